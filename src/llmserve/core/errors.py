@@ -1,0 +1,120 @@
+"""The one tree of errors. Foreign errors are mapped into it at the edge of each package.
+
+Each class carries the HTTP status a client sees; rpc/status.py has the matching gRPC codes.
+"""
+
+from typing import ClassVar
+
+
+class LLMServeError(Exception):
+    """Root. `message` says what and where, in words for the user."""
+
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_seconds = retry_after_seconds
+
+
+# -- the caller's mistakes
+
+
+class InvalidRequest(LLMServeError):
+    """A field of the request is wrong; nothing was started."""
+
+    http_status = 400
+
+
+class ManifestError(InvalidRequest):
+    """The manifest is wrong. The message names file, line, path and a suggestion."""
+
+
+class NotAuthenticated(LLMServeError):
+    http_status = 401
+
+
+class NotFound(LLMServeError):
+    """A model, worker or request that does not exist."""
+
+    http_status = 404
+
+
+class ModelNotFound(NotFound):
+    """A model source that cannot be read; names the source and what was tried."""
+
+
+# -- no room, now
+
+
+class Overloaded(LLMServeError):
+    """A limit is reached; retry_after_seconds says when to come back."""
+
+    http_status = 429
+
+
+class QueueFull(Overloaded):
+    pass
+
+
+class QueueTimeout(Overloaded):
+    """The request waited in the queue as long as it was allowed to."""
+
+    http_status = 503
+
+
+# -- something is away
+
+
+class Unavailable(LLMServeError):
+    """A role that the request needs is not there. Safe to retry."""
+
+    http_status = 503
+
+
+class NoWorkerAvailable(Unavailable):
+    pass
+
+
+class RouterUnavailable(Unavailable):
+    pass
+
+
+class WorkerLost(Unavailable):
+    """The connection to a worker broke while it ran the request."""
+
+
+class DeadlineExceeded(LLMServeError):
+    http_status = 504
+
+
+# -- KV
+
+
+class TransferError(LLMServeError):
+    """A KV transfer failed; the request recomputes or fails, as `on_failure` says."""
+
+
+class TransportUnavailable(TransferError):
+    """A transport cannot be used on this machine; the message says why."""
+
+
+class LeaseEnded(TransferError):
+    """The lease was released, expired, or is of another epoch: its blocks must not be read."""
+
+
+# -- ours
+
+
+class EngineDead(Unavailable):
+    """The engine's processes are gone; its worker must be restarted."""
+
+
+class StartFailed(LLMServeError):
+    """A role did not become ready; the message carries the reason it gave."""
+
+
+class Cancelled(LLMServeError):
+    """Given up on purpose (client gone, shutdown)."""
+
+    http_status = 499

@@ -1,0 +1,12 @@
+"""Names of things. Each is text on the wire; the types keep them from being mixed up."""
+
+from typing import NewType
+
+RequestId = NewType("RequestId", str)
+WorkerId = NewType("WorkerId", str)
+ApiserverId = NewType("ApiserverId", str)
+TenantId = NewType("TenantId", str)
+LeaseId = NewType("LeaseId", str)
+BlockHash = NewType("BlockHash", bytes)
+
+DEFAULT_TENANT = TenantId("default")

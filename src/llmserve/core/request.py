@@ -1,0 +1,96 @@
+"""A request as an engine sees it: tokens in, tokens out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmserve.core.ids import RequestId
+from llmserve.core.outcome import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingLimits:
+    """What every engine obeys, whatever its own sampling parameters are.
+
+    stop_token_ids includes the end-of-sequence token unless the request ignores it.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """sampling_params is the engine's own encoding (vLLM: msgpack of SamplingParams), opaque here.
+
+    cache_salt is the hex digest of the KV namespace (core/blocks.py). kv_transfer_params asks the
+    engine to hand its KV over (`{"do_remote_decode": true}`), or to fetch it (a HandoverTicket).
+    """
+
+    request_id: RequestId
+    prompt_token_ids: Sequence[int]
+    limits: SamplingLimits
+    sampling_params: bytes = b""
+    cache_salt: str = ""
+    adapter: str = ""
+    priority: int = 0
+    kv_transfer_params: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Row-major little-endian buffers: token_ids int32 [rows, width], logprobs float32
+    [rows, width], ranks int32 [rows]. Column 0 is the sampled token."""
+
+    width: int
+    token_ids: bytes
+    logprobs: bytes
+    ranks: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillStats:
+    """Where the KV of a prompt came from. computed = prompt - local - external."""
+
+    prompt_tokens: int = 0
+    local_cached_tokens: int = 0
+    external_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """What one engine step added to one request. finish_reason None: it goes on."""
+
+    request_id: RequestId
+    token_ids: Sequence[int] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    logprobs: Logprobs | None = None
+    prompt_logprobs: Logprobs | None = None
+    kv_transfer_params: Mapping[str, Any] | None = None
+    prefill_stats: PrefillStats | None = None
+    error: str = ""
+
+
+@dataclass(slots=True)
+class EngineLoad:
+    """A snapshot for the router. Blocks are the device's; transfers are totals since start."""
+
+    running_requests: int = 0
+    waiting_requests: int = 0
+    used_blocks: int = 0
+    leased_blocks: int = 0
+    orphan_blocks: int = 0
+    transferred_bytes: int = 0
+    transfer_failures: int = 0
+    last_transport: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KvEvents:
+    """Changes of the device cache in order: cleared, then removed, then stored."""
+
+    stored: Sequence[bytes] = field(default=())
+    removed: Sequence[bytes] = field(default=())
+    cleared: bool = False

@@ -1,0 +1,44 @@
+"""Owned background tasks: each has a name and an owner, none fails unseen."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+
+class TaskOwner:
+    """Holds tasks until they end or the owner closes. A task that fails is logged; with
+    `fatal=True` it also completes `failed`, which the owner's main loop awaits."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, Any], *, fatal: bool = False) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work, name=f"{self._name}.{name}")
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._ended(done, fatal))
+        return task
+
+    def _ended(self, task: asyncio.Task[Any], fatal: bool) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        _log.error("task failed: %s", task.get_name(), exc_info=error)
+        if fatal and not self.failed.done():
+            self.failed.set_result(error)
+
+    async def aclose(self) -> None:
+        """Cancels what runs and waits for it. Idempotent."""
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if not self.failed.done():
+            self.failed.cancel()

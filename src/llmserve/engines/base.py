@@ -1,0 +1,51 @@
+"""What a worker asks of an engine. Implementations: engines/vllm, engines/sim.
+
+Life: start (once) -> add / abort / next_outputs / next_kv_events ... -> aclose. `aclose` is
+idempotent, works after a failed start, and leaves no process, port or shared memory behind.
+All methods are called from one asyncio loop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmserve.core.ids import RequestId
+from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Known once the engine has started. block_bytes is of one block over all layers, one rank."""
+
+    kv_dtype: str
+    layout: str
+    block_size_tokens: int
+    block_bytes: int
+    total_blocks: int
+    max_model_len_tokens: int
+    max_concurrency: int
+    transports: tuple[str, ...]
+
+
+class Engine(Protocol):
+    async def start(self) -> EngineInfo:
+        """Returns when the engine can take requests. Errors: StartFailed."""
+
+    async def add(self, request: EngineRequest) -> None:
+        """Hands over one request; its outputs come from next_outputs.
+        Errors: InvalidRequest (nothing was started), EngineDead."""
+
+    async def abort(self, request_ids: Sequence[RequestId]) -> None:
+        """Stops requests; unknown ids are ignored. No output of them follows the call's return
+        other than what is already queued. Blocks and pending transfers are given back."""
+
+    async def next_outputs(self) -> Sequence[EngineOutput]:
+        """Waits for the outputs of the next step(s). Single consumer. Errors: EngineDead."""
+
+    async def next_kv_events(self) -> KvEvents:
+        """Waits for changes of the device cache. Single consumer."""
+
+    async def load(self) -> EngineLoad:
+        """Cheap; called about once a second."""
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,53 @@
+"""What the scheduler side tells the worker side, once per engine step (pickled by vLLM)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Pin the blocks of a finished prefill under a lease."""
+
+    request_id: str
+    lease_id: str
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Copy remote_block_ids[i] of the ticket's worker into local_block_ids[i]."""
+
+    request_id: str
+    ticket: dict[str, Any]
+    local_block_ids: tuple[int, ...]
+    remote_block_ids: tuple[int, ...]
+
+
+@dataclass
+class StepOrders(KVConnectorMetadata):
+    """Everything of one step; each list is usually empty.
+
+    watches: tickets of requests that wait to be scheduled: keep their leases alive.
+    releases: tickets that will not be fetched (any more): end their leases now.
+    cancels: request ids whose pull is no longer wanted; its result still has to come.
+    """
+
+    grants: list[Grant] = field(default_factory=list)
+    pulls: list[Pull] = field(default_factory=list)
+    watches: list[dict[str, Any]] = field(default_factory=list)
+    releases: list[dict[str, Any]] = field(default_factory=list)
+    cancels: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RankEndpoint(KVConnectorHandshakeMetadata):
+    """Where one rank's hand-over server listens; gathered by vLLM at start."""
+
+    endpoint: str
+    transports: tuple[str, ...]
+    block_bytes: int

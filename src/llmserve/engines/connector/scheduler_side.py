@@ -1,0 +1,124 @@
+"""The deciding half of the connector: runs in the EngineCore, once per step, never blocks.
+
+A request that must hand its KV over carries {"do_remote_decode": true}; when it finishes at its
+token limit its blocks stay pinned (vLLM frees them when the worker side says so) and its output
+carries a HandoverTicket. A request that carries a ticket loads its prompt from there: vLLM parks
+it in WAITING_FOR_REMOTE_KVS, allocates blocks, and schedules it when the worker side reports it.
+
+A ticket is used once: after a failed load or a preemption the request computes its own prompt.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.request import RequestStatus
+
+from llmserve.core.errors import TransferError
+from llmserve.engines.connector.metadata import Grant, Pull, StepOrders
+from llmserve.engines.handover import HandoverTicket
+
+if TYPE_CHECKING:
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.request import Request
+
+
+class SchedulerSide:
+    def __init__(self, worker_id: str, epoch: int, block_size_tokens: int, lease_seconds: float) -> None:
+        self._worker_id = worker_id
+        self._epoch = epoch
+        self._block_size = block_size_tokens
+        self._lease_seconds = lease_seconds
+        self._endpoints: tuple[str, ...] = ()
+        self._orders = StepOrders()
+        self._waiting: dict[str, HandoverTicket] = {}  # arrived with a ticket, not yet scheduled
+        self._pulling: set[str] = set()
+
+    def set_endpoints(self, endpoints: Sequence[str]) -> None:
+        """The hand-over servers of this engine, in rank order; known before the first request."""
+        self._endpoints = tuple(endpoints)
+
+    def on_new_request(self, request: "Request") -> None:
+        params = request.kv_transfer_params
+        if not params or not params.get("do_remote_prefill"):
+            return
+        try:
+            ticket = HandoverTicket.from_params(params)
+        except TransferError:
+            return  # refused by the engine's `add` already; never fatal here
+        self._waiting[request.request_id] = ticket
+        self._orders.watches.append(ticket.to_params())
+
+    def matched_tokens(self, request: "Request", computed_tokens: int) -> int:
+        """Prompt tokens that the ticket covers beyond those in the local cache. No side effects."""
+        ticket = self._waiting.get(request.request_id)
+        if ticket is None:
+            return 0
+        return max(0, min(ticket.num_tokens, request.num_tokens) - computed_tokens)
+
+    def after_alloc(self, request: "Request", blocks: "KVCacheBlocks", external_tokens: int) -> None:
+        ticket = self._waiting.pop(request.request_id, None)
+        if ticket is None:
+            return
+        if external_tokens == 0:  # all of it was in the local cache
+            self._orders.releases.append(ticket.to_params())
+            return
+        self._orders.pulls.append(self._pull(request, ticket, blocks, external_tokens))
+        self._pulling.add(request.request_id)
+
+    def _pull(
+        self, request: "Request", ticket: HandoverTicket, blocks: "KVCacheBlocks", external_tokens: int
+    ) -> Pull:
+        covered = min(ticket.num_tokens, request.num_tokens)
+        first = (covered - external_tokens) // self._block_size
+        end = -(-covered // self._block_size)
+        (local,) = blocks.get_block_ids()
+        return Pull(
+            request_id=request.request_id,
+            ticket=ticket.to_params(),
+            local_block_ids=tuple(local[first:end]),
+            remote_block_ids=ticket.block_ids[first:end],
+        )
+
+    def take_orders(self) -> StepOrders:
+        orders, self._orders = self._orders, StepOrders()
+        return orders
+
+    def loads_ended(self, request_ids: set[str]) -> None:
+        self._pulling -= request_ids
+
+    def request_finished(
+        self, request: "Request", block_ids: Sequence[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Returns whether vLLM must keep the blocks, and what goes into the request's last output."""
+        request_id = request.request_id
+        if ticket := self._waiting.pop(request_id, None):  # aborted before it was scheduled
+            self._orders.releases.append(ticket.to_params())
+        if request_id in self._pulling:  # aborted while its blocks arrive
+            self._pulling.discard(request_id)
+            self._orders.cancels.append(request_id)
+        if not self._hands_over(request.kv_transfer_params, request) or not block_ids:
+            return False, None
+        ticket = self._grant(request, block_ids)
+        return True, ticket.to_params()
+
+    @staticmethod
+    def _hands_over(params: Mapping[str, Any] | None, request: "Request") -> bool:
+        """Only a prefill that ran to its token limit: one that met a stop token has no decode."""
+        asked = bool(params and params.get("do_remote_decode"))
+        return asked and request.status == RequestStatus.FINISHED_LENGTH_CAPPED
+
+    def _grant(self, request: "Request", block_ids: Sequence[int]) -> HandoverTicket:
+        tokens = request.num_prompt_tokens
+        held = tuple(block_ids[: -(-tokens // self._block_size)])
+        lease_id = f"{self._epoch:x}.{request.request_id}"
+        self._orders.grants.append(Grant(request.request_id, lease_id, tuple(block_ids)))
+        return HandoverTicket(
+            worker_id=self._worker_id,
+            epoch=self._epoch,
+            lease_id=lease_id,
+            endpoints=self._endpoints,
+            block_ids=held,
+            num_tokens=tokens,
+            block_size_tokens=self._block_size,
+            lease_seconds=self._lease_seconds,
+        )

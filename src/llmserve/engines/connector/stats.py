@@ -1,0 +1,38 @@
+"""What the worker side reports with each engine step: the state of leases and transfers.
+
+vLLM carries it in the scheduler's statistics to the front process. Totals and gauges, not
+increments, so that losing a step loses nothing; lease changes are increments and are queued until
+taken by a step.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+
+_SUMMED = ("transferred_bytes", "transfer_failures")
+
+
+@dataclass
+class HandoverStats(KVConnectorStats):
+    """data: leased_blocks, orphan_blocks, transferred_bytes, transfer_failures (int),
+    last_transport (str), lease_events (list of [lease_id, state, blocks, remaining_seconds])."""
+
+    def aggregate(self, other: KVConnectorStats) -> "HandoverStats":
+        """Over tensor-parallel ranks. Each rank pins the same blocks: leases are not added up."""
+        mine, theirs = self.data, other.data
+        summed = {key: mine.get(key, 0) + theirs.get(key, 0) for key in _SUMMED}
+        worst = {key: max(mine.get(key, 0), theirs.get(key, 0)) for key in ("leased_blocks", "orphan_blocks")}
+        return HandoverStats(data={**theirs, **mine, **summed, **worst})
+
+    def reduce(self) -> dict[str, int | float]:
+        return {key: value for key, value in self.data.items() if isinstance(value, int | float)}
+
+    def reset(self) -> None:
+        self.data = {}
+
+    def is_empty(self) -> bool:
+        return not self.data
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.data

@@ -1,0 +1,76 @@
+"""The manifest's engine settings as vLLM's."""
+
+import os
+from typing import Any
+
+from vllm.config import KVEventsConfig, KVTransferConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+
+from llmserve.core.outcome import WorkerRole
+from llmserve.engines.spec import EngineSpec
+
+CONNECTOR = "LLMServeConnector"
+CONNECTOR_MODULE = "llmserve.engines.connector.connector"
+
+_KV_ROLE = {
+    WorkerRole.PREFILL: "kv_producer",
+    WorkerRole.DECODE: "kv_consumer",
+    WorkerRole.AGGREGATED: "kv_both",
+}
+
+# What vLLM reads from the environment, in this process and those it spawns.
+_ENVIRONMENT = {
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has gRPC threads: a fork would inherit locks
+    "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "0",  # whole hashes: they are our identity of a block
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def set_environment() -> None:
+    """Before vLLM starts. PYTHONHASHSEED would change the root of every block hash."""
+    os.environ.update(_ENVIRONMENT)
+    os.environ.pop("PYTHONHASHSEED", None)
+
+
+def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> AsyncEngineArgs:
+    engine, kv_cache = spec.engine, spec.kv_cache
+    optional: dict[str, Any] = {
+        "max_model_len": engine.max_model_len,
+        "max_num_batched_tokens": engine.max_batched_tokens,
+        "block_size": kv_cache.block_size_tokens,
+        "enforce_eager": engine.enforce_eager,
+    }
+    return AsyncEngineArgs(
+        model=str(spec.model_dir),
+        served_model_name=[spec.model_name],
+        dtype=engine.dtype,
+        kv_cache_dtype=kv_cache.hbm_dtype,
+        tensor_parallel_size=engine.tensor_parallel,
+        max_num_seqs=engine.max_decode_concurrency,
+        enable_chunked_prefill=engine.chunked_prefill,
+        enable_prefix_caching=True,
+        prefix_caching_hash_algo="sha256_cbor",
+        kv_transfer_config=_kv_transfer(spec, card_path),
+        kv_events_config=KVEventsConfig(
+            enable_kv_cache_events=True, publisher="zmq", endpoint=kv_events_endpoint
+        ),
+        **{name: value for name, value in optional.items() if value is not None},
+    )
+
+
+def _kv_transfer(spec: EngineSpec, card_path: str) -> KVTransferConfig:
+    return KVTransferConfig(
+        kv_connector=CONNECTOR,
+        kv_connector_module_path=CONNECTOR_MODULE,
+        kv_role=_KV_ROLE[spec.role],
+        engine_id=f"{spec.worker_id}.{spec.epoch:x}",
+        kv_load_failure_policy=spec.transfer.on_failure,
+        kv_connector_extra_config={
+            "worker_id": spec.worker_id,
+            "epoch": spec.epoch,
+            "host": spec.handover_host,
+            "engine_order": list(spec.transfer.engine_order),
+            "lease_seconds": spec.transfer.lease_seconds,
+            "card_path": card_path,
+        },
+    )

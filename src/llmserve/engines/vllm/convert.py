@@ -1,0 +1,111 @@
+"""Between our request and output words and those of vLLM's EngineCore."""
+
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine import FinishReason as VllmFinishReason
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors
+
+from llmserve.core.errors import InvalidRequest
+from llmserve.core.ids import RequestId
+from llmserve.core.outcome import FinishReason
+from llmserve.core.request import EngineOutput, EngineRequest, Logprobs, PrefillStats
+
+_FINISH = {reason: FinishReason(str(reason)) for reason in VllmFinishReason}
+
+
+def to_core_request(request: EngineRequest) -> EngineCoreRequest:
+    """Errors: InvalidRequest when sampling_params is not vLLM's msgpack encoding."""
+    return EngineCoreRequest(
+        request_id=request.request_id,
+        prompt_token_ids=list(request.prompt_token_ids),
+        mm_features=None,
+        sampling_params=_sampling_params(request),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=request.cache_salt or None,
+        data_parallel_rank=None,
+        priority=request.priority,
+    )
+
+
+def _sampling_params(request: EngineRequest) -> SamplingParams:
+    """The client's parameters; without any, greedy within the limits (conformance tests, probes)."""
+    params = _decode_params(request.sampling_params) if request.sampling_params else _greedy(request)
+    params.max_tokens = request.limits.max_tokens
+    params.min_tokens = request.limits.min_tokens
+    if request.kv_transfer_params is not None:
+        extra = dict(params.extra_args or {})
+        params.extra_args = {**extra, "kv_transfer_params": dict(request.kv_transfer_params)}
+    return params
+
+
+def _decode_params(raw: bytes) -> SamplingParams:
+    try:
+        params: SamplingParams = msgspec.msgpack.decode(raw, type=SamplingParams)
+    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        raise InvalidRequest(f"sampling_params cannot be decoded: {error}") from error
+    return params
+
+
+def _greedy(request: EngineRequest) -> SamplingParams:
+    limits = request.limits
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=limits.max_tokens,
+        min_tokens=limits.min_tokens,
+        stop_token_ids=sorted(limits.stop_token_ids),
+        detokenize=False,
+    )
+
+
+def to_engine_output(output: EngineCoreOutput) -> EngineOutput:
+    prompt_logprobs = output.new_prompt_logprobs_tensors
+    return EngineOutput(
+        request_id=RequestId(output.request_id),
+        token_ids=output.new_token_ids,
+        finish_reason=None if output.finish_reason is None else _FINISH[output.finish_reason],
+        stop_reason=output.stop_reason,
+        logprobs=None if output.new_logprobs is None else _sampled(output.new_logprobs),
+        prompt_logprobs=None if prompt_logprobs is None else _prompt(prompt_logprobs),
+        kv_transfer_params=output.kv_transfer_params,
+        prefill_stats=_prefill_stats(output.prefill_stats),
+        error="the engine could not go on with the request" if _failed(output) else "",
+    )
+
+
+def _failed(output: EngineCoreOutput) -> bool:
+    return output.finish_reason is VllmFinishReason.ERROR
+
+
+def _sampled(logprobs: LogprobsLists) -> Logprobs:
+    return _pack(logprobs.logprob_token_ids, logprobs.logprobs, logprobs.sampled_token_ranks)
+
+
+def _prompt(logprobs: LogprobsTensors) -> Logprobs:
+    return _pack(
+        logprobs.logprob_token_ids.numpy(), logprobs.logprobs.numpy(), logprobs.selected_token_ranks.numpy()
+    )
+
+
+def _pack(token_ids: Any, logprobs: Any, ranks: Any) -> Logprobs:
+    ids = np.ascontiguousarray(token_ids, dtype="<i4")
+    return Logprobs(
+        width=ids.shape[1],
+        token_ids=ids.tobytes(),
+        logprobs=np.ascontiguousarray(logprobs, dtype="<f4").tobytes(),
+        ranks=np.ascontiguousarray(ranks, dtype="<i4").tobytes(),
+    )
+
+
+def _prefill_stats(stats: Any) -> PrefillStats | None:
+    if stats is None:
+        return None
+    return PrefillStats(
+        stats.num_prompt_tokens, stats.num_local_cached_tokens, stats.num_external_cached_tokens
+    )

@@ -1,0 +1,134 @@
+"""VllmEngine: the Engine contract (engines/base.py) on vLLM's EngineCore client."""
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.executor import Executor
+
+from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed
+from llmserve.core.ids import RequestId
+from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
+from llmserve.engines.base import EngineInfo
+from llmserve.engines.connector.card import EngineCard
+from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.spec import EngineSpec
+from llmserve.engines.vllm.args import engine_args, set_environment
+from llmserve.engines.vllm.convert import to_core_request, to_engine_output
+from llmserve.engines.vllm.kv_events import KvEventSource
+from llmserve.engines.vllm.stats import EngineStats
+
+_log = logging.getLogger(__name__)
+
+_SHUTDOWN_SECONDS = 10.0
+
+
+class VllmEngine:
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._core: AsyncMPClient | None = None
+        self._kv_events: KvEventSource | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._stats = EngineStats()
+        self._info: EngineInfo | None = None
+
+    async def start(self) -> EngineInfo:
+        set_environment()
+        self._scratch = tempfile.TemporaryDirectory(prefix="llmserve-engine-")
+        self._kv_events = KvEventSource()
+        card_path = Path(self._scratch.name) / "card.json"
+        try:
+            # In a thread: it takes tens of seconds, during which health checks and signals must be served.
+            core, config = await asyncio.to_thread(self._launch, str(card_path))
+        except Exception as error:
+            raise StartFailed(f"vLLM did not start: {error}") from error
+        self._core = core
+        card = EngineCard.read(card_path)
+        self._stats.total_blocks = card.total_blocks
+        self._info = EngineInfo(
+            kv_dtype=card.kv_dtype,
+            layout=card.layout,
+            block_size_tokens=card.block_size_tokens,
+            block_bytes=card.block_bytes,
+            total_blocks=card.total_blocks,
+            max_model_len_tokens=config.model_config.max_model_len,
+            max_concurrency=config.scheduler_config.max_num_seqs,
+            transports=card.transports,
+        )
+        return self._info
+
+    def _launch(self, card_path: str) -> tuple[AsyncMPClient, Any]:
+        assert self._kv_events is not None
+        config = engine_args(self._spec, self._kv_events.endpoint, card_path).create_engine_config()
+        core = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
+        return core, config
+
+    async def add(self, request: EngineRequest) -> None:
+        self._validate(request)
+        core_request = to_core_request(request)
+        try:
+            await self._running().add_request_async(core_request)
+        except EngineDeadError as error:
+            raise EngineDead("the vLLM engine is dead") from error
+
+    def _validate(self, request: EngineRequest) -> None:
+        assert self._info is not None
+        longest = self._info.max_model_len_tokens
+        if len(request.prompt_token_ids) >= longest:
+            raise InvalidRequest(
+                f"the prompt has {len(request.prompt_token_ids)} tokens; the model's limit is {longest}, "
+                "with at least one for the output"
+            )
+        params = request.kv_transfer_params
+        if params and params.get("do_remote_prefill"):
+            ticket = HandoverTicket.from_params(params)
+            if ticket.block_size_tokens != self._info.block_size_tokens:
+                raise InvalidRequest(
+                    f"the prefill worker's blocks hold {ticket.block_size_tokens} tokens, "
+                    f"this worker's {self._info.block_size_tokens}"
+                )
+
+    async def abort(self, request_ids: Sequence[RequestId]) -> None:
+        try:
+            await self._running().abort_requests_async(list(request_ids))
+        except EngineDeadError:
+            _log.debug("abort after the engine died: nothing runs any more")
+
+    async def next_outputs(self) -> Sequence[EngineOutput]:
+        while True:
+            try:
+                outputs = await self._running().get_output_async()
+            except EngineDeadError as error:
+                raise EngineDead("the vLLM engine died; see its log") from error
+            if outputs.scheduler_stats is not None:
+                self._stats.record(outputs.scheduler_stats)
+            if outputs.outputs:
+                return [to_engine_output(output) for output in outputs.outputs]
+
+    async def next_kv_events(self) -> KvEvents:
+        assert self._kv_events is not None
+        return await self._kv_events.next()
+
+    async def load(self) -> EngineLoad:
+        return self._stats.load()
+
+    async def aclose(self) -> None:
+        if self._core is not None:
+            core, self._core = self._core, None
+            await asyncio.to_thread(core.shutdown, _SHUTDOWN_SECONDS)
+        if self._kv_events is not None:
+            self._kv_events.close()
+            self._kv_events = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
+
+    def _running(self) -> AsyncMPClient:
+        if self._core is None:
+            raise EngineDead("the engine is not running")
+        return self._core

@@ -1,0 +1,193 @@
+"""Between protobuf messages and the words of the domain. Nothing else converts."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llmserve.core.errors import InvalidRequest
+from llmserve.core.ids import RequestId
+from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
+from llmserve.core.request import (
+    EngineLoad,
+    EngineOutput,
+    EngineRequest,
+    Logprobs,
+    PrefillStats,
+    SamplingLimits,
+)
+from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2
+
+_FINISH_TO_WIRE: dict[FinishReason, worker_pb2.FinishReason] = {
+    reason: getattr(worker_pb2, f"FINISH_REASON_{reason.name}") for reason in FinishReason
+}
+_FINISH_FROM_WIRE = {value: reason for reason, value in _FINISH_TO_WIRE.items()}
+_ROLE_TO_WIRE: dict[WorkerRole, common_pb2.WorkerRole] = {
+    role: getattr(common_pb2, f"WORKER_ROLE_{role.name}") for role in WorkerRole
+}
+_ROLE_FROM_WIRE = {value: role for role, value in _ROLE_TO_WIRE.items()}
+_OUTCOME_TO_WIRE: dict[Outcome, common_pb2.Outcome] = {
+    outcome: getattr(common_pb2, f"OUTCOME_{outcome.name}") for outcome in Outcome
+}
+_OUTCOME_FROM_WIRE = {value: outcome for outcome, value in _OUTCOME_TO_WIRE.items()}
+
+
+def encode_role(role: WorkerRole) -> common_pb2.WorkerRole:
+    return _ROLE_TO_WIRE[role]
+
+
+def decode_role(role: common_pb2.WorkerRole) -> WorkerRole:
+    """Errors: InvalidRequest for an unspecified or unknown role."""
+    if role not in _ROLE_FROM_WIRE:
+        raise InvalidRequest(f"unknown worker role {role}")
+    return _ROLE_FROM_WIRE[role]
+
+
+def encode_outcome(outcome: Outcome) -> common_pb2.Outcome:
+    return _OUTCOME_TO_WIRE[outcome]
+
+
+def decode_outcome(outcome: common_pb2.Outcome) -> Outcome:
+    return _OUTCOME_FROM_WIRE.get(outcome, Outcome.FAILED)
+
+
+def encode_params(params: Mapping[str, Any] | None) -> bytes:
+    return b"" if params is None else json.dumps(params, separators=(",", ":")).encode()
+
+
+def decode_params(raw: bytes) -> dict[str, Any] | None:
+    """Errors: InvalidRequest when it is not a JSON object."""
+    if not raw:
+        return None
+    try:
+        params = json.loads(raw)
+    except ValueError as error:
+        raise InvalidRequest(f"kv_transfer_params is not JSON: {error}") from error
+    if not isinstance(params, dict):
+        raise InvalidRequest("kv_transfer_params is not a JSON object")
+    return params
+
+
+def encode_request(request: EngineRequest) -> worker_pb2.GenerateRequest:
+    limits = request.limits
+    return worker_pb2.GenerateRequest(
+        request_id=request.request_id,
+        prompt_token_ids=request.prompt_token_ids,
+        limits=worker_pb2.SamplingLimits(
+            max_tokens=limits.max_tokens,
+            min_tokens=limits.min_tokens,
+            stop_token_ids=sorted(limits.stop_token_ids),
+        ),
+        sampling_params=request.sampling_params,
+        cache_salt=request.cache_salt,
+        adapter=request.adapter,
+        priority=request.priority,
+        kv_transfer_params=encode_params(request.kv_transfer_params),
+    )
+
+
+def decode_request(message: worker_pb2.GenerateRequest) -> EngineRequest:
+    """Errors: InvalidRequest."""
+    if not message.request_id:
+        raise InvalidRequest("request_id is empty")
+    if not message.prompt_token_ids:
+        raise InvalidRequest("prompt_token_ids is empty")
+    if message.limits.max_tokens < 1:
+        raise InvalidRequest("limits.max_tokens must be at least 1")
+    return EngineRequest(
+        request_id=RequestId(message.request_id),
+        prompt_token_ids=list(message.prompt_token_ids),
+        limits=SamplingLimits(
+            max_tokens=message.limits.max_tokens,
+            min_tokens=message.limits.min_tokens,
+            stop_token_ids=frozenset(message.limits.stop_token_ids),
+        ),
+        sampling_params=message.sampling_params,
+        cache_salt=message.cache_salt,
+        adapter=message.adapter,
+        priority=message.priority,
+        kv_transfer_params=decode_params(message.kv_transfer_params),
+    )
+
+
+def encode_output(output: EngineOutput) -> worker_pb2.TokenDelta:
+    delta = worker_pb2.TokenDelta(
+        request_id=output.request_id,
+        token_ids=output.token_ids,
+        kv_transfer_params=encode_params(output.kv_transfer_params),
+        error=output.error,
+    )
+    if output.finish_reason is not None:
+        delta.finish_reason = _FINISH_TO_WIRE[output.finish_reason]
+    if isinstance(output.stop_reason, int):
+        delta.stop_token_id = output.stop_reason
+    elif output.stop_reason is not None:
+        delta.stop_string = output.stop_reason
+    if output.logprobs is not None:
+        delta.logprobs.CopyFrom(_encode_logprobs(output.logprobs))
+    if output.prompt_logprobs is not None:
+        delta.prompt_logprobs.CopyFrom(_encode_logprobs(output.prompt_logprobs))
+    if output.prefill_stats is not None:
+        delta.prefill_stats.CopyFrom(_encode_stats(output.prefill_stats))
+    return delta
+
+
+def decode_output(delta: worker_pb2.TokenDelta) -> EngineOutput:
+    return EngineOutput(
+        request_id=RequestId(delta.request_id),
+        token_ids=list(delta.token_ids),
+        finish_reason=_FINISH_FROM_WIRE.get(delta.finish_reason),
+        stop_reason=_decode_stop_reason(delta),
+        logprobs=_decode_logprobs(delta.logprobs) if delta.HasField("logprobs") else None,
+        prompt_logprobs=_decode_logprobs(delta.prompt_logprobs)
+        if delta.HasField("prompt_logprobs")
+        else None,
+        kv_transfer_params=decode_params(delta.kv_transfer_params),
+        prefill_stats=_decode_stats(delta.prefill_stats) if delta.HasField("prefill_stats") else None,
+        error=delta.error,
+    )
+
+
+def _decode_stop_reason(delta: worker_pb2.TokenDelta) -> int | str | None:
+    match delta.WhichOneof("stop_reason"):
+        case "stop_token_id":
+            return delta.stop_token_id
+        case "stop_string":
+            return delta.stop_string
+        case _:
+            return None
+
+
+def _encode_logprobs(logprobs: Logprobs) -> worker_pb2.Logprobs:
+    return worker_pb2.Logprobs(
+        width=logprobs.width,
+        token_ids=logprobs.token_ids,
+        logprobs=logprobs.logprobs,
+        ranks=logprobs.ranks,
+    )
+
+
+def _decode_logprobs(message: worker_pb2.Logprobs) -> Logprobs:
+    return Logprobs(message.width, message.token_ids, message.logprobs, message.ranks)
+
+
+def _encode_stats(stats: PrefillStats) -> worker_pb2.PrefillStats:
+    return worker_pb2.PrefillStats(
+        prompt_tokens=stats.prompt_tokens,
+        local_cached_tokens=stats.local_cached_tokens,
+        external_cached_tokens=stats.external_cached_tokens,
+    )
+
+
+def _decode_stats(message: worker_pb2.PrefillStats) -> PrefillStats:
+    return PrefillStats(message.prompt_tokens, message.local_cached_tokens, message.external_cached_tokens)
+
+
+_LOAD_FIELDS = tuple(EngineLoad.__dataclass_fields__)
+
+
+def encode_load(load: EngineLoad) -> common_pb2.WorkerLoad:
+    return common_pb2.WorkerLoad(**{name: getattr(load, name) for name in _LOAD_FIELDS})
+
+
+def decode_load(message: common_pb2.WorkerLoad) -> EngineLoad:
+    return EngineLoad(**{name: getattr(message, name) for name in _LOAD_FIELDS})

@@ -1,0 +1,108 @@
+"""One way to serve: health, reflection, our options, and our errors mapped to status."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
+from grpc_reflection.v1alpha import reflection
+
+from llmserve.core.errors import LLMServeError, StartFailed
+from llmserve.rpc.options import SERVER_OPTIONS
+from llmserve.rpc.status import code_of, trailing_metadata
+
+_log = logging.getLogger(__name__)
+
+
+class RpcServer:
+    """Life: add (each service) -> start -> set_serving ... -> aclose. `aclose` is idempotent."""
+
+    def __init__(self, listen: str) -> None:
+        self._listen = listen
+        self._server = grpc.aio.server(interceptors=[_ErrorMapper()], options=SERVER_OPTIONS)
+        self._health = HealthServicer()
+        self._names: list[str] = []
+
+    def add(self, register: Callable[[Any, grpc.aio.Server], None], servicer: Any, service_name: str) -> None:
+        """register: the generated add_XServicer_to_server; service_name: 'llmserve.v1.Router'."""
+        register(servicer, self._server)
+        self._names.append(service_name)
+
+    async def start(self) -> int:
+        """Binds and serves; returns the port. Errors: StartFailed when the address is taken."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (*self._names, HEALTH_NAME, reflection.SERVICE_NAME), self._server
+        )
+        try:
+            port = self._server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise StartFailed(f"cannot listen on {self._listen}: {error}") from error
+        await self._server.start()
+        await self.set_serving(True)
+        return int(port)
+
+    async def set_serving(self, serving: bool) -> None:
+        """What the standard health service answers, for the whole server and each service."""
+        status = health_pb2.HealthCheckResponse
+        value = status.SERVING if serving else status.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, value)
+
+    async def aclose(self, grace_seconds: float = 0.0) -> None:
+        """Refuses new calls at once, lets running ones go on for the grace, then cancels them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)
+
+
+class _ErrorMapper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Turns LLMServeError raised by a servicer into its gRPC status."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
+            return None
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                _mapped_unary(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.stream_stream and handler_call_details.method.startswith("/llmserve."):
+            return grpc.stream_stream_rpc_method_handler(
+                _mapped_stream(handler.stream_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return handler
+
+
+def _mapped_unary(method: Any) -> Any:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            return await method(request, context)
+        except LLMServeError as error:
+            return await _abort(context, error)
+
+    return call
+
+
+def _mapped_stream(method: Any) -> Any:
+    async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            async for response in method(requests, context):
+                yield response
+        except LLMServeError as error:
+            await _abort(context, error)
+
+    return call
+
+
+async def _abort(context: Any, error: LLMServeError) -> None:
+    await context.abort(code_of(error), error.message, trailing_metadata(error))

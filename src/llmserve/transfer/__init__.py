@@ -1,0 +1,1 @@
+"""Moving KV bytes between processes."""

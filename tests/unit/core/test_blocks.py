@@ -1,0 +1,60 @@
+"""Block identity: chained, salted, and the same bytes as vLLM's."""
+
+import random
+
+import pytest
+
+from llmserve.core.blocks import Namespace, chain_hashes
+
+TOKENS = [random.Random(7).choice([3, 200, 40_000, 90_000]) + i for i in range(70)]
+
+
+def test_only_full_blocks_have_an_identity() -> None:
+    assert chain_hashes(TOKENS[:15], 16, "s") == []
+    assert len(chain_hashes(TOKENS[:16], 16, "s")) == 1
+    assert len(chain_hashes(TOKENS, 16, "s")) == 4
+
+
+def test_a_hash_names_the_whole_prefix() -> None:
+    changed = [TOKENS[0] + 1, *TOKENS[1:]]
+    ours, theirs = chain_hashes(TOKENS, 16, "s"), chain_hashes(changed, 16, "s")
+    assert all(left != right for left, right in zip(ours, theirs, strict=True))
+
+
+def test_a_longer_prompt_shares_the_hashes_of_its_prefix() -> None:
+    assert chain_hashes(TOKENS, 16, "s")[:2] == chain_hashes(TOKENS[:40], 16, "s")
+
+
+def test_salts_keep_namespaces_apart() -> None:
+    assert not set(chain_hashes(TOKENS, 16, "a")) & set(chain_hashes(TOKENS, 16, "b"))
+
+
+def test_the_bytes_do_not_change() -> None:
+    """tests/integration/test_vllm_seams.py compares them with vLLM's; this pins them without it."""
+    first = chain_hashes(list(range(16)), 16, "ab")[0]
+    assert first.hex() == "4395bdc6e7e7ea209d466b37428feb9d954eeeaa4890d72ba025c101258374f6"
+
+
+BASE = Namespace("rev", "bfloat16", "LBHNC", 16)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Namespace("rev2", "bfloat16", "LBHNC", 16),
+        Namespace("rev", "fp8", "LBHNC", 16),
+        Namespace("rev", "bfloat16", "BLHNC", 16),
+        Namespace("rev", "bfloat16", "LBHNC", 32),
+        Namespace("rev", "bfloat16", "LBHNC", 16, tensor_parallel=2),
+        Namespace("rev", "bfloat16", "LBHNC", 16, pipeline_parallel=2),
+        Namespace("rev", "bfloat16", "LBHNC", 16, adapter_digest="a"),
+        Namespace("rev", "bfloat16", "LBHNC", 16, tenant_salt="t"),
+    ],
+)
+def test_every_part_of_the_namespace_counts(other: Namespace) -> None:
+    assert other.salt() != BASE.salt()
+
+
+def test_the_clients_own_salt_is_mixed_in_not_put_in_its_place() -> None:
+    assert BASE.salt("mine") != BASE.salt()
+    assert BASE.salt("mine") != Namespace("rev2", "bfloat16", "LBHNC", 16).salt("mine")

@@ -1,0 +1,52 @@
+"""Owned tasks: none fails unseen, none outlives its owner."""
+
+import asyncio
+import logging
+
+import pytest
+
+from llmserve.core.tasks import TaskOwner
+
+
+async def test_closing_cancels_and_waits() -> None:
+    owner = TaskOwner("test")
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    owner.spawn("work", work())
+    await asyncio.sleep(0)
+    await owner.aclose()
+    assert ended.is_set()
+    assert len(owner) == 0
+
+
+async def test_a_fatal_failure_reaches_the_owner(caplog: pytest.LogCaptureFixture) -> None:
+    owner = TaskOwner("test")
+
+    async def work() -> None:
+        raise RuntimeError("boom")
+
+    with caplog.at_level(logging.CRITICAL):
+        owner.spawn("work", work(), fatal=True)
+        error = await asyncio.wait_for(owner.failed, 1)
+    assert str(error) == "boom"
+    await owner.aclose()
+
+
+async def test_a_failure_is_logged_with_the_tasks_name(caplog: pytest.LogCaptureFixture) -> None:
+    owner = TaskOwner("test")
+
+    async def work() -> None:
+        raise RuntimeError("boom")
+
+    task = owner.spawn("work", work())
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+    assert "task failed: test.work" in caplog.text
+    await owner.aclose()
+    await owner.aclose()

@@ -1,0 +1,83 @@
+"""What goes over the wire comes back as it was."""
+
+import pytest
+
+from llmserve.core.errors import InvalidRequest
+from llmserve.core.ids import RequestId
+from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
+from llmserve.core.request import (
+    EngineLoad,
+    EngineOutput,
+    EngineRequest,
+    Logprobs,
+    PrefillStats,
+    SamplingLimits,
+)
+from llmserve.rpc import codec
+
+REQUEST = EngineRequest(
+    request_id=RequestId("r"),
+    prompt_token_ids=[1, 2, 70_000],
+    limits=SamplingLimits(5, 2, frozenset({0, 2})),
+    sampling_params=b"\x81",
+    cache_salt="ab",
+    adapter="a",
+    priority=-3,
+    kv_transfer_params={"do_remote_decode": True},
+)
+
+
+def test_request_round_trip() -> None:
+    assert codec.decode_request(codec.encode_request(REQUEST)) == REQUEST
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("request_id", ""),
+        ("prompt_token_ids", []),
+        ("kv_transfer_params", b"[1]"),
+        ("kv_transfer_params", b"{"),
+    ],
+)
+def test_a_bad_request_is_refused(field: str, value: object) -> None:
+    message = codec.encode_request(REQUEST)
+    message.ClearField(field)  # type: ignore[arg-type]
+    if field == "kv_transfer_params":
+        message.kv_transfer_params = value  # type: ignore[assignment]
+    with pytest.raises(InvalidRequest):
+        codec.decode_request(message)
+
+
+@pytest.mark.parametrize("stop_reason", [None, 7, "END"])
+@pytest.mark.parametrize("finish_reason", [None, *FinishReason])
+def test_output_round_trip(finish_reason: FinishReason | None, stop_reason: int | str | None) -> None:
+    output = EngineOutput(
+        request_id=RequestId("r"),
+        token_ids=[4],
+        finish_reason=finish_reason,
+        stop_reason=stop_reason,
+        logprobs=Logprobs(2, b"12345678", b"12345678", b"1234"),
+        prompt_logprobs=Logprobs(1, b"", b"", b""),
+        kv_transfer_params={"lease_id": "x"},
+        prefill_stats=PrefillStats(9, 4, 3),
+        error="why",
+    )
+    assert codec.decode_output(codec.encode_output(output)) == output
+
+
+def test_an_empty_output_stays_empty() -> None:
+    output = EngineOutput(RequestId("r"), [])
+    assert codec.decode_output(codec.encode_output(output)) == output
+
+
+def test_load_round_trip() -> None:
+    load = EngineLoad(1, 2, 3, 4, 5, 6, 7, "nixl")
+    assert codec.decode_load(codec.encode_load(load)) == load
+
+
+def test_enums_round_trip() -> None:
+    assert [codec.decode_role(codec.encode_role(role)) for role in WorkerRole] == list(WorkerRole)
+    assert [codec.decode_outcome(codec.encode_outcome(o)) for o in Outcome] == list(Outcome)
+    with pytest.raises(InvalidRequest):
+        codec.decode_role(0)  # type: ignore[arg-type]
