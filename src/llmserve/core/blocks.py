@@ -47,14 +47,19 @@ def chain_hashes(token_ids: Sequence[int], block_size_tokens: int, cache_salt: s
 
 
 def _chain(token_ids: Sequence[int], size: int, cache_salt: str) -> Iterator[BlockHash]:
-    parent = hashlib.sha256(_cbor_head(0x60, len(_ROOT_SEED)) + _ROOT_SEED.encode()).digest()
-    extra = _cbor_salt(cache_salt)
+    parent: BlockHash | None = None
     for start in range(0, len(token_ids) - size + 1, size):
-        tokens = b"".join(map(_cbor_uint, token_ids[start : start + size]))
-        body = b"\x83\x58\x20" + parent + _cbor_head(0x80, size) + tokens + extra
-        parent = hashlib.sha256(body).digest()
-        extra = _CBOR_NULL
-        yield BlockHash(parent)
+        parent = next_hash(parent, token_ids[start : start + size], cache_salt)
+        yield parent
+
+
+def next_hash(parent: BlockHash | None, token_ids: Sequence[int], cache_salt: str) -> BlockHash:
+    """Hash of one full block that follows `parent`; None: the first block, which carries the salt."""
+    before = _ROOT if parent is None else parent
+    extra = _cbor_salt(cache_salt) if parent is None else _CBOR_NULL
+    tokens = b"".join(map(_cbor_uint, token_ids))
+    body = b"\x83\x58\x20" + before + _cbor_head(0x80, len(token_ids)) + tokens + extra
+    return BlockHash(hashlib.sha256(body).digest())
 
 
 _CBOR_NULL = b"\xf6"
@@ -85,3 +90,6 @@ def _cbor_head(major: int, value: int) -> bytes:
     if value < 0x10000:
         return struct.pack(">BH", major | 25, value)
     return struct.pack(">BI", major | 26, value)
+
+
+_ROOT = hashlib.sha256(_cbor_text(_ROOT_SEED)).digest()

@@ -26,6 +26,12 @@ class InvalidRequest(LLMServeError):
     http_status = 400
 
 
+class RequestTooLarge(InvalidRequest):
+    """The body of an HTTP request is over the limit."""
+
+    http_status = 413
+
+
 class ManifestError(InvalidRequest):
     """The manifest is wrong. The message names file, line, path and a suggestion."""
 

@@ -25,3 +25,13 @@ class Lease:
     epoch: int
     block_ids: tuple[int, ...]
     expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseChange:
+    """One line of a report to the KV manager (kvmanager.proto: LeaseReport)."""
+
+    lease_id: LeaseId
+    state: LeaseState
+    blocks: int
+    remaining_seconds: float = 0.0

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmserve.core.ids import RequestId
+from llmserve.core.lease import LeaseChange
 from llmserve.core.outcome import FinishReason
 
 
@@ -89,8 +90,10 @@ class EngineLoad:
 
 @dataclass(frozen=True, slots=True)
 class KvEvents:
-    """Changes of the device cache in order: cleared, then removed, then stored."""
+    """Changes of the device cache in order: cleared, then removed, then stored; and of the leases
+    on its blocks."""
 
     stored: Sequence[bytes] = field(default=())
     removed: Sequence[bytes] = field(default=())
     cleared: bool = False
+    leases: Sequence[LeaseChange] = field(default=())

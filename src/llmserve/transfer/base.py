@@ -71,15 +71,22 @@ class Transport(Protocol):
     """Errors of every method: TransportUnavailable (constructor), TransferError."""
 
     name: str
+    needs_progress: bool  # False: it serves peers on sleeping threads of its own; progress does nothing
 
     def register(self, regions: Sequence[Region]) -> None:
-        """Makes memory reachable for peers. A second call replaces the regions of the first."""
+        """Makes memory reachable for peers. A second call replaces the regions of the first: this
+        side's transfers in flight fail, and peers must connect again with a new description. What
+        they still read through the old one fails or is undefined; owners fence it with leases."""
 
     def describe(self) -> bytes:
         """All that a peer needs to connect, opaque to others."""
 
     def connect(self, description: bytes) -> PeerName:
         """Idempotent for one description. Errors: TransferError when the peer is not there."""
+
+    def disconnect(self, peer: PeerName) -> None:
+        """Takes no new transfers with a peer, which may be dead, and forgets it when those in flight
+        have ended; they may end as FAILED. Idempotent."""
 
     def read(self, peer: PeerName, batch: Batch) -> Transfer:
         """Starts copying batch.remote of the peer into batch.local. Errors: TransferError when
@@ -93,10 +100,12 @@ class Transport(Protocol):
         """Where it stands. After DONE or FAILED the transfer is forgotten: do not poll it again."""
 
     def progress(self) -> None:
-        """Serves peers. Called about every millisecond while peers may read or write here."""
+        """Serves peers. If needs_progress, called about every millisecond while peers connect, read
+        or write here."""
 
     def cancel(self, transfer: Transfer) -> None:
-        """Gives up on a transfer. When it returns, local memory is no longer touched by it."""
+        """Gives up on a transfer. When it returns, local memory is no longer touched by it and it is
+        forgotten. Errors: TransferError when it may still be touched: call again a little later."""
 
     def close(self) -> None:
         """Idempotent. Transfers in flight end as FAILED on both sides."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.request import RequestStatus
 
 from llmserve.core.errors import TransferError
+from llmserve.core.ids import LeaseId, WorkerId
 from llmserve.engines.connector.metadata import Grant, Pull, StepOrders
 from llmserve.engines.handover import HandoverTicket
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class SchedulerSide:
-    def __init__(self, worker_id: str, epoch: int, block_size_tokens: int, lease_seconds: float) -> None:
+    def __init__(self, worker_id: WorkerId, epoch: int, block_size_tokens: int, lease_seconds: float) -> None:
         self._worker_id = worker_id
         self._epoch = epoch
         self._block_size = block_size_tokens
@@ -53,7 +54,8 @@ class SchedulerSide:
         ticket = self._waiting.get(request.request_id)
         if ticket is None:
             return 0
-        return max(0, min(ticket.num_tokens, request.num_tokens) - computed_tokens)
+        covered = min(ticket.num_tokens, int(request.num_tokens))
+        return max(0, covered - computed_tokens)
 
     def after_alloc(self, request: "Request", blocks: "KVCacheBlocks", external_tokens: int) -> None:
         ticket = self._waiting.pop(request.request_id, None)
@@ -110,7 +112,7 @@ class SchedulerSide:
     def _grant(self, request: "Request", block_ids: Sequence[int]) -> HandoverTicket:
         tokens = request.num_prompt_tokens
         held = tuple(block_ids[: -(-tokens // self._block_size)])
-        lease_id = f"{self._epoch:x}.{request.request_id}"
+        lease_id = LeaseId(f"{self._epoch:x}.{request.request_id}")
         self._orders.grants.append(Grant(request.request_id, lease_id, tuple(block_ids)))
         return HandoverTicket(
             worker_id=self._worker_id,

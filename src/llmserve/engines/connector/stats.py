@@ -29,7 +29,7 @@ class HandoverStats(KVConnectorStats):
         return {key: value for key, value in self.data.items() if isinstance(value, int | float)}
 
     def reset(self) -> None:
-        self.data = {}
+        self.data: dict[str, Any] = {}
 
     def is_empty(self) -> bool:
         return not self.data

@@ -4,23 +4,90 @@ It registers the rank's KV memory with the transports, keeps the lease table, an
 orders of the scheduler side. Called between forward passes; nothing here waits for the network.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llmserve.engines.connector.metadata import StepOrders
+from llmserve.core.ids import LeaseId, RequestId
+from llmserve.engines.connector.metadata import Pull, RankEndpoint, StepOrders
+from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stats import HandoverStats
 from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, PullJob
-from llmserve.transfer.base import Region
-
-if TYPE_CHECKING:
-    import torch
+from llmserve.transfer.select import make_transports
 
 
 class WorkerSide:
-    """Made before the KV memory exists; `register` completes it."""
+    """Made once the KV memory exists; `close` is idempotent."""
 
-    def __init__(self, node: HandoverNode, rank: int) -> None:
-        self._node = node
+    def __init__(self, settings: ConnectorSettings, layout: KvLayout, rank: int) -> None:
+        transports, self._unusable = make_transports(settings.engine_order, settings.host)
         self._rank = rank
-        self._failed: set[str] = set()
-        self._last_stats: dict[str, Any] = {}
+        self._layout = layout
+        self._node = HandoverNode(
+            worker_id=settings.worker_id,
+            epoch=settings.epoch,
+            transports=transports,
+            layout=layout,
+            lease_seconds=settings.lease_seconds,
+            host=settings.host,
+            rank=rank,
+        )
+        self._lease_sequence = 0
+        self._reported: dict[str, Any] = {}
+
+    def endpoint(self) -> RankEndpoint:
+        return RankEndpoint(
+            endpoint=self._node.endpoint,
+            transports=self._node.transports,
+            block_bytes=sum(self._layout.block_bytes),
+        )
+
+    def execute(self, orders: StepOrders) -> None:
+        for grant in orders.grants:
+            self._node.server.grant(RequestId(grant.request_id), grant.block_ids, LeaseId(grant.lease_id))
+        for watched in orders.watches:
+            self._node.client.watch(HandoverTicket.from_params(watched))
+        for pull in orders.pulls:
+            self._node.client.pull(self._job(pull))
+        for released in orders.releases:
+            self._node.client.release(HandoverTicket.from_params(released))
+        for request_id in orders.cancels:
+            self._node.client.cancel(RequestId(request_id))
+
+    def _job(self, pull: Pull) -> PullJob:
+        return PullJob(
+            request_id=RequestId(pull.request_id),
+            ticket=HandoverTicket.from_params(pull.ticket),
+            rank=self._rank,
+            local_block_ids=pull.local_block_ids,
+            remote_block_ids=pull.remote_block_ids,
+        )
+
+    def take_sent(self) -> set[str]:
+        """Requests whose lease has ended: vLLM may free their blocks."""
+        return set(self._node.server.take_ended())
+
+    def take_received(self) -> tuple[set[str], set[str]]:
+        """Requests whose load has ended, and those of them that got no valid data."""
+        results = self._node.client.take_finished()
+        failed: set[str] = {result.request_id for result in results if not result.ok}
+        return {result.request_id for result in results}, failed
+
+    def take_stats(self) -> HandoverStats | None:
+        """What changed since the last step, or None."""
+        status = self._node.server.status()
+        data = {
+            "leased_blocks": status.leased_blocks,
+            "orphan_blocks": status.orphan_blocks,
+            "transferred_bytes": status.transferred_bytes,
+            "transfer_failures": status.transfer_failures,
+            "last_transport": status.last_transport,
+        }
+        changes = self._node.server.changes_after(self._lease_sequence)
+        self._lease_sequence = changes.sequence
+        if data == self._reported and not changes.changes:
+            return None
+        self._reported = data
+        events = [[c.lease_id, c.state.value, c.blocks, c.remaining_seconds] for c in changes.changes]
+        return HandoverStats(data={**data, "lease_events": events})
+
+    def close(self) -> None:
+        self._node.close()

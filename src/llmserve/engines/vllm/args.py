@@ -3,11 +3,15 @@
 import os
 from typing import Any
 
+from transformers import AutoConfig
 from vllm.config import KVEventsConfig, KVTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
 
 from llmserve.core.outcome import WorkerRole
+from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.spec import EngineSpec
+from llmserve.engines.vllm.pages import block_size_tokens
 
 CONNECTOR = "LLMServeConnector"
 CONNECTOR_MODULE = "llmserve.engines.connector.connector"
@@ -17,6 +21,8 @@ _KV_ROLE = {
     WorkerRole.DECODE: "kv_consumer",
     WorkerRole.AGGREGATED: "kv_both",
 }
+
+_DTYPE_BYTES = {"float32": 4}
 
 # What vLLM reads from the environment, in this process and those it spawns.
 _ENVIRONMENT = {
@@ -33,18 +39,19 @@ def set_environment() -> None:
 
 
 def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> AsyncEngineArgs:
-    engine, kv_cache = spec.engine, spec.kv_cache
+    engine = spec.engine
     optional: dict[str, Any] = {
         "max_model_len": engine.max_model_len,
         "max_num_batched_tokens": engine.max_batched_tokens,
-        "block_size": kv_cache.block_size_tokens,
-        "enforce_eager": engine.enforce_eager,
+        "block_size": _block_size(spec),
+        # Compiling takes a minute and gives 15% on CPU (measured): not worth it by default there.
+        "enforce_eager": current_platform.is_cpu() if engine.enforce_eager is None else engine.enforce_eager,
     }
     return AsyncEngineArgs(
         model=str(spec.model_dir),
         served_model_name=[spec.model_name],
         dtype=engine.dtype,
-        kv_cache_dtype=kv_cache.hbm_dtype,
+        kv_cache_dtype=spec.kv_cache.hbm_dtype,
         tensor_parallel_size=engine.tensor_parallel,
         max_num_seqs=engine.max_decode_concurrency,
         enable_chunked_prefill=engine.chunked_prefill,
@@ -58,6 +65,16 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
     )
 
 
+def _block_size(spec: EngineSpec) -> int | None:
+    """Tokens in a block; None leaves it to vLLM."""
+    kv_cache = spec.kv_cache
+    if kv_cache.page_size_kb is None:
+        return kv_cache.block_size_tokens
+    config = AutoConfig.from_pretrained(spec.model_dir)
+    dtype_bytes = 1 if kv_cache.hbm_dtype.startswith("fp8") else _DTYPE_BYTES.get(spec.engine.dtype, 2)
+    return block_size_tokens(kv_cache.page_size_kb, config, dtype_bytes, spec.engine.tensor_parallel)
+
+
 def _kv_transfer(spec: EngineSpec, card_path: str) -> KVTransferConfig:
     return KVTransferConfig(
         kv_connector=CONNECTOR,
@@ -65,12 +82,13 @@ def _kv_transfer(spec: EngineSpec, card_path: str) -> KVTransferConfig:
         kv_role=_KV_ROLE[spec.role],
         engine_id=f"{spec.worker_id}.{spec.epoch:x}",
         kv_load_failure_policy=spec.transfer.on_failure,
-        kv_connector_extra_config={
-            "worker_id": spec.worker_id,
-            "epoch": spec.epoch,
-            "host": spec.handover_host,
-            "engine_order": list(spec.transfer.engine_order),
-            "lease_seconds": spec.transfer.lease_seconds,
-            "card_path": card_path,
-        },
+        kv_connector_extra_config=ConnectorSettings(
+            worker_id=spec.worker_id,
+            epoch=spec.epoch,
+            host=spec.handover_host,
+            model=spec.model_name,
+            engine_order=tuple(spec.transfer.engine_order),
+            lease_seconds=spec.transfer.lease_seconds,
+            card_path=card_path,
+        ).to_extra_config(),
     )

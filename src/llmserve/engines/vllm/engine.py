@@ -106,9 +106,14 @@ class VllmEngine:
             except EngineDeadError as error:
                 raise EngineDead("the vLLM engine died; see its log") from error
             if outputs.scheduler_stats is not None:
-                self._stats.record(outputs.scheduler_stats)
+                self._record(outputs.scheduler_stats)
             if outputs.outputs:
                 return [to_engine_output(output) for output in outputs.outputs]
+
+    def _record(self, stats: Any) -> None:
+        assert self._kv_events is not None
+        if leases := self._stats.record(stats):
+            self._kv_events.put(KvEvents(leases=leases))
 
     async def next_kv_events(self) -> KvEvents:
         assert self._kv_events is not None

@@ -10,9 +10,9 @@ import asyncio
 from typing import Any
 
 import msgspec
-import zmq
-import zmq.asyncio
 from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch
+from zmq import SUB, SUBSCRIBE
+from zmq.asyncio import Context
 
 from llmserve.core.request import KvEvents
 
@@ -25,9 +25,9 @@ class KvEventSource:
     """
 
     def __init__(self) -> None:
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.SUB)
-        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._context = Context()
+        self._socket = self._context.socket(SUB)
+        self._socket.setsockopt(SUBSCRIBE, b"")
         port = self._socket.bind_to_random_port("tcp://127.0.0.1")
         self.endpoint = f"tcp://127.0.0.1:{port}"
         self._decoder = msgspec.msgpack.Decoder(KVEventBatch)

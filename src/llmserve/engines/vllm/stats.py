@@ -1,8 +1,18 @@
-"""The latest of vLLM's scheduler statistics, as an EngineLoad."""
+"""The latest of vLLM's scheduler statistics, as an EngineLoad and as lease changes."""
 
 from typing import Any
 
+from llmserve.core.ids import LeaseId
+from llmserve.core.lease import LeaseChange, LeaseState
 from llmserve.core.request import EngineLoad
+
+_FROM_CONNECTOR = (
+    "leased_blocks",
+    "orphan_blocks",
+    "transferred_bytes",
+    "transfer_failures",
+    "last_transport",
+)
 
 
 class EngineStats:
@@ -12,15 +22,20 @@ class EngineStats:
         self.total_blocks = 0
         self._load = EngineLoad()
 
-    def record(self, stats: Any) -> None:
-        """stats: vllm.v1.metrics.stats.SchedulerStats."""
+    def record(self, stats: Any) -> list[LeaseChange]:
+        """stats: vllm.v1.metrics.stats.SchedulerStats. Returns the lease changes it carries."""
         load = self._load
         load.running_requests = stats.num_running_reqs
         load.waiting_requests = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
         load.used_blocks = round(stats.kv_cache_usage * self.total_blocks)
-        for name, value in (stats.kv_connector_stats or {}).items():
-            if hasattr(load, name):
-                setattr(load, name, value)
+        connector = stats.kv_connector_stats or {}
+        for name in _FROM_CONNECTOR:
+            if name in connector:
+                setattr(load, name, connector[name])
+        return [
+            LeaseChange(LeaseId(lease_id), LeaseState(state), blocks, remaining)
+            for lease_id, state, blocks, remaining in connector.get("lease_events", ())
+        ]
 
     def load(self) -> EngineLoad:
         return self._load

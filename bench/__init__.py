@@ -1,0 +1,5 @@
+"""Repeatable measurements. Each figure stands beside its baseline, taken in the same run.
+
+`python -m bench` runs all; `python -m bench latency` one. Tables go to docs/performance.md by hand,
+with the machine they were taken on.
+"""

@@ -1,0 +1,79 @@
+"""A cluster of its own for a measurement: started by `llmserve up`, stopped and checked at the end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+READY_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    url: str
+    run_dir: Path
+    supervisor: subprocess.Popen[bytes]
+
+    def state(self) -> dict[str, Any]:
+        """What the runner wrote of itself: roles, pids, addresses, metrics ports."""
+        state: dict[str, Any] = json.loads((self.run_dir / "cluster.json").read_text())
+        return state
+
+
+@contextmanager
+def running(manifest: dict[str, Any]) -> Iterator[Cluster]:
+    """Starts the manifest on a free port with its own run directory; waits until it serves."""
+    with tempfile.TemporaryDirectory(prefix="llmserve-bench-") as scratch:
+        local = manifest.setdefault("deployment", {}).setdefault("local", {})
+        local.update(port=_free_port(), run_dir=f"{scratch}/run")
+        path = Path(scratch) / "llmserve.yaml"
+        path.write_text(yaml.safe_dump(manifest))
+        command = [sys.executable, "-m", "llmserve.cli", "up", "-f", str(path)]
+        with open(Path(scratch) / "up.log", "wb") as log:
+            supervisor = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        cluster = Cluster(f"http://127.0.0.1:{local['port']}", Path(local["run_dir"]), supervisor)
+        try:
+            _wait_ready(cluster, Path(scratch) / "up.log")
+            yield cluster
+        finally:
+            _stop(supervisor)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_ready(cluster: Cluster, log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline and cluster.supervisor.poll() is None:
+        try:
+            if httpx.get(f"{cluster.url}/health", timeout=2).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.25)
+    raise RuntimeError(f"the cluster did not become ready:\n{log.read_text()[-4000:]}")
+
+
+def _stop(supervisor: subprocess.Popen[bytes]) -> None:
+    if supervisor.poll() is None:
+        supervisor.send_signal(signal.SIGINT)
+    try:
+        supervisor.wait(60)
+    except subprocess.TimeoutExpired:
+        os.kill(supervisor.pid, signal.SIGKILL)
+        raise

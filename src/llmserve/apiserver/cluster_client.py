@@ -1,0 +1,192 @@
+"""vLLM's EngineClient, with a cluster behind it instead of an engine.
+
+What vLLM's serving layer sees is AsyncLLM's behaviour (vllm/v1/engine/async_llm.py: add_request,
+generate, abort): inputs are processed, sequences fanned out and outputs detokenized by the same
+objects. Only where AsyncLLM hands a sequence to its engine core, a RequestRun takes it.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from copy import copy
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.exceptions import VLLMValidationError
+from vllm.outputs import RequestOutput
+from vllm.renderers import renderer_from_config
+from vllm.renderers.inputs.preprocess import extract_prompt_components
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.engine.parallel_sampling import ParentRequest
+
+from llmserve.apiserver.engine_free import EngineFreeClient
+from llmserve.apiserver.errors import as_serving_error
+from llmserve.apiserver.health import Readiness
+from llmserve.apiserver.legs import SamplingLegs
+from llmserve.apiserver.output_sink import OutputSink
+from llmserve.apiserver.request_run import RequestCard, RequestRun, RunContext
+from llmserve.apiserver.request_scope import current_scope
+from llmserve.core.errors import Unavailable
+from llmserve.core.ids import RequestId
+from llmserve.core.tasks import TaskOwner
+
+SUPPORTED_TASKS = ("generate",)
+
+
+class ClusterEngineClient(EngineFreeClient):
+    def __init__(self, vllm_config: VllmConfig, context: RunContext, readiness: Readiness) -> None:
+        self.vllm_config = vllm_config
+        self.model_config = vllm_config.model_config
+        self.renderer = renderer_from_config(vllm_config)
+        self.input_processor = InputProcessor(vllm_config, self.renderer)
+        self._processor = OutputProcessor(self.renderer.tokenizer, log_stats=False)
+        self._context, self._readiness = context, readiness
+        self._owner = TaskOwner("requests")
+        self._runs: dict[str, asyncio.Task[None]] = {}
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        return SUPPORTED_TASKS
+
+    async def check_health(self) -> None:
+        if reason := self._readiness.missing():
+            raise Unavailable(reason)
+
+    async def generate(
+        self,
+        prompt: Any,
+        sampling_params: SamplingParams,
+        request_id: str,
+        *,
+        prompt_text: str | None = None,
+        lora_request: Any = None,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        data_parallel_rank: int | None = None,
+        session_id: str | None = None,
+        kv_hints: Any = None,
+        reasoning_ended: bool | None = None,
+        reasoning_parser_kwargs: dict[str, Any] | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of a request, of all its choices. Errors: vLLM's, so that its layer answers
+        with the right status; one that comes before any output is also left in the RequestScope."""
+        scope = current_scope()
+        queue: RequestOutputCollector | None = None
+        any_output = False
+        try:
+            request = await self._process(prompt, sampling_params, request_id, tokenization_kwargs, priority)
+            queue = self._start(request, _text_of(self.model_config, prompt, prompt_text))
+            finished = False
+            while not finished:
+                output = queue.get_nowait() or await queue.get()
+                finished = output.finished
+                any_output = True
+                yield output
+        except Exception as error:
+            serving_error = as_serving_error(error)
+            if not any_output and scope.early_error is None:
+                scope.early_error = serving_error
+            raise serving_error from error
+        finally:
+            if queue is not None:
+                self._abort([queue.request_id], internal=True)
+
+    async def _process(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        tokenization_kwargs: dict[str, Any] | None,
+        priority: int,
+    ) -> EngineCoreRequest:
+        """Errors: vLLM's validation errors."""
+        _refuse_unsupported(params)
+        # Rendered inputs need no tokenizing; raw ones do, which must not block the loop.
+        rendered = isinstance(prompt, dict) and "type" in prompt
+        options = {
+            "supported_tasks": SUPPORTED_TASKS,
+            "tokenization_kwargs": tokenization_kwargs,
+            "priority": priority,
+        }
+        if rendered:
+            request = self.input_processor.process_inputs(request_id, prompt, params, **options)
+        else:
+            request = await self.input_processor.process_inputs_async(request_id, prompt, params, **options)
+        if request.mm_features or request.prompt_embeds is not None or not request.prompt_token_ids:
+            raise VLLMValidationError("only text prompts are available")
+        self.input_processor.assign_request_id(request)
+        return request
+
+    def _start(self, request: EngineCoreRequest, prompt_text: str | None) -> RequestOutputCollector:
+        params = request.sampling_params
+        queue = RequestOutputCollector(params.output_kind, request.request_id)
+        parent = ParentRequest(request) if params.n > 1 else None
+        for index, sequence in enumerate(_sequences(request, parent)):
+            self._processor.add_request(sequence, prompt_text, parent, index, queue)
+            self._run(sequence, queue)
+        return queue
+
+    def _run(self, request: EngineCoreRequest, queue: RequestOutputCollector) -> None:
+        name = request.request_id
+        run = RequestRun(
+            RequestCard(RequestId(name), current_scope().tenant, request.cache_salt or ""),
+            SamplingLegs(
+                request.prompt_token_ids,
+                request.sampling_params,
+                self.model_config.max_model_len,
+                request.priority,
+            ),
+            OutputSink(name, self._processor, queue),
+            self._context,
+        )
+        self._runs[name] = task = self._owner.spawn(name, run.run())
+        task.add_done_callback(lambda _: self._runs.pop(name, None))
+
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        self._abort([request_id] if isinstance(request_id, str) else list(request_id), internal=False)
+
+    def _abort(self, request_ids: list[str], internal: bool) -> None:
+        """Ends what still runs of them; finished and unknown ones are ignored."""
+        for name in self._processor.abort_requests(request_ids, internal):
+            if name in self._runs:
+                self._runs[name].cancel()
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.renderer.shutdown()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Waits for the running requests, then cancels those that are left. Idempotent."""
+        if self._runs:
+            await asyncio.wait(list(self._runs.values()), timeout=timeout_seconds)
+        await self._owner.aclose()
+
+
+def _sequences(request: EngineCoreRequest, parent: ParentRequest | None) -> Iterator[EngineCoreRequest]:
+    """The request itself, or its children when it asks for several choices."""
+    if parent is None:
+        yield request
+        return
+    for index in range(parent.n):
+        child = copy(request)
+        child.request_id, child.sampling_params = parent.get_child_info(index)
+        yield child
+
+
+def _text_of(model_config: Any, prompt: Any, prompt_text: str | None) -> str | None:
+    text: str | None = extract_prompt_components(model_config, prompt)[0]
+    return text if prompt_text is None else prompt_text
+
+
+def _refuse_unsupported(params: SamplingParams) -> None:
+    """kv_transfer_params from outside could name another tenant's blocks."""
+    if (params.extra_args or {}).get("kv_transfer_params") is not None:
+        raise VLLMValidationError("kv_transfer_params is set by the cluster", parameter="kv_transfer_params")
+    if params.prompt_logprob_token_ids is not None:
+        raise VLLMValidationError(
+            "prompt_logprob_token_ids is not available", parameter="prompt_logprob_token_ids"
+        )

@@ -1,0 +1,126 @@
+"""The edge of HTTP, around vLLM's app: who asks, how much is sent, and with which status it fails.
+
+    authenticate -> read the body within its limit -> RequestScope -> vLLM's app -> early errors
+
+vLLM answers a streamed request with 200 before it asks the engine for anything, so an overload
+could only be told inside the stream. Here the start of an event stream is held back until its first
+piece; when the request has failed by then, the client gets the error's own status, Retry-After
+and a JSON body, as for a request that is not streamed.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from llmserve.apiserver.auth import ApiKeys
+from llmserve.apiserver.errors import as_serving_error, body_of, retry_after_seconds, status_of
+from llmserve.apiserver.request_scope import RequestScope, enter_scope
+from llmserve.core.errors import LLMServeError, RequestTooLarge
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Message, Receive, Send], Awaitable[None]]
+
+_OPEN_PATHS = ("/health", "/metrics")
+
+
+class Gate:
+    """An ASGI application. max_body_bytes: more is refused with 413."""
+
+    def __init__(self, app: AsgiApp, keys: ApiKeys, max_body_bytes: int) -> None:
+        self._app, self._keys, self._max_body_bytes = app, keys, max_body_bytes
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                await self._http(scope, receive, send)
+            case "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            case _:
+                await self._app(scope, receive, send)
+
+    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
+        request_scope = RequestScope()
+        try:
+            if scope["path"] not in _OPEN_PATHS:
+                request_scope.tenant = self._keys.tenant_of(scope["headers"])
+            first = await _read_body(scope, receive, self._max_body_bytes)
+        except LLMServeError as error:
+            await _send_error(as_serving_error(error), scope["path"], send)
+            return
+        enter_scope(request_scope)
+        response = _HeldResponse(request_scope, scope["path"], send)
+        await self._app(scope, _replay(first, receive), response.send)
+
+
+async def _read_body(scope: Message, receive: Receive, limit_bytes: int) -> Message:
+    """The whole body as one message. Errors: RequestTooLarge, as soon as it is known."""
+    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise _too_large(limit_bytes)
+    pieces: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            return message  # the client is gone
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit_bytes:
+            raise _too_large(limit_bytes)
+        pieces.append(piece)
+        more = message.get("more_body", False)
+    return {"type": "http.request", "body": b"".join(pieces), "more_body": False}
+
+
+def _too_large(limit_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the body is larger than {limit_bytes} bytes")
+
+
+def _replay(first: Message, receive: Receive) -> Receive:
+    waiting = [first]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
+
+
+class _HeldResponse:
+    """Holds the start of a response back until its first body message."""
+
+    def __init__(self, scope: RequestScope, path: str, send: Send) -> None:
+        self._scope, self._path, self._send = scope, path, send
+        self._start: Message | None = None
+        self._replaced = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        if self._start is not None:
+            start, self._start = self._start, None
+            error = self._scope.early_error
+            if error is not None and _may_be_replaced(start):
+                self._replaced = True
+                await _send_error(error, self._path, self._send)
+            else:
+                await self._send(start)
+        if not self._replaced:
+            await self._send(message)
+
+
+def _may_be_replaced(start: Message) -> bool:
+    """An answer that is no error in spite of the early error has found its own way around it."""
+    content_type = next((value for name, value in start["headers"] if name == b"content-type"), b"")
+    return start["status"] >= 400 or content_type.startswith(b"text/event-stream")
+
+
+async def _send_error(error: Exception, path: str, send: Send) -> None:
+    body = json.dumps(body_of(error, path)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if (seconds := retry_after_seconds(error)) is not None:
+        headers.append((b"retry-after", str(max(1, round(seconds))).encode()))
+    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,251 @@
+"""One request (one sequence), from admission to its last token, whatever happens on the way.
+
+    admit -> prefill leg -> first token to the user -> decode leg -> done
+
+Kept here: the request is placed again when a worker fails, as long as that is invisible to the
+user; a leg that ends badly aborts (Leg.close); a lease that decode did not use is given back; the
+router hears Done once for each placement; one outcome is counted. Nothing in a clean-up waits, so a
+cancelled run is gone at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from llmserve.apiserver.identity import KvIdentity
+from llmserve.apiserver.legs import LegContext, Legs
+from llmserve.apiserver.router_link import AdmissionRefused, RouterLink
+from llmserve.apiserver.run_stats import RunStats
+from llmserve.apiserver.worker_links import WorkerLinks
+from llmserve.core.errors import DeadlineExceeded, InvalidRequest, LLMServeError, Unavailable
+from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.outcome import FinishReason, Outcome
+from llmserve.core.request import EngineOutput, EngineRequest, PrefillStats
+from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
+from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
+
+_log = logging.getLogger(__name__)
+
+_MAX_ATTEMPTS = 3
+
+
+class Sink(Protocol):
+    """Where a run puts what it gets: the user's side of the request."""
+
+    def push(self, output: EngineOutput) -> bool:
+        """True: the request is over for the user (it finished, or a stop string matched)."""
+
+    def fail(self, error: LLMServeError) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What all runs of an apiserver share. timeout_seconds: for one request, all in all."""
+
+    router: RouterLink
+    workers: WorkerLinks
+    identity: KvIdentity
+    metrics: ApiserverMetrics
+    model: str
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCard:
+    """Who asks. client_salt: the cache_salt field of the client's request."""
+
+    request_id: RequestId
+    tenant: TenantId
+    client_salt: str = ""
+
+
+class _WorkerFailed(Exception):
+    def __init__(self, worker: WorkerInfo, error: LLMServeError) -> None:
+        super().__init__(error.message)
+        self.worker, self.error = worker, error
+
+
+@dataclass(slots=True)
+class _Prefilled:
+    """ticket: of the lease on the KV, if one was granted. fetched: decode has drawn a token, so it has
+    read the KV and released the lease itself. prologue: what the user is still to see of the
+    prefill, on decode's first output."""
+
+    over: bool = False
+    ticket: Mapping[str, Any] | None = None
+    fetched: bool = False
+    prologue: EngineOutput | None = None
+
+
+class RequestRun:
+    def __init__(self, card: RequestCard, legs: Legs, sink: Sink, context: RunContext) -> None:
+        self._card, self._legs, self._sink, self._context = card, legs, sink, context
+        self._sent: list[int] = []
+        self._attempt = 0
+        self._stats = RunStats(context.metrics)
+
+    async def run(self) -> None:
+        """Ends when the request has. Cancel it when the client is gone."""
+        outcome = Outcome.CANCELLED
+        try:
+            outcome = await self._to_its_end()
+        finally:
+            self._context.router.done(self._card.request_id, outcome, len(self._sent))
+            self._stats.ended(outcome, len(self._sent))
+
+    async def _to_its_end(self) -> Outcome:
+        try:
+            async with asyncio.timeout(self._context.timeout_seconds):
+                await self._serve()
+        except TimeoutError:
+            seconds = self._context.timeout_seconds
+            return self._failed(DeadlineExceeded(f"the request took longer than {seconds:g} s"))
+        except AdmissionRefused as refused:
+            return self._failed(refused.error, refused.outcome)
+        except LLMServeError as error:
+            return self._failed(error)
+        except Exception:
+            _log.exception("request %s failed on a defect", self._card.request_id)
+            return self._failed(LLMServeError("internal error"))
+        return Outcome.COMPLETED
+
+    def _failed(self, error: LLMServeError, outcome: Outcome = Outcome.FAILED) -> Outcome:
+        _log.info("request %s %s: %s", self._card.request_id, outcome, error.message)
+        self._sink.fail(error)
+        return Outcome.FAILED if self._sent else outcome
+
+    async def _serve(self) -> None:
+        excluded: list[str] = []
+        while True:
+            self._attempt += 1
+            placement = await self._admit(excluded)
+            try:
+                return await self._run_on(placement)
+            except _WorkerFailed as failure:
+                self._report(failure)
+                if not self._may_go_on():
+                    raise failure.error from failure
+                self._context.router.done(self._card.request_id, Outcome.FAILED, 0)
+                excluded.append(failure.worker.worker_id)
+
+    def _report(self, failure: _WorkerFailed) -> None:
+        _log.warning("request %s: %s", self._card.request_id, failure)
+        self._context.metrics.worker_failures_total.labels(type(failure.error).__name__).inc()
+        if isinstance(failure.error, Unavailable):  # the worker, not only this request
+            self._context.router.worker_failed(failure.worker, failure.error.message)
+
+    def _may_go_on(self) -> bool:
+        """Only when the user cannot tell: nothing was sent, or what was sent can become prompt."""
+        return self._attempt < _MAX_ATTEMPTS and (not self._sent or self._legs.exact)
+
+    async def _admit(self, excluded: Sequence[str]) -> router_pb2.Placement:
+        card, context = self._card, self._context
+        shape = context.router.kv_shape
+        prompt = [*self._legs.prompt, *self._sent] if self._sent else self._legs.prompt
+        return await context.router.admit(
+            router_pb2.Admit(
+                request_id=card.request_id,
+                tenant=card.tenant,
+                model=context.model,
+                prompt_tokens=len(prompt),
+                max_output_tokens=self._legs.remaining_tokens(self._sent),
+                block_hashes=context.identity.block_hashes(prompt, shape, card.tenant, card.client_salt),
+                priority=self._legs.priority,
+                excluded_workers=excluded,
+            )
+        )
+
+    async def _run_on(self, placement: router_pb2.Placement) -> None:
+        if not placement.HasField("prefill"):
+            request = self._legs.whole(self._leg_context(placement.decode))
+            await self._stream(placement.decode, request, "aggregated")
+            return
+        prefilled = _Prefilled()
+        try:
+            await self._prefill(placement.prefill, prefilled)
+            if not prefilled.over:
+                await self._decode(placement.decode, prefilled)
+        finally:
+            if prefilled.ticket is not None and not prefilled.fetched:
+                self._context.workers.release(placement.prefill, prefilled.ticket)
+
+    async def _prefill(self, worker: WorkerInfo, result: _Prefilled) -> None:
+        """Draws one token. Shows it when it is the last or exact; its KV is leased when decode follows."""
+        request = self._legs.prefill(self._leg_context(worker))
+        decode_follows = request.kv_transfer_params is not None
+        shown = self._legs.exact or not decode_follows
+        async with self._leg(worker, request) as outputs:
+            async for output in outputs:
+                result.ticket = output.kv_transfer_params or result.ticket
+                output = replace(output, kv_transfer_params=None)
+                if decode_follows and output.finish_reason is FinishReason.LENGTH:
+                    output = replace(output, finish_reason=None)
+                if not shown:
+                    result.prologue = _without_tokens(output, result.prologue)
+                elif self._push(output, "prefill"):
+                    result.over = True
+                    return
+
+    async def _decode(self, worker: WorkerInfo, prefilled: _Prefilled) -> None:
+        request = self._legs.decode(self._leg_context(worker), prefilled.ticket)
+        before = len(self._sent)
+        try:
+            await self._stream(worker, request, "decode", prefilled.prologue)
+        finally:
+            prefilled.fetched = len(self._sent) > before
+
+    async def _stream(
+        self, worker: WorkerInfo, request: EngineRequest, origin: str, prologue: EngineOutput | None = None
+    ) -> None:
+        async with self._leg(worker, request) as outputs:
+            async for output in outputs:
+                if prologue is not None:
+                    output = replace(
+                        output,
+                        prompt_logprobs=prologue.prompt_logprobs,
+                        prefill_stats=prologue.prefill_stats,
+                    )
+                    prologue = None
+                if self._push(output, origin):
+                    return
+
+    @contextlib.asynccontextmanager
+    async def _leg(
+        self, worker: WorkerInfo, request: EngineRequest
+    ) -> AsyncIterator[AsyncIterator[EngineOutput]]:
+        """The outputs of one leg; on the way out it is aborted, unless it has ended."""
+        try:
+            with contextlib.closing(self._context.workers.open(worker, request)) as leg:
+                yield leg
+        except InvalidRequest:
+            raise  # another worker would say the same
+        except LLMServeError as error:
+            raise _WorkerFailed(worker, error) from error
+
+    def _leg_context(self, worker: WorkerInfo) -> LegContext:
+        card = self._card
+        suffix = f"~{self._attempt}" if self._attempt > 1 else ""
+        salt = self._context.identity.salt(worker.kv_shape, card.tenant, card.client_salt)
+        return LegContext(RequestId(card.request_id + suffix), salt, self._sent)
+
+    def _push(self, output: EngineOutput, origin: str) -> bool:
+        if not self._sent and output.token_ids:
+            self._context.router.first_token(self._card.request_id)
+            stats = output.prefill_stats or PrefillStats()
+            self._stats.first_token(origin, len(self._legs.prompt), stats)
+        self._sent.extend(output.token_ids)
+        return self._sink.push(output)
+
+
+def _without_tokens(output: EngineOutput, before: EngineOutput | None) -> EngineOutput:
+    """What is kept of a prefill whose token is drawn again: the prompt's logprobs and cache counts."""
+    before = before or EngineOutput(output.request_id)
+    return replace(
+        before,
+        prompt_logprobs=output.prompt_logprobs or before.prompt_logprobs,
+        prefill_stats=output.prefill_stats or before.prefill_stats,
+    )

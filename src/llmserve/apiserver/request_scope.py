@@ -1,0 +1,32 @@
+"""What the HTTP edge and the engine client tell each other about one HTTP request.
+
+vLLM's layer stands between the two and passes neither tenants in nor early errors out; a context
+variable reaches around it (it is copied into every task that the layer makes for the request).
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from llmserve.core.ids import DEFAULT_TENANT, TenantId
+
+
+@dataclass(slots=True)
+class RequestScope:
+    """early_error: why the request failed before it had any output, so that a streamed response,
+    whose status vLLM sends first, can still carry it as its status."""
+
+    tenant: TenantId = DEFAULT_TENANT
+    early_error: Exception | None = None
+
+
+_CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")
+
+
+def enter_scope(scope: RequestScope) -> None:
+    """Called by the HTTP edge, in the task of the request."""
+    _CURRENT.set(scope)
+
+
+def current_scope() -> RequestScope:
+    """A fresh default one outside of HTTP requests."""
+    return _CURRENT.get(RequestScope())

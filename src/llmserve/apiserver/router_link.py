@@ -1,0 +1,236 @@
+"""The one stream to the router: admissions out, placements in.
+
+What this apiserver asked for and holds is kept here, so that a session that broke (or a router
+that restarted) is told again: requests that hold a placement in Hello, waiting ones as new Admits.
+Requests that run go on meanwhile; new ones wait for the router for `patience_seconds`.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from llmserve.core.errors import LLMServeError, RouterUnavailable
+from llmserve.core.ids import ApiserverId
+from llmserve.core.outcome import Outcome
+from llmserve.core.tasks import TaskOwner
+from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.rpc.backoff import Backoff
+from llmserve.rpc.client import open_channel
+from llmserve.rpc.codec import decode_outcome, encode_outcome
+from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
+from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, KvShape, WorkerInfo
+from llmserve.rpc.status import error_named, from_grpc
+
+_log = logging.getLogger(__name__)
+
+_HELLO_TIMEOUT_SECONDS = 5.0
+_RETRY_AFTER_SECONDS = 2.0
+
+_Message = router_pb2.RouterSessionRequest
+
+
+class AdmissionRefused(Exception):
+    """No placement for a request: how it is to be counted, and what to tell the user."""
+
+    def __init__(self, outcome: Outcome, error: LLMServeError) -> None:
+        super().__init__(error.message)
+        self.outcome, self.error = outcome, error
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A request at the router: waiting while placement is None."""
+
+    admit: router_pb2.Admit
+    answer: asyncio.Future[router_pb2.Placement]
+    placement: router_pb2.Placement | None = field(default=None)
+
+
+class RouterLink:
+    """Life: start -> admit / done ... -> aclose (idempotent)."""
+
+    def __init__(
+        self,
+        address: str,
+        apiserver_id: ApiserverId,
+        metrics: ApiserverMetrics,
+        on_members: Callable[[Sequence[WorkerInfo]], None] = lambda members: None,
+        patience_seconds: float = 5.0,
+    ) -> None:
+        self._address, self._apiserver_id = address, apiserver_id
+        self._metrics, self._on_members = metrics, on_members
+        self._patience_seconds = patience_seconds
+        self._entries: dict[str, _Entry] = {}
+        self._outbox: asyncio.Queue[_Message] | None = None  # of the open session
+        self._give_up: asyncio.TimerHandle | None = None
+        self._given_up = False
+        self._owner = TaskOwner("router-link")
+        self.workers: tuple[WorkerInfo, ...] = ()
+
+    @property
+    def connected(self) -> bool:
+        return self._outbox is not None
+
+    @property
+    def kv_shape(self) -> KvShape:
+        """Of the workers that prefill; empty while none is known."""
+        prefill_first = sorted(self.workers, key=lambda worker: worker.role == WORKER_ROLE_DECODE)
+        return prefill_first[0].kv_shape if prefill_first else KvShape()
+
+    def start(self) -> None:
+        self._start_patience()
+        self._owner.spawn("session", self._keep_session())
+
+    # -- what runs ask for; none but admit waits
+
+    async def admit(self, admit: router_pb2.Admit) -> router_pb2.Placement:
+        """Waits for a place. Errors: AdmissionRefused. Afterwards, also when cancelled in it, call
+        done(); then the request may be admitted again."""
+        if self._given_up:
+            raise self._away()
+        entry = _Entry(admit, asyncio.get_running_loop().create_future())
+        self._entries[admit.request_id] = entry
+        self._post(_Message(admit=admit))
+        return await entry.answer
+
+    def first_token(self, request_id: str) -> None:
+        self._post(_Message(first_token=router_pb2.FirstToken(request_id=request_id)))
+
+    def worker_failed(self, worker: WorkerInfo, reason: str) -> None:
+        failed = router_pb2.WorkerFailed(worker_id=worker.worker_id, epoch=worker.epoch, reason=reason)
+        self._post(_Message(worker_failed=failed))
+
+    def done(self, request_id: str, outcome: Outcome, output_tokens: int) -> None:
+        """Gives back what the request holds or waits for. Nothing to do when it has neither."""
+        if self._entries.pop(request_id, None) is not None:
+            done = router_pb2.Done(
+                request_id=request_id, outcome=encode_outcome(outcome), output_tokens=output_tokens
+            )
+            self._post(_Message(done=done))
+
+    def _post(self, message: _Message) -> None:
+        """Without a session nothing is lost: the next one begins with all that is still true."""
+        if self._outbox is not None:
+            self._outbox.put_nowait(message)
+
+    # -- the session
+
+    async def _keep_session(self) -> None:
+        backoff = Backoff()
+        async with open_channel(self._address) as channel:
+            stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
+            while True:
+                try:
+                    await self._session(stub, backoff)
+                    reason = "the router closed it"
+                except grpc.aio.AioRpcError as error:
+                    reason = from_grpc(error).message
+                except TimeoutError:
+                    reason = "no answer to Hello"
+                self._disconnected(reason)
+                await asyncio.sleep(backoff.next())
+
+    async def _session(self, stub: router_pb2_grpc.RouterStub, backoff: Backoff) -> None:
+        outbox: asyncio.Queue[_Message] = asyncio.Queue()
+        outbox.put_nowait(_Message(hello=self._hello()))
+        call = stub.Session(_drain(outbox))
+        try:
+            responses = aiter(call)
+            async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
+                first = await anext(responses, None)
+            if first is None:
+                return
+            backoff.reset()
+            self._connect(outbox)
+            self._receive(first)
+            async for response in responses:
+                self._receive(response)
+        finally:
+            call.cancel()
+
+    def _hello(self) -> router_pb2.Hello:
+        held = [
+            router_pb2.HeldPlacement(request_id=name, tenant=entry.admit.tenant, placement=entry.placement)
+            for name, entry in self._entries.items()
+            if entry.placement is not None
+        ]
+        return router_pb2.Hello(apiserver_id=self._apiserver_id, held=held)
+
+    def _connect(self, outbox: "asyncio.Queue[_Message]") -> None:
+        self._outbox = outbox
+        self._stop_patience()
+        self._metrics.router_connected.set(1)
+        _log.info("session with the router at %s started", self._address)
+        for entry in self._entries.values():
+            if entry.placement is None:
+                self._post(_Message(admit=entry.admit))
+
+    def _disconnected(self, reason: str) -> None:
+        if self._outbox is not None:
+            self._outbox = None
+            self._metrics.router_connected.set(0)
+            self._metrics.router_reconnects_total.inc()
+            _log.warning("session with the router at %s broke: %s", self._address, reason)
+            self._start_patience()
+
+    def _receive(self, response: router_pb2.RouterSessionResponse) -> None:
+        match response.WhichOneof("message"):
+            case "placed":
+                self._placed(response.placed)
+            case "refused":
+                self._refused(response.refused)
+            case "state":
+                self.workers = tuple(response.state.workers)
+                self._on_members(self.workers)
+
+    def _placed(self, placed: router_pb2.Placed) -> None:
+        entry = self._entries.get(placed.request_id)
+        if entry is not None and not entry.answer.done():
+            entry.placement = placed.placement
+            entry.answer.set_result(placed.placement)
+
+    def _refused(self, refused: router_pb2.Refused) -> None:
+        entry = self._entries.pop(refused.request_id, None)
+        if entry is not None and not entry.answer.done():
+            retry = refused.retry_after_seconds or None
+            error = error_named(refused.error, refused.message, retry)
+            entry.answer.set_exception(AdmissionRefused(decode_outcome(refused.outcome), error))
+
+    # -- patience: how long requests wait for a router that is away
+
+    def _start_patience(self) -> None:
+        self._stop_patience()
+        loop = asyncio.get_running_loop()
+        self._give_up = loop.call_later(self._patience_seconds, self._refuse_waiting)
+
+    def _stop_patience(self) -> None:
+        self._given_up = False
+        if self._give_up is not None:
+            self._give_up.cancel()
+            self._give_up = None
+
+    def _refuse_waiting(self) -> None:
+        self._given_up = True
+        for name, entry in list(self._entries.items()):
+            if entry.placement is None and not entry.answer.done():
+                del self._entries[name]
+                entry.answer.set_exception(self._away())
+
+    def _away(self) -> AdmissionRefused:
+        error = RouterUnavailable(
+            f"the router at {self._address} does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS
+        )
+        return AdmissionRefused(Outcome.REJECTED, error)
+
+    async def aclose(self) -> None:
+        self._stop_patience()
+        await self._owner.aclose()
+        self._outbox = None
+
+
+async def _drain(outbox: "asyncio.Queue[_Message]") -> AsyncIterator[_Message]:
+    while True:
+        yield await outbox.get()

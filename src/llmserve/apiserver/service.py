@@ -1,0 +1,98 @@
+"""The apiserver as one object: what is made of what, in which order it starts and stops."""
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from llmserve.apiserver.app import ServedModel, openai_app, serving_args, vllm_config
+from llmserve.apiserver.auth import load_keys
+from llmserve.apiserver.cluster_client import ClusterEngineClient
+from llmserve.apiserver.gate import Gate
+from llmserve.apiserver.health import Readiness
+from llmserve.apiserver.http_server import HttpServer
+from llmserve.apiserver.identity import KvIdentity
+from llmserve.apiserver.request_run import RunContext
+from llmserve.apiserver.router_link import RouterLink
+from llmserve.apiserver.worker_links import WorkerLinks
+from llmserve.config.schema import Manifest
+from llmserve.core.errors import StartFailed
+from llmserve.core.ids import ApiserverId
+from llmserve.metrics.apiserver import ApiserverMetrics
+
+_log = logging.getLogger(__name__)
+
+_DRAIN_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ApiserverOptions:
+    """http, router: host:port. max_body_bytes: of one HTTP request."""
+
+    name: str
+    http: str
+    router: str
+    model: ServedModel
+    max_body_bytes: int = 32 * 1024 * 1024
+
+
+class Apiserver:
+    """Life: start (once) -> aclose (idempotent, also after a failed start)."""
+
+    def __init__(self, options: ApiserverOptions, manifest: Manifest, registry: CollectorRegistry) -> None:
+        self._options, self._manifest, self._registry = options, manifest, registry
+        self._keys = load_keys(manifest.security.api_keys)
+        metrics = ApiserverMetrics(registry)
+        self._workers = WorkerLinks(metrics)
+        self._router = RouterLink(
+            options.router, ApiserverId(options.name), metrics, on_members=self._workers.retain
+        )
+        self._context = RunContext(
+            router=self._router,
+            workers=self._workers,
+            identity=KvIdentity(tenants_share=manifest.security.kv_sharing == "all"),
+            metrics=metrics,
+            model=options.model.name,
+            timeout_seconds=manifest.scheduling.request_timeout_seconds,
+        )
+        self._client: ClusterEngineClient | None = None
+        self._http: HttpServer | None = None
+
+    async def start(self) -> int:
+        """Serves; returns the HTTP port. Requests are refused with 503 until router and workers are there.
+        Errors: StartFailed."""
+        self._router.start()
+        readiness = Readiness(self._router, self._manifest.deployment.disaggregated)
+        try:
+            args = serving_args(self._options.model, self._manifest.engine)
+            # In a thread: it takes seconds, in which the session with the router must be served.
+            config = await asyncio.to_thread(vllm_config, args)
+            self._client = ClusterEngineClient(config, self._context, readiness)
+            app = await openai_app(self._client, args, readiness, self._registry)
+        except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+            raise StartFailed(f"vLLM's API layer cannot serve {self._options.model}: {error}") from error
+        self._http = HttpServer(Gate(app, self._keys, self._options.max_body_bytes), self._options.http)
+        return await self._http.start()
+
+    async def aclose(self) -> None:
+        """Stops listening, lets requests end for a moment, cancels the rest, gives back, closes."""
+        if self._http is not None:
+            await self._http.stop_listening()
+        if self._client is not None:
+            await self._client.drain(_DRAIN_SECONDS)
+        if self._http is not None:
+            await self._http.aclose()
+        if self._client is not None:
+            self._client.shutdown()
+        await self._workers.aclose()
+        await self._router.aclose()
+
+
+def prepare_process() -> None:
+    """Before vLLM is used: this process computes nothing, so it needs one thread of everything."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    torch.set_num_threads(1)

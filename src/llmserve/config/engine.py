@@ -1,0 +1,202 @@
+"""Sections `engine`, `kv_cache` and `transfer`: what one worker is made of."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llmserve.config.knob import Planned, Section, Unit, VllmOnly
+
+
+class SimSpec(Section):
+    """The simulated engine: real block accounting and prefix cache, a timing model, no weights."""
+
+    prefill_tokens_per_second: Annotated[
+        float,
+        Unit("tokens/second"),
+        Field(ge=0, description="Speed of prompt computation. 0: it takes no time."),
+    ] = 0.0
+    decode_step_seconds: Annotated[
+        float, Unit("seconds"), Field(ge=0, description="Time of a decode step, whatever its batch.")
+    ] = 0.0
+    decode_seconds_per_sequence: Annotated[
+        float, Unit("seconds"), Field(ge=0, description="What each sequence adds to a decode step.")
+    ] = 0.0
+    blocks: Annotated[int, Unit("blocks"), Field(ge=2, description="KV blocks of one engine.")] = 1024
+    block_size_tokens: Annotated[
+        int, Unit("tokens"), Field(ge=1, le=1024, description="Tokens in a KV block.")
+    ] = 16
+    vocab_size: Annotated[
+        int, Unit("tokens"), Field(ge=16, description="Token ids are drawn below this number.")
+    ] = 32000
+
+
+class EngineConfig(Section):
+    """One engine; every worker has one of its own."""
+
+    kind: Annotated[
+        Literal["vllm", "sim"], Field(description="`vllm`: the real one. `sim`: simulated, see `engine.sim`.")
+    ] = "vllm"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        VllmOnly(),
+        Field(description="What the engines run on. `auto`: GPUs if there are any, else the CPU."),
+    ] = "auto"
+    tensor_parallel: Annotated[
+        int,
+        Unit("ranks"),
+        VllmOnly(),
+        Field(ge=1, description="GPUs (or, on CPU, groups of cores) that share each layer of one engine."),
+    ] = 1
+    pipeline_parallel: Annotated[
+        int,
+        Unit("ranks"),
+        Planned("pipeline-parallel KV transfer"),
+        Field(ge=1, description="Stages of layers over which one engine is split."),
+    ] = 1
+    max_model_len: Annotated[
+        int | None,
+        Unit("tokens"),
+        Field(gt=0, description="Longest prompt plus answer. Without it, what the model was made for."),
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        VllmOnly(),
+        Field(description="Type of weights and activations. `auto`: the model's own."),
+    ] = "auto"
+    speculative_tokens: Annotated[
+        int,
+        Unit("tokens"),
+        Planned("speculative decoding"),
+        Field(ge=0, description="Tokens proposed by the draft model in each step. 0: none."),
+    ] = 0
+    chunked_prefill: Annotated[
+        bool,
+        Field(description="Compute a long prompt in pieces, between the decode steps of other requests."),
+    ] = True
+    max_batched_tokens: Annotated[
+        int | None,
+        Unit("tokens"),
+        Field(gt=0, description="Most tokens computed in one engine step. Without it, the engine's default."),
+    ] = None
+    min_decode_slots: Annotated[
+        int,
+        Unit("requests"),
+        Planned("the fair-share scheduler"),
+        Field(ge=0, description="Places in the batch kept for requests that decode."),
+    ] = 0
+    max_decode_concurrency: Annotated[
+        int, Unit("requests"), Field(ge=1, description="Most requests that one engine runs at the same time.")
+    ] = 64
+    prefill_long_prompt_tokens: Annotated[
+        int | None,
+        Unit("tokens"),
+        Planned("the fair-share scheduler"),
+        Field(gt=0, description="Prompts from this length on count as long and are kept apart."),
+    ] = None
+    enforce_eager: Annotated[
+        bool | None,
+        VllmOnly(),
+        Field(
+            description="Do not compile the model: quicker start, slower tokens. Without it, true on CPU and "
+            "false on GPU."
+        ),
+    ] = None
+    tool_call_parser: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="How the model writes tool calls (vLLM's parser names, such as `hermes`, "
+            "`llama3_json`, `mistral`). Without it, tools are off.",
+        ),
+    ] = None
+    reasoning_parser: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="How the model marks its reasoning (vLLM's parser names, such as `qwen3`, "
+            "`deepseek_r1`). Without it, reasoning is part of the answer.",
+        ),
+    ] = None
+    sim: Annotated[SimSpec, Field(description="Settings of `kind: sim`.")] = SimSpec()
+
+
+class KvCacheConfig(Section):
+    """The KV blocks of an engine."""
+
+    page_size_kb: Annotated[
+        int | None,
+        Unit("KiB"),
+        Field(
+            gt=0,
+            description="Size of a KV block in one layer on one rank; the largest multiple of 16 tokens that "
+            "fits is used. Exclusive with `block_size_tokens`.",
+        ),
+    ] = None
+    block_size_tokens: Annotated[
+        int | None,
+        Unit("tokens"),
+        Field(
+            gt=0,
+            multiple_of=16,
+            description="Tokens in a KV block. Without it, the engine's default (128 on CPU).",
+        ),
+    ] = None
+    hbm_dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"],
+        VllmOnly(),
+        Field(description="Type of the KV in device memory. `auto`: that of the model."),
+    ] = "auto"
+    memory_gb: Annotated[
+        float,
+        Unit("GiB"),
+        VllmOnly(),
+        Field(gt=0, description="Device memory for the KV blocks of each rank."),
+    ] = 1.0
+    hot_keep_secs: Annotated[
+        float,
+        Unit("seconds"),
+        Planned("the KV store's tiers"),
+        Field(ge=0, description="How long a block that was just used is safe from eviction."),
+    ] = 0.0
+    tenant_hotset_gb: Annotated[
+        float,
+        Unit("GiB"),
+        Planned("the KV store's tiers"),
+        Field(ge=0, description="What each tenant keeps in fast tiers whatever the others do."),
+    ] = 0.0
+    prefetch_on_prefix: Annotated[
+        bool,
+        Planned("the KV store's tiers"),
+        Field(
+            description="Fetch the blocks that usually follow a prefix as soon as the prefix is asked for."
+        ),
+    ] = False
+
+
+class TransferConfig(Section):
+    """How KV moves between engines."""
+
+    engine_order: Annotated[
+        tuple[Literal["nixl", "ucx", "nccl"], ...],
+        Planned("the transfer engine", available=("nixl",)),
+        Field(
+            strict=False,
+            description="Transports in the order to try them. After these comes tcp, which is always there, "
+            "so an empty list means tcp alone.",
+        ),
+    ] = ("nixl",)
+    on_failure: Annotated[
+        Literal["recompute", "fail"],
+        Field(
+            description="When KV cannot be moved: `recompute` it on the decode engine, or `fail` the request."
+        ),
+    ] = "recompute"
+    lease_seconds: Annotated[
+        float,
+        Unit("seconds"),
+        Field(
+            ge=1,
+            le=3600,
+            description="How long finished KV is kept for the decode engine before it is freed.",
+        ),
+    ] = 30.0

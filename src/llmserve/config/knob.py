@@ -1,0 +1,72 @@
+"""What a knob of the manifest is made of, beside its type, default and bounds.
+
+A section is a frozen pydantic model; a field of it is a knob, annotated with its unit, its text and,
+while nothing obeys it, with `Planned`. That marker alone makes every other value than the inert one
+an error: a knob is obeyed or refused, never ignored.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+NOT_AVAILABLE = "not_available_yet"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a number counts: "tokens", "seconds", "GiB" ..."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Nothing obeys this knob yet, beyond its default and the `available` values.
+
+    comes_with names what will obey it. In a sequence each item must be an available one.
+    """
+
+    comes_with: str
+    available: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOnly:
+    """The simulated engine does not look at this knob; the plan says so when it is set."""
+
+
+def marker(field: FieldInfo, kind: type[_T]) -> _T | None:
+    """The annotation of this kind on a field, if it has one."""
+    return next((item for item in field.metadata if isinstance(item, kind)), None)
+
+
+class Section(BaseModel):
+    """A mapping of the manifest. Types are strict: no text becomes a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_planned(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        planned = marker(field, Planned)
+        if planned is not None and value != field.get_default():
+            _check_available(value, planned)
+        return value
+
+
+def _check_available(value: Any, planned: Planned) -> None:
+    items = value if isinstance(value, tuple) else (value,)
+    for item in items:
+        if item not in planned.available:
+            named = f"{item!r} is " if planned.available else ""
+            raise PydanticCustomError(
+                NOT_AVAILABLE,
+                "{named}not available yet; it comes with {comes_with}",
+                {"named": named, "comes_with": planned.comes_with},
+            )

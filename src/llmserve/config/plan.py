@@ -1,0 +1,223 @@
+"""The manifest as processes of one machine. Pure: cores, GPUs and free ports are arguments."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from llmserve.config.cores import Shares, deal, divide, omp_binding, usable_cores
+from llmserve.config.knob import VllmOnly, marker
+from llmserve.config.plan_types import LocalPlan, PlanRow, ProcessRole, ProcessSpec
+from llmserve.config.schema import Manifest
+from llmserve.core.errors import ManifestError, StartFailed
+
+__all__ = ["LocalPlan", "PlanRow", "ProcessRole", "ProcessSpec", "plan_local"]
+
+LOOPBACK = "127.0.0.1"
+_PORT_ATTEMPTS = 1000
+
+
+def plan_local(
+    manifest: Manifest, cores: Sequence[int], pick_port: Callable[[], int], gpus: Sequence[int] = ()
+) -> LocalPlan:
+    """Plans `deployment.mode: local`.
+
+    `cores` and `gpus` are the ids that this machine offers; `pick_port` returns a free port on
+    loopback. Errors: ManifestError for cores or GPUs that are not there, StartFailed without free ports.
+    """
+    return _Planner(manifest, cores, pick_port, gpus).plan()
+
+
+class _Planner:
+    """One use. Between the roles only loopback is used; only the HTTP API listens where the manifest says."""
+
+    def __init__(
+        self, manifest: Manifest, cores: Sequence[int], pick_port: Callable[[], int], gpus: Sequence[int]
+    ) -> None:
+        self._manifest = manifest
+        self._local = manifest.deployment.local
+        self._ports = _Ports(pick_port, self._fixed_ports())
+        self._engines = tuple(_engine_names(manifest))
+        on_gpu = _on_gpu(manifest, gpus)
+        ranks = manifest.engine.tensor_parallel
+        if on_gpu and 0 < len(gpus) < ranks:
+            raise ManifestError(f"engine.tensor_parallel: needs {ranks} GPUs, and there are {len(gpus)}")
+        self._gpus = deal(gpus if on_gpu else (), len(self._engines), ranks)
+        on_cpu = manifest.engine.kind == "vllm" and not on_gpu
+        self._cores = divide(usable_cores(self._local, cores) if on_cpu else (), len(self._engines))
+
+    def plan(self) -> LocalPlan:
+        https = [self._http(index) for index in range(self._manifest.deployment.replicas.apiserver)]
+        router, kvmanager = self._ports.address(), self._ports.address()
+        if self._local.single_process:
+            processes = [self._control(https[0], router, kvmanager)]
+            processes += self._workers(router, kvmanager, after=("control-0",))
+        else:
+            processes = self._services(router, kvmanager)
+            processes += self._workers(router, kvmanager, after=("kvmanager-0", "router-0"))
+            processes += [self._apiserver(index, http, router) for index, http in enumerate(https)]
+        return LocalPlan(tuple(processes), tuple(map(_base_url, https)), tuple(self._notes()))
+
+    def _services(self, router: str, kvmanager: str) -> list[ProcessSpec]:
+        addresses = {ProcessRole.KVMANAGER: kvmanager, ProcessRole.ROUTER: router}
+        modules = {ProcessRole.KVMANAGER: "llmserve.kvstore", ProcessRole.ROUTER: "llmserve.router"}
+        return [
+            ProcessSpec(
+                role=role,
+                name=f"{role}-0",
+                module=modules[role],
+                listen=address,
+                metrics_port=self._metrics_port(),
+                env=self._common_env(),
+            )
+            for role, address in addresses.items()
+        ]
+
+    def _apiserver(self, index: int, http: str, router: str) -> ProcessSpec:
+        return ProcessSpec(
+            role=ProcessRole.APISERVER,
+            name=f"apiserver-{index}",
+            module="llmserve.apiserver",
+            http=http,
+            router=router,
+            metrics_port=self._metrics_port(),
+            env=self._apiserver_env(),
+            after=("router-0",),
+        )
+
+    def _control(self, http: str, router: str, kvmanager: str) -> ProcessSpec:
+        """`router` and `kvmanager` are where it listens as these; workers connect there."""
+        return ProcessSpec(
+            role=ProcessRole.CONTROL,
+            name="control-0",
+            module="llmserve.apiserver",
+            http=http,
+            router=router,
+            kvmanager=kvmanager,
+            metrics_port=self._metrics_port(),
+            env=self._apiserver_env(),
+            args=("--with-control",),
+        )
+
+    def _workers(self, router: str, kvmanager: str, after: tuple[str, ...]) -> list[ProcessSpec]:
+        return [
+            ProcessSpec(
+                role=role,
+                name=name,
+                module="llmserve.workers",
+                listen=self._ports.address(),
+                router=router,
+                kvmanager=kvmanager,
+                metrics_port=self._metrics_port(),
+                cores=cores,
+                gpus=gpus,
+                env=self._common_env() | self._engine_env(cores, gpus),
+                args=("--role", role.value),
+                after=after,
+            )
+            for (role, name), cores, gpus in zip(self._engines, self._cores.of, self._gpus.of, strict=True)
+        ]
+
+    def _engine_env(self, cores: tuple[int, ...], gpus: tuple[int, ...]) -> dict[str, str]:
+        if gpus:
+            return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+        if not cores:
+            return {}
+        env = {
+            "VLLM_CPU_OMP_THREADS_BIND": omp_binding(cores, self._manifest.engine.tensor_parallel),
+            # For the processes around the ranks; each rank gets its own number from vLLM.
+            "OMP_NUM_THREADS": "1",
+        }
+        memory = self._manifest.kv_cache.memory_gb
+        if memory.is_integer():  # vLLM reads whole numbers; the engine is told the bytes anyway
+            env["VLLM_CPU_KVCACHE_SPACE"] = str(int(memory))
+        return env
+
+    def _common_env(self) -> dict[str, str]:
+        return {
+            "LLMSERVE_LOG_LEVEL": self._manifest.observability.log_level,
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+
+    def _apiserver_env(self) -> dict[str, str]:
+        """It renders and tokenizes in its own threads: torch's and the tokenizers' would only take cores."""
+        return self._common_env() | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+    def _metrics_port(self) -> int:
+        return self._ports.pick() if self._manifest.observability.metrics else 0
+
+    def _fixed_ports(self) -> range:
+        first, count = self._local.port, self._manifest.deployment.replicas.apiserver
+        return range(first, first + count) if first else range(0)
+
+    def _http(self, index: int) -> str:
+        port = self._local.port + index if self._local.port else self._ports.pick()
+        host = self._local.host
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _notes(self) -> Iterator[str]:
+        count = len(self._engines)
+        yield from _sharing_note(self._cores, count, "cores", "expect slow tokens")
+        yield from _sharing_note(self._gpus, count, "GPUs", "kv_cache.memory_gb must fit several times")
+        if self._local.host in _EVERYWHERE and not self._manifest.security.api_keys:
+            yield "The API is open to the network and security.api_keys is empty: everybody may use it."
+        yield from _unused_knobs(manifest=self._manifest)
+
+
+class _Ports:
+    """Free ports, none of them twice."""
+
+    def __init__(self, pick_port: Callable[[], int], taken: Sequence[int]) -> None:
+        self._pick_port = pick_port
+        self._taken = set(taken)
+
+    def pick(self) -> int:
+        for _ in range(_PORT_ATTEMPTS):
+            port = self._pick_port()
+            if port not in self._taken:
+                self._taken.add(port)
+                return port
+        raise StartFailed("no free port was found on this machine")
+
+    def address(self) -> str:
+        return f"{LOOPBACK}:{self.pick()}"
+
+
+_EVERYWHERE = ("0.0.0.0", "::")
+
+
+def _base_url(http: str) -> str:
+    """Where a client on this machine connects."""
+    host, _, port = http.rpartition(":")
+    return f"http://{LOOPBACK if host.strip('[]') in _EVERYWHERE else host}:{port}"
+
+
+def _on_gpu(manifest: Manifest, gpus: Sequence[int]) -> bool:
+    engine = manifest.engine
+    return engine.kind == "vllm" and (engine.device == "cuda" or (engine.device == "auto" and bool(gpus)))
+
+
+def _engine_names(manifest: Manifest) -> Iterator[tuple[ProcessRole, str]]:
+    replicas = manifest.deployment.replicas
+    if not manifest.deployment.disaggregated:
+        counts = {ProcessRole.AGGREGATED: replicas.decode}
+    else:
+        counts = {ProcessRole.PREFILL: replicas.prefill, ProcessRole.DECODE: replicas.decode}
+    for role, count in counts.items():
+        for index in range(count):
+            yield role, f"{role}-{index}"
+
+
+def _sharing_note(shares: Shares, engines: int, what: str, so: str) -> Iterator[str]:
+    if shares.shared:
+        distinct = len({one for share in shares.of for one in share})
+        yield f"{engines} engines share {distinct} {what if distinct > 1 else what[:-1]}: {so}."
+
+
+def _unused_knobs(manifest: Manifest) -> Iterator[str]:
+    """Knobs that were set for the other kind of engine."""
+    if manifest.engine.kind == "vllm":
+        if "sim" in manifest.engine.model_fields_set:
+            yield "engine.sim is set, but engine.kind is vllm: it has no effect."
+        return
+    for name, section in (("engine", manifest.engine), ("kv_cache", manifest.kv_cache)):
+        for key in sorted(section.model_fields_set):
+            if marker(type(section).model_fields[key], VllmOnly) is not None:
+                yield f"{name}.{key} has no effect on the simulated engine."

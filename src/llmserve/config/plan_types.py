@@ -1,0 +1,115 @@
+"""The plan of a local deployment: made by plan.py, printed by `llmserve apply`, started by the runner."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from llmserve.config.cores import ranges
+
+
+class ProcessRole(StrEnum):
+    """CONTROL is router, kvmanager and apiserver in one process (`deployment.local.single_process`)."""
+
+    KVMANAGER = "kvmanager"
+    ROUTER = "router"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    AGGREGATED = "aggregated"
+    APISERVER = "apiserver"
+    CONTROL = "control"
+
+    @property
+    def is_worker(self) -> bool:
+        return self in (ProcessRole.PREFILL, ProcessRole.DECODE, ProcessRole.AGGREGATED)
+
+    @property
+    def purpose(self) -> str:
+        return _PURPOSES[self]
+
+
+_PURPOSES = {
+    ProcessRole.KVMANAGER: "knows which KV block is where, and who may read it",
+    ProcessRole.ROUTER: "admits, queues and places requests",
+    ProcessRole.PREFILL: "computes prompts, hands their KV over",
+    ProcessRole.DECODE: "generates tokens",
+    ProcessRole.AGGREGATED: "computes prompts and generates tokens",
+    ProcessRole.APISERVER: "answers HTTP: OpenAI and Anthropic APIs",
+    ProcessRole.CONTROL: "router, kvmanager and apiserver in one process",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """One process: `python -m MODULE` with `arguments(...)`.
+
+    Addresses are HOST:PORT: `listen` its own gRPC, `http` its HTTP, `router` and `kvmanager` those it
+    talks to. metrics_port 0: none. `cores` and `gpus` are the engine's own; without cores it may run
+    on any. `env` is added to the environment and `unset_env` removed from it. It is started when all
+    processes named in `after` are ready.
+    """
+
+    role: ProcessRole
+    name: str
+    module: str
+    listen: str | None = None
+    http: str | None = None
+    router: str | None = None
+    kvmanager: str | None = None
+    metrics_port: int = 0
+    cores: tuple[int, ...] = ()
+    gpus: tuple[int, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    unset_env: tuple[str, ...] = ("PYTHONHASHSEED",)  # it would change the root of every block hash
+    args: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+    @property
+    def loads_model(self) -> bool:
+        """Whether it takes --model-dir."""
+        return self.role.is_worker or self.http is not None
+
+    def arguments(self, manifest: str, run_dir: str, model_dir: str | None = None) -> list[str]:
+        """What follows `python -m MODULE`."""
+        options = {
+            "--manifest": manifest,
+            "--name": self.name,
+            "--run-dir": run_dir,
+            "--metrics-port": str(self.metrics_port),
+            "--listen": self.listen,
+            "--http": self.http,
+            "--router": self.router,
+            "--kvmanager": self.kvmanager,
+            "--model-dir": model_dir if self.loads_model else None,
+        }
+        given = [text for option, value in options.items() if value is not None for text in (option, value)]
+        return [*given, *self.args]
+
+
+class PlanRow(NamedTuple):
+    """A line of the table of `llmserve apply`."""
+
+    role: str
+    name: str
+    listen: str
+    cores: str
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPlan:
+    """`processes` are in the order to start them. `notes` are warnings for the user, one sentence each.
+    `base_urls` is where clients connect, one for each apiserver."""
+
+    processes: tuple[ProcessSpec, ...]
+    base_urls: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def describe_rows(self) -> list[PlanRow]:
+        return [_row(process) for process in self.processes]
+
+
+def _row(process: ProcessSpec) -> PlanRow:
+    where = f"gpu {ranges(process.gpus)}" if process.gpus else ranges(process.cores) or "any"
+    listen = process.http or process.listen or "-"
+    return PlanRow(process.role, process.name, listen, where, process.role.purpose)

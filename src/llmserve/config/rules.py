@@ -1,0 +1,142 @@
+"""Combinations of right values that cannot be. Pure; called by load.py.
+
+No rule looks at `models`, so that they can be checked while the model is missing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llmserve.config.messages import number
+from llmserve.config.schema import ApiKey, Manifest
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The first path is where it is reported; the others are what it conflicts with."""
+
+    paths: tuple[Path, ...]
+    message: str
+
+
+def conflicts(manifest: Manifest) -> Iterator[Conflict]:
+    """All combinations of this manifest that cannot be."""
+    for rule in _RULES:
+        yield from rule(manifest)
+
+
+def _roles(manifest: Manifest) -> Iterator[Conflict]:
+    deployment = manifest.deployment
+    prefill: Path = ("deployment", "replicas", "prefill")
+    paths: tuple[Path, ...] = (prefill, ("deployment", "disaggregated"))
+    replicas = deployment.replicas
+    if deployment.disaggregated and replicas.prefill == 0:
+        message = (
+            "a disaggregated deployment needs a prefill engine; "
+            "set at least 1, or deployment.disaggregated: false"
+        )
+        yield Conflict(paths, message)
+    if not deployment.disaggregated and replicas.prefill > 0 and "prefill" in replicas.model_fields_set:
+        message = (
+            "a deployment that is not disaggregated has no prefill engines; "
+            "set 0 or leave it out (replicas.decode counts its engines)"
+        )
+        yield Conflict(paths, message)
+
+
+def _apiservers(manifest: Manifest) -> Iterator[Conflict]:
+    local, count = manifest.deployment.local, manifest.deployment.replicas.apiserver
+    replicas: Path = ("deployment", "replicas", "apiserver")
+    if local.single_process and count > 1:
+        message = "deployment.local.single_process has exactly one apiserver"
+        yield Conflict((replicas, ("deployment", "local", "single_process")), message)
+    last = local.port + count - 1
+    if local.port and last > 65535:
+        message = f"{count} apiservers need ports up to {last}, and 65535 is the last"
+        yield Conflict((("deployment", "local", "port"), replicas), message)
+
+
+def _cores(manifest: Manifest) -> Iterator[Conflict]:
+    cores, paths = manifest.deployment.local.cores, (("deployment", "local", "cores"),)
+    if not cores:
+        yield Conflict(paths, "names no core")
+    twice = next((core for core in cores if cores.count(core) > 1), None) if cores != "auto" else None
+    if twice is not None:
+        yield Conflict(paths, f"names core {twice} twice")
+
+
+def _block_size(manifest: Manifest) -> Iterator[Conflict]:
+    size: Path = ("kv_cache", "block_size_tokens")
+    page: Path = ("kv_cache", "page_size_kb")
+    cache = manifest.kv_cache
+    values = {size: cache.block_size_tokens, page: cache.page_size_kb}
+    if manifest.engine.kind == "sim":
+        message = "the simulated engine has its own; set engine.sim.block_size_tokens"
+        for path in (path for path, value in values.items() if value is not None):
+            yield Conflict((path, ("engine", "kind")), message)
+    elif None not in values.values():
+        yield Conflict((size, page), "kv_cache.page_size_kb already sets the size of a block; keep one")
+
+
+def _batch(manifest: Manifest) -> Iterator[Conflict]:
+    engine, path = manifest.engine, ("engine", "max_batched_tokens")
+    if engine.max_batched_tokens is None:
+        return
+    got = f"got {engine.max_batched_tokens}"
+    if engine.max_batched_tokens < engine.max_decode_concurrency:
+        message = f"must be at least engine.max_decode_concurrency ({engine.max_decode_concurrency}), {got}"
+        yield Conflict((path, ("engine", "max_decode_concurrency")), message)
+    if not engine.chunked_prefill and engine.max_batched_tokens < (engine.max_model_len or 0):
+        message = (
+            "without chunked_prefill a prompt is computed in one step, so it must be at least "
+            f"engine.max_model_len ({engine.max_model_len}), {got}"
+        )
+        yield Conflict((path, ("engine", "chunked_prefill"), ("engine", "max_model_len")), message)
+
+
+def _heartbeat(manifest: Manifest) -> Iterator[Conflict]:
+    scheduling = manifest.scheduling
+    beat, expiry = scheduling.worker_heartbeat_seconds, scheduling.worker_expiry_seconds
+    paths: tuple[Path, Path] = (
+        ("scheduling", "worker_expiry_seconds"),
+        ("scheduling", "worker_heartbeat_seconds"),
+    )
+    if expiry > beat:
+        return
+    if "worker_expiry_seconds" in scheduling.model_fields_set:
+        message = f"must be more than worker_heartbeat_seconds ({number(beat)}), got {number(expiry)}"
+        yield Conflict(paths, message)
+    else:
+        message = f"must be less than worker_expiry_seconds ({number(expiry)}), got {number(beat)}"
+        yield Conflict(paths[::-1], message)
+
+
+def _api_keys(manifest: Manifest) -> Iterator[Conflict]:
+    first: dict[tuple[str, str], int] = {}
+    keys = manifest.security.api_keys
+    for index, api_key in enumerate(keys):
+        path: Path = ("security", "api_keys", index)
+        secret = _secret(api_key)
+        if secret is None:
+            both = api_key.key is not None
+            yield Conflict((path,), _BOTH_KEYS if both else _NO_KEY)
+        elif secret in first:
+            same = first[secret]
+            message = f"is the same key as security.api_keys[{same}], of tenant '{keys[same].tenant}'"
+            yield Conflict((path, ("security", "api_keys", same)), message)
+        else:
+            first[secret] = index
+
+
+_BOTH_KEYS = "has both key and key_env; keep one"
+_NO_KEY = "has no key; set key or key_env"
+
+
+def _secret(api_key: ApiKey) -> tuple[str, str] | None:
+    """What the key is, and in which sense; None when it is not said in exactly one way."""
+    ways = [(way, value) for way in ("key", "key_env") if (value := getattr(api_key, way)) is not None]
+    return ways[0] if len(ways) == 1 else None
+
+
+_RULES = (_roles, _apiservers, _cores, _block_size, _batch, _heartbeat, _api_keys)

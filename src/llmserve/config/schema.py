@@ -1,0 +1,66 @@
+"""The manifest `kind: LLMServe` as one frozen tree. Attribute names are the YAML keys.
+
+Sections are passed down to whoever needs them, never the whole. load.py reads one from YAML;
+docs/configuration.md is generated from it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llmserve.config.deployment import Deployment, LocalDeployment, Replicas
+from llmserve.config.engine import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
+from llmserve.config.knob import Planned, Section
+from llmserve.config.models import AdapterSpec, Metadata, Models, ModelSpec, StorageClass
+from llmserve.config.service import ApiKey, Budgets, Observability, Scheduling, Security, State
+
+__all__ = [
+    "AdapterSpec",
+    "ApiKey",
+    "Budgets",
+    "Deployment",
+    "EngineConfig",
+    "KvCacheConfig",
+    "LocalDeployment",
+    "Manifest",
+    "Metadata",
+    "ModelSpec",
+    "Models",
+    "Observability",
+    "Replicas",
+    "Scheduling",
+    "Security",
+    "SimSpec",
+    "State",
+    "StorageClass",
+    "TransferConfig",
+]
+
+
+class Manifest(Section):
+    """A cluster: what is served, by how many of what."""
+
+    apiVersion: Annotated[  # noqa: N815 - the YAML key
+        Literal["llmserve/v1"], Field(description="Version of this format.")
+    ] = "llmserve/v1"
+    kind: Annotated[Literal["LLMServe"], Field(description="What the file describes; always `LLMServe`.")]
+    metadata: Annotated[Metadata, Field(description="What the cluster is called.")] = Metadata()
+    models: Annotated[Models, Field(description="What is served.")]
+    deployment: Annotated[Deployment, Field(description="Where the roles run, how many of each.")] = (
+        Deployment()
+    )
+    engine: Annotated[EngineConfig, Field(description="One engine; every worker has its own.")] = (
+        EngineConfig()
+    )
+    kv_cache: Annotated[KvCacheConfig, Field(description="The KV blocks of an engine.")] = KvCacheConfig()
+    storageClasses: Annotated[  # noqa: N815 - the YAML key
+        tuple[StorageClass, ...],
+        Planned("the KV store's tiers"),
+        Field(strict=False, description="Tiers below device memory that keep KV blocks."),
+    ] = ()
+    transfer: Annotated[TransferConfig, Field(description="How KV moves between engines.")] = TransferConfig()
+    budgets: Annotated[Budgets, Field(description="What all running requests may use.")] = Budgets()
+    scheduling: Annotated[Scheduling, Field(description="Queueing and time limits.")] = Scheduling()
+    security: Annotated[Security, Field(description="Who may use the cluster.")] = Security()
+    state: Annotated[State, Field(description="Where shared state is.")] = State()
+    observability: Annotated[Observability, Field(description="Logs and metrics.")] = Observability()

@@ -1,0 +1,177 @@
+"""What is generated from the schema: docs/configuration.md, and the JSON Schema for editors.
+
+python -m llmserve.config.schema_doc --write docs/configuration.md
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llmserve.config.knob import Planned, Section, Unit, VllmOnly, marker
+from llmserve.config.schema import Manifest
+from llmserve.config.schema_words import default_text, type_text
+from llmserve.config.tree import Knob, path_text, walk
+
+_HEAD = ("apiVersion", "kind", "metadata")
+
+_INTRODUCTION = """\
+# Configuration
+
+<!-- Generated from src/llmserve/config by `python -m llmserve.config.schema_doc --write docs/configuration.md`. -->
+
+One YAML file, the manifest, describes a cluster. Only the model is required:
+
+```yaml
+apiVersion: llmserve/v1
+kind: LLMServe
+metadata:
+  name: my-cluster
+spec:
+  models:
+    primary:
+      source: hub:Qwen/Qwen3-8B
+```
+
+The sections below stand under `spec:`. In a short manifest `spec:` may be left out, and they stand at the top.
+`llmserve apply -f FILE` checks a manifest and shows what it would start; `llmserve schema` prints the JSON Schema
+for your editor. [llmserve.yaml](../llmserve.yaml) and [examples/](../examples) are complete manifests.
+
+A mistake is refused with its file and line, never ignored: an unknown key, a wrong type (`"2"` is not a number),
+a combination that cannot be. So is every key that is **planned**: until something obeys it, any value but its
+default is answered with "not available yet".
+
+A dash as default means that the key is not set; its text says what happens then. Sizes in GiB and KiB are powers
+of 1024.
+"""
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of the manifest as it is written, with `x-unit` and `x-status` on each knob."""
+    schema = Manifest.model_json_schema()
+    for knob in walk(Manifest):
+        _annotate(_properties_of(schema, knob)[knob.path[-1]], knob)
+    sections = {key: value for key, value in schema["properties"].items() if key not in _HEAD}
+    schema["properties"]["spec"] = {
+        "type": "object",
+        "description": "The sections, which may stand at the top as well.",
+        "properties": sections,
+        "required": ["models"],
+        "additionalProperties": False,
+    }
+    schema["required"] = ["kind"]
+    schema["oneOf"] = [
+        {"required": ["spec"], "properties": dict.fromkeys(sections, False)},
+        {"required": ["models"], "properties": {"spec": False}},
+    ]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _properties_of(schema: dict[str, Any], knob: Knob) -> dict[str, Any]:
+    holder = schema if len(knob.path) == 1 else schema["$defs"][knob.holder.__name__]
+    properties: dict[str, Any] = holder["properties"]
+    return properties
+
+
+def _annotate(target: dict[str, Any], knob: Knob) -> None:
+    unit, planned = marker(knob.field, Unit), marker(knob.field, Planned)
+    target["x-status"] = "available" if planned is None else "planned"
+    if planned is not None and planned.available:
+        target["x-available"] = list(planned.available)
+    if unit is not None:
+        target["x-unit"] = unit.name
+
+
+def markdown() -> str:
+    """docs/configuration.md."""
+    knobs = list(walk(Manifest))
+    scalars = [knob for knob in knobs if len(knob.path) == 1 and knob.section is None]
+    parts = [_INTRODUCTION, "## The file\n", *_tables(scalars)]
+    for knob in knobs:
+        if knob.section is not None:
+            parts += _section(knob, knobs)
+    return "\n".join(parts)
+
+
+def _section(knob: Knob, knobs: list[Knob]) -> Iterator[str]:
+    """A heading, and a table of the keys that hold values."""
+    assert knob.section is not None, "only sections have a heading"
+    depth = sum(1 for part in knob.path if part != "[]")
+    yield f"{'#' * min(depth + 1, 4)} `{path_text(knob.path)}`\n"
+    yield f"{_first_paragraph(knob.section)}\n"
+    planned = marker(knob.field, Planned)
+    if planned is not None:
+        yield f"**Planned**: not available yet; it comes with {planned.comes_with}.\n"
+    inside = [one for one in knobs if one.parent == knob.path and one.section is None]
+    if planned is None:
+        yield from _tables(inside)
+    else:
+        yield from _table(inside)
+
+
+def _first_paragraph(section: type[Section]) -> str:
+    text = (section.__doc__ or "").split("\n\n", 1)[0]
+    return " ".join(text.split())
+
+
+def _tables(knobs: list[Knob]) -> Iterator[str]:
+    """First what is available, then what is planned."""
+    planned = [knob for knob in knobs if _is_planned(knob)]
+    yield from _table([knob for knob in knobs if not _is_planned(knob)])
+    if planned:
+        yield "Planned, not available yet:\n"
+        yield from _table(planned)
+
+
+def _is_planned(knob: Knob) -> bool:
+    planned = marker(knob.field, Planned)
+    return planned is not None and not planned.available
+
+
+def _table(knobs: list[Knob]) -> Iterator[str]:
+    if not knobs:
+        return
+    yield "| Key | Type | Unit | Default | Meaning |"
+    yield "|---|---|---|---|---|"
+    for knob in knobs:
+        unit = marker(knob.field, Unit)
+        cells = (
+            f"`{path_text(knob.path)}`",
+            type_text(knob.field),
+            unit.name if unit is not None else "",
+            default_text(knob.field),
+            _meaning(knob),
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _meaning(knob: Knob) -> str:
+    text = knob.field.description or ""
+    planned = marker(knob.field, Planned)
+    if marker(knob.field, VllmOnly) is not None:
+        text += " No effect on the simulated engine."
+    if planned is None:
+        return text
+    if planned.available:
+        now = ", ".join(f"`{value}`" for value in planned.available)
+        return f"{text} **Now: {now}**; the others come with {planned.comes_with}."
+    return f"{text} *Comes with {planned.comes_with}.*"
+
+
+def main(arguments: list[str]) -> int:
+    """Prints the JSON Schema, or writes the documentation."""
+    parser = argparse.ArgumentParser(prog="python -m llmserve.config.schema_doc", description=__doc__)
+    parser.add_argument("--write", metavar="FILE", type=Path, help="write the documentation here")
+    options = parser.parse_args(arguments)
+    if options.write is None:
+        print(json.dumps(json_schema(), indent=2))
+    else:
+        options.write.write_text(markdown())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

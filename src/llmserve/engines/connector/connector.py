@@ -1,0 +1,154 @@
+"""The class that vLLM loads (kv_connector_module_path). It only delegates to its two halves."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+    SupportsHMA,
+)
+from vllm.distributed.parallel_state import get_tp_group
+
+from llmserve.core.errors import StartFailed
+from llmserve.engines.connector.card import EngineCard
+from llmserve.engines.connector.memory import kv_layout
+from llmserve.engines.connector.metadata import RankEndpoint, StepOrders
+from llmserve.engines.connector.scheduler_side import SchedulerSide
+from llmserve.engines.connector.settings import ConnectorSettings
+from llmserve.engines.connector.stats import HandoverStats
+from llmserve.engines.connector.worker_side import WorkerSide
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+
+class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
+    def __init__(
+        self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
+    ) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        if len(kv_cache_config.kv_cache_groups) > 1:
+            raise StartFailed("models with several KV cache groups (hybrid attention) are not available yet")
+        self._settings = ConnectorSettings.from_extra_config(
+            vllm_config.kv_transfer_config.kv_connector_extra_config
+        )
+        self._block_size = vllm_config.cache_config.block_size
+        self._worker: WorkerSide | None = None
+        self._scheduler = SchedulerSide(
+            self._settings.worker_id, self._settings.epoch, self._block_size, self._settings.lease_seconds
+        )
+
+    # -- worker side
+
+    def register_kv_caches(self, kv_caches: dict[str, "torch.Tensor"]) -> None:
+        layout = kv_layout(
+            kv_caches,
+            self._kv_cache_config.num_blocks,
+            self._block_size,
+            kv_dtype=self._kv_dtype(),
+            layout=self._layout_name(),
+            model=self._settings.model,
+        )
+        self._worker = WorkerSide(self._settings, layout, get_tp_group().rank_in_group)
+
+    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata:
+        return self._acting().endpoint()
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        orders = self._get_connector_metadata()
+        assert isinstance(orders, StepOrders)
+        self._acting().execute(orders)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Loads are asynchronous: vLLM does not schedule a request before its load has ended."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
+        """Pull mode: blocks stay where prefill wrote them until decode has read them."""
+
+    def wait_for_save(self) -> None:
+        """See save_kv_layer."""
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        worker = self._acting()
+        received, failed = worker.take_received()
+        return KVConnectorTransferResults(
+            finished_sending=worker.take_sent(), finished_recving=received, failed_recving=failed
+        )
+
+    def get_kv_connector_stats(self) -> HandoverStats | None:
+        return None if self._worker is None else self._worker.take_stats()
+
+    def shutdown(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+    # -- scheduler side
+
+    def set_xfer_handshake_metadata(self, metadata: Mapping[int, KVConnectorHandshakeMetadata]) -> None:
+        ranks = [metadata[rank] for rank in sorted(metadata)]
+        endpoints = [rank for rank in ranks if isinstance(rank, RankEndpoint)]
+        self._scheduler.set_endpoints([rank.endpoint for rank in endpoints])
+        self._card(endpoints[0]).write(self._settings.card)
+
+    def on_new_request(self, request: "Request") -> None:
+        self._scheduler.on_new_request(request)
+
+    def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int, bool]:
+        matched = self._scheduler.matched_tokens(request, num_computed_tokens)
+        return matched, matched > 0
+
+    def update_state_after_alloc(
+        self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int
+    ) -> None:
+        self._scheduler.after_alloc(request, blocks, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
+        return self._scheduler.take_orders()
+
+    def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        self._scheduler.loads_ended(connector_output.finished_recving or set())
+
+    def request_finished_all_groups(
+        self, request: "Request", block_ids: tuple[Sequence[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        (group,) = block_ids
+        return self._scheduler.request_finished(request, group)
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> HandoverStats:
+        return HandoverStats(data=data or {})
+
+    # -- both
+
+    def _acting(self) -> WorkerSide:
+        assert self._worker is not None, "vLLM registers the KV caches before the first step"
+        return self._worker
+
+    def _card(self, rank: RankEndpoint) -> EngineCard:
+        return EngineCard(
+            layout=self._layout_name(),
+            kv_dtype=self._kv_dtype(),
+            block_size_tokens=self._block_size,
+            block_bytes=rank.block_bytes,
+            total_blocks=self._kv_cache_config.num_blocks,
+            transports=rank.transports,
+        )
+
+    def _kv_dtype(self) -> str:
+        chosen = str(self._vllm_config.cache_config.cache_dtype)
+        return (
+            str(self._vllm_config.model_config.dtype).removeprefix("torch.") if chosen == "auto" else chosen
+        )
+
+    def _layout_name(self) -> str:
+        return str(self._vllm_config.cache_config.kv_cache_layout)

@@ -1,0 +1,207 @@
+"""The one thread of hand-over in a process: an event loop that owns the transports.
+
+Transports are single-threaded, serve peers (progress) and pull from peers (poll) at once; so both
+the server and the client of a process share this thread. It sleeps in the kernel while no pull
+runs and no peer has announced one.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from llmserve.core.errors import TransferError
+from llmserve.core.tasks import TaskOwner
+from llmserve.engines.handover.layout import KvLayout
+from llmserve.engines.handover.status import TransferCounters
+from llmserve.transfer.base import Batch, PeerName, Transfer, TransferState, TransferStatus, Transport
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_CALL_SECONDS = 30.0
+_TICK_SECONDS = 0.001
+_RETRY_CANCEL_SECONDS = 0.05
+# (after so many seconds of a transfer, look again so many seconds later)
+_NAPS = ((0.1, 0.001), (0.01, 0.0002), (0.0, 0.00005))
+
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    transport: Transport
+    transfer: Transfer
+    done: asyncio.Future[TransferStatus]
+    started: float
+
+
+class HandoverIo:
+    """Registers the layout's memory with every transport and owns these until `close`.
+
+    `call` and `post` may be used from any thread; everything else belongs to the loop's."""
+
+    def __init__(self, transports: Sequence[Transport], layout: KvLayout) -> None:
+        """Errors: TransferError when the memory cannot be registered; the transports are closed."""
+        self.layout = layout
+        self.counters = TransferCounters()
+        self.transports: Mapping[str, Transport] = {transport.name: transport for transport in transports}
+        self._flights: list[_Flight] = []
+        self._expected: dict[tuple[int, str], float] = {}  # (connection, lease id) -> until when
+        self._pump: asyncio.Task[None] | None = None
+        self.closed = False
+        try:
+            for transport in transports:
+                transport.register(layout.regions)
+            self.descriptions = {t.name: b64encode(t.describe()).decode() for t in transports}
+        except TransferError:
+            self._close_transports()
+            raise
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kv-handover", daemon=True)
+        self._thread.start()
+        self._ready.wait(_CALL_SECONDS)
+
+    # -- from any thread
+
+    def call(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Runs a coroutine on the loop and waits for it, at most 30 s."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_CALL_SECONDS)
+
+    def post(self, action: Callable[[], object]) -> None:
+        """Runs an action on the loop, soon. Errors: TransferError after `close`."""
+        try:
+            self._loop.call_soon_threadsafe(action)
+        except RuntimeError as error:
+            raise TransferError("hand-over is closed") from error
+
+    def close(self) -> None:
+        """Ends every task, closes the transports, joins the thread. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(_CALL_SECONDS)
+
+    # -- on the loop
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        return self._tasks.spawn(name, work)
+
+    def expect(self, connection: int, lease_id: str, seconds: float) -> None:
+        """A peer will connect or read: serve it until `dismiss` or `forget`, or for so long."""
+        self._expected[connection, lease_id] = time.monotonic() + seconds
+        self._start_pump()
+
+    def dismiss(self, connection: int, lease_id: str) -> None:
+        self._expected.pop((connection, lease_id), None)
+
+    def forget(self, connection: int) -> None:
+        for reader in [reader for reader in self._expected if reader[0] == connection]:
+            del self._expected[reader]
+
+    async def read(self, transport: Transport, peer: PeerName, batch: Batch) -> TransferStatus:
+        """Copies a batch from a peer; DONE or FAILED. When it returns or has been cancelled, local
+        memory is no longer touched."""
+        now = time.monotonic()
+        try:
+            transfer = transport.read(peer, batch)
+        except TransferError as error:
+            return TransferStatus(TransferState.FAILED, error.message)
+        flight = _Flight(transport, transfer, self._loop.create_future(), now)
+        self._flights.append(flight)
+        self._start_pump()
+        try:
+            return await flight.done
+        except asyncio.CancelledError:
+            await self._let_go(flight)
+            raise
+
+    async def _let_go(self, flight: _Flight) -> None:
+        if flight in self._flights:
+            self._flights.remove(flight)
+            while not _cancelled(flight):  # noqa: ASYNC110 (the network signals nothing)
+                await asyncio.sleep(_RETRY_CANCEL_SECONDS)
+
+    # -- the pump: runs only while there is something to serve or to poll
+
+    def _start_pump(self) -> None:
+        if self._pump is None or self._pump.done():
+            self._pump = self._tasks.spawn("pump", self._run_pump())
+
+    async def _run_pump(self) -> None:
+        while self._flights or self._serves():
+            if self._expected:
+                self._progress()
+            self._poll_flights()
+            if self._flights:
+                self._nap()
+                await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(_TICK_SECONDS)
+
+    def _serves(self) -> bool:
+        now = time.monotonic()
+        for reader in [reader for reader, until in self._expected.items() if until < now]:
+            del self._expected[reader]
+        return bool(self._expected) and any(t.needs_progress for t in self.transports.values())
+
+    def _progress(self) -> None:
+        for transport in self.transports.values():
+            if transport.needs_progress:
+                _guarded(transport.progress)
+
+    def _poll_flights(self) -> None:
+        for flight in list(self._flights):
+            status = _poll(flight)
+            if status.state is not TransferState.RUNNING:
+                self._flights.remove(flight)
+                if not flight.done.done():
+                    flight.done.set_result(status)
+
+    def _nap(self) -> None:
+        """Shorter than any timer of the loop can be; the loop itself runs between two naps."""
+        age = time.monotonic() - max(flight.started for flight in self._flights)
+        time.sleep(next(nap for after, nap in _NAPS if age >= after))
+
+    # -- life of the thread
+
+    def _run(self) -> None:
+        asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._tasks = TaskOwner("handover")
+        self._ready.set()
+        await self._stop.wait()
+        await self._tasks.aclose()
+        self._close_transports()
+
+    def _close_transports(self) -> None:
+        for transport in self.transports.values():
+            _guarded(transport.close)
+
+
+def _guarded(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except TransferError as error:
+        _log.warning("transport: %s", error)
+
+
+def _cancelled(flight: _Flight) -> bool:
+    try:
+        flight.transport.cancel(flight.transfer)
+    except TransferError as error:
+        _log.warning("a transfer over %s does not end yet: %s", flight.transport.name, error.message)
+        return False
+    return True
+
+
+def _poll(flight: _Flight) -> TransferStatus:
+    try:
+        return flight.transport.poll(flight.transfer)
+    except TransferError as error:
+        return TransferStatus(TransferState.FAILED, error.message)

@@ -1,0 +1,62 @@
+"""Everything a process needs to hand KV over and to fetch it: one io thread, a server, a client."""
+
+from collections.abc import Sequence
+
+from llmserve.core.clock import Clock, SystemClock
+from llmserve.core.ids import WorkerId
+from llmserve.engines.handover.client import HandoverClient, PullLimits
+from llmserve.engines.handover.io import HandoverIo
+from llmserve.engines.handover.layout import KvLayout
+from llmserve.engines.handover.server import HandoverServer
+from llmserve.engines.handover.status import TransferCounters
+from llmserve.transfer.base import Transport
+
+
+class HandoverNode:
+    """Owns the transports from the call on, also when it fails. One for each process and rank."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: WorkerId,
+        epoch: int,
+        transports: Sequence[Transport],
+        layout: KvLayout,
+        lease_seconds: float,
+        clock: Clock | None = None,
+        host: str = "127.0.0.1",
+        rank: int = 0,
+        limits: PullLimits | None = None,
+    ) -> None:
+        """Errors: TransferError (memory cannot be registered, host cannot be bound)."""
+        self._io = HandoverIo(transports, layout)
+        self.client = HandoverClient(self._io, rank, limits)
+        try:
+            self.server = HandoverServer(
+                self._io, worker_id, epoch, lease_seconds, clock or SystemClock(), host
+            )
+        except BaseException:
+            self._io.close()
+            raise
+
+    @property
+    def endpoint(self) -> str:
+        """host:port of the side channel, for tickets."""
+        return self.server.endpoint
+
+    @property
+    def transports(self) -> tuple[str, ...]:
+        return tuple(self._io.transports)
+
+    @property
+    def counters(self) -> TransferCounters:
+        """Of the pulls made here; only the hand-over thread writes them."""
+        return self._io.counters
+
+    def close(self) -> None:
+        """Pulls end, readers are hung up on, transports close, the thread is joined. Idempotent."""
+        if self._io.closed:
+            return
+        self.client.close()
+        self.server.close()
+        self._io.close()

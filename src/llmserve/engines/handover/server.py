@@ -1,0 +1,217 @@
+"""The granting end: leases on blocks of this process, and the side channel through which readers
+check, renew and release them.
+
+Messages: hello (compares the geometry, tells how to connect), begin (a read follows now), renew,
+release, status, leases. A reader that sends garbage loses its connection, nothing else.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from llmserve.core.clock import Clock
+from llmserve.core.errors import TransferError
+from llmserve.core.ids import LeaseId, RequestId, WorkerId
+from llmserve.engines.handover import wire
+from llmserve.engines.handover.io import HandoverIo
+from llmserve.engines.handover.status import HandoverStatus
+from llmserve.kvstore.leases import LeaseAnswer, LeaseChanges, LeaseTable
+
+_log = logging.getLogger(__name__)
+_WIREUP_SECONDS = 2.0
+_CLOSE_SECONDS = 2.0
+_MAX_CONNECTIONS = 1024
+
+
+class HandoverServer:
+    """Methods without underscore may be called from any thread and never wait for the network."""
+
+    def __init__(
+        self,
+        io: HandoverIo,
+        worker_id: WorkerId,
+        epoch: int,
+        lease_seconds: float,
+        clock: Clock,
+        host: str = "127.0.0.1",
+    ) -> None:
+        """Listens at once. Errors: TransferError when the host cannot be bound."""
+        self._io = io
+        self._worker_id = worker_id
+        self._lock = threading.Lock()
+        self._table = LeaseTable(epoch, lease_seconds, clock)
+        self._channel = _SideChannel(io, self._answer)
+        port = io.call(self._channel.listen(host))
+        self.endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    # -- the engine
+
+    def grant(
+        self, request_id: RequestId, block_ids: Sequence[int], lease_id: LeaseId | None = None
+    ) -> LeaseId:
+        """Pins blocks until `take_ended` names the request. lease_id: the one the ticket carries,
+        when every rank must know it beforehand. Errors: InvalidRequest."""
+        with self._lock:
+            return self._table.grant(request_id, block_ids, lease_id).lease_id
+
+    def withdraw(self, request_id: RequestId) -> bool:
+        """Ends the lease of a request from this side. False: it held none that was open."""
+        with self._lock:
+            return self._table.withdraw(request_id)
+
+    def take_ended(self) -> frozenset[RequestId]:
+        """Requests whose lease was released or has expired, each once: free their blocks now."""
+        with self._lock:
+            return self._table.take_ended()
+
+    @property
+    def leased_count(self) -> int:
+        """Requests whose blocks are pinned: open leases, and ended ones that were not taken."""
+        with self._lock:
+            return self._table.open_leases + self._table.untaken_requests
+
+    def changes_after(self, sequence: int) -> LeaseChanges:
+        """What happened to leases since the report that ended at `sequence` (-1: a snapshot)."""
+        with self._lock:
+            return self._table.changes_after(sequence)
+
+    def status(self) -> HandoverStatus:
+        counters = self._io.counters
+        with self._lock:
+            table = self._table
+            table.expire()
+            return HandoverStatus(
+                worker_id=self._worker_id,
+                epoch=table.epoch,
+                open_leases=table.open_leases,
+                leased_blocks=table.leased_blocks,
+                orphan_blocks=table.orphan_blocks,
+                granted_leases=table.counters.granted,
+                released_leases=table.counters.released,
+                expired_leases=table.counters.expired,
+                transferred_bytes=counters.transferred_bytes,
+                transfer_failures=counters.transfer_failures,
+                last_transport=counters.last_transport,
+                transports=tuple(self._io.transports),
+            )
+
+    def close(self) -> None:
+        """Readers lose their connections. Idempotent; before the io's `close`."""
+        if not self._io.closed:
+            self._io.call(self._channel.close())
+
+    # -- messages, on the loop
+
+    def _answer(self, connection: int, message: wire.Message) -> wire.Message:
+        """Errors: TransferError when the message makes no sense; it ends the connection."""
+        operation = message.get("op")
+        if operation == "hello":
+            return self._hello(connection, message)
+        if operation == "status":
+            return {"ok": True, **self.status().to_message()}
+        if operation == "leases":
+            return wire.pack_changes(self.changes_after(_integer(message, "after")))
+        if operation in ("begin", "renew", "release"):
+            return self._lease(connection, operation, message)
+        raise TransferError(f"side channel: unknown operation {str(operation)[:40]!r}")
+
+    def _hello(self, connection: int, message: wire.Message) -> wire.Message:
+        geometry = message.get("geometry")
+        if not isinstance(geometry, dict):
+            raise TransferError("side channel: hello without a geometry")
+        if difference := self._io.layout.geometry.difference(geometry):
+            return {"ok": False, "error": f"the KV caches do not fit: {difference}"}
+        self._io.expect(connection, "", _WIREUP_SECONDS)
+        return {
+            "ok": True,
+            "worker_id": self._worker_id,
+            "epoch": self._table.epoch,
+            "transports": self._io.descriptions,
+        }
+
+    def _lease(self, connection: int, operation: str, message: wire.Message) -> wire.Message:
+        lease_id = message.get("lease_id")
+        if not isinstance(lease_id, str):
+            raise TransferError("side channel: a lease operation without lease_id")
+        epoch = _integer(message, "epoch")
+        with self._lock:
+            act = self._table.release if operation == "release" else self._table.renew
+            answer = act(LeaseId(lease_id), epoch)
+        if operation == "begin" and answer in (LeaseAnswer.VALID, LeaseAnswer.UNKNOWN):
+            self._io.expect(connection, lease_id, self._table.lease_seconds)
+        if operation == "release":
+            self._io.dismiss(connection, lease_id)
+        return {"ok": True, "lease": answer.value}
+
+
+def _integer(message: wire.Message, name: str) -> int:
+    value = message.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TransferError(f"side channel: {name} is not an integer")
+    return value
+
+
+class _SideChannel:
+    """The listening socket and its connections; each is a number for `answer`."""
+
+    def __init__(self, io: HandoverIo, answer: Callable[[int, wire.Message], wire.Message]) -> None:
+        self._io = io
+        self._answer = answer
+        self._server: asyncio.Server | None = None
+        self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._talks: set[asyncio.Task[None]] = set()
+        self._accepted = 0
+
+    async def listen(self, host: str) -> int:
+        """Returns the port."""
+        try:
+            self._server = await asyncio.start_server(self._accept, host, 0)
+        except OSError as error:
+            raise TransferError(f"side channel: cannot listen on {host}: {error}") from error
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers.values():
+            writer.close()
+        if self._talks:
+            await asyncio.wait(self._talks, timeout=_CLOSE_SECONDS)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._writers) >= _MAX_CONNECTIONS:
+            writer.close()
+            return
+        talk = self._io.spawn("side-channel", self._serve(reader, writer))
+        self._talks.add(talk)
+        talk.add_done_callback(self._talks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._accepted += 1
+        connection = self._accepted
+        self._writers[connection] = writer
+        try:
+            await self._talk(connection, reader, writer)
+        except TransferError as error:
+            _log.warning("side channel: dropped a connection: %s", error.message)
+        except OSError:
+            pass  # the reader has left
+        finally:
+            del self._writers[connection]
+            self._io.forget(connection)
+            writer.close()
+
+    async def _talk(
+        self, connection: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        while True:
+            message = await wire.read_message(reader)
+            try:
+                answer = self._answer(connection, message)
+            except TransferError as error:
+                writer.write(wire.pack({"ok": False, "error": error.message}))
+                raise
+            writer.write(wire.pack(answer))
+            await writer.drain()

@@ -1,0 +1,256 @@
+"""SimEngine: the Engine contract (engines/base.py) without a model."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
+from llmserve.core.ids import RequestId
+from llmserve.core.outcome import FinishReason
+from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
+from llmserve.core.tasks import TaskOwner
+from llmserve.engines.base import EngineInfo
+from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.sim.handing import KvHanding
+from llmserve.engines.sim.limits import SimLimits
+from llmserve.engines.sim.link import KvLink, PullResult
+from llmserve.engines.sim.memory import BLOCK_BYTES, KvMemory
+from llmserve.engines.sim.pool import BlockPool
+from llmserve.engines.sim.scheduler import BatchLimits, SimScheduler, Step
+from llmserve.engines.sim.sequence import SimSequence
+from llmserve.engines.sim.timing import Pace, Timing
+from llmserve.engines.spec import EngineSpec
+
+_log = logging.getLogger(__name__)
+
+OpenLink = Callable[[EngineSpec, KvMemory, int], Awaitable[KvLink]]
+
+
+class SimEngine:
+    """open_link connects it to the engines it hands over to; pace says how time passes."""
+
+    def __init__(self, spec: EngineSpec, open_link: OpenLink, pace: Pace) -> None:
+        self._spec = spec
+        self._open_link = open_link
+        self._pace = pace
+        self._limits = SimLimits.of(spec)
+        sim = spec.engine.sim
+        self._timing = Timing(
+            sim.prefill_tokens_per_second, sim.decode_step_seconds, sim.decode_seconds_per_sequence
+        )
+        self._pool = BlockPool(sim.blocks)
+        self._scheduler = SimScheduler(
+            self._pool,
+            BatchLimits(self._limits.max_concurrency, self._limits.batch_tokens, spec.engine.chunked_prefill),
+        )
+        self._memory: KvMemory | None = None
+        self._link: KvLink | None = None
+        self._tasks: TaskOwner | None = None
+        self._outputs: list[EngineOutput] = []
+        self._delivered = asyncio.Event()
+        self._work = asyncio.Event()
+        self._kv_changed = asyncio.Event()
+
+    # -- life
+
+    async def start(self) -> EngineInfo:
+        self._memory = KvMemory(self._pool.total_blocks)
+        try:
+            self._link = await self._open_link(self._spec, self._memory, self._limits.block_size_tokens)
+        except (OSError, TransferError) as error:
+            raise StartFailed(f"the simulated engine cannot hand KV over: {error}") from error
+        self._handing = KvHanding(self._spec, self._link, self._memory, self._pool)
+        self._tasks = TaskOwner(f"sim-{self._spec.worker_id}")
+        self._tasks.spawn("steps", self._run(), fatal=True)
+        self._tasks.spawn("handover", self._tend(self._link), fatal=True)
+        self._tasks.failed.add_done_callback(lambda _: self._delivered.set())
+        return EngineInfo(
+            kv_dtype="sim",
+            layout="sim",
+            block_size_tokens=self._limits.block_size_tokens,
+            block_bytes=BLOCK_BYTES,
+            total_blocks=self._pool.total_blocks,
+            max_model_len_tokens=self._limits.max_model_len,
+            max_concurrency=self._limits.max_concurrency,
+            transports=self._link.transports,
+        )
+
+    async def aclose(self) -> None:
+        if self._tasks is not None:
+            await self._tasks.aclose()
+            self._delivered.set()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def _check_alive(self) -> None:
+        if self._tasks is None or self._tasks.failed.done():
+            raise EngineDead("the simulated engine is not running")
+
+    # -- requests
+
+    async def add(self, request: EngineRequest) -> None:
+        self._check_alive()
+        self._limits.check(request)
+        if self._scheduler.has(request.request_id) or self._handing.holds(request.request_id):
+            raise InvalidRequest(f"request id {request.request_id} is in use")
+        ticket = self._ticket(request)
+        sequence = SimSequence(
+            request, ticket, self._limits.block_size_tokens, self._spec.engine.sim.vocab_size
+        )
+        if ticket is not None:
+            self._linked().watch(ticket)
+        self._scheduler.add(sequence)
+        self._work.set()
+
+    def _ticket(self, request: EngineRequest) -> HandoverTicket | None:
+        params = request.kv_transfer_params
+        if not params or not params.get("do_remote_prefill"):
+            return None
+        try:
+            ticket = HandoverTicket.from_params(params)
+        except TransferError as error:
+            raise InvalidRequest(error.message) from error
+        if ticket.block_size_tokens != self._limits.block_size_tokens:
+            raise InvalidRequest(
+                f"the prefill worker's blocks hold {ticket.block_size_tokens} tokens, "
+                f"this worker's {self._limits.block_size_tokens}"
+            )
+        return ticket
+
+    async def abort(self, request_ids: Sequence[RequestId]) -> None:
+        for request_id in request_ids:
+            sequence = self._scheduler.abort(request_id)
+            if sequence is None:
+                continue
+            if sequence.ticket is not None:
+                self._linked().release(sequence.ticket)
+            elif self._scheduler.has(request_id):
+                self._linked().cancel(request_id)
+        self._work.set()
+
+    async def next_outputs(self) -> Sequence[EngineOutput]:
+        while not self._outputs:
+            self._check_alive()
+            self._delivered.clear()
+            await self._delivered.wait()
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    async def next_kv_events(self) -> KvEvents:
+        while True:
+            await self._kv_changed.wait()
+            self._kv_changed.clear()
+            blocks = self._pool.take_events()
+            leases = self._link.take_changes() if self._link is not None else ()
+            if blocks.stored or blocks.removed or leases:
+                return KvEvents(blocks.stored, blocks.removed, leases=leases)
+
+    async def load(self) -> EngineLoad:
+        if self._link is None:
+            return EngineLoad()
+        self._free_ended()  # also those that only expired
+        counters = self._link.counters()
+        return EngineLoad(
+            running_requests=self._scheduler.running_requests,
+            waiting_requests=self._scheduler.waiting_requests,
+            used_blocks=self._pool.used_blocks,
+            leased_blocks=counters.leased_blocks,
+            orphan_blocks=counters.orphan_blocks,
+            transferred_bytes=counters.transferred_bytes,
+            transfer_failures=counters.transfer_failures,
+            last_transport=counters.last_transport,
+        )
+
+    # -- the loop
+
+    async def _run(self) -> None:
+        while True:
+            self._work.clear()
+            step = self._scheduler.plan()
+            self._order_transfers(step)
+            if step.work:
+                seconds = self._timing.step_seconds(step.prefill_tokens, step.decode_sequences)
+                await self._pace.sleep_until(self._pace.now() + seconds)
+                self._commit(step)
+            else:
+                await self._work.wait()
+
+    def _order_transfers(self, step: Step) -> None:
+        for ticket in step.releases:
+            self._linked().release(ticket)
+        for order in step.pulls:
+            self._handing.start(order)
+        self._note_kv_changes()
+
+    def _commit(self, step: Step) -> None:
+        committed = self._scheduler.commit(step)
+        assert self._memory is not None, "the loop ends before the memory is closed"
+        for block_id, digest in committed.filled:
+            self._memory.write(block_id, digest)
+        for sequence in committed.complete:
+            self._deliver(self._advance(sequence))
+        self._note_kv_changes()
+
+    def _advance(self, sequence: SimSequence) -> EngineOutput:
+        token = sequence.sample()
+        reason = sequence.finish_reason(self._limits.max_model_len)
+        return EngineOutput(
+            request_id=sequence.request_id,
+            token_ids=(token,),
+            finish_reason=reason,
+            stop_reason=token if reason is FinishReason.STOP else None,
+            kv_transfer_params=None if reason is None else self._finish(sequence, reason),
+            prefill_stats=sequence.stats if sequence.output_tokens == 1 else None,
+        )
+
+    def _finish(self, sequence: SimSequence, reason: FinishReason) -> dict[str, object] | None:
+        """Only a prefill that ran to its token limit is handed over: one that met a stop token has no
+        decode."""
+        blocks = self._scheduler.finish(sequence)
+        if sequence.hands_over and reason is FinishReason.LENGTH:
+            return self._handing.grant(sequence, blocks).to_params()
+        self._pool.release(blocks)
+        return None
+
+    def _deliver(self, output: EngineOutput) -> None:
+        self._outputs.append(output)
+        self._delivered.set()
+
+    # -- transfers
+
+    async def _tend(self, link: KvLink) -> None:
+        while True:
+            await link.changed.wait()
+            link.changed.clear()
+            self._free_ended()
+            for result in self._handing.take_pulled():
+                self._pull_ended(result)
+            self._work.set()
+
+    def _free_ended(self) -> None:
+        if self._handing.free_ended():
+            self._work.set()
+        self._note_kv_changes()
+
+    def _pull_ended(self, result: PullResult) -> None:
+        sequence = self._scheduler.pull_ended(result.request_id, result.succeeded)
+        if sequence is None or result.succeeded:
+            return
+        _log.warning("loading KV failed: request=%s: %s", result.request_id, result.reason)
+        if self._spec.transfer.on_failure == "fail":
+            self._pool.release(self._scheduler.finish(sequence))
+            error = f"loading KV failed: {result.reason}"
+            self._deliver(EngineOutput(result.request_id, finish_reason=FinishReason.ERROR, error=error))
+
+    def _note_kv_changes(self) -> None:
+        """Wakes next_kv_events, which finds out whether there is anything."""
+        self._kv_changed.set()
+
+    def _linked(self) -> KvLink:
+        if self._link is None:
+            raise EngineDead("the simulated engine is closed")
+        return self._link

@@ -1,0 +1,118 @@
+"""Hand-over between simulated engines of one process: the same leases and the same bytes, no sockets."""
+
+import asyncio
+from collections.abc import Sequence
+
+from llmserve.core.clock import Clock
+from llmserve.core.ids import LeaseId, RequestId
+from llmserve.core.lease import LeaseChange
+from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.sim.link import LinkCounters, PullResult
+from llmserve.engines.sim.memory import KvMemory
+from llmserve.engines.spec import EngineSpec
+from llmserve.kvstore.leases import LeaseAnswer, LeaseTable
+
+TRANSPORT = "local"
+
+
+class LocalFabric:
+    """Knows the engines of one process by endpoint. `open` is what SimEngine takes as open_link."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._links: dict[str, LocalLink] = {}
+
+    async def open(self, spec: EngineSpec, memory: KvMemory, block_size_tokens: int) -> "LocalLink":
+        table = LeaseTable(spec.epoch, spec.transfer.lease_seconds, self._clock)
+        link = LocalLink(f"{spec.worker_id}:{len(self._links) + 1}", self, memory, table)
+        self._links[link.endpoint] = link
+        return link
+
+    def find(self, endpoint: str) -> "LocalLink | None":
+        return self._links.get(endpoint)
+
+    def forget(self, link: "LocalLink") -> None:
+        self._links.pop(link.endpoint, None)
+
+
+class LocalLink:
+    def __init__(self, endpoint: str, fabric: LocalFabric, memory: KvMemory, table: LeaseTable) -> None:
+        self.endpoint = endpoint
+        self.transports: tuple[str, ...] = (TRANSPORT,)
+        self.changed = asyncio.Event()
+        self._fabric = fabric
+        self._memory = memory
+        self._table = table
+        self._counters = LinkCounters()
+        self._pulled: list[PullResult] = []
+        self._reported = 0
+
+    # -- the side that owns the blocks
+
+    def grant(self, request_id: RequestId, block_ids: Sequence[int]) -> LeaseId:
+        return self._table.grant(request_id, block_ids).lease_id
+
+    def take_ended(self) -> Sequence[RequestId]:
+        return tuple(self._table.take_ended())
+
+    def serve(self, ticket: HandoverTicket, remote: Sequence[int]) -> list[bytes]:
+        """The bytes of leased blocks, and the end of the lease; empty when it does not hold."""
+        if self._table.check(ticket.lease_id, ticket.epoch) is not LeaseAnswer.VALID:
+            return []
+        blocks = [self._memory.read(block_id) for block_id in remote]
+        self.end_lease(ticket)
+        return blocks
+
+    def end_lease(self, ticket: HandoverTicket) -> bool:
+        ended = self._table.release(ticket.lease_id, ticket.epoch) is LeaseAnswer.VALID
+        if ended:
+            self.changed.set()
+        return ended
+
+    # -- the side that wants them
+
+    def pull(
+        self, request_id: RequestId, ticket: HandoverTicket, local: Sequence[int], remote: Sequence[int]
+    ) -> None:
+        owner = self._fabric.find(ticket.endpoints[0])
+        blocks = owner.serve(ticket, remote) if owner else []
+        if blocks:
+            for block_id, content in zip(local, blocks, strict=True):
+                self._memory.fill(block_id, content)
+                self._counters.transferred_bytes += len(content)
+            self._counters.last_transport = TRANSPORT
+            result = PullResult(request_id)
+        else:
+            self._counters.transfer_failures += 1
+            result = PullResult(request_id, "the lease has ended" if owner else "the prefill engine is gone")
+        self._pulled.append(result)
+        self.changed.set()
+
+    def take_pulled(self) -> Sequence[PullResult]:
+        pulled, self._pulled = self._pulled, []
+        return pulled
+
+    def cancel(self, request_id: RequestId) -> None:
+        """Nothing to do: a pull is complete when it returns."""
+
+    def watch(self, ticket: HandoverTicket) -> None:
+        """Nothing to do: virtual time passes only while somebody works."""
+
+    def release(self, ticket: HandoverTicket) -> None:
+        if owner := self._fabric.find(ticket.endpoints[0]):
+            owner.end_lease(ticket)
+
+    # -- reports
+
+    def take_changes(self) -> Sequence[LeaseChange]:
+        changes = self._table.changes_after(self._reported)
+        self._reported = changes.sequence
+        return changes.changes
+
+    def counters(self) -> LinkCounters:
+        self._counters.leased_blocks = self._table.leased_blocks
+        self._counters.orphan_blocks = self._table.orphan_blocks
+        return self._counters
+
+    def close(self) -> None:
+        self._fabric.forget(self)

@@ -1,0 +1,77 @@
+"""Hand-over as the simulated engine sees it: what it holds for others, whether what it fetched is right."""
+
+from llmserve.core.ids import RequestId
+from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.sim.link import KvLink, PullResult
+from llmserve.engines.sim.memory import KvMemory
+from llmserve.engines.sim.pool import BlockPool
+from llmserve.engines.sim.scheduler import PullOrder
+from llmserve.engines.sim.sequence import SimSequence
+from llmserve.engines.spec import EngineSpec
+
+
+class KvHanding:
+    """Bookkeeping between the scheduler's orders and the link."""
+
+    def __init__(self, spec: EngineSpec, link: KvLink, memory: KvMemory, pool: BlockPool) -> None:
+        self._spec = spec
+        self._link = link
+        self._memory = memory
+        self._pool = pool
+        self._leased: dict[RequestId, list[int]] = {}
+        self._pulls: dict[RequestId, PullOrder] = {}
+
+    def holds(self, request_id: RequestId) -> bool:
+        """Whether blocks of this finished request are still pinned for a reader."""
+        return request_id in self._leased
+
+    @property
+    def pinned_blocks(self) -> int:
+        return sum(map(len, self._leased.values()))
+
+    def grant(self, sequence: SimSequence, blocks: list[int]) -> HandoverTicket:
+        """Takes over the reference to the blocks of a finished prefill."""
+        tokens = sequence.prompt_tokens
+        held = sequence.blocks_for(tokens)
+        if tokens % sequence.block_size:
+            self._memory.write(blocks[held - 1], sequence.content(held - 1, tokens))
+        self._leased[sequence.request_id] = blocks
+        return HandoverTicket(
+            worker_id=self._spec.worker_id,
+            epoch=self._spec.epoch,
+            lease_id=self._link.grant(sequence.request_id, blocks),
+            endpoints=(self._link.endpoint,),
+            block_ids=tuple(blocks[:held]),
+            num_tokens=tokens,
+            block_size_tokens=sequence.block_size,
+            lease_seconds=self._spec.transfer.lease_seconds,
+        )
+
+    def free_ended(self) -> int:
+        """Gives blocks of ended leases back to the pool; returns how many leases."""
+        ended = self._link.take_ended()
+        for request_id in ended:
+            self._pool.release(self._leased.pop(request_id))
+        return len(ended)
+
+    def start(self, order: PullOrder) -> None:
+        request_id = order.sequence.request_id
+        self._pulls[request_id] = order
+        self._link.pull(request_id, order.ticket, order.local_block_ids, order.remote_block_ids)
+
+    def take_pulled(self) -> list[PullResult]:
+        """Transfers that ended; one that brought other bytes than the prompt demands has failed."""
+        return [self._checked(result) for result in self._link.take_pulled()]
+
+    def _checked(self, result: PullResult) -> PullResult:
+        order = self._pulls.pop(result.request_id)
+        if not result.succeeded or self._is_right(order):
+            return result
+        return PullResult(result.request_id, "the fetched blocks are not those of the prompt")
+
+    def _is_right(self, order: PullOrder) -> bool:
+        covered = min(order.ticket.num_tokens, order.sequence.prompt_tokens)
+        return all(
+            self._memory.holds(block_id, order.sequence.content(index, covered))
+            for index, block_id in enumerate(order.local_block_ids, start=order.first_index)
+        )

@@ -1,0 +1,129 @@
+"""A simulated engine's end of the real hand-over: side channel, leases, and bytes over tcp.
+
+The other transports would gain nothing for 64 bytes a block, so they are not opened.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from llmserve.core.errors import TransferError
+from llmserve.core.ids import LeaseId, RequestId
+from llmserve.core.lease import LeaseChange
+from llmserve.core.tasks import TaskOwner
+from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, PullJob
+from llmserve.engines.sim.link import LinkCounters, PullResult
+from llmserve.engines.sim.memory import BLOCK_BYTES, KvMemory
+from llmserve.engines.spec import EngineSpec
+from llmserve.transfer.tcp import TcpTransport
+
+_RANK = 0
+_PULL_POLL_SECONDS = 0.001
+_LEASE_POLL_SECONDS = 0.02
+
+
+async def open_handover_link(spec: EngineSpec, memory: KvMemory, block_size_tokens: int) -> "HandoverLink":
+    """What SimEngine takes as open_link. Errors: TransferError."""
+    layout = KvLayout(
+        regions=(memory.region(),),
+        block_bytes=(BLOCK_BYTES,),
+        block_size_tokens=block_size_tokens,
+        kv_dtype="sim",
+        layout="sim",
+        model=spec.model_name,
+    )
+    return HandoverLink(
+        HandoverNode(
+            worker_id=spec.worker_id,
+            epoch=spec.epoch,
+            transports=[TcpTransport(spec.handover_host)],
+            layout=layout,
+            lease_seconds=spec.transfer.lease_seconds,
+            host=spec.handover_host,
+        )
+    )
+
+
+class HandoverLink:
+    """The node works on a thread of its own and calls nobody back: `changed` comes from polling it,
+    and only while there is something to wait for."""
+
+    def __init__(self, node: HandoverNode) -> None:
+        self.endpoint = node.endpoint
+        self.transports: tuple[str, ...] = node.transports
+        self.changed = asyncio.Event()
+        self._node = node
+        self._reported = -1
+        self._failed: list[PullResult] = []
+        self._tasks = TaskOwner("sim-link")
+        self._poller: asyncio.Task[None] | None = None
+
+    def grant(self, request_id: RequestId, block_ids: Sequence[int]) -> LeaseId:
+        lease_id = self._node.server.grant(request_id, block_ids)
+        self._start_polling()
+        return lease_id
+
+    def take_ended(self) -> Sequence[RequestId]:
+        return tuple(self._node.server.take_ended())
+
+    def pull(
+        self, request_id: RequestId, ticket: HandoverTicket, local: Sequence[int], remote: Sequence[int]
+    ) -> None:
+        try:
+            self._node.client.pull(PullJob(request_id, ticket, _RANK, tuple(local), tuple(remote)))
+        except TransferError as error:
+            self._failed.append(PullResult(request_id, error.message))
+            self.changed.set()
+        else:
+            self._start_polling()
+
+    def take_pulled(self) -> Sequence[PullResult]:
+        failed, self._failed = self._failed, []
+        finished = self._node.client.take_finished()
+        return [
+            *failed,
+            *(PullResult(result.request_id, "" if result.ok else result.reason) for result in finished),
+        ]
+
+    def cancel(self, request_id: RequestId) -> None:
+        self._node.client.cancel(request_id)
+
+    def watch(self, ticket: HandoverTicket) -> None:
+        self._node.client.watch(ticket, _RANK)
+
+    def release(self, ticket: HandoverTicket) -> None:
+        self._node.client.release(ticket, _RANK)
+
+    def take_changes(self) -> Sequence[LeaseChange]:
+        changes = self._node.server.changes_after(self._reported)
+        self._reported = changes.sequence
+        return changes.changes
+
+    def counters(self) -> LinkCounters:
+        status = self._node.server.status()
+        return LinkCounters(
+            leased_blocks=status.leased_blocks,
+            orphan_blocks=status.orphan_blocks,
+            transferred_bytes=status.transferred_bytes,
+            transfer_failures=status.transfer_failures,
+            last_transport=status.last_transport,
+        )
+
+    def close(self) -> None:
+        if self._poller is not None:
+            self._poller.cancel()
+        self._node.close()
+
+    # -- polling
+
+    def _start_polling(self) -> None:
+        if self._poller is None or self._poller.done():
+            self._poller = self._tasks.spawn("poll", self._poll())
+
+    async def _poll(self) -> None:
+        """One more look after the last of each, so that none is missed."""
+        busy = True
+        while busy:
+            pulls, leases = self._node.client.active_count, self._node.server.leased_count
+            busy = bool(pulls or leases)
+            self.changed.set()
+            await asyncio.sleep(_PULL_POLL_SECONDS if pulls else _LEASE_POLL_SECONDS)

@@ -1,0 +1,57 @@
+"""What a simulated engine accepts."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmserve.core.errors import InvalidRequest
+from llmserve.core.request import EngineRequest
+from llmserve.engines.spec import EngineSpec
+
+_DEFAULT_MODEL_LEN = 8192
+_DEFAULT_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class SimLimits:
+    block_size_tokens: int
+    total_blocks: int
+    max_model_len: int
+    max_concurrency: int
+    batch_tokens: int
+
+    @classmethod
+    def of(cls, spec: EngineSpec) -> "SimLimits":
+        engine = spec.engine
+        return cls(
+            block_size_tokens=spec.kv_cache.block_size_tokens or engine.sim.block_size_tokens,
+            total_blocks=engine.sim.blocks,
+            max_model_len=engine.max_model_len or _model_len(spec.model_dir),
+            max_concurrency=engine.max_decode_concurrency,
+            batch_tokens=engine.max_batched_tokens or _DEFAULT_BATCH_TOKENS,
+        )
+
+    def check(self, request: EngineRequest) -> None:
+        """Errors: InvalidRequest, for what could never be served here."""
+        prompt, limits = request.prompt_token_ids, request.limits
+        if not prompt or limits.max_tokens < 1:
+            raise InvalidRequest("a request needs a prompt and at least one token of output")
+        total = len(prompt) + limits.max_tokens
+        if total > self.max_model_len:
+            raise InvalidRequest(
+                f"{len(prompt)} prompt tokens and {limits.max_tokens} output tokens exceed "
+                f"the model's limit of {self.max_model_len}"
+            )
+        if total - 1 > self.total_blocks * self.block_size_tokens:
+            raise InvalidRequest(
+                f"the KV of {total} tokens can never fit into {self.total_blocks} blocks "
+                f"of {self.block_size_tokens} tokens"
+            )
+
+
+def _model_len(model_dir: Path | None) -> int:
+    """What the model's own config.json says, as vLLM would take it."""
+    path = model_dir / "config.json" if model_dir else None
+    if path is None or not path.is_file():
+        return _DEFAULT_MODEL_LEN
+    return int(json.loads(path.read_text()).get("max_position_embeddings", _DEFAULT_MODEL_LEN))

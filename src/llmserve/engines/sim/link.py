@@ -1,0 +1,75 @@
+"""How simulated engines reach each other's KV.
+
+`HandoverLink` (handover_link.py), over the real side channel and tcp, is what workers use.
+`LocalFabric` (fabric.py) serves simulations of many engines in one process, where sockets would
+only cost time.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmserve.core.ids import LeaseId, RequestId
+from llmserve.core.lease import LeaseChange
+from llmserve.engines.handover import HandoverTicket
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """reason: empty when it succeeded, that is, when the lease still held after the last byte was read."""
+
+    request_id: RequestId
+    reason: str = ""
+
+    @property
+    def succeeded(self) -> bool:
+        return not self.reason
+
+
+@dataclass(slots=True)
+class LinkCounters:
+    leased_blocks: int = 0
+    orphan_blocks: int = 0
+    transferred_bytes: int = 0
+    transfer_failures: int = 0
+    last_transport: str = ""
+
+
+class KvLink(Protocol):
+    """One engine's end. No method blocks for long; none is called after close. `changed` is set when
+    take_ended or take_pulled has something new."""
+
+    endpoint: str
+    transports: tuple[str, ...]
+    changed: asyncio.Event
+
+    def grant(self, request_id: RequestId, block_ids: Sequence[int]) -> LeaseId:
+        """Blocks that a peer may read until the lease ends."""
+
+    def take_ended(self) -> Sequence[RequestId]:
+        """Requests whose lease has ended since the last call: their blocks can be freed."""
+
+    def pull(
+        self, request_id: RequestId, ticket: HandoverTicket, local: Sequence[int], remote: Sequence[int]
+    ) -> None:
+        """Starts to copy; one PullResult follows, whatever happens."""
+
+    def take_pulled(self) -> Sequence[PullResult]: ...
+
+    def cancel(self, request_id: RequestId) -> None:
+        """The data is no longer wanted; the PullResult still comes."""
+
+    def watch(self, ticket: HandoverTicket) -> None:
+        """Keeps a lease alive until its blocks are pulled or released."""
+
+    def release(self, ticket: HandoverTicket) -> None:
+        """The blocks of a ticket will not be fetched. In the background, never fails."""
+
+    def take_changes(self) -> Sequence[LeaseChange]:
+        """Leases granted and ended since the last call, for the report to the KV manager."""
+
+    def counters(self) -> LinkCounters: ...
+
+    def close(self) -> None:
+        """Idempotent."""

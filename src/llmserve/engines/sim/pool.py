@@ -1,0 +1,114 @@
+"""The device's KV blocks: who holds which, and which content can be reused.
+
+A block is either held (references > 0), idle (unreferenced, its content still findable by hash,
+evicted in least-recently-released order), or blank. Pure: no clock, no I/O.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from llmserve.core.ids import BlockHash
+from llmserve.core.request import KvEvents
+
+
+class BlockPool:
+    def __init__(self, total_blocks: int) -> None:
+        self.total_blocks = total_blocks
+        self._references = [0] * total_blocks
+        self._hash_of: dict[int, BlockHash] = {}
+        self._block_of: dict[BlockHash, int] = {}
+        self._blank = list(range(total_blocks - 1, -1, -1))
+        self._idle: dict[int, None] = {}  # oldest first
+        self._stored: dict[BlockHash, None] = {}
+        self._removed: dict[BlockHash, None] = {}
+
+    @property
+    def available_blocks(self) -> int:
+        """What allocate can give: blank ones, and idle ones by eviction."""
+        return len(self._blank) + len(self._idle)
+
+    @property
+    def used_blocks(self) -> int:
+        return self.total_blocks - self.available_blocks
+
+    def match(self, hashes: Iterable[BlockHash]) -> list[int]:
+        """The blocks of the longest cached prefix. No side effects: `hold` them to keep them."""
+        found: list[int] = []
+        for block_hash in hashes:
+            block_id = self._block_of.get(block_hash)
+            if block_id is None:
+                break
+            found.append(block_id)
+        return found
+
+    def idle_among(self, block_ids: Iterable[int]) -> int:
+        """How many of these count as available now, and would not once held."""
+        return sum(1 for block_id in block_ids if self._references[block_id] == 0)
+
+    def hold(self, block_ids: Iterable[int]) -> None:
+        """One more reference to cached blocks."""
+        for block_id in block_ids:
+            self._references[block_id] += 1
+            self._idle.pop(block_id, None)
+
+    def allocate(self, count: int) -> list[int]:
+        """New blocks with one reference each, evicting as needed. The caller checked available_blocks."""
+        assert count <= self.available_blocks, "allocate without checking available_blocks"
+        return [self._take() for _ in range(count)]
+
+    def _take(self) -> int:
+        block_id = self._blank.pop() if self._blank else self._evict()
+        self._references[block_id] = 1
+        return block_id
+
+    def _evict(self) -> int:
+        block_id = next(iter(self._idle))
+        del self._idle[block_id]
+        block_hash = self._hash_of.pop(block_id)
+        del self._block_of[block_hash]
+        self._stored.pop(block_hash, None)
+        self._removed[block_hash] = None
+        return block_id
+
+    def publish(self, block_id: int, block_hash: BlockHash) -> None:
+        """A held block is full and computed: it can be found from now on. Of two blocks with one
+        content the first stays the one that is found."""
+        if block_hash in self._block_of:
+            return
+        self._hash_of[block_id] = block_hash
+        self._block_of[block_hash] = block_id
+        self._stored[block_hash] = None
+
+    def release(self, block_ids: Sequence[int]) -> None:
+        """One reference less each. The last of a prefix become idle first, so that a child is evicted
+        before its parent."""
+        for block_id in reversed(block_ids):
+            self._references[block_id] -= 1
+            assert self._references[block_id] >= 0, f"block {block_id} released twice"
+            if self._references[block_id] == 0:
+                self._retire(block_id)
+
+    def _retire(self, block_id: int) -> None:
+        if block_id in self._hash_of:
+            self._idle[block_id] = None
+        else:
+            self._blank.append(block_id)
+
+    def has_events(self) -> bool:
+        return bool(self._stored or self._removed)
+
+    def take_events(self) -> KvEvents:
+        """What changed since the last call."""
+        events = KvEvents(stored=tuple(self._stored), removed=tuple(self._removed))
+        self._stored, self._removed = {}, {}
+        return events
+
+    def check_integrity(self) -> None:
+        """Every block is in exactly one state, and both directions of the cache agree."""
+        blank, idle = set(self._blank), set(self._idle)
+        held = {block_id for block_id, count in enumerate(self._references) if count > 0}
+        assert len(blank) == len(self._blank), "a block is blank twice"
+        assert not blank & idle, "a block is blank and idle"
+        assert held.isdisjoint(blank | idle), "a held block is free"
+        assert held | blank | idle == set(range(self.total_blocks)), "a block is lost"
+        assert {block_id: digest for digest, block_id in self._block_of.items()} == self._hash_of
+        assert idle <= self._hash_of.keys(), "an idle block has no content"

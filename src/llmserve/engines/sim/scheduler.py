@@ -1,0 +1,299 @@
+"""What the simulated engine does in its next step: continuous batching over a block pool.
+
+Pure. The shell calls `plan`, waits as long as the step takes, and calls `commit`; `add`, `abort`
+and `pull_ended` may come in between. As in vLLM: what runs goes first, then what waits, in order,
+within a budget of tokens; when a running sequence finds no block, the last one that was admitted
+loses its blocks and waits again.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from llmserve.core.ids import BlockHash, RequestId
+from llmserve.core.request import PrefillStats
+from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.sim.pool import BlockPool
+from llmserve.engines.sim.sequence import Phase, SimSequence
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """batch_tokens: computed in one step. Without chunked prefill a longer prompt has a step alone."""
+
+    max_concurrency: int
+    batch_tokens: int
+    chunked_prefill: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PullOrder:
+    """Copy remote block i of the ticket's worker into local block i. Both in prompt order, the first
+    of them being block `first_index` of the prompt."""
+
+    sequence: SimSequence
+    ticket: HandoverTicket
+    first_index: int
+    local_block_ids: tuple[int, ...]
+    remote_block_ids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Step:
+    """work: tokens to compute for each sequence. pulls are to be started now; the tickets in
+    releases are not needed. A step without work takes no time."""
+
+    work: list[tuple[SimSequence, int]] = field(default_factory=list)
+    pulls: list[PullOrder] = field(default_factory=list)
+    releases: list[HandoverTicket] = field(default_factory=list)
+
+    @property
+    def prefill_tokens(self) -> int:
+        return sum(count for sequence, count in self.work if not _decodes(sequence, count))
+
+    @property
+    def decode_sequences(self) -> int:
+        return sum(1 for sequence, count in self.work if _decodes(sequence, count))
+
+
+@dataclass(slots=True)
+class Committed:
+    """complete: sequences whose next token can be drawn. filled: blocks that became full, and what
+    they hold now."""
+
+    complete: list[SimSequence] = field(default_factory=list)
+    filled: list[tuple[int, BlockHash]] = field(default_factory=list)
+
+
+def _decodes(sequence: SimSequence, count: int) -> bool:
+    """A fully loaded prompt's last token costs what a decoded one does."""
+    return count == 1 and sequence.computed_tokens > 0
+
+
+class SimScheduler:
+    def __init__(self, pool: BlockPool, limits: BatchLimits) -> None:
+        self._pool = pool
+        self._limits = limits
+        self._alive: dict[RequestId, SimSequence] = {}
+        self._waiting: deque[SimSequence] = deque()
+        self._ready: deque[SimSequence] = deque()  # loaded: has its blocks, needs a slot
+        self._running: list[SimSequence] = []
+        self._pulling: dict[RequestId, PullOrder] = {}
+        self.preemptions = 0
+
+    # -- requests come and go
+
+    def add(self, sequence: SimSequence) -> None:
+        assert sequence.request_id not in self._alive, "request ids are unique"
+        self._alive[sequence.request_id] = sequence
+        self._waiting.append(sequence)
+
+    def has(self, request_id: RequestId) -> bool:
+        """Also true for an aborted request whose transfer has not ended."""
+        return request_id in self._alive or request_id in self._pulling
+
+    def abort(self, request_id: RequestId) -> SimSequence | None:
+        """The sequence it stopped; None: not known. One that was PULLING keeps its blocks until
+        pull_ended, because a transfer still writes into them."""
+        sequence = self._alive.get(request_id)
+        if sequence is not None:
+            self._remove(sequence)
+            if request_id not in self._pulling:
+                self._drop_blocks(sequence)
+        return sequence
+
+    def finish(self, sequence: SimSequence) -> list[int]:
+        """Ends a running sequence; its blocks are now the caller's, who releases them to the pool."""
+        self._remove(sequence)
+        blocks, sequence.blocks = sequence.blocks, []
+        return blocks
+
+    def _remove(self, sequence: SimSequence) -> None:
+        del self._alive[sequence.request_id]
+        for queue in (self._waiting, self._ready, self._running):
+            if sequence in queue:
+                queue.remove(sequence)
+        sequence.phase = Phase.ENDED
+
+    def _drop_blocks(self, sequence: SimSequence) -> None:
+        self._pool.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed_tokens = 0
+
+    # -- transfers
+
+    def pull_ended(self, request_id: RequestId, loaded: bool) -> SimSequence | None:
+        """The transfer no longer touches the blocks. Not loaded: the sequence computes its prompt
+        itself, unless the caller ends it. None: it was aborted meanwhile."""
+        order = self._pulling.pop(request_id)
+        sequence = order.sequence
+        if sequence.phase is Phase.ENDED:
+            self._drop_blocks(sequence)
+            return None
+        if loaded:
+            self._count_loaded(order)
+        sequence.phase = Phase.WAITING
+        self._ready.append(sequence)
+        return sequence
+
+    def _count_loaded(self, order: PullOrder) -> None:
+        sequence = order.sequence
+        covered = min(order.ticket.num_tokens, sequence.prompt_tokens)
+        sequence.stats = replace(sequence.stats, external_cached_tokens=covered - sequence.computed_tokens)
+        sequence.computed_tokens = min(covered, sequence.prompt_tokens - 1)
+        self._publish(sequence)
+
+    # -- steps
+
+    def plan(self) -> Step:
+        step = Step()
+        budget = self._plan_running(step, self._limits.batch_tokens)
+        budget = self._plan_ready(step, budget)
+        self._plan_waiting(step, budget)
+        return step
+
+    def _plan_running(self, step: Step, budget: int) -> int:
+        index = 0
+        while index < len(self._running) and budget > 0:
+            sequence = self._running[index]
+            count = min(sequence.missing_tokens, budget)
+            if not self._grow(sequence, count):
+                self._preempt_last()
+                continue  # the same index again: a later one made room, or this one is gone
+            step.work.append((sequence, count))
+            budget -= count
+            index += 1
+        return budget
+
+    def _grow(self, sequence: SimSequence, count: int) -> bool:
+        wanted = sequence.blocks_for(sequence.computed_tokens + count) - len(sequence.blocks)
+        if wanted > self._pool.available_blocks:
+            return False
+        sequence.blocks.extend(self._pool.allocate(max(0, wanted)))
+        return True
+
+    def _preempt_last(self) -> None:
+        sequence = self._running.pop()
+        self._drop_blocks(sequence)
+        sequence.phase = Phase.WAITING
+        self._waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _plan_ready(self, step: Step, budget: int) -> int:
+        """Before the waiting ones: these hold blocks already, so that they can only make room by ending."""
+        while self._ready and budget > 0 and self._has_slot():
+            sequence = self._ready[0]
+            count = self._chunk(sequence.missing_tokens, budget, step)
+            if count == 0 or not self._grow(sequence, count):
+                break
+            self._ready.popleft()
+            budget -= self._admit(sequence, count, step)
+        return budget
+
+    def _plan_waiting(self, step: Step, budget: int) -> None:
+        while self._waiting and budget > 0 and self._has_slot():
+            sequence = self._waiting[0]
+            cached = self._pool.match(sequence.reusable_hashes())
+            if self._external_tokens(sequence, len(cached)) > 0:
+                if not self._start_pull(sequence, cached, step):
+                    break
+                continue
+            count = self._start_local(sequence, cached, budget, step)
+            if count == 0:
+                break
+            budget -= count
+
+    def _has_slot(self) -> bool:
+        return len(self._running) < self._limits.max_concurrency
+
+    def _chunk(self, missing: int, budget: int, step: Step) -> int:
+        """How many of the missing tokens go into this step; 0: wait for another."""
+        if missing <= budget:
+            return missing
+        if self._limits.chunked_prefill:
+            return budget
+        return 0 if step.work else missing
+
+    def _start_local(self, sequence: SimSequence, cached: list[int], budget: int, step: Step) -> int:
+        cached_tokens = len(cached) * sequence.block_size
+        count = self._chunk(len(sequence.tokens) - cached_tokens, budget, step)
+        if count == 0 or not self._place(sequence, cached, cached_tokens + count):
+            return 0
+        self._waiting.popleft()
+        if sequence.ticket is not None:  # the local cache has all that it covers
+            step.releases.append(sequence.ticket)
+            sequence.ticket = None
+        return self._admit(sequence, count, step)
+
+    def _start_pull(self, sequence: SimSequence, cached: list[int], step: Step) -> bool:
+        ticket = sequence.ticket
+        assert ticket is not None, "only a ticket gives external tokens"
+        covered = min(ticket.num_tokens, sequence.prompt_tokens)
+        if not self._place(sequence, cached, covered):
+            return False
+        self._waiting.popleft()
+        sequence.ticket = None  # used once: after a failure or a preemption it computes its prompt
+        sequence.phase = Phase.PULLING
+        end = sequence.blocks_for(covered)
+        first = len(cached)
+        order = PullOrder(
+            sequence, ticket, first, tuple(sequence.blocks[first:end]), ticket.block_ids[first:end]
+        )
+        self._pulling[sequence.request_id] = order
+        step.pulls.append(order)
+        return True
+
+    def _place(self, sequence: SimSequence, cached: list[int], tokens: int) -> bool:
+        """Blocks for the first `tokens` tokens: the cached ones and new ones. False: no room now."""
+        wanted = sequence.blocks_for(tokens) - len(cached)
+        if wanted > self._pool.available_blocks - self._pool.idle_among(cached):
+            return False
+        self._pool.hold(cached)
+        sequence.blocks = [*cached, *self._pool.allocate(max(0, wanted))]
+        sequence.computed_tokens = len(cached) * sequence.block_size
+        sequence.published_blocks = len(cached)
+        if sequence.output_tokens == 0:
+            sequence.stats = PrefillStats(sequence.prompt_tokens, sequence.computed_tokens)
+        return True
+
+    def _external_tokens(self, sequence: SimSequence, cached_blocks: int) -> int:
+        if sequence.ticket is None:
+            return 0
+        covered = min(sequence.ticket.num_tokens, sequence.prompt_tokens)
+        return covered - cached_blocks * sequence.block_size
+
+    def _admit(self, sequence: SimSequence, count: int, step: Step) -> int:
+        sequence.phase = Phase.RUNNING
+        self._running.append(sequence)
+        step.work.append((sequence, count))
+        return count
+
+    def commit(self, step: Step) -> Committed:
+        """The step was computed. Sequences that ended meanwhile are left out."""
+        committed = Committed()
+        for sequence, count in step.work:
+            if sequence.phase is not Phase.RUNNING:
+                continue
+            sequence.computed_tokens += count
+            committed.filled.extend(self._publish(sequence))
+            if sequence.missing_tokens == 0:
+                committed.complete.append(sequence)
+        return committed
+
+    def _publish(self, sequence: SimSequence) -> list[tuple[int, BlockHash]]:
+        new = range(sequence.published_blocks, sequence.full_blocks)
+        filled = [(sequence.blocks[index], sequence.hash_of(index)) for index in new]
+        for block_id, block_hash in filled:
+            self._pool.publish(block_id, block_hash)
+        sequence.published_blocks = max(sequence.published_blocks, sequence.full_blocks)
+        return filled
+
+    # -- how it stands
+
+    @property
+    def running_requests(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting_requests(self) -> int:
+        """All that were added and do not run, with those that load."""
+        return len(self._alive) - len(self._running)

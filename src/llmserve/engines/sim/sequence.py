@@ -1,0 +1,102 @@
+"""One request inside the simulated engine."""
+
+from enum import Enum
+
+from llmserve.core.blocks import chain_hashes, next_hash
+from llmserve.core.ids import BlockHash, RequestId
+from llmserve.core.outcome import FinishReason
+from llmserve.core.request import EngineRequest, PrefillStats
+from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.sim.tokens import TokenSource
+
+
+class Phase(Enum):
+    WAITING = "waiting"  # no blocks yet, or loaded and waiting for a slot
+    PULLING = "pulling"  # its blocks are being filled by a transfer
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class SimSequence:
+    """computed_tokens counts the tokens whose KV lies in `blocks`. `ticket` is there until it is used."""
+
+    def __init__(
+        self, request: EngineRequest, ticket: HandoverTicket | None, block_size: int, vocab_size: int
+    ) -> None:
+        self.request = request
+        self.ticket = ticket
+        self.phase = Phase.WAITING
+        self.tokens = list(request.prompt_token_ids)
+        self.prompt_tokens = len(self.tokens)
+        self.blocks: list[int] = []
+        self.computed_tokens = 0
+        self.published_blocks = 0
+        self.stats = PrefillStats(self.prompt_tokens)
+        self.block_size = block_size
+        self._vocab_size = vocab_size
+        self.hashes = chain_hashes(self.tokens, block_size, request.cache_salt)
+        self._source = TokenSource(self.tokens, vocab_size)
+
+    @property
+    def request_id(self) -> RequestId:
+        return self.request.request_id
+
+    @property
+    def output_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def missing_tokens(self) -> int:
+        return len(self.tokens) - self.computed_tokens
+
+    @property
+    def full_blocks(self) -> int:
+        return self.computed_tokens // self.block_size
+
+    @property
+    def hands_over(self) -> bool:
+        params = self.request.kv_transfer_params
+        return bool(params and params.get("do_remote_decode"))
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.block_size)
+
+    def hash_of(self, index: int) -> BlockHash:
+        """Of a full block; those of the output are computed as they fill."""
+        while len(self.hashes) <= index:
+            self.hashes.append(self._digest(len(self.hashes), len(self.tokens)))
+        return self.hashes[index]
+
+    def content(self, index: int, covered_tokens: int) -> bytes:
+        """What block `index` holds when the first covered_tokens tokens are computed."""
+        if (index + 1) * self.block_size <= covered_tokens:
+            return self.hash_of(index)
+        return self._digest(index, covered_tokens)
+
+    def _digest(self, index: int, covered_tokens: int) -> BlockHash:
+        start = index * self.block_size
+        parent = self.hash_of(index - 1) if index else None
+        held = self.tokens[start : min(start + self.block_size, covered_tokens)]
+        return next_hash(parent, held, self.request.cache_salt)
+
+    def reusable_hashes(self) -> list[BlockHash]:
+        """Blocks that may come from the cache: at least one token is left to compute, for its output."""
+        return [self.hash_of(index) for index in range((len(self.tokens) - 1) // self.block_size)]
+
+    def sample(self) -> int:
+        """Appends the next token and returns it."""
+        limits = self.request.limits
+        banned = limits.stop_token_ids if self.output_tokens < limits.min_tokens else frozenset[int]()
+        token = self._source.next_token(banned)
+        self._source.feed(token)
+        self.tokens.append(token)
+        return token
+
+    def finish_reason(self, max_model_len: int) -> FinishReason | None:
+        """After a token was appended; None: it goes on."""
+        limits = self.request.limits
+        if self.tokens[-1] in limits.stop_token_ids and self.output_tokens > limits.min_tokens:
+            return FinishReason.STOP
+        if self.output_tokens >= limits.max_tokens or len(self.tokens) >= max_model_len:
+            return FinishReason.LENGTH
+        return None

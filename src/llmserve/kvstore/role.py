@@ -1,0 +1,64 @@
+"""The KV manager as a role: its service, its state and its metrics."""
+
+import asyncio
+
+from prometheus_client import CollectorRegistry
+
+from llmserve.core.clock import SystemClock
+from llmserve.kvstore.manager import KVManager
+from llmserve.kvstore.service import KVManagerService
+from llmserve.metrics.kvmanager import KVManagerMetrics
+from llmserve.metrics.registry import MetricsServer
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
+from llmserve.rpc.server import RpcServer
+
+# Report streams never end by themselves: to wait for them would only delay the stop.
+_STOP_GRACE_SECONDS = 0.1
+
+
+class KVManagerRole:
+    """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: no metrics endpoint.
+    Made inside a running loop."""
+
+    def __init__(self, *, listen: str, metrics_port: int = 0) -> None:
+        registry, manager = CollectorRegistry(), KVManager(SystemClock())
+        _watch(KVManagerMetrics(registry), manager)
+        self._server = RpcServer(listen)
+        self._server.add(
+            kvmanager_pb2_grpc.add_KVManagerServicer_to_server,
+            KVManagerService(manager),
+            "llmserve.v1.KVManager",
+        )
+        host = listen.rpartition(":")[0]
+        self._metrics = MetricsServer(registry, host, metrics_port) if metrics_port else None
+        self.port = 0  # of the service, from start on
+
+    async def start(self) -> None:
+        """Errors: StartFailed."""
+        self.port = await self._server.start()
+        if self._metrics:
+            await self._metrics.start()
+
+    async def wait(self) -> None:
+        """Nothing here can fail by itself: until cancelled."""
+        await asyncio.Event().wait()
+
+    async def aclose(self) -> None:
+        await self._server.aclose(_STOP_GRACE_SECONDS)
+        if self._metrics:
+            await self._metrics.aclose()
+
+
+def _watch(metrics: KVManagerMetrics, manager: KVManager) -> None:
+    """Everything is read from the state when it is scraped: nothing to keep in step."""
+    metrics.directory_blocks.set_function(lambda: manager.directory_blocks)
+    metrics.open_leases.set_function(lambda: manager.open_leases)
+    metrics.leased_blocks.set_function(lambda: manager.leased_blocks)
+    metrics.orphan_blocks.set_function(lambda: manager.orphan_blocks)
+    metrics.workers.set_function(lambda: manager.connected_workers)
+    totals = manager.totals
+    metrics.reports_total.watch(lambda: totals.reports)
+    metrics.resyncs_total.watch(lambda: totals.resyncs)
+    metrics.leases_ended_total.watch(lambda: totals.released, "released")
+    metrics.leases_ended_total.watch(lambda: totals.expired, "expired")
+    metrics.leases_ended_total.watch(lambda: totals.written_off, "written_off")

@@ -1,0 +1,102 @@
+"""llmserve.v1.KVManager: reports of workers in, look-ups and status out."""
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+
+from llmserve.core.errors import InvalidRequest
+from llmserve.core.ids import BlockHash, LeaseId, WorkerId
+from llmserve.core.lease import LeaseChange, LeaseState
+from llmserve.kvstore.directory import BlockReport
+from llmserve.kvstore.manager import Connection, KVManager
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_STATES: dict[int, LeaseState] = {
+    kvmanager_pb2.LEASE_STATE_GRANTED: LeaseState.GRANTED,
+    kvmanager_pb2.LEASE_STATE_RELEASED: LeaseState.RELEASED,
+    kvmanager_pb2.LEASE_STATE_EXPIRED: LeaseState.EXPIRED,
+}
+
+
+class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
+    """One loop; every message is one synchronous call into the manager."""
+
+    def __init__(self, manager: KVManager) -> None:
+        self._manager = manager
+
+    async def Report(  # noqa: N802 - the name in the proto
+        self, request_iterator: AsyncIterator[kvmanager_pb2.KvReport], context: _Context
+    ) -> AsyncIterator[kvmanager_pb2.KvReportAck]:
+        connection, worker_id = Connection(), ""
+        # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
+        context.add_done_callback(lambda _: self._manager.disconnect(connection))  # type: ignore[arg-type]
+        try:
+            async for report in request_iterator:
+                if not worker_id:
+                    worker_id = report.worker_id
+                    _log.info("worker %s reports, epoch %d", worker_id, report.epoch)
+                yield self._report(connection, worker_id, report)
+        finally:
+            self._manager.disconnect(connection)
+            _log.info("worker %s reports no longer", worker_id or "(unnamed)")
+
+    async def Lookup(  # noqa: N802
+        self, request: kvmanager_pb2.LookupRequest, context: _Context
+    ) -> kvmanager_pb2.LookupResponse:
+        hashes = list(map(BlockHash, request.block_hashes))
+        return kvmanager_pb2.LookupResponse(prefix_blocks=self._manager.prefix_blocks(hashes))
+
+    async def GetKvStatus(  # noqa: N802
+        self, request: kvmanager_pb2.GetKvStatusRequest, context: _Context
+    ) -> kvmanager_pb2.GetKvStatusResponse:
+        workers = [
+            kvmanager_pb2.WorkerKvStatus(
+                worker_id=worker.worker_id,
+                epoch=worker.epoch,
+                device_blocks=worker.device_blocks,
+                open_leases=worker.open_leases,
+                connected=worker.connected,
+            )
+            for worker in self._manager.workers()
+        ]
+        return kvmanager_pb2.GetKvStatusResponse(
+            directory_blocks=self._manager.directory_blocks,
+            workers=workers,
+            open_leases=self._manager.open_leases,
+            leased_blocks=self._manager.leased_blocks,
+            orphan_blocks=self._manager.orphan_blocks,
+        )
+
+    def _report(
+        self, connection: Connection, worker_id: str, report: kvmanager_pb2.KvReport
+    ) -> kvmanager_pb2.KvReportAck:
+        if not report.worker_id or report.worker_id != worker_id:
+            raise InvalidRequest("every report of a stream names the same worker")
+        leases = list(map(_decode_lease, report.leases))
+        ack = self._manager.report(connection, _decode_blocks(report), leases)
+        if ack.resync:
+            _log.warning("worker %s: report %d does not follow the last one", worker_id, report.sequence)
+        return kvmanager_pb2.KvReportAck(sequence=ack.sequence, resync=ack.resync)
+
+
+def _decode_blocks(report: kvmanager_pb2.KvReport) -> BlockReport:
+    return BlockReport(
+        worker_id=WorkerId(report.worker_id),
+        epoch=report.epoch,
+        sequence=report.sequence,
+        snapshot=report.snapshot,
+        cleared=report.cleared,
+        removed=list(map(BlockHash, report.removed)),
+        stored=list(map(BlockHash, report.stored)),
+    )
+
+
+def _decode_lease(lease: kvmanager_pb2.LeaseReport) -> LeaseChange:
+    if not lease.lease_id or lease.state not in _STATES:
+        raise InvalidRequest("a lease report needs a lease_id and a state")
+    return LeaseChange(LeaseId(lease.lease_id), _STATES[lease.state], lease.blocks, lease.remaining_seconds)

@@ -1,0 +1,82 @@
+"""What the apiserver counts."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+# fmt: off
+_LATENCY_BUCKETS_SECONDS = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+)
+# fmt: on
+
+
+class ApiserverMetrics:
+    """A request here is one sequence: `n` choices, or a batch of prompts, count each."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests_total = Counter(
+            "apiserver_requests_total",
+            "Requests that ended, by outcome: completed, cancelled (the client went away), rejected "
+            "(before the queue), evicted (after the queue, before a placement), failed",
+            ("outcome",),
+            registry=registry,
+        )
+        self.running_requests = Gauge(
+            "apiserver_running_requests", "Requests from admission to their end", registry=registry
+        )
+        self.time_to_first_token_seconds = Histogram(
+            "time_to_first_token_seconds",
+            "From the request's start to its first token",
+            registry=registry,
+            buckets=_LATENCY_BUCKETS_SECONDS,
+        )
+        self.inter_token_latency_seconds = Histogram(
+            "inter_token_latency_seconds",
+            "Mean time between tokens, of each request with two or more",
+            registry=registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+        )
+        self.request_seconds = Histogram(
+            "apiserver_request_seconds",
+            "From the request's start to its end",
+            registry=registry,
+            buckets=_LATENCY_BUCKETS_SECONDS,
+        )
+        self.prompt_tokens_total = Counter(
+            "apiserver_prompt_tokens_total", "Prompt tokens of requests that got a token", registry=registry
+        )
+        self.cached_prompt_tokens_total = Counter(
+            "apiserver_cached_prompt_tokens_total",
+            "Prompt tokens that prefill found in a cache",
+            registry=registry,
+        )
+        self.output_tokens_total = Counter(
+            "apiserver_output_tokens_total", "Tokens given to clients", registry=registry
+        )
+        self.first_tokens_total = Counter(
+            "apiserver_first_tokens_total",
+            "First tokens, by origin: prefill (sent before the hand-over), decode (drawn after it), "
+            "aggregated (no hand-over)",
+            ("origin",),
+            registry=registry,
+        )
+        self.worker_failures_total = Counter(
+            "apiserver_worker_failures_total",
+            "Legs that a worker failed, by the class of the error; the request is placed again if the "
+            "user cannot tell",
+            ("error",),
+            registry=registry,
+        )
+        self.lease_releases_total = Counter(
+            "apiserver_lease_releases_total",
+            "Leases given back because decode did not use them, by result: released, ended (it had "
+            "ended already), failed (the worker did not answer; the lease expires)",
+            ("result",),
+            registry=registry,
+        )
+        self.router_connected = Gauge(
+            "apiserver_router_connected", "1 while the session with the router is up", registry=registry
+        )
+        self.router_reconnects_total = Counter(
+            "apiserver_router_reconnects_total", "Sessions with the router that broke", registry=registry
+        )
+        self.worker_links = Gauge("apiserver_worker_links", "Open worker sessions", registry=registry)

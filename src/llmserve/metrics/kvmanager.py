@@ -1,0 +1,34 @@
+"""What the KV manager counts."""
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from llmserve.metrics.registry import WatchedCounter
+
+
+class KVManagerMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.directory_blocks = Gauge(
+            "kv_directory_blocks", "Distinct block hashes that some worker holds", registry=registry
+        )
+        self.open_leases = Gauge("kv_open_leases", "Leases granted and not ended", registry=registry)
+        self.leased_blocks = Gauge("kv_leased_blocks", "Blocks under open leases", registry=registry)
+        self.orphan_blocks = Gauge(
+            "kv_orphan_blocks",
+            "Blocks leased past their expiry, or by a worker that is gone, and not yet written off. "
+            "Returns to 0",
+            registry=registry,
+        )
+        self.workers = Gauge("kv_workers", "Workers whose report stream is open", registry=registry)
+        self.reports_total = WatchedCounter(
+            "kv_reports_total", "Reports of workers applied", registry=registry
+        )
+        self.resyncs_total = WatchedCounter(
+            "kv_resyncs_total", "Snapshots asked for because a report was missing", registry=registry
+        )
+        self.leases_ended_total = WatchedCounter(
+            "kv_leases_ended_total",
+            "Leases that ended, by how: released, expired, written_off (its worker is gone, or no longer "
+            "knows of it)",
+            ("how",),
+            registry=registry,
+        )

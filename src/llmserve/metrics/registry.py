@@ -1,0 +1,109 @@
+"""The /metrics endpoint of a role.
+
+Each role has one class of metrics (`RouterMetrics(registry)` and so on): every metric is defined
+there once, with its help text, as a typed attribute. The registry is explicit, so that several
+roles can live in one process (`single_process`) and tests do not share counts.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.exposition import choose_encoder
+
+from llmserve.core.errors import StartFailed
+
+# A scraper that connects and says nothing must not hold a socket for ever.
+_REQUEST_TIMEOUT_SECONDS = 5.0
+# From a queue that is passed through at once to one that lasts as long as a request may.
+WAIT_BUCKETS_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class WatchedCounter:
+    """A counter whose totals are kept elsewhere and read when it is scraped."""
+
+    def __init__(
+        self, name: str, documentation: str, labelnames: Sequence[str] = (), *, registry: CollectorRegistry
+    ) -> None:
+        self._name, self._documentation, self._labelnames = name, documentation, labelnames
+        self._totals: dict[tuple[str, ...], Callable[[], float]] = {}
+        registry.register(self)
+
+    def watch(self, total: Callable[[], float], *labels: str) -> None:
+        self._totals[labels] = total
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labelnames)
+        for labels, total in self._totals.items():
+            family.add_metric(labels, total())
+        yield family
+
+
+class MetricsServer:
+    """Serves GET /metrics on the role's own loop: no thread, nothing wakes while nobody asks.
+
+    Life: start (once) -> aclose (idempotent, also after a failed start).
+    """
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        self._registry, self._host, self._port = registry, host, port
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+
+    @property
+    def port(self) -> int:
+        """The bound port (of interest when 0 was asked for); 0 before start."""
+        return self._server.sockets[0].getsockname()[1] if self._server and self._server.sockets else 0
+
+    async def start(self) -> None:
+        """Errors: StartFailed when the address is taken."""
+        try:
+            self._server = await asyncio.start_server(self._answer, self._host, self._port)
+        except OSError as error:
+            raise StartFailed(f"cannot serve metrics on {self._host}:{self._port}: {error}") from error
+
+    async def aclose(self) -> None:
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.close()
+        for writer in list(self._open):
+            writer.close()
+        await server.wait_closed()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        try:
+            with contextlib.suppress(
+                OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+            ):
+                async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    writer.write(self._response(head.decode("latin-1")))
+                    await writer.drain()
+        finally:
+            self._open.discard(writer)
+            writer.close()
+
+    def _response(self, head: str) -> bytes:
+        request_line, *header_lines = head.split("\r\n")
+        path = request_line.split(" ")[1].partition("?")[0] if request_line.startswith("GET ") else ""
+        if path != "/metrics":
+            return _http("404 Not Found", "text/plain", b"only GET /metrics\n")
+        accept = next((h.partition(":")[2] for h in header_lines if h.lower().startswith("accept:")), "")
+        encode, content_type = choose_encoder(accept)
+        return _http("200 OK", content_type, encode(self._registry))
+
+
+def _http(status: str, content_type: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}Connection: close\r\n\r\n".encode() + body
+
+
+async def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
+    """Starts the endpoint; the caller closes it. Errors: StartFailed."""
+    server = MetricsServer(registry, host, port)
+    await server.start()
+    return server

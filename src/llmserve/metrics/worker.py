@@ -1,0 +1,90 @@
+"""What a worker counts."""
+
+from dataclasses import fields
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from llmserve.core.outcome import FinishReason
+from llmserve.core.request import EngineLoad, EngineOutput
+
+
+class WorkerMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests_running = Gauge(
+            "worker_requests_running", "Requests in the engine's batch", registry=registry
+        )
+        self.requests_waiting = Gauge(
+            "worker_requests_waiting",
+            "Requests in the engine that do not run yet, with those that load their KV",
+            registry=registry,
+        )
+        self.used_blocks = Gauge("kv_used_blocks", "Device blocks that are referenced", registry=registry)
+        self.total_blocks = Gauge("kv_total_blocks", "Device blocks of the engine", registry=registry)
+        self.leased_blocks = Gauge(
+            "kv_leased_blocks", "Blocks held for other workers under open leases", registry=registry
+        )
+        self.orphan_blocks = Gauge(
+            "kv_orphan_blocks",
+            "Blocks still pinned although their lease has ended. Returns to 0",
+            registry=registry,
+        )
+        self.transfer_bytes_total = Counter(
+            "kv_transfer_bytes_total", "KV bytes fetched from other workers", registry=registry
+        )
+        self.transfer_failures_total = Counter(
+            "kv_transfer_failures_total", "Attempts to fetch KV that failed", registry=registry
+        )
+        self.prompt_tokens_total = Counter(
+            "worker_prompt_tokens_total",
+            "Prompt tokens, by where their KV came from: computed, local (prefix cache), external "
+            "(another worker)",
+            ("source",),
+            registry=registry,
+        )
+        self.output_tokens_total = Counter(
+            "worker_output_tokens_total", "Tokens generated", registry=registry
+        )
+        self.requests_total = Counter(
+            "worker_requests_total",
+            "Requests that ended, by how: stop, length, error, repetition; abort: given up by the "
+            "apiserver or with its stream",
+            ("finish_reason",),
+            registry=registry,
+        )
+        self.sessions = Gauge("worker_sessions", "Open apiserver streams", registry=registry)
+        self.messages_total = Counter(
+            "worker_messages_total",
+            "Messages sent to apiservers; each may carry many deltas",
+            registry=registry,
+        )
+        self._last = EngineLoad()
+
+    def record_load(self, load: EngineLoad) -> None:
+        """Gauges as they are; of the engine's totals, what came since the last call."""
+        self.requests_running.set(load.running_requests)
+        self.requests_waiting.set(load.waiting_requests)
+        self.used_blocks.set(load.used_blocks)
+        self.leased_blocks.set(load.leased_blocks)
+        self.orphan_blocks.set(load.orphan_blocks)
+        self.transfer_bytes_total.inc(max(0, load.transferred_bytes - self._last.transferred_bytes))
+        self.transfer_failures_total.inc(max(0, load.transfer_failures - self._last.transfer_failures))
+        self._last = _copy(load)
+
+    def record_output(self, output: EngineOutput) -> None:
+        self.output_tokens_total.inc(len(output.token_ids))
+        if output.prefill_stats is not None:
+            stats = output.prefill_stats
+            local, external = stats.local_cached_tokens, stats.external_cached_tokens
+            self.prompt_tokens_total.labels("local").inc(local)
+            self.prompt_tokens_total.labels("external").inc(external)
+            self.prompt_tokens_total.labels("computed").inc(stats.prompt_tokens - local - external)
+        if output.finish_reason is not None:
+            self.record_end(output.finish_reason)
+
+    def record_end(self, reason: FinishReason, requests: int = 1) -> None:
+        self.requests_total.labels(reason.value).inc(requests)
+
+
+def _copy(load: EngineLoad) -> EngineLoad:
+    """The engine may go on writing into the one it gave out."""
+    return EngineLoad(**{f.name: getattr(load, f.name) for f in fields(load)})

@@ -1,0 +1,207 @@
+"""Which workers there are. Pure: messages and a clock in, the set of workers out.
+
+A worker registers, sends heartbeats, and is lost when it is silent for longer than the expiry. It
+is used again from the moment it is heard: by a heartbeat of the same incarnation, or by the
+registration of a newer one, which replaces the older.
+"""
+
+from collections.abc import Iterator, Sequence
+from weakref import WeakValueDictionary
+
+from llmserve.core.clock import Clock
+from llmserve.core.errors import InvalidRequest, NotFound
+from llmserve.core.ids import WorkerId
+from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import EngineLoad
+from llmserve.router.worker import Member, Seats, WorkerSpec, WorkerState
+
+# How long the status still names a worker that is lost, in expiries.
+_FORGOTTEN_AFTER_EXPIRIES = 60
+_HANDS_OVER_TO = {WorkerRole.PREFILL: WorkerRole.DECODE, WorkerRole.DECODE: WorkerRole.PREFILL}
+_DECODES = (WorkerRole.DECODE, WorkerRole.AGGREGATED)
+
+
+class Membership:
+    def __init__(self, clock: Clock, *, expiry_seconds: float) -> None:
+        self._clock = clock
+        self._expiry = expiry_seconds
+        self._members: dict[WorkerId, Member] = {}
+        self._seats: WeakValueDictionary[tuple[WorkerId, int], Seats] = WeakValueDictionary()
+        self._available: dict[tuple[str, WorkerRole], list[Member]] = {}
+        self._unserved_since: dict[str, float] = {}
+        self._models: frozenset[str] = frozenset()
+        self._served: frozenset[str] = frozenset()
+        self._check_at: float | None = None
+        self.version = 0  # changes with the set of registered workers
+
+    def __iter__(self) -> Iterator[Member]:
+        """Every known worker, lost ones included."""
+        return iter(self._members.values())
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __repr__(self) -> str:
+        return f"<Membership {[f'{m.spec.worker_id}:{m.state}' for m in self]}>"
+
+    # -- what workers and apiservers say
+
+    def register(self, spec: WorkerSpec) -> None:
+        """A new worker, a newer incarnation, or one that says the same again.
+        Errors: InvalidRequest when a field is wrong, the epoch is an older one, or its KV does not
+        fit the workers that it would hand over to or take from."""
+        self._check_fields(spec)
+        self._check_kv_shape(spec)
+        known = self._members.get(spec.worker_id)
+        if known and known.spec.epoch == spec.epoch:
+            known.spec = spec
+            self._hear(known)
+        else:
+            seats = self.seats(spec.worker_id, spec.epoch)
+            self._members[spec.worker_id] = Member(spec, seats, self._clock.now())
+        expiry = self._clock.now() + self._expiry
+        self._check_at = expiry if self._check_at is None else min(self._check_at, expiry)
+        self._changed()
+
+    def heartbeat(self, worker_id: WorkerId, epoch: int, load: EngineLoad) -> None:
+        """Errors: NotFound when this incarnation is not known: it is to register (again)."""
+        member = self._members.get(worker_id)
+        if member is None or member.spec.epoch != epoch:
+            raise NotFound(f"worker {worker_id} of epoch {epoch} is not registered")
+        member.load = load
+        was = member.state
+        self._hear(member)
+        if was is WorkerState.LOST:
+            self._changed()
+        elif was is WorkerState.SUSPECT:
+            self._available.clear()
+
+    def suspect(self, worker_id: WorkerId, epoch: int, reason: str) -> None:
+        """A request failed on it. Not used until it is heard again; nothing for an older epoch."""
+        member = self._members.get(worker_id)
+        if member and member.spec.epoch == epoch and member.state is WorkerState.AVAILABLE:
+            member.state, member.reason = WorkerState.SUSPECT, reason
+            self._available.clear()
+
+    def deregister(self, worker_id: WorkerId, epoch: int) -> None:
+        """It leaves in order. Nothing for an older epoch or an unknown worker."""
+        member = self._members.get(worker_id)
+        if member and member.spec.epoch == epoch:
+            del self._members[worker_id]
+            self._changed()
+
+    def expire(self) -> list[Member]:
+        """Marks the silent ones lost and returns them; forgets those lost long ago."""
+        now = self._clock.now()
+        if self._check_at is None or now < self._check_at:
+            return []
+        lost = [m for m in self if m.registered and m.heard_at + self._expiry <= now]
+        for member in lost:
+            member.state = WorkerState.LOST
+            member.reason = f"no heartbeat for {self._expiry:g} s"
+        forgotten = [m for m in self if not m.registered and self._forget_at(m) <= now]
+        for member in forgotten:
+            del self._members[member.spec.worker_id]
+        if lost:
+            self._changed()
+        self._check_at = min(map(self._next_change, self), default=None)
+        return lost
+
+    def next_expiry(self) -> float | None:
+        """When expire may have something to do: never late, at most one expiry early."""
+        return self._check_at
+
+    # -- what placement asks
+
+    def available(self, model: str, role: WorkerRole) -> Sequence[Member]:
+        """Those that placements may go to. The same list until something changes."""
+        members = self._available.get((model, role))
+        if members is None:
+            members = [m for m in self.registered(model, role) if m.state is WorkerState.AVAILABLE]
+            self._available[model, role] = members
+        return members
+
+    def registered(self, model: str, role: WorkerRole) -> list[Member]:
+        """Those that are there, the suspected ones included."""
+        return [m for m in self if m.registered and m.spec.role is role and m.spec.model == model]
+
+    def models(self) -> frozenset[str]:
+        """Those of the registered workers."""
+        return self._models
+
+    def serves(self, model: str) -> bool:
+        """Is there a registered worker for every role that a request needs?"""
+        return model in self._served
+
+    def missing_roles(self, model: str) -> list[WorkerRole]:
+        """The roles without which a request of this model cannot run; empty when it is served."""
+        if self.serves(model):
+            return []
+        roles = {m.spec.role for m in self if m.registered and m.spec.model == model}
+        return [role for role in (WorkerRole.PREFILL, WorkerRole.DECODE) if role not in roles]
+
+    def unserved_since(self, model: str) -> float:
+        """When the last worker of a needed role went; -inf when the model was never served."""
+        return self._unserved_since.get(model, float("-inf"))
+
+    def decode_capacity(self) -> int:
+        """Requests that all registered workers together can run at once."""
+        return sum(m.spec.max_concurrency for m in self if m.registered and m.spec.role in _DECODES)
+
+    def seats(self, worker_id: WorkerId, epoch: int) -> Seats:
+        """The count of one incarnation, known or not: a placement may be older than this router."""
+        seats = self._seats.get((worker_id, epoch))
+        if seats is None:
+            seats = self._seats[worker_id, epoch] = Seats()
+        return seats
+
+    # -- parts
+
+    def _hear(self, member: Member) -> None:
+        member.heard_at = self._clock.now()
+        member.state, member.reason = WorkerState.AVAILABLE, ""
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._available.clear()
+        self._models = frozenset(m.spec.model for m in self if m.registered)
+        served = frozenset(filter(self._has_all_roles, self._models))
+        for model in self._served - served:
+            self._unserved_since[model] = self._clock.now()
+        self._served = served
+
+    def _has_all_roles(self, model: str) -> bool:
+        roles = {m.spec.role for m in self if m.registered and m.spec.model == model}
+        return WorkerRole.AGGREGATED in roles or {WorkerRole.PREFILL, WorkerRole.DECODE} <= roles
+
+    def _next_change(self, member: Member) -> float:
+        return member.heard_at + self._expiry if member.registered else self._forget_at(member)
+
+    def _forget_at(self, member: Member) -> float:
+        return member.heard_at + self._expiry * _FORGOTTEN_AFTER_EXPIRIES
+
+    def _check_fields(self, spec: WorkerSpec) -> None:
+        if not spec.worker_id or not spec.address or not spec.model:
+            raise InvalidRequest("worker_id, address and model must be set")
+        if spec.max_concurrency < 1:
+            raise InvalidRequest(
+                f"max_concurrency of {spec.worker_id} is {spec.max_concurrency}, not positive"
+            )
+        known = self._members.get(spec.worker_id)
+        if known and spec.epoch < known.spec.epoch:
+            raise InvalidRequest(
+                f"epoch {spec.epoch} of {spec.worker_id} is older than {known.spec.epoch}: "
+                "a newer process has its name"
+            )
+
+    def _check_kv_shape(self, spec: WorkerSpec) -> None:
+        peer_role = _HANDS_OVER_TO.get(spec.role)
+        if peer_role is None:
+            return
+        for peer in self.registered(spec.model, peer_role):
+            differences = spec.kv_shape.differences(peer.spec.kv_shape)
+            if differences and peer.spec.worker_id != spec.worker_id:
+                pair = (
+                    f"{spec.role} worker {spec.worker_id} and {peer.spec.role} worker {peer.spec.worker_id}"
+                )
+                raise InvalidRequest(f"{pair} cannot exchange KV: {', '.join(differences)}")

@@ -1,0 +1,55 @@
+"""The router as a role: its service, its state and its metrics."""
+
+import random
+
+from prometheus_client import CollectorRegistry
+
+from llmserve.core.clock import SystemClock
+from llmserve.core.tasks import TaskOwner
+from llmserve.metrics.registry import MetricsServer
+from llmserve.metrics.router import RouterMetrics
+from llmserve.router.recorder import Recorder
+from llmserve.router.service import RouterService
+from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.rpc.gen.llmserve.v1 import router_pb2_grpc
+from llmserve.rpc.server import RpcServer
+
+_STOP_GRACE_SECONDS = 1.0
+
+
+class RouterRole:
+    """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: no metrics endpoint.
+    Made inside a running loop."""
+
+    def __init__(self, settings: RouterSettings, *, listen: str, metrics_port: int = 0) -> None:
+        clock, registry = SystemClock(), CollectorRegistry()
+        self._controller = build_controller(settings, clock, random.Random())
+        recorder = Recorder(RouterMetrics(registry), self._controller)
+        self._service = RouterService(self._controller, settings, clock, recorder)
+        self._server = RpcServer(listen)
+        self._server.add(router_pb2_grpc.add_RouterServicer_to_server, self._service, "llmserve.v1.Router")
+        host = listen.rpartition(":")[0]
+        self._metrics = MetricsServer(registry, host, metrics_port) if metrics_port else None
+        self._owner = TaskOwner("router")
+        self.port = 0  # of the service, from start on
+
+    async def start(self) -> None:
+        """Errors: StartFailed."""
+        self._owner.spawn("state", self._service.run(), fatal=True)
+        self.port = await self._server.start()
+        if self._metrics:
+            await self._metrics.start()
+
+    async def wait(self) -> None:
+        raise await self._owner.failed
+
+    async def aclose(self) -> None:
+        await self._service.aclose()
+        await self._server.aclose(_STOP_GRACE_SECONDS)
+        if self._metrics:
+            await self._metrics.aclose()
+        await self._owner.aclose()
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when the state contradicts itself."""
+        self._controller.check_integrity()

@@ -1,0 +1,260 @@
+"""llmserve.v1.Router: events in, decisions out to the apiservers.
+
+Every event is decided by one synchronous call into the controller, on the one loop; the task `run`
+adds the passing of time, and sleeps until something is due.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc.aio
+
+from llmserve.core.clock import Clock
+from llmserve.core.errors import InvalidRequest, LLMServeError
+from llmserve.core.ids import ApiserverId, RequestId, WorkerId
+from llmserve.core.tasks import TaskOwner
+from llmserve.router import session as sessions
+from llmserve.router.controller import Controller
+from llmserve.router.messages import Effect, Placed, Refused
+from llmserve.router.outbox import Outbox
+from llmserve.router.recorder import Recorder
+from llmserve.router.settings import RouterSettings
+from llmserve.router.wire import (
+    PlacementEncoder,
+    decode_admit,
+    decode_held,
+    decode_worker,
+    encode_cluster,
+    encode_refused,
+    encode_status,
+)
+from llmserve.rpc.codec import decode_load, decode_outcome
+from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+_HELLO_TIMEOUT_SECONDS = 5.0
+# Loop timers are good to a millisecond: waking just before the time would mean to spin until it.
+_TIMER_SLACK_SECONDS = 0.001
+
+_Requests = AsyncIterator[router_pb2.RouterSessionRequest]
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(eq=False, slots=True)
+class _Stream:
+    """An open session and the way to answer it."""
+
+    session: sessions.Session
+    outbox: Outbox = field(default_factory=Outbox)
+
+
+class RouterService(router_pb2_grpc.RouterServicer):
+    """Life: run (a task of the owner's) ... -> aclose. One loop; not thread-safe."""
+
+    def __init__(
+        self, controller: Controller, settings: RouterSettings, clock: Clock, recorder: Recorder
+    ) -> None:
+        self._controller = controller
+        self._settings = settings
+        self._clock = clock
+        self._recorder = recorder
+        self._encoder = PlacementEncoder()
+        self._streams: dict[ApiserverId, _Stream] = {}
+        self._readers = TaskOwner("router")
+        self._told_version = controller.cluster_version
+        self._told_workers: set[tuple[WorkerId, int]] = set()
+        self._sleeping_until = 0.0
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Does what is due, for ever."""
+        while True:
+            self._decide(self._controller.tick)
+            wake = self._controller.next_wake()
+            self._sleeping_until = float("inf") if wake is None else wake
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._sleep_seconds(wake)):
+                    await self._wake.wait()
+
+    async def aclose(self) -> None:
+        """Ends the sessions; apiservers keep what runs and come back to the next router."""
+        for stream in self._streams.values():
+            stream.outbox.close()
+        await self._readers.aclose()
+
+    # -- apiservers
+
+    async def Session(  # noqa: N802 - the name in the proto
+        self, request_iterator: _Requests, context: _Context
+    ) -> AsyncIterator[router_pb2.RouterSessionResponse]:
+        stream = self._open(await _hello(request_iterator))
+        # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
+        context.add_done_callback(lambda _: self._close(stream))  # type: ignore[arg-type]  # stub's own type
+        name = f"session-{stream.session.apiserver_id}"
+        reader = self._readers.spawn(name, self._read(request_iterator, stream))
+        try:
+            async for message in stream.outbox:
+                yield message
+        finally:
+            reader.cancel()
+            self._close(stream)
+
+    def _open(self, hello: router_pb2.Hello) -> _Stream:
+        apiserver_id = ApiserverId(hello.apiserver_id)
+        held = [decode_held(message) for message in hello.held]
+        older = self._streams.pop(apiserver_id, None)
+        session, effects = self._controller.open_session(apiserver_id, held)
+        stream = self._streams[apiserver_id] = _Stream(session)
+        stream.outbox.send_state(encode_cluster(self._controller.membership))
+        if older:
+            older.outbox.close()
+        _log.info("apiserver %s: session started, holds %d requests", apiserver_id, len(held))
+        self._apply(effects)
+        return stream
+
+    def _close(self, stream: _Stream) -> None:
+        """Idempotent."""
+        apiserver_id = stream.session.apiserver_id
+        stream.outbox.close()
+        if self._streams.get(apiserver_id) is stream:
+            del self._streams[apiserver_id]
+            given_back = len(stream.session.tickets)
+            _log.info("apiserver %s: session ended, %d requests given back", apiserver_id, given_back)
+        self._decide(lambda: self._controller.close_session(stream.session))
+
+    async def _read(self, requests: _Requests, stream: _Stream) -> None:
+        """Ends the stream when the apiserver does, or when it says what it must not."""
+        error: LLMServeError | None = None
+        try:
+            async for message in requests:
+                self._decide(lambda message=message: self._receive(stream.session, message))  # type: ignore[misc]
+        except LLMServeError as wrong:
+            error = wrong
+        finally:
+            stream.outbox.close(error)
+
+    def _receive(self, session: sessions.Session, message: router_pb2.RouterSessionRequest) -> list[Effect]:
+        match message.WhichOneof("message"):
+            case "admit":
+                return self._controller.admit(session, decode_admit(message.admit))
+            case "first_token":
+                return self._controller.first_token(session, RequestId(message.first_token.request_id))
+            case "done":
+                done = message.done
+                outcome = decode_outcome(done.outcome)
+                return self._controller.done(session, RequestId(done.request_id), outcome, done.output_tokens)
+            case "worker_failed":
+                failed = message.worker_failed
+                _log.warning("worker %s failed: %s", failed.worker_id, failed.reason)
+                return self._controller.worker_failed(WorkerId(failed.worker_id), failed.epoch, failed.reason)
+            case other:
+                raise InvalidRequest(f"a session message cannot be {other or 'empty'} here")
+
+    # -- workers
+
+    async def Register(  # noqa: N802
+        self, request: router_pb2.RegisterRequest, context: _Context
+    ) -> router_pb2.RegisterResponse:
+        spec = decode_worker(request.worker)
+        try:
+            self._decide(lambda: self._controller.register(spec))
+        except InvalidRequest as error:
+            _log.warning("worker %s refused: %s", spec.worker_id, error.message)
+            raise
+        return router_pb2.RegisterResponse(
+            heartbeat_seconds=self._settings.heartbeat_seconds, expiry_seconds=self._settings.expiry_seconds
+        )
+
+    async def Heartbeat(  # noqa: N802
+        self, request: router_pb2.HeartbeatRequest, context: _Context
+    ) -> router_pb2.HeartbeatResponse:
+        worker_id, load = WorkerId(request.worker_id), decode_load(request.load)
+        self._decide(lambda: self._controller.heartbeat(worker_id, request.epoch, load))
+        return router_pb2.HeartbeatResponse()
+
+    async def Deregister(  # noqa: N802
+        self, request: router_pb2.DeregisterRequest, context: _Context
+    ) -> router_pb2.DeregisterResponse:
+        self._decide(lambda: self._controller.deregister(WorkerId(request.worker_id), request.epoch))
+        _log.info("worker %s deregistered", request.worker_id)
+        return router_pb2.DeregisterResponse()
+
+    # -- operators
+
+    async def GetClusterStatus(  # noqa: N802
+        self, request: router_pb2.GetClusterStatusRequest, context: _Context
+    ) -> router_pb2.GetClusterStatusResponse:
+        now = self._clock.now()
+        return router_pb2.GetClusterStatusResponse(
+            workers=[encode_status(member, now) for member in self._controller.membership],
+            queued_requests=self._controller.waiting_requests,
+            running_requests=self._controller.running_requests,
+            apiservers=self._controller.apiservers,
+        )
+
+    # -- from decisions to deeds
+
+    def _decide(self, event: Callable[[], list[Effect]]) -> None:
+        started = time.perf_counter()
+        effects = event()
+        self._recorder.decided(time.perf_counter() - started)
+        self._apply(effects)
+
+    def _apply(self, effects: list[Effect]) -> None:
+        self._tell_cluster()
+        for effect in effects:
+            self._recorder.record(effect)
+            if isinstance(effect, Placed):
+                self._send(effect.session, self._encoder.placed(effect))
+            elif isinstance(effect, Refused):
+                self._send(effect.session, encode_refused(effect))
+        wake = self._controller.next_wake()
+        if wake is not None and wake < self._sleeping_until:
+            self._wake.set()
+
+    def _send(self, session: sessions.Session, message: router_pb2.RouterSessionResponse) -> None:
+        stream = self._streams.get(session.apiserver_id)
+        if stream and stream.session is session:
+            stream.outbox.send(message)
+
+    def _tell_cluster(self) -> None:
+        if self._told_version == self._controller.cluster_version:
+            return
+        self._told_version = self._controller.cluster_version
+        self._encoder.forget_all()
+        self._log_workers()
+        state = encode_cluster(self._controller.membership)
+        for stream in self._streams.values():
+            stream.outbox.send_state(state)
+
+    def _log_workers(self) -> None:
+        specs = {m.spec.worker_id: m.spec for m in self._controller.membership if m.registered}
+        for spec in specs.values():
+            if (spec.worker_id, spec.epoch) not in self._told_workers:
+                _log.info("worker %s is in use: %s at %s", spec.worker_id, spec.role, spec.address)
+        for worker_id, _ in self._told_workers:
+            if worker_id not in specs:
+                _log.warning("worker %s is gone", worker_id)
+        self._told_workers = {(spec.worker_id, spec.epoch) for spec in specs.values()}
+
+    def _sleep_seconds(self, wake: float | None) -> float | None:
+        return None if wake is None else max(0.0, wake - self._clock.now()) + _TIMER_SLACK_SECONDS
+
+
+async def _hello(requests: _Requests) -> router_pb2.Hello:
+    """The first message. Errors: InvalidRequest when it is another, or does not come."""
+    try:
+        async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
+            message = await anext(aiter(requests), router_pb2.RouterSessionRequest())
+    except TimeoutError as error:
+        raise InvalidRequest(f"no Hello within {_HELLO_TIMEOUT_SECONDS:g} s") from error
+    if not message.HasField("hello") or not message.hello.apiserver_id:
+        raise InvalidRequest("a session begins with Hello, which names the apiserver")
+    return message.hello

@@ -1,0 +1,137 @@
+"""Between the messages of router.proto and the router's own words."""
+
+from collections.abc import Iterable
+
+from llmserve.core.errors import InvalidRequest, LLMServeError
+from llmserve.core.ids import DEFAULT_TENANT, RequestId, TenantId, WorkerId
+from llmserve.router.filters import PlacementRequest
+from llmserve.router.messages import Admit, Held, Incarnation, Placed, Refused
+from llmserve.router.worker import KvShape, Member, WorkerSpec, WorkerState
+from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
+from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
+
+_SHAPE_FIELDS = tuple(KvShape.__dataclass_fields__)
+
+
+def decode_worker(info: common_pb2.WorkerInfo) -> WorkerSpec:
+    """Errors: InvalidRequest."""
+    return WorkerSpec(
+        worker_id=WorkerId(info.worker_id),
+        role=decode_role(info.role),
+        address=info.address,
+        epoch=info.epoch,
+        model=info.model,
+        kv_shape=KvShape(**{name: getattr(info.kv_shape, name) for name in _SHAPE_FIELDS}),
+        max_model_len_tokens=info.max_model_len_tokens,
+        total_blocks=info.total_blocks,
+        max_concurrency=info.max_concurrency,
+        transports=tuple(info.transports),
+    )
+
+
+def encode_worker(spec: WorkerSpec) -> common_pb2.WorkerInfo:
+    shape = {name: getattr(spec.kv_shape, name) for name in _SHAPE_FIELDS}
+    return common_pb2.WorkerInfo(
+        worker_id=spec.worker_id,
+        role=encode_role(spec.role),
+        address=spec.address,
+        epoch=spec.epoch,
+        model=spec.model,
+        kv_shape=common_pb2.KvShape(**shape),
+        max_model_len_tokens=spec.max_model_len_tokens,
+        total_blocks=spec.total_blocks,
+        max_concurrency=spec.max_concurrency,
+        transports=spec.transports,
+    )
+
+
+def decode_admit(message: router_pb2.Admit) -> Admit:
+    """Errors: InvalidRequest."""
+    if not message.request_id or not message.model:
+        raise InvalidRequest("request_id and model of an Admit must be set")
+    return Admit(
+        request_id=RequestId(message.request_id),
+        tenant=TenantId(message.tenant or DEFAULT_TENANT),
+        placement=PlacementRequest(
+            model=message.model,
+            prompt_tokens=message.prompt_tokens,
+            excluded_workers=frozenset(map(WorkerId, message.excluded_workers)),
+        ),
+        max_output_tokens=message.max_output_tokens,
+        priority=message.priority,
+        timeout_seconds=message.timeout_seconds,
+    )
+
+
+def decode_held(message: router_pb2.HeldPlacement) -> Held:
+    """Errors: InvalidRequest."""
+    placement = message.placement
+    if not message.request_id or not placement.decode.worker_id:
+        raise InvalidRequest("request_id and decode worker of a held placement must be set")
+    return Held(
+        request_id=RequestId(message.request_id),
+        tenant=TenantId(message.tenant or DEFAULT_TENANT),
+        prefill=_incarnation(placement.prefill) if placement.HasField("prefill") else None,
+        decode=_incarnation(placement.decode),
+    )
+
+
+def _incarnation(info: common_pb2.WorkerInfo) -> Incarnation:
+    return Incarnation(WorkerId(info.worker_id), info.epoch)
+
+
+class PlacementEncoder:
+    """Encodes placements. Keeps each worker's message: copying it is far cheaper than making it."""
+
+    def __init__(self) -> None:
+        self._encoded: dict[WorkerId, tuple[WorkerSpec, common_pb2.WorkerInfo]] = {}
+
+    def placed(self, placed: Placed) -> router_pb2.RouterSessionResponse:
+        plan = placed.plan
+        placement = router_pb2.Placement(
+            prefill=self._worker(plan.prefill.spec) if plan.prefill else None,
+            decode=self._worker(plan.decode.spec),
+        )
+        message = router_pb2.Placed(
+            request_id=placed.request_id, placement=placement, queue_seconds=placed.queue_seconds
+        )
+        return router_pb2.RouterSessionResponse(placed=message)
+
+    def _worker(self, spec: WorkerSpec) -> common_pb2.WorkerInfo:
+        known = self._encoded.get(spec.worker_id)
+        if known is None or known[0] is not spec:
+            known = self._encoded[spec.worker_id] = (spec, encode_worker(spec))
+        return known[1]
+
+    def forget_all(self) -> None:
+        """Called when the membership changes, so that workers long gone are not kept."""
+        self._encoded.clear()
+
+
+def encode_refused(refused: Refused) -> router_pb2.RouterSessionResponse:
+    error: LLMServeError = refused.error
+    message = router_pb2.Refused(
+        request_id=refused.request_id,
+        outcome=encode_outcome(refused.outcome),
+        error=type(error).__name__,
+        message=error.message,
+        retry_after_seconds=error.retry_after_seconds or 0.0,
+    )
+    return router_pb2.RouterSessionResponse(refused=message)
+
+
+def encode_cluster(members: Iterable[Member]) -> router_pb2.RouterSessionResponse:
+    """The registered workers, suspected ones included: streams to them go on."""
+    workers = [encode_worker(member.spec) for member in members if member.registered]
+    return router_pb2.RouterSessionResponse(state=router_pb2.ClusterState(workers=workers))
+
+
+def encode_status(member: Member, now: float) -> router_pb2.WorkerStatus:
+    return router_pb2.WorkerStatus(
+        info=encode_worker(member.spec),
+        load=encode_load(member.load),
+        available=member.state is WorkerState.AVAILABLE,
+        reason=member.reason,
+        heartbeat_age_seconds=now - member.heard_at,
+        placed_requests=member.seats.placed_requests,
+    )

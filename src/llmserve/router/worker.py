@@ -1,0 +1,81 @@
+"""A worker as the router knows it."""
+
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+
+from llmserve.core.ids import WorkerId
+from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import EngineLoad
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """What both ends of a hand-over must share byte for byte."""
+
+    model_revision: str
+    kv_dtype: str
+    layout: str
+    block_size_tokens: int
+    tensor_parallel: int
+    pipeline_parallel: int
+    block_bytes: int
+
+    def differences(self, other: "KvShape") -> list[str]:
+        """What keeps the two from exchanging KV, in words; empty when nothing does."""
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return [f"{name} {mine!r} differs from {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker says of itself when it registers. epoch is larger after each of its starts."""
+
+    worker_id: WorkerId
+    role: WorkerRole
+    address: str
+    epoch: int
+    model: str
+    kv_shape: KvShape
+    max_model_len_tokens: int
+    total_blocks: int
+    max_concurrency: int
+    transports: tuple[str, ...]
+
+
+class WorkerState(StrEnum):
+    AVAILABLE = "available"
+    SUSPECT = "suspect"  # a request failed on it; its next heartbeat clears it
+    LOST = "lost"  # silent for too long; kept for the status, and used again when it returns
+
+
+class Seats:
+    """How many requests are placed on one incarnation of a worker. Placements hold on to it, so
+    that the count survives whatever happens to the membership meanwhile."""
+
+    __slots__ = ("__weakref__", "placed_requests")
+
+    def __init__(self) -> None:
+        self.placed_requests = 0
+
+    def take(self) -> None:
+        self.placed_requests += 1
+
+    def give_back(self) -> None:
+        assert self.placed_requests > 0
+        self.placed_requests -= 1
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One incarnation of a worker. heard_at is on the router's clock."""
+
+    spec: WorkerSpec
+    seats: Seats
+    heard_at: float
+    state: WorkerState = WorkerState.AVAILABLE
+    reason: str = ""  # why it is not available
+    load: EngineLoad = field(default_factory=EngineLoad)
+
+    @property
+    def registered(self) -> bool:
+        return self.state is not WorkerState.LOST

@@ -1,0 +1,117 @@
+"""What every role's process does alike: flags, logs, the ready line, signals, the stop.
+
+The process prints one line `LLMSERVE_READY <name>` when it is ready (before it, perhaps
+`LLMSERVE_PROGRESS <text>` lines) and exits 0 after an ordered stop, 1 when it could not start or
+go on. The first SIGTERM or SIGINT begins the ordered stop; a second one exits at once.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import uvloop
+
+from llmserve.core.errors import LLMServeError
+
+_log = logging.getLogger(__name__)
+
+LOG_LEVEL_VARIABLE = "LLMSERVE_LOG_LEVEL"
+_FORCED_EXIT_CODE = 130
+
+
+class Role(Protocol):
+    """Life: start (once; Errors: StartFailed) -> wait -> aclose (idempotent, also after a failed
+    start)."""
+
+    async def start(self) -> None: ...
+
+    async def wait(self) -> None:
+        """Returns, or raises, only when the role cannot go on."""
+
+    async def aclose(self) -> None:
+        """The ordered stop: stop admitting, drain, release, close."""
+
+
+def common_flags(role: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m llmserve.{role}", description=f"LLMServe {role}")
+    parser.add_argument("--manifest", required=True, help="the manifest of the cluster (YAML)")
+    parser.add_argument("--name", required=True, help="unique name of this process, such as decode-0")
+    parser.add_argument("--listen", required=True, help="host:port of its gRPC service")
+    parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics; 0: none")
+    parser.add_argument("--run-dir", help="directory for files of this run")
+    return parser
+
+
+def configure_logging(default_level: str) -> None:
+    """To stderr. The environment variable wins over the manifest."""
+    level = os.environ.get(LOG_LEVEL_VARIABLE, default_level).upper()
+    logging.basicConfig(
+        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+
+
+def report_progress(text: str) -> None:
+    """Tells the runner what the start is waiting for."""
+    print(f"LLMSERVE_PROGRESS {text}", flush=True)
+
+
+def run_role(name: str, build: Callable[[], Awaitable[Role]]) -> int:
+    """Runs a role to its end and returns the exit code. `build` runs inside the loop."""
+    exit_code: int = uvloop.run(_live(name, build))
+    return exit_code
+
+
+async def _live(name: str, build: Callable[[], Awaitable[Role]]) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, _on_signal, stop)
+    try:
+        role = await build()
+    except LLMServeError as error:
+        return _failed(name, error)
+    try:
+        return await _start_and_wait(name, role, stop)
+    finally:
+        await role.aclose()
+        _log.info("%s: stopped", name)
+
+
+async def _start_and_wait(name: str, role: Role, stop: asyncio.Event) -> int:
+    life = asyncio.create_task(_ready_then_wait(name, role), name=f"{name}.life")
+    stopped = asyncio.create_task(stop.wait(), name=f"{name}.stop")
+    try:
+        await asyncio.wait((life, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not life.done():
+            _log.info("%s: stopping", name)
+            return 0
+        return _failed(name, life.exception() or LLMServeError("ended without being asked to"))
+    finally:
+        life.cancel()
+        stopped.cancel()
+        await asyncio.gather(life, stopped, return_exceptions=True)
+
+
+async def _ready_then_wait(name: str, role: Role) -> None:
+    await role.start()
+    print(f"LLMSERVE_READY {name}", flush=True)
+    _log.info("%s: ready", name)
+    await role.wait()
+
+
+def _failed(name: str, error: BaseException) -> int:
+    if isinstance(error, LLMServeError):
+        _log.error("%s: failed: %s", name, error.message)
+    else:
+        _log.error("%s: failed", name, exc_info=error)
+    return 1
+
+
+def _on_signal(stop: asyncio.Event) -> None:
+    if stop.is_set():
+        os._exit(_FORCED_EXIT_CODE)
+    stop.set()

@@ -1,0 +1,54 @@
+"""What the admission queue answers, and what it counts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from llmserve.core.errors import LLMServeError, QueueFull
+from llmserve.scheduler.request import QueuedRequest
+
+
+class Fit(Enum):
+    """What the caller of dispatch answers for one request."""
+
+    PLACED = "placed"  # it has its place; it is running from now on
+    BLOCKED = "blocked"  # no place for this one now; others may have one
+    FULL = "full"  # no place for any
+
+
+Place = Callable[[QueuedRequest], Fit]  # finds a place for a request, and takes it
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    """It never waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    ahead: int  # requests that wait before it, over all tenants
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    error: QueueFull
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    request: QueuedRequest
+    error: LLMServeError
+
+
+@dataclass(slots=True)
+class Tally:
+    """Totals since start. waiting = offered - rejected - withdrawn - evicted - dispatched;
+    running = dispatched + adopted - released."""
+
+    offered: int = 0
+    rejected: int = 0
+    withdrawn: int = 0
+    evicted: int = 0
+    dispatched: int = 0
+    adopted: int = 0
+    released: int = 0

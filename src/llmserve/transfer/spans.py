@@ -1,0 +1,70 @@
+"""Arithmetic on spans that every transport needs: fences and coalescing, vectorised."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from llmserve.core.errors import TransferError
+from llmserve.transfer.base import Batch, Int64Array, Spans
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def check_batch(batch: Batch, local_lengths: Sequence[int], remote_lengths: Sequence[int]) -> None:
+    """The fence of the near side: both halves lie in registered memory and have the same shape.
+    The lengths are those of the regions of each side. Errors: TransferError."""
+    check_bounds(batch.local, local_lengths, "local")
+    check_bounds(batch.remote, remote_lengths, "remote")
+    if not np.array_equal(batch.local.lengths, batch.remote.lengths):
+        raise TransferError("local and remote spans have different lengths")
+
+
+def check_bounds(spans: Spans, region_lengths: Sequence[int], side: str) -> None:
+    """Errors: TransferError naming the first span that lies outside its region."""
+    regions, offsets, lengths = spans.regions, spans.offsets, spans.lengths
+    if not regions.shape == offsets.shape == lengths.shape or regions.ndim != 1:
+        raise TransferError(f"malformed {side} spans: arrays of different shapes")
+    table = np.asarray(region_lengths, dtype=np.int64)
+    known = (regions >= 0) & (regions < len(table))
+    room = table[np.where(known, regions, 0)] if len(table) else np.zeros_like(offsets)
+    inside = known & (offsets >= 0) & (lengths >= 0) & (offsets <= room) & (lengths <= room - offsets)
+    if not inside.all():
+        bad = int(np.argmin(inside))
+        where = f"region {regions[bad]}, offset {offsets[bad]}, length {lengths[bad]}"
+        raise TransferError(f"{side} span {bad} lies outside registered memory ({where})")
+
+
+def coalesce(spans: Spans) -> Spans:
+    """Joins neighbours in memory that follow each other in the list; drops empty spans."""
+    spans = _select(spans, spans.lengths > 0)
+    return _joined(spans, _continues(spans))
+
+
+def coalesce_pairs(batch: Batch) -> Batch:
+    """The same for both halves at once: joins only where both continue."""
+    filled = batch.local.lengths > 0
+    local, remote = _select(batch.local, filled), _select(batch.remote, filled)
+    follows = _continues(local) & _continues(remote)
+    return Batch(_joined(local, follows), _joined(remote, follows))
+
+
+def _select(spans: Spans, mask: BoolArray) -> Spans:
+    if mask.all():
+        return spans
+    return Spans(spans.regions[mask], spans.offsets[mask], spans.lengths[mask])
+
+
+def _continues(spans: Spans) -> BoolArray:
+    """Element i: span i + 1 begins where span i ends."""
+    ends = spans.offsets[:-1] + spans.lengths[:-1]
+    follows: BoolArray = (spans.regions[1:] == spans.regions[:-1]) & (spans.offsets[1:] == ends)
+    return follows
+
+
+def _joined(spans: Spans, follows: BoolArray) -> Spans:
+    if not follows.any():
+        return spans
+    starts: Int64Array = np.flatnonzero(np.concatenate(([True], ~follows)))
+    lengths = np.add.reduceat(spans.lengths, starts)
+    return Spans(spans.regions[starts], spans.offsets[starts], lengths)

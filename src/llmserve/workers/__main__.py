@@ -1,0 +1,97 @@
+"""python -m llmserve.workers --role decode --name decode-0 --manifest llmserve.yaml --listen 127.0.0.1:7100 ..."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from llmserve.config.load import load_manifest
+from llmserve.config.schema import Manifest
+from llmserve.core.errors import LLMServeError
+from llmserve.core.outcome import WorkerRole
+from llmserve.workers.build import build_engine, engine_spec
+from llmserve.workers.model import ServedWeights, prepare_model
+from llmserve.workers.worker import Worker, WorkerOptions
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llmserve.workers",
+        description="One engine behind gRPC: prefill, decode, or both.",
+    )
+    parser.add_argument("--role", type=WorkerRole, choices=list(WorkerRole), required=True)
+    parser.add_argument("--manifest", type=Path, required=True, help="the cluster's YAML")
+    parser.add_argument("--name", required=True, help="unique in the cluster, such as decode-0")
+    parser.add_argument("--listen", required=True, help="HOST:PORT of its gRPC service; peers use this host")
+    parser.add_argument("--router", default="", help="HOST:PORT of the router; none: stays alone")
+    parser.add_argument("--kvmanager", default="", help="HOST:PORT of the KV manager; none: no reports")
+    parser.add_argument("--model-dir", type=Path, help="the prepared model; prepared here when not given")
+    parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics; 0: none")
+    parser.add_argument("--run-dir", type=Path, help="working directory of the cluster")
+    parser.add_argument("--drain-seconds", type=float, default=5.0, help="for running requests at stop")
+    return parser.parse_args()
+
+
+async def serve(flags: argparse.Namespace, manifest: Manifest, weights: ServedWeights) -> None:
+    """Until SIGTERM or SIGINT; a second one exits at once. Errors: StartFailed, EngineDead."""
+    stop = asyncio.Event()
+    _on_signals(stop)
+    epoch = time.time_ns()
+    spec = engine_spec(manifest, flags.name, flags.role, epoch, weights.path, flags.listen)
+    options = WorkerOptions(
+        listen=flags.listen,
+        router=flags.router,
+        kvmanager=flags.kvmanager,
+        model_revision=weights.revision,
+        metrics_port=flags.metrics_port,
+        drain_seconds=flags.drain_seconds,
+    )
+    worker = Worker(spec, options, build_engine(spec), CollectorRegistry())
+    try:
+        _say("LLMSERVE_PROGRESS", f"starting the {spec.engine.kind} engine")
+        await worker.start()
+        _say("LLMSERVE_READY", flags.name)
+        await worker.run_until(stop)
+    finally:
+        await worker.stop()
+
+
+def _say(word: str, text: str) -> None:
+    """A line for the runner."""
+    print(word, text, flush=True)
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    def asked() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, asked)
+
+
+def main() -> int:
+    flags = arguments()
+    level = os.environ.get("LLMSERVE_LOG_LEVEL", "info").upper()
+    logging.basicConfig(level=level, stream=sys.stderr, format=_LOG_FORMAT)
+    try:
+        manifest = load_manifest(flags.manifest)
+        uvloop.run(serve(flags, manifest, prepare_model(manifest, flags.model_dir)))
+    except LLMServeError as error:
+        print(f"{flags.name}: {error.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""The engine that a manifest asks for."""
+
+from pathlib import Path
+
+from llmserve.config.schema import Manifest
+from llmserve.core.ids import WorkerId
+from llmserve.core.outcome import WorkerRole
+from llmserve.engines.base import Engine
+from llmserve.engines.sim.engine import SimEngine
+from llmserve.engines.sim.handover_link import open_handover_link
+from llmserve.engines.sim.timing import RealPace
+from llmserve.engines.spec import EngineSpec
+
+_WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
+
+
+def engine_spec(
+    manifest: Manifest, worker_id: str, role: WorkerRole, epoch: int, model_dir: Path | None, listen: str
+) -> EngineSpec:
+    host = listen.rpartition(":")[0]
+    return EngineSpec(
+        worker_id=WorkerId(worker_id),
+        epoch=epoch,
+        role=role,
+        model_dir=model_dir,
+        model_name=manifest.models.primary.served_name,
+        engine=manifest.engine,
+        kv_cache=manifest.kv_cache,
+        transfer=manifest.transfer,
+        handover_host="127.0.0.1" if host in _WILDCARDS else host,
+    )
+
+
+def build_engine(spec: EngineSpec) -> Engine:
+    if spec.engine.kind == "sim":
+        return SimEngine(spec, open_handover_link, RealPace())
+    from llmserve.engines.vllm.engine import VllmEngine  # torch and vLLM: seconds that a simulation need not pay
+
+    return VllmEngine(spec)

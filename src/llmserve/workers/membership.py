@@ -1,0 +1,82 @@
+"""The worker as a member of the router's cluster: register, heartbeats, deregister."""
+
+import asyncio
+import logging
+
+import grpc
+import grpc.aio
+
+from llmserve.core.errors import LLMServeError, NotFound
+from llmserve.rpc.backoff import Backoff
+from llmserve.rpc.codec import encode_load
+from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
+from llmserve.rpc.status import from_grpc
+from llmserve.workers.status import WorkerStatus
+
+_log = logging.getLogger(__name__)
+
+_CALL_SECONDS = 2.0
+
+
+class Membership:
+    """`run` is one task of the worker; `leave` ends what it said, after it was cancelled."""
+
+    def __init__(self, status: WorkerStatus, channel: grpc.aio.Channel) -> None:
+        self._status = status
+        self._stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
+        self.registered = asyncio.Event()
+
+    async def run(self) -> None:
+        """For ever; the router may come and go."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._stay(backoff)
+            except NotFound:
+                _log.info("the router does not know this worker: registering again")
+                self.registered.clear()
+                continue
+            except LLMServeError as error:
+                _log.warning("no contact with the router, trying again: %s", error.message)
+            await asyncio.sleep(backoff.next())
+
+    async def _stay(self, backoff: Backoff) -> None:
+        """Registers if it has not, then heartbeats until a call fails. Errors: LLMServeError."""
+        if not self.registered.is_set():
+            self._interval = await self._register()
+        while True:
+            await asyncio.sleep(self._interval)
+            await self._heartbeat()
+            backoff.reset()
+
+    async def _register(self) -> float:
+        info = self._status.info
+        request = router_pb2.RegisterRequest(worker=info)
+        try:
+            answer = await self._stub.Register(request, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise from_grpc(error) from error
+        _log.info("registered: worker=%s epoch=%s", info.worker_id, info.epoch)
+        self.registered.set()
+        return float(answer.heartbeat_seconds)
+
+    async def _heartbeat(self) -> None:
+        info = self._status.info
+        load = encode_load(await self._status.load())
+        request = router_pb2.HeartbeatRequest(worker_id=info.worker_id, epoch=info.epoch, load=load)
+        try:
+            await self._stub.Heartbeat(request, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise from_grpc(error) from error
+
+    async def leave(self) -> None:
+        """Tells the router to place nothing more here. Best effort: it would notice anyhow."""
+        if not self.registered.is_set():
+            return
+        self.registered.clear()
+        info = self._status.info
+        request = router_pb2.DeregisterRequest(worker_id=info.worker_id, epoch=info.epoch)
+        try:
+            await self._stub.Deregister(request, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            _log.warning("deregistering failed: %s", from_grpc(error).message)

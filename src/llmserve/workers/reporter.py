@@ -1,0 +1,117 @@
+"""Tells the KV manager what this worker holds: KVManager.Report, a snapshot and then changes.
+
+One report is on its way at a time; what changes meanwhile merges into the next. A broken stream
+begins again with a snapshot, so nothing has to be kept for it.
+"""
+
+import asyncio
+import logging
+
+import grpc.aio
+
+from llmserve.core.errors import Unavailable
+from llmserve.core.lease import LeaseChange, LeaseState
+from llmserve.engines.base import Engine
+from llmserve.rpc.backoff import Backoff
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
+from llmserve.workers.residency import Report, Residency
+
+_log = logging.getLogger(__name__)
+
+_ACK_SECONDS = 10.0
+_MIN_INTERVAL_SECONDS = 0.05
+
+_STATES = {
+    LeaseState.GRANTED: kvmanager_pb2.LEASE_STATE_GRANTED,
+    LeaseState.RELEASED: kvmanager_pb2.LEASE_STATE_RELEASED,
+    LeaseState.EXPIRED: kvmanager_pb2.LEASE_STATE_EXPIRED,
+}
+
+
+class KvReporter:
+    """Two tasks of the worker: `follow` reads the engine, `run` talks to the manager."""
+
+    def __init__(
+        self, worker_id: str, epoch: int, engine: Engine, residency: Residency, channel: grpc.aio.Channel
+    ) -> None:
+        self._worker_id = worker_id
+        self._epoch = epoch
+        self._engine = engine
+        self._residency = residency
+        self._stub = kvmanager_pb2_grpc.KVManagerStub(channel)  # type: ignore[no-untyped-call]  # generated
+        self._changed = asyncio.Event()
+
+    async def follow(self) -> None:
+        while True:
+            self._residency.apply(await self._engine.next_kv_events())
+            self._changed.set()
+
+    async def run(self) -> None:
+        """For ever; the manager may come and go."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._report(backoff)
+            except (grpc.aio.AioRpcError, Unavailable, TimeoutError) as error:
+                _log.warning("reports to the KV manager stopped, trying again: %s", _brief(error))
+            await asyncio.sleep(backoff.next())
+
+    async def _report(self, backoff: Backoff) -> None:
+        call = self._stub.Report()
+        try:
+            report = self._residency.take_snapshot()
+            while True:
+                resync = await self._send(call, report)
+                backoff.reset()
+                report = await self._next(resync)
+        finally:
+            call.cancel()
+
+    async def _send(self, call: "_Call", report: Report) -> bool:
+        """Returns whether the manager asks for a snapshot."""
+        async with asyncio.timeout(_ACK_SECONDS):
+            await call.write(self._encode(report))
+            answer = await call.read()
+        if not isinstance(answer, kvmanager_pb2.KvReportAck):
+            raise Unavailable("the KV manager closed the stream")
+        return bool(answer.resync)
+
+    async def _next(self, resync: bool) -> Report:
+        if resync:
+            _log.info("the KV manager asks for a snapshot")
+            return self._residency.take_snapshot()
+        await asyncio.sleep(_MIN_INTERVAL_SECONDS)  # lets changes of several steps share a report
+        while not self._residency.has_changes:
+            self._changed.clear()
+            await self._changed.wait()
+        return self._residency.take_delta()
+
+    def _encode(self, report: Report) -> kvmanager_pb2.KvReport:
+        return kvmanager_pb2.KvReport(
+            worker_id=self._worker_id,
+            epoch=self._epoch,
+            sequence=report.sequence,
+            snapshot=report.snapshot,
+            stored=report.stored,
+            removed=report.removed,
+            cleared=report.cleared,
+            leases=[_encode_lease(change) for change in report.leases],
+        )
+
+
+_Call = grpc.aio.StreamStreamCall[kvmanager_pb2.KvReport, kvmanager_pb2.KvReportAck]
+
+
+def _encode_lease(change: LeaseChange) -> kvmanager_pb2.LeaseReport:
+    return kvmanager_pb2.LeaseReport(
+        lease_id=change.lease_id,
+        state=_STATES[change.state],
+        blocks=change.blocks,
+        remaining_seconds=change.remaining_seconds,
+    )
+
+
+def _brief(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error) or type(error).__name__

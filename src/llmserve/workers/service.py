@@ -1,0 +1,159 @@
+"""gRPC `llmserve.v1.Worker` over any engine.
+
+A Session multiplexes the requests of one apiserver. What goes wrong with a request is said in a
+delta of that request (FINISH_REASON_ERROR), never by breaking the stream.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from llmserve.core.errors import EngineDead, InvalidRequest, LLMServeError, Unavailable
+from llmserve.core.ids import RequestId
+from llmserve.core.outcome import FinishReason
+from llmserve.core.request import EngineOutput
+from llmserve.core.tasks import TaskOwner
+from llmserve.engines.base import Engine
+from llmserve.metrics.worker import WorkerMetrics
+from llmserve.rpc.codec import decode_params, decode_request, encode_load, encode_output
+from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
+from llmserve.workers.release import LeaseReleaser
+from llmserve.workers.sessions import ApiserverSession, Sessions
+from llmserve.workers.status import WorkerStatus
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerService(worker_pb2_grpc.WorkerServicer):
+    """`pump` runs as one task for as long as the service does."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sessions: Sessions,
+        status: WorkerStatus,
+        releaser: LeaseReleaser,
+        tasks: TaskOwner,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self._engine = engine
+        self._sessions = sessions
+        self._status = status
+        self._releaser = releaser
+        self._tasks = tasks
+        self._metrics = metrics
+        self._admitting = True
+
+    # -- for the worker's life
+
+    async def pump(self) -> None:
+        """Passes the engine's outputs on. Errors: EngineDead, after every request was told."""
+        try:
+            while True:
+                self._pass_on(await self._engine.next_outputs())
+        except EngineDead as error:
+            self._admitting = False
+            running = self._sessions.give_up(error)
+            _log.error("engine died: %s requests end: %s", len(running), error.message)
+            raise
+
+    def _pass_on(self, outputs: Sequence[EngineOutput]) -> None:
+        for output in outputs:
+            self._metrics.record_output(output)
+        self._releaser.release_soon(self._sessions.dispatch(outputs))
+
+    def stop_admitting(self) -> None:
+        self._admitting = False
+
+    @property
+    def running_requests(self) -> int:
+        return self._sessions.requests
+
+    async def give_up(self) -> None:
+        """Ends what still runs, and the streams."""
+        running = self._sessions.give_up(Unavailable("the worker is stopping"))
+        if running:
+            _log.warning("stopping: %s requests are given up", len(running))
+            await self._engine.abort(running)
+            self._metrics.record_end(FinishReason.ABORT, len(running))
+
+    # -- gRPC
+
+    async def Session(  # noqa: N802 - the name of the RPC
+        self, request_iterator: AsyncIterator[worker_pb2.WorkerSessionRequest], context: Any
+    ) -> AsyncIterator[worker_pb2.WorkerSessionResponse]:
+        session = self._sessions.open()
+        self._metrics.sessions.set(len(self._sessions))
+        _log.info("session started: peer=%s", context.peer())
+        reader = self._tasks.spawn("session", self._read(session, request_iterator))
+        # By callback: a cancelled stream may leave this generator suspended where it yielded.
+        context.add_done_callback(lambda _: self._tasks.spawn("leave", self._leave(session, reader)))
+        while outputs := await session.outbox.take():
+            yield worker_pb2.WorkerSessionResponse(deltas=[encode_output(output) for output in outputs])
+            self._metrics.messages_total.inc()
+
+    async def ReleaseLease(  # noqa: N802
+        self, request: worker_pb2.ReleaseLeaseRequest, context: Any
+    ) -> worker_pb2.ReleaseLeaseResponse:
+        params = decode_params(request.kv_transfer_params)
+        if params is None:
+            raise InvalidRequest("kv_transfer_params is empty")
+        return worker_pb2.ReleaseLeaseResponse(released=await self._releaser.release(params))
+
+    async def GetWorkerStatus(  # noqa: N802
+        self, request: worker_pb2.GetWorkerStatusRequest, context: Any
+    ) -> worker_pb2.GetWorkerStatusResponse:
+        load = await self._status.load()
+        return worker_pb2.GetWorkerStatusResponse(info=self._status.info, load=encode_load(load))
+
+    # -- a session
+
+    async def _read(
+        self, session: ApiserverSession, messages: AsyncIterator[worker_pb2.WorkerSessionRequest]
+    ) -> None:
+        async for message in messages:
+            match message.WhichOneof("message"):
+                case "generate":
+                    await self._generate(session, message.generate)
+                case "abort":
+                    await self._abort(session, message.abort.request_ids)
+        self._sessions.drain(session)
+
+    async def _generate(self, session: ApiserverSession, message: worker_pb2.GenerateRequest) -> None:
+        request_id = RequestId(message.request_id)
+        try:
+            if not self._admitting:
+                raise Unavailable("the worker is stopping")
+            request = decode_request(message)
+            self._sessions.claim(session, request_id)
+        except LLMServeError as error:
+            self._sessions.refuse(session, request_id, error)
+            return
+        try:
+            await self._engine.add(request)
+        except LLMServeError as error:
+            if self._sessions.owns(session, request_id):
+                self._sessions.withdraw(session, request_id)
+                self._sessions.refuse(session, request_id, error)
+
+    async def _abort(self, session: ApiserverSession, request_ids: Sequence[str]) -> None:
+        """Ids that are unknown, or belong to another stream, are ignored."""
+        own = [RequestId(key) for key in request_ids if self._sessions.owns(session, RequestId(key))]
+        if not own:
+            return
+        for request_id in own:
+            self._releaser.release_soon(self._sessions.withdraw(session, request_id))
+        self._metrics.record_end(FinishReason.ABORT, len(own))
+        await self._engine.abort(own)
+
+    async def _leave(self, session: ApiserverSession, reader: asyncio.Task[None]) -> None:
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        left = self._sessions.close(session)
+        self._metrics.sessions.set(len(self._sessions))
+        _log.info("session ended: aborted=%s leases_released=%s", len(left.aborts), len(left.releases))
+        self._releaser.release_soon(left.releases)
+        if left.aborts:
+            self._metrics.record_end(FinishReason.ABORT, len(left.aborts))
+            await self._engine.abort(left.aborts)

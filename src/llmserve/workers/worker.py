@@ -1,0 +1,179 @@
+"""One worker process as an object: what is made of what, in which order it starts and stops."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from llmserve.core.clock import SystemClock
+from llmserve.core.errors import EngineDead
+from llmserve.core.tasks import TaskOwner
+from llmserve.engines.base import Engine, EngineInfo
+from llmserve.engines.handover import release_ticket
+from llmserve.engines.spec import EngineSpec
+from llmserve.metrics.registry import serve_metrics
+from llmserve.metrics.worker import WorkerMetrics
+from llmserve.rpc.client import open_channel
+from llmserve.rpc.codec import encode_role
+from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
+from llmserve.rpc.server import RpcServer
+from llmserve.workers.membership import Membership
+from llmserve.workers.release import LeaseReleaser
+from llmserve.workers.reporter import KvReporter
+from llmserve.workers.residency import Residency
+from llmserve.workers.service import WorkerService
+from llmserve.workers.sessions import Sessions
+from llmserve.workers.status import WorkerStatus
+
+_log = logging.getLogger(__name__)
+
+SERVICE_NAME = "llmserve.v1.Worker"
+_DRAIN_POLL_SECONDS = 0.05
+_CLOSE_GRACE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """listen, router, kvmanager: host:port; an empty router or kvmanager is not contacted.
+    model_revision: a digest of the weights. metrics_port 0: none."""
+
+    listen: str
+    router: str = ""
+    kvmanager: str = ""
+    model_revision: str = ""
+    metrics_port: int = 0
+    drain_seconds: float = 5.0
+
+
+class Worker:
+    """Life: start (once) -> run_until -> stop. `stop` is idempotent and safe after a failed start."""
+
+    def __init__(
+        self, spec: EngineSpec, options: WorkerOptions, engine: Engine, registry: CollectorRegistry
+    ) -> None:
+        self._spec = spec
+        self._options = options
+        self._engine = engine
+        self._registry = registry
+        self._metrics = WorkerMetrics(registry)
+        self._tasks = TaskOwner(spec.worker_id)
+        self._talk = TaskOwner(f"{spec.worker_id}.router")
+        self._server = RpcServer(options.listen)
+        self._open = AsyncExitStack()
+        self._membership: Membership | None = None
+        self._service: WorkerService | None = None
+        self._status: WorkerStatus | None = None
+        self._stopped = False
+
+    async def start(self) -> str:
+        """Serves; returns its address. The router and the KV manager may come later. Errors: StartFailed."""
+        self._open.push_async_callback(self._engine.aclose)
+        info = await self._engine.start()
+        self._metrics.total_blocks.set(info.total_blocks)
+        self._status = WorkerStatus(self._describe(info), self._engine, self._metrics)
+        self._service = WorkerService(
+            self._engine,
+            Sessions(SystemClock()),
+            self._status,
+            LeaseReleaser(release_ticket, self._tasks),
+            self._tasks,
+            self._metrics,
+        )
+        self._server.add(worker_pb2_grpc.add_WorkerServicer_to_server, self._service, SERVICE_NAME)
+        host = self._options.listen.rpartition(":")[0]
+        address = f"{host}:{await self._server.start()}"
+        self._status.info.address = address
+        self._tasks.spawn("pump", self._service.pump(), fatal=True)
+        await self._join(self._status)
+        if self._options.metrics_port:
+            metrics = await serve_metrics(self._registry, host, self._options.metrics_port)
+            self._open.push_async_callback(metrics.aclose)
+        return address
+
+    async def _join(self, status: WorkerStatus) -> None:
+        if self._options.router:
+            channel = await self._open.enter_async_context(open_channel(self._options.router))
+            self._membership = Membership(status, channel)
+            self._talk.spawn("membership", self._membership.run())
+        channel = await self._open.enter_async_context(open_channel(self._options.kvmanager or "unused:1"))
+        reporter = KvReporter(
+            self._spec.worker_id, self._spec.epoch, self._engine, Residency(SystemClock()), channel
+        )
+        self._tasks.spawn("kv-events", reporter.follow(), fatal=True)
+        if self._options.kvmanager:
+            self._tasks.spawn("kv-reports", reporter.run())
+
+    def _describe(self, info: EngineInfo) -> common_pb2.WorkerInfo:
+        spec = self._spec
+        return common_pb2.WorkerInfo(
+            worker_id=spec.worker_id,
+            role=encode_role(spec.role),
+            epoch=spec.epoch,
+            model=spec.model_name,
+            kv_shape=common_pb2.KvShape(
+                model_revision=self._options.model_revision,
+                kv_dtype=info.kv_dtype,
+                layout=info.layout,
+                block_size_tokens=info.block_size_tokens,
+                tensor_parallel=spec.engine.tensor_parallel,
+                pipeline_parallel=spec.engine.pipeline_parallel,
+                block_bytes=info.block_bytes,
+            ),
+            max_model_len_tokens=info.max_model_len_tokens,
+            total_blocks=info.total_blocks,
+            max_concurrency=info.max_concurrency,
+            transports=info.transports,
+        )
+
+    async def run_until(self, stop: asyncio.Event) -> None:
+        """Returns when asked to stop. Errors: EngineDead."""
+        asked = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait((asked, self._tasks.failed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
+        if self._tasks.failed.done():
+            raise EngineDead(f"the engine failed: {self._tasks.failed.result()}")
+
+    async def stop(self) -> None:
+        """Stops admitting, drains, releases leases, closes the engine."""
+        if self._stopped:
+            return
+        self._stopped = True
+        try:
+            await self._stop_admitting()
+            await self._drain()
+        finally:
+            await self._close()
+
+    async def _stop_admitting(self) -> None:
+        await self._talk.aclose()
+        if self._service is None:
+            return
+        self._service.stop_admitting()
+        await self._server.set_serving(False)
+        if self._membership is not None:
+            await self._membership.leave()
+
+    async def _drain(self) -> None:
+        """Waits for running requests, and for leased blocks to be fetched."""
+        if self._service is None or self._status is None or self._tasks.failed.done():
+            return
+        _log.info("draining: requests=%s", self._service.running_requests)
+        try:
+            async with asyncio.timeout(self._options.drain_seconds):
+                while self._service.running_requests or (await self._status.load()).leased_blocks:
+                    await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        except TimeoutError:
+            _log.warning("drain ended with requests=%s", self._service.running_requests)
+
+    async def _close(self) -> None:
+        try:
+            if self._service is not None:
+                await self._service.give_up()
+            await self._server.aclose(_CLOSE_GRACE_SECONDS)
+        finally:
+            await self._tasks.aclose()
+            await self._open.aclose()

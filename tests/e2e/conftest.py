@@ -1,0 +1,99 @@
+"""One real cluster for all e2e tests, started as a user starts it; and what AsyncLLM alone answers.
+
+The reference runs before the cluster, so that neither takes the other's cores.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import yaml
+
+from bench.cluster import Cluster, running
+
+ROOT = Path(__file__).parents[2]
+PARITY_PROMPTS = 50
+PARITY_OUTPUT_TOKENS = 16
+
+
+@pytest.fixture(scope="session")
+def manifest() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "llmserve.yaml").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def model_dir(manifest: dict[str, Any]) -> str:
+    from llmserve.config.load import load_manifest
+    from llmserve.models import resolve
+
+    loaded = load_manifest(ROOT / "llmserve.yaml")
+    return str(resolve(loaded.models.primary).path)
+
+
+@pytest.fixture(scope="session")
+def parity_cases() -> list[dict[str, Any]]:
+    """Prompts of 10 to 1,500 tokens, from one seed. Token ids that are ordinary words."""
+    rng = random.Random(20)
+    lengths = [10, 1500, *(rng.randint(10, 700) for _ in range(PARITY_PROMPTS - 2))]
+    return [
+        {"prompt": [rng.randint(300, 20_000) for _ in range(length)], "max_tokens": PARITY_OUTPUT_TOKENS}
+        for length in lengths
+    ]
+
+
+@pytest.fixture(scope="session")
+def reference(
+    manifest: dict[str, Any],
+    model_dir: str,
+    parity_cases: list[dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[list[int]]:
+    folder = tmp_path_factory.mktemp("reference")
+    job = {"model": model_dir, "max_model_len": manifest["engine"]["max_model_len"], "cases": parity_cases}
+    (folder / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, str(Path(__file__).parent / "reference.py"), "job.json", "answers.json"]
+    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with open(folder / "log", "wb") as log:
+        subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=True,
+            timeout=600,
+        )
+    answers: list[list[int]] = json.loads((folder / "answers.json").read_text())
+    return answers
+
+
+@pytest.fixture(scope="session")
+def cluster(manifest: dict[str, Any], reference: list[list[int]]) -> Iterator[Cluster]:
+    with running(manifest) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def url(cluster: Cluster) -> str:
+    return cluster.url
+
+
+@pytest.fixture(scope="session")
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as made:
+        yield made

@@ -1,0 +1,227 @@
+"""Every API that the README promises, in prefill/decode mode, each with a real client."""
+
+import json
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+MODEL = "SmolLM2-135M-Instruct"
+CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def _chat(client: openai.OpenAI, **options: Any) -> Any:
+    options = {"model": MODEL, "messages": CAPITAL, "max_tokens": 24, "temperature": 0, **options}
+    return client.chat.completions.create(**options)
+
+
+def test_chat_knows_paris(client: openai.OpenAI) -> None:
+    answer = _chat(client)
+    assert "Paris" in answer.choices[0].message.content
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.prompt_tokens > 0
+
+
+def test_chat_streamed_is_the_same_text(client: openai.OpenAI) -> None:
+    plain = _chat(client).choices[0].message.content
+    chunks = list(_chat(client, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == plain
+    assert len(chunks) > 3
+
+
+def test_include_usage_counts_every_token_once(client: openai.OpenAI) -> None:
+    plain = _chat(client).usage
+    *_, last = _chat(client, stream=True, stream_options={"include_usage": True})
+    assert last.usage.completion_tokens == plain.completion_tokens
+    assert last.usage.prompt_tokens == plain.prompt_tokens
+
+
+def test_completions_plain_and_streamed(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {
+        "model": MODEL,
+        "prompt": "One, two, three,",
+        "max_tokens": 8,
+        "temperature": 0,
+    }
+    plain = client.completions.create(**options).choices[0].text
+    streamed = client.completions.create(**options, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == plain
+    assert "four" in plain
+
+
+def test_a_single_token_needs_no_decode(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt="One, two, three,", max_tokens=1, temperature=0)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 1
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_n_gives_n_choices(client: openai.OpenAI) -> None:
+    answer = _chat(client, n=3, temperature=0.9, max_tokens=8)
+    assert sorted(choice.index for choice in answer.choices) == [0, 1, 2]
+    assert all(choice.message.content for choice in answer.choices)
+
+
+def test_logprobs_span_the_hand_over(client: openai.OpenAI) -> None:
+    answer = _chat(client, logprobs=True, top_logprobs=3, max_tokens=6)
+    content = answer.choices[0].logprobs.content
+    assert len(content) == 6
+    assert all(len(token.top_logprobs) == 3 for token in content)
+    greedy = [max(token.top_logprobs, key=lambda top: top.logprob).token for token in content]
+    assert [token.token for token in content] == greedy
+
+
+def test_prompt_logprobs_come_from_prefill(http: httpx.Client) -> None:
+    body = {
+        "model": MODEL,
+        "prompt": "One, two, three,",
+        "max_tokens": 3,
+        "temperature": 0,
+        "prompt_logprobs": 1,
+    }
+    choice = http.post("/v1/completions", json=body).json()["choices"][0]
+    assert choice["prompt_logprobs"][0] is None
+    assert len(choice["prompt_logprobs"]) > 3
+    assert all(choice["prompt_logprobs"][1:])
+
+
+def test_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model=MODEL, prompt="One, two, three,", max_tokens=40, temperature=0, stop=["six"]
+    )
+    assert "five" in answer.choices[0].text
+    assert "six" not in answer.choices[0].text
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_seed_repeats_a_sampled_answer(client: openai.OpenAI) -> None:
+    answers = {
+        _chat(client, seed=seed, temperature=1.0, max_tokens=16).choices[0].message.content
+        for seed in (7, 7, 7)
+    }
+    assert len(answers) == 1
+    other = _chat(client, seed=8, temperature=1.0, max_tokens=16).choices[0].message.content
+    assert other not in answers
+
+
+def test_penalties_are_those_of_one_engine(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": MODEL, "prompt": "a a a a", "max_tokens": 12, "temperature": 0}
+    free = client.completions.create(**options).choices[0].text
+    held = client.completions.create(**options, frequency_penalty=2.0, presence_penalty=2.0).choices[0].text
+    assert free != held
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_a_named_tool_is_called_with_valid_arguments(client: openai.OpenAI) -> None:
+    choice = {"type": "function", "function": {"name": "get_weather"}}
+    answer = _chat(client, tools=[TOOL], tool_choice=choice, max_tokens=64)
+    call = answer.choices[0].message.tool_calls[0]
+    assert call.function.name == "get_weather"
+    assert isinstance(json.loads(call.function.arguments)["city"], str)
+
+
+def test_tools_may_be_left_alone(client: openai.OpenAI) -> None:
+    answer = _chat(client, tools=[TOOL], tool_choice="auto", max_tokens=24)
+    assert answer.choices[0].message.content or answer.choices[0].message.tool_calls
+
+
+def test_json_schema_is_kept(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "big": {"type": "boolean"}},
+        "required": ["city", "big"],
+        "additionalProperties": False,
+    }
+    answer = _chat(
+        client,
+        max_tokens=80,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "city", "schema": schema, "strict": True},
+        },
+    )
+    parsed = json.loads(answer.choices[0].message.content)
+    assert set(parsed) == {"city", "big"}
+    assert isinstance(parsed["big"], bool)
+
+
+def test_responses_api(client: openai.OpenAI) -> None:
+    answer = client.responses.create(
+        model=MODEL, input="What is the capital of France?", temperature=0, max_output_tokens=24
+    )
+    assert "Paris" in answer.output_text
+
+
+def test_anthropic_messages_plain_and_streamed(url: str) -> None:
+    client = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+    options: dict[str, Any] = {"model": MODEL, "max_tokens": 24, "messages": CAPITAL, "temperature": 0}
+    answer = client.messages.create(**options)
+    assert "Paris" in answer.content[0].text
+    with client.messages.stream(**options) as stream:
+        assert "".join(stream.text_stream) == answer.content[0].text
+
+
+def test_models_lists_the_served_name(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+
+
+def test_tokenize_and_back(http: httpx.Client) -> None:
+    tokens = http.post("/tokenize", json={"model": MODEL, "prompt": "Hello, world"}).json()["tokens"]
+    text = http.post("/detokenize", json={"model": MODEL, "tokens": tokens}).json()["prompt"]
+    assert text == "Hello, world"
+
+
+def test_health_and_metrics(http: httpx.Client) -> None:
+    assert http.get("/health").status_code == 200
+    metrics = http.get("/metrics").text
+    assert "llmserve_requests_total" in metrics
+    assert "time_to_first_token_seconds" in metrics
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "says"),
+    [
+        ({"model": "no-such-model"}, 404, "no-such-model"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"top_p": 3}, 400, "top_p"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"messages": [{"role": "user", "content": "word " * 9000}]}, 400, "2048"),
+        ({"messages": []}, 400, ""),
+    ],
+)
+def test_bad_requests_say_what_is_wrong(
+    http: httpx.Client, change: dict[str, Any], status: int, says: str
+) -> None:
+    body = {"model": MODEL, "messages": CAPITAL, "max_tokens": 4, **change}
+    answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == status
+    assert says in json.dumps(answer.json()["error"])
+
+
+def test_a_body_that_is_no_json_is_refused(http: httpx.Client) -> None:
+    headers = {"content-type": "application/json"}
+    answer = http.post("/v1/chat/completions", content=b'{"model": ', headers=headers)
+    assert answer.status_code == 400
+    assert "error" in answer.json()
+
+
+def test_a_huge_body_is_refused_before_it_is_read(http: httpx.Client) -> None:
+    headers = {"content-type": "application/json"}
+    answer = http.post("/v1/chat/completions", content=b" " * (40 << 20), headers=headers)
+    assert answer.status_code == 413

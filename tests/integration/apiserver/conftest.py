@@ -1,0 +1,419 @@
+"""An apiserver in this process, in front of a router and workers that tests script.
+
+The model's directory has a tokenizer (one token a byte) and no weights. The fake model continues
+every prompt with the bytes of TEXT from position len(prompt) on, so whoever draws the next token,
+prefill, decode, or a worker that took over, must draw the same.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+import pytest_asyncio
+from prometheus_client import CollectorRegistry
+
+from llmserve.config.schema import Manifest
+from llmserve.core.errors import LLMServeError, WorkerLost
+from llmserve.core.ids import RequestId
+from llmserve.core.outcome import FinishReason, Outcome
+from llmserve.core.request import EngineOutput, Logprobs, PrefillStats
+from llmserve.rpc.codec import decode_outcome, decode_params, encode_outcome, encode_output
+from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc, worker_pb2, worker_pb2_grpc
+from llmserve.rpc.gen.llmserve.v1.common_pb2 import (
+    WORKER_ROLE_AGGREGATED,
+    WORKER_ROLE_DECODE,
+    WORKER_ROLE_PREFILL,
+    KvShape,
+    WorkerInfo,
+)
+from llmserve.rpc.server import RpcServer
+
+MODEL = "tiny"
+TEXT = b"the quick brown fox jumps over the lazy dog. "
+WAIT_SECONDS = 5.0
+MAX_MODEL_LEN = 200
+
+
+class Watched:
+    """Something a test waits on: call changed() after every change, until() to wait for one."""
+
+    def __init__(self) -> None:
+        self._changes = asyncio.Event()
+
+    def changed(self) -> None:
+        self._changes.set()
+        self._changes = asyncio.Event()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not holds():
+                await self._changes.wait()
+
+
+class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
+    """Draws bytes of TEXT. pause_at: the index of the token before which a request waits for `go`."""
+
+    def __init__(self, name: str, role: int, first_token: int, eos: int) -> None:
+        super().__init__()
+        self.name, self.role = name, role
+        self.seen: dict[str, worker_pb2.GenerateRequest] = {}
+        self.aborted: list[str] = []
+        self.released: list[str] = []
+        self.running: set[str] = set()
+        self.pause_at: int | None = None
+        self.go = asyncio.Event()
+        self.fail_with: LLMServeError | None = None
+        self.text = TEXT
+        self.cached_tokens = 0
+        self._first_token, self._eos = first_token, eos
+        self._server: RpcServer | None = None
+        self._epoch = 0
+        self.address = ""
+        self._outboxes: set[asyncio.Queue[EngineOutput]] = set()
+
+    async def start(self) -> None:
+        self._epoch += 1
+        self._server = RpcServer(self.address or "127.0.0.1:0")
+        self._server.add(worker_pb2_grpc.add_WorkerServicer_to_server, self, "llmserve.v1.Worker")
+        self.address = f"127.0.0.1:{await self._server.start()}"
+
+    async def crash(self) -> None:
+        if self._server is not None:
+            await self._server.aclose()
+
+    def info(self) -> WorkerInfo:
+        return WorkerInfo(
+            worker_id=self.name,
+            role=self.role,  # type: ignore[arg-type]
+            address=self.address,
+            epoch=self._epoch,
+            model=MODEL,
+            kv_shape=KvShape(model_revision="r1", kv_dtype="bfloat16", layout="LBHNC", block_size_tokens=16),
+            max_model_len_tokens=MAX_MODEL_LEN,
+        )
+
+    async def Session(  # noqa: N802
+        self, request_iterator: AsyncIterator[worker_pb2.WorkerSessionRequest], context: Any
+    ) -> AsyncIterator[worker_pb2.WorkerSessionResponse]:
+        outbox: asyncio.Queue[EngineOutput] = asyncio.Queue()
+        tasks: dict[str, asyncio.Task[None]] = {}
+        reader = asyncio.create_task(self._read(request_iterator, outbox, tasks))
+        try:
+            while True:
+                output = await outbox.get()
+                yield worker_pb2.WorkerSessionResponse(deltas=[encode_output(output)])
+        finally:
+            for task in (reader, *tasks.values()):
+                task.cancel()
+
+    async def _read(
+        self,
+        requests: AsyncIterator[worker_pb2.WorkerSessionRequest],
+        outbox: "asyncio.Queue[EngineOutput]",
+        tasks: dict[str, asyncio.Task[None]],
+    ) -> None:
+        async for message in requests:
+            if message.HasField("generate"):
+                request = message.generate
+                self.seen[request.request_id] = request
+                self.running.add(request.request_id)
+                tasks[request.request_id] = asyncio.create_task(self._generate(request, outbox))
+            for name in message.abort.request_ids:
+                self.aborted.append(name)
+                self.running.discard(name)
+                if name in tasks:
+                    tasks[name].cancel()
+            self.changed()
+
+    async def _generate(
+        self, request: worker_pb2.GenerateRequest, outbox: "asyncio.Queue[EngineOutput]"
+    ) -> None:
+        params = msgspec.msgpack.decode(request.sampling_params)
+        prompt = list(request.prompt_token_ids)
+        for index in range(request.limits.max_tokens):
+            if index == self.pause_at:
+                self.changed()
+                await self.go.wait()
+            if self.fail_with is not None:
+                error = f"{type(self.fail_with).__name__}: {self.fail_with.message}"
+                outbox.put_nowait(
+                    EngineOutput(RequestId(request.request_id), finish_reason=FinishReason.ERROR, error=error)
+                )
+                return
+            token = self._draw(len(prompt) + index)
+            stop = token in request.limits.stop_token_ids
+            last = stop or index == request.limits.max_tokens - 1
+            outbox.put_nowait(self._output(request, params, token, index, last, stop))
+            await asyncio.sleep(0)
+        self.running.discard(request.request_id)
+        self.changed()
+
+    def _draw(self, position: int) -> int:
+        byte = self.text[position % len(self.text)]
+        return self._eos if byte == 0 else self._first_token + byte
+
+    def _output(
+        self,
+        request: worker_pb2.GenerateRequest,
+        params: dict[str, Any],
+        token: int,
+        index: int,
+        last: bool,
+        stop: bool,
+    ) -> EngineOutput:
+        asked = decode_params(request.kv_transfer_params) or {}
+        hands_over = last and not stop and asked.get("do_remote_decode")
+        first = index == 0
+        prompt = list(request.prompt_token_ids)
+        wants_prompt = first and params.get("prompt_logprobs") is not None
+        return EngineOutput(
+            RequestId(request.request_id),
+            token_ids=[token],
+            finish_reason=(FinishReason.STOP if stop else FinishReason.LENGTH) if last else None,
+            logprobs=_logprobs([token], params["logprobs"]) if params.get("logprobs") is not None else None,
+            prompt_logprobs=_logprobs(prompt[1:], params["prompt_logprobs"]) if wants_prompt else None,
+            kv_transfer_params=self._ticket(request) if hands_over else None,
+            prefill_stats=PrefillStats(len(prompt), self.cached_tokens, 0) if first else None,
+        )
+
+    def _ticket(self, request: worker_pb2.GenerateRequest) -> dict[str, Any]:
+        return {"do_remote_prefill": True, "worker_id": self.name, "lease_id": request.request_id}
+
+    async def ReleaseLease(  # noqa: N802
+        self, request: worker_pb2.ReleaseLeaseRequest, context: Any
+    ) -> worker_pb2.ReleaseLeaseResponse:
+        self.released.append((decode_params(request.kv_transfer_params) or {})["lease_id"])
+        self.changed()
+        return worker_pb2.ReleaseLeaseResponse(released=True)
+
+
+def _logprobs(tokens: list[int], top: int) -> Logprobs:
+    """The token itself at -1, then `top` others, each half a point less likely."""
+    width = top + 1
+    ids = np.array([[token + i for i in range(width)] for token in tokens], dtype="<i4")
+    values = np.array([[-1.0 - 0.5 * i for i in range(width)] for _ in tokens], dtype="<f4")
+    return Logprobs(width, ids.tobytes(), values.tobytes(), np.ones(len(tokens), dtype="<i4").tobytes())
+
+
+class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
+    """Places on the first worker of a role that is not excluded. refuse_with: the next answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.workers: list[FakeWorker] = []
+        self.admits: list[router_pb2.Admit] = []
+        self.hellos: list[router_pb2.Hello] = []
+        self.done: list[tuple[str, Outcome]] = []
+        self.failed_workers: list[str] = []
+        self.refuse_with: tuple[Outcome, LLMServeError] | None = None
+        self.hold = False
+        self.address = ""
+        self._server: RpcServer | None = None
+        self._outboxes: set[asyncio.Queue[router_pb2.RouterSessionResponse]] = set()
+
+    async def start(self) -> None:
+        self._server = RpcServer(self.address or "127.0.0.1:0")
+        self._server.add(router_pb2_grpc.add_RouterServicer_to_server, self, "llmserve.v1.Router")
+        self.address = f"127.0.0.1:{await self._server.start()}"
+
+    async def crash(self) -> None:
+        if self._server is not None:
+            await self._server.aclose()
+            self._server = None
+
+    async def members(self, *workers: FakeWorker) -> None:
+        self.workers = list(workers)
+        for outbox in self._outboxes:
+            outbox.put_nowait(self._state())
+
+    def _state(self) -> router_pb2.RouterSessionResponse:
+        state = router_pb2.ClusterState(workers=[worker.info() for worker in self.workers])
+        return router_pb2.RouterSessionResponse(state=state)
+
+    async def Session(  # noqa: N802
+        self, request_iterator: AsyncIterator[router_pb2.RouterSessionRequest], context: Any
+    ) -> AsyncIterator[router_pb2.RouterSessionResponse]:
+        outbox: asyncio.Queue[router_pb2.RouterSessionResponse] = asyncio.Queue()
+        self._outboxes.add(outbox)
+        reader = asyncio.create_task(self._read(request_iterator, outbox))
+        try:
+            while True:
+                yield await outbox.get()
+        finally:
+            self._outboxes.discard(outbox)
+            reader.cancel()
+
+    async def _read(
+        self,
+        requests: AsyncIterator[router_pb2.RouterSessionRequest],
+        outbox: "asyncio.Queue[router_pb2.RouterSessionResponse]",
+    ) -> None:
+        async for message in requests:
+            match message.WhichOneof("message"):
+                case "hello":
+                    self.hellos.append(message.hello)
+                    outbox.put_nowait(self._state())
+                case "admit":
+                    self.admits.append(message.admit)
+                    if not self.hold:
+                        outbox.put_nowait(self._answer(message.admit))
+                case "done":
+                    self.done.append((message.done.request_id, decode_outcome(message.done.outcome)))
+                case "worker_failed":
+                    self.failed_workers.append(message.worker_failed.worker_id)
+            self.changed()
+
+    def _answer(self, admit: router_pb2.Admit) -> router_pb2.RouterSessionResponse:
+        if self.refuse_with is not None:
+            return _refusal(admit, *self.refuse_with)
+        usable = [worker for worker in self.workers if worker.name not in admit.excluded_workers]
+        prefill = next((w for w in usable if w.role == WORKER_ROLE_PREFILL), None)
+        decode = next((w for w in usable if w.role != WORKER_ROLE_PREFILL), None)
+        if decode is None or (prefill is None and decode.role != WORKER_ROLE_AGGREGATED):
+            return _refusal(admit, Outcome.EVICTED, WorkerLost("no worker is left"))
+        placement = router_pb2.Placement(
+            prefill=prefill.info() if prefill and decode.role == WORKER_ROLE_DECODE else None,
+            decode=decode.info(),
+        )
+        placed = router_pb2.Placed(request_id=admit.request_id, placement=placement)
+        return router_pb2.RouterSessionResponse(placed=placed)
+
+
+def _refusal(
+    admit: router_pb2.Admit, outcome: Outcome, error: LLMServeError
+) -> router_pb2.RouterSessionResponse:
+    return router_pb2.RouterSessionResponse(
+        refused=router_pb2.Refused(
+            request_id=admit.request_id,
+            outcome=encode_outcome(outcome),
+            error=type(error).__name__,
+            message=error.message,
+            retry_after_seconds=error.retry_after_seconds or 0.0,
+        )
+    )
+
+
+class FakeCluster:
+    """A router with one worker of each disaggregated role, and an apiserver in front."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self._model_dir = model_dir
+        self._tokens = json.loads((model_dir / "tokens.json").read_text())
+        self.registry = CollectorRegistry()
+        self.router = FakeRouter()
+        self.prefill = self.worker("prefill-0", WORKER_ROLE_PREFILL)
+        self.decode = self.worker("decode-0", WORKER_ROLE_DECODE)
+        self.extra: list[FakeWorker] = []
+        self.apiserver: Any = None
+        self.url = ""
+
+    def worker(self, name: str, role: int) -> FakeWorker:
+        return FakeWorker(name, role, self._tokens["first"], self._tokens["eos"])
+
+    async def add(self, name: str, role: int) -> FakeWorker:
+        worker = self.worker(name, role)
+        await worker.start()
+        self.extra.append(worker)
+        await self.router.members(*self.router.workers, worker)
+        return worker
+
+    async def start(self, manifest: dict[str, Any]) -> None:
+        from llmserve.apiserver.app import ServedModel
+        from llmserve.apiserver.service import Apiserver, ApiserverOptions
+
+        await self.router.start()
+        await self.prefill.start()
+        await self.decode.start()
+        self.router.workers = [self.prefill, self.decode]
+        options = ApiserverOptions(
+            name="apiserver-0",
+            http="127.0.0.1:0",
+            router=self.router.address,
+            model=ServedModel(MODEL, self._model_dir),
+            max_body_bytes=100_000,
+        )
+        self.apiserver = Apiserver(options, Manifest.model_validate(manifest), self.registry)
+        self.url = f"http://127.0.0.1:{await self.apiserver.start()}"
+        await self.router.until(lambda: bool(self.router.hellos))
+
+    async def aclose(self) -> None:
+        for worker in (self.prefill, self.decode, *self.extra):
+            worker.go.set()
+        if self.apiserver is not None:
+            await self.apiserver.aclose()
+        await self.router.crash()
+        for worker in (self.prefill, self.decode, *self.extra):
+            await worker.crash()
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    async def settled(self) -> None:
+        """Waits until no request runs anywhere."""
+        await self.router.until(lambda: self.count("apiserver_running_requests") == 0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    special = ["<s>", "</s>"]
+    alphabet = _byte_alphabet()
+    vocab = {text: index for index, text in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
+    ).save_pretrained(folder)
+    LlamaConfig(
+        vocab_size=len(vocab),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=MAX_MODEL_LEN,
+        bos_token_id=0,
+        eos_token_id=1,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    ).save_pretrained(folder)
+    (folder / "tokens.json").write_text(json.dumps({"first": len(special), "eos": 1}))
+    return folder
+
+
+def _byte_alphabet() -> list[str]:
+    """GPT-2's printable stand-ins of the bytes 0 to 255, in the order of the bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+@pytest.fixture(scope="session")
+def manifest() -> dict[str, Any]:
+    return {"kind": "LLMServe", "models": {"primary": {"source": "hub:some/model"}}}
+
+
+@pytest_asyncio.fixture
+async def cluster(tiny_model: Path, manifest: dict[str, Any]) -> AsyncIterator[FakeCluster]:
+    started = FakeCluster(tiny_model)
+    try:
+        await started.start(manifest)
+        yield started
+    finally:
+        await started.aclose()
+
+
+@pytest_asyncio.fixture
+async def http(cluster: FakeCluster) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=WAIT_SECONDS) as client:
+        yield client

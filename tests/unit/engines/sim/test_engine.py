@@ -1,0 +1,184 @@
+"""The shell around the scheduler, in virtual time. What every engine promises is in
+tests/conformance/test_engine.py."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llmserve.core.errors import EngineDead, InvalidRequest
+from llmserve.core.ids import RequestId
+from llmserve.core.lease import LeaseState
+from llmserve.core.outcome import FinishReason
+from llmserve.core.request import EngineOutput, EngineRequest
+from llmserve.engines.sim.engine import SimEngine
+from llmserve.engines.sim.timing import VirtualPace
+
+Start = Callable[..., Awaitable[SimEngine]]
+RequestOf = Callable[..., EngineRequest]
+UntilDone = Callable[..., Awaitable[dict[str, list[EngineOutput]]]]
+
+HAND_OVER = {"do_remote_decode": True}
+PROMPT = list(range(100, 140))
+
+
+def tokens(outputs: list[EngineOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+async def settled(engine: SimEngine) -> int:
+    """Used blocks, once what others were told has arrived."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+    return (await engine.load()).used_blocks
+
+
+async def test_time_is_what_the_model_says(
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone, pace: VirtualPace
+) -> None:
+    engine = await start_engine(
+        prefill_tokens_per_second=100.0, decode_step_seconds=0.5, decode_seconds_per_sequence=0.25
+    )
+    await engine.add(request_of("a", PROMPT, max_tokens=3))
+    await until_done(engine, "a")
+    assert pace.now() == pytest.approx(0.4 + 2 * 0.75)
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_tokens", "message"),
+    [(90, 11, "the model's limit of 100"), (60, 38, "can never fit"), (0, 1, "needs a prompt")],
+)
+async def test_what_can_never_be_served_is_refused(
+    start_engine: Start, request_of: RequestOf, prompt_tokens: int, max_tokens: int, message: str
+) -> None:
+    engine = await start_engine(engine={"max_model_len": 100}, blocks=6)
+    with pytest.raises(InvalidRequest, match=message):
+        await engine.add(request_of("a", list(range(prompt_tokens)), max_tokens))
+    await engine.add(request_of("a", list(range(60)), 37))
+
+
+async def test_an_id_in_use_is_refused(start_engine: Start, request_of: RequestOf) -> None:
+    engine = await start_engine()
+    await engine.add(request_of("a", PROMPT))
+    with pytest.raises(InvalidRequest, match="in use"):
+        await engine.add(request_of("a", PROMPT))
+
+
+async def test_stop_tokens_wait_for_the_minimum(
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone
+) -> None:
+    engine = await start_engine(vocab_size=16)
+    everything = frozenset(range(16))
+    await engine.add(request_of("a", PROMPT, 9, stop_token_ids=everything - {3}, min_tokens=5))
+    outputs = (await until_done(engine, "a"))["a"]
+    assert tokens(outputs)[:5] == [3] * 5
+    if outputs[-1].finish_reason is FinishReason.STOP:
+        assert outputs[-1].stop_reason == tokens(outputs)[-1] != 3
+
+
+async def test_a_hand_over_moves_true_bytes_once(
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone
+) -> None:
+    prefill, decode = await start_engine("p"), await start_engine("d")
+    await prefill.add(request_of("a", PROMPT, 1, HAND_OVER))
+    (first,) = (await until_done(prefill, "a"))["a"]
+    assert first.kv_transfer_params is not None
+    assert (await prefill.load()).leased_blocks == 3
+    await decode.add(request_of("a", PROMPT, 5, dict(first.kv_transfer_params)))
+    outputs = (await until_done(decode, "a"))["a"]
+    assert outputs[0].prefill_stats is not None
+    assert outputs[0].prefill_stats.external_cached_tokens == len(PROMPT)
+    assert tokens(outputs)[0] == first.token_ids[0]
+    assert await settled(prefill) == 0
+    load = await decode.load()
+    assert (load.transferred_bytes, load.last_transport) == (3 * 64, "local")
+
+
+async def test_a_grant_is_reported(start_engine: Start, request_of: RequestOf, until_done: UntilDone) -> None:
+    prefill = await start_engine("p")
+    await prefill.add(request_of("a", PROMPT, 1, HAND_OVER))
+    await until_done(prefill, "a")
+    events = await prefill.next_kv_events()
+    (lease,) = events.leases
+    assert (lease.state, lease.blocks) == (LeaseState.GRANTED, 3)
+    assert len(events.stored) == 2
+
+
+@pytest.mark.parametrize("on_failure", ["recompute", "fail"])
+async def test_wrong_bytes_are_noticed(
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone, on_failure: str
+) -> None:
+    """Two requests of one prefill, their tickets swapped: every check of the lease passes."""
+    prefill, decode = await start_engine("p"), await start_engine("d", on_failure=on_failure)
+    other = [token + 1 for token in PROMPT]
+    await prefill.add(request_of("a", PROMPT, 1, HAND_OVER))
+    await prefill.add(request_of("b", other, 1, HAND_OVER))
+    done = await until_done(prefill, "a", "b")
+    await decode.add(request_of("a", PROMPT, 3, _ticket(done["b"])))
+    outputs = (await until_done(decode, "a"))["a"]
+    if on_failure == "fail":
+        assert outputs[-1].finish_reason is FinishReason.ERROR
+        assert "not those of the prompt" in outputs[-1].error
+    else:
+        assert tokens(outputs)[0] == tokens(done["a"])[0]
+        assert outputs[0].prefill_stats is not None
+        assert outputs[0].prefill_stats.external_cached_tokens == 0
+    assert await settled(decode) == 0
+
+
+async def test_a_ticket_of_an_engine_that_is_gone_is_recomputed(
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone
+) -> None:
+    prefill, decode = await start_engine("p"), await start_engine("d")
+    await prefill.add(request_of("a", PROMPT, 1, HAND_OVER))
+    ticket = _ticket((await until_done(prefill, "a"))["a"])
+    await prefill.aclose()
+    await decode.add(request_of("a", PROMPT, 3, ticket))
+    await until_done(decode, "a")
+    assert (await decode.load()).transfer_failures == 1
+
+
+async def test_a_lease_that_expires_frees_its_blocks(
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone, pace: VirtualPace
+) -> None:
+    prefill = await start_engine("p")
+    await prefill.add(request_of("a", PROMPT, 1, HAND_OVER))
+    await until_done(prefill, "a")
+    assert (await prefill.load()).used_blocks == 3
+    await pace.sleep_until(pace.now() + 31)
+    await prefill.load()
+    load = await prefill.load()
+    assert (load.used_blocks, load.leased_blocks, load.orphan_blocks) == (0, 0, 0)
+
+
+async def test_a_request_whose_ticket_is_no_ticket_is_refused(
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone
+) -> None:
+    prefill, decode = await start_engine("p"), await start_engine("d")
+    with pytest.raises(InvalidRequest, match="worker_id"):
+        await decode.add(request_of("a", PROMPT, 3, {"do_remote_prefill": True}))
+    await prefill.add(request_of("a", PROMPT, 1, HAND_OVER))
+    ticket = _ticket((await until_done(prefill, "a"))["a"])
+    wrong = {**ticket, "block_size_tokens": 32, "block_ids": ticket["block_ids"][:2]}
+    with pytest.raises(InvalidRequest, match="blocks hold 32 tokens"):
+        await decode.add(request_of("a", PROMPT, 3, wrong))
+
+
+async def test_a_bug_in_the_loop_is_the_engines_death(
+    start_engine: Start, request_of: RequestOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start_engine()
+    monkeypatch.setattr(engine._scheduler, "plan", lambda: 1 / 0)
+    await engine.add(request_of("a", PROMPT))
+    with pytest.raises(EngineDead):
+        await engine.next_outputs()
+    with pytest.raises(EngineDead):
+        await engine.add(replace(request_of("b", PROMPT), request_id=RequestId("b")))
+
+
+def _ticket(outputs: list[EngineOutput]) -> dict[str, Any]:
+    params = outputs[-1].kv_transfer_params
+    assert params is not None
+    return dict(params)

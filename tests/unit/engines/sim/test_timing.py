@@ -1,0 +1,21 @@
+from llmserve.engines.sim.timing import Timing, VirtualPace
+
+
+def test_a_step_costs_its_prefill_and_its_decode() -> None:
+    timing = Timing(
+        prefill_tokens_per_second=100, decode_step_seconds=0.02, decode_seconds_per_sequence=0.001
+    )
+    assert timing.step_seconds(50, 0) == 0.5
+    assert timing.step_seconds(0, 3) == 0.02 + 3 * 0.001
+    assert timing.step_seconds(50, 1) == 0.5 + 0.021
+
+
+def test_all_zeros_take_no_time() -> None:
+    assert Timing().step_seconds(10_000, 500) == 0.0
+
+
+async def test_virtual_time_passes_by_waiting() -> None:
+    pace = VirtualPace()
+    await pace.sleep_until(5.0)
+    await pace.sleep_until(3.0)
+    assert pace.now() == 5.0

@@ -1,0 +1,257 @@
+from collections.abc import Iterator
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
+
+from llmserve.core.clock import VirtualClock
+from llmserve.core.errors import InvalidRequest
+from llmserve.core.ids import LeaseId, RequestId
+from llmserve.core.lease import LeaseState
+from llmserve.kvstore import leases
+from llmserve.kvstore.leases import LeaseAnswer, LeaseTable
+
+EPOCH = 7
+R1, R2 = RequestId("r1"), RequestId("r2")
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock(100.0)
+
+
+@pytest.fixture
+def table(clock: VirtualClock) -> Iterator[LeaseTable]:
+    table = LeaseTable(EPOCH, 30.0, clock)
+    yield table
+    table.check_integrity()
+
+
+def test_a_grant_pins_its_blocks(table: LeaseTable) -> None:
+    lease = table.grant(R1, [3, 4, 9])
+    assert (lease.epoch, lease.block_ids, lease.expires_at) == (EPOCH, (3, 4, 9), 130.0)
+    assert (table.open_leases, table.leased_blocks, table.orphan_blocks) == (1, 3, 0)
+    assert table.check(lease.lease_id, EPOCH) is LeaseAnswer.VALID
+    assert table.take_ended() == frozenset()
+
+
+def test_a_release_is_valid_once_and_frees_when_taken(table: LeaseTable) -> None:
+    lease = table.grant(R1, [1, 2])
+    assert table.release(lease.lease_id, EPOCH) is LeaseAnswer.VALID
+    assert table.release(lease.lease_id, EPOCH) is LeaseAnswer.ENDED
+    assert (table.leased_blocks, table.orphan_blocks) == (0, 2)
+    assert table.take_ended() == {R1}
+    assert table.take_ended() == frozenset()
+    assert table.orphan_blocks == 0
+
+
+@pytest.mark.parametrize(("seconds", "answer"), [(29.9, LeaseAnswer.VALID), (30.0, LeaseAnswer.ENDED)])
+def test_expiry_is_exact_and_needs_no_call_to_expire(
+    table: LeaseTable, clock: VirtualClock, seconds: float, answer: LeaseAnswer
+) -> None:
+    lease = table.grant(R1, [1])
+    clock.advance(seconds)
+    assert table.release(lease.lease_id, EPOCH) is answer
+
+
+def test_expired_blocks_are_orphans_until_taken(table: LeaseTable, clock: VirtualClock) -> None:
+    table.grant(R1, [1, 2])
+    clock.advance(31)
+    assert len(table.expire()) == 1
+    assert (table.open_leases, table.orphan_blocks, table.counters.expired) == (0, 2, 1)
+    assert table.take_ended() == {R1}
+
+
+def test_take_ended_expires_first(table: LeaseTable, clock: VirtualClock) -> None:
+    table.grant(R1, [1])
+    clock.advance(30)
+    assert table.take_ended() == {R1}
+
+
+def test_a_renewal_runs_from_now(table: LeaseTable, clock: VirtualClock) -> None:
+    lease = table.grant(R1, [1])
+    clock.advance(20)
+    assert table.renew(lease.lease_id, EPOCH) is LeaseAnswer.VALID
+    assert table.next_expiry() == 150.0
+    clock.advance(29)
+    assert table.check(lease.lease_id, EPOCH) is LeaseAnswer.VALID
+    clock.advance(1)
+    assert table.renew(lease.lease_id, EPOCH) is LeaseAnswer.ENDED
+    assert table.next_expiry() is None
+
+
+def test_another_epoch_is_refused_and_changes_nothing(table: LeaseTable) -> None:
+    lease = table.grant(R1, [1])
+    for act in (table.check, table.renew, table.release):
+        assert act(lease.lease_id, EPOCH - 1) is LeaseAnswer.WRONG_EPOCH
+    assert table.open_leases == 1
+    assert table.counters.refused == 2
+
+
+def test_a_lease_that_never_was_is_unknown(table: LeaseTable) -> None:
+    assert table.release(LeaseId("no"), EPOCH) is LeaseAnswer.UNKNOWN
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_request_holds_one_lease_until_its_blocks_are_freed(table: LeaseTable, ended: bool) -> None:
+    lease = table.grant(R1, [1])
+    if ended:
+        table.release(lease.lease_id, EPOCH)
+    with pytest.raises(InvalidRequest, match="r1 holds a lease"):
+        table.grant(R1, [2])
+
+
+def test_a_request_may_lease_again_after_it_was_taken(table: LeaseTable) -> None:
+    first = table.grant(R1, [1])
+    table.release(first.lease_id, EPOCH)
+    table.take_ended()
+    second = table.grant(R1, [1])
+    assert second.lease_id != first.lease_id
+    assert table.check(first.lease_id, EPOCH) is LeaseAnswer.ENDED
+
+
+def test_a_lease_id_is_never_used_twice(table: LeaseTable) -> None:
+    table.grant(R1, [1], LeaseId("x"))
+    with pytest.raises(InvalidRequest, match="used before"):
+        table.grant(R2, [1], LeaseId("x"))
+    table.release(LeaseId("x"), EPOCH)
+    table.take_ended()
+    with pytest.raises(InvalidRequest, match="used before"):
+        table.grant(R1, [1], LeaseId("x"))
+
+
+def test_no_blocks_no_lease(table: LeaseTable) -> None:
+    with pytest.raises(InvalidRequest, match="no blocks"):
+        table.grant(R1, [])
+
+
+def test_the_owner_withdraws(table: LeaseTable) -> None:
+    table.grant(R1, [1])
+    assert table.withdraw(R1)
+    assert not table.withdraw(R1)
+    assert not table.withdraw(R2)
+    assert table.take_ended() == {R1}
+
+
+def test_ended_leases_are_forgotten_in_the_end(table: LeaseTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "REMEMBERED_ENDS", 2)
+    ids = [table.grant(RequestId(f"q{i}"), [i]).lease_id for i in range(3)]
+    for lease_id in ids:
+        table.release(lease_id, EPOCH)
+    answers = [table.check(lease_id, EPOCH) for lease_id in ids]
+    assert answers == [LeaseAnswer.UNKNOWN, LeaseAnswer.ENDED, LeaseAnswer.ENDED]
+
+
+def test_changes_follow_each_other(table: LeaseTable, clock: VirtualClock) -> None:
+    assert table.changes_after(-1).snapshot
+    start = table.changes_after(-1).sequence
+    lease = table.grant(R1, [1, 2])
+    clock.advance(10)
+    report = table.changes_after(start)
+    assert not report.snapshot
+    assert [(c.lease_id, c.state, c.blocks, c.remaining_seconds) for c in report.changes] == [
+        (lease.lease_id, LeaseState.GRANTED, 2, 30.0)
+    ]
+    table.grant(R2, [5])
+    table.release(lease.lease_id, EPOCH)
+    clock.advance(20)
+    later = table.changes_after(report.sequence)
+    states = [change.state for change in later.changes]
+    assert states == [LeaseState.GRANTED, LeaseState.RELEASED]
+    clock.advance(10)
+    assert [c.state for c in table.changes_after(later.sequence).changes] == [LeaseState.EXPIRED]
+    assert [c.state for c in table.changes_after(report.sequence).changes] == [*states, LeaseState.EXPIRED]
+
+
+def test_a_gap_answers_with_a_snapshot(
+    table: LeaseTable, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "REMEMBERED_CHANGES", 2)
+    for i in range(3):
+        table.grant(RequestId(f"q{i}"), [i])
+    clock.advance(5)
+    report = table.changes_after(0)
+    assert report.snapshot
+    assert [c.remaining_seconds for c in report.changes] == [25.0, 25.0, 25.0]
+    assert not table.changes_after(1).snapshot
+    assert table.changes_after(99).snapshot
+
+
+class LeaseMachine(RuleBasedStateMachine):
+    """The table against a model that keeps every lease as (request, blocks, expiry, state)."""
+
+    lease_ids = Bundle("lease_ids")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = VirtualClock()
+        self.table = LeaseTable(EPOCH, 30.0, self.clock)
+        self.model: dict[LeaseId, tuple[RequestId, int, float]] = {}  # open
+        self.ended: dict[LeaseId, tuple[RequestId, int]] = {}  # not taken
+        self.mirror: dict[LeaseId, LeaseState] = {}  # built from the reports only
+        self.reported = self.table.changes_after(-1).sequence
+
+    def _model_expire(self) -> None:
+        for lease_id, (request, blocks, expiry) in list(self.model.items()):
+            if expiry <= self.clock.now():
+                del self.model[lease_id]
+                self.ended[lease_id] = (request, blocks)
+
+    @rule(target=lease_ids, number=st.integers(0, 5), blocks=st.integers(1, 4))
+    def grant(self, number: int, blocks: int) -> object:
+        self._model_expire()
+        self.table.expire()
+        request = RequestId(f"r{number}")
+        held = {r for r, _, _ in self.model.values()} | {r for r, _ in self.ended.values()}
+        if request in held:
+            with pytest.raises(InvalidRequest):
+                self.table.grant(request, range(blocks))
+            return multiple()
+        lease = self.table.grant(request, range(blocks))
+        self.model[lease.lease_id] = (request, blocks, lease.expires_at)
+        return lease.lease_id
+
+    @rule(seconds=st.floats(0, 40))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule(lease_id=lease_ids, epoch=st.sampled_from([EPOCH, EPOCH + 1]), renew=st.booleans())
+    def message(self, lease_id: LeaseId, epoch: int, renew: bool) -> None:
+        self._model_expire()
+        answer = (self.table.renew if renew else self.table.release)(lease_id, epoch)
+        assert (answer is LeaseAnswer.VALID) == (epoch == EPOCH and lease_id in self.model)
+        if answer is not LeaseAnswer.VALID:
+            return
+        request, blocks, _ = self.model.pop(lease_id)
+        if renew:
+            self.model[lease_id] = (request, blocks, self.clock.now() + 30.0)
+        else:
+            self.ended[lease_id] = (request, blocks)
+
+    @rule()
+    def take(self) -> None:
+        self._model_expire()
+        assert self.table.take_ended() == {request for request, _ in self.ended.values()}
+        self.ended.clear()
+
+    @rule()
+    def report(self) -> None:
+        self._model_expire()
+        report = self.table.changes_after(self.reported)
+        assert not report.snapshot
+        self.reported = report.sequence
+        self.mirror |= {change.lease_id: change.state for change in report.changes}
+        assert {i for i, s in self.mirror.items() if s is LeaseState.GRANTED} == set(self.model)
+
+    @invariant()
+    def agrees(self) -> None:
+        self._model_expire()
+        self.table.expire()
+        self.table.check_integrity()
+        assert self.table.leased_blocks == sum(blocks for _, blocks, _ in self.model.values())
+        assert self.table.orphan_blocks == sum(blocks for _, blocks in self.ended.values())
+
+
+TestLeaseMachine = LeaseMachine.TestCase
+TestLeaseMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
