@@ -31,12 +31,26 @@ class Cluster:
         state: dict[str, Any] = json.loads((self.run_dir / "cluster.json").read_text())
         return state
 
+    def role(self, name: str) -> dict[str, Any]:
+        roles: list[dict[str, Any]] = self.state()["roles"]
+        return next(role for role in roles if role["name"] == name)
+
+    def pid(self, name: str) -> int:
+        """Of the role's process now; another after a restart."""
+        return int(self.role(name)["pid"])
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Samples of a role's /metrics, by `name{labels}` as they are written there."""
+        text = httpx.get(f"http://127.0.0.1:{self.role(name)['metrics_port']}/metrics", timeout=5).text
+        samples = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
+        return {sample: float(value) for sample, _, value in samples}
+
 
 @contextmanager
 def running(manifest: dict[str, Any]) -> Iterator[Cluster]:
     """Starts the manifest on a free port with its own run directory; waits until it serves."""
     with tempfile.TemporaryDirectory(prefix="llmserve-bench-") as scratch:
-        local = manifest.setdefault("deployment", {}).setdefault("local", {})
+        local = manifest["spec"].setdefault("deployment", {}).setdefault("local", {})
         local.update(port=_free_port(), run_dir=f"{scratch}/run")
         path = Path(scratch) / "llmserve.yaml"
         path.write_text(yaml.safe_dump(manifest))

@@ -36,9 +36,9 @@ class Load:
 def run() -> str:
     manifest = yaml.safe_load(Path("examples/sim.yaml").read_text())
     instant = {"prefill_tokens_per_second": 0, "decode_step_seconds": 0, "decode_seconds_per_sequence": 0}
-    manifest.setdefault("engine", {}).setdefault("sim", {}).update(instant)
-    manifest["engine"]["max_decode_concurrency"] = 512
-    model = manifest["models"]["primary"]["name"]
+    manifest["spec"].setdefault("engine", {}).setdefault("sim", {}).update(instant)
+    manifest["spec"]["engine"]["max_decode_concurrency"] = 512
+    model = manifest["spec"]["models"]["primary"]["name"]
     with running(manifest) as cluster:
         rows = []
         for stream in (False, True):

@@ -25,7 +25,7 @@ REPEATS = 5
 
 def run() -> str:
     manifest = yaml.safe_load(Path("llmserve.yaml").read_text())
-    name, max_len = manifest["models"]["primary"]["name"], manifest["engine"]["max_model_len"]
+    name, max_len = manifest["spec"]["models"]["primary"]["name"], manifest["spec"]["engine"]["max_model_len"]
     with running(manifest) as cluster:
         alone = Alone(cluster.state()["model_dir"], max_len, core=0)
         try:

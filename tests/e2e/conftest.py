@@ -58,7 +58,11 @@ def reference(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[list[int]]:
     folder = tmp_path_factory.mktemp("reference")
-    job = {"model": model_dir, "max_model_len": manifest["engine"]["max_model_len"], "cases": parity_cases}
+    job = {
+        "model": model_dir,
+        "max_model_len": manifest["spec"]["engine"]["max_model_len"],
+        "cases": parity_cases,
+    }
     (folder / "job.json").write_text(json.dumps(job))
     command = [sys.executable, str(Path(__file__).parent / "reference.py"), "job.json", "answers.json"]
     environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}

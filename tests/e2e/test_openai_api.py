@@ -118,6 +118,7 @@ TOOL = {
     "function": {
         "name": "get_weather",
         "description": "Weather of a city",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"city": {"type": "string"}},
@@ -170,7 +171,8 @@ def test_responses_api(client: openai.OpenAI) -> None:
 
 def test_anthropic_messages_plain_and_streamed(url: str) -> None:
     client = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
-    options: dict[str, Any] = {"model": MODEL, "max_tokens": 24, "messages": CAPITAL, "temperature": 0}
+    options: dict[str, Any] = {"model": MODEL, "max_tokens": 24, "messages": CAPITAL}
+    options["extra_body"] = {"temperature": 0}
     answer = client.messages.create(**options)
     assert "Paris" in answer.content[0].text
     with client.messages.stream(**options) as stream:
@@ -190,7 +192,7 @@ def test_tokenize_and_back(http: httpx.Client) -> None:
 def test_health_and_metrics(http: httpx.Client) -> None:
     assert http.get("/health").status_code == 200
     metrics = http.get("/metrics").text
-    assert "llmserve_requests_total" in metrics
+    assert "apiserver_requests_total" in metrics
     assert "time_to_first_token_seconds" in metrics
 
 

@@ -10,11 +10,13 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.serve.exception_handling.handlers.http import http_exception_handler
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from llmserve.apiserver.cluster_client import SUPPORTED_TASKS, ClusterEngineClient
@@ -83,6 +85,10 @@ async def openai_app(
         route for route in app.router.routes if getattr(route, "path", None) in _KEPT_PATHS
     ]
     _add_operations(app, readiness, registry)
+    # vLLM registers its handler for FastAPI's class only; an unknown path raises Starlette's.
+    app.add_exception_handler(HTTPException, http_exception_handler)
+    # vLLM's SageMaker bootstrap has built the stack already.
+    app.middleware_stack = None
     await init_app_state(client, app.state, args, SUPPORTED_TASKS)
     return app
 

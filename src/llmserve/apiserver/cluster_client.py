@@ -24,10 +24,10 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 from llmserve.apiserver.engine_free import EngineFreeClient
 from llmserve.apiserver.errors import as_serving_error
 from llmserve.apiserver.health import Readiness
-from llmserve.apiserver.legs import SamplingLegs
 from llmserve.apiserver.output_sink import OutputSink
 from llmserve.apiserver.request_run import RequestCard, RequestRun, RunContext
 from llmserve.apiserver.request_scope import current_scope
+from llmserve.apiserver.sampling_legs import SamplingLegs
 from llmserve.core.errors import Unavailable
 from llmserve.core.ids import RequestId
 from llmserve.core.tasks import TaskOwner

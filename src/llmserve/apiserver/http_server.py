@@ -62,6 +62,11 @@ class HttpServer:
             raise StartFailed("the HTTP application did not start; see the log above")
         return int(bound.getsockname()[1])
 
+    async def wait(self) -> None:
+        """Returns when the server ended, however."""
+        if self._serving is not None:
+            await asyncio.wait([self._serving])
+
     async def stop_listening(self) -> None:
         """New connections are refused; requests on open ones go on."""
         if self._server is not None:

@@ -1,23 +1,16 @@
-"""What each engine is asked to do for one request.
+"""The legs of one request: what each engine is asked to do for it.
 
 A request runs as one leg (a worker that does both), or as a prefill leg that draws one token and
 leases its KV, and a decode leg that fetches it. `sent` are the tokens the user already has: a leg
 then goes on from prompt + sent, which is how an exact request survives the loss of a worker.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgspec
-from vllm.sampling_params import SamplingParams
-
-from llmserve.apiserver.first_token import inexact_because
 from llmserve.core.ids import RequestId
-from llmserve.core.request import EngineRequest, SamplingLimits
-
-_HAND_OVER: Mapping[str, Any] = {"do_remote_decode": True}
+from llmserve.core.request import EngineRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,88 +23,16 @@ class LegContext:
 
 
 class Legs(Protocol):
+    """Implementations: SamplingLegs, and the fake of the tests."""
+
     prompt: Sequence[int]
     priority: int
     exact: bool
     """Prefill's token may be shown, and tokens so far may become prompt (first_token.py)."""
 
     def remaining_tokens(self, sent: Sequence[int]) -> int: ...
-    def prefill(self, context: LegContext) -> EngineRequest: ...
+    def prefill(self, context: LegContext) -> EngineRequest:
+        """Without kv_transfer_params: its token is the last one, decode does not follow."""
+
     def decode(self, context: LegContext, ticket: Mapping[str, Any] | None) -> EngineRequest: ...
     def whole(self, context: LegContext) -> EngineRequest: ...
-
-
-class SamplingLegs:
-    """Legs of a request with vLLM's sampling parameters, already verified by its InputProcessor."""
-
-    def __init__(
-        self, prompt: Sequence[int], params: SamplingParams, max_model_len: int, priority: int = 0
-    ) -> None:
-        self.prompt, self.priority = prompt, priority
-        self._params = params
-        room = max_model_len - len(prompt)
-        self._max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-        self.exact = not inexact_because(params)
-
-    def remaining_tokens(self, sent: Sequence[int]) -> int:
-        return self._max_tokens - len(sent)
-
-    def prefill(self, context: LegContext) -> EngineRequest:
-        """One token: shown to the user when exact or the only one, otherwise only a reason to prefill."""
-        last = self.remaining_tokens(context.sent) == 1
-        params = self._copy(context.sent) if self.exact or last else self._probe()
-        return self._request(context, params, max_tokens=1, kv=None if last else _HAND_OVER)
-
-    def decode(self, context: LegContext, ticket: Mapping[str, Any] | None) -> EngineRequest:
-        """What prefill left: it has computed the prompt's logprobs already."""
-        params = self._copy(context.sent)
-        _drop_prompt_logprobs(params)
-        return self._request(context, params, self.remaining_tokens(context.sent), ticket)
-
-    def whole(self, context: LegContext) -> EngineRequest:
-        return self._request(context, self._copy(context.sent), self.remaining_tokens(context.sent), None)
-
-    def _copy(self, sent: Sequence[int]) -> SamplingParams:
-        params = copy.copy(self._params)
-        params.min_tokens = max(0, params.min_tokens - len(sent))
-        if sent:
-            _drop_prompt_logprobs(params)
-        return params
-
-    def _probe(self) -> SamplingParams:
-        """Cannot stop, so that the KV is always leased; carries no grammar or penalty to prepare."""
-        params = self._params
-        return SamplingParams(
-            temperature=0.0,
-            ignore_eos=True,
-            detokenize=False,
-            prompt_logprobs=params.prompt_logprobs,
-            skip_reading_prefix_cache=params.skip_reading_prefix_cache,
-        )
-
-    def _request(
-        self, context: LegContext, params: SamplingParams, max_tokens: int, kv: Mapping[str, Any] | None
-    ) -> EngineRequest:
-        params.max_tokens = max_tokens
-        params.min_tokens = min(params.min_tokens, max_tokens)
-        return EngineRequest(
-            request_id=context.request_id,
-            prompt_token_ids=[*self.prompt, *context.sent] if context.sent else self.prompt,
-            limits=SamplingLimits(max_tokens, params.min_tokens, _stop_token_ids(params)),
-            sampling_params=msgspec.msgpack.encode(params),
-            cache_salt=context.cache_salt,
-            priority=self.priority,
-            kv_transfer_params=kv,
-        )
-
-
-def _drop_prompt_logprobs(params: SamplingParams) -> None:
-    if params.prompt_logprobs is not None:
-        params.prompt_logprobs = None
-        params.skip_reading_prefix_cache = None  # it was on for the sake of the prompt logprobs
-
-
-def _stop_token_ids(params: SamplingParams) -> frozenset[int]:
-    """vLLM keeps the end-of-sequence token apart, and leaves it out when it is to be ignored."""
-    eos = params.eos_token_id
-    return frozenset(params.stop_token_ids or ()) | (frozenset() if eos is None else {eos})

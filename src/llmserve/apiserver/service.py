@@ -77,12 +77,17 @@ class Apiserver:
         self._http = HttpServer(Gate(app, self._keys, self._options.max_body_bytes), self._options.http)
         return await self._http.start()
 
-    async def aclose(self) -> None:
+    async def wait(self) -> None:
+        """Returns only when HTTP cannot be served any more."""
+        if self._http is not None:
+            await self._http.wait()
+
+    async def aclose(self, drain_seconds: float = _DRAIN_SECONDS) -> None:
         """Stops listening, lets requests end for a moment, cancels the rest, gives back, closes."""
         if self._http is not None:
             await self._http.stop_listening()
         if self._client is not None:
-            await self._client.drain(_DRAIN_SECONDS)
+            await self._client.drain(drain_seconds)
         if self._http is not None:
             await self._http.aclose()
         if self._client is not None:

@@ -42,6 +42,10 @@ class Leg:
     def deliver(self, event: EngineOutput | LLMServeError) -> None:
         self._events.put_nowait(event)
 
+    def empty(self) -> bool:
+        """Nothing to take right now."""
+        return self._events.empty()
+
     def __aiter__(self) -> "Leg":
         return self
 

@@ -24,6 +24,9 @@ class WorkerLinks:
         self._links: dict[_Incarnation, WorkerLink] = {}
         self._members: frozenset[_Incarnation] = frozenset()
 
+    def __len__(self) -> int:
+        return len(self._links)
+
     def open(self, worker: WorkerInfo, request: EngineRequest) -> Leg:
         """Starts a request on a worker. Errors: WorkerLost."""
         return self._link(worker).open(request)

@@ -49,7 +49,7 @@ def parse_manifest(text: str, file: str) -> Manifest:
 
 def _line(file: str, problem: Problem) -> str:
     where = f"{path_text(problem.path)}: " if problem.path else ""
-    return f"{file}:{problem.line}: {where}{problem.message}"
+    return f"{file}:{problem.line}: {where}{problem.message}".replace("\n", "\\n")
 
 
 def _read(path: FilePath) -> str:

@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmserve.config.knob import Planned, Section, Unit, VllmOnly, marker
+from llmserve.config.knob import Planned, Unit, VllmOnly, marker
 from llmserve.config.schema import Manifest
 from llmserve.config.schema_words import default_text, type_text
-from llmserve.config.tree import Knob, path_text, walk
+from llmserve.config.tree import ITEM, Knob, path_text, walk
 
 _HEAD = ("apiVersion", "kind", "metadata")
 
 _INTRODUCTION = """\
 # Configuration
 
-<!-- Generated from src/llmserve/config by `python -m llmserve.config.schema_doc --write docs/configuration.md`. -->
+<!-- Generated: python -m llmserve.config.schema_doc --write docs/configuration.md -->
 
 One YAML file, the manifest, describes a cluster. Only the model is required:
 
@@ -35,16 +35,17 @@ spec:
       source: hub:Qwen/Qwen3-8B
 ```
 
-The sections below stand under `spec:`. In a short manifest `spec:` may be left out, and they stand at the top.
-`llmserve apply -f FILE` checks a manifest and shows what it would start; `llmserve schema` prints the JSON Schema
-for your editor. [llmserve.yaml](../llmserve.yaml) and [examples/](../examples) are complete manifests.
+The sections below stand under `spec:`. In a short manifest `spec:` may be left out, and they stand at the
+top. `llmserve apply -f FILE` checks a manifest and shows what it would start; `llmserve schema` prints the
+JSON Schema for your editor. [llmserve.yaml](../llmserve.yaml) and the files in [examples/](../examples) are
+complete manifests.
 
-A mistake is refused with its file and line, never ignored: an unknown key, a wrong type (`"2"` is not a number),
-a combination that cannot be. So is every key that is **planned**: until something obeys it, any value but its
-default is answered with "not available yet".
+A mistake is refused with its file and line, never ignored: an unknown key, a wrong type (`"2"` is not a
+number), a combination that cannot be. So is every key that is **planned**: until something obeys it, any
+value but its default is answered with "not available yet". All other keys are available.
 
-A dash as default means that the key is not set; its text says what happens then. Sizes in GiB and KiB are powers
-of 1024.
+A dash as default means that the key is not set; its text says what happens then. GiB and KiB are powers of
+1024. Text may be quoted or not; quote what looks like a number, such as an API key `"123"`.
 """
 
 
@@ -96,24 +97,15 @@ def markdown() -> str:
 
 
 def _section(knob: Knob, knobs: list[Knob]) -> Iterator[str]:
-    """A heading, and a table of the keys that hold values."""
-    assert knob.section is not None, "only sections have a heading"
-    depth = sum(1 for part in knob.path if part != "[]")
-    yield f"{'#' * min(depth + 1, 4)} `{path_text(knob.path)}`\n"
-    yield f"{_first_paragraph(knob.section)}\n"
-    planned = marker(knob.field, Planned)
-    if planned is not None:
-        yield f"**Planned**: not available yet; it comes with {planned.comes_with}.\n"
-    inside = [one for one in knobs if one.parent == knob.path and one.section is None]
-    if planned is None:
-        yield from _tables(inside)
-    else:
-        yield from _table(inside)
-
-
-def _first_paragraph(section: type[Section]) -> str:
-    text = (section.__doc__ or "").split("\n\n", 1)[0]
-    return " ".join(text.split())
+    """A heading, and tables of the keys that hold values."""
+    depth = sum(1 for part in knob.path if part != ITEM)
+    yield f"{'#' * (depth + 1)} `{path_text(knob.path)}`\n"
+    yield f"{_meaning(knob)}\n"
+    twin = next(one for one in knobs if one.section is knob.section)
+    if twin is not knob:
+        yield f"Keys as in `{path_text(twin.path)}`.\n"
+        return
+    yield from _tables([one for one in knobs if one.parent == knob.path and one.section is None])
 
 
 def _tables(knobs: list[Knob]) -> Iterator[str]:
@@ -158,7 +150,7 @@ def _meaning(knob: Knob) -> str:
     if planned.available:
         now = ", ".join(f"`{value}`" for value in planned.available)
         return f"{text} **Now: {now}**; the others come with {planned.comes_with}."
-    return f"{text} *Comes with {planned.comes_with}.*"
+    return f"{text} *Planned: comes with {planned.comes_with}.*"
 
 
 def main(arguments: list[str]) -> int:

@@ -12,13 +12,17 @@ from llmserve.config.knob import Section
 from llmserve.config.messages import number
 
 _NAMES = {bool: "`true` or `false`", int: "integer", float: "number", str: "text"}
-_SIGNS = {annotated_types.Ge: "≥", annotated_types.Gt: ">", annotated_types.Le: "≤", annotated_types.Lt: "<"}
+_BOUNDS: dict[type, tuple[str, str]] = {
+    annotated_types.Ge: ("ge", "≥"),
+    annotated_types.Gt: ("gt", ">"),
+    annotated_types.Le: ("le", "≤"),
+    annotated_types.MultipleOf: ("multiple_of", "a multiple of"),
+}
 
 
 def type_text(field: FieldInfo) -> str:
     """`integer ≥ 1`, `list of text`, or the choices."""
-    bounds = " and ".join(_bounds(field.metadata))
-    return f"{_type_name(field.annotation)} {bounds}".strip()
+    return ", ".join((_type_name(field.annotation), *_bounds(field.metadata)))
 
 
 def default_text(field: FieldInfo) -> str:
@@ -61,11 +65,6 @@ def _plural(name: str) -> str:
 
 def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
     for item in metadata:
-        sign = _SIGNS.get(type(item))
-        if sign is not None:
-            (value,) = vars(item).values() if hasattr(item, "__dict__") else _slots(item)
-            yield f"{sign} {number(value)}"
-
-
-def _slots(item: Any) -> tuple[Any, ...]:
-    return tuple(getattr(item, name) for name in item.__slots__)
+        for kind, (name, words) in _BOUNDS.items():
+            if isinstance(item, kind):
+                yield f"{words} {number(getattr(item, name))}"

@@ -36,7 +36,7 @@ class LeaseLedger:
 
     def apply(self, changes: Iterable[LeaseChange]) -> list[LeaseState]:
         """How the leases that ended did. A renewal is GRANTED again."""
-        ended = []
+        ended: list[LeaseState] = []
         for change in changes:
             if change.state is LeaseState.GRANTED:
                 expires_at = self._clock.now() + change.remaining_seconds

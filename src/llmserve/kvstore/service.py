@@ -48,8 +48,10 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
     async def Lookup(  # noqa: N802
         self, request: kvmanager_pb2.LookupRequest, context: _Context
     ) -> kvmanager_pb2.LookupResponse:
-        hashes = list(map(BlockHash, request.block_hashes))
-        return kvmanager_pb2.LookupResponse(prefix_blocks=self._manager.prefix_blocks(hashes))
+        prefix = self._manager.prefix_blocks(list(map(BlockHash, request.block_hashes)))
+        return kvmanager_pb2.LookupResponse(
+            prefix_blocks={str(name): blocks for name, blocks in prefix.items()}
+        )
 
     async def GetKvStatus(  # noqa: N802
         self, request: kvmanager_pb2.GetKvStatusRequest, context: _Context

@@ -1,0 +1,10 @@
+"""Where models come from: each source becomes a local directory that transformers and vLLM read.
+
+Roles call `resolve`; `python -m llmserve.models fetch --manifest FILE` is the same as a process, for
+`make up` and the runner.
+"""
+
+from llmserve.models.prepared import PreparedModel, Progress
+from llmserve.models.resolve import resolve
+
+__all__ = ["PreparedModel", "Progress", "resolve"]

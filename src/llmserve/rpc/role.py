@@ -37,11 +37,13 @@ class Role(Protocol):
         """The ordered stop: stop admitting, drain, release, close."""
 
 
-def common_flags(role: str) -> argparse.ArgumentParser:
+def common_flags(role: str, *, listens: bool = True) -> argparse.ArgumentParser:
+    """listens: the role has a gRPC service."""
     parser = argparse.ArgumentParser(prog=f"python -m llmserve.{role}", description=f"LLMServe {role}")
     parser.add_argument("--manifest", required=True, help="the manifest of the cluster (YAML)")
     parser.add_argument("--name", required=True, help="unique name of this process, such as decode-0")
-    parser.add_argument("--listen", required=True, help="host:port of its gRPC service")
+    if listens:
+        parser.add_argument("--listen", required=True, help="host:port of its gRPC service")
     parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics; 0: none")
     parser.add_argument("--run-dir", help="directory for files of this run")
     return parser

@@ -10,6 +10,7 @@ was released and the peer removed (measured on UCX's TCP path with a peer that w
 """
 
 import json
+import logging
 import os
 import time
 import uuid
@@ -220,10 +221,15 @@ class NixlTransport:
 def _load() -> ModuleType:
     """NIXL's Python API, imported only when it is wanted: it brings its own UCX libraries."""
     os.environ.setdefault("UCX_RCACHE_MAX_UNRELEASED", "1024")  # UCX's registration cache leaks otherwise
+    raise_exceptions = logging.raiseExceptions
     try:
         import nixl._api as api
     except (ImportError, OSError) as error:
         raise TransportUnavailable(f"nixl: cannot be imported: {_describe(error)}") from error
+    logging.raiseExceptions = raise_exceptions  # NIXL turns it off for the whole process
+    log = logging.getLogger("nixl")  # it writes to stdout, which is not a log here
+    log.handlers.clear()
+    log.propagate = True
     module: ModuleType = api
     return module
 

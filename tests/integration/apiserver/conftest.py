@@ -55,6 +55,10 @@ class Watched:
             while not holds():
                 await self._changes.wait()
 
+    async def turn(self) -> None:
+        """Lets everything else run once."""
+        await asyncio.sleep(0)
+
 
 class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
     """Draws bytes of TEXT. pause_at: the index of the token before which a request waits for `go`."""
@@ -68,6 +72,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         self.running: set[str] = set()
         self.pause_at: int | None = None
         self.go = asyncio.Event()
+        self.obeys_aborts = True
         self.fail_with: LLMServeError | None = None
         self.text = TEXT
         self.cached_tokens = 0
@@ -127,7 +132,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
             for name in message.abort.request_ids:
                 self.aborted.append(name)
                 self.running.discard(name)
-                if name in tasks:
+                if name in tasks and self.obeys_aborts:
                     tasks[name].cancel()
             self.changed()
 
@@ -210,6 +215,7 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         self.admits: list[router_pb2.Admit] = []
         self.hellos: list[router_pb2.Hello] = []
         self.done: list[tuple[str, Outcome]] = []
+        self.first_tokens: list[str] = []
         self.failed_workers: list[str] = []
         self.refuse_with: tuple[Outcome, LLMServeError] | None = None
         self.hold = False
@@ -265,6 +271,8 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
                         outbox.put_nowait(self._answer(message.admit))
                 case "done":
                     self.done.append((message.done.request_id, decode_outcome(message.done.outcome)))
+                case "first_token":
+                    self.first_tokens.append(message.first_token.request_id)
                 case "worker_failed":
                     self.failed_workers.append(message.worker_failed.worker_id)
             self.changed()
@@ -346,7 +354,7 @@ class FakeCluster:
         for worker in (self.prefill, self.decode, *self.extra):
             worker.go.set()
         if self.apiserver is not None:
-            await self.apiserver.aclose()
+            await self.apiserver.aclose(drain_seconds=0)
         await self.router.crash()
         for worker in (self.prefill, self.decode, *self.extra):
             await worker.crash()
@@ -411,6 +419,16 @@ async def cluster(tiny_model: Path, manifest: dict[str, Any]) -> AsyncIterator[F
         yield started
     finally:
         await started.aclose()
+
+
+@pytest_asyncio.fixture
+async def prefill() -> AsyncIterator[FakeWorker]:
+    """A worker on its own."""
+    worker = FakeWorker("prefill-0", WORKER_ROLE_PREFILL, first_token=2, eos=1)
+    await worker.start()
+    yield worker
+    worker.go.set()
+    await worker.crash()
 
 
 @pytest_asyncio.fixture

@@ -4,10 +4,11 @@ Used by engines/connector (in each vLLM worker process) and by engines/sim. No t
 """
 
 from llmserve.engines.handover.ask import query_leases, query_status, release_ticket
-from llmserve.engines.handover.client import HandoverClient, PullJob, PullLimits, PullResult
+from llmserve.engines.handover.client import HandoverClient
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.layout import KvGeometry, KvLayout
 from llmserve.engines.handover.node import HandoverNode
+from llmserve.engines.handover.pull import PullJob, PullLimits, PullResult
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import HandoverStatus, TransferCounters
 from llmserve.engines.handover.ticket import HandoverTicket

@@ -110,6 +110,9 @@ class HandoverIo:
         except TransferError as error:
             return TransferStatus(TransferState.FAILED, error.message)
         flight = _Flight(transport, transfer, self._loop.create_future(), now)
+        status = _poll(flight)  # a one-sided read may have completed already
+        if status.state is not TransferState.RUNNING:
+            return status
         self._flights.append(flight)
         self._start_pump()
         try:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from llmserve.core.clock import Clock, SystemClock
 from llmserve.core.ids import WorkerId
-from llmserve.engines.handover.client import HandoverClient, PullLimits
+from llmserve.engines.handover.client import HandoverClient
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.layout import KvLayout
+from llmserve.engines.handover.pull import PullLimits
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import TransferCounters
 from llmserve.transfer.base import Transport

@@ -28,6 +28,13 @@ class TransferCounters:
     def of(self, transport: str) -> TransportCounters:
         return self.by_transport.setdefault(transport, TransportCounters())
 
+    def count_pull(self, transport: str, size_bytes: int, seconds: float) -> None:
+        counters = self.of(transport)
+        counters.pulls += 1
+        counters.bytes += size_bytes
+        counters.seconds += seconds
+        self.last_transport = transport
+
     @property
     def transferred_bytes(self) -> int:
         return sum(counters.bytes for counters in self.by_transport.values())

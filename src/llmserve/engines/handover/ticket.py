@@ -101,7 +101,10 @@ def _endpoints(params: Mapping[str, Any]) -> tuple[str, ...]:
     for endpoint in value:
         if not isinstance(endpoint, str):
             raise _wrong("endpoints", "must hold text only")
-        split_endpoint(endpoint)
+        try:
+            split_endpoint(endpoint)
+        except TransferError as error:
+            raise _wrong("endpoints", error.message) from error
     return tuple(value)
 
 

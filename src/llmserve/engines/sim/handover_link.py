@@ -54,6 +54,7 @@ class HandoverLink:
         self._node = node
         self._reported = -1
         self._failed: list[PullResult] = []
+        self._pulls = 0  # whose result was not taken yet
         self._tasks = TaskOwner("sim-link")
         self._poller: asyncio.Task[None] | None = None
 
@@ -74,11 +75,13 @@ class HandoverLink:
             self._failed.append(PullResult(request_id, error.message))
             self.changed.set()
         else:
+            self._pulls += 1
             self._start_polling()
 
     def take_pulled(self) -> Sequence[PullResult]:
         failed, self._failed = self._failed, []
         finished = self._node.client.take_finished()
+        self._pulls -= len(finished)
         return [
             *failed,
             *(PullResult(result.request_id, "" if result.ok else result.reason) for result in finished),
@@ -88,10 +91,10 @@ class HandoverLink:
         self._node.client.cancel(request_id)
 
     def watch(self, ticket: HandoverTicket) -> None:
-        self._node.client.watch(ticket, _RANK)
+        self._node.client.watch(ticket)
 
     def release(self, ticket: HandoverTicket) -> None:
-        self._node.client.release(ticket, _RANK)
+        self._node.client.release(ticket)
 
     def take_changes(self) -> Sequence[LeaseChange]:
         changes = self._node.server.changes_after(self._reported)
@@ -120,10 +123,7 @@ class HandoverLink:
             self._poller = self._tasks.spawn("poll", self._poll())
 
     async def _poll(self) -> None:
-        """One more look after the last of each, so that none is missed."""
-        busy = True
-        while busy:
-            pulls, leases = self._node.client.active_count, self._node.server.leased_count
-            busy = bool(pulls or leases)
+        """No await between the last look and the end, so that _start_polling is never mistaken."""
+        while self._pulls or self._node.server.leased_count:
+            await asyncio.sleep(_PULL_POLL_SECONDS if self._pulls else _LEASE_POLL_SECONDS)
             self.changed.set()
-            await asyncio.sleep(_PULL_POLL_SECONDS if pulls else _LEASE_POLL_SECONDS)

@@ -1,17 +1,17 @@
 """The manifest's engine settings as vLLM's."""
 
+import json
 import os
 from typing import Any
 
-from transformers import AutoConfig
 from vllm.config import KVEventsConfig, KVTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
+from llmserve.config.kv_page import block_size_tokens
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.spec import EngineSpec
-from llmserve.engines.vllm.pages import block_size_tokens
 
 CONNECTOR = "LLMServeConnector"
 CONNECTOR_MODULE = "llmserve.engines.connector.connector"
@@ -21,8 +21,6 @@ _KV_ROLE = {
     WorkerRole.DECODE: "kv_consumer",
     WorkerRole.AGGREGATED: "kv_both",
 }
-
-_DTYPE_BYTES = {"float32": 4}
 
 # What vLLM reads from the environment, in this process and those it spawns.
 _ENVIRONMENT = {
@@ -52,6 +50,7 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
         served_model_name=[spec.model_name],
         dtype=engine.dtype,
         kv_cache_dtype=spec.kv_cache.hbm_dtype,
+        kv_cache_memory_bytes=int(spec.kv_cache.memory_gb * 2**30),
         tensor_parallel_size=engine.tensor_parallel,
         max_num_seqs=engine.max_decode_concurrency,
         enable_chunked_prefill=engine.chunked_prefill,
@@ -67,12 +66,9 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
 
 def _block_size(spec: EngineSpec) -> int | None:
     """Tokens in a block; None leaves it to vLLM."""
-    kv_cache = spec.kv_cache
-    if kv_cache.page_size_kb is None:
-        return kv_cache.block_size_tokens
-    config = AutoConfig.from_pretrained(spec.model_dir)
-    dtype_bytes = 1 if kv_cache.hbm_dtype.startswith("fp8") else _DTYPE_BYTES.get(spec.engine.dtype, 2)
-    return block_size_tokens(kv_cache.page_size_kb, config, dtype_bytes, spec.engine.tensor_parallel)
+    assert spec.model_dir is not None, "vLLM serves a prepared model"
+    config = json.loads((spec.model_dir / "config.json").read_text())
+    return block_size_tokens(spec.kv_cache, spec.engine, config)
 
 
 def _kv_transfer(spec: EngineSpec, card_path: str) -> KVTransferConfig:

@@ -1,0 +1,39 @@
+"""The apiserver as a role: its service and its metrics."""
+
+from prometheus_client import CollectorRegistry
+
+from llmserve.apiserver.service import Apiserver, ApiserverOptions
+from llmserve.config.schema import Manifest
+from llmserve.metrics.registry import MetricsServer
+
+_LOOPBACK = "127.0.0.1"
+
+
+class ApiserverRole:
+    """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: /metrics on the HTTP port only.
+    Made inside a running loop."""
+
+    def __init__(
+        self,
+        options: ApiserverOptions,
+        manifest: Manifest,
+        registry: CollectorRegistry,
+        *,
+        metrics_port: int = 0,
+    ) -> None:
+        self._apiserver = Apiserver(options, manifest, registry)
+        self._metrics = MetricsServer(registry, _LOOPBACK, metrics_port) if metrics_port else None
+
+    async def start(self) -> None:
+        """Errors: StartFailed."""
+        await self._apiserver.start()
+        if self._metrics:
+            await self._metrics.start()
+
+    async def wait(self) -> None:
+        await self._apiserver.wait()
+
+    async def aclose(self) -> None:
+        await self._apiserver.aclose()
+        if self._metrics:
+            await self._metrics.aclose()

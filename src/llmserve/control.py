@@ -1,0 +1,80 @@
+"""Router, KV manager and apiserver in one process (`deployment.local.single_process`).
+
+python -m llmserve.control --manifest FILE --name NAME --http ADDRESS --router ADDRESS --kvmanager ADDRESS
+
+The same roles as in processes of their own, talking to each other over gRPC on the same addresses;
+this module only starts them in one loop, in order, and stops them the other way round.
+"""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Sequence
+
+from prometheus_client import REGISTRY
+
+from llmserve.apiserver.__main__ import flags as apiserver_flags
+from llmserve.apiserver.__main__ import options as apiserver_options
+from llmserve.apiserver.role import ApiserverRole
+from llmserve.apiserver.service import prepare_process
+from llmserve.config.load import load_manifest
+from llmserve.kvstore.role import KVManagerRole
+from llmserve.router.role import RouterRole
+from llmserve.router.settings import RouterSettings
+from llmserve.rpc.role import Role, configure_logging, run_role
+
+
+class Roles:
+    """Several roles as one: started in order, stopped in reverse; when one cannot go on, none does."""
+
+    def __init__(self, roles: Sequence[Role]) -> None:
+        self._roles = roles
+        self._closing = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Errors: StartFailed."""
+        for role in self._roles:
+            self._closing.push_async_callback(role.aclose)
+            await role.start()
+
+    async def wait(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for role in self._roles:
+                group.create_task(_ends_badly(role))
+
+    async def aclose(self) -> None:
+        await self._closing.aclose()
+
+
+async def _ends_badly(role: Role) -> None:
+    await role.wait()
+    raise RuntimeError(f"{type(role).__name__} ended without being asked to")
+
+
+def main() -> int:
+    parser = apiserver_flags()
+    parser.prog = "python -m llmserve.control"
+    parser.description = "Router, KV manager and apiserver in one process"
+    parser.add_argument("--kvmanager", required=True, help="host:port to listen on as the KV manager")
+    given = parser.parse_args()
+
+    async def build() -> Roles:
+        manifest = load_manifest(given.manifest)
+        configure_logging(manifest.observability.log_level)
+        prepare_process()
+        settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
+        return Roles(
+            (
+                RouterRole(settings, listen=given.router),
+                KVManagerRole(listen=given.kvmanager),
+                ApiserverRole(
+                    apiserver_options(given, manifest), manifest, REGISTRY, metrics_port=given.metrics_port
+                ),
+            )
+        )
+
+    return run_role(given.name, build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

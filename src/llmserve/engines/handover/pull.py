@@ -1,0 +1,179 @@
+"""One pull: begin (the lease is checked and renewed) -> read over the first transport that works ->
+release. Only a release that finds the lease still valid makes the data count.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from llmserve.core.errors import TransferError
+from llmserve.core.ids import RequestId
+from llmserve.engines.handover.io import HandoverIo
+from llmserve.engines.handover.peers import Peer, PeerDirectory
+from llmserve.engines.handover.ticket import HandoverTicket
+from llmserve.transfer.base import Batch, TransferState, TransferStatus
+
+_log = logging.getLogger(__name__)
+_RENEWALS_PER_LEASE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PullLimits:
+    """attempt_seconds: one transport's chance. total_seconds: the whole pull, all fallbacks included.
+    connects: how often a side channel that breaks during a pull is opened."""
+
+    attempt_seconds: float = 10.0
+    total_seconds: float = 30.0
+    connects: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PullJob:
+    """Copy remote_block_ids[i] of the ticket's rank into local_block_ids[i], all layers."""
+
+    request_id: RequestId
+    ticket: HandoverTicket
+    rank: int
+    local_block_ids: tuple[int, ...]
+    remote_block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """ok: the data is there and true. reason: why not. fallbacks: what failed before, as
+    "transport: reason". seconds: from the call of `pull`."""
+
+    request_id: RequestId
+    ok: bool
+    transport: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    fallbacks: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Pull:
+    """A pull while it runs, on the loop of its io."""
+
+    job: PullJob
+    limits: PullLimits
+    io: HandoverIo
+    peers: PeerDirectory
+    started: float = field(default_factory=time.monotonic)
+    transport: str = ""
+    bytes: int = 0
+    fallbacks: list[str] = field(default_factory=list)
+
+    async def run(self) -> PullResult:
+        """Never raises, also when it is cancelled. Local memory is no longer touched afterwards."""
+        try:
+            async with asyncio.timeout(self.limits.total_seconds):
+                await self._fetch()
+        except TimeoutError:
+            return self._result(f"not done within {self.limits.total_seconds:g} s")
+        except asyncio.CancelledError:
+            return self._result("cancelled")
+        except TransferError as error:
+            return self._result(error.message)
+        except Exception as error:
+            _log.exception("pull of %s failed", self.job.request_id)
+            return self._result(repr(error))
+        return self._result("")
+
+    def _result(self, reason: str) -> PullResult:
+        return PullResult(
+            request_id=self.job.request_id,
+            ok=not reason,
+            transport=self.transport,
+            bytes=0 if reason else self.bytes,
+            seconds=time.monotonic() - self.started,
+            reason=reason,
+            fallbacks=tuple(self.fallbacks),
+        )
+
+    async def _fetch(self) -> None:
+        """Errors: TransferError with every reason."""
+        job = self.job
+        batch = self.io.layout.batch(job.local_block_ids, job.remote_block_ids)
+        for attempt in range(self.limits.connects):
+            peer = await self.peers.get(job.ticket, job.rank)
+            try:
+                await self._read_validated(peer, batch)
+                return
+            except TransferError as error:
+                if not peer.lost.done() or attempt == self.limits.connects - 1:
+                    raise
+                self.fallbacks.append(f"side channel: {error.message}")
+
+    async def _read_validated(self, peer: Peer, batch: Batch) -> None:
+        await peer.demand("begin", self.job.ticket)
+        keeper = self.io.spawn("keep", renewals(peer, self.job.ticket))
+        try:
+            await self._read_over_any(peer, batch)
+        finally:
+            keeper.cancel()
+        await peer.demand("release", self.job.ticket)
+
+    async def _read_over_any(self, peer: Peer, batch: Batch) -> None:
+        failures = []
+        for name in peer.transports:
+            try:
+                await self._read_over(name, peer, batch)
+                return
+            except TransferError as error:
+                failures.append(f"{name}: {error.message}")
+            self.fallbacks.append(failures[-1])
+            self.io.counters.of(name).failures += 1
+            peer.distrust(name)
+            _log.warning("kv pull of %s failed over %s", self.job.request_id, failures[-1])
+            if peer.lost.done():
+                break
+        raise TransferError("; ".join(failures) or f"no transport in common with {peer.endpoint}")
+
+    async def _read_over(self, name: str, peer: Peer, batch: Batch) -> None:
+        started = time.monotonic()
+        transport, remote = peer.transport(name)
+        await self._while_alive(peer, self.io.read(transport, remote, batch))
+        self.transport, self.bytes = name, batch.local.total_bytes
+        self.io.counters.count_pull(name, self.bytes, time.monotonic() - started)
+
+    async def _while_alive(self, peer: Peer, read: Coroutine[object, object, TransferStatus]) -> None:
+        """Ends the read when the owner of the blocks is gone or takes too long; returns only when
+        local memory is no longer touched. Errors: TransferError."""
+        task = self.io.spawn("read", read)
+        limit = self.limits.attempt_seconds
+        try:
+            await asyncio.wait((task, peer.lost), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _settled(task)
+        if task.cancelled():
+            raise TransferError(peer.lost.result() if peer.lost.done() else f"not done within {limit:g} s")
+        status = task.result()
+        if status.state is not TransferState.DONE:
+            raise TransferError(status.reason or "failed without a reason")
+
+
+async def renewals(peer: Peer, ticket: HandoverTicket) -> None:
+    """Renews a lease until it or its owner is gone, or the caller cancels."""
+    with suppress(TransferError):  # whoever reads finds out when it validates
+        while True:
+            await asyncio.sleep(ticket.lease_seconds / _RENEWALS_PER_LEASE)
+            await peer.demand("renew", ticket)
+
+
+async def _settled(task: asyncio.Task[TransferStatus]) -> None:
+    """Cancels a read and waits for it, through any cancellation of the waiter itself, which is
+    passed on afterwards: a result must not be seen while memory may change."""
+    task.cancel()
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

@@ -1,0 +1,58 @@
+"""python -m llmserve.models fetch --manifest llmserve.yaml: prepares the model and prints where it is.
+
+Progress lines `LLMSERVE_PROGRESS <text>` and at the end `LLMSERVE_MODEL <json>` go to stdout.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from llmserve.config.load import load_manifest
+from llmserve.core.errors import LLMServeError
+from llmserve.models.convert import convert_gguf
+from llmserve.models.process import PROGRESS_WORD
+from llmserve.models.resolve import resolve
+
+MODEL_WORD = "LLMSERVE_MODEL"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m llmserve.models", description="Prepares models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    fetch = commands.add_parser("fetch", help="prepare the model of a manifest")
+    fetch.add_argument("--manifest", type=Path, required=True, help="the cluster's YAML")
+    fetch.add_argument("--cache-dir", type=Path, help="default: $LLMSERVE_CACHE_DIR or ~/.cache/llmserve/models")
+    convert = commands.add_parser("convert", help="one GGUF file to a directory of safetensors")
+    convert.add_argument("source", type=Path)
+    convert.add_argument("out", type=Path)
+    return parser.parse_args()
+
+
+def fetch(manifest: Path, cache_dir: Path | None) -> None:
+    model = resolve(load_manifest(manifest).models.primary, cache_dir, _report)
+    found = {"path": str(model.path), "name": model.name, "revision": model.revision, "source": model.source}
+    print(MODEL_WORD, json.dumps(found), flush=True)
+
+
+def _report(text: str) -> None:
+    print(PROGRESS_WORD, text, flush=True)
+
+
+def main() -> int:
+    flags = arguments()
+    try:
+        if flags.command == "fetch":
+            fetch(flags.manifest, flags.cache_dir)
+        else:
+            convert_gguf(flags.source, flags.out, _report)
+    except LLMServeError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

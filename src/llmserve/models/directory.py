@@ -1,0 +1,64 @@
+"""A model directory: whether it is complete, and the digest that names its weights."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from llmserve.core.errors import ModelNotFound
+from llmserve.models.digests import DigestCache
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json", "vocab.json")
+
+
+def check_directory(path: Path, source: str) -> None:
+    """Errors: ModelNotFound naming the first thing that is missing."""
+    if not path.is_dir():
+        raise ModelNotFound(f"model '{source}': {path} is not a directory")
+    _check_config(path, source)
+    if not weight_files(path):
+        raise ModelNotFound(
+            f"model '{source}': {path} holds no weights (looked for {' and '.join(_WEIGHTS)}); "
+            "is the download complete?"
+        )
+    _check_shards(path, source)
+    if not any((path / name).is_file() for name in _TOKENIZERS):
+        raise ModelNotFound(f"model '{source}': {path} holds no tokenizer (looked for {', '.join(_TOKENIZERS)})")
+
+
+def weight_files(path: Path) -> list[Path]:
+    return sorted(file for pattern in _WEIGHTS for file in path.glob(pattern) if file.stat().st_size > 0)
+
+
+def weights_revision(path: Path, digests: DigestCache) -> str:
+    """Of the weights' contents alone: the same weights elsewhere have the same revision."""
+    total = hashlib.sha256()
+    for file in weight_files(path):
+        total.update(f"{file.name}\0{digests.sha256(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _check_config(path: Path, source: str) -> None:
+    config = path / "config.json"
+    try:
+        json.loads(config.read_text())
+    except FileNotFoundError:
+        raise ModelNotFound(f"model '{source}': {config} is missing; is this a model directory?") from None
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(f"model '{source}': {config} cannot be read: {error}") from None
+
+
+def _check_shards(path: Path, source: str) -> None:
+    """An index names all files of the weights."""
+    for index in path.glob("*.index.json"):
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ModelNotFound(f"model '{source}': {index} cannot be read: {error!r}") from None
+        missing = sorted(name for name in names if not (path / name).is_file())
+        # A directory may hold two formats of the weights with an index each; one complete set is enough.
+        if missing and not any(file.name not in names for file in weight_files(path)):
+            raise ModelNotFound(
+                f"model '{source}': {path} lacks {len(missing)} of {len(names)} weight files, such as "
+                f"{missing[0]}; is the download complete?"
+            )

@@ -1,0 +1,85 @@
+"""A model source to a prepared directory."""
+
+import os
+from pathlib import Path
+
+from llmserve.config.schema import ModelSpec
+from llmserve.core.errors import ModelNotFound
+from llmserve.models.convert import CONVERTER_VERSION
+from llmserve.models.converted import ConvertedModels
+from llmserve.models.digests import DigestCache
+from llmserve.models.directory import check_directory, weights_revision
+from llmserve.models.hub import download
+from llmserve.models.package import packaged_file
+from llmserve.models.prepared import PreparedModel, Progress
+from llmserve.models.process import convert_in_process
+from llmserve.models.source import Source, SourceKind, parse_source
+
+CACHE_VARIABLE = "LLMSERVE_CACHE_DIR"
+_GGUF_MAGIC = b"GGUF"
+
+
+def default_cache_dir() -> Path:
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "llmserve" / "models"
+
+
+def resolve(
+    spec: ModelSpec, cache_dir: Path | None = None, progress: Progress = lambda text: None
+) -> PreparedModel:
+    """Finds, and if need be downloads or converts, a model. Blocks: the first time for as long as that
+    takes, afterwards for milliseconds. Safe in several processes at once.
+    Errors: ModelNotFound; LLMServeError when a conversion fails."""
+    source = parse_source(spec.source)
+    if spec.revision is not None and source.kind is not SourceKind.HUB:
+        raise ModelNotFound(f"model '{spec.source}': only a hub model has a revision; remove models.primary.revision")
+    return _Resolver(spec, source, cache_dir or default_cache_dir(), progress).prepared()
+
+
+class _Resolver:
+    """One use."""
+
+    def __init__(self, spec: ModelSpec, source: Source, cache_dir: Path, progress: Progress) -> None:
+        self._spec = spec
+        self._source = source
+        self._cache_dir = cache_dir
+        self._progress = progress
+        self._digests = DigestCache(cache_dir / "digests.json")
+
+    def prepared(self) -> PreparedModel:
+        path = self._path()
+        check_directory(path, self._spec.source)
+        return PreparedModel(path, self._spec.served_name, self._revision(path), self._spec.source)
+
+    def _path(self) -> Path:
+        place = self._source.place
+        match self._source.kind:
+            case SourceKind.HUB:
+                return download(place, self._spec.revision, self._progress)
+            case SourceKind.DIRECTORY:
+                return Path(place).expanduser().absolute()
+            case SourceKind.PACKAGE:
+                return self._converted(packaged_file(place))
+            case SourceKind.GGUF:
+                return self._converted(Path(place).expanduser().absolute())
+
+    def _converted(self, file: Path) -> Path:
+        self._check_gguf(file)
+        self._progress(f"checking {file.name}")
+        converted = ConvertedModels(self._cache_dir, self._digests, convert_in_process, CONVERTER_VERSION)
+        return converted.get(file, self._progress)
+
+    def _check_gguf(self, file: Path) -> None:
+        try:
+            with file.open("rb") as opened:
+                magic = opened.read(len(_GGUF_MAGIC))
+        except OSError as error:
+            raise ModelNotFound(f"model '{self._spec.source}': {file}: {error.strerror}") from error
+        if magic != _GGUF_MAGIC:
+            raise ModelNotFound(f"model '{self._spec.source}': {file} is not a GGUF file")
+
+    def _revision(self, path: Path) -> str:
+        if self._source.kind is SourceKind.HUB:
+            return path.name  # the commit
+        self._progress("computing the digest of the weights")
+        return weights_revision(path, self._digests)

@@ -1,0 +1,535 @@
+"""What every engine promises (engines/base.py), on a pair of engines that hand KV over.
+
+An EngineKit says how engines of a kind are made; the suite needs nothing else of them than the
+Engine contract, prompts of token ids and EngineRequest.limits (greedy sampling). The simulated
+engine runs always, vLLM with `-m real_vllm`. The engines live as long as the module, so that the
+suite can afford real ones; a fixture checks that each test leaves them empty.
+"""
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pytest
+import pytest_asyncio
+
+from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
+from llmserve.core.blocks import chain_hashes
+from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed
+from llmserve.core.ids import RequestId, WorkerId
+from llmserve.core.lease import LeaseState
+from llmserve.core.outcome import FinishReason, WorkerRole
+from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
+from llmserve.engines.base import Engine, EngineInfo
+from llmserve.engines.handover import HandoverTicket, release_ticket
+from llmserve.engines.sim.engine import SimEngine
+from llmserve.engines.sim.handover_link import open_handover_link
+from llmserve.engines.sim.timing import RealPace
+from llmserve.engines.spec import EngineSpec
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+HAND_OVER = {"do_remote_decode": True}
+SALT = "0123456789abcdef0123456789abcdef"
+LENGTHS = (1, 2, 15, 16, 17, 127, 128, 129, 500, 1500)
+
+_numbers = itertools.count(1)
+
+
+class EngineKit(Protocol):
+    """settle_seconds: how soon after a test its engines must be empty. quiet_tokens: prompt tokens
+    are drawn below this number."""
+
+    settle_seconds: float
+    prompt_vocab: int
+
+    def make(self, role: WorkerRole, name: str) -> Engine:
+        """Not started. Blocks for 3,000 tokens at least, a model length of 2,048 or more."""
+
+    def make_broken(self) -> Engine:
+        """One whose start raises StartFailed."""
+
+
+class SimKit:
+    settle_seconds = 2.0
+    prompt_vocab = 30_000
+
+    def make(self, role: WorkerRole, name: str) -> Engine:
+        return SimEngine(self._spec(role, name, "127.0.0.1"), open_handover_link, RealPace())
+
+    def make_broken(self) -> Engine:
+        unreachable = "203.0.113.1"  # TEST-NET-3: no interface has it
+        return SimEngine(self._spec(WorkerRole.DECODE, "broken", unreachable), open_handover_link, RealPace())
+
+    def _spec(self, role: WorkerRole, name: str, host: str) -> EngineSpec:
+        sim = SimSpec(
+            prefill_tokens_per_second=100_000.0,
+            decode_step_seconds=0.001,
+            decode_seconds_per_sequence=0.00001,
+            blocks=400,
+        )
+        return EngineSpec(
+            worker_id=WorkerId(name),
+            epoch=next(_numbers),
+            role=role,
+            model_dir=None,
+            model_name="sim",
+            engine=EngineConfig(kind="sim", max_model_len=2048, sim=sim),
+            kv_cache=KvCacheConfig(),
+            transfer=TransferConfig(engine_order=()),
+            handover_host=host,
+        )
+
+
+@dataclass(repr=False)
+class Harness:
+    """One started engine, with the single consumers of its outputs and KV events."""
+
+    engine: Engine
+    info: EngineInfo
+    kit: EngineKit
+    outputs: dict[str, list[EngineOutput]] = field(default_factory=dict)
+    resident: set[bytes] = field(default_factory=set)
+    leases: list[LeaseState] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @classmethod
+    async def open(cls, kit: EngineKit, role: WorkerRole, name: str) -> "Harness":
+        engine = kit.make(role, name)
+        harness = cls(engine, await engine.start(), kit)
+        harness.tasks = [
+            asyncio.ensure_future(harness._collect()),
+            asyncio.ensure_future(harness._follow()),
+        ]
+        return harness
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.engine.aclose()
+
+    async def _collect(self) -> None:
+        while True:
+            for output in await self.engine.next_outputs():
+                self.outputs.setdefault(output.request_id, []).append(output)
+            self.changed.set()
+
+    async def _follow(self) -> None:
+        while True:
+            events = await self.engine.next_kv_events()
+            if events.cleared:
+                self.resident.clear()
+            self.resident.difference_update(events.removed)
+            self.resident.update(events.stored)
+            self.leases.extend(change.state for change in events.leases)
+            self.changed.set()
+
+    async def add(
+        self, prompt: Sequence[int], max_tokens: int = 8, kv: Mapping[str, Any] | None = None, **limits: Any
+    ) -> str:
+        request_id = f"r{next(_numbers)}"
+        sampling = SamplingLimits(max_tokens, **limits)
+        await self.engine.add(
+            EngineRequest(RequestId(request_id), prompt, sampling, cache_salt=SALT, kv_transfer_params=kv)
+        )
+        return request_id
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def result(self, request_id: str) -> list[EngineOutput]:
+        await self.until(lambda: finished(self.outputs.get(request_id, ())))
+        return self.outputs[request_id]
+
+    async def run(self, prompt: Sequence[int], max_tokens: int = 8, **more: Any) -> list[EngineOutput]:
+        return await self.result(await self.add(prompt, max_tokens, **more))
+
+    async def first_token(self, request_id: str) -> None:
+        await self.until(lambda: bool(tokens(self.outputs.get(request_id, ()))))
+
+    async def abort(self, request_id: str) -> None:
+        await self.engine.abort([RequestId(request_id)])
+
+    async def empty(self) -> None:
+        """Waits until nothing runs and no block is held, for itself or for others."""
+        async with asyncio.timeout(self.kit.settle_seconds):
+            while (busy := await self._busy()) != (0, 0, 0, 0, 0):  # noqa: ASYNC110 - a remote state
+                await asyncio.sleep(0.01)
+        assert busy == (0, 0, 0, 0, 0)
+
+    async def _busy(self) -> tuple[int, ...]:
+        load = await self.engine.load()
+        return (
+            load.running_requests,
+            load.waiting_requests,
+            load.used_blocks,
+            load.leased_blocks,
+            load.orphan_blocks,
+        )
+
+
+@dataclass(frozen=True)
+class Pair:
+    prefill: Harness
+    decode: Harness
+
+    async def ticket(self, prompt: Sequence[int]) -> dict[str, Any]:
+        (output,) = await self.prefill.run(prompt, 1, kv=HAND_OVER)
+        assert output.kv_transfer_params is not None
+        return dict(output.kv_transfer_params)
+
+    async def handed_over(self, prompt: Sequence[int], max_tokens: int) -> list[EngineOutput]:
+        return await self.decode.run(prompt, max_tokens, kv=await self.ticket(prompt))
+
+
+def finished(outputs: Sequence[EngineOutput]) -> bool:
+    return bool(outputs) and outputs[-1].finish_reason is not None
+
+
+def tokens(outputs: Sequence[EngineOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+def ended(outputs: Sequence[EngineOutput]) -> FinishReason | None:
+    return outputs[-1].finish_reason
+
+
+@pytest.fixture(
+    scope="module",
+    params=["sim", pytest.param("vllm", marks=[pytest.mark.real_vllm, pytest.mark.timeout(600)])],
+)
+def kit(request: pytest.FixtureRequest) -> EngineKit:
+    if request.param == "sim":
+        return SimKit()
+    if "real_vllm" not in (request.config.getoption("markexpr") or ""):
+        pytest.skip("takes minutes: select it with -m real_vllm")
+    made: EngineKit = request.getfixturevalue("vllm_kit")
+    return made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engines(kit: EngineKit) -> AsyncIterator[Pair]:
+    prefill = await Harness.open(kit, WorkerRole.PREFILL, "prefill")
+    try:
+        decode = await Harness.open(kit, WorkerRole.DECODE, "decode")
+    except BaseException:
+        await prefill.close()
+        raise
+    yield Pair(prefill, decode)
+    await asyncio.gather(prefill.close(), decode.close())
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def pair(engines: Pair) -> AsyncIterator[Pair]:
+    """The shared engines; they must be empty after each test."""
+    yield engines
+    await engines.prefill.empty()
+    await engines.decode.empty()
+
+
+@pytest.fixture
+def prompt_of(kit: EngineKit) -> Callable[[int], list[int]]:
+    """Prompts that no other test has used, so that no cache knows them."""
+
+    def make(length: int) -> list[int]:
+        rng = random.Random(next(_numbers))
+        return [rng.randrange(100, kit.prompt_vocab) for _ in range(length)]
+
+    return make
+
+
+PromptOf = Callable[[int], list[int]]
+
+
+# -- tokens
+
+
+async def test_greedy_output_is_deterministic(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(40)
+    first, second = await pair.decode.run(prompt, 12), await pair.decode.run(prompt, 12)
+    assert tokens(first) == tokens(second)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 17])
+async def test_it_ends_at_max_tokens(pair: Pair, prompt_of: PromptOf, max_tokens: int) -> None:
+    outputs = await pair.decode.run(prompt_of(20), max_tokens)
+    assert len(tokens(outputs)) == max_tokens
+    assert ended(outputs) is FinishReason.LENGTH
+    assert all(output.finish_reason is None for output in outputs[:-1])
+
+
+async def test_it_ends_with_a_stop_token(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(20)
+    free = tokens(await pair.decode.run(prompt, 8))
+    stop = free[3]
+    outputs = await pair.decode.run(prompt, 8, stop_token_ids=frozenset({stop}))
+    assert tokens(outputs) == free[: free.index(stop) + 1]
+    assert ended(outputs) is FinishReason.STOP
+
+
+async def test_min_tokens_keep_the_stop_token_away(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(20)
+    stop = tokens(await pair.decode.run(prompt, 3))[0]
+    outputs = await pair.decode.run(prompt, 6, stop_token_ids=frozenset({stop}), min_tokens=4)
+    assert stop not in tokens(outputs)[:4]
+    assert len(tokens(outputs)) >= 4
+
+
+async def test_a_request_continued_from_its_tokens_so_far_says_the_same(
+    pair: Pair, prompt_of: PromptOf
+) -> None:
+    prompt = prompt_of(60)
+    whole = tokens(await pair.decode.run(prompt, 10))
+    rest = tokens(await pair.prefill.run([*prompt, *whole[:4]], 6))
+    assert whole[4:] == rest
+
+
+async def test_many_requests_of_many_lengths_run_at_once(pair: Pair, prompt_of: PromptOf) -> None:
+    prompts = [prompt_of(length) for length in LENGTHS]
+    together = await asyncio.gather(*(pair.decode.run(prompt, 6) for prompt in prompts))
+    for prompt, outputs in zip(prompts, together, strict=True):
+        assert len(tokens(outputs)) == 6
+        assert outputs[0].prefill_stats is not None
+        assert outputs[0].prefill_stats.prompt_tokens == len(prompt)
+
+
+async def test_a_prompt_that_is_too_long_is_refused_and_nothing_starts(
+    pair: Pair, prompt_of: PromptOf
+) -> None:
+    with pytest.raises(InvalidRequest):
+        await pair.decode.add(prompt_of(pair.decode.info.max_model_len_tokens + 1))
+
+
+async def test_a_ticket_that_is_none_is_refused(pair: Pair, prompt_of: PromptOf) -> None:
+    with pytest.raises(InvalidRequest):
+        await pair.decode.add(prompt_of(20), kv={"do_remote_prefill": True, "lease_id": "x"})
+
+
+# -- aborts
+
+
+async def test_abort_at_once(pair: Pair, prompt_of: PromptOf) -> None:
+    request_ids = [await pair.decode.add(prompt_of(200), 500) for _ in range(3)]
+    await pair.decode.engine.abort([RequestId(request_id) for request_id in request_ids])
+    await pair.decode.empty()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.002, 0.01])
+async def test_abort_while_prefilling(pair: Pair, prompt_of: PromptOf, seconds: float) -> None:
+    request_id = await pair.decode.add(prompt_of(1500), 500)
+    await asyncio.sleep(seconds)  # no contract tells when prefill starts: any moment will do
+    await pair.decode.abort(request_id)
+    await pair.decode.empty()
+
+
+async def test_abort_while_decoding_leaves_others_alone(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(30)
+    alone = tokens(await pair.decode.run(prompt, 40))
+    other = await pair.decode.add(prompt, 40)
+    victim = await pair.decode.add(prompt_of(30), 1000)
+    await pair.decode.first_token(victim)
+    await pair.decode.abort(victim)
+    assert tokens(await pair.decode.result(other)) == alone
+    assert not finished(pair.decode.outputs[victim])
+
+
+async def test_aborting_the_unknown_is_harmless(pair: Pair, prompt_of: PromptOf) -> None:
+    await pair.decode.abort("nobody")
+    request_id = await pair.decode.add(prompt_of(10), 2)
+    await pair.decode.result(request_id)
+    await pair.decode.abort(request_id)
+
+
+# -- the prefix cache
+
+
+async def test_a_repeat_comes_from_the_local_cache(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt, size = prompt_of(300), pair.decode.info.block_size_tokens
+    first, again = await pair.decode.run(prompt), await pair.decode.run(prompt)
+    assert first[0].prefill_stats is not None
+    assert again[0].prefill_stats is not None
+    assert first[0].prefill_stats.local_cached_tokens == 0
+    assert again[0].prefill_stats.local_cached_tokens == (len(prompt) - 1) // size * size
+    assert tokens(first) == tokens(again)
+
+
+async def test_kv_events_say_what_is_resident(pair: Pair, prompt_of: PromptOf) -> None:
+    """After enough prompts to evict some, what the events claim is what the cache gives."""
+    decode = pair.decode
+    size = decode.info.block_size_tokens
+    prompts = [prompt_of(1000) for _ in range(decode.info.total_blocks * size // 1000 + 2)]
+    for prompt in prompts[:12]:
+        await decode.run(prompt, 2)
+        hashes = chain_hashes(prompt, size, SALT)
+        await decode.until(lambda hashes=hashes: decode.resident.issuperset(hashes), 5.0)  # type: ignore[misc]
+    assert len(decode.resident) <= decode.info.total_blocks
+    for prompt in (prompts[0], prompts[min(len(prompts), 12) - 1]):
+        hashes = chain_hashes(prompt, size, SALT)[: (len(prompt) - 1) // size]
+        claimed = list(itertools.takewhile(decode.resident.__contains__, hashes))
+        outputs = await decode.run(prompt, 1)
+        assert outputs[0].prefill_stats is not None
+        assert outputs[0].prefill_stats.local_cached_tokens == len(claimed) * size
+
+
+# -- hand-over
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+async def test_a_hand_over_gives_the_same_output(pair: Pair, prompt_of: PromptOf, length: int) -> None:
+    prompt, size = prompt_of(length), pair.decode.info.block_size_tokens
+    aggregated = await pair.prefill.run(prompt, 8)
+    handed = await pair.handed_over(prompt, 8)
+    assert tokens(handed) == tokens(aggregated)
+    stats = handed[0].prefill_stats
+    assert stats is not None
+    computed = stats.prompt_tokens - stats.local_cached_tokens - stats.external_cached_tokens
+    assert computed <= size, "at most one block is computed again"
+    assert stats.external_cached_tokens > 0 or length == 1
+
+
+async def test_prefill_hands_over_its_first_token(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(50)
+    (output,) = await pair.prefill.run(prompt, 1, kv=HAND_OVER)
+    assert output.finish_reason is FinishReason.LENGTH
+    ticket = HandoverTicket.from_params(output.kv_transfer_params or {})
+    assert ticket.num_tokens == len(prompt)
+    handed = await pair.decode.run(prompt, 4, kv=output.kv_transfer_params)
+    assert tokens(handed)[:1] == list(output.token_ids)
+
+
+async def test_many_hand_overs_at_once(pair: Pair, prompt_of: PromptOf) -> None:
+    prompts = [prompt_of(length) for length in LENGTHS[:-1]]
+    handed = await asyncio.gather(*(pair.handed_over(prompt, 5) for prompt in prompts))
+    for prompt, outputs in zip(prompts, handed, strict=True):
+        assert tokens(outputs) == tokens(await pair.prefill.run(prompt, 5))
+
+
+async def test_a_decode_leg_may_begin_after_the_first_token(pair: Pair, prompt_of: PromptOf) -> None:
+    """The user has prefill's token already; decode goes on from prompt + token."""
+    prompt = prompt_of(100)
+    whole = tokens(await pair.prefill.run(prompt, 6))
+    ticket = await pair.ticket(prompt)
+    rest = await pair.decode.run([*prompt, whole[0]], 5, kv=ticket)
+    assert tokens(rest) == whole[1:]
+
+
+async def test_what_the_decode_engine_has_is_not_fetched(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt, size = prompt_of(300), pair.decode.info.block_size_tokens
+    before = tokens(await pair.decode.run(prompt, 4))
+    handed = await pair.handed_over(prompt, 4)
+    assert tokens(handed) == before
+    assert handed[0].prefill_stats is not None
+    assert handed[0].prefill_stats.local_cached_tokens == (len(prompt) - 1) // size * size
+
+
+async def test_leases_are_reported(pair: Pair, prompt_of: PromptOf) -> None:
+    pair.prefill.leases.clear()
+    await pair.handed_over(prompt_of(100), 2)
+    expected = [LeaseState.GRANTED, LeaseState.RELEASED]
+    await pair.prefill.until(lambda: pair.prefill.leases == expected, 5.0)
+
+
+async def test_a_lease_that_is_released_without_a_fetch_frees_its_blocks(
+    pair: Pair, prompt_of: PromptOf
+) -> None:
+    ticket = HandoverTicket.from_params(await pair.ticket(prompt_of(200)))
+    assert await release_ticket(ticket, 5.0)
+    assert not await release_ticket(ticket, 5.0), "it had ended"
+    await pair.prefill.empty()
+
+
+async def test_a_ticket_whose_lease_has_ended_is_recomputed(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(200)
+    aggregated = tokens(await pair.prefill.run(prompt, 4))
+    ticket = await pair.ticket(prompt)
+    await release_ticket(HandoverTicket.from_params(ticket), 5.0)
+    outputs = await pair.decode.run(prompt, 4, kv=ticket)
+    assert tokens(outputs) == aggregated
+    assert (await pair.decode.engine.load()).transfer_failures > 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.005, 0.02])
+async def test_decode_aborted_while_it_loads(pair: Pair, prompt_of: PromptOf, seconds: float) -> None:
+    prompt = prompt_of(1200)
+    request_id = await pair.decode.add(prompt, 500, kv=await pair.ticket(prompt))
+    await asyncio.sleep(seconds)  # any moment: before, while and after the blocks arrive
+    await pair.decode.abort(request_id)
+    await pair.decode.empty()
+    await pair.prefill.empty()
+
+
+async def test_prefill_aborted_before_it_hands_over(pair: Pair, prompt_of: PromptOf) -> None:
+    request_id = await pair.prefill.add(prompt_of(1500), 1, kv=HAND_OVER)
+    await pair.prefill.abort(request_id)
+    if finished(pair.prefill.outputs.get(request_id, ())):  # it was quicker: then there is a lease
+        params = pair.prefill.outputs[request_id][-1].kv_transfer_params
+        await release_ticket(HandoverTicket.from_params(params or {}), 5.0)
+    await pair.prefill.empty()
+
+
+async def test_a_prefill_that_meets_a_stop_token_grants_no_lease(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(100)
+    stop = tokens(await pair.prefill.run(prompt, 1))[0]
+    (output,) = await pair.prefill.run(prompt, 1, kv=HAND_OVER, stop_token_ids=frozenset({stop}))
+    assert (output.finish_reason, output.kv_transfer_params) == (FinishReason.STOP, None)
+
+
+# -- load and life
+
+
+async def test_load_shows_what_runs(pair: Pair, prompt_of: PromptOf) -> None:
+    request_id = await pair.decode.add(prompt_of(100), 1000)
+    await pair.decode.first_token(request_id)
+    await asyncio.sleep(0)
+    load = await pair.decode.engine.load()
+    assert (load.running_requests, load.waiting_requests) == (1, 0)
+    assert 0 < load.used_blocks <= pair.decode.info.total_blocks
+    await pair.decode.abort(request_id)
+
+
+async def test_load_shows_what_is_leased(pair: Pair, prompt_of: PromptOf) -> None:
+    ticket = HandoverTicket.from_params(await pair.ticket(prompt_of(200)))
+    await eventually(lambda: _leased(pair.prefill, len(ticket.block_ids)))
+    await release_ticket(ticket, 5.0)
+
+
+async def _leased(harness: Harness, blocks: int) -> bool:
+    return (await harness.engine.load()).leased_blocks == blocks
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110 - a remote state
+            await asyncio.sleep(0.01)
+
+
+async def test_closing_twice_and_using_it_afterwards(kit: EngineKit, prompt_of: PromptOf) -> None:
+    harness = await Harness.open(kit, WorkerRole.AGGREGATED, "alone")
+    await harness.run(prompt_of(10), 2)
+    await harness.add(prompt_of(10), 1000)  # still running when it is closed
+    await harness.close()
+    await harness.engine.aclose()
+    with pytest.raises(EngineDead):
+        await harness.add(prompt_of(10), 2)
+    with pytest.raises(EngineDead):
+        await harness.engine.next_outputs()
+
+
+async def test_closing_what_never_started(kit: EngineKit) -> None:
+    await kit.make(WorkerRole.AGGREGATED, "unused").aclose()
+
+
+async def test_closing_after_a_failed_start(kit: EngineKit) -> None:
+    engine = kit.make_broken()
+    with pytest.raises(StartFailed):
+        await engine.start()
+    await engine.aclose()
+    await engine.aclose()

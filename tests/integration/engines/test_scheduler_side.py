@@ -1,0 +1,148 @@
+"""The connector's decisions, step by step, without an engine. (vLLM's enums take seconds to import.)"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from vllm.v1.request import RequestStatus
+
+from llmserve.core.ids import WorkerId
+from llmserve.engines.connector.scheduler_side import SchedulerSide
+from llmserve.engines.handover import HandoverTicket
+
+BLOCK = 16
+
+
+@dataclass
+class FakeRequest:
+    request_id: str
+    num_tokens: int
+    kv_transfer_params: dict[str, Any] | None = None
+    status: RequestStatus = RequestStatus.RUNNING
+    num_prompt_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = self.num_tokens
+
+
+@dataclass
+class FakeBlocks:
+    ids: list[int]
+
+    def get_block_ids(self) -> tuple[list[int]]:
+        return (self.ids,)
+
+
+@pytest.fixture
+def side() -> SchedulerSide:
+    made = SchedulerSide(WorkerId("prefill-0"), epoch=7, block_size_tokens=BLOCK, lease_seconds=30.0)
+    made.set_endpoints(["127.0.0.1:5000"])
+    return made
+
+
+def _ticket(tokens: int) -> dict[str, Any]:
+    blocks = -(-tokens // BLOCK)
+    ticket = HandoverTicket(
+        worker_id=WorkerId("prefill-9"),
+        epoch=3,
+        lease_id="l",  # type: ignore[arg-type]
+        endpoints=("127.0.0.1:6000",),
+        block_ids=tuple(range(100, 100 + blocks)),
+        num_tokens=tokens,
+        block_size_tokens=BLOCK,
+        lease_seconds=30.0,
+    )
+    return ticket.to_params()
+
+
+def _finished(tokens: int, status: RequestStatus, **params: Any) -> FakeRequest:
+    return FakeRequest("p", tokens, params or None, status)
+
+
+def test_a_prefill_at_its_limit_leases_exactly_the_blocks_of_its_prompt(side: SchedulerSide) -> None:
+    request = _finished(33, RequestStatus.FINISHED_LENGTH_CAPPED, do_remote_decode=True)
+    keep, params = side.request_finished(request, [4, 9, 2])
+    assert keep
+    assert params is not None
+    ticket = HandoverTicket.from_params(params)
+    assert (ticket.block_ids, ticket.num_tokens, ticket.epoch) == ((4, 9, 2), 33, 7)
+    (grant,) = side.take_orders().grants
+    assert (grant.request_id, grant.lease_id, grant.block_ids) == ("p", ticket.lease_id, (4, 9, 2))
+
+
+@pytest.mark.parametrize("status", [RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_ABORTED])
+def test_a_prefill_that_ends_otherwise_keeps_nothing(side: SchedulerSide, status: RequestStatus) -> None:
+    assert side.request_finished(_finished(33, status, do_remote_decode=True), [1, 2, 3]) == (False, None)
+    assert not side.take_orders().grants
+
+
+def test_a_request_that_was_not_asked_to_hand_over_keeps_nothing(side: SchedulerSide) -> None:
+    assert side.request_finished(_finished(8, RequestStatus.FINISHED_LENGTH_CAPPED), [1]) == (False, None)
+
+
+def test_a_ticket_is_watched_until_its_pull(side: SchedulerSide) -> None:
+    request = FakeRequest("d", 41, _ticket(40))
+    side.on_new_request(request)
+    assert len(side.take_orders().watches) == 1
+    assert side.matched_tokens(request, 0) == 40
+    side.after_alloc(request, FakeBlocks([7, 8, 9]), 40)
+    (pull,) = side.take_orders().pulls
+    assert (pull.local_block_ids, pull.remote_block_ids) == ((7, 8, 9), (100, 101, 102))
+    assert side.matched_tokens(request, 0) == 0, "a ticket is used once"
+
+
+def test_what_the_local_cache_has_is_not_pulled(side: SchedulerSide) -> None:
+    request = FakeRequest("d", 41, _ticket(40))
+    side.on_new_request(request)
+    assert side.matched_tokens(request, 32) == 8
+    side.after_alloc(request, FakeBlocks([1, 2, 3]), 8)
+    (pull,) = side.take_orders().pulls
+    assert (pull.local_block_ids, pull.remote_block_ids) == ((3,), (102,))
+
+
+def test_a_prompt_that_is_cached_whole_gives_the_lease_back(side: SchedulerSide) -> None:
+    request = FakeRequest("d", 33, _ticket(32))
+    side.on_new_request(request)
+    side.take_orders()
+    side.after_alloc(request, FakeBlocks([1, 2, 3]), 0)
+    orders = side.take_orders()
+    assert len(orders.releases) == 1
+    assert not orders.pulls
+
+
+def test_the_whole_prompt_may_be_remote(side: SchedulerSide) -> None:
+    """Decode draws the first token again: its prompt is exactly what the ticket covers."""
+    request = FakeRequest("d", 40, _ticket(40))
+    side.on_new_request(request)
+    assert side.matched_tokens(request, 0) == 40
+
+
+def test_an_abort_before_scheduling_gives_the_lease_back(side: SchedulerSide) -> None:
+    request = FakeRequest("d", 41, _ticket(40), RequestStatus.FINISHED_ABORTED)
+    side.on_new_request(request)
+    side.take_orders()
+    assert side.request_finished(request, []) == (False, None)
+    orders = side.take_orders()
+    assert len(orders.releases) == 1
+    assert not orders.cancels
+
+
+def test_an_abort_during_the_load_cancels_it(side: SchedulerSide) -> None:
+    request = FakeRequest("d", 41, _ticket(40), RequestStatus.FINISHED_ABORTED)
+    side.on_new_request(request)
+    side.after_alloc(request, FakeBlocks([1, 2, 3]), 40)
+    side.take_orders()
+    side.request_finished(request, [1, 2, 3])
+    assert side.take_orders().cancels == ["d"]
+
+
+def test_an_abort_after_the_load_cancels_nothing(side: SchedulerSide) -> None:
+    request = FakeRequest("d", 41, _ticket(40), RequestStatus.FINISHED_ABORTED)
+    side.on_new_request(request)
+    side.after_alloc(request, FakeBlocks([1, 2, 3]), 40)
+    side.take_orders()
+    side.loads_ended({"d"})
+    side.request_finished(request, [1, 2, 3])
+    orders = side.take_orders()
+    assert not orders.cancels
+    assert not orders.releases

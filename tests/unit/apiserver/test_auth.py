@@ -1,0 +1,51 @@
+import pytest
+
+from llmserve.apiserver.auth import ApiKeys, load_keys
+from llmserve.config.service import ApiKey
+from llmserve.core.errors import NotAuthenticated, StartFailed
+from llmserve.core.ids import DEFAULT_TENANT
+
+
+@pytest.fixture
+def keys() -> ApiKeys:
+    return ApiKeys({"red-key": "red", "other-red-key": "red", "blue-key": "blue"})
+
+
+def test_without_keys_everybody_is_the_default_tenant() -> None:
+    assert ApiKeys({}).tenant_of([(b"authorization", b"Bearer whatever")]) == DEFAULT_TENANT
+
+
+@pytest.mark.parametrize(
+    ("header", "tenant"),
+    [
+        ((b"authorization", b"Bearer red-key"), "red"),
+        ((b"authorization", b"bearer  other-red-key "), "red"),
+        ((b"x-api-key", b"blue-key"), "blue"),
+    ],
+)
+def test_a_key_names_its_tenant(keys: ApiKeys, header: tuple[bytes, bytes], tenant: str) -> None:
+    assert keys.tenant_of([(b"host", b"x"), header]) == tenant
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(b"authorization", b"")],
+        [(b"authorization", b"Bearer")],
+        [(b"authorization", b"Bearer red")],
+        [(b"authorization", b"Basic red-key")],
+        [(b"x-api-key", b"\xff")],
+    ],
+)
+def test_anything_else_is_refused(keys: ApiKeys, headers: list[tuple[bytes, bytes]]) -> None:
+    with pytest.raises(NotAuthenticated):
+        keys.tenant_of(headers)
+
+
+def test_keys_come_from_the_manifest_or_the_environment() -> None:
+    declared = [ApiKey(tenant="red", key="k1"), ApiKey(tenant="blue", key_env="BLUE_KEY")]
+    keys = load_keys(declared, {"BLUE_KEY": "k2"})
+    assert keys.tenant_of([(b"x-api-key", b"k2")]) == "blue"
+    with pytest.raises(StartFailed, match="BLUE_KEY"):
+        load_keys(declared, {"BLUE_KEY": ""})

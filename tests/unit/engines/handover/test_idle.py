@@ -1,0 +1,59 @@
+"""The hand-over thread must cost nothing while nothing is handed over."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+Make = Callable[..., Any]
+Wait = Callable[[Callable[[], bool]], None]
+
+
+def _cpu_seconds() -> float:
+    total = 0.0
+    for thread in threading.enumerate():
+        if thread.name.startswith("kv-") and thread.ident is not None:
+            total += time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+    return total
+
+
+def test_an_idle_node_sleeps_also_with_leases_out(make_side: Make) -> None:
+    owner, reader = make_side(1), make_side(2)
+    reader.pull(owner.grant("p1", [1]), [2])
+    assert reader.result().ok
+    owner.grant("p2", [3])
+    before = _cpu_seconds()
+    time.sleep(0.3)  # the time that passes is what is measured
+    assert _cpu_seconds() - before < 0.003
+
+
+def test_peers_are_served_from_hello_to_release_only(make_side: Make, gated: Make, wait_until: Wait) -> None:
+    owner = make_side(1, far := gated())
+    reader = make_side(2, near := gated())
+    owner.grant("p0", [7])
+    assert far.progressed == 0, "a lease alone needs no progress"
+    reader.pull(owner.grant("p1", [1]), [2])
+    assert near.started.wait(5)
+    served = far.progressed
+    wait_until(lambda: far.progressed > served + 5)
+    near.gate.set()
+    assert reader.result().ok
+    owner.node._io.call(_forget_hello(owner.node._io))
+    wait_until(lambda: owner.node._io._pump.done())
+    assert near.progressed == 0, "the reader polls, nobody reads from it"
+
+
+async def _forget_hello(io: Any) -> None:
+    for connection, _ in list(io._expected):
+        io.dismiss(connection, "")
+
+
+def test_a_reader_that_leaves_is_served_no_more(make_side: Make, gated: Make, wait_until: Wait) -> None:
+    owner = make_side(1, far := gated())
+    reader = make_side(2, near := gated())
+    reader.pull(owner.grant("p1", [1]), [2])
+    assert near.started.wait(5)
+    reader.node.close()
+    wait_until(lambda: owner.node._io._pump.done())
+    assert not owner.node._io._expected
+    assert far.progressed > 0

@@ -1,0 +1,30 @@
+from prometheus_client import CollectorRegistry
+
+from llmserve.core.ids import RequestId
+from llmserve.core.outcome import FinishReason
+from llmserve.core.request import EngineLoad, EngineOutput, PrefillStats
+from llmserve.metrics.worker import WorkerMetrics
+
+
+def test_totals_of_the_engine_become_counters() -> None:
+    registry = CollectorRegistry()
+    metrics, load = WorkerMetrics(registry), EngineLoad(transferred_bytes=100, orphan_blocks=2)
+    metrics.record_load(load)
+    load.transferred_bytes, load.orphan_blocks = 130, 0  # the engine writes on into the same object
+    metrics.record_load(load)
+    assert registry.get_sample_value("kv_transfer_bytes_total") == 130
+    assert registry.get_sample_value("kv_orphan_blocks") == 0
+
+
+def test_prompt_tokens_are_counted_by_source() -> None:
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry)
+    stats = PrefillStats(100, local_cached_tokens=16, external_cached_tokens=80)
+    metrics.record_output(EngineOutput(RequestId("a"), (1, 2), FinishReason.STOP, prefill_stats=stats))
+    values = {
+        source: registry.get_sample_value("worker_prompt_tokens_total", {"source": source})
+        for source in ("computed", "local", "external")
+    }
+    assert values == {"computed": 4, "local": 16, "external": 80}
+    assert registry.get_sample_value("worker_output_tokens_total") == 2
+    assert registry.get_sample_value("worker_requests_total", {"finish_reason": "stop"}) == 1

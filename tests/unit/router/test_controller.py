@@ -1,0 +1,232 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from llmserve.core.errors import InvalidRequest, NoWorkerAvailable, QueueFull, QueueTimeout
+from llmserve.core.ids import RequestId, TenantId, WorkerId
+from llmserve.core.outcome import Outcome
+from llmserve.router.messages import Effect, Ended, Exit, Held, Incarnation, Placed, Refused
+
+MakeCluster = Callable[..., Any]
+
+
+def _placed(effects: list[Effect]) -> list[str]:
+    return [effect.request_id for effect in effects if isinstance(effect, Placed)]
+
+
+def _refused(effects: list[Effect]) -> Refused:
+    (refused,) = [effect for effect in effects if isinstance(effect, Refused)]
+    return refused
+
+
+def _held(name: str, *, prefill: bool = False, epoch: int = 1) -> Held:
+    first = Incarnation(WorkerId("prefill-0"), epoch) if prefill else None
+    return Held(RequestId(name), TenantId("t"), first, Incarnation(WorkerId("decode-0"), epoch))
+
+
+def test_places_until_seats_are_taken_then_in_turn(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0", slots=2)
+    one, two = cluster.open("one"), cluster.open("two")
+    (placed,) = cluster.admit(one, "a")
+    assert placed.plan.prefill.spec.worker_id == "prefill-0"
+    assert placed.plan.decode.spec.worker_id == "decode-0"
+    assert placed.queue_seconds == 0.0
+    assert _placed(cluster.admit(two, "b")) == ["b"]
+    assert cluster.admit(two, "c") == []
+    assert cluster.admit(one, "d") == []
+    cluster.clock.advance(2.5)
+    ended, placed = cluster.done(one, "a")
+    assert ended == Ended(RequestId("a"), Exit.COMPLETED)
+    assert (placed.request_id, placed.session, placed.queue_seconds) == ("c", two, 2.5)
+
+
+def test_the_first_token_frees_the_prefill_worker(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", slots=1)
+    cluster.register("decode-0", slots=5)
+    session = cluster.open()
+    cluster.admit(session, "a")
+    assert cluster.admit(session, "b") == []
+    assert _placed(cluster.first_token(session, "a")) == ["b"]
+    assert cluster.first_token(session, "a") == []  # once
+    assert cluster.placed_on("prefill-0") == 1
+    assert cluster.placed_on("decode-0") == 2
+    cluster.done(session, "a")
+    cluster.done(session, "b")
+    assert (cluster.placed_on("prefill-0"), cluster.placed_on("decode-0")) == (0, 0)
+
+
+def test_a_limit_of_the_manifest_holds_below_capacity(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", slots=9, max_requests_in_flight=1)
+    session = cluster.open()
+    assert _placed(cluster.admit(session, "a")) == ["a"]
+    assert cluster.admit(session, "b") == []
+    assert _placed(cluster.done(session, "a")) == ["b"]
+
+
+def test_a_full_queue_refuses(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", slots=1, max_queued_requests=1)
+    session = cluster.open()
+    cluster.admit(session, "a")
+    cluster.admit(session, "b")
+    refused = _refused(cluster.admit(session, "c"))
+    assert refused.outcome is Outcome.REJECTED
+    assert isinstance(refused.error, QueueFull)
+    assert refused.error.retry_after_seconds is not None
+    assert cluster.done(session, "c") == []  # it holds nothing
+
+
+def test_waiting_has_an_end(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", slots=1, queue_timeout_seconds=60.0)
+    session = cluster.open()
+    cluster.admit(session, "a")
+    cluster.admit(session, "usual")
+    cluster.admit(session, "hasty", timeout=2.0)
+    assert cluster.controller.next_wake() == 1002.0
+    refused = _refused(cluster.after(2.0))
+    assert (refused.request_id, refused.outcome) == ("hasty", Outcome.EVICTED)
+    assert isinstance(refused.error, QueueTimeout)
+    cluster.heartbeat("aggregated-0")
+    for _ in range(29):
+        cluster.after(2.0)
+        cluster.heartbeat("aggregated-0")
+    assert cluster.controller.waiting_requests == 0
+
+
+def test_done_withdraws_what_still_waits(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", slots=1)
+    session = cluster.open()
+    cluster.admit(session, "a")
+    cluster.admit(session, "b")
+    assert cluster.done(session, "b", Outcome.CANCELLED) == [Ended(RequestId("b"), Exit.CANCELLED)]
+    assert cluster.controller.waiting_requests == 0
+    assert _placed(cluster.done(session, "a")) == []
+
+
+def test_a_broken_session_gives_everything_back(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0", slots=1)
+    lost, other = cluster.open("lost"), cluster.open("other")
+    cluster.admit(lost, "runs")
+    cluster.admit(lost, "waits")
+    cluster.admit(other, "next")
+    effects = cluster.close(lost)
+    assert [e for e in effects if isinstance(e, Ended)] == [
+        Ended(RequestId("runs"), Exit.GIVEN_BACK),
+        Ended(RequestId("waits"), Exit.GIVEN_BACK),
+    ]
+    assert _placed(effects) == ["next"]
+    assert cluster.close(lost) == []
+    assert cluster.controller.apiservers == 1
+
+
+def test_a_returning_apiserver_replaces_its_older_session(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0", slots=2)
+    old = cluster.open("api")
+    cluster.admit(old, "a")
+    new = cluster.open("api", held=(_held("a"),))
+    assert cluster.controller.running_requests == 1
+    assert cluster.placed_on("prefill-0") == 0  # past its first token
+    cluster.close(old)  # noticed late
+    assert cluster.controller.apiservers == 1
+    assert cluster.done(old, "a") == []
+    assert cluster.done(new, "a") == [Ended(RequestId("a"), Exit.COMPLETED)]
+
+
+def test_a_restarted_router_counts_what_apiservers_hold(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    session = cluster.open("api", held=(_held("a", prefill=True), _held("b"), _held("old", epoch=0)))
+    assert cluster.controller.running_requests == 3
+    cluster.register("prefill-0", "decode-0", slots=2)  # workers find the new router a little later
+    assert (cluster.placed_on("prefill-0"), cluster.placed_on("decode-0")) == (1, 2)
+    assert cluster.admit(session, "c") == []
+    cluster.done(session, "old")
+    assert _placed(cluster.done(session, "b")) == ["c"]
+
+
+def test_an_admit_again_replaces_the_place(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", "aggregated-1", slots=1)
+    session = cluster.open()
+    (first,) = cluster.admit(session, "a")
+    lost = first.plan.decode.spec.worker_id
+    ended, placed = cluster.admit(session, "a", without=lost)
+    assert ended == Ended(RequestId("a"), Exit.REPLACED)
+    assert placed.plan.decode.spec.worker_id != lost
+    assert cluster.controller.running_requests == 1
+
+
+def test_an_id_of_another_apiserver_is_refused(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0")
+    one, two = cluster.open("one"), cluster.open("two")
+    cluster.admit(one, "a")
+    refused = _refused(cluster.admit(two, "a"))
+    assert isinstance(refused.error, InvalidRequest)
+    assert refused.session is two
+    assert cluster.controller.running_requests == 1
+
+
+@pytest.mark.parametrize(("timeout", "evicted_after"), [(0.0, 10.0), (3.0, 3.0)])
+def test_without_any_worker_the_wait_is_short(
+    make_cluster: MakeCluster, timeout: float, evicted_after: float
+) -> None:
+    cluster = make_cluster("prefill-0", no_worker_grace_seconds=10.0, expiry_seconds=100.0)
+    session = cluster.open()
+    cluster.admit(session, "a", timeout=timeout)
+    assert cluster.after(evicted_after - 0.1) == []
+    refused = _refused(cluster.after(0.1))
+    assert refused.outcome is Outcome.EVICTED
+    assert isinstance(refused.error, NoWorkerAvailable)
+    assert "no decode worker of model m" in refused.error.message
+
+
+def test_a_worker_within_the_grace_serves_what_waits(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0")
+    session = cluster.open()
+    cluster.admit(session, "a")
+    cluster.clock.advance(3)
+    assert _placed(cluster.register("decode-0")) == ["a"]
+
+
+def test_the_grace_starts_when_the_last_worker_goes(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", slots=1, no_worker_grace_seconds=10.0, expiry_seconds=4.0)
+    session = cluster.open()
+    cluster.admit(session, "runs")
+    cluster.admit(session, "waits")
+    cluster.clock.advance(3.0)
+    cluster.heartbeat("aggregated-0")
+    assert cluster.after(4.0) == []  # lost now
+    assert cluster.after(9.9) == []
+    assert isinstance(_refused(cluster.after(0.1)).error, NoWorkerAvailable)
+
+
+def test_the_usual_deadline_is_back_with_the_worker(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", slots=1, expiry_seconds=4.0)
+    session = cluster.open()
+    cluster.admit(session, "runs")
+    cluster.admit(session, "waits")
+    assert cluster.after(5.0) == []
+    assert cluster.heartbeat("aggregated-0") == []
+    cluster.clock.advance(30.0)
+    cluster.heartbeat("aggregated-0")
+    assert cluster.after(1.0) == []
+    assert _placed(cluster.done(session, "runs")) == ["waits"]
+
+
+def test_a_suspect_is_not_used_and_its_heartbeat_dispatches(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0")
+    session = cluster.open()
+    cluster.fail("aggregated-0")
+    assert cluster.admit(session, "a") == []
+    assert _placed(cluster.heartbeat("aggregated-0")) == ["a"]
+
+
+def test_a_newer_incarnation_takes_work_though_the_older_ones_requests_linger(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster("aggregated-0", slots=1)
+    session = cluster.open()
+    cluster.admit(session, "a")
+    cluster.register("aggregated-0", epoch=2, slots=2)
+    assert cluster.placed_on("aggregated-0") == 0
+    assert _placed(cluster.admit(session, "b")) == ["b"]
+    cluster.done(session, "a")
+    assert cluster.placed_on("aggregated-0") == 1

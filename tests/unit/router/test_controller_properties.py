@@ -1,0 +1,107 @@
+"""Random events in random order: the books balance after each, and nobody is over-placed."""
+
+import random
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmserve.core.clock import VirtualClock
+from llmserve.core.errors import NotFound
+from llmserve.core.ids import ApiserverId, RequestId, TenantId, WorkerId
+from llmserve.core.outcome import Outcome, WorkerRole
+from llmserve.core.request import EngineLoad
+from llmserve.router.controller import Controller
+from llmserve.router.filters import PlacementRequest
+from llmserve.router.messages import Admit, Effect, Placed, Refused
+from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.router.worker import KvShape, WorkerSpec
+
+WORKERS = ("prefill-0", "prefill-1", "decode-0", "decode-1", "aggregated-0")
+EVENTS = ("admit", "admit", "first_token", "done", "close", "register", "heartbeat", "fail", "leave", "tick")
+SLOTS = 2
+
+
+def _spec(name: str, epoch: int) -> WorkerSpec:
+    role, shape = WorkerRole(name.partition("-")[0]), KvShape("r", "d", "l", 16, 1, 1, 1)
+    return WorkerSpec(WorkerId(name), role, "host:1", epoch, "m", shape, 10, 10, SLOTS, ())
+
+
+class Play:
+    """Applies one drawn event after another, and remembers who was answered."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        settings = replace(RouterSettings(), max_queued_requests=3, queue_timeout_seconds=8.0)
+        self.controller: Controller = build_controller(settings, self.clock, random.Random(1))
+        self.sessions = [self._open(name) for name in ("one", "two")]
+        self.epoch = 1
+        self.admitted = 0
+        self.answered = 0
+        self.withdrawn = 0
+
+    def event(self, kind: str, number: int) -> None:
+        session = self.sessions[number % 2]
+        request_id = RequestId(f"{session.apiserver_id}-{number}")
+        worker = WorkerId(WORKERS[number % len(WORKERS)])
+        match kind:
+            case "admit":
+                self._admit(number, request_id)
+            case "first_token":
+                self.took(self.controller.first_token(session, request_id))
+            case "done":
+                self._forget(request_id)
+                self.took(self.controller.done(session, request_id, Outcome.COMPLETED, 1))
+            case "close":
+                for held in list(session.tickets):
+                    self._forget(held)
+                self.took(self.controller.close_session(session))
+                self.sessions[number % 2] = self._open(session.apiserver_id)
+            case "register":
+                self.epoch += number % 2
+                self.took(self.controller.register(_spec(worker, self.epoch)))
+            case "heartbeat":
+                self._heartbeat(worker)
+            case "fail":
+                self.took(self.controller.worker_failed(worker, self.epoch, "broken"))
+            case "leave":
+                self.took(self.controller.deregister(worker, self.epoch))
+            case "tick":
+                self.clock.advance(number / 4)
+                self.took(self.controller.tick())
+
+    def _open(self, name: str):  # type: ignore[no-untyped-def]
+        return self.controller.open_session(ApiserverId(name), ())[0]
+
+    def _admit(self, number: int, request_id: RequestId) -> None:
+        self._forget(request_id)
+        self.admitted += 1
+        admit = Admit(request_id, TenantId(str(number % 3)), PlacementRequest("m"))
+        self.took(self.controller.admit(self.sessions[number % 2], admit))
+
+    def _forget(self, request_id: RequestId) -> None:
+        """One that waits will not be answered any more."""
+        waits = any(request_id in s.tickets and s.tickets[request_id].holding is None for s in self.sessions)
+        self.withdrawn += waits
+
+    def _heartbeat(self, worker: WorkerId) -> None:
+        try:
+            self.took(self.controller.heartbeat(worker, self.epoch, EngineLoad()))
+        except NotFound:
+            self.took(self.controller.register(_spec(worker, self.epoch)))
+
+    def took(self, effects: list[Effect]) -> None:
+        self.answered += sum(isinstance(effect, Placed | Refused) for effect in effects)
+        self.controller.check_integrity()
+        for member in self.controller.membership:
+            assert member.seats.placed_requests <= SLOTS
+
+
+@given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 9)), max_size=60))
+@settings(max_examples=100, deadline=None, database=None)
+def test_books_balance_after_every_event(events: list[tuple[str, int]]) -> None:
+    play = Play()
+    for kind, number in events:
+        play.event(kind, number)
+    # Every admission was answered once, is withdrawn, or waits.
+    assert play.admitted == play.answered + play.withdrawn + play.controller.waiting_requests

@@ -1,0 +1,160 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from llmserve.core.clock import VirtualClock
+from llmserve.core.errors import InvalidRequest, NotFound
+from llmserve.core.ids import WorkerId
+from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import EngineLoad
+from llmserve.router.membership import Membership
+from llmserve.router.worker import WorkerSpec, WorkerState
+
+MakeSpec = Callable[..., WorkerSpec]
+DECODE = WorkerId("decode-0")
+
+
+@pytest.fixture
+def membership(clock: VirtualClock) -> Membership:
+    return Membership(clock, expiry_seconds=4.0)
+
+
+def _decoders(membership: Membership) -> list[str]:
+    return [m.spec.worker_id for m in membership.available("m", WorkerRole.DECODE)]
+
+
+def test_silence_loses_a_worker_and_a_heartbeat_brings_it_back(
+    membership: Membership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0"))
+    clock.advance(3.0)
+    membership.heartbeat(DECODE, 1, EngineLoad(waiting_requests=3))
+    clock.advance(3.9)
+    assert membership.expire() == []
+    version = membership.version
+    clock.advance(0.1)
+    (lost,) = membership.expire()
+    assert (lost.state, lost.load.waiting_requests) == (WorkerState.LOST, 3)
+    assert "4 s" in lost.reason
+    assert _decoders(membership) == []
+    assert membership.version > version
+    version = membership.version
+    membership.heartbeat(DECODE, 1, EngineLoad())
+    assert _decoders(membership) == ["decode-0"]
+    assert membership.version > version
+
+
+def test_expiry_is_never_late(membership: Membership, clock: VirtualClock, make_spec: MakeSpec) -> None:
+    assert membership.next_expiry() is None
+    membership.register(make_spec("decode-0"))
+    clock.advance(1.0)
+    membership.register(make_spec("decode-1"))
+    for _ in range(20):
+        due = membership.next_expiry()
+        assert due is not None
+        assert due <= min(m.heard_at + 4.0 for m in membership if m.registered)
+        clock.advance(0.5)
+        membership.expire()
+        membership.heartbeat(DECODE, 1, EngineLoad())
+        membership.heartbeat(WorkerId("decode-1"), 1, EngineLoad())
+
+
+def test_the_long_lost_are_forgotten(
+    membership: Membership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0"))
+    for _ in range(100):
+        clock.advance(4.0)
+        membership.expire()
+    assert len(membership) == 0
+    assert membership.next_expiry() is None
+    with pytest.raises(NotFound):
+        membership.heartbeat(DECODE, 1, EngineLoad())
+
+
+def test_a_suspect_is_not_used_until_it_is_heard(membership: Membership, make_spec: MakeSpec) -> None:
+    membership.register(make_spec("decode-0"))
+    version = membership.version
+    membership.suspect(DECODE, 1, "reset by peer")
+    assert _decoders(membership) == []
+    assert membership.serves("m") is False
+    assert [m.reason for m in membership.registered("m", WorkerRole.DECODE)] == ["reset by peer"]
+    membership.heartbeat(DECODE, 1, EngineLoad())
+    assert _decoders(membership) == ["decode-0"]
+    assert membership.version == version  # it was in the cluster all along
+
+
+def test_an_old_failure_says_nothing_of_a_new_incarnation(
+    membership: Membership, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0", epoch=1))
+    membership.register(make_spec("decode-0", epoch=2))
+    membership.suspect(DECODE, 1, "reset by peer")
+    membership.deregister(DECODE, 1)
+    assert _decoders(membership) == ["decode-0"]
+    membership.deregister(DECODE, 2)
+    assert _decoders(membership) == []
+
+
+def test_a_newer_epoch_replaces_and_starts_empty(membership: Membership, make_spec: MakeSpec) -> None:
+    membership.register(make_spec("decode-0", epoch=1))
+    old = membership.available("m", WorkerRole.DECODE)[0]
+    old.seats.take()
+    membership.register(make_spec("decode-0", epoch=2))
+    new = membership.available("m", WorkerRole.DECODE)[0]
+    assert new.seats.placed_requests == 0
+    with pytest.raises(NotFound, match="epoch 1"):
+        membership.heartbeat(DECODE, 1, EngineLoad())
+    with pytest.raises(InvalidRequest, match="older than 2"):
+        membership.register(make_spec("decode-0", epoch=1))
+
+
+def test_registering_again_keeps_the_count(membership: Membership, make_spec: MakeSpec) -> None:
+    seats = membership.seats(DECODE, 1)
+    seats.take()  # an apiserver told of it before the worker registered
+    membership.register(make_spec("decode-0"))
+    membership.register(replace(make_spec("decode-0"), address="elsewhere:1"))
+    (member,) = membership.available("m", WorkerRole.DECODE)
+    assert member.seats.placed_requests == 1
+    assert member.spec.address == "elsewhere:1"
+
+
+def test_refuses_kv_that_does_not_fit(
+    membership: Membership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("prefill-0", block_size=16))
+    membership.register(make_spec("prefill-1", block_size=32))  # prefill workers never meet each other
+    membership.register(make_spec("aggregated-0", block_size=64))  # hands nothing over
+    with pytest.raises(InvalidRequest, match=r"decode-0.*prefill-1.*block_size_tokens 16 differs from 32"):
+        membership.register(make_spec("decode-0", block_size=16))
+    membership.register(make_spec("decode-0", block_size=16, model="another"))
+    clock.advance(5)
+    membership.expire()
+    membership.register(make_spec("decode-0", epoch=2, block_size=8))  # those it did not fit are lost
+
+
+@pytest.mark.parametrize(("field", "value"), [("worker_id", ""), ("address", ""), ("max_concurrency", 0)])
+def test_refuses_nonsense(membership: Membership, make_spec: MakeSpec, field: str, value: object) -> None:
+    with pytest.raises(InvalidRequest, match=field):
+        membership.register(replace(make_spec("decode-0"), **{field: value}))  # type: ignore[arg-type]
+    assert len(membership) == 0
+
+
+def test_what_is_served_and_since_when_not(
+    membership: Membership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    assert membership.unserved_since("m") == float("-inf")
+    assert membership.missing_roles("m") == [WorkerRole.PREFILL, WorkerRole.DECODE]
+    membership.register(make_spec("prefill-0"))
+    assert membership.missing_roles("m") == [WorkerRole.DECODE]
+    membership.register(make_spec("decode-0", slots=5))
+    assert membership.serves("m")
+    assert membership.decode_capacity() == 5
+    clock.advance(1)
+    membership.deregister(DECODE, 1)
+    assert not membership.serves("m")
+    assert membership.unserved_since("m") == 1001.0
+    membership.register(make_spec("aggregated-0", slots=3))
+    assert membership.serves("m")
+    assert membership.decode_capacity() == 3

@@ -1,0 +1,143 @@
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from llmserve.core.clock import VirtualClock
+from llmserve.core.ids import WorkerId
+from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import EngineLoad
+from llmserve.router.filters import HasFreeSeat, NotExcluded, PlacementRequest
+from llmserve.router.membership import Membership
+from llmserve.router.plan import NoPlan, Plan, Planner
+from llmserve.router.scorers import FreeSeats, ShortEngineQueue
+from llmserve.router.worker import WorkerSpec
+
+MakeSpec = Callable[..., WorkerSpec]
+REQUEST = PlacementRequest("m", 10)
+
+
+@pytest.fixture
+def membership(clock: VirtualClock) -> Membership:
+    return Membership(clock, expiry_seconds=4.0)
+
+
+@pytest.fixture
+def planner(membership: Membership) -> Planner:
+    return Planner(
+        membership,
+        filters=(NotExcluded(), HasFreeSeat()),
+        scorers=((1.0, FreeSeats()), (0.5, ShortEngineQueue())),
+        rng=random.Random(3),
+    )
+
+
+def _names(plan: Plan | NoPlan) -> tuple[str, str]:
+    assert isinstance(plan, Plan)
+    return (plan.prefill.spec.worker_id if plan.prefill else "", plan.decode.spec.worker_id)
+
+
+def _fill(membership: Membership, name: str, requests: int) -> None:
+    for member in membership:
+        if member.spec.worker_id == name:
+            for _ in range(requests):
+                member.seats.take()
+
+
+def _without(*names: str) -> PlacementRequest:
+    return PlacementRequest("m", 10, frozenset(map(WorkerId, names)))
+
+
+def test_takes_the_least_loaded_of_each_role(
+    membership: Membership, planner: Planner, make_spec: MakeSpec
+) -> None:
+    for name in ("prefill-0", "prefill-1", "decode-0", "decode-1"):
+        membership.register(make_spec(name, slots=4))
+    _fill(membership, "prefill-0", 1)
+    _fill(membership, "decode-1", 3)
+    assert _names(planner.plan(REQUEST)) == ("prefill-1", "decode-0")
+
+
+def test_load_is_relative_to_capacity(membership: Membership, planner: Planner, make_spec: MakeSpec) -> None:
+    membership.register(make_spec("aggregated-0", slots=10))
+    membership.register(make_spec("aggregated-1", slots=2))
+    _fill(membership, "aggregated-0", 3)
+    _fill(membership, "aggregated-1", 1)
+    assert _names(planner.plan(REQUEST)) == ("", "aggregated-0")
+
+
+def test_an_engine_with_a_queue_is_avoided(
+    membership: Membership, planner: Planner, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("aggregated-0"))
+    membership.register(make_spec("aggregated-1"))
+    membership.heartbeat(WorkerId("aggregated-0"), 1, EngineLoad(waiting_requests=2))
+    assert {_names(planner.plan(REQUEST)) for _ in range(20)} == {("", "aggregated-1")}
+
+
+def test_ties_are_broken_at_random(membership: Membership, planner: Planner, make_spec: MakeSpec) -> None:
+    for number in range(4):
+        membership.register(make_spec(f"aggregated-{number}"))
+    counts = Counter(_names(planner.plan(REQUEST)) for _ in range(400))
+    assert len(counts) == 4
+    assert max(counts.values()) < 150
+
+
+def test_full_workers_are_not_used(membership: Membership, planner: Planner, make_spec: MakeSpec) -> None:
+    membership.register(make_spec("prefill-0", slots=1))
+    membership.register(make_spec("decode-0", slots=1))
+    _fill(membership, "prefill-0", 1)
+    assert planner.plan(REQUEST) is NoPlan.FULL
+
+
+def test_a_pair_or_one_worker_for_both_by_load(
+    membership: Membership, planner: Planner, make_spec: MakeSpec
+) -> None:
+    for name in ("prefill-0", "decode-0", "aggregated-0"):
+        membership.register(make_spec(name, slots=4))
+    assert _names(planner.plan(REQUEST)) == ("prefill-0", "decode-0")
+    _fill(membership, "decode-0", 2)
+    assert _names(planner.plan(REQUEST)) == ("", "aggregated-0")
+    membership.deregister(WorkerId("prefill-0"), 1)
+    _fill(membership, "aggregated-0", 3)
+    assert _names(planner.plan(REQUEST)) == ("", "aggregated-0")
+
+
+def test_excluded_workers_are_not_used_while_there_are_others(
+    membership: Membership, planner: Planner, make_spec: MakeSpec
+) -> None:
+    for name in ("prefill-0", "decode-0", "decode-1"):
+        membership.register(make_spec(name, slots=1))
+    assert {_names(planner.plan(_without("decode-0"))) for _ in range(9)} == {("prefill-0", "decode-1")}
+    _fill(membership, "decode-1", 1)
+    assert planner.plan(_without("decode-0")) is NoPlan.BLOCKED  # another request could go to decode-0
+    assert _names(planner.plan(REQUEST)) == ("prefill-0", "decode-0")
+
+
+def test_the_only_worker_of_a_role_is_used_again(
+    membership: Membership, planner: Planner, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("prefill-0"))
+    membership.register(make_spec("decode-0"))
+    membership.suspect(WorkerId("decode-0"), 1, "reset by peer")
+    assert isinstance(planner.plan(_without("decode-0")), NoPlan)  # not before it is heard
+    membership.heartbeat(WorkerId("decode-0"), 1, EngineLoad())
+    assert _names(planner.plan(_without("decode-0"))) == ("prefill-0", "decode-0")
+
+
+def test_a_model_without_workers_does_not_stop_another(
+    membership: Membership, planner: Planner, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("aggregated-0", model="other"))
+    assert planner.plan(REQUEST) is NoPlan.BLOCKED
+    assert _names(planner.plan(PlacementRequest("other"))) == ("", "aggregated-0")
+
+
+def test_a_role_that_is_missing_gives_no_plan(
+    membership: Membership, planner: Planner, make_spec: MakeSpec
+) -> None:
+    assert planner.plan(REQUEST) is NoPlan.FULL
+    membership.register(make_spec("decode-0"))
+    assert planner.plan(REQUEST) is NoPlan.FULL
+    assert membership.available("m", WorkerRole.PREFILL) == []

@@ -1,0 +1,28 @@
+import pytest
+
+from llmserve.scheduler.rate import ServiceRate
+
+
+def test_unknown_rate_gives_the_longest() -> None:
+    assert ServiceRate().wait_seconds(1, 0.0, longest=7.0) == 7.0
+
+
+def test_only_time_with_a_backlog_counts() -> None:
+    rate = ServiceRate()
+    rate.departed(1.0)  # nobody waited: says nothing
+    rate.backlog(True, 10.0)
+    for end in (11.0, 12.0):
+        rate.departed(end)
+    rate.backlog(False, 12.0)
+    assert rate.wait_seconds(5, 5000.0, longest=60.0) == pytest.approx(5.0)
+    assert rate.wait_seconds(500, 5000.0, longest=60.0) == 60.0
+
+
+def test_recent_service_counts_more() -> None:
+    rate = ServiceRate()
+    rate.backlog(True, 0.0)
+    for second in range(1, 31):  # one each second, then ten
+        rate.departed(float(second))
+    for tenth in range(1, 1200):
+        rate.departed(30.0 + tenth / 10)
+    assert rate.wait_seconds(10, 150.0, longest=60.0) == pytest.approx(1.0, rel=0.1)

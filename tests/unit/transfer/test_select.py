@@ -1,0 +1,66 @@
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from llmserve.core.errors import TransportUnavailable
+from llmserve.transfer.base import Transport
+from llmserve.transfer.select import make_transports, makers
+
+
+class Fake:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def working(name: str, made: list[Fake]) -> Callable[[], Transport]:
+    def make() -> Transport:
+        made.append(Fake(name))
+        return cast("Transport", made[-1])
+
+    return make
+
+
+def broken(reason: str) -> Callable[[], Transport]:
+    def make() -> Transport:
+        raise TransportUnavailable(reason)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("order", "names"),
+    [
+        ([], ["tcp"]),
+        (["a"], ["a", "tcp"]),
+        (["tcp", "b", "a", "b"], ["b", "a", "tcp"]),
+    ],
+)
+def test_the_order_is_that_of_the_manifest_and_tcp_is_last(order: list[str], names: list[str]) -> None:
+    known = {name: working(name, []) for name in ("a", "b", "tcp")}
+    transports, unusable = make_transports(order, "127.0.0.1", known)
+    assert [transport.name for transport in transports] == names
+    assert unusable == {}
+
+
+def test_what_cannot_be_used_has_a_reason() -> None:
+    known = {"a": broken("no such card"), "tcp": working("tcp", [])}
+    transports, unusable = make_transports(["a", "nccl"], "127.0.0.1", known)
+    assert [transport.name for transport in transports] == ["tcp"]
+    assert unusable == {"a": "no such card", "nccl": "not available in this version"}
+
+
+def test_nothing_is_left_open_when_tcp_fails() -> None:
+    made: list[Fake] = []
+    with pytest.raises(TransportUnavailable, match="no ports"):
+        make_transports(["a"], "127.0.0.1", {"a": working("a", made), "tcp": broken("no ports")})
+    assert [fake.closed for fake in made] == [True]
+
+
+def test_a_host_that_is_not_ours_is_refused() -> None:
+    with pytest.raises(TransportUnavailable, match=r"192\.0\.2\.1"):
+        makers("192.0.2.1")["tcp"]()
