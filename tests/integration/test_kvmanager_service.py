@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+import grpc
 import grpc.aio
 import pytest
 
@@ -56,6 +57,11 @@ class Worker:
         assert isinstance(ack, kvmanager_pb2.KvReportAck)
         assert ack.sequence == sequence
         return ack
+
+    async def ended(self) -> grpc.StatusCode:
+        async with asyncio.timeout(WAIT_SECONDS):
+            code: grpc.StatusCode = await self._call.code()
+        return code
 
     def vanish(self) -> None:
         self._call.cancel()
@@ -151,7 +157,9 @@ async def test_a_stream_is_of_one_worker(manager: Manager, name: str) -> None:
     assert isinstance(from_grpc(refused.value), InvalidRequest)
 
 
-async def test_stops_at_once_under_open_streams(manager: Manager) -> None:
-    await manager.worker("x").report(1, snapshot=True)
-    async with asyncio.timeout(2):
+async def test_stops_at_once_and_ends_open_streams_in_order(manager: Manager) -> None:
+    x = manager.worker("x")
+    await x.report(1, snapshot=True)
+    async with asyncio.timeout(0.9):
         await manager.role.aclose()
+    assert await x.ended() is grpc.StatusCode.OK

@@ -164,8 +164,12 @@ async def load_of(channel: grpc.aio.Channel) -> Any:
 async def is_empty(channel: grpc.aio.Channel) -> None:
     """Waits until the engine holds nothing."""
     async with asyncio.timeout(SOON):
-        while (load := await load_of(channel)).used_blocks or load.running_requests or load.leased_blocks:
+        while _holds(await load_of(channel)):  # noqa: ASYNC110 - a remote state
             await asyncio.sleep(0.01)
+
+
+def _holds(load: Any) -> bool:
+    return bool(load.used_blocks or load.running_requests or load.leased_blocks or load.orphan_blocks)
 
 
 # -- streams
@@ -240,7 +244,7 @@ async def test_a_broken_connection_is_a_broken_stream(cluster: Cluster) -> None:
     stream = Stream(second)
     await stream.generate("a", max_tokens=4000)
     await stream.first("a")
-    await second.close()
+    await second.close(None)
     await is_empty(channel)
 
 
@@ -371,7 +375,7 @@ async def test_a_broken_stream_gives_its_tickets_back(cluster: Cluster) -> None:
     assert (await load_of(channel)).leased_blocks == 6
     broken.call.cancel()
     async with asyncio.timeout(SOON):
-        while (await load_of(channel)).leased_blocks != 3:
+        while (await load_of(channel)).leased_blocks != 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -412,7 +416,7 @@ async def not_serving(channel: grpc.aio.Channel) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service="llmserve.v1.Worker")
     async with asyncio.timeout(SOON):
-        while (await stub.Check(request)).status != health_pb2.HealthCheckResponse.NOT_SERVING:
+        while (await stub.Check(request)).status != health_pb2.HealthCheckResponse.NOT_SERVING:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 
@@ -586,7 +590,7 @@ async def test_a_manager_that_returns_gets_a_snapshot(cluster: Cluster) -> None:
     await cluster.serve(MANAGER[0], second, MANAGER[1], port)
     await second.until(lambda: len(second.resident) == 2 and len(second.open_leases) == 1)
     assert second.reports[0].snapshot
-    assert second.reports[0].sequence == first.reports[-1].sequence + 1 or len(first.reports) > 1
+    assert second.reports[0].sequence > first.reports[-1].sequence
 
 
 # -- the process

@@ -12,8 +12,7 @@ from llmserve.metrics.registry import MetricsServer
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
 from llmserve.rpc.server import RpcServer
 
-# Report streams never end by themselves: to wait for them would only delay the stop.
-_STOP_GRACE_SECONDS = 0.1
+_STOP_GRACE_SECONDS = 1.0  # for calls in progress; report streams are told to end
 
 
 class KVManagerRole:
@@ -23,11 +22,10 @@ class KVManagerRole:
     def __init__(self, *, listen: str, metrics_port: int = 0) -> None:
         registry, manager = CollectorRegistry(), KVManager(SystemClock())
         _watch(KVManagerMetrics(registry), manager)
+        self._service = KVManagerService(manager)
         self._server = RpcServer(listen)
         self._server.add(
-            kvmanager_pb2_grpc.add_KVManagerServicer_to_server,
-            KVManagerService(manager),
-            "llmserve.v1.KVManager",
+            kvmanager_pb2_grpc.add_KVManagerServicer_to_server, self._service, "llmserve.v1.KVManager"
         )
         host = listen.rpartition(":")[0]
         self._metrics = MetricsServer(registry, host, metrics_port) if metrics_port else None
@@ -44,6 +42,7 @@ class KVManagerRole:
         await asyncio.Event().wait()
 
     async def aclose(self) -> None:
+        self._service.close()
         await self._server.aclose(_STOP_GRACE_SECONDS)
         if self._metrics:
             await self._metrics.aclose()

@@ -1,5 +1,6 @@
 """llmserve.v1.KVManager: reports of workers in, look-ups and status out."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,10 +25,15 @@ _STATES: dict[int, LeaseState] = {
 
 
 class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
-    """One loop; every message is one synchronous call into the manager."""
+    """One loop; every message is one synchronous call into the manager. `close` ends the streams."""
 
     def __init__(self, manager: KVManager) -> None:
         self._manager = manager
+        self._closing = asyncio.Event()
+
+    def close(self) -> None:
+        """Workers keep their changes and begin again with the next manager."""
+        self._closing.set()
 
     async def Report(  # noqa: N802 - the name in the proto
         self, request_iterator: AsyncIterator[kvmanager_pb2.KvReport], context: _Context
@@ -36,7 +42,7 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
         # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
         context.add_done_callback(lambda _: self._manager.disconnect(connection))  # type: ignore[arg-type]
         try:
-            async for report in request_iterator:
+            async for report in self._until_closing(request_iterator):
                 if not worker_id:
                     worker_id = report.worker_id
                     _log.info("worker %s reports, epoch %d", worker_id, report.epoch)
@@ -73,6 +79,21 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
             leased_blocks=self._manager.leased_blocks,
             orphan_blocks=self._manager.orphan_blocks,
         )
+
+    async def _until_closing(
+        self, requests: AsyncIterator[kvmanager_pb2.KvReport]
+    ) -> AsyncIterator[kvmanager_pb2.KvReport]:
+        closing = asyncio.create_task(self._closing.wait(), name="kvmanager.closing")
+        try:
+            while True:
+                read = asyncio.ensure_future(anext(requests, None))
+                await asyncio.wait((read, closing), return_when=asyncio.FIRST_COMPLETED)
+                if not read.done() or (report := read.result()) is None:
+                    break
+                yield report
+        finally:
+            closing.cancel()
+            read.cancel()
 
     def _report(
         self, connection: Connection, worker_id: str, report: kvmanager_pb2.KvReport

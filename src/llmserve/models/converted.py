@@ -36,7 +36,7 @@ class ConvertedModels:
         if self._is_whole(target, progress):
             return target
         with file_lock(
-            target.with_suffix(".lock"), progress, f"converts {source.name}", LOCK_TIMEOUT_SECONDS
+            self._folder / f"{target.name}.lock", progress, f"converts {source.name}", LOCK_TIMEOUT_SECONDS
         ):
             if not self._is_whole(target, progress):  # another process may have made it meanwhile
                 self._make(source, digest, target, progress)

@@ -1,4 +1,4 @@
-"""python -m llmserve.workers --role decode --name decode-0 --manifest llmserve.yaml --listen 127.0.0.1:7100 ..."""
+"""python -m llmserve.workers --role decode --manifest llmserve.yaml --listen 127.0.0.1:7100"""
 
 import argparse
 import asyncio

@@ -34,6 +34,8 @@ def engine_spec(
 def build_engine(spec: EngineSpec) -> Engine:
     if spec.engine.kind == "sim":
         return SimEngine(spec, open_handover_link, RealPace())
-    from llmserve.engines.vllm.engine import VllmEngine  # torch and vLLM: seconds that a simulation need not pay
+    from llmserve.engines.vllm.engine import (
+        VllmEngine,
+    )  # torch and vLLM: seconds that a simulation need not pay
 
     return VllmEngine(spec)

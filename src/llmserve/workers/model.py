@@ -33,7 +33,9 @@ def weights_digest(model_dir: Path) -> str:
     """Of contents, never of names alone. Of a file over 4 MiB, 32 samples spread over it: two sets of
     weights that agree in all of them are the same set, and a hundred gigabytes need not be read."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in model_dir.iterdir() if path.is_file() and not path.name.startswith(".")):
+    for path in sorted(
+        path for path in model_dir.iterdir() if path.is_file() and not path.name.startswith(".")
+    ):
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:

@@ -58,30 +58,38 @@ class KvReporter:
 
     async def _report(self, backoff: Backoff) -> None:
         call = self._stub.Report()
+        call.add_done_callback(lambda _: self._changed.set())
         try:
             report = self._residency.take_snapshot()
             while True:
                 resync = await self._send(call, report)
                 backoff.reset()
-                report = await self._next(resync)
+                report = await self._next(call, resync)
         finally:
             call.cancel()
 
     async def _send(self, call: "_Call", report: Report) -> bool:
         """Returns whether the manager asks for a snapshot."""
         async with asyncio.timeout(_ACK_SECONDS):
-            await call.write(self._encode(report))
-            answer = await call.read()
+            try:
+                await call.write(self._encode(report))
+                answer = await call.read()
+            except asyncio.InvalidStateError as error:  # gRPC's word for: it has ended already
+                raise Unavailable("the stream to the KV manager broke") from error
         if not isinstance(answer, kvmanager_pb2.KvReportAck):
             raise Unavailable("the KV manager closed the stream")
         return bool(answer.resync)
 
-    async def _next(self, resync: bool) -> Report:
+    async def _next(self, call: "_Call", resync: bool) -> Report:
+        """Waits for something to tell. A stream that breaks meanwhile is noticed, since the manager
+        that comes back needs a snapshot. Errors: Unavailable."""
         if resync:
             _log.info("the KV manager asks for a snapshot")
             return self._residency.take_snapshot()
         await asyncio.sleep(_MIN_INTERVAL_SECONDS)  # lets changes of several steps share a report
         while not self._residency.has_changes:
+            if call.done():
+                raise Unavailable("the KV manager is gone")
             self._changed.clear()
             await self._changed.wait()
         return self._residency.take_delta()

@@ -164,10 +164,14 @@ class Worker:
         _log.info("draining: requests=%s", self._service.running_requests)
         try:
             async with asyncio.timeout(self._options.drain_seconds):
-                while self._service.running_requests or (await self._status.load()).leased_blocks:
+                while await self._is_busy(self._service, self._status):  # noqa: ASYNC110 - the engine's state
                     await asyncio.sleep(_DRAIN_POLL_SECONDS)
         except TimeoutError:
             _log.warning("drain ended with requests=%s", self._service.running_requests)
+
+    @staticmethod
+    async def _is_busy(service: WorkerService, status: WorkerStatus) -> bool:
+        return bool(service.running_requests or (await status.load()).leased_blocks)
 
     async def _close(self) -> None:
         try:

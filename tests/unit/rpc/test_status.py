@@ -18,7 +18,8 @@ def _crossed(error: errors.LLMServeError) -> errors.LLMServeError:
         code_of(error),
         grpc.aio.Metadata(),
         grpc.aio.Metadata(*trailing_metadata(error)),
-        details=error.message,
+        error.message,
+        None,
     )
     return from_grpc(rpc_error)
 
@@ -33,9 +34,7 @@ def test_every_class_crosses_as_itself(cls: type[errors.LLMServeError]) -> None:
 
 def test_a_foreign_status_maps_by_its_code() -> None:
     metadata = grpc.aio.Metadata()
-    error = grpc.aio.AioRpcError(
-        grpc.StatusCode.UNAVAILABLE, metadata, metadata, details="connection refused"
-    )
+    error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, metadata, metadata, "connection refused", None)
     assert type(from_grpc(error)) is errors.Unavailable
 
 

@@ -60,6 +60,8 @@ class TcpServer:
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in dropped.values():
             thread.join(_JOIN_SECONDS)
+        with self._lock:
+            self._forget_ended()
 
     def _accept(self) -> None:
         while True:
@@ -71,11 +73,18 @@ class TcpServer:
                 continue  # out of file descriptors, or the peer gave up
             thread = threading.Thread(target=self._run, args=(connection,), name="kv-tcp-serve", daemon=True)
             with self._lock:
+                self._forget_ended()
                 if admitted := not self._closed.is_set() and len(self._connections) < _MAX_CONNECTIONS:
                     self._connections[connection] = thread
                     thread.start()
             if not admitted:
                 connection.close()
+
+    def _forget_ended(self) -> None:
+        """Under the lock. A thread does not forget itself: `close` must find it to join it."""
+        ended = [connection for connection, thread in self._connections.items() if not thread.is_alive()]
+        for connection in ended:
+            del self._connections[connection]
 
     def _run(self, connection: socket.socket) -> None:
         try:
@@ -88,8 +97,6 @@ class TcpServer:
         except OSError:
             pass  # the peer has left; it knows what it has not received
         finally:
-            with self._lock:
-                self._connections.pop(connection, None)
             connection.close()
 
     def _greet(self, connection: socket.socket) -> wire.Memory:

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from enum import IntEnum
 
 import numpy as np
@@ -28,6 +29,7 @@ _REPLY = struct.Struct("<BxxxI")
 _ACCEPTED = _REPLY.pack(1, 0)
 _MAX_BUFFERS = 1024  # of one system call (IOV_MAX on Linux)
 _MAX_REASON_BYTES = 4096
+_CONGESTION_CONTROL = b"cubic"  # bbr, a common default, stalls a burst for 200 ms in each RTT probe
 _SILENCE_MS = 10_000  # unacknowledged for so long: the peer's machine is gone
 
 
@@ -60,6 +62,9 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_MS)
+    if hasattr(socket, "TCP_CONGESTION"):
+        with suppress(OSError):  # not allowed here: the system's choice stays
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION_CONTROL)
 
 
 def send_greeting(sock: socket.socket, token: bytes, generation: int) -> None:

@@ -1,0 +1,55 @@
+"""Where each process of the cluster stands: written by its keeper, shown by the console, kept in the state
+file. Whoever watches is told of each change."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Stand(StrEnum):
+    WAITING = "waiting"
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"  # it ended; the next try is to come
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Row:
+    """since: when this stand began, on the clock of the board. restarts: after the first start."""
+
+    name: str
+    stand: Stand = Stand.WAITING
+    detail: str = ""
+    since: float = 0.0
+    pid: int = 0
+    restarts: int = 0
+
+
+Watcher = Callable[[Row], None]
+
+
+class Board:
+    def __init__(self, names: list[str], clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.rows = {name: Row(name, since=clock()) for name in names}
+        self._watchers: list[Watcher] = []
+
+    def watch(self, watcher: Watcher) -> None:
+        self._watchers.append(watcher)
+
+    def set(self, name: str, stand: Stand, detail: str = "", *, pid: int | None = None) -> None:
+        row = self.rows[name]
+        if (row.stand, row.detail, pid) in ((stand, detail, None), (stand, detail, row.pid)):
+            return
+        if row.stand is not stand:
+            row.stand, row.since = stand, self.clock()
+        row.detail = detail
+        row.pid = row.pid if pid is None else pid
+        for watcher in self._watchers:
+            watcher(row)
+
+    def restarted(self, name: str) -> None:
+        self.rows[name].restarts += 1

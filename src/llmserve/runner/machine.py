@@ -1,0 +1,108 @@
+"""What this machine offers: cores, GPUs, free ports; and who holds a port that is not free."""
+
+import errno
+import os
+import random
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from llmserve.core.errors import StartFailed
+
+_LOOPBACK = "127.0.0.1"
+_PORTS_BELOW_EPHEMERAL = 12000
+_ATTEMPTS = 1000
+_LISTENING = "0A"
+
+
+def available_cores() -> tuple[int, ...]:
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def available_gpus(device_folder: Path = Path("/dev")) -> tuple[int, ...]:
+    """Indices of the NVIDIA GPUs, of those that CUDA_VISIBLE_DEVICES names if it names numbers."""
+    names = (re.fullmatch(r"nvidia(\d+)", path.name) for path in device_folder.glob("nvidia*"))
+    present = sorted(int(match[1]) for match in names if match)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return tuple(present)
+    chosen = [int(part) for part in visible.split(",") if part.strip().isdigit()]
+    return tuple(gpu for gpu in chosen if gpu in present)
+
+
+def pick_port() -> int:
+    """A free port on loopback, below those that outgoing connections take: a role that is restarted
+    finds it free again. Errors: StartFailed."""
+    end = _first_ephemeral_port()
+    for _ in range(_ATTEMPTS):
+        port = random.randrange(max(1024, end - _PORTS_BELOW_EPHEMERAL), end)
+        if _bind_error(_LOOPBACK, port) is None:
+            return port
+    raise StartFailed("no free port was found on this machine")
+
+
+def _first_ephemeral_port() -> int:
+    with suppress(OSError, ValueError):
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        if first > 2048:
+            return first
+    return 32768
+
+
+def check_free(addresses: Sequence[str]) -> None:
+    """HOST:PORT of each. Errors: StartFailed for the first that cannot be listened on, with the process
+    that holds it when that can be seen."""
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        error = _bind_error(host.strip("[]"), int(port))
+        if error is not None:
+            raise StartFailed(_explain(address, int(port), error))
+
+
+def _explain(address: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        holders = ", ".join(sorted({f"{name} (pid {pid})" for pid, name in holders_of(port)}))
+        return f"{address}: the port is in use" + (f" by {holders}" if holders else "")
+    if error.errno == errno.EACCES:
+        return f"{address}: this user may not listen on port {port}; take one from 1024 on"
+    return f"{address}: cannot be listened on: {error.strerror or error}"
+
+
+def _bind_error(host: str, port: int) -> OSError | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            return error
+    return None
+
+
+def holders_of(port: int) -> Iterator[tuple[int, str]]:
+    """Pid and name of the processes that listen on a TCP port, of those this user may look into."""
+    inodes = set(_listening_inodes(port))
+    for folder in Path("/proc").glob("[0-9]*") if inodes else ():
+        with suppress(OSError):
+            if any(_socket_inode(link) in inodes for link in (folder / "fd").iterdir()):
+                yield int(folder.name), (folder / "comm").read_text().strip()
+
+
+def _listening_inodes(port: int) -> Iterator[str]:
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == _LISTENING:
+                    yield fields[9]
+
+
+def _socket_inode(link: Path) -> str:
+    with suppress(OSError):
+        target = os.readlink(link)
+        if target.startswith("socket:["):
+            return target[len("socket:[") : -1]
+    return ""

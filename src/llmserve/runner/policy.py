@@ -1,0 +1,70 @@
+"""What the supervisor decides: whether and when a role is started again, and the order of the stop. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmserve.config.plan import ProcessRole, ProcessSpec
+from llmserve.rpc.backoff import Backoff
+
+MAX_START_FAILURES = 3
+STABLE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """restart False: the cluster cannot go on without this role."""
+
+    restart: bool
+    wait_seconds: float = 0.0
+    attempt: int = 0
+
+
+class RestartPolicy:
+    """Of one role. A role that never became ready in three tries will not: its settings are wrong. One
+    that was ready once is tried for as long as the cluster lives, ever more slowly: the others serve
+    meanwhile. Time without a crash (30 s) is forgiven."""
+
+    def __init__(self, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self._was_ready = False
+        self._failures = 0
+
+    def ended(self, *, ready: bool, ran_seconds: float) -> Decision:
+        """The process ended by itself. ready: it had become so in this run; ran_seconds: since then."""
+        if ready:
+            self._was_ready = True
+            self._failures = 0
+            if ran_seconds >= STABLE_SECONDS:
+                self._backoff.reset()
+        else:
+            self._failures += 1
+        if not self._was_ready and self._failures >= MAX_START_FAILURES:
+            return Decision(restart=False, attempt=self._failures)
+        return Decision(restart=True, wait_seconds=self._backoff.next(), attempt=self._failures)
+
+
+_STAGES: tuple[frozenset[ProcessRole], ...] = (
+    frozenset({ProcessRole.APISERVER}),
+    frozenset(role for role in ProcessRole if role.is_worker),
+    frozenset({ProcessRole.CONTROL}),
+    frozenset({ProcessRole.ROUTER}),
+    frozenset({ProcessRole.KVMANAGER}),
+)
+
+
+def stop_stages(processes: Sequence[ProcessSpec]) -> list[list[ProcessSpec]]:
+    """Who is stopped together, in order: first what admits, then what computes, then what they report to."""
+    stages = [[one for one in processes if one.role in roles] for roles in _STAGES]
+    return [stage for stage in stages if stage]
+
+
+def stop_seconds(role: ProcessRole) -> float:
+    """How long an ordered stop may take. Workers drain what runs; the others only close."""
+    if role.is_worker:
+        return 20.0
+    return 10.0 if role in (ProcessRole.APISERVER, ProcessRole.CONTROL) else 5.0
+
+
+def exit_text(code: int) -> str:
+    """How a process ended, for people; `code` as subprocess gives it."""
+    return f"exit code {code}" if code >= 0 else f"killed by signal {-code}"

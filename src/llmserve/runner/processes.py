@@ -1,0 +1,143 @@
+"""The processes of a cluster, found in /proc, and their end. Standard library only: the guard runs it
+without site-packages. Linux.
+
+A process belongs to a family when it carries the family's mark in its environment, runs in a session
+that the family started, or descends from one that does. The mark finds those that left the session,
+the session those that overwrote their environment (setproctitle does), descent the rest.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import NamedTuple
+
+MEMBER_VARIABLE = "LLMSERVE_MEMBER"
+
+_POLL_SECONDS = 0.05
+_KILL_SECONDS = 10.0
+_TRACKER_SECONDS = 3.0
+_TRACKER = b"multiprocessing.resource_tracker"
+_SHM = "/dev/shm/"
+_DEAD = ("Z", "X")
+
+
+class Family(NamedTuple):
+    """`mark` is CLUSTER_ID/ for a whole cluster, CLUSTER_ID/NAME for a role."""
+
+    mark: str
+    sessions: frozenset[int]
+
+
+class _Process(NamedTuple):
+    parent: int
+    session: int
+    state: str
+
+
+def members(family: Family) -> set[int]:
+    """Pids of the family that live; never the caller's own."""
+    table = _read_table()
+    found = {pid for pid, one in table.items() if one.session in family.sessions or _is_marked(pid, family)}
+    while grown := {pid for pid, one in table.items() if one.parent in found} - found:
+        found |= grown
+    return {pid for pid in found - {os.getpid()} if table[pid].state not in _DEAD}
+
+
+def _read_table() -> dict[int, _Process]:
+    table = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError):
+                # The second field is the program's name in parentheses, which may hold anything.
+                fields = _read(f"/proc/{name}/stat").rpartition(b")")[2].split()
+                table[int(name)] = _Process(int(fields[1]), int(fields[3]), fields[0].decode())
+    return table
+
+
+def _is_marked(pid: int, family: Family) -> bool:
+    with suppress(OSError):
+        wanted = f"{MEMBER_VARIABLE}={family.mark}".encode()
+        given = _read(f"/proc/{pid}/environ").split(b"\0")
+        whole_cluster = family.mark.endswith("/")
+        return any(entry == wanted or (whole_cluster and entry.startswith(wanted)) for entry in given)
+    return False
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def end(find: Callable[[], set[int]], term_seconds: float) -> None:
+    """SIGTERM to all that `find` names and up to term_seconds for them to go (0: none), then SIGKILL.
+    Blocks for at most term_seconds and some 15 s."""
+    if term_seconds > 0 and (first := find()):
+        send(first, signal.SIGTERM)
+        _until_gone(find, term_seconds)
+    # The trackers of multiprocessing remove the shared memory of those they outlive: they go last.
+    _kill_until_gone(lambda: {pid for pid in find() if not _is_tracker(pid)}, _KILL_SECONDS)
+    _until_gone(find, _TRACKER_SECONDS)
+    _kill_until_gone(find, _TRACKER_SECONDS)
+
+
+def send(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def _until_gone(find: Callable[[], set[int]], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while find() and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+
+
+def _kill_until_gone(find: Callable[[], set[int]], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while (left := find()) and time.monotonic() < deadline:
+        send(left, signal.SIGKILL)
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_tracker(pid: int) -> bool:
+    with suppress(OSError):
+        return _TRACKER in _read(f"/proc/{pid}/cmdline")
+    return False
+
+
+def shared_memory(pids: Iterable[int]) -> set[str]:
+    """Files of /dev/shm that the processes have mapped."""
+    found: set[str] = set()
+    for pid in pids:
+        with suppress(OSError):
+            lines = _read(f"/proc/{pid}/maps").decode(errors="replace").splitlines()
+            found.update(line[line.index(_SHM) :] for line in lines if _SHM in line)
+    return {path for path in found if not path.endswith(" (deleted)")}
+
+
+def remove_unused_shared_memory(paths: set[str]) -> None:
+    """Of these, those that no process has mapped any more."""
+    left = {path for path in paths if os.path.exists(path)}
+    if left:
+        left -= shared_memory(int(name) for name in os.listdir("/proc") if name.isdigit())
+    for path in left:
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def start_ticks(pid: int) -> int:
+    """When the process started, in clock ticks since boot: with the pid it names one process for good.
+    Errors: ProcessLookupError."""
+    try:
+        return int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
+
+
+def is_alive(pid: int, started: int) -> bool:
+    try:
+        return start_ticks(pid) == started
+    except OSError:
+        return False

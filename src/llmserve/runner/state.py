@@ -1,0 +1,100 @@
+"""The files of a run: `cluster.json` says what runs, `lock` that it does.
+
+The supervisor holds the lock for as long as it lives, and the kernel drops it with it: a state file
+without a held lock is a leftover.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from llmserve.core.errors import LLMServeError, StartFailed
+from llmserve.runner.processes import is_alive
+
+STATE_NAME = "cluster.json"
+LOCK_NAME = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """What other shells (`status`, `down`) and tools know of a running cluster. `roles` has one entry for each
+    process: name, role, pid, stand, detail, restarts, addresses (listen, http, metrics), cores, log."""
+
+    cluster_id: str
+    name: str
+    manifest: str
+    pid: int
+    pid_started_ticks: int
+    started_at: float  # Unix time
+    stand: str  # starting, ready, stopping
+    base_urls: list[str] = field(default_factory=list)
+    model: str = ""
+    model_dir: str = ""
+    log_dir: str = ""
+    temp_dir: str = ""
+    roles: list[dict[str, Any]] = field(default_factory=list)
+
+    def write(self, run_dir: Path) -> None:
+        fresh = run_dir / f".{STATE_NAME}.{os.getpid()}"
+        fresh.write_text(json.dumps(asdict(self), indent=1))
+        os.replace(fresh, run_dir / STATE_NAME)
+
+    @property
+    def is_running(self) -> bool:
+        return is_alive(self.pid, self.pid_started_ticks)
+
+
+def read_state(run_dir: Path) -> ClusterState | None:
+    """None: there is none. Errors: LLMServeError for a file that is not one of ours."""
+    path = run_dir / STATE_NAME
+    try:
+        data: Mapping[str, Any] = json.loads(path.read_text())
+        return ClusterState(**data)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise LLMServeError(f"{path}: cannot be read: {error}") from error
+
+
+class RunLock:
+    """A context: one supervisor for each run directory. Errors on entry: StartFailed."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._fd: int | None = None
+
+    def __enter__(self) -> "RunLock":
+        try:
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self._run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._close()
+            raise StartFailed(self._who_runs()) from None
+        except OSError as error:
+            self._close()
+            raise StartFailed(f"{self._run_dir}: cannot be used as run directory: {error.strerror}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _who_runs(self) -> str:
+        state = read_state(self._run_dir)
+        who = f" (cluster '{state.name}', pid {state.pid})" if state else ""
+        return (
+            f"a cluster already runs in {self._run_dir}{who}: stop it with `llmserve down`, "
+            "or give this one its own deployment.local.run_dir"
+        )
