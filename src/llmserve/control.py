@@ -13,15 +13,14 @@ from collections.abc import Sequence
 
 from prometheus_client import REGISTRY
 
-from llmserve.apiserver.__main__ import flags as apiserver_flags
-from llmserve.apiserver.__main__ import options as apiserver_options
-from llmserve.apiserver.role import ApiserverRole
-from llmserve.apiserver.service import prepare_process
+from llmserve.apiserver.environment import prepare_environment
+from llmserve.apiserver.flags import flags as apiserver_flags
+from llmserve.apiserver.flags import options as apiserver_options
 from llmserve.config.load import load_manifest
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
-from llmserve.rpc.role import Role, configure_logging, run_role
+from llmserve.rpc.role import Role, configure_logging, report_progress, run_role
 
 
 class Roles:
@@ -61,15 +60,18 @@ def main() -> int:
     async def build() -> Roles:
         manifest = load_manifest(given.manifest)
         configure_logging(manifest.observability.log_level)
-        prepare_process()
+        told = apiserver_options(given, manifest)
+        prepare_environment()
+        report_progress("loading vLLM's API layer")
+        # Here, because it takes seconds and reads the environment: a wrong manifest is told at once.
+        from llmserve.apiserver.role import ApiserverRole
+
         settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
         return Roles(
             (
                 RouterRole(settings, listen=given.router),
                 KVManagerRole(listen=given.kvmanager),
-                ApiserverRole(
-                    apiserver_options(given, manifest), manifest, REGISTRY, metrics_port=given.metrics_port
-                ),
+                ApiserverRole(told, manifest, REGISTRY, metrics_port=given.metrics_port),
             )
         )
 

@@ -2,8 +2,6 @@
 
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,6 +19,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from llmserve.apiserver.cluster_client import SUPPORTED_TASKS, ClusterEngineClient
 from llmserve.apiserver.health import Readiness
+from llmserve.apiserver.options import ServedModel
 from llmserve.config.schema import EngineConfig
 
 # All that a client of the cluster may use. What vLLM adds later stays shut until it is listed here.
@@ -42,14 +41,6 @@ _KEPT_PATHS = frozenset(
         "/v1/messages/count_tokens",
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """directory: config, tokenizer, chat template; its weights are not read here."""
-
-    name: str
-    directory: Path
 
 
 def serving_args(model: ServedModel, engine: EngineConfig) -> Namespace:

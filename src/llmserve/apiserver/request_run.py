@@ -88,14 +88,20 @@ class RequestRun:
         self._attempt = 0
         self._stats = RunStats(context.metrics)
 
+    @property
+    def _name(self) -> str:
+        return self._card.request_id
+
     async def run(self) -> None:
         """Ends when the request has. Cancel it when the client is gone."""
         outcome = Outcome.CANCELLED
+        self._stats.started()
         try:
             outcome = await self._to_its_end()
         finally:
-            self._context.router.done(self._card.request_id, outcome, len(self._sent))
+            self._context.router.done(self._name, outcome, len(self._sent))
             self._stats.ended(outcome, len(self._sent))
+            _log.info("request %s %s: tenant=%s %s", self._name, outcome, self._card.tenant, self._stats)
 
     async def _to_its_end(self) -> Outcome:
         try:
@@ -109,12 +115,12 @@ class RequestRun:
         except LLMServeError as error:
             return self._failed(error)
         except Exception:
-            _log.exception("request %s failed on a defect", self._card.request_id)
+            _log.exception("request %s failed on a defect", self._name)
             return self._failed(LLMServeError("internal error"))
         return Outcome.COMPLETED
 
     def _failed(self, error: LLMServeError, outcome: Outcome = Outcome.FAILED) -> Outcome:
-        _log.info("request %s %s: %s", self._card.request_id, outcome, error.message)
+        _log.warning("request %s failed: %s", self._name, error.message)
         self._sink.fail(error)
         return Outcome.FAILED if self._sent else outcome
 
@@ -129,11 +135,11 @@ class RequestRun:
                 self._report(failure)
                 if not self._may_go_on():
                     raise failure.error from failure
-                self._context.router.done(self._card.request_id, Outcome.FAILED, 0)
+                self._context.router.done(self._name, Outcome.FAILED, 0)
                 excluded.append(failure.worker.worker_id)
 
     def _report(self, failure: _WorkerFailed) -> None:
-        _log.warning("request %s: %s", self._card.request_id, failure)
+        _log.warning("request %s: %s", self._name, failure)
         self._context.metrics.worker_failures_total.labels(type(failure.error).__name__).inc()
         if isinstance(failure.error, Unavailable):  # the worker, not only this request
             self._context.router.worker_failed(failure.worker, failure.error.message)
@@ -234,7 +240,7 @@ class RequestRun:
 
     def _push(self, output: EngineOutput, origin: str) -> bool:
         if not self._sent and output.token_ids:
-            self._context.router.first_token(self._card.request_id)
+            self._context.router.first_token(self._name)
             stats = output.prefill_stats or PrefillStats()
             self._stats.first_token(origin, len(self._legs.prompt), stats)
         self._sent.extend(output.token_ids)

@@ -2,7 +2,8 @@
 
 from prometheus_client import CollectorRegistry
 
-from llmserve.apiserver.service import Apiserver, ApiserverOptions
+from llmserve.apiserver.options import ApiserverOptions
+from llmserve.apiserver.service import Apiserver
 from llmserve.config.schema import Manifest
 from llmserve.metrics.registry import MetricsServer
 

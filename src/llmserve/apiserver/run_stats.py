@@ -8,24 +8,39 @@ from llmserve.metrics.apiserver import ApiserverMetrics
 
 
 class RunStats:
-    """Made when the request starts; ended() exactly once."""
+    """started() and ended() exactly once, first_token() at most. str() is for the log."""
 
     def __init__(self, metrics: ApiserverMetrics) -> None:
         self._metrics = metrics
+        self._started = self._first_token = self._ended = 0.0
+        self._origin = ""
+        self._prompt_tokens = self._cached_tokens = self._output_tokens = 0
+
+    def __str__(self) -> str:
+        text = f"seconds={self._ended - self._started:.3f} output_tokens={self._output_tokens}"
+        if not self._origin:
+            return text
+        return (
+            f"{text} first_token_seconds={self._first_token - self._started:.3f} origin={self._origin} "
+            f"prompt_tokens={self._prompt_tokens} cached_tokens={self._cached_tokens}"
+        )
+
+    def started(self) -> None:
         self._started = time.monotonic()
-        self._first_token = 0.0
-        metrics.running_requests.inc()
+        self._metrics.running_requests.inc()
 
     def first_token(self, origin: str, prompt_tokens: int, stats: PrefillStats) -> None:
         metrics = self._metrics
         self._first_token = time.monotonic()
+        self._origin, self._prompt_tokens, self._cached_tokens = origin, prompt_tokens, cached_tokens(stats)
         metrics.time_to_first_token_seconds.observe(self._first_token - self._started)
         metrics.first_tokens_total.labels(origin).inc()
         metrics.prompt_tokens_total.inc(prompt_tokens)
-        metrics.cached_prompt_tokens_total.inc(cached_tokens(stats))
+        metrics.cached_prompt_tokens_total.inc(self._cached_tokens)
 
     def ended(self, outcome: Outcome, output_tokens: int) -> None:
         metrics, now = self._metrics, time.monotonic()
+        self._ended, self._output_tokens = now, output_tokens
         metrics.running_requests.dec()
         metrics.requests_total.labels(outcome).inc()
         metrics.request_seconds.observe(now - self._started)

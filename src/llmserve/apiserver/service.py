@@ -2,19 +2,18 @@
 
 import asyncio
 import logging
-import os
-from dataclasses import dataclass
 
 import torch
 from prometheus_client import CollectorRegistry
 
-from llmserve.apiserver.app import ServedModel, openai_app, serving_args, vllm_config
+from llmserve.apiserver.app import openai_app, serving_args, vllm_config
 from llmserve.apiserver.auth import load_keys
 from llmserve.apiserver.cluster_client import ClusterEngineClient
 from llmserve.apiserver.gate import Gate
 from llmserve.apiserver.health import Readiness
 from llmserve.apiserver.http_server import HttpServer
 from llmserve.apiserver.identity import KvIdentity
+from llmserve.apiserver.options import ApiserverOptions
 from llmserve.apiserver.request_run import RunContext
 from llmserve.apiserver.router_link import RouterLink
 from llmserve.apiserver.worker_links import WorkerLinks
@@ -26,17 +25,6 @@ from llmserve.metrics.apiserver import ApiserverMetrics
 _log = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ApiserverOptions:
-    """http, router: host:port. max_body_bytes: of one HTTP request."""
-
-    name: str
-    http: str
-    router: str
-    model: ServedModel
-    max_body_bytes: int = 32 * 1024 * 1024
 
 
 class Apiserver:
@@ -64,6 +52,7 @@ class Apiserver:
     async def start(self) -> int:
         """Serves; returns the HTTP port. Requests are refused with 503 until router and workers are there.
         Errors: StartFailed."""
+        torch.set_num_threads(1)
         self._router.start()
         readiness = Readiness(self._router, self._manifest.deployment.disaggregated)
         try:
@@ -94,10 +83,3 @@ class Apiserver:
             self._client.shutdown()
         await self._workers.aclose()
         await self._router.aclose()
-
-
-def prepare_process() -> None:
-    """Before vLLM is used: this process computes nothing, so it needs one thread of everything."""
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    torch.set_num_threads(1)

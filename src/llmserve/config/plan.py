@@ -87,13 +87,12 @@ class _Planner:
         return ProcessSpec(
             role=ProcessRole.CONTROL,
             name="control-0",
-            module="llmserve.apiserver",
+            module="llmserve.control",
             http=http,
             router=router,
             kvmanager=kvmanager,
             metrics_port=self._metrics_port(),
             env=self._apiserver_env(),
-            args=("--with-control",),
         )
 
     def _workers(self, router: str, kvmanager: str, after: tuple[str, ...]) -> list[ProcessSpec]:

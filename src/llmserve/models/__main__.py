@@ -22,7 +22,9 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     fetch = commands.add_parser("fetch", help="prepare the model of a manifest")
     fetch.add_argument("--manifest", type=Path, required=True, help="the cluster's YAML")
-    fetch.add_argument("--cache-dir", type=Path, help="default: $LLMSERVE_CACHE_DIR or ~/.cache/llmserve/models")
+    fetch.add_argument(
+        "--cache-dir", type=Path, help="default: $LLMSERVE_CACHE_DIR or ~/.cache/llmserve/models"
+    )
     convert = commands.add_parser("convert", help="one GGUF file to a directory of safetensors")
     convert.add_argument("source", type=Path)
     convert.add_argument("out", type=Path)

@@ -23,7 +23,9 @@ def check_directory(path: Path, source: str) -> None:
         )
     _check_shards(path, source)
     if not any((path / name).is_file() for name in _TOKENIZERS):
-        raise ModelNotFound(f"model '{source}': {path} holds no tokenizer (looked for {', '.join(_TOKENIZERS)})")
+        raise ModelNotFound(
+            f"model '{source}': {path} holds no tokenizer (looked for {', '.join(_TOKENIZERS)})"
+        )
 
 
 def weight_files(path: Path) -> list[Path]:

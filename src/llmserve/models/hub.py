@@ -42,7 +42,9 @@ def _explain(repo: str, revision: str | None, error: Exception) -> str:
     if kind == "RevisionNotFoundError":
         return f"{source}: has no revision '{revision}' on the hub"
     if kind in ("RepositoryNotFoundError", "HFValidationError"):
-        return f"{source}: there is no such model on the hub, or it is private: check the name, or set HF_TOKEN"
+        return (
+            f"{source}: there is no such model on the hub, or it is private: check the name, or set HF_TOKEN"
+        )
     tried = "the hub's cache (HF_HUB_OFFLINE is set)" if _offline() else "the hub and its cache"
     first = str(error).strip().partition("\n")[0] or kind
     return (

@@ -32,7 +32,9 @@ def resolve(
     Errors: ModelNotFound; LLMServeError when a conversion fails."""
     source = parse_source(spec.source)
     if spec.revision is not None and source.kind is not SourceKind.HUB:
-        raise ModelNotFound(f"model '{spec.source}': only a hub model has a revision; remove models.primary.revision")
+        raise ModelNotFound(
+            f"model '{spec.source}': only a hub model has a revision; remove models.primary.revision"
+        )
     return _Resolver(spec, source, cache_dir or default_cache_dir(), progress).prepared()
 
 

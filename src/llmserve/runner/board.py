@@ -51,5 +51,6 @@ class Board:
         for watcher in self._watchers:
             watcher(row)
 
-    def restarted(self, name: str) -> None:
+    def restarting(self, name: str, detail: str) -> None:
         self.rows[name].restarts += 1
+        self.set(name, Stand.RESTARTING, detail, pid=0)

@@ -16,7 +16,9 @@ from typing import BinaryIO
 
 from llmserve.runner.processes import Family, end, members, remove_unused_shared_memory, shared_memory
 
-BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from llmserve.runner.guard import main; main(sys.argv[2])"
+BOOT = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from llmserve.runner.guard import main; main(sys.argv[2])"
+)
 TERM_SECONDS = 5.0
 
 

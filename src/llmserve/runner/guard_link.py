@@ -1,12 +1,15 @@
 """The supervisor's end of the guard: starts it, tells it what there is, replaces it should it die."""
 
 import asyncio
+import os
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 from llmserve.core.errors import StartFailed
 from llmserve.core.tasks import TaskOwner
+from llmserve.runner.child import exited
 from llmserve.runner.guard import BOOT
 
 _ROOT = Path(__file__).parents[2]
@@ -21,12 +24,11 @@ class GuardLink:
         self._mark = mark
         self._tasks = tasks
         self._told: list[str] = []
-        self._process: asyncio.subprocess.Process | None = None
-        self._closing = False
+        self._process: subprocess.Popen[bytes] | None = None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Errors: StartFailed."""
-        await self._spawn()
+        self._process = self._spawn()
         self._tasks.spawn("guard", self._replace_when_dead())
 
     @property
@@ -39,6 +41,7 @@ class GuardLink:
     def session_ended(self, pid: int) -> None:
         """All its processes are gone; the number may come to mean another session."""
         self._tell(f"forget {pid}")
+        self._told = [one for one in self._told if one not in (f"forget {pid}", f"session {pid}")]
 
     def shared_memory(self, paths: set[str]) -> None:
         for path in sorted(paths):
@@ -49,51 +52,53 @@ class GuardLink:
         self._tell(f"state {state_file}")
 
     def _tell(self, line: str) -> None:
-        if "\n" not in line and line not in self._told:
+        if line not in self._told:
             self._told.append(line)
-            self._write(line)
-        self._compact(line)
+            _write(self._process, line)
 
-    def _compact(self, line: str) -> None:
-        """A session that came and went need not be told to the next guard."""
-        word, _, pid = line.partition(" ")
-        if word == "forget":
-            self._told = [one for one in self._told if one not in (line, f"session {pid}")]
-
-    def _write(self, line: str) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            with suppress(OSError, RuntimeError):
-                self._process.stdin.write(f"{line}\n".encode())
-
-    async def _spawn(self) -> None:
-        command = (sys.executable, "-I", "-S", "-c", BOOT, str(_ROOT), self._mark)
-        null = asyncio.subprocess.DEVNULL
+    def _spawn(self) -> subprocess.Popen[bytes]:
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=null,
-                stderr=null,
+            process = subprocess.Popen(
+                (sys.executable, "-I", "-S", "-c", BOOT, str(_ROOT), self._mark),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 start_new_session=True,
+                bufsize=0,
             )
         except OSError as error:
             raise StartFailed(f"cannot start the guard process: {error}") from error
+        assert process.stdin is not None, "stdin is a pipe"
+        os.set_blocking(process.stdin.fileno(), False)  # a guard that does not read must not stop us
         for line in self._told:
-            self._write(line)
+            _write(process, line)
+        return process
 
     async def _replace_when_dead(self) -> None:
         while self._process is not None:
-            await self._process.wait()
-            if self._closing:
-                return
+            await exited(self._process)
+            _close(self._process)
             await asyncio.sleep(_PAUSE_SECONDS)
-            await self._spawn()
+            self._process = self._spawn()
 
     async def aclose(self) -> None:
-        self._closing = True
+        """After the tasks of its owner have ended."""
         process, self._process = self._process, None
-        if process is None or process.stdin is None:
+        if process is None:
             return
-        process.stdin.close()
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(process.wait(), _END_SECONDS)
+        _close(process)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(exited(process), _END_SECONDS)
+        process.poll()
+
+
+def _write(process: subprocess.Popen[bytes] | None, line: str) -> None:
+    if process is not None and process.stdin is not None and not process.stdin.closed:
+        with suppress(OSError):
+            process.stdin.write(f"{line}\n".encode())
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with suppress(OSError):
+            process.stdin.close()

@@ -78,7 +78,9 @@ class RunLock:
             raise StartFailed(self._who_runs()) from None
         except OSError as error:
             self._close()
-            raise StartFailed(f"{self._run_dir}: cannot be used as run directory: {error.strerror}") from error
+            raise StartFailed(
+                f"{self._run_dir}: cannot be used as run directory: {error.strerror}"
+            ) from error
         return self
 
     def __exit__(

@@ -332,8 +332,8 @@ class FakeCluster:
         return worker
 
     async def start(self, manifest: dict[str, Any]) -> None:
-        from llmserve.apiserver.app import ServedModel
-        from llmserve.apiserver.service import Apiserver, ApiserverOptions
+        from llmserve.apiserver.options import ApiserverOptions, ServedModel
+        from llmserve.apiserver.service import Apiserver
 
         await self.router.start()
         await self.prefill.start()

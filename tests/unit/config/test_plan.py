@@ -175,8 +175,7 @@ def test_single_process_is_one_control_process() -> None:
     made = plan(deployment={"local": {"single_process": True}})
     assert [process.name for process in made.processes] == ["control-0", "prefill-0", "decode-0"]
     control = made.processes[0]
-    assert (control.role, control.module) == (ProcessRole.CONTROL, "llmserve.apiserver")
-    assert control.args == ("--with-control",)
+    assert (control.role, control.module) == (ProcessRole.CONTROL, "llmserve.control")
     assert control.loads_model
     assert workers(made)[0].router == control.router
     assert workers(made)[0].kvmanager == control.kvmanager

@@ -98,12 +98,22 @@ class HandoverClient:
     def _start(self, pull: Pull) -> None:
         job = pull.job
         self._unwatch(job.ticket)
-        self._pulls[job.request_id] = self._io.spawn(f"pull {job.request_id}", self._pull(pull))
+        task = self._io.spawn(f"pull {job.request_id}", self._pull(pull))
+        self._pulls[job.request_id] = task
+        task.add_done_callback(lambda ended: self._conclude_unstarted(pull, ended))
         if self._closed:
             self._cancel(job.request_id)
 
     async def _pull(self, pull: Pull) -> None:
-        result = await pull.run()
+        self._conclude(pull, await pull.run())
+
+    def _conclude_unstarted(self, pull: Pull, task: asyncio.Task[None]) -> None:
+        """A task that is cancelled before its first step runs nothing of its body."""
+        request_id = pull.job.request_id
+        if self._pulls.get(request_id) is task:
+            self._conclude(pull, PullResult(request_id, ok=False, reason="cancelled"))
+
+    def _conclude(self, pull: Pull, result: PullResult) -> None:
         self._pulls.pop(result.request_id, None)
         if not result.ok:
             self._io.counters.failed_pulls += 1

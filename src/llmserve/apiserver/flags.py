@@ -1,0 +1,31 @@
+"""The command line of the apiserver, and what it says."""
+
+import argparse
+from pathlib import Path
+
+from llmserve.apiserver.options import ApiserverOptions, ServedModel
+from llmserve.config.schema import Manifest
+from llmserve.models import resolve
+from llmserve.rpc.role import common_flags, report_progress
+
+
+def flags() -> argparse.ArgumentParser:
+    parser = common_flags("apiserver", listens=False)
+    parser.add_argument("--http", required=True, help="host:port of the HTTP API")
+    parser.add_argument("--router", required=True, help="host:port of the router")
+    parser.add_argument("--model-dir", type=Path, help="the prepared model; prepared here when not given")
+    return parser
+
+
+def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
+    """Prepares the model unless its directory was given. Errors: ModelNotFound."""
+    model = manifest.models.primary
+    if given.model_dir is None:
+        report_progress(f"preparing the model {model.source}")
+    directory = given.model_dir or Path(resolve(model).path)
+    return ApiserverOptions(
+        name=given.name,
+        http=given.http,
+        router=given.router,
+        model=ServedModel(model.served_name, directory),
+    )

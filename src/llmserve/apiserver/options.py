@@ -1,0 +1,23 @@
+"""What an apiserver is told besides the manifest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """directory: config, tokenizer, chat template; its weights are not read here."""
+
+    name: str
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ApiserverOptions:
+    """http, router: host:port. max_body_bytes: of one HTTP request."""
+
+    name: str
+    http: str
+    router: str
+    model: ServedModel
+    max_body_bytes: int = 32 * 1024 * 1024

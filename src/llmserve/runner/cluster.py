@@ -1,0 +1,166 @@
+"""One local cluster from its plan to its end: `llmserve up`."""
+
+import asyncio
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmserve.config.plan import LocalPlan, ProcessSpec
+from llmserve.config.schema import Manifest
+from llmserve.core.tasks import TaskOwner
+from llmserve.rpc.backoff import Backoff
+from llmserve.runner import logs
+from llmserve.runner.board import Board, Stand
+from llmserve.runner.console import Console
+from llmserve.runner.environment import RunPaths, fetch_command, make_paths, role_command, role_mark
+from llmserve.runner.fetch import prepare_model
+from llmserve.runner.greeting import greeting
+from llmserve.runner.guard_link import GuardLink
+from llmserve.runner.keeper import RoleJob, RoleKeeper
+from llmserve.runner.machine import check_free
+from llmserve.runner.policy import RestartPolicy
+from llmserve.runner.processes import Family, end, members
+from llmserve.runner.state import STATE_NAME
+from llmserve.runner.state_writer import StateWriter, addresses_to_bind
+from llmserve.runner.supervisor import StopRequest, Supervisor
+
+MODEL_STEP = "model"
+_REFRESH_SECONDS = 0.25
+_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.5, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterJob:
+    """verbose: the roles' log lines are shown too."""
+
+    manifest: Manifest
+    manifest_path: Path
+    plan: LocalPlan
+    run_dir: Path
+    verbose: bool = False
+
+
+async def run_cluster(job: ClusterJob, console: Console) -> None:
+    """Until SIGINT, SIGTERM or SIGHUP; a second one forces. The caller holds the run directory's lock.
+    Errors: StartFailed, ModelNotFound. Nothing of the cluster is left, however this ends."""
+    check_free(addresses_to_bind(job.plan.processes))
+    cluster_id = uuid.uuid4().hex
+    paths = make_paths(job.manifest_path, job.run_dir, job.manifest.observability.log_dir, cluster_id)
+    cluster = _Cluster(job, console, cluster_id, paths)
+    try:
+        await cluster.run()
+    finally:
+        await cluster.aclose()
+
+
+class _Cluster:
+    """Life: run (once) -> aclose."""
+
+    def __init__(self, job: ClusterJob, console: Console, cluster_id: str, paths: RunPaths) -> None:
+        self._job = job
+        self._console = console
+        self._id = cluster_id
+        self._paths = paths
+        self._began = time.monotonic()
+        self._board = Board([MODEL_STEP, *(spec.name for spec in job.plan.processes)], time.monotonic)
+        self._tasks = TaskOwner("cluster")
+        self._guard = GuardLink(f"{cluster_id}/", self._tasks)
+        self._stop = StopRequest()
+        model = job.manifest.models.primary.served_name
+        self._state = StateWriter(cluster_id, job.manifest.metadata.name, model, job.plan, paths)
+
+    async def run(self) -> None:
+        self._begin()
+        model_dir = await self._unless_stopped(self._prepare_model())
+        if model_dir is None:
+            return
+        self._state.update(model_dir=model_dir)
+        keepers = [self._keeper(spec, model_dir) for spec in self._job.plan.processes]
+        await Supervisor(keepers, self._board, self._stop).run(self._on_ready, self._on_stopping)
+
+    def _begin(self) -> None:
+        for name in self._board.rows:
+            logs.begin(self._paths.log(name))
+        self._stop.listen()
+        self._guard.remove_at_end(self._paths.temp_dir, self._paths.run_dir / STATE_NAME)
+        self._guard.start()
+        self._state.follow(self._board)
+        for note in self._job.plan.notes:
+            self._console.say(f"Note: {note}")
+        self._console.follow(self._board)
+        self._console.live(True)
+        self._tasks.spawn("console", self._show())
+
+    async def _show(self) -> None:
+        follower = logs.LogFollower({name: self._paths.log(name) for name in self._board.rows})
+        while True:
+            if self._job.verbose:
+                for name, line in follower.new_lines():
+                    self._console.say(f"{name} | {line}")
+            self._console.refresh()
+            await asyncio.sleep(_REFRESH_SECONDS)
+
+    async def _unless_stopped(self, work: Coroutine[None, None, str]) -> str | None:
+        """None: a stop was asked for first; the work is cancelled then."""
+        task = self._tasks.spawn("work", work)
+        stopped = self._tasks.spawn("stop", self._stop.asked.wait())
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            stopped.cancel()
+            result: str = task.result()
+            return result
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        return None
+
+    async def _prepare_model(self) -> str:
+        command = fetch_command(self._paths, MODEL_STEP, self._id, os.environ)
+        self._board.set(MODEL_STEP, Stand.STARTING, "looking for it")
+        model_dir = await prepare_model(
+            command,
+            self._guard.session_started,
+            lambda text: self._board.set(MODEL_STEP, Stand.STARTING, text),
+        )
+        self._board.set(MODEL_STEP, Stand.READY, model_dir)
+        return model_dir
+
+    def _keeper(self, spec: ProcessSpec, model_dir: str) -> RoleKeeper:
+        command = role_command(spec, self._paths, model_dir, self._id, os.environ)
+        timeout_seconds = self._job.manifest.deployment.local.ready_timeout_seconds
+        job = RoleJob(spec, command, role_mark(self._id, spec.name), timeout_seconds)
+        policy = RestartPolicy(Backoff(_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS))
+        return RoleKeeper(job, policy, self._board, self._guard, self._console.say)
+
+    def _on_ready(self) -> None:
+        self._state.update(stand=Stand.READY)
+        self._console.live(False)
+        seconds = time.monotonic() - self._began
+        self._console.say(
+            greeting(self._job.manifest, self._job.plan.base_urls, seconds, str(self._paths.log_dir))
+        )
+
+    def _on_stopping(self) -> None:
+        self._state.update(stand=Stand.STOPPING)
+        self._console.live(False)
+        if self._stop.asked.is_set():
+            self._console.say("Stopping; once more to force.")
+
+    async def aclose(self) -> None:
+        """Ends what is left and removes the files of the run. The guard looks once more when we are gone."""
+        self._console.live(False)
+        await self._tasks.aclose()
+        await asyncio.to_thread(_end_all, self._id)
+        shutil.rmtree(self._paths.temp_dir, ignore_errors=True)
+        (self._paths.run_dir / STATE_NAME).unlink(missing_ok=True)
+        await self._guard.aclose()
+
+
+def _end_all(cluster_id: str) -> None:
+    family = Family(f"{cluster_id}/", frozenset())
+    end(lambda: members(family), term_seconds=1.0)

@@ -1,0 +1,72 @@
+"""The places of a run, and the environment and command of each process in it."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmserve.config.plan import ProcessSpec
+from llmserve.runner.child import Command
+from llmserve.runner.processes import MEMBER_VARIABLE
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """The places of one run. temp_dir is removed with it: the temporary files and sockets of all roles are
+    there, and its path is short, for a socket's must be."""
+
+    manifest: Path
+    run_dir: Path
+    log_dir: Path
+    temp_dir: Path
+
+    def log(self, name: str) -> Path:
+        return self.log_dir / f"{name}.log"
+
+
+def make_paths(manifest: Path, run_dir: Path, log_dir: str | None, cluster_id: str) -> RunPaths:
+    """Makes the temporary directory. A relative log_dir is beside the manifest."""
+    manifest = manifest.absolute()
+    logs = manifest.parent / Path(log_dir).expanduser() if log_dir else run_dir / "logs"
+    temp_dir = Path(tempfile.mkdtemp(prefix=f"llmserve-{cluster_id[:8]}-"))
+    return RunPaths(manifest, run_dir, logs, temp_dir)
+
+
+def role_mark(cluster_id: str, name: str) -> str:
+    return f"{cluster_id}/{name}"
+
+
+def role_command(
+    spec: ProcessSpec, paths: RunPaths, model_dir: str, cluster_id: str, base: Mapping[str, str]
+) -> Command:
+    """`base` is the environment of the supervisor."""
+    env = {name: value for name, value in base.items() if name not in spec.unset_env}
+    env |= spec.env
+    env |= _run_environment(paths, cluster_id, spec.name)
+    env["HF_HUB_OFFLINE"] = "1"  # the model is there: nobody needs to ask a hub for anything
+    arguments = spec.arguments(str(paths.manifest), str(paths.run_dir), model_dir)
+    return Command(("-P", "-m", spec.module, *arguments), env, paths.log(spec.name))
+
+
+def fetch_command(paths: RunPaths, name: str, cluster_id: str, base: Mapping[str, str]) -> Command:
+    """Prepares the model (python -m llmserve.models)."""
+    env = {**base, **_run_environment(paths, cluster_id, name)}
+    arguments = ("-P", "-m", "llmserve.models", "fetch", "--manifest", str(paths.manifest))
+    return Command(arguments, env, paths.log(name))
+
+
+def _run_environment(paths: RunPaths, cluster_id: str, name: str) -> dict[str, str]:
+    return {
+        MEMBER_VARIABLE: role_mark(cluster_id, name),
+        "TMPDIR": str(paths.temp_dir),
+        "VLLM_RPC_BASE_PATH": str(paths.temp_dir),
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is for the lines to the supervisor
+    }
+
+
+def default_run_dir(manifest: Path, name: str, configured: str | None) -> Path:
+    """Relative paths are beside the manifest."""
+    folder = manifest.absolute().parent
+    chosen = Path(configured).expanduser() if configured else Path(".llmserve") / name
+    return Path(os.path.normpath(folder / chosen))

@@ -1,0 +1,151 @@
+"""Keeps one role running: starts its process, waits for its ready line, starts it again when it ends."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmserve.config.plan import ProcessSpec
+from llmserve.core.errors import StartFailed
+from llmserve.runner.board import Board, Stand
+from llmserve.runner.child import Command
+from llmserve.runner.guard_link import GuardLink
+from llmserve.runner.logs import tail
+from llmserve.runner.policy import Decision, RestartPolicy, exit_text, stop_seconds
+from llmserve.runner.processes import Family, end, members, remove_unused_shared_memory, shared_memory
+from llmserve.runner.run import RoleRun, StartResult
+
+_LAST_LINES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class RoleJob:
+    """mark: names this role's processes (processes.py)."""
+
+    spec: ProcessSpec
+    command: Command
+    mark: str
+    ready_timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _RunEnd:
+    why: str
+    ready: bool = False
+    ready_seconds: float = 0.0
+    timed_out: bool = False
+
+
+class RoleKeeper:
+    """Life: keep, as one task -> cancel that task -> stop. `ready`: it has been so at least once."""
+
+    def __init__(
+        self,
+        job: RoleJob,
+        policy: RestartPolicy,
+        board: Board,
+        guard: GuardLink,
+        say: Callable[[str], None],
+    ) -> None:
+        self.spec = job.spec
+        self.ready = asyncio.Event()
+        self._job = job
+        self._policy = policy
+        self._board = board
+        self._guard = guard
+        self._say = say
+        self._run: RoleRun | None = None
+
+    async def keep(self) -> None:
+        """Never returns. Errors: StartFailed when the role cannot be started."""
+        while True:
+            ended = await self._run_once()
+            await self._end_processes()
+            decision = self._policy.ended(ready=ended.ready, ran_seconds=ended.ready_seconds)
+            if not decision.restart or (ended.timed_out and not self.ready.is_set()):
+                raise self._given_up(ended.why)
+            await self._pause(ended.why, decision)
+
+    async def _run_once(self) -> _RunEnd:
+        name = self.spec.name
+        self._board.set(name, Stand.STARTING, "starting the process")
+        run = self._run = RoleRun(self._job.command, self._progress)
+        self._guard.session_started(run.pid)
+        self._board.set(name, Stand.STARTING, "importing", pid=run.pid)
+        started = await run.until_ready(self._job.ready_timeout_seconds)
+        if started is StartResult.TIMEOUT:
+            return _RunEnd(f"was not ready after {self._job.ready_timeout_seconds:.0f} s", timed_out=True)
+        if started is StartResult.READY:
+            self._guard.shared_memory(shared_memory(members(self._family())))
+            self._board.set(name, Stand.READY)
+            self.ready.set()
+        code = await run.until_ended()
+        assert code is not None, "waited without a deadline"
+        when = "ended" if started is StartResult.READY else "ended before it was ready"
+        return _RunEnd(
+            f"{when} ({exit_text(code)})", ready=started is StartResult.READY, ready_seconds=run.ready_seconds
+        )
+
+    def _progress(self, text: str) -> None:
+        self._board.set(self.spec.name, Stand.STARTING, text)
+
+    async def _pause(self, why: str, decision: Decision) -> None:
+        name, wait_seconds = self.spec.name, decision.wait_seconds
+        self._board.restarting(name, f"{why}; again in {wait_seconds:.1f} s")
+        reason = next(
+            (line for line in reversed(tail(self._job.command.log, _LAST_LINES)) if line.strip()), ""
+        )
+        if reason:
+            self._say(f"          {name}: last in its log: {reason}")
+        await asyncio.sleep(wait_seconds)
+
+    def _given_up(self, why: str) -> StartFailed:
+        log = self._job.command.log
+        lines = "\n".join(f"  {line}" for line in tail(log, _LAST_LINES))
+        self._board.set(self.spec.name, Stand.FAILED, why, pid=0)
+        return StartFailed(f"{self.spec.name} {why}. The end of {log}:\n{lines or '  (it is empty)'}")
+
+    async def stop(self, forced: asyncio.Event) -> None:
+        """Asks it to stop; kills it at its deadline, or when `forced`. No process is left afterwards.
+        Idempotent."""
+        text = ""
+        if self._run is not None:
+            self._board.set(self.spec.name, Stand.STOPPING, "draining")
+            if not await self._asked_to_stop(self._run, forced):
+                text = "killed: it did not stop in time"
+            await self._end_processes()
+        self._board.set(self.spec.name, Stand.STOPPED, text, pid=0)
+
+    async def _asked_to_stop(self, run: RoleRun, forced: asyncio.Event) -> bool:
+        run.terminate()
+        ended = asyncio.create_task(
+            run.until_ended(stop_seconds(self.spec.role)), name=f"{self.spec.name}.stop"
+        )
+        force = asyncio.create_task(forced.wait(), name=f"{self.spec.name}.force")
+        await asyncio.wait((ended, force), return_when=asyncio.FIRST_COMPLETED)
+        force.cancel()
+        ended.cancel()
+        return await run.until_ended(0) is not None
+
+    async def _end_processes(self) -> None:
+        """Kills what is left of the current run: itself, its children, their shared memory."""
+        run = self._run
+        if run is None:
+            return
+        family = self._family()
+        found = await asyncio.to_thread(_end_family, family)
+        self._guard.shared_memory(found)
+        await run.aclose()
+        self._guard.session_ended(run.pid)
+        self._run = None
+
+    def _family(self) -> Family:
+        sessions = frozenset({self._run.pid}) if self._run else frozenset()
+        return Family(self._job.mark, sessions)
+
+
+def _end_family(family: Family) -> set[str]:
+    """Returns the shared memory that they had and that somebody else still uses."""
+    segments = shared_memory(members(family))
+    end(lambda: members(family), term_seconds=0)
+    remove_unused_shared_memory(segments)
+    return segments

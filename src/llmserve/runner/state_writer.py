@@ -1,0 +1,100 @@
+"""Keeps cluster.json in step with the board."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from llmserve.config.plan import LocalPlan, ProcessSpec
+from llmserve.runner.board import Board, Row, Stand
+from llmserve.runner.environment import RunPaths
+from llmserve.runner.processes import start_ticks
+from llmserve.runner.state import ClusterState
+
+_log = logging.getLogger(__name__)
+
+
+class StateWriter:
+    """A state file that cannot be written (a full disk) is logged and stops nothing."""
+
+    def __init__(self, cluster_id: str, name: str, model: str, plan: LocalPlan, paths: RunPaths) -> None:
+        self._paths = paths
+        self._specs = plan.processes
+        self._state = ClusterState(
+            cluster_id=cluster_id,
+            name=name,
+            manifest=str(paths.manifest),
+            pid=os.getpid(),
+            pid_started_ticks=start_ticks(os.getpid()),
+            started_at=time.time(),
+            stand=Stand.STARTING,
+            base_urls=list(plan.base_urls),
+            model=model,
+            log_dir=str(paths.log_dir),
+            temp_dir=str(paths.temp_dir),
+        )
+        self._board: Board | None = None
+        self._shown: list[tuple[Stand, int]] = []
+
+    def follow(self, board: Board) -> None:
+        """Writes now and whenever a process changes its stand or pid."""
+        self._board = board
+        board.watch(self._on_change)
+        self.update()
+
+    def _on_change(self, row: Row) -> None:
+        if self._board is not None and self._shown != _shown(self._board):
+            self.update()
+
+    def update(self, **fields: Any) -> None:
+        """`fields` are those of ClusterState."""
+        rows = self._board.rows if self._board is not None else {}
+        if self._board is not None:
+            self._shown = _shown(self._board)
+        roles = [self._role(spec, rows[spec.name]) for spec in self._specs if spec.name in rows]
+        self._state = replace(self._state, **{"roles": roles, **fields})
+        try:
+            self._state.write(self._paths.run_dir)
+        except OSError as error:
+            _log.warning("the state file cannot be written: %s", error)
+
+    def _role(self, spec: ProcessSpec, row: Row) -> dict[str, Any]:
+        return {
+            "name": spec.name,
+            "role": spec.role,
+            "pid": row.pid,
+            "stand": row.stand,
+            "detail": row.detail,
+            "restarts": row.restarts,
+            **_addresses(spec),
+            "cores": list(spec.cores),
+            "gpus": list(spec.gpus),
+            "log": str(self._paths.log(spec.name)),
+        }
+
+
+def _shown(board: Board) -> list[tuple[Stand, int]]:
+    return [(row.stand, row.pid) for row in board.rows.values()]
+
+
+def _addresses(spec: ProcessSpec) -> dict[str, str | None]:
+    return {
+        "listen": spec.listen,
+        "http": spec.http,
+        "router": spec.router,
+        "kvmanager": spec.kvmanager,
+        "metrics": f"127.0.0.1:{spec.metrics_port}" if spec.metrics_port else None,
+    }
+
+
+def addresses_to_bind(processes: Sequence[ProcessSpec]) -> list[str]:
+    """Where the processes will listen. One that serves HTTP and the router's and kvmanager's services as
+    well (single_process) has no `listen` of its own."""
+    found: list[str | None] = []
+    for spec in processes:
+        addresses = _addresses(spec)
+        found += [spec.http, spec.listen, addresses["metrics"]]
+        found += [spec.router, spec.kvmanager] if spec.http and spec.kvmanager else []
+    return [address for address in found if address]

@@ -1,0 +1,35 @@
+"""Local mode as its callers see it: plan a manifest, and run it."""
+
+import asyncio
+import time
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+
+from llmserve.config.plan import LocalPlan, plan_local
+from llmserve.config.schema import Manifest
+from llmserve.runner import machine
+from llmserve.runner.cluster import ClusterJob, run_cluster
+from llmserve.runner.console import Console
+from llmserve.runner.environment import default_run_dir
+from llmserve.runner.leftovers import clear_leftovers
+from llmserve.runner.state import RunLock
+
+
+def plan_here(manifest: Manifest) -> LocalPlan:
+    """The plan for this machine as it is now. Errors: ManifestError, StartFailed."""
+    return plan_local(manifest, machine.available_cores(), machine.pick_port, machine.available_gpus())
+
+
+def run_dir_of(manifest: Manifest, manifest_path: Path) -> Path:
+    return default_run_dir(manifest_path, manifest.metadata.name, manifest.deployment.local.run_dir)
+
+
+def up(manifest: Manifest, manifest_path: Path, verbose: bool) -> None:
+    """Runs the cluster until a signal stops it. Errors: LLMServeError."""
+    run_dir = run_dir_of(manifest, manifest_path)
+    with RunLock(run_dir):
+        clear_leftovers(run_dir)
+        job = ClusterJob(manifest, manifest_path, plan_here(manifest), run_dir, verbose)
+        console = Console(RichConsole(highlight=False), time.monotonic)
+        asyncio.run(run_cluster(job, console))

@@ -1,0 +1,58 @@
+"""The real engine for the engine suite: `pytest tests/conformance -m real_vllm` (make test does)."""
+
+import itertools
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from llmserve.config.load import load_manifest
+from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
+from llmserve.core.ids import WorkerId
+from llmserve.core.outcome import WorkerRole
+from llmserve.engines.base import Engine
+from llmserve.engines.spec import EngineSpec
+from llmserve.models import resolve
+
+MANIFEST = Path(__file__).parents[2] / "llmserve.yaml"
+
+
+class VllmKit:
+    """Each engine gets the next core, as the runner would give it one."""
+
+    settle_seconds = 10.0
+    prompt_vocab = 20_000
+
+    def __init__(self, model_dir: Path) -> None:
+        self._model_dir = model_dir
+        self._cores = itertools.cycle(range(os.cpu_count() or 1))
+
+    def make(self, role: WorkerRole, name: str) -> Engine:
+        return self._engine(role, name, self._model_dir)
+
+    def make_broken(self) -> Engine:
+        return self._engine(WorkerRole.DECODE, "broken", self._model_dir / "no-such-directory")
+
+    def _engine(self, role: WorkerRole, name: str, model_dir: Path) -> Engine:
+        from llmserve.engines.vllm.engine import VllmEngine
+
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(next(self._cores))
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+        return VllmEngine(
+            EngineSpec(
+                worker_id=WorkerId(name),
+                epoch=time.time_ns(),
+                role=role,
+                model_dir=model_dir,
+                model_name="SmolLM2-135M-Instruct",
+                engine=EngineConfig(max_model_len=2048),
+                kv_cache=KvCacheConfig(),
+                transfer=TransferConfig(),
+            )
+        )
+
+
+@pytest.fixture(scope="session")
+def vllm_kit() -> VllmKit:
+    return VllmKit(Path(resolve(load_manifest(MANIFEST).models.primary).path))
