@@ -41,7 +41,7 @@ class Cluster:
 
     def metrics(self, name: str) -> dict[str, float]:
         """Samples of a role's /metrics, by `name{labels}` as they are written there."""
-        text = httpx.get(f"http://127.0.0.1:{self.role(name)['metrics_port']}/metrics", timeout=5).text
+        text = httpx.get(f"http://{self.role(name)['metrics']}/metrics", timeout=5).text
         samples = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
         return {sample: float(value) for sample, _, value in samples}
 

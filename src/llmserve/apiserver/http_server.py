@@ -8,7 +8,7 @@ from typing import Any
 
 import uvicorn
 
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.core.tasks import TaskOwner
 
 _KEEP_ALIVE_SECONDS = 75  # longer than what load balancers in front keep idle connections for
@@ -63,9 +63,10 @@ class HttpServer:
         return int(bound.getsockname()[1])
 
     async def wait(self) -> None:
-        """Returns when the server ended, however."""
-        if self._serving is not None:
-            await asyncio.wait([self._serving])
+        """Raises when the server ended, however. Between start and aclose."""
+        assert self._serving is not None, "not started"
+        await asyncio.wait([self._serving])
+        raise LLMServeError("the HTTP server ended by itself")
 
     async def stop_listening(self) -> None:
         """New connections are refused; requests on open ones go on."""
@@ -83,11 +84,7 @@ class HttpServer:
 def _bind(listen: str) -> socket.socket:
     host, _, port = listen.rpartition(":")
     try:
-        family = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family[0], socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(family[4])
-        bound.listen(_BACKLOG)
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        return socket.create_server(found[4][:2], family=found[0], backlog=_BACKLOG)
     except (OSError, ValueError) as error:
         raise StartFailed(f"cannot listen on {listen}: {error}") from error
-    return bound

@@ -82,7 +82,7 @@ class RouterLink:
 
     def start(self) -> None:
         self._start_patience()
-        self._owner.spawn("session", self._keep_session())
+        self._owner.spawn("session", self._keep_session(), fatal=True)
 
     # -- what runs ask for; none but admit waits
 
@@ -225,7 +225,12 @@ class RouterLink:
         )
         return AdmissionRefused(Outcome.REJECTED, error)
 
+    async def wait(self) -> None:
+        """Raises the defect that ended the link; routers that come and go do not."""
+        raise await self._owner.failed
+
     async def aclose(self) -> None:
+        """Idempotent. The router gives back what this apiserver holds."""
         self._stop_patience()
         await self._owner.aclose()
         self._outbox = None

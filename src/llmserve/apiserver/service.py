@@ -61,15 +61,17 @@ class Apiserver:
             config = await asyncio.to_thread(vllm_config, args)
             self._client = ClusterEngineClient(config, self._context, readiness)
             app = await openai_app(self._client, args, readiness, self._registry)
-        except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
             raise StartFailed(f"vLLM's API layer cannot serve {self._options.model}: {error}") from error
         self._http = HttpServer(Gate(app, self._keys, self._options.max_body_bytes), self._options.http)
         return await self._http.start()
 
     async def wait(self) -> None:
-        """Returns only when HTTP cannot be served any more."""
-        if self._http is not None:
-            await self._http.wait()
+        """Raises when the apiserver cannot go on. Between start and aclose."""
+        assert self._http is not None, "not started"
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._http.wait())
+            group.create_task(self._router.wait())
 
     async def aclose(self, drain_seconds: float = _DRAIN_SECONDS) -> None:
         """Stops listening, lets requests end for a moment, cancels the rest, gives back, closes."""

@@ -82,7 +82,7 @@ async def exited(process: subprocess.Popen[bytes]) -> None:
     try:
         fd = os.pidfd_open(process.pid)
     except OSError:  # a kernel without it
-        while process.poll() is None:
+        while process.poll() is None:  # noqa: ASYNC110 - nothing would set an event
             await asyncio.sleep(_POLL_SECONDS)
         return
     loop = asyncio.get_running_loop()

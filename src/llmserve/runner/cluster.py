@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from llmserve.config.plan import LocalPlan, ProcessSpec
@@ -45,7 +46,12 @@ class ClusterJob:
     verbose: bool = False
 
 
-async def run_cluster(job: ClusterJob, console: Console) -> None:
+class Ending(Enum):
+    ORDERLY = "orderly"
+    FORCED = "forced"
+
+
+async def run_cluster(job: ClusterJob, console: Console) -> Ending:
     """Until SIGINT, SIGTERM or SIGHUP; a second one forces. The caller holds the run directory's lock.
     Errors: StartFailed, ModelNotFound. Nothing of the cluster is left, however this ends."""
     check_free(addresses_to_bind(job.plan.processes))
@@ -56,6 +62,7 @@ async def run_cluster(job: ClusterJob, console: Console) -> None:
         await cluster.run()
     finally:
         await cluster.aclose()
+    return cluster.ending
 
 
 class _Cluster:
@@ -150,6 +157,10 @@ class _Cluster:
         self._console.live(False)
         if self._stop.asked.is_set():
             self._console.say("Stopping; once more to force.")
+
+    @property
+    def ending(self) -> Ending:
+        return Ending.FORCED if self._stop.forced.is_set() else Ending.ORDERLY
 
     async def aclose(self) -> None:
         """Ends what is left and removes the files of the run. The guard looks once more when we are gone."""

@@ -54,6 +54,7 @@ class RoleKeeper:
         self._guard = guard
         self._say = say
         self._run: RoleRun | None = None
+        self._segments: set[str] = set()  # shared memory of the current run, as far as it was seen
 
     async def keep(self) -> None:
         """Never returns. Errors: StartFailed when the role cannot be started."""
@@ -75,7 +76,7 @@ class RoleKeeper:
         if started is StartResult.TIMEOUT:
             return _RunEnd(f"was not ready after {self._job.ready_timeout_seconds:.0f} s", timed_out=True)
         if started is StartResult.READY:
-            self._guard.shared_memory(shared_memory(members(self._family())))
+            self._see_segments()
             self._board.set(name, Stand.READY)
             self.ready.set()
         code = await run.until_ended()
@@ -131,21 +132,22 @@ class RoleKeeper:
         run = self._run
         if run is None:
             return
-        family = self._family()
-        found = await asyncio.to_thread(_end_family, family)
-        self._guard.shared_memory(found)
+        self._see_segments()  # of children that outlived it
+        await asyncio.to_thread(_end_family, self._family(), self._segments)
         await run.aclose()
         self._guard.session_ended(run.pid)
         self._run = None
+        self._segments.clear()
+
+    def _see_segments(self) -> None:
+        self._segments |= shared_memory(members(self._family()))
+        self._guard.shared_memory(self._segments)
 
     def _family(self) -> Family:
         sessions = frozenset({self._run.pid}) if self._run else frozenset()
         return Family(self._job.mark, sessions)
 
 
-def _end_family(family: Family) -> set[str]:
-    """Returns the shared memory that they had and that somebody else still uses."""
-    segments = shared_memory(members(family))
+def _end_family(family: Family, segments: set[str]) -> None:
     end(lambda: members(family), term_seconds=0)
     remove_unused_shared_memory(segments)
-    return segments

@@ -22,8 +22,8 @@ LOCK_NAME = "lock"
 
 @dataclass(frozen=True, slots=True)
 class ClusterState:
-    """What other shells (`status`, `down`) and tools know of a running cluster. `roles` has one entry for each
-    process: name, role, pid, stand, detail, restarts, addresses (listen, http, metrics), cores, log."""
+    """What other shells (`status`, `down`) and tools know of a running cluster. `roles` has one entry for
+    each process: name, role, pid, stand, detail, restarts, addresses (listen, http, metrics), cores, log."""
 
     cluster_id: str
     name: str

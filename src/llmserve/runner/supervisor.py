@@ -4,7 +4,6 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from llmserve.core.errors import LLMServeError
 from llmserve.core.tasks import TaskOwner

@@ -9,7 +9,7 @@ from rich.console import Console as RichConsole
 from llmserve.config.plan import LocalPlan, plan_local
 from llmserve.config.schema import Manifest
 from llmserve.runner import machine
-from llmserve.runner.cluster import ClusterJob, run_cluster
+from llmserve.runner.cluster import ClusterJob, Ending, run_cluster
 from llmserve.runner.console import Console
 from llmserve.runner.environment import default_run_dir
 from llmserve.runner.leftovers import clear_leftovers
@@ -25,11 +25,11 @@ def run_dir_of(manifest: Manifest, manifest_path: Path) -> Path:
     return default_run_dir(manifest_path, manifest.metadata.name, manifest.deployment.local.run_dir)
 
 
-def up(manifest: Manifest, manifest_path: Path, verbose: bool) -> None:
+def up(manifest: Manifest, manifest_path: Path, verbose: bool) -> Ending:
     """Runs the cluster until a signal stops it. Errors: LLMServeError."""
     run_dir = run_dir_of(manifest, manifest_path)
     with RunLock(run_dir):
         clear_leftovers(run_dir)
         job = ClusterJob(manifest, manifest_path, plan_here(manifest), run_dir, verbose)
         console = Console(RichConsole(highlight=False), time.monotonic)
-        asyncio.run(run_cluster(job, console))
+        return asyncio.run(run_cluster(job, console))

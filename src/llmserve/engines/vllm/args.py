@@ -30,9 +30,10 @@ _ENVIRONMENT = {
 }
 
 
-def set_environment() -> None:
-    """Before vLLM starts. PYTHONHASHSEED would change the root of every block hash."""
-    os.environ.update(_ENVIRONMENT)
+def set_environment(scratch: str) -> None:
+    """Before vLLM starts. scratch: where its sockets go, so that they are removed with it.
+    PYTHONHASHSEED would change the root of every block hash."""
+    os.environ.update(_ENVIRONMENT, VLLM_RPC_BASE_PATH=scratch)
     os.environ.pop("PYTHONHASHSEED", None)
 
 

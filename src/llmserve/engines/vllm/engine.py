@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import Executor
 
-from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed
+from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
 from llmserve.engines.base import EngineInfo
@@ -38,8 +38,8 @@ class VllmEngine:
         self._info: EngineInfo | None = None
 
     async def start(self) -> EngineInfo:
-        set_environment()
         self._scratch = tempfile.TemporaryDirectory(prefix="llmserve-engine-")
+        set_environment(self._scratch.name)
         self._kv_events = KvEventSource()
         card_path = Path(self._scratch.name) / "card.json"
         try:
@@ -84,14 +84,20 @@ class VllmEngine:
                 f"the prompt has {len(request.prompt_token_ids)} tokens; the model's limit is {longest}, "
                 "with at least one for the output"
             )
-        params = request.kv_transfer_params
-        if params and params.get("do_remote_prefill"):
+        if request.kv_transfer_params and request.kv_transfer_params.get("do_remote_prefill"):
+            self._validate_ticket(request.kv_transfer_params, self._info.block_size_tokens)
+
+    @staticmethod
+    def _validate_ticket(params: Mapping[str, Any], block_size_tokens: int) -> None:
+        try:
             ticket = HandoverTicket.from_params(params)
-            if ticket.block_size_tokens != self._info.block_size_tokens:
-                raise InvalidRequest(
-                    f"the prefill worker's blocks hold {ticket.block_size_tokens} tokens, "
-                    f"this worker's {self._info.block_size_tokens}"
-                )
+        except TransferError as error:
+            raise InvalidRequest(error.message) from error
+        if ticket.block_size_tokens != block_size_tokens:
+            raise InvalidRequest(
+                f"the prefill worker's blocks hold {ticket.block_size_tokens} tokens, "
+                f"this worker's {block_size_tokens}"
+            )
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         try:

@@ -1,0 +1,50 @@
+"""An apiserver that cannot start says why, and one that stopped leaves nothing."""
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from llmserve.apiserver.options import ApiserverOptions, ServedModel
+from llmserve.apiserver.role import ApiserverRole
+from llmserve.config.schema import Manifest
+from llmserve.core.errors import StartFailed
+
+
+def role(manifest: dict[str, Any], model: Path, http: str = "127.0.0.1:0") -> ApiserverRole:
+    options = ApiserverOptions("apiserver-0", http, "127.0.0.1:1", ServedModel("tiny", model))
+    return ApiserverRole(options, Manifest.model_validate(manifest), CollectorRegistry())
+
+
+async def test_the_port_is_taken(manifest: dict[str, Any], tiny_model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        made = role(manifest, tiny_model, f"127.0.0.1:{other.getsockname()[1]}")
+        with pytest.raises(StartFailed, match="cannot listen on 127"):
+            await made.start()
+        await made.aclose()
+        await made.aclose()
+
+
+async def test_there_is_no_model(manifest: dict[str, Any], tmp_path: Path) -> None:
+    made = role(manifest, tmp_path)
+    with pytest.raises(StartFailed, match="cannot serve"):
+        await made.start()
+    await made.aclose()
+
+
+async def test_a_key_is_missing(manifest: dict[str, Any], tiny_model: Path) -> None:
+    keys = {"security": {"api_keys": [{"tenant": "red", "key_env": "LLMSERVE_TEST_NO_SUCH_KEY"}]}}
+    with pytest.raises(StartFailed, match="LLMSERVE_TEST_NO_SUCH_KEY"):
+        role({**manifest, **keys}, tiny_model)
+
+
+async def test_nothing_is_left_running(manifest: dict[str, Any], tiny_model: Path) -> None:
+    before = asyncio.all_tasks()
+    made = role(manifest, tiny_model)
+    await made.start()
+    await made.aclose()
+    left = {task.get_name() for task in asyncio.all_tasks() - before if not task.done()}
+    assert left == set()

@@ -1,0 +1,96 @@
+"""A role for tests of the supervisor: `python -m fake_role <flags of a role> <behaviour as JSON>`.
+
+Standard library only, so that it starts at once. What it does goes to the file `events` of the run directory.
+"""
+
+import argparse
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_STUBBORN_CHILD = (
+    "import os, signal, sys, time\n"
+    "os.setsid()\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "print(os.getpid(), flush=True)\n"
+    "time.sleep(300)\n"
+)
+
+
+class FakeRole:
+    """Behaviour: exit_code (ends at once), progress (lines), ready (default true), ignore_term,
+    grandchild (that leaves the session and ignores SIGTERM), shm (name of a segment, which must not be
+    there yet), stdout (other lines), crash_file (exit code 3 when it appears), slow_stop_seconds."""
+
+    def __init__(self, name: str, run_dir: Path, behaviour: dict[str, Any]) -> None:
+        self._name = name
+        self._run_dir = run_dir
+        self._behaviour = behaviour
+        self._stopping = False
+
+    def live(self) -> int:
+        self._note(f"started {self._name} {os.getpid()}")
+        signal.signal(signal.SIGTERM, self._on_term)
+        if "exit_code" in self._behaviour:
+            print("boom: no such device", file=sys.stderr, flush=True)
+            return int(self._behaviour["exit_code"])
+        segment = self._make_segment()
+        if self._behaviour.get("grandchild"):
+            self._leave_grandchild()
+        for line in (*self._behaviour.get("stdout", ()), *self._progress()):
+            print(line, flush=True)
+        if self._behaviour.get("ready", True):
+            print(f"LLMSERVE_READY {self._name}", flush=True)
+        while not self._stopping:
+            if self._crash_file().exists():
+                self._crash_file().unlink()
+                return 3
+            time.sleep(0.01)
+        time.sleep(self._behaviour.get("slow_stop_seconds", 0))
+        self._note(f"stopped {self._name}")
+        del segment
+        return 0
+
+    def _progress(self) -> list[str]:
+        return [f"LLMSERVE_PROGRESS {text}" for text in self._behaviour.get("progress", ())]
+
+    def _on_term(self, number: int, frame: object) -> None:
+        self._note(f"asked {self._name}")
+        self._stopping = not self._behaviour.get("ignore_term", False)
+
+    def _crash_file(self) -> Path:
+        return self._run_dir / f"crash-{self._name}"
+
+    def _make_segment(self) -> mmap.mmap | None:
+        if "shm" not in self._behaviour:
+            return None
+        with open(f"/dev/shm/{self._behaviour['shm']}", "x+b") as file:
+            file.truncate(4096)
+            return mmap.mmap(file.fileno(), 4096)
+
+    def _leave_grandchild(self) -> None:
+        child = subprocess.Popen((sys.executable, "-c", _STUBBORN_CHILD), stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        self._note(f"grandchild {self._name} {child.stdout.readline().strip()}")
+
+    def _note(self, text: str) -> None:
+        with (self._run_dir / "events").open("a") as file:
+            file.write(f"{text}\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--name")
+    parser.add_argument("--run-dir", type=Path)
+    flags, rest = parser.parse_known_args()
+    return FakeRole(flags.name, flags.run_dir, json.loads(rest[-1])).live()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""A supervisor of fake roles: `python supervise.py JOB.json` does what `llmserve up` does with a plan."""
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+
+from llmserve.config.load import load_manifest
+from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec
+from llmserve.core.errors import LLMServeError
+from llmserve.runner.cluster import ClusterJob, Ending, run_cluster
+from llmserve.runner.console import Console
+from llmserve.runner.leftovers import clear_leftovers
+from llmserve.runner.state import RunLock
+
+
+def main() -> int:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    run_dir, manifest = Path(job["run_dir"]), Path(job["manifest"])
+    processes = tuple(
+        ProcessSpec(
+            role=ProcessRole(role["role"]),
+            name=role["name"],
+            module="fake_role",
+            listen=role.get("listen"),
+            args=(json.dumps(role.get("behaviour", {})),),
+            after=tuple(role.get("after", ())),
+        )
+        for role in job["roles"]
+    )
+    plan = LocalPlan(processes, ("http://127.0.0.1:1",), ("this is a test",))
+    console = Console(RichConsole(highlight=False, width=200), time.monotonic)
+    try:
+        with RunLock(run_dir):
+            clear_leftovers(run_dir)
+            made = ClusterJob(load_manifest(manifest), manifest, plan, run_dir, job.get("verbose", False))
+            ending = asyncio.run(run_cluster(made, console))
+    except LLMServeError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    return 0 if ending is Ending.ORDERLY else 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
