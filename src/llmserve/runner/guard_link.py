@@ -79,7 +79,8 @@ class GuardLink:
             await exited(self._process)
             _close(self._process)
             await asyncio.sleep(_PAUSE_SECONDS)
-            self._process = self._spawn()
+            with suppress(StartFailed):  # tried again after the next pause
+                self._process = self._spawn()
 
     async def aclose(self) -> None:
         """After the tasks of its owner have ended."""

@@ -25,9 +25,9 @@ def main() -> int:
             role=ProcessRole(role["role"]),
             name=role["name"],
             module="fake_role",
-            listen=role.get("listen"),
-            args=(json.dumps(role.get("behaviour", {})),),
-            after=tuple(role.get("after", ())),
+            listen=role["listen"],
+            args=(json.dumps(role["behaviour"]),),
+            after=tuple(role["after"]),
         )
         for role in job["roles"]
     )
@@ -36,7 +36,7 @@ def main() -> int:
     try:
         with RunLock(run_dir):
             clear_leftovers(run_dir)
-            made = ClusterJob(load_manifest(manifest), manifest, plan, run_dir, job.get("verbose", False))
+            made = ClusterJob(load_manifest(manifest), manifest, plan, run_dir, job["verbose"])
             ending = asyncio.run(run_cluster(made, console))
     except LLMServeError as error:
         print(error.message, file=sys.stderr)
