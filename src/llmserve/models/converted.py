@@ -4,6 +4,7 @@ A directory appears under its name by one rename, after everything in it is writ
 with it. Makers of the same directory exclude each other with a lock; a damaged one is made again.
 """
 
+import glob
 import os
 import shutil
 from collections.abc import Callable
@@ -69,5 +70,5 @@ class ConvertedModels:
 
     def _remove_half_made(self, target: Path) -> None:
         """What makers that died left behind."""
-        for leftover in self._folder.glob(f"{target.name}.making-*"):
+        for leftover in self._folder.glob(f"{glob.escape(target.name)}.making-*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from llmserve.config.schema import ModelSpec
-from llmserve.core.errors import ModelNotFound
+from llmserve.core.errors import LLMServeError, ModelNotFound
 from llmserve.models.convert import CONVERTER_VERSION
 from llmserve.models.converted import ConvertedModels
 from llmserve.models.digests import DigestCache
@@ -69,7 +69,12 @@ class _Resolver:
         self._check_gguf(file)
         self._progress(f"checking {file.name}")
         converted = ConvertedModels(self._cache_dir, self._digests, convert_in_process, CONVERTER_VERSION)
-        return converted.get(file, self._progress)
+        try:
+            return converted.get(file, self._progress)
+        except OSError as error:
+            raise LLMServeError(
+                f"model '{self._spec.source}': cannot be prepared in the cache {self._cache_dir}: {error}"
+            ) from error
 
     def _check_gguf(self, file: Path) -> None:
         try:

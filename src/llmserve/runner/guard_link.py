@@ -77,6 +77,7 @@ class GuardLink:
     async def _replace_when_dead(self) -> None:
         while self._process is not None:
             await exited(self._process)
+            self._process.poll()  # no zombie of it is left
             _close(self._process)
             await asyncio.sleep(_PAUSE_SECONDS)
             with suppress(StartFailed):  # tried again after the next pause

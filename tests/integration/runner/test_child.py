@@ -2,18 +2,14 @@
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llmserve.core.errors import ModelNotFound, StartFailed
-from llmserve.core.tasks import TaskOwner
-from llmserve.runner import guard_link
 from llmserve.runner.child import Child, Command
 from llmserve.runner.fetch import prepare_model
-from llmserve.runner.guard_link import GuardLink
 
 ANSWER = """print('LLMSERVE_PROGRESS converting'); print('LLMSERVE_MODEL {"path": "/models/x"}')"""
 
@@ -113,35 +109,3 @@ async def test_a_preparation_that_is_given_up_is_killed(command: Callable[[str],
     (pid,) = sessions.open
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-
-
-async def test_a_guard_that_cannot_be_replaced_at_once_is_replaced_later(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    tasks = TaskOwner("test")
-    link = GuardLink("no-such-cluster/", tasks)
-    monkeypatch.setattr(guard_link, "_PAUSE_SECONDS", 0.01)
-    link.start()
-    first = link.pid
-    failed = asyncio.Event()
-    missing = str(tmp_path / "python")
-    monkeypatch.setattr(sys, "executable", missing)
-    spawn = link._spawn
-
-    def spied() -> object:
-        try:
-            return spawn()
-        except StartFailed:
-            failed.set()
-            raise
-
-    monkeypatch.setattr(link, "_spawn", spied)
-    os.kill(first, 9)
-    await asyncio.wait_for(failed.wait(), 20)
-    monkeypatch.undo()
-    async with asyncio.timeout(20):
-        while link.pid == first:  # noqa: ASYNC110 - no event: it is replaced in the background
-            await asyncio.sleep(0.01)
-    await tasks.aclose()
-    await link.aclose()
-    await link.aclose()

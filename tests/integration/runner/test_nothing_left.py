@@ -46,6 +46,7 @@ def test_what_a_killed_supervisor_and_guard_left_is_cleared_by_the_next(
     first.until_ready()
     left = first.pids("grandchild")
     kill_with_guard(first)
+    first.until(lambda: first.order("stopped"), "the end of the role, which the kernel told to stop")
     assert all(map(is_alive, left))
     temp_dir = Path(first.state().temp_dir)
     assert temp_dir.exists()

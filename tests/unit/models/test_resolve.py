@@ -141,7 +141,7 @@ def test_a_cache_that_cannot_be_used_is_said(
     if kind == "dir":
         assert prepare(f"dir:{model_dir}").path == model_dir
     else:
-        assert f"the model cache {gguf} cannot be used" in prepare.error(f"gguf:{gguf}")
+        assert f"cannot be prepared in the cache {gguf}: " in prepare.error(f"gguf:{gguf}")
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
