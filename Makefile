@@ -43,8 +43,9 @@ bench: $(DEV)  ## Measure; each figure with its baseline in the same run
 proto: $(DEV)  ## Regenerate src/llmserve/rpc/gen from proto/
 	$(BIN)/llmserve gen-proto
 
-docs: $(DEV)  ## Regenerate docs/configuration.md
+docs: $(DEV)  ## Regenerate docs/configuration.md and docs/metrics.md
 	$(BIN)/python -m llmserve.config.schema_doc --write docs/configuration.md
+	$(BIN)/python -m llmserve.metrics.metrics_doc --write docs/metrics.md
 
 install: $(RUNTIME)  ## Only install
 
