@@ -42,6 +42,9 @@ class Spans:
     def total_bytes(self) -> int:
         return int(self.lengths.sum())
 
+    def cut(self, pieces: slice) -> "Spans":
+        return Spans(self.regions[pieces], self.offsets[pieces], self.lengths[pieces])
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

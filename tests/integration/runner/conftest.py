@@ -147,10 +147,10 @@ Start = Callable[..., Supervised]
 
 
 @pytest.fixture
-def start(tmp_path: Path, model_dir: Path) -> Iterator[Start]:
+def start(tmp_path: Path) -> Iterator[Start]:
     """start(*names of roles, **manifest keys of deployment.local) -> Supervised, all in one run directory.
     behave: what a role does otherwise than by default (fake_role.py). listen: the addresses of roles.
-    deaf: nobody reads the supervisor's stdout."""
+    source: of the model, which is then really prepared. deaf: nobody reads the supervisor's stdout."""
     running: list[Supervised] = []
     temp_dir, run_dir = tmp_path / "temp", tmp_path / "run"
     for folder in (temp_dir, run_dir):
@@ -162,7 +162,7 @@ def start(tmp_path: Path, model_dir: Path) -> Iterator[Start]:
         listen: dict[str, str] | None = None,
         verbose: bool = False,
         deaf: bool = False,
-        source: str = f"dir:{model_dir}",
+        source: str | None = None,
         log_dir: Path | None = None,
         **local: Any,
     ) -> Supervised:
@@ -180,12 +180,18 @@ def start(tmp_path: Path, model_dir: Path) -> Iterator[Start]:
         manifest = tmp_path / "m.yaml"
         sections = {
             "kind": "LLMServe",
-            "models": {"primary": {"source": source}},
+            "models": {"primary": {"source": source or "dir:/no/model"}},
             "deployment": {"local": local},
             "observability": {"log_dir": str(log_dir) if log_dir else None},
         }
         manifest.write_text(json.dumps(sections))
-        job = {"run_dir": str(run_dir), "manifest": str(manifest), "roles": roles, "verbose": verbose}
+        job = {
+            "run_dir": str(run_dir),
+            "manifest": str(manifest),
+            "roles": roles,
+            "verbose": verbose,
+            "prepare_model": source is not None,
+        }
         (tmp_path / f"job{index}.json").write_text(json.dumps(job))
         output = tmp_path / f"output{index}"
         environment = {

@@ -50,11 +50,11 @@ def test_other_lines_go_to_the_log_and_with_verbose_to_the_console(start: Start)
     assert "hello from stdout" in (cluster.run_dir / "logs" / "router-0.log").read_text()
 
 
-def test_the_state_file_says_what_runs(start: Start) -> None:
-    cluster = start("kvmanager-0", "router-0", "decode-0")
+def test_the_state_file_says_what_runs(start: Start, model_dir: Path) -> None:
+    cluster = start("kvmanager-0", "router-0", "decode-0", source=f"dir:{model_dir}")
     cluster.until_ready()
     state = cluster.state()
-    assert (state.pid, state.is_running) == (cluster.process.pid, True)
+    assert (state.pid, state.is_running, state.model_dir) == (cluster.process.pid, True, str(model_dir))
     assert {role["name"]: role["pid"] for role in state.roles} == {
         event[1]: int(event[2]) for event in cluster.events()
     }
@@ -97,7 +97,7 @@ def test_a_role_that_is_never_ready_is_given_up(start: Start, is_alive: Alive) -
 
 def test_a_model_that_is_not_there_is_said_before_a_role_starts(start: Start, model_dir: Path) -> None:
     (model_dir / "config.json").unlink()
-    cluster = start("router-0")
+    cluster = start("router-0", source=f"dir:{model_dir}")
     assert cluster.exit_code() == 1
     assert "config.json is missing" in cluster.output().splitlines()[-1]
     assert "Traceback" not in cluster.output()

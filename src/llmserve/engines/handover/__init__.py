@@ -3,15 +3,16 @@
 Used by engines/connector (in each vLLM worker process) and by engines/sim. No torch, no vLLM.
 """
 
-from llmserve.engines.handover.ask import query_leases, query_status, release_ticket
+from llmserve.engines.handover.ask import meet, query_leases, query_status, release_ticket
 from llmserve.engines.handover.client import HandoverClient
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.layout import KvGeometry, KvLayout
 from llmserve.engines.handover.node import HandoverNode
+from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.pull import PullJob, PullLimits, PullResult
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import HandoverStatus, TransferCounters
-from llmserve.engines.handover.ticket import HandoverTicket
+from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress
 
 __all__ = [
     "HandoverClient",
@@ -22,10 +23,13 @@ __all__ = [
     "HandoverTicket",
     "KvGeometry",
     "KvLayout",
+    "PeerAddress",
     "PullJob",
     "PullLimits",
     "PullResult",
     "TransferCounters",
+    "TransferPolicy",
+    "meet",
     "query_leases",
     "query_status",
     "release_ticket",

@@ -5,15 +5,17 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId
+from llmserve.core.pairs import PairStatus
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import PeerDirectory
+from llmserve.engines.handover.prober import Prober
 from llmserve.engines.handover.pull import Pull, PullJob, PullLimits, PullResult, renewals
-from llmserve.engines.handover.ticket import HandoverTicket
+from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress
 
 _log = logging.getLogger(__name__)
 _SETTLE_SECONDS = 10.0
@@ -28,6 +30,8 @@ class HandoverClient:
         self._rank = rank
         self._limits = limits or PullLimits()
         self._peers = PeerDirectory(io)
+        self._prober = Prober(io, self._peers)
+        io.post(self._prober.start)
         self._lock = threading.Lock()
         self._active: set[RequestId] = set()
         self._finished: deque[PullResult] = deque()
@@ -44,7 +48,7 @@ class HandoverClient:
             if job.request_id in self._active:
                 raise TransferError(f"request {job.request_id} is being pulled already")
             self._active.add(job.request_id)
-        pull = Pull(job, self._limits, self._io, self._peers)
+        pull = Pull(job, self._limits, self._io, self._peers, self._prober.trouble)
         try:
             self._io.post(lambda: self._start(pull))
         except TransferError:
@@ -74,6 +78,14 @@ class HandoverClient:
 
     def unwatch(self, ticket: HandoverTicket) -> None:
         self._post(lambda: self._unwatch(ticket))
+
+    def meet(self, addresses: Sequence[PeerAddress]) -> None:
+        """All peers that tickets may come from: each is connected to and probed before the first one does."""
+        self._post(lambda: self._prober.meet(addresses))
+
+    def pairs(self) -> list[PairStatus]:
+        """The matrix, for status and metrics."""
+        return self._prober.rows()
 
     def release(self, ticket: HandoverTicket) -> None:
         """Gives back blocks that nobody will fetch. Best effort; ends a watch."""
@@ -144,7 +156,7 @@ class HandoverClient:
 
     async def _keep_alive(self, ticket: HandoverTicket) -> None:
         try:
-            peer = await self._peers.get(ticket, self._rank)
+            peer = await self._peers.get(ticket.address(self._rank))
             await peer.demand("renew", ticket)
             await renewals(peer, ticket)
         except TransferError as error:
@@ -155,7 +167,7 @@ class HandoverClient:
 
     async def _give_back(self, ticket: HandoverTicket, rank: int) -> None:
         try:
-            peer = await self._peers.get(ticket, rank)
+            peer = await self._peers.get(ticket.address(rank))
             await peer.lease("release", ticket)
         except TransferError as error:
             _log.info("lease %s was not given back: %s", ticket.lease_id, error.message)

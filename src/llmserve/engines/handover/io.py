@@ -17,8 +17,11 @@ from typing import Any, TypeVar
 from llmserve.core.errors import TransferError
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.handover.layout import KvLayout
+from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.status import TransferCounters
 from llmserve.transfer.base import Batch, PeerName, Transfer, TransferState, TransferStatus, Transport
+from llmserve.transfer.pacing import TokenBucket
+from llmserve.transfer.probe import ProbeMemory
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -42,9 +45,16 @@ class HandoverIo:
 
     `call` and `post` may be used from any thread; everything else belongs to the loop's."""
 
-    def __init__(self, transports: Sequence[Transport], layout: KvLayout) -> None:
+    def __init__(
+        self, transports: Sequence[Transport], layout: KvLayout, policy: TransferPolicy | None = None
+    ) -> None:
         """Errors: TransferError when the memory cannot be registered; the transports are closed."""
         self.layout = layout
+        self.policy = policy or TransferPolicy()
+        self.probe = ProbeMemory(len(layout.regions))
+        self.regions = (*layout.regions, self.probe.region)
+        limit = self.policy.bytes_per_second
+        self.bucket = TokenBucket(limit) if limit else None
         self.counters = TransferCounters()
         self.transports: Mapping[str, Transport] = {transport.name: transport for transport in transports}
         self._flights: list[_Flight] = []
@@ -53,7 +63,7 @@ class HandoverIo:
         self.closed = False
         try:
             for transport in transports:
-                transport.register(layout.regions)
+                transport.register(self.regions)
             self.descriptions = {t.name: b64encode(t.describe()).decode() for t in transports}
         except TransferError:
             self._close_transports()

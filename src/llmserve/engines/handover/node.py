@@ -7,6 +7,7 @@ from llmserve.core.ids import WorkerId
 from llmserve.engines.handover.client import HandoverClient
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.layout import KvLayout
+from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.pull import PullLimits
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import TransferCounters
@@ -28,13 +29,14 @@ class HandoverNode:
         host: str = "127.0.0.1",
         rank: int = 0,
         limits: PullLimits | None = None,
+        policy: TransferPolicy | None = None,
     ) -> None:
         """Errors: TransferError (memory cannot be registered, host cannot be bound)."""
-        self._io = HandoverIo(transports, layout)
+        self._io = HandoverIo(transports, layout, policy)
         self.client = HandoverClient(self._io, rank, limits)
         try:
             self.server = HandoverServer(
-                self._io, worker_id, epoch, lease_seconds, clock or SystemClock(), host
+                self._io, worker_id, epoch, lease_seconds, clock or SystemClock(), self.client, host
             )
         except BaseException:
             self._io.close()

@@ -5,7 +5,7 @@ release. Only a release that finds the lease still valid makes the data count.
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import Peer, PeerDirectory
 from llmserve.engines.handover.ticket import HandoverTicket
 from llmserve.transfer.base import Batch, TransferState, TransferStatus
+from llmserve.transfer.digest import digest
 
 _log = logging.getLogger(__name__)
 _RENEWALS_PER_LEASE = 3
@@ -22,10 +23,9 @@ _RENEWALS_PER_LEASE = 3
 
 @dataclass(frozen=True, slots=True)
 class PullLimits:
-    """attempt_seconds: one transport's chance. total_seconds: the whole pull, all fallbacks included.
-    connects: how often a side channel that breaks during a pull is opened."""
+    """total_seconds: the whole pull, all fallbacks included. connects: how often a side channel that
+    breaks during a pull is opened."""
 
-    attempt_seconds: float = 10.0
     total_seconds: float = 30.0
     connects: int = 2
 
@@ -63,6 +63,7 @@ class Pull:
     limits: PullLimits
     io: HandoverIo
     peers: PeerDirectory
+    on_trouble: Callable[[Peer, str, str], None]  # peer, transport, reason
     started: float = field(default_factory=time.monotonic)
     transport: str = ""
     bytes: int = 0
@@ -100,7 +101,7 @@ class Pull:
         job = self.job
         batch = self.io.layout.batch(job.local_block_ids, job.remote_block_ids)
         for attempt in range(self.limits.connects):
-            peer = await self.peers.get(job.ticket, job.rank)
+            peer = await self.peers.get(job.ticket.address(job.rank))
             try:
                 await self._read_validated(peer, batch)
                 return
@@ -120,38 +121,45 @@ class Pull:
 
     async def _read_over_any(self, peer: Peer, batch: Batch) -> None:
         failures = []
-        for name in peer.transports:
+        for name in peer.choice.ranked(time.monotonic()):
             try:
                 await self._read_over(name, peer, batch)
                 return
             except TransferError as error:
-                failures.append(f"{name}: {error.message}")
+                reason = error.message
+            failures.append(f"{name}: {reason}")
             self.fallbacks.append(failures[-1])
-            self.io.counters.of(name).failures += 1
-            peer.distrust(name)
-            _log.warning("kv pull of %s failed over %s", self.job.request_id, failures[-1])
-            if peer.lost.done():
+            if peer.lost.done():  # the worker's trouble, not the transport's
                 break
+            self.io.counters.of(name).failures += 1
+            self.on_trouble(peer, name, reason)
         raise TransferError("; ".join(failures) or f"no transport in common with {peer.endpoint}")
 
     async def _read_over(self, name: str, peer: Peer, batch: Batch) -> None:
         started = time.monotonic()
-        transport, remote = peer.transport(name)
-        await self._while_alive(peer, self.io.read(transport, remote, batch))
+        await self._while_alive(peer, peer.read(name, batch))
+        await self._verify(peer, batch)
+        seconds = time.monotonic() - started
         self.transport, self.bytes = name, batch.local.total_bytes
-        self.io.counters.count_pull(name, self.bytes, time.monotonic() - started)
+        peer.choice.moved(name, self.bytes, seconds)
+        self.io.counters.count_pull(name, self.bytes, seconds)
+
+    async def _verify(self, peer: Peer, batch: Batch) -> None:
+        pieces = self.io.policy.verified_pieces(len(batch.local.lengths))
+        remote = batch.remote.cut(pieces)
+        if len(remote.lengths):
+            await peer.verify(remote, digest(self.io.regions, batch.local.cut(pieces)))
 
     async def _while_alive(self, peer: Peer, read: Coroutine[object, object, TransferStatus]) -> None:
-        """Ends the read when the owner of the blocks is gone or takes too long; returns only when
-        local memory is no longer touched. Errors: TransferError."""
+        """Ends the read when the owner of the blocks is gone; returns only when local memory is no
+        longer touched. Errors: TransferError."""
         task = self.io.spawn("read", read)
-        limit = self.limits.attempt_seconds
         try:
-            await asyncio.wait((task, peer.lost), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((task, peer.lost), return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _settled(task)
         if task.cancelled():
-            raise TransferError(peer.lost.result() if peer.lost.done() else f"not done within {limit:g} s")
+            raise TransferError(peer.lost.result() if peer.lost.done() else "cancelled")
         status = task.result()
         if status.state is not TransferState.DONE:
             raise TransferError(status.reason or "failed without a reason")

@@ -1,22 +1,28 @@
 """The granting end: leases on blocks of this process, and the side channel through which readers
 check, renew and release them.
 
-Messages: hello (compares the geometry, tells how to connect), begin (a read follows now), renew,
-release, status, leases. A reader that sends garbage loses its connection, nothing else.
+Messages: hello (compares the geometry, tells how to connect), probe (reads of the pattern follow now),
+begin (a read of leased blocks follows now), digest (of what was read), renew, release, status, leases; and
+from this worker's own front: meet (the peers to fetch from). A reader that sends garbage loses its
+connection, nothing else.
 """
 
 import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.engines.handover import wire
+from llmserve.engines.handover.client import HandoverClient
 from llmserve.engines.handover.io import HandoverIo
+from llmserve.engines.handover.peers import PROBE_SECONDS
 from llmserve.engines.handover.status import HandoverStatus
 from llmserve.kvstore.leases import LeaseAnswer, LeaseChanges, LeaseTable
+from llmserve.transfer.digest import digest
 
 _log = logging.getLogger(__name__)
 _WIREUP_SECONDS = 2.0
@@ -34,10 +40,13 @@ class HandoverServer:
         epoch: int,
         lease_seconds: float,
         clock: Clock,
+        client: HandoverClient,
         host: str = "127.0.0.1",
     ) -> None:
-        """Listens at once. Errors: TransferError when the host cannot be bound."""
+        """Listens at once. client: the fetching end of this process, for status and meet.
+        Errors: TransferError when the host cannot be bound."""
         self._io = io
+        self._client = client
         self._worker_id = worker_id
         self._lock = threading.Lock()
         self._table = LeaseTable(epoch, lease_seconds, clock)
@@ -109,7 +118,15 @@ class HandoverServer:
         if operation == "hello":
             return self._hello(connection, message)
         if operation == "status":
-            return {"ok": True, **self.status().to_message()}
+            return {"ok": True, **replace(self.status(), pairs=tuple(self._client.pairs())).to_message()}
+        if operation == "meet":
+            self._client.meet(wire.unpack_addresses(message))
+            return {"ok": True}
+        if operation == "probe":
+            self._io.expect(connection, "probe", PROBE_SECONDS)
+            return {"ok": True}
+        if operation == "digest":
+            return {"ok": True, "digest": digest(self._io.regions, wire.unpack_spans(message))}
         if operation == "leases":
             return wire.pack_changes(self.changes_after(_integer(message, "after")))
         if operation in ("begin", "renew", "release"):
@@ -128,6 +145,7 @@ class HandoverServer:
             "worker_id": self._worker_id,
             "epoch": self._table.epoch,
             "transports": self._io.descriptions,
+            "probe": self._io.probe.card.to_message(),
         }
 
     def _lease(self, connection: int, operation: str, message: wire.Message) -> wire.Message:

@@ -12,6 +12,15 @@ _MAX_RANKS = 1024
 
 
 @dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """The side channel of one rank of one incarnation of a worker."""
+
+    worker_id: WorkerId
+    epoch: int
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
 class HandoverTicket:
     """endpoints: "host:port" of the side channel of each tensor-parallel rank, in rank order.
     block_ids: those of the owner, in prompt order; the last one may be partly filled."""
@@ -24,6 +33,12 @@ class HandoverTicket:
     num_tokens: int
     block_size_tokens: int
     lease_seconds: float
+
+    def address(self, rank: int) -> PeerAddress:
+        """Errors: TransferError for a rank that the owner does not have."""
+        if not 0 <= rank < len(self.endpoints):
+            raise TransferError(f"the ticket has no endpoint for rank {rank}")
+        return PeerAddress(self.worker_id, self.epoch, self.endpoints[rank])
 
     def to_params(self) -> dict[str, Any]:
         """kv_transfer_params: JSON types only."""

@@ -21,6 +21,7 @@ def test_an_idle_node_sleeps_also_with_leases_out(make_side: Make) -> None:
     owner, reader = make_side(1), make_side(2)
     reader.pull(owner.grant("p1", [1]), [2])
     assert reader.result().ok
+    reader.probed(owner)
     owner.grant("p2", [3])
     before = _cpu_seconds()
     time.sleep(0.3)  # the time that passes is what is measured

@@ -10,7 +10,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId
-from llmserve.engines.handover import PullJob, PullLimits
+from llmserve.engines.handover import PullJob, PullLimits, TransferPolicy
 from llmserve.transfer.tcp import TcpTransport
 
 Make = Callable[..., Any]
@@ -149,12 +149,12 @@ def test_no_transport_in_common(make_side: Make, gated: Make) -> None:
 
 def test_a_slow_transport_is_left_for_the_next(make_side: Make, gated: Make) -> None:
     owner = make_side(1, gated(), TcpTransport())
-    limits = PullLimits(attempt_seconds=0.05)
-    reader = make_side(2, near := gated(stubborn=2), TcpTransport(), limits=limits)
+    policy = TransferPolicy(attempt_seconds=0.05)
+    reader = make_side(2, near := gated(stubborn=2), TcpTransport(), policy=policy)
     reader.pull(owner.grant("p1", REMOTE), LOCAL)
     result = reader.result()
     assert (result.ok, result.transport) == (True, "tcp")
-    assert result.fallbacks == ("gated: not done within 0.05 s",)
+    assert result.fallbacks == ("gated: too slow: 37164 bytes not done within 0.05 s",)
     assert (near.stubborn, near.cancelled) == (0, 1)
 
 
