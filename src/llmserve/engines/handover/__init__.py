@@ -10,11 +10,16 @@ from llmserve.engines.handover.layout import KvGeometry, KvLayout
 from llmserve.engines.handover.node import HandoverNode
 from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.pull import PullJob, PullLimits, PullResult
+from llmserve.engines.handover.push.arrival import ReceiveJob, ReceiveLimits
+from llmserve.engines.handover.push.card import PushCard, is_pushed, prefill_params, transfer_of
+from llmserve.engines.handover.push.sender import PushChunk
+from llmserve.engines.handover.push.transfer import Finish, PushLimits
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import HandoverStatus, TransferCounters
 from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress
 
 __all__ = [
+    "Finish",
     "HandoverClient",
     "HandoverIo",
     "HandoverNode",
@@ -27,10 +32,18 @@ __all__ = [
     "PullJob",
     "PullLimits",
     "PullResult",
+    "PushCard",
+    "PushChunk",
+    "PushLimits",
+    "ReceiveJob",
+    "ReceiveLimits",
     "TransferCounters",
     "TransferPolicy",
+    "is_pushed",
     "meet",
+    "prefill_params",
     "query_leases",
     "query_status",
     "release_ticket",
+    "transfer_of",
 ]

@@ -25,12 +25,14 @@ class HandoverClient:
     """Methods without underscore may be called from any thread and never wait for the network."""
 
     def __init__(self, io: HandoverIo, rank: int = 0, limits: PullLimits | None = None) -> None:
-        """rank: whose endpoint of a ticket watch and release speak to."""
+        """rank: whose endpoint of a ticket watch and release speak to. Attributes without underscore are
+        for pushes, which use the same connections, on the loop."""
         self._io = io
         self._rank = rank
-        self._limits = limits or PullLimits()
-        self._peers = PeerDirectory(io)
-        self._prober = Prober(io, self._peers)
+        self.limits = limits or PullLimits()
+        self.peers = PeerDirectory(io)
+        self._prober = Prober(io, self.peers)
+        self.trouble = self._prober.trouble
         io.post(self._prober.start)
         self._lock = threading.Lock()
         self._active: set[RequestId] = set()
@@ -48,7 +50,7 @@ class HandoverClient:
             if job.request_id in self._active:
                 raise TransferError(f"request {job.request_id} is being pulled already")
             self._active.add(job.request_id)
-        pull = Pull(job, self._limits, self._io, self._peers, self._prober.trouble)
+        pull = Pull(job, self.limits, self._io, self.peers, self.trouble)
         try:
             self._io.post(lambda: self._start(pull))
         except TransferError:
@@ -156,7 +158,7 @@ class HandoverClient:
 
     async def _keep_alive(self, ticket: HandoverTicket) -> None:
         try:
-            peer = await self._peers.get(ticket.address(self._rank))
+            peer = await self.peers.get(ticket.address(self._rank))
             await peer.demand("renew", ticket)
             await renewals(peer, ticket)
         except TransferError as error:
@@ -167,7 +169,7 @@ class HandoverClient:
 
     async def _give_back(self, ticket: HandoverTicket, rank: int) -> None:
         try:
-            peer = await self._peers.get(ticket.address(rank))
+            peer = await self.peers.get(ticket.address(rank))
             await peer.lease("release", ticket)
         except TransferError as error:
             _log.info("lease %s was not given back: %s", ticket.lease_id, error.message)
@@ -178,4 +180,4 @@ class HandoverClient:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
-        self._peers.close()
+        self.peers.close()

@@ -1,4 +1,5 @@
-"""Everything a process needs to hand KV over and to fetch it: one io thread, a server, a client."""
+"""Everything a process needs to hand KV over and to fetch it: one io thread, a server, a client,
+and the two ends of pushes."""
 
 from collections.abc import Sequence
 
@@ -9,8 +10,13 @@ from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.layout import KvLayout
 from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.pull import PullLimits
+from llmserve.engines.handover.push.arrival import ReceiveLimits
+from llmserve.engines.handover.push.receiver import PushReceiver
+from llmserve.engines.handover.push.sender import PushSender
+from llmserve.engines.handover.push.transfer import PushLimits
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import TransferCounters
+from llmserve.engines.handover.ticket import PeerAddress
 from llmserve.transfer.base import Transport
 
 
@@ -30,6 +36,8 @@ class HandoverNode:
         rank: int = 0,
         limits: PullLimits | None = None,
         policy: TransferPolicy | None = None,
+        push_limits: PushLimits | None = None,
+        receive_limits: ReceiveLimits | None = None,
     ) -> None:
         """Errors: TransferError (memory cannot be registered, host cannot be bound)."""
         self._io = HandoverIo(transports, layout, policy)
@@ -41,6 +49,11 @@ class HandoverNode:
         except BaseException:
             self._io.close()
             raise
+        peers, trouble = self.client.peers, self.client.trouble
+        self.sender = PushSender(self._io, peers, self.server, trouble, push_limits)
+        home = PeerAddress(worker_id, epoch, self.server.endpoint)
+        self.receiver = PushReceiver(self._io, self.client, home, self.server.hang_up, rank, receive_limits)
+        self.server.add({**self.sender.operations, **self.receiver.operations})
 
     @property
     def endpoint(self) -> str:

@@ -12,7 +12,7 @@ from llmserve.engines.handover import wire
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress, split_endpoint
 from llmserve.kvstore.leases import LeaseAnswer
-from llmserve.transfer.base import Batch, PeerName, Spans, TransferStatus
+from llmserve.transfer.base import Batch, PeerName, Spans, TransferStatus, Transport
 from llmserve.transfer.choice import Measured, PairChoice
 from llmserve.transfer.lane import Lane, Read
 from llmserve.transfer.probe import ProbeCard, probe
@@ -44,6 +44,7 @@ class Peer:
         self._probe: ProbeCard | None = None
         self._names: dict[str, PeerName] = {}
         self._lanes: dict[str, Lane] = {}
+        self._write_lanes: dict[str, Lane] = {}
         self._answers: deque[asyncio.Future[wire.Message]] = deque()
         self._receiver = io.spawn("peer", self._receive())
 
@@ -59,6 +60,13 @@ class Peer:
             self._lanes[name] = Lane(self._reader_of(name), partial(self._limit, name), self._io.bucket)
         return await self._lanes[name].move(batch)
 
+    async def write(self, name: str, batch: Batch) -> TransferStatus:
+        """Copies a batch to the peer, likewise. DONE: all has arrived; otherwise some may still arrive."""
+        if name not in self._write_lanes:
+            write = partial(self._io.write, *self._connected(name))
+            self._write_lanes[name] = Lane(write, partial(self._limit, name), self._io.bucket)
+        return await self._write_lanes[name].move(batch)
+
     async def probe(self, name: str) -> Measured:
         """Measures a transport, besides the lanes."""
         assert self._probe is not None, "hello has been said"
@@ -70,10 +78,15 @@ class Peer:
             raise TransferError(f"the probe was not done within {PROBE_SECONDS:g} s") from None
 
     def _reader_of(self, name: str) -> Read:
-        transport = self._io.transports[name]
+        return partial(self._io.read, *self._connected(name))
+
+    def _connected(self, name: str) -> tuple[Transport, PeerName]:
+        transport = self._io.transports.get(name)
+        if transport is None:
+            raise TransferError(f"{name} was given up")
         if name not in self._names:
             self._names[name] = transport.connect(b64decode(self._descriptions[name]))
-        return partial(self._io.read, transport, self._names[name])
+        return transport, self._names[name]
 
     def _limit(self, name: str, size_bytes: int) -> float:
         return self._io.policy.limit_seconds(self.choice.expected_seconds(name, size_bytes))
@@ -110,6 +123,10 @@ class Peer:
         if answer.get("digest") != digest:
             raise TransferError("other bytes arrived than were sent: the digests differ")
 
+    async def ask(self, operation: str, fields: Mapping[str, object]) -> wire.Message:
+        """A message about a push (push/messages.py)."""
+        return await self._ask({"op": operation, **fields})
+
     def close(self, reason: str = "closed") -> None:
         """Idempotent."""
         if self.lost.done():
@@ -121,7 +138,8 @@ class Peer:
             if not answer.done():
                 answer.set_exception(self._loss())
         for name, peer in self._names.items():
-            self._io.transports[name].disconnect(peer)
+            if transport := self._io.transports.get(name):
+                transport.disconnect(peer)
 
     async def _ask(self, message: wire.Message) -> wire.Message:
         if self.lost.done():
@@ -182,9 +200,13 @@ class PeerDirectory:
             )
         return peer
 
-    def close(self) -> None:
+    def hang_up(self, reason: str) -> None:
+        """On all; what was learnt of them stays, and whoever asks connects again."""
         for peer in self._peers.values():
-            peer.close()
+            peer.close(reason)
+
+    def close(self) -> None:
+        self.hang_up("closed")
         self._peers.clear()
 
     async def _replace(self, endpoint: str) -> Peer:

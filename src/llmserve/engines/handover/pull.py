@@ -44,7 +44,8 @@ class PullJob:
 @dataclass(frozen=True, slots=True)
 class PullResult:
     """ok: the data is there and true. reason: why not. fallbacks: what failed before, as
-    "transport: reason". seconds: from the call of `pull`."""
+    "transport: reason". seconds: from the call of `pull`. tokens: what prefill drew, when a push brought
+    it and the request is to go on from it."""
 
     request_id: RequestId
     ok: bool
@@ -53,6 +54,7 @@ class PullResult:
     seconds: float = 0.0
     reason: str = ""
     fallbacks: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
