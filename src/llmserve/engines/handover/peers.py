@@ -12,7 +12,7 @@ from llmserve.engines.handover import wire
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress, split_endpoint
 from llmserve.kvstore.leases import LeaseAnswer
-from llmserve.transfer.base import Batch, PeerName, Spans, TransferStatus, Transport
+from llmserve.transfer.base import Batch, PeerName, Spans, TransferState, TransferStatus, Transport
 from llmserve.transfer.choice import Measured, PairChoice
 from llmserve.transfer.lane import Lane, Read
 from llmserve.transfer.probe import ProbeCard, probe
@@ -56,16 +56,22 @@ class Peer:
     async def read(self, name: str, batch: Batch) -> TransferStatus:
         """Copies a batch over a transport, in fair turns with other requests; DONE or FAILED. When it
         returns or has been cancelled, local memory is no longer touched. Connects when it must."""
-        if name not in self._lanes:
-            self._lanes[name] = Lane(self._reader_of(name), partial(self._limit, name), self._io.bucket)
+        try:
+            if name not in self._lanes:
+                self._lanes[name] = self._lane(name, self._reader_of(name))
+        except TransferError as error:
+            return TransferStatus(TransferState.FAILED, error.message)
         return await self._lanes[name].move(batch)
 
-    async def write(self, name: str, batch: Batch) -> TransferStatus:
-        """Copies a batch to the peer, likewise. DONE: all has arrived; otherwise some may still arrive."""
+    def write_lane(self, name: str) -> Lane:
+        """Copies batches to the peer, likewise. DONE: all has arrived; otherwise some may still arrive.
+        Connects when it must."""
         if name not in self._write_lanes:
-            write = partial(self._io.write, *self._connected(name))
-            self._write_lanes[name] = Lane(write, partial(self._limit, name), self._io.bucket)
-        return await self._write_lanes[name].move(batch)
+            self._write_lanes[name] = self._lane(name, partial(self._io.write, *self._connected(name)))
+        return self._write_lanes[name]
+
+    def _lane(self, name: str, move: Read) -> Lane:
+        return Lane(move, partial(self._limit, name), self._io.bucket)
 
     async def probe(self, name: str) -> Measured:
         """Measures a transport, besides the lanes."""
@@ -182,6 +188,7 @@ class PeerDirectory:
         self.changed = asyncio.Event()  # set at each new connection; whoever waits clears it
         self._peers: dict[str, Peer] = {}
         self._dialling: dict[str, asyncio.Lock] = {}
+        self._closed = False
 
     @property
     def live(self) -> list[Peer]:
@@ -190,6 +197,8 @@ class PeerDirectory:
     async def get(self, address: PeerAddress) -> Peer:
         """A connection to that incarnation. Errors: TransferError; LeaseEnded when the worker has been
         restarted since."""
+        if self._closed:
+            raise TransferError("hand-over is closed")
         async with self._dialling.setdefault(address.endpoint, asyncio.Lock()):
             peer = self._peers.get(address.endpoint)
             if peer is None or peer.lost.done() or peer.epoch < address.epoch:
@@ -206,6 +215,8 @@ class PeerDirectory:
             peer.close(reason)
 
     def close(self) -> None:
+        """No connection is opened afterwards."""
+        self._closed = True
         self.hang_up("closed")
         self._peers.clear()
 
@@ -214,6 +225,9 @@ class PeerDirectory:
         if old is not None:
             old.close("its worker was restarted")
         peer = await self._dial(endpoint)
+        if self._closed:
+            peer.close()
+            raise TransferError("hand-over is closed")
         peer.choice = self._choice(peer, old)
         self._peers[endpoint] = peer
         self.changed.set()

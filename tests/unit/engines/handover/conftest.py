@@ -60,11 +60,16 @@ class Kv:
 
 @dataclass(eq=False)
 class GatedTransfer:
-    """copies: to, from, size. valid: whether the far side still has the memory that was described."""
+    """copies: to, from, size. generation: of the far side's memory, as it was described."""
 
     copies: list[tuple[int, int, int]]
-    valid: Callable[[], bool]
+    far: "GatedTransport"
+    generation: int
     is_probe: bool = False
+
+    @property
+    def valid(self) -> bool:
+        return self.generation == self.far.generation
 
     def land(self) -> None:
         for to, source, size in self.copies:
@@ -89,6 +94,7 @@ class GatedTransport:
     cancelled: int = 0
     connected: int = 0
     generation: int = 0
+    closed: bool = False
     writes: int = 0
     late: list[GatedTransfer] = field(default_factory=list)
     regions: Sequence[Region] = ()
@@ -109,21 +115,21 @@ class GatedTransport:
         self.connected -= 1
 
     def read(self, peer: PeerName, batch: Batch) -> Transfer:
-        far, valid = self._far(peer)
+        far, generation = self._far(peer)
         pieces = zip(_pieces(self.regions, batch.local), _pieces(far.regions, batch.remote), strict=True)
         is_probe = batch.remote.regions[0] == PROBE_REGION
-        return self._start(GatedTransfer([(a, b, n) for (a, n), (b, _) in pieces], valid, is_probe))
+        copies = [(a, b, n) for (a, n), (b, _) in pieces]
+        return self._start(GatedTransfer(copies, far, generation, is_probe))
 
     def write(self, peer: PeerName, batch: Batch) -> Transfer:
-        far, valid = self._far(peer)
+        far, generation = self._far(peer)
         pieces = zip(_pieces(self.regions, batch.local), _pieces(far.regions, batch.remote), strict=True)
         self.writes += 1
-        return self._start(GatedTransfer([(b, a, n) for (a, n), (b, _) in pieces], valid))
+        return self._start(GatedTransfer([(b, a, n) for (a, n), (b, _) in pieces], far, generation))
 
-    def _far(self, peer: PeerName) -> tuple["GatedTransport", Callable[[], bool]]:
+    def _far(self, peer: PeerName) -> tuple["GatedTransport", int]:
         identity, generation = json.loads(peer)
-        far = self.network[identity]
-        return far, lambda: far.generation == generation
+        return self.network[identity], generation
 
     def _start(self, transfer: GatedTransfer) -> GatedTransfer:
         if not transfer.is_probe:
@@ -134,7 +140,7 @@ class GatedTransport:
 
     def poll(self, transfer: Transfer) -> TransferStatus:
         assert isinstance(transfer, GatedTransfer)
-        if not transfer.valid():
+        if not transfer.valid:
             return TransferStatus(TransferState.FAILED, "the memory was registered anew")
         if self.mode == "fail" and not transfer.is_probe:
             self.late.append(transfer)
@@ -157,13 +163,13 @@ class GatedTransport:
 
     def land(self) -> int:
         """What was given up arrives. Returns how many transfers did."""
-        landing = [transfer for transfer in self.late if transfer.valid()]
+        landing = [late for late in self.late if late.valid and not late.far.closed]
         for transfer in landing:
             transfer.land()
         return len(landing)
 
     def close(self) -> None:
-        self.generation += 1
+        self.closed = True
         self.network.pop(str(id(self)), None)
 
 

@@ -98,11 +98,7 @@ class Arrival:
 
     async def run(self) -> PullResult:
         """When it returns, nobody writes into the blocks."""
-        try:
-            async with asyncio.timeout(self.around.limits.total_seconds):
-                reason = await self._wait()
-        except TimeoutError:
-            reason = f"nothing was pushed within {self.around.limits.total_seconds:g} s"
+        reason = await self._wait()
         await self._settle()
         if self._outcome is None:
             return self._result(reason)
@@ -155,6 +151,21 @@ class Arrival:
 
     async def _wait(self) -> str:
         """Until the writer has ended. Returns why not; empty when it has."""
+        tasks = polling, _ = asyncio.ensure_future(self._poll()), asyncio.ensure_future(self._news.wait())
+        limit = self.around.limits.total_seconds
+        try:
+            await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if self._outcome is not None:
+            return ""
+        if self._cancelled:
+            return "cancelled"
+        return polling.result() if polling.done() else f"nothing was pushed within {limit:g} s"
+
+    async def _poll(self) -> str:
+        """Until prefill is out of reach, or says that nothing will come (any more). Returns why."""
         operation, failures = "reserve", 0
         while True:
             try:
@@ -167,13 +178,10 @@ class Arrival:
                 continue
             operation, failures = "push_state", 0
             self._take(answer)
-            if self._outcome is not None:
-                return ""
-            if self._cancelled:
-                return "cancelled"
-            if answer.state in (PushState.UNKNOWN, PushState.STOPPED):
+            if answer.state not in (PushState.WAITING, PushState.WRITING):
                 return f"the push is {answer.state.value} to prefill"
-            await self._listen(peer)
+            self._serve()
+            await asyncio.wait((peer.lost,), timeout=self.around.limits.poll_seconds)
 
     def _take(self, answer: StateAnswer) -> None:
         """Prefill could not tell by itself. Of a complete push it still holds the lease then."""
@@ -183,19 +191,6 @@ class Arrival:
         self._outcome = answer.outcome
         if answer.outcome.complete and answer.outcome.ticket is not None:
             self.around.release(answer.outcome.ticket)
-
-    async def _listen(self, peer: Peer) -> None:
-        """Until there is news, or it is time to ask."""
-        self._serve()
-        news = asyncio.ensure_future(self._news.wait())
-        try:
-            await asyncio.wait(
-                (news, peer.lost),
-                timeout=self.around.limits.poll_seconds,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        finally:
-            news.cancel()
 
     def _serve(self) -> None:
         if self._connection is not None:

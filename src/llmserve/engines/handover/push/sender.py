@@ -95,11 +95,12 @@ class PushSender:
         return transfer.state().to_message()
 
     def _stop(self, _: int, message: wire.Message) -> wire.Message:
-        transfer = self._transfers.get(transfer_id_of(message))
-        if transfer is None:
-            return StateAnswer(PushState.UNKNOWN).to_message()
+        """Also of a transfer that the engine will announce only later."""
+        transfer_id = transfer_id_of(message)
+        known = transfer_id in self._transfers
+        transfer = self._open(transfer_id)
         transfer.stop()
-        return transfer.state().to_message()
+        return (transfer.state() if known else StateAnswer(PushState.UNKNOWN)).to_message()
 
     # -- on the loop
 

@@ -55,8 +55,9 @@ class PushWriter:
 
     async def _write_over(self, name: str, peer: Peer, batch: Batch) -> None:
         started = time.monotonic()
+        lane = peer.write_lane(name)
         self.unclean.add(name)
-        status = await peer.write(name, batch)
+        status = await lane.move(batch)
         if status.state is not TransferState.DONE:
             raise TransferError(status.reason or "failed without a reason")
         self.unclean.discard(name)

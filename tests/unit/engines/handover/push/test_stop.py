@@ -125,7 +125,7 @@ def test_a_prefill_that_does_not_answer_is_fenced(
     assert time.monotonic() - began < 0.9
     near.gate.set()
     request.finish()
-    wait_until(lambda: bool(prefill.node.counters.transfer_failures))
+    wait_until(lambda: not prefill.node._io._flights)
     assert unchanged(decode, before)
 
 
