@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from llmserve.core.errors import TransportUnavailable
 from llmserve.transfer.base import Transport
 from llmserve.transfer.nixl import NixlTransport
+from llmserve.transfer.shm import ShmTransport
 from llmserve.transfer.tcp import TcpTransport
 
 LAST_RESORT = "tcp"
@@ -12,7 +13,7 @@ LAST_RESORT = "tcp"
 
 def makers(host: str) -> dict[str, Callable[[], Transport]]:
     """How each kind is made. host: the address of this machine that peers reach."""
-    return {"nixl": NixlTransport, "tcp": lambda: TcpTransport(host)}
+    return {"nixl": NixlTransport, "shm": ShmTransport, "tcp": lambda: TcpTransport(host)}
 
 
 def make_transports(
