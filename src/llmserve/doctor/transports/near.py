@@ -20,6 +20,7 @@ from llmserve.transfer.base import Batch, PeerName, Region, Spans, TransferState
 from llmserve.transfer.select import makers
 
 READ = "read"
+FAR = "llmserve.doctor.transports.far"
 _PIECES = 128  # a block in one layer is about as large as one of these
 _SECONDS = 0.5
 _LEAST_READS = 3
@@ -49,7 +50,7 @@ def _tried(kind: str) -> Answer:
 
 @contextmanager
 def _far_process(kind: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-P", "-m", "llmserve.doctor.transports.far", kind]
+    command = [sys.executable, "-P", "-m", FAR, kind]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as far:
         try:
             yield far
