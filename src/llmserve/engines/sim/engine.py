@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason
+from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.pairs import KvPeer
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
 from llmserve.core.tasks import TaskOwner
@@ -165,7 +165,7 @@ class SimEngine:
             transferred_bytes=counters.transferred_bytes,
             transfer_failures=counters.transfer_failures,
             last_transport=counters.last_transport,
-            pairs=self._link.pairs(),
+            pairs=() if self._spec.role is WorkerRole.PREFILL else self._link.pairs(),
         )
 
     async def meet(self, peers: Sequence[KvPeer]) -> None:
