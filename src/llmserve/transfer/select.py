@@ -19,7 +19,7 @@ from llmserve.transfer.tcp import TcpTransport
 ALWAYS = ("shm", "tcp")  # after those of the manifest
 FAULTS_VARIABLE = "LLMSERVE_FAULTS"
 
-_LAST_RESORT = "tcp"
+LAST_RESORT = "tcp"
 _log = logging.getLogger(__name__)
 
 
@@ -43,10 +43,10 @@ def make_transports(
         except TransportUnavailable as error:
             unusable[name] = error.message
             _log.info("transport %s cannot be used: %s", name, error.message)
-    if _LAST_RESORT in unusable:
+    if LAST_RESORT in unusable:
         for transport in usable:
             transport.close()
-        raise TransportUnavailable(f"not even tcp can be used: {unusable[_LAST_RESORT]}")
+        raise TransportUnavailable(f"not even tcp can be used: {unusable[LAST_RESORT]}")
     return [with_faults(transport, os.environ.get(FAULTS_VARIABLE, "")) for transport in usable], unusable
 
 
