@@ -68,7 +68,7 @@ def test_a_transport_that_recovers_is_used_again(make_side: Make, wait_until: Wa
     reader.pull(owner.grant("p1", REMOTE), LOCAL)
     result = reader.result()
     assert (result.ok, result.transport) == (True, "tcp")
-    assert result.fallbacks == ("first: tcp: injected fault: fail_poll",)
+    assert result.fallbacks == ("first: first: injected fault: fail_poll",)
     assert _row(reader, "first").breaker == "open"
     assert _row(reader, "first").failures == 1
     wait_until(lambda: _row(reader, "first").breaker == "closed")
