@@ -60,9 +60,10 @@ def test_one_transfer_in_sixteen_fails_and_nobody_notices(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Failing at submit, failing when polled, and wrong bytes; then the best transport goes for good. One
-    after the other: in a batch the numbers of bfloat16 come out otherwise than in the reference."""
+    after the other: in a batch the numbers of bfloat16 come out otherwise than in the reference. So they
+    do in a prompt that is computed again; tcp, which works, is there to make that needless."""
     plan = "fail_submit=1/48, fail_poll=1/48, corrupt=1/48"
-    monkeypatch.setenv("LLMSERVE_FAULTS", f"nixl: {plan}, drop_peer=1/1 after 120; {plan}, seed=5")
+    monkeypatch.setenv("LLMSERVE_FAULTS", f"nixl: {plan}, drop_peer=1/1 after 120; shm: {plan}, seed=5")
     numbers = _short(parity_cases, 20)
     with _cluster(manifest, verify="always") as cluster:
         jobs = [(number, f"{turn}") for turn in range(REQUESTS // len(numbers)) for number in numbers]
@@ -94,7 +95,7 @@ def test_each_order_serves_with_parity(
 ) -> None:
     numbers = _short(parity_cases, 12)
     with _cluster(manifest, engine_order=order, slow_factor=1000.0) as cluster:
-        answers = [_ask(cluster, parity_cases[number], "") for number in numbers]
+        answers = [_ask(cluster, parity_cases[number], "0") for number in numbers]
     assert [a.json()["choices"][0]["token_ids"] for a in answers] == [
         reference[number][:OUTPUT_TOKENS] for number in numbers
     ]
