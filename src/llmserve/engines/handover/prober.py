@@ -42,7 +42,7 @@ class Prober:
 
     def trouble(self, peer: Peer, transport: str, reason: str) -> None:
         """A transfer failed: opens the breaker."""
-        peer.choice.failed(transport, reason, time.monotonic())
+        peer.failed(transport, reason, time.monotonic())
         _log.warning("kv transfer from %s over %s failed: %s", peer.worker_id, transport, reason)
         self._wake.set()
 
