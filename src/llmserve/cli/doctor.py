@@ -97,6 +97,7 @@ def _cluster(state: ClusterState, answers: Answers) -> Iterator[Finding]:
     for role in now.roles:
         if role.worker is not None and role.worker.role != WorkerRole.PREFILL:
             yield checks.transfers(_transfer_facts(role.name, role.worker))
+            yield from checks.pairs(role.name, role.worker.pairs)
     yield checks.orphans(now.orphan_blocks)
 
 

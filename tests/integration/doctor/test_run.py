@@ -43,6 +43,11 @@ def test_a_library_that_crashes(pretend_nixl: PretendNixl) -> None:
     assert (answer.outcome, answer.reason) == (Outcome.CRASHED, "killed by SIGSEGV")
 
 
+def test_a_crash_leaves_no_core_dump(pretend_nixl: PretendNixl) -> None:
+    pretend_nixl("import resource\nraise ImportError(f'core {resource.getrlimit(resource.RLIMIT_CORE)}')")
+    assert run_trial(NEAR, "nixl").reason.endswith("core (0, 0)")
+
+
 def test_a_library_that_raises_what_nobody_expects(pretend_nixl: PretendNixl) -> None:
     pretend_nixl("raise RuntimeError('no such device')")
     answer = run_trial(NEAR, "nixl")

@@ -54,10 +54,10 @@ def test_all_is_well(doctor: Doctor, capsys: pytest.CaptureFixture[str]) -> None
     output = capsys.readouterr()
     assert output.out == (
         "Machine\n"
-        "ok       cores               2 (0-1)\n"
+        "ok       cores                 2 (0-1)\n"
         "\n"
         "Cluster\n"
-        "ok       cluster             none runs here\n"
+        "ok       cluster               none runs here\n"
         "\n"
         "All is well: no problems, no warnings, no notes.\n"
     )
@@ -69,12 +69,12 @@ def test_advice_stands_below_its_line(doctor: Doctor, capsys: pytest.CaptureFixt
     lines = capsys.readouterr().out.splitlines()
     assert lines[:7] == [
         "Transports",
-        "note     nixl                5 GB/s",
-        "                             Uses TCP.",
-        "warning  ucx                 slow",
-        "                             Wait.",
-        "problem  tcp                 away",
-        "                             Repair it.",
+        "note     nixl                  5 GB/s",
+        "                               Uses TCP.",
+        "warning  ucx                   slow",
+        "                               Wait.",
+        "problem  tcp                   away",
+        "                               Repair it.",
     ]
     assert lines[-1] == "Something will not work: 1 problem, 1 warning, 1 note."
 
@@ -112,12 +112,12 @@ def _text(section: Section, width: int, **options: Any) -> str:
 def test_long_texts_stay_in_their_column_and_commands_stay_whole() -> None:
     command = "--" + "x" * 60
     shown = _text(Section("S", (note("n", "v", f"one two three {command} four"),)), 70).splitlines()
-    assert shown[2:5] == [" " * 29 + text for text in ("one two three", command, "four")]
+    assert shown[2:5] == [" " * 31 + text for text in ("one two three", command, "four")]
 
 
 def test_each_line_of_a_message_stays_one() -> None:
     shown = _text(Section("S", (problem("n", "v", "m.yaml:1: a\nm.yaml:2: b"),)), 100).splitlines()
-    assert shown[2:4] == [" " * 29 + text for text in ("m.yaml:1: a", "m.yaml:2: b")]
+    assert shown[2:4] == [" " * 31 + text for text in ("m.yaml:1: a", "m.yaml:2: b")]
 
 
 def test_text_of_a_finding_is_no_markup() -> None:
@@ -158,4 +158,4 @@ def test_a_wrong_manifest_hides_whether_a_cluster_runs(
 ) -> None:
     (tmp_path / "llmserve.yaml").write_text("kind: Nothing\n")
     doctor(_GOOD)
-    assert "note     cluster             not looked for" in capsys.readouterr().out
+    assert "note     cluster               not looked for" in capsys.readouterr().out

@@ -43,9 +43,7 @@ def test_every_section_of_this_machine() -> None:
     assert {"cores", "memory", "/dev/shm", "RDMA", "GPUs"} <= set(_names(sections["Machine"]))
     assert {"python", "vllm", "grpcio", "nixl", "obstore"} <= set(_names(sections["Software"]))
     assert _names(sections["Transports"]) == ["baseline", *makers("127.0.0.1")]
-    assert _names(sections["Manifest"]) == [
-        *("manifest", "model", "transports", "engines", "port", "run directory")
-    ]
+    assert _names(sections["Manifest"]) == [*("manifest", "model", "engines", "port", "run directory")]
 
 
 def test_steps_are_told_before_they_are_done() -> None:
@@ -55,6 +53,12 @@ def test_steps_are_told_before_they_are_done() -> None:
     assert steps == []
     list(sections)
     assert [step for step in steps if step == "Measuring tcp"]
+
+
+def test_faults_that_were_forgotten_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMSERVE_FAULTS", "tcp: stall=1/8")
+    found = _by_title(Subject(None))["Transports"].findings[0]
+    assert (found.name, found.status, found.value) == ("faults", Status.WARNING, "tcp: stall=1/8")
 
 
 def test_without_a_manifest() -> None:

@@ -3,6 +3,7 @@
 Prints one Answer. Ends when its stdin does.
 """
 
+import resource
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ _END_SECONDS = 3.0
 
 def main() -> None:
     end_with_stdin()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is told, not kept
     _tried(sys.argv[1]).say()
 
 
