@@ -14,13 +14,14 @@ _REFUSED, _UNAVAILABLE = "refused", "unavailable"  # what stands for a breaker w
 
 @dataclass(frozen=True, slots=True)
 class RoleFacts:
-    """trouble: why it does not serve, empty when it does."""
+    """trouble: why it does not serve, empty when it does. is_starting: it was not ready yet."""
 
     name: str
     pid: int
     restarts: int
     log: str
     trouble: str
+    is_starting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class TransferFacts:
 
 
 def role(facts: RoleFacts) -> Finding:
+    if facts.is_starting:
+        return note(facts.name, "not ready yet", facts.trouble, restarts=facts.restarts)
     if facts.trouble:
         return problem(
             facts.name, "not healthy", f"{facts.trouble}. Its log: {facts.log}", restarts=facts.restarts

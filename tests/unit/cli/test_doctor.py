@@ -1,6 +1,7 @@
 """`llmserve doctor` as it is read: by people, and by programs."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from llmserve.cli.app import main
 from llmserve.cli.doctor_page import page, summary
 from llmserve.doctor.examine import Subject
 from llmserve.doctor.finding import Finding, Section, Status, note, ok, problem, warning
+from llmserve.runner.processes import start_ticks
+from llmserve.runner.state import ClusterState
 
 _GOOD = Section("Machine", (ok("cores", "2 (0-1)", cores=2.0),))
 _MIXED = Section(
@@ -159,3 +162,43 @@ def test_a_wrong_manifest_hides_whether_a_cluster_runs(
     (tmp_path / "llmserve.yaml").write_text("kind: Nothing\n")
     doctor(_GOOD)
     assert "note     cluster               not looked for" in capsys.readouterr().out
+
+
+def _role(name: str, stand: str, detail: str = "") -> dict[str, Any]:
+    return {
+        "name": name,
+        "role": name.partition("-")[0],
+        "pid": 7,
+        "stand": stand,
+        "detail": detail,
+        "restarts": 0,
+        "listen": None,
+        "http": None,
+        "router": None,
+        "kvmanager": None,
+        "log": f"{name}.log",
+    }
+
+
+def test_each_role_as_its_supervisor_sees_it(
+    doctor: Doctor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roles = [
+        _role("router-0", "ready"),
+        _role("decode-0", "starting", "loads the model"),
+        _role("prefill-0", "restarting", "killed by signal 9"),
+    ]
+    state = ClusterState(
+        "id", "mine", "m.yaml", os.getpid(), start_ticks(os.getpid()), 0.0, "ready", roles=roles
+    )
+    state.write(tmp_path)
+    assert doctor(arguments=("--run-dir", str(tmp_path), "--json")) == 1
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["router-0"]["status"] == "ok"
+    assert (found["decode-0"]["status"], found["decode-0"]["advice"]) == (
+        "note",
+        "It is starting: loads the model",
+    )
+    assert found["prefill-0"]["status"] == "problem"
+    assert "It is restarting: killed by signal 9. Its log: prefill-0.log" in found["prefill-0"]["advice"]
+    assert doctor.subjects == [Subject(Path("m.yaml"), is_running=True)]

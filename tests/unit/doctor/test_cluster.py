@@ -14,6 +14,8 @@ def test_roles() -> None:
     assert (restarted.status, restarted.value) == (Status.WARNING, "healthy, pid 7, restarted 2x")
     ill = cluster.role(RoleFacts("router-0", 7, 0, "r.log", "no answer"))
     assert (ill.status, ill.advice) == (Status.PROBLEM, "no answer. Its log: r.log")
+    young = cluster.role(RoleFacts("decode-0", 7, 0, "d.log", "It is starting", is_starting=True))
+    assert (young.status, young.value, young.advice) == (Status.NOTE, "not ready yet", "It is starting")
 
 
 def _transfers(last: str, size: int, failures: int) -> tuple[Status, str]:
