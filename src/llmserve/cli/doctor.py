@@ -93,11 +93,23 @@ def _cluster(state: ClusterState, answers: Answers) -> Iterator[Finding]:
     yield ok("cluster", f"{now.cluster}, {now.stand}")
     yield from map(checks.silence, answers.problems)
     for role in now.roles:
-        yield checks.role(checks.RoleFacts(role.name, role.pid, role.restarts, role.log, _trouble(role)))
+        yield checks.role(_role_facts(role))
     for role in now.roles:
         if role.worker is not None and role.worker.role != WorkerRole.PREFILL:
             yield checks.transfers(_transfer_facts(role.name, role.worker))
+            yield from checks.pairs(role.name, role.worker.pairs)
     yield checks.orphans(now.orphan_blocks)
+
+
+def _role_facts(role: RoleView) -> checks.RoleFacts:
+    return checks.RoleFacts(
+        name=role.name,
+        pid=role.pid,
+        restarts=role.restarts,
+        log=role.log,
+        trouble=_trouble(role),
+        is_starting=role.stand in (Stand.WAITING, Stand.STARTING),
+    )
 
 
 def _trouble(role: RoleView) -> str:

@@ -9,7 +9,7 @@ from llmserve.doctor.finding import Finding, Section, Status, count
 
 _COLOURS = {Status.OK: "green", Status.NOTE: "cyan", Status.WARNING: "yellow", Status.PROBLEM: "bold red"}
 _STATUS_WIDTH = max(map(len, Status)) + 2
-_NAME_WIDTH = len("congestion control") + 2
+_NAME_WIDTH = len("prefill-0 > decode-0") + 2
 _INDENT = _STATUS_WIDTH + _NAME_WIDTH
 _LEAST_WIDTH = 30
 

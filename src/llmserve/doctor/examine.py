@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 import llmserve
 from llmserve.config.plan import LOOPBACK
-from llmserve.config.schema import Manifest
+from llmserve.config.schema import Manifest, TransferConfig
 from llmserve.doctor import disk, gpu, limits, machine, manifest, network, software
 from llmserve.doctor.cgroup import allowance
 from llmserve.doctor.finding import Finding, Section, note, ok, warning
@@ -25,7 +25,7 @@ from llmserve.models.hub import cache_folder
 from llmserve.models.resolve import CACHE_VARIABLE, default_cache_dir
 from llmserve.runner.machine import available_cores, available_gpus, check_free
 from llmserve.runner.up import plan_here, run_dir_of
-from llmserve.transfer.select import makers
+from llmserve.transfer.select import FAULTS_VARIABLE, makers
 
 Check = Callable[[], Finding]
 OnStep = Callable[[str], None]
@@ -144,9 +144,16 @@ def _accepted_python() -> SpecifierSet:
 
 
 def _transports(host: Host, settings: Manifest | None, has_gpus: bool, on_step: OnStep) -> Iterator[Finding]:
-    wanted = settings.transfer.engine_order if settings else ()
-    active = any(port.is_active for port in network.rdma_ports(host))
-    setting = judge.Setting(wanted, active, has_gpus, software.transport_packages(_wanted()))
+    transfer = settings.transfer if settings else TransferConfig()
+    setting = judge.Setting(
+        order=transfer.engine_order,
+        is_order_given="engine_order" in transfer.model_fields_set,
+        has_rdma=any(port.is_active for port in network.rdma_ports(host)),
+        has_gpus=has_gpus,
+        install=software.transport_packages(_wanted()),
+    )
+    if plan := os.environ.get(FAULTS_VARIABLE):
+        yield judge.faults(plan)
     on_step("Measuring memory and a plain socket")
     plain = run_trial(BASELINE)
     yield judge.baseline(plain)
@@ -171,7 +178,6 @@ def _manifest(
 def _plan(host: Host, subject: Subject, settings: Manifest, devices: Sequence[int]) -> Iterator[Finding]:
     model = manifest.model(settings.models.primary)
     yield model.finding
-    yield manifest.order(settings, makers(LOOPBACK))
     planned = manifest.engines(settings, devices, plan_here)
     yield planned.finding
     if planned.thing is None or subject.is_running:

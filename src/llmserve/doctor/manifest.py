@@ -1,6 +1,6 @@
 """Whether `llmserve up` would succeed with a manifest, as far as can be seen without starting it."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -108,16 +108,6 @@ def engine_memory(manifest: Manifest, weight_bytes: int, available_bytes: float)
         )
         return warning("engine memory", value, advice, **figures)
     return ok("engine memory", value, **figures)
-
-
-def order(manifest: Manifest, known: Collection[str]) -> Finding:
-    """known: the transports of this version."""
-    names = manifest.transfer.engine_order
-    unknown = [name for name in names if name not in known]
-    value = ", ".join((*names, "then tcp"))
-    if unknown:
-        return warning("transports", value, f"Not in this version, and passed over: {', '.join(unknown)}.")
-    return ok("transports", value)
 
 
 def run_directory(run_dir: Path, living: Callable[[ClusterState], set[int]]) -> Finding:

@@ -43,6 +43,11 @@ def test_a_library_that_crashes(pretend_nixl: PretendNixl) -> None:
     assert (answer.outcome, answer.reason) == (Outcome.CRASHED, "killed by SIGSEGV")
 
 
+def test_a_crash_leaves_no_core_dump(pretend_nixl: PretendNixl) -> None:
+    pretend_nixl("import resource\nraise ImportError(f'core {resource.getrlimit(resource.RLIMIT_CORE)}')")
+    assert run_trial(NEAR, "nixl").reason.endswith("core (0, 0)")
+
+
 def test_a_library_that_raises_what_nobody_expects(pretend_nixl: PretendNixl) -> None:
     pretend_nixl("raise RuntimeError('no such device')")
     answer = run_trial(NEAR, "nixl")
@@ -54,7 +59,7 @@ def test_a_library_that_hangs_is_ended_with_all_its_processes(
 ) -> None:
     pretend_nixl(f"import os, time\nopen(f'{tmp_path}/{{os.getpid()}}.pid', 'w')\ntime.sleep(600)")
     answer = run_trial(NEAR, "nixl", seconds=3.0)
-    assert (answer.outcome, answer.reason) == (Outcome.HUNG, "no answer within 3 s")
+    assert (answer.outcome, answer.reason) == (Outcome.HUNG, "no answer within 3 s, while loading")
     pids = [path.stem for path in tmp_path.glob("*.pid")]
     assert len(pids) == 2
     assert not [pid for pid in pids if _lives(pid)]
@@ -73,7 +78,7 @@ def test_shared_memory_of_what_was_ended_is_removed(pretend_trial: PretendModule
     answer = run_trial(
         pretend_trial(code + "mapped = mmap.mmap(file.fileno(), 4096)\ntime.sleep(600)"), seconds=1.5
     )
-    assert answer.outcome is Outcome.HUNG
+    assert (answer.outcome, answer.reason) == (Outcome.HUNG, "no answer within 1.5 s, while starting")
     assert not Path("/dev/shm", name).exists()
 
 

@@ -1,6 +1,7 @@
 """`llmserve doctor` as it is read: by people, and by programs."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from llmserve.cli.app import main
 from llmserve.cli.doctor_page import page, summary
 from llmserve.doctor.examine import Subject
 from llmserve.doctor.finding import Finding, Section, Status, note, ok, problem, warning
+from llmserve.runner.processes import start_ticks
+from llmserve.runner.state import ClusterState
 
 _GOOD = Section("Machine", (ok("cores", "2 (0-1)", cores=2.0),))
 _MIXED = Section(
@@ -54,10 +57,10 @@ def test_all_is_well(doctor: Doctor, capsys: pytest.CaptureFixture[str]) -> None
     output = capsys.readouterr()
     assert output.out == (
         "Machine\n"
-        "ok       cores               2 (0-1)\n"
+        "ok       cores                 2 (0-1)\n"
         "\n"
         "Cluster\n"
-        "ok       cluster             none runs here\n"
+        "ok       cluster               none runs here\n"
         "\n"
         "All is well: no problems, no warnings, no notes.\n"
     )
@@ -69,12 +72,12 @@ def test_advice_stands_below_its_line(doctor: Doctor, capsys: pytest.CaptureFixt
     lines = capsys.readouterr().out.splitlines()
     assert lines[:7] == [
         "Transports",
-        "note     nixl                5 GB/s",
-        "                             Uses TCP.",
-        "warning  ucx                 slow",
-        "                             Wait.",
-        "problem  tcp                 away",
-        "                             Repair it.",
+        "note     nixl                  5 GB/s",
+        "                               Uses TCP.",
+        "warning  ucx                   slow",
+        "                               Wait.",
+        "problem  tcp                   away",
+        "                               Repair it.",
     ]
     assert lines[-1] == "Something will not work: 1 problem, 1 warning, 1 note."
 
@@ -112,12 +115,12 @@ def _text(section: Section, width: int, **options: Any) -> str:
 def test_long_texts_stay_in_their_column_and_commands_stay_whole() -> None:
     command = "--" + "x" * 60
     shown = _text(Section("S", (note("n", "v", f"one two three {command} four"),)), 70).splitlines()
-    assert shown[2:5] == [" " * 29 + text for text in ("one two three", command, "four")]
+    assert shown[2:5] == [" " * 31 + text for text in ("one two three", command, "four")]
 
 
 def test_each_line_of_a_message_stays_one() -> None:
     shown = _text(Section("S", (problem("n", "v", "m.yaml:1: a\nm.yaml:2: b"),)), 100).splitlines()
-    assert shown[2:4] == [" " * 29 + text for text in ("m.yaml:1: a", "m.yaml:2: b")]
+    assert shown[2:4] == [" " * 31 + text for text in ("m.yaml:1: a", "m.yaml:2: b")]
 
 
 def test_text_of_a_finding_is_no_markup() -> None:
@@ -158,4 +161,44 @@ def test_a_wrong_manifest_hides_whether_a_cluster_runs(
 ) -> None:
     (tmp_path / "llmserve.yaml").write_text("kind: Nothing\n")
     doctor(_GOOD)
-    assert "note     cluster             not looked for" in capsys.readouterr().out
+    assert "note     cluster               not looked for" in capsys.readouterr().out
+
+
+def _role(name: str, stand: str, detail: str = "") -> dict[str, Any]:
+    return {
+        "name": name,
+        "role": name.partition("-")[0],
+        "pid": 7,
+        "stand": stand,
+        "detail": detail,
+        "restarts": 0,
+        "listen": None,
+        "http": None,
+        "router": None,
+        "kvmanager": None,
+        "log": f"{name}.log",
+    }
+
+
+def test_each_role_as_its_supervisor_sees_it(
+    doctor: Doctor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roles = [
+        _role("router-0", "ready"),
+        _role("decode-0", "starting", "loads the model"),
+        _role("prefill-0", "restarting", "killed by signal 9"),
+    ]
+    state = ClusterState(
+        "id", "mine", "m.yaml", os.getpid(), start_ticks(os.getpid()), 0.0, "ready", roles=roles
+    )
+    state.write(tmp_path)
+    assert doctor(arguments=("--run-dir", str(tmp_path), "--json")) == 1
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["router-0"]["status"] == "ok"
+    assert (found["decode-0"]["status"], found["decode-0"]["advice"]) == (
+        "note",
+        "It is starting: loads the model",
+    )
+    assert found["prefill-0"]["status"] == "problem"
+    assert "It is restarting: killed by signal 9. Its log: prefill-0.log" in found["prefill-0"]["advice"]
+    assert doctor.subjects == [Subject(Path("m.yaml"), is_running=True)]

@@ -15,6 +15,7 @@ from llmserve.doctor.transports.run import BASELINE, NEAR
 from llmserve.transfer.select import makers
 from tests.unit.doctor.conftest import MakeHost
 
+_ROOT_MANIFEST = Path(__file__).parents[3] / "llmserve.yaml"
 _SIM = Path(__file__).parents[3] / "examples" / "sim.yaml"
 _ANSWERS = {
     BASELINE: Answer(Outcome.MEASURED, rates={COPY: 5e9, SOCKET: 5e9}),
@@ -43,9 +44,16 @@ def test_every_section_of_this_machine() -> None:
     assert {"cores", "memory", "/dev/shm", "RDMA", "GPUs"} <= set(_names(sections["Machine"]))
     assert {"python", "vllm", "grpcio", "nixl", "obstore"} <= set(_names(sections["Software"]))
     assert _names(sections["Transports"]) == ["baseline", *makers("127.0.0.1")]
-    assert _names(sections["Manifest"]) == [
-        *("manifest", "model", "transports", "engines", "port", "run directory")
-    ]
+    assert _names(sections["Manifest"]) == [*("manifest", "model", "engines", "port", "run directory")]
+
+
+def test_every_check_is_documented_and_its_name_is_there_once() -> None:
+    text = (_SIM.parents[1] / "docs" / "doctor.md").read_text()
+    sections = [*_by_title(Subject(_SIM)).values(), *_by_title(Subject(_ROOT_MANIFEST)).values()]
+    for one in sections:
+        assert len(set(_names(one))) == len(_names(one))
+        transports = makers("127.0.0.1") if one.title == "Transports" else {}
+        assert [name for name in _names(one) if f"`{name}`" not in text and name not in transports] == []
 
 
 def test_steps_are_told_before_they_are_done() -> None:
@@ -55,6 +63,12 @@ def test_steps_are_told_before_they_are_done() -> None:
     assert steps == []
     list(sections)
     assert [step for step in steps if step == "Measuring tcp"]
+
+
+def test_faults_that_were_forgotten_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMSERVE_FAULTS", "tcp: stall=1/8")
+    found = _by_title(Subject(None))["Transports"].findings[0]
+    assert (found.name, found.status, found.value) == ("faults", Status.WARNING, "tcp: stall=1/8")
 
 
 def test_without_a_manifest() -> None:

@@ -16,7 +16,7 @@ def _measured(rate: float) -> Answer:
     return Answer(Outcome.MEASURED, rates={READ: rate})
 
 
-@pytest.mark.parametrize(("rate", "status"), [(5e9, Status.OK), (2e9, Status.NOTE), (0.5e9, Status.WARNING)])
+@pytest.mark.parametrize(("rate", "status"), [(5e9, Status.OK), (1e9, Status.NOTE), (0.4e9, Status.WARNING)])
 def test_tcp_is_compared_with_a_plain_socket(rate: float, status: Status) -> None:
     found = judge("tcp", _measured(rate), _PLAIN, _ANYWHERE)
     assert found.status is status
@@ -58,11 +58,13 @@ def test_a_transport_that_nobody_asked_for_may_be_absent() -> None:
     found = judge("nixl", _GONE, _PLAIN, Setting(install={"nixl": "pip install nixl"}))
     assert (found.status, found.value) == (Status.NOTE, "not usable: cannot be imported: no nixl")
     assert found.advice == "To use it: pip install nixl"
+    by_default = Setting(["nixl"], install={"nixl": "pip install nixl"})
+    assert judge("nixl", _GONE, _PLAIN, by_default) == found
     assert judge("shm", _GONE, _PLAIN, _ANYWHERE).advice == "Other transports are used."
 
 
 def test_a_transport_of_the_manifest_is_missed() -> None:
-    found = judge("nixl", _GONE, _PLAIN, Setting(wanted=["nixl"]))
+    found = judge("nixl", _GONE, _PLAIN, Setting(["nixl"], is_order_given=True))
     assert found.status is Status.WARNING
     assert "The manifest names it" in found.advice
 
@@ -75,10 +77,11 @@ def test_nothing_works_without_tcp() -> None:
 @pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.CRASHED, Outcome.HUNG])
 def test_what_breaks_must_not_be_used(outcome: Outcome) -> None:
     answer = Answer(outcome, "why")
-    wanted = judge("nixl", answer, _PLAIN, Setting(wanted=["nixl"]))
+    wanted = judge("nixl", answer, _PLAIN, Setting(["nixl"]))
     assert (wanted.status, wanted.value) == (Status.PROBLEM, f"{outcome}: why")
     assert "Take nixl out of transfer.engine_order" in wanted.advice
     assert judge("nixl", answer, _PLAIN, _ANYWHERE).status is Status.WARNING
+    assert judge("shm", answer, _PLAIN, _ANYWHERE).status is Status.PROBLEM
 
 
 def test_the_baseline_itself() -> None:

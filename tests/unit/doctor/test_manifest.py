@@ -134,11 +134,6 @@ def test_memory_for_the_engines() -> None:
     assert checks.engine_memory(alone, 0, 100 * GIB).value == "about 3.2 GiB for 1 engine"
 
 
-def test_transports_of_this_version() -> None:
-    assert checks.order(_manifest(), ["nixl", "tcp"]).value == "nixl, then tcp"
-    assert checks.order(_manifest(), ["tcp"]).status is Status.WARNING
-
-
 def _state(pid: int, started: int) -> ClusterState:
     return ClusterState("id", "mine", "m.yaml", pid, started, 0.0, "ready")
 

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-ANSWER_WORD = "LLMSERVE_TRIAL"  # other lines of stdout are the libraries' own
+# Lines of stdout that begin with other words are the libraries' own.
+ANSWER_WORD = "LLMSERVE_TRIAL"
+STEP_WORD = "LLMSERVE_STEP"
 
 
 class Outcome(StrEnum):
@@ -19,6 +21,16 @@ class Outcome(StrEnum):
     FAILED = "failed"
     CRASHED = "crashed"
     HUNG = "hung"
+
+
+def say_step(text: str) -> None:
+    """What the process does from now on: where it hung, if it does."""
+    print(STEP_WORD, text, flush=True)
+
+
+def last_step(output: str) -> str:
+    steps = [line.partition(" ")[2] for line in output.splitlines() if line.startswith(STEP_WORD)]
+    return steps[-1] if steps else "starting"
 
 
 @dataclass(frozen=True, slots=True)

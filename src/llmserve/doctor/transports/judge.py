@@ -8,10 +8,10 @@ from llmserve.doctor.finding import Finding, note, ok, problem, warning
 from llmserve.doctor.transports.answer import Answer, Outcome
 from llmserve.doctor.transports.baseline import COPY, SOCKET
 from llmserve.doctor.transports.near import READ
-from llmserve.transfer.select import LAST_RESORT
+from llmserve.transfer.select import ALWAYS, FAULTS_VARIABLE, LAST_RESORT
 
 _GB = 1e9
-_SLOW, _VERY_SLOW = 0.5, 0.2  # of the baseline
+_SLOW, _VERY_SLOW = 0.33, 0.1  # of the baseline; less is noise on a machine in use
 _BUSY = "If other programs run here, measure again without them."
 _OVER_UCX = {"nixl": "NIXL uses UCX", "ucx": "UCX goes"}
 _BASELINE_NAMES = {COPY: "a copy in memory", SOCKET: "a plain socket"}
@@ -19,16 +19,17 @@ _BASELINE_NAMES = {COPY: "a copy in memory", SOCKET: "a plain socket"}
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the judgement depends on. wanted: the transports of the manifest. install: how to get the package
-    of a transport, for those that need one."""
+    """What the judgement depends on. order: the transports that engines try first, by the manifest if
+    is_order_given, else by default. install: how to get the package of a transport that needs one."""
 
-    wanted: Collection[str] = ()
+    order: Collection[str] = ()
+    is_order_given: bool = False
     has_rdma: bool = False
     has_gpus: bool = False
     install: Mapping[str, str] = field(default_factory=dict)
 
-    def needs(self, kind: str) -> bool:
-        return kind in self.wanted or kind == LAST_RESORT
+    def is_tried(self, kind: str) -> bool:
+        return kind in (*self.order, *ALWAYS)
 
 
 def baseline(answer: Answer) -> Finding:
@@ -40,13 +41,19 @@ def baseline(answer: Answer) -> Finding:
     return ok("baseline", value, **figures)
 
 
+def faults(plan: str) -> Finding:
+    """plan: the environment's, which workers obey; the trials here do not."""
+    advice = f"Every worker started from here makes its transfers fail on purpose: unset {FAULTS_VARIABLE}"
+    return warning("faults", plan, advice)
+
+
 def judge(kind: str, answer: Answer, plain_rates: Mapping[str, float], setting: Setting) -> Finding:
     if answer.outcome is Outcome.MEASURED:
         return _measured(kind, answer.rates[READ], plain_rates, setting)
     if answer.outcome is Outcome.UNAVAILABLE:
         return _unavailable(kind, answer.reason, setting)
     advice = f"{_CONSEQUENCES[answer.outcome]} {_what_to_do(kind, setting)}"
-    say = problem if setting.needs(kind) else warning
+    say = problem if setting.is_tried(kind) else warning
     return say(kind, f"{answer.outcome}: {answer.reason}", advice)
 
 
@@ -60,8 +67,10 @@ _CONSEQUENCES = {
 def _what_to_do(kind: str, setting: Setting) -> str:
     if kind == LAST_RESORT:
         return "Without tcp no KV moves at all: look at firewall rules for loopback."
-    if kind in setting.wanted:
+    if kind in setting.order:
         return f"Take {kind} out of transfer.engine_order."
+    if kind in ALWAYS:
+        return "Please report it."
     return "The manifest does not use it."
 
 
@@ -70,7 +79,7 @@ def _unavailable(kind: str, reason: str, setting: Setting) -> Finding:
     if kind == LAST_RESORT:
         return problem(kind, value, _what_to_do(kind, setting))
     install = f"To use it: {setting.install[kind]}" if kind in setting.install else ""
-    if kind in setting.wanted:
+    if kind in setting.order and setting.is_order_given:
         advice = f"The manifest names it, but other transports will be used. {install}"
         return warning(kind, value, advice.rstrip())
     return note(kind, value, install or "Other transports are used.")

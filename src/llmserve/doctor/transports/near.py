@@ -3,6 +3,7 @@
 Prints one Answer. Ends when its stdin does.
 """
 
+import resource
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmserve.core.errors import TransferError, TransportUnavailable
-from llmserve.doctor.transports.answer import Answer, Outcome
+from llmserve.doctor.transports.answer import Answer, Outcome, say_step
 from llmserve.doctor.transports.far import BYTES, DESCRIPTION_WORD, HOST, known_bytes
 from llmserve.models.process import end_with_stdin
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, TransferState, Transport
@@ -31,11 +32,13 @@ _END_SECONDS = 3.0
 
 def main() -> None:
     end_with_stdin()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is told, not kept
     _tried(sys.argv[1]).say()
 
 
 def _tried(kind: str) -> Answer:
     with _far_process(kind) as far:  # both import at the same time
+        say_step("loading")
         try:
             transport = makers(HOST)[kind]()
         except TransportUnavailable as error:
@@ -66,8 +69,10 @@ def _best_seconds(transport: Transport, far: subprocess.Popen[str]) -> float:
     """Of reading all of the far memory. Errors: TransferError."""
     memory = np.zeros(BYTES, np.uint8)
     transport.register([Region(memory.ctypes.data, memory.nbytes)])
+    say_step("connecting")
     peer = transport.connect(_description(far))
     batch = _scattered()
+    say_step("reading")
     _read(transport, peer, batch)
     if not _is_right(memory):
         raise TransferError("the bytes that arrived are not those that were sent")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
-from llmserve.doctor.transports.answer import Answer, Outcome
+from llmserve.doctor.transports.answer import Answer, Outcome, last_step
 from llmserve.runner.processes import (
     MEMBER_VARIABLE,
     Family,
@@ -22,7 +22,7 @@ from llmserve.runner.processes import (
 
 NEAR = "llmserve.doctor.transports.near"
 BASELINE = "llmserve.doctor.transports.baseline"
-TRIAL_SECONDS = 30.0  # torch, which NIXL imports, takes seconds on a busy machine
+TRIAL_SECONDS = 60.0  # a trial takes 1 to 5; torch, which NIXL imports, half a minute on a very busy machine
 
 
 def run_trial(module: str, *arguments: str, seconds: float = TRIAL_SECONDS) -> Answer:
@@ -48,8 +48,9 @@ def _run(module: str, arguments: Sequence[str], seconds: float) -> Answer:
         )
         try:
             output, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return Answer(Outcome.HUNG, f"no answer within {seconds:g} s")
+        except subprocess.TimeoutExpired as error:
+            step = last_step((error.output or b"").decode(errors="replace"))  # bytes, whatever was asked for
+            return Answer(Outcome.HUNG, f"no answer within {seconds:g} s, while {step}")
         finally:
             _end(Family(mark, frozenset({process.pid})), process)
         return Answer.heard(output) or Answer(Outcome.CRASHED, _last_words(process.returncode, said))
