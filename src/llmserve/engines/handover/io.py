@@ -148,12 +148,7 @@ class HandoverIo:
             if self._expected:
                 self._progress()
             self._poll_flights()
-            nap = self._nap_seconds()
-            if nap is not None:
-                time.sleep(nap)  # shorter than any timer of the loop; the loop itself runs between two naps
-                await asyncio.sleep(0)
-            else:
-                await asyncio.sleep(_TICK_SECONDS)
+            await asyncio.sleep(0 if self._napped() else _TICK_SECONDS)
 
     def _serves(self) -> bool:
         now = time.monotonic()
@@ -174,13 +169,16 @@ class HandoverIo:
                 if not flight.done.done():
                     flight.done.set_result(status)
 
-    def _nap_seconds(self) -> float | None:
-        """None: nothing here is so young that a millisecond matters. A transfer that hangs must not slow
-        down what else the loop does."""
+    def _napped(self) -> bool:
+        """Sleeps for less than any timer of the loop can; the loop itself runs between two naps. Not when
+        nothing is so young that a millisecond matters: a transfer that hangs must slow down nothing else."""
         if not self._flights:
-            return None
+            return False
         age = time.monotonic() - max(flight.started for flight in self._flights)
-        return next((nap for young, nap in _NAPS if age < young), None)
+        nap = next((nap for young, nap in _NAPS if age < young), None)
+        if nap is not None:
+            time.sleep(nap)
+        return nap is not None
 
     # -- life of the thread
 
