@@ -27,13 +27,12 @@ class HandoverNode:
         lease_seconds: float,
         clock: Clock | None = None,
         host: str = "127.0.0.1",
-        rank: int = 0,
         limits: PullLimits | None = None,
         policy: TransferPolicy | None = None,
     ) -> None:
         """Errors: TransferError (memory cannot be registered, host cannot be bound)."""
         self._io = HandoverIo(transports, layout, policy)
-        self.client = HandoverClient(self._io, rank, limits)
+        self.client = HandoverClient(self._io, limits)
         try:
             self.server = HandoverServer(
                 self._io, worker_id, epoch, lease_seconds, clock or SystemClock(), self.client, host

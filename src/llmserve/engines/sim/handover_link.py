@@ -1,6 +1,6 @@
 """A simulated engine's end of the real hand-over: side channel, leases, and bytes over tcp.
 
-The other transports would gain nothing for 64 bytes a block, so they are not opened.
+The other transports would gain nothing for 8 bytes a token, so they are not opened.
 """
 
 import asyncio
@@ -10,26 +10,26 @@ from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease import LeaseChange
 from llmserve.core.tasks import TaskOwner
-from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, PullJob
+from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, KvPart, PullJob
 from llmserve.engines.sim.link import LinkCounters, PullResult
-from llmserve.engines.sim.memory import BLOCK_BYTES, KvMemory
+from llmserve.engines.sim.memory import TOKEN_BYTES, KvMemory
 from llmserve.engines.spec import EngineSpec
 from llmserve.transfer.tcp import TcpTransport
 
-_RANK = 0
 _PULL_POLL_SECONDS = 0.001
 _LEASE_POLL_SECONDS = 0.02
 
 
-async def open_handover_link(spec: EngineSpec, memory: KvMemory, block_size_tokens: int) -> "HandoverLink":
+async def open_handover_link(spec: EngineSpec, memory: KvMemory) -> "HandoverLink":
     """What SimEngine takes as open_link. Errors: TransferError."""
     layout = KvLayout(
         regions=(memory.region(),),
-        block_bytes=(BLOCK_BYTES,),
-        block_size_tokens=block_size_tokens,
+        block_bytes=(memory.block_bytes,),
+        block_size_tokens=memory.block_size_tokens,
         kv_dtype="sim",
         layout="sim",
         model=spec.model_name,
+        parts=(KvPart(rows=1, group_tokens=1, group_bytes=TOKEN_BYTES),),
     )
     return HandoverLink(
         HandoverNode(
@@ -67,10 +67,10 @@ class HandoverLink:
         return tuple(self._node.server.take_ended())
 
     def pull(
-        self, request_id: RequestId, ticket: HandoverTicket, local: Sequence[int], remote: Sequence[int]
+        self, request_id: RequestId, ticket: HandoverTicket, tokens: range, local: Sequence[int]
     ) -> None:
         try:
-            self._node.client.pull(PullJob(request_id, ticket, _RANK, tuple(local), tuple(remote)))
+            self._node.client.pull(PullJob(request_id, ticket, tokens, tuple(local)))
         except TransferError as error:
             self._failed.append(PullResult(request_id, error.message))
             self.changed.set()

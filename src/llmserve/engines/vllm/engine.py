@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +85,10 @@ class VllmEngine:
                 "with at least one for the output"
             )
         if request.kv_transfer_params and request.kv_transfer_params.get("do_remote_prefill"):
-            self._validate_ticket(request.kv_transfer_params, self._info.block_size_tokens)
-
-    @staticmethod
-    def _validate_ticket(params: Mapping[str, Any], block_size_tokens: int) -> None:
-        try:
-            ticket = HandoverTicket.from_params(params)
-        except TransferError as error:
-            raise InvalidRequest(error.message) from error
-        if ticket.block_size_tokens != block_size_tokens:
-            raise InvalidRequest(
-                f"the prefill worker's blocks hold {ticket.block_size_tokens} tokens, "
-                f"this worker's {block_size_tokens}"
-            )
+            try:
+                HandoverTicket.from_params(request.kv_transfer_params)
+            except TransferError as error:
+                raise InvalidRequest(error.message) from error
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         try:
