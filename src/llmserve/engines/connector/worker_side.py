@@ -17,9 +17,8 @@ from llmserve.transfer.select import make_transports
 class WorkerSide:
     """Made once the KV memory exists; `close` is idempotent."""
 
-    def __init__(self, settings: ConnectorSettings, layout: KvLayout, rank: int) -> None:
+    def __init__(self, settings: ConnectorSettings, layout: KvLayout) -> None:
         transports, unusable = make_transports(settings.engine_order, settings.host)
-        self._rank = rank
         self._layout = layout
         self._node = HandoverNode(
             worker_id=settings.worker_id,
@@ -28,7 +27,6 @@ class WorkerSide:
             layout=layout,
             lease_seconds=settings.lease_seconds,
             host=settings.host,
-            rank=rank,
             policy=settings.policy,
             unusable=unusable,
         )
@@ -40,6 +38,7 @@ class WorkerSide:
         return RankEndpoint(
             endpoint=self._node.endpoint,
             transports=self._node.transports,
+            layout=self._layout.layout,
             block_bytes=sum(self._layout.block_bytes),
         )
 
@@ -59,9 +58,8 @@ class WorkerSide:
         return PullJob(
             request_id=RequestId(pull.request_id),
             ticket=HandoverTicket.from_params(pull.ticket),
-            rank=self._rank,
+            tokens=pull.tokens,
             local_block_ids=pull.local_block_ids,
-            remote_block_ids=pull.remote_block_ids,
         )
 
     def take_sent(self) -> set[str]:

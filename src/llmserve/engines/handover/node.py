@@ -28,7 +28,6 @@ class HandoverNode:
         lease_seconds: float,
         clock: Clock | None = None,
         host: str = "127.0.0.1",
-        rank: int = 0,
         limits: PullLimits | None = None,
         policy: TransferPolicy | None = None,
         unusable: Mapping[str, str] = MappingProxyType({}),
@@ -36,7 +35,7 @@ class HandoverNode:
         """unusable: transports that cannot be used here, and why, for the status.
         Errors: TransferError (memory cannot be registered, host cannot be bound)."""
         self._io = HandoverIo(transports, layout, policy)
-        self.client = HandoverClient(self._io, rank, limits, unusable)
+        self.client = HandoverClient(self._io, limits, unusable)
         try:
             self.server = HandoverServer(
                 self._io, worker_id, epoch, lease_seconds, clock or SystemClock(), self.client, host

@@ -77,9 +77,11 @@ class HandoverTicket:
         return ticket
 
 
-def addresses_for(peer: KvPeer, rank: int) -> list[PeerAddress]:
-    """Whom this rank fetches from: the peer's same rank."""
-    return [PeerAddress(peer.worker_id, peer.epoch, endpoint) for endpoint in peer.endpoints[rank : rank + 1]]
+def addresses_for(peer: KvPeer, rank: int, ranks: int) -> list[PeerAddress]:
+    """Whom this rank of so many may fetch from: the peer's same rank, or any when it has another number."""
+    same = len(peer.endpoints) == ranks
+    endpoints = peer.endpoints[rank : rank + 1] if same else peer.endpoints
+    return [PeerAddress(peer.worker_id, peer.epoch, endpoint) for endpoint in endpoints]
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int]:

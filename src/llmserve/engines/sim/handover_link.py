@@ -8,26 +8,33 @@ from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease import LeaseChange
 from llmserve.core.pairs import KvPeer, PairStatus
 from llmserve.core.tasks import TaskOwner
-from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, PullJob, addresses_for
+from llmserve.engines.handover import (
+    HandoverNode,
+    HandoverTicket,
+    KvLayout,
+    KvPart,
+    PullJob,
+    addresses_for,
+)
 from llmserve.engines.sim.link import LinkCounters, PullResult
-from llmserve.engines.sim.memory import BLOCK_BYTES, KvMemory
+from llmserve.engines.sim.memory import TOKEN_BYTES, KvMemory
 from llmserve.engines.spec import EngineSpec, transfer_policy
 from llmserve.transfer.select import make_transports
 
-_RANK = 0
 _PULL_POLL_SECONDS = 0.001
 _LEASE_POLL_SECONDS = 0.02
 
 
-async def open_handover_link(spec: EngineSpec, memory: KvMemory, block_size_tokens: int) -> "HandoverLink":
+async def open_handover_link(spec: EngineSpec, memory: KvMemory) -> "HandoverLink":
     """What SimEngine takes as open_link. Errors: TransferError."""
     layout = KvLayout(
         regions=(memory.region(),),
-        block_bytes=(BLOCK_BYTES,),
-        block_size_tokens=block_size_tokens,
+        block_bytes=(memory.block_bytes,),
+        block_size_tokens=memory.block_size_tokens,
         kv_dtype="sim",
         layout="sim",
         model=spec.model_name,
+        parts=(KvPart(rows=1, group_tokens=1, group_bytes=TOKEN_BYTES),),
     )
     transports, unusable = make_transports(spec.transfer.engine_order, spec.handover_host)
     return HandoverLink(
@@ -68,10 +75,10 @@ class HandoverLink:
         return tuple(self._node.server.take_ended())
 
     def pull(
-        self, request_id: RequestId, ticket: HandoverTicket, local: Sequence[int], remote: Sequence[int]
+        self, request_id: RequestId, ticket: HandoverTicket, tokens: range, local: Sequence[int]
     ) -> None:
         try:
-            self._node.client.pull(PullJob(request_id, ticket, _RANK, tuple(local), tuple(remote)))
+            self._node.client.pull(PullJob(request_id, ticket, tokens, tuple(local)))
         except TransferError as error:
             self._failed.append(PullResult(request_id, error.message))
             self.changed.set()
@@ -101,7 +108,7 @@ class HandoverLink:
         self._node.client.release(ticket)
 
     def meet(self, peers: Sequence[KvPeer]) -> None:
-        self._node.client.meet([address for peer in peers for address in addresses_for(peer, _RANK)])
+        self._node.client.meet([address for peer in peers for address in addresses_for(peer, 0, 1)])
 
     def pairs(self) -> Sequence[PairStatus]:
         return self._node.client.pairs()

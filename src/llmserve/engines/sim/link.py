@@ -63,9 +63,10 @@ class KvLink(Protocol):
         """Requests whose lease has ended since the last call: their blocks can be freed."""
 
     def pull(
-        self, request_id: RequestId, ticket: HandoverTicket, local: Sequence[int], remote: Sequence[int]
+        self, request_id: RequestId, ticket: HandoverTicket, tokens: range, local: Sequence[int]
     ) -> None:
-        """Starts to copy; one PullResult follows, whatever happens."""
+        """Starts to copy tokens of the ticket's prompt into local blocks, the first of which is that of the
+        first token; one PullResult follows, whatever happens."""
 
     def take_pulled(self) -> Sequence[PullResult]: ...
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -98,19 +98,10 @@ class VllmEngine:
                 "with at least one for the output"
             )
         if request.kv_transfer_params and request.kv_transfer_params.get("do_remote_prefill"):
-            self._validate_ticket(request.kv_transfer_params, self._info.block_size_tokens)
-
-    @staticmethod
-    def _validate_ticket(params: Mapping[str, Any], block_size_tokens: int) -> None:
-        try:
-            ticket = HandoverTicket.from_params(params)
-        except TransferError as error:
-            raise InvalidRequest(error.message) from error
-        if ticket.block_size_tokens != block_size_tokens:
-            raise InvalidRequest(
-                f"the prefill worker's blocks hold {ticket.block_size_tokens} tokens, "
-                f"this worker's {block_size_tokens}"
-            )
+            try:
+                HandoverTicket.from_params(request.kv_transfer_params)
+            except TransferError as error:
+                raise InvalidRequest(error.message) from error
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:
@@ -148,8 +139,9 @@ class VllmEngine:
 
     async def meet(self, peers: Sequence[KvPeer]) -> None:
         assert self._info is not None
-        for rank, endpoint in enumerate(self._info.handover_endpoints):
-            addresses = [address for peer in peers for address in addresses_for(peer, rank)]
+        mine = self._info.handover_endpoints
+        for rank, endpoint in enumerate(mine):
+            addresses = [address for peer in peers for address in addresses_for(peer, rank, len(mine))]
             await meet(endpoint, addresses, _SIDE_CHANNEL_SECONDS)
 
     async def load(self) -> EngineLoad:
