@@ -4,10 +4,14 @@ import contextlib
 import logging
 import socket
 import threading
+from collections.abc import Sequence
 
 from llmserve.core.errors import TransferError, TransportUnavailable
+from llmserve.transfer.base import Region
 from llmserve.transfer.spans import check_bounds
-from llmserve.transfer.tcp import wire
+from llmserve.transfer.twosided import wire
+from llmserve.transfer.twosided.lane import Lanes
+from llmserve.transfer.twosided.line import Line
 
 _log = logging.getLogger(__name__)
 _GREETING_SECONDS = 5.0
@@ -16,32 +20,34 @@ _ACCEPT_RETRY_SECONDS = 0.1
 _MAX_CONNECTIONS = 1024
 
 
-class TcpServer:
+class Server:
     """Serves one generation of registered memory at a time. Threads: `serve` and `close` are
     called by the owner of the transport; connections run on their own threads."""
 
-    def __init__(self, host: str, token: bytes) -> None:
+    def __init__(self, host: str, token: bytes, lanes: Lanes) -> None:
+        """Errors: TransportUnavailable."""
         self._token = token
+        self._lanes = lanes
         self._generation = 0
-        self._memory = wire.Memory(())
+        self._regions: Sequence[Region] = ()
         self._lock = threading.Lock()
-        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._lines: dict[Line, threading.Thread] = {}
         self._closed = threading.Event()
         try:
             self._listener = socket.create_server((host, 0), backlog=128)
         except OSError as error:
-            raise TransportUnavailable(f"tcp: cannot listen on {host}: {error}") from error
+            raise TransportUnavailable(f"{lanes.name}: cannot listen on {host}: {error}") from error
         self.port: int = self._listener.getsockname()[1]
-        self._acceptor = threading.Thread(target=self._accept, name="kv-tcp-accept", daemon=True)
+        self._acceptor = threading.Thread(target=self._accept, name=f"kv-{lanes.name}-accept", daemon=True)
         self._acceptor.start()
 
-    def serve(self, memory: wire.Memory) -> int:
+    def serve(self, regions: Sequence[Region]) -> int:
         """Replaces the memory; returns its generation. When it returns the old memory is no longer
         touched: the peers that were connected have lost their connection."""
         with self._lock:
             self._generation += 1
-            self._memory = memory
-        self._drop_connections()
+            self._regions = regions
+        self._drop_lines()
         return self._generation
 
     def close(self) -> None:
@@ -50,14 +56,13 @@ class TcpServer:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._acceptor.join(_JOIN_SECONDS)
         self._listener.close()
-        self._drop_connections()
+        self._drop_lines()
 
-    def _drop_connections(self) -> None:
+    def _drop_lines(self) -> None:
         with self._lock:
-            dropped = dict(self._connections)
-        for connection in dropped:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            dropped = dict(self._lines)
+        for line in dropped:
+            line.hang_up()
         for thread in dropped.values():
             thread.join(_JOIN_SECONDS)
         with self._lock:
@@ -71,57 +76,61 @@ class TcpServer:
                 if self._closed.wait(_ACCEPT_RETRY_SECONDS):
                     return
                 continue  # out of file descriptors, or the peer gave up
-            thread = threading.Thread(target=self._run, args=(connection,), name="kv-tcp-serve", daemon=True)
+            line = Line(connection)
+            name = f"kv-{self._lanes.name}-serve"
+            thread = threading.Thread(target=self._run, args=(line,), name=name, daemon=True)
             with self._lock:
                 self._forget_ended()
-                if admitted := not self._closed.is_set() and len(self._connections) < _MAX_CONNECTIONS:
-                    self._connections[connection] = thread
+                if admitted := not self._closed.is_set() and len(self._lines) < _MAX_CONNECTIONS:
+                    self._lines[line] = thread
                     thread.start()
             if not admitted:
-                connection.close()
+                line.close()
 
     def _forget_ended(self) -> None:
         """Under the lock. A thread does not forget itself: `close` must find it to join it."""
-        ended = [connection for connection, thread in self._connections.items() if not thread.is_alive()]
-        for connection in ended:
-            del self._connections[connection]
+        ended = [line for line, thread in self._lines.items() if not thread.is_alive()]
+        for line in ended:
+            del self._lines[line]
 
-    def _run(self, connection: socket.socket) -> None:
+    def _run(self, line: Line) -> None:
         try:
-            wire.tune(connection)
-            memory = self._greet(connection)
+            wire.tune(line.socket)
+            lengths = self._greet(line)
             while True:
-                self._answer(connection, memory)
+                self._answer(line, lengths)
         except TransferError as error:
-            _log.warning("tcp transfer refused: %s", error)
+            _log.warning("%s: a connection ended: %s", self._lanes.name, error)
         except OSError:
             pass  # the peer has left; it knows what it has not received
         finally:
-            connection.close()
+            line.close()
 
-    def _greet(self, connection: socket.socket) -> wire.Memory:
-        connection.settimeout(_GREETING_SECONDS)
-        token, generation = wire.receive_greeting(connection)
+    def _greet(self, line: Line) -> Sequence[int]:
+        """Opens the lane; the lengths of the regions that it serves."""
+        line.socket.settimeout(_GREETING_SECONDS)
+        token, generation = wire.receive_greeting(line.socket)
         with self._lock:
-            current, memory = self._generation, self._memory
+            current, regions = self._generation, self._regions
         if token != self._token or generation != current:
             reason = "this is another process" if token != self._token else "its memory was registered anew"
-            wire.refuse(connection, reason)
+            wire.refuse(line.socket, reason)
             raise TransferError(f"a peer has an old description: {reason}")
-        wire.accept(connection)
-        connection.settimeout(None)
-        return memory
+        wire.accept(line.socket)
+        line.open(self._lanes, regions, rank=1)
+        line.socket.settimeout(None)
+        return [region.length_bytes for region in regions]
 
-    def _answer(self, connection: socket.socket, memory: wire.Memory) -> None:
-        operation, spans = wire.receive_request(connection)
+    def _answer(self, line: Line, lengths: Sequence[int]) -> None:
+        operation, spans = wire.receive_request(line.socket)
         try:
-            check_bounds(spans, memory.lengths, "remote")
+            check_bounds(spans, lengths, "remote")
         except TransferError as error:
-            wire.refuse(connection, error.message)
+            wire.refuse(line.socket, error.message)
             return
         if operation is wire.Operation.READ:
-            wire.accept(connection, memory.buffers(spans))
+            wire.accept(line.socket)
+            line.lane.send(spans)
             return
-        wire.accept(connection)
-        wire.receive_all(connection, memory.buffers(spans))
-        wire.accept(connection)
+        line.lane.receive(spans, lambda: wire.accept(line.socket))
+        wire.accept(line.socket)
