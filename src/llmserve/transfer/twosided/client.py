@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import PeerName, Region, Spans, TransferState, TransferStatus
 from llmserve.transfer.twosided import wire
-from llmserve.transfer.twosided.lane import Lanes
+from llmserve.transfer.twosided.carrier import Carriers
 from llmserve.transfer.twosided.line import Line
 
 _DIAL_SECONDS = 2.0
@@ -49,18 +49,20 @@ class Peer:
     """The streams to one peer, over the given regions of this process. A batch goes to a stream that
     is idle, to a new one while there are few, else to the one with the shortest queue."""
 
-    def __init__(self, name: PeerName, address: Address, regions: Sequence[Region], lanes: Lanes) -> None:
+    def __init__(
+        self, name: PeerName, address: Address, regions: Sequence[Region], carriers: Carriers
+    ) -> None:
         """Blocks until the peer has accepted a connection. Errors: TransferError."""
         self.name = name
         self.address = address
         self._regions = regions
-        self._lanes = lanes
-        self._streams = [Stream(address, regions, lanes, dial(address, regions, lanes))]
+        self._carriers = carriers
+        self._streams = [Stream(address, regions, carriers, dial(address, regions, carriers))]
 
     def submit(self, transfer: TwoSidedTransfer) -> None:
         stream = min(self._streams, key=lambda stream: stream.load)
-        if stream.load and len(self._streams) < self._lanes.connections:
-            stream = Stream(self.address, self._regions, self._lanes, None)
+        if stream.load and len(self._streams) < self._carriers.connections:
+            stream = Stream(self.address, self._regions, self._carriers, None)
             self._streams.append(stream)
         transfer.stream = stream
         stream.submit(transfer)
@@ -70,7 +72,7 @@ class Peer:
         regions are no longer touched."""
         self.close()
         self._regions = regions
-        self._streams = [Stream(self.address, regions, self._lanes, None)]
+        self._streams = [Stream(self.address, regions, self._carriers, None)]
 
     def close(self) -> None:
         for stream in self._streams:
@@ -83,17 +85,19 @@ class Stream:
     """Runs its transfers one after the other. A line that breaks fails the transfer that used it;
     the next one dials again."""
 
-    def __init__(self, address: Address, regions: Sequence[Region], lanes: Lanes, line: Line | None) -> None:
+    def __init__(
+        self, address: Address, regions: Sequence[Region], carriers: Carriers, line: Line | None
+    ) -> None:
         self._address = address
         self._regions = regions
-        self._lanes = lanes
+        self._carriers = carriers
         self._line = line
         self._queue: queue.SimpleQueue[TwoSidedTransfer | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._current: TwoSidedTransfer | None = None
         self._stopping = False
         self.load = 0  # transfers not ended; written under the lock
-        self._thread = threading.Thread(target=self._run, name=f"kv-{lanes.name}-stream", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"kv-{carriers.name}-stream", daemon=True)
         self._thread.start()
 
     def submit(self, transfer: TwoSidedTransfer) -> None:
@@ -110,7 +114,7 @@ class Stream:
                 return
             self._hang_up()
         if not transfer.ended.wait(_JOIN_SECONDS):
-            raise TransferError(f"{self._lanes.name}: a cancelled transfer does not end")
+            raise TransferError(f"{self._carriers.name}: a cancelled transfer does not end")
 
     def stop(self) -> None:
         with self._lock:
@@ -144,13 +148,13 @@ class Stream:
         except TransferError as error:
             return error.message
         except OSError as error:
-            return f"{self._lanes.name}: {error}"
+            return f"{self._carriers.name}: {error}"
         return ""
 
     def _perform(self, transfer: TwoSidedTransfer) -> None:
         if transfer.cancelled or self._stopping:
             raise TransferError("cancelled")
-        line = self._line or dial(self._address, self._regions, self._lanes)
+        line = self._line or dial(self._address, self._regions, self._carriers)
         with self._lock:
             self._line = line
             if transfer.cancelled or self._stopping:
@@ -159,14 +163,18 @@ class Stream:
 
         def ask() -> None:
             wire.send_request(line.socket, transfer.operation, transfer.remote)
+
+        def confirm() -> None:
             wire.receive_reply(line.socket)
 
         if transfer.operation is wire.Operation.READ:
-            line.lane.receive(transfer.local, ask)
+            line.carrier.receive(transfer.local, ask, confirm)
             return
         ask()
-        line.lane.send(transfer.local)
-        wire.receive_reply(line.socket)
+        confirm()
+        line.carrier.send(transfer.local)
+        confirm()
+        line.carrier.settle()
 
     def _drop_line(self) -> None:
         with self._lock:
@@ -175,7 +183,7 @@ class Stream:
             line.close()
 
 
-def dial(address: Address, regions: Sequence[Region], lanes: Lanes) -> Line:
+def dial(address: Address, regions: Sequence[Region], carriers: Carriers) -> Line:
     """A greeted line. Errors: TransferError."""
     line: Line | None = None
     try:
@@ -183,10 +191,10 @@ def dial(address: Address, regions: Sequence[Region], lanes: Lanes) -> Line:
         wire.tune(line.socket)
         wire.send_greeting(line.socket, address.token, address.generation)
         wire.receive_reply(line.socket)
-        line.open(lanes, regions, rank=0)
-        line.socket.settimeout(lanes.answer_seconds)
+        line.open(carriers, regions, rank=0)
+        line.socket.settimeout(carriers.answer_seconds)
     except (OSError, TransferError) as error:
         if line is not None:
             line.close()
-        raise TransferError(f"{lanes.name}: {address.host}:{address.port}: {error}") from error
+        raise TransferError(f"{carriers.name}: {address.host}:{address.port}: {error}") from error
     return line

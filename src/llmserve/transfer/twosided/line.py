@@ -1,4 +1,4 @@
-"""A connection with its lane."""
+"""A connection with its carrier."""
 
 import contextlib
 import socket
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Region
-from llmserve.transfer.twosided.lane import Lane, Lanes
+from llmserve.transfer.twosided.carrier import Carrier, Carriers
 
 
 class Line:
@@ -15,20 +15,20 @@ class Line:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        self._lane: Lane | None = None
+        self._carrier: Carrier | None = None
         self._lock = threading.Lock()
         self._hung_up = False
 
     @property
-    def lane(self) -> Lane:
-        assert self._lane is not None, "opened"
-        return self._lane
+    def carrier(self) -> Carrier:
+        assert self._carrier is not None, "opened"
+        return self._carrier
 
-    def open(self, lanes: Lanes, regions: Sequence[Region], rank: int) -> None:
+    def open(self, carriers: Carriers, regions: Sequence[Region], rank: int) -> None:
         """Errors: TransferError, OSError."""
-        lane = lanes.open(self.socket, regions, rank)
+        carrier = carriers.open(self.socket, regions, rank)
         with self._lock:
-            self._lane = lane
+            self._carrier = carrier
             if self._hung_up:
                 raise TransferError("hung up")
 
@@ -38,12 +38,12 @@ class Line:
             self._hung_up = True
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
-            if self._lane is not None:
-                self._lane.cut()
+            if self._carrier is not None:
+                self._carrier.cut()
 
     def close(self) -> None:
         with self._lock:
-            lane, self._lane = self._lane, None
+            carrier, self._carrier = self._carrier, None
         self.socket.close()
-        if lane is not None:
-            lane.close()
+        if carrier is not None:
+            carrier.close()

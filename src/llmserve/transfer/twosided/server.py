@@ -10,7 +10,7 @@ from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import Region
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.twosided import wire
-from llmserve.transfer.twosided.lane import Lanes
+from llmserve.transfer.twosided.carrier import Carriers
 from llmserve.transfer.twosided.line import Line
 
 _log = logging.getLogger(__name__)
@@ -24,10 +24,10 @@ class Server:
     """Serves one generation of registered memory at a time. Threads: `serve` and `close` are
     called by the owner of the transport; connections run on their own threads."""
 
-    def __init__(self, host: str, token: bytes, lanes: Lanes) -> None:
+    def __init__(self, host: str, token: bytes, carriers: Carriers) -> None:
         """Errors: TransportUnavailable."""
         self._token = token
-        self._lanes = lanes
+        self._carriers = carriers
         self._generation = 0
         self._regions: Sequence[Region] = ()
         self._lock = threading.Lock()
@@ -36,9 +36,9 @@ class Server:
         try:
             self._listener = socket.create_server((host, 0), backlog=128)
         except OSError as error:
-            raise TransportUnavailable(f"{lanes.name}: cannot listen on {host}: {error}") from error
+            raise TransportUnavailable(f"{carriers.name}: cannot listen on {host}: {error}") from error
         self.port: int = self._listener.getsockname()[1]
-        self._acceptor = threading.Thread(target=self._accept, name=f"kv-{lanes.name}-accept", daemon=True)
+        self._acceptor = threading.Thread(target=self._accept, name=f"kv-{carriers.name}-accept", daemon=True)
         self._acceptor.start()
 
     def serve(self, regions: Sequence[Region]) -> int:
@@ -77,7 +77,7 @@ class Server:
                     return
                 continue  # out of file descriptors, or the peer gave up
             line = Line(connection)
-            name = f"kv-{self._lanes.name}-serve"
+            name = f"kv-{self._carriers.name}-serve"
             thread = threading.Thread(target=self._run, args=(line,), name=name, daemon=True)
             with self._lock:
                 self._forget_ended()
@@ -100,14 +100,14 @@ class Server:
             while True:
                 self._answer(line, lengths)
         except TransferError as error:
-            _log.warning("%s: a connection ended: %s", self._lanes.name, error)
+            _log.warning("%s: a connection ended: %s", self._carriers.name, error)
         except OSError:
             pass  # the peer has left; it knows what it has not received
         finally:
             line.close()
 
     def _greet(self, line: Line) -> Sequence[int]:
-        """Opens the lane; the lengths of the regions that it serves."""
+        """Opens the carrier; the lengths of the regions that it serves."""
         line.socket.settimeout(_GREETING_SECONDS)
         token, generation = wire.receive_greeting(line.socket)
         with self._lock:
@@ -117,20 +117,25 @@ class Server:
             wire.refuse(line.socket, reason)
             raise TransferError(f"a peer has an old description: {reason}")
         wire.accept(line.socket)
-        line.open(self._lanes, regions, rank=1)
+        line.open(self._carriers, regions, rank=1)
         line.socket.settimeout(None)
         return [region.length_bytes for region in regions]
 
     def _answer(self, line: Line, lengths: Sequence[int]) -> None:
         operation, spans = wire.receive_request(line.socket)
+        line.carrier.settle()
         try:
             check_bounds(spans, lengths, "remote")
         except TransferError as error:
             wire.refuse(line.socket, error.message)
-            return
+            raise
         if operation is wire.Operation.READ:
             wire.accept(line.socket)
-            line.lane.send(spans)
+            line.carrier.send(spans)
             return
-        line.lane.receive(spans, lambda: wire.accept(line.socket))
+        line.carrier.receive(spans, lambda: wire.accept(line.socket), _agreed)
         wire.accept(line.socket)
+
+
+def _agreed() -> None:
+    """A client that writes has nothing to refuse."""

@@ -8,27 +8,27 @@ from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, PeerName, Region, Transfer, TransferState, TransferStatus
 from llmserve.transfer.spans import check_batch
 from llmserve.transfer.twosided import wire
+from llmserve.transfer.twosided.carrier import Carriers
 from llmserve.transfer.twosided.client import Address, Peer, TwoSidedTransfer
-from llmserve.transfer.twosided.lane import Lanes
 from llmserve.transfer.twosided.server import Server
 
 
 class TwoSidedTransport:
     """host: the address of this machine that peers reach; the port is the system's choice. Owns the
-    lanes, also when it cannot be made."""
+    carriers, also when it cannot be made."""
 
     needs_progress = False
 
-    def __init__(self, host: str, lanes: Lanes) -> None:
+    def __init__(self, host: str, carriers: Carriers) -> None:
         """Errors: TransportUnavailable."""
-        self.name = lanes.name
+        self.name = carriers.name
         self._host = host
-        self._lanes = lanes
+        self._carriers = carriers
         self._token = secrets.token_bytes(wire.TOKEN_BYTES)
         try:
-            self._server = Server(host, self._token, lanes)
+            self._server = Server(host, self._token, carriers)
         except TransferError:
-            lanes.close()
+            carriers.close()
             raise
         self._regions: tuple[Region, ...] = ()
         self._generation = 0
@@ -60,7 +60,7 @@ class TwoSidedTransport:
         address = self._parse(description)
         name = PeerName(f"{self.name}-{address.token.hex()}-{address.generation}")
         if name not in self._peers:
-            self._peers[name] = Peer(name, address, self._regions, self._lanes)
+            self._peers[name] = Peer(name, address, self._regions, self._carriers)
         return name
 
     def disconnect(self, peer: PeerName) -> None:
@@ -96,7 +96,7 @@ class TwoSidedTransport:
             peer.close()
         self._peers.clear()
         self._server.close()
-        self._lanes.close()
+        self._carriers.close()
 
     @property
     def _lengths(self) -> list[int]:

@@ -1,7 +1,7 @@
 """The messages of a connection.
 
-It starts with a Greeting from the client and a Reply; then the lane is opened. After that, one
-request at a time, the bytes of the spans going over the lane:
+It starts with a Greeting from the client and a Reply; then the carrier is opened. After that, one
+request at a time, the bytes of the spans going over the carrier:
   read:   request, spans ->    <- Reply    <- bytes
   write:  request, spans ->    <- Reply    bytes ->    <- Reply
 Numbers are little-endian. The spans are three int64 arrays: regions, offsets, lengths.

@@ -9,19 +9,19 @@ from llmserve.transfer.spans import coalesce
 from llmserve.transfer.twosided import wire
 
 
-class SocketLanes:
+class SocketCarriers:
     name = "tcp"
     connections = 4
     answer_seconds: float | None = None  # a timeout would make the socket non-blocking, and receiving slow
 
-    def open(self, sock: socket.socket, regions: Sequence[Region], rank: int) -> "SocketLane":
-        return SocketLane(sock, regions)
+    def open(self, sock: socket.socket, regions: Sequence[Region], rank: int) -> "SocketCarrier":
+        return SocketCarrier(sock, regions)
 
     def close(self) -> None:
         """Nothing is shared."""
 
 
-class SocketLane:
+class SocketCarrier:
     def __init__(self, sock: socket.socket, regions: Sequence[Region]) -> None:
         self._socket = sock
         self._views = [_view(region) for region in regions]
@@ -29,8 +29,12 @@ class SocketLane:
     def send(self, spans: Spans) -> None:
         wire.send_all(self._socket, self._buffers(spans))
 
-    def receive(self, spans: Spans, invite: Callable[[], None]) -> None:
-        invite()
+    def settle(self) -> None:
+        """Nothing to do: the kernel has a copy of what was sent."""
+
+    def receive(self, spans: Spans, ask: Callable[[], None], confirm: Callable[[], None]) -> None:
+        ask()
+        confirm()
         wire.receive_all(self._socket, self._buffers(spans))
 
     def cut(self) -> None:
