@@ -40,6 +40,7 @@ class WorkerSpec:
     total_blocks: int
     max_concurrency: int
     transports: tuple[str, ...]
+    handover_endpoints: tuple[str, ...] = ()
 
 
 class WorkerState(StrEnum):
