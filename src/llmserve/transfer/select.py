@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from llmserve.core.errors import TransportUnavailable
 from llmserve.transfer.base import Transport
+from llmserve.transfer.collective import CollectiveTransport
 from llmserve.transfer.faults import FaultPlan
 from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.nixl import NixlTransport
@@ -23,9 +24,15 @@ LAST_RESORT = "tcp"
 _log = logging.getLogger(__name__)
 
 
-def makers(host: str) -> dict[str, Callable[[], Transport]]:
-    """How each kind is made. host: the address of this machine that peers reach."""
-    return {"nixl": NixlTransport, "shm": ShmTransport, "tcp": lambda: TcpTransport(host)}
+def makers(host: str, gpu: int | None = None) -> dict[str, Callable[[], Transport]]:
+    """How each kind of the manifest is made. host: the address of this machine that peers reach;
+    gpu: the index of the one that holds the memory to register, None for host memory."""
+    return {
+        "nccl": lambda: CollectiveTransport(host, gpu),
+        "nixl": NixlTransport,
+        "shm": ShmTransport,
+        "tcp": lambda: TcpTransport(host),
+    }
 
 
 def make_transports(

@@ -15,7 +15,7 @@ import numpy as np
 from llmserve.doctor.transports.answer import Answer, Outcome
 from llmserve.doctor.transports.far import BYTES, HOST
 from llmserve.models.process import end_with_stdin
-from llmserve.transfer.tcp.wire import receive_all, tune
+from llmserve.transfer.twosided.wire import receive_all, tune
 
 COPY, SOCKET = "copy", "socket"
 _SECONDS = 0.3
