@@ -6,13 +6,14 @@ from llmserve.core.errors import TransportUnavailable
 from llmserve.transfer.base import Transport
 from llmserve.transfer.nixl import NixlTransport
 from llmserve.transfer.tcp import TcpTransport
+from llmserve.transfer.ucx import UcxTransport
 
 LAST_RESORT = "tcp"
 
 
 def makers(host: str) -> dict[str, Callable[[], Transport]]:
     """How each kind is made. host: the address of this machine that peers reach."""
-    return {"nixl": NixlTransport, "tcp": lambda: TcpTransport(host)}
+    return {"nixl": NixlTransport, "ucx": UcxTransport, "tcp": lambda: TcpTransport(host)}
 
 
 def make_transports(
