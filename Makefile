@@ -69,5 +69,5 @@ $(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(BIN)/pip install -q -e ".[dev]"
+	$(BIN)/pip install -q -e ".[dev,ucx]"
 	@touch $@

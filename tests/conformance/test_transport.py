@@ -141,7 +141,7 @@ def one(length: int, local: int = 0, remote: int = 0, region: int = 0) -> Batch:
     return Batch(spans((0, local, length)), spans((region, remote, length)))
 
 
-@pytest.fixture(scope="module", params=["tcp", "nixl", "nccl", "shm", "faulty-tcp", "faulty-shm"])
+@pytest.fixture(scope="module", params=["tcp", "nixl", "ucx", "nccl", "shm", "faulty-tcp", "faulty-shm"])
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     try:

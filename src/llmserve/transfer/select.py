@@ -16,6 +16,7 @@ from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.nixl import NixlTransport
 from llmserve.transfer.shm import ShmTransport
 from llmserve.transfer.tcp import TcpTransport
+from llmserve.transfer.ucx import UcxTransport
 
 ALWAYS = ("shm", "tcp")  # after those of the manifest
 FAULTS_VARIABLE = "LLMSERVE_FAULTS"
@@ -28,8 +29,9 @@ def makers(host: str, gpu: int | None = None) -> dict[str, Callable[[], Transpor
     """How each kind of the manifest is made. host: the address of this machine that peers reach;
     gpu: the index of the one that holds the memory to register, None for host memory."""
     return {
-        "nccl": lambda: CollectiveTransport(host, gpu),
         "nixl": NixlTransport,
+        "ucx": UcxTransport,
+        "nccl": lambda: CollectiveTransport(host, gpu),
         "shm": ShmTransport,
         "tcp": lambda: TcpTransport(host),
     }
