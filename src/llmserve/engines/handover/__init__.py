@@ -5,8 +5,10 @@ Used by engines/connector (in each vLLM worker process) and by engines/sim. No t
 
 from llmserve.engines.handover.ask import meet, query_leases, query_status, release_ticket
 from llmserve.engines.handover.client import HandoverClient
+from llmserve.engines.handover.geometry import KvGeometry, KvPart
+from llmserve.engines.handover.heads import HeadShard
 from llmserve.engines.handover.io import HandoverIo
-from llmserve.engines.handover.layout import KvGeometry, KvLayout
+from llmserve.engines.handover.layout import KvLayout
 from llmserve.engines.handover.node import HandoverNode
 from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.pull import PullJob, PullLimits, PullResult
@@ -16,7 +18,7 @@ from llmserve.engines.handover.push.sender import PushChunk
 from llmserve.engines.handover.push.transfer import Finish, PushLimits
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import HandoverStatus, TransferCounters
-from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress
+from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress, addresses_for
 
 __all__ = [
     "Finish",
@@ -26,8 +28,10 @@ __all__ = [
     "HandoverServer",
     "HandoverStatus",
     "HandoverTicket",
+    "HeadShard",
     "KvGeometry",
     "KvLayout",
+    "KvPart",
     "PeerAddress",
     "PullJob",
     "PullLimits",
@@ -39,6 +43,7 @@ __all__ = [
     "ReceiveLimits",
     "TransferCounters",
     "TransferPolicy",
+    "addresses_for",
     "is_pushed",
     "meet",
     "prefill_params",

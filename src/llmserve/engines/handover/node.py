@@ -1,7 +1,8 @@
 """Everything a process needs to hand KV over and to fetch it: one io thread, a server, a client,
 and the two ends of pushes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from llmserve.core.clock import Clock, SystemClock
 from llmserve.core.ids import WorkerId
@@ -33,15 +34,16 @@ class HandoverNode:
         lease_seconds: float,
         clock: Clock | None = None,
         host: str = "127.0.0.1",
-        rank: int = 0,
         limits: PullLimits | None = None,
         policy: TransferPolicy | None = None,
         push_limits: PushLimits | None = None,
         receive_limits: ReceiveLimits | None = None,
+        unusable: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Errors: TransferError (memory cannot be registered, host cannot be bound)."""
+        """unusable: transports that cannot be used here, and why, for the status.
+        Errors: TransferError (memory cannot be registered, host cannot be bound)."""
         self._io = HandoverIo(transports, layout, policy)
-        self.client = HandoverClient(self._io, rank, limits)
+        self.client = HandoverClient(self._io, limits, unusable)
         try:
             self.server = HandoverServer(
                 self._io, worker_id, epoch, lease_seconds, clock or SystemClock(), self.client, host
@@ -52,7 +54,7 @@ class HandoverNode:
         peers, trouble = self.client.peers, self.client.trouble
         self.sender = PushSender(self._io, peers, self.server, trouble, push_limits)
         home = PeerAddress(worker_id, epoch, self.server.endpoint)
-        self.receiver = PushReceiver(self._io, self.client, home, self.server.hang_up, rank, receive_limits)
+        self.receiver = PushReceiver(self._io, self.client, home, self.server.hang_up, receive_limits)
         self.server.add({**self.sender.operations, **self.receiver.operations})
 
     @property

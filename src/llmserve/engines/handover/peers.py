@@ -9,6 +9,7 @@ from functools import partial
 from llmserve.core.errors import LeaseEnded, TransferError
 from llmserve.core.ids import LeaseId
 from llmserve.engines.handover import wire
+from llmserve.engines.handover.geometry import KvGeometry
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress, split_endpoint
 from llmserve.kvstore.leases import LeaseAnswer
@@ -27,8 +28,10 @@ _UNKNOWN_RETRY_SECONDS = 0.01
 class Peer:
     """A side channel that has said hello. Errors of every method: TransferError.
 
-    choice: set after hello; it outlives the connection, as long as the worker is the same incarnation."""
+    geometry: of its rank, set by hello. choice: set after hello; it outlives the connection, as long as the
+    worker is the same incarnation."""
 
+    geometry: KvGeometry
     choice: PairChoice
 
     def __init__(
@@ -83,6 +86,12 @@ class Peer:
         except TimeoutError:
             raise TransferError(f"the probe was not done within {PROBE_SECONDS:g} s") from None
 
+    def failed(self, name: str, reason: str, now: float) -> None:
+        """Opens the breaker of a transport; who waits for its lane goes another way."""
+        self.choice.failed(name, reason, now)
+        if lane := self._lanes.get(name):
+            lane.refuse_waiting(f"out of use: {reason}")
+
     def _reader_of(self, name: str) -> Read:
         return partial(self._io.read, *self._connected(name))
 
@@ -103,13 +112,15 @@ class Peer:
             self.worker_id, self.epoch = str(answer["worker_id"]), int(answer["epoch"])
             self._descriptions = {str(k): str(v) for k, v in answer["transports"].items()}
             self._probe = ProbeCard.from_message(answer["probe"])
+            self.geometry = KvGeometry.from_message(answer["geometry"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TransferError(f"malformed hello from {self.endpoint}") from error
 
-    async def lease(self, operation: str, ticket: HandoverTicket) -> LeaseAnswer:
-        """begin, renew or release. The ticket can be here before the owner's engine has granted
-        the lease, a step later: an unknown lease is asked for again, for a second."""
-        message = {"op": operation, "lease_id": ticket.lease_id, "epoch": ticket.epoch}
+    async def lease(self, operation: str, ticket: HandoverTicket, **reader: int) -> LeaseAnswer:
+        """begin, renew or release; reader and readers: release it as one of several. The ticket can be here
+        before the owner's engine has granted the lease, a step later: an unknown lease is asked for again,
+        for a second."""
+        message = {"op": operation, "lease_id": ticket.lease_id, "epoch": ticket.epoch, **reader}
         give_up = asyncio.get_running_loop().time() + _UNKNOWN_SECONDS
         while True:
             answer = wire.lease_answer(await self._ask(message))
@@ -117,9 +128,9 @@ class Peer:
                 return answer
             await asyncio.sleep(_UNKNOWN_RETRY_SECONDS)
 
-    async def demand(self, operation: str, ticket: HandoverTicket) -> None:
+    async def demand(self, operation: str, ticket: HandoverTicket, **reader: int) -> None:
         """The same. Errors: LeaseEnded unless the lease is valid."""
-        answer = await self.lease(operation, ticket)
+        answer = await self.lease(operation, ticket, **reader)
         if answer is not LeaseAnswer.VALID:
             raise LeaseEnded(f"lease {_brief(ticket.lease_id)} at {operation}: {answer.value}")
 

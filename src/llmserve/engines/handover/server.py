@@ -18,6 +18,7 @@ from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.engines.handover import wire
 from llmserve.engines.handover.client import HandoverClient
+from llmserve.engines.handover.geometry import KvGeometry
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import PROBE_SECONDS
 from llmserve.engines.handover.status import HandoverStatus
@@ -156,8 +157,9 @@ class HandoverServer:
         geometry = message.get("geometry")
         if not isinstance(geometry, dict):
             raise TransferError("side channel: hello without a geometry")
-        if difference := self._io.layout.geometry.difference(geometry):
-            return {"ok": False, "error": f"the KV caches do not fit: {difference}"}
+        mine = self._io.layout.geometry
+        if obstacle := mine.obstacle(KvGeometry.from_message(geometry)):
+            return {"ok": False, "error": f"the KV caches do not fit: {obstacle}"}
         self._io.expect(connection, "", _WIREUP_SECONDS)
         return {
             "ok": True,
@@ -165,6 +167,7 @@ class HandoverServer:
             "epoch": self._table.epoch,
             "transports": self._io.descriptions,
             "probe": self._io.probe.card.to_message(),
+            "geometry": mine.to_message(),
         }
 
     def _lease(self, connection: int, operation: str, message: wire.Message) -> wire.Message:
@@ -173,8 +176,11 @@ class HandoverServer:
             raise TransferError("side channel: a lease operation without lease_id")
         epoch = _integer(message, "epoch")
         with self._lock:
-            act = self._table.release if operation == "release" else self._table.renew
-            answer = act(LeaseId(lease_id), epoch)
+            if operation == "release":
+                reader, readers = _integer(message, "reader", 0), _integer(message, "readers", 1)
+                answer = self._table.release(LeaseId(lease_id), epoch, reader, readers)
+            else:
+                answer = self._table.renew(LeaseId(lease_id), epoch)
         if operation == "begin" and answer in (LeaseAnswer.VALID, LeaseAnswer.UNKNOWN):
             self._io.expect(connection, lease_id, self._table.lease_seconds)
         if operation == "release":
@@ -182,8 +188,8 @@ class HandoverServer:
         return {"ok": True, "lease": answer.value}
 
 
-def _integer(message: wire.Message, name: str) -> int:
-    value = message.get(name)
+def _integer(message: wire.Message, name: str, default: int | None = None) -> int:
+    value = message.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool):
         raise TransferError(f"side channel: {name} is not an integer")
     return value

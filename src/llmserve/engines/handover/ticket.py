@@ -6,6 +6,7 @@ from typing import Any
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, WorkerId
+from llmserve.core.pairs import KvPeer
 from llmserve.engines.handover.fields import (
     endpoints_of,
     fields_of,
@@ -86,3 +87,10 @@ class HandoverTicket:
         if len(ticket.block_ids) != -(-ticket.num_tokens // ticket.block_size_tokens):
             raise wrong("block_ids", f"{len(ticket.block_ids)} blocks cannot hold {ticket.num_tokens} tokens")
         return ticket
+
+
+def addresses_for(peer: KvPeer, rank: int, ranks: int) -> list[PeerAddress]:
+    """Whom this rank of so many may fetch from: the peer's same rank, or any when it has another number."""
+    same = len(peer.endpoints) == ranks
+    endpoints = peer.endpoints[rank : rank + 1] if same else peer.endpoints
+    return [PeerAddress(peer.worker_id, peer.epoch, endpoint) for endpoint in endpoints]

@@ -200,7 +200,7 @@ class Side:
         )
 
     def pull(self, ticket: HandoverTicket, local: Sequence[int], request_id: str = "d1") -> None:
-        job = PullJob(RequestId(request_id), ticket, 0, tuple(local), ticket.block_ids)
+        job = PullJob(RequestId(request_id), ticket, range(ticket.num_tokens), tuple(local))
         self.node.client.pull(job)
 
     def probed(self, *others: "Side") -> None:

@@ -41,7 +41,6 @@ class ReceiveJob:
 
     request_id: RequestId
     card: PushCard
-    rank: int
     first_block: int
     local_block_ids: tuple[int, ...]
 
@@ -129,8 +128,9 @@ class Arrival:
 
     async def _pull(self, ticket: HandoverTicket) -> PullResult:
         job, around = self.job, self.around
-        remote = ticket.block_ids[self.reservation.first_block : self.reservation.end_block]
-        pull_job = PullJob(job.request_id, ticket, job.rank, job.local_block_ids, remote)
+        first_token = job.first_block * around.io.layout.block_size_tokens
+        tokens = range(first_token, job.card.num_tokens)
+        pull_job = PullJob(job.request_id, ticket, tokens, job.local_block_ids)
         self._pulling = asyncio.current_task()
         try:
             return await Pull(pull_job, around.pull_limits, around.io, around.peers, around.on_trouble).run()
@@ -236,7 +236,7 @@ class Arrival:
             await self._ask(await self._peer(), "stop_push")
 
     async def _peer(self) -> Peer:
-        return await self.around.peers.get(self.job.card.address(self.job.rank))
+        return await self.around.peers.get(self.job.card.address(self.around.io.layout.shard.rank))
 
     async def _ask(self, peer: Peer, operation: str) -> StateAnswer:
         message: dict[str, object] = {"transfer_id": self.job.card.transfer_id}

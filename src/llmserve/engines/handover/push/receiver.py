@@ -34,7 +34,6 @@ class PushReceiver:
         client: HandoverClient,
         home: PeerAddress,
         hang_up: Callable[[], None],
-        rank: int = 0,
         limits: ReceiveLimits | None = None,
     ) -> None:
         """client: of this process; it pulls when a push fails. home: where prefill reaches this process.
@@ -43,7 +42,6 @@ class PushReceiver:
         self._client = client
         self._home = home
         self._hang_up = hang_up
-        self._rank = rank
         self._around = Surroundings(
             io=io,
             peers=client.peers,
@@ -169,7 +167,7 @@ class PushReceiver:
     async def _ask(self, card: PushCard, operation: str) -> None:
         """Best effort: whoever reserves finds out what is the matter."""
         with suppress(TransferError):
-            peer = await self._client.peers.get(card.address(self._rank))
+            peer = await self._client.peers.get(card.address(self._io.layout.shard.rank))
             await peer.ask(operation, {"transfer_id": card.transfer_id})
 
     def _fence(self, transports: Iterable[str]) -> None:

@@ -153,6 +153,7 @@ class PushTransfer:
         await self._until(lambda: self._progress.ready)
         assert self._reservation is not None, "nothing is ready without one"
         peer = await self.peers.get(self._reservation.address)
+        self._check_alike(peer)
         await self._begin(peer, self._reservation)
         while not self._progress.complete:
             self._check_wanted()
@@ -162,6 +163,12 @@ class PushTransfer:
             else:
                 await self._until(lambda: self._progress.ready or self._progress.complete)
         await self._tell(self._success())
+
+    def _check_alike(self, peer: Peer) -> None:
+        """Errors: TransferError; a pull can do it."""
+        mine, theirs = self.io.layout.geometry, peer.geometry
+        if not mine.is_like(theirs) or mine.shard != theirs.shard:
+            raise TransferError("blocks are pushed only between workers of one shape")
 
     async def _begin(self, peer: Peer, reservation: Reservation) -> None:
         answer = wire.lease_answer(await peer.ask("begin_push", _named(reservation)))

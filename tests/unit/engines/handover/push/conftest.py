@@ -46,7 +46,7 @@ class PushedRequest:
     # -- decode
 
     def reserve(self) -> None:
-        job = ReceiveJob(self.request_id, self.card, 0, self.first, self.target)
+        job = ReceiveJob(self.request_id, self.card, self.first, self.target)
         self.decode.node.receiver.receive(job)
 
     def cancel(self) -> None:

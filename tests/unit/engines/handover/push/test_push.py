@@ -225,15 +225,15 @@ def test_when_the_pull_fails_too_the_token_is_still_known(
     assert decode.node.counters.transfer_failures == 2, "the transport, and the hand-over"
 
 
-def test_blocks_reserved_for_another_prompt_are_pulled_in_vain(
-    make_side: Make, push: Make, result_of: Make, wait_until: Wait
+def test_blocks_reserved_for_another_prompt_are_not_filled(
+    make_side: Make, push: Make, result_of: Make
 ) -> None:
     request = push(make_side(1), make_side(2), target=(1, 2))
     request.reserve()
     request.announce()
     request.finish()
     result = result_of(request)
-    assert result.ok, "a pull of what is wanted"
+    assert (result.ok, result.reason) == (False, "2 local blocks for 3 remote ones")
     assert result.fallbacks == ("push: decode has reserved 2 blocks for a prompt of 3",)
 
 
