@@ -46,8 +46,8 @@ class PullJob:
 @dataclass(frozen=True, slots=True)
 class PullResult:
     """ok: the data is there and true. reason: why not. fallbacks: what failed before, as
-    "transport: reason". seconds: from the call of `pull`. tokens: what prefill drew, when a push brought
-    it and the request is to go on from it."""
+    "transport: reason". seconds: from the call of `pull`, or of writing. tokens: what prefill drew, when
+    a push brought it and the request is to go on from it. pushed: prefill wrote it."""
 
     request_id: RequestId
     ok: bool
@@ -57,6 +57,7 @@ class PullResult:
     reason: str = ""
     fallbacks: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
+    pushed: bool = False
 
 
 @dataclass(slots=True)

@@ -107,7 +107,13 @@ class Arrival:
 
     def _arrived(self, outcome: PushOutcome) -> PullResult:
         self.around.io.counters.count_pull(outcome.transport, outcome.bytes, outcome.seconds)
-        return replace(self._result(""), transport=outcome.transport, bytes=outcome.bytes)
+        return replace(
+            self._result(""),
+            transport=outcome.transport,
+            bytes=outcome.bytes,
+            seconds=outcome.seconds,
+            pushed=True,
+        )
 
     async def _pull_instead(self, outcome: PushOutcome) -> PullResult:
         trouble = f"push: {outcome.reason}"
@@ -123,6 +129,7 @@ class Arrival:
             self._result(result.reason),
             transport=result.transport,
             bytes=result.bytes,
+            seconds=result.seconds,
             fallbacks=(trouble, *result.fallbacks),
         )
 
