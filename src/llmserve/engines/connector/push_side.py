@@ -6,28 +6,17 @@ prompt, and when prefill is done lets it go on from the token that prefill drew.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import TransferId
 from llmserve.engines.connector.continuation import continue_from
 from llmserve.engines.connector.push_orders import PushEnd, PushOrders, Receive
-from llmserve.engines.handover import HandoverTicket, PushCard, PushChunk, is_pushed, transfer_of
+from llmserve.engines.handover import HandoverTicket, PromptFollower, PushCard, is_pushed, transfer_of
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.request import Request
-
-
-@dataclass(slots=True)
-class _Prefill:
-    """computed_tokens and block_ids: after the last step that was told."""
-
-    request: "Request"
-    transfer_id: TransferId
-    computed_tokens: int = 0
-    block_ids: tuple[int, ...] = ()
 
 
 class PushSide:
@@ -36,7 +25,7 @@ class PushSide:
     def __init__(self, block_size_tokens: int) -> None:
         self._block_size = block_size_tokens
         self._orders = PushOrders()
-        self._prefills: dict[str, _Prefill] = {}
+        self._prefills: dict[str, tuple[Request, PromptFollower]] = {}
         self._waiting: dict[str, PushCard] = {}  # at decode, without blocks
         self._parked: dict[str, Request] = {}  # at decode, with blocks
 
@@ -58,40 +47,32 @@ class PushSide:
     ) -> PushOrders:
         """scheduled_tokens: how many of each request the step computes, on top of num_computed_tokens."""
         for request_id in self._prefills.keys() & scheduled_tokens.keys():
-            prefill = self._prefills[request_id]
-            self._orders.chunks.append(
-                self._chunk(prefill, scheduled_tokens[request_id], tuple(block_ids_of(request_id)))
-            )
+            request, follower = self._prefills[request_id]
+            tokens = scheduled_tokens[request_id]
+            chunk = follower.step(request.num_computed_tokens, tokens, block_ids_of(request_id))
+            self._orders.chunks.append(chunk)
         orders, self._orders = self._orders, PushOrders()
         return orders
 
     # -- at prefill
 
     def _announce(self, request: "Request", transfer_id: TransferId) -> None:
-        self._prefills[request.request_id] = _Prefill(request, transfer_id)
+        follower = PromptFollower(transfer_id, request.num_prompt_tokens, self._block_size)
+        self._prefills[request.request_id] = request, follower
         self._orders.announced.append(transfer_id)
-
-    def _chunk(self, prefill: _Prefill, tokens: int, block_ids: tuple[int, ...]) -> PushChunk:
-        """A block is final when it is full, or the prompt ends in it."""
-        prompt, start = prefill.request.num_prompt_tokens, prefill.request.num_computed_tokens
-        end = min(start + tokens, prompt)
-        # Preempted: vLLM took the blocks away and begins again, with what its cache still has of them.
-        known = len(prefill.block_ids)
-        restarted = start < prefill.computed_tokens or block_ids[:known] != prefill.block_ids
-        prefill.computed_tokens, prefill.block_ids = end, block_ids
-        end_block = -(-end // self._block_size) if end == prompt else end // self._block_size
-        return PushChunk(prefill.transfer_id, start // self._block_size, end_block, block_ids, restarted)
 
     def prefill_ended(self, request: "Request", ticket: HandoverTicket | None) -> None:
         """ticket: of what it hands over, if it does."""
-        prefill = self._prefills.pop(request.request_id, None)
-        if prefill is None:
+        _, follower = self._prefills.pop(request.request_id, (None, None))
+        if follower is None:
             return
         if ticket is None:
-            self._orders.dropped.append(prefill.transfer_id)
+            self._orders.dropped.append(follower.transfer_id)
             return
         tokens = tuple(request.output_token_ids)
-        self._orders.ends.append(PushEnd(request.request_id, prefill.transfer_id, ticket.to_params(), tokens))
+        self._orders.ends.append(
+            PushEnd(request.request_id, follower.transfer_id, ticket.to_params(), tokens)
+        )
 
     # -- at decode
 

@@ -15,7 +15,7 @@ from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.pull import PullJob, PullLimits, PullResult
 from llmserve.engines.handover.push.arrival import ReceiveJob, ReceiveLimits
 from llmserve.engines.handover.push.card import PushCard, is_pushed, prefill_params, transfer_of
-from llmserve.engines.handover.push.sender import PushChunk
+from llmserve.engines.handover.push.following import PromptFollower, PushChunk
 from llmserve.engines.handover.push.transfer import Finish, PushLimits
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import HandoverStatus, TransferCounters
@@ -34,6 +34,7 @@ __all__ = [
     "KvLayout",
     "KvPart",
     "PeerAddress",
+    "PromptFollower",
     "PullJob",
     "PullLimits",
     "PullResult",

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import TransferId
@@ -12,24 +11,12 @@ from llmserve.engines.handover import wire
 from llmserve.engines.handover.fields import object_of
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import PeerDirectory
+from llmserve.engines.handover.push.following import PushChunk
 from llmserve.engines.handover.push.messages import PushState, Reservation, StateAnswer, transfer_id_of
 from llmserve.engines.handover.push.transfer import Finish, Leases, PushLimits, PushTransfer
 from llmserve.engines.handover.push.writer import OnTrouble, PushWriter
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PushChunk:
-    """What one engine step computes of a prompt: its blocks from start_block to end_block become final.
-    block_ids: of the prompt so far, from its first block on. restarted: the engine had taken the blocks
-    away, and computes again."""
-
-    transfer_id: TransferId
-    start_block: int
-    end_block: int
-    block_ids: tuple[int, ...]
-    restarted: bool = False
 
 
 class PushSender:
