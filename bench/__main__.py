@@ -2,13 +2,14 @@
 
 import argparse
 
-from bench import gateway, idle, latency, recovery
+from bench import gateway, idle, latency, push, recovery
 
 BENCHES = {
     "latency": latency.run,
     "idle": idle.run,
     "gateway": gateway.run,
     "recovery": recovery.run,
+    "push": push.run,
 }
 
 

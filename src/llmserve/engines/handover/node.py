@@ -72,9 +72,10 @@ class HandoverNode:
         return self._io.counters
 
     def close(self) -> None:
-        """Pulls end, readers are hung up on, transports close, the thread is joined. Idempotent."""
+        """Writing and pulls end, readers are hung up on, transports close, the thread is joined. Idempotent."""
         if self._io.closed:
             return
+        self.sender.close()
         self.client.close()
         self.server.close()
         self._io.close()

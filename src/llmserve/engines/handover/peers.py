@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from functools import partial
 
-from llmserve.core.errors import LeaseEnded, TransferError
+from llmserve.core.errors import LeaseEnded, PeerGone, TransferError
 from llmserve.core.ids import LeaseId
 from llmserve.engines.handover import wire
 from llmserve.engines.handover.geometry import KvGeometry
@@ -89,8 +89,9 @@ class Peer:
     def failed(self, name: str, reason: str, now: float) -> None:
         """Opens the breaker of a transport; who waits for its lane goes another way."""
         self.choice.failed(name, reason, now)
-        if lane := self._lanes.get(name):
-            lane.refuse_waiting(f"out of use: {reason}")
+        for lanes in (self._lanes, self._write_lanes):
+            if lane := lanes.get(name):
+                lane.refuse_waiting(f"out of use: {reason}")
 
     def _reader_of(self, name: str) -> Read:
         return partial(self._io.read, *self._connected(name))
@@ -255,6 +256,8 @@ class PeerDirectory:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 reader, writer = await asyncio.open_connection(host, port)
+        except ConnectionRefusedError as error:
+            raise PeerGone(f"cannot connect to {endpoint}: {error!r}") from error
         except (OSError, TimeoutError) as error:
             raise TransferError(f"cannot connect to {endpoint}: {error!r}") from error
         peer = Peer(endpoint, self._io, reader, writer)

@@ -16,12 +16,12 @@ Prefill pins its finished blocks under a lease as it does for a pull. When not a
 No write lands in blocks that have another owner. Decode gives reserved blocks back only when
 1. prefill never got "valid" from begin_push (and never will: the reservation is closed first); or
 2. prefill has said that it has stopped and that each of its writes was confirmed by the far end; or
-3. the transports over which writes may still be under way were fenced: their memory is registered
-   anew, which no earlier description reaches, and all peers connect again.
+3. prefill is gone, or is on another host and does not answer, and the transports over which writes may
+   still be under way were fenced: their memory is registered anew, which no earlier description
+   reaches, and all peers connect again.
 A reservation that is given up is first closed, then prefill is told to stop (`stop_push`); it finishes
-the write in hand, a few MiB, rather than to leave its end in doubt. The fence is for a peer that is gone,
-does not answer, or had a write fail half-way.
+the write in hand, a few MiB, rather than to leave its end in doubt. docs/decisions/0007 says why.
 
-`card` and `messages` are what is said, `progress` and `reservations` decide, `sender` (prefill) and
-`receiver` (decode) act.
+`card` and `messages` are what is said; `following`, `progress` and `reservations` decide; `sender`,
+`transfer` and `writer` act at prefill, `receiver`, `arrival` and `stopping` at decode.
 """

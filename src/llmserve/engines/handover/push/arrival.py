@@ -15,18 +15,19 @@ from llmserve.engines.handover.pull import Pull, PullJob, PullLimits, PullResult
 from llmserve.engines.handover.push.card import PushCard
 from llmserve.engines.handover.push.messages import PushOutcome, PushState, Reservation, StateAnswer
 from llmserve.engines.handover.push.reservations import ReservationTable, Writes
+from llmserve.engines.handover.push.stopping import are_on_one_host, unclean_after_stop
 from llmserve.engines.handover.push.writer import OnTrouble
 from llmserve.engines.handover.ticket import HandoverTicket
 
 _log = logging.getLogger(__name__)
-_STOP_RETRY_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiveLimits:
     """poll_seconds: how often prefill is asked how it stands. total_seconds: the longest wait for it.
-    stop_seconds: how long a writer that is told to stop may take. connects: how often in a row prefill may
-    be out of reach. serve_seconds: a writer that was let in is served so long after the last poll."""
+    stop_seconds: how long a writer on another host may leave it open whether it has stopped. connects: how
+    often in a row prefill may be out of reach. serve_seconds: a writer that was let in is served so long
+    after the last poll."""
 
     poll_seconds: float = 1.0
     total_seconds: float = 600.0
@@ -226,21 +227,21 @@ class Arrival:
             self.around.fence(open_ways)
 
     async def _stop_writer(self) -> Iterable[str]:
-        """Returns the transports that have to be fenced: all, unless prefill says otherwise."""
-        with suppress(TransferError, TimeoutError):
-            async with asyncio.timeout(self.around.limits.stop_seconds):
-                while True:
-                    answer = await self._ask(await self._peer(), "stop_push")
-                    if answer.state is PushState.STOPPED:
-                        return answer.unclean
-                    if answer.state is not PushState.WRITING:
-                        break
-                    await asyncio.sleep(_STOP_RETRY_SECONDS)
-        return tuple(self.around.io.fences)
+        limits, io = self.around.limits, self.around.io
+        writer = self.job.card.address(io.layout.shard.rank).endpoint
+        return await unclean_after_stop(
+            self._ask_to_stop,
+            tuple(io.fences),
+            limits.stop_seconds,
+            same_host=are_on_one_host(writer, self.reservation.address.endpoint),
+        )
+
+    async def _ask_to_stop(self) -> StateAnswer:
+        return await self._ask(await self._peer(), "stop_push")
 
     async def _tell_stop(self) -> None:
         with suppress(TransferError):
-            await self._ask(await self._peer(), "stop_push")
+            await self._ask_to_stop()
 
     async def _peer(self) -> Peer:
         return await self.around.peers.get(self.job.card.address(self.around.io.layout.shard.rank))

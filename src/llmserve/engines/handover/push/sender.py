@@ -17,6 +17,8 @@ from llmserve.engines.handover.push.transfer import Finish, Leases, PushLimits, 
 from llmserve.engines.handover.push.writer import OnTrouble, PushWriter
 
 _log = logging.getLogger(__name__)
+_CLOSE_SECONDS = 5.0
+_CLOSE_RETRY_SECONDS = 0.005
 
 
 class PushSender:
@@ -36,6 +38,7 @@ class PushSender:
         self._on_trouble = on_trouble
         self._limits = limits or PushLimits()
         self._transfers: dict[TransferId, PushTransfer] = {}
+        self._closing = False
 
     # -- prefill's engine
 
@@ -59,6 +62,11 @@ class PushSender:
         """It will not be handed over. Its blocks may be freed at once: what is still read of them goes
         to decode, which is never told to trust it."""
         self._post(lambda: self._with(transfer_id, PushTransfer.drop))
+
+    def close(self) -> None:
+        """Ends all writing. Before the server closes, because peers take that for our end. Idempotent."""
+        if not self._io.closed:
+            self._io.call(self._stop_all())
 
     # -- decode, over the side channel
 
@@ -91,6 +99,13 @@ class PushSender:
 
     # -- on the loop
 
+    async def _stop_all(self) -> None:
+        self._closing = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                while any([transfer.stop() for transfer in self._transfers.values()]):
+                    await asyncio.sleep(_CLOSE_RETRY_SECONDS)
+
     def _post(self, action: Callable[[], object]) -> None:
         with suppress(TransferError):  # closed: there is nothing left to write to
             self._io.post(action)
@@ -121,6 +136,8 @@ class PushSender:
         writer = PushWriter(self._io, self._on_trouble)
         transfer = PushTransfer(transfer_id, self._io, self._peers, self._leases, writer, self._limits)
         self._transfers[transfer_id] = transfer
+        if self._closing:
+            transfer.stop()
         task = self._io.spawn(f"push {transfer_id}", transfer.run())
         task.add_done_callback(lambda _: self._forget_later(transfer_id))
         return transfer

@@ -114,9 +114,11 @@ class PushTransfer:
             self._progress.want(reservation)
             self._wake.set()
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
+        """Nothing more is begun. Whether a write is under way."""
         self._stopped = True
         self._wake.set()
+        return self.writer.busy
 
     def hear(self) -> None:
         """Decode still waits."""

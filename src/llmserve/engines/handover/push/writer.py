@@ -54,6 +54,8 @@ class PushWriter:
         raise TransferError("; ".join(failures) or f"no transport in common with {peer.endpoint}")
 
     async def _write_over(self, name: str, peer: Peer, batch: Batch) -> None:
+        if peer.lost.done():
+            raise TransferError(peer.lost.result())
         started = time.monotonic()
         lane = peer.write_lane(name)
         self.unclean.add(name)

@@ -25,6 +25,7 @@ class PushedRequest:
     first: int = 0
     continues: bool = True
     name: str = "t1"
+    host: str = "127.0.0.1"  # under which prefill is reached
 
     @property
     def transfer_id(self) -> TransferId:
@@ -38,7 +39,7 @@ class PushedRequest:
     @property
     def card(self) -> PushCard:
         tokens = len(self.source) * BLOCK_TOKENS
-        endpoints = (self.prefill.node.endpoint,)
+        endpoints = (f"{self.host}:{self.prefill.node.endpoint.rpartition(':')[2]}",)
         return PushCard(
             self.transfer_id, WorkerId("worker-1"), EPOCH, endpoints, tokens, continues=self.continues
         )
