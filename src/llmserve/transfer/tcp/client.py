@@ -4,12 +4,12 @@ import contextlib
 import queue
 import socket
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import PeerName, Spans, TransferState, TransferStatus
 from llmserve.transfer.tcp import wire
+from llmserve.transfer.tcp.memory import Memory, receive, send
 
 _DIAL_SECONDS = 2.0
 _JOIN_SECONDS = 10.0
@@ -34,14 +34,14 @@ class TcpTransfer:
 
     operation: wire.Operation
     remote: Spans
-    buffers: Sequence[memoryview]
+    memory: Memory
+    local: Spans
     stream: "Stream | None" = None
     cancelled: bool = False
     status: TransferStatus = field(default_factory=lambda: TransferStatus(TransferState.RUNNING))
     ended: threading.Event = field(default_factory=threading.Event)
 
     def end(self, state: TransferState, reason: str = "") -> None:
-        self.buffers = ()
         self.status = TransferStatus(state, reason)
         self.ended.set()
 
@@ -146,11 +146,12 @@ class Stream:
                 raise TransferError("cancelled")
             self._current = transfer
         wire.send_request(connection, transfer.operation, transfer.remote)
+        vector = transfer.memory.vector(transfer.local)  # while the peer does the same
         wire.receive_reply(connection)
         if transfer.operation is wire.Operation.READ:
-            wire.receive_all(connection, transfer.buffers)
+            receive(connection, vector)
             return
-        wire.send_all(connection, transfer.buffers)
+        send(connection, vector)
         wire.receive_reply(connection)
 
     def _drop_connection(self) -> None:

@@ -8,6 +8,7 @@ import threading
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.tcp import wire
+from llmserve.transfer.tcp.memory import Memory, receive, send
 
 _log = logging.getLogger(__name__)
 _GREETING_SECONDS = 5.0
@@ -23,7 +24,7 @@ class TcpServer:
     def __init__(self, host: str, token: bytes) -> None:
         self._token = token
         self._generation = 0
-        self._memory = wire.Memory(())
+        self._memory = Memory(())
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._closed = threading.Event()
@@ -35,7 +36,7 @@ class TcpServer:
         self._acceptor = threading.Thread(target=self._accept, name="kv-tcp-accept", daemon=True)
         self._acceptor.start()
 
-    def serve(self, memory: wire.Memory) -> int:
+    def serve(self, memory: Memory) -> int:
         """Replaces the memory; returns its generation. When it returns the old memory is no longer
         touched: the peers that were connected have lost their connection."""
         with self._lock:
@@ -99,7 +100,7 @@ class TcpServer:
         finally:
             connection.close()
 
-    def _greet(self, connection: socket.socket) -> wire.Memory:
+    def _greet(self, connection: socket.socket) -> Memory:
         connection.settimeout(_GREETING_SECONDS)
         token, generation = wire.receive_greeting(connection)
         with self._lock:
@@ -112,7 +113,7 @@ class TcpServer:
         connection.settimeout(None)
         return memory
 
-    def _answer(self, connection: socket.socket, memory: wire.Memory) -> None:
+    def _answer(self, connection: socket.socket, memory: Memory) -> None:
         operation, spans = wire.receive_request(connection)
         try:
             check_bounds(spans, memory.lengths, "remote")
@@ -120,8 +121,9 @@ class TcpServer:
             wire.refuse(connection, error.message)
             return
         if operation is wire.Operation.READ:
-            wire.accept(connection, memory.buffers(spans))
+            wire.accept(connection, more=spans.total_bytes > 0)
+            send(connection, memory.vector(spans))
             return
         wire.accept(connection)
-        wire.receive_all(connection, memory.buffers(spans))
+        receive(connection, memory.vector(spans))
         wire.accept(connection)

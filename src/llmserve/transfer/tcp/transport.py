@@ -9,6 +9,7 @@ from llmserve.transfer.base import Batch, PeerName, Region, Transfer, TransferSt
 from llmserve.transfer.spans import check_batch
 from llmserve.transfer.tcp import wire
 from llmserve.transfer.tcp.client import Address, Peer, TcpTransfer
+from llmserve.transfer.tcp.memory import Memory
 from llmserve.transfer.tcp.server import TcpServer
 
 
@@ -22,7 +23,7 @@ class TcpTransport:
         self._host = host
         self._token = secrets.token_bytes(wire.TOKEN_BYTES)
         self._server = TcpServer(host, self._token)
-        self._memory = wire.Memory(())
+        self._memory = Memory(())
         self._generation = 0
         self._peers: dict[PeerName, Peer] = {}
         self._running: set[TcpTransfer] = set()
@@ -32,7 +33,7 @@ class TcpTransport:
         self._check_open()
         for transfer in list(self._running):
             _cancel(transfer)
-        self._memory = wire.Memory(regions)
+        self._memory = Memory(regions)
         self._generation = self._server.serve(self._memory)
 
     def describe(self) -> bytes:
@@ -95,7 +96,7 @@ class TcpTransport:
         check_batch(batch, self._memory.lengths, peer.address.region_lengths)
         if len(batch.remote.lengths) > wire.MAX_SPANS:
             raise TransferError(f"tcp: more than {wire.MAX_SPANS} spans in one batch")
-        transfer = TcpTransfer(operation, batch.remote, self._memory.buffers(batch.local))
+        transfer = TcpTransfer(operation, batch.remote, self._memory, batch.local)
         self._running.add(transfer)
         peer.submit(transfer)
         return transfer
