@@ -6,7 +6,7 @@ that memory. One thread owns a transport object: no method may be called from tw
 No method blocks for longer than a connection takes (`connect`), or than a copy (`poll`, `progress`).
 
 Implementations: nixl, ucx, collective (gloo, nccl), shm, tcp. All pass
-tests/conformance/test_transport.py between real processes.
+tests/conformance/test_transport*.py between real processes.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ import numpy as np
 from llmserve.doctor.transports.answer import Answer, Outcome
 from llmserve.doctor.transports.far import BYTES, HOST
 from llmserve.models.process import end_with_stdin
-from llmserve.transfer.twosided.wire import receive_all, tune
+from llmserve.transfer.twosided.wire import tune
 
 COPY, SOCKET = "copy", "socket"
 _SECONDS = 0.3
@@ -59,7 +59,12 @@ def socket_rate() -> float:
 
 def _ask_for(connection: socket.socket, memory: memoryview) -> None:
     connection.sendall(_ASK)
-    receive_all(connection, [memory])
+    while memory:
+        memory = memory[connection.recv_into(memory, 0, socket.MSG_WAITALL) or _gone() :]
+
+
+def _gone() -> int:
+    raise ConnectionError("the far end has gone")
 
 
 def _send_when_asked(host: str, port: int) -> None:
