@@ -2,9 +2,14 @@
 
 import argparse
 
-from bench import gateway, idle, latency
+from bench import gateway, idle, latency, recovery
 
-BENCHES = {"latency": latency.run, "idle": idle.run, "gateway": gateway.run}
+BENCHES = {
+    "latency": latency.run,
+    "idle": idle.run,
+    "gateway": gateway.run,
+    "recovery": recovery.run,
+}
 
 
 def main() -> None:

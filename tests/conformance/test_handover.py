@@ -28,7 +28,7 @@ def make_node(
     )
 
 
-@pytest.mark.parametrize("kind", ["tcp", "nixl"])
+@pytest.mark.parametrize("kind", ["tcp", "nixl", "ucx"])
 def test_blocks_arrive_and_the_lease_comes_back(kind: str) -> None:
     there = np.random.default_rng(1).integers(0, 256, (LAYERS, BLOCKS, BLOCK_BYTES), np.uint8)
     here = np.zeros_like(there)

@@ -26,9 +26,12 @@ from llmserve.transfer.base import (
     TransferStatus,
     Transport,
 )
+from llmserve.transfer.faults import FaultPlan
+from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.select import makers
 
 FAR_SCRIPT = Path(__file__).with_name("transport_peer.py")
+FAULTY = "faulty-"  # before the kind that the proxy stands before, on this end
 SIZE = 65 << 20
 SEED = 3
 UNTOUCHED = 0xA5
@@ -52,7 +55,7 @@ pattern = _pattern_function()
 class FarProcess:
     def __init__(self, kind: str, size: int = SIZE, seed: int = SEED) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(FAR_SCRIPT), kind, str(size), str(seed)],
+            [sys.executable, str(FAR_SCRIPT), kind.removeprefix(FAULTY), str(size), str(seed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -89,11 +92,16 @@ class FarProcess:
             self.process.stdout.close()
 
 
+def make(kind: str) -> Transport:
+    inner = makers("127.0.0.1")[kind.removeprefix(FAULTY)]()
+    return FaultyTransport(inner, FaultPlan()) if kind.startswith(FAULTY) else inner
+
+
 class Near:
     """This end: a transport over one region of its own."""
 
     def __init__(self, kind: str, size: int = SIZE) -> None:
-        self.transport: Transport = makers("127.0.0.1")[kind]()
+        self.transport: Transport = make(kind)
         self.memory: Bytes = np.full(size, UNTOUCHED, np.uint8)
         self.transport.register([Region(self.memory.ctypes.data, self.memory.nbytes)])
 
@@ -133,11 +141,11 @@ def one(length: int, local: int = 0, remote: int = 0, region: int = 0) -> Batch:
     return Batch(spans((0, local, length)), spans((region, remote, length)))
 
 
-@pytest.fixture(scope="module", params=["tcp", "nixl"])
+@pytest.fixture(scope="module", params=["tcp", "nixl", "ucx", "nccl", "shm", "faulty-tcp", "faulty-shm"])
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     try:
-        makers("127.0.0.1")[name]().close()
+        make(name).close()
     except TransportUnavailable as error:
         pytest.skip(error.message)
     return name

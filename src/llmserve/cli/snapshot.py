@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmserve.cli.ask import HEALTHY, Answers
-from llmserve.rpc.codec import decode_role
+from llmserve.core.pairs import PairStatus
+from llmserve.rpc.codec import decode_load, decode_role
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2
 from llmserve.runner.board import Stand
 from llmserve.runner.state import ClusterState
@@ -29,6 +30,7 @@ class WorkerView:
     last_transport: str
     transferred_bytes: int
     transfer_failures: int
+    pairs: tuple[PairStatus, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ def _worker(worker: router_pb2.WorkerStatus, stored_blocks: int) -> WorkerView:
         last_transport=load.last_transport,
         transferred_bytes=load.transferred_bytes,
         transfer_failures=load.transfer_failures,
+        pairs=tuple(decode_load(load).pairs),
     )
 
 

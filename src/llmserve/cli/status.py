@@ -18,6 +18,7 @@ from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
 from llmserve.cli.find import add_cluster, find_cluster
 from llmserve.cli.screen import screen
 from llmserve.cli.snapshot import RoleView, Snapshot, WorkerView, snapshot
+from llmserve.core.pairs import PairStatus
 
 _MIB = 1 << 20
 
@@ -27,7 +28,8 @@ requests, KV blocks and the transport that brought KV; queue, leases, and orphan
 exit code is 0 when all is well and 1 otherwise, so scripts can ask too.
 
 Columns: REQUESTS running+waiting; BLOCKS in use/all, and how many hold reusable prefixes; KV IN is what the
-worker fetched from others, over which transport, and how many attempts failed.
+worker fetched from others, over which transport, and how many attempts failed. The second table has a line
+for each way to fetch KV: its measured speed, what came that way, and why it is out of use if it is.
 """
 
 
@@ -86,7 +88,29 @@ def page(now: Snapshot) -> RenderableType:
         table.add_column(title, overflow="fold")
     for role in now.roles:
         table.add_row(*_cells(role))
-    return Group(Text.from_markup(_headline(now)), "", table, "", *map(Text, _lines(now)))
+    pairs = [(role.name, pair) for role in now.roles if role.worker for pair in role.worker.pairs]
+    matrix: list[RenderableType] = [_matrix(pairs), ""] if pairs else []
+    return Group(Text.from_markup(_headline(now)), "", table, "", *matrix, *map(Text, _lines(now)))
+
+
+def _matrix(pairs: list[tuple[str, PairStatus]]) -> Table:
+    """Who fetches KV from whom, and how. The chosen way of each pair is marked."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("KV PAIR", "TRANSPORT", "", "GB/s", "64 KiB ms", "MOVED", "FAILED", "WHY NOT"):
+        table.add_column(title, overflow="fold")
+    for worker, pair in pairs:
+        table.add_row(f"{pair.peer or '*'} > {worker}", *_pair_cells(pair))
+    return table
+
+
+def _pair_cells(pair: PairStatus) -> Iterator[str]:
+    yield pair.transport or "-"
+    yield "[green]used[/]" if pair.chosen else "" if pair.breaker == "closed" else f"[red]{pair.breaker}[/]"
+    yield f"{pair.bytes_per_second / 1e9:.2f}" if pair.bytes_per_second else "-"
+    yield f"{1e3 * pair.small_seconds:.2f}" if pair.small_seconds else "-"
+    yield f"{pair.bytes / _MIB:.1f} MiB" if pair.bytes else "-"
+    yield str(pair.failures)
+    yield escape(pair.reason)
 
 
 def _headline(now: Snapshot) -> str:

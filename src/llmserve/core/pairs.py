@@ -1,6 +1,17 @@
-"""What a worker knows of one transport to one peer."""
+"""Workers as each other's source of KV, and what one knows of its ways to another."""
 
 from dataclasses import dataclass
+
+from llmserve.core.ids import WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class KvPeer:
+    """A worker to fetch from. endpoints: "host:port" of the side channel of each tensor-parallel rank."""
+
+    worker_id: WorkerId
+    epoch: int
+    endpoints: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,7 +20,9 @@ class PairStatus:
 
     small_seconds and bytes_per_second are those of the last probe that worked (0: none did);
     transfers, bytes and seconds count what requests moved; failures count probes too. breaker is
-    closed, open or half-open, and reason why it opened. chosen: the next request goes this way.
+    closed, open or half-open, and reason why it opened. chosen: the next request goes this way. A peer
+    that cannot be reached, or does not fit, has one row: breaker "refused", without a transport. A transport
+    that cannot be used on this machine has one: breaker "unavailable", without a peer.
     """
 
     peer: str

@@ -5,17 +5,18 @@ python -m llmserve.metrics.metrics_doc --write docs/metrics.md
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
 
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.registry import WatchedCounter
 from llmserve.metrics.router import RouterMetrics
-from llmserve.metrics.worker import WorkerMetrics
+from llmserve.metrics.worker import PAIR_LABELS, PairCollector, WorkerMetrics
 
 _INTRODUCTION = """\
 # Metrics
@@ -46,15 +47,16 @@ def markdown() -> str:
 
 def _rows(metrics: object) -> Iterator[str]:
     for metric in vars(metrics).values():
-        if isinstance(metric, MetricWrapperBase | WatchedCounter):
-            yield _row(metric)
+        if isinstance(metric, PairCollector):
+            yield from (_row(family, PAIR_LABELS) for family in metric.collect())
+        elif isinstance(metric, MetricWrapperBase | WatchedCounter):
+            yield from (_row(family, metric._labelnames) for family in metric.collect())
 
 
-def _row(metric: MetricWrapperBase | WatchedCounter) -> str:
-    family = next(iter(metric.collect()))
+def _row(family: Metric, labels: Sequence[str]) -> str:
     suffix = "_total" if family.type == "counter" else ""
-    labels = ", ".join(f"`{name}`" for name in metric._labelnames)
-    return f"| `{family.name}{suffix}` | {family.type} | {labels} | {family.documentation} |"
+    names = ", ".join(f"`{name}`" for name in labels)
+    return f"| `{family.name}{suffix}` | {family.type} | {names} | {family.documentation} |"
 
 
 def main(arguments: list[str]) -> int:

@@ -23,6 +23,12 @@ LOCK_TIMEOUT_SECONDS = 3600.0
 _KEY_LENGTH = 16
 
 
+def converted_before(folder: Path, source: Path, version: int) -> Path | None:
+    """A whole directory made from a file of this name: a guess, for the contents are not compared."""
+    made = folder.glob(f"{glob.escape(source.stem)}-*-v{version}")
+    return next((path for path in sorted(made) if read_record(path) is not None), None)
+
+
 class ConvertedModels:
     def __init__(self, folder: Path, digests: DigestCache, convert: Convert, version: int) -> None:
         self._folder = folder

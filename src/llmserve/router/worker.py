@@ -7,7 +7,6 @@ from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
 
-
 _SIZES = ("block_size_tokens", "tensor_parallel")
 
 
@@ -46,6 +45,7 @@ class WorkerSpec:
     total_blocks: int
     max_concurrency: int
     transports: tuple[str, ...]
+    handover_endpoints: tuple[str, ...] = ()
 
 
 class WorkerState(StrEnum):

@@ -59,6 +59,10 @@ class PairChoice:
         way.failures += 1
         way.breaker.failed(reason, now)
 
+    def reason(self, name: str) -> str:
+        """Why its breaker opened last; empty while it is closed."""
+        return self._ways[name].breaker.reason
+
     # -- what follows
 
     def ranked(self, now: float) -> tuple[str, ...]:

@@ -58,10 +58,12 @@ class _Flow:
 
 @dataclass(eq=False, slots=True)
 class _Round:
-    """What goes to the transport at once. flows: those that still wait for it."""
+    """What goes to the transport at once. flows: those that still wait for it. given_up: why the lane
+    cancelled it."""
 
     flows: set[_Flow]
     task: asyncio.Task[None] | None = None
+    given_up: str = ""
 
 
 class Lane:
@@ -74,6 +76,7 @@ class Lane:
         self._bucket = bucket
         self._round_bytes = min(ROUND_BYTES, bucket.burst_bytes) if bucket else ROUND_BYTES
         self._waiting: deque[_Flow] = deque()
+        self._rounds: set[_Round] = set()
         self._free = asyncio.Semaphore(_ROUNDS_IN_FLIGHT)
         self._driver: asyncio.Task[None] | None = None
 
@@ -89,6 +92,11 @@ class Lane:
             return await flow.done
         finally:
             await self._leave(flow)
+
+    def refuse_waiting(self, reason: str) -> None:
+        """The transport is out of use: those that wait for their turn need not find that out themselves."""
+        for flow in self._waiting:
+            self._conclude(flow, TransferStatus(TransferState.FAILED, reason))
 
     async def _leave(self, flow: _Flow) -> None:
         """Gives up what was not taken, and waits for what was: a round is cancelled when nobody is left
@@ -121,6 +129,7 @@ class Lane:
             round_ = _Round(flows)
             for flow in flows:
                 flow.rounds.add(round_)
+            self._rounds.add(round_)
             round_.task = asyncio.create_task(self._run(round_, _joined(parts), size), name="lane.round")
 
     def _next_round(self) -> tuple[list[Batch], int, set[_Flow]]:
@@ -140,7 +149,12 @@ class Lane:
         status = TransferStatus(TransferState.FAILED, "cancelled")
         try:
             status = await self._paced(batch, size)
+        except asyncio.CancelledError:
+            if not round_.given_up:
+                raise
+            status = TransferStatus(TransferState.FAILED, round_.given_up)
         finally:
+            self._rounds.discard(round_)
             self._free.release()
             for flow in round_.flows:
                 flow.rounds.discard(round_)
@@ -154,9 +168,17 @@ class Lane:
             async with asyncio.timeout(limit):
                 return await self._read(batch)
         except TimeoutError:
-            return TransferStatus(
-                TransferState.FAILED, f"too slow: {size} bytes not done within {limit:.3g} s"
-            )
+            reason = f"too slow: {size} bytes not done within {limit:.3g} s"
+            self._give_up(reason)
+            return TransferStatus(TransferState.FAILED, reason)
+
+    def _give_up(self, reason: str) -> None:
+        """The transport hangs: what it was given later would only find that out later."""
+        self.refuse_waiting(reason)
+        for round_ in self._rounds:
+            if round_.task is not None and round_.task is not asyncio.current_task():
+                round_.given_up = reason
+                round_.task.cancel()
 
     @staticmethod
     def _conclude(flow: _Flow, status: TransferStatus) -> None:

@@ -106,8 +106,8 @@ def test_a_killed_conversion_is_made_again(prepare: Prepare, cache: Path, gguf: 
     first.until(HALF)
     waiting = prepare(cache, gguf)
     waiting.until("waiting")
-    first.kill()
     assert any(".making-" in name for name in names(cache)), "half of the model is there"
+    first.kill()
     waiting.until(HALF)
     waiting.go_on()
     made = Path(waiting.until("done: "))

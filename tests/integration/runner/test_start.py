@@ -91,7 +91,7 @@ def test_a_role_that_is_never_ready_is_given_up(start: Start, is_alive: Alive) -
     cluster = start("router-0", behave={"router-0": {"ready": False}}, ready_timeout_seconds=1)
     assert cluster.exit_code() == 1
     assert "router-0 was not ready after 1 s. The end of" in cluster.output()
-    assert len(cluster.pids()) == 1
+    assert len(cluster.pids()) <= 1, "it is not tried again; a busy machine may not even have begun it"
     assert not any(map(is_alive, cluster.pids()))
 
 

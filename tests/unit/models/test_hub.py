@@ -11,7 +11,7 @@ import pytest
 from llmserve.config.schema import ModelSpec
 from llmserve.core.errors import ModelNotFound
 from llmserve.models import resolve
-from llmserve.models.hub import download
+from llmserve.models.hub import cache_folder, cached_snapshot, download
 
 COMMIT = "0123456789abcdef"
 
@@ -36,11 +36,19 @@ class Hub:
             (self.snapshot / name).write_text("{}")
         return str(self.snapshot)
 
+    def try_to_load_from_cache(self, repo: str, filename: str, revision: str | None) -> object:
+        """The client's word for a file that the model does not have is an object of its own."""
+        if repo == "org/without-config":
+            return object()
+        path = self.snapshot / filename
+        return str(path) if repo == "org/name" and revision in (None, "v1") and path.exists() else None
+
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub, module = Hub(tmp_path), ModuleType("huggingface_hub")
     module.snapshot_download = hub.snapshot_download  # type: ignore[attr-defined]
+    module.try_to_load_from_cache = hub.try_to_load_from_cache  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return hub
@@ -101,3 +109,26 @@ def test_without_a_network_it_is_said_what_was_tried_and_what_to_do(
     assert "dir:/PATH" in said
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "from the hub's cache (HF_HUB_OFFLINE is set): Odd." in failure(hub, named("Odd"))
+
+
+def test_the_cache_is_asked_without_a_network(hub: Hub) -> None:
+    assert cached_snapshot("org/name", None) is None
+    download("org/name", None, lambda text: None)
+    hub.asked.clear()
+    assert cached_snapshot("org/name", "v1") == hub.snapshot
+    assert cached_snapshot("org/name", "v2") is None
+    assert cached_snapshot("org/without-config", None) is None
+    assert hub.asked == []
+
+
+def test_without_the_hub_client_nothing_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # an ImportError
+    assert cached_snapshot("org/name", None) is None
+    assert cache_folder() == Path.home() / ".cache" / "huggingface" / "hub"
+
+
+def test_where_the_hub_client_keeps_models(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = ModuleType("huggingface_hub.constants")
+    constants.HF_HUB_CACHE = "/models"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, constants.__name__, constants)
+    assert cache_folder() == Path("/models")

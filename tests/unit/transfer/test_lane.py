@@ -116,6 +116,18 @@ async def test_too_slow_is_a_failure() -> None:
     assert (wire.running, wire.cancelled) == (0, 1)
 
 
+async def test_a_hang_is_found_once_for_all() -> None:
+    wire = Wire()
+    seconds = iter([0.02, 10.0])
+    lane = Lane(wire.read, lambda size: next(seconds))
+    first = asyncio.create_task(lane.move(_batch(0, 1)))
+    await _turn()
+    others = [asyncio.create_task(lane.move(_batch(region, 20))) for region in (1, 2)]
+    results = await asyncio.wait_for(asyncio.gather(first, *others), 5)
+    assert ["too slow" in result.reason for result in results] == [True] * 3
+    assert (wire.running, wire.cancelled) == (0, 2)
+
+
 async def test_who_leaves_alone_ends_the_read() -> None:
     wire = Wire()
     task = asyncio.create_task(_lane(wire).move(_batch(0, 1)))
@@ -154,6 +166,19 @@ async def test_who_leaves_the_queue_sends_nothing() -> None:
     wire.go.set()
     await large
     assert all(1 not in batch.local.regions for batch in wire.batches)
+
+
+async def test_who_waits_for_a_broken_transport_is_told() -> None:
+    wire = Wire()
+    lane = _lane(wire)
+    large = asyncio.create_task(lane.move(_batch(0, 32)))
+    await _turn()
+    waits = asyncio.create_task(lane.move(_batch(1, 1)))
+    await _turn()
+    lane.refuse_waiting("out of use")
+    assert await waits == TransferStatus(TransferState.FAILED, "out of use")
+    wire.go.set()
+    assert (await large).state is TransferState.DONE, "it was on its way already"
 
 
 async def test_an_empty_batch_is_done() -> None:

@@ -104,7 +104,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         ranks = [metadata[rank] for rank in sorted(metadata)]
         endpoints = [rank for rank in ranks if isinstance(rank, RankEndpoint)]
         self._scheduler.set_endpoints([rank.endpoint for rank in endpoints])
-        self._card(endpoints[0]).write(self._settings.card)
+        self._card(endpoints).write(self._settings.card)
 
     def on_new_request(self, request: "Request") -> None:
         self._scheduler.on_new_request(request)
@@ -140,14 +140,15 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._worker is not None, "vLLM registers the KV caches before the first step"
         return self._worker
 
-    def _card(self, rank: RankEndpoint) -> EngineCard:
+    def _card(self, ranks: Sequence[RankEndpoint]) -> EngineCard:
         return EngineCard(
-            layout=rank.layout,
+            layout=ranks[0].layout,
             kv_dtype=self._kv_dtype(),
             block_size_tokens=self._block_size,
-            block_bytes=rank.block_bytes,
+            block_bytes=ranks[0].block_bytes,
             total_blocks=self._kv_cache_config.num_blocks,
-            transports=rank.transports,
+            transports=ranks[0].transports,
+            endpoints=tuple(rank.endpoint for rank in ranks),
         )
 
     def _kv_dtype(self) -> str:

@@ -14,7 +14,7 @@ from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.pull import PullJob, PullLimits, PullResult
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import HandoverStatus, TransferCounters
-from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress
+from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress, addresses_for
 
 __all__ = [
     "HandoverClient",
@@ -33,6 +33,7 @@ __all__ = [
     "PullResult",
     "TransferCounters",
     "TransferPolicy",
+    "addresses_for",
     "meet",
     "query_leases",
     "query_status",

@@ -5,8 +5,9 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId
@@ -25,11 +26,17 @@ _SETTLE_SECONDS = 10.0
 class HandoverClient:
     """Methods without underscore may be called from any thread and never wait for the network."""
 
-    def __init__(self, io: HandoverIo, limits: PullLimits | None = None) -> None:
+    def __init__(
+        self,
+        io: HandoverIo,
+        limits: PullLimits | None = None,
+        unusable: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """unusable: as for HandoverNode."""
         self._io = io
         self._limits = limits or PullLimits()
         self._peers = PeerDirectory(io)
-        self._prober = Prober(io, self._peers)
+        self._prober = Prober(io, self._peers, unusable)
         io.post(self._prober.start)
         self._lock = threading.Lock()
         self._active: set[RequestId] = set()

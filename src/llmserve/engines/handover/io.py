@@ -28,8 +28,8 @@ _T = TypeVar("_T")
 _CALL_SECONDS = 30.0
 _TICK_SECONDS = 0.001
 _RETRY_CANCEL_SECONDS = 0.05
-# (after so many seconds of a transfer, look again so many seconds later)
-_NAPS = ((0.1, 0.001), (0.01, 0.0002), (0.0, 0.00005))
+# (while the youngest transfer is not so many seconds old, look again so many seconds later)
+_NAPS = ((0.01, 0.00005), (0.1, 0.0002))
 
 
 @dataclass(eq=False, slots=True)
@@ -148,11 +148,7 @@ class HandoverIo:
             if self._expected:
                 self._progress()
             self._poll_flights()
-            if self._flights:
-                self._nap()
-                await asyncio.sleep(0)
-            else:
-                await asyncio.sleep(_TICK_SECONDS)
+            await asyncio.sleep(0 if self._napped() else _TICK_SECONDS)
 
     def _serves(self) -> bool:
         now = time.monotonic()
@@ -173,10 +169,16 @@ class HandoverIo:
                 if not flight.done.done():
                     flight.done.set_result(status)
 
-    def _nap(self) -> None:
-        """Shorter than any timer of the loop can be; the loop itself runs between two naps."""
+    def _napped(self) -> bool:
+        """Sleeps for less than any timer of the loop can; the loop itself runs between two naps. Not when
+        nothing is so young that a millisecond matters: a transfer that hangs must slow down nothing else."""
+        if not self._flights:
+            return False
         age = time.monotonic() - max(flight.started for flight in self._flights)
-        time.sleep(next(nap for after, nap in _NAPS if age >= after))
+        nap = next((nap for young, nap in _NAPS if age < young), None)
+        if nap is not None:
+            time.sleep(nap)
+        return nap is not None
 
     # -- life of the thread
 

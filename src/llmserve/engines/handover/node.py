@@ -1,6 +1,7 @@
 """Everything a process needs to hand KV over and to fetch it: one io thread, a server, a client."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from llmserve.core.clock import Clock, SystemClock
 from llmserve.core.ids import WorkerId
@@ -29,10 +30,12 @@ class HandoverNode:
         host: str = "127.0.0.1",
         limits: PullLimits | None = None,
         policy: TransferPolicy | None = None,
+        unusable: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Errors: TransferError (memory cannot be registered, host cannot be bound)."""
+        """unusable: transports that cannot be used here, and why, for the status.
+        Errors: TransferError (memory cannot be registered, host cannot be bound)."""
         self._io = HandoverIo(transports, layout, policy)
-        self.client = HandoverClient(self._io, limits)
+        self.client = HandoverClient(self._io, limits, unusable)
         try:
             self.server = HandoverServer(
                 self._io, worker_id, epoch, lease_seconds, clock or SystemClock(), self.client, host

@@ -72,6 +72,12 @@ class Peer:
         except TimeoutError:
             raise TransferError(f"the probe was not done within {PROBE_SECONDS:g} s") from None
 
+    def failed(self, name: str, reason: str, now: float) -> None:
+        """Opens the breaker of a transport; who waits for its lane goes another way."""
+        self.choice.failed(name, reason, now)
+        if lane := self._lanes.get(name):
+            lane.refuse_waiting(f"out of use: {reason}")
+
     def _reader_of(self, name: str) -> Read:
         transport = self._io.transports[name]
         if name not in self._names:

@@ -7,7 +7,7 @@ when a breaker's pause is over. One probe at a time: they share the landing, and
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llmserve.core.errors import TransferError
 from llmserve.core.pairs import PairStatus
@@ -22,8 +22,10 @@ _RETRY_SECONDS = 5.0  # for a peer that cannot be reached
 class Prober:
     """On the loop of its io; `start` once."""
 
-    def __init__(self, io: HandoverIo, peers: PeerDirectory) -> None:
+    def __init__(self, io: HandoverIo, peers: PeerDirectory, unusable: Mapping[str, str]) -> None:
+        """unusable: transports that this process has not, and why; they are rows of their own."""
         self._io = io
+        self._unusable = unusable
         self._peers = peers
         self._announced: dict[str, PeerAddress] = {}
         self._refused: dict[str, str] = {}  # endpoint -> why there is no connection
@@ -40,14 +42,16 @@ class Prober:
 
     def trouble(self, peer: Peer, transport: str, reason: str) -> None:
         """A transfer failed: opens the breaker."""
-        peer.choice.failed(transport, reason, time.monotonic())
+        peer.failed(transport, reason, time.monotonic())
         _log.warning("kv transfer from %s over %s failed: %s", peer.worker_id, transport, reason)
         self._wake.set()
 
     def rows(self) -> list[PairStatus]:
         now = time.monotonic()
         found = [row for peer in self._peers.live for row in peer.choice.rows(peer.worker_id, now)]
-        return found + [_refusal(self._announced[key].worker_id, why) for key, why in self._refused.items()]
+        for endpoint, why in self._refused.items():
+            found.append(_out("refused", self._announced[endpoint].worker_id, "", why))
+        return found + [_out("unavailable", "", name, why) for name, why in self._unusable.items()]
 
     async def _run(self) -> None:
         while True:
@@ -74,8 +78,7 @@ class Prober:
                 measured = await peer.probe(name)
             except TransferError as error:
                 if not peer.lost.done():
-                    peer.choice.failed(name, f"probe: {error.message}", time.monotonic())
-                    _log.warning("kv probe of %s over %s: %s", peer.worker_id, name, error.message)
+                    self._probe_failed(peer, name, f"probe: {error.message}")
             else:
                 peer.choice.probed(name, measured, time.monotonic())
                 _log.info(
@@ -85,6 +88,13 @@ class Prober:
                     1e3 * measured.small_seconds,
                     measured.bytes_per_second / 1e9,
                 )
+
+    @staticmethod
+    def _probe_failed(peer: Peer, name: str, reason: str) -> None:
+        """Logged when it is news: a peer on another host stays there."""
+        if peer.choice.reason(name) != reason:
+            _log.warning("kv from %s over %s: %s", peer.worker_id, name, reason)
+        peer.choice.failed(name, reason, time.monotonic())
 
     async def _sleep(self) -> None:
         """Until something changes, or the next probe is due."""
@@ -99,5 +109,5 @@ class Prober:
             return
 
 
-def _refusal(worker_id: str, why: str) -> PairStatus:
-    return PairStatus(worker_id, "", False, "refused", why, 0.0, 0.0, 0, 0, 0.0, 0)
+def _out(breaker: str, peer: str, transport: str, why: str) -> PairStatus:
+    return PairStatus(peer, transport, False, breaker, why, 0.0, 0.0, 0, 0, 0.0, 0)

@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, WorkerId
+from llmserve.core.pairs import KvPeer
 
 _MAX_BLOCKS = 1 << 20
 _MAX_RANKS = 1024
@@ -74,6 +75,13 @@ class HandoverTicket:
                 "block_ids", f"{len(ticket.block_ids)} blocks cannot hold {ticket.num_tokens} tokens"
             )
         return ticket
+
+
+def addresses_for(peer: KvPeer, rank: int, ranks: int) -> list[PeerAddress]:
+    """Whom this rank of so many may fetch from: the peer's same rank, or any when it has another number."""
+    same = len(peer.endpoints) == ranks
+    endpoints = peer.endpoints[rank : rank + 1] if same else peer.endpoints
+    return [PeerAddress(peer.worker_id, peer.epoch, endpoint) for endpoint in endpoints]
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int]:

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason
+from llmserve.core.outcome import FinishReason, WorkerRole
+from llmserve.core.pairs import KvPeer
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import EngineInfo
@@ -73,6 +74,7 @@ class SimEngine:
             max_model_len_tokens=self._limits.max_model_len,
             max_concurrency=self._limits.max_concurrency,
             transports=self._link.transports,
+            handover_endpoints=(self._link.endpoint,),
         )
 
     async def aclose(self) -> None:
@@ -157,7 +159,11 @@ class SimEngine:
             transferred_bytes=counters.transferred_bytes,
             transfer_failures=counters.transfer_failures,
             last_transport=counters.last_transport,
+            pairs=() if self._spec.role is WorkerRole.PREFILL else self._link.pairs(),
         )
+
+    async def meet(self, peers: Sequence[KvPeer]) -> None:
+        self._linked().meet(peers)
 
     # -- the loop
 
@@ -200,6 +206,7 @@ class SimEngine:
             stop_reason=token if reason is FinishReason.STOP else None,
             kv_transfer_params=None if reason is None else self._finish(sequence, reason),
             prefill_stats=sequence.stats if sequence.output_tokens == 1 else None,
+            handover=sequence.handover if sequence.output_tokens == 1 else None,
         )
 
     def _finish(self, sequence: SimSequence, reason: FinishReason) -> dict[str, object] | None:
@@ -233,13 +240,23 @@ class SimEngine:
 
     def _pull_ended(self, result: PullResult) -> None:
         sequence = self._scheduler.pull_ended(result.request_id, result.succeeded)
-        if sequence is None or result.succeeded:
+        if sequence is None:
+            return
+        sequence.handover = result.report
+        if result.succeeded:
             return
         _log.warning("loading KV failed: request=%s: %s", result.request_id, result.reason)
         if self._spec.transfer.on_failure == "fail":
             self._pool.release(self._scheduler.finish(sequence))
             error = f"loading KV failed: {result.reason}"
-            self._deliver(EngineOutput(result.request_id, finish_reason=FinishReason.ERROR, error=error))
+            self._deliver(
+                EngineOutput(
+                    result.request_id,
+                    finish_reason=FinishReason.ERROR,
+                    error=error,
+                    handover=result.report,
+                )
+            )
 
     def _note_kv_changes(self) -> None:
         """Wakes next_kv_events, which finds out whether there is anything."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from llmserve.core.clock import Clock
 from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease import LeaseChange
+from llmserve.core.pairs import KvPeer, PairStatus
 from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.link import LinkCounters, PullResult
 from llmserve.engines.sim.memory import Digests, KvMemory
@@ -81,7 +82,8 @@ class LocalLink:
             self._memory.write(local, tokens, content)
             self._counters.transferred_bytes += content.nbytes
             self._counters.last_transport = TRANSPORT
-            result = PullResult(request_id)
+            size = content.nbytes
+            result = PullResult(request_id, transport=TRANSPORT, bytes=size)
         else:
             self._counters.transfer_failures += 1
             result = PullResult(request_id, "the lease has ended" if owner else "the prefill engine is gone")
@@ -97,6 +99,12 @@ class LocalLink:
 
     def watch(self, ticket: HandoverTicket) -> None:
         """Nothing to do: virtual time passes only while somebody works."""
+
+    def meet(self, peers: Sequence[KvPeer]) -> None:
+        """Nothing to do: all are in this process."""
+
+    def pairs(self) -> Sequence[PairStatus]:
+        return ()
 
     def release(self, ticket: HandoverTicket) -> None:
         if owner := self._fabric.find(ticket.endpoints[0]):

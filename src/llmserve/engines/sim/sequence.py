@@ -7,7 +7,7 @@ import numpy as np
 from llmserve.core.blocks import chain_hashes, next_hash
 from llmserve.core.ids import BlockHash, RequestId
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineRequest, PrefillStats
+from llmserve.core.request import EngineRequest, HandoverReport, PrefillStats
 from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.memory import Digests, first_digest, next_digests
 from llmserve.engines.sim.tokens import TokenSource
@@ -35,6 +35,7 @@ class SimSequence:
         self.computed_tokens = 0
         self.published_blocks = 0
         self.stats = PrefillStats(self.prompt_tokens)
+        self.handover: HandoverReport | None = None
         self.block_size = block_size
         self._vocab_size = vocab_size
         self.hashes = chain_hashes(self.tokens, block_size, request.cache_salt)

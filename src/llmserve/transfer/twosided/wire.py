@@ -1,24 +1,23 @@
-"""The bytes of the tcp transport, and the memory they come from and go to.
+"""The messages of a connection.
 
-A connection starts with a Greeting from the client and a Reply. Then, one request at a time:
-  read:   request, spans ->    <- Reply, and if it accepts, the bytes of the spans
-  write:  request, spans ->    <- Reply    the bytes of the spans ->    <- Reply
+It starts with a Greeting from the client and a Reply; then the carrier is opened. After that, one
+request at a time, the bytes of the spans going over the carrier:
+  read:   request, spans ->    <- Reply    <- bytes
+  write:  request, spans ->    <- Reply    bytes ->    <- Reply
 Numbers are little-endian. The spans are three int64 arrays: regions, offsets, lengths.
 """
 
-import ctypes
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import IntEnum
 
 import numpy as np
 
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Region, Spans
-from llmserve.transfer.spans import coalesce
+from llmserve.transfer.base import Spans
 
 MAX_SPANS = 1 << 20
 TOKEN_BYTES = 16
@@ -36,25 +35,6 @@ _SILENCE_MS = 10_000  # unacknowledged for so long: the peer's machine is gone
 class Operation(IntEnum):
     READ = 1
     WRITE = 2
-
-
-class Memory:
-    """Registered regions as buffers for socket calls."""
-
-    def __init__(self, regions: Sequence[Region]) -> None:
-        self.lengths = tuple(region.length_bytes for region in regions)
-        self._views = [_view(region) for region in regions]
-
-    def buffers(self, spans: Spans) -> list[memoryview]:
-        """The bytes of the spans in order; the caller has checked their bounds."""
-        joined = coalesce(spans)
-        columns = zip(joined.regions.tolist(), joined.offsets.tolist(), joined.lengths.tolist(), strict=True)
-        return [self._views[region][offset : offset + length] for region, offset, length in columns]
-
-
-def _view(region: Region) -> memoryview:
-    array = (ctypes.c_ubyte * region.length_bytes).from_address(region.address)
-    return memoryview(array).cast("B")
 
 
 def tune(sock: socket.socket) -> None:
@@ -94,9 +74,8 @@ def receive_request(sock: socket.socket) -> tuple[Operation, Spans]:
     return Operation(operation), Spans(numbers[:count], numbers[count : 2 * count], numbers[2 * count :])
 
 
-def accept(sock: socket.socket, buffers: Sequence[memoryview] = ()) -> None:
-    """Sends the accepting reply and what follows it."""
-    send_all(sock, [memoryview(_ACCEPTED), *buffers])
+def accept(sock: socket.socket) -> None:
+    sock.sendall(_ACCEPTED)
 
 
 def refuse(sock: socket.socket, reason: str) -> None:
