@@ -65,7 +65,7 @@ def test_one_transfer_in_sixteen_fails_and_nobody_notices(
     plan = "fail_submit=1/48, fail_poll=1/48, corrupt=1/48"
     monkeypatch.setenv("LLMSERVE_FAULTS", f"nixl: {plan}, drop_peer=1/1 after 120; shm: {plan}, seed=5")
     numbers = _short(parity_cases, 20)
-    with _cluster(manifest, verify="always") as cluster:
+    with _cluster(manifest, engine_order=["nixl"], verify="always") as cluster:
         jobs = [(number, f"{turn}") for turn in range(REQUESTS // len(numbers)) for number in numbers]
         answers = [_ask(cluster, parity_cases[number], salt) for number, salt in jobs]
         after = cluster.metrics("decode-0")

@@ -1,6 +1,7 @@
 """One end of a connection to the worker of a peer, and the bytes on their way over it."""
 
 import ctypes
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import numpy as np
 from llmserve.transfer.base import Region, Spans
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.library import Bytes, Endpoint, Request
+
+LEAVE_SECONDS = 0.5
 
 
 class Memory:
@@ -63,17 +66,39 @@ class Link:
         self.peer_number = peer_number
         self._endpoint = endpoint
         self._outbox: deque[Request] = deque()  # keeps the buffers until they are sent
+        self._leave_by: float | None = None
+        self._peer_has_left = False
+        self._closed = False
 
     @property
     def alive(self) -> bool:
         return self._endpoint.alive
 
     @property
-    def quiet(self) -> bool:
-        """No message of control is on its way any more."""
-        while self._outbox and self._outbox[0].over:
-            self._outbox.popleft()
-        return not self._outbox
+    def gone(self) -> bool:
+        """Closed, and no message of control is on its way any more; flows may still be."""
+        return self._closed and self._quiet()
+
+    def leave(self, seconds: float) -> None:
+        """Says goodbye, and closes when the peer has said it too, is dead, or so many seconds later. What
+        is not sent when an endpoint is closed never is, and the other end does not notice a close."""
+        self.tell(wire.Kind.BYE)
+        self._leave_by = time.monotonic() + seconds
+
+    def take_leave(self) -> None:
+        """The peer has said goodbye."""
+        self._peer_has_left = True
+
+    def advance(self, now: float) -> None:
+        if self._leave_by is None or self._closed:
+            return
+        if now > self._leave_by or not self.alive or (self._peer_has_left and self._quiet()):
+            self.close()
+
+    def close(self) -> None:
+        """At once. What is on its way ends soon."""
+        self._closed = True
+        self._endpoint.close()
 
     def tell(self, kind: wire.Kind, part: int = 0, body: bytes = b"") -> None:
         message = wire.Message(kind, self.peer_number, part, body)
@@ -97,9 +122,10 @@ class Link:
                 parcels.append(_Parcel(self._endpoint.receive(buffer, tag), shared))
         return Flow(parcels)
 
-    def close(self) -> None:
-        """What is on its way ends soon, not at once. Idempotent."""
-        self._endpoint.close()
+    def _quiet(self) -> bool:
+        while self._outbox and self._outbox[0].over:
+            self._outbox.popleft()
+        return not self._outbox
 
 
 def _scatter(buffer: Bytes, pieces: Sequence[Bytes]) -> None:
