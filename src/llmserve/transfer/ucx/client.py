@@ -29,7 +29,7 @@ class Address:
 
 @dataclass(eq=False, slots=True)
 class UcxTransfer:
-    """One batch. Written on the loop's thread only; `ended` is set after the last touch of local memory."""
+    """One batch. Written in turns of the loop only; `ended` is set after the last touch of local memory."""
 
     operation: wire.Kind
     memory: Memory
@@ -71,7 +71,7 @@ class _Part:
 
 
 class Connection:
-    """The asker's end. Lives on the loop's thread; `settled` is set once it is open or lost."""
+    """The asker's end. Lives in the loop's turns; `settled` is set once it is open or lost."""
 
     def __init__(self, loop: Loop, address: Address) -> None:
         """Says hello. Errors: TransferError when the peer's address leads nowhere."""
@@ -186,7 +186,7 @@ class Connection:
 
 
 class Client:
-    """The connections of one transport. Lives on the loop's thread."""
+    """The connections of one transport. Lives in the loop's turns."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop

@@ -21,7 +21,7 @@ class _Job:
 
 
 class Session:
-    """The owner's end of a connection. Lives on the loop's thread."""
+    """The owner's end of a connection. Lives in the loop's turns."""
 
     def __init__(self, loop: Loop, worker_address: bytes, asker_number: int, memory: Memory) -> None:
         """Errors: TransferError when the asker's address leads nowhere."""
@@ -95,7 +95,7 @@ class Session:
 
 
 class Server:
-    """Serves one generation of registered memory at a time. Lives on the loop's thread."""
+    """Serves one generation of registered memory at a time. Lives in the loop's turns."""
 
     def __init__(self, loop: Loop, token: str) -> None:
         self._loop = loop
