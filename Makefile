@@ -41,10 +41,11 @@ bench: $(DEV)  ## Measure; each figure with its baseline in the same run
 	$(BIN)/python -m bench
 
 proto: $(DEV)  ## Regenerate src/llmserve/rpc/gen from proto/
-	$(BIN)/llmserve gen-proto
+	$(BIN)/python -m llmserve.rpc.gen_proto
 
-docs: $(DEV)  ## Regenerate docs/configuration.md
+docs: $(DEV)  ## Regenerate docs/configuration.md and docs/metrics.md
 	$(BIN)/python -m llmserve.config.schema_doc --write docs/configuration.md
+	$(BIN)/python -m llmserve.metrics.metrics_doc --write docs/metrics.md
 
 install: $(RUNTIME)  ## Only install
 
@@ -68,5 +69,5 @@ $(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(BIN)/pip install -q -e ".[dev]"
+	$(BIN)/pip install -q -e ".[dev,ucx]"
 	@touch $@

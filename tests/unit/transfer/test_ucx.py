@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +25,6 @@ from llmserve.transfer.ucx.library import Bytes, Endpoint, Worker
 from llmserve.transfer.ucx.server import Server
 
 SIZE = 1 << 20
-FAR_SCRIPT = Path(__file__).parents[2] / "conformance" / "transport_peer.py"
 
 
 # -- without ucxx
@@ -404,10 +402,23 @@ class Process:
         self.popen.communicate()
 
 
+OWNER = """
+import sys
+import numpy as np
+from llmserve.transfer.base import Region
+from llmserve.transfer.ucx import UcxTransport
+transport = UcxTransport()
+memory = np.full(64 << 20, 5, np.uint8)
+transport.register([Region(memory.ctypes.data, memory.nbytes)])
+print(transport.describe().hex(), flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture
 def stopped_peer(ends: tuple[End, End]) -> Iterator[tuple[UcxTransport, PeerName, Bytes, Process]]:
     """A peer of 64 MiB that can be stopped."""
-    process = Process(str(FAR_SCRIPT), "ucx", str(64 << 20), "1")
+    process = Process("-c", OWNER)
     near = ends[0].transport
     memory: Bytes = np.zeros(64 << 20, np.uint8)
     near.register([Region(memory.ctypes.data, memory.nbytes)])

@@ -1,0 +1,36 @@
+"""Digests of pieces of memory."""
+
+import numpy as np
+import pytest
+
+from llmserve.core.errors import TransferError
+from llmserve.transfer.base import Region, Spans
+from llmserve.transfer.digest import digest
+
+MEMORY = np.arange(4096, dtype=np.uint8)
+REGIONS = [Region(MEMORY.ctypes.data, 2048), Region(MEMORY.ctypes.data + 2048, 2048)]
+
+
+def _spans(*rows: tuple[int, int, int]) -> Spans:
+    regions, offsets, lengths = np.asarray(rows, np.int64).T
+    return Spans(regions, offsets, lengths)
+
+
+def test_equal_bytes_equal_digests_wherever_they_lie() -> None:
+    assert digest(REGIONS, _spans((0, 0, 100), (1, 5, 3))) == digest(
+        REGIONS, _spans((1, 256, 100), (0, 261, 3))
+    )
+
+
+def test_one_byte_changes_it() -> None:
+    spans = _spans((0, 0, 2048))
+    before = digest(REGIONS, spans)
+    MEMORY[1000] ^= 1
+    after = digest(REGIONS, spans)
+    MEMORY[1000] ^= 1
+    assert after != before == digest(REGIONS, spans)
+
+
+def test_nothing_outside_is_read() -> None:
+    with pytest.raises(TransferError, match="outside"):
+        digest(REGIONS, _spans((1, 2000, 100)))
