@@ -150,7 +150,7 @@ class Connection:
         """Errors: TransferError."""
         self._dials += 1
         self._dial_again_at = time.monotonic() + _REDIAL_SECONDS
-        link = Link(self.number, self._loop.worker.connect(self._address.worker))
+        link = Link(self.number, self._loop.worker.connect(self._address.worker), self._loop.buffers)
         hello = {
             "token": self._address.token,
             "generation": self._address.generation,

@@ -27,7 +27,7 @@ _DEFAULTS = {  # an operator's UCX_TLS and so on win
     "TCP_RX_SEG_SIZE": "256K",
     "KEEPALIVE_INTERVAL": "2s",
 }
-_REQUIRED = {"RNDV_THRESH": "4K", "RCACHE_ENABLE": "y"}  # see the package's docstring
+_REQUIRED = {"RNDV_THRESH": "4K", "RCACHE_ENABLE": "y", "TCP_MAX_POLL": "1"}  # see the package's docstring
 
 
 @dataclass(frozen=True, slots=True)

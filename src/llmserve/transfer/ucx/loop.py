@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from llmserve.core.errors import TransferError
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.library import Arrival, Worker
+from llmserve.transfer.ucx.link import Buffers
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -52,6 +53,7 @@ class Loop:
         """Errors: TransportUnavailable."""
         self.worker = Worker()
         self.greeter: Callable[[wire.Message], None] | None = None  # gets every HELLO
+        self.buffers = Buffers()
         self._members: dict[int, Member] = {}
         self._last_number = 0
         self._arriving: list[Arrival] = []
@@ -106,6 +108,7 @@ class Loop:
             _log.warning("%s", error.message)
         self.post(stop)
         self._thread.join(_CALL_SECONDS)
+        self.worker.close()
         self._events.close()
         os.close(self._wake_fd)
 
@@ -142,7 +145,6 @@ class Loop:
                 seconds = self._nap_seconds()
             if not busy:
                 self._sleep(seconds)
-        self.worker.close()
 
     def _nap_seconds(self) -> float:
         return _BUSY_SECONDS if any(member.busy for member in self._members.values()) else _IDLE_SECONDS

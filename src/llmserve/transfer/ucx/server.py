@@ -27,7 +27,7 @@ class Session:
         """Errors: TransferError when the asker's address leads nowhere."""
         self.number = loop.next_number()
         self.lost = ""
-        self._link = Link(self.number, loop.worker.connect(worker_address), asker_number)
+        self._link = Link(self.number, loop.worker.connect(worker_address), loop.buffers, asker_number)
         self._memory = memory
         self._jobs: dict[int, _Job] = {}
         loop.add(self)

@@ -25,9 +25,9 @@ VERSION = 1
 CONTROL_TAG = 1 << 56
 PART_BYTES = 16 << 20
 PART_SPANS = 4096
+PACK_BYTES = 1 << 20  # of a message of several pieces
 _DATA_TAG = 2 << 56
-_PACK_BELOW_BYTES = 32 << 10  # a message costs about 20 us; from 64 KiB on, less than a copy on both sides
-_PACK_BYTES = 1 << 20
+_PACK_BELOW_BYTES = 64 << 10  # above, a message of its own costs less than to copy it on both sides
 _HEAD = struct.Struct("<4sBxxxII")
 _MAGIC = b"LSUX"
 
@@ -113,7 +113,7 @@ def packed(lengths: Sequence[int]) -> Iterator[slice]:
     begin, size, joinable = 0, 0, True
     for index, length in enumerate(lengths):
         small = length < _PACK_BELOW_BYTES
-        if index > begin and not (joinable and small and size + length <= _PACK_BYTES):
+        if index > begin and not (joinable and small and size + length <= PACK_BYTES):
             yield slice(begin, index)
             begin, size = index, 0
         joinable = small
