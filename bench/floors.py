@@ -140,11 +140,12 @@ def shm(side: Side) -> Iterator[Move]:
 
 @contextmanager
 def ucx(side: Side) -> Iterator[Move]:
-    """Tagged messages of bare ucxx, progress by polling."""
+    """Tagged messages of bare ucxx; both sides sleep until there is progress to be made."""
     import ucxx._lib.libucxx as api
     from ucxx._lib.arr import Array
 
-    worker = api.UCXWorker(api.UCXContext(feature_flags=(api.Feature.TAG,)))
+    worker = api.UCXWorker(api.UCXContext(feature_flags=(api.Feature.TAG, api.Feature.WAKEUP)))
+    worker.init_blocking_progress_mode()
     address = bytes(api.UCXAddress.create_from_worker(worker))
     theirs = api.UCXAddress.create_from_buffer(side.exchange(address))
     endpoint = api.UCXEndpoint.create_from_worker_address(worker, theirs, endpoint_error_handling=True)
@@ -153,7 +154,7 @@ def ucx(side: Side) -> Iterator[Move]:
 
     def wait(request: Any) -> None:
         while not request.completed:
-            worker.progress()
+            worker.progress_worker_event()
         request.check_error()
 
     def move(job: Job) -> None:
