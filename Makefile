@@ -23,13 +23,13 @@ down:  ## Stop the cluster that `make up` started
 status: $(RUNTIME)  ## Roles, health, load, leases, transports
 	$(BIN)/llmserve status
 
-check: $(DEV)  ## The gate: format, lint, types, layers, generated code, unit and conformance tests
+check: $(DEV)  ## The gate: format, lint, types, layers, generated code, unit tests
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/llmserve gen-proto --check
-	$(BIN)/pytest tests/unit tests/conformance
+	$(BIN)/pytest tests/unit
 
 # vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
 test: $(DEV)  ## Every test: unit, conformance, integration (real gRPC), e2e (real vLLM and model)
@@ -41,10 +41,11 @@ bench: $(DEV)  ## Measure; each figure with its baseline in the same run
 	$(BIN)/python -m bench
 
 proto: $(DEV)  ## Regenerate src/llmserve/rpc/gen from proto/
-	$(BIN)/llmserve gen-proto
+	$(BIN)/python -m llmserve.rpc.gen_proto
 
-docs: $(DEV)  ## Regenerate docs/configuration.md
+docs: $(DEV)  ## Regenerate docs/configuration.md and docs/metrics.md
 	$(BIN)/python -m llmserve.config.schema_doc --write docs/configuration.md
+	$(BIN)/python -m llmserve.metrics.metrics_doc --write docs/metrics.md
 
 install: $(RUNTIME)  ## Only install
 
@@ -68,5 +69,5 @@ $(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(BIN)/pip install -q -e ".[dev]"
+	$(BIN)/pip install -q -e ".[dev,ucx]"
 	@touch $@

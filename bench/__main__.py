@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from bench import gateway, idle, latency, transfer
+from bench import gateway, idle, latency, recovery, transfer
 
-NAMES = ("latency", "idle", "gateway", "transfer")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer")
 
 
 def main() -> None:
@@ -21,6 +21,7 @@ def main() -> None:
         "latency": latency.run,
         "idle": idle.run,
         "gateway": gateway.run,
+        "recovery": recovery.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
     }
     for name in arguments.names or NAMES:

@@ -20,7 +20,7 @@ from bench.table import Figure, markdown
 
 PROMPT_TOKENS = (200, 1000)
 OUTPUT_TOKENS = 64
-REPEATS = 5
+REPEATS = 9
 
 
 def run() -> str:

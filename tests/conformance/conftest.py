@@ -39,18 +39,21 @@ class VllmKit:
 
     settle_seconds = 10.0
     prompt_vocab = 20_000
+    other_block_size = 96  # that of `make` is vLLM's own, 128 on CPU
 
     def __init__(self, model_dir: Path) -> None:
         self._model_dir = model_dir
         self._cores = itertools.cycle(range(os.cpu_count() or 1))
 
-    def make(self, role: WorkerRole, name: str) -> Engine:
-        return self._engine(role, name, self._model_dir)
+    def make(self, role: WorkerRole, name: str, block_size_tokens: int | None = None) -> Engine:
+        return self._engine(role, name, self._model_dir, block_size_tokens)
 
     def make_broken(self) -> Engine:
         return self._engine(WorkerRole.DECODE, "broken", self._model_dir / "no-such-directory")
 
-    def _engine(self, role: WorkerRole, name: str, model_dir: Path) -> Engine:
+    def _engine(
+        self, role: WorkerRole, name: str, model_dir: Path, block_size_tokens: int | None = None
+    ) -> Engine:
         from llmserve.engines.vllm.engine import VllmEngine
 
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(next(self._cores))
@@ -63,7 +66,7 @@ class VllmKit:
                 model_dir=model_dir,
                 model_name="SmolLM2-135M-Instruct",
                 engine=EngineConfig(max_model_len=2048),
-                kv_cache=KvCacheConfig(),
+                kv_cache=KvCacheConfig(block_size_tokens=block_size_tokens),
                 transfer=TransferConfig(),
             )
         )

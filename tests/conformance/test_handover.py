@@ -28,7 +28,7 @@ def make_node(
     )
 
 
-@pytest.mark.parametrize("kind", ["tcp", "nixl"])
+@pytest.mark.parametrize("kind", ["tcp", "nixl", "ucx"])
 def test_blocks_arrive_and_the_lease_comes_back(kind: str) -> None:
     there = np.random.default_rng(1).integers(0, 256, (LAYERS, BLOCKS, BLOCK_BYTES), np.uint8)
     here = np.zeros_like(there)
@@ -38,7 +38,7 @@ def test_blocks_arrive_and_the_lease_comes_back(kind: str) -> None:
             request = RequestId(f"r{turn}")
             lease = owner.server.grant(request, remote)
             ticket = HandoverTicket(WorkerId("p"), 1, lease, (owner.endpoint,), remote, 384, 128, 30.0)
-            reader.client.pull(PullJob(request, ticket, 0, local, remote))
+            reader.client.pull(PullJob(request, ticket, range(384), local))
             deadline = time.monotonic() + 10
             while not (results := reader.client.take_finished()):
                 assert time.monotonic() < deadline

@@ -30,6 +30,8 @@ from llmserve.transfer.base import (
     TransferStatus,
     Transport,
 )
+from llmserve.transfer.faults import FaultPlan
+from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.select import makers
 
 # Bytes of the regions of each end, and the seeds of what is in them.
@@ -46,20 +48,27 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """transport: its name for `makers`. environment: what its processes run with."""
+    """transport: its name for `makers`. environment: what its processes run with. faulty: behind the
+    proxy, without a fault."""
 
     transport: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    faulty: bool = False
 
     def make(self) -> Transport:
         """Errors: TransportUnavailable."""
-        return makers("127.0.0.1")[self.transport]()
+        made = makers("127.0.0.1")[self.transport]()
+        return FaultyTransport(made, FaultPlan()) if self.faulty else made
 
 
 KINDS = {
     "tcp": Kind("tcp"),
     "nixl": Kind("nixl"),
     "nixl-tcp": Kind("nixl", {"UCX_TLS": "tcp,self"}),  # as between hosts without RDMA: not one-sided
+    "ucx": Kind("ucx"),
+    "nccl": Kind("nccl"),  # gloo where there is no GPU
+    "shm": Kind("shm"),
+    "faulty-tcp": Kind("tcp", faulty=True),
 }
 
 

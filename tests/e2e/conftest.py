@@ -22,6 +22,14 @@ from bench.cluster import Cluster, running
 ROOT = Path(__file__).parents[2]
 PARITY_PROMPTS = 50
 PARITY_OUTPUT_TOKENS = 16
+# The first test waits for the reference and the start of the cluster.
+_TEST_TIMEOUT_SECONDS = 900
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(_TEST_TIMEOUT_SECONDS))
 
 
 @pytest.fixture(scope="session")

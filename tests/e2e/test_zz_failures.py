@@ -57,7 +57,9 @@ def _kill(cluster: Cluster, name: str) -> int:
 
 def _wait_for_return(cluster: Cluster, http: httpx.Client, name: str, old_pid: int) -> None:
     def returned() -> bool:
-        return cluster.pid(name) != old_pid and http.get("/health").status_code == 200
+        role = cluster.role(name)
+        is_ready = role["pid"] != old_pid and role["stand"] == "ready"
+        return is_ready and http.get("/health").status_code == 200
 
     _eventually(f"{name} is back", returned, BACK_SECONDS)
     _eventually("the cluster serves", lambda: _serves(http), BACK_SECONDS)

@@ -23,14 +23,14 @@ Request = router_pb2.RouterSessionRequest
 Response = router_pb2.RouterSessionResponse
 
 
-def worker(name: str, *, epoch: int = 1, slots: int = 1, block_size: int = 16) -> common_pb2.WorkerInfo:
+def worker(name: str, *, epoch: int = 1, slots: int = 1, layout: str = "LBHNC/vec") -> common_pb2.WorkerInfo:
     return common_pb2.WorkerInfo(
         worker_id=name,
         role=_ROLES[name.partition("-")[0]],
         address=f"127.0.0.1:{epoch}",
         epoch=epoch,
         model="m",
-        kv_shape=common_pb2.KvShape(block_size_tokens=block_size),
+        kv_shape=common_pb2.KvShape(layout=layout, block_size_tokens=16),
         max_concurrency=slots,
     )
 
@@ -298,10 +298,10 @@ async def test_refusals_name_their_error(start: Start) -> None:
 
 async def test_kv_that_does_not_fit_is_refused_at_the_door(cluster: Cluster) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await cluster.register(worker("decode-1", block_size=32))
+        await cluster.register(worker("decode-1", layout="LBHNC/amx"))
     error = from_grpc(refused.value)
     assert isinstance(error, InvalidRequest)
-    assert "block_size_tokens 32 differs from 16" in error.message
+    assert "layout 'LBHNC/amx' differs from 'LBHNC/vec'" in error.message
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ class ClusterEngineClient(EngineFreeClient):
                 self.model_config.max_model_len,
                 request.priority,
             ),
-            OutputSink(name, self._processor, queue),
+            OutputSink(name, self._processor, queue, current_scope().handovers),
             self._context,
         )
         self._runs[name] = task = self._owner.spawn(name, run.run())

@@ -14,6 +14,7 @@ from typing import Any
 
 from llmserve.apiserver.auth import ApiKeys
 from llmserve.apiserver.errors import as_serving_error, body_of, retry_after_seconds, status_of
+from llmserve.apiserver.handover_headers import handover_headers
 from llmserve.apiserver.request_scope import RequestScope, enter_scope
 from llmserve.core.errors import LLMServeError, RequestTooLarge
 
@@ -94,6 +95,7 @@ class _HeldResponse:
         self._scope, self._path, self._send = scope, path, send
         self._start: Message | None = None
         self._replaced = False
+        self._streams = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -106,15 +108,30 @@ class _HeldResponse:
                 self._replaced = True
                 await _send_error(error, self._path, self._send)
             else:
+                self._streams = _is_stream(start)
+                start["headers"] = [*start["headers"], *handover_headers(self._scope.handovers)]
                 await self._send(start)
         if not self._replaced:
-            await self._send(message)
+            await self._send(self._with_last_words(message))
+
+    def _with_last_words(self, message: Message) -> Message:
+        """A stream's headers are gone before its KV has moved: it ends with a comment instead, which clients
+        of event streams skip."""
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if not is_last or not self._streams or not self._scope.handovers:
+            return message
+        comments = (b": " + name + b": " + value for name, value in handover_headers(self._scope.handovers))
+        return {**message, "body": message.get("body", b"") + b"\n".join(comments) + b"\n\n"}
 
 
 def _may_be_replaced(start: Message) -> bool:
     """An answer that is no error in spite of the early error has found its own way around it."""
+    return start["status"] >= 400 or _is_stream(start)
+
+
+def _is_stream(start: Message) -> bool:
     content_type = next((value for name, value in start["headers"] if name == b"content-type"), b"")
-    return start["status"] >= 400 or content_type.startswith(b"text/event-stream")
+    return bool(content_type.startswith(b"text/event-stream"))
 
 
 async def _send_error(error: Exception, path: str, send: Send) -> None:

@@ -13,18 +13,28 @@ from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 from llmserve.apiserver.errors import as_serving_error
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, Logprobs, PrefillStats
+from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
 
 _FINISH = {FinishReason(str(reason)): reason for reason in VllmFinishReason}
 
 
 class OutputSink:
-    """One sequence's way to the user. request_id is the one it has at the OutputProcessor."""
+    """One sequence's way to the user. request_id is the one it has at the OutputProcessor. handovers: of the
+    HTTP request; this sequence's is added."""
 
-    def __init__(self, request_id: str, processor: OutputProcessor, queue: RequestOutputCollector) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        processor: OutputProcessor,
+        queue: RequestOutputCollector,
+        handovers: list[HandoverReport],
+    ) -> None:
         self._request_id, self._processor, self._queue = request_id, processor, queue
+        self._handovers = handovers
 
     def push(self, output: EngineOutput) -> bool:
+        if output.handover is not None:
+            self._handovers.append(output.handover)
         processed = self._processor.process_outputs([to_core_output(self._request_id, output)])
         return output.finish_reason is not None or bool(processed.reqs_to_abort)
 

@@ -5,18 +5,21 @@ variable reaches around it (it is copied into every task that the layer makes fo
 """
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
+from llmserve.core.request import HandoverReport
 
 
 @dataclass(slots=True)
 class RequestScope:
     """early_error: why the request failed before it had any output, so that a streamed response,
-    whose status vLLM sends first, can still carry it as its status."""
+    whose status vLLM sends first, can still carry it as its status. handovers: how the KV of its
+    sequences came to decode, as far as known."""
 
     tenant: TenantId = DEFAULT_TENANT
     early_error: Exception | None = None
+    handovers: list[HandoverReport] = field(default_factory=list)
 
 
 _CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")

@@ -97,6 +97,10 @@ class RouterLink:
         return await entry.answer
 
     def first_token(self, request_id: str) -> None:
+        """The prefill worker is free again; a restarted router must not count it."""
+        entry = self._entries.get(request_id)
+        if entry is not None and entry.placement is not None:
+            entry.placement = router_pb2.Placement(decode=entry.placement.decode)
         self._post(_Message(first_token=router_pb2.FirstToken(request_id=request_id)))
 
     def worker_failed(self, worker: WorkerInfo, reason: str) -> None:

@@ -178,13 +178,36 @@ class TransferConfig(Section):
 
     engine_order: Annotated[
         tuple[Literal["nixl", "ucx", "nccl"], ...],
-        Planned("the transfer engine", available=("nixl",)),
         Field(
             strict=False,
-            description="Transports in the order to try them. After these comes tcp, which is always there, "
-            "so an empty list means tcp alone.",
+            description="Transports in the order to prefer them. After these come shm (on one host) and "
+            "tcp, which are always there, so an empty list means these alone. `nccl` is gloo without a GPU.",
         ),
-    ] = ("nixl",)
+    ] = ("nixl", "ucx", "nccl")
+    slow_factor: Annotated[
+        float,
+        Field(
+            ge=1,
+            description="Each pair of engines measures its transports. The first that works is used, "
+            "unless a later one is more than this many times faster.",
+        ),
+    ] = 3.0
+    slow_share: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="A transfer that runs below this share of its measured speed counts as failed, and "
+            "goes on over the next transport. Never before half a second.",
+        ),
+    ] = 0.1
+    verify: Annotated[
+        Literal["off", "sampled", "always"],
+        Field(
+            description="Compare digests of what arrived with what was sent: of no piece, of one in 16, "
+            "of all. A difference is a failed transfer."
+        ),
+    ] = "sampled"
     on_failure: Annotated[
         Literal["recompute", "fail"],
         Field(

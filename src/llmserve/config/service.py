@@ -19,8 +19,11 @@ class Budgets(Section):
     max_kv_io_gbps: Annotated[
         float | None,
         Unit("Gbit/s"),
-        Planned("the transfer engine"),
-        Field(gt=0, description="KV bytes that move between engines and tiers."),
+        Field(
+            gt=0,
+            description="KV bytes that engines fetch from each other, of the whole cluster; each decode "
+            "engine gets an equal part.",
+        ),
     ] = None
     max_requests_in_flight: Annotated[
         int | None,

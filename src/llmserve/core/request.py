@@ -7,6 +7,7 @@ from typing import Any
 from llmserve.core.ids import RequestId
 from llmserve.core.lease import LeaseChange
 from llmserve.core.outcome import FinishReason
+from llmserve.core.pairs import PairStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,22 @@ class PrefillStats:
 
 
 @dataclass(frozen=True, slots=True)
+class HandoverReport:
+    """How the KV of a request came to the engine that decodes it. transport: empty when none brought
+    it, for `reason`. seconds: from the first question to the last valid byte. fallbacks: what failed
+    before, as "transport: reason"."""
+
+    transport: str
+    bytes: int
+    seconds: float
+    fallbacks: Sequence[str] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOutput:
-    """What one engine step added to one request. finish_reason None: it goes on."""
+    """What one engine step added to one request. finish_reason None: it goes on. handover: with the
+    first output of a request that fetched KV."""
 
     request_id: RequestId
     token_ids: Sequence[int] = ()
@@ -72,6 +87,7 @@ class EngineOutput:
     kv_transfer_params: Mapping[str, Any] | None = None
     prefill_stats: PrefillStats | None = None
     error: str = ""
+    handover: HandoverReport | None = None
 
 
 @dataclass(slots=True)
@@ -86,6 +102,7 @@ class EngineLoad:
     transferred_bytes: int = 0
     transfer_failures: int = 0
     last_transport: str = ""
+    pairs: Sequence[PairStatus] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llmserve.core.ids import RequestId
+from llmserve.core.pairs import KvPeer
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Known once the engine has started. block_bytes is of one block over all layers, one rank."""
+    """Known once the engine has started. block_bytes is of one block over all layers, one rank.
+    handover_endpoints: "host:port" of the side channel of each rank."""
 
     kv_dtype: str
     layout: str
@@ -25,6 +27,7 @@ class EngineInfo:
     max_model_len_tokens: int
     max_concurrency: int
     transports: tuple[str, ...]
+    handover_endpoints: tuple[str, ...]
 
 
 class Engine(Protocol):
@@ -47,5 +50,9 @@ class Engine(Protocol):
 
     async def load(self) -> EngineLoad:
         """Cheap; called about once a second."""
+
+    async def meet(self, peers: Sequence[KvPeer]) -> None:
+        """All workers that tickets may come from; replaces those of the call before. They are
+        connected to and probed in the background; `load` tells what came of it."""
 
     async def aclose(self) -> None: ...

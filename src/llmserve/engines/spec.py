@@ -6,12 +6,14 @@ from pathlib import Path
 from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
+from llmserve.engines.handover import TransferPolicy
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """epoch: larger with each start of the worker. model_dir: a prepared model directory; None: a
-    simulated engine needs none. handover_host: the address that peers reach this host by."""
+    simulated engine needs none. handover_host: the address that peers reach this host by.
+    kv_io_bytes_per_second: this engine's share of budgets.max_kv_io_gbps; None: no limit."""
 
     worker_id: WorkerId
     epoch: int
@@ -22,3 +24,15 @@ class EngineSpec:
     kv_cache: KvCacheConfig
     transfer: TransferConfig
     handover_host: str = "127.0.0.1"
+    kv_io_bytes_per_second: float | None = None
+
+
+def transfer_policy(spec: EngineSpec) -> TransferPolicy:
+    """For each rank of the engine."""
+    limit, ranks = spec.kv_io_bytes_per_second, spec.engine.tensor_parallel
+    return TransferPolicy(
+        slow_factor=spec.transfer.slow_factor,
+        slow_share=spec.transfer.slow_share,
+        verify=spec.transfer.verify,
+        bytes_per_second=limit / ranks if limit else None,
+    )

@@ -62,6 +62,7 @@ class LeaseTable:
     counters: LeaseCounters = field(default_factory=LeaseCounters)
     _open: dict[LeaseId, Lease] = field(default_factory=dict)
     _by_request: dict[RequestId, LeaseId] = field(default_factory=dict)
+    _done: dict[LeaseId, set[int]] = field(default_factory=dict)  # readers that have released
     _untaken: dict[RequestId, Lease] = field(default_factory=dict)
     _ended: OrderedDict[LeaseId, LeaseState] = field(default_factory=OrderedDict)
     _changes: deque[tuple[int, LeaseChange]] = field(default_factory=deque)
@@ -117,11 +118,15 @@ class LeaseTable:
             self.counters.renewed += 1
         return answer
 
-    def release(self, lease_id: LeaseId, epoch: int) -> LeaseAnswer:
-        """Ends a lease. VALID: it was open until now, so what was read under it is true."""
+    def release(self, lease_id: LeaseId, epoch: int, reader: int = 0, readers: int = 1) -> LeaseAnswer:
+        """Ends a lease, when all of its readers have released it. VALID: it was open until now, so what was
+        read under it is true."""
         answer = self._admit(lease_id, epoch)
         if answer is LeaseAnswer.VALID:
-            self._end(lease_id, LeaseState.RELEASED)
+            done = self._done.setdefault(lease_id, set())
+            done.add(reader)
+            if len(done) >= readers:
+                self._end(lease_id, LeaseState.RELEASED)
         return answer
 
     def _admit(self, lease_id: LeaseId, epoch: int) -> LeaseAnswer:
@@ -180,6 +185,7 @@ class LeaseTable:
         assert len(self._by_request) == len(self._open)
         assert not set(self._by_request) & set(self._untaken), "one lease a request"
         assert not set(self._open) & set(self._ended), "a lease is open or ended"
+        assert set(self._done) <= set(self._open), "readers are known of open leases only"
         assert all(lease.epoch == self.epoch for lease in self._open.values())
         ends = self.counters.released + self.counters.expired
         assert self.counters.granted == len(self._open) + ends
@@ -197,6 +203,7 @@ class LeaseTable:
 
     def _end(self, lease_id: LeaseId, state: LeaseState) -> None:
         lease = self._open.pop(lease_id)
+        self._done.pop(lease_id, None)
         del self._by_request[lease.request_id]
         self._untaken[lease.request_id] = lease
         self._ended[lease_id] = state

@@ -11,7 +11,7 @@ from pathlib import Path
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.models.convert import convert_gguf
-from llmserve.models.process import PROGRESS_WORD
+from llmserve.models.process import END_WITH_STDIN, PROGRESS_WORD, end_with_stdin
 from llmserve.models.resolve import resolve
 
 MODEL_WORD = "LLMSERVE_MODEL"
@@ -28,6 +28,7 @@ def arguments() -> argparse.Namespace:
     convert = commands.add_parser("convert", help="one GGUF file to a directory of safetensors")
     convert.add_argument("source", type=Path)
     convert.add_argument("out", type=Path)
+    convert.add_argument(END_WITH_STDIN, action="store_true", help="end when stdin ends")
     return parser.parse_args()
 
 
@@ -47,6 +48,8 @@ def main() -> int:
         if flags.command == "fetch":
             fetch(flags.manifest, flags.cache_dir)
         else:
+            if flags.end_with_stdin:
+                end_with_stdin()
             convert_gguf(flags.source, flags.out, _report)
     except LLMServeError as error:
         print(error.message, file=sys.stderr)

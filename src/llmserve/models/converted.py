@@ -4,6 +4,7 @@ A directory appears under its name by one rename, after everything in it is writ
 with it. Makers of the same directory exclude each other with a lock; a damaged one is made again.
 """
 
+import glob
 import os
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,12 @@ Convert = Callable[[Path, Path, Progress], None]
 
 LOCK_TIMEOUT_SECONDS = 3600.0
 _KEY_LENGTH = 16
+
+
+def converted_before(folder: Path, source: Path, version: int) -> Path | None:
+    """A whole directory made from a file of this name: a guess, for the contents are not compared."""
+    made = folder.glob(f"{glob.escape(source.stem)}-*-v{version}")
+    return next((path for path in sorted(made) if read_record(path) is not None), None)
 
 
 class ConvertedModels:
@@ -69,5 +76,5 @@ class ConvertedModels:
 
     def _remove_half_made(self, target: Path) -> None:
         """What makers that died left behind."""
-        for leftover in self._folder.glob(f"{target.name}.making-*"):
+        for leftover in self._folder.glob(f"{glob.escape(target.name)}.making-*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -55,7 +55,7 @@ def _check_shards(path: Path, source: str) -> None:
     for index in path.glob("*.index.json"):
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelNotFound(f"model '{source}': {index} cannot be read: {error!r}") from None
         missing = sorted(name for name in names if not (path / name).is_file())
         # A directory may hold two formats of the weights with an index each; one complete set is enough.

@@ -33,6 +33,25 @@ def download(repo: str, revision: str | None, progress: Progress) -> Path:
         raise ModelNotFound(_explain(repo, revision, error)) from error
 
 
+def cached_snapshot(repo: str, revision: str | None) -> Path | None:
+    """The directory in the hub's cache, perhaps half a download; None: there is none. Asks no network."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:  # it comes with vLLM
+        return None
+    config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def cache_folder() -> Path:
+    """Where the hub's client keeps its downloads."""
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return Path.home() / ".cache" / "huggingface" / "hub"
+    return Path(HF_HUB_CACHE)
+
+
 def _explain(repo: str, revision: str | None, error: Exception) -> str:
     """The class names are the hub client's."""
     kind = type(error).__name__

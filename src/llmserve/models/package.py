@@ -10,7 +10,10 @@ def packaged_file(place: str) -> Path:
     """`place` is PACKAGE/FILE. The package is found but not imported: its code is none of our business.
     Errors: ModelNotFound, with the pip command when the package is missing."""
     package, _, name = place.partition("/")
-    spec = find_spec(package) if package.isidentifier() else None
+    try:
+        spec = find_spec(package) if package.isidentifier() else None
+    except ValueError:  # a module of this process that was not imported, such as __main__
+        spec = None
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
     if not folders:
         raise ModelNotFound(

@@ -1,5 +1,9 @@
-"""The conversion as a process of its own: torch stays out of ours, and its memory is given back."""
+"""The conversion as a process of its own: torch stays out of ours, and its memory is given back.
 
+It holds nothing of ours: should we be killed, its stdin ends, and it with it (`end_with_stdin`).
+"""
+
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,15 +15,27 @@ from llmserve.core.errors import LLMServeError
 from llmserve.models.prepared import Progress
 
 PROGRESS_WORD = "LLMSERVE_PROGRESS"
+END_WITH_STDIN = "--end-with-stdin"
 _TIMEOUT_SECONDS = 3600.0
 _LAST_LINES = 5
 
 
 def convert_in_process(source: Path, out: Path, progress: Progress) -> None:
     """Errors: LLMServeError with the last lines that the process wrote."""
-    command = [sys.executable, "-m", "llmserve.models", "convert", str(source), str(out)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "llmserve.models",
+        "convert",
+        END_WITH_STDIN,
+        str(source),
+        str(out),
+    ]
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
         deadline = threading.Timer(_TIMEOUT_SECONDS, process.kill)
         deadline.start()
         try:
@@ -31,7 +47,22 @@ def convert_in_process(source: Path, out: Path, progress: Progress) -> None:
             process.kill()
             process.communicate()
         if code != 0:
-            raise LLMServeError(f"cannot convert {source.name} (exit code {code}): {_tail(errors)}")
+            raise LLMServeError(f"cannot convert {source.name} ({_how(code)}): {_tail(errors)}")
+
+
+def end_with_stdin() -> None:
+    """In the process: ends it when whoever started it is gone."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-stdin", daemon=True).start()
+
+
+def _how(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"killed by signal {-code}; is there enough memory?"
 
 
 def _relay(lines: IO[str], progress: Progress) -> None:

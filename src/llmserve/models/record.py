@@ -29,9 +29,10 @@ def make_record(folder: Path, source_sha256: str, version: int, digests: DigestC
 def read_record(folder: Path) -> Record | None:
     """None: there is none, or it cannot be read."""
     try:
-        return Record(**json.loads((folder / RECORD_NAME).read_text()))
+        record = Record(**json.loads((folder / RECORD_NAME).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+    return record if isinstance(record.files, dict) else None
 
 
 def first_damage(folder: Path, record: Record, digests: DigestCache) -> str | None:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from llmserve.config.schema import ModelSpec
-from llmserve.core.errors import ModelNotFound
+from llmserve.core.errors import LLMServeError, ModelNotFound
 from llmserve.models.convert import CONVERTER_VERSION
 from llmserve.models.converted import ConvertedModels
 from llmserve.models.digests import DigestCache
@@ -30,12 +30,29 @@ def resolve(
     """Finds, and if need be downloads or converts, a model. Blocks: the first time for as long as that
     takes, afterwards for milliseconds. Safe in several processes at once.
     Errors: ModelNotFound; LLMServeError when a conversion fails."""
+    source = source_of(spec)
+    return _Resolver(spec, source, cache_dir or default_cache_dir(), progress).prepared()
+
+
+def source_of(spec: ModelSpec) -> Source:
+    """Errors: ModelNotFound."""
     source = parse_source(spec.source)
     if spec.revision is not None and source.kind is not SourceKind.HUB:
         raise ModelNotFound(
             f"model '{spec.source}': only a hub model has a revision; remove models.primary.revision"
         )
-    return _Resolver(spec, source, cache_dir or default_cache_dir(), progress).prepared()
+    return source
+
+
+def check_gguf(file: Path, source: str) -> None:
+    """Errors: ModelNotFound."""
+    try:
+        with file.open("rb") as opened:
+            magic = opened.read(len(_GGUF_MAGIC))
+    except OSError as error:
+        raise ModelNotFound(f"model '{source}': {file}: {error.strerror}") from error
+    if magic != _GGUF_MAGIC:
+        raise ModelNotFound(f"model '{source}': {file} is not a GGUF file")
 
 
 class _Resolver:
@@ -66,19 +83,15 @@ class _Resolver:
                 return self._converted(Path(place).expanduser().absolute())
 
     def _converted(self, file: Path) -> Path:
-        self._check_gguf(file)
+        check_gguf(file, self._spec.source)
         self._progress(f"checking {file.name}")
         converted = ConvertedModels(self._cache_dir, self._digests, convert_in_process, CONVERTER_VERSION)
-        return converted.get(file, self._progress)
-
-    def _check_gguf(self, file: Path) -> None:
         try:
-            with file.open("rb") as opened:
-                magic = opened.read(len(_GGUF_MAGIC))
+            return converted.get(file, self._progress)
         except OSError as error:
-            raise ModelNotFound(f"model '{self._spec.source}': {file}: {error.strerror}") from error
-        if magic != _GGUF_MAGIC:
-            raise ModelNotFound(f"model '{self._spec.source}': {file} is not a GGUF file")
+            raise LLMServeError(
+                f"model '{self._spec.source}': cannot be prepared in the cache {self._cache_dir}: {error}"
+            ) from error
 
     def _revision(self, path: Path) -> str:
         if self._source.kind is SourceKind.HUB:

@@ -125,6 +125,13 @@ class Membership:
         """Those that are there, the suspected ones included."""
         return [m for m in self if m.registered and m.spec.role is role and m.spec.model == model]
 
+    def kv_sources(self, worker_id: WorkerId) -> list[Member]:
+        """Whom this worker may fetch KV from; none for an unknown worker."""
+        member = self._members.get(worker_id)
+        if member is None or member.spec.role is not WorkerRole.DECODE:
+            return []
+        return self.registered(member.spec.model, WorkerRole.PREFILL)
+
     def models(self) -> frozenset[str]:
         """Those of the registered workers."""
         return self._models

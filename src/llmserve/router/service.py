@@ -30,6 +30,7 @@ from llmserve.router.wire import (
     decode_held,
     decode_worker,
     encode_cluster,
+    encode_peers,
     encode_refused,
     encode_status,
 )
@@ -177,7 +178,9 @@ class RouterService(router_pb2_grpc.RouterServicer):
     ) -> router_pb2.HeartbeatResponse:
         worker_id, load = WorkerId(request.worker_id), decode_load(request.load)
         self._decide(lambda: self._controller.heartbeat(worker_id, request.epoch, load))
-        return router_pb2.HeartbeatResponse()
+        membership = self._controller.membership
+        known = request.members_version == membership.version
+        return encode_peers(membership.version, () if known else membership.kv_sources(worker_id))
 
     async def Deregister(  # noqa: N802
         self, request: router_pb2.DeregisterRequest, context: _Context

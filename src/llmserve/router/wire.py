@@ -26,6 +26,7 @@ def decode_worker(info: common_pb2.WorkerInfo) -> WorkerSpec:
         total_blocks=info.total_blocks,
         max_concurrency=info.max_concurrency,
         transports=tuple(info.transports),
+        handover_endpoints=tuple(info.handover_endpoints),
     )
 
 
@@ -42,6 +43,7 @@ def encode_worker(spec: WorkerSpec) -> common_pb2.WorkerInfo:
         total_blocks=spec.total_blocks,
         max_concurrency=spec.max_concurrency,
         transports=spec.transports,
+        handover_endpoints=spec.handover_endpoints,
     )
 
 
@@ -124,6 +126,18 @@ def encode_cluster(members: Iterable[Member]) -> router_pb2.RouterSessionRespons
     """The registered workers, suspected ones included: streams to them go on."""
     workers = [encode_worker(member.spec) for member in members if member.registered]
     return router_pb2.RouterSessionResponse(state=router_pb2.ClusterState(workers=workers))
+
+
+def encode_peers(version: int, peers: Iterable[Member]) -> router_pb2.HeartbeatResponse:
+    return router_pb2.HeartbeatResponse(
+        members_version=version,
+        kv_peers=[
+            router_pb2.KvPeer(
+                worker_id=peer.spec.worker_id, epoch=peer.spec.epoch, endpoints=peer.spec.handover_endpoints
+            )
+            for peer in peers
+        ],
+    )
 
 
 def encode_status(member: Member, now: float) -> router_pb2.WorkerStatus:

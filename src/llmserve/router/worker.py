@@ -7,10 +7,13 @@ from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
 
+_SIZES = ("block_size_tokens", "tensor_parallel")
+
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """What both ends of a hand-over must share byte for byte."""
+    """How a worker keeps its KV. Workers of different block sizes or tensor parallel sizes exchange KV when
+    their layouts have the same name, which says all that must be equal (engines/connector/memory.py)."""
 
     model_revision: str
     kv_dtype: str
@@ -22,7 +25,9 @@ class KvShape:
 
     def differences(self, other: "KvShape") -> list[str]:
         """What keeps the two from exchanging KV, in words; empty when nothing does."""
-        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        resized = any(getattr(self, name) != getattr(other, name) for name in _SIZES)
+        names = (f.name for f in fields(self) if not resized or f.name not in (*_SIZES, "block_bytes"))
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [f"{name} {mine!r} differs from {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
 
 
@@ -40,6 +45,7 @@ class WorkerSpec:
     total_blocks: int
     max_concurrency: int
     transports: tuple[str, ...]
+    handover_endpoints: tuple[str, ...] = ()
 
 
 class WorkerState(StrEnum):

@@ -7,10 +7,12 @@ from typing import Any
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
+from llmserve.core.pairs import PairStatus
 from llmserve.core.request import (
     EngineLoad,
     EngineOutput,
     EngineRequest,
+    HandoverReport,
     Logprobs,
     PrefillStats,
     SamplingLimits,
@@ -128,6 +130,8 @@ def encode_output(output: EngineOutput) -> worker_pb2.TokenDelta:
         delta.prompt_logprobs.CopyFrom(_encode_logprobs(output.prompt_logprobs))
     if output.prefill_stats is not None:
         delta.prefill_stats.CopyFrom(_encode_stats(output.prefill_stats))
+    if output.handover is not None:
+        delta.handover.CopyFrom(_encode_handover(output.handover))
     return delta
 
 
@@ -144,6 +148,7 @@ def decode_output(delta: worker_pb2.TokenDelta) -> EngineOutput:
         kv_transfer_params=decode_params(delta.kv_transfer_params),
         prefill_stats=_decode_stats(delta.prefill_stats) if delta.HasField("prefill_stats") else None,
         error=delta.error,
+        handover=_decode_handover(delta.handover) if delta.HasField("handover") else None,
     )
 
 
@@ -182,12 +187,32 @@ def _decode_stats(message: worker_pb2.PrefillStats) -> PrefillStats:
     return PrefillStats(message.prompt_tokens, message.local_cached_tokens, message.external_cached_tokens)
 
 
-_LOAD_FIELDS = tuple(EngineLoad.__dataclass_fields__)
+def _encode_handover(report: HandoverReport) -> worker_pb2.Handover:
+    return worker_pb2.Handover(
+        transport=report.transport,
+        bytes=report.bytes,
+        seconds=report.seconds,
+        fallbacks=report.fallbacks,
+        reason=report.reason,
+    )
+
+
+def _decode_handover(message: worker_pb2.Handover) -> HandoverReport:
+    fallbacks = tuple(message.fallbacks)
+    return HandoverReport(message.transport, message.bytes, message.seconds, fallbacks, message.reason)
+
+
+_LOAD_FIELDS = tuple(name for name in EngineLoad.__dataclass_fields__ if name != "pairs")
+_PAIR_FIELDS = tuple(PairStatus.__dataclass_fields__)
 
 
 def encode_load(load: EngineLoad) -> common_pb2.WorkerLoad:
-    return common_pb2.WorkerLoad(**{name: getattr(load, name) for name in _LOAD_FIELDS})
+    pairs = [
+        common_pb2.TransportPair(**{name: getattr(p, name) for name in _PAIR_FIELDS}) for p in load.pairs
+    ]
+    return common_pb2.WorkerLoad(**{name: getattr(load, name) for name in _LOAD_FIELDS}, pairs=pairs)
 
 
 def decode_load(message: common_pb2.WorkerLoad) -> EngineLoad:
-    return EngineLoad(**{name: getattr(message, name) for name in _LOAD_FIELDS})
+    pairs = tuple(PairStatus(**{name: getattr(p, name) for name in _PAIR_FIELDS}) for p in message.pairs)
+    return EngineLoad(**{name: getattr(message, name) for name in _LOAD_FIELDS}, pairs=pairs)

@@ -18,7 +18,8 @@ class Stand(StrEnum):
 
 @dataclass(slots=True)
 class Row:
-    """since: when this stand began, on the clock of the board. restarts: after the first start."""
+    """since: when this stand began, on the clock of the board. restarts: after the first start.
+    shared_memory: files of /dev/shm that its processes were seen to use."""
 
     name: str
     stand: Stand = Stand.WAITING
@@ -26,6 +27,7 @@ class Row:
     since: float = 0.0
     pid: int = 0
     restarts: int = 0
+    shared_memory: frozenset[str] = frozenset()
 
 
 Watcher = Callable[[Row], None]
@@ -50,6 +52,10 @@ class Board:
         row.pid = row.pid if pid is None else pid
         for watcher in self._watchers:
             watcher(row)
+
+    def saw_shared_memory(self, name: str, paths: frozenset[str]) -> None:
+        """Watchers read it at the next change."""
+        self.rows[name].shared_memory = paths
 
     def restarting(self, name: str, detail: str) -> None:
         self.rows[name].restarts += 1

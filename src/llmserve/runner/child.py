@@ -113,8 +113,11 @@ class _LineReader:
         loop.add_reader(self._pipe.fileno(), self._read)
 
     def read_rest(self) -> None:
+        """A last line may lack its end."""
         while self._read():
             pass
+        if self._rest:
+            self._split(b"\n")
 
     def _read(self) -> bool:
         """Whether there may be more."""

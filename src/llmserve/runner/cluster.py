@@ -114,24 +114,22 @@ class _Cluster:
 
     async def _unless_stopped(self, work: Coroutine[None, None, str]) -> str | None:
         """None: a stop was asked for first; the work is cancelled then."""
-        task = self._tasks.spawn("work", work)
+        task = asyncio.create_task(work, name="cluster.work")  # its error is ours, not to be logged
         stopped = self._tasks.spawn("stop", self._stop.asked.wait())
-        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
+        try:
+            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
             stopped.cancel()
-            result: str = task.result()
-            return result
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-        return None
+            task.cancel()
+            await asyncio.wait((task,))
 
     async def _prepare_model(self) -> str:
         command = fetch_command(self._paths, MODEL_STEP, self._id, os.environ)
         self._board.set(MODEL_STEP, Stand.STARTING, "looking for it")
         model_dir = await prepare_model(
             command,
-            self._guard.session_started,
+            self._guard,
             lambda text: self._board.set(MODEL_STEP, Stand.STARTING, text),
         )
         self._board.set(MODEL_STEP, Stand.READY, model_dir)
@@ -168,7 +166,8 @@ class _Cluster:
         await self._tasks.aclose()
         await asyncio.to_thread(_end_all, self._id)
         shutil.rmtree(self._paths.temp_dir, ignore_errors=True)
-        (self._paths.run_dir / STATE_NAME).unlink(missing_ok=True)
+        with suppress(OSError):
+            (self._paths.run_dir / STATE_NAME).unlink()
         await self._guard.aclose()
 
 

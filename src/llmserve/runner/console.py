@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from rich.console import Console as RichConsole
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from llmserve.runner.board import Board, Row, Stand
 
@@ -23,7 +23,7 @@ _IN_PROGRESS = (Stand.WAITING, Stand.STARTING, Stand.RESTARTING, Stand.STOPPING)
 
 class Console:
     """Made before the board it shows. A terminal that is gone (a closed pipe) stops nothing: from then on
-    nothing is shown."""
+    nothing is shown. Texts are shown as they are: rich would make markup of [x], and a picture of :100:."""
 
     def __init__(self, rich: RichConsole, clock: Callable[[], float]) -> None:
         self._rich = rich
@@ -54,7 +54,7 @@ class Console:
             self._shielded(lambda: live.update(self._table(board), refresh=True))
 
     def say(self, text: str) -> None:
-        self._shielded(lambda: self._rich.print(escape(text), highlight=False, soft_wrap=True))
+        self._shielded(lambda: self._rich.print(Text(text), highlight=False, soft_wrap=True))
 
     def _row_changed(self, row: Row) -> None:
         if self._live is not None:
@@ -69,7 +69,7 @@ class Console:
         for row in board.rows.values():
             seconds = self._clock() - row.since
             waits = f"{seconds:.0f} s" if row.stand in _IN_PROGRESS else ""
-            table.add_row(row.name, f"[{_COLOURS[row.stand]}]{row.stand}[/]", waits, escape(row.detail))
+            table.add_row(row.name, Text(row.stand, _COLOURS[row.stand]), waits, Text(row.detail))
         return table
 
     def _seconds(self) -> float:
@@ -80,5 +80,5 @@ class Console:
             return
         try:
             show()
-        except (OSError, ValueError):  # a closed pipe, a closed file
+        except (OSError, ValueError, SystemExit):  # a closed file; rich exits when it is a closed pipe
             self._gone = True

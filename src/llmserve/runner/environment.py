@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.config.plan import ProcessSpec
+from llmserve.core.errors import StartFailed
 from llmserve.runner.child import Command
 from llmserve.runner.processes import MEMBER_VARIABLE
 
@@ -26,10 +27,13 @@ class RunPaths:
 
 
 def make_paths(manifest: Path, run_dir: Path, log_dir: str | None, cluster_id: str) -> RunPaths:
-    """Makes the temporary directory. A relative log_dir is beside the manifest."""
+    """Makes the temporary directory. A relative log_dir is beside the manifest. Errors: StartFailed."""
     manifest = manifest.absolute()
     logs = manifest.parent / Path(log_dir).expanduser() if log_dir else run_dir / "logs"
-    temp_dir = Path(tempfile.mkdtemp(prefix=f"llmserve-{cluster_id[:8]}-"))
+    try:
+        temp_dir = Path(tempfile.mkdtemp(prefix=f"llmserve-{cluster_id[:8]}-"))
+    except OSError as error:
+        raise StartFailed(f"cannot make a temporary directory: {error.strerror}") from error
     return RunPaths(manifest, run_dir, logs, temp_dir)
 
 

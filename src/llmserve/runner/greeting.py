@@ -28,7 +28,7 @@ def greeting(manifest: Manifest, base_urls: tuple[str, ...], seconds: float, log
 
 
 def _curl(url: str, model: str, keyed: bool) -> list[str]:
-    body = json.dumps({"model": model, "messages": _QUESTION})
+    body = json.dumps({"model": model, "messages": _QUESTION, "temperature": 0})
     key = [r'    -H "Authorization: Bearer $LLMSERVE_API_KEY" \ '.rstrip(" ")] if keyed else []
     return [
         f"  curl {url}/v1/chat/completions \\",
@@ -45,6 +45,6 @@ def _python(url: str, model: str, keyed: bool) -> list[str]:
         "  from openai import OpenAI",
         f'  client = OpenAI(base_url="{url}/v1", api_key={key})',
         f'  answer = client.chat.completions.create(model="{model}",',
-        f'      messages=[{{"role": "user", "content": "{_QUESTION[0]["content"]}"}}])',
+        f'      messages=[{{"role": "user", "content": "{_QUESTION[0]["content"]}"}}], temperature=0)',
         "  print(answer.choices[0].message.content)",
     ]

@@ -77,9 +77,11 @@ class GuardLink:
     async def _replace_when_dead(self) -> None:
         while self._process is not None:
             await exited(self._process)
+            self._process.poll()  # no zombie of it is left
             _close(self._process)
             await asyncio.sleep(_PAUSE_SECONDS)
-            self._process = self._spawn()
+            with suppress(StartFailed):  # tried again after the next pause
+                self._process = self._spawn()
 
     async def aclose(self) -> None:
         """After the tasks of its owner have ended."""

@@ -69,7 +69,10 @@ class RoleKeeper:
     async def _run_once(self) -> _RunEnd:
         name = self.spec.name
         self._board.set(name, Stand.STARTING, "starting the process")
-        run = self._run = RoleRun(self._job.command, self._progress)
+        try:
+            run = self._run = RoleRun(self._job.command, self._progress)
+        except StartFailed as error:  # out of memory, processes or files: that may pass
+            return _RunEnd(error.message)
         self._guard.session_started(run.pid)
         self._board.set(name, Stand.STARTING, "importing", pid=run.pid)
         started = await run.until_ready(self._job.ready_timeout_seconds)
@@ -142,6 +145,7 @@ class RoleKeeper:
     def _see_segments(self) -> None:
         self._segments |= shared_memory(members(self._family()))
         self._guard.shared_memory(self._segments)
+        self._board.saw_shared_memory(self.spec.name, frozenset(self._segments))
 
     def _family(self) -> Family:
         sessions = frozenset({self._run.pid}) if self._run else frozenset()

@@ -5,7 +5,14 @@ from pathlib import Path
 
 from llmserve.core.errors import LLMServeError
 from llmserve.runner.guard import TERM_SECONDS
-from llmserve.runner.processes import Family, end, members, remove_unused_shared_memory, shared_memory
+from llmserve.runner.processes import (
+    SHARED_MEMORY_DIR,
+    Family,
+    end,
+    members,
+    remove_unused_shared_memory,
+    shared_memory,
+)
 from llmserve.runner.state import STATE_NAME, ClusterState, read_state
 
 
@@ -25,10 +32,16 @@ def clear_leftovers(run_dir: Path) -> bool:
     return True
 
 
+def _noted_shared_memory(state: ClusterState) -> set[str]:
+    """Of processes that are gone too. The file is only text: nothing outside of /dev/shm is believed."""
+    noted = {str(path) for role in state.roles for path in role.get("shared_memory", ())}
+    return {path for path in noted if Path(path).parent == SHARED_MEMORY_DIR}
+
+
 def _end_processes(state: ClusterState) -> None:
     """Found by their mark alone: the pids in the file may be those of others by now."""
     family = Family(f"{state.cluster_id}/", frozenset())
-    segments = shared_memory(members(family))
+    segments = shared_memory(members(family)) | _noted_shared_memory(state)
     end(lambda: members(family), TERM_SECONDS)
     remove_unused_shared_memory(segments)
     if f"llmserve-{state.cluster_id[:8]}-" in state.temp_dir:

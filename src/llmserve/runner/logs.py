@@ -5,15 +5,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from llmserve.core.errors import StartFailed
+
 _TAIL_BYTES = 32 << 10
 
 
 def begin(log: Path) -> None:
-    """An empty file; what the last run wrote is kept as `<name>.previous.log`. Errors: OSError."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        os.replace(log, log.with_suffix(".previous.log"))
-    log.touch()
+    """An empty file; what the last run wrote is kept as `<name>.previous.log`. Errors: StartFailed."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.replace(log, log.with_suffix(".previous.log"))
+        log.touch()
+    except OSError as error:
+        raise StartFailed(f"{log}: cannot be used as log file: {error.strerror}") from error
 
 
 def append_line(log: Path, line: str) -> None:

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 MEMBER_VARIABLE = "LLMSERVE_MEMBER"
@@ -19,8 +20,10 @@ _POLL_SECONDS = 0.05
 _KILL_SECONDS = 10.0
 _TRACKER_SECONDS = 3.0
 _TRACKER = b"multiprocessing.resource_tracker"
-_SHM = "/dev/shm/"
+SHARED_MEMORY_DIR = Path("/dev/shm")
+_SHM = f"{SHARED_MEMORY_DIR}/"
 _DEAD = ("Z", "X")
+_START_FIELD = 19
 
 
 class Family(NamedTuple):
@@ -50,10 +53,15 @@ def _read_table() -> dict[int, _Process]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with suppress(OSError):
-                # The second field is the program's name in parentheses, which may hold anything.
-                fields = _read(f"/proc/{name}/stat").rpartition(b")")[2].split()
+                fields = _stat(name)
                 table[int(name)] = _Process(int(fields[1]), int(fields[3]), fields[0].decode())
     return table
+
+
+def _stat(pid: int | str) -> list[bytes]:
+    """From the process's state on. The field before is the program's name in parentheses: it may hold
+    anything."""
+    return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
 
 def _is_marked(pid: int, family: Family) -> bool:
@@ -131,13 +139,15 @@ def start_ticks(pid: int) -> int:
     """When the process started, in clock ticks since boot: with the pid it names one process for good.
     Errors: ProcessLookupError."""
     try:
-        return int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
+        return int(_stat(pid)[_START_FIELD])
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
 
 
 def is_alive(pid: int, started: int) -> bool:
+    """Not when it has ended, even if its parent has not asked for its exit code yet."""
     try:
-        return start_ticks(pid) == started
+        fields = _stat(pid)
     except OSError:
         return False
+    return int(fields[_START_FIELD]) == started and fields[0].decode() not in _DEAD

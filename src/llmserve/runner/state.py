@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,8 @@ LOCK_NAME = "lock"
 @dataclass(frozen=True, slots=True)
 class ClusterState:
     """What other shells (`status`, `down`) and tools know of a running cluster. `roles` has one entry for
-    each process: name, role, pid, stand, detail, restarts, addresses (listen, http, metrics), cores, log."""
+    each process: name, role, pid, stand, detail, restarts, addresses (listen, http, metrics), cores, log,
+    shared_memory (files of /dev/shm that were seen)."""
 
     cluster_id: str
     name: str
@@ -40,9 +42,15 @@ class ClusterState:
     roles: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, run_dir: Path) -> None:
-        fresh = run_dir / f".{STATE_NAME}.{os.getpid()}"
-        fresh.write_text(json.dumps(asdict(self), indent=1))
-        os.replace(fresh, run_dir / STATE_NAME)
+        """Whole, or not at all. The caller holds the run directory's lock. Errors: OSError."""
+        fresh = run_dir / f".{STATE_NAME}.new"
+        try:
+            fresh.write_text(json.dumps(asdict(self), indent=1))
+            os.replace(fresh, run_dir / STATE_NAME)
+        except OSError:
+            with suppress(OSError):
+                fresh.unlink()
+            raise
 
     @property
     def is_running(self) -> bool:
@@ -94,7 +102,9 @@ class RunLock:
             self._fd = None
 
     def _who_runs(self) -> str:
-        state = read_state(self._run_dir)
+        state = None
+        with suppress(LLMServeError):
+            state = read_state(self._run_dir)
         who = f" (cluster '{state.name}', pid {state.pid})" if state else ""
         return (
             f"a cluster already runs in {self._run_dir}{who}: stop it with `llmserve down`, "

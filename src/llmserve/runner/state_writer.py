@@ -72,6 +72,7 @@ class StateWriter:
             "cores": list(spec.cores),
             "gpus": list(spec.gpus),
             "log": str(self._paths.log(spec.name)),
+            "shared_memory": sorted(row.shared_memory),
         }
 
 

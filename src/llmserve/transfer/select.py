@@ -1,45 +1,75 @@
-"""Which transports this process can use, in the order of the manifest."""
+"""Which transports this process can use, in the order of the manifest.
 
+For trying out fallbacks, the environment variable LLMSERVE_FAULTS puts faults into them: a plan
+(faults.py) for all, `fail_poll=1/16,seed=7`, or for some, `nixl: stall=1/8; tcp: delay=1/2 for 0.1s`.
+"""
+
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 from llmserve.core.errors import TransportUnavailable
 from llmserve.transfer.base import Transport
+from llmserve.transfer.collective import CollectiveTransport
+from llmserve.transfer.faults import FaultPlan
+from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.nixl import NixlTransport
+from llmserve.transfer.shm import ShmTransport
 from llmserve.transfer.tcp import TcpTransport
+from llmserve.transfer.ucx import UcxTransport
+
+ALWAYS = ("shm", "tcp")  # after those of the manifest
+FAULTS_VARIABLE = "LLMSERVE_FAULTS"
 
 LAST_RESORT = "tcp"
+_log = logging.getLogger(__name__)
 
 
-def makers(host: str) -> dict[str, Callable[[], Transport]]:
-    """How each kind is made. host: the address of this machine that peers reach."""
-    return {"nixl": NixlTransport, "tcp": lambda: TcpTransport(host)}
+def makers(host: str, gpu: int | None = None) -> dict[str, Callable[[], Transport]]:
+    """How each kind of the manifest is made. host: the address of this machine that peers reach;
+    gpu: the index of the one that holds the memory to register, None for host memory."""
+    return {
+        "nixl": NixlTransport,
+        "ucx": UcxTransport,
+        "nccl": lambda: CollectiveTransport(host, gpu),
+        "shm": ShmTransport,
+        "tcp": lambda: TcpTransport(host),
+    }
 
 
 def make_transports(
     order: Sequence[str], host: str, known: Mapping[str, Callable[[], Transport]] | None = None
 ) -> tuple[list[Transport], dict[str, str]]:
-    """Those that work here, each once, tcp always last; and for each other one of the order why it
-    cannot be used. Called once by each process that holds KV.
-    Errors: TransportUnavailable when not even tcp works."""
+    """Those that work here, each once, shm and tcp always last; and for each other one why it cannot be
+    used. Called once by each process that holds KV.
+    Errors: TransportUnavailable when not even tcp works; InvalidRequest for wrong LLMSERVE_FAULTS."""
     known = makers(host) if known is None else known
     usable: list[Transport] = []
     unusable: dict[str, str] = {}
-    for name in dict.fromkeys(kind for kind in order if kind != LAST_RESORT):
-        if name not in known:
-            unusable[name] = "not available in this version"
-            continue
+    for name in dict.fromkeys([*(kind for kind in order if kind not in ALWAYS), *ALWAYS]):
         try:
-            usable.append(known[name]())
+            usable.append(_made(name, known))
         except TransportUnavailable as error:
             unusable[name] = error.message
-    usable.append(_last_resort(known, usable))
-    return usable, unusable
-
-
-def _last_resort(known: Mapping[str, Callable[[], Transport]], made: Sequence[Transport]) -> Transport:
-    try:
-        return known[LAST_RESORT]()
-    except TransportUnavailable:
-        for transport in made:
+            _log.info("transport %s cannot be used: %s", name, error.message)
+    if LAST_RESORT in unusable:
+        for transport in usable:
             transport.close()
-        raise
+        raise TransportUnavailable(f"not even tcp can be used: {unusable[LAST_RESORT]}")
+    return [with_faults(transport, os.environ.get(FAULTS_VARIABLE, "")) for transport in usable], unusable
+
+
+def _made(name: str, known: Mapping[str, Callable[[], Transport]]) -> Transport:
+    if name not in known:
+        raise TransportUnavailable("not available in this version")
+    return known[name]()
+
+
+def with_faults(transport: Transport, text: str) -> Transport:
+    """The transport itself when nothing in the text is about it. Errors: InvalidRequest."""
+    for part in filter(None, map(str.strip, text.split(";"))):
+        names, colon, plan = part.rpartition(":")
+        if not colon or transport.name in names.split():
+            _log.warning("transport %s gets faults: %s", transport.name, plan)
+            return FaultyTransport(transport, FaultPlan.parse(plan))
+    return transport

@@ -3,7 +3,7 @@
 It runs before every transfer, of one piece or of thousands, so the cost of a numpy call counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,18 @@ def coalesce_pairs(batch: Batch) -> Batch:
     local, remote = _select(batch.local, filled), _select(batch.remote, filled)
     follows = _continues(local) & _continues(remote)
     return Batch(_joined(local, follows), _joined(remote, follows))
+
+
+def split(spans: Spans, size: int) -> Iterator[Spans]:
+    """Pieces of `size` bytes, the last one of what is left; spans are cut where a piece ends."""
+    ends = np.cumsum(spans.lengths)
+    starts = ends - spans.lengths
+    for first in range(0, spans.total_bytes, size):
+        after = first + size
+        low, high = np.searchsorted(ends, first, "right"), np.searchsorted(starts, after, "left")
+        begins, stops = np.maximum(starts[low:high], first), np.minimum(ends[low:high], after)
+        offsets = spans.offsets[low:high] + (begins - starts[low:high])
+        yield _select(Spans(spans.regions[low:high], offsets, stops - begins), stops > begins)
 
 
 def _is_whole(spans: Spans) -> bool:

@@ -28,7 +28,14 @@ def engine_spec(
         kv_cache=manifest.kv_cache,
         transfer=manifest.transfer,
         handover_host="127.0.0.1" if host in _WILDCARDS else host,
+        kv_io_bytes_per_second=_kv_io_share(manifest),
     )
+
+
+def _kv_io_share(manifest: Manifest) -> float | None:
+    """Equal parts of the budget for all engines that fetch KV."""
+    limit = manifest.budgets.max_kv_io_gbps
+    return None if limit is None else limit * 1e9 / 8 / max(1, manifest.deployment.replicas.decode)
 
 
 def build_engine(spec: EngineSpec) -> Engine:

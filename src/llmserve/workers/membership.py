@@ -7,6 +7,9 @@ import grpc
 import grpc.aio
 
 from llmserve.core.errors import LLMServeError, NotFound
+from llmserve.core.ids import WorkerId
+from llmserve.core.pairs import KvPeer
+from llmserve.engines.base import Engine
 from llmserve.rpc.backoff import Backoff
 from llmserve.rpc.codec import encode_load
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
@@ -21,8 +24,10 @@ _CALL_SECONDS = 2.0
 class Membership:
     """`run` is one task of the worker; `leave` ends what it said, after it was cancelled."""
 
-    def __init__(self, status: WorkerStatus, channel: grpc.aio.Channel) -> None:
+    def __init__(self, status: WorkerStatus, channel: grpc.aio.Channel, engine: Engine) -> None:
         self._status = status
+        self._engine = engine
+        self._members_version = 0
         self._stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
         self.registered = asyncio.Event()
 
@@ -58,16 +63,22 @@ class Membership:
             raise from_grpc(error) from error
         _log.info("registered: worker=%s epoch=%s", info.worker_id, info.epoch)
         self.registered.set()
+        self._members_version = 0
         return float(answer.heartbeat_seconds)
 
     async def _heartbeat(self) -> None:
         info = self._status.info
         load = encode_load(await self._status.load())
-        request = router_pb2.HeartbeatRequest(worker_id=info.worker_id, epoch=info.epoch, load=load)
+        request = router_pb2.HeartbeatRequest(
+            worker_id=info.worker_id, epoch=info.epoch, load=load, members_version=self._members_version
+        )
         try:
-            await self._stub.Heartbeat(request, timeout=_CALL_SECONDS)
+            answer = await self._stub.Heartbeat(request, timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise from_grpc(error) from error
+        if answer.members_version != self._members_version:
+            await self._engine.meet([_peer(message) for message in answer.kv_peers])
+            self._members_version = answer.members_version
 
     async def leave(self) -> None:
         """Tells the router to place nothing more here. Best effort: it would notice anyhow."""
@@ -80,3 +91,7 @@ class Membership:
             await self._stub.Deregister(request, timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             _log.warning("deregistering failed: %s", from_grpc(error).message)
+
+
+def _peer(message: router_pb2.KvPeer) -> KvPeer:
+    return KvPeer(WorkerId(message.worker_id), message.epoch, tuple(message.endpoints))

@@ -7,7 +7,10 @@ delta of that request (FINISH_REASON_ERROR), never by breaking the stream.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
+
+import grpc.aio
 
 from llmserve.core.errors import EngineDead, InvalidRequest, LLMServeError, Unavailable
 from llmserve.core.ids import RequestId
@@ -112,12 +115,13 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     async def _read(
         self, session: ApiserverSession, messages: AsyncIterator[worker_pb2.WorkerSessionRequest]
     ) -> None:
-        async for message in messages:
-            match message.WhichOneof("message"):
-                case "generate":
-                    await self._generate(session, message.generate)
-                case "abort":
-                    await self._abort(session, message.abort.request_ids)
+        with suppress(grpc.aio.UsageError):  # the stream ended between two reads
+            async for message in messages:
+                match message.WhichOneof("message"):
+                    case "generate":
+                        await self._generate(session, message.generate)
+                    case "abort":
+                        await self._abort(session, message.abort.request_ids)
         self._sessions.drain(session)
 
     async def _generate(self, session: ApiserverSession, message: worker_pb2.GenerateRequest) -> None:

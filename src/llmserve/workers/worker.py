@@ -95,7 +95,7 @@ class Worker:
     async def _join(self, status: WorkerStatus) -> None:
         if self._options.router:
             channel = await self._open.enter_async_context(open_channel(self._options.router))
-            self._membership = Membership(status, channel)
+            self._membership = Membership(status, channel, self._engine)
             self._talk.spawn("membership", self._membership.run())
         channel = await self._open.enter_async_context(open_channel(self._options.kvmanager or "unused:1"))
         reporter = KvReporter(
@@ -125,6 +125,7 @@ class Worker:
             total_blocks=info.total_blocks,
             max_concurrency=info.max_concurrency,
             transports=info.transports,
+            handover_endpoints=info.handover_endpoints,
         )
 
     async def run_until(self, stop: asyncio.Event) -> None:

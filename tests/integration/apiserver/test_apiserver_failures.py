@@ -219,6 +219,7 @@ class TestRouterAway:
             held = cluster.router.hellos[1].held
             assert [entry.request_id for entry in held] == [cluster.router.admits[0].request_id]
             assert held[0].placement.decode.worker_id == "decode-0"
+            assert not held[0].placement.HasField("prefill"), "its part is over"
             cluster.decode.go.set()
             answer = json.loads(await task)
         assert answer["choices"][0]["text"] == expected(cluster)

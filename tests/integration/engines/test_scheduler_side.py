@@ -40,8 +40,8 @@ def side() -> SchedulerSide:
     return made
 
 
-def _ticket(tokens: int) -> dict[str, Any]:
-    blocks = -(-tokens // BLOCK)
+def _ticket(tokens: int, block: int = BLOCK) -> dict[str, Any]:
+    blocks = -(-tokens // block)
     ticket = HandoverTicket(
         worker_id=WorkerId("prefill-9"),
         epoch=3,
@@ -49,7 +49,7 @@ def _ticket(tokens: int) -> dict[str, Any]:
         endpoints=("127.0.0.1:6000",),
         block_ids=tuple(range(100, 100 + blocks)),
         num_tokens=tokens,
-        block_size_tokens=BLOCK,
+        block_size_tokens=block,
         lease_seconds=30.0,
     )
     return ticket.to_params()
@@ -87,7 +87,7 @@ def test_a_ticket_is_watched_until_its_pull(side: SchedulerSide) -> None:
     assert side.matched_tokens(request, 0) == 40
     side.after_alloc(request, FakeBlocks([7, 8, 9]), 40)
     (pull,) = side.take_orders().pulls
-    assert (pull.local_block_ids, pull.remote_block_ids) == ((7, 8, 9), (100, 101, 102))
+    assert (pull.tokens, pull.local_block_ids) == (range(40), (7, 8, 9))
     assert side.matched_tokens(request, 0) == 0, "a ticket is used once"
 
 
@@ -97,7 +97,20 @@ def test_what_the_local_cache_has_is_not_pulled(side: SchedulerSide) -> None:
     assert side.matched_tokens(request, 32) == 8
     side.after_alloc(request, FakeBlocks([1, 2, 3]), 8)
     (pull,) = side.take_orders().pulls
-    assert (pull.local_block_ids, pull.remote_block_ids) == ((3,), (102,))
+    assert (pull.tokens, pull.local_block_ids) == (range(32, 40), (3,))
+
+
+@pytest.mark.parametrize(("cached", "local"), [(0, (1, 2, 3)), (16, (2, 3)), (32, (3,))])
+def test_the_owners_blocks_may_be_of_another_size(
+    side: SchedulerSide, cached: int, local: tuple[int, ...]
+) -> None:
+    request = FakeRequest("d", 41, _ticket(40, block=24))
+    side.on_new_request(request)
+    assert side.matched_tokens(request, cached) == 40 - cached
+    side.after_alloc(request, FakeBlocks([1, 2, 3]), 40 - cached)
+    (pull,) = side.take_orders().pulls
+    assert (pull.tokens, pull.local_block_ids) == (range(cached, 40), local)
+    assert pull.ticket["block_ids"] == [100, 101]
 
 
 def test_a_prompt_that_is_cached_whole_gives_the_lease_back(side: SchedulerSide) -> None:

@@ -1,20 +1,29 @@
-"""A supervisor with fake roles, as a process of its own, so that it can be killed."""
+"""A supervisor with fake roles, as a process of its own, so that it can be killed. Whatever a test does to
+it, nothing of it may be left at the end of the test."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmserve.runner.processes import MEMBER_VARIABLE, Family, members
 from llmserve.runner.state import ClusterState, read_state
 
 HERE = Path(__file__).parent
 PATIENCE_SECONDS = 20.0
+KEPT = {"lock", "logs", "events"}
+"""What stays in a run directory."""
+AFTER = {"decode": ("kvmanager-0", "router-0"), "apiserver": ("router-0",)}
+"""As plan_local has it."""
 
 
 class Supervised:
@@ -32,11 +41,25 @@ class Supervised:
     def pids(self, kind: str = "started", name: str | None = None) -> list[int]:
         return [int(e[2]) for e in self.events() if e[0] == kind and (name is None or e[1] == name)]
 
+    def order(self, *kinds: str) -> list[tuple[str, str]]:
+        return [(e[0], e[1]) for e in self.events() if e[0] in kinds]
+
     def output(self) -> str:
         return self._output.read_text()
 
     def state(self) -> ClusterState | None:
         return read_state(self.run_dir)
+
+    def members(self) -> set[int]:
+        """The processes of the cluster that carry its mark: all but the supervisor and its guard."""
+        state = self.state()
+        return members(Family(f"{state.cluster_id}/", frozenset())) if state else set()
+
+    def guards(self) -> list[int]:
+        return [pid for pid in children_of(self.process.pid) if "llmserve.runner.guard" in command_line(pid)]
+
+    def crash(self, name: str) -> None:
+        (self.run_dir / f"crash-{name}").touch()
 
     def until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -45,11 +68,28 @@ class Supervised:
                 pytest.fail(f"{what} did not happen:\n{self.output()}\n{self.events()}")
             time.sleep(0.02)
 
+    def until_said(self, text: str) -> None:
+        self.until(lambda: text in self.output(), f"'{text}'")
+
     def until_ready(self) -> None:
-        self.until(lambda: "Ready after" in self.output(), "ready")
+        self.until(self._is_ready, "ready")
+
+    def _is_ready(self) -> bool:
+        state = self.state()  # which may be that of the one before
+        return state is not None and (state.pid, state.stand) == (self.process.pid, "ready")
 
     def exit_code(self) -> int:
         return self.process.wait(PATIENCE_SECONDS)
+
+    def kill_all(self) -> None:
+        """Ends what the test left running, and waits until the guard is gone too."""
+        watched = {*self.guards(), *self.pids(), *self.pids("grandchild")}
+        self.process.kill()
+        self.process.wait()
+        for pid in filter(is_member, watched):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.until(lambda: not any(map(alive, watched)), f"the end of {watched}")
 
 
 def alive(pid: int) -> bool:
@@ -60,9 +100,38 @@ def alive(pid: int) -> bool:
     return state not in "ZX"
 
 
+def is_member(pid: int) -> bool:
+    with suppress(OSError):
+        return MEMBER_VARIABLE.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    return False
+
+
+def children_of(parent: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(folder.name))
+    return found
+
+
+def command_line(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
 @pytest.fixture
 def is_alive() -> Callable[[int], bool]:
     return alive
+
+
+@pytest.fixture
+def segment() -> Iterator[Path]:
+    """A name in /dev/shm."""
+    path = Path(f"/dev/shm/llmserve-test-{uuid.uuid4().hex}")
+    yield path
+    path.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -78,19 +147,51 @@ Start = Callable[..., Supervised]
 
 
 @pytest.fixture
-def start(tmp_path: Path, model_dir: Path) -> Iterator[Start]:
-    """start(roles, **manifest keys of deployment.local) -> Supervised. All are killed at the end."""
+def start(tmp_path: Path) -> Iterator[Start]:
+    """start(*names of roles, **manifest keys of deployment.local) -> Supervised, all in one run directory.
+    behave: what a role does otherwise than by default (fake_role.py). listen: the addresses of roles.
+    source: of the model, which is then really prepared. deaf: nobody reads the supervisor's stdout."""
     running: list[Supervised] = []
+    temp_dir, run_dir = tmp_path / "temp", tmp_path / "run"
+    for folder in (temp_dir, run_dir):
+        folder.mkdir()
 
-    def begin(roles: list[dict[str, Any]], *, verbose: bool = False, **local: Any) -> Supervised:
-        run_dir, index = tmp_path / "run", len(running)
-        run_dir.mkdir(exist_ok=True)
+    def begin(
+        *names: str,
+        behave: dict[str, dict[str, Any]] | None = None,
+        listen: dict[str, str] | None = None,
+        verbose: bool = False,
+        deaf: bool = False,
+        source: str | None = None,
+        log_dir: Path | None = None,
+        **local: Any,
+    ) -> Supervised:
+        index = len(running)
+        roles = [
+            {
+                "role": name.rpartition("-")[0],
+                "name": name,
+                "after": [other for other in AFTER.get(name.rpartition("-")[0], ()) if other in names],
+                "behaviour": (behave or {}).get(name, {}),
+                "listen": (listen or {}).get(name),
+            }
+            for name in names
+        ]
         manifest = tmp_path / "m.yaml"
-        manifest.write_text(
-            f"kind: LLMServe\nmodels: {{primary: {{source: 'dir:{model_dir}'}}}}\n"
-            f"deployment: {{local: {json.dumps(local)}}}\n"
-        )
-        job = {"run_dir": str(run_dir), "manifest": str(manifest), "roles": roles, "verbose": verbose}
+        sections = {
+            "kind": "LLMServe",
+            "models": {"primary": {"source": source or "dir:/no/model"}},
+            "deployment": {"local": local},
+            "observability": {"log_dir": str(log_dir) if log_dir else None},
+        }
+        manifest.write_text(json.dumps(sections))
+        job = {
+            "run_dir": str(run_dir),
+            "manifest": str(manifest),
+            "roles": roles,
+            "verbose": verbose,
+            "prepare_model": source is not None,
+        }
         (tmp_path / f"job{index}.json").write_text(json.dumps(job))
         output = tmp_path / f"output{index}"
         environment = {
@@ -98,21 +199,23 @@ def start(tmp_path: Path, model_dir: Path) -> Iterator[Start]:
             "PYTHONPATH": str(HERE),
             "LLMSERVE_CACHE_DIR": str(tmp_path / "cache"),
             "PYTHONHASHSEED": "7",
+            "TMPDIR": str(temp_dir),
         }
         with output.open("wb") as out:
             process = subprocess.Popen(
                 (sys.executable, str(HERE / "supervise.py"), str(tmp_path / f"job{index}.json")),
-                stdout=out,
-                stderr=subprocess.STDOUT,
+                stdout=subprocess.PIPE if deaf else out,
+                stderr=out if deaf else subprocess.STDOUT,
                 env=environment,
             )
+        if process.stdout is not None:
+            process.stdout.close()
         running.append(Supervised(process, run_dir, output))
         return running[-1]
 
     yield begin
     for one in running:
-        one.process.kill()
-        one.process.wait()
-    for one in running:
-        for pid in (*one.pids(), *one.pids("grandchild")):
-            one.until(lambda pid=pid: not alive(pid), f"the end of {pid}")  # type: ignore[misc]
+        one.kill_all()
+    for one in running[-1:]:  # its guard may have been at work
+        one.until(lambda: not any(temp_dir.iterdir()), "the removal of temporary directories")
+        one.until(lambda: {path.name for path in run_dir.iterdir()} <= KEPT, "the removal of the state file")

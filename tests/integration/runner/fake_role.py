@@ -14,19 +14,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-_STUBBORN_CHILD = (
+_CHILD = (
     "import os, signal, sys, time\n"
     "os.setsid()\n"
-    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "if sys.argv[1] == 'stubborn': signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     "print(os.getpid(), flush=True)\n"
     "time.sleep(300)\n"
 )
 
 
 class FakeRole:
-    """Behaviour: exit_code (ends at once), progress (lines), ready (default true), ignore_term,
-    grandchild (that leaves the session and ignores SIGTERM), shm (name of a segment, which must not be
-    there yet), stdout (other lines), crash_file (exit code 3 when it appears), slow_stop_seconds."""
+    """Behaviour: exit_code (ends at once), progress (lines), ready (default true), ignore_term, grandchild
+    (one that leaves the session; "stubborn": and ignores SIGTERM), shm (name of a segment, which must not be
+    there yet), stdout (other lines), slow_stop_seconds. Exit code 3 when the file crash-NAME appears.
+
+    Events: a word, the name, a pid, and of those that tests compare the time on the monotonic clock."""
 
     def __init__(self, name: str, run_dir: Path, behaviour: dict[str, Any]) -> None:
         self._name = name
@@ -35,14 +37,14 @@ class FakeRole:
         self._stopping = False
 
     def live(self) -> int:
-        self._note(f"started {self._name} {os.getpid()}")
+        self._note(f"started {self._name} {os.getpid()} {time.monotonic()}")
         signal.signal(signal.SIGTERM, self._on_term)
         if "exit_code" in self._behaviour:
             print("boom: no such device", file=sys.stderr, flush=True)
             return int(self._behaviour["exit_code"])
         segment = self._make_segment()
-        if self._behaviour.get("grandchild"):
-            self._leave_grandchild()
+        if "grandchild" in self._behaviour:
+            self._leave_grandchild(self._behaviour["grandchild"])
         for line in (*self._behaviour.get("stdout", ()), *self._progress()):
             print(line, flush=True)
         if self._behaviour.get("ready", True):
@@ -50,6 +52,7 @@ class FakeRole:
         while not self._stopping:
             if self._crash_file().exists():
                 self._crash_file().unlink()
+                self._note(f"crashed {self._name} {os.getpid()} {time.monotonic()}")
                 return 3
             time.sleep(0.01)
         time.sleep(self._behaviour.get("slow_stop_seconds", 0))
@@ -74,8 +77,8 @@ class FakeRole:
             file.truncate(4096)
             return mmap.mmap(file.fileno(), 4096)
 
-    def _leave_grandchild(self) -> None:
-        child = subprocess.Popen((sys.executable, "-c", _STUBBORN_CHILD), stdout=subprocess.PIPE, text=True)
+    def _leave_grandchild(self, kind: str) -> None:
+        child = subprocess.Popen((sys.executable, "-c", _CHILD, kind), stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         self._note(f"grandchild {self._name} {child.stdout.readline().strip()}")
 

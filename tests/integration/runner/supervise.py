@@ -1,20 +1,34 @@
-"""A supervisor of fake roles: `python supervise.py JOB.json` does what `llmserve up` does with a plan."""
+"""A supervisor of fake roles: `python supervise.py JOB.json` does what `llmserve up` does with a plan.
+
+Unless the job asks for the real one, the preparation of the model is faked as well: it imports much.
+"""
 
 import asyncio
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console as RichConsole
 
 from llmserve.config.load import load_manifest
 from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec
 from llmserve.core.errors import LLMServeError
+from llmserve.runner.child import Command
 from llmserve.runner.cluster import ClusterJob, Ending, run_cluster
 from llmserve.runner.console import Console
+from llmserve.runner.environment import fetch_command
 from llmserve.runner.leftovers import clear_leftovers
 from llmserve.runner.state import RunLock
+
+_PREPARED = """print('LLMSERVE_MODEL {"path": "/no/model"}')"""
+
+
+def fake_fetch(*arguments: Any) -> Command:
+    return replace(fetch_command(*arguments), arguments=("-I", "-S", "-c", _PREPARED))
 
 
 def main() -> int:
@@ -25,18 +39,19 @@ def main() -> int:
             role=ProcessRole(role["role"]),
             name=role["name"],
             module="fake_role",
-            listen=role.get("listen"),
-            args=(json.dumps(role.get("behaviour", {})),),
-            after=tuple(role.get("after", ())),
+            listen=role["listen"],
+            args=(json.dumps(role["behaviour"]),),
+            after=tuple(role["after"]),
         )
         for role in job["roles"]
     )
     plan = LocalPlan(processes, ("http://127.0.0.1:1",), ("this is a test",))
     console = Console(RichConsole(highlight=False, width=200), time.monotonic)
+    fetch = fetch_command if job["prepare_model"] else fake_fetch
     try:
-        with RunLock(run_dir):
+        with RunLock(run_dir), patch("llmserve.runner.cluster.fetch_command", fetch):
             clear_leftovers(run_dir)
-            made = ClusterJob(load_manifest(manifest), manifest, plan, run_dir, job.get("verbose", False))
+            made = ClusterJob(load_manifest(manifest), manifest, plan, run_dir, job["verbose"])
             ending = asyncio.run(run_cluster(made, console))
     except LLMServeError as error:
         print(error.message, file=sys.stderr)

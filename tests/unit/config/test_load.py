@@ -240,10 +240,7 @@ def test_one_problem(text: str, expected: str) -> None:
         ("kv_cache:\n  hot_keep_secs: 1.5\n", 6, "kv_cache.hot_keep_secs: not available yet"),
         ("kv_cache:\n  tenant_hotset_gb: 2\n", 6, "kv_cache.tenant_hotset_gb: not available yet"),
         ("kv_cache:\n  prefetch_on_prefix: true\n", 6, "kv_cache.prefetch_on_prefix: not available yet"),
-        ("transfer:\n  engine_order: [nixl, ucx]\n", 6, "transfer.engine_order: 'ucx' is not available yet"),
-        ("transfer:\n  engine_order: [nccl]\n", 6, "transfer.engine_order: 'nccl' is not available yet"),
         ("budgets:\n  max_tokens_in_flight: 9\n", 6, "budgets.max_tokens_in_flight: not available yet"),
-        ("budgets:\n  max_kv_io_gbps: 9\n", 6, "budgets.max_kv_io_gbps: not available yet"),
         ("state:\n  backend: redis\n", 6, "state.backend: 'redis' is not available yet"),
         (
             "storageClasses:\n  - {name: a, tier: dram, capacity_gb: 1}\n",

@@ -46,8 +46,8 @@ def test_the_schema_has_units_and_says_what_is_planned() -> None:
     assert engine["max_model_len"]["x-unit"] == "tokens"
     assert engine["max_model_len"]["x-status"] == "available"
     assert engine["speculative_tokens"]["x-status"] == "planned"
-    transfer = json_schema()["$defs"]["TransferConfig"]["properties"]
-    assert transfer["engine_order"]["x-available"] == ["nixl"]
+    deployment = json_schema()["$defs"]["Deployment"]["properties"]
+    assert deployment["mode"]["x-available"] == ["local"]
 
 
 def test_the_schema_describes_both_ways_to_write_a_manifest() -> None:

@@ -89,6 +89,33 @@ def test_another_epoch_is_refused_and_changes_nothing(table: LeaseTable) -> None
     assert table.counters.refused == 2
 
 
+def test_a_lease_of_several_readers_ends_with_the_last(table: LeaseTable) -> None:
+    lease_id = table.grant(R1, [1]).lease_id
+    for reader in (2, 0, 2, 0):  # a reader that has lost the answer asks again
+        assert table.release(lease_id, EPOCH, reader, 3) is LeaseAnswer.VALID
+        table.check_integrity()
+    assert table.open_leases == 1
+    assert table.release(lease_id, EPOCH, 1, 3) is LeaseAnswer.VALID
+    assert table.take_ended() == {R1}
+    assert table.release(lease_id, EPOCH, 2, 3) is LeaseAnswer.ENDED
+    table.check_integrity()
+
+
+def test_one_reader_alone_may_end_it_for_all(table: LeaseTable) -> None:
+    lease_id = table.grant(R1, [1]).lease_id
+    table.release(lease_id, EPOCH, 0, 2)
+    assert table.release(lease_id, EPOCH) is LeaseAnswer.VALID
+    assert table.release(lease_id, EPOCH, 1, 2) is LeaseAnswer.ENDED
+
+
+def test_readers_that_never_release_do_not_keep_it(table: LeaseTable, clock: VirtualClock) -> None:
+    lease_id = table.grant(R1, [1]).lease_id
+    table.release(lease_id, EPOCH, 0, 2)
+    clock.advance(30)
+    assert table.take_ended() == {R1}
+    table.check_integrity()
+
+
 def test_a_lease_that_never_was_is_unknown(table: LeaseTable) -> None:
     assert table.release(LeaseId("no"), EPOCH) is LeaseAnswer.UNKNOWN
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from llmserve.router.worker import KvShape, WorkerSpec
 SHAPE = KvShape("rev", "bfloat16", "LBHNC", 16, 1, 1, 4096)
 
 
-def _spec(name: str, *, epoch: int = 1, slots: int = 2, model: str = "m", block_size: int = 16) -> WorkerSpec:
+def _spec(name: str, *, epoch: int = 1, slots: int = 2, model: str = "m", **shape: Any) -> WorkerSpec:
     """The role is the first word of the name."""
     return WorkerSpec(
         worker_id=WorkerId(name),
@@ -28,7 +29,7 @@ def _spec(name: str, *, epoch: int = 1, slots: int = 2, model: str = "m", block_
         address=f"host:{epoch}",
         epoch=epoch,
         model=model,
-        kv_shape=replace(SHAPE, block_size_tokens=block_size),
+        kv_shape=replace(SHAPE, **shape),
         max_model_len_tokens=2048,
         total_blocks=100,
         max_concurrency=slots,

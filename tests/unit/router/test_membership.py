@@ -123,15 +123,27 @@ def test_registering_again_keeps_the_count(membership: Membership, make_spec: Ma
 def test_refuses_kv_that_does_not_fit(
     membership: Membership, clock: VirtualClock, make_spec: MakeSpec
 ) -> None:
-    membership.register(make_spec("prefill-0", block_size=16))
-    membership.register(make_spec("prefill-1", block_size=32))  # prefill workers never meet each other
-    membership.register(make_spec("aggregated-0", block_size=64))  # hands nothing over
-    with pytest.raises(InvalidRequest, match=r"decode-0.*prefill-1.*block_size_tokens 16 differs from 32"):
-        membership.register(make_spec("decode-0", block_size=16))
-    membership.register(make_spec("decode-0", block_size=16, model="another"))
+    membership.register(make_spec("prefill-0", layout="LBHNC/vec"))
+    membership.register(make_spec("prefill-1", layout="LBHNC/amx"))  # prefill workers never meet each other
+    membership.register(make_spec("aggregated-0", layout="LBHNC"))  # hands nothing over
+    with pytest.raises(
+        InvalidRequest, match=r"decode-0.*prefill-1.*layout 'LBHNC/vec' differs from 'LBHNC/amx'"
+    ):
+        membership.register(make_spec("decode-0", layout="LBHNC/vec"))
+    membership.register(make_spec("decode-0", layout="LBHNC/vec", model="another"))
     clock.advance(5)
     membership.expire()
-    membership.register(make_spec("decode-0", epoch=2, block_size=8))  # those it did not fit are lost
+    membership.register(make_spec("decode-0", epoch=2, layout="LBNHC/kv"))  # those it did not fit are lost
+
+
+@pytest.mark.parametrize("sizes", [{"block_size_tokens": 32}, {"tensor_parallel": 2}])
+def test_kv_of_another_size_fits(membership: Membership, make_spec: MakeSpec, sizes: dict[str, int]) -> None:
+    membership.register(make_spec("prefill-0"))
+    membership.register(make_spec("decode-0", **sizes, block_bytes=8192))
+    with pytest.raises(InvalidRequest, match="block_bytes 8192 differs from 4096"):
+        membership.register(make_spec("decode-1", block_bytes=8192))
+    with pytest.raises(InvalidRequest, match="pipeline_parallel 2 differs from 1"):
+        membership.register(make_spec("decode-1", **sizes, pipeline_parallel=2))
 
 
 @pytest.mark.parametrize(("field", "value"), [("worker_id", ""), ("address", ""), ("max_concurrency", 0)])

@@ -3,9 +3,10 @@ from typing import cast
 
 import pytest
 
-from llmserve.core.errors import TransportUnavailable
+from llmserve.core.errors import InvalidRequest, TransportUnavailable
 from llmserve.transfer.base import Transport
-from llmserve.transfer.select import make_transports, makers
+from llmserve.transfer.faulty import FaultyTransport
+from llmserve.transfer.select import make_transports, makers, with_faults
 
 
 class Fake:
@@ -35,23 +36,48 @@ def broken(reason: str) -> Callable[[], Transport]:
 @pytest.mark.parametrize(
     ("order", "names"),
     [
-        ([], ["tcp"]),
-        (["a"], ["a", "tcp"]),
-        (["tcp", "b", "a", "b"], ["b", "a", "tcp"]),
+        ([], ["shm", "tcp"]),
+        (["a"], ["a", "shm", "tcp"]),
+        (["tcp", "b", "a", "b"], ["b", "a", "shm", "tcp"]),
     ],
 )
 def test_the_order_is_that_of_the_manifest_and_tcp_is_last(order: list[str], names: list[str]) -> None:
-    known = {name: working(name, []) for name in ("a", "b", "tcp")}
+    known = {name: working(name, []) for name in ("a", "b", "shm", "tcp")}
     transports, unusable = make_transports(order, "127.0.0.1", known)
     assert [transport.name for transport in transports] == names
     assert unusable == {}
 
 
 def test_what_cannot_be_used_has_a_reason() -> None:
-    known = {"a": broken("no such card"), "tcp": working("tcp", [])}
+    known = {"a": broken("no such card"), "shm": broken("forbidden"), "tcp": working("tcp", [])}
     transports, unusable = make_transports(["a", "nccl"], "127.0.0.1", known)
     assert [transport.name for transport in transports] == ["tcp"]
-    assert unusable == {"a": "no such card", "nccl": "not available in this version"}
+    assert unusable == {
+        "a": "no such card",
+        "nccl": "not available in this version",
+        "shm": "forbidden",
+    }
+
+
+def test_faults_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMSERVE_FAULTS", "shm: stall=1/2; fail_poll=1/16,seed=7")
+    (shm, tcp), _ = make_transports([], "127.0.0.1")
+    try:
+        assert isinstance(shm, FaultyTransport)
+        assert isinstance(tcp, FaultyTransport)
+        assert [rule.fault for rule in shm.faults.plan.rules] == ["stall"]
+        assert [rule.fault for rule in tcp.faults.plan.rules] == ["fail_poll"]
+    finally:
+        shm.close()
+        tcp.close()
+
+
+def test_faults_for_others_leave_a_transport_alone() -> None:
+    fake = working("tcp", [])()
+    assert with_faults(fake, "") is fake
+    assert with_faults(fake, "nixl ucx: stall=1/2") is fake
+    with pytest.raises(InvalidRequest, match="no fault is called"):
+        with_faults(fake, "tcp: explode=1/2")
 
 
 def test_nothing_is_left_open_when_tcp_fails() -> None:

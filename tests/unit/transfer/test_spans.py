@@ -8,7 +8,7 @@ from hypothesis import given
 
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, Spans
-from llmserve.transfer.spans import check_batch, check_bounds, coalesce, coalesce_pairs
+from llmserve.transfer.spans import check_batch, check_bounds, coalesce, coalesce_pairs, split
 
 Row = tuple[int, int, int]
 ROWS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 3)), max_size=12)
@@ -51,6 +51,15 @@ def test_neighbours_are_joined() -> None:
     assert rows_of(coalesce(spans(rows))) == [(0, 0, 10), (1, 10, 1), (1, 12, 1)]
     pair = coalesce_pairs(Batch(spans(rows[:2]), spans([(0, 0, 4), (0, 5, 4)])))
     assert len(pair.local.lengths) == 2
+
+
+@given(ROWS, st.integers(1, 7))
+def test_pieces_have_one_size_and_keep_every_byte_in_order(rows: list[Row], size: int) -> None:
+    pieces = list(split(spans(rows), size))
+    assert [byte for piece in pieces for byte in bytes_of(piece)] == bytes_of(spans(rows))
+    assert all(piece.total_bytes == size for piece in pieces[:-1])
+    assert all(0 < piece.total_bytes <= size for piece in pieces[-1:])
+    assert all(length > 0 for piece in pieces for _, _, length in rows_of(piece))
 
 
 @given(ROWS)

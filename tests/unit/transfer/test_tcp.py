@@ -118,7 +118,7 @@ def test_a_server_that_says_nothing_is_given_up(
     ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near, far = ends
-    monkeypatch.setattr("llmserve.transfer.tcp.client._DIAL_SECONDS", 0.05)
+    monkeypatch.setattr("llmserve.transfer.twosided.client._DIAL_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         description = edited(far.transport.describe(), port=silent.getsockname()[1])
         with pytest.raises(TransferError, match="timed out"):

@@ -16,6 +16,7 @@ class EngineCard:
     block_bytes: int
     total_blocks: int
     transports: tuple[str, ...]
+    endpoints: tuple[str, ...]  # of the side channels, in rank order
 
     def write(self, path: Path) -> None:
         scratch = path.with_suffix(".part")
@@ -25,4 +26,5 @@ class EngineCard:
     @classmethod
     def read(cls, path: Path) -> "EngineCard":
         fields = json.loads(path.read_text())
-        return cls(**{**fields, "transports": tuple(fields["transports"])})
+        tuples = {name: tuple(fields[name]) for name in ("transports", "endpoints")}
+        return cls(**{**fields, **tuples})

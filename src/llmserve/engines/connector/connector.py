@@ -17,10 +17,12 @@ from llmserve.core.errors import StartFailed
 from llmserve.engines.connector.card import EngineCard
 from llmserve.engines.connector.memory import kv_layout
 from llmserve.engines.connector.metadata import RankEndpoint, StepOrders
+from llmserve.engines.connector.packing import kernel_of, packing_of
 from llmserve.engines.connector.scheduler_side import SchedulerSide
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stats import HandoverStats
 from llmserve.engines.connector.worker_side import WorkerSide
+from llmserve.engines.handover import HeadShard
 
 if TYPE_CHECKING:
     import torch
@@ -51,15 +53,19 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
     # -- worker side
 
     def register_kv_caches(self, kv_caches: dict[str, "torch.Tensor"]) -> None:
+        tensor = next(iter(kv_caches.values()))
+        kernel = kernel_of(self._vllm_config, kv_caches, tensor.shape[-1])
         layout = kv_layout(
             kv_caches,
             self._kv_cache_config.num_blocks,
             self._block_size,
             kv_dtype=self._kv_dtype(),
-            layout=self._layout_name(),
+            axes=str(self._vllm_config.cache_config.kv_cache_layout),
+            packing=packing_of(kernel, tensor.shape[-1], tensor.element_size()),
+            shard=self._shard(),
             model=self._settings.model,
         )
-        self._worker = WorkerSide(self._settings, layout, get_tp_group().rank_in_group)
+        self._worker = WorkerSide(self._settings, layout)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata:
         return self._acting().endpoint()
@@ -98,7 +104,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         ranks = [metadata[rank] for rank in sorted(metadata)]
         endpoints = [rank for rank in ranks if isinstance(rank, RankEndpoint)]
         self._scheduler.set_endpoints([rank.endpoint for rank in endpoints])
-        self._card(endpoints[0]).write(self._settings.card)
+        self._card(endpoints).write(self._settings.card)
 
     def on_new_request(self, request: "Request") -> None:
         self._scheduler.on_new_request(request)
@@ -134,14 +140,15 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._worker is not None, "vLLM registers the KV caches before the first step"
         return self._worker
 
-    def _card(self, rank: RankEndpoint) -> EngineCard:
+    def _card(self, ranks: Sequence[RankEndpoint]) -> EngineCard:
         return EngineCard(
-            layout=self._layout_name(),
+            layout=ranks[0].layout,
             kv_dtype=self._kv_dtype(),
             block_size_tokens=self._block_size,
-            block_bytes=rank.block_bytes,
+            block_bytes=ranks[0].block_bytes,
             total_blocks=self._kv_cache_config.num_blocks,
-            transports=rank.transports,
+            transports=ranks[0].transports,
+            endpoints=tuple(rank.endpoint for rank in ranks),
         )
 
     def _kv_dtype(self) -> str:
@@ -150,5 +157,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
             str(self._vllm_config.model_config.dtype).removeprefix("torch.") if chosen == "auto" else chosen
         )
 
-    def _layout_name(self) -> str:
-        return str(self._vllm_config.cache_config.kv_cache_layout)
+    def _shard(self) -> HeadShard:
+        group, model = get_tp_group(), self._vllm_config.model_config
+        heads = 1 if model.use_mla else model.get_total_num_kv_heads()
+        return HeadShard(heads, group.world_size, group.rank_in_group)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from llmserve.core.errors import StartFailed
-from llmserve.engines.handover import KvLayout
+from llmserve.engines.connector.packing import Packing
+from llmserve.engines.handover import HeadShard, KvLayout
 from llmserve.transfer.base import Region
 
 if TYPE_CHECKING:
@@ -21,17 +22,45 @@ def kv_layout(
     block_size_tokens: int,
     *,
     kv_dtype: str,
-    layout: str,
+    axes: str,
+    packing: Packing,
+    shard: HeadShard,
     model: str,
 ) -> KvLayout:
-    """Errors: StartFailed for memory or a layout that hand-over cannot address."""
+    """axes: vLLM's name of its layout. The layout's name here is that and the packing's, and whatever else a
+    peer must have in common. Errors: StartFailed for memory or a layout that hand-over cannot address."""
     # Layers that share their KV cache show the same memory twice.
     tensors = {tensor.data_ptr(): tensor for tensor in kv_caches.values()}
     sizes = tuple(_block_bytes(tensor, total_blocks) for tensor in tensors.values())
     regions = tuple(
         Region(address, size * total_blocks) for address, size in zip(tensors, sizes, strict=True)
     )
-    return KvLayout(regions, sizes, block_size_tokens, kv_dtype=kv_dtype, layout=layout, model=model)
+    first = next(iter(tensors.values()))
+    kernel_tokens = block_size_tokens // (first.shape[0] // total_blocks)
+    alike = all(tensor.shape[1:] == first.shape[1:] for tensor in tensors.values())
+    known = alike and first.shape[2] == kernel_tokens and _lies_as(axes, len(shard.heads), first)
+    by_tokens = known and bool(packing.parts)
+    by_heads = by_tokens or (known and "HN" in axes)
+    name = packing.name if by_tokens else f"{packing.name}.{kernel_tokens}"
+    return KvLayout(
+        regions,
+        sizes,
+        block_size_tokens,
+        kv_dtype=kv_dtype,
+        layout=f"{axes}/{name}" if by_heads else f"whole/{name}x{len(shard.heads)}",
+        model=model,
+        shard=shard,
+        parts=packing.parts if by_tokens else (),
+        kernel_block_tokens=kernel_tokens,
+    )
+
+
+def _lies_as(axes: str, held_heads: int, tensor: "torch.Tensor") -> bool:
+    """Whether a block has a slot for each head, and lies in memory as the layout's name says."""
+    _, heads, tokens, content = tensor.shape
+    strides = (content, heads * content) if "NH" in axes else (tokens * content, content)
+    sizes = ((heads, tensor.stride(1), strides[0]), (tokens, tensor.stride(2), strides[1]))
+    return heads == held_heads and all(size == 1 or found == wanted for size, found, wanted in sizes)
 
 
 def _block_bytes(tensor: "torch.Tensor", total_blocks: int) -> int:

@@ -20,12 +20,13 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Copy remote_block_ids[i] of the ticket's worker into local_block_ids[i]."""
+    """Copy these tokens of the ticket's prompt into local_block_ids, the first of which is that of the first
+    token."""
 
     request_id: str
     ticket: dict[str, Any]
+    tokens: range
     local_block_ids: tuple[int, ...]
-    remote_block_ids: tuple[int, ...]
 
 
 @dataclass
@@ -50,4 +51,5 @@ class RankEndpoint(KVConnectorHandshakeMetadata):
 
     endpoint: str
     transports: tuple[str, ...]
+    layout: str
     block_bytes: int

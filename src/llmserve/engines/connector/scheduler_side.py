@@ -71,14 +71,14 @@ class SchedulerSide:
         self, request: "Request", ticket: HandoverTicket, blocks: "KVCacheBlocks", external_tokens: int
     ) -> Pull:
         covered = min(ticket.num_tokens, request.num_tokens)
-        first = (covered - external_tokens) // self._block_size
-        end = -(-covered // self._block_size)
+        tokens = range(covered - external_tokens, covered)
+        first, end = tokens.start // self._block_size, -(-tokens.stop // self._block_size)
         (local,) = blocks.get_block_ids()
         return Pull(
             request_id=request.request_id,
             ticket=ticket.to_params(),
+            tokens=tokens,
             local_block_ids=tuple(local[first:end]),
-            remote_block_ids=ticket.block_ids[first:end],
         )
 
     def take_orders(self) -> StepOrders:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.core.ids import WorkerId
+from llmserve.engines.handover import TransferPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class ConnectorSettings:
     engine_order: tuple[str, ...]
     lease_seconds: float
     card_path: str
+    policy: TransferPolicy
 
     def to_extra_config(self) -> dict[str, Any]:
         return {**asdict(self), "engine_order": list(self.engine_order)}
@@ -26,7 +28,8 @@ class ConnectorSettings:
     @classmethod
     def from_extra_config(cls, extra: Mapping[str, Any]) -> "ConnectorSettings":
         known = {name: extra[name] for name in cls.__dataclass_fields__}
-        return cls(**{**known, "engine_order": tuple(extra["engine_order"])})
+        policy = TransferPolicy(**extra["policy"])
+        return cls(**{**known, "engine_order": tuple(extra["engine_order"]), "policy": policy})
 
     @property
     def card(self) -> Path:

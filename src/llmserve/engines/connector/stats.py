@@ -16,14 +16,17 @@ _SUMMED = ("transferred_bytes", "transfer_failures")
 @dataclass
 class HandoverStats(KVConnectorStats):
     """data: leased_blocks, orphan_blocks, transferred_bytes, transfer_failures (int),
-    last_transport (str), lease_events (list of [lease_id, state, blocks, remaining_seconds])."""
+    last_transport (str), lease_events (list of [lease_id, state, blocks, remaining_seconds]), pulls (list
+    of [request_id, transport, bytes, seconds, fallbacks, reason])."""
 
     def aggregate(self, other: KVConnectorStats) -> "HandoverStats":
-        """Over tensor-parallel ranks. Each rank pins the same blocks: leases are not added up."""
+        """Over tensor-parallel ranks. Each rank pins the same blocks: leases are not added up. A pull is
+        told once for each rank; the last one counts."""
         mine, theirs = self.data, other.data
         summed = {key: mine.get(key, 0) + theirs.get(key, 0) for key in _SUMMED}
         worst = {key: max(mine.get(key, 0), theirs.get(key, 0)) for key in ("leased_blocks", "orphan_blocks")}
-        return HandoverStats(data={**theirs, **mine, **summed, **worst})
+        pulls = [*mine.get("pulls", ()), *theirs.get("pulls", ())]
+        return HandoverStats(data={**theirs, **mine, **summed, **worst, "pulls": pulls})
 
     def reduce(self) -> dict[str, int | float]:
         return {key: value for key, value in self.data.items() if isinstance(value, int | float)}

@@ -10,16 +10,15 @@ from llmserve.core.ids import LeaseId, RequestId
 from llmserve.engines.connector.metadata import Pull, RankEndpoint, StepOrders
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stats import HandoverStats
-from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, PullJob
+from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, PullJob, PullResult
 from llmserve.transfer.select import make_transports
 
 
 class WorkerSide:
     """Made once the KV memory exists; `close` is idempotent."""
 
-    def __init__(self, settings: ConnectorSettings, layout: KvLayout, rank: int) -> None:
-        transports, self._unusable = make_transports(settings.engine_order, settings.host)
-        self._rank = rank
+    def __init__(self, settings: ConnectorSettings, layout: KvLayout) -> None:
+        transports, unusable = make_transports(settings.engine_order, settings.host)
         self._layout = layout
         self._node = HandoverNode(
             worker_id=settings.worker_id,
@@ -28,15 +27,18 @@ class WorkerSide:
             layout=layout,
             lease_seconds=settings.lease_seconds,
             host=settings.host,
-            rank=rank,
+            policy=settings.policy,
+            unusable=unusable,
         )
         self._lease_sequence = 0
         self._reported: dict[str, Any] = {}
+        self._pulled: list[PullResult] = []  # to be told with the next stats
 
     def endpoint(self) -> RankEndpoint:
         return RankEndpoint(
             endpoint=self._node.endpoint,
             transports=self._node.transports,
+            layout=self._layout.layout,
             block_bytes=sum(self._layout.block_bytes),
         )
 
@@ -56,9 +58,8 @@ class WorkerSide:
         return PullJob(
             request_id=RequestId(pull.request_id),
             ticket=HandoverTicket.from_params(pull.ticket),
-            rank=self._rank,
+            tokens=pull.tokens,
             local_block_ids=pull.local_block_ids,
-            remote_block_ids=pull.remote_block_ids,
         )
 
     def take_sent(self) -> set[str]:
@@ -68,6 +69,7 @@ class WorkerSide:
     def take_received(self) -> tuple[set[str], set[str]]:
         """Requests whose load has ended, and those of them that got no valid data."""
         results = self._node.client.take_finished()
+        self._pulled += results
         failed: set[str] = {result.request_id for result in results if not result.ok}
         return {result.request_id for result in results}, failed
 
@@ -83,11 +85,13 @@ class WorkerSide:
         }
         changes = self._node.server.changes_after(self._lease_sequence)
         self._lease_sequence = changes.sequence
-        if data == self._reported and not changes.changes:
+        pulled, self._pulled = self._pulled, []
+        if data == self._reported and not changes.changes and not pulled:
             return None
         self._reported = data
         events = [[c.lease_id, c.state.value, c.blocks, c.remaining_seconds] for c in changes.changes]
-        return HandoverStats(data={**data, "lease_events": events})
+        pulls = [[r.request_id, r.transport, r.bytes, r.seconds, list(r.fallbacks), r.reason] for r in pulled]
+        return HandoverStats(data={**data, "lease_events": events, "pulls": pulls})
 
     def close(self) -> None:
         self._node.close()

@@ -3,15 +3,18 @@
 Used by engines/connector (in each vLLM worker process) and by engines/sim. No torch, no vLLM.
 """
 
-from llmserve.engines.handover.ask import query_leases, query_status, release_ticket
+from llmserve.engines.handover.ask import meet, query_leases, query_status, release_ticket
 from llmserve.engines.handover.client import HandoverClient
+from llmserve.engines.handover.geometry import KvGeometry, KvPart
+from llmserve.engines.handover.heads import HeadShard
 from llmserve.engines.handover.io import HandoverIo
-from llmserve.engines.handover.layout import KvGeometry, KvLayout
+from llmserve.engines.handover.layout import KvLayout
 from llmserve.engines.handover.node import HandoverNode
+from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.pull import PullJob, PullLimits, PullResult
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import HandoverStatus, TransferCounters
-from llmserve.engines.handover.ticket import HandoverTicket
+from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress, addresses_for
 
 __all__ = [
     "HandoverClient",
@@ -20,12 +23,18 @@ __all__ = [
     "HandoverServer",
     "HandoverStatus",
     "HandoverTicket",
+    "HeadShard",
     "KvGeometry",
     "KvLayout",
+    "KvPart",
+    "PeerAddress",
     "PullJob",
     "PullLimits",
     "PullResult",
     "TransferCounters",
+    "TransferPolicy",
+    "addresses_for",
+    "meet",
     "query_leases",
     "query_status",
     "release_ticket",

@@ -1,13 +1,13 @@
 """Questions to a hand-over server from a process that moves no KV: a worker's front. asyncio only."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from llmserve.core.errors import DeadlineExceeded, TransferError
 from llmserve.engines.handover import wire
 from llmserve.engines.handover.status import HandoverStatus
-from llmserve.engines.handover.ticket import HandoverTicket, split_endpoint
+from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress, split_endpoint
 from llmserve.kvstore.leases import LeaseAnswer, LeaseChanges
 
 _UNKNOWN_RETRY_SECONDS = 0.02
@@ -26,6 +26,13 @@ async def query_status(endpoint: str, timeout: float) -> HandoverStatus:
     """Errors: TransferError, DeadlineExceeded."""
     async with _deadline(timeout, "status"), _connection(endpoint) as (reader, writer):
         return HandoverStatus.from_message(wire.check_answer(await _ask(reader, writer, {"op": "status"})))
+
+
+async def meet(endpoint: str, addresses: Sequence[PeerAddress], timeout: float) -> None:
+    """Tells this worker's own rank whom it may fetch from; replaces what it was told before.
+    Errors: TransferError, DeadlineExceeded."""
+    async with _deadline(timeout, "meet"), _connection(endpoint) as (reader, writer):
+        wire.check_answer(await _ask(reader, writer, {"op": "meet", **wire.pack_addresses(addresses)}))
 
 
 async def query_leases(endpoint: str, after: int, timeout: float) -> LeaseChanges:

@@ -5,15 +5,19 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId
+from llmserve.core.pairs import PairStatus
+from llmserve.engines.handover.heads import sources
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import PeerDirectory
+from llmserve.engines.handover.prober import Prober
 from llmserve.engines.handover.pull import Pull, PullJob, PullLimits, PullResult, renewals
-from llmserve.engines.handover.ticket import HandoverTicket
+from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress
 
 _log = logging.getLogger(__name__)
 _SETTLE_SECONDS = 10.0
@@ -22,12 +26,18 @@ _SETTLE_SECONDS = 10.0
 class HandoverClient:
     """Methods without underscore may be called from any thread and never wait for the network."""
 
-    def __init__(self, io: HandoverIo, rank: int = 0, limits: PullLimits | None = None) -> None:
-        """rank: whose endpoint of a ticket watch and release speak to."""
+    def __init__(
+        self,
+        io: HandoverIo,
+        limits: PullLimits | None = None,
+        unusable: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """unusable: as for HandoverNode."""
         self._io = io
-        self._rank = rank
         self._limits = limits or PullLimits()
         self._peers = PeerDirectory(io)
+        self._prober = Prober(io, self._peers, unusable)
+        io.post(self._prober.start)
         self._lock = threading.Lock()
         self._active: set[RequestId] = set()
         self._finished: deque[PullResult] = deque()
@@ -44,7 +54,7 @@ class HandoverClient:
             if job.request_id in self._active:
                 raise TransferError(f"request {job.request_id} is being pulled already")
             self._active.add(job.request_id)
-        pull = Pull(job, self._limits, self._io, self._peers)
+        pull = Pull(job, self._limits, self._io, self._peers, self._prober.trouble)
         try:
             self._io.post(lambda: self._start(pull))
         except TransferError:
@@ -74,6 +84,14 @@ class HandoverClient:
 
     def unwatch(self, ticket: HandoverTicket) -> None:
         self._post(lambda: self._unwatch(ticket))
+
+    def meet(self, addresses: Sequence[PeerAddress]) -> None:
+        """All peers that tickets may come from: each is connected to and probed before the first one does."""
+        self._post(lambda: self._prober.meet(addresses))
+
+    def pairs(self) -> list[PairStatus]:
+        """The matrix, for status and metrics."""
+        return self._prober.rows()
 
     def release(self, ticket: HandoverTicket) -> None:
         """Gives back blocks that nobody will fetch. Best effort; ends a watch."""
@@ -117,7 +135,7 @@ class HandoverClient:
         self._pulls.pop(result.request_id, None)
         if not result.ok:
             self._io.counters.failed_pulls += 1
-            self._give_back_later(pull.job.ticket, pull.job.rank)
+            self._give_back_later(pull.job.ticket)
         _log.info("kv pull %s: %s", "complete" if result.ok else "failed", result)
         self._forget(result.request_id)
         self._finished.append(result)
@@ -128,7 +146,7 @@ class HandoverClient:
 
     def _watch(self, ticket: HandoverTicket) -> None:
         self._unwatch(ticket)
-        self._watches[ticket.lease_id] = self._io.spawn("watch", self._keep_alive(ticket))
+        self._watches[ticket.lease_id] = self._io.spawn("watch", self._keep_all_alive(ticket))
 
     def _unwatch(self, ticket: HandoverTicket) -> None:
         if watch := self._watches.pop(ticket.lease_id, None):
@@ -136,26 +154,41 @@ class HandoverClient:
 
     def _release(self, ticket: HandoverTicket) -> None:
         self._unwatch(ticket)
-        self._give_back_later(ticket, self._rank)
+        self._give_back_later(ticket)
 
-    def _give_back_later(self, ticket: HandoverTicket, rank: int) -> None:
+    def _give_back_later(self, ticket: HandoverTicket) -> None:
         if not self._closed:
-            self._io.spawn("give back", self._give_back(ticket, rank))
+            self._io.spawn("give back", self._at_each_rank(ticket, self._give_back))
 
-    async def _keep_alive(self, ticket: HandoverTicket) -> None:
+    async def _at_each_rank(
+        self, ticket: HandoverTicket, act: Callable[[HandoverTicket, int], Coroutine[None, None, None]]
+    ) -> None:
+        """Of the owner, that this rank of ours deals with."""
         try:
-            peer = await self._peers.get(ticket, self._rank)
-            await peer.demand("renew", ticket)
-            await renewals(peer, ticket)
+            ranks = [source.rank for source in sources(self._io.layout.shard, len(ticket.endpoints))]
         except TransferError as error:
-            _log.info("lease %s is no longer renewed: %s", ticket.lease_id, error.message)
+            _log.info("lease %s cannot be reached: %s", ticket.lease_id, error.message)
+            return
+        await asyncio.gather(*(act(ticket, rank) for rank in ranks))
+
+    async def _keep_all_alive(self, ticket: HandoverTicket) -> None:
+        try:
+            await self._at_each_rank(ticket, self._keep_alive)
         finally:
             if self._watches.get(ticket.lease_id) is asyncio.current_task():
                 del self._watches[ticket.lease_id]
 
+    async def _keep_alive(self, ticket: HandoverTicket, rank: int) -> None:
+        try:
+            peer = await self._peers.get(ticket.address(rank))
+            await peer.demand("renew", ticket)
+            await renewals(peer, ticket)
+        except TransferError as error:
+            _log.info("lease %s is no longer renewed: %s", ticket.lease_id, error.message)
+
     async def _give_back(self, ticket: HandoverTicket, rank: int) -> None:
         try:
-            peer = await self._peers.get(ticket, rank)
+            peer = await self._peers.get(ticket.address(rank))
             await peer.lease("release", ticket)
         except TransferError as error:
             _log.info("lease %s was not given back: %s", ticket.lease_id, error.message)

@@ -17,16 +17,19 @@ from typing import Any, TypeVar
 from llmserve.core.errors import TransferError
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.handover.layout import KvLayout
+from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.status import TransferCounters
 from llmserve.transfer.base import Batch, PeerName, Transfer, TransferState, TransferStatus, Transport
+from llmserve.transfer.pacing import TokenBucket
+from llmserve.transfer.probe import ProbeMemory
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _CALL_SECONDS = 30.0
 _TICK_SECONDS = 0.001
 _RETRY_CANCEL_SECONDS = 0.05
-# (after so many seconds of a transfer, look again so many seconds later)
-_NAPS = ((0.1, 0.001), (0.01, 0.0002), (0.0, 0.00005))
+# (while the youngest transfer is not so many seconds old, look again so many seconds later)
+_NAPS = ((0.01, 0.00005), (0.1, 0.0002))
 
 
 @dataclass(eq=False, slots=True)
@@ -42,9 +45,16 @@ class HandoverIo:
 
     `call` and `post` may be used from any thread; everything else belongs to the loop's."""
 
-    def __init__(self, transports: Sequence[Transport], layout: KvLayout) -> None:
+    def __init__(
+        self, transports: Sequence[Transport], layout: KvLayout, policy: TransferPolicy | None = None
+    ) -> None:
         """Errors: TransferError when the memory cannot be registered; the transports are closed."""
         self.layout = layout
+        self.policy = policy or TransferPolicy()
+        self.probe = ProbeMemory(len(layout.regions))
+        self.regions = (*layout.regions, self.probe.region)
+        limit = self.policy.bytes_per_second
+        self.bucket = TokenBucket(limit) if limit else None
         self.counters = TransferCounters()
         self.transports: Mapping[str, Transport] = {transport.name: transport for transport in transports}
         self._flights: list[_Flight] = []
@@ -53,7 +63,7 @@ class HandoverIo:
         self.closed = False
         try:
             for transport in transports:
-                transport.register(layout.regions)
+                transport.register(self.regions)
             self.descriptions = {t.name: b64encode(t.describe()).decode() for t in transports}
         except TransferError:
             self._close_transports()
@@ -138,11 +148,7 @@ class HandoverIo:
             if self._expected:
                 self._progress()
             self._poll_flights()
-            if self._flights:
-                self._nap()
-                await asyncio.sleep(0)
-            else:
-                await asyncio.sleep(_TICK_SECONDS)
+            await asyncio.sleep(0 if self._napped() else _TICK_SECONDS)
 
     def _serves(self) -> bool:
         now = time.monotonic()
@@ -163,10 +169,16 @@ class HandoverIo:
                 if not flight.done.done():
                     flight.done.set_result(status)
 
-    def _nap(self) -> None:
-        """Shorter than any timer of the loop can be; the loop itself runs between two naps."""
+    def _napped(self) -> bool:
+        """Sleeps for less than any timer of the loop can; the loop itself runs between two naps. Not when
+        nothing is so young that a millisecond matters: a transfer that hangs must slow down nothing else."""
+        if not self._flights:
+            return False
         age = time.monotonic() - max(flight.started for flight in self._flights)
-        time.sleep(next(nap for after, nap in _NAPS if age >= after))
+        nap = next((nap for young, nap in _NAPS if age < young), None)
+        if nap is not None:
+            time.sleep(nap)
+        return nap is not None
 
     # -- life of the thread
 

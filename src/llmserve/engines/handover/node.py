@@ -1,12 +1,14 @@
 """Everything a process needs to hand KV over and to fetch it: one io thread, a server, a client."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from llmserve.core.clock import Clock, SystemClock
 from llmserve.core.ids import WorkerId
 from llmserve.engines.handover.client import HandoverClient
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.layout import KvLayout
+from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.pull import PullLimits
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import TransferCounters
@@ -26,15 +28,17 @@ class HandoverNode:
         lease_seconds: float,
         clock: Clock | None = None,
         host: str = "127.0.0.1",
-        rank: int = 0,
         limits: PullLimits | None = None,
+        policy: TransferPolicy | None = None,
+        unusable: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Errors: TransferError (memory cannot be registered, host cannot be bound)."""
-        self._io = HandoverIo(transports, layout)
-        self.client = HandoverClient(self._io, rank, limits)
+        """unusable: transports that cannot be used here, and why, for the status.
+        Errors: TransferError (memory cannot be registered, host cannot be bound)."""
+        self._io = HandoverIo(transports, layout, policy)
+        self.client = HandoverClient(self._io, limits, unusable)
         try:
             self.server = HandoverServer(
-                self._io, worker_id, epoch, lease_seconds, clock or SystemClock(), host
+                self._io, worker_id, epoch, lease_seconds, clock or SystemClock(), self.client, host
             )
         except BaseException:
             self._io.close()

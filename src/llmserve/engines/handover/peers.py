@@ -4,68 +4,104 @@ import asyncio
 from base64 import b64decode
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 
 from llmserve.core.errors import LeaseEnded, TransferError
 from llmserve.core.ids import LeaseId
 from llmserve.engines.handover import wire
+from llmserve.engines.handover.geometry import KvGeometry
 from llmserve.engines.handover.io import HandoverIo
-from llmserve.engines.handover.ticket import HandoverTicket, split_endpoint
+from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress, split_endpoint
 from llmserve.kvstore.leases import LeaseAnswer
-from llmserve.transfer.base import PeerName, Transport
+from llmserve.transfer.base import Batch, PeerName, Spans, TransferStatus
+from llmserve.transfer.choice import Measured, PairChoice
+from llmserve.transfer.lane import Lane, Read
+from llmserve.transfer.probe import ProbeCard, probe
 
 CONNECT_SECONDS = 3.0
 _ANSWER_SECONDS = 5.0
 _UNKNOWN_SECONDS = 1.0
-_DISTRUST_SECONDS = 30.0
+PROBE_SECONDS = 5.0
 _UNKNOWN_RETRY_SECONDS = 0.01
 
 
 class Peer:
-    """A side channel that has said hello. Errors of every method: TransferError."""
+    """A side channel that has said hello. Errors of every method: TransferError.
+
+    geometry: of its rank, set by hello. choice: set after hello; it outlives the connection, as long as the
+    worker is the same incarnation."""
+
+    geometry: KvGeometry
+    choice: PairChoice
 
     def __init__(
         self, endpoint: str, io: HandoverIo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.endpoint = endpoint
+        self.worker_id = ""
         self.epoch = -1
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._io = io
         self._reader, self._writer = reader, writer
         self._descriptions: Mapping[str, str] = {}
+        self._probe: ProbeCard | None = None
         self._names: dict[str, PeerName] = {}
-        self._distrusted: dict[str, float] = {}  # transports that failed, and until when that counts
+        self._lanes: dict[str, Lane] = {}
         self._answers: deque[asyncio.Future[wire.Message]] = deque()
         self._receiver = io.spawn("peer", self._receive())
 
     @property
-    def transports(self) -> tuple[str, ...]:
-        """Those both sides have, in the order of the manifest; those that failed lately come last."""
-        now = asyncio.get_running_loop().time()
-        common = [name for name in self._io.transports if name in self._descriptions]
-        return tuple(sorted(common, key=lambda name: self._distrusted.get(name, 0.0) > now))
+    def common_transports(self) -> tuple[str, ...]:
+        """Those both sides have, in the order of the manifest."""
+        return tuple(name for name in self._io.transports if name in self._descriptions)
 
-    def transport(self, name: str) -> tuple[Transport, PeerName]:
-        """Connects at the first call for each name."""
+    async def read(self, name: str, batch: Batch) -> TransferStatus:
+        """Copies a batch over a transport, in fair turns with other requests; DONE or FAILED. When it
+        returns or has been cancelled, local memory is no longer touched. Connects when it must."""
+        if name not in self._lanes:
+            self._lanes[name] = Lane(self._reader_of(name), partial(self._limit, name), self._io.bucket)
+        return await self._lanes[name].move(batch)
+
+    async def probe(self, name: str) -> Measured:
+        """Measures a transport, besides the lanes."""
+        assert self._probe is not None, "hello has been said"
+        await self._ask({"op": "probe"})
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                return await probe(self._io.probe, self._probe, self._reader_of(name))
+        except TimeoutError:
+            raise TransferError(f"the probe was not done within {PROBE_SECONDS:g} s") from None
+
+    def failed(self, name: str, reason: str, now: float) -> None:
+        """Opens the breaker of a transport; who waits for its lane goes another way."""
+        self.choice.failed(name, reason, now)
+        if lane := self._lanes.get(name):
+            lane.refuse_waiting(f"out of use: {reason}")
+
+    def _reader_of(self, name: str) -> Read:
         transport = self._io.transports[name]
         if name not in self._names:
             self._names[name] = transport.connect(b64decode(self._descriptions[name]))
-        return transport, self._names[name]
+        return partial(self._io.read, transport, self._names[name])
 
-    def distrust(self, name: str) -> None:
-        self._distrusted[name] = asyncio.get_running_loop().time() + _DISTRUST_SECONDS
+    def _limit(self, name: str, size_bytes: int) -> float:
+        return self._io.policy.limit_seconds(self.choice.expected_seconds(name, size_bytes))
 
     async def hello(self) -> None:
         answer = await self._ask({"op": "hello", "geometry": self._io.layout.geometry.to_message()})
         try:
-            self.epoch = int(answer["epoch"])
+            self.worker_id, self.epoch = str(answer["worker_id"]), int(answer["epoch"])
             self._descriptions = {str(k): str(v) for k, v in answer["transports"].items()}
+            self._probe = ProbeCard.from_message(answer["probe"])
+            self.geometry = KvGeometry.from_message(answer["geometry"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TransferError(f"malformed hello from {self.endpoint}") from error
 
-    async def lease(self, operation: str, ticket: HandoverTicket) -> LeaseAnswer:
-        """begin, renew or release. The ticket can be here before the owner's engine has granted
-        the lease, a step later: an unknown lease is asked for again, for a second."""
-        message = {"op": operation, "lease_id": ticket.lease_id, "epoch": ticket.epoch}
+    async def lease(self, operation: str, ticket: HandoverTicket, **reader: int) -> LeaseAnswer:
+        """begin, renew or release; reader and readers: release it as one of several. The ticket can be here
+        before the owner's engine has granted the lease, a step later: an unknown lease is asked for again,
+        for a second."""
+        message = {"op": operation, "lease_id": ticket.lease_id, "epoch": ticket.epoch, **reader}
         give_up = asyncio.get_running_loop().time() + _UNKNOWN_SECONDS
         while True:
             answer = wire.lease_answer(await self._ask(message))
@@ -73,11 +109,17 @@ class Peer:
                 return answer
             await asyncio.sleep(_UNKNOWN_RETRY_SECONDS)
 
-    async def demand(self, operation: str, ticket: HandoverTicket) -> None:
+    async def demand(self, operation: str, ticket: HandoverTicket, **reader: int) -> None:
         """The same. Errors: LeaseEnded unless the lease is valid."""
-        answer = await self.lease(operation, ticket)
+        answer = await self.lease(operation, ticket, **reader)
         if answer is not LeaseAnswer.VALID:
             raise LeaseEnded(f"lease {_brief(ticket.lease_id)} at {operation}: {answer.value}")
+
+    async def verify(self, spans: Spans, digest: str) -> None:
+        """Compares what arrived here with the owner's bytes. Errors: TransferError when they differ."""
+        answer = await self._ask({"op": "digest", **wire.pack_spans(spans)})
+        if answer.get("digest") != digest:
+            raise TransferError("other bytes arrived than were sent: the digests differ")
 
     def close(self, reason: str = "closed") -> None:
         """Idempotent."""
@@ -130,22 +172,24 @@ class PeerDirectory:
 
     def __init__(self, io: HandoverIo) -> None:
         self._io = io
+        self.changed = asyncio.Event()  # set at each new connection; whoever waits clears it
         self._peers: dict[str, Peer] = {}
         self._dialling: dict[str, asyncio.Lock] = {}
 
-    async def get(self, ticket: HandoverTicket, rank: int) -> Peer:
-        """A connection to the incarnation that made the ticket. Errors: TransferError; LeaseEnded
-        when the worker has been restarted since."""
-        if not 0 <= rank < len(ticket.endpoints):
-            raise TransferError(f"the ticket has no endpoint for rank {rank}")
-        endpoint = ticket.endpoints[rank]
-        async with self._dialling.setdefault(endpoint, asyncio.Lock()):
-            peer = self._peers.get(endpoint)
-            if peer is None or peer.lost.done() or peer.epoch < ticket.epoch:
-                peer = await self._replace(endpoint)
-        if peer.epoch != ticket.epoch:
+    @property
+    def live(self) -> list[Peer]:
+        return [peer for peer in self._peers.values() if not peer.lost.done()]
+
+    async def get(self, address: PeerAddress) -> Peer:
+        """A connection to that incarnation. Errors: TransferError; LeaseEnded when the worker has been
+        restarted since."""
+        async with self._dialling.setdefault(address.endpoint, asyncio.Lock()):
+            peer = self._peers.get(address.endpoint)
+            if peer is None or peer.lost.done() or peer.epoch < address.epoch:
+                peer = await self._replace(address.endpoint)
+        if peer.epoch != address.epoch:
             raise LeaseEnded(
-                f"worker {ticket.worker_id} is at epoch {peer.epoch}, the ticket at {ticket.epoch}"
+                f"worker {address.worker_id} is at epoch {peer.epoch}, the ticket at {address.epoch}"
             )
         return peer
 
@@ -155,11 +199,20 @@ class PeerDirectory:
         self._peers.clear()
 
     async def _replace(self, endpoint: str) -> Peer:
-        if old := self._peers.pop(endpoint, None):
+        old = self._peers.pop(endpoint, None)
+        if old is not None:
             old.close("its worker was restarted")
         peer = await self._dial(endpoint)
+        peer.choice = self._choice(peer, old)
         self._peers[endpoint] = peer
+        self.changed.set()
         return peer
+
+    def _choice(self, peer: Peer, old: Peer | None) -> PairChoice:
+        """What was learnt of a worker is true until it restarts."""
+        if old is not None and old.epoch == peer.epoch:
+            return old.choice
+        return PairChoice(peer.common_transports, self._io.policy.slow_factor)
 
     async def _dial(self, endpoint: str) -> Peer:
         host, port = split_endpoint(endpoint)

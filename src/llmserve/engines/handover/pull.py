@@ -1,20 +1,23 @@
-"""One pull: begin (the lease is checked and renewed) -> read over the first transport that works ->
-release. Only a release that finds the lease still valid makes the data count.
+"""One pull, from every rank of the owner that has heads of ours, at once: begin (the lease is checked and
+renewed) -> read over the first transport that works -> release. Only when every release finds its lease still
+valid do the data count.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
+from llmserve.engines.handover.heads import Source, sources
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import Peer, PeerDirectory
 from llmserve.engines.handover.ticket import HandoverTicket
 from llmserve.transfer.base import Batch, TransferState, TransferStatus
+from llmserve.transfer.digest import digest
 
 _log = logging.getLogger(__name__)
 _RENEWALS_PER_LEASE = 3
@@ -22,23 +25,22 @@ _RENEWALS_PER_LEASE = 3
 
 @dataclass(frozen=True, slots=True)
 class PullLimits:
-    """attempt_seconds: one transport's chance. total_seconds: the whole pull, all fallbacks included.
-    connects: how often a side channel that breaks during a pull is opened."""
+    """total_seconds: the whole pull, all fallbacks included. connects: how often a side channel that
+    breaks during a pull is opened."""
 
-    attempt_seconds: float = 10.0
     total_seconds: float = 30.0
     connects: int = 2
 
 
 @dataclass(frozen=True, slots=True)
 class PullJob:
-    """Copy remote_block_ids[i] of the ticket's rank into local_block_ids[i], all layers."""
+    """Copy the KV of these tokens of the ticket's prompt, all layers, into local_block_ids, the first of
+    which is that of the first token."""
 
     request_id: RequestId
     ticket: HandoverTicket
-    rank: int
+    tokens: range
     local_block_ids: tuple[int, ...]
-    remote_block_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Pull:
     limits: PullLimits
     io: HandoverIo
     peers: PeerDirectory
+    on_trouble: Callable[[Peer, str, str], None]  # peer, transport, reason
     started: float = field(default_factory=time.monotonic)
     transport: str = ""
     bytes: int = 0
@@ -96,62 +99,90 @@ class Pull:
         )
 
     async def _fetch(self) -> None:
+        """The first rank to fail ends the others' reads. Errors: TransferError."""
+        shard, ranks = self.io.layout.shard, len(self.job.ticket.endpoints)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for source in sources(shard, ranks):
+                    group.create_task(self._fetch_from(source), name=f"pull from rank {source.rank}")
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    async def _fetch_from(self, source: Source) -> None:
         """Errors: TransferError with every reason."""
-        job = self.job
-        batch = self.io.layout.batch(job.local_block_ids, job.remote_block_ids)
         for attempt in range(self.limits.connects):
-            peer = await self.peers.get(job.ticket, job.rank)
+            peer = await self.peers.get(self.job.ticket.address(source.rank))
             try:
-                await self._read_validated(peer, batch)
+                await self._read_validated(peer, source)
                 return
             except TransferError as error:
                 if not peer.lost.done() or attempt == self.limits.connects - 1:
                     raise
                 self.fallbacks.append(f"side channel: {error.message}")
 
-    async def _read_validated(self, peer: Peer, batch: Batch) -> None:
-        await peer.demand("begin", self.job.ticket)
-        keeper = self.io.spawn("keep", renewals(peer, self.job.ticket))
-        try:
-            await self._read_over_any(peer, batch)
-        finally:
-            keeper.cancel()
-        await peer.demand("release", self.job.ticket)
+    async def _read_validated(self, peer: Peer, source: Source) -> None:
+        ticket = self.job.ticket
+        if source.heads:
+            batch = self._batch(peer, source)
+            await peer.demand("begin", ticket)
+            keeper = self.io.spawn("keep", renewals(peer, ticket))
+            try:
+                await self._read_over_any(peer, batch)
+            finally:
+                keeper.cancel()
+        await peer.demand("release", ticket, reader=self.io.layout.shard.rank, readers=source.readers)
+
+    def _batch(self, peer: Peer, source: Source) -> Batch:
+        """Errors: TransferError when the ticket's words on its owner's shape are not the owner's."""
+        job, layout, theirs = self.job, self.io.layout, peer.geometry
+        expected = replace(layout.shard, tensor_parallel=len(job.ticket.endpoints), rank=source.rank)
+        if (theirs.shard, theirs.block_size_tokens) != (expected, job.ticket.block_size_tokens):
+            raise TransferError(f"{peer.endpoint} is not what the ticket says: {theirs.shard} for {expected}")
+        return layout.batch_from(theirs, source.heads, job.tokens, job.local_block_ids, job.ticket.block_ids)
 
     async def _read_over_any(self, peer: Peer, batch: Batch) -> None:
         failures = []
-        for name in peer.transports:
+        for name in peer.choice.ranked(time.monotonic()):
             try:
                 await self._read_over(name, peer, batch)
                 return
             except TransferError as error:
-                failures.append(f"{name}: {error.message}")
+                reason = error.message
+            failures.append(f"{name}: {reason}")
             self.fallbacks.append(failures[-1])
-            self.io.counters.of(name).failures += 1
-            peer.distrust(name)
-            _log.warning("kv pull of %s failed over %s", self.job.request_id, failures[-1])
-            if peer.lost.done():
+            if peer.lost.done():  # the worker's trouble, not the transport's
                 break
+            self.io.counters.of(name).failures += 1
+            self.on_trouble(peer, name, reason)
         raise TransferError("; ".join(failures) or f"no transport in common with {peer.endpoint}")
 
     async def _read_over(self, name: str, peer: Peer, batch: Batch) -> None:
         started = time.monotonic()
-        transport, remote = peer.transport(name)
-        await self._while_alive(peer, self.io.read(transport, remote, batch))
-        self.transport, self.bytes = name, batch.local.total_bytes
-        self.io.counters.count_pull(name, self.bytes, time.monotonic() - started)
+        await self._while_alive(peer, peer.read(name, batch))
+        await self._verify(peer, batch)
+        seconds = time.monotonic() - started
+        size_bytes = batch.local.total_bytes
+        self.transport = name
+        self.bytes += size_bytes
+        peer.choice.moved(name, size_bytes, seconds)
+        self.io.counters.count_pull(name, size_bytes, seconds)
+
+    async def _verify(self, peer: Peer, batch: Batch) -> None:
+        pieces = self.io.policy.verified_pieces(len(batch.local.lengths))
+        remote = batch.remote.cut(pieces)
+        if len(remote.lengths):
+            await peer.verify(remote, digest(self.io.regions, batch.local.cut(pieces)))
 
     async def _while_alive(self, peer: Peer, read: Coroutine[object, object, TransferStatus]) -> None:
-        """Ends the read when the owner of the blocks is gone or takes too long; returns only when
-        local memory is no longer touched. Errors: TransferError."""
+        """Ends the read when the owner of the blocks is gone; returns only when local memory is no
+        longer touched. Errors: TransferError."""
         task = self.io.spawn("read", read)
-        limit = self.limits.attempt_seconds
         try:
-            await asyncio.wait((task, peer.lost), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((task, peer.lost), return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _settled(task)
         if task.cancelled():
-            raise TransferError(peer.lost.result() if peer.lost.done() else f"not done within {limit:g} s")
+            raise TransferError(peer.lost.result() if peer.lost.done() else "cancelled")
         status = task.result()
         if status.state is not TransferState.DONE:
             raise TransferError(status.reason or "failed without a reason")

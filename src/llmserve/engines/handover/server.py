@@ -1,22 +1,29 @@
 """The granting end: leases on blocks of this process, and the side channel through which readers
 check, renew and release them.
 
-Messages: hello (compares the geometry, tells how to connect), begin (a read follows now), renew,
-release, status, leases. A reader that sends garbage loses its connection, nothing else.
+Messages: hello (compares the geometry, tells how to connect), probe (reads of the pattern follow now),
+begin (a read of leased blocks follows now), digest (of what was read), renew, release, status, leases; and
+from this worker's own front: meet (the peers to fetch from). A reader that sends garbage loses its
+connection, nothing else.
 """
 
 import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.engines.handover import wire
+from llmserve.engines.handover.client import HandoverClient
+from llmserve.engines.handover.geometry import KvGeometry
 from llmserve.engines.handover.io import HandoverIo
+from llmserve.engines.handover.peers import PROBE_SECONDS
 from llmserve.engines.handover.status import HandoverStatus
 from llmserve.kvstore.leases import LeaseAnswer, LeaseChanges, LeaseTable
+from llmserve.transfer.digest import digest
 
 _log = logging.getLogger(__name__)
 _WIREUP_SECONDS = 2.0
@@ -34,10 +41,13 @@ class HandoverServer:
         epoch: int,
         lease_seconds: float,
         clock: Clock,
+        client: HandoverClient,
         host: str = "127.0.0.1",
     ) -> None:
-        """Listens at once. Errors: TransferError when the host cannot be bound."""
+        """Listens at once. client: the fetching end of this process, for status and meet.
+        Errors: TransferError when the host cannot be bound."""
         self._io = io
+        self._client = client
         self._worker_id = worker_id
         self._lock = threading.Lock()
         self._table = LeaseTable(epoch, lease_seconds, clock)
@@ -109,7 +119,15 @@ class HandoverServer:
         if operation == "hello":
             return self._hello(connection, message)
         if operation == "status":
-            return {"ok": True, **self.status().to_message()}
+            return {"ok": True, **replace(self.status(), pairs=tuple(self._client.pairs())).to_message()}
+        if operation == "meet":
+            self._client.meet(wire.unpack_addresses(message))
+            return {"ok": True}
+        if operation == "probe":
+            self._io.expect(connection, "probe", PROBE_SECONDS)
+            return {"ok": True}
+        if operation == "digest":
+            return {"ok": True, "digest": digest(self._io.regions, wire.unpack_spans(message))}
         if operation == "leases":
             return wire.pack_changes(self.changes_after(_integer(message, "after")))
         if operation in ("begin", "renew", "release"):
@@ -120,14 +138,17 @@ class HandoverServer:
         geometry = message.get("geometry")
         if not isinstance(geometry, dict):
             raise TransferError("side channel: hello without a geometry")
-        if difference := self._io.layout.geometry.difference(geometry):
-            return {"ok": False, "error": f"the KV caches do not fit: {difference}"}
+        mine = self._io.layout.geometry
+        if obstacle := mine.obstacle(KvGeometry.from_message(geometry)):
+            return {"ok": False, "error": f"the KV caches do not fit: {obstacle}"}
         self._io.expect(connection, "", _WIREUP_SECONDS)
         return {
             "ok": True,
             "worker_id": self._worker_id,
             "epoch": self._table.epoch,
             "transports": self._io.descriptions,
+            "probe": self._io.probe.card.to_message(),
+            "geometry": mine.to_message(),
         }
 
     def _lease(self, connection: int, operation: str, message: wire.Message) -> wire.Message:
@@ -136,8 +157,11 @@ class HandoverServer:
             raise TransferError("side channel: a lease operation without lease_id")
         epoch = _integer(message, "epoch")
         with self._lock:
-            act = self._table.release if operation == "release" else self._table.renew
-            answer = act(LeaseId(lease_id), epoch)
+            if operation == "release":
+                reader, readers = _integer(message, "reader", 0), _integer(message, "readers", 1)
+                answer = self._table.release(LeaseId(lease_id), epoch, reader, readers)
+            else:
+                answer = self._table.renew(LeaseId(lease_id), epoch)
         if operation == "begin" and answer in (LeaseAnswer.VALID, LeaseAnswer.UNKNOWN):
             self._io.expect(connection, lease_id, self._table.lease_seconds)
         if operation == "release":
@@ -145,8 +169,8 @@ class HandoverServer:
         return {"ok": True, "lease": answer.value}
 
 
-def _integer(message: wire.Message, name: str) -> int:
-    value = message.get(name)
+def _integer(message: wire.Message, name: str, default: int | None = None) -> int:
+    value = message.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool):
         raise TransferError(f"side channel: {name} is not an integer")
     return value

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from llmserve.core.errors import TransferError
+from llmserve.core.pairs import PairStatus
 
 
 @dataclass(slots=True)
@@ -48,7 +49,7 @@ class TransferCounters:
 @dataclass(frozen=True, slots=True)
 class HandoverStatus:
     """The answer to `status` on the side channel. Lease counts are of what is held for others,
-    transfer counts of what was pulled from others."""
+    transfer counts of what was pulled from others. pairs: the matrix, in answers of the side channel."""
 
     worker_id: str
     epoch: int
@@ -62,6 +63,7 @@ class HandoverStatus:
     transfer_failures: int
     last_transport: str
     transports: tuple[str, ...]
+    pairs: tuple[PairStatus, ...] = ()
 
     def to_message(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,6 +73,7 @@ class HandoverStatus:
         """Errors: TransferError."""
         try:
             values = {f.name: message[f.name] for f in fields(cls)}
-            return cls(**{**values, "transports": tuple(values["transports"])})
+            pairs = tuple(PairStatus(**row) for row in values["pairs"])
+            return cls(**{**values, "transports": tuple(values["transports"]), "pairs": pairs})
         except (KeyError, TypeError) as error:
             raise TransferError(f"side channel: malformed status: {error!r}") from error

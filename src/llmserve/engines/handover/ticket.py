@@ -6,9 +6,19 @@ from typing import Any, TypeGuard
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, WorkerId
+from llmserve.core.pairs import KvPeer
 
 _MAX_BLOCKS = 1 << 20
 _MAX_RANKS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """The side channel of one rank of one incarnation of a worker."""
+
+    worker_id: WorkerId
+    epoch: int
+    endpoint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,12 @@ class HandoverTicket:
     num_tokens: int
     block_size_tokens: int
     lease_seconds: float
+
+    def address(self, rank: int) -> PeerAddress:
+        """Errors: TransferError for a rank that the owner does not have."""
+        if not 0 <= rank < len(self.endpoints):
+            raise TransferError(f"the ticket has no endpoint for rank {rank}")
+        return PeerAddress(self.worker_id, self.epoch, self.endpoints[rank])
 
     def to_params(self) -> dict[str, Any]:
         """kv_transfer_params: JSON types only."""
@@ -59,6 +75,13 @@ class HandoverTicket:
                 "block_ids", f"{len(ticket.block_ids)} blocks cannot hold {ticket.num_tokens} tokens"
             )
         return ticket
+
+
+def addresses_for(peer: KvPeer, rank: int, ranks: int) -> list[PeerAddress]:
+    """Whom this rank of so many may fetch from: the peer's same rank, or any when it has another number."""
+    same = len(peer.endpoints) == ranks
+    endpoints = peer.endpoints[rank : rank + 1] if same else peer.endpoints
+    return [PeerAddress(peer.worker_id, peer.epoch, endpoint) for endpoint in endpoints]
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int]:

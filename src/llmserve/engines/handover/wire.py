@@ -7,12 +7,17 @@ A request has "op"; an answer has "ok", and "error" when that is false. Lease op
 import asyncio
 import json
 import struct
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from llmserve.core.errors import TransferError
-from llmserve.core.ids import LeaseId
+from llmserve.core.ids import LeaseId, WorkerId
 from llmserve.core.lease import LeaseState
+from llmserve.engines.handover.ticket import PeerAddress, split_endpoint
 from llmserve.kvstore.leases import LeaseAnswer, LeaseChange, LeaseChanges
+from llmserve.transfer.base import Spans
 
 MAX_MESSAGE_BYTES = 4 << 20
 _LENGTH = struct.Struct("!I")
@@ -61,6 +66,33 @@ def lease_answer(answer: Message) -> LeaseAnswer:
         return LeaseAnswer(check_answer(answer)["lease"])
     except (KeyError, ValueError) as error:
         raise TransferError("side channel: malformed answer about a lease") from error
+
+
+def pack_addresses(addresses: Sequence[PeerAddress]) -> Message:
+    return {"peers": [[one.worker_id, one.epoch, one.endpoint] for one in addresses]}
+
+
+def unpack_addresses(message: Message) -> list[PeerAddress]:
+    try:
+        rows = [(str(worker), int(epoch), str(endpoint)) for worker, epoch, endpoint in message["peers"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TransferError("side channel: malformed peers") from error
+    for _, _, endpoint in rows:
+        split_endpoint(endpoint)
+    return [PeerAddress(WorkerId(worker), epoch, endpoint) for worker, epoch, endpoint in rows]
+
+
+def pack_spans(spans: Spans) -> Message:
+    return {"spans": [spans.regions.tolist(), spans.offsets.tolist(), spans.lengths.tolist()]}
+
+
+def unpack_spans(message: Message) -> Spans:
+    """Not yet checked against any memory."""
+    try:
+        regions, offsets, lengths = (np.asarray(column, np.int64) for column in message["spans"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise TransferError("side channel: malformed spans") from error
+    return Spans(regions, offsets, lengths)
 
 
 def pack_changes(changes: LeaseChanges) -> Message:

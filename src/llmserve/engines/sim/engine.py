@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
-from llmserve.core.outcome import FinishReason
+from llmserve.core.outcome import FinishReason, WorkerRole
+from llmserve.core.pairs import KvPeer
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import EngineInfo
@@ -14,7 +15,7 @@ from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.handing import KvHanding
 from llmserve.engines.sim.limits import SimLimits
 from llmserve.engines.sim.link import KvLink, PullResult
-from llmserve.engines.sim.memory import BLOCK_BYTES, KvMemory
+from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import BatchLimits, SimScheduler, Step
 from llmserve.engines.sim.sequence import SimSequence
@@ -23,7 +24,7 @@ from llmserve.engines.spec import EngineSpec
 
 _log = logging.getLogger(__name__)
 
-OpenLink = Callable[[EngineSpec, KvMemory, int], Awaitable[KvLink]]
+OpenLink = Callable[[EngineSpec, KvMemory], Awaitable[KvLink]]
 
 
 class SimEngine:
@@ -54,9 +55,9 @@ class SimEngine:
     # -- life
 
     async def start(self) -> EngineInfo:
-        self._memory = KvMemory(self._pool.total_blocks)
+        self._memory = KvMemory(self._pool.total_blocks, self._limits.block_size_tokens)
         try:
-            self._link = await self._open_link(self._spec, self._memory, self._limits.block_size_tokens)
+            self._link = await self._open_link(self._spec, self._memory)
         except (OSError, TransferError) as error:
             raise StartFailed(f"the simulated engine cannot hand KV over: {error}") from error
         self._handing = KvHanding(self._spec, self._link, self._memory, self._pool)
@@ -68,11 +69,12 @@ class SimEngine:
             kv_dtype="sim",
             layout="sim",
             block_size_tokens=self._limits.block_size_tokens,
-            block_bytes=BLOCK_BYTES,
+            block_bytes=self._memory.block_bytes,
             total_blocks=self._pool.total_blocks,
             max_model_len_tokens=self._limits.max_model_len,
             max_concurrency=self._limits.max_concurrency,
             transports=self._link.transports,
+            handover_endpoints=(self._link.endpoint,),
         )
 
     async def aclose(self) -> None:
@@ -111,15 +113,9 @@ class SimEngine:
         if not params or not params.get("do_remote_prefill"):
             return None
         try:
-            ticket = HandoverTicket.from_params(params)
+            return HandoverTicket.from_params(params)
         except TransferError as error:
             raise InvalidRequest(error.message) from error
-        if ticket.block_size_tokens != self._limits.block_size_tokens:
-            raise InvalidRequest(
-                f"the prefill worker's blocks hold {ticket.block_size_tokens} tokens, "
-                f"this worker's {self._limits.block_size_tokens}"
-            )
-        return ticket
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:
@@ -163,7 +159,11 @@ class SimEngine:
             transferred_bytes=counters.transferred_bytes,
             transfer_failures=counters.transfer_failures,
             last_transport=counters.last_transport,
+            pairs=() if self._spec.role is WorkerRole.PREFILL else self._link.pairs(),
         )
+
+    async def meet(self, peers: Sequence[KvPeer]) -> None:
+        self._linked().meet(peers)
 
     # -- the loop
 
@@ -189,8 +189,9 @@ class SimEngine:
     def _commit(self, step: Step) -> None:
         committed = self._scheduler.commit(step)
         assert self._memory is not None, "the loop ends before the memory is closed"
-        for block_id, digest in committed.filled:
-            self._memory.write(block_id, digest)
+        for sequence, index in committed.filled:
+            tokens = sequence.tokens_of(index)
+            self._memory.write(sequence.blocks[index : index + 1], tokens, sequence.content(tokens))
         for sequence in committed.complete:
             self._deliver(self._advance(sequence))
         self._note_kv_changes()
@@ -205,6 +206,7 @@ class SimEngine:
             stop_reason=token if reason is FinishReason.STOP else None,
             kv_transfer_params=None if reason is None else self._finish(sequence, reason),
             prefill_stats=sequence.stats if sequence.output_tokens == 1 else None,
+            handover=sequence.handover if sequence.output_tokens == 1 else None,
         )
 
     def _finish(self, sequence: SimSequence, reason: FinishReason) -> dict[str, object] | None:
@@ -238,13 +240,23 @@ class SimEngine:
 
     def _pull_ended(self, result: PullResult) -> None:
         sequence = self._scheduler.pull_ended(result.request_id, result.succeeded)
-        if sequence is None or result.succeeded:
+        if sequence is None:
+            return
+        sequence.handover = result.report
+        if result.succeeded:
             return
         _log.warning("loading KV failed: request=%s: %s", result.request_id, result.reason)
         if self._spec.transfer.on_failure == "fail":
             self._pool.release(self._scheduler.finish(sequence))
             error = f"loading KV failed: {result.reason}"
-            self._deliver(EngineOutput(result.request_id, finish_reason=FinishReason.ERROR, error=error))
+            self._deliver(
+                EngineOutput(
+                    result.request_id,
+                    finish_reason=FinishReason.ERROR,
+                    error=error,
+                    handover=result.report,
+                )
+            )
 
     def _note_kv_changes(self) -> None:
         """Wakes next_kv_events, which finds out whether there is anything."""

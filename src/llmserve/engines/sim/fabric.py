@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from llmserve.core.clock import Clock
 from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease import LeaseChange
+from llmserve.core.pairs import KvPeer, PairStatus
 from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.link import LinkCounters, PullResult
-from llmserve.engines.sim.memory import KvMemory
+from llmserve.engines.sim.memory import Digests, KvMemory
 from llmserve.engines.spec import EngineSpec
 from llmserve.kvstore.leases import LeaseAnswer, LeaseTable
 
@@ -22,7 +23,7 @@ class LocalFabric:
         self._clock = clock
         self._links: dict[str, LocalLink] = {}
 
-    async def open(self, spec: EngineSpec, memory: KvMemory, block_size_tokens: int) -> "LocalLink":
+    async def open(self, spec: EngineSpec, memory: KvMemory) -> "LocalLink":
         table = LeaseTable(spec.epoch, spec.transfer.lease_seconds, self._clock)
         link = LocalLink(f"{spec.worker_id}:{len(self._links) + 1}", self, memory, table)
         self._links[link.endpoint] = link
@@ -55,13 +56,14 @@ class LocalLink:
     def take_ended(self) -> Sequence[RequestId]:
         return tuple(self._table.take_ended())
 
-    def serve(self, ticket: HandoverTicket, remote: Sequence[int]) -> list[bytes]:
-        """The bytes of leased blocks, and the end of the lease; empty when it does not hold."""
+    def serve(self, ticket: HandoverTicket, tokens: range) -> Digests | None:
+        """The content of leased blocks, and the end of the lease; None when it does not hold."""
         if self._table.check(ticket.lease_id, ticket.epoch) is not LeaseAnswer.VALID:
-            return []
-        blocks = [self._memory.read(block_id) for block_id in remote]
+            return None
+        first = tokens.start // self._memory.block_size_tokens
+        content = self._memory.read(ticket.block_ids[first:], tokens)
         self.end_lease(ticket)
-        return blocks
+        return content
 
     def end_lease(self, ticket: HandoverTicket) -> bool:
         ended = self._table.release(ticket.lease_id, ticket.epoch) is LeaseAnswer.VALID
@@ -72,16 +74,16 @@ class LocalLink:
     # -- the side that wants them
 
     def pull(
-        self, request_id: RequestId, ticket: HandoverTicket, local: Sequence[int], remote: Sequence[int]
+        self, request_id: RequestId, ticket: HandoverTicket, tokens: range, local: Sequence[int]
     ) -> None:
         owner = self._fabric.find(ticket.endpoints[0])
-        blocks = owner.serve(ticket, remote) if owner else []
-        if blocks:
-            for block_id, content in zip(local, blocks, strict=True):
-                self._memory.fill(block_id, content)
-                self._counters.transferred_bytes += len(content)
+        content = owner.serve(ticket, tokens) if owner else None
+        if content is not None:
+            self._memory.write(local, tokens, content)
+            self._counters.transferred_bytes += content.nbytes
             self._counters.last_transport = TRANSPORT
-            result = PullResult(request_id)
+            size = content.nbytes
+            result = PullResult(request_id, transport=TRANSPORT, bytes=size)
         else:
             self._counters.transfer_failures += 1
             result = PullResult(request_id, "the lease has ended" if owner else "the prefill engine is gone")
@@ -97,6 +99,12 @@ class LocalLink:
 
     def watch(self, ticket: HandoverTicket) -> None:
         """Nothing to do: virtual time passes only while somebody works."""
+
+    def meet(self, peers: Sequence[KvPeer]) -> None:
+        """Nothing to do: all are in this process."""
+
+    def pairs(self) -> Sequence[PairStatus]:
+        return ()
 
     def release(self, ticket: HandoverTicket) -> None:
         if owner := self._fabric.find(ticket.endpoints[0]):

@@ -1,5 +1,7 @@
 """Hand-over as the simulated engine sees it: what it holds for others, whether what it fetched is right."""
 
+import numpy as np
+
 from llmserve.core.ids import RequestId
 from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.link import KvLink, PullResult
@@ -33,8 +35,9 @@ class KvHanding:
         """Takes over the reference to the blocks of a finished prefill."""
         tokens = sequence.prompt_tokens
         held = sequence.blocks_for(tokens)
-        if tokens % sequence.block_size:
-            self._memory.write(blocks[held - 1], sequence.content(held - 1, tokens))
+        if rest := tokens % sequence.block_size:
+            last = range(tokens - rest, tokens)
+            self._memory.write(blocks[held - 1 : held], last, sequence.content(last))
         self._leased[sequence.request_id] = blocks
         return HandoverTicket(
             worker_id=self._spec.worker_id,
@@ -57,7 +60,7 @@ class KvHanding:
     def start(self, order: PullOrder) -> None:
         request_id = order.sequence.request_id
         self._pulls[request_id] = order
-        self._link.pull(request_id, order.ticket, order.local_block_ids, order.remote_block_ids)
+        self._link.pull(request_id, order.ticket, order.tokens, order.local_block_ids)
 
     def take_pulled(self) -> list[PullResult]:
         """Transfers that ended; one that brought other bytes than the prompt demands has failed."""
@@ -70,8 +73,5 @@ class KvHanding:
         return PullResult(result.request_id, "the fetched blocks are not those of the prompt")
 
     def _is_right(self, order: PullOrder) -> bool:
-        covered = min(order.ticket.num_tokens, order.sequence.prompt_tokens)
-        return all(
-            self._memory.holds(block_id, order.sequence.content(index, covered))
-            for index, block_id in enumerate(order.local_block_ids, start=order.first_index)
-        )
+        arrived = self._memory.read(order.local_block_ids, order.tokens)
+        return np.array_equal(arrived, order.sequence.content(order.tokens))

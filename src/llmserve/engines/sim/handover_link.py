@@ -1,7 +1,4 @@
-"""A simulated engine's end of the real hand-over: side channel, leases, and bytes over tcp.
-
-The other transports would gain nothing for 64 bytes a block, so they are not opened.
-"""
+"""A simulated engine's end of the real hand-over: side channel, leases, and the manifest's transports."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,36 +6,47 @@ from collections.abc import Sequence
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease import LeaseChange
+from llmserve.core.pairs import KvPeer, PairStatus
 from llmserve.core.tasks import TaskOwner
-from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, PullJob
+from llmserve.engines.handover import (
+    HandoverNode,
+    HandoverTicket,
+    KvLayout,
+    KvPart,
+    PullJob,
+    addresses_for,
+)
 from llmserve.engines.sim.link import LinkCounters, PullResult
-from llmserve.engines.sim.memory import BLOCK_BYTES, KvMemory
-from llmserve.engines.spec import EngineSpec
-from llmserve.transfer.tcp import TcpTransport
+from llmserve.engines.sim.memory import TOKEN_BYTES, KvMemory
+from llmserve.engines.spec import EngineSpec, transfer_policy
+from llmserve.transfer.select import make_transports
 
-_RANK = 0
 _PULL_POLL_SECONDS = 0.001
 _LEASE_POLL_SECONDS = 0.02
 
 
-async def open_handover_link(spec: EngineSpec, memory: KvMemory, block_size_tokens: int) -> "HandoverLink":
+async def open_handover_link(spec: EngineSpec, memory: KvMemory) -> "HandoverLink":
     """What SimEngine takes as open_link. Errors: TransferError."""
     layout = KvLayout(
         regions=(memory.region(),),
-        block_bytes=(BLOCK_BYTES,),
-        block_size_tokens=block_size_tokens,
+        block_bytes=(memory.block_bytes,),
+        block_size_tokens=memory.block_size_tokens,
         kv_dtype="sim",
         layout="sim",
         model=spec.model_name,
+        parts=(KvPart(rows=1, group_tokens=1, group_bytes=TOKEN_BYTES),),
     )
+    transports, unusable = make_transports(spec.transfer.engine_order, spec.handover_host)
     return HandoverLink(
         HandoverNode(
             worker_id=spec.worker_id,
             epoch=spec.epoch,
-            transports=[TcpTransport(spec.handover_host)],
+            transports=transports,
+            unusable=unusable,
             layout=layout,
             lease_seconds=spec.transfer.lease_seconds,
             host=spec.handover_host,
+            policy=transfer_policy(spec),
         )
     )
 
@@ -67,10 +75,10 @@ class HandoverLink:
         return tuple(self._node.server.take_ended())
 
     def pull(
-        self, request_id: RequestId, ticket: HandoverTicket, local: Sequence[int], remote: Sequence[int]
+        self, request_id: RequestId, ticket: HandoverTicket, tokens: range, local: Sequence[int]
     ) -> None:
         try:
-            self._node.client.pull(PullJob(request_id, ticket, _RANK, tuple(local), tuple(remote)))
+            self._node.client.pull(PullJob(request_id, ticket, tokens, tuple(local)))
         except TransferError as error:
             self._failed.append(PullResult(request_id, error.message))
             self.changed.set()
@@ -84,7 +92,10 @@ class HandoverLink:
         self._pulls -= len(finished)
         return [
             *failed,
-            *(PullResult(result.request_id, "" if result.ok else result.reason) for result in finished),
+            *(
+                PullResult(r.request_id, r.reason, r.transport, r.bytes, r.seconds, r.fallbacks)
+                for r in finished
+            ),
         ]
 
     def cancel(self, request_id: RequestId) -> None:
@@ -95,6 +106,12 @@ class HandoverLink:
 
     def release(self, ticket: HandoverTicket) -> None:
         self._node.client.release(ticket)
+
+    def meet(self, peers: Sequence[KvPeer]) -> None:
+        self._node.client.meet([address for peer in peers for address in addresses_for(peer, 0, 1)])
+
+    def pairs(self) -> Sequence[PairStatus]:
+        return self._node.client.pairs()
 
     def take_changes(self) -> Sequence[LeaseChange]:
         changes = self._node.server.changes_after(self._reported)

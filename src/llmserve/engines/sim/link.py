@@ -12,19 +12,31 @@ from typing import Protocol
 
 from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease import LeaseChange
+from llmserve.core.pairs import KvPeer, PairStatus
+from llmserve.core.request import HandoverReport
 from llmserve.engines.handover import HandoverTicket
 
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
-    """reason: empty when it succeeded, that is, when the lease still held after the last byte was read."""
+    """reason: empty when it succeeded, that is, when the lease still held after the last byte was read.
+    transport, bytes, seconds, fallbacks: how."""
 
     request_id: RequestId
     reason: str = ""
+    transport: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+    fallbacks: tuple[str, ...] = ()
 
     @property
     def succeeded(self) -> bool:
         return not self.reason
+
+    @property
+    def report(self) -> HandoverReport:
+        transport = "" if self.reason else self.transport
+        return HandoverReport(transport, self.bytes, self.seconds, self.fallbacks, self.reason)
 
 
 @dataclass(slots=True)
@@ -51,9 +63,10 @@ class KvLink(Protocol):
         """Requests whose lease has ended since the last call: their blocks can be freed."""
 
     def pull(
-        self, request_id: RequestId, ticket: HandoverTicket, local: Sequence[int], remote: Sequence[int]
+        self, request_id: RequestId, ticket: HandoverTicket, tokens: range, local: Sequence[int]
     ) -> None:
-        """Starts to copy; one PullResult follows, whatever happens."""
+        """Starts to copy tokens of the ticket's prompt into local blocks, the first of which is that of the
+        first token; one PullResult follows, whatever happens."""
 
     def take_pulled(self) -> Sequence[PullResult]: ...
 
@@ -65,6 +78,12 @@ class KvLink(Protocol):
 
     def release(self, ticket: HandoverTicket) -> None:
         """The blocks of a ticket will not be fetched. In the background, never fails."""
+
+    def meet(self, peers: Sequence[KvPeer]) -> None:
+        """All engines that tickets may come from."""
+
+    def pairs(self) -> Sequence[PairStatus]:
+        """The matrix of ways to them."""
 
     def take_changes(self) -> Sequence[LeaseChange]:
         """Leases granted and ended since the last call, for the report to the KV manager."""

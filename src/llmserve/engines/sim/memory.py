@@ -1,46 +1,68 @@
-"""The simulated device memory: a few real bytes per block, so that a hand-over moves something.
+"""The simulated device memory: a few real bytes per token, so that a hand-over moves something.
 
-A block holds the digest that says which tokens it was computed from (core/blocks.next_hash, of a
-partial block over the tokens it has). A reader that finds other bytes than its prompt demands was
-given the wrong block.
+A token's cell holds a digest of all tokens up to it and of the salt. A reader that finds other bytes than
+its prompt demands was given the wrong block, or the wrong part of it.
 """
 
+import hashlib
 import mmap
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from llmserve.transfer.base import Region
 
-BLOCK_BYTES = 64
-_DIGEST_BYTES = 32
+TOKEN_BYTES = 8
+
+Digests = npt.NDArray[np.uint64]
 
 
 class KvMemory:
-    """One region of total_blocks * BLOCK_BYTES. `close` once no transport refers to it; idempotent."""
+    """One region of cells, block after block. `close` once no transport refers to it; idempotent."""
 
-    def __init__(self, total_blocks: int) -> None:
-        self._length = total_blocks * BLOCK_BYTES
+    def __init__(self, total_blocks: int, block_size_tokens: int) -> None:
+        self.block_size_tokens = block_size_tokens
+        self._length = total_blocks * block_size_tokens * TOKEN_BYTES
         self._map = mmap.mmap(-1, self._length)
 
+    @property
+    def block_bytes(self) -> int:
+        return self.block_size_tokens * TOKEN_BYTES
+
     def region(self) -> Region:
-        view = np.frombuffer(self._map, dtype=np.uint8)
-        return Region(address=int(view.ctypes.data), length_bytes=self._length)
+        return Region(address=int(self._cells().ctypes.data), length_bytes=self._length)
 
-    def write(self, block_id: int, digest: bytes) -> None:
-        assert len(digest) == _DIGEST_BYTES, "a digest is 32 bytes"
-        self.fill(block_id, digest + digest)
+    def read(self, block_ids: Sequence[int], tokens: range) -> Digests:
+        """Of these tokens of a prompt; block_ids[0] is the block of the first of them."""
+        return self._cells()[self._places(block_ids, tokens)]
 
-    def read(self, block_id: int) -> bytes:
-        start = block_id * BLOCK_BYTES
-        return self._map[start : start + BLOCK_BYTES]
-
-    def fill(self, block_id: int, content: bytes) -> None:
-        start = block_id * BLOCK_BYTES
-        self._map[start : start + BLOCK_BYTES] = content
-
-    def holds(self, block_id: int, digest: bytes) -> bool:
-        """Both copies, so that a half-arrived block is noticed."""
-        return self.read(block_id) == digest + digest
+    def write(self, block_ids: Sequence[int], tokens: range, digests: Digests) -> None:
+        self._cells()[self._places(block_ids, tokens)] = digests
 
     def close(self) -> None:
         self._map.close()
+
+    def _cells(self) -> Digests:
+        return np.frombuffer(self._map, dtype=np.uint64)
+
+    def _places(self, block_ids: Sequence[int], tokens: range) -> npt.NDArray[np.int64]:
+        size = self.block_size_tokens
+        index, inside = np.divmod(np.arange(tokens.start, tokens.stop), size)
+        places: npt.NDArray[np.int64] = np.asarray(block_ids)[index - tokens.start // size] * size + inside
+        return places
+
+
+def first_digest(salt: str) -> Digests:
+    """Before any token."""
+    return np.frombuffer(hashlib.sha256(salt.encode()).digest()[:8], dtype=np.uint64)
+
+
+def next_digests(before: np.uint64, first: int, tokens: Sequence[int]) -> Digests:
+    """Of tokens that follow one with the digest `before`; the first of them is number `first`. Sums of well
+    mixed words (the finisher of splitmix64): every earlier token has its part in every later digest."""
+    words = np.asarray(tokens, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    words += np.arange(first, first + len(tokens), dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.cumsum(words ^ (words >> np.uint64(31)), dtype=np.uint64) + before

@@ -9,7 +9,7 @@ loses its blocks and waits again.
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from llmserve.core.ids import BlockHash, RequestId
+from llmserve.core.ids import RequestId
 from llmserve.core.request import PrefillStats
 from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.pool import BlockPool
@@ -27,14 +27,13 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class PullOrder:
-    """Copy remote block i of the ticket's worker into local block i. Both in prompt order, the first
-    of them being block `first_index` of the prompt."""
+    """Copy these tokens of the ticket's prompt into the local blocks, the first of which is that of the
+    first token."""
 
     sequence: SimSequence
     ticket: HandoverTicket
-    first_index: int
+    tokens: range
     local_block_ids: tuple[int, ...]
-    remote_block_ids: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -57,11 +56,11 @@ class Step:
 
 @dataclass(slots=True)
 class Committed:
-    """complete: sequences whose next token can be drawn. filled: blocks that became full, and what
-    they hold now."""
+    """complete: sequences whose next token can be drawn. filled: blocks that became full: whose, and at which
+    place of its prompt and output."""
 
     complete: list[SimSequence] = field(default_factory=list)
-    filled: list[tuple[int, BlockHash]] = field(default_factory=list)
+    filled: list[tuple[SimSequence, int]] = field(default_factory=list)
 
 
 def _decodes(sequence: SimSequence, count: int) -> bool:
@@ -233,11 +232,9 @@ class SimScheduler:
         self._waiting.popleft()
         sequence.ticket = None  # used once: after a failure or a preemption it computes its prompt
         sequence.phase = Phase.PULLING
-        end = sequence.blocks_for(covered)
-        first = len(cached)
-        order = PullOrder(
-            sequence, ticket, first, tuple(sequence.blocks[first:end]), ticket.block_ids[first:end]
-        )
+        tokens = range(sequence.computed_tokens, covered)
+        local = sequence.blocks[len(cached) : sequence.blocks_for(covered)]
+        order = PullOrder(sequence, ticket, tokens, tuple(local))
         self._pulling[sequence.request_id] = order
         step.pulls.append(order)
         return True
@@ -279,13 +276,12 @@ class SimScheduler:
                 committed.complete.append(sequence)
         return committed
 
-    def _publish(self, sequence: SimSequence) -> list[tuple[int, BlockHash]]:
+    def _publish(self, sequence: SimSequence) -> list[tuple[SimSequence, int]]:
         new = range(sequence.published_blocks, sequence.full_blocks)
-        filled = [(sequence.blocks[index], sequence.hash_of(index)) for index in new]
-        for block_id, block_hash in filled:
-            self._pool.publish(block_id, block_hash)
+        for index in new:
+            self._pool.publish(sequence.blocks[index], sequence.hash_of(index))
         sequence.published_blocks = max(sequence.published_blocks, sequence.full_blocks)
-        return filled
+        return [(sequence, index) for index in new]
 
     # -- how it stands
 

@@ -2,11 +2,14 @@
 
 from enum import Enum
 
+import numpy as np
+
 from llmserve.core.blocks import chain_hashes, next_hash
 from llmserve.core.ids import BlockHash, RequestId
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineRequest, PrefillStats
+from llmserve.core.request import EngineRequest, HandoverReport, PrefillStats
 from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.sim.memory import Digests, first_digest, next_digests
 from llmserve.engines.sim.tokens import TokenSource
 
 
@@ -32,10 +35,12 @@ class SimSequence:
         self.computed_tokens = 0
         self.published_blocks = 0
         self.stats = PrefillStats(self.prompt_tokens)
+        self.handover: HandoverReport | None = None
         self.block_size = block_size
         self._vocab_size = vocab_size
         self.hashes = chain_hashes(self.tokens, block_size, request.cache_salt)
         self._source = TokenSource(self.tokens, vocab_size)
+        self._digests = first_digest(request.cache_salt)  # element i + 1: of token i
 
     @property
     def request_id(self) -> RequestId:
@@ -64,20 +69,23 @@ class SimSequence:
     def hash_of(self, index: int) -> BlockHash:
         """Of a full block; those of the output are computed as they fill."""
         while len(self.hashes) <= index:
-            self.hashes.append(self._digest(len(self.hashes), len(self.tokens)))
+            start = len(self.hashes) * self.block_size
+            parent = self.hashes[-1] if self.hashes else None
+            held = self.tokens[start : start + self.block_size]
+            self.hashes.append(next_hash(parent, held, self.request.cache_salt))
         return self.hashes[index]
 
-    def content(self, index: int, covered_tokens: int) -> bytes:
-        """What block `index` holds when the first covered_tokens tokens are computed."""
-        if (index + 1) * self.block_size <= covered_tokens:
-            return self.hash_of(index)
-        return self._digest(index, covered_tokens)
+    def tokens_of(self, index: int) -> range:
+        """Of a full block."""
+        return range(index * self.block_size, (index + 1) * self.block_size)
 
-    def _digest(self, index: int, covered_tokens: int) -> BlockHash:
-        start = index * self.block_size
-        parent = self.hash_of(index - 1) if index else None
-        held = self.tokens[start : min(start + self.block_size, covered_tokens)]
-        return next_hash(parent, held, self.request.cache_salt)
+    def content(self, tokens: range) -> Digests:
+        """What the cells of these tokens hold once they are computed."""
+        known = len(self._digests) - 1
+        if known < tokens.stop:
+            new = next_digests(self._digests[-1], known, self.tokens[known:])
+            self._digests = np.concatenate((self._digests, new))
+        return self._digests[tokens.start + 1 : tokens.stop + 1]
 
     def reusable_hashes(self) -> list[BlockHash]:
         """Blocks that may come from the cache: at least one token is left to compute, for its output."""

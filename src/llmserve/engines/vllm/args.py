@@ -11,7 +11,7 @@ from vllm.platforms import current_platform
 from llmserve.config.kv_page import block_size_tokens
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.connector.settings import ConnectorSettings
-from llmserve.engines.spec import EngineSpec
+from llmserve.engines.spec import EngineSpec, transfer_policy
 
 CONNECTOR = "LLMServeConnector"
 CONNECTOR_MODULE = "llmserve.engines.connector.connector"
@@ -87,5 +87,6 @@ def _kv_transfer(spec: EngineSpec, card_path: str) -> KVTransferConfig:
             engine_order=tuple(spec.transfer.engine_order),
             lease_seconds=spec.transfer.lease_seconds,
             card_path=card_path,
+            policy=transfer_policy(spec),
         ).to_extra_config(),
     )

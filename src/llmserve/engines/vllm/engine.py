@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,20 @@ from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import Executor
 
-from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
+from llmserve.core.errors import (
+    DeadlineExceeded,
+    EngineDead,
+    InvalidRequest,
+    StartFailed,
+    TransferError,
+)
 from llmserve.core.ids import RequestId
-from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
+from llmserve.core.outcome import WorkerRole
+from llmserve.core.pairs import KvPeer
+from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, HandoverReport, KvEvents
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.connector.card import EngineCard
-from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.handover import HandoverTicket, addresses_for, meet, query_status
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import engine_args, set_environment
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
@@ -26,6 +36,7 @@ from llmserve.engines.vllm.stats import EngineStats
 _log = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS = 10.0
+_SIDE_CHANNEL_SECONDS = 1.0
 
 
 class VllmEngine:
@@ -36,6 +47,7 @@ class VllmEngine:
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._stats = EngineStats()
         self._info: EngineInfo | None = None
+        self._reports: dict[str, HandoverReport] = {}  # of pulls that ended, until the request's next output
 
     async def start(self) -> EngineInfo:
         self._scratch = tempfile.TemporaryDirectory(prefix="llmserve-engine-")
@@ -59,6 +71,7 @@ class VllmEngine:
             max_model_len_tokens=config.model_config.max_model_len,
             max_concurrency=config.scheduler_config.max_num_seqs,
             transports=card.transports,
+            handover_endpoints=card.endpoints,
         )
         return self._info
 
@@ -85,21 +98,14 @@ class VllmEngine:
                 "with at least one for the output"
             )
         if request.kv_transfer_params and request.kv_transfer_params.get("do_remote_prefill"):
-            self._validate_ticket(request.kv_transfer_params, self._info.block_size_tokens)
-
-    @staticmethod
-    def _validate_ticket(params: Mapping[str, Any], block_size_tokens: int) -> None:
-        try:
-            ticket = HandoverTicket.from_params(params)
-        except TransferError as error:
-            raise InvalidRequest(error.message) from error
-        if ticket.block_size_tokens != block_size_tokens:
-            raise InvalidRequest(
-                f"the prefill worker's blocks hold {ticket.block_size_tokens} tokens, "
-                f"this worker's {block_size_tokens}"
-            )
+            try:
+                HandoverTicket.from_params(request.kv_transfer_params)
+            except TransferError as error:
+                raise InvalidRequest(error.message) from error
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
+        for request_id in request_ids:
+            self._reports.pop(request_id, None)
         try:
             await self._running().abort_requests_async(list(request_ids))
         except EngineDeadError:
@@ -114,18 +120,37 @@ class VllmEngine:
             if outputs.scheduler_stats is not None:
                 self._record(outputs.scheduler_stats)
             if outputs.outputs:
-                return [to_engine_output(output) for output in outputs.outputs]
+                return [self._with_report(to_engine_output(output)) for output in outputs.outputs]
 
     def _record(self, stats: Any) -> None:
         assert self._kv_events is not None
-        if leases := self._stats.record(stats):
+        leases, reports = self._stats.record(stats)
+        if leases:
             self._kv_events.put(KvEvents(leases=leases))
+        self._reports.update(reports)
+
+    def _with_report(self, output: EngineOutput) -> EngineOutput:
+        report = self._reports.pop(output.request_id, None)
+        return output if report is None else replace(output, handover=report)
 
     async def next_kv_events(self) -> KvEvents:
         assert self._kv_events is not None
         return await self._kv_events.next()
 
+    async def meet(self, peers: Sequence[KvPeer]) -> None:
+        assert self._info is not None
+        mine = self._info.handover_endpoints
+        for rank, endpoint in enumerate(mine):
+            addresses = [address for peer in peers for address in addresses_for(peer, rank, len(mine))]
+            await meet(endpoint, addresses, _SIDE_CHANNEL_SECONDS)
+
     async def load(self) -> EngineLoad:
+        """vLLM tells with its steps; of the pairs, whose probes need no step, the rank itself is asked."""
+        assert self._info is not None
+        if self._spec.role is not WorkerRole.PREFILL:
+            with suppress(TransferError, DeadlineExceeded):  # the last answer stands
+                status = await query_status(self._info.handover_endpoints[0], _SIDE_CHANNEL_SECONDS)
+                self._stats.record_pairs(status.pairs)
         return self._stats.load()
 
     async def aclose(self) -> None:

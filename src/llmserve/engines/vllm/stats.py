@@ -1,10 +1,12 @@
 """The latest of vLLM's scheduler statistics, as an EngineLoad and as lease changes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from llmserve.core.ids import LeaseId
 from llmserve.core.lease import LeaseChange, LeaseState
-from llmserve.core.request import EngineLoad
+from llmserve.core.pairs import PairStatus
+from llmserve.core.request import EngineLoad, HandoverReport
 
 _FROM_CONNECTOR = (
     "leased_blocks",
@@ -22,8 +24,9 @@ class EngineStats:
         self.total_blocks = 0
         self._load = EngineLoad()
 
-    def record(self, stats: Any) -> list[LeaseChange]:
-        """stats: vllm.v1.metrics.stats.SchedulerStats. Returns the lease changes it carries."""
+    def record(self, stats: Any) -> tuple[list[LeaseChange], dict[str, HandoverReport]]:
+        """stats: vllm.v1.metrics.stats.SchedulerStats. Returns the lease changes that it carries, and the
+        pulls that ended, by request."""
         load = self._load
         load.running_requests = stats.num_running_reqs
         load.waiting_requests = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
@@ -32,10 +35,18 @@ class EngineStats:
         for name in _FROM_CONNECTOR:
             if name in connector:
                 setattr(load, name, connector[name])
-        return [
+        leases = [
             LeaseChange(LeaseId(lease_id), LeaseState(state), blocks, remaining)
             for lease_id, state, blocks, remaining in connector.get("lease_events", ())
         ]
+        reports = {
+            request_id: HandoverReport("" if reason else transport, size, seconds, tuple(fallbacks), reason)
+            for request_id, transport, size, seconds, fallbacks, reason in connector.get("pulls", ())
+        }
+        return leases, reports
+
+    def record_pairs(self, pairs: Sequence[PairStatus]) -> None:
+        self._load.pairs = pairs
 
     def load(self) -> EngineLoad:
         return self._load

@@ -15,6 +15,7 @@ import pytest
 from llmserve.core.clock import Clock, VirtualClock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId, WorkerId
+from llmserve.core.pairs import PairStatus
 from llmserve.engines.handover import (
     HandoverNode,
     HandoverTicket,
@@ -22,6 +23,7 @@ from llmserve.engines.handover import (
     PullJob,
     PullLimits,
     PullResult,
+    TransferPolicy,
 )
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, TransferState, TransferStatus
 from llmserve.transfer.base import Transport as TransportContract
@@ -32,6 +34,7 @@ LAYERS = 3
 BLOCKS = 16
 BLOCK_BYTES = (4096, 8192, 100)
 BLOCK_TOKENS = 4
+PROBE_REGION = LAYERS  # it is registered after the layers
 
 
 class Kv:
@@ -57,12 +60,14 @@ class Kv:
 class GatedTransfer:
     local: list[tuple[int, int]]
     remote: list[tuple[int, int]]
+    is_probe: bool = False
 
 
 @dataclass(eq=False)
 class GatedTransport:
     """Copies within this process, in `poll`, once `gate` is set. `mode`: "work", "refuse" (reads
-    fail when submitted), "fail" (in poll). stubborn: how often cancel says "not yet"."""
+    fail when submitted), "fail" (in poll). stubborn: how often cancel says "not yet". Probes always work,
+    and are not counted."""
 
     network: dict[str, "GatedTransport"]
     name: str = "gated"
@@ -91,20 +96,23 @@ class GatedTransport:
         self.connected -= 1
 
     def read(self, peer: PeerName, batch: Batch) -> Transfer:
+        far = self.network[peer]
+        local, remote = _pieces(self.regions, batch.local), _pieces(far.regions, batch.remote)
+        if batch.remote.regions[0] == PROBE_REGION:
+            return GatedTransfer(local, remote, is_probe=True)
         self.started.set()
         if self.mode == "refuse":
             raise TransferError("refused by the test")
-        far = self.network[peer]
-        return GatedTransfer(_pieces(self.regions, batch.local), _pieces(far.regions, batch.remote))
+        return GatedTransfer(local, remote)
 
     def write(self, peer: PeerName, batch: Batch) -> Transfer:
         raise TransferError("not in this transport")
 
     def poll(self, transfer: Transfer) -> TransferStatus:
         assert isinstance(transfer, GatedTransfer)
-        if self.mode == "fail":
+        if self.mode == "fail" and not transfer.is_probe:
             return TransferStatus(TransferState.FAILED, "failed by the test")
-        if not self.gate.is_set():
+        if not self.gate.is_set() and not transfer.is_probe:
             return TransferStatus(TransferState.RUNNING)
         for (to, size), (source, _) in zip(transfer.local, transfer.remote, strict=True):
             ctypes.memmove(to, source, size)
@@ -150,8 +158,19 @@ class Side:
         )
 
     def pull(self, ticket: HandoverTicket, local: Sequence[int], request_id: str = "d1") -> None:
-        job = PullJob(RequestId(request_id), ticket, 0, tuple(local), ticket.block_ids)
+        job = PullJob(RequestId(request_id), ticket, range(ticket.num_tokens), tuple(local))
         self.node.client.pull(job)
+
+    def probed(self, *others: "Side") -> None:
+        """Waits until every transport to these sides has been measured."""
+        names = {other.node.endpoint for other in others}
+        assert names
+        eventually(lambda: len(self.rows) >= len(names) and all(row.bytes_per_second for row in self.rows))
+
+    @property
+    def rows(self) -> list[PairStatus]:
+        """The matrix of this side."""
+        return self.node.client.pairs()
 
     def result(self) -> PullResult:
         """The next result; there is exactly one."""
@@ -187,6 +206,7 @@ class SideMaker(Protocol):
         clock: Clock | None = ...,
         limits: PullLimits | None = ...,
         layout: KvLayout | None = ...,
+        policy: TransferPolicy | None = ...,
     ) -> Side: ...
 
 
@@ -204,6 +224,7 @@ def make_side() -> Iterator[SideMaker]:
         clock: Clock | None = None,
         limits: PullLimits | None = None,
         layout: KvLayout | None = None,
+        policy: TransferPolicy | None = None,
     ) -> Side:
         kv = Kv(seed)
         node = HandoverNode(
@@ -214,6 +235,7 @@ def make_side() -> Iterator[SideMaker]:
             lease_seconds=lease_seconds,
             clock=clock,
             limits=limits,
+            policy=policy,
         )
         sides.append(Side(node, kv, lease_seconds))
         return sides[-1]

@@ -21,6 +21,7 @@ def test_an_idle_node_sleeps_also_with_leases_out(make_side: Make) -> None:
     owner, reader = make_side(1), make_side(2)
     reader.pull(owner.grant("p1", [1]), [2])
     assert reader.result().ok
+    reader.probed(owner)
     owner.grant("p2", [3])
     before = _cpu_seconds()
     time.sleep(0.3)  # the time that passes is what is measured
@@ -44,8 +45,9 @@ def test_peers_are_served_from_hello_to_release_only(make_side: Make, gated: Mak
 
 
 async def _forget_hello(io: Any) -> None:
-    for connection, _ in list(io._expected):
-        io.dismiss(connection, "")
+    for connection, what in list(io._expected):
+        if what in ("", "probe"):
+            io.dismiss(connection, what)
 
 
 def test_a_reader_that_leaves_is_served_no_more(make_side: Make, gated: Make, wait_until: Wait) -> None:

@@ -61,16 +61,3 @@ def test_the_smallest_layer_counts() -> None:
 def test_a_layout_without_sense_is_refused(sizes: tuple[int, ...]) -> None:
     with pytest.raises(TransferError):
         KvLayout((Region(0, 1), Region(0, 1)), sizes, 4)
-
-
-def test_a_difference_is_named() -> None:
-    geometry = layout().geometry
-    message = {**geometry.to_message(), "block_bytes": list(SIZES)}
-    assert geometry.difference(message) == ""
-    assert layout(blocks=3).geometry.difference(message) == "", "the number of blocks is free"
-    for name, value in [("kv_dtype", "fp8"), ("block_size_tokens", 16), ("layout", "X"), ("model", "m")]:
-        reason = geometry.difference({**message, name: value})
-        assert name in reason
-        assert repr(value) in reason
-    assert "3 layers" in geometry.difference({**message, "block_bytes": [100, 8, 8]})
-    assert "block_bytes" in geometry.difference({})

@@ -52,7 +52,7 @@ def node(memory: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Iterator[
 
 
 def pull(node: HandoverNode, ticket: HandoverTicket, request_id: str) -> PullResult:
-    node.client.pull(PullJob(RequestId(request_id), ticket, 0, (0, 7), ticket.block_ids))
+    node.client.pull(PullJob(RequestId(request_id), ticket, range(ticket.num_tokens), (0, 7)))
     deadline = time.monotonic() + 5
     while not (results := node.client.take_finished()):
         assert time.monotonic() < deadline

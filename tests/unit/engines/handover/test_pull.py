@@ -10,7 +10,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId
-from llmserve.engines.handover import PullJob, PullLimits
+from llmserve.engines.handover import PullLimits, TransferPolicy
 from llmserve.transfer.tcp import TcpTransport
 
 Make = Callable[..., Any]
@@ -149,12 +149,12 @@ def test_no_transport_in_common(make_side: Make, gated: Make) -> None:
 
 def test_a_slow_transport_is_left_for_the_next(make_side: Make, gated: Make) -> None:
     owner = make_side(1, gated(), TcpTransport())
-    limits = PullLimits(attempt_seconds=0.05)
-    reader = make_side(2, near := gated(stubborn=2), TcpTransport(), limits=limits)
+    policy = TransferPolicy(attempt_seconds=0.05)
+    reader = make_side(2, near := gated(stubborn=2), TcpTransport(), policy=policy)
     reader.pull(owner.grant("p1", REMOTE), LOCAL)
     result = reader.result()
     assert (result.ok, result.transport) == (True, "tcp")
-    assert result.fallbacks == ("gated: not done within 0.05 s",)
+    assert result.fallbacks == ("gated: too slow: 37164 bytes not done within 0.05 s",)
     assert (near.stubborn, near.cancelled) == (0, 1)
 
 
@@ -225,11 +225,14 @@ def test_blocks_outside_the_cache_are_refused(make_side: Make) -> None:
         assert "outside registered memory" in result.reason
 
 
-def test_a_ticket_without_this_rank_is_refused(make_side: Make) -> None:
+def test_a_ticket_that_does_not_describe_its_owner_is_refused(make_side: Make) -> None:
     owner, reader = make_side(1), make_side(2)
-    job = PullJob(RequestId("d1"), owner.grant("p1", REMOTE), 1, tuple(LOCAL), tuple(REMOTE))
-    reader.node.client.pull(job)
-    assert "no endpoint for rank 1" in reader.result().reason
+    ticket = owner.grant("p1", REMOTE)
+    two_ranks = dataclasses.replace(ticket, endpoints=ticket.endpoints * 2)
+    larger_blocks = dataclasses.replace(ticket, block_size_tokens=6, block_ids=ticket.block_ids[:2])
+    for wrong in (two_ranks, larger_blocks):
+        reader.pull(wrong, LOCAL)
+        assert "is not what the ticket says" in reader.result().reason
 
 
 def test_one_pull_for_a_request_at_a_time(make_side: Make, gated: Make) -> None:

@@ -12,7 +12,7 @@ from llmserve.core.errors import EngineDead, InvalidRequest
 from llmserve.core.ids import RequestId
 from llmserve.core.lease import LeaseState
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, EngineRequest
+from llmserve.core.request import EngineOutput, EngineRequest, PrefillStats
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.timing import VirtualPace
 
@@ -93,7 +93,7 @@ async def test_a_hand_over_moves_true_bytes_once(
     assert tokens(outputs)[0] == first.token_ids[0]
     assert await settled(prefill) == 0
     load = await decode.load()
-    assert (load.transferred_bytes, load.last_transport) == (3 * 64, "local")
+    assert (load.transferred_bytes, load.last_transport) == (8 * len(PROMPT), "local")
 
 
 async def test_a_grant_is_reported(start_engine: Start, request_of: RequestOf, until_done: UntilDone) -> None:
@@ -156,14 +156,38 @@ async def test_a_lease_that_expires_frees_its_blocks(
 async def test_a_request_whose_ticket_is_no_ticket_is_refused(
     start_engine: Start, request_of: RequestOf, until_done: UntilDone
 ) -> None:
-    prefill, decode = await start_engine("p"), await start_engine("d")
+    decode = await start_engine("d")
     with pytest.raises(InvalidRequest, match="worker_id"):
         await decode.add(request_of("a", PROMPT, 3, {"do_remote_prefill": True}))
+
+
+async def test_blocks_in_another_order_are_noticed(
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone
+) -> None:
+    prefill, decode = await start_engine("p"), await start_engine("d", on_failure="fail")
     await prefill.add(request_of("a", PROMPT, 1, HAND_OVER))
     ticket = _ticket((await until_done(prefill, "a"))["a"])
-    wrong = {**ticket, "block_size_tokens": 32, "block_ids": ticket["block_ids"][:2]}
-    with pytest.raises(InvalidRequest, match="blocks hold 32 tokens"):
-        await decode.add(request_of("a", PROMPT, 3, wrong))
+    ticket |= {"block_ids": ticket["block_ids"][::-1]}
+    await decode.add(request_of("a", PROMPT, 3, ticket))
+    assert "not those of the prompt" in (await until_done(decode, "a"))["a"][-1].error
+
+
+@pytest.mark.parametrize(("there", "here"), [(16, 24), (24, 16), (8, 64), (64, 8)])
+async def test_blocks_of_another_size_are_handed_over(
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone, there: int, here: int
+) -> None:
+    prefill = await start_engine("p", block_size_tokens=there)
+    decode = await start_engine("d", block_size_tokens=here, on_failure="fail")
+    await decode.add(request_of("part", PROMPT[:30], 1))
+    await until_done(decode, "part")
+    await prefill.add(request_of("a", PROMPT, 1, HAND_OVER))
+    first = (await until_done(prefill, "a"))["a"]
+    await decode.add(request_of("a", PROMPT, 3, _ticket(first)))
+    outputs = (await until_done(decode, "a"))["a"]
+    assert tokens(outputs)[0] == tokens(first)[0]
+    cached = 30 // here * here
+    assert outputs[0].prefill_stats == PrefillStats(len(PROMPT), cached, len(PROMPT) - cached)
+    assert await settled(prefill) == 0
 
 
 async def test_a_bug_in_the_loop_is_the_engines_death(

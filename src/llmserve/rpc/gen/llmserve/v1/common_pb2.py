@@ -24,21 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llmserve/v1/common.proto\x12\x0bllmserve.v1\"\xa7\x01\n\x07KvShape\x12\x16\n\x0emodel_revision\x18\x01 \x01(\t\x12\x10\n\x08kv_dtype\x18\x02 \x01(\t\x12\x0e\n\x06layout\x18\x03 \x01(\t\x12\x19\n\x11\x62lock_size_tokens\x18\x04 \x01(\r\x12\x17\n\x0ftensor_parallel\x18\x05 \x01(\r\x12\x19\n\x11pipeline_parallel\x18\x06 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x07 \x01(\x04\"\xfe\x01\n\nWorkerInfo\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12%\n\x04role\x18\x02 \x01(\x0e\x32\x17.llmserve.v1.WorkerRole\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05model\x18\x05 \x01(\t\x12&\n\x08kv_shape\x18\x06 \x01(\x0b\x32\x14.llmserve.v1.KvShape\x12\x1c\n\x14max_model_len_tokens\x18\x07 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x08 \x01(\r\x12\x17\n\x0fmax_concurrency\x18\t \x01(\r\x12\x12\n\ntransports\x18\n \x03(\t\"\xd1\x01\n\nWorkerLoad\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x18\n\x10waiting_requests\x18\x02 \x01(\r\x12\x13\n\x0bused_blocks\x18\x03 \x01(\r\x12\x15\n\rleased_blocks\x18\x04 \x01(\r\x12\x15\n\rorphan_blocks\x18\x05 \x01(\r\x12\x19\n\x11transferred_bytes\x18\x06 \x01(\x04\x12\x19\n\x11transfer_failures\x18\x07 \x01(\x04\x12\x16\n\x0elast_transport\x18\x08 \x01(\t*v\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13WORKER_ROLE_PREFILL\x10\x01\x12\x16\n\x12WORKER_ROLE_DECODE\x10\x02\x12\x1a\n\x16WORKER_ROLE_AGGREGATED\x10\x03*\x8f\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_COMPLETED\x10\x01\x12\x15\n\x11OUTCOME_CANCELLED\x10\x02\x12\x14\n\x10OUTCOME_REJECTED\x10\x03\x12\x13\n\x0fOUTCOME_EVICTED\x10\x04\x12\x12\n\x0eOUTCOME_FAILED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llmserve/v1/common.proto\x12\x0bllmserve.v1\"\xa7\x01\n\x07KvShape\x12\x16\n\x0emodel_revision\x18\x01 \x01(\t\x12\x10\n\x08kv_dtype\x18\x02 \x01(\t\x12\x0e\n\x06layout\x18\x03 \x01(\t\x12\x19\n\x11\x62lock_size_tokens\x18\x04 \x01(\r\x12\x17\n\x0ftensor_parallel\x18\x05 \x01(\r\x12\x19\n\x11pipeline_parallel\x18\x06 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x07 \x01(\x04\"\x9a\x02\n\nWorkerInfo\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12%\n\x04role\x18\x02 \x01(\x0e\x32\x17.llmserve.v1.WorkerRole\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05model\x18\x05 \x01(\t\x12&\n\x08kv_shape\x18\x06 \x01(\x0b\x32\x14.llmserve.v1.KvShape\x12\x1c\n\x14max_model_len_tokens\x18\x07 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x08 \x01(\r\x12\x17\n\x0fmax_concurrency\x18\t \x01(\r\x12\x12\n\ntransports\x18\n \x03(\t\x12\x1a\n\x12handover_endpoints\x18\x0b \x03(\t\"\xfc\x01\n\nWorkerLoad\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x18\n\x10waiting_requests\x18\x02 \x01(\r\x12\x13\n\x0bused_blocks\x18\x03 \x01(\r\x12\x15\n\rleased_blocks\x18\x04 \x01(\r\x12\x15\n\rorphan_blocks\x18\x05 \x01(\r\x12\x19\n\x11transferred_bytes\x18\x06 \x01(\x04\x12\x19\n\x11transfer_failures\x18\x07 \x01(\x04\x12\x16\n\x0elast_transport\x18\x08 \x01(\t\x12)\n\x05pairs\x18\t \x03(\x0b\x32\x1a.llmserve.v1.TransportPair\"\xd7\x01\n\rTransportPair\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x0e\n\x06\x63hosen\x18\x03 \x01(\x08\x12\x0f\n\x07\x62reaker\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x15\n\rsmall_seconds\x18\x06 \x01(\x01\x12\x18\n\x10\x62ytes_per_second\x18\x07 \x01(\x01\x12\x11\n\ttransfers\x18\x08 \x01(\x04\x12\r\n\x05\x62ytes\x18\t \x01(\x04\x12\x0f\n\x07seconds\x18\n \x01(\x01\x12\x10\n\x08\x66\x61ilures\x18\x0b \x01(\x04*v\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13WORKER_ROLE_PREFILL\x10\x01\x12\x16\n\x12WORKER_ROLE_DECODE\x10\x02\x12\x1a\n\x16WORKER_ROLE_AGGREGATED\x10\x03*\x8f\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_COMPLETED\x10\x01\x12\x15\n\x11OUTCOME_CANCELLED\x10\x02\x12\x14\n\x10OUTCOME_REJECTED\x10\x03\x12\x13\n\x0fOUTCOME_EVICTED\x10\x04\x12\x12\n\x0eOUTCOME_FAILED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmserve.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERROLE']._serialized_start=680
-  _globals['_WORKERROLE']._serialized_end=798
-  _globals['_OUTCOME']._serialized_start=801
-  _globals['_OUTCOME']._serialized_end=944
+  _globals['_WORKERROLE']._serialized_start=969
+  _globals['_WORKERROLE']._serialized_end=1087
+  _globals['_OUTCOME']._serialized_start=1090
+  _globals['_OUTCOME']._serialized_end=1233
   _globals['_KVSHAPE']._serialized_start=42
   _globals['_KVSHAPE']._serialized_end=209
   _globals['_WORKERINFO']._serialized_start=212
-  _globals['_WORKERINFO']._serialized_end=466
-  _globals['_WORKERLOAD']._serialized_start=469
-  _globals['_WORKERLOAD']._serialized_end=678
+  _globals['_WORKERINFO']._serialized_end=494
+  _globals['_WORKERLOAD']._serialized_start=497
+  _globals['_WORKERLOAD']._serialized_end=749
+  _globals['_TRANSPORTPAIR']._serialized_start=752
+  _globals['_TRANSPORTPAIR']._serialized_end=967
 # @@protoc_insertion_point(module_scope)

@@ -52,7 +52,7 @@ class KvShape(_message.Message):
     def __init__(self, model_revision: _Optional[str] = ..., kv_dtype: _Optional[str] = ..., layout: _Optional[str] = ..., block_size_tokens: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., pipeline_parallel: _Optional[int] = ..., block_bytes: _Optional[int] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "role", "address", "epoch", "model", "kv_shape", "max_model_len_tokens", "total_blocks", "max_concurrency", "transports")
+    __slots__ = ("worker_id", "role", "address", "epoch", "model", "kv_shape", "max_model_len_tokens", "total_blocks", "max_concurrency", "transports", "handover_endpoints")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class WorkerInfo(_message.Message):
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
+    HANDOVER_ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: WorkerRole
     address: str
@@ -73,10 +74,11 @@ class WorkerInfo(_message.Message):
     total_blocks: int
     max_concurrency: int
     transports: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., kv_shape: _Optional[_Union[KvShape, _Mapping]] = ..., max_model_len_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_concurrency: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ...) -> None: ...
+    handover_endpoints: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., kv_shape: _Optional[_Union[KvShape, _Mapping]] = ..., max_model_len_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_concurrency: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., handover_endpoints: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("running_requests", "waiting_requests", "used_blocks", "leased_blocks", "orphan_blocks", "transferred_bytes", "transfer_failures", "last_transport")
+    __slots__ = ("running_requests", "waiting_requests", "used_blocks", "leased_blocks", "orphan_blocks", "transferred_bytes", "transfer_failures", "last_transport", "pairs")
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     USED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +87,7 @@ class WorkerLoad(_message.Message):
     TRANSFERRED_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_FAILURES_FIELD_NUMBER: _ClassVar[int]
     LAST_TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
     running_requests: int
     waiting_requests: int
     used_blocks: int
@@ -93,4 +96,31 @@ class WorkerLoad(_message.Message):
     transferred_bytes: int
     transfer_failures: int
     last_transport: str
-    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., used_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., transferred_bytes: _Optional[int] = ..., transfer_failures: _Optional[int] = ..., last_transport: _Optional[str] = ...) -> None: ...
+    pairs: _containers.RepeatedCompositeFieldContainer[TransportPair]
+    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., used_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., transferred_bytes: _Optional[int] = ..., transfer_failures: _Optional[int] = ..., last_transport: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[TransportPair, _Mapping]]] = ...) -> None: ...
+
+class TransportPair(_message.Message):
+    __slots__ = ("peer", "transport", "chosen", "breaker", "reason", "small_seconds", "bytes_per_second", "transfers", "bytes", "seconds", "failures")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    BREAKER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SMALL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    transport: str
+    chosen: bool
+    breaker: str
+    reason: str
+    small_seconds: float
+    bytes_per_second: float
+    transfers: int
+    bytes: int
+    seconds: float
+    failures: int
+    def __init__(self, peer: _Optional[str] = ..., transport: _Optional[str] = ..., chosen: _Optional[bool] = ..., breaker: _Optional[str] = ..., reason: _Optional[str] = ..., small_seconds: _Optional[float] = ..., bytes_per_second: _Optional[float] = ..., transfers: _Optional[int] = ..., bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., failures: _Optional[int] = ...) -> None: ...

@@ -150,18 +150,34 @@ class RegisterResponse(_message.Message):
     def __init__(self, heartbeat_seconds: _Optional[float] = ..., expiry_seconds: _Optional[float] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("worker_id", "epoch", "load")
+    __slots__ = ("worker_id", "epoch", "load", "members_version")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_VERSION_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     load: _common_pb2.WorkerLoad
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ...) -> None: ...
+    members_version: int
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., members_version: _Optional[int] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("members_version", "kv_peers")
+    MEMBERS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    KV_PEERS_FIELD_NUMBER: _ClassVar[int]
+    members_version: int
+    kv_peers: _containers.RepeatedCompositeFieldContainer[KvPeer]
+    def __init__(self, members_version: _Optional[int] = ..., kv_peers: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ...) -> None: ...
+
+class KvPeer(_message.Message):
+    __slots__ = ("worker_id", "epoch", "endpoints")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    endpoints: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., endpoints: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DeregisterRequest(_message.Message):
     __slots__ = ("worker_id", "epoch")

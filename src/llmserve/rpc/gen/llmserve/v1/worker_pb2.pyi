@@ -74,7 +74,7 @@ class WorkerSessionResponse(_message.Message):
     def __init__(self, deltas: _Optional[_Iterable[_Union[TokenDelta, _Mapping]]] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
-    __slots__ = ("request_id", "token_ids", "finish_reason", "stop_token_id", "stop_string", "logprobs", "prompt_logprobs", "kv_transfer_params", "prefill_stats", "error")
+    __slots__ = ("request_id", "token_ids", "finish_reason", "stop_token_id", "stop_string", "logprobs", "prompt_logprobs", "kv_transfer_params", "prefill_stats", "error", "handover")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class TokenDelta(_message.Message):
     KV_TRANSFER_PARAMS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_STATS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    HANDOVER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     finish_reason: FinishReason
@@ -95,7 +96,22 @@ class TokenDelta(_message.Message):
     kv_transfer_params: bytes
     prefill_stats: PrefillStats
     error: str
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., kv_transfer_params: _Optional[bytes] = ..., prefill_stats: _Optional[_Union[PrefillStats, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
+    handover: Handover
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., kv_transfer_params: _Optional[bytes] = ..., prefill_stats: _Optional[_Union[PrefillStats, _Mapping]] = ..., error: _Optional[str] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ...) -> None: ...
+
+class Handover(_message.Message):
+    __slots__ = ("transport", "bytes", "seconds", "fallbacks", "reason")
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FALLBACKS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    transport: str
+    bytes: int
+    seconds: float
+    fallbacks: _containers.RepeatedScalarFieldContainer[str]
+    reason: str
+    def __init__(self, transport: _Optional[str] = ..., bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., fallbacks: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Logprobs(_message.Message):
     __slots__ = ("width", "token_ids", "logprobs", "ranks")

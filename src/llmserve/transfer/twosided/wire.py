@@ -1,8 +1,9 @@
-"""The messages of the tcp transport.
+"""The messages of a connection.
 
-A connection starts with a Greeting from the client and a Reply. Then, one request at a time:
-  read:   request, spans ->    <- Reply, and if it accepts, the bytes of the spans
-  write:  request, spans ->    <- Reply    the bytes of the spans ->    <- Reply
+It starts with a Greeting from the client and a Reply; then the carrier is opened. After that, one
+request at a time, the bytes of the spans going over the carrier:
+  read:   request, spans ->    <- Reply    <- bytes
+  write:  request, spans ->    <- Reply    bytes ->    <- Reply
 Numbers are little-endian. The spans are three int64 arrays: regions, offsets, lengths.
 
 Every message is padded to a multiple of 64 bytes, for what follows it: the kernel copies at 40% of its
@@ -75,9 +76,8 @@ def receive_request(sock: socket.socket) -> tuple[Operation, Spans]:
     return Operation(operation), Spans(regions, offsets, lengths)
 
 
-def accept(sock: socket.socket, more: bool = False) -> None:
-    """more: the bytes of the spans follow at once."""
-    sock.sendall(_ACCEPTED, socket.MSG_MORE if more else 0)
+def accept(sock: socket.socket) -> None:
+    sock.sendall(_ACCEPTED)
 
 
 def refuse(sock: socket.socket, reason: str) -> None:

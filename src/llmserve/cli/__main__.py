@@ -1,0 +1,3 @@
+from llmserve.cli.app import main
+
+raise SystemExit(main())

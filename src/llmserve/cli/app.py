@@ -1,0 +1,65 @@
+"""Parses the command line and runs a command; every error of ours becomes a message and an exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from llmserve.cli import apply, doctor, down, gen_proto, schema, status, up, version
+from llmserve.cli.command import EXIT_FAILED, EXIT_WRONG_USE, Command
+from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
+
+COMMANDS: tuple[Command, ...] = (
+    up.COMMAND,
+    down.COMMAND,
+    status.COMMAND,
+    apply.COMMAND,
+    doctor.COMMAND,
+    schema.COMMAND,
+    gen_proto.COMMAND,
+    version.COMMAND,
+)
+
+_ABOUT = """\
+Serves large language models with prefill and decode on separate engines. One manifest (YAML) describes
+the cluster:
+
+  llmserve apply -f llmserve.yaml     check the manifest, and see what would run
+  llmserve up -f llmserve.yaml        run it on this machine, until Ctrl-C
+  llmserve status --watch             from another terminal: roles, load, KV blocks, leases
+  llmserve doctor                     what is wrong here, and what to do about it
+  llmserve down                       stop it from another terminal
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 1 (it failed) or 2 (the command line or the manifest is wrong)."""
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command.run(options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `llmserve schema | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except LLMServeError as error:
+        print(error.message, file=sys.stderr)
+        return EXIT_WRONG_USE if isinstance(error, InvalidRequest | NotFound) else EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llmserve", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        one = commands.add_parser(
+            command.name,
+            help=command.summary,
+            description=command.about,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.configure(one)
+        one.set_defaults(command=command)
+    return parser

@@ -1,0 +1,68 @@
+"""`llmserve apply`: check a manifest and show the plan. Changes nothing."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from llmserve.cli.command import EXIT_OK, Command, add_json, add_manifest
+from llmserve.cli.screen import screen
+from llmserve.config.load import load_manifest
+from llmserve.config.plan import LocalPlan
+from llmserve.config.schema import Manifest
+from llmserve.runner.up import plan_here
+
+_ABOUT = """\
+Checks a manifest and prints what `llmserve up` would start on this machine. Changes nothing. A mistake is
+reported with its file, line and path, and the exit code is 2. Ports that the manifest leaves open are
+examples: `up` picks free ones each time.
+"""
+
+
+def _run(options: argparse.Namespace) -> int:
+    path = Path(options.file)
+    manifest = load_manifest(path)
+    plan = plan_here(manifest)
+    if options.json:
+        json.dump(_as_json(manifest, plan), sys.stdout, indent=2)
+        print()
+    else:
+        _show(manifest, plan, path)
+    return EXIT_OK
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add_manifest(parser)
+    add_json(parser)
+
+
+def _as_json(manifest: Manifest, plan: LocalPlan) -> dict[str, object]:
+    return {
+        "name": manifest.metadata.name,
+        "model": manifest.models.primary.served_name,
+        "base_urls": plan.base_urls,
+        "notes": plan.notes,
+        "processes": [asdict(process) for process in plan.processes],
+    }
+
+
+def _show(manifest: Manifest, plan: LocalPlan, path: Path) -> None:
+    console = screen()
+    primary = manifest.models.primary
+    console.print(
+        f"{path}: correct. Cluster [bold]{manifest.metadata.name}[/], {primary.source}", soft_wrap=True
+    )
+    table = Table("Role", "Process", "Listens on", "Cores", "What it does", box=None, pad_edge=False)
+    for row in plan.describe_rows():
+        table.add_row(*row)
+    console.print(table)
+    for note in plan.notes:
+        console.print(f"Note: {note}", soft_wrap=True)
+    console.print(f"The API: {', '.join(f'{url}/v1' for url in plan.base_urls)}", soft_wrap=True)
+    console.print(f"Nothing was started. To run it: llmserve up -f {path}", soft_wrap=True)
+
+
+COMMAND = Command("apply", "check a manifest and show what would run", _ABOUT, _configure, _run)

@@ -1,0 +1,136 @@
+"""`llmserve doctor`: what is wrong here, and what to do about it."""
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from llmserve.cli.ask import HEALTHY, Answers, ask
+from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
+from llmserve.cli.doctor_page import page, summary
+from llmserve.cli.find import DEFAULT_MANIFEST, add_cluster, find_cluster
+from llmserve.cli.screen import screen
+from llmserve.cli.snapshot import RoleView, WorkerView, snapshot
+from llmserve.core.errors import LLMServeError, Unavailable
+from llmserve.core.outcome import WorkerRole
+from llmserve.doctor import cluster as checks
+from llmserve.doctor.examine import OnStep, Subject, examine, section
+from llmserve.doctor.finding import Finding, Section, Status, count, note, ok
+from llmserve.runner.board import Stand
+from llmserve.runner.state import ClusterState
+
+_ABOUT = """\
+Checks this machine, the installed software, every KV transport (each is tried between two processes here, and
+measured), the manifest, and the cluster if one runs. Each line says ok, note (nothing to do), warning (works,
+but worse than it could) or problem (will not work), and below it what to do. Takes some 10 seconds, changes
+nothing. The exit code is 1 when there is a problem.
+"""
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add_cluster(parser)
+    add_json(parser)
+
+
+def _run(options: argparse.Namespace) -> int:
+    sections: list[Section] = []
+    console = screen()
+    with Console(stderr=True).status("Looking at this machine ...") as working:
+        for one in _examined(options, lambda step: working.update(f"{step} ...")):
+            sections.append(one)
+            if not options.json:
+                working.stop()  # while it runs, what is printed would go its way, to stderr
+                console.print(page(one, console.width), soft_wrap=True)
+                working.start()
+    if options.json:
+        print(json.dumps(_as_json(sections), indent=2))
+    else:
+        console.print(summary(sections), soft_wrap=True)
+    return EXIT_FAILED if count(sections, Status.PROBLEM) else EXIT_OK
+
+
+def _as_json(sections: Sequence[Section]) -> dict[str, object]:
+    return {
+        "healthy": not count(sections, Status.PROBLEM),
+        **{f"{status}s": count(sections, status) for status in (Status.PROBLEM, Status.WARNING, Status.NOTE)},
+        "findings": [
+            {"section": one.title.lower(), **asdict(finding)} for one in sections for finding in one.findings
+        ],
+    }
+
+
+def _examined(options: argparse.Namespace, on_step: OnStep) -> Iterator[Section]:
+    try:
+        state = find_cluster(options).state
+    except LLMServeError as error:
+        yield from examine(Subject(_manifest_here(options)), on_step)
+        yield section("Cluster", [_absence(error)])
+    else:
+        yield from examine(Subject(Path(options.file or state.manifest), is_running=True), on_step)
+        on_step("Asking the cluster")
+        yield section("Cluster", _cluster(state, asyncio.run(ask(state.roles))))
+
+
+def _manifest_here(options: argparse.Namespace) -> Path | None:
+    if options.file:
+        return Path(options.file)
+    return Path(DEFAULT_MANIFEST) if Path(DEFAULT_MANIFEST).is_file() else None
+
+
+def _absence(error: LLMServeError) -> Finding:
+    if isinstance(error, Unavailable):
+        return ok("cluster", "none runs here")
+    return note("cluster", "not looked for", error.message)
+
+
+def _cluster(state: ClusterState, answers: Answers) -> Iterator[Finding]:
+    now = snapshot(state, answers, time.time())
+    yield ok("cluster", f"{now.cluster}, {now.stand}")
+    yield from map(checks.silence, answers.problems)
+    for role in now.roles:
+        yield checks.role(_role_facts(role))
+    for role in now.roles:
+        if role.worker is not None and role.worker.role != WorkerRole.PREFILL:
+            yield checks.transfers(_transfer_facts(role.name, role.worker))
+            yield from checks.pairs(role.name, role.worker.pairs)
+    yield checks.orphans(now.orphan_blocks)
+
+
+def _role_facts(role: RoleView) -> checks.RoleFacts:
+    return checks.RoleFacts(
+        name=role.name,
+        pid=role.pid,
+        restarts=role.restarts,
+        log=role.log,
+        trouble=_trouble(role),
+        is_starting=role.stand in (Stand.WAITING, Stand.STARTING),
+    )
+
+
+def _trouble(role: RoleView) -> str:
+    """Empty: none."""
+    if role.stand != Stand.READY:
+        return f"It is {role.stand}" + (f": {role.health}" if role.health else "")
+    if role.health != HEALTHY:
+        return role.health
+    if role.worker is not None and not role.worker.available:
+        return f"It gets no requests: {role.worker.reason}"
+    return ""
+
+
+def _transfer_facts(name: str, worker: WorkerView) -> checks.TransferFacts:
+    return checks.TransferFacts(
+        worker=name,
+        transports=worker.transports,
+        last_transport=worker.last_transport,
+        transferred_bytes=worker.transferred_bytes,
+        failures=worker.transfer_failures,
+    )
+
+
+COMMAND = Command("doctor", "check this machine, its transports and a cluster", _ABOUT, _configure, _run)

@@ -1,0 +1,146 @@
+"""What `llmserve status` says, made of the state file and the cluster's answers. Pure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmserve.cli.ask import HEALTHY, Answers
+from llmserve.core.pairs import PairStatus
+from llmserve.rpc.codec import decode_load, decode_role
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2
+from llmserve.runner.board import Stand
+from llmserve.runner.state import ClusterState
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """What the router and the kvmanager know of a worker. available: requests may be placed on it.
+    used_blocks are referenced by requests, stored_blocks hold prefixes that may be used again."""
+
+    role: str
+    available: bool
+    reason: str
+    running_requests: int
+    waiting_requests: int
+    used_blocks: int
+    total_blocks: int
+    stored_blocks: int
+    leased_blocks: int
+    transports: tuple[str, ...]
+    last_transport: str
+    transferred_bytes: int
+    transfer_failures: int
+    pairs: tuple[PairStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoleView:
+    """A process. health: "healthy", or why not. worker: None for the others, and when the router does
+    not know it."""
+
+    name: str
+    role: str
+    stand: str
+    health: str
+    pid: int
+    restarts: int
+    address: str
+    log: str
+    worker: WorkerView | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """problems: a sentence for each thing that is not as it should be."""
+
+    cluster: str
+    stand: str
+    model: str
+    base_urls: tuple[str, ...]
+    pid: int
+    uptime_seconds: float
+    queued_requests: int
+    running_requests: int
+    directory_blocks: int
+    open_leases: int
+    leased_blocks: int
+    orphan_blocks: int
+    roles: tuple[RoleView, ...]
+    problems: tuple[str, ...]
+
+
+def snapshot(state: ClusterState, answers: Answers, now: float) -> Snapshot:
+    """now: Unix time."""
+    workers = dict(_workers(answers))
+    roles = tuple(_role(role, answers, workers) for role in state.roles)
+    kv = answers.kvmanager
+    return Snapshot(
+        cluster=state.name,
+        stand=state.stand,
+        model=state.model,
+        base_urls=tuple(state.base_urls),
+        pid=state.pid,
+        uptime_seconds=now - state.started_at,
+        queued_requests=answers.router.queued_requests,
+        running_requests=answers.router.running_requests,
+        directory_blocks=kv.directory_blocks,
+        open_leases=kv.open_leases,
+        leased_blocks=kv.leased_blocks,
+        orphan_blocks=kv.orphan_blocks,
+        roles=roles,
+        problems=(*answers.problems, *_problems(roles, kv)),
+    )
+
+
+def _workers(answers: Answers) -> Iterator[tuple[str, WorkerView]]:
+    stored = {worker.worker_id: worker.device_blocks for worker in answers.kvmanager.workers}
+    for worker in answers.router.workers:
+        yield worker.info.worker_id, _worker(worker, stored.get(worker.info.worker_id, 0))
+
+
+def _worker(worker: router_pb2.WorkerStatus, stored_blocks: int) -> WorkerView:
+    info, load = worker.info, worker.load
+    return WorkerView(
+        role=decode_role(info.role).value,
+        available=worker.available,
+        reason=worker.reason,
+        running_requests=load.running_requests,
+        waiting_requests=load.waiting_requests,
+        used_blocks=load.used_blocks,
+        total_blocks=info.total_blocks,
+        stored_blocks=stored_blocks,
+        leased_blocks=load.leased_blocks,
+        transports=tuple(info.transports),
+        last_transport=load.last_transport,
+        transferred_bytes=load.transferred_bytes,
+        transfer_failures=load.transfer_failures,
+        pairs=tuple(decode_load(load).pairs),
+    )
+
+
+def _role(role: Mapping[str, Any], answers: Answers, workers: Mapping[str, WorkerView]) -> RoleView:
+    stand = role["stand"]
+    health = answers.healths.get(role["name"], "") if stand == Stand.READY else role["detail"]
+    return RoleView(
+        name=role["name"],
+        role=role["role"],
+        stand=stand,
+        health=health,
+        pid=role["pid"],
+        restarts=role["restarts"],
+        address=role["http"] or role["listen"] or "",
+        log=role["log"],
+        worker=workers.get(role["name"]),
+    )
+
+
+def _problems(roles: tuple[RoleView, ...], kv: kvmanager_pb2.GetKvStatusResponse) -> Iterator[str]:
+    for role in roles:
+        if role.stand != Stand.READY:
+            yield f"{role.name} is {role.stand}" + (f": {role.health}" if role.health else "")
+        elif role.health != HEALTHY:
+            yield f"{role.name}: {role.health}"
+        elif role.worker is not None and not role.worker.available:
+            yield f"{role.name} gets no requests: {role.worker.reason}"
+    if kv.orphan_blocks:
+        yield f"{kv.orphan_blocks} KV blocks are orphaned: pinned, although their lease has ended"

@@ -1,0 +1,117 @@
+"""A running cluster, from what its roles answered. Pure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from llmserve.core.pairs import PairStatus
+from llmserve.doctor.finding import Finding, note, ok, problem, warning
+from llmserve.doctor.host import MIB
+from llmserve.transfer.breaker import BreakerState
+
+_GB = 1e9
+_REFUSED, _UNAVAILABLE = "refused", "unavailable"  # what stands for a breaker where there is none
+
+
+@dataclass(frozen=True, slots=True)
+class RoleFacts:
+    """trouble: why it does not serve, empty when it does. is_starting: it was not ready yet."""
+
+    name: str
+    pid: int
+    restarts: int
+    log: str
+    trouble: str
+    is_starting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TransferFacts:
+    """What a worker fetched from all others. transports: the usable ones."""
+
+    worker: str
+    transports: tuple[str, ...]
+    last_transport: str
+    transferred_bytes: int
+    failures: int
+
+
+def role(facts: RoleFacts) -> Finding:
+    if facts.is_starting:
+        return note(facts.name, "not ready yet", facts.trouble, restarts=facts.restarts)
+    if facts.trouble:
+        return problem(
+            facts.name, "not healthy", f"{facts.trouble}. Its log: {facts.log}", restarts=facts.restarts
+        )
+    value = f"healthy, pid {facts.pid}"
+    if facts.restarts:
+        advice = f"Why it ended is in its log: {facts.log}"
+        return warning(facts.name, f"{value}, restarted {facts.restarts}x", advice, restarts=facts.restarts)
+    return ok(facts.name, value, restarts=0)
+
+
+def transfers(facts: TransferFacts) -> Finding:
+    """KV that a worker fetched."""
+    name = f"KV to {facts.worker}"
+    figures = {"transferred_bytes": facts.transferred_bytes, "failures": facts.failures}
+    last = f", last over {facts.last_transport}" if facts.last_transport else ""
+    value = f"{facts.transferred_bytes / MIB:.1f} MiB{last}; may use {', '.join(facts.transports)}"
+    if facts.failures:
+        advice = (
+            f"{facts.failures} attempts failed since it started: the KV came over another transport, or was "
+            "computed again. The worker's log has each reason."
+        )
+        return note(name, value, advice, **figures)
+    return ok(name, value, **figures)
+
+
+def pairs(worker: str, rows: Sequence[PairStatus]) -> Iterator[Finding]:
+    """rows: all of a worker. A finding for each peer that it fetches from, and one for what it lacks."""
+    for peer in dict.fromkeys(row.peer for row in rows if row.peer):
+        yield _pair(f"{peer} > {worker}", [row for row in rows if row.peer == peer])
+    lacking = [row for row in rows if row.breaker == _UNAVAILABLE]
+    if lacking:
+        yield note(f"{worker} lacks", ", ".join(row.transport for row in lacking), _reasons(lacking))
+
+
+def _pair(name: str, ways: Sequence[PairStatus]) -> Finding:
+    refused = [way for way in ways if way.breaker == _REFUSED]
+    if refused:
+        return problem(name, "no connection", f"{refused[0].reason}. Prompts are computed again by decode.")
+    closed = [way for way in ways if way.breaker == BreakerState.CLOSED]
+    out = [way for way in ways if way.breaker != BreakerState.CLOSED]
+    value = ", ".join(map(_way, ways))
+    figures = {
+        "gigabytes_per_second": max((way.bytes_per_second / _GB for way in ways if way.chosen), default=0.0),
+        "failures": sum(way.failures for way in ways),
+    }
+    if not closed:
+        return problem(name, value, f"Prompts are computed again by decode. {_reasons(out)}", **figures)
+    if any(way.bytes_per_second for way in out):
+        return warning(name, value, f"What worked before failed. {_reasons(out)}", **figures)
+    if out:
+        return note(name, value, _reasons(out), **figures)
+    return ok(name, value, **figures)
+
+
+def _way(row: PairStatus) -> str:
+    if row.breaker != BreakerState.CLOSED:
+        return f"{row.transport} {row.breaker}"
+    speed = f" {row.bytes_per_second / _GB:.1f} GB/s" if row.bytes_per_second else " not measured yet"
+    return f"{row.transport}{speed}{' (used)' if row.chosen else ''}"
+
+
+def _reasons(rows: Sequence[PairStatus]) -> str:
+    """The reason may begin with the name of its transport already."""
+    return "; ".join(f"{row.transport}: {row.reason.removeprefix(f'{row.transport}: ')}" for row in rows)
+
+
+def silence(answer: str) -> Finding:
+    """answer: of a service that gave none."""
+    return problem("service", answer, "`llmserve status` shows its health, and its log has the reason.")
+
+
+def orphans(blocks: int) -> Finding:
+    if blocks:
+        advice = "They are pinned although their lease has ended, which should not last: please report it."
+        return problem("orphaned KV", f"{blocks} blocks", advice, blocks=blocks)
+    return ok("orphaned KV", "none", blocks=0)

@@ -1,0 +1,189 @@
+"""Gathers the facts of this machine and puts what the checks find into sections."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+
+import llmserve
+from llmserve.config.plan import LOOPBACK
+from llmserve.config.schema import Manifest, TransferConfig
+from llmserve.doctor import disk, gpu, limits, machine, manifest, network, software
+from llmserve.doctor.cgroup import allowance
+from llmserve.doctor.finding import Finding, Section, note, ok, warning
+from llmserve.doctor.host import Host
+from llmserve.doctor.transports import judge
+from llmserve.doctor.transports.run import BASELINE, NEAR, run_trial
+from llmserve.models.hub import cache_folder
+from llmserve.models.resolve import CACHE_VARIABLE, default_cache_dir
+from llmserve.runner.machine import available_cores, available_gpus, check_free
+from llmserve.runner.up import plan_here, run_dir_of
+from llmserve.transfer.select import FAULTS_VARIABLE, makers
+
+Check = Callable[[], Finding]
+OnStep = Callable[[str], None]
+"""Is told what is done now, in a few words."""
+
+_DISTRIBUTION = "llmserve"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is examined beside the machine. manifest: None when there is none here. is_running: a cluster
+    of it runs, so its ports and memory are taken by itself."""
+
+    manifest: Path | None
+    is_running: bool = False
+
+
+def examine(subject: Subject, on_step: OnStep, host: Host | None = None) -> Iterator[Section]:
+    """In the order in which they are shown; each is yielded as soon as it is known."""
+    host = host or Host()
+    loaded = manifest.load(subject.manifest) if subject.manifest else None
+    settings = loaded.thing if loaded else None
+    devices = available_gpus()
+    yield section("Machine", _machine(host, devices))
+    yield section("Software", _software(bool(devices)))
+    yield section("Transports", _transports(host, settings, bool(devices), on_step))
+    on_step("Reading the manifest")
+    yield section("Manifest", _manifest(host, subject, loaded, devices))
+
+
+def section(title: str, findings: Iterable[Finding]) -> Section:
+    """A check that fails itself is a finding; those before it stay."""
+    found: list[Finding] = []
+    try:
+        found.extend(findings)
+    except Exception as error:
+        found.append(_broken(title.lower(), error))
+    return Section(title, tuple(found))
+
+
+def _all(checks: Mapping[str, Check]) -> Iterator[Finding]:
+    """One that fails itself does not keep the others from being made."""
+    for name, check in checks.items():
+        try:
+            yield check()
+        except Exception as error:
+            yield _broken(name, error)
+
+
+def _broken(name: str, error: Exception) -> Finding:
+    return warning(name, "not checked", f"The check itself failed, please report it: {error!r}")
+
+
+def _machine(host: Host, devices: Sequence[int]) -> Iterator[Finding]:
+    names, allowed = os.uname(), allowance(host)
+    capabilities, ports = limits.effective_capabilities(host), network.rdma_ports(host)
+    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    checks: dict[str, Check] = {
+        "system": lambda: machine.system(names.sysname, names.release, names.machine),
+        "processor": lambda: machine.processor(host, names.machine),
+        "cores": lambda: machine.cores(available_cores(), allowed.cores),
+        "memory": lambda: machine.memory(host, allowed),
+        "swap": lambda: machine.swap(host),
+        "huge pages": lambda: machine.huge_pages(host),
+        "/dev/shm": lambda: limits.shared_memory(*_room(host.path("dev/shm"))),
+        "open files": lambda: limits.open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
+        "locked memory": lambda: limits.locked_memory(locked, capabilities, bool(ports)),
+        "process access": lambda: limits.process_access(host, capabilities),
+        "congestion control": lambda: network.congestion_control(host),
+        "socket buffers": lambda: network.socket_buffers(host),
+        "RDMA": lambda: network.rdma(host, ports),
+        "GPUs": lambda: gpu.gpus(host, devices, gpu.find_gpus(devices, gpu.run_tool)),
+        "model cache": lambda: disk.cache("model cache", default_cache_dir(), CACHE_VARIABLE),
+        "hub cache": lambda: disk.cache("hub cache", cache_folder(), "HF_HOME"),
+    }
+    if len(devices) > 1:
+        checks["GPU peer access"] = lambda: gpu.gpu_peers(gpu.run_tool)
+    yield from _all(checks)
+
+
+def _room(folder: Path) -> tuple[int, int]:
+    """Size and free bytes of a file system; zeros when it is not there."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return 0, 0
+    return usage.total, usage.free
+
+
+def _software(has_gpus: bool) -> Iterator[Finding]:
+    versions, wanted = software.installed(software.NAMES), _wanted()
+    checks: dict[str, Check] = {
+        "python": lambda: software.python(platform.python_version(), _accepted_python()),
+        "llmserve": lambda: ok("llmserve", llmserve.__version__),
+        "vllm": lambda: software.engine(versions, wanted, has_gpus),
+        "torch": lambda: software.torch(versions, wanted),
+    }
+    checks |= {name: partial(software.library, name, versions, wanted) for name in software.REQUIRED}
+    checks |= {part.name: partial(software.option, part, versions, wanted) for part in software.OPTIONAL}
+    yield from _all(checks)
+
+
+def _wanted() -> software.Wanted:
+    """Nothing when LLMServe runs without being installed."""
+    try:
+        return software.wanted(importlib.metadata.requires(_DISTRIBUTION) or ())
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+
+
+def _accepted_python() -> SpecifierSet:
+    try:
+        return SpecifierSet(importlib.metadata.metadata(_DISTRIBUTION)["Requires-Python"])
+    except importlib.metadata.PackageNotFoundError:
+        return SpecifierSet()
+
+
+def _transports(host: Host, settings: Manifest | None, has_gpus: bool, on_step: OnStep) -> Iterator[Finding]:
+    transfer = settings.transfer if settings else TransferConfig()
+    setting = judge.Setting(
+        order=transfer.engine_order,
+        is_order_given="engine_order" in transfer.model_fields_set,
+        has_rdma=any(port.is_active for port in network.rdma_ports(host)),
+        has_gpus=has_gpus,
+        install=software.transport_packages(_wanted()),
+    )
+    if plan := os.environ.get(FAULTS_VARIABLE):
+        yield judge.faults(plan)
+    on_step("Measuring memory and a plain socket")
+    plain = run_trial(BASELINE)
+    yield judge.baseline(plain)
+    for kind in makers(LOOPBACK):
+        on_step(f"Measuring {kind}")
+        yield judge.judge(kind, run_trial(NEAR, kind), plain.rates, setting)
+
+
+def _manifest(
+    host: Host, subject: Subject, loaded: manifest.Found[Manifest] | None, devices: Sequence[int]
+) -> Iterator[Finding]:
+    if loaded is None or subject.manifest is None:
+        yield note("manifest", "none here", "Name one with -f, or start from llmserve.yaml of the examples.")
+        return
+    yield loaded.finding
+    if loaded.thing is not None:
+        yield from _plan(host, subject, loaded.thing, devices)
+        run_dir = run_dir_of(loaded.thing, subject.manifest)
+        yield manifest.run_directory(run_dir, manifest.processes_of)
+
+
+def _plan(host: Host, subject: Subject, settings: Manifest, devices: Sequence[int]) -> Iterator[Finding]:
+    model = manifest.model(settings.models.primary)
+    yield model.finding
+    planned = manifest.engines(settings, devices, plan_here)
+    yield planned.finding
+    if planned.thing is None or subject.is_running:
+        return
+    if any(process.cores for process in planned.thing.processes):
+        weights = model.thing.weight_bytes if model.thing else 0
+        yield manifest.engine_memory(settings, weights, machine.available_bytes(host, allowance(host)))
+    https = [process.http for process in planned.thing.processes if process.http]
+    yield manifest.ports(https, check_free)

@@ -1,0 +1,58 @@
+"""What a check found."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """OK: as it should be. NOTE: nothing to do, good to know. WARNING: works, but worse than it could.
+    PROBLEM: something will not work."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line. value: what is there. advice: what it means and what to do, empty exactly for OK.
+    figures: the numbers behind the value, for programs, with units in their names."""
+
+    name: str
+    status: Status
+    value: str
+    advice: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert bool(self.advice) == (self.status is not Status.OK), f"advice for what is not ok: {self}"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A group of findings under a title, as they are shown."""
+
+    title: str
+    findings: tuple[Finding, ...]
+
+
+def ok(name: str, value: str, **figures: float) -> Finding:
+    return Finding(name, Status.OK, value, "", figures)
+
+
+def note(name: str, value: str, advice: str, **figures: float) -> Finding:
+    return Finding(name, Status.NOTE, value, advice, figures)
+
+
+def warning(name: str, value: str, advice: str, **figures: float) -> Finding:
+    return Finding(name, Status.WARNING, value, advice, figures)
+
+
+def problem(name: str, value: str, advice: str, **figures: float) -> Finding:
+    return Finding(name, Status.PROBLEM, value, advice, figures)
+
+
+def count(sections: Iterable[Section], status: Status) -> int:
+    return sum(finding.status is status for section in sections for finding in section.findings)

@@ -1,0 +1,95 @@
+"""What the system lets a process have: shared memory, open files, locked memory, a look at its neighbours."""
+
+import resource
+
+from llmserve.doctor.finding import Finding, note, ok, problem, warning
+from llmserve.doctor.host import GIB, MIB, Host, size
+
+_DOCKER_SHM_BYTES = 64 * MIB
+_FEW_FILES = 1024
+_MANY_FILES = 8192
+_CAP_IPC_LOCK, _CAP_SYS_PTRACE = 14, 19
+_MORE_SHM = "docker run --shm-size=2g (or --ipc=host); in Kubernetes an emptyDir with medium: Memory."
+
+
+def shared_memory(size_bytes: int, free_bytes: int) -> Finding:
+    """Of the file system at /dev/shm; 0 and 0: there is none."""
+    figures = {"size_bytes": size_bytes, "free_bytes": free_bytes}
+    if not size_bytes:
+        return problem("/dev/shm", "not there", f"vLLM's processes talk through it: {_MORE_SHM}", **figures)
+    value = f"{size(free_bytes)} free of {size(size_bytes)}"
+    if size_bytes <= _DOCKER_SHM_BYTES:
+        advice = f"Docker's default: an engine that fills it is killed (SIGBUS). Make it larger: {_MORE_SHM}"
+        return problem("/dev/shm", value, advice, **figures)
+    if free_bytes < GIB / 2:
+        advice = (
+            "vLLM sets some 0.2 GiB aside there for each engine, and one that finds it full is killed "
+            f"(SIGBUS). Remove what others left there, or make it larger: {_MORE_SHM}"
+        )
+        return warning("/dev/shm", value, advice, **figures)
+    return ok("/dev/shm", value, **figures)
+
+
+def open_files(soft: int, hard: int) -> Finding:
+    """As resource.getrlimit says; RLIM_INFINITY: no limit."""
+    value = f"{_limit(soft)} (may be raised to {_limit(hard)})" if soft != hard else _limit(soft)
+    advice = "Each client's connection takes one. Before `llmserve up`: ulimit -n 65536"
+    if resource.RLIM_INFINITY in (hard, soft) or hard >= _MANY_FILES:
+        hint = advice
+    else:
+        hint = f"{advice} (which the hard limit of {hard} forbids: raise it in limits.conf or the container)"
+    if soft == resource.RLIM_INFINITY or soft >= _MANY_FILES:
+        return ok("open files", value, soft=soft, hard=hard)
+    if soft < _FEW_FILES:
+        return warning(
+            "open files", value, f"Too few for an engine and some clients. {hint}", soft=soft, hard=hard
+        )
+    return note(
+        "open files", value, f"Enough for some hundred clients at a time. {hint}", soft=soft, hard=hard
+    )
+
+
+def _limit(value: int) -> str:
+    return "unlimited" if value == resource.RLIM_INFINITY else str(value)
+
+
+def locked_memory(soft: int, capabilities: int, has_rdma: bool) -> Finding:
+    """soft: bytes, RLIM_INFINITY for no limit. RDMA pins the KV memory that it serves."""
+    if soft == resource.RLIM_INFINITY:
+        return ok("locked memory", "unlimited")
+    if capabilities >> _CAP_IPC_LOCK & 1:
+        return ok(
+            "locked memory", f"{size(soft)}, but this process is exempt (CAP_IPC_LOCK)", soft_bytes=soft
+        )
+    if not has_rdma:
+        return ok("locked memory", f"{size(soft)}; only RDMA needs more", soft_bytes=soft)
+    advice = (
+        "RDMA pins all KV memory, and registering more than this fails: ulimit -l unlimited, or "
+        "docker run --ulimit memlock=-1"
+    )
+    return problem("locked memory", size(soft), advice, soft_bytes=soft)
+
+
+def process_access(host: Host, capabilities: int) -> Finding:
+    """Whether one process of a user may read the memory of another, as the shm transport does. Where Yama
+    wants permission (1), the transport gives it itself."""
+    scope = host.text("proc/sys/kernel/yama/ptrace_scope")
+    value = f"ptrace_scope {scope}" if scope else "not restricted"
+    if scope in ("", "0", "1"):
+        return ok("process access", value)
+    if scope == "2" and capabilities >> _CAP_SYS_PTRACE & 1:
+        return ok("process access", f"{value}, and this process has CAP_SYS_PTRACE")
+    advice = (
+        "The shm transport may not read its neighbours' memory; another transport is used. To allow it: "
+        "sysctl kernel.yama.ptrace_scope=1" + (" (after a restart: 3 is final)" if scope == "3" else "")
+    )
+    return note("process access", value, advice)
+
+
+def effective_capabilities(host: Host) -> int:
+    """CapEff of this process as a bit mask; 0 when it cannot be read."""
+    for line in host.text("proc/self/status").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return int(value.strip(), 16)
+    return 0

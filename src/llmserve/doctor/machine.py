@@ -1,0 +1,123 @@
+"""Processor and memory."""
+
+import math
+from collections.abc import Sequence
+
+from llmserve.config.cores import ranges
+from llmserve.doctor.cgroup import Allowance
+from llmserve.doctor.finding import Finding, note, ok, problem, warning
+from llmserve.doctor.host import GIB, Host, size
+
+_LITTLE_BYTES = 4 * GIB  # one CPU engine with the smallest model and 1 GiB of KV takes 3.5 GiB
+_X86 = ("x86_64", "amd64")
+
+
+def system(name: str, release: str, architecture: str) -> Finding:
+    """As os.uname() says."""
+    value = f"{name} {release}, {architecture}"
+    if name != "Linux":
+        return problem("system", value, "LLMServe runs on Linux only; use a container or a virtual machine.")
+    return ok("system", value)
+
+
+def processor(host: Host, architecture: str) -> Finding:
+    """What vLLM's CPU build can use of it."""
+    info = dict(_cpu_info(host))
+    model, flags = info.get("model name", architecture), info.get("flags", "").split()
+    if architecture.lower() not in _X86 or not flags:
+        return ok("processor", model)
+    if "avx2" not in flags:
+        advice = "vLLM's CPU build needs AVX2: only the simulated engine and GPUs will run here."
+        return warning("processor", model, advice)
+    if "avx512f" not in flags:
+        return note("processor", f"{model}, AVX2", "Without AVX-512, engines on the CPU are slower.")
+    if "avx512_bf16" not in flags:
+        advice = "bfloat16 is emulated: engines on the CPU are slower."
+        return note("processor", f"{model}, AVX-512", advice)
+    return ok("processor", f"{model}, AVX-512 with bfloat16")
+
+
+def _cpu_info(host: Host) -> list[tuple[str, str]]:
+    """Of the last core."""
+    lines = (line.partition(":") for line in host.text("proc/cpuinfo").splitlines())
+    return [(name.strip(), value.strip()) for name, _, value in lines]
+
+
+def cores(affinity: Sequence[int], quota: float) -> Finding:
+    """affinity: the cores that this process may run on. quota: how many it may use at a time."""
+    value = f"{len(affinity)} ({ranges(affinity)})"
+    if quota < len(affinity):
+        advice = (
+            f"The container may use {quota:g} cores at a time, but sees {len(affinity)}: engines that bind "
+            "to more are stopped again and again. Give it whole cores (docker run --cpuset-cpus=...), or "
+            "name as many in deployment.local.cores."
+        )
+        return warning("cores", f"{value}, of which {quota:g} at a time", advice, cores=quota)
+    if len(affinity) == 1:
+        advice = "Two engines share one core: expect slow tokens."
+        return warning("cores", value, advice, cores=1)
+    return ok("cores", value, cores=len(affinity))
+
+
+def memory(host: Host, allowed: Allowance) -> Finding:
+    found = host.memory()
+    if "MemTotal" not in found:
+        return warning("memory", "unknown", "/proc/meminfo cannot be read: memory was not checked.")
+    total = min(found["MemTotal"], allowed.memory_bytes)
+    available = available_bytes(host, allowed)
+    where = (
+        "" if math.isinf(allowed.memory_bytes) or total == found["MemTotal"] else " (the container's limit)"
+    )
+    value = f"{size(available)} available of {size(total)}{where}"
+    if available < _LITTLE_BYTES:
+        advice = "An engine on the CPU takes 3.5 GiB, even with a small model: free some, or raise the limit."
+        return warning("memory", value, advice, total_bytes=total, available_bytes=available)
+    return ok("memory", value, total_bytes=total, available_bytes=available)
+
+
+def available_bytes(host: Host, allowed: Allowance) -> float:
+    """What may still be allocated without swapping; math.inf when that cannot be seen."""
+    return min(host.memory().get("MemAvailable", math.inf), allowed.left_bytes)
+
+
+def swap(host: Host) -> Finding:
+    found = host.memory()
+    total = found.get("SwapTotal", 0)
+    used = total - found.get("SwapFree", 0)
+    value = f"{size(used)} used of {size(total)}" if total else "none"
+    if used > GIB:
+        advice = (
+            "Memory was short here. Engines whose pages are swapped out stall: lower kv_cache.memory_gb, or "
+            "stop what else runs."
+        )
+        return warning("swap", value, advice, total_bytes=total, used_bytes=used)
+    return ok("swap", value, total_bytes=total, used_bytes=used)
+
+
+def huge_pages(host: Host) -> Finding:
+    """LLMServe uses transparent ones, which the kernel gives to large allocations by itself."""
+    found = host.memory()
+    page = found.get("Hugepagesize", 0)
+    total, free = found.get("HugePages_Total", 0), found.get("HugePages_Free", 0)
+    mode = _transparent_mode(host)
+    value = f"transparent: {mode}; {total} reserved, {free} free"
+    figures = {"reserved_pages": total, "free_pages": free, "page_bytes": page}
+    if free * page > found.get("MemTotal", 0) / 10:
+        advice = (
+            f"{size(free * page)} are set aside as huge pages that nobody uses, nor would LLMServe. "
+            "To give them back: sysctl vm.nr_hugepages=0"
+        )
+        return warning("huge pages", value, advice, **figures)
+    if mode == "never":
+        advice = (
+            "KV memory is mapped in 4 KiB pages, which costs some speed: "
+            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+        )
+        return note("huge pages", value, advice, **figures)
+    return ok("huge pages", value, **figures)
+
+
+def _transparent_mode(host: Host) -> str:
+    """`always [madvise] never`: the one in brackets."""
+    words = host.text("sys/kernel/mm/transparent_hugepage/enabled").split()
+    return next((word.strip("[]") for word in words if word.startswith("[")), "not there")

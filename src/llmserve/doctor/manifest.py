@@ -1,0 +1,132 @@
+"""Whether `llmserve up` would succeed with a manifest, as far as can be seen without starting it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from llmserve.config.cores import ranges
+from llmserve.config.load import load_manifest
+from llmserve.config.plan import LocalPlan, ProcessSpec
+from llmserve.config.schema import Manifest, ModelSpec
+from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound, StartFailed
+from llmserve.doctor.finding import Finding, note, ok, problem, warning
+from llmserve.doctor.host import GIB, size
+from llmserve.models.survey import Stage, Survey, survey
+from llmserve.runner.processes import Family, members
+from llmserve.runner.state import ClusterState, read_state
+
+# An engine's processes on the CPU, without KV and weights (measured: 2.1 to 2.4 GiB).
+_ENGINE_BYTES = 2.2 * GIB
+_SHOWN_ENGINES = 8
+
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[_T]):
+    """thing: what the next checks need; None when it is not to be had, as the finding says."""
+
+    finding: Finding
+    thing: _T | None = None
+
+
+def load(path: Path) -> Found[Manifest]:
+    try:
+        manifest = load_manifest(path)
+    except ManifestError as error:
+        return Found(problem("manifest", f"{path}: wrong", error.message))
+    return Found(ok("manifest", f"{path}: correct, cluster {manifest.metadata.name}"), manifest)
+
+
+def engines(
+    manifest: Manifest, gpus: Sequence[int], plan: Callable[[Manifest], LocalPlan]
+) -> Found[LocalPlan]:
+    """plan: plan_here."""
+    engine = manifest.engine
+    if engine.kind == "vllm" and engine.device == "cuda" and not gpus:
+        advice = "engine.device is cuda, and no GPU is visible here: use cpu or auto."
+        return Found(problem("engines", "no GPU", advice))
+    try:
+        planned = plan(manifest)
+    except LLMServeError as error:
+        return Found(problem("engines", "cannot be planned", error.message))
+    workers = [process for process in planned.processes if process.role.is_worker]
+    value = "; ".join(map(_share, workers[:_SHOWN_ENGINES]))
+    if len(workers) > _SHOWN_ENGINES:
+        value += f"; and {len(workers) - _SHOWN_ENGINES} more"
+    if planned.notes:
+        return Found(warning("engines", value, " ".join(planned.notes), engines=len(workers)), planned)
+    return Found(ok("engines", value, engines=len(workers)), planned)
+
+
+def _share(worker: ProcessSpec) -> str:
+    if worker.gpus:
+        return f"{worker.name} on GPU {ranges(worker.gpus)}"
+    return f"{worker.name} on core {ranges(worker.cores)}" if worker.cores else f"{worker.name} on any core"
+
+
+def ports(addresses: Sequence[str], check_free: Callable[[Sequence[str]], None]) -> Finding:
+    """addresses: HOST:PORT of the HTTP API. check_free: runner.machine's."""
+    try:
+        check_free(addresses)
+    except StartFailed as error:
+        return problem("port", "taken", f"{error.message}. Stop that, or change deployment.local.port.")
+    return ok("port", f"{', '.join(addresses)} free")
+
+
+_STILL_TO_DO = {
+    Stage.TO_CONVERT: "`llmserve up` does that once, which takes seconds to minutes.",
+    Stage.TO_DOWNLOAD: "`llmserve up` does that; it needs the network, and HF_TOKEN for a gated model.",
+}
+
+
+def model(spec: ModelSpec) -> Found[Survey]:
+    try:
+        seen = survey(spec)
+    except ModelNotFound as error:
+        return Found(problem("model", "not found", error.message))
+    figures = {"weight_bytes": seen.weight_bytes}
+    if seen.stage is Stage.READY:
+        return Found(ok("model", f"{spec.served_name}, ready, {size(seen.weight_bytes)}", **figures), seen)
+    value = f"{spec.served_name}, {seen.stage} from {seen.place}"
+    return Found(note("model", value, _STILL_TO_DO[seen.stage], **figures), seen)
+
+
+def engine_memory(manifest: Manifest, weight_bytes: int, available_bytes: float) -> Finding:
+    """Of engines on the CPU."""
+    replicas, ranks = manifest.deployment.replicas, manifest.engine.tensor_parallel
+    count = replicas.decode + (replicas.prefill if manifest.deployment.disaggregated else 0)
+    each = _ENGINE_BYTES + weight_bytes + manifest.kv_cache.memory_gb * GIB * ranks
+    value = f"about {size(count * each)} for {count} engine{'s' if count > 1 else ''}"
+    figures = {"needed_bytes": count * each, "available_bytes": available_bytes}
+    if count * each > available_bytes:
+        advice = (
+            f"Only {size(available_bytes)} are available: lower kv_cache.memory_gb (now "
+            f"{manifest.kv_cache.memory_gb:g}), or deployment.replicas."
+        )
+        return warning("engine memory", value, advice, **figures)
+    return ok("engine memory", value, **figures)
+
+
+def run_directory(run_dir: Path, living: Callable[[ClusterState], set[int]]) -> Finding:
+    """living: processes of a cluster, `processes_of`."""
+    try:
+        state = read_state(run_dir)
+    except LLMServeError as error:
+        return note("run directory", str(run_dir), f"{error.message}. The next `llmserve up` removes it.")
+    if state is None:
+        return ok("run directory", f"{run_dir}: nothing left of an earlier run")
+    if state.is_running:
+        return ok("run directory", f"{run_dir}: in use by the running cluster")
+    pids = sorted(living(state))
+    value = f"{run_dir}: left by a run that was killed (pid {state.pid})"
+    if pids:
+        advice = f"Processes of it still run: {', '.join(map(str, pids))}. The next `llmserve up` ends them."
+        return warning("run directory", value, advice, processes=len(pids))
+    return note("run directory", value, "The next `llmserve up` removes it.", processes=0)
+
+
+def processes_of(state: ClusterState) -> set[int]:
+    return members(Family(f"{state.cluster_id}/", frozenset()))

@@ -1,0 +1,168 @@
+"""Bytes over a process group of two, in pieces: copying and sending overlap."""
+
+import itertools
+import re
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from llmserve.core.errors import TransferError
+from llmserve.transfer.base import Region, Spans
+from llmserve.transfer.collective.backend import SILENCE, Backend, Message, Pair
+from llmserve.transfer.collective.rows import gather, scatter
+from llmserve.transfer.collective.store import make_store
+from llmserve.transfer.spans import coalesce, split
+
+PIECE_BYTES = 8 << 20
+_REASON_SECONDS = 1.0
+DEPTH = 3  # pieces in flight, each with staging memory of its own where it needs some
+
+
+class GroupCarriers:
+    connections = 2
+    answer_seconds: float | None = SILENCE.total_seconds()
+
+    def __init__(self, backend: Backend) -> None:
+        self.name = backend.name
+        self._backend = backend
+
+    def open(self, sock: socket.socket, regions: Sequence[Region], rank: int) -> "GroupCarrier":
+        store = make_store(sock)
+        self._agree(store, rank)
+        try:
+            pair = self._backend.pair(store, rank)
+            carrier = GroupCarrier(self._backend, pair, store, regions, sock)
+            carrier.prove(rank)
+        except RuntimeError as error:
+            raise TransferError(_brief(error)) from error
+        store.seal()
+        return carrier
+
+    def close(self) -> None:
+        self._backend.close()
+
+    def _agree(self, store: Any, rank: int) -> None:
+        """Ends that cut differently, or whose torch speaks differently, would crash each other."""
+        mine = f"{self._backend.identity}, pieces of {PIECE_BYTES} bytes"
+        store.set(f"identity of {rank}", mine)
+        theirs = store.get(f"identity of {1 - rank}").decode(errors="replace")
+        if theirs != mine:
+            raise TransferError(f"the peer runs {theirs[:200]}; this process {mine}")
+
+
+class _Piece(NamedTuple):
+    spans: Spans
+    tensor: Any  # the piece itself where it lies in one place, else staging memory
+    in_place: bool
+    acknowledged: bool  # its turn in staging memory comes again within this request
+
+
+class GroupCarrier:
+    """Both ends cut the bytes of a request into the same pieces, whatever their spans are."""
+
+    def __init__(
+        self, backend: Backend, pair: Pair, store: Any, regions: Sequence[Region], sock: socket.socket
+    ) -> None:
+        self._backend = backend
+        self._pair: Pair | None = pair
+        self._store = store  # lives as long as the group
+        self._regions = [backend.map(region) for region in regions]
+        self._socket = sock
+        self._staging: list[Any] = []
+        self._unsettled: deque[Message] = deque()
+        self._was_cut = False
+
+    def prove(self, rank: int) -> None:
+        """Sends one byte; NCCL also needs it, since it meets, over the store, at the first message."""
+        byte = self._backend.staging(1)
+        with self._guarded() as pair:
+            message = pair.send(byte, True) if rank == 0 else pair.receive(byte, True)
+            message.wait()
+
+    def send(self, spans: Spans) -> None:
+        with self._guarded() as pair:
+            for piece in self._pieces(spans):
+                if len(self._unsettled) == DEPTH:
+                    self._unsettled.popleft().wait()
+                if not piece.in_place:
+                    gather(self._backend.copier, self._regions, piece.spans, piece.tensor)
+                self._unsettled.append(pair.send(piece.tensor, piece.acknowledged))
+
+    def settle(self) -> None:
+        with self._guarded():
+            while self._unsettled:
+                self._unsettled.popleft().wait()
+
+    def receive(self, spans: Spans, ask: Callable[[], None], confirm: Callable[[], None]) -> None:
+        with self._guarded() as pair:
+            ask()
+            try:
+                self._receive(pair, spans)
+            except RuntimeError:
+                self._socket.settimeout(_REASON_SECONDS)
+                confirm()  # a peer that refuses ends the group, and has said why
+                raise
+            confirm()
+
+    def _receive(self, pair: Pair, spans: Spans) -> None:
+        posted = ((pair.receive(piece.tensor, piece.acknowledged), piece) for piece in self._pieces(spans))
+        flying = deque(itertools.islice(posted, DEPTH))
+        while flying:
+            message, piece = flying.popleft()
+            message.wait()
+            if not piece.in_place:
+                scatter(self._backend.copier, piece.tensor, self._regions, piece.spans)
+            flying.extend(itertools.islice(posted, 1))
+
+    def cut(self) -> None:
+        self._was_cut = True
+        if self._pair is not None:
+            self._pair.cut()
+
+    def close(self) -> None:
+        """The group ends with the last reference to it."""
+        if self._unsettled:
+            self.cut()
+            self._unsettled.clear()
+        self._pair = self._store = None
+        self._staging.clear()
+        self._regions.clear()
+
+    def _pieces(self, spans: Spans) -> Iterator[_Piece]:
+        last = (spans.total_bytes - 1) // PIECE_BYTES
+        for number, piece in enumerate(split(coalesce(spans), PIECE_BYTES)):
+            in_place = len(piece.lengths) == 1
+            if in_place:
+                start, size = int(piece.offsets[0]), int(piece.lengths[0])
+                tensor = self._regions[piece.regions[0]][start : start + size]
+            else:
+                tensor = self._slot(number % DEPTH)[: piece.total_bytes]
+            yield _Piece(piece, tensor, in_place, number + DEPTH <= last)
+
+    def _slot(self, slot: int) -> Any:
+        while len(self._staging) <= slot:
+            self._staging.append(self._backend.staging(PIECE_BYTES))
+        return self._staging[slot]
+
+    @contextmanager
+    def _guarded(self) -> Iterator[Pair]:
+        """When it is left nothing is in flight, whatever went wrong. A message that was cut may look
+        as if it had come (NCCL's do), so the cut itself is asked for."""
+        assert self._pair is not None, "open"
+        with self._backend.stream():
+            try:
+                yield self._pair
+                if self._was_cut:
+                    raise TransferError(f"{self._backend.name}: cut")
+            except BaseException as error:
+                self.cut()
+                if isinstance(error, RuntimeError):
+                    raise TransferError(f"{self._backend.name}: {_brief(error)}") from error
+                raise
+
+
+def _brief(error: RuntimeError) -> str:
+    """Without the place in torch's sources and the advice after it."""
+    return re.sub(r"^\[[^\]]*\] ", "", str(error)).split(". ", 1)[0]

@@ -1,0 +1,184 @@
+"""Any transport with faults injected: for tests, and to try out a cluster's fallbacks."""
+
+import ctypes
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llmserve.core.clock import Clock, SystemClock
+from llmserve.core.errors import TransferError
+from llmserve.transfer.base import (
+    Batch,
+    PeerName,
+    Region,
+    Spans,
+    Transfer,
+    TransferState,
+    TransferStatus,
+    Transport,
+)
+from llmserve.transfer.faults import Die, Fault, FaultPlan, Faults
+
+_log = logging.getLogger(__name__)
+_RUNNING = TransferStatus(TransferState.RUNNING)
+
+
+@dataclass(eq=False, slots=True)
+class FaultyTransfer:
+    """inner: what is copied, and result how that stands. Once it has ended: not_before is when that
+    may be seen, failure is what is reported instead, flips are addresses of bytes to invert."""
+
+    peer: PeerName
+    inner: Transfer
+    not_before: float = -math.inf
+    failure: str = ""
+    flips: tuple[int, ...] = ()
+    result: TransferStatus = _RUNNING
+
+    def fail(self, reason: str) -> None:
+        self.not_before = -math.inf
+        self.failure = reason
+
+
+class FaultyTransport:
+    """Owns the inner transport, and has its name. Without faults it is no different from it."""
+
+    def __init__(self, inner: Transport, plan: FaultPlan, clock: Clock | None = None) -> None:
+        self.name = inner.name
+        self.needs_progress = inner.needs_progress
+        self.faults = Faults(plan, inner.name)
+        self._inner = inner
+        self._clock = clock or SystemClock()
+        self._addresses: tuple[int, ...] = ()
+        self._running: set[FaultyTransfer] = set()
+
+    def register(self, regions: Sequence[Region]) -> None:
+        self._fail_all("the memory was registered anew")
+        self._inner.register(regions)
+        self._addresses = tuple(region.address for region in regions)
+
+    def describe(self) -> bytes:
+        return self._inner.describe()
+
+    def connect(self, description: bytes) -> PeerName:
+        return self._inner.connect(description)
+
+    def disconnect(self, peer: PeerName) -> None:
+        self._inner.disconnect(peer)
+
+    def read(self, peer: PeerName, batch: Batch) -> Transfer:
+        struck = self._draw(peer)
+        transfer = self._start(self._inner.read, peer, batch, struck)
+        if die := struck.get(Fault.CORRUPT):
+            transfer.flips = self._bytes_to_flip(batch.local, die)
+        return transfer
+
+    def write(self, peer: PeerName, batch: Batch) -> Transfer:
+        struck = self._draw(peer)
+        if die := struck.get(Fault.CORRUPT):
+            batch = _with_a_piece_lost(batch, die)
+        return self._start(self._inner.write, peer, batch, struck)
+
+    def poll(self, transfer: Transfer) -> TransferStatus:
+        assert isinstance(transfer, FaultyTransfer), "a transfer of this transport"
+        if transfer.result.state is TransferState.RUNNING:
+            transfer.result = self._inner.poll(transfer.inner)
+        if transfer.result.state is TransferState.RUNNING or self._clock.now() < transfer.not_before:
+            return _RUNNING
+        self._running.discard(transfer)
+        return _outcome(transfer)
+
+    def progress(self) -> None:
+        self._inner.progress()
+
+    def cancel(self, transfer: Transfer) -> None:
+        assert isinstance(transfer, FaultyTransfer), "a transfer of this transport"
+        if transfer.result.state is TransferState.RUNNING:
+            self._inner.cancel(transfer.inner)
+        self._running.discard(transfer)
+
+    def close(self) -> None:
+        self._fail_all("the transport was closed")
+        self._inner.close()
+
+    # -- inside
+
+    def _draw(self, peer: PeerName) -> Mapping[Fault, Die]:
+        """What strikes the next transfer. Errors: TransferError when that is not to begin."""
+        struck = self.faults.draw()
+        if struck:
+            _log.info("transport %s: injected %s", self.name, ", ".join(struck))
+        if Fault.DROP_PEER in struck:
+            self._drop(peer)
+        for fault in (Fault.DROP_PEER, Fault.FAIL_SUBMIT):
+            if fault in struck:
+                raise TransferError(self._reason(fault))
+        return struck
+
+    def _start(
+        self,
+        submit: Callable[[PeerName, Batch], Transfer],
+        peer: PeerName,
+        batch: Batch,
+        struck: Mapping[Fault, Die],
+    ) -> FaultyTransfer:
+        transfer = FaultyTransfer(peer, submit(peer, batch))
+        if die := struck.get(Fault.DELAY):
+            transfer.not_before = self._clock.now() + die.rule.seconds
+        if Fault.STALL in struck:
+            transfer.not_before = math.inf
+        if Fault.FAIL_POLL in struck:
+            transfer.failure = self._reason(Fault.FAIL_POLL)
+        self._running.add(transfer)
+        return transfer
+
+    def _drop(self, peer: PeerName) -> None:
+        for transfer in self._running:
+            if transfer.peer == peer:
+                transfer.fail(self._reason(Fault.DROP_PEER))
+        self._inner.disconnect(peer)
+
+    def _fail_all(self, reason: str) -> None:
+        """They are seen to fail even where the inner transport has copied everything: what ends a
+        transfer here may touch its memory."""
+        for transfer in self._running:
+            transfer.fail(f"{self.name}: {reason}")
+
+    def _bytes_to_flip(self, spans: Spans, die: Die) -> tuple[int, ...]:
+        filled = np.flatnonzero(spans.lengths)
+        if not len(filled):
+            return ()
+        piece = filled[die.choose(len(filled))]
+        start = self._addresses[spans.regions[piece]] + int(spans.offsets[piece])
+        return (start + die.choose(int(spans.lengths[piece])),)
+
+    def _reason(self, fault: Fault) -> str:
+        return f"{self.name}: injected fault: {fault}"
+
+
+def _outcome(transfer: FaultyTransfer) -> TransferStatus:
+    if transfer.result.state is TransferState.FAILED:
+        return transfer.result
+    if transfer.failure:
+        return TransferStatus(TransferState.FAILED, transfer.failure)
+    for address in transfer.flips:
+        ctypes.c_ubyte.from_address(address).value ^= 0xFF
+    return transfer.result
+
+
+def _with_a_piece_lost(batch: Batch, die: Die) -> Batch:
+    """Empties a piece. The source of a write stays as it is: its owner may be reading it."""
+    filled = np.flatnonzero(batch.local.lengths)
+    if not len(filled) or batch.local.lengths.shape != batch.remote.lengths.shape:
+        return batch
+    piece = filled[die.choose(len(filled))]
+    return Batch(_emptied(batch.local, piece), _emptied(batch.remote, piece))
+
+
+def _emptied(spans: Spans, piece: int) -> Spans:
+    lengths = spans.lengths.copy()
+    lengths[piece] = 0
+    return replace(spans, lengths=lengths)

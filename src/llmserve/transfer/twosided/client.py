@@ -1,0 +1,200 @@
+"""The asking half: streams to one peer, each a thread with a line."""
+
+import queue
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llmserve.core.errors import TransferError
+from llmserve.transfer.base import PeerName, Region, Spans, TransferState, TransferStatus
+from llmserve.transfer.twosided import wire
+from llmserve.transfer.twosided.carrier import Carriers
+from llmserve.transfer.twosided.line import Line
+
+_DIAL_SECONDS = 2.0
+_JOIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a description says."""
+
+    host: str
+    port: int
+    token: bytes
+    generation: int
+    region_lengths: tuple[int, ...]
+
+
+@dataclass(eq=False, slots=True)
+class TwoSidedTransfer:
+    """One batch. `status` is written by its stream only; `ended` is set after the last touch of
+    local memory."""
+
+    operation: wire.Operation
+    remote: Spans
+    local: Spans
+    stream: "Stream | None" = None
+    cancelled: bool = False
+    status: TransferStatus = field(default_factory=lambda: TransferStatus(TransferState.RUNNING))
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def end(self, state: TransferState, reason: str = "") -> None:
+        self.status = TransferStatus(state, reason)
+        self.ended.set()
+
+
+class Peer:
+    """The streams to one peer, over the given regions of this process. A batch goes to a stream that
+    is idle, to a new one while there are few, else to the one with the shortest queue."""
+
+    def __init__(
+        self, name: PeerName, address: Address, regions: Sequence[Region], carriers: Carriers
+    ) -> None:
+        """Blocks until the peer has accepted a connection. Errors: TransferError."""
+        self.name = name
+        self.address = address
+        self._regions = regions
+        self._carriers = carriers
+        self._streams = [Stream(address, regions, carriers, dial(address, regions, carriers))]
+
+    def submit(self, transfer: TwoSidedTransfer) -> None:
+        stream = min(self._streams, key=lambda stream: stream.load)
+        if stream.load and len(self._streams) < self._carriers.connections:
+            stream = Stream(self.address, self._regions, self._carriers, None)
+            self._streams.append(stream)
+        transfer.stream = stream
+        stream.submit(transfer)
+
+    def use(self, regions: Sequence[Region]) -> None:
+        """From now on these regions. Transfers in flight end as FAILED; when it returns the former
+        regions are no longer touched."""
+        self.close()
+        self._regions = regions
+        self._streams = [Stream(self.address, regions, self._carriers, None)]
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.stop()
+        for stream in self._streams:
+            stream.join()
+
+
+class Stream:
+    """Runs its transfers one after the other. A line that breaks fails the transfer that used it;
+    the next one dials again."""
+
+    def __init__(
+        self, address: Address, regions: Sequence[Region], carriers: Carriers, line: Line | None
+    ) -> None:
+        self._address = address
+        self._regions = regions
+        self._carriers = carriers
+        self._line = line
+        self._queue: queue.SimpleQueue[TwoSidedTransfer | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._current: TwoSidedTransfer | None = None
+        self._stopping = False
+        self.load = 0  # transfers not ended; written under the lock
+        self._thread = threading.Thread(target=self._run, name=f"kv-{carriers.name}-stream", daemon=True)
+        self._thread.start()
+
+    def submit(self, transfer: TwoSidedTransfer) -> None:
+        with self._lock:
+            self.load += 1
+        self._queue.put(transfer)
+
+    def cancel(self, transfer: TwoSidedTransfer) -> None:
+        """When it returns the transfer touches no local memory. Errors: TransferError if its thread
+        does not let go (never seen; the memory must then be taken for lost)."""
+        with self._lock:
+            transfer.cancelled = True
+            if self._current is not transfer:
+                return
+            self._hang_up()
+        if not transfer.ended.wait(_JOIN_SECONDS):
+            raise TransferError(f"{self._carriers.name}: a cancelled transfer does not end")
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopping = True
+            self._hang_up()
+        self._queue.put(None)
+
+    def join(self) -> None:
+        self._thread.join(_JOIN_SECONDS)
+
+    def _hang_up(self) -> None:
+        """Under the lock."""
+        if self._line is not None:
+            self._line.hang_up()
+
+    def _run(self) -> None:
+        while (transfer := self._queue.get()) is not None:
+            failure = self._attempt(transfer)
+            with self._lock:  # a cancel that came too late has hung up all the same
+                self._current = None
+                self.load -= 1
+            if failure or transfer.cancelled:
+                self._drop_line()
+            transfer.end(TransferState.FAILED if failure else TransferState.DONE, failure)
+        self._drop_line()
+
+    def _attempt(self, transfer: TwoSidedTransfer) -> str:
+        """Why it failed; empty when it did not."""
+        try:
+            self._perform(transfer)
+        except TransferError as error:
+            return error.message
+        except OSError as error:
+            return f"{self._carriers.name}: {error}"
+        return ""
+
+    def _perform(self, transfer: TwoSidedTransfer) -> None:
+        if transfer.cancelled or self._stopping:
+            raise TransferError("cancelled")
+        line = self._line or dial(self._address, self._regions, self._carriers)
+        with self._lock:
+            self._line = line
+            if transfer.cancelled or self._stopping:
+                raise TransferError("cancelled")
+            self._current = transfer
+
+        def ask() -> None:
+            wire.send_request(line.socket, transfer.operation, transfer.remote)
+
+        def confirm() -> None:
+            wire.receive_reply(line.socket)
+
+        if transfer.operation is wire.Operation.READ:
+            line.carrier.receive(transfer.local, ask, confirm)
+            return
+        ask()
+        confirm()
+        line.carrier.send(transfer.local)
+        confirm()
+        line.carrier.settle()
+
+    def _drop_line(self) -> None:
+        with self._lock:
+            line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+
+def dial(address: Address, regions: Sequence[Region], carriers: Carriers) -> Line:
+    """A greeted line. Errors: TransferError."""
+    line: Line | None = None
+    try:
+        line = Line(socket.create_connection((address.host, address.port), timeout=_DIAL_SECONDS))
+        wire.tune(line.socket)
+        wire.send_greeting(line.socket, address.token, address.generation)
+        wire.receive_reply(line.socket)
+        line.open(carriers, regions, rank=0)
+        line.socket.settimeout(carriers.answer_seconds)
+    except (OSError, TransferError) as error:
+        if line is not None:
+            line.close()
+        raise TransferError(f"{carriers.name}: {address.host}:{address.port}: {error}") from error
+    return line

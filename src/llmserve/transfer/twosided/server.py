@@ -1,0 +1,141 @@
+"""The serving half: a listening socket and a thread for each connected peer."""
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Sequence
+
+from llmserve.core.errors import TransferError, TransportUnavailable
+from llmserve.transfer.base import Region
+from llmserve.transfer.spans import check_bounds
+from llmserve.transfer.twosided import wire
+from llmserve.transfer.twosided.carrier import Carriers
+from llmserve.transfer.twosided.line import Line
+
+_log = logging.getLogger(__name__)
+_GREETING_SECONDS = 5.0
+_JOIN_SECONDS = 10.0
+_ACCEPT_RETRY_SECONDS = 0.1
+_MAX_CONNECTIONS = 1024
+
+
+class Server:
+    """Serves one generation of registered memory at a time. Threads: `serve` and `close` are
+    called by the owner of the transport; connections run on their own threads."""
+
+    def __init__(self, host: str, token: bytes, carriers: Carriers) -> None:
+        """Errors: TransportUnavailable."""
+        self._token = token
+        self._carriers = carriers
+        self._generation = 0
+        self._regions: Sequence[Region] = ()
+        self._lock = threading.Lock()
+        self._lines: dict[Line, threading.Thread] = {}
+        self._closed = threading.Event()
+        try:
+            self._listener = socket.create_server((host, 0), backlog=128)
+        except OSError as error:
+            raise TransportUnavailable(f"{carriers.name}: cannot listen on {host}: {error}") from error
+        self.port: int = self._listener.getsockname()[1]
+        self._acceptor = threading.Thread(target=self._accept, name=f"kv-{carriers.name}-accept", daemon=True)
+        self._acceptor.start()
+
+    def serve(self, regions: Sequence[Region]) -> int:
+        """Replaces the memory; returns its generation. When it returns the old memory is no longer
+        touched: the peers that were connected have lost their connection."""
+        with self._lock:
+            self._generation += 1
+            self._regions = regions
+        self._drop_lines()
+        return self._generation
+
+    def close(self) -> None:
+        self._closed.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join(_JOIN_SECONDS)
+        self._listener.close()
+        self._drop_lines()
+
+    def _drop_lines(self) -> None:
+        with self._lock:
+            dropped = dict(self._lines)
+        for line in dropped:
+            line.hang_up()
+        for thread in dropped.values():
+            thread.join(_JOIN_SECONDS)
+        with self._lock:
+            self._forget_ended()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                if self._closed.wait(_ACCEPT_RETRY_SECONDS):
+                    return
+                continue  # out of file descriptors, or the peer gave up
+            line = Line(connection)
+            name = f"kv-{self._carriers.name}-serve"
+            thread = threading.Thread(target=self._run, args=(line,), name=name, daemon=True)
+            with self._lock:
+                self._forget_ended()
+                if admitted := not self._closed.is_set() and len(self._lines) < _MAX_CONNECTIONS:
+                    self._lines[line] = thread
+                    thread.start()
+            if not admitted:
+                line.close()
+
+    def _forget_ended(self) -> None:
+        """Under the lock. A thread does not forget itself: `close` must find it to join it."""
+        ended = [line for line, thread in self._lines.items() if not thread.is_alive()]
+        for line in ended:
+            del self._lines[line]
+
+    def _run(self, line: Line) -> None:
+        try:
+            wire.tune(line.socket)
+            lengths = self._greet(line)
+            while True:
+                self._answer(line, lengths)
+        except TransferError as error:
+            _log.warning("%s: a connection ended: %s", self._carriers.name, error)
+        except OSError:
+            pass  # the peer has left; it knows what it has not received
+        finally:
+            line.close()
+
+    def _greet(self, line: Line) -> Sequence[int]:
+        """Opens the carrier; the lengths of the regions that it serves."""
+        line.socket.settimeout(_GREETING_SECONDS)
+        token, generation = wire.receive_greeting(line.socket)
+        with self._lock:
+            current, regions = self._generation, self._regions
+        if token != self._token or generation != current:
+            reason = "this is another process" if token != self._token else "its memory was registered anew"
+            wire.refuse(line.socket, reason)
+            raise TransferError(f"a peer has an old description: {reason}")
+        wire.accept(line.socket)
+        line.open(self._carriers, regions, rank=1)
+        line.socket.settimeout(None)
+        return [region.length_bytes for region in regions]
+
+    def _answer(self, line: Line, lengths: Sequence[int]) -> None:
+        operation, spans = wire.receive_request(line.socket)
+        line.carrier.settle()
+        try:
+            check_bounds(spans, lengths, "remote")
+        except TransferError as error:
+            wire.refuse(line.socket, error.message)
+            raise
+        if operation is wire.Operation.READ:
+            wire.accept(line.socket)
+            line.carrier.send(spans)
+            return
+        line.carrier.receive(spans, lambda: wire.accept(line.socket), _agreed)
+        wire.accept(line.socket)
+
+
+def _agreed() -> None:
+    """A client that writes has nothing to refuse."""

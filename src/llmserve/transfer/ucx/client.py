@@ -1,0 +1,210 @@
+"""The asking half: batches to one peer, in parts, few of them at a time."""
+
+import json
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from llmserve.core.errors import TransferError
+from llmserve.transfer.base import Batch, TransferState, TransferStatus
+from llmserve.transfer.ucx import wire
+from llmserve.transfer.ucx.link import Flow, Link, Memory
+from llmserve.transfer.ucx.loop import Loop
+
+DIAL_SECONDS = 2.0
+_CANCEL_SECONDS = 1.0
+_PARTS_IN_FLIGHT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a description says."""
+
+    worker: bytes
+    token: str
+    generation: int
+    region_lengths: tuple[int, ...]
+
+
+@dataclass(eq=False, slots=True)
+class UcxTransfer:
+    """One batch. Written on the loop's thread only; `ended` is set after the last touch of local memory."""
+
+    operation: wire.Kind
+    memory: Memory
+    parts: deque[Batch]
+    moving: int = 0
+    failure: str = ""
+    cancelled_at: float | None = None
+    status: TransferStatus = field(default_factory=lambda: TransferStatus(TransferState.RUNNING))
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def fail(self, reason: str) -> None:
+        """No more parts; it ends when those that move have."""
+        self.failure = self.failure or reason
+        self.parts.clear()
+        self.end_if_idle()
+
+    def cancel(self) -> None:
+        """What moves may land; if it does not soon, its connection is given up."""
+        if self.cancelled_at is None:
+            self.cancelled_at = time.monotonic()
+            self.fail("cancelled")
+
+    def end_if_idle(self) -> None:
+        if self.moving or self.parts or self.ended.is_set():
+            return
+        state = TransferState.FAILED if self.failure else TransferState.DONE
+        self.status = TransferStatus(state, f"ucx: {self.failure}" if self.failure else "")
+        self.ended.set()
+
+
+@dataclass(slots=True)
+class _Part:
+    """confirmed: the peer has nothing more to say about it."""
+
+    transfer: UcxTransfer
+    batch: Batch
+    flow: Flow | None
+    confirmed: bool
+
+
+class Connection:
+    """The asker's end. Lives on the loop's thread; `settled` is set once it is open or lost."""
+
+    def __init__(self, loop: Loop, address: Address) -> None:
+        """Says hello. Errors: TransferError when the peer's address leads nowhere."""
+        self.number = loop.next_number()
+        self.lost = ""
+        self.settled = threading.Event()
+        self._link = Link(self.number, loop.worker.connect(address.worker))
+        self._open = False
+        self._deadline = time.monotonic() + DIAL_SECONDS
+        self._waiting: deque[UcxTransfer] = deque()
+        self._parts: dict[int, _Part] = {}
+        self._last_part = 0
+        hello = {
+            "token": address.token,
+            "generation": address.generation,
+            "worker": wire.pack_address(loop.worker.address),
+        }
+        self._link.tell(wire.Kind.HELLO, self.number, json.dumps(hello).encode())
+        loop.add(self)
+
+    def submit(self, transfer: UcxTransfer) -> None:
+        self._waiting.append(transfer)
+
+    @property
+    def busy(self) -> bool:
+        return bool(not self.settled.is_set() or self._waiting or self._parts or self.lost)
+
+    @property
+    def gone(self) -> bool:
+        return bool(self.lost) and not self._parts and self._link.quiet
+
+    def deliver(self, message: wire.Message) -> None:
+        if self.lost:
+            return
+        if message.kind is wire.Kind.WELCOME:
+            self._link.peer_number = message.part
+            self._open = True
+            self.settled.set()
+        elif message.kind is wire.Kind.REFUSED:
+            self.lose(f"refused by the peer: {message.body.decode(errors='replace')}")
+        elif message.kind is wire.Kind.BYE:
+            self.lose("the peer has left")
+        elif part := self._parts.get(message.part):
+            self._go_on(message, part)
+
+    def advance(self, now: float) -> bool:
+        if not self.lost:
+            self._check(now)
+        worked = self._collect()
+        while self._open and not self.lost and self._waiting and len(self._parts) < _PARTS_IN_FLIGHT:
+            worked = True
+            self._start_next()
+        return worked
+
+    def lose(self, reason: str) -> None:
+        if self.lost:
+            return
+        self.lost = reason
+        if self._open:
+            self._link.tell(wire.Kind.BYE)
+        self._link.close()
+        for transfer in [*self._waiting, *(part.transfer for part in self._parts.values())]:
+            transfer.fail(reason)
+        self._waiting.clear()
+        self.settled.set()
+
+    def _check(self, now: float) -> None:
+        overdue = now - _CANCEL_SECONDS
+        if not self._link.alive:
+            self.lose("the connection broke")
+        elif not self._open and now > self._deadline:
+            self.lose(f"no answer within {DIAL_SECONDS:g} s")
+        elif any((part.transfer.cancelled_at or now) < overdue for part in self._parts.values()):
+            self.lose("a cancelled transfer did not end")
+
+    def _collect(self) -> bool:
+        ended = [number for number, part in self._parts.items() if self._has_ended(part)]
+        for number in ended:
+            part = self._parts.pop(number)
+            part.transfer.moving -= 1
+            part.transfer.end_if_idle()
+        return bool(ended)
+
+    def _has_ended(self, part: _Part) -> bool:
+        if part.flow is None or not part.flow.over():
+            return part.flow is None and bool(self.lost)
+        if part.flow.failure:
+            self.lose(part.flow.failure)
+        return part.confirmed or bool(self.lost)
+
+    def _start_next(self) -> None:
+        transfer = self._waiting[0]
+        if transfer.parts:
+            self._last_part += 1
+            self._ask(self._last_part, transfer, transfer.parts.popleft())
+        if not transfer.parts:
+            self._waiting.popleft()
+
+    def _ask(self, number: int, transfer: UcxTransfer, batch: Batch) -> None:
+        """A read's receives are posted while the request travels, before this side looks at its network."""
+        reads = transfer.operation is wire.Kind.READ
+        self._link.tell(transfer.operation, number, wire.pack_spans(batch.remote))
+        flow = self._link.receive(number, transfer.memory.pieces(batch.local)) if reads else None
+        self._parts[number] = _Part(transfer, batch, flow, confirmed=reads)
+        transfer.moving += 1
+
+    def _go_on(self, message: wire.Message, part: _Part) -> None:
+        if message.kind is wire.Kind.READY and part.flow is None:
+            part.flow = self._link.send(message.part, part.transfer.memory.pieces(part.batch.local))
+        elif message.kind is wire.Kind.DONE:
+            part.confirmed = True
+
+
+class Client:
+    """The connections of one transport. Lives on the loop's thread."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._connections: dict[str, Connection] = {}
+
+    def connect(self, name: str, address: Address) -> Connection:
+        """The connection, made anew when it was lost. Errors: TransferError."""
+        connection = self._connections.get(name)
+        if connection is None or connection.lost:
+            connection = self._connections[name] = Connection(self._loop, address)
+        return connection
+
+    def submit(self, name: str, address: Address, transfer: UcxTransfer) -> None:
+        try:
+            self.connect(name, address).submit(transfer)
+        except TransferError as error:
+            transfer.fail(error.message)
+
+    def disconnect(self, name: str, reason: str) -> None:
+        if connection := self._connections.pop(name, None):
+            connection.lose(reason)

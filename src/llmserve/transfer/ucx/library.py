@@ -1,0 +1,200 @@
+"""The only place that touches ucxx: what the transport uses of it, typed, its errors mapped."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmserve.core.errors import TransferError, TransportUnavailable
+
+Bytes = npt.NDArray[np.uint8]
+RELEASE = "0.52"
+_INSTALL = "pip install 'llmserve[ucx]'"
+# Read once, when the library is loaded; an operator's own setting wins.
+_AT_LOAD = {
+    "UCX_DEBUG_SIGNO": "0",  # it would take SIGHUP from the process
+    "UCX_LOG_FILE": "stderr",  # not stdout
+    "UCX_MEMTYPE_CACHE": "n",  # as ucxx wants it; it sets this too late itself
+}
+_DEFAULTS = {  # an operator's UCX_TLS and so on win
+    "TLS": "^sm",
+    "TCP_TX_SEG_SIZE": "256K",  # twice the throughput of 8K
+    "TCP_RX_SEG_SIZE": "256K",
+    "KEEPALIVE_INTERVAL": "2s",
+}
+_REQUIRED = {"RNDV_THRESH": "4K", "RCACHE_ENABLE": "y"}  # see the package's docstring
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """ucxx, loaded: the names that are used of it."""
+
+    api: Any
+    array: Any
+    tag: Any
+    tag_mask: Any
+
+    @property
+    def ucx_version(self) -> str:
+        return ".".join(map(str, self.api.get_ucx_version()))
+
+    def make_worker(self, options: dict[str, str]) -> tuple[Any, Any]:
+        context = self.api.UCXContext(options, (self.api.Feature.TAG, self.api.Feature.WAKEUP))
+        worker = self.api.UCXWorker(context)
+        worker.init_blocking_progress_mode()
+        return context, worker
+
+
+class Request:
+    """A message on its way, or one that could not start. Its buffer is in use until it is over."""
+
+    def __init__(self, request: Any, buffer: Bytes, failure: str = "") -> None:
+        self._request = request
+        self._failure = failure
+        self.buffer = buffer
+
+    @property
+    def over(self) -> bool:
+        return bool(self._failure or self._request.completed)
+
+    @property
+    def failure(self) -> str:
+        """Of one that is over; empty when it arrived."""
+        try:
+            if not self._failure:
+                self._request.check_error()
+        except Exception as error:  # ucxx raises classes of its own, which derive from Exception
+            self._failure = describe(error)
+        return self._failure
+
+
+class Endpoint:
+    """A way to the worker of another process."""
+
+    def __init__(self, library: Library, endpoint: Any) -> None:
+        self._library = library
+        self._endpoint = endpoint
+
+    @property
+    def alive(self) -> bool:
+        return bool(self._endpoint.alive)
+
+    def send(self, buffer: Bytes, tag: int) -> Request:
+        return self._post(self._endpoint.tag_send, buffer, tag)
+
+    def receive(self, buffer: Bytes, tag: int) -> Request:
+        return self._post(self._endpoint.tag_recv, buffer, tag)
+
+    def close(self) -> None:
+        """At once: what is on its way ends soon as failed. Idempotent."""
+        with contextlib.suppress(Exception):  # a dead peer is what it is closed for
+            self._endpoint.close_blocking()
+
+    def _post(self, operation: Any, buffer: Bytes, tag: int) -> Request:
+        try:
+            return Request(operation(self._library.array(buffer), self._library.tag(tag)), buffer)
+        except Exception as error:
+            return Request(None, buffer, describe(error))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Arrival:
+    """A message that no receive was waiting for."""
+
+    tag: int
+    request: Request
+
+
+class Worker:
+    """One UCX context and worker. All methods belong to one thread at a time."""
+
+    def __init__(self) -> None:
+        """Errors: TransportUnavailable with the reason."""
+        self._library = library = load()
+        self.ucx_version = library.ucx_version
+        options = {name: value for name, value in _DEFAULTS.items() if f"UCX_{name}" not in os.environ}
+        try:
+            self._context, self._worker = library.make_worker({**options, **_REQUIRED})
+            self.event_fd: int = self._worker.epoll_file_descriptor
+            self.address = bytes(self._worker.address.tobytes())
+        except Exception as error:
+            raise TransportUnavailable(f"ucx: no worker: {_explain(error)}") from error
+
+    def progress(self) -> None:
+        self._worker.progress()
+
+    def arm(self) -> bool:
+        """Whether the event descriptor will tell of what comes next; if not, progress again."""
+        return bool(self._worker.arm())
+
+    def connect(self, address: bytes) -> Endpoint:
+        """Does not wait for the peer. Errors: TransferError when the address is of no use."""
+        try:
+            endpoint = self._worker.create_endpoint_from_worker_address(
+                self._library.api.UCXAddress.create_from_buffer(address), True
+            )
+        except Exception as error:
+            raise TransferError(f"ucx: {describe(error)}") from error
+        return Endpoint(self._library, endpoint)
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """Takes the messages that nobody waits for."""
+        any_tag, no_bits = self._library.tag(0), self._library.tag_mask(0)
+        while (found := self._worker.tag_probe(any_tag, no_bits, True)).matched:
+            buffer = np.empty(found.length, np.uint8)
+            request = self._worker.tag_recv_with_handle(self._library.array(buffer), found)
+            yield Arrival(int(found.sender_tag.value), Request(request, buffer))
+
+    def close(self) -> None:
+        """After the endpoints."""
+        del self._worker, self._context
+
+
+def load() -> Library:
+    """Errors: TransportUnavailable with what to install."""
+    try:
+        with _settings_at_load():
+            import ucxx
+            from ucxx._lib.arr import Array
+            from ucxx.types import Tag, TagMask
+    except (ImportError, OSError) as error:
+        raise TransportUnavailable(f"ucx: cannot be imported: {describe(error)}; {_INSTALL}") from error
+    if not str(ucxx.__version__).startswith(f"{RELEASE}."):
+        raise TransportUnavailable(f"ucx: ucxx is {ucxx.__version__}, needed is {RELEASE}; {_INSTALL}")
+    log = logging.getLogger("ucx")  # it has a handler of its own by now
+    log.handlers.clear()
+    log.propagate = True
+    return Library(ucxx.libucxx, Array, Tag, TagMask)
+
+
+@contextlib.contextmanager
+def _settings_at_load() -> Iterator[None]:
+    """UCX reads some settings only from the environment, when it is loaded, and ucxx leaves more of
+    them there, which NIXL's UCX and child processes would obey: all of it is taken back."""
+    before = _ucx_variables()
+    os.environ.update({**_AT_LOAD, **before})
+    try:
+        yield
+    finally:
+        for name in _ucx_variables():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _ucx_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("UCX_")}
+
+
+def _explain(error: Exception) -> str:
+    if type(error).__name__ != "UCXXUnsupportedError":
+        return describe(error)
+    return "UCX gets no memory events: UCX_MEM_EVENTS=n, or NIXL was started after ucx in this process"
+
+
+def describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,176 @@
+"""The one thread of the ucx transport: all that touches UCX runs on it, and it sleeps in between."""
+
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
+
+from llmserve.core.errors import TransferError
+from llmserve.transfer.ucx import wire
+from llmserve.transfer.ucx.library import Arrival, Worker
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_CALL_SECONDS = 30.0
+_DRAIN_SECONDS = 5.0
+_IDLE_SECONDS = 1.0  # ucxx warns that UCX may sleep through an event; so none is slept through for long
+_BUSY_SECONDS = 0.02
+
+
+class Member(Protocol):
+    """An end of a connection, on the loop's thread."""
+
+    number: int  # of its link: messages to it carry this
+
+    def deliver(self, message: wire.Message) -> None: ...
+
+    def advance(self, now: float) -> bool:
+        """Goes on where it can; whether it did."""
+
+    def lose(self, reason: str) -> None:
+        """Gives the connection up. Idempotent."""
+
+    @property
+    def busy(self) -> bool:
+        """It waits for something that has a deadline, or for bytes."""
+
+    @property
+    def gone(self) -> bool:
+        """The connection is lost and no memory is in use for it: it may be forgotten."""
+
+
+class Loop:
+    """`call` and `post` may be used from any thread; everything else belongs to the loop's."""
+
+    def __init__(self) -> None:
+        """Errors: TransportUnavailable."""
+        self.worker = Worker()
+        self.greeter: Callable[[wire.Message], None] | None = None  # gets every HELLO
+        self._members: dict[int, Member] = {}
+        self._last_number = 0
+        self._arriving: list[Arrival] = []
+        self._inbox: deque[Callable[[], object]] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._events = select.epoll()
+        for fd in (self._wake_fd, self.worker.event_fd):
+            self._events.register(fd, select.EPOLLIN)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="kv-ucx", daemon=True)
+        self._thread.start()
+
+    # -- from any thread
+
+    def call(self, action: Callable[[], _T]) -> _T:
+        """Runs an action on the loop and waits for it. Errors: its own; TransferError after 30 s."""
+        answer: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(action())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self.post(run)
+        try:
+            return answer.result(_CALL_SECONDS)
+        except TimeoutError as error:
+            raise TransferError("ucx: its thread does not answer") from error
+
+    def post(self, action: Callable[[], object]) -> None:
+        """Runs an action on the loop, soon."""
+        self._inbox.append(action)
+        os.eventfd_write(self._wake_fd, 1)
+
+    def close(self) -> None:
+        """Once. Gives every connection up and joins the thread."""
+
+        def stop() -> None:
+            self._stopping = True
+
+        try:
+            self.call(lambda: self.drain("the transport was closed"))
+        except TransferError as error:
+            _log.warning("%s", error.message)
+        self.post(stop)
+        self._thread.join(_CALL_SECONDS)
+        self._events.close()
+        os.close(self._wake_fd)
+
+    # -- on the loop
+
+    def next_number(self) -> int:
+        self._last_number += 1
+        return self._last_number
+
+    def add(self, member: Member) -> None:
+        self._members[member.number] = member
+
+    def drain(self, reason: str) -> None:
+        """Gives every connection up; when it returns no memory is in use. Errors: TransferError."""
+        for member in list(self._members.values()):
+            member.lose(reason)
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while self._members:
+            self._turn()
+            if time.monotonic() > deadline:
+                raise TransferError("ucx: messages that were given up do not end")
+            time.sleep(0.0002)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                worked = self._turn()
+                if not worked and not self._inbox and self.worker.arm():
+                    self._sleep()
+            except Exception:  # of one message or connection; the others go on
+                _log.exception("ucx: the transport's thread met an error")
+                time.sleep(_BUSY_SECONDS)
+        self.worker.close()
+
+    def _sleep(self) -> None:
+        busy = any(member.busy for member in self._members.values())
+        for fd, _ in self._events.poll(_BUSY_SECONDS if busy else _IDLE_SECONDS):
+            if fd == self._wake_fd:
+                os.eventfd_read(fd)
+
+    def _turn(self) -> bool:
+        self.worker.progress()
+        worked = self._take_inbox() | self._take_arrivals()
+        now = time.monotonic()
+        for member in list(self._members.values()):
+            worked |= member.advance(now)
+            if member.gone:
+                del self._members[member.number]
+        return worked
+
+    def _take_inbox(self) -> bool:
+        worked = bool(self._inbox)
+        while self._inbox:
+            self._inbox.popleft()()
+        return worked
+
+    def _take_arrivals(self) -> bool:
+        arrivals = [*self._arriving, *self.worker.arrivals()]
+        complete = [arrival for arrival in arrivals if arrival.request.over]
+        self._arriving = [arrival for arrival in arrivals if arrival not in complete]
+        for arrival in complete:  # those with another tag are bytes of a part that was given up
+            if arrival.tag == wire.CONTROL_TAG and not arrival.request.failure:
+                self._deliver(arrival.request.buffer.tobytes())
+        return bool(complete)
+
+    def _deliver(self, raw: bytes) -> None:
+        try:
+            message = wire.unpack(raw)
+        except TransferError as error:
+            _log.warning("%s", error.message)
+            return
+        if message.kind is wire.Kind.HELLO:
+            if self.greeter:
+                self.greeter(message)
+        elif member := self._members.get(message.link):
+            member.deliver(message)

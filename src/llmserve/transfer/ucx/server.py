@@ -1,0 +1,126 @@
+"""The serving half: greets peers, and a session for each that reads and writes this side's memory."""
+
+import json
+import logging
+from dataclasses import dataclass
+
+from llmserve.core.errors import TransferError
+from llmserve.transfer.spans import check_bounds
+from llmserve.transfer.ucx import wire
+from llmserve.transfer.ucx.link import Flow, Link, Memory
+from llmserve.transfer.ucx.loop import Loop
+
+_log = logging.getLogger(__name__)
+_MAX_JOBS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    flow: Flow
+    writes: bool  # this side's memory: its end is told
+
+
+class Session:
+    """The owner's end of a connection. Lives on the loop's thread."""
+
+    def __init__(self, loop: Loop, worker_address: bytes, asker_number: int, memory: Memory) -> None:
+        """Errors: TransferError when the asker's address leads nowhere."""
+        self.number = loop.next_number()
+        self.lost = ""
+        self._link = Link(self.number, loop.worker.connect(worker_address), asker_number)
+        self._memory = memory
+        self._jobs: dict[int, _Job] = {}
+        loop.add(self)
+
+    def welcome(self) -> None:
+        self._link.tell(wire.Kind.WELCOME, self.number)
+
+    def refuse(self, reason: str) -> None:
+        """The asker leaves when it has read why."""
+        _log.warning("ucx: refused a peer: %s", reason)
+        self._link.tell(wire.Kind.REFUSED, body=reason.encode())
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._jobs or self.lost)
+
+    @property
+    def gone(self) -> bool:
+        return bool(self.lost) and not self._jobs and self._link.quiet
+
+    def deliver(self, message: wire.Message) -> None:
+        if self.lost:
+            return
+        if message.kind is wire.Kind.BYE:
+            self.lose("the asker has left")
+            return
+        try:
+            self._serve(message)
+        except TransferError as error:
+            self.refuse(error.message)
+
+    def advance(self, now: float) -> bool:
+        if not self._link.alive:
+            self.lose("the connection broke")
+        ended = [number for number, job in self._jobs.items() if job.flow.over()]
+        for number in ended:
+            self._end(number, self._jobs.pop(number))
+        return bool(ended)
+
+    def lose(self, reason: str) -> None:
+        if not self.lost:
+            self.lost = reason
+            self._link.tell(wire.Kind.BYE)
+            self._link.close()
+
+    def _serve(self, message: wire.Message) -> None:
+        writes = message.kind is wire.Kind.WRITE
+        if not writes and message.kind is not wire.Kind.READ:
+            raise TransferError("an answer that nobody asked for")
+        spans = wire.unpack_spans(message.body)
+        check_bounds(spans, self._memory.lengths, "remote")
+        if spans.total_bytes > wire.PART_BYTES or len(self._jobs) >= _MAX_JOBS or message.part in self._jobs:
+            raise TransferError("more was asked for than one peer may have in flight")
+        pieces = self._memory.pieces(spans)
+        start = self._link.receive if writes else self._link.send
+        self._jobs[message.part] = _Job(start(message.part, pieces), writes)
+        if writes:
+            self._link.tell(wire.Kind.READY, message.part)
+
+    def _end(self, number: int, job: _Job) -> None:
+        if job.flow.failure:
+            self.lose(job.flow.failure)
+        elif job.writes and not self.lost:
+            self._link.tell(wire.Kind.DONE, number)
+
+
+class Server:
+    """Serves one generation of registered memory at a time. Lives on the loop's thread."""
+
+    def __init__(self, loop: Loop, token: str) -> None:
+        self._loop = loop
+        self._token = token
+        self._memory = Memory(())
+        self.generation = 0
+        loop.greeter = self._greet
+
+    def serve(self, memory: Memory) -> None:
+        """Replaces the memory, for those who say hello from now on."""
+        self._memory = memory
+        self.generation += 1
+
+    def _greet(self, message: wire.Message) -> None:
+        """Who does not know the token gets no answer, and no address of theirs is looked at."""
+        try:
+            hello = json.loads(message.body)
+            if hello["token"] != self._token:
+                raise TransferError("it is meant for another process")
+            worker = wire.unpack_address(hello["worker"])
+            session = Session(self._loop, worker, message.part, self._memory)
+        except (ValueError, KeyError, TypeError, TransferError) as error:
+            _log.warning("ucx: a hello without an answer: %r", error)
+            return
+        if hello.get("generation") == self.generation:
+            session.welcome()
+        else:
+            session.refuse("its memory was registered anew")

@@ -1,0 +1,136 @@
+"""Control messages of the ucx transport, and how the bytes of a batch are cut into tagged messages.
+
+A connection is a pair of link numbers, each unique in the process that gave it. HELLO tells the asker's,
+WELCOME the owner's, in the place of a part. Then, for each part of a batch, numbered by the asker:
+  read:   READ, spans ->                              <- the bytes
+  write:  WRITE, spans ->   <- READY    the bytes ->  <- DONE
+Bytes carry the number of the link that receives them, which has posted the receives before. REFUSED (with
+a reason) and BYE end the connection. Numbers are little-endian.
+"""
+
+import struct
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from llmserve.core.errors import TransferError
+from llmserve.transfer.base import Batch, Int64Array, Spans
+
+VERSION = 1
+CONTROL_TAG = 1 << 56
+PART_BYTES = 16 << 20
+PART_SPANS = 4096
+MAX_CONTROL_BYTES = 1 << 20
+_DATA_TAG = 2 << 56
+_PACK_BELOW_BYTES = 128 << 10  # a message costs about 20 us, a copy here and there less up to this size
+_PACK_BYTES = 1 << 20
+_HEAD = struct.Struct("<4sBxxxII")
+_MAGIC = b"LSUX"
+
+
+class Kind(IntEnum):
+    HELLO = 1
+    WELCOME = 2
+    REFUSED = 3
+    READ = 4
+    READY = 5
+    WRITE = 6
+    DONE = 7
+    BYE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """link: the receiver's number, 0 in HELLO. body: JSON of HELLO, spans, or a reason."""
+
+    kind: Kind
+    link: int
+    part: int = 0
+    body: bytes = b""
+
+    def pack(self) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+        raw = _HEAD.pack(_MAGIC, self.kind, self.link, self.part) + self.body
+        return np.frombuffer(raw, np.uint8)
+
+
+def unpack(raw: bytes) -> Message:
+    """Errors: TransferError."""
+    try:
+        magic, kind, link, part = _HEAD.unpack_from(raw)
+        message = Message(Kind(kind), link, part, raw[_HEAD.size :])
+    except (struct.error, ValueError) as error:
+        raise TransferError("ucx: not a message of this transport") from error
+    if magic != _MAGIC:
+        raise TransferError("ucx: not a message of this transport")
+    return message
+
+
+def pack_address(worker: bytes) -> str:
+    return b64encode(worker + zlib.crc32(worker).to_bytes(4, "little")).decode()
+
+
+def unpack_address(text: str) -> bytes:
+    """UCX ends the process over a garbled address. Errors: ValueError, TypeError."""
+    raw = b64decode(text, validate=True)
+    if zlib.crc32(raw[:-4]).to_bytes(4, "little") != raw[-4:]:
+        raise ValueError("the worker's address is garbled")
+    return raw[:-4]
+
+
+def data_tag(link: int, part: int) -> int:
+    return _DATA_TAG | (link & 0xFFFFFF) << 32 | part & 0xFFFFFFFF
+
+
+def pack_spans(spans: Spans) -> bytes:
+    return np.concatenate((spans.regions, spans.offsets, spans.lengths)).astype("<i8", copy=False).tobytes()
+
+
+def unpack_spans(body: bytes) -> Spans:
+    """Errors: TransferError for what is not one part."""
+    if len(body) % 24 or len(body) > PART_SPANS * 24:
+        raise TransferError("ucx: malformed spans")
+    numbers = np.frombuffer(body, "<i8").astype(np.int64).reshape(3, -1)
+    return Spans(numbers[0], numbers[1], numbers[2])
+
+
+def parts(batch: Batch) -> Iterator[Batch]:
+    """The batch, which is not empty, cut at every PART_BYTES and after PART_SPANS spans."""
+    lengths = batch.local.lengths
+    if len(lengths) <= PART_SPANS and batch.local.total_bytes <= PART_BYTES:
+        yield batch
+        return
+    ends = np.cumsum(lengths)
+    cuts = np.union1d(ends, np.arange(PART_BYTES, ends[-1], PART_BYTES))
+    starts = np.concatenate(([0], cuts[:-1]))
+    rows = np.searchsorted(ends, starts, side="right")
+    inside = starts - (ends - lengths)[rows]
+    number = starts // PART_BYTES
+    for first in np.flatnonzero(np.diff(number, prepend=-1)):
+        last = int(np.searchsorted(number, number[first], side="right"))
+        for begin in range(int(first), last, PART_SPANS):
+            chosen = slice(begin, min(begin + PART_SPANS, last))
+            sizes = (cuts - starts)[chosen]
+            local = _cut(batch.local, rows[chosen], inside[chosen], sizes)
+            yield Batch(local, _cut(batch.remote, rows[chosen], inside[chosen], sizes))
+
+
+def _cut(spans: Spans, rows: Int64Array, inside: Int64Array, sizes: Int64Array) -> Spans:
+    return Spans(spans.regions[rows], spans.offsets[rows] + inside, sizes)
+
+
+def packed(lengths: Sequence[int]) -> Iterator[slice]:
+    """Which pieces share a message, on both sides alike: runs of small ones do, a large one is alone."""
+    begin, size, joinable = 0, 0, True
+    for index, length in enumerate(lengths):
+        small = length < _PACK_BELOW_BYTES
+        if index > begin and not (joinable and small and size + length <= _PACK_BYTES):
+            yield slice(begin, index)
+            begin, size = index, 0
+        joinable = small
+        size += length
+    if lengths:
+        yield slice(begin, len(lengths))

@@ -1,0 +1,83 @@
+"""up, status and down on a real cluster of simulated engines, as a user types them."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from bench.cluster import Cluster, running
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["processes", "single_process"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    deployment = manifest["spec"]["deployment"]
+    deployment["replicas"] = {"prefill": 1, "decode": 2}
+    deployment["local"] = {"single_process": request.param}
+    with running(manifest) as started:
+        yield started
+
+
+def _llmserve(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "llmserve.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def _status(cluster: Cluster) -> dict[str, Any]:
+    done = _llmserve("status", "--run-dir", str(cluster.run_dir), "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    status: dict[str, Any] = json.loads(done.stdout)
+    return status
+
+
+def test_status_shows_what_a_request_left(cluster: Cluster) -> None:
+    before = _status(cluster)
+    assert before["healthy"]
+    names = {role["name"] for role in before["roles"]}
+    assert names >= {"prefill-0", "decode-0", "decode-1"}
+    body = {"model": before["model"], "prompt": list(range(300, 500)), "max_tokens": 4}
+    assert httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30).status_code == 200
+    deadline = time.monotonic() + 10  # workers report once a second
+    while not (_moved_kv(cluster) and _stores_kv(cluster)):
+        assert time.monotonic() < deadline, _status(cluster)
+
+
+def _workers(cluster: Cluster) -> dict[str, Any]:
+    return {role["name"]: role["worker"] for role in _status(cluster)["roles"] if role["worker"]}
+
+
+def _moved_kv(cluster: Cluster) -> bool:
+    return any(worker["transferred_bytes"] for worker in _workers(cluster).values())
+
+
+def _stores_kv(cluster: Cluster) -> bool:
+    return bool(_workers(cluster)["prefill-0"]["stored_blocks"])
+
+
+def test_a_second_up_in_its_place_is_refused(cluster: Cluster) -> None:
+    done = _llmserve("up", "-f", cluster.state()["manifest"])
+    assert done.returncode == 1
+    assert "already runs" in done.stderr
+    assert str(cluster.state()["pid"]) in done.stderr
+
+
+def test_down_leaves_nothing(cluster: Cluster) -> None:
+    """The last one: it ends the cluster."""
+    done = _llmserve("down", "--run-dir", str(cluster.run_dir))
+    assert done.returncode == 0, done.stderr
+    assert "has stopped" in done.stdout
+    assert cluster.supervisor.wait(5) == 0
+    assert not (cluster.run_dir / "cluster.json").exists()
+    after = _llmserve("status", "--run-dir", str(cluster.run_dir))
+    assert after.returncode == 1
+    assert "no cluster runs" in after.stderr

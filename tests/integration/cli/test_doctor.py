@@ -1,0 +1,124 @@
+"""`llmserve doctor` as a user types it: the real command on this machine, without and with a cluster."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from bench.cluster import Cluster, running
+from llmserve.transfer.select import makers
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.timeout(120)
+
+
+def _doctor(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "llmserve.cli", "doctor", *arguments]
+    env = {**os.environ, **environment}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=100, check=False, env=env, cwd=ROOT
+    )
+
+
+def _findings(done: "subprocess.CompletedProcess[str]") -> dict[tuple[str, str], dict[str, Any]]:
+    assert "Traceback" not in done.stderr
+    told = json.loads(done.stdout)
+    assert done.returncode == (0 if told["healthy"] else 1)
+    return {(one["section"], one["name"]): one for one in told["findings"]}
+
+
+def _shim(folder: Path, code: str) -> str:
+    """A PYTHONPATH on which nixl is something else."""
+    (folder / "nixl").mkdir()
+    (folder / "nixl" / "__init__.py").write_text(code)
+    return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH", ""))))
+
+
+def test_every_transport_of_this_version_is_tried_here() -> None:
+    findings = _findings(_doctor("-f", str(ROOT / "examples" / "sim.yaml"), "--json"))
+    assert not [one for one in findings.values() if one["value"] == "not checked"]
+    for kind in makers("127.0.0.1"):
+        found = findings["transports", kind]
+        usable = "gigabytes_per_second" in found["figures"]
+        assert usable or "not usable" in found["value"], found
+    assert findings["transports", "tcp"]["figures"]["gigabytes_per_second"] > 0.01
+    assert findings["transports", "baseline"]["figures"]["copy_gigabytes_per_second"] > 0.01
+    assert findings["manifest", "manifest"]["status"] == "ok"
+    assert findings["cluster", "cluster"]["value"] == "none runs here"
+
+
+def test_people_see_every_section_and_a_summary() -> None:
+    done = _doctor("-f", str(ROOT / "examples" / "sim.yaml"))
+    lines = done.stdout.splitlines()
+    assert [
+        line for line in lines if line in ("Machine", "Software", "Transports", "Manifest", "Cluster")
+    ] == [*("Machine", "Software", "Transports", "Manifest", "Cluster")]
+    assert not [line for line in lines if line != line.rstrip()]
+    assert "\x1b" not in done.stdout
+    assert "problem" in lines[-1]
+    assert done.stderr == ""
+
+
+def test_nixl_that_cannot_be_imported_is_a_finding(tmp_path: Path) -> None:
+    path = _shim(tmp_path, "raise ImportError('libnixl.so: cannot open shared object file')")
+    findings = _findings(_doctor("-f", str(ROOT / "examples" / "sim.yaml"), "--json", PYTHONPATH=path))
+    nixl = findings["transports", "nixl"]
+    assert nixl["status"] == "note"  # in the default order, but the manifest does not name it
+    assert nixl["value"] == (
+        "not usable: cannot be imported: ImportError: libnixl.so: cannot open shared object file"
+    )
+    assert "pip install --no-deps" in nixl["advice"]
+    assert findings["transports", "tcp"]["figures"]["gigabytes_per_second"] > 0.01
+    assert ("manifest", "engines") in findings
+
+
+def test_nixl_that_crashes_is_a_problem(tmp_path: Path) -> None:
+    path = _shim(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    done = _doctor("-f", str(ROOT / "examples" / "sim.yaml"), "--json", PYTHONPATH=path)
+    nixl = _findings(done)["transports", "nixl"]
+    assert (nixl["status"], nixl["value"]) == ("problem", "crashed: killed by SIGSEGV")
+    assert done.returncode == 1
+
+
+def test_a_wrong_manifest_is_a_problem_with_its_line(tmp_path: Path) -> None:
+    wrong = tmp_path / "llmserve.yaml"
+    wrong.write_text((ROOT / "llmserve.yaml").read_text().replace("prefill: 1", "prefil: 1"))
+    done = _doctor("-f", str(wrong), "--json")
+    manifest = _findings(done)["manifest", "manifest"]
+    assert manifest["status"] == "problem"
+    assert f"{wrong}:23: spec.deployment.replicas.prefil" in manifest["advice"]
+    assert done.returncode == 1
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    manifest["spec"]["deployment"]["replicas"] = {"prefill": 1, "decode": 1}
+    with running(manifest) as started:
+        body = {"model": started.state()["model"], "prompt": list(range(300, 500)), "max_tokens": 4}
+        httpx.post(f"{started.url}/v1/completions", json=body, timeout=30).raise_for_status()
+        yield started
+
+
+def test_a_running_cluster_is_looked_at(cluster: Cluster) -> None:
+    findings = _findings(_doctor("--run-dir", str(cluster.run_dir), "--json"))
+    for name in ("router-0", "kvmanager-0", "prefill-0", "decode-0", "apiserver-0"):
+        assert findings["cluster", name]["status"] == "ok", findings["cluster", name]
+    moved = findings["cluster", "KV to decode-0"]
+    assert moved["figures"]["transferred_bytes"] > 0
+    assert moved["figures"]["failures"] == 0
+    assert ("cluster", "KV to prefill-0") not in findings
+    pair = findings["cluster", "prefill-0 > decode-0"]
+    assert pair["status"] in ("ok", "note")
+    assert "(used)" in pair["value"]
+    assert pair["figures"]["gigabytes_per_second"] > 0
+    assert findings["cluster", "orphaned KV"]["status"] == "ok"
+    assert findings["manifest", "run directory"]["value"].endswith("in use by the running cluster")
+    assert ("manifest", "port") not in findings

@@ -1,0 +1,89 @@
+"""Each status of each limit, caused."""
+
+import resource
+
+import pytest
+
+from llmserve.doctor import limits
+from llmserve.doctor.finding import Status
+from llmserve.doctor.host import GIB, MIB
+from tests.unit.doctor.conftest import MakeHost
+
+_NO_LIMIT = resource.RLIM_INFINITY
+_IPC_LOCK, _SYS_PTRACE = 1 << 14, 1 << 19
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "status"),
+    [
+        (0, 0, Status.PROBLEM),
+        (64 * MIB, 64 * MIB, Status.PROBLEM),
+        (2 * GIB, 100 * MIB, Status.WARNING),
+        (2 * GIB, 2 * GIB, Status.OK),
+    ],
+)
+def test_shared_memory(size: int, free: int, status: Status) -> None:
+    found = limits.shared_memory(size, free)
+    assert found.status is status
+    assert (status is Status.OK) == ("--shm-size" not in found.advice)
+    assert found.figures == {"size_bytes": size, "free_bytes": free}
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "status"),
+    [
+        (256, 4096, Status.WARNING),
+        (1024, 1 << 20, Status.NOTE),
+        (1024, _NO_LIMIT, Status.NOTE),
+        (1 << 16, 1 << 16, Status.OK),
+        (_NO_LIMIT, _NO_LIMIT, Status.OK),
+    ],
+)
+def test_open_files(soft: int, hard: int, status: Status) -> None:
+    assert limits.open_files(soft, hard).status is status
+
+
+def test_a_low_hard_limit_is_said() -> None:
+    assert "hard limit of 2048 forbids" in limits.open_files(1024, 2048).advice
+    assert "forbids" not in limits.open_files(1024, 1 << 20).advice
+
+
+@pytest.mark.parametrize(
+    ("soft", "capabilities", "has_rdma", "status"),
+    [
+        (_NO_LIMIT, 0, True, Status.OK),
+        (8 * MIB, _IPC_LOCK, True, Status.OK),
+        (8 * MIB, 0, False, Status.OK),
+        (8 * MIB, 0, True, Status.PROBLEM),
+        (8 * MIB, _SYS_PTRACE, True, Status.PROBLEM),
+    ],
+)
+def test_locked_memory(soft: int, capabilities: int, has_rdma: bool, status: Status) -> None:
+    assert limits.locked_memory(soft, capabilities, has_rdma).status is status
+
+
+@pytest.mark.parametrize(
+    ("scope", "capabilities", "status"),
+    [
+        ("", 0, Status.OK),
+        ("0", 0, Status.OK),
+        ("1", 0, Status.OK),
+        ("2", 0, Status.NOTE),
+        ("2", _SYS_PTRACE, Status.OK),
+        ("3", _SYS_PTRACE, Status.NOTE),
+    ],
+)
+def test_process_access(make_host: MakeHost, scope: str, capabilities: int, status: Status) -> None:
+    host = make_host({"proc/sys/kernel/yama/ptrace_scope": scope} if scope else {})
+    found = limits.process_access(host, capabilities)
+    assert found.status is status
+    assert ("after a restart" in found.advice) == (scope == "3")
+
+
+def test_capabilities(make_host: MakeHost) -> None:
+    host = make_host({"proc/self/status": "Name:\tx\nCapPrm:\tff\nCapEff:\t0000000000084000\n"})
+    assert limits.effective_capabilities(host) == _IPC_LOCK | _SYS_PTRACE
+
+
+def test_capabilities_that_cannot_be_read(make_host: MakeHost) -> None:
+    assert limits.effective_capabilities(make_host({})) == 0

@@ -1,0 +1,122 @@
+"""Each status of each check of processor and memory, caused."""
+
+import math
+
+import pytest
+
+from llmserve.doctor import machine
+from llmserve.doctor.cgroup import Allowance
+from llmserve.doctor.finding import Status
+from llmserve.doctor.host import GIB
+from tests.unit.doctor.conftest import MakeHost
+
+_KIB = 1024
+
+
+def _meminfo(**gib: float) -> dict[str, str]:
+    return {"proc/meminfo": "\n".join(f"{name}: {int(value * GIB / _KIB)} kB" for name, value in gib.items())}
+
+
+def test_only_linux() -> None:
+    assert machine.system("Linux", "6.1", "x86_64").status is Status.OK
+    assert machine.system("Darwin", "23", "arm64").status is Status.PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "status"),
+    [
+        ("x86_64", "avx2 avx512f avx512_bf16", Status.OK),
+        ("x86_64", "avx2 avx512f", Status.NOTE),
+        ("x86_64", "avx2", Status.NOTE),
+        ("x86_64", "sse2", Status.WARNING),
+        ("aarch64", "asimd", Status.OK),
+    ],
+)
+def test_what_vllm_can_use_of_the_processor(
+    make_host: MakeHost, architecture: str, flags: str, status: Status
+) -> None:
+    host = make_host({"proc/cpuinfo": f"processor : 0\nmodel name : Fast: one\nflags : {flags}\n"})
+    found = machine.processor(host, architecture)
+    assert found.status is status
+    assert "Fast: one" in found.value
+
+
+def test_a_processor_that_does_not_say_what_it_is(make_host: MakeHost) -> None:
+    assert machine.processor(make_host({}), "riscv64").value == "riscv64"
+
+
+def test_cores() -> None:
+    assert machine.cores(range(4), math.inf).value == "4 (0-3)"
+    assert machine.cores(range(4), 4.0).status is Status.OK
+    assert machine.cores([0], math.inf).status is Status.WARNING
+    throttled = machine.cores(range(8), 1.5)
+    assert throttled.status is Status.WARNING
+    assert throttled.value == "8 (0-7), of which 1.5 at a time"
+    assert throttled.figures == {"cores": 1.5}
+
+
+def test_memory_of_the_machine(make_host: MakeHost) -> None:
+    host = make_host(_meminfo(MemTotal=16, MemAvailable=9))
+    found = machine.memory(host, Allowance())
+    assert (found.status, found.value) == (Status.OK, "9.0 GiB available of 16.0 GiB")
+
+
+def test_memory_of_a_container(make_host: MakeHost) -> None:
+    host = make_host(_meminfo(MemTotal=16, MemAvailable=9))
+    found = machine.memory(host, Allowance(memory_bytes=8 * GIB, left_bytes=2 * GIB))
+    assert (found.status, found.value) == (
+        Status.WARNING,
+        "2.0 GiB available of 8.0 GiB (the container's limit)",
+    )
+    assert found.figures["available_bytes"] == 2 * GIB
+
+
+def test_a_limit_above_the_machine_is_none(make_host: MakeHost) -> None:
+    host = make_host(_meminfo(MemTotal=16, MemAvailable=9))
+    found = machine.memory(host, Allowance(memory_bytes=64 * GIB, left_bytes=64 * GIB))
+    assert found.value == "9.0 GiB available of 16.0 GiB"
+
+
+def test_memory_that_cannot_be_seen(make_host: MakeHost) -> None:
+    assert machine.memory(make_host({}), Allowance()).status is Status.WARNING
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "status", "value"),
+    [
+        (0, 0, Status.OK, "none"),
+        (8, 8, Status.OK, "0 MiB used of 8.0 GiB"),
+        (8, 7.5, Status.OK, "512 MiB used of 8.0 GiB"),
+        (8, 4, Status.WARNING, "4.0 GiB used of 8.0 GiB"),
+    ],
+)
+def test_swap(make_host: MakeHost, total: float, free: float, status: Status, value: str) -> None:
+    found = machine.swap(make_host(_meminfo(SwapTotal=total, SwapFree=free)))
+    assert (found.status, found.value) == (status, value)
+
+
+def _pages(mode: str, total: int, free: int) -> dict[str, str]:
+    meminfo = f"MemTotal: {16 * GIB // _KIB} kB\nHugepagesize: 2048 kB\n"
+    return {
+        "proc/meminfo": f"{meminfo}HugePages_Total: {total}\nHugePages_Free: {free}\n",
+        "sys/kernel/mm/transparent_hugepage/enabled": mode,
+    }
+
+
+@pytest.mark.parametrize(
+    ("mode", "total", "free", "status"),
+    [
+        ("always [madvise] never", 0, 0, Status.OK),
+        ("[always] madvise never", 2048, 0, Status.OK),  # others use them
+        ("always madvise [never]", 0, 0, Status.NOTE),
+        ("always [madvise] never", 2048, 2048, Status.WARNING),
+    ],
+)
+def test_huge_pages(make_host: MakeHost, mode: str, total: int, free: int, status: Status) -> None:
+    found = machine.huge_pages(make_host(_pages(mode, total, free)))
+    assert found.status is status
+    assert found.figures["reserved_pages"] == total
+
+
+def test_a_kernel_without_huge_pages(make_host: MakeHost) -> None:
+    assert machine.huge_pages(make_host({})).value.startswith("transparent: not there")

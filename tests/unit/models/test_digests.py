@@ -1,0 +1,119 @@
+"""Digests of files, kept for as long as the files stay."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from llmserve.models import digests
+from llmserve.models.digests import DigestCache, file_sha256, write_atomically
+
+
+class Reads:
+    """Counts the files that were read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths: list[Path] = []
+        monkeypatch.setattr(digests, "file_sha256", self._read)
+
+    def _read(self, path: Path) -> str:
+        self.paths.append(path)
+        return file_sha256(path)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    return Reads(monkeypatch)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights"
+    path.write_text("one")
+    return path
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_digest_is_that_of_the_contents(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(b"x" * (9 << 20))
+    assert file_sha256(path) == hashlib.sha256(b"x" * (9 << 20)).hexdigest()
+
+
+def test_a_file_is_read_once_by_all_who_share_the_store(file: Path, tmp_path: Path, reads: Reads) -> None:
+    store = tmp_path / "cache" / "digests.json"
+    assert [DigestCache(store).sha256(file) for _ in range(3)] == [sha256("one")] * 3
+    assert len(reads.paths) == 1
+
+
+def test_another_name_of_the_file_is_the_same_file(file: Path, tmp_path: Path, reads: Reads) -> None:
+    cache = DigestCache(tmp_path / "digests.json")
+    (tmp_path / "link").symlink_to(file)
+    assert cache.sha256(file) == cache.sha256(tmp_path / "link")
+    assert len(reads.paths) == 1
+
+
+def test_new_contents_are_seen_even_if_size_and_time_are_put_back(file: Path, tmp_path: Path) -> None:
+    cache = DigestCache(tmp_path / "digests.json")
+    assert cache.sha256(file) == sha256("one")
+    before = file.stat()
+    file.write_text("two")
+    while file.stat().st_ctime_ns == before.st_ctime_ns:  # a tick of the file system's clock
+        os.utime(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_mtime_ns == before.st_mtime_ns
+    assert cache.sha256(file) == sha256("two")
+
+
+def test_another_file_in_its_place_is_seen(file: Path, tmp_path: Path) -> None:
+    cache = DigestCache(tmp_path / "digests.json")
+    assert cache.sha256(file) == sha256("one")
+    (tmp_path / "new").write_text("new")
+    os.replace(tmp_path / "new", file)
+    assert cache.sha256(file) == sha256("new")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"x": 1}', "\0"])
+def test_a_damaged_store_costs_only_time(file: Path, tmp_path: Path, damage: str, reads: Reads) -> None:
+    store = tmp_path / "digests.json"
+    store.write_text(damage)
+    cache = DigestCache(store)
+    assert [cache.sha256(file), cache.sha256(file)] == [sha256("one")] * 2
+    assert len(reads.paths) == 1
+
+
+def test_a_store_that_cannot_be_written_costs_only_time(file: Path, reads: Reads) -> None:
+    cache = DigestCache(file / "digests.json")
+    assert [cache.sha256(file), cache.sha256(file)] == [sha256("one")] * 2
+    assert len(reads.paths) == 2
+
+
+def test_files_that_are_gone_are_forgotten(file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "digests.json"
+    cache = DigestCache(store)
+    cache.sha256(file)
+    file.unlink()
+    other = tmp_path / "other"
+    other.touch()
+    cache.sha256(other)
+    assert str(file) not in store.read_text()
+    with pytest.raises(FileNotFoundError):
+        cache.sha256(file)
+
+
+def test_a_write_leaves_nothing_but_its_file(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        write_atomically(tmp_path / "deep" / "file", text)
+        assert [path.read_text() for path in (tmp_path / "deep").iterdir()] == [text]
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    write_atomically(path, "one")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\udcff")
+    assert [one.read_text() for one in path.parent.iterdir()] == ["one"]

@@ -1,0 +1,100 @@
+"""Whether a directory holds a complete model, and what its weights are called."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmserve.core.errors import ModelNotFound
+from llmserve.models.digests import DigestCache
+from llmserve.models.directory import check_directory, weight_files, weights_revision
+
+
+def index(folder: Path, *names: str, name: str = "model.safetensors.index.json") -> None:
+    (folder / name).write_text(json.dumps({"weight_map": dict(enumerate(names))}))
+
+
+def shards(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_text("{}")
+
+
+def test_a_complete_one(model_dir: Path) -> None:
+    check_directory(model_dir, "dir:x")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json", "vocab.json", "tokenizer_config.json"])
+def test_any_tokenizer_will_do(model_dir: Path, name: str) -> None:
+    (model_dir / "tokenizer.json").rename(model_dir / name)
+    check_directory(model_dir, "dir:x")
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("config.json", "config.json is missing; is this a model directory?"),
+        ("model.safetensors", "holds no weights"),
+        ("tokenizer.json", "holds no tokenizer"),
+    ],
+)
+def test_what_is_missing_is_said(model_dir: Path, missing: str, said: str) -> None:
+    (model_dir / missing).unlink()
+    with pytest.raises(ModelNotFound, match="model 'dir:x': ") as caught:
+        check_directory(model_dir, "dir:x")
+    assert said in caught.value.message
+    assert str(model_dir) in caught.value.message
+
+
+def test_it_must_be_a_directory(model_dir: Path) -> None:
+    for path in (model_dir / "none", model_dir / "config.json"):
+        with pytest.raises(ModelNotFound, match="is not a directory"):
+            check_directory(path, "dir:x")
+
+
+@pytest.mark.parametrize("text", ["", "{", "\udcff"])
+def test_a_config_that_cannot_be_read_is_said(model_dir: Path, text: str) -> None:
+    (model_dir / "config.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(ModelNotFound, match=r"config\.json cannot be read"):
+        check_directory(model_dir, "dir:x")
+
+
+def test_empty_weights_are_none(model_dir: Path) -> None:
+    """As a download that was cut short leaves them."""
+    (model_dir / "model.safetensors").write_text("")
+    with pytest.raises(ModelNotFound, match="holds no weights"):
+        check_directory(model_dir, "dir:x")
+
+
+def test_the_index_names_all_shards(model_dir: Path) -> None:
+    (model_dir / "model.safetensors").unlink()
+    index(model_dir, "a.safetensors", "b.safetensors", "c.safetensors", "a.safetensors")
+    shards(model_dir, "a.safetensors")
+    with pytest.raises(ModelNotFound, match=r"lacks 2 of 3 weight files, such as b\.safetensors"):
+        check_directory(model_dir, "dir:x")
+    shards(model_dir, "b.safetensors", "c.safetensors")
+    check_directory(model_dir, "dir:x")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"weight_map": []}'])
+def test_an_index_that_is_none_is_said(model_dir: Path, text: str) -> None:
+    (model_dir / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelNotFound, match=r"index\.json cannot be read"):
+        check_directory(model_dir, "dir:x")
+
+
+def test_one_complete_format_of_two_is_enough(model_dir: Path) -> None:
+    index(model_dir, "pytorch_model-1.bin", name="pytorch_model.bin.index.json")
+    check_directory(model_dir, "dir:x")
+
+
+def test_the_revision_is_of_the_weights_alone(model_dir: Path, tmp_path: Path) -> None:
+    digests = DigestCache(tmp_path / "digests.json")
+    first = weights_revision(model_dir, digests)
+    (model_dir / "config.json").write_text('{"other": 1}')
+    moved = model_dir.rename(tmp_path / "elsewhere")
+    assert weights_revision(moved, digests) == first
+    (moved / "model.safetensors").write_text("{ }")
+    second = weights_revision(moved, digests)
+    shards(moved, "more.safetensors")
+    assert len({first, second, weights_revision(moved, digests)}) == 3
+    assert [path.name for path in weight_files(moved)] == ["model.safetensors", "more.safetensors"]

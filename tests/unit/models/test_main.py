@@ -1,0 +1,45 @@
+"""python -m llmserve.models: what it prints."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmserve.models.__main__ import main
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, model_dir: Path) -> Path:
+    path = tmp_path / "m.yaml"
+    path.write_text(f"kind: LLMServe\nmodels: {{primary: {{source: 'dir:{model_dir}', name: mine}}}}\n")
+    return path
+
+
+def called(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["models", *map(str, arguments)])
+    return main()
+
+
+def test_the_last_line_is_the_model(
+    manifest: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = manifest.parent / "cache"
+    assert called(monkeypatch, "fetch", "--manifest", manifest, "--cache-dir", cache) == 0
+    *progress, last = capsys.readouterr().out.splitlines()
+    word, _, found = last.partition(" ")
+    assert word == "LLMSERVE_MODEL"
+    assert json.loads(found)["path"] == str(model_dir)
+    assert json.loads(found)["name"] == "mine"
+    assert progress == ["LLMSERVE_PROGRESS computing the digest of the weights"]
+
+
+def test_an_error_is_one_line(
+    manifest: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model_dir / "config.json").unlink()
+    assert called(monkeypatch, "fetch", "--manifest", manifest) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "config.json is missing" in err
+    assert err.count("\n") == 1

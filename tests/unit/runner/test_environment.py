@@ -1,0 +1,102 @@
+"""The places of a run, and the command and environment of each process."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from llmserve.config.plan import ProcessRole, ProcessSpec
+from llmserve.core.errors import StartFailed
+from llmserve.runner.environment import (
+    RunPaths,
+    default_run_dir,
+    fetch_command,
+    make_paths,
+    role_command,
+    role_mark,
+)
+
+PATHS = RunPaths(Path("/m/m.yaml"), Path("/run"), Path("/logs"), Path("/temp"))
+CLUSTER = "0123456789abcdef"
+
+
+@pytest.fixture
+def temp_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_the_temporary_directory_carries_the_cluster_in_its_name(temp_dir: Path) -> None:
+    paths = make_paths(Path("m.yaml"), Path("/run"), None, CLUSTER)
+    assert paths.temp_dir.parent == temp_dir
+    assert paths.temp_dir.name.startswith("llmserve-01234567-")
+    assert paths.temp_dir.is_dir()
+    assert paths.manifest == Path.cwd() / "m.yaml"
+
+
+@pytest.mark.parametrize(
+    ("log_dir", "place"),
+    [(None, Path("/run/logs")), ("logs", Path("/m/logs")), ("/l", Path("/l")), ("~/l", Path.home() / "l")],
+)
+def test_where_the_logs_are(temp_dir: Path, log_dir: str | None, place: Path) -> None:
+    paths = make_paths(Path("/m/m.yaml"), Path("/run"), log_dir, CLUSTER)
+    assert paths.log("router-0") == place / "router-0.log"
+
+
+def test_no_place_for_temporary_files_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(StartFailed, match="temporary directory"):
+        make_paths(Path("/m/m.yaml"), Path("/run"), None, CLUSTER)
+
+
+def test_the_environment_of_a_role() -> None:
+    spec = ProcessSpec(
+        ProcessRole.DECODE,
+        "decode-0",
+        "llmserve.workers",
+        env={"A": "spec", "B": "spec"},
+        unset_env=("GONE",),
+    )
+    base = {"A": "base", "KEPT": "base", "GONE": "base", "TMPDIR": "base", "HF_HUB_OFFLINE": "0"}
+    env = role_command(spec, PATHS, "/model", CLUSTER, base).env
+    assert env == {
+        "A": "spec",
+        "B": "spec",
+        "KEPT": "base",
+        "TMPDIR": "/temp",
+        "VLLM_RPC_BASE_PATH": "/temp",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "HF_HUB_OFFLINE": "1",
+        "LLMSERVE_MEMBER": f"{CLUSTER}/decode-0",
+    }
+    assert base["A"] == "base"
+
+
+def test_the_command_of_a_role() -> None:
+    spec = ProcessSpec(
+        ProcessRole.DECODE, "decode-0", "llmserve.workers", listen="h:1", args=("--role", "decode")
+    )
+    command = role_command(spec, PATHS, "/model", CLUSTER, {})
+    assert list(command.arguments) == [
+        *("-P", "-m", "llmserve.workers"),
+        *("--manifest", "/m/m.yaml", "--name", "decode-0", "--run-dir", "/run", "--metrics-port", "0"),
+        *("--listen", "h:1", "--model-dir", "/model", "--role", "decode"),
+    ]
+    assert command.log == Path("/logs/decode-0.log")
+
+
+def test_the_preparation_of_the_model_may_use_the_network() -> None:
+    command = fetch_command(PATHS, "model", CLUSTER, {"A": "base"})
+    assert list(command.arguments) == ["-P", "-m", "llmserve.models", "fetch", "--manifest", "/m/m.yaml"]
+    assert command.env["LLMSERVE_MEMBER"] == role_mark(CLUSTER, "model")
+    assert command.env["TMPDIR"] == "/temp"
+    assert command.env["A"] == "base"
+    assert "HF_HUB_OFFLINE" not in command.env
+
+
+@pytest.mark.parametrize(
+    ("configured", "place"),
+    [(None, "/m/.llmserve/mine"), ("run", "/m/run"), ("../run", "/run"), ("/r", "/r")],
+)
+def test_the_run_directory_is_beside_the_manifest(configured: str | None, place: str) -> None:
+    assert default_run_dir(Path("/m/m.yaml"), "mine", configured) == Path(place)

@@ -1,0 +1,103 @@
+"""Ports, GPUs and cores of this machine."""
+
+import os
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmserve.core.errors import StartFailed
+from llmserve.runner.machine import available_cores, available_gpus, check_free, holders_of, pick_port
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("nvidia10", "nvidia0", "nvidia2", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_a_picked_port_is_free_and_outgoing_connections_do_not_take_it() -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = {pick_port() for _ in range(20)}
+    assert all(1024 <= port < first for port in ports)
+    assert len(ports) > 1
+    check_free([f"127.0.0.1:{port}" for port in ports])
+
+
+def test_ports_in_use_are_passed_over(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    free = pick_port()
+    offered = iter([taken, taken, free])
+    monkeypatch.setattr(random, "randrange", lambda *bounds: next(offered))
+    assert pick_port() == free
+
+
+def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    monkeypatch.setattr(random, "randrange", lambda *bounds: taken)
+    with pytest.raises(StartFailed, match="no free port"):
+        pick_port()
+
+
+def test_a_port_in_use_is_said_with_its_holder(taken: int) -> None:
+    comm = Path("/proc/self/comm").read_text().strip()
+    assert (os.getpid(), comm) in set(holders_of(taken))
+    with pytest.raises(StartFailed) as caught:
+        check_free([f"127.0.0.1:{pick_port()}", f"127.0.0.1:{taken}"])
+    assert caught.value.message == f"127.0.0.1:{taken}: the port is in use by {comm} (pid {os.getpid()})"
+
+
+def test_a_port_in_use_on_loopback_is_in_use_everywhere(taken: int) -> None:
+    with pytest.raises(StartFailed, match=rf"0\.0\.0\.0:{taken}: the port is in use"):
+        check_free([f"0.0.0.0:{taken}"])
+
+
+def test_a_port_whose_connections_linger_is_free(taken: int) -> None:
+    """As after a restart: the closed connections of the last server are in TIME_WAIT."""
+    port = pick_port()
+    with socket.create_server(("127.0.0.1", port)) as server:
+        client = socket.create_connection(("127.0.0.1", port))
+        served, _ = server.accept()
+        served.close()
+        client.close()
+    check_free([f"127.0.0.1:{port}"])
+
+
+def test_an_address_that_is_not_of_this_machine_is_said() -> None:
+    with pytest.raises(StartFailed, match=r"192\.0\.2\.1:80: cannot be listened on: Cannot assign"):
+        check_free(["192.0.2.1:80"])
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_ipv6_addresses_are_in_brackets() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(StartFailed, match=rf"\[::1\]:{port}: the port is in use by .*pid {os.getpid()}"):
+            check_free([f"[::1]:{port}"])
+    check_free([f"[::1]:{port}"])
+
+
+def test_gpus_are_those_of_the_device_folder(devices: Path) -> None:
+    assert available_gpus(devices) == (0, 2, 10)
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"), [("10,0", (10, 0)), ("0, 2", (0, 2)), ("7", ()), ("", ()), ("-1", ())]
+)
+def test_gpus_may_be_narrowed_down(
+    devices: Path, monkeypatch: pytest.MonkeyPatch, visible: str, gpus: tuple[int, ...]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert available_gpus(devices) == gpus
+
+
+def test_cores_are_those_this_process_may_use() -> None:
+    assert set(available_cores()) == os.sched_getaffinity(0)
