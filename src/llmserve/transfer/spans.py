@@ -29,6 +29,8 @@ def check_bounds(spans: Spans, region_lengths: Sequence[int], side: str) -> None
     regions, offsets, lengths = spans.regions, spans.offsets, spans.lengths
     if not regions.shape == offsets.shape == lengths.shape or regions.ndim != 1:
         raise TransferError(f"malformed {side} spans: arrays of different shapes")
+    if len(lengths) == 1 and _holds(region_lengths, int(regions[0]), int(offsets[0]), int(lengths[0])):
+        return
     room = np.array((*region_lengths, -1), np.int64).take(regions, mode="clip")
     free = room - offsets
     inside = (regions | offsets | lengths | free | (free - lengths)) >= 0  # none of them is negative
@@ -36,6 +38,13 @@ def check_bounds(spans: Spans, region_lengths: Sequence[int], side: str) -> None
         bad = int(np.argmin(inside))
         where = f"region {regions[bad]}, offset {offsets[bad]}, length {lengths[bad]}"
         raise TransferError(f"{side} span {bad} lies outside registered memory ({where})")
+
+
+def _holds(region_lengths: Sequence[int], region: int, offset: int, length: int) -> bool:
+    """The same for a single piece, at a fifth of the cost."""
+    return (
+        0 <= region < len(region_lengths) and offset >= 0 and 0 <= length <= region_lengths[region] - offset
+    )
 
 
 def coalesce(spans: Spans) -> Spans:

@@ -15,7 +15,7 @@ import numpy as np
 from llmserve.doctor.transports.answer import Answer, Outcome
 from llmserve.doctor.transports.far import BYTES, HOST
 from llmserve.models.process import end_with_stdin
-from llmserve.transfer.twosided.wire import tune
+from llmserve.transfer.twosided.wire import receive_into, tune
 
 COPY, SOCKET = "copy", "socket"
 _SECONDS = 0.3
@@ -59,12 +59,7 @@ def socket_rate() -> float:
 
 def _ask_for(connection: socket.socket, memory: memoryview) -> None:
     connection.sendall(_ASK)
-    while memory:
-        memory = memory[connection.recv_into(memory, 0, socket.MSG_WAITALL) or _gone() :]
-
-
-def _gone() -> int:
-    raise ConnectionError("the far end has gone")
+    receive_into(connection, memory)
 
 
 def _send_when_asked(host: str, port: int) -> None:

@@ -10,6 +10,7 @@ from llmserve.transfer.tcp.memory import Memory, receive, send
 class SocketCarriers:
     name = "tcp"
     connections = 4
+    same_socket = True
     answer_seconds: float | None = None  # a timeout would make the socket non-blocking, and receiving slow
 
     def open(self, sock: socket.socket, regions: Sequence[Region], rank: int) -> "SocketCarrier":

@@ -45,7 +45,6 @@ class Memory:
     """Registered regions."""
 
     def __init__(self, regions: Sequence[Region]) -> None:
-        self.lengths = tuple(region.length_bytes for region in regions)
         self._addresses = np.array([region.address for region in regions], np.int64)
 
     def vector(self, spans: Spans) -> Int64Array:

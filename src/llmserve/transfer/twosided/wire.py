@@ -76,8 +76,9 @@ def receive_request(sock: socket.socket) -> tuple[Operation, Spans]:
     return Operation(operation), Spans(regions, offsets, lengths)
 
 
-def accept(sock: socket.socket) -> None:
-    sock.sendall(_ACCEPTED)
+def accept(sock: socket.socket, more: bool = False) -> None:
+    """more: something follows at once on this socket, and may go in the same packet."""
+    sock.sendall(_ACCEPTED, socket.MSG_MORE if more else 0)
 
 
 def refuse(sock: socket.socket, reason: str) -> None:
@@ -103,12 +104,15 @@ def _padded_bytes(size: int) -> int:
 
 
 def receive_exactly(sock: socket.socket, size: int) -> bytearray:
-    """Errors: ConnectionError when the peer leaves before."""
     data = bytearray(size)
-    rest = memoryview(data)
-    while rest:
-        done = sock.recv_into(rest, 0, socket.MSG_WAITALL)
+    receive_into(sock, memoryview(data))
+    return data
+
+
+def receive_into(sock: socket.socket, buffer: memoryview) -> None:
+    """Fills the buffer. Errors: ConnectionError when the peer leaves before."""
+    while buffer:
+        done = sock.recv_into(buffer, 0, socket.MSG_WAITALL)
         if done == 0:
             raise ConnectionError("the peer closed the connection")
-        rest = rest[done:]
-    return data
+        buffer = buffer[done:]
