@@ -1,4 +1,4 @@
-"""UCX by way of UCXX, the maintained successor of ucx-py (docs/decisions/0007-ucxx-and-tagged-messages.md).
+"""UCX by way of UCXX, the maintained successor of ucx-py (docs/decisions/0008-ucxx-and-tagged-messages.md).
 
 The owner of the memory takes part: a peer asks it with small control messages, it checks the bounds and
 sends or receives the bytes as tagged messages, straight from and to registered memory. Why not remote
