@@ -23,13 +23,13 @@ down:  ## Stop the cluster that `make up` started
 status: $(RUNTIME)  ## Roles, health, load, leases, transports
 	$(BIN)/llmserve status
 
-check: $(DEV)  ## The gate: format, lint, types, layers, generated code, unit and conformance tests
+check: $(DEV)  ## The gate: format, lint, types, layers, generated code, unit tests
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/llmserve gen-proto --check
-	$(BIN)/pytest tests/unit tests/conformance
+	$(BIN)/pytest tests/unit
 
 # vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
 test: $(DEV)  ## Every test: unit, conformance, integration (real gRPC), e2e (real vLLM and model)

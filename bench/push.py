@@ -1,8 +1,8 @@
-"""What a hand-over adds between prefill's end and decode's first step: pulled afterwards, or pushed meanwhile.
+"""What a hand-over adds between prefill's end and decode's first step: pulled then, or pushed meanwhile.
 
-Two vLLM engines on a core each, driven as the apiserver drives them, without it. The two modes take turns, prompt
-by prompt. Added is the time from prefill's token to decode's first one, less the median of the decode steps that
-follow; hidden is the share of what a pull adds that a push does not.
+Two vLLM engines on a core each, driven as the apiserver drives them, without it. The two modes take turns,
+prompt by prompt. Added is the time from prefill's token to decode's first one, less the median of the decode
+steps that follow; hidden is the share of what a pull adds that a push does not.
 """
 
 import asyncio

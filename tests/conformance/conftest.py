@@ -1,19 +1,35 @@
-"""The real engine for the engine suite: `pytest tests/conformance -m real_vllm` (make test does)."""
+"""The real engine for the engine suite: `pytest tests/conformance -m real_vllm` (make test does).
+And the ends of a transfer, for the transport suites.
+"""
 
 import itertools
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
+from llmserve.core.errors import TransportUnavailable
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.base import Engine
 from llmserve.engines.spec import EngineSpec
 from llmserve.models import resolve
+from llmserve.transfer.base import PeerName
+from tests.conformance.transport_peer import (
+    FAR_BYTES,
+    FAR_SEED,
+    KINDS,
+    MORTAL_BYTES,
+    MORTAL_SEED,
+    NEAR_BYTES,
+    UNTOUCHED,
+    End,
+    Far,
+)
 
 MANIFEST = Path(__file__).parents[2] / "llmserve.yaml"
 
@@ -23,18 +39,21 @@ class VllmKit:
 
     settle_seconds = 10.0
     prompt_vocab = 20_000
+    other_block_size = 96  # that of `make` is vLLM's own, 128 on CPU
 
     def __init__(self, model_dir: Path) -> None:
         self._model_dir = model_dir
         self._cores = itertools.cycle(range(os.cpu_count() or 1))
 
-    def make(self, role: WorkerRole, name: str) -> Engine:
-        return self._engine(role, name, self._model_dir)
+    def make(self, role: WorkerRole, name: str, block_size_tokens: int | None = None) -> Engine:
+        return self._engine(role, name, self._model_dir, block_size_tokens)
 
     def make_broken(self) -> Engine:
         return self._engine(WorkerRole.DECODE, "broken", self._model_dir / "no-such-directory")
 
-    def _engine(self, role: WorkerRole, name: str, model_dir: Path) -> Engine:
+    def _engine(
+        self, role: WorkerRole, name: str, model_dir: Path, block_size_tokens: int | None = None
+    ) -> Engine:
         from llmserve.engines.vllm.engine import VllmEngine
 
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(next(self._cores))
@@ -47,7 +66,7 @@ class VllmKit:
                 model_dir=model_dir,
                 model_name="SmolLM2-135M-Instruct",
                 engine=EngineConfig(max_model_len=2048),
-                kv_cache=KvCacheConfig(),
+                kv_cache=KvCacheConfig(block_size_tokens=block_size_tokens),
                 transfer=TransferConfig(),
             )
         )
@@ -56,3 +75,59 @@ class VllmKit:
 @pytest.fixture(scope="session")
 def vllm_kit() -> VllmKit:
     return VllmKit(Path(resolve(load_manifest(MANIFEST).models.primary).path))
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    name: str = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in KINDS[name].environment.items():
+            patch.setenv(variable, value)
+        try:
+            KINDS[name].make().close()
+        except TransportUnavailable as error:
+            pytest.skip(error.message)
+        yield name
+
+
+@pytest.fixture(scope="session")
+def far(kind: str) -> Iterator[Far]:
+    """The peer of most tests: whoever changes its memory restores it."""
+    process = Far(kind, FAR_BYTES, FAR_SEED)
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_near(kind: str) -> Iterator[End]:
+    end = End(kind, (NEAR_BYTES,))
+    yield end
+    end.close()
+
+
+@pytest.fixture
+def near(shared_near: End) -> End:
+    shared_near.local[:] = UNTOUCHED
+    return shared_near
+
+
+@pytest.fixture
+def peer(near: End, far: Far) -> PeerName:
+    return near.connect(far.description)
+
+
+@pytest.fixture
+def mortal(kind: str) -> Iterator[Far]:
+    """A peer of the test's own, to be killed, closed or changed."""
+    process = Far(kind, MORTAL_BYTES, MORTAL_SEED)
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def own_near(kind: str) -> Iterator[End]:
+    """An end of this process, of the test's own."""
+    end = End(kind, MORTAL_BYTES)
+    end.local[:] = UNTOUCHED
+    yield end
+    end.close()

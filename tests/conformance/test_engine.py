@@ -41,13 +41,14 @@ _numbers = itertools.count(1)
 
 
 class EngineKit(Protocol):
-    """settle_seconds: how soon after a test its engines must be empty. quiet_tokens: prompt tokens
-    are drawn below this number."""
+    """settle_seconds: how soon after a test its engines must be empty. prompt_vocab: prompt tokens
+    are drawn below this number. other_block_size: tokens in a block, not those of `make` without it."""
 
     settle_seconds: float
     prompt_vocab: int
+    other_block_size: int
 
-    def make(self, role: WorkerRole, name: str) -> Engine:
+    def make(self, role: WorkerRole, name: str, block_size_tokens: int | None = None) -> Engine:
         """Not started. Blocks for 3,000 tokens at least, a model length of 2,048 or more."""
 
     def make_broken(self) -> Engine:
@@ -57,16 +58,20 @@ class EngineKit(Protocol):
 class SimKit:
     settle_seconds = 2.0
     prompt_vocab = 30_000
+    other_block_size = 24
 
-    def make(self, role: WorkerRole, name: str) -> Engine:
-        return SimEngine(self._spec(role, name, "127.0.0.1"), open_handover_link, RealPace())
+    def make(self, role: WorkerRole, name: str, block_size_tokens: int | None = None) -> Engine:
+        spec = self._spec(role, name, "127.0.0.1", block_size_tokens or 16)
+        return SimEngine(spec, open_handover_link, RealPace())
 
     def make_broken(self) -> Engine:
         unreachable = "203.0.113.1"  # TEST-NET-3: no interface has it
-        return SimEngine(self._spec(WorkerRole.DECODE, "broken", unreachable), open_handover_link, RealPace())
+        spec = self._spec(WorkerRole.DECODE, "broken", unreachable, 16)
+        return SimEngine(spec, open_handover_link, RealPace())
 
-    def _spec(self, role: WorkerRole, name: str, host: str) -> EngineSpec:
+    def _spec(self, role: WorkerRole, name: str, host: str, block_size_tokens: int) -> EngineSpec:
         sim = SimSpec(
+            block_size_tokens=block_size_tokens,
             prefill_tokens_per_second=100_000.0,
             decode_step_seconds=0.001,
             decode_seconds_per_sequence=0.00001,
@@ -99,8 +104,10 @@ class Harness:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
-    async def open(cls, kit: EngineKit, role: WorkerRole, name: str) -> "Harness":
-        engine = kit.make(role, name)
+    async def open(
+        cls, kit: EngineKit, role: WorkerRole, name: str, block_size_tokens: int | None = None
+    ) -> "Harness":
+        engine = kit.make(role, name, block_size_tokens)
         harness = cls(engine, await engine.start(), kit)
         harness.tasks = [
             asyncio.ensure_future(harness._collect()),
@@ -729,6 +736,48 @@ async def test_a_lease_is_granted_while_prefill_computes_other_prompts(
     assert outputs[0].prefill_stats.external_cached_tokens == len(short)
     for other in others:
         await pair.prefill.result(other)
+
+
+# -- another block size
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def other(kit: EngineKit, engines: Pair) -> AsyncIterator[Harness]:
+    """An engine with blocks of another size than those of the pair."""
+    harness = await Harness.open(kit, WorkerRole.AGGREGATED, "other", kit.other_block_size)
+    assert harness.info.block_size_tokens == kit.other_block_size != engines.decode.info.block_size_tokens
+    yield harness
+    await harness.close()
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+async def test_a_hand_over_to_larger_and_to_smaller_blocks(
+    pair: Pair, other: Harness, prompt_of: PromptOf, length: int
+) -> None:
+    for there, here in ((other, pair.decode), (pair.prefill, other)):
+        prompt = prompt_of(length)
+        aggregated = tokens(await pair.prefill.run(prompt, 8, salt=OTHER_SALT))
+        before = (await here.engine.load()).transfer_failures
+        first, rest = await Pair(there, here).continued(prompt, 8)
+        assert first + tokens(rest) == aggregated
+        assert rest[0].prefill_stats is not None
+        assert rest[0].prefill_stats.external_cached_tokens == length
+        assert (await here.engine.load()).transfer_failures == before
+        await there.empty()
+
+
+async def test_what_is_cached_in_other_blocks_is_not_fetched(
+    pair: Pair, other: Harness, prompt_of: PromptOf
+) -> None:
+    prompt, size = prompt_of(300), other.info.block_size_tokens
+    before = tokens(await other.run(prompt[:200], 1))
+    handed = await Pair(pair.prefill, other).handed_over(prompt, 4)
+    assert len(before) == 1
+    assert tokens(handed) == tokens(await pair.prefill.run(prompt, 4, salt=OTHER_SALT))
+    assert handed[0].prefill_stats is not None
+    cached = 200 // size * size
+    assert handed[0].prefill_stats.local_cached_tokens == cached
+    assert handed[0].prefill_stats.external_cached_tokens == 300 - cached
 
 
 # -- load and life

@@ -1,75 +1,311 @@
-"""The far end of tests/conformance/test_transport.py: a process of its own.
+"""The ends of a transfer for tests/conformance/test_transport*.py: this process, or one of its own.
 
-argv: transport kind, bytes a region, seed. Prints the description in hex, then answers commands on
-stdin, a line each, and serves its peers meanwhile.
+To run both suites on another transport, add its kind to KINDS.
 """
 
-import select
-import sys
+import functools
+import multiprocessing
+import os
+import signal
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.transfer.base import Region, Transport
+from llmserve.core.errors import TransferError
+from llmserve.transfer.base import (
+    Batch,
+    PeerName,
+    Region,
+    Spans,
+    Transfer,
+    TransferState,
+    TransferStatus,
+    Transport,
+)
+from llmserve.transfer.faults import FaultPlan
+from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.select import makers
 
-REGIONS = 2
+# Bytes of the regions of each end, and the seeds of what is in them.
+NEAR_BYTES = 65 << 20
+FAR_BYTES = ((256 << 20) + 4099, 32 << 20)  # region 0 is only read, but for the largest write
+MORTAL_BYTES = (64 << 20, 1 << 20)
+FAR_SEED, MORTAL_SEED = 3, 8
+UNTOUCHED = 0xA5
+PATIENCE_SECONDS = 20.0
+_TICK_SECONDS = 0.001
+_POLL_SECONDS = 0.0001
+Bytes = npt.NDArray[np.uint8]
 
 
-def pattern(seed: int, region: int, size: int) -> npt.NDArray[np.uint8]:
-    """Known bytes; the same in the test."""
-    tile = np.random.default_rng([seed, region]).integers(0, 256, 1_048_583, np.uint8)
-    return np.resize(tile, size)
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """transport: its name for `makers`. environment: what its processes run with. faulty: behind the
+    proxy, without a fault."""
+
+    transport: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    faulty: bool = False
+
+    def make(self) -> Transport:
+        """Errors: TransportUnavailable."""
+        made = makers("127.0.0.1")[self.transport]()
+        return FaultyTransport(made, FaultPlan()) if self.faulty else made
+
+
+KINDS = {
+    "tcp": Kind("tcp"),
+    "nixl": Kind("nixl"),
+    "nixl-tcp": Kind("nixl", {"UCX_TLS": "tcp,self"}),  # as between hosts without RDMA: not one-sided
+    "ucx": Kind("ucx"),
+    "nccl": Kind("nccl"),  # gloo where there is no GPU
+    "shm": Kind("shm"),
+    "faulty-tcp": Kind("tcp", faulty=True),
+}
+
+
+def pattern(seed: int, region: int, length: int, offset: int = 0) -> Bytes:
+    """What an end holds in a region from an offset on."""
+    tile = _tile(seed, region)
+    return np.resize(np.roll(tile, -offset), length)
+
+
+@functools.cache
+def _tile(seed: int, region: int) -> Bytes:
+    return np.random.default_rng([seed, region]).integers(0, 256, 1_048_583, np.uint8)
+
+
+def checksum(memory: Bytes) -> int:
+    return zlib.crc32(memory.data)
+
+
+def spans(*rows: tuple[int, int, int]) -> Spans:
+    """(region, offset, length) each."""
+    table = np.array(rows, np.int64).reshape(-1, 3)
+    return Spans(table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy())
+
+
+def one(length: int, local: int = 0, remote: int = 0, region: int = 0) -> Batch:
+    """From or to region 0 of the near end; `region` is that of the peer."""
+    return Batch(spans((0, local, length)), spans((region, remote, length)))
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a process has open."""
+
+    files: int
+    threads: int
+    shared_memory: frozenset[str]  # files that have a name in /dev/shm
+
+
+class End:
+    """A transport over registered memory of known bytes."""
+
+    def __init__(self, kind: str, sizes: Sequence[int], seed: int = 0) -> None:
+        self.transport = KINDS[kind].make()
+        self._sizes = sizes
+        self._kept: list[Bytes] = []  # old memory: a peer may still read it
+        self.register(seed)
+
+    @property
+    def local(self) -> Bytes:
+        return self.memory[0]
+
+    def register(self, seed: int) -> bytes:
+        """Fresh memory, and the description of it."""
+        self._seed = seed
+        self.memory = [pattern(seed, region, size) for region, size in enumerate(self._sizes)]
+        self._kept.extend(self.memory)
+        self.transport.register([Region(memory.ctypes.data, memory.nbytes) for memory in self.memory])
+        return self.transport.describe()
+
+    def finish(self, transfer: Transfer, serving: bool = False) -> TransferStatus:
+        """serving: peers read or write here meanwhile."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (status := self.transport.poll(transfer)).state is TransferState.RUNNING:
+            assert time.monotonic() < deadline, "the transfer does not end"
+            if serving:
+                self.transport.progress()
+            time.sleep(_POLL_SECONDS)
+        return status
+
+    def begin(self, transfer: Transfer) -> TransferStatus:
+        """Waits for its first bytes at the start of blank local memory, or its end."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (status := self.transport.poll(transfer)).state is TransferState.RUNNING:
+            if (self.local[:8] != UNTOUCHED).any():
+                break
+            assert time.monotonic() < deadline, "the transfer does not begin"
+        return status
+
+    def attempt(self, operation: str, peer: PeerName, batch: Batch) -> TransferStatus:
+        """A whole transfer, which may fail when it is submitted or later."""
+        try:
+            transfer = getattr(self.transport, operation)(peer, batch)
+        except TransferError as error:
+            return TransferStatus(TransferState.FAILED, error.message)
+        return self.finish(transfer)
+
+    def succeed(self, operation: str, peer: PeerName, batch: Batch) -> None:
+        status = self.finish(getattr(self.transport, operation)(peer, batch))
+        assert status.state is TransferState.DONE, status.reason
+
+    def give_up(self, transfer: Transfer) -> None:
+        """cancel, as often as it takes."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return self.transport.cancel(transfer)
+            except TransferError:
+                assert time.monotonic() < deadline, "the transfer cannot be cancelled"
+
+    def serve_until(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not done():
+            assert time.monotonic() < deadline, "the peer waits too long"
+            self.transport.progress()
+            time.sleep(_POLL_SECONDS)
+
+    # -- what a test asks of an end in another process
+
+    def connect(self, description: bytes) -> PeerName:
+        return self.transport.connect(description)
+
+    def repeat(self, operation: str, peer: PeerName, batch: Batch, times: int) -> list[str]:
+        """The states of so many transfers, one after the other, while peers are served."""
+        start = getattr(self.transport, operation)
+        return [self.finish(start(peer, batch), serving=True).state.value for _ in range(times)]
+
+    def checksum(self, region: int, offset: int, length: int) -> int:
+        return checksum(self.memory[region][offset : offset + length])
+
+    def fill(self, region: int, value: int) -> None:
+        self.memory[region][:] = value
+
+    def count(self, region: int, value: int) -> int:
+        return int(np.count_nonzero(self.memory[region] == value))
+
+    def restore(self, region: int) -> None:
+        self.memory[region][:] = pattern(self._seed, region, self._sizes[region])
+
+    def idle(self, seconds: float) -> float:
+        """CPU seconds that this process uses while nobody calls anything."""
+        before = time.process_time()
+        time.sleep(seconds)
+        return time.process_time() - before
+
+    def mark_memory(self) -> int:
+        """Forgets the peak of this process's resident memory; returns what is resident, in bytes."""
+        Path("/proc/self/clear_refs").write_text("5")
+        return self.peak_memory()
+
+    def peak_memory(self) -> int:
+        """Bytes, since `mark_memory`."""
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) << 10
+
+    def holdings(self) -> Holdings:
+        return holdings()
+
+    def close(self) -> None:
+        self.transport.close()
+
+
+def holdings() -> Holdings:
+    """Of this process."""
+    files = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            files.append(os.readlink(f"/proc/self/fd/{number}"))
+    mapped = [line.split(maxsplit=5)[5] for line in _lines("/proc/self/maps") if "/dev/shm/" in line]
+    shared = frozenset(path for path in [*files, *mapped] if path.startswith("/dev/shm/"))
+    return Holdings(len(files), len(os.listdir("/proc/self/task")), frozenset(filter(os.path.exists, shared)))
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
 
 
 class Far:
-    def __init__(self, transport: Transport, size: int, seed: int) -> None:
-        self.transport = transport
-        self.size = size
-        self.closed = False
-        self.kept: list[npt.NDArray[np.uint8]] = []
-        self.register(seed)
+    """An end in a process of its own, which serves its peers while it waits for what it is asked."""
 
-    def register(self, seed: int) -> str:
-        self.memory = [pattern(seed, region, self.size) for region in range(REGIONS)]
-        self.kept.extend(self.memory)
-        self.transport.register([Region(m.ctypes.data, m.nbytes) for m in self.memory])
-        return self.transport.describe().hex()
+    def __init__(self, kind: str, sizes: Sequence[int], seed: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["numpy", "torch"])  # what libraries import slowly
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, kind, tuple(sizes), seed), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.description: bytes = self.answer()
 
-    def checksum(self, region: int, offset: int, length: int) -> str:
-        return str(zlib.crc32(self.memory[region][offset : offset + length].tobytes()))
+    def ask(self, method: str, *arguments: object) -> Any:
+        """Calls a method of the End. Errors: TransferError, as there."""
+        self.tell(method, *arguments)
+        return self.answer()
 
-    def close(self) -> str:
-        self.transport.close()
-        self.closed = True
-        return "closed"
+    def tell(self, method: str, *arguments: object) -> None:
+        self._pipe.send((method, arguments))
+
+    def answer(self) -> Any:
+        assert self._pipe.poll(PATIENCE_SECONDS), "the far process does not answer"
+        answer = self._pipe.recv()
+        if isinstance(answer, TransferError):
+            raise answer
+        return answer
+
+    def answered(self) -> bool:
+        return self._pipe.poll()
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Returns when the process is gone. Idempotent."""
+        self._process.kill()
+        self._process.join(PATIENCE_SECONDS)
+
+    def stop(self) -> None:
+        """The orderly end, unless the process has been killed."""
+        self._pipe.close()
+        self._process.join(PATIENCE_SECONDS)
+        late = self._process.is_alive()
+        self.kill()
+        assert not late, "the far process does not end"
+
+    def _signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
 
-def commands(far: Far) -> Iterator[list[str]]:
-    """Lines of stdin until it ends; progress between them."""
+def _serve(pipe: Connection, kind: str, sizes: Sequence[int], seed: int) -> None:
+    os.environ.update(KINDS[kind].environment)
+    end = End(kind, sizes, seed)
+    pipe.send(end.transport.describe())
+    closed = False
     while True:
-        pause = 0.001 if far.transport.needs_progress and not far.closed else None
-        ready, _, _ = select.select([sys.stdin], [], [], pause)
-        if not ready:
-            far.transport.progress()
+        if end.transport.needs_progress and not closed and not pipe.poll(_TICK_SECONDS):
+            end.transport.progress()
             continue
-        line = sys.stdin.readline()
-        if not line:
-            return
-        yield line.split()
-
-
-def main() -> None:
-    kind, size, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    far = Far(makers("127.0.0.1")[kind](), size, seed)
-    print(far.transport.describe().hex(), flush=True)
-    for name, *arguments in commands(far):
-        answer = getattr(far, name)(*map(int, arguments))
-        print(answer, flush=True)
-    far.transport.close()
-
-
-if __name__ == "__main__":
-    main()
+        try:
+            method, arguments = pipe.recv()
+        except EOFError:
+            break
+        try:
+            answer = getattr(end, method)(*arguments)
+        except TransferError as error:
+            answer = error
+        closed = closed or method == "close"
+        pipe.send(answer)
+    end.close()

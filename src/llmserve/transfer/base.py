@@ -5,7 +5,8 @@ its peers (out of band, see engines/handover.py), and from then on any peer may 
 that memory. One thread owns a transport object: no method may be called from two threads.
 No method blocks for longer than a connection takes (`connect`), or than a copy (`poll`, `progress`).
 
-Implementations: nixl, collective (gloo, nccl), shm, tcp. All pass tests/conformance/test_transport.py between real processes.
+Implementations: nixl, ucx, collective (gloo, nccl), shm, tcp. All pass
+tests/conformance/test_transport*.py between real processes.
 """
 
 from collections.abc import Sequence

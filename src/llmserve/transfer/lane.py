@@ -19,6 +19,10 @@ from llmserve.transfer.pacing import TokenBucket
 
 QUANTUM_BYTES = 4 << 20
 ROUND_BYTES = 16 << 20
+# Pieces cost a transport time whatever their size, about 2 µs each. Where block sizes or ranks differ there
+# can be a hundred thousand of a few bytes.
+QUANTUM_PIECES = 4096
+ROUND_PIECES = 16384
 _ROUNDS_IN_FLIGHT = 2
 
 Read = Callable[[Batch], Coroutine[object, object, TransferStatus]]
@@ -50,6 +54,7 @@ class _Flow:
         first = self.next_piece
         before = int(self.ends[first - 1]) if first else 0
         end = max(first + 1, int(np.searchsorted(self.ends, before + at_most, side="right")))
+        end = min(end, first + QUANTUM_PIECES)
         self.next_piece = end
         pieces = slice(first, end)
         part = Batch(self.batch.local.cut(pieces), self.batch.remote.cut(pieces))
@@ -134,13 +139,14 @@ class Lane:
 
     def _next_round(self) -> tuple[list[Batch], int, set[_Flow]]:
         parts: list[Batch] = []
-        size, flows = 0, set()
-        while self._waiting and size < self._round_bytes:
+        size, pieces, flows = 0, 0, set()
+        while self._waiting and size < self._round_bytes and pieces < ROUND_PIECES:
             flow = self._waiting.popleft()
             part, taken = flow.take(min(QUANTUM_BYTES, self._round_bytes - size))
             parts.append(part)
             flows.add(flow)
             size += taken
+            pieces += len(part.local.lengths)
             if not flow.is_taken:
                 self._waiting.append(flow)
         return parts, size, flows

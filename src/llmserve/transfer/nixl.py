@@ -15,7 +15,7 @@ import os
 import time
 import uuid
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
@@ -45,14 +45,17 @@ _STATES = {"DONE": TransferState.DONE, "PROC": TransferState.RUNNING, "ERR": Tra
 class _Table:
     """Where the regions of one side lie."""
 
-    addresses: tuple[int, ...]
+    addresses: Int64Array
     lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, addresses: Iterable[int], lengths: Iterable[int]) -> "_Table":
+        return cls(np.fromiter(addresses, np.int64), tuple(lengths))
 
     def descriptors(self, spans: Spans) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]":
         """Shape [n, 3]: address, length, device 0."""
         rows = np.zeros((len(spans.lengths), 3), dtype=np.uint64)
-        starts: Int64Array = np.asarray(self.addresses, np.int64)[spans.regions] + spans.offsets
-        rows[:, 0], rows[:, 1] = starts, spans.lengths
+        rows[:, 0], rows[:, 1] = self.addresses[spans.regions] + spans.offsets, spans.lengths
         return rows
 
 
@@ -79,7 +82,7 @@ class NixlTransport:
         """Errors: TransportUnavailable with the reason."""
         self._api = _load()
         self._agent: Any = self._make_agent()
-        self._table = _Table((), ())
+        self._table = _Table.of((), ())
         self._peers: dict[PeerName, _Peer] = {}
         self._running: set[_NixlTransfer] = set()
         self._closed = False
@@ -89,8 +92,8 @@ class NixlTransport:
         if self._table.lengths:  # a fresh agent: no read of the old memory outlives the old one
             self._drop_agent("the memory was registered anew")
             self._agent = self._make_agent()
-        self._table = _Table(
-            tuple(region.address for region in regions), tuple(region.length_bytes for region in regions)
+        self._table = _Table.of(
+            (region.address for region in regions), (region.length_bytes for region in regions)
         )
         rows = [(region.address, region.length_bytes, 0, "") for region in regions]
         _mapped("register", lambda: self._agent.register_memory(rows, _MEMORY))
@@ -99,7 +102,7 @@ class NixlTransport:
         self._check_open()
         fields = {
             "agent": b64encode(_mapped("describe", self._agent.get_agent_metadata)).decode(),
-            "addresses": self._table.addresses,
+            "addresses": self._table.addresses.tolist(),
             "lengths": self._table.lengths,
         }
         return json.dumps(fields).encode()
@@ -237,9 +240,9 @@ def _load() -> ModuleType:
 def _parse(description: bytes) -> tuple[bytes, _Table]:
     try:
         fields = json.loads(description)
-        table = _Table(tuple(map(int, fields["addresses"])), tuple(map(int, fields["lengths"])))
+        table = _Table.of(map(int, fields["addresses"]), map(int, fields["lengths"]))
         metadata = b64decode(fields["agent"], validate=True)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise TransferError(f"nixl: malformed description: {error!r}") from error
     if len(table.addresses) != len(table.lengths):
         raise TransferError("nixl: malformed description")

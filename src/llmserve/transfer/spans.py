@@ -1,4 +1,7 @@
-"""Arithmetic on spans that every transport needs: fences and coalescing, vectorised."""
+"""Arithmetic on spans that every transport needs: fences and coalescing, vectorised.
+
+It runs before every transfer, of one piece or of thousands, so the cost of a numpy call counts.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +19,8 @@ def check_batch(batch: Batch, local_lengths: Sequence[int], remote_lengths: Sequ
     The lengths are those of the regions of each side. Errors: TransferError."""
     check_bounds(batch.local, local_lengths, "local")
     check_bounds(batch.remote, remote_lengths, "remote")
-    if not np.array_equal(batch.local.lengths, batch.remote.lengths):
+    local, remote = batch.local.lengths, batch.remote.lengths
+    if local is not remote and not (local.shape == remote.shape and _all(local == remote)):
         raise TransferError("local and remote spans have different lengths")
 
 
@@ -25,24 +29,36 @@ def check_bounds(spans: Spans, region_lengths: Sequence[int], side: str) -> None
     regions, offsets, lengths = spans.regions, spans.offsets, spans.lengths
     if not regions.shape == offsets.shape == lengths.shape or regions.ndim != 1:
         raise TransferError(f"malformed {side} spans: arrays of different shapes")
-    table = np.asarray(region_lengths, dtype=np.int64)
-    known = (regions >= 0) & (regions < len(table))
-    room = table[np.where(known, regions, 0)] if len(table) else np.zeros_like(offsets)
-    inside = known & (offsets >= 0) & (lengths >= 0) & (offsets <= room) & (lengths <= room - offsets)
-    if not inside.all():
+    if len(lengths) == 1 and _holds(region_lengths, int(regions[0]), int(offsets[0]), int(lengths[0])):
+        return
+    room = np.array((*region_lengths, -1), np.int64).take(regions, mode="clip")
+    free = room - offsets
+    inside = (regions | offsets | lengths | free | (free - lengths)) >= 0  # none of them is negative
+    if not _all(inside):
         bad = int(np.argmin(inside))
         where = f"region {regions[bad]}, offset {offsets[bad]}, length {lengths[bad]}"
         raise TransferError(f"{side} span {bad} lies outside registered memory ({where})")
 
 
+def _holds(region_lengths: Sequence[int], region: int, offset: int, length: int) -> bool:
+    """The same for a single piece, at a fifth of the cost."""
+    return (
+        0 <= region < len(region_lengths) and offset >= 0 and 0 <= length <= region_lengths[region] - offset
+    )
+
+
 def coalesce(spans: Spans) -> Spans:
     """Joins neighbours in memory that follow each other in the list; drops empty spans."""
+    if _is_whole(spans):
+        return spans
     spans = _select(spans, spans.lengths > 0)
     return _joined(spans, _continues(spans))
 
 
 def coalesce_pairs(batch: Batch) -> Batch:
     """The same for both halves at once: joins only where both continue."""
+    if _is_whole(batch.local):
+        return batch
     filled = batch.local.lengths > 0
     local, remote = _select(batch.local, filled), _select(batch.remote, filled)
     follows = _continues(local) & _continues(remote)
@@ -61,8 +77,18 @@ def split(spans: Spans, size: int) -> Iterator[Spans]:
         yield _select(Spans(spans.regions[low:high], offsets, stops - begins), stops > begins)
 
 
+def _is_whole(spans: Spans) -> bool:
+    """A single piece has no neighbours: the common case of a contiguous transfer."""
+    return len(spans.lengths) == 1 and bool(spans.lengths[0] > 0)
+
+
+def _all(mask: BoolArray) -> bool:
+    """mask.all(), at a tenth of its cost for short arrays."""
+    return bool(np.count_nonzero(mask) == len(mask))
+
+
 def _select(spans: Spans, mask: BoolArray) -> Spans:
-    if mask.all():
+    if _all(mask):
         return spans
     return Spans(spans.regions[mask], spans.offsets[mask], spans.lengths[mask])
 
@@ -75,7 +101,7 @@ def _continues(spans: Spans) -> BoolArray:
 
 
 def _joined(spans: Spans, follows: BoolArray) -> Spans:
-    if not follows.any():
+    if not np.count_nonzero(follows):
         return spans
     starts: Int64Array = np.flatnonzero(np.concatenate(([True], ~follows)))
     lengths = np.add.reduceat(spans.lengths, starts)

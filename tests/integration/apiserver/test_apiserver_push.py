@@ -15,7 +15,6 @@ from llmserve.core.outcome import Outcome
 from llmserve.engines.handover import PushCard, prefill_params
 from llmserve.rpc.codec import decode_params
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, WORKER_ROLE_PREFILL
-
 from tests.integration.apiserver.conftest import FakeCluster
 
 REQUEST = {"model": "tiny", "prompt": "abc", "max_tokens": 8}

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
+from vllm.sampling_params import SamplingParams
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import Request, RequestStatus
-from vllm.sampling_params import SamplingParams
 
 from llmserve.core.ids import TransferId, WorkerId
 from llmserve.engines.connector.continuation import continue_from
@@ -113,7 +113,7 @@ def test_malformed_parameters_are_no_push(side: SchedulerSide, params: dict[str,
 def parked(side: SchedulerSide, tokens: int = 40) -> Request:
     request = request_of("d", tokens, card_of(tokens).to_params())
     side.on_new_request(request)
-    side.after_alloc(request, FakeBlocks(1, 2, 3), tokens)  # type: ignore[arg-type]
+    side.after_alloc(request, FakeBlocks(1, 2, 3), tokens)
     request.status = RequestStatus.WAITING_FOR_REMOTE_KVS
     return request
 
@@ -124,7 +124,7 @@ def test_a_request_waits_for_the_whole_prompt(side: SchedulerSide) -> None:
     assert orders_of(side).expected == [card_of(40).to_params()]
     assert side.matched_tokens(request, 0) == 40
     assert side.matched_tokens(request, 32) == 8
-    side.after_alloc(request, FakeBlocks(1, 2, 3), 8)  # type: ignore[arg-type]
+    side.after_alloc(request, FakeBlocks(1, 2, 3), 8)
     (receive,) = orders_of(side).receives
     assert (receive.request_id, receive.first_block, receive.local_block_ids) == ("d", 2, (3,))
     assert side.matched_tokens(request, 0) == 0, "a card is used once"
@@ -134,7 +134,7 @@ def test_a_request_that_is_not_to_load_anything_forgets_its_card(side: Scheduler
     request = request_of("d", 40, card_of(40).to_params())
     side.on_new_request(request)
     orders_of(side)
-    side.after_alloc(request, FakeBlocks(1, 2, 3), 0)  # type: ignore[arg-type]
+    side.after_alloc(request, FakeBlocks(1, 2, 3), 0)
     orders = orders_of(side)
     assert (orders.forgotten, orders.receives) == ([card_of(40).to_params()], [])
 

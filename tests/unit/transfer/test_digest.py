@@ -22,6 +22,11 @@ def test_equal_bytes_equal_digests_wherever_they_lie() -> None:
     )
 
 
+def test_it_does_not_matter_how_bytes_are_cut() -> None:
+    whole, cut = _spans((0, 0, 100)), _spans((0, 0, 1), (0, 1, 60), (1, 5, 0), (0, 61, 39))
+    assert digest(REGIONS, whole) == digest(REGIONS, cut)
+
+
 def test_one_byte_changes_it() -> None:
     spans = _spans((0, 0, 2048))
     before = digest(REGIONS, spans)

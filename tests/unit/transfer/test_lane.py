@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llmserve.transfer.base import Batch, Spans, TransferState, TransferStatus
-from llmserve.transfer.lane import QUANTUM_BYTES, ROUND_BYTES, Lane
+from llmserve.transfer.lane import QUANTUM_BYTES, QUANTUM_PIECES, ROUND_BYTES, ROUND_PIECES, Lane
 from llmserve.transfer.pacing import TokenBucket
 
 MIB = 1 << 20
@@ -59,6 +59,17 @@ async def test_one_small_hand_over_is_one_batch_as_it_is() -> None:
     assert (await _lane(wire).move(batch)).state is TransferState.DONE
     (sent,) = wire.batches
     np.testing.assert_array_equal(sent.local.offsets, batch.local.offsets)
+
+
+async def test_small_pieces_fill_a_round_by_their_number() -> None:
+    wire = Wire()
+    wire.go.set()
+    lane = _lane(wire)
+    await asyncio.gather(*(lane.move(_batch(region, 30_000, 16)) for region in range(3)))
+    numbers = [len(batch.local.lengths) for batch in wire.batches]
+    assert sum(numbers) == 90_000
+    assert max(numbers) < ROUND_PIECES + QUANTUM_PIECES
+    assert set(wire.batches[0].local.regions.tolist()) == {0, 1, 2}, "in fair turns"
 
 
 async def test_every_piece_moves_exactly_once() -> None:

@@ -84,7 +84,7 @@ def test_after_a_new_registration_the_old_connection_is_gone(ends: tuple[End, En
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"GET / HTTP/1.1\r\n\r\n" + b"x" * 100, b"LSKV", struct.pack("<8s16sQ", b"LSKV", b"", 0)]
+    "raw", [b"", b"GET / HTTP/1.1\r\n\r\n" + b"x" * 100, b"LSKV", struct.pack("<8s16sQ32x", b"LSKV", b"", 0)]
 )
 def test_garbage_does_not_disturb_the_server(ends: tuple[End, End], raw: bytes) -> None:
     near, far = ends
@@ -97,16 +97,18 @@ def test_garbage_does_not_disturb_the_server(ends: tuple[End, End], raw: bytes) 
     assert near.read(far.transport.describe()).state is TransferState.DONE
 
 
-@pytest.mark.parametrize("request_bytes", [struct.pack("<BxxxI", 9, 1), struct.pack("<BxxxI", 1, 1 << 30)])
+@pytest.mark.parametrize(
+    "request_bytes", [struct.pack("<BxxxI56x", 9, 1), struct.pack("<BxxxI56x", 1, 1 << 30)]
+)
 def test_a_malformed_request_ends_the_connection(ends: tuple[End, End], request_bytes: bytes) -> None:
     near, far = ends
     fields = json.loads(far.transport.describe())
     greeting = struct.pack(
-        "<8s16sQ", b"LSKV\x00\x00\x00\x01", bytes.fromhex(fields["token"]), fields["generation"]
+        "<8s16sQ32x", b"LSKV\x00\x00\x00\x02", bytes.fromhex(fields["token"]), fields["generation"]
     )
     with socket.create_connection(("127.0.0.1", fields["port"]), timeout=5) as liar:
         liar.sendall(greeting)
-        assert len(liar.recv(8, socket.MSG_WAITALL)) == 8
+        assert len(liar.recv(64, socket.MSG_WAITALL)) == 64
         liar.sendall(request_bytes)
         assert liar.recv(1) == b""
     assert near.read(far.transport.describe()).state is TransferState.DONE

@@ -15,7 +15,7 @@ import numpy as np
 from llmserve.doctor.transports.answer import Answer, Outcome
 from llmserve.doctor.transports.far import BYTES, HOST
 from llmserve.models.process import end_with_stdin
-from llmserve.transfer.twosided.wire import receive_all, tune
+from llmserve.transfer.twosided.wire import receive_into, tune
 
 COPY, SOCKET = "copy", "socket"
 _SECONDS = 0.3
@@ -59,7 +59,7 @@ def socket_rate() -> float:
 
 def _ask_for(connection: socket.socket, memory: memoryview) -> None:
     connection.sendall(_ASK)
-    receive_all(connection, [memory])
+    receive_into(connection, memory)
 
 
 def _send_when_asked(host: str, port: int) -> None:

@@ -72,7 +72,8 @@ class HandoverNode:
         return self._io.counters
 
     def close(self) -> None:
-        """Writing and pulls end, readers are hung up on, transports close, the thread is joined. Idempotent."""
+        """Writing and pulls end, readers lose their connections, transports close, the thread is joined.
+        Idempotent."""
         if self._io.closed:
             return
         self.sender.close()

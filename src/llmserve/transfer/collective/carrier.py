@@ -22,6 +22,7 @@ DEPTH = 3  # pieces in flight, each with staging memory of its own where it need
 
 class GroupCarriers:
     connections = 2
+    same_socket = False
     answer_seconds: float | None = SILENCE.total_seconds()
 
     def __init__(self, backend: Backend) -> None:

@@ -61,8 +61,9 @@ class Gloo:
 class GlooPair:
     """When a connection breaks, gloo (seen with torch 2.13) tells all who wait, except for the message
     that is just on the wire: that wait lasts until its timeout. So nobody here waits for data. The
-    receiver waits for a byte that follows it, the sender for one that comes back, both posted before
-    and not on the wire while the data is; then waiting for the data itself is over at once."""
+    receiver waits for a byte that follows it, the sender for one that comes back (or for whatever else
+    tells it that all has arrived): neither is on the wire while the data is. Then waiting for the data
+    itself is over at once."""
 
     def __init__(self, group: Any, other: int, byte: Any) -> None:
         self._group = group

@@ -35,6 +35,7 @@ class Carriers(Protocol):
 
     name: str  # of the transport
     connections: int  # to one peer, at most
+    same_socket: bool  # the bytes go over the socket of the requests
     answer_seconds: float | None  # how long a peer may take to answer a request; None: until cancelled
 
     def open(self, sock: socket.socket, regions: Sequence[Region], rank: int) -> Carrier:

@@ -130,7 +130,7 @@ class Server:
             wire.refuse(line.socket, error.message)
             raise
         if operation is wire.Operation.READ:
-            wire.accept(line.socket)
+            wire.accept(line.socket, more=self._carriers.same_socket and spans.total_bytes > 0)
             line.carrier.send(spans)
             return
         line.carrier.receive(spans, lambda: wire.accept(line.socket), _agreed)

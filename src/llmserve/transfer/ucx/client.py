@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, TransferState, TransferStatus
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.link import Flow, Link, Memory
+from llmserve.transfer.ucx.link import LEAVE_SECONDS, Flow, Link, Memory
 from llmserve.transfer.ucx.loop import Loop
 
 DIAL_SECONDS = 2.0
 _CANCEL_SECONDS = 1.0
+_MAX_DIALS = 4
+_REDIAL_SECONDS = 0.05
 _PARTS_IN_FLIGHT = 2
 
 
@@ -29,7 +31,7 @@ class Address:
 
 @dataclass(eq=False, slots=True)
 class UcxTransfer:
-    """One batch. Written on the loop's thread only; `ended` is set after the last touch of local memory."""
+    """One batch. Written in turns of the loop only; `ended` is set after the last touch of local memory."""
 
     operation: wire.Kind
     memory: Memory
@@ -71,25 +73,23 @@ class _Part:
 
 
 class Connection:
-    """The asker's end. Lives on the loop's thread; `settled` is set once it is open or lost."""
+    """The asker's end. Lives in the loop's turns; `settled` is set once it is open or lost."""
 
     def __init__(self, loop: Loop, address: Address) -> None:
         """Says hello. Errors: TransferError when the peer's address leads nowhere."""
         self.number = loop.next_number()
         self.lost = ""
         self.settled = threading.Event()
-        self._link = Link(self.number, loop.worker.connect(address.worker))
+        self._loop = loop
+        self._address = address
+        self._dials = 0
+        self._links: list[Link] = []
         self._open = False
         self._deadline = time.monotonic() + DIAL_SECONDS
         self._waiting: deque[UcxTransfer] = deque()
         self._parts: dict[int, _Part] = {}
         self._last_part = 0
-        hello = {
-            "token": address.token,
-            "generation": address.generation,
-            "worker": wire.pack_address(loop.worker.address),
-        }
-        self._link.tell(wire.Kind.HELLO, self.number, json.dumps(hello).encode())
+        self._dial()
         loop.add(self)
 
     def submit(self, transfer: UcxTransfer) -> None:
@@ -101,9 +101,16 @@ class Connection:
 
     @property
     def gone(self) -> bool:
-        return bool(self.lost) and not self._parts and self._link.quiet
+        return bool(self.lost) and not self._parts and all(link.gone for link in self._links)
+
+    @property
+    def _link(self) -> Link:
+        return self._links[-1]
 
     def deliver(self, message: wire.Message) -> None:
+        if message.kind is wire.Kind.BYE:
+            self._link.take_leave()
+            self.lose("the peer has left")
         if self.lost:
             return
         if message.kind is wire.Kind.WELCOME:
@@ -112,40 +119,68 @@ class Connection:
             self.settled.set()
         elif message.kind is wire.Kind.REFUSED:
             self.lose(f"refused by the peer: {message.body.decode(errors='replace')}")
-        elif message.kind is wire.Kind.BYE:
-            self.lose("the peer has left")
         elif part := self._parts.get(message.part):
             self._go_on(message, part)
 
     def advance(self, now: float) -> bool:
         if not self.lost:
             self._check(now)
+        self._link.advance(now)
         worked = self._collect()
         while self._open and not self.lost and self._waiting and len(self._parts) < _PARTS_IN_FLIGHT:
             worked = True
             self._start_next()
         return worked
 
-    def lose(self, reason: str) -> None:
+    def lose(self, reason: str, patience: float = LEAVE_SECONDS) -> None:
+        """patience: how many seconds the peer has to take leave."""
         if self.lost:
             return
         self.lost = reason
         if self._open:
-            self._link.tell(wire.Kind.BYE)
-        self._link.close()
+            self._link.leave(patience)
+        else:
+            self._link.close()
         for transfer in [*self._waiting, *(part.transfer for part in self._parts.values())]:
             transfer.fail(reason)
         self._waiting.clear()
         self.settled.set()
 
+    def _dial(self) -> None:
+        """Errors: TransferError."""
+        self._dials += 1
+        self._dial_again_at = time.monotonic() + _REDIAL_SECONDS
+        link = Link(self.number, self._loop.worker.connect(self._address.worker), self._loop.buffers)
+        hello = {
+            "token": self._address.token,
+            "generation": self._address.generation,
+            "worker": wire.pack_address(self._loop.worker.address),
+        }
+        link.tell(wire.Kind.HELLO, self.number, json.dumps(hello).encode())
+        self._links.append(link)
+
     def _check(self, now: float) -> None:
         overdue = now - _CANCEL_SECONDS
         if not self._link.alive:
-            self.lose("the connection broke")
+            self._mend(now)
         elif not self._open and now > self._deadline:
             self.lose(f"no answer within {DIAL_SECONDS:g} s")
         elif any((part.transfer.cancelled_at or now) < overdue for part in self._parts.values()):
-            self.lose("a cancelled transfer did not end")
+            self.lose("a cancelled transfer did not end", patience=0.0)
+
+    def _mend(self, now: float) -> None:
+        """The end of an earlier connection to the same process can break this one while it is made."""
+        if self._open or self._dials == _MAX_DIALS:
+            self.lose("the connection broke")
+            return
+        self._link.close()
+        if now < self._dial_again_at:
+            return
+        self._loop.renumber(self)
+        try:
+            self._dial()
+        except TransferError as error:
+            self.lose(error.message)
 
     def _collect(self) -> bool:
         ended = [number for number, part in self._parts.items() if self._has_ended(part)]
@@ -186,7 +221,7 @@ class Connection:
 
 
 class Client:
-    """The connections of one transport. Lives on the loop's thread."""
+    """The connections of one transport. Lives in the loop's turns."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop

@@ -27,7 +27,7 @@ _DEFAULTS = {  # an operator's UCX_TLS and so on win
     "TCP_RX_SEG_SIZE": "256K",
     "KEEPALIVE_INTERVAL": "2s",
 }
-_REQUIRED = {"RNDV_THRESH": "4K", "RCACHE_ENABLE": "y"}  # see the package's docstring
+_REQUIRED = {"RNDV_THRESH": "4K", "RCACHE_ENABLE": "y", "TCP_MAX_POLL": "1"}  # see the package's docstring
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +82,24 @@ class Endpoint:
 
     @property
     def alive(self) -> bool:
-        return bool(self._endpoint.alive)
+        return self._endpoint is not None and bool(self._endpoint.alive)
 
     def send(self, buffer: Bytes, tag: int) -> Request:
-        return self._post(self._endpoint.tag_send, buffer, tag)
+        return self._post("tag_send", buffer, tag)
 
     def receive(self, buffer: Bytes, tag: int) -> Request:
-        return self._post(self._endpoint.tag_recv, buffer, tag)
+        return self._post("tag_recv", buffer, tag)
 
     def close(self) -> None:
         """At once: what is on its way ends soon as failed. Idempotent."""
+        endpoint, self._endpoint = self._endpoint, None  # as long as it is there, the worker is
         with contextlib.suppress(Exception):  # a dead peer is what it is closed for
-            self._endpoint.close_blocking()
+            endpoint.close_blocking()
 
-    def _post(self, operation: Any, buffer: Bytes, tag: int) -> Request:
+    def _post(self, operation: str, buffer: Bytes, tag: int) -> Request:
         try:
-            return Request(operation(self._library.array(buffer), self._library.tag(tag)), buffer)
+            post = getattr(self._endpoint, operation)
+            return Request(post(self._library.array(buffer), self._library.tag(tag)), buffer)
         except Exception as error:
             return Request(None, buffer, describe(error))
 

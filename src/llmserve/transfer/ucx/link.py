@@ -1,8 +1,9 @@
 """One end of a connection to the worker of a peer, and the bytes on their way over it."""
 
 import ctypes
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from llmserve.transfer.base import Region, Spans
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.library import Bytes, Endpoint, Request
+
+LEAVE_SECONDS = 0.5
+_KEPT_BUFFERS = 32
 
 
 class Memory:
@@ -30,50 +34,91 @@ def _view(region: Region) -> Bytes:
     return np.frombuffer(memoryview(array), np.uint8)
 
 
+class Buffers:
+    """For messages of several pieces. They are kept: fresh memory costs more than to copy the pieces."""
+
+    def __init__(self) -> None:
+        self._free: list[Bytes] = []
+
+    def take(self) -> Bytes:
+        return self._free.pop() if self._free else np.empty(wire.PACK_BYTES, np.uint8)
+
+    def give_back(self, buffer: Bytes) -> None:
+        if len(self._free) < _KEPT_BUFFERS:
+            self._free.append(buffer)
+
+
 @dataclass(slots=True)
 class _Parcel:
-    """A message, and for one that is received into a buffer of its own, where its bytes go then."""
+    """A message. shared: the buffer of several pieces; pieces: where its bytes go when they are here."""
 
     request: Request
+    shared: Bytes | None = None
     pieces: Sequence[Bytes] = ()
 
 
 class Flow:
     """The messages of one part, in one direction. Their memory is in use until it is over."""
 
-    def __init__(self, parcels: Sequence[_Parcel]) -> None:
+    def __init__(self, parcels: Iterable[_Parcel], buffers: Buffers) -> None:
         self.failure = ""
         self._parcels = deque(parcels)
+        self._buffers = buffers
 
     def over(self) -> bool:
         """Takes note of what has arrived since the last call."""
         while self._parcels and self._parcels[0].request.over:
             parcel = self._parcels.popleft()
             self.failure = self.failure or parcel.request.failure
-            if parcel.pieces and not self.failure:
-                _scatter(parcel.request.buffer, parcel.pieces)
+            if parcel.shared is not None:
+                if not self.failure:
+                    _scatter(parcel.shared, parcel.pieces)
+                self._buffers.give_back(parcel.shared)
         return not self._parcels
 
 
 class Link:
     """Nothing here raises: what cannot be sent or received is a flow that has failed."""
 
-    def __init__(self, number: int, endpoint: Endpoint, peer_number: int = 0) -> None:
+    def __init__(self, number: int, endpoint: Endpoint, buffers: Buffers, peer_number: int = 0) -> None:
         self.number = number
+        self._buffers = buffers
         self.peer_number = peer_number
         self._endpoint = endpoint
         self._outbox: deque[Request] = deque()  # keeps the buffers until they are sent
+        self._leave_by: float | None = None
+        self._peer_has_left = False
+        self._closed = False
 
     @property
     def alive(self) -> bool:
         return self._endpoint.alive
 
     @property
-    def quiet(self) -> bool:
-        """No message of control is on its way any more."""
-        while self._outbox and self._outbox[0].over:
-            self._outbox.popleft()
-        return not self._outbox
+    def gone(self) -> bool:
+        """Closed, and no message of control is on its way any more; flows may still be."""
+        return self._closed and self._quiet()
+
+    def leave(self, seconds: float) -> None:
+        """Says goodbye, and closes when the peer has said it too, is dead, or so many seconds later. What
+        is not sent when an endpoint is closed never is, and the other end does not notice a close."""
+        self.tell(wire.Kind.BYE)
+        self._leave_by = time.monotonic() + seconds
+
+    def take_leave(self) -> None:
+        """The peer has said goodbye."""
+        self._peer_has_left = True
+
+    def advance(self, now: float) -> None:
+        if self._leave_by is None or self._closed:
+            return
+        if now > self._leave_by or not self.alive or (self._peer_has_left and self._quiet()):
+            self.close()
+
+    def close(self) -> None:
+        """At once. What is on its way ends soon."""
+        self._closed = True
+        self._endpoint.close()
 
     def tell(self, kind: wire.Kind, part: int = 0, body: bytes = b"") -> None:
         message = wire.Message(kind, self.peer_number, part, body)
@@ -81,25 +126,34 @@ class Link:
 
     def send(self, part: int, pieces: Sequence[Bytes]) -> Flow:
         tag = wire.data_tag(self.peer_number, part)
-        messages = [pieces[group] for group in wire.packed([len(piece) for piece in pieces])]
-        buffers = (group[0] if len(group) == 1 else np.concatenate(group) for group in messages)
-        return Flow([_Parcel(self._endpoint.send(buffer, tag)) for buffer in buffers])
+        return Flow([self._send(group, tag) for group in _groups(pieces)], self._buffers)
 
     def receive(self, part: int, pieces: Sequence[Bytes]) -> Flow:
         tag = wire.data_tag(self.number, part)
-        parcels = []
-        for group in wire.packed([len(piece) for piece in pieces]):
-            shared = pieces[group]
-            if len(shared) == 1:
-                parcels.append(_Parcel(self._endpoint.receive(shared[0], tag)))
-            else:
-                buffer = np.empty(sum(map(len, shared)), np.uint8)
-                parcels.append(_Parcel(self._endpoint.receive(buffer, tag), shared))
-        return Flow(parcels)
+        return Flow([self._receive(group, tag) for group in _groups(pieces)], self._buffers)
 
-    def close(self) -> None:
-        """What is on its way ends soon, not at once. Idempotent."""
-        self._endpoint.close()
+    def _send(self, group: Sequence[Bytes], tag: int) -> _Parcel:
+        if len(group) == 1:
+            return _Parcel(self._endpoint.send(group[0], tag))
+        shared = self._buffers.take()
+        packed = np.concatenate(group, out=shared[: sum(map(len, group))])
+        return _Parcel(self._endpoint.send(packed, tag), shared)
+
+    def _receive(self, group: Sequence[Bytes], tag: int) -> _Parcel:
+        if len(group) == 1:
+            return _Parcel(self._endpoint.receive(group[0], tag))
+        shared = self._buffers.take()
+        packed = shared[: sum(map(len, group))]
+        return _Parcel(self._endpoint.receive(packed, tag), shared, group)
+
+    def _quiet(self) -> bool:
+        while self._outbox and self._outbox[0].over:
+            self._outbox.popleft()
+        return not self._outbox
+
+
+def _groups(pieces: Sequence[Bytes]) -> list[Sequence[Bytes]]:
+    return [pieces[group] for group in wire.packed([len(piece) for piece in pieces])]
 
 
 def _scatter(buffer: Bytes, pieces: Sequence[Bytes]) -> None:

@@ -1,4 +1,5 @@
-"""The one thread of the ucx transport: all that touches UCX runs on it, and it sleeps in between."""
+"""The turns of the ucx transport, in which all that touches UCX happens, one at a time: those of its
+thread, which sleeps in between, and those of callers who find it asleep."""
 
 import logging
 import os
@@ -13,6 +14,7 @@ from typing import Protocol, TypeVar
 from llmserve.core.errors import TransferError
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.library import Arrival, Worker
+from llmserve.transfer.ucx.link import Buffers
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -23,7 +25,7 @@ _BUSY_SECONDS = 0.02
 
 
 class Member(Protocol):
-    """An end of a connection, on the loop's thread."""
+    """An end of a connection. Everything of it happens in a turn."""
 
     number: int  # of its link: messages to it carry this
 
@@ -45,16 +47,18 @@ class Member(Protocol):
 
 
 class Loop:
-    """`call` and `post` may be used from any thread; everything else belongs to the loop's."""
+    """`call`, `post` and `close` may be used from any thread; everything else happens in a turn."""
 
     def __init__(self) -> None:
         """Errors: TransportUnavailable."""
         self.worker = Worker()
         self.greeter: Callable[[wire.Message], None] | None = None  # gets every HELLO
+        self.buffers = Buffers()
         self._members: dict[int, Member] = {}
         self._last_number = 0
         self._arriving: list[Arrival] = []
         self._inbox: deque[Callable[[], object]] = deque()
+        self._turns = threading.Lock()  # held by whoever touches UCX
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._events = select.epoll()
         for fd in (self._wake_fd, self.worker.event_fd):
@@ -66,7 +70,7 @@ class Loop:
     # -- from any thread
 
     def call(self, action: Callable[[], _T]) -> _T:
-        """Runs an action on the loop and waits for it. Errors: its own; TransferError after 30 s."""
+        """Runs an action in a turn and waits for it. Errors: its own; TransferError after 30 s."""
         answer: Future[_T] = Future()
 
         def run() -> None:
@@ -82,8 +86,14 @@ class Loop:
             raise TransferError("ucx: its thread does not answer") from error
 
     def post(self, action: Callable[[], object]) -> None:
-        """Runs an action on the loop, soon."""
+        """Runs an action: at once, in a turn of the caller's own, while the thread sleeps (to wake it
+        first takes longer than the turn), or else in the thread's next turn."""
         self._inbox.append(action)
+        if self._turns.acquire(blocking=False):
+            try:
+                self._turn()
+            finally:
+                self._turns.release()
         os.eventfd_write(self._wake_fd, 1)
 
     def close(self) -> None:
@@ -98,10 +108,11 @@ class Loop:
             _log.warning("%s", error.message)
         self.post(stop)
         self._thread.join(_CALL_SECONDS)
+        self.worker.close()
         self._events.close()
         os.close(self._wake_fd)
 
-    # -- on the loop
+    # -- in a turn
 
     def next_number(self) -> int:
         self._last_number += 1
@@ -109,6 +120,12 @@ class Loop:
 
     def add(self, member: Member) -> None:
         self._members[member.number] = member
+
+    def renumber(self, member: Member) -> None:
+        """Messages to its old number reach nobody any more."""
+        del self._members[member.number]
+        member.number = self.next_number()
+        self.add(member)
 
     def drain(self, reason: str) -> None:
         """Gives every connection up; when it returns no memory is in use. Errors: TransferError."""
@@ -123,24 +140,31 @@ class Loop:
 
     def _run(self) -> None:
         while not self._stopping:
-            try:
-                worked = self._turn()
-                if not worked and not self._inbox and self.worker.arm():
-                    self._sleep()
-            except Exception:  # of one message or connection; the others go on
-                _log.exception("ucx: the transport's thread met an error")
-                time.sleep(_BUSY_SECONDS)
-        self.worker.close()
+            with self._turns:
+                busy = self._turn() or not self.worker.arm()
+                seconds = self._nap_seconds()
+            if not busy:
+                self._sleep(seconds)
 
-    def _sleep(self) -> None:
-        busy = any(member.busy for member in self._members.values())
-        for fd, _ in self._events.poll(_BUSY_SECONDS if busy else _IDLE_SECONDS):
+    def _nap_seconds(self) -> float:
+        return _BUSY_SECONDS if any(member.busy for member in self._members.values()) else _IDLE_SECONDS
+
+    def _sleep(self, seconds: float) -> None:
+        for fd, _ in self._events.poll(seconds):
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
 
     def _turn(self) -> bool:
-        self.worker.progress()
-        worked = self._take_inbox() | self._take_arrivals()
+        """Does what there is to do; whether there was anything."""
+        try:
+            self.worker.progress()
+            return self._take_inbox() | self._take_arrivals() | self._advance()
+        except Exception:  # of one message or connection; the others go on
+            _log.exception("ucx: the transport met an error")
+            return False
+
+    def _advance(self) -> bool:
+        worked = False
         now = time.monotonic()
         for member in list(self._members.values()):
             worked |= member.advance(now)
@@ -156,6 +180,8 @@ class Loop:
 
     def _take_arrivals(self) -> bool:
         arrivals = [*self._arriving, *self.worker.arrivals()]
+        if not arrivals:
+            return False
         complete = [arrival for arrival in arrivals if arrival.request.over]
         self._arriving = [arrival for arrival in arrivals if arrival not in complete]
         for arrival in complete:  # those with another tag are bytes of a part that was given up

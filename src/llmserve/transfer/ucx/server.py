@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llmserve.core.errors import TransferError
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.link import Flow, Link, Memory
+from llmserve.transfer.ucx.link import LEAVE_SECONDS, Flow, Link, Memory
 from llmserve.transfer.ucx.loop import Loop
 
 _log = logging.getLogger(__name__)
@@ -21,13 +21,13 @@ class _Job:
 
 
 class Session:
-    """The owner's end of a connection. Lives on the loop's thread."""
+    """The owner's end of a connection. Lives in the loop's turns."""
 
     def __init__(self, loop: Loop, worker_address: bytes, asker_number: int, memory: Memory) -> None:
         """Errors: TransferError when the asker's address leads nowhere."""
         self.number = loop.next_number()
         self.lost = ""
-        self._link = Link(self.number, loop.worker.connect(worker_address), asker_number)
+        self._link = Link(self.number, loop.worker.connect(worker_address), loop.buffers, asker_number)
         self._memory = memory
         self._jobs: dict[int, _Job] = {}
         loop.add(self)
@@ -46,13 +46,13 @@ class Session:
 
     @property
     def gone(self) -> bool:
-        return bool(self.lost) and not self._jobs and self._link.quiet
+        return bool(self.lost) and not self._jobs and self._link.gone
 
     def deliver(self, message: wire.Message) -> None:
-        if self.lost:
-            return
         if message.kind is wire.Kind.BYE:
+            self._link.take_leave()
             self.lose("the asker has left")
+        if self.lost:
             return
         try:
             self._serve(message)
@@ -62,6 +62,7 @@ class Session:
     def advance(self, now: float) -> bool:
         if not self._link.alive:
             self.lose("the connection broke")
+        self._link.advance(now)
         ended = [number for number, job in self._jobs.items() if job.flow.over()]
         for number in ended:
             self._end(number, self._jobs.pop(number))
@@ -70,8 +71,7 @@ class Session:
     def lose(self, reason: str) -> None:
         if not self.lost:
             self.lost = reason
-            self._link.tell(wire.Kind.BYE)
-            self._link.close()
+            self._link.leave(LEAVE_SECONDS)
 
     def _serve(self, message: wire.Message) -> None:
         writes = message.kind is wire.Kind.WRITE
@@ -95,7 +95,7 @@ class Session:
 
 
 class Server:
-    """Serves one generation of registered memory at a time. Lives on the loop's thread."""
+    """Serves one generation of registered memory at a time. Lives in the loop's turns."""
 
     def __init__(self, loop: Loop, token: str) -> None:
         self._loop = loop

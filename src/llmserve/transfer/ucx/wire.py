@@ -18,16 +18,16 @@ from enum import IntEnum
 import numpy as np
 
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Batch, Int64Array, Spans
+from llmserve.transfer.base import Batch, Spans
+from llmserve.transfer.spans import split
 
 VERSION = 1
 CONTROL_TAG = 1 << 56
 PART_BYTES = 16 << 20
 PART_SPANS = 4096
-MAX_CONTROL_BYTES = 1 << 20
+PACK_BYTES = 1 << 20  # of a message of several pieces
 _DATA_TAG = 2 << 56
-_PACK_BELOW_BYTES = 128 << 10  # a message costs about 20 us, a copy here and there less up to this size
-_PACK_BYTES = 1 << 20
+_PACK_BELOW_BYTES = 64 << 10  # above, a message of its own costs less than to copy it on both sides
 _HEAD = struct.Struct("<4sBxxxII")
 _MAGIC = b"LSUX"
 
@@ -99,27 +99,13 @@ def unpack_spans(body: bytes) -> Spans:
 
 def parts(batch: Batch) -> Iterator[Batch]:
     """The batch, which is not empty, cut at every PART_BYTES and after PART_SPANS spans."""
-    lengths = batch.local.lengths
-    if len(lengths) <= PART_SPANS and batch.local.total_bytes <= PART_BYTES:
+    if len(batch.local.lengths) <= PART_SPANS and batch.local.total_bytes <= PART_BYTES:
         yield batch
         return
-    ends = np.cumsum(lengths)
-    cuts = np.union1d(ends, np.arange(PART_BYTES, ends[-1], PART_BYTES))
-    starts = np.concatenate(([0], cuts[:-1]))
-    rows = np.searchsorted(ends, starts, side="right")
-    inside = starts - (ends - lengths)[rows]
-    number = starts // PART_BYTES
-    for first in np.flatnonzero(np.diff(number, prepend=-1)):
-        last = int(np.searchsorted(number, number[first], side="right"))
-        for begin in range(int(first), last, PART_SPANS):
-            chosen = slice(begin, min(begin + PART_SPANS, last))
-            sizes = (cuts - starts)[chosen]
-            local = _cut(batch.local, rows[chosen], inside[chosen], sizes)
-            yield Batch(local, _cut(batch.remote, rows[chosen], inside[chosen], sizes))
-
-
-def _cut(spans: Spans, rows: Int64Array, inside: Int64Array, sizes: Int64Array) -> Spans:
-    return Spans(spans.regions[rows], spans.offsets[rows] + inside, sizes)
+    for local, remote in zip(split(batch.local, PART_BYTES), split(batch.remote, PART_BYTES), strict=True):
+        for begin in range(0, len(local.lengths), PART_SPANS):
+            chosen = slice(begin, begin + PART_SPANS)
+            yield Batch(local.cut(chosen), remote.cut(chosen))
 
 
 def packed(lengths: Sequence[int]) -> Iterator[slice]:
@@ -127,7 +113,7 @@ def packed(lengths: Sequence[int]) -> Iterator[slice]:
     begin, size, joinable = 0, 0, True
     for index, length in enumerate(lengths):
         small = length < _PACK_BELOW_BYTES
-        if index > begin and not (joinable and small and size + length <= _PACK_BYTES):
+        if index > begin and not (joinable and small and size + length <= PACK_BYTES):
             yield slice(begin, index)
             begin, size = index, 0
         joinable = small

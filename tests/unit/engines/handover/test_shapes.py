@@ -18,7 +18,10 @@ from llmserve.engines.handover import (
     KvPart,
     PullJob,
     PullResult,
+    TransferPolicy,
 )
+from llmserve.engines.handover.peers import Peer
+from llmserve.transfer.base import Spans
 from llmserve.transfer.tcp import TcpTransport
 from tests.unit.engines.handover.shaped_memory import ShapedMemory, prompt_content
 
@@ -73,7 +76,12 @@ def make_worker() -> Iterator[Callable[..., Worker]]:
     before = set(threading.enumerate())
     nodes: list[HandoverNode] = []
 
-    def make(geometries: Sequence[KvGeometry], *transports: Any, clock: Clock | None = None) -> Worker:
+    def make(
+        geometries: Sequence[KvGeometry],
+        *transports: Any,
+        clock: Clock | None = None,
+        policy: TransferPolicy | None = None,
+    ) -> Worker:
         rng = np.random.default_rng(len(nodes))
         memories = [ShapedMemory(geometry, BLOCKS, rng) for geometry in geometries]
         made = [
@@ -84,6 +92,7 @@ def make_worker() -> Iterator[Callable[..., Worker]]:
                 layout=memory.layout,
                 lease_seconds=30.0,
                 clock=clock,
+                policy=policy,
             )
             for rank, memory in enumerate(memories)
         ]
@@ -168,6 +177,26 @@ def test_what_the_reader_has_is_not_fetched(
     assert np.array_equal(memory.load([9, 4])[:, : TOKENS - 8], content[:, 8:])
     untouched = [block for block in range(BLOCKS) if block not in (9, 4)]
     assert np.array_equal(before[:, untouched], memory.layers[:, untouched])
+
+
+def test_many_pieces_are_verified_in_several_messages(
+    make_worker: Callable[..., Worker], pull: Callable[..., PullResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    verify = Peer.verify
+
+    async def noted(peer: Peer, spans: Spans, digest: str) -> None:
+        asked.append(len(spans.lengths))
+        await verify(peer, spans, digest)
+
+    monkeypatch.setattr(Peer, "verify", noted)
+    monkeypatch.setattr("llmserve.engines.handover.pull._DIGEST_PIECES", 20)
+    owner = make_worker(shapes(2, 1, 4))
+    reader = make_worker(shapes(2, 1, 8), policy=TransferPolicy(verify="always"))
+    result = pull(reader.nodes[0], owner.grant("p", [7, 2, 3, 11, 0, 5]), [9, 4, 1])
+    assert result.ok
+    pieces = LAYERS * 2 * 5 * 6  # layers, heads, rows of the parts, blocks
+    assert asked == [20] * (pieces // 20)
 
 
 def test_a_lease_that_has_ended_on_one_rank_spoils_it_all(

@@ -20,7 +20,7 @@ No write lands in blocks that have another owner. Decode gives reserved blocks b
    still be under way were fenced: their memory is registered anew, which no earlier description
    reaches, and all peers connect again.
 A reservation that is given up is first closed, then prefill is told to stop (`stop_push`); it finishes
-the write in hand, a few MiB, rather than to leave its end in doubt. docs/decisions/0007 says why.
+the write in hand, a few MiB, rather than to leave its end in doubt. docs/decisions/0009 says why.
 
 `card` and `messages` are what is said; `following`, `progress` and `reservations` decide; `sender`,
 `transfer` and `writer` act at prefill, `receiver`, `arrival` and `stopping` at decode.

@@ -103,8 +103,13 @@ class PushSender:
         self._closing = True
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
-                while any([transfer.stop() for transfer in self._transfers.values()]):
+                while self._stop_each():  # noqa: ASYNC110 (a write signals nothing to others)
                     await asyncio.sleep(_CLOSE_RETRY_SECONDS)
+
+    def _stop_each(self) -> bool:
+        """Whether any still writes."""
+        busy = [transfer.stop() for transfer in self._transfers.values()]
+        return any(busy)
 
     def _post(self, action: Callable[[], object]) -> None:
         with suppress(TransferError):  # closed: there is nothing left to write to
