@@ -27,22 +27,23 @@ async def unclean_after_stop(
     same_host: bool,
 ) -> tuple[str, ...]:
     """Which of the transports have to be fenced. ask: tells the writer to stop, and how it stands.
-    patience_seconds: for one on another host."""
-    give_up = asyncio.get_running_loop().time() + patience_seconds
-    told = False
+    patience_seconds: how long one on another host may be silent."""
+    now = asyncio.get_running_loop().time
+    heard, told = now(), False
     while True:
+        give_up = None if same_host else heard + patience_seconds
         try:
-            answer = await ask()
+            async with asyncio.timeout_at(give_up):
+                answer = await ask()
             if answer.state is PushState.STOPPED:
                 return answer.unclean
             if answer.state is not PushState.WRITING:
                 return transports
+            heard = now()
             await asyncio.sleep(_WRITING_RETRY_SECONDS)
-        except (PeerGone, LeaseEnded):
+        except (PeerGone, LeaseEnded, TimeoutError):
             return transports
         except TransferError as error:
-            if not same_host and asyncio.get_running_loop().time() > give_up:
-                return transports
             if not told:
                 told = True
                 _log.warning("kv push: its writer does not answer, its blocks are kept: %s", error.message)
