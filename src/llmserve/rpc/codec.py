@@ -53,7 +53,7 @@ def decode_outcome(outcome: common_pb2.Outcome) -> Outcome:
 
 
 def encode_params(params: Mapping[str, Any] | None) -> bytes:
-    return b"" if params is None else json.dumps(params, separators=(",", ":")).encode()
+    return b"" if params is None else json.dumps(dict(params), separators=(",", ":")).encode()
 
 
 def decode_params(raw: bytes) -> dict[str, Any] | None:
