@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer: rounds of measurements")
+    parser.add_argument("--repeats", type=int, default=3, help="transfer: figures for each median")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
         "latency": latency.run,
