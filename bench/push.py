@@ -90,7 +90,7 @@ class Pair:
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     async def meet(self) -> None:
-        """As the router has them do."""
+        """Both ways. The router has only decode meet prefill: there, a first push is not measured yet."""
         for one, other in ((self.prefill, self.decode), (self.decode, self.prefill)):
             peer = KvPeer(other.worker_id, other.epoch, other.info.handover_endpoints)
             await one.engine.meet([peer])
