@@ -165,3 +165,14 @@ def test_an_abort_after_the_load_cancels_nothing(side: SchedulerSide) -> None:
     orders = orders_of(side)
     assert not orders.cancels
     assert not orders.releases
+
+
+def test_an_empty_step_waits_only_while_a_request_waits_for_its_kv(side: SchedulerSide) -> None:
+    assert not orders_of(side).awaits_kv
+    request = FakeRequest("d", 41, _ticket(40))
+    side.on_new_request(request)
+    side.after_alloc(request, FakeBlocks([1, 2, 3]), 40)
+    assert orders_of(side).awaits_kv
+    assert not side.take_orders({"another": 1}, lambda _: ()).awaits_kv, "there is work"
+    side.loads_ended({"d"}, {})
+    assert not orders_of(side).awaits_kv

@@ -99,6 +99,8 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         worker = self._acting()
+        if self._bound_orders().awaits_kv:
+            worker.wait_for_kv()
         received, failed = worker.take_received()
         return KVConnectorTransferResults(
             finished_sending=worker.take_sent(), finished_recving=received, failed_recving=failed

@@ -39,6 +39,7 @@ class StepOrders(KVConnectorMetadata):
     releases: tickets that will not be fetched (any more): end their leases now.
     cancels: request ids whose pull is no longer wanted; its result still has to come.
     push: the same for requests that are pushed.
+    awaits_kv: nothing is computed in this step, and some request waits for its KV.
     """
 
     grants: list[Grant] = field(default_factory=list)
@@ -47,6 +48,7 @@ class StepOrders(KVConnectorMetadata):
     releases: list[dict[str, Any]] = field(default_factory=list)
     cancels: list[str] = field(default_factory=list)
     push: PushOrders = field(default_factory=PushOrders)
+    awaits_kv: bool = False
 
 
 @dataclass

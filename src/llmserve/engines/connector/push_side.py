@@ -29,6 +29,11 @@ class PushSide:
         self._waiting: dict[str, PushCard] = {}  # at decode, without blocks
         self._parked: dict[str, Request] = {}  # at decode, with blocks
 
+    @property
+    def is_receiving(self) -> bool:
+        """Whether some request has blocks and waits for what prefill writes into them."""
+        return bool(self._parked)
+
     def on_new_request(self, request: "Request") -> None:
         """Malformed parameters were refused by the engine's `add` already; never fatal here."""
         params = request.kv_transfer_params

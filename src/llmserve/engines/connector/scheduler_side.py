@@ -93,6 +93,7 @@ class SchedulerSide:
         """See PushSide."""
         orders, self._orders = self._orders, StepOrders()
         orders.push = self._pushes.take_orders(scheduled_tokens, block_ids_of)
+        orders.awaits_kv = not scheduled_tokens and bool(self._pulling or self._pushes.is_receiving)
         return orders
 
     def loads_ended(self, request_ids: set[str], tokens: Mapping[str, Sequence[int]]) -> None:

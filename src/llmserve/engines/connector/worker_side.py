@@ -14,6 +14,9 @@ from llmserve.engines.connector.stats import HandoverStats
 from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, PullJob, PullResult
 from llmserve.transfer.select import make_transports
 
+# Longer, and a request that comes meanwhile begins late.
+_EMPTY_STEP_SECONDS = 0.003
+
 
 class WorkerSide:
     """Made once the KV memory exists; `close` is idempotent."""
@@ -68,6 +71,11 @@ class WorkerSide:
     def take_sent(self) -> set[str]:
         """Requests whose lease has ended: vLLM may free their blocks."""
         return set(self._node.server.take_ended())
+
+    def wait_for_kv(self) -> None:
+        """vLLM goes from step to step as long as a request waits for its KV: on a small machine such empty
+        steps take their core from the prefill that is waited for."""
+        self._node.wait_for_end(_EMPTY_STEP_SECONDS)
 
     def take_received(self) -> tuple[set[str], set[str]]:
         """Requests whose load has ended, and those of them that got no valid data."""

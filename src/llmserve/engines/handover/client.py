@@ -141,6 +141,7 @@ class HandoverClient:
         _log.info("kv pull %s: %s", "complete" if result.ok else "failed", result)
         self._forget(result.request_id)
         self._finished.append(result)
+        self._io.ended.set()
 
     def _cancel(self, request_id: RequestId) -> None:
         if pull := self._pulls.get(request_id):

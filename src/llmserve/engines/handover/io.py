@@ -56,6 +56,7 @@ class HandoverIo:
         limit = self.policy.bytes_per_second
         self.bucket = TokenBucket(limit) if limit else None
         self.counters = TransferCounters()
+        self.ended = threading.Event()  # the result of a pull or of a push is there to be taken
         self._transports = {transport.name: transport for transport in transports}
         self.fences = dict.fromkeys(self._transports, 0)  # how often each was fenced
         self._flights: list[_Flight] = []

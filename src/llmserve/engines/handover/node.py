@@ -71,6 +71,11 @@ class HandoverNode:
         """Of the pulls made here; only the hand-over thread writes them."""
         return self._io.counters
 
+    def wait_for_end(self, seconds: float) -> None:
+        """Until some pull or push into this process has ended since the last call, at most so long."""
+        self._io.ended.wait(seconds)
+        self._io.ended.clear()
+
     def close(self) -> None:
         """Writing and pulls end, readers lose their connections, transports close, the thread is joined.
         Idempotent."""

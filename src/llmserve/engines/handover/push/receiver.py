@@ -142,6 +142,7 @@ class PushReceiver:
         with self._lock:
             self._active.discard(result.request_id)
         self._finished.append(result)
+        self._io.ended.set()
 
     def _cancel(self, request_id: RequestId) -> None:
         if arrival := self._arrivals.get(request_id):
