@@ -131,7 +131,7 @@ class HandoverClient:
         """A task that is cancelled before its first step runs nothing of its body."""
         request_id = pull.job.request_id
         if self._pulls.get(request_id) is task:
-            self._conclude(pull, PullResult(request_id, ok=False, reason="cancelled"))
+            self._conclude(pull, PullResult(request_id, "cancelled"))
 
     def _conclude(self, pull: Pull, result: PullResult) -> None:
         self._pulls.pop(result.request_id, None)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
+from llmserve.core.request import HandoverReport
 from llmserve.engines.handover.heads import Source, sources
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import Peer, PeerDirectory
@@ -46,19 +47,27 @@ class PullJob:
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
-    """ok: the data is there and true. reason: why not. fallbacks: what failed before, as
+    """reason: why there are no data that are true; empty when there are. fallbacks: what failed before, as
     "transport: reason". seconds: from the call of `pull`, or of writing. tokens: what prefill drew, when
     a push brought it and the request is to go on from it. pushed: prefill wrote it."""
 
     request_id: RequestId
-    ok: bool
+    reason: str = ""
     transport: str = ""
     bytes: int = 0
     seconds: float = 0.0
-    reason: str = ""
     fallbacks: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
     pushed: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+    @property
+    def report(self) -> HandoverReport:
+        transport = self.transport if self.ok else ""
+        return HandoverReport(transport, self.bytes, self.seconds, self.fallbacks, self.reason, self.pushed)
 
 
 @dataclass(slots=True)
@@ -94,7 +103,6 @@ class Pull:
     def _result(self, reason: str) -> PullResult:
         return PullResult(
             request_id=self.job.request_id,
-            ok=not reason,
             transport=self.transport,
             bytes=0 if reason else self.bytes,
             seconds=time.monotonic() - self.started,

@@ -149,7 +149,6 @@ class Arrival:
         tokens = self._outcome.tokens if self._outcome and self.job.card.continues else ()
         return PullResult(
             request_id=self.job.request_id,
-            ok=not reason,
             seconds=time.monotonic() - self._started,
             reason=reason,
             tokens=tokens,
