@@ -6,13 +6,15 @@ valid do the data count.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.request import HandoverReport
+from llmserve.engines.handover.fallback import OnTrouble, over_any
 from llmserve.engines.handover.heads import Source, sources
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import Peer, PeerDirectory
@@ -78,7 +80,7 @@ class Pull:
     limits: PullLimits
     io: HandoverIo
     peers: PeerDirectory
-    on_trouble: Callable[[Peer, str, str], None]  # peer, transport, reason
+    on_trouble: OnTrouble
     started: float = field(default_factory=time.monotonic)
     transport: str = ""
     bytes: int = 0
@@ -153,22 +155,14 @@ class Pull:
         return layout.batch_from(theirs, source.heads, job.tokens, job.local_block_ids, job.ticket.block_ids)
 
     async def _read_over_any(self, peer: Peer, batch: Batch) -> None:
-        failures = []
-        for name in peer.choice.ranked(time.monotonic()):
-            try:
-                await self._read_over(name, peer, batch)
-                return
-            except TransferError as error:
-                reason = error.message
-            failures.append(f"{name}: {reason}")
-            self.fallbacks.append(failures[-1])
-            if peer.lost.done():  # the worker's trouble, not the transport's
-                break
-            self.io.counters.of(name).failures += 1
-            self.on_trouble(peer, name, reason)
-        raise TransferError("; ".join(failures) or f"no transport in common with {peer.endpoint}")
+        failures: list[str] = []
+        attempt = partial(self._read_over, peer, batch)
+        try:
+            await over_any(peer, attempt, self.io.counters, self.on_trouble, failures)
+        finally:
+            self.fallbacks += failures
 
-    async def _read_over(self, name: str, peer: Peer, batch: Batch) -> None:
+    async def _read_over(self, peer: Peer, batch: Batch, name: str) -> None:
         started = time.monotonic()
         await self._while_alive(peer, peer.read(name, batch))
         await self._verify(peer, batch)
