@@ -93,6 +93,11 @@ def _add_operations(app: FastAPI, readiness: Readiness, registry: CollectorRegis
             return JSONResponse(body, 503, headers={"Retry-After": "1"})
         return JSONResponse({"status": "ok"})
 
+    @app.get("/live")
+    async def live() -> Response:
+        """200 as long as this process answers, whatever the rest of the cluster does."""
+        return JSONResponse({"status": "ok"})
+
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llmserve.apiserver.options import ApiserverOptions, ServedModel
+from llmserve.apiserver.options import DRAIN_SECONDS, ApiserverOptions, ServedModel
 from llmserve.config.schema import Manifest
 from llmserve.models import resolve
 from llmserve.rpc.role import common_flags, report_progress
@@ -14,6 +14,9 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--http", required=True, help="host:port of the HTTP API")
     parser.add_argument("--router", required=True, help="host:port of the router")
     parser.add_argument("--model-dir", type=Path, help="the prepared model; prepared here when not given")
+    parser.add_argument(
+        "--drain-seconds", type=float, default=DRAIN_SECONDS, help="for running requests at stop"
+    )
     return parser
 
 
@@ -28,4 +31,5 @@ def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
         http=given.http,
         router=given.router,
         model=ServedModel(model.served_name, directory),
+        drain_seconds=given.drain_seconds,
     )

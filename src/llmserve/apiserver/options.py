@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+DRAIN_SECONDS = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -14,10 +16,12 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class ApiserverOptions:
-    """http, router: host:port. max_body_bytes: of one HTTP request."""
+    """http, router: host:port. max_body_bytes: of one HTTP request. drain_seconds: for running requests
+    at the stop."""
 
     name: str
     http: str
     router: str
     model: ServedModel
     max_body_bytes: int = 32 * 1024 * 1024
+    drain_seconds: float = DRAIN_SECONDS

@@ -25,8 +25,6 @@ from llmserve.metrics.apiserver import ApiserverMetrics
 
 _log = logging.getLogger(__name__)
 
-_DRAIN_SECONDS = 5.0
-
 
 class Apiserver:
     """Life: start (once) -> aclose (idempotent, also after a failed start)."""
@@ -75,12 +73,12 @@ class Apiserver:
             group.create_task(self._http.wait())
             group.create_task(self._router.wait())
 
-    async def aclose(self, drain_seconds: float = _DRAIN_SECONDS) -> None:
+    async def aclose(self, drain_seconds: float | None = None) -> None:
         """Stops listening, lets requests end for a moment, cancels the rest, gives back, closes."""
         if self._http is not None:
             await self._http.stop_listening()
         if self._client is not None:
-            await self._client.drain(drain_seconds)
+            await self._client.drain(self._options.drain_seconds if drain_seconds is None else drain_seconds)
         if self._http is not None:
             await self._http.aclose()
         if self._client is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from llmserve.cli import k8s
 from llmserve.cli.command import EXIT_OK, Command, add_json, add_manifest
 from llmserve.cli.screen import screen
 from llmserve.config.load import load_manifest
@@ -25,6 +26,8 @@ examples: `up` picks free ones each time.
 def _run(options: argparse.Namespace) -> int:
     path = Path(options.file)
     manifest = load_manifest(path)
+    if manifest.deployment.mode == "k8s":
+        return k8s.check(path, manifest, options.json)
     plan = plan_here(manifest)
     if options.json:
         json.dump(_as_json(manifest, plan), sys.stdout, indent=2)

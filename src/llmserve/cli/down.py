@@ -5,6 +5,7 @@ import os
 import signal
 import time
 
+from llmserve.cli import k8s
 from llmserve.cli.command import EXIT_OK, Command
 from llmserve.cli.find import FoundCluster, add_cluster, find_cluster
 from llmserve.core.errors import LLMServeError
@@ -16,15 +17,21 @@ _FORCED_SECONDS = 40.0
 _ABOUT = """\
 Stops the cluster that runs here (or of -f, --run-dir) as Ctrl-C in its terminal does, and returns when
 nothing of it is left. Running requests are finished first; --force does not wait for them.
+
+With --mode k8s it deletes the objects of the cluster in Kubernetes, and waits until its pods are gone.
 """
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_cluster(parser)
+    k8s.add_mode(parser)
     parser.add_argument("--force", action="store_true", help="do not wait for running requests")
 
 
 def _run(options: argparse.Namespace) -> int:
+    manifest = k8s.asked_for_k8s(options)
+    if manifest is not None:
+        return k8s.down(options, manifest)
     cluster = find_cluster(options)
     name = cluster.state.name
     print(f"Stopping {name} (pid {cluster.state.pid}) ...", flush=True)

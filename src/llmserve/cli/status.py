@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from llmserve.cli import k8s
 from llmserve.cli.ask import HEALTHY, ask
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
 from llmserve.cli.find import add_cluster, find_cluster
@@ -30,11 +31,14 @@ exit code is 0 when all is well and 1 otherwise, so scripts can ask too.
 Columns: REQUESTS running+waiting; BLOCKS in use/all, and how many hold reusable prefixes; KV IN is what the
 worker fetched from others, over which transport, and how many attempts failed. The second table has a line
 for each way to fetch KV: its measured speed, what came that way, and why it is out of use if it is.
+
+With --mode k8s it shows the workloads of the cluster in Kubernetes, and what keeps their pods from running.
 """
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_cluster(parser)
+    k8s.add_mode(parser)
     add_json(parser)
     parser.add_argument("-w", "--watch", action="store_true", help="go on showing it, until Ctrl-C")
     parser.add_argument(
@@ -50,6 +54,9 @@ def _seconds(text: str) -> float:
 
 
 def _run(options: argparse.Namespace) -> int:
+    manifest = k8s.asked_for_k8s(options)
+    if manifest is not None:
+        return k8s.status(options, manifest)
     if options.watch:
         return _watch(options)
     now = _look(options)

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
+from llmserve.cli import k8s
 from llmserve.cli.command import EXIT_OK, Command, add_manifest
 from llmserve.config.load import load_manifest
-from llmserve.core.errors import InvalidRequest
 
 _ABOUT = """\
 Runs the cluster of a manifest on this machine and stays in the foreground. Fetches and converts the model if
@@ -17,25 +17,31 @@ second Ctrl-C does not wait. Nothing is left behind, also when this process is k
 
 Logs are in the run directory (.llmserve/NAME beside the manifest), one file for each role; -v shows them
 here.
+
+With --mode k8s it makes the objects of the cluster in Kubernetes (docs/kubernetes.md): it shows what would
+change there, and with --apply changes it and waits until all pods are ready. --out DIR writes the objects as
+YAML instead, and needs no cluster.
 """
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_manifest(parser)
+    k8s.add_mode(parser)
+    k8s.add_up(parser)
     parser.add_argument(
-        "--mode", choices=("local", "k8s"), help="where to run; wins over deployment.mode of the manifest"
+        "-v", "--verbose", action="store_true", help="show more: the logs of all roles; k8s: all objects"
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the logs of all roles here")
 
 
 def _run(options: argparse.Namespace) -> int:
     from llmserve.runner.up import up
 
-    if options.mode == "k8s":
-        raise InvalidRequest("--mode k8s: not available yet; --mode local runs the cluster on this machine")
     path = Path(options.file)
-    up(load_manifest(path), path, options.verbose)
+    manifest = load_manifest(path)
+    if k8s.is_k8s(options, manifest):
+        return k8s.up(options, manifest)
+    up(manifest, path, options.verbose)
     return EXIT_OK
 
 
-COMMAND = Command("up", "run a cluster on this machine", _ABOUT, _configure, _run)
+COMMAND = Command("up", "run a cluster, on this machine or in Kubernetes", _ABOUT, _configure, _run)

@@ -91,12 +91,134 @@ class LocalDeployment(Section):
     ] = "auto"
 
 
+class PodResources(Section):
+    """What one pod asks for."""
+
+    cpu: Annotated[float, Unit("cores"), Field(gt=0, description="Cores that are kept for a pod.")] = 1.0
+    memory_gb: Annotated[
+        float,
+        Unit("GiB"),
+        Field(gt=0, description="Memory of a pod, at most and kept for it; `/dev/shm` counts."),
+    ] = 1.0
+
+
+class RoleResources(Section):
+    """What the pods of each role ask for, beside GPUs."""
+
+    apiserver: Annotated[PodResources, Field(description="An apiserver.")] = PodResources(
+        cpu=2.0, memory_gb=4.0
+    )
+    router: Annotated[PodResources, Field(description="The router.")] = PodResources(cpu=1.0, memory_gb=1.0)
+    prefill: Annotated[PodResources, Field(description="A prefill engine.")] = PodResources(
+        cpu=4.0, memory_gb=16.0
+    )
+    decode: Annotated[PodResources, Field(description="A decode engine.")] = PodResources(
+        cpu=4.0, memory_gb=16.0
+    )
+    kvmanager: Annotated[
+        PodResources, Field(description="The kvmanager. A `dram` storage class comes on top.")
+    ] = PodResources(cpu=1.0, memory_gb=2.0)
+
+
+class MaxReplicas(Section):
+    """Up to how many pods of a role the autoscaler may go; `deployment.replicas` are the least."""
+
+    apiserver: Annotated[
+        int | None,
+        Unit("pods"),
+        Field(ge=1, le=64, description="Scales on its use of the CPU. Without it: no autoscaling."),
+    ] = 4
+    prefill: Annotated[
+        int | None,
+        Unit("pods"),
+        Field(ge=1, le=1024, description="Scales on queue time and waiting prompts. Without it: none."),
+    ] = None
+    decode: Annotated[
+        int | None,
+        Unit("pods"),
+        Field(ge=1, le=1024, description="Scales on tokens in flight. Without it: no autoscaling."),
+    ] = None
+
+
+class K8sDeployment(Section):
+    """`mode: k8s`: all roles as pods of a Kubernetes cluster. docs/kubernetes.md explains it."""
+
+    namespace: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+            description="Namespace of all objects. `--namespace` wins.",
+        ),
+    ] = "llmserve"
+    image: Annotated[
+        str | None,
+        Field(min_length=1, description="Container image of all roles. `--image` wins; one is needed."),
+    ] = None
+    image_pull_secret: Annotated[
+        str | None, Field(min_length=1, description="Name of the Secret to pull the image with.")
+    ] = None
+    secret: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Name of the Secret that holds the API keys, each under the name in its `key_env`, "
+            "and, for a gated model, `HF_TOKEN`. You make it; LLMServe only refers to it.",
+        ),
+    ] = None
+    node_label: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Label of the nodes that says what they are for: prefill engines run on nodes with "
+            "`LABEL=prefill`, decode engines on `LABEL=decode`, and tolerate a taint of that name. null: "
+            "on any node.",
+        ),
+    ] = "role"
+    storage_class: Annotated[
+        str,
+        Field(min_length=1, description="StorageClass of the volumes of `nvme` storage classes: a fast one."),
+    ] = "fast-nvme"
+    model_cache_claim: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="PersistentVolumeClaim (ReadWriteMany) that keeps models for all pods, at "
+            "`/var/lib/llmserve`. Without it each pod fetches the model anew.",
+        ),
+    ] = None
+    gpu_resource: Annotated[
+        str, Field(min_length=1, description="What the cluster calls a GPU; an engine asks for one a rank.")
+    ] = "nvidia.com/gpu"
+    rdma_resource: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="What the cluster calls an RDMA device; engines ask for one, and may lock memory.",
+        ),
+    ] = None
+    shm_gb: Annotated[
+        float, Unit("GiB"), Field(gt=0, description="Size of `/dev/shm` of an engine; memory of its pod.")
+    ] = 2.0
+    hugepages_gb: Annotated[
+        int, Unit("GiB"), Field(ge=0, description="2 MiB huge pages of an engine. 0: none.")
+    ] = 0
+    resources: Annotated[RoleResources, Field(description="Cores and memory of the pods.")] = RoleResources()
+    max_replicas: Annotated[MaxReplicas, Field(description="How far the roles scale.")] = MaxReplicas()
+    pod_monitor: Annotated[
+        bool, Field(description="Make a PodMonitor, for clusters with the Prometheus Operator.")
+    ] = False
+    ready_timeout_seconds: Annotated[
+        float,
+        Unit("seconds"),
+        Field(gt=0, description="How long a pod may take to become ready: image, model and start."),
+    ] = 1800.0
+
+
 class Deployment(Section):
     """Where the roles run, and how many of each."""
 
     mode: Annotated[
         Literal["local", "k8s"],
-        Planned("Kubernetes mode", available=("local",)),
         Field(description="`local`: processes of this machine. `k8s`: pods of a Kubernetes cluster."),
     ] = "local"
     disaggregated: Annotated[
@@ -108,3 +230,4 @@ class Deployment(Section):
     ] = True
     replicas: Annotated[Replicas, Field(description="Processes of each role.")] = Replicas()
     local: Annotated[LocalDeployment, Field(description="Settings of `mode: local`.")] = LocalDeployment()
+    k8s: Annotated[K8sDeployment, Field(description="Settings of `mode: k8s`.")] = K8sDeployment()

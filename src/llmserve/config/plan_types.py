@@ -46,7 +46,8 @@ class ProcessSpec:
     Addresses are HOST:PORT: `listen` its own gRPC, `http` its HTTP, `router` and `kvmanager` those it
     talks to. metrics_port 0: none. `cores` and `gpus` are the engine's own; without cores it may run
     on any. `env` is added to the environment and `unset_env` removed from it. It is started when all
-    processes named in `after` are ready.
+    processes named in `after` are ready. drain_seconds: for running requests at its stop; None: the
+    role's own default.
     """
 
     role: ProcessRole
@@ -63,6 +64,7 @@ class ProcessSpec:
     unset_env: tuple[str, ...] = ("PYTHONHASHSEED",)  # it would change the root of every block hash
     args: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    drain_seconds: float | None = None
 
     @property
     def loads_model(self) -> bool:
@@ -70,7 +72,7 @@ class ProcessSpec:
         return self.role.is_worker or self.http is not None
 
     def arguments(self, manifest: str, run_dir: str, model_dir: str | None = None) -> list[str]:
-        """What follows `python -m MODULE`."""
+        """What follows `python -P -m MODULE`."""
         options = {
             "--manifest": manifest,
             "--name": self.name,
@@ -81,9 +83,19 @@ class ProcessSpec:
             "--router": self.router,
             "--kvmanager": self.kvmanager,
             "--model-dir": model_dir if self.loads_model else None,
+            "--drain-seconds": None if self.drain_seconds is None else f"{self.drain_seconds:g}",
         }
         given = [text for option, value in options.items() if value is not None for text in (option, value)]
         return [*given, *self.args]
+
+    def command(self, manifest: str, run_dir: str, model_dir: str | None = None) -> list[str]:
+        """What follows `python`. -P: the current directory holds no modules of ours."""
+        return ["-P", "-m", self.module, *self.arguments(manifest, run_dir, model_dir)]
+
+
+def fetch_arguments(manifest: str) -> list[str]:
+    """What follows `python` to prepare the model before a process that needs it is started."""
+    return ["-P", "-m", "llmserve.models", "fetch", "--manifest", manifest]
 
 
 class PlanRow(NamedTuple):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.config.plan import ProcessSpec
+from llmserve.config.plan_types import fetch_arguments
 from llmserve.core.errors import StartFailed
 from llmserve.runner.child import Command
 from llmserve.runner.processes import MEMBER_VARIABLE
@@ -49,15 +50,14 @@ def role_command(
     env |= spec.env
     env |= _run_environment(paths, cluster_id, spec.name)
     env["HF_HUB_OFFLINE"] = "1"  # the model is there: nobody needs to ask a hub for anything
-    arguments = spec.arguments(str(paths.manifest), str(paths.run_dir), model_dir)
-    return Command(("-P", "-m", spec.module, *arguments), env, paths.log(spec.name))
+    arguments = spec.command(str(paths.manifest), str(paths.run_dir), model_dir)
+    return Command(arguments, env, paths.log(spec.name))
 
 
 def fetch_command(paths: RunPaths, name: str, cluster_id: str, base: Mapping[str, str]) -> Command:
     """Prepares the model (python -m llmserve.models)."""
     env = {**base, **_run_environment(paths, cluster_id, name)}
-    arguments = ("-P", "-m", "llmserve.models", "fetch", "--manifest", str(paths.manifest))
-    return Command(arguments, env, paths.log(name))
+    return Command(fetch_arguments(str(paths.manifest)), env, paths.log(name))
 
 
 def _run_environment(paths: RunPaths, cluster_id: str, name: str) -> dict[str, str]:

@@ -1,0 +1,236 @@
+"""What `up`, `down`, `status` and `apply` do with `--mode k8s`."""
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from llmserve.cli.command import EXIT_FAILED, EXIT_OK
+from llmserve.cli.find import DEFAULT_MANIFEST
+from llmserve.cli.screen import screen
+from llmserve.config.load import load_manifest
+from llmserve.config.plan_pods import HTTP_PORT, service_name
+from llmserve.config.plan_types import ProcessRole
+from llmserve.config.schema import Manifest
+from llmserve.core.errors import InvalidRequest, StartFailed
+from llmserve.k8s.api import KubeApi, connect
+from llmserve.k8s.apply import apply_changes, delete_all
+from llmserve.k8s.changes import Action, Change, diff, plan_changes, plan_new
+from llmserve.k8s.render import Object, Target, render
+from llmserve.k8s.render.write import files
+from llmserve.k8s.rollout import Time, wait_gone, wait_ready
+from llmserve.k8s.status import K8sSnapshot, WorkloadStatus, snapshot
+
+_GONE_MARGIN_SECONDS = 60.0
+_FLAGS = ("namespace", "context", "image", "out", "apply", "force_conflicts")
+_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def add_mode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mode", choices=("local", "k8s"), help="where to run; wins over deployment.mode of the manifest"
+    )
+    parser.add_argument("--namespace", metavar="NAME", help="k8s: wins over deployment.k8s.namespace")
+    parser.add_argument(
+        "--context", metavar="NAME", help="k8s: of the kubeconfig, instead of its current one"
+    )
+
+
+def add_up(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", metavar="IMAGE", help="k8s: wins over deployment.k8s.image")
+    parser.add_argument(
+        "--apply", action="store_true", help="k8s: make the changes; without it they are only shown"
+    )
+    parser.add_argument(
+        "--force-conflicts", action="store_true", help="k8s: also change fields that others have set"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="k8s: write the objects there, with a kustomization"
+    )
+
+
+def is_k8s(options: argparse.Namespace, manifest: Manifest) -> bool:
+    """Errors: InvalidRequest for a flag that means nothing on this machine."""
+    mode = options.mode or manifest.deployment.mode
+    if mode != "k8s":
+        _refuse_flags(options)
+    return mode == "k8s"
+
+
+def asked_for_k8s(options: argparse.Namespace) -> Manifest | None:
+    """The manifest of a cluster in Kubernetes, by --mode or by -f; None: it is about this machine."""
+    if options.mode == "k8s":
+        return load_manifest(options.file or DEFAULT_MANIFEST)
+    if options.mode is None and options.file:
+        manifest = load_manifest(options.file)
+        return manifest if is_k8s(options, manifest) else None
+    _refuse_flags(options)
+    return None
+
+
+def _refuse_flags(options: argparse.Namespace) -> None:
+    """Errors: InvalidRequest for a flag that means nothing on this machine."""
+    for name in _FLAGS:
+        if getattr(options, name, None):
+            raise InvalidRequest(f"--{name.replace('_', '-')} needs --mode k8s")
+
+
+def up(options: argparse.Namespace, manifest: Manifest) -> int:
+    objects = render(manifest, _target(options, manifest))
+    if options.out:
+        _write(options.out, objects)
+        if not options.apply:
+            return EXIT_OK
+    console, api = screen(), _connect(options, manifest)
+    changes = _plan(api, objects, options, manifest, console)
+    _show(changes, console, options.verbose)
+    if not options.apply:
+        _say(console, "Nothing was changed. To make these changes, add --apply.")
+        return EXIT_OK
+    apply_changes(api, changes, lambda text: _say(console, text), force=options.force_conflicts)
+    _wait(api, manifest, console)
+    return EXIT_OK
+
+
+def _plan(
+    api: KubeApi, objects: Sequence[Object], options: argparse.Namespace, manifest: Manifest, console: Console
+) -> list[Change]:
+    if not api.has_namespace():
+        if not options.apply:
+            _say(console, f"Namespace {api.namespace} is not there yet: --apply makes it.")
+            return plan_new(objects)
+        api.make_namespace()
+        _say(console, f"Namespace {api.namespace} created")
+    return plan_changes(api, objects, manifest.metadata.name, force=options.force_conflicts)
+
+
+def _wait(api: KubeApi, manifest: Manifest, console: Console) -> None:
+    cluster, namespace = manifest.metadata.name, api.namespace
+    _say(console, "Waiting until all pods are ready. Ctrl-C ends the waiting, not the cluster.")
+    seconds = manifest.deployment.k8s.ready_timeout_seconds
+    wait_ready(api, cluster, seconds, lambda text: _say(console, text), Time())
+    service = service_name(cluster, ProcessRole.APISERVER)
+    _say(console, f"{cluster} is ready, at http://{service}.{namespace}:{HTTP_PORT}/v1 inside the cluster.")
+    _say(console, f"From here: kubectl -n {namespace} port-forward service/{service} {HTTP_PORT}:{HTTP_PORT}")
+
+
+def check(path: Path, manifest: Manifest, as_json: bool) -> int:
+    """`llmserve apply`: no cluster is asked."""
+    k8s = manifest.deployment.k8s
+    objects = render(manifest, Target(k8s.namespace, k8s.image or "IMAGE"))
+    if as_json:
+        print(json.dumps({"name": manifest.metadata.name, "objects": objects}, indent=2))
+        return EXIT_OK
+    console = screen()
+    _say(console, f"{path}: correct. Cluster {manifest.metadata.name}, in namespace {k8s.namespace}:")
+    for one in objects:
+        _say(console, f"  {one['kind']} {one['metadata']['name']}")
+    _say(console, f"Nothing was asked of Kubernetes. To see what would change there: llmserve up -f {path}")
+    return EXIT_OK
+
+
+def down(options: argparse.Namespace, manifest: Manifest) -> int:
+    console, api, cluster = screen(), _connect(options, manifest), manifest.metadata.name
+    if not delete_all(api, cluster, lambda text: _say(console, text)):
+        _say(console, f"no cluster '{cluster}' is in namespace '{api.namespace}'")
+        return EXIT_FAILED
+    seconds = manifest.scheduling.request_timeout_seconds + _GONE_MARGIN_SECONDS
+    wait_gone(api, cluster, seconds, lambda text: _say(console, text), Time())
+    _say(console, f"{cluster} is gone. Namespace, Secrets and volumes are left as they are.")
+    return EXIT_OK
+
+
+def status(options: argparse.Namespace, manifest: Manifest) -> int:
+    api, cluster = _connect(options, manifest), manifest.metadata.name
+    if options.watch:
+        _watch(api, cluster, options.every, options.json)
+    now = snapshot(api, cluster)
+    if options.json:
+        print(_as_json(now))
+    else:
+        screen().print(_page(now))
+        for problem in now.problems:
+            print(f"Problem: {problem}")
+    return EXIT_FAILED if now.problems else EXIT_OK
+
+
+def _watch(api: KubeApi, cluster: str, every: float, as_json: bool) -> None:
+    """For ever."""
+    if as_json:
+        while True:
+            print(_as_json(snapshot(api, cluster)), flush=True)
+            time.sleep(every)
+    with Live(_page(snapshot(api, cluster)), auto_refresh=False, console=screen()) as live:
+        while True:
+            time.sleep(every)
+            live.update(_page(snapshot(api, cluster)), refresh=True)
+
+
+def _as_json(now: K8sSnapshot) -> str:
+    return json.dumps({"healthy": not now.problems, **asdict(now), "problems": now.problems})
+
+
+def _page(now: K8sSnapshot) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("WORKLOAD", "READY", "UPDATED", "AT MOST", "RESTARTS", "TROUBLE"):
+        table.add_column(column, overflow="fold")
+    for one in now.workloads:
+        table.add_row(*_cells(one))
+    return table
+
+
+def _cells(one: WorkloadStatus) -> Iterator[str]:
+    yield one.name
+    yield f"[{'green' if one.done else 'red'}]{one.ready}/{one.wanted}[/]"
+    yield str(one.updated)
+    yield "-" if one.most is None else str(one.most)
+    yield str(one.restarts)
+    yield escape("; ".join(one.troubles))
+
+
+def _target(options: argparse.Namespace, manifest: Manifest) -> Target:
+    k8s = manifest.deployment.k8s
+    image = options.image or k8s.image
+    if image is None:
+        raise InvalidRequest("deployment.k8s.image is not set: set it, or use --image")
+    return Target(options.namespace or k8s.namespace, image)
+
+
+def _connect(options: argparse.Namespace, manifest: Manifest) -> KubeApi:
+    return connect(options.namespace or manifest.deployment.k8s.namespace, options.context)
+
+
+def _write(folder: Path, objects: Sequence[Object]) -> None:
+    """The kustomization names what counts: a file of an earlier run that stays there does no harm."""
+    wanted = files(objects)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in wanted.items():
+            (folder / name).write_text(text)
+    except OSError as error:
+        raise StartFailed(f"{folder}: cannot be written: {error.strerror}") from error
+    print(f"{len(wanted)} files in {folder}. To apply them: kubectl apply --server-side -k {folder}")
+
+
+def _show(changes: Sequence[Change], console: Console, verbose: bool) -> None:
+    """New objects by name only, unless asked for more."""
+    for change in changes:
+        if change.action in (Action.CREATE, Action.DELETE) and not verbose:
+            _say(console, f"{change.name}: {change.action}")
+        elif change.action is not Action.KEEP:
+            for line in diff(change):
+                console.print(escape(line), style=_COLOURS.get(line[:1]), soft_wrap=True)
+    counts = Counter(change.action for change in changes)
+    _say(console, ", ".join(f"{counts[action]} to {action}" for action in Action))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(escape(text), soft_wrap=True)

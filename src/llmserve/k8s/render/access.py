@@ -1,0 +1,80 @@
+"""Who reaches whom: Services in front of roles, network policies around them, an account without rights."""
+
+from collections.abc import Collection
+from typing import Any
+
+from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT
+from llmserve.config.plan_types import ProcessRole
+from llmserve.k8s.render.names import Object, labels, named, of_role
+
+_WORKERS = frozenset(role for role in ProcessRole if role.is_worker)
+# Who calls a role's gRPC service.
+_CALLERS = {
+    ProcessRole.ROUTER: _WORKERS | {ProcessRole.APISERVER},
+    ProcessRole.KVMANAGER: _WORKERS,
+}
+
+
+def service_account(cluster: str, namespace: str) -> Object:
+    """The roles ask the API server of Kubernetes for nothing: no role is bound, no token mounted."""
+    account = named("v1", "ServiceAccount", cluster, namespace, None, cluster)
+    return account | {"automountServiceAccountToken": False}
+
+
+def service(cluster: str, namespace: str, role: ProcessRole) -> Object:
+    """The kvmanager's has no address of its own: a StatefulSet's pods are found by name."""
+    is_http = role is ProcessRole.APISERVER
+    port, name = (HTTP_PORT, "http") if is_http else (GRPC_PORT, "grpc")
+    spec: dict[str, Any] = {
+        "type": "ClusterIP",
+        "selector": labels(cluster, role),
+        "ports": [
+            {
+                "name": name,
+                "port": port,
+                "targetPort": name,
+                "protocol": "TCP",
+                "appProtocol": _PROTOCOL[name],
+            }
+        ],
+    }
+    if role is ProcessRole.KVMANAGER:
+        spec["clusterIP"] = "None"
+    return of_role("v1", "Service", cluster, namespace, role) | {"spec": spec}
+
+
+_PROTOCOL = {"http": "http", "grpc": "kubernetes.io/h2c"}
+
+
+def network_policy(
+    cluster: str, namespace: str, role: ProcessRole, present: Collection[ProcessRole]
+) -> Object:
+    """What may come in; probes come from the node and always may. What goes out is not limited: models come
+    from a hub, and object tiers are anywhere."""
+    spec = {
+        "podSelector": {"matchLabels": labels(cluster, role)},
+        "policyTypes": ["Ingress"],
+        "ingress": _ingress(cluster, role, present),
+    }
+    return of_role("networking.k8s.io/v1", "NetworkPolicy", cluster, namespace, role) | {"spec": spec}
+
+
+def _ingress(cluster: str, role: ProcessRole, present: Collection[ProcessRole]) -> list[Object]:
+    if role is ProcessRole.APISERVER:
+        return [{"ports": [_port(HTTP_PORT)]}]
+    metrics = {"from": [{"namespaceSelector": {}}], "ports": [_port(METRICS_PORT)]}
+    if role.is_worker:
+        calls = {"from": [_pods(cluster, ProcessRole.APISERVER)], "ports": [_port(GRPC_PORT)]}
+        # KV goes over ports that the transports choose.
+        handover = {"from": [_pods(cluster, one) for one in present if one.is_worker]}
+        return [calls, handover, metrics]
+    callers = [_pods(cluster, one) for one in present if one in _CALLERS[role]]
+    return [{"from": callers, "ports": [_port(GRPC_PORT)]}, metrics]
+
+
+def _port(number: int) -> Object:
+    return {"port": number, "protocol": "TCP"}
+
+
+def _pods(cluster: str, role: ProcessRole) -> Object:
+    return {"podSelector": {"matchLabels": labels(cluster, role)}}

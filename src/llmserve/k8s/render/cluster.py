@@ -1,0 +1,75 @@
+"""All objects of a cluster, in the order to make them."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llmserve.config.plan_pods import plan_pods
+from llmserve.config.schema import Manifest
+from llmserve.core.errors import ManifestError
+from llmserve.k8s.render.access import network_policy, service, service_account
+from llmserve.k8s.render.configuration import config_map
+from llmserve.k8s.render.monitor import pod_monitor
+from llmserve.k8s.render.names import Object
+from llmserve.k8s.render.pods import PodContext, pod_template
+from llmserve.k8s.render.scaling import autoscaler, disruption_budget
+from llmserve.k8s.render.workloads import workload
+
+# A StatefulSet's pods carry its name and a hash in one label of at most 63 characters.
+_MAX_NAME = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to, and of what image: the manifest's, unless the command line said otherwise."""
+
+    namespace: str
+    image: str
+
+
+def render(manifest: Manifest, target: Target) -> tuple[Object, ...]:
+    """Errors: ManifestError for what cannot be in Kubernetes."""
+    _check(manifest)
+    return tuple(_objects(manifest, target))
+
+
+def _objects(manifest: Manifest, target: Target) -> Iterator[Object]:
+    cluster, namespace, k8s = manifest.metadata.name, target.namespace, manifest.deployment.k8s
+    configuration = config_map(manifest, namespace)
+    plan = plan_pods(manifest)
+    yield service_account(cluster, namespace)
+    yield configuration
+    for role in plan:
+        yield network_policy(cluster, namespace, role, plan)
+    for role in plan:
+        if not role.is_worker:
+            yield service(cluster, namespace, role)
+    for role in plan:
+        yield disruption_budget(cluster, namespace, role)
+    for role, process in plan.items():
+        context = PodContext(manifest, process, target.image, configuration)
+        yield workload(manifest, namespace, role, pod_template(context))
+    for role in plan:
+        yield from autoscaler(manifest, namespace, role)
+    if k8s.pod_monitor:
+        yield pod_monitor(cluster, namespace)
+
+
+def _check(manifest: Manifest) -> None:
+    name = manifest.metadata.name
+    if len(name) > _MAX_NAME or not re.match(r"[a-z]", name):
+        raise ManifestError(
+            f"metadata.name: in Kubernetes it must begin with a letter and have at most {_MAX_NAME} "
+            f"characters, got '{name}'"
+        )
+    for index, api_key in enumerate(manifest.security.api_keys):
+        where = f"security.api_keys[{index}]"
+        if api_key.key is not None:
+            raise ManifestError(
+                f"{where}: has its key in the manifest, which becomes a ConfigMap that many may read; "
+                "use key_env, and a Secret named in deployment.k8s.secret"
+            )
+        if manifest.deployment.k8s.secret is None:
+            raise ManifestError(
+                f"deployment.k8s.secret: must name the Secret that has '{api_key.key_env}' ({where}.key_env)"
+            )

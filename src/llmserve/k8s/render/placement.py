@@ -1,0 +1,91 @@
+"""Which nodes a pod may run on, and what it takes there."""
+
+from typing import Any
+
+from llmserve.config.deployment import PodResources
+from llmserve.config.plan_types import ProcessRole
+from llmserve.config.schema import Manifest
+from llmserve.k8s.render.names import Object, labels
+from llmserve.k8s.render.stores import dram_gb
+
+_MIB = 1024
+
+
+def is_on_gpu(manifest: Manifest) -> bool:
+    """`auto` is a GPU here: who wants engines on the CPUs of a cluster says so."""
+    return manifest.engine.kind == "vllm" and manifest.engine.device != "cpu"
+
+
+def placement(manifest: Manifest, role: ProcessRole) -> dict[str, Any]:
+    """Fields of a pod's spec. An engine that does both is a decode engine to the nodes."""
+    label = manifest.deployment.k8s.node_label
+    value = ProcessRole.DECODE if role is ProcessRole.AGGREGATED else role
+    chosen = {"nodeSelector": {label: value.value}} if label and role.is_worker else {}
+    tolerations = _tolerations(manifest, label, value) if role.is_worker else []
+    return {
+        **chosen,
+        **({"tolerations": tolerations} if tolerations else {}),
+        "topologySpreadConstraints": _spread(manifest.metadata.name, role),
+    }
+
+
+def _tolerations(manifest: Manifest, label: str | None, role: ProcessRole) -> list[Object]:
+    """Of nodes that are kept for such engines, and of GPU nodes as clouds taint them."""
+    found: list[Object] = []
+    if label:
+        found.append({"key": label, "operator": "Equal", "value": role.value, "effect": "NoSchedule"})
+    if is_on_gpu(manifest):
+        key = manifest.deployment.k8s.gpu_resource
+        found.append({"key": key, "operator": "Exists", "effect": "NoSchedule"})
+    return found
+
+
+def _spread(cluster: str, role: ProcessRole) -> list[Object]:
+    """Over zones and nodes, as far as there is room: a pod somewhere is better than none."""
+    return [
+        {
+            "topologyKey": key,
+            "maxSkew": 1,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": labels(cluster, role)},
+        }
+        for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+    ]
+
+
+def resources(manifest: Manifest, role: ProcessRole, devices: bool = True) -> Object:
+    """Memory is kept and limited alike, so that a node never runs out of it; cores are only kept: an idle
+    neighbour's may be used. devices: with GPUs and the like."""
+    wanted = _wanted(manifest, role)
+    memory = wanted.memory_gb + (dram_gb(manifest) if role is ProcessRole.KVMANAGER else 0)
+    limits = {"memory": gibibytes(memory)}
+    if devices and role.is_worker:
+        limits |= _devices(manifest)
+    return {"requests": {"cpu": cores(wanted.cpu), **limits}, "limits": limits}
+
+
+def _wanted(manifest: Manifest, role: ProcessRole) -> PodResources:
+    name = "decode" if role is ProcessRole.AGGREGATED else role.value
+    found: PodResources = getattr(manifest.deployment.k8s.resources, name)
+    return found
+
+
+def _devices(manifest: Manifest) -> dict[str, str]:
+    k8s, found = manifest.deployment.k8s, dict[str, str]()
+    if is_on_gpu(manifest):
+        found[k8s.gpu_resource] = str(manifest.engine.tensor_parallel * manifest.engine.pipeline_parallel)
+    if k8s.rdma_resource:
+        found[k8s.rdma_resource] = "1"
+    if k8s.hugepages_gb:
+        found["hugepages-2Mi"] = f"{k8s.hugepages_gb}Gi"
+    return found
+
+
+def cores(number: float) -> str:
+    """A quantity as Kubernetes writes it."""
+    return f"{number:g}" if number == int(number) else f"{round(number * 1000)}m"
+
+
+def gibibytes(number: float) -> str:
+    """A quantity as Kubernetes writes it."""
+    return f"{number:g}Gi" if number == int(number) else f"{round(number * _MIB)}Mi"

@@ -1,0 +1,213 @@
+"""The pod of a role: its command, its probes, its end, its place, and what it may touch."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT
+from llmserve.config.plan_types import ProcessRole, ProcessSpec, fetch_arguments
+from llmserve.config.schema import Manifest
+from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, manifest_hash
+from llmserve.k8s.render.names import Object, labels
+from llmserve.k8s.render.placement import placement, resources
+from llmserve.k8s.render.volumes import CONFIG_DIR, STATE_DIR, TEMP_DIR, mounts, volumes
+
+CONTAINER = "llmserve"
+FETCH_CONTAINER = "model"
+_USER = 10001
+# Until no Service sends requests here any more: the kubelet and the proxies learn of the end at one time.
+_LEAVE_SECONDS = 5
+_CLOSE_SECONDS = 30  # for what comes after the drain: leases, the engine, the last replies
+_STARTUP_PERIOD_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PodContext:
+    """`process` as plan_pods made it. `configuration` is the ConfigMap that the pod mounts."""
+
+    manifest: Manifest
+    process: ProcessSpec
+    image: str
+    configuration: Object
+
+    @property
+    def role(self) -> ProcessRole:
+        return self.process.role
+
+    @property
+    def needs_model(self) -> bool:
+        """A simulated engine has no weights; an apiserver needs the tokenizer."""
+        is_sim = self.manifest.engine.kind == "sim"
+        return self.process.loads_model and not (self.role.is_worker and is_sim)
+
+
+def pod_template(context: PodContext) -> Object:
+    cluster, k8s = context.manifest.metadata.name, context.manifest.deployment.k8s
+    secret = k8s.image_pull_secret
+    spec = {
+        "serviceAccountName": cluster,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,  # its variables would be read as settings (VLLM_PORT, LLMSERVE_*)
+        **({"imagePullSecrets": [{"name": secret}]} if secret else {}),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "terminationGracePeriodSeconds": _grace_seconds(context.process),
+        **placement(context.manifest, context.role),
+        **({"initContainers": [_fetcher(context)]} if context.needs_model else {}),
+        "containers": [_container(context)],
+        "volumes": volumes(context.manifest, context.role, context.needs_model),
+    }
+    metadata = {
+        "labels": labels(cluster, context.role),
+        "annotations": {
+            HASH_ANNOTATION: manifest_hash(context.configuration),
+            "kubectl.kubernetes.io/default-container": CONTAINER,
+        },
+    }
+    return {"metadata": metadata, "spec": spec}
+
+
+def _grace_seconds(process: ProcessSpec) -> int:
+    """The longest request, and what is before and after it."""
+    return _LEAVE_SECONDS + math.ceil(process.drain_seconds or 0) + _CLOSE_SECONDS
+
+
+def _container(context: PodContext) -> Object:
+    command = context.process.command(f"{CONFIG_DIR}/{FILE}", TEMP_DIR)
+    return {
+        "name": CONTAINER,
+        **_program(context, command),
+        "env": [*_identity(), *_environment(context), *_secrets(context)],
+        "ports": _ports(context.process),
+        "resources": resources(context.manifest, context.role),
+        **_probes(context),
+        # SIGTERM comes after this, and is the drain itself (DESIGN: the stop order is written once).
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_LEAVE_SECONDS)]}}},
+        "volumeMounts": mounts(context.manifest, context.role, context.needs_model),
+        "securityContext": _security(context),
+    }
+
+
+def _fetcher(context: PodContext) -> Object:
+    """Prepares the model as `llmserve up` does before it starts a role."""
+    return {
+        "name": FETCH_CONTAINER,
+        **_program(context, fetch_arguments(f"{CONFIG_DIR}/{FILE}")),
+        "env": [*_places(), *_hub_token(context)],
+        "resources": resources(context.manifest, context.role, devices=False),
+        "volumeMounts": mounts(context.manifest, context.role, needs_model=True),
+        "securityContext": _security(context, devices=False),
+    }
+
+
+def _program(context: PodContext, command: list[str]) -> Object:
+    return {
+        "image": context.image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python", *command[:3]],
+        "args": command[3:],
+    }
+
+
+def _identity() -> list[Object]:
+    """What the command's $(...) stand for."""
+    fields = {"POD_NAME": "metadata.name", "POD_IP": "status.podIP"}
+    return [
+        {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+        for name, path in fields.items()
+    ]
+
+
+def _environment(context: PodContext) -> list[Object]:
+    offline = {"HF_HUB_OFFLINE": "1"}  # the model is there: nobody needs to ask a hub for anything
+    return [*_places(), *_variables({**offline, **context.process.env})]
+
+
+def _places() -> list[Object]:
+    """Everything that is written, where it may be."""
+    return _variables(
+        {
+            "HOME": TEMP_DIR,
+            "TMPDIR": TEMP_DIR,
+            "VLLM_RPC_BASE_PATH": TEMP_DIR,
+            "LLMSERVE_CACHE_DIR": f"{STATE_DIR}/models",
+            "HF_HOME": f"{STATE_DIR}/hub",
+        }
+    )
+
+
+def _variables(values: dict[str, str]) -> list[Object]:
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _secrets(context: PodContext) -> list[Object]:
+    """API keys, each under the name that the manifest gives it. Only the apiserver has them."""
+    if context.role is not ProcessRole.APISERVER:
+        return []
+    keys = [api_key.key_env for api_key in context.manifest.security.api_keys if api_key.key_env]
+    return [_from_secret(context, key) for key in dict.fromkeys(keys)]
+
+
+def _hub_token(context: PodContext) -> list[Object]:
+    if context.manifest.deployment.k8s.secret is None:
+        return []
+    return [_from_secret(context, "HF_TOKEN", optional=True)]
+
+
+def _from_secret(context: PodContext, key: str, optional: bool = False) -> Object:
+    reference: dict[str, Any] = {"name": context.manifest.deployment.k8s.secret, "key": key}
+    if optional:
+        reference["optional"] = True
+    return {"name": key, "valueFrom": {"secretKeyRef": reference}}
+
+
+def _ports(process: ProcessSpec) -> list[Object]:
+    numbers = {
+        "grpc": GRPC_PORT if process.listen else 0,
+        "http": HTTP_PORT if process.http else 0,
+        "metrics": process.metrics_port and METRICS_PORT,
+    }
+    return [
+        {"name": name, "containerPort": number, "protocol": "TCP"}
+        for name, number in numbers.items()
+        if number
+    ]
+
+
+def _probes(context: PodContext) -> Object:
+    """gRPC's standard health service; an apiserver's HTTP twin, which is alive while no worker is there.
+    A busy engine may answer late: it is killed only when it has been silent for a minute."""
+    alive, ready = _questions(context.process)
+    starts = math.ceil(context.manifest.deployment.k8s.ready_timeout_seconds / _STARTUP_PERIOD_SECONDS)
+    return {
+        "startupProbe": alive
+        | {"periodSeconds": _STARTUP_PERIOD_SECONDS, "timeoutSeconds": 5, "failureThreshold": starts},
+        "readinessProbe": ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 2},
+        "livenessProbe": alive | {"periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
+    }
+
+
+def _questions(process: ProcessSpec) -> tuple[Object, Object]:
+    if process.http:
+        return _get("/live"), _get("/health")
+    check = {"grpc": {"port": GRPC_PORT, "service": ""}}
+    return check, check
+
+
+def _get(path: str) -> Object:
+    return {"httpGet": {"path": path, "port": "http", "scheme": "HTTP"}}
+
+
+def _security(context: PodContext, devices: bool = True) -> Object:
+    locks = devices and context.role.is_worker and context.manifest.deployment.k8s.rdma_resource
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"], **({"add": ["IPC_LOCK"]} if locks else {})},
+    }

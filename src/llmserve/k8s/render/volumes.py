@@ -1,0 +1,74 @@
+"""What a pod can write to, and what it reads: the root file system is read-only."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llmserve.config.plan_types import ProcessRole
+from llmserve.config.schema import Manifest
+from llmserve.k8s.render.names import Object
+from llmserve.k8s.render.placement import gibibytes
+from llmserve.k8s.render.stores import dram_gb, nvme_classes, volume_name
+
+CONFIG_DIR = "/etc/llmserve"
+STATE_DIR = "/var/lib/llmserve"
+TEMP_DIR = "/tmp"
+
+_SHM_DIR = "/dev/shm"
+_HUGEPAGES_DIR = "/dev/hugepages"
+
+
+@dataclass(frozen=True, slots=True)
+class _Volume:
+    """source None: of a volume claim template, which the pod's own list does not name."""
+
+    name: str
+    path: str
+    source: Object | None
+    read_only: bool = False
+
+
+def volumes(manifest: Manifest, role: ProcessRole, needs_model: bool) -> list[Object]:
+    found = _volumes(manifest, role, needs_model)
+    return [{"name": one.name, **one.source} for one in found if one.source is not None]
+
+
+def mounts(manifest: Manifest, role: ProcessRole, needs_model: bool) -> list[Object]:
+    return [
+        {"name": one.name, "mountPath": one.path, **({"readOnly": True} if one.read_only else {})}
+        for one in _volumes(manifest, role, needs_model)
+    ]
+
+
+def _volumes(manifest: Manifest, role: ProcessRole, needs_model: bool) -> Iterator[_Volume]:
+    configuration = {"configMap": {"name": f"{manifest.metadata.name}-manifest"}}
+    yield _Volume("manifest", CONFIG_DIR, configuration, read_only=True)
+    yield _Volume("tmp", TEMP_DIR, {"emptyDir": {}})
+    if needs_model:
+        yield _Volume("state", STATE_DIR, _state(manifest.deployment.k8s.model_cache_claim))
+    if role.is_worker:
+        yield from _engine_memory(manifest)
+    if role is ProcessRole.KVMANAGER:
+        yield from _stores(manifest)
+
+
+def _state(claim: str | None) -> Object:
+    return {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
+
+
+def _engine_memory(manifest: Manifest) -> Iterator[_Volume]:
+    k8s = manifest.deployment.k8s
+    yield _shm(k8s.shm_gb)
+    if k8s.hugepages_gb:
+        yield _Volume("hugepages", _HUGEPAGES_DIR, {"emptyDir": {"medium": "HugePages"}})
+
+
+def _stores(manifest: Manifest) -> Iterator[_Volume]:
+    if (size := dram_gb(manifest)) > 0:
+        yield _shm(size)
+    for index, storage in nvme_classes(manifest):
+        yield _Volume(volume_name(index), str(storage.location), None)
+
+
+def _shm(gib: float) -> _Volume:
+    """Shared memory between the processes of a pod: a container's own is 64 MiB."""
+    return _Volume("shm", _SHM_DIR, {"emptyDir": {"medium": "Memory", "sizeLimit": gibibytes(gib)}})

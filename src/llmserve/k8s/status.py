@@ -1,0 +1,125 @@
+"""How the workloads of a cluster are. `snapshot` asks; the rest is pure."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from llmserve.k8s.api import KubeApi
+from llmserve.k8s.render.names import COMPONENT_LABEL, Object, pod_selector, selector
+
+# Reasons of a container that waits for nothing but time.
+_PATIENT = frozenset({"ContainerCreating", "PodInitializing"})
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadStatus:
+    """Numbers of pods. updated: of the present template. done: all wanted ones are there, updated, ready,
+    and no old ones. troubles: what keeps pods from it, in the words of the cluster. most: of its autoscaler."""
+
+    name: str
+    role: str
+    wanted: int
+    updated: int
+    ready: int
+    restarts: int
+    done: bool
+    troubles: tuple[str, ...]
+    most: int | None = None
+
+    @property
+    def words(self) -> str:
+        """In one line."""
+        old = "" if self.updated >= self.wanted else f", {self.updated} updated"
+        state = f"{self.ready}/{self.wanted} ready{old}"
+        return f"{state}: {'; '.join(self.troubles)}" if self.troubles else state
+
+
+@dataclass(frozen=True, slots=True)
+class K8sSnapshot:
+    cluster: str
+    namespace: str
+    workloads: tuple[WorkloadStatus, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        if not self.workloads:
+            return (f"no cluster '{self.cluster}' is in namespace '{self.namespace}'",)
+        return tuple(f"{one.name}: {one.words}" for one in self.workloads if not one.done)
+
+
+def snapshot(api: KubeApi, cluster: str) -> K8sSnapshot:
+    """Errors: Refused, Unavailable."""
+    found = selector(cluster)
+    workloads = [
+        *api.list("apps/v1", "StatefulSet", found),
+        *api.list("apps/v1", "Deployment", found),
+    ]
+    pods = api.list("v1", "Pod", pod_selector(cluster))
+    scalers = api.list("autoscaling/v2", "HorizontalPodAutoscaler", found)
+    return K8sSnapshot(cluster, api.namespace, tuple(statuses(workloads, pods, scalers)))
+
+
+def statuses(
+    workloads: Iterable[Object], pods: Sequence[Object], scalers: Sequence[Object]
+) -> Iterator[WorkloadStatus]:
+    most = {one["spec"]["scaleTargetRef"]["name"]: one["spec"]["maxReplicas"] for one in scalers}
+    for workload in workloads:
+        role = workload["metadata"]["labels"][COMPONENT_LABEL]
+        own = [pod for pod in pods if pod["metadata"].get("labels", {}).get(COMPONENT_LABEL) == role]
+        yield _status(workload, role, own, most.get(workload["metadata"]["name"]))
+
+
+def _status(workload: Object, role: str, pods: Sequence[Object], most: int | None) -> WorkloadStatus:
+    status, wanted = workload.get("status", {}), int(workload["spec"].get("replicas", 1))
+    current = status.get("observedGeneration", 0) >= workload["metadata"].get("generation", 0)
+    updated = _updated(workload) if current else 0
+    ready = int(status.get("readyReplicas", 0))
+    return WorkloadStatus(
+        name=workload["metadata"]["name"],
+        role=role,
+        wanted=wanted,
+        updated=updated,
+        ready=ready,
+        restarts=sum(one.get("restartCount", 0) for pod in pods for one in _containers(pod)),
+        done=current and updated >= wanted and ready >= wanted and int(status.get("replicas", 0)) <= wanted,
+        troubles=tuple(dict.fromkeys([*_given_up(workload), *_troubles(pods)])),
+        most=most,
+    )
+
+
+def _updated(workload: Object) -> int:
+    """A StatefulSet whose update is through counts none as updated."""
+    status = workload.get("status", {})
+    is_through = "updateRevision" in status and status.get("currentRevision") == status["updateRevision"]
+    return int(status.get("replicas" if is_through else "updatedReplicas", 0))
+
+
+def _given_up(workload: Object) -> Iterator[str]:
+    for one in workload.get("status", {}).get("conditions", ()):
+        is_stuck = one["type"] == "Progressing" and one["status"] == "False"
+        if is_stuck or (one["type"] == "ReplicaFailure" and one["status"] == "True"):
+            yield str(one.get("message") or one.get("reason") or one["type"])
+
+
+def _troubles(pods: Iterable[Object]) -> Iterator[str]:
+    for pod in pods:
+        for reason in (*_unscheduled(pod), *_waiting(pod)):
+            yield f"{pod['metadata']['name']}: {reason}"
+
+
+def _unscheduled(pod: Object) -> Iterator[str]:
+    for one in pod.get("status", {}).get("conditions", ()):
+        if one["type"] == "PodScheduled" and one["status"] == "False":
+            yield str(one.get("message") or one.get("reason", "not scheduled"))
+
+
+def _waiting(pod: Object) -> Iterator[str]:
+    for container in _containers(pod):
+        waiting = container.get("state", {}).get("waiting")
+        if waiting and waiting.get("reason") not in _PATIENT:
+            text = waiting.get("message")
+            yield f"{waiting['reason']}: {text}" if text else str(waiting["reason"])
+
+
+def _containers(pod: Object) -> list[Object]:
+    status = pod.get("status", {})
+    return [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
