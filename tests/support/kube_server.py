@@ -149,7 +149,7 @@ class _Request:
             case "GET", True:
                 return self._store.get(kind, name)
             case "GET", False:
-                if kind in ("Pod", "Deployment"):
+                if kind == "Pod":  # the last of a look
                     self._store.step()
                 items = self._store.list(kind, self._query.get("labelSelector", ""))
                 # As the real one: items of a list do not say what they are.

@@ -3,15 +3,11 @@ schemas of Kubernetes; apply is kube_fields. `step` does what controllers and ku
 """
 
 import copy
-import json
 import uuid
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-import kubernetes_validate
-
 from tests.support.kube_fields import Conflict, Fields, UnknownField, apply, text
+from tests.support.kube_schemas import definitions, first_error, schema_of
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -126,18 +122,16 @@ class Store:
     def _fields(self, body: Object) -> Fields:
         if body["kind"] in self.crds:
             return Fields({}, {})
-        return _fields(self.version, body["apiVersion"], body["kind"])
+        schema = schema_of(self.version, body["apiVersion"], body["kind"])
+        return Fields(schema, definitions(self.version))
 
     def _check(self, live: Object, before: Object | None) -> None:
         kind, name = live["kind"], live["metadata"]["name"]
         if kind not in self.crds:
-            try:
-                kubernetes_validate.validate(live, self.version, strict=True)
-            except kubernetes_validate.ValidationError as error:
+            error = first_error(live, self.version)
+            if error is not None:
                 where = ".".join(map(str, error.path))
-                raise Refusal(
-                    422, "Invalid", f'{kind} "{name}" is invalid: {where}: {error.message}'
-                ) from None
+                raise Refusal(422, "Invalid", f'{kind} "{name}" is invalid: {where}: {error.message}')
         for field in FIXED.get(kind, ()):
             if before is not None and before["spec"].get(field) != live["spec"].get(field):
                 raise Refusal(
@@ -202,12 +196,3 @@ def _conflict_text(conflict: Conflict) -> str:
     found = [f'conflict with "{manager}": {text(path)}' for manager, path in conflict.found]
     many = "conflict" if len(found) == 1 else "conflicts"
     return f"Apply failed with {len(found)} {many}: {', '.join(found)}"
-
-
-@cache
-def _fields(version: str, api_version: str, kind: str) -> Fields:
-    folder = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{version}-local-strict"
-    group, _, of = api_version.rpartition("/")
-    name = f"{kind}-{group.partition('.')[0]}-{of}" if group else f"{kind}-{of}"
-    schema = json.loads((folder / f"{name.lower()}.json").read_text())
-    return Fields(schema, json.loads((folder / "_definitions.json").read_text())["$defs"])

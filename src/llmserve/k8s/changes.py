@@ -23,7 +23,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`wanted` as rendered; None: to be deleted. `before`, `after`: as the server has them; None: not there."""
+    """`wanted` as rendered; None: to be deleted. `before`, `after`: what the server has; None: nothing."""
 
     name: str
     wanted: Object | None

@@ -13,7 +13,7 @@ _PATIENT = frozenset({"ContainerCreating", "PodInitializing"})
 @dataclass(frozen=True, slots=True)
 class WorkloadStatus:
     """Numbers of pods. updated: of the present template. done: all wanted ones are there, updated, ready,
-    and no old ones. troubles: what keeps pods from it, in the words of the cluster. most: of its autoscaler."""
+    and no old ones. troubles: what keeps pods from it, in its words. most: of its autoscaler."""
 
     name: str
     role: str

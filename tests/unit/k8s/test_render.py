@@ -1,0 +1,331 @@
+"""What the objects say. That Kubernetes takes them is test_render_valid.py's."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from llmserve.config.load import parse_manifest
+from llmserve.config.plan_pods import plan_pods
+from llmserve.config.schema import Manifest, StorageClass
+from llmserve.core.errors import ManifestError
+from llmserve.k8s.render import Object
+from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, manifest_text
+
+Parse = Callable[[str], Manifest]
+Render = Callable[[Manifest], dict[str, Object]]
+
+KEYS = """
+deployment: {k8s: {secret: demo-keys}}
+security: {api_keys: [{tenant: a, key_env: KEY_A}]}
+"""
+
+
+def workloads(objects: dict[str, Object]) -> dict[str, Object]:
+    """By role."""
+    return {
+        one["metadata"]["labels"]["app.kubernetes.io/component"]: one
+        for one in objects.values()
+        if one["kind"] in ("Deployment", "StatefulSet")
+    }
+
+
+def pod(workload: Object) -> Object:
+    spec: Object = workload["spec"]["template"]["spec"]
+    return spec
+
+
+def containers(objects: dict[str, Object]) -> Iterator[Object]:
+    for workload in workloads(objects).values():
+        yield from pod(workload).get("initContainers", ())
+        yield from pod(workload)["containers"]
+
+
+def test_each_role_has_a_workload_of_its_own(parse: Parse, rendered: Render) -> None:
+    found = workloads(rendered(parse("")))
+    assert found.keys() == {"kvmanager", "router", "prefill", "decode", "apiserver"}
+    assert found["kvmanager"]["kind"] == "StatefulSet"
+    assert workloads(rendered(parse("deployment: {disaggregated: false}"))).keys() == {
+        "kvmanager",
+        "router",
+        "aggregated",
+        "apiserver",
+    }
+
+
+def test_the_commands_are_the_plan_s(parse: Parse, rendered: Render) -> None:
+    manifest = parse("")
+    found = workloads(rendered(manifest))
+    for role, spec in plan_pods(manifest).items():
+        container = pod(found[role.value])["containers"][0]
+        command = [*container["command"], *container["args"]]
+        assert command == ["python", *spec.command("/etc/llmserve/llmserve.yaml", "/tmp")]
+        given = {one["name"]: one.get("value") for one in container["env"]}
+        assert spec.env.items() <= given.items()
+        assert {"POD_NAME", "POD_IP"} <= given.keys()
+
+
+def test_nothing_runs_as_root_or_writes_to_its_image(parse: Parse, rendered: Render) -> None:
+    objects = rendered(parse("deployment: {k8s: {hugepages_gb: 2}}"))
+    for workload in workloads(objects).values():
+        security = pod(workload)["securityContext"]
+        assert security["runAsNonRoot"] is True
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod(workload)["automountServiceAccountToken"] is False
+    for container in containers(objects):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_the_account_has_no_rights(parse: Parse, rendered: Render) -> None:
+    objects = rendered(parse(""))
+    assert not [title for title in objects if "Role" in title]
+    assert objects["ServiceAccount demo"]["automountServiceAccountToken"] is False
+
+
+def test_health_is_asked_where_it_is_known(parse: Parse, rendered: Render) -> None:
+    for role, workload in workloads(rendered(parse(""))).items():
+        container = pod(workload)["containers"][0]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            if role == "apiserver":
+                assert container[probe]["httpGet"]["port"] == "http"
+            else:
+                assert container[probe]["grpc"]["port"] == 7100
+        if role == "apiserver":  # it lives while no worker is there, and gets no requests
+            assert container["livenessProbe"]["httpGet"]["path"] == "/live"
+            assert container["readinessProbe"]["httpGet"]["path"] == "/health"
+
+
+def test_a_pod_may_take_its_time_to_start(parse: Parse, rendered: Render) -> None:
+    objects = rendered(parse("deployment: {k8s: {ready_timeout_seconds: 901}}"))
+    probe = pod(workloads(objects)["decode"])["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 901
+
+
+def test_the_longest_request_fits_into_the_end_of_a_pod(parse: Parse, rendered: Render) -> None:
+    found = workloads(rendered(parse("scheduling: {request_timeout_seconds: 1000}")))
+    for role in ("prefill", "decode", "apiserver"):
+        args = pod(found[role])["containers"][0]["args"]
+        assert args[args.index("--drain-seconds") + 1] == "1000"
+        assert pod(found[role])["terminationGracePeriodSeconds"] > 1000
+
+
+def test_engines_run_on_their_nodes_and_have_their_gpus(parse: Parse, rendered: Render) -> None:
+    found = workloads(rendered(parse("engine: {device: cuda, tensor_parallel: 2}")))
+    for role in ("prefill", "decode"):
+        spec = pod(found[role])
+        assert spec["nodeSelector"] == {"role": role}
+        assert {one["key"] for one in spec["tolerations"]} == {"role", "nvidia.com/gpu"}
+        assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+        assert "nvidia.com/gpu" not in spec["initContainers"][0]["resources"]["limits"]
+        assert {one["topologyKey"] for one in spec["topologySpreadConstraints"]} == {
+            "kubernetes.io/hostname",
+            "topology.kubernetes.io/zone",
+        }
+    assert "nodeSelector" not in pod(found["router"])
+
+
+def test_without_a_label_engines_run_anywhere(parse: Parse, rendered: Render) -> None:
+    found = workloads(rendered(parse("deployment: {k8s: {node_label: null}}\nengine: {device: cpu}")))
+    assert "nodeSelector" not in pod(found["decode"])
+    assert "tolerations" not in pod(found["decode"])
+
+
+def test_memory_of_an_engine(parse: Parse, rendered: Render) -> None:
+    text = "deployment: {k8s: {shm_gb: 8, hugepages_gb: 4, rdma_resource: rdma/hca}}"
+    spec = pod(workloads(rendered(parse(text)))["decode"])
+    sources = {one["name"]: one for one in spec["volumes"]}
+    assert sources["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    assert sources["hugepages"]["emptyDir"] == {"medium": "HugePages"}
+    container = spec["containers"][0]
+    limits = container["resources"]["limits"]
+    assert (limits["hugepages-2Mi"], limits["rdma/hca"]) == ("4Gi", "1")
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+    assert {"/dev/shm", "/dev/hugepages"} <= {one["mountPath"] for one in container["volumeMounts"]}
+
+
+def test_the_manifest_of_the_pods_is_obeyed_alike(parse: Parse, rendered: Render) -> None:
+    manifest = parse("engine: {max_model_len: 512}\nbudgets: {max_kv_io_gbps: 8.0}")
+    text = rendered(manifest)["ConfigMap demo-manifest"]["data"][FILE]
+    again = parse_manifest(text, FILE)
+    assert again.model_copy(update={"deployment": manifest.deployment}) == manifest
+    assert again.deployment.replicas.decode == manifest.deployment.replicas.decode
+
+
+def hash_of(objects: dict[str, Object]) -> set[str]:
+    return {
+        one["spec"]["template"]["metadata"]["annotations"][HASH_ANNOTATION]
+        for one in workloads(objects).values()
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "rolls"),
+    [
+        ("engine: {max_model_len: 1024}", True),
+        ("deployment: {replicas: {decode: 5}}", False),
+        ("deployment: {k8s: {shm_gb: 9}}", False),
+        ("deployment: {disaggregated: false}", True),
+    ],
+)
+def test_what_rolls_the_pods(parse: Parse, rendered: Render, change: str, rolls: bool) -> None:
+    before, after = hash_of(rendered(parse(""))), hash_of(rendered(parse(change)))
+    assert len(before) == len(after) == 1
+    assert (before != after) is rolls
+
+
+def test_a_budget_that_engines_divide_rolls_with_their_number(parse: Parse) -> None:
+    text = "budgets: {max_kv_io_gbps: 8.0}\ndeployment: {replicas: {decode: %d}}"
+    assert manifest_text(parse(text % 2)) != manifest_text(parse(text % 3))
+
+
+def test_keys_are_in_a_secret_and_only_the_apiserver_has_them(parse: Parse, rendered: Render) -> None:
+    found = workloads(rendered(parse(KEYS)))
+    for role, workload in found.items():
+        env = {one["name"]: one for one in pod(workload)["containers"][0]["env"]}
+        assert ("KEY_A" in env) is (role == "apiserver")
+    env = {one["name"]: one for one in pod(found["apiserver"])["containers"][0]["env"]}
+    assert env["KEY_A"]["valueFrom"]["secretKeyRef"] == {"name": "demo-keys", "key": "KEY_A"}
+    fetcher = pod(found["decode"])["initContainers"][0]
+    token = next(one for one in fetcher["env"] if one["name"] == "HF_TOKEN")
+    assert token["valueFrom"]["secretKeyRef"]["optional"] is True
+
+
+def test_no_secret_goes_into_a_config_map(parse: Parse, rendered: Render) -> None:
+    with pytest.raises(ManifestError, match=r"api_keys\[0\]: has its key in the manifest"):
+        rendered(parse("security: {api_keys: [{tenant: a, key: s3cr3t}]}"))
+    with pytest.raises(ManifestError, match=r"deployment\.k8s\.secret: must name"):
+        rendered(parse("security: {api_keys: [{tenant: a, key_env: KEY_A}]}"))
+
+
+@pytest.mark.parametrize("name", ["1st", "a" * 41])
+def test_names_that_kubernetes_does_not_take(parse: Parse, rendered: Render, name: str) -> None:
+    manifest = parse("")
+    named = manifest.metadata.model_copy(update={"name": name})
+    with pytest.raises(ManifestError, match=r"metadata\.name"):
+        rendered(manifest.model_copy(update={"metadata": named}))
+
+
+def test_who_scales_on_what(parse: Parse, rendered: Render) -> None:
+    objects = rendered(parse("deployment: {k8s: {max_replicas: {apiserver: 3, prefill: 4, decode: 8}}}"))
+    metrics = {
+        title.rpartition("-")[2]: [_metric(one) for one in scaler["spec"]["metrics"]]
+        for title, scaler in objects.items()
+        if scaler["kind"] == "HorizontalPodAutoscaler"
+    }
+    assert metrics == {
+        "apiserver": ["cpu"],
+        "prefill": ["llmserve_queue_seconds", "worker_requests_waiting"],
+        "decode": ["llmserve_tokens_in_flight_share"],
+    }
+
+
+def _metric(metric: Object) -> Any:
+    one = metric[metric["type"].lower()]
+    return one["metric"]["name"] if "metric" in one else one["name"]
+
+
+def test_where_an_autoscaler_counts_nobody_else_does(parse: Parse, rendered: Render) -> None:
+    found = workloads(
+        rendered(parse("deployment: {replicas: {decode: 2}, k8s: {max_replicas: {decode: 8}}}"))
+    )
+    assert "replicas" not in found["decode"]["spec"]
+    assert found["prefill"]["spec"]["replicas"] == 1
+    fixed = rendered(parse("deployment: {k8s: {max_replicas: {apiserver: null}}}"))
+    assert not [title for title in fixed if title.startswith("Horizontal")]
+
+
+def test_there_is_never_a_second_router(parse: Parse, rendered: Render) -> None:
+    found = workloads(rendered(parse("")))["router"]["spec"]
+    assert (found["replicas"], found["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_an_engine_s_successor_waits_for_its_gpu(parse: Parse, rendered: Render) -> None:
+    found = workloads(rendered(parse("")))
+    assert found["decode"]["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
+    assert found["apiserver"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_the_store_is_on_volumes_of_a_fast_class(parse: Parse, rendered: Render) -> None:
+    tiers = (
+        StorageClass(name="hot", tier="dram", capacity_gb=6.0),
+        StorageClass(name="warm", tier="nvme", capacity_gb=100.0, location="/var/lib/kv"),
+        StorageClass(name="cold", tier="object", capacity_gb=900.0, location="s3://bucket/kv"),
+    )
+    manifest = parse("deployment: {k8s: {storage_class: local-nvme}}").model_copy(
+        update={"storageClasses": tiers}
+    )
+    workload = workloads(rendered(manifest))["kvmanager"]
+    (claim,) = workload["spec"]["volumeClaimTemplates"]
+    assert claim["spec"]["storageClassName"] == "local-nvme"
+    assert claim["spec"]["resources"]["requests"]["storage"] == "106Gi"
+    container = pod(workload)["containers"][0]
+    mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+    assert mounts["/var/lib/kv"] == claim["metadata"]["name"]
+    assert "/dev/shm" in mounts
+    assert container["resources"]["limits"]["memory"] == "8Gi"  # its own 2 and the tier's 6
+
+
+def test_models_are_kept_where_the_manifest_says(parse: Parse, rendered: Render) -> None:
+    found = workloads(rendered(parse("deployment: {k8s: {model_cache_claim: models}}")))
+    volume = next(one for one in pod(found["decode"])["volumes"] if one["name"] == "state")
+    assert volume["persistentVolumeClaim"] == {"claimName": "models"}
+
+
+def test_a_simulated_engine_fetches_no_model(parse: Parse, rendered: Render) -> None:
+    found = workloads(rendered(parse("engine: {kind: sim}")))
+    assert "initContainers" not in pod(found["decode"])
+    assert "nvidia.com/gpu" not in pod(found["decode"])["containers"][0]["resources"]["limits"]
+    assert "initContainers" in pod(found["apiserver"])
+
+
+def test_everything_that_selects_finds_pods(parse: Parse, rendered: Render) -> None:
+    objects = rendered(parse("deployment: {k8s: {pod_monitor: true}}"))
+    found = workloads(objects)
+    pods = [one["spec"]["template"] for one in found.values()]
+    for one in objects.values():
+        for wanted in _selectors(one):
+            chosen = [each for each in pods if wanted.items() <= each["metadata"]["labels"].items()]
+            assert chosen, (one["kind"], wanted)
+            if one["kind"] == "Service":
+                names = {port["name"] for port in chosen[0]["spec"]["containers"][0]["ports"]}
+                assert {port["targetPort"] for port in one["spec"]["ports"]} <= names
+
+
+def _selectors(one: Object) -> Iterator[dict[str, str]]:
+    spec = one.get("spec", {})
+    if one["kind"] == "Service":
+        yield spec["selector"]
+    elif "podSelector" in spec:
+        yield spec["podSelector"]["matchLabels"]
+        for rule in spec["ingress"]:
+            for peer in rule.get("from", ()):
+                if "podSelector" in peer:
+                    yield peer["podSelector"]["matchLabels"]
+    elif "selector" in spec:
+        yield spec["selector"]["matchLabels"]
+
+
+def test_only_those_who_must_reach_a_role(parse: Parse, rendered: Render) -> None:
+    objects = rendered(parse(""))
+    callers = {
+        title.rpartition("-")[2]: {
+            peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+            for rule in one["spec"]["ingress"]
+            for peer in rule.get("from", ())
+            if "podSelector" in peer
+        }
+        for title, one in objects.items()
+        if one["kind"] == "NetworkPolicy"
+    }
+    assert callers == {
+        "router": {"apiserver", "prefill", "decode"},
+        "kvmanager": {"prefill", "decode"},
+        "prefill": {"apiserver", "prefill", "decode"},
+        "decode": {"apiserver", "prefill", "decode"},
+        "apiserver": set(),  # everybody, on its HTTP port
+    }
