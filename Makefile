@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-$(DEVICE)
 DEV := $(VENV)/.installed-dev
 
-.PHONY: up down status test check bench proto docs clean install help
+.PHONY: up down status test check bench proto docs deploy clean install help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ proto: $(DEV)  ## Regenerate src/llmserve/rpc/gen from proto/
 docs: $(DEV)  ## Regenerate docs/configuration.md and docs/metrics.md
 	$(BIN)/python -m llmserve.config.schema_doc --write docs/configuration.md
 	$(BIN)/python -m llmserve.metrics.metrics_doc --write docs/metrics.md
+
+deploy: $(DEV)  ## Render llmserve.yaml into deploy/k8s
+	$(BIN)/llmserve up -f llmserve.yaml --mode k8s --image llmserve:$$($(BIN)/python -c 'import llmserve; print(llmserve.__version__)') --out deploy/k8s
 
 install: $(RUNTIME)  ## Only install
 

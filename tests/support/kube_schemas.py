@@ -54,12 +54,12 @@ def first_error(one: dict[str, Any], version: str) -> jsonschema.ValidationError
 @functools.cache
 def _validator(version: str, api_version: str, kind: str) -> jsonschema.Draft202012Validator:
     schema = Resource.from_contents(schema_of(version, api_version, kind))
-    return jsonschema.Draft202012Validator(schema.contents, registry=(schema @ _registry(version)).crawl())
+    return jsonschema.Draft202012Validator(schema.contents, registry=schema @ _registry(version))
 
 
 @functools.cache
 def _registry(version: str) -> Registry[Any]:
-    return (Resource.from_contents(_file(version, "_definitions.json")) @ Registry()).crawl()
+    return Resource.from_contents(_file(version, "_definitions.json")) @ Registry()
 
 
 def _file(version: str, name: str) -> Any:

@@ -1,6 +1,6 @@
 """An API server of Kubernetes as far as `--mode k8s` speaks to one, over real HTTP on loopback.
 
-No real one can be had in the tests (decision 0010). This one is strict where it matters to us: bearer token,
+No real one can be had in the tests (decision 0016). This one is strict where it matters to us: bearer token,
 paths, content types, Strict field validation, server-side apply with owners and conflicts, dry runs,
 immutable fields, the namespace; its errors have the form and the words of the real one.
 """
@@ -55,6 +55,7 @@ def kube_server(folder: Path, version: str) -> Iterator[KubeServer]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # one segment for an answer: two would wait 40 ms for each other
 
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

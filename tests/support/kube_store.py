@@ -149,14 +149,17 @@ class Store:
             spec.setdefault("sessionAffinity", "None")
 
     def step(self) -> None:
-        """One more pod of each workload is made of its present template and becomes ready."""
+        """One more pod of each workload is made of its present template and becomes ready; one of those that
+        have lost their workload ends."""
         for (kind, name), one in list(self.objects.items()):
             if kind in ("Deployment", "StatefulSet"):
                 self._step(kind, name, one)
         workloads = {name for kind, name in self.objects if kind in ("Deployment", "StatefulSet")}
-        for kind, name in list(self.objects):
-            if kind == "Pod" and name.rpartition("-")[0] not in workloads:
-                del self.objects[kind, name]
+        ended = [
+            key for key in self.objects if key[0] == "Pod" and key[1].rpartition("-")[0] not in workloads
+        ]
+        for key in ended[:1]:
+            del self.objects[key]
 
     def _step(self, kind: str, name: str, one: Object) -> None:
         status, wanted = one["status"], one["spec"]["replicas"]

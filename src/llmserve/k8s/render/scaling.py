@@ -5,12 +5,13 @@ from typing import Any
 
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
-from llmserve.k8s.render.names import INSTANCE_LABEL, Object, labels, of_role
+from llmserve.k8s.render.names import Object, labels, of_role
 
 # Metrics that docs/kubernetes.md derives from ours for the metrics adapter.
 QUEUE_SECONDS = "llmserve_queue_seconds"
 WAITING_REQUESTS = "worker_requests_waiting"
 TOKENS_SHARE = "llmserve_tokens_in_flight_share"
+_CLUSTER = "app_kubernetes_io_instance"  # the pods' label, as Prometheus can write it
 
 _CPU_PERCENT = 70
 _MAX_QUEUE = "500m"  # seconds that requests wait for a place
@@ -67,7 +68,7 @@ def _metrics(cluster: str, role: ProcessRole) -> Iterator[Object]:
         yield {"type": "Resource", "resource": {"name": "cpu", "target": target}}
         return
     if role in (ProcessRole.PREFILL, ProcessRole.AGGREGATED):
-        queue = {"name": QUEUE_SECONDS, "selector": {"matchLabels": {INSTANCE_LABEL: cluster}}}
+        queue = {"name": QUEUE_SECONDS, "selector": {"matchLabels": {_CLUSTER: cluster}}}
         yield {"type": "External", "external": {"metric": queue, "target": _value(_MAX_QUEUE)}}
         yield _of_pods(WAITING_REQUESTS, _MAX_WAITING)
     if role in (ProcessRole.DECODE, ProcessRole.AGGREGATED):
