@@ -95,7 +95,7 @@ class PodResources(Section):
     """What one pod asks for."""
 
     cpu: Annotated[float, Unit("cores"), Field(gt=0, description="Cores that are kept for a pod.")] = 1.0
-    memory_gb: Annotated[
+    ram_gb: Annotated[
         float,
         Unit("GiB"),
         Field(gt=0, description="Memory of a pod, at most and kept for it; `/dev/shm` counts."),
@@ -105,19 +105,17 @@ class PodResources(Section):
 class RoleResources(Section):
     """What the pods of each role ask for, beside GPUs."""
 
-    apiserver: Annotated[PodResources, Field(description="An apiserver.")] = PodResources(
-        cpu=2.0, memory_gb=4.0
-    )
-    router: Annotated[PodResources, Field(description="The router.")] = PodResources(cpu=1.0, memory_gb=1.0)
+    apiserver: Annotated[PodResources, Field(description="An apiserver.")] = PodResources(cpu=2.0, ram_gb=4.0)
+    router: Annotated[PodResources, Field(description="The router.")] = PodResources(cpu=1.0, ram_gb=1.0)
     prefill: Annotated[PodResources, Field(description="A prefill engine.")] = PodResources(
-        cpu=4.0, memory_gb=16.0
+        cpu=4.0, ram_gb=16.0
     )
     decode: Annotated[PodResources, Field(description="A decode engine.")] = PodResources(
-        cpu=4.0, memory_gb=16.0
+        cpu=4.0, ram_gb=16.0
     )
     kvmanager: Annotated[
         PodResources, Field(description="The kvmanager. A `dram` storage class comes on top.")
-    ] = PodResources(cpu=1.0, memory_gb=2.0)
+    ] = PodResources(cpu=1.0, ram_gb=2.0)
 
 
 class MaxReplicas(Section):

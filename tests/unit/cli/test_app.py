@@ -60,9 +60,9 @@ def test_a_missing_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "no such file" in capsys.readouterr().err
 
 
-def test_kubernetes_is_refused_until_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_kubernetes_needs_an_image(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", "-f", SIM, "--mode", "k8s"]) == 2
-    assert "not available yet" in capsys.readouterr().err
+    assert "deployment.k8s.image is not set: set it, or use --image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["status", "down"])

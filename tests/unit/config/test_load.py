@@ -222,7 +222,6 @@ def test_one_problem(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ("deployment:\n  mode: k8s\n", 6, "deployment.mode: 'k8s' is not available yet"),
         ("deployment:\n  replicas: {router: 2}\n", 6, "deployment.replicas.router: not available yet"),
         (
             "deployment:\n  replicas:\n    kvmanager: 2\n",
@@ -375,7 +374,7 @@ def test_all_problems_are_listed_in_the_order_of_lines() -> None:
       max_batched_tokens: 32
       x: 1
     deployment:
-      mode: k8s
+      mode: nomad
       replicas:
         prefill: 0
     """)

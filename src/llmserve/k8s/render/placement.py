@@ -57,7 +57,7 @@ def resources(manifest: Manifest, role: ProcessRole, devices: bool = True) -> Ob
     """Memory is kept and limited alike, so that a node never runs out of it; cores are only kept: an idle
     neighbour's may be used. devices: with GPUs and the like."""
     wanted = _wanted(manifest, role)
-    memory = wanted.memory_gb + (dram_gb(manifest) if role is ProcessRole.KVMANAGER else 0)
+    memory = wanted.ram_gb + (dram_gb(manifest) if role is ProcessRole.KVMANAGER else 0)
     limits = {"memory": gibibytes(memory)}
     if devices and role.is_worker:
         limits |= _devices(manifest)
