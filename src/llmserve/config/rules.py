@@ -3,7 +3,7 @@
 No rule looks at `models`, so that they can be checked while the model is missing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmserve.config.messages import number
@@ -133,10 +133,22 @@ _BOTH_KEYS = "has both key and key_env; keep one"
 _NO_KEY = "has no key; set key or key_env"
 
 
+def _tenants(manifest: Manifest) -> Iterator[Conflict]:
+    named: tuple[tuple[Path, Sequence[str]], ...] = (
+        (("budgets", "tenants"), [one.tenant for one in manifest.budgets.tenants]),
+        (("scheduling", "weights"), [one.tenant for one in manifest.scheduling.weights]),
+    )
+    for path, tenants in named:
+        for index, tenant in enumerate(tenants):
+            first = tenants.index(tenant)
+            if first < index:
+                yield Conflict(((*path, index), (*path, first)), f"names tenant '{tenant}' twice")
+
+
 def _secret(api_key: ApiKey) -> tuple[str, str] | None:
     """What the key is, and in which sense; None when it is not said in exactly one way."""
     ways = [(way, value) for way in ("key", "key_env") if (value := getattr(api_key, way)) is not None]
     return ways[0] if len(ways) == 1 else None
 
 
-_RULES = (_roles, _apiservers, _cores, _block_size, _batch, _heartbeat, _api_keys)
+_RULES = (_roles, _apiservers, _cores, _block_size, _batch, _heartbeat, _api_keys, _tenants)

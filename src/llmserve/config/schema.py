@@ -12,7 +12,16 @@ from llmserve.config.deployment import Deployment, LocalDeployment, Replicas
 from llmserve.config.engine import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.config.knob import Planned, Section
 from llmserve.config.models import AdapterSpec, Metadata, Models, ModelSpec, StorageClass
-from llmserve.config.service import ApiKey, Budgets, Observability, Scheduling, Security, State
+from llmserve.config.service import (
+    ApiKey,
+    Budgets,
+    Observability,
+    Scheduling,
+    Security,
+    State,
+    TenantBudget,
+    TenantWeight,
+)
 
 __all__ = [
     "AdapterSpec",
@@ -33,6 +42,8 @@ __all__ = [
     "SimSpec",
     "State",
     "StorageClass",
+    "TenantBudget",
+    "TenantWeight",
     "TransferConfig",
 ]
 

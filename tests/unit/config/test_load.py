@@ -240,7 +240,6 @@ def test_one_problem(text: str, expected: str) -> None:
         ("kv_cache:\n  hot_keep_secs: 1.5\n", 6, "kv_cache.hot_keep_secs: not available yet"),
         ("kv_cache:\n  tenant_hotset_gb: 2\n", 6, "kv_cache.tenant_hotset_gb: not available yet"),
         ("kv_cache:\n  prefetch_on_prefix: true\n", 6, "kv_cache.prefetch_on_prefix: not available yet"),
-        ("budgets:\n  max_tokens_in_flight: 9\n", 6, "budgets.max_tokens_in_flight: not available yet"),
         ("state:\n  backend: redis\n", 6, "state.backend: 'redis' is not available yet"),
         (
             "storageClasses:\n  - {name: a, tier: dram, capacity_gb: 1}\n",
@@ -294,6 +293,16 @@ def test_planned_knobs_may_be_set_to_what_they_are() -> None:
             "m.yaml:7: kv_cache.block_size_tokens: "
             "kv_cache.page_size_kb already sets the size of a block; keep one",
             id="two-block-sizes",
+        ),
+        pytest.param(
+            "scheduling:\n  weights:\n    - {tenant: a, weight: 4}\n    - {tenant: a, weight: 2}\n",
+            "m.yaml:8: scheduling.weights[1]: names tenant 'a' twice",
+            id="a-tenant-with-two-weights",
+        ),
+        pytest.param(
+            "budgets:\n  tenants:\n    - {tenant: a}\n    - {tenant: a, max_requests_in_flight: 2}\n",
+            "m.yaml:8: budgets.tenants[1]: names tenant 'a' twice",
+            id="a-tenant-with-two-budgets",
         ),
         pytest.param(
             "security:\n  api_keys:\n    - {tenant: a, key: sesame, key_env: KEY}\n",

@@ -7,6 +7,8 @@ from llmserve.core.errors import InvalidRequest, NoWorkerAvailable, QueueFull, Q
 from llmserve.core.ids import RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.router.messages import Effect, Ended, Exit, Held, Incarnation, Placed, Refused
+from llmserve.scheduler.resources import Limits
+from llmserve.scheduler.scheduler import Policy
 
 MakeCluster = Callable[..., Any]
 
@@ -57,7 +59,7 @@ def test_the_first_token_frees_the_prefill_worker(make_cluster: MakeCluster) -> 
 
 
 def test_a_limit_of_the_manifest_holds_below_capacity(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster("aggregated-0", slots=9, max_requests_in_flight=1)
+    cluster = make_cluster("aggregated-0", slots=9, policy=Policy(limits=Limits(max_requests_in_flight=1)))
     session = cluster.open()
     assert _placed(cluster.admit(session, "a")) == ["a"]
     assert cluster.admit(session, "b") == []
@@ -65,7 +67,7 @@ def test_a_limit_of_the_manifest_holds_below_capacity(make_cluster: MakeCluster)
 
 
 def test_a_full_queue_refuses(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster("aggregated-0", slots=1, max_queued_requests=1)
+    cluster = make_cluster("aggregated-0", slots=1, policy=Policy(max_queued_requests=1))
     session = cluster.open()
     cluster.admit(session, "a")
     cluster.admit(session, "b")
@@ -77,7 +79,7 @@ def test_a_full_queue_refuses(make_cluster: MakeCluster) -> None:
 
 
 def test_waiting_has_an_end(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster("aggregated-0", slots=1, queue_timeout_seconds=60.0)
+    cluster = make_cluster("aggregated-0", slots=1, policy=Policy(queue_timeout_seconds=60.0))
     session = cluster.open()
     cluster.admit(session, "a")
     cluster.admit(session, "usual")

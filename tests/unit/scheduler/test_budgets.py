@@ -14,8 +14,8 @@ def test_fits_until_the_limit() -> None:
     assert budget.fits(_request("a"))
     budget.reserve(_request("a"))
     assert not budget.fits(_request("b"))
-    budget.correct(RequestId("a"), 7)
-    budget.release(RequestId("a"))
+    budget.correct(_request("a"), 7)
+    budget.release(_request("a"), 7)
     assert budget.fits(_request("b"))
 
 
@@ -25,7 +25,7 @@ def test_a_smaller_limit_takes_nothing_back() -> None:
     budget.reserve(_request("b"))
     budget.set_limit(1)
     assert budget.in_flight == 2
-    budget.release(RequestId("a"))
+    budget.release(_request("a"), 7)
     assert not budget.fits(_request("c"))
 
 
@@ -34,6 +34,6 @@ def test_unbalanced_use_is_a_bug() -> None:
     budget.reserve(_request("a"))
     with pytest.raises(AssertionError):
         budget.reserve(_request("a"))
-    budget.release(RequestId("a"))
+    budget.release(_request("a"), 7)
     with pytest.raises(KeyError):
-        budget.release(RequestId("a"))
+        budget.release(_request("a"), 7)
