@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from bench import gateway, idle, latency, push, recovery, transfer
+from bench import gateway, idle, latency, push, recovery, scheduler, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "push")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "push", "scheduler")
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
         "recovery": recovery.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
         "push": push.run,
+        "scheduler": scheduler.run,
     }
     for name in arguments.names or NAMES:
         print(f"\n## {name}\n\n{benches[name]()}", flush=True)

@@ -109,12 +109,12 @@ class Scheduling(Section):
             description="Within a tenant, 1,000 tokens of expected work let others pass that come up to this "
             "much later. 0: in the order of arrival.",
         ),
-    ] = 1.0
+    ] = 5.0
     aging_seconds: Annotated[
         float,
         Unit("seconds"),
         Field(ge=0, description="Nothing that comes later than this passes, however short it is."),
-    ] = 10.0
+    ] = 20.0
     priority_seconds: Annotated[
         float,
         Unit("seconds"),

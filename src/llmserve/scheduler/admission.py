@@ -23,6 +23,7 @@ from llmserve.scheduler.turns import Turns
 _SHORTEST_RETRY_SECONDS = 0.1
 # Requests of one tenant that have no place now and are passed over for its later ones, in one round.
 _MOST_PASSED_OVER = 32
+_UNKNOWN = float("inf")
 
 
 class AdmissionQueue:
@@ -203,13 +204,14 @@ class AdmissionQueue:
     def retry_after_seconds(self, request: QueuedRequest) -> float:
         """When one like this could expect a turn: at the recent rate of service, its tenant's share of
         it, and the rate at which what it needs is given back."""
-        now, longest = self._clock.now(), self.longest_retry_seconds
+        now = self._clock.now()
         own = len(self._flows.get(request.tenant, ()))
         share = self._turns.fairness.shares.weight(request.tenant) / self._weight_with(request.tenant)
         turns = min(len(self._waiting) + 1, (own + 1) / share)
-        waits = [self._rate.wait_seconds(turns, now, longest)]
-        waits += [budget.wait(request, own).seconds for budget in (*self._budgets, *self._own_budgets)]
-        return max(_SHORTEST_RETRY_SECONDS, min(longest, max(waits)))
+        turn = self._rate.wait_seconds(turns, now, _UNKNOWN)
+        room = max(budget.wait(request, own).seconds for budget in (*self._budgets, *self._own_budgets))
+        wait = room if turn == _UNKNOWN and room else max(turn, room)
+        return max(_SHORTEST_RETRY_SECONDS, min(wait, self.longest_retry_seconds))
 
     def check_integrity(self) -> None:
         """Raises AssertionError when a request is lost or counted twice."""

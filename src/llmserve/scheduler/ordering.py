@@ -27,8 +27,8 @@ class ShortestFirst:
     priority_seconds: what one step of priority is worth.
     """
 
-    seconds_per_1000_tokens: float = 1.0
-    aging_seconds: float = 10.0
+    seconds_per_1000_tokens: float = 5.0
+    aging_seconds: float = 20.0
     priority_seconds: float = 5.0
 
     @property

@@ -43,6 +43,11 @@ class Desk:
         return [request.request_id for request in self.queue.dispatch(self.place)]
 
 
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock(100.0)
+
+
 MakeDesk = Callable[..., Desk]
 
 
