@@ -81,7 +81,7 @@ class EngineConfig(Section):
     min_decode_slots: Annotated[
         int,
         Unit("requests"),
-        Planned("the fair-share scheduler"),
+        Planned("placement by phase"),
         Field(ge=0, description="Places in the batch kept for requests that decode."),
     ] = 0
     max_decode_concurrency: Annotated[
@@ -90,8 +90,11 @@ class EngineConfig(Section):
     prefill_long_prompt_tokens: Annotated[
         int | None,
         Unit("tokens"),
-        Planned("the fair-share scheduler"),
-        Field(gt=0, description="Prompts from this length on count as long and are kept apart."),
+        Field(
+            gt=0,
+            description="Of a longer prompt, this many tokens are computed in one step, so that shorter ones "
+            "and answers go on beside it. Without it, as many as there is room for.",
+        ),
     ] = None
     enforce_eager: Annotated[
         bool | None,

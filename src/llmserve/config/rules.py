@@ -95,6 +95,19 @@ def _batch(manifest: Manifest) -> Iterator[Conflict]:
         yield Conflict((path, ("engine", "chunked_prefill"), ("engine", "max_model_len")), message)
 
 
+def _long_prompts(manifest: Manifest) -> Iterator[Conflict]:
+    engine, path = manifest.engine, ("engine", "prefill_long_prompt_tokens")
+    if engine.prefill_long_prompt_tokens is None:
+        return
+    if not engine.chunked_prefill:
+        message = "needs chunked_prefill: otherwise every prompt is computed in one step"
+        yield Conflict((path, ("engine", "chunked_prefill")), message)
+    if engine.max_model_len is not None and engine.prefill_long_prompt_tokens > engine.max_model_len:
+        got = f"got {engine.prefill_long_prompt_tokens}"
+        message = f"must be at most engine.max_model_len ({engine.max_model_len}), {got}"
+        yield Conflict((path, ("engine", "max_model_len")), message)
+
+
 def _heartbeat(manifest: Manifest) -> Iterator[Conflict]:
     scheduling = manifest.scheduling
     beat, expiry = scheduling.worker_heartbeat_seconds, scheduling.worker_expiry_seconds
@@ -151,4 +164,4 @@ def _secret(api_key: ApiKey) -> tuple[str, str] | None:
     return ways[0] if len(ways) == 1 else None
 
 
-_RULES = (_roles, _apiservers, _cores, _block_size, _batch, _heartbeat, _api_keys, _tenants)
+_RULES = (_roles, _apiservers, _cores, _block_size, _batch, _long_prompts, _heartbeat, _api_keys, _tenants)

@@ -232,11 +232,6 @@ def test_one_problem(text: str, expected: str) -> None:
         ("engine:\n  pipeline_parallel: 2\n", 6, "engine.pipeline_parallel: not available yet"),
         ("engine:\n  speculative_tokens: 3\n", 6, "engine.speculative_tokens: not available yet"),
         ("engine:\n  min_decode_slots: 3\n", 6, "engine.min_decode_slots: not available yet"),
-        (
-            "engine:\n  prefill_long_prompt_tokens: 3\n",
-            6,
-            "engine.prefill_long_prompt_tokens: not available yet",
-        ),
         ("kv_cache:\n  hot_keep_secs: 1.5\n", 6, "kv_cache.hot_keep_secs: not available yet"),
         ("kv_cache:\n  tenant_hotset_gb: 2\n", 6, "kv_cache.tenant_hotset_gb: not available yet"),
         ("kv_cache:\n  prefetch_on_prefix: true\n", 6, "kv_cache.prefetch_on_prefix: not available yet"),
@@ -293,6 +288,18 @@ def test_planned_knobs_may_be_set_to_what_they_are() -> None:
             "m.yaml:7: kv_cache.block_size_tokens: "
             "kv_cache.page_size_kb already sets the size of a block; keep one",
             id="two-block-sizes",
+        ),
+        pytest.param(
+            "engine:\n  chunked_prefill: false\n  prefill_long_prompt_tokens: 512\n",
+            "m.yaml:7: engine.prefill_long_prompt_tokens: "
+            "needs chunked_prefill: otherwise every prompt is computed in one step",
+            id="long-prompts-without-chunks",
+        ),
+        pytest.param(
+            "engine:\n  max_model_len: 256\n  prefill_long_prompt_tokens: 512\n",
+            "m.yaml:7: engine.prefill_long_prompt_tokens: "
+            "must be at most engine.max_model_len (256), got 512",
+            id="long-prompts-longer-than-any",
         ),
         pytest.param(
             "scheduling:\n  weights:\n    - {tenant: a, weight: 4}\n    - {tenant: a, weight: 2}\n",

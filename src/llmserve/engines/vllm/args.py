@@ -42,6 +42,7 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
     optional: dict[str, Any] = {
         "max_model_len": engine.max_model_len,
         "max_num_batched_tokens": engine.max_batched_tokens,
+        "long_prefill_token_threshold": engine.prefill_long_prompt_tokens,
         "block_size": _block_size(spec),
         # Compiling takes a minute and gives 15% on CPU (measured): not worth it by default there.
         "enforce_eager": current_platform.is_cpu() if engine.enforce_eager is None else engine.enforce_eager,
