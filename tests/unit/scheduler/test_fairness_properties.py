@@ -143,3 +143,21 @@ def test_holding_kv_is_charged_when_it_is_the_scarcer() -> None:
     assert Shares().cost(request, 10) == 20
     assert Shares(kv_token_price=0.1).cost(request, 10) == 20
     assert Shares(kv_token_price=0.5).cost(request, 10) == 60
+
+
+def test_the_worked_example_of_the_documentation() -> None:
+    """docs/scheduling.md: weights 4 and 1, every request 400 tokens, one at a time."""
+    gold, basic = TenantId("gold"), TenantId("basic")
+    fairness = FairShare(Shares({gold: 4.0}))
+    fairness.join(gold)
+    fairness.join(basic)
+    turns = ""
+    for number in range(11):
+        tenant = fairness.next()
+        assert tenant is not None
+        turns += tenant[0]
+        fairness.dispatched(
+            QueuedRequest(RequestId(str(number)), tenant, 0.0, 1.0, 300, expected_output_tokens=100)
+        )
+    assert turns == "gbgggbggggb"
+    assert fairness.virtual_time == 800.0
