@@ -1,7 +1,8 @@
 """How often a block was asked for lately: a count-min sketch that forgets. Pure.
 
-Four bytes a slot, and a slot for each block that is expected at a time. Counts are never too low but for
-what was forgotten, and rarely too high. After ten uses a slot all counts are halved.
+Eight bytes for each block that is to be remembered. Whenever so many new ones came, all counts are halved:
+what was asked for once is forgotten, what was asked for often fades. So the sketch never fills up, however
+many blocks come only once, and a new block is taken for a known one in less than 3% of cases.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import xxhash
 from llmserve.core.ids import BlockHash
 
 _ROWS = 4
-_USES_PER_SLOT = 10
+_SLOTS_PER_BLOCK = 2
 _MOST = np.uint8(255)
 # Odd constants that spread one hash over the rows (multiply-shift hashing).
 _SPREAD = np.array(
@@ -24,11 +25,11 @@ _Counts = npt.NDArray[np.uint8]
 
 
 class FrequencySketch:
-    def __init__(self, expected_blocks: int) -> None:
-        bits = max(6, (expected_blocks - 1).bit_length())
+    def __init__(self, remembered_blocks: int) -> None:
+        bits = max(6, (_SLOTS_PER_BLOCK * remembered_blocks - 1).bit_length())
         self._shift = np.uint64(64 - bits)
         self._counts = np.zeros((_ROWS, 1 << bits), dtype=np.uint8)
-        self._uses_left = _USES_PER_SLOT << bits
+        self._new_left = self._remembered = (1 << bits) // _SLOTS_PER_BLOCK
         self._rows = np.arange(_ROWS).reshape(_ROWS, 1)
 
     @property
@@ -43,7 +44,7 @@ class FrequencySketch:
         # Only the lowest counters rise: the others are too high already.
         grown = np.where((rows == lowest) & (rows < _MOST), rows + np.uint8(1), rows)
         self._counts[self._rows, slots] = grown
-        self._age(len(keys))
+        self._age(int((lowest == 0).sum()))
         counts: _Counts = np.minimum(lowest, _MOST - np.uint8(1)) + np.uint8(1)
         return counts
 
@@ -58,8 +59,8 @@ class FrequencySketch:
         slots: _Slots = (hashes * _SPREAD) >> self._shift
         return slots
 
-    def _age(self, uses: int) -> None:
-        self._uses_left -= uses
-        if self._uses_left <= 0:
+    def _age(self, new: int) -> None:
+        self._new_left -= new
+        if self._new_left <= 0:
             self._counts >>= np.uint8(1)
-            self._uses_left = _USES_PER_SLOT * self._counts.shape[1]
+            self._new_left = self._remembered
