@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from bench import eviction, gateway, idle, latency, recovery, transfer
+from bench import directory, eviction, gateway, idle, latency, recovery, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "eviction")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "eviction", "directory")
 
 
 def main() -> None:
@@ -23,6 +23,7 @@ def main() -> None:
         "gateway": gateway.run,
         "recovery": recovery.run,
         "eviction": eviction.run,
+        "directory": directory.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
     }
     for name in arguments.names or NAMES:
