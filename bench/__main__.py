@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from bench import gateway, idle, latency, recovery, transfer
+from bench import directory, eviction, gateway, idle, latency, recovery, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "eviction", "directory")
 
 
 def main() -> None:
@@ -22,6 +22,8 @@ def main() -> None:
         "idle": idle.run,
         "gateway": gateway.run,
         "recovery": recovery.run,
+        "eviction": eviction.run,
+        "directory": directory.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
     }
     for name in arguments.names or NAMES:

@@ -8,9 +8,9 @@ from typing import Any
 import grpc.aio
 
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.ids import BlockHash, LeaseId, WorkerId
+from llmserve.core.ids import BlockHash, LeaseId
 from llmserve.core.lease import LeaseChange, LeaseState
-from llmserve.kvstore.directory import BlockReport
+from llmserve.kvstore.directory import BlockReport, Holder
 from llmserve.kvstore.manager import Connection, KVManager
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 
@@ -109,7 +109,7 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
 
 def _decode_blocks(report: kvmanager_pb2.KvReport) -> BlockReport:
     return BlockReport(
-        worker_id=WorkerId(report.worker_id),
+        holder=Holder(report.worker_id),
         epoch=report.epoch,
         sequence=report.sequence,
         snapshot=report.snapshot,
