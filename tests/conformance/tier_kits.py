@@ -4,12 +4,16 @@ it to KITS. A medium that is costly to start belongs into a session fixture, whi
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import pytest
 
 from llmserve.kvstore.tiers.base import BlobKey, Tier
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
+from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
+from tests.conformance.faulty_disk import EIO, DiskFaults, FaultyDisk
+from tests.conformance.segment_files import flip, stored
 
 MIB = 1 << 20
 
@@ -56,4 +60,34 @@ class MemoryKit:
         self._medium.fault = ""
 
 
-KITS: Mapping[str, Callable[[pytest.FixtureRequest], TierKit]] = {"memory": MemoryKit}
+class NvmeKit:
+    capacity_bytes = 32 * MIB
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._directory: Path = request.getfixturevalue("tmp_path") / "kv"
+        self._faults = DiskFaults()
+
+    def make(self) -> Tier:
+        return self._make(self._directory)
+
+    def make_unusable(self) -> Tier:
+        """Where its directory should be is a file."""
+        self._directory.write_text("a file")
+        return self._make(self._directory)
+
+    def damage(self, key: BlobKey) -> None:
+        (found,) = [place for place in stored(self._directory) if place.key == key]
+        flip(found.path, found.data_at + found.length // 2)
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        self._faults.all_fail(EIO)
+        yield
+        self._faults.all_fail(0)
+
+    def _make(self, directory: Path) -> Tier:
+        settings = NvmeSettings(directory, self.capacity_bytes, segment_bytes=4 * MIB)
+        return NvmeTier(settings, lambda where: FaultyDisk(where, self._faults, is_direct=True))
+
+
+KITS: Mapping[str, Callable[[pytest.FixtureRequest], TierKit]] = {"memory": MemoryKit, "nvme": NvmeKit}
