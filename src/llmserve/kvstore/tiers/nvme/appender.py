@@ -23,15 +23,24 @@ class NoRoom(Exception):
 
 
 class Appender:
-    """All on one loop; calls may overlap."""
+    """All on one loop; calls may overlap. upkeep_thread: for files to be made and sealed, so that this does
+    not queue behind the writes."""
 
     def __init__(
-        self, disk: Disk, segments: Segments, blob_io: BlobIO, threads: Executor, *, durable: bool
+        self,
+        disk: Disk,
+        segments: Segments,
+        blob_io: BlobIO,
+        threads: Executor,
+        upkeep_thread: Executor,
+        *,
+        durable: bool,
     ) -> None:
         self._disk = disk
         self._segments = segments
         self._io = blob_io
         self._threads = threads
+        self._upkeep_thread = upkeep_thread
         self._commit = GroupCommit(threads) if durable else None
         self._open: Segment | None = None
         self._opening = asyncio.Lock()
@@ -74,7 +83,7 @@ class Appender:
 
     async def _open_next(self, size: int) -> Segment:
         stamp = secrets.randbits(64)
-        file = await run_one(self._threads, partial(self._disk.create, segment_name(stamp), size))
+        file = await run_one(self._upkeep_thread, partial(self._disk.create, segment_name(stamp), size))
         before, self._open = self._open, Segment(stamp, file, size)
         self._segments.add(self._open)
         if before:
@@ -96,7 +105,7 @@ class Appender:
         end = segment.placed.size_bytes
         job = partial(recovery.seal, segment.file, segment.stamp, contents, end)
         try:
-            await run_one(self._threads, job)
+            await run_one(self._upkeep_thread, job)
             self._segments.resize(segment, segment.file.size_bytes)
         except OSError as error:
             _log.warning("segment %016x stays without a footer: %s", segment.stamp, error)

@@ -33,7 +33,7 @@ class Compactor:
         index: Index,
         blob_io: BlobIO,
         appender: Appender,
-        threads: Executor,
+        thread: Executor,
         totals: Totals,
     ) -> None:
         self._settings = settings
@@ -42,7 +42,7 @@ class Compactor:
         self._index = index
         self._io = blob_io
         self._appender = appender
-        self._threads = threads
+        self._thread = thread
         self._totals = totals
         self._one_at_a_time = asyncio.Lock()
         self._dropped = 0
@@ -110,7 +110,7 @@ class Compactor:
         """What lives in it, with memory to copy it through. Errors: OSError."""
         if not segment.live_blobs:
             return []
-        found = await run_one(self._threads, partial(recovery.find, segment.file, segment.stamp))
+        found = await run_one(self._thread, partial(recovery.find, segment.file, segment.stamp))
         live = [entry for entry in found.contents.entries if self._index.is_at(segment, entry)]
         return neighbours([_wanted(entry, memoryview(b"")) for entry in live], RUN_BYTES)
 
@@ -131,7 +131,7 @@ class Compactor:
         for entry in entries:
             run.append(_wanted(entry, memory))
             memory = memory[padded(entry.length) :]
-        results = await run_one(self._threads, partial(self._io.read, segment.file, segment.stamp, run))
+        results = await run_one(self._thread, partial(self._io.read, segment.file, segment.stamp, run))
         records = []
         for wanted, entry, result in zip(run, entries, results, strict=True):
             if result.outcome is Outcome.DONE:
@@ -165,8 +165,8 @@ class Compactor:
         if needed:
             await self._appender.append([_graves_record(needed)], upkeep=True)
         await segment.is_unread.wait()
-        await run_one(self._threads, partial(self._disk.remove, segment_name(segment.stamp)))
-        await run_one(self._threads, segment.file.close)
+        await run_one(self._thread, partial(self._disk.remove, segment_name(segment.stamp)))
+        await run_one(self._thread, segment.file.close)
         self._segments.forget(segment)
         self._dropped += 1
         self._totals.dropped_segments += 1

@@ -165,6 +165,8 @@ class _Window:
             pages = pages[: len(pages) // PAGE * PAGE]
             if len(pages) == 0:
                 break
+            if pages[MAGIC_AT : MAGIC_AT + len(MAGIC)] == MAGIC:
+                return at
             words = np.frombuffer(pages, "<u4")[MAGIC_AT // 4 :: PAGE // 4]
             hits = np.flatnonzero(words == _MAGIC_WORD)
             if len(hits):
