@@ -3,10 +3,11 @@
 import argparse
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
-from bench import directory, eviction, gateway, idle, latency, recovery, transfer
+from bench import directory, eviction, gateway, idle, latency, recovery, tiers, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "eviction", "directory")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "eviction", "directory", "nvme")
 
 
 def main() -> None:
@@ -15,7 +16,8 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer: figures for each median")
+    parser.add_argument("--repeats", type=int, default=3, help="transfer, nvme: rounds of measurements")
+    parser.add_argument("--directory", type=Path, default=Path(), help="nvme: on the disk to measure")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
         "latency": latency.run,
@@ -25,6 +27,7 @@ def main() -> None:
         "eviction": eviction.run,
         "directory": directory.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
+        "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
     }
     for name in arguments.names or NAMES:
         print(f"\n## {name}\n\n{benches[name]()}", flush=True)
