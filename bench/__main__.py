@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from bench import gateway, idle, latency, recovery, transfer
+from bench import gateway, idle, latency, pool, recovery, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "pool")
 
 
 def main() -> None:
@@ -15,13 +15,14 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer: rounds of measurements")
+    parser.add_argument("--repeats", type=int, default=3, help="transfer, pool: rounds of measurements")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
         "latency": latency.run,
         "idle": idle.run,
         "gateway": gateway.run,
         "recovery": recovery.run,
+        "pool": partial(pool.run, arguments.repeats),
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
     }
     for name in arguments.names or NAMES:
