@@ -5,9 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import directory, eviction, gateway, idle, latency, recovery, tiers, transfer
+from bench import directory, eviction, gateway, idle, latency, pool, recovery, tiers, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "eviction", "directory", "nvme")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "eviction", "directory", "nvme", "pool")
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer, nvme: rounds of measurements")
+    parser.add_argument("--repeats", type=int, default=3, help="transfer, nvme, pool: rounds of measurements")
     parser.add_argument("--directory", type=Path, default=Path(), help="nvme: on the disk to measure")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
@@ -26,6 +26,7 @@ def main() -> None:
         "recovery": recovery.run,
         "eviction": eviction.run,
         "directory": directory.run,
+        "pool": partial(pool.run, arguments.repeats),
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
         "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
     }

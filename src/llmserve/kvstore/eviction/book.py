@@ -100,6 +100,10 @@ class TierBook:
             if node := self._tree.find(key):
                 node.proven = True
 
+    def is_proven(self, key: BlockHash) -> bool:
+        node = self._tree.find(key)
+        return node is not None and node.proven
+
     def followers(self, key: BlockHash) -> list[BlockHash]:
         """The held blocks right after a block."""
         return self._tree.followers(key)

@@ -1,0 +1,200 @@
+"""The pool with its book: which blocks are in DRAM, which are being written, and whose room is taken.
+
+The pool (`pool.table`) knows slots, the book (`eviction.book`) knows blocks and who goes next. Here the two
+are kept in step: a block is charged from its reservation on, and pinned in the book while it is written or
+leased; when its reservation or lease ends, by a message or by time, both let go of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llmserve.core.clock import Clock
+from llmserve.core.ids import BlockHash, LeaseId, TenantId
+from llmserve.kvstore.eviction import Added, TierBook, Victim
+from llmserve.kvstore.leases import LeaseAnswer
+from llmserve.kvstore.pool.slot import (
+    CommitOutcome,
+    Fill,
+    PoolUser,
+    Reserved,
+    ReserveOutcome,
+    Slot,
+    Want,
+)
+from llmserve.kvstore.pool.table import PoolTable
+from llmserve.kvstore.store.words import PartFill, part_key
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlock:
+    """A block whose last part was committed just now."""
+
+    key: BlockHash
+    parent: BlockHash | None
+    tenant: TenantId
+    part_bytes: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Filling:
+    user: PoolUser
+    block: StoredBlock
+    slots: tuple[Slot, ...]
+    ends_at: float
+    checksums: dict[int, int] = field(default_factory=dict)  # of the parts that are committed
+
+
+@dataclass(slots=True)
+class _Lease:
+    keys: list[BlockHash]
+    ends_at: float
+
+
+class DramTier:
+    """Pure but for the pool's one array; not thread-safe. Overdue things are settled before each answer."""
+
+    def __init__(self, table: PoolTable, book: TierBook, clock: Clock) -> None:
+        self.table, self.book = table, book
+        self._clock = clock
+        self._filling: dict[BlockHash, _Filling] = {}
+        self._leases: dict[LeaseId, _Lease] = {}
+        self._parts: dict[BlockHash, int] = {}  # how many parts each stored block has
+
+    # -- what is there
+
+    def holds(self, key: BlockHash) -> bool:
+        """All parts of it."""
+        parts = self._parts.get(key)
+        return parts is not None and all(self.table.holds([part_key(key, part) for part in range(parts)]))
+
+    def is_filling(self, key: BlockHash) -> bool:
+        return key in self._filling
+
+    def leading(self, keys: Sequence[BlockHash]) -> int:
+        return next((at for at, key in enumerate(keys) if not self.holds(key)), len(keys))
+
+    # -- readers
+
+    def lease(
+        self, user: PoolUser, keys: Sequence[BlockHash], parts: int, seconds: float
+    ) -> tuple[LeaseId, list[tuple[Slot, ...]]]:
+        """On held blocks; the slots of each."""
+        names = [part_key(key, part) for key in keys for part in range(parts)]
+        lease_id, slots = self.table.pin(user, names, seconds)
+        self._leases[lease_id] = _Lease(self.book.pin(keys), self._clock.now() + seconds)
+        return lease_id, [tuple(slots[at : at + parts]) for at in range(0, len(slots), parts)]
+
+    def renew(self, lease_id: LeaseId, seconds: float) -> LeaseAnswer:
+        self.settle()
+        answer = self.table.renew(lease_id, seconds)
+        if answer is LeaseAnswer.VALID:
+            self._leases[lease_id].ends_at = self._clock.now() + seconds
+        return answer
+
+    def release(self, lease_id: LeaseId) -> LeaseAnswer:
+        self.settle()
+        if lease := self._leases.pop(lease_id, None):
+            self.book.unpin(lease.keys)
+        return self.table.release(lease_id)
+
+    # -- writers
+
+    def make_room(self, size_bytes: int, tenant: TenantId) -> list[Victim]:
+        """What the book gives up; the caller sees to its bytes and then calls `evict`."""
+        self.settle()
+        return self.book.make_room(size_bytes, tenant)
+
+    def evict(self, key: BlockHash) -> None:
+        """Of a victim: its slots come back, when nobody reads them any more."""
+        parts = self._parts.pop(key, 0)
+        self.table.remove([part_key(key, part) for part in range(parts)])
+
+    def reserve(
+        self, user: PoolUser, block: StoredBlock, seconds: float
+    ) -> tuple[ReserveOutcome, tuple[Slot, ...]]:
+        """Room for all parts of a block, or for none. Make room first."""
+        self.settle()
+        if block.key in self._filling:
+            return ReserveOutcome.BUSY, ()
+        if self.holds(block.key):
+            return ReserveOutcome.PRESENT, ()
+        self.drop(block.key)  # what is left of it, if a part was lost
+        added = self.book.add(block.key, block.parent, self.charge(block.part_bytes), block.tenant)
+        if added is Added.NO_ROOM:
+            return ReserveOutcome.FULL, ()
+        wants = [Want(part_key(block.key, part), size) for part, size in enumerate(block.part_bytes)]
+        reserved = self.table.reserve(user, wants, seconds)
+        refused = next((one.outcome for one in reserved if one.outcome is not ReserveOutcome.RESERVED), None)
+        if refused is not None:
+            self._undo(block.key, wants, reserved)
+            return refused, ()
+        self.book.pin([block.key])
+        slots = tuple(one.slot for one in reserved)
+        self._filling[block.key] = _Filling(user, block, slots, self._clock.now() + seconds)
+        return ReserveOutcome.RESERVED, slots
+
+    def commit(self, fill: PartFill) -> tuple[CommitOutcome, StoredBlock | None]:
+        """The block, when this was its last part."""
+        self.settle()
+        key = part_key(fill.block, fill.part)
+        (outcome,) = self.table.commit([Fill(key, fill.generation, fill.checksum)])
+        filling = self._filling.get(fill.block)
+        if outcome is not CommitOutcome.STORED or filling is None:
+            return outcome, None
+        filling.checksums[fill.part] = fill.checksum
+        if len(filling.checksums) < len(filling.slots):
+            return outcome, None
+        del self._filling[fill.block]
+        self._parts[fill.block] = len(filling.slots)
+        self.book.unpin([fill.block])
+        return outcome, filling.block
+
+    def abort(self, key: BlockHash) -> None:
+        """The writer of a reserved block gives up and has stopped writing."""
+        if filling := self._filling.get(key):
+            slots = enumerate(filling.slots)
+            self.table.abort([Fill(part_key(key, part), slot.generation) for part, slot in slots])
+            self._give_up(key)
+
+    # -- both
+
+    def drop(self, key: BlockHash) -> None:
+        """It is worth nothing any more: lost in part, or corrupt."""
+        if key in self.book and key not in self._filling:
+            self.book.remove(key)
+        self.evict(key)
+
+    def forget(self, user: PoolUser) -> None:
+        """This user is gone for sure."""
+        self.table.forget(user)
+        self.settle()
+        for key in [key for key, filling in self._filling.items() if filling.user == user]:
+            self._give_up(key)
+
+    def settle(self) -> None:
+        """Ends what is over by now."""
+        self.table.settle()
+        now = self._clock.now()
+        for key in [key for key, filling in self._filling.items() if filling.ends_at <= now]:
+            self._give_up(key)
+        for lease_id in [name for name, lease in self._leases.items() if lease.ends_at <= now]:
+            self.book.unpin(self._leases.pop(lease_id).keys)
+
+    def charge(self, part_bytes: Sequence[int]) -> int:
+        """What a block takes in the pool."""
+        return sum(map(self.table.slabs.slot_bytes, part_bytes))
+
+    # -- parts
+
+    def _undo(self, key: BlockHash, wants: Sequence[Want], reserved: Sequence[Reserved]) -> None:
+        pairs = zip(wants, reserved, strict=True)
+        self.table.abort(
+            [Fill(w.key, r.slot.generation) for w, r in pairs if r.outcome is ReserveOutcome.RESERVED]
+        )
+        self.book.remove(key)
+
+    def _give_up(self, key: BlockHash) -> None:
+        filling = self._filling.pop(key)
+        self.table.remove([part_key(key, part) for part in filling.checksums])
+        self.book.unpin([key])
+        self.book.remove(key)
