@@ -46,6 +46,7 @@ class _Filling:
 
 @dataclass(slots=True)
 class _Lease:
+    user: PoolUser
     keys: list[BlockHash]
     ends_at: float
 
@@ -81,7 +82,7 @@ class DramTier:
         """On held blocks; the slots of each."""
         names = [part_key(key, part) for key in keys for part in range(parts)]
         lease_id, slots = self.table.pin(user, names, seconds)
-        self._leases[lease_id] = _Lease(self.book.pin(keys), self._clock.now() + seconds)
+        self._leases[lease_id] = _Lease(user, self.book.pin(keys), self._clock.now() + seconds)
         return lease_id, [tuple(slots[at : at + parts]) for at in range(0, len(slots), parts)]
 
     def renew(self, lease_id: LeaseId, seconds: float) -> LeaseAnswer:
@@ -93,8 +94,8 @@ class DramTier:
 
     def release(self, lease_id: LeaseId) -> LeaseAnswer:
         self.settle()
-        if lease := self._leases.pop(lease_id, None):
-            self.book.unpin(lease.keys)
+        if lease_id in self._leases:
+            self._unpin(lease_id)
         return self.table.release(lease_id)
 
     # -- writers
@@ -170,6 +171,8 @@ class DramTier:
         self.settle()
         for key in [key for key, filling in self._filling.items() if filling.user == user]:
             self._give_up(key)
+        for lease_id in [name for name, lease in self._leases.items() if lease.user == user]:
+            self._unpin(lease_id)
 
     def settle(self) -> None:
         """Ends what is over by now."""
@@ -178,13 +181,16 @@ class DramTier:
         for key in [key for key, filling in self._filling.items() if filling.ends_at <= now]:
             self._give_up(key)
         for lease_id in [name for name, lease in self._leases.items() if lease.ends_at <= now]:
-            self.book.unpin(self._leases.pop(lease_id).keys)
+            self._unpin(lease_id)
 
     def charge(self, part_bytes: Sequence[int]) -> int:
         """What a block takes in the pool."""
         return sum(map(self.table.slabs.slot_bytes, part_bytes))
 
     # -- parts
+
+    def _unpin(self, lease_id: LeaseId) -> None:
+        self.book.unpin(self._leases.pop(lease_id).keys)
 
     def _undo(self, key: BlockHash, wants: Sequence[Want], reserved: Sequence[Reserved]) -> None:
         pairs = zip(wants, reserved, strict=True)

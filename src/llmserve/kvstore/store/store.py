@@ -22,7 +22,7 @@ from llmserve.kvstore.leases import LeaseAnswer
 from llmserve.kvstore.pool.slot import CommitOutcome, PoolUser, ReserveOutcome, Slot
 from llmserve.kvstore.store.dram import DramTier, StoredBlock
 from llmserve.kvstore.store.lower import Incoming, LowerStore, Outgoing
-from llmserve.kvstore.store.words import BlockSlots, PartFill, Prepared, Prompt, part_key
+from llmserve.kvstore.store.words import NO_LEASE, BlockSlots, PartFill, Prepared, Prompt, part_key
 
 _log = logging.getLogger(__name__)
 _SELF = PoolUser("kvmanager")
@@ -162,7 +162,7 @@ class BlockStore:
     def _lease(self, prompt: Prompt, run: Sequence[BlockHash]) -> tuple[LeaseId, tuple[BlockSlots, ...]]:
         keys = run[: self.dram.leading(run)]
         if not keys:
-            return LeaseId(""), ()
+            return NO_LEASE, ()
         seconds, parts = self._settings.lease_seconds, len(prompt.part_bytes)
         lease_id, slots = self.dram.lease(prompt.user, keys, parts, seconds)
         first = prompt.have_blocks

@@ -13,11 +13,14 @@ def part_key(block: BlockHash, part: int) -> BlobKey:
     return BlobKey(block + part.to_bytes(2, "big"))
 
 
+NO_LEASE = LeaseId("")
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """keys: of its full blocks, in order, all in one namespace. have_blocks: how many of the first the asker's
-    device holds. part_bytes: of the part of a block that each rank holds. compute_seconds: what one block
-    costs the asker to compute; nothing is brought up more slowly than that."""
+    """keys: of its full blocks, in order, all in one namespace. have_blocks: how many of the first the
+    asker's device holds. part_bytes: of the part of a block that each rank holds. compute_seconds: what one
+    block costs the asker to compute; nothing is brought up more slowly than that."""
 
     user: PoolUser
     tenant: TenantId
@@ -40,9 +43,9 @@ class BlockSlots:
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """loads: leased, in order, from have_blocks on without a gap. stores: reserved, to be committed. lease_id
-    is empty without loads."""
+    is NO_LEASE without loads."""
 
-    lease_id: LeaseId = LeaseId("")
+    lease_id: LeaseId = NO_LEASE
     loads: tuple[BlockSlots, ...] = ()
     stores: tuple[BlockSlots, ...] = ()
 
