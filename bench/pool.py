@@ -1,4 +1,4 @@
-"""GB/s of blocks into and out of the DRAM tier, beside memcpy of as many bytes in one piece, in turns.
+"""GB/s of blocks into and out of the DRAM tier, beside memcpy of as many blocks in one piece each, in turns.
 
 A worker process copies; the pool belongs to this one. Each copy uses other memory than the one before.
 Common pages come at their first use: each place is used once before it is measured.
@@ -125,7 +125,7 @@ def _work(pipe: Connection, shape: Shape, rounds: int) -> None:
         name: PoolCopier(arena, memory.regions, Checks(policy), threads) for name, policy, threads in WAYS
     }
     near, far = _aligned(_MEMORY_BYTES), _aligned(_MEMORY_BYTES)
-    floor = _floor(near, far, shape.batch * shape.block_bytes)
+    floor = _floor(near, far, shape)
     rates: dict[str, list[float]] = {}
     for name, way in _ways(copiers, shape, slots, memory):
         for number in range(rounds * len(slots) // shape.batch):
@@ -137,14 +137,19 @@ def _work(pipe: Connection, shape: Shape, rounds: int) -> None:
     arena.close()
 
 
-def _floor(near: npt.NDArray[np.uint8], far: npt.NDArray[np.uint8], size: int) -> Callable[[int], float]:
-    places = len(near) // size
+def _floor(near: npt.NDArray[np.uint8], far: npt.NDArray[np.uint8], shape: Shape) -> Callable[[int], float]:
+    """As many blocks, each in one piece, from and to anywhere."""
+    size = shape.block_bytes
+    places = np.random.default_rng(8).permutation(len(near) // size)
 
     def copy(number: int) -> float:
-        at, other = number % places * size, number * 7 % places * size
+        numbers = np.arange(number * shape.batch, (number + 1) * shape.batch) % len(places)
+        targets, sources = near.ctypes.data + numbers * size, far.ctypes.data + places[numbers] * size
+        pairs = list(zip(targets.tolist(), sources.tolist(), strict=True))
         started = time.perf_counter()
-        _memcpy(near.ctypes.data + at, far.ctypes.data + other, size)
-        return size / (time.perf_counter() - started) / 1e9
+        for target, source in pairs:
+            _memcpy(target, source, size)
+        return shape.batch * size / (time.perf_counter() - started) / 1e9
 
     return copy
 

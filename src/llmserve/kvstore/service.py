@@ -1,4 +1,4 @@
-"""llmserve.v1.KVManager: reports of workers in, look-ups and status out."""
+"""llmserve.v1.KVManager: reports of workers in, look-ups and status out; the calls of the store."""
 
 import asyncio
 import logging
@@ -12,6 +12,7 @@ from llmserve.core.ids import BlockHash, LeaseId
 from llmserve.core.lease import LeaseChange, LeaseState
 from llmserve.kvstore.directory import BlockReport, Holder
 from llmserve.kvstore.manager import Connection, KVManager
+from llmserve.kvstore.store_calls import StoreCalls
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -27,8 +28,8 @@ _STATES: dict[int, LeaseState] = {
 class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
     """One loop; every message is one synchronous call into the manager. `close` ends the streams."""
 
-    def __init__(self, manager: KVManager) -> None:
-        self._manager = manager
+    def __init__(self, manager: KVManager, store: StoreCalls) -> None:
+        self._manager, self._store = manager, store
         self._closing = asyncio.Event()
 
     def close(self) -> None:
@@ -79,6 +80,21 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
             leased_blocks=self._manager.leased_blocks,
             orphan_blocks=self._manager.orphan_blocks,
         )
+
+    async def AttachStore(  # noqa: N802
+        self, request: kvmanager_pb2.AttachStoreRequest, context: _Context
+    ) -> kvmanager_pb2.AttachStoreResponse:
+        return self._store.attach(request)
+
+    async def PreparePrompt(  # noqa: N802
+        self, request: kvmanager_pb2.PreparePromptRequest, context: _Context
+    ) -> kvmanager_pb2.PreparePromptResponse:
+        return await self._store.prepare(request)
+
+    async def SettleStore(  # noqa: N802
+        self, request: kvmanager_pb2.SettleStoreRequest, context: _Context
+    ) -> kvmanager_pb2.SettleStoreResponse:
+        return self._store.settle(request)
 
     async def _until_closing(
         self, requests: AsyncIterator[kvmanager_pb2.KvReport]

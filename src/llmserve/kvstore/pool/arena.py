@@ -16,6 +16,7 @@ from llmserve.core.errors import StartFailed
 from llmserve.kvstore.pool.mapping import Mapping
 from llmserve.kvstore.pool.room import free_huge_pages_bytes, free_memory_bytes
 from llmserve.kvstore.pool.shape import HUGE_PAGE_BYTES, NONCE_BYTES, ArenaDescription, ArenaShape, head
+from llmserve.kvstore.pool.slot import Slot
 from llmserve.transfer.base import Int64Array, Region
 from llmserve.transfer.shm.identity import Place
 
@@ -59,6 +60,10 @@ class Arena:
     def generations(self) -> Int64Array:
         """For the table alone."""
         return self._mapping.generations
+
+    def checksum(self, slot: Slot) -> int:
+        """What its writer has noted last; 0: nothing."""
+        return int(self._mapping.checksums[slot.page])
 
     @property
     def region(self) -> Region:

@@ -50,6 +50,11 @@ class AttachedArena:
         word = int(self._mapping.generations[slot.offset // SLOT_ALIGNMENT_BYTES])
         return 0 != word == slot.generation
 
+    def note_checksum(self, slot: Slot, checksum: int) -> None:
+        """Beside a slot that was written, for its owner, who commits it (0: it was not written)."""
+        if self.is_current(slot):
+            self._mapping.checksums[slot.page] = checksum
+
     def place(self, slot: Slot) -> tuple[int, memoryview]:
         """Its address and bytes. Errors: TransferError for one outside of the arena."""
         region = self._mapping.region

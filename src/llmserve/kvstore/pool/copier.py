@@ -4,7 +4,7 @@ A store and a load are of several blocks: `slots` in order, and in `spans` the p
 those of the second, and so on, each as long together as its slot. Blocking; several threads may call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,7 +14,7 @@ import xxhash
 from llmserve.core.errors import TransferError
 from llmserve.kvstore.pool.attached import AttachedArena
 from llmserve.kvstore.pool.checks import Checks
-from llmserve.kvstore.pool.pieces import Group, LocalMemory
+from llmserve.kvstore.pool.pieces import LocalMemory, Rows
 from llmserve.kvstore.pool.slot import Slot
 from llmserve.transfer.base import Region, Spans
 
@@ -33,8 +33,11 @@ class Copied:
     checksum: int = 0
 
 
+# What is copied before it is digested, while it is in the second cache of a core: that costs a fifth of the
+# copy, where another pass over memory would cost half.
+_GROUP_BYTES = 512 << 10
 _MOVED = Copied(CopyOutcome.MOVED)
-_Copy = Callable[[Slot, list[Group]], Copied]
+_Copy = Callable[[Slot, list[Rows]], Copied]
 
 
 class PoolCopier:
@@ -69,27 +72,39 @@ class PoolCopier:
         each = self._executor.map if self._executor and len(jobs) > 1 else map
         return list(each(copy, slots, jobs))
 
-    def _store(self, slot: Slot, groups: list[Group]) -> Copied:
+    def _store(self, slot: Slot, block: list[Rows]) -> Copied:
         """Digests what it reads, not what it wrote: a foreign write to the slot must not be vouched for.
         The generation is looked at between groups: a writer that was paused for too long stops soon."""
-        state, (address, view) = xxhash.xxh3_64(), self._arena.place(slot)
-        for group in groups:
+        state, offset = xxhash.xxh3_64(), 0
+        address, view = self._arena.place(slot)
+        for rows in _groups(block):
             if not self._arena.is_current(slot):
                 return _MOVED
-            self._memory.copy_in(group, address, view)
-            self._memory.digest(group, state)
+            self._memory.copy_in(rows, address, view, offset)
+            self._memory.digest(rows, state)
+            offset += rows.total_bytes
         return Copied(CopyOutcome.DONE, state.intdigest()) if self._arena.is_current(slot) else _MOVED
 
-    def _load(self, slot: Slot, groups: list[Group]) -> Copied:
-        """Digests what it wrote: that is what will be used."""
-        check = self._checks.next()
-        state, (address, view) = xxhash.xxh3_64(), self._arena.place(slot)
-        for group in groups:
-            self._memory.copy_out(group, address, view)
-            if check:
-                self._memory.digest(group, state)
+    def _load(self, slot: Slot, block: list[Rows]) -> Copied:
+        """Digests the slot, after the copy: what a foreign write had spoiled by then is still spoiled."""
+        check, state, offset = self._checks.next(), xxhash.xxh3_64(), 0
+        address, view = self._arena.place(slot)
+        digested = 0
+        for rows in _groups(block):
+            self._memory.copy_out(rows, address, view, offset)
+            offset += rows.total_bytes
+            if check and offset - digested >= _GROUP_BYTES // 2:
+                state.update(view[digested:offset])
+                digested = offset
+        if check:
+            state.update(view[digested:])
         if not self._arena.is_current(slot):
             return _MOVED
-        if check and state.intdigest() != slot.checksum:
-            return Copied(CopyOutcome.CORRUPT, state.intdigest())
-        return Copied(CopyOutcome.DONE, state.intdigest() if check else 0)
+        checksum = state.intdigest() if check else 0
+        corrupt = check and checksum != slot.checksum
+        return Copied(CopyOutcome.CORRUPT if corrupt else CopyOutcome.DONE, checksum)
+
+
+def _groups(block: list[Rows]) -> Iterator[Rows]:
+    for rows in block:
+        yield from rows.cut(_GROUP_BYTES)

@@ -28,6 +28,9 @@ class Mapping:
         self.generations: Int64Array = np.frombuffer(
             self._memory, np.int64, shape.words, offset=shape.words_offset
         )
+        self.checksums: npt.NDArray[np.uint64] = np.frombuffer(
+            self._memory, np.uint64, shape.words, offset=shape.checksums_offset
+        )
         self.data: npt.NDArray[np.uint8] = np.frombuffer(
             self._memory, np.uint8, shape.capacity_bytes, offset=shape.data_offset
         )
@@ -53,6 +56,7 @@ class Mapping:
     def close(self) -> None:
         """Idempotent. Memory that views still show stays mapped until these are gone too."""
         self.generations = np.empty(0, np.int64)
+        self.checksums = np.empty(0, np.uint64)
         self.data = np.empty(0, np.uint8)
         with contextlib.suppress(BufferError):  # then the last view unmaps it
             self._memory.close()

@@ -1,9 +1,8 @@
-"""Copies between a contiguous slot and pieces of other memory, and the digest of what was copied.
+"""Copies between a contiguous slot and pieces of other memory, and digests of them.
 
 The pieces of a block mostly lie equally far apart (a layer after the other). Then they are the rows of one
 strided array and numpy copies them in one call, at the speed of memcpy; otherwise each is a memcpy of its
-own. Both let other threads run. A digest is taken of a group of pieces right after its copy, while it is
-still in the cache: that costs a fifth of the copy, where a second pass over memory would cost two thirds.
+own. Both let other threads run.
 """
 
 import ctypes
@@ -11,14 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Int64Array, Region, Spans
 from llmserve.transfer.spans import check_bounds
-
-# What is copied before it is digested: fits beside other things into the second cache of a core.
-GROUP_BYTES = 512 << 10
 
 _memcpy = ctypes.CDLL(None).memcpy
 _memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
@@ -26,13 +23,27 @@ _memcpy.restype = None
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Pieces that follow each other in the slot from `offset` on. stride 0: they lie anywhere."""
+class Rows:
+    """`count` pieces of `length` bytes, which begin `stride` bytes apart, from `address` on."""
 
-    offset: int
-    addresses: list[int]
-    lengths: list[int]
+    address: int
+    length: int
+    count: int = 1
     stride: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return self.length * self.count
+
+    def cut(self, most_bytes: int) -> "Iterator[Rows]":
+        """The same in parts of at most so many bytes, or one piece."""
+        each = max(1, most_bytes // self.length)
+        if each >= self.count:
+            yield self
+            return
+        for first in range(0, self.count, each):
+            address = self.address + first * self.stride
+            yield Rows(address, self.length, min(each, self.count - first), self.stride)
 
 
 class LocalMemory:
@@ -47,71 +58,66 @@ class LocalMemory:
         end = max((region.address + region.length_bytes for region in regions), default=0)
         self._window = memoryview((ctypes.c_char * (end - self._first)).from_address(self._first)).cast("B")
 
-    def blocks(self, spans: Spans, block_bytes: Sequence[int]) -> list[list[Group]]:
+    def blocks(self, spans: Spans, block_bytes: Sequence[int]) -> list[list[Rows]]:
         """The pieces of blocks that follow each other in `spans`. Errors: TransferError for pieces outside
         of registered memory, or which do not make up such blocks."""
         check_bounds(spans, self._lengths, "local")
         addresses = self._starts[spans.regions] + spans.offsets
-        ends = np.cumsum(spans.lengths)
-        bounds = np.searchsorted(ends, np.cumsum(np.asarray(block_bytes, np.int64))) + 1
-        if not np.array_equal(ends[np.minimum(bounds, len(ends)) - 1], np.cumsum(block_bytes)):
-            raise TransferError("kv pool: the pieces do not make up the blocks")
-        firsts = [0, *bounds[:-1].tolist()]
-        pairs = zip(firsts, bounds.tolist(), strict=True)
-        return [list(_groups(addresses[a:b], spans.lengths[a:b])) for a, b in pairs]
+        return _even(addresses, spans.lengths, block_bytes) or _uneven(addresses, spans.lengths, block_bytes)
 
-    def copy_in(self, group: Group, slot: int, slot_view: memoryview) -> None:
-        """From the pieces to the slot at this address."""
-        if group.stride:
-            np.copyto(self._rows(slot_view, group, group.offset, group.lengths[0]), self._pieces(group))
-            return
-        target = slot + group.offset
-        for address, length in zip(group.addresses, group.lengths, strict=True):
-            _memcpy(target, address, length)
-            target += length
+    def copy_in(self, rows: Rows, slot_address: int, slot: memoryview, offset: int) -> None:
+        """To `offset` of the slot that lies at this address."""
+        if rows.count == 1:
+            _memcpy(slot_address + offset, rows.address, rows.length)
+        else:
+            np.copyto(_packed(slot, rows, offset), self._array(rows))
 
-    def copy_out(self, group: Group, slot: int, slot_view: memoryview) -> None:
-        if group.stride:
-            np.copyto(self._pieces(group), self._rows(slot_view, group, group.offset, group.lengths[0]))
-            return
-        source = slot + group.offset
-        for address, length in zip(group.addresses, group.lengths, strict=True):
-            _memcpy(address, source, length)
-            source += length
+    def copy_out(self, rows: Rows, slot_address: int, slot: memoryview, offset: int) -> None:
+        if rows.count == 1:
+            _memcpy(rows.address, slot_address + offset, rows.length)
+        else:
+            np.copyto(self._array(rows), _packed(slot, rows, offset))
 
-    def digest(self, group: Group, state: "xxhash.xxh3_64") -> None:
-        for address, length in zip(group.addresses, group.lengths, strict=True):
-            start = address - self._first
-            state.update(self._window[start : start + length])
+    def digest(self, rows: Rows, state: "xxhash.xxh3_64") -> None:
+        start = rows.address - self._first
+        for _ in range(rows.count):
+            state.update(self._window[start : start + rows.length])
+            start += rows.stride
 
-    def _pieces(self, group: Group) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
-        return self._rows(self._window, group, group.addresses[0] - self._first, group.stride)
-
-    def _rows(
-        self, memory: memoryview, group: Group, offset: int, stride: int
-    ) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
-        shape = (len(group.lengths), group.lengths[0])
-        return np.ndarray(shape, np.uint8, memory, offset, (stride, 1))
+    def _array(self, rows: Rows) -> npt.NDArray[np.uint8]:
+        shape, strides = (rows.count, rows.length), (rows.stride, 1)
+        return np.ndarray(shape, np.uint8, self._window, rows.address - self._first, strides)
 
 
-def _groups(addresses: Int64Array, lengths: Int64Array) -> Iterator[Group]:
-    """Of one block, each of about GROUP_BYTES."""
-    stride = _stride(addresses, lengths)
-    flat, sizes = addresses.tolist(), lengths.tolist()
-    offset = first = 0
-    while first < len(flat):
-        last, taken = first, 0
-        while last < len(flat) and (taken == 0 or taken + sizes[last] <= GROUP_BYTES):
-            taken += sizes[last]
-            last += 1
-        yield Group(offset, flat[first:last], sizes[first:last], stride)
-        offset, first = offset + taken, last
+def _packed(slot: memoryview, rows: Rows, offset: int) -> npt.NDArray[np.uint8]:
+    return np.ndarray((rows.count, rows.length), np.uint8, slot, offset)
 
 
-def _stride(addresses: Int64Array, lengths: Int64Array) -> int:
-    """By how much each piece begins after the one before; 0 where that differs."""
-    if len(addresses) < 2:
-        return 0
-    steps = np.diff(addresses)
-    even = bool((steps == steps[0]).all() and (lengths == lengths[0]).all())
-    return int(steps[0]) if even else 0
+def _even(addresses: Int64Array, lengths: Int64Array, block_bytes: Sequence[int]) -> list[list[Rows]]:
+    """Blocks of equally many pieces of one length, at least two; those equally far apart are one run. Empty
+    for others."""
+    length, pieces = int(lengths[0]) if len(lengths) else 0, len(lengths) // (len(block_bytes) or 1)
+    sizes = set(block_bytes)
+    if pieces < 2 or sizes != {pieces * length} or len(lengths) != pieces * len(block_bytes):
+        return []
+    if not (lengths == length).all():
+        return []
+    table = addresses.reshape(-1, pieces)
+    steps = np.diff(table, axis=1)
+    even = (steps == steps[:, :1]).all(axis=1).tolist()
+    rows = zip(even, table, table[:, 0].tolist(), steps[:, 0].tolist(), strict=True)
+    return [
+        [Rows(first, length, pieces, step)] if is_even else [Rows(one, length) for one in places.tolist()]
+        for is_even, places, first, step in rows
+    ]
+
+
+def _uneven(addresses: Int64Array, lengths: Int64Array, block_bytes: Sequence[int]) -> list[list[Rows]]:
+    ends, wanted = np.cumsum(lengths), np.cumsum(np.asarray(block_bytes, np.int64))
+    bounds = np.searchsorted(ends, wanted, side="left") + 1
+    whole = len(lengths) > 0 and int(ends[-1]) == int(wanted[-1] if len(wanted) else -1)
+    if not whole or not np.array_equal(ends[bounds - 1], wanted):
+        raise TransferError("kv pool: the pieces do not make up the blocks")
+    rows = [Rows(a, n) for a, n in zip(addresses.tolist(), lengths.tolist(), strict=True)]
+    starts = [0, *bounds[:-1].tolist()]
+    return [rows[start:end] for start, end in zip(starts, bounds.tolist(), strict=True)]

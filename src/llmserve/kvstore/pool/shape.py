@@ -1,7 +1,7 @@
 """How an arena is laid out, and the description by which other processes find it.
 
-First the head: MAGIC and the nonce. Then the generations, one word for each page of data. Then the data,
-which begins at a multiple of a huge page.
+First the head: MAGIC and the nonce. Then two words for each page of data: all generations, then all checksums.
+Then the data, which begins at a multiple of a huge page.
 """
 
 import json
@@ -33,8 +33,12 @@ class ArenaShape:
         return SLOT_ALIGNMENT_BYTES
 
     @property
+    def checksums_offset(self) -> int:
+        return self.words_offset + self.words * WORD_BYTES
+
+    @property
     def data_offset(self) -> int:
-        end = self.words_offset + self.words * WORD_BYTES
+        end = self.checksums_offset + self.words * WORD_BYTES
         return -(-end // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
 
     @property

@@ -22,6 +22,11 @@ class Slot:
     generation: int = 0
     checksum: int = 0
 
+    @property
+    def page(self) -> int:
+        """The first one of it, whose words are its."""
+        return self.offset // SLOT_ALIGNMENT_BYTES
+
 
 NO_SLOT = Slot()
 

@@ -5,7 +5,7 @@ are kept in step: a block is charged from its reservation on, and pinned in the 
 leased; when its reservation or lease ends, by a message or by time, both let go of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
@@ -54,9 +54,12 @@ class _Lease:
 class DramTier:
     """Pure but for the pool's one array; not thread-safe. Overdue things are settled before each answer."""
 
-    def __init__(self, table: PoolTable, book: TierBook, clock: Clock) -> None:
+    def __init__(
+        self, table: PoolTable, book: TierBook, clock: Clock, noted: Callable[[Slot], int] = lambda _: 0
+    ) -> None:
+        """noted: the checksum that a writer has left beside its slot, or 0."""
         self.table, self.book = table, book
-        self._clock = clock
+        self._clock, self._noted = clock, noted
         self._filling: dict[BlockHash, _Filling] = {}
         self._leases: dict[LeaseId, _Lease] = {}
         self._parts: dict[BlockHash, int] = {}  # how many parts each stored block has
@@ -135,14 +138,18 @@ class DramTier:
         return ReserveOutcome.RESERVED, slots
 
     def commit(self, fill: PartFill) -> tuple[CommitOutcome, StoredBlock | None]:
-        """The block, when this was its last part."""
+        """The block, when this was its last part. A fill without a checksum has the one beside its slot; when
+        there is none either, the block was not written: it is given up."""
         self.settle()
-        key = part_key(fill.block, fill.part)
-        (outcome,) = self.table.commit([Fill(key, fill.generation, fill.checksum)])
-        filling = self._filling.get(fill.block)
+        key, filling = part_key(fill.block, fill.part), self._filling.get(fill.block)
+        checksum = fill.checksum or (self._noted(filling.slots[fill.part]) if filling else 0)
+        if filling and not checksum:
+            self.abort(fill.block)
+            return CommitOutcome.LATE, None
+        (outcome,) = self.table.commit([Fill(key, fill.generation, checksum)])
         if outcome is not CommitOutcome.STORED or filling is None:
             return outcome, None
-        filling.checksums[fill.part] = fill.checksum
+        filling.checksums[fill.part] = checksum
         if len(filling.checksums) < len(filling.slots):
             return outcome, None
         del self._filling[fill.block]

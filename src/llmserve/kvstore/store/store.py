@@ -25,6 +25,7 @@ from llmserve.kvstore.store.lower import Incoming, LowerStore, Outgoing
 from llmserve.kvstore.store.words import NO_LEASE, BlockSlots, PartFill, Prepared, Prompt, part_key
 
 _log = logging.getLogger(__name__)
+LEASE_SECONDS = 30.0
 _SELF = PoolUser("kvmanager")
 
 View = Callable[[int, int], memoryview]  # offset and length in the pool
@@ -34,7 +35,7 @@ View = Callable[[int, int], memoryview]  # offset and length in the pool
 class StoreSettings:
     """lease_seconds: of loads and of reservations; a worker renews what takes longer."""
 
-    lease_seconds: float = 30.0
+    lease_seconds: float = LEASE_SECONDS
     write_mode: WriteMode = WriteMode.AUTO
 
 

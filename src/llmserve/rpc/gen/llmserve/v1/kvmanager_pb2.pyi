@@ -108,3 +108,109 @@ class WorkerKvStatus(_message.Message):
     open_leases: int
     connected: bool
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., device_blocks: _Optional[int] = ..., open_leases: _Optional[int] = ..., connected: _Optional[bool] = ...) -> None: ...
+
+class AttachStoreRequest(_message.Message):
+    __slots__ = ("worker_id", "epoch", "part_bytes")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PART_BYTES_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    part_bytes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., part_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class AttachStoreResponse(_message.Message):
+    __slots__ = ("enabled", "arena", "lease_seconds")
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    ARENA_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    enabled: bool
+    arena: str
+    lease_seconds: float
+    def __init__(self, enabled: _Optional[bool] = ..., arena: _Optional[str] = ..., lease_seconds: _Optional[float] = ...) -> None: ...
+
+class PreparePromptRequest(_message.Message):
+    __slots__ = ("worker_id", "epoch", "tenant", "block_hashes", "have_blocks", "compute_seconds", "load", "store")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
+    HAVE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    tenant: str
+    block_hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    have_blocks: int
+    compute_seconds: float
+    load: bool
+    store: bool
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., tenant: _Optional[str] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., have_blocks: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., load: _Optional[bool] = ..., store: _Optional[bool] = ...) -> None: ...
+
+class PreparePromptResponse(_message.Message):
+    __slots__ = ("lease_id", "loads", "stores")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    STORES_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    loads: _containers.RepeatedCompositeFieldContainer[StoreBlock]
+    stores: _containers.RepeatedCompositeFieldContainer[StoreBlock]
+    def __init__(self, lease_id: _Optional[str] = ..., loads: _Optional[_Iterable[_Union[StoreBlock, _Mapping]]] = ..., stores: _Optional[_Iterable[_Union[StoreBlock, _Mapping]]] = ...) -> None: ...
+
+class StoreBlock(_message.Message):
+    __slots__ = ("index", "slots")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    slots: _containers.RepeatedCompositeFieldContainer[StoreSlot]
+    def __init__(self, index: _Optional[int] = ..., slots: _Optional[_Iterable[_Union[StoreSlot, _Mapping]]] = ...) -> None: ...
+
+class StoreSlot(_message.Message):
+    __slots__ = ("offset", "length_bytes", "generation", "checksum")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    length_bytes: int
+    generation: int
+    checksum: int
+    def __init__(self, offset: _Optional[int] = ..., length_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class SettleStoreRequest(_message.Message):
+    __slots__ = ("worker_id", "epoch", "commits", "aborts", "releases", "renewals", "corrupt")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    COMMITS_FIELD_NUMBER: _ClassVar[int]
+    ABORTS_FIELD_NUMBER: _ClassVar[int]
+    RELEASES_FIELD_NUMBER: _ClassVar[int]
+    RENEWALS_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    commits: _containers.RepeatedCompositeFieldContainer[StoreFill]
+    aborts: _containers.RepeatedScalarFieldContainer[bytes]
+    releases: _containers.RepeatedScalarFieldContainer[str]
+    renewals: _containers.RepeatedScalarFieldContainer[str]
+    corrupt: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., commits: _Optional[_Iterable[_Union[StoreFill, _Mapping]]] = ..., aborts: _Optional[_Iterable[bytes]] = ..., releases: _Optional[_Iterable[str]] = ..., renewals: _Optional[_Iterable[str]] = ..., corrupt: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class StoreFill(_message.Message):
+    __slots__ = ("block_hash", "part", "generation", "checksum")
+    BLOCK_HASH_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    block_hash: bytes
+    part: int
+    generation: int
+    checksum: int
+    def __init__(self, block_hash: _Optional[bytes] = ..., part: _Optional[int] = ..., generation: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class SettleStoreResponse(_message.Message):
+    __slots__ = ("ended",)
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    ended: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ended: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class KVManagerStub:
-    """The block directory and the ledger of leases, cluster-wide.
+    """The block directory, the ledger of leases, and the store of blocks.
     """
 
     def __init__(self, channel):
@@ -50,10 +50,25 @@ class KVManagerStub:
                 request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.GetKvStatusRequest.SerializeToString,
                 response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.GetKvStatusResponse.FromString,
                 _registered_method=True)
+        self.AttachStore = channel.unary_unary(
+                '/llmserve.v1.KVManager/AttachStore',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.AttachStoreRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.AttachStoreResponse.FromString,
+                _registered_method=True)
+        self.PreparePrompt = channel.unary_unary(
+                '/llmserve.v1.KVManager/PreparePrompt',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.PreparePromptRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.PreparePromptResponse.FromString,
+                _registered_method=True)
+        self.SettleStore = channel.unary_unary(
+                '/llmserve.v1.KVManager/SettleStore',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.SettleStoreRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.SettleStoreResponse.FromString,
+                _registered_method=True)
 
 
 class KVManagerServicer:
-    """The block directory and the ledger of leases, cluster-wide.
+    """The block directory, the ledger of leases, and the store of blocks.
     """
 
     def Report(self, request_iterator, context):
@@ -76,6 +91,27 @@ class KVManagerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachStore(self, request, context):
+        """The store: bytes never come this way. A worker attaches, and copies them itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreparePrompt(self, request, context):
+        """Once for each prompt; answers when what is brought up for it is there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleStore(self, request, context):
+        """What became of what was prepared. Every field may be empty.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KVManagerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +130,21 @@ def add_KVManagerServicer_to_server(servicer, server):
                     request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.GetKvStatusRequest.FromString,
                     response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.GetKvStatusResponse.SerializeToString,
             ),
+            'AttachStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachStore,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.AttachStoreRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.AttachStoreResponse.SerializeToString,
+            ),
+            'PreparePrompt': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreparePrompt,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.PreparePromptRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.PreparePromptResponse.SerializeToString,
+            ),
+            'SettleStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleStore,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.SettleStoreRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.SettleStoreResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'llmserve.v1.KVManager', rpc_method_handlers)
@@ -103,7 +154,7 @@ def add_KVManagerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class KVManager:
-    """The block directory and the ledger of leases, cluster-wide.
+    """The block directory, the ledger of leases, and the store of blocks.
     """
 
     @staticmethod
@@ -177,6 +228,87 @@ class KVManager:
             '/llmserve.v1.KVManager/GetKvStatus',
             llmserve_dot_v1_dot_kvmanager__pb2.GetKvStatusRequest.SerializeToString,
             llmserve_dot_v1_dot_kvmanager__pb2.GetKvStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.KVManager/AttachStore',
+            llmserve_dot_v1_dot_kvmanager__pb2.AttachStoreRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.AttachStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreparePrompt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.KVManager/PreparePrompt',
+            llmserve_dot_v1_dot_kvmanager__pb2.PreparePromptRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.PreparePromptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.KVManager/SettleStore',
+            llmserve_dot_v1_dot_kvmanager__pb2.SettleStoreRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.SettleStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,29 @@
+"""What vLLM makes of the connector's configuration: `kv_connector_extra_config` holds the settings."""
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, OffloadingSpec, OffloadingWorker
+
+from llmserve.engines.store.link import StoreLink
+from llmserve.engines.store.manager import StoreManager
+from llmserve.engines.store.worker import StoreWorker
+
+
+class StoreSpec(OffloadingSpec):
+    """extra_config: kvmanager (host:port), worker_id, epoch."""
+
+    def get_manager(self) -> OffloadingManager:
+        parts = [self.config.worker_kv_bytes_per_block] * self.config.parallel.world_size
+        extra = self.extra_config
+        link = StoreLink(str(extra["kvmanager"]), str(extra["worker_id"]), int(extra["epoch"]), parts)
+        return StoreManager(link)
+
+    def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
+        return StoreWorker(kv_caches, self.config.parallel.rank)
+
+
+class StoreConnector(OffloadingConnector):
+    """vLLM's, and a load that failed is computed: vLLM's own ends the process."""
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        worker = self.connector_worker.worker if self.connector_worker else None
+        return worker.take_failed_blocks() if isinstance(worker, StoreWorker) else set()

@@ -1,0 +1,107 @@
+"""The calls of the store, from messages to `store` and back."""
+
+import logging
+from collections.abc import Sequence
+
+from llmserve.core.errors import InvalidRequest, NotFound
+from llmserve.core.ids import BlockHash, LeaseId, TenantId
+from llmserve.kvstore.leases import LeaseAnswer
+from llmserve.kvstore.pool.slot import PoolUser, Slot
+from llmserve.kvstore.store.build import BuiltStore
+from llmserve.kvstore.store.words import BlockSlots, PartFill, Prompt
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
+
+_log = logging.getLogger(__name__)
+
+
+class StoreCalls:
+    """One loop. Knows the workers that have attached; a newer incarnation ends what the older one held."""
+
+    def __init__(self, built: BuiltStore | None, lease_seconds: float) -> None:
+        self._built, self._lease_seconds = built, lease_seconds
+        self._parts: dict[PoolUser, tuple[int, ...]] = {}
+
+    def attach(self, request: pb.AttachStoreRequest) -> pb.AttachStoreResponse:
+        if self._built is None:
+            return pb.AttachStoreResponse(enabled=False)
+        user = _user(request.worker_id, request.epoch)
+        if not request.part_bytes:
+            raise InvalidRequest("part_bytes: one for each rank")
+        self._forget_earlier(request.worker_id, user)
+        self._parts[user] = tuple(request.part_bytes)
+        for size in request.part_bytes:
+            self._built.store.dram.table.slabs.expect(size)
+        _log.info("worker %s attaches, %s bytes a block", user, sum(request.part_bytes))
+        description = self._built.arena.description()
+        return pb.AttachStoreResponse(enabled=True, arena=description, lease_seconds=self._lease_seconds)
+
+    async def prepare(self, request: pb.PreparePromptRequest) -> pb.PreparePromptResponse:
+        built, user = self._attached(request.worker_id, request.epoch)
+        if request.have_blocks > len(request.block_hashes):
+            raise InvalidRequest("have_blocks: more than there are")
+        prepared = await built.store.prepare(
+            Prompt(
+                user=user,
+                tenant=TenantId(request.tenant),
+                keys=list(map(BlockHash, request.block_hashes)),
+                part_bytes=self._parts[user],
+                have_blocks=request.have_blocks,
+                compute_seconds=request.compute_seconds or float("inf"),
+                load=request.load,
+                store=request.store,
+            )
+        )
+        return pb.PreparePromptResponse(
+            lease_id=prepared.lease_id, loads=_blocks(prepared.loads), stores=_blocks(prepared.stores)
+        )
+
+    def settle(self, request: pb.SettleStoreRequest) -> pb.SettleStoreResponse:
+        built, _ = self._attached(request.worker_id, request.epoch)
+        store = built.store
+        store.commit(
+            [PartFill(BlockHash(f.block_hash), f.part, f.generation, f.checksum) for f in request.commits]
+        )
+        store.abort(list(map(BlockHash, request.aborts)))
+        for key in request.corrupt:
+            store.corrupt(BlockHash(key))
+        answers = [(name, store.release(LeaseId(name))) for name in request.releases]
+        answers += [(name, store.renew(LeaseId(name))) for name in request.renewals]
+        return pb.SettleStoreResponse(
+            ended=[name for name, answer in answers if answer is not LeaseAnswer.VALID]
+        )
+
+    def tick(self) -> None:
+        """Every second or so: ends what is over."""
+        if self._built:
+            self._built.store.dram.settle()
+
+    # -- parts
+
+    def _attached(self, worker_id: str, epoch: int) -> tuple[BuiltStore, PoolUser]:
+        user = _user(worker_id, epoch)
+        if self._built is None or user not in self._parts:
+            raise NotFound(f"worker {user} has not attached to the store")
+        return self._built, user
+
+    def _forget_earlier(self, worker_id: str, user: PoolUser) -> None:
+        assert self._built
+        for earlier in [one for one in self._parts if one.rpartition("/")[0] == worker_id and one != user]:
+            self._built.store.forget(earlier)
+            del self._parts[earlier]
+
+
+def _user(worker_id: str, epoch: int) -> PoolUser:
+    return PoolUser(f"{worker_id}/{epoch}")
+
+
+def _blocks(blocks: Sequence[BlockSlots]) -> list[pb.StoreBlock]:
+    return [pb.StoreBlock(index=block.index, slots=list(map(_slot, block.slots))) for block in blocks]
+
+
+def _slot(slot: Slot) -> pb.StoreSlot:
+    return pb.StoreSlot(
+        offset=slot.offset,
+        length_bytes=slot.length_bytes,
+        generation=slot.generation,
+        checksum=slot.checksum,
+    )
