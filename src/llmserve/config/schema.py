@@ -55,7 +55,6 @@ class Manifest(Section):
     kv_cache: Annotated[KvCacheConfig, Field(description="The KV blocks of an engine.")] = KvCacheConfig()
     storageClasses: Annotated[  # noqa: N815 - the YAML key
         tuple[StorageClass, ...],
-        Planned("the KV store's tiers"),
         Field(strict=False, description="Tiers below device memory that keep KV blocks."),
     ] = ()
     transfer: Annotated[TransferConfig, Field(description="How KV moves between engines.")] = TransferConfig()

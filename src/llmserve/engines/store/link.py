@@ -7,7 +7,7 @@ and leases and reservations end by themselves.
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -42,7 +42,7 @@ class Answer:
 
     request_id: str
     arena: str = ""
-    prepared: pb.PreparePromptResponse = pb.PreparePromptResponse()  # noqa: RUF009 - never changed
+    prepared: pb.PreparePromptResponse = field(default_factory=pb.PreparePromptResponse)
 
 
 class StoreLink:
