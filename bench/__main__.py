@@ -5,9 +5,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import directory, eviction, gateway, idle, latency, pool, recovery, tiers, transfer
+from bench import directory, eviction, gateway, idle, latency, pool, push, recovery, tiers, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "eviction", "directory", "nvme", "pool")
+NAMES = (
+    *("latency", "idle", "gateway", "recovery", "transfer", "push"),
+    *("eviction", "directory", "nvme", "pool"),
+)
 
 
 def main() -> None:
@@ -29,6 +32,7 @@ def main() -> None:
         "pool": partial(pool.run, arguments.repeats),
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
         "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
+        "push": push.run,
     }
     for name in arguments.names or NAMES:
         print(f"\n## {name}\n\n{benches[name]()}", flush=True)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from llmserve.config.deployment import Deployment, LocalDeployment, Replicas
 from llmserve.config.engine import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
-from llmserve.config.knob import Planned, Section
+from llmserve.config.knob import Section
 from llmserve.config.models import AdapterSpec, Metadata, Models, ModelSpec, StorageClass
 from llmserve.config.service import ApiKey, Budgets, Observability, Scheduling, Security, State
 

@@ -46,7 +46,9 @@ async def serve(flags: argparse.Namespace, manifest: Manifest, weights: ServedWe
     stop = asyncio.Event()
     _on_signals(stop)
     epoch = time.time_ns()
-    spec = engine_spec(manifest, flags.name, flags.role, epoch, weights.path, flags.listen)
+    spec = engine_spec(
+        manifest, flags.name, flags.role, epoch, weights.path, flags.listen, kvmanager=flags.kvmanager
+    )
     options = WorkerOptions(
         listen=flags.listen,
         router=flags.router,

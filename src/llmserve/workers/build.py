@@ -15,7 +15,13 @@ _WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
 
 
 def engine_spec(
-    manifest: Manifest, worker_id: str, role: WorkerRole, epoch: int, model_dir: Path | None, listen: str
+    manifest: Manifest,
+    worker_id: str,
+    role: WorkerRole,
+    epoch: int,
+    model_dir: Path | None,
+    listen: str,
+    kvmanager: str = "",
 ) -> EngineSpec:
     host = listen.rpartition(":")[0]
     return EngineSpec(
@@ -29,6 +35,7 @@ def engine_spec(
         transfer=manifest.transfer,
         handover_host="127.0.0.1" if host in _WILDCARDS else host,
         kv_io_bytes_per_second=_kv_io_share(manifest),
+        kv_store=kvmanager if manifest.storageClasses else "",
     )
 
 
