@@ -1,4 +1,4 @@
-"""The directory at a million blocks: memory of a block, look-ups of 1,000-block prefixes, and what reports cost."""
+"""The directory at a million blocks: memory of a block, look-ups of 1,000-block prefixes, cost of reports."""
 
 import gc
 import os

@@ -1,7 +1,7 @@
 """How an arena is laid out, and the description by which other processes find it.
 
-First the head: MAGIC and the nonce. Then two words for each page of data: all generations, then all checksums.
-Then the data, which begins at a multiple of a huge page.
+First the head: MAGIC and the nonce. Then two words for each page of data: all generations, then all
+checksums. Then the data, which begins at a multiple of a huge page.
 """
 
 import json
