@@ -56,6 +56,7 @@ class StoreLink:
         self._arena = ""
         self._attach_again_at = 0.0
         self._answers: SimpleQueue[Answer] = SimpleQueue()
+        self._settling: set[Any] = set()
 
     def prepare(self, ask: Ask) -> None:
         """The answer comes with `take_answers`."""
@@ -83,9 +84,10 @@ class StoreLink:
     def settle(self, **changes: Any) -> None:
         """The fields of SettleStoreRequest. What does not arrive ends by itself."""
         if self._arena:
-            self._stub.SettleStore.future(
-                pb.SettleStoreRequest(**self._me, **changes), timeout=_PREPARE_SECONDS
-            )
+            request = pb.SettleStoreRequest(**self._me, **changes)
+            call = self._stub.SettleStore.future(request, timeout=_PREPARE_SECONDS)
+            self._settling.add(call)  # gRPC cancels a call that nobody holds
+            call.add_done_callback(self._settling.discard)
 
     def close(self) -> None:
         self._channel.close()
