@@ -35,7 +35,8 @@ MANIFEST = Path(__file__).parents[2] / "llmserve.yaml"
 
 
 class VllmKit:
-    """Each engine gets the next core, as the runner would give it one."""
+    """Each engine gets the next core, as the runner would give it one. In float32, where what shares a batch
+    or a chunk with a prompt does not change what is said of it; in bfloat16 it may."""
 
     settle_seconds = 10.0
     prompt_vocab = 20_000
@@ -65,7 +66,7 @@ class VllmKit:
                 role=role,
                 model_dir=model_dir,
                 model_name="SmolLM2-135M-Instruct",
-                engine=EngineConfig(max_model_len=2048),
+                engine=EngineConfig(max_model_len=2048, dtype="float32"),
                 kv_cache=KvCacheConfig(block_size_tokens=block_size_tokens),
                 transfer=TransferConfig(),
             )

@@ -485,7 +485,8 @@ async def test_prefill_hands_over_its_first_token(pair: Pair, prompt_of: PromptO
 
 
 async def test_many_hand_overs_at_once(pair: Pair, prompt_of: PromptOf) -> None:
-    prompts = [prompt_of(length) for length in LENGTHS[:-1]]
+    """Long enough that the model is sure: in a batch, whose numbers come out otherwise, it says the same."""
+    prompts = [prompt_of(length) for length in (100, 127, 128, 129, 255, 256, 257, 384, 500)]
     handed = await asyncio.gather(*(pair.handed_over(prompt, 5) for prompt in prompts))
     for prompt, outputs in zip(prompts, handed, strict=True):
         assert tokens(outputs) == tokens(await pair.prefill.run(prompt, 5))

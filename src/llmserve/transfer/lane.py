@@ -25,12 +25,12 @@ QUANTUM_PIECES = 4096
 ROUND_PIECES = 16384
 _ROUNDS_IN_FLIGHT = 2
 
-Read = Callable[[Batch], Coroutine[object, object, TransferStatus]]
+Copy = Callable[[Batch], Coroutine[object, object, TransferStatus]]
 _DONE = TransferStatus(TransferState.DONE)
 
 
 class Limit(Protocol):
-    """The longest that a read of so many bytes may take before it counts as failed, in seconds."""
+    """The longest that a copy of so many bytes may take before it counts as failed, in seconds."""
 
     def __call__(self, size_bytes: int) -> float: ...
 
@@ -72,11 +72,12 @@ class _Round:
 
 
 class Lane:
-    """read: of the transport to the peer; when it returns, or its cancellation has ended, local memory is no
-    longer touched. bucket: shared with the other lanes of this process. All on one loop."""
+    """copy: a read or a write of the transport to the peer; when it returns, or its cancellation has ended,
+    local memory is no longer touched. bucket: shared with the other lanes of this process. All on one loop.
+    """
 
-    def __init__(self, read: Read, limit: Limit, bucket: TokenBucket | None = None) -> None:
-        self._read = read
+    def __init__(self, copy: Copy, limit: Limit, bucket: TokenBucket | None = None) -> None:
+        self._copy = copy
         self._limit = limit
         self._bucket = bucket
         self._round_bytes = min(ROUND_BYTES, bucket.burst_bytes) if bucket else ROUND_BYTES
@@ -86,7 +87,7 @@ class Lane:
         self._driver: asyncio.Task[None] | None = None
 
     async def move(self, batch: Batch) -> TransferStatus:
-        """Reads a batch; DONE or FAILED. When it returns or has been cancelled, no read of it is left."""
+        """Copies a batch; DONE or FAILED. When it returns or has been cancelled, no copying of it is left."""
         if len(batch.local.lengths) == 0:
             return _DONE
         flow = _Flow(batch, np.cumsum(batch.local.lengths), asyncio.get_running_loop().create_future())
@@ -172,7 +173,7 @@ class Lane:
         limit = self._limit(size)
         try:
             async with asyncio.timeout(limit):
-                return await self._read(batch)
+                return await self._copy(batch)
         except TimeoutError:
             reason = f"too slow: {size} bytes not done within {limit:.3g} s"
             self._give_up(reason)

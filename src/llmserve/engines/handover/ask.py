@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager, suppress
 
 from llmserve.core.errors import DeadlineExceeded, TransferError
 from llmserve.engines.handover import wire
+from llmserve.engines.handover.fields import split_endpoint
 from llmserve.engines.handover.status import HandoverStatus
-from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress, split_endpoint
+from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress
 from llmserve.kvstore.leases import LeaseAnswer, LeaseChanges
 
 _UNKNOWN_RETRY_SECONDS = 0.02

@@ -3,8 +3,6 @@ of those alive that wait."""
 
 import asyncio
 import logging
-import threading
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
@@ -17,6 +15,7 @@ from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import PeerDirectory
 from llmserve.engines.handover.prober import Prober
 from llmserve.engines.handover.pull import Pull, PullJob, PullLimits, PullResult, renewals
+from llmserve.engines.handover.results import Results
 from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress
 
 _log = logging.getLogger(__name__)
@@ -40,9 +39,7 @@ class HandoverClient:
         self._prober = Prober(io, self.peers, unusable)
         self.trouble = self._prober.trouble
         io.post(self._prober.start)
-        self._lock = threading.Lock()
-        self._active: set[RequestId] = set()
-        self._finished: deque[PullResult] = deque()
+        self._results = Results(io.ended)
         self._pulls: dict[RequestId, asyncio.Task[None]] = {}
         self._watches: dict[LeaseId, asyncio.Task[None]] = {}
         self._closed = False
@@ -52,15 +49,13 @@ class HandoverClient:
     def pull(self, job: PullJob) -> None:
         """Starts a pull; its result comes from take_finished, exactly once. Ends a watch.
         Errors: TransferError when the request is being pulled already, or after `close`."""
-        with self._lock:
-            if job.request_id in self._active:
-                raise TransferError(f"request {job.request_id} is being pulled already")
-            self._active.add(job.request_id)
+        if not self._results.begin(job.request_id):
+            raise TransferError(f"request {job.request_id} is being pulled already")
         pull = Pull(job, self.limits, self._io, self.peers, self.trouble)
         try:
             self._io.post(lambda: self._start(pull))
         except TransferError:
-            self._forget(job.request_id)
+            self._results.drop(job.request_id)
             raise
 
     def cancel(self, request_id: RequestId) -> None:
@@ -69,16 +64,12 @@ class HandoverClient:
 
     def take_finished(self) -> list[PullResult]:
         """Each result once. The engine polls this."""
-        taken = []
-        with suppress(IndexError):
-            while True:
-                taken.append(self._finished.popleft())
-        return taken
+        return self._results.take()
 
     @property
     def active_count(self) -> int:
         """Pulls whose result has not been produced."""
-        return len(self._active)
+        return self._results.active_count
 
     def watch(self, ticket: HandoverTicket) -> None:
         """Renews the lease, at once and thrice per lease, until unwatch, release, pull or its end."""
@@ -111,10 +102,6 @@ class HandoverClient:
         with suppress(TransferError):  # closed: there is nothing left to act on
             self._io.post(action)
 
-    def _forget(self, request_id: RequestId) -> None:
-        with self._lock:
-            self._active.discard(request_id)
-
     def _start(self, pull: Pull) -> None:
         job = pull.job
         self._unwatch(job.ticket)
@@ -131,7 +118,7 @@ class HandoverClient:
         """A task that is cancelled before its first step runs nothing of its body."""
         request_id = pull.job.request_id
         if self._pulls.get(request_id) is task:
-            self._conclude(pull, PullResult(request_id, ok=False, reason="cancelled"))
+            self._conclude(pull, PullResult(request_id, "cancelled"))
 
     def _conclude(self, pull: Pull, result: PullResult) -> None:
         self._pulls.pop(result.request_id, None)
@@ -139,9 +126,7 @@ class HandoverClient:
             self._io.counters.failed_pulls += 1
             self._give_back_later(pull.job.ticket)
         _log.info("kv pull %s: %s", "complete" if result.ok else "failed", result)
-        self._forget(result.request_id)
-        self._finished.append(result)
-        self._io.ended.set()
+        self._results.conclude(result)
 
     def _cancel(self, request_id: RequestId) -> None:
         if pull := self._pulls.get(request_id):

@@ -9,13 +9,14 @@ from functools import partial
 from llmserve.core.errors import LeaseEnded, PeerGone, TransferError
 from llmserve.core.ids import LeaseId
 from llmserve.engines.handover import wire
+from llmserve.engines.handover.fields import split_endpoint
 from llmserve.engines.handover.geometry import KvGeometry
 from llmserve.engines.handover.io import HandoverIo
-from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress, split_endpoint
+from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress
 from llmserve.kvstore.leases import LeaseAnswer
 from llmserve.transfer.base import Batch, PeerName, Spans, TransferState, TransferStatus, Transport
 from llmserve.transfer.choice import Measured, PairChoice
-from llmserve.transfer.lane import Lane, Read
+from llmserve.transfer.lane import Copy, Lane
 from llmserve.transfer.probe import ProbeCard, probe
 
 CONNECT_SECONDS = 3.0
@@ -73,8 +74,8 @@ class Peer:
             self._write_lanes[name] = self._lane(name, partial(self._io.write, *self._connected(name)))
         return self._write_lanes[name]
 
-    def _lane(self, name: str, move: Read) -> Lane:
-        return Lane(move, partial(self._limit, name), self._io.bucket)
+    def _lane(self, name: str, copy: Copy) -> Lane:
+        return Lane(copy, partial(self._limit, name), self._io.bucket)
 
     async def probe(self, name: str) -> Measured:
         """Measures a transport, besides the lanes."""
@@ -93,7 +94,7 @@ class Peer:
             if lane := lanes.get(name):
                 lane.refuse_waiting(f"out of use: {reason}")
 
-    def _reader_of(self, name: str) -> Read:
+    def _reader_of(self, name: str) -> Copy:
         return partial(self._io.read, *self._connected(name))
 
     def _connected(self, name: str) -> tuple[Transport, PeerName]:

@@ -29,6 +29,10 @@ class TransferPolicy:
             return self.attempt_seconds
         return min(self.attempt_seconds, max(_LEAST_SECONDS, expected / self.slow_share))
 
+    def sample(self) -> "Sample":
+        """For the pieces of a push, which come in several batches."""
+        return Sample(self.verify, random.randrange(_SAMPLED_PIECES))
+
     def verified_pieces(self, pieces: int) -> slice:
         """Which pieces of a batch are compared with their owner's: none, every 16th, or all."""
         if self.verify == "off" or not pieces:
@@ -36,3 +40,18 @@ class TransferPolicy:
         if self.verify == "always":
             return slice(0, pieces)
         return slice(random.randrange(min(pieces, _SAMPLED_PIECES)), pieces, _SAMPLED_PIECES)
+
+
+@dataclass(slots=True)
+class Sample:
+    """Of the pieces of several batches, as of one: none, all, or every 16th from number `next_piece` on."""
+
+    verify: Verify
+    next_piece: int
+
+    def take(self, pieces: int) -> slice:
+        """Which of the next batch's."""
+        if self.verify != "sampled":
+            return slice(0, pieces if self.verify == "always" else 0)
+        first, self.next_piece = self.next_piece, (self.next_piece - pieces) % _SAMPLED_PIECES
+        return slice(first, pieces, _SAMPLED_PIECES)

@@ -6,12 +6,15 @@ valid do the data count.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
+from llmserve.core.request import HandoverReport
+from llmserve.engines.handover.fallback import OnTrouble, over_any
 from llmserve.engines.handover.heads import Source, sources
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import Peer, PeerDirectory
@@ -46,19 +49,27 @@ class PullJob:
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
-    """ok: the data is there and true. reason: why not. fallbacks: what failed before, as
+    """reason: why there are no data that are true; empty when there are. fallbacks: what failed before, as
     "transport: reason". seconds: from the call of `pull`, or of writing. tokens: what prefill drew, when
     a push brought it and the request is to go on from it. pushed: prefill wrote it."""
 
     request_id: RequestId
-    ok: bool
+    reason: str = ""
     transport: str = ""
     bytes: int = 0
     seconds: float = 0.0
-    reason: str = ""
     fallbacks: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
     pushed: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+    @property
+    def report(self) -> HandoverReport:
+        transport = self.transport if self.ok else ""
+        return HandoverReport(transport, self.bytes, self.seconds, self.fallbacks, self.reason, self.pushed)
 
 
 @dataclass(slots=True)
@@ -69,7 +80,7 @@ class Pull:
     limits: PullLimits
     io: HandoverIo
     peers: PeerDirectory
-    on_trouble: Callable[[Peer, str, str], None]  # peer, transport, reason
+    on_trouble: OnTrouble
     started: float = field(default_factory=time.monotonic)
     transport: str = ""
     bytes: int = 0
@@ -94,7 +105,6 @@ class Pull:
     def _result(self, reason: str) -> PullResult:
         return PullResult(
             request_id=self.job.request_id,
-            ok=not reason,
             transport=self.transport,
             bytes=0 if reason else self.bytes,
             seconds=time.monotonic() - self.started,
@@ -145,22 +155,14 @@ class Pull:
         return layout.batch_from(theirs, source.heads, job.tokens, job.local_block_ids, job.ticket.block_ids)
 
     async def _read_over_any(self, peer: Peer, batch: Batch) -> None:
-        failures = []
-        for name in peer.choice.ranked(time.monotonic()):
-            try:
-                await self._read_over(name, peer, batch)
-                return
-            except TransferError as error:
-                reason = error.message
-            failures.append(f"{name}: {reason}")
-            self.fallbacks.append(failures[-1])
-            if peer.lost.done():  # the worker's trouble, not the transport's
-                break
-            self.io.counters.of(name).failures += 1
-            self.on_trouble(peer, name, reason)
-        raise TransferError("; ".join(failures) or f"no transport in common with {peer.endpoint}")
+        failures: list[str] = []
+        attempt = partial(self._read_over, peer, batch)
+        try:
+            await over_any(peer, attempt, self.io.counters, self.on_trouble, failures)
+        finally:
+            self.fallbacks += failures
 
-    async def _read_over(self, name: str, peer: Peer, batch: Batch) -> None:
+    async def _read_over(self, peer: Peer, batch: Batch, name: str) -> None:
         started = time.monotonic()
         await self._while_alive(peer, peer.read(name, batch))
         await self._verify(peer, batch)

@@ -16,7 +16,6 @@ from llmserve.engines.handover.fields import (
     text_of,
     wrong,
 )
-from llmserve.engines.handover.fields import split_endpoint as split_endpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ import numpy as np
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, WorkerId
 from llmserve.core.lease import LeaseState
-from llmserve.engines.handover.ticket import PeerAddress, split_endpoint
+from llmserve.engines.handover.fields import split_endpoint
+from llmserve.engines.handover.ticket import PeerAddress
 from llmserve.kvstore.leases import LeaseAnswer, LeaseChange, LeaseChanges
 from llmserve.transfer.base import Spans
 

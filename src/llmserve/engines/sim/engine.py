@@ -11,10 +11,10 @@ from llmserve.core.pairs import KvPeer
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import EngineInfo
-from llmserve.engines.handover import HandoverTicket, PushCard, check_params, is_pushed
+from llmserve.engines.handover import HandoverTicket, PullResult, PushCard, check_params, is_pushed
 from llmserve.engines.sim.handing import KvHanding
 from llmserve.engines.sim.limits import SimLimits
-from llmserve.engines.sim.link import KvLink, PullResult, Ticket
+from llmserve.engines.sim.link import KvLink, Ticket
 from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import BatchLimits, SimScheduler, Step
@@ -245,11 +245,11 @@ class SimEngine:
         self._note_kv_changes()
 
     def _pull_ended(self, result: PullResult) -> None:
-        sequence = self._scheduler.pull_ended(result.request_id, result.succeeded, result.tokens)
+        sequence = self._scheduler.pull_ended(result.request_id, result.ok, result.tokens)
         if sequence is None:
             return
         sequence.handover = result.report
-        if result.succeeded:
+        if result.ok:
             return
         _log.warning("loading KV failed: request=%s: %s", result.request_id, result.reason)
         if self._spec.transfer.on_failure == "fail":

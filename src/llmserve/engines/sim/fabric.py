@@ -8,8 +8,8 @@ from llmserve.core.clock import Clock
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.lease import LeaseChange
 from llmserve.core.pairs import KvPeer, PairStatus
-from llmserve.engines.handover import Finish, HandoverTicket, PushCard, PushChunk
-from llmserve.engines.sim.link import LinkCounters, PullResult, Ticket
+from llmserve.engines.handover import Finish, HandoverTicket, PullResult, PushCard, PushChunk
+from llmserve.engines.sim.link import LinkCounters, Ticket
 from llmserve.engines.sim.local_push import LocalPushes, Waiting
 from llmserve.engines.sim.memory import Digests, KvMemory
 from llmserve.engines.spec import EngineSpec
@@ -90,7 +90,7 @@ class LocalLink:
             del self._arriving[request_id]
             result = self._fetched(request_id, finish.ticket, tokens, local)
             drawn = finish.tokens if card.continues else ()
-            self._end(replace(result, tokens=drawn, pushed=result.succeeded))
+            self._end(replace(result, tokens=drawn, pushed=result.ok))
 
         def fail(reason: str) -> None:
             self._arriving.pop(request_id, None)

@@ -3,8 +3,8 @@
 import numpy as np
 
 from llmserve.core.ids import RequestId
-from llmserve.engines.handover import Finish, HandoverTicket, PromptFollower
-from llmserve.engines.sim.link import KvLink, PullResult
+from llmserve.engines.handover import Finish, HandoverTicket, PromptFollower, PullResult
+from llmserve.engines.sim.link import KvLink
 from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import PullOrder
@@ -100,7 +100,7 @@ class KvHanding:
 
     def _checked(self, result: PullResult) -> PullResult:
         order = self._pulls.pop(result.request_id)
-        if not result.succeeded or self._is_right(order):
+        if not result.ok or self._is_right(order):
             return result
         return PullResult(result.request_id, "the fetched blocks are not those of the prompt")
 

@@ -14,13 +14,13 @@ from llmserve.engines.handover import (
     KvLayout,
     KvPart,
     PullJob,
+    PullResult,
     PushCard,
     PushChunk,
     ReceiveJob,
     addresses_for,
 )
-from llmserve.engines.handover import PullResult as NodeResult
-from llmserve.engines.sim.link import LinkCounters, PullResult, Ticket
+from llmserve.engines.sim.link import LinkCounters, Ticket
 from llmserve.engines.sim.memory import TOKEN_BYTES, KvMemory
 from llmserve.engines.spec import EngineSpec, transfer_policy
 from llmserve.transfer.select import make_transports
@@ -101,7 +101,7 @@ class HandoverLink:
         failed, self._failed = self._failed, []
         finished = [*self._node.client.take_finished(), *self._node.receiver.take_finished()]
         self._pulls -= len(finished)
-        return [*failed, *map(_told, finished)]
+        return [*failed, *finished]
 
     def cancel(self, request_id: RequestId) -> None:
         self._node.client.cancel(request_id)
@@ -169,16 +169,3 @@ class HandoverLink:
         while self._pulls or self._node.server.leased_count:
             await asyncio.sleep(_PULL_POLL_SECONDS if self._pulls else _LEASE_POLL_SECONDS)
             self.changed.set()
-
-
-def _told(result: NodeResult) -> PullResult:
-    return PullResult(
-        request_id=result.request_id,
-        reason=result.reason,
-        transport=result.transport,
-        bytes=result.bytes,
-        seconds=result.seconds,
-        fallbacks=result.fallbacks,
-        tokens=result.tokens,
-        pushed=result.pushed,
-    )

@@ -13,34 +13,9 @@ from typing import Protocol
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.lease import LeaseChange
 from llmserve.core.pairs import KvPeer, PairStatus
-from llmserve.core.request import HandoverReport
-from llmserve.engines.handover import Finish, HandoverTicket, PushCard, PushChunk
+from llmserve.engines.handover import Finish, HandoverTicket, PullResult, PushCard, PushChunk
 
 Ticket = HandoverTicket | PushCard  # what a request can have its KV for: to be pulled, or to be pushed
-
-
-@dataclass(frozen=True, slots=True)
-class PullResult:
-    """reason: empty when it succeeded, that is, when the lease still held after the last byte was read.
-    transport, bytes, seconds, fallbacks, pushed: how. tokens: what prefill drew, to go on from."""
-
-    request_id: RequestId
-    reason: str = ""
-    transport: str = ""
-    bytes: int = 0
-    seconds: float = 0.0
-    fallbacks: tuple[str, ...] = ()
-    tokens: tuple[int, ...] = ()
-    pushed: bool = False
-
-    @property
-    def succeeded(self) -> bool:
-        return not self.reason
-
-    @property
-    def report(self) -> HandoverReport:
-        transport = "" if self.reason else self.transport
-        return HandoverReport(transport, self.bytes, self.seconds, self.fallbacks, self.reason, self.pushed)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,8 @@ from hypothesis import given
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, WorkerId
-from llmserve.engines.handover.ticket import HandoverTicket, split_endpoint
+from llmserve.engines.handover.fields import split_endpoint
+from llmserve.engines.handover.ticket import HandoverTicket
 
 TICKET = HandoverTicket(
     worker_id=WorkerId("prefill-0"),

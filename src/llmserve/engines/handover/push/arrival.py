@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
+from llmserve.engines.handover.fallback import OnTrouble
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import Peer, PeerDirectory
 from llmserve.engines.handover.pull import Pull, PullJob, PullLimits, PullResult
@@ -16,7 +17,6 @@ from llmserve.engines.handover.push.card import PushCard
 from llmserve.engines.handover.push.messages import PushOutcome, PushState, Reservation, StateAnswer
 from llmserve.engines.handover.push.reservations import ReservationTable, Writes
 from llmserve.engines.handover.push.stopping import are_on_one_host, unclean_after_stop
-from llmserve.engines.handover.push.writer import OnTrouble
 from llmserve.engines.handover.ticket import HandoverTicket
 
 _log = logging.getLogger(__name__)
@@ -149,7 +149,6 @@ class Arrival:
         tokens = self._outcome.tokens if self._outcome and self.job.card.continues else ()
         return PullResult(
             request_id=self.job.request_id,
-            ok=not reason,
             seconds=time.monotonic() - self._started,
             reason=reason,
             tokens=tokens,

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
@@ -18,6 +16,7 @@ from llmserve.engines.handover.push.arrival import Arrival, ReceiveJob, ReceiveL
 from llmserve.engines.handover.push.card import PushCard
 from llmserve.engines.handover.push.messages import PushOutcome, Reservation, reservation_of
 from llmserve.engines.handover.push.reservations import ReservationTable
+from llmserve.engines.handover.results import Results
 from llmserve.engines.handover.ticket import PeerAddress
 from llmserve.kvstore.leases import LeaseAnswer
 
@@ -52,9 +51,7 @@ class PushReceiver:
             fence=self._fence,
             release=client.release,
         )
-        self._lock = threading.Lock()
-        self._active: set[RequestId] = set()
-        self._finished: deque[PullResult] = deque()
+        self._results = Results(io.ended)
         self._arrivals: dict[RequestId, Arrival] = {}
         self._by_reservation: dict[ReservationId, Arrival] = {}
         self._expected: dict[TransferId, asyncio.Task[None]] = {}
@@ -74,9 +71,12 @@ class PushReceiver:
     def receive(self, job: ReceiveJob) -> None:
         """Its blocks are there. The result comes from take_finished, exactly once, and when it does nobody
         writes into them. Errors: TransferError after `close`."""
-        with self._lock:
-            self._active.add(job.request_id)
-        self._io.post(lambda: self._start(job))
+        self._results.begin(job.request_id)
+        try:
+            self._io.post(lambda: self._start(job))
+        except TransferError:
+            self._results.drop(job.request_id)
+            raise
 
     def cancel(self, request_id: RequestId) -> None:
         """Its result still comes. Unknown ids are ignored."""
@@ -84,16 +84,12 @@ class PushReceiver:
 
     def take_finished(self) -> list[PullResult]:
         """Each result once."""
-        taken = []
-        with suppress(IndexError):
-            while True:
-                taken.append(self._finished.popleft())
-        return taken
+        return self._results.take()
 
     @property
     def active_count(self) -> int:
         """Reservations whose result has not been produced."""
-        return len(self._active)
+        return self._results.active_count
 
     # -- prefill, over the side channel
 
@@ -139,10 +135,7 @@ class PushReceiver:
         _log.info("kv push %s: %s", "complete" if result.ok else "failed", result)
         del self._arrivals[result.request_id]
         del self._by_reservation[arrival.reservation.reservation_id]
-        with self._lock:
-            self._active.discard(result.request_id)
-        self._finished.append(result)
-        self._io.ended.set()
+        self._results.conclude(result)
 
     def _cancel(self, request_id: RequestId) -> None:
         if arrival := self._arrivals.get(request_id):

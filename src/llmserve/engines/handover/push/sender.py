@@ -8,13 +8,14 @@ from contextlib import suppress
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import TransferId
 from llmserve.engines.handover import wire
+from llmserve.engines.handover.fallback import OnTrouble
 from llmserve.engines.handover.fields import object_of
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import PeerDirectory
 from llmserve.engines.handover.push.following import PushChunk
 from llmserve.engines.handover.push.messages import PushState, Reservation, StateAnswer, transfer_id_of
 from llmserve.engines.handover.push.transfer import Finish, Leases, PushLimits, PushTransfer
-from llmserve.engines.handover.push.writer import OnTrouble, PushWriter
+from llmserve.engines.handover.push.writer import PushWriter
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5.0
