@@ -6,7 +6,7 @@ from functools import partial
 
 from bench import gateway, idle, latency, recovery, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "formats")
 
 
 def main() -> None:
@@ -23,9 +23,16 @@ def main() -> None:
         "gateway": gateway.run,
         "recovery": recovery.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
+        "formats": _formats,
     }
     for name in arguments.names or NAMES:
         print(f"\n## {name}\n\n{benches[name]()}", flush=True)
+
+
+def _formats() -> str:
+    from bench import formats  # imports torch: not for the others
+
+    return formats.run()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The kernels of the formats become machine code for GPUs; that needs none."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,10 +30,14 @@ def machine_code(kernel: Any, capability: int, pointers: dict[str, str], constan
 
 @pytest.mark.parametrize("grid", [Quantize.INT8, Quantize.FP8])
 @pytest.mark.parametrize("capability", [80, 90])
-def test_they_compile(capability: int, grid: Quantize) -> None:
+def test_they_compile(
+    capability: int, grid: Quantize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     tile = {"token_block": 128, "channel_block": 32, "is_fp8": grid is Quantize.FP8, "is_bfloat16": True}
     bounds = {"top": TOP[grid], "least": LEAST_SCALE, "largest": 2.0**120}
     pointers = {"values": "*i16", "codes": "*u8", "scales": "*i16"}
     assert machine_code(kernels.dequantize_kernel, capability, pointers, tile)
     refused = {**pointers, "refused": "*i32"}
     assert machine_code(kernels.quantize_kernel, capability, refused, {**tile, **bounds})
+    assert list(tmp_path.iterdir()), "the cache is where it can be removed"
