@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from bench import gateway, idle, latency, recovery, transfer
+from bench import gateway, idle, latency, push, recovery, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "formats")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "push", "formats")
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer: rounds of measurements")
+    parser.add_argument("--repeats", type=int, default=3, help="transfer: figures for each median")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
         "latency": latency.run,
@@ -23,6 +23,7 @@ def main() -> None:
         "gateway": gateway.run,
         "recovery": recovery.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
+        "push": push.run,
         "formats": _formats,
     }
     for name in arguments.names or NAMES:
