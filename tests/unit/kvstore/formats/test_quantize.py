@@ -89,7 +89,8 @@ def test_fp8_is_off_by_a_sixteenth_or_a_tiny_part_of_its_channel(text: str) -> N
 def scattered(count: int) -> Numbers:
     random = np.random.default_rng(count)
     sizes = np.exp(3 * random.normal(size=count))
-    return (random.normal(size=count) * sizes).astype(np.float32)
+    numbers: Numbers = (random.normal(size=count) * sizes).astype(np.float32)
+    return numbers
 
 
 @pytest.mark.parametrize("grid", GRIDS)
