@@ -150,7 +150,7 @@ def touched(at: int) -> list[Entry]:
     return [e for e in ENTRIES if e.offset <= at < e.offset + PAGE + e.length]
 
 
-many_examples = settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many_examples = settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @many_examples
