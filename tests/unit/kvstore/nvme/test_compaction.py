@@ -2,14 +2,17 @@
 
 import asyncio
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from llmserve.kvstore.tiers.base import BlobKey, Outcome
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
+from llmserve.kvstore.tiers.nvme.blob_io import Record
+from llmserve.kvstore.tiers.nvme.compactor import Compactor
 from llmserve.kvstore.tiers.nvme.disk import LocalDisk
-from llmserve.kvstore.tiers.nvme.layout import Demand, Grave
+from llmserve.kvstore.tiers.nvme.layout import Demand, Entry, Grave
 from llmserve.kvstore.tiers.nvme.segments import Index, Place, Segment, Segments
 from tests.conformance.faulty_disk import EIO, DiskFaults
 from tests.conformance.segment_files import flip, segment_paths, stored
@@ -173,23 +176,74 @@ async def test_a_crash_between_copying_and_dropping(
     await again.aclose()
 
 
+async def full_of_holes(tier: NvmeTier) -> list[int]:
+    """A third of each segment removed; the numbers of the rest. The next segment needs room."""
+    await put(tier, range(FULL))
+    await tier.remove([key(n) for n in range(0, FULL, 3)])
+    return [n for n in range(FULL) if n % 3]
+
+
 async def test_what_is_removed_while_it_is_copied_stays_removed(
-    settings: NvmeSettings, tier: NvmeTier
+    settings: NvmeSettings, tier: NvmeTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    numbers = list(range(FULL))
-    await put(tier, numbers)
-    await tier.remove([key(n) for n in numbers if n % 3 == 0])
-    kept = [n for n in numbers if n % 3]
-    writes = asyncio.create_task(put(tier, range(1000, 1000 + PER_SEGMENT)))
-    while not writes.done():
-        if kept:
-            await tier.remove([key(kept.pop())])
-        await asyncio.sleep(0)
+    kept, gone, copies = await full_of_holes(tier), list[BlobKey](), Compactor._copies
+
+    async def copies_then_remove(
+        compactor: Compactor, segment: Segment, entries: Sequence[Entry]
+    ) -> list[Record]:
+        records = await copies(compactor, segment, entries)
+        gone.append(records[0].key)
+        await tier.remove(gone[-1:])
+        return records
+
+    monkeypatch.setattr(Compactor, "_copies", copies_then_remove)
+    await put(tier, range(1000, 1000 + PER_SEGMENT))
     await tier.aclose()
-    assert tier.totals.copied_bytes > 0
+    assert gone
     again = await open_tier(settings)
-    assert await there(again, numbers) == kept
+    assert not any(again.holds(gone))
+    assert await there(again, range(FULL)) == [n for n in kept if key(n) not in gone]
     await again.aclose()
+
+
+async def test_what_was_copied_in_vain_leaves_nothing_behind(
+    settings: NvmeSettings, tier: NvmeTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The medium fails in the middle: what had moved and is removed later does not come back from where it
+    was before."""
+    kept, copies, calls = await full_of_holes(tier), Compactor._copies, 0
+
+    async def copies_once(compactor: Compactor, segment: Segment, entries: Sequence[Entry]) -> list[Record]:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise OSError(EIO, "told to fail")
+        return await copies(compactor, segment, entries)
+
+    monkeypatch.setattr(Compactor, "_copies", copies_once)
+    assert (await tier.write(blobs_of(range(1000, 1000 + PER_SEGMENT))))[-1].outcome is Outcome.FULL
+    assert await there(tier, kept) == kept
+    assert tier.totals.copied_bytes > 0
+    monkeypatch.setattr(Compactor, "_copies", copies)
+    await tier.remove([key(n) for n in kept])
+    await tier.aclose()
+    again = await open_tier(settings)
+    assert not any(again.holds([key(n) for n in range(FULL)]))
+    await again.aclose()
+
+
+async def test_a_segment_that_is_read_is_not_dropped(settings: NvmeSettings, tier: NvmeTier) -> None:
+    await put(tier, range(2 * PER_SEGMENT))
+    being_read = tier._index[key(0)].segment
+    being_read.pin()
+    await tier.remove([key(n) for n in range(PER_SEGMENT)])
+    await put(tier, range(100, 110))
+    assert being_read in list(tier._segments)
+    assert being_read.file.size_bytes > 0
+    assert tier.totals.dropped_segments == 0
+    being_read.unpin()
+    await tier.aclose()
+    assert tier.totals.dropped_segments == 1
 
 
 async def test_reads_go_on_while_it_copies(tier: NvmeTier) -> None:

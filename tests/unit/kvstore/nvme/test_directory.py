@@ -14,7 +14,7 @@ from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from llmserve.kvstore.tiers.nvme.disk import LocalDisk
 from llmserve.kvstore.tiers.nvme.segments import segment_name, stamps_in
 from tests.conformance.faulty_disk import DiskFaults, address
-from tests.conformance.segment_files import segment_paths
+from tests.conformance.segment_files import segment_paths, stored
 from tests.unit.kvstore.nvme.blobs import KIB, blobs_of, key, open_tier, put, there
 
 MIB = 1 << 20
@@ -158,6 +158,21 @@ async def test_neighbours_are_written_and_read_together(tier: NvmeTier, faults: 
 
     await tier.read([Target(t.key, memoryview(bytearray(10 * KIB))) for t in targets])
     assert faults.reads - reads == 1
+
+
+async def test_nothing_of_other_memory_is_in_the_padding(settings: NvmeSettings, tier: NvmeTier) -> None:
+    await put(tier, range(3), 8191)
+    await put(tier, range(3, 6), 1)
+    await tier.aclose()
+    for place in stored(settings.directory):
+        raw, end = place.path.read_bytes(), place.data_at + place.length
+        assert raw[end : -(-end // 4096) * 4096].strip(b"\0") == b""
+
+
+async def test_a_segment_is_durable_before_its_footer(tier: NvmeTier, faults: DiskFaults) -> None:
+    await put(tier, range(25))
+    await tier.aclose()
+    assert faults.syncs == 3
 
 
 async def test_an_aligned_buffer_is_read_without_a_copy(tier: NvmeTier, faults: DiskFaults) -> None:
