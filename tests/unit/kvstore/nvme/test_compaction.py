@@ -100,13 +100,42 @@ def test_the_index_counts_what_lives() -> None:
 # -- the tier
 
 
+async def quiet(tier: NvmeTier) -> None:
+    """Until all is sealed and nothing is copied in the background."""
+    parts = tier._parts
+    assert parts
+    await asyncio.gather(*parts.appender._sealing)
+    if parts.compactor._background:
+        await parts.compactor._background
+
+
 async def test_what_is_dead_goes_at_once(settings: NvmeSettings, tier: NvmeTier) -> None:
     await put(tier, range(3 * PER_SEGMENT))
     before = len(segment_paths(settings.directory))
+    await quiet(tier)
     await tier.remove([key(n) for n in range(2 * PER_SEGMENT)])
-    await tier.aclose()
+    await quiet(tier)
     assert before - len(segment_paths(settings.directory)) == 2
     assert tier.totals.copied_bytes == 0
+
+
+async def test_what_died_while_it_was_open_goes_when_it_is_sealed(tier: NvmeTier) -> None:
+    await put(tier, range(PER_SEGMENT))
+    await tier.remove([key(n) for n in range(PER_SEGMENT)])
+    await put(tier, range(100, 110))
+    await quiet(tier)
+    assert tier.totals.dropped_segments == 1
+
+
+async def test_what_is_dead_at_the_start_goes(settings: NvmeSettings, tier: NvmeTier) -> None:
+    await put(tier, range(3))
+    await tier.remove([key(n) for n in range(3)])
+    await tier.aclose()
+    assert segment_paths(settings.directory)
+    again = await open_tier(settings)
+    await quiet(again)
+    assert (segment_paths(settings.directory), again.usage().used_bytes) == ([], 0)
+    await again.aclose()
 
 
 async def test_a_full_tier_copies_to_make_room(tier: NvmeTier) -> None:
@@ -144,6 +173,7 @@ async def test_graves_outlive_the_segment_they_are_in(settings: NvmeSettings, ti
     await put(tier, range(108, 113))  # the second is sealed
     dropped = tier.totals.dropped_segments
     await tier.remove([key(n) for n in range(100, 109)])
+    await quiet(tier)
     await tier.aclose()
     assert tier.totals.dropped_segments > dropped
     again = await open_tier(settings)
