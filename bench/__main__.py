@@ -5,9 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import gateway, idle, latency, recovery, tiers, transfer
+from bench import gateway, idle, latency, push, recovery, tiers, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "nvme")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "push", "nvme")
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer, nvme: rounds of measurements")
+    parser.add_argument("--repeats", type=int, default=3, help="transfer, nvme: figures for each median")
     parser.add_argument("--directory", type=Path, default=Path(), help="nvme: on the disk to measure")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
@@ -25,6 +25,7 @@ def main() -> None:
         "gateway": gateway.run,
         "recovery": recovery.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
+        "push": push.run,
         "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
     }
     for name in arguments.names or NAMES:

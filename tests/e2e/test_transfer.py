@@ -55,8 +55,7 @@ def _pairs(cluster: Cluster, name: str) -> dict[str, float]:
 
 def _told(answers: list[httpx.Response]) -> set[str]:
     """What the responses say brought their KV."""
-    name = "x-llmserve-transport"
-    return {answer.headers[name] for answer in answers if name in answer.headers}
+    return {answer.headers["x-llmserve-transport"] for answer in answers}
 
 
 def test_one_transfer_in_sixteen_fails_and_nobody_notices(
@@ -109,3 +108,19 @@ def test_each_order_serves_with_parity(
     assert {name for name, count in moved.items() if count} == {used}
     assert _told(answers) == {used}
     assert not any("x-llmserve-fallback" in answer.headers for answer in answers)
+
+
+def test_pushed_prompts_get_the_same_answers(
+    manifest: dict[str, Any], parity_cases: list[dict[str, Any]], reference: list[list[int]]
+) -> None:
+    numbers = _short(parity_cases, 12)
+    with _cluster(manifest, mode="push") as cluster:
+        answers = [_ask(cluster, parity_cases[number], "0") for number in numbers]
+        after = cluster.metrics("decode-0")
+        ledger = cluster.metrics("kvmanager-0")
+    assert [a.json()["choices"][0]["token_ids"] for a in answers] == [
+        reference[number][:OUTPUT_TOKENS] for number in numbers
+    ]
+    assert {answer.headers["x-llmserve-handover"] for answer in answers} == {"push"}
+    assert after["kv_orphan_blocks"] == after["kv_leased_blocks"] == 0
+    assert ledger["kv_orphan_blocks"] == ledger["kv_open_leases"] == 0
