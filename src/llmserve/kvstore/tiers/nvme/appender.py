@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 
@@ -33,6 +33,7 @@ class Appender:
         blob_io: BlobIO,
         threads: Executor,
         upkeep_thread: Executor,
+        on_sealed: Callable[[], None],
         *,
         durable: bool,
     ) -> None:
@@ -41,6 +42,7 @@ class Appender:
         self._io = blob_io
         self._threads = threads
         self._upkeep_thread = upkeep_thread
+        self._on_sealed = on_sealed
         self._commit = GroupCommit(threads) if durable else None
         self._open: Segment | None = None
         self._opening = asyncio.Lock()
@@ -111,6 +113,7 @@ class Appender:
             _log.warning("segment %016x stays without a footer: %s", segment.stamp, error)
         segment.contents.entries.clear()
         segment.is_sealed = True
+        self._on_sealed()
 
 
 def _demand(records: Sequence[Record]) -> Demand:

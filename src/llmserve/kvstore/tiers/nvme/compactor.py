@@ -46,6 +46,7 @@ class Compactor:
         self._totals = totals
         self._one_at_a_time = asyncio.Lock()
         self._dropped = 0
+        self._is_closed = False
         self._background: asyncio.Task[None] | None = None
 
     async def make_room(self) -> bool:
@@ -58,8 +59,10 @@ class Compactor:
             return segment is not None and await self._evacuate(segment)
 
     def look(self) -> None:
-        """After something died: begins in the background what is worth it."""
-        if (self._background is None or self._background.done()) and self._worth_it():
+        """After something died or was sealed: begins in the background what is worth it."""
+        if self._is_closed or (self._background and not self._background.done()):
+            return
+        if self._worth_it():
             self._background = asyncio.create_task(self._tidy(), name="nvme.compact")
 
     async def bury(self, graves: Iterable[Grave]) -> None:
@@ -74,6 +77,7 @@ class Compactor:
 
     async def aclose(self) -> None:
         """Ends after the segment that is being copied."""
+        self._is_closed = True
         if self._background:
             await self._background
 
@@ -85,7 +89,7 @@ class Compactor:
 
     async def _tidy(self) -> None:
         async with self._one_at_a_time:
-            while segment := self._worth_it():
+            while not self._is_closed and (segment := self._worth_it()):
                 if not await self._evacuate(segment):
                     return
 

@@ -138,6 +138,8 @@ def _data(window: "_Window", head: Head) -> Iterator[memoryview]:
     at, end = head.offset + PAGE, head.offset + PAGE + head.length
     while at < min(end, window.file.size_bytes):
         part = window.view(at, min(end - at, _WINDOW_BYTES))
+        if not part:  # the file is shorter than it was
+            return
         yield part
         at += len(part)
 

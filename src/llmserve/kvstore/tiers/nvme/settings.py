@@ -21,7 +21,7 @@ class NvmeSettings:
     segment_bytes: int = 0
     durable: bool = False
     read_threads: int = 4
-    write_threads: int = 3
+    write_threads: int = 6
     compact_below: float = 0.4
     compact_at_need_below: float = 0.75
 

@@ -73,6 +73,7 @@ class NvmeTier:
             await restore(disk, self._readers, self._segments, self._index)
         except OSError as error:
             raise StartFailed(f"{where} cannot be read: {error}") from error
+        self._parts.compactor.look()
         self.totals.recovered_blobs = len(self._index)
         self.totals.recovery_seconds = time.perf_counter() - started
         _log.info("nvme tier open: %r in %.2f s", self, self.totals.recovery_seconds)
@@ -91,7 +92,15 @@ class NvmeTier:
     def _assemble(self, disk: Disk) -> _Parts:
         settings, index, segments = self._settings, self._index, self._segments
         blob_io = BlobIO(is_direct=disk.is_direct)
-        appender = Appender(disk, segments, blob_io, self._writers, self._upkeep, durable=settings.durable)
+        appender = Appender(
+            disk,
+            segments,
+            blob_io,
+            self._writers,
+            self._upkeep,
+            on_sealed=lambda: compactor.look(),
+            durable=settings.durable,
+        )
         compactor = Compactor(settings, disk, segments, index, blob_io, appender, self._upkeep, self.totals)
         writer = Writer(index, appender, compactor, segments.segment_bytes)
         return _Parts(disk, appender, compactor, writer, Reader(index, blob_io, self._readers))
