@@ -17,7 +17,7 @@ from tests.support.seaweed import BUCKET, credentials
 MIB = 1 << 20
 
 
-def entries_of(pack: bytes) -> list[Entry]:
+def entries_of(pack: bytes | bytearray) -> list[Entry]:
     footer = decode_footer(memoryview(pack), len(pack))
     return decode_index(memoryview(pack)[-FOOTER_BYTES - footer.index_bytes : -FOOTER_BYTES], footer)
 

@@ -52,20 +52,27 @@ class FaultyS3:
         task.add_done_callback(self._connections.discard)
 
     async def hang_up(self) -> None:
+        """After the listener is closed. Those that were just accepted get their turn to be closed, too."""
+        await asyncio.sleep(0.01)
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            head = await reader.readuntil(b"\r\n\r\n")  # one request a connection
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
-            try:
-                await self._answer(head, await reader.readexactly(_length(head)), writer)
-            finally:
-                self._at_once -= 1
-        writer.close()
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                head = await reader.readuntil(b"\r\n\r\n")  # one request a connection
+                await self._count(head, await reader.readexactly(_length(head)), writer)
+        finally:
+            writer.close()
+
+    async def _count(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            await self._answer(head, body, writer)
+        finally:
+            self._at_once -= 1
 
     async def _answer(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
         self.requests.append(head.partition(b"\r\n")[0].decode())

@@ -17,14 +17,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from obstore.store import S3Store
 
 ACCESS_KEY, SECRET_KEY = "tester", "not-a-secret"
-BUCKET = "kv"
+BUCKET = "kv-blocks"
 REGION = "us-east-1"
 READY_SECONDS = 60.0
-_PORTS = tuple(
-    f"{server}.port{kind}" for server in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")
-)
+_SERVERS = ("master", "volume", "filer", "s3")
+_PORTS = tuple(f"{server}.port{kind}" for server in _SERVERS for kind in ("", ".grpc"))
 
 
 class Seaweed:
@@ -63,7 +63,7 @@ class Seaweed:
         ports = [f"-{name}={port}" for name, port in self._ports.items()]
         sockets = [f"-{name}.localSocket={self._directory / name}.sock" for name in ("filer", "s3")]
         flags = ["-filer", "-s3", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-        volumes = ["-volume.max=16", "-master.volumeSizeLimitMB=1024"]
+        volumes = ["-volume.max=16", "-master.electionTimeout=1s", "-master.volumeSizeLimitMB=1024"]
         where = [f"-dir={data}", "-ip=127.0.0.1", f"-s3.config={self._directory / 's3.json'}"]
         return [_program(), "server", *where, *flags, *volumes, *ports, *sockets]
 
@@ -74,10 +74,20 @@ class Seaweed:
             dead = self._process.poll() is not None
             if dead or time.monotonic() > until:
                 self.kill()
-                raise AssertionError(
-                    f"weed did not start: {(self._directory / 'weed.log').read_text()[-2000:]}"
-                )
+                log = (self._directory / "weed.log").read_text()
+                raise AssertionError(f"weed did not start: {log[-2000:]}")
             time.sleep(0.05)
+        self._store().put("started", b"x")  # makes the bucket, and the volumes behind it
+
+    def _store(self) -> S3Store:
+        return S3Store(
+            BUCKET,
+            endpoint=self.endpoint,
+            access_key_id=ACCESS_KEY,
+            secret_access_key=SECRET_KEY,
+            region=REGION,
+            client_options={"allow_http": True},
+        )
 
 
 def _program() -> str:

@@ -20,9 +20,9 @@ def connect(settings: ObjectSettings) -> ObjectStore:
         return from_url(settings.url, **_options(settings))
     except (BaseError, ValueError, OSError) as error:
         raise StartFailed(
-            f"object tier: {shown(settings.url)} cannot be used ({_first_line(error)}); it must be a url of "
-            f"{_SCHEMES}, with its credentials in the environment"
-        ) from error
+            f"object tier: {shown(settings.url)} cannot be used ({_said(error, settings.url)}); "
+            f"it must be a url of {_SCHEMES}, with its credentials in the environment"
+        ) from None  # obstore's own text holds the url as it is
 
 
 def shown(url: str) -> str:
@@ -62,5 +62,5 @@ def _endpoint(settings: ObjectSettings) -> str:
     return settings.endpoint or os.environ.get("AWS_ENDPOINT_URL", "") or os.environ.get("AWS_ENDPOINT", "")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
+def _said(error: Exception, url: str) -> str:
+    return str(error).partition("\n")[0].replace(url, shown(url))[:200]

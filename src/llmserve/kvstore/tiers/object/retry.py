@@ -40,4 +40,4 @@ async def _once(attempt: Attempt[_T], seconds: float, over_at: float) -> _T:
     except TimeoutError:
         raise RequestFailed(Trouble.SLOW, f"{Trouble.SLOW}: no answer within {seconds:.3g} s") from None
     except Exception as error:
-        raise explain(error) from error
+        raise explain(error) from None  # obstore's own text may hold what is secret

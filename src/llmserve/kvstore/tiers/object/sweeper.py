@@ -42,6 +42,11 @@ class Sweeper:
         if self._running is None or self._running.done():
             self._running = self._tasks.spawn("sweep", self._sweep())
 
+    async def idle(self) -> None:
+        """When what nudge began has ended."""
+        if self._running is not None:
+            await asyncio.wait((self._running,))
+
     async def make_room(self, needed_bytes: int) -> bool:
         """Rewrites what it must so that so many bytes are free; false when that is not to be had."""
         if self._uploader.room_bytes >= needed_bytes:

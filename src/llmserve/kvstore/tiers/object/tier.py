@@ -62,7 +62,7 @@ class ObjectTier:
         try:
             await parts.recovery.run()
         except RequestFailed as failed:
-            raise StartFailed(self._why(failed)) from failed
+            raise StartFailed(self._why(failed)) from None
         finally:
             if not parts.recovery.is_done:
                 await parts.aclose()
@@ -111,6 +111,11 @@ class ObjectTier:
     def usage(self) -> Usage:
         catalog = self._catalog
         return Usage(catalog.blobs, catalog.held_bytes, catalog.used_bytes, self._settings.capacity_bytes)
+
+    async def tidied(self) -> None:
+        """When the packs that `remove` made worth it are deleted or rewritten, as far as that works."""
+        if self._parts is not None:
+            await self._parts.sweeper.idle()
 
     async def aclose(self) -> None:
         parts, self._parts = self._parts, None
