@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from bench import gateway, idle, latency, recovery, transfer
+from bench import gateway, idle, latency, recovery, tiers_object, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "tiers_object")
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer: rounds of measurements")
+    parser.add_argument("--repeats", type=int, default=3, help="transfer, tiers_object: rounds")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
         "latency": latency.run,
@@ -23,6 +23,7 @@ def main() -> None:
         "gateway": gateway.run,
         "recovery": recovery.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
+        "tiers_object": partial(tiers_object.run, arguments.repeats),
     }
     for name in arguments.names or NAMES:
         print(f"\n## {name}\n\n{benches[name]()}", flush=True)

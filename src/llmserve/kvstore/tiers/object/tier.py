@@ -39,7 +39,7 @@ _NOT_OPEN = "the tier is not open"
 
 
 class ObjectTier:
-    """open_store: gives the client of the bucket; raises StartFailed."""
+    """open_store: gives the client of the bucket; raises StartFailed. catalog: to look at."""
 
     name = "object"
 
@@ -48,17 +48,17 @@ class ObjectTier:
     ) -> None:
         self._settings, self._open_store = settings, open_store
         self._clock = clock or SystemClock()
-        self._catalog = Catalog()
+        self.catalog = Catalog()
         self._parts: _Parts | None = None
         self._calls = Calls()
         self.counters = Counters()
 
     def __repr__(self) -> str:
-        return f"<ObjectTier {shown(self._settings.url)} {self._catalog!r}>"
+        return f"<ObjectTier {shown(self._settings.url)} {self.catalog!r}>"
 
     async def open(self) -> None:
         bucket = Bucket(self._open_store(), self._settings.limits, self.counters, self._clock)
-        parts = _Parts(self._settings, bucket, self._catalog, self.counters)
+        parts = _Parts(self._settings, bucket, self.catalog, self.counters)
         try:
             await parts.recovery.run()
         except RequestFailed as failed:
@@ -77,10 +77,10 @@ class ObjectTier:
                 await self._parts.recovery.run()
 
     def holds(self, keys: Sequence[BlobKey]) -> list[bool]:
-        return [self._catalog.find(key) is not None for key in keys]
+        return [self.catalog.find(key) is not None for key in keys]
 
     def sizes(self, keys: Sequence[BlobKey]) -> list[int]:
-        places = map(self._catalog.find, keys)
+        places = map(self.catalog.find, keys)
         return [0 if place is None else place.entry.data_bytes for place in places]
 
     async def write(self, blobs: Sequence[Blob]) -> list[BlobResult]:
@@ -102,14 +102,14 @@ class ObjectTier:
         return results
 
     async def remove(self, keys: Sequence[BlobKey]) -> None:
-        held = [key for key in keys if self._catalog.find(key) is not None]
+        held = [key for key in keys if self.catalog.find(key) is not None]
         for key in held:
-            self._catalog.forget(key)
+            self.catalog.forget(key)
         if held and self._parts is not None:
             self._parts.changed()
 
     def usage(self) -> Usage:
-        catalog = self._catalog
+        catalog = self.catalog
         return Usage(catalog.blobs, catalog.held_bytes, catalog.used_bytes, self._settings.capacity_bytes)
 
     async def tidied(self) -> None:
