@@ -3,10 +3,11 @@
 import argparse
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
-from bench import gateway, idle, latency, recovery, tiers_object, transfer
+from bench import gateway, idle, latency, recovery, tiers, tiers_object, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "tiers_object")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "nvme", "object")
 
 
 def main() -> None:
@@ -15,7 +16,8 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer, tiers_object: rounds")
+    parser.add_argument("--repeats", type=int, default=3, help="transfer, nvme, object: rounds")
+    parser.add_argument("--directory", type=Path, default=Path(), help="nvme: on the disk to measure")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
         "latency": latency.run,
@@ -23,7 +25,8 @@ def main() -> None:
         "gateway": gateway.run,
         "recovery": recovery.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
-        "tiers_object": partial(tiers_object.run, arguments.repeats),
+        "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
+        "object": partial(tiers_object.run, arguments.repeats),
     }
     for name in arguments.names or NAMES:
         print(f"\n## {name}\n\n{benches[name]()}", flush=True)

@@ -3,8 +3,10 @@
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from llmserve.kvstore.tiers.nvme.disk import LocalDisk, LocalFile
 
@@ -12,7 +14,8 @@ from llmserve.kvstore.tiers.nvme.disk import LocalDisk, LocalFile
 @dataclass(slots=True)
 class DiskFaults:
     """Error numbers that operations end with; 0: they work. torn_after: so many bytes of a failing write
-    reach the medium. writes, reads, syncs: how many there were."""
+    reach the medium. bad_offset: reads of it fail, in every file. writes, reads,
+    syncs: how many there were; landed: the addresses that reads went to."""
 
     create: int = 0
     read: int = 0
@@ -20,9 +23,11 @@ class DiskFaults:
     sync: int = 0
     remove: int = 0
     torn_after_bytes: int = 0
+    bad_offset: int = -1
     writes: int = 0
     reads: int = 0
     syncs: int = 0
+    landed: list[int] = field(default_factory=list)
 
     def all_fail(self, code: int) -> None:
         self.create = self.read = self.write = self.sync = self.remove = code
@@ -43,7 +48,10 @@ class FaultyFile:
 
     def read(self, buffers: Sequence[memoryview], offset: int) -> int:
         self._faults.reads += 1
+        self._faults.landed.extend(address(buffer) for buffer in buffers)
         _fail(self._faults.read)
+        if offset <= self._faults.bad_offset < offset + sum(len(buffer) for buffer in buffers):
+            _fail(errno.EIO)
         return self._file.read(buffers, offset)
 
     def write(self, buffers: Sequence[memoryview], offset: int) -> None:
@@ -101,6 +109,10 @@ class FaultyDisk:
 
     def close(self) -> None:
         self._disk.close()
+
+
+def address(buffer: memoryview) -> int:
+    return int(np.frombuffer(buffer, np.uint8).ctypes.data)
 
 
 def _fail(code: int) -> None:

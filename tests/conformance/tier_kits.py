@@ -63,6 +63,7 @@ class MemoryKit:
 
 class NvmeKit:
     capacity_bytes = 32 * MIB
+    is_direct = True
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self._directory: Path = request.getfixturevalue("tmp_path") / "kv"
@@ -88,12 +89,19 @@ class NvmeKit:
 
     def _make(self, directory: Path) -> Tier:
         settings = NvmeSettings(directory, self.capacity_bytes, segment_bytes=4 * MIB)
-        return NvmeTier(settings, lambda where: FaultyDisk(where, self._faults, is_direct=True))
+        return NvmeTier(settings, lambda where: FaultyDisk(where, self._faults, is_direct=self.is_direct))
+
+
+class BufferedNvmeKit(NvmeKit):
+    """Where the file system refuses direct I/O."""
+
+    is_direct = False
 
 
 KITS: Mapping[str, Callable[[pytest.FixtureRequest], TierKit]] = {
     "memory": MemoryKit,
     "nvme": NvmeKit,
+    "nvme-buffered": BufferedNvmeKit,
     "object": DirectoryKit,
     "object-s3": S3Kit,
 }

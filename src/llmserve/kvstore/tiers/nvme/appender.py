@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 
@@ -23,15 +23,26 @@ class NoRoom(Exception):
 
 
 class Appender:
-    """All on one loop; calls may overlap."""
+    """All on one loop; calls may overlap. upkeep_thread: for files to be made and sealed, so that this does
+    not queue behind the writes."""
 
     def __init__(
-        self, disk: Disk, segments: Segments, blob_io: BlobIO, threads: Executor, *, durable: bool
+        self,
+        disk: Disk,
+        segments: Segments,
+        blob_io: BlobIO,
+        threads: Executor,
+        upkeep_thread: Executor,
+        on_sealed: Callable[[], None],
+        *,
+        durable: bool,
     ) -> None:
         self._disk = disk
         self._segments = segments
         self._io = blob_io
         self._threads = threads
+        self._upkeep_thread = upkeep_thread
+        self._on_sealed = on_sealed
         self._commit = GroupCommit(threads) if durable else None
         self._open: Segment | None = None
         self._opening = asyncio.Lock()
@@ -74,7 +85,7 @@ class Appender:
 
     async def _open_next(self, size: int) -> Segment:
         stamp = secrets.randbits(64)
-        file = await run_one(self._threads, partial(self._disk.create, segment_name(stamp), size))
+        file = await run_one(self._upkeep_thread, partial(self._disk.create, segment_name(stamp), size))
         before, self._open = self._open, Segment(stamp, file, size)
         self._segments.add(self._open)
         if before:
@@ -96,12 +107,13 @@ class Appender:
         end = segment.placed.size_bytes
         job = partial(recovery.seal, segment.file, segment.stamp, contents, end)
         try:
-            await run_one(self._threads, job)
+            await run_one(self._upkeep_thread, job)
             self._segments.resize(segment, segment.file.size_bytes)
         except OSError as error:
             _log.warning("segment %016x stays without a footer: %s", segment.stamp, error)
         segment.contents.entries.clear()
         segment.is_sealed = True
+        self._on_sealed()
 
 
 def _demand(records: Sequence[Record]) -> Demand:

@@ -33,7 +33,7 @@ class Compactor:
         index: Index,
         blob_io: BlobIO,
         appender: Appender,
-        threads: Executor,
+        thread: Executor,
         totals: Totals,
     ) -> None:
         self._settings = settings
@@ -42,10 +42,11 @@ class Compactor:
         self._index = index
         self._io = blob_io
         self._appender = appender
-        self._threads = threads
+        self._thread = thread
         self._totals = totals
         self._one_at_a_time = asyncio.Lock()
         self._dropped = 0
+        self._is_closed = False
         self._background: asyncio.Task[None] | None = None
 
     async def make_room(self) -> bool:
@@ -58,8 +59,10 @@ class Compactor:
             return segment is not None and await self._evacuate(segment)
 
     def look(self) -> None:
-        """After something died: begins in the background what is worth it."""
-        if (self._background is None or self._background.done()) and self._worth_it():
+        """After something died or was sealed: begins in the background what is worth it."""
+        if self._is_closed or (self._background and not self._background.done()):
+            return
+        if self._worth_it():
             self._background = asyncio.create_task(self._tidy(), name="nvme.compact")
 
     async def bury(self, graves: Iterable[Grave]) -> None:
@@ -74,6 +77,7 @@ class Compactor:
 
     async def aclose(self) -> None:
         """Ends after the segment that is being copied."""
+        self._is_closed = True
         if self._background:
             await self._background
 
@@ -85,7 +89,7 @@ class Compactor:
 
     async def _tidy(self) -> None:
         async with self._one_at_a_time:
-            while segment := self._worth_it():
+            while not self._is_closed and (segment := self._worth_it()):
                 if not await self._evacuate(segment):
                     return
 
@@ -110,7 +114,7 @@ class Compactor:
         """What lives in it, with memory to copy it through. Errors: OSError."""
         if not segment.live_blobs:
             return []
-        found = await run_one(self._threads, partial(recovery.find, segment.file, segment.stamp))
+        found = await run_one(self._thread, partial(recovery.find, segment.file, segment.stamp))
         live = [entry for entry in found.contents.entries if self._index.is_at(segment, entry)]
         return neighbours([_wanted(entry, memoryview(b"")) for entry in live], RUN_BYTES)
 
@@ -131,7 +135,7 @@ class Compactor:
         for entry in entries:
             run.append(_wanted(entry, memory))
             memory = memory[padded(entry.length) :]
-        results = await run_one(self._threads, partial(self._io.read, segment.file, segment.stamp, run))
+        results = await run_one(self._thread, partial(self._io.read, segment.file, segment.stamp, run))
         records = []
         for wanted, entry, result in zip(run, entries, results, strict=True):
             if result.outcome is Outcome.DONE:
@@ -165,8 +169,8 @@ class Compactor:
         if needed:
             await self._appender.append([_graves_record(needed)], upkeep=True)
         await segment.is_unread.wait()
-        await run_one(self._threads, partial(self._disk.remove, segment_name(segment.stamp)))
-        await run_one(self._threads, segment.file.close)
+        await run_one(self._thread, partial(self._disk.remove, segment_name(segment.stamp)))
+        await run_one(self._thread, segment.file.close)
         self._segments.forget(segment)
         self._dropped += 1
         self._totals.dropped_segments += 1

@@ -118,7 +118,7 @@ def read_head(page: memoryview, stamp: int) -> Head:
     if check != xxhash.xxh3_64_intdigest(page[_HEAD_AT:PAGE], stamp):
         raise Damaged("the checksum of its head is wrong")
     magic, kind, key_bytes, header_bytes, offset, length, data_check = _HEAD.unpack_from(page, _HEAD_AT)
-    if magic != MAGIC:
+    if magic != MAGIC or not Kind.BLOB <= kind <= Kind.FOOTER:
         raise Damaged("it is not of this version")
     header_at = _NAMES_AT + key_bytes
     key = BlobKey(bytes(page[_NAMES_AT:header_at]))

@@ -138,6 +138,8 @@ def _data(window: "_Window", head: Head) -> Iterator[memoryview]:
     at, end = head.offset + PAGE, head.offset + PAGE + head.length
     while at < min(end, window.file.size_bytes):
         part = window.view(at, min(end - at, _WINDOW_BYTES))
+        if not part:  # the file is shorter than it was
+            return
         yield part
         at += len(part)
 
@@ -165,6 +167,8 @@ class _Window:
             pages = pages[: len(pages) // PAGE * PAGE]
             if len(pages) == 0:
                 break
+            if pages[MAGIC_AT : MAGIC_AT + len(MAGIC)] == MAGIC:
+                return at
             words = np.frombuffer(pages, "<u4")[MAGIC_AT // 4 :: PAGE // 4]
             hits = np.flatnonzero(words == _MAGIC_WORD)
             if len(hits):

@@ -54,6 +54,7 @@ class NvmeTier:
         self._segments = Segments(settings.capacity_bytes, settings.segment_size_bytes)
         self._readers = ThreadPoolExecutor(settings.read_threads, "nvme-read")
         self._writers = ThreadPoolExecutor(settings.write_threads, "nvme-write")
+        self._upkeep = ThreadPoolExecutor(1, "nvme-upkeep")
         self._trouble = TroubleLog(str(settings.directory))
         self._parts: _Parts | None = None
         self._calls = 0
@@ -66,12 +67,13 @@ class NvmeTier:
 
     async def open(self) -> None:
         started, where = time.perf_counter(), self._settings.directory
-        disk = await run_one(self._writers, partial(self._open_disk, where))
+        disk = await run_one(self._upkeep, partial(self._open_disk, where))
         self._parts = self._assemble(disk)
         try:
             await restore(disk, self._readers, self._segments, self._index)
         except OSError as error:
             raise StartFailed(f"{where} cannot be read: {error}") from error
+        self._parts.compactor.look()
         self.totals.recovered_blobs = len(self._index)
         self.totals.recovery_seconds = time.perf_counter() - started
         _log.info("nvme tier open: %r in %.2f s", self, self.totals.recovery_seconds)
@@ -85,12 +87,21 @@ class NvmeTier:
             await self._close_parts(parts)
         self._readers.shutdown()
         self._writers.shutdown()
+        self._upkeep.shutdown()
 
     def _assemble(self, disk: Disk) -> _Parts:
         settings, index, segments = self._settings, self._index, self._segments
         blob_io = BlobIO(is_direct=disk.is_direct)
-        appender = Appender(disk, segments, blob_io, self._writers, durable=settings.durable)
-        compactor = Compactor(settings, disk, segments, index, blob_io, appender, self._writers, self.totals)
+        appender = Appender(
+            disk,
+            segments,
+            blob_io,
+            self._writers,
+            self._upkeep,
+            on_sealed=lambda: compactor.look(),
+            durable=settings.durable,
+        )
+        compactor = Compactor(settings, disk, segments, index, blob_io, appender, self._upkeep, self.totals)
         writer = Writer(index, appender, compactor, segments.segment_bytes)
         return _Parts(disk, appender, compactor, writer, Reader(index, blob_io, self._readers))
 
