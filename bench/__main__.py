@@ -5,9 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import gateway, idle, latency, recovery, tiers, tiers_object, transfer
+from bench import gateway, idle, latency, push, recovery, tiers, tiers_object, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "nvme", "object")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "push", "nvme", "object")
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
         "gateway": gateway.run,
         "recovery": recovery.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
+        "push": push.run,
         "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
         "object": partial(tiers_object.run, arguments.repeats),
     }
