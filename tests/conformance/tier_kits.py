@@ -13,6 +13,7 @@ from llmserve.kvstore.tiers.base import BlobKey, Tier
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from tests.conformance.faulty_disk import EIO, DiskFaults, FaultyDisk
+from tests.conformance.object_kits import DirectoryKit, S3Kit
 from tests.conformance.segment_files import flip, stored
 
 MIB = 1 << 20
@@ -101,4 +102,6 @@ KITS: Mapping[str, Callable[[pytest.FixtureRequest], TierKit]] = {
     "memory": MemoryKit,
     "nvme": NvmeKit,
     "nvme-buffered": BufferedNvmeKit,
+    "object": DirectoryKit,
+    "object-s3": S3Kit,
 }
