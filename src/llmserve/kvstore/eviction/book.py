@@ -113,11 +113,11 @@ class TierBook:
 
     def unpin(self, keys: Iterable[BlockHash]) -> None:
         """Of what was removed meanwhile nothing is left to unpin."""
-        for key in keys:
-            node = self._tree.find(key)
-            if node and node.pins:
-                node.pins -= 1
-        self._search_again()
+        pinned = [node for key in keys if (node := self._tree.find(key)) and node.pins]
+        for node in pinned:
+            node.pins -= 1
+        if pinned:
+            self._search_again()
 
     def check_integrity(self) -> None:
         """Raises AssertionError when books and sums differ."""
