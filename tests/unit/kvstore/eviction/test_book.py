@@ -64,6 +64,25 @@ def test_a_search_in_vain_is_not_repeated(policy: Watched, clock: VirtualClock) 
     assert len(book.make_room(1, X)) == 1
 
 
+class FirstIn(Watched):
+    """Does not care for use, as the queues of S3-FIFO in part."""
+
+    def touch(self, key: BlockHash) -> None:
+        pass
+
+
+def test_among_hot_blocks_the_cool_one_is_found_soon(clock: VirtualClock) -> None:
+    policy = FirstIn()
+    book = TierBook(1000, lambda: policy, clock, EvictionRules(hot_keep_seconds=5))
+    keys = [BlockHash(str(number).encode()) for number in range(1000)]
+    for key in keys:
+        book.add(key, None, 1, X)
+    clock.advance(5)
+    book.touch([key for key in keys if key != keys[900]])
+    assert [victim.key for victim in book.make_room(1, X)] == [keys[900]]
+    assert policy.steps < 200
+
+
 def test_pinned_blocks_are_passed_once(policy: Watched, clock: VirtualClock) -> None:
     book = TierBook(10, lambda: policy, clock)
     for key in _keys("abcdefghij"):
