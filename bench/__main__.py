@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from bench import directory, eviction, gateway, idle, latency, recovery, transfer
+from bench import directory, eviction, gateway, idle, latency, push, recovery, transfer
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "eviction", "directory")
+NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "push", "eviction", "directory")
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer: rounds of measurements")
+    parser.add_argument("--repeats", type=int, default=3, help="transfer: figures for each median")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
         "latency": latency.run,
@@ -25,6 +25,7 @@ def main() -> None:
         "eviction": eviction.run,
         "directory": directory.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
+        "push": push.run,
     }
     for name in arguments.names or NAMES:
         print(f"\n## {name}\n\n{benches[name]()}", flush=True)

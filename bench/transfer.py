@@ -1,14 +1,14 @@
-"""GB/s of every transport that works here between two processes, beside its floor (bench/floors.py).
+"""GB/s of every transport that works here between two processes, beside its floor.
 
-A transfer of ours and one of the floor take turns, so that a slow moment of the machine hits both. Each
-uses other memory than the one before: nothing comes out of a cache. Figures are medians with quartiles.
+A batch of ours and one of the floor take turns, so that a slow moment of the machine hits both. Each
+transfer uses other memory than the one before it: nothing comes out of a cache.
 """
 
 import itertools
 import mmap
 import multiprocessing
-import statistics
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,24 +21,25 @@ import numpy.typing as npt
 from bench.floors import FLOORS, Int64Array, Job, Move, Side
 from bench.table import Figure, markdown
 from llmserve.core.errors import TransportUnavailable
-from llmserve.transfer.base import Batch, PeerName, Region, Spans, TransferState, Transport
+from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, TransferState, Transport
 from llmserve.transfer.select import makers
 
 _MEMORY_BYTES = 256 << 20
 _TICK_SECONDS = 0.001
 _NAP_SECONDS = 0.00005  # between two polls, as hand-over does
 _JOIN_SECONDS = 10.0
-_END = "end"
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Transfers of so many pieces, which lie apart unless there is one. So many make a round."""
+    """Transfers of so many pieces, which lie apart unless there is one. So many make a figure; so many
+    of ours are in flight at once, as when hand-over pulls for several requests."""
 
     name: str
     piece_bytes: int
     pieces: int
     transfers: int
+    in_flight: int = 1
 
     def jobs(self, operation: str) -> list[Job]:
         random = np.random.default_rng(7)
@@ -56,16 +57,17 @@ class Shape:
 
 SHAPES = (
     Shape("1 MiB", 1 << 20, 1, 64),
+    Shape("1 MiB, 4 in flight", 1 << 20, 1, 64, 4),
     Shape("16 MiB", 16 << 20, 1, 16),
     Shape("256 MiB", 256 << 20, 1, 2),
     Shape("11.25 MiB in 720 pieces", 16 << 10, 30 * 24, 20),  # KV: 30 layers, 24 blocks
 )
 
 
-def run(kinds: Sequence[str] = (), rounds: int = 3) -> str:
+def run(kinds: Sequence[str] = (), repeats: int = 3) -> str:
     """kinds: all that work here, if none is named."""
-    rows = [row for kind in kinds or _available() for row in _rows(kind, rounds)]
-    return markdown(("transport", "batch", "direction", "GB/s (quartiles)", "floor", "ratio"), rows)
+    rows = [row for kind in kinds or _available() for row in _rows(kind, repeats)]
+    return markdown(("transport", "batch", "direction", "GB/s", "floor GB/s", "ratio"), rows)
 
 
 def _available() -> Iterator[str]:
@@ -77,62 +79,57 @@ def _available() -> Iterator[str]:
         yield kind
 
 
-def _rows(kind: str, rounds: int) -> Iterator[tuple[str, ...]]:
+def _rows(kind: str, repeats: int) -> Iterator[tuple[str, ...]]:
     with _pair(kind) as pair:
         for shape, operation in itertools.product(SHAPES, ("read", "write")):
             jobs = shape.jobs(operation)
-            pair.compare(jobs[0])  # warm both
-            rates = [pair.compare(job) for job in jobs * rounds]
-            ours, floor = (_quartiles(column) for column in zip(*rates, strict=True))
+            pair.ours(jobs[: shape.in_flight + 1], shape.in_flight)  # warm both
+            pair.floor(jobs[:2])
+            figures = [(pair.ours(jobs, shape.in_flight), pair.floor(jobs)) for _ in range(repeats)]
+            ours, floor = (Figure.of(column) for column in zip(*figures, strict=True))
             ratio = f"{ours.median / floor.median:.2f}"
             yield kind, shape.name, operation, ours.text(1), floor.text(1), ratio
 
 
-def _quartiles(rates: Sequence[float]) -> Figure:
-    low, median, high = statistics.quantiles(rates, n=4)
-    return Figure(median, low, high)
-
-
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """This process's side of a transport and of its floor."""
+    """This process's side of a transport and of its floor. GB/s of jobs, one after the other."""
 
     transport: Transport
     peer: PeerName
     move: Move
     pipe: Connection
 
-    def compare(self, job: Job) -> tuple[float, float]:
-        """GB/s of ours and of the floor. Both begin right after a message from the other side."""
-        self._await(None)
-        ours = self._ours(job)
-        self._await(job)
-        floor = self._floor(job)
-        self.pipe.send("moved")
-        return ours, floor
-
-    def _await(self, order: Job | None) -> None:
-        self.pipe.send(order)
-        self.pipe.recv()
-
-    def _ours(self, job: Job) -> float:
-        start = self.transport.read if job.operation == "read" else self.transport.write
-        batch = _batch(job)
+    def ours(self, jobs: Sequence[Job], in_flight: int) -> float:
+        batches = [_batch(job) for job in jobs]
+        flying: deque[Transfer] = deque()
         started = time.perf_counter()
-        transfer = start(self.peer, batch)
+        for job, batch in zip(jobs, batches, strict=True):
+            if len(flying) == in_flight:
+                self._finish(flying.popleft())
+            start = self.transport.read if job.operation == "read" else self.transport.write
+            flying.append(start(self.peer, batch))
+        for transfer in flying:
+            self._finish(transfer)
+        return _rate(jobs, started)
+
+    def _finish(self, transfer: Transfer) -> None:
         while (status := self.transport.poll(transfer)).state is TransferState.RUNNING:
             time.sleep(_NAP_SECONDS)
         assert status.state is TransferState.DONE, status.reason
-        return _rate(job, started)
 
-    def _floor(self, job: Job) -> float:
+    def floor(self, jobs: Sequence[Job]) -> float:
+        self.pipe.send(jobs)
         started = time.perf_counter()
-        self.move(job)
-        return _rate(job, started)
+        for job in jobs:
+            self.move(job)
+        rate = _rate(jobs, started)
+        self.pipe.send(None)
+        return rate
 
 
-def _rate(job: Job, started: float) -> float:
-    return job.total_bytes / (time.perf_counter() - started) / 1e9
+def _rate(jobs: Sequence[Job], started: float) -> float:
+    return sum(job.total_bytes for job in jobs) / (time.perf_counter() - started) / 1e9
 
 
 def _batch(job: Job) -> Batch:
@@ -155,7 +152,7 @@ def _pair(kind: str) -> Iterator[Pair]:
     try:
         with _side(kind, pipe, near=True) as (transport, description, move):
             yield Pair(transport, transport.connect(description), move, pipe)
-            pipe.send(_END)
+            pipe.send(())
     finally:
         pipe.close()
         process.join(_JOIN_SECONDS)
@@ -163,19 +160,18 @@ def _pair(kind: str) -> Iterator[Pair]:
 
 
 def _serve(kind: str, pipe: Connection) -> None:
-    """The far process: serves our transport, and does its side of the floor for each job it is sent."""
+    """The far process: its side of ours and of the floor, until there are no more jobs."""
     with _side(kind, pipe, near=False) as (transport, _, move):
         while True:
             if transport.needs_progress and not pipe.poll(_TICK_SECONDS):
                 transport.progress()
                 continue
-            order = pipe.recv()
-            if order == _END:
+            jobs = pipe.recv()
+            if not jobs:
                 return
-            pipe.send("ready")
-            if order is not None:
-                move(order)
-                pipe.recv()
+            for job in jobs:
+                move(job)
+            pipe.recv()  # the other side is done as well
 
 
 def _aligned_memory() -> npt.NDArray[np.uint8]:

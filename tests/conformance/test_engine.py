@@ -19,12 +19,12 @@ import pytest_asyncio
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.core.blocks import chain_hashes
 from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed
-from llmserve.core.ids import RequestId, WorkerId
+from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.lease import LeaseState
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.engines.base import Engine, EngineInfo
-from llmserve.engines.handover import HandoverTicket, release_ticket
+from llmserve.engines.handover import HandoverTicket, PushCard, prefill_params, query_status, release_ticket
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.handover_link import open_handover_link
 from llmserve.engines.sim.timing import RealPace
@@ -165,6 +165,12 @@ class Harness:
     async def run(self, prompt: Sequence[int], max_tokens: int = 8, **more: Any) -> list[EngineOutput]:
         return await self.result(await self.add(prompt, max_tokens, **more))
 
+    async def twice(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], list[int]]:
+        """What it says of a prompt that it computes whole, and then with the prompt's blocks in its cache.
+        These may differ: fewer tokens are computed at once, and kernels round otherwise."""
+        whole = tokens(await self.run(prompt, max_tokens))
+        return whole, tokens(await self.run(prompt, max_tokens))
+
     async def first_token(self, request_id: str) -> None:
         await self.until(lambda: bool(tokens(self.outputs.get(request_id, ()))))
 
@@ -209,6 +215,48 @@ class Pair:
         first = list(output.token_ids)
         rest = await self.decode.run([*prompt, *first], max_tokens - 1, kv=output.kv_transfer_params)
         return first, rest
+
+
+@dataclass(frozen=True)
+class Push:
+    """A request that is being pushed: decode has it first."""
+
+    pair: Pair
+    prompt: Sequence[int]
+    transfer_id: TransferId
+    salt: str
+    decode_id: str
+
+    @classmethod
+    async def start(
+        cls,
+        pair: Pair,
+        prompt: Sequence[int],
+        max_tokens: int,
+        *,
+        continues: bool = True,
+        salt: str = SALT,
+        transfer_id: TransferId | None = None,
+    ) -> "Push":
+        transfer_id = transfer_id or TransferId(f"push-{next(_numbers)}")
+        endpoints = pair.prefill.info.handover_endpoints
+        status = await query_status(endpoints[0], 5.0)
+        worker = WorkerId(status.worker_id)
+        card = PushCard(transfer_id, worker, status.epoch, endpoints, len(prompt), continues)
+        decode_id = await pair.decode.add(prompt, max_tokens, kv=card.to_params(), salt=salt)
+        return cls(pair, prompt, transfer_id, salt, decode_id)
+
+    async def prefill(self, **limits: Any) -> str:
+        params = prefill_params(self.transfer_id)
+        return await self.pair.prefill.add(self.prompt, 1, kv=params, salt=self.salt, **limits)
+
+    async def finish(self) -> tuple[list[int], list[EngineOutput]]:
+        """As Pair.continued: prefill's token, and decode's outputs."""
+        (output,) = await self.pair.prefill.result(await self.prefill())
+        return list(output.token_ids), await self.output()
+
+    async def output(self) -> list[EngineOutput]:
+        return await self.pair.decode.result(self.decode_id)
 
 
 def finished(outputs: Sequence[EngineOutput]) -> bool:
@@ -511,6 +559,191 @@ async def test_a_prefill_that_meets_a_stop_token_grants_no_lease(pair: Pair, pro
     stop = tokens(await pair.prefill.run(prompt, 1))[0]
     (output,) = await pair.prefill.run(prompt, 1, kv=HAND_OVER, stop_token_ids=frozenset({stop}))
     assert (output.finish_reason, output.kv_transfer_params) == (FinishReason.STOP, None)
+
+
+# -- push
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+async def test_a_push_gives_the_same_output(pair: Pair, prompt_of: PromptOf, length: int) -> None:
+    prompt = prompt_of(length)
+    aggregated = await pair.prefill.run(prompt, 8, salt=OTHER_SALT)
+    first, rest = await (await Push.start(pair, prompt, 7)).finish()
+    assert first + tokens(rest) == tokens(aggregated)
+    report, stats = rest[0].handover, rest[0].prefill_stats
+    assert report is not None
+    assert (report.pushed, report.fallbacks, report.reason) == (True, (), "")
+    assert stats is not None
+    assert (stats.prompt_tokens, stats.external_cached_tokens) == (length + 1, length)
+
+
+async def test_push_and_pull_say_the_same(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(700)
+    first, pulled = await pair.continued(prompt, 24)
+    push = await Push.start(pair, prompt, 23, salt=OTHER_SALT)
+    again, pushed = await push.finish()
+    assert first == again
+    assert tokens(pushed) == tokens(pulled)
+    assert pulled[0].handover is not None
+    assert not pulled[0].handover.pushed
+
+
+async def test_decode_may_draw_the_first_token_of_a_push_again(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(300)
+    push = await Push.start(pair, prompt, 8, continues=False)
+    first, whole = await push.finish()
+    assert tokens(whole)[:1] == first
+    assert tokens(whole) == tokens(await pair.prefill.run(prompt, 8))
+
+
+async def test_decode_may_come_when_prefill_is_done(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(300)
+    transfer_id = TransferId(f"late-{next(_numbers)}")
+    (output,) = await pair.prefill.run(prompt, 1, kv=prefill_params(transfer_id))
+    push = await Push.start(pair, prompt, 5, transfer_id=transfer_id)
+    rest = await push.output()
+    assert [*output.token_ids, *tokens(rest)] == tokens(await pair.prefill.run(prompt, 6))
+    assert rest[0].handover is not None
+    assert rest[0].handover.pushed
+
+
+async def test_many_pushes_at_once(pair: Pair, prompt_of: PromptOf) -> None:
+    """More tokens than one step computes: prompts are cut into chunks. Few tokens are compared, because
+    chunks and batches round differently."""
+    prompts = [prompt_of(length) for length in (1500, 1400, 1300, 500, 129, 17)]
+    pushes = [await Push.start(pair, prompt, 2) for prompt in prompts]
+    for prompt, (first, rest) in zip(
+        prompts, await asyncio.gather(*(push.finish() for push in pushes)), strict=True
+    ):
+        assert first + tokens(rest) == tokens(await pair.prefill.run(prompt, 3))
+        assert rest[0].handover is not None
+        assert rest[0].handover.pushed
+
+
+async def test_pushes_and_pulls_mix(pair: Pair, prompt_of: PromptOf) -> None:
+    prompts = [prompt_of(400) for _ in range(4)]
+    pushes = [await Push.start(pair, prompt, 4) for prompt in prompts[:2]]
+    pulled, pushed = await asyncio.gather(
+        asyncio.gather(*(pair.continued(prompt, 5) for prompt in prompts[2:])),
+        asyncio.gather(*(push.finish() for push in pushes)),
+    )
+    for prompt, (first, rest) in zip(prompts, [*pushed, *pulled], strict=True):
+        assert first + tokens(rest) == tokens(await pair.prefill.run(prompt, 5))
+
+
+async def test_what_the_decode_engine_has_is_not_pushed(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt, size = prompt_of(300), pair.decode.info.block_size_tokens
+    before = tokens(await pair.decode.run(prompt, 5))
+    first, rest = await (await Push.start(pair, prompt, 4)).finish()
+    assert first + tokens(rest) == before
+    stats = rest[0].prefill_stats
+    assert stats is not None
+    assert stats.local_cached_tokens == (len(prompt) - 1) // size * size
+    assert stats.local_cached_tokens + stats.external_cached_tokens == len(prompt)
+
+
+async def test_what_the_prefill_engine_has_is_pushed_at_once(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(700)
+    _, before = await pair.prefill.twice(prompt, 5)
+    first, rest = await (await Push.start(pair, prompt, 4)).finish()
+    assert first + tokens(rest) == before
+    assert rest[0].handover is not None
+    assert rest[0].handover.pushed
+
+
+async def test_the_lease_of_a_push_is_given_back(pair: Pair, prompt_of: PromptOf) -> None:
+    pair.prefill.leases.clear()
+    await (await Push.start(pair, prompt_of(100), 2)).finish()
+    expected = [LeaseState.GRANTED, LeaseState.RELEASED]
+    await pair.prefill.until(lambda: pair.prefill.leases == expected, 5.0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.01, 0.1, 0.5])
+async def test_decode_aborted_while_it_is_pushed(pair: Pair, prompt_of: PromptOf, seconds: float) -> None:
+    """Others then get the blocks: their output is right."""
+    prompt = prompt_of(1200)
+    push = await Push.start(pair, prompt, 500)
+    prefill_id = await push.prefill()
+    await asyncio.sleep(seconds)  # any moment: before, while and after the blocks arrive
+    await pair.decode.abort(push.decode_id)
+    other = prompt_of(1200)
+    said = await pair.decode.twice(other, 3)
+    await pair.prefill.result(prefill_id)
+    await pair.prefill.empty()
+    await pair.decode.empty()
+    whole, cached = await pair.prefill.twice(other, 3)
+    assert said == (whole, cached)
+    assert tokens(await pair.decode.run(other, 3)) == cached, "nothing came later"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.01, 0.1])
+async def test_both_aborted_during_a_push(pair: Pair, prompt_of: PromptOf, seconds: float) -> None:
+    push = await Push.start(pair, prompt_of(1200), 500)
+    prefill_id = await push.prefill()
+    await asyncio.sleep(seconds)
+    await asyncio.gather(pair.decode.abort(push.decode_id), pair.prefill.abort(prefill_id))
+    if finished(pair.prefill.outputs.get(prefill_id, ())):  # it was quicker: then there is a lease
+        params = pair.prefill.outputs[prefill_id][-1].kv_transfer_params
+        await release_ticket(HandoverTicket.from_params(params or {}), 5.0)
+
+
+async def test_a_push_that_is_never_begun_is_aborted(pair: Pair, prompt_of: PromptOf) -> None:
+    push = await Push.start(pair, prompt_of(500), 5)
+    await asyncio.sleep(0.05)
+    await pair.decode.abort(push.decode_id)
+    await pair.decode.empty()
+
+
+async def test_when_prefill_is_aborted_decode_computes_the_prompt(pair: Pair, prompt_of: PromptOf) -> None:
+    """Whoever knows of the abort aborts decode too; if not, it does not wait for ever."""
+    prompt = prompt_of(1300)
+    push = await Push.start(pair, prompt, 5)
+    await pair.prefill.abort(await push.prefill())
+    if finished(await push.output()) and (report := (await push.output())[0].handover):
+        assert report.pushed or report.reason == "push: prefill was aborted"
+    await pair.prefill.empty()
+
+
+async def test_a_prefill_that_meets_a_stop_token_pushes_nothing(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(100)
+    stop = tokens(await pair.prefill.run(prompt, 1))[0]
+    push = await Push.start(pair, prompt, 5)
+    (output,) = await pair.prefill.result(await push.prefill(stop_token_ids=frozenset({stop})))
+    assert (output.finish_reason, output.kv_transfer_params) == (FinishReason.STOP, None)
+    await pair.decode.abort(push.decode_id)
+
+
+async def test_a_push_card_that_is_none_is_refused(pair: Pair, prompt_of: PromptOf) -> None:
+    card = PushCard(TransferId("t"), WorkerId("prefill"), 1, ("127.0.0.1:1",), 21, continues=True)
+    with pytest.raises(InvalidRequest, match="num_tokens"):
+        await pair.decode.add(prompt_of(20), kv=card.to_params())
+    with pytest.raises(InvalidRequest, match="transfer_id"):
+        await pair.decode.add(prompt_of(20), kv={"do_remote_prefill": True, "push": {}})
+    with pytest.raises(InvalidRequest, match="transfer_id"):
+        await pair.prefill.add(prompt_of(20), 1, kv={"do_remote_decode": True, "push": {}})
+
+
+async def test_a_push_from_a_worker_that_is_gone_is_recomputed(pair: Pair, prompt_of: PromptOf) -> None:
+    prompt = prompt_of(200)
+    card = PushCard(TransferId("t"), WorkerId("gone"), 1, ("127.0.0.1:1",), 200, continues=True)
+    outputs = await pair.decode.run(prompt, 4, kv=card.to_params())
+    assert tokens(outputs) == tokens(await pair.prefill.run(prompt, 4))
+    assert outputs[0].handover is not None
+    assert "cannot connect" in outputs[0].handover.reason
+
+
+async def test_a_lease_is_granted_while_prefill_computes_other_prompts(
+    pair: Pair, prompt_of: PromptOf
+) -> None:
+    """Three prompts need two steps; what the first step finishes is handed over during the second."""
+    short, *long = prompt_of(100), prompt_of(1500), prompt_of(1400)
+    others = [await pair.prefill.add(prompt, 1) for prompt in long]
+    (output,) = await pair.prefill.run(short, 1, kv=HAND_OVER)
+    outputs = await pair.decode.run([*short, *output.token_ids], 2, kv=output.kv_transfer_params)
+    assert outputs[0].prefill_stats is not None
+    assert outputs[0].prefill_stats.external_cached_tokens == len(short)
+    for other in others:
+        await pair.prefill.result(other)
 
 
 # -- another block size

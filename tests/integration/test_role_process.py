@@ -26,9 +26,11 @@ async def _start(module: str, manifest: Path, listen: str) -> asyncio.subprocess
 
 
 async def _end(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:
-    """Exit code, stdout, stderr."""
-    async with asyncio.timeout(WAIT_SECONDS):
-        out, err = await process.communicate()
+    """Exit code, stdout, stderr. A process that does not end is killed, and the test fails."""
+    ended = asyncio.ensure_future(process.communicate())
+    late = asyncio.get_running_loop().call_later(WAIT_SECONDS, process.kill)
+    out, err = await ended
+    late.cancel()
     return process.returncode, out.decode(), err.decode()
 
 

@@ -22,6 +22,7 @@ from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.handover_link import open_handover_link
+from llmserve.engines.sim.memory import TOKEN_BYTES
 from llmserve.engines.sim.timing import RealPace
 from llmserve.engines.spec import EngineSpec
 from llmserve.rpc.client import open_channel
@@ -393,7 +394,7 @@ async def test_a_ticket_fetched_by_a_second_worker(cluster: Cluster) -> None:
     assert stats.external_cached_tokens == len(PROMPT)
     await is_empty(prefill)
     await is_empty(decode)
-    assert cluster.registry.get_sample_value("kv_transfer_bytes_total") == 3 * 64
+    assert cluster.registry.get_sample_value("kv_transfer_bytes_total") == 3 * 16 * TOKEN_BYTES  # blocks
 
 
 # -- life

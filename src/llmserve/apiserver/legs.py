@@ -1,16 +1,20 @@
 """The legs of one request: what each engine is asked to do for it.
 
 A request runs as one leg (a worker that does both), or as a prefill leg that draws one token and
-leases its KV, and a decode leg that fetches it. `sent` are the tokens the user already has: a leg
-then goes on from prompt + sent, which is how an exact request survives the loss of a worker.
+leases its KV, and a decode leg that fetches it, or waits until it is pushed. `sent` are the tokens the
+user already has: a leg then goes on from prompt + sent, which is how an exact request survives the
+loss of a worker.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from llmserve.core.ids import RequestId
 from llmserve.core.request import EngineRequest
+
+HAND_OVER: Mapping[str, Any] = MappingProxyType({"do_remote_decode": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,11 @@ class Legs(Protocol):
     """Prefill's token may be shown, and tokens so far may become prompt (first_token.py)."""
 
     def remaining_tokens(self, sent: Sequence[int]) -> int: ...
-    def prefill(self, context: LegContext) -> EngineRequest:
-        """Without kv_transfer_params: its token is the last one, decode does not follow."""
+    def prefill(self, context: LegContext, handover: Mapping[str, Any] = HAND_OVER) -> EngineRequest:
+        """handover: its kv_transfer_params when decode follows. Without any: its token is the last one."""
 
     def decode(self, context: LegContext, ticket: Mapping[str, Any] | None) -> EngineRequest: ...
+    def decode_ahead(self, context: LegContext, card: Mapping[str, Any]) -> EngineRequest:
+        """Sent before prefill has drawn its token, with which decode goes on if that is exact."""
+
     def whole(self, context: LegContext) -> EngineRequest: ...

@@ -2,6 +2,8 @@
 
     admit -> prefill leg -> first token to the user -> decode leg -> done
 
+When the KV is pushed, the decode leg is open before the prefill leg, and waits.
+
 Kept here: the request is placed again when a worker fails, as long as that is invisible to the
 user; a leg that ends badly aborts (Leg.close); a lease that decode did not use is given back; the
 router hears Done once for each placement; one outcome is counted. Nothing in a clean-up waits, so a
@@ -11,19 +13,23 @@ cancelled run is gone at once.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
+from llmserve.apiserver.early_leg import EarlyLeg
+from llmserve.apiserver.handover_mode import HandoverMode, HandoverRule
 from llmserve.apiserver.identity import KvIdentity
 from llmserve.apiserver.legs import LegContext, Legs
 from llmserve.apiserver.router_link import AdmissionRefused, RouterLink
 from llmserve.apiserver.run_stats import RunStats
 from llmserve.apiserver.worker_links import WorkerLinks
-from llmserve.core.errors import DeadlineExceeded, InvalidRequest, LLMServeError, Unavailable
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.errors import DeadlineExceeded, InvalidRequest, LLMServeError, TransferError, Unavailable
+from llmserve.core.ids import RequestId, TenantId, TransferId, WorkerId
 from llmserve.core.outcome import FinishReason, Outcome
 from llmserve.core.request import EngineOutput, EngineRequest, PrefillStats
+from llmserve.engines.handover import PushCard, prefill_params
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
@@ -47,6 +53,7 @@ class RunContext:
     """What all runs of an apiserver share. timeout_seconds: for one request, all in all."""
 
     router: RouterLink
+    handover: HandoverRule
     workers: WorkerLinks
     identity: KvIdentity
     metrics: ApiserverMetrics
@@ -168,20 +175,70 @@ class RequestRun:
     async def _run_on(self, placement: router_pb2.Placement) -> None:
         if not placement.HasField("prefill"):
             request = self._legs.whole(self._leg_context(placement.decode))
-            await self._stream(placement.decode, request, "aggregated")
+            async with self._leg(placement.decode, request) as outputs:
+                await self._show(outputs, "aggregated")
             return
         prefilled = _Prefilled()
+        mode = self._mode(placement)
+        self._context.metrics.handovers_total.labels(mode).inc()
         try:
-            await self._prefill(placement.prefill, prefilled)
-            if not prefilled.over:
-                await self._decode(placement.decode, prefilled)
+            if mode is HandoverMode.PUSH:
+                await self._pushed(placement, prefilled)
+            else:
+                await self._pulled(placement, prefilled)
         finally:
             if prefilled.ticket is not None and not prefilled.fetched:
                 self._context.workers.release(placement.prefill, prefilled.ticket)
 
-    async def _prefill(self, worker: WorkerInfo, result: _Prefilled) -> None:
+    def _mode(self, placement: router_pb2.Placement) -> HandoverMode:
+        if self._legs.remaining_tokens(self._sent) == 1:
+            return HandoverMode.PULL  # of nothing: prefill draws the last token
+        tokens = len(self._legs.prompt) + len(self._sent)
+        return self._context.handover.choose(tokens, placement.prefill, placement.decode)
+
+    async def _pulled(self, placement: router_pb2.Placement, prefilled: _Prefilled) -> None:
+        await self._prefill(placement.prefill, self._legs.prefill, prefilled)
+        if not prefilled.over:
+            request = self._legs.decode(self._leg_context(placement.decode), prefilled.ticket)
+            async with self._leg(placement.decode, request) as outputs:
+                await self._decode(outputs, prefilled)
+
+    async def _pushed(self, placement: router_pb2.Placement, prefilled: _Prefilled) -> None:
+        """Decode waits with its blocks reserved while prefill computes and writes into them."""
+        prefill = placement.prefill
+        transfer_id = TransferId(self._leg_context(prefill).request_id)
+        card = PushCard(
+            transfer_id=transfer_id,
+            worker_id=WorkerId(prefill.worker_id),
+            epoch=prefill.epoch,
+            endpoints=tuple(prefill.handover_endpoints),
+            num_tokens=len(self._legs.prompt) + len(self._sent),
+            continues=self._legs.exact,
+        )
+        request = self._legs.decode_ahead(self._leg_context(placement.decode), card.to_params())
+        async with self._leg(placement.decode, request) as outputs, EarlyLeg(outputs) as early:
+            push = partial(self._legs.prefill, handover=prefill_params(transfer_id))
+            await early.after(self._prefill(prefill, push, prefilled))
+            if not prefilled.over:
+                await self._decode(self._continued(early, prefill), prefilled)
+
+    async def _continued(
+        self, outputs: AsyncIterable[EngineOutput], prefill: WorkerInfo
+    ) -> AsyncIterator[EngineOutput]:
+        """Errors: _WorkerFailed when decode has not learnt the token that the user has: it would draw it
+        again. Only a prefill worker that died between showing and telling it does that."""
+        known = len(self._legs.prompt) + len(self._sent)
+        async for output in outputs:
+            stats = output.prefill_stats
+            if stats is not None and stats.prompt_tokens != known:
+                raise _WorkerFailed(prefill, TransferError("decode was not told the first token"))
+            yield output
+
+    async def _prefill(
+        self, worker: WorkerInfo, leg: Callable[[LegContext], EngineRequest], result: _Prefilled
+    ) -> None:
         """Draws one token. Shows it when it is the last or exact; its KV is leased when decode follows."""
-        request = self._legs.prefill(self._leg_context(worker))
+        request = leg(self._leg_context(worker))
         decode_follows = request.kv_transfer_params is not None
         shown = self._legs.exact or not decode_follows
         async with self._leg(worker, request) as outputs:
@@ -196,28 +253,26 @@ class RequestRun:
                     result.over = True
                     return
 
-    async def _decode(self, worker: WorkerInfo, prefilled: _Prefilled) -> None:
-        request = self._legs.decode(self._leg_context(worker), prefilled.ticket)
+    async def _decode(self, outputs: AsyncIterable[EngineOutput], prefilled: _Prefilled) -> None:
         before = len(self._sent)
         try:
-            await self._stream(worker, request, "decode", prefilled.prologue)
+            await self._show(outputs, "decode", prefilled.prologue)
         finally:
             prefilled.fetched = len(self._sent) > before
 
-    async def _stream(
-        self, worker: WorkerInfo, request: EngineRequest, origin: str, prologue: EngineOutput | None = None
+    async def _show(
+        self, outputs: AsyncIterable[EngineOutput], origin: str, prologue: EngineOutput | None = None
     ) -> None:
-        async with self._leg(worker, request) as outputs:
-            async for output in outputs:
-                if prologue is not None:
-                    output = replace(
-                        output,
-                        prompt_logprobs=prologue.prompt_logprobs,
-                        prefill_stats=prologue.prefill_stats,
-                    )
-                    prologue = None
-                if self._push(output, origin):
-                    return
+        async for output in outputs:
+            if prologue is not None:
+                output = replace(
+                    output,
+                    prompt_logprobs=prologue.prompt_logprobs,
+                    prefill_stats=prologue.prefill_stats,
+                )
+                prologue = None
+            if self._push(output, origin):
+                return
 
     @contextlib.asynccontextmanager
     async def _leg(

@@ -2,16 +2,15 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from vllm.sampling_params import SamplingParams
 
 from llmserve.apiserver.first_token import inexact_because
-from llmserve.apiserver.legs import LegContext
+from llmserve.apiserver.legs import HAND_OVER, LegContext
 from llmserve.core.request import EngineRequest, SamplingLimits
-
-_HAND_OVER: Mapping[str, Any] = {"do_remote_decode": True}
 
 
 class SamplingLegs:
@@ -29,17 +28,26 @@ class SamplingLegs:
     def remaining_tokens(self, sent: Sequence[int]) -> int:
         return self._max_tokens - len(sent)
 
-    def prefill(self, context: LegContext) -> EngineRequest:
+    def prefill(self, context: LegContext, handover: Mapping[str, Any] = HAND_OVER) -> EngineRequest:
         """One token: shown to the user when exact or the only one, otherwise only a reason to prefill."""
         last = self.remaining_tokens(context.sent) == 1
         params = self._copy(context.sent) if self.exact or last else self._probe()
-        return self._request(context, params, max_tokens=1, kv=None if last else _HAND_OVER)
+        return self._request(context, params, max_tokens=1, kv=None if last else handover)
 
     def decode(self, context: LegContext, ticket: Mapping[str, Any] | None) -> EngineRequest:
         """What prefill left: it has computed the prompt's logprobs already."""
         params = self._copy(context.sent)
         _drop_prompt_logprobs(params)
         return self._request(context, params, self.remaining_tokens(context.sent), ticket)
+
+    def decode_ahead(self, context: LegContext, card: Mapping[str, Any]) -> EngineRequest:
+        """What `decode` asks for once prefill's token is sent; the prompt is still without it."""
+        request = self.decode(context, card)
+        if not self.exact:
+            return request
+        limits = request.limits
+        fewer = replace(limits, max_tokens=limits.max_tokens - 1, min_tokens=max(0, limits.min_tokens - 1))
+        return replace(request, limits=fewer)
 
     def whole(self, context: LegContext) -> EngineRequest:
         return self._request(context, self._copy(context.sent), self.remaining_tokens(context.sent), None)

@@ -10,6 +10,7 @@ from llmserve.apiserver.app import openai_app, serving_args, vllm_config
 from llmserve.apiserver.auth import load_keys
 from llmserve.apiserver.cluster_client import ClusterEngineClient
 from llmserve.apiserver.gate import Gate
+from llmserve.apiserver.handover_mode import HandoverRule
 from llmserve.apiserver.health import Readiness
 from llmserve.apiserver.http_server import HttpServer
 from llmserve.apiserver.identity import KvIdentity
@@ -40,6 +41,7 @@ class Apiserver:
         )
         self._context = RunContext(
             router=self._router,
+            handover=HandoverRule(manifest.transfer.mode, manifest.transfer.push_min_tokens),
             workers=self._workers,
             identity=KvIdentity(tenants_share=manifest.security.kv_sharing == "all"),
             metrics=metrics,

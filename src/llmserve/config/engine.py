@@ -176,6 +176,19 @@ class KvCacheConfig(Section):
 class TransferConfig(Section):
     """How KV moves between engines."""
 
+    mode: Annotated[
+        Literal["auto", "pull", "push"],
+        Field(
+            description="`pull`: decode reads the KV when prefill is done. `push`: prefill writes the KV of "
+            "each layer to decode while it still computes, which hides the transfer, but takes decode's "
+            "blocks for that long. `auto`: push long prompts, pull the others."
+        ),
+    ] = "auto"
+    push_min_tokens: Annotated[
+        int,
+        Unit("tokens"),
+        Field(ge=1, description="With `mode: auto`: prompts from this length on are pushed."),
+    ] = 512
     engine_order: Annotated[
         tuple[Literal["nixl", "ucx", "nccl"], ...],
         Field(

@@ -105,6 +105,10 @@ class TransportUnavailable(TransferError):
     """A transport cannot be used on this machine; the message says why."""
 
 
+class PeerGone(TransferError):
+    """Nobody listens where a worker did: its process has ended."""
+
+
 class LeaseEnded(TransferError):
     """The lease was released, expired, or is of another epoch: its blocks must not be read."""
 

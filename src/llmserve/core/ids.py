@@ -7,6 +7,8 @@ WorkerId = NewType("WorkerId", str)
 ApiserverId = NewType("ApiserverId", str)
 TenantId = NewType("TenantId", str)
 LeaseId = NewType("LeaseId", str)
+TransferId = NewType("TransferId", str)
+ReservationId = NewType("ReservationId", str)
 BlockHash = NewType("BlockHash", bytes)
 
 DEFAULT_TENANT = TenantId("default")

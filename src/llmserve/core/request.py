@@ -27,7 +27,8 @@ class EngineRequest:
     """sampling_params is the engine's own encoding (vLLM: msgpack of SamplingParams), opaque here.
 
     cache_salt is the hex digest of the KV namespace (core/blocks.py). kv_transfer_params asks the
-    engine to hand its KV over (`{"do_remote_decode": true}`), or to fetch it (a HandoverTicket).
+    engine to hand its KV over (`{"do_remote_decode": true}`), or to fetch it (a HandoverTicket), or to
+    wait until it is pushed (a PushCard).
     """
 
     request_id: RequestId
@@ -64,13 +65,15 @@ class PrefillStats:
 class HandoverReport:
     """How the KV of a request came to the engine that decodes it. transport: empty when none brought
     it, for `reason`. seconds: from the first question to the last valid byte. fallbacks: what failed
-    before, as "transport: reason"."""
+    before, as "transport: reason". pushed: prefill wrote it while it computed, and seconds are those of
+    writing."""
 
     transport: str
     bytes: int
     seconds: float
     fallbacks: Sequence[str] = ()
     reason: str = ""
+    pushed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,13 @@ class ApiserverMetrics:
             ("origin",),
             registry=registry,
         )
+        self.handovers_total = Counter(
+            "apiserver_handovers_total",
+            "Requests with prefill and decode apart, by how the KV was meant to go: push (prefill writes "
+            "it while it computes), pull (decode reads it afterwards)",
+            ("mode",),
+            registry=registry,
+        )
         self.worker_failures_total = Counter(
             "apiserver_worker_failures_total",
             "Legs that a worker failed, by the class of the error; the request is placed again if the "

@@ -53,7 +53,7 @@ def decode_outcome(outcome: common_pb2.Outcome) -> Outcome:
 
 
 def encode_params(params: Mapping[str, Any] | None) -> bytes:
-    return b"" if params is None else json.dumps(params, separators=(",", ":")).encode()
+    return b"" if params is None else json.dumps(dict(params), separators=(",", ":")).encode()
 
 
 def decode_params(raw: bytes) -> dict[str, Any] | None:
@@ -194,12 +194,15 @@ def _encode_handover(report: HandoverReport) -> worker_pb2.Handover:
         seconds=report.seconds,
         fallbacks=report.fallbacks,
         reason=report.reason,
+        pushed=report.pushed,
     )
 
 
 def _decode_handover(message: worker_pb2.Handover) -> HandoverReport:
     fallbacks = tuple(message.fallbacks)
-    return HandoverReport(message.transport, message.bytes, message.seconds, fallbacks, message.reason)
+    return HandoverReport(
+        message.transport, message.bytes, message.seconds, fallbacks, message.reason, message.pushed
+    )
 
 
 _LOAD_FIELDS = tuple(name for name in EngineLoad.__dataclass_fields__ if name != "pairs")

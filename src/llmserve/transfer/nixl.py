@@ -7,6 +7,10 @@ while it reads (needs_progress).
 UCX cannot take back a read: until it has completed, its data may still land, even after the handle
 was released and the peer removed (measured on UCX's TCP path with a peer that was stopped). So
 `cancel` waits for the end, and only destroying the agent ends a read early.
+
+NIXL's package brings a copy of libnl. Where the system has its own, UCX's InfiniBand module loads that as
+well, and the process crashes in the exit handlers of the two. So a host without RDMA devices goes without
+that module.
 """
 
 import json
@@ -17,6 +21,7 @@ import uuid
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -38,6 +43,7 @@ from llmserve.transfer.spans import check_batch, coalesce_pairs
 _T = TypeVar("_T")
 _MEMORY = "DRAM"
 _CANCEL_SECONDS = 0.02
+_RDMA_DEVICES = Path("/sys/class/infiniband")
 _STATES = {"DONE": TransferState.DONE, "PROC": TransferState.RUNNING, "ERR": TransferState.FAILED}
 
 
@@ -224,6 +230,8 @@ class NixlTransport:
 def _load() -> ModuleType:
     """NIXL's Python API, imported only when it is wanted: it brings its own UCX libraries."""
     os.environ.setdefault("UCX_RCACHE_MAX_UNRELEASED", "1024")  # UCX's registration cache leaks otherwise
+    if not (_RDMA_DEVICES.is_dir() and any(_RDMA_DEVICES.iterdir())):
+        os.environ.setdefault("UCX_MODULES", "^ib")
     raise_exceptions = logging.raiseExceptions
     try:
         import nixl._api as api

@@ -69,6 +69,7 @@ def merge(first: EngineOutput, second: EngineOutput) -> EngineOutput:
         kv_transfer_params=second.kv_transfer_params,
         prefill_stats=first.prefill_stats or second.prefill_stats,
         error=second.error,
+        handover=first.handover or second.handover,
     )
 
 

@@ -60,6 +60,16 @@ class Watched:
         await asyncio.sleep(0)
 
 
+class Pushes:
+    """What prefill and decode workers say to each other of pushes: that they are done."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, asyncio.Event] = {}
+
+    def __getitem__(self, transfer_id: str) -> asyncio.Event:
+        return self._done.setdefault(transfer_id, asyncio.Event())
+
+
 class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
     """Draws bytes of TEXT. pause_at: the index of the token before which a request waits for `go`."""
 
@@ -76,6 +86,9 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         self.fail_with: LLMServeError | None = None
         self.text = TEXT
         self.cached_tokens = 0
+        self.pushes = Pushes()  # those of a FakeCluster are shared
+        self.learns_first_token = True
+        self.block_size_tokens = 16
         self._first_token, self._eos = first_token, eos
         self._server: RpcServer | None = None
         self._epoch = 0
@@ -99,8 +112,14 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
             address=self.address,
             epoch=self._epoch,
             model=MODEL,
-            kv_shape=KvShape(model_revision="r1", kv_dtype="bfloat16", layout="LBHNC", block_size_tokens=16),
+            kv_shape=KvShape(
+                model_revision="r1",
+                kv_dtype="bfloat16",
+                layout="LBHNC",
+                block_size_tokens=self.block_size_tokens,
+            ),
             max_model_len_tokens=MAX_MODEL_LEN,
+            handover_endpoints=["127.0.0.1:1"],
         )
 
     async def Session(  # noqa: N802
@@ -140,7 +159,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         self, request: worker_pb2.GenerateRequest, outbox: "asyncio.Queue[EngineOutput]"
     ) -> None:
         params = msgspec.msgpack.decode(request.sampling_params)
-        prompt = list(request.prompt_token_ids)
+        prompt = [*request.prompt_token_ids, *await self._arrived(request)]
         for index in range(request.limits.max_tokens):
             if index == self.pause_at:
                 self.changed()
@@ -154,10 +173,19 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
             token = self._draw(len(prompt) + index)
             stop = token in request.limits.stop_token_ids
             last = stop or index == request.limits.max_tokens - 1
-            outbox.put_nowait(self._output(request, params, token, index, last, stop))
+            outbox.put_nowait(self._output(request, params, prompt, token, index, last, stop))
             await asyncio.sleep(0)
         self.running.discard(request.request_id)
         self.changed()
+
+    async def _arrived(self, request: worker_pb2.GenerateRequest) -> list[int]:
+        """Waits for a push, if there is to be one; the token that came with it."""
+        asked = decode_params(request.kv_transfer_params) or {}
+        if not asked.get("do_remote_prefill") or "push" not in asked:
+            return []
+        await self.pushes[asked["push"]["transfer_id"]].wait()
+        goes_on = asked["push"]["continues"] and self.learns_first_token
+        return [self._draw(len(request.prompt_token_ids))] if goes_on else []
 
     def _draw(self, position: int) -> int:
         byte = self.text[position % len(self.text)]
@@ -167,6 +195,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         self,
         request: worker_pb2.GenerateRequest,
         params: dict[str, Any],
+        prompt: list[int],
         token: int,
         index: int,
         last: bool,
@@ -175,7 +204,8 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         asked = decode_params(request.kv_transfer_params) or {}
         hands_over = last and not stop and asked.get("do_remote_decode")
         first = index == 0
-        prompt = list(request.prompt_token_ids)
+        if hands_over and "push" in asked:
+            self.pushes[asked["push"]["transfer_id"]].set()
         wants_prompt = first and params.get("prompt_logprobs") is not None
         return EngineOutput(
             RequestId(request.request_id),
@@ -314,6 +344,7 @@ class FakeCluster:
         self._model_dir = model_dir
         self._tokens = json.loads((model_dir / "tokens.json").read_text())
         self.registry = CollectorRegistry()
+        self.pushes = Pushes()
         self.router = FakeRouter()
         self.prefill = self.worker("prefill-0", WORKER_ROLE_PREFILL)
         self.decode = self.worker("decode-0", WORKER_ROLE_DECODE)
@@ -322,7 +353,9 @@ class FakeCluster:
         self.url = ""
 
     def worker(self, name: str, role: int) -> FakeWorker:
-        return FakeWorker(name, role, self._tokens["first"], self._tokens["eos"])
+        worker = FakeWorker(name, role, self._tokens["first"], self._tokens["eos"])
+        worker.pushes = self.pushes
+        return worker
 
     async def add(self, name: str, role: int) -> FakeWorker:
         worker = self.worker(name, role)

@@ -7,6 +7,7 @@ import pytest
 from vllm.v1.request import RequestStatus
 
 from llmserve.core.ids import WorkerId
+from llmserve.engines.connector.metadata import StepOrders
 from llmserve.engines.connector.scheduler_side import SchedulerSide
 from llmserve.engines.handover import HandoverTicket
 
@@ -59,6 +60,11 @@ def _finished(tokens: int, status: RequestStatus, **params: Any) -> FakeRequest:
     return FakeRequest("p", tokens, params or None, status)
 
 
+def orders_of(side: SchedulerSide) -> StepOrders:
+    """Of a step that computes nothing."""
+    return side.take_orders({}, lambda _: ())
+
+
 def test_a_prefill_at_its_limit_leases_exactly_the_blocks_of_its_prompt(side: SchedulerSide) -> None:
     request = _finished(33, RequestStatus.FINISHED_LENGTH_CAPPED, do_remote_decode=True)
     keep, params = side.request_finished(request, [4, 9, 2])
@@ -66,14 +72,14 @@ def test_a_prefill_at_its_limit_leases_exactly_the_blocks_of_its_prompt(side: Sc
     assert params is not None
     ticket = HandoverTicket.from_params(params)
     assert (ticket.block_ids, ticket.num_tokens, ticket.epoch) == ((4, 9, 2), 33, 7)
-    (grant,) = side.take_orders().grants
+    (grant,) = orders_of(side).grants
     assert (grant.request_id, grant.lease_id, grant.block_ids) == ("p", ticket.lease_id, (4, 9, 2))
 
 
 @pytest.mark.parametrize("status", [RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_ABORTED])
 def test_a_prefill_that_ends_otherwise_keeps_nothing(side: SchedulerSide, status: RequestStatus) -> None:
     assert side.request_finished(_finished(33, status, do_remote_decode=True), [1, 2, 3]) == (False, None)
-    assert not side.take_orders().grants
+    assert not orders_of(side).grants
 
 
 def test_a_request_that_was_not_asked_to_hand_over_keeps_nothing(side: SchedulerSide) -> None:
@@ -83,10 +89,10 @@ def test_a_request_that_was_not_asked_to_hand_over_keeps_nothing(side: Scheduler
 def test_a_ticket_is_watched_until_its_pull(side: SchedulerSide) -> None:
     request = FakeRequest("d", 41, _ticket(40))
     side.on_new_request(request)
-    assert len(side.take_orders().watches) == 1
+    assert len(orders_of(side).watches) == 1
     assert side.matched_tokens(request, 0) == 40
     side.after_alloc(request, FakeBlocks([7, 8, 9]), 40)
-    (pull,) = side.take_orders().pulls
+    (pull,) = orders_of(side).pulls
     assert (pull.tokens, pull.local_block_ids) == (range(40), (7, 8, 9))
     assert side.matched_tokens(request, 0) == 0, "a ticket is used once"
 
@@ -96,7 +102,7 @@ def test_what_the_local_cache_has_is_not_pulled(side: SchedulerSide) -> None:
     side.on_new_request(request)
     assert side.matched_tokens(request, 32) == 8
     side.after_alloc(request, FakeBlocks([1, 2, 3]), 8)
-    (pull,) = side.take_orders().pulls
+    (pull,) = orders_of(side).pulls
     assert (pull.tokens, pull.local_block_ids) == (range(32, 40), (3,))
 
 
@@ -108,7 +114,7 @@ def test_the_owners_blocks_may_be_of_another_size(
     side.on_new_request(request)
     assert side.matched_tokens(request, cached) == 40 - cached
     side.after_alloc(request, FakeBlocks([1, 2, 3]), 40 - cached)
-    (pull,) = side.take_orders().pulls
+    (pull,) = orders_of(side).pulls
     assert (pull.tokens, pull.local_block_ids) == (range(cached, 40), local)
     assert pull.ticket["block_ids"] == [100, 101]
 
@@ -116,9 +122,9 @@ def test_the_owners_blocks_may_be_of_another_size(
 def test_a_prompt_that_is_cached_whole_gives_the_lease_back(side: SchedulerSide) -> None:
     request = FakeRequest("d", 33, _ticket(32))
     side.on_new_request(request)
-    side.take_orders()
+    orders_of(side)
     side.after_alloc(request, FakeBlocks([1, 2, 3]), 0)
-    orders = side.take_orders()
+    orders = orders_of(side)
     assert len(orders.releases) == 1
     assert not orders.pulls
 
@@ -133,9 +139,9 @@ def test_the_whole_prompt_may_be_remote(side: SchedulerSide) -> None:
 def test_an_abort_before_scheduling_gives_the_lease_back(side: SchedulerSide) -> None:
     request = FakeRequest("d", 41, _ticket(40), RequestStatus.FINISHED_ABORTED)
     side.on_new_request(request)
-    side.take_orders()
+    orders_of(side)
     assert side.request_finished(request, []) == (False, None)
-    orders = side.take_orders()
+    orders = orders_of(side)
     assert len(orders.releases) == 1
     assert not orders.cancels
 
@@ -144,18 +150,18 @@ def test_an_abort_during_the_load_cancels_it(side: SchedulerSide) -> None:
     request = FakeRequest("d", 41, _ticket(40), RequestStatus.FINISHED_ABORTED)
     side.on_new_request(request)
     side.after_alloc(request, FakeBlocks([1, 2, 3]), 40)
-    side.take_orders()
+    orders_of(side)
     side.request_finished(request, [1, 2, 3])
-    assert side.take_orders().cancels == ["d"]
+    assert orders_of(side).cancels == ["d"]
 
 
 def test_an_abort_after_the_load_cancels_nothing(side: SchedulerSide) -> None:
     request = FakeRequest("d", 41, _ticket(40), RequestStatus.FINISHED_ABORTED)
     side.on_new_request(request)
     side.after_alloc(request, FakeBlocks([1, 2, 3]), 40)
-    side.take_orders()
-    side.loads_ended({"d"})
+    orders_of(side)
+    side.loads_ended({"d"}, {})
     side.request_finished(request, [1, 2, 3])
-    orders = side.take_orders()
+    orders = orders_of(side)
     assert not orders.cancels
     assert not orders.releases

@@ -1,5 +1,7 @@
-"""What does not need NIXL: how its absence is told."""
+"""How NIXL's absence is told, and how a process ends that has used it."""
 
+import os
+import subprocess
 import sys
 from types import ModuleType
 from typing import Any
@@ -49,3 +51,12 @@ def test_a_nixl_that_does_not_work_is_told_so(
     monkeypatch.setitem(sys.modules, "nixl._api", api)
     with pytest.raises(TransportUnavailable, match=reason):
         NixlTransport()
+
+
+def test_a_process_that_used_nixl_ends_in_order() -> None:
+    """Where the system has RDMA libraries, a process of NIXL's ends with a segmentation fault."""
+    pytest.importorskip("nixl")
+    script = "from llmserve.transfer.nixl import NixlTransport; NixlTransport().close()"
+    free = {name: value for name, value in os.environ.items() if not name.startswith("UCX_")}
+    ended = subprocess.run([sys.executable, "-c", script], env=free, timeout=50, check=False)
+    assert ended.returncode == 0

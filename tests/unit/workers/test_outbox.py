@@ -5,7 +5,7 @@ from typing import Any
 
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, Logprobs, PrefillStats
+from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
 from llmserve.workers.outbox import Outbox
 
 
@@ -19,7 +19,8 @@ def logprobs(width: int, fill: bytes) -> Logprobs:
 
 async def test_what_is_pending_merges_to_one_delta_a_request() -> None:
     outbox = Outbox()
-    outbox.put(output("a", 1, prefill_stats=PrefillStats(7)))
+    report = HandoverReport("tcp", 640, 0.5, (), "")
+    outbox.put(output("a", 1, prefill_stats=PrefillStats(7), handover=report))
     outbox.put(output("b", 9))
     outbox.put(output("a", 2))
     outbox.put(output("a", 3, finish_reason=FinishReason.STOP, stop_reason=3, kv_transfer_params={"x": 1}))
@@ -33,6 +34,7 @@ async def test_what_is_pending_merges_to_one_delta_a_request() -> None:
         stop_reason=3,
         kv_transfer_params={"x": 1},
         prefill_stats=PrefillStats(7),
+        handover=report,
     )
     assert other == output("b", 9)
 

@@ -9,15 +9,17 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorTransferResults,
+    KVConnectorWorkerMetadata,
     SupportsHMA,
 )
 from vllm.distributed.parallel_state import get_tp_group
 
 from llmserve.core.errors import StartFailed
 from llmserve.engines.connector.card import EngineCard
-from llmserve.engines.connector.memory import kv_layout
+from llmserve.engines.connector.memory import kv_layout, layer_indices
 from llmserve.engines.connector.metadata import RankEndpoint, StepOrders
 from llmserve.engines.connector.packing import kernel_of, packing_of
+from llmserve.engines.connector.push_orders import Continuations
 from llmserve.engines.connector.scheduler_side import SchedulerSide
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stats import HandoverStats
@@ -46,6 +48,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         )
         self._block_size = vllm_config.cache_config.block_size
         self._worker: WorkerSide | None = None
+        self._layers: dict[str, int] = {}
         self._scheduler = SchedulerSide(
             self._settings.worker_id, self._settings.epoch, self._block_size, self._settings.lease_seconds
         )
@@ -65,24 +68,34 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
             shard=self._shard(),
             model=self._settings.model,
         )
+        self._layers = layer_indices(kv_caches)
         self._worker = WorkerSide(self._settings, layout)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata:
         return self._acting().endpoint()
 
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        """Before the step computes: orders cost nothing, and others wait for them."""
+        super().bind_connector_metadata(connector_metadata)
+        self._acting().execute(self._bound_orders())
+
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        orders = self._get_connector_metadata()
-        assert isinstance(orders, StepOrders)
-        self._acting().execute(orders)
+        """Too late: vLLM calls it after a forward pass, which on CPU has by then taken all of its time."""
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Loads are asynchronous: vLLM does not schedule a request before its load has ended."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
-        """Pull mode: blocks stay where prefill wrote them until decode has read them."""
+        """In the middle of a forward pass. Blocks that are not pushed stay where prefill wrote them."""
+        layer = self._layers.get(layer_name)
+        if layer is not None:
+            self._acting().pushes.computed(layer, self._bound_orders().push)
 
     def wait_for_save(self) -> None:
-        """See save_kv_layer."""
+        """Nothing to wait for: blocks are pinned until they are written, or nobody trusts what was."""
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        return self._acting().pushes.take_continuations()
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         worker = self._acting()
@@ -119,10 +132,16 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler.after_alloc(request, blocks, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
-        return self._scheduler.take_orders()
+        manager = self._kv_cache_manager
+        assert manager is not None, "bound when the scheduler was made"
+        return self._scheduler.take_orders(
+            scheduler_output.num_scheduled_tokens, lambda request_id: manager.get_block_ids(request_id)[0]
+        )
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
-        self._scheduler.loads_ended(connector_output.finished_recving or set())
+        told = connector_output.kv_connector_worker_meta
+        tokens = told.tokens if isinstance(told, Continuations) else {}
+        self._scheduler.loads_ended(connector_output.finished_recving or set(), tokens)
 
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[Sequence[int], ...]
@@ -134,7 +153,17 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> HandoverStats:
         return HandoverStats(data=data or {})
 
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """A graph of the whole model would leave save_kv_layer out: a push would begin when it ends."""
+        return bool(extra_config["layerwise"])
+
     # -- both
+
+    def _bound_orders(self) -> StepOrders:
+        orders = self._get_connector_metadata()
+        assert isinstance(orders, StepOrders)
+        return orders
 
     def _acting(self) -> WorkerSide:
         assert self._worker is not None, "vLLM registers the KV caches before the first step"

@@ -55,6 +55,14 @@ def kv_layout(
     )
 
 
+def layer_indices(kv_caches: Mapping[str, "torch.Tensor"]) -> dict[str, int]:
+    """Which region of the layout each layer writes. One that shares the KV of an earlier one writes none."""
+    owners: dict[int, str] = {}
+    for name, tensor in kv_caches.items():
+        owners.setdefault(tensor.data_ptr(), name)
+    return {name: index for index, name in enumerate(owners.values())}
+
+
 def _lies_as(axes: str, held_heads: int, tensor: "torch.Tensor") -> bool:
     """Whether a block has a slot for each head, and lies in memory as the layout's name says."""
     _, heads, tokens, content = tensor.shape

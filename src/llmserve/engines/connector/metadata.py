@@ -8,6 +8,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
 )
 
+from llmserve.engines.connector.push_orders import PushOrders
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -36,6 +38,7 @@ class StepOrders(KVConnectorMetadata):
     watches: tickets of requests that wait to be scheduled: keep their leases alive.
     releases: tickets that will not be fetched (any more): end their leases now.
     cancels: request ids whose pull is no longer wanted; its result still has to come.
+    push: the same for requests that are pushed.
     """
 
     grants: list[Grant] = field(default_factory=list)
@@ -43,6 +46,7 @@ class StepOrders(KVConnectorMetadata):
     watches: list[dict[str, Any]] = field(default_factory=list)
     releases: list[dict[str, Any]] = field(default_factory=list)
     cancels: list[str] = field(default_factory=list)
+    push: PushOrders = field(default_factory=PushOrders)
 
 
 @dataclass

@@ -5,10 +5,12 @@ token limit its blocks stay pinned (vLLM frees them when the worker side says so
 carries a HandoverTicket. A request that carries a ticket loads its prompt from there: vLLM parks
 it in WAITING_FOR_REMOTE_KVS, allocates blocks, and schedules it when the worker side reports it.
 
+A request that is pushed carries a PushCard instead, see `push_side`.
+
 A ticket is used once: after a failed load or a preemption the request computes its own prompt.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.request import RequestStatus
@@ -16,7 +18,8 @@ from vllm.v1.request import RequestStatus
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, WorkerId
 from llmserve.engines.connector.metadata import Grant, Pull, StepOrders
-from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.connector.push_side import PushSide
+from llmserve.engines.handover import HandoverTicket, is_pushed
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -33,14 +36,16 @@ class SchedulerSide:
         self._orders = StepOrders()
         self._waiting: dict[str, HandoverTicket] = {}  # arrived with a ticket, not yet scheduled
         self._pulling: set[str] = set()
+        self._pushes = PushSide(block_size_tokens)
 
     def set_endpoints(self, endpoints: Sequence[str]) -> None:
         """The hand-over servers of this engine, in rank order; known before the first request."""
         self._endpoints = tuple(endpoints)
 
     def on_new_request(self, request: "Request") -> None:
+        self._pushes.on_new_request(request)
         params = request.kv_transfer_params
-        if not params or not params.get("do_remote_prefill"):
+        if not params or not params.get("do_remote_prefill") or is_pushed(params):
             return
         try:
             ticket = HandoverTicket.from_params(params)
@@ -53,11 +58,12 @@ class SchedulerSide:
         """Prompt tokens that the ticket covers beyond those in the local cache. No side effects."""
         ticket = self._waiting.get(request.request_id)
         if ticket is None:
-            return 0
+            return self._pushes.matched_tokens(request, computed_tokens)
         covered = min(ticket.num_tokens, int(request.num_tokens))
         return max(0, covered - computed_tokens)
 
     def after_alloc(self, request: "Request", blocks: "KVCacheBlocks", external_tokens: int) -> None:
+        self._pushes.after_alloc(request, blocks, external_tokens)
         ticket = self._waiting.pop(request.request_id, None)
         if ticket is None:
             return
@@ -81,12 +87,18 @@ class SchedulerSide:
             local_block_ids=tuple(local[first:end]),
         )
 
-    def take_orders(self) -> StepOrders:
+    def take_orders(
+        self, scheduled_tokens: Mapping[str, int], block_ids_of: Callable[[str], Sequence[int]]
+    ) -> StepOrders:
+        """See PushSide."""
         orders, self._orders = self._orders, StepOrders()
+        orders.push = self._pushes.take_orders(scheduled_tokens, block_ids_of)
         return orders
 
-    def loads_ended(self, request_ids: set[str]) -> None:
+    def loads_ended(self, request_ids: set[str], tokens: Mapping[str, Sequence[int]]) -> None:
+        """tokens: see PushSide."""
         self._pulling -= request_ids
+        self._pushes.loads_ended(request_ids, tokens)
 
     def request_finished(
         self, request: "Request", block_ids: Sequence[int]
@@ -98,10 +110,13 @@ class SchedulerSide:
         if request_id in self._pulling:  # aborted while its blocks arrive
             self._pulling.discard(request_id)
             self._orders.cancels.append(request_id)
+        self._pushes.request_finished(request)
         if not self._hands_over(request.kv_transfer_params, request) or not block_ids:
+            self._pushes.prefill_ended(request, None)
             return False, None
-        ticket = self._grant(request, block_ids)
-        return True, ticket.to_params()
+        granted = self._grant(request, block_ids)
+        self._pushes.prefill_ended(request, granted)
+        return True, granted.to_params()
 
     @staticmethod
     def _hands_over(params: Mapping[str, Any] | None, request: "Request") -> bool:

@@ -11,7 +11,8 @@ from llmserve.engines.handover import TransferPolicy
 
 @dataclass(frozen=True, slots=True)
 class ConnectorSettings:
-    """card_path: where the engine's front process expects the EngineCard. host: what peers reach us by."""
+    """card_path: where the engine's front process expects the EngineCard. host: what peers reach us by.
+    layerwise: KV may be pushed, layer by layer."""
 
     worker_id: WorkerId
     epoch: int
@@ -21,6 +22,7 @@ class ConnectorSettings:
     lease_seconds: float
     card_path: str
     policy: TransferPolicy
+    layerwise: bool
 
     def to_extra_config(self) -> dict[str, Any]:
         return {**asdict(self), "engine_order": list(self.engine_order)}

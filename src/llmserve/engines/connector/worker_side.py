@@ -8,6 +8,7 @@ from typing import Any
 
 from llmserve.core.ids import LeaseId, RequestId
 from llmserve.engines.connector.metadata import Pull, RankEndpoint, StepOrders
+from llmserve.engines.connector.push_worker import PushWorker
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stats import HandoverStats
 from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, PullJob, PullResult
@@ -30,6 +31,7 @@ class WorkerSide:
             policy=settings.policy,
             unusable=unusable,
         )
+        self.pushes = PushWorker(self._node)
         self._lease_sequence = 0
         self._reported: dict[str, Any] = {}
         self._pulled: list[PullResult] = []  # to be told with the next stats
@@ -53,6 +55,7 @@ class WorkerSide:
             self._node.client.release(HandoverTicket.from_params(released))
         for request_id in orders.cancels:
             self._node.client.cancel(RequestId(request_id))
+        self.pushes.execute(orders.push)
 
     def _job(self, pull: Pull) -> PullJob:
         return PullJob(
@@ -68,7 +71,7 @@ class WorkerSide:
 
     def take_received(self) -> tuple[set[str], set[str]]:
         """Requests whose load has ended, and those of them that got no valid data."""
-        results = self._node.client.take_finished()
+        results = [*self._node.client.take_finished(), *self.pushes.take_received()]
         self._pulled += results
         failed: set[str] = {result.request_id for result in results if not result.ok}
         return {result.request_id for result in results}, failed
@@ -90,7 +93,10 @@ class WorkerSide:
             return None
         self._reported = data
         events = [[c.lease_id, c.state.value, c.blocks, c.remaining_seconds] for c in changes.changes]
-        pulls = [[r.request_id, r.transport, r.bytes, r.seconds, list(r.fallbacks), r.reason] for r in pulled]
+        pulls = [
+            [r.request_id, r.transport, r.bytes, r.seconds, list(r.fallbacks), r.reason, r.pushed]
+            for r in pulled
+        ]
         return HandoverStats(data={**data, "lease_events": events, "pulls": pulls})
 
     def close(self) -> None:

@@ -10,13 +10,19 @@ from llmserve.engines.handover.heads import HeadShard
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.layout import KvLayout
 from llmserve.engines.handover.node import HandoverNode
+from llmserve.engines.handover.params import check_params
 from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.pull import PullJob, PullLimits, PullResult
+from llmserve.engines.handover.push.arrival import ReceiveJob, ReceiveLimits
+from llmserve.engines.handover.push.card import PushCard, is_pushed, prefill_params, transfer_of
+from llmserve.engines.handover.push.following import PromptFollower, PushChunk
+from llmserve.engines.handover.push.transfer import Finish, PushLimits
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import HandoverStatus, TransferCounters
 from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress, addresses_for
 
 __all__ = [
+    "Finish",
     "HandoverClient",
     "HandoverIo",
     "HandoverNode",
@@ -28,14 +34,24 @@ __all__ = [
     "KvLayout",
     "KvPart",
     "PeerAddress",
+    "PromptFollower",
     "PullJob",
     "PullLimits",
     "PullResult",
+    "PushCard",
+    "PushChunk",
+    "PushLimits",
+    "ReceiveJob",
+    "ReceiveLimits",
     "TransferCounters",
     "TransferPolicy",
     "addresses_for",
+    "check_params",
+    "is_pushed",
     "meet",
+    "prefill_params",
     "query_leases",
     "query_status",
     "release_ticket",
+    "transfer_of",
 ]

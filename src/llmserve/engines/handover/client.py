@@ -32,11 +32,13 @@ class HandoverClient:
         limits: PullLimits | None = None,
         unusable: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """unusable: as for HandoverNode."""
+        """unusable: as for HandoverNode. Attributes without underscore are for pushes, which use the same
+        connections, on the loop."""
         self._io = io
-        self._limits = limits or PullLimits()
-        self._peers = PeerDirectory(io)
-        self._prober = Prober(io, self._peers, unusable)
+        self.limits = limits or PullLimits()
+        self.peers = PeerDirectory(io)
+        self._prober = Prober(io, self.peers, unusable)
+        self.trouble = self._prober.trouble
         io.post(self._prober.start)
         self._lock = threading.Lock()
         self._active: set[RequestId] = set()
@@ -54,7 +56,7 @@ class HandoverClient:
             if job.request_id in self._active:
                 raise TransferError(f"request {job.request_id} is being pulled already")
             self._active.add(job.request_id)
-        pull = Pull(job, self._limits, self._io, self._peers, self._prober.trouble)
+        pull = Pull(job, self.limits, self._io, self.peers, self.trouble)
         try:
             self._io.post(lambda: self._start(pull))
         except TransferError:
@@ -180,7 +182,7 @@ class HandoverClient:
 
     async def _keep_alive(self, ticket: HandoverTicket, rank: int) -> None:
         try:
-            peer = await self._peers.get(ticket.address(rank))
+            peer = await self.peers.get(ticket.address(rank))
             await peer.demand("renew", ticket)
             await renewals(peer, ticket)
         except TransferError as error:
@@ -188,7 +190,7 @@ class HandoverClient:
 
     async def _give_back(self, ticket: HandoverTicket, rank: int) -> None:
         try:
-            peer = await self._peers.get(ticket.address(rank))
+            peer = await self.peers.get(ticket.address(rank))
             await peer.lease("release", ticket)
         except TransferError as error:
             _log.info("lease %s was not given back: %s", ticket.lease_id, error.message)
@@ -199,4 +201,4 @@ class HandoverClient:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
-        self._peers.close()
+        self.peers.close()

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -56,7 +56,8 @@ class HandoverIo:
         limit = self.policy.bytes_per_second
         self.bucket = TokenBucket(limit) if limit else None
         self.counters = TransferCounters()
-        self.transports: Mapping[str, Transport] = {transport.name: transport for transport in transports}
+        self._transports = {transport.name: transport for transport in transports}
+        self.fences = dict.fromkeys(self._transports, 0)  # how often each was fenced
         self._flights: list[_Flight] = []
         self._expected: dict[tuple[int, str], float] = {}  # (connection, lease id) -> until when
         self._pump: asyncio.Task[None] | None = None
@@ -72,6 +73,10 @@ class HandoverIo:
         self._thread = threading.Thread(target=self._run, name="kv-handover", daemon=True)
         self._thread.start()
         self._ready.wait(_CALL_SECONDS)
+
+    @property
+    def transports(self) -> Mapping[str, Transport]:
+        return self._transports
 
     # -- from any thread
 
@@ -114,9 +119,33 @@ class HandoverIo:
     async def read(self, transport: Transport, peer: PeerName, batch: Batch) -> TransferStatus:
         """Copies a batch from a peer; DONE or FAILED. When it returns or has been cancelled, local
         memory is no longer touched."""
+        return await self._fly(transport, lambda: transport.read(peer, batch))
+
+    async def write(self, transport: Transport, peer: PeerName, batch: Batch) -> TransferStatus:
+        """Copies a batch to a peer; DONE: it has all arrived. Otherwise some of it may still arrive."""
+        return await self._fly(transport, lambda: transport.write(peer, batch))
+
+    def fence(self, names: Iterable[str]) -> None:
+        """Over these transports nobody reaches this memory any more who was connected before: it is
+        registered anew. This side's transfers over them fail. One that cannot do that is closed for good."""
+        for name in names:
+            self.fences[name] += 1
+            if transport := self._transports.get(name):
+                self._register_anew(transport)
+
+    def _register_anew(self, transport: Transport) -> None:
+        try:
+            transport.register(self.regions)
+            self.descriptions[transport.name] = b64encode(transport.describe()).decode()
+        except TransferError as error:
+            _log.error("transport %s is given up: %s", transport.name, error.message)
+            del self._transports[transport.name], self.descriptions[transport.name]
+            _guarded(transport.close)
+
+    async def _fly(self, transport: Transport, start: Callable[[], Transfer]) -> TransferStatus:
         now = time.monotonic()
         try:
-            transfer = transport.read(peer, batch)
+            transfer = start()
         except TransferError as error:
             return TransferStatus(TransferState.FAILED, error.message)
         flight = _Flight(transport, transfer, self._loop.create_future(), now)

@@ -54,13 +54,21 @@ class KvLayout:
     def batch(self, local_ids: Sequence[int], remote_ids: Sequence[int]) -> Batch:
         """Between equal geometries, all layers of the blocks; runs of blocks that are adjacent on both sides
         become one span a layer. Errors: TransferError."""
-        if len(local_ids) != len(remote_ids) or not local_ids:
-            raise TransferError(f"{len(local_ids)} local blocks for {len(remote_ids)} remote ones")
-        local, remote = np.asarray(local_ids, np.int64), np.asarray(remote_ids, np.int64)
-        breaks = (np.diff(local) != 1) | (np.diff(remote) != 1)
-        starts = np.flatnonzero(np.concatenate(([True], breaks)))
-        counts = np.diff(np.concatenate((starts, [len(local)])))
-        return Batch(self._spans(local[starts], counts), self._spans(remote[starts], counts))
+        local, remote, counts = _runs(local_ids, remote_ids)
+        return Batch(self._spans(local, counts), self._spans(remote, counts))
+
+    def layer_batch(self, rows: Sequence[tuple[int, Sequence[int], Sequence[int]]]) -> Batch:
+        """Blocks of some layers; each row is a layer, its local and its remote blocks. Runs are joined as
+        in `batch`. Errors: TransferError."""
+        runs = [_runs(local_ids, remote_ids) for _, local_ids, remote_ids in rows]
+        counts = np.concatenate([counts for _, _, counts in runs])
+        layers = np.repeat([layer for layer, _, _ in rows], [len(local) for local, _, _ in runs])
+        sizes = np.asarray(self.block_bytes, np.int64)[layers]
+        local = np.concatenate([local for local, _, _ in runs])
+        remote = np.concatenate([remote for _, remote, _ in runs])
+        return Batch(
+            Spans(layers, local * sizes, counts * sizes), Spans(layers, remote * sizes, counts * sizes)
+        )
 
     def batch_from(
         self,
@@ -84,3 +92,14 @@ class KvLayout:
         sizes = np.asarray(self.block_bytes, np.int64)[:, None]
         regions = np.repeat(np.arange(len(self.block_bytes), dtype=np.int64), len(first))
         return Spans(regions, (first[None, :] * sizes).ravel(), (counts[None, :] * sizes).ravel())
+
+
+def _runs(local_ids: Sequence[int], remote_ids: Sequence[int]) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Where runs of blocks that are adjacent on both sides begin, and how long they are."""
+    if len(local_ids) != len(remote_ids) or not local_ids:
+        raise TransferError(f"{len(local_ids)} local blocks for {len(remote_ids)} remote ones")
+    local, remote = np.asarray(local_ids, np.int64), np.asarray(remote_ids, np.int64)
+    breaks = (np.diff(local) != 1) | (np.diff(remote) != 1)
+    starts = np.flatnonzero(np.concatenate(([True], breaks)))
+    counts = np.diff(np.concatenate((starts, [len(local)])))
+    return local[starts], remote[starts], counts

@@ -1,4 +1,5 @@
-"""Everything a process needs to hand KV over and to fetch it: one io thread, a server, a client."""
+"""Everything a process needs to hand KV over and to fetch it: one io thread, a server, a client,
+and the two ends of pushes."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -10,8 +11,13 @@ from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.layout import KvLayout
 from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.pull import PullLimits
+from llmserve.engines.handover.push.arrival import ReceiveLimits
+from llmserve.engines.handover.push.receiver import PushReceiver
+from llmserve.engines.handover.push.sender import PushSender
+from llmserve.engines.handover.push.transfer import PushLimits
 from llmserve.engines.handover.server import HandoverServer
 from llmserve.engines.handover.status import TransferCounters
+from llmserve.engines.handover.ticket import PeerAddress
 from llmserve.transfer.base import Transport
 
 
@@ -30,6 +36,8 @@ class HandoverNode:
         host: str = "127.0.0.1",
         limits: PullLimits | None = None,
         policy: TransferPolicy | None = None,
+        push_limits: PushLimits | None = None,
+        receive_limits: ReceiveLimits | None = None,
         unusable: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """unusable: transports that cannot be used here, and why, for the status.
@@ -43,6 +51,11 @@ class HandoverNode:
         except BaseException:
             self._io.close()
             raise
+        peers, trouble = self.client.peers, self.client.trouble
+        self.sender = PushSender(self._io, peers, self.server, trouble, push_limits)
+        home = PeerAddress(worker_id, epoch, self.server.endpoint)
+        self.receiver = PushReceiver(self._io, self.client, home, self.server.hang_up, receive_limits)
+        self.server.add({**self.sender.operations, **self.receiver.operations})
 
     @property
     def endpoint(self) -> str:
@@ -59,9 +72,11 @@ class HandoverNode:
         return self._io.counters
 
     def close(self) -> None:
-        """Pulls end, readers are hung up on, transports close, the thread is joined. Idempotent."""
+        """Writing and pulls end, readers lose their connections, transports close, the thread is joined.
+        Idempotent."""
         if self._io.closed:
             return
+        self.sender.close()
         self.client.close()
         self.server.close()
         self._io.close()

@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Mapping
 from functools import partial
 
-from llmserve.core.errors import LeaseEnded, TransferError
+from llmserve.core.errors import LeaseEnded, PeerGone, TransferError
 from llmserve.core.ids import LeaseId
 from llmserve.engines.handover import wire
 from llmserve.engines.handover.geometry import KvGeometry
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress, split_endpoint
 from llmserve.kvstore.leases import LeaseAnswer
-from llmserve.transfer.base import Batch, PeerName, Spans, TransferStatus
+from llmserve.transfer.base import Batch, PeerName, Spans, TransferState, TransferStatus, Transport
 from llmserve.transfer.choice import Measured, PairChoice
 from llmserve.transfer.lane import Lane, Read
 from llmserve.transfer.probe import ProbeCard, probe
@@ -47,6 +47,7 @@ class Peer:
         self._probe: ProbeCard | None = None
         self._names: dict[str, PeerName] = {}
         self._lanes: dict[str, Lane] = {}
+        self._write_lanes: dict[str, Lane] = {}
         self._answers: deque[asyncio.Future[wire.Message]] = deque()
         self._receiver = io.spawn("peer", self._receive())
 
@@ -58,9 +59,22 @@ class Peer:
     async def read(self, name: str, batch: Batch) -> TransferStatus:
         """Copies a batch over a transport, in fair turns with other requests; DONE or FAILED. When it
         returns or has been cancelled, local memory is no longer touched. Connects when it must."""
-        if name not in self._lanes:
-            self._lanes[name] = Lane(self._reader_of(name), partial(self._limit, name), self._io.bucket)
+        try:
+            if name not in self._lanes:
+                self._lanes[name] = self._lane(name, self._reader_of(name))
+        except TransferError as error:
+            return TransferStatus(TransferState.FAILED, error.message)
         return await self._lanes[name].move(batch)
+
+    def write_lane(self, name: str) -> Lane:
+        """Copies batches to the peer, likewise. DONE: all has arrived; otherwise some may still arrive.
+        Connects when it must."""
+        if name not in self._write_lanes:
+            self._write_lanes[name] = self._lane(name, partial(self._io.write, *self._connected(name)))
+        return self._write_lanes[name]
+
+    def _lane(self, name: str, move: Read) -> Lane:
+        return Lane(move, partial(self._limit, name), self._io.bucket)
 
     async def probe(self, name: str) -> Measured:
         """Measures a transport, besides the lanes."""
@@ -75,14 +89,20 @@ class Peer:
     def failed(self, name: str, reason: str, now: float) -> None:
         """Opens the breaker of a transport; who waits for its lane goes another way."""
         self.choice.failed(name, reason, now)
-        if lane := self._lanes.get(name):
-            lane.refuse_waiting(f"out of use: {reason}")
+        for lanes in (self._lanes, self._write_lanes):
+            if lane := lanes.get(name):
+                lane.refuse_waiting(f"out of use: {reason}")
 
     def _reader_of(self, name: str) -> Read:
-        transport = self._io.transports[name]
+        return partial(self._io.read, *self._connected(name))
+
+    def _connected(self, name: str) -> tuple[Transport, PeerName]:
+        transport = self._io.transports.get(name)
+        if transport is None:
+            raise TransferError(f"{name} was given up")
         if name not in self._names:
             self._names[name] = transport.connect(b64decode(self._descriptions[name]))
-        return partial(self._io.read, transport, self._names[name])
+        return transport, self._names[name]
 
     def _limit(self, name: str, size_bytes: int) -> float:
         return self._io.policy.limit_seconds(self.choice.expected_seconds(name, size_bytes))
@@ -121,6 +141,10 @@ class Peer:
         if answer.get("digest") != digest:
             raise TransferError("other bytes arrived than were sent: the digests differ")
 
+    async def ask(self, operation: str, fields: Mapping[str, object]) -> wire.Message:
+        """A message about a push (push/messages.py)."""
+        return await self._ask({"op": operation, **fields})
+
     def close(self, reason: str = "closed") -> None:
         """Idempotent."""
         if self.lost.done():
@@ -132,7 +156,8 @@ class Peer:
             if not answer.done():
                 answer.set_exception(self._loss())
         for name, peer in self._names.items():
-            self._io.transports[name].disconnect(peer)
+            if transport := self._io.transports.get(name):
+                transport.disconnect(peer)
 
     async def _ask(self, message: wire.Message) -> wire.Message:
         if self.lost.done():
@@ -175,6 +200,7 @@ class PeerDirectory:
         self.changed = asyncio.Event()  # set at each new connection; whoever waits clears it
         self._peers: dict[str, Peer] = {}
         self._dialling: dict[str, asyncio.Lock] = {}
+        self._closed = False
 
     @property
     def live(self) -> list[Peer]:
@@ -183,6 +209,8 @@ class PeerDirectory:
     async def get(self, address: PeerAddress) -> Peer:
         """A connection to that incarnation. Errors: TransferError; LeaseEnded when the worker has been
         restarted since."""
+        if self._closed:
+            raise TransferError("hand-over is closed")
         async with self._dialling.setdefault(address.endpoint, asyncio.Lock()):
             peer = self._peers.get(address.endpoint)
             if peer is None or peer.lost.done() or peer.epoch < address.epoch:
@@ -193,9 +221,15 @@ class PeerDirectory:
             )
         return peer
 
-    def close(self) -> None:
+    def hang_up(self, reason: str) -> None:
+        """On all; what was learnt of them stays, and whoever asks connects again."""
         for peer in self._peers.values():
-            peer.close()
+            peer.close(reason)
+
+    def close(self) -> None:
+        """No connection is opened afterwards."""
+        self._closed = True
+        self.hang_up("closed")
         self._peers.clear()
 
     async def _replace(self, endpoint: str) -> Peer:
@@ -203,6 +237,9 @@ class PeerDirectory:
         if old is not None:
             old.close("its worker was restarted")
         peer = await self._dial(endpoint)
+        if self._closed:
+            peer.close()
+            raise TransferError("hand-over is closed")
         peer.choice = self._choice(peer, old)
         self._peers[endpoint] = peer
         self.changed.set()
@@ -219,6 +256,8 @@ class PeerDirectory:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 reader, writer = await asyncio.open_connection(host, port)
+        except ConnectionRefusedError as error:
+            raise PeerGone(f"cannot connect to {endpoint}: {error!r}") from error
         except (OSError, TimeoutError) as error:
             raise TransferError(f"cannot connect to {endpoint}: {error!r}") from error
         peer = Peer(endpoint, self._io, reader, writer)

@@ -47,7 +47,8 @@ class PullJob:
 @dataclass(frozen=True, slots=True)
 class PullResult:
     """ok: the data is there and true. reason: why not. fallbacks: what failed before, as
-    "transport: reason". seconds: from the call of `pull`."""
+    "transport: reason". seconds: from the call of `pull`, or of writing. tokens: what prefill drew, when
+    a push brought it and the request is to go on from it. pushed: prefill wrote it."""
 
     request_id: RequestId
     ok: bool
@@ -56,6 +57,8 @@ class PullResult:
     seconds: float = 0.0
     reason: str = ""
     fallbacks: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
+    pushed: bool = False
 
 
 @dataclass(slots=True)

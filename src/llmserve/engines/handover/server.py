@@ -2,15 +2,15 @@
 check, renew and release them.
 
 Messages: hello (compares the geometry, tells how to connect), probe (reads of the pattern follow now),
-begin (a read of leased blocks follows now), digest (of what was read), renew, release, status, leases; and
-from this worker's own front: meet (the peers to fetch from). A reader that sends garbage loses its
-connection, nothing else.
+begin (a read of leased blocks follows now), digest (of what was read), renew, release, status, leases;
+those of push/; and from this worker's own front: meet (the peers to fetch from). A reader that sends garbage
+loses its connection, nothing else.
 """
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from llmserve.core.clock import Clock
@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 _WIREUP_SECONDS = 2.0
 _CLOSE_SECONDS = 2.0
 _MAX_CONNECTIONS = 1024
+
+Operation = Callable[[int, wire.Message], wire.Message]  # (connection, message) -> answer
 
 
 class HandoverServer:
@@ -52,8 +54,14 @@ class HandoverServer:
         self._lock = threading.Lock()
         self._table = LeaseTable(epoch, lease_seconds, clock)
         self._channel = _SideChannel(io, self._answer)
+        self._more: dict[str, Operation] = {}
         port = io.call(self._channel.listen(host))
         self.endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def add(self, operations: Mapping[str, Operation]) -> None:
+        """Further messages that it answers; before any peer knows of this server. They run on the loop.
+        Errors of an operation: TransferError when the message makes no sense."""
+        self._more.update(operations)
 
     # -- the engine
 
@@ -69,6 +77,11 @@ class HandoverServer:
         """Ends the lease of a request from this side. False: it held none that was open."""
         with self._lock:
             return self._table.withdraw(request_id)
+
+    def renew(self, lease_id: LeaseId) -> bool:
+        """Lets a lease run for its whole length from now. False: it does not hold (any more)."""
+        with self._lock:
+            return self._table.renew(lease_id, self._table.epoch) is LeaseAnswer.VALID
 
     def take_ended(self) -> frozenset[RequestId]:
         """Requests whose lease was released or has expired, each once: free their blocks now."""
@@ -106,6 +119,10 @@ class HandoverServer:
                 transports=tuple(self._io.transports),
             )
 
+    def hang_up(self) -> None:
+        """On all peers, who may connect again. On the loop."""
+        self._channel.hang_up()
+
     def close(self) -> None:
         """Readers lose their connections. Idempotent; before the io's `close`."""
         if not self._io.closed:
@@ -132,6 +149,8 @@ class HandoverServer:
             return wire.pack_changes(self.changes_after(_integer(message, "after")))
         if operation in ("begin", "renew", "release"):
             return self._lease(connection, operation, message)
+        if operation in self._more:
+            return self._more[operation](connection, message)
         raise TransferError(f"side channel: unknown operation {str(operation)[:40]!r}")
 
     def _hello(self, connection: int, message: wire.Message) -> wire.Message:
@@ -179,7 +198,7 @@ def _integer(message: wire.Message, name: str, default: int | None = None) -> in
 class _SideChannel:
     """The listening socket and its connections; each is a number for `answer`."""
 
-    def __init__(self, io: HandoverIo, answer: Callable[[int, wire.Message], wire.Message]) -> None:
+    def __init__(self, io: HandoverIo, answer: Operation) -> None:
         self._io = io
         self._answer = answer
         self._server: asyncio.Server | None = None
@@ -199,10 +218,13 @@ class _SideChannel:
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
-        for writer in self._writers.values():
-            writer.close()
+        self.hang_up()
         if self._talks:
             await asyncio.wait(self._talks, timeout=_CLOSE_SECONDS)
+
+    def hang_up(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._writers) >= _MAX_CONNECTIONS:

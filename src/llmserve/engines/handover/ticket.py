@@ -2,14 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, WorkerId
 from llmserve.core.pairs import KvPeer
-
-_MAX_BLOCKS = 1 << 20
-_MAX_RANKS = 1024
+from llmserve.engines.handover.fields import (
+    endpoints_of,
+    fields_of,
+    integer_of,
+    integers_of,
+    seconds_of,
+    text_of,
+    wrong,
+)
+from llmserve.engines.handover.fields import split_endpoint as split_endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +65,27 @@ class HandoverTicket:
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> "HandoverTicket":
         """Errors: TransferError naming the field, for anything `to_params` cannot have made."""
+        with fields_of("kv_transfer_params"):
+            return cls._parsed(params)
+
+    @classmethod
+    def _parsed(cls, params: Mapping[str, Any]) -> "HandoverTicket":
         if params.get("do_remote_prefill") is not True:
-            raise _wrong("do_remote_prefill", "must be true")
+            raise wrong("do_remote_prefill", "must be true")
         ticket = cls(
-            worker_id=WorkerId(_text(params, "worker_id")),
-            epoch=_integer(params, "epoch", 0),
-            lease_id=LeaseId(_text(params, "lease_id")),
-            endpoints=_endpoints(params),
-            block_ids=_block_ids(params),
-            num_tokens=_integer(params, "num_tokens", 1),
-            block_size_tokens=_integer(params, "block_size_tokens", 1),
-            lease_seconds=_seconds(params),
+            worker_id=WorkerId(text_of(params, "worker_id")),
+            epoch=integer_of(params, "epoch", 0),
+            lease_id=LeaseId(text_of(params, "lease_id")),
+            endpoints=endpoints_of(params),
+            block_ids=integers_of(params, "block_ids"),
+            num_tokens=integer_of(params, "num_tokens", 1),
+            block_size_tokens=integer_of(params, "block_size_tokens", 1),
+            lease_seconds=seconds_of(params, "lease_seconds"),
         )
+        if not ticket.lease_seconds:
+            raise wrong("lease_seconds", "must be more than 0")
         if len(ticket.block_ids) != -(-ticket.num_tokens // ticket.block_size_tokens):
-            raise _wrong(
-                "block_ids", f"{len(ticket.block_ids)} blocks cannot hold {ticket.num_tokens} tokens"
-            )
+            raise wrong("block_ids", f"{len(ticket.block_ids)} blocks cannot hold {ticket.num_tokens} tokens")
         return ticket
 
 
@@ -82,63 +94,3 @@ def addresses_for(peer: KvPeer, rank: int, ranks: int) -> list[PeerAddress]:
     same = len(peer.endpoints) == ranks
     endpoints = peer.endpoints[rank : rank + 1] if same else peer.endpoints
     return [PeerAddress(peer.worker_id, peer.epoch, endpoint) for endpoint in endpoints]
-
-
-def split_endpoint(endpoint: str) -> tuple[str, int]:
-    """ "host:port" in two; IPv6 hosts may stand in brackets. Errors: TransferError."""
-    host, colon, port = endpoint.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise TransferError(f"not an endpoint of the form host:port: {endpoint!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _wrong(name: str, why: str) -> TransferError:
-    return TransferError(f"kv_transfer_params: {name}: {why}")
-
-
-def _text(params: Mapping[str, Any], name: str) -> str:
-    value = params.get(name)
-    if not isinstance(value, str) or not 0 < len(value) <= 1024:
-        raise _wrong(name, "must be text of 1 to 1024 characters")
-    return value
-
-
-def _integer(params: Mapping[str, Any], name: str, least: int) -> int:
-    value = params.get(name)
-    if not _is_int(value) or not least <= value < 1 << 63:
-        raise _wrong(name, f"must be an integer from {least} on")
-    return value
-
-
-def _seconds(params: Mapping[str, Any]) -> float:
-    value = params.get("lease_seconds")
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
-        raise _wrong("lease_seconds", "must be a positive number of seconds")
-    return float(value)
-
-
-def _endpoints(params: Mapping[str, Any]) -> tuple[str, ...]:
-    value = params.get("endpoints")
-    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= _MAX_RANKS:
-        raise _wrong("endpoints", f"must be a list of 1 to {_MAX_RANKS}")
-    for endpoint in value:
-        if not isinstance(endpoint, str):
-            raise _wrong("endpoints", "must hold text only")
-        try:
-            split_endpoint(endpoint)
-        except TransferError as error:
-            raise _wrong("endpoints", error.message) from error
-    return tuple(value)
-
-
-def _block_ids(params: Mapping[str, Any]) -> tuple[int, ...]:
-    value = params.get("block_ids")
-    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= _MAX_BLOCKS:
-        raise _wrong("block_ids", f"must be a list of 1 to {_MAX_BLOCKS}")
-    if not all(_is_int(block) and 0 <= block < 1 << 31 for block in value):
-        raise _wrong("block_ids", "must hold integers from 0 to 2147483647 only")
-    return tuple(value)
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -11,10 +11,10 @@ from llmserve.core.pairs import KvPeer
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import EngineInfo
-from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.handover import HandoverTicket, PushCard, check_params, is_pushed
 from llmserve.engines.sim.handing import KvHanding
 from llmserve.engines.sim.limits import SimLimits
-from llmserve.engines.sim.link import KvLink, PullResult
+from llmserve.engines.sim.link import KvLink, PullResult, Ticket
 from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import BatchLimits, SimScheduler, Step
@@ -105,23 +105,26 @@ class SimEngine:
         )
         if ticket is not None:
             self._linked().watch(ticket)
+        self._handing.announce(sequence)
         self._scheduler.add(sequence)
         self._work.set()
 
-    def _ticket(self, request: EngineRequest) -> HandoverTicket | None:
+    def _ticket(self, request: EngineRequest) -> Ticket | None:
         params = request.kv_transfer_params
-        if not params or not params.get("do_remote_prefill"):
-            return None
         try:
-            return HandoverTicket.from_params(params)
+            check_params(params, len(request.prompt_token_ids))
         except TransferError as error:
             raise InvalidRequest(error.message) from error
+        if not params or not params.get("do_remote_prefill"):
+            return None
+        return PushCard.from_params(params) if is_pushed(params) else HandoverTicket.from_params(params)
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:
             sequence = self._scheduler.abort(request_id)
             if sequence is None:
                 continue
+            self._handing.drop(sequence)
             if sequence.ticket is not None:
                 self._linked().release(sequence.ticket)
             elif self._scheduler.has(request_id):
@@ -192,6 +195,8 @@ class SimEngine:
         for sequence, index in committed.filled:
             tokens = sequence.tokens_of(index)
             self._memory.write(sequence.blocks[index : index + 1], tokens, sequence.content(tokens))
+        for sequence, count in committed.advanced:
+            self._handing.computed(sequence, count)
         for sequence in committed.complete:
             self._deliver(self._advance(sequence))
         self._note_kv_changes()
@@ -215,6 +220,7 @@ class SimEngine:
         blocks = self._scheduler.finish(sequence)
         if sequence.hands_over and reason is FinishReason.LENGTH:
             return self._handing.grant(sequence, blocks).to_params()
+        self._handing.drop(sequence)
         self._pool.release(blocks)
         return None
 
@@ -239,7 +245,7 @@ class SimEngine:
         self._note_kv_changes()
 
     def _pull_ended(self, result: PullResult) -> None:
-        sequence = self._scheduler.pull_ended(result.request_id, result.succeeded)
+        sequence = self._scheduler.pull_ended(result.request_id, result.succeeded, result.tokens)
         if sequence is None:
             return
         sequence.handover = result.report

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 from llmserve.core.clock import Clock
-from llmserve.core.ids import LeaseId, RequestId
+from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.lease import LeaseChange
 from llmserve.core.pairs import KvPeer, PairStatus
-from llmserve.engines.handover import HandoverTicket
-from llmserve.engines.sim.link import LinkCounters, PullResult
+from llmserve.engines.handover import Finish, HandoverTicket, PushCard, PushChunk
+from llmserve.engines.sim.link import LinkCounters, PullResult, Ticket
+from llmserve.engines.sim.local_push import LocalPushes, Waiting
 from llmserve.engines.sim.memory import Digests, KvMemory
 from llmserve.engines.spec import EngineSpec
 from llmserve.kvstore.leases import LeaseAnswer, LeaseTable
@@ -46,6 +48,8 @@ class LocalLink:
         self._table = table
         self._counters = LinkCounters()
         self._pulled: list[PullResult] = []
+        self._arriving: dict[RequestId, PushCard] = {}
+        self.pushes = LocalPushes()
         self._reported = 0
 
     # -- the side that owns the blocks
@@ -54,7 +58,9 @@ class LocalLink:
         return self._table.grant(request_id, block_ids).lease_id
 
     def take_ended(self) -> Sequence[RequestId]:
-        return tuple(self._table.take_ended())
+        ended = self._table.take_ended()
+        self.pushes.forget(ended)
+        return tuple(ended)
 
     def serve(self, ticket: HandoverTicket, tokens: range) -> Digests | None:
         """The content of leased blocks, and the end of the lease; None when it does not hold."""
@@ -73,31 +79,56 @@ class LocalLink:
 
     # -- the side that wants them
 
-    def pull(
+    def pull(self, request_id: RequestId, ticket: Ticket, tokens: range, local: Sequence[int]) -> None:
+        if isinstance(ticket, PushCard):
+            self._wait(request_id, ticket, tokens, local)
+        else:
+            self._end(self._fetched(request_id, ticket, tokens, local))
+
+    def _wait(self, request_id: RequestId, card: PushCard, tokens: range, local: Sequence[int]) -> None:
+        def fetch(finish: Finish) -> None:
+            del self._arriving[request_id]
+            result = self._fetched(request_id, finish.ticket, tokens, local)
+            drawn = finish.tokens if card.continues else ()
+            self._end(replace(result, tokens=drawn, pushed=result.succeeded))
+
+        def fail(reason: str) -> None:
+            self._arriving.pop(request_id, None)
+            self._end(PullResult(request_id, reason))
+
+        self._arriving[request_id] = card
+        if owner := self._fabric.find(card.endpoints[0]):
+            owner.pushes.wait(card.transfer_id, Waiting(request_id, fetch, fail))
+        else:
+            fail("the prefill engine is gone")
+
+    def _end(self, result: PullResult) -> None:
+        self._pulled.append(result)
+        self.changed.set()
+
+    def _fetched(
         self, request_id: RequestId, ticket: HandoverTicket, tokens: range, local: Sequence[int]
-    ) -> None:
+    ) -> PullResult:
         owner = self._fabric.find(ticket.endpoints[0])
         content = owner.serve(ticket, tokens) if owner else None
         if content is not None:
             self._memory.write(local, tokens, content)
             self._counters.transferred_bytes += content.nbytes
             self._counters.last_transport = TRANSPORT
-            size = content.nbytes
-            result = PullResult(request_id, transport=TRANSPORT, bytes=size)
-        else:
-            self._counters.transfer_failures += 1
-            result = PullResult(request_id, "the lease has ended" if owner else "the prefill engine is gone")
-        self._pulled.append(result)
-        self.changed.set()
+            return PullResult(request_id, transport=TRANSPORT, bytes=content.nbytes)
+        self._counters.transfer_failures += 1
+        return PullResult(request_id, "the lease has ended" if owner else "the prefill engine is gone")
 
     def take_pulled(self) -> Sequence[PullResult]:
         pulled, self._pulled = self._pulled, []
         return pulled
 
     def cancel(self, request_id: RequestId) -> None:
-        """Nothing to do: a pull is complete when it returns."""
+        """A pull is complete when it returns."""
+        if card := self._arriving.get(request_id):
+            self.release(card)
 
-    def watch(self, ticket: HandoverTicket) -> None:
+    def watch(self, ticket: Ticket) -> None:
         """Nothing to do: virtual time passes only while somebody works."""
 
     def meet(self, peers: Sequence[KvPeer]) -> None:
@@ -106,9 +137,28 @@ class LocalLink:
     def pairs(self) -> Sequence[PairStatus]:
         return ()
 
-    def release(self, ticket: HandoverTicket) -> None:
-        if owner := self._fabric.find(ticket.endpoints[0]):
+    def release(self, ticket: Ticket) -> None:
+        owner = self._fabric.find(ticket.endpoints[0])
+        if owner is None:
+            return
+        if isinstance(ticket, HandoverTicket):
             owner.end_lease(ticket)
+        elif finish := owner.pushes.stop(ticket.transfer_id):
+            owner.end_lease(finish.ticket)
+
+    # -- the side that pushes
+
+    def announce(self, transfer_id: TransferId) -> None:
+        """Nothing to do: a reader that came first waits already."""
+
+    def computed(self, chunk: PushChunk) -> None:
+        """Nothing to do: all is copied in the end, which takes no time."""
+
+    def finish(self, transfer_id: TransferId, finish: Finish) -> None:
+        self.pushes.finish(transfer_id, finish)
+
+    def drop(self, transfer_id: TransferId) -> None:
+        self.pushes.drop(transfer_id)
 
     # -- reports
 
@@ -124,3 +174,4 @@ class LocalLink:
 
     def close(self) -> None:
         self._fabric.forget(self)
+        self.pushes.fail_all("the prefill engine is gone")

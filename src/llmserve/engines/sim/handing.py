@@ -3,7 +3,7 @@
 import numpy as np
 
 from llmserve.core.ids import RequestId
-from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.handover import Finish, HandoverTicket, PromptFollower
 from llmserve.engines.sim.link import KvLink, PullResult
 from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
@@ -22,6 +22,7 @@ class KvHanding:
         self._pool = pool
         self._leased: dict[RequestId, list[int]] = {}
         self._pulls: dict[RequestId, PullOrder] = {}
+        self._followers: dict[RequestId, PromptFollower] = {}  # of prefills that are to be pushed
 
     def holds(self, request_id: RequestId) -> bool:
         """Whether blocks of this finished request are still pinned for a reader."""
@@ -31,21 +32,52 @@ class KvHanding:
     def pinned_blocks(self) -> int:
         return sum(map(len, self._leased.values()))
 
+    def announce(self, sequence: SimSequence) -> None:
+        """It came, and is to be pushed, if it says so."""
+        if follower := sequence.follower:
+            self._followers[sequence.request_id] = follower
+            self._link.announce(follower.transfer_id)
+
+    def computed(self, sequence: SimSequence, tokens: int) -> None:
+        """A step has computed so many tokens of it; its full blocks are in memory."""
+        follower = self._followers.get(sequence.request_id)
+        if follower is None:
+            return
+        if sequence.computed_tokens >= sequence.prompt_tokens:
+            self._write_tail(sequence, sequence.blocks)
+        start = sequence.computed_tokens - tokens
+        self._link.computed(follower.step(start, tokens, sequence.blocks))
+
+    def drop(self, sequence: SimSequence) -> None:
+        """It ended and is not handed over."""
+        if follower := self._followers.pop(sequence.request_id, None):
+            self._link.drop(follower.transfer_id)
+
     def grant(self, sequence: SimSequence, blocks: list[int]) -> HandoverTicket:
         """Takes over the reference to the blocks of a finished prefill."""
-        tokens = sequence.prompt_tokens
-        held = sequence.blocks_for(tokens)
+        self._write_tail(sequence, blocks)
+        self._leased[sequence.request_id] = blocks
+        ticket = self._ticket(sequence, blocks)
+        if follower := self._followers.pop(sequence.request_id, None):
+            drawn = tuple(sequence.tokens[sequence.prompt_tokens :])
+            self._link.finish(follower.transfer_id, Finish(sequence.request_id, ticket, drawn))
+        return ticket
+
+    def _write_tail(self, sequence: SimSequence, blocks: list[int]) -> None:
+        """The last block of the prompt, which is not full."""
+        tokens, held = sequence.prompt_tokens, sequence.blocks_for(sequence.prompt_tokens)
         if rest := tokens % sequence.block_size:
             last = range(tokens - rest, tokens)
             self._memory.write(blocks[held - 1 : held], last, sequence.content(last))
-        self._leased[sequence.request_id] = blocks
+
+    def _ticket(self, sequence: SimSequence, blocks: list[int]) -> HandoverTicket:
         return HandoverTicket(
             worker_id=self._spec.worker_id,
             epoch=self._spec.epoch,
             lease_id=self._link.grant(sequence.request_id, blocks),
             endpoints=(self._link.endpoint,),
-            block_ids=tuple(blocks[:held]),
-            num_tokens=tokens,
+            block_ids=tuple(blocks[: sequence.blocks_for(sequence.prompt_tokens)]),
+            num_tokens=sequence.prompt_tokens,
             block_size_tokens=sequence.block_size,
             lease_seconds=self._spec.transfer.lease_seconds,
         )

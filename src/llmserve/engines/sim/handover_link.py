@@ -4,19 +4,23 @@ import asyncio
 from collections.abc import Sequence
 
 from llmserve.core.errors import TransferError
-from llmserve.core.ids import LeaseId, RequestId
+from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.lease import LeaseChange
 from llmserve.core.pairs import KvPeer, PairStatus
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.handover import (
+    Finish,
     HandoverNode,
-    HandoverTicket,
     KvLayout,
     KvPart,
     PullJob,
+    PushCard,
+    PushChunk,
+    ReceiveJob,
     addresses_for,
 )
-from llmserve.engines.sim.link import LinkCounters, PullResult
+from llmserve.engines.handover import PullResult as NodeResult
+from llmserve.engines.sim.link import LinkCounters, PullResult, Ticket
 from llmserve.engines.sim.memory import TOKEN_BYTES, KvMemory
 from llmserve.engines.spec import EngineSpec, transfer_policy
 from llmserve.transfer.select import make_transports
@@ -47,7 +51,8 @@ async def open_handover_link(spec: EngineSpec, memory: KvMemory) -> "HandoverLin
             lease_seconds=spec.transfer.lease_seconds,
             host=spec.handover_host,
             policy=transfer_policy(spec),
-        )
+        ),
+        memory.block_size_tokens,
     )
 
 
@@ -55,11 +60,12 @@ class HandoverLink:
     """The node works on a thread of its own and calls nobody back: `changed` comes from polling it,
     and only while there is something to wait for."""
 
-    def __init__(self, node: HandoverNode) -> None:
+    def __init__(self, node: HandoverNode, block_size_tokens: int) -> None:
         self.endpoint = node.endpoint
         self.transports: tuple[str, ...] = node.transports
         self.changed = asyncio.Event()
         self._node = node
+        self._block_size_tokens = block_size_tokens
         self._reported = -1
         self._failed: list[PullResult] = []
         self._pulls = 0  # whose result was not taken yet
@@ -74,11 +80,9 @@ class HandoverLink:
     def take_ended(self) -> Sequence[RequestId]:
         return tuple(self._node.server.take_ended())
 
-    def pull(
-        self, request_id: RequestId, ticket: HandoverTicket, tokens: range, local: Sequence[int]
-    ) -> None:
+    def pull(self, request_id: RequestId, ticket: Ticket, tokens: range, local: Sequence[int]) -> None:
         try:
-            self._node.client.pull(PullJob(request_id, ticket, tokens, tuple(local)))
+            self._start(request_id, ticket, tokens, tuple(local))
         except TransferError as error:
             self._failed.append(PullResult(request_id, error.message))
             self.changed.set()
@@ -86,26 +90,47 @@ class HandoverLink:
             self._pulls += 1
             self._start_polling()
 
+    def _start(self, request_id: RequestId, ticket: Ticket, tokens: range, local: tuple[int, ...]) -> None:
+        if isinstance(ticket, PushCard):
+            first_block = tokens.start // self._block_size_tokens
+            self._node.receiver.receive(ReceiveJob(request_id, ticket, first_block, local))
+        else:
+            self._node.client.pull(PullJob(request_id, ticket, tokens, local))
+
     def take_pulled(self) -> Sequence[PullResult]:
         failed, self._failed = self._failed, []
-        finished = self._node.client.take_finished()
+        finished = [*self._node.client.take_finished(), *self._node.receiver.take_finished()]
         self._pulls -= len(finished)
-        return [
-            *failed,
-            *(
-                PullResult(r.request_id, r.reason, r.transport, r.bytes, r.seconds, r.fallbacks)
-                for r in finished
-            ),
-        ]
+        return [*failed, *map(_told, finished)]
 
     def cancel(self, request_id: RequestId) -> None:
         self._node.client.cancel(request_id)
+        self._node.receiver.cancel(request_id)
 
-    def watch(self, ticket: HandoverTicket) -> None:
-        self._node.client.watch(ticket)
+    def watch(self, ticket: Ticket) -> None:
+        if isinstance(ticket, PushCard):
+            self._node.receiver.expect(ticket)
+        else:
+            self._node.client.watch(ticket)
 
-    def release(self, ticket: HandoverTicket) -> None:
-        self._node.client.release(ticket)
+    def release(self, ticket: Ticket) -> None:
+        if isinstance(ticket, PushCard):
+            self._node.receiver.forget(ticket)
+        else:
+            self._node.client.release(ticket)
+
+    def announce(self, transfer_id: TransferId) -> None:
+        self._node.sender.announce(transfer_id)
+
+    def computed(self, chunk: PushChunk) -> None:
+        self._node.sender.begin_step([chunk])
+        self._node.sender.computed(0, [chunk])
+
+    def finish(self, transfer_id: TransferId, finish: Finish) -> None:
+        self._node.sender.finish(transfer_id, finish)
+
+    def drop(self, transfer_id: TransferId) -> None:
+        self._node.sender.drop(transfer_id)
 
     def meet(self, peers: Sequence[KvPeer]) -> None:
         self._node.client.meet([address for peer in peers for address in addresses_for(peer, 0, 1)])
@@ -144,3 +169,16 @@ class HandoverLink:
         while self._pulls or self._node.server.leased_count:
             await asyncio.sleep(_PULL_POLL_SECONDS if self._pulls else _LEASE_POLL_SECONDS)
             self.changed.set()
+
+
+def _told(result: NodeResult) -> PullResult:
+    return PullResult(
+        request_id=result.request_id,
+        reason=result.reason,
+        transport=result.transport,
+        bytes=result.bytes,
+        seconds=result.seconds,
+        fallbacks=result.fallbacks,
+        tokens=result.tokens,
+        pushed=result.pushed,
+    )

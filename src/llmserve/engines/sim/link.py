@@ -10,17 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmserve.core.ids import LeaseId, RequestId
+from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.lease import LeaseChange
 from llmserve.core.pairs import KvPeer, PairStatus
 from llmserve.core.request import HandoverReport
-from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.handover import Finish, HandoverTicket, PushCard, PushChunk
+
+Ticket = HandoverTicket | PushCard  # what a request can have its KV for: to be pulled, or to be pushed
 
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
     """reason: empty when it succeeded, that is, when the lease still held after the last byte was read.
-    transport, bytes, seconds, fallbacks: how."""
+    transport, bytes, seconds, fallbacks, pushed: how. tokens: what prefill drew, to go on from."""
 
     request_id: RequestId
     reason: str = ""
@@ -28,6 +30,8 @@ class PullResult:
     bytes: int = 0
     seconds: float = 0.0
     fallbacks: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
+    pushed: bool = False
 
     @property
     def succeeded(self) -> bool:
@@ -36,7 +40,7 @@ class PullResult:
     @property
     def report(self) -> HandoverReport:
         transport = "" if self.reason else self.transport
-        return HandoverReport(transport, self.bytes, self.seconds, self.fallbacks, self.reason)
+        return HandoverReport(transport, self.bytes, self.seconds, self.fallbacks, self.reason, self.pushed)
 
 
 @dataclass(slots=True)
@@ -62,22 +66,32 @@ class KvLink(Protocol):
     def take_ended(self) -> Sequence[RequestId]:
         """Requests whose lease has ended since the last call: their blocks can be freed."""
 
-    def pull(
-        self, request_id: RequestId, ticket: HandoverTicket, tokens: range, local: Sequence[int]
-    ) -> None:
+    def pull(self, request_id: RequestId, ticket: Ticket, tokens: range, local: Sequence[int]) -> None:
         """Starts to copy tokens of the ticket's prompt into local blocks, the first of which is that of the
-        first token; one PullResult follows, whatever happens."""
+        first token, or to wait until they are pushed; one PullResult follows, whatever happens."""
 
     def take_pulled(self) -> Sequence[PullResult]: ...
 
     def cancel(self, request_id: RequestId) -> None:
         """The data is no longer wanted; the PullResult still comes."""
 
-    def watch(self, ticket: HandoverTicket) -> None:
+    def watch(self, ticket: Ticket) -> None:
         """Keeps a lease alive until its blocks are pulled or released."""
 
-    def release(self, ticket: HandoverTicket) -> None:
+    def release(self, ticket: Ticket) -> None:
         """The blocks of a ticket will not be fetched. In the background, never fails."""
+
+    def announce(self, transfer_id: TransferId) -> None:
+        """A request came whose KV is to be pushed; finish or drop follows."""
+
+    def computed(self, chunk: PushChunk) -> None:
+        """Its content is in memory."""
+
+    def finish(self, transfer_id: TransferId, finish: Finish) -> None:
+        """All of the prompt is in memory, under a lease."""
+
+    def drop(self, transfer_id: TransferId) -> None:
+        """It will not be handed over."""
 
     def meet(self, peers: Sequence[KvPeer]) -> None:
         """All engines that tickets may come from."""

@@ -7,11 +7,12 @@ loses its blocks and waits again.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from llmserve.core.ids import RequestId
 from llmserve.core.request import PrefillStats
-from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.sim.link import Ticket
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.sequence import Phase, SimSequence
 
@@ -31,7 +32,7 @@ class PullOrder:
     first token."""
 
     sequence: SimSequence
-    ticket: HandoverTicket
+    ticket: Ticket
     tokens: range
     local_block_ids: tuple[int, ...]
 
@@ -43,7 +44,7 @@ class Step:
 
     work: list[tuple[SimSequence, int]] = field(default_factory=list)
     pulls: list[PullOrder] = field(default_factory=list)
-    releases: list[HandoverTicket] = field(default_factory=list)
+    releases: list[Ticket] = field(default_factory=list)
 
     @property
     def prefill_tokens(self) -> int:
@@ -57,10 +58,11 @@ class Step:
 @dataclass(slots=True)
 class Committed:
     """complete: sequences whose next token can be drawn. filled: blocks that became full: whose, and at which
-    place of its prompt and output."""
+    place of its prompt and output. advanced: who computed how many tokens."""
 
     complete: list[SimSequence] = field(default_factory=list)
     filled: list[tuple[SimSequence, int]] = field(default_factory=list)
+    advanced: list[tuple[SimSequence, int]] = field(default_factory=list)
 
 
 def _decodes(sequence: SimSequence, count: int) -> bool:
@@ -120,14 +122,18 @@ class SimScheduler:
 
     # -- transfers
 
-    def pull_ended(self, request_id: RequestId, loaded: bool) -> SimSequence | None:
+    def pull_ended(
+        self, request_id: RequestId, loaded: bool, tokens: Sequence[int] = ()
+    ) -> SimSequence | None:
         """The transfer no longer touches the blocks. Not loaded: the sequence computes its prompt
-        itself, unless the caller ends it. None: it was aborted meanwhile."""
+        itself, unless the caller ends it. tokens: drawn elsewhere, it goes on from them. None: it was
+        aborted meanwhile."""
         order = self._pulling.pop(request_id)
         sequence = order.sequence
         if sequence.phase is Phase.ENDED:
             self._drop_blocks(sequence)
             return None
+        sequence.continue_from(tokens)
         if loaded:
             self._count_loaded(order)
         sequence.phase = Phase.WAITING
@@ -272,6 +278,7 @@ class SimScheduler:
                 continue
             sequence.computed_tokens += count
             committed.filled.extend(self._publish(sequence))
+            committed.advanced.append((sequence, count))
             if sequence.missing_tokens == 0:
                 committed.complete.append(sequence)
         return committed

@@ -1,5 +1,7 @@
 """One request inside the simulated engine."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 
 import numpy as np
@@ -8,7 +10,8 @@ from llmserve.core.blocks import chain_hashes, next_hash
 from llmserve.core.ids import BlockHash, RequestId
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineRequest, HandoverReport, PrefillStats
-from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.handover import PromptFollower, is_pushed, transfer_of
+from llmserve.engines.sim.link import Ticket
 from llmserve.engines.sim.memory import Digests, first_digest, next_digests
 from llmserve.engines.sim.tokens import TokenSource
 
@@ -24,7 +27,7 @@ class SimSequence:
     """computed_tokens counts the tokens whose KV lies in `blocks`. `ticket` is there until it is used."""
 
     def __init__(
-        self, request: EngineRequest, ticket: HandoverTicket | None, block_size: int, vocab_size: int
+        self, request: EngineRequest, ticket: Ticket | None, block_size: int, vocab_size: int
     ) -> None:
         self.request = request
         self.ticket = ticket
@@ -62,6 +65,22 @@ class SimSequence:
     def hands_over(self) -> bool:
         params = self.request.kv_transfer_params
         return bool(params and params.get("do_remote_decode"))
+
+    @property
+    def follower(self) -> PromptFollower | None:
+        """A new one, if its KV is to be pushed."""
+        params = self.request.kv_transfer_params
+        if not params or not self.hands_over or not is_pushed(params):
+            return None
+        return PromptFollower(transfer_of(params), self.prompt_tokens, self.block_size)
+
+    def continue_from(self, tokens: Sequence[int]) -> None:
+        """Tokens that another engine drew become the end of its prompt."""
+        for token in tokens:
+            self._source.feed(token)
+        self.tokens.extend(tokens)
+        self.prompt_tokens = len(self.tokens)
+        self.stats = replace(self.stats, prompt_tokens=self.prompt_tokens)
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)

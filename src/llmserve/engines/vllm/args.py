@@ -88,5 +88,6 @@ def _kv_transfer(spec: EngineSpec, card_path: str) -> KVTransferConfig:
             lease_seconds=spec.transfer.lease_seconds,
             card_path=card_path,
             policy=transfer_policy(spec),
+            layerwise=spec.transfer.mode != "pull",
         ).to_extra_config(),
     )

@@ -26,7 +26,7 @@ from llmserve.core.pairs import KvPeer
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, HandoverReport, KvEvents
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.connector.card import EngineCard
-from llmserve.engines.handover import HandoverTicket, addresses_for, meet, query_status
+from llmserve.engines.handover import addresses_for, check_params, meet, query_status
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import engine_args, set_environment
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
@@ -97,11 +97,10 @@ class VllmEngine:
                 f"the prompt has {len(request.prompt_token_ids)} tokens; the model's limit is {longest}, "
                 "with at least one for the output"
             )
-        if request.kv_transfer_params and request.kv_transfer_params.get("do_remote_prefill"):
-            try:
-                HandoverTicket.from_params(request.kv_transfer_params)
-            except TransferError as error:
-                raise InvalidRequest(error.message) from error
+        try:
+            check_params(request.kv_transfer_params, len(request.prompt_token_ids))
+        except TransferError as error:
+            raise InvalidRequest(error.message) from error
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:

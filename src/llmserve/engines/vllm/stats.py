@@ -40,8 +40,10 @@ class EngineStats:
             for lease_id, state, blocks, remaining in connector.get("lease_events", ())
         ]
         reports = {
-            request_id: HandoverReport("" if reason else transport, size, seconds, tuple(fallbacks), reason)
-            for request_id, transport, size, seconds, fallbacks, reason in connector.get("pulls", ())
+            request_id: HandoverReport(
+                "" if reason else transport, size, seconds, tuple(fallbacks), reason, pushed
+            )
+            for request_id, transport, size, seconds, fallbacks, reason, pushed in connector.get("pulls", ())
         }
         return leases, reports
 

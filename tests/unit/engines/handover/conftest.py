@@ -23,6 +23,8 @@ from llmserve.engines.handover import (
     PullJob,
     PullLimits,
     PullResult,
+    PushLimits,
+    ReceiveLimits,
     TransferPolicy,
 )
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, TransferState, TransferStatus
@@ -58,16 +60,28 @@ class Kv:
 
 @dataclass(eq=False)
 class GatedTransfer:
-    local: list[tuple[int, int]]
-    remote: list[tuple[int, int]]
+    """copies: to, from, size. generation: of the far side's memory, as it was described."""
+
+    copies: list[tuple[int, int, int]]
+    far: "GatedTransport"
+    generation: int
     is_probe: bool = False
+
+    @property
+    def valid(self) -> bool:
+        return self.generation == self.far.generation
+
+    def land(self) -> None:
+        for to, source, size in self.copies:
+            ctypes.memmove(to, source, size)
 
 
 @dataclass(eq=False)
 class GatedTransport:
-    """Copies within this process, in `poll`, once `gate` is set. `mode`: "work", "refuse" (reads
+    """Copies within this process, in `poll`, once `gate` is set. `mode`: "work", "refuse" (transfers
     fail when submitted), "fail" (in poll). stubborn: how often cancel says "not yet". Probes always work,
-    and are not counted."""
+    and are not counted. writes: those that were started. late: those that were given up; a test may let them
+    `land` all the same, as the network does, unless the far side has registered its memory anew."""
 
     network: dict[str, "GatedTransport"]
     name: str = "gated"
@@ -79,55 +93,83 @@ class GatedTransport:
     progressed: int = 0
     cancelled: int = 0
     connected: int = 0
+    generation: int = 0
+    closed: bool = False
+    writes: int = 0
+    late: list[GatedTransfer] = field(default_factory=list)
     regions: Sequence[Region] = ()
 
     def register(self, regions: Sequence[Region]) -> None:
         self.regions = regions
+        self.generation += 1
         self.network[str(id(self))] = self
 
     def describe(self) -> bytes:
-        return json.dumps(str(id(self))).encode()
+        return json.dumps([str(id(self)), self.generation]).encode()
 
     def connect(self, description: bytes) -> PeerName:
         self.connected += 1
-        return PeerName(json.loads(description))
+        return PeerName(description.decode())
 
     def disconnect(self, peer: PeerName) -> None:
         self.connected -= 1
 
     def read(self, peer: PeerName, batch: Batch) -> Transfer:
-        far = self.network[peer]
-        local, remote = _pieces(self.regions, batch.local), _pieces(far.regions, batch.remote)
-        if batch.remote.regions[0] == PROBE_REGION:
-            return GatedTransfer(local, remote, is_probe=True)
-        self.started.set()
-        if self.mode == "refuse":
-            raise TransferError("refused by the test")
-        return GatedTransfer(local, remote)
+        far, generation = self._far(peer)
+        pieces = zip(_pieces(self.regions, batch.local), _pieces(far.regions, batch.remote), strict=True)
+        is_probe = batch.remote.regions[0] == PROBE_REGION
+        copies = [(a, b, n) for (a, n), (b, _) in pieces]
+        return self._start(GatedTransfer(copies, far, generation, is_probe))
 
     def write(self, peer: PeerName, batch: Batch) -> Transfer:
-        raise TransferError("not in this transport")
+        far, generation = self._far(peer)
+        pieces = zip(_pieces(self.regions, batch.local), _pieces(far.regions, batch.remote), strict=True)
+        self.writes += 1
+        return self._start(GatedTransfer([(b, a, n) for (a, n), (b, _) in pieces], far, generation))
+
+    def _far(self, peer: PeerName) -> tuple["GatedTransport", int]:
+        identity, generation = json.loads(peer)
+        return self.network[identity], generation
+
+    def _start(self, transfer: GatedTransfer) -> GatedTransfer:
+        if not transfer.is_probe:
+            self.started.set()
+            if self.mode == "refuse":
+                raise TransferError("refused by the test")
+        return transfer
 
     def poll(self, transfer: Transfer) -> TransferStatus:
         assert isinstance(transfer, GatedTransfer)
+        if not transfer.valid:
+            return TransferStatus(TransferState.FAILED, "the memory was registered anew")
         if self.mode == "fail" and not transfer.is_probe:
+            self.late.append(transfer)
             return TransferStatus(TransferState.FAILED, "failed by the test")
         if not self.gate.is_set() and not transfer.is_probe:
             return TransferStatus(TransferState.RUNNING)
-        for (to, size), (source, _) in zip(transfer.local, transfer.remote, strict=True):
-            ctypes.memmove(to, source, size)
+        transfer.land()
         return TransferStatus(TransferState.DONE)
 
     def progress(self) -> None:
         self.progressed += 1
 
     def cancel(self, transfer: Transfer) -> None:
+        assert isinstance(transfer, GatedTransfer)
         if self.stubborn:
             self.stubborn -= 1
             raise TransferError("not yet")
         self.cancelled += 1
+        self.late.append(transfer)
+
+    def land(self) -> int:
+        """What was given up arrives. Returns how many transfers did."""
+        landing = [late for late in self.late if late.valid and not late.far.closed]
+        for transfer in landing:
+            transfer.land()
+        return len(landing)
 
     def close(self) -> None:
+        self.closed = True
         self.network.pop(str(id(self)), None)
 
 
@@ -207,6 +249,8 @@ class SideMaker(Protocol):
         limits: PullLimits | None = ...,
         layout: KvLayout | None = ...,
         policy: TransferPolicy | None = ...,
+        push_limits: PushLimits | None = ...,
+        receive_limits: ReceiveLimits | None = ...,
     ) -> Side: ...
 
 
@@ -225,6 +269,8 @@ def make_side() -> Iterator[SideMaker]:
         limits: PullLimits | None = None,
         layout: KvLayout | None = None,
         policy: TransferPolicy | None = None,
+        push_limits: PushLimits | None = None,
+        receive_limits: ReceiveLimits | None = None,
     ) -> Side:
         kv = Kv(seed)
         node = HandoverNode(
@@ -236,6 +282,8 @@ def make_side() -> Iterator[SideMaker]:
             clock=clock,
             limits=limits,
             policy=policy,
+            push_limits=push_limits,
+            receive_limits=receive_limits,
         )
         sides.append(Side(node, kv, lease_seconds))
         return sides[-1]

@@ -100,18 +100,20 @@ class TokenDelta(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., kv_transfer_params: _Optional[bytes] = ..., prefill_stats: _Optional[_Union[PrefillStats, _Mapping]] = ..., error: _Optional[str] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ...) -> None: ...
 
 class Handover(_message.Message):
-    __slots__ = ("transport", "bytes", "seconds", "fallbacks", "reason")
+    __slots__ = ("transport", "bytes", "seconds", "fallbacks", "reason", "pushed")
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     FALLBACKS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    PUSHED_FIELD_NUMBER: _ClassVar[int]
     transport: str
     bytes: int
     seconds: float
     fallbacks: _containers.RepeatedScalarFieldContainer[str]
     reason: str
-    def __init__(self, transport: _Optional[str] = ..., bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., fallbacks: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ...) -> None: ...
+    pushed: bool
+    def __init__(self, transport: _Optional[str] = ..., bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., fallbacks: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., pushed: _Optional[bool] = ...) -> None: ...
 
 class Logprobs(_message.Message):
     __slots__ = ("width", "token_ids", "logprobs", "ranks")

@@ -1,0 +1,115 @@
+"""The deciding half of pushes: part of the scheduler side, in the EngineCore.
+
+At prefill it follows the steps of a request that is to be pushed, and says which blocks each step
+makes final. At decode it lets vLLM park a request that carries a PushCard, with blocks for its whole
+prompt, and when prefill is done lets it go on from the token that prefill drew.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from llmserve.core.errors import TransferError
+from llmserve.core.ids import TransferId
+from llmserve.engines.connector.continuation import continue_from
+from llmserve.engines.connector.push_orders import PushEnd, PushOrders, Receive
+from llmserve.engines.handover import HandoverTicket, PromptFollower, PushCard, is_pushed, transfer_of
+
+if TYPE_CHECKING:
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.request import Request
+
+
+class PushSide:
+    """Every method ignores requests that are not pushed."""
+
+    def __init__(self, block_size_tokens: int) -> None:
+        self._block_size = block_size_tokens
+        self._orders = PushOrders()
+        self._prefills: dict[str, tuple[Request, PromptFollower]] = {}
+        self._waiting: dict[str, PushCard] = {}  # at decode, without blocks
+        self._parked: dict[str, Request] = {}  # at decode, with blocks
+
+    def on_new_request(self, request: "Request") -> None:
+        """Malformed parameters were refused by the engine's `add` already; never fatal here."""
+        params = request.kv_transfer_params
+        if not params or not is_pushed(params):
+            return
+        try:
+            if params.get("do_remote_prefill"):
+                self._expect(request, PushCard.from_params(params))
+            elif params.get("do_remote_decode"):
+                self._announce(request, transfer_of(params))
+        except TransferError:
+            return
+
+    def take_orders(
+        self, scheduled_tokens: Mapping[str, int], block_ids_of: Callable[[str], Sequence[int]]
+    ) -> PushOrders:
+        """scheduled_tokens: how many of each request the step computes, on top of num_computed_tokens."""
+        for request_id in self._prefills.keys() & scheduled_tokens.keys():
+            request, follower = self._prefills[request_id]
+            tokens = scheduled_tokens[request_id]
+            chunk = follower.step(request.num_computed_tokens, tokens, block_ids_of(request_id))
+            self._orders.chunks.append(chunk)
+        orders, self._orders = self._orders, PushOrders()
+        return orders
+
+    # -- at prefill
+
+    def _announce(self, request: "Request", transfer_id: TransferId) -> None:
+        follower = PromptFollower(transfer_id, request.num_prompt_tokens, self._block_size)
+        self._prefills[request.request_id] = request, follower
+        self._orders.announced.append(transfer_id)
+
+    def prefill_ended(self, request: "Request", ticket: HandoverTicket | None) -> None:
+        """ticket: of what it hands over, if it does."""
+        _, follower = self._prefills.pop(request.request_id, (None, None))
+        if follower is None:
+            return
+        if ticket is None:
+            self._orders.dropped.append(follower.transfer_id)
+            return
+        tokens = tuple(request.output_token_ids)
+        self._orders.ends.append(
+            PushEnd(request.request_id, follower.transfer_id, ticket.to_params(), tokens)
+        )
+
+    # -- at decode
+
+    def _expect(self, request: "Request", card: PushCard) -> None:
+        self._waiting[request.request_id] = card
+        self._orders.expected.append(card.to_params())
+
+    def matched_tokens(self, request: "Request", computed_tokens: int) -> int:
+        """Prompt tokens that prefill will bring beyond those in the local cache; 0 for all but requests that
+        wait to be pushed. No side effects."""
+        card = self._waiting.get(request.request_id)
+        return 0 if card is None else max(0, card.num_tokens - computed_tokens)
+
+    def after_alloc(self, request: "Request", blocks: "KVCacheBlocks", external_tokens: int) -> None:
+        card = self._waiting.pop(request.request_id, None)
+        if card is None:
+            return
+        if external_tokens == 0:  # vLLM wants to compute all of it
+            self._orders.forgotten.append(card.to_params())
+            return
+        first = (card.num_tokens - external_tokens) // self._block_size
+        end = -(-card.num_tokens // self._block_size)
+        (local,) = blocks.get_block_ids()
+        self._parked[request.request_id] = request
+        self._orders.receives.append(
+            Receive(request.request_id, card.to_params(), first, tuple(local[first:end]))
+        )
+
+    def loads_ended(self, request_ids: Iterable[str], tokens: Mapping[str, Sequence[int]]) -> None:
+        """tokens: what prefill drew, of requests that are to go on from it."""
+        for request_id in request_ids:
+            request = self._parked.pop(request_id, None)
+            if request is not None and request_id in tokens:
+                continue_from(request, tokens[request_id])
+
+    def request_finished(self, request: "Request") -> None:
+        if card := self._waiting.pop(request.request_id, None):  # aborted before it had blocks
+            self._orders.forgotten.append(card.to_params())
+        if self._parked.pop(request.request_id, None):  # aborted while they are filled
+            self._orders.cancels.append(request.request_id)

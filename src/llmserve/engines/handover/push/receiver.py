@@ -1,0 +1,177 @@
+"""The receiving end of pushes in a process: decode's."""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+
+from llmserve.core.errors import TransferError
+from llmserve.core.ids import RequestId, ReservationId, TransferId
+from llmserve.engines.handover import wire
+from llmserve.engines.handover.client import HandoverClient
+from llmserve.engines.handover.fields import object_of
+from llmserve.engines.handover.io import HandoverIo
+from llmserve.engines.handover.pull import PullResult
+from llmserve.engines.handover.push.arrival import Arrival, ReceiveJob, ReceiveLimits, Surroundings
+from llmserve.engines.handover.push.card import PushCard
+from llmserve.engines.handover.push.messages import PushOutcome, Reservation, reservation_of
+from llmserve.engines.handover.push.reservations import ReservationTable
+from llmserve.engines.handover.ticket import PeerAddress
+from llmserve.kvstore.leases import LeaseAnswer
+
+_log = logging.getLogger(__name__)
+
+
+class PushReceiver:
+    """Methods without underscore, but `operations`, may be called from any thread and never wait for the
+    network."""
+
+    def __init__(
+        self,
+        io: HandoverIo,
+        client: HandoverClient,
+        home: PeerAddress,
+        hang_up: Callable[[], None],
+        limits: ReceiveLimits | None = None,
+    ) -> None:
+        """client: of this process; it pulls when a push fails. home: where prefill reaches this process.
+        hang_up: on all peers that are connected to it."""
+        self._io = io
+        self._client = client
+        self._home = home
+        self._hang_up = hang_up
+        self._around = Surroundings(
+            io=io,
+            peers=client.peers,
+            table=ReservationTable(home.epoch),
+            limits=limits or ReceiveLimits(),
+            pull_limits=client.limits,
+            on_trouble=client.trouble,
+            fence=self._fence,
+            release=client.release,
+        )
+        self._lock = threading.Lock()
+        self._active: set[RequestId] = set()
+        self._finished: deque[PullResult] = deque()
+        self._arrivals: dict[RequestId, Arrival] = {}
+        self._by_reservation: dict[ReservationId, Arrival] = {}
+        self._expected: dict[TransferId, asyncio.Task[None]] = {}
+        self._reserved = 0
+
+    # -- decode's engine
+
+    def expect(self, card: PushCard) -> None:
+        """A request came that is to be pushed, and waits for blocks: prefill keeps its KV, until receive
+        or forget."""
+        self._post(lambda: self._expect(card))
+
+    def forget(self, card: PushCard) -> None:
+        """It is not wanted any more."""
+        self._post(lambda: self._forget(card))
+
+    def receive(self, job: ReceiveJob) -> None:
+        """Its blocks are there. The result comes from take_finished, exactly once, and when it does nobody
+        writes into them. Errors: TransferError after `close`."""
+        with self._lock:
+            self._active.add(job.request_id)
+        self._io.post(lambda: self._start(job))
+
+    def cancel(self, request_id: RequestId) -> None:
+        """Its result still comes. Unknown ids are ignored."""
+        self._post(lambda: self._cancel(request_id))
+
+    def take_finished(self) -> list[PullResult]:
+        """Each result once."""
+        taken = []
+        with suppress(IndexError):
+            while True:
+                taken.append(self._finished.popleft())
+        return taken
+
+    @property
+    def active_count(self) -> int:
+        """Reservations whose result has not been produced."""
+        return len(self._active)
+
+    # -- prefill, over the side channel
+
+    @property
+    def operations(self) -> Mapping[str, Callable[[int, wire.Message], wire.Message]]:
+        return {"begin_push": self._begin, "pushed": self._pushed}
+
+    def _begin(self, connection: int, message: wire.Message) -> wire.Message:
+        reservation_id, epoch = reservation_of(message)
+        answer = self._around.table.begin(reservation_id, epoch, self._io.fences)
+        if answer is LeaseAnswer.VALID:
+            self._by_reservation[reservation_id].begun(connection)
+        return {"ok": True, "lease": answer.value}
+
+    def _pushed(self, _: int, message: wire.Message) -> wire.Message:
+        reservation_id, epoch = reservation_of(message)
+        outcome = PushOutcome.from_message(object_of(message, "outcome"))
+        answer = self._around.table.end(reservation_id, epoch)
+        if answer is LeaseAnswer.VALID:
+            self._by_reservation[reservation_id].deliver(outcome)
+        return {"ok": True, "lease": answer.value}
+
+    # -- on the loop
+
+    def _post(self, action: Callable[[], object]) -> None:
+        with suppress(TransferError):  # closed: there is nothing left to act on
+            self._io.post(action)
+
+    def _start(self, job: ReceiveJob) -> None:
+        self._stop_expecting(job.card)
+        self._reserved += 1
+        reservation_id = ReservationId(f"{self._home.epoch:x}.{self._reserved:x}.{job.request_id}")
+        reservation = Reservation(reservation_id, self._home, job.first_block, job.local_block_ids)
+        arrival = Arrival(job, reservation, self._around)
+        self._around.table.open(reservation_id)
+        self._arrivals[job.request_id] = self._by_reservation[reservation_id] = arrival
+        self._io.spawn(f"arrival {job.request_id}", self._run(arrival))
+
+    async def _run(self, arrival: Arrival) -> None:
+        result = await arrival.run()
+        if not result.ok:
+            self._io.counters.failed_pulls += 1
+        _log.info("kv push %s: %s", "complete" if result.ok else "failed", result)
+        del self._arrivals[result.request_id]
+        del self._by_reservation[arrival.reservation.reservation_id]
+        with self._lock:
+            self._active.discard(result.request_id)
+        self._finished.append(result)
+
+    def _cancel(self, request_id: RequestId) -> None:
+        if arrival := self._arrivals.get(request_id):
+            arrival.cancel()
+
+    def _expect(self, card: PushCard) -> None:
+        self._stop_expecting(card)
+        self._expected[card.transfer_id] = self._io.spawn("expect push", self._keep_expecting(card))
+
+    def _stop_expecting(self, card: PushCard) -> None:
+        if task := self._expected.pop(card.transfer_id, None):
+            task.cancel()
+
+    def _forget(self, card: PushCard) -> None:
+        self._stop_expecting(card)
+        self._io.spawn("forget push", self._ask(card, "stop_push"))
+
+    async def _keep_expecting(self, card: PushCard) -> None:
+        while True:
+            await self._ask(card, "reserve")
+            await asyncio.sleep(self._around.limits.poll_seconds)
+
+    async def _ask(self, card: PushCard, operation: str) -> None:
+        """Best effort: whoever reserves finds out what is the matter."""
+        with suppress(TransferError):
+            peer = await self._client.peers.get(card.address(self._io.layout.shard.rank))
+            await peer.ask(operation, {"transfer_id": card.transfer_id})
+
+    def _fence(self, transports: Iterable[str]) -> None:
+        """Everybody connects again, and so learns how to reach the memory now."""
+        self._io.fence(transports)
+        self._hang_up()
+        self._client.peers.hang_up("the memory was fenced")
