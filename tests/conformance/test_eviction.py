@@ -234,6 +234,16 @@ def test_pins_end_with_their_block(make_policy: MakePolicy) -> None:
     assert desk.store("b") == [Added.HELD]
 
 
+def test_what_is_added_beside_pinned_blocks_may_go(make_policy: MakePolicy) -> None:
+    desk = _desk(make_policy, 2)
+    desk.store("a")
+    desk.book.pin([_key("a")])
+    assert desk.book.make_room(2, X) == []  # nothing else is there yet
+    desk.store("b")
+    assert desk.store("c") == [Added.HELD]
+    assert desk.names() == ["b"]
+
+
 def test_hot_blocks_stay_until_they_are_cool(make_policy: MakePolicy) -> None:
     desk = _desk(make_policy, 2, EvictionRules(hot_keep_seconds=10))
     desk.store("ab")
@@ -314,6 +324,17 @@ def test_what_another_tenant_continued_stays_before_it(make_policy: MakePolicy) 
     desk.clock.advance(1)
     assert desk.store("x", X) == [Added.NO_ROOM]  # the block at the end is Y's hot set
     assert desk.held("a", "ab", "abc")
+
+
+def test_what_another_tenant_continued_goes_after_it(make_policy: MakePolicy) -> None:
+    desk = _desk(make_policy, 4, EvictionRules(tenant_hotset_bytes=1))
+    desk.store("a", X)
+    desk.store("ab", Y)
+    assert desk.book.make_room(3, X) == []
+    desk.clock.advance(1)
+    desk.store("z", Y)  # now Y holds more than its hot set
+    desk.gone += desk.book.make_room(3, X)
+    assert desk.names() == ["ab", "a"]
 
 
 _PROMPTS = st.lists(st.text("abc", min_size=1, max_size=6), min_size=1, max_size=30)
@@ -418,7 +439,7 @@ class Checked(Desk):
 
 
 @given(st.sampled_from(sorted(POLICIES)), _RULES, _ACTS)
-@settings(deadline=None, database=None, max_examples=150)
+@settings(deadline=None, database=None, max_examples=100)
 def test_the_rules_hold_whatever_happens(
     name: str, rules: EvictionRules, acts: Sequence[tuple[str, str, TenantId, int]]
 ) -> None:

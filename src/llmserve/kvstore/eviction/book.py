@@ -72,10 +72,8 @@ class TierBook:
             return Added.NO_ROOM
         node = self._tree.add(key, parent, tenant)
         node.size_bytes, node.touched_at = size_bytes, self._clock.now()
-        blocks = self._tenant(tenant)
-        blocks.policy.add(key, size_bytes)
-        blocks.search_again_at = min(blocks.search_again_at, node.touched_at + self._rules.hot_keep_seconds)
-        self._charge(node, size_bytes)
+        self._tenant(tenant).add(node)
+        self.used_bytes += size_bytes
         return Added.HELD
 
     def remove(self, key: BlockHash) -> None:
@@ -92,7 +90,7 @@ class TierBook:
         for key in reversed(keys):  # a block counts as used after those that follow it
             if node := self._tree.find(key):
                 node.touched_at = now
-                self._tenants[node.tenant].policy.touch(key)
+                self._tenants[node.tenant].touch(node)
 
     def prove(self, keys: Iterable[BlockHash]) -> None:
         """These are worth a write to the tier below (see admission.py). What is not held is ignored."""
@@ -117,11 +115,11 @@ class TierBook:
 
     def unpin(self, keys: Iterable[BlockHash]) -> None:
         """Of what was removed meanwhile nothing is left to unpin."""
-        for key in keys:
-            node = self._tree.find(key)
-            if node and node.pins:
-                node.pins -= 1
-        self._search_again()
+        pinned = [node for key in keys if (node := self._tree.find(key)) and node.pins]
+        for node in pinned:
+            node.pins -= 1
+        if pinned:
+            self._search_again()
 
     def check_integrity(self) -> None:
         """Raises AssertionError when books and sums differ."""
@@ -131,10 +129,10 @@ class TierBook:
             sums[node.tenant] += node.size_bytes
         assert sums == {tenant: blocks.used_bytes for tenant, blocks in self._tenants.items()}, self
         assert sum(sums.values()) == self.used_bytes <= self.capacity_bytes, self
-        assert sum(len(blocks.policy) for blocks in self._tenants.values()) == len(self), self
+        assert sum(len(blocks) for blocks in self._tenants.values()) == len(self), self
         assert all(used <= self._quota(tenant) for tenant, used in sums.items()), self
         for blocks in self._tenants.values():
-            blocks.policy.check_integrity()
+            blocks.check_integrity()
 
     # -- parts
 
@@ -186,13 +184,9 @@ class TierBook:
         for blocks in self._tenants.values():
             blocks.search_again_at = -inf
 
-    def _charge(self, node: Node, size_bytes: int) -> None:
-        self.used_bytes += size_bytes
-        self._tenants[node.tenant].used_bytes += size_bytes
-
     def _forget(self, node: Node, *, evicted: bool) -> None:
-        self._charge(node, -node.size_bytes)
-        self._tenants[node.tenant].policy.remove(node.key, evicted=evicted)
+        self.used_bytes -= node.size_bytes
+        self._tenants[node.tenant].remove(node, evicted=evicted)
         self._tree.remove(node)
 
 

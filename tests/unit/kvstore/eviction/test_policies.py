@@ -61,9 +61,20 @@ def test_s3fifo_trusts_what_returns_soon() -> None:
     _fill(policy, range(10), 10)
     gone = _evict(policy)
     policy.add(gone, 1)
-    _fill(policy, (f"scan{number}" for number in range(9)), 10)
+    _fill(policy, (f"scan{number}" for number in range(30)), 10)
     assert gone in _held(policy)
     policy.check_integrity()
+
+
+def test_s3fifo_leaves_newcomers_their_tenth() -> None:
+    policy = S3FifoPolicy()
+    _fill(policy, range(10), 10)
+    for number in range(10):
+        policy.touch(_key(number))
+    assert _evict(policy) == _key(0)  # all passed probation; the oldest goes
+    policy.add(_key("new"), 1)
+    assert _evict(policy) == _key(1)
+    assert _key("new") in _held(policy)
 
 
 def test_s3fifo_forgets_what_left_long_ago() -> None:
