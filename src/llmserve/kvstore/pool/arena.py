@@ -1,8 +1,9 @@
 """The memory of the pool, as its owner has it: an anonymous file (memfd), which ends with its last user.
 
 All of it is taken at the start, or the start fails: memory that is missing later is a SIGBUS. It stands in
-free huge pages where there are enough, otherwise in common pages, with the advice to make them huge. Its
-size is sealed: no process that attaches can pull it away from under the others.
+free huge pages where enough are set aside, otherwise in transparent ones if the kernel makes them (Linux
+6.1; workers that attach have them too), otherwise in common pages. Its size is sealed: no process that
+attaches can pull it away from under the others.
 """
 
 import math
@@ -25,7 +26,7 @@ _RESERVE_BYTES = 256 << 20  # for everything else on the machine
 
 
 class Arena:
-    """Life: constructor -> close (idempotent). Blocks for a quarter of a second for each GB.
+    """Life: constructor -> close (idempotent). Blocks for a second or two for each GB.
 
     capacity_bytes is rounded up to huge pages. cluster: stands in /proc/PID/maps, for people."""
 
@@ -50,6 +51,7 @@ class Arena:
             self._close_fd()
             raise _refusal(self.shape.total_bytes, free_bytes(), str(error)) from error
         self._mapping.write_head(head(self._nonce))
+        self.huge_pages = self.huge_pages or self._mapping.collapse()
 
     @property
     def arena_id(self) -> str:

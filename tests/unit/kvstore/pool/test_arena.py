@@ -14,7 +14,6 @@ import pytest
 from llmserve.core.errors import StartFailed, TransferError
 from llmserve.kvstore.pool.arena import Arena
 from llmserve.kvstore.pool.attached import AttachedArena
-from llmserve.kvstore.pool.room import free_huge_pages_bytes
 from llmserve.kvstore.pool.slot import Slot
 
 MIB = 1 << 20
@@ -68,9 +67,9 @@ def test_both_see_the_same_bytes_and_generations(arena: Arena) -> None:
         del view
 
 
-def test_the_data_begins_at_a_huge_page_of_the_file_and_a_page_of_memory(arena: Arena) -> None:
+def test_the_data_begins_at_a_huge_page_of_the_file_and_of_memory(arena: Arena) -> None:
     assert arena.shape.data_offset % (2 * MIB) == 0
-    assert arena.region.address % 4096 == 0
+    assert arena.region.address % (2 * MIB) == 0
     assert arena.shape.words * 4096 == 4 * MIB
 
 
@@ -118,9 +117,20 @@ def test_memory_that_the_system_refuses_is_an_error_at_the_start(limit: int) -> 
 
 def test_huge_pages_that_are_gone_when_they_are_asked_for_are_done_without() -> None:
     arena = Arena("huge", 4 * MIB, free_huge_bytes=lambda _: 1 << 60)
-    assert arena.huge_pages == (free_huge_pages_bytes(2 * MIB) >= 6 * MIB)
     arena.view(0, 5)[:] = b"there"
     arena.close()
+
+
+def test_a_view_outlives_the_closing(arena: Arena) -> None:
+    """A copy under way must not lose its memory."""
+    other = AttachedArena(arena.description())
+    before = mappings("one")
+    view = other.place(Slot(0, 100))[1]
+    other.close()
+    view[:] = bytes(range(100))
+    assert bytes(arena.view(0, 100)) == bytes(range(100))
+    del view
+    assert mappings("one") < before
 
 
 def test_nobody_can_change_its_size(arena: Arena) -> None:
