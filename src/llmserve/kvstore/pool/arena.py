@@ -1,9 +1,8 @@
 """The memory of the pool, as its owner has it: an anonymous file (memfd), which ends with its last user.
 
 All of it is taken at the start, or the start fails: memory that is missing later is a SIGBUS. It stands in
-free huge pages where enough are set aside, otherwise in transparent ones if the kernel makes them (Linux
-6.1; workers that attach have them too), otherwise in common pages. Its size is sealed: no process that
-attaches can pull it away from under the others.
+free huge pages where enough are set aside, otherwise in common pages, which `make_huge` may change.
+Its size is sealed: no process that attaches can pull it away from under the others.
 """
 
 import math
@@ -26,7 +25,7 @@ _RESERVE_BYTES = 256 << 20  # for everything else on the machine
 
 
 class Arena:
-    """Life: constructor -> close (idempotent). Blocks for a second or two for each GB.
+    """Life: constructor -> close (idempotent). Blocks for a quarter of a second for each GB.
 
     capacity_bytes is rounded up to huge pages. cluster: stands in /proc/PID/maps, for people."""
 
@@ -51,7 +50,6 @@ class Arena:
             self._close_fd()
             raise _refusal(self.shape.total_bytes, free_bytes(), str(error)) from error
         self._mapping.write_head(head(self._nonce))
-        self.huge_pages = self.huge_pages or self._mapping.collapse()
 
     @property
     def arena_id(self) -> str:
@@ -66,6 +64,12 @@ class Arena:
     def region(self) -> Region:
         """The data, for transports. Slots are spans of it."""
         return self._mapping.region
+
+    def make_huge(self) -> bool:
+        """Whether all of it stands in huge pages now. A second or two for each GB: for a thread of its own,
+        while the pool is in use. Workers that attach have them too."""
+        self.huge_pages = self.huge_pages or self._mapping.collapse()
+        return self.huge_pages
 
     def view(self, offset: int, length_bytes: int) -> memoryview:
         """For the owner's own tiers, under a reservation or a lease."""

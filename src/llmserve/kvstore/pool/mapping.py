@@ -64,7 +64,9 @@ class Mapping:
     def collapse(self) -> bool:
         """Asks the kernel to put all of it into huge pages, whatever its settings say. Takes a second or two
         for each GB. False: it does not, or memory is too scattered."""
-        return all(_libc.madvise(address, length, _COLLAPSE) == 0 for address, length in self._steps())
+        memory = self._memory  # not unmapped meanwhile
+        done = all(_libc.madvise(address, length, _COLLAPSE) == 0 for address, length in self._steps())
+        return done and len(memory) > 0
 
     def close(self) -> None:
         """Idempotent. Memory that others still show stays mapped until these are gone too."""
