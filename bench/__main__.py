@@ -5,11 +5,23 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import directory, eviction, gateway, idle, latency, pool, push, recovery, tiers, transfer
+from bench import (
+    directory,
+    eviction,
+    gateway,
+    idle,
+    latency,
+    pool,
+    push,
+    recovery,
+    tiers,
+    tiers_object,
+    transfer,
+)
 
 NAMES = (
     *("latency", "idle", "gateway", "recovery", "transfer", "push"),
-    *("eviction", "directory", "nvme", "pool"),
+    *("eviction", "directory", "pool", "nvme", "object", "formats"),
 )
 
 
@@ -19,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer, nvme, pool: rounds of measurements")
+    parser.add_argument("--repeats", type=int, default=3, help="transfer, pool, nvme, object: rounds")
     parser.add_argument("--directory", type=Path, default=Path(), help="nvme: on the disk to measure")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
@@ -27,15 +39,23 @@ def main() -> None:
         "idle": idle.run,
         "gateway": gateway.run,
         "recovery": recovery.run,
+        "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
+        "push": push.run,
         "eviction": eviction.run,
         "directory": directory.run,
         "pool": partial(pool.run, arguments.repeats),
-        "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
         "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
-        "push": push.run,
+        "object": partial(tiers_object.run, arguments.repeats),
+        "formats": _formats,
     }
     for name in arguments.names or NAMES:
         print(f"\n## {name}\n\n{benches[name]()}", flush=True)
+
+
+def _formats() -> str:
+    from bench import formats  # imports torch: not for the others
+
+    return formats.run()
 
 
 if __name__ == "__main__":

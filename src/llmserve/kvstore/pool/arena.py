@@ -1,8 +1,8 @@
 """The memory of the pool, as its owner has it: an anonymous file (memfd), which ends with its last user.
 
 All of it is taken at the start, or the start fails: memory that is missing later is a SIGBUS. It stands in
-free huge pages where there are enough, otherwise in common pages, with the advice to make them huge. Its
-size is sealed: no process that attaches can pull it away from under the others.
+free huge pages where enough are set aside, otherwise in common pages, which `make_huge` may change.
+Its size is sealed: no process that attaches can pull it away from under the others.
 """
 
 import math
@@ -69,6 +69,12 @@ class Arena:
     def region(self) -> Region:
         """The data, for transports. Slots are spans of it."""
         return self._mapping.region
+
+    def make_huge(self) -> bool:
+        """Whether all of it stands in huge pages now. A second or two for each GB: for a thread of its own,
+        while the pool is in use. Workers that attach have them too."""
+        self.huge_pages = self.huge_pages or self._mapping.collapse()
+        return self.huge_pages
 
     def view(self, offset: int, length_bytes: int) -> memoryview:
         """For the owner's own tiers, under a reservation or a lease."""

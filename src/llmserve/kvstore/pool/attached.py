@@ -42,7 +42,11 @@ class AttachedArena:
 
     def owner_lives(self) -> bool:
         """Whether what is asked of the owner can still be true."""
-        return not self._closed and not select.select([self._owner], [], [], 0)[0]
+        if self._closed:
+            return False
+        poll = select.poll()  # select() knows no descriptor above 1,023
+        poll.register(self._owner, select.POLLIN)
+        return not poll.poll(0)
 
     def is_current(self, slot: Slot) -> bool:
         """Whether this use of the slot has not ended. Asked after a copy, it vouches for the copy: a call

@@ -77,27 +77,23 @@ class PoolCopier:
         The generation is looked at between groups: a writer that was paused for too long stops soon."""
         state, offset = xxhash.xxh3_64(), 0
         address, view = self._arena.place(slot)
-        for rows in _groups(block):
+        for group in _groups(block, _GROUP_BYTES):
             if not self._arena.is_current(slot):
                 return _MOVED
-            self._memory.copy_in(rows, address, view, offset)
-            self._memory.digest(rows, state)
-            offset += rows.total_bytes
+            self._memory.copy_in(group, address, view, offset)
+            self._memory.digest(group, state)
+            offset += sum(rows.total_bytes for rows in group)
         return Copied(CopyOutcome.DONE, state.intdigest()) if self._arena.is_current(slot) else _MOVED
 
     def _load(self, slot: Slot, block: list[Rows]) -> Copied:
         """Digests the slot, after the copy: what a foreign write had spoiled by then is still spoiled."""
         check, state, offset = self._checks.next(), xxhash.xxh3_64(), 0
         address, view = self._arena.place(slot)
-        digested = 0
-        for rows in _groups(block):
-            self._memory.copy_out(rows, address, view, offset)
-            offset += rows.total_bytes
-            if check and offset - digested >= _GROUP_BYTES // 2:
-                state.update(view[digested:offset])
-                digested = offset
-        if check:
-            state.update(view[digested:])
+        for group in _groups(block, _GROUP_BYTES if check else slot.length_bytes):
+            self._memory.copy_out(group, address, view, offset)
+            start, offset = offset, offset + sum(rows.total_bytes for rows in group)
+            if check:
+                state.update(view[start:offset])
         if not self._arena.is_current(slot):
             return _MOVED
         checksum = state.intdigest() if check else 0
@@ -105,6 +101,11 @@ class PoolCopier:
         return Copied(CopyOutcome.CORRUPT if corrupt else CopyOutcome.DONE, checksum)
 
 
-def _groups(block: list[Rows]) -> Iterator[Rows]:
-    for rows in block:
-        yield from rows.cut(_GROUP_BYTES)
+def _groups(block: list[Rows], most_bytes: int) -> Iterator[list[Rows]]:
+    """Of at most so many bytes each, or of one piece."""
+    if len(block) == 1:
+        yield from ([part] for part in block[0].cut(most_bytes))
+        return
+    each = max(1, most_bytes * len(block) // (sum(rows.total_bytes for rows in block) or 1))
+    for first in range(0, len(block), each):
+        yield block[first : first + each]

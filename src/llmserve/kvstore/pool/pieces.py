@@ -65,24 +65,30 @@ class LocalMemory:
         addresses = self._starts[spans.regions] + spans.offsets
         return _even(addresses, spans.lengths, block_bytes) or _uneven(addresses, spans.lengths, block_bytes)
 
-    def copy_in(self, rows: Rows, slot_address: int, slot: memoryview, offset: int) -> None:
+    def copy_in(self, group: Sequence[Rows], slot_address: int, slot: memoryview, offset: int) -> None:
         """To `offset` of the slot that lies at this address."""
-        if rows.count == 1:
-            _memcpy(slot_address + offset, rows.address, rows.length)
-        else:
-            np.copyto(_packed(slot, rows, offset), self._array(rows))
+        for rows in group:
+            if rows.count == 1:
+                _memcpy(slot_address + offset, rows.address, rows.length)
+            else:
+                np.copyto(_packed(slot, rows, offset), self._array(rows))
+            offset += rows.length * rows.count
 
-    def copy_out(self, rows: Rows, slot_address: int, slot: memoryview, offset: int) -> None:
-        if rows.count == 1:
-            _memcpy(rows.address, slot_address + offset, rows.length)
-        else:
-            np.copyto(self._array(rows), _packed(slot, rows, offset))
+    def copy_out(self, group: Sequence[Rows], slot_address: int, slot: memoryview, offset: int) -> None:
+        for rows in group:
+            if rows.count == 1:
+                _memcpy(rows.address, slot_address + offset, rows.length)
+            else:
+                np.copyto(self._array(rows), _packed(slot, rows, offset))
+            offset += rows.length * rows.count
 
-    def digest(self, rows: Rows, state: "xxhash.xxh3_64") -> None:
-        start = rows.address - self._first
-        for _ in range(rows.count):
-            state.update(self._window[start : start + rows.length])
-            start += rows.stride
+    def digest(self, group: Sequence[Rows], state: "xxhash.xxh3_64") -> None:
+        update, window = state.update, self._window
+        for rows in group:
+            start = rows.address - self._first
+            for _ in range(rows.count):
+                update(window[start : start + rows.length])
+                start += rows.stride
 
     def _array(self, rows: Rows) -> npt.NDArray[np.uint8]:
         shape, strides = (rows.count, rows.length), (rows.stride, 1)

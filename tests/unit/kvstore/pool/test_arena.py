@@ -14,7 +14,6 @@ import pytest
 from llmserve.core.errors import StartFailed, TransferError
 from llmserve.kvstore.pool.arena import Arena
 from llmserve.kvstore.pool.attached import AttachedArena
-from llmserve.kvstore.pool.room import free_huge_pages_bytes
 from llmserve.kvstore.pool.slot import Slot
 
 MIB = 1 << 20
@@ -68,9 +67,9 @@ def test_both_see_the_same_bytes_and_generations(arena: Arena) -> None:
         del view
 
 
-def test_the_data_begins_at_a_huge_page_of_the_file_and_a_page_of_memory(arena: Arena) -> None:
+def test_the_data_begins_at_a_huge_page_of_the_file_and_of_memory(arena: Arena) -> None:
     assert arena.shape.data_offset % (2 * MIB) == 0
-    assert arena.region.address % 4096 == 0
+    assert arena.region.address % (2 * MIB) == 0
     assert arena.shape.words * 4096 == 4 * MIB
 
 
@@ -118,9 +117,44 @@ def test_memory_that_the_system_refuses_is_an_error_at_the_start(limit: int) -> 
 
 def test_huge_pages_that_are_gone_when_they_are_asked_for_are_done_without() -> None:
     arena = Arena("huge", 4 * MIB, free_huge_bytes=lambda _: 1 << 60)
-    assert arena.huge_pages == (free_huge_pages_bytes(2 * MIB) >= 6 * MIB)
     arena.view(0, 5)[:] = b"there"
     arena.close()
+
+
+def test_a_view_outlives_the_closing(arena: Arena) -> None:
+    """A copy under way must not lose its memory."""
+    other = AttachedArena(arena.description())
+    before = mappings("one")
+    view = other.place(Slot(0, 100))[1]
+    other.close()
+    view[:] = bytes(range(100))
+    assert bytes(arena.view(0, 100)) == bytes(range(100))
+    del view
+    assert mappings("one") < before
+
+
+def test_pages_become_huge_under_what_they_hold(arena: Arena) -> None:
+    with attached(arena) as other:
+        arena.view(0, 4 * MIB)[:] = bytes(range(256)) * (16 << 10)
+        huge = arena.make_huge()  # not every kernel does
+        assert arena.huge_pages == huge
+        view = other.place(Slot(0, 4 * MIB))[1]
+        assert bytes(view) == bytes(range(256)) * (16 << 10)
+        del view
+
+
+def test_the_owner_is_watched_from_a_process_with_many_open_files(arena: Arena) -> None:
+    """More than select() can count."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, before[1]), before[1]))
+    files = [os.open("/dev/null", os.O_RDONLY) for _ in range(1024)]
+    try:
+        with attached(arena) as other:
+            assert other.owner_lives()
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_nobody_can_change_its_size(arena: Arena) -> None:

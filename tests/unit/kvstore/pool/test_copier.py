@@ -40,11 +40,11 @@ class Ends:
         return bytes(self.arena.view(slot.offset, slot.length_bytes))
 
 
-@pytest.fixture(params=[True, False], ids=["even", "uneven"])
+@pytest.fixture(params=["even", "backwards", "uneven"])
 def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
     arena = Arena("copies", 2 << 20)
     attached = AttachedArena(arena.description())
-    yield Ends(arena, attached, WorkerMemory(1, even=request.param))
+    yield Ends(arena, attached, WorkerMemory(1, request.param))
     attached.close()
     arena.close()
 

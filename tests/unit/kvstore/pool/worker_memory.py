@@ -12,13 +12,15 @@ BLOCK_BYTES = LAYERS * PIECE_BYTES
 
 
 class WorkerMemory:
-    """even: the layers lie equally far apart."""
+    """order: `even`, the layers lie equally far apart; `backwards`, too, the last one first; `uneven`."""
 
-    def __init__(self, seed: int, *, even: bool = True) -> None:
-        gap = 0 if even else mmap.PAGESIZE
+    def __init__(self, seed: int, order: str = "even") -> None:
+        gap = mmap.PAGESIZE if order == "uneven" else 0
         sizes = [BLOCKS * PIECE_BYTES + (layer % 3) * gap for layer in range(LAYERS)]
         self._memory = np.random.default_rng(seed).integers(0, 256, sum(sizes), np.uint8)
         starts = np.cumsum([0, *sizes[:-1]]).tolist()
+        if order == "backwards":
+            starts.reverse()
         self.layers = [self._memory[s : s + BLOCKS * PIECE_BYTES].reshape(BLOCKS, -1) for s in starts]
         self.regions = [Region(layer.ctypes.data, layer.nbytes) for layer in self.layers]
 
