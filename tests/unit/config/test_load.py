@@ -242,11 +242,6 @@ def test_one_problem(text: str, expected: str) -> None:
         ("kv_cache:\n  prefetch_on_prefix: true\n", 6, "kv_cache.prefetch_on_prefix: not available yet"),
         ("budgets:\n  max_tokens_in_flight: 9\n", 6, "budgets.max_tokens_in_flight: not available yet"),
         ("state:\n  backend: redis\n", 6, "state.backend: 'redis' is not available yet"),
-        (
-            "storageClasses:\n  - {name: a, tier: dram, capacity_gb: 1}\n",
-            5,
-            "storageClasses: not available yet",
-        ),
     ],
 )
 def test_planned_knobs_are_refused(text: str, line: int, words: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ class World:
     user: PoolUser = WORKER
     written: list[BlockHash] = field(default_factory=list)
 
-    async def prepare(self, keys: Sequence[BlockHash], have: int = 0, **more: float) -> Prepared:
+    async def prepare(self, keys: Sequence[BlockHash], have: int = 0, **more: Any) -> Prepared:
         sizes = (PART_BYTES,) * self.parts
         return await self.store.prepare(Prompt(self.user, self.tenant, keys, sizes, have, **more))
 
