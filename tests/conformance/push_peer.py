@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from llmserve.core.ids import LeaseId, RequestId, TransferId, WorkerId
-from llmserve.engines.handover import Finish, HandoverNode, HandoverTicket, KvLayout, PushChunk
+from llmserve.engines.handover import Finish, HandoverNode, HandoverTicket, KvGeometry, KvLayout, PushChunk
 from llmserve.transfer.base import Region
 from llmserve.transfer.select import makers
 
@@ -30,7 +30,7 @@ class Prefill:
             worker_id=WorkerId("prefill-0"),
             epoch=EPOCH,
             transports=[makers("127.0.0.1")[kind]()],
-            layout=KvLayout(regions, (BLOCK_BYTES,) * LAYERS, BLOCK_TOKENS),
+            layout=KvLayout(regions, KvGeometry((BLOCK_BYTES,) * LAYERS, BLOCK_TOKENS)),
             lease_seconds=30,
         )
 

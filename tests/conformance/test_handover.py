@@ -7,7 +7,7 @@ import pytest
 
 from llmserve.core.errors import TransportUnavailable
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, PullJob
+from llmserve.engines.handover import HandoverNode, HandoverTicket, KvGeometry, KvLayout, PullJob
 from llmserve.transfer.base import Region
 from llmserve.transfer.select import makers
 
@@ -22,7 +22,7 @@ def make_node(
     except TransportUnavailable as error:
         pytest.skip(error.message)
     regions = tuple(Region(layer.ctypes.data, layer.nbytes) for layer in memory)
-    layout = KvLayout(regions, (BLOCK_BYTES,) * LAYERS, 128)
+    layout = KvLayout(regions, KvGeometry((BLOCK_BYTES,) * LAYERS, 128))
     return HandoverNode(
         worker_id=WorkerId(worker), epoch=1, transports=[transport], layout=layout, lease_seconds=30
     )

@@ -16,6 +16,7 @@ from llmserve.core.errors import TransportUnavailable
 from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.engines.handover import (
     HandoverNode,
+    KvGeometry,
     KvLayout,
     PullResult,
     PushCard,
@@ -76,7 +77,7 @@ class Decode:
             worker_id=WorkerId("decode-0"),
             epoch=8,
             transports=[transport],
-            layout=KvLayout(regions, (BLOCK_BYTES,) * LAYERS, BLOCK_TOKENS),
+            layout=KvLayout(regions, KvGeometry((BLOCK_BYTES,) * LAYERS, BLOCK_TOKENS)),
             lease_seconds=30,
             receive_limits=ReceiveLimits(poll_seconds=0.1, stop_seconds=1.0),
         )

@@ -40,16 +40,16 @@ def layout_of(*tensors: torch.Tensor, axes: str = "LBHNC", packing: Packing = KN
 def test_blocks_that_can_be_cut() -> None:
     layers = tensor(), tensor()
     layout = layout_of(*layers)
-    assert layout.layout == "LBHNC/vec"
-    assert layout.parts == KNOWN.parts
-    assert layout.block_bytes == (HEADS * TOKENS * CONTENT * 2,) * 2
+    assert layout.geometry.layout == "LBHNC/vec"
+    assert layout.geometry.parts == KNOWN.parts
+    assert layout.geometry.block_bytes == (HEADS * TOKENS * CONTENT * 2,) * 2
     assert [region.address for region in layout.regions] == [layer.data_ptr() for layer in layers]
     assert layout.total_blocks == BLOCKS
 
 
 def test_heads_inside() -> None:
     layout = layout_of(tensor("LBNHC"), axes="LBNHC", packing=packing_of("flash_attn", CONTENT, 2))
-    assert (layout.layout, layout.geometry.heads_inside) == ("LBNHC/kv", True)
+    assert (layout.geometry.layout, layout.geometry.heads_inside) == ("LBNHC/kv", True)
 
 
 def test_layers_that_share_their_memory_count_once() -> None:
@@ -59,8 +59,8 @@ def test_layers_that_share_their_memory_count_once() -> None:
 
 def test_kernel_blocks_smaller_than_the_engines() -> None:
     layout = layout_of(tensor(tokens=TOKENS // 2, blocks=2 * BLOCKS))
-    assert (layout.kernel_block_tokens, layout.layout) == (TOKENS // 2, "LBHNC/vec")
-    assert layout.block_bytes == (HEADS * TOKENS * CONTENT * 2,)
+    assert (layout.geometry.kernel_block_tokens, layout.geometry.layout) == (TOKENS // 2, "LBHNC/vec")
+    assert layout.geometry.block_bytes == (HEADS * TOKENS * CONTENT * 2,)
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_blocks_that_cannot_be_cut_have_their_size_in_the_name(
     layer: torch.Tensor, axes: str, packing: Packing, name: str
 ) -> None:
     layout = layout_of(layer, axes=axes, packing=packing)
-    assert (layout.layout, layout.parts) == (name, ())
+    assert (layout.geometry.layout, layout.geometry.parts) == (name, ())
 
 
 def test_layers_of_different_width_cannot_be_cut() -> None:
-    assert layout_of(tensor(), tensor()[..., : CONTENT // 2].contiguous()).layout == "whole/vec.32x2"
+    assert layout_of(tensor(), tensor()[..., : CONTENT // 2].contiguous()).geometry.layout == "whole/vec.32x2"
 
 
 def test_memory_that_is_not_block_by_block_is_refused() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmserve.core.errors import StartFailed
 from llmserve.engines.connector.packing import Packing
-from llmserve.engines.handover import HeadShard, KvLayout
+from llmserve.engines.handover import HeadShard, KvGeometry, KvLayout
 from llmserve.transfer.base import Region
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ def kv_layout(
     by_tokens = known and bool(packing.parts)
     by_heads = by_tokens or (known and "HN" in axes)
     name = packing.name if by_tokens else f"{packing.name}.{kernel_tokens}"
-    return KvLayout(
-        regions,
+    geometry = KvGeometry(
         sizes,
         block_size_tokens,
         kv_dtype=kv_dtype,
@@ -53,6 +52,7 @@ def kv_layout(
         parts=packing.parts if by_tokens else (),
         kernel_block_tokens=kernel_tokens,
     )
+    return KvLayout(regions, geometry)
 
 
 def layer_indices(kv_caches: Mapping[str, "torch.Tensor"]) -> dict[str, int]:

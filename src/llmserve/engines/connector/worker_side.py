@@ -43,8 +43,8 @@ class WorkerSide:
         return RankEndpoint(
             endpoint=self._node.endpoint,
             transports=self._node.transports,
-            layout=self._layout.layout,
-            block_bytes=sum(self._layout.block_bytes),
+            layout=self._layout.geometry.layout,
+            block_bytes=sum(self._layout.geometry.block_bytes),
         )
 
     def execute(self, orders: StepOrders) -> None:

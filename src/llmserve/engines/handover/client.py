@@ -153,7 +153,7 @@ class HandoverClient:
     ) -> None:
         """Of the owner, that this rank of ours deals with."""
         try:
-            ranks = [source.rank for source in sources(self._io.layout.shard, len(ticket.endpoints))]
+            ranks = [source.rank for source in sources(self._io.layout.geometry.shard, len(ticket.endpoints))]
         except TransferError as error:
             _log.info("lease %s cannot be reached: %s", ticket.lease_id, error.message)
             return

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 from llmserve.core.errors import TransferError
 
+_MAX_INTEGER = (1 << 63) - 1
 _MAX_BLOCKS = 1 << 20
 _MAX_RANKS = 1024
 
@@ -41,10 +42,11 @@ def text_of(fields: Mapping[str, Any], name: str, least: int = 1) -> str:
     return value
 
 
-def integer_of(fields: Mapping[str, Any], name: str, least: int) -> int:
+def integer_of(fields: Mapping[str, Any], name: str, least: int, most: int = _MAX_INTEGER) -> int:
     value = fields.get(name)
-    if not _is_int(value) or not least <= value < 1 << 63:
-        raise wrong(name, f"must be an integer from {least} on")
+    if not _is_int(value) or not least <= value <= most:
+        upwards = "on" if most == _MAX_INTEGER else f"to {most}"
+        raise wrong(name, f"must be an integer from {least} {upwards}")
     return value
 
 
@@ -109,6 +111,14 @@ def object_of(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise wrong(name, "must be an object")
     return value
+
+
+def objects_of(fields: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], ...]:
+    """A list, which may be empty."""
+    value = fields.get(name)
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, Mapping) for item in value):
+        raise wrong(name, "must be a list of objects")
+    return tuple(value)
 
 
 def _is_int(value: object) -> TypeGuard[int]:

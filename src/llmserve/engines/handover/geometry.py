@@ -14,11 +14,19 @@ from typing import Any
 import numpy as np
 
 from llmserve.core.errors import TransferError
+from llmserve.engines.handover.fields import (
+    fields_of,
+    integer_of,
+    integers_of,
+    object_of,
+    objects_of,
+    text_of,
+)
 from llmserve.engines.handover.heads import HeadShard
 from llmserve.transfer.base import Int64Array
 
 _MAX_LAYERS = 4096
-_MAX_NUMBER = 1 << 32
+_MAX_NUMBER = (1 << 32) - 1
 _MAX_RANKS = 1024
 
 
@@ -217,19 +225,17 @@ class KvGeometry:
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> "KvGeometry":
         """Errors: TransferError for anything that `to_message` cannot have made."""
-        try:
+        with fields_of("malformed geometry of a KV cache"):
             return cls(
-                block_bytes=_numbers(message["block_bytes"], _MAX_LAYERS),
-                block_size_tokens=_number(message["block_size_tokens"], 1),
-                kv_dtype=_text(message["kv_dtype"]),
-                layout=_text(message["layout"]),
-                model=_text(message["model"]),
-                shard=_shard(message["shard"]),
-                parts=tuple(_part(part) for part in message["parts"]),
-                kernel_block_tokens=_number(message["kernel_block_tokens"], 0),
+                block_bytes=integers_of(message, "block_bytes", most=_MAX_LAYERS),
+                block_size_tokens=integer_of(message, "block_size_tokens", 1, _MAX_NUMBER),
+                kv_dtype=text_of(message, "kv_dtype", 0),
+                layout=text_of(message, "layout", 0),
+                model=text_of(message, "model", 0),
+                shard=_shard(object_of(message, "shard")),
+                parts=tuple(_part(part) for part in objects_of(message, "parts")),
+                kernel_block_tokens=integer_of(message, "kernel_block_tokens", 0, _MAX_NUMBER),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise TransferError(f"malformed geometry of a KV cache: {error!r}") from error
 
 
 def _strips(offsets: list[int], tokens: list[int], strides: list[int], sizes: list[int]) -> Strips:
@@ -240,32 +246,14 @@ def _brief(value: object) -> str:
     return repr(value)[:120]
 
 
-def _number(value: object, least: int, limit: int = _MAX_NUMBER) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < limit:
-        raise ValueError(f"not a number from {least} to {limit - 1}: {_brief(value)}")
-    return value
-
-
-def _numbers(value: object, longest: int) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= longest:
-        raise ValueError(f"not a list of 1 to {longest} numbers")
-    return tuple(_number(item, 1) for item in value)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > 1024:
-        raise ValueError("not a text of at most 1024 characters")
-    return value
-
-
-def _shard(value: Mapping[str, Any]) -> HeadShard:
+def _shard(fields: Mapping[str, Any]) -> HeadShard:
     return HeadShard(
-        kv_heads=_number(value["kv_heads"], 1),
-        tensor_parallel=_number(value["tensor_parallel"], 1, _MAX_RANKS + 1),
-        rank=_number(value["rank"], 0, _MAX_RANKS),
+        kv_heads=integer_of(fields, "kv_heads", 1, _MAX_NUMBER),
+        tensor_parallel=integer_of(fields, "tensor_parallel", 1, _MAX_RANKS),
+        rank=integer_of(fields, "rank", 0, _MAX_RANKS - 1),
     )
 
 
-def _part(value: Mapping[str, Any]) -> KvPart:
+def _part(fields: Mapping[str, Any]) -> KvPart:
     names = ("rows", "group_tokens", "group_bytes")
-    return KvPart(*(_number(value[name], 1) for name in names))
+    return KvPart(*(integer_of(fields, name, 1, _MAX_NUMBER) for name in names))

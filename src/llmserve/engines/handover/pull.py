@@ -114,7 +114,7 @@ class Pull:
 
     async def _fetch(self) -> None:
         """The first rank to fail ends the others' reads. Errors: TransferError."""
-        shard, ranks = self.io.layout.shard, len(self.job.ticket.endpoints)
+        shard, ranks = self.io.layout.geometry.shard, len(self.job.ticket.endpoints)
         try:
             async with asyncio.TaskGroup() as group:
                 for source in sources(shard, ranks):
@@ -144,12 +144,13 @@ class Pull:
                 await self._read_over_any(peer, batch)
             finally:
                 keeper.cancel()
-        await peer.demand("release", ticket, reader=self.io.layout.shard.rank, readers=source.readers)
+        rank = self.io.layout.geometry.shard.rank
+        await peer.demand("release", ticket, reader=rank, readers=source.readers)
 
     def _batch(self, peer: Peer, source: Source) -> Batch:
         """Errors: TransferError when the ticket's words on its owner's shape are not the owner's."""
         job, layout, theirs = self.job, self.io.layout, peer.geometry
-        expected = replace(layout.shard, tensor_parallel=len(job.ticket.endpoints), rank=source.rank)
+        expected = replace(layout.geometry.shard, tensor_parallel=len(job.ticket.endpoints), rank=source.rank)
         if (theirs.shard, theirs.block_size_tokens) != (expected, job.ticket.block_size_tokens):
             raise TransferError(f"{peer.endpoint} is not what the ticket says: {theirs.shard} for {expected}")
         return layout.batch_from(theirs, source.heads, job.tokens, job.local_block_ids, job.ticket.block_ids)

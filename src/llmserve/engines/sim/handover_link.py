@@ -11,6 +11,7 @@ from llmserve.core.tasks import TaskOwner
 from llmserve.engines.handover import (
     Finish,
     HandoverNode,
+    KvGeometry,
     KvLayout,
     KvPart,
     PullJob,
@@ -31,8 +32,7 @@ _LEASE_POLL_SECONDS = 0.02
 
 async def open_handover_link(spec: EngineSpec, memory: KvMemory) -> "HandoverLink":
     """What SimEngine takes as open_link. Errors: TransferError."""
-    layout = KvLayout(
-        regions=(memory.region(),),
+    geometry = KvGeometry(
         block_bytes=(memory.block_bytes,),
         block_size_tokens=memory.block_size_tokens,
         kv_dtype="sim",
@@ -40,6 +40,7 @@ async def open_handover_link(spec: EngineSpec, memory: KvMemory) -> "HandoverLin
         model=spec.model_name,
         parts=(KvPart(rows=1, group_tokens=1, group_bytes=TOKEN_BYTES),),
     )
+    layout = KvLayout((memory.region(),), geometry)
     transports, unusable = make_transports(spec.transfer.engine_order, spec.handover_host)
     return HandoverLink(
         HandoverNode(

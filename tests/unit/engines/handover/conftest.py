@@ -19,6 +19,7 @@ from llmserve.core.pairs import PairStatus
 from llmserve.engines.handover import (
     HandoverNode,
     HandoverTicket,
+    KvGeometry,
     KvLayout,
     PullJob,
     PullLimits,
@@ -46,7 +47,8 @@ class Kv:
         random = np.random.default_rng(seed)
         self.layers = [random.integers(0, 256, BLOCKS * size, np.uint8) for size in BLOCK_BYTES]
         regions = tuple(Region(layer.ctypes.data, layer.nbytes) for layer in self.layers)
-        self.layout = KvLayout(regions, BLOCK_BYTES, BLOCK_TOKENS, "bfloat16", "LBHNC", "model")
+        geometry = KvGeometry(BLOCK_BYTES, BLOCK_TOKENS, "bfloat16", "LBHNC", "model")
+        self.layout = KvLayout(regions, geometry)
 
     def blocks(self, ids: Sequence[int]) -> list[npt.NDArray[np.uint8]]:
         """A copy of all layers of some blocks."""

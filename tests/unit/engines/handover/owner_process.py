@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout
+from llmserve.engines.handover import HandoverNode, HandoverTicket, KvGeometry, KvLayout
 from llmserve.transfer.base import Region
 from llmserve.transfer.select import makers
 
@@ -25,7 +25,7 @@ def main() -> None:
         worker_id=WorkerId("prefill-0"),
         epoch=1,
         transports=[makers("127.0.0.1")[name]() for name in sys.argv[1].split(",")],
-        layout=KvLayout(regions, (BLOCK_BYTES,) * LAYERS, 16),
+        layout=KvLayout(regions, KvGeometry((BLOCK_BYTES,) * LAYERS, 16)),
         lease_seconds=30,
     )
     lease = node.server.grant(RequestId("p"), [5, 2])

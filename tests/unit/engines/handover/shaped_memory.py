@@ -26,17 +26,8 @@ class ShapedMemory:
         self.geometry = geometry
         size = geometry.block_bytes[0]
         self.layers = rng.integers(0, 256, (len(geometry.block_bytes), blocks, size), np.uint8)
-        self.layout = KvLayout(
-            tuple(Region(layer.ctypes.data, layer.nbytes) for layer in self.layers),
-            geometry.block_bytes,
-            geometry.block_size_tokens,
-            geometry.kv_dtype,
-            geometry.layout,
-            geometry.model,
-            geometry.shard,
-            geometry.parts,
-            geometry.kernel_block_tokens,
-        )
+        regions = tuple(Region(layer.ctypes.data, layer.nbytes) for layer in self.layers)
+        self.layout = KvLayout(regions, geometry)
 
     def store(self, content: Bytes, block_ids: Sequence[int]) -> None:
         """The heads of this rank of a whole prompt; the rest of its last block stays as it is."""

@@ -129,10 +129,11 @@ def test_it_travels_as_json_does() -> None:
         ("parts", [{"rows": 0, "group_tokens": 1, "group_bytes": 1}]),
         ("parts", [7]),
         ("parts", None),
+        ("parts", {}),
     ],
 )
 def test_a_message_without_sense_is_refused(name: str, value: object) -> None:
-    with pytest.raises(TransferError):
+    with pytest.raises(TransferError, match="malformed"):
         KvGeometry.from_message({**MINE.to_message(), name: value})
     without = MINE.to_message()
     del without[name]

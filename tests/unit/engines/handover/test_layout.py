@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 
 from llmserve.core.errors import TransferError
+from llmserve.engines.handover.geometry import KvGeometry
 from llmserve.engines.handover.layout import KvLayout
 from llmserve.transfer.base import Region, Spans
 
@@ -11,7 +12,7 @@ SIZES = (100, 8)
 
 def layout(blocks: int = 10) -> KvLayout:
     regions = tuple(Region(1000 * i, size * blocks) for i, size in enumerate(SIZES))
-    return KvLayout(regions, SIZES, 4, "bfloat16", "LBHNC", "model")
+    return KvLayout(regions, KvGeometry(SIZES, 4, "bfloat16", "LBHNC", "model"))
 
 
 def rows(spans: Spans) -> list[tuple[int, int, int]]:
@@ -54,10 +55,10 @@ def test_lists_that_do_not_match_are_refused(local: list[int], remote: list[int]
 
 def test_the_smallest_layer_counts() -> None:
     regions = (Region(0, 1000), Region(0, 79))
-    assert KvLayout(regions, SIZES, 4).total_blocks == 9
+    assert KvLayout(regions, KvGeometry(SIZES, 4)).total_blocks == 9
 
 
 @pytest.mark.parametrize("sizes", [(), (100,), (100, 0)])
 def test_a_layout_without_sense_is_refused(sizes: tuple[int, ...]) -> None:
     with pytest.raises(TransferError):
-        KvLayout((Region(0, 1), Region(0, 1)), sizes, 4)
+        KvLayout((Region(0, 1), Region(0, 1)), KvGeometry(sizes, 4))

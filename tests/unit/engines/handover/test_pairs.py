@@ -108,7 +108,8 @@ def test_a_stalled_transfer_goes_on_elsewhere(make_side: Make) -> None:
 
 def test_who_does_not_fit_is_refused_with_the_reason(make_side: Make, wait_until: Wait) -> None:
     owner, reader = make_side(1), make_side(2)
-    other = make_side(3, layout=dataclasses.replace(reader.kv.layout, kv_dtype="fp8"))
+    geometry = dataclasses.replace(reader.kv.layout.geometry, kv_dtype="fp8")
+    other = make_side(3, layout=dataclasses.replace(reader.kv.layout, geometry=geometry))
     _meet(other, owner)
     wait_until(lambda: bool(other.rows))
     (row,) = other.rows

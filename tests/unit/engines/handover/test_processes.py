@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, PullJob, PullResult
+from llmserve.engines.handover import HandoverNode, HandoverTicket, KvGeometry, KvLayout, PullJob, PullResult
 from llmserve.transfer.base import Region
 from llmserve.transfer.tcp import TcpTransport
 
@@ -43,7 +43,7 @@ def memory() -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
 @pytest.fixture
 def node(memory: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Iterator[HandoverNode]:
     regions = tuple(Region(layer.ctypes.data, layer.nbytes) for layer in memory)
-    layout = KvLayout(regions, (BLOCK_BYTES,) * LAYERS, 16)
+    layout = KvLayout(regions, KvGeometry((BLOCK_BYTES,) * LAYERS, 16))
     node = HandoverNode(
         worker_id=WorkerId("decode-0"), epoch=9, transports=[TcpTransport()], layout=layout, lease_seconds=30
     )

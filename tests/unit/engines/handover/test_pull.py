@@ -107,7 +107,8 @@ def test_a_lease_that_never_was_is_given_up(make_side: Make) -> None:
 
 def test_caches_that_do_not_fit_are_refused_with_the_reason(make_side: Make) -> None:
     owner, reader = make_side(1), make_side(2)
-    other = make_side(3, layout=dataclasses.replace(reader.kv.layout, kv_dtype="fp8"))
+    geometry = dataclasses.replace(reader.kv.layout.geometry, kv_dtype="fp8")
+    other = make_side(3, layout=dataclasses.replace(reader.kv.layout, geometry=geometry))
     other.pull(owner.grant("p1", REMOTE), LOCAL)
     assert "kv_dtype differs: 'fp8' there, 'bfloat16' here" in other.result().reason
 

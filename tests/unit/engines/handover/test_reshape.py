@@ -174,7 +174,7 @@ def test_whole_blocks_need_no_parts_and_layers_may_differ() -> None:
     peer = KvGeometry((120, 24), 4, layout="LBHNC/neon.4", shard=HeadShard(3, 1, 0))
     assert mine.obstacle(peer) == peer.obstacle(mine) == ""
     layout = ShapedMemory(replace(mine, block_bytes=(40, 40)), 9, np.random.default_rng(1)).layout
-    layout = replace(layout, block_bytes=mine.block_bytes)
+    layout = replace(layout, geometry=mine)
     batch = layout.batch_from(peer, range(1, 2), range(6), [5, 2], [7, 1])
     assert batch.local.offsets.tolist() == [200, 80, 40, 16]
     assert batch.remote.offsets.tolist() == [7 * 120 + 40, 120 + 40, 7 * 24 + 8, 24 + 8]

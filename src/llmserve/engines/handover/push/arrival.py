@@ -136,7 +136,7 @@ class Arrival:
 
     async def _pull(self, ticket: HandoverTicket) -> PullResult:
         job, around = self.job, self.around
-        first_token = job.first_block * around.io.layout.block_size_tokens
+        first_token = job.first_block * around.io.layout.geometry.block_size_tokens
         tokens = range(first_token, job.card.num_tokens)
         pull_job = PullJob(job.request_id, ticket, tokens, job.local_block_ids)
         self._pulling = asyncio.current_task()
@@ -227,7 +227,7 @@ class Arrival:
 
     async def _stop_writer(self) -> Iterable[str]:
         limits, io = self.around.limits, self.around.io
-        writer = self.job.card.address(io.layout.shard.rank).endpoint
+        writer = self.job.card.address(io.layout.geometry.shard.rank).endpoint
         return await unclean_after_stop(
             self._ask_to_stop,
             tuple(io.fences),
@@ -243,7 +243,7 @@ class Arrival:
             await self._ask_to_stop()
 
     async def _peer(self) -> Peer:
-        return await self.around.peers.get(self.job.card.address(self.around.io.layout.shard.rank))
+        return await self.around.peers.get(self.job.card.address(self.around.io.layout.geometry.shard.rank))
 
     async def _ask(self, peer: Peer, operation: str) -> StateAnswer:
         message: dict[str, object] = {"transfer_id": self.job.card.transfer_id}

@@ -161,7 +161,7 @@ class PushReceiver:
     async def _ask(self, card: PushCard, operation: str) -> None:
         """Best effort: whoever reserves finds out what is the matter."""
         with suppress(TransferError):
-            peer = await self._client.peers.get(card.address(self._io.layout.shard.rank))
+            peer = await self._client.peers.get(card.address(self._io.layout.geometry.shard.rank))
             await peer.ask(operation, {"transfer_id": card.transfer_id})
 
     def _fence(self, transports: Iterable[str]) -> None:

@@ -75,7 +75,7 @@ class PushTransfer:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self._progress = PushProgress(self.io.layout.block_bytes)
+        self._progress = PushProgress(self.io.layout.geometry.block_bytes)
 
     # -- prefill's engine
 
