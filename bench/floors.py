@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmserve.transfer.ucx.library import load, worker_options
+
 Int64Array = npt.NDArray[np.int64]
 _MESSAGE = bytes(64)
 
@@ -140,16 +142,15 @@ def shm(side: Side) -> Iterator[Move]:
 
 @contextmanager
 def ucx(side: Side) -> Iterator[Move]:
-    """Tagged messages of bare ucxx; both sides sleep until there is progress to be made."""
-    import ucxx._lib.libucxx as api
-    from ucxx._lib.arr import Array
-
-    worker = api.UCXWorker(api.UCXContext(feature_flags=(api.Feature.TAG, api.Feature.WAKEUP)))
-    worker.init_blocking_progress_mode()
+    """Tagged messages of bare ucxx, with the transport's settings of UCX; both sides sleep until there is
+    progress to be made."""
+    library = load()
+    api, array = library.api, library.array
+    _context, worker = library.make_worker(worker_options())
     address = bytes(api.UCXAddress.create_from_worker(worker))
     theirs = api.UCXAddress.create_from_buffer(side.exchange(address))
     endpoint = api.UCXEndpoint.create_from_worker_address(worker, theirs, endpoint_error_handling=True)
-    byte = Array(np.zeros(1, np.uint8))
+    byte = array(np.zeros(1, np.uint8))
     question, data, answer = (api.UCXXTag(number) for number in range(3))
 
     def wait(request: Any) -> None:
@@ -158,7 +159,7 @@ def ucx(side: Side) -> Iterator[Move]:
         request.check_error()
 
     def move(job: Job) -> None:
-        bulk = Array(side.memory[_extent(side, job)])
+        bulk = array(side.memory[_extent(side, job)])
         if side.near:
             wait(endpoint.tag_send(byte, question))
         else:

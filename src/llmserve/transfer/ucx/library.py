@@ -119,9 +119,8 @@ class Worker:
         """Errors: TransportUnavailable with the reason."""
         self._library = library = load()
         self.ucx_version = library.ucx_version
-        options = {name: value for name, value in _DEFAULTS.items() if f"UCX_{name}" not in os.environ}
         try:
-            self._context, self._worker = library.make_worker({**options, **_REQUIRED})
+            self._context, self._worker = library.make_worker(worker_options())
             self.event_fd: int = self._worker.epoll_file_descriptor
             self.address = bytes(self._worker.address.tobytes())
         except Exception as error:
@@ -155,6 +154,12 @@ class Worker:
     def close(self) -> None:
         """After the endpoints."""
         del self._worker, self._context
+
+
+def worker_options() -> dict[str, str]:
+    """What a context of UCX is made with."""
+    options = {name: value for name, value in _DEFAULTS.items() if f"UCX_{name}" not in os.environ}
+    return {**options, **_REQUIRED}
 
 
 def load() -> Library:
