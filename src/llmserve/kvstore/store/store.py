@@ -157,8 +157,7 @@ class BlockStore:
     async def _bring_up(self, prompt: Prompt, run: Sequence[BlockHash], held: list[BlockHash]) -> None:
         """What of the run is not in DRAM, as far as that is faster than to compute it. What came is pinned
         in the book, and in `held`."""
-        if coming := {self._coming[key] for key in run if key in self._coming}:
-            await asyncio.wait(coming)
+        await self._join(run, held)
         chosen = set(promotions([self._place(prompt, key) for key in run], self._limits(prompt)))
         for tier in self.lower:
             keys = [key for key in run if key in chosen and self._below(key, len(prompt.part_bytes)) is tier]
@@ -179,12 +178,20 @@ class BlockStore:
         left = [self._block(prompt, key) for key in keys]
         gives_up_at = asyncio.get_running_loop().time() + self._settings.room_wait_seconds
         while left:
+            await self._join([block.key for block in left], held)
             ours, left = self._reserve_blocks(_SELF, prompt, left)
             if ours:
                 await self._fill_from(tier, ours)
                 held += self.dram.book.pin(block.key for block, _ in ours)
             if left and not await self._more_room(gives_up_at):
                 return
+
+    async def _join(self, keys: Sequence[BlockHash], held: list[BlockHash]) -> None:
+        """Waits for those of the blocks that another prompt brings up."""
+        joined = [key for key in keys if key in self._coming]
+        if joined:
+            await asyncio.wait({self._coming[key] for key in joined})
+            held += self.dram.book.pin(joined)
 
     async def _fill_from(self, tier: LowerStore, ours: Sequence[_Reserved]) -> None:
         done = asyncio.get_running_loop().create_future()

@@ -28,10 +28,12 @@ from llmserve.kvstore.store import (
     StoreSettings,
 )
 from llmserve.kvstore.store.build import BuiltStore
+from llmserve.kvstore.tiers.base import Tier
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
 
 PART_BYTES = 64 << 10
 UNIT_BYTES = PART_BYTES
+ROOM_WAIT_SECONDS = 0.1
 WORKER = PoolUser("prefill-0/1")
 TENANT = TenantId("default")
 
@@ -58,8 +60,8 @@ MakeContent = Callable[[BlockHash, int], bytes]
 class World:
     store: BlockStore
     view_at: View
-    clock: VirtualClock
-    media: list[MemoryMedium]
+    clock: VirtualClock = field(default_factory=lambda: VirtualClock(1.0))
+    media: list[MemoryMedium] = field(default_factory=list)
     parts: int = 1
     tenant: TenantId = TENANT
     user: PoolUser = WORKER
@@ -118,6 +120,18 @@ class World:
         for tier in self.store.lower:
             await tier.drained()
 
+    def forget_dram(self, keys: Sequence[BlockHash]) -> None:
+        for key in keys:
+            self.store.dram.drop(key)
+
+    async def loaded(self, keys: Sequence[BlockHash]) -> list[int]:
+        """Which of them come, as they were stored; nothing is stored anew."""
+        prepared = await self.prepare(keys, store=False)
+        self.check(keys, prepared)
+        if prepared.lease_id:
+            self.store.release(prepared.lease_id)
+        return [block.index for block in prepared.loads]
+
     def check_integrity(self) -> None:
         self.store.dram.table.check_integrity()
         self.store.dram.book.check_integrity()
@@ -143,8 +157,12 @@ async def make_world() -> AsyncIterator[MakeWorld]:
         mode: WriteMode = WriteMode.THROUGH,
         parts: int = 1,
         media: Sequence[MemoryMedium] = (),
+        tiers: Sequence[tuple[Tier, int]] = (),
+        opens_later: bool = False,
+        clock: VirtualClock | None = None,
     ) -> World:
-        clock = VirtualClock(1.0)
+        """tiers: instead of fakes, each with what its book may hold."""
+        clock = clock or VirtualClock(1.0)
         memory = memoryview(bytearray(dram_blocks * parts * UNIT_BYTES))
         slabs = SlabMap(len(memory), UNIT_BYTES)
         slabs.expect(PART_BYTES)
@@ -155,22 +173,24 @@ async def make_world() -> AsyncIterator[MakeWorld]:
 
         dram = DramTier(table, TierBook(len(memory), LruPolicy, clock), clock)
         kept = list(media) or [MemoryMedium(blocks * parts * PART_BYTES) for blocks in lower_blocks]
+        below = list(tiers) or [(MemoryTier(medium), medium.capacity_bytes) for medium in kept]
         lower = [
             LowerStore(
-                MemoryTier(medium),
-                TierBook(medium.capacity_bytes, LruPolicy, clock),
+                tier,
+                TierBook(capacity_bytes, LruPolicy, clock),
                 _codec,
                 clock,
-                LowerSettings(write_mode=mode),
+                LowerSettings(write_mode=mode, opens_later=opens_later),
+                f"{tier.name}-{number}",
             )
-            for medium in kept
+            for number, (tier, capacity_bytes) in enumerate(below)
         ]
         store = BlockStore(
             dram,
             lower,
             view,
             Admission(FrequencySketch(1000)),
-            StoreSettings(lease_seconds=30.0),
+            StoreSettings(lease_seconds=30.0, room_wait_seconds=ROOM_WAIT_SECONDS),
         )
         worlds.append(World(store, view, clock, kept, parts))
         return worlds[-1]
@@ -188,7 +208,7 @@ async def make_around() -> AsyncIterator[MakeAround]:
 
     def make(built: BuiltStore) -> World:
         built.store.dram.table.slabs.expect(PART_BYTES)
-        made.append((World(built.store, built.arena.view, VirtualClock(1.0), []), built))
+        made.append((World(built.store, built.arena.view), built))
         return made[-1][0]
 
     yield make
