@@ -159,6 +159,7 @@ async def make_world() -> AsyncIterator[MakeWorld]:
         media: Sequence[MemoryMedium] = (),
         tiers: Sequence[tuple[Tier, int]] = (),
         opens_later: bool = False,
+        busy_bytes: int = 256 << 20,
         clock: VirtualClock | None = None,
     ) -> World:
         """tiers: instead of fakes, each with what its book may hold."""
@@ -180,7 +181,7 @@ async def make_world() -> AsyncIterator[MakeWorld]:
                 TierBook(capacity_bytes, LruPolicy, clock),
                 _codec,
                 clock,
-                LowerSettings(write_mode=mode, opens_later=opens_later),
+                LowerSettings(mode, busy_bytes, opens_later),
                 f"{tier.name}-{number}",
             )
             for number, (tier, capacity_bytes) in enumerate(below)
