@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from llmserve.config.schema import ApiKey, KvCacheConfig, StorageClass
+from llmserve.config.schema import ApiKey, KvCacheConfig, Manifest, StorageClass
 from llmserve.core.clock import Clock
 from llmserve.core.errors import StartFailed
 from llmserve.core.ids import TenantId
@@ -69,9 +69,23 @@ class StoreParts:
     owner: str
     environment: Mapping[str, str]
 
+    @classmethod
+    def of(cls, manifest: Manifest, process: str, environment: Mapping[str, str]) -> "StoreParts":
+        """process: the name of the kvmanager's, the same after a restart."""
+        return cls(
+            manifest.storageClasses,
+            manifest.kv_cache,
+            manifest.security.api_keys,
+            manifest.metadata.name,
+            f"{manifest.metadata.name}.{process}",
+            environment,
+        )
 
-def build_store(parts: StoreParts, clock: Clock) -> BuiltStore:
-    """Errors: StartFailed, naming the class. Inside a running loop."""
+
+def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
+    """None without classes. Inside a running loop. Errors: StartFailed, naming the class."""
+    if not parts.classes:
+        return None
     rules = _rules(parts.kv_cache, parts.api_keys)
     (dram_class,) = (one for one in parts.classes if one.tier == "dram")
     codecs = {one.name: _codecs(parts, at) for at, one in enumerate(parts.classes)}

@@ -28,15 +28,14 @@ def gib(mib: float) -> float:
 
 def built(classes: str, more: str = "", environment: Mapping[str, str] | None = None) -> BuiltStore:
     manifest = parse_manifest(f"{HEAD}storageClasses:\n{classes}{more}", "m.yaml")
-    parts = StoreParts(
-        manifest.storageClasses,
-        manifest.kv_cache,
-        manifest.security.api_keys,
-        "test",
-        "test.kvmanager",
-        environment or {},
-    )
-    return build_store(parts, VirtualClock(1.0))
+    store = build_store(StoreParts.of(manifest, "kvmanager", environment or {}), VirtualClock(1.0))
+    assert store
+    return store
+
+
+async def test_without_classes_there_is_no_store() -> None:
+    parts = StoreParts.of(parse_manifest(HEAD, "m.yaml"), "kvmanager", {})
+    assert build_store(parts, VirtualClock(1.0)) is None
 
 
 def dram(mib: float) -> str:
