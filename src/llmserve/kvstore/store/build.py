@@ -35,7 +35,7 @@ from llmserve.kvstore.pool.table import PoolTable
 from llmserve.kvstore.store.codecs import MakeCodec
 from llmserve.kvstore.store.dram import DramTier
 from llmserve.kvstore.store.lower import LowerSettings, LowerStore
-from llmserve.kvstore.store.store import BlockStore
+from llmserve.kvstore.store.store import BlockStore, StoreSettings
 from llmserve.kvstore.tiers.base import Tier
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
@@ -44,6 +44,7 @@ _GIB = 1 << 30
 _REMEMBERED_BLOCKS = 1_000_000
 _BUSY_BYTES = 256 << 20
 _BUSY_SHARE = 16  # of DRAM, one in so many: at most a quarter is held for what goes down
+_AHEAD_SHARE = 16  # of DRAM, one in so many is kept free
 _FASTEST_FIRST = ("nvme", "object")
 
 
@@ -98,9 +99,9 @@ def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
     busy_bytes = min(_BUSY_BYTES, slabs.capacity_bytes // _BUSY_SHARE)
     below = [one for tier in _FASTEST_FIRST for one in parts.classes if one.tier == tier]
     lower = [_lower(parts, one, rules, codecs[one.name], busy_bytes, clock) for one in below]
-    return BuiltStore(
-        arena, BlockStore(dram, lower, arena.view, Admission(FrequencySketch(_REMEMBERED_BLOCKS)))
-    )
+    admission = Admission(FrequencySketch(_REMEMBERED_BLOCKS))
+    settings = StoreSettings(ahead_bytes=slabs.capacity_bytes // _AHEAD_SHARE)
+    return BuiltStore(arena, BlockStore(dram, lower, arena.view, admission, settings))
 
 
 def _rules(kv_cache: KvCacheConfig, api_keys: Sequence[ApiKey]) -> EvictionRules:

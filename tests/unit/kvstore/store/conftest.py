@@ -160,6 +160,7 @@ async def make_world() -> AsyncIterator[MakeWorld]:
         tiers: Sequence[tuple[Tier, int]] = (),
         opens_later: bool = False,
         busy_bytes: int = 256 << 20,
+        ahead_bytes: int = 0,
         clock: VirtualClock | None = None,
     ) -> World:
         """tiers: instead of fakes, each with what its book may hold."""
@@ -191,7 +192,7 @@ async def make_world() -> AsyncIterator[MakeWorld]:
             lower,
             view,
             Admission(FrequencySketch(1000)),
-            StoreSettings(lease_seconds=30.0, room_wait_seconds=ROOM_WAIT_SECONDS),
+            StoreSettings(lease_seconds=30.0, room_wait_seconds=ROOM_WAIT_SECONDS, ahead_bytes=ahead_bytes),
         )
         worlds.append(World(store, view, clock, kept, parts))
         return worlds[-1]
