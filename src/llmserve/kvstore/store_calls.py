@@ -20,6 +20,7 @@ class StoreCalls:
     def __init__(self, built: BuiltStore | None, lease_seconds: float) -> None:
         self._built, self._lease_seconds = built, lease_seconds
         self._parts: dict[PoolUser, tuple[int, ...]] = {}
+        self._block_tokens: dict[PoolUser, int] = {}
 
     def attach(self, request: pb.AttachStoreRequest) -> pb.AttachStoreResponse:
         if self._built is None:
@@ -29,6 +30,7 @@ class StoreCalls:
             raise InvalidRequest("part_bytes: one for each rank")
         self._forget_earlier(request.worker_id, user)
         self._parts[user] = tuple(request.part_bytes)
+        self._block_tokens[user] = request.block_tokens
         for size in request.part_bytes:
             self._built.store.dram.table.slabs.expect(size)
         _log.info("worker %s attaches, %s bytes a block", user, sum(request.part_bytes))
@@ -49,6 +51,7 @@ class StoreCalls:
                 compute_seconds=request.compute_seconds or float("inf"),
                 load=request.load,
                 store=request.store,
+                block_tokens=self._block_tokens[user],
             )
         )
         return pb.PreparePromptResponse(
@@ -87,7 +90,7 @@ class StoreCalls:
         assert self._built
         for earlier in [one for one in self._parts if one.rpartition("/")[0] == worker_id and one != user]:
             self._built.store.forget(earlier)
-            del self._parts[earlier]
+            del self._parts[earlier], self._block_tokens[earlier]
 
 
 def _user(worker_id: str, epoch: int) -> PoolUser:

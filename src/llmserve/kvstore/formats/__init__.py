@@ -13,7 +13,7 @@ Checksums are the tiers': a codec finds damage only as far as encryption or zstd
 zstd and AES on the CPU, in buffers of the caller; `gpu` quantizes in a GPU's memory, to the same payload.
 """
 
-from llmserve.kvstore.formats.codec import BlockCodec, Encoded
+from llmserve.kvstore.formats.codec import BlockCodec, Encoded, decoded_bytes
 from llmserve.kvstore.formats.keys import KeyRing, KeySource
 from llmserve.kvstore.formats.packings import grouped, shape_of
 from llmserve.kvstore.formats.shape import BlockShape, Element
@@ -29,6 +29,7 @@ __all__ = [
     "KeyRing",
     "KeySource",
     "Quantize",
+    "decoded_bytes",
     "grouped",
     "shape_of",
 ]

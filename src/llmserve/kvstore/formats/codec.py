@@ -160,6 +160,11 @@ class BlockCodec:
         return self._quantizers[name]
 
 
+def decoded_bytes(header: bytes) -> int:
+    """The size of the block that was stored with this header. Errors: BlockUnreadable."""
+    return BlockShape.parse(Header.unpack(header).shape).size_bytes
+
+
 def _bytes(buffer: memoryview) -> ByteArray:
     return np.frombuffer(buffer, np.uint8)
 

@@ -41,10 +41,14 @@ def build_store(
     arena = Arena(cluster, int(dram.capacity_gb * _GIB))
     slabs = SlabMap(arena.region.length_bytes)
     tier = DramTier(
-        PoolTable(slabs, arena.generations, clock), book(slabs.capacity_bytes), clock, arena.checksum
+        PoolTable(slabs, arena.generations, clock),
+        book(slabs.capacity_bytes),
+        clock,
+        arena.checksum,
+        name=dram.name,
     )
     lower = [
-        LowerStore(_nvme(one), book(int(one.capacity_gb * _GIB)), _raw, clock)
+        LowerStore(_nvme(one), book(int(one.capacity_gb * _GIB)), _raw, clock, name=one.name)
         for one in classes
         if one.tier == "nvme"
     ]

@@ -13,18 +13,29 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import xxhash
 
 from llmserve.core.clock import Clock
-from llmserve.core.errors import BlockUnreadable
+from llmserve.core.errors import BlockDamaged, BlockUnreadable
 from llmserve.core.ids import BlockHash
 from llmserve.core.tasks import TaskOwner
+from llmserve.core.tiers import TierTotals
 from llmserve.kvstore.eviction import Added, LowerTier, TierBook
-from llmserve.kvstore.formats import BlockCodec
+from llmserve.kvstore.formats import BlockCodec, decoded_bytes
 from llmserve.kvstore.store.dram import StoredBlock
 from llmserve.kvstore.store.words import part_key
-from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES, Blob, BlobKey, Outcome, Target, Tier
+from llmserve.kvstore.tiers.base import (
+    ALIGNMENT_BYTES,
+    Blob,
+    BlobKey,
+    Outcome,
+    ReadResult,
+    Target,
+    Tier,
+    Usage,
+)
 
 _log = logging.getLogger(__name__)
 _BATCH_BYTES = 64 << 20
@@ -55,14 +66,31 @@ class Outgoing:
         return sum(self.block.part_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredParts:
+    """Of a block; none unless DONE."""
+
+    outcome: Outcome = Outcome.DONE
+    reason: str = ""
+    parts: tuple[memoryview, ...] = ()
+
+
 class LowerStore:
     """One event loop. Life: open -> aclose (idempotent; what is queued to be written is given up)."""
 
     def __init__(
-        self, tier: Tier, book: TierBook, make_codec: MakeCodec, clock: Clock, busy_bytes: int = 256 << 20
+        self,
+        tier: Tier,
+        book: TierBook,
+        make_codec: MakeCodec,
+        clock: Clock,
+        busy_bytes: int = 256 << 20,
+        name: str = "",
     ) -> None:
-        self.name = tier.name
+        """name: of the storage class; without one it is that of its kind."""
+        self.name, self.kind = name or tier.name, tier.name
         self.book = book
+        self.totals = TierTotals()
         self.outcomes: Counter[tuple[str, Outcome]] = Counter()  # by operation
         self._tier, self._make_codec, self._clock = tier, make_codec, clock
         self._busy_bytes, self._queued_bytes = busy_bytes, 0
@@ -118,6 +146,10 @@ class LowerStore:
             payload = target.buffer[: result.length_bytes]
             sums.append(await self._decoded(one, result.header, payload))
         self._learn(sum(len(one.view) for one in wanted), self._clock.now() - started)
+        self.totals.load_bytes += sum(
+            len(one.view) for one, checksum in zip(wanted, sums, strict=True) if checksum is not None
+        )
+        self.totals.load_seconds += self._clock.now() - started
         return sums
 
     async def _decoded(self, one: Incoming, header: bytes, payload: memoryview) -> int | None:
@@ -204,7 +236,9 @@ class LowerStore:
 
     async def _put(self, block: StoredBlock, blobs: Sequence[Blob]) -> None:
         self.book.pin([block.key])
+        started = self._clock.now()
         results = await self._tier.write(blobs)
+        self.totals.store_seconds += self._clock.now() - started
         self.book.unpin([block.key])
         for result in results:
             self.outcomes["write", result.outcome] += 1
@@ -213,6 +247,60 @@ class LowerStore:
             _log.warning("%s: a block is not stored: %s", self.name, failed.reason)
             self.book.remove(block.key)
             await self._tier.remove([blob.key for blob in blobs])
+        else:
+            self.totals.store_bytes += sum(block.part_bytes)
+
+    # -- for operations
+
+    def parts_of(self, key: BlockHash) -> int:
+        """How many parts of it are there, from the first on; 0: it is not."""
+        return next(part for part in count() if not self.holds_part(key, part))
+
+    def holds_part(self, key: BlockHash, part: int) -> bool:
+        return self._tier.holds([part_key(key, part)])[0]
+
+    def usage(self) -> Usage:
+        return self._tier.usage()
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._queued_bytes
+
+    async def read(self, key: BlockHash) -> StoredParts:
+        """All parts of a block, decoded, in memory of their own. What is corrupt is not dropped."""
+        names = [part_key(key, part) for part in range(self.parts_of(key))]
+        targets = [
+            Target(name, _aligned(size)) for name, size in zip(names, self._tier.sizes(names), strict=True)
+        ]
+        results = await self._tier.read(targets)
+        for result in results:
+            self.outcomes["read", result.outcome] += 1
+        failed = next((result for result in results if result.outcome is not Outcome.DONE), None)
+        if failed or not names:
+            return StoredParts(failed.outcome if failed else Outcome.MISSING, failed.reason if failed else "")
+        run = asyncio.get_running_loop().run_in_executor
+        try:
+            return StoredParts(parts=await run(self._thread, partial(self._decode_all, targets, results)))
+        except BlockDamaged as error:
+            return StoredParts(Outcome.CORRUPT, error.message)
+        except BlockUnreadable as error:
+            return StoredParts(Outcome.FAILED, error.message)
+
+    def _decode_all(self, targets: Sequence[Target], results: Sequence[ReadResult]) -> tuple[memoryview, ...]:
+        parts = []
+        for target, result in zip(targets, results, strict=True):
+            size = decoded_bytes(result.header)
+            parts.append(_aligned(size)[:size])
+            payload = target.buffer[: result.length_bytes]
+            self._codec(size).decode(target.key, result.header, payload, parts[-1])
+        return tuple(parts)
+
+    async def drop(self, keys: Sequence[BlockHash]) -> None:
+        """They are gone from the book at once, and from the medium when this returns."""
+        names = [part_key(key, part) for key in keys for part in range(self.parts_of(key))]
+        for key in keys:
+            self.book.remove(key)
+        await self._tier.remove(names)
 
     def _codec(self, part_bytes: int) -> BlockCodec:
         if part_bytes not in self._codecs:

@@ -5,8 +5,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 from llmserve.core.ids import BlockHash, LeaseId
+from llmserve.core.tiers import EvictReason
 from llmserve.kvstore.eviction import (
     Admission,
     BlockAt,
@@ -53,6 +55,7 @@ class BlockStore:
         self.dram, self.lower = dram, tuple(lower)
         self._view, self._admission = view, admission
         self._settings = settings or StoreSettings()
+        self.saved_prefill_seconds = 0.0  # of prompts that told what a block costs
         self._coming: dict[BlockHash, asyncio.Future[None]] = {}  # blocks on their way up
 
     async def open(self) -> None:
@@ -71,10 +74,12 @@ class BlockStore:
         self._observe(prompt)
         run = self._stored_run(prompt) if prompt.load else 0
         end = prompt.have_blocks + run
+        sources = [self._source(prompt, key) for key in prompt.keys[prompt.have_blocks : end]]
         held = self.dram.book.pin(prompt.keys[:end])  # it stays while room is made for the rest
         try:
             await self._bring_up(prompt, prompt.keys[prompt.have_blocks : end])
             lease_id, loads = self._lease(prompt, prompt.keys[prompt.have_blocks : end])
+            self._count_hits(prompt, sources[: len(loads)])
             stores = self._reserve(prompt, prompt.have_blocks + len(loads)) if prompt.store else ()
         finally:
             self.dram.book.unpin(held)
@@ -96,6 +101,7 @@ class BlockStore:
 
     def corrupt(self, key: BlockHash) -> None:
         """A reader found other bytes in DRAM than were written."""
+        self.dram.book.evictions[EvictReason.CORRUPT] += key in self.dram.book
         self.dram.drop(key)
 
     def forget(self, user: PoolUser) -> None:
@@ -120,6 +126,19 @@ class BlockStore:
 
     def _below(self, key: BlockHash, parts: int) -> LowerStore | None:
         return next((tier for tier in self.lower if tier.holds(key, parts)), None)
+
+    def _source(self, prompt: Prompt, key: BlockHash) -> DramTier | LowerStore:
+        """The tier that has a stored block, as of now."""
+        below = None if self.dram.holds(key) else self._below(key, len(prompt.part_bytes))
+        return below or self.dram
+
+    def _count_hits(self, prompt: Prompt, sources: Sequence[DramTier | LowerStore]) -> None:
+        for source in sources:
+            source.totals.hit_blocks += 1
+            source.totals.hit_tokens += prompt.block_tokens
+        self.dram.totals.load_bytes += len(sources) * sum(prompt.part_bytes)
+        if prompt.compute_seconds < inf:
+            self.saved_prefill_seconds += len(sources) * prompt.compute_seconds
 
     # -- up
 
@@ -221,6 +240,7 @@ class BlockStore:
         return outcome
 
     def _stored(self, block: StoredBlock) -> None:
+        self.dram.totals.store_bytes += sum(block.part_bytes)
         proven = self.dram.book.is_proven(block.key)
         for tier in self.lower:
             if on_stored(self._settings.write_mode, tier.state(), proven=proven) is WriteStep.WRITE:
