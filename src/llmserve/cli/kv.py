@@ -206,7 +206,7 @@ async def _import(options: argparse.Namespace, link: KvLink) -> int:
         f"{last.refused_blocks} not stored."
     )
     if last.refused_blocks:
-        print("What was not stored found no room, or the medium failed: see the kvmanager's log.")
+        print("No room, room given to what came after, or trouble of the medium: see the kvmanager's log.")
     return EXIT_FAILED if last.refused_blocks else EXIT_OK
 
 

@@ -44,7 +44,7 @@ _COUNTERS: tuple[tuple[str, str, _Value], ...] = (
     ),
     (
         "kv_store_store_bytes_total",
-        "Bytes of blocks into the tier, before they were encoded",
+        "Bytes of blocks into the tier, before they were encoded; into DRAM: from workers",
         lambda tier: tier.totals.store_bytes,
     ),
     (

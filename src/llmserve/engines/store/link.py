@@ -48,11 +48,13 @@ class Answer:
 class StoreLink:
     """One thread, the scheduler's. `close` is idempotent."""
 
-    def __init__(self, endpoint: str, worker_id: str, epoch: int, part_bytes: Sequence[int]) -> None:
+    def __init__(
+        self, endpoint: str, worker_id: str, epoch: int, part_bytes: Sequence[int], block_tokens: int
+    ) -> None:
         self._channel = grpc.insecure_channel(endpoint)
         self._stub: Any = KVManagerStub(self._channel)  # type: ignore[no-untyped-call]
         self._me: dict[str, Any] = {"worker_id": worker_id, "epoch": epoch}
-        self._part_bytes = list(part_bytes)
+        self._part_bytes, self._block_tokens = list(part_bytes), block_tokens
         self._arena = ""
         self._attach_again_at = 0.0
         self._answers: SimpleQueue[Answer] = SimpleQueue()
@@ -107,7 +109,9 @@ class StoreLink:
     def _is_attached(self) -> bool:
         if not self._arena and time.monotonic() >= self._attach_again_at:
             self._attach_again_at = time.monotonic() + _RETRY_SECONDS
-            request = pb.AttachStoreRequest(**self._me, part_bytes=self._part_bytes)
+            request = pb.AttachStoreRequest(
+                **self._me, part_bytes=self._part_bytes, block_tokens=self._block_tokens
+            )
             try:
                 self._arena = self._stub.AttachStore(request, timeout=_ATTACH_SECONDS).arena
             except grpc.RpcError as error:

@@ -14,7 +14,8 @@ class StoreSpec(OffloadingSpec):
     def get_manager(self) -> OffloadingManager:
         parts = [self.config.worker_kv_bytes_per_block] * self.config.parallel.world_size
         extra = self.extra_config
-        link = StoreLink(str(extra["kvmanager"]), str(extra["worker_id"]), int(extra["epoch"]), parts)
+        tokens = self.tokens_per_block[0]
+        link = StoreLink(str(extra["kvmanager"]), str(extra["worker_id"]), int(extra["epoch"]), parts, tokens)
         return StoreManager(link)
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:

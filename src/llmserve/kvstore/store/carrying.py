@@ -41,7 +41,7 @@ class Carried:
 class TakenIn:
     stored_blocks: int = 0
     present_blocks: int = 0  # were there before
-    refused_blocks: int = 0  # no room, or the medium failed
+    refused_blocks: int = 0  # no room, the medium failed, or evicted for what came after
 
 
 def checksums_of(parts: Sequence[memoryview]) -> tuple[int, ...]:
