@@ -110,7 +110,7 @@ def _record(block: pb.BlockRecord) -> Record:
         BlockHash(block.block_hash),
         BlockHash(block.parent_hash) if block.parent_hash else None,
         TenantId(block.tenant),
-        tuple((part.length_bytes, part.checksum) for part in block.parts),
+        tuple((part.length_bytes, part.checksum, part.shape) for part in block.parts),
     )
 
 
@@ -120,7 +120,10 @@ def _pieces(file: BinaryIO, tier: str) -> Iterator[pb.ImportPiece]:
         if isinstance(item, bytes):
             yield pb.ImportPiece(data=item)
             continue
-        parts = [pb.BlockPart(length_bytes=length, checksum=checksum) for length, checksum in item.parts]
+        parts = [
+            pb.BlockPart(length_bytes=length, checksum=checksum, shape=shape)
+            for length, checksum, shape in item.parts
+        ]
         yield pb.ImportPiece(
             block=pb.BlockRecord(
                 block_hash=item.key, parent_hash=item.parent or b"", tenant=item.tenant, parts=parts

@@ -54,6 +54,7 @@ def _tier_row(tier: pb.TierStatus) -> dict[str, Any]:
         **{name: getattr(tier, name) for name in _NUMBERS},
         "evictions": dict(tier.evictions),
         "outcomes": outcomes,
+        "trouble": tier.trouble,
     }
 
 
@@ -91,6 +92,8 @@ def _moved(size_bytes: int, seconds: float) -> str:
 def _tier_lines(status: pb.GetKvStatusResponse) -> Iterator[str]:
     """Only what has happened."""
     for tier in status.tiers:
+        if tier.trouble:
+            yield f"{tier.name}: not used now: {tier.trouble}"
         gone = [f"{blocks} {reason}" for reason, blocks in sorted(tier.evictions.items()) if blocks]
         if gone:
             yield f"{tier.name}: evicted {', '.join(gone)}"

@@ -161,5 +161,8 @@ def _problems(roles: tuple[RoleView, ...], kv: kvmanager_pb2.GetKvStatusResponse
             yield f"{role.name}: {role.health}"
         elif role.worker is not None and not role.worker.available:
             yield f"{role.name} gets no requests: {role.worker.reason}"
+    for tier in kv.tiers:
+        if tier.trouble:
+            yield f"storage class {tier.name} is not used now: {tier.trouble}"
     if kv.orphan_blocks:
         yield f"{kv.orphan_blocks} KV blocks are orphaned: pinned, although their lease has ended"

@@ -46,7 +46,8 @@ class TierTotals:
 class TierStats:
     """name: of the storage class. kind: what it is made of. pinned: by an operator, with what is before them.
     queued: to be written. evictions, and outcomes (by operation and result), since the start: an entry for
-    each that there can be. eviction_ages: since the last use, of blocks that went for want of room."""
+    each that there can be. eviction_ages: since the last use, of blocks that went for want of room. trouble:
+    why the tier is not used now; empty when it is."""
 
     name: str
     kind: str
@@ -59,6 +60,7 @@ class TierStats:
     evictions: Mapping[EvictReason, int] = field(default_factory=dict)
     outcomes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     eviction_ages: Ages = field(default_factory=Ages)
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)

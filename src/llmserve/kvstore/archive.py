@@ -36,16 +36,16 @@ class WrongArchive(InvalidRequest):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Of a block. parts: length in bytes and xxh3 of each."""
+    """Of a block. parts: of each the length in bytes, the xxh3, and the shape as text (empty: not known)."""
 
     key: BlockHash
     parent: BlockHash | None
     tenant: TenantId
-    parts: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[int, int, str], ...]
 
     @property
     def size_bytes(self) -> int:
-        return sum(length for length, _ in self.parts)
+        return sum(length for length, *_ in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def read(file: BinaryIO) -> Iterator[Record | bytes]:
         record = _record(fields, file)
         blocks, size = blocks + 1, size + record.size_bytes
         yield record
-        for part, (length, checksum) in enumerate(record.parts):
+        for part, (length, checksum, _) in enumerate(record.parts):
             yield from _read_part(file, record, part, length, checksum)
     if fields != {"blocks": blocks, "bytes": size} or file.read(1):
         raise WrongArchive(f"{_name(file)}: its end does not fit what is before it")
@@ -174,7 +174,7 @@ def _fields(record: Record) -> dict[str, Any]:
 
 def _record(fields: dict[str, Any], file: BinaryIO) -> Record:
     try:
-        parts = tuple((int(length), int(checksum)) for length, checksum in fields["parts"])
+        parts = tuple((int(size), int(checksum), str(shape)) for size, checksum, shape in fields["parts"])
         parent = BlockHash(bytes.fromhex(fields["parent"])) if fields["parent"] else None
         return Record(
             BlockHash(bytes.fromhex(fields["block"])), parent, TenantId(str(fields["tenant"])), parts

@@ -3,14 +3,16 @@
 from collections.abc import AsyncIterator, Iterator
 
 from llmserve.core.clock import Clock
-from llmserve.core.errors import InvalidRequest, NotFound
+from llmserve.core.errors import FormatUnknown, InvalidRequest, NotFound
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.tiers import StoreStats, TierStats
+from llmserve.kvstore.formats import BlockShape
 from llmserve.kvstore.store.admin import BlockFilter, Listed, StoreAdmin
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.store.carrying import Carried, Export, Import
 from llmserve.kvstore.store.checking import verify
 from llmserve.kvstore.store.stats import stats_of
+from llmserve.kvstore.store.words import StoredBlock
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 PIECE_BYTES = 1 << 20
@@ -137,6 +139,7 @@ def _tier(tier: TierStats) -> pb.TierStatus:
         store_bytes=totals.store_bytes,
         store_seconds=totals.store_seconds,
         evictions={reason.value: blocks for reason, blocks in tier.evictions.items()},
+        trouble=tier.trouble,
         outcomes=[
             pb.TierOutcome(operation=operation, result=result, count=count)
             for (operation, result), count in tier.outcomes.items()
@@ -147,16 +150,17 @@ def _tier(tier: TierStats) -> pb.TierStatus:
 # -- blocks in pieces
 
 
-def _pieces(block: Carried) -> Iterator[pb.BlockPiece]:
-    sizes = zip(block.parts, block.checksums, strict=True)
+def _pieces(carried: Carried) -> Iterator[pb.BlockPiece]:
+    block = carried.block
+    parts = [
+        pb.BlockPart(length_bytes=size, checksum=carried.checksums[part], shape=block.shape(part))
+        for part, size in enumerate(block.part_bytes)
+    ]
     record = pb.BlockRecord(
-        block_hash=block.key,
-        parent_hash=block.parent or b"",
-        tenant=block.tenant,
-        parts=[pb.BlockPart(length_bytes=len(part), checksum=checksum) for part, checksum in sizes],
+        block_hash=block.key, parent_hash=block.parent or b"", tenant=block.tenant, parts=parts
     )
     yield pb.BlockPiece(block=record)
-    for part in block.parts:
+    for part in carried.parts:
         for start in range(0, len(part), PIECE_BYTES):
             yield pb.BlockPiece(data=bytes(part[start : start + PIECE_BYTES]))
 
@@ -193,6 +197,17 @@ def _check(record: pb.BlockRecord) -> None:
         raise InvalidRequest(f"a block without a name of its own: '{name}'")
     if size > _MAX_BLOCK_BYTES or not record.parts or not all(part.length_bytes for part in record.parts):
         raise InvalidRequest(f"block {name}: {len(record.parts)} parts, {size} bytes in all")
+    for part in record.parts:
+        _check_shape(name, part)
+
+
+def _check_shape(name: str, part: pb.BlockPart) -> None:
+    try:
+        size = BlockShape.parse(part.shape).size_bytes if part.shape else part.length_bytes
+    except FormatUnknown as error:
+        raise InvalidRequest(f"block {name}: {error.message}") from error
+    if size != part.length_bytes:
+        raise InvalidRequest(f"block {name}: a part of {part.length_bytes} bytes with a shape of {size}")
 
 
 def _block(record: pb.BlockRecord, data: memoryview) -> Carried:
@@ -201,9 +216,14 @@ def _block(record: pb.BlockRecord, data: memoryview) -> Carried:
     for part in record.parts:
         parts.append(data[start : start + part.length_bytes])
         start += part.length_bytes
-    parent = BlockHash(record.parent_hash) if record.parent_hash else None
-    checksums = tuple(part.checksum for part in record.parts)
-    block = Carried(BlockHash(record.block_hash), parent, TenantId(record.tenant), tuple(parts), checksums)
-    if len(data) != start or not block.is_whole:
+    block = StoredBlock(
+        BlockHash(record.block_hash),
+        BlockHash(record.parent_hash) if record.parent_hash else None,
+        TenantId(record.tenant),
+        tuple(map(len, parts)),
+        tuple(part.shape for part in record.parts),
+    )
+    carried = Carried(block, tuple(parts), tuple(part.checksum for part in record.parts))
+    if len(data) != start or not carried.is_whole:
         raise InvalidRequest(f"block {record.block_hash.hex()}: its bytes are not what its record says")
-    return block
+    return carried

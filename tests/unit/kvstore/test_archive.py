@@ -16,7 +16,7 @@ A, B = BlockHash(b"a" * 32), BlockHash(b"b" * 32)
 
 
 def _record(key: BlockHash, parent: BlockHash | None) -> Record:
-    sums = tuple((len(part), xxhash.xxh3_64_intdigest(part)) for part in PARTS)
+    sums = tuple((len(part), xxhash.xxh3_64_intdigest(part), "") for part in PARTS)
     return Record(key, parent, TenantId("acme"), sums)
 
 

@@ -49,12 +49,20 @@ class StoreLink:
     """One thread, the scheduler's. `close` is idempotent."""
 
     def __init__(
-        self, endpoint: str, worker_id: str, epoch: int, part_bytes: Sequence[int], block_tokens: int
+        self,
+        endpoint: str,
+        worker_id: str,
+        epoch: int,
+        part_bytes: Sequence[int],
+        part_shapes: Sequence[str] = (),
+        block_tokens: int = 0,
     ) -> None:
+        """part_shapes, block_tokens: see AttachStoreRequest."""
         self._channel = grpc.insecure_channel(endpoint)
         self._stub: Any = KVManagerStub(self._channel)  # type: ignore[no-untyped-call]
         self._me: dict[str, Any] = {"worker_id": worker_id, "epoch": epoch}
-        self._part_bytes, self._block_tokens = list(part_bytes), block_tokens
+        self._parts: dict[str, Any] = {"part_bytes": list(part_bytes), "part_shapes": list(part_shapes)}
+        self._parts["block_tokens"] = block_tokens
         self._arena = ""
         self._attach_again_at = 0.0
         self._answers: SimpleQueue[Answer] = SimpleQueue()
@@ -109,9 +117,7 @@ class StoreLink:
     def _is_attached(self) -> bool:
         if not self._arena and time.monotonic() >= self._attach_again_at:
             self._attach_again_at = time.monotonic() + _RETRY_SECONDS
-            request = pb.AttachStoreRequest(
-                **self._me, part_bytes=self._part_bytes, block_tokens=self._block_tokens
-            )
+            request = pb.AttachStoreRequest(**self._me, **self._parts)
             try:
                 self._arena = self._stub.AttachStore(request, timeout=_ATTACH_SECONDS).arena
             except grpc.RpcError as error:

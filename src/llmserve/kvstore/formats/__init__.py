@@ -13,7 +13,8 @@ Checksums are the tiers': a codec finds damage only as far as encryption or zstd
 zstd and AES on the CPU, in buffers of the caller; `gpu` quantizes in a GPU's memory, to the same payload.
 """
 
-from llmserve.kvstore.formats.codec import BlockCodec, Encoded, decoded_bytes
+from llmserve.kvstore.formats.codec import BlockCodec, Encoded
+from llmserve.kvstore.formats.header import Header
 from llmserve.kvstore.formats.keys import KeyRing, KeySource
 from llmserve.kvstore.formats.packings import grouped, shape_of
 from llmserve.kvstore.formats.shape import BlockShape, Element
@@ -26,10 +27,10 @@ __all__ = [
     "Compress",
     "Element",
     "Encoded",
+    "Header",
     "KeyRing",
     "KeySource",
     "Quantize",
-    "decoded_bytes",
     "grouped",
     "shape_of",
 ]

@@ -11,14 +11,14 @@ from functools import partial
 
 import xxhash
 
-from llmserve.core.ids import BlockHash, TenantId
+from llmserve.core.errors import Unavailable
+from llmserve.core.ids import BlockHash
 from llmserve.kvstore.eviction.tree import Node
 from llmserve.kvstore.pool.slot import CommitOutcome
 from llmserve.kvstore.store.admin import AnyTier, BlockFilter, StoreAdmin, parents_first
 from llmserve.kvstore.store.checking import ADMIN, View, leased
-from llmserve.kvstore.store.dram import StoredBlock
-from llmserve.kvstore.store.lower import LowerStore, Outgoing
-from llmserve.kvstore.store.words import PartFill, Prompt
+from llmserve.kvstore.store.lower import LowerStore, Outgoing, StoredParts
+from llmserve.kvstore.store.words import PartFill, Prompt, StoredBlock
 from llmserve.kvstore.tiers.base import Outcome
 
 
@@ -26,9 +26,7 @@ from llmserve.kvstore.tiers.base import Outcome
 class Carried:
     """A block with its bytes. parts: one for each rank; checksums: xxh3 of each."""
 
-    key: BlockHash
-    parent: BlockHash | None
-    tenant: TenantId
+    block: StoredBlock
     parts: tuple[memoryview, ...]
     checksums: tuple[int, ...]
 
@@ -67,89 +65,92 @@ class Export:
 
     async def blocks(self) -> AsyncIterator[Carried]:
         for tier, node in self._chosen:
-            if parts := await self._parts(tier, node.key):
-                parent = node.parent.key if node.parent else None
-                sums = await asyncio.to_thread(checksums_of, parts)
-                yield Carried(node.key, parent, node.tenant, parts, sums)
+            parent = node.parent.key if node.parent else None
+            stored = await self._read(tier, node.key)
+            if stored.outcome is Outcome.DONE:
+                sizes = tuple(map(len, stored.parts))
+                block = StoredBlock(node.key, parent, node.tenant, sizes, stored.shapes)
+                yield Carried(block, stored.parts, await asyncio.to_thread(checksums_of, stored.parts))
 
-    async def _parts(self, tier: AnyTier, key: BlockHash) -> tuple[memoryview, ...]:
-        """Empty for what is gone or not whole."""
+    async def _read(self, tier: AnyTier, key: BlockHash) -> StoredParts:
         if isinstance(tier, LowerStore):
-            stored = await tier.read(key)
-            return stored.parts if stored.outcome is Outcome.DONE else ()
+            return await tier.read(key)
         if not tier.holds(key):
-            return ()
+            return StoredParts(Outcome.MISSING)
+        shapes = tier.block(key).shapes
         with leased(tier, key) as slots:
             views = [self._view(slot.offset, slot.length_bytes) for slot in slots]
             parts = await asyncio.to_thread(lambda: tuple(memoryview(bytes(view)) for view in views))
         is_whole = checksums_of(parts) == tuple(slot.checksum for slot in slots)
-        return parts if is_whole else ()
+        return StoredParts(Outcome.DONE, "", parts, shapes) if is_whole else StoredParts(Outcome.CORRUPT)
 
 
 class Import:
     """Into one tier. Life: add each block -> finish."""
 
     def __init__(self, admin: StoreAdmin, view: View, tier: str = "") -> None:
-        """tier: empty for the fastest below DRAM, or DRAM where there is none. Errors: NotFound."""
+        """tier: empty for the fastest below DRAM, or DRAM where there is none. Errors: NotFound; Unavailable
+        for a tier that is not open."""
         tiers = admin.tiers(tier)
         self.tier = next((one for one in tiers if isinstance(one, LowerStore)), tiers[0])
+        if isinstance(self.tier, LowerStore) and not self.tier.is_open:
+            raise Unavailable(f"storage class '{self.tier.name}' is not used now: {self.tier.trouble}")
         self._store, self._view = admin.store, view
         self._stored = self._present = self._refused = 0
-        self._queued: list[tuple[BlockHash, int]] = []  # and the number of parts
+        self._written: list[BlockHash] = []
 
-    async def add(self, block: Carried) -> None:
+    async def add(self, carried: Carried) -> None:
         """Waits while the tier has much to write."""
         if isinstance(self.tier, LowerStore):
-            await self._queue(self.tier, block)
+            await self._queue(self.tier, carried)
         else:
-            await self._put(block)
+            await self._put(carried)
 
     async def finish(self) -> TakenIn:
         """Returns when all is written, or given up."""
         if isinstance(self.tier, LowerStore):
             await self.tier.drained()
-            self._settle(self.tier)
+            kept = sum(key in self.tier.book for key in self._written)
+            self._stored, self._refused = kept, self._refused + len(self._written) - kept
         return TakenIn(self._stored, self._present, self._refused)
 
-    def _holds(self, tier: AnyTier, block: Carried) -> bool:
-        if isinstance(tier, LowerStore):
-            return tier.holds(block.key, len(block.parts))
-        return tier.holds(block.key)
-
-    async def _queue(self, tier: LowerStore, block: Carried) -> None:
-        if self._holds(tier, block):
+    async def _queue(self, tier: LowerStore, carried: Carried) -> None:
+        if tier.has(carried.block):
             self._present += 1
             return
         if tier.state().is_busy:
             await tier.drained()
-            self._settle(tier)
-        sizes = tuple(map(len, block.parts))
-        stored = StoredBlock(block.key, block.parent, block.tenant, sizes)
-        tier.write(Outgoing(stored, block.parts, let_go=lambda: None))
-        self._queued.append((block.key, len(sizes)))
+        ended = partial(self._ended, carried.block.key)
+        tier.write(Outgoing(carried.block, carried.parts, carried.checksums, ended))
 
-    def _settle(self, tier: LowerStore) -> None:
-        for key, parts in self._queued:
-            is_stored = tier.holds(key, parts)
-            self._stored += is_stored
-            self._refused += not is_stored
-        self._queued.clear()
+    def _ended(self, key: BlockHash, outcome: Outcome) -> None:
+        if outcome is Outcome.DONE:
+            self._written.append(key)
+        else:
+            self._refused += 1
 
-    async def _put(self, block: Carried) -> None:
+    async def _put(self, carried: Carried) -> None:
         """As a worker does that has computed it."""
-        tiers: tuple[AnyTier, ...] = (self._store.dram, *self._store.lower)
-        if any(self._holds(tier, block) for tier in tiers):
+        block = carried.block
+        if self._store.dram.holds(block.key) or any(tier.has(block) for tier in self._store.lower):
             self._present += 1
             return
         before = [block.parent] if block.parent else []
-        sizes = tuple(map(len, block.parts))
-        prompt = Prompt(ADMIN, block.tenant, [*before, block.key], sizes, len(before), load=False)
+        prompt = Prompt(
+            ADMIN,
+            block.tenant,
+            [*before, block.key],
+            block.part_bytes,
+            len(before),
+            load=False,
+            shapes=block.shapes,
+        )
         prepared = await self._store.prepare(prompt)
         slots = prepared.stores[0].slots if prepared.stores else ()
         views = [self._view(slot.offset, slot.length_bytes) for slot in slots]
-        await asyncio.to_thread(partial(_copy, block.parts, views))
+        await asyncio.to_thread(partial(_copy, carried.parts, views))
         fills = [
-            PartFill(block.key, part, slot.generation, block.checksums[part])
+            PartFill(block.key, part, slot.generation, carried.checksums[part])
             for part, slot in enumerate(slots)
         ]
         is_stored = bool(fills) and set(self._store.commit(fills)) == {CommitOutcome.STORED}

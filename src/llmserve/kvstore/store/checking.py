@@ -131,7 +131,7 @@ async def _check_dram(tier: DramTier, view: View, node: Node) -> _Finding:
 @contextmanager
 def leased(tier: DramTier, key: BlockHash) -> Iterator[tuple[Slot, ...]]:
     """The slots of a stored block of the pool, which stays there meanwhile."""
-    lease_id, (slots,) = tier.lease(ADMIN, [key], tier.parts_of(key), READ_LEASE_SECONDS)
+    lease_id, (slots,) = tier.lease(ADMIN, [key], len(tier.block(key).part_bytes), READ_LEASE_SECONDS)
     try:
         yield slots
     finally:

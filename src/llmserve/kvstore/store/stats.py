@@ -40,18 +40,18 @@ def _dram(tier: DramTier) -> TierStats:
 
 
 def _lower(tier: LowerStore) -> TierStats:
-    book, usage = tier.book, tier.usage()
-    operations = ("read", "write")
+    book, operations = tier.book, ("read", "write")
     return TierStats(
         name=tier.name,
         kind=tier.kind,
         blocks=len(book),
-        used_bytes=usage.used_bytes,
-        capacity_bytes=usage.capacity_bytes,
+        used_bytes=book.used_bytes,
+        capacity_bytes=book.capacity_bytes,
         pinned_blocks=len(book.protected()),
         queued_bytes=tier.queued_bytes,
         totals=tier.totals,
         evictions={reason: book.evictions[reason] for reason in EvictReason},
         outcomes={(name, one.value): tier.outcomes[name, one] for name in operations for one in Outcome},
         eviction_ages=book.eviction_ages,
+        trouble=tier.trouble,
     )

@@ -11,18 +11,16 @@ from llmserve.kvstore.store.admin import BlockFilter, StoreAdmin
 from llmserve.kvstore.store.carrying import Carried, Export, Import, TakenIn
 from llmserve.kvstore.store.checking import Checked, verify
 from llmserve.kvstore.store.stats import stats_of
+from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES
 from tests.unit.kvstore.store.conftest import PART_BYTES, TENANT, MakeWorld, World, chain, content
 
 ALL = BlockFilter()
+BELOW_BYTES = PART_BYTES + ALIGNMENT_BYTES  # what a part takes on a medium of pages
 OTHER = TenantId("other")
 
 
 def admin_of(world: World) -> StoreAdmin:
     return StoreAdmin(world.store, world.clock)
-
-
-def view_of(world: World, offset: int, length: int) -> memoryview:
-    return world.memory[offset : offset + length]
 
 
 def named(key: BlockHash, tier: str = "") -> BlockFilter:
@@ -39,7 +37,7 @@ async def verified(world: World, wanted: BlockFilter = ALL, share: float = 1.0) 
     """The last answer of each tier, with all that was corrupt."""
     last: dict[str, Checked] = {}
     corrupt: dict[str, list[BlockHash]] = {}
-    async for now in verify(admin_of(world), lambda *at: view_of(world, *at), wanted, share):
+    async for now in verify(admin_of(world), world.view_at, wanted, share):
         last[now.tier] = now
         corrupt.setdefault(now.tier, []).extend(now.corrupt)
     for name, keys in corrupt.items():
@@ -67,13 +65,13 @@ async def test_blocks_are_listed_used_last_first(make_world: MakeWorld) -> None:
     assert (last.parent, last.tenant, last.idle_seconds) == (keys[1], TENANT, 10)
     assert [(p.tier, p.size_bytes, p.pinned) for p in last.places] == [
         ("dram", PART_BYTES, False),
-        ("memory", PART_BYTES, False),
+        ("memory-0", BELOW_BYTES, False),
     ]
     assert len((await admin.list_blocks(ALL, 2))[0]) == 2
     assert (await admin.list_blocks(BlockFilter(tenant=OTHER), 10))[1] == 2
     assert (await admin.list_blocks(BlockFilter(hash_prefix=b"a-".hex()), 10))[1] == 3
-    (only,), _ = await admin.list_blocks(named(keys[0], "memory"), 10)
-    assert [place.tier for place in only.places] == ["memory"]
+    (only,), _ = await admin.list_blocks(named(keys[0], "memory-0"), 10)
+    assert [place.tier for place in only.places] == ["memory-0"]
 
 
 async def test_what_is_read_or_written_is_in_use(make_world: MakeWorld) -> None:
@@ -177,7 +175,7 @@ async def test_what_follows_a_block_goes_with_it(make_world: MakeWorld) -> None:
     await world.seen(keys)
     await world.drained()
     done = await admin_of(world).evict(named(keys[1]))
-    assert (done.blocks, done.size_bytes) == (6, 6 * PART_BYTES)
+    assert (done.blocks, done.size_bytes) == (6, 3 * PART_BYTES + 3 * BELOW_BYTES)
     assert (done.pinned_blocks, done.busy_blocks) == (0, 0)
     assert len(world.store.dram.book) == len(world.store.lower[0].book) == 1
     assert set(world.media[0].stored) == {part_key(keys[0], 0)}
@@ -230,9 +228,10 @@ async def test_all_is_whole(make_world: MakeWorld) -> None:
     last = await verified(world)
     assert {name: (one.blocks, one.all_blocks) for name, one in last.items()} == {
         "dram": (5, 5),
-        "memory": (5, 5),
+        "memory-0": (5, 5),
     }
-    assert all(one.size_bytes == 10 * PART_BYTES and not one.corrupt for one in last.values())
+    assert {one.size_bytes for one in last.values()} == {10 * PART_BYTES, 10 * BELOW_BYTES}
+    assert not any(one.corrupt for one in last.values())
 
 
 async def test_corrupt_blocks_are_told_and_dropped(make_world: MakeWorld) -> None:
@@ -246,8 +245,8 @@ async def test_corrupt_blocks_are_told_and_dropped(make_world: MakeWorld) -> Non
     del world.media[0].stored[part_key(keys[3], 0)]
     last = await verified(world)
     assert last["dram"].corrupt == [keys[0]]
-    assert (last["memory"].corrupt, last["memory"].missing_blocks) == ([keys[1]], 1)
-    assert last["memory"].reason
+    assert (last["memory-0"].corrupt, last["memory-0"].missing_blocks) == ([keys[1]], 1)
+    assert last["memory-0"].reason
     assert not world.store.dram.holds(keys[0])
     assert len(world.store.lower[0].book) == 2
     again = await verified(world)
@@ -262,10 +261,10 @@ async def test_what_cannot_be_read_now_is_kept(make_world: MakeWorld) -> None:
     await world.seen(chain("a", 2))
     await world.drained()
     world.media[0].fault = "input/output error"
-    last = (await verified(world, BlockFilter("memory")))["memory"]
+    last = (await verified(world, BlockFilter("memory-0")))["memory-0"]
     assert (last.unreadable_blocks, last.corrupt, last.reason) == (2, [], "input/output error")
     world.media[0].fault = ""
-    assert (await verified(world))["memory"].unreadable_blocks == 0
+    assert (await verified(world))["memory-0"].unreadable_blocks == 0
 
 
 async def test_a_sample_is_verified(make_world: MakeWorld) -> None:
@@ -282,19 +281,19 @@ async def test_a_sample_is_verified(make_world: MakeWorld) -> None:
 
 
 async def exported(world: World, wanted: BlockFilter = ALL) -> list[Carried]:
-    export = Export(admin_of(world), lambda *at: view_of(world, *at))
+    export = Export(admin_of(world), world.view_at)
     await export.select(wanted)
     return [block async for block in export.blocks()]
 
 
 async def imported(world: World, blocks: list[Carried], tier: str = "") -> TakenIn:
-    into = Import(admin_of(world), lambda *at: view_of(world, *at), tier)
+    into = Import(admin_of(world), world.view_at, tier)
     for block in blocks:
         await into.add(block)
     return await into.finish()
 
 
-@pytest.mark.parametrize("tier", ["dram", "memory"])
+@pytest.mark.parametrize("tier", ["dram", "memory-0"])
 async def test_blocks_are_used_again_elsewhere(make_world: MakeWorld, tier: str) -> None:
     world = make_world(lower_blocks=[100], parts=2)
     await world.store.open()
@@ -302,7 +301,7 @@ async def test_blocks_are_used_again_elsewhere(make_world: MakeWorld, tier: str)
     await world.seen(keys)
     await world.drained()
     blocks = await exported(world, BlockFilter(tier))
-    assert [(block.key, block.parent) for block in blocks] == list(
+    assert [(one.block.key, one.block.parent) for one in blocks] == list(
         zip(keys, [None, *keys[:-1]], strict=True)
     ), "each after those before it"
     assert bytes(blocks[1].parts[1]) == content(keys[1], 1)
@@ -323,12 +322,12 @@ async def test_each_block_is_exported_once_and_a_corrupt_one_never(make_world: M
     await world.drained()
     world.store.dram.drop(keys[1])
     world.media[0].damage(part_key(keys[1], 0))
-    assert [block.key for block in await exported(world)] == [keys[0], keys[2]]
+    assert [one.block.key for one in await exported(world)] == [keys[0], keys[2]]
 
 
 async def test_import_goes_below_dram_where_it_can(make_world: MakeWorld) -> None:
     blocks = await _some(make_world)
-    world = await below(make_world, blocks=2)
+    world = await below(make_world, blocks=3)
     assert await imported(world, blocks) == TakenIn(stored_blocks=2, refused_blocks=1)
     assert len(world.media[0].stored) == 2
     world.media[0].fault = "input/output error"

@@ -17,7 +17,7 @@ KEY, PARENT = chain("a", 2)[1], chain("a", 2)[0]
 
 
 def _calls(world: World) -> StoreAdminCalls:
-    arena = SimpleNamespace(view=lambda offset, length: world.memory[offset : offset + length])
+    arena = SimpleNamespace(view=world.view_at)
     return StoreAdminCalls(BuiltStore(cast("Any", arena), world.store), world.clock)
 
 

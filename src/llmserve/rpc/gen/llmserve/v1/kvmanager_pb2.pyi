@@ -100,7 +100,7 @@ class GetKvStatusResponse(_message.Message):
     def __init__(self, directory_blocks: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerKvStatus, _Mapping]]] = ..., open_leases: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., saved_prefill_seconds: _Optional[float] = ...) -> None: ...
 
 class TierStatus(_message.Message):
-    __slots__ = ("name", "kind", "blocks", "used_bytes", "capacity_bytes", "pinned_blocks", "queued_bytes", "hit_blocks", "hit_tokens", "load_bytes", "load_seconds", "store_bytes", "store_seconds", "evictions", "outcomes")
+    __slots__ = ("name", "kind", "blocks", "used_bytes", "capacity_bytes", "pinned_blocks", "queued_bytes", "hit_blocks", "hit_tokens", "load_bytes", "load_seconds", "store_bytes", "store_seconds", "evictions", "outcomes", "trouble")
     class EvictionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +123,7 @@ class TierStatus(_message.Message):
     STORE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     blocks: int
@@ -138,7 +139,8 @@ class TierStatus(_message.Message):
     store_seconds: float
     evictions: _containers.ScalarMap[str, int]
     outcomes: _containers.RepeatedCompositeFieldContainer[TierOutcome]
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., blocks: _Optional[int] = ..., used_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., hit_blocks: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., load_bytes: _Optional[int] = ..., load_seconds: _Optional[float] = ..., store_bytes: _Optional[int] = ..., store_seconds: _Optional[float] = ..., evictions: _Optional[_Mapping[str, int]] = ..., outcomes: _Optional[_Iterable[_Union[TierOutcome, _Mapping]]] = ...) -> None: ...
+    trouble: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., blocks: _Optional[int] = ..., used_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., hit_blocks: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., load_bytes: _Optional[int] = ..., load_seconds: _Optional[float] = ..., store_bytes: _Optional[int] = ..., store_seconds: _Optional[float] = ..., evictions: _Optional[_Mapping[str, int]] = ..., outcomes: _Optional[_Iterable[_Union[TierOutcome, _Mapping]]] = ..., trouble: _Optional[str] = ...) -> None: ...
 
 class TierOutcome(_message.Message):
     __slots__ = ("operation", "result", "count")
@@ -165,16 +167,18 @@ class WorkerKvStatus(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., device_blocks: _Optional[int] = ..., open_leases: _Optional[int] = ..., connected: _Optional[bool] = ...) -> None: ...
 
 class AttachStoreRequest(_message.Message):
-    __slots__ = ("worker_id", "epoch", "part_bytes", "block_tokens")
+    __slots__ = ("worker_id", "epoch", "part_bytes", "part_shapes", "block_tokens")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PART_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PART_SHAPES_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     part_bytes: _containers.RepeatedScalarFieldContainer[int]
+    part_shapes: _containers.RepeatedScalarFieldContainer[str]
     block_tokens: int
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., part_bytes: _Optional[_Iterable[int]] = ..., block_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., part_bytes: _Optional[_Iterable[int]] = ..., part_shapes: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ...) -> None: ...
 
 class AttachStoreResponse(_message.Message):
     __slots__ = ("enabled", "arena", "lease_seconds")
@@ -405,12 +409,14 @@ class BlockRecord(_message.Message):
     def __init__(self, block_hash: _Optional[bytes] = ..., parent_hash: _Optional[bytes] = ..., tenant: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[BlockPart, _Mapping]]] = ...) -> None: ...
 
 class BlockPart(_message.Message):
-    __slots__ = ("length_bytes", "checksum")
+    __slots__ = ("length_bytes", "checksum", "shape")
     LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
     length_bytes: int
     checksum: int
-    def __init__(self, length_bytes: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+    shape: str
+    def __init__(self, length_bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., shape: _Optional[str] = ...) -> None: ...
 
 class BlockPiece(_message.Message):
     __slots__ = ("block", "data", "all_blocks")
