@@ -18,6 +18,7 @@ from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
 _DEADLINE_SECONDS = 60.0  # of an answer, and between two of a stream
+_EVICT_SECONDS = 600.0  # of a bucket with a million blocks
 
 _Answer = TypeVar("_Answer")
 
@@ -48,7 +49,9 @@ class KvLink:
         return answer
 
     async def evict(self, wanted: pb.BlockFilter) -> pb.EvictBlocksResponse:
-        answer: pb.EvictBlocksResponse = await self._call("EvictBlocks", pb.EvictBlocksRequest(filter=wanted))
+        answer: pb.EvictBlocksResponse = await self._stub.EvictBlocks(
+            pb.EvictBlocksRequest(filter=wanted), timeout=_EVICT_SECONDS
+        )
         return answer
 
     def verify(self, wanted: pb.BlockFilter, share: float) -> AsyncIterator[pb.VerifyBlocksResponse]:

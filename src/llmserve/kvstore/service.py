@@ -12,7 +12,7 @@ from llmserve.core.ids import BlockHash, LeaseId
 from llmserve.core.lease import LeaseChange, LeaseState
 from llmserve.kvstore.directory import BlockReport, Holder
 from llmserve.kvstore.manager import Connection, KVManager
-from llmserve.kvstore.store_admin_calls import StoreAdminCalls
+from llmserve.kvstore.store_admin_calls import StoreAdminCalls, encode_tier
 from llmserve.kvstore.store_calls import StoreCalls
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 
@@ -74,14 +74,15 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
             )
             for worker in self._manager.workers()
         ]
+        store = self._admin.stats()
         return kvmanager_pb2.GetKvStatusResponse(
             directory_blocks=self._manager.directory_blocks,
             workers=workers,
             open_leases=self._manager.open_leases,
             leased_blocks=self._manager.leased_blocks,
             orphan_blocks=self._manager.orphan_blocks,
-            tiers=self._admin.tiers(),
-            saved_prefill_seconds=self._admin.stats().saved_prefill_seconds,
+            tiers=map(encode_tier, store.tiers),
+            saved_prefill_seconds=store.saved_prefill_seconds,
         )
 
     async def AttachStore(  # noqa: N802

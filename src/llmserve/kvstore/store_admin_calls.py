@@ -1,5 +1,6 @@
 """Operations of the store, from messages to `store.admin` and back."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 from llmserve.core.clock import Clock
@@ -17,10 +18,11 @@ from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 PIECE_BYTES = 1 << 20
 _MAX_BLOCK_BYTES = 1 << 31
+_PROGRESS_SECONDS = 5.0  # at least so often, while all that came is written
 
 
 class StoreAdminCalls:
-    """One loop. Errors of every call but `stats` and `tiers`: NotFound where there is no store."""
+    """One loop. Errors of every call but `stats`: NotFound where there is no store."""
 
     def __init__(self, built: BuiltStore | None, clock: Clock) -> None:
         self._built, self._clock = built, clock
@@ -28,9 +30,6 @@ class StoreAdminCalls:
     def stats(self) -> StoreStats:
         """Without a store: of no tiers."""
         return stats_of(self._built.store) if self._built else StoreStats()
-
-    def tiers(self) -> list[pb.TierStatus]:
-        return list(map(_tier, self.stats().tiers))
 
     async def list_blocks(self, request: pb.ListBlocksRequest) -> pb.ListBlocksResponse:
         admin, _ = self._store()
@@ -85,7 +84,13 @@ class StoreAdminCalls:
             await into.add(block)
             received += 1
             yield pb.ImportProgress(received_blocks=received)
-        done = await into.finish()
+        finishing = asyncio.create_task(into.finish(), name="kvmanager.import")
+        try:
+            while not (await asyncio.wait((finishing,), timeout=_PROGRESS_SECONDS))[0]:
+                yield pb.ImportProgress(received_blocks=received)
+        finally:
+            finishing.cancel()
+        done = finishing.result()
         yield pb.ImportProgress(
             received_blocks=received,
             done=True,
@@ -122,7 +127,7 @@ def _listed(block: Listed) -> pb.ListedBlock:
     )
 
 
-def _tier(tier: TierStats) -> pb.TierStatus:
+def encode_tier(tier: TierStats) -> pb.TierStatus:
     totals = tier.totals
     return pb.TierStatus(
         name=tier.name,

@@ -86,7 +86,7 @@ async def test_a_large_block_comes_out_in_pieces(make_world: MakeWorld) -> None:
 
 async def test_without_a_store_there_are_no_tiers(make_world: MakeWorld) -> None:
     calls = StoreAdminCalls(None, make_world().clock)
-    assert calls.tiers() == []
+    assert calls.stats().tiers == ()
     with pytest.raises(NotFound, match="storageClasses"):
         await calls.pin(pb.PinBlocksRequest())
     with pytest.raises(NotFound, match="storageClasses"):
