@@ -16,15 +16,7 @@ def main() -> int:
     async def build() -> KVManagerRole:
         manifest = load_manifest(flags.manifest)
         configure_logging(manifest.observability.log_level)
-        parts = StoreParts(
-            classes=manifest.storageClasses,
-            kv_cache=manifest.kv_cache,
-            api_keys=manifest.security.api_keys,
-            cluster=manifest.metadata.name,
-            owner=f"{manifest.metadata.name}.{flags.name}",
-            environment=os.environ,
-        )
-        store = build_store(parts, SystemClock()) if parts.classes else None
+        store = build_store(StoreParts.of(manifest, flags.name, os.environ), SystemClock())
         return KVManagerRole(listen=flags.listen, metrics_port=flags.metrics_port, store=store)
 
     return run_role(flags.name, build)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from llmserve.config.schema import ApiKey, KvCacheConfig, StorageClass
+from llmserve.config.schema import ApiKey, KvCacheConfig, Manifest, StorageClass
 from llmserve.core.clock import Clock
 from llmserve.core.errors import StartFailed
 from llmserve.core.ids import TenantId
@@ -35,7 +35,7 @@ from llmserve.kvstore.pool.table import PoolTable
 from llmserve.kvstore.store.codecs import MakeCodec
 from llmserve.kvstore.store.dram import DramTier
 from llmserve.kvstore.store.lower import LowerSettings, LowerStore
-from llmserve.kvstore.store.store import BlockStore
+from llmserve.kvstore.store.store import BlockStore, StoreSettings
 from llmserve.kvstore.tiers.base import Tier
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
@@ -44,6 +44,7 @@ _GIB = 1 << 30
 _REMEMBERED_BLOCKS = 1_000_000
 _BUSY_BYTES = 256 << 20
 _BUSY_SHARE = 16  # of DRAM, one in so many: at most a quarter is held for what goes down
+_AHEAD_SHARE = 16  # of DRAM, one in so many is kept free
 _FASTEST_FIRST = ("nvme", "object")
 
 
@@ -69,9 +70,23 @@ class StoreParts:
     owner: str
     environment: Mapping[str, str]
 
+    @classmethod
+    def of(cls, manifest: Manifest, process: str, environment: Mapping[str, str]) -> "StoreParts":
+        """process: the name of the kvmanager's, the same after a restart."""
+        return cls(
+            manifest.storageClasses,
+            manifest.kv_cache,
+            manifest.security.api_keys,
+            manifest.metadata.name,
+            f"{manifest.metadata.name}.{process}",
+            environment,
+        )
 
-def build_store(parts: StoreParts, clock: Clock) -> BuiltStore:
-    """Errors: StartFailed, naming the class. Inside a running loop."""
+
+def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
+    """None without classes. Inside a running loop. Errors: StartFailed, naming the class."""
+    if not parts.classes:
+        return None
     rules = _rules(parts.kv_cache, parts.api_keys)
     (dram_class,) = (one for one in parts.classes if one.tier == "dram")
     codecs = {one.name: _codecs(parts, at) for at, one in enumerate(parts.classes)}
@@ -84,9 +99,9 @@ def build_store(parts: StoreParts, clock: Clock) -> BuiltStore:
     busy_bytes = min(_BUSY_BYTES, slabs.capacity_bytes // _BUSY_SHARE)
     below = [one for tier in _FASTEST_FIRST for one in parts.classes if one.tier == tier]
     lower = [_lower(parts, one, rules, codecs[one.name], busy_bytes, clock) for one in below]
-    return BuiltStore(
-        arena, BlockStore(dram, lower, arena.view, Admission(FrequencySketch(_REMEMBERED_BLOCKS)))
-    )
+    admission = Admission(FrequencySketch(_REMEMBERED_BLOCKS))
+    settings = StoreSettings(ahead_bytes=slabs.capacity_bytes // _AHEAD_SHARE)
+    return BuiltStore(arena, BlockStore(dram, lower, arena.view, admission, settings))
 
 
 def _rules(kv_cache: KvCacheConfig, api_keys: Sequence[ApiKey]) -> EvictionRules:

@@ -287,6 +287,9 @@ class LowerStore:
                 ends |= await self._write(batch)
             except Exception:  # a fault of this program: what waits behind it must not wait for ever
                 _log.exception("%s: %d blocks are not stored", self.name, len(batch))
+                for outgoing in batch:
+                    if not self.holds(outgoing.block.key, len(outgoing.views)):
+                        self.book.remove(outgoing.block.key)
             finally:
                 for outgoing in batch:
                     self._end(outgoing, ends[outgoing.block.key])

@@ -11,6 +11,7 @@ from math import inf
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
 from llmserve.core.tiers import EvictReason
 from llmserve.kvstore.eviction import (
+    NOBODY,
     Admission,
     BlockAt,
     PromotionLimits,
@@ -48,10 +49,13 @@ View = Callable[[int, int], memoryview]  # offset and length in the pool
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
     """lease_seconds: of loads and of reservations; a worker renews what takes longer. room_wait_seconds:
-    how long what comes up waits for memory that is held for what goes down. Nothing else waits."""
+    how long what comes up waits for memory that is held for what goes down. Nothing else waits.
+    ahead_bytes: of DRAM, kept free where there are tiers below: what leaves is written down before somebody
+    needs its memory."""
 
     lease_seconds: float = LEASE_SECONDS
     room_wait_seconds: float = ROOM_WAIT_SECONDS
+    ahead_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,8 @@ class BlockStore:
             stores = self._reserve(prompt, prompt.have_blocks + len(loads)) if prompt.store else ()
         finally:
             self.dram.book.unpin(held)
+        if self.lower and self._settings.ahead_bytes:
+            self._make_room(self._settings.ahead_bytes, NOBODY)
         return Prepared(lease_id, loads, stores)
 
     def commit(self, fills: Sequence[PartFill]) -> list[CommitOutcome]:

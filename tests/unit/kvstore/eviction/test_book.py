@@ -7,7 +7,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.tiers import EvictReason
-from llmserve.kvstore.eviction import EvictionRules, LruPolicy, TierBook
+from llmserve.kvstore.eviction import NOBODY, EvictionRules, LruPolicy, TierBook
 
 X, Y = TenantId("x"), TenantId("y")
 
@@ -157,3 +157,45 @@ def test_evictions_are_counted_by_reason_and_age(policy: Watched, clock: Virtual
     assert book.evictions == {EvictReason.QUOTA: 1, EvictReason.ROOM: 1}
     assert book.eviction_ages.sum_seconds == 10
     assert book.eviction_ages.counts[1] == 2, "1 to 10 s"
+
+
+# -- blocks that an earlier process has left
+
+
+def _found(rules: EvictionRules | None = None) -> tuple[TierBook, VirtualClock]:
+    """Four blocks of nobody fill it."""
+    clock = VirtualClock()
+    book = TierBook(4, LruPolicy, clock, rules)
+    for key in _keys("abcd"):
+        book.add(key, None, 1, NOBODY)
+    return book, clock
+
+
+def test_who_adopts_a_block_is_charged_and_it_follows_its_parent() -> None:
+    book, _ = _found()
+    a, b = _keys("ab")
+    book.adopt(a, None, X)
+    book.adopt(b, a, X)
+    assert (book.tenant_bytes(X), book.tenant_bytes(NOBODY), book.used_bytes) == (2, 2, 4)
+    assert book.followers(a) == [b]
+    book.adopt(b, None, Y)
+    assert book.tenant_bytes(X) == 2, "it is no longer anybody's"
+    book.adopt(BlockHash(b"z"), None, X)
+    assert len(book) == 4
+    book.check_integrity()
+
+
+def test_a_block_over_the_quota_or_in_use_stays_nobodys() -> None:
+    book, _ = _found(EvictionRules(tenant_quota_bytes={X: 1}))
+    a, b, c, _ = _keys("abcd")
+    book.adopt(a, None, X)
+    book.adopt(b, a, X)
+    book.pin([c])
+    book.adopt(c, b, Y)
+    assert (book.tenant_bytes(X), book.tenant_bytes(Y), book.tenant_bytes(NOBODY)) == (1, 0, 3)
+    book.check_integrity()
+
+
+def test_nobody_has_a_hot_set() -> None:
+    book, _ = _found(EvictionRules(tenant_hotset_bytes=4))
+    assert [victim.key for victim in book.make_room(2, X)] == _keys("ab"), "in the order they were found"

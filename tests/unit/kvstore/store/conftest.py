@@ -159,6 +159,8 @@ async def make_world() -> AsyncIterator[MakeWorld]:
         media: Sequence[MemoryMedium] = (),
         tiers: Sequence[tuple[Tier, int]] = (),
         opens_later: bool = False,
+        busy_bytes: int = 256 << 20,
+        ahead_bytes: int = 0,
         clock: VirtualClock | None = None,
     ) -> World:
         """tiers: instead of fakes, each with what its book may hold."""
@@ -180,7 +182,7 @@ async def make_world() -> AsyncIterator[MakeWorld]:
                 TierBook(capacity_bytes, LruPolicy, clock),
                 _codec,
                 clock,
-                LowerSettings(write_mode=mode, opens_later=opens_later),
+                LowerSettings(mode, busy_bytes, opens_later),
                 f"{tier.name}-{number}",
             )
             for number, (tier, capacity_bytes) in enumerate(below)
@@ -190,7 +192,7 @@ async def make_world() -> AsyncIterator[MakeWorld]:
             lower,
             view,
             Admission(FrequencySketch(1000)),
-            StoreSettings(lease_seconds=30.0, room_wait_seconds=ROOM_WAIT_SECONDS),
+            StoreSettings(lease_seconds=30.0, room_wait_seconds=ROOM_WAIT_SECONDS, ahead_bytes=ahead_bytes),
         )
         worlds.append(World(store, view, clock, kept, parts))
         return worlds[-1]

@@ -29,8 +29,8 @@ storageClasses:
 """,
         "m.yaml",
     )
-    parts = StoreParts(manifest.storageClasses, manifest.kv_cache, (), "test", "test.kvmanager", {})
-    store = build_store(parts, SystemClock())
+    store = build_store(StoreParts.of(manifest, "kvmanager", {}), SystemClock())
+    assert store
     store.store.dram.table.slabs.expect(PART_BYTES)
     return store
 

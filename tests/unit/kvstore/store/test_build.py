@@ -14,7 +14,7 @@ from llmserve.core.ids import TenantId
 from llmserve.kvstore.eviction import WriteMode
 from llmserve.kvstore.formats import Element, grouped
 from llmserve.kvstore.store.build import BuiltStore, StoreParts, build_store
-from tests.unit.kvstore.store.conftest import PART_BYTES, MakeAround, chain, content, numbers
+from tests.unit.kvstore.store.conftest import PART_BYTES, MakeAround, World, chain, content, numbers
 
 MIB = 1 << 20
 HEAD = "kind: LLMServe\nmodels: {primary: {source: hub:org/name}}\n"
@@ -28,15 +28,14 @@ def gib(mib: float) -> float:
 
 def built(classes: str, more: str = "", environment: Mapping[str, str] | None = None) -> BuiltStore:
     manifest = parse_manifest(f"{HEAD}storageClasses:\n{classes}{more}", "m.yaml")
-    parts = StoreParts(
-        manifest.storageClasses,
-        manifest.kv_cache,
-        manifest.security.api_keys,
-        "test",
-        "test.kvmanager",
-        environment or {},
-    )
-    return build_store(parts, VirtualClock(1.0))
+    store = build_store(StoreParts.of(manifest, "kvmanager", environment or {}), VirtualClock(1.0))
+    assert store
+    return store
+
+
+async def test_without_classes_there_is_no_store() -> None:
+    parts = StoreParts.of(parse_manifest(HEAD, "m.yaml"), "kvmanager", {})
+    assert build_store(parts, VirtualClock(1.0)) is None
 
 
 def dram(mib: float) -> str:
@@ -108,6 +107,36 @@ async def test_what_is_not_known_to_be_numbers_is_not_quantized(
     prepared = await world.prepare(keys)
     assert len(prepared.loads) == 4
     world.check(keys, prepared)
+
+
+async def test_keys_are_rotated_and_retired(tmp_path: Path, make_around: MakeAround) -> None:
+    environment = {"OLD": KEY, "NEW": "f0" * 32}
+    old, new = "{id: k1, env: OLD}", "{id: k2, env: NEW}"
+    keys = chain("a", 4)
+
+    async def world_of(ring: str) -> World:
+        more = f", format: {{encrypt: [{ring}]}}"
+        world = make_around(built(dram(16) + nvme(tmp_path, more=more), environment=environment))
+        await world.opened()
+        return world
+
+    first = await world_of(old)
+    await first.seen(keys[:2])
+    await first.drained()
+    await first.store.aclose()
+    both = await world_of(f"{old}, {new}")
+    await both.seen(keys)
+    await both.drained()
+    both.forget_dram(keys)
+    assert await both.loaded(keys) == [0, 1, 2, 3], "under either key"
+    await both.store.aclose()
+    last = await world_of(new)
+    assert await last.loaded(keys) == [], "begins with blocks under the key that is gone"
+    assert len(last.store.lower[0].book) == 2, "those are of no use any more"
+    await last.seen(keys)
+    await last.drained()
+    last.forget_dram(keys)
+    assert await last.loaded(keys) == [0, 1, 2, 3], "stored again, under the new key"
 
 
 async def test_settings_reach_the_tiers(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+import pytest
+
 from llmserve.kvstore.eviction import WriteMode
 from llmserve.kvstore.tiers.base import Blob, BlobResult
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
@@ -94,3 +96,38 @@ async def test_a_prompt_larger_than_dram_comes_up_as_far_as_it_fits(make_world: 
     loads = await world.loaded(keys)
     assert loads == list(range(len(loads)))
     assert loads
+
+
+async def test_room_is_made_before_it_is_needed(make_world: MakeWorld) -> None:
+    world = make_world(dram_blocks=32, lower_blocks=[1000], mode=WriteMode.BACK, ahead_bytes=8 * PART_BYTES)
+    await world.store.open()
+    for number in range(12):
+        prepared = await world.seen(chain(f"p{number}", 8))
+        assert len(prepared.stores) == 8, f"prompt {number} is stored, though DRAM is full"
+        await world.drained()
+    assert len(await world.loaded(chain("p0", 8))) == 8
+
+
+class FaultyTier(MemoryTier):
+    """Raises, which no tier may."""
+
+    async def write(self, blobs: Sequence[Blob]) -> list[BlobResult]:
+        raise RuntimeError("a fault of this program")
+
+
+async def test_a_fault_of_a_tier_holds_no_memory(
+    make_world: MakeWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make_world(dram_blocks=4, tiers=[(FaultyTier(MemoryMedium(1 << 20)), 1 << 20)])
+    await world.store.open()
+    for name in "abc":
+        await world.seen(chain(name, 4))
+        await world.drained()
+    for _ in range(2):  # the first one makes room
+        prepared = await world.prepare(chain("d", 4))
+        await world.drained()
+    assert len(prepared.stores) == 4
+    (tier,) = world.store.lower
+    assert (len(tier.book), tier.queued_bytes) == (0, 0)
+    assert world.store.dram.table.usage().open_leases == 0
+    assert "a fault of this program" in caplog.text
