@@ -34,15 +34,15 @@ async def ask(roles: list[dict[str, Any]]) -> Answers:
     """roles: those of cluster.json (ClusterState.roles)."""
     problems: list[str] = []
     router, kvmanager, healths = await asyncio.gather(
-        _router(_address(roles, "router"), problems),
-        _kvmanager(_address(roles, "kvmanager"), problems),
+        _router(address_of(roles, "router"), problems),
+        _kvmanager(address_of(roles, "kvmanager"), problems),
         asyncio.gather(*(_health(role) for role in roles)),
     )
     named = {str(role["name"]): health for role, health in zip(roles, healths, strict=True)}
     return Answers(named, router, kvmanager, tuple(problems))
 
 
-def _address(roles: list[dict[str, Any]], service: str) -> str | None:
+def address_of(roles: list[dict[str, Any]], service: str) -> str | None:
     """Every worker was told where the router and the kvmanager are."""
     return next((str(role[service]) for role in roles if role[service]), None)
 

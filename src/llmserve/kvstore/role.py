@@ -9,6 +9,7 @@ from llmserve.kvstore.manager import KVManager
 from llmserve.kvstore.service import KVManagerService
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.store.store import LEASE_SECONDS
+from llmserve.kvstore.store_admin_calls import StoreAdminCalls
 from llmserve.kvstore.store_calls import StoreCalls
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.registry import MetricsServer
@@ -26,10 +27,11 @@ class KVManagerRole:
     def __init__(self, *, listen: str, metrics_port: int = 0, store: BuiltStore | None = None) -> None:
         """store: closed with the role."""
         registry, manager = CollectorRegistry(), KVManager(SystemClock())
-        _watch(KVManagerMetrics(registry), manager)
         self._store = store
         self._calls = StoreCalls(store, LEASE_SECONDS)
-        self._service = KVManagerService(manager, self._calls)
+        admin = StoreAdminCalls(store, SystemClock())
+        _watch(KVManagerMetrics(registry, admin.stats), manager)
+        self._service = KVManagerService(manager, self._calls, admin)
         self._server = RpcServer(listen)
         self._server.add(
             kvmanager_pb2_grpc.add_KVManagerServicer_to_server, self._service, "llmserve.v1.KVManager"

@@ -22,6 +22,7 @@ class _Parts:
 
     sizes: tuple[int, ...]
     shapes: tuple[str, ...]
+    block_tokens: int
 
 
 class StoreCalls:
@@ -59,6 +60,7 @@ class StoreCalls:
                 compute_seconds=request.compute_seconds or float("inf"),
                 load=request.load,
                 store=request.store,
+                block_tokens=self._parts[user].block_tokens,
             )
         )
         return pb.PreparePromptResponse(
@@ -115,7 +117,7 @@ def _parts(request: pb.AttachStoreRequest) -> _Parts:
         raise InvalidRequest(f"part_shapes: {error.message}") from None
     if said and tuple(said) != sizes:
         raise InvalidRequest(f"part_shapes: of {said} bytes, and part_bytes says {list(sizes)}")
-    return _Parts(sizes, shapes)
+    return _Parts(sizes, shapes, request.block_tokens)
 
 
 def _blocks(blocks: Sequence[BlockSlots]) -> list[pb.StoreBlock]:

@@ -1,12 +1,17 @@
 """What the KV manager counts."""
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Gauge
 
+from llmserve.core.tiers import StoreStats
 from llmserve.metrics.registry import WatchedCounter
+from llmserve.metrics.store import StoreCollector
 
 
 class KVManagerMetrics:
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, store: Callable[[], StoreStats] = StoreStats) -> None:
+        """store: what its tiers hold and have done, now."""
         self.directory_blocks = Gauge(
             "kv_directory_blocks", "Distinct block hashes that some worker holds", registry=registry
         )
@@ -32,3 +37,5 @@ class KVManagerMetrics:
             ("how",),
             registry=registry,
         )
+        self.store = StoreCollector(store)
+        registry.register(self.store)

@@ -83,6 +83,21 @@ def test_all_is_well() -> None:
         assert part in shown
 
 
+def test_each_storage_class_has_a_line() -> None:
+    tier = kvmanager_pb2.TierStatus(
+        name="disk",
+        kind="nvme",
+        blocks=7,
+        used_bytes=1 << 29,
+        capacity_bytes=2 << 30,
+        hit_blocks=4,
+        hit_tokens=64,
+    )
+    now = snapshot(_state(), Answers(kvmanager=kvmanager_pb2.GetKvStatusResponse(tiers=[tier])), 0.0)
+    assert now.tiers[0].name == "disk"
+    assert "KV store disk (nvme): 0.50 of 2.00 GiB in 7 blocks, 4 blocks hit (64 tokens)" in _text(now)
+
+
 def test_each_trouble_is_named() -> None:
     roles = (
         _role("decode-0"),

@@ -55,12 +55,14 @@ class StoreLink:
         epoch: int,
         part_bytes: Sequence[int],
         part_shapes: Sequence[str] = (),
+        block_tokens: int = 0,
     ) -> None:
-        """part_shapes: see AttachStoreRequest."""
+        """part_shapes, block_tokens: see AttachStoreRequest."""
         self._channel = grpc.insecure_channel(endpoint)
         self._stub: Any = KVManagerStub(self._channel)  # type: ignore[no-untyped-call]
         self._me: dict[str, Any] = {"worker_id": worker_id, "epoch": epoch}
         self._parts: dict[str, Any] = {"part_bytes": list(part_bytes), "part_shapes": list(part_shapes)}
+        self._parts["block_tokens"] = block_tokens
         self._arena = ""
         self._attach_again_at = 0.0
         self._answers: SimpleQueue[Answer] = SimpleQueue()

@@ -21,6 +21,7 @@ class StoreSpec(OffloadingSpec):
             int(extra["epoch"]),
             [size] * ranks,
             [grouped(self._element(), size).text()] * ranks,
+            block_tokens=self.tokens_per_block[0],
         )
         return StoreManager(link)
 

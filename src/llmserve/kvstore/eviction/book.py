@@ -12,12 +12,14 @@ holds more than its hot set (and may end less than a block below it); no tenant 
 Among tenants, the one whose candidate was used least recently gives.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from math import inf
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import BlockHash, TenantId
+from llmserve.core.tiers import Ages, EvictReason
 from llmserve.kvstore.eviction.base import MakePolicy
 from llmserve.kvstore.eviction.rules import NOBODY, Added, EvictionRules, Victim
 from llmserve.kvstore.eviction.tenant import Gives, TenantBlocks
@@ -34,6 +36,9 @@ class TierBook:
         self._rules = rules or EvictionRules()
         self._tree = PrefixTree()
         self._tenants: dict[TenantId, TenantBlocks] = {}
+        self._kept: set[BlockHash] = set()
+        self.evictions: Counter[EvictReason] = Counter()
+        self.eviction_ages = Ages()
 
     def __len__(self) -> int:
         return len(self._tree)
@@ -60,9 +65,10 @@ class TierBook:
         if need_bytes > min(self.capacity_bytes, self._quota(tenant)):
             return []
         over_quota = self.tenant_bytes(tenant) + need_bytes - self._quota(tenant)
-        own = self._evict(over_quota, lambda giver: giver == tenant)
+        own = self._evict(over_quota, lambda giver: giver == tenant, EvictReason.QUOTA)
         excess = self.used_bytes + need_bytes - self.capacity_bytes
-        return own + self._evict(excess, lambda giver: giver == tenant or self._is_over_hotset(giver))
+        gives: Gives = lambda giver: giver == tenant or self._is_over_hotset(giver)  # noqa: E731
+        return own + self._evict(excess, gives, EvictReason.ROOM)
 
     def add(self, key: BlockHash, parent: BlockHash | None, size_bytes: int, tenant: TenantId) -> Added:
         """parent: the block before it; None for the first of a prompt. Whoever adds is charged."""
@@ -132,9 +138,47 @@ class TierBook:
         if pinned:
             self._search_again()
 
+    # -- what an operator pins: it stays, and so does what is before it, until unpinned, removed or restarted
+
+    def keep(self, keys: Iterable[BlockHash]) -> int:
+        """Of those that are held; how many are pinned now and were not before."""
+        fresh = self.pin(key for key in dict.fromkeys(keys) if key not in self._kept)
+        self._kept.update(fresh)
+        return len(fresh)
+
+    def unkeep(self, keys: Iterable[BlockHash]) -> int:
+        """How many no longer are."""
+        kept = self._kept.intersection(keys)
+        self._kept -= kept
+        self.unpin(kept)
+        return len(kept)
+
+    def find(self, key: BlockHash) -> Node | None:
+        """None: not held."""
+        return self._tree.find(key)
+
+    def is_kept(self, key: BlockHash) -> bool:
+        return key in self._kept
+
+    def protected(self) -> set[BlockHash]:
+        """The held blocks that an operator's pins keep: those named, and all before them."""
+        found: set[BlockHash] = set()
+        for key in self._kept:
+            node = self._tree.find(key)
+            while node and node.key not in found:
+                found.add(node.key)
+                node = node.parent
+        return {key for key in found if key in self}
+
+    def held(self) -> list[Node]:
+        """As of now, in no order; one that goes later is no longer `held`."""
+        return list(self._tree)
+
     def check_integrity(self) -> None:
         """Raises AssertionError when books and sums differ."""
         self._tree.check_integrity()
+        assert all(node.pins for key in self._kept if (node := self._tree.find(key))), self
+        assert all(key in self for key in self._kept), self
         sums = dict.fromkeys(self._tenants, 0)
         for node in self._tree:
             sums[node.tenant] += node.size_bytes
@@ -162,7 +206,7 @@ class TierBook:
             )
         return self._tenants[tenant]
 
-    def _evict(self, excess_bytes: float, gives: Gives) -> list[Victim]:
+    def _evict(self, excess_bytes: float, gives: Gives, reason: EvictReason) -> list[Victim]:
         """From the tenant whose candidate was used least recently, until enough went or nobody gives."""
         victims: list[Victim] = []
         offers = self._offers(gives) if excess_bytes > 0 else []
@@ -174,6 +218,8 @@ class TierBook:
             if offers[0][1] == giver:  # else another is older by now
                 victims.append(_victim(node))
                 excess_bytes -= node.size_bytes
+                self.evictions[reason] += 1
+                self.eviction_ages.observe(self._clock.now() - node.touched_at)
                 self._forget(node, evicted=True)
         return victims
 
@@ -197,6 +243,7 @@ class TierBook:
 
     def _forget(self, node: Node, *, evicted: bool) -> None:
         self.used_bytes -= node.size_bytes
+        self._kept.discard(node.key)
         self._tenants[node.tenant].remove(node, evicted=evicted)
         self._tree.remove(node)
 

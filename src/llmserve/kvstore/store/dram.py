@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
+from llmserve.core.tiers import TierTotals
 from llmserve.kvstore.eviction import Added, TierBook, Victim
 from llmserve.kvstore.leases import LeaseAnswer
 from llmserve.kvstore.pool.slot import (
@@ -46,10 +47,16 @@ class DramTier:
     """Pure but for the pool's one array; not thread-safe. Overdue things are settled before each answer."""
 
     def __init__(
-        self, table: PoolTable, book: TierBook, clock: Clock, noted: Callable[[Slot], int] = lambda _: 0
+        self,
+        table: PoolTable,
+        book: TierBook,
+        clock: Clock,
+        noted: Callable[[Slot], int] = lambda _: 0,
+        name: str = "dram",
     ) -> None:
         """noted: the checksum that a writer has left beside its slot, or 0."""
-        self.table, self.book = table, book
+        self.table, self.book, self.name = table, book, name
+        self.totals = TierTotals()
         self._clock, self._noted = clock, noted
         self._filling: dict[BlockHash, _Filling] = {}
         self._leases: dict[LeaseId, _Lease] = {}

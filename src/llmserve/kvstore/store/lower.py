@@ -22,19 +22,30 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import TypeVar
 
 import xxhash
 
 from llmserve.core.clock import Clock
-from llmserve.core.errors import BlockUnreadable, StartFailed
+from llmserve.core.errors import BlockDamaged, BlockUnreadable, StartFailed
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.tasks import TaskOwner
+from llmserve.core.tiers import TierTotals
 from llmserve.kvstore.eviction import NOBODY, Added, LowerTier, TierBook, WriteMode
-from llmserve.kvstore.formats import Header
+from llmserve.kvstore.formats import BlockShape, Header
 from llmserve.kvstore.store.codecs import Codecs, MakeCodec
 from llmserve.kvstore.store.words import StoredBlock, block_of, part_key
-from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES, Blob, BlobKey, BlobResult, Outcome, Target, Tier
+from llmserve.kvstore.tiers.base import (
+    ALIGNMENT_BYTES,
+    Blob,
+    BlobKey,
+    BlobResult,
+    Outcome,
+    ReadResult,
+    Target,
+    Tier,
+)
 from llmserve.rpc.backoff import Backoff
 
 _T = TypeVar("_T")
@@ -79,6 +90,16 @@ class LowerSettings:
     opens_later: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class StoredParts:
+    """Of a block, with the shape of each; none unless DONE."""
+
+    outcome: Outcome
+    reason: str = ""
+    parts: tuple[memoryview, ...] = ()
+    shapes: tuple[str, ...] = ()
+
+
 _Encoded = tuple[Outgoing, list[Blob]]
 
 
@@ -96,8 +117,9 @@ class LowerStore:
         settings: LowerSettings | None = None,
         name: str = "",
     ) -> None:
-        self.name = name or tier.name
+        self.name, self.kind = name or tier.name, tier.name
         self.book = book
+        self.totals = TierTotals()
         self.settings = settings or LowerSettings()
         self.outcomes: Counter[tuple[str, Outcome]] = Counter()  # by operation
         self.trouble = "not opened yet"
@@ -211,6 +233,8 @@ class LowerStore:
                 await self._not_read(one.key, result.outcome, result.reason)
         came = sum(len(one.view) for one, found in zip(wanted, sums, strict=True) if found is not None)
         self._learn(came, self._clock.now() - started)
+        self.totals.load_bytes += came
+        self.totals.load_seconds += self._clock.now() - started
         return sums
 
     async def _decoded(self, one: Incoming, header: bytes, payload: memoryview) -> int | None:
@@ -275,6 +299,7 @@ class LowerStore:
         self._writing.discard(outgoing.block.key)
         self._queued_bytes -= outgoing.size_bytes
         self.outcomes["write", outcome] += 1
+        self.totals.store_bytes += outgoing.size_bytes if outcome is Outcome.DONE else 0
         outgoing.ended(outcome)
 
     async def _next_batch(self) -> list[Outgoing]:
@@ -326,10 +351,11 @@ class LowerStore:
         return added is Added.HELD
 
     async def _put(self, ready: Sequence[_Encoded]) -> dict[BlockHash, Outcome]:
-        blobs = [blob for _, encoded in ready for blob in encoded]
+        blobs, started = [blob for _, encoded in ready for blob in encoded], self._clock.now()
         try:
             results = await self._tier.write(blobs)
         finally:
+            self.totals.store_seconds += self._clock.now() - started
             self.book.unpin([outgoing.block.key for outgoing, _ in ready])
         ends: dict[BlockHash, Outcome] = {}
         for outgoing, encoded in ready:
@@ -344,6 +370,43 @@ class LowerStore:
         _log.warning("%s: a block is not stored: %s", self.name, failed.reason)
         await self._forget([key])
         return failed.outcome
+
+    # -- for operations
+
+    def is_writing(self, key: BlockHash) -> bool:
+        return key in self._writing
+
+    async def read(self, key: BlockHash) -> StoredParts:
+        """All parts of a block, decoded, in memory of their own. What is corrupt is not dropped."""
+        names = list(takewhile(lambda name: self._tier.holds([name])[0], self._parts_of([key])))
+        sizes = self._tier.sizes(names)
+        targets = [Target(name, _aligned(size)) for name, size in zip(names, sizes, strict=True)]
+        results = await self._tier.read(targets)
+        for result in results:
+            self.outcomes["read", result.outcome] += 1
+        failed = next((result for result in results if result.outcome is not Outcome.DONE), None)
+        if failed or not names:
+            return StoredParts(failed.outcome if failed else Outcome.MISSING, failed.reason if failed else "")
+        try:
+            return await self._on_thread(partial(self._decode_all, targets, results))
+        except BlockDamaged as error:
+            return StoredParts(Outcome.CORRUPT, error.message)
+        except BlockUnreadable as error:
+            return StoredParts(Outcome.FAILED, error.message)
+
+    def _decode_all(self, targets: Sequence[Target], results: Sequence[ReadResult]) -> StoredParts:
+        parts, shapes = [], []
+        for target, result in zip(targets, results, strict=True):
+            shapes.append(Header.unpack(result.header).shape)
+            size = BlockShape.parse(shapes[-1]).size_bytes
+            parts.append(_aligned(size)[:size])
+            payload = target.buffer[: result.length_bytes]
+            self._codecs.of(shapes[-1], size).decode(target.key, result.header, payload, parts[-1])
+        return StoredParts(Outcome.DONE, "", tuple(parts), tuple(shapes))
+
+    async def drop(self, keys: Sequence[BlockHash]) -> None:
+        """They are gone from the book at once, and from the medium when this returns."""
+        await self._forget(keys)
 
     # -- parts
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
+from llmserve.core.tiers import EvictReason
 from llmserve.kvstore.eviction import (
     NOBODY,
     Admission,
@@ -81,6 +83,7 @@ class BlockStore:
         self.dram, self.lower = dram, tuple(lower)
         self._view, self._admission = view, admission
         self._settings = settings or StoreSettings()
+        self.saved_prefill_seconds = 0.0  # of prompts that told what a block costs
         self._coming: dict[BlockHash, asyncio.Future[None]] = {}  # blocks on their way up
         self._behind: dict[str, dict[BlockHash, None]] = {tier.name: {} for tier in lower}
         self._written = asyncio.Event()  # something went down, and its memory is free
@@ -101,10 +104,12 @@ class BlockStore:
         self._observe(prompt)
         run = self._stored_run(prompt) if prompt.load else 0
         end = prompt.have_blocks + run
+        sources = [self._source(prompt, key) for key in prompt.keys[prompt.have_blocks : end]]
         held = self.dram.book.pin(prompt.keys[:end])  # it stays while room is made for the rest
         try:
             await self._bring_up(prompt, prompt.keys[prompt.have_blocks : end], held)
             lease_id, loads = self._lease(prompt, prompt.keys[prompt.have_blocks : end])
+            self._count_hits(prompt, sources[: len(loads)])
             stores = self._reserve(prompt, prompt.have_blocks + len(loads)) if prompt.store else ()
         finally:
             self.dram.book.unpin(held)
@@ -128,6 +133,7 @@ class BlockStore:
 
     def corrupt(self, key: BlockHash) -> None:
         """A reader found other bytes in DRAM than were written."""
+        self.dram.book.evictions[EvictReason.CORRUPT] += key in self.dram.book
         self.dram.drop(key)
 
     def forget(self, user: PoolUser) -> None:
@@ -157,6 +163,19 @@ class BlockStore:
 
     def _below(self, key: BlockHash, parts: int) -> LowerStore | None:
         return next((tier for tier in self.lower if tier.holds(key, parts)), None)
+
+    def _source(self, prompt: Prompt, key: BlockHash) -> DramTier | LowerStore:
+        """The tier that has a stored block, as of now."""
+        below = None if self.dram.holds(key) else self._below(key, len(prompt.part_bytes))
+        return below or self.dram
+
+    def _count_hits(self, prompt: Prompt, sources: Sequence[DramTier | LowerStore]) -> None:
+        for source in sources:
+            source.totals.hit_blocks += 1
+            source.totals.hit_tokens += prompt.block_tokens
+        self.dram.totals.load_bytes += len(sources) * sum(prompt.part_bytes)
+        if prompt.compute_seconds < inf:
+            self.saved_prefill_seconds += len(sources) * prompt.compute_seconds
 
     # -- up
 
@@ -288,6 +307,7 @@ class BlockStore:
     def _commit(self, fill: PartFill) -> CommitOutcome:
         outcome, block = self.dram.commit(fill)
         if block:
+            self.dram.totals.store_bytes += sum(block.part_bytes)
             self._stored(block)
         return outcome
 

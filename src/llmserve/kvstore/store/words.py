@@ -52,6 +52,7 @@ class Prompt:
     compute_seconds: float = float("inf")
     load: bool = True
     store: bool = True
+    block_tokens: int = 0  # for what is counted only; 0: not told
     shapes: tuple[str, ...] = ()
 
 

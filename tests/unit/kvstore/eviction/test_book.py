@@ -6,6 +6,7 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, TenantId
+from llmserve.core.tiers import EvictReason
 from llmserve.kvstore.eviction import NOBODY, EvictionRules, LruPolicy, TierBook
 
 X, Y = TenantId("x"), TenantId("y")
@@ -121,6 +122,41 @@ def test_followers_are_what_is_held_next(policy: Watched, clock: VirtualClock) -
     book = _book(policy, clock)
     assert book.followers(BlockHash(b"a")) == _keys("b")
     assert book.followers(BlockHash(b"q")) == []
+
+
+def test_what_is_kept_is_not_evicted_nor_is_what_is_before_it(policy: Watched, clock: VirtualClock) -> None:
+    book = _book(policy, clock)
+    a, b, c = _keys("abc")
+    assert book.keep([b, b, *_keys("z")]) == 1
+    assert book.keep([b]) == 0
+    assert book.protected() == {a, b}
+    assert [victim.key for victim in book.make_room(3, X)] == [c]
+    book.check_integrity()
+    assert book.unkeep([b, c]) == 1
+    assert [victim.key for victim in book.make_room(3, X)] == [b, a]
+
+
+def test_a_kept_block_that_is_removed_is_as_any_other_when_it_returns(
+    policy: Watched, clock: VirtualClock
+) -> None:
+    book = _book(policy, clock)
+    b, c = _keys("bc")
+    book.keep([c])
+    book.remove(c)
+    assert book.protected() == set()
+    book.add(c, b, 1, X)
+    assert not book.is_kept(c)
+    assert [victim.key for victim in book.make_room(1, X)] == [c]
+
+
+def test_evictions_are_counted_by_reason_and_age(policy: Watched, clock: VirtualClock) -> None:
+    book = _book(policy, clock, EvictionRules(tenant_quota_bytes={X: 3}))
+    clock.advance(5)
+    book.make_room(1, X)
+    book.make_room(2, Y)
+    assert book.evictions == {EvictReason.QUOTA: 1, EvictReason.ROOM: 1}
+    assert book.eviction_ages.sum_seconds == 10
+    assert book.eviction_ages.counts[1] == 2, "1 to 10 s"
 
 
 # -- blocks that an earlier process has left
