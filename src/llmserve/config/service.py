@@ -100,8 +100,8 @@ class Security(Section):
     kv_sharing: Annotated[
         Literal["tenant", "cluster"],
         Field(
-            description="Who reuses the KV of equal prompts. `tenant`: only the tenant itself. `cluster`: all; "
-            "then how fast an answer comes betrays whether another tenant has asked the same."
+            description="Who reuses the KV of equal prompts. `tenant`: only the tenant itself. `cluster`: "
+            "all, and how fast an answer comes betrays whether another tenant has asked the same."
         ),
     ] = "tenant"
 

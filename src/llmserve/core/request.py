@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import NO_TENANT, RequestId, TenantId
 from llmserve.core.lease import LeaseChange
 from llmserve.core.outcome import FinishReason
 from llmserve.core.pairs import PairStatus
@@ -37,7 +37,7 @@ class EngineRequest:
     limits: SamplingLimits
     sampling_params: bytes = b""
     cache_salt: str = ""
-    tenant: TenantId = TenantId("")
+    tenant: TenantId = NO_TENANT
     adapter: str = ""
     priority: int = 0
     kv_transfer_params: Mapping[str, Any] | None = None

@@ -26,7 +26,12 @@ class KVManagerRole:
     def __init__(self, *, listen: str, metrics_port: int = 0, store: BuiltStore | None = None) -> None:
         """store: closed with the role."""
         registry, manager = CollectorRegistry(), KVManager(SystemClock())
-        _watch(KVManagerMetrics(registry), manager)
+        metrics = KVManagerMetrics(registry)
+        _watch(metrics, manager)
+        if store:
+            dram = store.store.dram
+            metrics.store_leases.set_function(lambda: dram.open_leases)
+            metrics.store_reserved_blocks.set_function(lambda: dram.reserved_blocks)
         self._store = store
         self._calls = StoreCalls(store, LEASE_SECONDS)
         self._service = KVManagerService(manager, self._calls)

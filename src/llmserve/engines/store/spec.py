@@ -1,29 +1,75 @@
 """What vLLM makes of the connector's configuration: `kv_connector_extra_config` holds the settings."""
 
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading import scheduler as offloading_scheduler
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, OffloadingSpec, OffloadingWorker
 
+from llmserve.core.errors import StartFailed
 from llmserve.engines.store.link import StoreLink
 from llmserve.engines.store.manager import StoreManager
+from llmserve.engines.store.pace import Pace
 from llmserve.engines.store.worker import StoreWorker
+
+if TYPE_CHECKING:
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import KVConnectorOutput
 
 
 class StoreSpec(OffloadingSpec):
-    """extra_config: kvmanager (host:port), worker_id, epoch."""
+    """extra_config: kvmanager (host:port), worker_id, epoch. Errors: StartFailed for a model with several
+    groups of layers: a block's key does not tell them apart."""
 
     def get_manager(self) -> OffloadingManager:
+        if len(self.config.groups) > 1:
+            raise StartFailed("models with several KV cache groups cannot use the KV store yet")
+        # It warns of each block that is to be stored one step later.
+        offloading_scheduler.logger.addFilter(_says_something_else)
         parts = [self.config.worker_kv_bytes_per_block] * self.config.parallel.world_size
         extra = self.extra_config
         link = StoreLink(str(extra["kvmanager"]), str(extra["worker_id"]), int(extra["epoch"]), parts)
-        return StoreManager(link)
+        return StoreManager(link, Pace(self.config.groups[0].tokens_per_block))
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         return StoreWorker(kv_caches, self.config.parallel.rank)
 
 
 class StoreConnector(OffloadingConnector):
-    """vLLM's, and a load that failed is computed: vLLM's own ends the process."""
+    """vLLM's, but for three things: a load that failed is computed, where vLLM's own ends the process; the
+    engine's pace is measured; and a scheduler that only waits for the store does not spin."""
+
+    # -- a rank's half
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         worker = self.connector_worker.worker if self.connector_worker else None
         return worker.take_failed_blocks() if isinstance(worker, StoreWorker) else set()
+
+    # -- the scheduler's half
+
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> "KVConnectorMetadata":
+        manager, tokens = self._manager(), scheduler_output.total_num_scheduled_tokens
+        meta = super().build_connector_meta(scheduler_output)
+        if not tokens:
+            manager.wait_for_answer()
+        manager.pace.begins(tokens, time.monotonic())
+        return meta
+
+    def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        manager = self._manager()
+        manager.pace.ended(time.monotonic())
+        if connector_output.invalid_block_ids:
+            manager.loads_failed()
+        super().update_connector_output(connector_output)
+
+    def _manager(self) -> StoreManager:
+        manager = self.scheduler.manager
+        assert isinstance(manager, StoreManager)
+        return manager
+
+
+def _says_something_else(record: logging.LogRecord) -> bool:
+    return "cannot store chunks" not in record.msg

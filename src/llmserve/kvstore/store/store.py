@@ -68,7 +68,8 @@ class BlockStore:
 
     async def prepare(self, prompt: Prompt) -> Prepared:
         """Returns when what is brought up for it is there, or is known not to come."""
-        self._observe(prompt)
+        if prompt.load:  # the same prompt asks once more for what it generates
+            self._observe(prompt)
         run = self._stored_run(prompt) if prompt.load else 0
         end = prompt.have_blocks + run
         held = self.dram.book.pin(prompt.keys[:end])  # it stays while room is made for the rest
