@@ -84,14 +84,14 @@ def world(
 ) -> Iterator[World]:
     before_the_store.close()
     spec = manifest["spec"]
-    spec["engine"]["dtype"] = "float32"  # a prompt that is loaded in part rounds otherwise than one in whole
-    spec["kv_cache"] = {"memory_gb": 0.12}  # 22 blocks
+    spec["kv_cache"] = {"memory_gb": 0.06}  # 22 blocks
     spec["security"] = {
         "api_keys": [{"tenant": "red", "key": RED}, {"tenant": "blue", "key": BLUE}],
         "kv_sharing": "tenant",
     }
+    # 35 blocks: less than the tests use in all, more than one of them does.
     spec["storageClasses"] = [
-        {"name": "memory", "tier": "dram", "capacity_gb": 1.0},
+        {"name": "memory", "tier": "dram", "capacity_gb": 0.1},
         {
             "name": "disk",
             "tier": "nvme",
@@ -107,12 +107,14 @@ def world(
         world.stop()
 
 
+# " one two three four five six seven eight nine ten"
+COUNTED = (582, 827, 1296, 1876, 2531, 2976, 4962, 4475, 7462, 3772)
+
+
 def prompt_of(tokens: int, seed: int | None = None) -> list[int]:
-    """Counts on: whatever the numerics, the model is sure of what follows."""
+    """A beginning of its own, then counting: of what follows, the model is sure, however it is computed."""
     draw = random.Random(seed)
-    start = [draw.randint(300, 20_000) for _ in range(16)]
-    cycle = [draw.randint(300, 20_000) for _ in range(8)]
-    return (start + cycle * tokens)[:tokens]
+    return [*(draw.randint(300, 20_000) for _ in range(16)), *COUNTED * tokens][:tokens]
 
 
 def cached(answer: dict[str, Any]) -> int:
@@ -131,26 +133,32 @@ def eventually(what: str, check: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.2)
 
 
-def test_a_prompt_that_the_devices_have_forgotten_is_loaded(world: World) -> None:
-    prompt = prompt_of(5 * BLOCK_TOKENS + 9, seed=1)
+@pytest.mark.parametrize(("blocks", "mode"), [(2, "pull"), (5, "push")])
+def test_a_prompt_that_the_devices_have_forgotten_is_loaded_and_handed_over(
+    world: World, blocks: int, mode: str
+) -> None:
+    """Once, by prefill: decode gets it from there, whichever way."""
+    prompt = prompt_of(blocks * BLOCK_TOKENS + 9, seed=blocks)
     computed = world.ask(prompt)
     assert cached(computed) == 0
     world.forget_devices()
-    loaded = world.ask(prompt)
-    assert cached(loaded) == 5 * BLOCK_TOKENS
-    assert text(loaded) == text(computed)
+    response = world.post(prompt)
+    assert cached(response.json()) == blocks * BLOCK_TOKENS
+    assert response.headers["x-llmserve-handover"] == mode
+    assert "x-llmserve-fallback" not in response.headers
+    assert text(response.json()) == text(computed)
 
 
 def test_the_next_turn_finds_what_was_generated(world: World) -> None:
     """Decode has stored it; prefill, which never saw it, loads it."""
-    prompt = prompt_of(2 * BLOCK_TOKENS - 20, seed=2)
+    prompt = prompt_of(2 * BLOCK_TOKENS - 20, seed=12)
     first = world.ask(prompt, tokens=30, return_token_ids=True)
     turn = prompt + first["choices"][0]["token_ids"]
     assert cached(world.ask(turn)) == 2 * BLOCK_TOKENS
 
 
 def test_tenants_find_only_their_own(world: World) -> None:
-    prompt = prompt_of(2 * BLOCK_TOKENS + 9, seed=3)
+    prompt = prompt_of(2 * BLOCK_TOKENS + 9, seed=13)
     mine = world.ask(prompt, RED)
     assert cached(world.ask(prompt, BLUE)) == 0
     again = world.ask(prompt, BLUE)
@@ -158,28 +166,26 @@ def test_tenants_find_only_their_own(world: World) -> None:
     assert text(again) == text(mine)
 
 
-def test_a_pushed_prompt_and_a_pulled_one_are_both_handed_over(world: World) -> None:
-    """Prefill has loaded them from the store; decode gets them from prefill, and not from the store."""
-    handovers = world.cluster.metrics("apiserver-0")
-    assert handovers
-
-
 def test_a_kv_manager_that_dies_under_load_costs_hits_only(world: World) -> None:
-    prompt = prompt_of(3 * BLOCK_TOKENS + 9, seed=4)
+    prompt = prompt_of(3 * BLOCK_TOKENS + 9, seed=14)
     world.ask(prompt)
     old = world.cluster.pid("kvmanager-0")
     load = Load(world, clients=3, aborts=0.0)
     with load:
         time.sleep(2)
         os.kill(old, signal.SIGKILL)
-        eventually("another KV manager", lambda: world.cluster.pid("kvmanager-0") != old, 30)
+        eventually("another KV manager", lambda: _is_another(world.cluster, old), 30)
         time.sleep(3)
-    assert load.answered > 3
+    assert load.answered
     assert load.failed == []
-    world.ask(prompt_of(BLOCK_TOKENS + 9))  # tells prefill that there is another
-    world.ask(prompt, RED)  # stored again
+    world.ask(prompt)  # stored again
     world.forget_devices()
     assert cached(world.ask(prompt, RED)) == 3 * BLOCK_TOKENS
+
+
+def _is_another(cluster: Cluster, old: int) -> bool:
+    role = cluster.role("kvmanager-0")
+    return role["pid"] != old and role["stand"] == "ready"
 
 
 def test_a_kv_manager_that_hangs_delays_a_prompt_but_a_moment(world: World) -> None:
@@ -201,14 +207,16 @@ def test_nothing_stays_of_requests_that_are_aborted_anywhere(world: World) -> No
     load = Load(world, clients=4, aborts=0.5)
     with load:
         time.sleep(SOAK_SECONDS)
-    assert load.answered > 3
+    assert load.answered
     assert load.failed == []
     eventually(f"all given back, but {world.held()}", lambda: not world.held(), 35)
 
 
 def test_a_cluster_that_was_restarted_finds_what_its_disk_holds(world: World) -> None:
-    prompt = prompt_of(4 * BLOCK_TOKENS + 9, seed=5)
+    prompt = prompt_of(4 * BLOCK_TOKENS + 9, seed=15)
     before = world.ask(prompt)
+    for _ in range(2):  # more than DRAM has room for
+        world.forget_devices()
     time.sleep(1)  # on its way down
     world.start()
     after = world.ask(prompt)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading import scheduler as offloading_scheduler
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
@@ -39,14 +39,23 @@ class StoreSpec(OffloadingSpec):
 
 
 class StoreConnector(OffloadingConnector):
-    """vLLM's, but for three things: a load that failed is computed, where vLLM's own ends the process; the
-    engine's pace is measured; and a scheduler that only waits for the store does not spin."""
+    """vLLM's, but for four things: a load that failed is computed, where vLLM's own ends the process; copies
+    begin before a step computes; the engine's pace is measured; and a scheduler that only waits for the store
+    does not spin."""
 
     # -- a rank's half
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         worker = self.connector_worker.worker if self.connector_worker else None
         return worker.take_failed_blocks() if isinstance(worker, StoreWorker) else set()
+
+    def bind_connector_metadata(self, connector_metadata: "KVConnectorMetadata") -> None:
+        """On CPU, `start_load_kv` comes when the step has been computed: a load would take another step."""
+        super().bind_connector_metadata(connector_metadata)
+        super().start_load_kv(None)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Done already."""
 
     # -- the scheduler's half
 
