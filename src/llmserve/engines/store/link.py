@@ -60,11 +60,19 @@ class _Attached:
 class StoreLink:
     """One thread, the scheduler's. `close` is idempotent."""
 
-    def __init__(self, endpoint: str, worker_id: str, epoch: int, part_bytes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        worker_id: str,
+        epoch: int,
+        part_bytes: Sequence[int],
+        part_shapes: Sequence[str] = (),
+    ) -> None:
+        """part_shapes: see AttachStoreRequest."""
         self._channel = grpc.insecure_channel(endpoint, options=_CHANNEL)
         self._stub: Any = KVManagerStub(self._channel)  # type: ignore[no-untyped-call]
         self._me: dict[str, Any] = {"worker_id": worker_id, "epoch": epoch}
-        self._part_bytes = list(part_bytes)
+        self._parts: dict[str, Any] = {"part_bytes": list(part_bytes), "part_shapes": list(part_shapes)}
         self._attached: _Attached | None = None
         self._attaching: Any = None
         self._calls: set[Any] = set()  # under way; gRPC cancels a call that nobody holds
@@ -120,7 +128,7 @@ class StoreLink:
         return self._attached
 
     def _attach(self) -> None:
-        request = pb.AttachStoreRequest(**self._me, part_bytes=self._part_bytes)
+        request = pb.AttachStoreRequest(**self._me, **self._parts)
         stub = self._stub.AttachStore
         self._attaching = stub.future(request, timeout=_ATTACH_SECONDS, wait_for_ready=True)
 

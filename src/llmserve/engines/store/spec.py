@@ -13,6 +13,7 @@ from llmserve.engines.store.link import StoreLink
 from llmserve.engines.store.manager import StoreManager
 from llmserve.engines.store.pace import Pace
 from llmserve.engines.store.worker import StoreWorker
+from llmserve.kvstore.formats import Element, grouped
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
@@ -29,10 +30,21 @@ class StoreSpec(OffloadingSpec):
             raise StartFailed("models with several KV cache groups cannot use the KV store yet")
         # It warns of each block that is to be stored one step later.
         offloading_scheduler.logger.addFilter(_says_something_else)
-        parts = [self.config.worker_kv_bytes_per_block] * self.config.parallel.world_size
+        ranks, size = self.config.parallel.world_size, self.config.worker_kv_bytes_per_block
         extra = self.extra_config
-        link = StoreLink(str(extra["kvmanager"]), str(extra["worker_id"]), int(extra["epoch"]), parts)
+        link = StoreLink(
+            str(extra["kvmanager"]),
+            str(extra["worker_id"]),
+            int(extra["epoch"]),
+            [size] * ranks,
+            [grouped(self._element(), size).text()] * ranks,
+        )
         return StoreManager(link, Pace(self.config.groups[0].tokens_per_block))
+
+    def _element(self) -> Element:
+        """Of the cache."""
+        name = self.config.model.dtype
+        return Element(name) if name in set(Element) else Element.OPAQUE
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         return StoreWorker(kv_caches, self.config.parallel.rank)
