@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from bench.cluster import Cluster, running
 
@@ -35,9 +37,8 @@ class World:
     stack: ExitStack = field(default_factory=ExitStack)
     cluster: Cluster = field(init=False)
 
-    def start(self, **security: str) -> None:
+    def start(self) -> None:
         self.stop()
-        self.manifest["spec"]["security"].update(security)
         self.cluster = self.stack.enter_context(running(self.manifest))
 
     def stop(self) -> None:
@@ -65,6 +66,17 @@ class World:
         """More prompts than the engines' own blocks have room for."""
         for _ in range(3):
             self.ask(prompt_of(8 * BLOCK_TOKENS), tokens=2)
+
+    def kill(self, name: str) -> None:
+        """Until the supervisor has another."""
+        old = self.cluster.pid(name)
+        os.kill(old, signal.SIGKILL)
+
+        def returned() -> bool:
+            role = self.cluster.role(name)
+            return bool(role["pid"] != old and role["stand"] == "ready")
+
+        eventually(f"another {name}", returned, 60)
 
     def held(self) -> dict[str, float]:
         """What is leased or reserved somewhere, or still runs."""
@@ -169,23 +181,16 @@ def test_tenants_find_only_their_own(world: World) -> None:
 def test_a_kv_manager_that_dies_under_load_costs_hits_only(world: World) -> None:
     prompt = prompt_of(3 * BLOCK_TOKENS + 9, seed=14)
     world.ask(prompt)
-    old = world.cluster.pid("kvmanager-0")
     load = Load(world, clients=3, aborts=0.0)
     with load:
         time.sleep(2)
-        os.kill(old, signal.SIGKILL)
-        eventually("another KV manager", lambda: _is_another(world.cluster, old), 30)
+        world.kill("kvmanager-0")
         time.sleep(3)
     assert load.answered
     assert load.failed == []
     world.ask(prompt)  # stored again
     world.forget_devices()
     assert cached(world.ask(prompt, RED)) == 3 * BLOCK_TOKENS
-
-
-def _is_another(cluster: Cluster, old: int) -> bool:
-    role = cluster.role("kvmanager-0")
-    return role["pid"] != old and role["stand"] == "ready"
 
 
 def test_a_kv_manager_that_hangs_delays_a_prompt_but_a_moment(world: World) -> None:
@@ -221,6 +226,18 @@ def test_a_cluster_that_was_restarted_finds_what_its_disk_holds(world: World) ->
     after = world.ask(prompt)
     assert cached(after) == 4 * BLOCK_TOKENS
     assert text(after) == text(before)
+
+
+def test_tenants_share_when_they_are_told_to(world: World) -> None:
+    """The apiserver, which makes the keys of blocks, reads the manifest again when it comes back."""
+    path = Path(world.cluster.state()["manifest"])
+    manifest = yaml.safe_load(path.read_text())
+    manifest["spec"]["security"]["kv_sharing"] = "cluster"
+    path.write_text(yaml.safe_dump(manifest))
+    world.kill("apiserver-0")
+    prompt = prompt_of(2 * BLOCK_TOKENS + 9, seed=16)
+    assert cached(world.ask(prompt, RED)) == 0
+    assert cached(world.ask(prompt, BLUE)) == 2 * BLOCK_TOKENS
 
 
 class Load:
