@@ -94,7 +94,7 @@ class BlockStore:
 
     async def prepare(self, prompt: Prompt) -> Prepared:
         """Returns when what is brought up for it is there, or is known not to come."""
-        if prompt.load:  # the same prompt asks once more for what it generates
+        if prompt.load or not prompt.have_blocks:  # not when it asks once more, for what it has generated
             self._observe(prompt)
         run = self._stored_run(prompt) if prompt.load else 0
         end = prompt.have_blocks + run
