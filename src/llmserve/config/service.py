@@ -107,9 +107,12 @@ class Security(Section):
         ),
     ] = ()
     kv_sharing: Annotated[
-        Literal["none", "all"],
-        Field(description="Whether tenants reuse each other's KV of equal prompts, which timing can betray."),
-    ] = "none"
+        Literal["tenant", "cluster"],
+        Field(
+            description="Who reuses the KV of equal prompts. `tenant`: only the tenant itself. `cluster`: "
+            "all, and how fast an answer comes betrays whether another tenant has asked the same."
+        ),
+    ] = "tenant"
 
 
 class State(Section):

@@ -30,7 +30,12 @@ class KVManagerRole:
         self._store = store
         self._calls = StoreCalls(store, LEASE_SECONDS)
         admin = StoreAdminCalls(store, SystemClock())
-        _watch(KVManagerMetrics(registry, admin.stats), manager)
+        metrics = KVManagerMetrics(registry, admin.stats)
+        _watch(metrics, manager)
+        if store:
+            dram = store.store.dram
+            metrics.store_leases.set_function(lambda: dram.open_leases)
+            metrics.store_reserved_blocks.set_function(lambda: dram.reserved_blocks)
         self._service = KVManagerService(manager, self._calls, admin)
         self._server = RpcServer(listen)
         self._server.add(

@@ -23,6 +23,12 @@ class KVManagerMetrics:
             "Returns to 0",
             registry=registry,
         )
+        self.store_leases = Gauge(
+            "kv_store_open_leases", "Leases of prompts that are being loaded. Returns to 0", registry=registry
+        )
+        self.store_reserved_blocks = Gauge(
+            "kv_store_reserved_blocks", "Blocks that are being stored. Returns to 0", registry=registry
+        )
         self.workers = Gauge("kv_workers", "Workers whose report stream is open", registry=registry)
         self.reports_total = WatchedCounter(
             "kv_reports_total", "Reports of workers applied", registry=registry

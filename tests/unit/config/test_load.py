@@ -160,6 +160,11 @@ def test_the_manifest_is_frozen() -> None:
             id="not-a-choice",
         ),
         pytest.param(
+            "security:\n  kv_sharing: none\n",
+            "m.yaml:6: security.kv_sharing: 'none' is not one of tenant, cluster",
+            id="who-shares-kv",
+        ),
+        pytest.param(
             "engine:\n  dtype: bfloat\n",
             "m.yaml:6: engine.dtype: 'bfloat' is not one of auto, bfloat16, float16, float32; "
             "did you mean 'bfloat16'?",

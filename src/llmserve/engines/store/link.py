@@ -1,7 +1,8 @@
-"""The calls of one engine's scheduler to the KV manager. Nothing but `prepare_now` blocks its caller.
+"""The calls of one engine's scheduler to the KV manager. None of them blocks it.
 
-A KV manager that is away costs hits, never requests: what is asked of it meanwhile is answered with nothing,
-and leases and reservations end by themselves.
+A KV manager that is away costs hits, never requests: whatever fails opens the link's breaker, and from then
+on prompts are answered at once with nothing, until an AttachStore has gone through. That call waits for the
+KV manager in the background. Leases and reservations end by themselves.
 """
 
 import logging
@@ -18,31 +19,42 @@ from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
 
 _log = logging.getLogger(__name__)
-_PREPARE_SECONDS = 10.0
-_NOW_SECONDS = 0.05
-_ATTACH_SECONDS = 2.0
-_RETRY_SECONDS = 1.0
+_SETTLE_SECONDS = 10.0
+_ATTACH_SECONDS = 60.0
+# Of a lease or reservation, for what is asked of it late: the copy begins when the engine's step has ended.
+_USABLE_SHARE = 0.8
+_CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """For a prompt: its full blocks, how many of the first the device has, what is wanted."""
+    """For a prompt: its full blocks, how many of the first are not asked for, whether stored ones are to be
+    loaded, and what one costs to compute (0: unknown). timeout_seconds: then the answer is worth nothing."""
 
     request_id: str
     tenant: str
     block_hashes: Sequence[bytes]
     have_blocks: int
     load: bool
-    store: bool
+    compute_seconds: float
+    timeout_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """arena: of whose memory the slots are. An empty answer when the KV manager is away."""
+    """arena: of whose memory the slots are. usable_until: on the monotonic clock; lease and reservations end
+    a little later. An empty answer when the KV manager is away."""
 
-    request_id: str
+    ask: Ask
     arena: str = ""
     prepared: pb.PreparePromptResponse = field(default_factory=pb.PreparePromptResponse)
+    usable_until: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class _Attached:
+    arena: str
+    lease_seconds: float
 
 
 class StoreLink:
@@ -58,51 +70,76 @@ class StoreLink:
         block_tokens: int = 0,
     ) -> None:
         """part_shapes, block_tokens: see AttachStoreRequest."""
-        self._channel = grpc.insecure_channel(endpoint)
+        self._channel = grpc.insecure_channel(endpoint, options=_CHANNEL)
         self._stub: Any = KVManagerStub(self._channel)  # type: ignore[no-untyped-call]
         self._me: dict[str, Any] = {"worker_id": worker_id, "epoch": epoch}
         self._parts: dict[str, Any] = {"part_bytes": list(part_bytes), "part_shapes": list(part_shapes)}
         self._parts["block_tokens"] = block_tokens
-        self._arena = ""
-        self._attach_again_at = 0.0
-        self._answers: SimpleQueue[Answer] = SimpleQueue()
-        self._settling: set[Any] = set()
+        self._attached: _Attached | None = None
+        self._attaching: Any = None
+        self._calls: set[Any] = set()  # under way; gRPC cancels a call that nobody holds
+        self._ended: SimpleQueue[Answer | None] = SimpleQueue()  # None: a call has failed
+        self._attach()
 
     def prepare(self, ask: Ask) -> None:
         """The answer comes with `take_answers`."""
-        if not self._is_attached():
-            self._answers.put(Answer(ask.request_id))
+        attached = self._look()
+        if attached is None:
+            self._ended.put(Answer(ask))
             return
-        call = self._stub.PreparePrompt.future(self._request(ask), timeout=_PREPARE_SECONDS)
-        call.add_done_callback(partial(self._answered, ask.request_id, self._arena))
+        usable_until = time.monotonic() + attached.lease_seconds * _USABLE_SHARE
+        call = self._stub.PreparePrompt.future(self._request(ask), timeout=ask.timeout_seconds)
+        empty = Answer(ask, attached.arena, usable_until=usable_until)
+        self._hold(call, partial(self._prepared, empty))
 
-    def prepare_now(self, ask: Ask) -> Answer:
-        """Waits, but not long: for a block that ends while its request runs."""
-        if not self._is_attached():
-            return Answer(ask.request_id)
-        call = self._stub.PreparePrompt.future(self._request(ask), timeout=_NOW_SECONDS)
-        return self._answer_of(ask.request_id, self._arena, call)
-
-    def take_answers(self) -> list[Answer]:
-        answers = []
+    def take_answers(self, wait_seconds: float = 0.0) -> list[Answer]:
+        """wait_seconds: for the first of them."""
+        answers: list[Answer] = []
         while True:
             try:
-                answers.append(self._answers.get_nowait())
+                ended = self._ended.get(timeout=wait_seconds) if wait_seconds else self._ended.get_nowait()
             except Empty:
                 return answers
+            wait_seconds = 0.0
+            if ended is None:
+                self._lose()
+            else:
+                answers.append(ended)
 
     def settle(self, **changes: Any) -> None:
         """The fields of SettleStoreRequest. What does not arrive ends by itself."""
-        if self._arena:
+        if self._attached:
             request = pb.SettleStoreRequest(**self._me, **changes)
-            call = self._stub.SettleStore.future(request, timeout=_PREPARE_SECONDS)
-            self._settling.add(call)  # gRPC cancels a call that nobody holds
-            call.add_done_callback(self._settling.discard)
+            self._hold(self._stub.SettleStore.future(request, timeout=_SETTLE_SECONDS), self._settled)
 
     def close(self) -> None:
         self._channel.close()
 
-    # -- inside
+    # -- the breaker
+
+    def _look(self) -> _Attached | None:
+        """Whom to ask, if there is anybody."""
+        if self._attached is None and self._attaching.done():
+            try:
+                response = self._attaching.result()
+                self._attached = _Attached(response.arena, response.lease_seconds)
+                _log.info("attached to the KV store")
+            except (grpc.RpcError, grpc.FutureCancelledError) as error:
+                _log.warning("the KV store cannot be reached: %s", _reason(error))
+                self._attach()
+        return self._attached
+
+    def _attach(self) -> None:
+        request = pb.AttachStoreRequest(**self._me, **self._parts)
+        stub = self._stub.AttachStore
+        self._attaching = stub.future(request, timeout=_ATTACH_SECONDS, wait_for_ready=True)
+
+    def _lose(self) -> None:
+        if self._attached:
+            self._attached = None
+            self._attach()
+
+    # -- calls
 
     def _request(self, ask: Ask) -> pb.PreparePromptRequest:
         return pb.PreparePromptRequest(
@@ -110,28 +147,31 @@ class StoreLink:
             tenant=ask.tenant,
             block_hashes=ask.block_hashes,
             have_blocks=ask.have_blocks,
+            compute_seconds=ask.compute_seconds,
             load=ask.load,
-            store=ask.store,
+            store=True,
         )
 
-    def _is_attached(self) -> bool:
-        if not self._arena and time.monotonic() >= self._attach_again_at:
-            self._attach_again_at = time.monotonic() + _RETRY_SECONDS
-            request = pb.AttachStoreRequest(**self._me, **self._parts)
-            try:
-                self._arena = self._stub.AttachStore(request, timeout=_ATTACH_SECONDS).arena
-            except grpc.RpcError as error:
-                _log.warning("the KV store cannot be reached: %s", error)
-        return bool(self._arena)
+    def _hold(self, call: Any, ended: Any) -> None:
+        self._calls.add(call)
+        call.add_done_callback(ended)
 
-    def _answered(self, request_id: str, arena: str, call: Any) -> None:
-        """On a thread of gRPC's."""
-        self._answers.put(self._answer_of(request_id, arena, call))
-
-    def _answer_of(self, request_id: str, arena: str, call: Any) -> Answer:
+    def _prepared(self, empty: Answer, call: Any) -> None:
+        """On a thread of gRPC's, as the next one."""
+        self._calls.discard(call)
         try:
-            return Answer(request_id, arena, call.result())
-        except (grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError) as error:
-            _log.warning("the KV store does not answer: %s", error)
-            self._arena = ""  # attach again: it may be another process now
-            return Answer(request_id)
+            answer = Answer(empty.ask, empty.arena, call.result(), empty.usable_until)
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            _log.warning("the KV store does not answer: %s", _reason(error))
+            self._ended.put(None)
+            answer = Answer(empty.ask)
+        self._ended.put(answer)
+
+    def _settled(self, call: Any) -> None:
+        self._calls.discard(call)
+        if call.code() is not grpc.StatusCode.OK:
+            self._ended.put(None)
+
+
+def _reason(error: Exception) -> str:
+    return str(error.details()) if isinstance(error, grpc.Call) else str(error)

@@ -1,18 +1,35 @@
 """What vLLM makes of the connector's configuration: `kv_connector_extra_config` holds the settings."""
 
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading import scheduler as offloading_scheduler
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, OffloadingSpec, OffloadingWorker
 
+from llmserve.core.errors import StartFailed
 from llmserve.engines.store.link import StoreLink
 from llmserve.engines.store.manager import StoreManager
+from llmserve.engines.store.pace import Pace
 from llmserve.engines.store.worker import StoreWorker
 from llmserve.kvstore.formats import Element, grouped
 
+if TYPE_CHECKING:
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import KVConnectorOutput
+
 
 class StoreSpec(OffloadingSpec):
-    """extra_config: kvmanager (host:port), worker_id, epoch."""
+    """extra_config: kvmanager (host:port), worker_id, epoch. Errors: StartFailed for a model with several
+    groups of layers: a block's key does not tell them apart."""
 
     def get_manager(self) -> OffloadingManager:
+        if len(self.config.groups) > 1:
+            raise StartFailed("models with several KV cache groups cannot use the KV store yet")
+        # It warns of each block that is to be stored one step later.
+        offloading_scheduler.logger.addFilter(_says_something_else)
         ranks, size = self.config.parallel.world_size, self.config.worker_kv_bytes_per_block
         extra = self.extra_config
         link = StoreLink(
@@ -23,20 +40,58 @@ class StoreSpec(OffloadingSpec):
             [grouped(self._element(), size).text()] * ranks,
             block_tokens=self.tokens_per_block[0],
         )
-        return StoreManager(link)
+        return StoreManager(link, Pace(self.config.groups[0].tokens_per_block))
 
     def _element(self) -> Element:
-        """Of the cache. Where layers are of several kinds, not all bytes are such numbers."""
+        """Of the cache."""
         name = self.config.model.dtype
-        return Element(name) if name in set(Element) and len(self.config.groups) == 1 else Element.OPAQUE
+        return Element(name) if name in set(Element) else Element.OPAQUE
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         return StoreWorker(kv_caches, self.config.parallel.rank)
 
 
 class StoreConnector(OffloadingConnector):
-    """vLLM's, and a load that failed is computed: vLLM's own ends the process."""
+    """vLLM's, but for four things: a load that failed is computed, where vLLM's own ends the process; copies
+    begin before a step computes; the engine's pace is measured; and a scheduler that only waits for the store
+    does not spin."""
+
+    # -- a rank's half
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         worker = self.connector_worker.worker if self.connector_worker else None
         return worker.take_failed_blocks() if isinstance(worker, StoreWorker) else set()
+
+    def bind_connector_metadata(self, connector_metadata: "KVConnectorMetadata") -> None:
+        """On CPU, `start_load_kv` comes when the step has been computed: a load would take another step."""
+        super().bind_connector_metadata(connector_metadata)
+        super().start_load_kv(None)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Done already."""
+
+    # -- the scheduler's half
+
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> "KVConnectorMetadata":
+        manager, tokens = self._manager(), scheduler_output.total_num_scheduled_tokens
+        meta = super().build_connector_meta(scheduler_output)
+        if not tokens:
+            manager.wait_for_answer()
+        manager.pace.begins(tokens, time.monotonic())
+        return meta
+
+    def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        manager = self._manager()
+        manager.pace.ended(time.monotonic())
+        if connector_output.invalid_block_ids:
+            manager.loads_failed()
+        super().update_connector_output(connector_output)
+
+    def _manager(self) -> StoreManager:
+        manager = self.scheduler.manager
+        assert isinstance(manager, StoreManager)
+        return manager
+
+
+def _says_something_else(record: logging.LogRecord) -> bool:
+    return "cannot store chunks" not in record.msg

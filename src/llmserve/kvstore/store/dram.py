@@ -75,6 +75,14 @@ class DramTier:
     def is_filling(self, key: BlockHash) -> bool:
         return key in self._filling
 
+    @property
+    def open_leases(self) -> int:
+        return len(self._leases)
+
+    @property
+    def reserved_blocks(self) -> int:
+        return len(self._filling)
+
     def leading(self, keys: Sequence[BlockHash]) -> int:
         return next((at for at, key in enumerate(keys) if not self.holds(key)), len(keys))
 

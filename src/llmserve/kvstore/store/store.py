@@ -101,7 +101,8 @@ class BlockStore:
 
     async def prepare(self, prompt: Prompt) -> Prepared:
         """Returns when what is brought up for it is there, or is known not to come."""
-        self._observe(prompt)
+        if prompt.load or not prompt.have_blocks:  # not when it asks once more, for what it has generated
+            self._observe(prompt)
         run = self._stored_run(prompt) if prompt.load else 0
         end = prompt.have_blocks + run
         sources = [self._source(prompt, key) for key in prompt.keys[prompt.have_blocks : end]]

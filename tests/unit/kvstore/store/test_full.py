@@ -69,6 +69,19 @@ async def test_when_blocks_are_written(make_world: MakeWorld, mode: WriteMode, o
         assert len(world.media[0].stored) == expected
 
 
+async def test_a_prompt_counts_once_wherever_it_is_found(make_world: MakeWorld) -> None:
+    """The first question of a request counts, though its device has all of it; those about what it has
+    generated do not."""
+    world = make_world()
+    await world.store.open()
+    keys = chain("a", 3)
+    await world.seen(keys)
+    await world.prepare(keys, have=2, load=False)
+    assert not world.store.dram.book.is_proven(keys[0])
+    await world.prepare(keys, load=False)
+    assert world.store.dram.book.is_proven(keys[0])
+
+
 async def test_victims_of_one_worker_are_stored_as_they_were_though_another_needs_the_room(
     make_world: MakeWorld,
 ) -> None:
