@@ -12,7 +12,7 @@ from tests.support.seaweed import BUCKET, Seaweed
 
 PROMPT_TOKENS = 1500
 OUTPUT_TOKENS = 4
-TURNS = 4
+TURNS = 3
 _DRAM_GIB = 0.5
 _DRAM_BLOCKS = int(_DRAM_GIB * 2**30) // BLOCK_BYTES
 _ONE_PROMPT_BLOCKS = 12  # a prompt's 11, and one
