@@ -375,6 +375,19 @@ async def test_what_was_done_is_there_for_the_next(tier: Tier, kit: TierKit) -> 
     await last.aclose()
 
 
+async def test_what_is_held_is_listed(tier: Tier, kit: TierKit) -> None:
+    assert tier.held() == []
+    blobs = [blob(number, size) for number, size in enumerate(SIZES)]
+    await put(tier, *blobs)
+    await tier.remove([key(2)])
+    expected = sorted((key(number), size) for number, size in enumerate(SIZES) if number != 2)
+    assert sorted(tier.held()) == expected
+    assert sum(size for _, size in tier.held()) == tier.usage().held_bytes
+    again = await reopened(tier, kit)
+    assert sorted(again.held()) == expected
+    await again.aclose()
+
+
 async def test_what_was_removed_does_not_come_back(tier: Tier, kit: TierKit) -> None:
     await put(tier, *(blob(number) for number in range(4)))
     await tier.remove([key(0), key(2)])

@@ -4,20 +4,11 @@ No rule looks at `models`, so that they can be checked while the model is missin
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from llmserve.config.conflict import Conflict, Path
 from llmserve.config.messages import number
 from llmserve.config.schema import ApiKey, Manifest
-
-Path = tuple[str | int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """The first path is where it is reported; the others are what it conflicts with."""
-
-    paths: tuple[Path, ...]
-    message: str
+from llmserve.config.storage_rules import needs_storage, quotas, storage_classes
 
 
 def conflicts(manifest: Manifest) -> Iterator[Conflict]:
@@ -139,4 +130,15 @@ def _secret(api_key: ApiKey) -> tuple[str, str] | None:
     return ways[0] if len(ways) == 1 else None
 
 
-_RULES = (_roles, _apiservers, _cores, _block_size, _batch, _heartbeat, _api_keys)
+_RULES = (
+    _roles,
+    _apiservers,
+    _cores,
+    _block_size,
+    _batch,
+    _heartbeat,
+    _api_keys,
+    storage_classes,
+    needs_storage,
+    quotas,
+)

@@ -11,14 +11,16 @@ from pydantic import Field
 from llmserve.config.deployment import Deployment, LocalDeployment, Replicas
 from llmserve.config.engine import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.config.knob import Section
-from llmserve.config.models import AdapterSpec, Metadata, Models, ModelSpec, StorageClass
+from llmserve.config.models import AdapterSpec, Metadata, Models, ModelSpec
 from llmserve.config.service import ApiKey, Budgets, Observability, Scheduling, Security, State
+from llmserve.config.storage import EncryptionKey, StorageClass, StorageFormat
 
 __all__ = [
     "AdapterSpec",
     "ApiKey",
     "Budgets",
     "Deployment",
+    "EncryptionKey",
     "EngineConfig",
     "KvCacheConfig",
     "LocalDeployment",
@@ -33,6 +35,7 @@ __all__ = [
     "SimSpec",
     "State",
     "StorageClass",
+    "StorageFormat",
     "TransferConfig",
 ]
 

@@ -84,6 +84,15 @@ class ApiKey(Section):
             description="Environment variable of the apiserver that holds the key.",
         ),
     ] = None
+    kv_quota_gb: Annotated[
+        float | None,
+        Unit("GiB"),
+        Field(
+            gt=0,
+            description="What the tenant's KV blocks may take in each storage class. Without it, what there "
+            "is. Say it with one of the tenant's keys.",
+        ),
+    ] = None
 
 
 class Security(Section):

@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from llmserve.core.errors import InvalidRequest, NotFound
+from llmserve.core.errors import FormatUnknown, InvalidRequest, NotFound
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
+from llmserve.kvstore.formats import BlockShape
 from llmserve.kvstore.leases import LeaseAnswer
 from llmserve.kvstore.pool.slot import PoolUser, Slot
 from llmserve.kvstore.store.build import BuiltStore
@@ -14,21 +16,28 @@ from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Of a worker's blocks: bytes and shape of what each rank holds."""
+
+    sizes: tuple[int, ...]
+    shapes: tuple[str, ...]
+
+
 class StoreCalls:
     """One loop. Knows the workers that have attached; a newer incarnation ends what the older one held."""
 
     def __init__(self, built: BuiltStore | None, lease_seconds: float) -> None:
         self._built, self._lease_seconds = built, lease_seconds
-        self._parts: dict[PoolUser, tuple[int, ...]] = {}
+        self._parts: dict[PoolUser, _Parts] = {}
 
     def attach(self, request: pb.AttachStoreRequest) -> pb.AttachStoreResponse:
         if self._built is None:
             return pb.AttachStoreResponse(enabled=False)
         user = _user(request.worker_id, request.epoch)
-        if not request.part_bytes:
-            raise InvalidRequest("part_bytes: one for each rank")
+        parts = _parts(request)
         self._forget_earlier(request.worker_id, user)
-        self._parts[user] = tuple(request.part_bytes)
+        self._parts[user] = parts
         for size in request.part_bytes:
             self._built.store.dram.table.slabs.expect(size)
         _log.info("worker %s attaches, %s bytes a block", user, sum(request.part_bytes))
@@ -44,7 +53,8 @@ class StoreCalls:
                 user=user,
                 tenant=TenantId(request.tenant),
                 keys=list(map(BlockHash, request.block_hashes)),
-                part_bytes=self._parts[user],
+                part_bytes=self._parts[user].sizes,
+                shapes=self._parts[user].shapes,
                 have_blocks=request.have_blocks,
                 compute_seconds=request.compute_seconds or float("inf"),
                 load=request.load,
@@ -92,6 +102,20 @@ class StoreCalls:
 
 def _user(worker_id: str, epoch: int) -> PoolUser:
     return PoolUser(f"{worker_id}/{epoch}")
+
+
+def _parts(request: pb.AttachStoreRequest) -> _Parts:
+    """Errors: InvalidRequest."""
+    sizes, shapes = tuple(request.part_bytes), tuple(request.part_shapes)
+    if not sizes:
+        raise InvalidRequest("part_bytes: one for each rank")
+    try:
+        said = [BlockShape.parse(text).size_bytes for text in shapes]
+    except FormatUnknown as error:
+        raise InvalidRequest(f"part_shapes: {error.message}") from None
+    if said and tuple(said) != sizes:
+        raise InvalidRequest(f"part_shapes: of {said} bytes, and part_bytes says {list(sizes)}")
+    return _Parts(sizes, shapes)
 
 
 def _blocks(blocks: Sequence[BlockSlots]) -> list[pb.StoreBlock]:

@@ -237,8 +237,6 @@ def test_one_problem(text: str, expected: str) -> None:
             6,
             "engine.prefill_long_prompt_tokens: not available yet",
         ),
-        ("kv_cache:\n  hot_keep_secs: 1.5\n", 6, "kv_cache.hot_keep_secs: not available yet"),
-        ("kv_cache:\n  tenant_hotset_gb: 2\n", 6, "kv_cache.tenant_hotset_gb: not available yet"),
         ("kv_cache:\n  prefetch_on_prefix: true\n", 6, "kv_cache.prefetch_on_prefix: not available yet"),
         ("budgets:\n  max_tokens_in_flight: 9\n", 6, "budgets.max_tokens_in_flight: not available yet"),
         ("state:\n  backend: redis\n", 6, "state.backend: 'redis' is not available yet"),

@@ -48,11 +48,19 @@ class Answer:
 class StoreLink:
     """One thread, the scheduler's. `close` is idempotent."""
 
-    def __init__(self, endpoint: str, worker_id: str, epoch: int, part_bytes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        worker_id: str,
+        epoch: int,
+        part_bytes: Sequence[int],
+        part_shapes: Sequence[str] = (),
+    ) -> None:
+        """part_shapes: see AttachStoreRequest."""
         self._channel = grpc.insecure_channel(endpoint)
         self._stub: Any = KVManagerStub(self._channel)  # type: ignore[no-untyped-call]
         self._me: dict[str, Any] = {"worker_id": worker_id, "epoch": epoch}
-        self._part_bytes = list(part_bytes)
+        self._parts: dict[str, Any] = {"part_bytes": list(part_bytes), "part_shapes": list(part_shapes)}
         self._arena = ""
         self._attach_again_at = 0.0
         self._answers: SimpleQueue[Answer] = SimpleQueue()
@@ -107,7 +115,7 @@ class StoreLink:
     def _is_attached(self) -> bool:
         if not self._arena and time.monotonic() >= self._attach_again_at:
             self._attach_again_at = time.monotonic() + _RETRY_SECONDS
-            request = pb.AttachStoreRequest(**self._me, part_bytes=self._part_bytes)
+            request = pb.AttachStoreRequest(**self._me, **self._parts)
             try:
                 self._arena = self._stub.AttachStore(request, timeout=_ATTACH_SECONDS).arena
             except grpc.RpcError as error:

@@ -6,16 +6,28 @@ from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, Offloa
 from llmserve.engines.store.link import StoreLink
 from llmserve.engines.store.manager import StoreManager
 from llmserve.engines.store.worker import StoreWorker
+from llmserve.kvstore.formats import Element, grouped
 
 
 class StoreSpec(OffloadingSpec):
     """extra_config: kvmanager (host:port), worker_id, epoch."""
 
     def get_manager(self) -> OffloadingManager:
-        parts = [self.config.worker_kv_bytes_per_block] * self.config.parallel.world_size
+        ranks, size = self.config.parallel.world_size, self.config.worker_kv_bytes_per_block
         extra = self.extra_config
-        link = StoreLink(str(extra["kvmanager"]), str(extra["worker_id"]), int(extra["epoch"]), parts)
+        link = StoreLink(
+            str(extra["kvmanager"]),
+            str(extra["worker_id"]),
+            int(extra["epoch"]),
+            [size] * ranks,
+            [grouped(self._element(), size).text()] * ranks,
+        )
         return StoreManager(link)
+
+    def _element(self) -> Element:
+        """Of the cache. Where layers are of several kinds, not all bytes are such numbers."""
+        name = self.config.model.dtype
+        return Element(name) if name in set(Element) and len(self.config.groups) == 1 else Element.OPAQUE
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         return StoreWorker(kv_caches, self.config.parallel.rank)

@@ -6,12 +6,13 @@ from llmserve.kvstore.eviction.base import EvictionPolicy, MakePolicy
 from llmserve.kvstore.eviction.book import TierBook
 from llmserve.kvstore.eviction.lru import LruPolicy
 from llmserve.kvstore.eviction.prefetch import BlockAt, PromotionLimits, promotions, usual_followers
-from llmserve.kvstore.eviction.rules import Added, EvictionRules, Victim
+from llmserve.kvstore.eviction.rules import NOBODY, Added, EvictionRules, Victim
 from llmserve.kvstore.eviction.s3fifo import S3FifoPolicy
 from llmserve.kvstore.eviction.sketch import FrequencySketch
 from llmserve.kvstore.eviction.writing import LowerTier, WriteMode, WriteStep, on_evicted, on_stored
 
 __all__ = [
+    "NOBODY",
     "Added",
     "Admission",
     "ArcPolicy",

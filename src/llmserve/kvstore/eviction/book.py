@@ -19,7 +19,7 @@ from math import inf
 from llmserve.core.clock import Clock
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.kvstore.eviction.base import MakePolicy
-from llmserve.kvstore.eviction.rules import Added, EvictionRules, Victim
+from llmserve.kvstore.eviction.rules import NOBODY, Added, EvictionRules, Victim
 from llmserve.kvstore.eviction.tenant import Gives, TenantBlocks
 from llmserve.kvstore.eviction.tree import Node, PrefixTree
 
@@ -81,6 +81,17 @@ class TierBook:
         if node := self._tree.find(key):
             self._forget(node, evicted=False)
             self._search_again()
+
+    def adopt(self, key: BlockHash, parent: BlockHash | None, tenant: TenantId) -> None:
+        """A block of nobody is this tenant's from now on, and follows its parent; unless that is over its
+        quota, or the block is not held."""
+        node = self._tree.find(key)
+        if node is None or node.tenant != NOBODY or node.pins:
+            return
+        size_bytes = node.size_bytes
+        if self.tenant_bytes(tenant) + size_bytes <= self._quota(tenant):
+            self._forget(node, evicted=False)
+            self.add(key, parent, size_bytes, tenant)
 
     # -- use
 
@@ -178,7 +189,7 @@ class TierBook:
         return self._tenants[giver].candidate(gives, self._clock.now()) if gives(giver) else None
 
     def _is_over_hotset(self, tenant: TenantId) -> bool:
-        return self.tenant_bytes(tenant) > self._rules.tenant_hotset_bytes
+        return tenant == NOBODY or self.tenant_bytes(tenant) > self._rules.tenant_hotset_bytes
 
     def _search_again(self) -> None:
         for blocks in self._tenants.values():

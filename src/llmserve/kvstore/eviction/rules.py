@@ -6,6 +6,9 @@ from enum import StrEnum
 
 from llmserve.core.ids import BlockHash, TenantId
 
+# Whose blocks are when an earlier process has stored them: they have no hot set.
+NOBODY = TenantId("")
+
 
 @dataclass(frozen=True, slots=True)
 class EvictionRules:

@@ -14,6 +14,7 @@ zstd and AES on the CPU, in buffers of the caller; `gpu` quantizes in a GPU's me
 """
 
 from llmserve.kvstore.formats.codec import BlockCodec, Encoded
+from llmserve.kvstore.formats.header import Header
 from llmserve.kvstore.formats.keys import KeyRing, KeySource
 from llmserve.kvstore.formats.packings import grouped, shape_of
 from llmserve.kvstore.formats.shape import BlockShape, Element
@@ -26,6 +27,7 @@ __all__ = [
     "Compress",
     "Element",
     "Encoded",
+    "Header",
     "KeyRing",
     "KeySource",
     "Quantize",

@@ -63,8 +63,8 @@ class BlockCodec:
         return Encoded(header, self._encrypt(seal, context_of(block_key, header), data, room).data)
 
     def decode(self, block_key: bytes, header: bytes, payload: memoryview, out: memoryview) -> None:
-        """out: of the shape's size; garbage after an error. payload lies apart from it, or at its beginning
-        where payload and block have the same size: then what is stored raw is not copied.
+        """out: of the shape's size; garbage after an error. payload lies apart from it, or is it, of
+        what is stored raw (`Header.is_raw`): that is not copied then.
         Errors: BlockUnreadable in all its kinds."""
         stored, block = Header.unpack(header), _bytes(out)
         assert block.size == self._shape.size_bytes, "room for a block of another shape"

@@ -47,6 +47,11 @@ class Header:
     planes: tuple[Piece, ...]
     seal: Seal | None
 
+    @property
+    def is_raw(self) -> bool:
+        """The payload is the block itself."""
+        return not self.planes and self.seal is None and self.quantize is Quantize.NONE
+
     def pack(self) -> bytes:
         body = json.dumps(self._fields(), separators=(",", ":")).encode()
         head = _HEAD.pack(_MAGIC, VERSION, len(body)) + body

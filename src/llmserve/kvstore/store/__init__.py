@@ -7,23 +7,26 @@ between DRAM and the tiers below.
 
     words   what is asked and answered
     dram    the pool and its book: which blocks are there, whose room is taken
+    codecs  a tier's codecs, by the shape of what they encode
     lower   one tier below: what it holds, writes down, brings up
     store   the requests of workers
 """
 
 from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import LowerStore
+from llmserve.kvstore.store.lower import LowerSettings, LowerStore
 from llmserve.kvstore.store.store import BlockStore, StoreSettings
-from llmserve.kvstore.store.words import BlockSlots, PartFill, Prepared, Prompt, part_key
+from llmserve.kvstore.store.words import BlockSlots, PartFill, Prepared, Prompt, StoredBlock, part_key
 
 __all__ = [
     "BlockSlots",
     "BlockStore",
     "DramTier",
+    "LowerSettings",
     "LowerStore",
     "PartFill",
     "Prepared",
     "Prompt",
     "StoreSettings",
+    "StoredBlock",
     "part_key",
 ]

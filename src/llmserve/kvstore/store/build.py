@@ -1,24 +1,50 @@
 """From the manifest's `storageClasses` to a store."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from llmserve.config.schema import KvCacheConfig, StorageClass
+from llmserve.config.schema import ApiKey, KvCacheConfig, StorageClass
 from llmserve.core.clock import Clock
-from llmserve.kvstore.eviction import Admission, EvictionRules, FrequencySketch, LruPolicy, TierBook
-from llmserve.kvstore.formats import BlockCodec, BlockFormat, Element, grouped
+from llmserve.core.errors import StartFailed
+from llmserve.core.ids import TenantId
+from llmserve.kvstore.eviction import (
+    Admission,
+    ArcPolicy,
+    EvictionRules,
+    FrequencySketch,
+    S3FifoPolicy,
+    TierBook,
+    WriteMode,
+)
+from llmserve.kvstore.formats import (
+    BlockCodec,
+    BlockFormat,
+    BlockShape,
+    Compress,
+    Element,
+    KeyRing,
+    KeySource,
+    Quantize,
+)
 from llmserve.kvstore.pool.arena import Arena
 from llmserve.kvstore.pool.slabs import SlabMap
 from llmserve.kvstore.pool.table import PoolTable
+from llmserve.kvstore.store.codecs import MakeCodec
 from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import LowerStore
+from llmserve.kvstore.store.lower import LowerSettings, LowerStore
 from llmserve.kvstore.store.store import BlockStore
+from llmserve.kvstore.tiers.base import Tier
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
+from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
 
 _GIB = 1 << 30
 _REMEMBERED_BLOCKS = 1_000_000
+_BUSY_BYTES = 256 << 20
+_BUSY_SHARE = 16  # of DRAM, one in so many: at most a quarter is held for what goes down
+_FASTEST_FIRST = ("nvme", "object")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +57,104 @@ class BuiltStore:
         self.arena.close()
 
 
-def build_store(
-    classes: Sequence[StorageClass], kv_cache: KvCacheConfig, cluster: str, clock: Clock
-) -> BuiltStore:
-    """Errors: StartFailed. One of the classes is dram; the others are in the order of the manifest."""
-    rules = EvictionRules(kv_cache.hot_keep_secs, int(kv_cache.tenant_hotset_gb * _GIB))
-    book = partial(TierBook, make_policy=LruPolicy, clock=clock, rules=rules)
-    (dram,) = (one for one in classes if one.tier == "dram")
-    arena = Arena(cluster, int(dram.capacity_gb * _GIB))
+@dataclass(frozen=True, slots=True)
+class StoreParts:
+    """Of the manifest, what a store is built from. owner: this kvmanager among those that share a bucket, the
+    same after a restart. environment: where keys are looked up."""
+
+    classes: Sequence[StorageClass]
+    kv_cache: KvCacheConfig
+    api_keys: Sequence[ApiKey]
+    cluster: str
+    owner: str
+    environment: Mapping[str, str]
+
+
+def build_store(parts: StoreParts, clock: Clock) -> BuiltStore:
+    """Errors: StartFailed, naming the class. Inside a running loop."""
+    rules = _rules(parts.kv_cache, parts.api_keys)
+    (dram_class,) = (one for one in parts.classes if one.tier == "dram")
+    codecs = {one.name: _codecs(parts, at) for at, one in enumerate(parts.classes)}
+    with _named(dram_class):
+        arena = Arena(parts.cluster, _capacity_bytes(dram_class))
     slabs = SlabMap(arena.region.length_bytes)
-    tier = DramTier(
-        PoolTable(slabs, arena.generations, clock), book(slabs.capacity_bytes), clock, arena.checksum
+    table = PoolTable(slabs, arena.generations, clock)
+    book = TierBook(slabs.capacity_bytes, S3FifoPolicy, clock, rules)
+    dram = DramTier(table, book, clock, arena.checksum)
+    busy_bytes = min(_BUSY_BYTES, slabs.capacity_bytes // _BUSY_SHARE)
+    below = [one for tier in _FASTEST_FIRST for one in parts.classes if one.tier == tier]
+    lower = [_lower(parts, one, rules, codecs[one.name], busy_bytes, clock) for one in below]
+    return BuiltStore(
+        arena, BlockStore(dram, lower, arena.view, Admission(FrequencySketch(_REMEMBERED_BLOCKS)))
     )
-    lower = [
-        LowerStore(_nvme(one), book(int(one.capacity_gb * _GIB)), _raw, clock)
-        for one in classes
-        if one.tier == "nvme"
-    ]
-    admission = Admission(FrequencySketch(_REMEMBERED_BLOCKS))
-    return BuiltStore(arena, BlockStore(tier, lower, arena.view, admission))
 
 
-def _nvme(one: StorageClass) -> NvmeTier:
+def _rules(kv_cache: KvCacheConfig, api_keys: Sequence[ApiKey]) -> EvictionRules:
+    quotas = {TenantId(key.tenant): int(key.kv_quota_gb * _GIB) for key in api_keys if key.kv_quota_gb}
+    return EvictionRules(kv_cache.hot_keep_secs, int(kv_cache.tenant_hotset_gb * _GIB), quotas)
+
+
+def _lower(
+    parts: StoreParts,
+    one: StorageClass,
+    rules: EvictionRules,
+    make_codec: MakeCodec,
+    busy_bytes: int,
+    clock: Clock,
+) -> LowerStore:
+    is_object = one.tier == "object"
+    tier, capacity_bytes = _object(one, parts.owner) if is_object else _nvme(one)
+    if is_object:
+        rules = EvictionRules(tenant_quota_bytes=rules.tenant_quota_bytes)  # it is not a fast tier
+    settings = LowerSettings(WriteMode(one.write), busy_bytes, opens_later=is_object)
+    book = TierBook(capacity_bytes, ArcPolicy, clock, rules)
+    return LowerStore(tier, book, make_codec, clock, settings, one.name)
+
+
+def _nvme(one: StorageClass) -> tuple[Tier, int]:
     assert one.location, "the manifest was checked"
-    return NvmeTier(NvmeSettings(Path(one.location), int(one.capacity_gb * _GIB)))
+    settings = NvmeSettings(Path(one.location), _capacity_bytes(one))
+    return NvmeTier(settings), settings.blob_capacity_bytes
 
 
-def _raw(part_bytes: int) -> BlockCodec:
-    return BlockCodec(grouped(Element.BFLOAT16, part_bytes), BlockFormat())
+def _object(one: StorageClass, owner: str) -> tuple[Tier, int]:
+    assert one.location, "the manifest was checked"
+    settings = ObjectSettings(
+        one.location,
+        owner,
+        _capacity_bytes(one),
+        endpoint=one.endpoint or "",
+        region=one.region or "",
+    )
+    return object_tier(settings), settings.blob_capacity_bytes
+
+
+def _capacity_bytes(one: StorageClass) -> int:
+    return int(one.capacity_gb * _GIB)
+
+
+def _codecs(parts: StoreParts, at: int) -> MakeCodec:
+    """Of a class. Its keys are read now."""
+    wanted = parts.classes[at].format
+    sources = [
+        KeySource(key.id, Path(key.file) if key.file else None, key.env or "") for key in wanted.encrypt
+    ]
+    form = BlockFormat(Quantize(wanted.quantize), Compress(wanted.compress), encrypt=bool(sources))
+    with _named(parts.classes[at]):
+        keys = KeyRing.load(sources, parts.environment) if sources else None
+    return partial(_codec, form, keys)
+
+
+def _codec(form: BlockFormat, keys: KeyRing | None, shape: BlockShape) -> BlockCodec:
+    """Bytes without numbers, as of a cache in fp8, are not quantized."""
+    if shape.element is Element.OPAQUE:
+        form = replace(form, quantize=Quantize.NONE)
+    return BlockCodec(shape, form, keys)
+
+
+@contextmanager
+def _named(one: StorageClass) -> Iterator[None]:
+    try:
+        yield
+    except StartFailed as error:
+        raise StartFailed(f"storage class '{one.name}' ({one.tier}): {error.message}") from error

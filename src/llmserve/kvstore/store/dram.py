@@ -22,17 +22,8 @@ from llmserve.kvstore.pool.slot import (
     Want,
 )
 from llmserve.kvstore.pool.table import PoolTable
-from llmserve.kvstore.store.words import PartFill, part_key
-
-
-@dataclass(frozen=True, slots=True)
-class StoredBlock:
-    """A block whose last part was committed just now."""
-
-    key: BlockHash
-    parent: BlockHash | None
-    tenant: TenantId
-    part_bytes: tuple[int, ...]
+from llmserve.kvstore.store.words import PartFill, StoredBlock, part_key
+from llmserve.kvstore.tiers.base import BlobKey
 
 
 @dataclass(slots=True)
@@ -62,14 +53,17 @@ class DramTier:
         self._clock, self._noted = clock, noted
         self._filling: dict[BlockHash, _Filling] = {}
         self._leases: dict[LeaseId, _Lease] = {}
-        self._parts: dict[BlockHash, int] = {}  # how many parts each stored block has
+        self._blocks: dict[BlockHash, StoredBlock] = {}
 
     # -- what is there
 
     def holds(self, key: BlockHash) -> bool:
         """All parts of it."""
-        parts = self._parts.get(key)
-        return parts is not None and all(self.table.holds([part_key(key, part) for part in range(parts)]))
+        return key in self._blocks and all(self.table.holds(self._names(key)))
+
+    def block(self, key: BlockHash) -> StoredBlock:
+        """Of a block that is stored, or was and is not evicted yet."""
+        return self._blocks[key]
 
     def is_filling(self, key: BlockHash) -> bool:
         return key in self._filling
@@ -110,8 +104,8 @@ class DramTier:
 
     def evict(self, key: BlockHash) -> None:
         """Of a victim: its slots come back, when nobody reads them any more."""
-        parts = self._parts.pop(key, 0)
-        self.table.remove([part_key(key, part) for part in range(parts)])
+        self.table.remove(self._names(key))
+        self._blocks.pop(key, None)
 
     def reserve(
         self, user: PoolUser, block: StoredBlock, seconds: float
@@ -138,8 +132,8 @@ class DramTier:
         return ReserveOutcome.RESERVED, slots
 
     def commit(self, fill: PartFill) -> tuple[CommitOutcome, StoredBlock | None]:
-        """The block, when this was its last part. A fill without a checksum has the one beside its slot; when
-        there is none either, the block was not written: it is given up."""
+        """The block, when this was its last part and it is stored. A fill without a checksum has the one
+        beside its slot; when there is none either, the block was not written: it is given up."""
         self.settle()
         key, filling = part_key(fill.block, fill.part), self._filling.get(fill.block)
         checksum = fill.checksum or (self._noted(filling.slots[fill.part]) if filling else 0)
@@ -153,7 +147,7 @@ class DramTier:
         if len(filling.checksums) < len(filling.slots):
             return outcome, None
         del self._filling[fill.block]
-        self._parts[fill.block] = len(filling.slots)
+        self._blocks[fill.block] = filling.block
         self.book.unpin([fill.block])
         return outcome, filling.block
 
@@ -195,6 +189,10 @@ class DramTier:
         return sum(map(self.table.slabs.slot_bytes, part_bytes))
 
     # -- parts
+
+    def _names(self, key: BlockHash) -> list[BlobKey]:
+        block = self._blocks.get(key)
+        return [part_key(key, part) for part in range(len(block.part_bytes))] if block else []
 
     def _unpin(self, lease_id: LeaseId) -> None:
         self.book.unpin(self._leases.pop(lease_id).keys)

@@ -3,6 +3,14 @@
 Blocks come from the pool and go back to it, encoded and decoded on a thread of this tier. What goes down
 waits in a queue, whose bytes are bounded by the caller (`eviction.writing`); what comes up does not wait for
 it. Trouble of the medium is a miss for whoever asked, and is counted and told; nothing here raises for it.
+Whoever writes is told what became of it, and may turn to the next tier.
+
+A block is written as it was stored or not at all: its checksum is compared after it was encoded. What is
+read is what was written, or a miss; what turns out lost or damaged is forgotten, here and on the medium, so
+that it can be stored anew.
+
+What an earlier process left counts in the book from the start, in the order the tier tells, of nobody and
+following nothing; whoever asks for it first takes it over (`adopt`).
 """
 
 import asyncio
@@ -11,98 +19,183 @@ import mmap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import xxhash
 
 from llmserve.core.clock import Clock
-from llmserve.core.errors import BlockUnreadable
-from llmserve.core.ids import BlockHash
+from llmserve.core.errors import BlockUnreadable, StartFailed
+from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.tasks import TaskOwner
-from llmserve.kvstore.eviction import Added, LowerTier, TierBook
-from llmserve.kvstore.formats import BlockCodec
-from llmserve.kvstore.store.dram import StoredBlock
-from llmserve.kvstore.store.words import part_key
-from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES, Blob, BlobKey, Outcome, Target, Tier
+from llmserve.kvstore.eviction import NOBODY, Added, LowerTier, TierBook, WriteMode
+from llmserve.kvstore.formats import Header
+from llmserve.kvstore.store.codecs import Codecs, MakeCodec
+from llmserve.kvstore.store.words import StoredBlock, block_of, part_key
+from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES, Blob, BlobKey, BlobResult, Outcome, Target, Tier
+from llmserve.rpc.backoff import Backoff
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _BATCH_BYTES = 64 << 20
 _FIRST_GUESS_BYTES_PER_SECOND = 500e6
 _LEARNING = 0.3  # the weight of the last figure
-
-MakeCodec = Callable[[int], BlockCodec]  # for parts of so many bytes
+_OPEN_AGAIN_SECONDS = (1.0, 60.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A part of a block to bring up, and where to."""
+    """A part of a block to bring up, and where to. shape: of its bytes, as text; empty: not known."""
 
     key: BlobKey
     view: memoryview
+    shape: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A block to write down. views: of its parts, which the caller holds until `let_go` is called."""
+    """A block to write down. views: of its parts, which the caller holds until `ended` is called, once, with
+    what became of it. checksums: of the parts, as they were stored."""
 
     block: StoredBlock
     views: tuple[memoryview, ...]
-    let_go: Callable[[], object]
+    checksums: tuple[int, ...]
+    ended: Callable[[Outcome], object]
 
     @property
     def size_bytes(self) -> int:
         return sum(self.block.part_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class LowerSettings:
+    """busy_bytes: see `eviction.writing`; four times as much of the pool is held at most for what goes down.
+    opens_later: a medium that cannot be used is tried again and again, and is a miss until then."""
+
+    write_mode: WriteMode = WriteMode.AUTO
+    busy_bytes: int = 256 << 20
+    opens_later: bool = False
+
+
+_Encoded = tuple[Outgoing, list[Blob]]
+
+
 class LowerStore:
-    """One event loop. Life: open -> aclose (idempotent; what is queued to be written is given up)."""
+    """One event loop. Life: open -> aclose (idempotent; what is queued to be written is given up).
+
+    trouble: why it is not open, in words; empty when it is."""
 
     def __init__(
-        self, tier: Tier, book: TierBook, make_codec: MakeCodec, clock: Clock, busy_bytes: int = 256 << 20
+        self,
+        tier: Tier,
+        book: TierBook,
+        make_codec: MakeCodec,
+        clock: Clock,
+        settings: LowerSettings | None = None,
+        name: str = "",
     ) -> None:
-        self.name = tier.name
+        self.name = name or tier.name
         self.book = book
+        self.settings = settings or LowerSettings()
         self.outcomes: Counter[tuple[str, Outcome]] = Counter()  # by operation
-        self._tier, self._make_codec, self._clock = tier, make_codec, clock
-        self._busy_bytes, self._queued_bytes = busy_bytes, 0
-        self._codecs: dict[int, BlockCodec] = {}
-        self._thread = ThreadPoolExecutor(1, f"kv-{tier.name}")
+        self.trouble = "not opened yet"
+        self._tier, self._clock = tier, clock
+        self._codecs = Codecs(make_codec)
+        self._thread = ThreadPoolExecutor(1, f"kv-{self.name}")
         self._queue: asyncio.Queue[Outgoing] = asyncio.Queue()
+        self._queued_bytes = 0
         self._writing: set[BlockHash] = set()
-        self._tasks = TaskOwner(f"kv-{tier.name}")
+        self._strangers: set[BlockHash] = set()  # in the book, of nobody
+        self._most_parts = 0  # of any block
+        self._tasks = TaskOwner(f"kv-{self.name}")
         self._bytes_per_second = _FIRST_GUESS_BYTES_PER_SECOND
 
+    # -- life
+
     async def open(self) -> None:
-        """Errors: StartFailed."""
-        await self._tier.open()
-        self._tasks.spawn("write", self._write_down(), fatal=True)
+        """Errors: StartFailed, unless it opens later."""
+        if self.settings.opens_later:
+            self._tasks.spawn("open", self._open_patiently(), fatal=True)
+        else:
+            await self._open()
 
     async def aclose(self) -> None:
+        self.trouble = "closed"
         await self._tasks.aclose()
         while not self._queue.empty():
-            self._queue.get_nowait().let_go()
+            self._end(self._queue.get_nowait(), Outcome.FAILED)
+            self._queue.task_done()
         self._thread.shutdown()
         await self._tier.aclose()
 
+    @property
+    def is_open(self) -> bool:
+        return not self.trouble
+
+    async def _open_patiently(self) -> None:
+        backoff = Backoff(*_OPEN_AGAIN_SECONDS)
+        while not self.is_open:
+            try:
+                await self._open()
+            except StartFailed as error:
+                if error.message != self.trouble:
+                    _log.warning("%s: not used until it can be opened: %s", self.name, error.message)
+                self.trouble = error.message
+                await asyncio.sleep(backoff.next())
+
+    async def _open(self) -> None:
+        await self._tier.open()
+        surplus = self._take_stock()
+        await self._tier.remove(self._parts_of(surplus))
+        self.trouble = ""
+        self._tasks.spawn("write", self._write_down(), fatal=True)
+        _log.info("%s: open, %d blocks found, %r", self.name, len(self._strangers), self.book)
+
+    def _take_stock(self) -> list[BlockHash]:
+        """Into the book. Returns what there is no room for: the capacity may be less than it was."""
+        sizes: dict[BlockHash, int] = {}
+        for key, size in self._tier.held():
+            block, part = block_of(key)
+            sizes[block] = sizes.get(block, 0) + _charge(size)
+            self._most_parts = max(self._most_parts, part + 1)
+        found = {block: self.book.add(block, None, size, NOBODY) for block, size in sizes.items()}
+        self._strangers = {block for block, added in found.items() if added is Added.HELD}
+        return [block for block, added in found.items() if added is not Added.HELD]
+
     # -- what is there
 
+    @property
+    def queued_bytes(self) -> int:
+        """Of the pool, held for what goes down."""
+        return self._queued_bytes
+
     def holds(self, key: BlockHash, parts: int) -> bool:
-        return all(self._tier.holds([part_key(key, part) for part in range(parts)]))
+        return self.is_open and all(self._tier.holds([part_key(key, part) for part in range(parts)]))
 
     def load_seconds(self, size_bytes: int) -> float:
         """What so many bytes of blocks have taken lately."""
         return size_bytes / self._bytes_per_second
 
     def state(self) -> LowerTier:
-        usage = self._tier.usage()
-        has_room = self.book.used_bytes + self._queued_bytes < usage.capacity_bytes
-        return LowerTier(has_room, self._queued_bytes, self._busy_bytes)
+        has_room = self.book.used_bytes + self._queued_bytes < self.book.capacity_bytes
+        return LowerTier(has_room, self._queued_bytes, self.settings.busy_bytes)
+
+    def adopt(self, keys: Sequence[BlockHash], tenant: TenantId) -> None:
+        """Blocks of a prompt, in order: what an earlier process left of them is this tenant's now."""
+        if not self._strangers:
+            return
+        for at, key in enumerate(keys):
+            if key in self._strangers:
+                self._strangers.discard(key)
+                self.book.adopt(key, keys[at - 1] if at else None, tenant)
 
     # -- up
 
     async def bring_up(self, wanted: Sequence[Incoming]) -> list[int | None]:
-        """Fills the views; the checksum (xxh3) of each, or None for a miss, whose view holds garbage."""
+        """Fills the views; the checksum (xxh3) of each, or None for a miss, whose view holds garbage. A call
+        that is cancelled ends when it has let go of them."""
         started = self._clock.now()
         sizes = self._tier.sizes([one.key for one in wanted])
         buffers = [_room(one.view, size) for one, size in zip(wanted, sizes, strict=True)]
@@ -110,29 +203,35 @@ class LowerStore:
         results = await self._tier.read(targets)
         sums: list[int | None] = []
         for one, target, result in zip(wanted, targets, results, strict=True):
-            self.outcomes["read", result.outcome] += 1
-            if result.outcome is not Outcome.DONE:
-                _log.warning("%s: a block is not read: %s", self.name, result.reason)
+            if result.outcome is Outcome.DONE:
+                payload = target.buffer[: result.length_bytes]
+                sums.append(await self._decoded(one, result.header, payload))
+            else:
                 sums.append(None)
-                continue
-            payload = target.buffer[: result.length_bytes]
-            sums.append(await self._decoded(one, result.header, payload))
-        self._learn(sum(len(one.view) for one in wanted), self._clock.now() - started)
+                await self._not_read(one.key, result.outcome, result.reason)
+        came = sum(len(one.view) for one, found in zip(wanted, sums, strict=True) if found is not None)
+        self._learn(came, self._clock.now() - started)
         return sums
 
     async def _decoded(self, one: Incoming, header: bytes, payload: memoryview) -> int | None:
-        run = asyncio.get_running_loop().run_in_executor
         try:
-            return await run(self._thread, partial(self._decode, one, header, payload))
+            checksum = await self._on_thread(partial(self._decode, one, header, payload))
         except BlockUnreadable as error:
-            self.outcomes["read", Outcome.CORRUPT] += 1
-            _log.warning("%s: a block cannot be decoded: %s", self.name, error.message)
+            await self._not_read(one.key, Outcome.CORRUPT, error.message)
             return None
+        self.outcomes["read", Outcome.DONE] += 1
+        return checksum
+
+    async def _not_read(self, key: BlobKey, outcome: Outcome, reason: str) -> None:
+        self.outcomes["read", outcome] += 1
+        _log.warning("%s: a block is not read: %s", self.name, reason)
+        if outcome in (Outcome.MISSING, Outcome.CORRUPT):
+            await self._forget([block_of(key)[0]])
 
     def _decode(self, one: Incoming, header: bytes, payload: memoryview) -> int:
-        if payload.obj is one.view.obj and len(payload) != len(one.view):
-            payload = memoryview(bytes(payload))
-        self._codec(len(one.view)).decode(one.key, header, payload, one.view)
+        if payload.obj is one.view.obj and not Header.unpack(header).is_raw:
+            payload = memoryview(bytes(payload))  # it was read to where the block goes
+        self._codecs.of(one.shape, len(one.view)).decode(one.key, header, payload, one.view)
         return xxhash.xxh3_64_intdigest(one.view)
 
     def _learn(self, size_bytes: int, seconds: float) -> None:
@@ -142,16 +241,13 @@ class LowerStore:
 
     # -- down
 
-    def is_writing(self, key: BlockHash) -> bool:
-        return key in self._writing
+    def has(self, block: StoredBlock) -> bool:
+        """It is there, or on its way."""
+        return block.key in self._writing or self.holds(block.key, len(block.part_bytes))
 
     def write(self, outgoing: Outgoing) -> None:
-        """Queues a block, unless it is there or on its way."""
-        key = outgoing.block.key
-        if key in self._writing or self.holds(key, len(outgoing.views)):
-            outgoing.let_go()
-            return
-        self._writing.add(key)
+        """Queues a block that it does not have. The tier is open."""
+        self._writing.add(outgoing.block.key)
         self._queued_bytes += outgoing.size_bytes
         self._queue.put_nowait(outgoing)
 
@@ -162,14 +258,21 @@ class LowerStore:
     async def _write_down(self) -> None:
         while True:
             batch = await self._next_batch()
+            ends = dict.fromkeys((one.block.key for one in batch), Outcome.FAILED)
             try:
-                await self._write(batch)
+                ends |= await self._write(batch)
+            except Exception:  # a fault of this program: what waits behind it must not wait for ever
+                _log.exception("%s: %d blocks are not stored", self.name, len(batch))
             finally:
                 for outgoing in batch:
-                    self._writing.discard(outgoing.block.key)
-                    self._queued_bytes -= outgoing.size_bytes
-                    outgoing.let_go()
+                    self._end(outgoing, ends[outgoing.block.key])
                     self._queue.task_done()
+
+    def _end(self, outgoing: Outgoing, outcome: Outcome) -> None:
+        self._writing.discard(outgoing.block.key)
+        self._queued_bytes -= outgoing.size_bytes
+        self.outcomes["write", outcome] += 1
+        outgoing.ended(outcome)
 
     async def _next_batch(self) -> list[Outgoing]:
         batch = [await self._queue.get()]
@@ -179,45 +282,91 @@ class LowerStore:
             size += batch[-1].size_bytes
         return batch
 
-    async def _write(self, batch: Sequence[Outgoing]) -> None:
-        run = asyncio.get_running_loop().run_in_executor
+    async def _write(self, batch: Sequence[Outgoing]) -> dict[BlockHash, Outcome]:
+        """Together: a tier gathers neighbours, and an object is written as a whole."""
+        ends: dict[BlockHash, Outcome] = {}
+        ready: list[_Encoded] = []
         for outgoing in batch:
-            blobs = await run(self._thread, partial(self._encode, outgoing))
-            if await self._has_room(outgoing, blobs):
-                await self._put(outgoing.block, blobs)
+            blobs = await self._on_thread(partial(self._encode, outgoing))
+            if blobs is None:
+                ends[outgoing.block.key] = Outcome.CORRUPT
+                _log.warning("%s: a block is not stored: it changed in memory", self.name)
+            elif await self._take_room(outgoing.block, blobs):
+                ready.append((outgoing, blobs))
+            else:
+                ends[outgoing.block.key] = Outcome.FULL
+        return ends | await self._put(ready)
 
-    def _encode(self, outgoing: Outgoing) -> list[Blob]:
-        blobs = []
-        for part, view in enumerate(outgoing.views):
-            key, codec = part_key(outgoing.block.key, part), self._codec(len(view))
+    def _encode(self, outgoing: Outgoing) -> list[Blob] | None:
+        """None: the pool's memory has other bytes than were stored there."""
+        blobs, block = [], outgoing.block
+        for part, (view, checksum) in enumerate(zip(outgoing.views, outgoing.checksums, strict=True)):
+            codec, key = self._codecs.of(block.shape(part), len(view)), part_key(block.key, part)
             encoded = codec.encode(key, view, _aligned(codec.bound_bytes))
+            if xxhash.xxh3_64_intdigest(view) != checksum:
+                return None
             blobs.append(Blob(key, encoded.header, encoded.payload))
         return blobs
 
-    async def _has_room(self, outgoing: Outgoing, blobs: Sequence[Blob]) -> bool:
-        block, size = outgoing.block, sum(len(blob.data) for blob in blobs)
+    async def _take_room(self, block: StoredBlock, blobs: Sequence[Blob]) -> bool:
+        """In the book; the block is pinned there."""
+        size = sum(_charge(len(blob.data)) for blob in blobs)
+        if block.key in self.book:
+            await self._forget([block.key])  # what is left of it: a part was lost
+        self._most_parts = max(self._most_parts, len(blobs))
         victims = self.book.make_room(size, block.tenant)
-        if victims:
-            parts = range(len(outgoing.views))
-            await self._tier.remove([part_key(victim.key, part) for victim in victims for part in parts])
-        return self.book.add(block.key, block.parent, size, block.tenant) is Added.HELD
-
-    async def _put(self, block: StoredBlock, blobs: Sequence[Blob]) -> None:
+        added = self.book.add(block.key, block.parent, size, block.tenant)
         self.book.pin([block.key])
-        results = await self._tier.write(blobs)
-        self.book.unpin([block.key])
-        for result in results:
-            self.outcomes["write", result.outcome] += 1
-        failed = next((result for result in results if result.outcome is not Outcome.DONE), None)
-        if failed:
-            _log.warning("%s: a block is not stored: %s", self.name, failed.reason)
-            self.book.remove(block.key)
-            await self._tier.remove([blob.key for blob in blobs])
+        gone = [victim.key for victim in victims]
+        self._strangers.difference_update(gone)
+        await self._tier.remove(self._parts_of(gone))
+        return added is Added.HELD
 
-    def _codec(self, part_bytes: int) -> BlockCodec:
-        if part_bytes not in self._codecs:
-            self._codecs[part_bytes] = self._make_codec(part_bytes)
-        return self._codecs[part_bytes]
+    async def _put(self, ready: Sequence[_Encoded]) -> dict[BlockHash, Outcome]:
+        blobs = [blob for _, encoded in ready for blob in encoded]
+        try:
+            results = await self._tier.write(blobs)
+        finally:
+            self.book.unpin([outgoing.block.key for outgoing, _ in ready])
+        ends: dict[BlockHash, Outcome] = {}
+        for outgoing, encoded in ready:
+            mine, results = results[: len(encoded)], results[len(encoded) :]
+            ends[outgoing.block.key] = await self._put_ended(outgoing.block.key, mine)
+        return ends
+
+    async def _put_ended(self, key: BlockHash, results: Sequence[BlobResult]) -> Outcome:
+        failed = next((result for result in results if result.outcome is not Outcome.DONE), None)
+        if failed is None:
+            return Outcome.DONE
+        _log.warning("%s: a block is not stored: %s", self.name, failed.reason)
+        await self._forget([key])
+        return failed.outcome
+
+    # -- parts
+
+    async def _forget(self, keys: Sequence[BlockHash]) -> None:
+        for key in keys:
+            self.book.remove(key)
+            self._strangers.discard(key)
+        await self._tier.remove(self._parts_of(keys))
+
+    def _parts_of(self, keys: Sequence[BlockHash]) -> list[BlobKey]:
+        return [part_key(key, part) for key in keys for part in range(self._most_parts)]
+
+    async def _on_thread(self, work: Callable[[], _T]) -> _T:
+        """Ends when the thread has let go of the memory, also when it is cancelled."""
+        running = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            with suppress(BlockUnreadable):
+                await running
+            raise
+
+
+def _charge(size: int) -> int:
+    """What a blob takes on a medium of pages, its head included."""
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES + ALIGNMENT_BYTES
 
 
 def _room(view: memoryview, size: int) -> memoryview:

@@ -7,20 +7,42 @@ from llmserve.core.ids import BlockHash, LeaseId, TenantId
 from llmserve.kvstore.pool.slot import PoolUser, Slot
 from llmserve.kvstore.tiers.base import BlobKey
 
+_PART_BYTES = 2  # of the number of a part
+
 
 def part_key(block: BlockHash, part: int) -> BlobKey:
     """Of the part of a block that one rank holds."""
-    return BlobKey(block + part.to_bytes(2, "big"))
+    return BlobKey(block + part.to_bytes(_PART_BYTES, "big"))
+
+
+def block_of(key: BlobKey) -> tuple[BlockHash, int]:
+    """The block and the number of the part."""
+    return BlockHash(key[:-_PART_BYTES]), int.from_bytes(key[-_PART_BYTES:], "big")
 
 
 NO_LEASE = LeaseId("")
 
 
 @dataclass(frozen=True, slots=True)
+class StoredBlock:
+    """shapes: of the bytes of each part, as text (`formats.BlockShape`); none: not known."""
+
+    key: BlockHash
+    parent: BlockHash | None
+    tenant: TenantId
+    part_bytes: tuple[int, ...]
+    shapes: tuple[str, ...] = ()
+
+    def shape(self, part: int) -> str:
+        return self.shapes[part] if self.shapes else ""
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """keys: of its full blocks, in order, all in one namespace. have_blocks: how many of the first the
-    asker's device holds. part_bytes: of the part of a block that each rank holds. compute_seconds: what one
-    block costs the asker to compute; nothing is brought up more slowly than that."""
+    asker's device holds. part_bytes: of the part of a block that each rank holds; shapes: of these bytes, as
+    text; none: not known. compute_seconds: what one block costs the asker to compute; nothing is brought up
+    more slowly than that."""
 
     user: PoolUser
     tenant: TenantId
@@ -30,6 +52,7 @@ class Prompt:
     compute_seconds: float = float("inf")
     load: bool = True
     store: bool = True
+    shapes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,10 @@ class Tier(Protocol):
     async def remove(self, keys: Sequence[BlobKey]) -> None:
         """What is not there is ignored. Its room comes back at once or a little later (`usage`)."""
 
+    def held(self) -> list[tuple[BlobKey, int]]:
+        """Key and bytes, as stored, of every blob that counts in `usage`: what was written first comes
+        first, as far as the medium knows. For the caller's books, after `open`."""
+
     def usage(self) -> Usage: ...
 
     async def aclose(self) -> None:

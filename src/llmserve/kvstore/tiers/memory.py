@@ -84,6 +84,9 @@ class MemoryTier:
         for key in keys:
             self._medium.stored.pop(key, None)
 
+    def held(self) -> list[tuple[BlobKey, int]]:
+        return [(key, len(blob.data)) for key, blob in self._medium.stored.items()]
+
     def usage(self) -> Usage:
         held = self._medium.held_bytes
         return Usage(len(self._medium.stored), held, held, self._medium.capacity_bytes)

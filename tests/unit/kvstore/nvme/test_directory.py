@@ -191,3 +191,12 @@ async def test_a_key_or_header_too_long_is_the_callers_mistake(
         await tier.write([Blob(BlobKey(name), header, memoryview(b"data"))])
     (result,) = await tier.write(blobs_of([1]))
     assert result.outcome is Outcome.DONE
+
+
+def test_the_file_that_was_written_last_comes_last(tmp_path: Path) -> None:
+    for name, age in (("a", 20), ("b", 30), ("c", 10)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    disk = LocalDisk(tmp_path)
+    assert [name for name in disk.names() if name in "abc"] == ["b", "a", "c"]
+    disk.close()

@@ -1,5 +1,6 @@
 """A store whose pool is plain memory and whose lower tiers are fakes; workers that write and read it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import xxhash
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.kvstore.eviction import Admission, FrequencySketch, LruPolicy, TierBook, WriteMode
-from llmserve.kvstore.formats import BlockCodec, BlockFormat, Element, grouped
+from llmserve.kvstore.formats import BlockCodec, BlockFormat, BlockShape
 from llmserve.kvstore.pool.slabs import SlabMap
 from llmserve.kvstore.pool.slot import SLOT_ALIGNMENT_BYTES, PoolUser, Slot
 from llmserve.kvstore.pool.table import PoolTable
@@ -19,12 +20,14 @@ from llmserve.kvstore.store import (
     BlockSlots,
     BlockStore,
     DramTier,
+    LowerSettings,
     LowerStore,
     PartFill,
     Prepared,
     Prompt,
     StoreSettings,
 )
+from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
 
 PART_BYTES = 64 << 10
@@ -41,10 +44,20 @@ def content(key: BlockHash, part: int = 0) -> bytes:
     return np.random.default_rng([*key, part]).bytes(PART_BYTES)
 
 
+def numbers(key: BlockHash, part: int = 0) -> bytes:
+    """Of bfloat16, such as a model's."""
+    values = np.random.default_rng([*key, part]).standard_normal(PART_BYTES // 2, np.float32)
+    return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+
+
+View = Callable[[int, int], memoryview]
+MakeContent = Callable[[BlockHash, int], bytes]
+
+
 @dataclass(slots=True)
 class World:
     store: BlockStore
-    memory: memoryview
+    view_at: View
     clock: VirtualClock
     media: list[MemoryMedium]
     parts: int = 1
@@ -56,23 +69,27 @@ class World:
         sizes = (PART_BYTES,) * self.parts
         return await self.store.prepare(Prompt(self.user, self.tenant, keys, sizes, have, **more))
 
-    def fill(self, keys: Sequence[BlockHash], stores: Sequence[BlockSlots]) -> None:
+    def fill(
+        self, keys: Sequence[BlockHash], stores: Sequence[BlockSlots], make: MakeContent = content
+    ) -> None:
         """As the ranks do."""
         fills = []
         for block in stores:
             key = keys[block.index]
             for part, slot in enumerate(block.slots):
-                self.view(slot)[:] = content(key, part)
-                checksum = xxhash.xxh3_64_intdigest(content(key, part))
+                data = make(key, part)
+                self.view(slot)[:] = data
+                checksum = xxhash.xxh3_64_intdigest(data)
                 fills.append(PartFill(key, part, slot.generation, checksum))
             self.written.append(key)
         self.store.commit(fills)
 
-    async def seen(self, keys: Sequence[BlockHash]) -> Prepared:
+    async def seen(self, keys: Sequence[BlockHash], make: MakeContent = content, **more: Any) -> Prepared:
         """A prompt that is computed as far as it is not stored, and stored."""
-        prepared = await self.prepare(keys)
-        self.check(keys, prepared)
-        self.fill(keys, prepared.stores)
+        prepared = await self.prepare(keys, **more)
+        if make is content:
+            self.check(keys, prepared)
+        self.fill(keys, prepared.stores, make)
         if prepared.lease_id:
             self.store.release(prepared.lease_id)
         return prepared
@@ -85,7 +102,17 @@ class World:
                 assert slot.checksum == xxhash.xxh3_64_intdigest(data)
 
     def view(self, slot: Slot) -> memoryview:
-        return self.memory[slot.offset : slot.offset + slot.length_bytes]
+        return self.view_at(slot.offset, slot.length_bytes)
+
+    async def opened(self) -> None:
+        """The store, with the tiers that open in the background."""
+        await self.store.open()
+        await self.until(lambda: all(tier.is_open for tier in self.store.lower))
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not holds():  # noqa: ASYNC110 - there is nothing to wait on
+                await asyncio.sleep(0.001)
 
     async def drained(self) -> None:
         for tier in self.store.lower:
@@ -99,10 +126,11 @@ class World:
 
 
 MakeWorld = Callable[..., World]
+MakeAround = Callable[[BuiltStore], World]
 
 
-def _codec(part_bytes: int) -> BlockCodec:
-    return BlockCodec(grouped(Element.BFLOAT16, part_bytes), BlockFormat())
+def _codec(shape: BlockShape) -> BlockCodec:
+    return BlockCodec(shape, BlockFormat())
 
 
 @pytest.fixture
@@ -121,23 +149,50 @@ async def make_world() -> AsyncIterator[MakeWorld]:
         slabs = SlabMap(len(memory), UNIT_BYTES)
         slabs.expect(PART_BYTES)
         table = PoolTable(slabs, np.zeros(len(memory) // SLOT_ALIGNMENT_BYTES, np.int64), clock)
+
+        def view(offset: int, length: int) -> memoryview:
+            return memory[offset : offset + length]
+
         dram = DramTier(table, TierBook(len(memory), LruPolicy, clock), clock)
         kept = list(media) or [MemoryMedium(blocks * parts * PART_BYTES) for blocks in lower_blocks]
         lower = [
-            LowerStore(MemoryTier(medium), TierBook(medium.capacity_bytes, LruPolicy, clock), _codec, clock)
+            LowerStore(
+                MemoryTier(medium),
+                TierBook(medium.capacity_bytes, LruPolicy, clock),
+                _codec,
+                clock,
+                LowerSettings(write_mode=mode),
+            )
             for medium in kept
         ]
         store = BlockStore(
             dram,
             lower,
-            lambda offset, length: memory[offset : offset + length],
+            view,
             Admission(FrequencySketch(1000)),
-            StoreSettings(lease_seconds=30.0, write_mode=mode),
+            StoreSettings(lease_seconds=30.0),
         )
-        worlds.append(World(store, memory, clock, kept, parts))
+        worlds.append(World(store, view, clock, kept, parts))
         return worlds[-1]
 
     yield make
     for world in worlds:
         await world.store.aclose()
         world.check_integrity()
+
+
+@pytest.fixture
+async def make_around() -> AsyncIterator[MakeAround]:
+    """Worlds around stores as they are built from a manifest."""
+    made: list[tuple[World, BuiltStore]] = []
+
+    def make(built: BuiltStore) -> World:
+        built.store.dram.table.slabs.expect(PART_BYTES)
+        made.append((World(built.store, built.arena.view, VirtualClock(1.0), []), built))
+        return made[-1][0]
+
+    yield make
+    for world, built in made:
+        await built.store.aclose()
+        world.check_integrity()
+        await built.aclose()

@@ -43,7 +43,7 @@ class Disk(Protocol):
     is_direct: bool
 
     def names(self) -> list[str]:
-        """Of all files there, also of others'."""
+        """Of all files there, also of others'; what was written last comes last."""
 
     def create(self, name: str, size_bytes: int) -> SegmentFile:
         """A new file with its room taken. After an error nothing of it is left."""
@@ -120,7 +120,8 @@ class LocalDisk:
             _log.warning("%s takes no direct I/O: blobs go through the page cache", directory)
 
     def names(self) -> list[str]:
-        return sorted(os.listdir(self._directory))
+        with os.scandir(self._directory) as found:
+            return [one.name for one in sorted(found, key=lambda one: (one.stat().st_mtime_ns, one.name))]
 
     def create(self, name: str, size_bytes: int) -> LocalFile:
         file = LocalFile(self._directory / name, os.O_CREAT | os.O_EXCL | self._flags)

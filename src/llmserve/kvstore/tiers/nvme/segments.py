@@ -101,6 +101,9 @@ class Index:
         place = self._places.get(key)
         return place.length if place else 0
 
+    def sizes(self) -> list[tuple[BlobKey, int]]:
+        return [(key, place.length) for key, place in self._places.items()]
+
     def is_at(self, segment: Segment, entry: Entry) -> bool:
         return self._places.get(entry.key) == (segment, entry.offset, entry.length)
 

@@ -31,6 +31,11 @@ class NvmeSettings:
         return size // ALIGNMENT_BYTES * ALIGNMENT_BYTES
 
     @property
+    def blob_capacity_bytes(self) -> int:
+        """What blobs may take, with their pages, so that no write is FULL: copying finds room for them."""
+        return max(0, int((self.capacity_bytes - 2 * self.segment_size_bytes) * self.compact_at_need_below))
+
+    @property
     def _default_segment_bytes(self) -> int:
         small = min(_SMALLEST_BYTES, self.capacity_bytes // 8)
         return min(max(small, self.capacity_bytes // 128), _LARGEST_BYTES)

@@ -120,6 +120,9 @@ class NvmeTier:
     def sizes(self, keys: Sequence[BlobKey]) -> list[int]:
         return [self._index.size_bytes(key) for key in keys]
 
+    def held(self) -> list[tuple[BlobKey, int]]:
+        return self._index.sizes()
+
     def usage(self) -> Usage:
         used, capacity = self._segments.used_bytes, self._segments.capacity_bytes
         return Usage(len(self._index), self._index.held_bytes, used, capacity)

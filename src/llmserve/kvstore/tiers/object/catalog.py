@@ -81,6 +81,14 @@ class Catalog:
     def find(self, key: BlobKey) -> Place | None:
         return self._places.get(key)
 
+    def held(self) -> list[tuple[BlobKey, int]]:
+        """Keys and bytes of data, of the own packs."""
+        return [
+            (key, place.pack.data_bytes[place.position])
+            for key, place in self._places.items()
+            if place.pack.mine
+        ]
+
     def has_pack(self, path: str) -> bool:
         return path in self._packs
 

@@ -59,6 +59,11 @@ class ObjectSettings:
         """A small tier has small packs: one of them is always kept free."""
         return min(self.pack_bytes, self.capacity_bytes // 8)
 
+    @property
+    def blob_capacity_bytes(self) -> int:
+        """What blobs may take so that no write is FULL: rewriting finds room for them."""
+        return int((self.capacity_bytes - 2 * self.pack_limit_bytes) * (1 - 2 * self.pressed_share))
+
     def __post_init__(self) -> None:
         if not _OWNER.fullmatch(self.owner):
             raise StartFailed(f"object tier: {self.owner!r} is no name for an owner: letters, digits, . _ -")

@@ -108,6 +108,10 @@ class ObjectTier:
         if held and self._parts is not None:
             self._parts.changed()
 
+    def held(self) -> list[tuple[BlobKey, int]]:
+        """Of the own packs: what others have written is theirs to let go."""
+        return self.catalog.held()
+
     def usage(self) -> Usage:
         catalog = self.catalog
         return Usage(catalog.blobs, catalog.held_bytes, catalog.used_bytes, self._settings.capacity_bytes)

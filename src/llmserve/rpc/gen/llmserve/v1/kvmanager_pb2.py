@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllmserve/v1/kvmanager.proto\x12\x0bllmserve.v1\"\xac\x01\n\x08KvReport\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x10\n\x08snapshot\x18\x04 \x01(\x08\x12\x0e\n\x06stored\x18\x05 \x03(\x0c\x12\x0f\n\x07removed\x18\x06 \x03(\x0c\x12\x0f\n\x07\x63leared\x18\x07 \x01(\x08\x12(\n\x06leases\x18\x08 \x03(\x0b\x32\x18.llmserve.v1.LeaseReport\"r\n\x0bLeaseReport\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.llmserve.v1.LeaseState\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\x12\x19\n\x11remaining_seconds\x18\x04 \x01(\x01\"/\n\x0bKvReportAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06resync\x18\x02 \x01(\x08\"%\n\rLookupRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"\x8b\x01\n\x0eLookupResponse\x12\x44\n\rprefix_blocks\x18\x01 \x03(\x0b\x32-.llmserve.v1.LookupResponse.PrefixBlocksEntry\x1a\x33\n\x11PrefixBlocksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x14\n\x12GetKvStatusRequest\"\xa0\x01\n\x13GetKvStatusResponse\x12\x18\n\x10\x64irectory_blocks\x18\x01 \x01(\x04\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.llmserve.v1.WorkerKvStatus\x12\x13\n\x0bopen_leases\x18\x03 \x01(\r\x12\x15\n\rleased_blocks\x18\x04 \x01(\r\x12\x15\n\rorphan_blocks\x18\x05 \x01(\r\"q\n\x0eWorkerKvStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x15\n\rdevice_blocks\x18\x03 \x01(\x04\x12\x13\n\x0bopen_leases\x18\x04 \x01(\r\x12\x11\n\tconnected\x18\x05 \x01(\x08\"J\n\x12\x41ttachStoreRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\npart_bytes\x18\x03 \x03(\x04\"L\n\x13\x41ttachStoreResponse\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\r\n\x05\x61rena\x18\x02 \x01(\t\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\"\xa9\x01\n\x14PreparePromptRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x03(\x0c\x12\x13\n\x0bhave_blocks\x18\x05 \x01(\r\x12\x17\n\x0f\x63ompute_seconds\x18\x06 \x01(\x01\x12\x0c\n\x04load\x18\x07 \x01(\x08\x12\r\n\x05store\x18\x08 \x01(\x08\"z\n\x15PreparePromptResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12&\n\x05loads\x18\x02 \x03(\x0b\x32\x17.llmserve.v1.StoreBlock\x12\'\n\x06stores\x18\x03 \x03(\x0b\x32\x17.llmserve.v1.StoreBlock\"B\n\nStoreBlock\x12\r\n\x05index\x18\x01 \x01(\r\x12%\n\x05slots\x18\x02 \x03(\x0b\x32\x16.llmserve.v1.StoreSlot\"W\n\tStoreSlot\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x14\n\x0clength_bytes\x18\x02 \x01(\x04\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x04 \x01(\x06\"\xa4\x01\n\x12SettleStoreRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\'\n\x07\x63ommits\x18\x03 \x03(\x0b\x32\x16.llmserve.v1.StoreFill\x12\x0e\n\x06\x61\x62orts\x18\x04 \x03(\x0c\x12\x10\n\x08releases\x18\x05 \x03(\t\x12\x10\n\x08renewals\x18\x06 \x03(\t\x12\x0f\n\x07\x63orrupt\x18\x07 \x03(\x0c\"S\n\tStoreFill\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\x0c\n\x04part\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x04 \x01(\x06\"$\n\x13SettleStoreResponse\x12\r\n\x05\x65nded\x18\x01 \x03(\t*u\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13LEASE_STATE_GRANTED\x10\x01\x12\x18\n\x14LEASE_STATE_RELEASED\x10\x02\x12\x17\n\x13LEASE_STATE_EXPIRED\x10\x03\x32\xdb\x03\n\tKVManager\x12=\n\x06Report\x12\x15.llmserve.v1.KvReport\x1a\x18.llmserve.v1.KvReportAck(\x01\x30\x01\x12\x41\n\x06Lookup\x12\x1a.llmserve.v1.LookupRequest\x1a\x1b.llmserve.v1.LookupResponse\x12P\n\x0bGetKvStatus\x12\x1f.llmserve.v1.GetKvStatusRequest\x1a .llmserve.v1.GetKvStatusResponse\x12P\n\x0b\x41ttachStore\x12\x1f.llmserve.v1.AttachStoreRequest\x1a .llmserve.v1.AttachStoreResponse\x12V\n\rPreparePrompt\x12!.llmserve.v1.PreparePromptRequest\x1a\".llmserve.v1.PreparePromptResponse\x12P\n\x0bSettleStore\x12\x1f.llmserve.v1.SettleStoreRequest\x1a .llmserve.v1.SettleStoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllmserve/v1/kvmanager.proto\x12\x0bllmserve.v1\"\xac\x01\n\x08KvReport\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x10\n\x08snapshot\x18\x04 \x01(\x08\x12\x0e\n\x06stored\x18\x05 \x03(\x0c\x12\x0f\n\x07removed\x18\x06 \x03(\x0c\x12\x0f\n\x07\x63leared\x18\x07 \x01(\x08\x12(\n\x06leases\x18\x08 \x03(\x0b\x32\x18.llmserve.v1.LeaseReport\"r\n\x0bLeaseReport\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.llmserve.v1.LeaseState\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\x12\x19\n\x11remaining_seconds\x18\x04 \x01(\x01\"/\n\x0bKvReportAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06resync\x18\x02 \x01(\x08\"%\n\rLookupRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"\x8b\x01\n\x0eLookupResponse\x12\x44\n\rprefix_blocks\x18\x01 \x03(\x0b\x32-.llmserve.v1.LookupResponse.PrefixBlocksEntry\x1a\x33\n\x11PrefixBlocksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x14\n\x12GetKvStatusRequest\"\xa0\x01\n\x13GetKvStatusResponse\x12\x18\n\x10\x64irectory_blocks\x18\x01 \x01(\x04\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.llmserve.v1.WorkerKvStatus\x12\x13\n\x0bopen_leases\x18\x03 \x01(\r\x12\x15\n\rleased_blocks\x18\x04 \x01(\r\x12\x15\n\rorphan_blocks\x18\x05 \x01(\r\"q\n\x0eWorkerKvStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x15\n\rdevice_blocks\x18\x03 \x01(\x04\x12\x13\n\x0bopen_leases\x18\x04 \x01(\r\x12\x11\n\tconnected\x18\x05 \x01(\x08\"_\n\x12\x41ttachStoreRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\npart_bytes\x18\x03 \x03(\x04\x12\x13\n\x0bpart_shapes\x18\x04 \x03(\t\"L\n\x13\x41ttachStoreResponse\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\r\n\x05\x61rena\x18\x02 \x01(\t\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\"\xa9\x01\n\x14PreparePromptRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x03(\x0c\x12\x13\n\x0bhave_blocks\x18\x05 \x01(\r\x12\x17\n\x0f\x63ompute_seconds\x18\x06 \x01(\x01\x12\x0c\n\x04load\x18\x07 \x01(\x08\x12\r\n\x05store\x18\x08 \x01(\x08\"z\n\x15PreparePromptResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12&\n\x05loads\x18\x02 \x03(\x0b\x32\x17.llmserve.v1.StoreBlock\x12\'\n\x06stores\x18\x03 \x03(\x0b\x32\x17.llmserve.v1.StoreBlock\"B\n\nStoreBlock\x12\r\n\x05index\x18\x01 \x01(\r\x12%\n\x05slots\x18\x02 \x03(\x0b\x32\x16.llmserve.v1.StoreSlot\"W\n\tStoreSlot\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x14\n\x0clength_bytes\x18\x02 \x01(\x04\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x04 \x01(\x06\"\xa4\x01\n\x12SettleStoreRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\'\n\x07\x63ommits\x18\x03 \x03(\x0b\x32\x16.llmserve.v1.StoreFill\x12\x0e\n\x06\x61\x62orts\x18\x04 \x03(\x0c\x12\x10\n\x08releases\x18\x05 \x03(\t\x12\x10\n\x08renewals\x18\x06 \x03(\t\x12\x0f\n\x07\x63orrupt\x18\x07 \x03(\x0c\"S\n\tStoreFill\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\x0c\n\x04part\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x04 \x01(\x06\"$\n\x13SettleStoreResponse\x12\r\n\x05\x65nded\x18\x01 \x03(\t*u\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13LEASE_STATE_GRANTED\x10\x01\x12\x18\n\x14LEASE_STATE_RELEASED\x10\x02\x12\x17\n\x13LEASE_STATE_EXPIRED\x10\x03\x32\xdb\x03\n\tKVManager\x12=\n\x06Report\x12\x15.llmserve.v1.KvReport\x1a\x18.llmserve.v1.KvReportAck(\x01\x30\x01\x12\x41\n\x06Lookup\x12\x1a.llmserve.v1.LookupRequest\x1a\x1b.llmserve.v1.LookupResponse\x12P\n\x0bGetKvStatus\x12\x1f.llmserve.v1.GetKvStatusRequest\x1a .llmserve.v1.GetKvStatusResponse\x12P\n\x0b\x41ttachStore\x12\x1f.llmserve.v1.AttachStoreRequest\x1a .llmserve.v1.AttachStoreResponse\x12V\n\rPreparePrompt\x12!.llmserve.v1.PreparePromptRequest\x1a\".llmserve.v1.PreparePromptResponse\x12P\n\x0bSettleStore\x12\x1f.llmserve.v1.SettleStoreRequest\x1a .llmserve.v1.SettleStoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOOKUPRESPONSE_PREFIXBLOCKSENTRY']._loaded_options = None
   _globals['_LOOKUPRESPONSE_PREFIXBLOCKSENTRY']._serialized_options = b'8\001'
-  _globals['_LEASESTATE']._serialized_start=1762
-  _globals['_LEASESTATE']._serialized_end=1879
+  _globals['_LEASESTATE']._serialized_start=1783
+  _globals['_LEASESTATE']._serialized_end=1900
   _globals['_KVREPORT']._serialized_start=45
   _globals['_KVREPORT']._serialized_end=217
   _globals['_LEASEREPORT']._serialized_start=219
@@ -54,23 +54,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERKVSTATUS']._serialized_start=750
   _globals['_WORKERKVSTATUS']._serialized_end=863
   _globals['_ATTACHSTOREREQUEST']._serialized_start=865
-  _globals['_ATTACHSTOREREQUEST']._serialized_end=939
-  _globals['_ATTACHSTORERESPONSE']._serialized_start=941
-  _globals['_ATTACHSTORERESPONSE']._serialized_end=1017
-  _globals['_PREPAREPROMPTREQUEST']._serialized_start=1020
-  _globals['_PREPAREPROMPTREQUEST']._serialized_end=1189
-  _globals['_PREPAREPROMPTRESPONSE']._serialized_start=1191
-  _globals['_PREPAREPROMPTRESPONSE']._serialized_end=1313
-  _globals['_STOREBLOCK']._serialized_start=1315
-  _globals['_STOREBLOCK']._serialized_end=1381
-  _globals['_STORESLOT']._serialized_start=1383
-  _globals['_STORESLOT']._serialized_end=1470
-  _globals['_SETTLESTOREREQUEST']._serialized_start=1473
-  _globals['_SETTLESTOREREQUEST']._serialized_end=1637
-  _globals['_STOREFILL']._serialized_start=1639
-  _globals['_STOREFILL']._serialized_end=1722
-  _globals['_SETTLESTORERESPONSE']._serialized_start=1724
-  _globals['_SETTLESTORERESPONSE']._serialized_end=1760
-  _globals['_KVMANAGER']._serialized_start=1882
-  _globals['_KVMANAGER']._serialized_end=2357
+  _globals['_ATTACHSTOREREQUEST']._serialized_end=960
+  _globals['_ATTACHSTORERESPONSE']._serialized_start=962
+  _globals['_ATTACHSTORERESPONSE']._serialized_end=1038
+  _globals['_PREPAREPROMPTREQUEST']._serialized_start=1041
+  _globals['_PREPAREPROMPTREQUEST']._serialized_end=1210
+  _globals['_PREPAREPROMPTRESPONSE']._serialized_start=1212
+  _globals['_PREPAREPROMPTRESPONSE']._serialized_end=1334
+  _globals['_STOREBLOCK']._serialized_start=1336
+  _globals['_STOREBLOCK']._serialized_end=1402
+  _globals['_STORESLOT']._serialized_start=1404
+  _globals['_STORESLOT']._serialized_end=1491
+  _globals['_SETTLESTOREREQUEST']._serialized_start=1494
+  _globals['_SETTLESTOREREQUEST']._serialized_end=1658
+  _globals['_STOREFILL']._serialized_start=1660
+  _globals['_STOREFILL']._serialized_end=1743
+  _globals['_SETTLESTORERESPONSE']._serialized_start=1745
+  _globals['_SETTLESTORERESPONSE']._serialized_end=1781
+  _globals['_KVMANAGER']._serialized_start=1903
+  _globals['_KVMANAGER']._serialized_end=2378
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,152 @@
+"""From storage classes to a store that works, with real tiers."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmserve.config.load import parse_manifest
+from llmserve.core.clock import VirtualClock
+from llmserve.core.errors import StartFailed
+from llmserve.core.ids import TenantId
+from llmserve.kvstore.eviction import WriteMode
+from llmserve.kvstore.formats import Element, grouped
+from llmserve.kvstore.store.build import BuiltStore, StoreParts, build_store
+from tests.unit.kvstore.store.conftest import PART_BYTES, MakeAround, chain, content, numbers
+
+MIB = 1 << 20
+HEAD = "kind: LLMServe\nmodels: {primary: {source: hub:org/name}}\n"
+KEY = "0f" * 32
+SHAPE = grouped(Element.BFLOAT16, PART_BYTES).text()
+
+
+def gib(mib: float) -> float:
+    return mib / 1024
+
+
+def built(classes: str, more: str = "", environment: Mapping[str, str] | None = None) -> BuiltStore:
+    manifest = parse_manifest(f"{HEAD}storageClasses:\n{classes}{more}", "m.yaml")
+    parts = StoreParts(
+        manifest.storageClasses,
+        manifest.kv_cache,
+        manifest.security.api_keys,
+        "test",
+        "test.kvmanager",
+        environment or {},
+    )
+    return build_store(parts, VirtualClock(1.0))
+
+
+def dram(mib: float) -> str:
+    return f"  - {{name: fast, tier: dram, capacity_gb: {gib(mib)}}}\n"
+
+
+def nvme(directory: Path, mib: float = 64, more: str = "") -> str:
+    place = f"tier: nvme, capacity_gb: {gib(mib)}, location: {directory}"
+    return f"  - {{name: disk, {place}, write: through{more}}}\n"
+
+
+def bucket(directory: Path, mib: float = 64, more: str = "") -> str:
+    place = f"tier: object, capacity_gb: {gib(mib)}, location: 'file://{directory}'"
+    return f"  - {{name: far, {place}, write: through{more}}}\n"
+
+
+FORMATS = {
+    "raw": "",
+    "zstd": ", format: {compress: zstd}",
+    "encrypted": ", format: {encrypt: [{id: k1, env: KV_KEY}]}",
+    "zstd-encrypted": ", format: {compress: zstd, encrypt: [{id: k1, env: KV_KEY}]}",
+}
+
+
+@pytest.mark.parametrize("more", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("place", [nvme, bucket])
+async def test_blocks_come_back_from_every_tier_in_every_format(
+    tmp_path: Path, make_around: MakeAround, place: Any, more: str
+) -> None:
+    world = make_around(built(dram(16) + place(tmp_path / "kv", more=more), environment={"KV_KEY": KEY}))
+    await world.opened()
+    keys = chain("a", 8)
+    await world.seen(keys, shapes=(SHAPE,))
+    await world.drained()
+    for key in keys:
+        world.store.dram.drop(key)
+    prepared = await world.prepare(keys, shapes=(SHAPE,))
+    assert len(prepared.loads) == 8
+    world.check(keys, prepared)
+    for path in (tmp_path / "kv").rglob("*"):
+        is_plain = more == "" or more == FORMATS["zstd"]
+        assert is_plain or not path.is_file() or content(keys[0])[:64] not in path.read_bytes()
+
+
+@pytest.mark.parametrize("grid", ["int8", "fp8"])
+async def test_a_quantized_tier_is_half_as_large(tmp_path: Path, make_around: MakeAround, grid: str) -> None:
+    form = f", format: {{quantize: {grid}}}"
+    world = make_around(built(dram(16) + nvme(tmp_path / "kv", more=form)))
+    await world.opened()
+    keys = chain("a", 4)
+    await world.seen(keys, make=numbers, shapes=(SHAPE,))
+    await world.drained()
+    assert 0.5 < world.store.lower[0].book.used_bytes / (4 * PART_BYTES) < 0.7
+    for key in keys:
+        world.store.dram.drop(key)
+    assert len((await world.prepare(keys, shapes=(SHAPE,))).loads) == 4
+
+
+async def test_what_is_not_known_to_be_numbers_is_not_quantized(
+    tmp_path: Path, make_around: MakeAround
+) -> None:
+    world = make_around(built(dram(16) + nvme(tmp_path / "kv", more=", format: {quantize: int8}")))
+    await world.opened()
+    keys = chain("a", 4)
+    await world.seen(keys)
+    await world.drained()
+    for key in keys:
+        world.store.dram.drop(key)
+    prepared = await world.prepare(keys)
+    assert len(prepared.loads) == 4
+    world.check(keys, prepared)
+
+
+async def test_settings_reach_the_tiers(tmp_path: Path) -> None:
+    more = (
+        "kv_cache: {hot_keep_secs: 3, tenant_hotset_gb: 0.5}\n"
+        "security: {api_keys: [{tenant: a, key: x, kv_quota_gb: 0.001}]}\n"
+    )
+    classes = dram(16) + bucket(tmp_path / "o").replace("through", "back") + nvme(tmp_path / "n")
+    store = built(classes, more)
+    try:
+        lower = store.store.lower
+        assert [one.name for one in lower] == ["disk", "far"], "fastest first"
+        assert [one.settings.write_mode for one in lower] == [WriteMode.THROUGH, WriteMode.BACK]
+        assert [one.settings.opens_later for one in lower] == [False, True]
+        assert {one.settings.busy_bytes for one in lower} == {MIB}
+        book = store.store.dram.book
+        assert [book.add(key, None, MIB, TenantId("a")) for key in chain("a", 1)] == ["held"]
+        assert [book.add(key, None, MIB, TenantId("a")) for key in chain("b", 1)] == ["no_room"]
+        assert [book.add(key, None, 15 * MIB, TenantId("b")) for key in chain("c", 1)] == ["held"]
+        assert book.make_room(MIB, TenantId("b")) == [], "hot"
+    finally:
+        await store.aclose()
+
+
+async def test_a_key_that_is_not_there_fails_the_start(tmp_path: Path) -> None:
+    with pytest.raises(StartFailed) as failed:
+        built(dram(4) + nvme(tmp_path, more=FORMATS["encrypted"]))
+    assert failed.value.message == ("storage class 'disk' (nvme): encryption key 'k1': $KV_KEY is not set")
+
+
+async def test_dram_that_is_not_there_fails_the_start() -> None:
+    with pytest.raises(StartFailed, match=r"^storage class 'fast' \(dram\): .*make its tier `dram` smaller"):
+        built(dram(1 << 30))
+
+
+async def test_a_directory_that_cannot_be_made_fails_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = built(dram(4) + nvme(tmp_path / "file" / "kv"))
+    with pytest.raises(StartFailed, match=str(tmp_path / "file")):
+        await store.store.open()
+    await store.aclose()
+    assert os.listdir(tmp_path) == ["file"]
