@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import xxhash
 import yaml
 
+from llmserve.kvstore.pool.attached import AttachedArena
+from llmserve.kvstore.pool.slot import Slot
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
 
 BLOCK_BYTES = 128 * 23_040  # of SmolLM2-135M, 128 tokens, bfloat16
 _QUIET_SECONDS = 1.5
 _AT_ONCE = 8
+_ROOM_SECONDS, _WRITING_SECONDS = 20.0, 0.02
 
 
 @dataclass
@@ -55,33 +59,19 @@ class Manager:
             process.wait(30)
 
     def fill(self, blocks: int) -> None:
-        """With so many blocks that nobody asks for: what was in DRAM goes to the tier below."""
+        """With so many blocks that nobody asks for, from DRAM down."""
         with grpc.insecure_channel(self.endpoint) as channel:
             stub: Any = KVManagerStub(channel)  # type: ignore[no-untyped-call]
             me: dict[str, Any] = {"worker_id": "filler", "epoch": time.time_ns()}
-            stub.AttachStore(pb.AttachStoreRequest(**me, part_bytes=[BLOCK_BYTES]))
-            for first in range(0, blocks, _AT_ONCE):
-                hashes = [os.urandom(32) for _ in range(min(_AT_ONCE, blocks - first))]
-                self._fill_some(stub, me, hashes)
-
-    def _fill_some(self, stub: Any, me: dict[str, Any], hashes: list[bytes]) -> None:
-        """Not reserved: what is on its way down has the room yet."""
-        request = pb.PreparePromptRequest(**me, block_hashes=hashes, store=True)
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
-            stores = stub.PreparePrompt(request).stores
-            fills = [
-                pb.StoreFill(
-                    block_hash=hashes[one.index], part=0, generation=one.slots[0].generation, checksum=1
-                )
-                for one in stores
-            ]
-            stub.SettleStore(pb.SettleStoreRequest(**me, commits=fills))
-            hashes = [key for at, key in enumerate(hashes) if at not in {one.index for one in stores}]
-            if not hashes:
-                return
-            request = pb.PreparePromptRequest(**me, block_hashes=hashes, store=True)
-            time.sleep(0.05)
+            arena = AttachedArena(
+                stub.AttachStore(pb.AttachStoreRequest(**me, part_bytes=[BLOCK_BYTES])).arena
+            )
+            try:
+                for first in range(0, blocks, _AT_ONCE):
+                    hashes = [os.urandom(32) for _ in range(min(_AT_ONCE, blocks - first))]
+                    _fill_some(stub, arena, me, hashes)
+            finally:
+                arena.close()
 
 
 @contextmanager
@@ -91,6 +81,26 @@ def manager(scratch: Path, model: str) -> Iterator[Manager]:
         yield one
     finally:
         one.stop()
+
+
+def _fill_some(stub: Any, arena: AttachedArena, me: dict[str, Any], hashes: list[bytes]) -> None:
+    """With whatever the slots hold. Again and again: what is on its way down has the room yet."""
+    until = time.monotonic() + _ROOM_SECONDS
+    while hashes and time.monotonic() < until:
+        answer = stub.PreparePrompt(pb.PreparePromptRequest(**me, block_hashes=hashes, store=True))
+        fills = [_fill(arena, hashes[one.index], one.slots[0]) for one in answer.stores]
+        stub.SettleStore(pb.SettleStoreRequest(**me, commits=fills))
+        stored = {fill.block_hash for fill in fills}
+        hashes = [key for key in hashes if key not in stored]
+        time.sleep(_WRITING_SECONDS)
+    if hashes:
+        raise TimeoutError(f"the store takes no more blocks in; {len(hashes)} are left")
+
+
+def _fill(arena: AttachedArena, key: bytes, slot: pb.StoreSlot) -> pb.StoreFill:
+    _, view = arena.place(Slot(slot.offset, slot.length_bytes, slot.generation, 0))
+    checksum = xxhash.xxh3_64_intdigest(view)
+    return pb.StoreFill(block_hash=key, part=0, generation=slot.generation, checksum=checksum)
 
 
 async def written(directory: Path) -> None:
@@ -106,13 +116,19 @@ def dram(gib: float) -> dict[str, Any]:
     return {"name": "ram", "tier": "dram", "capacity_gb": gib}
 
 
-def nvme(gib: float, directory: Path) -> dict[str, Any]:
-    return {"name": "disk", "tier": "nvme", "capacity_gb": gib, "location": str(directory)}
+def nvme(gib: float, directory: Path, write: str = "auto") -> dict[str, Any]:
+    return {
+        "name": "disk",
+        "tier": "nvme",
+        "capacity_gb": gib,
+        "location": str(directory),
+        "write": write,
+    }
 
 
-def s3(gib: float, bucket: str, endpoint: str) -> dict[str, Any]:
-    where = f"s3://{bucket}/{uuid.uuid4().hex}"
-    return {"name": "s3", "tier": "object", "capacity_gb": gib, "location": where, "endpoint": endpoint}
+def s3(gib: float, bucket: str, endpoint: str, write: str = "auto") -> dict[str, Any]:
+    where = {"location": f"s3://{bucket}/{uuid.uuid4().hex}", "endpoint": endpoint}
+    return {"name": "s3", "tier": "object", "capacity_gb": gib, "write": write, **where}
 
 
 def _manifest(model: str, classes: Sequence[dict[str, Any]]) -> dict[str, Any]:
