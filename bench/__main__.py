@@ -1,7 +1,7 @@
 """`python -m bench [NAME ...]`."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from bench import (
 
 NAMES = (
     *("latency", "idle", "gateway", "recovery", "transfer", "push"),
-    *("eviction", "directory", "pool", "nvme", "object", "formats"),
+    *("eviction", "directory", "pool", "nvme", "object", "formats", "store"),
 )
 
 
@@ -33,6 +33,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3, help="transfer, pool, nvme, object: rounds")
     parser.add_argument("--directory", type=Path, default=Path(), help="nvme: on the disk to measure")
+    parser.add_argument("--parts", nargs="+", default=(), help="store: first-token, cost, chat; default: all")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
         "latency": latency.run,
@@ -47,6 +48,7 @@ def main() -> None:
         "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
         "object": partial(tiers_object.run, arguments.repeats),
         "formats": _formats,
+        "store": partial(_store, arguments.parts),
     }
     for name in arguments.names or NAMES:
         print(f"\n## {name}\n\n{benches[name]()}", flush=True)
@@ -56,6 +58,12 @@ def _formats() -> str:
     from bench import formats  # imports torch: not for the others
 
     return formats.run()
+
+
+def _store(parts: Sequence[str]) -> str:
+    from bench import store  # imports vllm
+
+    return store.run(tuple(parts) or store.PARTS)
 
 
 if __name__ == "__main__":

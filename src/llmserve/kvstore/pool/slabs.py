@@ -56,6 +56,12 @@ class SlabMap:
         step = max(SLOT_ALIGNMENT_BYTES, (1 << (aligned.bit_length() - 1)) // _STEPS)
         return -(-aligned // step) * step
 
+    def share_bytes(self, length_bytes: int) -> int:
+        """What a slot takes of the arena: itself, and its share of what its slab leaves over."""
+        slot_bytes = self.slot_bytes(length_bytes)
+        slab_bytes = self._slab_units(slot_bytes) * self._unit_bytes
+        return -(-slab_bytes // (slab_bytes // slot_bytes))
+
     def take(self, length_bytes: int) -> int | NoSlot:
         """The offset of a free slot."""
         size = self.slot_bytes(length_bytes)
@@ -95,14 +101,16 @@ class SlabMap:
         units = self._slab_units(slot_bytes)
         first = self._units.find(_FREE * units)
         if first < 0:
-            return self._make_smallest(slot_bytes, units)
+            return self._make_smaller(slot_bytes, units)
         return self._cut(first, units, slot_bytes)
 
-    def _make_smallest(self, slot_bytes: int, tried: int) -> _Slab | None:
-        """Where no run is long enough for little waste: for one slot, at least."""
-        units = -(-slot_bytes // self._unit_bytes)
-        first = self._units.find(_FREE * units) if units < tried else -1
-        return None if first < 0 else self._cut(first, units, slot_bytes)
+    def _make_smaller(self, slot_bytes: int, tried: int) -> _Slab | None:
+        """Where no run is long enough for little waste: of the longest run there is."""
+        for units in range(tried - 1, -(-slot_bytes // self._unit_bytes) - 1, -1):
+            first = self._units.find(_FREE * units)
+            if first >= 0:
+                return self._cut(first, units, slot_bytes)
+        return None
 
     def _cut(self, first: int, units: int, slot_bytes: int) -> _Slab:
         slab = _Slab(first, units, slot_bytes, units * self._unit_bytes // slot_bytes, [])

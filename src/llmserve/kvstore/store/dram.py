@@ -201,7 +201,7 @@ class DramTier:
 
     def charge(self, part_bytes: Sequence[int]) -> int:
         """What a block takes in the pool."""
-        return sum(map(self.table.slabs.slot_bytes, part_bytes))
+        return sum(map(self.table.slabs.share_bytes, part_bytes))
 
     # -- parts
 

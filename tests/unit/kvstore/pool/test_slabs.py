@@ -19,6 +19,10 @@ def fill(slabs: SlabMap, length: int) -> list[int]:
     return offsets
 
 
+def fill_any(slabs: SlabMap, length: int) -> list[int]:
+    return [] if slabs.slot_bytes(length) > slabs.capacity_bytes else fill(slabs, length)
+
+
 @pytest.mark.parametrize("length", [1, 4096, 4097, 20_000, 60_000, 100_000, 1 << 20])
 def test_an_arena_full_of_one_size_wastes_little_and_is_whole_again(length: int) -> None:
     slabs = SlabMap(64 * UNIT, UNIT)
@@ -31,6 +35,15 @@ def test_an_arena_full_of_one_size_wastes_little_and_is_whole_again(length: int)
         slabs.give(offset)
     slabs.check_integrity(set())
     assert slabs.take(64 * UNIT) == 0, "the whole arena is one slot's again"
+
+
+@given(st.integers(1, 64), st.integers(1, 64 * UNIT), st.booleans())
+def test_there_are_as_many_slots_as_their_shares_fill_the_arena(units: int, length: int, exact: bool) -> None:
+    """Whoever counts shares makes room before the arena is full; else nothing would ever leave it."""
+    slabs = SlabMap(units * UNIT, UNIT)
+    if exact:
+        slabs.expect(length)
+    assert len(fill_any(slabs, length)) >= slabs.capacity_bytes // slabs.share_bytes(length)
 
 
 @given(st.integers(1, 1 << 30))
