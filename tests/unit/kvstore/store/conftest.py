@@ -33,7 +33,7 @@ from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
 
 PART_BYTES = 64 << 10
 UNIT_BYTES = PART_BYTES
-ROOM_WAIT_SECONDS = 0.1
+ROOM_WAIT_SECONDS = 10.0  # longer than a loaded machine takes to write a few blocks
 WORKER = PoolUser("prefill-0/1")
 TENANT = TenantId("default")
 
@@ -161,6 +161,7 @@ async def make_world() -> AsyncIterator[MakeWorld]:
         opens_later: bool = False,
         busy_bytes: int = 256 << 20,
         ahead_bytes: int = 0,
+        room_wait_seconds: float = ROOM_WAIT_SECONDS,
         clock: VirtualClock | None = None,
     ) -> World:
         """tiers: instead of fakes, each with what its book may hold."""
@@ -192,7 +193,7 @@ async def make_world() -> AsyncIterator[MakeWorld]:
             lower,
             view,
             Admission(FrequencySketch(1000)),
-            StoreSettings(lease_seconds=30.0, room_wait_seconds=ROOM_WAIT_SECONDS, ahead_bytes=ahead_bytes),
+            StoreSettings(lease_seconds=30.0, room_wait_seconds=room_wait_seconds, ahead_bytes=ahead_bytes),
         )
         worlds.append(World(store, view, clock, kept, parts))
         return worlds[-1]
