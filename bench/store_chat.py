@@ -15,7 +15,7 @@ from bench.store_manager import BLOCK_BYTES, Manager, dram, nvme, written
 from bench.table import markdown
 
 USERS, TURNS = 20, 6
-FIRST_TOKENS, MORE_TOKENS, OUTPUT_TOKENS = (250, 450), (60, 140), 16
+FIRST_TOKENS, MORE_TOKENS, OUTPUT_TOKENS = (250, 450), (60, 140), 8
 AT_ONCE = 2
 DEVICE_CONVERSATIONS = 3
 DRAM_CONVERSATIONS = 6

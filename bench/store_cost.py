@@ -12,8 +12,8 @@ from bench.store_switch import WITHOUT_STORE
 from bench.table import Figure, markdown
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 500, 16
-PROMPTS, AT_ONCE = 8, 4
-TURNS = 4
+PROMPTS, AT_ONCE = 6, 3
+TURNS = 3
 
 
 async def rows(

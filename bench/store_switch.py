@@ -35,7 +35,7 @@ class SwitchedSpec(StoreSpec):
     def get_manager(self) -> OffloadingManager:
         manager = super().get_manager()
         assert isinstance(manager, StoreManager)
-        manager.__class__ = SwitchedManager
+        manager.__class__ = SwitchedManager  # it adds no state, and is built as StoreSpec builds it
         return manager
 
 
