@@ -68,12 +68,12 @@ class StoreCalls:
         )
 
     def settle(self, request: pb.SettleStoreRequest) -> pb.SettleStoreResponse:
-        built, _ = self._attached(request.worker_id, request.epoch)
+        built, user = self._attached(request.worker_id, request.epoch)
         store = built.store
         store.commit(
             [PartFill(BlockHash(f.block_hash), f.part, f.generation, f.checksum) for f in request.commits]
         )
-        store.abort(list(map(BlockHash, request.aborts)))
+        store.abort(user, list(map(BlockHash, request.aborts)))
         for key in request.corrupt:
             store.corrupt(BlockHash(key))
         answers = [(name, store.release(LeaseId(name))) for name in request.releases]

@@ -166,6 +166,11 @@ class DramTier:
         self.book.unpin([fill.block])
         return outcome, filling.block
 
+    def writer(self, key: BlockHash) -> PoolUser | None:
+        """Who has a block reserved now."""
+        filling = self._filling.get(key)
+        return filling.user if filling else None
+
     def abort(self, key: BlockHash) -> None:
         """The writer of a reserved block gives up and has stopped writing."""
         if filling := self._filling.get(key):

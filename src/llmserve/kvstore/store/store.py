@@ -121,10 +121,11 @@ class BlockStore:
     def commit(self, fills: Sequence[PartFill]) -> list[CommitOutcome]:
         return [self._commit(fill) for fill in fills]
 
-    def abort(self, keys: Sequence[BlockHash]) -> None:
-        """Their writer has stopped writing."""
+    def abort(self, user: PoolUser, keys: Sequence[BlockHash]) -> None:
+        """Their writer has stopped writing. What another writes is left to it."""
         for key in keys:
-            self.dram.abort(key)
+            if self.dram.writer(key) == user:
+                self.dram.abort(key)
 
     def renew(self, lease_id: LeaseId) -> LeaseAnswer:
         return self.dram.renew(lease_id, self._settings.lease_seconds)

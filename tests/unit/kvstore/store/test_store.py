@@ -62,8 +62,17 @@ async def test_an_abort_gives_the_room_back(make_world: MakeWorld) -> None:
     keys = chain("a", 3)
     await world.prepare(keys)
     assert not (await world.prepare(chain("b", 3))).stores, "full, and nothing may go"
-    world.store.abort(keys)
+    world.store.abort(world.user, keys)
     assert indexes((await world.prepare(chain("b", 3))).stores) == [0, 1, 2]
+
+
+async def test_what_another_writes_is_not_given_up(make_world: MakeWorld) -> None:
+    world = make_world()
+    keys = chain("a", 2)
+    prepared = await world.prepare(keys)
+    world.store.abort(PoolUser("decode-0/1"), keys)
+    world.fill(keys, prepared.stores)
+    assert indexes((await world.prepare(keys)).loads) == [0, 1]
 
 
 async def test_a_reservation_ends_by_itself(make_world: MakeWorld) -> None:
@@ -232,7 +241,7 @@ async def test_whatever_happens_the_bytes_are_right_and_the_books_are_even(
         if random.random() < 0.7:
             world.fill(keys, prepared.stores)
         elif random.random() < 0.7:
-            world.store.abort([keys[block.index] for block in prepared.stores])
+            world.store.abort(world.user, [keys[block.index] for block in prepared.stores])
         if prepared.lease_id and random.random() < 0.7:
             world.store.release(prepared.lease_id)
         if random.random() < 0.1:
