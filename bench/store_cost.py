@@ -3,17 +3,17 @@
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from bench.store_engine import Asker
+from bench.store_engine import TENANT, Asker
 from bench.store_manager import BLOCK_BYTES, Manager
-from bench.store_switch import WITHOUT_STORE
 from bench.table import Figure, markdown
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 500, 16
 PROMPTS, AT_ONCE = 6, 3
 TURNS = 3
+_WITHOUT_STORE = ""
 
 
 async def rows(
@@ -28,7 +28,7 @@ async def rows(
         kvmanager.start(classes)
         if is_full:
             kvmanager.fill(2 * sum(int(one["capacity_gb"] * 2**30) for one in classes) // BLOCK_BYTES)
-        await _throughput(asker, None)  # attaches
+        await _throughput(asker, TENANT)  # attaches
         pairs = [await _pair(asker, turn) for turn in range(TURNS)]
         result.append(_row(what, pairs))
         kvmanager.stop()
@@ -42,19 +42,19 @@ def table(rows: Sequence[Sequence[object]]) -> str:
 async def _pair(asker: Asker, turn: int) -> tuple[float, float]:
     """Without and with; who is first changes."""
     if turn % 2:
-        ours = await _throughput(asker, None)
-        return await _throughput(asker, WITHOUT_STORE), ours
-    return await _throughput(asker, WITHOUT_STORE), await _throughput(asker, None)
+        ours = await _throughput(asker, TENANT)
+        return await _throughput(asker, _WITHOUT_STORE), ours
+    return await _throughput(asker, _WITHOUT_STORE), await _throughput(asker, TENANT)
 
 
-async def _throughput(asker: Asker, kv: Mapping[str, Any] | None) -> float:
+async def _throughput(asker: Asker, tenant: str) -> float:
     """Prompt tokens a second."""
     room = asyncio.Semaphore(AT_ONCE)
 
     async def one() -> None:
         async with room:
             prompt = [random.randrange(1000, 40_000) for _ in range(PROMPT_TOKENS)]
-            await asker.ask(prompt, OUTPUT_TOKENS, kv)
+            await asker.ask(prompt, OUTPUT_TOKENS, tenant)
 
     started = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(PROMPTS)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_MODEL_LEN = 2048
+TENANT = "bench"
 _CORE = "1"
 _SETTLE_SECONDS = 0.3  # for stores to end: they are copied after the step that computed them
 
@@ -31,13 +32,11 @@ class Asker:
     llm: Any
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
-    async def ask(
-        self, prompt: Sequence[int], max_tokens: int, kv: Mapping[str, Any] | None = None
-    ) -> Answer:
-        """kv: kv_transfer_params of the request."""
+    async def ask(self, prompt: Sequence[int], max_tokens: int, tenant: str = TENANT) -> Answer:
+        """tenant "": the store has no part in it."""
         from vllm import SamplingParams, TokensPrompt
 
-        extra = {"kv_transfer_params": dict(kv)} if kv else None
+        extra = {"kv_transfer_params": {"tenant": tenant}}
         params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True, extra_args=extra)
         name, started, first, last = f"ask-{next(self.numbers)}", time.perf_counter(), 0.0, None
         async for output in self.llm.generate(TokensPrompt(prompt_token_ids=list(prompt)), params, name):
@@ -81,14 +80,14 @@ async def engine(
 
 
 def store_connector(kvmanager: str) -> dict[str, Any]:
-    """Ours, with the switch of `store_switch`. kvmanager: host:port."""
+    """Ours. kvmanager: host:port."""
     return {
         "kv_connector": "StoreConnector",
         "kv_connector_module_path": "llmserve.engines.store.spec",
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {
-            "spec_name": "SwitchedSpec",
-            "spec_module_path": "bench.store_switch",
+            "spec_name": "StoreSpec",
+            "spec_module_path": "llmserve.engines.store.spec",
             "kvmanager": kvmanager,
             "worker_id": "bench",
             "epoch": time.time_ns(),
