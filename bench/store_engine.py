@@ -89,7 +89,7 @@ def store_connector(kvmanager: str) -> dict[str, Any]:
         "kv_connector_extra_config": {
             "spec_name": "SwitchedSpec",
             "spec_module_path": "bench.store_switch",
-            "kvmanager": kvmanager,
+            "kvmanagers": [kvmanager],
             "worker_id": "bench",
             "epoch": time.time_ns(),
             "offload_prompt_only": False,

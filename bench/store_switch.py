@@ -27,7 +27,7 @@ class SwitchedManager(StoreManager):
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput | None:
         if _is_off(req_context):
-            return PrepareStoreOutput([], StoreSlots("", []), [])
+            return PrepareStoreOutput([], StoreSlots(), [])
         return super().prepare_store(keys, req_context)
 
 
