@@ -88,7 +88,7 @@ def store_connector(kvmanager: str) -> dict[str, Any]:
         "kv_connector_extra_config": {
             "spec_name": "StoreSpec",
             "spec_module_path": "llmserve.engines.store.spec",
-            "kvmanager": kvmanager,
+            "kvmanagers": [kvmanager],
             "worker_id": "bench",
             "epoch": time.time_ns(),
             "offload_prompt_only": False,

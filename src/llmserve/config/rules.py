@@ -48,6 +48,16 @@ def _apiservers(manifest: Manifest) -> Iterator[Conflict]:
         yield Conflict((("deployment", "local", "port"), replicas), message)
 
 
+def _kvmanagers(manifest: Manifest) -> Iterator[Conflict]:
+    deployment = manifest.deployment
+    if deployment.local.single_process and deployment.replicas.kvmanager > 1:
+        paths: tuple[Path, ...] = (
+            ("deployment", "replicas", "kvmanager"),
+            ("deployment", "local", "single_process"),
+        )
+        yield Conflict(paths, "deployment.local.single_process has exactly one kvmanager")
+
+
 def _cores(manifest: Manifest) -> Iterator[Conflict]:
     cores, paths = manifest.deployment.local.cores, (("deployment", "local", "cores"),)
     if not cores:
@@ -133,6 +143,7 @@ def _secret(api_key: ApiKey) -> tuple[str, str] | None:
 _RULES = (
     _roles,
     _apiservers,
+    _kvmanagers,
     _cores,
     _block_size,
     _batch,

@@ -69,17 +69,19 @@ class StorageClass(Section):
         Unit("GiB"),
         Field(
             gt=0,
-            description="How much it may take. Of `dram`, all of it is taken at the start; of the others, "
-            "what was removed and is not reclaimed yet counts; blocks fill about three quarters.",
+            description="How much it may take, in all kvmanagers together. Of `dram`, all of it is taken at "
+            "the start; of the others, what was removed and is not reclaimed yet counts; blocks fill "
+            "about three quarters.",
         ),
     ]
     location: Annotated[
         str | None,
         Field(
             min_length=1,
-            description="Directory of an nvme tier, its own and absolute; URL of an object tier: "
-            "`s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://ACCOUNT/CONTAINER/PREFIX` or "
-            "`file:///DIRECTORY`. Credentials are those of the kvmanager's environment.",
+            description="Directory of an nvme tier, its own and absolute, with one in it for each kvmanager; "
+            "URL of an object tier: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, "
+            "`az://ACCOUNT/CONTAINER/PREFIX` or `file:///DIRECTORY`. Credentials are those of "
+            "the kvmanager's environment.",
         ),
     ] = None
     endpoint: Annotated[

@@ -39,21 +39,22 @@ class Placing:
         assert min(weights.values()) > 0, weights
         self._weights = dict(sorted(weights.items()))
         self._seeds = {name: xxhash.xxh3_64_intdigest(name.encode()) for name in self._weights}
-        self._run_blocks = run_blocks
+        self.run_blocks = run_blocks
 
     def parts(self, hashes: Sequence[BlockHash]) -> list[Part]:
         """In order, without gaps; neighbours on one manager are one part."""
         parts: list[Part] = []
-        for start in range(0, len(hashes), self._run_blocks):
-            stop = min(start + self._run_blocks, len(hashes))
-            manager = self._winner(hashes[start])
+        for start in range(0, len(hashes), self.run_blocks):
+            stop = min(start + self.run_blocks, len(hashes))
+            manager = self.home(hashes[start])
             if parts and parts[-1].manager == manager:
                 parts[-1] = Part(manager, parts[-1].start, stop)
             else:
                 parts.append(Part(manager, start, stop))
         return parts
 
-    def _winner(self, head: BlockHash) -> str:
+    def home(self, head: BlockHash) -> str:
+        """The manager of a run, by its first block."""
         return max(self._weights, key=lambda name: self._score(name, head))
 
     def _score(self, name: str, head: BlockHash) -> float:

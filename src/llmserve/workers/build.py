@@ -21,7 +21,7 @@ def engine_spec(
     epoch: int,
     model_dir: Path | None,
     listen: str,
-    kvmanager: str = "",
+    kvmanagers: tuple[str, ...] = (),
 ) -> EngineSpec:
     host = listen.rpartition(":")[0]
     return EngineSpec(
@@ -35,7 +35,7 @@ def engine_spec(
         transfer=manifest.transfer,
         handover_host="127.0.0.1" if host in _WILDCARDS else host,
         kv_io_bytes_per_second=_kv_io_share(manifest),
-        kv_store=kvmanager if manifest.storageClasses else "",
+        kv_store=kvmanagers if manifest.storageClasses else (),
     )
 
 

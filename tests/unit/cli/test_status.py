@@ -22,7 +22,7 @@ def _role(name: str, **more: Any) -> dict[str, Any]:
         "listen": f"{name}:1",
         "http": None,
         "router": None,
-        "kvmanager": None,
+        "kvmanagers": [],
         "log": f"{name}.log",
     }
     return role | more

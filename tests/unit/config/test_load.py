@@ -229,11 +229,6 @@ def test_one_problem(text: str, expected: str) -> None:
     [
         ("deployment:\n  mode: k8s\n", 6, "deployment.mode: 'k8s' is not available yet"),
         ("deployment:\n  replicas: {router: 2}\n", 6, "deployment.replicas.router: not available yet"),
-        (
-            "deployment:\n  replicas:\n    kvmanager: 2\n",
-            7,
-            "deployment.replicas.kvmanager: not available yet",
-        ),
         ("engine:\n  pipeline_parallel: 2\n", 6, "engine.pipeline_parallel: not available yet"),
         ("engine:\n  speculative_tokens: 3\n", 6, "engine.speculative_tokens: not available yet"),
         ("engine:\n  min_decode_slots: 3\n", 6, "engine.min_decode_slots: not available yet"),
@@ -325,6 +320,12 @@ def test_planned_knobs_may_be_set_to_what_they_are() -> None:
             "m.yaml:7: deployment.replicas.apiserver: "
             "deployment.local.single_process has exactly one apiserver",
             id="single-process-with-two",
+        ),
+        pytest.param(
+            "deployment:\n  local: {single_process: true}\n  replicas: {kvmanager: 2}\n",
+            "m.yaml:7: deployment.replicas.kvmanager: "
+            "deployment.local.single_process has exactly one kvmanager",
+            id="single-process-with-two-kvmanagers",
         ),
         pytest.param(
             "engine:\n  max_batched_tokens: 32\n",

@@ -1,4 +1,4 @@
-"""The calls of one engine's scheduler to the KV manager. None of them blocks it.
+"""The calls of one engine's scheduler to one KV manager. None of them blocks it.
 
 A KV manager that is away costs hits, never requests: whatever fails opens the link's breaker, and from then
 on prompts are answered at once with nothing, until an AttachStore has gone through. That call waits for the
@@ -7,10 +7,10 @@ KV manager in the background. Leases and reservations end by themselves.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -28,8 +28,9 @@ _CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_bac
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """For a prompt: its full blocks, how many of the first are not asked for, whether stored ones are to be
-    loaded, and what one costs to compute (0: unknown). timeout_seconds: then the answer is worth nothing."""
+    """For a prompt or a part of one: its full blocks, how many of the first are not asked for, whether
+    stored ones are to be loaded, and what one costs to compute (0: unknown). timeout_seconds: then the
+    answer is worth nothing."""
 
     request_id: str
     tenant: str
@@ -42,8 +43,8 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """arena: of whose memory the slots are. usable_until: on the monotonic clock; lease and reservations end
-    a little later. An empty answer when the KV manager is away."""
+    """ask: the object that was asked with. arena: of whose memory the slots are. usable_until: on the
+    monotonic clock; lease and reservations end a little later. Empty when the KV manager is away."""
 
     ask: Ask
     arena: str = ""
@@ -68,13 +69,16 @@ class StoreLink:
         part_bytes: Sequence[int],
         part_shapes: Sequence[str] = (),
         block_tokens: int = 0,
+        notify: Callable[[], None] = lambda: None,
     ) -> None:
-        """part_shapes, block_tokens: see AttachStoreRequest."""
+        """part_shapes, block_tokens: see AttachStoreRequest. notify: called, on any thread, when there is an
+        answer to take."""
         self._channel = grpc.insecure_channel(endpoint, options=_CHANNEL)
         self._stub: Any = KVManagerStub(self._channel)  # type: ignore[no-untyped-call]
         self._me: dict[str, Any] = {"worker_id": worker_id, "epoch": epoch}
         self._parts: dict[str, Any] = {"part_bytes": list(part_bytes), "part_shapes": list(part_shapes)}
         self._parts["block_tokens"] = block_tokens
+        self._notify = notify
         self._attached: _Attached | None = None
         self._attaching: Any = None
         self._calls: set[Any] = set()  # under way; gRPC cancels a call that nobody holds
@@ -85,26 +89,22 @@ class StoreLink:
         """The answer comes with `take_answers`."""
         attached = self._look()
         if attached is None:
-            self._ended.put(Answer(ask))
+            self._put(Answer(ask))
             return
         usable_until = time.monotonic() + attached.lease_seconds * _USABLE_SHARE
         call = self._stub.PreparePrompt.future(self._request(ask), timeout=ask.timeout_seconds)
         empty = Answer(ask, attached.arena, usable_until=usable_until)
         self._hold(call, partial(self._prepared, empty))
 
-    def take_answers(self, wait_seconds: float = 0.0) -> list[Answer]:
-        """wait_seconds: for the first of them."""
+    def take_answers(self) -> list[Answer]:
         answers: list[Answer] = []
-        while True:
-            try:
-                ended = self._ended.get(timeout=wait_seconds) if wait_seconds else self._ended.get_nowait()
-            except Empty:
-                return answers
-            wait_seconds = 0.0
+        while not self._ended.empty():
+            ended = self._ended.get_nowait()
             if ended is None:
                 self._lose()
             else:
                 answers.append(ended)
+        return answers
 
     def settle(self, **changes: Any) -> None:
         """The fields of SettleStoreRequest. What does not arrive ends by itself."""
@@ -165,7 +165,11 @@ class StoreLink:
             _log.warning("the KV store does not answer: %s", _reason(error))
             self._ended.put(None)
             answer = Answer(empty.ask)
+        self._put(answer)
+
+    def _put(self, answer: Answer) -> None:
         self._ended.put(answer)
+        self._notify()
 
     def _settled(self, call: Any) -> None:
         self._calls.discard(call)

@@ -12,7 +12,7 @@ comes after its prompt is stored, and nothing is loaded: that worker has done so
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm.v1.kv_offload.base import (
@@ -28,13 +28,12 @@ from vllm.v1.kv_offload.base import (
 )
 
 from llmserve.engines.handover import arriving_tokens
-from llmserve.engines.store.link import Answer, Ask, StoreLink
+from llmserve.engines.store.link import Ask
+from llmserve.engines.store.links import StoreLinks
 from llmserve.engines.store.pace import Pace
-from llmserve.engines.store.words import StoreSlots
-from llmserve.kvstore.pool.slot import Slot
+from llmserve.engines.store.parts import Lease, PromptAnswer
+from llmserve.engines.store.words import Placed, StoreSlots
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
-
-Slots = tuple[Slot, ...]
 
 # How long a prompt waits for an answer: no longer than it takes to compute, within these bounds.
 _LEAST_WAIT_SECONDS, _MOST_WAIT_SECONDS = 0.25, 5.0
@@ -53,28 +52,28 @@ class _Request:
     asked_blocks: int = 0  # of keys: whether they are to be stored is known, or will be
     is_waiting: bool = False
     may_load: bool = True  # it has not been asked what there is to load
-    arena: str = ""
-    lease_id: str = ""
+    leases: list[Lease] = field(default_factory=list)  # of the loads
     usable_until: float = float("inf")
-    loads: dict[OffloadKey, Slots] = field(default_factory=dict)
-    stores: dict[OffloadKey, Slots] = field(default_factory=dict)
+    loads: dict[OffloadKey, Placed] = field(default_factory=dict)
+    stores: dict[OffloadKey, Placed] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Load:
     """Under way; it may outlive its request. has_failed: not all of it was what it should be."""
 
-    lease_id: str
+    leases: Sequence[Lease]
+    blocks: Mapping[OffloadKey, Placed]
     has_failed: bool = False
 
 
 class StoreManager(OffloadingManager):
-    def __init__(self, link: StoreLink, pace: Pace) -> None:
-        self._link, self.pace = link, pace
+    def __init__(self, links: StoreLinks, pace: Pace) -> None:
+        self._links, self.pace = links, pace
         self._requests: dict[str, _Request] = {}
         self._asking: dict[str, ReqContext] = {}  # looked up in this step for the first time
         self._loading: dict[str, _Load] = {}  # by request
-        self._writing: dict[OffloadKey, Slots] = {}
+        self._writing: dict[OffloadKey, Placed] = {}
 
     # -- requests
 
@@ -92,7 +91,7 @@ class StoreManager(OffloadingManager):
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         for request_id in context.preempted_req_ids:
             if request := self._requests.get(request_id):
-                self._release(request)
+                self._release_loads(request)
                 request.may_load = True
         for request_id, ask in self._asking.items():
             self._ask_for_prompt(self._requests[request_id], ask)
@@ -105,7 +104,7 @@ class StoreManager(OffloadingManager):
             self._take_answers(_IDLE_WAIT_SECONDS)
 
     def shutdown(self) -> None:
-        self._link.close()
+        self._links.close()
 
     # -- loads
 
@@ -125,10 +124,10 @@ class StoreManager(OffloadingManager):
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         request = self._requests[req_context.req_id]
-        slots = [request.loads[key] for key in keys]
-        self._loading[req_context.req_id] = _Load(request.lease_id)
-        request.loads, request.lease_id = {}, ""
-        return StoreSlots(request.arena, slots)
+        blocks = {key: request.loads[key] for key in keys}
+        self._loading[req_context.req_id] = _Load(request.leases, blocks)
+        request.loads, request.leases = {}, []
+        return StoreSlots(blocks.values())
 
     def loads_failed(self) -> None:
         """Some block of a load that is under way was not what it should be."""
@@ -137,9 +136,10 @@ class StoreManager(OffloadingManager):
 
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         load = self._loading.pop(req_context.req_id)
-        # Whichever block it was: the others are computed with it, and stored again.
-        corrupt = list(map(get_offload_block_hash, keys)) if load.has_failed else []
-        self._link.settle(releases=[load.lease_id], corrupt=corrupt)
+        self._release(load.leases)
+        if load.has_failed:  # whichever block it was: the others are computed with it, and stored again
+            for manager, corrupt in _by_manager(_hashed(load.blocks)).items():
+                self._links.settle(manager, corrupt=corrupt)
 
     # -- stores
 
@@ -151,26 +151,26 @@ class StoreManager(OffloadingManager):
         ends = req_context._offload_key_positions
         keys = [key for key in keys if ends[key] > request.given_tokens]
         if not request.tenant or not keys:
-            return PrepareStoreOutput([], StoreSlots("", ()), [])
+            return PrepareStoreOutput([], StoreSlots(), [])
         self._take_answers()
         self._drop_overdue(request)
         if request.is_waiting or self._ask_for_more(request, req_context, keys):
             return None
         chosen = [key for key in keys if key in request.stores]
-        slots = [request.stores.pop(key) for key in chosen]
-        self._writing.update(zip(chosen, slots, strict=True))
-        return PrepareStoreOutput(chosen, StoreSlots(request.arena, slots), [])
+        blocks = [request.stores.pop(key) for key in chosen]
+        self._writing.update(zip(chosen, blocks, strict=True))
+        return PrepareStoreOutput(chosen, StoreSlots(blocks), [])
 
     def complete_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
     ) -> None:
         """The checksums stand beside the slots: without one the block was not written."""
-        fills = []
+        fills: dict[str, list[pb.StoreFill]] = {}
         for key in keys:
-            for part, slot in enumerate(self._writing.pop(key, ())):
-                block = get_offload_block_hash(key)
-                fills.append(pb.StoreFill(block_hash=block, part=part, generation=slot.generation))
-        self._link.settle(commits=fills)
+            if placed := self._writing.pop(key, None):
+                fills.setdefault(placed.manager, []).extend(_fills(key, placed))
+        for manager, commits in fills.items():
+            self._links.settle(manager, commits=commits)
 
     # -- asking
 
@@ -194,28 +194,37 @@ class StoreManager(OffloadingManager):
         worth = seconds * (len(hashes) - have) if seconds else _MOST_WAIT_SECONDS
         timeout = min(max(worth, _LEAST_WAIT_SECONDS), _MOST_WAIT_SECONDS)
         request.is_waiting, request.asked_blocks = True, len(hashes)
-        self._link.prepare(Ask(request_id, request.tenant, hashes, have, load, seconds, timeout))
+        self._links.prepare(Ask(request_id, request.tenant, hashes, have, load, seconds, timeout))
 
     # -- answers
 
     def _take_answers(self, wait_seconds: float = 0.0) -> None:
-        for answer in self._link.take_answers(wait_seconds):
+        for answer in self._links.take_answers(wait_seconds):
             request = self._requests.get(answer.ask.request_id)
             if request and request.is_waiting:
                 self._note(request, answer)
             else:
                 self._give_back_answer(answer)
 
-    def _note(self, request: _Request, answer: Answer) -> None:
-        prepared = answer.prepared
-        if answer.arena != request.arena:  # another process: what there was is gone with the earlier one
-            request.stores, request.loads, request.lease_id = {}, {}, ""
-            request.usable_until = float("inf")
+    def _note(self, request: _Request, answer: PromptAnswer) -> None:
+        self._drop_gone(request, answer.arenas)
         request.is_waiting = False
-        request.arena, request.lease_id = answer.arena, prepared.lease_id or request.lease_id
+        request.leases += answer.leases
         request.usable_until = min(answer.usable_until, request.usable_until)
-        request.loads |= {request.keys[block.index]: _slots(block) for block in prepared.loads}
-        request.stores |= {request.keys[block.index]: _slots(block) for block in prepared.stores}
+        request.loads |= {request.keys[at]: block for at, block in answer.loads.items()}
+        request.stores |= {request.keys[at]: block for at, block in answer.stores.items()}
+
+    @staticmethod
+    def _drop_gone(request: _Request, arenas: Mapping[str, str]) -> None:
+        """What is in the memory of a process that is gone: its KV manager has another now, or is away."""
+
+        def is_there(block: Placed) -> bool:
+            return arenas.get(block.manager, block.arena) == block.arena
+
+        request.loads = {key: block for key, block in request.loads.items() if is_there(block)}
+        request.stores = {key: block for key, block in request.stores.items() if is_there(block)}
+        alive = {block.manager for block in request.loads.values()}
+        request.leases = [lease for lease in request.leases if lease.manager in alive]
 
     # -- giving back
 
@@ -223,28 +232,32 @@ class StoreManager(OffloadingManager):
         """A request may be queued, or computed, for longer than the store waits for it. It is asked again."""
         if time.monotonic() < request.usable_until:
             return
-        self._release(request)
+        self._release_loads(request)
         request.stores = {}
         request.may_load, request.asked_blocks = True, 0
         request.usable_until = float("inf")
 
-    def _release(self, request: _Request) -> None:
-        request.loads = {}
-        if request.lease_id:
-            self._link.settle(releases=[request.lease_id])
-            request.lease_id = ""
+    def _release_loads(self, request: _Request) -> None:
+        self._release(request.leases)
+        request.loads, request.leases = {}, []
+
+    def _release(self, leases: Iterable[Lease]) -> None:
+        for lease in leases:
+            self._links.settle(lease.manager, releases=[lease.lease_id])
 
     def _give_back(self, request: _Request) -> None:
-        self._release(request)
-        if request.stores:
-            self._link.settle(aborts=list(map(get_offload_block_hash, request.stores)))
+        self._release_loads(request)
+        self._abort(_hashed(request.stores))
 
-    def _give_back_answer(self, answer: Answer) -> None:
+    def _give_back_answer(self, answer: PromptAnswer) -> None:
         """Of a request that has ended meanwhile."""
-        prepared, hashes = answer.prepared, answer.ask.block_hashes
-        if prepared.lease_id or prepared.stores:
-            releases = [prepared.lease_id] if prepared.lease_id else []
-            self._link.settle(releases=releases, aborts=[hashes[block.index] for block in prepared.stores])
+        hashes = answer.ask.block_hashes
+        self._release(answer.leases)
+        self._abort({hashes[at]: block for at, block in answer.stores.items()})
+
+    def _abort(self, stores: Mapping[bytes, Placed]) -> None:
+        for manager, aborts in _by_manager(stores).items():
+            self._links.settle(manager, aborts=aborts)
 
 
 def _in_order(context: ReqContext) -> list[OffloadKey]:
@@ -253,5 +266,18 @@ def _in_order(context: ReqContext) -> list[OffloadKey]:
     return sorted(positions, key=positions.__getitem__)
 
 
-def _slots(block: pb.StoreBlock) -> Slots:
-    return tuple(Slot(s.offset, s.length_bytes, s.generation, s.checksum) for s in block.slots)
+def _hashed(blocks: Mapping[OffloadKey, Placed]) -> dict[bytes, Placed]:
+    return {get_offload_block_hash(key): block for key, block in blocks.items()}
+
+
+def _by_manager(blocks: Mapping[bytes, Placed]) -> dict[str, list[bytes]]:
+    """Their hashes."""
+    hashes: dict[str, list[bytes]] = {}
+    for block_hash, block in blocks.items():
+        hashes.setdefault(block.manager, []).append(block_hash)
+    return hashes
+
+
+def _fills(key: OffloadKey, block: Placed) -> Iterator[pb.StoreFill]:
+    for part, slot in enumerate(block.slots):
+        yield pb.StoreFill(block_hash=get_offload_block_hash(key), part=part, generation=slot.generation)

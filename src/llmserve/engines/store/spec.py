@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading import scheduler as offloading_scheduler
@@ -10,6 +11,7 @@ from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, Offloa
 
 from llmserve.core.errors import StartFailed
 from llmserve.engines.store.link import StoreLink
+from llmserve.engines.store.links import StoreLinks
 from llmserve.engines.store.manager import StoreManager
 from llmserve.engines.store.pace import Pace
 from llmserve.engines.store.worker import StoreWorker
@@ -22,25 +24,29 @@ if TYPE_CHECKING:
 
 
 class StoreSpec(OffloadingSpec):
-    """extra_config: kvmanager (host:port), worker_id, epoch. Errors: StartFailed for a model with several
-    groups of layers: a block's key does not tell them apart."""
+    """extra_config: kvmanagers (of each host:port, always in the same order), worker_id, epoch.
+    Errors: StartFailed for a model with several groups of layers: a block's key does not tell them apart."""
 
     def get_manager(self) -> OffloadingManager:
         if len(self.config.groups) > 1:
             raise StartFailed("models with several KV cache groups cannot use the KV store yet")
         # It warns of each block that is to be stored one step later.
         offloading_scheduler.logger.addFilter(_says_something_else)
+        managers = self.extra_config["kvmanagers"]
+        links = StoreLinks(len(managers), lambda at, notify: self._link(managers[at], notify))
+        return StoreManager(links, Pace(self.config.groups[0].tokens_per_block))
+
+    def _link(self, kvmanager: str, notify: Callable[[], None]) -> StoreLink:
         ranks, size = self.config.parallel.world_size, self.config.worker_kv_bytes_per_block
-        extra = self.extra_config
-        link = StoreLink(
-            str(extra["kvmanager"]),
-            str(extra["worker_id"]),
-            int(extra["epoch"]),
+        return StoreLink(
+            kvmanager,
+            str(self.extra_config["worker_id"]),
+            int(self.extra_config["epoch"]),
             [size] * ranks,
             [grouped(self._element(), size).text()] * ranks,
             block_tokens=self.tokens_per_block[0],
+            notify=notify,
         )
-        return StoreManager(link, Pace(self.config.groups[0].tokens_per_block))
 
     def _element(self) -> Element:
         """Of the cache."""

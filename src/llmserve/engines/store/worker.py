@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from vllm.v1.kv_offload.base import (
 )
 
 from llmserve.core.errors import StartFailed, TransferError
-from llmserve.engines.store.words import StoreSlots
+from llmserve.engines.store.words import RankSlots, StoreSlots
 from llmserve.kvstore.pool.attached import AttachedArena
 from llmserve.kvstore.pool.copier import CopyOutcome, PoolCopier
 from llmserve.transfer.base import Region, Spans
@@ -24,7 +25,7 @@ from llmserve.transfer.base import Region, Spans
 _log = logging.getLogger(__name__)
 _WAIT_SECONDS = 30.0
 # Copies these blocks; returns those that hold garbage now.
-_Copy = Callable[[StoreSlots, Sequence[int]], set[int]]
+_Copy = Callable[[RankSlots, Sequence[int]], set[int]]
 
 
 class StoreWorker(OffloadingWorker):
@@ -37,9 +38,7 @@ class StoreWorker(OffloadingWorker):
         self._memory = _EngineBlocks(caches)
         self._thread = ThreadPoolExecutor(1, "kv-store")
         self._jobs: dict[int, Future[tuple[TransferResult, set[int]]]] = {}
-        self._arena: AttachedArena | None = None
-        self._copier: PoolCopier | None = None
-        self._described = ""
+        self._pools: dict[str, _Pool] = {}  # by KV manager
         self._failed: set[int] = set()
 
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
@@ -64,7 +63,8 @@ class StoreWorker(OffloadingWorker):
 
     def shutdown(self) -> None:
         self._thread.shutdown()
-        self._detach()
+        for manager in list(self._pools):
+            self._detach(manager)
 
     # -- on the thread
 
@@ -78,42 +78,52 @@ class StoreWorker(OffloadingWorker):
         self, job_id: int, copy: _Copy, slots: StoreSlots, blocks: Sequence[int]
     ) -> tuple[TransferResult, set[int]]:
         started = time.perf_counter()
-        try:
-            failed = copy(slots, blocks)
-        except TransferError as error:
-            _log.warning("KV store: %s", error.message)
-            failed = set(blocks) if copy == self._load else set()
+        failed: set[int] = set()
+        for part in slots.of_rank(self._rank):
+            failed |= self._copied(copy, part, [blocks[at] for at in part.at])
         size = len(blocks) * self._memory.block_bytes
         return TransferResult(job_id, True, size, time.perf_counter() - started), failed
 
-    def _store(self, slots: StoreSlots, blocks: Sequence[int]) -> set[int]:
-        arena, copier = self._attached(slots.arena)
-        mine = slots.of_rank(self._rank)
-        for slot, copied in zip(mine, copier.store(mine, self._memory.spans(blocks)), strict=True):
-            arena.note_checksum(slot, copied.checksum if copied.outcome is CopyOutcome.DONE else 0)
+    def _copied(self, copy: _Copy, part: RankSlots, blocks: Sequence[int]) -> set[int]:
+        try:
+            return copy(part, blocks)
+        except TransferError as error:
+            _log.warning("KV store: %s", error.message)
+            return set(blocks) if copy == self._load else set()
+
+    def _store(self, part: RankSlots, blocks: Sequence[int]) -> set[int]:
+        pool, mine = self._attached(part), part.slots
+        for slot, copied in zip(mine, pool.copier.store(mine, self._memory.spans(blocks)), strict=True):
+            pool.arena.note_checksum(slot, copied.checksum if copied.outcome is CopyOutcome.DONE else 0)
         return set()
 
-    def _load(self, slots: StoreSlots, blocks: Sequence[int]) -> set[int]:
-        _, copier = self._attached(slots.arena)
-        copied = copier.load(slots.of_rank(self._rank), self._memory.spans(blocks))
+    def _load(self, part: RankSlots, blocks: Sequence[int]) -> set[int]:
+        copied = self._attached(part).copier.load(part.slots, self._memory.spans(blocks))
         pairs = zip(blocks, copied, strict=True)
         return {block for block, one in pairs if one.outcome is not CopyOutcome.DONE}
 
-    def _attached(self, description: str) -> tuple[AttachedArena, PoolCopier]:
-        """Errors: TransferError."""
-        if description != self._described or self._arena is None or self._copier is None:
-            self._detach()
-            self._arena = AttachedArena(description)
-            self._copier = PoolCopier(self._arena, self._memory.regions)
-            self._described = description
-        return self._arena, self._copier
+    def _attached(self, part: RankSlots) -> "_Pool":
+        """One memory for each KV manager: of one that was restarted, the earlier is let go.
+        Errors: TransferError."""
+        pool = self._pools.get(part.manager)
+        if pool is None or pool.described != part.arena:
+            self._detach(part.manager)
+            arena = AttachedArena(part.arena)
+            pool = _Pool(part.arena, arena, PoolCopier(arena, self._memory.regions))
+            self._pools[part.manager] = pool
+        return pool
 
-    def _detach(self) -> None:
-        if self._copier:
-            self._copier.close()
-        if self._arena:
-            self._arena.close()
-        self._copier = self._arena = None
+    def _detach(self, manager: str) -> None:
+        if pool := self._pools.pop(manager, None):
+            pool.copier.close()
+            pool.arena.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    described: str
+    arena: AttachedArena
+    copier: PoolCopier
 
 
 class _EngineBlocks:

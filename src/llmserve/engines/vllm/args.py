@@ -117,7 +117,7 @@ def _store(spec: EngineSpec) -> dict[str, Any]:
         "kv_connector_extra_config": {
             "spec_name": "StoreSpec",
             "spec_module_path": STORE_MODULE,
-            "kvmanager": spec.kv_store,
+            "kvmanagers": list(spec.kv_store),
             "worker_id": spec.worker_id,
             "epoch": spec.epoch,
             "offload_prompt_only": spec.role is WorkerRole.PREFILL,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from llmserve.config.schema import ApiKey, KvCacheConfig, Manifest, StorageClass
+from llmserve.config.schema import Manifest, StorageClass
 from llmserve.core.clock import Clock
 from llmserve.core.errors import StartFailed
 from llmserve.core.ids import TenantId
@@ -60,34 +60,46 @@ class BuiltStore:
 
 @dataclass(frozen=True, slots=True)
 class StoreParts:
-    """Of the manifest, what a store is built from. owner: this kvmanager among those that share a bucket, the
-    same after a restart. environment: where keys are looked up."""
+    """Of the manifest, what one kvmanager's store is built from. quota_gb: of tenants. owner: this kvmanager
+    among those that share a bucket, the same after a restart. environment: where keys are looked up."""
 
     classes: Sequence[StorageClass]
-    kv_cache: KvCacheConfig
-    api_keys: Sequence[ApiKey]
+    hot_keep_seconds: float
+    hotset_gb: float
+    quota_gb: Mapping[TenantId, float]
     cluster: str
     owner: str
     environment: Mapping[str, str]
 
     @classmethod
     def of(cls, manifest: Manifest, process: str, environment: Mapping[str, str]) -> "StoreParts":
-        """process: the name of the kvmanager's, the same after a restart."""
+        """process: the name of the kvmanager's, the same after a restart. It has an equal part of all."""
+        share, cache = 1 / manifest.deployment.replicas.kvmanager, manifest.kv_cache
+        quotas = {TenantId(key.tenant): key.kv_quota_gb for key in manifest.security.api_keys}
         return cls(
-            manifest.storageClasses,
-            manifest.kv_cache,
-            manifest.security.api_keys,
+            [_of_process(one, process, share) for one in manifest.storageClasses],
+            cache.hot_keep_secs,
+            cache.tenant_hotset_gb * share,
+            {tenant: quota * share for tenant, quota in quotas.items() if quota},
             manifest.metadata.name,
             f"{manifest.metadata.name}.{process}",
             environment,
         )
 
 
+def _of_process(one: StorageClass, process: str, share: float) -> StorageClass:
+    """The same directory for the first of several as for one alone, so that what it has is found again."""
+    changes: dict[str, object] = {"capacity_gb": one.capacity_gb * share}
+    if one.tier == "nvme":
+        changes["location"] = f"{one.location}/{process}"
+    return one.model_copy(update=changes)
+
+
 def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
     """None without classes. Inside a running loop. Errors: StartFailed, naming the class."""
     if not parts.classes:
         return None
-    rules = _rules(parts.kv_cache, parts.api_keys)
+    rules = _rules(parts)
     (dram_class,) = (one for one in parts.classes if one.tier == "dram")
     codecs = {one.name: _codecs(parts, at) for at, one in enumerate(parts.classes)}
     with _named(dram_class):
@@ -104,9 +116,9 @@ def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
     return BuiltStore(arena, BlockStore(dram, lower, arena.view, admission, settings))
 
 
-def _rules(kv_cache: KvCacheConfig, api_keys: Sequence[ApiKey]) -> EvictionRules:
-    quotas = {TenantId(key.tenant): int(key.kv_quota_gb * _GIB) for key in api_keys if key.kv_quota_gb}
-    return EvictionRules(kv_cache.hot_keep_secs, int(kv_cache.tenant_hotset_gb * _GIB), quotas)
+def _rules(parts: StoreParts) -> EvictionRules:
+    quotas = {tenant: int(quota * _GIB) for tenant, quota in parts.quota_gb.items()}
+    return EvictionRules(parts.hot_keep_seconds, int(parts.hotset_gb * _GIB), quotas)
 
 
 def _lower(

@@ -109,6 +109,20 @@ async def test_what_is_not_known_to_be_numbers_is_not_quantized(
     world.check(keys, prepared)
 
 
+def test_several_kvmanagers_have_equal_parts_and_directories_of_their_own(tmp_path: Path) -> None:
+    more = "deployment: {replicas: {kvmanager: 4}}\nkv_cache: {tenant_hotset_gb: 1}\n"
+    more += "security: {api_keys: [{tenant: acme, key_env: K, kv_quota_gb: 2}]}\n"
+    classes = dram(64) + nvme(tmp_path / "kv", 256) + bucket(tmp_path / "far", 512)
+    manifest = parse_manifest(f"{HEAD}storageClasses:\n{classes}{more}", "m.yaml")
+    parts = [StoreParts.of(manifest, f"kvmanager-{at}", {}) for at in range(2)]
+    assert len({one.owner for one in parts}) == 2
+    for at, one in enumerate(parts):
+        assert [part.capacity_gb for part in one.classes] == [gib(16), gib(64), gib(128)]
+        assert one.classes[1].location == f"{tmp_path}/kv/kvmanager-{at}"
+        assert one.classes[2].location == f"file://{tmp_path}/far"
+        assert (one.hotset_gb, one.quota_gb) == (0.25, {TenantId("acme"): 0.5})
+
+
 async def test_keys_are_rotated_and_retired(tmp_path: Path, make_around: MakeAround) -> None:
     environment = {"OLD": KEY, "NEW": "f0" * 32}
     old, new = "{id: k1, env: OLD}", "{id: k2, env: NEW}"
