@@ -65,6 +65,10 @@ class Arena:
         """What its writer has noted last; 0: nothing."""
         return int(self._mapping.checksums[slot.page])
 
+    def wipe_checksum(self, slot: Slot) -> None:
+        """Before its next writer is told of it."""
+        self._mapping.checksums[slot.page] = 0
+
     @property
     def region(self) -> Region:
         """The data, for transports. Slots are spans of it."""
