@@ -17,8 +17,8 @@ from vllm.v1.kv_offload.base import (
 
 from llmserve.core.errors import StartFailed, TransferError
 from llmserve.engines.store.words import StoreSlots
-from llmserve.kvstore.pool.attached import AttachedArena
-from llmserve.kvstore.pool.copier import CopyOutcome, PoolCopier
+from llmserve.kvstore.pool.access import Elsewhere, PoolAccess, reach
+from llmserve.kvstore.pool.copier import CopyOutcome
 from llmserve.transfer.base import Region, Spans
 
 _log = logging.getLogger(__name__)
@@ -31,14 +31,14 @@ class StoreWorker(OffloadingWorker):
     """The blocks of a load that failed hold garbage (`take_failed_blocks`); a store that failed leaves no
     checksum beside its slot. Both are finished jobs for vLLM."""
 
-    def __init__(self, caches: CanonicalKVCaches, rank: int) -> None:
-        """Errors: StartFailed for blocks that are not in host memory."""
-        self._rank = rank
+    def __init__(self, caches: CanonicalKVCaches, rank: int, elsewhere: Elsewhere) -> None:
+        """elsewhere: how to reach a pool that is not on this host. Errors: StartFailed for blocks that are
+        not in host memory."""
+        self._rank, self._elsewhere = rank, elsewhere
         self._memory = _EngineBlocks(caches)
         self._thread = ThreadPoolExecutor(1, "kv-store")
         self._jobs: dict[int, Future[tuple[TransferResult, set[int]]]] = {}
-        self._arena: AttachedArena | None = None
-        self._copier: PoolCopier | None = None
+        self._pool: PoolAccess | None = None
         self._described = ""
         self._failed: set[int] = set()
 
@@ -64,7 +64,7 @@ class StoreWorker(OffloadingWorker):
 
     def shutdown(self) -> None:
         self._thread.shutdown()
-        self._detach()
+        self._let_go()
 
     # -- on the thread
 
@@ -87,33 +87,27 @@ class StoreWorker(OffloadingWorker):
         return TransferResult(job_id, True, size, time.perf_counter() - started), failed
 
     def _store(self, slots: StoreSlots, blocks: Sequence[int]) -> set[int]:
-        arena, copier = self._attached(slots.arena)
-        mine = slots.of_rank(self._rank)
-        for slot, copied in zip(mine, copier.store(mine, self._memory.spans(blocks)), strict=True):
-            arena.note_checksum(slot, copied.checksum if copied.outcome is CopyOutcome.DONE else 0)
+        self._reached(slots.arena).store(slots.of_rank(self._rank), self._memory.spans(blocks))
         return set()
 
     def _load(self, slots: StoreSlots, blocks: Sequence[int]) -> set[int]:
-        _, copier = self._attached(slots.arena)
-        copied = copier.load(slots.of_rank(self._rank), self._memory.spans(blocks))
+        pool = self._reached(slots.arena)
+        copied = pool.load(slots.of_rank(self._rank), self._memory.spans(blocks))
         pairs = zip(blocks, copied, strict=True)
         return {block for block, one in pairs if one.outcome is not CopyOutcome.DONE}
 
-    def _attached(self, description: str) -> tuple[AttachedArena, PoolCopier]:
+    def _reached(self, description: str) -> PoolAccess:
         """Errors: TransferError."""
-        if description != self._described or self._arena is None or self._copier is None:
-            self._detach()
-            self._arena = AttachedArena(description)
-            self._copier = PoolCopier(self._arena, self._memory.regions)
+        if description != self._described or self._pool is None:
+            self._let_go()
+            self._pool = reach(description, self._memory.regions, self._elsewhere)
             self._described = description
-        return self._arena, self._copier
+        return self._pool
 
-    def _detach(self) -> None:
-        if self._copier:
-            self._copier.close()
-        if self._arena:
-            self._arena.close()
-        self._copier = self._arena = None
+    def _let_go(self) -> None:
+        if self._pool:
+            self._pool.close()
+        self._pool = None
 
 
 class _EngineBlocks:

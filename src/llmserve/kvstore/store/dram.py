@@ -5,7 +5,7 @@ are kept in step: a block is charged from its reservation on, and pinned in the 
 leased; when its reservation or lease ends, by a message or by time, both let go of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
@@ -55,8 +55,8 @@ class DramTier:
         name: str = "dram",
         wipe: Callable[[Slot], None] = lambda _: None,
     ) -> None:
-        """noted: the checksum that a writer has left beside its slot, or 0. wipe: takes away what stands there
-        of an earlier use."""
+        """noted: the checksum that a writer has left beside its slot, or 0. wipe: takes away what
+        stands there of an earlier use."""
         self.table, self.book, self.name = table, book, name
         self.totals = TierTotals()
         self._clock, self._noted, self._wipe = clock, noted, wipe
@@ -84,6 +84,12 @@ class DramTier:
     @property
     def reserved_blocks(self) -> int:
         return len(self._filling)
+
+    def is_used_by(self, users: Collection[PoolUser]) -> bool:
+        """Whether one of them has a lease or a reservation."""
+        writers = (filling.user for filling in self._filling.values())
+        readers = (lease.user for lease in self._leases.values())
+        return bool(users) and any(user in users for user in (*writers, *readers))
 
     def leading(self, keys: Sequence[BlockHash]) -> int:
         return next((at for at, key in enumerate(keys) if not self.holds(key)), len(keys))
