@@ -91,6 +91,8 @@ def store_connector(kvmanager: str) -> dict[str, Any]:
             "kvmanagers": [kvmanager],
             "worker_id": "bench",
             "epoch": time.time_ns(),
+            "engine_order": [],
+            "host": "127.0.0.1",
             "offload_prompt_only": False,
         },
     }

@@ -74,7 +74,9 @@ def main() -> int:
         return Roles(
             (
                 RouterRole(settings, listen=given.router),
-                KVManagerRole(listen=given.kvmanager, store=store),
+                KVManagerRole(
+                    listen=given.kvmanager, store=store, engine_order=manifest.transfer.engine_order
+                ),
                 ApiserverRole(told, manifest, REGISTRY, metrics_port=given.metrics_port),
             )
         )

@@ -17,7 +17,12 @@ def main() -> int:
         manifest = load_manifest(flags.manifest)
         configure_logging(manifest.observability.log_level)
         store = build_store(StoreParts.of(manifest, flags.name, os.environ), SystemClock())
-        return KVManagerRole(listen=flags.listen, metrics_port=flags.metrics_port, store=store)
+        return KVManagerRole(
+            listen=flags.listen,
+            metrics_port=flags.metrics_port,
+            store=store,
+            engine_order=manifest.transfer.engine_order,
+        )
 
     return run_role(flags.name, build)
 

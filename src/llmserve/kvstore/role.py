@@ -1,11 +1,13 @@
 """The KV manager as a role: its service, its state and its metrics."""
 
 import asyncio
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
 from llmserve.core.clock import SystemClock
 from llmserve.kvstore.manager import KVManager
+from llmserve.kvstore.pool.serving import PoolServer
 from llmserve.kvstore.service import KVManagerService
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.store.store import LEASE_SECONDS
@@ -14,6 +16,7 @@ from llmserve.kvstore.store_calls import StoreCalls
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.registry import MetricsServer
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
+from llmserve.rpc.role import reached_at
 from llmserve.rpc.server import RpcServer
 
 _TICK_SECONDS = 1.0
@@ -24,11 +27,19 @@ class KVManagerRole:
     """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: no metrics endpoint.
     Made inside a running loop."""
 
-    def __init__(self, *, listen: str, metrics_port: int = 0, store: BuiltStore | None = None) -> None:
-        """store: closed with the role."""
+    def __init__(
+        self,
+        *,
+        listen: str,
+        metrics_port: int = 0,
+        store: BuiltStore | None = None,
+        engine_order: Sequence[str] = (),
+    ) -> None:
+        """store: closed with the role. engine_order: transports for workers elsewhere, the best first."""
         registry, manager = CollectorRegistry(), KVManager(SystemClock())
         self._store = store
-        self._calls = StoreCalls(store, LEASE_SECONDS)
+        self._pool = PoolServer(store.arena.regions, engine_order, reached_at(listen)) if store else None
+        self._calls = StoreCalls(store, LEASE_SECONDS, self._pool)
         admin = StoreAdminCalls(store, SystemClock())
         metrics = KVManagerMetrics(registry, admin.stats)
         _watch(metrics, manager)
@@ -62,6 +73,8 @@ class KVManagerRole:
     async def aclose(self) -> None:
         self._service.close()
         await self._server.aclose(_STOP_GRACE_SECONDS)
+        if self._pool:
+            await asyncio.to_thread(self._pool.close)
         if self._store:
             await self._store.aclose()
         if self._metrics:

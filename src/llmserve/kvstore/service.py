@@ -88,7 +88,7 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
     async def AttachStore(  # noqa: N802
         self, request: kvmanager_pb2.AttachStoreRequest, context: _Context
     ) -> kvmanager_pb2.AttachStoreResponse:
-        return self._store.attach(request)
+        return await self._store.attach(request)
 
     async def PreparePrompt(  # noqa: N802
         self, request: kvmanager_pb2.PreparePromptRequest, context: _Context

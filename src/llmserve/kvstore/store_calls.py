@@ -1,17 +1,20 @@
 """The calls of the store, from messages to `store` and back."""
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llmserve.core.errors import FormatUnknown, InvalidRequest, NotFound
+from llmserve.core.errors import FormatUnknown, InvalidRequest, NotFound, TransferError
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
 from llmserve.kvstore.formats import BlockShape
 from llmserve.kvstore.leases import LeaseAnswer
+from llmserve.kvstore.pool.serving import PoolServer
 from llmserve.kvstore.pool.slot import PoolUser, Slot
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.store.words import BlockSlots, PartFill, Prompt
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
+from llmserve.transfer.shm.identity import Place
 
 _log = logging.getLogger(__name__)
 
@@ -28,11 +31,15 @@ class _Parts:
 class StoreCalls:
     """One loop. Knows the workers that have attached; a newer incarnation ends what the older one held."""
 
-    def __init__(self, built: BuiltStore | None, lease_seconds: float) -> None:
-        self._built, self._lease_seconds = built, lease_seconds
+    def __init__(
+        self, built: BuiltStore | None, lease_seconds: float, server: PoolServer | None = None
+    ) -> None:
+        """server: for workers elsewhere; without one they have no part in the store."""
+        self._built, self._lease_seconds, self._server = built, lease_seconds, server
         self._parts: dict[PoolUser, _Parts] = {}
+        self._elsewhere: set[PoolUser] = set()
 
-    def attach(self, request: pb.AttachStoreRequest) -> pb.AttachStoreResponse:
+    async def attach(self, request: pb.AttachStoreRequest) -> pb.AttachStoreResponse:
         if self._built is None:
             return pb.AttachStoreResponse(enabled=False)
         user = _user(request.worker_id, request.epoch)
@@ -42,7 +49,8 @@ class StoreCalls:
         for size in request.part_bytes:
             self._built.store.dram.table.slabs.expect(size)
         _log.info("worker %s attaches, %s bytes a block", user, sum(request.part_bytes))
-        description = self._built.arena.description()
+        transports = await self._transports(user) if _is_elsewhere(request.place) else {}
+        description = self._built.arena.description(transports)
         return pb.AttachStoreResponse(enabled=True, arena=description, lease_seconds=self._lease_seconds)
 
     async def prepare(self, request: pb.PreparePromptRequest) -> pb.PreparePromptResponse:
@@ -63,6 +71,8 @@ class StoreCalls:
                 block_tokens=self._parts[user].block_tokens,
             )
         )
+        if self._server and user in self._elsewhere:
+            self._server.expect()
         return pb.PreparePromptResponse(
             lease_id=prepared.lease_id, loads=_blocks(prepared.loads), stores=_blocks(prepared.stores)
         )
@@ -86,6 +96,8 @@ class StoreCalls:
         """Every second or so: ends what is over."""
         if self._built:
             self._built.store.dram.settle()
+            if self._server and not self._built.store.dram.is_used_by(self._elsewhere):
+                self._server.rest()
 
     # -- parts
 
@@ -95,15 +107,32 @@ class StoreCalls:
             raise NotFound(f"worker {user} has not attached to the store")
         return self._built, user
 
+    async def _transports(self, user: PoolUser) -> Mapping[str, str]:
+        """By which this worker reaches the pool. The first one waits until they are there."""
+        if self._server is None:
+            return {}
+        self._elsewhere.add(user)
+        try:
+            return await asyncio.to_thread(self._server.open)
+        except TransferError as error:
+            _log.error("worker %s has no part in the store: %s", user, error.message)
+            return {}
+
     def _forget_earlier(self, worker_id: str, user: PoolUser) -> None:
         assert self._built
         for earlier in [one for one in self._parts if one.rpartition("/")[0] == worker_id and one != user]:
             self._built.store.forget(earlier)
             del self._parts[earlier]
+            self._elsewhere.discard(earlier)
 
 
 def _user(worker_id: str, epoch: int) -> PoolUser:
     return PoolUser(f"{worker_id}/{epoch}")
+
+
+def _is_elsewhere(place: str) -> bool:
+    """Process numbers mean something else there."""
+    return bool(place) and place != Place.here().text
 
 
 def _parts(request: pb.AttachStoreRequest) -> _Parts:

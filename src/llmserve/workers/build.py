@@ -10,8 +10,7 @@ from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.handover_link import open_handover_link
 from llmserve.engines.sim.timing import RealPace
 from llmserve.engines.spec import EngineSpec
-
-_WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
+from llmserve.rpc.role import reached_at
 
 
 def engine_spec(
@@ -23,7 +22,6 @@ def engine_spec(
     listen: str,
     kvmanagers: tuple[str, ...] = (),
 ) -> EngineSpec:
-    host = listen.rpartition(":")[0]
     return EngineSpec(
         worker_id=WorkerId(worker_id),
         epoch=epoch,
@@ -33,7 +31,7 @@ def engine_spec(
         engine=manifest.engine,
         kv_cache=manifest.kv_cache,
         transfer=manifest.transfer,
-        handover_host="127.0.0.1" if host in _WILDCARDS else host,
+        handover_host=reached_at(listen),
         kv_io_bytes_per_second=_kv_io_share(manifest),
         kv_store=kvmanagers if manifest.storageClasses else (),
     )

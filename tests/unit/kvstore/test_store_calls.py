@@ -40,8 +40,8 @@ async def test_shapes_fit_their_parts(sizes: Sequence[int], shapes: Sequence[str
     try:
         if words:
             with pytest.raises(InvalidRequest, match=words):
-                StoreCalls(built, 30.0).attach(request)
+                await StoreCalls(built, 30.0).attach(request)
         else:
-            assert StoreCalls(built, 30.0).attach(request).enabled
+            assert (await StoreCalls(built, 30.0).attach(request)).enabled
     finally:
         await built.aclose()

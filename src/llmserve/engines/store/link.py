@@ -17,6 +17,7 @@ import grpc
 
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
+from llmserve.transfer.shm.identity import Place
 
 _log = logging.getLogger(__name__)
 _SETTLE_SECONDS = 10.0
@@ -79,6 +80,7 @@ class StoreLink:
         self._parts: dict[str, Any] = {"part_bytes": list(part_bytes), "part_shapes": list(part_shapes)}
         self._parts["block_tokens"] = block_tokens
         self._notify = notify
+        self._place = Place.here().text
         self._attached: _Attached | None = None
         self._attaching: Any = None
         self._calls: set[Any] = set()  # under way; gRPC cancels a call that nobody holds
@@ -130,7 +132,7 @@ class StoreLink:
         return self._attached
 
     def _attach(self) -> None:
-        request = pb.AttachStoreRequest(**self._me, **self._parts)
+        request = pb.AttachStoreRequest(**self._me, **self._parts, place=self._place)
         stub = self._stub.AttachStore
         self._attaching = stub.future(request, timeout=_ATTACH_SECONDS, wait_for_ready=True)
 

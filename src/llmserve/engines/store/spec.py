@@ -16,6 +16,7 @@ from llmserve.engines.store.manager import StoreManager
 from llmserve.engines.store.pace import Pace
 from llmserve.engines.store.worker import StoreWorker
 from llmserve.kvstore.formats import Element, grouped
+from llmserve.kvstore.pool.access import Elsewhere
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 
 class StoreSpec(OffloadingSpec):
-    """extra_config: kvmanagers (of each host:port, always in the same order), worker_id, epoch.
+    """extra_config: kvmanagers (of each host:port, always in the same order), worker_id, epoch; engine_order
+    and host, as of the hand-over.
     Errors: StartFailed for a model with several groups of layers: a block's key does not tell them apart."""
 
     def get_manager(self) -> OffloadingManager:
@@ -54,7 +56,9 @@ class StoreSpec(OffloadingSpec):
         return Element(name) if name in set(Element) else Element.OPAQUE
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
-        return StoreWorker(kv_caches, self.config.parallel.rank)
+        extra = self.extra_config
+        elsewhere = Elsewhere(tuple(extra["engine_order"]), str(extra["host"]))
+        return StoreWorker(kv_caches, self.config.parallel.rank, elsewhere)
 
 
 class StoreConnector(OffloadingConnector):

@@ -18,8 +18,8 @@ from vllm.v1.kv_offload.base import (
 
 from llmserve.core.errors import StartFailed, TransferError
 from llmserve.engines.store.words import RankSlots, StoreSlots
-from llmserve.kvstore.pool.attached import AttachedArena
-from llmserve.kvstore.pool.copier import CopyOutcome, PoolCopier
+from llmserve.kvstore.pool.access import Elsewhere, PoolAccess, reach
+from llmserve.kvstore.pool.copier import CopyOutcome
 from llmserve.transfer.base import Region, Spans
 
 _log = logging.getLogger(__name__)
@@ -32,9 +32,10 @@ class StoreWorker(OffloadingWorker):
     """The blocks of a load that failed hold garbage (`take_failed_blocks`); a store that failed leaves no
     checksum beside its slot. Both are finished jobs for vLLM."""
 
-    def __init__(self, caches: CanonicalKVCaches, rank: int) -> None:
-        """Errors: StartFailed for blocks that are not in host memory."""
-        self._rank = rank
+    def __init__(self, caches: CanonicalKVCaches, rank: int, elsewhere: Elsewhere) -> None:
+        """elsewhere: how to reach a pool that is not on this host. Errors: StartFailed for blocks that are
+        not in host memory."""
+        self._rank, self._elsewhere = rank, elsewhere
         self._memory = _EngineBlocks(caches)
         self._thread = ThreadPoolExecutor(1, "kv-store")
         self._jobs: dict[int, Future[tuple[TransferResult, set[int]]]] = {}
@@ -64,7 +65,7 @@ class StoreWorker(OffloadingWorker):
     def shutdown(self) -> None:
         self._thread.shutdown()
         for manager in list(self._pools):
-            self._detach(manager)
+            self._let_go(manager)
 
     # -- on the thread
 
@@ -92,38 +93,33 @@ class StoreWorker(OffloadingWorker):
             return set(blocks) if copy == self._load else set()
 
     def _store(self, part: RankSlots, blocks: Sequence[int]) -> set[int]:
-        pool, mine = self._attached(part), part.slots
-        for slot, copied in zip(mine, pool.copier.store(mine, self._memory.spans(blocks)), strict=True):
-            pool.arena.note_checksum(slot, copied.checksum if copied.outcome is CopyOutcome.DONE else 0)
+        self._reached(part).store(part.slots, self._memory.spans(blocks))
         return set()
 
     def _load(self, part: RankSlots, blocks: Sequence[int]) -> set[int]:
-        copied = self._attached(part).copier.load(part.slots, self._memory.spans(blocks))
+        copied = self._reached(part).load(part.slots, self._memory.spans(blocks))
         pairs = zip(blocks, copied, strict=True)
         return {block for block, one in pairs if one.outcome is not CopyOutcome.DONE}
 
-    def _attached(self, part: RankSlots) -> "_Pool":
+    def _reached(self, part: RankSlots) -> PoolAccess:
         """One memory for each KV manager: of one that was restarted, the earlier is let go.
         Errors: TransferError."""
         pool = self._pools.get(part.manager)
         if pool is None or pool.described != part.arena:
-            self._detach(part.manager)
-            arena = AttachedArena(part.arena)
-            pool = _Pool(part.arena, arena, PoolCopier(arena, self._memory.regions))
+            self._let_go(part.manager)
+            pool = _Pool(part.arena, reach(part.arena, self._memory.regions, self._elsewhere))
             self._pools[part.manager] = pool
-        return pool
+        return pool.access
 
-    def _detach(self, manager: str) -> None:
+    def _let_go(self, manager: str) -> None:
         if pool := self._pools.pop(manager, None):
-            pool.copier.close()
-            pool.arena.close()
+            pool.access.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Pool:
     described: str
-    arena: AttachedArena
-    copier: PoolCopier
+    access: PoolAccess
 
 
 class _EngineBlocks:

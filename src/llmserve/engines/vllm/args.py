@@ -120,6 +120,8 @@ def _store(spec: EngineSpec) -> dict[str, Any]:
             "kvmanagers": list(spec.kv_store),
             "worker_id": spec.worker_id,
             "epoch": spec.epoch,
+            "engine_order": list(spec.transfer.engine_order),
+            "host": spec.handover_host,
             "offload_prompt_only": spec.role is WorkerRole.PREFILL,
         },
     }

@@ -8,9 +8,11 @@ Its size is sealed: no process that attaches can pull it away from under the oth
 import math
 import os
 import secrets
+from collections import abc
 from collections.abc import Callable
 from contextlib import suppress
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
+from types import MappingProxyType
 
 from llmserve.core.errors import StartFailed
 from llmserve.kvstore.pool.mapping import Mapping
@@ -65,10 +67,19 @@ class Arena:
         """What its writer has noted last; 0: nothing."""
         return int(self._mapping.checksums[slot.page])
 
+    def wipe_checksum(self, slot: Slot) -> None:
+        """Before its next writer is told of it."""
+        self._mapping.checksums[slot.page] = 0
+
     @property
     def region(self) -> Region:
-        """The data, for transports. Slots are spans of it."""
+        """The data. Slots are spans of it."""
         return self._mapping.region
+
+    @property
+    def regions(self) -> tuple[Region, Region]:
+        """For transports: data and front."""
+        return self._mapping.region, self._mapping.front
 
     def make_huge(self) -> bool:
         """Whether all of it stands in huge pages now. A second or two for each GB: for a thread of its own,
@@ -80,8 +91,9 @@ class Arena:
         """For the owner's own tiers, under a reservation or a lease."""
         return self._mapping.view(offset, length_bytes)
 
-    def description(self) -> str:
-        """By which processes of the same user on this host attach. It holds until `close`."""
+    def description(self, transports: abc.Mapping[str, str] = MappingProxyType({})) -> str:
+        """By which processes of the same user on this host attach; those elsewhere, by the transports that
+        have its regions. It holds until `close`."""
         here = Place.here()
         return ArenaDescription(
             boot_id=here.boot_id,
@@ -91,6 +103,7 @@ class Arena:
             inode=os.fstat(self._fd).st_ino,
             nonce=self._nonce,
             capacity_bytes=self.shape.capacity_bytes,
+            transports=dict(transports),
         ).to_text()
 
     def close(self) -> None:

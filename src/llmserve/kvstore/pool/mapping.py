@@ -44,6 +44,7 @@ class Mapping:
         self.checksums: npt.NDArray[np.uint64] = self._words(shape.checksums_offset).view(np.uint64)
         self.data: npt.NDArray[np.uint8] = self._memory[shape.data_offset :]
         self.region = Region(self._address + shape.data_offset, shape.capacity_bytes)
+        self.front = Region(self._address, shape.front_bytes)
 
     def _words(self, offset: int) -> npt.NDArray[np.uint8]:
         return self._memory[offset : offset + self.shape.words * 8]

@@ -1,11 +1,14 @@
 """How an arena is laid out, and the description by which other processes find it.
 
 First the head: MAGIC and the nonce. Then two words for each page of data: all generations, then all
-checksums. Then the data, which begins at a multiple of a huge page.
+checksums. This is the front. Then the data, which begins at a multiple of a huge page.
+
+For transports the arena is two regions: DATA_REGION, FRONT_REGION.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.kvstore.pool.slot import SLOT_ALIGNMENT_BYTES
@@ -16,6 +19,7 @@ NONCE_BYTES = 32
 WORD_BYTES = 8
 _MAGIC = b"LLMServe KV 1\0\0\0"
 HEAD_BYTES = len(_MAGIC) + NONCE_BYTES
+DATA_REGION, FRONT_REGION = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +41,12 @@ class ArenaShape:
         return self.words_offset + self.words * WORD_BYTES
 
     @property
+    def front_bytes(self) -> int:
+        return self.checksums_offset + self.words * WORD_BYTES
+
+    @property
     def data_offset(self) -> int:
-        end = self.checksums_offset + self.words * WORD_BYTES
-        return -(-end // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        return -(-self.front_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
 
     @property
     def total_bytes(self) -> int:
@@ -53,7 +60,8 @@ def head(nonce: str) -> bytes:
 @dataclass(frozen=True, slots=True)
 class ArenaDescription:
     """Where an arena is: file descriptor `fd` of process `pid`. inode and nonce prove that it is that one.
-    The nonce also names the arena: no other ever has the same."""
+    The nonce also names the arena: no other ever has the same. transports: for who is elsewhere, how each
+    describes the arena's regions, by name, in base64; empty: it is reached by this host's processes only."""
 
     boot_id: str
     pid_namespace: int
@@ -62,6 +70,7 @@ class ArenaDescription:
     inode: int
     nonce: str
     capacity_bytes: int
+    transports: Mapping[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -73,8 +82,11 @@ class ArenaDescription:
             description = cls(**json.loads(text))
         except (ValueError, TypeError) as error:
             raise TransferError(f"kv pool: malformed description: {error}") from error
-        texts = (description.boot_id, description.nonce)
+        texts: tuple[str, ...] = (description.boot_id, description.nonce)
         numbers = (description.pid, description.fd, description.inode, description.capacity_bytes)
+        if type(description.transports) is not dict:
+            raise TransferError("kv pool: malformed description")
+        texts += (*description.transports, *description.transports.values())
         if not (all(type(t) is str for t in texts) and all(type(n) is int and n >= 0 for n in numbers)):
             raise TransferError("kv pool: malformed description")
         return description

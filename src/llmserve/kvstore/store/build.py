@@ -107,7 +107,7 @@ def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
     slabs = SlabMap(arena.region.length_bytes)
     table = PoolTable(slabs, arena.generations, clock)
     book = TierBook(slabs.capacity_bytes, S3FifoPolicy, clock, rules)
-    dram = DramTier(table, book, clock, arena.checksum, dram_class.name)
+    dram = DramTier(table, book, clock, arena.checksum, dram_class.name, arena.wipe_checksum)
     busy_bytes = min(_BUSY_BYTES, slabs.capacity_bytes // _BUSY_SHARE)
     below = [one for tier in _FASTEST_FIRST for one in parts.classes if one.tier == tier]
     lower = [_lower(parts, one, rules, codecs[one.name], busy_bytes, clock) for one in below]

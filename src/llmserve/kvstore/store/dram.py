@@ -5,7 +5,7 @@ are kept in step: a block is charged from its reservation on, and pinned in the 
 leased; when its reservation or lease ends, by a message or by time, both let go of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
@@ -53,11 +53,13 @@ class DramTier:
         clock: Clock,
         noted: Callable[[Slot], int] = lambda _: 0,
         name: str = "dram",
+        wipe: Callable[[Slot], None] = lambda _: None,
     ) -> None:
-        """noted: the checksum that a writer has left beside its slot, or 0."""
+        """noted: the checksum that a writer has left beside its slot, or 0. wipe: takes away what
+        stands there of an earlier use."""
         self.table, self.book, self.name = table, book, name
         self.totals = TierTotals()
-        self._clock, self._noted = clock, noted
+        self._clock, self._noted, self._wipe = clock, noted, wipe
         self._filling: dict[BlockHash, _Filling] = {}
         self._leases: dict[LeaseId, _Lease] = {}
         self._blocks: dict[BlockHash, StoredBlock] = {}
@@ -82,6 +84,12 @@ class DramTier:
     @property
     def reserved_blocks(self) -> int:
         return len(self._filling)
+
+    def is_used_by(self, users: Collection[PoolUser]) -> bool:
+        """Whether one of them has a lease or a reservation."""
+        writers = (filling.user for filling in self._filling.values())
+        readers = (lease.user for lease in self._leases.values())
+        return bool(users) and any(user in users for user in (*writers, *readers))
 
     def leading(self, keys: Sequence[BlockHash]) -> int:
         return next((at for at, key in enumerate(keys) if not self.holds(key)), len(keys))
@@ -143,6 +151,8 @@ class DramTier:
             return refused, ()
         self.book.pin([block.key])
         slots = tuple(one.slot for one in reserved)
+        for slot in slots:  # or a writer that never began would vouch for the bytes of the block before
+            self._wipe(slot)
         self._filling[block.key] = _Filling(user, block, slots, self._clock.now() + seconds)
         return ReserveOutcome.RESERVED, slots
 
@@ -150,7 +160,7 @@ class DramTier:
         """The block, when this was its last part and it is stored. A fill without a checksum has the one
         beside its slot; when there is none either, the block was not written: it is given up."""
         self.settle()
-        key, filling = part_key(fill.block, fill.part), self._filling.get(fill.block)
+        key, filling = part_key(fill.block, fill.part), self._filled(fill)
         checksum = fill.checksum or (self._noted(filling.slots[fill.part]) if filling else 0)
         if filling and not checksum:
             self.abort(fill.block)
@@ -209,6 +219,12 @@ class DramTier:
         return sum(map(self.table.slabs.share_bytes, part_bytes))
 
     # -- parts
+
+    def _filled(self, fill: PartFill) -> _Filling | None:
+        """None: of this block there is no reservation, or another's by now."""
+        filling = self._filling.get(fill.block)
+        mine = filling and any(slot.generation == fill.generation for slot in filling.slots)
+        return filling if mine else None
 
     def _names(self, key: BlockHash) -> list[BlobKey]:
         block = self._blocks.get(key)

@@ -167,18 +167,20 @@ class WorkerKvStatus(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., device_blocks: _Optional[int] = ..., open_leases: _Optional[int] = ..., connected: _Optional[bool] = ...) -> None: ...
 
 class AttachStoreRequest(_message.Message):
-    __slots__ = ("worker_id", "epoch", "part_bytes", "part_shapes", "block_tokens")
+    __slots__ = ("worker_id", "epoch", "part_bytes", "part_shapes", "block_tokens", "place")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PART_BYTES_FIELD_NUMBER: _ClassVar[int]
     PART_SHAPES_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     part_bytes: _containers.RepeatedScalarFieldContainer[int]
     part_shapes: _containers.RepeatedScalarFieldContainer[str]
     block_tokens: int
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., part_bytes: _Optional[_Iterable[int]] = ..., part_shapes: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ...) -> None: ...
+    place: str
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., part_bytes: _Optional[_Iterable[int]] = ..., part_shapes: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ..., place: _Optional[str] = ...) -> None: ...
 
 class AttachStoreResponse(_message.Message):
     __slots__ = ("enabled", "arena", "lease_seconds")
