@@ -55,7 +55,8 @@ class Rank:
         blocks = [first + block.index for block in loads]
         if blocks:
             self._run(self._worker.submit_load, _slots(answer, loads), _blocks(blocks))
-        self._link.settle(releases=[answer.prepared.lease_id])
+        unused = [keys[block.index] for block in answer.prepared.stores]
+        self._link.settle(releases=[answer.prepared.lease_id], aborts=unused)
         failed = self._worker.take_failed_blocks()
         return ["failed" if block in failed else self._digest(block) for block in blocks]
 
