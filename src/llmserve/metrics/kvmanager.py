@@ -13,7 +13,10 @@ class KVManagerMetrics:
     def __init__(self, registry: CollectorRegistry, store: Callable[[], StoreStats] = StoreStats) -> None:
         """store: what its tiers hold and have done, now."""
         self.directory_blocks = Gauge(
-            "kv_directory_blocks", "Distinct block hashes that some worker holds", registry=registry
+            "kv_directory_blocks",
+            "Distinct block hashes that some worker holds. Every kvmanager counts all of them, and so it is "
+            "with leases, orphans, workers and reports: of several kvmanagers take the maximum, not the sum",
+            registry=registry,
         )
         self.open_leases = Gauge("kv_open_leases", "Leases granted and not ended", registry=registry)
         self.leased_blocks = Gauge("kv_leased_blocks", "Blocks under open leases", registry=registry)

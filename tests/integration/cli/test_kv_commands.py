@@ -380,6 +380,6 @@ def test_a_kvmanager_that_is_away(shared: Cluster, tmp_path: Path, capsys: Captu
     _write_state(away, f"127.0.0.1:{port}")
     for arguments in (["stats"], ["ls"], ["verify"], ["export", str(tmp_path / "x.kv")]):
         assert main(["kv", *arguments, "--run-dir", str(away)]) == 1
-        assert f"the kvmanager at 127.0.0.1:{port} does not answer" in capsys.readouterr().err
+        assert f"kvmanager-0 at 127.0.0.1:{port} does not answer" in capsys.readouterr().err
     assert main(["kv", "stats", "--run-dir", str(tmp_path)]) == 1
     assert "no cluster runs" in capsys.readouterr().err
