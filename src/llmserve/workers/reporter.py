@@ -52,7 +52,7 @@ class KvReporter:
                 await self._report(backoff)
             except (grpc.aio.AioRpcError, Unavailable, TimeoutError) as error:
                 _log.warning("reports to the KV manager stopped, trying again: %s", _brief(error))
-            await asyncio.sleep(backoff.next())
+            await backoff.pause()
 
     async def _report(self, backoff: Backoff) -> None:
         call = self._stub.Report()

@@ -52,6 +52,9 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _BATCH_BYTES = 64 << 20
 _FIRST_GUESS_BYTES_PER_SECOND = 500e6
+_KEPT_FOR_PROVEN = (
+    16  # one part in so many: else all that is new would push out what is old, and be pushed out
+)
 _LEARNING = 0.3  # the weight of the last figure
 _OPEN_AGAIN_SECONDS = (1.0, 60.0)
 
@@ -165,7 +168,7 @@ class LowerStore:
                 if error.message != self.trouble:
                     _log.warning("%s: not used until it can be opened: %s", self.name, error.message)
                 self.trouble = error.message
-                await asyncio.sleep(backoff.next())
+                await backoff.pause()
 
     async def _open(self) -> None:
         await self._tier.open()
@@ -201,7 +204,9 @@ class LowerStore:
         return size_bytes / self._bytes_per_second
 
     def state(self) -> LowerTier:
-        has_room = self.book.used_bytes + self._queued_bytes < self.book.capacity_bytes
+        """A full tier has always a little room: less than a block, or what was just given up."""
+        most = self.book.capacity_bytes - self.book.capacity_bytes // _KEPT_FOR_PROVEN
+        has_room = self.book.used_bytes + self._queued_bytes < most
         return LowerTier(has_room, self._queued_bytes, self.settings.busy_bytes)
 
     def adopt(self, keys: Sequence[BlockHash], tenant: TenantId) -> None:
