@@ -25,13 +25,13 @@ from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 _Rows = npt.NDArray[np.int8]
 
 
-class HostCpuSpec(CPUOffloadingSpec):  # type: ignore[misc]
+class HostCpuSpec(CPUOffloadingSpec):
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         shapes = [(self.num_chunks, one.page_size_bytes) for one in kv_caches.tensors]
         return HostWorker(kv_caches, [np.zeros(shape, np.int8) for shape in shapes])
 
 
-class HostTieringSpec(TieringOffloadingSpec):  # type: ignore[misc]
+class HostTieringSpec(TieringOffloadingSpec):
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         region = SharedOffloadRegion(
             engine_id=self._engine_id,
@@ -44,7 +44,7 @@ class HostTieringSpec(TieringOffloadingSpec):  # type: ignore[misc]
         return HostWorker(kv_caches, [view.numpy() for view in views], region)
 
 
-class HostWorker(OffloadingWorker):  # type: ignore[misc]
+class HostWorker(OffloadingWorker):
     """One rank, one block a chunk. region: closed with it."""
 
     def __init__(

@@ -67,7 +67,10 @@ class TierBook:
         over_quota = self.tenant_bytes(tenant) + need_bytes - self._quota(tenant)
         own = self._evict(over_quota, lambda giver: giver == tenant, EvictReason.QUOTA)
         excess = self.used_bytes + need_bytes - self.capacity_bytes
-        gives: Gives = lambda giver: giver == tenant or self._is_over_hotset(giver)  # noqa: E731
+
+        def gives(giver: TenantId) -> bool:
+            return giver == tenant or self._is_over_hotset(giver)
+
         return own + self._evict(excess, gives, EvictReason.ROOM)
 
     def add(self, key: BlockHash, parent: BlockHash | None, size_bytes: int, tenant: TenantId) -> Added:

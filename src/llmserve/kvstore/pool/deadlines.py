@@ -3,7 +3,7 @@
 import heapq
 from typing import Generic, TypeVar
 
-_T = TypeVar("_T", int, str)
+_T = TypeVar("_T", bound=int | str | bytes)
 
 
 class Deadlines(Generic[_T]):

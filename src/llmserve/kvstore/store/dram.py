@@ -13,6 +13,7 @@ from llmserve.core.ids import BlockHash, LeaseId, TenantId
 from llmserve.core.tiers import TierTotals
 from llmserve.kvstore.eviction import Added, TierBook, Victim
 from llmserve.kvstore.leases import LeaseAnswer
+from llmserve.kvstore.pool.deadlines import Deadlines
 from llmserve.kvstore.pool.slot import (
     CommitOutcome,
     Fill,
@@ -32,7 +33,6 @@ class _Filling:
     user: PoolUser
     block: StoredBlock
     slots: tuple[Slot, ...]
-    ends_at: float
     checksums: dict[int, int] = field(default_factory=dict)  # of the parts that are committed
 
 
@@ -40,7 +40,6 @@ class _Filling:
 class _Lease:
     user: PoolUser
     keys: list[BlockHash]
-    ends_at: float
 
 
 class DramTier:
@@ -62,6 +61,8 @@ class DramTier:
         self._clock, self._noted, self._wipe = clock, noted, wipe
         self._filling: dict[BlockHash, _Filling] = {}
         self._leases: dict[LeaseId, _Lease] = {}
+        self._filling_ends: Deadlines[BlockHash] = Deadlines()
+        self._lease_ends: Deadlines[LeaseId] = Deadlines()
         self._blocks: dict[BlockHash, StoredBlock] = {}
 
     # -- what is there
@@ -102,14 +103,15 @@ class DramTier:
         """On held blocks; the slots of each."""
         names = [part_key(key, part) for key in keys for part in range(parts)]
         lease_id, slots = self.table.pin(user, names, seconds)
-        self._leases[lease_id] = _Lease(user, self.book.pin(keys), self._clock.now() + seconds)
+        self._leases[lease_id] = _Lease(user, self.book.pin(keys))
+        self._lease_ends.set(lease_id, self._clock.now() + seconds)
         return lease_id, [tuple(slots[at : at + parts]) for at in range(0, len(slots), parts)]
 
     def renew(self, lease_id: LeaseId, seconds: float) -> LeaseAnswer:
         self.settle()
         answer = self.table.renew(lease_id, seconds)
         if answer is LeaseAnswer.VALID:
-            self._leases[lease_id].ends_at = self._clock.now() + seconds
+            self._lease_ends.set(lease_id, self._clock.now() + seconds)
         return answer
 
     def release(self, lease_id: LeaseId) -> LeaseAnswer:
@@ -153,7 +155,8 @@ class DramTier:
         slots = tuple(one.slot for one in reserved)
         for slot in slots:  # or a writer that never began would vouch for the bytes of the block before
             self._wipe(slot)
-        self._filling[block.key] = _Filling(user, block, slots, self._clock.now() + seconds)
+        self._filling[block.key] = _Filling(user, block, slots)
+        self._filling_ends.set(block.key, self._clock.now() + seconds)
         return ReserveOutcome.RESERVED, slots
 
     def commit(self, fill: PartFill) -> tuple[CommitOutcome, StoredBlock | None]:
@@ -172,6 +175,7 @@ class DramTier:
         if len(filling.checksums) < len(filling.slots):
             return outcome, None
         del self._filling[fill.block]
+        self._filling_ends.drop(fill.block)
         self._blocks[fill.block] = filling.block
         self.book.unpin([fill.block])
         return outcome, filling.block
@@ -209,9 +213,9 @@ class DramTier:
         """Ends what is over by now."""
         self.table.settle()
         now = self._clock.now()
-        for key in [key for key, filling in self._filling.items() if filling.ends_at <= now]:
+        for key in self._filling_ends.take_due(now):
             self._give_up(key)
-        for lease_id in [name for name, lease in self._leases.items() if lease.ends_at <= now]:
+        for lease_id in self._lease_ends.take_due(now):
             self._unpin(lease_id)
 
     def charge(self, part_bytes: Sequence[int]) -> int:
@@ -231,6 +235,7 @@ class DramTier:
         return [part_key(key, part) for part in range(len(block.part_bytes))] if block else []
 
     def _unpin(self, lease_id: LeaseId) -> None:
+        self._lease_ends.drop(lease_id)
         self.book.unpin(self._leases.pop(lease_id).keys)
 
     def _undo(self, key: BlockHash, wants: Sequence[Want], reserved: Sequence[Reserved]) -> None:
@@ -242,6 +247,7 @@ class DramTier:
 
     def _give_up(self, key: BlockHash) -> None:
         filling = self._filling.pop(key)
+        self._filling_ends.drop(key)
         self.table.remove([part_key(key, part) for part in filling.checksums])
         self.book.unpin([key])
         self.book.remove(key)

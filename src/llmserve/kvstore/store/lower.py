@@ -52,9 +52,8 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _BATCH_BYTES = 64 << 20
 _FIRST_GUESS_BYTES_PER_SECOND = 500e6
-_KEPT_FOR_PROVEN = (
-    16  # one part in so many: else all that is new would push out what is old, and be pushed out
-)
+# One part in so many: else all that is new would push out what is old, and be pushed out.
+_KEPT_FOR_PROVEN = 16
 _LEARNING = 0.3  # the weight of the last figure
 _OPEN_AGAIN_SECONDS = (1.0, 60.0)
 

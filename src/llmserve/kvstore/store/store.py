@@ -202,7 +202,8 @@ class BlockStore:
         self, tier: LowerStore, prompt: Prompt, keys: Sequence[BlockHash], held: list[BlockHash]
     ) -> None:
         """As far as there is room, or comes to be in time."""
-        left = [self._block(prompt, key) for key in keys]
+        chosen = set(keys)
+        left = [_block(prompt, at) for at, key in enumerate(prompt.keys) if key in chosen]
         gives_up_at = asyncio.get_running_loop().time() + self._settings.room_wait_seconds
         while left:
             await self._join([block.key for block in left], held)
@@ -267,14 +268,9 @@ class BlockStore:
         is computed, too: here it is at hand the next time."""
         indexes = [at for at in range(first, len(prompt.keys)) if not self.dram.holds(prompt.keys[at])]
         blocks = {prompt.keys[at]: at for at in indexes}
-        wanted = [self._block(prompt, key) for key in blocks]
+        wanted = [_block(prompt, at) for at in indexes]
         ours, _ = self._reserve_blocks(prompt.user, prompt, wanted)
         return tuple(BlockSlots(blocks[block.key], slots) for block, slots in ours)
-
-    def _block(self, prompt: Prompt, key: BlockHash) -> StoredBlock:
-        at = prompt.keys.index(key)
-        parent = prompt.keys[at - 1] if at else None
-        return StoredBlock(key, parent, prompt.tenant, prompt.part_bytes, prompt.shapes)
 
     def _reserve_blocks(
         self, user: PoolUser, prompt: Prompt, blocks: Sequence[StoredBlock]
@@ -359,6 +355,11 @@ class BlockStore:
 
     def _view_of(self, slot: Slot) -> memoryview:
         return self._view(slot.offset, slot.length_bytes)
+
+
+def _block(prompt: Prompt, at: int) -> StoredBlock:
+    parent = prompt.keys[at - 1] if at else None
+    return StoredBlock(prompt.keys[at], parent, prompt.tenant, prompt.part_bytes, prompt.shapes)
 
 
 def _taking(tiers: Sequence[LowerStore], block: StoredBlock, *, proven: bool) -> Sequence[LowerStore]:
