@@ -38,7 +38,6 @@ from llmserve.kvstore.store.lower import LowerSettings, LowerStore
 from llmserve.kvstore.store.store import BlockStore, StoreSettings
 from llmserve.kvstore.tiers.base import Tier
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
-from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
 
 _GIB = 1 << 30
 _REMEMBERED_BLOCKS = 1_000_000
@@ -145,6 +144,12 @@ def _nvme(one: StorageClass) -> tuple[Tier, int]:
 
 
 def _object(one: StorageClass, owner: str) -> tuple[Tier, int]:
+    try:  # an extra: most clusters have no bucket
+        from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
+    except ModuleNotFoundError as error:
+        raise StartFailed(
+            f"storage class {one.name}: object storage needs {error.name}: pip install 'llmserve[s3]'"
+        ) from error
     assert one.location, "the manifest was checked"
     settings = ObjectSettings(
         one.location,
