@@ -1,6 +1,8 @@
 """From storage classes to a store that works, with real tiers."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -193,3 +195,10 @@ async def test_a_directory_that_cannot_be_made_fails_the_start(tmp_path: Path) -
         await store.store.open()
     await store.aclose()
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_nothing_but_a_bucket_needs_the_s3_package() -> None:
+    """As on a machine that has only what `make up` installs."""
+    blocked = "import sys; sys.modules['obstore'] = None; import llmserve.kvstore.__main__"
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
