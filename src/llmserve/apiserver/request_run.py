@@ -294,7 +294,7 @@ class RequestRun:
         card = self._card
         suffix = f"~{self._attempt}" if self._attempt > 1 else ""
         salt = self._context.identity.salt(worker.kv_shape, card.tenant, card.client_salt)
-        return LegContext(RequestId(card.request_id + suffix), salt, self._sent)
+        return LegContext(RequestId(card.request_id + suffix), salt, card.tenant, self._sent)
 
     def _push(self, output: EngineOutput, origin: str) -> bool:
         if not self._sent and output.token_ids:

@@ -140,7 +140,7 @@ class RouterLink:
                 except TimeoutError:
                     reason = "no answer to Hello"
                 self._disconnected(reason)
-                await asyncio.sleep(backoff.next())
+                await backoff.pause()
 
     async def _session(self, stub: router_pb2_grpc.RouterStub, backoff: Backoff) -> None:
         outbox: asyncio.Queue[_Message] = asyncio.Queue()

@@ -158,14 +158,14 @@ class KvCacheConfig(Section):
     hot_keep_secs: Annotated[
         float,
         Unit("seconds"),
-        Planned("the KV store's tiers"),
-        Field(ge=0, description="How long a block that was just used is safe from eviction."),
+        Field(
+            ge=0, description="How long a block that was just used is safe from eviction in DRAM and NVMe."
+        ),
     ] = 0.0
     tenant_hotset_gb: Annotated[
         float,
         Unit("GiB"),
-        Planned("the KV store's tiers"),
-        Field(ge=0, description="What each tenant keeps in fast tiers whatever the others do."),
+        Field(ge=0, description="What each tenant keeps in DRAM, and in NVMe, whatever the others do."),
     ] = 0.0
     prefetch_on_prefix: Annotated[
         bool,

@@ -43,10 +43,10 @@ _PURPOSES = {
 class ProcessSpec:
     """One process: `python -m MODULE` with `arguments(...)`.
 
-    Addresses are HOST:PORT: `listen` its own gRPC, `http` its HTTP, `router` and `kvmanager` those it
-    talks to. metrics_port 0: none. `cores` and `gpus` are the engine's own; without cores it may run
-    on any. `env` is added to the environment and `unset_env` removed from it. It is started when all
-    processes named in `after` are ready.
+    Addresses are HOST:PORT: `listen` its own gRPC, `http` its HTTP, `router` and `kvmanagers` those
+    it talks to, kvmanager-0 first. metrics_port 0: none. `cores` and `gpus` are the engine's own; without
+    cores it may run on any. `env` is added to the environment and `unset_env` removed from it. It is
+    started when all processes named in `after` are ready.
     """
 
     role: ProcessRole
@@ -55,7 +55,7 @@ class ProcessSpec:
     listen: str | None = None
     http: str | None = None
     router: str | None = None
-    kvmanager: str | None = None
+    kvmanagers: tuple[str, ...] = ()
     metrics_port: int = 0
     cores: tuple[int, ...] = ()
     gpus: tuple[int, ...] = ()
@@ -79,7 +79,7 @@ class ProcessSpec:
             "--listen": self.listen,
             "--http": self.http,
             "--router": self.router,
-            "--kvmanager": self.kvmanager,
+            "--kvmanager": ",".join(self.kvmanagers) or None,
             "--model-dir": model_dir if self.loads_model else None,
         }
         given = [text for option, value in options.items() if value is not None for text in (option, value)]

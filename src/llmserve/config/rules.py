@@ -4,20 +4,11 @@ No rule looks at `models`, so that they can be checked while the model is missin
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from llmserve.config.conflict import Conflict, Path
 from llmserve.config.messages import number
 from llmserve.config.schema import ApiKey, Manifest
-
-Path = tuple[str | int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """The first path is where it is reported; the others are what it conflicts with."""
-
-    paths: tuple[Path, ...]
-    message: str
+from llmserve.config.storage_rules import needs_storage, quotas, storage_classes
 
 
 def conflicts(manifest: Manifest) -> Iterator[Conflict]:
@@ -55,6 +46,16 @@ def _apiservers(manifest: Manifest) -> Iterator[Conflict]:
     if local.port and last > 65535:
         message = f"{count} apiservers need ports up to {last}, and 65535 is the last"
         yield Conflict((("deployment", "local", "port"), replicas), message)
+
+
+def _kvmanagers(manifest: Manifest) -> Iterator[Conflict]:
+    deployment = manifest.deployment
+    if deployment.local.single_process and deployment.replicas.kvmanager > 1:
+        paths: tuple[Path, ...] = (
+            ("deployment", "replicas", "kvmanager"),
+            ("deployment", "local", "single_process"),
+        )
+        yield Conflict(paths, "deployment.local.single_process has exactly one kvmanager")
 
 
 def _cores(manifest: Manifest) -> Iterator[Conflict]:
@@ -164,4 +165,18 @@ def _secret(api_key: ApiKey) -> tuple[str, str] | None:
     return ways[0] if len(ways) == 1 else None
 
 
-_RULES = (_roles, _apiservers, _cores, _block_size, _batch, _long_prompts, _heartbeat, _api_keys, _tenants)
+_RULES = (
+    _roles,
+    _apiservers,
+    _kvmanagers,
+    _cores,
+    _block_size,
+    _batch,
+    _long_prompts,
+    _heartbeat,
+    _api_keys,
+    _tenants,
+    storage_classes,
+    needs_storage,
+    quotas,
+)

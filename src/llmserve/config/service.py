@@ -175,6 +175,15 @@ class ApiKey(Section):
             description="Environment variable of the apiserver that holds the key.",
         ),
     ] = None
+    kv_quota_gb: Annotated[
+        float | None,
+        Unit("GiB"),
+        Field(
+            gt=0,
+            description="What the tenant's KV blocks may take in each storage class. Without it, what there "
+            "is. Say it with one of the tenant's keys.",
+        ),
+    ] = None
 
 
 class Security(Section):
@@ -189,9 +198,12 @@ class Security(Section):
         ),
     ] = ()
     kv_sharing: Annotated[
-        Literal["none", "all"],
-        Field(description="Whether tenants reuse each other's KV of equal prompts, which timing can betray."),
-    ] = "none"
+        Literal["tenant", "cluster"],
+        Field(
+            description="Who reuses the KV of equal prompts. `tenant`: only the tenant itself. `cluster`: "
+            "all, and how fast an answer comes betrays whether another tenant has asked the same."
+        ),
+    ] = "tenant"
 
 
 class State(Section):
