@@ -20,10 +20,14 @@ import pytest
 import yaml
 
 from bench.cluster import Cluster, running
+from tests.support.memory import MemoryWatch
 
 MODEL = "SmolLM2-135M-Instruct"
 BLOCK_TOKENS = 128
 SOAK_SECONDS = float(os.environ.get("LLMSERVE_SOAK_SECONDS", "10"))
+SOAK_SAMPLES = 20
+# Of each role, from when it is warm: the scratch memory of an engine comes and goes by 100 MiB.
+FLAT_MIB = 128.0
 # A KV manager that is away costs a prompt this much and no more, on a machine that is busy with others.
 AWAY_SECONDS = 3.0
 RED, BLUE = "red-key", "blue-key"
@@ -77,6 +81,9 @@ class World:
             return bool(role["pid"] != old and role["stand"] == "ready")
 
         eventually(f"another {name}", returned, 60)
+
+    def pids(self) -> dict[str, int]:
+        return {str(role["name"]): int(role["pid"]) for role in self.cluster.state()["roles"]}
 
     def held(self) -> dict[str, float]:
         """What is leased or reserved somewhere, or still runs."""
@@ -209,11 +216,16 @@ def test_a_kv_manager_that_hangs_delays_a_prompt_but_a_moment(world: World) -> N
 
 
 def test_nothing_stays_of_requests_that_are_aborted_anywhere(world: World) -> None:
-    load = Load(world, clients=4, aborts=0.5)
+    world.forget_devices()  # so that all their blocks have been written to, and their memory is theirs
+    load, memory = Load(world, clients=4, aborts=0.5), MemoryWatch(world.pids())
     with load:
-        time.sleep(SOAK_SECONDS)
+        for _ in range(SOAK_SAMPLES):
+            time.sleep(SOAK_SECONDS / SOAK_SAMPLES)
+            memory.sample()
     assert load.answered
     assert load.failed == []
+    print(f"{load.answered} answered; private memory grew by (MiB): {memory.growth_mib()}")
+    assert max(memory.growth_mib().values()) < FLAT_MIB
     eventually(f"all given back, but {world.held()}", lambda: not world.held(), 35)
 
 

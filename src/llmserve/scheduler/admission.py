@@ -7,10 +7,10 @@ or adopted one is running -> released. Every exit is counted once and gives ever
 from collections.abc import Iterator, Sequence
 
 from llmserve.core.clock import Clock
+from llmserve.core.deadlines import Deadlines
 from llmserve.core.errors import InvalidRequest, LLMServeError, QueueFull, QueueTimeout
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.budgets import Budget
-from llmserve.scheduler.deadlines import Deadlines
 from llmserve.scheduler.decisions import Dispatched, Evicted, Fit, Place, Queued, Rejected, Tally
 from llmserve.scheduler.estimates import OutputEstimates
 from llmserve.scheduler.flow import Flow
@@ -59,7 +59,7 @@ class AdmissionQueue:
         self._flows: dict[TenantId, Flow] = {}
         self._waiting: dict[RequestId, Waiting] = {}
         self._running: dict[RequestId, QueuedRequest] = {}
-        self._deadlines = Deadlines()
+        self._deadlines: Deadlines[RequestId] = Deadlines()
         self._budget_ready_at: float | None = None  # when time alone lets the next request fit
         self._sequence = 0
         self.tally = Tally()
@@ -178,11 +178,8 @@ class AdmissionQueue:
 
     def expire(self) -> list[Evicted]:
         """Evicts the requests whose deadline has come."""
-        now, evicted = self._clock.now(), []
-        while (request_id := self._deadlines.due(now)) is not None:
-            waiting = self._waiting[request_id]
-            evicted.append(self._evict(waiting, self._timeout(waiting.request)))
-        return evicted
+        due = [self._waiting[request_id] for request_id in self._deadlines.take_due(self._clock.now())]
+        return [self._evict(waiting, self._timeout(waiting.request)) for waiting in due]
 
     def limits_changed(self) -> list[Evicted]:
         """To be called when limits have: all may have a turn again; evicts those that can never fit now."""
@@ -271,7 +268,7 @@ class AdmissionQueue:
         if not flow:
             del self._flows[request.tenant]
             self._turns.leave(request.tenant)
-        self._deadlines.remove(request.request_id)
+        self._deadlines.drop(request.request_id)
 
     def _start(self, request: QueuedRequest) -> None:
         self._running[request.request_id] = request

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmserve.core.clock import Clock
+from llmserve.core.deadlines import Deadlines
 from llmserve.core.ids import LeaseId
 from llmserve.kvstore.leases import LeaseAnswer
-from llmserve.kvstore.pool.deadlines import Deadlines
 from llmserve.kvstore.pool.slot import PoolUser
 
 REMEMBERED_ENDS = 4096
@@ -40,7 +40,7 @@ class PinBook:
         self._granted += 1
         lease_id = LeaseId(f"pin-{self._granted:x}")
         self._open[lease_id] = PinLease(lease_id, user, tuple(generations))
-        self._deadlines.set(lease_id, self._clock.now() + seconds)
+        self._deadlines.put(lease_id, self._clock.now() + seconds)
         return lease_id
 
     def check(self, lease_id: LeaseId) -> LeaseAnswer:
@@ -51,7 +51,7 @@ class PinBook:
     def renew(self, lease_id: LeaseId, seconds: float) -> LeaseAnswer:
         answer = self.check(lease_id)
         if answer is LeaseAnswer.VALID:
-            self._deadlines.set(lease_id, self._clock.now() + seconds)
+            self._deadlines.put(lease_id, self._clock.now() + seconds)
         return answer
 
     def end(self, lease_id: LeaseId) -> PinLease:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from llmserve.core.clock import Clock
+from llmserve.core.deadlines import Deadlines
 from llmserve.core.ids import LeaseId
 from llmserve.kvstore.leases import LeaseAnswer
-from llmserve.kvstore.pool.deadlines import Deadlines
 from llmserve.kvstore.pool.pins import PinBook, PinLease
 from llmserve.kvstore.pool.slabs import NoSlot, SlabMap
 from llmserve.kvstore.pool.slot import (
@@ -226,7 +226,7 @@ class PoolTable:
         slot = Slot(offset, want.length_bytes, next(self._next))
         use = _Use(want.key, slot, user)
         self._uses[slot.generation] = self._found[want.key] = self._unsettled[slot.generation] = use
-        self._deadlines.set(slot.generation, self.clock.now() + seconds)
+        self._deadlines.put(slot.generation, self.clock.now() + seconds)
         self._mark(slot, slot.generation)
         self.counters.reserved += 1
         return Reserved(ReserveOutcome.RESERVED, slot)
@@ -277,7 +277,7 @@ class PoolTable:
         del self._found[use.key]
         use.state = _State.ORPHAN
         self._mark(use.slot, 0)
-        self._deadlines.set(use.slot.generation, self.clock.now() + self.quarantine_seconds)
+        self._deadlines.put(use.slot.generation, self.clock.now() + self.quarantine_seconds)
 
     def _free(self, use: _Use) -> None:
         if use.state is _State.FILLING:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
+from llmserve.core.deadlines import Deadlines
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
 from llmserve.core.tiers import TierTotals
 from llmserve.kvstore.eviction import Added, TierBook, Victim
 from llmserve.kvstore.leases import LeaseAnswer
-from llmserve.kvstore.pool.deadlines import Deadlines
 from llmserve.kvstore.pool.slot import (
     CommitOutcome,
     Fill,
@@ -104,14 +104,14 @@ class DramTier:
         names = [part_key(key, part) for key in keys for part in range(parts)]
         lease_id, slots = self.table.pin(user, names, seconds)
         self._leases[lease_id] = _Lease(user, self.book.pin(keys))
-        self._lease_ends.set(lease_id, self._clock.now() + seconds)
+        self._lease_ends.put(lease_id, self._clock.now() + seconds)
         return lease_id, [tuple(slots[at : at + parts]) for at in range(0, len(slots), parts)]
 
     def renew(self, lease_id: LeaseId, seconds: float) -> LeaseAnswer:
         self.settle()
         answer = self.table.renew(lease_id, seconds)
         if answer is LeaseAnswer.VALID:
-            self._lease_ends.set(lease_id, self._clock.now() + seconds)
+            self._lease_ends.put(lease_id, self._clock.now() + seconds)
         return answer
 
     def release(self, lease_id: LeaseId) -> LeaseAnswer:
@@ -156,7 +156,7 @@ class DramTier:
         for slot in slots:  # or a writer that never began would vouch for the bytes of the block before
             self._wipe(slot)
         self._filling[block.key] = _Filling(user, block, slots)
-        self._filling_ends.set(block.key, self._clock.now() + seconds)
+        self._filling_ends.put(block.key, self._clock.now() + seconds)
         return ReserveOutcome.RESERVED, slots
 
     def commit(self, fill: PartFill) -> tuple[CommitOutcome, StoredBlock | None]:

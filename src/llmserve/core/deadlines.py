@@ -1,4 +1,4 @@
-"""What is due when. Pure."""
+"""What is due when: waiting requests, leases, reservations. Pure."""
 
 import heapq
 from typing import Generic, TypeVar
@@ -16,7 +16,7 @@ class Deadlines(Generic[_T]):
     def __len__(self) -> int:
         return len(self._when)
 
-    def set(self, name: _T, when: float) -> None:
+    def put(self, name: _T, when: float) -> None:
         self._when[name] = when
         heapq.heappush(self._heap, (when, name))
         if len(self._heap) > 2 * len(self._when) + 64:
@@ -41,3 +41,8 @@ class Deadlines(Generic[_T]):
         while self._heap and self._when.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
+
+    def check_integrity(self, names: set[_T]) -> None:
+        """Raises AssertionError when these are not the names that have a time, or one of them is lost."""
+        assert self._when.keys() == names
+        assert {(when, name) for name, when in self._when.items()} <= set(self._heap)

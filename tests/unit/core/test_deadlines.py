@@ -1,13 +1,13 @@
 """What is due when."""
 
-from llmserve.kvstore.pool.deadlines import Deadlines
+from llmserve.core.deadlines import Deadlines
 
 
 def test_each_name_is_due_once_at_its_latest_time() -> None:
     deadlines: Deadlines[str] = Deadlines()
-    deadlines.set("a", 1)
-    deadlines.set("b", 2)
-    deadlines.set("a", 3)
+    deadlines.put("a", 1)
+    deadlines.put("b", 2)
+    deadlines.put("a", 3)
     assert deadlines.next() == 2
     assert deadlines.take_due(2.5) == ["b"]
     assert deadlines.take_due(2.9) == []
@@ -18,7 +18,7 @@ def test_each_name_is_due_once_at_its_latest_time() -> None:
 
 def test_a_dropped_name_is_never_due() -> None:
     deadlines: Deadlines[int] = Deadlines()
-    deadlines.set(1, 1)
+    deadlines.put(1, 1)
     deadlines.drop(1)
     deadlines.drop(7)
     assert deadlines.take_due(10) == []
@@ -28,7 +28,7 @@ def test_a_dropped_name_is_never_due() -> None:
 def test_renewals_without_end_take_no_memory() -> None:
     deadlines: Deadlines[int] = Deadlines()
     for when in range(10_000):
-        deadlines.set(1, when)
+        deadlines.put(1, when)
     assert len(deadlines._heap) < 100
     assert deadlines.take_due(9998) == []
     assert deadlines.take_due(9999) == [1]
