@@ -1,12 +1,29 @@
 """`python -m bench [NAME ...]`."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
-from bench import gateway, idle, latency, push, recovery, transfer
+from bench import (
+    directory,
+    eviction,
+    gateway,
+    idle,
+    latency,
+    pool,
+    push,
+    recovery,
+    scheduler,
+    tiers,
+    tiers_object,
+    transfer,
+)
 
-NAMES = ("latency", "idle", "gateway", "recovery", "transfer", "push")
+NAMES = (
+    *("latency", "idle", "gateway", "recovery", "transfer", "push", "scheduler"),
+    *("eviction", "directory", "pool", "nvme", "object", "formats", "store"),
+)
 
 
 def main() -> None:
@@ -15,7 +32,9 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer: figures for each median")
+    parser.add_argument("--repeats", type=int, default=3, help="transfer, pool, nvme, object: rounds")
+    parser.add_argument("--directory", type=Path, default=Path(), help="nvme: on the disk to measure")
+    parser.add_argument("--parts", nargs="+", default=(), help="store: first-token, cost, chat; default: all")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
         "latency": latency.run,
@@ -24,9 +43,29 @@ def main() -> None:
         "recovery": recovery.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
         "push": push.run,
+        "scheduler": scheduler.run,
+        "eviction": eviction.run,
+        "directory": directory.run,
+        "pool": partial(pool.run, arguments.repeats),
+        "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
+        "object": partial(tiers_object.run, arguments.repeats),
+        "formats": _formats,
+        "store": partial(_store, arguments.parts),
     }
     for name in arguments.names or NAMES:
         print(f"\n## {name}\n\n{benches[name]()}", flush=True)
+
+
+def _formats() -> str:
+    from bench import formats  # imports torch: not for the others
+
+    return formats.run()
+
+
+def _store(parts: Sequence[str]) -> str:
+    from bench import store  # imports vllm
+
+    return store.run(tuple(parts) or store.PARTS)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ this module only starts them in one loop, in order, and stops them the other way
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +18,9 @@ from llmserve.apiserver.environment import prepare_environment
 from llmserve.apiserver.flags import flags as apiserver_flags
 from llmserve.apiserver.flags import options as apiserver_options
 from llmserve.config.load import load_manifest
+from llmserve.core.clock import SystemClock
 from llmserve.kvstore.role import KVManagerRole
+from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.role import Role, configure_logging, report_progress, run_role
@@ -66,11 +69,14 @@ def main() -> int:
         # Here, because it takes seconds and reads the environment: a wrong manifest is told at once.
         from llmserve.apiserver.role import ApiserverRole
 
+        store = build_store(StoreParts.of(manifest, "kvmanager-0", os.environ), SystemClock())
         settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
         return Roles(
             (
                 RouterRole(settings, listen=given.router),
-                KVManagerRole(listen=given.kvmanager),
+                KVManagerRole(
+                    listen=given.kvmanager, store=store, engine_order=manifest.transfer.engine_order
+                ),
                 ApiserverRole(told, manifest, REGISTRY, metrics_port=given.metrics_port),
             )
         )

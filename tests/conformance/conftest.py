@@ -30,6 +30,10 @@ from tests.conformance.transport_peer import (
     End,
     Far,
 )
+from tests.support.faulty_s3 import s3_proxy
+from tests.support.seaweed import s3_server
+
+__all__ = ["s3_proxy", "s3_server"]
 
 MANIFEST = Path(__file__).parents[2] / "llmserve.yaml"
 

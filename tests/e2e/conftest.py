@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(_TEST_TIMEOUT_SECONDS))
+    items.sort(key=lambda item: item.path.name == "test_store.py")  # it has clusters of its own
 
 
 @pytest.fixture(scope="session")
@@ -89,9 +91,15 @@ def reference(
 
 
 @pytest.fixture(scope="session")
-def cluster(manifest: dict[str, Any], reference: list[list[int]]) -> Iterator[Cluster]:
-    with running(manifest) as started:
-        yield started
+def before_the_store() -> Iterator[ExitStack]:
+    """Closed where another cluster is started."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def cluster(manifest: dict[str, Any], reference: list[list[int]], before_the_store: ExitStack) -> Cluster:
+    return before_the_store.enter_context(running(manifest))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from llmserve.router.settings import RouterSettings
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
+from llmserve.scheduler.scheduler import Policy
 
 WAIT_SECONDS = 5.0
 _ROLES = {"prefill": common_pb2.WORKER_ROLE_PREFILL, "decode": common_pb2.WORKER_ROLE_DECODE}
@@ -273,7 +274,7 @@ async def test_a_failed_worker_rests_until_its_next_heartbeat(start: Start) -> N
 
 
 async def test_refusals_name_their_error(start: Start) -> None:
-    cluster = await start(max_queued_requests=1, no_worker_grace_seconds=0.1)
+    cluster = await start(policy=Policy(max_queued_requests=1), no_worker_grace_seconds=0.1)
     apiserver = await cluster.apiserver()
     await apiserver.admit("nobody there")
     refused = await apiserver.refused()

@@ -1,6 +1,7 @@
 """What we take for granted about vLLM's internals, checked against the installed one."""
 
 import random
+from typing import Any
 
 import pytest
 
@@ -21,3 +22,36 @@ def test_block_identity_is_the_prefix_hash_of_vllm(salt: str) -> None:
         parent = hash_block_tokens(sha256_cbor, parent, TOKENS[start : start + 16], extra)
         expected.append(parent)
     assert chain_hashes(TOKENS, 16, salt) == expected
+
+
+def test_two_adapters_have_no_block_in_common_even_in_one_namespace() -> None:
+    """vLLM puts the adapter's name and path into every block; ours puts its digest into the namespace."""
+    from vllm.lora.request import LoRARequest
+
+    plain, red, blue = (
+        _vllm_hashes(LoRARequest(name, number, f"/adapters/{name}") if name else None)
+        for number, name in enumerate(("", "red", "blue"))
+    )
+    assert not set(plain) & set(red)
+    assert not set(red) & set(blue)
+    assert not set(plain) & set(blue)
+    assert plain == chain_hashes(TOKENS, 16, "salt")
+
+
+def _vllm_hashes(adapter: Any) -> list[bytes]:
+    from vllm.sampling_params import SamplingParams
+    from vllm.utils.hashing import sha256_cbor
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.request import Request
+
+    init_none_hash(sha256_cbor)
+    request = Request(
+        request_id="r",
+        prompt_token_ids=TOKENS,
+        sampling_params=SamplingParams(max_tokens=1),
+        pooling_params=None,
+        lora_request=adapter,
+        cache_salt="salt",
+        block_hasher=get_request_block_hasher(16, sha256_cbor),
+    )
+    return list(request.block_hashes)

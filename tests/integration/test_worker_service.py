@@ -554,7 +554,7 @@ MANAGER = (kvmanager_pb2_grpc.add_KVManagerServicer_to_server, "llmserve.v1.KVMa
 async def test_the_manager_learns_blocks_and_leases(cluster: Cluster) -> None:
     manager = FakeManager()
     _, port = await cluster.serve(MANAGER[0], manager, MANAGER[1])
-    _, channel = await cluster.worker(kvmanager=f"127.0.0.1:{port}")
+    _, channel = await cluster.worker(kvmanagers=(f"127.0.0.1:{port}",))
     await manager.until(lambda: bool(manager.reports))
     assert manager.reports[0].snapshot
     stream = Stream(channel)
@@ -569,7 +569,7 @@ async def test_the_manager_learns_blocks_and_leases(cluster: Cluster) -> None:
 async def test_a_resync_brings_a_snapshot(cluster: Cluster) -> None:
     manager = FakeManager()
     _, port = await cluster.serve(MANAGER[0], manager, MANAGER[1])
-    _, channel = await cluster.worker(kvmanager=f"127.0.0.1:{port}")
+    _, channel = await cluster.worker(kvmanagers=(f"127.0.0.1:{port}",))
     stream = Stream(channel)
     await granted(stream, "a")
     await manager.until(lambda: len(manager.resident) == 2)
@@ -585,7 +585,7 @@ async def test_a_resync_brings_a_snapshot(cluster: Cluster) -> None:
 async def test_a_manager_that_returns_gets_a_snapshot(cluster: Cluster) -> None:
     first, second = FakeManager(), FakeManager()
     server, port = await cluster.serve(MANAGER[0], first, MANAGER[1])
-    _, channel = await cluster.worker(kvmanager=f"127.0.0.1:{port}")
+    _, channel = await cluster.worker(kvmanagers=(f"127.0.0.1:{port}",))
     await granted(Stream(channel), "a")
     await first.until(lambda: len(first.resident) == 2)
     await server.aclose()
@@ -593,6 +593,21 @@ async def test_a_manager_that_returns_gets_a_snapshot(cluster: Cluster) -> None:
     await second.until(lambda: len(second.resident) == 2 and len(second.open_leases) == 1)
     assert second.reports[0].snapshot
     assert second.reports[0].sequence > first.reports[-1].sequence
+
+
+async def test_each_manager_learns_all_and_one_that_is_away_holds_up_none(cluster: Cluster) -> None:
+    one, other = FakeManager(), FakeManager()
+    server, first = await cluster.serve(MANAGER[0], one, MANAGER[1])
+    _, second = await cluster.serve(MANAGER[0], other, MANAGER[1])
+    _, channel = await cluster.worker(kvmanagers=(f"127.0.0.1:{first}", f"127.0.0.1:{second}"))
+    stream = Stream(channel)
+    ticket = await granted(stream, "a")
+    for manager in (one, other):
+        await manager.until(lambda m=manager: m.open_leases == {ticket["lease_id"]})  # type: ignore[misc]
+    await server.aclose()
+    stream.call.cancel()
+    await other.until(lambda: not other.open_leases)
+    assert len(other.resident) == 2
 
 
 # -- the process

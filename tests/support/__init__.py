@@ -1,0 +1,1 @@
+"""Servers and the like that tests of several packages start."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import RequestId, TenantId
 from llmserve.core.request import EngineRequest
 
 HAND_OVER: Mapping[str, Any] = MappingProxyType({"do_remote_decode": True})
@@ -23,6 +23,7 @@ class LegContext:
 
     request_id: RequestId
     cache_salt: str
+    tenant: TenantId
     sent: Sequence[int] = ()
 
 

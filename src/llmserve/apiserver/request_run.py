@@ -37,6 +37,7 @@ from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 _log = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 3
+_PROGRESS_TOKENS = 256
 
 
 class Sink(Protocol):
@@ -92,6 +93,7 @@ class RequestRun:
     def __init__(self, card: RequestCard, legs: Legs, sink: Sink, context: RunContext) -> None:
         self._card, self._legs, self._sink, self._context = card, legs, sink, context
         self._sent: list[int] = []
+        self._sent_before = 0  # by the attempts before this one; now prompt
         self._attempt = 0
         self._stats = RunStats(context.metrics)
 
@@ -106,7 +108,7 @@ class RequestRun:
         try:
             outcome = await self._to_its_end()
         finally:
-            self._context.router.done(self._name, outcome, len(self._sent))
+            self._context.router.done(self._name, outcome, len(self._sent) - self._sent_before)
             self._stats.ended(outcome, len(self._sent))
             _log.info("request %s %s: tenant=%s %s", self._name, outcome, self._card.tenant, self._stats)
 
@@ -142,7 +144,8 @@ class RequestRun:
                 self._report(failure)
                 if not self._may_go_on():
                     raise failure.error from failure
-                self._context.router.done(self._name, Outcome.FAILED, 0)
+                self._context.router.done(self._name, Outcome.FAILED, len(self._sent) - self._sent_before)
+                self._sent_before = len(self._sent)
                 excluded.append(failure.worker.worker_id)
 
     def _report(self, failure: _WorkerFailed) -> None:
@@ -291,7 +294,7 @@ class RequestRun:
         card = self._card
         suffix = f"~{self._attempt}" if self._attempt > 1 else ""
         salt = self._context.identity.salt(worker.kv_shape, card.tenant, card.client_salt)
-        return LegContext(RequestId(card.request_id + suffix), salt, self._sent)
+        return LegContext(RequestId(card.request_id + suffix), salt, card.tenant, self._sent)
 
     def _push(self, output: EngineOutput, origin: str) -> bool:
         if not self._sent and output.token_ids:
@@ -299,7 +302,14 @@ class RequestRun:
             stats = output.prefill_stats or PrefillStats()
             self._stats.first_token(origin, len(self._legs.prompt), stats)
         self._sent.extend(output.token_ids)
+        self._report_progress(len(output.token_ids))
         return self._sink.push(output)
+
+    def _report_progress(self, tokens: int) -> None:
+        """Tells the router of every so many tokens: a long answer holds more than was expected."""
+        generated = len(self._sent) - self._sent_before
+        if generated // _PROGRESS_TOKENS > (generated - tokens) // _PROGRESS_TOKENS:
+            self._context.router.progress(self._name, generated)
 
 
 def _without_tokens(output: EngineOutput, before: EngineOutput | None) -> EngineOutput:

@@ -103,6 +103,11 @@ class RouterLink:
             entry.placement = router_pb2.Placement(decode=entry.placement.decode)
         self._post(_Message(first_token=router_pb2.FirstToken(request_id=request_id)))
 
+    def progress(self, request_id: str, output_tokens: int) -> None:
+        """So far, since the placement."""
+        progress = router_pb2.Progress(request_id=request_id, output_tokens=output_tokens)
+        self._post(_Message(progress=progress))
+
     def worker_failed(self, worker: WorkerInfo, reason: str) -> None:
         failed = router_pb2.WorkerFailed(worker_id=worker.worker_id, epoch=worker.epoch, reason=reason)
         self._post(_Message(worker_failed=failed))
@@ -135,7 +140,7 @@ class RouterLink:
                 except TimeoutError:
                     reason = "no answer to Hello"
                 self._disconnected(reason)
-                await asyncio.sleep(backoff.next())
+                await backoff.pause()
 
     async def _session(self, stub: router_pb2_grpc.RouterStub, backoff: Backoff) -> None:
         outbox: asyncio.Queue[_Message] = asyncio.Queue()
@@ -157,7 +162,13 @@ class RouterLink:
 
     def _hello(self) -> router_pb2.Hello:
         held = [
-            router_pb2.HeldPlacement(request_id=name, tenant=entry.admit.tenant, placement=entry.placement)
+            router_pb2.HeldPlacement(
+                request_id=name,
+                tenant=entry.admit.tenant,
+                placement=entry.placement,
+                prompt_tokens=entry.admit.prompt_tokens,
+                max_output_tokens=entry.admit.max_output_tokens,
+            )
             for name, entry in self._entries.items()
             if entry.placement is not None
         ]

@@ -81,6 +81,7 @@ class SamplingLegs:
             limits=SamplingLimits(max_tokens, params.min_tokens, _stop_token_ids(params)),
             sampling_params=msgspec.msgpack.encode(params),
             cache_salt=context.cache_salt,
+            tenant=context.tenant,
             priority=self.priority,
             kv_transfer_params=kv,
         )

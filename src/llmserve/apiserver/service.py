@@ -41,7 +41,7 @@ class Apiserver:
             router=self._router,
             handover=HandoverRule(manifest.transfer.mode, manifest.transfer.push_min_tokens),
             workers=self._workers,
-            identity=KvIdentity(tenants_share=manifest.security.kv_sharing == "all"),
+            identity=KvIdentity(tenants_share=manifest.security.kv_sharing == "cluster"),
             metrics=metrics,
             model=options.model.name,
             timeout_seconds=manifest.scheduling.request_timeout_seconds,

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from llmserve.cli.kv_sum import summed
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc, router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
@@ -21,7 +22,8 @@ _DEADLINE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the cluster said. healths: by name of the process, HEALTHY or why not. A service that did not
+    """What the cluster said. healths: by name of the process, HEALTHY or why not. kvmanager: of all that
+    answered, as one. A service that did not
     answer has its default here and a sentence in `problems`."""
 
     healths: Mapping[str, str] = field(default_factory=dict)
@@ -33,18 +35,24 @@ class Answers:
 async def ask(roles: list[dict[str, Any]]) -> Answers:
     """roles: those of cluster.json (ClusterState.roles)."""
     problems: list[str] = []
-    router, kvmanager, healths = await asyncio.gather(
-        _router(_address(roles, "router"), problems),
-        _kvmanager(_address(roles, "kvmanager"), problems),
+    router, kvmanagers, healths = await asyncio.gather(
+        _router(_router_of(roles), problems),
+        _kvmanagers(kvmanagers_of(roles), problems),
         asyncio.gather(*(_health(role) for role in roles)),
     )
     named = {str(role["name"]): health for role, health in zip(roles, healths, strict=True)}
-    return Answers(named, router, kvmanager, tuple(problems))
+    return Answers(named, router, kvmanagers, tuple(problems))
 
 
-def _address(roles: list[dict[str, Any]], service: str) -> str | None:
-    """Every worker was told where the router and the kvmanager are."""
-    return next((str(role[service]) for role in roles if role[service]), None)
+def _router_of(roles: list[dict[str, Any]]) -> str | None:
+    """Every worker was told where the router and the kvmanagers are."""
+    return next((str(role["router"]) for role in roles if role["router"]), None)
+
+
+def kvmanagers_of(roles: list[dict[str, Any]]) -> dict[str, str]:
+    """Their addresses, by name."""
+    found = next((role["kvmanagers"] for role in roles if role["kvmanagers"]), ())
+    return {f"kvmanager-{index}": str(address) for index, address in enumerate(found)}
 
 
 async def _router(address: str | None, problems: list[str]) -> router_pb2.GetClusterStatusResponse:
@@ -63,10 +71,16 @@ async def _router(address: str | None, problems: list[str]) -> router_pb2.GetClu
             return empty
 
 
-async def _kvmanager(address: str | None, problems: list[str]) -> kvmanager_pb2.GetKvStatusResponse:
-    request, empty = kvmanager_pb2.GetKvStatusRequest(), kvmanager_pb2.GetKvStatusResponse()
-    if address is None:
-        return empty
+async def _kvmanagers(addresses: Mapping[str, str], problems: list[str]) -> kvmanager_pb2.GetKvStatusResponse:
+    """Those that answer, as one."""
+    answers = await asyncio.gather(*(_kvmanager(name, at, problems) for name, at in addresses.items()))
+    return summed({name: one for name, one in zip(addresses, answers, strict=True) if one is not None})
+
+
+async def _kvmanager(
+    name: str, address: str, problems: list[str]
+) -> kvmanager_pb2.GetKvStatusResponse | None:
+    request = kvmanager_pb2.GetKvStatusRequest()
     async with open_channel(address) as channel:
         try:
             stub = kvmanager_pb2_grpc.KVManagerStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -75,8 +89,8 @@ async def _kvmanager(address: str | None, problems: list[str]) -> kvmanager_pb2.
             )
             return status
         except grpc.aio.AioRpcError as error:
-            problems.append(f"the kvmanager does not answer: {from_grpc(error).message}")
-            return empty
+            problems.append(f"{name} does not answer: {from_grpc(error).message}")
+            return None
 
 
 async def _health(role: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What `llmserve status` says, made of the state file and the cluster's answers. Pure."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from llmserve.cli.ask import HEALTHY, Answers
@@ -50,6 +50,19 @@ class RoleView:
 
 
 @dataclass(frozen=True, slots=True)
+class TierView:
+    """A storage class."""
+
+    name: str
+    kind: str
+    blocks: int
+    used_bytes: int
+    capacity_bytes: int
+    hit_blocks: int
+    hit_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """problems: a sentence for each thing that is not as it should be."""
 
@@ -66,6 +79,7 @@ class Snapshot:
     leased_blocks: int
     orphan_blocks: int
     roles: tuple[RoleView, ...]
+    tiers: tuple[TierView, ...]
     problems: tuple[str, ...]
 
 
@@ -88,6 +102,7 @@ def snapshot(state: ClusterState, answers: Answers, now: float) -> Snapshot:
         leased_blocks=kv.leased_blocks,
         orphan_blocks=kv.orphan_blocks,
         roles=roles,
+        tiers=tuple(map(_tier, kv.tiers)),
         problems=(*answers.problems, *_problems(roles, kv)),
     )
 
@@ -118,6 +133,10 @@ def _worker(worker: router_pb2.WorkerStatus, stored_blocks: int) -> WorkerView:
     )
 
 
+def _tier(tier: kvmanager_pb2.TierStatus) -> TierView:
+    return TierView(**{field.name: getattr(tier, field.name) for field in fields(TierView)})
+
+
 def _role(role: Mapping[str, Any], answers: Answers, workers: Mapping[str, WorkerView]) -> RoleView:
     stand = role["stand"]
     health = answers.healths.get(role["name"], "") if stand == Stand.READY else role["detail"]
@@ -142,5 +161,8 @@ def _problems(roles: tuple[RoleView, ...], kv: kvmanager_pb2.GetKvStatusResponse
             yield f"{role.name}: {role.health}"
         elif role.worker is not None and not role.worker.available:
             yield f"{role.name} gets no requests: {role.worker.reason}"
+    for tier in kv.tiers:
+        if tier.trouble:
+            yield f"storage class {tier.name} is not used now: {tier.trouble}"
     if kv.orphan_blocks:
         yield f"{kv.orphan_blocks} KV blocks are orphaned: pinned, although their lease has ended"

@@ -22,6 +22,7 @@ from llmserve.cli.snapshot import RoleView, Snapshot, WorkerView, snapshot
 from llmserve.core.pairs import PairStatus
 
 _MIB = 1 << 20
+_GIB = 1 << 30
 
 _ABOUT = """\
 Shows the cluster that runs here (or of -f, --run-dir): each process with its health; for workers also their
@@ -30,7 +31,9 @@ exit code is 0 when all is well and 1 otherwise, so scripts can ask too.
 
 Columns: REQUESTS running+waiting; BLOCKS in use/all, and how many hold reusable prefixes; KV IN is what the
 worker fetched from others, over which transport, and how many attempts failed. The second table has a line
-for each way to fetch KV: its measured speed, what came that way, and why it is out of use if it is.
+for each way to fetch KV: its measured speed, what came that way, and why it is out of use if it is. Where
+there is a KV store, a line for each storage class says how full it is, and how many blocks were not computed
+because it had them (`llmserve kv stats` has more).
 
 With --mode k8s it shows the workloads of the cluster in Kubernetes, and what keeps their pods from running.
 """
@@ -156,6 +159,12 @@ def _lines(now: Snapshot) -> Iterator[str]:
         f"KV: {now.directory_blocks} blocks known, {now.open_leases} leases open "
         f"({now.leased_blocks} blocks), {now.orphan_blocks} orphaned"
     )
+    for tier in now.tiers:
+        yield (
+            f"KV store {tier.name} ({tier.kind}): {tier.used_bytes / _GIB:.2f} of "
+            f"{tier.capacity_bytes / _GIB:.2f} GiB in {tier.blocks} blocks, {tier.hit_blocks} blocks hit"
+            + (f" ({tier.hit_tokens} tokens)" if tier.hit_tokens else "")
+        )
     for problem in now.problems:
         yield f"Problem: {problem}"
 

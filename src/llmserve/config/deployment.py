@@ -38,8 +38,12 @@ class Replicas(Section):
     kvmanager: Annotated[
         int,
         Unit("processes"),
-        Planned("the sharded KV directory"),
-        Field(ge=1, description="Block directory and leases."),
+        Field(
+            ge=1,
+            le=64,
+            description="Block directory, leases and the tiers of the KV store. Several divide the stored "
+            "blocks: each has an equal part of every `capacity_gb`, `tenant_hotset_gb` and `kv_quota_gb`.",
+        ),
     ] = 1
 
 

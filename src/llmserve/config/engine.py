@@ -81,7 +81,7 @@ class EngineConfig(Section):
     min_decode_slots: Annotated[
         int,
         Unit("requests"),
-        Planned("the fair-share scheduler"),
+        Planned("placement by phase"),
         Field(ge=0, description="Places in the batch kept for requests that decode."),
     ] = 0
     max_decode_concurrency: Annotated[
@@ -90,8 +90,11 @@ class EngineConfig(Section):
     prefill_long_prompt_tokens: Annotated[
         int | None,
         Unit("tokens"),
-        Planned("the fair-share scheduler"),
-        Field(gt=0, description="Prompts from this length on count as long and are kept apart."),
+        Field(
+            gt=0,
+            description="Of a longer prompt, this many tokens are computed in one step, so that shorter ones "
+            "and answers go on beside it. Without it, as many as there is room for.",
+        ),
     ] = None
     enforce_eager: Annotated[
         bool | None,
@@ -155,14 +158,14 @@ class KvCacheConfig(Section):
     hot_keep_secs: Annotated[
         float,
         Unit("seconds"),
-        Planned("the KV store's tiers"),
-        Field(ge=0, description="How long a block that was just used is safe from eviction."),
+        Field(
+            ge=0, description="How long a block that was just used is safe from eviction in DRAM and NVMe."
+        ),
     ] = 0.0
     tenant_hotset_gb: Annotated[
         float,
         Unit("GiB"),
-        Planned("the KV store's tiers"),
-        Field(ge=0, description="What each tenant keeps in fast tiers whatever the others do."),
+        Field(ge=0, description="What each tenant keeps in DRAM, and in NVMe, whatever the others do."),
     ] = 0.0
     prefetch_on_prefix: Annotated[
         bool,

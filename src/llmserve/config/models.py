@@ -1,14 +1,14 @@
-"""Sections `metadata`, `models` and `storageClasses`."""
+"""Sections `metadata` and `models`."""
 
 import difflib
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from llmserve.config.knob import Planned, Section, Unit
+from llmserve.config.knob import Planned, Section
 
 _SCHEMES = ("package", "hub", "dir", "gguf")
 
@@ -110,14 +110,3 @@ class Models(Section):
         Planned("adapter serving"),
         Field(strict=False, description="LoRA adapters, each served under its own model name."),
     ] = ()
-
-
-class StorageClass(Section):
-    """One tier below device memory where KV blocks are kept."""
-
-    name: Annotated[str, Field(min_length=1, description="What log lines and metrics call it.")]
-    tier: Annotated[Literal["dram", "nvme", "object"], Field(description="What it is made of.")]
-    capacity_gb: Annotated[float, Unit("GiB"), Field(gt=0, description="How much it may hold.")]
-    location: Annotated[
-        str | None, Field(description="Directory of an nvme tier, `s3://BUCKET/PREFIX` of an object tier.")
-    ] = None

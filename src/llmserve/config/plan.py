@@ -45,29 +45,32 @@ class _Planner:
 
     def plan(self) -> LocalPlan:
         https = [self._http(index) for index in range(self._manifest.deployment.replicas.apiserver)]
-        router, kvmanager = self._ports.address(), self._ports.address()
+        router = self._ports.address()
+        kvmanagers = [self._ports.address() for _ in range(self._manifest.deployment.replicas.kvmanager)]
         if self._local.single_process:
-            processes = [self._control(https[0], router, kvmanager)]
-            processes += self._workers(router, kvmanager, after=("control-0",))
+            processes = [self._control(https[0], router, kvmanagers[0])]
+            processes += self._workers(router, kvmanagers, after=("control-0",))
         else:
-            processes = self._services(router, kvmanager)
-            processes += self._workers(router, kvmanager, after=("kvmanager-0", "router-0"))
+            processes = self._services(router, kvmanagers)
+            after = tuple(process.name for process in processes)
+            processes += self._workers(router, kvmanagers, after)
             processes += [self._apiserver(index, http, router) for index, http in enumerate(https)]
         return LocalPlan(tuple(processes), tuple(map(_base_url, https)), tuple(self._notes()))
 
-    def _services(self, router: str, kvmanager: str) -> list[ProcessSpec]:
-        addresses = {ProcessRole.KVMANAGER: kvmanager, ProcessRole.ROUTER: router}
+    def _services(self, router: str, kvmanagers: Sequence[str]) -> list[ProcessSpec]:
+        addresses = {ProcessRole.KVMANAGER: kvmanagers, ProcessRole.ROUTER: [router]}
         modules = {ProcessRole.KVMANAGER: "llmserve.kvstore", ProcessRole.ROUTER: "llmserve.router"}
         return [
             ProcessSpec(
                 role=role,
-                name=f"{role}-0",
+                name=f"{role}-{index}",
                 module=modules[role],
                 listen=address,
                 metrics_port=self._metrics_port(),
                 env=self._common_env(),
             )
-            for role, address in addresses.items()
+            for role in addresses
+            for index, address in enumerate(addresses[role])
         ]
 
     def _apiserver(self, index: int, http: str, router: str) -> ProcessSpec:
@@ -90,12 +93,12 @@ class _Planner:
             module="llmserve.control",
             http=http,
             router=router,
-            kvmanager=kvmanager,
+            kvmanagers=(kvmanager,),
             metrics_port=self._metrics_port(),
             env=self._apiserver_env(),
         )
 
-    def _workers(self, router: str, kvmanager: str, after: tuple[str, ...]) -> list[ProcessSpec]:
+    def _workers(self, router: str, kvmanagers: Sequence[str], after: tuple[str, ...]) -> list[ProcessSpec]:
         return [
             ProcessSpec(
                 role=role,
@@ -103,7 +106,7 @@ class _Planner:
                 module="llmserve.workers",
                 listen=self._ports.address(),
                 router=router,
-                kvmanager=kvmanager,
+                kvmanagers=tuple(kvmanagers),
                 metrics_port=self._metrics_port(),
                 cores=cores,
                 gpus=gpus,

@@ -47,7 +47,7 @@ def _in_pod(spec: ProcessSpec, manifest: Manifest) -> ProcessSpec:
         listen=f"{POD_IP}:{GRPC_PORT}" if spec.listen else None,
         http=f"{POD_IP}:{HTTP_PORT}" if spec.http else None,
         router=_address(cluster, ProcessRole.ROUTER) if spec.router else None,
-        kvmanager=_address(cluster, ProcessRole.KVMANAGER) if spec.kvmanager else None,
+        kvmanagers=_kvmanagers(manifest) if spec.kvmanagers else (),
         metrics_port=_metrics_port(spec),
         env={**spec.env, **_threads(spec, manifest)},
         after=(),
@@ -57,6 +57,13 @@ def _in_pod(spec: ProcessSpec, manifest: Manifest) -> ProcessSpec:
 
 def _address(cluster: str, role: ProcessRole) -> str:
     return f"{service_name(cluster, role)}:{GRPC_PORT}"
+
+
+def _kvmanagers(manifest: Manifest) -> tuple[str, ...]:
+    """Blocks are placed over them by their places in this list. Each pod has a name of its own."""
+    service = service_name(manifest.metadata.name, ProcessRole.KVMANAGER)
+    count = manifest.deployment.replicas.kvmanager
+    return tuple(f"{service}-{index}.{service}:{GRPC_PORT}" for index in range(count))
 
 
 def _metrics_port(spec: ProcessSpec) -> int:

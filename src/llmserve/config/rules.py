@@ -3,21 +3,12 @@
 No rule looks at `models`, so that they can be checked while the model is missing.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
+from llmserve.config.conflict import Conflict, Path
 from llmserve.config.messages import number
 from llmserve.config.schema import ApiKey, Manifest
-
-Path = tuple[str | int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """The first path is where it is reported; the others are what it conflicts with."""
-
-    paths: tuple[Path, ...]
-    message: str
+from llmserve.config.storage_rules import needs_storage, quotas, storage_classes
 
 
 def conflicts(manifest: Manifest) -> Iterator[Conflict]:
@@ -55,6 +46,16 @@ def _apiservers(manifest: Manifest) -> Iterator[Conflict]:
     if local.port and last > 65535:
         message = f"{count} apiservers need ports up to {last}, and 65535 is the last"
         yield Conflict((("deployment", "local", "port"), replicas), message)
+
+
+def _kvmanagers(manifest: Manifest) -> Iterator[Conflict]:
+    deployment = manifest.deployment
+    if deployment.local.single_process and deployment.replicas.kvmanager > 1:
+        paths: tuple[Path, ...] = (
+            ("deployment", "replicas", "kvmanager"),
+            ("deployment", "local", "single_process"),
+        )
+        yield Conflict(paths, "deployment.local.single_process has exactly one kvmanager")
 
 
 def _cores(manifest: Manifest) -> Iterator[Conflict]:
@@ -95,6 +96,19 @@ def _batch(manifest: Manifest) -> Iterator[Conflict]:
         yield Conflict((path, ("engine", "chunked_prefill"), ("engine", "max_model_len")), message)
 
 
+def _long_prompts(manifest: Manifest) -> Iterator[Conflict]:
+    engine, path = manifest.engine, ("engine", "prefill_long_prompt_tokens")
+    if engine.prefill_long_prompt_tokens is None:
+        return
+    if not engine.chunked_prefill:
+        message = "needs chunked_prefill: otherwise every prompt is computed in one step"
+        yield Conflict((path, ("engine", "chunked_prefill")), message)
+    if engine.max_model_len is not None and engine.prefill_long_prompt_tokens > engine.max_model_len:
+        got = f"got {engine.prefill_long_prompt_tokens}"
+        message = f"must be at most engine.max_model_len ({engine.max_model_len}), {got}"
+        yield Conflict((path, ("engine", "max_model_len")), message)
+
+
 def _heartbeat(manifest: Manifest) -> Iterator[Conflict]:
     scheduling = manifest.scheduling
     beat, expiry = scheduling.worker_heartbeat_seconds, scheduling.worker_expiry_seconds
@@ -133,10 +147,36 @@ _BOTH_KEYS = "has both key and key_env; keep one"
 _NO_KEY = "has no key; set key or key_env"
 
 
+def _tenants(manifest: Manifest) -> Iterator[Conflict]:
+    named: tuple[tuple[Path, Sequence[str]], ...] = (
+        (("budgets", "tenants"), [one.tenant for one in manifest.budgets.tenants]),
+        (("scheduling", "weights"), [one.tenant for one in manifest.scheduling.weights]),
+    )
+    for path, tenants in named:
+        for index, tenant in enumerate(tenants):
+            first = tenants.index(tenant)
+            if first < index:
+                yield Conflict(((*path, index), (*path, first)), f"names tenant '{tenant}' twice")
+
+
 def _secret(api_key: ApiKey) -> tuple[str, str] | None:
     """What the key is, and in which sense; None when it is not said in exactly one way."""
     ways = [(way, value) for way in ("key", "key_env") if (value := getattr(api_key, way)) is not None]
     return ways[0] if len(ways) == 1 else None
 
 
-_RULES = (_roles, _apiservers, _cores, _block_size, _batch, _heartbeat, _api_keys)
+_RULES = (
+    _roles,
+    _apiservers,
+    _kvmanagers,
+    _cores,
+    _block_size,
+    _batch,
+    _long_prompts,
+    _heartbeat,
+    _api_keys,
+    _tenants,
+    storage_classes,
+    needs_storage,
+    quotas,
+)

@@ -10,15 +10,26 @@ from pydantic import Field
 
 from llmserve.config.deployment import Deployment, LocalDeployment, Replicas
 from llmserve.config.engine import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
-from llmserve.config.knob import Planned, Section
-from llmserve.config.models import AdapterSpec, Metadata, Models, ModelSpec, StorageClass
-from llmserve.config.service import ApiKey, Budgets, Observability, Scheduling, Security, State
+from llmserve.config.knob import Section
+from llmserve.config.models import AdapterSpec, Metadata, Models, ModelSpec
+from llmserve.config.service import (
+    ApiKey,
+    Budgets,
+    Observability,
+    Scheduling,
+    Security,
+    State,
+    TenantBudget,
+    TenantWeight,
+)
+from llmserve.config.storage import EncryptionKey, StorageClass, StorageFormat
 
 __all__ = [
     "AdapterSpec",
     "ApiKey",
     "Budgets",
     "Deployment",
+    "EncryptionKey",
     "EngineConfig",
     "KvCacheConfig",
     "LocalDeployment",
@@ -33,6 +44,9 @@ __all__ = [
     "SimSpec",
     "State",
     "StorageClass",
+    "StorageFormat",
+    "TenantBudget",
+    "TenantWeight",
     "TransferConfig",
 ]
 
@@ -55,7 +69,6 @@ class Manifest(Section):
     kv_cache: Annotated[KvCacheConfig, Field(description="The KV blocks of an engine.")] = KvCacheConfig()
     storageClasses: Annotated[  # noqa: N815 - the YAML key
         tuple[StorageClass, ...],
-        Planned("the KV store's tiers"),
         Field(strict=False, description="Tiers below device memory that keep KV blocks."),
     ] = ()
     transfer: Annotated[TransferConfig, Field(description="How KV moves between engines.")] = TransferConfig()

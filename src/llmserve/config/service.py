@@ -7,14 +7,56 @@ from pydantic import Field
 from llmserve.config.knob import Planned, Section, Unit
 
 
+class TenantBudget(Section):
+    """What one tenant may use. A tenant that has used it up waits, and nobody else does."""
+
+    max_requests_in_flight: Annotated[
+        int | None,
+        Unit("requests"),
+        Field(gt=0, description="Its requests that run at the same time. Without it, no limit."),
+    ] = None
+    max_requests_per_second: Annotated[
+        float | None,
+        Unit("requests/second"),
+        Field(gt=0, description="Its requests that start in a second, on average. Without it, no limit."),
+    ] = None
+    max_tokens_per_second: Annotated[
+        float | None,
+        Unit("tokens/second"),
+        Field(
+            gt=0,
+            description="Prompt tokens to compute and tokens generated for it in a second, on average. "
+            "Without it, no limit.",
+        ),
+    ] = None
+
+
+class NamedTenantBudget(TenantBudget):
+    """What one named tenant may use."""
+
+    tenant: Annotated[str, Field(min_length=1, description="The tenant, as in `security.api_keys`.")]
+
+
 class Budgets(Section):
     """What all running requests together may use."""
 
     max_tokens_in_flight: Annotated[
         int | None,
         Unit("tokens"),
-        Planned("the fair-share scheduler"),
-        Field(gt=0, description="Prompt and expected answer tokens of all running requests."),
+        Field(
+            gt=0,
+            description="Prompt tokens to compute and expected answer tokens of all running requests. "
+            "Without it, no limit.",
+        ),
+    ] = None
+    hbm_gb: Annotated[
+        float | None,
+        Unit("GiB"),
+        Field(
+            gt=0,
+            description="KV of all running requests: prompt and expected answer. Without it, what the "
+            "engines have, who preempt requests when it is used up.",
+        ),
     ] = None
     max_kv_io_gbps: Annotated[
         float | None,
@@ -22,7 +64,7 @@ class Budgets(Section):
         Field(
             gt=0,
             description="KV bytes that engines fetch from each other, of the whole cluster; each decode "
-            "engine gets an equal part.",
+            "engine gets an equal part, and requests start no faster than their KV can move.",
         ),
     ] = None
     max_requests_in_flight: Annotated[
@@ -33,15 +75,64 @@ class Budgets(Section):
             description="Requests that run at the same time. Without it, what all decode engines hold.",
         ),
     ] = None
+    per_tenant: Annotated[
+        TenantBudget, Field(description="What each tenant may use that `tenants` does not name.")
+    ] = TenantBudget()
+    tenants: Annotated[
+        tuple[NamedTenantBudget, ...],
+        Field(strict=False, description="Tenants with budgets of their own, in place of `per_tenant`."),
+    ] = ()
+
+
+class TenantWeight(Section):
+    """How much of the cluster a tenant gets while others wait as well."""
+
+    tenant: Annotated[str, Field(min_length=1, description="The tenant, as in `security.api_keys`.")]
+    weight: Annotated[
+        float,
+        Field(ge=0.01, le=1000, description="Its share, against 1 of a tenant that is not named."),
+    ]
 
 
 class Scheduling(Section):
-    """Queueing, and when something counts as gone."""
+    """Whose turn it is, queueing, and when something counts as gone."""
+
+    weights: Annotated[
+        tuple[TenantWeight, ...],
+        Field(strict=False, description="Shares of tenants. Those that are not named have weight 1."),
+    ] = ()
+    srpt_bias: Annotated[
+        float,
+        Unit("seconds/1,000 tokens"),
+        Field(
+            ge=0,
+            description="Within a tenant, 1,000 tokens of expected work let others pass that come up to this "
+            "much later. 0: in the order of arrival.",
+        ),
+    ] = 5.0
+    aging_seconds: Annotated[
+        float,
+        Unit("seconds"),
+        Field(ge=0, description="Nothing that comes later than this passes, however short it is."),
+    ] = 20.0
+    priority_seconds: Annotated[
+        float,
+        Unit("seconds"),
+        Field(
+            ge=0,
+            description="What a step of a request's `priority` is worth among the requests of its tenant: "
+            "it queues as if it had come this much later. Lower is earlier, from -10 to 10.",
+        ),
+    ] = 5.0
 
     max_queued_requests: Annotated[
         int,
         Unit("requests"),
-        Field(ge=0, description="Requests that may wait; one more is refused with 429."),
+        Field(
+            ge=0,
+            description="Requests that may wait; one more is refused with 429, or takes "
+            "the place of one whose tenant has more of the queue than its share.",
+        ),
     ] = 1024
     queue_timeout_seconds: Annotated[
         float,
@@ -84,6 +175,15 @@ class ApiKey(Section):
             description="Environment variable of the apiserver that holds the key.",
         ),
     ] = None
+    kv_quota_gb: Annotated[
+        float | None,
+        Unit("GiB"),
+        Field(
+            gt=0,
+            description="What the tenant's KV blocks may take in each storage class. Without it, what there "
+            "is. Say it with one of the tenant's keys.",
+        ),
+    ] = None
 
 
 class Security(Section):
@@ -98,9 +198,12 @@ class Security(Section):
         ),
     ] = ()
     kv_sharing: Annotated[
-        Literal["none", "all"],
-        Field(description="Whether tenants reuse each other's KV of equal prompts, which timing can betray."),
-    ] = "none"
+        Literal["tenant", "cluster"],
+        Field(
+            description="Who reuses the KV of equal prompts. `tenant`: only the tenant itself. `cluster`: "
+            "all, and how fast an answer comes betrays whether another tenant has asked the same."
+        ),
+    ] = "tenant"
 
 
 class State(Section):

@@ -113,6 +113,22 @@ class LeaseEnded(TransferError):
     """The lease was released, expired, or is of another epoch: its blocks must not be read."""
 
 
+class BlockUnreadable(LLMServeError):
+    """A stored KV block cannot be decoded: a miss, never a failed request. The subclass says why."""
+
+
+class BlockDamaged(BlockUnreadable):
+    """Its header or payload is not what was written, or belongs to another block."""
+
+
+class FormatUnknown(BlockUnreadable):
+    """It was stored in a format that this release does not know."""
+
+
+class KeyUnknown(BlockUnreadable):
+    """It is encrypted under a key that is no longer configured; the message has the key's id."""
+
+
 # -- ours
 
 

@@ -12,3 +12,4 @@ ReservationId = NewType("ReservationId", str)
 BlockHash = NewType("BlockHash", bytes)
 
 DEFAULT_TENANT = TenantId("default")
+NO_TENANT = TenantId("")

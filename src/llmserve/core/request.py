@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import NO_TENANT, RequestId, TenantId
 from llmserve.core.lease import LeaseChange
 from llmserve.core.outcome import FinishReason
 from llmserve.core.pairs import PairStatus
@@ -28,7 +28,8 @@ class EngineRequest:
 
     cache_salt is the hex digest of the KV namespace (core/blocks.py). kv_transfer_params asks the
     engine to hand its KV over (`{"do_remote_decode": true}`), or to fetch it (a HandoverTicket), or to
-    wait until it is pushed (a PushCard).
+    wait until it is pushed (a PushCard). tenant: whose blocks they are in the KV store; what has no
+    namespace or no tenant stays out of it.
     """
 
     request_id: RequestId
@@ -36,6 +37,7 @@ class EngineRequest:
     limits: SamplingLimits
     sampling_params: bytes = b""
     cache_salt: str = ""
+    tenant: TenantId = NO_TENANT
     adapter: str = ""
     priority: int = 0
     kv_transfer_params: Mapping[str, Any] | None = None

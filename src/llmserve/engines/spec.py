@@ -13,7 +13,8 @@ from llmserve.engines.handover import TransferPolicy
 class EngineSpec:
     """epoch: larger with each start of the worker. model_dir: a prepared model directory; None: a
     simulated engine needs none. handover_host: the address that peers reach this host by.
-    kv_io_bytes_per_second: this engine's share of budgets.max_kv_io_gbps; None: no limit."""
+    kv_io_bytes_per_second: this engine's share of budgets.max_kv_io_gbps; None: no limit. kv_store: host:port
+    of each KV manager that keeps blocks, always in the same order; none: no block is kept."""
 
     worker_id: WorkerId
     epoch: int
@@ -25,6 +26,7 @@ class EngineSpec:
     transfer: TransferConfig
     handover_host: str = "127.0.0.1"
     kv_io_bytes_per_second: float | None = None
+    kv_store: tuple[str, ...] = ()
 
 
 def transfer_policy(spec: EngineSpec) -> TransferPolicy:

@@ -1,9 +1,12 @@
 """python -m llmserve.kvstore --manifest FILE --name NAME --listen HOST:PORT: the role kvmanager."""
 
+import os
 import sys
 
 from llmserve.config.load import load_manifest
+from llmserve.core.clock import SystemClock
 from llmserve.kvstore.role import KVManagerRole
+from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.rpc.role import common_flags, configure_logging, run_role
 
 
@@ -11,8 +14,15 @@ def main() -> int:
     flags = common_flags("kvstore").parse_args()
 
     async def build() -> KVManagerRole:
-        configure_logging(load_manifest(flags.manifest).observability.log_level)
-        return KVManagerRole(listen=flags.listen, metrics_port=flags.metrics_port)
+        manifest = load_manifest(flags.manifest)
+        configure_logging(manifest.observability.log_level)
+        store = build_store(StoreParts.of(manifest, flags.name, os.environ), SystemClock())
+        return KVManagerRole(
+            listen=flags.listen,
+            metrics_port=flags.metrics_port,
+            store=store,
+            engine_order=manifest.transfer.engine_order,
+        )
 
     return run_role(flags.name, build)
 

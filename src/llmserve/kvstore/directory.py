@@ -1,21 +1,45 @@
-"""Which worker holds which block: block hash -> workers. Pure.
+"""Which tiers of which nodes hold which block: block hash -> holders. Pure.
 
-Fed by sequence-numbered reports: a snapshot, then changes. A missing report is noticed by its
-number; until the snapshot that heals it, changes are ignored and the older truth stands.
+A holder is one tier of one node: the device cache of a worker, or the DRAM, NVMe or object tier of a KV
+manager. Fed by sequence-numbered reports of each: a snapshot, then changes. A missing report is noticed
+by its number; until the snapshot that heals it, changes are ignored and the older truth stands.
+
+A replica is another directory: it applies `snapshots`, then every report that was APPLIED here, and drops
+what is dropped here. What it misses it notices and heals as said above.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 
-from llmserve.core.ids import BlockHash, WorkerId
+from llmserve.core.ids import BlockHash
+
+# Some 250 bytes each; docs/kv-policies.md has the figure.
+MOST_BLOCKS = 8_000_000
+_MOST_SHARED_MASKS = 1 << 16
+
+
+class KvTier(StrEnum):
+    DEVICE = "device"
+    DRAM = "dram"
+    NVME = "nvme"
+    OBJECT = "object"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Holder:
+    """node: a worker's name for DEVICE, else a KV manager's."""
+
+    node: str
+    tier: KvTier = KvTier.DEVICE
 
 
 @dataclass(frozen=True, slots=True)
 class BlockReport:
-    """Changes in order: cleared, removed, stored. snapshot: `stored` is the whole truth."""
+    """Changes in order: cleared, removed, stored. snapshot: `stored` is the whole truth. sequence: one more
+    with each report of an incarnation (epoch) of the holder."""
 
-    worker_id: WorkerId
+    holder: Holder
     epoch: int
     sequence: int
     snapshot: bool = False
@@ -30,9 +54,17 @@ class Applied(Enum):
     IGNORED = "ignored"  # seen before, of an older epoch, or a snapshot is on its way
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Blocks in a row that the same holders have."""
+
+    blocks: int
+    holders: tuple[Holder, ...]
+
+
 @dataclass(slots=True)
-class _Holder:
-    """One incarnation of a worker. bit: its place in the masks; sequence None: needs a snapshot."""
+class _Held:
+    """One incarnation of a held. bit: its place in the masks; sequence None: needs a snapshot."""
 
     epoch: int
     bit: int
@@ -42,111 +74,155 @@ class _Holder:
 
 
 class Directory:
-    """A worker is a bit, the holders of a block are an int: one dict entry for each block."""
+    """A holder is a bit, the holders of a block are an int: one dict entry for each block. Beyond
+    most_blocks further ones are not noted, and counted: they look like a miss."""
 
-    def __init__(self) -> None:
-        self._holders: dict[WorkerId, _Holder] = {}
-        self._workers: dict[int, WorkerId] = {}
+    def __init__(self, most_blocks: int = MOST_BLOCKS) -> None:
+        self.refused_blocks = 0
+        self._most_blocks = most_blocks
+        self._held: dict[Holder, _Held] = {}
+        self._holders: dict[int, Holder] = {}
         self._masks: dict[BlockHash, int] = {}
+        self._shared: dict[int, int] = {}
 
     def __len__(self) -> int:
         """Distinct blocks."""
         return len(self._masks)
 
     def __repr__(self) -> str:
-        return f"<Directory blocks={len(self)} workers={sorted(self._holders)}>"
+        return f"<Directory blocks={len(self)} holders={sorted(self._held)}>"
 
     def apply(self, report: BlockReport) -> Applied:
-        holder = self._holders.get(report.worker_id)
-        if holder and report.epoch < holder.epoch:
+        held = self._held.get(report.holder)
+        if held and report.epoch < held.epoch:
             return Applied.IGNORED
-        if holder is None or report.epoch > holder.epoch:
-            self.drop(report.worker_id)
-            holder = self._add(report.worker_id, report.epoch)
+        if held is None or report.epoch > held.epoch:
+            self.drop(report.holder)
+            held = self._add(report.holder, report.epoch)
         if report.snapshot:
-            self._remove(holder, list(holder.hashes))
-            self._store(holder, report.stored)
-            holder.sequence, holder.resync_asked = report.sequence, False
+            self._replace(held, report.stored)
+            held.sequence, held.resync_asked = report.sequence, False
             return Applied.APPLIED
-        return self._apply_change(holder, report)
+        return self._apply_change(held, report)
 
-    def drop(self, worker_id: WorkerId) -> None:
-        """Forgets a worker and what it held."""
-        holder = self._holders.pop(worker_id, None)
-        if holder:
-            self._remove(holder, list(holder.hashes))
-            del self._workers[holder.bit]
+    def drop(self, holder: Holder) -> None:
+        """Forgets a holder and what it held."""
+        held = self._held.pop(holder, None)
+        if held:
+            self._remove(held, list(held.hashes))
+            del self._holders[held.bit]
 
-    def blocks_of(self, worker_id: WorkerId) -> int:
-        holder = self._holders.get(worker_id)
-        return len(holder.hashes) if holder else 0
+    def snapshots(self) -> Iterator[BlockReport]:
+        """For a replica: one of each holder whose state is known, and of its latest sequence."""
+        for holder, held in self._held.items():
+            if held.sequence is not None:
+                yield BlockReport(holder, held.epoch, held.sequence, snapshot=True, stored=tuple(held.hashes))
 
-    def prefix_blocks(self, hashes: Iterable[BlockHash]) -> dict[WorkerId, int]:
-        """For each worker that holds the first block: how many leading ones it holds."""
-        prefix: dict[WorkerId, int] = {}
+    def blocks_of(self, holder: Holder) -> int:
+        held = self._held.get(holder)
+        return len(held.hashes) if held else 0
+
+    def prefix_blocks(self, hashes: Iterable[BlockHash]) -> dict[Holder, int]:
+        """For each holder of the first block: how many leading ones it holds."""
+        prefix: dict[Holder, int] = {}
         holding, count = -1, 0
         for block_hash in hashes:
             still = holding & self._masks.get(block_hash, 0)
-            if count:
-                self._note(prefix, holding & ~still, count)
+            if count and still != holding:
+                prefix.update(dict.fromkeys(self._of_mask(holding & ~still), count))
             holding = still
             if not holding:
                 return prefix
             count += 1
         if count:
-            self._note(prefix, holding, count)
+            prefix.update(dict.fromkeys(self._of_mask(holding), count))
         return prefix
 
+    def runs(self, hashes: Iterable[BlockHash]) -> list[Run]:
+        """The leading blocks that somebody holds, up to the first that nobody does; and who."""
+        runs: list[tuple[int, int]] = []
+        mask, count = 0, 0
+        for block_hash in hashes:
+            now = self._masks.get(block_hash, 0)
+            if now != mask:
+                runs.append((mask, count))
+                mask, count = now, 0
+            if not now:
+                break
+            count += 1
+        runs.append((mask, count))
+        return [Run(blocks, self._of_mask(held)) for held, blocks in runs if blocks]
+
     def check_integrity(self) -> None:
-        """Raises AssertionError when masks and the sets of workers differ."""
+        """Raises AssertionError when masks and the sets of holders differ."""
         expected: dict[BlockHash, int] = {}
-        for holder in self._holders.values():
-            for block_hash in holder.hashes:
-                expected[block_hash] = expected.get(block_hash, 0) | 1 << holder.bit
+        for held in self._held.values():
+            for block_hash in held.hashes:
+                expected[block_hash] = expected.get(block_hash, 0) | 1 << held.bit
         assert expected == self._masks, self
-        assert {h.bit: w for w, h in self._holders.items()} == self._workers, self
+        assert {held.bit: holder for holder, held in self._held.items()} == self._holders, self
+        assert len(self) <= self._most_blocks, self
 
     # -- parts
 
-    def _apply_change(self, holder: _Holder, report: BlockReport) -> Applied:
-        if holder.sequence is not None and report.sequence <= holder.sequence:
+    def _apply_change(self, held: _Held, report: BlockReport) -> Applied:
+        if held.sequence is not None and report.sequence <= held.sequence:
             return Applied.IGNORED
-        if holder.sequence is None or report.sequence != holder.sequence + 1:
-            return self._ask_resync(holder)
-        self._remove(holder, list(holder.hashes) if report.cleared else report.removed)
-        self._store(holder, report.stored)
-        holder.sequence = report.sequence
+        if held.sequence is None or report.sequence != held.sequence + 1:
+            return self._ask_resync(held)
+        self._remove(held, list(held.hashes) if report.cleared else report.removed)
+        self._store(held, report.stored)
+        held.sequence = report.sequence
         return Applied.APPLIED
 
-    def _ask_resync(self, holder: _Holder) -> Applied:
+    def _ask_resync(self, held: _Held) -> Applied:
         """Once: until the snapshot comes, the changes that were on their way are ignored."""
-        asked, holder.resync_asked = holder.resync_asked, True
-        holder.sequence = None
+        asked, held.resync_asked = held.resync_asked, True
+        held.sequence = None
         return Applied.IGNORED if asked else Applied.RESYNC
 
-    def _add(self, worker_id: WorkerId, epoch: int) -> _Holder:
-        bit = next(bit for bit in range(len(self._workers) + 1) if bit not in self._workers)
-        self._workers[bit] = worker_id
-        holder = self._holders[worker_id] = _Holder(epoch, bit)
-        return holder
+    def _add(self, holder: Holder, epoch: int) -> _Held:
+        bit = next(bit for bit in range(len(self._holders) + 1) if bit not in self._holders)
+        self._holders[bit] = holder
+        held = self._held[holder] = _Held(epoch, bit)
+        return held
 
-    def _store(self, holder: _Holder, hashes: Sequence[BlockHash]) -> None:
-        bit, masks = 1 << holder.bit, self._masks
+    def _replace(self, held: _Held, hashes: Sequence[BlockHash]) -> None:
+        """Costs little when little changed, as after a gap."""
+        self._remove(held, held.hashes.difference(hashes))
+        self._store(held, [block_hash for block_hash in hashes if block_hash not in held.hashes])
+
+    def _store(self, held: _Held, hashes: Sequence[BlockHash]) -> None:
+        bit, masks, kept = 1 << held.bit, self._masks, held.hashes
+        room = self._most_blocks - len(masks)
         for block_hash in hashes:
-            masks[block_hash] = masks.get(block_hash, 0) | bit
-        holder.hashes.update(hashes)
+            mask = masks.get(block_hash, 0)
+            if not mask and not room:
+                self.refused_blocks += 1
+                continue
+            room -= not mask
+            masks[block_hash] = self._one_object(mask | bit)
+            kept.add(block_hash)
 
-    def _remove(self, holder: _Holder, hashes: Sequence[BlockHash]) -> None:
-        bit, masks = 1 << holder.bit, self._masks
-        for block_hash in holder.hashes.intersection(hashes):
+    def _remove(self, held: _Held, hashes: Iterable[BlockHash]) -> None:
+        bit, masks = 1 << held.bit, self._masks
+        for block_hash in held.hashes.intersection(hashes):
             if mask := masks[block_hash] & ~bit:
-                masks[block_hash] = mask
+                masks[block_hash] = self._one_object(mask)
             else:
                 del masks[block_hash]
-        holder.hashes.difference_update(hashes)
+        held.hashes.difference_update(hashes)
 
-    def _note(self, prefix: dict[WorkerId, int], mask: int, count: int) -> None:
+    def _one_object(self, mask: int) -> int:
+        """Blocks with the same holders share one int: with many holders it is the larger part of an entry."""
+        if len(self._shared) >= _MOST_SHARED_MASKS:
+            self._shared.clear()
+        return self._shared.setdefault(mask, mask)
+
+    def _of_mask(self, mask: int) -> tuple[Holder, ...]:
+        holders: list[Holder] = []
         while mask:
             lowest = mask & -mask
-            prefix[self._workers[lowest.bit_length() - 1]] = count
+            holders.append(self._holders[lowest.bit_length() - 1])
             mask ^= lowest
+        return tuple(holders)

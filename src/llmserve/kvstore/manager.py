@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from llmserve.core.clock import Clock
 from llmserve.core.ids import BlockHash, WorkerId
 from llmserve.core.lease import LeaseChange, LeaseState
-from llmserve.kvstore.directory import Applied, BlockReport, Directory
+from llmserve.kvstore.directory import Applied, BlockReport, Directory, Holder, KvTier, Run
 from llmserve.kvstore.ledger import LeaseLedger
 
 # A worker whose stream merely broke is back well within this.
@@ -71,12 +71,19 @@ class KVManager:
     # -- what workers say
 
     def report(self, connection: Connection, blocks: BlockReport, leases: Sequence[LeaseChange]) -> Ack:
+        """Of the device cache of a worker. Tiers have no leases: `report_tier`."""
+        assert blocks.holder.tier is KvTier.DEVICE, blocks.holder
         applied = self._directory.apply(blocks)
         if applied is Applied.APPLIED:
             self._apply_leases(self._worker(connection, blocks), leases, snapshot=blocks.snapshot)
         self.totals.reports += applied is Applied.APPLIED
         self.totals.resyncs += applied is Applied.RESYNC
         return Ack(blocks.sequence, resync=applied is Applied.RESYNC)
+
+    def report_tier(self, blocks: BlockReport) -> Applied:
+        """Of a tier of this KV manager or another. RESYNC: a snapshot of the tier is needed."""
+        assert blocks.holder.tier is not KvTier.DEVICE, blocks.holder
+        return self._directory.apply(blocks)
 
     def disconnect(self, connection: Connection) -> None:
         """Idempotent. Nothing for a worker that reports over a newer connection."""
@@ -89,7 +96,13 @@ class KVManager:
     def prefix_blocks(self, hashes: Sequence[BlockHash]) -> dict[WorkerId, int]:
         """For each worker that holds the first block: how many leading ones it holds."""
         self.settle()
-        return self._directory.prefix_blocks(hashes)
+        prefix = self._directory.prefix_blocks(hashes)
+        return {WorkerId(at.node): blocks for at, blocks in prefix.items() if at.tier is KvTier.DEVICE}
+
+    def runs(self, hashes: Sequence[BlockHash]) -> list[Run]:
+        """The leading blocks that some device cache or tier holds, and who holds them."""
+        self.settle()
+        return self._directory.runs(hashes)
 
     def workers(self) -> list[WorkerKv]:
         self.settle()
@@ -97,7 +110,7 @@ class KVManager:
             WorkerKv(
                 worker_id,
                 worker.epoch,
-                self._directory.blocks_of(worker_id),
+                self._directory.blocks_of(Holder(worker_id)),
                 worker.ledger.open_leases,
                 connected=worker.gone_at is None,
             )
@@ -135,17 +148,18 @@ class KVManager:
         for worker_id, worker in list(self._workers.items()):
             if worker.gone_at is not None and self._write_off_at(worker) <= now:
                 self._write_off(self._workers.pop(worker_id))
-                self._directory.drop(worker_id)
+                self._directory.drop(Holder(worker_id))
 
     # -- parts
 
     def _worker(self, connection: Connection, report: BlockReport) -> _Worker:
-        worker = self._workers.get(report.worker_id)
+        worker_id = WorkerId(report.holder.node)
+        worker = self._workers.get(worker_id)
         if worker is None or worker.epoch != report.epoch:
             if worker:
                 self._write_off(worker)
             worker = _Worker(report.epoch, LeaseLedger(self._clock), connection)
-            self._workers[report.worker_id] = worker
+            self._workers[worker_id] = worker
         worker.connection, worker.gone_at = connection, None
         return worker
 

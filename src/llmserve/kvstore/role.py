@@ -1,17 +1,25 @@
 """The KV manager as a role: its service, its state and its metrics."""
 
 import asyncio
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
 from llmserve.core.clock import SystemClock
 from llmserve.kvstore.manager import KVManager
+from llmserve.kvstore.pool.serving import PoolServer
 from llmserve.kvstore.service import KVManagerService
+from llmserve.kvstore.store.build import BuiltStore
+from llmserve.kvstore.store.store import LEASE_SECONDS
+from llmserve.kvstore.store_admin_calls import StoreAdminCalls
+from llmserve.kvstore.store_calls import StoreCalls
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.registry import MetricsServer
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
+from llmserve.rpc.role import reached_at
 from llmserve.rpc.server import RpcServer
 
+_TICK_SECONDS = 1.0
 _STOP_GRACE_SECONDS = 1.0  # for calls in progress; report streams are told to end
 
 
@@ -19,10 +27,27 @@ class KVManagerRole:
     """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: no metrics endpoint.
     Made inside a running loop."""
 
-    def __init__(self, *, listen: str, metrics_port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        listen: str,
+        metrics_port: int = 0,
+        store: BuiltStore | None = None,
+        engine_order: Sequence[str] = (),
+    ) -> None:
+        """store: closed with the role. engine_order: transports for workers elsewhere, the best first."""
         registry, manager = CollectorRegistry(), KVManager(SystemClock())
-        _watch(KVManagerMetrics(registry), manager)
-        self._service = KVManagerService(manager)
+        self._store = store
+        self._pool = PoolServer(store.arena.regions, engine_order, reached_at(listen)) if store else None
+        self._calls = StoreCalls(store, LEASE_SECONDS, self._pool)
+        admin = StoreAdminCalls(store, SystemClock())
+        metrics = KVManagerMetrics(registry, admin.stats)
+        _watch(metrics, manager)
+        if store:
+            dram = store.store.dram
+            metrics.store_leases.set_function(lambda: dram.open_leases)
+            metrics.store_reserved_blocks.set_function(lambda: dram.reserved_blocks)
+        self._service = KVManagerService(manager, self._calls, admin)
         self._server = RpcServer(listen)
         self._server.add(
             kvmanager_pb2_grpc.add_KVManagerServicer_to_server, self._service, "llmserve.v1.KVManager"
@@ -33,17 +58,25 @@ class KVManagerRole:
 
     async def start(self) -> None:
         """Errors: StartFailed."""
+        if self._store:
+            await self._store.store.open()
         self.port = await self._server.start()
         if self._metrics:
             await self._metrics.start()
 
     async def wait(self) -> None:
-        """Nothing here can fail by itself: until cancelled."""
-        await asyncio.Event().wait()
+        """Until cancelled; what is overdue in the store is ended meanwhile."""
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self._calls.tick()
 
     async def aclose(self) -> None:
         self._service.close()
         await self._server.aclose(_STOP_GRACE_SECONDS)
+        if self._pool:
+            await asyncio.to_thread(self._pool.close)
+        if self._store:
+            await self._store.aclose()
         if self._metrics:
             await self._metrics.aclose()
 

@@ -1,4 +1,4 @@
-"""llmserve.v1.KVManager: reports of workers in, look-ups and status out."""
+"""llmserve.v1.KVManager: reports of workers in, look-ups and status out; calls of the store and about it."""
 
 import asyncio
 import logging
@@ -8,10 +8,12 @@ from typing import Any
 import grpc.aio
 
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.ids import BlockHash, LeaseId, WorkerId
+from llmserve.core.ids import BlockHash, LeaseId
 from llmserve.core.lease import LeaseChange, LeaseState
-from llmserve.kvstore.directory import BlockReport
+from llmserve.kvstore.directory import BlockReport, Holder
 from llmserve.kvstore.manager import Connection, KVManager
+from llmserve.kvstore.store_admin_calls import StoreAdminCalls, encode_tier
+from llmserve.kvstore.store_calls import StoreCalls
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -27,8 +29,8 @@ _STATES: dict[int, LeaseState] = {
 class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
     """One loop; every message is one synchronous call into the manager. `close` ends the streams."""
 
-    def __init__(self, manager: KVManager) -> None:
-        self._manager = manager
+    def __init__(self, manager: KVManager, store: StoreCalls, admin: StoreAdminCalls) -> None:
+        self._manager, self._store, self._admin = manager, store, admin
         self._closing = asyncio.Event()
 
     def close(self) -> None:
@@ -72,13 +74,61 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
             )
             for worker in self._manager.workers()
         ]
+        store = self._admin.stats()
         return kvmanager_pb2.GetKvStatusResponse(
             directory_blocks=self._manager.directory_blocks,
             workers=workers,
             open_leases=self._manager.open_leases,
             leased_blocks=self._manager.leased_blocks,
             orphan_blocks=self._manager.orphan_blocks,
+            tiers=map(encode_tier, store.tiers),
+            saved_prefill_seconds=store.saved_prefill_seconds,
         )
+
+    async def AttachStore(  # noqa: N802
+        self, request: kvmanager_pb2.AttachStoreRequest, context: _Context
+    ) -> kvmanager_pb2.AttachStoreResponse:
+        return await self._store.attach(request)
+
+    async def PreparePrompt(  # noqa: N802
+        self, request: kvmanager_pb2.PreparePromptRequest, context: _Context
+    ) -> kvmanager_pb2.PreparePromptResponse:
+        return await self._store.prepare(request)
+
+    async def SettleStore(  # noqa: N802
+        self, request: kvmanager_pb2.SettleStoreRequest, context: _Context
+    ) -> kvmanager_pb2.SettleStoreResponse:
+        return self._store.settle(request)
+
+    async def ListBlocks(  # noqa: N802
+        self, request: kvmanager_pb2.ListBlocksRequest, context: _Context
+    ) -> kvmanager_pb2.ListBlocksResponse:
+        return await self._admin.list_blocks(request)
+
+    async def PinBlocks(  # noqa: N802
+        self, request: kvmanager_pb2.PinBlocksRequest, context: _Context
+    ) -> kvmanager_pb2.PinBlocksResponse:
+        return await self._admin.pin(request)
+
+    async def EvictBlocks(  # noqa: N802
+        self, request: kvmanager_pb2.EvictBlocksRequest, context: _Context
+    ) -> kvmanager_pb2.EvictBlocksResponse:
+        return await self._admin.evict(request)
+
+    def VerifyBlocks(  # noqa: N802
+        self, request: kvmanager_pb2.VerifyBlocksRequest, context: _Context
+    ) -> AsyncIterator[kvmanager_pb2.VerifyBlocksResponse]:
+        return self._admin.verify(request)
+
+    def ExportBlocks(  # noqa: N802
+        self, request: kvmanager_pb2.ExportBlocksRequest, context: _Context
+    ) -> AsyncIterator[kvmanager_pb2.BlockPiece]:
+        return self._admin.export(request)
+
+    def ImportBlocks(  # noqa: N802
+        self, request_iterator: AsyncIterator[kvmanager_pb2.ImportPiece], context: _Context
+    ) -> AsyncIterator[kvmanager_pb2.ImportProgress]:
+        return self._admin.take_in(request_iterator)
 
     async def _until_closing(
         self, requests: AsyncIterator[kvmanager_pb2.KvReport]
@@ -109,7 +159,7 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
 
 def _decode_blocks(report: kvmanager_pb2.KvReport) -> BlockReport:
     return BlockReport(
-        worker_id=WorkerId(report.worker_id),
+        holder=Holder(report.worker_id),
         epoch=report.epoch,
         sequence=report.sequence,
         snapshot=report.snapshot,

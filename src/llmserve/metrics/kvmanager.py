@@ -1,14 +1,22 @@
 """What the KV manager counts."""
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Gauge
 
+from llmserve.core.tiers import StoreStats
 from llmserve.metrics.registry import WatchedCounter
+from llmserve.metrics.store import StoreCollector
 
 
 class KVManagerMetrics:
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, store: Callable[[], StoreStats] = StoreStats) -> None:
+        """store: what its tiers hold and have done, now."""
         self.directory_blocks = Gauge(
-            "kv_directory_blocks", "Distinct block hashes that some worker holds", registry=registry
+            "kv_directory_blocks",
+            "Distinct block hashes that some worker holds. Every kvmanager counts all of them, and so it is "
+            "with leases, orphans, workers and reports: of several kvmanagers take the maximum, not the sum",
+            registry=registry,
         )
         self.open_leases = Gauge("kv_open_leases", "Leases granted and not ended", registry=registry)
         self.leased_blocks = Gauge("kv_leased_blocks", "Blocks under open leases", registry=registry)
@@ -17,6 +25,12 @@ class KVManagerMetrics:
             "Blocks leased past their expiry, or by a worker that is gone, and not yet written off. "
             "Returns to 0",
             registry=registry,
+        )
+        self.store_leases = Gauge(
+            "kv_store_open_leases", "Leases of prompts that are being loaded. Returns to 0", registry=registry
+        )
+        self.store_reserved_blocks = Gauge(
+            "kv_store_reserved_blocks", "Blocks that are being stored. Returns to 0", registry=registry
         )
         self.workers = Gauge("kv_workers", "Workers whose report stream is open", registry=registry)
         self.reports_total = WatchedCounter(
@@ -32,3 +46,5 @@ class KVManagerMetrics:
             ("how",),
             registry=registry,
         )
+        self.store = StoreCollector(store)
+        registry.register(self.store)

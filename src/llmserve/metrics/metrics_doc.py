@@ -16,7 +16,8 @@ from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.registry import WatchedCounter
 from llmserve.metrics.router import RouterMetrics
-from llmserve.metrics.worker import PAIR_LABELS, PairCollector, WorkerMetrics
+from llmserve.metrics.store import StoreCollector
+from llmserve.metrics.worker import PairCollector, WorkerMetrics
 
 _INTRODUCTION = """\
 # Metrics
@@ -47,8 +48,8 @@ def markdown() -> str:
 
 def _rows(metrics: object) -> Iterator[str]:
     for metric in vars(metrics).values():
-        if isinstance(metric, PairCollector):
-            yield from (_row(family, PAIR_LABELS) for family in metric.collect())
+        if isinstance(metric, PairCollector | StoreCollector):
+            yield from (_row(family, family._labelnames) for family in metric.collect())  # type: ignore[attr-defined]
         elif isinstance(metric, MetricWrapperBase | WatchedCounter):
             yield from (_row(family, metric._labelnames) for family in metric.collect())
 

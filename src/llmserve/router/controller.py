@@ -19,20 +19,18 @@ from llmserve.router.messages import Admit, Effect, Ended, Exit, Held, Incarnati
 from llmserve.router.plan import NoPlan, Plan, Planner
 from llmserve.router.session import Holding, Session, Ticket
 from llmserve.router.worker import Seats, WorkerSpec
-from llmserve.scheduler.admission import AdmissionQueue
-from llmserve.scheduler.budgets import RequestBudget
 from llmserve.scheduler.decisions import Evicted, Fit, Queued, Rejected
 from llmserve.scheduler.request import QueuedRequest
+from llmserve.scheduler.resources import Capacity
+from llmserve.scheduler.scheduler import Policy, Scheduler
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """max_requests_in_flight None: as many as the registered workers can decode at once.
-    no_worker_grace_seconds: how long a request waits while a role it needs has no worker at all."""
+    """no_worker_grace_seconds: how long a request waits while a role it needs has no worker at all."""
 
     queue_timeout_seconds: float
     no_worker_grace_seconds: float
-    max_requests_in_flight: int | None = None
 
 
 class Controller:
@@ -43,15 +41,14 @@ class Controller:
         *,
         membership: Membership,
         planner: Planner,
-        queue: AdmissionQueue,
-        budget: RequestBudget,
+        scheduler: Scheduler,
     ) -> None:
         self._clock = clock
         self._limits = limits
         self._membership = membership
         self._planner = planner
-        self._queue = queue
-        self._budget = budget
+        self._scheduler = scheduler
+        self._queue = scheduler.queue
         self._sessions: dict[ApiserverId, Session] = {}
         self._tickets: dict[RequestId, Ticket] = {}
         self._placed: list[Effect] = []
@@ -84,7 +81,8 @@ class Controller:
 
     def next_wake(self) -> float | None:
         """When tick has something to do, on the clock; None: not before the next event."""
-        times = (self._membership.next_expiry(), self._queue.next_deadline())
+        queue = self._queue
+        times = (self._membership.next_expiry(), queue.next_deadline(), queue.next_turn())
         return min((time for time in times if time is not None), default=None)
 
     # -- sessions
@@ -128,6 +126,12 @@ class Controller:
         ticket.holding.first_token()
         return self._dispatch()
 
+    def progress(self, session: Session, request_id: RequestId, output_tokens: int) -> list[Effect]:
+        """The request has generated this many tokens so far, since it was placed."""
+        if request_id in session.tickets:
+            self._queue.correct(request_id, output_tokens)
+        return []
+
     def done(
         self, session: Session, request_id: RequestId, outcome: Outcome, output_tokens: int
     ) -> list[Effect]:
@@ -162,9 +166,17 @@ class Controller:
     def tick(self) -> list[Effect]:
         """Does what is due: workers expire, requests are evicted."""
         self._membership.expire()
-        self._follow_membership()
+        hopeless = self._follow_membership()
         evicted = [self._evict(eviction) for eviction in self._queue.expire()]
-        return [*evicted, *self._dispatch()]
+        return [*hopeless, *evicted, *self._dispatch()]
+
+    # -- parameters
+
+    def reconfigure(self, limits: AdmissionLimits, policy: Policy) -> list[Effect]:
+        """Other parameters from now on. What runs keeps its place, what waits its deadline."""
+        self._limits = limits
+        hopeless = [self._evict(eviction) for eviction in self._scheduler.set_policy(policy)]
+        return [*hopeless, *self._dispatch()]
 
     def check_integrity(self) -> None:
         """Raises AssertionError when anything is lost, or counted other than once."""
@@ -172,7 +184,7 @@ class Controller:
         in_sessions = [request_id for session in self._sessions.values() for request_id in session.tickets]
         assert sorted(in_sessions) == sorted(self._tickets), self
         running = [ticket.holding for ticket in self._tickets.values() if ticket.holding]
-        assert len(running) == self._queue.running_requests == self._budget.in_flight, self
+        assert len(running) == self._queue.running_requests, self
         assert len(self._tickets) - len(running) == self._queue.waiting_requests, self
         held = [seats for holding in running for seats in holding.seats()]
         for seats in {*held, *(member.seats for member in self._membership)}:
@@ -189,7 +201,8 @@ class Controller:
             return [Refused(session, admit.request_id, Outcome.REJECTED, answer.error)]
         if isinstance(answer, Queued) and not self._membership.serves(admit.placement.model):
             self._queue.set_deadline(admit.request_id, self._deadline(request))
-        return []
+        evicted = answer.evicted if isinstance(answer, Queued) else None
+        return [self._evict(evicted)] if evicted else []
 
     def _queued(self, admit: Admit) -> QueuedRequest:
         now = self._clock.now()
@@ -208,7 +221,16 @@ class Controller:
         now = self._clock.now()
         holding = Holding(self._seats(held.prefill) if held.prefill else None, self._seats(held.decode))
         self._open_ticket(held.request_id, Ticket(session, PlacementRequest(model=""), holding))
-        self._queue.adopt(QueuedRequest(held.request_id, held.tenant, arrived_at=now, deadline=now))
+        self._queue.adopt(
+            QueuedRequest(
+                held.request_id,
+                held.tenant,
+                arrived_at=now,
+                deadline=now,
+                prompt_tokens=held.prompt_tokens,
+                max_output_tokens=held.max_output_tokens,
+            )
+        )
 
     def _seats(self, worker: Incarnation) -> Seats:
         return self._membership.seats(worker.worker_id, worker.epoch)
@@ -243,11 +265,11 @@ class Controller:
         return Refused(ticket.session, request_id, Outcome.EVICTED, error)
 
     def _dispatch(self) -> list[Effect]:
-        self._follow_membership()
+        hopeless = self._follow_membership()
         if self._queue.waiting_requests:
             self._queue.dispatch(self._place)
         placed, self._placed = self._placed, []
-        return placed
+        return [*hopeless, *placed]
 
     def _place(self, request: QueuedRequest) -> Fit:
         ticket = self._tickets[request.request_id]
@@ -262,15 +284,19 @@ class Controller:
         waited = self._clock.now() - request.arrived_at
         self._placed.append(Placed(ticket.session, request.request_id, plan, waited))
 
-    def _follow_membership(self) -> None:
-        """The limit and the deadlines depend on which workers there are."""
+    def _follow_membership(self) -> list[Effect]:
+        """The limits and the deadlines depend on which workers there are."""
         if self._seen_version == self._membership.version:
-            return
+            return []
         self._seen_version = self._membership.version
-        if self._limits.max_requests_in_flight is None:
-            self._budget.set_limit(self._membership.decode_capacity())
+        hopeless = self._scheduler.set_capacity(self._capacity())
         for request in self._queue.waiting():
             self._queue.set_deadline(request.request_id, self._deadline(request))
+        return [self._evict(eviction) for eviction in hopeless]
+
+    def _capacity(self) -> Capacity:
+        members = self._membership
+        return Capacity(members.decode_capacity(), members.kv_bytes_per_token(), members.hands_over())
 
     def _deadline(self, request: QueuedRequest) -> float:
         """Sooner than the request's own while a role that it needs has no worker at all."""

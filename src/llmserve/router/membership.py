@@ -155,6 +155,14 @@ class Membership:
         """Requests that all registered workers together can run at once."""
         return sum(m.spec.max_concurrency for m in self if m.registered and m.spec.role in _DECODES)
 
+    def kv_bytes_per_token(self) -> float:
+        """Of the model whose KV is largest; 0 while none is known."""
+        return max((m.spec.kv_shape.bytes_per_token for m in self if m.registered), default=0.0)
+
+    def hands_over(self) -> bool:
+        """Are there workers that only prefill?"""
+        return any(m.registered and m.spec.role is WorkerRole.PREFILL for m in self)
+
     def seats(self, worker_id: WorkerId, epoch: int) -> Seats:
         """The count of one incarnation, known or not: a placement may be older than this router."""
         seats = self._seats.get((worker_id, epoch))

@@ -37,6 +37,8 @@ class Held:
     tenant: TenantId
     prefill: Incarnation | None
     decode: Incarnation
+    prompt_tokens: int = 0
+    max_output_tokens: int = 0
 
 
 class Exit(StrEnum):

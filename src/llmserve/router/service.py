@@ -147,6 +147,11 @@ class RouterService(router_pb2_grpc.RouterServicer):
                 return self._controller.admit(session, decode_admit(message.admit))
             case "first_token":
                 return self._controller.first_token(session, RequestId(message.first_token.request_id))
+            case "progress":
+                progress = message.progress
+                return self._controller.progress(
+                    session, RequestId(progress.request_id), progress.output_tokens
+                )
             case "done":
                 done = message.done
                 outcome = decode_outcome(done.outcome)

@@ -1,19 +1,20 @@
 """What the router takes from the manifest, and the controller made of it."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from llmserve.config.schema import Budgets, Scheduling
+from llmserve.config.schema import Budgets, Scheduling, TenantBudget
 from llmserve.core.clock import Clock
+from llmserve.core.ids import TenantId
 from llmserve.router.controller import AdmissionLimits, Controller
 from llmserve.router.filters import HasFreeSeat, NotExcluded
 from llmserve.router.membership import Membership
 from llmserve.router.plan import Planner
 from llmserve.router.scorers import FreeSeats, ShortEngineQueue
-from llmserve.scheduler.admission import AdmissionQueue
-from llmserve.scheduler.budgets import RequestBudget
-from llmserve.scheduler.fairness import FifoFairness
-from llmserve.scheduler.ordering import FifoOrdering
+from llmserve.scheduler.ordering import ShortestFirst
+from llmserve.scheduler.resources import Limits
+from llmserve.scheduler.scheduler import Policy, Scheduler
+from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
 # What an engine's own queue weighs against free seats: it is a heartbeat old, and partly the same.
 _ENGINE_QUEUE_WEIGHT = 0.5
@@ -21,26 +22,61 @@ _ENGINE_QUEUE_WEIGHT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """max_requests_in_flight None: what the registered workers can decode at once.
-    no_worker_grace_seconds: how long a request waits for a role that has no worker at all; longer
+    """no_worker_grace_seconds: how long a request waits for a role that has no worker at all; longer
     than workers need to find a restarted router."""
 
-    max_queued_requests: int = 1024
-    queue_timeout_seconds: float = 60.0
+    policy: Policy = field(default_factory=Policy)
     heartbeat_seconds: float = 1.0
     expiry_seconds: float = 4.0
     no_worker_grace_seconds: float = 10.0
-    max_requests_in_flight: int | None = None
 
     @classmethod
     def of(cls, scheduling: Scheduling, budgets: Budgets) -> "RouterSettings":
         return cls(
-            max_queued_requests=scheduling.max_queued_requests,
-            queue_timeout_seconds=scheduling.queue_timeout_seconds,
+            policy=_policy(scheduling, budgets),
             heartbeat_seconds=scheduling.worker_heartbeat_seconds,
             expiry_seconds=scheduling.worker_expiry_seconds,
-            max_requests_in_flight=budgets.max_requests_in_flight,
         )
+
+    @property
+    def admission(self) -> AdmissionLimits:
+        return AdmissionLimits(self.policy.queue_timeout_seconds, self.no_worker_grace_seconds)
+
+
+def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:
+    return Policy(
+        max_queued_requests=scheduling.max_queued_requests,
+        queue_timeout_seconds=scheduling.queue_timeout_seconds,
+        ordering=ShortestFirst(
+            seconds_per_1000_tokens=scheduling.srpt_bias,
+            aging_seconds=scheduling.aging_seconds,
+            priority_seconds=scheduling.priority_seconds,
+        ),
+        weights={TenantId(one.tenant): one.weight for one in scheduling.weights},
+        limits=_limits(budgets),
+    )
+
+
+def _limits(budgets: Budgets) -> Limits:
+    gbps, hbm = budgets.max_kv_io_gbps, budgets.hbm_gb
+    return Limits(
+        max_requests_in_flight=budgets.max_requests_in_flight,
+        max_tokens_in_flight=budgets.max_tokens_in_flight,
+        hbm_bytes=None if hbm is None else hbm * 2**30,
+        kv_io_bytes_per_second=None if gbps is None else gbps * 1e9 / 8,
+        tenants=TenantLimits(
+            _tenant_limit(budgets.per_tenant),
+            {TenantId(one.tenant): _tenant_limit(one) for one in budgets.tenants},
+        ),
+    )
+
+
+def _tenant_limit(section: TenantBudget) -> TenantLimit:
+    return TenantLimit(
+        max_requests_in_flight=section.max_requests_in_flight,
+        requests_per_second=section.max_requests_per_second,
+        tokens_per_second=section.max_tokens_per_second,
+    )
 
 
 def build_controller(settings: RouterSettings, clock: Clock, rng: random.Random) -> Controller:
@@ -51,16 +87,5 @@ def build_controller(settings: RouterSettings, clock: Clock, rng: random.Random)
         scorers=((1.0, FreeSeats()), (_ENGINE_QUEUE_WEIGHT, ShortEngineQueue())),
         rng=rng,
     )
-    budget = RequestBudget(settings.max_requests_in_flight or 0)
-    queue = AdmissionQueue(
-        clock,
-        max_queued=settings.max_queued_requests,
-        longest_retry_seconds=settings.queue_timeout_seconds,
-        budgets=(budget,),
-        fairness=FifoFairness(),
-        ordering=FifoOrdering(),
-    )
-    limits = AdmissionLimits(
-        settings.queue_timeout_seconds, settings.no_worker_grace_seconds, settings.max_requests_in_flight
-    )
-    return Controller(clock, limits, membership=membership, planner=planner, queue=queue, budget=budget)
+    scheduler = Scheduler(clock, settings.policy)
+    return Controller(clock, settings.admission, membership=membership, planner=planner, scheduler=scheduler)

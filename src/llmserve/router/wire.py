@@ -75,6 +75,8 @@ def decode_held(message: router_pb2.HeldPlacement) -> Held:
         tenant=TenantId(message.tenant or DEFAULT_TENANT),
         prefill=_incarnation(placement.prefill) if placement.HasField("prefill") else None,
         decode=_incarnation(placement.decode),
+        prompt_tokens=message.prompt_tokens,
+        max_output_tokens=message.max_output_tokens,
     )
 
 

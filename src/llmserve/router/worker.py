@@ -23,6 +23,12 @@ class KvShape:
     pipeline_parallel: int
     block_bytes: int
 
+    @property
+    def bytes_per_token(self) -> float:
+        """Over all layers and ranks; 0 while the size of a block is not known."""
+        size = self.block_size_tokens
+        return self.block_bytes * self.tensor_parallel / size if size else 0.0
+
     def differences(self, other: "KvShape") -> list[str]:
         """What keeps the two from exchanging KV, in words; empty when nothing does."""
         resized = any(getattr(self, name) != getattr(other, name) for name in _SIZES)

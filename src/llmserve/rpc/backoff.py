@@ -1,5 +1,6 @@
 """Exponential backoff with full jitter between the halves, so that peers do not return in step."""
 
+import asyncio
 import random
 
 
@@ -21,6 +22,14 @@ class Backoff:
         wait = self._current * (0.5 + 0.5 * self._rng.random())
         self._current = min(self._max, self._current * self._factor)
         return wait
+
+    async def pause(self) -> None:
+        """Waits before the next try. Ends a task that was cancelled, also when the try has answered that with
+        an error of its own: a call of gRPC that fails at the same moment does so."""
+        task = asyncio.current_task()
+        if task and task.cancelling():
+            raise asyncio.CancelledError
+        await asyncio.sleep(self.next())
 
     def reset(self) -> None:
         self._current = self._initial

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import RequestId, TenantId
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
 from llmserve.core.pairs import PairStatus
 from llmserve.core.request import (
@@ -81,6 +81,7 @@ def encode_request(request: EngineRequest) -> worker_pb2.GenerateRequest:
         ),
         sampling_params=request.sampling_params,
         cache_salt=request.cache_salt,
+        tenant=request.tenant,
         adapter=request.adapter,
         priority=request.priority,
         kv_transfer_params=encode_params(request.kv_transfer_params),
@@ -105,6 +106,7 @@ def decode_request(message: worker_pb2.GenerateRequest) -> EngineRequest:
         ),
         sampling_params=message.sampling_params,
         cache_salt=message.cache_salt,
+        tenant=TenantId(message.tenant),
         adapter=message.adapter,
         priority=message.priority,
         kv_transfer_params=decode_params(message.kv_transfer_params),

@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 LOG_LEVEL_VARIABLE = "LLMSERVE_LOG_LEVEL"
 _FORCED_EXIT_CODE = 130
+_WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
 
 
 class Role(Protocol):
@@ -47,6 +48,13 @@ def common_flags(role: str, *, listens: bool = True) -> argparse.ArgumentParser:
     parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics; 0: none")
     parser.add_argument("--run-dir", help="directory for files of this run")
     return parser
+
+
+def reached_at(listen: str) -> str:
+    """The host that peers reach a process at which listens there: for what else it listens with. Where it
+    listens on all addresses, which one is theirs cannot be known: loopback."""
+    host = listen.rpartition(":")[0]
+    return "127.0.0.1" if host in _WILDCARDS else host
 
 
 def configure_logging(default_level: str) -> None:

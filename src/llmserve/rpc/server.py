@@ -74,7 +74,15 @@ class _ErrorMapper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             return grpc.unary_unary_rpc_method_handler(
                 _mapped_unary(handler.unary_unary), handler.request_deserializer, handler.response_serializer
             )
-        if handler.stream_stream and handler_call_details.method.startswith("/llmserve."):
+        if not handler_call_details.method.startswith("/llmserve."):
+            return handler
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                _mapped_stream(handler.unary_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
                 _mapped_stream(handler.stream_stream),
                 handler.request_deserializer,

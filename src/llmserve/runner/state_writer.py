@@ -80,12 +80,12 @@ def _shown(board: Board) -> list[tuple[Stand, int]]:
     return [(row.stand, row.pid) for row in board.rows.values()]
 
 
-def _addresses(spec: ProcessSpec) -> dict[str, str | None]:
+def _addresses(spec: ProcessSpec) -> dict[str, Any]:
     return {
         "listen": spec.listen,
         "http": spec.http,
         "router": spec.router,
-        "kvmanager": spec.kvmanager,
+        "kvmanagers": list(spec.kvmanagers),
         "metrics": f"127.0.0.1:{spec.metrics_port}" if spec.metrics_port else None,
     }
 
@@ -97,5 +97,5 @@ def addresses_to_bind(processes: Sequence[ProcessSpec]) -> list[str]:
     for spec in processes:
         addresses = _addresses(spec)
         found += [spec.http, spec.listen, addresses["metrics"]]
-        found += [spec.router, spec.kvmanager] if spec.http and spec.kvmanager else []
+        found += [spec.router, *spec.kvmanagers] if spec.http and spec.kvmanagers else []
     return [address for address in found if address]

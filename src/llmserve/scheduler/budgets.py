@@ -1,9 +1,28 @@
-"""What dispatched requests hold, and how much of it there is."""
+"""What dispatched requests hold, and how much of it there is: for the whole cluster."""
 
+from collections.abc import Callable, Set
+from dataclasses import dataclass
 from typing import Protocol
 
+from llmserve.core.clock import Clock
 from llmserve.core.ids import RequestId
+from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.request import QueuedRequest
+
+# Sums of floats: one who comes back at the very time that he was told must be let in.
+_INSTANT_SECONDS = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """seconds until a request fits; 0: nothing is known. sure: the passing of time alone does it;
+    otherwise others must end, and it is an estimate from how fast they did."""
+
+    seconds: float
+    sure: bool = False
+
+
+NO_WAIT = Wait(0.0)
 
 
 class Budget(Protocol):
@@ -14,13 +33,23 @@ class Budget(Protocol):
 
     def fits(self, request: QueuedRequest) -> bool: ...
 
+    def refusal(self, request: QueuedRequest) -> str:
+        """Why the request fits at no time, in words; empty when it will."""
+
     def reserve(self, request: QueuedRequest) -> None:
         """Counts the request, also past the limit: one that runs already is adopted so."""
 
-    def correct(self, request_id: RequestId, output_tokens: int) -> None:
+    def correct(self, request: QueuedRequest, output_tokens: int) -> None:
         """The request has generated this many tokens so far."""
 
-    def release(self, request_id: RequestId) -> None: ...
+    def release(self, request: QueuedRequest, output_tokens: int) -> None:
+        """The request is over, having generated this many."""
+
+    def wait(self, request: QueuedRequest, ahead: int) -> Wait:
+        """Until the request fits, when this many like it, of its tenant, come first."""
+
+    def check_integrity(self, running: Set[RequestId]) -> None:
+        """Raises AssertionError when it does not hold exactly what these requests hold."""
 
 
 class RequestBudget:
@@ -46,12 +75,164 @@ class RequestBudget:
     def fits(self, request: QueuedRequest) -> bool:
         return len(self._held) < self.limit_requests
 
+    def refusal(self, request: QueuedRequest) -> str:
+        return ""  # a limit of 0 lasts until a worker comes
+
     def reserve(self, request: QueuedRequest) -> None:
         assert request.request_id not in self._held, "reserved twice"
         self._held.add(request.request_id)
 
-    def correct(self, request_id: RequestId, output_tokens: int) -> None:
+    def correct(self, request: QueuedRequest, output_tokens: int) -> None:
         """Tokens do not change the number of requests."""
 
-    def release(self, request_id: RequestId) -> None:
-        self._held.remove(request_id)
+    def release(self, request: QueuedRequest, output_tokens: int) -> None:
+        self._held.remove(request.request_id)
+
+    def wait(self, request: QueuedRequest, ahead: int) -> Wait:
+        return NO_WAIT  # the queue itself measures how fast requests end
+
+    def check_integrity(self, running: Set[RequestId]) -> None:
+        assert self._held == running, self
+
+
+class TokenBudget:
+    """A sum of tokens, over the whole cluster. tokens_of(request, output_tokens): what a request holds
+    when it generates this many; at first this many are those it is expected to.
+    setting: what a limit is called in the manifest. limit_tokens None: no limit."""
+
+    def __init__(
+        self, clock: Clock, name: str, setting: str, tokens_of: Callable[[QueuedRequest, int], int]
+    ) -> None:
+        self.name = name
+        self.limit_tokens: int | None = None
+        self.in_flight_tokens = 0
+        self._clock = clock
+        self._setting = setting
+        self._tokens_of = tokens_of
+        self._held: dict[RequestId, int] = {}
+        self._rate = ServiceRate()
+
+    def __repr__(self) -> str:
+        return f"<TokenBudget {self.name}: {self.in_flight_tokens} of {self.limit_tokens}>"
+
+    def set_limit(self, limit_tokens: int | None) -> None:
+        """A smaller limit takes nothing back."""
+        self.limit_tokens = limit_tokens
+
+    def fits(self, request: QueuedRequest) -> bool:
+        return self.limit_tokens is None or self.in_flight_tokens + self._wanted(request) <= self.limit_tokens
+
+    def refusal(self, request: QueuedRequest) -> str:
+        wanted = self._wanted(request)
+        if self.limit_tokens is None or wanted <= self.limit_tokens:
+            return ""
+        return f"{self.name}: the request needs {wanted}, and {self._setting} allows {self.limit_tokens}"
+
+    def reserve(self, request: QueuedRequest) -> None:
+        assert request.request_id not in self._held, "reserved twice"
+        if not self._held:
+            self._rate.backlog(True, self._clock.now())
+        self._set(request, self._wanted(request))
+
+    def correct(self, request: QueuedRequest, output_tokens: int) -> None:
+        """Takes more when that is more than expected. Gives nothing back: it is not over."""
+        tokens = self._tokens_of(request, output_tokens)
+        self._set(request, max(tokens, self._held[request.request_id]))
+
+    def release(self, request: QueuedRequest, output_tokens: int) -> None:
+        tokens = self._held.pop(request.request_id)
+        self.in_flight_tokens -= tokens
+        self._rate.departed(self._clock.now(), tokens)
+        if not self._held:
+            self._rate.backlog(False, self._clock.now())
+
+    def wait(self, request: QueuedRequest, ahead: int) -> Wait:
+        if self.fits(request) or self.limit_tokens is None:
+            return NO_WAIT
+        missing = self.in_flight_tokens + self._wanted(request) - self.limit_tokens
+        return Wait(self._rate.wait_seconds(missing, self._clock.now(), float("inf")))
+
+    def check_integrity(self, running: Set[RequestId]) -> None:
+        assert self._held.keys() == running, self
+        assert self.in_flight_tokens == sum(self._held.values()), self
+
+    def _wanted(self, request: QueuedRequest) -> int:
+        return self._tokens_of(request, request.expected_output_tokens)
+
+    def _set(self, request: QueuedRequest, tokens: int) -> None:
+        self.in_flight_tokens += tokens - self._held.get(request.request_id, 0)
+        self._held[request.request_id] = tokens
+
+
+class KvIoBudget:
+    """KV bytes that prefill hands over, per second. A request fits once all that was let through before
+    has had its time, so a large one is not overtaken and none is too large.
+    bytes_per_token 0: nothing is handed over. limit None: no limit."""
+
+    name = "KV I/O"
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._bytes_per_second: float | None = None
+        self._bytes_per_token = 0.0
+        self._spend = Spend()
+        self._held: set[RequestId] = set()
+
+    def __repr__(self) -> str:
+        return f"<KvIoBudget {self._bytes_per_second} bytes/s>"
+
+    def set_limit(self, bytes_per_second: float | None, bytes_per_token: float) -> None:
+        self._bytes_per_second, self._bytes_per_token = bytes_per_second, bytes_per_token
+
+    def fits(self, request: QueuedRequest) -> bool:
+        return self._bytes_per_second is None or self._spend.wait_seconds(self._clock.now()) == 0.0
+
+    def refusal(self, request: QueuedRequest) -> str:
+        return ""
+
+    def reserve(self, request: QueuedRequest) -> None:
+        assert request.request_id not in self._held, "reserved twice"
+        self._held.add(request.request_id)
+        if self._bytes_per_second is not None:
+            self._spend.take(self._seconds(request), self._clock.now())
+
+    def correct(self, request: QueuedRequest, output_tokens: int) -> None:
+        """Only the prompt is handed over."""
+
+    def release(self, request: QueuedRequest, output_tokens: int) -> None:
+        """What has moved has moved: the time it took is not given back."""
+        self._held.remove(request.request_id)
+
+    def wait(self, request: QueuedRequest, ahead: int) -> Wait:
+        if self._bytes_per_second is None:
+            return NO_WAIT
+        return Wait(self._spend.wait_seconds(self._clock.now()), sure=True)
+
+    def check_integrity(self, running: Set[RequestId]) -> None:
+        assert self._held == running, self
+
+    def _seconds(self, request: QueuedRequest) -> float:
+        assert self._bytes_per_second is not None
+        return request.prompt_tokens * self._bytes_per_token / self._bytes_per_second
+
+
+class Spend:
+    """A rate as time spent: what takes the rate s seconds is spent for s seconds. At rest it saves up
+    for burst_seconds, so over any t seconds at most t + burst_seconds are begun."""
+
+    burst_seconds = 1.0
+
+    def __init__(self) -> None:
+        self._until = float("-inf")
+
+    def take(self, seconds: float, now: float) -> None:
+        self._until = max(self._until, now - self.burst_seconds) + seconds
+
+    def give_back(self, seconds: float) -> None:
+        """Negative: takes more, as part of what was taken before."""
+        self._until -= seconds
+
+    def wait_seconds(self, now: float) -> float:
+        """Until something may be taken, however much; 0: now."""
+        left = self._until - now
+        return left if left > _INSTANT_SECONDS else 0.0

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from llmserve.core.errors import LLMServeError, QueueFull
+from llmserve.core.errors import LLMServeError
 from llmserve.scheduler.request import QueuedRequest
 
 
@@ -25,18 +25,23 @@ class Dispatched:
 
 
 @dataclass(frozen=True, slots=True)
+class Evicted:
+    request: QueuedRequest
+    error: LLMServeError
+
+
+@dataclass(frozen=True, slots=True)
 class Queued:
-    ahead: int  # requests that wait before it, over all tenants
+    """evicted: another made room for it, of a tenant that had more of the queue than its share."""
+
+    ahead: int  # requests that waited before it came, over all tenants
+    evicted: Evicted | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    error: QueueFull
+    """error: QueueFull, or InvalidRequest for one that could never run."""
 
-
-@dataclass(frozen=True, slots=True)
-class Evicted:
-    request: QueuedRequest
     error: LLMServeError
 
 

@@ -1,38 +1,143 @@
-"""Which flow is next."""
+"""Whose turn it is: start-time fair queueing between tenants, on measured cost.
 
-from collections.abc import Sequence
-from typing import Protocol
+Each tenant has a tag: the virtual time at which its next request starts. The least tag is next, and a
+dispatched request moves its tenant's tag by cost / weight. Virtual time is the greatest tag that was
+served, so it never goes back. A tenant that comes back from idling starts there: it has saved nothing
+up, and what it used while nobody else waited is forgiven when the queue empties.
+The charge at dispatch is an estimate; what a request turned out to cost moves the tag by the difference.
+"""
 
-from llmserve.scheduler.request import QueuedRequest, Waiting
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llmserve.core.ids import RequestId, TenantId
+from llmserve.scheduler.request import QueuedRequest
+
+# Entries that are out of date stay in the heap until they are most of it.
+_SLACK = 64
 
 
-class Fairness(Protocol):
-    """A policy hears of each request it let pass: dispatched once, then ended once."""
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """weights: of tenants; the others have 1. kv_token_price: tokens of work that holding the KV of one
+    token is worth: max_tokens_in_flight / (tokens whose KV fits the HBM budget), or 0 when either has no
+    limit. So the cost is the dominant share of the two budgets, in tokens."""
 
-    def pick(self, heads: Sequence[Waiting]) -> Waiting:
-        """One of `heads`: the next candidate of each flow that has one; never empty."""
+    weights: Mapping[TenantId, float] = field(default_factory=dict)
+    kv_token_price: float = 0.0
+
+    def weight(self, tenant: TenantId) -> float:
+        return self.weights.get(tenant, 1.0)
+
+    def cost(self, request: QueuedRequest, output_tokens: int) -> float:
+        """In tokens, at least 1."""
+        held = self.kv_token_price * request.context_tokens(output_tokens)
+        return max(held, float(request.work_tokens(output_tokens)))
+
+
+class FairShare:
+    """Knows the tenants that wait. join .. leave around the time that something of a tenant waits;
+    suspend .. resume within it, around the time that the tenant cannot use a turn."""
+
+    def __init__(self, shares: Shares | None = None) -> None:
+        self.shares = shares or Shares()
+        self.virtual_time = 0.0
+        self._tags: dict[TenantId, float] = {}
+        self._highest = 0.0
+        self._waiting: set[TenantId] = set()
+        self._entries: dict[TenantId, tuple[float, int, TenantId]] = {}  # of those whose turn may come
+        self._heap: list[tuple[float, int, TenantId]] = []
+        self._sequence = 0
+        self._charged: dict[RequestId, float] = {}
+
+    def __repr__(self) -> str:
+        return f"<FairShare at={self.virtual_time:g} waiting={len(self._waiting)}>"
+
+    def join(self, tenant: TenantId) -> None:
+        """Something of the tenant waits, where nothing did."""
+        assert tenant not in self._waiting, tenant
+        self._waiting.add(tenant)
+        self.resume(tenant)
+
+    def leave(self, tenant: TenantId) -> None:
+        """Nothing of the tenant waits any more."""
+        self._waiting.remove(tenant)
+        self._entries.pop(tenant, None)
+        if not self._waiting:
+            self.virtual_time = max(self.virtual_time, self._highest)
+            self._tags.clear()
+            self._heap.clear()
+
+    def suspend(self, tenant: TenantId) -> None:
+        """The tenant cannot use its turn. The turns that it misses are not made up for."""
+        del self._entries[tenant]
+
+    def resume(self, tenant: TenantId) -> None:
+        """A waiting tenant takes part again, from now on."""
+        assert tenant in self._waiting, tenant
+        assert tenant not in self._entries, tenant
+        self._set_tag(tenant, max(self.virtual_time, self._tag(tenant)))
+        self._push(tenant)
+
+    def next(self) -> TenantId | None:
+        """Whose turn it is; None: nobody waits who could use it. O(log n)."""
+        while self._heap:
+            tenant = self._heap[0][2]
+            if self._entries.get(tenant) is self._heap[0]:
+                return tenant
+            heapq.heappop(self._heap)
+        return None
 
     def dispatched(self, request: QueuedRequest) -> None:
-        """The request has its place: its tenant is charged the expected cost."""
+        """The request has its place: its tenant is charged what it is expected to cost."""
+        tenant = request.tenant
+        if tenant in self._waiting:
+            self.virtual_time = max(self.virtual_time, self._tag(tenant))
+        else:  # it never waited
+            self._set_tag(tenant, max(self.virtual_time, self._tag(tenant)))
+        self._charged[request.request_id] = 0.0
+        self._charge(request, request.expected_output_tokens)
+
+    def corrected(self, request: QueuedRequest, output_tokens: int) -> None:
+        """A running request has generated this many tokens: charged now if they are more than expected."""
+        if output_tokens > request.expected_output_tokens:
+            self._charge(request, output_tokens)
 
     def ended(self, request: QueuedRequest, output_tokens: int) -> None:
-        """The request is over: the charge is corrected to what it really cost."""
+        """The request is over: its tenant has paid what it really cost."""
+        self._charge(request, output_tokens)
+        del self._charged[request.request_id]
 
+    def check_integrity(self, waiting: set[TenantId], running: set[RequestId]) -> None:
+        assert self._waiting == waiting, self
+        assert self._charged.keys() == running, self
+        assert self._entries.keys() <= waiting, self
+        assert all(self._entries[tenant][0] == self._tags[tenant] for tenant in self._entries), self
 
-class FifoFairness:
-    """The oldest request of all tenants: one queue, in effect."""
+    # -- parts
 
-    def pick(self, heads: Sequence[Waiting]) -> Waiting:
-        if len(heads) == 1:
-            return heads[0]
-        return min(heads, key=_arrival)
+    def _tag(self, tenant: TenantId) -> float:
+        return self._tags.get(tenant, self.virtual_time)
 
-    def dispatched(self, request: QueuedRequest) -> None:
-        pass
+    def _set_tag(self, tenant: TenantId, tag: float) -> None:
+        self._tags[tenant] = tag
+        self._highest = max(self._highest, tag)
 
-    def ended(self, request: QueuedRequest, output_tokens: int) -> None:
-        pass
+    def _charge(self, request: QueuedRequest, output_tokens: int) -> None:
+        """In place of what the request was charged before."""
+        tenant, cost = request.tenant, self.shares.cost(request, output_tokens)
+        difference = cost - self._charged[request.request_id]
+        self._charged[request.request_id] = cost
+        self._set_tag(tenant, self._tag(tenant) + difference / self.shares.weight(tenant))
+        if tenant in self._entries:
+            self._push(tenant)
 
-
-def _arrival(waiting: Waiting) -> int:
-    return waiting.sequence
+    def _push(self, tenant: TenantId) -> None:
+        """Equal tags are served in the order in which they came about."""
+        self._sequence += 1
+        entry = self._entries[tenant] = (self._tags[tenant], self._sequence, tenant)
+        heapq.heappush(self._heap, entry)
+        if len(self._heap) > 2 * len(self._entries) + _SLACK:
+            self._heap = list(self._entries.values())
+            heapq.heapify(self._heap)

@@ -1,6 +1,6 @@
 """What scheduling knows of a request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmserve.core.ids import RequestId, TenantId
@@ -9,7 +9,9 @@ from llmserve.core.ids import RequestId, TenantId
 @dataclass(frozen=True, slots=True)
 class QueuedRequest:
     """Times are on the queue's clock, in seconds. deadline: it is evicted when it still waits then.
-    max_output_tokens: the most it may generate."""
+    max_output_tokens: the most it may generate; 0: not known. cached_tokens: of the prompt, what the
+    place it will get need not compute. priority: as in vLLM, lower is earlier.
+    expected_output_tokens is filled in by the queue, from what its tenant's requests generated."""
 
     request_id: RequestId
     tenant: TenantId
@@ -18,6 +20,16 @@ class QueuedRequest:
     prompt_tokens: int = 0
     max_output_tokens: int = 0
     priority: int = 0
+    cached_tokens: int = 0
+    expected_output_tokens: int = field(default=0, compare=False)
+
+    def work_tokens(self, output_tokens: int) -> int:
+        """Tokens to compute when it generates this many. Never 0: nothing is for free."""
+        return max(1, self.prompt_tokens - self.cached_tokens + output_tokens)
+
+    def context_tokens(self, output_tokens: int) -> int:
+        """Tokens whose KV it holds when it has generated this many."""
+        return self.prompt_tokens + output_tokens
 
 
 class Waiting(NamedTuple):

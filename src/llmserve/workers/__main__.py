@@ -33,7 +33,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="unique in the cluster, such as decode-0")
     parser.add_argument("--listen", required=True, help="HOST:PORT of its gRPC service; peers use this host")
     parser.add_argument("--router", default="", help="HOST:PORT of the router; none: stays alone")
-    parser.add_argument("--kvmanager", default="", help="HOST:PORT of the KV manager; none: no reports")
+    parser.add_argument(
+        "--kvmanager",
+        type=addresses,
+        default=(),
+        metavar="HOST:PORT,...",
+        help="of each KV manager, always in the same order: blocks are placed by it; none: no reports",
+    )
     parser.add_argument("--model-dir", type=Path, help="the prepared model; prepared here when not given")
     parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics; 0: none")
     parser.add_argument("--run-dir", type=Path, help="working directory of the cluster")
@@ -41,16 +47,22 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def addresses(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
 async def serve(flags: argparse.Namespace, manifest: Manifest, weights: ServedWeights) -> None:
     """Until SIGTERM or SIGINT; a second one exits at once. Errors: StartFailed, EngineDead."""
     stop = asyncio.Event()
     _on_signals(stop)
     epoch = time.time_ns()
-    spec = engine_spec(manifest, flags.name, flags.role, epoch, weights.path, flags.listen)
+    spec = engine_spec(
+        manifest, flags.name, flags.role, epoch, weights.path, flags.listen, kvmanagers=flags.kvmanager
+    )
     options = WorkerOptions(
         listen=flags.listen,
         router=flags.router,
-        kvmanager=flags.kvmanager,
+        kvmanagers=flags.kvmanager,
         model_revision=weights.revision,
         metrics_port=flags.metrics_port,
         drain_seconds=flags.drain_seconds,

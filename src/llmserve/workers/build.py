@@ -10,14 +10,18 @@ from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.handover_link import open_handover_link
 from llmserve.engines.sim.timing import RealPace
 from llmserve.engines.spec import EngineSpec
-
-_WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
+from llmserve.rpc.role import reached_at
 
 
 def engine_spec(
-    manifest: Manifest, worker_id: str, role: WorkerRole, epoch: int, model_dir: Path | None, listen: str
+    manifest: Manifest,
+    worker_id: str,
+    role: WorkerRole,
+    epoch: int,
+    model_dir: Path | None,
+    listen: str,
+    kvmanagers: tuple[str, ...] = (),
 ) -> EngineSpec:
-    host = listen.rpartition(":")[0]
     return EngineSpec(
         worker_id=WorkerId(worker_id),
         epoch=epoch,
@@ -27,8 +31,9 @@ def engine_spec(
         engine=manifest.engine,
         kv_cache=manifest.kv_cache,
         transfer=manifest.transfer,
-        handover_host="127.0.0.1" if host in _WILDCARDS else host,
+        handover_host=reached_at(listen),
         kv_io_bytes_per_second=_kv_io_share(manifest),
+        kv_store=kvmanagers if manifest.storageClasses else (),
     )
 
 

@@ -43,7 +43,7 @@ class Membership:
                 continue
             except LLMServeError as error:
                 _log.warning("no contact with the router, trying again: %s", error.message)
-            await asyncio.sleep(backoff.next())
+            await backoff.pause()
 
     async def _stay(self, backoff: Backoff) -> None:
         """Registers if it has not, then heartbeats until a call fails. Errors: LLMServeError."""

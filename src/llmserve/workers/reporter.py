@@ -1,4 +1,4 @@
-"""Tells the KV manager what this worker holds: KVManager.Report, a snapshot and then changes.
+"""Tells each KV manager what this worker holds: KVManager.Report, a snapshot and then changes.
 
 One report is on its way at a time; what changes meanwhile merges into the next. A broken stream
 begins again with a snapshot, so nothing has to be kept for it.
@@ -6,11 +6,13 @@ begins again with a snapshot, so nothing has to be kept for it.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 import grpc.aio
 
 from llmserve.core.errors import Unavailable
 from llmserve.core.lease import LeaseChange, LeaseState
+from llmserve.core.request import KvEvents
 from llmserve.engines.base import Engine
 from llmserve.rpc.backoff import Backoff
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
@@ -29,22 +31,18 @@ _STATES = {
 
 
 class KvReporter:
-    """Two tasks of the worker: `follow` reads the engine, `run` talks to the manager."""
+    """To one KV manager. `apply` never waits; `run` is a task of the worker."""
 
-    def __init__(
-        self, worker_id: str, epoch: int, engine: Engine, residency: Residency, channel: grpc.aio.Channel
-    ) -> None:
+    def __init__(self, worker_id: str, epoch: int, residency: Residency, channel: grpc.aio.Channel) -> None:
         self._worker_id = worker_id
         self._epoch = epoch
-        self._engine = engine
         self._residency = residency
         self._stub = kvmanager_pb2_grpc.KVManagerStub(channel)  # type: ignore[no-untyped-call]  # generated
         self._changed = asyncio.Event()
 
-    async def follow(self) -> None:
-        while True:
-            self._residency.apply(await self._engine.next_kv_events())
-            self._changed.set()
+    def apply(self, events: KvEvents) -> None:
+        self._residency.apply(events)
+        self._changed.set()
 
     async def run(self) -> None:
         """For ever; the manager may come and go."""
@@ -54,7 +52,7 @@ class KvReporter:
                 await self._report(backoff)
             except (grpc.aio.AioRpcError, Unavailable, TimeoutError) as error:
                 _log.warning("reports to the KV manager stopped, trying again: %s", _brief(error))
-            await asyncio.sleep(backoff.next())
+            await backoff.pause()
 
     async def _report(self, backoff: Backoff) -> None:
         call = self._stub.Report()
@@ -105,6 +103,14 @@ class KvReporter:
             cleared=report.cleared,
             leases=[_encode_lease(change) for change in report.leases],
         )
+
+
+async def follow(engine: Engine, reporters: Sequence[KvReporter]) -> None:
+    """For ever. Each KV manager is told all: what devices hold is little beside what the managers keep."""
+    while True:
+        events = await engine.next_kv_events()
+        for reporter in reporters:
+            reporter.apply(events)
 
 
 _Call = grpc.aio.StreamStreamCall[kvmanager_pb2.KvReport, kvmanager_pb2.KvReportAck]

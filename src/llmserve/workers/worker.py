@@ -21,7 +21,7 @@ from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
 from llmserve.rpc.server import RpcServer
 from llmserve.workers.membership import Membership
 from llmserve.workers.release import LeaseReleaser
-from llmserve.workers.reporter import KvReporter
+from llmserve.workers.reporter import KvReporter, follow
 from llmserve.workers.residency import Residency
 from llmserve.workers.service import WorkerService
 from llmserve.workers.sessions import Sessions
@@ -36,12 +36,12 @@ _CLOSE_GRACE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """listen, router, kvmanager: host:port; an empty router or kvmanager is not contacted.
+    """listen, router, kvmanagers: host:port; an empty router is not contacted.
     model_revision: a digest of the weights. metrics_port 0: none."""
 
     listen: str
     router: str = ""
-    kvmanager: str = ""
+    kvmanagers: tuple[str, ...] = ()
     model_revision: str = ""
     metrics_port: int = 0
     drain_seconds: float = 5.0
@@ -97,13 +97,14 @@ class Worker:
             channel = await self._open.enter_async_context(open_channel(self._options.router))
             self._membership = Membership(status, channel, self._engine)
             self._talk.spawn("membership", self._membership.run())
-        channel = await self._open.enter_async_context(open_channel(self._options.kvmanager or "unused:1"))
-        reporter = KvReporter(
-            self._spec.worker_id, self._spec.epoch, self._engine, Residency(SystemClock()), channel
-        )
-        self._tasks.spawn("kv-events", reporter.follow(), fatal=True)
-        if self._options.kvmanager:
-            self._tasks.spawn("kv-reports", reporter.run())
+        streams = [await self._report_stream(address) for address in self._options.kvmanagers]
+        self._tasks.spawn("kv-events", follow(self._engine, streams), fatal=True)
+        for index, stream in enumerate(streams):
+            self._tasks.spawn(f"kv-reports-{index}", stream.run())
+
+    async def _report_stream(self, address: str) -> KvReporter:
+        channel = await self._open.enter_async_context(open_channel(address))
+        return KvReporter(self._spec.worker_id, self._spec.epoch, Residency(SystemClock()), channel)
 
     def _describe(self, info: EngineInfo) -> common_pb2.WorkerInfo:
         spec = self._spec

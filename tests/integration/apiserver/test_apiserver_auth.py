@@ -42,3 +42,4 @@ async def test_the_key_is_the_tenant_and_tenants_do_not_share_kv(
     assert [admit.tenant for admit in cluster.router.admits] == ["red", "blue"]
     red, blue = cluster.prefill.seen.values()
     assert red.cache_salt != blue.cache_salt
+    assert (red.tenant, blue.tenant) == ("red", "blue")

@@ -1,5 +1,6 @@
 """What engines are asked, and that vLLM's sampling parameters cross the wire whole."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -8,11 +9,11 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from llmserve.apiserver.legs import LegContext
 from llmserve.apiserver.sampling_legs import SamplingLegs
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import RequestId, TenantId
 from llmserve.core.request import EngineRequest
 
 PROMPT = [5, 6, 7]
-CONTEXT = LegContext(RequestId("r"), "salt")
+CONTEXT = LegContext(RequestId("r"), "salt", TenantId("red"))
 TICKET = {"do_remote_prefill": True}
 
 
@@ -54,11 +55,11 @@ def test_an_exact_request_is_split_after_its_first_token() -> None:
     prefill = split.prefill(CONTEXT)
     assert (prefill.limits.max_tokens, prefill.limits.min_tokens) == (1, 1)
     assert prefill.kv_transfer_params == {"do_remote_decode": True}
-    decode = split.decode(LegContext(RequestId("r"), "salt", [8]), TICKET)
+    decode = split.decode(replace(CONTEXT, sent=[8]), TICKET)
     assert list(decode.prompt_token_ids) == [*PROMPT, 8]
     assert (decode.limits.max_tokens, decode.limits.min_tokens) == (9, 3)
     assert decode.kv_transfer_params == TICKET
-    assert (decode.priority, decode.cache_salt) == (3, "salt")
+    assert (decode.priority, decode.cache_salt, decode.tenant) == (3, "salt", "red")
     assert (sent(decode).max_tokens, sent(decode).min_tokens) == (9, 3)
 
 
@@ -92,7 +93,7 @@ def test_prompt_logprobs_are_computed_once() -> None:
     decode = sent(split.decode(CONTEXT, TICKET))
     assert decode.prompt_logprobs is None
     assert decode.skip_reading_prefix_cache is False
-    again = LegContext(RequestId("r"), "salt", [8])
+    again = replace(CONTEXT, sent=[8])
     assert sent(split.prefill(again)).prompt_logprobs is None
 
 

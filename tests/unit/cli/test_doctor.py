@@ -175,7 +175,7 @@ def _role(name: str, stand: str, detail: str = "") -> dict[str, Any]:
         "listen": None,
         "http": None,
         "router": None,
-        "kvmanager": None,
+        "kvmanagers": [],
         "log": f"{name}.log",
     }
 

@@ -22,7 +22,7 @@ def _role(name: str, **more: Any) -> dict[str, Any]:
         "listen": f"{name}:1",
         "http": None,
         "router": None,
-        "kvmanager": None,
+        "kvmanagers": [],
         "log": f"{name}.log",
     }
     return role | more
@@ -81,6 +81,21 @@ def test_all_is_well() -> None:
     shown = _text(now)
     for part in ("1 min 15 s", "healthy", "2+0", "5/364, 9 reusable", "tcp 3.0 MiB, 1 failed", "3 queued"):
         assert part in shown
+
+
+def test_each_storage_class_has_a_line() -> None:
+    tier = kvmanager_pb2.TierStatus(
+        name="disk",
+        kind="nvme",
+        blocks=7,
+        used_bytes=1 << 29,
+        capacity_bytes=2 << 30,
+        hit_blocks=4,
+        hit_tokens=64,
+    )
+    now = snapshot(_state(), Answers(kvmanager=kvmanager_pb2.GetKvStatusResponse(tiers=[tier])), 0.0)
+    assert now.tiers[0].name == "disk"
+    assert "KV store disk (nvme): 0.50 of 2.00 GiB in 7 blocks, 4 blocks hit (64 tokens)" in _text(now)
 
 
 def test_each_trouble_is_named() -> None:

@@ -160,6 +160,11 @@ def test_the_manifest_is_frozen() -> None:
             id="not-a-choice",
         ),
         pytest.param(
+            "security:\n  kv_sharing: none\n",
+            "m.yaml:6: security.kv_sharing: 'none' is not one of tenant, cluster",
+            id="who-shares-kv",
+        ),
+        pytest.param(
             "engine:\n  dtype: bfloat\n",
             "m.yaml:6: engine.dtype: 'bfloat' is not one of auto, bfloat16, float16, float32; "
             "did you mean 'bfloat16'?",
@@ -223,29 +228,11 @@ def test_one_problem(text: str, expected: str) -> None:
     ("text", "line", "words"),
     [
         ("deployment:\n  replicas: {router: 2}\n", 6, "deployment.replicas.router: not available yet"),
-        (
-            "deployment:\n  replicas:\n    kvmanager: 2\n",
-            7,
-            "deployment.replicas.kvmanager: not available yet",
-        ),
         ("engine:\n  pipeline_parallel: 2\n", 6, "engine.pipeline_parallel: not available yet"),
         ("engine:\n  speculative_tokens: 3\n", 6, "engine.speculative_tokens: not available yet"),
         ("engine:\n  min_decode_slots: 3\n", 6, "engine.min_decode_slots: not available yet"),
-        (
-            "engine:\n  prefill_long_prompt_tokens: 3\n",
-            6,
-            "engine.prefill_long_prompt_tokens: not available yet",
-        ),
-        ("kv_cache:\n  hot_keep_secs: 1.5\n", 6, "kv_cache.hot_keep_secs: not available yet"),
-        ("kv_cache:\n  tenant_hotset_gb: 2\n", 6, "kv_cache.tenant_hotset_gb: not available yet"),
         ("kv_cache:\n  prefetch_on_prefix: true\n", 6, "kv_cache.prefetch_on_prefix: not available yet"),
-        ("budgets:\n  max_tokens_in_flight: 9\n", 6, "budgets.max_tokens_in_flight: not available yet"),
         ("state:\n  backend: redis\n", 6, "state.backend: 'redis' is not available yet"),
-        (
-            "storageClasses:\n  - {name: a, tier: dram, capacity_gb: 1}\n",
-            5,
-            "storageClasses: not available yet",
-        ),
     ],
 )
 def test_planned_knobs_are_refused(text: str, line: int, words: str) -> None:
@@ -295,6 +282,28 @@ def test_planned_knobs_may_be_set_to_what_they_are() -> None:
             id="two-block-sizes",
         ),
         pytest.param(
+            "engine:\n  chunked_prefill: false\n  prefill_long_prompt_tokens: 512\n",
+            "m.yaml:7: engine.prefill_long_prompt_tokens: "
+            "needs chunked_prefill: otherwise every prompt is computed in one step",
+            id="long-prompts-without-chunks",
+        ),
+        pytest.param(
+            "engine:\n  max_model_len: 256\n  prefill_long_prompt_tokens: 512\n",
+            "m.yaml:7: engine.prefill_long_prompt_tokens: "
+            "must be at most engine.max_model_len (256), got 512",
+            id="long-prompts-longer-than-any",
+        ),
+        pytest.param(
+            "scheduling:\n  weights:\n    - {tenant: a, weight: 4}\n    - {tenant: a, weight: 2}\n",
+            "m.yaml:8: scheduling.weights[1]: names tenant 'a' twice",
+            id="a-tenant-with-two-weights",
+        ),
+        pytest.param(
+            "budgets:\n  tenants:\n    - {tenant: a}\n    - {tenant: a, max_requests_in_flight: 2}\n",
+            "m.yaml:8: budgets.tenants[1]: names tenant 'a' twice",
+            id="a-tenant-with-two-budgets",
+        ),
+        pytest.param(
             "security:\n  api_keys:\n    - {tenant: a, key: sesame, key_env: KEY}\n",
             "m.yaml:7: security.api_keys[0]: has both key and key_env; keep one",
             id="key-and-key-env",
@@ -326,6 +335,12 @@ def test_planned_knobs_may_be_set_to_what_they_are() -> None:
             "m.yaml:7: deployment.replicas.apiserver: "
             "deployment.local.single_process has exactly one apiserver",
             id="single-process-with-two",
+        ),
+        pytest.param(
+            "deployment:\n  local: {single_process: true}\n  replicas: {kvmanager: 2}\n",
+            "m.yaml:7: deployment.replicas.kvmanager: "
+            "deployment.local.single_process has exactly one kvmanager",
+            id="single-process-with-two-kvmanagers",
         ),
         pytest.param(
             "engine:\n  max_batched_tokens: 32\n",

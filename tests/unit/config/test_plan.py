@@ -58,7 +58,7 @@ def test_processes_know_the_addresses_of_the_others() -> None:
     made = plan()
     router, kvmanager = named(made, "router-0").listen, named(made, "kvmanager-0").listen
     for worker in workers(made):
-        assert (worker.router, worker.kvmanager) == (router, kvmanager)
+        assert (worker.router, worker.kvmanagers) == (router, (kvmanager,))
     assert named(made, "apiserver-0").router == router
 
 
@@ -88,7 +88,7 @@ def test_arguments_of_a_worker_and_of_the_apiserver() -> None:
     assert decode.arguments("m.yaml", "run", "model") == [
         *("--manifest", "m.yaml", "--name", "decode-0", "--run-dir", "run"),
         *("--metrics-port", str(decode.metrics_port), "--listen", str(decode.listen)),
-        *("--router", str(decode.router), "--kvmanager", str(decode.kvmanager)),
+        *("--router", str(decode.router), "--kvmanager", decode.kvmanagers[0]),
         *("--model-dir", "model", "--role", "decode"),
     ]
     apiserver = named(made, "apiserver-0").arguments("m.yaml", "run", "model")
@@ -178,8 +178,20 @@ def test_single_process_is_one_control_process() -> None:
     assert (control.role, control.module) == (ProcessRole.CONTROL, "llmserve.control")
     assert control.loads_model
     assert workers(made)[0].router == control.router
-    assert workers(made)[0].kvmanager == control.kvmanager
+    assert workers(made)[0].kvmanagers == control.kvmanagers
     assert workers(made)[0].after == ("control-0",)
+
+
+def test_several_kvmanagers_are_known_to_all_workers_in_order() -> None:
+    made = plan(deployment={"replicas": {"kvmanager": 3}})
+    managers = [process for process in made.processes if process.role is ProcessRole.KVMANAGER]
+    assert [process.name for process in managers] == ["kvmanager-0", "kvmanager-1", "kvmanager-2"]
+    listen = [str(process.listen) for process in managers]
+    assert len(set(listen)) == 3
+    for worker in workers(made):
+        given = worker.arguments("m.yaml", "run")
+        assert given[given.index("--kvmanager") + 1] == ",".join(listen)
+        assert set(worker.after) == {"router-0", *(process.name for process in managers)}
 
 
 def test_several_apiservers_have_consecutive_ports() -> None:

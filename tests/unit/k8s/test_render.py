@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from llmserve.config.load import parse_manifest
 from llmserve.config.plan_pods import plan_pods
@@ -266,8 +267,26 @@ def test_the_store_is_on_volumes_of_a_fast_class(parse: Parse, rendered: Render)
     container = pod(workload)["containers"][0]
     mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
     assert mounts["/var/lib/kv"] == claim["metadata"]["name"]
-    assert "/dev/shm" in mounts
     assert container["resources"]["limits"]["memory"] == "8Gi"  # its own 2 and the tier's 6
+
+
+def test_kvmanagers_share_the_capacity_of_the_tiers(parse: Parse, rendered: Render) -> None:
+    tiers = (
+        StorageClass(name="hot", tier="dram", capacity_gb=6.0),
+        StorageClass(name="warm", tier="nvme", capacity_gb=100.0, location="/var/lib/kv"),
+    )
+    text = "deployment: {replicas: {kvmanager: 2}, k8s: {storage_class: local-nvme}}"
+    objects = rendered(parse(text).model_copy(update={"storageClasses": tiers}))
+    workload = workloads(objects)["kvmanager"]
+    (claim,) = workload["spec"]["volumeClaimTemplates"]
+    assert workload["spec"]["replicas"] == 2
+    assert claim["spec"]["resources"]["requests"]["storage"] == "53Gi"
+    assert pod(workload)["containers"][0]["resources"]["limits"]["memory"] == "5Gi"
+    arguments = pod(workloads(objects)["decode"])["containers"][0]["args"]
+    addresses = arguments[arguments.index("--kvmanager") + 1].split(",")
+    assert [address.split(".")[0][-1] for address in addresses] == ["0", "1"]
+    manifest = next(one for one in objects.values() if one["kind"] == "ConfigMap")["data"]["llmserve.yaml"]
+    assert yaml.safe_load(manifest)["spec"]["deployment"]["replicas"] == {"kvmanager": 2}
 
 
 def test_models_are_kept_where_the_manifest_says(parse: Parse, rendered: Render) -> None:
@@ -324,7 +343,7 @@ def test_only_those_who_must_reach_a_role(parse: Parse, rendered: Render) -> Non
     }
     assert callers == {
         "router": {"apiserver", "prefill", "decode"},
-        "kvmanager": {"prefill", "decode"},
+        "kvmanager": {"router", "prefill", "decode"},
         "prefill": {"apiserver", "prefill", "decode"},
         "decode": {"apiserver", "prefill", "decode"},
         "apiserver": set(),  # everybody, on its HTTP port

@@ -3,7 +3,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, LeaseId, WorkerId
 from llmserve.core.lease import LeaseChange, LeaseState
-from llmserve.kvstore.directory import BlockReport
+from llmserve.kvstore.directory import Applied, BlockReport, Holder, KvTier
 from llmserve.kvstore.manager import Ack, Connection, KVManager
 
 X = WorkerId("x")
@@ -28,7 +28,7 @@ class Cluster:
 
     def report(self, *leases: LeaseChange, snapshot: bool = False, epoch: int = 1) -> Ack:
         self.sequence += 1
-        blocks = BlockReport(X, epoch, self.sequence, snapshot, stored=[BlockHash(b"h")])
+        blocks = BlockReport(Holder(X), epoch, self.sequence, snapshot, stored=[BlockHash(b"h")])
         return self.manager.report(self.connection, blocks, leases)
 
     def orphans_after(self, seconds: float) -> int:
@@ -111,3 +111,16 @@ def test_a_missing_report_asks_for_a_snapshot(cluster: Cluster) -> None:
     assert cluster.report(_granted("a"), snapshot=True) == Ack(4, resync=False)
     assert cluster.manager.open_leases == 1
     assert (cluster.manager.totals.reports, cluster.manager.totals.resyncs) == (2, 1)
+
+
+def test_tiers_are_looked_up_beside_the_device_caches(cluster: Cluster) -> None:
+    dram = Holder("kvmanager-0", KvTier.DRAM)
+    stored = [BlockHash(b"h"), BlockHash(b"i")]
+    cluster.manager.report_tier(BlockReport(dram, 1, 1, snapshot=True, stored=stored))
+    assert cluster.manager.prefix_blocks(stored) == {"x": 1}  # workers only
+    assert [(run.blocks, set(run.holders)) for run in cluster.manager.runs(stored)] == [
+        (1, {Holder("x"), dram}),
+        (1, {dram}),
+    ]
+    assert len(cluster.manager.workers()) == 1
+    assert cluster.manager.report_tier(BlockReport(dram, 1, 3)) is Applied.RESYNC

@@ -65,10 +65,17 @@ class Cluster:
         return self._checked(self.controller.close_session(session))
 
     def admit(
-        self, session: Session, name: str, *, timeout: float = 0.0, model: str = "m", without: str = ""
+        self,
+        session: Session,
+        name: str,
+        *,
+        timeout: float = 0.0,
+        model: str = "m",
+        without: str = "",
+        tenant: str = "t",
     ) -> list[Effect]:
         placement = PlacementRequest(model, 10, frozenset(map(WorkerId, without.split())))
-        request = Admit(RequestId(name), TenantId("t"), placement, timeout_seconds=timeout)
+        request = Admit(RequestId(name), TenantId(tenant), placement, timeout_seconds=timeout)
         return self._checked(self.controller.admit(session, request))
 
     def first_token(self, session: Session, name: str) -> list[Effect]:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,10 @@ from llmserve.core.errors import InvalidRequest, NoWorkerAvailable, QueueFull, Q
 from llmserve.core.ids import RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.router.messages import Effect, Ended, Exit, Held, Incarnation, Placed, Refused
+from llmserve.router.settings import RouterSettings
+from llmserve.scheduler.resources import Limits
+from llmserve.scheduler.scheduler import Policy
+from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
 MakeCluster = Callable[..., Any]
 
@@ -57,7 +62,7 @@ def test_the_first_token_frees_the_prefill_worker(make_cluster: MakeCluster) -> 
 
 
 def test_a_limit_of_the_manifest_holds_below_capacity(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster("aggregated-0", slots=9, max_requests_in_flight=1)
+    cluster = make_cluster("aggregated-0", slots=9, policy=Policy(limits=Limits(max_requests_in_flight=1)))
     session = cluster.open()
     assert _placed(cluster.admit(session, "a")) == ["a"]
     assert cluster.admit(session, "b") == []
@@ -65,7 +70,7 @@ def test_a_limit_of_the_manifest_holds_below_capacity(make_cluster: MakeCluster)
 
 
 def test_a_full_queue_refuses(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster("aggregated-0", slots=1, max_queued_requests=1)
+    cluster = make_cluster("aggregated-0", slots=1, policy=Policy(max_queued_requests=1))
     session = cluster.open()
     cluster.admit(session, "a")
     cluster.admit(session, "b")
@@ -77,7 +82,7 @@ def test_a_full_queue_refuses(make_cluster: MakeCluster) -> None:
 
 
 def test_waiting_has_an_end(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster("aggregated-0", slots=1, queue_timeout_seconds=60.0)
+    cluster = make_cluster("aggregated-0", slots=1, policy=Policy(queue_timeout_seconds=60.0))
     session = cluster.open()
     cluster.admit(session, "a")
     cluster.admit(session, "usual")
@@ -230,3 +235,62 @@ def test_a_newer_incarnation_takes_work_though_the_older_ones_requests_linger(
     assert _placed(cluster.admit(session, "b")) == ["b"]
     cluster.done(session, "a")
     assert cluster.placed_on("aggregated-0") == 1
+
+
+def test_a_request_that_no_budget_can_hold_is_refused_at_once(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", policy=Policy(limits=Limits(hbm_bytes=256.0 * 200)))
+    refused = _refused(cluster.admit(cluster.open(), "a"))  # 10 tokens and 256 expected, of 256 bytes each
+    assert refused.outcome is Outcome.REJECTED
+    assert isinstance(refused.error, InvalidRequest)
+    assert "needs 266, and budgets.hbm_gb allows 200" in refused.error.message
+
+
+def test_a_long_answer_takes_more_of_the_budget_as_it_grows(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", policy=Policy(limits=Limits(max_tokens_in_flight=600)))
+    session = cluster.open()
+    assert _placed(cluster.admit(session, "a")) == ["a"]
+    cluster.controller.progress(session, RequestId("a"), 500)
+    assert _placed(cluster.admit(session, "b")) == []
+    assert _placed(cluster.done(session, "a")) == ["b"]
+
+
+def test_what_an_apiserver_holds_counts_in_every_budget(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0", policy=Policy(limits=Limits(max_tokens_in_flight=600)))
+    held = replace(_held("x"), prompt_tokens=400)
+    session = cluster.open(held=(held,))
+    assert _placed(cluster.admit(session, "a")) == []
+    assert _placed(cluster.done(session, "x")) == ["a"]
+
+
+def test_time_alone_lets_the_next_one_through(make_cluster: MakeCluster) -> None:
+    tenants = TenantLimits(TenantLimit(requests_per_second=0.5))
+    cluster = make_cluster("aggregated-0", policy=Policy(limits=Limits(tenants=tenants)), expiry_seconds=99.0)
+    session = cluster.open()
+    assert _placed(cluster.admit(session, "a")) == ["a"]
+    assert cluster.admit(session, "b") == []
+    assert cluster.controller.next_wake() == pytest.approx(cluster.clock.now() + 1.0)
+    assert _placed(cluster.after(1.0)) == ["b"]
+
+
+def test_the_flood_makes_room_for_another_tenant(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", slots=1, policy=Policy(max_queued_requests=2))
+    session = cluster.open()
+    for name in "abc":
+        cluster.admit(session, name)
+    refused = _refused(cluster.admit(session, "other", tenant="quiet"))
+    assert (refused.request_id, refused.outcome) == ("c", Outcome.EVICTED)
+    assert isinstance(refused.error, QueueFull)
+
+
+def test_parameters_change_while_requests_wait(make_cluster: MakeCluster) -> None:
+    one = Policy(limits=Limits(max_requests_in_flight=1))
+    cluster = make_cluster("aggregated-0", policy=one)
+    session = cluster.open()
+    for name in "abc":
+        cluster.admit(session, name)
+    settings = RouterSettings(Policy(limits=Limits(max_requests_in_flight=2)))
+    assert _placed(cluster.controller.reconfigure(settings.admission, settings.policy)) == ["b"]
+    tiny = RouterSettings(Policy(limits=Limits(max_tokens_in_flight=20)))
+    refused = _refused(cluster.controller.reconfigure(tiny.admission, tiny.policy))
+    assert refused.request_id == "c"
+    cluster.controller.check_integrity()

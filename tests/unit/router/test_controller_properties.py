@@ -1,7 +1,6 @@
 """Random events in random order: the books balance after each, and nobody is over-placed."""
 
 import random
-from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from llmserve.router.filters import PlacementRequest
 from llmserve.router.messages import Admit, Effect, Placed, Refused
 from llmserve.router.settings import RouterSettings, build_controller
 from llmserve.router.worker import KvShape, WorkerSpec
+from llmserve.scheduler.scheduler import Policy
 
 WORKERS = ("prefill-0", "prefill-1", "decode-0", "decode-1", "aggregated-0")
 EVENTS = ("admit", "admit", "first_token", "done", "close", "register", "heartbeat", "fail", "leave", "tick")
@@ -32,7 +32,7 @@ class Play:
 
     def __init__(self) -> None:
         self.clock = VirtualClock()
-        settings = replace(RouterSettings(), max_queued_requests=3, queue_timeout_seconds=8.0)
+        settings = RouterSettings(Policy(max_queued_requests=3, queue_timeout_seconds=8.0))
         self.controller: Controller = build_controller(settings, self.clock, random.Random(1))
         self.sessions = [self._open(name) for name in ("one", "two")]
         self.epoch = 1

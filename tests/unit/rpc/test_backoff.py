@@ -1,6 +1,9 @@
 """Backoff grows to its bound, with jitter, and starts anew after a success."""
 
+import asyncio
 import random
+
+import pytest
 
 from llmserve.rpc.backoff import Backoff
 
@@ -12,3 +15,22 @@ def test_grows_to_the_bound_and_resets() -> None:
         assert full / 2 <= wait <= full
     backoff.reset()
     assert backoff.next() <= 0.1
+
+
+async def test_a_task_ends_whose_cancellation_was_swallowed() -> None:
+    waiting = asyncio.Event()
+
+    async def tries() -> None:
+        while True:
+            try:
+                waiting.set()
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass  # as gRPC does, when a call fails while it is being cancelled
+            await Backoff(60, 60).pause()
+
+    task = asyncio.create_task(tries())
+    await waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)

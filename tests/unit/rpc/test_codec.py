@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import RequestId, TenantId
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
 from llmserve.core.request import (
     EngineLoad,
@@ -23,6 +23,7 @@ REQUEST = EngineRequest(
     limits=SamplingLimits(5, 2, frozenset({0, 2})),
     sampling_params=b"\x81",
     cache_salt="ab",
+    tenant=TenantId("red"),
     adapter="a",
     priority=-3,
     kv_transfer_params={"do_remote_decode": True},

@@ -10,11 +10,12 @@ from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.admission import AdmissionQueue
 from llmserve.scheduler.budgets import RequestBudget
 from llmserve.scheduler.decisions import Fit
-from llmserve.scheduler.fairness import FifoFairness
-from llmserve.scheduler.ordering import FifoOrdering, Ordering
+from llmserve.scheduler.fairness import FairShare
+from llmserve.scheduler.ordering import Ordering, ShortestFirst
 from llmserve.scheduler.request import QueuedRequest
+from llmserve.scheduler.turns import Turns
 
-Offer = Callable[[str], object]
+ARRIVAL = ShortestFirst(aging_seconds=0.0)
 
 
 @dataclass
@@ -42,6 +43,11 @@ class Desk:
         return [request.request_id for request in self.queue.dispatch(self.place)]
 
 
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock(100.0)
+
+
 MakeDesk = Callable[..., Desk]
 
 
@@ -54,8 +60,8 @@ def make_desk() -> MakeDesk:
             max_queued=max_queued,
             longest_retry_seconds=60.0,
             budgets=(budget,),
-            fairness=FifoFairness(),
-            ordering=ordering or FifoOrdering(),
+            turns=Turns(FairShare()),
+            ordering=ordering or ARRIVAL,
         )
         return Desk(clock, budget, queue)
 

@@ -3,16 +3,21 @@ from typing import Any
 
 import pytest
 
-from llmserve.core.errors import QueueFull, QueueTimeout
-from llmserve.core.ids import RequestId
+from llmserve.core.clock import VirtualClock
+from llmserve.core.errors import InvalidRequest, QueueFull, QueueTimeout
+from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.decisions import Dispatched, Fit, Queued, Rejected
 from llmserve.scheduler.request import QueuedRequest
+from llmserve.scheduler.resources import Capacity, Limits
+from llmserve.scheduler.scheduler import Policy, Scheduler
+from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
+from tests.unit.scheduler.conftest import ARRIVAL
 
 MakeDesk = Callable[..., Any]
 
 
-class ShortestFirst:
-    """Another ordering, as the fair-share scheduler will bring one."""
+class FewestTokens:
+    """Another ordering."""
 
     def key(self, request: QueuedRequest) -> float:
         return request.max_output_tokens
@@ -20,8 +25,8 @@ class ShortestFirst:
 
 def test_dispatches_in_order_up_to_the_limit(make_desk: MakeDesk) -> None:
     desk = make_desk(limit=2)
-    for name, tenant in (("a", "x"), ("b", "y"), ("c", "x"), ("d", "y")):
-        desk.offer(name, tenant)
+    for name in "abcd":
+        desk.offer(name)
     assert desk.dispatch() == ["a", "b"]
     assert desk.dispatch() == []
     desk.queue.release(RequestId("b"))
@@ -96,9 +101,9 @@ def test_retry_after_follows_the_rate_of_service_under_load(make_desk: MakeDesk)
         desk.queue.release(RequestId(str(number)))
         desk.dispatch()
     assert desk.queue.waiting_requests == 19
-    assert desk.queue.retry_after_seconds() == pytest.approx(20 * 0.5)
+    assert desk.queue.retry_after_seconds(desk.request("next")) == pytest.approx(20 * 0.5)
     desk.clock.advance(15)  # a stall
-    assert desk.queue.retry_after_seconds() == pytest.approx(20 * 2.0)
+    assert desk.queue.retry_after_seconds(desk.request("next")) == pytest.approx(20 * 2.0)
 
 
 def test_evicts_at_the_deadline(make_desk: MakeDesk) -> None:
@@ -156,12 +161,11 @@ def test_adopted_requests_count_even_past_the_limit(make_desk: MakeDesk) -> None
 
 
 def test_an_ordering_decides_within_a_tenant(make_desk: MakeDesk) -> None:
-    desk = make_desk(limit=9, ordering=ShortestFirst())
+    desk = make_desk(limit=9, ordering=FewestTokens())
     desk.offer("long", tokens=100)
     desk.offer("short", tokens=1)
     desk.offer("other tenant", tenant="y", tokens=500)
-    # Between flows the older head goes first, whatever its length.
-    assert desk.dispatch() == ["short", "long", "other tenant"]
+    assert desk.dispatch() == ["short", "other tenant", "long"]  # tenants in turn
 
 
 def test_deadlines_of_the_departed_are_not_kept(make_desk: MakeDesk) -> None:
@@ -172,3 +176,136 @@ def test_deadlines_of_the_departed_are_not_kept(make_desk: MakeDesk) -> None:
         desk.queue.release(RequestId(str(number)))
     assert len(desk.queue._deadlines._heap) < 100
     assert desk.queue.next_deadline() is None
+
+
+# -- fairness and budgets in the queue
+
+
+def _scheduler(
+    clock: VirtualClock, slots: int = 9, most: int = 100, weights: Any = None, **limits: Any
+) -> Scheduler:
+    policy = Policy(max_queued_requests=most, limits=Limits(**limits), weights=weights or {})
+    scheduler = Scheduler(clock, policy)
+    scheduler.set_capacity(Capacity(slots, kv_bytes_per_token=1.0))
+    return scheduler
+
+
+def _request(name: str, tenant: str = "t", prompt: int = 10, output: int = 10) -> QueuedRequest:
+    return QueuedRequest(RequestId(name), TenantId(tenant), 0.0, 60.0, prompt, output)
+
+
+def _offer(scheduler: Scheduler, *requests: QueuedRequest) -> list[object]:
+    return [scheduler.queue.offer(request, _placed) for request in requests]
+
+
+def _placed(request: QueuedRequest) -> Fit:
+    return Fit.PLACED
+
+
+def _dispatch(scheduler: Scheduler) -> list[str]:
+    return [request.request_id for request in scheduler.queue.dispatch(_placed)]
+
+
+def test_a_small_request_does_not_overtake_a_large_one_that_waits_for_tokens(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, max_tokens_in_flight=100)
+    _offer(scheduler, _request("a", prompt=50), _request("large", prompt=80), _request("b", prompt=10))
+    scheduler.queue.ordering = ARRIVAL
+    assert _dispatch(scheduler) == ["b", "a"]  # the shorter first
+    _offer(scheduler, _request("c", prompt=1, output=1))
+    assert _dispatch(scheduler) == ["c"]  # shorter than the large one, so before it in the order
+    scheduler.queue.release(RequestId("a"), 10)
+    assert _dispatch(scheduler) == []
+    scheduler.queue.release(RequestId("b"), 10)
+    assert _dispatch(scheduler) == ["large"]
+
+
+def test_a_request_larger_than_a_budget_is_refused_at_once(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, max_tokens_in_flight=100, hbm_bytes=50.0)
+    (answer,) = _offer(scheduler, _request("a", prompt=91))
+    assert isinstance(answer, Rejected)
+    assert isinstance(answer.error, InvalidRequest)
+    assert "needs 101, and budgets.max_tokens_in_flight allows 100" in answer.error.message
+    (answer,) = _offer(scheduler, _request("a", prompt=41))
+    assert isinstance(answer, Rejected)
+    assert "needs 51, and budgets.hbm_gb allows 50" in answer.error.message
+
+
+def test_what_a_smaller_limit_leaves_no_room_for_is_evicted(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, slots=0, max_tokens_in_flight=100)
+    _offer(scheduler, _request("large", prompt=90), _request("small", prompt=10))
+    policy = Policy(limits=Limits(max_tokens_in_flight=50))
+    (evicted,) = scheduler.set_policy(policy)
+    assert evicted.request.request_id == "large"
+    assert isinstance(evicted.error, InvalidRequest)
+    scheduler.queue.check_integrity()
+
+
+def test_a_tenant_at_its_limit_waits_alone_and_wakes_when_one_ends(clock: VirtualClock) -> None:
+    limits = TenantLimits(TenantLimit(max_requests_in_flight=1))
+    scheduler = _scheduler(clock, tenants=limits)
+    _offer(scheduler, _request("a1", "a"), _request("a2", "a"), _request("b1", "b"), _request("b2", "b"))
+    assert _dispatch(scheduler) == ["a1", "b1"]
+    scheduler.queue.release(RequestId("b1"), 10)
+    assert _dispatch(scheduler) == ["b2"]
+    assert scheduler.queue.next_turn() is None
+    scheduler.queue.withdraw(RequestId("a2"))
+    scheduler.queue.check_integrity()
+
+
+def test_a_tenant_over_its_rate_wakes_when_it_may(clock: VirtualClock) -> None:
+    limits = TenantLimits(TenantLimit(requests_per_second=0.5))
+    scheduler = _scheduler(clock, tenants=limits)
+    _offer(scheduler, _request("a"), _request("b"), _request("c"))
+    assert _dispatch(scheduler) == ["a"]  # the second saved up is half a request
+    assert scheduler.queue.next_turn() == pytest.approx(clock.now() + 1.0)
+    clock.advance(1.0)
+    assert _dispatch(scheduler) == ["b"]
+    clock.advance(2.0)
+    assert _dispatch(scheduler) == ["c"]
+    assert scheduler.queue.next_turn() is None
+
+
+def test_new_limits_wake_a_suspended_tenant(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, tenants=TenantLimits(TenantLimit(max_requests_in_flight=1)))
+    _offer(scheduler, _request("a"), _request("b"))
+    assert _dispatch(scheduler) == ["a"]
+    scheduler.set_policy(Policy())
+    assert _dispatch(scheduler) == ["b"]
+
+
+def test_room_in_a_full_queue_is_made_by_whoever_has_most_for_its_weight(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, slots=0, most=4, weights={TenantId("gold"): 3.0})
+    _offer(scheduler, *(_request(name, "flood") for name in ("f1", "f2")))
+    _offer(scheduler, *(_request(name, "gold") for name in ("g1", "g2")))
+    (answer,) = _offer(scheduler, _request("new", "quiet"))
+    assert isinstance(answer, Queued)
+    assert answer.evicted is not None
+    assert answer.evicted.request.request_id == "f2"
+    assert "4 requests wait" in answer.evicted.error.message
+    (answer,) = _offer(scheduler, _request("f3", "flood"))
+    assert isinstance(answer, Rejected)
+    scheduler.queue.check_integrity()
+
+
+def test_a_refusal_names_the_tenant_s_own_limit_and_its_time(clock: VirtualClock) -> None:
+    limits = TenantLimits(TenantLimit(tokens_per_second=10.0))
+    scheduler = _scheduler(clock, most=1, tenants=limits)
+    _offer(scheduler, _request("a", prompt=90))  # 100 tokens: 10 s, of which 1 was saved up
+    _dispatch(scheduler)
+    _, answer = _offer(scheduler, _request("b"), _request("c"))
+    assert isinstance(answer, Rejected)
+    assert "used up: the tenant's tokens per second" in answer.error.message
+    assert answer.error.retry_after_seconds == pytest.approx(9.0 + 2.0)  # and those of b
+
+
+def test_blocked_requests_are_not_all_asked_for_in_one_round(clock: VirtualClock) -> None:
+    scheduler, asked = _scheduler(clock), []
+    _offer(scheduler, *(_request(str(number)) for number in range(99)))
+
+    def blocked(request: QueuedRequest) -> Fit:
+        asked.append(request)
+        return Fit.BLOCKED
+
+    scheduler.queue.dispatch(blocked)
+    assert len(asked) == 32
+    scheduler.queue.check_integrity()

@@ -1,4 +1,5 @@
-"""Whatever happens in whatever order: nothing is lost or counted twice, and order holds."""
+"""Whatever happens in whatever order: nothing is lost or counted twice, every budget is exact, and no
+place that somebody could use stays empty."""
 
 from typing import Any
 
@@ -7,104 +8,183 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llmserve.core.clock import VirtualClock
+from llmserve.core.errors import InvalidRequest, QueueFull
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.admission import AdmissionQueue
-from llmserve.scheduler.budgets import RequestBudget
 from llmserve.scheduler.decisions import Dispatched, Fit, Queued, Rejected
-from llmserve.scheduler.fairness import FifoFairness
-from llmserve.scheduler.ordering import FifoOrdering
 from llmserve.scheduler.request import QueuedRequest
+from llmserve.scheduler.resources import Capacity, Limits
+from llmserve.scheduler.scheduler import Policy, Scheduler
+from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
+
+maybe = st.none() | st.integers(1, 600)
+tenant_limits = st.builds(
+    TenantLimit,
+    st.none() | st.integers(1, 3),
+    st.none() | st.floats(0.2, 5),
+    st.none() | st.integers(20, 500),
+)
+limits = st.builds(
+    Limits,
+    st.none() | st.integers(0, 4),
+    maybe,
+    maybe,
+    maybe,
+    st.builds(TenantLimits, tenant_limits, st.fixed_dictionaries({TenantId("x"): tenant_limits})),
+)
+policies = st.builds(
+    Policy,
+    max_queued_requests=st.integers(0, 6),
+    weights=st.fixed_dictionaries({TenantId("x"): st.floats(0.1, 10)}),
+    limits=limits,
+)
 
 
 class AdmissionMachine(RuleBasedStateMachine):
-    """A plain list is the model of the queue, a plain set that of what runs."""
+    """Plain dicts are the model of the queue and of what runs, with what it has generated."""
 
-    @initialize(limit=st.integers(0, 4), max_queued=st.integers(0, 6))
-    def start(self, limit: int, max_queued: int) -> None:
+    @initialize(policy=policies, slots=st.integers(0, 5))
+    def start(self, policy: Policy, slots: int) -> None:
         self.clock = VirtualClock()
-        self.budget = RequestBudget(limit)
-        self.max_queued = max_queued
-        self.queue = AdmissionQueue(
-            self.clock,
-            max_queued=max_queued,
-            longest_retry_seconds=60.0,
-            budgets=(self.budget,),
-            fairness=FifoFairness(),
-            ordering=FifoOrdering(),
-        )
-        self.waiting: list[QueuedRequest] = []
-        self.running: set[RequestId] = set()
+        self.policy = policy
+        self.scheduler = Scheduler(self.clock, policy)
+        self.scheduler.set_capacity(Capacity(slots, 1.0, hands_over=True))
+        self.queue = self.scheduler.queue
+        self.resources = self.scheduler._resources
+        self.waiting: dict[RequestId, QueuedRequest] = {}
+        self.running: dict[RequestId, int] = {}
         self.count = 0
+        self.virtual_time = 0.0
 
-    def _request(self, tenant: str, timeout: int) -> QueuedRequest:
+    def _request(self, tenant: str, timeout: int = 1, prompt: int = 1, most: int = 0) -> QueuedRequest:
         self.count += 1
         now = self.clock.now()
-        return QueuedRequest(RequestId(f"r{self.count}"), TenantId(tenant), now, now + timeout)
+        return QueuedRequest(
+            RequestId(f"r{self.count}"), TenantId(tenant), now, now + timeout, prompt, most, prompt % 7 - 3
+        )
 
-    @rule(tenant=st.sampled_from("xyz"), timeout=st.integers(1, 9))
-    def offer(self, tenant: str, timeout: int) -> None:
-        request = self._request(tenant, timeout)
-        answer = self.queue.offer(request, lambda _: Fit.PLACED)
-        match answer:
-            case Queued(ahead):
-                assert ahead == len(self.waiting) < self.max_queued
-                self.waiting.append(request)
+    def _place(self, request: QueuedRequest, barred: frozenset[RequestId] = frozenset()) -> Fit:
+        """Asked only when every budget has room."""
+        budgets = (*self.resources.cluster, *self.resources.own)
+        assert all(budget.fits(request) for budget in budgets)
+        return Fit.BLOCKED if request.request_id in barred else Fit.PLACED
+
+    @rule(
+        tenant=st.sampled_from("xyz"),
+        timeout=st.integers(1, 9),
+        prompt=st.integers(0, 300),
+        most=st.integers(0, 400),
+    )
+    def offer(self, tenant: str, timeout: int, prompt: int, most: int) -> None:
+        request = self._request(tenant, timeout, prompt, most)
+        match self.queue.offer(request, self._place):
+            case Queued(ahead, evicted):
+                if evicted:
+                    assert isinstance(evicted.error, QueueFull)
+                    assert evicted.request.tenant != request.tenant
+                    del self.waiting[evicted.request.request_id]
+                assert ahead == len(self.waiting)
+                self.waiting[request.request_id] = request
+                assert evicted or len(self.waiting) <= self.policy.max_queued_requests
             case Dispatched():
-                assert self.budget.in_flight <= self.budget.limit_requests
-                self.running.add(request.request_id)
-            case Rejected():
-                assert len(self.waiting) >= self.max_queued
+                self.running[request.request_id] = 0
+            case Rejected(error):
+                if not isinstance(error, InvalidRequest):
+                    assert len(self.waiting) >= self.policy.max_queued_requests
+                    assert 0.1 <= (error.retry_after_seconds or 0) <= 60.0
 
     @rule(blocked=st.sets(st.integers(0, 8)))
     def dispatch(self, blocked: set[int]) -> None:
-        before = len(self.running)
-        barred = {r.request_id for index, r in enumerate(self.waiting) if index in blocked}
-        done = self.queue.dispatch(lambda r: Fit.BLOCKED if r.request_id in barred else Fit.PLACED)
-        room = max(0, self.budget.limit_requests - before)
-        assert done == [r for r in self.waiting if r.request_id not in barred][:room]
-        self.waiting = [r for r in self.waiting if r not in done]
-        self.running |= {r.request_id for r in done}
+        barred = frozenset(name for index, name in enumerate(self.waiting) if index in blocked)
+        for request in self.queue.dispatch(lambda request: self._place(request, barred)):
+            assert request.request_id not in barred
+            del self.waiting[request.request_id]
+            self.running[request.request_id] = 0
 
     @rule()
-    def adopt(self) -> None:
-        request = self._request("x", 1)
+    def dispatch_all_there_is_room_for(self) -> None:
+        self.dispatch(set())
+        tenant = self.queue._turns.next()
+        if tenant is None:
+            for request in self.waiting.values():
+                assert not all(budget.fits(request) for budget in self.resources.own)
+        else:
+            head = self.queue._flows[tenant][0].request
+            assert not all(budget.fits(head) for budget in self.resources.cluster)
+
+    @rule(tenant=st.sampled_from("xyz"), prompt=st.integers(0, 300))
+    def adopt(self, tenant: str, prompt: int) -> None:
+        request = self._request(tenant, prompt=prompt)
         self.queue.adopt(request)
-        self.running.add(request.request_id)
+        self.running[request.request_id] = 0
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), tokens=st.integers(0, 500))
+    def correct(self, data: Any, tokens: int) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.running)))
+        self.running[request_id] += tokens
+        self.queue.correct(request_id, self.running[request_id])
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def release(self, data: Any) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.running)))
-        assert self.queue.release(request_id, output_tokens=3)
-        self.running.remove(request_id)
+        assert self.queue.release(request_id, self.running.pop(request_id))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def withdraw(self, data: Any) -> None:
-        request = data.draw(st.sampled_from(self.waiting))
-        assert self.queue.withdraw(request.request_id)
-        self.waiting.remove(request)
+        request_id = data.draw(st.sampled_from(sorted(self.waiting)))
+        assert self.queue.withdraw(request_id)
+        del self.waiting[request_id]
 
     @rule(seconds=st.integers(0, 4))
     def expire(self, seconds: int) -> None:
         self.clock.advance(seconds)
         evicted = {eviction.request.request_id for eviction in self.queue.expire()}
         now = self.clock.now()
-        assert evicted == {r.request_id for r in self.waiting if r.deadline <= now}
-        self.waiting = [r for r in self.waiting if r.deadline > now]
+        assert evicted == {r.request_id for r in self.waiting.values() if r.deadline <= now}
+        self.waiting = {name: r for name, r in self.waiting.items() if r.deadline > now}
 
-    @rule(limit=st.integers(0, 4))
-    def change_limit(self, limit: int) -> None:
-        self.budget.set_limit(limit)
+    @rule()
+    def sleep_until_the_next_turn(self) -> None:
+        self.dispatch(set())
+        if (ready_at := self.queue.next_turn()) is not None:
+            assert ready_at > self.clock.now()
+            self.clock.advance(ready_at - self.clock.now())
+
+    @rule(policy=policies, slots=st.integers(0, 5))
+    def change(self, policy: Policy, slots: int) -> None:
+        self.policy = policy
+        capacity = Capacity(slots, 1.0, hands_over=True)
+        for evicted in (*self.scheduler.set_policy(policy), *self.scheduler.set_capacity(capacity)):
+            assert isinstance(evicted.error, InvalidRequest)
+            del self.waiting[evicted.request.request_id]
 
     @invariant()
     def nothing_is_lost(self) -> None:
         self.queue.check_integrity()
-        assert [r.request_id for r in self.queue.waiting()] == [r.request_id for r in self.waiting]
-        assert self.queue.running_requests == self.budget.in_flight == len(self.running)
-        assert self.queue.next_deadline() == min((r.deadline for r in self.waiting), default=None)
-        assert 0.1 <= self.queue.retry_after_seconds() <= 60.0
+        assert [r.request_id for r in self.queue.waiting()] == list(self.waiting)
+        assert self.queue.running_requests == len(self.running)
+        assert self.queue.next_deadline() == min((r.deadline for r in self.waiting.values()), default=None)
+
+    @invariant()
+    def virtual_time_never_goes_back(self) -> None:
+        assert self.scheduler._fairness.virtual_time >= self.virtual_time
+        self.virtual_time = self.scheduler._fairness.virtual_time
+
+    def teardown(self) -> None:
+        """When all has ended, nothing is held."""
+        if not hasattr(self, "queue"):
+            return
+        for request_id in list(self.running):
+            self.release_now(request_id)
+        assert self.resources.tokens.in_flight_tokens == self.resources.hbm.in_flight_tokens == 0
+        assert self.resources.requests.in_flight == 0
+
+    def release_now(self, request_id: RequestId) -> None:
+        assert self.queue.release(request_id, self.running.pop(request_id))
+        self.queue.check_integrity()
 
 
 TestAdmission = AdmissionMachine.TestCase
-TestAdmission.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, database=None)
+TestAdmission.settings = settings(max_examples=80, stateful_step_count=30, deadline=None, database=None)

@@ -1,12 +1,35 @@
 import pytest
 
+from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.budgets import RequestBudget
+from llmserve.scheduler.budgets import KvIoBudget, RequestBudget, Spend, TokenBudget
 from llmserve.scheduler.request import QueuedRequest
+from llmserve.scheduler.resources import Capacity, Limits, Resources
+from llmserve.scheduler.tenant_budgets import (
+    TenantLimit,
+    TenantLimits,
+    TenantRateBudget,
+    TenantRequestBudget,
+)
 
 
-def _request(name: str) -> QueuedRequest:
-    return QueuedRequest(RequestId(name), TenantId("t"), 0.0, 1.0)
+def _request(name: str, tenant: str = "t", prompt: int = 0, expected: int = 0) -> QueuedRequest:
+    return QueuedRequest(
+        RequestId(name),
+        TenantId(tenant),
+        0.0,
+        1.0,
+        prompt_tokens=prompt,
+        expected_output_tokens=expected,
+    )
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock(50.0)
+
+
+# -- requests
 
 
 def test_fits_until_the_limit() -> None:
@@ -14,8 +37,8 @@ def test_fits_until_the_limit() -> None:
     assert budget.fits(_request("a"))
     budget.reserve(_request("a"))
     assert not budget.fits(_request("b"))
-    budget.correct(RequestId("a"), 7)
-    budget.release(RequestId("a"))
+    budget.correct(_request("a"), 7)
+    budget.release(_request("a"), 7)
     assert budget.fits(_request("b"))
 
 
@@ -25,7 +48,7 @@ def test_a_smaller_limit_takes_nothing_back() -> None:
     budget.reserve(_request("b"))
     budget.set_limit(1)
     assert budget.in_flight == 2
-    budget.release(RequestId("a"))
+    budget.release(_request("a"), 7)
     assert not budget.fits(_request("c"))
 
 
@@ -34,6 +57,150 @@ def test_unbalanced_use_is_a_bug() -> None:
     budget.reserve(_request("a"))
     with pytest.raises(AssertionError):
         budget.reserve(_request("a"))
-    budget.release(RequestId("a"))
+    budget.release(_request("a"), 7)
     with pytest.raises(KeyError):
-        budget.release(RequestId("a"))
+        budget.release(_request("a"), 7)
+
+
+# -- tokens
+
+
+@pytest.fixture
+def tokens(clock: VirtualClock) -> TokenBudget:
+    budget = TokenBudget(clock, "tokens in flight", "budgets.x", QueuedRequest.work_tokens)
+    budget.set_limit(100)
+    return budget
+
+
+def test_tokens_are_reserved_as_expected_and_grow_with_the_answer(tokens: TokenBudget) -> None:
+    request = _request("a", prompt=30, expected=20)
+    tokens.reserve(request)
+    tokens.correct(request, 10)
+    assert tokens.in_flight_tokens == 50  # not over: it may still generate the rest
+    tokens.correct(request, 35)
+    assert tokens.in_flight_tokens == 65
+    assert tokens.fits(_request("b", prompt=35))
+    assert not tokens.fits(_request("b", prompt=36))
+    tokens.release(request, 35)
+    assert tokens.in_flight_tokens == 0
+
+
+def test_what_can_never_fit_is_told_why(tokens: TokenBudget) -> None:
+    assert tokens.refusal(_request("a", prompt=100)) == ""
+    words = "tokens in flight: the request needs 101, and budgets.x allows 100"
+    assert tokens.refusal(_request("a", prompt=101)) == words
+    tokens.set_limit(None)
+    assert tokens.refusal(_request("a", prompt=101)) == ""
+
+
+def test_the_wait_for_tokens_is_that_of_their_release(clock: VirtualClock, tokens: TokenBudget) -> None:
+    """10 tokens come back each second; 40 are missing."""
+    for number in range(13):
+        tokens.reserve(_request(str(number), prompt=10))
+    for number in range(3):
+        clock.advance(1.0)
+        tokens.release(_request(str(number), prompt=10), 0)
+    assert tokens.wait(_request("a", prompt=40), 0).seconds == pytest.approx(4.0)
+    assert not tokens.wait(_request("a", prompt=40), 0).sure
+    tokens.release(_request("3", prompt=10), 0)
+    assert tokens.wait(_request("a", prompt=10), 0).seconds == 0.0
+
+
+# -- KV I/O
+
+
+def test_kv_is_handed_over_at_the_rate(clock: VirtualClock) -> None:
+    """10 bytes a token, 1,000 bytes a second: 100 tokens take a second, and one second is saved up."""
+    budget = KvIoBudget(clock)
+    budget.set_limit(1000.0, 10.0)
+    budget.reserve(_request("a", prompt=100))
+    assert budget.fits(_request("b"))
+    budget.reserve(_request("b", prompt=300))
+    assert not budget.fits(_request("c"))
+    assert budget.wait(_request("c"), 5).seconds == pytest.approx(3.0)
+    assert budget.wait(_request("c"), 5).sure
+    budget.release(_request("a"), 0)
+    clock.advance(2.9)
+    assert not budget.fits(_request("c"))
+    clock.advance(0.1)
+    assert budget.fits(_request("c"))
+
+
+def test_workers_that_do_both_move_no_kv(clock: VirtualClock) -> None:
+    resources = Resources(clock, Limits(kv_io_bytes_per_second=1.0))
+    for hands_over in (False, True):
+        resources.set_capacity(Capacity(9, 10.0, hands_over))
+        name = str(hands_over)
+        for half in "ab":
+            resources.kv_io.reserve(_request(name + half, prompt=100))
+        assert resources.kv_io.fits(_request("c")) is not hands_over
+
+
+def test_a_rate_is_kept_over_any_time() -> None:
+    spend, now, begun = Spend(), 0.0, 0.0
+    while now < 30.0:
+        while not spend.wait_seconds(now):
+            spend.take(0.25, now)
+            begun += 0.25
+        assert begun <= now + Spend.burst_seconds + 0.25 + 1e-6
+        now += 0.1
+    assert begun >= 30.0
+
+
+# -- HBM
+
+
+def test_hbm_counts_the_cached_tokens_too(clock: VirtualClock) -> None:
+    resources = Resources(clock, Limits(max_tokens_in_flight=400, hbm_bytes=8000.0))
+    assert (resources.hbm.limit_tokens, resources.kv_token_price) == (None, 0.0)  # no model is known yet
+    resources.set_capacity(Capacity(9, kv_bytes_per_token=10.0))
+    assert resources.hbm.limit_tokens == 800
+    assert resources.kv_token_price == 0.5
+    cached = QueuedRequest(RequestId("a"), TenantId("t"), 0.0, 1.0, prompt_tokens=300, cached_tokens=200)
+    for budget in resources.cluster:
+        budget.reserve(cached)
+    assert (resources.tokens.in_flight_tokens, resources.hbm.in_flight_tokens) == (100, 300)
+
+
+# -- tenants
+
+
+def test_a_tenant_s_requests_in_flight(clock: VirtualClock) -> None:
+    budget = TenantRequestBudget(clock)
+    budget.limits = TenantLimits(TenantLimit(max_requests_in_flight=1), {TenantId("free"): TenantLimit()})
+    for name, tenant in (("a", "t"), ("b", "free"), ("c", "free")):
+        assert budget.fits(_request(name, tenant))
+        budget.reserve(_request(name, tenant))
+    assert not budget.fits(_request("d"))
+    assert budget.wait(_request("d"), 3).seconds == float("inf")  # none has ended yet
+    budget.release(_request("a"), 0)
+    assert budget.fits(_request("d"))
+    budget.check_integrity({RequestId("b"), RequestId("c")})
+
+
+def test_the_wait_for_a_tenant_s_own_requests(clock: VirtualClock) -> None:
+    """Two at a time, one ends each second; three wait already."""
+    budget = TenantRequestBudget(clock)
+    budget.limits = TenantLimits(TenantLimit(max_requests_in_flight=2))
+    budget.reserve(_request("0"))
+    for number in range(1, 5):
+        budget.reserve(_request(str(number)))
+        clock.advance(1.0)
+        budget.release(_request(str(number - 1)), 0)
+    budget.reserve(_request("5"))
+    assert budget.wait(_request("6"), 3).seconds == pytest.approx(4.0)
+
+
+def test_a_tenant_s_rate_is_settled_with_what_was_used(clock: VirtualClock) -> None:
+    budget = TenantRateBudget(clock, "x", QueuedRequest.work_tokens, lambda limit: limit.tokens_per_second)
+    budget.limits = TenantLimits(TenantLimit(tokens_per_second=100.0))
+    request = _request("a", prompt=100, expected=300)
+    budget.reserve(request)
+    assert budget.wait(_request("b", prompt=50), 2).seconds == pytest.approx(3.0 + 2 * 0.5)
+    budget.correct(request, 400)
+    assert budget.wait(_request("b"), 0).seconds == pytest.approx(4.0)
+    budget.release(request, 200)
+    assert budget.wait(_request("b"), 0).seconds == pytest.approx(2.0)
+    assert budget.fits(_request("b", "other"))
+    clock.advance(2.0)
+    assert budget.fits(_request("b"))

@@ -10,7 +10,7 @@ from llmserve.engines.handover.heads import HeadShard
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.layout import KvLayout
 from llmserve.engines.handover.node import HandoverNode
-from llmserve.engines.handover.params import check_params
+from llmserve.engines.handover.params import arriving_tokens, check_params
 from llmserve.engines.handover.policy import TransferPolicy
 from llmserve.engines.handover.pull import PullJob, PullLimits, PullResult
 from llmserve.engines.handover.push.arrival import ReceiveJob, ReceiveLimits
@@ -46,6 +46,7 @@ __all__ = [
     "TransferCounters",
     "TransferPolicy",
     "addresses_for",
+    "arriving_tokens",
     "check_params",
     "is_pushed",
     "meet",

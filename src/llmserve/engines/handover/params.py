@@ -18,6 +18,13 @@ def check_params(params: Mapping[str, Any] | None, prompt_tokens: int) -> None:
         transfer_of(params)
 
 
+def arriving_tokens(params: Mapping[str, Any] | None) -> int:
+    """Of a prompt, how much another worker hands over; 0: it is all computed here. Errors: TransferError."""
+    if not params or not params.get("do_remote_prefill"):
+        return 0
+    return (PushCard if is_pushed(params) else HandoverTicket).from_params(params).num_tokens
+
+
 def _check_arrival(params: Mapping[str, Any], prompt_tokens: int) -> None:
     if not is_pushed(params):
         HandoverTicket.from_params(params)

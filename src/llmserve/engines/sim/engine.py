@@ -42,7 +42,12 @@ class SimEngine:
         self._pool = BlockPool(sim.blocks)
         self._scheduler = SimScheduler(
             self._pool,
-            BatchLimits(self._limits.max_concurrency, self._limits.batch_tokens, spec.engine.chunked_prefill),
+            BatchLimits(
+                self._limits.max_concurrency,
+                self._limits.batch_tokens,
+                spec.engine.chunked_prefill,
+                spec.engine.prefill_long_prompt_tokens,
+            ),
         )
         self._memory: KvMemory | None = None
         self._link: KvLink | None = None

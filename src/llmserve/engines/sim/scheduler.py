@@ -19,11 +19,13 @@ from llmserve.engines.sim.sequence import Phase, SimSequence
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """batch_tokens: computed in one step. Without chunked prefill a longer prompt has a step alone."""
+    """batch_tokens: computed in one step. Without chunked prefill a longer prompt has a step alone.
+    long_prompt_tokens: computed in one step of one prompt; None: as many as there is room for."""
 
     max_concurrency: int
     batch_tokens: int
     chunked_prefill: bool = True
+    long_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ class SimScheduler:
         index = 0
         while index < len(self._running) and budget > 0:
             sequence = self._running[index]
-            count = min(sequence.missing_tokens, budget)
+            count = min(sequence.missing_tokens, budget, self._longest_chunk())
             if not self._grow(sequence, count):
                 self._preempt_last()
                 continue  # the same index again: a later one made room, or this one is gone
@@ -212,11 +214,12 @@ class SimScheduler:
 
     def _chunk(self, missing: int, budget: int, step: Step) -> int:
         """How many of the missing tokens go into this step; 0: wait for another."""
-        if missing <= budget:
-            return missing
         if self._limits.chunked_prefill:
-            return budget
-        return 0 if step.work else missing
+            return min(missing, budget, self._longest_chunk())
+        return missing if missing <= budget or not step.work else 0
+
+    def _longest_chunk(self) -> int:
+        return self._limits.long_prompt_tokens or self._limits.batch_tokens
 
     def _start_local(self, sequence: SimSequence, cached: list[int], budget: int, step: Step) -> int:
         cached_tokens = len(cached) * sequence.block_size

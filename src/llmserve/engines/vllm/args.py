@@ -15,6 +15,7 @@ from llmserve.engines.spec import EngineSpec, transfer_policy
 
 CONNECTOR = "LLMServeConnector"
 CONNECTOR_MODULE = "llmserve.engines.connector.connector"
+STORE_MODULE = "llmserve.engines.store.spec"
 
 _KV_ROLE = {
     WorkerRole.PREFILL: "kv_producer",
@@ -42,6 +43,7 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
     optional: dict[str, Any] = {
         "max_model_len": engine.max_model_len,
         "max_num_batched_tokens": engine.max_batched_tokens,
+        "long_prefill_token_threshold": engine.prefill_long_prompt_tokens,
         "block_size": _block_size(spec),
         # Compiling takes a minute and gives 15% on CPU (measured): not worth it by default there.
         "enforce_eager": current_platform.is_cpu() if engine.enforce_eager is None else engine.enforce_eager,
@@ -73,13 +75,28 @@ def _block_size(spec: EngineSpec) -> int | None:
 
 
 def _kv_transfer(spec: EngineSpec, card_path: str) -> KVTransferConfig:
+    """Hand-over alone, or with the store beside it: a prompt comes from the first that has it."""
+    common: dict[str, Any] = {
+        "kv_role": _KV_ROLE[spec.role],
+        "kv_load_failure_policy": spec.transfer.on_failure,
+    }
+    engine_id, handover = f"{spec.worker_id}.{spec.epoch:x}", _handover(spec, card_path)
+    if not spec.kv_store:
+        return KVTransferConfig(engine_id=engine_id, **handover, **common)
+    both = [handover | common, _store(spec) | common | {"kv_role": "kv_both"}]
     return KVTransferConfig(
-        kv_connector=CONNECTOR,
-        kv_connector_module_path=CONNECTOR_MODULE,
-        kv_role=_KV_ROLE[spec.role],
-        engine_id=f"{spec.worker_id}.{spec.epoch:x}",
-        kv_load_failure_policy=spec.transfer.on_failure,
-        kv_connector_extra_config=ConnectorSettings(
+        kv_connector="MultiConnector",
+        engine_id=engine_id,
+        kv_connector_extra_config={"connectors": both},
+        **common | {"kv_role": "kv_both"},
+    )
+
+
+def _handover(spec: EngineSpec, card_path: str) -> dict[str, Any]:
+    return {
+        "kv_connector": CONNECTOR,
+        "kv_connector_module_path": CONNECTOR_MODULE,
+        "kv_connector_extra_config": ConnectorSettings(
             worker_id=spec.worker_id,
             epoch=spec.epoch,
             host=spec.handover_host,
@@ -90,4 +107,22 @@ def _kv_transfer(spec: EngineSpec, card_path: str) -> KVTransferConfig:
             policy=transfer_policy(spec),
             layerwise=spec.transfer.mode != "pull",
         ).to_extra_config(),
-    )
+    }
+
+
+def _store(spec: EngineSpec) -> dict[str, Any]:
+    """Decode keeps what it generates as well: the next turn of a conversation begins with it."""
+    return {
+        "kv_connector": "StoreConnector",
+        "kv_connector_module_path": STORE_MODULE,
+        "kv_connector_extra_config": {
+            "spec_name": "StoreSpec",
+            "spec_module_path": STORE_MODULE,
+            "kvmanagers": list(spec.kv_store),
+            "worker_id": spec.worker_id,
+            "epoch": spec.epoch,
+            "engine_order": list(spec.transfer.engine_order),
+            "host": spec.handover_host,
+            "offload_prompt_only": spec.role is WorkerRole.PREFILL,
+        },
+    }

@@ -39,10 +39,17 @@ def _sampling_params(request: EngineRequest) -> SamplingParams:
     params = _decode_params(request.sampling_params) if request.sampling_params else _greedy(request)
     params.max_tokens = request.limits.max_tokens
     params.min_tokens = request.limits.min_tokens
-    if request.kv_transfer_params is not None:
+    if kv := _kv_transfer(request):
         extra = dict(params.extra_args or {})
-        params.extra_args = {**extra, "kv_transfer_params": dict(request.kv_transfer_params)}
+        params.extra_args = {**extra, "kv_transfer_params": kv}
     return params
+
+
+def _kv_transfer(request: EngineRequest) -> dict[str, Any]:
+    """The tenant is what lets a request into the KV store (engines/store/manager.py). Without a namespace
+    its blocks would be found by whatever model comes next."""
+    hand_over = dict(request.kv_transfer_params or {})
+    return hand_over | {"tenant": request.tenant} if request.cache_salt and request.tenant else hand_over
 
 
 def _decode_params(raw: bytes) -> SamplingParams:

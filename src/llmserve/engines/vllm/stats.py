@@ -1,12 +1,13 @@
 """The latest of vLLM's scheduler statistics, as an EngineLoad and as lease changes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmserve.core.ids import LeaseId
 from llmserve.core.lease import LeaseChange, LeaseState
 from llmserve.core.pairs import PairStatus
 from llmserve.core.request import EngineLoad, HandoverReport
+from llmserve.engines.vllm.args import CONNECTOR
 
 _FROM_CONNECTOR = (
     "leased_blocks",
@@ -31,7 +32,7 @@ class EngineStats:
         load.running_requests = stats.num_running_reqs
         load.waiting_requests = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
         load.used_blocks = round(stats.kv_cache_usage * self.total_blocks)
-        connector = stats.kv_connector_stats or {}
+        connector = _handover(stats.kv_connector_stats or {})
         for name in _FROM_CONNECTOR:
             if name in connector:
                 setattr(load, name, connector[name])
@@ -52,3 +53,9 @@ class EngineStats:
 
     def load(self) -> EngineLoad:
         return self._load
+
+
+def _handover(stats: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the store beside it, vLLM tells the statistics of each connector under its name."""
+    mine = stats.get(CONNECTOR, stats)
+    return mine if isinstance(mine, Mapping) else mine.data

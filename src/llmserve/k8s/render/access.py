@@ -11,7 +11,7 @@ _WORKERS = frozenset(role for role in ProcessRole if role.is_worker)
 # Who calls a role's gRPC service.
 _CALLERS = {
     ProcessRole.ROUTER: _WORKERS | {ProcessRole.APISERVER},
-    ProcessRole.KVMANAGER: _WORKERS,
+    ProcessRole.KVMANAGER: _WORKERS | {ProcessRole.ROUTER},
 }
 
 
@@ -65,11 +65,17 @@ def _ingress(cluster: str, role: ProcessRole, present: Collection[ProcessRole]) 
     metrics = {"from": [{"namespaceSelector": {}}], "ports": [_port(METRICS_PORT)]}
     if role.is_worker:
         calls = {"from": [_pods(cluster, ProcessRole.APISERVER)], "ports": [_port(GRPC_PORT)]}
-        # KV goes over ports that the transports choose.
-        handover = {"from": [_pods(cluster, one) for one in present if one.is_worker]}
-        return [calls, handover, metrics]
+        return [calls, _bytes_of_blocks(cluster, present), metrics]
     callers = [_pods(cluster, one) for one in present if one in _CALLERS[role]]
-    return [{"from": callers, "ports": [_port(GRPC_PORT)]}, metrics]
+    calls = {"from": callers, "ports": [_port(GRPC_PORT)]}
+    if role is ProcessRole.KVMANAGER:
+        return [calls, _bytes_of_blocks(cluster, present), metrics]
+    return [calls, metrics]
+
+
+def _bytes_of_blocks(cluster: str, present: Collection[ProcessRole]) -> Object:
+    """KV goes over ports that the transports choose."""
+    return {"from": [_pods(cluster, one) for one in present if one.is_worker]}
 
 
 def _port(number: int) -> Object:

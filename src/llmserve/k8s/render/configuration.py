@@ -30,12 +30,15 @@ def manifest_text(manifest: Manifest) -> str:
 
 
 def _deployment(manifest: Manifest) -> dict[str, Any]:
-    """Each decode engine takes an equal part of the KV budget, so there the processes count them."""
-    deployment = manifest.deployment
-    obeyed: dict[str, Any] = {"disaggregated": deployment.disaggregated}
+    """Numbers of pods only where the processes count them: decode engines share a KV budget, kvmanagers the
+    capacity of the tiers."""
+    replicas = manifest.deployment.replicas
+    counted: dict[str, int] = {}
     if manifest.budgets.max_kv_io_gbps is not None:
-        obeyed["replicas"] = {"decode": deployment.replicas.decode}
-    return obeyed
+        counted["decode"] = replicas.decode
+    if manifest.storageClasses:
+        counted["kvmanager"] = replicas.kvmanager
+    return {"disaggregated": manifest.deployment.disaggregated, **({"replicas": counted} if counted else {})}
 
 
 def manifest_hash(configuration: Object) -> str:

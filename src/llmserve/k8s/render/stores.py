@@ -16,6 +16,11 @@ def volume_name(index: int) -> str:
     return f"nvme-{index}"
 
 
+def share_gb(manifest: Manifest, storage: StorageClass) -> float:
+    """Of a storage class, what each kvmanager has, GiB."""
+    return storage.capacity_gb / manifest.deployment.replicas.kvmanager
+
+
 def dram_gb(manifest: Manifest) -> float:
-    """Shared memory of the kvmanager, GiB."""
-    return sum(storage.capacity_gb for storage in manifest.storageClasses if storage.tier == "dram")
+    """Memory of a kvmanager's DRAM tier, GiB."""
+    return sum(share_gb(manifest, storage) for storage in manifest.storageClasses if storage.tier == "dram")

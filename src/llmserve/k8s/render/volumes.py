@@ -7,7 +7,7 @@ from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
 from llmserve.k8s.render.names import Object
 from llmserve.k8s.render.placement import gibibytes
-from llmserve.k8s.render.stores import dram_gb, nvme_classes, volume_name
+from llmserve.k8s.render.stores import nvme_classes, volume_name
 
 CONFIG_DIR = "/etc/llmserve"
 STATE_DIR = "/var/lib/llmserve"
@@ -63,8 +63,6 @@ def _engine_memory(manifest: Manifest) -> Iterator[_Volume]:
 
 
 def _stores(manifest: Manifest) -> Iterator[_Volume]:
-    if (size := dram_gb(manifest)) > 0:
-        yield _shm(size)
     for index, storage in nvme_classes(manifest):
         yield _Volume(volume_name(index), str(storage.location), None)
 

@@ -7,7 +7,7 @@ from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
 from llmserve.k8s.render.names import Object, labels, of_role
 from llmserve.k8s.render.scaling import max_replicas_of, replicas_of
-from llmserve.k8s.render.stores import nvme_classes, volume_name
+from llmserve.k8s.render.stores import nvme_classes, share_gb, volume_name
 
 _REVISIONS = 5
 
@@ -66,7 +66,7 @@ def _claims(manifest: Manifest) -> Iterator[Object]:
             "spec": {
                 "accessModes": ["ReadWriteOnce"],
                 "storageClassName": manifest.deployment.k8s.storage_class,
-                "resources": {"requests": {"storage": f"{_with_room(storage.capacity_gb)}Gi"}},
+                "resources": {"requests": {"storage": f"{_with_room(share_gb(manifest, storage))}Gi"}},
             },
         }
 

@@ -7,10 +7,11 @@ never overwritten: writing a key that is there changes nothing and is DONE.
 One event loop owns a tier; calls may overlap. `holds` and `sizes` answer from memory at once; the others
 work in batches on threads of their own or by asynchronous I/O, and never block the loop. Nothing here
 raises for trouble of the medium: each blob has an outcome of its own, with the reason in words.
-What `read` answers DONE is what was written, bit by bit: every blob carries a checksum.
+What `read` answers DONE is what was written, bit by bit: every blob carries a checksum. A buffer that is
+too short for its blob is FAILED. A call that is cancelled ends when it has let go of the caller's memory.
 
 Two-phase: a blob is found only when its write is DONE, after a crash too. Implementations: `nvme`,
-`object`; all pass tests/conformance/test_tier.py, as does its fake.
+`object`; all pass tests/conformance/test_tier.py, as does the fake in `memory`.
 """
 
 from collections.abc import Sequence
@@ -92,6 +93,10 @@ class Tier(Protocol):
 
     async def remove(self, keys: Sequence[BlobKey]) -> None:
         """What is not there is ignored. Its room comes back at once or a little later (`usage`)."""
+
+    def held(self) -> list[tuple[BlobKey, int]]:
+        """Key and bytes, as stored, of every blob that counts in `usage`: what was written first comes
+        first, as far as the medium knows. For the caller's books, after `open`."""
 
     def usage(self) -> Usage: ...
 

@@ -38,6 +38,10 @@ class Place:
         except OSError as error:
             raise TransportUnavailable(f"shm: this system does not tell where it is: {error}") from error
 
+    @property
+    def text(self) -> str:
+        return f"{self.boot_id} {self.pid_namespace}"
+
     def check_same(self, other: "Place") -> None:
         """Errors: TransferError."""
         if other.boot_id != self.boot_id:

@@ -27,9 +27,17 @@ def sequence(name: str, prompt: Sequence[int], ticket_tokens: int = 0, max_token
 class Bench:
     """A scheduler and its pool; `step` plans, commits, and draws the next tokens."""
 
-    def __init__(self, blocks: int = 64, concurrency: int = 8, batch_tokens: int = 64, chunked: bool = True):
+    def __init__(
+        self,
+        blocks: int = 64,
+        concurrency: int = 8,
+        batch_tokens: int = 64,
+        chunked: bool = True,
+        long_prompt: int | None = None,
+    ):
         self.pool = BlockPool(blocks)
-        self.scheduler = SimScheduler(self.pool, BatchLimits(concurrency, batch_tokens, chunked))
+        limits = BatchLimits(concurrency, batch_tokens, chunked, long_prompt)
+        self.scheduler = SimScheduler(self.pool, limits)
 
     def step(self) -> Step:
         step = self.scheduler.plan()
@@ -58,6 +66,15 @@ def test_long_prompts_are_computed_in_chunks_beside_decodes() -> None:
     assert bench.work() == [("a", 1), ("b", 7)]
     assert bench.work() == [("a", 1), ("b", 7)]
     assert bench.work() == [("a", 1), ("b", 6)]
+
+
+def test_a_long_prompt_leaves_room_in_the_step_for_others() -> None:
+    bench = Bench(batch_tokens=16, long_prompt=6)
+    bench.scheduler.add(sequence("a", range(14)))
+    bench.scheduler.add(sequence("b", range(50, 55)))
+    assert bench.work() == [("a", 6), ("b", 5)]
+    assert bench.work() == [("a", 6), ("b", 1)]
+    assert bench.work() == [("a", 2), ("b", 1)]
 
 
 def test_without_chunks_a_long_prompt_has_a_step_alone() -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllmserve/v1/kvmanager.proto\x12\x0bllmserve.v1\"\xac\x01\n\x08KvReport\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x10\n\x08snapshot\x18\x04 \x01(\x08\x12\x0e\n\x06stored\x18\x05 \x03(\x0c\x12\x0f\n\x07removed\x18\x06 \x03(\x0c\x12\x0f\n\x07\x63leared\x18\x07 \x01(\x08\x12(\n\x06leases\x18\x08 \x03(\x0b\x32\x18.llmserve.v1.LeaseReport\"r\n\x0bLeaseReport\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.llmserve.v1.LeaseState\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\x12\x19\n\x11remaining_seconds\x18\x04 \x01(\x01\"/\n\x0bKvReportAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06resync\x18\x02 \x01(\x08\"%\n\rLookupRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"\x8b\x01\n\x0eLookupResponse\x12\x44\n\rprefix_blocks\x18\x01 \x03(\x0b\x32-.llmserve.v1.LookupResponse.PrefixBlocksEntry\x1a\x33\n\x11PrefixBlocksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x14\n\x12GetKvStatusRequest\"\xa0\x01\n\x13GetKvStatusResponse\x12\x18\n\x10\x64irectory_blocks\x18\x01 \x01(\x04\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.llmserve.v1.WorkerKvStatus\x12\x13\n\x0bopen_leases\x18\x03 \x01(\r\x12\x15\n\rleased_blocks\x18\x04 \x01(\r\x12\x15\n\rorphan_blocks\x18\x05 \x01(\r\"q\n\x0eWorkerKvStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x15\n\rdevice_blocks\x18\x03 \x01(\x04\x12\x13\n\x0bopen_leases\x18\x04 \x01(\r\x12\x11\n\tconnected\x18\x05 \x01(\x08*u\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13LEASE_STATE_GRANTED\x10\x01\x12\x18\n\x14LEASE_STATE_RELEASED\x10\x02\x12\x17\n\x13LEASE_STATE_EXPIRED\x10\x03\x32\xdf\x01\n\tKVManager\x12=\n\x06Report\x12\x15.llmserve.v1.KvReport\x1a\x18.llmserve.v1.KvReportAck(\x01\x30\x01\x12\x41\n\x06Lookup\x12\x1a.llmserve.v1.LookupRequest\x1a\x1b.llmserve.v1.LookupResponse\x12P\n\x0bGetKvStatus\x12\x1f.llmserve.v1.GetKvStatusRequest\x1a .llmserve.v1.GetKvStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllmserve/v1/kvmanager.proto\x12\x0bllmserve.v1\"\xac\x01\n\x08KvReport\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x10\n\x08snapshot\x18\x04 \x01(\x08\x12\x0e\n\x06stored\x18\x05 \x03(\x0c\x12\x0f\n\x07removed\x18\x06 \x03(\x0c\x12\x0f\n\x07\x63leared\x18\x07 \x01(\x08\x12(\n\x06leases\x18\x08 \x03(\x0b\x32\x18.llmserve.v1.LeaseReport\"r\n\x0bLeaseReport\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.llmserve.v1.LeaseState\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\x12\x19\n\x11remaining_seconds\x18\x04 \x01(\x01\"/\n\x0bKvReportAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06resync\x18\x02 \x01(\x08\"%\n\rLookupRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"\x8b\x01\n\x0eLookupResponse\x12\x44\n\rprefix_blocks\x18\x01 \x03(\x0b\x32-.llmserve.v1.LookupResponse.PrefixBlocksEntry\x1a\x33\n\x11PrefixBlocksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x14\n\x12GetKvStatusRequest\"\xe7\x01\n\x13GetKvStatusResponse\x12\x18\n\x10\x64irectory_blocks\x18\x01 \x01(\x04\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.llmserve.v1.WorkerKvStatus\x12\x13\n\x0bopen_leases\x18\x03 \x01(\r\x12\x15\n\rleased_blocks\x18\x04 \x01(\r\x12\x15\n\rorphan_blocks\x18\x05 \x01(\r\x12&\n\x05tiers\x18\x06 \x03(\x0b\x32\x17.llmserve.v1.TierStatus\x12\x1d\n\x15saved_prefill_seconds\x18\x07 \x01(\x01\"\xb9\x03\n\nTierStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x05 \x01(\x04\x12\x15\n\rpinned_blocks\x18\x06 \x01(\x04\x12\x14\n\x0cqueued_bytes\x18\x07 \x01(\x04\x12\x12\n\nhit_blocks\x18\x08 \x01(\x04\x12\x12\n\nhit_tokens\x18\t \x01(\x04\x12\x12\n\nload_bytes\x18\n \x01(\x04\x12\x14\n\x0cload_seconds\x18\x0b \x01(\x01\x12\x13\n\x0bstore_bytes\x18\x0c \x01(\x04\x12\x15\n\rstore_seconds\x18\r \x01(\x01\x12\x39\n\tevictions\x18\x0e \x03(\x0b\x32&.llmserve.v1.TierStatus.EvictionsEntry\x12*\n\x08outcomes\x18\x0f \x03(\x0b\x32\x18.llmserve.v1.TierOutcome\x12\x0f\n\x07trouble\x18\x10 \x01(\t\x1a\x30\n\x0e\x45victionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"?\n\x0bTierOutcome\x12\x11\n\toperation\x18\x01 \x01(\t\x12\x0e\n\x06result\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"q\n\x0eWorkerKvStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x15\n\rdevice_blocks\x18\x03 \x01(\x04\x12\x13\n\x0bopen_leases\x18\x04 \x01(\r\x12\x11\n\tconnected\x18\x05 \x01(\x08\"\x84\x01\n\x12\x41ttachStoreRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\npart_bytes\x18\x03 \x03(\x04\x12\x13\n\x0bpart_shapes\x18\x04 \x03(\t\x12\x14\n\x0c\x62lock_tokens\x18\x05 \x01(\r\x12\r\n\x05place\x18\x06 \x01(\t\"L\n\x13\x41ttachStoreResponse\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\r\n\x05\x61rena\x18\x02 \x01(\t\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\"\xa9\x01\n\x14PreparePromptRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x04 \x03(\x0c\x12\x13\n\x0bhave_blocks\x18\x05 \x01(\r\x12\x17\n\x0f\x63ompute_seconds\x18\x06 \x01(\x01\x12\x0c\n\x04load\x18\x07 \x01(\x08\x12\r\n\x05store\x18\x08 \x01(\x08\"z\n\x15PreparePromptResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12&\n\x05loads\x18\x02 \x03(\x0b\x32\x17.llmserve.v1.StoreBlock\x12\'\n\x06stores\x18\x03 \x03(\x0b\x32\x17.llmserve.v1.StoreBlock\"B\n\nStoreBlock\x12\r\n\x05index\x18\x01 \x01(\r\x12%\n\x05slots\x18\x02 \x03(\x0b\x32\x16.llmserve.v1.StoreSlot\"W\n\tStoreSlot\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x14\n\x0clength_bytes\x18\x02 \x01(\x04\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x04 \x01(\x06\"\xa4\x01\n\x12SettleStoreRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\'\n\x07\x63ommits\x18\x03 \x03(\x0b\x32\x16.llmserve.v1.StoreFill\x12\x0e\n\x06\x61\x62orts\x18\x04 \x03(\x0c\x12\x10\n\x08releases\x18\x05 \x03(\t\x12\x10\n\x08renewals\x18\x06 \x03(\t\x12\x0f\n\x07\x63orrupt\x18\x07 \x03(\x0c\"S\n\tStoreFill\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\x0c\n\x04part\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x04 \x01(\x06\"$\n\x13SettleStoreResponse\x12\r\n\x05\x65nded\x18\x01 \x03(\t\"P\n\x0b\x42lockFilter\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x13\n\x06tenant\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x0bhash_prefix\x18\x03 \x01(\tB\t\n\x07_tenant\"L\n\x11ListBlocksRequest\x12(\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x18.llmserve.v1.BlockFilter\x12\r\n\x05limit\x18\x02 \x01(\r\"T\n\x12ListBlocksResponse\x12(\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x18.llmserve.v1.ListedBlock\x12\x14\n\x0ctotal_blocks\x18\x02 \x01(\x04\"o\n\x0bListedBlock\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\x13\n\x0bparent_hash\x18\x02 \x01(\x0c\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\'\n\x06places\x18\x04 \x03(\x0b\x32\x17.llmserve.v1.BlockPlace\"_\n\nBlockPlace\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x14\n\x0cidle_seconds\x18\x03 \x01(\x01\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x0e\n\x06in_use\x18\x05 \x01(\x08\"K\n\x10PinBlocksRequest\x12(\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x18.llmserve.v1.BlockFilter\x12\r\n\x05unpin\x18\x02 \x01(\x08\"B\n\x11PinBlocksResponse\x12\x16\n\x0e\x63hanged_blocks\x18\x01 \x01(\x04\x12\x15\n\rpinned_blocks\x18\x02 \x01(\x04\">\n\x12\x45victBlocksRequest\x12(\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x18.llmserve.v1.BlockFilter\"p\n\x13\x45victBlocksResponse\x12\x16\n\x0e\x65victed_blocks\x18\x01 \x01(\x04\x12\x15\n\revicted_bytes\x18\x02 \x01(\x04\x12\x15\n\rpinned_blocks\x18\x03 \x01(\x04\x12\x13\n\x0b\x62usy_blocks\x18\x04 \x01(\x04\"N\n\x13VerifyBlocksRequest\x12(\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x18.llmserve.v1.BlockFilter\x12\r\n\x05share\x18\x02 \x01(\x01\"\xb3\x01\n\x14VerifyBlocksResponse\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x16\n\x0e\x63hecked_blocks\x18\x02 \x01(\x04\x12\x12\n\nall_blocks\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x16\n\x0emissing_blocks\x18\x05 \x01(\x04\x12\x19\n\x11unreadable_blocks\x18\x06 \x01(\x04\x12\x0f\n\x07\x63orrupt\x18\x07 \x03(\x0c\x12\x0e\n\x06reason\x18\x08 \x01(\t\"?\n\x13\x45xportBlocksRequest\x12(\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x18.llmserve.v1.BlockFilter\"m\n\x0b\x42lockRecord\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\x13\n\x0bparent_hash\x18\x02 \x01(\x0c\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12%\n\x05parts\x18\x04 \x03(\x0b\x32\x16.llmserve.v1.BlockPart\"B\n\tBlockPart\x12\x14\n\x0clength_bytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x06\x12\r\n\x05shape\x18\x03 \x01(\t\"W\n\nBlockPiece\x12\'\n\x05\x62lock\x18\x01 \x01(\x0b\x32\x18.llmserve.v1.BlockRecord\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x12\n\nall_blocks\x18\x03 \x01(\x04\"R\n\x0bImportPiece\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\'\n\x05\x62lock\x18\x02 \x01(\x0b\x32\x18.llmserve.v1.BlockRecord\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x8c\x01\n\x0eImportProgress\x12\x17\n\x0freceived_blocks\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x15\n\rstored_blocks\x18\x03 \x01(\x04\x12\x16\n\x0epresent_blocks\x18\x04 \x01(\x04\x12\x16\n\x0erefused_blocks\x18\x05 \x01(\x04\x12\x0c\n\x04tier\x18\x06 \x01(\t*u\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13LEASE_STATE_GRANTED\x10\x01\x12\x18\n\x14LEASE_STATE_RELEASED\x10\x02\x12\x17\n\x13LEASE_STATE_EXPIRED\x10\x03\x32\xb7\x07\n\tKVManager\x12=\n\x06Report\x12\x15.llmserve.v1.KvReport\x1a\x18.llmserve.v1.KvReportAck(\x01\x30\x01\x12\x41\n\x06Lookup\x12\x1a.llmserve.v1.LookupRequest\x1a\x1b.llmserve.v1.LookupResponse\x12P\n\x0bGetKvStatus\x12\x1f.llmserve.v1.GetKvStatusRequest\x1a .llmserve.v1.GetKvStatusResponse\x12P\n\x0b\x41ttachStore\x12\x1f.llmserve.v1.AttachStoreRequest\x1a .llmserve.v1.AttachStoreResponse\x12V\n\rPreparePrompt\x12!.llmserve.v1.PreparePromptRequest\x1a\".llmserve.v1.PreparePromptResponse\x12P\n\x0bSettleStore\x12\x1f.llmserve.v1.SettleStoreRequest\x1a .llmserve.v1.SettleStoreResponse\x12M\n\nListBlocks\x12\x1e.llmserve.v1.ListBlocksRequest\x1a\x1f.llmserve.v1.ListBlocksResponse\x12J\n\tPinBlocks\x12\x1d.llmserve.v1.PinBlocksRequest\x1a\x1e.llmserve.v1.PinBlocksResponse\x12P\n\x0b\x45victBlocks\x12\x1f.llmserve.v1.EvictBlocksRequest\x1a .llmserve.v1.EvictBlocksResponse\x12U\n\x0cVerifyBlocks\x12 .llmserve.v1.VerifyBlocksRequest\x1a!.llmserve.v1.VerifyBlocksResponse0\x01\x12K\n\x0c\x45xportBlocks\x12 .llmserve.v1.ExportBlocksRequest\x1a\x17.llmserve.v1.BlockPiece0\x01\x12I\n\x0cImportBlocks\x12\x18.llmserve.v1.ImportPiece\x1a\x1b.llmserve.v1.ImportProgress(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOOKUPRESPONSE_PREFIXBLOCKSENTRY']._loaded_options = None
   _globals['_LOOKUPRESPONSE_PREFIXBLOCKSENTRY']._serialized_options = b'8\001'
-  _globals['_LEASESTATE']._serialized_start=865
-  _globals['_LEASESTATE']._serialized_end=982
+  _globals['_TIERSTATUS_EVICTIONSENTRY']._loaded_options = None
+  _globals['_TIERSTATUS_EVICTIONSENTRY']._serialized_options = b'8\001'
+  _globals['_LEASESTATE']._serialized_start=4002
+  _globals['_LEASESTATE']._serialized_end=4119
   _globals['_KVREPORT']._serialized_start=45
   _globals['_KVREPORT']._serialized_end=217
   _globals['_LEASEREPORT']._serialized_start=219
@@ -50,9 +52,67 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETKVSTATUSREQUEST']._serialized_start=565
   _globals['_GETKVSTATUSREQUEST']._serialized_end=585
   _globals['_GETKVSTATUSRESPONSE']._serialized_start=588
-  _globals['_GETKVSTATUSRESPONSE']._serialized_end=748
-  _globals['_WORKERKVSTATUS']._serialized_start=750
-  _globals['_WORKERKVSTATUS']._serialized_end=863
-  _globals['_KVMANAGER']._serialized_start=985
-  _globals['_KVMANAGER']._serialized_end=1208
+  _globals['_GETKVSTATUSRESPONSE']._serialized_end=819
+  _globals['_TIERSTATUS']._serialized_start=822
+  _globals['_TIERSTATUS']._serialized_end=1263
+  _globals['_TIERSTATUS_EVICTIONSENTRY']._serialized_start=1215
+  _globals['_TIERSTATUS_EVICTIONSENTRY']._serialized_end=1263
+  _globals['_TIEROUTCOME']._serialized_start=1265
+  _globals['_TIEROUTCOME']._serialized_end=1328
+  _globals['_WORKERKVSTATUS']._serialized_start=1330
+  _globals['_WORKERKVSTATUS']._serialized_end=1443
+  _globals['_ATTACHSTOREREQUEST']._serialized_start=1446
+  _globals['_ATTACHSTOREREQUEST']._serialized_end=1578
+  _globals['_ATTACHSTORERESPONSE']._serialized_start=1580
+  _globals['_ATTACHSTORERESPONSE']._serialized_end=1656
+  _globals['_PREPAREPROMPTREQUEST']._serialized_start=1659
+  _globals['_PREPAREPROMPTREQUEST']._serialized_end=1828
+  _globals['_PREPAREPROMPTRESPONSE']._serialized_start=1830
+  _globals['_PREPAREPROMPTRESPONSE']._serialized_end=1952
+  _globals['_STOREBLOCK']._serialized_start=1954
+  _globals['_STOREBLOCK']._serialized_end=2020
+  _globals['_STORESLOT']._serialized_start=2022
+  _globals['_STORESLOT']._serialized_end=2109
+  _globals['_SETTLESTOREREQUEST']._serialized_start=2112
+  _globals['_SETTLESTOREREQUEST']._serialized_end=2276
+  _globals['_STOREFILL']._serialized_start=2278
+  _globals['_STOREFILL']._serialized_end=2361
+  _globals['_SETTLESTORERESPONSE']._serialized_start=2363
+  _globals['_SETTLESTORERESPONSE']._serialized_end=2399
+  _globals['_BLOCKFILTER']._serialized_start=2401
+  _globals['_BLOCKFILTER']._serialized_end=2481
+  _globals['_LISTBLOCKSREQUEST']._serialized_start=2483
+  _globals['_LISTBLOCKSREQUEST']._serialized_end=2559
+  _globals['_LISTBLOCKSRESPONSE']._serialized_start=2561
+  _globals['_LISTBLOCKSRESPONSE']._serialized_end=2645
+  _globals['_LISTEDBLOCK']._serialized_start=2647
+  _globals['_LISTEDBLOCK']._serialized_end=2758
+  _globals['_BLOCKPLACE']._serialized_start=2760
+  _globals['_BLOCKPLACE']._serialized_end=2855
+  _globals['_PINBLOCKSREQUEST']._serialized_start=2857
+  _globals['_PINBLOCKSREQUEST']._serialized_end=2932
+  _globals['_PINBLOCKSRESPONSE']._serialized_start=2934
+  _globals['_PINBLOCKSRESPONSE']._serialized_end=3000
+  _globals['_EVICTBLOCKSREQUEST']._serialized_start=3002
+  _globals['_EVICTBLOCKSREQUEST']._serialized_end=3064
+  _globals['_EVICTBLOCKSRESPONSE']._serialized_start=3066
+  _globals['_EVICTBLOCKSRESPONSE']._serialized_end=3178
+  _globals['_VERIFYBLOCKSREQUEST']._serialized_start=3180
+  _globals['_VERIFYBLOCKSREQUEST']._serialized_end=3258
+  _globals['_VERIFYBLOCKSRESPONSE']._serialized_start=3261
+  _globals['_VERIFYBLOCKSRESPONSE']._serialized_end=3440
+  _globals['_EXPORTBLOCKSREQUEST']._serialized_start=3442
+  _globals['_EXPORTBLOCKSREQUEST']._serialized_end=3505
+  _globals['_BLOCKRECORD']._serialized_start=3507
+  _globals['_BLOCKRECORD']._serialized_end=3616
+  _globals['_BLOCKPART']._serialized_start=3618
+  _globals['_BLOCKPART']._serialized_end=3684
+  _globals['_BLOCKPIECE']._serialized_start=3686
+  _globals['_BLOCKPIECE']._serialized_end=3773
+  _globals['_IMPORTPIECE']._serialized_start=3775
+  _globals['_IMPORTPIECE']._serialized_end=3857
+  _globals['_IMPORTPROGRESS']._serialized_start=3860
+  _globals['_IMPORTPROGRESS']._serialized_end=4000
+  _globals['_KVMANAGER']._serialized_start=4122
+  _globals['_KVMANAGER']._serialized_end=5073
 # @@protoc_insertion_point(module_scope)

@@ -82,18 +82,75 @@ class GetKvStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetKvStatusResponse(_message.Message):
-    __slots__ = ("directory_blocks", "workers", "open_leases", "leased_blocks", "orphan_blocks")
+    __slots__ = ("directory_blocks", "workers", "open_leases", "leased_blocks", "orphan_blocks", "tiers", "saved_prefill_seconds")
     DIRECTORY_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     OPEN_LEASES_FIELD_NUMBER: _ClassVar[int]
     LEASED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     ORPHAN_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    SAVED_PREFILL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     directory_blocks: int
     workers: _containers.RepeatedCompositeFieldContainer[WorkerKvStatus]
     open_leases: int
     leased_blocks: int
     orphan_blocks: int
-    def __init__(self, directory_blocks: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerKvStatus, _Mapping]]] = ..., open_leases: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ...) -> None: ...
+    tiers: _containers.RepeatedCompositeFieldContainer[TierStatus]
+    saved_prefill_seconds: float
+    def __init__(self, directory_blocks: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerKvStatus, _Mapping]]] = ..., open_leases: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., saved_prefill_seconds: _Optional[float] = ...) -> None: ...
+
+class TierStatus(_message.Message):
+    __slots__ = ("name", "kind", "blocks", "used_bytes", "capacity_bytes", "pinned_blocks", "queued_bytes", "hit_blocks", "hit_tokens", "load_bytes", "load_seconds", "store_bytes", "store_seconds", "evictions", "outcomes", "trouble")
+    class EvictionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HIT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STORE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STORE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: str
+    blocks: int
+    used_bytes: int
+    capacity_bytes: int
+    pinned_blocks: int
+    queued_bytes: int
+    hit_blocks: int
+    hit_tokens: int
+    load_bytes: int
+    load_seconds: float
+    store_bytes: int
+    store_seconds: float
+    evictions: _containers.ScalarMap[str, int]
+    outcomes: _containers.RepeatedCompositeFieldContainer[TierOutcome]
+    trouble: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., blocks: _Optional[int] = ..., used_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., hit_blocks: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., load_bytes: _Optional[int] = ..., load_seconds: _Optional[float] = ..., store_bytes: _Optional[int] = ..., store_seconds: _Optional[float] = ..., evictions: _Optional[_Mapping[str, int]] = ..., outcomes: _Optional[_Iterable[_Union[TierOutcome, _Mapping]]] = ..., trouble: _Optional[str] = ...) -> None: ...
+
+class TierOutcome(_message.Message):
+    __slots__ = ("operation", "result", "count")
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    operation: str
+    result: str
+    count: int
+    def __init__(self, operation: _Optional[str] = ..., result: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class WorkerKvStatus(_message.Message):
     __slots__ = ("worker_id", "epoch", "device_blocks", "open_leases", "connected")
@@ -108,3 +165,293 @@ class WorkerKvStatus(_message.Message):
     open_leases: int
     connected: bool
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., device_blocks: _Optional[int] = ..., open_leases: _Optional[int] = ..., connected: _Optional[bool] = ...) -> None: ...
+
+class AttachStoreRequest(_message.Message):
+    __slots__ = ("worker_id", "epoch", "part_bytes", "part_shapes", "block_tokens", "place")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PART_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PART_SHAPES_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    part_bytes: _containers.RepeatedScalarFieldContainer[int]
+    part_shapes: _containers.RepeatedScalarFieldContainer[str]
+    block_tokens: int
+    place: str
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., part_bytes: _Optional[_Iterable[int]] = ..., part_shapes: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ..., place: _Optional[str] = ...) -> None: ...
+
+class AttachStoreResponse(_message.Message):
+    __slots__ = ("enabled", "arena", "lease_seconds")
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    ARENA_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    enabled: bool
+    arena: str
+    lease_seconds: float
+    def __init__(self, enabled: _Optional[bool] = ..., arena: _Optional[str] = ..., lease_seconds: _Optional[float] = ...) -> None: ...
+
+class PreparePromptRequest(_message.Message):
+    __slots__ = ("worker_id", "epoch", "tenant", "block_hashes", "have_blocks", "compute_seconds", "load", "store")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
+    HAVE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    tenant: str
+    block_hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    have_blocks: int
+    compute_seconds: float
+    load: bool
+    store: bool
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., tenant: _Optional[str] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., have_blocks: _Optional[int] = ..., compute_seconds: _Optional[float] = ..., load: _Optional[bool] = ..., store: _Optional[bool] = ...) -> None: ...
+
+class PreparePromptResponse(_message.Message):
+    __slots__ = ("lease_id", "loads", "stores")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    STORES_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    loads: _containers.RepeatedCompositeFieldContainer[StoreBlock]
+    stores: _containers.RepeatedCompositeFieldContainer[StoreBlock]
+    def __init__(self, lease_id: _Optional[str] = ..., loads: _Optional[_Iterable[_Union[StoreBlock, _Mapping]]] = ..., stores: _Optional[_Iterable[_Union[StoreBlock, _Mapping]]] = ...) -> None: ...
+
+class StoreBlock(_message.Message):
+    __slots__ = ("index", "slots")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    slots: _containers.RepeatedCompositeFieldContainer[StoreSlot]
+    def __init__(self, index: _Optional[int] = ..., slots: _Optional[_Iterable[_Union[StoreSlot, _Mapping]]] = ...) -> None: ...
+
+class StoreSlot(_message.Message):
+    __slots__ = ("offset", "length_bytes", "generation", "checksum")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    length_bytes: int
+    generation: int
+    checksum: int
+    def __init__(self, offset: _Optional[int] = ..., length_bytes: _Optional[int] = ..., generation: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class SettleStoreRequest(_message.Message):
+    __slots__ = ("worker_id", "epoch", "commits", "aborts", "releases", "renewals", "corrupt")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    COMMITS_FIELD_NUMBER: _ClassVar[int]
+    ABORTS_FIELD_NUMBER: _ClassVar[int]
+    RELEASES_FIELD_NUMBER: _ClassVar[int]
+    RENEWALS_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    commits: _containers.RepeatedCompositeFieldContainer[StoreFill]
+    aborts: _containers.RepeatedScalarFieldContainer[bytes]
+    releases: _containers.RepeatedScalarFieldContainer[str]
+    renewals: _containers.RepeatedScalarFieldContainer[str]
+    corrupt: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., commits: _Optional[_Iterable[_Union[StoreFill, _Mapping]]] = ..., aborts: _Optional[_Iterable[bytes]] = ..., releases: _Optional[_Iterable[str]] = ..., renewals: _Optional[_Iterable[str]] = ..., corrupt: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class StoreFill(_message.Message):
+    __slots__ = ("block_hash", "part", "generation", "checksum")
+    BLOCK_HASH_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    block_hash: bytes
+    part: int
+    generation: int
+    checksum: int
+    def __init__(self, block_hash: _Optional[bytes] = ..., part: _Optional[int] = ..., generation: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class SettleStoreResponse(_message.Message):
+    __slots__ = ("ended",)
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    ended: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ended: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BlockFilter(_message.Message):
+    __slots__ = ("tier", "tenant", "hash_prefix")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    HASH_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    tenant: str
+    hash_prefix: str
+    def __init__(self, tier: _Optional[str] = ..., tenant: _Optional[str] = ..., hash_prefix: _Optional[str] = ...) -> None: ...
+
+class ListBlocksRequest(_message.Message):
+    __slots__ = ("filter", "limit")
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    filter: BlockFilter
+    limit: int
+    def __init__(self, filter: _Optional[_Union[BlockFilter, _Mapping]] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListBlocksResponse(_message.Message):
+    __slots__ = ("blocks", "total_blocks")
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    blocks: _containers.RepeatedCompositeFieldContainer[ListedBlock]
+    total_blocks: int
+    def __init__(self, blocks: _Optional[_Iterable[_Union[ListedBlock, _Mapping]]] = ..., total_blocks: _Optional[int] = ...) -> None: ...
+
+class ListedBlock(_message.Message):
+    __slots__ = ("block_hash", "parent_hash", "tenant", "places")
+    BLOCK_HASH_FIELD_NUMBER: _ClassVar[int]
+    PARENT_HASH_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    block_hash: bytes
+    parent_hash: bytes
+    tenant: str
+    places: _containers.RepeatedCompositeFieldContainer[BlockPlace]
+    def __init__(self, block_hash: _Optional[bytes] = ..., parent_hash: _Optional[bytes] = ..., tenant: _Optional[str] = ..., places: _Optional[_Iterable[_Union[BlockPlace, _Mapping]]] = ...) -> None: ...
+
+class BlockPlace(_message.Message):
+    __slots__ = ("tier", "bytes", "idle_seconds", "pinned", "in_use")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    IN_USE_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    bytes: int
+    idle_seconds: float
+    pinned: bool
+    in_use: bool
+    def __init__(self, tier: _Optional[str] = ..., bytes: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., pinned: _Optional[bool] = ..., in_use: _Optional[bool] = ...) -> None: ...
+
+class PinBlocksRequest(_message.Message):
+    __slots__ = ("filter", "unpin")
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    UNPIN_FIELD_NUMBER: _ClassVar[int]
+    filter: BlockFilter
+    unpin: bool
+    def __init__(self, filter: _Optional[_Union[BlockFilter, _Mapping]] = ..., unpin: _Optional[bool] = ...) -> None: ...
+
+class PinBlocksResponse(_message.Message):
+    __slots__ = ("changed_blocks", "pinned_blocks")
+    CHANGED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    changed_blocks: int
+    pinned_blocks: int
+    def __init__(self, changed_blocks: _Optional[int] = ..., pinned_blocks: _Optional[int] = ...) -> None: ...
+
+class EvictBlocksRequest(_message.Message):
+    __slots__ = ("filter",)
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    filter: BlockFilter
+    def __init__(self, filter: _Optional[_Union[BlockFilter, _Mapping]] = ...) -> None: ...
+
+class EvictBlocksResponse(_message.Message):
+    __slots__ = ("evicted_blocks", "evicted_bytes", "pinned_blocks", "busy_blocks")
+    EVICTED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    evicted_blocks: int
+    evicted_bytes: int
+    pinned_blocks: int
+    busy_blocks: int
+    def __init__(self, evicted_blocks: _Optional[int] = ..., evicted_bytes: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., busy_blocks: _Optional[int] = ...) -> None: ...
+
+class VerifyBlocksRequest(_message.Message):
+    __slots__ = ("filter", "share")
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    filter: BlockFilter
+    share: float
+    def __init__(self, filter: _Optional[_Union[BlockFilter, _Mapping]] = ..., share: _Optional[float] = ...) -> None: ...
+
+class VerifyBlocksResponse(_message.Message):
+    __slots__ = ("tier", "checked_blocks", "all_blocks", "bytes", "missing_blocks", "unreadable_blocks", "corrupt", "reason")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    ALL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    MISSING_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    UNREADABLE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    checked_blocks: int
+    all_blocks: int
+    bytes: int
+    missing_blocks: int
+    unreadable_blocks: int
+    corrupt: _containers.RepeatedScalarFieldContainer[bytes]
+    reason: str
+    def __init__(self, tier: _Optional[str] = ..., checked_blocks: _Optional[int] = ..., all_blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., missing_blocks: _Optional[int] = ..., unreadable_blocks: _Optional[int] = ..., corrupt: _Optional[_Iterable[bytes]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ExportBlocksRequest(_message.Message):
+    __slots__ = ("filter",)
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    filter: BlockFilter
+    def __init__(self, filter: _Optional[_Union[BlockFilter, _Mapping]] = ...) -> None: ...
+
+class BlockRecord(_message.Message):
+    __slots__ = ("block_hash", "parent_hash", "tenant", "parts")
+    BLOCK_HASH_FIELD_NUMBER: _ClassVar[int]
+    PARENT_HASH_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    block_hash: bytes
+    parent_hash: bytes
+    tenant: str
+    parts: _containers.RepeatedCompositeFieldContainer[BlockPart]
+    def __init__(self, block_hash: _Optional[bytes] = ..., parent_hash: _Optional[bytes] = ..., tenant: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[BlockPart, _Mapping]]] = ...) -> None: ...
+
+class BlockPart(_message.Message):
+    __slots__ = ("length_bytes", "checksum", "shape")
+    LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    length_bytes: int
+    checksum: int
+    shape: str
+    def __init__(self, length_bytes: _Optional[int] = ..., checksum: _Optional[int] = ..., shape: _Optional[str] = ...) -> None: ...
+
+class BlockPiece(_message.Message):
+    __slots__ = ("block", "data", "all_blocks")
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    ALL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    block: BlockRecord
+    data: bytes
+    all_blocks: int
+    def __init__(self, block: _Optional[_Union[BlockRecord, _Mapping]] = ..., data: _Optional[bytes] = ..., all_blocks: _Optional[int] = ...) -> None: ...
+
+class ImportPiece(_message.Message):
+    __slots__ = ("tier", "block", "data")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    block: BlockRecord
+    data: bytes
+    def __init__(self, tier: _Optional[str] = ..., block: _Optional[_Union[BlockRecord, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ImportProgress(_message.Message):
+    __slots__ = ("received_blocks", "done", "stored_blocks", "present_blocks", "refused_blocks", "tier")
+    RECEIVED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    STORED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    received_blocks: int
+    done: bool
+    stored_blocks: int
+    present_blocks: int
+    refused_blocks: int
+    tier: str
+    def __init__(self, received_blocks: _Optional[int] = ..., done: _Optional[bool] = ..., stored_blocks: _Optional[int] = ..., present_blocks: _Optional[int] = ..., refused_blocks: _Optional[int] = ..., tier: _Optional[str] = ...) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class KVManagerStub:
-    """The block directory and the ledger of leases, cluster-wide.
+    """The block directory, the ledger of leases, and the store of blocks.
     """
 
     def __init__(self, channel):
@@ -50,10 +50,55 @@ class KVManagerStub:
                 request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.GetKvStatusRequest.SerializeToString,
                 response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.GetKvStatusResponse.FromString,
                 _registered_method=True)
+        self.AttachStore = channel.unary_unary(
+                '/llmserve.v1.KVManager/AttachStore',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.AttachStoreRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.AttachStoreResponse.FromString,
+                _registered_method=True)
+        self.PreparePrompt = channel.unary_unary(
+                '/llmserve.v1.KVManager/PreparePrompt',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.PreparePromptRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.PreparePromptResponse.FromString,
+                _registered_method=True)
+        self.SettleStore = channel.unary_unary(
+                '/llmserve.v1.KVManager/SettleStore',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.SettleStoreRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.SettleStoreResponse.FromString,
+                _registered_method=True)
+        self.ListBlocks = channel.unary_unary(
+                '/llmserve.v1.KVManager/ListBlocks',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.ListBlocksRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.ListBlocksResponse.FromString,
+                _registered_method=True)
+        self.PinBlocks = channel.unary_unary(
+                '/llmserve.v1.KVManager/PinBlocks',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.PinBlocksRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.PinBlocksResponse.FromString,
+                _registered_method=True)
+        self.EvictBlocks = channel.unary_unary(
+                '/llmserve.v1.KVManager/EvictBlocks',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.EvictBlocksRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.EvictBlocksResponse.FromString,
+                _registered_method=True)
+        self.VerifyBlocks = channel.unary_stream(
+                '/llmserve.v1.KVManager/VerifyBlocks',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.VerifyBlocksRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.VerifyBlocksResponse.FromString,
+                _registered_method=True)
+        self.ExportBlocks = channel.unary_stream(
+                '/llmserve.v1.KVManager/ExportBlocks',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.ExportBlocksRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.BlockPiece.FromString,
+                _registered_method=True)
+        self.ImportBlocks = channel.stream_stream(
+                '/llmserve.v1.KVManager/ImportBlocks',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.ImportPiece.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.ImportProgress.FromString,
+                _registered_method=True)
 
 
 class KVManagerServicer:
-    """The block directory and the ledger of leases, cluster-wide.
+    """The block directory, the ledger of leases, and the store of blocks.
     """
 
     def Report(self, request_iterator, context):
@@ -71,6 +116,67 @@ class KVManagerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetKvStatus(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AttachStore(self, request, context):
+        """The store: bytes never come this way. A worker attaches, and copies them itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreparePrompt(self, request, context):
+        """Once for each prompt; answers when what is brought up for it is there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleStore(self, request, context):
+        """What became of what was prepared. Every field may be empty.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBlocks(self, request, context):
+        """Operations of the store (`llmserve kv`). NOT_FOUND where the cluster has none, or a tier or block is not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinBlocks(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EvictBlocks(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyBlocks(self, request, context):
+        """Reads what is stored and compares; corrupt blocks are dropped. An answer every so often, and the last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportBlocks(self, request, context):
+        """The one way by which bytes of blocks pass through gRPC: to and from a file of the asker's. A block is a
+        piece with its record and some bytes, then pieces with bytes only, as many as its parts have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportBlocks(self, request_iterator, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +200,51 @@ def add_KVManagerServicer_to_server(servicer, server):
                     request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.GetKvStatusRequest.FromString,
                     response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.GetKvStatusResponse.SerializeToString,
             ),
+            'AttachStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachStore,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.AttachStoreRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.AttachStoreResponse.SerializeToString,
+            ),
+            'PreparePrompt': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreparePrompt,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.PreparePromptRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.PreparePromptResponse.SerializeToString,
+            ),
+            'SettleStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleStore,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.SettleStoreRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.SettleStoreResponse.SerializeToString,
+            ),
+            'ListBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBlocks,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.ListBlocksRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.ListBlocksResponse.SerializeToString,
+            ),
+            'PinBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinBlocks,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.PinBlocksRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.PinBlocksResponse.SerializeToString,
+            ),
+            'EvictBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.EvictBlocks,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.EvictBlocksRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.EvictBlocksResponse.SerializeToString,
+            ),
+            'VerifyBlocks': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyBlocks,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.VerifyBlocksRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.VerifyBlocksResponse.SerializeToString,
+            ),
+            'ExportBlocks': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportBlocks,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.ExportBlocksRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.BlockPiece.SerializeToString,
+            ),
+            'ImportBlocks': grpc.stream_stream_rpc_method_handler(
+                    servicer.ImportBlocks,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.ImportPiece.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.ImportProgress.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'llmserve.v1.KVManager', rpc_method_handlers)
@@ -103,7 +254,7 @@ def add_KVManagerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class KVManager:
-    """The block directory and the ledger of leases, cluster-wide.
+    """The block directory, the ledger of leases, and the store of blocks.
     """
 
     @staticmethod
@@ -177,6 +328,249 @@ class KVManager:
             '/llmserve.v1.KVManager/GetKvStatus',
             llmserve_dot_v1_dot_kvmanager__pb2.GetKvStatusRequest.SerializeToString,
             llmserve_dot_v1_dot_kvmanager__pb2.GetKvStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.KVManager/AttachStore',
+            llmserve_dot_v1_dot_kvmanager__pb2.AttachStoreRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.AttachStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreparePrompt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.KVManager/PreparePrompt',
+            llmserve_dot_v1_dot_kvmanager__pb2.PreparePromptRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.PreparePromptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.KVManager/SettleStore',
+            llmserve_dot_v1_dot_kvmanager__pb2.SettleStoreRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.SettleStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.KVManager/ListBlocks',
+            llmserve_dot_v1_dot_kvmanager__pb2.ListBlocksRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.ListBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.KVManager/PinBlocks',
+            llmserve_dot_v1_dot_kvmanager__pb2.PinBlocksRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.PinBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EvictBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.KVManager/EvictBlocks',
+            llmserve_dot_v1_dot_kvmanager__pb2.EvictBlocksRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.EvictBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmserve.v1.KVManager/VerifyBlocks',
+            llmserve_dot_v1_dot_kvmanager__pb2.VerifyBlocksRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.VerifyBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmserve.v1.KVManager/ExportBlocks',
+            llmserve_dot_v1_dot_kvmanager__pb2.ExportBlocksRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.BlockPiece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportBlocks(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/llmserve.v1.KVManager/ImportBlocks',
+            llmserve_dot_v1_dot_kvmanager__pb2.ImportPiece.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.ImportProgress.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,18 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RouterSessionRequest(_message.Message):
-    __slots__ = ("hello", "admit", "first_token", "done", "worker_failed")
+    __slots__ = ("hello", "admit", "first_token", "done", "worker_failed", "progress")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ADMIT_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     WORKER_FAILED_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     admit: Admit
     first_token: FirstToken
     done: Done
     worker_failed: WorkerFailed
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., admit: _Optional[_Union[Admit, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., worker_failed: _Optional[_Union[WorkerFailed, _Mapping]] = ...) -> None: ...
+    progress: Progress
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., admit: _Optional[_Union[Admit, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., worker_failed: _Optional[_Union[WorkerFailed, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("apiserver_id", "held")
@@ -30,14 +32,18 @@ class Hello(_message.Message):
     def __init__(self, apiserver_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldPlacement, _Mapping]]] = ...) -> None: ...
 
 class HeldPlacement(_message.Message):
-    __slots__ = ("request_id", "tenant", "placement")
+    __slots__ = ("request_id", "tenant", "placement", "prompt_tokens", "max_output_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     placement: Placement
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ...) -> None: ...
+    prompt_tokens: int
+    max_output_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ...) -> None: ...
 
 class Admit(_message.Message):
     __slots__ = ("request_id", "tenant", "model", "prompt_tokens", "max_output_tokens", "block_hashes", "priority", "timeout_seconds", "excluded_workers")
@@ -66,6 +72,14 @@ class FirstToken(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("request_id", "output_tokens")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    output_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., output_tokens: _Optional[int] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("request_id", "outcome", "output_tokens")

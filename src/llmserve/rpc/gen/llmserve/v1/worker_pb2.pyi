@@ -38,7 +38,7 @@ class AbortRequest(_message.Message):
     def __init__(self, request_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "limits", "sampling_params", "cache_salt", "adapter", "priority", "kv_transfer_params")
+    __slots__ = ("request_id", "prompt_token_ids", "limits", "sampling_params", "cache_salt", "adapter", "priority", "kv_transfer_params", "tenant")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class GenerateRequest(_message.Message):
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     KV_TRANSFER_PARAMS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     limits: SamplingLimits
@@ -55,7 +56,8 @@ class GenerateRequest(_message.Message):
     adapter: str
     priority: int
     kv_transfer_params: bytes
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[SamplingLimits, _Mapping]] = ..., sampling_params: _Optional[bytes] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., priority: _Optional[int] = ..., kv_transfer_params: _Optional[bytes] = ...) -> None: ...
+    tenant: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[SamplingLimits, _Mapping]] = ..., sampling_params: _Optional[bytes] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., priority: _Optional[int] = ..., kv_transfer_params: _Optional[bytes] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class SamplingLimits(_message.Message):
     __slots__ = ("max_tokens", "min_tokens", "stop_token_ids")

@@ -1,0 +1,183 @@
+"""The calls of one engine's scheduler to one KV manager. None of them blocks it.
+
+A KV manager that is away costs hits, never requests: whatever fails opens the link's breaker, and from then
+on prompts are answered at once with nothing, until an AttachStore has gone through. That call waits for the
+KV manager in the background. Leases and reservations end by themselves.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
+from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
+from llmserve.transfer.shm.identity import Place
+
+_log = logging.getLogger(__name__)
+_SETTLE_SECONDS = 10.0
+_ATTACH_SECONDS = 60.0
+# Of a lease or reservation, for what is asked of it late: the copy begins when the engine's step has ended.
+_USABLE_SHARE = 0.8
+_CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """For a prompt or a part of one: its full blocks, how many of the first are not asked for, whether
+    stored ones are to be loaded, and what one costs to compute (0: unknown). timeout_seconds: then the
+    answer is worth nothing."""
+
+    request_id: str
+    tenant: str
+    block_hashes: Sequence[bytes]
+    have_blocks: int
+    load: bool
+    compute_seconds: float
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """ask: the object that was asked with. arena: of whose memory the slots are. usable_until: on the
+    monotonic clock; lease and reservations end a little later. Empty when the KV manager is away."""
+
+    ask: Ask
+    arena: str = ""
+    prepared: pb.PreparePromptResponse = field(default_factory=pb.PreparePromptResponse)
+    usable_until: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class _Attached:
+    arena: str
+    lease_seconds: float
+
+
+class StoreLink:
+    """One thread, the scheduler's. `close` is idempotent."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        worker_id: str,
+        epoch: int,
+        part_bytes: Sequence[int],
+        part_shapes: Sequence[str] = (),
+        block_tokens: int = 0,
+        notify: Callable[[], None] = lambda: None,
+    ) -> None:
+        """part_shapes, block_tokens: see AttachStoreRequest. notify: called, on any thread, when there is an
+        answer to take."""
+        self._channel = grpc.insecure_channel(endpoint, options=_CHANNEL)
+        self._stub: Any = KVManagerStub(self._channel)  # type: ignore[no-untyped-call]
+        self._me: dict[str, Any] = {"worker_id": worker_id, "epoch": epoch}
+        self._parts: dict[str, Any] = {"part_bytes": list(part_bytes), "part_shapes": list(part_shapes)}
+        self._parts["block_tokens"] = block_tokens
+        self._notify = notify
+        self._place = Place.here().text
+        self._attached: _Attached | None = None
+        self._attaching: Any = None
+        self._calls: set[Any] = set()  # under way; gRPC cancels a call that nobody holds
+        self._ended: SimpleQueue[Answer | None] = SimpleQueue()  # None: a call has failed
+        self._attach()
+
+    def prepare(self, ask: Ask) -> None:
+        """The answer comes with `take_answers`."""
+        attached = self._look()
+        if attached is None:
+            self._put(Answer(ask))
+            return
+        usable_until = time.monotonic() + attached.lease_seconds * _USABLE_SHARE
+        call = self._stub.PreparePrompt.future(self._request(ask), timeout=ask.timeout_seconds)
+        empty = Answer(ask, attached.arena, usable_until=usable_until)
+        self._hold(call, partial(self._prepared, empty))
+
+    def take_answers(self) -> list[Answer]:
+        answers: list[Answer] = []
+        while not self._ended.empty():
+            ended = self._ended.get_nowait()
+            if ended is None:
+                self._lose()
+            else:
+                answers.append(ended)
+        return answers
+
+    def settle(self, **changes: Any) -> None:
+        """The fields of SettleStoreRequest. What does not arrive ends by itself."""
+        if self._attached:
+            request = pb.SettleStoreRequest(**self._me, **changes)
+            self._hold(self._stub.SettleStore.future(request, timeout=_SETTLE_SECONDS), self._settled)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    # -- the breaker
+
+    def _look(self) -> _Attached | None:
+        """Whom to ask, if there is anybody."""
+        if self._attached is None and self._attaching.done():
+            try:
+                response = self._attaching.result()
+                self._attached = _Attached(response.arena, response.lease_seconds)
+                _log.info("attached to the KV store")
+            except (grpc.RpcError, grpc.FutureCancelledError) as error:
+                _log.warning("the KV store cannot be reached: %s", _reason(error))
+                self._attach()
+        return self._attached
+
+    def _attach(self) -> None:
+        request = pb.AttachStoreRequest(**self._me, **self._parts, place=self._place)
+        stub = self._stub.AttachStore
+        self._attaching = stub.future(request, timeout=_ATTACH_SECONDS, wait_for_ready=True)
+
+    def _lose(self) -> None:
+        if self._attached:
+            self._attached = None
+            self._attach()
+
+    # -- calls
+
+    def _request(self, ask: Ask) -> pb.PreparePromptRequest:
+        return pb.PreparePromptRequest(
+            **self._me,
+            tenant=ask.tenant,
+            block_hashes=ask.block_hashes,
+            have_blocks=ask.have_blocks,
+            compute_seconds=ask.compute_seconds,
+            load=ask.load,
+            store=True,
+        )
+
+    def _hold(self, call: Any, ended: Any) -> None:
+        self._calls.add(call)
+        call.add_done_callback(ended)
+
+    def _prepared(self, empty: Answer, call: Any) -> None:
+        """On a thread of gRPC's, as the next one."""
+        self._calls.discard(call)
+        try:
+            answer = Answer(empty.ask, empty.arena, call.result(), empty.usable_until)
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            _log.warning("the KV store does not answer: %s", _reason(error))
+            self._ended.put(None)
+            answer = Answer(empty.ask)
+        self._put(answer)
+
+    def _put(self, answer: Answer) -> None:
+        self._ended.put(answer)
+        self._notify()
+
+    def _settled(self, call: Any) -> None:
+        self._calls.discard(call)
+        if call.code() is not grpc.StatusCode.OK:
+            self._ended.put(None)
+
+
+def _reason(error: Exception) -> str:
+    return str(error.details()) if isinstance(error, grpc.Call) else str(error)

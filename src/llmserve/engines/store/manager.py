@@ -1,0 +1,283 @@
+"""The scheduler's half: which blocks of a prompt the store has, and where the others go.
+
+Everything about a prompt is asked at once, when its first block is looked up: vLLM comes back to it in a
+later step. What was not asked about then (blocks that are generated, or that the device had) is asked about
+when vLLM wants to store it, and stored in the step after the answer. So no step waits for the store.
+
+Blocks to load are under a lease until they are loaded or the request ends; blocks to store have a reserved
+slot until they are stored or the request ends. A preempted request is asked about again.
+
+A request without a tenant has no part in the store. Of one whose KV another worker hands over, only what
+comes after its prompt is stored, and nothing is loaded: that worker has done so.
+"""
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vllm.v1.kv_offload.base import (
+    LoadStoreSpec,
+    LookupResult,
+    OffloadingManager,
+    OffloadKey,
+    PrepareStoreOutput,
+    ReqContext,
+    RequestOffloadingContext,
+    ScheduleEndContext,
+    get_offload_block_hash,
+)
+
+from llmserve.engines.handover import arriving_tokens
+from llmserve.engines.store.link import Ask
+from llmserve.engines.store.links import StoreLinks
+from llmserve.engines.store.pace import Pace
+from llmserve.engines.store.parts import Lease, PromptAnswer
+from llmserve.engines.store.words import Placed, StoreSlots
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
+
+# How long a prompt waits for an answer: no longer than it takes to compute, within these bounds.
+_LEAST_WAIT_SECONDS, _MOST_WAIT_SECONDS = 0.25, 5.0
+_IDLE_WAIT_SECONDS = 0.005
+
+
+@dataclass(slots=True)
+class _Request:
+    """given_tokens: of its prompt, another worker hands over so many. loads, stores: reserved or leased, and
+    not yet being copied."""
+
+    tenant: str
+    given_tokens: int
+    keys: list[OffloadKey] = field(default_factory=list)  # its full blocks so far
+    first_wanted: OffloadKey | None = None
+    asked_blocks: int = 0  # of keys: whether they are to be stored is known, or will be
+    is_waiting: bool = False
+    may_load: bool = True  # it has not been asked what there is to load
+    leases: list[Lease] = field(default_factory=list)  # of the loads
+    usable_until: float = float("inf")
+    loads: dict[OffloadKey, Placed] = field(default_factory=dict)
+    stores: dict[OffloadKey, Placed] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Load:
+    """Under way; it may outlive its request. has_failed: not all of it was what it should be."""
+
+    leases: Sequence[Lease]
+    blocks: Mapping[OffloadKey, Placed]
+    has_failed: bool = False
+
+
+class StoreManager(OffloadingManager):
+    def __init__(self, links: StoreLinks, pace: Pace) -> None:
+        self._links, self.pace = links, pace
+        self._requests: dict[str, _Request] = {}
+        self._asking: dict[str, ReqContext] = {}  # looked up in this step for the first time
+        self._loading: dict[str, _Load] = {}  # by request
+        self._writing: dict[OffloadKey, Placed] = {}
+
+    # -- requests
+
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        params = req_context.kv_transfer_params or {}
+        given = arriving_tokens(params)  # the engine's `add` has checked them
+        self._requests[req_context.req_id] = _Request(str(params.get("tenant", "")), given)
+        return RequestOffloadingContext()
+
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        self._asking.pop(req_context.req_id, None)
+        if request := self._requests.pop(req_context.req_id, None):
+            self._give_back(request)
+
+    def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        for request_id in context.preempted_req_ids:
+            if request := self._requests.get(request_id):
+                self._release_loads(request)
+                request.may_load = True
+        for request_id, ask in self._asking.items():
+            self._ask_for_prompt(self._requests[request_id], ask)
+        self._asking.clear()
+        self._take_answers()
+
+    def wait_for_answer(self) -> None:
+        """For an engine that has nothing else to do; not long."""
+        if any(request.is_waiting for request in self._requests.values()):
+            self._take_answers(_IDLE_WAIT_SECONDS)
+
+    def shutdown(self) -> None:
+        self._links.close()
+
+    # -- loads
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        request = self._requests[req_context.req_id]
+        if not request.tenant or request.given_tokens:
+            return LookupResult.MISS
+        self._take_answers()
+        self._drop_overdue(request)
+        if request.is_waiting or req_context.req_id in self._asking:
+            return LookupResult.RETRY
+        if request.may_load:
+            request.first_wanted = key
+            self._asking[req_context.req_id] = req_context
+            return LookupResult.RETRY
+        return LookupResult.HIT if key in request.loads else LookupResult.MISS
+
+    def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
+        request = self._requests[req_context.req_id]
+        blocks = {key: request.loads[key] for key in keys}
+        self._loading[req_context.req_id] = _Load(request.leases, blocks)
+        request.loads, request.leases = {}, []
+        return StoreSlots(blocks.values())
+
+    def loads_failed(self) -> None:
+        """Some block of a load that is under way was not what it should be."""
+        for load in self._loading.values():
+            load.has_failed = True
+
+    def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        load = self._loading.pop(req_context.req_id)
+        self._release(load.leases)
+        if load.has_failed:  # whichever block it was: the others are computed with it, and stored again
+            for manager, corrupt in _by_manager(_hashed(load.blocks)).items():
+                self._links.settle(manager, corrupt=corrupt)
+
+    # -- stores
+
+    def prepare_store(
+        self, keys: Collection[OffloadKey], req_context: ReqContext
+    ) -> PrepareStoreOutput | None:
+        """None: vLLM asks again in its next step, and once more when the request has finished."""
+        request = self._requests[req_context.req_id]
+        ends = req_context._offload_key_positions
+        keys = [key for key in keys if ends[key] > request.given_tokens]
+        if not request.tenant or not keys:
+            return PrepareStoreOutput([], StoreSlots(), [])
+        self._take_answers()
+        self._drop_overdue(request)
+        if request.is_waiting or self._ask_for_more(request, req_context, keys):
+            return None
+        chosen = [key for key in keys if key in request.stores]
+        blocks = [request.stores.pop(key) for key in chosen]
+        self._writing.update(zip(chosen, blocks, strict=True))
+        return PrepareStoreOutput(chosen, StoreSlots(blocks), [])
+
+    def complete_store(
+        self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
+    ) -> None:
+        """The checksums stand beside the slots: without one the block was not written."""
+        fills: dict[str, list[pb.StoreFill]] = {}
+        for key in keys:
+            if placed := self._writing.pop(key, None):
+                fills.setdefault(placed.manager, []).extend(_fills(key, placed))
+        for manager, commits in fills.items():
+            self._links.settle(manager, commits=commits)
+
+    # -- asking
+
+    def _ask_for_prompt(self, request: _Request, context: ReqContext) -> None:
+        request.keys = _in_order(context)
+        assert request.first_wanted is not None
+        request.may_load = False
+        self._ask(request, context.req_id, request.keys.index(request.first_wanted), load=True)
+
+    def _ask_for_more(self, request: _Request, context: ReqContext, keys: Sequence[OffloadKey]) -> bool:
+        """Whether there was anything to ask about these blocks."""
+        request.keys = _in_order(context)
+        if request.keys.index(keys[-1]) < request.asked_blocks:
+            return False
+        self._ask(request, context.req_id, request.keys.index(keys[0]), load=False)
+        return True
+
+    def _ask(self, request: _Request, request_id: str, have: int, *, load: bool) -> None:
+        hashes = list(map(get_offload_block_hash, request.keys))
+        seconds = self.pace.block_seconds
+        worth = seconds * (len(hashes) - have) if seconds else _MOST_WAIT_SECONDS
+        timeout = min(max(worth, _LEAST_WAIT_SECONDS), _MOST_WAIT_SECONDS)
+        request.is_waiting, request.asked_blocks = True, len(hashes)
+        self._links.prepare(Ask(request_id, request.tenant, hashes, have, load, seconds, timeout))
+
+    # -- answers
+
+    def _take_answers(self, wait_seconds: float = 0.0) -> None:
+        for answer in self._links.take_answers(wait_seconds):
+            request = self._requests.get(answer.ask.request_id)
+            if request and request.is_waiting:
+                self._note(request, answer)
+            else:
+                self._give_back_answer(answer)
+
+    def _note(self, request: _Request, answer: PromptAnswer) -> None:
+        self._drop_gone(request, answer.arenas)
+        request.is_waiting = False
+        request.leases += answer.leases
+        request.usable_until = min(answer.usable_until, request.usable_until)
+        request.loads |= {request.keys[at]: block for at, block in answer.loads.items()}
+        request.stores |= {request.keys[at]: block for at, block in answer.stores.items()}
+
+    @staticmethod
+    def _drop_gone(request: _Request, arenas: Mapping[str, str]) -> None:
+        """What is in the memory of a process that is gone: its KV manager has another now, or is away."""
+
+        def is_there(block: Placed) -> bool:
+            return arenas.get(block.manager, block.arena) == block.arena
+
+        request.loads = {key: block for key, block in request.loads.items() if is_there(block)}
+        request.stores = {key: block for key, block in request.stores.items() if is_there(block)}
+        alive = {block.manager for block in request.loads.values()}
+        request.leases = [lease for lease in request.leases if lease.manager in alive]
+
+    # -- giving back
+
+    def _drop_overdue(self, request: _Request) -> None:
+        """A request may be queued, or computed, for longer than the store waits for it. It is asked again."""
+        if time.monotonic() < request.usable_until:
+            return
+        self._release_loads(request)
+        request.stores = {}
+        request.may_load, request.asked_blocks = True, 0
+        request.usable_until = float("inf")
+
+    def _release_loads(self, request: _Request) -> None:
+        self._release(request.leases)
+        request.loads, request.leases = {}, []
+
+    def _release(self, leases: Iterable[Lease]) -> None:
+        for lease in leases:
+            self._links.settle(lease.manager, releases=[lease.lease_id])
+
+    def _give_back(self, request: _Request) -> None:
+        self._release_loads(request)
+        self._abort(_hashed(request.stores))
+
+    def _give_back_answer(self, answer: PromptAnswer) -> None:
+        """Of a request that has ended meanwhile."""
+        hashes = answer.ask.block_hashes
+        self._release(answer.leases)
+        self._abort({hashes[at]: block for at, block in answer.stores.items()})
+
+    def _abort(self, stores: Mapping[bytes, Placed]) -> None:
+        for manager, aborts in _by_manager(stores).items():
+            self._links.settle(manager, aborts=aborts)
+
+
+def _in_order(context: ReqContext) -> list[OffloadKey]:
+    """All full blocks of a request so far. vLLM notes each with the place of its end."""
+    positions = context._offload_key_positions
+    return sorted(positions, key=positions.__getitem__)
+
+
+def _hashed(blocks: Mapping[OffloadKey, Placed]) -> dict[bytes, Placed]:
+    return {get_offload_block_hash(key): block for key, block in blocks.items()}
+
+
+def _by_manager(blocks: Mapping[bytes, Placed]) -> dict[str, list[bytes]]:
+    """Their hashes."""
+    hashes: dict[str, list[bytes]] = {}
+    for block_hash, block in blocks.items():
+        hashes.setdefault(block.manager, []).append(block_hash)
+    return hashes
+
+
+def _fills(key: OffloadKey, block: Placed) -> Iterator[pb.StoreFill]:
+    for part, slot in enumerate(block.slots):
+        yield pb.StoreFill(block_hash=get_offload_block_hash(key), part=part, generation=slot.generation)

@@ -1,0 +1,107 @@
+"""What vLLM makes of the connector's configuration: `kv_connector_extra_config` holds the settings."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading import scheduler as offloading_scheduler
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, OffloadingSpec, OffloadingWorker
+
+from llmserve.core.errors import StartFailed
+from llmserve.engines.store.link import StoreLink
+from llmserve.engines.store.links import StoreLinks
+from llmserve.engines.store.manager import StoreManager
+from llmserve.engines.store.pace import Pace
+from llmserve.engines.store.worker import StoreWorker
+from llmserve.kvstore.formats import Element, grouped
+from llmserve.kvstore.pool.access import Elsewhere
+
+if TYPE_CHECKING:
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import KVConnectorOutput
+
+
+class StoreSpec(OffloadingSpec):
+    """extra_config: kvmanagers (of each host:port, always in the same order), worker_id, epoch; engine_order
+    and host, as of the hand-over.
+    Errors: StartFailed for a model with several groups of layers: a block's key does not tell them apart."""
+
+    def get_manager(self) -> OffloadingManager:
+        if len(self.config.groups) > 1:
+            raise StartFailed("models with several KV cache groups cannot use the KV store yet")
+        # It warns of each block that is to be stored one step later.
+        offloading_scheduler.logger.addFilter(_says_something_else)
+        managers = self.extra_config["kvmanagers"]
+        links = StoreLinks(len(managers), lambda at, notify: self._link(managers[at], notify))
+        return StoreManager(links, Pace(self.config.groups[0].tokens_per_block))
+
+    def _link(self, kvmanager: str, notify: Callable[[], None]) -> StoreLink:
+        ranks, size = self.config.parallel.world_size, self.config.worker_kv_bytes_per_block
+        return StoreLink(
+            kvmanager,
+            str(self.extra_config["worker_id"]),
+            int(self.extra_config["epoch"]),
+            [size] * ranks,
+            [grouped(self._element(), size).text()] * ranks,
+            block_tokens=self.tokens_per_block[0],
+            notify=notify,
+        )
+
+    def _element(self) -> Element:
+        """Of the cache."""
+        name = self.config.model.dtype
+        return Element(name) if name in set(Element) else Element.OPAQUE
+
+    def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
+        extra = self.extra_config
+        elsewhere = Elsewhere(tuple(extra["engine_order"]), str(extra["host"]))
+        return StoreWorker(kv_caches, self.config.parallel.rank, elsewhere)
+
+
+class StoreConnector(OffloadingConnector):
+    """vLLM's, but for four things: a load that failed is computed, where vLLM's own ends the process; copies
+    begin before a step computes; the engine's pace is measured; and a scheduler that only waits for the store
+    does not spin."""
+
+    # -- a rank's half
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        worker = self.connector_worker.worker if self.connector_worker else None
+        return worker.take_failed_blocks() if isinstance(worker, StoreWorker) else set()
+
+    def bind_connector_metadata(self, connector_metadata: "KVConnectorMetadata") -> None:
+        """On CPU, `start_load_kv` comes when the step has been computed: a load would take another step."""
+        super().bind_connector_metadata(connector_metadata)
+        super().start_load_kv(None)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Done already."""
+
+    # -- the scheduler's half
+
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> "KVConnectorMetadata":
+        manager, tokens = self._manager(), scheduler_output.total_num_scheduled_tokens
+        meta = super().build_connector_meta(scheduler_output)
+        if not tokens:
+            manager.wait_for_answer()
+        manager.pace.begins(tokens, time.monotonic())
+        return meta
+
+    def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
+        manager = self._manager()
+        manager.pace.ended(time.monotonic())
+        if connector_output.invalid_block_ids:
+            manager.loads_failed()
+        super().update_connector_output(connector_output)
+
+    def _manager(self) -> StoreManager:
+        manager = self.scheduler.manager
+        assert isinstance(manager, StoreManager)
+        return manager
+
+
+def _says_something_else(record: logging.LogRecord) -> bool:
+    return "cannot store chunks" not in record.msg

@@ -1,0 +1,145 @@
+"""A rank's half: copies between the engine's blocks and the pool's memory, on a thread of its own."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from vllm.v1.kv_offload.base import (
+    CanonicalKVCaches,
+    GPULoadStoreSpec,
+    LoadStoreSpec,
+    OffloadingWorker,
+    TransferResult,
+)
+
+from llmserve.core.errors import StartFailed, TransferError
+from llmserve.engines.store.words import RankSlots, StoreSlots
+from llmserve.kvstore.pool.access import Elsewhere, PoolAccess, reach
+from llmserve.kvstore.pool.copier import CopyOutcome
+from llmserve.transfer.base import Region, Spans
+
+_log = logging.getLogger(__name__)
+_WAIT_SECONDS = 30.0
+# Copies these blocks; returns those that hold garbage now.
+_Copy = Callable[[RankSlots, Sequence[int]], set[int]]
+
+
+class StoreWorker(OffloadingWorker):
+    """The blocks of a load that failed hold garbage (`take_failed_blocks`); a store that failed leaves no
+    checksum beside its slot. Both are finished jobs for vLLM."""
+
+    def __init__(self, caches: CanonicalKVCaches, rank: int, elsewhere: Elsewhere) -> None:
+        """elsewhere: how to reach a pool that is not on this host. Errors: StartFailed for blocks that are
+        not in host memory."""
+        self._rank, self._elsewhere = rank, elsewhere
+        self._memory = _EngineBlocks(caches)
+        self._thread = ThreadPoolExecutor(1, "kv-store")
+        self._jobs: dict[int, Future[tuple[TransferResult, set[int]]]] = {}
+        self._pools: dict[str, _Pool] = {}  # by KV manager
+        self._failed: set[int] = set()
+
+    def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
+        return self._submit(job_id, self._store, dst_spec, src_spec)
+
+    def submit_load(self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec) -> bool:
+        return self._submit(job_id, self._load, src_spec, dst_spec)
+
+    def get_finished(self) -> list[TransferResult]:
+        done = [job_id for job_id, job in self._jobs.items() if job.done()]
+        results = [self._jobs.pop(job_id).result() for job_id in done]
+        self._failed.update(*(failed for _, failed in results))
+        return [result for result, _ in results]
+
+    def wait(self, job_ids: set[int]) -> None:
+        wait([self._jobs[job_id] for job_id in job_ids if job_id in self._jobs], _WAIT_SECONDS)
+
+    def take_failed_blocks(self) -> set[int]:
+        """Of the loads that `get_finished` has told of."""
+        failed, self._failed = self._failed, set()
+        return failed
+
+    def shutdown(self) -> None:
+        self._thread.shutdown()
+        for manager in list(self._pools):
+            self._let_go(manager)
+
+    # -- on the thread
+
+    def _submit(self, job_id: int, copy: _Copy, slots: LoadStoreSpec, blocks: GPULoadStoreSpec) -> bool:
+        assert isinstance(slots, StoreSlots)
+        numbers = blocks.block_ids.tolist()
+        self._jobs[job_id] = self._thread.submit(partial(self._run, job_id, copy, slots, numbers))
+        return True
+
+    def _run(
+        self, job_id: int, copy: _Copy, slots: StoreSlots, blocks: Sequence[int]
+    ) -> tuple[TransferResult, set[int]]:
+        started = time.perf_counter()
+        failed: set[int] = set()
+        for part in slots.of_rank(self._rank):
+            failed |= self._copied(copy, part, [blocks[at] for at in part.at])
+        size = len(blocks) * self._memory.block_bytes
+        return TransferResult(job_id, True, size, time.perf_counter() - started), failed
+
+    def _copied(self, copy: _Copy, part: RankSlots, blocks: Sequence[int]) -> set[int]:
+        try:
+            return copy(part, blocks)
+        except TransferError as error:
+            _log.warning("KV store: %s", error.message)
+            return set(blocks) if copy == self._load else set()
+
+    def _store(self, part: RankSlots, blocks: Sequence[int]) -> set[int]:
+        self._reached(part).store(part.slots, self._memory.spans(blocks))
+        return set()
+
+    def _load(self, part: RankSlots, blocks: Sequence[int]) -> set[int]:
+        copied = self._reached(part).load(part.slots, self._memory.spans(blocks))
+        pairs = zip(blocks, copied, strict=True)
+        return {block for block, one in pairs if one.outcome is not CopyOutcome.DONE}
+
+    def _reached(self, part: RankSlots) -> PoolAccess:
+        """One memory for each KV manager: of one that was restarted, the earlier is let go.
+        Errors: TransferError."""
+        pool = self._pools.get(part.manager)
+        if pool is None or pool.described != part.arena:
+            self._let_go(part.manager)
+            pool = _Pool(part.arena, reach(part.arena, self._memory.regions, self._elsewhere))
+            self._pools[part.manager] = pool
+        return pool.access
+
+    def _let_go(self, manager: str) -> None:
+        if pool := self._pools.pop(manager, None):
+            pool.access.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    described: str
+    access: PoolAccess
+
+
+class _EngineBlocks:
+    """Where the pieces of a block lie: one in each layer's tensor."""
+
+    def __init__(self, caches: CanonicalKVCaches) -> None:
+        tensors = [one.tensor for one in caches.tensors]
+        if any(tensor.device.type != "cpu" for tensor in tensors):
+            raise StartFailed("the KV store cannot reach blocks in GPU memory yet; remove storageClasses")
+        self._strides = np.array([tensor.stride(0) for tensor in tensors], np.int64)
+        self._lengths = np.array([one.page_size_bytes for one in caches.tensors], np.int64)
+        self.block_bytes = int(self._lengths.sum())
+        self.regions = [
+            Region(tensor.data_ptr(), (len(tensor) - 1) * tensor.stride(0) + one.page_size_bytes)
+            for tensor, one in zip(tensors, caches.tensors, strict=True)
+        ]
+
+    def spans(self, blocks: Sequence[int]) -> Spans:
+        """Block after block, its layers in order."""
+        layers = len(self._strides)
+        offsets = np.multiply.outer(np.array(blocks, np.int64), self._strides).ravel()
+        regions = np.tile(np.arange(layers, dtype=np.int64), len(blocks))
+        return Spans(regions, offsets, np.tile(self._lengths, len(blocks)))

@@ -1,0 +1,32 @@
+"""All tiers of one KV manager as one store: what workers ask of it, and what moves between tiers.
+
+A worker prepares a prompt: the longest stored prefix beyond what its device has is brought up to DRAM and
+leased, and slots are reserved for the blocks that are stored nowhere. The worker copies from and to the
+pool's memory itself, commits what it wrote, and releases the lease. Bytes never pass through here, except
+between DRAM and the tiers below.
+
+    words   what is asked and answered
+    dram    the pool and its book: which blocks are there, whose room is taken
+    codecs  a tier's codecs, by the shape of what they encode
+    lower   one tier below: what it holds, writes down, brings up
+    store   the requests of workers
+"""
+
+from llmserve.kvstore.store.dram import DramTier
+from llmserve.kvstore.store.lower import LowerSettings, LowerStore
+from llmserve.kvstore.store.store import BlockStore, StoreSettings
+from llmserve.kvstore.store.words import BlockSlots, PartFill, Prepared, Prompt, StoredBlock, part_key
+
+__all__ = [
+    "BlockSlots",
+    "BlockStore",
+    "DramTier",
+    "LowerSettings",
+    "LowerStore",
+    "PartFill",
+    "Prepared",
+    "Prompt",
+    "StoreSettings",
+    "StoredBlock",
+    "part_key",
+]

@@ -1,0 +1,192 @@
+"""From the manifest's `storageClasses` to a store."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from llmserve.config.schema import Manifest, StorageClass
+from llmserve.core.clock import Clock
+from llmserve.core.errors import StartFailed
+from llmserve.core.ids import TenantId
+from llmserve.kvstore.eviction import (
+    Admission,
+    ArcPolicy,
+    EvictionRules,
+    FrequencySketch,
+    S3FifoPolicy,
+    TierBook,
+    WriteMode,
+)
+from llmserve.kvstore.formats import (
+    BlockCodec,
+    BlockFormat,
+    BlockShape,
+    Compress,
+    Element,
+    KeyRing,
+    KeySource,
+    Quantize,
+)
+from llmserve.kvstore.pool.arena import Arena
+from llmserve.kvstore.pool.slabs import SlabMap
+from llmserve.kvstore.pool.table import PoolTable
+from llmserve.kvstore.store.codecs import MakeCodec
+from llmserve.kvstore.store.dram import DramTier
+from llmserve.kvstore.store.lower import LowerSettings, LowerStore
+from llmserve.kvstore.store.store import BlockStore, StoreSettings
+from llmserve.kvstore.tiers.base import Tier
+from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
+
+_GIB = 1 << 30
+_REMEMBERED_BLOCKS = 1_000_000
+_BUSY_BYTES = 256 << 20
+_BUSY_SHARE = 16  # of DRAM, one in so many: at most a quarter is held for what goes down
+_AHEAD_SHARE = 16  # of DRAM, one in so many is kept free
+_FASTEST_FIRST = ("nvme", "object")
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltStore:
+    arena: Arena
+    store: BlockStore
+
+    async def aclose(self) -> None:
+        await self.store.aclose()
+        self.arena.close()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreParts:
+    """Of the manifest, what one kvmanager's store is built from. quota_gb: of tenants. owner: this kvmanager
+    among those that share a bucket, the same after a restart. environment: where keys are looked up."""
+
+    classes: Sequence[StorageClass]
+    hot_keep_seconds: float
+    hotset_gb: float
+    quota_gb: Mapping[TenantId, float]
+    cluster: str
+    owner: str
+    environment: Mapping[str, str]
+
+    @classmethod
+    def of(cls, manifest: Manifest, process: str, environment: Mapping[str, str]) -> "StoreParts":
+        """process: the name of the kvmanager's, the same after a restart. It has an equal part of all."""
+        share, cache = 1 / manifest.deployment.replicas.kvmanager, manifest.kv_cache
+        quotas = {TenantId(key.tenant): key.kv_quota_gb for key in manifest.security.api_keys}
+        return cls(
+            [_of_process(one, process, share) for one in manifest.storageClasses],
+            cache.hot_keep_secs,
+            cache.tenant_hotset_gb * share,
+            {tenant: quota * share for tenant, quota in quotas.items() if quota},
+            manifest.metadata.name,
+            f"{manifest.metadata.name}.{process}",
+            environment,
+        )
+
+
+def _of_process(one: StorageClass, process: str, share: float) -> StorageClass:
+    """The same directory for the first of several as for one alone, so that what it has is found again."""
+    changes: dict[str, object] = {"capacity_gb": one.capacity_gb * share}
+    if one.tier == "nvme":
+        changes["location"] = f"{one.location}/{process}"
+    return one.model_copy(update=changes)
+
+
+def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
+    """None without classes. Inside a running loop. Errors: StartFailed, naming the class."""
+    if not parts.classes:
+        return None
+    rules = _rules(parts)
+    (dram_class,) = (one for one in parts.classes if one.tier == "dram")
+    codecs = {one.name: _codecs(parts, at) for at, one in enumerate(parts.classes)}
+    with _named(dram_class):
+        arena = Arena(parts.cluster, _capacity_bytes(dram_class))
+    slabs = SlabMap(arena.region.length_bytes)
+    table = PoolTable(slabs, arena.generations, clock)
+    book = TierBook(slabs.capacity_bytes, S3FifoPolicy, clock, rules)
+    dram = DramTier(table, book, clock, arena.checksum, dram_class.name, arena.wipe_checksum)
+    busy_bytes = min(_BUSY_BYTES, slabs.capacity_bytes // _BUSY_SHARE)
+    below = [one for tier in _FASTEST_FIRST for one in parts.classes if one.tier == tier]
+    lower = [_lower(parts, one, rules, codecs[one.name], busy_bytes, clock) for one in below]
+    admission = Admission(FrequencySketch(_REMEMBERED_BLOCKS))
+    settings = StoreSettings(ahead_bytes=slabs.capacity_bytes // _AHEAD_SHARE)
+    return BuiltStore(arena, BlockStore(dram, lower, arena.view, admission, settings))
+
+
+def _rules(parts: StoreParts) -> EvictionRules:
+    quotas = {tenant: int(quota * _GIB) for tenant, quota in parts.quota_gb.items()}
+    return EvictionRules(parts.hot_keep_seconds, int(parts.hotset_gb * _GIB), quotas)
+
+
+def _lower(
+    parts: StoreParts,
+    one: StorageClass,
+    rules: EvictionRules,
+    make_codec: MakeCodec,
+    busy_bytes: int,
+    clock: Clock,
+) -> LowerStore:
+    is_object = one.tier == "object"
+    tier, capacity_bytes = _object(one, parts.owner) if is_object else _nvme(one)
+    if is_object:
+        rules = EvictionRules(tenant_quota_bytes=rules.tenant_quota_bytes)  # it is not a fast tier
+    settings = LowerSettings(WriteMode(one.write), busy_bytes, opens_later=is_object)
+    book = TierBook(capacity_bytes, ArcPolicy, clock, rules)
+    return LowerStore(tier, book, make_codec, clock, settings, one.name)
+
+
+def _nvme(one: StorageClass) -> tuple[Tier, int]:
+    assert one.location, "the manifest was checked"
+    settings = NvmeSettings(Path(one.location), _capacity_bytes(one))
+    return NvmeTier(settings), settings.blob_capacity_bytes
+
+
+def _object(one: StorageClass, owner: str) -> tuple[Tier, int]:
+    try:  # an extra: most clusters have no bucket
+        from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
+    except ModuleNotFoundError as error:
+        raise StartFailed(
+            f"storage class {one.name}: object storage needs {error.name}: pip install 'llmserve[s3]'"
+        ) from error
+    assert one.location, "the manifest was checked"
+    settings = ObjectSettings(
+        one.location,
+        owner,
+        _capacity_bytes(one),
+        endpoint=one.endpoint or "",
+        region=one.region or "",
+    )
+    return object_tier(settings), settings.blob_capacity_bytes
+
+
+def _capacity_bytes(one: StorageClass) -> int:
+    return int(one.capacity_gb * _GIB)
+
+
+def _codecs(parts: StoreParts, at: int) -> MakeCodec:
+    """Of a class. Its keys are read now."""
+    wanted = parts.classes[at].format
+    sources = [
+        KeySource(key.id, Path(key.file) if key.file else None, key.env or "") for key in wanted.encrypt
+    ]
+    form = BlockFormat(Quantize(wanted.quantize), Compress(wanted.compress), encrypt=bool(sources))
+    with _named(parts.classes[at]):
+        keys = KeyRing.load(sources, parts.environment) if sources else None
+    return partial(_codec, form, keys)
+
+
+def _codec(form: BlockFormat, keys: KeyRing | None, shape: BlockShape) -> BlockCodec:
+    """Bytes without numbers, as of a cache in fp8, are not quantized."""
+    if shape.element is Element.OPAQUE:
+        form = replace(form, quantize=Quantize.NONE)
+    return BlockCodec(shape, form, keys)
+
+
+@contextmanager
+def _named(one: StorageClass) -> Iterator[None]:
+    try:
+        yield
+    except StartFailed as error:
+        raise StartFailed(f"storage class '{one.name}' ({one.tier}): {error.message}") from error

@@ -1,0 +1,84 @@
+"""What workers ask of the store, and what it answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmserve.core.ids import BlockHash, LeaseId, TenantId
+from llmserve.kvstore.pool.slot import PoolUser, Slot
+from llmserve.kvstore.tiers.base import BlobKey
+
+_PART_BYTES = 2  # of the number of a part
+
+
+def part_key(block: BlockHash, part: int) -> BlobKey:
+    """Of the part of a block that one rank holds."""
+    return BlobKey(block + part.to_bytes(_PART_BYTES, "big"))
+
+
+def block_of(key: BlobKey) -> tuple[BlockHash, int]:
+    """The block and the number of the part."""
+    return BlockHash(key[:-_PART_BYTES]), int.from_bytes(key[-_PART_BYTES:], "big")
+
+
+NO_LEASE = LeaseId("")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlock:
+    """shapes: of the bytes of each part, as text (`formats.BlockShape`); none: not known."""
+
+    key: BlockHash
+    parent: BlockHash | None
+    tenant: TenantId
+    part_bytes: tuple[int, ...]
+    shapes: tuple[str, ...] = ()
+
+    def shape(self, part: int) -> str:
+        return self.shapes[part] if self.shapes else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """keys: of its full blocks, in order, all in one namespace. have_blocks: how many of the first the
+    asker's device holds. part_bytes: of the part of a block that each rank holds; shapes: of these bytes, as
+    text; none: not known. compute_seconds: what one block costs the asker to compute; nothing is brought up
+    more slowly than that."""
+
+    user: PoolUser
+    tenant: TenantId
+    keys: Sequence[BlockHash]
+    part_bytes: tuple[int, ...]
+    have_blocks: int = 0
+    compute_seconds: float = float("inf")
+    load: bool = True
+    store: bool = True
+    block_tokens: int = 0  # for what is counted only; 0: not told
+    shapes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSlots:
+    """index: of the block in the prompt. slots: one for each rank."""
+
+    index: int
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """loads: leased, in order, from have_blocks on without a gap. stores: reserved, to be committed. lease_id
+    is NO_LEASE without loads."""
+
+    lease_id: LeaseId = NO_LEASE
+    loads: tuple[BlockSlots, ...] = ()
+    stores: tuple[BlockSlots, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PartFill:
+    """What a rank has written into a slot."""
+
+    block: BlockHash
+    part: int
+    generation: int
+    checksum: int

@@ -1,0 +1,162 @@
+"""The calls of the store, from messages to `store` and back."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llmserve.core.errors import FormatUnknown, InvalidRequest, NotFound, TransferError
+from llmserve.core.ids import BlockHash, LeaseId, TenantId
+from llmserve.kvstore.formats import BlockShape
+from llmserve.kvstore.leases import LeaseAnswer
+from llmserve.kvstore.pool.serving import PoolServer
+from llmserve.kvstore.pool.slot import PoolUser, Slot
+from llmserve.kvstore.store.build import BuiltStore
+from llmserve.kvstore.store.words import BlockSlots, PartFill, Prompt
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
+from llmserve.transfer.shm.identity import Place
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Of a worker's blocks: bytes and shape of what each rank holds."""
+
+    sizes: tuple[int, ...]
+    shapes: tuple[str, ...]
+    block_tokens: int
+
+
+class StoreCalls:
+    """One loop. Knows the workers that have attached; a newer incarnation ends what the older one held."""
+
+    def __init__(
+        self, built: BuiltStore | None, lease_seconds: float, server: PoolServer | None = None
+    ) -> None:
+        """server: for workers elsewhere; without one they have no part in the store."""
+        self._built, self._lease_seconds, self._server = built, lease_seconds, server
+        self._parts: dict[PoolUser, _Parts] = {}
+        self._elsewhere: set[PoolUser] = set()
+
+    async def attach(self, request: pb.AttachStoreRequest) -> pb.AttachStoreResponse:
+        if self._built is None:
+            return pb.AttachStoreResponse(enabled=False)
+        user = _user(request.worker_id, request.epoch)
+        parts = _parts(request)
+        self._forget_earlier(request.worker_id, user)
+        self._parts[user] = parts
+        for size in request.part_bytes:
+            self._built.store.dram.table.slabs.expect(size)
+        _log.info("worker %s attaches, %s bytes a block", user, sum(request.part_bytes))
+        transports = await self._transports(user) if _is_elsewhere(request.place) else {}
+        description = self._built.arena.description(transports)
+        return pb.AttachStoreResponse(enabled=True, arena=description, lease_seconds=self._lease_seconds)
+
+    async def prepare(self, request: pb.PreparePromptRequest) -> pb.PreparePromptResponse:
+        built, user = self._attached(request.worker_id, request.epoch)
+        if request.have_blocks > len(request.block_hashes):
+            raise InvalidRequest("have_blocks: more than there are")
+        prepared = await built.store.prepare(
+            Prompt(
+                user=user,
+                tenant=TenantId(request.tenant),
+                keys=list(map(BlockHash, request.block_hashes)),
+                part_bytes=self._parts[user].sizes,
+                shapes=self._parts[user].shapes,
+                have_blocks=request.have_blocks,
+                compute_seconds=request.compute_seconds or float("inf"),
+                load=request.load,
+                store=request.store,
+                block_tokens=self._parts[user].block_tokens,
+            )
+        )
+        if self._server and user in self._elsewhere:
+            self._server.expect()
+        return pb.PreparePromptResponse(
+            lease_id=prepared.lease_id, loads=_blocks(prepared.loads), stores=_blocks(prepared.stores)
+        )
+
+    def settle(self, request: pb.SettleStoreRequest) -> pb.SettleStoreResponse:
+        built, user = self._attached(request.worker_id, request.epoch)
+        store = built.store
+        store.commit(
+            [PartFill(BlockHash(f.block_hash), f.part, f.generation, f.checksum) for f in request.commits]
+        )
+        store.abort(user, list(map(BlockHash, request.aborts)))
+        for key in request.corrupt:
+            store.corrupt(BlockHash(key))
+        answers = [(name, store.release(LeaseId(name))) for name in request.releases]
+        answers += [(name, store.renew(LeaseId(name))) for name in request.renewals]
+        return pb.SettleStoreResponse(
+            ended=[name for name, answer in answers if answer is not LeaseAnswer.VALID]
+        )
+
+    def tick(self) -> None:
+        """Every second or so: ends what is over."""
+        if self._built:
+            self._built.store.dram.settle()
+            if self._server and not self._built.store.dram.is_used_by(self._elsewhere):
+                self._server.rest()
+
+    # -- parts
+
+    def _attached(self, worker_id: str, epoch: int) -> tuple[BuiltStore, PoolUser]:
+        user = _user(worker_id, epoch)
+        if self._built is None or user not in self._parts:
+            raise NotFound(f"worker {user} has not attached to the store")
+        return self._built, user
+
+    async def _transports(self, user: PoolUser) -> Mapping[str, str]:
+        """By which this worker reaches the pool. The first one waits until they are there."""
+        if self._server is None:
+            return {}
+        self._elsewhere.add(user)
+        try:
+            return await asyncio.to_thread(self._server.open)
+        except TransferError as error:
+            _log.error("worker %s has no part in the store: %s", user, error.message)
+            return {}
+
+    def _forget_earlier(self, worker_id: str, user: PoolUser) -> None:
+        assert self._built
+        for earlier in [one for one in self._parts if one.rpartition("/")[0] == worker_id and one != user]:
+            self._built.store.forget(earlier)
+            del self._parts[earlier]
+            self._elsewhere.discard(earlier)
+
+
+def _user(worker_id: str, epoch: int) -> PoolUser:
+    return PoolUser(f"{worker_id}/{epoch}")
+
+
+def _is_elsewhere(place: str) -> bool:
+    """Process numbers mean something else there."""
+    return bool(place) and place != Place.here().text
+
+
+def _parts(request: pb.AttachStoreRequest) -> _Parts:
+    """Errors: InvalidRequest."""
+    sizes, shapes = tuple(request.part_bytes), tuple(request.part_shapes)
+    if not sizes:
+        raise InvalidRequest("part_bytes: one for each rank")
+    try:
+        said = [BlockShape.parse(text).size_bytes for text in shapes]
+    except FormatUnknown as error:
+        raise InvalidRequest(f"part_shapes: {error.message}") from None
+    if said and tuple(said) != sizes:
+        raise InvalidRequest(f"part_shapes: of {said} bytes, and part_bytes says {list(sizes)}")
+    return _Parts(sizes, shapes, request.block_tokens)
+
+
+def _blocks(blocks: Sequence[BlockSlots]) -> list[pb.StoreBlock]:
+    return [pb.StoreBlock(index=block.index, slots=list(map(_slot, block.slots))) for block in blocks]
+
+
+def _slot(slot: Slot) -> pb.StoreSlot:
+    return pb.StoreSlot(
+        offset=slot.offset,
+        length_bytes=slot.length_bytes,
+        generation=slot.generation,
+        checksum=slot.checksum,
+    )

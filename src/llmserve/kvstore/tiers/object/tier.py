@@ -1,0 +1,175 @@
+"""The object tier, put together. What it promises stands in `tiers.base` and in this package's docstring."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from obstore.store import ObjectStore
+
+from llmserve.core.clock import Clock, SystemClock
+from llmserve.core.errors import StartFailed
+from llmserve.core.tasks import TaskOwner
+from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, Outcome, ReadResult, Target, Usage
+from llmserve.kvstore.tiers.object.bucket import Bucket
+from llmserve.kvstore.tiers.object.calls import Calls
+from llmserve.kvstore.tiers.object.catalog import Catalog
+from llmserve.kvstore.tiers.object.connect import connect, shown
+from llmserve.kvstore.tiers.object.counters import Counters
+from llmserve.kvstore.tiers.object.names import removals_path
+from llmserve.kvstore.tiers.object.packer import Packer
+from llmserve.kvstore.tiers.object.reader import Reader
+from llmserve.kvstore.tiers.object.records import RecordReader
+from llmserve.kvstore.tiers.object.recovery import Recovery
+from llmserve.kvstore.tiers.object.removals import RemovalLog
+from llmserve.kvstore.tiers.object.settings import ObjectSettings
+from llmserve.kvstore.tiers.object.sweeper import Sweeper
+from llmserve.kvstore.tiers.object.threads import Threads
+from llmserve.kvstore.tiers.object.trouble import RequestFailed, Trouble
+from llmserve.kvstore.tiers.object.uploader import Uploader
+
+_log = logging.getLogger(__name__)
+
+_COPY_THREADS = 2
+_ADVICE = {
+    Trouble.DENIED: "check the credentials in the environment, and what they allow",
+    Trouble.GONE: "is there such a bucket?",
+    Trouble.REFUSED: "check url, endpoint and region",
+}
+_NOT_OPEN = "the tier is not open"
+
+
+class ObjectTier:
+    """open_store: gives the client of the bucket; raises StartFailed. catalog: to look at."""
+
+    name = "object"
+
+    def __init__(
+        self, settings: ObjectSettings, open_store: Callable[[], ObjectStore], clock: Clock | None = None
+    ) -> None:
+        self._settings, self._open_store = settings, open_store
+        self._clock = clock or SystemClock()
+        self.catalog = Catalog()
+        self._parts: _Parts | None = None
+        self._calls = Calls()
+        self.counters = Counters()
+
+    def __repr__(self) -> str:
+        return f"<ObjectTier {shown(self._settings.url)} {self.catalog!r}>"
+
+    async def open(self) -> None:
+        bucket = Bucket(self._open_store(), self._settings.limits, self.counters, self._clock)
+        parts = _Parts(self._settings, bucket, self.catalog, self.counters)
+        try:
+            await parts.recovery.run()
+        except RequestFailed as failed:
+            raise StartFailed(self._why(failed)) from None
+        finally:
+            if not parts.recovery.is_done:
+                await parts.aclose()
+        self._parts = parts
+        parts.sweeper.nudge()
+        _log.info("object tier: open: %r", self)
+
+    async def refresh(self) -> None:
+        """Finds the packs that others have written meanwhile. Errors: Unavailable."""
+        if self._parts is not None:
+            with self._calls:
+                await self._parts.recovery.run()
+
+    def holds(self, keys: Sequence[BlobKey]) -> list[bool]:
+        return [self.catalog.find(key) is not None for key in keys]
+
+    def sizes(self, keys: Sequence[BlobKey]) -> list[int]:
+        places = map(self.catalog.find, keys)
+        return [0 if place is None else place.entry.data_bytes for place in places]
+
+    async def write(self, blobs: Sequence[Blob]) -> list[BlobResult]:
+        if self._parts is None:
+            return [BlobResult(Outcome.FAILED, _NOT_OPEN)] * len(blobs)
+        with self._calls:
+            results = await self._parts.packer.write(blobs)
+        self.counters.blobs_written.update(result.outcome for result in results)
+        _log_failures("written", results)
+        return results
+
+    async def read(self, targets: Sequence[Target]) -> list[ReadResult]:
+        if self._parts is None:
+            return [ReadResult(Outcome.FAILED, _NOT_OPEN)] * len(targets)
+        with self._calls:
+            results = await self._parts.reader.read(targets)
+        self.counters.blobs_read.update(result.outcome for result in results)
+        _log_failures("read", results)
+        return results
+
+    async def remove(self, keys: Sequence[BlobKey]) -> None:
+        held = [key for key in keys if self.catalog.find(key) is not None]
+        for key in held:
+            self.catalog.forget(key)
+        if held and self._parts is not None:
+            self._parts.changed()
+
+    def held(self) -> list[tuple[BlobKey, int]]:
+        """Of the own packs: what others have written is theirs to let go."""
+        return self.catalog.held()
+
+    def usage(self) -> Usage:
+        catalog = self.catalog
+        return Usage(catalog.blobs, catalog.held_bytes, catalog.used_bytes, self._settings.capacity_bytes)
+
+    async def tidied(self) -> None:
+        """When the packs that `remove` made worth it are deleted or rewritten, as far as that works."""
+        if self._parts is not None:
+            await self._parts.sweeper.idle()
+
+    async def aclose(self) -> None:
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            await parts.packer.aclose()
+            await self._calls.ended()
+            await parts.aclose()
+
+    def _why(self, failed: RequestFailed) -> str:
+        advice = _ADVICE.get(failed.trouble, "is the server there, and reached from here?")
+        return f"object tier: {shown(self._settings.url)} cannot be used ({failed.message}): {advice}"
+
+
+class _Parts:
+    """What lives from open to close."""
+
+    def __init__(
+        self, settings: ObjectSettings, bucket: Bucket, catalog: Catalog, counters: Counters
+    ) -> None:
+        self._threads = Threads("object-tier", _COPY_THREADS)
+        self._tasks = TaskOwner("object-tier")
+        records = RecordReader(bucket, self._threads, settings.range_bytes, settings.gap_bytes)
+        uploader = Uploader(settings, bucket, catalog, self._threads, counters)
+        workers = settings.limits.reads_in_flight
+        self.recovery = Recovery(settings.owner, bucket, catalog, counters, workers)
+        self.sweeper = Sweeper(settings, bucket, catalog, records, uploader, counters, self._tasks)
+        self._removals = RemovalLog(
+            removals_path(settings.owner), bucket, catalog, self._tasks, settings.removals_seconds
+        )
+        self.packer = Packer(settings, catalog, uploader, self._threads, self._tasks, self.sweeper.make_room)
+        self.reader = Reader(catalog, records, counters, self.changed)
+
+    def changed(self) -> None:
+        """There is garbage that was not there before."""
+        self._removals.note()
+        self.sweeper.nudge()
+
+    async def aclose(self) -> None:
+        """What is merely tidying is cut off."""
+        await self._removals.flush()
+        await self._tasks.aclose()
+        self._threads.close()
+
+
+def _log_failures(what: str, results: Sequence[BlobResult]) -> None:
+    """One line a call, with one of the reasons."""
+    failed = [result for result in results if result.outcome is Outcome.FAILED]
+    if failed:
+        _log.warning("object tier: %d blobs not %s: %s", len(failed), what, failed[0].reason)
+
+
+def object_tier(settings: ObjectSettings) -> ObjectTier:
+    return ObjectTier(settings, partial(connect, settings))

@@ -1,0 +1,89 @@
+"""All budgets of the cluster, and the limits they have now."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llmserve.core.clock import Clock
+from llmserve.scheduler.budgets import Budget, KvIoBudget, RequestBudget, TokenBudget
+from llmserve.scheduler.request import QueuedRequest
+from llmserve.scheduler.tenant_budgets import TenantLimits, TenantRateBudget, TenantRequestBudget
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the manifest allows. None: no limit, and for requests: as many as the workers hold."""
+
+    max_requests_in_flight: int | None = None
+    max_tokens_in_flight: int | None = None
+    hbm_bytes: float | None = None
+    kv_io_bytes_per_second: float | None = None
+    tenants: TenantLimits = field(default_factory=TenantLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the registered workers have. kv_bytes_per_token: of the model, 0 while it is not known.
+    hands_over: prefill and decode are different workers."""
+
+    requests: int = 0
+    kv_bytes_per_token: float = 0.0
+    hands_over: bool = False
+
+
+class Resources:
+    """cluster: used up for all at once. own: of each tenant."""
+
+    def __init__(self, clock: Clock, limits: Limits) -> None:
+        self.requests = RequestBudget(0)
+        self.tokens = TokenBudget(
+            clock, "tokens in flight", "budgets.max_tokens_in_flight", QueuedRequest.work_tokens
+        )
+        self.hbm = TokenBudget(clock, "KV tokens in HBM", "budgets.hbm_gb", QueuedRequest.context_tokens)
+        self.kv_io = KvIoBudget(clock)
+        self.tenant_requests = TenantRequestBudget(clock)
+        self.tenant_rates = (
+            TenantRateBudget(
+                clock, "the tenant's requests per second", _one, lambda limit: limit.requests_per_second
+            ),
+            TenantRateBudget(
+                clock,
+                "the tenant's tokens per second",
+                QueuedRequest.work_tokens,
+                lambda limit: limit.tokens_per_second,
+            ),
+        )
+        self.cluster: Sequence[Budget] = (self.requests, self.tokens, self.hbm, self.kv_io)
+        self.own: Sequence[Budget] = (self.tenant_requests, *self.tenant_rates)
+        self._limits, self._capacity = limits, Capacity()
+        self._apply()
+
+    def set_limits(self, limits: Limits) -> None:
+        """Takes nothing back: what is above a smaller limit ends in its own time."""
+        self._limits = limits
+        self._apply()
+
+    def set_capacity(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self._apply()
+
+    @property
+    def kv_token_price(self) -> float:
+        """What the KV of one token is worth in tokens in flight; 0 unless both have a limit."""
+        tokens, held = self.tokens.limit_tokens, self.hbm.limit_tokens
+        return tokens / held if tokens and held else 0.0
+
+    def _apply(self) -> None:
+        limits, capacity = self._limits, self._capacity
+        most = limits.max_requests_in_flight
+        self.requests.set_limit(capacity.requests if most is None else most)
+        self.tokens.set_limit(limits.max_tokens_in_flight)
+        known = limits.hbm_bytes is not None and capacity.kv_bytes_per_token > 0
+        self.hbm.set_limit(int((limits.hbm_bytes or 0) / capacity.kv_bytes_per_token) if known else None)
+        moved = capacity.kv_bytes_per_token if capacity.hands_over else 0.0
+        self.kv_io.set_limit(limits.kv_io_bytes_per_second, moved)
+        for budget in (self.tenant_requests, *self.tenant_rates):
+            budget.limits = limits.tenants
+
+
+def _one(request: QueuedRequest, output_tokens: int) -> int:
+    return 1

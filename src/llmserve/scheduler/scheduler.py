@@ -1,0 +1,68 @@
+"""The queue and all that it decides by, with every parameter replaceable while it runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llmserve.core.clock import Clock
+from llmserve.core.ids import TenantId
+from llmserve.scheduler.admission import AdmissionQueue
+from llmserve.scheduler.decisions import Evicted
+from llmserve.scheduler.fairness import FairShare, Shares
+from llmserve.scheduler.ordering import Ordering, ShortestFirst
+from llmserve.scheduler.resources import Capacity, Limits, Resources
+from llmserve.scheduler.turns import Turns
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """weights: of tenants; the others have 1."""
+
+    max_queued_requests: int = 1024
+    queue_timeout_seconds: float = 60.0
+    ordering: Ordering = field(default_factory=ShortestFirst)
+    weights: Mapping[TenantId, float] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+
+
+class Scheduler:
+    """queue: to be used directly; set_policy and set_capacity answer with what can run no more."""
+
+    def __init__(self, clock: Clock, policy: Policy) -> None:
+        self._policy = policy
+        self._resources = Resources(clock, policy.limits)
+        self._fairness = FairShare()
+        self.queue = AdmissionQueue(
+            clock,
+            max_queued=policy.max_queued_requests,
+            longest_retry_seconds=policy.queue_timeout_seconds,
+            budgets=self._resources.cluster,
+            own_budgets=self._resources.own,
+            ordering=policy.ordering,
+            turns=Turns(self._fairness),
+        )
+        self._set_shares()
+
+    def __repr__(self) -> str:
+        return f"<Scheduler {self.queue!r} {self._fairness!r} {self._resources.requests!r}>"
+
+    def set_policy(self, policy: Policy) -> list[Evicted]:
+        """Takes nothing back that runs. What waits keeps its place within its tenant; more than
+        max_queued_requests may wait until they have gone."""
+        self._policy = policy
+        self._resources.set_limits(policy.limits)
+        self.queue.max_queued = policy.max_queued_requests
+        self.queue.longest_retry_seconds = policy.queue_timeout_seconds
+        self.queue.ordering = policy.ordering
+        return self._changed()
+
+    def set_capacity(self, capacity: Capacity) -> list[Evicted]:
+        """To be called whenever the registered workers are others."""
+        self._resources.set_capacity(capacity)
+        return self._changed()
+
+    def _changed(self) -> list[Evicted]:
+        self._set_shares()
+        return self.queue.limits_changed()
+
+    def _set_shares(self) -> None:
+        self._fairness.shares = Shares(self._policy.weights, self._resources.kv_token_price)

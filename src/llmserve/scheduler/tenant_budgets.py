@@ -1,0 +1,153 @@
+"""What one tenant may hold. A tenant that has used its own up waits; nobody else does."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
+
+from llmserve.core.clock import Clock
+from llmserve.core.ids import RequestId, TenantId
+from llmserve.scheduler.budgets import NO_WAIT, Spend, Wait
+from llmserve.scheduler.rate import ServiceRate
+from llmserve.scheduler.request import QueuedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimit:
+    """None: no limit."""
+
+    max_requests_in_flight: int | None = None
+    requests_per_second: float | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """each: of every tenant that is not named."""
+
+    each: TenantLimit = field(default_factory=TenantLimit)
+    named: Mapping[TenantId, TenantLimit] = field(default_factory=dict)
+
+    def of(self, tenant: TenantId) -> TenantLimit:
+        return self.named.get(tenant, self.each)
+
+
+class TenantRequestBudget:
+    """Requests in flight of each tenant."""
+
+    name = "the tenant's requests in flight"
+
+    def __init__(self, clock: Clock) -> None:
+        self.limits = TenantLimits()
+        self._clock = clock
+        self._held: dict[RequestId, TenantId] = {}
+        self._count: Counter[TenantId] = Counter()
+        self._rate: dict[TenantId, ServiceRate] = {}  # of those that have something in flight
+
+    def __repr__(self) -> str:
+        return f"<TenantRequestBudget {dict(self._count)}>"
+
+    def fits(self, request: QueuedRequest) -> bool:
+        limit = self.limits.of(request.tenant).max_requests_in_flight
+        return limit is None or self._count[request.tenant] < limit
+
+    def refusal(self, request: QueuedRequest) -> str:
+        return ""
+
+    def reserve(self, request: QueuedRequest) -> None:
+        assert request.request_id not in self._held, "reserved twice"
+        self._held[request.request_id] = request.tenant
+        self._count[request.tenant] += 1
+        if request.tenant not in self._rate:
+            self._rate[request.tenant] = ServiceRate()
+            self._rate[request.tenant].backlog(True, self._clock.now())
+
+    def correct(self, request: QueuedRequest, output_tokens: int) -> None:
+        """Tokens do not change the number of requests."""
+
+    def release(self, request: QueuedRequest, output_tokens: int) -> None:
+        tenant = self._held.pop(request.request_id)
+        self._count[tenant] -= 1
+        self._rate[tenant].departed(self._clock.now())
+        if not self._count[tenant]:
+            del self._count[tenant], self._rate[tenant]
+
+    def wait(self, request: QueuedRequest, ahead: int) -> Wait:
+        if self.fits(request):
+            return NO_WAIT
+        rate = self._rate.get(request.tenant)  # none when its limit is 0
+        now = self._clock.now()
+        return Wait(rate.wait_seconds(ahead + 1, now, float("inf")) if rate else float("inf"))
+
+    def check_integrity(self, running: Set[RequestId]) -> None:
+        assert self._held.keys() == running, self
+        assert self._count == Counter(self._held.values()), self
+
+
+class TenantRateBudget:
+    """Something of each tenant per second. amount_of(request, output_tokens): how much a request is;
+    rate_of: the tenant's limit."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        name: str,
+        amount_of: Callable[[QueuedRequest, int], int],
+        rate_of: Callable[[TenantLimit], float | None],
+    ) -> None:
+        self.name = name
+        self.limits = TenantLimits()
+        self._clock = clock
+        self._amount_of = amount_of
+        self._rate_of = rate_of
+        self._spends: dict[TenantId, Spend] = {}
+        self._taken: dict[RequestId, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<TenantRateBudget {self.name}>"
+
+    def fits(self, request: QueuedRequest) -> bool:
+        return self._seconds_left(request) == 0.0
+
+    def refusal(self, request: QueuedRequest) -> str:
+        return ""
+
+    def reserve(self, request: QueuedRequest) -> None:
+        assert request.request_id not in self._taken, "reserved twice"
+        amount = self._amount_of(request, request.expected_output_tokens)
+        self._taken[request.request_id] = amount
+        if rate := self._rate(request):
+            self._spends.setdefault(request.tenant, Spend()).take(amount / rate, self._clock.now())
+
+    def correct(self, request: QueuedRequest, output_tokens: int) -> None:
+        """Takes more when that is more than expected."""
+        amount = self._amount_of(request, output_tokens)
+        if amount > self._taken[request.request_id]:
+            self._settle(request, amount)
+
+    def release(self, request: QueuedRequest, output_tokens: int) -> None:
+        """What was taken becomes what was used."""
+        self._settle(request, self._amount_of(request, output_tokens))
+        del self._taken[request.request_id]
+
+    def wait(self, request: QueuedRequest, ahead: int) -> Wait:
+        rate, left = self._rate(request), self._seconds_left(request)
+        if not rate or not left:
+            return NO_WAIT
+        each = self._amount_of(request, request.expected_output_tokens) / rate
+        return Wait(left + ahead * each, sure=True)
+
+    def check_integrity(self, running: Set[RequestId]) -> None:
+        assert self._taken.keys() == running, self
+
+    def _rate(self, request: QueuedRequest) -> float | None:
+        return self._rate_of(self.limits.of(request.tenant))
+
+    def _seconds_left(self, request: QueuedRequest) -> float:
+        spend = self._spends.get(request.tenant)
+        return spend.wait_seconds(self._clock.now()) if spend and self._rate(request) else 0.0
+
+    def _settle(self, request: QueuedRequest, amount: int) -> None:
+        spend, rate = self._spends.get(request.tenant), self._rate(request)
+        if spend and rate:
+            spend.give_back((self._taken[request.request_id] - amount) / rate)
+        self._taken[request.request_id] = amount

@@ -1,0 +1,296 @@
+"""The KV store under a running cluster: prompts found again by whom they may be, whatever dies meanwhile.
+
+Last in the folder, and after the cluster of the other files has gone. LLMSERVE_SOAK_SECONDS: how long the
+soak takes (10; by hand, ten minutes: 600).
+"""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from bench.cluster import Cluster, running
+from tests.support.memory import MemoryWatch
+
+MODEL = "SmolLM2-135M-Instruct"
+BLOCK_TOKENS = 128
+SOAK_SECONDS = float(os.environ.get("LLMSERVE_SOAK_SECONDS", "10"))
+SOAK_SAMPLES = 20
+# Of each role, from when it is warm: the scratch memory of an engine comes and goes by 100 MiB.
+FLAT_MIB = 128.0
+# A KV manager that is away costs a prompt this much and no more, on a machine that is busy with others.
+AWAY_SECONDS = 3.0
+RED, BLUE = "red-key", "blue-key"
+
+
+@dataclass(slots=True)
+class World:
+    """One cluster at a time, over one NVMe directory."""
+
+    manifest: dict[str, Any]
+    stack: ExitStack = field(default_factory=ExitStack)
+    cluster: Cluster = field(init=False)
+
+    def start(self) -> None:
+        self.stop()
+        self.cluster = self.stack.enter_context(running(self.manifest))
+
+    def stop(self) -> None:
+        self.stack.close()
+
+    def ask(self, prompt: list[int], key: str = RED, tokens: int = 6, **more: Any) -> dict[str, Any]:
+        response = self.post(prompt, key, tokens, **more)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def post(self, prompt: list[int], key: str = RED, tokens: int = 6, **more: Any) -> httpx.Response:
+        body = {
+            "model": MODEL,
+            "prompt": prompt,
+            "max_tokens": tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            **more,
+        }
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.post(f"{self.cluster.url}/v1/completions", json=body, headers=headers, timeout=120)
+
+    def forget_devices(self) -> None:
+        """More prompts than the engines' own blocks have room for."""
+        for _ in range(3):
+            self.ask(prompt_of(8 * BLOCK_TOKENS), tokens=2)
+
+    def kill(self, name: str) -> None:
+        """Until the supervisor has another."""
+        old = self.cluster.pid(name)
+        os.kill(old, signal.SIGKILL)
+
+        def returned() -> bool:
+            role = self.cluster.role(name)
+            return bool(role["pid"] != old and role["stand"] == "ready")
+
+        eventually(f"another {name}", returned, 60)
+
+    def pids(self) -> dict[str, int]:
+        return {str(role["name"]): int(role["pid"]) for role in self.cluster.state()["roles"]}
+
+    def held(self) -> dict[str, float]:
+        """What is leased or reserved somewhere, or still runs."""
+        names = ("kv_store_open_leases", "kv_store_reserved_blocks")
+        store = self.cluster.metrics("kvmanager-0")
+        held = {name: store[name] for name in names}
+        for worker in ("prefill-0", "decode-0"):
+            samples = self.cluster.metrics(worker)
+            for name in ("kv_leased_blocks", "kv_orphan_blocks", "worker_requests_running"):
+                held[f"{worker} {name}"] = samples[name]
+        return {name: value for name, value in held.items() if value}
+
+
+@pytest.fixture(scope="module")
+def world(
+    manifest: dict[str, Any], before_the_store: ExitStack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    before_the_store.close()
+    spec = manifest["spec"]
+    spec["kv_cache"] = {"memory_gb": 0.06}  # 22 blocks
+    spec["security"] = {
+        "api_keys": [{"tenant": "red", "key": RED}, {"tenant": "blue", "key": BLUE}],
+        "kv_sharing": "tenant",
+    }
+    # 85 blocks: less than the tests use in all, more than one of them does.
+    spec["storageClasses"] = [
+        {"name": "memory", "tier": "dram", "capacity_gb": 0.25},
+        {
+            "name": "disk",
+            "tier": "nvme",
+            "capacity_gb": 1.0,
+            "location": str(tmp_path_factory.mktemp("nvme")),
+        },
+    ]
+    world = World(manifest)
+    try:
+        world.start()
+        yield world
+    finally:
+        world.stop()
+
+
+# " one two three four five six seven eight nine ten"
+COUNTED = (582, 827, 1296, 1876, 2531, 2976, 4962, 4475, 7462, 3772)
+
+
+def prompt_of(tokens: int, seed: int | None = None) -> list[int]:
+    """A beginning of its own, then counting: of what follows, the model is sure, however it is computed."""
+    draw = random.Random(seed)
+    return [*(draw.randint(300, 20_000) for _ in range(16)), *COUNTED * tokens][:tokens]
+
+
+def cached(answer: dict[str, Any]) -> int:
+    details = answer["usage"]["prompt_tokens_details"]
+    return int(details["cached_tokens"]) if details else 0
+
+
+def text(answer: dict[str, Any]) -> str:
+    return str(answer["choices"][0]["text"])
+
+
+def eventually(what: str, check: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(("blocks", "mode"), [(2, "pull"), (5, "push")])
+def test_a_prompt_that_the_devices_have_forgotten_is_loaded_and_handed_over(
+    world: World, blocks: int, mode: str
+) -> None:
+    """Once, by prefill: decode gets it from there, whichever way."""
+    prompt = prompt_of(blocks * BLOCK_TOKENS + 9, seed=blocks)
+    computed = world.ask(prompt)
+    assert cached(computed) == 0
+    world.forget_devices()
+    response = world.post(prompt)
+    assert cached(response.json()) == blocks * BLOCK_TOKENS
+    assert response.headers["x-llmserve-handover"] == mode
+    assert "x-llmserve-fallback" not in response.headers
+    assert text(response.json()) == text(computed)
+
+
+def test_the_next_turn_finds_what_was_generated(world: World) -> None:
+    """Decode has stored it; prefill, which never saw it, loads it."""
+    prompt = prompt_of(2 * BLOCK_TOKENS - 20, seed=12)
+    first = world.ask(prompt, tokens=30, return_token_ids=True)
+    turn = prompt + first["choices"][0]["token_ids"]
+    assert cached(world.ask(turn)) == 2 * BLOCK_TOKENS
+
+
+def test_tenants_find_only_their_own(world: World) -> None:
+    prompt = prompt_of(2 * BLOCK_TOKENS + 9, seed=13)
+    mine = world.ask(prompt, RED)
+    assert cached(world.ask(prompt, BLUE)) == 0
+    again = world.ask(prompt, BLUE)
+    assert cached(again) == 2 * BLOCK_TOKENS
+    assert text(again) == text(mine)
+
+
+def test_a_kv_manager_that_dies_under_load_costs_hits_only(world: World) -> None:
+    prompt = prompt_of(3 * BLOCK_TOKENS + 9, seed=14)
+    world.ask(prompt)
+    load = Load(world, clients=3, aborts=0.0)
+    with load:
+        time.sleep(2)
+        world.kill("kvmanager-0")
+        time.sleep(3)
+    assert load.answered
+    assert load.failed == []
+    world.ask(prompt)  # stored again
+    world.forget_devices()
+    assert cached(world.ask(prompt, RED)) == 3 * BLOCK_TOKENS
+
+
+def test_a_kv_manager_that_hangs_delays_a_prompt_but_a_moment(world: World) -> None:
+    took: list[float] = []
+    pid = world.cluster.pid("kvmanager-0")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            began = time.monotonic()
+            world.ask(prompt_of(BLOCK_TOKENS + 9), tokens=2)
+            took.append(time.monotonic() - began)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert max(took) < AWAY_SECONDS
+    assert took[-1] < AWAY_SECONDS / 2, "only the first waits"
+
+
+def test_nothing_stays_of_requests_that_are_aborted_anywhere(world: World) -> None:
+    world.forget_devices()  # so that all their blocks have been written to, and their memory is theirs
+    load, memory = Load(world, clients=4, aborts=0.5), MemoryWatch(world.pids())
+    with load:
+        for _ in range(SOAK_SAMPLES):
+            time.sleep(SOAK_SECONDS / SOAK_SAMPLES)
+            memory.sample()
+    assert load.answered
+    assert load.failed == []
+    print(f"{load.answered} answered; private memory grew by (MiB): {memory.growth_mib()}")
+    assert max(memory.growth_mib().values()) < FLAT_MIB
+    eventually(f"all given back, but {world.held()}", lambda: not world.held(), 35)
+
+
+def test_a_cluster_that_was_restarted_finds_what_its_disk_holds(world: World) -> None:
+    prompt = prompt_of(4 * BLOCK_TOKENS + 9, seed=15)
+    world.ask(prompt)
+    before = world.ask(prompt)  # asked for twice: it goes down
+    time.sleep(1)
+    world.start()
+    after = world.ask(prompt)
+    assert cached(after) == 4 * BLOCK_TOKENS
+    assert text(after) == text(before)
+
+
+def test_tenants_share_when_they_are_told_to(world: World) -> None:
+    """The apiserver, which makes the keys of blocks, reads the manifest again when it comes back."""
+    path = Path(world.cluster.state()["manifest"])
+    manifest = yaml.safe_load(path.read_text())
+    manifest["spec"]["security"]["kv_sharing"] = "cluster"
+    path.write_text(yaml.safe_dump(manifest))
+    world.kill("apiserver-0")
+    prompt = prompt_of(2 * BLOCK_TOKENS + 9, seed=16)
+    assert cached(world.ask(prompt, RED)) == 0
+    assert cached(world.ask(prompt, BLUE)) == 2 * BLOCK_TOKENS
+
+
+class Load:
+    """Clients that ask what was asked before, or not, and hang up with the given probability."""
+
+    def __init__(self, world: World, clients: int, aborts: float) -> None:
+        self._world, self._aborts = world, aborts
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(clients)]
+        self.answered = 0
+        self.failed: list[str] = []
+
+    def __enter__(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _run(self, number: int) -> None:
+        draw = random.Random(number)
+        while not self._stop.is_set():
+            prompt = prompt_of(draw.randint(1, 5) * BLOCK_TOKENS + 9, seed=draw.randint(100, 120))
+            leaves_after = draw.uniform(0, 3) if draw.random() < self._aborts else None
+            try:
+                self._ask(prompt, draw.choice((RED, BLUE)), draw.choice((2, 40)), leaves_after)
+            except httpx.HTTPError as error:
+                self.failed.append(repr(error))
+
+    def _ask(self, prompt: list[int], key: str, tokens: int, leaves_after: float | None) -> None:
+        if leaves_after is None:
+            response = self._world.post(prompt, key, tokens)
+            if response.status_code == 200:
+                self.answered += 1
+            else:
+                self.failed.append(response.text)
+            return
+        body = {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
+        headers = {"authorization": f"Bearer {key}"}
+        url = f"{self._world.cluster.url}/v1/completions"
+        with suppress(httpx.ReadTimeout):
+            httpx.post(url, json=body, headers=headers, timeout=httpx.Timeout(30, read=leaves_after + 0.01))

@@ -1,0 +1,118 @@
+"""A rank and its link to the KV manager, without vLLM's scheduler, for test_store_elsewhere.py.
+
+argv: the KV manager's host:port, this worker's id, the host that others reach it at, transports in their
+order (with commas). Orders on stdin, one a line, as JSON: ["store" or "load", hashes in hexadecimal, the
+first of as many of the engine's blocks]. Answers on stdout.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.v1.kv_offload.base import CanonicalKVCaches, CanonicalKVCacheTensor, GPULoadStoreSpec
+
+from llmserve.engines.store.link import Answer, Ask, StoreLink
+from llmserve.engines.store.words import Placed, StoreSlots
+from llmserve.engines.store.worker import StoreWorker
+from llmserve.kvstore.pool.access import Elsewhere
+from llmserve.kvstore.pool.slot import Slot
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
+
+LAYERS, BLOCKS, PAGE_BYTES = 4, 8, 48 << 10
+_SECONDS = 60.0
+
+
+class Rank:
+    def __init__(self, kvmanager: str, name: str, elsewhere: Elsewhere) -> None:
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        self._memory = np.random.default_rng(seed).integers(0, 127, (LAYERS, BLOCKS, PAGE_BYTES), np.int8)
+        caches = [CanonicalKVCacheTensor(torch.from_numpy(layer), PAGE_BYTES) for layer in self._memory]
+        self._worker = StoreWorker(CanonicalKVCaches(caches, []), 0, elsewhere)
+        self._link = StoreLink(kvmanager, name, 1, [LAYERS * PAGE_BYTES])
+        self._jobs = 0
+
+    def store(self, keys: Sequence[bytes], first: int) -> list[str]:
+        answer = self._ask(keys, load=False)
+        stores = answer.prepared.stores
+        blocks = [first + block.index for block in stores]
+        self._run(self._worker.submit_store, _blocks(blocks), _slots(answer, stores))
+        fills = [
+            pb.StoreFill(block_hash=keys[block.index], generation=block.slots[0].generation)
+            for block in stores
+        ]
+        self._link.settle(commits=fills)
+        return [self._digest(block) for block in blocks]
+
+    def load(self, keys: Sequence[bytes], first: int) -> list[str]:
+        """What came; "failed" for what was not what it should be."""
+        answer = self._ask(keys, load=True)
+        loads = answer.prepared.loads
+        blocks = [first + block.index for block in loads]
+        if blocks:
+            self._run(self._worker.submit_load, _slots(answer, loads), _blocks(blocks))
+        unused = [keys[block.index] for block in answer.prepared.stores]
+        self._link.settle(releases=[answer.prepared.lease_id], aborts=unused)
+        failed = self._worker.take_failed_blocks()
+        return ["failed" if block in failed else self._digest(block) for block in blocks]
+
+    def close(self) -> None:
+        self._worker.shutdown()
+        self._link.close()
+
+    def _ask(self, keys: Sequence[bytes], load: bool) -> Answer:
+        """Asks again until the link has attached."""
+        give_up = time.monotonic() + _SECONDS
+        while time.monotonic() < give_up:
+            ask = Ask("r", "red", keys, 0, load=load, compute_seconds=0.5, timeout_seconds=10.0)
+            self._link.prepare(ask)
+            while not (answers := self._link.take_answers()):
+                time.sleep(0.01)
+            if answers[0].arena:
+                return answers[0]
+            time.sleep(0.05)
+        raise TimeoutError("not attached")
+
+    def _run(self, submit: Any, source: Any, target: Any) -> None:
+        self._jobs += 1
+        submit(self._jobs, source, target)
+        self._worker.wait({self._jobs})
+        [result] = self._worker.get_finished()
+        assert (result.job_id, result.success) == (self._jobs, True)
+
+    def _digest(self, block: int) -> str:
+        return hashlib.sha256(self._memory[:, block].tobytes()).hexdigest()
+
+
+def _blocks(numbers: list[int]) -> GPULoadStoreSpec:
+    return GPULoadStoreSpec(numbers, [len(numbers)], [0])
+
+
+def _slots(answer: Answer, blocks: Sequence[pb.StoreBlock]) -> StoreSlots:
+    return StoreSlots(
+        Placed(
+            "kvmanager-0",
+            answer.arena,
+            tuple(Slot(s.offset, s.length_bytes, s.generation, s.checksum) for s in block.slots),
+        )
+        for block in blocks
+    )
+
+
+def main() -> None:
+    kvmanager, name, host, order = sys.argv[1:5]
+    rank = Rank(kvmanager, name, Elsewhere(tuple(filter(None, order.split(","))), host))
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        operation, hashes, first = json.loads(line)
+        keys = [bytes.fromhex(one) for one in hashes]
+        print(json.dumps(getattr(rank, operation)(keys, first)), flush=True)
+    rank.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""What the scheduler's half of the store asks and answers, step by step, with KV managers that are played."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+from vllm.v1.kv_offload.base import (
+    LookupResult,
+    OffloadKey,
+    PrepareStoreOutput,
+    ReqContext,
+    ScheduleEndContext,
+    make_offload_key,
+)
+
+from llmserve.core.ids import TransferId, WorkerId
+from llmserve.engines.handover import PushCard
+from llmserve.engines.store.link import Ask
+from llmserve.engines.store.manager import StoreManager
+from llmserve.engines.store.pace import Pace
+from llmserve.engines.store.parts import Lease, PromptAnswer
+from llmserve.engines.store.words import Placed, StoreSlots
+from llmserve.kvstore.pool.slot import Slot
+
+BLOCK = 16
+KEYS = [make_offload_key(bytes([number]) * 32, 0) for number in range(9)]
+
+
+class FakeLinks:
+    """KV managers that say what the test has it say, when the test has it answer."""
+
+    def __init__(self) -> None:
+        self.asks: list[Ask] = []
+        self.answers: list[PromptAnswer] = []
+        self.settled: list[tuple[str, dict[str, Any]]] = []
+        self.arena = "arena"
+        self.homes: dict[int, str] = {}  # of blocks that "a" does not have
+
+    def prepare(self, ask: Ask) -> None:
+        self.asks.append(ask)
+
+    def take_answers(self, wait_seconds: float = 0.0) -> list[PromptAnswer]:
+        answers, self.answers = self.answers, []
+        return answers
+
+    def settle(self, manager: str, **changes: Any) -> None:
+        self.settled.append((manager, changes))
+
+    def close(self) -> None:
+        self.arena = ""
+
+    def answer(
+        self,
+        loads: Iterable[int] = (),
+        stores: Iterable[int] = (),
+        usable_until: float = float("inf"),
+        lease: str = "L",
+    ) -> None:
+        managers = sorted({self.home(index) for index in loads})
+        answer = PromptAnswer(
+            self.asks[-1],
+            dict.fromkeys(("a", *self.homes.values()), self.arena),
+            {index: self.block(index) for index in loads},
+            [Lease(name, lease) for name in managers],
+            {index: self.block(index) for index in stores},
+            usable_until,
+        )
+        self.answers.append(answer)
+
+    def home(self, index: int) -> str:
+        return self.homes.get(index, "a")
+
+    def block(self, index: int) -> Placed:
+        return Placed(self.home(index), self.arena, (Slot(index, 1, 1, 0),))
+
+    def told(self, what: str, manager: str = "") -> list[Any]:
+        """The values of this field, of all messages together; or of those to one manager."""
+        said = [changes for name, changes in self.settled if not manager or name == manager]
+        return [one for changes in said for one in changes.get(what, ())]
+
+
+class Desk:
+    """One request at a manager, driven as vLLM does."""
+
+    def __init__(self) -> None:
+        self.links = FakeLinks()
+        self.manager = StoreManager(self.links, Pace(BLOCK))  # type: ignore[arg-type]
+        self.context = ReqContext("r")
+
+    def arrives(self, blocks: int, **params: Any) -> None:
+        self.context = ReqContext("r", {"tenant": "red", **params})
+        self.manager.on_new_request(self.context)
+        self.grows(blocks)
+
+    def grows(self, blocks: int) -> None:
+        for number in range(blocks):
+            self.context.set_offload_key_position(KEYS[number], (number + 1) * BLOCK)
+
+    def looks_up(self, *blocks: int) -> set[LookupResult]:
+        return {self.manager.lookup(KEYS[number], self.context) for number in blocks}
+
+    def step(self, preempted: Sequence[str] = ()) -> None:
+        self.manager.on_schedule_end(ScheduleEndContext([], preempted))
+
+    def stores(self, *blocks: int) -> list[OffloadKey] | None:
+        output = self.manager.prepare_store([KEYS[number] for number in blocks], self.context)
+        return None if output is None else self._checked(output)
+
+    def _checked(self, output: PrepareStoreOutput) -> list[OffloadKey]:
+        assert isinstance(output.store_spec, StoreSlots)
+        assert len(output.store_spec.blocks) == len(output.keys_to_store)
+        return list(output.keys_to_store)
+
+    def asked_and_answered(self, blocks: int, **answer: Any) -> None:
+        self.arrives(blocks)
+        self.looks_up(0)
+        self.step()
+        self.links.answer(**answer)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_a_prompt_is_asked_about_once_and_then_known(desk: Desk) -> None:
+    desk.arrives(4)
+    assert desk.looks_up(1, 2, 3) == {LookupResult.RETRY}
+    desk.step()
+    assert desk.looks_up(1) == {LookupResult.RETRY}
+    (ask,) = desk.links.asks
+    assert (ask.tenant, ask.have_blocks, ask.load, len(ask.block_hashes)) == ("red", 1, True, 4)
+    desk.links.answer(loads=[1, 2], stores=[3])
+    assert desk.looks_up(1, 2) == {LookupResult.HIT}
+    assert desk.looks_up(3) == {LookupResult.MISS}
+
+
+def test_a_load_keeps_its_lease_until_it_has_ended(desk: Desk) -> None:
+    desk.asked_and_answered(2, loads=[0, 1])
+    desk.looks_up(0, 1)
+    desk.manager.prepare_load(KEYS[:2], desk.context)
+    desk.manager.on_request_finished(desk.context)
+    assert desk.links.told("releases") == []
+    desk.manager.complete_load(KEYS[:2], desk.context)
+    assert desk.links.told("releases") == ["L"]
+    assert desk.links.told("corrupt") == []
+
+
+def test_blocks_that_were_not_what_they_should_be_are_told(desk: Desk) -> None:
+    desk.asked_and_answered(2, loads=[0, 1])
+    desk.looks_up(0, 1)
+    desk.manager.prepare_load(KEYS[:2], desk.context)
+    desk.manager.loads_failed()
+    desk.manager.complete_load(KEYS[:2], desk.context)
+    assert desk.links.told("corrupt") == [bytes([0]) * 32, bytes([1]) * 32]
+    assert desk.looks_up(0) == {LookupResult.MISS}, "they are computed now"
+
+
+def test_what_is_reserved_is_stored_without_a_question(desk: Desk) -> None:
+    desk.asked_and_answered(2, stores=[0, 1])
+    assert desk.stores(0) == [KEYS[0]]
+    assert desk.stores(1) == [KEYS[1]]
+    desk.manager.complete_store(KEYS[:1], desk.context)
+    assert [fill.block_hash for fill in desk.links.told("commits")] == [bytes([0]) * 32]
+    assert len(desk.links.asks) == 1
+
+
+def test_a_generated_block_is_stored_one_step_after_it_was_asked_about(desk: Desk) -> None:
+    desk.asked_and_answered(1, stores=[0])
+    desk.stores(0)
+    desk.grows(2)
+    assert desk.stores(1) is None
+    assert desk.stores(1) is None, "no answer yet: nobody waits, and nobody asks again"
+    assert [(ask.load, ask.have_blocks) for ask in desk.links.asks[1:]] == [(False, 1)]
+    desk.links.answer(stores=[1])
+    assert desk.stores(1) == [KEYS[1]]
+
+
+def test_a_block_that_is_not_to_be_stored_is_not_asked_about_again(desk: Desk) -> None:
+    desk.asked_and_answered(2, stores=[0])
+    assert desk.stores(0, 1) == [KEYS[0]]
+    assert desk.stores(1) == []
+    assert len(desk.links.asks) == 1
+
+
+def test_the_last_block_of_a_request_has_one_more_chance(desk: Desk) -> None:
+    desk.arrives(1)
+    assert desk.stores(0) is None
+    desk.links.answer(stores=[0])
+    assert desk.stores(0) == [KEYS[0]]  # vLLM's call for requests that have finished
+    desk.manager.on_request_finished(desk.context)
+    assert desk.links.told("aborts") == []
+
+
+def test_a_request_that_ends_gives_back_what_it_has_not_used(desk: Desk) -> None:
+    desk.asked_and_answered(3, loads=[0], stores=[1, 2])
+    desk.looks_up(0)
+    desk.stores(1)
+    desk.manager.on_request_finished(desk.context)
+    assert desk.links.told("releases") == ["L"]
+    assert desk.links.told("aborts") == [bytes([2]) * 32]
+
+
+def test_an_answer_for_a_request_that_has_ended_is_given_back(desk: Desk) -> None:
+    desk.asked_and_answered(3, loads=[0], stores=[1, 2])
+    desk.manager.on_request_finished(desk.context)
+    desk.step()
+    assert desk.links.told("releases") == ["L"]
+    assert desk.links.told("aborts") == [bytes([1]) * 32, bytes([2]) * 32]
+
+
+def test_a_preempted_request_is_asked_about_again_and_keeps_its_reservations(desk: Desk) -> None:
+    desk.asked_and_answered(3, loads=[0], stores=[1, 2])
+    desk.looks_up(0)
+    desk.step(preempted=["r"])
+    assert desk.links.told("releases") == ["L"]
+    assert desk.looks_up(0) == {LookupResult.RETRY}
+    desk.step()
+    desk.links.answer(loads=[0, 1], lease="again")
+    assert desk.looks_up(0, 1) == {LookupResult.HIT}
+    assert desk.stores(2) == [KEYS[2]]
+
+
+def test_what_was_answered_too_long_ago_is_asked_again(desk: Desk) -> None:
+    desk.asked_and_answered(2, loads=[0], stores=[1], usable_until=0.0)
+    assert desk.looks_up(0) == {LookupResult.RETRY}
+    assert desk.links.told("releases") == ["L"]
+    desk.step()
+    assert len(desk.links.asks) == 2
+
+
+def test_slots_of_a_kv_manager_that_is_gone_are_not_used(desk: Desk) -> None:
+    desk.asked_and_answered(2, stores=[0])
+    desk.grows(3)
+    desk.looks_up(0)
+    desk.links.arena = "another"
+    assert desk.stores(2) is None
+    desk.links.answer(stores=[2])
+    assert desk.stores(0, 2) == [KEYS[2]]
+
+
+def test_what_became_of_a_block_is_told_to_the_manager_that_has_it(desk: Desk) -> None:
+    desk.links.homes = {1: "b", 3: "b", 4: "b"}
+    desk.asked_and_answered(5, loads=[0, 1], stores=[2, 3, 4])
+    desk.looks_up(0, 1)
+    spec = desk.manager.prepare_load(KEYS[:2], desk.context)
+    assert isinstance(spec, StoreSlots)
+    assert [(part.manager, part.at) for part in spec.of_rank(0)] == [("a", (0,)), ("b", (1,))]
+    desk.manager.loads_failed()
+    desk.manager.complete_load(KEYS[:2], desk.context)
+    desk.stores(2, 3)
+    desk.manager.complete_store(KEYS[2:4], desk.context)
+    desk.manager.on_request_finished(desk.context)
+    for manager, loaded, stored, aborts in (("a", 0, 2, []), ("b", 1, 3, [bytes([4]) * 32])):
+        assert desk.links.told("releases", manager) == ["L"]
+        assert desk.links.told("corrupt", manager) == [bytes([loaded]) * 32]
+        assert [fill.block_hash[0] for fill in desk.links.told("commits", manager)] == [stored]
+        assert desk.links.told("aborts", manager) == aborts
+
+
+def test_a_manager_that_went_takes_only_its_own_blocks_along(desk: Desk) -> None:
+    desk.links.homes = {1: "b"}
+    desk.asked_and_answered(2, stores=[0, 1])
+    desk.looks_up(0)
+    desk.grows(3)
+    assert desk.stores(2) is None
+    away = PromptAnswer(desk.links.asks[-1], {"a": "arena", "b": ""})
+    desk.links.answers.append(away)
+    assert desk.stores(0, 1) == [KEYS[0]]
+
+
+def test_of_a_prompt_that_is_handed_over_only_what_follows_is_stored(desk: Desk) -> None:
+    card = PushCard(TransferId("t"), WorkerId("w"), 1, ("h:1",), 2 * BLOCK + 3, continues=True)
+    desk.arrives(3, **card.to_params())
+    assert desk.looks_up(0, 1, 2) == {LookupResult.MISS}
+    assert desk.stores(0, 1) == []
+    assert desk.links.asks == []
+    assert desk.stores(0, 1, 2) is None
+    assert desk.links.asks[0].have_blocks == 2
+
+
+def test_without_a_tenant_there_is_no_store(desk: Desk) -> None:
+    desk.arrives(2, tenant="")
+    assert desk.looks_up(0, 1) == {LookupResult.MISS}
+    assert desk.stores(0, 1) == []
+    assert desk.links.asks == []
+
+
+def test_a_prompt_waits_no_longer_than_it_takes_to_compute(desk: Desk) -> None:
+    desk.manager.pace.begins(BLOCK, 0.0)
+    desk.manager.pace.ended(0.5)
+    desk.arrives(3)
+    desk.looks_up(1)
+    desk.step()
+    (ask,) = desk.links.asks
+    assert ask.compute_seconds == pytest.approx(0.5)
+    assert ask.timeout_seconds == pytest.approx(1.0)

@@ -1,0 +1,124 @@
+"""What sets the policies apart; what they share is in tests/conformance/test_eviction.py."""
+
+from llmserve.core.ids import BlockHash
+from llmserve.kvstore.eviction import ArcPolicy, EvictionPolicy, LruPolicy, S3FifoPolicy
+
+
+def _key(name: object) -> BlockHash:
+    return BlockHash(str(name).encode())
+
+
+def _evict(policy: EvictionPolicy) -> BlockHash:
+    key = next(policy.candidates())
+    policy.remove(key, evicted=True)
+    return key
+
+
+def _fill(policy: EvictionPolicy, names: object, room: int) -> None:
+    """One by one, as a tier of that many blocks would."""
+    for name in names:  # type: ignore[attr-defined]
+        if len(policy) == room:
+            _evict(policy)
+        policy.add(_key(name), 1)
+
+
+def _held(policy: EvictionPolicy) -> set[BlockHash]:
+    return set(policy.candidates())
+
+
+def test_lru_goes_by_last_use() -> None:
+    policy = LruPolicy()
+    _fill(policy, "abc", 3)
+    policy.touch(_key("a"))
+    assert [_evict(policy) for _ in range(3)] == [_key("b"), _key("c"), _key("a")]
+
+
+def test_s3fifo_keeps_what_was_used_through_a_scan() -> None:
+    policy, lru = S3FifoPolicy(), LruPolicy()
+    for each in (policy, lru):
+        _fill(each, range(20), 20)
+        for number in range(15):
+            each.touch(_key(number))
+        _fill(each, (f"scan{number}" for number in range(60)), 20)
+    kept = {_key(number) for number in range(15)}
+    assert len(kept & _held(policy)) >= 14
+    assert not kept & _held(lru)
+
+
+def test_s3fifo_lets_go_in_the_end_of_what_is_no_longer_used() -> None:
+    policy = S3FifoPolicy()
+    _fill(policy, ("a", *range(9)), 10)
+    for _ in range(9):
+        policy.touch(_key("a"))
+    for number in range(200):  # all of these are used once, too
+        _fill(policy, [f"n{number}"], 10)
+        policy.touch(_key(f"n{number}"))
+    assert _key("a") not in _held(policy)
+
+
+def test_s3fifo_trusts_what_returns_soon() -> None:
+    policy = S3FifoPolicy()
+    _fill(policy, range(10), 10)
+    gone = _evict(policy)
+    policy.add(gone, 1)
+    _fill(policy, (f"scan{number}" for number in range(30)), 10)
+    assert gone in _held(policy)
+    policy.check_integrity()
+
+
+def test_s3fifo_leaves_newcomers_their_tenth() -> None:
+    policy = S3FifoPolicy()
+    _fill(policy, range(10), 10)
+    for number in range(10):
+        policy.touch(_key(number))
+    assert _evict(policy) == _key(0)  # all passed probation; the oldest goes
+    policy.add(_key("new"), 1)
+    assert _evict(policy) == _key(1)
+    assert _key("new") in _held(policy)
+
+
+def test_s3fifo_forgets_what_left_long_ago() -> None:
+    policy = S3FifoPolicy()
+    _fill(policy, range(10_000), 10)
+    assert len(policy._left) <= 10
+
+
+def test_s3fifo_can_ask_for_two_uses() -> None:
+    policy = S3FifoPolicy(promote_uses=2)
+    _fill(policy, "abcd", 4)
+    policy.touch(_key("a"))
+    for _ in range(2):
+        policy.touch(_key("b"))
+    assert [_evict(policy) for _ in range(3)] == [_key("c"), _key("d"), _key("a")] or _key("b") in _held(
+        policy
+    )
+
+
+def test_arc_keeps_what_was_used_through_a_scan() -> None:
+    policy = ArcPolicy()
+    _fill(policy, range(20), 20)
+    for number in range(10):
+        policy.touch(_key(number))
+    _fill(policy, (f"scan{number}" for number in range(60)), 20)
+    assert {_key(number) for number in range(10)} <= _held(policy)
+
+
+def test_arc_learns_that_recency_matters_and_unlearns_it() -> None:
+    policy = ArcPolicy()
+    _fill(policy, range(10), 10)
+    for number in range(5):
+        policy.touch(_key(number))
+    gone = _evict(policy)
+    assert gone == _key(5)
+    policy.add(gone, 1)  # it left too soon
+    assert policy._target_bytes == 1
+    for key in list(policy._again)[:2]:
+        policy.remove(key, evicted=True)
+        policy.add(key, 1)
+    assert policy._target_bytes == 0
+
+
+def test_arc_remembers_no_more_than_it_holds() -> None:
+    policy = ArcPolicy()
+    _fill(policy, range(10_000), 10)
+    assert len(policy._left_once) + len(policy._left_again) <= 20

@@ -1,0 +1,67 @@
+from llmserve.core.ids import DEFAULT_TENANT, BlockHash
+from llmserve.kvstore.eviction.tree import Node, PrefixTree, leaves
+
+
+def _add(tree: PrefixTree, name: str) -> Node:
+    parent = BlockHash(name[:-1].encode()) if name[:-1] else None
+    return tree.add(BlockHash(name.encode()), parent, DEFAULT_TENANT)
+
+
+def _names(tree: PrefixTree, name: str, visited: set[Node] | None = None) -> list[str]:
+    top = tree.find(BlockHash(name.encode()))
+    assert top
+    return [leaf.key.decode() for leaf in leaves(top, set() if visited is None else visited)]
+
+
+def test_leaves_are_what_nothing_follows() -> None:
+    tree = PrefixTree()
+    for name in ("a", "ab", "abc", "abd", "ae", "x"):
+        _add(tree, name)
+    assert sorted(_names(tree, "a")) == ["abc", "abd", "ae"]
+    assert _names(tree, "x") == ["x"]
+    assert sorted(child.decode() for child in tree.followers(BlockHash(b"ab"))) == ["abc", "abd"]
+    tree.check_integrity()
+
+
+def test_no_leaf_is_visited_twice() -> None:
+    tree = PrefixTree()
+    for name in ("a", "ab", "ac", "ad"):
+        _add(tree, name)
+    visited: set[Node] = set()
+    first = tree.followers(BlockHash(b"a"))[0].decode()
+    assert _names(tree, first, visited) == [first]
+    assert sorted([first, *_names(tree, "a", visited)]) == ["ab", "ac", "ad"]
+    assert _names(tree, "a", visited) == []
+
+
+def test_children_come_before_their_parent() -> None:
+    tree = PrefixTree()
+    child = _add(tree, "ab")
+    assert len(tree) == 1
+    assert tree.find(BlockHash(b"a")) is None
+    _add(tree, "a")
+    assert _names(tree, "a") == ["ab"]
+    tree.remove(child)
+    assert _names(tree, "a") == ["a"]
+    tree.check_integrity()
+
+
+def test_placeholders_go_with_what_they_stood_for() -> None:
+    tree = PrefixTree()
+    nodes = [_add(tree, name) for name in ("a", "ab", "abc")]
+    for node in nodes:
+        tree.remove(node)
+        tree.check_integrity()
+    assert len(tree) == 0
+    assert not tree._nodes
+
+
+def test_siblings_leave_in_any_order() -> None:
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+        tree = PrefixTree()
+        _add(tree, "a")
+        nodes = [_add(tree, name) for name in ("ab", "ac", "ad")]
+        for number in order:
+            tree.remove(nodes[number])
+            tree.check_integrity()
+        assert _names(tree, "a") == ["a"]

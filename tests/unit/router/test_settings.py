@@ -1,0 +1,51 @@
+"""Every knob of the manifest reaches the scheduler."""
+
+from llmserve.config.schema import Budgets, Scheduling
+from llmserve.core.ids import TenantId
+from llmserve.router.settings import RouterSettings
+from llmserve.scheduler.ordering import ShortestFirst
+from llmserve.scheduler.resources import Limits
+from llmserve.scheduler.scheduler import Policy
+from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
+
+
+def test_the_knobs_become_the_policy() -> None:
+    scheduling = Scheduling.model_validate(
+        {
+            "max_queued_requests": 7,
+            "queue_timeout_seconds": 8.0,
+            "weights": [{"tenant": "gold", "weight": 4.0}],
+            "srpt_bias": 2.0,
+            "aging_seconds": 3.0,
+            "priority_seconds": 4.0,
+        }
+    )
+    budgets = Budgets.model_validate(
+        {
+            "max_tokens_in_flight": 1000,
+            "hbm_gb": 2.0,
+            "max_kv_io_gbps": 8.0,
+            "max_requests_in_flight": 5,
+            "per_tenant": {"max_requests_in_flight": 2},
+            "tenants": [
+                {"tenant": "gold", "max_requests_per_second": 1.5, "max_tokens_per_second": 100.0},
+            ],
+        }
+    )
+    assert RouterSettings.of(scheduling, budgets).policy == Policy(
+        max_queued_requests=7,
+        queue_timeout_seconds=8.0,
+        ordering=ShortestFirst(2.0, 3.0, 4.0),
+        weights={TenantId("gold"): 4.0},
+        limits=Limits(
+            max_requests_in_flight=5,
+            max_tokens_in_flight=1000,
+            hbm_bytes=2.0 * 2**30,
+            kv_io_bytes_per_second=1e9,
+            tenants=TenantLimits(TenantLimit(2), {TenantId("gold"): TenantLimit(None, 1.5, 100.0)}),
+        ),
+    )
+
+
+def test_the_defaults_of_the_manifest_are_those_of_the_policy() -> None:
+    assert RouterSettings.of(Scheduling(), Budgets()) == RouterSettings()
