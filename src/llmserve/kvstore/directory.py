@@ -8,7 +8,7 @@ A replica is another directory: it applies `snapshots`, then every report that w
 what is dropped here. What it misses it notices and heals as said above.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
@@ -28,7 +28,7 @@ class KvTier(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Holder:
-    """node: a worker's name for DEVICE, else a KV manager's."""
+    """node: a worker's name for DEVICE, else "KV manager/storage class"."""
 
     node: str
     tier: KvTier = KvTier.DEVICE
@@ -121,6 +121,19 @@ class Directory:
     def blocks_of(self, holder: Holder) -> int:
         held = self._held.get(holder)
         return len(held.hashes) if held else 0
+
+    def mask(self, block_hash: BlockHash) -> int:
+        """Who holds a block, for `holders`: equal for blocks that the same ones hold, 0 for nobody."""
+        return self._masks.get(block_hash, 0)
+
+    def holders(self, mask: int) -> tuple[Holder, ...]:
+        """Of a mask that was got since the last change."""
+        return self._of_mask(mask)
+
+    def hashes_of(self, holder: Holder) -> Collection[BlockHash]:
+        """To look at until the next change."""
+        held = self._held.get(holder)
+        return held.hashes if held else ()
 
     def prefix_blocks(self, hashes: Iterable[BlockHash]) -> dict[Holder, int]:
         """For each holder of the first block: how many leading ones it holds."""
