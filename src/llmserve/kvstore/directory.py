@@ -83,6 +83,7 @@ class Directory:
         self._held: dict[Holder, _Held] = {}
         self._holders: dict[int, Holder] = {}
         self._masks: dict[BlockHash, int] = {}
+        self._tier_masks = dict.fromkeys(KvTier, 0)
         self._shared: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -111,6 +112,7 @@ class Directory:
         if held:
             self._remove(held, list(held.hashes))
             del self._holders[held.bit]
+            self._tier_masks[holder.tier] &= ~(1 << held.bit)
 
     def snapshots(self) -> Iterator[BlockReport]:
         """For a replica: one of each holder whose state is known, and of its latest sequence."""
@@ -129,6 +131,10 @@ class Directory:
     def holders(self, mask: int) -> tuple[Holder, ...]:
         """Of a mask that was got since the last change."""
         return self._of_mask(mask)
+
+    def tier_mask(self, tier: KvTier) -> int:
+        """Of all holders of this tier."""
+        return self._tier_masks[tier]
 
     def hashes_of(self, holder: Holder) -> Collection[BlockHash]:
         """To look at until the next change."""
@@ -197,6 +203,7 @@ class Directory:
     def _add(self, holder: Holder, epoch: int) -> _Held:
         bit = next(bit for bit in range(len(self._holders) + 1) if bit not in self._holders)
         self._holders[bit] = holder
+        self._tier_masks[holder.tier] |= 1 << bit
         held = self._held[holder] = _Held(epoch, bit)
         return held
 

@@ -137,6 +137,7 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
         self, request: kvmanager_pb2.WatchRequest, context: _Context
     ) -> AsyncIterator[kvmanager_pb2.WatchReport]:
         changed = asyncio.Event()
+        await context.send_initial_metadata(())  # says that it is there, also when it has nothing to tell
         watcher = self._manager.watch(changed.set)
         # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
         context.add_done_callback(lambda _: self._manager.unwatch(watcher))  # type: ignore[arg-type]

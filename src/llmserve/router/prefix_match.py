@@ -1,7 +1,4 @@
-"""What of a prompt is held where, as the prefix index knew it when it was asked. Pure.
-
-A prediction: blocks come and go, and the engine that runs the prompt looks for itself.
-"""
+"""What of a prompt is held where, before it is placed. Pure; made by the prefix index, read by scorers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,59 +8,58 @@ from llmserve.kvstore.directory import KvTier
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRun:
-    """Blocks start up to stop (not included) of the prompt are in this tier of the KV store, and in no
-    faster one."""
+class TierRun:
+    """Blocks in a row that the same tier of the KV store holds (the fastest that does); tier None: no
+    tier holds them, only the device cache of some worker."""
 
-    start: int
-    stop: int
-    tier: KvTier
-
-    @property
-    def blocks(self) -> int:
-        return self.stop - self.start
+    tier: KvTier | None
+    blocks: int
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
-    """Counted in full blocks of the prompt, of block_tokens tokens each (0: nothing is known).
+    """In leading full blocks of the prompt, of block_tokens tokens (0: nothing is known). device: how many a
+    worker has in its own cache; a worker that has none is not named. tiers: in order, up to the first block
+    that nobody holds."""
 
-    device_blocks: of each worker whose device has the first block: how many leading ones it has.
-    stored: what any worker could load from the KV store, in the order of the prompt; there may be gaps."""
-
+    device: Mapping[WorkerId, int] = field(default_factory=dict)
+    tiers: tuple[TierRun, ...] = ()
     block_tokens: int = 0
-    device_blocks: Mapping[WorkerId, int] = field(default_factory=dict)
-    stored: tuple[StoredRun, ...] = ()
 
-    def on_device(self, worker_id: WorkerId) -> int:
-        """Leading blocks on the device of this worker."""
-        return self.device_blocks.get(worker_id, 0)
+    def device_blocks(self, worker_id: WorkerId) -> int:
+        return self.device.get(worker_id, 0)
 
-    def loadable(self, have_blocks: int) -> tuple[StoredRun, ...]:
-        """What the store has right after so many leading blocks, up to the first gap."""
-        runs: list[StoredRun] = []
-        at = have_blocks
-        for run in self.stored:
-            if run.start > at:
+    def loadable(self, worker_id: WorkerId) -> list[TierRun]:
+        """What the worker could load after what it has itself: no gap, so it ends where no tier holds
+        the next block."""
+        runs: list[TierRun] = []
+        have = self.device_blocks(worker_id)
+        for run in self.tiers:
+            blocks, have = max(0, run.blocks - have), max(0, have - run.blocks)
+            if blocks and run.tier is None:
                 break
-            if run.stop > at:
-                runs.append(StoredRun(at, run.stop, run.tier))
-                at = run.stop
-        return tuple(runs)
-
-    def reach(self, have_blocks: int) -> int:
-        """Leading blocks that need not be computed where so many are on the device."""
-        runs = self.loadable(have_blocks)
-        return runs[-1].stop if runs else have_blocks
+            if blocks:
+                runs.append(TierRun(run.tier, blocks))
+        return runs
 
     def cached_tokens(self, worker_id: WorkerId, prompt_tokens: int) -> int:
         """Of the prompt, what this worker need not compute."""
-        return self._tokens(self.reach(self.on_device(worker_id)), prompt_tokens)
+        return self._tokens(self._reach(self.device_blocks(worker_id)), prompt_tokens)
 
     def best_cached_tokens(self, prompt_tokens: int) -> int:
         """Of the prompt, what the worker that has most of it need not compute."""
-        most = max(map(self.reach, set(self.device_blocks.values())), default=0)
-        return self._tokens(max(most, self.reach(0)), prompt_tokens)
+        most = max(map(self._reach, {0, *self.device.values()}))
+        return self._tokens(most, prompt_tokens)
+
+    def _reach(self, have_blocks: int) -> int:
+        """Leading blocks that need not be computed where so many are in the worker's own cache."""
+        stop = 0
+        for run in self.tiers:
+            stop += run.blocks
+            if run.tier is None and stop > have_blocks:
+                break
+            have_blocks = max(have_blocks, stop)
+        return have_blocks
 
     def _tokens(self, blocks: int, prompt_tokens: int) -> int:
         """An engine computes at least the last token, and so its block."""
