@@ -53,8 +53,9 @@ class PrefixIndex:
     def __repr__(self) -> str:
         return f"<PrefixIndex {self._replicas}>"
 
-    def __len__(self) -> int:
-        """Blocks, once for each KV manager that knows them."""
+    @property
+    def blocks(self) -> int:
+        """That are known, once for each KV manager that knows them."""
         return sum(map(len, self._replicas.values()))
 
     # -- what KV managers tell

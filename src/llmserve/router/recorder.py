@@ -45,7 +45,7 @@ class Recorder:
 
     def _watch_index(self, prefixes: Prefixes, kvmanagers: int) -> None:
         metrics, index = self._metrics, prefixes.index
-        metrics.index_blocks.set_function(lambda: len(index))
+        metrics.index_blocks.set_function(lambda: index.blocks)
         metrics.index_kvmanagers.labels("followed").set_function(lambda: len(index.followed))
         metrics.index_kvmanagers.labels("away").set_function(lambda: kvmanagers - len(index.followed))
         for state in ProofState:

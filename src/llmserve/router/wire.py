@@ -161,7 +161,7 @@ def encode_index(prefixes: Prefixes, away: Iterable[str]) -> router_pb2.PrefixIn
     return router_pb2.PrefixIndexStatus(
         followed=prefixes.index.followed,
         away=away,
-        blocks=len(prefixes.index),
+        blocks=prefixes.index.blocks,
         proof=prefixes.proof.state,
         problem=prefixes.proof.problem,
     )

@@ -53,7 +53,7 @@ def test_changes_and_dropped_holders() -> None:
     assert _match(index).device == {X: 4}
     assert index.apply("m", Told(DRAM, 2, dropped=True))
     assert _match(index).tiers == (TierRun(None, 4),)
-    assert len(index) == 4
+    assert index.blocks == 4
 
 
 def test_what_was_not_told_is_noticed() -> None:
@@ -70,7 +70,7 @@ def test_several_kv_managers_each_with_its_runs() -> None:
     assert _match(index).tiers == (TierRun(KvTier.DRAM, 64), TierRun(None, 16))
     index.drop("n")
     index.drop("m")
-    assert (_match(index), len(index), index.followed) == (PrefixMatch(), 0, [])
+    assert (_match(index), index.blocks, index.followed) == (PrefixMatch(), 0, [])
 
 
 def test_a_kv_manager_that_has_just_started_does_not_hide_what_others_know() -> None:
