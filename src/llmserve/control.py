@@ -70,10 +70,14 @@ def main() -> int:
         from llmserve.apiserver.role import ApiserverRole
 
         store = build_store(StoreParts.of(manifest, "kvmanager-0", os.environ), SystemClock())
-        settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
+        settings = RouterSettings.of(
+            manifest.scheduling,
+            manifest.budgets,
+            prefetch_on_prefix=manifest.kv_cache.prefetch_on_prefix,
+        )
         return Roles(
             (
-                RouterRole(settings, listen=given.router),
+                RouterRole(settings, listen=given.router, kvmanagers=(given.kvmanager,)),
                 KVManagerRole(
                     listen=given.kvmanager, store=store, engine_order=manifest.transfer.engine_order
                 ),

@@ -95,6 +95,7 @@ class RequestRun:
         self._sent: list[int] = []
         self._sent_before = 0  # by the attempts before this one; now prompt
         self._attempt = 0
+        self._prefilled: PrefillStats | None = None  # as the engine of this placement told
         self._stats = RunStats(context.metrics)
 
     @property
@@ -108,7 +109,7 @@ class RequestRun:
         try:
             outcome = await self._to_its_end()
         finally:
-            self._context.router.done(self._name, outcome, len(self._sent) - self._sent_before)
+            self._done(outcome)
             self._stats.ended(outcome, len(self._sent))
             _log.info("request %s %s: tenant=%s %s", self._name, outcome, self._card.tenant, self._stats)
 
@@ -144,9 +145,14 @@ class RequestRun:
                 self._report(failure)
                 if not self._may_go_on():
                     raise failure.error from failure
-                self._context.router.done(self._name, Outcome.FAILED, len(self._sent) - self._sent_before)
+                self._done(Outcome.FAILED)
                 self._sent_before = len(self._sent)
                 excluded.append(failure.worker.worker_id)
+
+    def _done(self, outcome: Outcome) -> None:
+        """With this placement."""
+        self._context.router.done(self._name, outcome, len(self._sent) - self._sent_before, self._prefilled)
+        self._prefilled = None
 
     def _report(self, failure: _WorkerFailed) -> None:
         _log.warning("request %s: %s", self._name, failure)
@@ -170,6 +176,7 @@ class RequestRun:
                 prompt_tokens=len(prompt),
                 max_output_tokens=self._legs.remaining_tokens(self._sent),
                 block_hashes=context.identity.block_hashes(prompt, shape, card.tenant, card.client_salt),
+                block_tokens=shape.block_size_tokens,
                 priority=self._legs.priority,
                 excluded_workers=excluded,
             )
@@ -297,6 +304,7 @@ class RequestRun:
         return LegContext(RequestId(card.request_id + suffix), salt, card.tenant, self._sent)
 
     def _push(self, output: EngineOutput, origin: str) -> bool:
+        self._prefilled = self._prefilled or output.prefill_stats
         if not self._sent and output.token_ids:
             self._context.router.first_token(self._name)
             stats = output.prefill_stats or PrefillStats()

@@ -15,6 +15,7 @@ import grpc.aio
 from llmserve.core.errors import LLMServeError, RouterUnavailable
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
+from llmserve.core.request import PrefillStats
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.backoff import Backoff
@@ -112,11 +113,17 @@ class RouterLink:
         failed = router_pb2.WorkerFailed(worker_id=worker.worker_id, epoch=worker.epoch, reason=reason)
         self._post(_Message(worker_failed=failed))
 
-    def done(self, request_id: str, outcome: Outcome, output_tokens: int) -> None:
-        """Gives back what the request holds or waits for. Nothing to do when it has neither."""
+    def done(
+        self, request_id: str, outcome: Outcome, output_tokens: int, prefilled: PrefillStats | None = None
+    ) -> None:
+        """Gives back what the request holds or waits for. Nothing to do when it has neither. prefilled: what
+        the engine of this placement told of its prompt, if it did."""
         if self._entries.pop(request_id, None) is not None:
             done = router_pb2.Done(
-                request_id=request_id, outcome=encode_outcome(outcome), output_tokens=output_tokens
+                request_id=request_id,
+                outcome=encode_outcome(outcome),
+                output_tokens=output_tokens,
+                cached_tokens=prefilled.cached_tokens if prefilled else None,
             )
             self._post(_Message(done=done))
 

@@ -32,7 +32,7 @@ class RunStats:
     def first_token(self, origin: str, prompt_tokens: int, stats: PrefillStats) -> None:
         metrics = self._metrics
         self._first_token = time.monotonic()
-        self._origin, self._prompt_tokens, self._cached_tokens = origin, prompt_tokens, cached_tokens(stats)
+        self._origin, self._prompt_tokens, self._cached_tokens = origin, prompt_tokens, stats.cached_tokens
         metrics.time_to_first_token_seconds.observe(self._first_token - self._started)
         metrics.first_tokens_total.labels(origin).inc()
         metrics.prompt_tokens_total.inc(prompt_tokens)
@@ -47,8 +47,3 @@ class RunStats:
         metrics.output_tokens_total.inc(output_tokens)
         if output_tokens > 1:
             metrics.inter_token_latency_seconds.observe((now - self._first_token) / (output_tokens - 1))
-
-
-def cached_tokens(stats: PrefillStats) -> int:
-    """Prompt tokens that prefill did not compute."""
-    return stats.local_cached_tokens + stats.external_cached_tokens

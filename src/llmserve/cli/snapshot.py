@@ -63,6 +63,16 @@ class TierView:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexView:
+    """The router's prefix index. proof: whether prompts are found again."""
+
+    followed: tuple[str, ...]
+    away: tuple[str, ...]
+    blocks: int
+    proof: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """problems: a sentence for each thing that is not as it should be."""
 
@@ -80,6 +90,7 @@ class Snapshot:
     orphan_blocks: int
     roles: tuple[RoleView, ...]
     tiers: tuple[TierView, ...]
+    index: IndexView
     problems: tuple[str, ...]
 
 
@@ -103,7 +114,12 @@ def snapshot(state: ClusterState, answers: Answers, now: float) -> Snapshot:
         orphan_blocks=kv.orphan_blocks,
         roles=roles,
         tiers=tuple(map(_tier, kv.tiers)),
-        problems=(*answers.problems, *_problems(roles, kv)),
+        index=_index(answers.router.prefix_index),
+        problems=(
+            *answers.problems,
+            *_problems(roles, kv),
+            *_index_problems(answers.router.prefix_index),
+        ),
     )
 
 
@@ -135,6 +151,17 @@ def _worker(worker: router_pb2.WorkerStatus, stored_blocks: int) -> WorkerView:
 
 def _tier(tier: kvmanager_pb2.TierStatus) -> TierView:
     return TierView(**{field.name: getattr(tier, field.name) for field in fields(TierView)})
+
+
+def _index(status: router_pb2.PrefixIndexStatus) -> IndexView:
+    return IndexView(tuple(status.followed), tuple(status.away), status.blocks, status.proof)
+
+
+def _index_problems(status: router_pb2.PrefixIndexStatus) -> Iterator[str]:
+    for address in status.away:
+        yield f"the router does not follow the kvmanager at {address}: what it has is not known"
+    if status.problem:
+        yield f"requests are not routed to what is cached: {status.problem}"
 
 
 def _role(role: Mapping[str, Any], answers: Answers, workers: Mapping[str, WorkerView]) -> RoleView:

@@ -23,6 +23,11 @@ from llmserve.core.pairs import PairStatus
 
 _MIB = 1 << 20
 _GIB = 1 << 30
+_PROOFS = {
+    "unproven": "no prompt was looked for yet",
+    "matches": "prompts are found again",
+    "differs": "prompts are NOT found again",
+}
 
 _ABOUT = """\
 Shows the cluster that runs here (or of -f, --run-dir): each process with its health; for workers also their
@@ -159,6 +164,8 @@ def _lines(now: Snapshot) -> Iterator[str]:
         f"KV: {now.directory_blocks} blocks known, {now.open_leases} leases open "
         f"({now.leased_blocks} blocks), {now.orphan_blocks} orphaned"
     )
+    if now.index.followed:
+        yield f"Prefix index: {now.index.blocks} blocks, {_PROOFS.get(now.index.proof, now.index.proof)}"
     for tier in now.tiers:
         yield (
             f"KV store {tier.name} ({tier.kind}): {tier.used_bytes / _GIB:.2f} of "

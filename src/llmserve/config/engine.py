@@ -169,9 +169,9 @@ class KvCacheConfig(Section):
     ] = 0.0
     prefetch_on_prefix: Annotated[
         bool,
-        Planned("the KV store's tiers"),
         Field(
-            description="Fetch the blocks that usually follow a prefix as soon as the prefix is asked for."
+            description="While a request waits for its turn, bring up to DRAM what the KV store has of its "
+            "prompt in NVMe or object storage, as far as there is free room."
         ),
     ] = False
 

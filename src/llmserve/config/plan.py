@@ -66,6 +66,7 @@ class _Planner:
                 name=f"{role}-{index}",
                 module=modules[role],
                 listen=address,
+                kvmanagers=tuple(kvmanagers) if role is ProcessRole.ROUTER else (),
                 metrics_port=self._metrics_port(),
                 env=self._common_env(),
             )

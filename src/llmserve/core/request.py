@@ -62,6 +62,11 @@ class PrefillStats:
     local_cached_tokens: int = 0
     external_cached_tokens: int = 0
 
+    @property
+    def cached_tokens(self) -> int:
+        """Those that were not computed."""
+        return self.local_cached_tokens + self.external_cached_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class HandoverReport:

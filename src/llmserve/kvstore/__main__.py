@@ -19,6 +19,7 @@ def main() -> int:
         store = build_store(StoreParts.of(manifest, flags.name, os.environ), SystemClock())
         return KVManagerRole(
             listen=flags.listen,
+            name=flags.name,
             metrics_port=flags.metrics_port,
             store=store,
             engine_order=manifest.transfer.engine_order,

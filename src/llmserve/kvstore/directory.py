@@ -8,7 +8,7 @@ A replica is another directory: it applies `snapshots`, then every report that w
 what is dropped here. What it misses it notices and heals as said above.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
@@ -28,7 +28,7 @@ class KvTier(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Holder:
-    """node: a worker's name for DEVICE, else a KV manager's."""
+    """node: a worker's name for DEVICE, else "KV manager/storage class"."""
 
     node: str
     tier: KvTier = KvTier.DEVICE
@@ -83,6 +83,7 @@ class Directory:
         self._held: dict[Holder, _Held] = {}
         self._holders: dict[int, Holder] = {}
         self._masks: dict[BlockHash, int] = {}
+        self._tier_masks = dict.fromkeys(KvTier, 0)
         self._shared: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -111,6 +112,7 @@ class Directory:
         if held:
             self._remove(held, list(held.hashes))
             del self._holders[held.bit]
+            self._tier_masks[holder.tier] &= ~(1 << held.bit)
 
     def snapshots(self) -> Iterator[BlockReport]:
         """For a replica: one of each holder whose state is known, and of its latest sequence."""
@@ -121,6 +123,23 @@ class Directory:
     def blocks_of(self, holder: Holder) -> int:
         held = self._held.get(holder)
         return len(held.hashes) if held else 0
+
+    def mask(self, block_hash: BlockHash) -> int:
+        """Who holds a block, for `holders`: equal for blocks that the same ones hold, 0 for nobody."""
+        return self._masks.get(block_hash, 0)
+
+    def holders(self, mask: int) -> tuple[Holder, ...]:
+        """Of a mask that was got since the last change."""
+        return self._of_mask(mask)
+
+    def tier_mask(self, tier: KvTier) -> int:
+        """Of all holders of this tier."""
+        return self._tier_masks[tier]
+
+    def hashes_of(self, holder: Holder) -> Collection[BlockHash]:
+        """To look at until the next change."""
+        held = self._held.get(holder)
+        return held.hashes if held else ()
 
     def prefix_blocks(self, hashes: Iterable[BlockHash]) -> dict[Holder, int]:
         """For each holder of the first block: how many leading ones it holds."""
@@ -184,6 +203,7 @@ class Directory:
     def _add(self, holder: Holder, epoch: int) -> _Held:
         bit = next(bit for bit in range(len(self._holders) + 1) if bit not in self._holders)
         self._holders[bit] = holder
+        self._tier_masks[holder.tier] |= 1 << bit
         held = self._held[holder] = _Held(epoch, bit)
         return held
 

@@ -5,7 +5,7 @@ what it held is kept until its leases have run out and a little longer, then wri
 incarnation replaces an older at once: the older one's memory is gone with its process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
@@ -13,6 +13,7 @@ from llmserve.core.ids import BlockHash, WorkerId
 from llmserve.core.lease import LeaseChange, LeaseState
 from llmserve.kvstore.directory import Applied, BlockReport, Directory, Holder, KvTier, Run
 from llmserve.kvstore.ledger import LeaseLedger
+from llmserve.kvstore.watcher import Watcher
 
 # A worker whose stream merely broke is back well within this.
 _RETURN_SECONDS = 5.0
@@ -57,12 +58,13 @@ class _Worker:
 
 
 class KVManager:
-    """Nothing here needs a timer: what is overdue is settled before it is looked at."""
+    """What is overdue is settled before it is looked at; and by `settle` now and then, for the watchers."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._directory = Directory()
         self._workers: dict[WorkerId, _Worker] = {}
+        self._watchers: list[Watcher] = []
         self.totals = Totals()
 
     def __repr__(self) -> str:
@@ -73,7 +75,7 @@ class KVManager:
     def report(self, connection: Connection, blocks: BlockReport, leases: Sequence[LeaseChange]) -> Ack:
         """Of the device cache of a worker. Tiers have no leases: `report_tier`."""
         assert blocks.holder.tier is KvTier.DEVICE, blocks.holder
-        applied = self._directory.apply(blocks)
+        applied = self._apply(blocks)
         if applied is Applied.APPLIED:
             self._apply_leases(self._worker(connection, blocks), leases, snapshot=blocks.snapshot)
         self.totals.reports += applied is Applied.APPLIED
@@ -83,13 +85,30 @@ class KVManager:
     def report_tier(self, blocks: BlockReport) -> Applied:
         """Of a tier of this KV manager or another. RESYNC: a snapshot of the tier is needed."""
         assert blocks.holder.tier is not KvTier.DEVICE, blocks.holder
-        return self._directory.apply(blocks)
+        return self._apply(blocks)
 
     def disconnect(self, connection: Connection) -> None:
         """Idempotent. Nothing for a worker that reports over a newer connection."""
         for worker in self._workers.values():
             if worker.connection is connection and worker.gone_at is None:
                 worker.gone_at = self._clock.now()
+
+    # -- replicas
+
+    def watch(self, changed: Callable[[], object]) -> Watcher:
+        """Of all that is known now and changes from now on, until `unwatch`."""
+        self.settle()
+        self._watchers.append(Watcher(self._directory, changed))
+        return self._watchers[-1]
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Idempotent."""
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
+
+    @property
+    def watchers(self) -> int:
+        return len(self._watchers)
 
     # -- what others ask
 
@@ -148,9 +167,21 @@ class KVManager:
         for worker_id, worker in list(self._workers.items()):
             if worker.gone_at is not None and self._write_off_at(worker) <= now:
                 self._write_off(self._workers.pop(worker_id))
-                self._directory.drop(Holder(worker_id))
+                self._drop(Holder(worker_id))
 
     # -- parts
+
+    def _apply(self, report: BlockReport) -> Applied:
+        applied = self._directory.apply(report)
+        if applied is Applied.APPLIED:
+            for watcher in self._watchers:
+                watcher.applied(report)
+        return applied
+
+    def _drop(self, holder: Holder) -> None:
+        self._directory.drop(holder)
+        for watcher in self._watchers:
+            watcher.dropped(holder)
 
     def _worker(self, connection: Connection, report: BlockReport) -> _Worker:
         worker_id = WorkerId(report.holder.node)

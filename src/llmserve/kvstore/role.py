@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry
 
 from llmserve.core.clock import SystemClock
+from llmserve.kvstore.directory import Holder, KvTier
 from llmserve.kvstore.manager import KVManager
 from llmserve.kvstore.pool.serving import PoolServer
 from llmserve.kvstore.service import KVManagerService
+from llmserve.kvstore.store.admin import AnyTier
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.store.store import LEASE_SECONDS
 from llmserve.kvstore.store_admin_calls import StoreAdminCalls
 from llmserve.kvstore.store_calls import StoreCalls
+from llmserve.kvstore.tier_feed import TierFeed
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.registry import MetricsServer
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
@@ -31,6 +34,7 @@ class KVManagerRole:
         self,
         *,
         listen: str,
+        name: str = "kvmanager-0",
         metrics_port: int = 0,
         store: BuiltStore | None = None,
         engine_order: Sequence[str] = (),
@@ -39,12 +43,14 @@ class KVManagerRole:
         registry, manager = CollectorRegistry(), KVManager(SystemClock())
         self._store = store
         self._pool = PoolServer(store.arena.regions, engine_order, reached_at(listen)) if store else None
+        self._manager, self._feeds = manager, _feeds(name, store, manager)
         self._calls = StoreCalls(store, LEASE_SECONDS, self._pool)
         admin = StoreAdminCalls(store, SystemClock())
         metrics = KVManagerMetrics(registry, admin.stats)
         _watch(metrics, manager)
         if store:
             dram = store.store.dram
+            metrics.prefetched_blocks_total.watch(lambda: self._calls.prefetched_blocks)
             metrics.store_leases.set_function(lambda: dram.open_leases)
             metrics.store_reserved_blocks.set_function(lambda: dram.reserved_blocks)
         self._service = KVManagerService(manager, self._calls, admin)
@@ -69,10 +75,14 @@ class KVManagerRole:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             self._calls.tick()
+            self._manager.settle()
 
     async def aclose(self) -> None:
         self._service.close()
         await self._server.aclose(_STOP_GRACE_SECONDS)
+        for feed in self._feeds:
+            feed.close()
+        await self._calls.aclose()
         if self._pool:
             await asyncio.to_thread(self._pool.close)
         if self._store:
@@ -81,12 +91,24 @@ class KVManagerRole:
             await self._metrics.aclose()
 
 
+def _feeds(name: str, built: BuiltStore | None, manager: KVManager) -> list[TierFeed]:
+    """From each tier of the store into the directory."""
+    tiers: list[tuple[AnyTier, KvTier]] = [(built.store.dram, KvTier.DRAM)] if built else []
+    tiers += [(tier, KvTier(tier.kind)) for tier in built.store.lower] if built else []
+    feeds = []
+    for tier, kind in tiers:
+        feeds.append(TierFeed(Holder(f"{name}/{tier.name}", kind), manager.report_tier))
+        tier.held_changed = feeds[-1].changed
+    return feeds
+
+
 def _watch(metrics: KVManagerMetrics, manager: KVManager) -> None:
     """Everything is read from the state when it is scraped: nothing to keep in step."""
     metrics.directory_blocks.set_function(lambda: manager.directory_blocks)
     metrics.open_leases.set_function(lambda: manager.open_leases)
     metrics.leased_blocks.set_function(lambda: manager.leased_blocks)
     metrics.orphan_blocks.set_function(lambda: manager.orphan_blocks)
+    metrics.watchers.set_function(lambda: manager.watchers)
     metrics.workers.set_function(lambda: manager.connected_workers)
     totals = manager.totals
     metrics.reports_total.watch(lambda: totals.reports)

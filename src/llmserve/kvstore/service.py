@@ -14,9 +14,12 @@ from llmserve.kvstore.directory import BlockReport, Holder
 from llmserve.kvstore.manager import Connection, KVManager
 from llmserve.kvstore.store_admin_calls import StoreAdminCalls, encode_tier
 from llmserve.kvstore.store_calls import StoreCalls
+from llmserve.kvstore.watcher import Told
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 
 _log = logging.getLogger(__name__)
+
+_WATCH_INTERVAL_SECONDS = 0.05
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _STATES: dict[int, LeaseState] = {
@@ -130,6 +133,39 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
     ) -> AsyncIterator[kvmanager_pb2.ImportProgress]:
         return self._admin.take_in(request_iterator)
 
+    async def Watch(  # noqa: N802
+        self, request: kvmanager_pb2.WatchRequest, context: _Context
+    ) -> AsyncIterator[kvmanager_pb2.WatchReport]:
+        changed = asyncio.Event()
+        await context.send_initial_metadata(())  # says that it is there, also when it has nothing to tell
+        watcher = self._manager.watch(changed.set)
+        # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
+        context.add_done_callback(lambda _: self._manager.unwatch(watcher))  # type: ignore[arg-type]
+        try:
+            while not self._closing.is_set():
+                while told := watcher.take():
+                    yield _encode_told(told)
+                await self._sooner(changed)
+        finally:
+            self._manager.unwatch(watcher)
+
+    async def Prefetch(  # noqa: N802
+        self, request: kvmanager_pb2.PrefetchRequest, context: _Context
+    ) -> kvmanager_pb2.PrefetchResponse:
+        return self._store.prefetch(request)
+
+    async def _sooner(self, changed: asyncio.Event) -> None:
+        """Waits for a change, or for the end; and a little, so that several changes share a report."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (changed, self._closing)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+        changed.clear()
+        if not self._closing.is_set():
+            await asyncio.sleep(_WATCH_INTERVAL_SECONDS)
+
     async def _until_closing(
         self, requests: AsyncIterator[kvmanager_pb2.KvReport]
     ) -> AsyncIterator[kvmanager_pb2.KvReport]:
@@ -166,6 +202,18 @@ def _decode_blocks(report: kvmanager_pb2.KvReport) -> BlockReport:
         cleared=report.cleared,
         removed=list(map(BlockHash, report.removed)),
         stored=list(map(BlockHash, report.stored)),
+    )
+
+
+def _encode_told(told: Told) -> kvmanager_pb2.WatchReport:
+    return kvmanager_pb2.WatchReport(
+        node=told.holder.node,
+        tier=told.holder.tier.value,
+        sequence=told.sequence,
+        anew=told.anew,
+        dropped=told.dropped,
+        removed=told.removed,
+        stored=told.stored,
     )
 
 

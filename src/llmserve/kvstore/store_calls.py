@@ -17,6 +17,7 @@ from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.transfer.shm.identity import Place
 
 _log = logging.getLogger(__name__)
+_MOST_PREFETCHES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class StoreCalls:
         self._built, self._lease_seconds, self._server = built, lease_seconds, server
         self._parts: dict[PoolUser, _Parts] = {}
         self._elsewhere: set[PoolUser] = set()
+        self._prefetching: set[asyncio.Task[None]] = set()
+        self.prefetched_blocks = 0
 
     async def attach(self, request: pb.AttachStoreRequest) -> pb.AttachStoreResponse:
         if self._built is None:
@@ -92,6 +95,31 @@ class StoreCalls:
             ended=[name for name, answer in answers if answer is not LeaseAnswer.VALID]
         )
 
+    def prefetch(self, request: pb.PrefetchRequest) -> pb.PrefetchResponse:
+        """Begins to bring up. Not taken: there is no store, the worker that would run it has not attached, or
+        so many are on their way that one more would only hold these up."""
+        user = next((user for user in self._parts if _worker_of(user) == request.worker_id), None)
+        if self._built is None or user is None or len(self._prefetching) >= _MOST_PREFETCHES:
+            return pb.PrefetchResponse(taken=False)
+        prompt = Prompt(
+            user=user,
+            tenant=TenantId(request.tenant),
+            keys=list(map(BlockHash, request.block_hashes)),
+            part_bytes=self._parts[user].sizes,
+            shapes=self._parts[user].shapes,
+        )
+        work = self._prefetch(self._built, prompt, request.wait_seconds)
+        task = asyncio.create_task(work, name="kvmanager.prefetch")
+        self._prefetching.add(task)
+        task.add_done_callback(self._prefetching.discard)
+        return pb.PrefetchResponse(taken=True)
+
+    async def aclose(self) -> None:
+        """Ends what is being prefetched. Idempotent."""
+        for task in self._prefetching:
+            task.cancel()
+        await asyncio.gather(*self._prefetching, return_exceptions=True)
+
     def tick(self) -> None:
         """Every second or so: ends what is over."""
         if self._built:
@@ -100,6 +128,14 @@ class StoreCalls:
                 self._server.rest()
 
     # -- parts
+
+    async def _prefetch(self, built: BuiltStore, prompt: Prompt, wait_seconds: float) -> None:
+        try:
+            came = await built.store.prefetch(prompt, wait_seconds)
+        except Exception:  # a fault of this program; the prompt runs all the same
+            _log.exception("a prefetch of %d blocks failed", len(prompt.keys))
+        else:
+            self.prefetched_blocks += came
 
     def _attached(self, worker_id: str, epoch: int) -> tuple[BuiltStore, PoolUser]:
         user = _user(worker_id, epoch)
@@ -120,7 +156,7 @@ class StoreCalls:
 
     def _forget_earlier(self, worker_id: str, user: PoolUser) -> None:
         assert self._built
-        for earlier in [one for one in self._parts if one.rpartition("/")[0] == worker_id and one != user]:
+        for earlier in [one for one in self._parts if _worker_of(one) == worker_id and one != user]:
             self._built.store.forget(earlier)
             del self._parts[earlier]
             self._elsewhere.discard(earlier)
@@ -128,6 +164,10 @@ class StoreCalls:
 
 def _user(worker_id: str, epoch: int) -> PoolUser:
     return PoolUser(f"{worker_id}/{epoch}")
+
+
+def _worker_of(user: PoolUser) -> str:
+    return user.rpartition("/")[0]
 
 
 def _is_elsewhere(place: str) -> bool:

@@ -14,8 +14,9 @@ class KVManagerMetrics:
         """store: what its tiers hold and have done, now."""
         self.directory_blocks = Gauge(
             "kv_directory_blocks",
-            "Distinct block hashes that some worker holds. Every kvmanager counts all of them, and so it is "
-            "with leases, orphans, workers and reports: of several kvmanagers take the maximum, not the sum",
+            "Distinct block hashes that a worker's device, or a tier of this kvmanager, holds. Every "
+            "kvmanager counts all devices, and so it is with leases, orphans, workers and reports: of "
+            "several kvmanagers take the maximum, not the sum",
             registry=registry,
         )
         self.open_leases = Gauge("kv_open_leases", "Leases granted and not ended", registry=registry)
@@ -32,7 +33,13 @@ class KVManagerMetrics:
         self.store_reserved_blocks = Gauge(
             "kv_store_reserved_blocks", "Blocks that are being stored. Returns to 0", registry=registry
         )
+        self.prefetched_blocks_total = WatchedCounter(
+            "kv_prefetched_blocks_total",
+            "Blocks brought up to DRAM for prompts that waited for their turn",
+            registry=registry,
+        )
         self.workers = Gauge("kv_workers", "Workers whose report stream is open", registry=registry)
+        self.watchers = Gauge("kv_watchers", "Routers that follow the directory", registry=registry)
         self.reports_total = WatchedCounter(
             "kv_reports_total", "Reports of workers applied", registry=registry
         )

@@ -46,6 +46,44 @@ class RouterMetrics:
             ("worker", "role"),
             registry=registry,
         )
+        self.index_blocks = Gauge(
+            "router_prefix_index_blocks",
+            "Blocks of which the router knows who holds them, once for each KV manager that it follows",
+            registry=registry,
+        )
+        self.index_kvmanagers = Gauge(
+            "router_prefix_index_kvmanagers",
+            "KV managers, by state: followed, away (what they alone hold is not known)",
+            ("state",),
+            registry=registry,
+        )
+        self.prefix_proof = Gauge(
+            "router_prefix_proof",
+            "1 for what is proven of cache-aware routing, from the requests that have run: unproven (nothing "
+            "has run yet, or no blocks are reported), matches, differs (a worker hashes blocks differently "
+            "than the apiserver, so what it has cached is never found)",
+            ("state",),
+            registry=registry,
+        )
+        self.predicted_cached_tokens_total = Counter(
+            "router_predicted_cached_tokens_total",
+            "Prompt tokens that were expected to be cached where the prefill ran, of requests whose engine "
+            "told how many were",
+            registry=registry,
+        )
+        self.actual_cached_tokens_total = Counter(
+            "router_actual_cached_tokens_total",
+            "Prompt tokens of the same requests that were cached",
+            registry=registry,
+        )
+        self.cached_tokens_error_ratio = Histogram(
+            "router_cached_tokens_error_ratio",
+            "Cached tokens expected and found, their difference as a share of the prompt, by which was more: "
+            "exact (neither), expected, found",
+            ("more",),
+            registry=registry,
+            buckets=(0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0),
+        )
         self.decision_seconds = Histogram(
             "router_decision_seconds",
             "Time to decide what follows from one event",

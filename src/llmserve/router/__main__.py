@@ -5,17 +5,25 @@ import sys
 from llmserve.config.load import load_manifest
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
-from llmserve.rpc.role import common_flags, configure_logging, run_role
+from llmserve.rpc.role import add_kvmanagers, common_flags, configure_logging, run_role
 
 
 def main() -> int:
-    flags = common_flags("router").parse_args()
+    parser = common_flags("router")
+    add_kvmanagers(parser, "none: requests are placed without regard to what is cached")
+    flags = parser.parse_args()
 
     async def build() -> RouterRole:
         manifest = load_manifest(flags.manifest)
         configure_logging(manifest.observability.log_level)
-        settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
-        return RouterRole(settings, listen=flags.listen, metrics_port=flags.metrics_port)
+        settings = RouterSettings.of(
+            manifest.scheduling,
+            manifest.budgets,
+            prefetch_on_prefix=manifest.kv_cache.prefetch_on_prefix,
+        )
+        return RouterRole(
+            settings, listen=flags.listen, kvmanagers=flags.kvmanager, metrics_port=flags.metrics_port
+        )
 
     return run_role(flags.name, build)
 

@@ -6,7 +6,7 @@ half done. After every event the caller delivers the effects, compares `cluster_
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError, NoWorkerAvailable
@@ -17,6 +17,7 @@ from llmserve.router.filters import PlacementRequest
 from llmserve.router.membership import Membership
 from llmserve.router.messages import Admit, Effect, Ended, Exit, Held, Incarnation, Placed, Refused
 from llmserve.router.plan import NoPlan, Plan, Planner
+from llmserve.router.prefixes import Prefixes
 from llmserve.router.session import Holding, Session, Ticket
 from llmserve.router.worker import Seats, WorkerSpec
 from llmserve.scheduler.decisions import Evicted, Fit, Queued, Rejected
@@ -42,6 +43,7 @@ class Controller:
         membership: Membership,
         planner: Planner,
         scheduler: Scheduler,
+        prefixes: Prefixes,
     ) -> None:
         self._clock = clock
         self._limits = limits
@@ -49,6 +51,7 @@ class Controller:
         self._planner = planner
         self._scheduler = scheduler
         self._queue = scheduler.queue
+        self._prefixes = prefixes
         self._sessions: dict[ApiserverId, Session] = {}
         self._tickets: dict[RequestId, Ticket] = {}
         self._placed: list[Effect] = []
@@ -68,6 +71,11 @@ class Controller:
         return self._membership
 
     @property
+    def prefixes(self) -> Prefixes:
+        """To look at, not to change."""
+        return self._prefixes
+
+    @property
     def waiting_requests(self) -> int:
         return self._queue.waiting_requests
 
@@ -82,7 +90,8 @@ class Controller:
     def next_wake(self) -> float | None:
         """When tick has something to do, on the clock; None: not before the next event."""
         queue = self._queue
-        times = (self._membership.next_expiry(), queue.next_deadline(), queue.next_turn())
+        proof = self._prefixes.proof
+        times = (self._membership.next_expiry(), queue.next_deadline(), queue.next_turn(), proof.next_due())
         return min((time for time in times if time is not None), default=None)
 
     # -- sessions
@@ -116,7 +125,8 @@ class Controller:
         replaced: list[Effect] = (
             [self._end(admit.request_id, Exit.REPLACED), *self._dispatch()] if ticket else []
         )
-        return [*replaced, *self._offer(session, admit), *self._dispatch()]
+        effects = [*replaced, *self._offer(session, admit), *self._dispatch()]
+        return [*effects, *self._prefetch(admit)]
 
     def first_token(self, session: Session, request_id: RequestId) -> list[Effect]:
         """Prefill is over: its worker can take another."""
@@ -133,13 +143,20 @@ class Controller:
         return []
 
     def done(
-        self, session: Session, request_id: RequestId, outcome: Outcome, output_tokens: int
+        self,
+        session: Session,
+        request_id: RequestId,
+        outcome: Outcome,
+        output_tokens: int,
+        cached_tokens: int | None = None,
     ) -> list[Effect]:
-        """The request is over, or no longer wanted. Nothing for one that this session does not hold:
-        it was refused meanwhile."""
+        """The request is over, or no longer wanted. Nothing for one that this session does not hold: it was
+        refused meanwhile. cached_tokens: of its prompt, if an engine told."""
         if request_id not in session.tickets:
             return []
-        return [self._end(request_id, Exit(outcome), output_tokens), *self._dispatch()]
+        cached = self._prefixes.ended(session.tickets[request_id], outcome, cached_tokens)
+        ended = self._end(request_id, Exit(outcome), output_tokens)
+        return [replace(ended, cached=cached), *self._dispatch()]
 
     # -- workers
 
@@ -166,6 +183,7 @@ class Controller:
     def tick(self) -> list[Effect]:
         """Does what is due: workers expire, requests are evicted."""
         self._membership.expire()
+        self._prefixes.proof.look()
         hopeless = self._follow_membership()
         evicted = [self._evict(eviction) for eviction in self._queue.expire()]
         return [*hopeless, *evicted, *self._dispatch()]
@@ -193,8 +211,10 @@ class Controller:
     # -- parts
 
     def _offer(self, session: Session, admit: Admit) -> list[Effect]:
-        request = self._queued(admit)
-        self._open_ticket(admit.request_id, Ticket(session, admit.placement))
+        ticket = Ticket(session, admit.placement, prompt=admit.prompt)
+        self._prefixes.look_up(ticket)
+        request = self._queued(admit, self._prefixes.best_cached_tokens(ticket))
+        self._open_ticket(admit.request_id, ticket)
         answer = self._queue.offer(request, self._place)
         if isinstance(answer, Rejected):
             self._close_ticket(admit.request_id)
@@ -204,7 +224,15 @@ class Controller:
         evicted = answer.evicted if isinstance(answer, Queued) else None
         return [self._evict(evicted)] if evicted else []
 
-    def _queued(self, admit: Admit) -> QueuedRequest:
+    def _prefetch(self, admit: Admit) -> list[Effect]:
+        """For one that has no place yet."""
+        ticket = self._tickets.get(admit.request_id)
+        if ticket is None or ticket.holding:
+            return []
+        wait_seconds = self._queue.retry_after_seconds(self._queued(admit))
+        return [*self._prefixes.prefetch(ticket, admit.tenant, wait_seconds)]
+
+    def _queued(self, admit: Admit, cached_tokens: int = 0) -> QueuedRequest:
         now = self._clock.now()
         timeout = admit.timeout_seconds if admit.timeout_seconds > 0 else self._limits.queue_timeout_seconds
         return QueuedRequest(
@@ -215,6 +243,7 @@ class Controller:
             prompt_tokens=admit.placement.prompt_tokens,
             max_output_tokens=admit.max_output_tokens,
             priority=admit.priority,
+            cached_tokens=cached_tokens,
         )
 
     def _adopt(self, session: Session, held: Held) -> None:
@@ -273,6 +302,7 @@ class Controller:
 
     def _place(self, request: QueuedRequest) -> Fit:
         ticket = self._tickets[request.request_id]
+        self._prefixes.look_up(ticket)
         plan = self._planner.plan(ticket.placement)
         if isinstance(plan, NoPlan):
             return Fit.BLOCKED if plan is NoPlan.BLOCKED else Fit.FULL
@@ -282,7 +312,8 @@ class Controller:
     def _seat(self, ticket: Ticket, request: QueuedRequest, plan: Plan) -> None:
         ticket.holding = Holding(plan.prefill.seats if plan.prefill else None, plan.decode.seats)
         waited = self._clock.now() - request.arrived_at
-        self._placed.append(Placed(ticket.session, request.request_id, plan, waited))
+        predicted = self._prefixes.placed(ticket, plan)
+        self._placed.append(Placed(ticket.session, request.request_id, plan, waited, predicted))
 
     def _follow_membership(self) -> list[Effect]:
         """The limits and the deadlines depend on which workers there are."""

@@ -2,10 +2,11 @@
 keeps a placement among a hundred workers within tens of microseconds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmserve.core.ids import WorkerId
+from llmserve.router.prefix_match import PrefixMatch
 from llmserve.router.worker import Member
 
 
@@ -16,6 +17,7 @@ class PlacementRequest:
     model: str
     prompt_tokens: int = 0
     excluded_workers: frozenset[WorkerId] = frozenset()
+    match: PrefixMatch = field(default_factory=PrefixMatch)
 
 
 class Filter(Protocol):

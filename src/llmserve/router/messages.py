@@ -1,13 +1,15 @@
 """What apiservers say to the controller, and what follows from it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from llmserve.core.errors import LLMServeError
-from llmserve.core.ids import RequestId, TenantId, WorkerId
+from llmserve.core.ids import BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.router.filters import PlacementRequest
 from llmserve.router.plan import Plan
+from llmserve.router.prefix_index import HashedPrompt, Stretch
 from llmserve.router.session import Session
 
 
@@ -21,6 +23,7 @@ class Admit:
     max_output_tokens: int = 0
     priority: int = 0
     timeout_seconds: float = 0.0
+    prompt: HashedPrompt = field(default_factory=HashedPrompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,13 @@ class Exit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Placed:
+    """predicted_cached_tokens: of the prompt, what the worker that runs its prefill need not compute."""
+
     session: Session
     request_id: RequestId
     plan: Plan
     queue_seconds: float
+    predicted_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +78,48 @@ class Refused:
     error: LLMServeError
 
 
+class More(StrEnum):
+    """Of cached tokens: which were more, those expected or those found."""
+
+    EXACT = "exact"
+    EXPECTED = "expected"
+    FOUND = "found"
+
+
+@dataclass(frozen=True, slots=True)
+class CachedTokens:
+    """Of a prompt that was run: tokens that were expected not to be computed, and that were not."""
+
+    prompt: int
+    predicted: int
+    actual: int
+
+    @property
+    def more(self) -> More:
+        if self.predicted == self.actual:
+            return More.EXACT
+        return More.EXPECTED if self.predicted > self.actual else More.FOUND
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Nothing to send: the apiserver knows."""
+    """Nothing to send: the apiserver knows. cached: where it told."""
 
     request_id: RequestId
     exit: Exit
+    cached: CachedTokens | None = None
 
 
-Effect = Placed | Refused | Ended
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """A request waits: what of these stretches of its prompt lies below DRAM is to come up. worker_id: one
+    that could run it."""
+
+    worker_id: WorkerId
+    tenant: TenantId
+    block_hashes: Sequence[BlockHash]
+    stretches: Sequence[Stretch]
+    wait_seconds: float
+
+
+Effect = Placed | Refused | Ended | Prefetch

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from llmserve.core.ids import WorkerId
@@ -86,7 +86,7 @@ class Planner:
         if not request.excluded_workers:
             return request
         kept = frozenset(worker_id for role in WorkerRole for worker_id in self._avoidable(role, request))
-        return PlacementRequest(request.model, request.prompt_tokens, kept)
+        return replace(request, excluded_workers=kept)
 
     def _avoidable(self, role: WorkerRole, request: PlacementRequest) -> frozenset[WorkerId]:
         """The excluded workers of a role that has others, too."""

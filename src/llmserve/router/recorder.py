@@ -3,14 +3,18 @@
 from llmserve.core.outcome import WorkerRole
 from llmserve.metrics.router import RouterMetrics
 from llmserve.router.controller import Controller
-from llmserve.router.messages import Effect, Ended, Exit, Placed, Refused
+from llmserve.router.messages import CachedTokens, Effect, Ended, Exit, Placed, Refused
+from llmserve.router.prefixes import Prefixes
+from llmserve.router.proof import ProofState
 from llmserve.router.worker import WorkerState
 
 
 class Recorder:
-    def __init__(self, metrics: RouterMetrics, controller: Controller) -> None:
+    def __init__(self, metrics: RouterMetrics, controller: Controller, kvmanagers: int = 0) -> None:
+        """kvmanagers: how many there are to be followed."""
         self._metrics = metrics
         self._watch(controller)
+        self._watch_index(controller.prefixes, kvmanagers)
 
     def decided(self, seconds: float) -> None:
         self._metrics.decision_seconds.observe(seconds)
@@ -24,12 +28,30 @@ class Recorder:
                 self._metrics.refusals_total.labels(type(effect.error).__name__).inc()
             case Ended():
                 self._metrics.requests_total.labels(effect.exit.value).inc()
+                if effect.cached is not None:
+                    self._compared(effect.cached)
 
     def _placed(self, placed: Placed) -> None:
         self._metrics.queue_time_seconds.observe(placed.queue_seconds)
         for member in (placed.plan.prefill, placed.plan.decode):
             if member is not None:
                 self._metrics.placements_total.labels(member.spec.worker_id, member.spec.role.value).inc()
+
+    def _compared(self, cached: CachedTokens) -> None:
+        self._metrics.predicted_cached_tokens_total.inc(cached.predicted)
+        self._metrics.actual_cached_tokens_total.inc(cached.actual)
+        share = abs(cached.predicted - cached.actual) / max(1, cached.prompt)
+        self._metrics.cached_tokens_error_ratio.labels(cached.more.value).observe(share)
+
+    def _watch_index(self, prefixes: Prefixes, kvmanagers: int) -> None:
+        metrics, index = self._metrics, prefixes.index
+        metrics.index_blocks.set_function(lambda: index.blocks)
+        metrics.index_kvmanagers.labels("followed").set_function(lambda: len(index.followed))
+        metrics.index_kvmanagers.labels("away").set_function(lambda: kvmanagers - len(index.followed))
+        for state in ProofState:
+            metrics.prefix_proof.labels(state.value).set_function(
+                lambda state=state: prefixes.proof.state is state  # type: ignore[misc]
+            )
 
     def _watch(self, controller: Controller) -> None:
         """Gauges are read from the state when they are scraped: nothing to keep in step."""

@@ -1,6 +1,7 @@
 """The router as a role: its service, its state and its metrics."""
 
 import random
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
@@ -8,6 +9,8 @@ from llmserve.core.clock import SystemClock
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.registry import MetricsServer
 from llmserve.metrics.router import RouterMetrics
+from llmserve.router.kv_watch import KvWatch
+from llmserve.router.prefix_index import PrefixIndex
 from llmserve.router.recorder import Recorder
 from llmserve.router.service import RouterService
 from llmserve.router.settings import RouterSettings, build_controller
@@ -21,11 +24,21 @@ class RouterRole:
     """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: no metrics endpoint.
     Made inside a running loop."""
 
-    def __init__(self, settings: RouterSettings, *, listen: str, metrics_port: int = 0) -> None:
+    def __init__(
+        self,
+        settings: RouterSettings,
+        *,
+        listen: str,
+        kvmanagers: Sequence[str] = (),
+        metrics_port: int = 0,
+    ) -> None:
+        """kvmanagers: addresses; none: nothing is known of what is cached where."""
         clock, registry = SystemClock(), CollectorRegistry()
-        self._controller = build_controller(settings, clock, random.Random())
-        recorder = Recorder(RouterMetrics(registry), self._controller)
-        self._service = RouterService(self._controller, settings, clock, recorder)
+        index = PrefixIndex()
+        self._kv_watch = KvWatch(kvmanagers, index)
+        self._controller = build_controller(settings, clock, random.Random(), index)
+        recorder = Recorder(RouterMetrics(registry), self._controller, len(kvmanagers))
+        self._service = RouterService(self._controller, settings, clock, recorder, self._kv_watch)
         self._server = RpcServer(listen)
         self._server.add(router_pb2_grpc.add_RouterServicer_to_server, self._service, "llmserve.v1.Router")
         host = listen.rpartition(":")[0]
@@ -36,6 +49,8 @@ class RouterRole:
     async def start(self) -> None:
         """Errors: StartFailed."""
         self._owner.spawn("state", self._service.run(), fatal=True)
+        self._owner.spawn("kv-watch", self._kv_watch.wait(), fatal=True)
+        await self._kv_watch.start()
         self.port = await self._server.start()
         if self._metrics:
             await self._metrics.start()
@@ -46,6 +61,7 @@ class RouterRole:
     async def aclose(self) -> None:
         await self._service.aclose()
         await self._server.aclose(_STOP_GRACE_SECONDS)
+        await self._kv_watch.aclose()
         if self._metrics:
             await self._metrics.aclose()
         await self._owner.aclose()

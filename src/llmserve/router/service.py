@@ -20,7 +20,8 @@ from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.tasks import TaskOwner
 from llmserve.router import session as sessions
 from llmserve.router.controller import Controller
-from llmserve.router.messages import Effect, Placed, Refused
+from llmserve.router.kv_watch import KvWatch
+from llmserve.router.messages import Effect, Placed, Prefetch, Refused
 from llmserve.router.outbox import Outbox
 from llmserve.router.recorder import Recorder
 from llmserve.router.settings import RouterSettings
@@ -30,6 +31,7 @@ from llmserve.router.wire import (
     decode_held,
     decode_worker,
     encode_cluster,
+    encode_index,
     encode_peers,
     encode_refused,
     encode_status,
@@ -59,12 +61,19 @@ class RouterService(router_pb2_grpc.RouterServicer):
     """Life: run (a task of the owner's) ... -> aclose. One loop; not thread-safe."""
 
     def __init__(
-        self, controller: Controller, settings: RouterSettings, clock: Clock, recorder: Recorder
+        self,
+        controller: Controller,
+        settings: RouterSettings,
+        clock: Clock,
+        recorder: Recorder,
+        kv_watch: KvWatch,
     ) -> None:
         self._controller = controller
         self._settings = settings
         self._clock = clock
         self._recorder = recorder
+        self._kv_watch = kv_watch
+        self._told_problem = ""
         self._encoder = PlacementEncoder()
         self._streams: dict[ApiserverId, _Stream] = {}
         self._readers = TaskOwner("router")
@@ -77,6 +86,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         """Does what is due, for ever."""
         while True:
             self._decide(self._controller.tick)
+            self._warn()
             wake = self._controller.next_wake()
             self._sleeping_until = float("inf") if wake is None else wake
             self._wake.clear()
@@ -155,7 +165,9 @@ class RouterService(router_pb2_grpc.RouterServicer):
             case "done":
                 done = message.done
                 outcome = decode_outcome(done.outcome)
-                return self._controller.done(session, RequestId(done.request_id), outcome, done.output_tokens)
+                cached = done.cached_tokens if done.HasField("cached_tokens") else None
+                name = RequestId(done.request_id)
+                return self._controller.done(session, name, outcome, done.output_tokens, cached)
             case "worker_failed":
                 failed = message.worker_failed
                 _log.warning("worker %s failed: %s", failed.worker_id, failed.reason)
@@ -205,6 +217,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
             queued_requests=self._controller.waiting_requests,
             running_requests=self._controller.running_requests,
             apiservers=self._controller.apiservers,
+            prefix_index=encode_index(self._controller.prefixes, self._kv_watch.away()),
         )
 
     # -- from decisions to deeds
@@ -223,9 +236,18 @@ class RouterService(router_pb2_grpc.RouterServicer):
                 self._send(effect.session, self._encoder.placed(effect))
             elif isinstance(effect, Refused):
                 self._send(effect.session, encode_refused(effect))
+            elif isinstance(effect, Prefetch):
+                self._kv_watch.prefetch(effect)
         wake = self._controller.next_wake()
         if wake is not None and wake < self._sleeping_until:
             self._wake.set()
+
+    def _warn(self) -> None:
+        """Once of each problem: what is cached is not found."""
+        problem = self._controller.prefixes.proof.problem
+        if problem != self._told_problem:
+            self._told_problem = problem
+            _log.warning("requests are not routed to what is cached: %s", problem or "over")
 
     def _send(self, session: sessions.Session, message: router_pb2.RouterSessionResponse) -> None:
         stream = self._streams.get(session.apiserver_id)

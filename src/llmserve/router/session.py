@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from llmserve.core.ids import ApiserverId, RequestId
+from llmserve.core.ids import ApiserverId, BlockHash, RequestId, WorkerId
 from llmserve.router.filters import PlacementRequest
+from llmserve.router.prefix_index import HashedPrompt
 from llmserve.router.worker import Seats
 
 
@@ -40,10 +41,24 @@ class Session:
     tickets: dict[RequestId, "Ticket"] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """By whom, what it was expected to have, and the first block of the prompt (none: it has no full one)."""
+
+    worker_id: WorkerId
+    epoch: int
+    predicted_cached_tokens: int
+    first_block: BlockHash | None
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """One request between Admit (or Hello) and its end. holding None: it waits in the queue."""
+    """One request between Admit (or Hello) and its end. holding None: it waits in the queue. prompt: while it
+    waits. prefilled: what its worker was expected to find, once it is placed."""
 
     session: Session
     placement: PlacementRequest
     holding: Holding | None = None
+    prompt: HashedPrompt = field(default_factory=HashedPrompt)
+    matched_at: float = float("-inf")
+    prefilled: Prefilled | None = None

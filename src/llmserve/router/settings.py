@@ -10,6 +10,8 @@ from llmserve.router.controller import AdmissionLimits, Controller
 from llmserve.router.filters import HasFreeSeat, NotExcluded
 from llmserve.router.membership import Membership
 from llmserve.router.plan import Planner
+from llmserve.router.prefix_index import PrefixIndex
+from llmserve.router.prefixes import Prefixes
 from llmserve.router.scorers import FreeSeats, ShortEngineQueue
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import Limits
@@ -29,13 +31,17 @@ class RouterSettings:
     heartbeat_seconds: float = 1.0
     expiry_seconds: float = 4.0
     no_worker_grace_seconds: float = 10.0
+    prefetch_on_prefix: bool = False
 
     @classmethod
-    def of(cls, scheduling: Scheduling, budgets: Budgets) -> "RouterSettings":
+    def of(
+        cls, scheduling: Scheduling, budgets: Budgets, *, prefetch_on_prefix: bool = False
+    ) -> "RouterSettings":
         return cls(
             policy=_policy(scheduling, budgets),
             heartbeat_seconds=scheduling.worker_heartbeat_seconds,
             expiry_seconds=scheduling.worker_expiry_seconds,
+            prefetch_on_prefix=prefetch_on_prefix,
         )
 
     @property
@@ -79,7 +85,10 @@ def _tenant_limit(section: TenantBudget) -> TenantLimit:
     )
 
 
-def build_controller(settings: RouterSettings, clock: Clock, rng: random.Random) -> Controller:
+def build_controller(
+    settings: RouterSettings, clock: Clock, rng: random.Random, index: PrefixIndex | None = None
+) -> Controller:
+    """index: filled by whoever follows the KV managers; none: nothing is known of blocks."""
     membership = Membership(clock, expiry_seconds=settings.expiry_seconds)
     planner = Planner(
         membership,
@@ -88,4 +97,12 @@ def build_controller(settings: RouterSettings, clock: Clock, rng: random.Random)
         rng=rng,
     )
     scheduler = Scheduler(clock, settings.policy)
-    return Controller(clock, settings.admission, membership=membership, planner=planner, scheduler=scheduler)
+    prefixes = Prefixes(clock, index or PrefixIndex(), membership, prefetches=settings.prefetch_on_prefix)
+    return Controller(
+        clock,
+        settings.admission,
+        membership=membership,
+        planner=planner,
+        scheduler=scheduler,
+        prefixes=prefixes,
+    )

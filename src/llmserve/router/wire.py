@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 
 from llmserve.core.errors import InvalidRequest, LLMServeError
-from llmserve.core.ids import DEFAULT_TENANT, RequestId, TenantId, WorkerId
+from llmserve.core.ids import DEFAULT_TENANT, BlockHash, RequestId, TenantId, WorkerId
 from llmserve.router.filters import PlacementRequest
 from llmserve.router.messages import Admit, Held, Incarnation, Placed, Refused
+from llmserve.router.prefix_index import HashedPrompt
+from llmserve.router.prefixes import Prefixes
 from llmserve.router.worker import KvShape, Member, WorkerSpec, WorkerState
 from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
@@ -62,6 +64,7 @@ def decode_admit(message: router_pb2.Admit) -> Admit:
         max_output_tokens=message.max_output_tokens,
         priority=message.priority,
         timeout_seconds=message.timeout_seconds,
+        prompt=HashedPrompt(tuple(map(BlockHash, message.block_hashes)), message.block_tokens),
     )
 
 
@@ -95,6 +98,7 @@ class PlacementEncoder:
         placement = router_pb2.Placement(
             prefill=self._worker(plan.prefill.spec) if plan.prefill else None,
             decode=self._worker(plan.decode.spec),
+            predicted_cached_tokens=placed.predicted_cached_tokens,
         )
         message = router_pb2.Placed(
             request_id=placed.request_id, placement=placement, queue_seconds=placed.queue_seconds
@@ -150,4 +154,14 @@ def encode_status(member: Member, now: float) -> router_pb2.WorkerStatus:
         reason=member.reason,
         heartbeat_age_seconds=now - member.heard_at,
         placed_requests=member.seats.placed_requests,
+    )
+
+
+def encode_index(prefixes: Prefixes, away: Iterable[str]) -> router_pb2.PrefixIndexStatus:
+    return router_pb2.PrefixIndexStatus(
+        followed=prefixes.index.followed,
+        away=away,
+        blocks=prefixes.index.blocks,
+        proof=prefixes.proof.state,
+        problem=prefixes.proof.problem,
     )

@@ -50,6 +50,17 @@ def common_flags(role: str, *, listens: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
+def add_kvmanagers(parser: argparse.ArgumentParser, without: str) -> None:
+    """--kvmanager, a tuple of addresses. without: what it means when there is none."""
+    parser.add_argument(
+        "--kvmanager",
+        type=lambda text: tuple(filter(None, text.split(","))),
+        default=(),
+        metavar="HOST:PORT,...",
+        help=f"of each KV manager, always in the same order: blocks are placed by it; {without}",
+    )
+
+
 def reached_at(listen: str) -> str:
     """The host that peers reach a process at which listens there: for what else it listens with. Where it
     listens on all addresses, which one is theirs cannot be known: loopback."""

@@ -16,6 +16,7 @@ from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import WorkerRole
+from llmserve.rpc.role import add_kvmanagers
 from llmserve.workers.build import build_engine, engine_spec
 from llmserve.workers.model import ServedWeights, prepare_model
 from llmserve.workers.worker import Worker, WorkerOptions
@@ -33,22 +34,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="unique in the cluster, such as decode-0")
     parser.add_argument("--listen", required=True, help="HOST:PORT of its gRPC service; peers use this host")
     parser.add_argument("--router", default="", help="HOST:PORT of the router; none: stays alone")
-    parser.add_argument(
-        "--kvmanager",
-        type=addresses,
-        default=(),
-        metavar="HOST:PORT,...",
-        help="of each KV manager, always in the same order: blocks are placed by it; none: no reports",
-    )
+    add_kvmanagers(parser, "none: no reports")
     parser.add_argument("--model-dir", type=Path, help="the prepared model; prepared here when not given")
     parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics; 0: none")
     parser.add_argument("--run-dir", type=Path, help="working directory of the cluster")
     parser.add_argument("--drain-seconds", type=float, default=5.0, help="for running requests at stop")
     return parser.parse_args()
-
-
-def addresses(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, text.split(",")))
 
 
 async def serve(flags: argparse.Namespace, manifest: Manifest, weights: ServedWeights) -> None:

@@ -8,6 +8,7 @@ between DRAM and the tiers below.
     words   what is asked and answered
     dram    the pool and its book: which blocks are there, whose room is taken
     codecs  a tier's codecs, by the shape of what they encode
+    coding  between bytes in the pool and blobs of a tier
     lower   one tier below: what it holds, writes down, brings up
     store   the requests of workers
 """

@@ -17,7 +17,8 @@ from llmserve.kvstore.eviction.tree import Node
 from llmserve.kvstore.pool.slot import CommitOutcome
 from llmserve.kvstore.store.admin import AnyTier, BlockFilter, StoreAdmin, parents_first
 from llmserve.kvstore.store.checking import ADMIN, View, leased
-from llmserve.kvstore.store.lower import LowerStore, Outgoing, StoredParts
+from llmserve.kvstore.store.coding import Outgoing, StoredParts
+from llmserve.kvstore.store.lower import LowerStore
 from llmserve.kvstore.store.words import PartFill, Prompt, StoredBlock
 from llmserve.kvstore.tiers.base import Outcome
 

@@ -24,7 +24,7 @@ from llmserve.kvstore.pool.slot import (
     Want,
 )
 from llmserve.kvstore.pool.table import PoolTable
-from llmserve.kvstore.store.words import PartFill, StoredBlock, part_key
+from llmserve.kvstore.store.words import HeldChanged, PartFill, StoredBlock, nobody_asks, part_key
 from llmserve.kvstore.tiers.base import BlobKey
 
 
@@ -58,6 +58,7 @@ class DramTier:
         stands there of an earlier use."""
         self.table, self.book, self.name = table, book, name
         self.totals = TierTotals()
+        self.held_changed: HeldChanged = nobody_asks
         self._clock, self._noted, self._wipe = clock, noted, wipe
         self._filling: dict[BlockHash, _Filling] = {}
         self._leases: dict[LeaseId, _Lease] = {}
@@ -130,7 +131,8 @@ class DramTier:
     def evict(self, key: BlockHash) -> None:
         """Of a victim: its slots come back, when nobody reads them any more."""
         self.table.remove(self._names(key))
-        self._blocks.pop(key, None)
+        if self._blocks.pop(key, None):
+            self.held_changed((key,), False)
 
     def reserve(
         self, user: PoolUser, block: StoredBlock, seconds: float
@@ -177,6 +179,7 @@ class DramTier:
         del self._filling[fill.block]
         self._filling_ends.drop(fill.block)
         self._blocks[fill.block] = filling.block
+        self.held_changed((fill.block,), True)
         self.book.unpin([fill.block])
         return outcome, filling.block
 

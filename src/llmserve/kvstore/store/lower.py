@@ -15,40 +15,31 @@ following nothing; whoever asks for it first takes it over (`adopt`).
 
 import asyncio
 import logging
-import mmap
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import takewhile
-from typing import TypeVar
-
-import xxhash
 
 from llmserve.core.clock import Clock
-from llmserve.core.errors import BlockDamaged, BlockUnreadable, StartFailed
+from llmserve.core.errors import BlockUnreadable, StartFailed
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.tasks import TaskOwner
 from llmserve.core.tiers import TierTotals
 from llmserve.kvstore.eviction import NOBODY, Added, LowerTier, TierBook, WriteMode
-from llmserve.kvstore.formats import BlockShape, Header
-from llmserve.kvstore.store.codecs import Codecs, MakeCodec
-from llmserve.kvstore.store.words import StoredBlock, block_of, part_key
+from llmserve.kvstore.store.codecs import MakeCodec
+from llmserve.kvstore.store.coding import Coder, Incoming, Outgoing, StoredParts, aligned, room_for
+from llmserve.kvstore.store.words import HeldChanged, StoredBlock, block_of, nobody_asks, part_key
 from llmserve.kvstore.tiers.base import (
     ALIGNMENT_BYTES,
     Blob,
     BlobKey,
     BlobResult,
     Outcome,
-    ReadResult,
     Target,
     Tier,
 )
 from llmserve.rpc.backoff import Backoff
 
-_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _BATCH_BYTES = 64 << 20
 _FIRST_GUESS_BYTES_PER_SECOND = 500e6
@@ -59,30 +50,6 @@ _OPEN_AGAIN_SECONDS = (1.0, 60.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
-    """A part of a block to bring up, and where to. shape: of its bytes, as text; empty: not known."""
-
-    key: BlobKey
-    view: memoryview
-    shape: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A block to write down. views: of its parts, which the caller holds until `ended` is called, once, with
-    what became of it. checksums: of the parts, as they were stored."""
-
-    block: StoredBlock
-    views: tuple[memoryview, ...]
-    checksums: tuple[int, ...]
-    ended: Callable[[Outcome], object]
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(self.block.part_bytes)
-
-
-@dataclass(frozen=True, slots=True)
 class LowerSettings:
     """busy_bytes: see `eviction.writing`; four times as much of the pool is held at most for what goes down.
     opens_later: a medium that cannot be used is tried again and again, and is a miss until then."""
@@ -90,16 +57,6 @@ class LowerSettings:
     write_mode: WriteMode = WriteMode.AUTO
     busy_bytes: int = 256 << 20
     opens_later: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StoredParts:
-    """Of a block, with the shape of each; none unless DONE."""
-
-    outcome: Outcome
-    reason: str = ""
-    parts: tuple[memoryview, ...] = ()
-    shapes: tuple[str, ...] = ()
 
 
 _Encoded = tuple[Outgoing, list[Blob]]
@@ -122,12 +79,12 @@ class LowerStore:
         self.name, self.kind = name or tier.name, tier.name
         self.book = book
         self.totals = TierTotals()
+        self.held_changed: HeldChanged = nobody_asks
         self.settings = settings or LowerSettings()
         self.outcomes: Counter[tuple[str, Outcome]] = Counter()  # by operation
         self.trouble = "not opened yet"
         self._tier, self._clock = tier, clock
-        self._codecs = Codecs(make_codec)
-        self._thread = ThreadPoolExecutor(1, f"kv-{self.name}")
+        self._coder = Coder(make_codec, f"kv-{self.name}")
         self._queue: asyncio.Queue[Outgoing] = asyncio.Queue()
         self._queued_bytes = 0
         self._writing: set[BlockHash] = set()
@@ -151,7 +108,7 @@ class LowerStore:
         while not self._queue.empty():
             self._end(self._queue.get_nowait(), Outcome.FAILED)
             self._queue.task_done()
-        self._thread.shutdown()
+        self._coder.close()
         await self._tier.aclose()
 
     @property
@@ -186,6 +143,7 @@ class LowerStore:
             self._most_parts = max(self._most_parts, part + 1)
         found = {block: self.book.add(block, None, size, NOBODY) for block, size in sizes.items()}
         self._strangers = {block for block, added in found.items() if added is Added.HELD}
+        self.held_changed(self._strangers, True)
         return [block for block, added in found.items() if added is not Added.HELD]
 
     # -- what is there
@@ -224,7 +182,7 @@ class LowerStore:
         that is cancelled ends when it has let go of them."""
         started = self._clock.now()
         sizes = self._tier.sizes([one.key for one in wanted])
-        buffers = [_room(one.view, size) for one, size in zip(wanted, sizes, strict=True)]
+        buffers = [room_for(one.view, size) for one, size in zip(wanted, sizes, strict=True)]
         targets = [Target(one.key, buffer) for one, buffer in zip(wanted, buffers, strict=True)]
         results = await self._tier.read(targets)
         sums: list[int | None] = []
@@ -243,7 +201,7 @@ class LowerStore:
 
     async def _decoded(self, one: Incoming, header: bytes, payload: memoryview) -> int | None:
         try:
-            checksum = await self._on_thread(partial(self._decode, one, header, payload))
+            checksum = await self._coder.decode(one, header, payload)
         except BlockUnreadable as error:
             await self._not_read(one.key, Outcome.CORRUPT, error.message)
             return None
@@ -255,12 +213,6 @@ class LowerStore:
         _log.warning("%s: a block is not read: %s", self.name, reason)
         if outcome in (Outcome.MISSING, Outcome.CORRUPT):
             await self._forget([block_of(key)[0]])
-
-    def _decode(self, one: Incoming, header: bytes, payload: memoryview) -> int:
-        if payload.obj is one.view.obj and not Header.unpack(header).is_raw:
-            payload = memoryview(bytes(payload))  # it was read to where the block goes
-        self._codecs.of(one.shape, len(one.view)).decode(one.key, header, payload, one.view)
-        return xxhash.xxh3_64_intdigest(one.view)
 
     def _learn(self, size_bytes: int, seconds: float) -> None:
         if size_bytes and seconds > 0:
@@ -319,7 +271,7 @@ class LowerStore:
         ends: dict[BlockHash, Outcome] = {}
         ready: list[_Encoded] = []
         for outgoing in batch:
-            blobs = await self._on_thread(partial(self._encode, outgoing))
+            blobs = await self._coder.encode(outgoing)
             if blobs is None:
                 ends[outgoing.block.key] = Outcome.CORRUPT
                 _log.warning("%s: a block is not stored: it changed in memory", self.name)
@@ -328,17 +280,6 @@ class LowerStore:
             else:
                 ends[outgoing.block.key] = Outcome.FULL
         return ends | await self._put(ready)
-
-    def _encode(self, outgoing: Outgoing) -> list[Blob] | None:
-        """None: the pool's memory has other bytes than were stored there."""
-        blobs, block = [], outgoing.block
-        for part, (view, checksum) in enumerate(zip(outgoing.views, outgoing.checksums, strict=True)):
-            codec, key = self._codecs.of(block.shape(part), len(view)), part_key(block.key, part)
-            encoded = codec.encode(key, view, _aligned(codec.bound_bytes))
-            if xxhash.xxh3_64_intdigest(view) != checksum:
-                return None
-            blobs.append(Blob(key, encoded.header, encoded.payload))
-        return blobs
 
     async def _take_room(self, block: StoredBlock, blobs: Sequence[Blob]) -> bool:
         """In the book; the block is pinned there."""
@@ -351,6 +292,7 @@ class LowerStore:
         self.book.pin([block.key])
         gone = [victim.key for victim in victims]
         self._strangers.difference_update(gone)
+        self.held_changed(gone, False)
         await self._tier.remove(self._parts_of(gone))
         return added is Added.HELD
 
@@ -370,6 +312,7 @@ class LowerStore:
     async def _put_ended(self, key: BlockHash, results: Sequence[BlobResult]) -> Outcome:
         failed = next((result for result in results if result.outcome is not Outcome.DONE), None)
         if failed is None:
+            self.held_changed((key,), True)
             return Outcome.DONE
         _log.warning("%s: a block is not stored: %s", self.name, failed.reason)
         await self._forget([key])
@@ -384,29 +327,14 @@ class LowerStore:
         """All parts of a block, decoded, in memory of their own. What is corrupt is not dropped."""
         names = list(takewhile(lambda name: self._tier.holds([name])[0], self._parts_of([key])))
         sizes = self._tier.sizes(names)
-        targets = [Target(name, _aligned(size)) for name, size in zip(names, sizes, strict=True)]
+        targets = [Target(name, aligned(size)) for name, size in zip(names, sizes, strict=True)]
         results = await self._tier.read(targets)
         for result in results:
             self.outcomes["read", result.outcome] += 1
         failed = next((result for result in results if result.outcome is not Outcome.DONE), None)
         if failed or not names:
             return StoredParts(failed.outcome if failed else Outcome.MISSING, failed.reason if failed else "")
-        try:
-            return await self._on_thread(partial(self._decode_all, targets, results))
-        except BlockDamaged as error:
-            return StoredParts(Outcome.CORRUPT, error.message)
-        except BlockUnreadable as error:
-            return StoredParts(Outcome.FAILED, error.message)
-
-    def _decode_all(self, targets: Sequence[Target], results: Sequence[ReadResult]) -> StoredParts:
-        parts, shapes = [], []
-        for target, result in zip(targets, results, strict=True):
-            shapes.append(Header.unpack(result.header).shape)
-            size = BlockShape.parse(shapes[-1]).size_bytes
-            parts.append(_aligned(size)[:size])
-            payload = target.buffer[: result.length_bytes]
-            self._codecs.of(shapes[-1], size).decode(target.key, result.header, payload, parts[-1])
-        return StoredParts(Outcome.DONE, "", tuple(parts), tuple(shapes))
+        return await self._coder.decode_all(targets, results)
 
     async def drop(self, keys: Sequence[BlockHash]) -> None:
         """They are gone from the book at once, and from the medium when this returns."""
@@ -418,31 +346,13 @@ class LowerStore:
         for key in keys:
             self.book.remove(key)
             self._strangers.discard(key)
+        self.held_changed(keys, False)
         await self._tier.remove(self._parts_of(keys))
 
     def _parts_of(self, keys: Sequence[BlockHash]) -> list[BlobKey]:
         return [part_key(key, part) for key in keys for part in range(self._most_parts)]
 
-    async def _on_thread(self, work: Callable[[], _T]) -> _T:
-        """Ends when the thread has let go of the memory, also when it is cancelled."""
-        running = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            with suppress(BlockUnreadable):
-                await running
-            raise
-
 
 def _charge(size: int) -> int:
     """What a blob takes on a medium of pages, its head included."""
     return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES + ALIGNMENT_BYTES
-
-
-def _room(view: memoryview, size: int) -> memoryview:
-    """Where a blob of this size is read to: in place, if it fits."""
-    return view if size <= len(view) else _aligned(size)
-
-
-def _aligned(size: int) -> memoryview:
-    return memoryview(mmap.mmap(-1, -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES))

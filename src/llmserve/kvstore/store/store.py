@@ -24,8 +24,9 @@ from llmserve.kvstore.eviction import (
 )
 from llmserve.kvstore.leases import LeaseAnswer
 from llmserve.kvstore.pool.slot import CommitOutcome, PoolUser, ReserveOutcome, Slot
+from llmserve.kvstore.store.coding import Incoming, Outgoing
 from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import Incoming, LowerStore, Outgoing
+from llmserve.kvstore.store.lower import LowerStore
 from llmserve.kvstore.store.words import (
     NO_LEASE,
     BlockSlots,
@@ -41,6 +42,7 @@ _log = logging.getLogger(__name__)
 LEASE_SECONDS = 30.0
 ROOM_WAIT_SECONDS = 0.5
 _SELF = PoolUser("kvmanager")
+_NO_ROOM = (ReserveOutcome.FULL, ReserveOutcome.TOO_LARGE)
 
 _Reserved = tuple[StoredBlock, tuple[Slot, ...]]
 View = Callable[[int, int], memoryview]  # offset and length in the pool
@@ -117,6 +119,17 @@ class BlockStore:
         if self.lower and self._settings.ahead_bytes:
             self._make_room(self._settings.ahead_bytes, NOBODY)
         return Prepared(lease_id, loads, stores)
+
+    async def prefetch(self, prompt: Prompt, wait_seconds: float) -> int:
+        """What of the first blocks of a waiting prompt lies below DRAM comes up: as much as can in that time
+        and as there is free room for. Nothing goes for it, is leased, or counts as used. How many came."""
+        run = prompt.keys[: self._stored_run(prompt)]
+        free_bytes = self.dram.book.capacity_bytes - self.dram.book.used_bytes
+        limits = PromotionLimits(wait_seconds, compute_seconds=0.0, room_bytes=free_bytes)
+        chosen = set(promotions([self._place(prompt, key) for key in run], limits))
+        for tier in self.lower:
+            await self._fill_from(tier, self._reserve_free(tier, prompt, chosen))
+        return sum(map(self.dram.holds, chosen))
 
     def commit(self, fills: Sequence[PartFill]) -> list[CommitOutcome]:
         return [self._commit(fill) for fill in fills]
@@ -284,9 +297,23 @@ class BlockStore:
             outcome, slots = self.dram.reserve(user, block, self._settings.lease_seconds)
             if outcome is ReserveOutcome.RESERVED:
                 ours.append((block, slots))
-            elif outcome in (ReserveOutcome.FULL, ReserveOutcome.TOO_LARGE):
+            elif outcome in _NO_ROOM:
                 return ours, list(blocks[at:])
         return ours, []
+
+    def _reserve_free(self, tier: LowerStore, prompt: Prompt, chosen: set[BlockHash]) -> list[_Reserved]:
+        """Of the chosen blocks those that come from this tier, as far as there is room already."""
+        ours: list[_Reserved] = []
+        for at, key in enumerate(prompt.keys):
+            if key not in chosen or self._below(key, len(prompt.part_bytes)) is not tier:
+                continue
+            block = _block(prompt, at)
+            outcome, slots = self.dram.reserve(_SELF, block, self._settings.lease_seconds)
+            if outcome is ReserveOutcome.RESERVED:
+                ours.append((block, slots))
+            elif outcome in _NO_ROOM:
+                break
+        return ours
 
     # -- down
 

@@ -1,6 +1,6 @@
 """What workers ask of the store, and what it answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
@@ -18,6 +18,14 @@ def part_key(block: BlockHash, part: int) -> BlobKey:
 def block_of(key: BlobKey) -> tuple[BlockHash, int]:
     """The block and the number of the part."""
     return BlockHash(key[:-_PART_BYTES]), int.from_bytes(key[-_PART_BYTES:], "big")
+
+
+# Told of blocks that a tier holds from now on (True), or no longer. Called at once and often.
+HeldChanged = Callable[[Iterable[BlockHash], bool], object]
+
+
+def nobody_asks(keys: Iterable[BlockHash], held: bool) -> None:
+    """A HeldChanged."""
 
 
 NO_LEASE = LeaseId("")

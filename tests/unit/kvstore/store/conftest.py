@@ -1,7 +1,7 @@
 """A store whose pool is plain memory and whose lower tiers are fakes; workers that write and read it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from llmserve.kvstore.store import (
     Prompt,
     StoreSettings,
 )
+from llmserve.kvstore.store.admin import AnyTier
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.tiers.base import Tier
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
@@ -66,6 +67,7 @@ class World:
     tenant: TenantId = TENANT
     user: PoolUser = WORKER
     written: list[BlockHash] = field(default_factory=list)
+    told: dict[str, set[BlockHash]] = field(default_factory=dict)  # of each tier: what it says it holds
 
     async def prepare(self, keys: Sequence[BlockHash], have: int = 0, **more: Any) -> Prepared:
         sizes = (PART_BYTES,) * self.parts
@@ -132,6 +134,27 @@ class World:
             self.store.release(prepared.lease_id)
         return [block.index for block in prepared.loads]
 
+    @property
+    def tiers(self) -> tuple[AnyTier, ...]:
+        return (self.store.dram, *self.store.lower)
+
+    def follow(self) -> None:
+        """Hears of each tier what it holds."""
+        for tier in self.tiers:
+            told = self.told[tier.name] = set()
+
+            def changed(keys: Iterable[BlockHash], held: bool, told: set[BlockHash] = told) -> None:
+                (told.update if held else told.difference_update)(keys)
+
+            tier.held_changed = changed
+
+    def check_told(self) -> None:
+        for tier in self.tiers if self.told else ():
+            there = {node.key for node in tier.book.held()}
+            unsure = {key for key in there if isinstance(tier, LowerStore) and tier.is_writing(key)}
+            unsure |= {key for key in there if isinstance(tier, DramTier) and tier.is_filling(key)}
+            assert self.told[tier.name] - unsure == there - unsure, tier.name
+
     def check_integrity(self) -> None:
         self.store.dram.table.check_integrity()
         self.store.dram.book.check_integrity()
@@ -196,10 +219,12 @@ async def make_world() -> AsyncIterator[MakeWorld]:
             StoreSettings(lease_seconds=30.0, room_wait_seconds=room_wait_seconds, ahead_bytes=ahead_bytes),
         )
         worlds.append(World(store, view, clock, kept, parts))
+        worlds[-1].follow()
         return worlds[-1]
 
     yield make
     for world in worlds:
+        world.check_told()
         await world.store.aclose()
         world.check_integrity()
 

@@ -455,3 +455,43 @@ class ImportProgress(_message.Message):
     refused_blocks: int
     tier: str
     def __init__(self, received_blocks: _Optional[int] = ..., done: _Optional[bool] = ..., stored_blocks: _Optional[int] = ..., present_blocks: _Optional[int] = ..., refused_blocks: _Optional[int] = ..., tier: _Optional[str] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchReport(_message.Message):
+    __slots__ = ("node", "tier", "sequence", "anew", "dropped", "removed", "stored")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ANEW_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    tier: str
+    sequence: int
+    anew: bool
+    dropped: bool
+    removed: _containers.RepeatedScalarFieldContainer[bytes]
+    stored: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, node: _Optional[str] = ..., tier: _Optional[str] = ..., sequence: _Optional[int] = ..., anew: _Optional[bool] = ..., dropped: _Optional[bool] = ..., removed: _Optional[_Iterable[bytes]] = ..., stored: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class PrefetchRequest(_message.Message):
+    __slots__ = ("worker_id", "tenant", "block_hashes", "wait_seconds")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
+    WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    tenant: str
+    block_hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    wait_seconds: float
+    def __init__(self, worker_id: _Optional[str] = ..., tenant: _Optional[str] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., wait_seconds: _Optional[float] = ...) -> None: ...
+
+class PrefetchResponse(_message.Message):
+    __slots__ = ("taken",)
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    taken: bool
+    def __init__(self, taken: _Optional[bool] = ...) -> None: ...

@@ -95,6 +95,16 @@ class KVManagerStub:
                 request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.ImportPiece.SerializeToString,
                 response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.ImportProgress.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/llmserve.v1.KVManager/Watch',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.WatchRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.WatchReport.FromString,
+                _registered_method=True)
+        self.Prefetch = channel.unary_unary(
+                '/llmserve.v1.KVManager/Prefetch',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.PrefetchRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.PrefetchResponse.FromString,
+                _registered_method=True)
 
 
 class KVManagerServicer:
@@ -182,6 +192,20 @@ class KVManagerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """Who holds which blocks, for a replica: first all, in pieces, then what changes. It never ends by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prefetch(self, request, context):
+        """A prompt waits for its turn: what of it lies below DRAM is brought up meanwhile. Answers at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KVManagerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -244,6 +268,16 @@ def add_KVManagerServicer_to_server(servicer, server):
                     servicer.ImportBlocks,
                     request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.ImportPiece.FromString,
                     response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.ImportProgress.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.WatchRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.WatchReport.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.PrefetchRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.PrefetchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -571,6 +605,60 @@ class KVManager:
             '/llmserve.v1.KVManager/ImportBlocks',
             llmserve_dot_v1_dot_kvmanager__pb2.ImportPiece.SerializeToString,
             llmserve_dot_v1_dot_kvmanager__pb2.ImportProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmserve.v1.KVManager/Watch',
+            llmserve_dot_v1_dot_kvmanager__pb2.WatchRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.WatchReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.KVManager/Prefetch',
+            llmserve_dot_v1_dot_kvmanager__pb2.PrefetchRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.PrefetchResponse.FromString,
             options,
             channel_credentials,
             insecure,

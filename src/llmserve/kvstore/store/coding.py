@@ -1,0 +1,131 @@
+"""Between the bytes of blocks in the pool and the blobs of a tier: coded on a thread of its own.
+
+A call that is cancelled ends when its thread has let go of the memory.
+"""
+
+import asyncio
+import mmap
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import xxhash
+
+from llmserve.core.errors import BlockDamaged, BlockUnreadable
+from llmserve.kvstore.formats import BlockShape, Header
+from llmserve.kvstore.store.codecs import Codecs, MakeCodec
+from llmserve.kvstore.store.words import StoredBlock, part_key
+from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES, Blob, BlobKey, Outcome, ReadResult, Target
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A part of a block to bring up, and where to. shape: of its bytes, as text; empty: not known."""
+
+    key: BlobKey
+    view: memoryview
+    shape: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A block to write down. views: of its parts, which the caller holds until `ended` is called, once, with
+    what became of it. checksums: of the parts, as they were stored."""
+
+    block: StoredBlock
+    views: tuple[memoryview, ...]
+    checksums: tuple[int, ...]
+    ended: Callable[[Outcome], object]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(self.block.part_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredParts:
+    """Of a block, with the shape of each; none unless DONE."""
+
+    outcome: Outcome
+    reason: str = ""
+    parts: tuple[memoryview, ...] = ()
+    shapes: tuple[str, ...] = ()
+
+
+class Coder:
+    """Life: any calls -> close."""
+
+    def __init__(self, make_codec: MakeCodec, name: str) -> None:
+        self._codecs = Codecs(make_codec)
+        self._thread = ThreadPoolExecutor(1, name)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    async def encode(self, outgoing: Outgoing) -> list[Blob] | None:
+        """None: the pool's memory has other bytes than were stored there."""
+        return await self._on_thread(partial(self._encode, outgoing))
+
+    async def decode(self, one: Incoming, header: bytes, payload: memoryview) -> int:
+        """Into its view; the checksum (xxh3) of what is there then. Errors: BlockUnreadable."""
+        return await self._on_thread(partial(self._decode, one, header, payload))
+
+    async def decode_all(self, targets: Sequence[Target], results: Sequence[ReadResult]) -> StoredParts:
+        """The parts of one block, all of them read, in memory of their own."""
+        try:
+            return await self._on_thread(partial(self._decode_all, targets, results))
+        except BlockDamaged as error:
+            return StoredParts(Outcome.CORRUPT, error.message)
+        except BlockUnreadable as error:
+            return StoredParts(Outcome.FAILED, error.message)
+
+    # -- parts
+
+    def _encode(self, outgoing: Outgoing) -> list[Blob] | None:
+        blobs, block = [], outgoing.block
+        for part, (view, checksum) in enumerate(zip(outgoing.views, outgoing.checksums, strict=True)):
+            codec, key = self._codecs.of(block.shape(part), len(view)), part_key(block.key, part)
+            encoded = codec.encode(key, view, aligned(codec.bound_bytes))
+            if xxhash.xxh3_64_intdigest(view) != checksum:
+                return None
+            blobs.append(Blob(key, encoded.header, encoded.payload))
+        return blobs
+
+    def _decode(self, one: Incoming, header: bytes, payload: memoryview) -> int:
+        if payload.obj is one.view.obj and not Header.unpack(header).is_raw:
+            payload = memoryview(bytes(payload))  # it was read to where the block goes
+        self._codecs.of(one.shape, len(one.view)).decode(one.key, header, payload, one.view)
+        return xxhash.xxh3_64_intdigest(one.view)
+
+    def _decode_all(self, targets: Sequence[Target], results: Sequence[ReadResult]) -> StoredParts:
+        parts, shapes = [], []
+        for target, result in zip(targets, results, strict=True):
+            shapes.append(Header.unpack(result.header).shape)
+            size = BlockShape.parse(shapes[-1]).size_bytes
+            parts.append(aligned(size)[:size])
+            payload = target.buffer[: result.length_bytes]
+            self._codecs.of(shapes[-1], size).decode(target.key, result.header, payload, parts[-1])
+        return StoredParts(Outcome.DONE, "", tuple(parts), tuple(shapes))
+
+    async def _on_thread(self, work: Callable[[], _T]) -> _T:
+        running = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            with suppress(BlockUnreadable):
+                await running
+            raise
+
+
+def room_for(view: memoryview, size: int) -> memoryview:
+    """Where a blob of this size is read to: in place, if it fits."""
+    return view if size <= len(view) else aligned(size)
+
+
+def aligned(size: int) -> memoryview:
+    return memoryview(mmap.mmap(-1, -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES))

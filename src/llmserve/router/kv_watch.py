@@ -1,0 +1,115 @@
+"""Follows the KV managers: KVManager.Watch, into the prefix index. And asks them to prefetch.
+
+A stream that breaks takes what it told with it, and begins again with all. Without KV managers nothing runs.
+"""
+
+import logging
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import grpc.aio
+
+from llmserve.core.errors import Unavailable
+from llmserve.core.ids import BlockHash
+from llmserve.core.tasks import TaskOwner
+from llmserve.kvstore.directory import Holder, KvTier
+from llmserve.kvstore.watcher import Told
+from llmserve.router.messages import Prefetch
+from llmserve.router.prefix_index import PrefixIndex
+from llmserve.rpc.backoff import Backoff
+from llmserve.rpc.client import open_channel
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
+from llmserve.rpc.status import from_grpc
+
+_log = logging.getLogger(__name__)
+_PREFETCH_SECONDS = 2.0
+
+
+class KvWatch:
+    """Life: start (once) -> aclose (idempotent). Made inside a running loop."""
+
+    def __init__(self, addresses: Sequence[str], index: PrefixIndex) -> None:
+        """addresses: of all KV managers; their names in the index."""
+        self.addresses = tuple(addresses)
+        self._index = index
+        self._owner = TaskOwner("kv-watch")
+        self._channels = AsyncExitStack()
+        self._stubs: dict[str, kvmanager_pb2_grpc.KVManagerStub] = {}
+
+    async def start(self) -> None:
+        for address in self.addresses:
+            channel = await self._channels.enter_async_context(open_channel(address))
+            self._stubs[address] = kvmanager_pb2_grpc.KVManagerStub(channel)  # type: ignore[no-untyped-call]
+            self._owner.spawn(address, self._follow(address), fatal=True)
+
+    async def wait(self) -> None:
+        """Raises the defect that ended it; KV managers that come and go do not."""
+        raise await self._owner.failed
+
+    async def aclose(self) -> None:
+        await self._owner.aclose()
+        await self._channels.aclose()
+
+    def away(self) -> list[str]:
+        """Those that are not followed now."""
+        return [address for address in self.addresses if address not in self._index.followed]
+
+    def prefetch(self, wanted: Prefetch) -> None:
+        """Asks in the background. Errors are logged: the request runs all the same."""
+        for stretch in wanted.stretches:
+            request = kvmanager_pb2.PrefetchRequest(
+                worker_id=wanted.worker_id,
+                tenant=wanted.tenant,
+                block_hashes=wanted.block_hashes[stretch.start : stretch.stop],
+                wait_seconds=wanted.wait_seconds,
+            )
+            self._owner.spawn("prefetch", self._ask(stretch.manager, request))
+
+    # -- parts
+
+    async def _follow(self, address: str) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                await self._watch(address, backoff)
+                reason = "it closed the stream"
+            except grpc.aio.AioRpcError as error:
+                reason = from_grpc(error).message
+            except Unavailable as error:
+                reason = error.message
+            finally:
+                self._index.drop(address)
+            _log.warning("KV manager at %s is not followed, trying again: %s", address, reason)
+            await backoff.pause()
+
+    async def _watch(self, address: str, backoff: Backoff) -> None:
+        call = self._stubs[address].Watch(kvmanager_pb2.WatchRequest())
+        try:
+            await call.wait_for_connection()
+            backoff.reset()
+            self._index.begin(address)
+            _log.info("KV manager at %s is followed", address)
+            async for report in call:
+                if not self._index.apply(address, _decode(report)):
+                    raise Unavailable(
+                        f"report {report.sequence} of {report.node} does not follow the last one"
+                    )
+        finally:
+            call.cancel()
+
+    async def _ask(self, address: str, request: kvmanager_pb2.PrefetchRequest) -> None:
+        try:
+            await self._stubs[address].Prefetch(request, timeout=_PREFETCH_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            _log.info("KV manager at %s was not asked to prefetch: %s", address, from_grpc(error).message)
+
+
+def _decode(report: kvmanager_pb2.WatchReport) -> Told:
+    return Told(
+        holder=Holder(report.node, KvTier(report.tier)),
+        sequence=report.sequence,
+        anew=report.anew,
+        dropped=report.dropped,
+        removed=tuple(map(BlockHash, report.removed)),
+        stored=tuple(map(BlockHash, report.stored)),
+    )
