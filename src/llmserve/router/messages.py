@@ -7,7 +7,7 @@ from llmserve.core.errors import LLMServeError
 from llmserve.core.ids import RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.router.filters import PlacementRequest
-from llmserve.router.plan import Plan
+from llmserve.router.plan import Candidate, Plan
 from llmserve.router.session import Session
 
 
@@ -80,4 +80,13 @@ class Ended:
     exit: Exit
 
 
-Effect = Placed | Refused | Ended
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Its user has the first token, so many seconds after its placement. Nothing to send."""
+
+    request_id: RequestId
+    seconds: float
+    predicted: Candidate | None
+
+
+Effect = Placed | Refused | Started | Ended

@@ -2,14 +2,19 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import Literal
 
 from llmserve.config.schema import Budgets, Scheduling, TenantBudget
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
+from llmserve.router.baselines import LeastLoaded, RoundRobin
 from llmserve.router.controller import AdmissionLimits, Controller
 from llmserve.router.filters import HasFreeSeat, NotExcluded
+from llmserve.router.kv_aware import KvAware
+from llmserve.router.learner import Learner
 from llmserve.router.membership import Membership
-from llmserve.router.plan import Planner
+from llmserve.router.pace import Paces
+from llmserve.router.plan import Chooser, Disaggregate, Planner
 from llmserve.router.scorers import FreeSeats, ShortEngineQueue
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import Limits
@@ -29,6 +34,8 @@ class RouterSettings:
     heartbeat_seconds: float = 1.0
     expiry_seconds: float = 4.0
     no_worker_grace_seconds: float = 10.0
+    routing: Literal["kv_aware", "least_loaded", "round_robin"] = "kv_aware"
+    disaggregate: Disaggregate = Disaggregate.AUTO
 
     @classmethod
     def of(cls, scheduling: Scheduling, budgets: Budgets) -> "RouterSettings":
@@ -36,6 +43,8 @@ class RouterSettings:
             policy=_policy(scheduling, budgets),
             heartbeat_seconds=scheduling.worker_heartbeat_seconds,
             expiry_seconds=scheduling.worker_expiry_seconds,
+            routing=scheduling.routing,
+            disaggregate=Disaggregate(scheduling.disaggregate),
         )
 
     @property
@@ -80,12 +89,28 @@ def _tenant_limit(section: TenantBudget) -> TenantLimit:
 
 
 def build_controller(settings: RouterSettings, clock: Clock, rng: random.Random) -> Controller:
-    membership = Membership(clock, expiry_seconds=settings.expiry_seconds)
+    membership, paces = Membership(clock, expiry_seconds=settings.expiry_seconds), Paces()
     planner = Planner(
         membership,
         filters=(NotExcluded(), HasFreeSeat()),
-        scorers=((1.0, FreeSeats()), (_ENGINE_QUEUE_WEIGHT, ShortEngineQueue())),
-        rng=rng,
+        chooser=_chooser(settings, paces, clock, rng),
+        disaggregate=settings.disaggregate,
     )
-    scheduler = Scheduler(clock, settings.policy)
-    return Controller(clock, settings.admission, membership=membership, planner=planner, scheduler=scheduler)
+    return Controller(
+        clock,
+        settings.admission,
+        membership=membership,
+        planner=planner,
+        scheduler=Scheduler(clock, settings.policy),
+        learner=Learner(paces),
+    )
+
+
+def _chooser(settings: RouterSettings, paces: Paces, clock: Clock, rng: random.Random) -> Chooser:
+    match settings.routing:
+        case "kv_aware":
+            return KvAware(paces, clock, rng)
+        case "least_loaded":
+            return LeastLoaded(((1.0, FreeSeats()), (_ENGINE_QUEUE_WEIGHT, ShortEngineQueue())), rng)
+        case "round_robin":
+            return RoundRobin()
