@@ -15,7 +15,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.router.filters import PlacementRequest
-from llmserve.router.forecast import Forecast
+from llmserve.router.forecast import Forecast, PromptCost
 from llmserve.router.pace import Paces
 from llmserve.router.plan import Candidate, Choices, Parts, Plan
 from llmserve.router.spread import Spread
@@ -67,8 +67,8 @@ class KvAware:
     def _pairs(self, choices: Choices, look: "_Look") -> list[_Option]:
         if not choices.prefill or not choices.decode:
             return []
-        prefill = self._best(choices.prefill, look.prefill_seconds)
-        decode = self._best(choices.decode, look.decode_seconds)
+        prefill = map(look.first_leg, self._best(choices.prefill, look.prefill_seconds))
+        decode = map(look.second_leg, self._best(choices.decode, look.decode_seconds))
         return [look.pair(first, second) for first, second in product(prefill, decode)]
 
     def _best(self, members: Sequence[Member], seconds: Callable[[Member], float]) -> list[Member]:
@@ -123,7 +123,9 @@ class _Look:
     def decode_seconds(self, member: Member) -> float:
         forecast = self._forecast
         seconds = forecast.decode(member) + forecast.busy(member) + forecast.typical_handover(member)
-        return seconds + self._fetch_spread(member) if member.spec.worker_id in self._crowded else seconds
+        return (
+            seconds + forecast.saved_handover(member) if member.spec.worker_id in self._crowded else seconds
+        )
 
     def whole(self, member: Member) -> _Option:
         forecast = self._forecast
@@ -139,20 +141,28 @@ class _Look:
         )
         return _Option(sum(parts), None, member, prompt.tokens, parts)
 
-    def pair(self, prefill: Member, decode: Member) -> _Option:
-        forecast, crowded = self._forecast, self._crowded
-        prompt = forecast.prompt(prefill)
-        spread = self._prompt_spread(prefill) if prefill.spec.worker_id in crowded else 0.0
-        spread += self._fetch_spread(decode) if decode.spec.worker_id in crowded else 0.0
+    def first_leg(self, prefill: Member) -> "_FirstLeg":
+        crowded = prefill.spec.worker_id in self._crowded
+        return _FirstLeg(
+            prefill, self._forecast.prompt(prefill), self._prompt_spread(prefill) if crowded else 0.0
+        )
+
+    def second_leg(self, decode: Member) -> "_SecondLeg":
+        seconds = self._forecast.decode(decode) + self._forecast.busy(decode)
+        crowded = decode.spec.worker_id in self._crowded
+        return _SecondLeg(decode, seconds, self._forecast.saved_handover(decode) if crowded else 0.0)
+
+    def pair(self, first: "_FirstLeg", second: "_SecondLeg") -> _Option:
+        prompt = first.prompt
         parts = Parts(
             queue=prompt.queue,
             load=prompt.load,
             compute=prompt.compute,
-            handover=forecast.handover(prefill, decode),
-            decode=forecast.decode(decode) + forecast.busy(decode),
-            spread=spread,
+            handover=self._forecast.handover(first.member, second.member),
+            decode=second.decode,
+            spread=first.spread + second.spread,
         )
-        return _Option(sum(parts), prefill, decode, prompt.tokens, parts)
+        return _Option(sum(parts), first.member, second.member, prompt.tokens, parts)
 
     # -- what a cache would save, on workers that have had more than their share
 
@@ -165,8 +175,17 @@ class _Look:
         held_up = forecast.hold_up(member, cold) - forecast.hold_up(member, warm)
         return max(0.0, cold.seconds - warm.seconds + held_up)
 
-    def _fetch_spread(self, member: Member) -> float:
-        return self._forecast.saved_handover(member)
+
+class _FirstLeg(NamedTuple):
+    member: Member
+    prompt: PromptCost
+    spread: float
+
+
+class _SecondLeg(NamedTuple):
+    member: Member
+    decode: float
+    spread: float
 
 
 def _plan(chosen: _Option, options: Sequence[_Option]) -> Plan:
