@@ -11,9 +11,11 @@ from bench import (
     gateway,
     idle,
     latency,
+    placement,
     pool,
     push,
     recovery,
+    routing,
     scheduler,
     tiers,
     tiers_object,
@@ -21,7 +23,7 @@ from bench import (
 )
 
 NAMES = (
-    *("latency", "idle", "gateway", "recovery", "transfer", "push", "scheduler"),
+    *("latency", "idle", "gateway", "recovery", "transfer", "push", "scheduler", "placement", "routing"),
     *("eviction", "directory", "pool", "nvme", "object", "formats", "store"),
 )
 
@@ -44,6 +46,8 @@ def main() -> None:
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
         "push": push.run,
         "scheduler": scheduler.run,
+        "placement": placement.run,
+        "routing": routing.run,
         "eviction": eviction.run,
         "directory": directory.run,
         "pool": partial(pool.run, arguments.repeats),

@@ -154,6 +154,22 @@ class Scheduling(Section):
         Unit("seconds"),
         Field(gt=0, description="How long a request may take in all, queueing included."),
     ] = 600.0
+    routing: Annotated[
+        Literal["kv_aware", "least_loaded", "round_robin"],
+        Field(
+            description="Which workers a request gets. `kv_aware`: those where it is predicted to wait "
+            "least, what they have cached included. The others do not look at caches; they are there to "
+            "compare with."
+        ),
+    ] = "kv_aware"
+    disaggregate: Annotated[
+        Literal["auto", "always", "never"],
+        Field(
+            description="Whether prompt and answer are computed by two engines, where there are prefill "
+            "engines. `auto`: not when a decode engine alone is predicted to be better, as for a short or "
+            "mostly cached prompt, or when no prefill engine is there. `never`: decode engines do all."
+        ),
+    ] = "auto"
 
 
 class ApiKey(Section):

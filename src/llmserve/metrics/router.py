@@ -90,3 +90,27 @@ class RouterMetrics:
             registry=registry,
             buckets=(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
         )
+        self.placement_kinds_total = Counter(
+            "router_placement_kinds_total",
+            "Placements, by kind: disaggregated (prefill and decode on two workers), single (one for both)",
+            ("kind",),
+            registry=registry,
+        )
+        self.first_token_seconds = Histogram(
+            "router_first_token_seconds",
+            "From placement to first token",
+            registry=registry,
+            buckets=WAIT_BUCKETS_SECONDS,
+        )
+        self.predicted_first_token_seconds = Histogram(
+            "router_predicted_first_token_seconds",
+            "What router_first_token_seconds was predicted to be, where scheduling.routing is kv_aware",
+            registry=registry,
+            buckets=WAIT_BUCKETS_SECONDS,
+        )
+        self.first_token_error_seconds = Histogram(
+            "router_first_token_error_seconds",
+            "How far predicted and measured time to first token were apart",
+            registry=registry,
+            buckets=WAIT_BUCKETS_SECONDS,
+        )

@@ -14,11 +14,12 @@ from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import EngineLoad
 from llmserve.router.filters import PlacementRequest
+from llmserve.router.learner import Learner
 from llmserve.router.membership import Membership
-from llmserve.router.messages import Admit, Effect, Ended, Exit, Held, Incarnation, Placed, Refused
+from llmserve.router.messages import Admit, Effect, Ended, Exit, Held, Incarnation, Placed, Refused, Started
 from llmserve.router.plan import NoPlan, Plan, Planner
 from llmserve.router.prefixes import Prefixes
-from llmserve.router.session import Holding, Session, Ticket
+from llmserve.router.session import Holding, Session, Ticket, Work
 from llmserve.router.worker import Seats, WorkerSpec
 from llmserve.scheduler.decisions import Evicted, Fit, Queued, Rejected
 from llmserve.scheduler.request import QueuedRequest
@@ -44,6 +45,7 @@ class Controller:
         planner: Planner,
         scheduler: Scheduler,
         prefixes: Prefixes,
+        learner: Learner,
     ) -> None:
         self._clock = clock
         self._limits = limits
@@ -52,6 +54,7 @@ class Controller:
         self._scheduler = scheduler
         self._queue = scheduler.queue
         self._prefixes = prefixes
+        self._learner = learner
         self._sessions: dict[ApiserverId, Session] = {}
         self._tickets: dict[RequestId, Ticket] = {}
         self._placed: list[Effect] = []
@@ -129,12 +132,16 @@ class Controller:
         return [*effects, *self._prefetch(admit)]
 
     def first_token(self, session: Session, request_id: RequestId) -> list[Effect]:
-        """Prefill is over: its worker can take another."""
+        """Prefill is over: its worker can take another. Idempotent."""
         ticket = session.tickets.get(request_id)
-        if ticket is None or ticket.holding is None:
+        if ticket is None or ticket.holding is None or ticket.holding.work.first_token_at is not None:
             return []
-        ticket.holding.first_token()
-        return self._dispatch()
+        now, work = self._clock.now(), ticket.holding.work
+        self._learner.first_token(ticket.holding, now)
+        started = (
+            [] if work.placed_at is None else [Started(request_id, now - work.placed_at, work.predicted)]
+        )
+        return [*started, *self._dispatch()]
 
     def progress(self, session: Session, request_id: RequestId, output_tokens: int) -> list[Effect]:
         """The request has generated this many tokens so far, since it was placed."""
@@ -277,7 +284,7 @@ class Controller:
         if holding is None:
             self._queue.withdraw(request_id)
         else:
-            holding.give_back()
+            self._learner.ended(holding, output_tokens, self._clock.now())
             self._queue.release(request_id, output_tokens)
         return Ended(request_id, how)
 
@@ -303,16 +310,17 @@ class Controller:
     def _place(self, request: QueuedRequest) -> Fit:
         ticket = self._tickets[request.request_id]
         self._prefixes.look_up(ticket)
-        plan = self._planner.plan(ticket.placement)
+        plan = self._planner.plan(ticket.placement, request.expected_output_tokens)
         if isinstance(plan, NoPlan):
             return Fit.BLOCKED if plan is NoPlan.BLOCKED else Fit.FULL
         self._seat(ticket, request, plan)
         return Fit.PLACED
 
     def _seat(self, ticket: Ticket, request: QueuedRequest, plan: Plan) -> None:
-        ticket.holding = Holding(plan.prefill.seats if plan.prefill else None, plan.decode.seats)
-        waited = self._clock.now() - request.arrived_at
-        predicted = self._prefixes.placed(ticket, plan)
+        now = self._clock.now()
+        work = Work.of(plan, ticket.placement, request.expected_output_tokens, now)
+        ticket.holding = Holding(plan.prefill.seats if plan.prefill else None, plan.decode.seats, work)
+        waited, predicted = now - request.arrived_at, self._prefixes.placed(ticket, plan)
         self._placed.append(Placed(ticket.session, request.request_id, plan, waited, predicted))
 
     def _follow_membership(self) -> list[Effect]:

@@ -21,12 +21,16 @@ class PlacementRequest:
 
 
 class Filter(Protocol):
+    reason: str  # why a worker is not kept, for people
+
     def keep(self, members: Sequence[Member], request: PlacementRequest) -> Sequence[Member]:
         """Those that may take it, in the same order."""
 
 
 class NotExcluded:
     """Without those that have failed this request before."""
+
+    reason = "it has failed this request before"
 
     def keep(self, members: Sequence[Member], request: PlacementRequest) -> Sequence[Member]:
         if not request.excluded_workers:
@@ -36,6 +40,8 @@ class NotExcluded:
 
 class HasFreeSeat:
     """With fewer requests placed than the engine runs at once."""
+
+    reason = "no free seat"
 
     def keep(self, members: Sequence[Member], request: PlacementRequest) -> Sequence[Member]:
         return [m for m in members if m.seats.placed_requests < m.spec.max_concurrency]

@@ -8,7 +8,7 @@ from llmserve.core.errors import LLMServeError
 from llmserve.core.ids import BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.router.filters import PlacementRequest
-from llmserve.router.plan import Plan
+from llmserve.router.plan import Candidate, Plan
 from llmserve.router.prefix_index import HashedPrompt, Stretch
 from llmserve.router.session import Session
 
@@ -122,4 +122,13 @@ class Prefetch:
     wait_seconds: float
 
 
-Effect = Placed | Refused | Ended | Prefetch
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Its user has the first token, so many seconds after its placement. Nothing to send."""
+
+    request_id: RequestId
+    seconds: float
+    predicted: Candidate | None
+
+
+Effect = Placed | Refused | Started | Ended | Prefetch

@@ -3,7 +3,7 @@
 from llmserve.core.outcome import WorkerRole
 from llmserve.metrics.router import RouterMetrics
 from llmserve.router.controller import Controller
-from llmserve.router.messages import CachedTokens, Effect, Ended, Exit, Placed, Refused
+from llmserve.router.messages import CachedTokens, Effect, Ended, Exit, Placed, Refused, Started
 from llmserve.router.prefixes import Prefixes
 from llmserve.router.proof import ProofState
 from llmserve.router.worker import WorkerState
@@ -26,6 +26,8 @@ class Recorder:
             case Refused():
                 self._metrics.requests_total.labels(Exit(effect.outcome).value).inc()
                 self._metrics.refusals_total.labels(type(effect.error).__name__).inc()
+            case Started():
+                self._started(effect)
             case Ended():
                 self._metrics.requests_total.labels(effect.exit.value).inc()
                 if effect.cached is not None:
@@ -36,6 +38,16 @@ class Recorder:
         for member in (placed.plan.prefill, placed.plan.decode):
             if member is not None:
                 self._metrics.placements_total.labels(member.spec.worker_id, member.spec.role.value).inc()
+
+        kind = "single" if placed.plan.prefill is None else "disaggregated"
+        self._metrics.placement_kinds_total.labels(kind).inc()
+
+    def _started(self, started: Started) -> None:
+        self._metrics.first_token_seconds.observe(started.seconds)
+        if started.predicted is not None:
+            predicted = started.predicted.first_token_seconds
+            self._metrics.predicted_first_token_seconds.observe(predicted)
+            self._metrics.first_token_error_seconds.observe(abs(started.seconds - predicted))
 
     def _compared(self, cached: CachedTokens) -> None:
         self._metrics.predicted_cached_tokens_total.inc(cached.predicted)

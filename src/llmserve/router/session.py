@@ -4,33 +4,70 @@ from dataclasses import dataclass, field
 
 from llmserve.core.ids import ApiserverId, BlockHash, RequestId, WorkerId
 from llmserve.router.filters import PlacementRequest
+from llmserve.router.plan import Candidate, Plan
 from llmserve.router.prefix_index import HashedPrompt
 from llmserve.router.worker import Seats
 
 
+@dataclass(slots=True, eq=False)
+class Work:
+    """What a placed request makes its workers do. Times are on the router's clock; placed_at None: placed by
+    an earlier router. kv_tokens: of its prompt and expected answer. predicted: what its placement was
+    expected to take; None: nothing was, and nothing is learnt from it."""
+
+    placed_at: float | None = None
+    model: str = ""
+    computed_tokens: int = 0
+    kv_tokens: int = 0
+    predicted: Candidate | None = None
+    first_token_at: float | None = None
+    running_at_first_token: int = 0
+
+    @classmethod
+    def of(cls, plan: Plan, placement: PlacementRequest, output_tokens: int, now: float) -> "Work":
+        kv_tokens = placement.prompt_tokens + output_tokens
+        return cls(now, placement.model, plan.computed_tokens, kv_tokens, plan.predicted)
+
+
 class Holding:
-    """The seats of a placed request. The prefill seat goes back at the first token, or at the end."""
+    """The seats of a placed request, and its part of their work. The prefill seat goes back at the first
+    token, or at the end."""
 
-    __slots__ = ("_decode", "_prefill")
+    __slots__ = ("_prefill", "decode", "work")
 
-    def __init__(self, prefill: Seats | None, decode: Seats) -> None:
-        self._prefill, self._decode = prefill, decode
+    def __init__(self, prefill: Seats | None, decode: Seats, work: Work | None = None) -> None:
+        self._prefill, self.decode, self.work = prefill, decode, work or Work()
         for seats in self.seats():
             seats.take()
+        decode.kv_tokens += self.work.kv_tokens
+        if self.work.predicted and self.work.placed_at is not None:
+            parts = self.work.predicted.parts
+            self.computing.backlog.add(self, parts.load + parts.compute, self.work.placed_at)
 
     def seats(self) -> list[Seats]:
-        return [seats for seats in (self._prefill, self._decode) if seats]
+        return [seats for seats in (self._prefill, self.decode) if seats]
 
-    def first_token(self) -> None:
-        """Idempotent: a request that is placed again reports it again."""
+    @property
+    def computing(self) -> Seats:
+        """Those of the worker that computes the prompt, until the first token."""
+        return self._prefill or self.decode
+
+    def first_token(self, now: float) -> float:
+        """Once. Returns for how long the worker was busy with the prompt; 0 where nothing was predicted."""
+        work = self.work
+        busy = self.computing.backlog.remove(self, now) if work.predicted else 0.0
+        work.first_token_at, work.running_at_first_token = now, self.decode.placed_requests
         if self._prefill:
             self._prefill.give_back()
             self._prefill = None
+        return busy
 
-    def give_back(self) -> None:
+    def give_back(self, now: float) -> None:
         """Exactly once, when the request is over."""
-        self.first_token()
-        self._decode.give_back()
+        if self.work.first_token_at is None:
+            self.first_token(now)
+        self.decode.kv_tokens -= self.work.kv_tokens
+        self.decode.give_back()
 
 
 @dataclass(eq=False, slots=True)

@@ -2,14 +2,19 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import Literal
 
 from llmserve.config.schema import Budgets, Scheduling, TenantBudget
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
+from llmserve.router.baselines import LeastLoaded, RoundRobin
 from llmserve.router.controller import AdmissionLimits, Controller
 from llmserve.router.filters import HasFreeSeat, NotExcluded
+from llmserve.router.kv_aware import KvAware
+from llmserve.router.learner import Learner
 from llmserve.router.membership import Membership
-from llmserve.router.plan import Planner
+from llmserve.router.pace import Paces
+from llmserve.router.plan import Chooser, Disaggregate, Planner
 from llmserve.router.prefix_index import PrefixIndex
 from llmserve.router.prefixes import Prefixes
 from llmserve.router.scorers import FreeSeats, ShortEngineQueue
@@ -32,6 +37,8 @@ class RouterSettings:
     expiry_seconds: float = 4.0
     no_worker_grace_seconds: float = 10.0
     prefetch_on_prefix: bool = False
+    routing: Literal["kv_aware", "least_loaded", "round_robin"] = "kv_aware"
+    disaggregate: Disaggregate = Disaggregate.AUTO
 
     @classmethod
     def of(
@@ -42,6 +49,8 @@ class RouterSettings:
             heartbeat_seconds=scheduling.worker_heartbeat_seconds,
             expiry_seconds=scheduling.worker_expiry_seconds,
             prefetch_on_prefix=prefetch_on_prefix,
+            routing=scheduling.routing,
+            disaggregate=Disaggregate(scheduling.disaggregate),
         )
 
     @property
@@ -89,20 +98,30 @@ def build_controller(
     settings: RouterSettings, clock: Clock, rng: random.Random, index: PrefixIndex | None = None
 ) -> Controller:
     """index: filled by whoever follows the KV managers; none: nothing is known of blocks."""
-    membership = Membership(clock, expiry_seconds=settings.expiry_seconds)
+    membership, paces = Membership(clock, expiry_seconds=settings.expiry_seconds), Paces()
     planner = Planner(
         membership,
         filters=(NotExcluded(), HasFreeSeat()),
-        scorers=((1.0, FreeSeats()), (_ENGINE_QUEUE_WEIGHT, ShortEngineQueue())),
-        rng=rng,
+        chooser=_chooser(settings, paces, clock, rng),
+        disaggregate=settings.disaggregate,
     )
-    scheduler = Scheduler(clock, settings.policy)
     prefixes = Prefixes(clock, index or PrefixIndex(), membership, prefetches=settings.prefetch_on_prefix)
     return Controller(
         clock,
         settings.admission,
         membership=membership,
         planner=planner,
-        scheduler=scheduler,
+        scheduler=Scheduler(clock, settings.policy),
         prefixes=prefixes,
+        learner=Learner(paces),
     )
+
+
+def _chooser(settings: RouterSettings, paces: Paces, clock: Clock, rng: random.Random) -> Chooser:
+    match settings.routing:
+        case "kv_aware":
+            return KvAware(paces, clock, rng)
+        case "least_loaded":
+            return LeastLoaded(((1.0, FreeSeats()), (_ENGINE_QUEUE_WEIGHT, ShortEngineQueue())), rng)
+        case "round_robin":
+            return RoundRobin()

@@ -1,11 +1,15 @@
 """A worker as the router knows it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
+from llmserve.router.backlog import Backlog
+from llmserve.router.links import Link, links_of
+from llmserve.router.pace import Pace
 
 _SIZES = ("block_size_tokens", "tensor_parallel")
 
@@ -61,13 +65,17 @@ class WorkerState(StrEnum):
 
 
 class Seats:
-    """How many requests are placed on one incarnation of a worker. Placements hold on to it, so
-    that the count survives whatever happens to the membership meanwhile."""
+    """What is placed on one incarnation of a worker: requests, the KV tokens of their prompts and expected
+    answers, and prompts that it is to compute; and how fast it has been (pace None: nothing measured
+    yet). Placements hold on to it, so that it survives whatever happens to the membership meanwhile."""
 
-    __slots__ = ("__weakref__", "placed_requests")
+    __slots__ = ("__weakref__", "backlog", "kv_tokens", "pace", "placed_requests")
 
     def __init__(self) -> None:
         self.placed_requests = 0
+        self.kv_tokens = 0
+        self.backlog = Backlog()
+        self.pace: Pace | None = None
 
     def take(self) -> None:
         self.placed_requests += 1
@@ -87,6 +95,14 @@ class Member:
     state: WorkerState = WorkerState.AVAILABLE
     reason: str = ""  # why it is not available
     load: EngineLoad = field(default_factory=EngineLoad)
+    _links: Mapping[str, Link] = field(default_factory=dict, repr=False)
+    _links_of: EngineLoad | None = field(default=None, repr=False)
+
+    def link_from(self, prefill: WorkerId) -> Link | None:
+        """How this worker fetches KV from that one; None: it has not said."""
+        if self._links_of is not self.load:  # read when it is asked for: most heartbeats never are
+            self._links, self._links_of = links_of(self.load.pairs), self.load
+        return self._links.get(prefill)
 
     @property
     def registered(self) -> bool:

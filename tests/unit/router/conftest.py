@@ -14,6 +14,7 @@ from llmserve.core.request import EngineLoad
 from llmserve.router.controller import Controller
 from llmserve.router.filters import PlacementRequest
 from llmserve.router.messages import Admit, Effect, Held
+from llmserve.router.plan import Disaggregate
 from llmserve.router.session import Session
 from llmserve.router.settings import RouterSettings, build_controller
 from llmserve.router.worker import KvShape, WorkerSpec
@@ -110,6 +111,7 @@ def clock() -> VirtualClock:
 @pytest.fixture
 def make_cluster(clock: VirtualClock) -> Callable[..., Cluster]:
     def make(*workers: str, slots: int = 2, **settings: object) -> Cluster:
+        settings = {"disaggregate": Disaggregate.ALWAYS} | settings
         router_settings = replace(RouterSettings(), **settings)  # type: ignore[arg-type]
         cluster = Cluster(clock, build_controller(router_settings, clock, random.Random(7)))
         cluster.register(*workers, slots=slots)

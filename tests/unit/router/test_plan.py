@@ -8,9 +8,10 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
+from llmserve.router.baselines import LeastLoaded
 from llmserve.router.filters import HasFreeSeat, NotExcluded, PlacementRequest
 from llmserve.router.membership import Membership
-from llmserve.router.plan import NoPlan, Plan, Planner
+from llmserve.router.plan import Disaggregate, NoPlan, Plan, Planner
 from llmserve.router.scorers import FreeSeats, ShortEngineQueue
 from llmserve.router.worker import WorkerSpec
 
@@ -28,8 +29,8 @@ def planner(membership: Membership) -> Planner:
     return Planner(
         membership,
         filters=(NotExcluded(), HasFreeSeat()),
-        scorers=((1.0, FreeSeats()), (0.5, ShortEngineQueue())),
-        rng=random.Random(3),
+        chooser=LeastLoaded(((1.0, FreeSeats()), (0.5, ShortEngineQueue())), random.Random(3)),
+        disaggregate=Disaggregate.ALWAYS,
     )
 
 
