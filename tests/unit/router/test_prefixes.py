@@ -14,6 +14,7 @@ from llmserve.kvstore.watcher import Told
 from llmserve.router.controller import Controller
 from llmserve.router.filters import PlacementRequest
 from llmserve.router.messages import Admit, CachedTokens, Effect, Ended, More, Placed, Prefetch
+from llmserve.router.plan import Disaggregate
 from llmserve.router.prefix_index import HashedPrompt, PrefixIndex, Stretch
 from llmserve.router.prefixes import STALE_AFTER_SECONDS
 from llmserve.router.proof import MISSES_THAT_TELL, ProofState
@@ -62,7 +63,9 @@ def make_world(make_spec: Callable[..., WorkerSpec], clock: VirtualClock) -> Mak
     def make(*workers: str, seats: int = 1, prefetch: bool = True) -> World:
         index = PrefixIndex()
         index.begin("m")
-        settings = RouterSettings(prefetch_on_prefix=prefetch, expiry_seconds=1e6)
+        settings = RouterSettings(
+            prefetch_on_prefix=prefetch, expiry_seconds=1e6, disaggregate=Disaggregate.ALWAYS
+        )
         controller = build_controller(settings, clock, random.Random(1), index)
         for worker in workers or (WORKER,):
             controller.register(make_spec(worker, slots=seats))
