@@ -43,6 +43,7 @@ def run() -> str:
 def _answers(fault: str) -> list[tuple[httpx.Response, float]]:
     manifest = yaml.safe_load(Path("examples/sim.yaml").read_text())
     manifest["spec"]["deployment"]["replicas"] = {"prefill": 1, "decode": 1}
+    manifest["spec"]["scheduling"] = {"disaggregate": "always"}
     model = manifest["spec"]["models"]["primary"]["name"]
     with _environment(f"nixl: {fault}=1/1 after 100"), running(manifest) as cluster:
         url = f"{cluster.url}/v1/completions"

@@ -36,7 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, Any]:
+    """Every request is handed over, however short: that is what most tests are about."""
     loaded: dict[str, Any] = yaml.safe_load((ROOT / "llmserve.yaml").read_text())
+    loaded["spec"]["scheduling"] = {"disaggregate": "always"}
     return loaded
 
 

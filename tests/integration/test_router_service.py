@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmserve.core.errors import InvalidRequest, NotFound
+from llmserve.router.plan import Disaggregate
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.client import open_channel
@@ -142,7 +143,8 @@ async def start() -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
         async def run(listen: str = "127.0.0.1:0", **changes: object) -> Cluster:
-            settings = replace(RouterSettings(), **changes)  # type: ignore[arg-type]
+            # The prompts of these tests are empty: alone, a decode worker would always do.
+            settings = replace(RouterSettings(disaggregate=Disaggregate.ALWAYS), **changes)  # type: ignore[arg-type]
             router = RouterRole(settings, listen=listen)
             stack.push_async_callback(router.aclose)
             await router.start()

@@ -24,6 +24,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     deployment = manifest["spec"]["deployment"]
     deployment["replicas"] = {"prefill": 1, "decode": 2}
     deployment["local"] = {"single_process": request.param}
+    manifest["spec"]["scheduling"] = {"disaggregate": "always"}
     with running(manifest) as started:
         yield started
 

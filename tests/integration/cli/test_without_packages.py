@@ -26,6 +26,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     monkeypatch.setenv("PYTHONPATH", path)
     manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
     manifest["spec"]["deployment"]["replicas"] = {"prefill": 1, "decode": 1}
+    manifest["spec"]["scheduling"] = {"disaggregate": "always"}
     manifest["spec"]["transfer"] = {"engine_order": ["nixl", "ucx"]}
     with running(manifest) as started:
         yield started

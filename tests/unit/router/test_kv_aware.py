@@ -276,3 +276,28 @@ def test_a_cache_draws_no_more_than_its_share(field: Field) -> None:
     field.add(*(f"prefill-{number}" for number in range(4)), "decode-0")
     counts = Counter(field.chosen(_held(1584, "prefill-2"))[0] for _ in range(400))
     assert 100 < counts["prefill-2"] <= 150
+
+
+def test_the_worked_example_of_the_docs(field: Field) -> None:
+    """docs/placement.md"""
+    field.add("prefill-0", "prefill-1", "decode-0", "decode-1", block_bytes=16 * 128 * 1024)
+    field.paces.of_model("m").prefill = LineFit(0.005, 0.0001, 1000.0)
+    links = tuple(_link(f"prefill-{number}", 10.0) for number in range(2))
+    for name, running in (("decode-0", 10), ("decode-1", 4), ("prefill-0", 0), ("prefill-1", 0)):
+        field[name].seats.pace = Pace(LineFit(0.005, 0.0001, 1000.0), LineFit(0.02, 0.0002, 10.0))
+        field.run(name, running)
+        field.membership.heartbeat(WorkerId(name), 1, EngineLoad(pairs=links))
+    field["prefill-1"].seats.backlog.add("other", 0.1, field.clock.now())
+    match = PrefixMatch({WorkerId("prefill-1"): 200}, (TierRun(KvTier.DRAM, 100),))
+    plan = field.plan(PlacementRequest("m", 4000, match=match))
+    assert [(c.prefill, c.decode, round(c.total_seconds, 3)) for c in plan.candidates] == [
+        ("prefill-1", "decode-1", 0.316),
+        ("prefill-1", "decode-0", 0.394),
+        ("prefill-0", "decode-1", 0.419),
+    ]
+    assert [round(part, 3) for part in plan.candidates[0].parts[:5]] == [0.1, 0.0, 0.085, 0.058, 0.072]
+    assert [round(part, 3) for part in plan.candidates[2].parts[:5]] == [0.0, 0.043, 0.245, 0.058, 0.072]
+    alone = field.with_mode(Disaggregate.NEVER).plan(PlacementRequest("m", 4000, match=match), 100)
+    assert isinstance(alone, Plan)
+    assert alone.predicted is not None
+    assert (alone.decode, round(alone.predicted.total_seconds, 2)) == (field["decode-1"], 1.32)

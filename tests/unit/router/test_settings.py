@@ -1,8 +1,19 @@
 """Every knob of the manifest reaches the scheduler."""
 
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
 from llmserve.config.schema import Budgets, Scheduling
-from llmserve.core.ids import TenantId
-from llmserve.router.settings import RouterSettings
+from llmserve.core.clock import VirtualClock
+from llmserve.core.ids import ApiserverId, RequestId, TenantId
+from llmserve.router.filters import PlacementRequest
+from llmserve.router.messages import Admit, Placed
+from llmserve.router.plan import Disaggregate
+from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.router.worker import WorkerSpec
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import Limits
 from llmserve.scheduler.scheduler import Policy
@@ -49,3 +60,24 @@ def test_the_knobs_become_the_policy() -> None:
 
 def test_the_defaults_of_the_manifest_are_those_of_the_policy() -> None:
     assert RouterSettings.of(Scheduling(), Budgets()) == RouterSettings()
+
+
+def test_routing_and_disaggregation_reach_the_router() -> None:
+    scheduling = Scheduling.model_validate({"routing": "round_robin", "disaggregate": "never"})
+    settings = RouterSettings.of(scheduling, Budgets())
+    assert (settings.routing, settings.disaggregate) == ("round_robin", Disaggregate.NEVER)
+
+
+@pytest.mark.parametrize("routing", ["kv_aware", "least_loaded", "round_robin"])
+def test_every_routing_places(
+    routing: Any, clock: VirtualClock, make_spec: Callable[..., WorkerSpec]
+) -> None:
+    controller = build_controller(RouterSettings(routing=routing), clock, random.Random(1))
+    for name in ("prefill-0", "decode-0"):
+        controller.register(make_spec(name))
+    session, _ = controller.open_session(ApiserverId("api"), ())
+    admit = Admit(RequestId("r"), TenantId("t"), PlacementRequest("m", 10_000))
+    (placed,) = controller.admit(session, admit)
+    assert isinstance(placed, Placed)
+    assert placed.plan.prefill is not None
+    assert bool(placed.plan.candidates) == (routing == "kv_aware")
