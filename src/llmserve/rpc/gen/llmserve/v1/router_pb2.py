@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from llmserve.rpc.gen.llmserve.v1 import common_pb2 as llmserve_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llmserve/v1/router.proto\x12\x0bllmserve.v1\x1a\x18llmserve/v1/common.proto\"\x9d\x02\n\x14RouterSessionRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.llmserve.v1.HelloH\x00\x12#\n\x05\x61\x64mit\x18\x02 \x01(\x0b\x32\x12.llmserve.v1.AdmitH\x00\x12.\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x17.llmserve.v1.FirstTokenH\x00\x12!\n\x04\x64one\x18\x04 \x01(\x0b\x32\x11.llmserve.v1.DoneH\x00\x12\x32\n\rworker_failed\x18\x05 \x01(\x0b\x32\x19.llmserve.v1.WorkerFailedH\x00\x12)\n\x08progress\x18\x06 \x01(\x0b\x32\x15.llmserve.v1.ProgressH\x00\x42\t\n\x07message\"G\n\x05Hello\x12\x14\n\x0c\x61piserver_id\x18\x01 \x01(\t\x12(\n\x04held\x18\x02 \x03(\x0b\x32\x1a.llmserve.v1.HeldPlacement\"\x90\x01\n\rHeldPlacement\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12)\n\tplacement\x18\x03 \x01(\x0b\x32\x16.llmserve.v1.Placement\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\"\xc7\x01\n\x05\x41\x64mit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\x12\x14\n\x0c\x62lock_hashes\x18\x06 \x03(\x0c\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x17\n\x0ftimeout_seconds\x18\x08 \x01(\x01\x12\x18\n\x10\x65xcluded_workers\x18\t \x03(\t\" \n\nFirstToken\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"5\n\x08Progress\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\routput_tokens\x18\x02 \x01(\r\"X\n\x04\x44one\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x07outcome\x18\x02 \x01(\x0e\x32\x14.llmserve.v1.Outcome\x12\x15\n\routput_tokens\x18\x03 \x01(\r\"@\n\x0cWorkerFailed\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x9e\x01\n\x15RouterSessionResponse\x12%\n\x06placed\x18\x01 \x01(\x0b\x32\x13.llmserve.v1.PlacedH\x00\x12\'\n\x07refused\x18\x02 \x01(\x0b\x32\x14.llmserve.v1.RefusedH\x00\x12*\n\x05state\x18\x03 \x01(\x0b\x32\x19.llmserve.v1.ClusterStateH\x00\x42\t\n\x07message\"^\n\tPlacement\x12(\n\x07prefill\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\x12\'\n\x06\x64\x65\x63ode\x18\x02 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\"^\n\x06Placed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\tplacement\x18\x02 \x01(\x0b\x32\x16.llmserve.v1.Placement\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\"\x81\x01\n\x07Refused\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x07outcome\x18\x02 \x01(\x0e\x32\x14.llmserve.v1.Outcome\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x05 \x01(\x01\"8\n\x0c\x43lusterState\x12(\n\x07workers\x18\x01 \x03(\x0b\x32\x17.llmserve.v1.WorkerInfo\":\n\x0fRegisterRequest\x12\'\n\x06worker\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\"E\n\x10RegisterResponse\x12\x19\n\x11heartbeat_seconds\x18\x01 \x01(\x01\x12\x16\n\x0e\x65xpiry_seconds\x18\x02 \x01(\x01\"t\n\x10HeartbeatRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12%\n\x04load\x18\x03 \x01(\x0b\x32\x17.llmserve.v1.WorkerLoad\x12\x17\n\x0fmembers_version\x18\x04 \x01(\x04\"S\n\x11HeartbeatResponse\x12\x17\n\x0fmembers_version\x18\x01 \x01(\x04\x12%\n\x08kv_peers\x18\x02 \x03(\x0b\x32\x13.llmserve.v1.KvPeer\"=\n\x06KvPeer\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\tendpoints\x18\x03 \x03(\t\"5\n\x11\x44\x65registerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x14\n\x12\x44\x65registerResponse\"\x19\n\x17GetClusterStatusRequest\"\x8d\x01\n\x18GetClusterStatusResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.llmserve.v1.WorkerStatus\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12\x12\n\napiservers\x18\x04 \x01(\r\"\xb7\x01\n\x0cWorkerStatus\x12%\n\x04info\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\x12%\n\x04load\x18\x02 \x01(\x0b\x32\x17.llmserve.v1.WorkerLoad\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1d\n\x15heartbeat_age_seconds\x18\x05 \x01(\x01\x12\x17\n\x0fplaced_requests\x18\x06 \x01(\r2\xa3\x03\n\x06Router\x12T\n\x07Session\x12!.llmserve.v1.RouterSessionRequest\x1a\".llmserve.v1.RouterSessionResponse(\x01\x30\x01\x12G\n\x08Register\x12\x1c.llmserve.v1.RegisterRequest\x1a\x1d.llmserve.v1.RegisterResponse\x12J\n\tHeartbeat\x12\x1d.llmserve.v1.HeartbeatRequest\x1a\x1e.llmserve.v1.HeartbeatResponse\x12M\n\nDeregister\x12\x1e.llmserve.v1.DeregisterRequest\x1a\x1f.llmserve.v1.DeregisterResponse\x12_\n\x10GetClusterStatus\x12$.llmserve.v1.GetClusterStatusRequest\x1a%.llmserve.v1.GetClusterStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llmserve/v1/router.proto\x12\x0bllmserve.v1\x1a\x18llmserve/v1/common.proto\"\x9d\x02\n\x14RouterSessionRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.llmserve.v1.HelloH\x00\x12#\n\x05\x61\x64mit\x18\x02 \x01(\x0b\x32\x12.llmserve.v1.AdmitH\x00\x12.\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x17.llmserve.v1.FirstTokenH\x00\x12!\n\x04\x64one\x18\x04 \x01(\x0b\x32\x11.llmserve.v1.DoneH\x00\x12\x32\n\rworker_failed\x18\x05 \x01(\x0b\x32\x19.llmserve.v1.WorkerFailedH\x00\x12)\n\x08progress\x18\x06 \x01(\x0b\x32\x15.llmserve.v1.ProgressH\x00\x42\t\n\x07message\"G\n\x05Hello\x12\x14\n\x0c\x61piserver_id\x18\x01 \x01(\t\x12(\n\x04held\x18\x02 \x03(\x0b\x32\x1a.llmserve.v1.HeldPlacement\"\x90\x01\n\rHeldPlacement\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12)\n\tplacement\x18\x03 \x01(\x0b\x32\x16.llmserve.v1.Placement\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\"\xc7\x01\n\x05\x41\x64mit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\x12\x14\n\x0c\x62lock_hashes\x18\x06 \x03(\x0c\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x17\n\x0ftimeout_seconds\x18\x08 \x01(\x01\x12\x18\n\x10\x65xcluded_workers\x18\t \x03(\t\" \n\nFirstToken\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"5\n\x08Progress\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\routput_tokens\x18\x02 \x01(\r\"X\n\x04\x44one\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x07outcome\x18\x02 \x01(\x0e\x32\x14.llmserve.v1.Outcome\x12\x15\n\routput_tokens\x18\x03 \x01(\r\"Q\n\x0cWorkerFailed\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07stalled\x18\x04 \x01(\x08\"\x9e\x01\n\x15RouterSessionResponse\x12%\n\x06placed\x18\x01 \x01(\x0b\x32\x13.llmserve.v1.PlacedH\x00\x12\'\n\x07refused\x18\x02 \x01(\x0b\x32\x14.llmserve.v1.RefusedH\x00\x12*\n\x05state\x18\x03 \x01(\x0b\x32\x19.llmserve.v1.ClusterStateH\x00\x42\t\n\x07message\"^\n\tPlacement\x12(\n\x07prefill\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\x12\'\n\x06\x64\x65\x63ode\x18\x02 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\"^\n\x06Placed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\tplacement\x18\x02 \x01(\x0b\x32\x16.llmserve.v1.Placement\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\"\x81\x01\n\x07Refused\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x07outcome\x18\x02 \x01(\x0e\x32\x14.llmserve.v1.Outcome\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x05 \x01(\x01\"8\n\x0c\x43lusterState\x12(\n\x07workers\x18\x01 \x03(\x0b\x32\x17.llmserve.v1.WorkerInfo\":\n\x0fRegisterRequest\x12\'\n\x06worker\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\"E\n\x10RegisterResponse\x12\x19\n\x11heartbeat_seconds\x18\x01 \x01(\x01\x12\x16\n\x0e\x65xpiry_seconds\x18\x02 \x01(\x01\"\x86\x01\n\x10HeartbeatRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12%\n\x04load\x18\x03 \x01(\x0b\x32\x17.llmserve.v1.WorkerLoad\x12\x17\n\x0fmembers_version\x18\x04 \x01(\x04\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"{\n\x11HeartbeatResponse\x12\x17\n\x0fmembers_version\x18\x01 \x01(\x04\x12%\n\x08kv_peers\x18\x02 \x03(\x0b\x32\x13.llmserve.v1.KvPeer\x12&\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x17.llmserve.v1.DrainOrder\"=\n\x06KvPeer\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\tendpoints\x18\x03 \x03(\t\"5\n\x11\x44\x65registerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x14\n\x12\x44\x65registerResponse\"\x19\n\x17GetClusterStatusRequest\"\x8d\x01\n\x18GetClusterStatusResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.llmserve.v1.WorkerStatus\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12\x12\n\napiservers\x18\x04 \x01(\r\"\xd7\x01\n\x0cWorkerStatus\x12%\n\x04info\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\x12%\n\x04load\x18\x02 \x01(\x0b\x32\x17.llmserve.v1.WorkerLoad\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1d\n\x15heartbeat_age_seconds\x18\x05 \x01(\x01\x12\x17\n\x0fplaced_requests\x18\x06 \x01(\r\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x0c\n\x04slow\x18\x08 \x01(\x08\"4\n\nDrainOrder\x12\r\n\x05\x64rain\x18\x01 \x01(\x08\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\x01\"I\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12&\n\x05order\x18\x02 \x01(\x0b\x32\x17.llmserve.v1.DrainOrder\"R\n\rDrainResponse\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x0e\n\x06others\x18\x02 \x01(\r\x12\x17\n\x0ftimeout_seconds\x18\x03 \x01(\x01\x32\xe3\x03\n\x06Router\x12T\n\x07Session\x12!.llmserve.v1.RouterSessionRequest\x1a\".llmserve.v1.RouterSessionResponse(\x01\x30\x01\x12G\n\x08Register\x12\x1c.llmserve.v1.RegisterRequest\x1a\x1d.llmserve.v1.RegisterResponse\x12J\n\tHeartbeat\x12\x1d.llmserve.v1.HeartbeatRequest\x1a\x1e.llmserve.v1.HeartbeatResponse\x12M\n\nDeregister\x12\x1e.llmserve.v1.DeregisterRequest\x1a\x1f.llmserve.v1.DeregisterResponse\x12_\n\x10GetClusterStatus\x12$.llmserve.v1.GetClusterStatusRequest\x1a%.llmserve.v1.GetClusterStatusResponse\x12>\n\x05\x44rain\x12\x19.llmserve.v1.DrainRequest\x1a\x1a.llmserve.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,37 +47,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DONE']._serialized_start=866
   _globals['_DONE']._serialized_end=954
   _globals['_WORKERFAILED']._serialized_start=956
-  _globals['_WORKERFAILED']._serialized_end=1020
-  _globals['_ROUTERSESSIONRESPONSE']._serialized_start=1023
-  _globals['_ROUTERSESSIONRESPONSE']._serialized_end=1181
-  _globals['_PLACEMENT']._serialized_start=1183
-  _globals['_PLACEMENT']._serialized_end=1277
-  _globals['_PLACED']._serialized_start=1279
-  _globals['_PLACED']._serialized_end=1373
-  _globals['_REFUSED']._serialized_start=1376
-  _globals['_REFUSED']._serialized_end=1505
-  _globals['_CLUSTERSTATE']._serialized_start=1507
-  _globals['_CLUSTERSTATE']._serialized_end=1563
-  _globals['_REGISTERREQUEST']._serialized_start=1565
-  _globals['_REGISTERREQUEST']._serialized_end=1623
-  _globals['_REGISTERRESPONSE']._serialized_start=1625
-  _globals['_REGISTERRESPONSE']._serialized_end=1694
-  _globals['_HEARTBEATREQUEST']._serialized_start=1696
-  _globals['_HEARTBEATREQUEST']._serialized_end=1812
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1814
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1897
-  _globals['_KVPEER']._serialized_start=1899
-  _globals['_KVPEER']._serialized_end=1960
-  _globals['_DEREGISTERREQUEST']._serialized_start=1962
-  _globals['_DEREGISTERREQUEST']._serialized_end=2015
-  _globals['_DEREGISTERRESPONSE']._serialized_start=2017
-  _globals['_DEREGISTERRESPONSE']._serialized_end=2037
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=2039
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=2064
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=2067
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=2208
-  _globals['_WORKERSTATUS']._serialized_start=2211
-  _globals['_WORKERSTATUS']._serialized_end=2394
-  _globals['_ROUTER']._serialized_start=2397
-  _globals['_ROUTER']._serialized_end=2816
+  _globals['_WORKERFAILED']._serialized_end=1037
+  _globals['_ROUTERSESSIONRESPONSE']._serialized_start=1040
+  _globals['_ROUTERSESSIONRESPONSE']._serialized_end=1198
+  _globals['_PLACEMENT']._serialized_start=1200
+  _globals['_PLACEMENT']._serialized_end=1294
+  _globals['_PLACED']._serialized_start=1296
+  _globals['_PLACED']._serialized_end=1390
+  _globals['_REFUSED']._serialized_start=1393
+  _globals['_REFUSED']._serialized_end=1522
+  _globals['_CLUSTERSTATE']._serialized_start=1524
+  _globals['_CLUSTERSTATE']._serialized_end=1580
+  _globals['_REGISTERREQUEST']._serialized_start=1582
+  _globals['_REGISTERREQUEST']._serialized_end=1640
+  _globals['_REGISTERRESPONSE']._serialized_start=1642
+  _globals['_REGISTERRESPONSE']._serialized_end=1711
+  _globals['_HEARTBEATREQUEST']._serialized_start=1714
+  _globals['_HEARTBEATREQUEST']._serialized_end=1848
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1850
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1973
+  _globals['_KVPEER']._serialized_start=1975
+  _globals['_KVPEER']._serialized_end=2036
+  _globals['_DEREGISTERREQUEST']._serialized_start=2038
+  _globals['_DEREGISTERREQUEST']._serialized_end=2091
+  _globals['_DEREGISTERRESPONSE']._serialized_start=2093
+  _globals['_DEREGISTERRESPONSE']._serialized_end=2113
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=2115
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=2140
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=2143
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=2284
+  _globals['_WORKERSTATUS']._serialized_start=2287
+  _globals['_WORKERSTATUS']._serialized_end=2502
+  _globals['_DRAINORDER']._serialized_start=2504
+  _globals['_DRAINORDER']._serialized_end=2556
+  _globals['_DRAINREQUEST']._serialized_start=2558
+  _globals['_DRAINREQUEST']._serialized_end=2631
+  _globals['_DRAINRESPONSE']._serialized_start=2633
+  _globals['_DRAINRESPONSE']._serialized_end=2715
+  _globals['_ROUTER']._serialized_start=2718
+  _globals['_ROUTER']._serialized_end=3201
 # @@protoc_insertion_point(module_scope)
