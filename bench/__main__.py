@@ -15,13 +15,14 @@ from bench import (
     push,
     recovery,
     scheduler,
+    survival,
     tiers,
     tiers_object,
     transfer,
 )
 
 NAMES = (
-    *("latency", "idle", "gateway", "recovery", "transfer", "push", "scheduler"),
+    *("latency", "idle", "gateway", "recovery", "transfer", "push", "scheduler", "survival"),
     *("eviction", "directory", "pool", "nvme", "object", "formats", "store"),
 )
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="transfer, pool, nvme, object: rounds")
     parser.add_argument("--directory", type=Path, default=Path(), help="nvme: on the disk to measure")
     parser.add_argument("--parts", nargs="+", default=(), help="store: first-token, cost, chat; default: all")
+    parser.add_argument("--real", action="store_true", help="survival: with vLLM, fewer requests")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
         "latency": latency.run,
@@ -44,6 +46,7 @@ def main() -> None:
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
         "push": push.run,
         "scheduler": scheduler.run,
+        "survival": partial(survival.run, real=arguments.real),
         "eviction": eviction.run,
         "directory": directory.run,
         "pool": partial(pool.run, arguments.repeats),

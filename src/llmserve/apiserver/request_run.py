@@ -34,6 +34,7 @@ from llmserve.core.errors import (
     InvalidRequest,
     LLMServeError,
     RouterUnavailable,
+    StreamLost,
     TransferError,
     Unavailable,
     WorkerDraining,
@@ -179,6 +180,8 @@ class RequestRun:
         no failure: neither the attempts nor the budget are for that."""
         if self._sent and self._legs.stuck:
             return f"its {len(self._sent)} tokens so far cannot be continued: {self._legs.stuck}"
+        if isinstance(error, StreamLost):
+            return f"it had lost a worker after {len(self._sent)} tokens"
         if isinstance(error, WorkerDraining):
             return ""
         self._failures += 1

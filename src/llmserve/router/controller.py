@@ -18,7 +18,8 @@ from llmserve.router.membership import Membership
 from llmserve.router.messages import Admit, Effect, Ended, Exit, Held, Incarnation, Placed, Refused
 from llmserve.router.plan import NoPlan, Plan, Planner
 from llmserve.router.session import Holding, Session, Ticket
-from llmserve.router.worker import Seats, WorkerSpec
+from llmserve.router.slow import PaceBook, SlowLimits
+from llmserve.router.worker import DrainOrder, Member, Seats, WorkerSpec
 from llmserve.scheduler.decisions import Evicted, Fit, Queued, Rejected
 from llmserve.scheduler.request import QueuedRequest
 from llmserve.scheduler.resources import Capacity
@@ -42,6 +43,7 @@ class Controller:
         membership: Membership,
         planner: Planner,
         scheduler: Scheduler,
+        paces: PaceBook | None = None,
     ) -> None:
         self._clock = clock
         self._limits = limits
@@ -49,6 +51,7 @@ class Controller:
         self._planner = planner
         self._scheduler = scheduler
         self._queue = scheduler.queue
+        self.paces = paces or PaceBook(clock, SlowLimits())
         self._sessions: dict[ApiserverId, Session] = {}
         self._tickets: dict[RequestId, Ticket] = {}
         self._placed: list[Effect] = []
@@ -124,6 +127,7 @@ class Controller:
         if ticket is None or ticket.holding is None:
             return []
         ticket.holding.first_token()
+        self.paces.first_token(request_id)
         return self._dispatch()
 
     def progress(self, session: Session, request_id: RequestId, output_tokens: int) -> list[Effect]:
@@ -148,16 +152,30 @@ class Controller:
         self._membership.register(spec)
         return self._dispatch()
 
-    def heartbeat(self, worker_id: WorkerId, epoch: int, load: EngineLoad) -> list[Effect]:
+    def heartbeat(
+        self, worker_id: WorkerId, epoch: int, load: EngineLoad, *, draining: bool = False
+    ) -> list[Effect]:
         """Errors: NotFound, as Membership.heartbeat."""
-        self._membership.heartbeat(worker_id, epoch, load)
+        self._membership.heartbeat(worker_id, epoch, load, draining=draining)
         return self._dispatch()
+
+    def drain(self, worker_id: WorkerId, order: DrainOrder) -> tuple[Member, int]:
+        """Returns the worker, and how many others of its role requests may go to.
+        Errors: NotFound, as Membership.order."""
+        member = self._membership.order(worker_id, order)
+        peers = self._membership.available(member.spec.model, member.spec.role)
+        return member, sum(peer is not member for peer in peers)
 
     def deregister(self, worker_id: WorkerId, epoch: int) -> list[Effect]:
         self._membership.deregister(worker_id, epoch)
         return self._dispatch()
 
-    def worker_failed(self, worker_id: WorkerId, epoch: int, reason: str) -> list[Effect]:
+    def worker_failed(
+        self, worker_id: WorkerId, epoch: int, reason: str, *, stalled: bool = False
+    ) -> list[Effect]:
+        """stalled: it is there, and gave a request no output in time."""
+        if stalled:
+            self.paces.stalled(worker_id)
         self._membership.suspect(worker_id, epoch, reason)
         return []
 
@@ -245,6 +263,7 @@ class Controller:
 
     def _end(self, request_id: RequestId, how: Exit, output_tokens: int = 0) -> Ended:
         holding = self._close_ticket(request_id).holding
+        self.paces.ended(request_id, output_tokens)
         if holding is None:
             self._queue.withdraw(request_id)
         else:
@@ -281,6 +300,7 @@ class Controller:
 
     def _seat(self, ticket: Ticket, request: QueuedRequest, plan: Plan) -> None:
         ticket.holding = Holding(plan.prefill.seats if plan.prefill else None, plan.decode.seats)
+        self.paces.placed(request.request_id, plan, request.prompt_tokens)
         waited = self._clock.now() - request.arrived_at
         self._placed.append(Placed(ticket.session, request.request_id, plan, waited))
 

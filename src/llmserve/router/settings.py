@@ -11,6 +11,7 @@ from llmserve.router.filters import HasFreeSeat, NotExcluded
 from llmserve.router.membership import Membership
 from llmserve.router.plan import Planner
 from llmserve.router.scorers import FreeSeats, ShortEngineQueue
+from llmserve.router.slow import NotSlow, PaceBook, SlowLimits
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import Limits
 from llmserve.scheduler.scheduler import Policy, Scheduler
@@ -29,6 +30,8 @@ class RouterSettings:
     heartbeat_seconds: float = 1.0
     expiry_seconds: float = 4.0
     no_worker_grace_seconds: float = 10.0
+    drain_timeout_seconds: float = 60.0
+    slow: SlowLimits = field(default_factory=SlowLimits)
 
     @classmethod
     def of(cls, scheduling: Scheduling, budgets: Budgets) -> "RouterSettings":
@@ -36,6 +39,8 @@ class RouterSettings:
             policy=_policy(scheduling, budgets),
             heartbeat_seconds=scheduling.worker_heartbeat_seconds,
             expiry_seconds=scheduling.worker_expiry_seconds,
+            drain_timeout_seconds=scheduling.drain_timeout_seconds,
+            slow=SlowLimits(factor=scheduling.slow_worker_factor),
         )
 
     @property
@@ -81,11 +86,19 @@ def _tenant_limit(section: TenantBudget) -> TenantLimit:
 
 def build_controller(settings: RouterSettings, clock: Clock, rng: random.Random) -> Controller:
     membership = Membership(clock, expiry_seconds=settings.expiry_seconds)
+    paces = PaceBook(clock, settings.slow)
     planner = Planner(
         membership,
-        filters=(NotExcluded(), HasFreeSeat()),
+        filters=(NotExcluded(), HasFreeSeat(), NotSlow(paces)),
         scorers=((1.0, FreeSeats()), (_ENGINE_QUEUE_WEIGHT, ShortEngineQueue())),
         rng=rng,
     )
     scheduler = Scheduler(clock, settings.policy)
-    return Controller(clock, settings.admission, membership=membership, planner=planner, scheduler=scheduler)
+    return Controller(
+        clock,
+        settings.admission,
+        membership=membership,
+        planner=planner,
+        scheduler=scheduler,
+        paces=paces,
+    )
