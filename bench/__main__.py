@@ -17,13 +17,15 @@ from bench import (
     recovery,
     routing,
     scheduler,
+    survival,
     tiers,
     tiers_object,
     transfer,
 )
 
 NAMES = (
-    *("latency", "idle", "gateway", "recovery", "transfer", "push", "scheduler", "placement", "routing"),
+    *("latency", "idle", "gateway", "recovery", "transfer", "push"),
+    *("scheduler", "placement", "routing", "survival"),
     *("eviction", "directory", "pool", "nvme", "object", "formats", "store"),
 )
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="transfer, pool, nvme, object: rounds")
     parser.add_argument("--directory", type=Path, default=Path(), help="nvme: on the disk to measure")
     parser.add_argument("--parts", nargs="+", default=(), help="store: first-token, cost, chat; default: all")
+    parser.add_argument("--real", action="store_true", help="survival: with vLLM, fewer requests")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
         "latency": latency.run,
@@ -48,6 +51,7 @@ def main() -> None:
         "scheduler": scheduler.run,
         "placement": placement.run,
         "routing": routing.run,
+        "survival": partial(survival.run, real=arguments.real),
         "eviction": eviction.run,
         "directory": directory.run,
         "pool": partial(pool.run, arguments.repeats),

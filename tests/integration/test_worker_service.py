@@ -408,7 +408,7 @@ async def test_a_stopping_worker_finishes_what_runs_and_takes_no_more(cluster: C
     stopping = asyncio.ensure_future(worker.stop())
     await not_serving(channel)
     await stream.generate("b")
-    assert (await stream.last("b")).error == "Unavailable: the worker is stopping"
+    assert (await stream.last("b")).error == "WorkerDraining: the worker is stopping"
     assert (await stream.last("a")).finish_reason is FinishReason.LENGTH
     await stopping
 
@@ -427,7 +427,7 @@ async def test_what_does_not_end_in_time_is_given_up(cluster: Cluster) -> None:
     await stream.generate("a", max_tokens=4000)
     await stream.first("a")
     await worker.stop()
-    assert (await stream.last("a")).error == "Unavailable: the worker is stopping"
+    assert (await stream.last("a")).error == "WorkerDraining: the worker is stopping"
 
 
 # -- the router

@@ -1,4 +1,4 @@
-"""When the token that prefill draws may be shown to the user.
+"""When the token that prefill draws may be shown to the user, and when tokens so far may become prompt.
 
 It may, when decode, given prompt + that token as its prompt, draws the rest from the same
 distribution as an engine that had drawn all of it. That fails for every sampling state that counts
@@ -14,6 +14,15 @@ _GREEDY_BELOW = 1e-5  # vLLM's _SAMPLING_EPS
 def inexact_because(params: Any) -> str:
     """Why decode must draw the first token again; empty when it need not. params: SamplingParams."""
     return next((reason for reason, applies in _states_that_span(params) if applies), "")
+
+
+def stuck_because(params: Any) -> str:
+    """Why a request of which tokens were sent can go on nowhere else; empty when it can. Greedy and seeded
+    sampling draw the same tokens when they run again, and all state comes with them."""
+    reason = inexact_because(params)
+    if not reason or params.seed is not None or params.temperature < _GREEDY_BELOW:
+        return ""
+    return f"{reason}, and without a seed it would not draw the same tokens again"
 
 
 def _states_that_span(params: Any) -> tuple[tuple[str, bool], ...]:

@@ -3,7 +3,7 @@
 A request runs as one leg (a worker that does both), or as a prefill leg that draws one token and
 leases its KV, and a decode leg that fetches it, or waits until it is pushed. `sent` are the tokens the
 user already has: a leg then goes on from prompt + sent, which is how an exact request survives the
-loss of a worker.
+loss of a worker. One that is not exact runs again from its prompt (replay.py), unless it is stuck.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +34,8 @@ class Legs(Protocol):
     priority: int
     exact: bool
     """Prefill's token may be shown, and tokens so far may become prompt (first_token.py)."""
+    stuck: str
+    """Why neither that nor running again goes on from tokens that were sent; empty when one does."""
 
     def remaining_tokens(self, sent: Sequence[int]) -> int: ...
     def prefill(self, context: LegContext, handover: Mapping[str, Any] = HAND_OVER) -> EngineRequest:

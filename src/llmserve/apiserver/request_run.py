@@ -4,10 +4,11 @@
 
 When the KV is pushed, the decode leg is open before the prefill leg, and waits.
 
-Kept here: the request is placed again when a worker fails, as long as that is invisible to the
-user; a leg that ends badly aborts (Leg.close); a lease that decode did not use is given back; the
-router hears Done once for each placement; one outcome is counted. Nothing in a clean-up waits, so a
-cancelled run is gone at once.
+Kept here: the request is placed again when a worker fails or stalls, as long as that is invisible to
+the user: it goes on from prompt + tokens so far, or runs again and is not shown what the user has
+(legs.py), and the retry budget bounds how many do. A leg that ends badly aborts (Leg.close); a lease
+that decode did not use is given back; the router hears Done once for each placement; one outcome is
+counted. Nothing in a clean-up waits, so a cancelled run is gone at once.
 """
 
 import asyncio
@@ -22,10 +23,23 @@ from llmserve.apiserver.early_leg import EarlyLeg
 from llmserve.apiserver.handover_mode import HandoverMode, HandoverRule
 from llmserve.apiserver.identity import KvIdentity
 from llmserve.apiserver.legs import LegContext, Legs
+from llmserve.apiserver.replay import Replay
+from llmserve.apiserver.retry_budget import RetryBudget
 from llmserve.apiserver.router_link import AdmissionRefused, RouterLink
 from llmserve.apiserver.run_stats import RunStats
+from llmserve.apiserver.stages import StageLimits, Timely
 from llmserve.apiserver.worker_links import WorkerLinks
-from llmserve.core.errors import DeadlineExceeded, InvalidRequest, LLMServeError, TransferError, Unavailable
+from llmserve.core.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    LLMServeError,
+    RouterUnavailable,
+    StreamLost,
+    TransferError,
+    Unavailable,
+    WorkerDraining,
+    WorkerStalled,
+)
 from llmserve.core.ids import RequestId, TenantId, TransferId, WorkerId
 from llmserve.core.outcome import FinishReason, Outcome
 from llmserve.core.request import EngineOutput, EngineRequest, PrefillStats
@@ -51,7 +65,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What all runs of an apiserver share. timeout_seconds: for one request, all in all."""
+    """What all runs of an apiserver share."""
 
     router: RouterLink
     handover: HandoverRule
@@ -59,7 +73,8 @@ class RunContext:
     identity: KvIdentity
     metrics: ApiserverMetrics
     model: str
-    timeout_seconds: float
+    limits: StageLimits
+    retries: RetryBudget
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +111,9 @@ class RequestRun:
         self._sent_before = 0  # by the attempts before this one; now prompt
         self._attempt = 0
         self._prefilled: PrefillStats | None = None  # as the engine of this placement told
+        self._failures = 0
+        self._replay: Replay | None = None  # in this attempt
+        self._heard = False  # a token, in this attempt
         self._stats = RunStats(context.metrics)
 
     @property
@@ -106,6 +124,7 @@ class RequestRun:
         """Ends when the request has. Cancel it when the client is gone."""
         outcome = Outcome.CANCELLED
         self._stats.started()
+        self._context.retries.started()
         try:
             outcome = await self._to_its_end()
         finally:
@@ -115,10 +134,10 @@ class RequestRun:
 
     async def _to_its_end(self) -> Outcome:
         try:
-            async with asyncio.timeout(self._context.timeout_seconds):
+            async with asyncio.timeout(self._context.limits.request):
                 await self._serve()
         except TimeoutError:
-            seconds = self._context.timeout_seconds
+            seconds = self._context.limits.request
             return self._failed(DeadlineExceeded(f"the request took longer than {seconds:g} s"))
         except AdmissionRefused as refused:
             return self._failed(refused.error, refused.outcome)
@@ -138,15 +157,16 @@ class RequestRun:
         excluded: list[str] = []
         while True:
             self._attempt += 1
+            self._heard = False
             placement = await self._admit(excluded)
             try:
                 return await self._run_on(placement)
             except _WorkerFailed as failure:
                 self._report(failure)
-                if not self._may_go_on():
-                    raise failure.error from failure
+                if why := self._gives_up_because(failure.error):
+                    raise _with(failure.error, why) from failure
                 self._done(Outcome.FAILED)
-                self._sent_before = len(self._sent)
+                self._go_on()
                 excluded.append(failure.worker.worker_id)
 
     def _done(self, outcome: Outcome) -> None:
@@ -157,30 +177,63 @@ class RequestRun:
     def _report(self, failure: _WorkerFailed) -> None:
         _log.warning("request %s: %s", self._name, failure)
         self._context.metrics.worker_failures_total.labels(type(failure.error).__name__).inc()
-        if isinstance(failure.error, Unavailable):  # the worker, not only this request
-            self._context.router.worker_failed(failure.worker, failure.error.message)
+        if isinstance(failure.error, Unavailable | WorkerStalled):  # the worker, not only this request
+            stalled = isinstance(failure.error, WorkerStalled)
+            self._context.router.worker_failed(failure.worker, failure.error.message, stalled=stalled)
 
-    def _may_go_on(self) -> bool:
-        """Only when the user cannot tell: nothing was sent, or what was sent can become prompt."""
-        return self._attempt < _MAX_ATTEMPTS and (not self._sent or self._legs.exact)
+    def _gives_up_because(self, error: LLMServeError) -> str:
+        """Empty: it goes on elsewhere, and the user cannot tell. A worker that hands its requests back is
+        no failure: neither the attempts nor the budget are for that."""
+        if self._sent and self._legs.stuck:
+            return f"its {len(self._sent)} tokens so far cannot be continued: {self._legs.stuck}"
+        if isinstance(error, StreamLost):
+            return f"it had lost a worker after {len(self._sent)} tokens"
+        if isinstance(error, WorkerDraining):
+            return ""
+        self._failures += 1
+        if self._failures >= _MAX_ATTEMPTS:
+            return f"tried on {self._failures} workers"
+        if not self._context.retries.take():
+            self._context.metrics.retries_refused_total.inc()
+            return "not tried again, as too many requests are (scheduling.retry_share, retry_burst)"
+        return ""
+
+    def _go_on(self) -> None:
+        """The next attempt begins where this one broke off, or runs again up to there."""
+        way = "fresh" if not self._sent else "continued" if self._legs.exact else "replayed"
+        self._context.metrics.retries_total.labels(way).inc()
+        self._replay = Replay(self._sent) if way == "replayed" else None
+        self._sent_before = len(self._sent)
+
+    @property
+    def _as_prompt(self) -> Sequence[int]:
+        """The tokens so far that this attempt goes on from."""
+        return () if self._replay else self._sent
 
     async def _admit(self, excluded: Sequence[str]) -> router_pb2.Placement:
         card, context = self._card, self._context
         shape = context.router.kv_shape
-        prompt = [*self._legs.prompt, *self._sent] if self._sent else self._legs.prompt
-        return await context.router.admit(
-            router_pb2.Admit(
-                request_id=card.request_id,
-                tenant=card.tenant,
-                model=context.model,
-                prompt_tokens=len(prompt),
-                max_output_tokens=self._legs.remaining_tokens(self._sent),
-                block_hashes=context.identity.block_hashes(prompt, shape, card.tenant, card.client_salt),
-                block_tokens=shape.block_size_tokens,
-                priority=self._legs.priority,
-                excluded_workers=excluded,
-            )
+        prompt = [*self._legs.prompt, *self._as_prompt] if self._as_prompt else self._legs.prompt
+        admit = router_pb2.Admit(
+            request_id=card.request_id,
+            tenant=card.tenant,
+            model=context.model,
+            prompt_tokens=len(prompt),
+            max_output_tokens=self._legs.remaining_tokens(self._as_prompt),
+            block_hashes=context.identity.block_hashes(prompt, shape, card.tenant, card.client_salt),
+            block_tokens=shape.block_size_tokens,
+            priority=self._legs.priority,
+            excluded_workers=excluded,
         )
+        return await self._placed(admit)
+
+    async def _placed(self, admit: router_pb2.Admit) -> router_pb2.Placement:
+        seconds = self._context.limits.admission
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._context.router.admit(admit)
+        except TimeoutError as error:
+            raise RouterUnavailable(f"the router gave no place within {seconds:g} s") from error
 
     async def _run_on(self, placement: router_pb2.Placement) -> None:
         if not placement.HasField("prefill"):
@@ -201,9 +254,9 @@ class RequestRun:
                 self._context.workers.release(placement.prefill, prefilled.ticket)
 
     def _mode(self, placement: router_pb2.Placement) -> HandoverMode:
-        if self._legs.remaining_tokens(self._sent) == 1:
+        if self._legs.remaining_tokens(self._as_prompt) == 1:
             return HandoverMode.PULL  # of nothing: prefill draws the last token
-        tokens = len(self._legs.prompt) + len(self._sent)
+        tokens = len(self._legs.prompt) + len(self._as_prompt)
         return self._context.handover.choose(tokens, placement.prefill, placement.decode)
 
     async def _pulled(self, placement: router_pb2.Placement, prefilled: _Prefilled) -> None:
@@ -211,7 +264,7 @@ class RequestRun:
         if not prefilled.over:
             request = self._legs.decode(self._leg_context(placement.decode), prefilled.ticket)
             async with self._leg(placement.decode, request) as outputs:
-                await self._decode(outputs, prefilled)
+                await self._show(outputs, "decode", prefilled)
 
     async def _pushed(self, placement: router_pb2.Placement, prefilled: _Prefilled) -> None:
         """Decode waits with its blocks reserved while prefill computes and writes into them."""
@@ -222,22 +275,22 @@ class RequestRun:
             worker_id=WorkerId(prefill.worker_id),
             epoch=prefill.epoch,
             endpoints=tuple(prefill.handover_endpoints),
-            num_tokens=len(self._legs.prompt) + len(self._sent),
+            num_tokens=len(self._legs.prompt) + len(self._as_prompt),
             continues=self._legs.exact,
         )
         request = self._legs.decode_ahead(self._leg_context(placement.decode), card.to_params())
-        async with self._leg(placement.decode, request) as outputs, EarlyLeg(outputs) as early:
+        async with self._leg(placement.decode, request, waits=True) as outputs, EarlyLeg(outputs) as early:
             push = partial(self._legs.prefill, handover=prefill_params(transfer_id))
             await early.after(self._prefill(prefill, push, prefilled))
             if not prefilled.over:
-                await self._decode(self._continued(early, prefill), prefilled)
+                await self._show(self._continued(early, prefill), "decode", prefilled)
 
     async def _continued(
         self, outputs: AsyncIterable[EngineOutput], prefill: WorkerInfo
     ) -> AsyncIterator[EngineOutput]:
         """Errors: _WorkerFailed when decode has not learnt the token that the user has: it would draw it
         again. Only a prefill worker that died between showing and telling it does that."""
-        known = len(self._legs.prompt) + len(self._sent)
+        known = len(self._legs.prompt) + len(self._as_prompt)
         async for output in outputs:
             stats = output.prefill_stats
             if stats is not None and stats.prompt_tokens != known:
@@ -263,17 +316,13 @@ class RequestRun:
                     result.over = True
                     return
 
-    async def _decode(self, outputs: AsyncIterable[EngineOutput], prefilled: _Prefilled) -> None:
-        before = len(self._sent)
-        try:
-            await self._show(outputs, "decode", prefilled.prologue)
-        finally:
-            prefilled.fetched = len(self._sent) > before
-
     async def _show(
-        self, outputs: AsyncIterable[EngineOutput], origin: str, prologue: EngineOutput | None = None
+        self, outputs: AsyncIterable[EngineOutput], origin: str, prefilled: _Prefilled | None = None
     ) -> None:
+        prologue = prefilled.prologue if prefilled else None
         async for output in outputs:
+            if prefilled is not None and output.token_ids:
+                prefilled.fetched = True
             if prologue is not None:
                 output = replace(
                     output,
@@ -286,12 +335,15 @@ class RequestRun:
 
     @contextlib.asynccontextmanager
     async def _leg(
-        self, worker: WorkerInfo, request: EngineRequest
+        self, worker: WorkerInfo, request: EngineRequest, *, waits: bool = False
     ) -> AsyncIterator[AsyncIterator[EngineOutput]]:
-        """The outputs of one leg; on the way out it is aborted, unless it has ended."""
+        """The outputs of one leg; on the way out it is aborted, unless it has ended. waits: for another
+        leg, before it begins itself."""
+        limits = self._context.limits
+        first_seconds = limits.first_token * (2 if waits else 1)
         try:
             with contextlib.closing(self._context.workers.open(worker, request)) as leg:
-                yield leg
+                yield Timely(leg, worker.worker_id, first_seconds, limits.token)
         except InvalidRequest:
             raise  # another worker would say the same
         except LLMServeError as error:
@@ -301,23 +353,37 @@ class RequestRun:
         card = self._card
         suffix = f"~{self._attempt}" if self._attempt > 1 else ""
         salt = self._context.identity.salt(worker.kv_shape, card.tenant, card.client_salt)
-        return LegContext(RequestId(card.request_id + suffix), salt, card.tenant, self._sent)
+        return LegContext(RequestId(card.request_id + suffix), salt, card.tenant, self._as_prompt)
 
     def _push(self, output: EngineOutput, origin: str) -> bool:
         self._prefilled = self._prefilled or output.prefill_stats
-        if not self._sent and output.token_ids:
-            self._context.router.first_token(self._name)
+        if output.token_ids and not self._heard:
+            self._first_token(output, origin)
+        unseen = self._replay.unseen(output) if self._replay else output
+        if unseen is None:
+            return False
+        self._sent.extend(unseen.token_ids)
+        self._report_progress(len(unseen.token_ids))
+        return self._sink.push(unseen)
+
+    def _first_token(self, output: EngineOutput, origin: str) -> None:
+        """Of an attempt: prefill is over. Of the first: what the user waited for."""
+        self._heard = True
+        self._context.router.first_token(self._name)
+        if not self._sent:
             stats = output.prefill_stats or PrefillStats()
             self._stats.first_token(origin, len(self._legs.prompt), stats)
-        self._sent.extend(output.token_ids)
-        self._report_progress(len(output.token_ids))
-        return self._sink.push(output)
 
     def _report_progress(self, tokens: int) -> None:
         """Tells the router of every so many tokens: a long answer holds more than was expected."""
         generated = len(self._sent) - self._sent_before
         if generated // _PROGRESS_TOKENS > (generated - tokens) // _PROGRESS_TOKENS:
             self._context.router.progress(self._name, generated)
+
+
+def _with(error: LLMServeError, why: str) -> LLMServeError:
+    message = f"{error.message}; {why}"
+    return type(error)(message, retry_after_seconds=error.retry_after_seconds)
 
 
 def _without_tokens(output: EngineOutput, before: EngineOutput | None) -> EngineOutput:

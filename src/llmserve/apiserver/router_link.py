@@ -59,7 +59,7 @@ class RouterLink:
         apiserver_id: ApiserverId,
         metrics: ApiserverMetrics,
         on_members: Callable[[Sequence[WorkerInfo]], None] = lambda members: None,
-        patience_seconds: float = 5.0,
+        patience_seconds: float = 30.0,
     ) -> None:
         self._address, self._apiserver_id = address, apiserver_id
         self._metrics, self._on_members = metrics, on_members
@@ -109,8 +109,11 @@ class RouterLink:
         progress = router_pb2.Progress(request_id=request_id, output_tokens=output_tokens)
         self._post(_Message(progress=progress))
 
-    def worker_failed(self, worker: WorkerInfo, reason: str) -> None:
-        failed = router_pb2.WorkerFailed(worker_id=worker.worker_id, epoch=worker.epoch, reason=reason)
+    def worker_failed(self, worker: WorkerInfo, reason: str, *, stalled: bool = False) -> None:
+        """stalled: it is there, and does not answer in time."""
+        failed = router_pb2.WorkerFailed(
+            worker_id=worker.worker_id, epoch=worker.epoch, reason=reason, stalled=stalled
+        )
         self._post(_Message(worker_failed=failed))
 
     def done(

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from vllm.sampling_params import SamplingParams
 
-from llmserve.apiserver.first_token import inexact_because
+from llmserve.apiserver.first_token import inexact_because, stuck_because
 from llmserve.apiserver.legs import HAND_OVER, LegContext
 from llmserve.core.request import EngineRequest, SamplingLimits
 
@@ -24,6 +24,7 @@ class SamplingLegs:
         room = max_model_len - len(prompt)
         self._max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         self.exact = not inexact_because(params)
+        self.stuck = stuck_because(params)
 
     def remaining_tokens(self, sent: Sequence[int]) -> int:
         return self._max_tokens - len(sent)

@@ -16,14 +16,19 @@ from llmserve.apiserver.http_server import HttpServer
 from llmserve.apiserver.identity import KvIdentity
 from llmserve.apiserver.options import ApiserverOptions
 from llmserve.apiserver.request_run import RunContext
+from llmserve.apiserver.retry_budget import RetryBudget, RetryLimits
 from llmserve.apiserver.router_link import RouterLink
+from llmserve.apiserver.stages import StageLimits
 from llmserve.apiserver.worker_links import WorkerLinks
-from llmserve.config.schema import Manifest
+from llmserve.config.schema import Manifest, Scheduling
 from llmserve.core.errors import StartFailed
 from llmserve.core.ids import ApiserverId
 from llmserve.metrics.apiserver import ApiserverMetrics
 
 _log = logging.getLogger(__name__)
+
+_DRAIN_SECONDS = 5.0
+_ANSWER_SECONDS = 5.0
 
 
 class Apiserver:
@@ -35,8 +40,14 @@ class Apiserver:
         metrics = ApiserverMetrics(registry)
         self._workers = WorkerLinks(metrics)
         self._router = RouterLink(
-            options.router, ApiserverId(options.name), metrics, on_members=self._workers.retain
+            options.router,
+            ApiserverId(options.name),
+            metrics,
+            on_members=self._workers.retain,
+            patience_seconds=manifest.scheduling.router_patience_seconds,
         )
+        retries = _retries(manifest.scheduling)
+        metrics.retry_budget.set_function(lambda: retries.left)
         self._context = RunContext(
             router=self._router,
             handover=HandoverRule(manifest.transfer.mode, manifest.transfer.push_min_tokens),
@@ -44,7 +55,8 @@ class Apiserver:
             identity=KvIdentity(tenants_share=manifest.security.kv_sharing == "cluster"),
             metrics=metrics,
             model=options.model.name,
-            timeout_seconds=manifest.scheduling.request_timeout_seconds,
+            limits=_stage_limits(manifest.scheduling),
+            retries=retries,
         )
         self._client: ClusterEngineClient | None = None
         self._http: HttpServer | None = None
@@ -85,3 +97,17 @@ class Apiserver:
             self._client.shutdown()
         await self._workers.aclose()
         await self._router.aclose()
+
+
+def _stage_limits(scheduling: Scheduling) -> StageLimits:
+    """For its answer the router has what a request may wait, and as long as it may be away itself."""
+    return StageLimits(
+        request=scheduling.request_timeout_seconds,
+        admission=scheduling.queue_timeout_seconds + scheduling.router_patience_seconds + _ANSWER_SECONDS,
+        first_token=scheduling.first_token_timeout_seconds,
+        token=scheduling.token_timeout_seconds,
+    )
+
+
+def _retries(scheduling: Scheduling) -> RetryBudget:
+    return RetryBudget(RetryLimits(scheduling.retry_share, scheduling.retry_burst))

@@ -19,6 +19,8 @@ class WorkerView:
 
     role: str
     available: bool
+    draining: bool
+    slow: bool
     reason: str
     running_requests: int
     waiting_requests: int
@@ -134,6 +136,8 @@ def _worker(worker: router_pb2.WorkerStatus, stored_blocks: int) -> WorkerView:
     return WorkerView(
         role=decode_role(info.role).value,
         available=worker.available,
+        draining=worker.draining,
+        slow=worker.slow,
         reason=worker.reason,
         running_requests=load.running_requests,
         waiting_requests=load.waiting_requests,
@@ -182,12 +186,16 @@ def _role(role: Mapping[str, Any], answers: Answers, workers: Mapping[str, Worke
 
 def _problems(roles: tuple[RoleView, ...], kv: kvmanager_pb2.GetKvStatusResponse) -> Iterator[str]:
     for role in roles:
+        if role.stand == Stand.DRAINED or (role.worker is not None and role.worker.draining):
+            continue  # as somebody wanted it
         if role.stand != Stand.READY:
             yield f"{role.name} is {role.stand}" + (f": {role.health}" if role.health else "")
         elif role.health != HEALTHY:
             yield f"{role.name}: {role.health}"
         elif role.worker is not None and not role.worker.available:
             yield f"{role.name} gets no requests: {role.worker.reason}"
+        elif role.worker is not None and role.worker.slow:
+            yield f"{role.name} is avoided: {role.worker.reason}"
     for tier in kv.tiers:
         if tier.trouble:
             yield f"storage class {tier.name} is not used now: {tier.trouble}"

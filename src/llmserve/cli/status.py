@@ -140,6 +140,8 @@ def _cells(role: RoleView) -> Iterator[str]:
     yield role.name
     is_well = role.health == HEALTHY and (role.worker is None or role.worker.available)
     shown = HEALTHY if role.health == HEALTHY else role.stand
+    if role.worker is not None and role.worker.draining:
+        shown = "draining"
     yield f"[{'green' if is_well else 'red'}]{shown}[/]"
     yield str(role.pid or "-")
     yield str(role.restarts)

@@ -170,6 +170,62 @@ class Scheduling(Section):
             "mostly cached prompt, or when no prefill engine is there. `never`: decode engines do all."
         ),
     ] = "auto"
+    first_token_timeout_seconds: Annotated[
+        float,
+        Unit("seconds"),
+        Field(
+            gt=0,
+            description="A worker that gives a request no output for this long after it was sent is given "
+            "up for that request, and another is tried.",
+        ),
+    ] = 120.0
+    token_timeout_seconds: Annotated[
+        float, Unit("seconds"), Field(gt=0, description="The same, from one output to the next.")
+    ] = 60.0
+    router_patience_seconds: Annotated[
+        float,
+        Unit("seconds"),
+        Field(
+            gt=0,
+            description="How long requests wait for a router that is away; longer than it takes to restart.",
+        ),
+    ] = 30.0
+    retry_share: Annotated[
+        float,
+        Unit("retries/request"),
+        Field(
+            ge=0,
+            le=1,
+            description="Requests that are placed again after a worker failed them, as a share of all. "
+            "More fail with the error of the worker, so that trouble does not multiply the load.",
+        ),
+    ] = 0.2
+    retry_burst: Annotated[
+        int,
+        Unit("requests"),
+        Field(
+            ge=1,
+            description="Retries at once, of each apiserver, beyond the share: as many requests as it may "
+            "lose with one worker.",
+        ),
+    ] = 256
+    drain_timeout_seconds: Annotated[
+        float,
+        Unit("seconds"),
+        Field(
+            gt=0,
+            description="How long a worker that is drained lets its requests end; what still runs then goes "
+            "on elsewhere. `llmserve drain --timeout` says otherwise.",
+        ),
+    ] = 60.0
+    slow_worker_factor: Annotated[
+        float,
+        Field(
+            gt=1,
+            description="A worker this many times slower than the median of the others of its role is "
+            "avoided while they have room.",
+        ),
+    ] = 3.0
 
 
 class ApiKey(Section):

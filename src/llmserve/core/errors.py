@@ -90,8 +90,22 @@ class WorkerLost(Unavailable):
     """The connection to a worker broke while it ran the request."""
 
 
+class WorkerDraining(Unavailable):
+    """The worker is to stop and hands its requests back: they go on elsewhere."""
+
+
+class StreamLost(LLMServeError):
+    """Tokens were sent, and no other worker can go on from them. Safe to send again as a whole."""
+
+    http_status = 503
+
+
 class DeadlineExceeded(LLMServeError):
     http_status = 504
+
+
+class WorkerStalled(DeadlineExceeded):
+    """A worker that is there gave no output in time."""
 
 
 # -- KV

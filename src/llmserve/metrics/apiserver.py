@@ -73,6 +73,19 @@ class ApiserverMetrics:
             ("error",),
             registry=registry,
         )
+        self.retries_total = Counter(
+            "apiserver_retries_total",
+            "Requests placed again after a worker failed them, by how they go on: fresh (nothing was sent), "
+            "continued (from prompt and tokens so far), replayed (run again, tokens so far not shown)",
+            ("way",),
+            registry=registry,
+        )
+        self.retries_refused_total = Counter(
+            "apiserver_retries_refused_total",
+            "Requests that failed because the retry budget was used up",
+            registry=registry,
+        )
+        self.retry_budget = Gauge("apiserver_retry_budget", "Retries that may be made now", registry=registry)
         self.lease_releases_total = Counter(
             "apiserver_lease_releases_total",
             "Leases given back because decode did not use them, by result: released, ended (it had "

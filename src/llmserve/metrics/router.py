@@ -36,8 +36,13 @@ class RouterMetrics:
         )
         self.workers = Gauge(
             "router_workers",
-            "Known workers, by role and state: available, suspect, lost",
+            "Known workers, by role and state: available, suspect, draining, lost",
             ("role", "state"),
+            registry=registry,
+        )
+        self.slow_workers = Gauge(
+            "router_slow_workers",
+            "Workers that are avoided because the others of their role are faster",
             registry=registry,
         )
         self.placements_total = Counter(

@@ -20,8 +20,8 @@ class RoundRobin:
 
     def choose(self, choices: Choices, request: PlacementRequest, output_tokens: int) -> Plan | None:
         if choices.prefill and choices.decode:
-            return Plan(self._next(choices.prefill), self._next(choices.decode))
-        return Plan(None, self._next(choices.whole)) if choices.whole else None
+            return Plan(self._next(choices.prefill), self._next(choices.decode), request.prompt_tokens)
+        return Plan(None, self._next(choices.whole), request.prompt_tokens) if choices.whole else None
 
     def _next(self, members: Sequence[Member]) -> Member:
         role = members[0].spec.role
@@ -46,8 +46,8 @@ class LeastLoaded:
         prefill, decode = self._best(choices.prefill, request), self._best(choices.decode, request)
         single = self._best(choices.aggregated if prefill else choices.whole, request)
         if decode and prefill and (not single or min(decode.score, prefill.score) >= single.score):
-            return Plan(prefill.member, decode.member)
-        return Plan(None, single.member) if single else None
+            return Plan(prefill.member, decode.member, request.prompt_tokens)
+        return Plan(None, single.member, request.prompt_tokens) if single else None
 
     def _best(self, members: Sequence[Member], request: PlacementRequest) -> _Scored | None:
         if not members:

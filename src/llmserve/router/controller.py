@@ -20,7 +20,8 @@ from llmserve.router.messages import Admit, Effect, Ended, Exit, Held, Incarnati
 from llmserve.router.plan import NoPlan, Plan, Planner
 from llmserve.router.prefixes import Prefixes
 from llmserve.router.session import Holding, Session, Ticket, Work
-from llmserve.router.worker import Seats, WorkerSpec
+from llmserve.router.slow import SlowBook
+from llmserve.router.worker import DrainOrder, Member, Seats, WorkerSpec
 from llmserve.scheduler.decisions import Evicted, Fit, Queued, Rejected
 from llmserve.scheduler.request import QueuedRequest
 from llmserve.scheduler.resources import Capacity
@@ -46,6 +47,7 @@ class Controller:
         scheduler: Scheduler,
         prefixes: Prefixes,
         learner: Learner,
+        slow: SlowBook,
     ) -> None:
         self._clock = clock
         self._limits = limits
@@ -55,6 +57,7 @@ class Controller:
         self._queue = scheduler.queue
         self._prefixes = prefixes
         self._learner = learner
+        self.slow = slow
         self._sessions: dict[ApiserverId, Session] = {}
         self._tickets: dict[RequestId, Ticket] = {}
         self._placed: list[Effect] = []
@@ -137,6 +140,7 @@ class Controller:
         if ticket is None or ticket.holding is None or ticket.holding.work.first_token_at is not None:
             return []
         now, work = self._clock.now(), ticket.holding.work
+        self.slow.first_token(request_id)
         self._learner.first_token(ticket.holding, now)
         started = (
             [] if work.placed_at is None else [Started(request_id, now - work.placed_at, work.predicted)]
@@ -172,16 +176,30 @@ class Controller:
         self._membership.register(spec)
         return self._dispatch()
 
-    def heartbeat(self, worker_id: WorkerId, epoch: int, load: EngineLoad) -> list[Effect]:
+    def heartbeat(
+        self, worker_id: WorkerId, epoch: int, load: EngineLoad, *, draining: bool = False
+    ) -> list[Effect]:
         """Errors: NotFound, as Membership.heartbeat."""
-        self._membership.heartbeat(worker_id, epoch, load)
+        self._membership.heartbeat(worker_id, epoch, load, draining=draining)
         return self._dispatch()
+
+    def drain(self, worker_id: WorkerId, order: DrainOrder) -> tuple[Member, int]:
+        """Returns the worker, and how many others of its role requests may go to.
+        Errors: NotFound, as Membership.order."""
+        member = self._membership.order(worker_id, order)
+        peers = self._membership.available(member.spec.model, member.spec.role)
+        return member, sum(peer is not member for peer in peers)
 
     def deregister(self, worker_id: WorkerId, epoch: int) -> list[Effect]:
         self._membership.deregister(worker_id, epoch)
         return self._dispatch()
 
-    def worker_failed(self, worker_id: WorkerId, epoch: int, reason: str) -> list[Effect]:
+    def worker_failed(
+        self, worker_id: WorkerId, epoch: int, reason: str, *, stalled: bool = False
+    ) -> list[Effect]:
+        """stalled: it is there, and gave a request no output in time."""
+        if stalled:
+            self.slow.stalled(worker_id)
         self._membership.suspect(worker_id, epoch, reason)
         return []
 
@@ -281,6 +299,7 @@ class Controller:
 
     def _end(self, request_id: RequestId, how: Exit, output_tokens: int = 0) -> Ended:
         holding = self._close_ticket(request_id).holding
+        self.slow.ended(request_id, output_tokens)
         if holding is None:
             self._queue.withdraw(request_id)
         else:
@@ -320,6 +339,7 @@ class Controller:
         now = self._clock.now()
         work = Work.of(plan, ticket.placement, request.expected_output_tokens, now)
         ticket.holding = Holding(plan.prefill.seats if plan.prefill else None, plan.decode.seats, work)
+        self.slow.placed(request.request_id, plan)
         waited, predicted = now - request.arrived_at, self._prefixes.placed(ticket, plan)
         self._placed.append(Placed(ticket.session, request.request_id, plan, waited, predicted))
 

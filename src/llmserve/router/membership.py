@@ -13,7 +13,7 @@ from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
-from llmserve.router.worker import Member, Seats, WorkerSpec, WorkerState
+from llmserve.router.worker import DrainOrder, Member, Seats, WorkerSpec, WorkerState
 
 # How long the status still names a worker that is lost, in expiries.
 _FORGOTTEN_AFTER_EXPIRIES = 60
@@ -63,17 +63,20 @@ class Membership:
         self._check_at = expiry if self._check_at is None else min(self._check_at, expiry)
         self._changed()
 
-    def heartbeat(self, worker_id: WorkerId, epoch: int, load: EngineLoad) -> None:
-        """Errors: NotFound when this incarnation is not known: it is to register (again)."""
+    def heartbeat(self, worker_id: WorkerId, epoch: int, load: EngineLoad, *, draining: bool = False) -> None:
+        """draining: it is about to leave.
+        Errors: NotFound when this incarnation is not known: it is to register (again)."""
         member = self._members.get(worker_id)
         if member is None or member.spec.epoch != epoch:
             raise NotFound(f"worker {worker_id} of epoch {epoch} is not registered")
-        member.load = load
+        member.load, member.draining = load, draining
+        if member.order and member.order.drain is draining:
+            member.order = None
         was = member.state
         self._hear(member)
         if was is WorkerState.LOST:
             self._changed()
-        elif was is WorkerState.SUSPECT:
+        elif was is not member.state:
             self._available.clear()
 
     def suspect(self, worker_id: WorkerId, epoch: int, reason: str) -> None:
@@ -82,6 +85,22 @@ class Membership:
         if member and member.spec.epoch == epoch and member.state is WorkerState.AVAILABLE:
             member.state, member.reason = WorkerState.SUSPECT, reason
             self._available.clear()
+
+    def order(self, worker_id: WorkerId, order: DrainOrder) -> Member:
+        """An operator takes a worker out of service, or back. Errors: NotFound when it is not there."""
+        member = self._members.get(worker_id)
+        if member is None or not member.registered:
+            raise NotFound(f"worker {worker_id} is not registered: {self._names()} are")
+        member.order = order
+        if order.drain:
+            self._rank(member)
+            self._available.clear()
+        return member
+
+    def order_of(self, worker_id: WorkerId) -> DrainOrder | None:
+        """What an operator wants of the worker, and it does not do yet."""
+        member = self._members.get(worker_id)
+        return member.order if member else None
 
     def deregister(self, worker_id: WorkerId, epoch: int) -> None:
         """It leaves in order. Nothing for an older epoch or an unknown worker."""
@@ -174,7 +193,17 @@ class Membership:
 
     def _hear(self, member: Member) -> None:
         member.heard_at = self._clock.now()
-        member.state, member.reason = WorkerState.AVAILABLE, ""
+        self._rank(member)
+
+    def _rank(self, member: Member) -> None:
+        """Of one that is there, and that no request complained of since."""
+        if member.to_leave:
+            member.state, member.reason = WorkerState.DRAINING, "it is being drained"
+        else:
+            member.state, member.reason = WorkerState.AVAILABLE, ""
+
+    def _names(self) -> str:
+        return ", ".join(sorted(m.spec.worker_id for m in self if m.registered)) or "none"
 
     def _changed(self) -> None:
         self.version += 1

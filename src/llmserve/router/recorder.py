@@ -70,6 +70,7 @@ class Recorder:
         self._metrics.queued_requests.set_function(lambda: controller.waiting_requests)
         self._metrics.running_requests.set_function(lambda: controller.running_requests)
         self._metrics.apiservers.set_function(lambda: controller.apiservers)
+        self._metrics.slow_workers.set_function(lambda: len(controller.slow.workers()))
         for role in WorkerRole:
             for state in WorkerState:
                 self._watch_workers(controller, role, state)

@@ -29,9 +29,11 @@ from llmserve.router.wire import (
     PlacementEncoder,
     decode_admit,
     decode_held,
+    decode_order,
     decode_worker,
     encode_cluster,
     encode_index,
+    encode_order,
     encode_peers,
     encode_refused,
     encode_status,
@@ -171,7 +173,9 @@ class RouterService(router_pb2_grpc.RouterServicer):
             case "worker_failed":
                 failed = message.worker_failed
                 _log.warning("worker %s failed: %s", failed.worker_id, failed.reason)
-                return self._controller.worker_failed(WorkerId(failed.worker_id), failed.epoch, failed.reason)
+                return self._controller.worker_failed(
+                    WorkerId(failed.worker_id), failed.epoch, failed.reason, stalled=failed.stalled
+                )
             case other:
                 raise InvalidRequest(f"a session message cannot be {other or 'empty'} here")
 
@@ -194,10 +198,14 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self, request: router_pb2.HeartbeatRequest, context: _Context
     ) -> router_pb2.HeartbeatResponse:
         worker_id, load = WorkerId(request.worker_id), decode_load(request.load)
-        self._decide(lambda: self._controller.heartbeat(worker_id, request.epoch, load))
+        draining = request.draining
+        self._decide(lambda: self._controller.heartbeat(worker_id, request.epoch, load, draining=draining))
         membership = self._controller.membership
         known = request.members_version == membership.version
-        return encode_peers(membership.version, () if known else membership.kv_sources(worker_id))
+        answer = encode_peers(membership.version, () if known else membership.kv_sources(worker_id))
+        if order := membership.order_of(worker_id):
+            answer.drain.CopyFrom(encode_order(order))
+        return answer
 
     async def Deregister(  # noqa: N802
         self, request: router_pb2.DeregisterRequest, context: _Context
@@ -208,12 +216,24 @@ class RouterService(router_pb2_grpc.RouterServicer):
 
     # -- operators
 
+    async def Drain(  # noqa: N802
+        self, request: router_pb2.DrainRequest, context: _Context
+    ) -> router_pb2.DrainResponse:
+        order = decode_order(request.order, self._settings.drain_timeout_seconds)
+        member, others = self._controller.drain(WorkerId(request.worker_id), order)
+        _log.info("worker %s: %s", request.worker_id, order)
+        return router_pb2.DrainResponse(
+            running_requests=member.seats.placed_requests,
+            others=others,
+            timeout_seconds=order.timeout_seconds,
+        )
+
     async def GetClusterStatus(  # noqa: N802
         self, request: router_pb2.GetClusterStatusRequest, context: _Context
     ) -> router_pb2.GetClusterStatusResponse:
-        now = self._clock.now()
+        now, slow = self._clock.now(), self._controller.slow.workers()
         return router_pb2.GetClusterStatusResponse(
-            workers=[encode_status(member, now) for member in self._controller.membership],
+            workers=[encode_status(member, now, slow) for member in self._controller.membership],
             queued_requests=self._controller.waiting_requests,
             running_requests=self._controller.running_requests,
             apiservers=self._controller.apiservers,

@@ -18,6 +18,7 @@ from llmserve.router.plan import Chooser, Disaggregate, Planner
 from llmserve.router.prefix_index import PrefixIndex
 from llmserve.router.prefixes import Prefixes
 from llmserve.router.scorers import FreeSeats, ShortEngineQueue
+from llmserve.router.slow import NotSlow, SlowBook, SlowLimits
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import Limits
 from llmserve.scheduler.scheduler import Policy, Scheduler
@@ -39,6 +40,8 @@ class RouterSettings:
     prefetch_on_prefix: bool = False
     routing: Literal["kv_aware", "least_loaded", "round_robin"] = "kv_aware"
     disaggregate: Disaggregate = Disaggregate.AUTO
+    drain_timeout_seconds: float = 60.0
+    slow: SlowLimits = field(default_factory=SlowLimits)
 
     @classmethod
     def of(
@@ -51,6 +54,8 @@ class RouterSettings:
             prefetch_on_prefix=prefetch_on_prefix,
             routing=scheduling.routing,
             disaggregate=Disaggregate(scheduling.disaggregate),
+            drain_timeout_seconds=scheduling.drain_timeout_seconds,
+            slow=SlowLimits(factor=scheduling.slow_worker_factor),
         )
 
     @property
@@ -99,9 +104,10 @@ def build_controller(
 ) -> Controller:
     """index: filled by whoever follows the KV managers; none: nothing is known of blocks."""
     membership, paces = Membership(clock, expiry_seconds=settings.expiry_seconds), Paces()
+    slow = SlowBook(clock, settings.slow)
     planner = Planner(
         membership,
-        filters=(NotExcluded(), HasFreeSeat()),
+        filters=(NotExcluded(), HasFreeSeat(), NotSlow(slow)),
         chooser=_chooser(settings, paces, clock, rng),
         disaggregate=settings.disaggregate,
     )
@@ -114,6 +120,7 @@ def build_controller(
         scheduler=Scheduler(clock, settings.policy),
         prefixes=prefixes,
         learner=Learner(paces),
+        slow=slow,
     )
 
 

@@ -1,6 +1,6 @@
 """Between the messages of router.proto and the router's own words."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import DEFAULT_TENANT, BlockHash, RequestId, TenantId, WorkerId
@@ -8,7 +8,7 @@ from llmserve.router.filters import PlacementRequest
 from llmserve.router.messages import Admit, Held, Incarnation, Placed, Refused
 from llmserve.router.prefix_index import HashedPrompt
 from llmserve.router.prefixes import Prefixes
-from llmserve.router.worker import KvShape, Member, WorkerSpec, WorkerState
+from llmserve.router.worker import DrainOrder, KvShape, Member, WorkerSpec, WorkerState
 from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
 
@@ -146,14 +146,26 @@ def encode_peers(version: int, peers: Iterable[Member]) -> router_pb2.HeartbeatR
     )
 
 
-def encode_status(member: Member, now: float) -> router_pb2.WorkerStatus:
+def decode_order(message: router_pb2.DrainOrder, default_seconds: float) -> DrainOrder:
+    return DrainOrder(message.drain, message.timeout_seconds or default_seconds)
+
+
+def encode_order(order: DrainOrder) -> router_pb2.DrainOrder:
+    return router_pb2.DrainOrder(drain=order.drain, timeout_seconds=order.timeout_seconds)
+
+
+def encode_status(member: Member, now: float, slow: Mapping[WorkerId, str]) -> router_pb2.WorkerStatus:
+    """slow: why, of each worker that is."""
+    why_slow = slow.get(member.spec.worker_id, "")
     return router_pb2.WorkerStatus(
         info=encode_worker(member.spec),
         load=encode_load(member.load),
         available=member.state is WorkerState.AVAILABLE,
-        reason=member.reason,
+        reason=member.reason or why_slow,
         heartbeat_age_seconds=now - member.heard_at,
         placed_requests=member.seats.placed_requests,
+        draining=member.state is WorkerState.DRAINING,
+        slow=bool(why_slow),
     )
 
 

@@ -61,7 +61,17 @@ class WorkerSpec:
 class WorkerState(StrEnum):
     AVAILABLE = "available"
     SUSPECT = "suspect"  # a request failed on it; its next heartbeat clears it
+    DRAINING = "draining"  # it is to stop; what runs there goes on
     LOST = "lost"  # silent for too long; kept for the status, and used again when it returns
+
+
+@dataclass(frozen=True, slots=True)
+class DrainOrder:
+    """What an operator wants of a worker. drain False: it is to stay after all. timeout_seconds: for what
+    runs there to end."""
+
+    drain: bool
+    timeout_seconds: float = 0.0
 
 
 class Seats:
@@ -95,6 +105,9 @@ class Member:
     state: WorkerState = WorkerState.AVAILABLE
     reason: str = ""  # why it is not available
     load: EngineLoad = field(default_factory=EngineLoad)
+    draining: bool = False  # as it says itself
+    order: DrainOrder | None = None  # until its heartbeats agree with it
+
     _links: Mapping[str, Link] = field(default_factory=dict, repr=False)
     _links_of: EngineLoad | None = field(default=None, repr=False)
 
@@ -103,6 +116,11 @@ class Member:
         if self._links_of is not self.load:  # read when it is asked for: most heartbeats never are
             self._links, self._links_of = links_of(self.load.pairs), self.load
         return self._links.get(prefill)
+
+    @property
+    def to_leave(self) -> bool:
+        """The order that is on its way counts for more than what the worker says."""
+        return self.order.drain if self.order else self.draining
 
     @property
     def registered(self) -> bool:

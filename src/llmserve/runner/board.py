@@ -10,6 +10,7 @@ class Stand(StrEnum):
     WAITING = "waiting"
     STARTING = "starting"
     READY = "ready"
+    DRAINED = "drained"  # it left on an operator's order, and stays away until it is wanted again
     RESTARTING = "restarting"  # it ended; the next try is to come
     STOPPING = "stopping"
     STOPPED = "stopped"

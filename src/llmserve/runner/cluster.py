@@ -18,6 +18,7 @@ from llmserve.rpc.backoff import Backoff
 from llmserve.runner import logs
 from llmserve.runner.board import Board, Stand
 from llmserve.runner.console import Console
+from llmserve.runner.drained import DrainedMark
 from llmserve.runner.environment import RunPaths, fetch_command, make_paths, role_command, role_mark
 from llmserve.runner.fetch import prepare_model
 from llmserve.runner.greeting import greeting
@@ -138,7 +139,8 @@ class _Cluster:
     def _keeper(self, spec: ProcessSpec, model_dir: str) -> RoleKeeper:
         command = role_command(spec, self._paths, model_dir, self._id, os.environ)
         timeout_seconds = self._job.manifest.deployment.local.ready_timeout_seconds
-        job = RoleJob(spec, command, role_mark(self._id, spec.name), timeout_seconds)
+        drained = DrainedMark(self._paths.temp_dir, spec.name) if spec.role.is_worker else None
+        job = RoleJob(spec, command, role_mark(self._id, spec.name), timeout_seconds, drained)
         policy = RestartPolicy(Backoff(_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS))
         return RoleKeeper(job, policy, self._board, self._guard, self._console.say)
 

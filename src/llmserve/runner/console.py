@@ -13,6 +13,7 @@ _COLOURS = {
     Stand.WAITING: "dim",
     Stand.STARTING: "yellow",
     Stand.READY: "green",
+    Stand.DRAINED: "dim",
     Stand.RESTARTING: "red",
     Stand.STOPPING: "yellow",
     Stand.STOPPED: "dim",

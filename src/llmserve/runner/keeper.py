@@ -8,6 +8,7 @@ from llmserve.config.plan import ProcessSpec
 from llmserve.core.errors import StartFailed
 from llmserve.runner.board import Board, Stand
 from llmserve.runner.child import Command
+from llmserve.runner.drained import DrainedMark
 from llmserve.runner.guard_link import GuardLink
 from llmserve.runner.logs import tail
 from llmserve.runner.policy import Decision, RestartPolicy, exit_text, stop_seconds
@@ -19,12 +20,13 @@ _LAST_LINES = 15
 
 @dataclass(frozen=True, slots=True)
 class RoleJob:
-    """mark: names this role's processes (processes.py)."""
+    """mark: names this role's processes (processes.py). drained: of a worker."""
 
     spec: ProcessSpec
     command: Command
     mark: str
     ready_timeout_seconds: float
+    drained: DrainedMark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class _RunEnd:
     ready: bool = False
     ready_seconds: float = 0.0
     timed_out: bool = False
+    on_purpose: bool = False
 
 
 class RoleKeeper:
@@ -61,6 +64,9 @@ class RoleKeeper:
         while True:
             ended = await self._run_once()
             await self._end_processes()
+            if ended.on_purpose and self._job.drained:
+                await self._stay_away(self._job.drained)
+                continue
             decision = self._policy.ended(ready=ended.ready, ran_seconds=ended.ready_seconds)
             if not decision.restart or (ended.timed_out and not self.ready.is_set()):
                 raise self._given_up(ended.why)
@@ -86,8 +92,21 @@ class RoleKeeper:
         assert code is not None, "waited without a deadline"
         when = "ended" if started is StartResult.READY else "ended before it was ready"
         return _RunEnd(
-            f"{when} ({exit_text(code)})", ready=started is StartResult.READY, ready_seconds=run.ready_seconds
+            f"{when} ({exit_text(code)})",
+            ready=started is StartResult.READY,
+            ready_seconds=run.ready_seconds,
+            on_purpose=started is StartResult.READY and code == 0,
         )
+
+    async def _stay_away(self, mark: DrainedMark) -> None:
+        """A worker ends with 0 only when it is told to leave. Not by us: that is not waited for here."""
+        try:
+            mark.set()
+        except OSError as error:
+            self._say(f"          {self.spec.name}: {error}: it cannot be told from one that failed")
+            return
+        self._board.set(self.spec.name, Stand.DRAINED, f"llmserve drain --undo {self.spec.name}", pid=0)
+        await mark.until_cleared()
 
     def _progress(self, text: str) -> None:
         self._board.set(self.spec.name, Stand.STARTING, text)

@@ -14,6 +14,7 @@ from llmserve.rpc.backoff import Backoff
 from llmserve.rpc.codec import encode_load
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
+from llmserve.workers.drainer import Drainer
 from llmserve.workers.status import WorkerStatus
 
 _log = logging.getLogger(__name__)
@@ -24,8 +25,11 @@ _CALL_SECONDS = 2.0
 class Membership:
     """`run` is one task of the worker; `leave` ends what it said, after it was cancelled."""
 
-    def __init__(self, status: WorkerStatus, channel: grpc.aio.Channel, engine: Engine) -> None:
+    def __init__(
+        self, status: WorkerStatus, channel: grpc.aio.Channel, engine: Engine, drainer: Drainer
+    ) -> None:
         self._status = status
+        self._drainer = drainer
         self._engine = engine
         self._members_version = 0
         self._stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -70,7 +74,11 @@ class Membership:
         info = self._status.info
         load = encode_load(await self._status.load())
         request = router_pb2.HeartbeatRequest(
-            worker_id=info.worker_id, epoch=info.epoch, load=load, members_version=self._members_version
+            worker_id=info.worker_id,
+            epoch=info.epoch,
+            load=load,
+            members_version=self._members_version,
+            draining=self._drainer.draining,
         )
         try:
             answer = await self._stub.Heartbeat(request, timeout=_CALL_SECONDS)
@@ -79,6 +87,8 @@ class Membership:
         if answer.members_version != self._members_version:
             await self._engine.meet([_peer(message) for message in answer.kv_peers])
             self._members_version = answer.members_version
+        if answer.HasField("drain"):
+            self._drainer.order(answer.drain.drain, answer.drain.timeout_seconds)
 
     async def leave(self) -> None:
         """Tells the router to place nothing more here. Best effort: it would notice anyhow."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc.aio
 
-from llmserve.core.errors import EngineDead, InvalidRequest, LLMServeError, Unavailable
+from llmserve.core.errors import EngineDead, InvalidRequest, LLMServeError, WorkerDraining
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput
@@ -75,7 +75,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
 
     async def give_up(self) -> None:
         """Ends what still runs, and the streams."""
-        running = self._sessions.give_up(Unavailable("the worker is stopping"))
+        running = self._sessions.give_up(WorkerDraining("the worker is stopping"))
         if running:
             _log.warning("stopping: %s requests are given up", len(running))
             await self._engine.abort(running)
@@ -128,7 +128,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         request_id = RequestId(message.request_id)
         try:
             if not self._admitting:
-                raise Unavailable("the worker is stopping")
+                raise WorkerDraining("the worker is stopping")
             request = decode_request(message)
             self._sessions.claim(session, request_id)
         except LLMServeError as error:

@@ -19,6 +19,7 @@ from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
 from llmserve.rpc.server import RpcServer
+from llmserve.workers.drainer import Drainer
 from llmserve.workers.membership import Membership
 from llmserve.workers.release import LeaseReleaser
 from llmserve.workers.reporter import KvReporter, follow
@@ -65,6 +66,7 @@ class Worker:
         self._membership: Membership | None = None
         self._service: WorkerService | None = None
         self._status: WorkerStatus | None = None
+        self._drainer = Drainer(self._is_busy, self._tasks)
         self._stopped = False
 
     async def start(self) -> str:
@@ -95,7 +97,7 @@ class Worker:
     async def _join(self, status: WorkerStatus) -> None:
         if self._options.router:
             channel = await self._open.enter_async_context(open_channel(self._options.router))
-            self._membership = Membership(status, channel, self._engine)
+            self._membership = Membership(status, channel, self._engine, self._drainer)
             self._talk.spawn("membership", self._membership.run())
         streams = [await self._report_stream(address) for address in self._options.kvmanagers]
         self._tasks.spawn("kv-events", follow(self._engine, streams), fatal=True)
@@ -130,12 +132,14 @@ class Worker:
         )
 
     async def run_until(self, stop: asyncio.Event) -> None:
-        """Returns when asked to stop. Errors: EngineDead."""
+        """Returns when asked to stop, or drained. Errors: EngineDead."""
         asked = asyncio.ensure_future(stop.wait())
+        drained = asyncio.ensure_future(self._drainer.done.wait())
         try:
-            await asyncio.wait((asked, self._tasks.failed), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((asked, drained, self._tasks.failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
             asked.cancel()
+            drained.cancel()
         if self._tasks.failed.done():
             raise EngineDead(f"the engine failed: {self._tasks.failed.result()}")
 
@@ -161,19 +165,21 @@ class Worker:
 
     async def _drain(self) -> None:
         """Waits for running requests, and for leased blocks to be fetched."""
-        if self._service is None or self._status is None or self._tasks.failed.done():
+        if self._service is None or self._tasks.failed.done() or self._drainer.done.is_set():
             return
         _log.info("draining: requests=%s", self._service.running_requests)
         try:
             async with asyncio.timeout(self._options.drain_seconds):
-                while await self._is_busy(self._service, self._status):  # noqa: ASYNC110 - the engine's state
+                while await self._is_busy():  # noqa: ASYNC110 - the engine's state
                     await asyncio.sleep(_DRAIN_POLL_SECONDS)
         except TimeoutError:
             _log.warning("drain ended with requests=%s", self._service.running_requests)
 
-    @staticmethod
-    async def _is_busy(service: WorkerService, status: WorkerStatus) -> bool:
-        return bool(service.running_requests or (await status.load()).leased_blocks)
+    async def _is_busy(self) -> bool:
+        """Between start and stop."""
+        assert self._service is not None, "not started"
+        assert self._status is not None, "not started"
+        return bool(self._service.running_requests or (await self._status.load()).leased_blocks)
 
     async def _close(self) -> None:
         try:

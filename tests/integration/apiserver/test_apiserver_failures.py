@@ -169,13 +169,14 @@ class TestWorkerFails:
     ) -> None:
         await cluster.add("decode-1", WORKER_ROLE_DECODE)
         cluster.decode.pause_at = 2
-        async with running(http, True, seed=1, temperature=1.0) as task:
+        async with running(http, True, presence_penalty=1, temperature=1.0) as task:
             await cluster.decode.until(lambda: bool(cluster.decode.seen))
             await cluster.router.until(lambda: bool(cluster.router.first_tokens))
             await cluster.decode.crash()
             chunks = pieces(await task)
         assert chunks[0]["choices"][0]["text"] == expected(cluster)[0]
         assert "lost the worker decode-0" in chunks[-1]["error"]["message"]
+        assert "presence_penalty counts output tokens" in chunks[-1]["error"]["message"]
         assert chunks[-1]["error"]["code"] == 503
         assert cluster.count("apiserver_requests_total", outcome="failed") == 1
 

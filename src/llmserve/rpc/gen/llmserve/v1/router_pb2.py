@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from llmserve.rpc.gen.llmserve.v1 import common_pb2 as llmserve_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llmserve/v1/router.proto\x12\x0bllmserve.v1\x1a\x18llmserve/v1/common.proto\"\x9d\x02\n\x14RouterSessionRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.llmserve.v1.HelloH\x00\x12#\n\x05\x61\x64mit\x18\x02 \x01(\x0b\x32\x12.llmserve.v1.AdmitH\x00\x12.\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x17.llmserve.v1.FirstTokenH\x00\x12!\n\x04\x64one\x18\x04 \x01(\x0b\x32\x11.llmserve.v1.DoneH\x00\x12\x32\n\rworker_failed\x18\x05 \x01(\x0b\x32\x19.llmserve.v1.WorkerFailedH\x00\x12)\n\x08progress\x18\x06 \x01(\x0b\x32\x15.llmserve.v1.ProgressH\x00\x42\t\n\x07message\"G\n\x05Hello\x12\x14\n\x0c\x61piserver_id\x18\x01 \x01(\t\x12(\n\x04held\x18\x02 \x03(\x0b\x32\x1a.llmserve.v1.HeldPlacement\"\x90\x01\n\rHeldPlacement\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12)\n\tplacement\x18\x03 \x01(\x0b\x32\x16.llmserve.v1.Placement\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\"\xdd\x01\n\x05\x41\x64mit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\x12\x14\n\x0c\x62lock_hashes\x18\x06 \x03(\x0c\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x17\n\x0ftimeout_seconds\x18\x08 \x01(\x01\x12\x18\n\x10\x65xcluded_workers\x18\t \x03(\t\x12\x14\n\x0c\x62lock_tokens\x18\n \x01(\r\" \n\nFirstToken\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"5\n\x08Progress\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\routput_tokens\x18\x02 \x01(\r\"\x86\x01\n\x04\x44one\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x07outcome\x18\x02 \x01(\x0e\x32\x14.llmserve.v1.Outcome\x12\x15\n\routput_tokens\x18\x03 \x01(\r\x12\x1a\n\rcached_tokens\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_cached_tokens\"@\n\x0cWorkerFailed\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x9e\x01\n\x15RouterSessionResponse\x12%\n\x06placed\x18\x01 \x01(\x0b\x32\x13.llmserve.v1.PlacedH\x00\x12\'\n\x07refused\x18\x02 \x01(\x0b\x32\x14.llmserve.v1.RefusedH\x00\x12*\n\x05state\x18\x03 \x01(\x0b\x32\x19.llmserve.v1.ClusterStateH\x00\x42\t\n\x07message\"\x7f\n\tPlacement\x12(\n\x07prefill\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\x12\'\n\x06\x64\x65\x63ode\x18\x02 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\x12\x1f\n\x17predicted_cached_tokens\x18\x03 \x01(\r\"^\n\x06Placed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\tplacement\x18\x02 \x01(\x0b\x32\x16.llmserve.v1.Placement\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\"\x81\x01\n\x07Refused\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x07outcome\x18\x02 \x01(\x0e\x32\x14.llmserve.v1.Outcome\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x05 \x01(\x01\"8\n\x0c\x43lusterState\x12(\n\x07workers\x18\x01 \x03(\x0b\x32\x17.llmserve.v1.WorkerInfo\":\n\x0fRegisterRequest\x12\'\n\x06worker\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\"E\n\x10RegisterResponse\x12\x19\n\x11heartbeat_seconds\x18\x01 \x01(\x01\x12\x16\n\x0e\x65xpiry_seconds\x18\x02 \x01(\x01\"t\n\x10HeartbeatRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12%\n\x04load\x18\x03 \x01(\x0b\x32\x17.llmserve.v1.WorkerLoad\x12\x17\n\x0fmembers_version\x18\x04 \x01(\x04\"S\n\x11HeartbeatResponse\x12\x17\n\x0fmembers_version\x18\x01 \x01(\x04\x12%\n\x08kv_peers\x18\x02 \x03(\x0b\x32\x13.llmserve.v1.KvPeer\"=\n\x06KvPeer\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\tendpoints\x18\x03 \x03(\t\"5\n\x11\x44\x65registerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x14\n\x12\x44\x65registerResponse\"\x19\n\x17GetClusterStatusRequest\"\xc3\x01\n\x18GetClusterStatusResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.llmserve.v1.WorkerStatus\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12\x12\n\napiservers\x18\x04 \x01(\r\x12\x34\n\x0cprefix_index\x18\x05 \x01(\x0b\x32\x1e.llmserve.v1.PrefixIndexStatus\"c\n\x11PrefixIndexStatus\x12\x10\n\x08\x66ollowed\x18\x01 \x03(\t\x12\x0c\n\x04\x61way\x18\x02 \x03(\t\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\x12\r\n\x05proof\x18\x04 \x01(\t\x12\x0f\n\x07problem\x18\x05 \x01(\t\"\xb7\x01\n\x0cWorkerStatus\x12%\n\x04info\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\x12%\n\x04load\x18\x02 \x01(\x0b\x32\x17.llmserve.v1.WorkerLoad\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1d\n\x15heartbeat_age_seconds\x18\x05 \x01(\x01\x12\x17\n\x0fplaced_requests\x18\x06 \x01(\r2\xa3\x03\n\x06Router\x12T\n\x07Session\x12!.llmserve.v1.RouterSessionRequest\x1a\".llmserve.v1.RouterSessionResponse(\x01\x30\x01\x12G\n\x08Register\x12\x1c.llmserve.v1.RegisterRequest\x1a\x1d.llmserve.v1.RegisterResponse\x12J\n\tHeartbeat\x12\x1d.llmserve.v1.HeartbeatRequest\x1a\x1e.llmserve.v1.HeartbeatResponse\x12M\n\nDeregister\x12\x1e.llmserve.v1.DeregisterRequest\x1a\x1f.llmserve.v1.DeregisterResponse\x12_\n\x10GetClusterStatus\x12$.llmserve.v1.GetClusterStatusRequest\x1a%.llmserve.v1.GetClusterStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llmserve/v1/router.proto\x12\x0bllmserve.v1\x1a\x18llmserve/v1/common.proto\"\x9d\x02\n\x14RouterSessionRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.llmserve.v1.HelloH\x00\x12#\n\x05\x61\x64mit\x18\x02 \x01(\x0b\x32\x12.llmserve.v1.AdmitH\x00\x12.\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x17.llmserve.v1.FirstTokenH\x00\x12!\n\x04\x64one\x18\x04 \x01(\x0b\x32\x11.llmserve.v1.DoneH\x00\x12\x32\n\rworker_failed\x18\x05 \x01(\x0b\x32\x19.llmserve.v1.WorkerFailedH\x00\x12)\n\x08progress\x18\x06 \x01(\x0b\x32\x15.llmserve.v1.ProgressH\x00\x42\t\n\x07message\"G\n\x05Hello\x12\x14\n\x0c\x61piserver_id\x18\x01 \x01(\t\x12(\n\x04held\x18\x02 \x03(\x0b\x32\x1a.llmserve.v1.HeldPlacement\"\x90\x01\n\rHeldPlacement\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12)\n\tplacement\x18\x03 \x01(\x0b\x32\x16.llmserve.v1.Placement\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\"\xdd\x01\n\x05\x41\x64mit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\r\x12\x14\n\x0c\x62lock_hashes\x18\x06 \x03(\x0c\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x17\n\x0ftimeout_seconds\x18\x08 \x01(\x01\x12\x18\n\x10\x65xcluded_workers\x18\t \x03(\t\x12\x14\n\x0c\x62lock_tokens\x18\n \x01(\r\" \n\nFirstToken\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"5\n\x08Progress\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\routput_tokens\x18\x02 \x01(\r\"\x86\x01\n\x04\x44one\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x07outcome\x18\x02 \x01(\x0e\x32\x14.llmserve.v1.Outcome\x12\x15\n\routput_tokens\x18\x03 \x01(\r\x12\x1a\n\rcached_tokens\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_cached_tokens\"Q\n\x0cWorkerFailed\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07stalled\x18\x04 \x01(\x08\"\x9e\x01\n\x15RouterSessionResponse\x12%\n\x06placed\x18\x01 \x01(\x0b\x32\x13.llmserve.v1.PlacedH\x00\x12\'\n\x07refused\x18\x02 \x01(\x0b\x32\x14.llmserve.v1.RefusedH\x00\x12*\n\x05state\x18\x03 \x01(\x0b\x32\x19.llmserve.v1.ClusterStateH\x00\x42\t\n\x07message\"\x7f\n\tPlacement\x12(\n\x07prefill\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\x12\'\n\x06\x64\x65\x63ode\x18\x02 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\x12\x1f\n\x17predicted_cached_tokens\x18\x03 \x01(\r\"^\n\x06Placed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\tplacement\x18\x02 \x01(\x0b\x32\x16.llmserve.v1.Placement\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\"\x81\x01\n\x07Refused\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x07outcome\x18\x02 \x01(\x0e\x32\x14.llmserve.v1.Outcome\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x05 \x01(\x01\"8\n\x0c\x43lusterState\x12(\n\x07workers\x18\x01 \x03(\x0b\x32\x17.llmserve.v1.WorkerInfo\":\n\x0fRegisterRequest\x12\'\n\x06worker\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\"E\n\x10RegisterResponse\x12\x19\n\x11heartbeat_seconds\x18\x01 \x01(\x01\x12\x16\n\x0e\x65xpiry_seconds\x18\x02 \x01(\x01\"\x86\x01\n\x10HeartbeatRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12%\n\x04load\x18\x03 \x01(\x0b\x32\x17.llmserve.v1.WorkerLoad\x12\x17\n\x0fmembers_version\x18\x04 \x01(\x04\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"{\n\x11HeartbeatResponse\x12\x17\n\x0fmembers_version\x18\x01 \x01(\x04\x12%\n\x08kv_peers\x18\x02 \x03(\x0b\x32\x13.llmserve.v1.KvPeer\x12&\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x17.llmserve.v1.DrainOrder\"=\n\x06KvPeer\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\tendpoints\x18\x03 \x03(\t\"5\n\x11\x44\x65registerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x14\n\x12\x44\x65registerResponse\"\x19\n\x17GetClusterStatusRequest\"\xc3\x01\n\x18GetClusterStatusResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.llmserve.v1.WorkerStatus\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12\x12\n\napiservers\x18\x04 \x01(\r\x12\x34\n\x0cprefix_index\x18\x05 \x01(\x0b\x32\x1e.llmserve.v1.PrefixIndexStatus\"c\n\x11PrefixIndexStatus\x12\x10\n\x08\x66ollowed\x18\x01 \x03(\t\x12\x0c\n\x04\x61way\x18\x02 \x03(\t\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\x12\r\n\x05proof\x18\x04 \x01(\t\x12\x0f\n\x07problem\x18\x05 \x01(\t\"\xd7\x01\n\x0cWorkerStatus\x12%\n\x04info\x18\x01 \x01(\x0b\x32\x17.llmserve.v1.WorkerInfo\x12%\n\x04load\x18\x02 \x01(\x0b\x32\x17.llmserve.v1.WorkerLoad\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1d\n\x15heartbeat_age_seconds\x18\x05 \x01(\x01\x12\x17\n\x0fplaced_requests\x18\x06 \x01(\r\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x0c\n\x04slow\x18\x08 \x01(\x08\"4\n\nDrainOrder\x12\r\n\x05\x64rain\x18\x01 \x01(\x08\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\x01\"I\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12&\n\x05order\x18\x02 \x01(\x0b\x32\x17.llmserve.v1.DrainOrder\"R\n\rDrainResponse\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x0e\n\x06others\x18\x02 \x01(\r\x12\x17\n\x0ftimeout_seconds\x18\x03 \x01(\x01\x32\xe3\x03\n\x06Router\x12T\n\x07Session\x12!.llmserve.v1.RouterSessionRequest\x1a\".llmserve.v1.RouterSessionResponse(\x01\x30\x01\x12G\n\x08Register\x12\x1c.llmserve.v1.RegisterRequest\x1a\x1d.llmserve.v1.RegisterResponse\x12J\n\tHeartbeat\x12\x1d.llmserve.v1.HeartbeatRequest\x1a\x1e.llmserve.v1.HeartbeatResponse\x12M\n\nDeregister\x12\x1e.llmserve.v1.DeregisterRequest\x1a\x1f.llmserve.v1.DeregisterResponse\x12_\n\x10GetClusterStatus\x12$.llmserve.v1.GetClusterStatusRequest\x1a%.llmserve.v1.GetClusterStatusResponse\x12>\n\x05\x44rain\x12\x19.llmserve.v1.DrainRequest\x1a\x1a.llmserve.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,39 +47,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DONE']._serialized_start=889
   _globals['_DONE']._serialized_end=1023
   _globals['_WORKERFAILED']._serialized_start=1025
-  _globals['_WORKERFAILED']._serialized_end=1089
-  _globals['_ROUTERSESSIONRESPONSE']._serialized_start=1092
-  _globals['_ROUTERSESSIONRESPONSE']._serialized_end=1250
-  _globals['_PLACEMENT']._serialized_start=1252
-  _globals['_PLACEMENT']._serialized_end=1379
-  _globals['_PLACED']._serialized_start=1381
-  _globals['_PLACED']._serialized_end=1475
-  _globals['_REFUSED']._serialized_start=1478
-  _globals['_REFUSED']._serialized_end=1607
-  _globals['_CLUSTERSTATE']._serialized_start=1609
-  _globals['_CLUSTERSTATE']._serialized_end=1665
-  _globals['_REGISTERREQUEST']._serialized_start=1667
-  _globals['_REGISTERREQUEST']._serialized_end=1725
-  _globals['_REGISTERRESPONSE']._serialized_start=1727
-  _globals['_REGISTERRESPONSE']._serialized_end=1796
-  _globals['_HEARTBEATREQUEST']._serialized_start=1798
-  _globals['_HEARTBEATREQUEST']._serialized_end=1914
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1916
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1999
-  _globals['_KVPEER']._serialized_start=2001
-  _globals['_KVPEER']._serialized_end=2062
-  _globals['_DEREGISTERREQUEST']._serialized_start=2064
-  _globals['_DEREGISTERREQUEST']._serialized_end=2117
-  _globals['_DEREGISTERRESPONSE']._serialized_start=2119
-  _globals['_DEREGISTERRESPONSE']._serialized_end=2139
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=2141
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=2166
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=2169
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=2364
-  _globals['_PREFIXINDEXSTATUS']._serialized_start=2366
-  _globals['_PREFIXINDEXSTATUS']._serialized_end=2465
-  _globals['_WORKERSTATUS']._serialized_start=2468
-  _globals['_WORKERSTATUS']._serialized_end=2651
-  _globals['_ROUTER']._serialized_start=2654
-  _globals['_ROUTER']._serialized_end=3073
+  _globals['_WORKERFAILED']._serialized_end=1106
+  _globals['_ROUTERSESSIONRESPONSE']._serialized_start=1109
+  _globals['_ROUTERSESSIONRESPONSE']._serialized_end=1267
+  _globals['_PLACEMENT']._serialized_start=1269
+  _globals['_PLACEMENT']._serialized_end=1396
+  _globals['_PLACED']._serialized_start=1398
+  _globals['_PLACED']._serialized_end=1492
+  _globals['_REFUSED']._serialized_start=1495
+  _globals['_REFUSED']._serialized_end=1624
+  _globals['_CLUSTERSTATE']._serialized_start=1626
+  _globals['_CLUSTERSTATE']._serialized_end=1682
+  _globals['_REGISTERREQUEST']._serialized_start=1684
+  _globals['_REGISTERREQUEST']._serialized_end=1742
+  _globals['_REGISTERRESPONSE']._serialized_start=1744
+  _globals['_REGISTERRESPONSE']._serialized_end=1813
+  _globals['_HEARTBEATREQUEST']._serialized_start=1816
+  _globals['_HEARTBEATREQUEST']._serialized_end=1950
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1952
+  _globals['_HEARTBEATRESPONSE']._serialized_end=2075
+  _globals['_KVPEER']._serialized_start=2077
+  _globals['_KVPEER']._serialized_end=2138
+  _globals['_DEREGISTERREQUEST']._serialized_start=2140
+  _globals['_DEREGISTERREQUEST']._serialized_end=2193
+  _globals['_DEREGISTERRESPONSE']._serialized_start=2195
+  _globals['_DEREGISTERRESPONSE']._serialized_end=2215
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=2217
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=2242
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=2245
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=2440
+  _globals['_PREFIXINDEXSTATUS']._serialized_start=2442
+  _globals['_PREFIXINDEXSTATUS']._serialized_end=2541
+  _globals['_WORKERSTATUS']._serialized_start=2544
+  _globals['_WORKERSTATUS']._serialized_end=2759
+  _globals['_DRAINORDER']._serialized_start=2761
+  _globals['_DRAINORDER']._serialized_end=2813
+  _globals['_DRAINREQUEST']._serialized_start=2815
+  _globals['_DRAINREQUEST']._serialized_end=2888
+  _globals['_DRAINRESPONSE']._serialized_start=2890
+  _globals['_DRAINRESPONSE']._serialized_end=2972
+  _globals['_ROUTER']._serialized_start=2975
+  _globals['_ROUTER']._serialized_end=3458
 # @@protoc_insertion_point(module_scope)

@@ -96,14 +96,16 @@ class Done(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[_Union[_common_pb2.Outcome, str]] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class WorkerFailed(_message.Message):
-    __slots__ = ("worker_id", "epoch", "reason")
+    __slots__ = ("worker_id", "epoch", "reason", "stalled")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    STALLED_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     reason: str
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    stalled: bool
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., stalled: _Optional[bool] = ...) -> None: ...
 
 class RouterSessionResponse(_message.Message):
     __slots__ = ("placed", "refused", "state")
@@ -170,24 +172,28 @@ class RegisterResponse(_message.Message):
     def __init__(self, heartbeat_seconds: _Optional[float] = ..., expiry_seconds: _Optional[float] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("worker_id", "epoch", "load", "members_version")
+    __slots__ = ("worker_id", "epoch", "load", "members_version", "draining")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     load: _common_pb2.WorkerLoad
     members_version: int
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., members_version: _Optional[int] = ...) -> None: ...
+    draining: bool
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., members_version: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("members_version", "kv_peers")
+    __slots__ = ("members_version", "kv_peers", "drain")
     MEMBERS_VERSION_FIELD_NUMBER: _ClassVar[int]
     KV_PEERS_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
     members_version: int
     kv_peers: _containers.RepeatedCompositeFieldContainer[KvPeer]
-    def __init__(self, members_version: _Optional[int] = ..., kv_peers: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ...) -> None: ...
+    drain: DrainOrder
+    def __init__(self, members_version: _Optional[int] = ..., kv_peers: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ..., drain: _Optional[_Union[DrainOrder, _Mapping]] = ...) -> None: ...
 
 class KvPeer(_message.Message):
     __slots__ = ("worker_id", "epoch", "endpoints")
@@ -244,17 +250,47 @@ class PrefixIndexStatus(_message.Message):
     def __init__(self, followed: _Optional[_Iterable[str]] = ..., away: _Optional[_Iterable[str]] = ..., blocks: _Optional[int] = ..., proof: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("info", "load", "available", "reason", "heartbeat_age_seconds", "placed_requests")
+    __slots__ = ("info", "load", "available", "reason", "heartbeat_age_seconds", "placed_requests", "draining", "slow")
     INFO_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PLACED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    SLOW_FIELD_NUMBER: _ClassVar[int]
     info: _common_pb2.WorkerInfo
     load: _common_pb2.WorkerLoad
     available: bool
     reason: str
     heartbeat_age_seconds: float
     placed_requests: int
-    def __init__(self, info: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., available: _Optional[bool] = ..., reason: _Optional[str] = ..., heartbeat_age_seconds: _Optional[float] = ..., placed_requests: _Optional[int] = ...) -> None: ...
+    draining: bool
+    slow: bool
+    def __init__(self, info: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., available: _Optional[bool] = ..., reason: _Optional[str] = ..., heartbeat_age_seconds: _Optional[float] = ..., placed_requests: _Optional[int] = ..., draining: _Optional[bool] = ..., slow: _Optional[bool] = ...) -> None: ...
+
+class DrainOrder(_message.Message):
+    __slots__ = ("drain", "timeout_seconds")
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    drain: bool
+    timeout_seconds: float
+    def __init__(self, drain: _Optional[bool] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("worker_id", "order")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    order: DrainOrder
+    def __init__(self, worker_id: _Optional[str] = ..., order: _Optional[_Union[DrainOrder, _Mapping]] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("running_requests", "others", "timeout_seconds")
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    running_requests: int
+    others: int
+    timeout_seconds: float
+    def __init__(self, running_requests: _Optional[int] = ..., others: _Optional[int] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...

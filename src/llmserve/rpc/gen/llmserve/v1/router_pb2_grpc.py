@@ -60,6 +60,11 @@ class RouterStub:
                 request_serializer=llmserve_dot_v1_dot_router__pb2.GetClusterStatusRequest.SerializeToString,
                 response_deserializer=llmserve_dot_v1_dot_router__pb2.GetClusterStatusResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/llmserve.v1.Router/Drain',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.DrainRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServicer:
@@ -98,6 +103,13 @@ class RouterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Takes a worker out of service, or back. NOT_FOUND: no such worker is registered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -125,6 +137,11 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.GetClusterStatus,
                     request_deserializer=llmserve_dot_v1_dot_router__pb2.GetClusterStatusRequest.FromString,
                     response_serializer=llmserve_dot_v1_dot_router__pb2.GetClusterStatusResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.DrainRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class Router:
             '/llmserve.v1.Router/GetClusterStatus',
             llmserve_dot_v1_dot_router__pb2.GetClusterStatusRequest.SerializeToString,
             llmserve_dot_v1_dot_router__pb2.GetClusterStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/Drain',
+            llmserve_dot_v1_dot_router__pb2.DrainRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,
