@@ -1,4 +1,7 @@
-"""The directory at a million blocks: memory of a block, look-ups of 1,000-block prefixes, cost of reports."""
+"""The directory at a million blocks: memory of a block, look-ups of 1,000-block prefixes, cost of reports.
+
+And the router's index, a replica with a hundred workers: matches of prompts of 100,000 tokens.
+"""
 
 import gc
 import os
@@ -12,6 +15,8 @@ from pathlib import Path
 from bench.table import markdown
 from llmserve.core.ids import BlockHash
 from llmserve.kvstore.directory import BlockReport, Directory, Holder, KvTier
+from llmserve.kvstore.watcher import Told
+from llmserve.router.prefix_index import HashedPrompt, PrefixIndex
 
 BLOCKS = 1_000_000
 PREFIX_BLOCKS = 1000
@@ -20,13 +25,63 @@ WORKERS = 8
 DEVICE_BLOCKS = 25_000
 DRAM_BLOCKS = 100_000
 CHANGE_BLOCKS = 1000
+INDEX_WORKERS = 100
+INDEX_DEVICE_BLOCKS = 20_000
+MATCH_TOKENS = 100_000
 
 
 def run() -> str:
     """In a process of its own: memory that others freed would hide what this takes."""
     with get_context("spawn").Pool(1) as pool:
         rows = pool.apply(_measure)
+        rows += pool.apply(_measure_index)
     return markdown(["what", "figure"], rows)
+
+
+def _measure_index() -> list[tuple[str, str]]:
+    hashes = list(map(_hash, range(BLOCKS)))
+    before = _resident_bytes()
+    index = _filled_index(hashes)
+    gc.collect()
+    bytes_a_block = (_resident_bytes() - before) / BLOCKS
+    rows = [
+        (
+            f"index: memory of a block, {INDEX_WORKERS} workers with {INDEX_DEVICE_BLOCKS:,} each, bytes",
+            f"{bytes_a_block:.0f}",
+        )
+    ]
+    for block_tokens in (128, 16):
+        blocks = MATCH_TOKENS // block_tokens
+        what = f"index: match of {MATCH_TOKENS:,} tokens in {blocks:,} blocks"
+        rows.append((f"{what}, ms p50 / p99 / p99 of CPU time", _figures(_matches(index, hashes, blocks))))
+    return rows
+
+
+def _filled_index(hashes: list[BlockHash]) -> PrefixIndex:
+    """As by a KV manager: NVMe holds all, DRAM a part, and each block is on the devices of two workers."""
+    index = PrefixIndex()
+    index.begin("kvmanager-0")
+    holders = [(Holder("kvmanager-0/nvme", KvTier.NVME), range(BLOCKS))]
+    holders.append((Holder("kvmanager-0/dram", KvTier.DRAM), range(DRAM_BLOCKS)))
+    for worker in range(INDEX_WORKERS):
+        start = worker * (BLOCKS - INDEX_DEVICE_BLOCKS) // INDEX_WORKERS
+        holders.append((Holder(f"decode-{worker}"), range(start, start + INDEX_DEVICE_BLOCKS)))
+    for holder, numbers in holders:
+        stored = [BlockHash(bytes(bytearray(hashes[number]))) for number in numbers]
+        assert index.apply("kvmanager-0", Told(holder, 1, anew=True, stored=tuple(stored)))
+    return index
+
+
+def _matches(index: PrefixIndex, hashes: list[BlockHash], blocks: int) -> list[tuple[float, float]]:
+    chooser = random.Random(blocks)
+    times = []
+    for _ in range(LOOKUPS // 3):
+        start = chooser.randrange(BLOCKS - blocks)
+        prompt = HashedPrompt(
+            [BlockHash(bytes(bytearray(key))) for key in hashes[start : start + blocks]], 16
+        )
+        times.append(_timed(lambda _, prompt=prompt: index.match(prompt), []))  # type: ignore[misc]
+    return times
 
 
 def _measure() -> list[tuple[str, str]]:

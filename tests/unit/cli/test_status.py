@@ -116,3 +116,27 @@ def test_each_trouble_is_named() -> None:
 def test_text_of_the_cluster_is_no_markup() -> None:
     now = snapshot(_state(_role("decode-0")), _answers(decode_0="[red]odd[/"), 0.0)
     assert "[red]odd[/" in _text(now)
+
+
+def _indexed(**fields: Any) -> Snapshot:
+    answers = _answers(_worker("decode-0"), decode_0=HEALTHY)
+    answers.router.prefix_index.MergeFrom(router_pb2.PrefixIndexStatus(blocks=9, **fields))
+    return snapshot(_state(_role("decode-0")), answers, 175.0)
+
+
+def test_the_prefix_index_is_shown() -> None:
+    now = _indexed(followed=["h:2"], proof="matches")
+    assert now.problems == ()
+    assert "Prefix index: 9 blocks, prompts are found again" in _text(now)
+    assert "Prefix index" not in _text(_indexed())  # of a router without KV managers
+
+
+def test_prompts_that_are_never_found_are_a_problem_and_so_is_a_kvmanager_that_is_not_followed() -> None:
+    now = _indexed(
+        followed=["h:2"], away=["h:3"], proof="differs", problem="decode-0 reports 9 KV blocks, but"
+    )
+    assert now.problems == (
+        "the router does not follow the kvmanager at h:3: what it has is not known",
+        "requests are not routed to what is cached: decode-0 reports 9 KV blocks, but",
+    )
+    assert "prompts are NOT found again" in _text(now)
