@@ -108,7 +108,7 @@ class RequestRun:
     def __init__(self, card: RequestCard, legs: Legs, sink: Sink, context: RunContext) -> None:
         self._card, self._legs, self._sink, self._context = card, legs, sink, context
         self._sent: list[int] = []
-        self._sent_before = 0  # by the attempts before this one; now prompt
+        self._generated = 0  # in this attempt, what the user had already included
         self._attempt = 0
         self._failures = 0
         self._replay: Replay | None = None  # in this attempt
@@ -127,7 +127,7 @@ class RequestRun:
         try:
             outcome = await self._to_its_end()
         finally:
-            self._context.router.done(self._name, outcome, len(self._sent) - self._sent_before)
+            self._context.router.done(self._name, outcome, self._generated)
             self._stats.ended(outcome, len(self._sent))
             _log.info("request %s %s: tenant=%s %s", self._name, outcome, self._card.tenant, self._stats)
 
@@ -156,7 +156,7 @@ class RequestRun:
         excluded: list[str] = []
         while True:
             self._attempt += 1
-            self._heard = False
+            self._heard, self._generated = False, 0
             placement = await self._admit(excluded)
             try:
                 return await self._run_on(placement)
@@ -164,7 +164,7 @@ class RequestRun:
                 self._report(failure)
                 if why := self._gives_up_because(failure.error):
                     raise _with(failure.error, why) from failure
-                self._context.router.done(self._name, Outcome.FAILED, len(self._sent) - self._sent_before)
+                self._context.router.done(self._name, Outcome.FAILED, self._generated)
                 self._go_on()
                 excluded.append(failure.worker.worker_id)
 
@@ -197,7 +197,6 @@ class RequestRun:
         way = "fresh" if not self._sent else "continued" if self._legs.exact else "replayed"
         self._context.metrics.retries_total.labels(way).inc()
         self._replay = Replay(self._sent) if way == "replayed" else None
-        self._sent_before = len(self._sent)
 
     @property
     def _as_prompt(self) -> Sequence[int]:
@@ -351,11 +350,11 @@ class RequestRun:
     def _push(self, output: EngineOutput, origin: str) -> bool:
         if output.token_ids and not self._heard:
             self._first_token(output, origin)
+        self._count(len(output.token_ids))
         unseen = self._replay.unseen(output) if self._replay else output
         if unseen is None:
             return False
         self._sent.extend(unseen.token_ids)
-        self._report_progress(len(unseen.token_ids))
         return self._sink.push(unseen)
 
     def _first_token(self, output: EngineOutput, origin: str) -> None:
@@ -366,11 +365,11 @@ class RequestRun:
             stats = output.prefill_stats or PrefillStats()
             self._stats.first_token(origin, len(self._legs.prompt), stats)
 
-    def _report_progress(self, tokens: int) -> None:
+    def _count(self, tokens: int) -> None:
         """Tells the router of every so many tokens: a long answer holds more than was expected."""
-        generated = len(self._sent) - self._sent_before
-        if generated // _PROGRESS_TOKENS > (generated - tokens) // _PROGRESS_TOKENS:
-            self._context.router.progress(self._name, generated)
+        before, self._generated = self._generated, self._generated + tokens
+        if self._generated // _PROGRESS_TOKENS > before // _PROGRESS_TOKENS:
+            self._context.router.progress(self._name, self._generated)
 
 
 def _with(error: LLMServeError, why: str) -> LLMServeError:
