@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
+from llmserve.apiserver.attempts import Attempts, Way
 from llmserve.apiserver.early_leg import EarlyLeg
 from llmserve.apiserver.handover_mode import HandoverMode, HandoverRule
 from llmserve.apiserver.identity import KvIdentity
@@ -34,10 +35,8 @@ from llmserve.core.errors import (
     InvalidRequest,
     LLMServeError,
     RouterUnavailable,
-    StreamLost,
     TransferError,
     Unavailable,
-    WorkerDraining,
     WorkerStalled,
 )
 from llmserve.core.ids import RequestId, TenantId, TransferId, WorkerId
@@ -50,7 +49,6 @@ from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 
 _log = logging.getLogger(__name__)
 
-_MAX_ATTEMPTS = 3
 _PROGRESS_TOKENS = 256
 
 
@@ -108,10 +106,9 @@ class RequestRun:
     def __init__(self, card: RequestCard, legs: Legs, sink: Sink, context: RunContext) -> None:
         self._card, self._legs, self._sink, self._context = card, legs, sink, context
         self._sent: list[int] = []
-        self._sent_before = 0  # by the attempts before this one; now prompt
-        self._attempt = 0
+        self._generated = 0  # in this attempt, what the user had already included
+        self._attempts = Attempts(legs, self._sent, context.retries, context.metrics)
         self._prefilled: PrefillStats | None = None  # as the engine of this placement told
-        self._failures = 0
         self._replay: Replay | None = None  # in this attempt
         self._heard = False  # a token, in this attempt
         self._stats = RunStats(context.metrics)
@@ -156,22 +153,21 @@ class RequestRun:
     async def _serve(self) -> None:
         excluded: list[str] = []
         while True:
-            self._attempt += 1
-            self._heard = False
+            self._heard, self._generated = False, 0
             placement = await self._admit(excluded)
             try:
                 return await self._run_on(placement)
             except _WorkerFailed as failure:
                 self._report(failure)
-                if why := self._gives_up_because(failure.error):
+                if why := self._attempts.over_because(failure.error):
                     raise _with(failure.error, why) from failure
                 self._done(Outcome.FAILED)
-                self._go_on()
+                self._replay = Replay(self._sent) if self._attempts.again() is Way.REPLAYED else None
                 excluded.append(failure.worker.worker_id)
 
     def _done(self, outcome: Outcome) -> None:
         """With this placement."""
-        self._context.router.done(self._name, outcome, len(self._sent) - self._sent_before, self._prefilled)
+        self._context.router.done(self._name, outcome, self._generated, self._prefilled)
         self._prefilled = None
 
     def _report(self, failure: _WorkerFailed) -> None:
@@ -180,30 +176,6 @@ class RequestRun:
         if isinstance(failure.error, Unavailable | WorkerStalled):  # the worker, not only this request
             stalled = isinstance(failure.error, WorkerStalled)
             self._context.router.worker_failed(failure.worker, failure.error.message, stalled=stalled)
-
-    def _gives_up_because(self, error: LLMServeError) -> str:
-        """Empty: it goes on elsewhere, and the user cannot tell. A worker that hands its requests back is
-        no failure: neither the attempts nor the budget are for that."""
-        if self._sent and self._legs.stuck:
-            return f"its {len(self._sent)} tokens so far cannot be continued: {self._legs.stuck}"
-        if isinstance(error, StreamLost):
-            return f"it had lost a worker after {len(self._sent)} tokens"
-        if isinstance(error, WorkerDraining):
-            return ""
-        self._failures += 1
-        if self._failures >= _MAX_ATTEMPTS:
-            return f"tried on {self._failures} workers"
-        if not self._context.retries.take():
-            self._context.metrics.retries_refused_total.inc()
-            return "not tried again, as too many requests are (scheduling.retry_share, retry_burst)"
-        return ""
-
-    def _go_on(self) -> None:
-        """The next attempt begins where this one broke off, or runs again up to there."""
-        way = "fresh" if not self._sent else "continued" if self._legs.exact else "replayed"
-        self._context.metrics.retries_total.labels(way).inc()
-        self._replay = Replay(self._sent) if way == "replayed" else None
-        self._sent_before = len(self._sent)
 
     @property
     def _as_prompt(self) -> Sequence[int]:
@@ -351,7 +323,7 @@ class RequestRun:
 
     def _leg_context(self, worker: WorkerInfo) -> LegContext:
         card = self._card
-        suffix = f"~{self._attempt}" if self._attempt > 1 else ""
+        suffix = f"~{self._attempts.count}" if self._attempts.count > 1 else ""
         salt = self._context.identity.salt(worker.kv_shape, card.tenant, card.client_salt)
         return LegContext(RequestId(card.request_id + suffix), salt, card.tenant, self._as_prompt)
 
@@ -359,11 +331,11 @@ class RequestRun:
         self._prefilled = self._prefilled or output.prefill_stats
         if output.token_ids and not self._heard:
             self._first_token(output, origin)
+        self._count(len(output.token_ids))
         unseen = self._replay.unseen(output) if self._replay else output
         if unseen is None:
             return False
         self._sent.extend(unseen.token_ids)
-        self._report_progress(len(unseen.token_ids))
         return self._sink.push(unseen)
 
     def _first_token(self, output: EngineOutput, origin: str) -> None:
@@ -374,11 +346,11 @@ class RequestRun:
             stats = output.prefill_stats or PrefillStats()
             self._stats.first_token(origin, len(self._legs.prompt), stats)
 
-    def _report_progress(self, tokens: int) -> None:
+    def _count(self, tokens: int) -> None:
         """Tells the router of every so many tokens: a long answer holds more than was expected."""
-        generated = len(self._sent) - self._sent_before
-        if generated // _PROGRESS_TOKENS > (generated - tokens) // _PROGRESS_TOKENS:
-            self._context.router.progress(self._name, generated)
+        before, self._generated = self._generated, self._generated + tokens
+        if self._generated // _PROGRESS_TOKENS > before // _PROGRESS_TOKENS:
+            self._context.router.progress(self._name, self._generated)
 
 
 def _with(error: LLMServeError, why: str) -> LLMServeError:

@@ -7,7 +7,7 @@ a worker that is avoided, and gets no new ones, is tried again.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import median
@@ -53,13 +53,20 @@ class _Group:
 
 @dataclass(slots=True)
 class _Pace:
-    samples: deque[tuple[float, float]]  # time, seconds
+    """Of one worker. samples: (time, seconds). seconds: their median."""
+
+    samples: deque[tuple[float, float]]
+    seconds: float = 0.0
     slow: bool = False
 
-    def median_since(self, time: float, at_least: int) -> float | None:
-        while self.samples and self.samples[0][0] < time:
+    def add(self, now: float, seconds: float, since: float) -> None:
+        while self.samples and self.samples[0][0] <= since:
             self.samples.popleft()
-        return median(value for _, value in self.samples) if len(self.samples) >= at_least else None
+        self.samples.append((now, seconds))
+        self.seconds = median(value for _, value in self.samples)
+
+    def heard_since(self, time: float) -> bool:
+        return bool(self.samples) and self.samples[-1][0] > time
 
 
 @dataclass(slots=True)
@@ -114,10 +121,8 @@ class SlowBook:
         reasons = dict.fromkeys(self._stalled, "it gave a request no output in time")
         for group, paces in self._paces.items():
             for worker_id, pace in paces.items():
-                if pace.slow and pace.median_since(since, 1) is None:
-                    pace.slow = False
-                if pace.slow:
-                    reasons[worker_id] = f"slow at {group.stage}: {self._compared(group, worker_id)}"
+                if pace.slow and pace.heard_since(since):
+                    reasons[worker_id] = f"slow at {group.stage}: {self._compared(group, pace, since)}"
         return reasons
 
     # -- parts
@@ -125,33 +130,38 @@ class SlowBook:
     def _note(self, worker: Member, stage: Stage, seconds: float) -> None:
         group = _Group(worker.spec.model, worker.spec.role, stage)
         paces = self._paces.setdefault(group, {})
-        pace = paces.setdefault(worker.spec.worker_id, _Pace(deque(maxlen=self._limits.remembered)))
-        pace.samples.append((self._clock.now(), seconds))
-        pace.slow = self._judged(group, worker.spec.worker_id, pace)
+        pace = paces.get(worker.spec.worker_id)
+        now, since = self._clock.now(), self._clock.now() - self._limits.memory_seconds
+        if pace is None or not pace.heard_since(since):
+            self._forget(paces, since)
+            pace = paces[worker.spec.worker_id] = _Pace(deque(maxlen=self._limits.remembered))
+        pace.add(now, seconds, since)
+        pace.slow = self._judged(group, pace, since)
 
-    def _judged(self, group: _Group, worker_id: WorkerId, pace: _Pace) -> bool:
-        since = self._clock.now() - self._limits.memory_seconds
-        own = pace.median_since(since, self._limits.samples)
-        others = list(self._others(group, worker_id, since))
-        if own is None or not others:
+    @staticmethod
+    def _forget(paces: dict[WorkerId, _Pace], since: float) -> None:
+        """Workers that were not heard of for long; they may be gone for good."""
+        for worker_id in [name for name, pace in paces.items() if not pace.heard_since(since)]:
+            del paces[worker_id]
+
+    def _judged(self, group: _Group, pace: _Pace, since: float) -> bool:
+        others = self._others(group, pace, since)
+        if len(pace.samples) < self._limits.samples or not others:
             return pace.slow
         typical = median(others)
         factor = self._limits.factor / 2 if pace.slow else self._limits.factor
-        return own > factor * typical and own - typical > _NOTICEABLE_SECONDS[group.stage]
+        return pace.seconds > factor * typical and pace.seconds - typical > _NOTICEABLE_SECONDS[group.stage]
 
-    def _others(self, group: _Group, worker_id: WorkerId, since: float) -> Iterator[float]:
-        for other, pace in self._paces[group].items():
-            value = pace.median_since(since, self._limits.samples)
-            if other != worker_id and value is not None:
-                yield value
+    def _others(self, group: _Group, pace: _Pace, since: float) -> list[float]:
+        enough = self._limits.samples
+        others = (one for one in self._paces[group].values() if one is not pace and one.heard_since(since))
+        return [one.seconds for one in others if len(one.samples) >= enough]
 
-    def _compared(self, group: _Group, worker_id: WorkerId) -> str:
-        since = self._clock.now() - self._limits.memory_seconds
-        own = self._paces[group][worker_id].median_since(since, 1) or 0.0
-        others = list(self._others(group, worker_id, since))
+    def _compared(self, group: _Group, pace: _Pace, since: float) -> str:
+        others = self._others(group, pace, since)
         against = f", the others {1000 * median(others):.0f} ms" if others else ""
         unit = "1,000 prompt tokens" if group.stage is Stage.FIRST_TOKEN else "token"
-        return f"{1000 * own:.0f} ms for each {unit}{against}"
+        return f"{1000 * pace.seconds:.0f} ms for each {unit}{against}"
 
 
 class NotSlow:
