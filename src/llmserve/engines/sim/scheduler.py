@@ -241,7 +241,8 @@ class SimScheduler(Generic[S]):
         return max(1, most)
 
     def repeat(self, step: Step[S], times: int) -> None:
-        """So many steps like this one, of those that steps_alike allows, were computed before it."""
+        """So many steps like this one, of those that steps_alike allows, were computed before it. For
+        sequences whose tokens are only counted."""
         for sequence, count in step.work if times else ():
             sequence.total_tokens += times
             sequence.computed_tokens += times
