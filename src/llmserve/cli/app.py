@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from llmserve.cli import apply, doctor, down, gen_proto, kv, schema, status, up, version
+from llmserve.cli import apply, doctor, down, gen_proto, kv, schema, simulate, status, up, version
 from llmserve.cli.command import EXIT_FAILED, EXIT_WRONG_USE, Command
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
 
@@ -16,6 +16,7 @@ COMMANDS: tuple[Command, ...] = (
     kv.COMMAND,
     apply.COMMAND,
     doctor.COMMAND,
+    simulate.COMMAND,
     schema.COMMAND,
     gen_proto.COMMAND,
     version.COMMAND,
@@ -30,6 +31,7 @@ the cluster:
   llmserve status --watch             from another terminal: roles, load, KV blocks, leases
   llmserve kv stats                   what the tiers of the KV store hold and do
   llmserve doctor                     what is wrong here, and what to do about it
+  llmserve simulate --rate 20         how a load would be served, in virtual time
   llmserve down                       stop it from another terminal
 """
 

@@ -95,8 +95,8 @@ class WorkerLine:
 class Report:
     """seconds: of virtual time, to the end of the last request. gaps: between tokens of a request. good:
     requests that met the goals. refusals: by the name of the error. jain: of tokens for their weight
-    while requests of every tenant waited, which was so for contended_seconds; without such a time, of
-    all tokens."""
+    while requests of every tenant waited, which was so for contended_seconds; None: it never was. Shares
+    mean nothing while there is enough for all."""
 
     seconds: float
     requests: int
@@ -111,7 +111,7 @@ class Report:
     total: Spread
     queue: Spread
     prefix_hits: float
-    jain: float
+    jain: float | None
     contended_seconds: int
     tenants: tuple[TenantLine, ...]
     workers: tuple[WorkerLine, ...]
@@ -142,7 +142,7 @@ def make_report(
         total=Spread.of([record.total_seconds for record in served]),
         queue=Spread.of([record.queue_seconds for record in served]),
         prefix_hits=sum(record.cached_tokens for record in served) / prompts if prompts else 0.0,
-        jain=_jain(observed.timeline, contended, tenants, weights),
+        jain=_jain(observed.timeline, contended, tenants, weights) if contended else None,
         contended_seconds=len(contended),
         tenants=tuple(_tenant(t, records, observed.timeline, contended, weights) for t in tenants),
         workers=tuple(_worker(engine, cluster, seconds) for engine in cluster.engines.values()),
@@ -152,7 +152,7 @@ def make_report(
 def _jain(
     timeline: Timeline, contended: list[int], tenants: Sequence[TenantId], weights: Mapping[TenantId, float]
 ) -> float:
-    tokens = timeline.sums(contended or range(len(timeline.tokens)))
+    tokens = timeline.sums(contended)
     return jain(per_weight({tenant: tokens[tenant] for tenant in tenants}, weights).values())
 
 

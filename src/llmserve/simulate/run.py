@@ -62,10 +62,14 @@ class Simulation:
             self._agenda.at(self._records[self._arrived].request.arrived_at, self._arrive)
 
     def _arrive(self) -> None:
-        record = self._records[self._arrived]
-        self._arrived += 1
+        """All that come now, before anything that follows from one of them."""
+        while self._arrived < len(self._records):
+            record = self._records[self._arrived]
+            if record.request.arrived_at > self._agenda.now:
+                break
+            self._arrived += 1
+            self._cluster.arrive(record)
         self._put_down_next()
-        self._cluster.arrive(record)
 
     def _progress(self) -> Progress:
         ended = self._arrived - self._cluster.open_requests
