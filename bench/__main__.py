@@ -8,6 +8,7 @@ from pathlib import Path
 from bench import (
     directory,
     eviction,
+    fairness,
     gateway,
     idle,
     latency,
@@ -15,6 +16,7 @@ from bench import (
     push,
     recovery,
     scheduler,
+    simulate,
     tiers,
     tiers_object,
     transfer,
@@ -22,6 +24,7 @@ from bench import (
 
 NAMES = (
     *("latency", "idle", "gateway", "recovery", "transfer", "push", "scheduler"),
+    *("fairness", "simulate"),
     *("eviction", "directory", "pool", "nvme", "object", "formats", "store"),
 )
 
@@ -44,6 +47,8 @@ def main() -> None:
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
         "push": push.run,
         "scheduler": scheduler.run,
+        "fairness": fairness.run,
+        "simulate": simulate.run,
         "eviction": eviction.run,
         "directory": directory.run,
         "pool": partial(pool.run, arguments.repeats),

@@ -93,10 +93,10 @@ class WorkerLine:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """seconds: of virtual time, to the end of the last request. gaps: between tokens of a request. good:
-    requests that met the goals. refusals: by the name of the error. jain: of tokens for their weight
-    while requests of every tenant waited, which was so for contended_seconds; None: it never was. Shares
-    mean nothing while there is enough for all."""
+    """seconds: of virtual time, to the end of the last request. gaps: between tokens; request_gaps: the
+    means of requests. good: requests that met the goals. refusals: by the name of the error. jain: of
+    tokens for their weight while requests of every tenant waited, which was so for contended_seconds;
+    None: it never was. Shares mean nothing while there is enough for all."""
 
     seconds: float
     requests: int
@@ -108,6 +108,7 @@ class Report:
     output_tokens_per_second: float
     first_token: Spread
     gaps: Spread
+    request_gaps: Spread
     total: Spread
     queue: Spread
     prefix_hits: float
@@ -139,6 +140,7 @@ def make_report(
         output_tokens_per_second=sum(record.output_tokens for record in served) * rate,
         first_token=Spread.of([record.first_token_seconds for record in served]),
         gaps=Spread.of_counts(observed.gaps),
+        request_gaps=Spread.of([record.gap_seconds for record in served]),
         total=Spread.of([record.total_seconds for record in served]),
         queue=Spread.of([record.queue_seconds for record in served]),
         prefix_hits=sum(record.cached_tokens for record in served) / prompts if prompts else 0.0,
