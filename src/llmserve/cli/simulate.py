@@ -74,19 +74,23 @@ def _configure_load(load: argparse._ArgumentGroup) -> None:
     load.add_argument("--rate", type=_positive, default=10.0, help="requests per second (default: 10)")
     load.add_argument("--seconds", type=_positive, default=60.0, help="of the mix (default: 60)")
     load.add_argument(
-        "--shared-prefix", type=int, default=0, metavar="TOKENS", help="all prompts of a tenant begin alike"
+        "--shared-prefix",
+        type=_count,
+        default=0,
+        metavar="TOKENS",
+        help="all prompts of a tenant begin alike",
     )
     load.add_argument("--tenants", nargs="+", default=[], metavar="NAME=PART", help="who sends how much")
 
 
 def _configure_cluster(cluster: argparse._ArgumentGroup) -> None:
-    cluster.add_argument("--prefill", type=int, metavar="N", help="prefill workers")
-    cluster.add_argument("--decode", type=int, metavar="N", help="decode workers")
+    cluster.add_argument("--prefill", type=_count, metavar="N", help="prefill workers")
+    cluster.add_argument("--decode", type=_count, metavar="N", help="decode workers")
     cluster.add_argument("--weights", nargs="+", default=[], metavar="NAME=WEIGHT", help="of tenants")
     cluster.add_argument("--prefill-tokens-per-second", type=_positive, metavar="N", help="as measured")
     cluster.add_argument("--decode-step-seconds", type=_positive, metavar="S", help="as measured")
     cluster.add_argument("--decode-seconds-per-sequence", type=_positive, metavar="S", help="as measured")
-    cluster.add_argument("--kv-blocks", type=int, metavar="N", help="of one engine")
+    cluster.add_argument("--kv-blocks", type=_count, metavar="N", help="of one engine")
     cluster.add_argument(
         "--kv-bytes-per-token", type=_positive, default=0.0, metavar="N", help="of all layers"
     )
@@ -102,6 +106,13 @@ def _configure_cluster(cluster: argparse._ArgumentGroup) -> None:
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
 

@@ -6,8 +6,6 @@ When the KV is pushed, the decode leg is there before prefill has finished, and 
 """
 
 import random
-from collections import Counter
-from dataclasses import dataclass, field
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import ApiserverId, LeaseId, RequestId, TenantId, WorkerId
@@ -21,26 +19,16 @@ from llmserve.router.worker import KvShape, WorkerSpec
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.flight import Flight
+from llmserve.simulate.observed import Observed
 from llmserve.simulate.request import Record, TracedRequest
 from llmserve.simulate.sequence import BlockNames, Leg, TracedSequence
 from llmserve.simulate.shape import ClusterShape
-from llmserve.simulate.timeline import Timeline
 
 # As apiservers do: the router hears of every so many tokens.
 _PROGRESS_TOKENS = 256
 # What the router's own timer adds (router/service.py).
 _TICK_SLACK_SECONDS = 0.001
 _EPOCH = 1
-
-
-@dataclass(slots=True)
-class Observed:
-    """gaps: how often a token came so many seconds after the one before."""
-
-    timeline: Timeline = field(default_factory=Timeline)
-    gaps: Counter[float] = field(default_factory=Counter)
-    kv_used: Counter[WorkerId] = field(default_factory=Counter)  # blocks, summed over heartbeats
-    heartbeats: int = 0
 
 
 class VirtualCluster:
@@ -55,9 +43,7 @@ class VirtualCluster:
         self.open_requests = 0
         self.moved_at = 0.0  # when something last happened to a request
         self._flights: dict[RequestId, Flight] = {}
-        self._waiting: Counter[TenantId] = Counter()
         self._namespaces: dict[TenantId, int] = {}
-        self._last_at: dict[RequestId, float] = {}
         self._tick_at: float | None = None
         self._count = 0
         for index, (name, role) in enumerate(shape.workers):
@@ -78,7 +64,7 @@ class VirtualCluster:
         self.open_requests += 1
         request_id = RequestId(f"request-{self._count}")
         self._flights[request_id] = Flight(request_id, record, self._names(request))
-        self._waiting[request.tenant] += 1
+        self.observed.waiting[request.tenant] += 1
         self._apply(self._controller.admit(self._session, self._admit(request_id, request)))
 
     def check_integrity(self) -> None:
@@ -116,8 +102,7 @@ class VirtualCluster:
         engine = self.engines[name]
         engine.pool.take_events()
         load = engine.load()
-        self.observed.kv_used[name] += load.used_blocks
-        self.observed.heartbeats += 1
+        self.observed.heartbeat(name, load.used_blocks)
         self._apply(self._controller.heartbeat(name, _EPOCH, load))
         next_at = self._agenda.now + self._shape.router.heartbeat_seconds
         self._agenda.at(next_at, lambda: self._heartbeat(name))
@@ -148,7 +133,7 @@ class VirtualCluster:
         self._apply(self._controller.tick())
 
     def _second_over(self) -> None:
-        self.observed.timeline.second_over(tenant for tenant, n in self._waiting.items() if n)
+        self.observed.second_over()
         self._agenda.at(self._agenda.now + 1.0, self._second_over)
 
     # -- a request's way
@@ -157,14 +142,14 @@ class VirtualCluster:
         flight = self._flights.pop(refused.request_id)
         flight.record.refusal = type(refused.error).__name__
         flight.record.ended_at = self._agenda.now
-        self._waiting[flight.request.tenant] -= 1
+        self.observed.waiting[flight.request.tenant] -= 1
         self.open_requests -= 1
 
     def _placed(self, placed: Placed) -> None:
         flight = self._flights[placed.request_id]
         flight.record.placed_at = self._agenda.now
         request, plan = flight.request, placed.plan
-        self._waiting[request.tenant] -= 1
+        self.observed.waiting[request.tenant] -= 1
         flight.decode = self.engines[plan.decode.spec.worker_id]
         if plan.prefill is None:
             flight.decode.add(self._leg(flight, Leg.WHOLE, request.prompt_tokens, request.output_tokens))
@@ -245,31 +230,24 @@ class VirtualCluster:
         record = flight.record
         record.ended_at = self._agenda.now
         del self._flights[flight.request_id]
-        self._last_at.pop(flight.request_id, None)
+        self.observed.over(flight.request_id)
         self.open_requests -= 1
         self._apply(
             self._controller.done(self._session, flight.request_id, Outcome.COMPLETED, record.output_tokens)
         )
 
-    # -- what is counted
+    # -- what is told of it
 
     def _count_tokens(self, flight: Flight, sequence: TracedSequence, tokens: int, seconds: float) -> None:
-        record = flight.record
+        """An engine that computes a prompt draws one token."""
         now = self.moved_at = self._agenda.now
-        computed = tokens
-        if record.first_at is None:
-            record.first_at = now - (tokens - 1) * seconds
-            record.cached_tokens = sequence.stats.local_cached_tokens
-            computed += record.request.prompt_tokens - record.cached_tokens
-            self._apply(self._controller.first_token(self._session, flight.request_id))
-        else:
-            first_gap = now - (tokens - 1) * seconds - self._last_at[flight.request_id]
-            self.observed.gaps[round(first_gap, 6)] += 1
-        if tokens > 1:
-            self.observed.gaps[round(seconds, 6)] += tokens - 1
-        self._last_at[flight.request_id] = now
-        record.output_tokens += tokens
-        self.observed.timeline.computed(record.request.tenant, computed)
+        if flight.record.first_at is not None:
+            self.observed.tokens(flight.request_id, flight.record, now, tokens, seconds)
+            return
+        assert tokens == 1, flight
+        cached = sequence.stats.local_cached_tokens
+        self.observed.first_token(flight.request_id, flight.record, now, cached)
+        self._apply(self._controller.first_token(self._session, flight.request_id))
 
     def _report_progress(self, flight: Flight, tokens: int) -> None:
         output = flight.record.output_tokens

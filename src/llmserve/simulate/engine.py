@@ -138,7 +138,7 @@ class VirtualEngine:
             self._owner.pull(self, order)
         self._totals.most_used_blocks = max(self._totals.most_used_blocks, self.pool.used_blocks)
         if step.work:
-            most = min(_MOST_STEPS, *(sequence.left_tokens for sequence, _ in step.work))
+            most = min(_MOST_STEPS, *(sequence.quiet_tokens for sequence, _ in step.work))
             seconds = self._timing.step_seconds(step.prefill_tokens, step.decode_sequences)
             count = self._scheduler.steps_alike(step, most)
             self._running = _Running(step, self._agenda.now, seconds, count)

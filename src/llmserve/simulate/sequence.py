@@ -62,5 +62,11 @@ class TracedSequence(BlockSequence):
         """Still to be generated."""
         return self._answer_tokens - self.output_tokens
 
+    @property
+    def quiet_tokens(self) -> int:
+        """That come before anybody must be told: of its first token at once."""
+        first = self.leg is not Leg.DECODE and self.output_tokens == 0
+        return 1 if first else self.left_tokens
+
     def hash_of(self, index: int) -> BlockHash:
         return self._names.of(index)

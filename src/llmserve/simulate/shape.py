@@ -85,6 +85,8 @@ def _workers(manifest: Manifest, over: Overrides) -> tuple[tuple[WorkerId, Worke
     prefill = over.prefill_workers if over.prefill_workers is not None else replicas.prefill
     counts = {WorkerRole.PREFILL: prefill, WorkerRole.DECODE: decode}
     if not manifest.deployment.disaggregated:
+        if over.prefill_workers is not None:
+            raise InvalidRequest("--prefill: deployment.disaggregated is false, decode workers do both")
         counts = {WorkerRole.AGGREGATED: decode}
     if not all(count > 0 for count in counts.values()):
         raise InvalidRequest(f"no {' or '.join(role for role, n in counts.items() if n < 1)} workers")
@@ -103,7 +105,7 @@ def _limits(manifest: Manifest, over: Overrides) -> SimLimits:
         transfer=manifest.transfer,
     )
     limits = SimLimits.of(spec)
-    return replace(limits, total_blocks=over.kv_blocks) if over.kv_blocks else limits
+    return replace(limits, total_blocks=over.kv_blocks or limits.total_blocks)
 
 
 def _timing(manifest: Manifest, over: Overrides) -> Timing:

@@ -63,6 +63,15 @@ def test_equal_prefixes_are_computed_once_for_each_tenant(make_shape: MakeShape,
     assert simulate(shared, requests).prefix_hits == pytest.approx(2 * hits)
 
 
+def test_a_prompt_that_is_cached_but_for_a_token_has_its_first_token_after_one_step(
+    make_shape: MakeShape, simulate: Simulate
+) -> None:
+    requests = [TracedRequest(at, 97, 50, prefix_names=(7,), run_tokens=96) for at in (0.0, 5.0)]
+    report = simulate(make_shape(deployment=ALONE), requests)
+    assert report.first_token.p50 == pytest.approx(0.01)
+    assert report.first_token.p99 == pytest.approx(0.097)
+
+
 @pytest.mark.parametrize("mode", ["pull", "push"])
 @pytest.mark.parametrize("disaggregated", [False, True])
 def test_all_requests_end_where_blocks_are_short(
@@ -136,3 +145,5 @@ def test_nothing_said_about_speed_is_an_error(make_shape: MakeShape) -> None:
 def test_a_cluster_without_workers_is_an_error(make_shape: MakeShape) -> None:
     with pytest.raises(InvalidRequest, match="no prefill workers"):
         make_shape(over=Overrides(prefill_workers=0))
+    with pytest.raises(InvalidRequest, match="decode workers do both"):
+        make_shape(over=Overrides(prefill_workers=2), deployment=ALONE)
