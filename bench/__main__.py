@@ -8,6 +8,7 @@ from pathlib import Path
 from bench import (
     directory,
     eviction,
+    fairness,
     gateway,
     idle,
     latency,
@@ -17,6 +18,7 @@ from bench import (
     recovery,
     routing,
     scheduler,
+    simulate,
     survival,
     tiers,
     tiers_object,
@@ -26,6 +28,7 @@ from bench import (
 NAMES = (
     *("latency", "idle", "gateway", "recovery", "transfer", "push"),
     *("scheduler", "placement", "routing", "survival"),
+    *("fairness", "simulate"),
     *("eviction", "directory", "pool", "nvme", "object", "formats", "store"),
 )
 
@@ -52,6 +55,8 @@ def main() -> None:
         "placement": placement.run,
         "routing": routing.run,
         "survival": partial(survival.run, real=arguments.real),
+        "fairness": fairness.run,
+        "simulate": simulate.run,
         "eviction": eviction.run,
         "directory": directory.run,
         "pool": partial(pool.run, arguments.repeats),

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ def running(manifest: dict[str, Any]) -> Iterator[Cluster]:
     """Starts the manifest on a free port with its own run directory; waits until it serves."""
     with tempfile.TemporaryDirectory(prefix="llmserve-bench-") as scratch:
         local = manifest["spec"].setdefault("deployment", {}).setdefault("local", {})
-        local.update(port=_free_port(), run_dir=f"{scratch}/run")
+        apiservers = manifest["spec"]["deployment"].get("replicas", {}).get("apiserver", 1)
+        local.update(port=_free_ports(apiservers), run_dir=f"{scratch}/run")
         path = Path(scratch) / "llmserve.yaml"
         path.write_text(yaml.safe_dump(manifest))
         command = [sys.executable, "-m", "llmserve.cli", "up", "-f", str(path)]
@@ -65,10 +66,17 @@ def running(manifest: dict[str, Any]) -> Iterator[Cluster]:
             _stop(supervisor)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> int:
+    """The first of so many in a row."""
+    while True:
+        with ExitStack() as probes:
+            first = probes.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            with suppress(OSError):  # a neighbour is taken: once more
+                for neighbour in range(port + 1, port + count):
+                    probes.enter_context(socket.socket()).bind(("127.0.0.1", neighbour))
+                return port
 
 
 def _wait_ready(cluster: Cluster, log: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from llmserve.cli import apply, doctor, down, drain, gen_proto, kv, schema, status, up, version
+from llmserve.cli import apply, doctor, down, drain, gen_proto, kv, schema, simulate, status, up, version
 from llmserve.cli.command import EXIT_FAILED, EXIT_WRONG_USE, Command
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
 
@@ -17,6 +17,7 @@ COMMANDS: tuple[Command, ...] = (
     kv.COMMAND,
     apply.COMMAND,
     doctor.COMMAND,
+    simulate.COMMAND,
     schema.COMMAND,
     gen_proto.COMMAND,
     version.COMMAND,
@@ -32,6 +33,7 @@ the cluster:
   llmserve drain decode-0             take a worker out of service; --undo takes it back
   llmserve kv stats                   what the tiers of the KV store hold and do
   llmserve doctor                     what is wrong here, and what to do about it
+  llmserve simulate --rate 20         how a load would be served, in virtual time
   llmserve down                       stop it from another terminal
 """
 

@@ -39,11 +39,6 @@ class Report:
         return ordered[int(len(ordered) * 0.99)]
 
 
-def jain(shares: list[float]) -> float:
-    """1: all alike; 1/n: one has it all."""
-    return sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares))
-
-
 class Simulation:
     """Figures are of the time after warm_up_seconds."""
 

@@ -9,7 +9,8 @@ from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import Limits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
-from tests.unit.scheduler.simulation import Client, Simulation, drawn, jain
+from llmserve.simulate.timeline import jain
+from tests.unit.scheduler.simulation import Client, Simulation, drawn
 
 CHAT = drawn((50, 500), (20, 300))
 LONG = drawn((1000, 4000), (200, 1000))

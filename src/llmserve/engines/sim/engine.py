@@ -17,8 +17,9 @@ from llmserve.engines.sim.limits import SimLimits
 from llmserve.engines.sim.link import KvLink, Ticket
 from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
-from llmserve.engines.sim.scheduler import BatchLimits, SimScheduler, Step
+from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.sequence import SimSequence
+from llmserve.engines.sim.step import BatchLimits, Step
 from llmserve.engines.sim.timing import Pace, Timing
 from llmserve.engines.spec import EngineSpec
 
@@ -40,7 +41,7 @@ class SimEngine:
             sim.prefill_tokens_per_second, sim.decode_step_seconds, sim.decode_seconds_per_sequence
         )
         self._pool = BlockPool(sim.blocks)
-        self._scheduler = SimScheduler(
+        self._scheduler = SimScheduler[SimSequence](
             self._pool,
             BatchLimits(
                 self._limits.max_concurrency,
@@ -187,14 +188,14 @@ class SimEngine:
             else:
                 await self._work.wait()
 
-    def _order_transfers(self, step: Step) -> None:
+    def _order_transfers(self, step: Step[SimSequence]) -> None:
         for ticket in step.releases:
             self._linked().release(ticket)
         for order in step.pulls:
             self._handing.start(order)
         self._note_kv_changes()
 
-    def _commit(self, step: Step) -> None:
+    def _commit(self, step: Step[SimSequence]) -> None:
         committed = self._scheduler.commit(step)
         assert self._memory is not None, "the loop ends before the memory is closed"
         for sequence, index in committed.filled:

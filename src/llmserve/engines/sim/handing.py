@@ -7,8 +7,8 @@ from llmserve.engines.handover import Finish, HandoverTicket, PromptFollower, Pu
 from llmserve.engines.sim.link import KvLink
 from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
-from llmserve.engines.sim.scheduler import PullOrder
 from llmserve.engines.sim.sequence import SimSequence
+from llmserve.engines.sim.step import PullOrder
 from llmserve.engines.spec import EngineSpec
 
 
@@ -21,7 +21,7 @@ class KvHanding:
         self._memory = memory
         self._pool = pool
         self._leased: dict[RequestId, list[int]] = {}
-        self._pulls: dict[RequestId, PullOrder] = {}
+        self._pulls: dict[RequestId, PullOrder[SimSequence]] = {}
         self._followers: dict[RequestId, PromptFollower] = {}  # of prefills that are to be pushed
 
     def holds(self, request_id: RequestId) -> bool:
@@ -89,7 +89,7 @@ class KvHanding:
             self._pool.release(self._leased.pop(request_id))
         return len(ended)
 
-    def start(self, order: PullOrder) -> None:
+    def start(self, order: PullOrder[SimSequence]) -> None:
         request_id = order.sequence.request_id
         self._pulls[request_id] = order
         self._link.pull(request_id, order.ticket, order.tokens, order.local_block_ids)
@@ -104,6 +104,6 @@ class KvHanding:
             return result
         return PullResult(result.request_id, "the fetched blocks are not those of the prompt")
 
-    def _is_right(self, order: PullOrder) -> bool:
+    def _is_right(self, order: PullOrder[SimSequence]) -> bool:
         arrived = self._memory.read(order.local_block_ids, order.tokens)
         return np.array_equal(arrived, order.sequence.content(order.tokens))

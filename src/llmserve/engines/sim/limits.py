@@ -33,13 +33,16 @@ class SimLimits:
 
     def check(self, request: EngineRequest) -> None:
         """Errors: InvalidRequest, for what could never be served here."""
-        prompt, limits = request.prompt_token_ids, request.limits
-        if not prompt or limits.max_tokens < 1:
+        self.check_sizes(len(request.prompt_token_ids), request.limits.max_tokens)
+
+    def check_sizes(self, prompt_tokens: int, output_tokens: int) -> None:
+        """As check."""
+        if prompt_tokens < 1 or output_tokens < 1:
             raise InvalidRequest("a request needs a prompt and at least one token of output")
-        total = len(prompt) + limits.max_tokens
+        total = prompt_tokens + output_tokens
         if total > self.max_model_len:
             raise InvalidRequest(
-                f"{len(prompt)} prompt tokens and {limits.max_tokens} output tokens exceed "
+                f"{prompt_tokens} prompt tokens and {output_tokens} output tokens exceed "
                 f"the model's limit of {self.max_model_len}"
             )
         if total - 1 > self.total_blocks * self.block_size_tokens:

@@ -8,84 +8,30 @@ loses its blocks and waits again.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Generic
 
 from llmserve.core.ids import RequestId
 from llmserve.core.request import PrefillStats
-from llmserve.engines.sim.link import Ticket
+from llmserve.engines.sim.block_sequence import Phase
 from llmserve.engines.sim.pool import BlockPool
-from llmserve.engines.sim.sequence import Phase, SimSequence
+from llmserve.engines.sim.step import BatchLimits, Committed, PullOrder, S, Step
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """batch_tokens: computed in one step. Without chunked prefill a longer prompt has a step alone.
-    long_prompt_tokens: computed in one step of one prompt; None: as many as there is room for."""
-
-    max_concurrency: int
-    batch_tokens: int
-    chunked_prefill: bool = True
-    long_prompt_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PullOrder:
-    """Copy these tokens of the ticket's prompt into the local blocks, the first of which is that of the
-    first token."""
-
-    sequence: SimSequence
-    ticket: Ticket
-    tokens: range
-    local_block_ids: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class Step:
-    """work: tokens to compute for each sequence. pulls are to be started now; the tickets in
-    releases are not needed. A step without work takes no time."""
-
-    work: list[tuple[SimSequence, int]] = field(default_factory=list)
-    pulls: list[PullOrder] = field(default_factory=list)
-    releases: list[Ticket] = field(default_factory=list)
-
-    @property
-    def prefill_tokens(self) -> int:
-        return sum(count for sequence, count in self.work if not _decodes(sequence, count))
-
-    @property
-    def decode_sequences(self) -> int:
-        return sum(1 for sequence, count in self.work if _decodes(sequence, count))
-
-
-@dataclass(slots=True)
-class Committed:
-    """complete: sequences whose next token can be drawn. filled: blocks that became full: whose, and at which
-    place of its prompt and output. advanced: who computed how many tokens."""
-
-    complete: list[SimSequence] = field(default_factory=list)
-    filled: list[tuple[SimSequence, int]] = field(default_factory=list)
-    advanced: list[tuple[SimSequence, int]] = field(default_factory=list)
-
-
-def _decodes(sequence: SimSequence, count: int) -> bool:
-    """A fully loaded prompt's last token costs what a decoded one does."""
-    return count == 1 and sequence.computed_tokens > 0
-
-
-class SimScheduler:
+class SimScheduler(Generic[S]):
     def __init__(self, pool: BlockPool, limits: BatchLimits) -> None:
         self._pool = pool
         self._limits = limits
-        self._alive: dict[RequestId, SimSequence] = {}
-        self._waiting: deque[SimSequence] = deque()
-        self._ready: deque[SimSequence] = deque()  # loaded: has its blocks, needs a slot
-        self._running: list[SimSequence] = []
-        self._pulling: dict[RequestId, PullOrder] = {}
+        self._alive: dict[RequestId, S] = {}
+        self._waiting: deque[S] = deque()
+        self._ready: deque[S] = deque()  # loaded: has its blocks, needs a slot
+        self._running: list[S] = []
+        self._pulling: dict[RequestId, PullOrder[S]] = {}
         self.preemptions = 0
 
     # -- requests come and go
 
-    def add(self, sequence: SimSequence) -> None:
+    def add(self, sequence: S) -> None:
         assert sequence.request_id not in self._alive, "request ids are unique"
         self._alive[sequence.request_id] = sequence
         self._waiting.append(sequence)
@@ -94,7 +40,7 @@ class SimScheduler:
         """Also true for an aborted request whose transfer has not ended."""
         return request_id in self._alive or request_id in self._pulling
 
-    def abort(self, request_id: RequestId) -> SimSequence | None:
+    def abort(self, request_id: RequestId) -> S | None:
         """The sequence it stopped; None: not known. One that was PULLING keeps its blocks until
         pull_ended, because a transfer still writes into them."""
         sequence = self._alive.get(request_id)
@@ -104,29 +50,27 @@ class SimScheduler:
                 self._drop_blocks(sequence)
         return sequence
 
-    def finish(self, sequence: SimSequence) -> list[int]:
+    def finish(self, sequence: S) -> list[int]:
         """Ends a running sequence; its blocks are now the caller's, who releases them to the pool."""
         self._remove(sequence)
         blocks, sequence.blocks = sequence.blocks, []
         return blocks
 
-    def _remove(self, sequence: SimSequence) -> None:
+    def _remove(self, sequence: S) -> None:
         del self._alive[sequence.request_id]
         for queue in (self._waiting, self._ready, self._running):
             if sequence in queue:
                 queue.remove(sequence)
         sequence.phase = Phase.ENDED
 
-    def _drop_blocks(self, sequence: SimSequence) -> None:
+    def _drop_blocks(self, sequence: S) -> None:
         self._pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.computed_tokens = 0
 
     # -- transfers
 
-    def pull_ended(
-        self, request_id: RequestId, loaded: bool, tokens: Sequence[int] = ()
-    ) -> SimSequence | None:
+    def pull_ended(self, request_id: RequestId, loaded: bool, tokens: Sequence[int] = ()) -> S | None:
         """The transfer no longer touches the blocks. Not loaded: the sequence computes its prompt
         itself, unless the caller ends it. tokens: drawn elsewhere, it goes on from them. None: it was
         aborted meanwhile."""
@@ -142,7 +86,7 @@ class SimScheduler:
         self._ready.append(sequence)
         return sequence
 
-    def _count_loaded(self, order: PullOrder) -> None:
+    def _count_loaded(self, order: PullOrder[S]) -> None:
         sequence = order.sequence
         covered = min(order.ticket.num_tokens, sequence.prompt_tokens)
         sequence.stats = replace(sequence.stats, external_cached_tokens=covered - sequence.computed_tokens)
@@ -151,14 +95,14 @@ class SimScheduler:
 
     # -- steps
 
-    def plan(self) -> Step:
-        step = Step()
+    def plan(self) -> Step[S]:
+        step = Step[S]()
         budget = self._plan_running(step, self._limits.batch_tokens)
         budget = self._plan_ready(step, budget)
         self._plan_waiting(step, budget)
         return step
 
-    def _plan_running(self, step: Step, budget: int) -> int:
+    def _plan_running(self, step: Step[S], budget: int) -> int:
         index = 0
         while index < len(self._running) and budget > 0:
             sequence = self._running[index]
@@ -171,7 +115,7 @@ class SimScheduler:
             index += 1
         return budget
 
-    def _grow(self, sequence: SimSequence, count: int) -> bool:
+    def _grow(self, sequence: S, count: int) -> bool:
         wanted = sequence.blocks_for(sequence.computed_tokens + count) - len(sequence.blocks)
         if wanted > self._pool.available_blocks:
             return False
@@ -185,7 +129,7 @@ class SimScheduler:
         self._waiting.appendleft(sequence)
         self.preemptions += 1
 
-    def _plan_ready(self, step: Step, budget: int) -> int:
+    def _plan_ready(self, step: Step[S], budget: int) -> int:
         """Before the waiting ones: these hold blocks already, so that they can only make room by ending."""
         while self._ready and budget > 0 and self._has_slot():
             sequence = self._ready[0]
@@ -196,7 +140,7 @@ class SimScheduler:
             budget -= self._admit(sequence, count, step)
         return budget
 
-    def _plan_waiting(self, step: Step, budget: int) -> None:
+    def _plan_waiting(self, step: Step[S], budget: int) -> None:
         while self._waiting and budget > 0 and self._has_slot():
             sequence = self._waiting[0]
             cached = self._pool.match(sequence.reusable_hashes())
@@ -212,7 +156,7 @@ class SimScheduler:
     def _has_slot(self) -> bool:
         return len(self._running) < self._limits.max_concurrency
 
-    def _chunk(self, missing: int, budget: int, step: Step) -> int:
+    def _chunk(self, missing: int, budget: int, step: Step[S]) -> int:
         """How many of the missing tokens go into this step; 0: wait for another."""
         if self._limits.chunked_prefill:
             return min(missing, budget, self._longest_chunk())
@@ -221,9 +165,9 @@ class SimScheduler:
     def _longest_chunk(self) -> int:
         return self._limits.long_prompt_tokens or self._limits.batch_tokens
 
-    def _start_local(self, sequence: SimSequence, cached: list[int], budget: int, step: Step) -> int:
+    def _start_local(self, sequence: S, cached: list[int], budget: int, step: Step[S]) -> int:
         cached_tokens = len(cached) * sequence.block_size
-        count = self._chunk(len(sequence.tokens) - cached_tokens, budget, step)
+        count = self._chunk(sequence.total_tokens - cached_tokens, budget, step)
         if count == 0 or not self._place(sequence, cached, cached_tokens + count):
             return 0
         self._waiting.popleft()
@@ -232,7 +176,7 @@ class SimScheduler:
             sequence.ticket = None
         return self._admit(sequence, count, step)
 
-    def _start_pull(self, sequence: SimSequence, cached: list[int], step: Step) -> bool:
+    def _start_pull(self, sequence: S, cached: list[int], step: Step[S]) -> bool:
         ticket = sequence.ticket
         assert ticket is not None, "only a ticket gives external tokens"
         covered = min(ticket.num_tokens, sequence.prompt_tokens)
@@ -248,7 +192,7 @@ class SimScheduler:
         step.pulls.append(order)
         return True
 
-    def _place(self, sequence: SimSequence, cached: list[int], tokens: int) -> bool:
+    def _place(self, sequence: S, cached: list[int], tokens: int) -> bool:
         """Blocks for the first `tokens` tokens: the cached ones and new ones. False: no room now."""
         wanted = sequence.blocks_for(tokens) - len(cached)
         if wanted > self._pool.available_blocks - self._pool.idle_among(cached):
@@ -261,21 +205,21 @@ class SimScheduler:
             sequence.stats = PrefillStats(sequence.prompt_tokens, sequence.computed_tokens)
         return True
 
-    def _external_tokens(self, sequence: SimSequence, cached_blocks: int) -> int:
+    def _external_tokens(self, sequence: S, cached_blocks: int) -> int:
         if sequence.ticket is None:
             return 0
         covered = min(sequence.ticket.num_tokens, sequence.prompt_tokens)
         return covered - cached_blocks * sequence.block_size
 
-    def _admit(self, sequence: SimSequence, count: int, step: Step) -> int:
+    def _admit(self, sequence: S, count: int, step: Step[S]) -> int:
         sequence.phase = Phase.RUNNING
         self._running.append(sequence)
         step.work.append((sequence, count))
         return count
 
-    def commit(self, step: Step) -> Committed:
+    def commit(self, step: Step[S]) -> Committed[S]:
         """The step was computed. Sequences that ended meanwhile are left out."""
-        committed = Committed()
+        committed = Committed[S]()
         for sequence, count in step.work:
             if sequence.phase is not Phase.RUNNING:
                 continue
@@ -286,7 +230,32 @@ class SimScheduler:
                 committed.complete.append(sequence)
         return committed
 
-    def _publish(self, sequence: SimSequence) -> list[tuple[SimSequence, int]]:
+    def steps_alike(self, step: Step[S], most: int) -> int:
+        """How many steps from this planned one on, at most `most`, compute one token of each of the same
+        sequences, if nothing comes and none ends meanwhile: what waits now found no room, and finds none
+        while those that run grow. At least 1."""
+        if len(step.work) < len(self._running) or step.decode_sequences < len(step.work):
+            return 1
+        while most > 1 and self._growth(step, most) > self._pool.available_blocks:
+            most //= 2
+        return max(1, most)
+
+    def repeat(self, step: Step[S], times: int) -> None:
+        """So many steps like this one, of those that steps_alike allows, were computed before it. For
+        sequences whose tokens are only counted."""
+        for sequence, count in step.work if times else ():
+            sequence.total_tokens += times
+            sequence.computed_tokens += times
+            grown = self._grow(sequence, count)
+            assert grown, "more steps than steps_alike allows"
+
+    def _growth(self, step: Step[S], steps: int) -> int:
+        return sum(
+            sequence.blocks_for(sequence.computed_tokens + steps) - len(sequence.blocks)
+            for sequence, _ in step.work
+        )
+
+    def _publish(self, sequence: S) -> list[tuple[S, int]]:
         new = range(sequence.published_blocks, sequence.full_blocks)
         for index in new:
             self._pool.publish(sequence.blocks[index], sequence.hash_of(index))

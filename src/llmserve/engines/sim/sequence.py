@@ -1,65 +1,34 @@
 """One request inside the simulated engine."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from enum import Enum
 
 import numpy as np
 
 from llmserve.core.blocks import chain_hashes, next_hash
-from llmserve.core.ids import BlockHash, RequestId
+from llmserve.core.ids import BlockHash
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineRequest, HandoverReport, PrefillStats
+from llmserve.core.request import EngineRequest, HandoverReport
 from llmserve.engines.handover import PromptFollower, is_pushed, transfer_of
+from llmserve.engines.sim.block_sequence import BlockSequence
 from llmserve.engines.sim.link import Ticket
 from llmserve.engines.sim.memory import Digests, first_digest, next_digests
 from llmserve.engines.sim.tokens import TokenSource
 
 
-class Phase(Enum):
-    WAITING = "waiting"  # no blocks yet, or loaded and waiting for a slot
-    PULLING = "pulling"  # its blocks are being filled by a transfer
-    RUNNING = "running"
-    ENDED = "ended"
-
-
-class SimSequence:
-    """computed_tokens counts the tokens whose KV lies in `blocks`. `ticket` is there until it is used."""
+class SimSequence(BlockSequence):
+    """With its tokens, and what their KV holds."""
 
     def __init__(
         self, request: EngineRequest, ticket: Ticket | None, block_size: int, vocab_size: int
     ) -> None:
+        super().__init__(request.request_id, len(request.prompt_token_ids), block_size, ticket)
         self.request = request
-        self.ticket = ticket
-        self.phase = Phase.WAITING
         self.tokens = list(request.prompt_token_ids)
-        self.prompt_tokens = len(self.tokens)
-        self.blocks: list[int] = []
-        self.computed_tokens = 0
-        self.published_blocks = 0
-        self.stats = PrefillStats(self.prompt_tokens)
         self.handover: HandoverReport | None = None
-        self.block_size = block_size
         self._vocab_size = vocab_size
         self.hashes = chain_hashes(self.tokens, block_size, request.cache_salt)
         self._source = TokenSource(self.tokens, vocab_size)
         self._digests = first_digest(request.cache_salt)  # element i + 1: of token i
-
-    @property
-    def request_id(self) -> RequestId:
-        return self.request.request_id
-
-    @property
-    def output_tokens(self) -> int:
-        return len(self.tokens) - self.prompt_tokens
-
-    @property
-    def missing_tokens(self) -> int:
-        return len(self.tokens) - self.computed_tokens
-
-    @property
-    def full_blocks(self) -> int:
-        return self.computed_tokens // self.block_size
 
     @property
     def hands_over(self) -> bool:
@@ -75,15 +44,10 @@ class SimSequence:
         return PromptFollower(transfer_of(params), self.prompt_tokens, self.block_size)
 
     def continue_from(self, tokens: Sequence[int]) -> None:
-        """Tokens that another engine drew become the end of its prompt."""
         for token in tokens:
             self._source.feed(token)
         self.tokens.extend(tokens)
-        self.prompt_tokens = len(self.tokens)
-        self.stats = replace(self.stats, prompt_tokens=self.prompt_tokens)
-
-    def blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self.block_size)
+        super().continue_from(tokens)
 
     def hash_of(self, index: int) -> BlockHash:
         """Of a full block; those of the output are computed as they fill."""
@@ -106,10 +70,6 @@ class SimSequence:
             self._digests = np.concatenate((self._digests, new))
         return self._digests[tokens.start + 1 : tokens.stop + 1]
 
-    def reusable_hashes(self) -> list[BlockHash]:
-        """Blocks that may come from the cache: at least one token is left to compute, for its output."""
-        return [self.hash_of(index) for index in range((len(self.tokens) - 1) // self.block_size)]
-
     def sample(self) -> int:
         """Appends the next token and returns it."""
         limits = self.request.limits
@@ -117,6 +77,7 @@ class SimSequence:
         token = self._source.next_token(banned)
         self._source.feed(token)
         self.tokens.append(token)
+        self.total_tokens += 1
         return token
 
     def finish_reason(self, max_model_len: int) -> FinishReason | None:

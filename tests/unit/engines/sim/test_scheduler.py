@@ -7,9 +7,11 @@ import pytest
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.core.request import EngineRequest, PrefillStats, SamplingLimits
 from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.sim.block_sequence import Phase
 from llmserve.engines.sim.pool import BlockPool
-from llmserve.engines.sim.scheduler import BatchLimits, SimScheduler, Step
-from llmserve.engines.sim.sequence import Phase, SimSequence
+from llmserve.engines.sim.scheduler import SimScheduler
+from llmserve.engines.sim.sequence import SimSequence
+from llmserve.engines.sim.step import BatchLimits, Step
 
 BLOCK = 4
 
@@ -37,9 +39,9 @@ class Bench:
     ):
         self.pool = BlockPool(blocks)
         limits = BatchLimits(concurrency, batch_tokens, chunked, long_prompt)
-        self.scheduler = SimScheduler(self.pool, limits)
+        self.scheduler = SimScheduler[SimSequence](self.pool, limits)
 
-    def step(self) -> Step:
+    def step(self) -> Step[SimSequence]:
         step = self.scheduler.plan()
         for complete in self.scheduler.commit(step).complete:
             complete.sample()
@@ -210,3 +212,33 @@ def test_a_sequence_that_waits_for_room_blocks_those_behind_it() -> None:
     bench.scheduler.add(sequence("small", range(90, 92)))
     assert bench.work() == [("big", 1)]
     assert bench.scheduler.waiting_requests == 2
+
+
+def test_many_steps_at_once_come_to_the_same_as_one_by_one() -> None:
+    """Blocks, counts and what can be reused, with decodes of different lengths."""
+    benches = Bench(), Bench()
+    for bench in benches:
+        bench.scheduler.add(sequence("a", range(10)))
+        bench.scheduler.add(sequence("b", range(50, 57)))
+        bench.step()
+    one, other = benches
+    step = one.scheduler.plan()
+    assert one.scheduler.steps_alike(step, 9) == 9
+    one.scheduler.repeat(step, 8)
+    drawn = [s.computed_tokens for s in one.scheduler.commit(step).complete]
+    for _ in range(9):
+        last = other.step()
+    assert drawn == [s.computed_tokens for s, _ in last.work]
+    assert one.pool.used_blocks == other.pool.used_blocks
+    one.pool.check_integrity()
+
+
+def test_steps_are_alike_only_while_all_decode_and_blocks_are_there() -> None:
+    bench = Bench(blocks=6, batch_tokens=8)
+    bench.scheduler.add(sequence("a", range(8)))
+    bench.step()
+    assert (
+        bench.scheduler.steps_alike(bench.scheduler.plan(), 100) == 12
+    )  # 100, 50, 25, then: 20 tokens fit 5 blocks
+    bench.scheduler.add(sequence("b", range(50, 60)))
+    assert bench.scheduler.steps_alike(bench.scheduler.plan(), 100) == 1

@@ -1,0 +1,96 @@
+"""Requests made up from a few figures: kinds of requests, a rate, tenants and their part of the load."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llmserve.core.errors import InvalidRequest
+from llmserve.core.ids import TenantId
+from llmserve.simulate.request import TracedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Sizes are drawn evenly between half of these and one and a half."""
+
+    prompt_tokens: int
+    output_tokens: int
+
+
+KINDS: Mapping[str, Kind] = {"short": Kind(200, 60), "chat": Kind(800, 250), "long": Kind(4000, 500)}
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """kinds and tenants with their part of all requests, in any unit. Arrivals are a Poisson process of
+    `requests_per_second`, over all tenants. shared_tokens: with which all prompts of a tenant begin."""
+
+    kinds: Sequence[tuple[Kind, float]]
+    tenants: Sequence[tuple[TenantId, float]]
+    requests_per_second: float
+    seconds: float
+    shared_tokens: int = 0
+
+    def requests(self, rng: random.Random) -> list[TracedRequest]:
+        """In the order of arrival; the same for the same state of rng."""
+        made: list[TracedRequest] = []
+        tenants = [name for name, _ in self.tenants]
+        next_tenant = tenant_drawer(self.tenants, rng)
+        now = rng.expovariate(self.requests_per_second)
+        while now < self.seconds:
+            tenant = next_tenant()
+            kind = rng.choices([k for k, _ in self.kinds], [part for _, part in self.kinds])[0]
+            made.append(self._one(now, tenant, kind, tenants.index(tenant), rng))
+            now += rng.expovariate(self.requests_per_second)
+        return made
+
+    def _one(
+        self, now: float, tenant: TenantId, kind: Kind, prefix: int, rng: random.Random
+    ) -> TracedRequest:
+        return TracedRequest(
+            now,
+            self.shared_tokens + _about(kind.prompt_tokens, rng),
+            _about(kind.output_tokens, rng),
+            tenant,
+            prefix_names=(prefix,) if self.shared_tokens else (),
+            run_tokens=max(1, self.shared_tokens),
+        )
+
+
+def tenant_drawer(tenants: Sequence[tuple[TenantId, float]], rng: random.Random) -> Callable[[], TenantId]:
+    """Draws tenants by their part."""
+    names, parts = zip(*tenants, strict=True)
+    return lambda: TenantId(rng.choices(names, parts)[0])
+
+
+def parse_kind(text: str) -> tuple[Kind, float]:
+    """`short:70`, or `PROMPT/OUTPUT:70` in tokens. Errors: InvalidRequest."""
+    name, _, part = text.rpartition(":")
+    try:
+        prompt, slash, output = name.partition("/")
+        kind = Kind(int(prompt), int(output)) if slash else KINDS[name]
+        share = float(part)
+    except (KeyError, ValueError) as error:
+        known = ", ".join(KINDS)
+        raise InvalidRequest(
+            f"--mix {text!r}: write NAME:PART with {known}, or PROMPT_TOKENS/OUTPUT_TOKENS:PART"
+        ) from error
+    if share <= 0 or kind.prompt_tokens < 1 or kind.output_tokens < 1:
+        raise InvalidRequest(f"--mix {text!r}: tokens and part must be positive")
+    return kind, share
+
+
+def parse_part(option: str, text: str) -> tuple[TenantId, float]:
+    """`NAME=4`. Errors: InvalidRequest."""
+    name, _, part = text.partition("=")
+    try:
+        share = float(part)
+    except ValueError as error:
+        raise InvalidRequest(f"{option} {text!r}: write NAME=NUMBER") from error
+    if not name or not 0 < share < float("inf"):
+        raise InvalidRequest(f"{option} {text!r}: write NAME=NUMBER with a positive number")
+    return TenantId(name), share
+
+
+def _about(tokens: int, rng: random.Random) -> int:
+    return max(1, rng.randint(tokens // 2, tokens + tokens // 2))

@@ -1,0 +1,194 @@
+"""What a simulation has shown."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llmserve.core.ids import TenantId
+from llmserve.simulate.cluster import VirtualCluster
+from llmserve.simulate.engine import VirtualEngine
+from llmserve.simulate.request import Record
+from llmserve.simulate.timeline import Timeline, jain, per_weight
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Of values: mean and percentiles (the smallest value that so many are not above). 0 of none."""
+
+    mean: float = 0.0
+    p50: float = 0.0
+    p90: float = 0.0
+    p99: float = 0.0
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls.of_counts(Counter(values))
+
+    @classmethod
+    def of_counts(cls, counts: Mapping[float, int]) -> "Spread":
+        """counts: how often each value came."""
+        total = sum(counts.values())
+        if not total:
+            return cls()
+        mean = sum(value * count for value, count in counts.items()) / total
+        return cls(mean, *_percentiles(counts, [math.ceil(total * share) for share in (0.5, 0.9, 0.99)]))
+
+
+def _percentiles(counts: Mapping[float, int], ranks: list[int]) -> list[float]:
+    """The values of these ranks, which rise."""
+    found: list[float] = []
+    passed = 0
+    for value in sorted(counts):
+        passed += counts[value]
+        while len(found) < len(ranks) and passed >= ranks[len(found)]:
+            found.append(value)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Goals:
+    """What a request that counts as good has met, in seconds: to its first token, between its tokens on
+    average, and in all. None: no matter."""
+
+    first_token_seconds: float | None = None
+    gap_seconds: float | None = None
+    total_seconds: float | None = None
+
+    def met(self, record: Record) -> bool:
+        pairs = (
+            (record.first_token_seconds, self.first_token_seconds),
+            (record.gap_seconds, self.gap_seconds),
+            (record.total_seconds, self.total_seconds),
+        )
+        return record.served and all(goal is None or value <= goal for value, goal in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLine:
+    """share: of all tokens computed while requests of every tenant waited; 0 when that never was."""
+
+    tenant: str
+    weight: float
+    served: int
+    refused: int
+    tokens: int
+    share: float
+    first_token: Spread
+    total: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLine:
+    """busy: of the time. kv_used: of its blocks, mean and most."""
+
+    worker: str
+    busy: float
+    kv_used_mean: float
+    kv_used_most: float
+    prefill_tokens: int
+    decode_tokens: int
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """seconds: of virtual time, to the end of the last request. gaps: between tokens; request_gaps: the
+    means of requests. good: requests that met the goals. refusals: by the name of the error. jain: of
+    tokens for their weight while requests of every tenant waited, which was so for contended_seconds;
+    None: it never was. Shares mean nothing while there is enough for all."""
+
+    seconds: float
+    requests: int
+    served: int
+    refusals: dict[str, int]
+    good: int
+    requests_per_second: float
+    good_per_second: float
+    output_tokens_per_second: float
+    first_token: Spread
+    gaps: Spread
+    request_gaps: Spread
+    total: Spread
+    queue: Spread
+    prefix_hits: float
+    jain: float | None
+    contended_seconds: int
+    tenants: tuple[TenantLine, ...]
+    workers: tuple[WorkerLine, ...]
+
+
+def make_report(
+    records: Sequence[Record], cluster: VirtualCluster, weights: Mapping[TenantId, float], goals: Goals
+) -> Report:
+    served = [record for record in records if record.served]
+    good = sum(map(goals.met, records))
+    seconds = max((r.ended_at for r in records if r.ended_at is not None), default=0.0)
+    observed = cluster.observed
+    tenants = sorted({record.request.tenant for record in records})
+    contended = observed.timeline.contended(tenants)
+    prompts = sum(record.request.prompt_tokens for record in served)
+    rate = 1 / seconds if seconds else 0.0
+    return Report(
+        seconds=seconds,
+        requests=len(records),
+        served=len(served),
+        refusals=dict(sorted(Counter(r.refusal for r in records if r.refusal).items())),
+        good=good,
+        requests_per_second=len(served) * rate,
+        good_per_second=good * rate,
+        output_tokens_per_second=sum(record.output_tokens for record in served) * rate,
+        first_token=Spread.of([record.first_token_seconds for record in served]),
+        gaps=Spread.of_counts(observed.gaps),
+        request_gaps=Spread.of([record.gap_seconds for record in served]),
+        total=Spread.of([record.total_seconds for record in served]),
+        queue=Spread.of([record.queue_seconds for record in served]),
+        prefix_hits=sum(record.cached_tokens for record in served) / prompts if prompts else 0.0,
+        jain=_jain(observed.timeline, contended, tenants, weights) if contended else None,
+        contended_seconds=len(contended),
+        tenants=tuple(_tenant(t, records, observed.timeline, contended, weights) for t in tenants),
+        workers=tuple(_worker(engine, cluster, seconds) for engine in cluster.engines.values()),
+    )
+
+
+def _jain(
+    timeline: Timeline, contended: list[int], tenants: Sequence[TenantId], weights: Mapping[TenantId, float]
+) -> float:
+    tokens = timeline.sums(contended)
+    return jain(per_weight({tenant: tokens[tenant] for tenant in tenants}, weights).values())
+
+
+def _tenant(
+    tenant: TenantId,
+    records: Sequence[Record],
+    timeline: Timeline,
+    contended: list[int],
+    weights: Mapping[TenantId, float],
+) -> TenantLine:
+    own = [record for record in records if record.request.tenant == tenant]
+    served = [record for record in own if record.served]
+    tokens = timeline.sums(contended)
+    return TenantLine(
+        tenant=tenant,
+        weight=weights.get(tenant, 1.0),
+        served=len(served),
+        refused=sum(1 for record in own if record.refusal),
+        tokens=timeline.sums(range(len(timeline.tokens)))[tenant],
+        share=tokens[tenant] / tokens.total() if tokens else 0.0,
+        first_token=Spread.of([record.first_token_seconds for record in served]),
+        total=Spread.of([record.total_seconds for record in served]),
+    )
+
+
+def _worker(engine: VirtualEngine, cluster: VirtualCluster, seconds: float) -> WorkerLine:
+    totals, blocks = engine.totals(), engine.pool.total_blocks
+    beats = max(1, cluster.observed.heartbeats // len(cluster.engines))
+    return WorkerLine(
+        worker=engine.worker_id,
+        busy=totals.busy_seconds / seconds if seconds else 0.0,
+        kv_used_mean=cluster.observed.kv_used[engine.worker_id] / beats / blocks,
+        kv_used_most=totals.most_used_blocks / blocks,
+        prefill_tokens=totals.prefill_tokens,
+        decode_tokens=totals.decode_tokens,
+        preemptions=totals.preemptions,
+    )

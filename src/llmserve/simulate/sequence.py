@@ -1,0 +1,72 @@
+"""One leg of a simulated request at an engine: tokens are counted, not there."""
+
+import struct
+from enum import Enum
+
+from llmserve.core.ids import BlockHash, RequestId
+from llmserve.engines.handover import HandoverTicket
+from llmserve.engines.sim.block_sequence import BlockSequence
+from llmserve.simulate.request import TracedRequest
+
+_NAME = struct.Struct(">qqq")
+
+
+class Leg(Enum):
+    WHOLE = "whole"  # prompt and answer on one engine
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class BlockNames:
+    """What the blocks of a request's prompt and answer are called. number: of the request. namespace:
+    equal for those that share KV."""
+
+    def __init__(self, request: TracedRequest, number: int, namespace: int, block_size: int) -> None:
+        self._request, self._number, self._namespace = request, number, namespace
+        self.block_size = block_size
+        self._names: list[BlockHash] = []
+
+    def of(self, index: int) -> BlockHash:
+        while len(self._names) <= index:
+            self._names.append(self._name(len(self._names)))
+        return self._names[index]
+
+    def _name(self, index: int) -> BlockHash:
+        """A block that ends within the named runs is shared, any other is this request's own."""
+        request, end = self._request, (index + 1) * self.block_size
+        run = (end - 1) // request.run_tokens
+        if end <= request.prompt_tokens and run < len(request.prefix_names):
+            return BlockHash(_NAME.pack(self._namespace, request.prefix_names[run], index))
+        return BlockHash(_NAME.pack(-1, self._number, index))
+
+
+class TracedSequence(BlockSequence):
+    """answer_tokens: that this leg is to generate."""
+
+    def __init__(
+        self,
+        request_id: RequestId,
+        leg: Leg,
+        names: BlockNames,
+        prompt_tokens: int,
+        answer_tokens: int,
+        ticket: HandoverTicket | None = None,
+    ) -> None:
+        super().__init__(request_id, prompt_tokens, names.block_size, ticket)
+        self.leg = leg
+        self._names = names
+        self._answer_tokens = answer_tokens
+
+    @property
+    def left_tokens(self) -> int:
+        """Still to be generated."""
+        return self._answer_tokens - self.output_tokens
+
+    @property
+    def quiet_tokens(self) -> int:
+        """That come before anybody must be told: of its first token at once."""
+        first = self.leg is not Leg.DECODE and self.output_tokens == 0
+        return 1 if first else self.left_tokens
+
+    def hash_of(self, index: int) -> BlockHash:
+        return self._names.of(index)

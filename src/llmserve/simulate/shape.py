@@ -1,0 +1,139 @@
+"""The cluster to simulate: what the manifest says, and what the command line says instead."""
+
+from dataclasses import dataclass, replace
+
+from llmserve.config.schema import Manifest, TransferConfig
+from llmserve.core.errors import InvalidRequest
+from llmserve.core.ids import TenantId, WorkerId
+from llmserve.core.outcome import WorkerRole
+from llmserve.engines.sim.limits import SimLimits
+from llmserve.engines.sim.step import BatchLimits
+from llmserve.engines.sim.timing import Timing
+from llmserve.engines.spec import EngineSpec
+from llmserve.router.settings import RouterSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """None: as the manifest says. workers: of each role. weights: of tenants, in place of all of its own.
+    kv_bytes_per_token and transfer_gbps: of KV that engines fetch from each other; 0: takes no time."""
+
+    prefill_workers: int | None = None
+    decode_workers: int | None = None
+    prefill_tokens_per_second: float | None = None
+    decode_step_seconds: float | None = None
+    decode_seconds_per_sequence: float | None = None
+    kv_blocks: int | None = None
+    weights: tuple[tuple[TenantId, float], ...] = ()
+    kv_bytes_per_token: float = 0.0
+    transfer_gbps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterShape:
+    """transfer_seconds_per_token: of KV that decode fetches. shares_kv: tenants reuse each other's."""
+
+    model: str
+    workers: tuple[tuple[WorkerId, WorkerRole], ...]
+    limits: SimLimits
+    batch: BatchLimits
+    timing: Timing
+    transfer: TransferConfig
+    router: RouterSettings
+    kv_bytes_per_token: float = 0.0
+    transfer_seconds_per_token: float = 0.0
+    shares_kv: bool = False
+
+    @classmethod
+    def of(cls, manifest: Manifest, over: Overrides) -> "ClusterShape":
+        """Errors: InvalidRequest when nothing says how long a step takes."""
+        limits = _limits(manifest, over)
+        engine = manifest.engine
+        return cls(
+            model=manifest.models.primary.served_name,
+            workers=_workers(manifest, over),
+            limits=limits,
+            batch=BatchLimits(
+                limits.max_concurrency,
+                limits.batch_tokens,
+                engine.chunked_prefill,
+                engine.prefill_long_prompt_tokens,
+            ),
+            timing=_timing(manifest, over),
+            transfer=manifest.transfer,
+            router=_router(manifest, over),
+            kv_bytes_per_token=over.kv_bytes_per_token,
+            transfer_seconds_per_token=_transfer_seconds(over),
+            shares_kv=manifest.security.kv_sharing == "cluster",
+        )
+
+    @property
+    def weights(self) -> dict[TenantId, float]:
+        """Of the tenants that are named; the others have 1."""
+        return dict(self.router.policy.weights)
+
+    def pushes(self, prompt_tokens: int) -> bool:
+        """Does prefill write this prompt's KV while it computes?"""
+        auto = self.transfer.mode == "auto" and prompt_tokens >= self.transfer.push_min_tokens
+        return auto or self.transfer.mode == "push"
+
+
+def _workers(manifest: Manifest, over: Overrides) -> tuple[tuple[WorkerId, WorkerRole], ...]:
+    """Named as `llmserve up` does."""
+    replicas = manifest.deployment.replicas
+    decode = over.decode_workers if over.decode_workers is not None else replicas.decode
+    prefill = over.prefill_workers if over.prefill_workers is not None else replicas.prefill
+    counts = {WorkerRole.PREFILL: prefill, WorkerRole.DECODE: decode}
+    if not manifest.deployment.disaggregated:
+        if over.prefill_workers is not None:
+            raise InvalidRequest("--prefill: deployment.disaggregated is false, decode workers do both")
+        counts = {WorkerRole.AGGREGATED: decode}
+    if not all(count > 0 for count in counts.values()):
+        raise InvalidRequest(f"no {' or '.join(role for role, n in counts.items() if n < 1)} workers")
+    return tuple((WorkerId(f"{role}-{i}"), role) for role, count in counts.items() for i in range(count))
+
+
+def _limits(manifest: Manifest, over: Overrides) -> SimLimits:
+    spec = EngineSpec(
+        worker_id=WorkerId("simulated"),
+        epoch=1,
+        role=WorkerRole.AGGREGATED,
+        model_dir=None,
+        model_name=manifest.models.primary.served_name,
+        engine=manifest.engine,
+        kv_cache=manifest.kv_cache,
+        transfer=manifest.transfer,
+    )
+    limits = SimLimits.of(spec)
+    return replace(limits, total_blocks=over.kv_blocks or limits.total_blocks)
+
+
+def _timing(manifest: Manifest, over: Overrides) -> Timing:
+    sim = manifest.engine.sim
+    timing = Timing(
+        _first(over.prefill_tokens_per_second, sim.prefill_tokens_per_second),
+        _first(over.decode_step_seconds, sim.decode_step_seconds),
+        _first(over.decode_seconds_per_sequence, sim.decode_seconds_per_sequence),
+    )
+    if not timing.step_seconds(1, 0) or not timing.step_seconds(0, 1):
+        raise InvalidRequest(
+            "how fast are the engines? Say it in engine.sim (prefill_tokens_per_second, decode_step_seconds) "
+            "or with --prefill-tokens-per-second and --decode-step-seconds, as measured"
+        )
+    return timing
+
+
+def _first(given: float | None, otherwise: float) -> float:
+    return otherwise if given is None else given
+
+
+def _transfer_seconds(over: Overrides) -> float:
+    bits = over.kv_bytes_per_token * 8
+    return bits / (over.transfer_gbps * 1e9) if over.transfer_gbps else 0.0
+
+
+def _router(manifest: Manifest, over: Overrides) -> RouterSettings:
+    settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
+    if not over.weights:
+        return settings
+    return replace(settings, policy=replace(settings.policy, weights=dict(over.weights)))
