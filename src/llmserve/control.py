@@ -73,7 +73,7 @@ def main() -> int:
         settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
         return Roles(
             (
-                RouterRole(settings, listen=given.router),
+                RouterRole(settings, listen=given.router, manifest=manifest),
                 KVManagerRole(
                     listen=given.kvmanager, store=store, engine_order=manifest.transfer.engine_order
                 ),

@@ -28,4 +28,5 @@ def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
         http=given.http,
         router=given.router,
         model=ServedModel(model.served_name, directory),
+        manifest=Path(given.manifest),
     )

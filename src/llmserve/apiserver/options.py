@@ -14,10 +14,12 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class ApiserverOptions:
-    """http, router: host:port. max_body_bytes: of one HTTP request."""
+    """http, router: host:port. max_body_bytes: of one HTTP request. manifest: the file, for
+    `/admin/reload`."""
 
     name: str
     http: str
     router: str
     model: ServedModel
     max_body_bytes: int = 32 * 1024 * 1024
+    manifest: Path | None = None

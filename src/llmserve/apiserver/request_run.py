@@ -14,11 +14,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 from llmserve.apiserver.early_leg import EarlyLeg
+from llmserve.apiserver.explain.record import SequenceRecord
 from llmserve.apiserver.handover_mode import HandoverMode, HandoverRule
 from llmserve.apiserver.identity import KvIdentity
 from llmserve.apiserver.legs import LegContext, Legs
@@ -64,11 +65,12 @@ class RunContext:
 
 @dataclass(frozen=True, slots=True)
 class RequestCard:
-    """Who asks. client_salt: the cache_salt field of the client's request."""
+    """Who asks. client_salt: the cache_salt field of the client's request. record: what is remembered."""
 
     request_id: RequestId
     tenant: TenantId
     client_salt: str = ""
+    record: SequenceRecord = field(default_factory=SequenceRecord)
 
 
 class _WorkerFailed(Exception):
@@ -95,7 +97,7 @@ class RequestRun:
         self._sent: list[int] = []
         self._sent_before = 0  # by the attempts before this one; now prompt
         self._attempt = 0
-        self._stats = RunStats(context.metrics)
+        self._stats = RunStats(context.metrics, card.record)
 
     @property
     def _name(self) -> str:
@@ -130,6 +132,7 @@ class RequestRun:
 
     def _failed(self, error: LLMServeError, outcome: Outcome = Outcome.FAILED) -> Outcome:
         _log.warning("request %s failed: %s", self._name, error.message)
+        self._card.record.error = error.message
         self._sink.fail(error)
         return Outcome.FAILED if self._sent else outcome
 
@@ -150,6 +153,7 @@ class RequestRun:
 
     def _report(self, failure: _WorkerFailed) -> None:
         _log.warning("request %s: %s", self._name, failure)
+        self._card.record.worker_failed(failure.worker.worker_id, failure.error.message)
         self._context.metrics.worker_failures_total.labels(type(failure.error).__name__).inc()
         if isinstance(failure.error, Unavailable):  # the worker, not only this request
             self._context.router.worker_failed(failure.worker, failure.error.message)
@@ -162,6 +166,7 @@ class RequestRun:
         card, context = self._card, self._context
         shape = context.router.kv_shape
         prompt = [*self._legs.prompt, *self._sent] if self._sent else self._legs.prompt
+        card.record.asked()
         return await context.router.admit(
             router_pb2.Admit(
                 request_id=card.request_id,
@@ -172,7 +177,8 @@ class RequestRun:
                 block_hashes=context.identity.block_hashes(prompt, shape, card.tenant, card.client_salt),
                 priority=self._legs.priority,
                 excluded_workers=excluded,
-            )
+            ),
+            card.record.placed,
         )
 
     async def _run_on(self, placement: router_pb2.Placement) -> None:
@@ -301,6 +307,8 @@ class RequestRun:
             self._context.router.first_token(self._name)
             stats = output.prefill_stats or PrefillStats()
             self._stats.first_token(origin, len(self._legs.prompt), stats)
+        if output.handover is not None:
+            self._card.record.handovers.append(output.handover)
         self._sent.extend(output.token_ids)
         self._report_progress(len(output.token_ids))
         return self._sink.push(output)

@@ -4,24 +4,33 @@ import asyncio
 import logging
 
 import torch
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from llmserve.apiserver.admin import add_admin
 from llmserve.apiserver.app import openai_app, serving_args, vllm_config
-from llmserve.apiserver.auth import load_keys
 from llmserve.apiserver.cluster_client import ClusterEngineClient
+from llmserve.apiserver.explain.finding import Finder
+from llmserve.apiserver.explain.http import add_explain
+from llmserve.apiserver.explain.records import Records
 from llmserve.apiserver.gate import Gate
 from llmserve.apiserver.handover_mode import HandoverRule
 from llmserve.apiserver.health import Readiness
 from llmserve.apiserver.http_server import HttpServer
 from llmserve.apiserver.identity import KvIdentity
+from llmserve.apiserver.live_settings import LiveSettings
 from llmserve.apiserver.options import ApiserverOptions
+from llmserve.apiserver.questions import Questions
 from llmserve.apiserver.request_run import RunContext
 from llmserve.apiserver.router_link import RouterLink
 from llmserve.apiserver.worker_links import WorkerLinks
+from llmserve.config.load import read_manifest
 from llmserve.config.schema import Manifest
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.core.ids import ApiserverId
 from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.rpc.reload import Reloaded, reload_cluster
+from llmserve.rpc.role import set_log_level
 
 _log = logging.getLogger(__name__)
 
@@ -33,11 +42,17 @@ class Apiserver:
 
     def __init__(self, options: ApiserverOptions, manifest: Manifest, registry: CollectorRegistry) -> None:
         self._options, self._manifest, self._registry = options, manifest, registry
-        self._keys = load_keys(manifest.security.api_keys)
+        self._live = LiveSettings.of(manifest)
+        self._records = Records(self._live.explain_requests)
+        self._finder = Finder(self._records, options.name, options.router)
         metrics = ApiserverMetrics(registry)
         self._workers = WorkerLinks(metrics)
         self._router = RouterLink(
-            options.router, ApiserverId(options.name), metrics, on_members=self._workers.retain
+            options.router,
+            ApiserverId(options.name),
+            metrics,
+            on_members=self._workers.retain,
+            answer=Questions(self._obey, self._finder.here).answer,
         )
         self._context = RunContext(
             router=self._router,
@@ -46,9 +61,10 @@ class Apiserver:
             identity=KvIdentity(tenants_share=manifest.security.kv_sharing == "cluster"),
             metrics=metrics,
             model=options.model.name,
-            timeout_seconds=manifest.scheduling.request_timeout_seconds,
+            timeout_seconds=self._live.request_timeout_seconds,
         )
         self._client: ClusterEngineClient | None = None
+        self._gate: Gate | None = None
         self._http: HttpServer | None = None
 
     async def start(self) -> int:
@@ -62,11 +78,36 @@ class Apiserver:
             # In a thread: it takes seconds, in which the session with the router must be served.
             config = await asyncio.to_thread(vllm_config, args)
             self._client = ClusterEngineClient(config, self._context, readiness)
-            app = await openai_app(self._client, args, readiness, self._registry)
+            app = await openai_app(self._client, args, readiness, self._registry, self._add_own)
         except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
             raise StartFailed(f"vLLM's API layer cannot serve {self._options.model}: {error}") from error
-        self._http = HttpServer(Gate(app, self._keys, self._options.max_body_bytes), self._options.http)
+        self._gate = Gate(app, self._live.keys, self._options.max_body_bytes, self._records)
+        self._client.set_request_timeout(self._live.request_timeout_seconds)
+        self._http = HttpServer(self._gate, self._options.http)
         return await self._http.start()
+
+    def _add_own(self, app: FastAPI) -> None:
+        add_admin(app, self._reload)
+        add_explain(app, self._finder)
+
+    async def _reload(self) -> Reloaded:
+        """Errors: as reload_cluster."""
+        path = self._options.manifest
+        if path is None:
+            raise InvalidRequest("this apiserver runs without a manifest file: there is nothing to reload")
+        text = await asyncio.to_thread(read_manifest, path)
+        return await reload_cluster(self._options.router, text, str(path))
+
+    def _obey(self, live: LiveSettings) -> None:
+        """May come before the start is over."""
+        if live.log_level != self._live.log_level:
+            set_log_level(live.log_level)
+        self._live = live
+        self._records.set_limit(live.explain_requests)
+        if self._client is not None:
+            self._client.set_request_timeout(live.request_timeout_seconds)
+        if self._gate is not None:
+            self._gate.keys = live.keys
 
     async def wait(self) -> None:
         """Raises when the apiserver cannot go on. Between start and aclose."""

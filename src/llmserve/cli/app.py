@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from llmserve.cli import apply, doctor, down, gen_proto, kv, schema, status, up, version
+from llmserve.cli import apply, doctor, down, explain, gen_proto, kv, reload, schema, status, up, version
 from llmserve.cli.command import EXIT_FAILED, EXIT_WRONG_USE, Command
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
 
@@ -13,6 +13,8 @@ COMMANDS: tuple[Command, ...] = (
     up.COMMAND,
     down.COMMAND,
     status.COMMAND,
+    reload.COMMAND,
+    explain.COMMAND,
     kv.COMMAND,
     apply.COMMAND,
     doctor.COMMAND,
@@ -28,6 +30,8 @@ the cluster:
   llmserve apply -f llmserve.yaml     check the manifest, and see what would run
   llmserve up -f llmserve.yaml        run it on this machine, until Ctrl-C
   llmserve status --watch             from another terminal: roles, load, KV blocks, leases
+  llmserve reload                     after a change of the manifest
+  llmserve explain ID                 why a request was served as it was
   llmserve kv stats                   what the tiers of the KV store hold and do
   llmserve doctor                     what is wrong here, and what to do about it
   llmserve down                       stop it from another terminal

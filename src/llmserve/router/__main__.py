@@ -15,7 +15,7 @@ def main() -> int:
         manifest = load_manifest(flags.manifest)
         configure_logging(manifest.observability.log_level)
         settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
-        return RouterRole(settings, listen=flags.listen, metrics_port=flags.metrics_port)
+        return RouterRole(settings, listen=flags.listen, metrics_port=flags.metrics_port, manifest=manifest)
 
     return run_role(flags.name, build)
 

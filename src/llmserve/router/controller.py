@@ -172,9 +172,10 @@ class Controller:
 
     # -- parameters
 
-    def reconfigure(self, limits: AdmissionLimits, policy: Policy) -> list[Effect]:
+    def reconfigure(self, limits: AdmissionLimits, policy: Policy, expiry_seconds: float) -> list[Effect]:
         """Other parameters from now on. What runs keeps its place, what waits its deadline."""
         self._limits = limits
+        self._membership.set_expiry(expiry_seconds)
         hopeless = [self._evict(eviction) for eviction in self._scheduler.set_policy(policy)]
         return [*hopeless, *self._dispatch()]
 
@@ -194,7 +195,8 @@ class Controller:
 
     def _offer(self, session: Session, admit: Admit) -> list[Effect]:
         request = self._queued(admit)
-        self._open_ticket(admit.request_id, Ticket(session, admit.placement))
+        ticket = Ticket(session, admit.placement, requests_ahead=self._queue.waiting_requests)
+        self._open_ticket(admit.request_id, ticket)
         answer = self._queue.offer(request, self._place)
         if isinstance(answer, Rejected):
             self._close_ticket(admit.request_id)
@@ -282,7 +284,9 @@ class Controller:
     def _seat(self, ticket: Ticket, request: QueuedRequest, plan: Plan) -> None:
         ticket.holding = Holding(plan.prefill.seats if plan.prefill else None, plan.decode.seats)
         waited = self._clock.now() - request.arrived_at
-        self._placed.append(Placed(ticket.session, request.request_id, plan, waited))
+        standing = self._queue.standing(request)
+        ahead = ticket.requests_ahead
+        self._placed.append(Placed(ticket.session, request.request_id, plan, waited, ahead, standing))
 
     def _follow_membership(self) -> list[Effect]:
         """The limits and the deadlines depend on which workers there are."""

@@ -1,6 +1,6 @@
 """What apiservers say to the controller, and what follows from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from llmserve.core.errors import LLMServeError
@@ -9,6 +9,7 @@ from llmserve.core.outcome import Outcome
 from llmserve.router.filters import PlacementRequest
 from llmserve.router.plan import Plan
 from llmserve.router.session import Session
+from llmserve.scheduler.decisions import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,14 @@ class Exit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Placed:
+    """requests_ahead: that waited when it came."""
+
     session: Session
     request_id: RequestId
     plan: Plan
     queue_seconds: float
+    requests_ahead: int = 0
+    standing: Standing = field(default_factory=Standing)
 
 
 @dataclass(frozen=True, slots=True)

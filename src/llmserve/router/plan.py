@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
@@ -13,12 +14,35 @@ from llmserve.router.scorers import Scorer
 from llmserve.router.worker import Member
 
 
+class Parts(NamedTuple):
+    """Predicted seconds of a placement (docs/placement.md). hold_up: those for which running requests wait.
+    spread: what a worker's cache would save, when it has had more than its share."""
+
+    queue: float = 0.0
+    load: float = 0.0
+    compute: float = 0.0
+    handover: float = 0.0
+    decode: float = 0.0
+    hold_up: float = 0.0
+    spread: float = 0.0
+
+
+class Candidate(NamedTuple):
+    """One way to place a request, for whoever wants to know why it was placed so."""
+
+    prefill: WorkerId | None
+    decode: WorkerId
+    parts: Parts
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """prefill None: decode does both."""
+    """prefill None: decode does both. candidates: the best ones, the chosen one first; none when nothing
+    was predicted."""
 
     prefill: Member | None
     decode: Member
+    candidates: tuple[Candidate, ...] = ()
 
 
 class NoPlan(Enum):

@@ -4,6 +4,7 @@ import random
 
 from prometheus_client import CollectorRegistry
 
+from llmserve.config.schema import Manifest
 from llmserve.core.clock import SystemClock
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.registry import MetricsServer
@@ -19,13 +20,20 @@ _STOP_GRACE_SECONDS = 1.0
 
 class RouterRole:
     """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: no metrics endpoint.
-    Made inside a running loop."""
+    manifest: what the settings are from; without it they are not reloaded. Made inside a running loop."""
 
-    def __init__(self, settings: RouterSettings, *, listen: str, metrics_port: int = 0) -> None:
+    def __init__(
+        self,
+        settings: RouterSettings,
+        *,
+        listen: str,
+        metrics_port: int = 0,
+        manifest: Manifest | None = None,
+    ) -> None:
         clock, registry = SystemClock(), CollectorRegistry()
         self._controller = build_controller(settings, clock, random.Random())
         recorder = Recorder(RouterMetrics(registry), self._controller)
-        self._service = RouterService(self._controller, settings, clock, recorder)
+        self._service = RouterService(self._controller, settings, clock, recorder, manifest)
         self._server = RpcServer(listen)
         self._server.add(router_pb2_grpc.add_RouterServicer_to_server, self._service, "llmserve.v1.Router")
         host = listen.rpartition(":")[0]

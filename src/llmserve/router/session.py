@@ -42,8 +42,10 @@ class Session:
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """One request between Admit (or Hello) and its end. holding None: it waits in the queue."""
+    """One request between Admit (or Hello) and its end. holding None: it waits in the queue. requests_ahead:
+    that waited when it came."""
 
     session: Session
     placement: PlacementRequest
     holding: Holding | None = None
+    requests_ahead: int = 0

@@ -6,6 +6,7 @@ from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import DEFAULT_TENANT, RequestId, TenantId, WorkerId
 from llmserve.router.filters import PlacementRequest
 from llmserve.router.messages import Admit, Held, Incarnation, Placed, Refused
+from llmserve.router.report import encode_report
 from llmserve.router.worker import KvShape, Member, WorkerSpec, WorkerState
 from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
@@ -97,7 +98,10 @@ class PlacementEncoder:
             decode=self._worker(plan.decode.spec),
         )
         message = router_pb2.Placed(
-            request_id=placed.request_id, placement=placement, queue_seconds=placed.queue_seconds
+            request_id=placed.request_id,
+            placement=placement,
+            queue_seconds=placed.queue_seconds,
+            report=encode_report(placed),
         )
         return router_pb2.RouterSessionResponse(placed=message)
 

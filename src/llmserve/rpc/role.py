@@ -65,6 +65,11 @@ def configure_logging(default_level: str) -> None:
     )
 
 
+def set_log_level(level: str) -> None:
+    """From now on, whatever the environment said at the start."""
+    logging.getLogger().setLevel(level.upper())
+
+
 def report_progress(text: str) -> None:
     """Tells the runner what the start is waiting for."""
     print(f"LLMSERVE_PROGRESS {text}", flush=True)
