@@ -43,7 +43,7 @@ def _sequence(one: _Part) -> Iterator[str]:
 
 def _attempt(number: int, attempt: _Part) -> Iterator[str]:
     if attempt["placed_seconds"] is None:
-        yield f"    attempt {number}: asked at {_time(attempt['asked_seconds'])}, never placed"
+        yield f"    attempt {number}: asked at {_time(attempt['asked_seconds'])}, not placed"
         return
     workers = " -> ".join(filter(None, (attempt["prefill"], attempt["decode"])))
     yield f"    attempt {number}: on {workers}, placed at {_time(attempt['placed_seconds'])}"

@@ -1,0 +1,289 @@
+"""Reload and explain on a real cluster of simulated engines with two apiservers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from bench.cluster import Cluster, running
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.timeout(240)
+
+PATIENCE_SECONDS = 15.0
+KEYS = [
+    {"tenant": "red", "key": "red-key"},
+    {"tenant": "blue", "key": "blue-key"},
+    {"tenant": "ops", "key": "ops-key", "admin": True},
+]
+
+
+class Running:
+    """A cluster, and its manifest to be changed."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.path = Path(cluster.state()["manifest"])
+        self.original = yaml.safe_load(self.path.read_text())
+        self.urls: list[str] = cluster.state()["base_urls"]
+        self.model = self.original["spec"]["models"]["primary"]["name"]
+
+    def write(self, **sections: Any) -> None:
+        """The original manifest with some keys of these sections changed."""
+        manifest = deepcopy(self.original)
+        for name, keys in sections.items():
+            manifest["spec"].setdefault(name, {}).update(keys)
+        self.path.write_text(yaml.safe_dump(manifest))
+
+    def reload(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return self.command("reload", *arguments)
+
+    def command(self, name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "llmserve.cli", name, *arguments]
+        where = ["--run-dir", str(self.cluster.run_dir)]
+        return subprocess.run([*command, *where], capture_output=True, text=True, timeout=60, check=False)
+
+    def post(self, path: str, key: str = "ops-key", at: int = 0, **body: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx.post(f"{self.urls[at]}{path}", headers=headers, json=body, timeout=30)
+
+    def complete(self, key: str = "red-key", at: int = 0, **body: Any) -> httpx.Response:
+        defaults = {"model": self.model, "prompt": [7] * 300, "max_tokens": 3, "ignore_eos": True}
+        return self.post("/v1/completions", key, at, **(defaults | body))
+
+    def explain(self, request_id: str, key: str, at: int = 0) -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.get(f"{self.urls[at]}/v1/requests/{request_id}/explain", headers=headers, timeout=30)
+
+    def output(self) -> str:
+        return (self.path.parent / "up.log").read_text()
+
+    def until(self, holds: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not holds():
+            assert time.monotonic() < deadline, f"{what}\n{self.output()}"
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Running]:
+    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    spec = manifest["spec"]
+    spec["deployment"] = {"replicas": {"apiserver": 2, "prefill": 1, "decode": 1}}
+    spec["deployment"]["local"] = {"reload_on_change": True}
+    spec["security"] = {"api_keys": KEYS}
+    spec["engine"]["sim"] = {"decode_step_seconds": 0.02}
+    spec["budgets"] = {"max_requests_in_flight": 4}
+    with running(manifest) as cluster:
+        yield Running(cluster)
+
+
+@pytest.fixture
+def it(shared: Running) -> Iterator[Running]:
+    """With the original manifest again at the end."""
+    yield shared
+    shared.write()
+    assert shared.reload().returncode == 0
+
+
+def test_a_bad_file_changes_nothing_and_says_where(it: Running) -> None:
+    it.path.write_text(it.path.read_text().replace("max_requests_in_flight: 4", "max_requests_in_flight: -4"))
+    done = it.reload()
+    assert done.returncode == 2
+    line = next(n for n, text in enumerate(it.path.read_text().splitlines(), 1) if "-4" in text)
+    assert f"llmserve.yaml:{line}: spec.budgets.max_requests_in_flight" in done.stderr
+    answer = it.post("/admin/reload")
+    assert answer.status_code == 400
+    assert f"llmserve.yaml:{line}: " in answer.json()["error"]["message"]
+    assert it.complete().status_code == 200
+
+
+def test_the_endpoint_is_for_admins(it: Running) -> None:
+    it.write(scheduling={"srpt_bias": 1.0}, engine={"max_model_len": 999})
+    assert it.post("/admin/reload", key="").status_code == 401
+    assert it.post("/admin/reload", key="nobody").status_code == 401
+    assert it.post("/admin/reload", key="red-key").status_code == 403
+    answer = it.post("/admin/reload", at=1)
+    assert answer.status_code == 200, answer.text
+    said = answer.json()
+    assert said["failed"] == []
+    assert {"path": "scheduling.srpt_bias", "before": "5.0", "after": "1.0"} in said["live"]
+    (left,) = said["needs_restart"]
+    assert left["path"] == "engine.max_model_len"
+    assert left["processes"] == ["apiserver-0", "apiserver-1", "prefill-0", "decode-0"]
+
+
+def test_weights_take_effect_under_load(it: Running) -> None:
+    """Two tenants with as much as they like to send: what they get follows the weights."""
+    it.write(scheduling={"weights": [{"tenant": "red", "weight": 8}]})
+    assert "live: scheduling.weights: changed" in it.reload().stdout
+    red, blue = _race(it)
+    assert red > 2.5 * blue, (red, blue)
+    it.write(scheduling={"weights": [{"tenant": "blue", "weight": 8}]})
+    assert it.reload().returncode == 0
+    red, blue = _race(it)
+    assert blue > 2.5 * red, (red, blue)
+
+
+def _race(it: Running) -> tuple[int, int]:
+    """How many of each tenant's equal requests are among the first half to end."""
+    ended: list[str] = []
+
+    def send(key: str) -> None:
+        assert it.complete(key, at=len(ended) % 2, max_tokens=8, prompt=[3] * 40).status_code == 200
+        ended.append(key)
+
+    with ThreadPoolExecutor(80) as pool:
+        for future in [pool.submit(send, key) for _ in range(40) for key in ("red-key", "blue-key")]:
+            future.result()
+    first = ended[8:40]  # the first few met an empty queue
+    return first.count("red-key"), first.count("blue-key")
+
+
+def test_keys_come_and_go_everywhere(it: Running) -> None:
+    it.write(security={"api_keys": [*KEYS[1:], {"tenant": "red", "key": "new-key"}]})
+    assert it.reload().stdout == "live: security.api_keys: changed\n"
+    for at in (0, 1):
+        assert it.complete("new-key", at).status_code == 200
+        assert it.complete("red-key", at).status_code == 401
+
+
+def test_a_key_that_an_apiserver_does_not_have_changes_nothing(it: Running) -> None:
+    it.write(
+        security={"api_keys": [*KEYS, {"tenant": "x", "key_env": "NO_SUCH_KEY"}]},
+        scheduling={"srpt_bias": 0.5},
+    )
+    done = it.reload()
+    assert done.returncode == 2
+    assert "NO_SUCH_KEY" in done.stderr
+    assert "nothing was changed" in done.stderr
+    it.write(scheduling={"srpt_bias": 0.5})
+    assert "srpt_bias: 5.0 -> 0.5" in it.reload().stdout
+
+
+def test_sighup_reloads(it: Running) -> None:
+    it.write(scheduling={"aging_seconds": 33.0})
+    os.kill(it.cluster.supervisor.pid, signal.SIGHUP)
+    it.until(lambda: "scheduling.aging_seconds: 20.0 -> 33.0" in it.output(), "a reload")
+    assert it.complete().status_code == 200
+
+
+def test_a_changed_file_is_noticed_and_a_bad_one_said(it: Running) -> None:
+    it.write(scheduling={"aging_seconds": 44.0})
+    it.until(lambda: "scheduling.aging_seconds: 20.0 -> 44.0" in it.output(), "a reload")
+    it.write(scheduling={"aging_second": 44.0})
+    it.until(lambda: "Reload: nothing was changed: " in it.output(), "a refusal")
+    assert "unknown key; did you mean 'aging_seconds'?" in it.output()
+
+
+def test_the_log_level_reaches_router_apiservers_and_workers(it: Running) -> None:
+    it.write(observability={"log_level": "debug"})
+    done = it.reload()
+    assert "live: observability.log_level: info -> debug" in done.stdout
+    assert "left: observability.log_level: needs a restart of kvmanager-0" in done.stdout
+    assert it.complete().status_code == 200
+    for name in ("router-0", "apiserver-0", "apiserver-1", "prefill-0", "decode-0"):
+        log = Path(it.cluster.role(name)["log"])
+        it.until(lambda log=log: " DEBUG " in log.read_text(), f"debug lines of {name}")  # type: ignore[misc]
+
+
+def test_another_file_is_refused(it: Running, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(it.path.read_text())
+    command = [sys.executable, "-m", "llmserve.cli", "reload", "-f", str(other)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert str(it.path) in done.stderr
+
+
+def test_a_request_is_explained_by_either_id_at_either_apiserver(it: Running) -> None:
+    answer = it.complete(prompt=[9] * 200)
+    request_id, response_id = answer.headers["x-request-id"], answer.json()["id"]
+    for at, name in enumerate((request_id, response_id)):
+        found = it.explain(name, "red-key", at)
+        assert found.status_code == 200, found.text
+        record = found.json()
+        assert (record["request_id"], record["tenant"]) == (request_id, "red")
+        assert response_id in record["response_ids"]
+        assert record["apiserver"] == "apiserver-0"
+        (sequence,) = record["sequences"]
+        assert sequence["outcome"] == "completed"
+        assert (sequence["prompt_tokens"], sequence["output_tokens"]) == (200, 3)
+        (attempt,) = sequence["attempts"]
+        assert attempt["decode"] == "decode-0"
+        times = (attempt["asked_seconds"], attempt["placed_seconds"], sequence["first_token_seconds"])
+        assert list(times) == sorted(times)
+        assert sequence["first_token_seconds"] < sequence["ended_seconds"] <= record["seconds"]
+
+
+def test_only_its_tenant_and_admins_may_read_a_record(it: Running) -> None:
+    request_id = it.complete().headers["x-request-id"]
+    assert it.explain(request_id, "red-key").status_code == 200
+    assert it.explain(request_id, "ops-key", at=1).status_code == 200
+    assert it.explain(request_id, "blue-key").status_code == 404
+    assert it.explain(request_id, "nobody").status_code == 401
+    assert it.explain("no-such-request", "ops-key").status_code == 404
+
+
+def test_a_clients_own_request_id_is_kept(it: Running) -> None:
+    headers = {"authorization": "Bearer red-key", "x-request-id": "mine-1"}
+    body = {"model": it.model, "prompt": [1, 2, 3], "max_tokens": 2}
+    answer = httpx.post(f"{it.urls[0]}/v1/completions", headers=headers, json=body, timeout=30)
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert it.explain("mine-1", "red-key").json()["sequences"][0]["outcome"] == "completed"
+
+
+def test_what_it_waited_for_is_told(it: Running) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: it.complete(max_tokens=10), range(8)))
+    queues = []
+    for answer in answers:
+        record = it.explain(answer.headers["x-request-id"], "red-key").json()
+        queues.append(record["sequences"][0]["attempts"][0]["queue"])
+    waited = [queue for queue in queues if queue["seconds"] > 0.05]
+    assert waited
+    assert all("requests in flight" in queue["used_up_seconds"] for queue in waited)
+    assert max(queue["requests_ahead"] for queue in queues) >= 1
+
+
+def test_a_refused_request_has_a_record_too(it: Running) -> None:
+    it.write(budgets={"max_requests_in_flight": 4, "max_tokens_in_flight": 50})
+    assert it.reload().returncode == 0
+    answer = it.complete()
+    assert answer.status_code == 400
+    record = it.explain(answer.headers["x-request-id"], "red-key").json()
+    assert record["status"] == 400
+    assert "budgets.max_tokens_in_flight allows 50" in record["error"]
+    assert record["sequences"][0]["outcome"] == "rejected"
+
+
+def test_explain_on_the_command_line(it: Running) -> None:
+    response_id = it.complete(at=1).json()["id"]
+    done = it.command("explain", response_id)
+    assert done.returncode == 0, done.stderr
+    assert "apiserver-1" in done.stdout
+    assert "decode-0" in done.stdout
+    as_json = json.loads(it.command("explain", response_id, "--json").stdout)
+    assert as_json["response_ids"][0] == response_id
+    unknown = it.command("explain", "no-such-request")
+    assert unknown.returncode == 2
+    assert "no-such-request" in unknown.stderr
+
+
+def test_how_many_are_remembered_is_live(it: Running) -> None:
+    old = it.complete().headers["x-request-id"]
+    it.write(observability={"explain_requests": 1})
+    assert it.reload().returncode == 0
+    assert it.complete().status_code == 200
+    it.until(lambda: it.explain(old, "red-key").status_code == 404, "forgetting")
