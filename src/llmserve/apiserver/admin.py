@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
-from llmserve.apiserver.errors import as_serving_error, body_of, status_of
 from llmserve.apiserver.request_scope import current_scope
 from llmserve.core.errors import Forbidden, LLMServeError
 from llmserve.rpc.reload import Reloaded
@@ -23,7 +22,7 @@ def add_admin(app: FastAPI, reload: Callable[[], Awaitable[Reloaded]]) -> None:
             require_admin()
             reloaded = await reload()
         except LLMServeError as error:
-            return error_response(error, RELOAD_PATH)
+            return error_response(error)
         return JSONResponse(as_json(reloaded), 500 if reloaded.failed else 200)
 
 
@@ -33,9 +32,10 @@ def require_admin() -> None:
         raise Forbidden("only for admins: a key with `admin: true`, or without any keys a client on loopback")
 
 
-def error_response(error: LLMServeError, path: str) -> JSONResponse:
-    serving_error = as_serving_error(error)
-    return JSONResponse(body_of(serving_error, path), status_of(serving_error))
+def error_response(error: LLMServeError) -> JSONResponse:
+    """In the shape of the other errors. vLLM's own would take the file's path out of the message."""
+    detail = {"message": error.message, "type": type(error).__name__, "code": error.http_status}
+    return JSONResponse({"error": detail}, error.http_status)
 
 
 def as_json(reloaded: Reloaded) -> dict[str, Any]:

@@ -3,20 +3,21 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 import yaml
 
 from bench.cluster import Cluster, running
+from llmserve.cli.app import main
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.timeout(240)
@@ -27,6 +28,12 @@ KEYS = [
     {"tenant": "blue", "key": "blue-key"},
     {"tenant": "ops", "key": "ops-key", "admin": True},
 ]
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Running:
@@ -46,13 +53,15 @@ class Running:
             manifest["spec"].setdefault(name, {}).update(keys)
         self.path.write_text(yaml.safe_dump(manifest))
 
-    def reload(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return self.command("reload", *arguments)
+    def reload(self) -> "Done":
+        return self.command("reload")
 
-    def command(self, name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "llmserve.cli", name, *arguments]
-        where = ["--run-dir", str(self.cluster.run_dir)]
-        return subprocess.run([*command, *where], capture_output=True, text=True, timeout=60, check=False)
+    def command(self, *arguments: str) -> "Done":
+        """`llmserve ...`, in this process: a new one would import for seconds."""
+        out, err = StringIO(), StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main([*arguments, "--run-dir", str(self.cluster.run_dir)])
+        return Done(code, out.getvalue(), err.getvalue())
 
     def post(self, path: str, key: str = "ops-key", at: int = 0, **body: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -81,7 +90,6 @@ def shared() -> Iterator[Running]:
     manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
     spec = manifest["spec"]
     spec["deployment"] = {"replicas": {"apiserver": 2, "prefill": 1, "decode": 1}}
-    spec["deployment"]["local"] = {"reload_on_change": True}
     spec["security"] = {"api_keys": KEYS}
     spec["engine"]["sim"] = {"decode_step_seconds": 0.02}
     spec["budgets"] = {"max_requests_in_flight": 4}
@@ -179,14 +187,6 @@ def test_sighup_reloads(it: Running) -> None:
     assert it.complete().status_code == 200
 
 
-def test_a_changed_file_is_noticed_and_a_bad_one_said(it: Running) -> None:
-    it.write(scheduling={"aging_seconds": 44.0})
-    it.until(lambda: "scheduling.aging_seconds: 20.0 -> 44.0" in it.output(), "a reload")
-    it.write(scheduling={"aging_second": 44.0})
-    it.until(lambda: "Reload: nothing was changed: " in it.output(), "a refusal")
-    assert "unknown key; did you mean 'aging_seconds'?" in it.output()
-
-
 def test_the_log_level_reaches_router_apiservers_and_workers(it: Running) -> None:
     it.write(observability={"log_level": "debug"})
     done = it.reload()
@@ -201,10 +201,10 @@ def test_the_log_level_reaches_router_apiservers_and_workers(it: Running) -> Non
 def test_another_file_is_refused(it: Running, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(it.path.read_text())
-    command = [sys.executable, "-m", "llmserve.cli", "reload", "-f", str(other)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2
-    assert str(it.path) in done.stderr
+    err = StringIO()
+    with redirect_stderr(err):
+        assert main(["reload", "-f", str(other)]) == 2
+    assert f"was started with {it.path}" in err.getvalue()
 
 
 def test_a_request_is_explained_by_either_id_at_either_apiserver(it: Running) -> None:
@@ -245,15 +245,17 @@ def test_a_clients_own_request_id_is_kept(it: Running) -> None:
 
 
 def test_what_it_waited_for_is_told(it: Running) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: it.complete(max_tokens=10), range(8)))
+    it.write(budgets={"max_requests_in_flight": 1})
+    assert it.reload().returncode == 0
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: it.complete(max_tokens=25), range(6)))
     queues = []
     for answer in answers:
         record = it.explain(answer.headers["x-request-id"], "red-key").json()
         queues.append(record["sequences"][0]["attempts"][0]["queue"])
-    waited = [queue for queue in queues if queue["seconds"] > 0.05]
-    assert waited
-    assert all("requests in flight" in queue["used_up_seconds"] for queue in waited)
+    waited = [queue for queue in queues if queue["seconds"] > 0.1]
+    assert len(waited) >= 4
+    assert all(0.5 * q["seconds"] < q["used_up_seconds"]["requests in flight"] for q in waited), waited
     assert max(queue["requests_ahead"] for queue in queues) >= 1
 
 

@@ -20,4 +20,4 @@ def add_explain(app: FastAPI, finder: Finder) -> None:
             question = router_pb2.RecordQuestion(request_id=request_id, tenant=tenant)
             return Response(await finder.anywhere(question), media_type="application/json")
         except LLMServeError as error:
-            return error_response(error, f"/v1/requests/{request_id}/explain")
+            return error_response(error)
