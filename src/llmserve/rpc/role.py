@@ -67,7 +67,10 @@ def configure_logging(default_level: str) -> None:
 
 def set_log_level(level: str) -> None:
     """From now on, whatever the environment said at the start."""
-    logging.getLogger().setLevel(level.upper())
+    number = logging.getLevelNamesMapping()[level.upper()]
+    if number != logging.getLogger().level:
+        logging.getLogger().setLevel(number)
+        _log.log(number, "the log level is %s from now on", level)
 
 
 def report_progress(text: str) -> None:
