@@ -77,7 +77,7 @@ def main() -> int:
         )
         return Roles(
             (
-                RouterRole(settings, listen=given.router, kvmanagers=(given.kvmanager,)),
+                RouterRole(settings, listen=given.router, kvmanagers=(given.kvmanager,), manifest=manifest),
                 KVManagerRole(
                     listen=given.kvmanager, store=store, engine_order=manifest.transfer.engine_order
                 ),

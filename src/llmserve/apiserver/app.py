@@ -1,7 +1,7 @@
 """vLLM's OpenAI application on our engine client: its arguments, the routes kept of it, and ours."""
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -69,13 +69,19 @@ def vllm_config(args: Namespace) -> VllmConfig:
 
 
 async def openai_app(
-    client: ClusterEngineClient, args: Namespace, readiness: Readiness, registry: CollectorRegistry
+    client: ClusterEngineClient,
+    args: Namespace,
+    readiness: Readiness,
+    registry: CollectorRegistry,
+    add_own: Callable[[FastAPI], None],
 ) -> FastAPI:
+    """add_own: adds what is not vLLM's."""
     app: FastAPI = build_app(args, SUPPORTED_TASKS, client.model_config)
     app.router.routes[:] = [
         route for route in app.router.routes if getattr(route, "path", None) in _KEPT_PATHS
     ]
     _add_operations(app, readiness, registry)
+    add_own(app)
     # vLLM registers its handler for FastAPI's class only; an unknown path raises Starlette's.
     app.add_exception_handler(HTTPException, http_exception_handler)
     # vLLM's SageMaker bootstrap has built the stack already.

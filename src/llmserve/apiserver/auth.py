@@ -4,31 +4,40 @@ import hashlib
 import hmac
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from llmserve.config.service import ApiKey
 from llmserve.core.errors import NotAuthenticated, StartFailed
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """admin: may use `/admin`, and see every request's record."""
+
+    tenant: TenantId = DEFAULT_TENANT
+    admin: bool = False
+
+
 class ApiKeys:
-    """Without any key everybody is the default tenant. Keys are kept as digests and all of them
-    are compared each time, so that timing tells nothing about them."""
+    """Without any key everybody is the default tenant, and who asks from this machine is an admin. Keys
+    are kept as digests and all of them are compared each time, so that timing tells nothing about them."""
 
-    def __init__(self, tenants: Mapping[str, str]) -> None:
-        """tenants: key to tenant."""
-        self._tenants = [(_digest(key), TenantId(tenant)) for key, tenant in tenants.items()]
+    def __init__(self, callers: Mapping[str, Caller]) -> None:
+        """callers: by key."""
+        self._callers = [(_digest(key), caller) for key, caller in callers.items()]
 
-    def tenant_of(self, headers: Iterable[tuple[bytes, bytes]]) -> TenantId:
+    def caller_of(self, headers: Iterable[tuple[bytes, bytes]], *, is_local: bool = False) -> Caller:
         """From `Authorization: Bearer KEY`, or Anthropic's `x-api-key: KEY`. Errors: NotAuthenticated."""
-        if not self._tenants:
-            return DEFAULT_TENANT
+        if not self._callers:
+            return Caller(admin=is_local)
         key = _key_in(headers)
         if not key:
             raise NotAuthenticated("an API key is needed: send it as 'Authorization: Bearer KEY'")
         digest, found = _digest(key), None
-        for known, tenant in self._tenants:
+        for known, caller in self._callers:
             if hmac.compare_digest(known, digest):
-                found = tenant
+                found = caller
         if found is None:
             raise NotAuthenticated("the API key is not known")
         return found
@@ -36,7 +45,7 @@ class ApiKeys:
 
 def load_keys(keys: Iterable[ApiKey], environment: Mapping[str, str] = os.environ) -> ApiKeys:
     """Errors: StartFailed when a variable that should hold a key is not set."""
-    return ApiKeys({_secret(key, environment): key.tenant for key in keys})
+    return ApiKeys({_secret(key, environment): Caller(TenantId(key.tenant), key.admin) for key in keys})
 
 
 def _secret(key: ApiKey, environment: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ objects. Only where AsyncLLM hands a sequence to its engine core, a RequestRun t
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -28,6 +29,7 @@ from llmserve.apiserver.output_sink import OutputSink
 from llmserve.apiserver.request_run import RequestCard, RequestRun, RunContext
 from llmserve.apiserver.request_scope import current_scope
 from llmserve.apiserver.sampling_legs import SamplingLegs
+from llmserve.apiserver.stages import StageLimits
 from llmserve.core.errors import Unavailable
 from llmserve.core.ids import RequestId
 from llmserve.core.tasks import TaskOwner
@@ -45,6 +47,10 @@ class ClusterEngineClient(EngineFreeClient):
         self._context, self._readiness = context, readiness
         self._owner = TaskOwner("requests")
         self._runs: dict[str, asyncio.Task[None]] = {}
+
+    def set_limits(self, limits: StageLimits) -> None:
+        """Of requests from now on."""
+        self._context = replace(self._context, limits=limits)
 
     async def get_supported_tasks(self) -> tuple[str, ...]:
         return SUPPORTED_TASKS
@@ -73,6 +79,7 @@ class ClusterEngineClient(EngineFreeClient):
         """The outputs of a request, of all its choices. Errors: vLLM's, so that its layer answers
         with the right status; one that comes before any output is also left in the RequestScope."""
         scope = current_scope()
+        scope.explain.known_as(request_id)
         queue: RequestOutputCollector | None = None
         any_output = False
         try:
@@ -86,6 +93,7 @@ class ClusterEngineClient(EngineFreeClient):
                 yield output
         except Exception as error:
             serving_error = as_serving_error(error)
+            scope.explain.record.error = str(error)
             if not any_output and scope.early_error is None:
                 scope.early_error = serving_error
             raise serving_error from error
@@ -129,20 +137,22 @@ class ClusterEngineClient(EngineFreeClient):
         return queue
 
     def _run(self, request: EngineCoreRequest, queue: RequestOutputCollector) -> None:
-        name = request.request_id
+        name, scope = request.request_id, current_scope()
+        record = scope.explain.sequence(name)
         run = RequestRun(
-            RequestCard(RequestId(name), current_scope().tenant, request.cache_salt or ""),
+            RequestCard(RequestId(name), scope.tenant, request.cache_salt or "", record),
             SamplingLegs(
                 request.prompt_token_ids,
                 request.sampling_params,
                 self.model_config.max_model_len,
                 request.priority,
             ),
-            OutputSink(name, self._processor, queue, current_scope().handovers),
+            OutputSink(name, self._processor, queue, scope.handovers),
             self._context,
         )
         self._runs[name] = task = self._owner.spawn(name, run.run())
         task.add_done_callback(lambda _: self._runs.pop(name, None))
+        task.add_done_callback(lambda _: scope.explain.part_ended())
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         self._abort([request_id] if isinstance(request_id, str) else list(request_id), internal=False)

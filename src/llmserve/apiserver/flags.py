@@ -32,4 +32,5 @@ def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
         router=given.router,
         model=ServedModel(model.served_name, directory),
         drain_seconds=given.drain_seconds,
+        manifest=Path(given.manifest),
     )

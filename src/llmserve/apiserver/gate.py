@@ -10,11 +10,14 @@ and a JSON body, as for a request that is not streamed.
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from ipaddress import ip_address
 from typing import Any
 
 from llmserve.apiserver.auth import ApiKeys
 from llmserve.apiserver.errors import as_serving_error, body_of, retry_after_seconds, status_of
+from llmserve.apiserver.explain.records import Records
 from llmserve.apiserver.handover_headers import handover_headers
+from llmserve.apiserver.request_ids import REQUEST_ID, request_id_of
 from llmserve.apiserver.request_scope import RequestScope, enter_scope
 from llmserve.core.errors import LLMServeError, RequestTooLarge
 
@@ -24,13 +27,15 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _OPEN_PATHS = ("/health", "/live", "/metrics")
+_FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 
 
 class Gate:
     """An ASGI application. max_body_bytes: more is refused with 413."""
 
-    def __init__(self, app: AsgiApp, keys: ApiKeys, max_body_bytes: int) -> None:
-        self._app, self._keys, self._max_body_bytes = app, keys, max_body_bytes
+    def __init__(self, app: AsgiApp, keys: ApiKeys, max_body_bytes: int, records: Records) -> None:
+        self.keys = keys  # others from the next request on, when they are replaced
+        self._app, self._max_body_bytes, self._records = app, max_body_bytes, records
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -42,17 +47,36 @@ class Gate:
                 await self._app(scope, receive, send)
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        request_scope = RequestScope()
+        request_scope = RequestScope(request_id=request_id_of(scope["headers"]))
         try:
             if scope["path"] not in _OPEN_PATHS:
-                request_scope.tenant = self._keys.tenant_of(scope["headers"])
+                caller = self.keys.caller_of(scope["headers"], is_local=_is_local(scope))
+                request_scope.tenant, request_scope.admin = caller.tenant, caller.admin
             first = await _read_body(scope, receive, self._max_body_bytes)
         except LLMServeError as error:
-            await _send_error(as_serving_error(error), scope["path"], send)
+            await _send_error(as_serving_error(error), scope["path"], request_scope, send)
             return
+        if scope["method"] == "POST":
+            request_scope.explain = self._records.open(
+                request_scope.request_id, request_scope.tenant, scope["path"]
+            )
         enter_scope(request_scope)
         response = _HeldResponse(request_scope, scope["path"], send)
-        await self._app(scope, _replay(first, receive), response.send)
+        try:
+            await self._app(scope, _replay(first, receive), response.send)
+        finally:
+            request_scope.explain.part_ended()
+
+
+def _is_local(scope: Message) -> bool:
+    """The client is on this machine, and no proxy says that it speaks for another."""
+    client = scope.get("client")
+    if client is None or any(name in _FORWARDED for name, _ in scope["headers"]):
+        return False
+    try:
+        return ip_address(client[0]).is_loopback
+    except ValueError:
+        return False
 
 
 async def _read_body(scope: Message, receive: Receive, limit_bytes: int) -> Message:
@@ -106,10 +130,15 @@ class _HeldResponse:
             error = self._scope.early_error
             if error is not None and _may_be_replaced(start):
                 self._replaced = True
-                await _send_error(error, self._path, self._send)
+                await _send_error(error, self._path, self._scope, self._send)
             else:
                 self._streams = _is_stream(start)
-                start["headers"] = [*start["headers"], *handover_headers(self._scope.handovers)]
+                own = (
+                    (REQUEST_ID, self._scope.request_id.encode()),
+                    *handover_headers(self._scope.handovers),
+                )
+                start["headers"] = [*start["headers"], *own]
+                self._scope.explain.record.status = start["status"]
                 await self._send(start)
         if not self._replaced:
             await self._send(self._with_last_words(message))
@@ -134,9 +163,14 @@ def _is_stream(start: Message) -> bool:
     return bool(content_type.startswith(b"text/event-stream"))
 
 
-async def _send_error(error: Exception, path: str, send: Send) -> None:
+async def _send_error(error: Exception, path: str, scope: RequestScope, send: Send) -> None:
     body = json.dumps(body_of(error, path)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (REQUEST_ID, scope.request_id.encode()),
+    ]
+    scope.explain.record.status = status_of(error)
     if (seconds := retry_after_seconds(error)) is not None:
         headers.append((b"retry-after", str(max(1, round(seconds))).encode()))
     await send({"type": "http.response.start", "status": status_of(error), "headers": headers})

@@ -17,7 +17,7 @@ class ServedModel:
 @dataclass(frozen=True, slots=True)
 class ApiserverOptions:
     """http, router: host:port. max_body_bytes: of one HTTP request. drain_seconds: for running requests
-    at the stop."""
+    at the stop. manifest: the file, for `/admin/reload`."""
 
     name: str
     http: str
@@ -25,3 +25,4 @@ class ApiserverOptions:
     model: ServedModel
     max_body_bytes: int = 32 * 1024 * 1024
     drain_seconds: float = DRAIN_SECONDS
+    manifest: Path | None = None

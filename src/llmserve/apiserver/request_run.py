@@ -15,12 +15,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 from llmserve.apiserver.attempts import Attempts, Way
 from llmserve.apiserver.early_leg import EarlyLeg
+from llmserve.apiserver.explain.record import SequenceRecord
 from llmserve.apiserver.handover_mode import HandoverMode, HandoverRule
 from llmserve.apiserver.identity import KvIdentity
 from llmserve.apiserver.legs import LegContext, Legs
@@ -77,11 +78,12 @@ class RunContext:
 
 @dataclass(frozen=True, slots=True)
 class RequestCard:
-    """Who asks. client_salt: the cache_salt field of the client's request."""
+    """Who asks. client_salt: the cache_salt field of the client's request. record: what is remembered."""
 
     request_id: RequestId
     tenant: TenantId
     client_salt: str = ""
+    record: SequenceRecord = field(default_factory=SequenceRecord)
 
 
 class _WorkerFailed(Exception):
@@ -111,7 +113,7 @@ class RequestRun:
         self._prefilled: PrefillStats | None = None  # as the engine of this placement told
         self._replay: Replay | None = None  # in this attempt
         self._heard = False  # a token, in this attempt
-        self._stats = RunStats(context.metrics)
+        self._stats = RunStats(context.metrics, card.record)
 
     @property
     def _name(self) -> str:
@@ -147,6 +149,7 @@ class RequestRun:
 
     def _failed(self, error: LLMServeError, outcome: Outcome = Outcome.FAILED) -> Outcome:
         _log.warning("request %s failed: %s", self._name, error.message)
+        self._card.record.error = error.message
         self._sink.fail(error)
         return Outcome.FAILED if self._sent else outcome
 
@@ -172,6 +175,7 @@ class RequestRun:
 
     def _report(self, failure: _WorkerFailed) -> None:
         _log.warning("request %s: %s", self._name, failure)
+        self._card.record.worker_failed(failure.worker.worker_id, failure.error.message)
         self._context.metrics.worker_failures_total.labels(type(failure.error).__name__).inc()
         if isinstance(failure.error, Unavailable | WorkerStalled):  # the worker, not only this request
             stalled = isinstance(failure.error, WorkerStalled)
@@ -186,6 +190,7 @@ class RequestRun:
         card, context = self._card, self._context
         shape = context.router.kv_shape
         prompt = [*self._legs.prompt, *self._as_prompt] if self._as_prompt else self._legs.prompt
+        card.record.asked()
         admit = router_pb2.Admit(
             request_id=card.request_id,
             tenant=card.tenant,
@@ -203,7 +208,7 @@ class RequestRun:
         seconds = self._context.limits.admission
         try:
             async with asyncio.timeout(seconds):
-                return await self._context.router.admit(admit)
+                return await self._context.router.admit(admit, self._card.record.placed)
         except TimeoutError as error:
             raise RouterUnavailable(f"the router gave no place within {seconds:g} s") from error
 
@@ -331,6 +336,8 @@ class RequestRun:
         self._prefilled = self._prefilled or output.prefill_stats
         if output.token_ids and not self._heard:
             self._first_token(output, origin)
+        if output.handover is not None:
+            self._card.record.handovers.append(output.handover)
         self._count(len(output.token_ids))
         unseen = self._replay.unseen(output) if self._replay else output
         if unseen is None:

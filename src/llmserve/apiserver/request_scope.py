@@ -7,6 +7,7 @@ variable reaches around it (it is copied into every task that the layer makes fo
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from llmserve.apiserver.explain.record import Handle, detached
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.core.request import HandoverReport
 
@@ -15,11 +16,15 @@ from llmserve.core.request import HandoverReport
 class RequestScope:
     """early_error: why the request failed before it had any output, so that a streamed response,
     whose status vLLM sends first, can still carry it as its status. handovers: how the KV of its
-    sequences came to decode, as far as known."""
+    sequences came to decode, as far as known. request_id: x-request-id, the client's or ours. explain: what
+    is remembered of the request."""
 
     tenant: TenantId = DEFAULT_TENANT
+    admin: bool = False
     early_error: Exception | None = None
     handovers: list[HandoverReport] = field(default_factory=list)
+    request_id: str = ""
+    explain: Handle = field(default_factory=detached)
 
 
 _CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")

@@ -47,6 +47,7 @@ class _Entry:
 
     admit: router_pb2.Admit
     answer: asyncio.Future[router_pb2.Placement]
+    on_placed: Callable[[router_pb2.Placed], None]
     placement: router_pb2.Placement | None = field(default=None)
 
 
@@ -60,9 +61,10 @@ class RouterLink:
         metrics: ApiserverMetrics,
         on_members: Callable[[Sequence[WorkerInfo]], None] = lambda members: None,
         patience_seconds: float = 30.0,
+        answer: Callable[[router_pb2.Question], router_pb2.Answer] | None = None,
     ) -> None:
         self._address, self._apiserver_id = address, apiserver_id
-        self._metrics, self._on_members = metrics, on_members
+        self._metrics, self._on_members, self._answer = metrics, on_members, answer
         self._patience_seconds = patience_seconds
         self._entries: dict[str, _Entry] = {}
         self._outbox: asyncio.Queue[_Message] | None = None  # of the open session
@@ -87,12 +89,14 @@ class RouterLink:
 
     # -- what runs ask for; none but admit waits
 
-    async def admit(self, admit: router_pb2.Admit) -> router_pb2.Placement:
-        """Waits for a place. Errors: AdmissionRefused. Afterwards, also when cancelled in it, call
-        done(); then the request may be admitted again."""
+    async def admit(
+        self, admit: router_pb2.Admit, on_placed: Callable[[router_pb2.Placed], None] = lambda placed: None
+    ) -> router_pb2.Placement:
+        """Waits for a place. on_placed: is told all that the router says of it. Errors: AdmissionRefused.
+        Afterwards, also when cancelled in it, call done(); then the request may be admitted again."""
         if self._given_up:
             raise self._away()
-        entry = _Entry(admit, asyncio.get_running_loop().create_future())
+        entry = _Entry(admit, asyncio.get_running_loop().create_future(), on_placed)
         self._entries[admit.request_id] = entry
         self._post(_Message(admit=admit))
         return await entry.answer
@@ -210,11 +214,14 @@ class RouterLink:
             case "state":
                 self.workers = tuple(response.state.workers)
                 self._on_members(self.workers)
+            case "question" if self._answer is not None:
+                self._post(_Message(answer=self._answer(response.question)))
 
     def _placed(self, placed: router_pb2.Placed) -> None:
         entry = self._entries.get(placed.request_id)
         if entry is not None and not entry.answer.done():
             entry.placement = placed.placement
+            entry.on_placed(placed)
             entry.answer.set_result(placed.placement)
 
     def _refused(self, refused: router_pb2.Refused) -> None:

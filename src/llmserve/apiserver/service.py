@@ -4,26 +4,34 @@ import asyncio
 import logging
 
 import torch
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from llmserve.apiserver.admin import add_admin
 from llmserve.apiserver.app import openai_app, serving_args, vllm_config
-from llmserve.apiserver.auth import load_keys
 from llmserve.apiserver.cluster_client import ClusterEngineClient
+from llmserve.apiserver.explain.finding import Finder
+from llmserve.apiserver.explain.http import add_explain
+from llmserve.apiserver.explain.records import Records
 from llmserve.apiserver.gate import Gate
 from llmserve.apiserver.handover_mode import HandoverRule
 from llmserve.apiserver.health import Readiness
 from llmserve.apiserver.http_server import HttpServer
 from llmserve.apiserver.identity import KvIdentity
+from llmserve.apiserver.live_settings import LiveSettings
 from llmserve.apiserver.options import ApiserverOptions
+from llmserve.apiserver.questions import Questions
 from llmserve.apiserver.request_run import RunContext
 from llmserve.apiserver.retry_budget import RetryBudget, RetryLimits
 from llmserve.apiserver.router_link import RouterLink
-from llmserve.apiserver.stages import StageLimits
 from llmserve.apiserver.worker_links import WorkerLinks
+from llmserve.config.load import read_manifest
 from llmserve.config.schema import Manifest, Scheduling
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.core.ids import ApiserverId
 from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.rpc.reload import Reloaded, reload_cluster
+from llmserve.rpc.role import set_log_level
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +44,9 @@ class Apiserver:
 
     def __init__(self, options: ApiserverOptions, manifest: Manifest, registry: CollectorRegistry) -> None:
         self._options, self._manifest, self._registry = options, manifest, registry
-        self._keys = load_keys(manifest.security.api_keys)
+        self._live = LiveSettings.of(manifest)
+        self._records = Records(self._live.explain_requests)
+        self._finder = Finder(self._records, options.name, options.router)
         metrics = ApiserverMetrics(registry)
         self._workers = WorkerLinks(metrics)
         self._router = RouterLink(
@@ -45,6 +55,7 @@ class Apiserver:
             metrics,
             on_members=self._workers.retain,
             patience_seconds=manifest.scheduling.router_patience_seconds,
+            answer=Questions(self._obey, self._finder.here).answer,
         )
         retries = _retries(manifest.scheduling)
         metrics.retry_budget.set_function(lambda: retries.left)
@@ -55,10 +66,11 @@ class Apiserver:
             identity=KvIdentity(tenants_share=manifest.security.kv_sharing == "cluster"),
             metrics=metrics,
             model=options.model.name,
-            limits=_stage_limits(manifest.scheduling),
+            limits=self._live.limits,
             retries=retries,
         )
         self._client: ClusterEngineClient | None = None
+        self._gate: Gate | None = None
         self._http: HttpServer | None = None
 
     async def start(self) -> int:
@@ -72,11 +84,36 @@ class Apiserver:
             # In a thread: it takes seconds, in which the session with the router must be served.
             config = await asyncio.to_thread(vllm_config, args)
             self._client = ClusterEngineClient(config, self._context, readiness)
-            app = await openai_app(self._client, args, readiness, self._registry)
+            app = await openai_app(self._client, args, readiness, self._registry, self._add_own)
         except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
             raise StartFailed(f"vLLM's API layer cannot serve {self._options.model}: {error}") from error
-        self._http = HttpServer(Gate(app, self._keys, self._options.max_body_bytes), self._options.http)
+        self._gate = Gate(app, self._live.keys, self._options.max_body_bytes, self._records)
+        self._client.set_limits(self._live.limits)
+        self._http = HttpServer(self._gate, self._options.http)
         return await self._http.start()
+
+    def _add_own(self, app: FastAPI) -> None:
+        add_admin(app, self._reload)
+        add_explain(app, self._finder)
+
+    async def _reload(self) -> Reloaded:
+        """Errors: as reload_cluster."""
+        path = self._options.manifest
+        if path is None:
+            raise InvalidRequest("this apiserver runs without a manifest file: there is nothing to reload")
+        text = await asyncio.to_thread(read_manifest, path)
+        return await reload_cluster(self._options.router, text, str(path))
+
+    def _obey(self, live: LiveSettings) -> None:
+        """May come before the start is over."""
+        if live.log_level != self._live.log_level:
+            set_log_level(live.log_level)
+        self._live = live
+        self._records.set_limit(live.explain_requests)
+        if self._client is not None:
+            self._client.set_limits(live.limits)
+        if self._gate is not None:
+            self._gate.keys = live.keys
 
     async def wait(self) -> None:
         """Raises when the apiserver cannot go on. Between start and aclose."""
@@ -97,16 +134,6 @@ class Apiserver:
             self._client.shutdown()
         await self._workers.aclose()
         await self._router.aclose()
-
-
-def _stage_limits(scheduling: Scheduling) -> StageLimits:
-    """For its answer the router has what a request may wait, and as long as it may be away itself."""
-    return StageLimits(
-        request=scheduling.request_timeout_seconds,
-        admission=scheduling.queue_timeout_seconds + scheduling.router_patience_seconds + _ANSWER_SECONDS,
-        first_token=scheduling.first_token_timeout_seconds,
-        token=scheduling.token_timeout_seconds,
-    )
 
 
 def _retries(scheduling: Scheduling) -> RetryBudget:

@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from llmserve.config.schema import Scheduling
 from llmserve.core.errors import WorkerStalled
 from llmserve.core.request import EngineOutput
+
+_ANSWER_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,17 @@ class StageLimits:
     admission: float = 90.0
     first_token: float = 120.0
     token: float = 60.0
+
+    @classmethod
+    def of(cls, scheduling: Scheduling) -> "StageLimits":
+        """For its answer the router has what a request may wait, and as long as it may be away itself."""
+        waiting = scheduling.queue_timeout_seconds + scheduling.router_patience_seconds
+        return cls(
+            request=scheduling.request_timeout_seconds,
+            admission=waiting + _ANSWER_SECONDS,
+            first_token=scheduling.first_token_timeout_seconds,
+            token=scheduling.token_timeout_seconds,
+        )
 
 
 class Timely:

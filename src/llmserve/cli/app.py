@@ -5,7 +5,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from llmserve.cli import apply, doctor, down, drain, gen_proto, kv, schema, simulate, status, up, version
+from llmserve.cli import (
+    apply,
+    doctor,
+    down,
+    drain,
+    explain,
+    gen_proto,
+    kv,
+    reload,
+    schema,
+    simulate,
+    status,
+    up,
+    version,
+)
 from llmserve.cli.command import EXIT_FAILED, EXIT_WRONG_USE, Command
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
 
@@ -14,6 +28,8 @@ COMMANDS: tuple[Command, ...] = (
     down.COMMAND,
     status.COMMAND,
     drain.COMMAND,
+    reload.COMMAND,
+    explain.COMMAND,
     kv.COMMAND,
     apply.COMMAND,
     doctor.COMMAND,
@@ -31,6 +47,8 @@ the cluster:
   llmserve up -f llmserve.yaml        run it on this machine, until Ctrl-C
   llmserve status --watch             from another terminal: roles, load, KV blocks, leases
   llmserve drain decode-0             take a worker out of service; --undo takes it back
+  llmserve reload                     after a change of the manifest
+  llmserve explain ID                 why a request was served as it was
   llmserve kv stats                   what the tiers of the KV store hold and do
   llmserve doctor                     what is wrong here, and what to do about it
   llmserve simulate --rate 20         how a load would be served, in virtual time

@@ -86,6 +86,13 @@ class LocalDeployment(Section):
         Unit("seconds"),
         Field(gt=0, description="How long a role may take to become ready before `up` gives up on it."),
     ] = 300.0
+    reload_on_change: Annotated[
+        bool,
+        Field(
+            description="Look at the manifest once a second, and reload it when it was changed. `llmserve "
+            "reload` and SIGHUP do that at any time."
+        ),
+    ] = False
     cores: Annotated[
         Literal["auto"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)],
         Unit("core ids"),

@@ -6,13 +6,16 @@ an error: a knob is obeyed or refused, never ignored.
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 NOT_AVAILABLE = "not_available_yet"
+
+Reader = Literal["cluster", "router", "kvmanager", "apiserver", "worker"]
+"""Who obeys a knob. `worker`: prefill, decode, or both in one. `cluster`: whoever plans the processes."""
 
 _T = TypeVar("_T")
 
@@ -38,6 +41,24 @@ class Planned:
 @dataclass(frozen=True, slots=True)
 class VllmOnly:
     """The simulated engine does not look at this knob; the plan says so when it is set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A reload of the manifest brings this knob, and what is below it, to these while they run.
+
+    at_start: others that obey it only from their next start.
+    """
+
+    readers: tuple[Reader, ...]
+    at_start: tuple[Reader, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AtStart:
+    """Below a live list: what these obey only from their next start."""
+
+    readers: tuple[Reader, ...]
 
 
 def marker(field: FieldInfo, kind: type[_T]) -> _T | None:

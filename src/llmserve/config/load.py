@@ -31,7 +31,12 @@ _MISSING_HINTS: Mapping[Path, str] = {
 
 def load_manifest(path: str | FilePath) -> Manifest:
     """Reads a manifest file. Errors: ManifestError, one line for each problem."""
-    return parse_manifest(_read(FilePath(path)), str(path))
+    return parse_manifest(read_manifest(path), str(path))
+
+
+def read_manifest(path: str | FilePath) -> str:
+    """The text of a manifest file. Errors: ManifestError."""
+    return _read(FilePath(path))
 
 
 def parse_manifest(text: str, file: str) -> Manifest:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llmserve.config.changes import is_live
 from llmserve.config.knob import Planned, Unit, VllmOnly, marker
 from llmserve.config.schema import Manifest
 from llmserve.config.schema_words import default_text, type_text
@@ -44,13 +45,16 @@ A mistake is refused with its file and line, never ignored: an unknown key, a wr
 number), a combination that cannot be. So is every key that is **planned**: until something obeys it, any
 value but its default is answered with "not available yet". All other keys are available.
 
+A key marked **live** can be changed while the cluster runs: `llmserve reload` ([reload.md](reload.md)). All
+others need a restart of the processes that obey them, which the reload names.
+
 A dash as default means that the key is not set; its text says what happens then. GiB and KiB are powers of
 1024. Text may be quoted or not; quote what looks like a number, such as an API key `"123"`.
 """
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of the manifest as it is written, with `x-unit` and `x-status` on each knob."""
+    """JSON Schema (2020-12) of the manifest as it is written; a knob has `x-unit`, `x-status`, `x-live`."""
     schema = Manifest.model_json_schema()
     for knob in walk(Manifest):
         _annotate(_properties_of(schema, knob)[knob.path[-1]], knob)
@@ -83,6 +87,8 @@ def _annotate(target: dict[str, Any], knob: Knob) -> None:
         target["x-available"] = list(planned.available)
     if unit is not None:
         target["x-unit"] = unit.name
+    if is_live(knob.path):
+        target["x-live"] = True
 
 
 def markdown() -> str:
@@ -145,6 +151,8 @@ def _meaning(knob: Knob) -> str:
     planned = marker(knob.field, Planned)
     if marker(knob.field, VllmOnly) is not None:
         text += " No effect on the simulated engine."
+    if knob.section is None and is_live(knob.path):
+        text += " **Live.**"
     if planned is None:
         return text
     if planned.available:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmserve.config.knob import Planned, Section, Unit
+from llmserve.config.knob import AtStart, Live, Planned, Section, Unit
 
 
 class TenantBudget(Section):
@@ -43,6 +43,7 @@ class Budgets(Section):
     max_tokens_in_flight: Annotated[
         int | None,
         Unit("tokens"),
+        Live(("router",)),
         Field(
             gt=0,
             description="Prompt tokens to compute and expected answer tokens of all running requests. "
@@ -52,6 +53,7 @@ class Budgets(Section):
     hbm_gb: Annotated[
         float | None,
         Unit("GiB"),
+        Live(("router",)),
         Field(
             gt=0,
             description="KV of all running requests: prompt and expected answer. Without it, what the "
@@ -61,6 +63,7 @@ class Budgets(Section):
     max_kv_io_gbps: Annotated[
         float | None,
         Unit("Gbit/s"),
+        Live(("router",), at_start=("worker",)),
         Field(
             gt=0,
             description="KV bytes that engines fetch from each other, of the whole cluster; each decode "
@@ -70,16 +73,20 @@ class Budgets(Section):
     max_requests_in_flight: Annotated[
         int | None,
         Unit("requests"),
+        Live(("router",)),
         Field(
             gt=0,
             description="Requests that run at the same time. Without it, what all decode engines hold.",
         ),
     ] = None
     per_tenant: Annotated[
-        TenantBudget, Field(description="What each tenant may use that `tenants` does not name.")
+        TenantBudget,
+        Live(("router",)),
+        Field(description="What each tenant may use that `tenants` does not name."),
     ] = TenantBudget()
     tenants: Annotated[
         tuple[NamedTenantBudget, ...],
+        Live(("router",)),
         Field(strict=False, description="Tenants with budgets of their own, in place of `per_tenant`."),
     ] = ()
 
@@ -99,11 +106,13 @@ class Scheduling(Section):
 
     weights: Annotated[
         tuple[TenantWeight, ...],
+        Live(("router",)),
         Field(strict=False, description="Shares of tenants. Those that are not named have weight 1."),
     ] = ()
     srpt_bias: Annotated[
         float,
         Unit("seconds/1,000 tokens"),
+        Live(("router",)),
         Field(
             ge=0,
             description="Within a tenant, 1,000 tokens of expected work let others pass that come up to this "
@@ -113,11 +122,13 @@ class Scheduling(Section):
     aging_seconds: Annotated[
         float,
         Unit("seconds"),
+        Live(("router",)),
         Field(ge=0, description="Nothing that comes later than this passes, however short it is."),
     ] = 20.0
     priority_seconds: Annotated[
         float,
         Unit("seconds"),
+        Live(("router",)),
         Field(
             ge=0,
             description="What a step of a request's `priority` is worth among the requests of its tenant: "
@@ -128,6 +139,7 @@ class Scheduling(Section):
     max_queued_requests: Annotated[
         int,
         Unit("requests"),
+        Live(("router",)),
         Field(
             ge=0,
             description="Requests that may wait; one more is refused with 429, or takes "
@@ -137,14 +149,19 @@ class Scheduling(Section):
     queue_timeout_seconds: Annotated[
         float,
         Unit("seconds"),
+        Live(("router", "apiserver")),
         Field(gt=0, description="How long a request may wait before it is refused with 503."),
     ] = 60.0
     worker_heartbeat_seconds: Annotated[
-        float, Unit("seconds"), Field(gt=0, description="How often a worker reports its load to the router.")
+        float,
+        Unit("seconds"),
+        Live(("router", "worker")),
+        Field(gt=0, description="How often a worker reports its load to the router."),
     ] = 1.0
     worker_expiry_seconds: Annotated[
         float,
         Unit("seconds"),
+        Live(("router",)),
         Field(
             gt=0, description="A worker that was silent this long gets no requests until it is heard again."
         ),
@@ -152,6 +169,7 @@ class Scheduling(Section):
     request_timeout_seconds: Annotated[
         float,
         Unit("seconds"),
+        Live(("apiserver",)),
         Field(gt=0, description="How long a request may take in all, queueing included."),
     ] = 600.0
     routing: Annotated[
@@ -173,6 +191,7 @@ class Scheduling(Section):
     first_token_timeout_seconds: Annotated[
         float,
         Unit("seconds"),
+        Live(("apiserver",)),
         Field(
             gt=0,
             description="A worker that gives a request no output for this long after it was sent is given "
@@ -180,7 +199,10 @@ class Scheduling(Section):
         ),
     ] = 120.0
     token_timeout_seconds: Annotated[
-        float, Unit("seconds"), Field(gt=0, description="The same, from one output to the next.")
+        float,
+        Unit("seconds"),
+        Live(("apiserver",)),
+        Field(gt=0, description="The same, from one output to the next."),
     ] = 60.0
     router_patience_seconds: Annotated[
         float,
@@ -212,6 +234,7 @@ class Scheduling(Section):
     drain_timeout_seconds: Annotated[
         float,
         Unit("seconds"),
+        Live(("router",)),
         Field(
             gt=0,
             description="How long a worker that is drained lets its requests end; what still runs then goes "
@@ -247,9 +270,17 @@ class ApiKey(Section):
             description="Environment variable of the apiserver that holds the key.",
         ),
     ] = None
+    admin: Annotated[
+        bool,
+        Field(
+            description="May also use `/admin` paths, and see the records of all requests "
+            "(`/v1/requests/ID/explain`)."
+        ),
+    ] = False
     kv_quota_gb: Annotated[
         float | None,
         Unit("GiB"),
+        AtStart(("kvmanager",)),
         Field(
             gt=0,
             description="What the tenant's KV blocks may take in each storage class. Without it, what there "
@@ -263,6 +294,7 @@ class Security(Section):
 
     api_keys: Annotated[
         tuple[ApiKey, ...],
+        Live(("apiserver",)),
         Field(
             strict=False,
             description="Keys that clients send as `Authorization: Bearer KEY`. Without any, everybody may "
@@ -292,7 +324,9 @@ class Observability(Section):
     """What the cluster tells about itself."""
 
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="Least severity that is logged.")
+        Literal["debug", "info", "warning", "error"],
+        Live(("router", "apiserver", "worker"), at_start=("kvmanager",)),
+        Field(description="Least severity that is logged."),
     ] = "info"
     log_dir: Annotated[
         str | None,
@@ -300,6 +334,17 @@ class Observability(Section):
             min_length=1, description="Directory of the log files. Without it, `logs` in the run directory."
         ),
     ] = None
+    explain_requests: Annotated[
+        int,
+        Unit("requests"),
+        Live(("apiserver",)),
+        Field(
+            ge=0,
+            le=1_000_000,
+            description="How many requests each apiserver remembers for `llmserve explain`: the latest, and "
+            "never more than 64 MiB of them. 0: none.",
+        ),
+    ] = 1000
     metrics: Annotated[
         bool, Field(description="Serve Prometheus metrics of each role on a port of its own.")
     ] = True

@@ -40,6 +40,12 @@ class NotAuthenticated(LLMServeError):
     http_status = 401
 
 
+class Forbidden(LLMServeError):
+    """It is known who asks, and that may not be done by them."""
+
+    http_status = 403
+
+
 class NotFound(LLMServeError):
     """A model, worker or request that does not exist."""
 

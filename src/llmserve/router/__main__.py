@@ -22,7 +22,11 @@ def main() -> int:
             prefetch_on_prefix=manifest.kv_cache.prefetch_on_prefix,
         )
         return RouterRole(
-            settings, listen=flags.listen, kvmanagers=flags.kvmanager, metrics_port=flags.metrics_port
+            settings,
+            listen=flags.listen,
+            kvmanagers=flags.kvmanager,
+            metrics_port=flags.metrics_port,
+            manifest=manifest,
         )
 
     return run_role(flags.name, build)

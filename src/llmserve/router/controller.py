@@ -215,9 +215,10 @@ class Controller:
 
     # -- parameters
 
-    def reconfigure(self, limits: AdmissionLimits, policy: Policy) -> list[Effect]:
+    def reconfigure(self, limits: AdmissionLimits, policy: Policy, expiry_seconds: float) -> list[Effect]:
         """Other parameters from now on. What runs keeps its place, what waits its deadline."""
         self._limits = limits
+        self._membership.set_expiry(expiry_seconds)
         hopeless = [self._evict(eviction) for eviction in self._scheduler.set_policy(policy)]
         return [*hopeless, *self._dispatch()]
 
@@ -236,7 +237,8 @@ class Controller:
     # -- parts
 
     def _offer(self, session: Session, admit: Admit) -> list[Effect]:
-        ticket = Ticket(session, admit.placement, prompt=admit.prompt)
+        ahead = self._queue.waiting_requests
+        ticket = Ticket(session, admit.placement, requests_ahead=ahead, prompt=admit.prompt)
         self._prefixes.look_up(ticket)
         request = self._queued(admit, self._prefixes.best_cached_tokens(ticket))
         self._open_ticket(admit.request_id, ticket)
@@ -340,8 +342,16 @@ class Controller:
         work = Work.of(plan, ticket.placement, request.expected_output_tokens, now)
         ticket.holding = Holding(plan.prefill.seats if plan.prefill else None, plan.decode.seats, work)
         self.slow.placed(request.request_id, plan)
-        waited, predicted = now - request.arrived_at, self._prefixes.placed(ticket, plan)
-        self._placed.append(Placed(ticket.session, request.request_id, plan, waited, predicted))
+        placed = Placed(
+            ticket.session,
+            request.request_id,
+            plan,
+            queue_seconds=now - request.arrived_at,
+            predicted_cached_tokens=self._prefixes.placed(ticket, plan),
+            requests_ahead=ticket.requests_ahead,
+            standing=self._queue.standing(request),
+        )
+        self._placed.append(placed)
 
     def _follow_membership(self) -> list[Effect]:
         """The limits and the deadlines depend on which workers there are."""

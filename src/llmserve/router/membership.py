@@ -123,8 +123,16 @@ class Membership:
             del self._members[member.spec.worker_id]
         if lost:
             self._changed()
-        self._check_at = min(map(self._next_change, self), default=None)
+        self._plan_check()
         return lost
+
+    def set_expiry(self, seconds: float) -> None:
+        """From now on; who is silent for longer already is lost at the next `expire`."""
+        self._expiry = seconds
+        self._plan_check()
+
+    def _plan_check(self) -> None:
+        self._check_at = min(map(self._next_change, self), default=None)
 
     def next_expiry(self) -> float | None:
         """When expire may have something to do: never late, at most one expiry early."""

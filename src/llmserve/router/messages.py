@@ -11,6 +11,7 @@ from llmserve.router.filters import PlacementRequest
 from llmserve.router.plan import Candidate, Plan
 from llmserve.router.prefix_index import HashedPrompt, Stretch
 from llmserve.router.session import Session
+from llmserve.scheduler.decisions import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +60,16 @@ class Exit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """predicted_cached_tokens: of the prompt, what the worker that runs its prefill need not compute."""
+    """predicted_cached_tokens: of the prompt, what the worker that runs its prefill need not compute.
+    requests_ahead: that waited when it came."""
 
     session: Session
     request_id: RequestId
     plan: Plan
     queue_seconds: float
     predicted_cached_tokens: int = 0
+    requests_ahead: int = 0
+    standing: Standing = field(default_factory=Standing)
 
 
 @dataclass(frozen=True, slots=True)

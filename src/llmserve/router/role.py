@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
+from llmserve.config.schema import Manifest
 from llmserve.core.clock import SystemClock
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.registry import MetricsServer
@@ -22,7 +23,7 @@ _STOP_GRACE_SECONDS = 1.0
 
 class RouterRole:
     """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: no metrics endpoint.
-    Made inside a running loop."""
+    manifest: what the settings are from; without it they are not reloaded. Made inside a running loop."""
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class RouterRole:
         listen: str,
         kvmanagers: Sequence[str] = (),
         metrics_port: int = 0,
+        manifest: Manifest | None = None,
     ) -> None:
         """kvmanagers: addresses; none: nothing is known of what is cached where."""
         clock, registry = SystemClock(), CollectorRegistry()
@@ -38,7 +40,7 @@ class RouterRole:
         self._kv_watch = KvWatch(kvmanagers, index)
         self._controller = build_controller(settings, clock, random.Random(), index)
         recorder = Recorder(RouterMetrics(registry), self._controller, len(kvmanagers))
-        self._service = RouterService(self._controller, settings, clock, recorder, self._kv_watch)
+        self._service = RouterService(self._controller, settings, clock, recorder, self._kv_watch, manifest)
         self._server = RpcServer(listen)
         self._server.add(router_pb2_grpc.add_RouterServicer_to_server, self._service, "llmserve.v1.Router")
         host = listen.rpartition(":")[0]

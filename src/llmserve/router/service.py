@@ -14,15 +14,20 @@ from typing import Any
 
 import grpc.aio
 
+from llmserve.config.changes import Changes
+from llmserve.config.schema import Manifest
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.tasks import TaskOwner
 from llmserve.router import session as sessions
 from llmserve.router.controller import Controller
+from llmserve.router.hello import read_hello
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.messages import Effect, Placed, Prefetch, Refused
+from llmserve.router.operators import Operators
 from llmserve.router.outbox import Outbox
+from llmserve.router.polls import Send
 from llmserve.router.recorder import Recorder
 from llmserve.router.settings import RouterSettings
 from llmserve.router.wire import (
@@ -40,10 +45,10 @@ from llmserve.router.wire import (
 )
 from llmserve.rpc.codec import decode_load, decode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
+from llmserve.rpc.role import set_log_level
 
 _log = logging.getLogger(__name__)
 
-_HELLO_TIMEOUT_SECONDS = 5.0
 # Loop timers are good to a millisecond: waking just before the time would mean to spin until it.
 _TIMER_SLACK_SECONDS = 0.001
 
@@ -69,7 +74,9 @@ class RouterService(router_pb2_grpc.RouterServicer):
         clock: Clock,
         recorder: Recorder,
         kv_watch: KvWatch,
+        manifest: Manifest | None = None,
     ) -> None:
+        """manifest: what a reload is compared with; without one there is none."""
         self._controller = controller
         self._settings = settings
         self._clock = clock
@@ -83,6 +90,8 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._told_workers: set[tuple[WorkerId, int]] = set()
         self._sleeping_until = 0.0
         self._wake = asyncio.Event()
+        self._operators = Operators(manifest, self._apiservers, self._obey)
+        self._log_level = ""  # that workers are told, once a reload has changed it
 
     async def run(self) -> None:
         """Does what is due, for ever."""
@@ -107,7 +116,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
     async def Session(  # noqa: N802 - the name in the proto
         self, request_iterator: _Requests, context: _Context
     ) -> AsyncIterator[router_pb2.RouterSessionResponse]:
-        stream = self._open(await _hello(request_iterator))
+        stream = self._open(await read_hello(request_iterator))
         # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
         context.add_done_callback(lambda _: self._close(stream))  # type: ignore[arg-type]  # stub's own type
         name = f"session-{stream.session.apiserver_id}"
@@ -127,7 +136,9 @@ class RouterService(router_pb2_grpc.RouterServicer):
         stream = self._streams[apiserver_id] = _Stream(session)
         stream.outbox.send_state(encode_cluster(self._controller.membership))
         if older:
+            self._operators.gone(apiserver_id)
             older.outbox.close()
+        self._operators.came(stream.outbox.send)
         _log.info("apiserver %s: session started, holds %d requests", apiserver_id, len(held))
         self._apply(effects)
         return stream
@@ -138,6 +149,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         stream.outbox.close()
         if self._streams.get(apiserver_id) is stream:
             del self._streams[apiserver_id]
+            self._operators.gone(apiserver_id)
             given_back = len(stream.session.tickets)
             _log.info("apiserver %s: session ended, %d requests given back", apiserver_id, given_back)
         self._decide(lambda: self._controller.close_session(stream.session))
@@ -176,6 +188,9 @@ class RouterService(router_pb2_grpc.RouterServicer):
                 return self._controller.worker_failed(
                     WorkerId(failed.worker_id), failed.epoch, failed.reason, stalled=failed.stalled
                 )
+            case "answer":
+                self._operators.answered(session.apiserver_id, message.answer)
+                return []
             case other:
                 raise InvalidRequest(f"a session message cannot be {other or 'empty'} here")
 
@@ -205,6 +220,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         answer = encode_peers(membership.version, () if known else membership.kv_sources(worker_id))
         if order := membership.order_of(worker_id):
             answer.drain.CopyFrom(encode_order(order))
+        answer.heartbeat_seconds, answer.log_level = self._settings.heartbeat_seconds, self._log_level
         return answer
 
     async def Deregister(  # noqa: N802
@@ -239,6 +255,32 @@ class RouterService(router_pb2_grpc.RouterServicer):
             apiservers=self._controller.apiservers,
             prefix_index=encode_index(self._controller.prefixes, self._kv_watch.away()),
         )
+
+    async def Reload(  # noqa: N802
+        self, request: router_pb2.ReloadRequest, context: _Context
+    ) -> router_pb2.ReloadResponse:
+        return await self._operators.reload(request)
+
+    async def Explain(  # noqa: N802
+        self, request: router_pb2.ExplainRequest, context: _Context
+    ) -> router_pb2.ExplainResponse:
+        return await self._operators.explain(request)
+
+    def _apiservers(self) -> dict[ApiserverId, Send]:
+        return {name: stream.outbox.send for name, stream in self._streams.items()}
+
+    def _obey(self, manifest: Manifest, changes: Changes) -> None:
+        settings = self._settings = RouterSettings.of(
+            manifest.scheduling,
+            manifest.budgets,
+            prefetch_on_prefix=self._settings.prefetch_on_prefix,
+        )
+        self._decide(
+            lambda: self._controller.reconfigure(settings.admission, settings.policy, settings.expiry_seconds)
+        )
+        if any(change.path == "observability.log_level" for change in changes.live):
+            self._log_level = manifest.observability.log_level
+            set_log_level(self._log_level)
 
     # -- from decisions to deeds
 
@@ -296,15 +338,3 @@ class RouterService(router_pb2_grpc.RouterServicer):
 
     def _sleep_seconds(self, wake: float | None) -> float | None:
         return None if wake is None else max(0.0, wake - self._clock.now()) + _TIMER_SLACK_SECONDS
-
-
-async def _hello(requests: _Requests) -> router_pb2.Hello:
-    """The first message. Errors: InvalidRequest when it is another, or does not come."""
-    try:
-        async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
-            message = await anext(aiter(requests), router_pb2.RouterSessionRequest())
-    except TimeoutError as error:
-        raise InvalidRequest(f"no Hello within {_HELLO_TIMEOUT_SECONDS:g} s") from error
-    if not message.HasField("hello") or not message.hello.apiserver_id:
-        raise InvalidRequest("a session begins with Hello, which names the apiserver")
-    return message.hello

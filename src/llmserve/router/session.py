@@ -90,12 +90,14 @@ class Prefilled:
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """One request between Admit (or Hello) and its end. holding None: it waits in the queue. prompt: while it
-    waits. prefilled: what its worker was expected to find, once it is placed."""
+    """One request between Admit (or Hello) and its end. holding None: it waits in the queue. requests_ahead:
+    that waited when it came. prompt: while it waits. prefilled: what its worker was expected to find, once it
+    is placed."""
 
     session: Session
     placement: PlacementRequest
     holding: Holding | None = None
+    requests_ahead: int = 0
     prompt: HashedPrompt = field(default_factory=HashedPrompt)
     matched_at: float = float("-inf")
     prefilled: Prefilled | None = None

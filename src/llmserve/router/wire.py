@@ -8,6 +8,7 @@ from llmserve.router.filters import PlacementRequest
 from llmserve.router.messages import Admit, Held, Incarnation, Placed, Refused
 from llmserve.router.prefix_index import HashedPrompt
 from llmserve.router.prefixes import Prefixes
+from llmserve.router.report import encode_report
 from llmserve.router.worker import DrainOrder, KvShape, Member, WorkerSpec, WorkerState
 from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
@@ -101,7 +102,10 @@ class PlacementEncoder:
             predicted_cached_tokens=placed.predicted_cached_tokens,
         )
         message = router_pb2.Placed(
-            request_id=placed.request_id, placement=placement, queue_seconds=placed.queue_seconds
+            request_id=placed.request_id,
+            placement=placement,
+            queue_seconds=placed.queue_seconds,
+            report=encode_report(placed),
         )
         return router_pb2.RouterSessionResponse(placed=message)
 

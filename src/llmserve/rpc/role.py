@@ -76,6 +76,14 @@ def configure_logging(default_level: str) -> None:
     )
 
 
+def set_log_level(level: str) -> None:
+    """From now on, whatever the environment said at the start."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    if number != logging.getLogger().level:
+        logging.getLogger().setLevel(number)
+        _log.log(number, "the log level is %s from now on", level)
+
+
 def report_progress(text: str) -> None:
     """Tells the runner what the start is waiting for."""
     print(f"LLMSERVE_PROGRESS {text}", flush=True)

@@ -5,13 +5,13 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from llmserve.config.plan import LocalPlan, ProcessSpec
+from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
 from llmserve.core.tasks import TaskOwner
 from llmserve.rpc.backoff import Backoff
@@ -27,6 +27,7 @@ from llmserve.runner.keeper import RoleJob, RoleKeeper
 from llmserve.runner.machine import check_free
 from llmserve.runner.policy import RestartPolicy
 from llmserve.runner.processes import Family, end, members
+from llmserve.runner.reloading import Reloading
 from llmserve.runner.state import STATE_NAME
 from llmserve.runner.state_writer import StateWriter, addresses_to_bind
 from llmserve.runner.supervisor import StopRequest, Supervisor
@@ -53,8 +54,9 @@ class Ending(Enum):
 
 
 async def run_cluster(job: ClusterJob, console: Console) -> Ending:
-    """Until SIGINT, SIGTERM or SIGHUP; a second one forces. The caller holds the run directory's lock.
-    Errors: StartFailed, ModelNotFound. Nothing of the cluster is left, however this ends."""
+    """Until SIGINT, SIGTERM or the end of the terminal; a second one forces. SIGHUP reloads the manifest.
+    The caller holds the run directory's lock. Errors: StartFailed, ModelNotFound. Nothing of the cluster is
+    left, however this ends."""
     check_free(addresses_to_bind(job.plan.processes))
     cluster_id = uuid.uuid4().hex
     paths = make_paths(job.manifest_path, job.run_dir, job.manifest.observability.log_dir, cluster_id)
@@ -79,6 +81,12 @@ class _Cluster:
         self._tasks = TaskOwner("cluster")
         self._guard = GuardLink(f"{cluster_id}/", self._tasks)
         self._stop = StopRequest()
+        self._reloading = Reloading(
+            paths.manifest,
+            _router_address(job.plan.processes),
+            console.say,
+            watch=job.manifest.deployment.local.reload_on_change,
+        )
         model = job.manifest.models.primary.served_name
         self._state = StateWriter(cluster_id, job.manifest.metadata.name, model, job.plan, paths)
 
@@ -94,7 +102,7 @@ class _Cluster:
     def _begin(self) -> None:
         for name in self._board.rows:
             logs.begin(self._paths.log(name))
-        self._stop.listen()
+        self._stop.listen(self._reloading.ask)
         self._guard.remove_at_end(self._paths.temp_dir, self._paths.run_dir / STATE_NAME)
         self._guard.start()
         self._state.follow(self._board)
@@ -103,6 +111,7 @@ class _Cluster:
         self._console.follow(self._board)
         self._console.live(True)
         self._tasks.spawn("console", self._show())
+        self._tasks.spawn("reload", self._reloading.run())
 
     async def _show(self) -> None:
         follower = logs.LogFollower({name: self._paths.log(name) for name in self._board.rows})
@@ -171,6 +180,12 @@ class _Cluster:
         with suppress(OSError):
             (self._paths.run_dir / STATE_NAME).unlink()
         await self._guard.aclose()
+
+
+def _router_address(processes: Sequence[ProcessSpec]) -> str:
+    router = next((spec for spec in processes if spec.role is ProcessRole.ROUTER), None)
+    control = next((spec for spec in processes if spec.role is ProcessRole.CONTROL), None)
+    return (router and router.listen) or (control and control.router) or ""
 
 
 def _end_all(cluster_id: str) -> None:

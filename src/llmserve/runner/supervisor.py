@@ -10,24 +10,31 @@ from llmserve.core.tasks import TaskOwner
 from llmserve.runner.board import Board, Stand
 from llmserve.runner.keeper import RoleKeeper
 from llmserve.runner.policy import stop_stages
+from llmserve.runner.terminal import Terminal
 
 _log = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """The first signal asks for the ordered stop, the second forces. Made inside a loop."""
+    """The first signal asks for the ordered stop, the second forces. A terminal that is gone is such a
+    signal too. Made inside a loop."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.forced = asyncio.Event()
+        self._terminal = Terminal()
 
     def on_signal(self) -> None:
         (self.forced if self.asked.is_set() else self.asked).set()
 
-    def listen(self) -> None:
-        """SIGHUP too: the terminal is gone."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, self.on_signal)
+    def listen(self, on_hangup: Callable[[], None]) -> None:
+        """on_hangup: for a SIGHUP that somebody sent."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.on_signal)
+        loop.add_signal_handler(
+            signal.SIGHUP, lambda: self.on_signal() if self._terminal.is_gone() else on_hangup()
+        )
 
 
 class Supervisor:

@@ -11,9 +11,10 @@ from llmserve.core.deadlines import Deadlines
 from llmserve.core.errors import InvalidRequest, LLMServeError, QueueFull, QueueTimeout
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.budgets import Budget
-from llmserve.scheduler.decisions import Dispatched, Evicted, Fit, Place, Queued, Rejected, Tally
+from llmserve.scheduler.decisions import Dispatched, Evicted, Fit, Place, Queued, Rejected, Standing, Tally
 from llmserve.scheduler.estimates import OutputEstimates
 from llmserve.scheduler.flow import Flow
+from llmserve.scheduler.hindrance import Hindrance
 from llmserve.scheduler.ordering import Ordering
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.request import QueuedRequest, Waiting
@@ -24,6 +25,7 @@ _SHORTEST_RETRY_SECONDS = 0.1
 # Requests of one tenant that have no place now and are passed over for its later ones, in one round.
 _MOST_PASSED_OVER = 32
 _UNKNOWN = float("inf")
+_NO_PLACE = "free seats of workers"
 
 
 class AdmissionQueue:
@@ -62,6 +64,9 @@ class AdmissionQueue:
         self._deadlines: Deadlines[RequestId] = Deadlines()
         self._budget_ready_at: float | None = None  # when time alone lets the next request fit
         self._sequence = 0
+        self._used_up = ""  # what ended the last round
+        self._hindrance = Hindrance()
+        self._own_hindrance: dict[TenantId, Hindrance] = {}  # of tenants that wait
         self.tally = Tally()
 
     def __repr__(self) -> str:
@@ -116,6 +121,7 @@ class AdmissionQueue:
         stops it, so that a large request is not overtaken for ever."""
         dispatched: list[QueuedRequest] = []
         passed_over: dict[TenantId, int] = {}  # of each tenant: its first ones have no place now
+        self._used_up = ""
         self._budget_ready_at = None
         self._turns.begin_round(self._clock.now())
         while (tenant := self._turns.next()) is not None:
@@ -135,6 +141,7 @@ class AdmissionQueue:
             elif tenant in self._turns:
                 passed_over[tenant] = index + 1
         self._turns.end_round()
+        self._hindrance.set(self._used_up, self._clock.now())
         return dispatched
 
     def correct(self, request_id: RequestId, output_tokens: int) -> None:
@@ -198,6 +205,15 @@ class AdmissionQueue:
 
     # -- about
 
+    def standing(self, request: QueuedRequest) -> Standing:
+        """Of a request whose turn it is: to be asked when it is placed."""
+        now, tenant = self._clock.now(), request.tenant
+        used_up = self._hindrance.between(request.arrived_at, now)
+        if tenant in self._own_hindrance:
+            used_up |= self._own_hindrance[tenant].between(request.arrived_at, now)
+        weight = self._turns.fairness.shares.weight(tenant)
+        return Standing(used_up, weight, weight / self._weight_with(tenant))
+
     def retry_after_seconds(self, request: QueuedRequest) -> float:
         """When one like this could expect a turn: at the recent rate of service, its tenant's share of
         it, and the rate at which what it needs is given back."""
@@ -233,15 +249,24 @@ class AdmissionQueue:
         """A place for the request whose turn it is. Suspends its tenant when that has used up its own."""
         for budget in self._own_budgets:
             if not budget.fits(request):
+                self._own_hindrance.setdefault(request.tenant, Hindrance()).set(
+                    budget.name, self._clock.now()
+                )
                 wait = budget.wait(request, 0)
                 self._turns.suspend(request.tenant, self._clock.now() + wait.seconds if wait.sure else None)
                 return Fit.BLOCKED
+        if request.tenant in self._own_hindrance:
+            self._own_hindrance[request.tenant].set("", self._clock.now())
         for budget in self._budgets:
             if not budget.fits(request):
+                self._used_up = budget.name
                 wait = budget.wait(request, 0)
                 self._budget_ready_at = self._clock.now() + wait.seconds if wait.sure else None
                 return Fit.FULL
-        return place(request)
+        fit = place(request)
+        if fit is not Fit.PLACED:
+            self._used_up = _NO_PLACE
+        return fit
 
     def _enqueue(self, request: QueuedRequest) -> None:
         assert request.request_id not in self._waiting, request
@@ -267,6 +292,7 @@ class AdmissionQueue:
         flow.remove(waiting)
         if not flow:
             del self._flows[request.tenant]
+            self._own_hindrance.pop(request.tenant, None)
             self._turns.leave(request.tenant)
         self._deadlines.drop(request.request_id)
 

@@ -1,7 +1,7 @@
 """What the admission queue answers, and what it counts."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from llmserve.core.errors import LLMServeError
@@ -36,6 +36,16 @@ class Queued:
 
     ahead: int  # requests that waited before it came, over all tenants
     evicted: Evicted | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a request stood when its turn came. used_up_seconds: what was while it waited, and for how long.
+    share: of its tenant, of the turns of all tenants that waited; 1: it was alone."""
+
+    used_up_seconds: Mapping[str, float] = field(default_factory=dict)
+    weight: float = 1.0
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

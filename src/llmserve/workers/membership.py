@@ -13,6 +13,7 @@ from llmserve.engines.base import Engine
 from llmserve.rpc.backoff import Backoff
 from llmserve.rpc.codec import encode_load
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
+from llmserve.rpc.role import set_log_level
 from llmserve.rpc.status import from_grpc
 from llmserve.workers.drainer import Drainer
 from llmserve.workers.status import WorkerStatus
@@ -84,6 +85,9 @@ class Membership:
             answer = await self._stub.Heartbeat(request, timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise from_grpc(error) from error
+        self._interval = answer.heartbeat_seconds or self._interval
+        if answer.log_level:
+            set_log_level(answer.log_level)
         if answer.members_version != self._members_version:
             await self._engine.meet([_peer(message) for message in answer.kv_peers])
             self._members_version = answer.members_version

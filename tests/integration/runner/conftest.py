@@ -1,11 +1,13 @@
 """A supervisor with fake roles, as a process of its own, so that it can be killed. Whatever a test does to
 it, nothing of it may be left at the end of the test."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -146,11 +148,16 @@ def model_dir(tmp_path: Path) -> Path:
 Start = Callable[..., Supervised]
 
 
+def _control(terminal: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """start(*names of roles, **manifest keys of deployment.local) -> Supervised, all in one run directory.
     behave: what a role does otherwise than by default (fake_role.py). listen: the addresses of roles.
-    source: of the model, which is then really prepared. deaf: nobody reads the supervisor's stdout."""
+    source: of the model, which is then really prepared. deaf: nobody reads the supervisor's stdout.
+    terminal: the file descriptor of one that controls it."""
     running: list[Supervised] = []
     temp_dir, run_dir = tmp_path / "temp", tmp_path / "run"
     for folder in (temp_dir, run_dir):
@@ -164,6 +171,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         deaf: bool = False,
         source: str | None = None,
         log_dir: Path | None = None,
+        terminal: int | None = None,
         **local: Any,
     ) -> Supervised:
         index = len(running)
@@ -196,7 +204,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         output = tmp_path / f"output{index}"
         environment = {
             **os.environ,
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": os.pathsep.join((str(HERE), os.environ.get("PYTHONPATH", ""))).rstrip(os.pathsep),
             "LLMSERVE_CACHE_DIR": str(tmp_path / "cache"),
             "PYTHONHASHSEED": "7",
             "TMPDIR": str(temp_dir),
@@ -207,6 +215,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 stdout=subprocess.PIPE if deaf else out,
                 stderr=out if deaf else subprocess.STDOUT,
                 env=environment,
+                start_new_session=terminal is not None,
+                preexec_fn=None if terminal is None else lambda: _control(terminal),
             )
         if process.stdout is not None:
             process.stdout.close()

@@ -1,18 +1,31 @@
 import pytest
 
-from llmserve.apiserver.auth import ApiKeys, load_keys
+from llmserve.apiserver.auth import ApiKeys, Caller, load_keys
 from llmserve.config.service import ApiKey
 from llmserve.core.errors import NotAuthenticated, StartFailed
-from llmserve.core.ids import DEFAULT_TENANT
+from llmserve.core.ids import DEFAULT_TENANT, TenantId
 
 
 @pytest.fixture
 def keys() -> ApiKeys:
-    return ApiKeys({"red-key": "red", "other-red-key": "red", "blue-key": "blue"})
+    red = Caller(TenantId("red"))
+    return ApiKeys({"red-key": red, "other-red-key": red, "blue-key": Caller(TenantId("blue"))})
 
 
 def test_without_keys_everybody_is_the_default_tenant() -> None:
-    assert ApiKeys({}).tenant_of([(b"authorization", b"Bearer whatever")]) == DEFAULT_TENANT
+    assert ApiKeys({}).caller_of([(b"authorization", b"Bearer whatever")]).tenant == DEFAULT_TENANT
+
+
+def test_without_keys_an_admin_asks_from_this_machine() -> None:
+    assert ApiKeys({}).caller_of([], is_local=True).admin
+    assert not ApiKeys({}).caller_of([]).admin
+
+
+def test_with_keys_only_a_key_makes_an_admin() -> None:
+    declared = [ApiKey(tenant="red", key="k1"), ApiKey(tenant="ops", key="k2", admin=True)]
+    keys = load_keys(declared, {})
+    assert not keys.caller_of([(b"x-api-key", b"k1")], is_local=True).admin
+    assert keys.caller_of([(b"x-api-key", b"k2")]) == Caller(TenantId("ops"), admin=True)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +37,7 @@ def test_without_keys_everybody_is_the_default_tenant() -> None:
     ],
 )
 def test_a_key_names_its_tenant(keys: ApiKeys, header: tuple[bytes, bytes], tenant: str) -> None:
-    assert keys.tenant_of([(b"host", b"x"), header]) == tenant
+    assert keys.caller_of([(b"host", b"x"), header]).tenant == tenant
 
 
 @pytest.mark.parametrize(
@@ -40,12 +53,12 @@ def test_a_key_names_its_tenant(keys: ApiKeys, header: tuple[bytes, bytes], tena
 )
 def test_anything_else_is_refused(keys: ApiKeys, headers: list[tuple[bytes, bytes]]) -> None:
     with pytest.raises(NotAuthenticated):
-        keys.tenant_of(headers)
+        keys.caller_of(headers)
 
 
 def test_keys_come_from_the_manifest_or_the_environment() -> None:
     declared = [ApiKey(tenant="red", key="k1"), ApiKey(tenant="blue", key_env="BLUE_KEY")]
     keys = load_keys(declared, {"BLUE_KEY": "k2"})
-    assert keys.tenant_of([(b"x-api-key", b"k2")]) == "blue"
+    assert keys.caller_of([(b"x-api-key", b"k2")]).tenant == "blue"
     with pytest.raises(StartFailed, match="BLUE_KEY"):
         load_keys(declared, {"BLUE_KEY": ""})

@@ -289,8 +289,8 @@ def test_parameters_change_while_requests_wait(make_cluster: MakeCluster) -> Non
     for name in "abc":
         cluster.admit(session, name)
     settings = RouterSettings(Policy(limits=Limits(max_requests_in_flight=2)))
-    assert _placed(cluster.controller.reconfigure(settings.admission, settings.policy)) == ["b"]
+    assert _placed(cluster.controller.reconfigure(settings.admission, settings.policy, 4.0)) == ["b"]
     tiny = RouterSettings(Policy(limits=Limits(max_tokens_in_flight=20)))
-    refused = _refused(cluster.controller.reconfigure(tiny.admission, tiny.policy))
+    refused = _refused(cluster.controller.reconfigure(tiny.admission, tiny.policy, 4.0))
     assert refused.request_id == "c"
     cluster.controller.check_integrity()

@@ -8,20 +8,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RouterSessionRequest(_message.Message):
-    __slots__ = ("hello", "admit", "first_token", "done", "worker_failed", "progress")
+    __slots__ = ("hello", "admit", "first_token", "done", "worker_failed", "progress", "answer")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ADMIT_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     WORKER_FAILED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     admit: Admit
     first_token: FirstToken
     done: Done
     worker_failed: WorkerFailed
     progress: Progress
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., admit: _Optional[_Union[Admit, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., worker_failed: _Optional[_Union[WorkerFailed, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    answer: Answer
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., admit: _Optional[_Union[Admit, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., worker_failed: _Optional[_Union[WorkerFailed, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("apiserver_id", "held")
@@ -108,14 +110,16 @@ class WorkerFailed(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., stalled: _Optional[bool] = ...) -> None: ...
 
 class RouterSessionResponse(_message.Message):
-    __slots__ = ("placed", "refused", "state")
+    __slots__ = ("placed", "refused", "state", "question")
     PLACED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
     placed: Placed
     refused: Refused
     state: ClusterState
-    def __init__(self, placed: _Optional[_Union[Placed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., state: _Optional[_Union[ClusterState, _Mapping]] = ...) -> None: ...
+    question: Question
+    def __init__(self, placed: _Optional[_Union[Placed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., state: _Optional[_Union[ClusterState, _Mapping]] = ..., question: _Optional[_Union[Question, _Mapping]] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("prefill", "decode", "predicted_cached_tokens")
@@ -128,14 +132,16 @@ class Placement(_message.Message):
     def __init__(self, prefill: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., decode: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., predicted_cached_tokens: _Optional[int] = ...) -> None: ...
 
 class Placed(_message.Message):
-    __slots__ = ("request_id", "placement", "queue_seconds")
+    __slots__ = ("request_id", "placement", "queue_seconds", "report")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     placement: Placement
     queue_seconds: float
-    def __init__(self, request_id: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., queue_seconds: _Optional[float] = ...) -> None: ...
+    report: PlacementReport
+    def __init__(self, request_id: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., queue_seconds: _Optional[float] = ..., report: _Optional[_Union[PlacementReport, _Mapping]] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("request_id", "outcome", "error", "message", "retry_after_seconds")
@@ -186,14 +192,18 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., members_version: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("members_version", "kv_peers", "drain")
+    __slots__ = ("members_version", "kv_peers", "drain", "heartbeat_seconds", "log_level")
     MEMBERS_VERSION_FIELD_NUMBER: _ClassVar[int]
     KV_PEERS_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOG_LEVEL_FIELD_NUMBER: _ClassVar[int]
     members_version: int
     kv_peers: _containers.RepeatedCompositeFieldContainer[KvPeer]
     drain: DrainOrder
-    def __init__(self, members_version: _Optional[int] = ..., kv_peers: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ..., drain: _Optional[_Union[DrainOrder, _Mapping]] = ...) -> None: ...
+    heartbeat_seconds: float
+    log_level: str
+    def __init__(self, members_version: _Optional[int] = ..., kv_peers: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ..., drain: _Optional[_Union[DrainOrder, _Mapping]] = ..., heartbeat_seconds: _Optional[float] = ..., log_level: _Optional[str] = ...) -> None: ...
 
 class KvPeer(_message.Message):
     __slots__ = ("worker_id", "epoch", "endpoints")
@@ -294,3 +304,129 @@ class DrainResponse(_message.Message):
     others: int
     timeout_seconds: float
     def __init__(self, running_requests: _Optional[int] = ..., others: _Optional[int] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
+
+class PlacementReport(_message.Message):
+    __slots__ = ("requests_ahead", "used_up_seconds", "tenant_weight", "tenant_share", "candidates")
+    class UsedUpSecondsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    REQUESTS_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    USED_UP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    TENANT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    requests_ahead: int
+    used_up_seconds: _containers.ScalarMap[str, float]
+    tenant_weight: float
+    tenant_share: float
+    candidates: _containers.RepeatedCompositeFieldContainer[PlacementCandidate]
+    def __init__(self, requests_ahead: _Optional[int] = ..., used_up_seconds: _Optional[_Mapping[str, float]] = ..., tenant_weight: _Optional[float] = ..., tenant_share: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[PlacementCandidate, _Mapping]]] = ...) -> None: ...
+
+class PlacementCandidate(_message.Message):
+    __slots__ = ("prefill", "decode", "seconds")
+    class SecondsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    prefill: str
+    decode: str
+    seconds: _containers.ScalarMap[str, float]
+    def __init__(self, prefill: _Optional[str] = ..., decode: _Optional[str] = ..., seconds: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class Question(_message.Message):
+    __slots__ = ("number", "manifest", "record")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    manifest: ManifestQuestion
+    record: RecordQuestion
+    def __init__(self, number: _Optional[int] = ..., manifest: _Optional[_Union[ManifestQuestion, _Mapping]] = ..., record: _Optional[_Union[RecordQuestion, _Mapping]] = ...) -> None: ...
+
+class ManifestQuestion(_message.Message):
+    __slots__ = ("text", "file", "only_check")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    ONLY_CHECK_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    file: str
+    only_check: bool
+    def __init__(self, text: _Optional[str] = ..., file: _Optional[str] = ..., only_check: _Optional[bool] = ...) -> None: ...
+
+class RecordQuestion(_message.Message):
+    __slots__ = ("request_id", "tenant")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    tenant: str
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("number", "error", "message", "record")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    error: str
+    message: str
+    record: bytes
+    def __init__(self, number: _Optional[int] = ..., error: _Optional[str] = ..., message: _Optional[str] = ..., record: _Optional[bytes] = ...) -> None: ...
+
+class ReloadRequest(_message.Message):
+    __slots__ = ("text", "file")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    file: str
+    def __init__(self, text: _Optional[str] = ..., file: _Optional[str] = ...) -> None: ...
+
+class ReloadResponse(_message.Message):
+    __slots__ = ("live", "restart", "failed")
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    live: _containers.RepeatedCompositeFieldContainer[ManifestChange]
+    restart: _containers.RepeatedCompositeFieldContainer[NeedsRestart]
+    failed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, live: _Optional[_Iterable[_Union[ManifestChange, _Mapping]]] = ..., restart: _Optional[_Iterable[_Union[NeedsRestart, _Mapping]]] = ..., failed: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ManifestChange(_message.Message):
+    __slots__ = ("path", "before", "after")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    before: str
+    after: str
+    def __init__(self, path: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ...) -> None: ...
+
+class NeedsRestart(_message.Message):
+    __slots__ = ("path", "processes")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    processes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, path: _Optional[str] = ..., processes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("record",)
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    record: RecordQuestion
+    def __init__(self, record: _Optional[_Union[RecordQuestion, _Mapping]] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("record",)
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    record: bytes
+    def __init__(self, record: _Optional[bytes] = ...) -> None: ...

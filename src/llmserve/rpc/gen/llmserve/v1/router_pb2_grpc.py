@@ -65,6 +65,16 @@ class RouterStub:
                 request_serializer=llmserve_dot_v1_dot_router__pb2.DrainRequest.SerializeToString,
                 response_deserializer=llmserve_dot_v1_dot_router__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/llmserve.v1.Router/Reload',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.ReloadResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/llmserve.v1.Router/Explain',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServicer:
@@ -110,6 +120,21 @@ class RouterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reload(self, request, context):
+        """Brings a changed manifest to everybody. INVALID_ARGUMENT, and nothing is changed, when it is wrong or an
+        apiserver cannot obey it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """What is remembered of a request, by whichever apiserver had it. NOT_FOUND: by none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -142,6 +167,16 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=llmserve_dot_v1_dot_router__pb2.DrainRequest.FromString,
                     response_serializer=llmserve_dot_v1_dot_router__pb2.DrainResponse.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.ReloadRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.ReloadResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.ExplainRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -307,6 +342,60 @@ class Router:
             '/llmserve.v1.Router/Drain',
             llmserve_dot_v1_dot_router__pb2.DrainRequest.SerializeToString,
             llmserve_dot_v1_dot_router__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/Reload',
+            llmserve_dot_v1_dot_router__pb2.ReloadRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.ReloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/Explain',
+            llmserve_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

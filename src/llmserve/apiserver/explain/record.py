@@ -1,0 +1,125 @@
+"""The record of one HTTP request. Written by the request itself, so every step is an assignment or two;
+what it means in words is made when somebody asks (view.py). Times are on the monotonic clock."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from llmserve.core.outcome import Outcome
+from llmserve.core.request import HandoverReport, PrefillStats
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One placement asked for, and what came of it. report: a PlacementReport, as it came. prefill, decode:
+    worker ids. failed_worker, error: why there was another attempt, or none."""
+
+    asked_at: float
+    placed_at: float = 0.0
+    queue_seconds: float = 0.0
+    report: bytes = b""
+    prefill: str = ""
+    decode: str = ""
+    failed_worker: str = ""
+    error: str = ""
+
+
+@dataclass(slots=True)
+class SequenceRecord:
+    """One sequence: a choice of an answer. first_token_from: "prefill", "decode" or "aggregated"."""
+
+    request_id: str = ""
+    started_at: float = 0.0
+    first_token_at: float = 0.0
+    ended_at: float = 0.0
+    first_token_from: str = ""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    device_cached_tokens: int = 0
+    store_cached_tokens: int = 0
+    attempts: list[Attempt] = field(default_factory=list)
+    handovers: list[HandoverReport] = field(default_factory=list)
+    outcome: str = ""
+    error: str = ""
+
+    def asked(self) -> None:
+        self.attempts.append(Attempt(time.monotonic()))
+
+    def placed(self, placed: router_pb2.Placed) -> None:
+        """By the router, the attempt that was asked for last."""
+        attempt, placement = self.attempts[-1], placed.placement
+        attempt.placed_at = time.monotonic()
+        attempt.queue_seconds = placed.queue_seconds
+        attempt.report = placed.report.SerializeToString()
+        attempt.prefill, attempt.decode = placement.prefill.worker_id, placement.decode.worker_id
+
+    def worker_failed(self, worker_id: str, error: str) -> None:
+        self.attempts[-1].failed_worker, self.attempts[-1].error = worker_id, error
+
+    def started(self, at: float) -> None:
+        self.started_at = at
+
+    def first_token(self, at: float, origin: str, prompt_tokens: int, stats: PrefillStats) -> None:
+        self.first_token_at, self.first_token_from, self.prompt_tokens = at, origin, prompt_tokens
+        self.device_cached_tokens = stats.local_cached_tokens
+        self.store_cached_tokens = stats.external_cached_tokens
+
+    def ended(self, at: float, outcome: Outcome, output_tokens: int) -> None:
+        self.ended_at, self.outcome, self.output_tokens = at, outcome.value, output_tokens
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """ids: x-request-id, then the ids that responses have. status: of HTTP; 0: none was sent."""
+
+    ids: list[str] = field(default_factory=list)
+    tenant: str = ""
+    path: str = ""
+    started_unix: float = field(default_factory=time.time)
+    started_at: float = field(default_factory=time.monotonic)
+    ended_at: float = 0.0
+    status: int = 0
+    error: str = ""
+    sequences: list[SequenceRecord] = field(default_factory=list)
+
+
+class Handle:
+    """Holds a record open until HTTP and each sequence have ended; then it is closed, once."""
+
+    def __init__(
+        self,
+        record: RequestRecord,
+        on_named: Callable[[str], None] = lambda name: None,
+        on_closed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.record = record
+        self._on_named, self._on_closed = on_named, on_closed
+        self._open_parts = 1  # HTTP
+
+    def known_as(self, request_id: str) -> None:
+        """The id that a response has. A completion numbers its prompts: its response has the id without."""
+        base, _, number = request_id.rpartition("-")
+        name = base if request_id.startswith("cmpl-") and number.isdigit() else request_id
+        if name not in self.record.ids:
+            self.record.ids.append(name)
+            self._on_named(name)
+
+    def sequence(self, request_id: str) -> SequenceRecord:
+        """To be ended by part_ended."""
+        self._open_parts += 1
+        sequence = SequenceRecord(request_id, time.monotonic())
+        self.record.sequences.append(sequence)
+        return sequence
+
+    def part_ended(self) -> None:
+        """Once for each sequence, and once for HTTP."""
+        self._open_parts -= 1
+        if self._open_parts == 0:
+            self.record.ended_at = time.monotonic()
+            self._on_closed()
+
+
+def detached() -> Handle:
+    """Of a request that nobody remembers."""
+    return Handle(RequestRecord())

@@ -1,0 +1,113 @@
+"""The records of the latest requests, within a number and a size."""
+
+from dataclasses import dataclass
+from itertools import count
+
+import msgspec
+
+from llmserve.apiserver.explain.record import Handle, RequestRecord, detached
+
+MAX_BYTES = 64 * 2**20
+_OVERHEAD_BYTES = 600  # of the objects around a packed record, its ids in the index included
+_FIRST_ERROR_STATUS = 400
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(RequestRecord).decode
+
+
+@dataclass(slots=True)
+class _Entry:
+    """record: while it is open; packed: from then on, when ids are those of the record."""
+
+    tenant: str
+    ids: list[str]
+    record: RequestRecord | None
+    packed: bytes = b""
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.packed) + _OVERHEAD_BYTES
+
+    def unpacked(self) -> RequestRecord:
+        return self.record or _decode(self.packed)
+
+
+class Records:
+    """limit_requests: of those that have ended; those that run are remembered besides. 0: none at all.
+    max_bytes: of those that have ended."""
+
+    def __init__(self, limit_requests: int, max_bytes: int = MAX_BYTES) -> None:
+        self._limit_requests, self._max_bytes = limit_requests, max_bytes
+        self._numbers = count()
+        self._running: dict[int, _Entry] = {}
+        self._ended: dict[int, _Entry] = {}  # the oldest first
+        self._by_id: dict[str, list[int]] = {}  # the oldest first
+        self.size_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<Records running={len(self._running)} ended={len(self._ended)} bytes={self.size_bytes}>"
+
+    def __len__(self) -> int:
+        return len(self._running) + len(self._ended)
+
+    def set_limit(self, requests: int) -> None:
+        self._limit_requests = requests
+        self._forget_old()
+
+    def open(self, request_id: str, tenant: str, path: str) -> Handle:
+        """request_id: x-request-id, which clients may choose: it need not be the only one of its name."""
+        if self._limit_requests == 0:
+            return detached()
+        number = next(self._numbers)
+        record = RequestRecord([request_id], tenant, path)
+        self._running[number] = _Entry(tenant, record.ids, record)
+        self._index(request_id, number)
+        return Handle(record, lambda name: self._index(name, number), lambda: self._close(number))
+
+    def find(self, request_id: str, tenant: str = "") -> RequestRecord | None:
+        """The latest of this id, and of this tenant if one is named."""
+        for number in reversed(self._by_id.get(request_id, ())):
+            entry = self._running.get(number) or self._ended[number]
+            if tenant in ("", entry.tenant):
+                return entry.unpacked()
+        return None
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when the index or the size is not that of what is kept."""
+        everything = self._running | self._ended
+        indexed = {(name, number) for name, numbers in self._by_id.items() for number in numbers}
+        assert indexed == {(name, number) for number, entry in everything.items() for name in entry.ids}, self
+        assert self.size_bytes == sum(entry.size_bytes for entry in self._ended.values()), self
+
+    # -- parts
+
+    def _index(self, name: str, number: int) -> None:
+        self._by_id.setdefault(name, []).append(number)
+
+    def _close(self, number: int) -> None:
+        entry = self._running.pop(number)
+        if entry.record is None or not _is_worth_keeping(entry.record):
+            self._forget(number, entry)
+            return
+        entry.packed, entry.record = _encode(entry.record), None
+        self._ended[number] = entry
+        self.size_bytes += entry.size_bytes
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        while len(self._ended) > self._limit_requests or self.size_bytes > self._max_bytes:
+            number = next(iter(self._ended))
+            entry = self._ended.pop(number)
+            self.size_bytes -= entry.size_bytes
+            self._forget(number, entry)
+
+    def _forget(self, number: int, entry: _Entry) -> None:
+        for name in entry.ids:
+            numbers = self._by_id[name]
+            numbers.remove(number)
+            if not numbers:
+                del self._by_id[name]
+
+
+def _is_worth_keeping(record: RequestRecord) -> bool:
+    """Not those of `/tokenize` and the like, unless they failed."""
+    return bool(record.sequences) or record.status >= _FIRST_ERROR_STATUS

@@ -1,0 +1,92 @@
+"""A record as it is shown: JSON, with units in the names. Pure."""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from llmserve.apiserver.explain.record import Attempt, RequestRecord, SequenceRecord
+from llmserve.core.request import HandoverReport
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
+
+
+def view(record: RequestRecord, apiserver: str) -> dict[str, Any]:
+    """Times are seconds since the request came; None: that has not happened."""
+    ended_at = record.ended_at or time.monotonic()
+    return {
+        "request_id": record.ids[0],
+        "response_ids": record.ids[1:],
+        "tenant": record.tenant,
+        "apiserver": apiserver,
+        "path": record.path,
+        "came_at": datetime.fromtimestamp(record.started_unix, UTC).isoformat(timespec="milliseconds"),
+        "running": not record.ended_at,
+        "status": record.status or None,
+        "error": record.error or None,
+        "seconds": _seconds(ended_at, record),
+        "sequences": [_sequence(one, record) for one in record.sequences],
+    }
+
+
+def _sequence(one: SequenceRecord, record: RequestRecord) -> dict[str, Any]:
+    return {
+        "request_id": one.request_id,
+        "outcome": one.outcome or None,
+        "error": one.error or None,
+        "prompt_tokens": one.prompt_tokens,
+        "output_tokens": one.output_tokens,
+        "cached_tokens": {"device": one.device_cached_tokens, "store": one.store_cached_tokens},
+        "first_token_from": one.first_token_from or None,
+        "started_seconds": _seconds(one.started_at, record),
+        "first_token_seconds": _seconds(one.first_token_at, record),
+        "ended_seconds": _seconds(one.ended_at, record),
+        "attempts": [_attempt(attempt, record) for attempt in one.attempts],
+        "handovers": [_handover(report) for report in one.handovers],
+    }
+
+
+def _attempt(attempt: Attempt, record: RequestRecord) -> dict[str, Any]:
+    report = router_pb2.PlacementReport.FromString(attempt.report)
+    return {
+        "asked_seconds": _seconds(attempt.asked_at, record),
+        "placed_seconds": _seconds(attempt.placed_at, record),
+        "queue": {
+            "seconds": round(attempt.queue_seconds, 6),
+            "requests_ahead": report.requests_ahead,
+            "used_up_seconds": _rounded(dict(report.used_up_seconds)),
+        },
+        "tenant": {"weight": report.tenant_weight, "share": round(report.tenant_share, 4)},
+        "prefill": attempt.prefill or None,
+        "decode": attempt.decode or None,
+        "candidates": [_candidate(one) for one in report.candidates],
+        "failed_worker": attempt.failed_worker or None,
+        "error": attempt.error or None,
+    }
+
+
+def _candidate(one: router_pb2.PlacementCandidate) -> dict[str, Any]:
+    parts = _rounded(dict(one.seconds))
+    return {
+        "prefill": one.prefill or None,
+        "decode": one.decode,
+        "predicted_seconds": round(sum(parts.values()), 6),
+        "parts": parts,
+    }
+
+
+def _handover(report: HandoverReport) -> dict[str, Any]:
+    return {
+        "transport": report.transport or None,
+        "mode": ("push" if report.pushed else "pull") if report.transport else "recomputed",
+        "bytes": report.bytes,
+        "seconds": round(report.seconds, 6),
+        "fallbacks": list(report.fallbacks),
+        "reason": report.reason or None,
+    }
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in sorted(values.items())}
+
+
+def _seconds(at: float, record: RequestRecord) -> float | None:
+    return round(at - record.started_at, 6) if at else None

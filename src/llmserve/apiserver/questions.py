@@ -1,0 +1,46 @@
+"""What the router asks of an apiserver."""
+
+import logging
+from collections.abc import Callable
+
+from llmserve.apiserver.live_settings import LiveSettings
+from llmserve.config.load import parse_manifest
+from llmserve.core.errors import InvalidRequest, LLMServeError
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
+
+_log = logging.getLogger(__name__)
+
+
+class Questions:
+    """obey: takes the settings over; called only with ones that can be. find: the record of a request."""
+
+    def __init__(
+        self,
+        obey: Callable[[LiveSettings], None],
+        find: Callable[[router_pb2.RecordQuestion], bytes],
+    ) -> None:
+        self._obey, self._find = obey, find
+
+    def answer(self, question: router_pb2.Question) -> router_pb2.Answer:
+        try:
+            return router_pb2.Answer(number=question.number, record=self._record(question))
+        except LLMServeError as error:
+            name = type(error).__name__
+            return router_pb2.Answer(number=question.number, error=name, message=error.message)
+
+    def _record(self, question: router_pb2.Question) -> bytes:
+        match question.WhichOneof("about"):
+            case "manifest":
+                self._reload(question.manifest)
+                return b""
+            case "record":
+                return self._find(question.record)
+            case other:
+                raise InvalidRequest(f"this apiserver knows nothing about {other or 'an empty question'}")
+
+    def _reload(self, question: router_pb2.ManifestQuestion) -> None:
+        """Errors: ManifestError; StartFailed for a key that is not in the environment."""
+        settings = LiveSettings.of(parse_manifest(question.text, question.file))
+        if not question.only_check:
+            self._obey(settings)
+            _log.info("obeys %s from now on", question.file)

@@ -1,0 +1,55 @@
+"""`llmserve reload`: bring a changed manifest to the cluster that runs."""
+
+import argparse
+import asyncio
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
+from llmserve.cli.find import FoundCluster, add_cluster, find_cluster
+from llmserve.config.load import parse_manifest, read_manifest
+from llmserve.core.errors import InvalidRequest
+from llmserve.rpc.reload import reload_cluster
+
+_ABOUT = """\
+Reads the manifest of the cluster that runs here (or of -f, --run-dir) again, and brings it to all processes.
+What can change while they run does so at once: weights, budgets, limits, API keys, the log level and more
+(marked "live" in docs/configuration.md). What cannot is named with the processes that need a restart, and is
+left as it was. A manifest that is wrong changes nothing.
+
+The exit code is 0 when everybody obeys, 2 when the manifest is wrong, and 1 when a process did not confirm.
+"""
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add_cluster(parser)
+    add_json(parser)
+
+
+def _run(options: argparse.Namespace) -> int:
+    cluster = find_cluster(options)
+    path = Path(cluster.state.manifest)
+    if options.file and Path(options.file).resolve() != path.resolve():
+        raise InvalidRequest(
+            f"{cluster.state.name} was started with {path}, which its processes read when they start again: "
+            "change that file"
+        )
+    text = read_manifest(path)
+    parse_manifest(text, str(path))
+    reloaded = asyncio.run(reload_cluster(router_of(cluster), text, str(path)))
+    if options.json:
+        print(json.dumps(asdict(reloaded), indent=2))
+    else:
+        print("\n".join(reloaded.lines()))
+    return EXIT_FAILED if reloaded.failed else EXIT_OK
+
+
+def router_of(cluster: FoundCluster) -> str:
+    """HOST:PORT."""
+    by_role = {role["role"]: role for role in cluster.state.roles}
+    address: str = by_role["router"]["listen"] if "router" in by_role else by_role["control"]["router"]
+    return address
+
+
+COMMAND = Command("reload", "bring a changed manifest to a running cluster", _ABOUT, _configure, _run)

@@ -1,0 +1,33 @@
+"""What was used up, and when: so that a request can be told what it waited for. Pure."""
+
+from bisect import bisect_right
+
+# Older ones are forgotten: what a request waited for before them is not told.
+_REMEMBERED = 256
+
+
+class Hindrance:
+    """One thing at a time keeps requests from their turn; empty: nothing does."""
+
+    def __init__(self) -> None:
+        self._since: list[float] = []
+        self._what: list[str] = []
+
+    def set(self, what: str, now: float) -> None:
+        """From now on. Costs nothing while it stays the same."""
+        if what == (self._what[-1] if self._what else ""):
+            return
+        self._since.append(now)
+        self._what.append(what)
+        if len(self._since) > 2 * _REMEMBERED:
+            del self._since[:_REMEMBERED], self._what[:_REMEMBERED]
+
+    def between(self, start: float, end: float) -> dict[str, float]:
+        """For how many seconds of this time each thing was used up."""
+        seconds: dict[str, float] = {}
+        for index in range(max(0, bisect_right(self._since, start) - 1), len(self._since)):
+            until = self._since[index + 1] if index + 1 < len(self._since) else end
+            share = min(until, end) - max(self._since[index], start)
+            if self._what[index] and share > 0:
+                seconds[self._what[index]] = seconds.get(self._what[index], 0.0) + share
+        return seconds

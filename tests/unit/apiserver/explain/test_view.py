@@ -1,0 +1,104 @@
+"""A record as it is shown, as JSON and to people."""
+
+import json
+
+from llmserve.apiserver.explain.record import Handle, RequestRecord
+from llmserve.apiserver.explain.view import view
+from llmserve.cli.explain_page import lines
+from llmserve.core.outcome import Outcome
+from llmserve.core.request import HandoverReport, PrefillStats
+from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
+
+
+def _placed(prefill: str, decode: str, queue_seconds: float = 0.25) -> router_pb2.Placed:
+    report = router_pb2.PlacementReport(
+        requests_ahead=7,
+        used_up_seconds={"tokens in flight": 0.2},
+        tenant_weight=4.0,
+        tenant_share=0.8,
+        candidates=[
+            router_pb2.PlacementCandidate(
+                prefill=prefill, decode=decode, seconds={"queue": 0.5, "compute": 0.125}
+            )
+        ],
+    )
+    placement = router_pb2.Placement(
+        prefill=common_pb2.WorkerInfo(worker_id=prefill), decode=common_pb2.WorkerInfo(worker_id=decode)
+    )
+    return router_pb2.Placed(placement=placement, queue_seconds=queue_seconds, report=report)
+
+
+def _migrated() -> RequestRecord:
+    """Its first decode worker was lost, its KV fell back to tcp, and it was completed."""
+    handle = Handle(RequestRecord(["x-1"], "red", "/v1/chat/completions"))
+    handle.known_as("chatcmpl-1")
+    began = handle.record.started_at
+    sequence = handle.sequence("chatcmpl-1-ab")
+    sequence.asked()
+    sequence.placed(_placed("prefill-0", "decode-0"))
+    sequence.worker_failed("decode-0", "lost the worker decode-0: reset by peer")
+    sequence.asked()
+    sequence.placed(_placed("prefill-0", "decode-1", 0.0))
+    sequence.first_token(began + 0.5, "prefill", 300, PrefillStats(300, 128, 64))
+    sequence.handovers.append(HandoverReport("tcp", 2**21, 0.004, ("nixl: timed out",)))
+    sequence.ended(began + 2.0, Outcome.COMPLETED, 40)
+    handle.record.status = 200
+    handle.part_ended()
+    handle.part_ended()
+    return handle.record
+
+
+def test_the_view_has_all_of_it() -> None:
+    shown = json.loads(json.dumps(view(_migrated(), "apiserver-1")))
+    assert (shown["request_id"], shown["response_ids"]) == ("x-1", ["chatcmpl-1"])
+    assert (shown["apiserver"], shown["status"], shown["running"]) == ("apiserver-1", 200, False)
+    (sequence,) = shown["sequences"]
+    assert sequence["cached_tokens"] == {"device": 128, "store": 64}
+    assert sequence["first_token_seconds"] == 0.5
+    assert sequence["ended_seconds"] == 2.0
+    failed, last = sequence["attempts"]
+    assert failed["queue"] == {
+        "seconds": 0.25,
+        "requests_ahead": 7,
+        "used_up_seconds": {"tokens in flight": 0.2},
+    }
+    assert failed["tenant"] == {"weight": 4.0, "share": 0.8}
+    assert (failed["failed_worker"], last["failed_worker"]) == ("decode-0", None)
+    assert last["candidates"][0]["predicted_seconds"] == 0.625
+    (handover,) = sequence["handovers"]
+    assert (handover["transport"], handover["mode"], handover["bytes"]) == ("tcp", "pull", 2**21)
+    assert handover["fallbacks"] == ["nixl: timed out"]
+
+
+def test_people_read_the_same() -> None:
+    page = "\n".join(lines(view(_migrated(), "apiserver-1")))
+    for text in (
+        "x-1  chatcmpl-1",
+        "tenant red, at apiserver-1",
+        "300 prompt tokens, cached 128 on the device and 64 in the KV store; 40 tokens generated",
+        "first token after 500.0 ms, from prefill",
+        "attempt 1: on prefill-0 -> decode-0",
+        "7 requests were ahead; used up meanwhile: tokens in flight (200.0 ms)",
+        "weight 4, 80% of the turns",
+        "candidate prefill-0 -> decode-1: predicted 625.0 ms (compute 125.0 ms, queue 500.0 ms)",
+        "failed on decode-0: lost the worker decode-0: reset by peer",
+        "KV: 2.0 MiB in 4.0 ms over tcp, pull",
+        "fell back: nixl: timed out",
+    ):
+        assert text in page, page
+
+
+def test_one_that_waits_for_its_place() -> None:
+    handle = Handle(RequestRecord(["x-1"], "red", "/v1/completions"))
+    handle.sequence("a").asked()
+    shown = view(handle.record, "apiserver-0")
+    assert shown["running"]
+    assert shown["sequences"][0]["attempts"][0]["placed_seconds"] is None
+    assert any("not placed" in line for line in lines(shown))
+
+
+def test_kv_that_was_recomputed_says_why() -> None:
+    record = _migrated()
+    record.sequences[0].handovers[0] = HandoverReport("", 0, 0.1, reason="the lease has ended")
+    page = "\n".join(lines(view(record, "a")))
+    assert "KV: recomputed: the lease has ended" in page

@@ -1,0 +1,130 @@
+"""What a changed manifest means for a running cluster."""
+
+from typing import Any
+
+import pytest
+
+from llmserve.config.changes import compare, is_live
+from llmserve.config.plan import plan_local
+from llmserve.config.schema import Manifest
+from llmserve.config.tree import ITEM, walk
+
+_BASE = {"kind": "LLMServe", "models": {"primary": {"source": "hub:some/model"}}}
+
+
+def _manifest(**sections: Any) -> Manifest:
+    return Manifest.model_validate(_BASE | sections)
+
+
+def _live(old: Manifest, new: Manifest) -> list[str]:
+    return [str(one) for one in compare(old, old, new).live]
+
+
+def _restart(old: Manifest, new: Manifest) -> list[str]:
+    return [str(one) for one in compare(old, old, new).restart]
+
+
+def test_an_equal_manifest_changes_nothing() -> None:
+    weights = {"weights": [{"tenant": "red", "weight": 4}]}
+    assert compare(*[_manifest(scheduling=weights) for _ in range(3)]) == compare(*[_manifest()] * 3)
+    assert not _live(_manifest(), _manifest())
+
+
+def test_a_live_value_is_named_with_what_it_was() -> None:
+    old, new = _manifest(), _manifest(scheduling={"srpt_bias": 2.0}, budgets={"max_tokens_in_flight": 9})
+    assert _live(old, new) == [
+        "budgets.max_tokens_in_flight: not set -> 9",
+        "scheduling.srpt_bias: 5.0 -> 2.0",
+    ]
+    assert not _restart(old, new)
+
+
+def test_lists_and_what_is_below_a_live_section_are_live() -> None:
+    new = _manifest(
+        scheduling={"weights": [{"tenant": "red", "weight": 4}]},
+        budgets={"per_tenant": {"max_requests_in_flight": 3}},
+    )
+    assert _live(_manifest(), new) == [
+        "budgets.per_tenant.max_requests_in_flight: not set -> 3",
+        "scheduling.weights: changed",
+    ]
+    assert _live(new, _manifest())[1] == "scheduling.weights: changed"
+
+
+def test_keys_are_never_shown() -> None:
+    new = _manifest(security={"api_keys": [{"tenant": "red", "key": "secret"}]})
+    assert _live(_manifest(), new) == ["security.api_keys: changed"]
+    assert "secret" not in repr(compare(_manifest(), _manifest(), new))
+
+
+def test_a_quota_beside_a_key_is_the_stores_and_needs_its_restart() -> None:
+    key = {"tenant": "red", "key": "k"}
+    old = _manifest(security={"api_keys": [key]})
+    new = _manifest(security={"api_keys": [key | {"kv_quota_gb": 1.0}]})
+    assert not _live(old, new)
+    assert _restart(old, new) == ["security.api_keys[].kv_quota_gb: needs a restart of kvmanager-0"]
+
+
+def test_what_is_not_live_names_the_processes() -> None:
+    replicas = {"prefill": 1, "decode": 2}
+    old = _manifest(deployment={"replicas": replicas})
+    new = _manifest(
+        deployment={"replicas": replicas},
+        engine={"kind": "sim"},
+        storageClasses=[{"name": "d", "tier": "dram", "capacity_gb": 1.0}],
+        metadata={"name": "other"},
+    )
+    assert _restart(old, new) == [
+        "metadata.name: needs a restart of the whole cluster",
+        "engine.kind: needs a restart of prefill-0, decode-0, decode-1",
+        "storageClasses: needs a restart of kvmanager-0, prefill-0, decode-0, decode-1",
+    ]
+
+
+def test_a_value_may_be_live_for_some_and_not_for_others() -> None:
+    old, new = _manifest(), _manifest(observability={"log_level": "debug"})
+    assert _live(old, new) == ["observability.log_level: info -> debug"]
+    assert _restart(old, new) == ["observability.log_level: needs a restart of kvmanager-0"]
+
+
+def test_what_needs_a_restart_is_named_until_it_had_one() -> None:
+    started, last = _manifest(), _manifest(engine={"max_model_len": 99}, scheduling={"srpt_bias": 1.0})
+    again = compare(started, last, last)
+    assert again.live == ()
+    assert [one.path for one in again.restart] == ["engine.max_model_len"]
+
+
+@pytest.mark.parametrize("single_process", [False, True])
+@pytest.mark.parametrize("disaggregated", [False, True])
+def test_processes_have_the_names_of_the_plan(single_process: bool, disaggregated: bool) -> None:
+    deployment = {
+        "disaggregated": disaggregated,
+        "local": {"single_process": single_process},
+        "replicas": {} if single_process else {"apiserver": 2, "kvmanager": 2},
+    }
+    old = _manifest(deployment=deployment)
+    new = _manifest(
+        deployment=deployment,
+        engine={"max_model_len": 99},
+        security={"kv_sharing": "cluster"},
+        transfer={"engine_order": []},
+    )
+    ports = iter(range(2000, 3000))
+    planned = {spec.name for spec in plan_local(old, range(4), lambda: next(ports)).processes}
+    named = {name for one in compare(old, old, new).restart for name in one.processes}
+    assert named <= planned
+    assert planned - named <= {"router-0"}
+
+
+def test_every_key_is_live_or_has_readers() -> None:
+    from llmserve.config.changes import _readers
+
+    for knob in walk(Manifest):
+        assert knob.section is not None or is_live(knob.path) or _readers(knob.path)
+
+
+def test_items_of_a_live_list_are_live() -> None:
+    assert is_live(("scheduling", "weights", ITEM, "weight"))
+    assert is_live(("security", "api_keys", ITEM, "admin"))
+    assert not is_live(("security", "api_keys", ITEM, "kv_quota_gb"))
+    assert not is_live(("engine", "kind"))

@@ -1,0 +1,77 @@
+"""Why a request got its place when it did, and there."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llmserve.core.ids import TenantId, WorkerId
+from llmserve.router.messages import Effect, Placed
+from llmserve.router.plan import Candidate, Parts
+from llmserve.router.report import encode_report
+from llmserve.scheduler.resources import Limits
+from llmserve.scheduler.scheduler import Policy
+from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
+
+
+def _placed(effects: list[Effect]) -> Placed:
+    (placed,) = (effect for effect in effects if isinstance(effect, Placed))
+    return placed
+
+
+def test_one_that_never_waited(make_cluster: Callable[..., Any]) -> None:
+    cluster = make_cluster("aggregated-0")
+    report = encode_report(_placed(cluster.admit(cluster.open(), "a")))
+    assert (report.requests_ahead, dict(report.used_up_seconds)) == (0, {})
+    assert (report.tenant_weight, report.tenant_share) == (1.0, 1.0)
+
+
+def test_what_was_used_up_while_it_waited(make_cluster: Callable[..., Any]) -> None:
+    policy = Policy(limits=Limits(max_requests_in_flight=1), weights={TenantId("red"): 3.0})
+    cluster = make_cluster("aggregated-0", policy=policy)
+    session = cluster.open()
+    cluster.admit(session, "runs")
+    cluster.admit(session, "first", tenant="red")
+    cluster.clock.advance(1.0)
+    cluster.admit(session, "second", tenant="blue")
+    cluster.clock.advance(2.0)
+    placed = _placed(cluster.done(session, "runs"))
+    report = encode_report(placed)
+    assert (placed.request_id, placed.queue_seconds) == ("first", 3.0)
+    assert (report.requests_ahead, dict(report.used_up_seconds)) == (0, {"requests in flight": 3.0})
+    assert (report.tenant_weight, report.tenant_share) == (3.0, 0.75)
+    second = encode_report(_placed(cluster.done(session, "first")))
+    assert (second.requests_ahead, dict(second.used_up_seconds)) == (1, {"requests in flight": 2.0})
+
+
+def test_seats_of_workers(make_cluster: Callable[..., Any]) -> None:
+    policy = Policy(limits=Limits(max_requests_in_flight=9))
+    cluster = make_cluster("aggregated-0", slots=1, policy=policy)
+    session = cluster.open()
+    cluster.admit(session, "runs")
+    cluster.admit(session, "waits")
+    cluster.clock.advance(2.0)
+    report = encode_report(_placed(cluster.done(session, "runs")))
+    assert dict(report.used_up_seconds) == {"free seats of workers": 2.0}
+
+
+def test_the_tenants_own_budget(make_cluster: Callable[..., Any]) -> None:
+    own = TenantLimits(TenantLimit(max_requests_in_flight=1), {})
+    cluster = make_cluster("aggregated-0", slots=8, policy=Policy(limits=Limits(tenants=own)))
+    session = cluster.open()
+    cluster.admit(session, "runs", tenant="red")
+    cluster.admit(session, "waits", tenant="red")
+    cluster.clock.advance(2.0)
+    report = encode_report(_placed(cluster.done(session, "runs")))
+    assert dict(report.used_up_seconds) == {"the tenant's requests in flight": pytest.approx(2.0)}
+
+
+def test_candidates_have_their_predicted_parts(make_cluster: Callable[..., Any]) -> None:
+    cluster = make_cluster("aggregated-0")
+    placed = _placed(cluster.admit(cluster.open(), "a"))
+    candidate = Candidate(WorkerId("prefill-0"), WorkerId("decode-0"), Parts(queue=0.5, compute=0.25))
+    plan = replace(placed.plan, candidates=(candidate,))
+    (one,) = encode_report(replace(placed, plan=plan)).candidates
+    assert (one.prefill, one.decode) == ("prefill-0", "decode-0")
+    assert dict(one.seconds) == {"queue": 0.5, "compute": 0.25}

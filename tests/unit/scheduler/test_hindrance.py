@@ -1,0 +1,25 @@
+"""What was used up, and when."""
+
+from llmserve.scheduler.hindrance import Hindrance
+
+
+def test_nothing_was_used_up() -> None:
+    assert Hindrance().between(0, 10) == {}
+
+
+def test_each_has_its_part_of_the_time() -> None:
+    hindrance = Hindrance()
+    for what, now in (("tokens", 1.0), ("tokens", 2.0), ("seats", 4.0), ("", 5.0), ("tokens", 8.0)):
+        hindrance.set(what, now)
+    assert hindrance.between(0.0, 10.0) == {"tokens": 5.0, "seats": 1.0}
+    assert hindrance.between(2.0, 4.5) == {"tokens": 2.0, "seats": 0.5}
+    assert hindrance.between(5.5, 7.0) == {}
+    assert hindrance.between(9.0, 9.0) == {}
+
+
+def test_only_so_much_is_remembered() -> None:
+    hindrance = Hindrance()
+    for now in range(100_000):
+        hindrance.set("abc"[now % 3], float(now))
+    assert len(hindrance._since) <= 512
+    assert sum(hindrance.between(99_990.0, 100_000.0).values()) == 10.0

@@ -1,0 +1,85 @@
+"""Each knob that is marked live really is taken over by those that its marker names."""
+
+from typing import Any
+
+import pytest
+
+from llmserve.apiserver.live_settings import LiveSettings
+from llmserve.config.knob import AtStart, Live, marker
+from llmserve.config.schema import Manifest
+from llmserve.config.tree import ITEM, Knob, path_text, walk
+from llmserve.core.errors import NotAuthenticated
+from llmserve.router.settings import RouterSettings
+
+_BASE: dict[str, Any] = {"kind": "LLMServe", "models": {"primary": {"source": "hub:a/b"}}}
+# Two values for each that is not a number.
+_VALUES: dict[str, tuple[Any, Any]] = {
+    "budgets.per_tenant": ({"max_requests_in_flight": 2}, {"max_requests_in_flight": 3}),
+    "budgets.tenants": ([], [{"tenant": "red", "max_tokens_per_second": 5.0}]),
+    "scheduling.weights": ([], [{"tenant": "red", "weight": 2.0}]),
+    "security.api_keys": ([{"tenant": "red", "key": "a"}], [{"tenant": "red", "key": "b"}]),
+    "observability.log_level": ("info", "debug"),
+}
+
+
+def _live() -> list[tuple[Knob, Live]]:
+    return [(knob, live) for knob in walk(Manifest) if (live := marker(knob.field, Live)) is not None]
+
+
+def _values(knob: Knob) -> tuple[Any, Any]:
+    number = int if "int" in str(knob.field.annotation) else float
+    return _VALUES.get(path_text(knob.path), (number(2), number(3)))
+
+
+def _manifest(knob: Knob, value: Any) -> Manifest:
+    data: Any = value
+    for part in reversed(knob.path):
+        data = {part: data}
+    return Manifest.model_validate(_BASE | data)
+
+
+def _router(manifest: Manifest) -> object:
+    """What the router obeys: its settings, and the log level (RouterService)."""
+    return RouterSettings.of(manifest.scheduling, manifest.budgets), manifest.observability.log_level
+
+
+def _worker(manifest: Manifest) -> object:
+    """What a heartbeat's answer tells."""
+    settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
+    return settings.heartbeat_seconds, manifest.observability.log_level
+
+
+def _knows(settings: LiveSettings, key: str) -> bool:
+    try:
+        settings.keys.caller_of([(b"x-api-key", key.encode())])
+    except NotAuthenticated:
+        return False
+    return True
+
+
+def _apiserver(manifest: Manifest) -> object:
+    settings = LiveSettings.of(manifest, {})
+    return (
+        _knows(settings, "a"),
+        _knows(settings, "b"),
+        settings.limits,
+        settings.explain_requests,
+        settings.log_level,
+    )
+
+
+_TAKES_OVER = {"router": _router, "worker": _worker, "apiserver": _apiserver}
+
+
+@pytest.mark.parametrize(("knob", "live"), _live(), ids=lambda one: getattr(one, "path", "."))
+def test_it_reaches_each_reader(knob: Knob, live: Live) -> None:
+    before, after = (_manifest(knob, value) for value in _values(knob))
+    for reader in live.readers:
+        assert _TAKES_OVER[reader](before) != _TAKES_OVER[reader](after), (path_text(knob.path), reader)
+
+
+def test_what_is_marked_otherwise_stands_below_a_live_list() -> None:
+    marked = [knob for knob in walk(Manifest) if marker(knob.field, AtStart) is not None]
+    lists = {knob.path for knob, _ in _live()}
+    assert marked
+    assert all(knob.path[:-2] in lists and knob.path[-2] == ITEM for knob in marked)
