@@ -6,7 +6,7 @@ between an Admit and its Placed. The baselines in the same run look nothing up.
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Literal
@@ -25,13 +25,12 @@ from llmserve.router.settings import RouterSettings, build_controller
 from llmserve.router.worker import KvShape, WorkerSpec
 
 _WORKERS = 50  # of each role
-_BLOCK_TOKENS = 16
 _PROMPT_TOKENS = 100_000
-_PROMPT_BLOCKS = _PROMPT_TOKENS // _BLOCK_TOKENS
-_PROMPTS = 160  # 1 million blocks
-_PLACEMENTS = 4000
+_BLOCKS = 1_000_000
+_PLACEMENTS = 2000
 _RUNNING = 400
-_SHAPE = KvShape("rev", "bfloat16", "LBHNC", _BLOCK_TOKENS, 1, 1, 2_000_000)
+_KV_BYTES = 128 * 1024  # of a token
+_SHAPE = KvShape("rev", "bfloat16", "LBHNC", 16, 1, 1, 16 * _KV_BYTES)
 
 Routing = Literal["kv_aware", "least_loaded", "round_robin"]
 _ROUTINGS: tuple[Routing, ...] = ("kv_aware", "least_loaded", "round_robin")
@@ -46,23 +45,29 @@ class _Timed:
 
 
 def run() -> str:
-    directory, prompts = _directory()
-    headings = ("routing", "step", "per second", "p50 ms", "p99 ms", "max ms")
+    headings = ("tokens in a block", "routing", "step", "per second", "p50 ms", "p99 ms", "max ms")
+    rows = [row for block_tokens in (16, 128) for row in _measured(block_tokens)]
+    return markdown(headings, rows)
+
+
+def _measured(block_tokens: int) -> list[tuple[object, ...]]:
+    directory, prompts = _directory(block_tokens)
     rows: list[tuple[object, ...]] = []
     for routing in _ROUTINGS:
-        rows += _rows(routing, _Cluster(routing).place_all(directory, prompts))
-    return f"{len(directory):,} blocks, {2 * _WORKERS} workers\n\n{markdown(headings, rows)}"
+        rows += _rows(routing, _Cluster(routing, block_tokens).place_all(directory, prompts))
+    return [(block_tokens, *row) for row in rows]
 
 
-def _directory() -> tuple[Directory, list[list[BlockHash]]]:
+def _directory(block_tokens: int) -> tuple[Directory, list[list[BlockHash]]]:
     """Each prompt is in NVMe, every other one in DRAM, and a part of each on the devices of some workers."""
     rng, directory = random.Random(1), Directory()
-    prompts = [[BlockHash(rng.randbytes(32)) for _ in range(_PROMPT_BLOCKS)] for _ in range(_PROMPTS)]
+    length = _PROMPT_TOKENS // block_tokens
+    prompts = [[BlockHash(rng.randbytes(32)) for _ in range(length)] for _ in range(_BLOCKS // length)]
     _report(directory, Holder("kvmanager-0", KvTier.NVME), prompts)
     _report(directory, Holder("kvmanager-0", KvTier.DRAM), prompts[::2])
     for number in range(_WORKERS):
         for role in ("prefill", "decode"):
-            held = [prompt[: rng.randint(1, _PROMPT_BLOCKS)] for prompt in rng.sample(prompts, 5)]
+            held = [prompt[: rng.randint(1, length)] for prompt in rng.sample(prompts, 5)]
             _report(directory, Holder(f"{role}-{number}"), held)
     return directory, prompts
 
@@ -95,13 +100,13 @@ def _fastest(holders: tuple[Holder, ...]) -> KvTier | None:
 class _Cluster:
     """A controller whose workers have some requests running, all pairs measured, and different speeds."""
 
-    def __init__(self, routing: Routing) -> None:
+    def __init__(self, routing: Routing, block_tokens: int) -> None:
         self._clock, self._rng = VirtualClock(), random.Random(3)
         self._controller = build_controller(RouterSettings(routing=routing), self._clock, self._rng)
         self._session, _ = self._controller.open_session(ApiserverId("api"), ())
         for number in range(_WORKERS):
             for role in (WorkerRole.PREFILL, WorkerRole.DECODE):
-                self._controller.register(_spec(role, number))
+                self._controller.register(_spec(role, number, block_tokens))
         self._heartbeats()
 
     def _heartbeats(self) -> None:
@@ -137,9 +142,10 @@ class _Cluster:
         return _Timed(looked_up - began, ended - looked_up)
 
 
-def _spec(role: WorkerRole, number: int) -> WorkerSpec:
-    name = WorkerId(f"{role}-{number}")
-    return WorkerSpec(name, role, "host:1", 1, "m", _SHAPE, 200_000, 500_000, 64, ("tcp",))
+def _spec(role: WorkerRole, number: int, block_tokens: int) -> WorkerSpec:
+    name, shape = WorkerId(f"{role}-{number}"), replace(_SHAPE, block_size_tokens=block_tokens)
+    shape = replace(shape, block_bytes=block_tokens * _KV_BYTES)
+    return WorkerSpec(name, role, "host:1", 1, "m", shape, 200_000, 8_000_000 // block_tokens, 64, ("tcp",))
 
 
 def _pair(peer: str, speed: float) -> PairStatus:

@@ -18,7 +18,7 @@ _SYSTEM_TOKENS = 2048
 _WORKERS = 4  # of each role
 # A worker's cache holds the prompts of some tenants, not of all: 20 of them take 2,560 blocks.
 _ENGINES = Engines(_WORKERS, _WORKERS, blocks=1400)
-_REQUESTS = 2000
+_REQUESTS = 1000
 
 Routing = Literal["kv_aware", "least_loaded", "round_robin"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from bench.placement import match_of
 from llmserve.core.blocks import chain_hashes
 from llmserve.core.clock import VirtualClock
-from llmserve.core.ids import ApiserverId, LeaseId, RequestId, TenantId, WorkerId
+from llmserve.core.ids import ApiserverId, BlockHash, LeaseId, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.core.request import EngineRequest, SamplingLimits
 from llmserve.engines.handover import HandoverTicket
@@ -45,7 +45,8 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """speeds: of each prefill worker and each decode worker, against 1 of the usual."""
+    """Of a cluster. blocks and concurrency: of each engine. speeds: of each prefill engine, then of each
+    decode engine, in multiples of `timing`'s."""
 
     prefill: int
     decode: int
@@ -91,11 +92,9 @@ class _Running:
 
 class Simulation:
     def __init__(self, engines: Engines, settings: RouterSettings, seed: int = 1) -> None:
-        self._clock, self._events, self._sequence = (
-            VirtualClock(),
-            list[tuple[float, int, Callable[[], None]]](),
-            0,
-        )
+        self._clock = VirtualClock()
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._sequence = 0  # of events at the same time
         self._controller = build_controller(settings, self._clock, random.Random(seed))
         self._session, _ = self._controller.open_session(ApiserverId("api"), ())
         self._directory = Directory()
@@ -233,8 +232,8 @@ class Simulation:
             1,
             engine.reports,
             snapshot=engine.reports == 1,
-            removed=events.removed,
-            stored=events.stored,
+            removed=[BlockHash(key) for key in events.removed],
+            stored=[BlockHash(key) for key in events.stored],
         )
         self._directory.apply(report)
 

@@ -45,11 +45,16 @@ class Forecast:
 
     def prompt(self, member: Member) -> PromptCost:
         """Waiting there, loading what is worth it, computing the rest."""
-        seats, line = member.seats, self._prefill_line(member)
-        tokens, load = self.prompt_tokens, 0.0
-        if not self.overlap.empty:
-            tokens, load = self._after_loading(member, line)
-        return PromptCost(seats.backlog.seconds(self._now), load, line.fixed + line.slope * tokens, tokens)
+        seats = member.seats
+        line = (seats.pace or self._pace).prefill
+        held, seconds = self.overlap.at(member.spec.worker_id), 0.0
+        tokens = self.prompt_tokens - held.device_tokens
+        for load in held.loads:
+            # What is slower to load than to compute is computed, with all that follows: the engine does so.
+            if load.seconds >= load.tokens * line.slope:
+                break
+            tokens, seconds = tokens - load.tokens, seconds + load.seconds
+        return PromptCost(seats.backlog.seconds(self._now), seconds, line.fixed + line.slope * tokens, tokens)
 
     def cold(self, member: Member) -> PromptCost:
         """As if the worker held nothing of it."""
@@ -100,25 +105,14 @@ class Forecast:
     def _prefill_line(self, member: Member) -> LineFit:
         return (member.seats.pace or self._pace).prefill
 
-    def _after_loading(self, member: Member, line: LineFit) -> tuple[int, float]:
-        """The tokens left to compute, and the seconds of loading. What is slower to load than to compute
-        is computed, with all that follows: the engine does the same."""
-        tokens, seconds = self.prompt_tokens - self.overlap.device_tokens(member.spec.worker_id), 0.0
-        for load in self.overlap.loads(member.spec.worker_id):
-            if load.seconds >= load.tokens * line.slope:
-                break
-            tokens, seconds = tokens - load.tokens, seconds + load.seconds
-        return tokens, seconds
-
     def _handover_bytes(self, decode: Member) -> float:
-        held = self.overlap.device_tokens(decode.spec.worker_id)
-        return (self.prompt_tokens - held) * self._bytes_per_token
+        held = self.overlap.at(decode.spec.worker_id)
+        return (self.prompt_tokens - held.device_tokens) * self._bytes_per_token
 
     def _missing_room(self, member: Member) -> float:
         """The share of its KV for which there is no room now, 0 to 1."""
         size = member.spec.kv_shape.block_size_tokens
-        capacity = member.spec.total_blocks * size
+        capacity = member.spec.total_blocks * size  # 0: not told
         needed = self.prompt_tokens + self._output_tokens
-        held = max(member.load.used_blocks * size, member.seats.kv_tokens)
-        short = held + needed - capacity
+        short = max(member.load.used_blocks * size, member.seats.kv_tokens) + needed - capacity
         return min(1.0, short / needed) if capacity and short > 0 else 0.0

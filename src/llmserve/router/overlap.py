@@ -28,8 +28,16 @@ class Load(NamedTuple):
     seconds: float
 
 
+class Held(NamedTuple):
+    """device_tokens: in the worker's own cache. loads: what it can load after them, in order."""
+
+    device_tokens: int
+    loads: list[Load]
+
+
 class Overlap:
-    """Of one prompt, over all workers. Workers with equally many blocks are worked out once."""
+    """Of one prompt, over all workers. Workers with equally many blocks are worked out once: this is asked
+    of every worker at every placement."""
 
     def __init__(self, match: PrefixMatch, prompt_tokens: int, shape: KvShape) -> None:
         self._match = match
@@ -37,32 +45,24 @@ class Overlap:
         self._block_bytes = shape.bytes_per_token * shape.block_size_tokens
         # An engine computes at least the last token, whatever it has.
         self._most_tokens = max(0, prompt_tokens - 1) // max(1, self._block_tokens) * self._block_tokens
-        self._loads: dict[int, list[Load]] = {}
+        self._known: dict[int, Held] = {}
 
-    @property
-    def empty(self) -> bool:
-        """Nobody holds anything of it."""
-        return not self._match.device and not self._match.tiers
-
-    def device_tokens(self, worker_id: WorkerId) -> int:
-        return min(self._match.device_blocks(worker_id) * self._block_tokens, self._most_tokens)
-
-    def loads(self, worker_id: WorkerId) -> list[Load]:
-        """What the worker can load after what it has, in order."""
+    def at(self, worker_id: WorkerId) -> Held:
         have = self._match.device_blocks(worker_id)
-        loads = self._loads.get(have)
-        if loads is None:
-            loads = self._loads[have] = self._worked_out(worker_id, have)
-        return loads
+        held = self._known.get(have)
+        if held is None:
+            tokens = min(have * self._block_tokens, self._most_tokens)
+            held = self._known[have] = Held(tokens, self._loads(worker_id, self._most_tokens - tokens))
+        return held
 
-    def _worked_out(self, worker_id: WorkerId, have_blocks: int) -> list[Load]:
-        left, loads = self._most_tokens - have_blocks * self._block_tokens, []
+    def _loads(self, worker_id: WorkerId, left_tokens: int) -> list[Load]:
+        loads: list[Load] = []
         for run in self._match.loadable(worker_id):
             speed = TIER_SPEEDS.get(run.tier) if run.tier else None
-            tokens = min(run.blocks * self._block_tokens, left)
+            tokens = min(run.blocks * self._block_tokens, left_tokens)
             if speed is None or tokens <= 0:
                 break
-            left -= tokens
+            left_tokens -= tokens
             size_bytes = tokens / self._block_tokens * self._block_bytes
             loads.append(Load(tokens, speed.fixed_seconds + size_bytes / speed.bytes_per_second))
         return loads

@@ -38,7 +38,6 @@ class Recorder:
         for member in (placed.plan.prefill, placed.plan.decode):
             if member is not None:
                 self._metrics.placements_total.labels(member.spec.worker_id, member.spec.role.value).inc()
-
         kind = "single" if placed.plan.prefill is None else "disaggregated"
         self._metrics.placement_kinds_total.labels(kind).inc()
 
