@@ -52,7 +52,7 @@ class Served:
 
 
 CHAT = (50, 150), (8, 24)
-LONG = (800, 1600), (60, 180)
+LONG = (800, 1600), (20, 60)
 SHORT = (20, 60), (8, 16)
 
 
@@ -61,7 +61,7 @@ def run() -> str:
     with _cluster({"gold": 4.0}, places=32) as cluster:
         rows.append(_weights(cluster))
         rows.append(_ten_times(cluster))
-    with _cluster({}, places=96) as cluster:
+    with _cluster({}, places=48) as cluster:
         rows.append(_attack(cluster))
     return markdown(("what", "measured", "goal", "requests", "failed"), rows)
 
@@ -84,7 +84,7 @@ def _ten_times(cluster: Cluster) -> tuple[object, ...]:
 def _attack(cluster: Cluster) -> tuple[object, ...]:
     """Quiet and attacked in turns."""
     quiet, attacked = Served(), Served()
-    short, flood = Crowd("short", 4, *SHORT), Crowd("flood", 200, *LONG)
+    short, flood = Crowd("short", 4, *SHORT), Crowd("flood", 100, *LONG)
     for _ in range(ROUNDS):
         _add(quiet, _drive(cluster, [short], SECONDS / 2))
         _add(attacked, _drive(cluster, [short, flood], SECONDS / 2))

@@ -43,7 +43,7 @@ class _Load:
 
 # 24 places, some 1.9 s each: 12 requests a second are what there is.
 _LOADS = (_Load("half of what it can", 6.0), _Load("more than it can", 16.0))
-_SECONDS = 40.0
+_SECONDS = 30.0
 _PLACES = 24
 
 

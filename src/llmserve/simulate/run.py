@@ -52,6 +52,9 @@ class Simulation:
                 on_progress(self._progress())
                 self._check_moving()
         on_progress(self._progress())
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when a request or a block was lost, or counted other than once."""
         self._cluster.check_integrity()
 
     def report(self, goals: Goals) -> Report:

@@ -39,6 +39,7 @@ def simulate() -> Simulate:
     def run(shape: ClusterShape, requests: Sequence[TracedRequest], goals: Goals | None = None) -> Report:
         simulation = Simulation(shape, requests)
         simulation.run()
+        simulation.check_integrity()
         return simulation.report(goals or Goals())
 
     return run

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from llmserve.core.errors import InvalidRequest
+from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import TenantId
 from llmserve.simulate.mix import Kind, Mix
 from llmserve.simulate.report import Goals
@@ -84,6 +84,15 @@ def test_all_requests_end_where_blocks_are_short(
     report = simulate(shape, [TracedRequest(0.01 * i, 40, 80) for i in range(60)])
     assert report.served == 60
     assert sum(line.preemptions for line in report.workers) > 0
+
+
+def test_a_cluster_whose_requests_hold_all_blocks_of_each_other_is_told(
+    make_shape: MakeShape, simulate: Simulate
+) -> None:
+    """Two prompts of four blocks fill eight, and each needs one more for its answer."""
+    shape = make_shape(sim={"blocks": 8}, transfer={"mode": "push"})
+    with pytest.raises(LLMServeError, match=r"2 requests have had no token .*engine\.sim\.blocks"):
+        simulate(shape, [TracedRequest(0.0, 64, 2), TracedRequest(0.0, 64, 2)])
 
 
 def test_refusals_are_counted_by_reason(make_shape: MakeShape, simulate: Simulate) -> None:
