@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from llmserve.cli.kv_page import size
+
 _Part = Mapping[str, Any]
-_MIB = 1 << 20
 
 
 def lines(record: _Part) -> Iterator[str]:
@@ -25,7 +26,7 @@ def _ending(record: _Part) -> str:
 
 
 def _sequence(one: _Part) -> Iterator[str]:
-    yield f"  {one['request_id']}: {one['outcome'] or 'runs'}"
+    yield f"  {one['request_id']}: {_outcome(one)}"
     cached = one["cached_tokens"]
     yield (
         f"    {one['prompt_tokens']} prompt tokens, cached {cached['device']} on the device and "
@@ -39,6 +40,10 @@ def _sequence(one: _Part) -> Iterator[str]:
         yield from _handover(handover)
     if one["error"]:
         yield f"    error: {one['error']}"
+
+
+def _outcome(one: _Part) -> str:
+    return f"{one['outcome']} after {_time(one['ended_seconds'])}" if one["outcome"] else "runs"
 
 
 def _attempt(number: int, attempt: _Part) -> Iterator[str]:
@@ -56,7 +61,7 @@ def _attempt(number: int, attempt: _Part) -> Iterator[str]:
 
 
 def _queue(queue: _Part) -> str:
-    text = f"queue: {_time(queue['seconds'])}, {queue['requests_ahead']} requests were ahead"
+    text = f"queue: {_time(queue['seconds'])}, {queue['requests_ahead']} waited already"
     if used_up := queue["used_up_seconds"]:
         held = ", ".join(f"{name} ({_time(seconds)})" for name, seconds in used_up.items())
         text += f"; used up meanwhile: {held}"
@@ -72,8 +77,8 @@ def _candidates(candidates: list[_Part]) -> Iterator[str]:
 
 def _handover(one: _Part) -> Iterator[str]:
     if one["transport"]:
-        size = f"{one['bytes'] / _MIB:.1f} MiB in {_time(one['seconds'])}"
-        yield f"    KV: {size} over {one['transport']}, {one['mode']}"
+        moved = f"{size(one['bytes'])} in {_time(one['seconds'])}"
+        yield f"    KV: {moved} over {one['transport']}, {one['mode']}"
     else:
         yield f"    KV: recomputed: {one['reason']}"
     for fallback in one["fallbacks"]:

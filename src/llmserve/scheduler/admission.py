@@ -288,6 +288,7 @@ class AdmissionQueue:
         del self._waiting[request.request_id]
         if not self._waiting:
             self._rate.backlog(False, self._clock.now())
+            self._hindrance.set("", self._clock.now())
         flow = self._flows[request.tenant]
         flow.remove(waiting)
         if not flow:

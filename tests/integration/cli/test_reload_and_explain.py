@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from io import StringIO
 from pathlib import Path
@@ -22,7 +22,7 @@ from llmserve.cli.app import main
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.timeout(240)
 
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 30.0
 KEYS = [
     {"tenant": "red", "key": "red-key"},
     {"tenant": "blue", "key": "blue-key"},
@@ -44,7 +44,11 @@ class Running:
         self.path = Path(cluster.state()["manifest"])
         self.original = yaml.safe_load(self.path.read_text())
         self.urls: list[str] = cluster.state()["base_urls"]
+        self._http = httpx.Client(timeout=30, limits=httpx.Limits(max_connections=100))
         self.model = self.original["spec"]["models"]["primary"]["name"]
+
+    def close(self) -> None:
+        self._http.close()
 
     def write(self, **sections: Any) -> None:
         """The original manifest with some keys of these sections changed."""
@@ -65,7 +69,7 @@ class Running:
 
     def post(self, path: str, key: str = "ops-key", at: int = 0, **body: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx.post(f"{self.urls[at]}{path}", headers=headers, json=body, timeout=30)
+        return self._http.post(f"{self.urls[at]}{path}", headers=headers, json=body)
 
     def complete(self, key: str = "red-key", at: int = 0, **body: Any) -> httpx.Response:
         defaults = {"model": self.model, "prompt": [7] * 300, "max_tokens": 3, "ignore_eos": True}
@@ -82,15 +86,15 @@ class Running:
             "stream": True,
         }
         headers = {"authorization": "Bearer ops-key"}
-        with httpx.stream(
-            "POST", f"{self.urls[0]}/v1/completions", headers=headers, json=body, timeout=30
+        with self._http.stream(
+            "POST", f"{self.urls[0]}/v1/completions", headers=headers, json=body
         ) as answer:
             next(answer.iter_raw())
             yield
 
     def explain(self, request_id: str, key: str, at: int = 0) -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"}
-        return httpx.get(f"{self.urls[at]}/v1/requests/{request_id}/explain", headers=headers, timeout=30)
+        return self._http.get(f"{self.urls[at]}/v1/requests/{request_id}/explain", headers=headers)
 
     def output(self) -> str:
         return (self.path.parent / "up.log").read_text()
@@ -110,8 +114,8 @@ def shared() -> Iterator[Running]:
     spec["security"] = {"api_keys": KEYS}
     spec["engine"]["sim"] = {"decode_step_seconds": 0.02}
     spec["budgets"] = {"max_requests_in_flight": 4}
-    with running(manifest) as cluster:
-        yield Running(cluster)
+    with running(manifest) as cluster, closing(Running(cluster)) as made:
+        yield made
 
 
 @pytest.fixture

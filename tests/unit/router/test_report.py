@@ -75,3 +75,15 @@ def test_candidates_have_their_predicted_parts(make_cluster: Callable[..., Any])
     (one,) = encode_report(replace(placed, plan=plan)).candidates
     assert (one.prefill, one.decode) == ("prefill-0", "decode-0")
     assert dict(one.seconds) == {"queue": 0.5, "compute": 0.25}
+
+
+def test_what_others_waited_for_before_is_not_told(make_cluster: Callable[..., Any]) -> None:
+    cluster = make_cluster("aggregated-0", policy=Policy(limits=Limits(max_requests_in_flight=1)))
+    session = cluster.open()
+    cluster.admit(session, "runs")
+    cluster.admit(session, "gives up")
+    cluster.done(session, "gives up")
+    cluster.done(session, "runs")
+    cluster.clock.advance(2.0)
+    report = encode_report(_placed(cluster.admit(session, "next")))
+    assert dict(report.used_up_seconds) == {}

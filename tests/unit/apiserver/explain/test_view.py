@@ -78,7 +78,7 @@ def test_people_read_the_same() -> None:
         "300 prompt tokens, cached 128 on the device and 64 in the KV store; 40 tokens generated",
         "first token after 500.0 ms, from prefill",
         "attempt 1: on prefill-0 -> decode-0",
-        "7 requests were ahead; used up meanwhile: tokens in flight (200.0 ms)",
+        "7 waited already; used up meanwhile: tokens in flight (200.0 ms)",
         "weight 4, 80% of the turns",
         "candidate prefill-0 -> decode-1: predicted 625.0 ms (compute 125.0 ms, queue 500.0 ms)",
         "failed on decode-0: lost the worker decode-0: reset by peer",
