@@ -122,13 +122,17 @@ def test_tenants_that_rest_drop_out() -> None:
     assert all(not tenants for tenants in one.snapshot().spent_seconds.values())
 
 
-LOAD = [Client("gold", 40.0, drawn((100, 400), (10, 300))), Client("basic", 40.0, drawn((100, 400), (10, 300)))]
+LOAD = [
+    Client("gold", 40.0, drawn((100, 400), (10, 300))),
+    Client("basic", 40.0, drawn((100, 400), (10, 300))),
+]
 
 
-def test_four_to_one_holds_over_takeovers() -> None:
+@pytest.mark.parametrize(("told", "holds"), [(True, True), (False, False)])
+def test_four_to_one_holds_over_takeovers(told: bool, holds: bool) -> None:
     policy = Policy(max_queued_requests=4000, weights={GOLD: 4.0})
     simulation = Simulation(policy, LOAD, slots=8, seconds=200.0, warm_up_seconds=5.0)
-    for when in range(10, 200, 10):
-        simulation.take_over_at(float(when))
+    for when in range(6, 200, 2):
+        simulation.take_over_at(float(when), told=told)
     served = simulation.run().served_tokens
-    assert served["gold"] / served["basic"] == pytest.approx(4.0, rel=0.03)
+    assert (served["gold"] / served["basic"] == pytest.approx(4.0, rel=0.03)) is holds
