@@ -22,7 +22,6 @@ from llmserve.core.clock import SystemClock
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole
-from llmserve.router.settings import RouterSettings
 from llmserve.rpc.role import Role, configure_logging, report_progress, run_role
 
 
@@ -70,10 +69,9 @@ def main() -> int:
         from llmserve.apiserver.role import ApiserverRole
 
         store = build_store(StoreParts.of(manifest, "kvmanager-0", os.environ), SystemClock())
-        settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
         return Roles(
             (
-                RouterRole(settings, listen=given.router),
+                RouterRole.of(manifest, listen=given.router[0]),
                 KVManagerRole(
                     listen=given.kvmanager, store=store, engine_order=manifest.transfer.engine_order
                 ),

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,11 +139,11 @@ async def test_closing_twice(kit: Kit) -> None:
 
 
 @pytest.fixture
-def mortal(tmp_path: Path, request: pytest.FixtureRequest) -> Valkey:
+def mortal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Valkey]:
     server = Valkey(tmp_path, getattr(request, "param", ""))
     server.start()
-    request.addfinalizer(server.kill)
-    return server
+    yield server
+    server.kill()
 
 
 async def test_a_lease_outlives_a_server_that_lost_it(mortal: Valkey) -> None:

@@ -14,10 +14,10 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class ApiserverOptions:
-    """http, router: host:port. max_body_bytes: of one HTTP request."""
+    """http, routers: host:port. max_body_bytes: of one HTTP request."""
 
     name: str
     http: str
-    router: str
+    routers: tuple[str, ...]
     model: ServedModel
     max_body_bytes: int = 32 * 1024 * 1024

@@ -37,7 +37,7 @@ class Apiserver:
         metrics = ApiserverMetrics(registry)
         self._workers = WorkerLinks(metrics)
         self._router = RouterLink(
-            options.router, ApiserverId(options.name), metrics, on_members=self._workers.retain
+            options.routers, ApiserverId(options.name), metrics, on_members=self._workers.retain
         )
         self._context = RunContext(
             router=self._router,

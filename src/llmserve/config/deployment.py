@@ -18,8 +18,12 @@ class Replicas(Section):
     router: Annotated[
         int,
         Unit("processes"),
-        Planned("shared router state"),
-        Field(ge=1, description="Routers: admission, queueing and placement."),
+        Field(
+            ge=1,
+            le=8,
+            description="Routers: admission, queueing and placement. Of several one leads and the others "
+            "stand by; they need `state.backend: redis`.",
+        ),
     ] = 1
     prefill: Annotated[
         int,

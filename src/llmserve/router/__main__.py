@@ -4,18 +4,20 @@ import sys
 
 from llmserve.config.load import load_manifest
 from llmserve.router.role import RouterRole
-from llmserve.router.settings import RouterSettings
-from llmserve.rpc.role import common_flags, configure_logging, run_role
+from llmserve.rpc.role import addresses, common_flags, configure_logging, run_role
 
 
 def main() -> int:
-    flags = common_flags("router").parse_args()
+    parser = common_flags("router")
+    parser.add_argument("--router", type=addresses, default=(), help="HOST:PORT,... of the other routers")
+    flags = parser.parse_args()
 
     async def build() -> RouterRole:
         manifest = load_manifest(flags.manifest)
         configure_logging(manifest.observability.log_level)
-        settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
-        return RouterRole(settings, listen=flags.listen, metrics_port=flags.metrics_port)
+        return RouterRole.of(
+            manifest, listen=flags.listen, metrics_port=flags.metrics_port, others=flags.router
+        )
 
     return run_role(flags.name, build)
 

@@ -9,17 +9,18 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
 
 from llmserve.core.clock import Clock
-from llmserve.core.errors import InvalidRequest, LLMServeError
+from llmserve.core.errors import InvalidRequest, LLMServeError, NotLeader
 from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.tasks import TaskOwner
 from llmserve.router import session as sessions
 from llmserve.router.controller import Controller
+from llmserve.router.mandate import Mandate
 from llmserve.router.messages import Effect, Placed, Refused
 from llmserve.router.outbox import Outbox
 from llmserve.router.recorder import Recorder
@@ -52,15 +53,22 @@ class _Stream:
     """An open session and the way to answer it."""
 
     session: sessions.Session
-    outbox: Outbox = field(default_factory=Outbox)
+    outbox: Outbox
 
 
 class RouterService(router_pb2_grpc.RouterServicer):
-    """Life: run (a task of the owner's) ... -> aclose. One loop; not thread-safe."""
+    """Life: run (a task of the owner's) ... -> aclose. One loop; not thread-safe. One for each term: it
+    decides nothing without a mandate."""
 
     def __init__(
-        self, controller: Controller, settings: RouterSettings, clock: Clock, recorder: Recorder
+        self,
+        controller: Controller,
+        settings: RouterSettings,
+        clock: Clock,
+        recorder: Recorder,
+        mandate: Mandate,
     ) -> None:
+        self._mandate = mandate
         self._controller = controller
         self._settings = settings
         self._clock = clock
@@ -74,7 +82,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
-        """Does what is due, for ever."""
+        """Does what is due, for ever. Errors: NotLeader, when the mandate has ended."""
         while True:
             self._decide(self._controller.tick)
             wake = self._controller.next_wake()
@@ -102,18 +110,21 @@ class RouterService(router_pb2_grpc.RouterServicer):
         reader = self._readers.spawn(name, self._read(request_iterator, stream))
         try:
             async for message in stream.outbox:
+                self._mandate.check()  # what was decided in time is not to be said too late
                 yield message
         finally:
             reader.cancel()
             self._close(stream)
 
     def _open(self, hello: router_pb2.Hello) -> _Stream:
+        self._mandate.check()
         apiserver_id = ApiserverId(hello.apiserver_id)
         held = [decode_held(message) for message in hello.held]
         older = self._streams.pop(apiserver_id, None)
         session, effects = self._controller.open_session(apiserver_id, held)
-        stream = self._streams[apiserver_id] = _Stream(session)
-        stream.outbox.send_state(encode_cluster(self._controller.membership))
+        outbox = Outbox(self._settings.terms.sign_of_life_seconds)
+        stream = self._streams[apiserver_id] = _Stream(session, outbox)
+        stream.outbox.send_state(self._cluster())
         if older:
             older.outbox.close()
         _log.info("apiserver %s: session started, holds %d requests", apiserver_id, len(held))
@@ -128,7 +139,8 @@ class RouterService(router_pb2_grpc.RouterServicer):
             del self._streams[apiserver_id]
             given_back = len(stream.session.tickets)
             _log.info("apiserver %s: session ended, %d requests given back", apiserver_id, given_back)
-        self._decide(lambda: self._controller.close_session(stream.session))
+        with suppress(NotLeader):  # the next leader counts anew
+            self._decide(lambda: self._controller.close_session(stream.session))
 
     async def _read(self, requests: _Requests, stream: _Stream) -> None:
         """Ends the stream when the apiserver does, or when it says what it must not."""
@@ -199,17 +211,31 @@ class RouterService(router_pb2_grpc.RouterServicer):
     async def GetClusterStatus(  # noqa: N802
         self, request: router_pb2.GetClusterStatusRequest, context: _Context
     ) -> router_pb2.GetClusterStatusResponse:
-        now = self._clock.now()
+        now, standing = self._clock.now(), self._mandate.standing()
         return router_pb2.GetClusterStatusResponse(
             workers=[encode_status(member, now) for member in self._controller.membership],
             queued_requests=self._controller.waiting_requests,
             running_requests=self._controller.running_requests,
             apiservers=self._controller.apiservers,
+            leads=standing.leads,
+            leader=standing.leader,
+            epoch=standing.epoch,
+            state_trouble=standing.trouble,
         )
+
+    # -- other routers
+
+    async def Promise(  # noqa: N802
+        self, request: router_pb2.PromiseRequest, context: _Context
+    ) -> router_pb2.PromiseResponse:
+        promised = self._mandate.promise(request.leader, request.epoch, request.seconds)
+        return router_pb2.PromiseResponse(promised=promised)
 
     # -- from decisions to deeds
 
     def _decide(self, event: Callable[[], list[Effect]]) -> None:
+        """Errors: NotLeader, and nothing happens."""
+        self._mandate.check()
         started = time.perf_counter()
         effects = event()
         self._recorder.decided(time.perf_counter() - started)
@@ -238,9 +264,12 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._told_version = self._controller.cluster_version
         self._encoder.forget_all()
         self._log_workers()
-        state = encode_cluster(self._controller.membership)
+        state = self._cluster()
         for stream in self._streams.values():
             stream.outbox.send_state(state)
+
+    def _cluster(self) -> router_pb2.RouterSessionResponse:
+        return encode_cluster(self._controller.membership, self._mandate.standing().epoch)
 
     def _log_workers(self) -> None:
         specs = {m.spec.worker_id: m.spec for m in self._controller.membership if m.registered}

@@ -3,11 +3,12 @@
 import random
 from dataclasses import dataclass, field
 
-from llmserve.config.schema import Budgets, Scheduling, TenantBudget
+from llmserve.config.schema import Budgets, Scheduling, State, TenantBudget
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
 from llmserve.router.controller import AdmissionLimits, Controller
 from llmserve.router.filters import HasFreeSeat, NotExcluded
+from llmserve.router.mandate import ALONE, TermTimes
 from llmserve.router.membership import Membership
 from llmserve.router.plan import Planner
 from llmserve.router.scorers import FreeSeats, ShortEngineQueue
@@ -29,10 +30,12 @@ class RouterSettings:
     heartbeat_seconds: float = 1.0
     expiry_seconds: float = 4.0
     no_worker_grace_seconds: float = 10.0
+    terms: TermTimes = ALONE
 
     @classmethod
-    def of(cls, scheduling: Scheduling, budgets: Budgets) -> "RouterSettings":
+    def of(cls, scheduling: Scheduling, budgets: Budgets, state: State | None = None) -> "RouterSettings":
         return cls(
+            terms=TermTimes() if state is not None and state.backend == "redis" else ALONE,
             policy=_policy(scheduling, budgets),
             heartbeat_seconds=scheduling.worker_heartbeat_seconds,
             expiry_seconds=scheduling.worker_expiry_seconds,

@@ -50,6 +50,11 @@ def common_flags(role: str, *, listens: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
+def addresses(text: str) -> tuple[str, ...]:
+    """Of a flag: HOST:PORT,..."""
+    return tuple(filter(None, text.split(",")))
+
+
 def reached_at(listen: str) -> str:
     """The host that peers reach a process at which listens there: for what else it listens with. Where it
     listens on all addresses, which one is theirs cannot be known: loopback."""

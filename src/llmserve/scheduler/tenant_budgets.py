@@ -131,7 +131,7 @@ class TenantRateBudget:
         del self._taken[request.request_id]
 
     def snapshot(self) -> dict[TenantId, float]:
-        """Seconds of its rate that each tenant has spent ahead, without those that have saved up all they may."""
+        """Seconds of its rate that each tenant has spent ahead; without those that have saved up all."""
         now = self._clock.now()
         ahead = {tenant: spend.ahead_seconds(now) for tenant, spend in self._spends.items()}
         return {tenant: seconds for tenant, seconds in ahead.items() if seconds is not None}

@@ -21,7 +21,7 @@ def _role(name: str, **more: Any) -> dict[str, Any]:
         "restarts": 0,
         "listen": f"{name}:1",
         "http": None,
-        "router": None,
+        "routers": [],
         "kvmanagers": [],
         "log": f"{name}.log",
     }
