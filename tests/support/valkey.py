@@ -28,7 +28,9 @@ class Valkey:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Returns when it answers. Nothing when it runs already."""
+        if self._process is not None:
+            return
         secret = ["--requirepass", self._password] if self._password else []
         where = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
         command = [_program(), *where, "--save", "", "--appendonly", "no", *secret]

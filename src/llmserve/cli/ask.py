@@ -28,9 +28,9 @@ class Answers:
 
     healths: Mapping[str, str] = field(default_factory=dict)
     router: router_pb2.GetClusterStatusResponse = field(default_factory=router_pb2.GetClusterStatusResponse)
-    leading: str = ""
     kvmanager: kvmanager_pb2.GetKvStatusResponse = field(default_factory=kvmanager_pb2.GetKvStatusResponse)
     problems: tuple[str, ...] = ()
+    leading: str = ""
 
 
 async def ask(roles: list[dict[str, Any]]) -> Answers:
@@ -42,7 +42,7 @@ async def ask(roles: list[dict[str, Any]]) -> Answers:
         asyncio.gather(*(_health(role) for role in roles)),
     )
     named = {str(role["name"]): health for role, health in zip(roles, healths, strict=True)}
-    return Answers(named, router, leading, kvmanagers, tuple(problems))
+    return Answers(named, router, kvmanagers, tuple(problems), leading)
 
 
 def routers_of(roles: list[dict[str, Any]]) -> dict[str, str]:

@@ -84,6 +84,7 @@ class Leadership:
         while True:
             await self._win(address)
             await self._lead()
+            await asyncio.sleep(self._times.poll_seconds)
 
     async def resign(self) -> None:
         """Lets another lead at once, when that can be told. Idempotent."""

@@ -50,7 +50,16 @@ class Routers:
         self._manifest.write_text(MANIFEST.format(name="routers", url=valkey.url, more=more))
         self.addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(2))
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._channels: list[grpc.aio.Channel] = []
+
+    async def open(self) -> None:
+        """Both run; the channels are of this loop."""
         self._channels = [open_channel(address) for address in self.addresses]
+        self.start(*{0, 1} - self._processes.keys())
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close()
 
     def start(self, *indices: int) -> None:
         for index in indices:
@@ -65,6 +74,9 @@ class Routers:
             self._processes[index].kill()
             self._processes.pop(index).wait()
 
+    def kill_all(self) -> None:
+        self.kill(*list(self._processes))
+
     def stop(self, index: int) -> int:
         """In order; the exit code."""
         self._processes[index].terminate()
@@ -75,13 +87,6 @@ class Routers:
 
     def resume(self, index: int) -> None:
         os.kill(self._processes[index].pid, signal.SIGCONT)
-
-    async def aclose(self) -> None:
-        for process in self._processes.values():
-            process.kill()
-            process.wait()
-        for channel in self._channels:
-            await channel.close()
 
     def stub(self, index: int) -> router_pb2_grpc.RouterStub:
         return router_pb2_grpc.RouterStub(self._channels[index])  # type: ignore[no-untyped-call]
@@ -199,23 +204,30 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
-@pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[Valkey]:
-    server = Valkey(tmp_path)
-    server.start()
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    server = Valkey(tmp_path_factory.mktemp("valkey"))
     yield server
     server.kill()
 
 
+@pytest.fixture(scope="module")
+def routers(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: Valkey, request: pytest.FixtureRequest
+) -> Iterator[Routers]:
+    """Processes that outlive the tests of a module, as far as those let them live."""
+    made = Routers(tmp_path_factory.mktemp("routers"), redis_server, getattr(request.module, "MORE", ""))
+    yield made
+    made.kill_all()
+
+
 @pytest.fixture
-async def cluster(
-    tmp_path: Path, redis_server: Valkey, request: pytest.FixtureRequest
-) -> AsyncIterator[Cluster]:
-    """Both routers are started and one leads; a worker with four slots. The parameter: more of the manifest."""
+async def cluster(redis_server: Valkey, routers: Routers) -> AsyncIterator[Cluster]:
+    """Both routers run and one leads; a worker with four slots. MORE of the module: more of the manifest."""
     async with AsyncExitStack() as stack:
-        routers = Routers(tmp_path, redis_server, getattr(request, "param", ""))
-        stack.push_async_callback(routers.aclose)
-        routers.start(0, 1)
+        redis_server.start()
+        await routers.open()
+        stack.push_async_callback(routers.close)
         started = Cluster(routers, redis_server, stack)
         await started.worker("aggregated-0", 4)
         await routers.leader()

@@ -1,5 +1,6 @@
 """From the cluster's answers to what the user reads."""
 
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -116,3 +117,14 @@ def test_each_trouble_is_named() -> None:
 def test_text_of_the_cluster_is_no_markup() -> None:
     now = snapshot(_state(_role("decode-0")), _answers(decode_0="[red]odd[/"), 0.0)
     assert "[red]odd[/" in _text(now)
+
+
+def test_which_router_leads() -> None:
+    one, two = _role("router-0"), _role("router-1")
+    answers = replace(_answers(router_0=HEALTHY, router_1=HEALTHY), leading=two["listen"])
+    now = snapshot(_state(one, two), answers, 175.0)
+    assert [role.leads for role in now.roles] == [False, True]
+    shown = [line.split() for line in _text(now).splitlines() if line.startswith("router-")]
+    assert [line[1:3] for line in shown] == [["healthy,", "stands"], ["healthy,", "leads"]]
+    alone = snapshot(_state(one), replace(answers, leading=one["listen"]), 175.0)
+    assert "leads" not in _text(alone)
