@@ -71,7 +71,7 @@ class RouterLink:
         self._metrics, self._on_members = metrics, on_members
         self._patience_seconds = patience_seconds
         self._entries: dict[str, _Entry] = {}
-        self._outbox: asyncio.Queue[_Message] | None = None  # of the open session
+        self._outbox: asyncio.Queue[_Message | None] | None = None  # of the open session
         self._give_up: asyncio.TimerHandle | None = None
         self._given_up = False
         self._owner = TaskOwner("router-link")
@@ -158,7 +158,7 @@ class RouterLink:
         return self._stubs[address]
 
     async def _session(self, stub: router_pb2_grpc.RouterStub) -> None:
-        outbox: asyncio.Queue[_Message] = asyncio.Queue()
+        outbox: asyncio.Queue[_Message | None] = asyncio.Queue()
         outbox.put_nowait(_Message(hello=self._hello()))
         call = stub.Session(_drain(outbox))
         try:
@@ -174,6 +174,7 @@ class RouterLink:
                 self._receive(response)
         finally:
             call.cancel()
+            outbox.put_nowait(None)
 
     @property
     def _longest_silence(self) -> float | None:
@@ -201,7 +202,7 @@ class RouterLink:
         ]
         return router_pb2.Hello(apiserver_id=self._apiserver_id, held=held)
 
-    def _connect(self, outbox: "asyncio.Queue[_Message]") -> None:
+    def _connect(self, outbox: "asyncio.Queue[_Message | None]") -> None:
         self._outbox = outbox
         self._stop_patience()
         self._metrics.router_connected.set(1)
@@ -286,6 +287,7 @@ async def _next(
         return await anext(responses, None)
 
 
-async def _drain(outbox: "asyncio.Queue[_Message]") -> AsyncIterator[_Message]:
-    while True:
-        yield await outbox.get()
+async def _drain(outbox: "asyncio.Queue[_Message | None]") -> AsyncIterator[_Message]:
+    """Until None: gRPC does not end it when the call ends by itself."""
+    while (message := await outbox.get()) is not None:
+        yield message

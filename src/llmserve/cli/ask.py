@@ -46,8 +46,8 @@ async def ask(roles: list[dict[str, Any]]) -> Answers:
 
 
 def routers_of(roles: list[dict[str, Any]]) -> dict[str, str]:
-    """Their addresses, by name. Every worker was told where the routers and the kvmanagers are; a router, where
-    the others are."""
+    """Their addresses, by name. Every worker was told where the routers and the kvmanagers are; a router,
+    where the others are."""
     found = next((role["routers"] for role in roles if role["routers"] and role["role"] != "router"), ())
     return {f"router-{index}": str(address) for index, address in enumerate(found)}
 

@@ -35,8 +35,8 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class RoleView:
-    """A process. health: "healthy", or why not. leads: of a router; the others stand by. worker: None for the others, and when the router does
-    not know it."""
+    """A process. health: "healthy", or why not. leads: of a router; the others stand by. worker: None for
+    the others, and when the router does not know it."""
 
     name: str
     role: str

@@ -45,8 +45,8 @@ class ProcessSpec:
 
     Addresses are HOST:PORT: `listen` its own gRPC, `http` its HTTP, `routers` and `kvmanagers` those
     it talks to (a router: the others), router-0 and kvmanager-0 first. metrics_port 0: none. `cores` and
-    `gpus` are the engine's own; without cores it may run on any. `env` is added to the environment and `unset_env` removed from it. It is
-    started when all processes named in `after` are ready.
+    `gpus` are the engine's own; without cores it may run on any. `env` is added to the environment and
+    `unset_env` removed from it. It is started when all processes named in `after` are ready.
     """
 
     role: ProcessRole

@@ -213,7 +213,6 @@ class RedisServer(Section):
         str,
         Field(
             pattern=r"^rediss?://[^\s/?#]+(/[0-9]+)?$",
-            repr=False,
             description="`redis://[USER@]HOST:PORT/DB`, or `rediss://` with TLS. Clusters with different "
             "`metadata.name` can share one.",
         ),

@@ -59,7 +59,7 @@ class Routers:
 
     async def close(self) -> None:
         for channel in self._channels:
-            await channel.close()
+            await channel.close(None)
 
     def start(self, *indices: int) -> None:
         for index in indices:

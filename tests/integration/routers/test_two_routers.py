@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -29,7 +30,7 @@ async def test_a_killed_leader_is_followed_and_nothing_is_lost(cluster: Cluster)
     routers.kill(first)
     second = await routers.leader(other_than=first)
     async with asyncio.timeout(SOON):
-        while (status := await routers.status(second)) is None or status.running_requests < 4:
+        while (status := await routers.status(second)) is None or status.running_requests < 4:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.02)
     assert not waiting.done()  # what runs is counted before anything is placed
     api.done(held[0])
@@ -69,12 +70,15 @@ async def test_a_leader_that_was_paused_places_nothing_when_it_wakes(cluster: Cl
     assert await routers.epoch(second) > epoch
     routers.resume(first)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        async with asyncio.timeout(SOON):
-            while (message := await call.read()) is not grpc.aio.EOF:
-                assert not message.HasField("placed"), message
+        await asyncio.wait_for(_no_place(call), SOON)
     assert isinstance(from_grpc(refused.value), NotLeader)
     assert routers.addresses[second] in await _refusal(cluster, first)
     assert await routers.leader() == second
+
+
+async def _no_place(call: Any) -> None:
+    while isinstance(message := await call.read(), router_pb2.RouterSessionResponse):
+        assert not message.HasField("placed"), message
 
 
 async def test_the_standby_says_so(cluster: Cluster) -> None:

@@ -45,7 +45,10 @@ def test_redis_for_one_router() -> None:
             "state: {backend: redis, redis: {url: 'redis://user:hush@h:1'}}\n",
             "m.yaml:3: state.redis.url: has a password in it; set state.redis.password_env instead",
         ),
-        ("state: {backend: redis, redis: {url: 'redis://h:1?password=hush'}}\n", "m.yaml:3: state.redis.url:"),
+        (
+            "state: {backend: redis, redis: {url: 'redis://h:1?password=hush'}}\n",
+            "m.yaml:3: state.redis.url:",
+        ),
         ("state: {backend: redis, redis: {url: 'http://user:hush@h'}}\n", "m.yaml:3: state.redis.url:"),
     ],
 )

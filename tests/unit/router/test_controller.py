@@ -307,7 +307,9 @@ def test_it_settles_before_it_places(make_cluster: MakeCluster) -> None:
     wake = cluster.controller.next_wake()
     assert wake is not None
     assert wake == pytest.approx(cluster.clock.now() + 0.4)
-    cluster.open("other", (Held(RequestId("b"), TenantId("t"), None, Incarnation(WorkerId("aggregated-0"), 1)),))
+    cluster.open(
+        "other", (Held(RequestId("b"), TenantId("t"), None, Incarnation(WorkerId("aggregated-0"), 1)),)
+    )
     assert cluster.after(0.4) == []  # its only seat is taken by what the other apiserver has told
 
 

@@ -50,7 +50,7 @@ async def test_a_sign_of_life_when_there_is_nothing_else() -> None:
     outbox = Outbox(idle_seconds=0.01)
     messages = aiter(outbox)
     assert (await anext(messages)).WhichOneof("message") is None
-    answer = RouterSessionResponse(refused=router_pb2.Refused(request_id="a"))
+    answer = _placed("a")
     outbox.send(answer)
     assert await anext(messages) == answer
     assert (await anext(messages)).WhichOneof("message") is None

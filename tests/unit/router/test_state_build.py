@@ -23,7 +23,7 @@ async def test_redis() -> None:
 
 
 def test_a_password_that_is_not_there() -> None:
-    with pytest.raises(StartFailed, match=r"state\.redis\.password_env: the environment variable PW is not set"):
+    with pytest.raises(StartFailed, match="the environment variable PW is not set"):
         build_state(REDIS, "c", {"PW": ""}, 1.0)
 
 
