@@ -55,6 +55,8 @@ class Routers:
     async def open(self) -> None:
         """Both run; the channels are of this loop."""
         self._channels = [open_channel(address) for address in self.addresses]
+        for index in self._processes:
+            self.resume(index)
         self.start(*{0, 1} - self._processes.keys())
 
     async def close(self) -> None:
@@ -110,6 +112,17 @@ class Routers:
                     if status is not None and status.leads:
                         return index
                 await asyncio.sleep(0.02)
+
+    async def both(self) -> None:
+        """Waits until one leads and the other knows it: it would follow."""
+        async with asyncio.timeout(SOON):
+            while True:
+                found = [await self.status(index) for index in (0, 1)]
+                known = [status.leader for status in found if status]
+                leaders = [self.addresses[at] for at, status in enumerate(found) if status and status.leads]
+                if leaders and known == leaders * 2:
+                    return
+                await asyncio.sleep(0.05)
 
     async def epoch(self, index: int) -> int:
         """0: it does not lead."""
@@ -230,5 +243,5 @@ async def cluster(redis_server: Valkey, routers: Routers) -> AsyncIterator[Clust
         stack.push_async_callback(routers.close)
         started = Cluster(routers, redis_server, stack)
         await started.worker("aggregated-0", 4)
-        await routers.leader()
+        await routers.both()
         yield started
