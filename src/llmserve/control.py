@@ -22,7 +22,6 @@ from llmserve.core.clock import SystemClock
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole
-from llmserve.router.settings import RouterSettings
 from llmserve.rpc.role import Role, configure_logging, report_progress, run_role
 
 
@@ -70,14 +69,9 @@ def main() -> int:
         from llmserve.apiserver.role import ApiserverRole
 
         store = build_store(StoreParts.of(manifest, "kvmanager-0", os.environ), SystemClock())
-        settings = RouterSettings.of(
-            manifest.scheduling,
-            manifest.budgets,
-            prefetch_on_prefix=manifest.kv_cache.prefetch_on_prefix,
-        )
         return Roles(
             (
-                RouterRole(settings, listen=given.router, kvmanagers=(given.kvmanager,), manifest=manifest),
+                RouterRole.of(manifest, listen=given.router[0], kvmanagers=(given.kvmanager,)),
                 KVManagerRole(
                     listen=given.kvmanager, store=store, engine_order=manifest.transfer.engine_order
                 ),

@@ -32,8 +32,9 @@ from tests.conformance.transport_peer import (
 )
 from tests.support.faulty_s3 import s3_proxy
 from tests.support.seaweed import s3_server
+from tests.support.valkey import valkey
 
-__all__ = ["s3_proxy", "s3_server"]
+__all__ = ["s3_proxy", "s3_server", "valkey"]
 
 MANIFEST = Path(__file__).parents[2] / "llmserve.yaml"
 

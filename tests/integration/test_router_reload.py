@@ -49,7 +49,7 @@ async def channel(router: RouterRole) -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def _reload(router: RouterRole, more: str) -> list[str]:
-    return (await reload_cluster(f"127.0.0.1:{router.port}", BASE + more, "m.yaml")).lines()
+    return (await reload_cluster([f"127.0.0.1:{router.port}"], BASE + more, "m.yaml")).lines()
 
 
 async def _until(holds: Any) -> None:
@@ -119,4 +119,4 @@ async def test_a_bad_manifest_is_refused_with_its_line(router: RouterRole) -> No
 
 async def test_a_request_that_nobody_remembers(router: RouterRole) -> None:
     with pytest.raises(NotFound, match="no apiserver remembers a request gone-1"):
-        await explain_request(f"127.0.0.1:{router.port}", "gone-1")
+        await explain_request([f"127.0.0.1:{router.port}"], "gone-1")

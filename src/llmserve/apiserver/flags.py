@@ -6,13 +6,13 @@ from pathlib import Path
 from llmserve.apiserver.options import DRAIN_SECONDS, ApiserverOptions, ServedModel
 from llmserve.config.schema import Manifest
 from llmserve.models import resolve
-from llmserve.rpc.role import common_flags, report_progress
+from llmserve.rpc.role import addresses, common_flags, report_progress
 
 
 def flags() -> argparse.ArgumentParser:
     parser = common_flags("apiserver", listens=False)
     parser.add_argument("--http", required=True, help="host:port of the HTTP API")
-    parser.add_argument("--router", required=True, help="host:port of the router")
+    parser.add_argument("--router", required=True, type=addresses, help="host:port,... of each router")
     parser.add_argument("--model-dir", type=Path, help="the prepared model; prepared here when not given")
     parser.add_argument(
         "--drain-seconds", type=float, default=DRAIN_SECONDS, help="for running requests at stop"
@@ -29,7 +29,7 @@ def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
     return ApiserverOptions(
         name=given.name,
         http=given.http,
-        router=given.router,
+        routers=given.router,
         model=ServedModel(model.served_name, directory),
         drain_seconds=given.drain_seconds,
         manifest=Path(given.manifest),

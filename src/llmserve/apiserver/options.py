@@ -16,12 +16,12 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class ApiserverOptions:
-    """http, router: host:port. max_body_bytes: of one HTTP request. drain_seconds: for running requests
+    """http, routers: host:port. max_body_bytes: of one HTTP request. drain_seconds: for running requests
     at the stop. manifest: the file, for `/admin/reload`."""
 
     name: str
     http: str
-    router: str
+    routers: tuple[str, ...]
     model: ServedModel
     max_body_bytes: int = 32 * 1024 * 1024
     drain_seconds: float = DRAIN_SECONDS

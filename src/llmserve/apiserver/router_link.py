@@ -1,26 +1,28 @@
 """The one stream to the router: admissions out, placements in.
 
 What this apiserver asked for and holds is kept here, so that a session that broke (or a router
-that restarted) is told again: requests that hold a placement in Hello, waiting ones as new Admits.
+that restarted, or another that leads now) is told again: requests that hold a placement in Hello, waiting
+ones as new Admits.
 Requests that run go on meanwhile; new ones wait for the router for `patience_seconds`.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 import grpc.aio
 
-from llmserve.core.errors import LLMServeError, RouterUnavailable
+from llmserve.core.errors import LLMServeError, NotLeader, RouterUnavailable
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import PrefillStats
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.apiserver import ApiserverMetrics
-from llmserve.rpc.backoff import Backoff
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import decode_outcome, encode_outcome
+from llmserve.rpc.following import Following
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, KvShape, WorkerInfo
 from llmserve.rpc.status import error_named, from_grpc
@@ -29,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 _HELLO_TIMEOUT_SECONDS = 5.0
 _RETRY_AFTER_SECONDS = 2.0
+# Of several routers: a leader says something every 0.4 s, and its lease is 2 s.
+_LONGEST_SILENCE_SECONDS = 1.5
 
 _Message = router_pb2.RouterSessionRequest
 
@@ -52,22 +56,25 @@ class _Entry:
 
 
 class RouterLink:
-    """Life: start -> admit / done ... -> aclose (idempotent)."""
+    """Life: start -> admit / done ... -> aclose (idempotent). addresses: host:port of each router; it has a
+    session with the one that leads."""
 
     def __init__(
         self,
-        address: str,
+        addresses: Sequence[str],
         apiserver_id: ApiserverId,
         metrics: ApiserverMetrics,
         on_members: Callable[[Sequence[WorkerInfo]], None] = lambda members: None,
         patience_seconds: float = 30.0,
         answer: Callable[[router_pb2.Question], router_pb2.Answer] | None = None,
     ) -> None:
-        self._address, self._apiserver_id = address, apiserver_id
+        self._following, self._apiserver_id = Following(addresses), apiserver_id
+        self._stubs: dict[str, router_pb2_grpc.RouterStub] = {}
+        self._epoch = 0  # the latest term that was heard of
         self._metrics, self._on_members, self._answer = metrics, on_members, answer
         self._patience_seconds = patience_seconds
         self._entries: dict[str, _Entry] = {}
-        self._outbox: asyncio.Queue[_Message] | None = None  # of the open session
+        self._outbox: asyncio.Queue[_Message | None] | None = None  # of the open session
         self._give_up: asyncio.TimerHandle | None = None
         self._given_up = False
         self._owner = TaskOwner("router-link")
@@ -142,37 +149,58 @@ class RouterLink:
     # -- the session
 
     async def _keep_session(self) -> None:
-        backoff = Backoff()
-        async with open_channel(self._address) as channel:
-            stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
+        async with AsyncExitStack() as channels:
             while True:
                 try:
-                    await self._session(stub, backoff)
+                    await self._session(await self._stub(channels))
                     reason = "the router closed it"
                 except grpc.aio.AioRpcError as error:
                     reason = from_grpc(error).message
                 except TimeoutError:
-                    reason = "no answer to Hello"
+                    reason = "the router is silent"
+                except NotLeader as error:
+                    reason = error.message
                 self._disconnected(reason)
-                await backoff.pause()
+                await self._following.failed()
 
-    async def _session(self, stub: router_pb2_grpc.RouterStub, backoff: Backoff) -> None:
-        outbox: asyncio.Queue[_Message] = asyncio.Queue()
+    async def _stub(self, channels: AsyncExitStack) -> router_pb2_grpc.RouterStub:
+        """Of the router to talk to."""
+        address = self._following.address
+        if address not in self._stubs:
+            channel = await channels.enter_async_context(open_channel(address))
+            self._stubs[address] = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
+        return self._stubs[address]
+
+    async def _session(self, stub: router_pb2_grpc.RouterStub) -> None:
+        outbox: asyncio.Queue[_Message | None] = asyncio.Queue()
         outbox.put_nowait(_Message(hello=self._hello()))
         call = stub.Session(_drain(outbox))
         try:
             responses = aiter(call)
-            async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
-                first = await anext(responses, None)
+            first = await _next(responses, self._longest_silence or _HELLO_TIMEOUT_SECONDS)
             if first is None:
                 return
-            backoff.reset()
+            self._check_term(first)
+            self._following.worked()
             self._connect(outbox)
             self._receive(first)
-            async for response in responses:
+            while (response := await _next(responses, self._longest_silence)) is not None:
                 self._receive(response)
         finally:
             call.cancel()
+            outbox.put_nowait(None)
+
+    @property
+    def _longest_silence(self) -> float | None:
+        """A single router that hangs is waited for: there is nobody else."""
+        return _LONGEST_SILENCE_SECONDS if self._following.has_others else None
+
+    def _check_term(self, first: router_pb2.RouterSessionResponse) -> None:
+        """Errors: NotLeader, when a later term than this router's has begun."""
+        epoch = first.state.epoch
+        if self._following.has_others and epoch < self._epoch:
+            raise NotLeader(f"it leads in term {epoch}, and term {self._epoch} has begun")
+        self._epoch = epoch
 
     def _hello(self) -> router_pb2.Hello:
         held = [
@@ -188,11 +216,11 @@ class RouterLink:
         ]
         return router_pb2.Hello(apiserver_id=self._apiserver_id, held=held)
 
-    def _connect(self, outbox: "asyncio.Queue[_Message]") -> None:
+    def _connect(self, outbox: "asyncio.Queue[_Message | None]") -> None:
         self._outbox = outbox
         self._stop_patience()
         self._metrics.router_connected.set(1)
-        _log.info("session with the router at %s started", self._address)
+        _log.info("session with the router at %s started", self._following.address)
         for entry in self._entries.values():
             if entry.placement is None:
                 self._post(_Message(admit=entry.admit))
@@ -202,7 +230,7 @@ class RouterLink:
             self._outbox = None
             self._metrics.router_connected.set(0)
             self._metrics.router_reconnects_total.inc()
-            _log.warning("session with the router at %s broke: %s", self._address, reason)
+            _log.warning("session with the router at %s broke: %s", self._following.address, reason)
             self._start_patience()
 
     def _receive(self, response: router_pb2.RouterSessionResponse) -> None:
@@ -253,7 +281,7 @@ class RouterLink:
 
     def _away(self) -> AdmissionRefused:
         error = RouterUnavailable(
-            f"the router at {self._address} does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS
+            f"the router at {self._following} does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS
         )
         return AdmissionRefused(Outcome.REJECTED, error)
 
@@ -268,6 +296,15 @@ class RouterLink:
         self._outbox = None
 
 
-async def _drain(outbox: "asyncio.Queue[_Message]") -> AsyncIterator[_Message]:
-    while True:
-        yield await outbox.get()
+async def _next(
+    responses: AsyncIterator[router_pb2.RouterSessionResponse], timeout_seconds: float | None
+) -> router_pb2.RouterSessionResponse | None:
+    """None: the stream has ended. Errors: TimeoutError, AioRpcError."""
+    async with asyncio.timeout(timeout_seconds):
+        return await anext(responses, None)
+
+
+async def _drain(outbox: "asyncio.Queue[_Message | None]") -> AsyncIterator[_Message]:
+    """Until None: gRPC does not end it when the call ends by itself."""
+    while (message := await outbox.get()) is not None:
+        yield message

@@ -46,11 +46,11 @@ class Apiserver:
         self._options, self._manifest, self._registry = options, manifest, registry
         self._live = LiveSettings.of(manifest)
         self._records = Records(self._live.explain_requests)
-        self._finder = Finder(self._records, options.name, options.router)
+        self._finder = Finder(self._records, options.name, options.routers)
         metrics = ApiserverMetrics(registry)
         self._workers = WorkerLinks(metrics)
         self._router = RouterLink(
-            options.router,
+            options.routers,
             ApiserverId(options.name),
             metrics,
             on_members=self._workers.retain,
@@ -102,7 +102,7 @@ class Apiserver:
         if path is None:
             raise InvalidRequest("this apiserver runs without a manifest file: there is nothing to reload")
         text = await asyncio.to_thread(read_manifest, path)
-        return await reload_cluster(self._options.router, text, str(path))
+        return await reload_cluster(self._options.routers, text, str(path))
 
     def _obey(self, live: LiveSettings) -> None:
         """May come before the start is over."""

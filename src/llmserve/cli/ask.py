@@ -22,31 +22,34 @@ _DEADLINE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the cluster said. healths: by name of the process, HEALTHY or why not. kvmanager: of all that
-    answered, as one. A service that did not
-    answer has its default here and a sentence in `problems`."""
+    """What the cluster said. healths: by name of the process, HEALTHY or why not. router: of the one that
+    leads. leading: its address, empty when there is none. kvmanager: of all that answered, as one. A
+    service that did not answer has its default here and a sentence in `problems`."""
 
     healths: Mapping[str, str] = field(default_factory=dict)
     router: router_pb2.GetClusterStatusResponse = field(default_factory=router_pb2.GetClusterStatusResponse)
     kvmanager: kvmanager_pb2.GetKvStatusResponse = field(default_factory=kvmanager_pb2.GetKvStatusResponse)
     problems: tuple[str, ...] = ()
+    leading: str = ""
 
 
 async def ask(roles: list[dict[str, Any]]) -> Answers:
     """roles: those of cluster.json (ClusterState.roles)."""
     problems: list[str] = []
-    router, kvmanagers, healths = await asyncio.gather(
-        _router(_router_of(roles), problems),
+    (leading, router), kvmanagers, healths = await asyncio.gather(
+        _leader(routers_of(roles), problems),
         _kvmanagers(kvmanagers_of(roles), problems),
         asyncio.gather(*(_health(role) for role in roles)),
     )
     named = {str(role["name"]): health for role, health in zip(roles, healths, strict=True)}
-    return Answers(named, router, kvmanagers, tuple(problems))
+    return Answers(named, router, kvmanagers, tuple(problems), leading)
 
 
-def _router_of(roles: list[dict[str, Any]]) -> str | None:
-    """Every worker was told where the router and the kvmanagers are."""
-    return next((str(role["router"]) for role in roles if role["router"]), None)
+def routers_of(roles: list[dict[str, Any]]) -> dict[str, str]:
+    """Their addresses, by name. Every worker was told where the routers and the kvmanagers are; a router,
+    where the others are."""
+    found = next((role["routers"] for role in roles if role["routers"] and role["role"] != "router"), ())
+    return {f"router-{index}": str(address) for index, address in enumerate(found)}
 
 
 def kvmanagers_of(roles: list[dict[str, Any]]) -> dict[str, str]:
@@ -55,10 +58,24 @@ def kvmanagers_of(roles: list[dict[str, Any]]) -> dict[str, str]:
     return {f"kvmanager-{index}": str(address) for index, address in enumerate(found)}
 
 
-async def _router(address: str | None, problems: list[str]) -> router_pb2.GetClusterStatusResponse:
-    request, empty = router_pb2.GetClusterStatusRequest(), router_pb2.GetClusterStatusResponse()
-    if address is None:
-        return empty
+async def _leader(
+    addresses: Mapping[str, str], problems: list[str]
+) -> tuple[str, router_pb2.GetClusterStatusResponse]:
+    """Its address and its answer; empty when none leads."""
+    answers = await asyncio.gather(*(_router(name, at, problems) for name, at in addresses.items()))
+    for address, answer in zip(addresses.values(), answers, strict=True):
+        if answer is not None and answer.leads:
+            if answer.state_trouble:
+                problems.append(f"the routers' shared state is away: {answer.state_trouble}")
+            return address, answer
+    if any(answer is not None for answer in answers):
+        troubles = {answer.state_trouble for answer in answers if answer and answer.state_trouble}
+        problems.append(": ".join(("no router leads", *sorted(troubles))))
+    return "", router_pb2.GetClusterStatusResponse()
+
+
+async def _router(name: str, address: str, problems: list[str]) -> router_pb2.GetClusterStatusResponse | None:
+    request = router_pb2.GetClusterStatusRequest()
     async with open_channel(address) as channel:
         try:
             stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -67,8 +84,8 @@ async def _router(address: str | None, problems: list[str]) -> router_pb2.GetClu
             )
             return status
         except grpc.aio.AioRpcError as error:
-            problems.append(f"the router does not answer: {from_grpc(error).message}")
-            return empty
+            problems.append(f"{name} does not answer: {from_grpc(error).message}")
+            return None
 
 
 async def _kvmanagers(addresses: Mapping[str, str], problems: list[str]) -> kvmanager_pb2.GetKvStatusResponse:

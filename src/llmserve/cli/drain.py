@@ -3,16 +3,14 @@
 import argparse
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
-
-import grpc.aio
 
 from llmserve.cli.command import EXIT_OK, Command
 from llmserve.cli.find import FoundCluster, add_cluster, find_cluster
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
-from llmserve.rpc.client import open_channel
-from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
-from llmserve.rpc.status import from_grpc
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
+from llmserve.rpc.leader import ask_leader
 from llmserve.runner.board import Stand
 from llmserve.runner.drained import DrainedMark
 from llmserve.runner.state import read_state
@@ -48,7 +46,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     if options.router:
-        _say_what_follows(options, asyncio.run(_order(options.router, options)))
+        _say_what_follows(options, asyncio.run(_order([options.router], options)))
         return EXIT_OK
     cluster = find_cluster(options)
     _role(cluster, options.worker)
@@ -60,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _drain(cluster: FoundCluster, options: argparse.Namespace) -> None:
-    answer = asyncio.run(_order(_router_of(cluster), options))
+    answer = asyncio.run(_order(cluster.routers, options))
     _say_what_follows(options, answer)
     if not options.no_wait:
         _wait(cluster, options.worker, answer.timeout_seconds + _STOP_SECONDS)
@@ -72,7 +70,7 @@ def _take_back(cluster: FoundCluster, options: argparse.Namespace) -> None:
     if DrainedMark(Path(cluster.state.temp_dir), options.worker).clear():
         print(f"{options.worker} is started again.")
         return
-    asyncio.run(_order(_router_of(cluster), options))
+    asyncio.run(_order(cluster.routers, options))
     print(f"{options.worker} stays in service.")
 
 
@@ -89,17 +87,14 @@ def _say_what_follows(options: argparse.Namespace, answer: router_pb2.DrainRespo
         print("Warning: no other worker of its role is available; requests wait until one is.", flush=True)
 
 
-async def _order(router: str, options: argparse.Namespace) -> router_pb2.DrainResponse:
+async def _order(routers: Sequence[str], options: argparse.Namespace) -> router_pb2.DrainResponse:
     """Errors: NotFound for a worker that the router does not know; LLMServeError."""
     order = router_pb2.DrainOrder(drain=not options.undo, timeout_seconds=max(0.0, options.timeout))
     request = router_pb2.DrainRequest(worker_id=options.worker, order=order)
-    async with open_channel(router) as channel:
-        try:
-            stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
-            answer: router_pb2.DrainResponse = await stub.Drain(request, timeout=_ASK_SECONDS)
-            return answer
-        except grpc.aio.AioRpcError as error:
-            raise from_grpc(error) from error
+    answer: router_pb2.DrainResponse = await ask_leader(
+        routers, lambda stub: stub.Drain(request, timeout=_ASK_SECONDS)
+    )
+    return answer
 
 
 def _role(cluster: FoundCluster, worker: str) -> dict[str, object]:
@@ -111,10 +106,6 @@ def _role(cluster: FoundCluster, worker: str) -> dict[str, object]:
     if worker not in workers:
         raise InvalidRequest(f"{worker} is no worker: only {', '.join(workers)} can be drained")
     return roles[worker]
-
-
-def _router_of(cluster: FoundCluster) -> str:
-    return next(str(role["router"]) for role in cluster.state.roles if role["router"])
 
 
 def _wait(cluster: FoundCluster, worker: str, seconds: float) -> None:

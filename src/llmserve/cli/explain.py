@@ -7,7 +7,6 @@ import json
 from llmserve.cli.command import EXIT_OK, Command, add_json
 from llmserve.cli.explain_page import lines
 from llmserve.cli.find import add_cluster, find_cluster
-from llmserve.cli.reload import router_of
 from llmserve.rpc.explain import explain_request
 
 _ABOUT = """\
@@ -25,8 +24,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    router = router_of(find_cluster(options))
-    record = json.loads(asyncio.run(explain_request(router, options.id)))
+    routers = find_cluster(options).routers
+    record = json.loads(asyncio.run(explain_request(routers, options.id)))
     print(json.dumps(record, indent=2) if options.json else "\n".join(lines(record)))
     return EXIT_OK
 

@@ -18,6 +18,12 @@ class FoundCluster:
     run_dir: Path
     state: ClusterState
 
+    @property
+    def routers(self) -> list[str]:
+        """HOST:PORT of each, router-0 first. Whoever is not a router was told all of them."""
+        roles = self.state.roles
+        return next((role["routers"] for role in roles if role["routers"] and role["role"] != "router"), [])
+
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()

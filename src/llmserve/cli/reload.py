@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
-from llmserve.cli.find import FoundCluster, add_cluster, find_cluster
+from llmserve.cli.find import add_cluster, find_cluster
 from llmserve.config.load import parse_manifest, read_manifest
 from llmserve.core.errors import InvalidRequest
 from llmserve.rpc.reload import reload_cluster
@@ -37,19 +37,12 @@ def _run(options: argparse.Namespace) -> int:
         )
     text = read_manifest(path)
     parse_manifest(text, str(path))
-    reloaded = asyncio.run(reload_cluster(router_of(cluster), text, str(path)))
+    reloaded = asyncio.run(reload_cluster(cluster.routers, text, str(path)))
     if options.json:
         print(json.dumps(asdict(reloaded), indent=2))
     else:
         print("\n".join(reloaded.lines()))
     return EXIT_FAILED if reloaded.failed else EXIT_OK
-
-
-def router_of(cluster: FoundCluster) -> str:
-    """HOST:PORT."""
-    by_role = {role["role"]: role for role in cluster.state.roles}
-    address: str = by_role["router"]["listen"] if "router" in by_role else by_role["control"]["router"]
-    return address
 
 
 COMMAND = Command("reload", "bring a changed manifest to a running cluster", _ABOUT, _configure, _run)

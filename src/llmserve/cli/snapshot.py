@@ -37,8 +37,8 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class RoleView:
-    """A process. health: "healthy", or why not. worker: None for the others, and when the router does
-    not know it."""
+    """A process. health: "healthy", or why not. leads: of a router; the others stand by. worker: None for
+    the others, and when the router does not know it."""
 
     name: str
     role: str
@@ -49,6 +49,7 @@ class RoleView:
     address: str
     log: str
     worker: WorkerView | None
+    leads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,7 @@ def _role(role: Mapping[str, Any], answers: Answers, workers: Mapping[str, Worke
         address=role["http"] or role["listen"] or "",
         log=role["log"],
         worker=workers.get(role["name"]),
+        leads=bool(answers.leading) and answers.leading == role["listen"],
     )
 
 

@@ -101,8 +101,9 @@ def page(now: Snapshot) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("PROCESS", "HEALTH", "PID", "RESTARTS", "ADDRESS", "REQUESTS", "BLOCKS", "KV IN"):
         table.add_column(title, overflow="fold")
+    several_routers = sum(role.role == "router" for role in now.roles) > 1
     for role in now.roles:
-        table.add_row(*_cells(role))
+        table.add_row(*_cells(role, several_routers))
     pairs = [(role.name, pair) for role in now.roles if role.worker for pair in role.worker.pairs]
     matrix: list[RenderableType] = [_matrix(pairs), ""] if pairs else []
     return Group(Text.from_markup(_headline(now)), "", table, "", *matrix, *map(Text, _lines(now)))
@@ -136,13 +137,14 @@ def _headline(now: Snapshot) -> str:
     )
 
 
-def _cells(role: RoleView) -> Iterator[str]:
+def _cells(role: RoleView, several_routers: bool) -> Iterator[str]:
     yield role.name
     is_well = role.health == HEALTHY and (role.worker is None or role.worker.available)
     shown = HEALTHY if role.health == HEALTHY else role.stand
     if role.worker is not None and role.worker.draining:
         shown = "draining"
-    yield f"[{'green' if is_well else 'red'}]{shown}[/]"
+    standing = ", leads" if role.leads else ", stands by" if role.role == "router" else ""
+    yield f"[{'green' if is_well else 'red'}]{shown}[/]{standing if several_routers else ''}"
     yield str(role.pid or "-")
     yield str(role.restarts)
     yield role.address

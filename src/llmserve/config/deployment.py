@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmserve.config.knob import Planned, Section, Unit
+from llmserve.config.knob import Section, Unit
 
 
 class Replicas(Section):
@@ -18,8 +18,12 @@ class Replicas(Section):
     router: Annotated[
         int,
         Unit("processes"),
-        Planned("shared router state"),
-        Field(ge=1, description="Routers: admission, queueing and placement."),
+        Field(
+            ge=1,
+            le=8,
+            description="Routers: admission, queueing and placement. Of several one leads and the others "
+            "stand by; they need `state.backend: redis`.",
+        ),
     ] = 1
     prefill: Annotated[
         int,

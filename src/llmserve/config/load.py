@@ -20,7 +20,7 @@ from llmserve.core.errors import ManifestError
 MAX_FILE_BYTES = 1_000_000
 
 _HEAD = ("apiVersion", "kind", "metadata")
-_SECRETS = ("security", "api_keys")
+_SECRETS = (("security", "api_keys"), ("state", "redis"))
 _ABSENT = object()
 _NO_MODEL = {"models": {"primary": {"source": "stand/in"}}}
 _MISSING_HINTS: Mapping[Path, str] = {
@@ -180,7 +180,7 @@ def _child(value: Any, part: str | int) -> Any:
 def _message(path: Path, details: ErrorDetails) -> str:
     if details["type"] == "extra_forbidden":
         return unknown_key(Manifest, path)
-    text = describe(details, secret=path[:2] == _SECRETS)
+    text = describe(details, secret=path[:2] in _SECRETS)
     return text + _MISSING_HINTS.get(path, "") if details["type"] == "missing" else text
 
 

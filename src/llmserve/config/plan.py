@@ -45,20 +45,20 @@ class _Planner:
 
     def plan(self) -> LocalPlan:
         https = [self._http(index) for index in range(self._manifest.deployment.replicas.apiserver)]
-        router = self._ports.address()
+        routers = [self._ports.address() for _ in range(self._manifest.deployment.replicas.router)]
         kvmanagers = [self._ports.address() for _ in range(self._manifest.deployment.replicas.kvmanager)]
         if self._local.single_process:
-            processes = [self._control(https[0], router, kvmanagers[0])]
-            processes += self._workers(router, kvmanagers, after=("control-0",))
+            processes = [self._control(https[0], routers[0], kvmanagers[0])]
+            processes += self._workers(routers, kvmanagers, after=("control-0",))
         else:
-            processes = self._services(router, kvmanagers)
+            processes = self._services(routers, kvmanagers)
             after = tuple(process.name for process in processes)
-            processes += self._workers(router, kvmanagers, after)
-            processes += [self._apiserver(index, http, router) for index, http in enumerate(https)]
+            processes += self._workers(routers, kvmanagers, after)
+            processes += [self._apiserver(index, http, routers) for index, http in enumerate(https)]
         return LocalPlan(tuple(processes), tuple(map(_base_url, https)), tuple(self._notes()))
 
-    def _services(self, router: str, kvmanagers: Sequence[str]) -> list[ProcessSpec]:
-        addresses = {ProcessRole.KVMANAGER: kvmanagers, ProcessRole.ROUTER: [router]}
+    def _services(self, routers: Sequence[str], kvmanagers: Sequence[str]) -> list[ProcessSpec]:
+        addresses = {ProcessRole.KVMANAGER: kvmanagers, ProcessRole.ROUTER: routers}
         modules = {ProcessRole.KVMANAGER: "llmserve.kvstore", ProcessRole.ROUTER: "llmserve.router"}
         return [
             ProcessSpec(
@@ -67,6 +67,7 @@ class _Planner:
                 module=modules[role],
                 listen=address,
                 kvmanagers=tuple(kvmanagers) if role is ProcessRole.ROUTER else (),
+                routers=tuple(other for other in routers if other != address and role is ProcessRole.ROUTER),
                 metrics_port=self._metrics_port(),
                 env=self._common_env(),
             )
@@ -74,16 +75,16 @@ class _Planner:
             for index, address in enumerate(addresses[role])
         ]
 
-    def _apiserver(self, index: int, http: str, router: str) -> ProcessSpec:
+    def _apiserver(self, index: int, http: str, routers: Sequence[str]) -> ProcessSpec:
         return ProcessSpec(
             role=ProcessRole.APISERVER,
             name=f"apiserver-{index}",
             module="llmserve.apiserver",
             http=http,
-            router=router,
+            routers=tuple(routers),
             metrics_port=self._metrics_port(),
             env=self._apiserver_env(),
-            after=("router-0",),
+            after=tuple(f"router-{index}" for index in range(len(routers))),
         )
 
     def _control(self, http: str, router: str, kvmanager: str) -> ProcessSpec:
@@ -93,20 +94,22 @@ class _Planner:
             name="control-0",
             module="llmserve.control",
             http=http,
-            router=router,
+            routers=(router,),
             kvmanagers=(kvmanager,),
             metrics_port=self._metrics_port(),
             env=self._apiserver_env(),
         )
 
-    def _workers(self, router: str, kvmanagers: Sequence[str], after: tuple[str, ...]) -> list[ProcessSpec]:
+    def _workers(
+        self, routers: Sequence[str], kvmanagers: Sequence[str], after: tuple[str, ...]
+    ) -> list[ProcessSpec]:
         return [
             ProcessSpec(
                 role=role,
                 name=name,
                 module="llmserve.workers",
                 listen=self._ports.address(),
-                router=router,
+                routers=tuple(routers),
                 kvmanagers=tuple(kvmanagers),
                 metrics_port=self._metrics_port(),
                 cores=cores,

@@ -46,7 +46,7 @@ def _in_pod(spec: ProcessSpec, manifest: Manifest) -> ProcessSpec:
         name=POD_NAME,
         listen=f"{POD_IP}:{GRPC_PORT}" if spec.listen else None,
         http=f"{POD_IP}:{HTTP_PORT}" if spec.http else None,
-        router=_address(cluster, ProcessRole.ROUTER) if spec.router else None,
+        routers=(_address(cluster, ProcessRole.ROUTER),) if spec.routers else (),
         kvmanagers=_kvmanagers(manifest) if spec.kvmanagers else (),
         metrics_port=_metrics_port(spec),
         env={**spec.env, **_threads(spec, manifest)},

@@ -43,11 +43,11 @@ _PURPOSES = {
 class ProcessSpec:
     """One process: `python -m MODULE` with `arguments(...)`.
 
-    Addresses are HOST:PORT: `listen` its own gRPC, `http` its HTTP, `router` and `kvmanagers` those
-    it talks to, kvmanager-0 first. metrics_port 0: none. `cores` and `gpus` are the engine's own; without
-    cores it may run on any. `env` is added to the environment and `unset_env` removed from it. It is
-    started when all processes named in `after` are ready. drain_seconds: for running requests at its
-    stop; None: the role's own default.
+    Addresses are HOST:PORT: `listen` its own gRPC, `http` its HTTP, `routers` and `kvmanagers` those
+    it talks to (a router: the others), router-0 and kvmanager-0 first. metrics_port 0: none. `cores` and
+    `gpus` are the engine's own; without cores it may run on any. `env` is added to the environment and
+    `unset_env` removed from it. It is started when all processes named in `after` are ready.
+    drain_seconds: for running requests at its stop; None: the role's own default.
     """
 
     role: ProcessRole
@@ -55,7 +55,7 @@ class ProcessSpec:
     module: str
     listen: str | None = None
     http: str | None = None
-    router: str | None = None
+    routers: tuple[str, ...] = ()
     kvmanagers: tuple[str, ...] = ()
     metrics_port: int = 0
     cores: tuple[int, ...] = ()
@@ -80,7 +80,7 @@ class ProcessSpec:
             "--metrics-port": str(self.metrics_port),
             "--listen": self.listen,
             "--http": self.http,
-            "--router": self.router,
+            "--router": ",".join(self.routers) or None,
             "--kvmanager": ",".join(self.kvmanagers) or None,
             "--model-dir": model_dir if self.loads_model else None,
             "--drain-seconds": None if self.drain_seconds is None else f"{self.drain_seconds:g}",

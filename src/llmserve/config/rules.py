@@ -58,6 +58,28 @@ def _kvmanagers(manifest: Manifest) -> Iterator[Conflict]:
         yield Conflict(paths, "deployment.local.single_process has exactly one kvmanager")
 
 
+def _routers(manifest: Manifest) -> Iterator[Conflict]:
+    state, deployment = manifest.state, manifest.deployment
+    count: Path = ("deployment", "replicas", "router")
+    if deployment.replicas.router > 1 and state.backend != "redis":
+        yield Conflict((count, ("state", "backend")), "several routers need state.backend: redis")
+    if deployment.replicas.router > 1 and deployment.local.single_process:
+        paths: tuple[Path, ...] = (count, ("deployment", "local", "single_process"))
+        yield Conflict(paths, "deployment.local.single_process has exactly one router")
+    if state.backend == "redis" and state.redis is None:
+        yield Conflict((("state", "backend"), ("state",)), "needs state.redis.url")
+    if state.redis is not None and state.backend != "redis":
+        yield Conflict((("state", "redis"), ("state", "backend")), "has no effect without backend: redis")
+    if state.redis is not None and ":" in _user_of(state.redis.url):
+        message = "has a password in it; set state.redis.password_env instead"
+        yield Conflict((("state", "redis", "url"),), message)
+
+
+def _user_of(url: str) -> str:
+    """With the password, if there is one."""
+    return url.partition("://")[2].rpartition("@")[0]
+
+
 def _cores(manifest: Manifest) -> Iterator[Conflict]:
     cores, paths = manifest.deployment.local.cores, (("deployment", "local", "cores"),)
     if not cores:
@@ -169,6 +191,7 @@ _RULES = (
     _roles,
     _apiservers,
     _kvmanagers,
+    _routers,
     _cores,
     _block_size,
     _batch,

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmserve.config.knob import AtStart, Live, Planned, Section, Unit
+from llmserve.config.knob import AtStart, Live, Section, Unit
 
 
 class TenantBudget(Section):
@@ -310,14 +310,37 @@ class Security(Section):
     ] = "tenant"
 
 
+class RedisServer(Section):
+    """The Redis (or Valkey) server that routers share. It keeps a few kilobytes, and needs no disk."""
+
+    url: Annotated[
+        str,
+        Field(
+            pattern=r"^rediss?://[^\s/?#]+(/[0-9]+)?$",
+            description="`redis://[USER@]HOST:PORT/DB`, or `rediss://` with TLS. Clusters with different "
+            "`metadata.name` can share one.",
+        ),
+    ]
+    password_env: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+            description="Environment variable of the routers that holds the password.",
+        ),
+    ] = None
+
+
 class State(Section):
-    """Where the cluster's shared state is."""
+    """Where the state is that routers share."""
 
     backend: Annotated[
         Literal["memory", "redis"],
-        Planned("shared router state", available=("memory",)),
-        Field(description="`memory`: in the router. `redis`: in a Redis server, for several routers."),
+        Field(
+            description="`memory`: in the router, which is the only one. `redis`: in a Redis server, for "
+            "several routers, or for one that goes on with its shares and rates after a restart."
+        ),
     ] = "memory"
+    redis: Annotated[RedisServer | None, Field(description="With `backend: redis`.")] = None
 
 
 class Observability(Section):

@@ -92,6 +92,14 @@ class RouterUnavailable(Unavailable):
     pass
 
 
+class NotLeader(RouterUnavailable):
+    """Another router leads; the message says which."""
+
+
+class StateUnavailable(Unavailable):
+    """The routers' shared state does not answer."""
+
+
 class WorkerLost(Unavailable):
     """The connection to a worker broke while it ran the request."""
 

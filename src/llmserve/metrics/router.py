@@ -28,6 +28,9 @@ class RouterMetrics:
             "router_running_requests", "Requests that are placed and not done", registry=registry
         )
         self.apiservers = Gauge("router_apiservers", "Open apiserver sessions", registry=registry)
+        self.leads = Gauge(
+            "router_leads", "1 while this router decides; of several routers one does", registry=registry
+        )
         self.queue_time_seconds = Histogram(
             "request_queue_time_seconds",
             "From admission to placement, of placed requests",

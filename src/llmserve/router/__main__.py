@@ -1,32 +1,29 @@
 """python -m llmserve.router --manifest FILE --name NAME --listen HOST:PORT"""
 
 import sys
+from functools import partial
 
 from llmserve.config.load import load_manifest
 from llmserve.router.role import RouterRole
-from llmserve.router.settings import RouterSettings
-from llmserve.rpc.role import add_kvmanagers, common_flags, configure_logging, run_role
+from llmserve.rpc.role import add_kvmanagers, addresses, common_flags, configure_logging, run_role
 
 
 def main() -> int:
     parser = common_flags("router")
+    parser.add_argument("--router", type=addresses, default=(), help="HOST:PORT,... of the other routers")
     add_kvmanagers(parser, "none: requests are placed without regard to what is cached")
     flags = parser.parse_args()
 
     async def build() -> RouterRole:
         manifest = load_manifest(flags.manifest)
         configure_logging(manifest.observability.log_level)
-        settings = RouterSettings.of(
-            manifest.scheduling,
-            manifest.budgets,
-            prefetch_on_prefix=manifest.kv_cache.prefetch_on_prefix,
-        )
-        return RouterRole(
-            settings,
+        return RouterRole.of(
+            manifest,
             listen=flags.listen,
-            kvmanagers=flags.kvmanager,
             metrics_port=flags.metrics_port,
-            manifest=manifest,
+            others=flags.router,
+            kvmanagers=flags.kvmanager,
+            read_again=partial(load_manifest, flags.manifest),
         )
 
     return run_role(flags.name, build)

@@ -26,6 +26,7 @@ from llmserve.scheduler.decisions import Evicted, Fit, Queued, Rejected
 from llmserve.scheduler.request import QueuedRequest
 from llmserve.scheduler.resources import Capacity
 from llmserve.scheduler.scheduler import Policy, Scheduler
+from llmserve.scheduler.snapshot import SchedulerSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,9 @@ class Controller:
         self._sessions: dict[ApiserverId, Session] = {}
         self._tickets: dict[RequestId, Ticket] = {}
         self._placed: list[Effect] = []
+        self._settled_at = float("-inf")
+        self._inherits = False
+        self._told_by: set[ApiserverId] = set()
         self._seen_version = membership.version
 
     def __repr__(self) -> str:
@@ -96,9 +100,24 @@ class Controller:
     def next_wake(self) -> float | None:
         """When tick has something to do, on the clock; None: not before the next event."""
         queue = self._queue
-        proof = self._prefixes.proof
-        times = (self._membership.next_expiry(), queue.next_deadline(), queue.next_turn(), proof.next_due())
+        settled = self._settled_at if self._settling() else None
+        proof_due = self._prefixes.proof.next_due()
+        times = (self._membership.next_expiry(), queue.next_deadline(), queue.next_turn(), proof_due, settled)
         return min((time for time in times if time is not None), default=None)
+
+    # -- another router's term before this one
+
+    def snapshot(self) -> SchedulerSnapshot:
+        """What the next router is to know, and nobody else tells it."""
+        return self._scheduler.snapshot()
+
+    def take_over(self, snapshot: SchedulerSnapshot | None, settle_seconds: float) -> None:
+        """Before any other event. Nothing is placed for this long: who ran and waited under the other router
+        is to be counted first."""
+        self._settled_at = self._clock.now() + settle_seconds
+        if snapshot is not None:
+            self._inherits = True
+            self._scheduler.restore(snapshot)
 
     # -- sessions
 
@@ -107,9 +126,12 @@ class Controller:
         older = self._sessions.get(apiserver_id)
         effects = self.close_session(older) if older else []
         session = self._sessions[apiserver_id] = Session(apiserver_id)
+        # What it held under the other router is in the snapshot. What it comes back with later is not.
+        charged = self._inherits and apiserver_id not in self._told_by
+        self._told_by.add(apiserver_id)
         for request in held:
             if request.request_id not in self._tickets:
-                self._adopt(session, request)
+                self._adopt(session, request, charged=charged)
         return session, effects
 
     def close_session(self, session: Session) -> list[Effect]:
@@ -273,7 +295,7 @@ class Controller:
             cached_tokens=cached_tokens,
         )
 
-    def _adopt(self, session: Session, held: Held) -> None:
+    def _adopt(self, session: Session, held: Held, *, charged: bool) -> None:
         now = self._clock.now()
         holding = Holding(self._seats(held.prefill) if held.prefill else None, self._seats(held.decode))
         self._open_ticket(held.request_id, Ticket(session, PlacementRequest(model=""), holding))
@@ -285,6 +307,7 @@ class Controller:
                 deadline=now,
                 prompt_tokens=held.prompt_tokens,
                 max_output_tokens=held.max_output_tokens,
+                charged=charged,
             )
         )
 
@@ -328,7 +351,12 @@ class Controller:
         placed, self._placed = self._placed, []
         return [*hopeless, *placed]
 
+    def _settling(self) -> bool:
+        return self._clock.now() < self._settled_at
+
     def _place(self, request: QueuedRequest) -> Fit:
+        if self._settling():
+            return Fit.FULL
         ticket = self._tickets[request.request_id]
         self._prefixes.look_up(ticket)
         plan = self._planner.plan(ticket.placement, request.expected_output_tokens)

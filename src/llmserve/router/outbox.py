@@ -11,9 +11,11 @@ from llmserve.rpc.gen.llmserve.v1.router_pb2 import RouterSessionResponse
 class Outbox:
     """Filled without waiting, emptied by one consumer. It holds at most one answer for each request
     of the session and one cluster state: only the latest matters, and it goes before answers, so
-    that an apiserver knows the workers that a placement names."""
+    that an apiserver knows the workers that a placement names. idle_seconds: after so long without
+    either, an empty message goes out as a sign of life; None: none does."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_seconds: float | None = None) -> None:
+        self._idle_seconds = idle_seconds
         self._answers: deque[RouterSessionResponse] = deque()
         self._state: RouterSessionResponse | None = None
         self._closed = False
@@ -34,6 +36,14 @@ class Outbox:
             self._closed, self._error = True, error
             self._news.set()
 
+    async def _has_news(self) -> bool:
+        """False: nothing came for idle_seconds."""
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                return await self._news.wait()
+        except TimeoutError:
+            return False
+
     async def __aiter__(self) -> AsyncIterator[RouterSessionResponse]:
         while True:
             if self._state is not None:
@@ -45,6 +55,7 @@ class Outbox:
                 break
             else:
                 self._news.clear()
-                await self._news.wait()
+                if not await self._has_news():
+                    yield RouterSessionResponse()
         if self._error is not None:
             raise self._error

@@ -1,73 +1,135 @@
-"""The router as a role: its service, its state and its metrics."""
+"""The router as a role: its service, its state, its place among other routers, and its metrics."""
 
-import random
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
-from llmserve.core.clock import SystemClock
+from llmserve.core.clock import LeaseClock, SystemClock
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.registry import MetricsServer
 from llmserve.metrics.router import RouterMetrics
 from llmserve.router.kv_watch import KvWatch
+from llmserve.router.leadership import Leadership
+from llmserve.router.office import CurrentService, Manifests, OfficeParts, RouterOffice
+from llmserve.router.peers import Peers
 from llmserve.router.prefix_index import PrefixIndex
-from llmserve.router.recorder import Recorder
-from llmserve.router.service import RouterService
-from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.router.settings import RouterSettings
+from llmserve.router.state.base import SharedState
+from llmserve.router.state.build import build_state
+from llmserve.router.state.memory import MemoryState
 from llmserve.rpc.gen.llmserve.v1 import router_pb2_grpc
+from llmserve.rpc.role import reached_at
 from llmserve.rpc.server import RpcServer
 
+_SERVICE_NAME = "llmserve.v1.Router"
 _STOP_GRACE_SECONDS = 1.0
 
 
 class RouterRole:
-    """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: no metrics endpoint.
-    manifest: what the settings are from; without it they are not reloaded. Made inside a running loop."""
+    """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: no metrics endpoint. state: what
+    it shares with the routers at `others`, whose addresses are all but its own; None: it is alone.
+    kvmanagers: addresses; none: nothing is known of what is cached where. manifest: what the settings are
+    from; without it they are not reloaded. It is ready when it answers, leader or not. Made inside a
+    running loop."""
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        *,
+        listen: str,
+        metrics_port: int = 0,
+        others: Sequence[str] = (),
+        kvmanagers: Sequence[str] = (),
+        read_again: Callable[[], Manifest] | None = None,
+    ) -> "RouterRole":
+        """Errors: StartFailed."""
+        settings = RouterSettings.of_manifest(manifest)
+        name, call_seconds = manifest.metadata.name, settings.terms.call_seconds
+        state = build_state(manifest.state, name, os.environ, call_seconds)
+        return cls(
+            settings,
+            listen=listen,
+            metrics_port=metrics_port,
+            state=state,
+            others=others,
+            kvmanagers=kvmanagers,
+            manifest=manifest,
+            read_again=read_again,
+        )
 
     def __init__(
         self,
         settings: RouterSettings,
         *,
         listen: str,
-        kvmanagers: Sequence[str] = (),
         metrics_port: int = 0,
+        state: SharedState | None = None,
+        others: Sequence[str] = (),
+        kvmanagers: Sequence[str] = (),
         manifest: Manifest | None = None,
+        read_again: Callable[[], Manifest] | None = None,
     ) -> None:
-        """kvmanagers: addresses; none: nothing is known of what is cached where."""
-        clock, registry = SystemClock(), CollectorRegistry()
+        """read_again: the manifest as it is when a term begins. Errors: ManifestError."""
+        registry = CollectorRegistry()
+        self._alone = not settings.terms.shared
+        self._state = state or MemoryState(LeaseClock())
+        self._rpc_metrics = RouterMetrics(registry)
+        self._peers = Peers(others, settings.terms.call_seconds)
+        self._owner = TaskOwner("router")
         index = PrefixIndex()
         self._kv_watch = KvWatch(kvmanagers, index)
-        self._controller = build_controller(settings, clock, random.Random(), index)
-        recorder = Recorder(RouterMetrics(registry), self._controller, len(kvmanagers))
-        self._service = RouterService(self._controller, settings, clock, recorder, self._kv_watch, manifest)
+        self._office = RouterOffice(
+            OfficeParts(settings, SystemClock(), self._state, self._rpc_metrics, index, self._kv_watch),
+            self._owner,
+            self._on_change,
+            Manifests(manifest, read_again),
+        )
+        self._leadership = Leadership(self._state, self._peers, self._office, settings.terms, LeaseClock())
+        self._office.open(self._leadership)
+        self._listen = listen
         self._server = RpcServer(listen)
-        self._server.add(router_pb2_grpc.add_RouterServicer_to_server, self._service, "llmserve.v1.Router")
+        self._server.add(
+            router_pb2_grpc.add_RouterServicer_to_server, CurrentService(self._office), _SERVICE_NAME
+        )
         host = listen.rpartition(":")[0]
         self._metrics = MetricsServer(registry, host, metrics_port) if metrics_port else None
-        self._owner = TaskOwner("router")
         self.port = 0  # of the service, from start on
 
     async def start(self) -> None:
         """Errors: StartFailed."""
-        self._owner.spawn("state", self._service.run(), fatal=True)
         self._owner.spawn("kv-watch", self._kv_watch.wait(), fatal=True)
         await self._kv_watch.start()
         self.port = await self._server.start()
+        await self._on_change(False)
+        address = f"{reached_at(self._listen)}:{self.port}"
+        self._leading = self._owner.spawn("leadership", self._leadership.run(address), fatal=True)
+        if self._alone:
+            await self._office.begun.wait()
         if self._metrics:
             await self._metrics.start()
+
+    async def _on_change(self, leads: bool) -> None:
+        """The process is healthy either way; its service is served by the leader."""
+        self._rpc_metrics.leads.set(leads)
+        await self._server.set_serving(leads, _SERVICE_NAME)
 
     async def wait(self) -> None:
         raise await self._owner.failed
 
     async def aclose(self) -> None:
-        await self._service.aclose()
+        """Another router leads as soon as the sessions of this one are closed."""
+        await self._owner.aclose()
+        await self._leadership.resign()
         await self._server.aclose(_STOP_GRACE_SECONDS)
         await self._kv_watch.aclose()
         if self._metrics:
             await self._metrics.aclose()
-        await self._owner.aclose()
+        await self._peers.aclose()
+        await self._state.aclose()
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the state contradicts itself."""
-        self._controller.check_integrity()
+        self._office.controller.check_integrity()

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc.aio
@@ -17,13 +17,14 @@ import grpc.aio
 from llmserve.config.changes import Changes
 from llmserve.config.schema import Manifest
 from llmserve.core.clock import Clock
-from llmserve.core.errors import InvalidRequest, LLMServeError
+from llmserve.core.errors import InvalidRequest, LLMServeError, NotLeader
 from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.tasks import TaskOwner
 from llmserve.router import session as sessions
 from llmserve.router.controller import Controller
 from llmserve.router.hello import read_hello
 from llmserve.router.kv_watch import KvWatch
+from llmserve.router.mandate import Mandate
 from llmserve.router.messages import Effect, Placed, Prefetch, Refused
 from llmserve.router.operators import Operators
 from llmserve.router.outbox import Outbox
@@ -61,11 +62,12 @@ class _Stream:
     """An open session and the way to answer it."""
 
     session: sessions.Session
-    outbox: Outbox = field(default_factory=Outbox)
+    outbox: Outbox
 
 
 class RouterService(router_pb2_grpc.RouterServicer):
-    """Life: run (a task of the owner's) ... -> aclose. One loop; not thread-safe."""
+    """Life: run (a task of the owner's) ... -> aclose. One loop; not thread-safe. One for each term: it
+    decides nothing without a mandate."""
 
     def __init__(
         self,
@@ -74,9 +76,11 @@ class RouterService(router_pb2_grpc.RouterServicer):
         clock: Clock,
         recorder: Recorder,
         kv_watch: KvWatch,
+        mandate: Mandate,
         manifest: Manifest | None = None,
     ) -> None:
         """manifest: what a reload is compared with; without one there is none."""
+        self._mandate = mandate
         self._controller = controller
         self._settings = settings
         self._clock = clock
@@ -94,7 +98,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._log_level = ""  # that workers are told, once a reload has changed it
 
     async def run(self) -> None:
-        """Does what is due, for ever."""
+        """Does what is due, for ever. Errors: NotLeader, when the mandate has ended."""
         while True:
             self._decide(self._controller.tick)
             self._warn()
@@ -123,18 +127,21 @@ class RouterService(router_pb2_grpc.RouterServicer):
         reader = self._readers.spawn(name, self._read(request_iterator, stream))
         try:
             async for message in stream.outbox:
+                self._mandate.check()  # what was decided in time is not to be said too late
                 yield message
         finally:
             reader.cancel()
             self._close(stream)
 
     def _open(self, hello: router_pb2.Hello) -> _Stream:
+        self._mandate.check()
         apiserver_id = ApiserverId(hello.apiserver_id)
         held = [decode_held(message) for message in hello.held]
         older = self._streams.pop(apiserver_id, None)
         session, effects = self._controller.open_session(apiserver_id, held)
-        stream = self._streams[apiserver_id] = _Stream(session)
-        stream.outbox.send_state(encode_cluster(self._controller.membership))
+        outbox = Outbox(self._settings.terms.sign_of_life_seconds)
+        stream = self._streams[apiserver_id] = _Stream(session, outbox)
+        stream.outbox.send_state(self._cluster())
         if older:
             self._operators.gone(apiserver_id)
             older.outbox.close()
@@ -152,7 +159,8 @@ class RouterService(router_pb2_grpc.RouterServicer):
             self._operators.gone(apiserver_id)
             given_back = len(stream.session.tickets)
             _log.info("apiserver %s: session ended, %d requests given back", apiserver_id, given_back)
-        self._decide(lambda: self._controller.close_session(stream.session))
+        with suppress(NotLeader):  # the next leader counts anew
+            self._decide(lambda: self._controller.close_session(stream.session))
 
     async def _read(self, requests: _Requests, stream: _Stream) -> None:
         """Ends the stream when the apiserver does, or when it says what it must not."""
@@ -247,13 +255,17 @@ class RouterService(router_pb2_grpc.RouterServicer):
     async def GetClusterStatus(  # noqa: N802
         self, request: router_pb2.GetClusterStatusRequest, context: _Context
     ) -> router_pb2.GetClusterStatusResponse:
-        now, slow = self._clock.now(), self._controller.slow.workers()
+        now, slow, standing = self._clock.now(), self._controller.slow.workers(), self._mandate.standing()
         return router_pb2.GetClusterStatusResponse(
             workers=[encode_status(member, now, slow) for member in self._controller.membership],
             queued_requests=self._controller.waiting_requests,
             running_requests=self._controller.running_requests,
             apiservers=self._controller.apiservers,
             prefix_index=encode_index(self._controller.prefixes, self._kv_watch.away()),
+            leads=standing.leads,
+            leader=standing.leader,
+            epoch=standing.epoch,
+            state_trouble=standing.trouble,
         )
 
     async def Reload(  # noqa: N802
@@ -270,11 +282,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         return {name: stream.outbox.send for name, stream in self._streams.items()}
 
     def _obey(self, manifest: Manifest, changes: Changes) -> None:
-        settings = self._settings = RouterSettings.of(
-            manifest.scheduling,
-            manifest.budgets,
-            prefetch_on_prefix=self._settings.prefetch_on_prefix,
-        )
+        settings = self._settings = replace(RouterSettings.of_manifest(manifest), terms=self._settings.terms)
         self._decide(
             lambda: self._controller.reconfigure(settings.admission, settings.policy, settings.expiry_seconds)
         )
@@ -282,9 +290,19 @@ class RouterService(router_pb2_grpc.RouterServicer):
             self._log_level = manifest.observability.log_level
             set_log_level(self._log_level)
 
+    # -- other routers
+
+    async def Promise(  # noqa: N802
+        self, request: router_pb2.PromiseRequest, context: _Context
+    ) -> router_pb2.PromiseResponse:
+        promised = self._mandate.promise(request.leader, request.epoch, request.seconds)
+        return router_pb2.PromiseResponse(promised=promised)
+
     # -- from decisions to deeds
 
     def _decide(self, event: Callable[[], list[Effect]]) -> None:
+        """Errors: NotLeader, and nothing happens."""
+        self._mandate.check()
         started = time.perf_counter()
         effects = event()
         self._recorder.decided(time.perf_counter() - started)
@@ -322,9 +340,12 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._told_version = self._controller.cluster_version
         self._encoder.forget_all()
         self._log_workers()
-        state = encode_cluster(self._controller.membership)
+        state = self._cluster()
         for stream in self._streams.values():
             stream.outbox.send_state(state)
+
+    def _cluster(self) -> router_pb2.RouterSessionResponse:
+        return encode_cluster(self._controller.membership, self._mandate.standing().epoch)
 
     def _log_workers(self) -> None:
         specs = {m.spec.worker_id: m.spec for m in self._controller.membership if m.registered}

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llmserve.config.schema import Budgets, Scheduling, TenantBudget
+from llmserve.config.schema import Budgets, Manifest, Scheduling, State, TenantBudget
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
 from llmserve.router.baselines import LeastLoaded, RoundRobin
@@ -12,6 +12,7 @@ from llmserve.router.controller import AdmissionLimits, Controller
 from llmserve.router.filters import HasFreeSeat, NotExcluded
 from llmserve.router.kv_aware import KvAware
 from llmserve.router.learner import Learner
+from llmserve.router.mandate import ALONE, TermTimes
 from llmserve.router.membership import Membership
 from llmserve.router.pace import Paces
 from llmserve.router.plan import Chooser, Disaggregate, Planner
@@ -42,12 +43,28 @@ class RouterSettings:
     disaggregate: Disaggregate = Disaggregate.AUTO
     drain_timeout_seconds: float = 60.0
     slow: SlowLimits = field(default_factory=SlowLimits)
+    terms: TermTimes = ALONE
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest) -> "RouterSettings":
+        return cls.of(
+            manifest.scheduling,
+            manifest.budgets,
+            manifest.state,
+            prefetch_on_prefix=manifest.kv_cache.prefetch_on_prefix,
+        )
 
     @classmethod
     def of(
-        cls, scheduling: Scheduling, budgets: Budgets, *, prefetch_on_prefix: bool = False
+        cls,
+        scheduling: Scheduling,
+        budgets: Budgets,
+        state: State | None = None,
+        *,
+        prefetch_on_prefix: bool = False,
     ) -> "RouterSettings":
         return cls(
+            terms=TermTimes() if state is not None and state.backend == "redis" else ALONE,
             policy=_policy(scheduling, budgets),
             heartbeat_seconds=scheduling.worker_heartbeat_seconds,
             expiry_seconds=scheduling.worker_expiry_seconds,

@@ -132,10 +132,10 @@ def encode_refused(refused: Refused) -> router_pb2.RouterSessionResponse:
     return router_pb2.RouterSessionResponse(refused=message)
 
 
-def encode_cluster(members: Iterable[Member]) -> router_pb2.RouterSessionResponse:
+def encode_cluster(members: Iterable[Member], epoch: int) -> router_pb2.RouterSessionResponse:
     """The registered workers, suspected ones included: streams to them go on."""
     workers = [encode_worker(member.spec) for member in members if member.registered]
-    return router_pb2.RouterSessionResponse(state=router_pb2.ClusterState(workers=workers))
+    return router_pb2.RouterSessionResponse(state=router_pb2.ClusterState(workers=workers, epoch=epoch))
 
 
 def encode_peers(version: int, peers: Iterable[Member]) -> router_pb2.HeartbeatResponse:

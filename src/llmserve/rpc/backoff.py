@@ -26,10 +26,14 @@ class Backoff:
     async def pause(self) -> None:
         """Waits before the next try. Ends a task that was cancelled, also when the try has answered that with
         an error of its own: a call of gRPC that fails at the same moment does so."""
+        self.check()
+        await asyncio.sleep(self.next())
+
+    def check(self) -> None:
+        """As pause, without waiting. Errors: CancelledError."""
         task = asyncio.current_task()
         if task and task.cancelling():
             raise asyncio.CancelledError
-        await asyncio.sleep(self.next())
 
     def reset(self) -> None:
         self._current = self._initial

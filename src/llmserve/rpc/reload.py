@@ -1,14 +1,12 @@
 """Asks the router to bring a changed manifest to the whole cluster: what the supervisor, the apiserver's
 `/admin/reload` and `llmserve reload` do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import grpc.aio
-
 from llmserve.config.changes import Change, Changes, NeedsRestart
-from llmserve.rpc.client import open_channel
-from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
-from llmserve.rpc.status import from_grpc
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
+from llmserve.rpc.leader import ask_leader
 
 _SECONDS = 15.0  # the router asks its apiservers twice, and gives them 5 s each time
 
@@ -28,16 +26,12 @@ class Reloaded:
         return lines or ["nothing has changed"]
 
 
-async def reload_cluster(router: str, text: str, file: str) -> Reloaded:
-    """router: HOST:PORT. text: the whole manifest; file: what messages call it. Errors: InvalidRequest with
-    path and line when it is wrong, Unavailable when the router is away; nothing is changed then."""
+async def reload_cluster(routers: Sequence[str], text: str, file: str) -> Reloaded:
+    """routers: HOST:PORT of each. text: the whole manifest; file: what messages call it. Errors:
+    InvalidRequest with path and line when it is wrong, Unavailable when no router leads; nothing is changed
+    then."""
     request = router_pb2.ReloadRequest(text=text, file=file)
-    async with open_channel(router) as channel:
-        stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
-        try:
-            return decode_reloaded(await stub.Reload(request, timeout=_SECONDS))
-        except grpc.aio.AioRpcError as error:
-            raise from_grpc(error) from error
+    return decode_reloaded(await ask_leader(routers, lambda stub: stub.Reload(request, timeout=_SECONDS)))
 
 
 def encode_reloaded(reloaded: Reloaded) -> router_pb2.ReloadResponse:

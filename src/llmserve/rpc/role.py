@@ -50,11 +50,16 @@ def common_flags(role: str, *, listens: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
+def addresses(text: str) -> tuple[str, ...]:
+    """Of a flag: HOST:PORT,..."""
+    return tuple(filter(None, text.split(",")))
+
+
 def add_kvmanagers(parser: argparse.ArgumentParser, without: str) -> None:
     """--kvmanager, a tuple of addresses. without: what it means when there is none."""
     parser.add_argument(
         "--kvmanager",
-        type=lambda text: tuple(filter(None, text.split(","))),
+        type=addresses,
         default=(),
         metavar="HOST:PORT,...",
         help=f"of each KV manager, always in the same order: blocks are placed by it; {without}",

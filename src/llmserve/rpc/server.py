@@ -46,11 +46,11 @@ class RpcServer:
         await self.set_serving(True)
         return int(port)
 
-    async def set_serving(self, serving: bool) -> None:
-        """What the standard health service answers, for the whole server and each service."""
+    async def set_serving(self, serving: bool, service_name: str | None = None) -> None:
+        """What the standard health service answers for this service; None: for the whole server and each."""
         status = health_pb2.HealthCheckResponse
         value = status.SERVING if serving else status.NOT_SERVING
-        for name in ("", *self._names):
+        for name in ("", *self._names) if service_name is None else (service_name,):
             await self._health.set(name, value)
 
     async def aclose(self, grace_seconds: float = 0.0) -> None:

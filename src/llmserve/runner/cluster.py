@@ -83,7 +83,7 @@ class _Cluster:
         self._stop = StopRequest()
         self._reloading = Reloading(
             paths.manifest,
-            _router_address(job.plan.processes),
+            _routers(job.plan.processes),
             console.say,
             watch=job.manifest.deployment.local.reload_on_change,
         )
@@ -182,10 +182,10 @@ class _Cluster:
         await self._guard.aclose()
 
 
-def _router_address(processes: Sequence[ProcessSpec]) -> str:
-    router = next((spec for spec in processes if spec.role is ProcessRole.ROUTER), None)
-    control = next((spec for spec in processes if spec.role is ProcessRole.CONTROL), None)
-    return (router and router.listen) or (control and control.router) or ""
+def _routers(processes: Sequence[ProcessSpec]) -> Sequence[str]:
+    """HOST:PORT of each: everybody who talks to them was told all of them."""
+    others = (spec.routers for spec in processes if spec.role is not ProcessRole.ROUTER)
+    return next((routers for routers in others if routers), ())
 
 
 def _end_all(cluster_id: str) -> None:

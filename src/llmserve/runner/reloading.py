@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmserve.config.load import parse_manifest, read_manifest
@@ -53,10 +53,12 @@ class Reloading:
     """Life: run, as one task; ask at any time, also from a signal handler. What came of each reload is said
     and logged; nothing that goes wrong with one ends the task.
 
-    router: HOST:PORT. watch: whether to look at the file."""
+    routers: HOST:PORT of each. watch: whether to look at the file."""
 
-    def __init__(self, manifest: Path, router: str, say: Callable[[str], None], *, watch: bool) -> None:
-        self._manifest, self._router, self._say = manifest, router, say
+    def __init__(
+        self, manifest: Path, routers: Sequence[str], say: Callable[[str], None], *, watch: bool
+    ) -> None:
+        self._manifest, self._routers, self._say = manifest, routers, say
         self._watch = ManifestWatch(manifest) if watch else None
         self._asked = asyncio.Event()
 
@@ -85,7 +87,7 @@ class Reloading:
         try:
             text = read_manifest(self._manifest)
             parse_manifest(text, str(self._manifest))
-            reloaded = await reload_cluster(self._router, text, str(self._manifest))
+            reloaded = await reload_cluster(self._routers, text, str(self._manifest))
         except LLMServeError as error:
             return [f"Reload: nothing was changed: {line}" for line in error.message.splitlines()]
         return [f"Reload: {line}" for line in reloaded.lines()]

@@ -84,7 +84,7 @@ def _addresses(spec: ProcessSpec) -> dict[str, Any]:
     return {
         "listen": spec.listen,
         "http": spec.http,
-        "router": spec.router,
+        "routers": list(spec.routers),
         "kvmanagers": list(spec.kvmanagers),
         "metrics": f"127.0.0.1:{spec.metrics_port}" if spec.metrics_port else None,
     }
@@ -97,5 +97,5 @@ def addresses_to_bind(processes: Sequence[ProcessSpec]) -> list[str]:
     for spec in processes:
         addresses = _addresses(spec)
         found += [spec.http, spec.listen, addresses["metrics"]]
-        found += [spec.router, *spec.kvmanagers] if spec.http and spec.kvmanagers else []
+        found += [*spec.routers, *spec.kvmanagers] if spec.http and spec.kvmanagers else []
     return [address for address in found if address]

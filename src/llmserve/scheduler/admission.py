@@ -48,6 +48,7 @@ class AdmissionQueue:
         ordering: Ordering,
         turns: Turns,
         own_budgets: Sequence[Budget] = (),
+        estimates: OutputEstimates | None = None,
     ) -> None:
         self.max_queued = max_queued
         self.longest_retry_seconds = longest_retry_seconds
@@ -56,7 +57,7 @@ class AdmissionQueue:
         self._budgets = budgets
         self._own_budgets = own_budgets
         self._turns = turns
-        self._estimates = OutputEstimates()
+        self._estimates = estimates or OutputEstimates()
         self._rate = ServiceRate()
         self._flows: dict[TenantId, Flow] = {}
         self._waiting: dict[RequestId, Waiting] = {}

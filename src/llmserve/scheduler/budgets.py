@@ -193,7 +193,7 @@ class KvIoBudget:
     def reserve(self, request: QueuedRequest) -> None:
         assert request.request_id not in self._held, "reserved twice"
         self._held.add(request.request_id)
-        if self._bytes_per_second is not None:
+        if self._bytes_per_second is not None and not request.charged:
             self._spend.take(self._seconds(request), self._clock.now())
 
     def correct(self, request: QueuedRequest, output_tokens: int) -> None:
@@ -202,6 +202,13 @@ class KvIoBudget:
     def release(self, request: QueuedRequest, output_tokens: int) -> None:
         """What has moved has moved: the time it took is not given back."""
         self._held.remove(request.request_id)
+
+    def snapshot(self) -> float | None:
+        """Seconds of the rate that are spent ahead; None: none, and it has saved up all it may."""
+        return self._spend.ahead_seconds(self._clock.now())
+
+    def restore(self, ahead_seconds: float | None) -> None:
+        self._spend = Spend.restored(ahead_seconds, self._clock.now())
 
     def wait(self, request: QueuedRequest, ahead: int) -> Wait:
         if self._bytes_per_second is None:
@@ -224,6 +231,19 @@ class Spend:
 
     def __init__(self) -> None:
         self._until = float("-inf")
+
+    @classmethod
+    def restored(cls, ahead_seconds: float | None, now: float) -> "Spend":
+        """The inverse of ahead_seconds."""
+        spend = cls()
+        if ahead_seconds is not None:
+            spend._until = now + ahead_seconds
+        return spend
+
+    def ahead_seconds(self, now: float) -> float | None:
+        """Spent ahead of now; None when all is saved up that may be, as at the start."""
+        ahead = self._until - now
+        return ahead if ahead > -self.burst_seconds else None
 
     def take(self, seconds: float, now: float) -> None:
         self._until = max(self._until, now - self.burst_seconds) + seconds

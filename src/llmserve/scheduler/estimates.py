@@ -1,5 +1,6 @@
 """How much a request will generate, from what its tenant's requests generated before."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from llmserve.core.ids import TenantId
@@ -23,6 +24,13 @@ class OutputEstimates:
         if request.max_output_tokens > 0:
             expected = min(expected, request.max_output_tokens)
         return replace(request, expected_output_tokens=expected)
+
+    def snapshot(self) -> dict[TenantId, float]:
+        """The means, in tokens."""
+        return dict(self._mean)
+
+    def restore(self, means: Mapping[TenantId, float]) -> None:
+        self._mean = dict(means)
 
     def learn(self, tenant: TenantId, output_tokens: int) -> None:
         """A request of the tenant has ended. One without output was given up and says nothing."""

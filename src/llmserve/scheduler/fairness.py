@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.request import QueuedRequest
+from llmserve.scheduler.snapshot import FairnessSnapshot
 
 # Entries that are out of date stay in the heap until they are most of it.
 _SLACK = 64
@@ -92,6 +93,9 @@ class FairShare:
     def dispatched(self, request: QueuedRequest) -> None:
         """The request has its place: its tenant is charged what it is expected to cost."""
         tenant = request.tenant
+        if request.charged:
+            self._charged[request.request_id] = self.shares.cost(request, request.expected_output_tokens)
+            return
         if tenant in self._waiting:
             self.virtual_time = max(self.virtual_time, self._tag(tenant))
         else:  # it never waited
@@ -108,6 +112,15 @@ class FairShare:
         """The request is over: its tenant has paid what it really cost."""
         self._charge(request, output_tokens)
         del self._charged[request.request_id]
+
+    def snapshot(self) -> FairnessSnapshot:
+        return FairnessSnapshot(self.virtual_time, self._highest, dict(self._tags))
+
+    def restore(self, snapshot: FairnessSnapshot) -> None:
+        """Goes on where another left off. Before anything waits."""
+        assert not self._waiting, self
+        self.virtual_time, self._highest = snapshot.virtual_time, snapshot.highest
+        self._tags = dict(snapshot.tags)
 
     def check_integrity(self, waiting: set[TenantId], running: set[RequestId]) -> None:
         assert self._waiting == waiting, self

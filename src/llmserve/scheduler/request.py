@@ -11,6 +11,7 @@ class QueuedRequest:
     """Times are on the queue's clock, in seconds. deadline: it is evicted when it still waits then.
     max_output_tokens: the most it may generate; 0: not known. cached_tokens: of the prompt, what the
     place it will get need not compute. priority: as in vLLM, lower is earlier.
+    charged: an earlier router has charged its tenant for it, and this one knows.
     expected_output_tokens is filled in by the queue, from what its tenant's requests generated."""
 
     request_id: RequestId
@@ -21,6 +22,7 @@ class QueuedRequest:
     max_output_tokens: int = 0
     priority: int = 0
     cached_tokens: int = 0
+    charged: bool = False
     expected_output_tokens: int = field(default=0, compare=False)
 
     def work_tokens(self, output_tokens: int) -> int:

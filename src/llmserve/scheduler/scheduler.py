@@ -7,9 +7,11 @@ from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
 from llmserve.scheduler.admission import AdmissionQueue
 from llmserve.scheduler.decisions import Evicted
+from llmserve.scheduler.estimates import OutputEstimates
 from llmserve.scheduler.fairness import FairShare, Shares
 from llmserve.scheduler.ordering import Ordering, ShortestFirst
 from llmserve.scheduler.resources import Capacity, Limits, Resources
+from llmserve.scheduler.snapshot import SchedulerSnapshot
 from llmserve.scheduler.turns import Turns
 
 
@@ -31,6 +33,7 @@ class Scheduler:
         self._policy = policy
         self._resources = Resources(clock, policy.limits)
         self._fairness = FairShare()
+        self._estimates = OutputEstimates()
         self.queue = AdmissionQueue(
             clock,
             max_queued=policy.max_queued_requests,
@@ -39,6 +42,7 @@ class Scheduler:
             own_budgets=self._resources.own,
             ordering=policy.ordering,
             turns=Turns(self._fairness),
+            estimates=self._estimates,
         )
         self._set_shares()
 
@@ -59,6 +63,24 @@ class Scheduler:
         """To be called whenever the registered workers are others."""
         self._resources.set_capacity(capacity)
         return self._changed()
+
+    def snapshot(self) -> SchedulerSnapshot:
+        """What the next router is to know, and nobody else tells it."""
+        return SchedulerSnapshot(
+            self._fairness.snapshot(),
+            {budget.name: budget.snapshot() for budget in self._resources.tenant_rates},
+            self._resources.kv_io.snapshot(),
+            self._estimates.snapshot(),
+        )
+
+    def restore(self, snapshot: SchedulerSnapshot) -> None:
+        """Goes on where another left off. Before anything was offered or adopted; what is adopted then and
+        was running at the time of the snapshot is to be marked as charged."""
+        self._fairness.restore(snapshot.fairness)
+        for budget in self._resources.tenant_rates:
+            budget.restore(snapshot.spent_seconds.get(budget.name, {}))
+        self._resources.kv_io.restore(snapshot.kv_io_seconds)
+        self._estimates.restore(snapshot.output_tokens)
 
     def _changed(self) -> list[Evicted]:
         self._set_shares()

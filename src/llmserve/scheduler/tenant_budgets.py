@@ -115,7 +115,8 @@ class TenantRateBudget:
         assert request.request_id not in self._taken, "reserved twice"
         amount = self._amount_of(request, request.expected_output_tokens)
         self._taken[request.request_id] = amount
-        if rate := self._rate(request):
+        rate = self._rate(request)
+        if rate and not request.charged:
             self._spends.setdefault(request.tenant, Spend()).take(amount / rate, self._clock.now())
 
     def correct(self, request: QueuedRequest, output_tokens: int) -> None:
@@ -128,6 +129,16 @@ class TenantRateBudget:
         """What was taken becomes what was used."""
         self._settle(request, self._amount_of(request, output_tokens))
         del self._taken[request.request_id]
+
+    def snapshot(self) -> dict[TenantId, float]:
+        """Seconds of its rate that each tenant has spent ahead; without those that have saved up all."""
+        now = self._clock.now()
+        ahead = {tenant: spend.ahead_seconds(now) for tenant, spend in self._spends.items()}
+        return {tenant: seconds for tenant, seconds in ahead.items() if seconds is not None}
+
+    def restore(self, ahead_seconds: Mapping[TenantId, float]) -> None:
+        now = self._clock.now()
+        self._spends = {tenant: Spend.restored(ahead, now) for tenant, ahead in ahead_seconds.items()}
 
     def wait(self, request: QueuedRequest, ahead: int) -> Wait:
         rate, left = self._rate(request), self._seconds_left(request)

@@ -16,7 +16,7 @@ from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import WorkerRole
-from llmserve.rpc.role import add_kvmanagers
+from llmserve.rpc.role import add_kvmanagers, addresses
 from llmserve.workers.build import build_engine, engine_spec
 from llmserve.workers.model import ServedWeights, prepare_model
 from llmserve.workers.worker import Worker, WorkerOptions
@@ -33,7 +33,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--manifest", type=Path, required=True, help="the cluster's YAML")
     parser.add_argument("--name", required=True, help="unique in the cluster, such as decode-0")
     parser.add_argument("--listen", required=True, help="HOST:PORT of its gRPC service; peers use this host")
-    parser.add_argument("--router", default="", help="HOST:PORT of the router; none: stays alone")
+    parser.add_argument(
+        "--router",
+        type=addresses,
+        default=(),
+        metavar="HOST:PORT,...",
+        help="of each router; none: stays alone",
+    )
     add_kvmanagers(parser, "none: no reports")
     parser.add_argument("--model-dir", type=Path, help="the prepared model; prepared here when not given")
     parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics; 0: none")
@@ -52,7 +58,7 @@ async def serve(flags: argparse.Namespace, manifest: Manifest, weights: ServedWe
     )
     options = WorkerOptions(
         listen=flags.listen,
-        router=flags.router,
+        routers=flags.router,
         kvmanagers=flags.kvmanager,
         model_revision=weights.revision,
         metrics_port=flags.metrics_port,

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 import grpc
 import grpc.aio
@@ -10,8 +11,8 @@ from llmserve.core.errors import LLMServeError, NotFound
 from llmserve.core.ids import WorkerId
 from llmserve.core.pairs import KvPeer
 from llmserve.engines.base import Engine
-from llmserve.rpc.backoff import Backoff
 from llmserve.rpc.codec import encode_load
+from llmserve.rpc.following import Following
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.role import set_log_level
 from llmserve.rpc.status import from_grpc
@@ -21,55 +22,83 @@ from llmserve.workers.status import WorkerStatus
 _log = logging.getLogger(__name__)
 
 _CALL_SECONDS = 2.0
+_CALL_SECONDS_OF_SEVERAL = 1.0  # one that hangs may not lead any more
 
 
 class Membership:
     """`run` is one task of the worker; `leave` ends what it said, after it was cancelled."""
 
     def __init__(
-        self, status: WorkerStatus, channel: grpc.aio.Channel, engine: Engine, drainer: Drainer
+        self,
+        status: WorkerStatus,
+        routers: Mapping[str, grpc.aio.Channel],
+        engine: Engine,
+        drainer: Drainer,
     ) -> None:
+        """routers: an open channel to each, by its address. One of them leads."""
         self._status = status
         self._drainer = drainer
         self._engine = engine
         self._members_version = 0
-        self._stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
+        self._following = Following(tuple(routers))
+        self._stubs = {
+            address: router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
+            for address, channel in routers.items()
+        }
+        self._call_seconds = _CALL_SECONDS_OF_SEVERAL if self._following.has_others else _CALL_SECONDS
+        self._away = False
         self.registered = asyncio.Event()
 
+    @property
+    def _stub(self) -> router_pb2_grpc.RouterStub:
+        return self._stubs[self._following.address]
+
     async def run(self) -> None:
-        """For ever; the router may come and go."""
-        backoff = Backoff()
+        """For ever; routers may come and go, and another may lead."""
         while True:
             try:
-                await self._stay(backoff)
+                await self._stay()
             except NotFound:
                 _log.info("the router does not know this worker: registering again")
                 self.registered.clear()
                 continue
             except LLMServeError as error:
-                _log.warning("no contact with the router, trying again: %s", error.message)
-            await backoff.pause()
+                self._lost(error)
+            await self._following.failed()
 
-    async def _stay(self, backoff: Backoff) -> None:
+    def _lost(self, error: LLMServeError) -> None:
+        """Of several routers, the next one is to be told again. Logged once."""
+        if self._following.has_others:
+            self.registered.clear()
+        if not self._away:
+            _log.warning("no contact with the router, trying again: %s", error.message)
+        self._away = True
+
+    async def _stay(self) -> None:
         """Registers if it has not, then heartbeats until a call fails. Errors: LLMServeError."""
         if not self.registered.is_set():
             self._interval = await self._register()
         while True:
             await asyncio.sleep(self._interval)
             await self._heartbeat()
-            backoff.reset()
+            self._reached()
 
     async def _register(self) -> float:
         info = self._status.info
         request = router_pb2.RegisterRequest(worker=info)
         try:
-            answer = await self._stub.Register(request, timeout=_CALL_SECONDS)
+            answer = await self._stub.Register(request, timeout=self._call_seconds)
         except grpc.aio.AioRpcError as error:
             raise from_grpc(error) from error
         _log.info("registered: worker=%s epoch=%s", info.worker_id, info.epoch)
         self.registered.set()
+        self._reached()
         self._members_version = 0
         return float(answer.heartbeat_seconds)
+
+    def _reached(self) -> None:
+        self._away = False
+        self._following.worked()
 
     async def _heartbeat(self) -> None:
         info = self._status.info
@@ -82,7 +111,7 @@ class Membership:
             draining=self._drainer.draining,
         )
         try:
-            answer = await self._stub.Heartbeat(request, timeout=_CALL_SECONDS)
+            answer = await self._stub.Heartbeat(request, timeout=self._call_seconds)
         except grpc.aio.AioRpcError as error:
             raise from_grpc(error) from error
         self._interval = answer.heartbeat_seconds or self._interval
@@ -102,7 +131,7 @@ class Membership:
         info = self._status.info
         request = router_pb2.DeregisterRequest(worker_id=info.worker_id, epoch=info.epoch)
         try:
-            await self._stub.Deregister(request, timeout=_CALL_SECONDS)
+            await self._stub.Deregister(request, timeout=self._call_seconds)
         except grpc.aio.AioRpcError as error:
             _log.warning("deregistering failed: %s", from_grpc(error).message)
 

@@ -37,11 +37,11 @@ _CLOSE_GRACE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """listen, router, kvmanagers: host:port; an empty router is not contacted.
+    """listen, routers, kvmanagers: host:port.
     model_revision: a digest of the weights. metrics_port 0: none."""
 
     listen: str
-    router: str = ""
+    routers: tuple[str, ...] = ()
     kvmanagers: tuple[str, ...] = ()
     model_revision: str = ""
     metrics_port: int = 0
@@ -95,9 +95,12 @@ class Worker:
         return address
 
     async def _join(self, status: WorkerStatus) -> None:
-        if self._options.router:
-            channel = await self._open.enter_async_context(open_channel(self._options.router))
-            self._membership = Membership(status, channel, self._engine, self._drainer)
+        if self._options.routers:
+            routers = {
+                address: await self._open.enter_async_context(open_channel(address))
+                for address in self._options.routers
+            }
+            self._membership = Membership(status, routers, self._engine, self._drainer)
             self._talk.spawn("membership", self._membership.run())
         streams = [await self._report_stream(address) for address in self._options.kvmanagers]
         self._tasks.spawn("kv-events", follow(self._engine, streams), fatal=True)

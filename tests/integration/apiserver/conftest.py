@@ -375,7 +375,7 @@ class FakeCluster:
         options = ApiserverOptions(
             name="apiserver-0",
             http="127.0.0.1:0",
-            router=self.router.address,
+            routers=(self.router.address,),
             model=ServedModel(MODEL, self._model_dir),
             max_body_bytes=100_000,
         )

@@ -15,7 +15,7 @@ from llmserve.core.errors import StartFailed
 
 
 def role(manifest: dict[str, Any], model: Path, http: str = "127.0.0.1:0") -> ApiserverRole:
-    options = ApiserverOptions("apiserver-0", http, "127.0.0.1:1", ServedModel("tiny", model))
+    options = ApiserverOptions("apiserver-0", http, ("127.0.0.1:1",), ServedModel("tiny", model))
     return ApiserverRole(options, Manifest.model_validate(manifest), CollectorRegistry())
 
 

@@ -174,7 +174,7 @@ def _role(name: str, stand: str, detail: str = "") -> dict[str, Any]:
         "restarts": 0,
         "listen": None,
         "http": None,
-        "router": None,
+        "routers": [],
         "kvmanagers": [],
         "log": f"{name}.log",
     }

@@ -1,5 +1,6 @@
 """From the cluster's answers to what the user reads."""
 
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +22,7 @@ def _role(name: str, **more: Any) -> dict[str, Any]:
         "restarts": 0,
         "listen": f"{name}:1",
         "http": None,
-        "router": None,
+        "routers": [],
         "kvmanagers": [],
         "log": f"{name}.log",
     }
@@ -140,3 +141,14 @@ def test_prompts_that_are_never_found_are_a_problem_and_so_is_a_kvmanager_that_i
         "requests are not routed to what is cached: decode-0 reports 9 KV blocks, but",
     )
     assert "prompts are NOT found again" in _text(now)
+
+
+def test_which_router_leads() -> None:
+    one, two = _role("router-0"), _role("router-1")
+    answers = replace(_answers(router_0=HEALTHY, router_1=HEALTHY), leading=two["listen"])
+    now = snapshot(_state(one, two), answers, 175.0)
+    assert [role.leads for role in now.roles] == [False, True]
+    shown = [line.split() for line in _text(now).splitlines() if line.startswith("router-")]
+    assert [line[1:3] for line in shown] == [["healthy,", "stands"], ["healthy,", "leads"]]
+    alone = snapshot(_state(one), replace(answers, leading=one["listen"]), 175.0)
+    assert "leads" not in _text(alone)

@@ -22,7 +22,7 @@ def test_it_loads_and_plans(path: Path) -> None:
 
 
 def test_the_examples_are_there() -> None:
-    assert {path.name for path in FILES} >= {"gpu.yaml", "sim.yaml", "aggregated.yaml"}
+    assert {path.name for path in FILES} >= {"gpu.yaml", "sim.yaml", "aggregated.yaml", "two-routers.yaml"}
 
 
 def test_the_default_is_the_packaged_model_on_two_cores() -> None:

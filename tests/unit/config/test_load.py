@@ -227,11 +227,9 @@ def test_one_problem(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ("deployment:\n  replicas: {router: 2}\n", 6, "deployment.replicas.router: not available yet"),
         ("engine:\n  pipeline_parallel: 2\n", 6, "engine.pipeline_parallel: not available yet"),
         ("engine:\n  speculative_tokens: 3\n", 6, "engine.speculative_tokens: not available yet"),
         ("engine:\n  min_decode_slots: 3\n", 6, "engine.min_decode_slots: not available yet"),
-        ("state:\n  backend: redis\n", 6, "state.backend: 'redis' is not available yet"),
     ],
 )
 def test_planned_knobs_are_refused(text: str, line: int, words: str) -> None:

@@ -58,8 +58,8 @@ def test_processes_know_the_addresses_of_the_others() -> None:
     made = plan()
     router, kvmanager = named(made, "router-0").listen, named(made, "kvmanager-0").listen
     for worker in workers(made):
-        assert (worker.router, worker.kvmanagers) == (router, (kvmanager,))
-    assert named(made, "apiserver-0").router == router
+        assert (worker.routers, worker.kvmanagers) == ((router,), (kvmanager,))
+    assert named(made, "apiserver-0").routers == (router,)
 
 
 def test_no_address_is_given_twice() -> None:
@@ -88,7 +88,7 @@ def test_arguments_of_a_worker_and_of_the_apiserver() -> None:
     assert decode.arguments("m.yaml", "run", "model") == [
         *("--manifest", "m.yaml", "--name", "decode-0", "--run-dir", "run"),
         *("--metrics-port", str(decode.metrics_port), "--listen", str(decode.listen)),
-        *("--router", str(decode.router), "--kvmanager", decode.kvmanagers[0]),
+        *("--router", decode.routers[0], "--kvmanager", decode.kvmanagers[0]),
         *("--model-dir", "model", "--role", "decode"),
     ]
     apiserver = named(made, "apiserver-0").arguments("m.yaml", "run", "model")
@@ -177,7 +177,7 @@ def test_single_process_is_one_control_process() -> None:
     control = made.processes[0]
     assert (control.role, control.module) == (ProcessRole.CONTROL, "llmserve.control")
     assert control.loads_model
-    assert workers(made)[0].router == control.router
+    assert workers(made)[0].routers == control.routers
     assert workers(made)[0].kvmanagers == control.kvmanagers
     assert workers(made)[0].after == ("control-0",)
 

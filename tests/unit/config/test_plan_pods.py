@@ -36,7 +36,7 @@ def test_addresses_are_those_of_pods_and_services() -> None:
     pods = plan_pods(load_manifest(ROOT / "llmserve.yaml"))
     decode = pods[ProcessRole.DECODE]
     assert (decode.name, decode.listen) == ("$(POD_NAME)", f"$(POD_IP):{GRPC_PORT}")
-    assert decode.router == "llmserve-router:7100"
+    assert decode.routers == ("llmserve-router:7100",)
     assert decode.kvmanagers == ("llmserve-kvmanager-0.llmserve-kvmanager:7100",)
     assert decode.metrics_port == METRICS_PORT
     assert pods[ProcessRole.APISERVER].http == "$(POD_IP):8000"

@@ -294,3 +294,34 @@ def test_parameters_change_while_requests_wait(make_cluster: MakeCluster) -> Non
     refused = _refused(cluster.controller.reconfigure(tiny.admission, tiny.policy, 4.0))
     assert refused.request_id == "c"
     cluster.controller.check_integrity()
+
+
+# -- after another router's term
+
+
+def test_it_settles_before_it_places(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", slots=1)
+    cluster.controller.take_over(None, settle_seconds=0.4)
+    session = cluster.open()
+    assert cluster.admit(session, "a") == []
+    wake = cluster.controller.next_wake()
+    assert wake is not None
+    assert wake == pytest.approx(cluster.clock.now() + 0.4)
+    cluster.open(
+        "other", (Held(RequestId("b"), TenantId("t"), None, Incarnation(WorkerId("aggregated-0"), 1)),)
+    )
+    assert cluster.after(0.4) == []  # its only seat is taken by what the other apiserver has told
+
+
+def test_what_it_is_told_first_is_in_the_snapshot(make_cluster: MakeCluster) -> None:
+    old, new = make_cluster("aggregated-0"), make_cluster("aggregated-0")
+    session = old.open()
+    old.admit(session, "a")
+    snapshot = old.controller.snapshot()
+    held = (Held(RequestId("a"), TenantId("t"), None, Incarnation(WorkerId("aggregated-0"), 1), 10),)
+    new.controller.take_over(snapshot, settle_seconds=0.0)
+    again = new.open(held=held)
+    assert new.controller.snapshot() == snapshot
+    new.close(again)
+    new.open(held=held)  # given back in this term, so it is charged again
+    assert new.controller.snapshot().fairness.highest > snapshot.fairness.highest

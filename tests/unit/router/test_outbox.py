@@ -44,3 +44,13 @@ async def test_closing_with_an_error_raises_it_at_the_end() -> None:
     assert await anext(messages) == _placed("a")
     with pytest.raises(InvalidRequest):
         await anext(messages)
+
+
+async def test_a_sign_of_life_when_there_is_nothing_else() -> None:
+    outbox = Outbox(idle_seconds=0.01)
+    messages = aiter(outbox)
+    assert (await anext(messages)).WhichOneof("message") is None
+    answer = _placed("a")
+    outbox.send(answer)
+    assert await anext(messages) == answer
+    assert (await anext(messages)).WhichOneof("message") is None

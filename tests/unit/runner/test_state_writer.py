@@ -13,15 +13,15 @@ from llmserve.runner.state_writer import StateWriter, addresses_to_bind
 
 ROUTER = ProcessSpec(ProcessRole.ROUTER, "router-0", "m", listen="127.0.0.1:1", metrics_port=9)
 CONTROL = ProcessSpec(
-    ProcessRole.CONTROL, "control-0", "m", http="h:2", router="r:3", kvmanagers=("k:4",), metrics_port=8
+    ProcessRole.CONTROL, "control-0", "m", http="h:2", routers=("r:3",), kvmanagers=("k:4",), metrics_port=8
 )
-API = ProcessSpec(ProcessRole.APISERVER, "apiserver-0", "m", http="h:5", router="r:3")
+API = ProcessSpec(ProcessRole.APISERVER, "apiserver-0", "m", http="h:5", routers=("r:3",))
 WORKER = ProcessSpec(
     ProcessRole.DECODE,
     "decode-0",
     "m",
     listen="w:6",
-    router="r:3",
+    routers=("r:3",),
     kvmanagers=("k:4", "k:5"),
     cores=(1, 2),
     gpus=(0,),
@@ -71,7 +71,7 @@ def test_a_role_says_where_it_is(writer: StateWriter, board: Board, tmp_path: Pa
         "restarts": 0,
         "listen": "w:6",
         "http": None,
-        "router": "r:3",
+        "routers": ["r:3"],
         "kvmanagers": ["k:4", "k:5"],
         "metrics": None,
         "cores": [1, 2],

@@ -4,7 +4,7 @@ import heapq
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
@@ -12,6 +12,7 @@ from llmserve.scheduler.decisions import Evicted, Fit, Queued, Rejected
 from llmserve.scheduler.request import QueuedRequest
 from llmserve.scheduler.resources import Capacity
 from llmserve.scheduler.scheduler import Policy, Scheduler
+from llmserve.scheduler.snapshot import SchedulerSnapshot
 
 # What a slot computes: (prompt + output tokens) / this.
 TOKENS_PER_SECOND = 1000.0
@@ -52,13 +53,14 @@ class Simulation:
         warm_up_seconds: float = 0.0,
     ) -> None:
         self.clock = VirtualClock()
-        self.scheduler = Scheduler(self.clock, policy)
-        self.scheduler.set_capacity(Capacity(slots, 1.0))
+        self._policy, self._capacity = policy, Capacity(slots, 1.0)
+        self.scheduler = self._scheduler()
         self.report = Report()
         self._seconds, self._warm_up = seconds, warm_up_seconds
         self._rng = random.Random(5)
         self._free_slots = slots
         self._outputs: dict[RequestId, int] = {}
+        self._running: dict[RequestId, QueuedRequest] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._wake_at = 0.0
@@ -79,6 +81,26 @@ class Simulation:
                 self._at(ready_at, lambda: None)
         self.scheduler.queue.check_integrity()
         return self.report
+
+    def take_over_at(self, when: float, *, told: bool = True) -> None:
+        """Another router goes on from then on: it is told what waits and what runs, and, unless not told,
+        knows what this one saved."""
+        self._at(when, lambda: self._take_over(told))
+
+    def _take_over(self, told: bool) -> None:
+        older, self.scheduler = self.scheduler, self._scheduler()
+        if told:
+            saved = SchedulerSnapshot.from_json(older.snapshot().to_json())
+            self.scheduler.restore(saved)
+        for request in self._running.values():
+            self.scheduler.queue.adopt(replace(request, charged=told))
+        for request in older.queue.waiting():
+            self.scheduler.queue.offer(request, lambda _: Fit.FULL)
+
+    def _scheduler(self) -> Scheduler:
+        scheduler = Scheduler(self.clock, self._policy)
+        scheduler.set_capacity(self._capacity)
+        return scheduler
 
     def _at(self, when: float, event: Callable[[], None]) -> None:
         self._count += 1
@@ -108,12 +130,14 @@ class Simulation:
         if not self._free_slots:
             return Fit.FULL
         self._free_slots -= 1
+        self._running[request.request_id] = request
         tokens = request.prompt_tokens + self._outputs[request.request_id]
         self._at(self.clock.now() + tokens / TOKENS_PER_SECOND, lambda: self._end(request, tokens))
         return Fit.PLACED
 
     def _end(self, request: QueuedRequest, tokens: int) -> None:
         self._free_slots += 1
+        del self._running[request.request_id]
         self.scheduler.queue.release(request.request_id, self._outputs.pop(request.request_id))
         if self.clock.now() >= self._warm_up:
             self.report.served_tokens[request.tenant] += tokens

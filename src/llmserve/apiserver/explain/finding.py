@@ -1,6 +1,7 @@
 """Finds the record of a request, here or at another apiserver."""
 
 import json
+from collections.abc import Sequence
 
 from llmserve.apiserver.explain.records import Records
 from llmserve.apiserver.explain.view import view
@@ -10,10 +11,10 @@ from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 
 class Finder:
-    """apiserver: the name of this one. router: HOST:PORT, who asks the others."""
+    """apiserver: the name of this one. routers: HOST:PORT of each; the one that leads asks the others."""
 
-    def __init__(self, records: Records, apiserver: str, router: str) -> None:
-        self._records, self._apiserver, self._router = records, apiserver, router
+    def __init__(self, records: Records, apiserver: str, routers: Sequence[str]) -> None:
+        self._records, self._apiserver, self._routers = records, apiserver, routers
 
     def here(self, question: router_pb2.RecordQuestion) -> bytes:
         """JSON. Errors: NotFound."""
@@ -27,4 +28,4 @@ class Finder:
         try:
             return self.here(question)
         except NotFound:
-            return await explain_request(self._router, question.request_id, question.tenant)
+            return await explain_request(self._routers, question.request_id, question.tenant)

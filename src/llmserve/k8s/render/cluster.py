@@ -62,6 +62,8 @@ def _check(manifest: Manifest) -> None:
             f"metadata.name: in Kubernetes it must begin with a letter and have at most {_MAX_NAME} "
             f"characters, got '{name}'"
         )
+    if manifest.deployment.replicas.router > 1:
+        raise ManifestError("deployment.replicas.router: several routers are not available in Kubernetes yet")
     for index, api_key in enumerate(manifest.security.api_keys):
         where = f"security.api_keys[{index}]"
         if api_key.key is not None:

@@ -158,10 +158,12 @@ class Refused(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[_Union[_common_pb2.Outcome, str]] = ..., error: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_seconds: _Optional[float] = ...) -> None: ...
 
 class ClusterState(_message.Message):
-    __slots__ = ("workers",)
+    __slots__ = ("workers", "epoch")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[_common_pb2.WorkerInfo]
-    def __init__(self, workers: _Optional[_Iterable[_Union[_common_pb2.WorkerInfo, _Mapping]]] = ...) -> None: ...
+    epoch: int
+    def __init__(self, workers: _Optional[_Iterable[_Union[_common_pb2.WorkerInfo, _Mapping]]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("worker",)
@@ -232,18 +234,26 @@ class GetClusterStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetClusterStatusResponse(_message.Message):
-    __slots__ = ("workers", "queued_requests", "running_requests", "apiservers", "prefix_index")
+    __slots__ = ("workers", "queued_requests", "running_requests", "apiservers", "prefix_index", "leads", "leader", "epoch", "state_trouble")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     APISERVERS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_INDEX_FIELD_NUMBER: _ClassVar[int]
+    LEADS_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STATE_TROUBLE_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     queued_requests: int
     running_requests: int
     apiservers: int
     prefix_index: PrefixIndexStatus
-    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., queued_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., apiservers: _Optional[int] = ..., prefix_index: _Optional[_Union[PrefixIndexStatus, _Mapping]] = ...) -> None: ...
+    leads: bool
+    leader: str
+    epoch: int
+    state_trouble: str
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., queued_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., apiservers: _Optional[int] = ..., prefix_index: _Optional[_Union[PrefixIndexStatus, _Mapping]] = ..., leads: _Optional[bool] = ..., leader: _Optional[str] = ..., epoch: _Optional[int] = ..., state_trouble: _Optional[str] = ...) -> None: ...
 
 class PrefixIndexStatus(_message.Message):
     __slots__ = ("followed", "away", "blocks", "proof", "problem")
@@ -258,6 +268,22 @@ class PrefixIndexStatus(_message.Message):
     proof: str
     problem: str
     def __init__(self, followed: _Optional[_Iterable[str]] = ..., away: _Optional[_Iterable[str]] = ..., blocks: _Optional[int] = ..., proof: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class PromiseRequest(_message.Message):
+    __slots__ = ("leader", "epoch", "seconds")
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    leader: str
+    epoch: int
+    seconds: float
+    def __init__(self, leader: _Optional[str] = ..., epoch: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class PromiseResponse(_message.Message):
+    __slots__ = ("promised",)
+    PROMISED_FIELD_NUMBER: _ClassVar[int]
+    promised: bool
+    def __init__(self, promised: _Optional[bool] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("info", "load", "available", "reason", "heartbeat_age_seconds", "placed_requests", "draining", "slow")

@@ -27,6 +27,8 @@ if _version_not_supported:
 
 class RouterStub:
     """Membership, admission and placement. Never on the token path.
+    Of several routers one leads. The others answer UNAVAILABLE (NotLeader) to all but GetClusterStatus
+    and Promise.
     """
 
     def __init__(self, channel):
@@ -75,10 +77,17 @@ class RouterStub:
                 request_serializer=llmserve_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=llmserve_dot_v1_dot_router__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.Promise = channel.unary_unary(
+                '/llmserve.v1.Router/Promise',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.PromiseRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.PromiseResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServicer:
     """Membership, admission and placement. Never on the token path.
+    Of several routers one leads. The others answer UNAVAILABLE (NotLeader) to all but GetClusterStatus
+    and Promise.
     """
 
     def Session(self, request_iterator, context):
@@ -135,6 +144,13 @@ class RouterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Promise(self, request, context):
+        """From a leader whose shared state is away to each other router.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -178,6 +194,11 @@ def add_RouterServicer_to_server(servicer, server):
                     request_deserializer=llmserve_dot_v1_dot_router__pb2.ExplainRequest.FromString,
                     response_serializer=llmserve_dot_v1_dot_router__pb2.ExplainResponse.SerializeToString,
             ),
+            'Promise': grpc.unary_unary_rpc_method_handler(
+                    servicer.Promise,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.PromiseRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.PromiseResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'llmserve.v1.Router', rpc_method_handlers)
@@ -188,6 +209,8 @@ def add_RouterServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Router:
     """Membership, admission and placement. Never on the token path.
+    Of several routers one leads. The others answer UNAVAILABLE (NotLeader) to all but GetClusterStatus
+    and Promise.
     """
 
     @staticmethod
@@ -396,6 +419,33 @@ class Router:
             '/llmserve.v1.Router/Explain',
             llmserve_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
             llmserve_dot_v1_dot_router__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Promise(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/Promise',
+            llmserve_dot_v1_dot_router__pb2.PromiseRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.PromiseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,165 @@
+"""The state of a term: made before it begins, told by the state of the last one, dropped when it ends."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llmserve.config.schema import Manifest
+from llmserve.core.clock import Clock
+from llmserve.core.errors import ManifestError, NotLeader, StateUnavailable
+from llmserve.core.tasks import TaskOwner
+from llmserve.metrics.router import RouterMetrics
+from llmserve.router.kv_watch import KvWatch
+from llmserve.router.mandate import Mandate
+from llmserve.router.prefix_index import PrefixIndex
+from llmserve.router.recorder import Recorder
+from llmserve.router.service import RouterService
+from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.router.state.base import SharedState, Term
+from llmserve.scheduler.snapshot import SchedulerSnapshot
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OfficeParts:
+    """What outlives a term."""
+
+    settings: RouterSettings
+    clock: Clock
+    state: SharedState
+    metrics: RouterMetrics
+    index: PrefixIndex
+    kv_watch: KvWatch
+
+
+class Manifests:
+    """The manifest as this router knows it, and as it is now. last None: there is none to read."""
+
+    def __init__(
+        self, last: Manifest | None = None, read_again: Callable[[], Manifest] | None = None
+    ) -> None:
+        self.last, self._read_again = last, read_again
+
+    def changed(self) -> Manifest | None:
+        """None: it is the one that is known, or cannot be used."""
+        if self._read_again is None:
+            return None
+        try:
+            manifest = self._read_again()
+        except ManifestError as error:
+            _log.warning("the manifest is not read again: %s", error.message)
+            return None
+        if manifest == self.last:
+            return None
+        self.last = manifest
+        return manifest
+
+
+class RouterOffice:
+    """An Office of leadership.py. Tasks belong to `owner`; on_change is told when a term begins and ends."""
+
+    def __init__(
+        self,
+        parts: OfficeParts,
+        owner: TaskOwner,
+        on_change: Callable[[bool], Awaitable[None]],
+        manifests: Manifests,
+    ) -> None:
+        self._parts, self._settings, self._state = parts, parts.settings, parts.state
+        self._owner, self._on_change, self._manifests = owner, on_change, manifests
+        self._term: Term | None = None
+        self._tasks: list[asyncio.Task[Any]] = []
+        self.begun = asyncio.Event()
+
+    def open(self, mandate: Mandate) -> None:
+        """Once, before anything else."""
+        self._mandate = mandate
+        self._prepare()
+
+    def _prepare(self) -> None:
+        parts, settings = self._parts, self._settings
+        self.controller = build_controller(settings, parts.clock, random.Random(), parts.index)
+        recorder = Recorder(parts.metrics, self.controller, len(parts.kv_watch.addresses))
+        self.service = RouterService(
+            self.controller,
+            settings,
+            parts.clock,
+            recorder,
+            parts.kv_watch,
+            self._mandate,
+            self._manifests.last,
+        )
+
+    def _read_again(self) -> None:
+        """What another leader has reloaded since is obeyed by this one, too."""
+        if (manifest := self._manifests.changed()) is not None:
+            terms = self._settings.terms  # those need a restart
+            self._settings = replace(RouterSettings.of_manifest(manifest), terms=terms)
+            self._prepare()
+
+    async def begin(self, term: Term) -> None:
+        times = self._settings.terms
+        self._read_again()
+        self.controller.take_over(await self._inherited(), times.settle_seconds)
+        self._term = term
+        self._tasks = [self._owner.spawn("state", self._run(), fatal=True)]
+        if times.shared:
+            self._tasks.append(self._owner.spawn("save", self._keep_saved(term), fatal=True))
+        await self._on_change(True)
+        self.begun.set()
+
+    async def end(self) -> None:
+        """What was decided last is saved first: nothing is decided any more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._term is not None and self._settings.terms.shared:
+            await self._save(self._term, self.controller.snapshot().to_json())
+        self._term, self._tasks = None, []
+        await self.service.aclose()
+        self._prepare()
+        await self._on_change(False)
+
+    async def _run(self) -> None:
+        with suppress(NotLeader):
+            await self.service.run()
+
+    async def _inherited(self) -> SchedulerSnapshot | None:
+        """Errors: StateUnavailable."""
+        saved = await self._state.load()
+        if saved is None:
+            return None
+        try:
+            return SchedulerSnapshot.from_json(saved.text).aged(saved.age_seconds)
+        except ValueError as error:
+            _log.warning("what the last leader saved is not used: %s", error)
+            return None
+
+    async def _keep_saved(self, term: Term) -> None:
+        last = ""
+        while True:
+            text = self.controller.snapshot().to_json()
+            if text != last and await self._save(term, text):
+                last = text
+            await asyncio.sleep(self._settings.terms.save_seconds)
+
+    async def _save(self, term: Term, text: str) -> bool:
+        try:
+            return await self._state.save(term, text)
+        except StateUnavailable:  # leadership tells it
+            return False
+
+
+class CurrentService:
+    """Servicer of the Router: whichever service is current when a call comes in answers it."""
+
+    def __init__(self, office: RouterOffice) -> None:
+        self._office = office
+
+    def __getattr__(self, name: str) -> Callable[[Any, Any], Any]:
+        return lambda request, context: getattr(self._office.service, name)(request, context)

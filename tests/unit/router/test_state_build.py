@@ -1,0 +1,34 @@
+"""From the manifest's section to the shared state, and what is missing for it."""
+
+import sys
+
+import pytest
+
+from llmserve.config.schema import State
+from llmserve.core.errors import StartFailed
+from llmserve.router.state.build import build_state
+from llmserve.router.state.redis import RedisState
+
+REDIS = State.model_validate({"backend": "redis", "redis": {"url": "redis://h:1", "password_env": "PW"}})
+
+
+def test_memory_is_nothing_to_share() -> None:
+    assert build_state(State(), "c", {}, 1.0) is None
+
+
+async def test_redis() -> None:
+    state = build_state(REDIS, "c", {"PW": "secret"}, 1.0)
+    assert isinstance(state, RedisState)
+    await state.aclose()
+
+
+def test_a_password_that_is_not_there() -> None:
+    with pytest.raises(StartFailed, match="the environment variable PW is not set"):
+        build_state(REDIS, "c", {"PW": ""}, 1.0)
+
+
+def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "llmserve.router.state.redis")
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    with pytest.raises(StartFailed, match=r"state\.backend: redis: .*pip install"):
+        build_state(REDIS, "c", {"PW": "secret"}, 1.0)
