@@ -276,7 +276,7 @@ class Controller:
     def _prefetch(self, admit: Admit) -> list[Effect]:
         """For one that has no place yet."""
         ticket = self._tickets.get(admit.request_id)
-        if ticket is None or ticket.holding:
+        if ticket is None or ticket.holding or not self._prefixes.prefetches:
             return []
         wait_seconds = self._queue.retry_after_seconds(self._queued(admit))
         return [*self._prefixes.prefetch(ticket, admit.tenant, wait_seconds)]

@@ -23,8 +23,8 @@ class Prefixes:
     def __init__(
         self, clock: Clock, index: PrefixIndex, membership: Membership, *, prefetches: bool = False
     ) -> None:
-        self.index, self.proof = index, Proof(clock, index)
-        self._clock, self._membership, self._prefetches = clock, membership, prefetches
+        self.index, self.proof, self.prefetches = index, Proof(clock, index), prefetches
+        self._clock, self._membership = clock, membership
 
     def look_up(self, ticket: Ticket) -> None:
         """Of a waiting request: its match is at most so old afterwards."""
@@ -40,7 +40,7 @@ class Prefixes:
     def prefetch(self, ticket: Ticket, tenant: TenantId, wait_seconds: float) -> list[Prefetch]:
         """For a request that waits; nothing when all of it that is stored is in DRAM."""
         hashes, worker_id = ticket.prompt.block_hashes, self._could_run(ticket)
-        stretches = self.index.below_dram(hashes) if self._prefetches and worker_id else []
+        stretches = self.index.below_dram(hashes) if self.prefetches and worker_id else []
         if not stretches or worker_id is None:
             return []
         return [Prefetch(worker_id, tenant, hashes, stretches, wait_seconds)]

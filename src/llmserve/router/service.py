@@ -29,6 +29,7 @@ from llmserve.router.messages import Effect, Placed, Prefetch, Refused
 from llmserve.router.operators import Operators
 from llmserve.router.outbox import Outbox
 from llmserve.router.polls import Send
+from llmserve.router.proof import ProofState
 from llmserve.router.recorder import Recorder
 from llmserve.router.settings import RouterSettings
 from llmserve.router.wire import (
@@ -86,7 +87,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._clock = clock
         self._recorder = recorder
         self._kv_watch = kv_watch
-        self._told_problem = ""
+        self._told_proof = ProofState.UNPROVEN
         self._encoder = PlacementEncoder()
         self._streams: dict[ApiserverId, _Stream] = {}
         self._readers = TaskOwner("router")
@@ -323,11 +324,15 @@ class RouterService(router_pb2_grpc.RouterServicer):
             self._wake.set()
 
     def _warn(self) -> None:
-        """Once of each problem: what is cached is not found."""
-        problem = self._controller.prefixes.proof.problem
-        if problem != self._told_problem:
-            self._told_problem = problem
-            _log.warning("requests are not routed to what is cached: %s", problem or "over")
+        """Once, when what is cached turns out not to be found, and when it is found at last."""
+        proof = self._controller.prefixes.proof
+        if proof.state is self._told_proof:
+            return
+        self._told_proof = proof.state
+        if proof.problem:
+            _log.warning("requests are not routed to what is cached: %s", proof.problem)
+        else:
+            _log.info("prefix index: %s", proof.state)
 
     def _send(self, session: sessions.Session, message: router_pb2.RouterSessionResponse) -> None:
         stream = self._streams.get(session.apiserver_id)

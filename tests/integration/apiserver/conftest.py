@@ -245,6 +245,7 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         self.admits: list[router_pb2.Admit] = []
         self.hellos: list[router_pb2.Hello] = []
         self.done: list[tuple[str, Outcome]] = []
+        self.cached: list[int | None] = []  # of each that is done, as its engine told
         self.first_tokens: list[str] = []
         self.failed_workers: list[str] = []
         self.refuse_with: tuple[Outcome, LLMServeError] | None = None
@@ -300,6 +301,8 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
                     if not self.hold:
                         outbox.put_nowait(self._answer(message.admit))
                 case "done":
+                    told = message.done.HasField("cached_tokens")
+                    self.cached.append(message.done.cached_tokens if told else None)
                     self.done.append((message.done.request_id, decode_outcome(message.done.outcome)))
                 case "first_token":
                     self.first_tokens.append(message.first_token.request_id)

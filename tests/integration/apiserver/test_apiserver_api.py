@@ -182,6 +182,9 @@ async def test_cached_tokens_are_those_of_prefill(cluster: Any, http: httpx.Asyn
     cluster.decode.cached_tokens = 3
     answer = await completion(http, max_tokens=3)
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 2
+    await cluster.router.until(lambda: bool(cluster.router.done))
+    assert cluster.router.cached == [2]  # the router compares it with what it expected
+    assert cluster.router.admits[0].block_tokens > 0
 
 
 async def test_one_worker_for_both(cluster: Any, http: httpx.AsyncClient) -> None:
