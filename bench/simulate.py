@@ -77,6 +77,7 @@ def _manifest() -> dict[str, Any]:
     spec["deployment"]["replicas"] = {"prefill": 1, "decode": 2}
     spec["engine"]["sim"].update(_SIM)
     spec["budgets"] = {"max_requests_in_flight": _PLACES}
+    spec["scheduling"]["queue_timeout_seconds"] = 600  # none is refused: each has its times
     return manifest
 
 
