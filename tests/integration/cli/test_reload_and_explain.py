@@ -89,7 +89,8 @@ class Running:
         with self._http.stream(
             "POST", f"{self.urls[0]}/v1/completions", headers=headers, json=body
         ) as answer:
-            next(answer.iter_raw())
+            pieces = answer.iter_raw()  # kept: the stream is closed with it
+            next(pieces)
             yield
 
     def explain(self, request_id: str, key: str, at: int = 0) -> httpx.Response:
