@@ -53,10 +53,11 @@ class RouterOffice:
         times = self._settings.terms
         self.controller.take_over(await self._inherited(), times.settle_seconds)
         self._term = term
+        await self._on_change(True)
+        # Last: they need the mandate, which is there as soon as this returns.
         self._tasks = [self._owner.spawn("state", self._run(), fatal=True)]
         if times.shared:
             self._tasks.append(self._owner.spawn("save", self._keep_saved(term), fatal=True))
-        await self._on_change(True)
         self.begun.set()
 
     async def end(self) -> None:
