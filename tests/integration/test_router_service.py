@@ -368,3 +368,11 @@ async def test_the_health_service_answers(cluster: Cluster) -> None:
     health = health_pb2_grpc.HealthStub(cluster.channel)
     answer = await health.Check(health_pb2.HealthCheckRequest(service="llmserve.v1.Router"), timeout=5)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_time_passes_in_a_term(start: Start) -> None:
+    """The task that lets it was started by whoever leads: nothing else evicts what waits."""
+    cluster = await start(no_worker_grace_seconds=0.05)
+    apiserver = await cluster.apiserver()
+    await apiserver.admit("a")
+    assert (await apiserver.refused()).error == "NoWorkerAvailable"

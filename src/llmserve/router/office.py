@@ -107,10 +107,11 @@ class RouterOffice:
         self._read_again()
         self.controller.take_over(await self._inherited(), times.settle_seconds)
         self._term = term
+        await self._on_change(True)
+        # Last: they need the mandate, which is there as soon as this returns.
         self._tasks = [self._owner.spawn("state", self._run(), fatal=True)]
         if times.shared:
             self._tasks.append(self._owner.spawn("save", self._keep_saved(term), fatal=True))
-        await self._on_change(True)
         self.begun.set()
 
     async def end(self) -> None:
