@@ -29,13 +29,9 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Nothing obeys this knob yet, beyond its default and the `available` values.
-
-    comes_with names what will obey it. In a sequence each item must be an available one.
-    """
+    """Nothing obeys this knob yet, beyond its default. comes_with names what will obey it."""
 
     comes_with: str
-    available: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +73,9 @@ class Section(BaseModel):
         field = cls.model_fields[info.field_name or ""]
         planned = marker(field, Planned)
         if planned is not None and value != field.get_default():
-            _check_available(value, planned)
-        return value
-
-
-def _check_available(value: Any, planned: Planned) -> None:
-    items = value if isinstance(value, tuple) else (value,)
-    for item in items:
-        if item not in planned.available:
-            named = f"{item!r} is " if planned.available else ""
             raise PydanticCustomError(
                 NOT_AVAILABLE,
-                "{named}not available yet; it comes with {comes_with}",
-                {"named": named, "comes_with": planned.comes_with},
+                "not available yet; it comes with {comes_with}",
+                {"comes_with": planned.comes_with},
             )
+        return value

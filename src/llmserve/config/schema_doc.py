@@ -83,8 +83,6 @@ def _properties_of(schema: dict[str, Any], knob: Knob) -> dict[str, Any]:
 def _annotate(target: dict[str, Any], knob: Knob) -> None:
     unit, planned = marker(knob.field, Unit), marker(knob.field, Planned)
     target["x-status"] = "available" if planned is None else "planned"
-    if planned is not None and planned.available:
-        target["x-available"] = list(planned.available)
     if unit is not None:
         target["x-unit"] = unit.name
     if is_live(knob.path):
@@ -124,8 +122,7 @@ def _tables(knobs: list[Knob]) -> Iterator[str]:
 
 
 def _is_planned(knob: Knob) -> bool:
-    planned = marker(knob.field, Planned)
-    return planned is not None and not planned.available
+    return marker(knob.field, Planned) is not None
 
 
 def _table(knobs: list[Knob]) -> Iterator[str]:
@@ -155,9 +152,6 @@ def _meaning(knob: Knob) -> str:
         text += " **Live.**"
     if planned is None:
         return text
-    if planned.available:
-        now = ", ".join(f"`{value}`" for value in planned.available)
-        return f"{text} **Now: {now}**; the others come with {planned.comes_with}."
     return f"{text} *Planned: comes with {planned.comes_with}.*"
 
 

@@ -188,6 +188,16 @@ class Scheduling(Section):
             "mostly cached prompt, or when no prefill engine is there. `never`: decode engines do all."
         ),
     ] = "auto"
+    engine_queue_seconds: Annotated[
+        float,
+        Unit("seconds"),
+        Field(
+            ge=0,
+            description="Once an engine has so many seconds of prompts before it, as predicted, further "
+            "requests wait at the router, where shares and priorities count. One prompt may always wait at "
+            "the engine.",
+        ),
+    ] = 0.5
     first_token_timeout_seconds: Annotated[
         float,
         Unit("seconds"),

@@ -9,7 +9,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
 from llmserve.router.baselines import LeastLoaded, RoundRobin
 from llmserve.router.controller import AdmissionLimits, Controller
-from llmserve.router.filters import HasFreeSeat, NotExcluded
+from llmserve.router.filters import HasFreeSeat, NotBackedUp, NotExcluded
 from llmserve.router.kv_aware import KvAware
 from llmserve.router.learner import Learner
 from llmserve.router.mandate import ALONE, TermTimes
@@ -43,6 +43,7 @@ class RouterSettings:
     disaggregate: Disaggregate = Disaggregate.AUTO
     drain_timeout_seconds: float = 60.0
     slow: SlowLimits = field(default_factory=SlowLimits)
+    engine_queue_seconds: float = 0.5
     terms: TermTimes = ALONE
 
     @classmethod
@@ -72,6 +73,7 @@ class RouterSettings:
             routing=scheduling.routing,
             disaggregate=Disaggregate(scheduling.disaggregate),
             drain_timeout_seconds=scheduling.drain_timeout_seconds,
+            engine_queue_seconds=scheduling.engine_queue_seconds,
             slow=SlowLimits(factor=scheduling.slow_worker_factor),
         )
 
@@ -124,7 +126,12 @@ def build_controller(
     slow = SlowBook(clock, settings.slow)
     planner = Planner(
         membership,
-        filters=(NotExcluded(), HasFreeSeat(), NotSlow(slow)),
+        filters=(
+            NotExcluded(),
+            HasFreeSeat(),
+            NotBackedUp(clock, settings.engine_queue_seconds),
+            NotSlow(slow),
+        ),
         chooser=_chooser(settings, paces, clock, rng),
         disaggregate=settings.disaggregate,
     )

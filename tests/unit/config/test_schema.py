@@ -75,11 +75,7 @@ def test_numbers_named_for_a_unit_have_it(path: str) -> None:
 
 def test_a_planned_knob_has_a_default_that_is_inert() -> None:
     for knob in KNOBS.values():
-        planned = marker(knob.field, Planned)
-        if planned is not None and planned.available:
-            default = knob.field.default
-            assert set(default if isinstance(default, tuple) else (default,)) <= set(planned.available)
-        elif planned is not None:
+        if marker(knob.field, Planned) is not None:
             assert knob.field.default in (None, 0, 1, False, ())
 
 

@@ -53,8 +53,6 @@ def test_the_schema_has_units_and_says_what_is_planned() -> None:
     assert engine["max_model_len"]["x-unit"] == "tokens"
     assert engine["max_model_len"]["x-status"] == "available"
     assert engine["speculative_tokens"]["x-status"] == "planned"
-    state = json_schema()["$defs"]["State"]["properties"]
-    assert state["backend"]["x-available"] == ["memory"]
 
 
 def test_the_schema_describes_both_ways_to_write_a_manifest() -> None:

@@ -9,11 +9,11 @@ from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
 from llmserve.router.baselines import LeastLoaded
-from llmserve.router.filters import HasFreeSeat, NotExcluded, PlacementRequest
+from llmserve.router.filters import HasFreeSeat, NotBackedUp, NotExcluded, PlacementRequest
 from llmserve.router.membership import Membership
 from llmserve.router.plan import Disaggregate, NoPlan, Plan, Planner
 from llmserve.router.scorers import FreeSeats, ShortEngineQueue
-from llmserve.router.worker import WorkerSpec
+from llmserve.router.worker import Member, Seats, WorkerSpec
 
 MakeSpec = Callable[..., WorkerSpec]
 REQUEST = PlacementRequest("m", 10)
@@ -142,3 +142,21 @@ def test_a_role_that_is_missing_gives_no_plan(
     membership.register(make_spec("decode-0"))
     assert planner.plan(REQUEST) is NoPlan.FULL
     assert membership.available("m", WorkerRole.PREFILL) == []
+
+
+def test_what_an_engine_has_before_it_is_bounded(clock: VirtualClock, make_spec: MakeSpec) -> None:
+    """By predicted seconds, but one prompt may always wait behind the one that is computed."""
+    rule = NotBackedUp(clock, seconds=0.5)
+    member = Member(make_spec("prefill-0"), Seats(), heard_at=0.0)
+    request = PlacementRequest("m")
+    for name, room in (("a", True), ("b", False)):
+        member.seats.backlog.add(name, 3.0, clock.now())
+        assert bool(rule.keep([member], request)) is room
+    member.seats.backlog.remove("a", clock.now())
+    assert rule.keep([member], request)
+    for number in range(9):
+        member.seats.backlog.add(number, 0.05, clock.now())
+    member.seats.backlog.remove("b", clock.now())
+    assert rule.keep([member], request), "many short ones are 0.45 s"
+    member.seats.backlog.add("one more", 0.05, clock.now())
+    assert not rule.keep([member], request)
