@@ -158,5 +158,5 @@ def test_what_an_engine_has_before_it_is_bounded(clock: VirtualClock, make_spec:
         member.seats.backlog.add(number, 0.05, clock.now())
     member.seats.backlog.remove("b", clock.now())
     assert rule.keep([member], request), "many short ones are 0.45 s"
-    member.seats.backlog.add("one more", 0.05, clock.now())
+    member.seats.backlog.add("one more", 0.1, clock.now())
     assert not rule.keep([member], request)
