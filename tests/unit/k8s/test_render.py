@@ -251,6 +251,12 @@ def test_an_engine_s_successor_waits_for_its_gpu(parse: Parse, rendered: Render)
     assert found["apiserver"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
+def test_several_routers_are_refused(parse: Parse, rendered: Render) -> None:
+    text = "deployment: {replicas: {router: 2}}\nstate: {backend: redis, redis: {url: 'redis://h:1'}}"
+    with pytest.raises(ManifestError, match=r"deployment\.replicas\.router: several routers"):
+        rendered(parse(text))
+
+
 def test_the_store_is_on_volumes_of_a_fast_class(parse: Parse, rendered: Render) -> None:
     tiers = (
         StorageClass(name="hot", tier="dram", capacity_gb=6.0),
