@@ -292,8 +292,6 @@ class RequestRun:
                 elif self._push(output, "prefill"):
                     result.over = True
                     return
-        if not shown:
-            self._context.router.first_token(self._name)  # prefill's part is over all the same
 
     async def _show(
         self, outputs: AsyncIterable[EngineOutput], origin: str, prefilled: _Prefilled | None = None
