@@ -17,7 +17,7 @@ def test_a_thousand_workers_serve_alike(make_shape: MakeShape) -> None:
     mix = Mix([(KINDS["short"], 1)], [(TenantId("t"), 1)], 1000.0, 2.0)
     requests = mix.requests(random.Random(1))
     started = time.process_time()
-    simulation = Simulation(make_shape(over=over), requests)
+    simulation = Simulation(make_shape(over=over, scheduling={"routing": "least_loaded"}), requests)
     simulation.run()
     seconds = time.process_time() - started
     report = simulation.report(Goals())
