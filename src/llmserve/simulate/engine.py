@@ -34,7 +34,7 @@ class EngineOwner(Protocol):
         """It has so many tokens more, the last one now and the others `seconds` apart before it."""
 
     def cache_changed(self, engine: "VirtualEngine") -> None:
-        """Other blocks than before can be found in its pool. Called once a step."""
+        """Other blocks than before can be found in its pool. Called between steps."""
 
 
 @dataclass(slots=True)

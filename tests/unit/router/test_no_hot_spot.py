@@ -4,23 +4,23 @@ virtual time."""
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.routing import cluster, computed_tokens, largest_share, shared_prefixes, simulated
 from llmserve.core.ids import WorkerId
-from llmserve.router.plan import Disaggregate
 
 
-@given(st.sampled_from(Disaggregate), st.sampled_from((2.0, 20.0, 100.0)), st.integers(0, 1000))
-@settings(max_examples=5, deadline=None, database=None)
+@pytest.mark.parametrize(
+    ("disaggregate", "per_second", "seed"),
+    [("auto", 20.0, 193), ("always", 20.0, 751), ("never", 2.0, 906)],
+)
 def test_the_largest_share_is_at_most_one_and_a_half_times_the_fair_one(
-    mode: Disaggregate, per_second: float, seed: int
+    disaggregate: str, per_second: float, seed: int
 ) -> None:
-    requests = shared_prefixes(100, per_second, prompts=1, tokens=512, seed=seed)
-    report = simulated(cluster(disaggregate=mode), requests, seed)
+    """Seeds among the worst of many: with few requests chance adds to what the router allows."""
+    requests = shared_prefixes(240, per_second, prompts=1, tokens=512, seed=seed)
+    report = simulated(cluster(disaggregate=disaggregate), requests, seed)
     assert largest_share(report, "decode") <= 1.5
-    if mode is Disaggregate.ALWAYS:
+    if disaggregate == "always":
         assert largest_share(report, "prefill") <= 1.5
 
 
@@ -32,8 +32,8 @@ def test_a_slower_worker_gets_less() -> None:
     assert placed["prefill-3"] < 0.6 * others
 
 
-@pytest.mark.parametrize("routing", ["round_robin", "least_loaded"])
-def test_what_is_cached_is_found_again(routing: str) -> None:
+def test_what_is_cached_is_found_again() -> None:
     requests = shared_prefixes(120, 10.0, prompts=12, tokens=512)
-    aware, unaware = (simulated(cluster(200, routing=name), requests) for name in ("kv_aware", routing))
-    assert computed_tokens(aware) < 0.7 * computed_tokens(unaware)
+    routings = ("kv_aware", "least_loaded", "round_robin")
+    aware, *others = (computed_tokens(simulated(cluster(200, routing=name), requests)) for name in routings)
+    assert aware < 0.7 * min(others)
