@@ -16,8 +16,8 @@ _GAP_DIGITS = 6
 @dataclass(slots=True)
 class Observed:
     """gaps: how often a token came so many seconds after the one before. waiting: requests in the queue.
-    kv_used: blocks, summed over heartbeats. requests: placed on each worker. on_one_worker: requests whose
-    prompt and answer are."""
+    kv_used: blocks, summed over heartbeats. requests: placed on each worker. on_one_worker: those of
+    which one worker computes prompt and answer."""
 
     timeline: Timeline = field(default_factory=Timeline)
     gaps: Counter[float] = field(default_factory=Counter)
