@@ -41,6 +41,7 @@ def show(report: Report, goals: Goals) -> None:
     for reason, count in report.refusals.items():
         console.print(f"Refused: {count:,} {reason}")
     console.print(f"Prompt tokens from the prefix cache: {report.prefix_hits:.1%}")
+    console.print(f"Requests of which one worker computes prompt and answer: {report.on_one_worker:.1%}")
     console.print(_fairness(report))
     console.print(_times(report))
     console.print(_tenants(report))
@@ -84,10 +85,11 @@ def _tenants(report: Report) -> Table:
 
 def _workers(workers: Sequence[WorkerLine]) -> Table:
     """All of a small cluster; of a large one, the mean and the extremes of each role."""
-    table = Table("Worker", "busy", "KV mean", "KV most", "preempted", box=None, pad_edge=False)
+    table = Table("Worker", "requests", "busy", "KV mean", "KV most", "preempted", box=None, pad_edge=False)
     for name, line in _chosen(workers):
         table.add_row(
             name,
+            f"{line.requests:,}",
             f"{line.busy:.1%}",
             f"{line.kv_used_mean:.1%}",
             f"{line.kv_used_most:.1%}",

@@ -19,6 +19,7 @@ from llmserve.router.worker import KvShape, WorkerSpec
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.flight import Flight
+from llmserve.simulate.index_feed import IndexFeed
 from llmserve.simulate.observed import Observed
 from llmserve.simulate.request import Record, TracedRequest
 from llmserve.simulate.sequence import BlockNames, Leg, TracedSequence
@@ -36,7 +37,8 @@ class VirtualCluster:
 
     def __init__(self, shape: ClusterShape, agenda: Agenda, rng: random.Random) -> None:
         self._shape, self._agenda = shape, agenda
-        self._controller = build_controller(shape.router, agenda.clock, rng)
+        self._feed = IndexFeed(agenda)
+        self._controller = build_controller(shape.router, agenda.clock, rng, self._feed.index)
         self._session, _ = self._controller.open_session(ApiserverId("simulated"), ())
         self.engines: dict[WorkerId, VirtualEngine] = {}
         self.observed = Observed()
@@ -63,9 +65,9 @@ class VirtualCluster:
         self._count += 1
         self.open_requests += 1
         request_id = RequestId(f"request-{self._count}")
-        self._flights[request_id] = Flight(request_id, record, self._names(request))
+        flight = self._flights[request_id] = Flight(request_id, record, self._names(request))
         self.observed.waiting[request.tenant] += 1
-        self._apply(self._controller.admit(self._session, self._admit(request_id, request)))
+        self._apply(self._controller.admit(self._session, self._admit(flight)))
 
     def check_integrity(self) -> None:
         """Raises AssertionError when anything is lost, or counted other than once."""
@@ -79,7 +81,7 @@ class VirtualCluster:
     def _register(self, name: WorkerId, role: WorkerRole, phase: float) -> None:
         shape, limits = self._shape, self._shape.limits
         self.engines[name] = VirtualEngine(
-            name, limits.total_blocks, shape.batch, shape.timing, self._agenda, self
+            name, limits.total_blocks, shape.batch, shape.timing_of(name), self._agenda, self
         )
         size = limits.block_size_tokens
         kv = KvShape("simulated", "sim", "sim", size, 1, 1, int(shape.kv_bytes_per_token * size))
@@ -99,21 +101,21 @@ class VirtualCluster:
         self._agenda.at(phase * shape.router.heartbeat_seconds, lambda: self._heartbeat(name))
 
     def _heartbeat(self, name: WorkerId) -> None:
-        engine = self.engines[name]
-        engine.pool.take_events()
-        load = engine.load()
+        load = self.engines[name].load()
         self.observed.heartbeat(name, load.used_blocks)
         self._apply(self._controller.heartbeat(name, _EPOCH, load))
         next_at = self._agenda.now + self._shape.router.heartbeat_seconds
         self._agenda.at(next_at, lambda: self._heartbeat(name))
 
-    def _admit(self, request_id: RequestId, request: TracedRequest) -> Admit:
+    def _admit(self, flight: Flight) -> Admit:
+        request = flight.request
         most = request.max_output_tokens or self._shape.limits.max_model_len - request.prompt_tokens
         return Admit(
-            request_id,
+            flight.request_id,
             request.tenant,
             PlacementRequest(self._shape.model, request.prompt_tokens),
             max_output_tokens=most,
+            prompt=flight.names.prompt(),
         )
 
     def _apply(self, effects: list[Effect]) -> None:
@@ -150,6 +152,7 @@ class VirtualCluster:
         flight.record.placed_at = self._agenda.now
         request, plan = flight.request, placed.plan
         self.observed.waiting[request.tenant] -= 1
+        self.observed.placed(plan)
         flight.decode = self.engines[plan.decode.spec.worker_id]
         if plan.prefill is None:
             flight.decode.add(self._leg(flight, Leg.WHOLE, request.prompt_tokens, request.output_tokens))
@@ -220,6 +223,10 @@ class VirtualCluster:
     def unneeded(self, ticket: HandoverTicket) -> None:
         """As EngineOwner says."""
         self._end_lease(self._flights[RequestId(ticket.lease_id)])
+
+    def cache_changed(self, engine: VirtualEngine) -> None:
+        """As EngineOwner says."""
+        self._feed.changed(engine)
 
     def _end_lease(self, flight: Flight) -> None:
         assert flight.prefill, flight

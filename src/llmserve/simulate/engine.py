@@ -33,6 +33,9 @@ class EngineOwner(Protocol):
     def drawn(self, engine: "VirtualEngine", sequence: TracedSequence, tokens: int, seconds: float) -> None:
         """It has so many tokens more, the last one now and the others `seconds` apart before it."""
 
+    def cache_changed(self, engine: "VirtualEngine") -> None:
+        """Other blocks than before can be found in its pool. Called between steps."""
+
 
 @dataclass(slots=True)
 class _Running:
@@ -136,6 +139,8 @@ class VirtualEngine:
             self._owner.unneeded(ticket)
         for order in step.pulls:
             self._owner.pull(self, order)
+        if self.pool.has_events():
+            self._owner.cache_changed(self)
         self._totals.most_used_blocks = max(self._totals.most_used_blocks, self.pool.used_blocks)
         if step.work:
             most = min(_MOST_STEPS, *(sequence.quiet_tokens for sequence, _ in step.work))

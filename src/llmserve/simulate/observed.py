@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from llmserve.core.ids import RequestId, TenantId, WorkerId
+from llmserve.router.plan import Plan
 from llmserve.simulate.request import Record
 from llmserve.simulate.timeline import Timeline
 
@@ -15,18 +16,26 @@ _GAP_DIGITS = 6
 @dataclass(slots=True)
 class Observed:
     """gaps: how often a token came so many seconds after the one before. waiting: requests in the queue.
-    kv_used: blocks, summed over heartbeats."""
+    kv_used: blocks, summed over heartbeats. requests: placed on each worker. on_one_worker: those of
+    which one worker computes prompt and answer."""
 
     timeline: Timeline = field(default_factory=Timeline)
     gaps: Counter[float] = field(default_factory=Counter)
     waiting: Counter[TenantId] = field(default_factory=Counter)
     kv_used: Counter[WorkerId] = field(default_factory=Counter)
     heartbeats: int = 0
+    requests: Counter[WorkerId] = field(default_factory=Counter)
+    on_one_worker: int = 0
     _last_at: dict[RequestId, float] = field(default_factory=dict)
 
     def heartbeat(self, worker_id: WorkerId, used_blocks: int) -> None:
         self.kv_used[worker_id] += used_blocks
         self.heartbeats += 1
+
+    def placed(self, plan: Plan) -> None:
+        self.on_one_worker += plan.prefill is None
+        for member in filter(None, (plan.prefill, plan.decode)):
+            self.requests[member.spec.worker_id] += 1
 
     def second_over(self) -> None:
         self.timeline.second_over(self._who_waits())

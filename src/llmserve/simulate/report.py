@@ -80,7 +80,7 @@ class TenantLine:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLine:
-    """busy: of the time. kv_used: of its blocks, mean and most."""
+    """busy: of the time. kv_used: of its blocks, mean and most. requests: placed on it."""
 
     worker: str
     busy: float
@@ -89,6 +89,7 @@ class WorkerLine:
     prefill_tokens: int
     decode_tokens: int
     preemptions: int
+    requests: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ class Report:
     """seconds: of virtual time, to the end of the last request. gaps: between tokens; request_gaps: the
     means of requests. good: requests that met the goals. refusals: by the name of the error. jain: of
     tokens for their weight while requests of every tenant waited, which was so for contended_seconds;
-    None: it never was. Shares mean nothing while there is enough for all."""
+    None: it never was. Shares mean nothing while there is enough for all. on_one_worker: of the requests that
+    were placed, those whose prompt and answer one worker computes."""
 
     seconds: float
     requests: int
@@ -112,6 +114,7 @@ class Report:
     total: Spread
     queue: Spread
     prefix_hits: float
+    on_one_worker: float
     jain: float | None
     contended_seconds: int
     tenants: tuple[TenantLine, ...]
@@ -144,6 +147,7 @@ def make_report(
         total=Spread.of([record.total_seconds for record in served]),
         queue=Spread.of([record.queue_seconds for record in served]),
         prefix_hits=sum(record.cached_tokens for record in served) / prompts if prompts else 0.0,
+        on_one_worker=observed.on_one_worker / max(1, sum(r.placed_at is not None for r in records)),
         jain=_jain(observed.timeline, contended, tenants, weights) if contended else None,
         contended_seconds=len(contended),
         tenants=tuple(_tenant(t, records, observed.timeline, contended, weights) for t in tenants),
@@ -191,4 +195,5 @@ def _worker(engine: VirtualEngine, cluster: VirtualCluster, seconds: float) -> W
         prefill_tokens=totals.prefill_tokens,
         decode_tokens=totals.decode_tokens,
         preemptions=totals.preemptions,
+        requests=cluster.observed.requests[engine.worker_id],
     )

@@ -6,9 +6,13 @@ from enum import Enum
 from llmserve.core.ids import BlockHash, RequestId
 from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.block_sequence import BlockSequence
+from llmserve.router.prefix_index import HashedPrompt
 from llmserve.simulate.request import TracedRequest
 
 _NAME = struct.Struct(">qqq")
+# The namespace of blocks that only one request has.
+_OWN = -1
+_OWN_BYTES = struct.pack(">q", _OWN)
 
 
 class Leg(Enum):
@@ -24,6 +28,8 @@ class BlockNames:
     def __init__(self, request: TracedRequest, number: int, namespace: int, block_size: int) -> None:
         self._request, self._number, self._namespace = request, number, namespace
         self.block_size = block_size
+        named_tokens = len(request.prefix_names) * request.run_tokens
+        self._shared_blocks = min(request.prompt_tokens, named_tokens) // block_size
         self._names: list[BlockHash] = []
 
     def of(self, index: int) -> BlockHash:
@@ -31,13 +37,22 @@ class BlockNames:
             self._names.append(self._name(len(self._names)))
         return self._names[index]
 
+    def prompt(self) -> HashedPrompt:
+        """To be looked for: the blocks that another request may have, too."""
+        hashes = tuple(self.of(index) for index in range(self._shared_blocks))
+        return HashedPrompt(hashes, self.block_size)
+
     def _name(self, index: int) -> BlockHash:
         """A block that ends within the named runs is shared, any other is this request's own."""
-        request, end = self._request, (index + 1) * self.block_size
-        run = (end - 1) // request.run_tokens
-        if end <= request.prompt_tokens and run < len(request.prefix_names):
-            return BlockHash(_NAME.pack(self._namespace, request.prefix_names[run], index))
-        return BlockHash(_NAME.pack(-1, self._number, index))
+        if index >= self._shared_blocks:
+            return BlockHash(_NAME.pack(_OWN, self._number, index))
+        run = ((index + 1) * self.block_size - 1) // self._request.run_tokens
+        return BlockHash(_NAME.pack(self._namespace, self._request.prefix_names[run], index))
+
+
+def is_shared(name: bytes) -> bool:
+    """May several requests have this block?"""
+    return not name.startswith(_OWN_BYTES)
 
 
 class TracedSequence(BlockSequence):

@@ -1,6 +1,7 @@
 """The cluster to simulate: what the manifest says, and what the command line says instead."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from llmserve.config.schema import Manifest, TransferConfig
 from llmserve.core.errors import InvalidRequest
@@ -31,7 +32,8 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class ClusterShape:
-    """transfer_seconds_per_token: of KV that decode fetches. shares_kv: tenants reuse each other's."""
+    """transfer_seconds_per_token: of KV that decode fetches. shares_kv: tenants reuse each other's.
+    speeds: of workers that are not as fast as `timing` says, in multiples of it."""
 
     model: str
     workers: tuple[tuple[WorkerId, WorkerRole], ...]
@@ -43,6 +45,7 @@ class ClusterShape:
     kv_bytes_per_token: float = 0.0
     transfer_seconds_per_token: float = 0.0
     shares_kv: bool = False
+    speeds: Mapping[WorkerId, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, manifest: Manifest, over: Overrides) -> "ClusterShape":
@@ -71,6 +74,14 @@ class ClusterShape:
     def weights(self) -> dict[TenantId, float]:
         """Of the tenants that are named; the others have 1."""
         return dict(self.router.policy.weights)
+
+    def timing_of(self, worker_id: WorkerId) -> Timing:
+        speed, timing = self.speeds.get(worker_id, 1.0), self.timing
+        return Timing(
+            timing.prefill_tokens_per_second * speed,
+            timing.decode_step_seconds / speed,
+            timing.decode_seconds_per_sequence / speed,
+        )
 
     def pushes(self, prompt_tokens: int) -> bool:
         """Does prefill write this prompt's KV while it computes?"""

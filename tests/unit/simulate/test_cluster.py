@@ -1,11 +1,12 @@
 """Requests through the router and engines in virtual time: the seconds and counts that must come out."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from llmserve.core.errors import InvalidRequest, LLMServeError
-from llmserve.core.ids import TenantId
+from llmserve.core.ids import TenantId, WorkerId
 from llmserve.simulate.mix import Kind, Mix
 from llmserve.simulate.report import Goals
 from llmserve.simulate.request import TracedRequest
@@ -44,6 +45,23 @@ def test_a_push_hides_the_transfer(make_shape: MakeShape, simulate: Simulate) ->
     report = simulate(make_shape(over=over, transfer={"mode": "push"}), [TracedRequest(0.0, 100, 3)])
     assert report.gaps.mean == pytest.approx(0.01)
     assert report.total.p50 == pytest.approx(0.12)
+
+
+def test_a_worker_takes_as_long_as_its_speed_says(make_shape: MakeShape, simulate: Simulate) -> None:
+    shape = replace(make_shape(deployment=ALONE), speeds={WorkerId("aggregated-0"): 0.5})
+    report = simulate(shape, [TracedRequest(0.0, 100, 21)])
+    assert report.first_token.p50 == pytest.approx(0.2)
+    assert report.gaps.mean == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(("mode", "alone"), [("always", 0.0), ("never", 1.0)])
+def test_where_requests_ran_is_counted(
+    make_shape: MakeShape, simulate: Simulate, mode: str, alone: float
+) -> None:
+    shape = make_shape(scheduling={"disaggregate": mode})
+    report = simulate(shape, [TracedRequest(float(i), 100, 3) for i in range(4)])
+    assert report.on_one_worker == alone
+    assert [line.requests for line in report.workers] == [0 if mode == "never" else 4, 4]
 
 
 def test_a_request_of_one_token_ends_at_prefill(make_shape: MakeShape, simulate: Simulate) -> None:
@@ -90,7 +108,8 @@ def test_a_cluster_whose_requests_hold_all_blocks_of_each_other_is_told(
     make_shape: MakeShape, simulate: Simulate
 ) -> None:
     """Two prompts of four blocks fill eight, and each needs one more for its answer."""
-    shape = make_shape(sim={"blocks": 8}, transfer={"mode": "push"})
+    always = {"disaggregate": "always"}
+    shape = make_shape(sim={"blocks": 8}, transfer={"mode": "push"}, scheduling=always)
     with pytest.raises(LLMServeError, match=r"2 requests have had no token .*engine\.sim\.blocks"):
         simulate(shape, [TracedRequest(0.0, 64, 2), TracedRequest(0.0, 64, 2)])
 
@@ -116,9 +135,11 @@ def test_good_requests_met_every_goal(make_shape: MakeShape, simulate: Simulate)
     assert simulate(shape, requests, Goals(gap_seconds=0.005)).good == 0
 
 
-def test_the_same_seed_gives_the_same_report(make_shape: MakeShape) -> None:
-    mix = Mix([(Kind(100, 20), 1), (Kind(800, 60), 1)], [(GOLD, 1)], 8.0, 20.0)
-    shape = make_shape(deployment={"replicas": {"prefill": 2, "decode": 2}})
+@pytest.mark.parametrize("routing", ["kv_aware", "least_loaded", "round_robin"])
+def test_the_same_seed_gives_the_same_report(make_shape: MakeShape, routing: str) -> None:
+    mix = Mix([(Kind(100, 20), 1), (Kind(800, 60), 1)], [(GOLD, 1)], 8.0, 20.0, shared_tokens=64)
+    deployment = {"replicas": {"prefill": 2, "decode": 2}}
+    shape = make_shape(deployment=deployment, scheduling={"routing": routing}, sim={"blocks": 2048})
     reports = []
     for _ in range(2):
         simulation = Simulation(shape, mix.requests(random.Random(5)), seed=5)

@@ -1,0 +1,52 @@
+"""What engines' caches hold, on its way to the router's prefix index. In the real cluster workers tell KV
+managers, and those tell the router."""
+
+from collections import Counter
+
+from llmserve.core.ids import BlockHash, WorkerId
+from llmserve.core.request import KvEvents
+from llmserve.kvstore.directory import Holder
+from llmserve.kvstore.watcher import Told
+from llmserve.router.prefix_index import PrefixIndex
+from llmserve.simulate.agenda import Agenda
+from llmserve.simulate.engine import VirtualEngine
+from llmserve.simulate.sequence import is_shared
+
+_MANAGER = "simulated"
+# As workers and KV managers do: changes are gathered, and told so much later.
+_GATHER_SECONDS = 0.05
+
+
+class IndexFeed:
+    """Fills `index`. What no other request begins with is left out: nobody asks for it."""
+
+    def __init__(self, agenda: Agenda) -> None:
+        self.index = PrefixIndex()
+        self.index.begin(_MANAGER)
+        self._agenda = agenda
+        self._gathering: set[WorkerId] = set()
+        self._sequences: Counter[WorkerId] = Counter()
+
+    def __repr__(self) -> str:
+        return f"<IndexFeed {self.index!r} gathering={len(self._gathering)}>"
+
+    def changed(self, engine: VirtualEngine) -> None:
+        """Its cache holds others than before."""
+        if engine.worker_id not in self._gathering:
+            self._gathering.add(engine.worker_id)
+            self._agenda.at(self._agenda.now + _GATHER_SECONDS, lambda: self._tell(engine))
+
+    def _tell(self, engine: VirtualEngine) -> None:
+        self._gathering.remove(engine.worker_id)
+        events = engine.pool.take_events()
+        told = self._told(engine.worker_id, events)
+        if told.removed or told.stored:
+            self._sequences[engine.worker_id] = told.sequence
+            applied = self.index.apply(_MANAGER, told)
+            assert applied, told
+
+    def _told(self, worker_id: WorkerId, events: KvEvents) -> Told:
+        sequence = self._sequences[worker_id] + 1
+        stored = tuple(BlockHash(name) for name in events.stored if is_shared(name))
+        removed = tuple(BlockHash(name) for name in events.removed if is_shared(name))
+        return Told(Holder(worker_id), sequence, sequence == 1, removed=removed, stored=stored)
