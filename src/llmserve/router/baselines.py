@@ -20,8 +20,8 @@ class RoundRobin:
 
     def choose(self, choices: Choices, request: PlacementRequest, output_tokens: int) -> Plan | None:
         if choices.prefill and choices.decode:
-            return Plan(self._next(choices.prefill), self._next(choices.decode), request.prompt_tokens)
-        return Plan(None, self._next(choices.whole), request.prompt_tokens) if choices.whole else None
+            return _plan(self._next(choices.prefill), self._next(choices.decode), request)
+        return _plan(None, self._next(choices.whole), request) if choices.whole else None
 
     def _next(self, members: Sequence[Member]) -> Member:
         role = members[0].spec.role
@@ -46,8 +46,8 @@ class LeastLoaded:
         prefill, decode = self._best(choices.prefill, request), self._best(choices.decode, request)
         single = self._best(choices.aggregated if prefill else choices.whole, request)
         if decode and prefill and (not single or min(decode.score, prefill.score) >= single.score):
-            return Plan(prefill.member, decode.member, request.prompt_tokens)
-        return Plan(None, single.member, request.prompt_tokens) if single else None
+            return _plan(prefill.member, decode.member, request)
+        return _plan(None, single.member, request) if single else None
 
     def _best(self, members: Sequence[Member], request: PlacementRequest) -> _Scored | None:
         if not members:
@@ -63,3 +63,10 @@ class LeastLoaded:
             scores = scorer.scores(members, request)
             totals = [total + weight * score for total, score in zip(totals, scores, strict=True)]
         return totals
+
+
+def _plan(prefill: Member | None, decode: Member, request: PlacementRequest) -> Plan:
+    """What is cached there does not decide, but says how much work it is."""
+    computing = (prefill or decode).spec.worker_id
+    cached = request.match.cached_tokens(computing, request.prompt_tokens)
+    return Plan(prefill, decode, request.prompt_tokens - cached)
