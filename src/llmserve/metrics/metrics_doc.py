@@ -16,6 +16,7 @@ from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.registry import WatchedCounter
 from llmserve.metrics.router import RouterMetrics
+from llmserve.metrics.scheduler import SchedulerCollector
 from llmserve.metrics.store import StoreCollector
 from llmserve.metrics.worker import PairCollector, WorkerMetrics
 
@@ -48,7 +49,7 @@ def markdown() -> str:
 
 def _rows(metrics: object) -> Iterator[str]:
     for metric in vars(metrics).values():
-        if isinstance(metric, PairCollector | StoreCollector):
+        if isinstance(metric, PairCollector | SchedulerCollector | StoreCollector):
             yield from (_row(family, family._labelnames) for family in metric.collect())  # type: ignore[attr-defined]
         elif isinstance(metric, MetricWrapperBase | WatchedCounter):
             yield from (_row(family, metric._labelnames) for family in metric.collect())

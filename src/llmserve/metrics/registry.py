@@ -7,7 +7,7 @@ roles can live in one process (`single_process`) and tests do not share counts.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily
@@ -29,15 +29,22 @@ class WatchedCounter:
     ) -> None:
         self._name, self._documentation, self._labelnames = name, documentation, labelnames
         self._totals: dict[tuple[str, ...], Callable[[], float]] = {}
+        self._rows: Callable[[], Iterable[tuple[tuple[str, ...], float]]] = tuple
         registry.register(self)
 
     def watch(self, total: Callable[[], float], *labels: str) -> None:
         self._totals[labels] = total
 
+    def watch_rows(self, rows: Callable[[], Iterable[tuple[tuple[str, ...], float]]]) -> None:
+        """rows: the labels and totals that there are, where these come and go."""
+        self._rows = rows
+
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._documentation, labels=self._labelnames)
         for labels, total in self._totals.items():
             family.add_metric(labels, total())
+        for labels, value in self._rows():
+            family.add_metric(labels, value)
         yield family
 
 

@@ -2,7 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from llmserve.metrics.registry import WAIT_BUCKETS_SECONDS
+from llmserve.metrics.registry import WAIT_BUCKETS_SECONDS, WatchedCounter
+from llmserve.metrics.scheduler import SchedulerCollector
 
 
 class RouterMetrics:
@@ -40,6 +41,13 @@ class RouterMetrics:
             ("role", "state"),
             registry=registry,
         )
+        self.worker_interruptions_total = WatchedCounter(
+            "router_worker_interruptions_total",
+            "How often a known worker stopped being available without having left in order: suspect, silent, or "
+            "replaced by a new process of its name",
+            ("worker", "role"),
+            registry=registry,
+        )
         self.placements_total = Counter(
             "router_placements_total",
             "Placements of requests, by worker and the role it was placed for",
@@ -52,3 +60,5 @@ class RouterMetrics:
             registry=registry,
             buckets=(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05),
         )
+        self.scheduler = SchedulerCollector()
+        registry.register(self.scheduler)

@@ -79,7 +79,8 @@ class Seats:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One incarnation of a worker. heard_at is on the router's clock."""
+    """One incarnation of a worker. heard_at is on the router's clock. interruptions: how often it, or one
+    before it of its name, stopped being available without having left in order."""
 
     spec: WorkerSpec
     seats: Seats
@@ -87,6 +88,7 @@ class Member:
     state: WorkerState = WorkerState.AVAILABLE
     reason: str = ""  # why it is not available
     load: EngineLoad = field(default_factory=EngineLoad)
+    interruptions: int = 0
 
     @property
     def registered(self) -> bool:
