@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
 from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.cluster import ClusterMetrics
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.registry import WatchedCounter
 from llmserve.metrics.router import RouterMetrics
@@ -27,8 +28,9 @@ _INTRODUCTION = """\
 
 Every role serves Prometheus text at `/metrics`, on a port of its own (`llmserve status --json` has the
 addresses, unless `observability.metrics` is false); the apiserver also at `/metrics` of its HTTP port, which
-needs no key. Times are in seconds. With `deployment.local.single_process` the router's, kvmanager's
-and apiserver's stand on one page.
+needs no key. `llmserve up` serves all of them on one page, at `observability.port` (9400), with the labels
+`cluster`, `component` (the role) and `process` (such as decode-0): [dashboards.md](dashboards.md). Times are
+in seconds. With `deployment.local.single_process` the router's, kvmanager's and apiserver's stand on one page.
 """
 
 _ROLES: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
@@ -36,6 +38,7 @@ _ROLES: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
     ("router", RouterMetrics),
     ("prefill, decode, aggregated", WorkerMetrics),
     ("kvmanager", KVManagerMetrics),
+    ("llmserve up", ClusterMetrics),
 )
 
 

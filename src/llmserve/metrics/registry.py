@@ -7,7 +7,7 @@ roles can live in one process (`single_process`) and tests do not share counts.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily
@@ -48,14 +48,18 @@ class WatchedCounter:
         yield family
 
 
-class MetricsServer:
-    """Serves GET /metrics on the role's own loop: no thread, nothing wakes while nobody asks.
+Page = Callable[[str], Awaitable[tuple[str, bytes]]]
+"""Content type and body, for the Accept header of who asks."""
+
+
+class PageServer:
+    """Serves GET /metrics on the process's own loop: no thread, nothing wakes while nobody asks.
 
     Life: start (once) -> aclose (idempotent, also after a failed start).
     """
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self._registry, self._host, self._port = registry, host, port
+    def __init__(self, page: Page, host: str, port: int) -> None:
+        self._page, self._host, self._port = page, host, port
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
 
@@ -88,20 +92,30 @@ class MetricsServer:
             ):
                 async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):
                     head = await reader.readuntil(b"\r\n\r\n")
-                    writer.write(self._response(head.decode("latin-1")))
+                    writer.write(await self._response(head.decode("latin-1")))
                     await writer.drain()
         finally:
             self._open.discard(writer)
             writer.close()
 
-    def _response(self, head: str) -> bytes:
+    async def _response(self, head: str) -> bytes:
         request_line, *header_lines = head.split("\r\n")
         path = request_line.split(" ")[1].partition("?")[0] if request_line.startswith("GET ") else ""
         if path != "/metrics":
             return _http("404 Not Found", "text/plain", b"only GET /metrics\n")
         accept = next((h.partition(":")[2] for h in header_lines if h.lower().startswith("accept:")), "")
-        encode, content_type = choose_encoder(accept)
-        return _http("200 OK", content_type, encode(self._registry))
+        return _http("200 OK", *await self._page(accept))
+
+
+class MetricsServer(PageServer):
+    """The page is that of a registry."""
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        async def page(accept: str) -> tuple[str, bytes]:
+            encode, content_type = choose_encoder(accept)
+            return content_type, encode(registry)
+
+        super().__init__(page, host, port)
 
 
 def _http(status: str, content_type: str, body: bytes) -> bytes:

@@ -43,8 +43,8 @@ class RouterMetrics:
         )
         self.worker_interruptions_total = WatchedCounter(
             "router_worker_interruptions_total",
-            "How often a known worker stopped being available without having left in order: suspect, silent, or "
-            "replaced by a new process of its name",
+            "How often a known worker stopped being available without having left in order: suspect, silent, "
+            "or replaced by a new process of its name",
             ("worker", "role"),
             registry=registry,
         )

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from llmserve.config.plan import LocalPlan, ProcessSpec
 from llmserve.config.schema import Manifest
+from llmserve.core.errors import StartFailed
 from llmserve.core.tasks import TaskOwner
 from llmserve.rpc.backoff import Backoff
 from llmserve.runner import logs
 from llmserve.runner.board import Board, Stand
 from llmserve.runner.console import Console
 from llmserve.runner.environment import RunPaths, fetch_command, make_paths, role_command, role_mark
+from llmserve.runner.exporter import ClusterExporter
 from llmserve.runner.fetch import prepare_model
 from llmserve.runner.greeting import greeting
 from llmserve.runner.guard_link import GuardLink
@@ -79,10 +81,12 @@ class _Cluster:
         self._guard = GuardLink(f"{cluster_id}/", self._tasks)
         self._stop = StopRequest()
         model = job.manifest.models.primary.served_name
+        self._exporter: ClusterExporter | None = None
         self._state = StateWriter(cluster_id, job.manifest.metadata.name, model, job.plan, paths)
 
     async def run(self) -> None:
         self._begin()
+        await self._start_exporter()
         model_dir = await self._unless_stopped(self._prepare_model())
         if model_dir is None:
             return
@@ -102,6 +106,25 @@ class _Cluster:
         self._console.follow(self._board)
         self._console.live(True)
         self._tasks.spawn("console", self._show())
+
+    async def _start_exporter(self) -> None:
+        """Errors: StartFailed when the manifest names the port. The default one may be another cluster's."""
+        manifest = self._job.manifest
+        settings, host = manifest.observability, manifest.deployment.local.host
+        if not (settings.metrics and settings.port):
+            return
+        exporter = ClusterExporter(
+            manifest.metadata.name, self._job.plan.processes, self._board, (host, settings.port)
+        )
+        try:
+            await exporter.start()
+        except StartFailed as error:
+            if "port" in settings.model_fields_set:
+                raise
+            self._console.say(f"Note: no page of all metrics: {error.message}")
+            return
+        self._exporter = exporter
+        self._state.update(metrics=f"{host}:{settings.port}")
 
     async def _show(self) -> None:
         follower = logs.LogFollower({name: self._paths.log(name) for name in self._board.rows})
@@ -146,8 +169,9 @@ class _Cluster:
         self._state.update(stand=Stand.READY)
         self._console.live(False)
         seconds = time.monotonic() - self._began
+        logs_at, metrics_at = str(self._paths.log_dir), self._state.metrics
         self._console.say(
-            greeting(self._job.manifest, self._job.plan.base_urls, seconds, str(self._paths.log_dir))
+            greeting(self._job.manifest, self._job.plan.base_urls, seconds, logs_at, metrics_at)
         )
 
     def _on_stopping(self) -> None:
@@ -163,6 +187,8 @@ class _Cluster:
     async def aclose(self) -> None:
         """Ends what is left and removes the files of the run. The guard looks once more when we are gone."""
         self._console.live(False)
+        if self._exporter is not None:
+            await self._exporter.aclose()
         await self._tasks.aclose()
         await asyncio.to_thread(_end_all, self._id)
         shutil.rmtree(self._paths.temp_dir, ignore_errors=True)

@@ -150,7 +150,8 @@ Start = Callable[..., Supervised]
 def start(tmp_path: Path) -> Iterator[Start]:
     """start(*names of roles, **manifest keys of deployment.local) -> Supervised, all in one run directory.
     behave: what a role does otherwise than by default (fake_role.py). listen: the addresses of roles.
-    source: of the model, which is then really prepared. deaf: nobody reads the supervisor's stdout."""
+    source: of the model, which is then really prepared. deaf: nobody reads the supervisor's stdout.
+    metrics_port: of the page of all processes; 0: none; None: the manifest says nothing of it."""
     running: list[Supervised] = []
     temp_dir, run_dir = tmp_path / "temp", tmp_path / "run"
     for folder in (temp_dir, run_dir):
@@ -164,6 +165,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         deaf: bool = False,
         source: str | None = None,
         log_dir: Path | None = None,
+        metrics_port: int | None = 0,
         **local: Any,
     ) -> Supervised:
         index = len(running)
@@ -182,7 +184,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
             "kind": "LLMServe",
             "models": {"primary": {"source": source or "dir:/no/model"}},
             "deployment": {"local": local},
-            "observability": {"log_dir": str(log_dir) if log_dir else None},
+            "observability": {
+                "log_dir": str(log_dir) if log_dir else None,
+                **({} if metrics_port is None else {"port": metrics_port}),
+            },
         }
         manifest.write_text(json.dumps(sections))
         job = {
