@@ -30,7 +30,7 @@ Every role serves Prometheus text at `/metrics`, on a port of its own (`llmserve
 addresses, unless `observability.metrics` is false); the apiserver also at `/metrics` of its HTTP port, which
 needs no key. `llmserve up` serves all of them on one page, at `observability.port` (9400), with the labels
 `cluster`, `component` (the role) and `process` (such as decode-0): [dashboards.md](dashboards.md). Times are
-in seconds. With `deployment.local.single_process` the router's, kvmanager's and apiserver's stand on one page.
+in seconds. With `deployment.local.single_process` router, kvmanager and apiserver have one page together.
 """
 
 _ROLES: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (

@@ -201,7 +201,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         output = tmp_path / f"output{index}"
         environment = {
             **os.environ,
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": os.pathsep.join((str(HERE), *filter(None, [os.environ.get("PYTHONPATH")]))),
             "LLMSERVE_CACHE_DIR": str(tmp_path / "cache"),
             "PYTHONHASHSEED": "7",
             "TMPDIR": str(temp_dir),
