@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from llmserve.metrics.dashboards.picture import Line
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 30.0
@@ -39,6 +42,18 @@ class Prometheus:
         """The series of an instant query."""
         found: list[dict[str, Any]] = self._get("query", query=expression)["result"]
         return found
+
+    def lines(self, expression: str, legend: str, seconds: float) -> list[Line]:
+        """Of the last seconds, a point a second."""
+        end = time.time()
+        answer = self._get("query_range", query=expression, start=f"{end - seconds}", end=f"{end}", step="1")
+        return [
+            Line(
+                re.sub(r"\{\{(\w+)\}\}", lambda found, row=row: row["metric"].get(found[1], ""), legend),  # type: ignore[misc]
+                [(float(at), float(value)) for at, value in row["values"]],
+            )
+            for row in answer["result"]
+        ]
 
     def alerts(self) -> set[str]:
         """Names of those that fire."""

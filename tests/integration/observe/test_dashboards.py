@@ -14,6 +14,7 @@ import pytest
 from bench.cluster import Cluster
 from llmserve.metrics.dashboards import DASHBOARDS, Dashboard
 from tests.support.observed import ask_for, observed_cluster
+from tests.support.pictures import chosen, picture
 from tests.support.prometheus import Prometheus, prometheus
 
 pytestmark = pytest.mark.timeout(180)
@@ -44,7 +45,7 @@ def test_every_panel_has_data(observed: Observed, dashboard: Dashboard) -> None:
         for section in dashboard.sections
         for panel in section.panels
         for query in panel.queries
-        if not _numbers(observed.prometheus.query(_chosen(query.expression)))
+        if not _numbers(observed.prometheus.query(chosen(query.expression, "30s")))
     }
     assert not empty
 
@@ -54,9 +55,9 @@ def _numbers(rows: list[dict[str, Any]]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
-def _chosen(expression: str) -> str:
-    """As Grafana puts it in, for the one cluster there is."""
-    return expression.replace("$cluster", "observed").replace("$__rate_interval", "30s")
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda one: one.uid)
+def test_its_picture_has_no_empty_panel(observed: Observed, dashboard: Dashboard) -> None:
+    assert "no data" not in picture(observed.prometheus, dashboard, LOAD_SECONDS + 10)
 
 
 def test_each_sample_says_whose_it_is(observed: Observed) -> None:
