@@ -27,3 +27,8 @@ def test_lines_stay_within_their_panel_and_have_legends() -> None:
 def test_a_panel_without_numbers_says_so() -> None:
     assert "no data" in _texts(svg(DASHBOARD, {}))
     assert "no data" in _texts(svg(DASHBOARD, {PANEL.title: [Line("a", [(0, float("nan"))])]}))
+
+
+def test_legends_end_where_their_panel_does() -> None:
+    lines = [Line("x" * 30, [(0, 1.0)]) for _ in range(5)]
+    assert f"{'x' * 30}{'x' * 30}and 3 more" in _texts(svg(DASHBOARD, {PANEL.title: lines}))

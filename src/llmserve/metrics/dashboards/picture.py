@@ -10,7 +10,7 @@ from llmserve.metrics.dashboards.panels import Dashboard, Panel, Unit
 _COLUMNS, _WIDTH, _HEIGHT, _GAP, _HEAD = 3, 380, 190, 12, 30
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 28, 34
 _COLOURS = ("#3274d9", "#e0752d", "#56a64b", "#a352cc", "#e02f44", "#8f8f2f", "#2fa8a8", "#c15c9c")
-_MOST_LEGENDS = 5
+_MOST_LETTERS = 65
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
 _SUFFIXES = {
     Unit.NONE: "",
@@ -66,11 +66,13 @@ def _panel(panel: Panel, lines: Sequence[Line], left: int, top: int) -> Iterator
 
 
 def _legends(names: Sequence[str], left: int, y: int) -> str:
+    """As many as there is room for, and how many more there are."""
+    shown = [name for index, name in enumerate(names) if len("   ".join(names[: index + 1])) <= _MOST_LETTERS]
     spans = [
-        f'<tspan fill="{_COLOURS[index % len(_COLOURS)]}">{escape(name)}  </tspan>'
-        for index, name in enumerate(names[:_MOST_LEGENDS])
+        f'<tspan dx="{8 if index else 0}" fill="{_COLOURS[index % len(_COLOURS)]}">{escape(name)}</tspan>'
+        for index, name in enumerate(shown)
     ]
-    more = f"<tspan>and {len(names) - _MOST_LEGENDS} more</tspan>" if len(names) > _MOST_LEGENDS else ""
+    more = f'<tspan dx="8">and {len(names) - len(shown)} more</tspan>' if len(names) > len(shown) else ""
     return f'<text x="{left}" y="{y}" font-size="9">{"".join(spans)}{more}</text>'
 
 
