@@ -67,6 +67,12 @@ def test_each_sample_says_whose_it_is(observed: Observed) -> None:
     assert not observed.prometheus.query('{exported_process!=""}')
 
 
+def test_tiers_hold_and_give_back(observed: Observed) -> None:
+    for expression in ("kv_store_hit_blocks_total", "kv_store_store_bytes_total", "kv_store_blocks"):
+        rows = observed.prometheus.query(f'{expression}{{tier="memory"}}')
+        assert float(rows[0]["value"][1]) > 0, expression
+
+
 def test_the_heavier_tenant_is_served_more(observed: Observed) -> None:
     rows = observed.prometheus.query("router_tenant_served_tokens_total")
     served = {row["metric"]["tenant"]: float(row["value"][1]) for row in rows}

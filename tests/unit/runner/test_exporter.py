@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -97,12 +98,11 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 async def _silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read()
-    writer.close()
 
 
 async def _endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 2000)
-    await _silent(reader, writer)
+    await reader.read()
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,20 @@ async def test_a_page_that_hangs_or_grows_is_given_up(
 ) -> None:
     monkeypatch.setattr(exporting, "_FETCH_SECONDS", 0.1)
     monkeypatch.setattr(exporting, "_MOST_BYTES", 1000)
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            await answer(reader, writer)
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+        ended.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     with pytest.raises(Unavailable, match=reason):
         await fetch(server.sockets[0].getsockname()[1])
+    await ended.wait()
     server.close()
     await server.wait_closed()
 
