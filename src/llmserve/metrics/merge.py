@@ -44,7 +44,7 @@ def _add(families: dict[str, _Family], page: Page) -> None:
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
     """Family and line of a head, an empty name and the line of a sample."""
-    for line in text.splitlines():
+    for line in text.split("\n"):  # and nothing else that splitlines takes for the end of a line
         if line.startswith(_HEADS):
             yield line.split(" ", 3)[2], line
         elif line and not line.startswith("#"):

@@ -48,7 +48,7 @@ class WatchedCounter:
         yield family
 
 
-Page = Callable[[str], Awaitable[tuple[str, bytes]]]
+MakePage = Callable[[str], Awaitable[tuple[str, bytes]]]
 """Content type and body, for the Accept header of who asks."""
 
 
@@ -58,8 +58,8 @@ class PageServer:
     Life: start (once) -> aclose (idempotent, also after a failed start).
     """
 
-    def __init__(self, page: Page, host: str, port: int) -> None:
-        self._page, self._host, self._port = page, host, port
+    def __init__(self, make_page: MakePage, host: str, port: int) -> None:
+        self._make_page, self._host, self._port = make_page, host, port
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
 
@@ -104,7 +104,7 @@ class PageServer:
         if path != "/metrics":
             return _http("404 Not Found", "text/plain", b"only GET /metrics\n")
         accept = next((h.partition(":")[2] for h in header_lines if h.lower().startswith("accept:")), "")
-        return _http("200 OK", *await self._page(accept))
+        return _http("200 OK", *await self._make_page(accept))
 
 
 class MetricsServer(PageServer):

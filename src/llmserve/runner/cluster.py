@@ -124,7 +124,8 @@ class _Cluster:
             self._console.say(f"Note: no page of all metrics: {error.message}")
             return
         self._exporter = exporter
-        self._state.update(metrics=f"{host}:{settings.port}")
+        shown = f"[{host}]" if ":" in host else host
+        self._state.update(metrics=f"{shown}:{settings.port}")
 
     async def _show(self) -> None:
         follower = logs.LogFollower({name: self._paths.log(name) for name in self._board.rows})

@@ -104,7 +104,7 @@ async def fetch(port: int) -> str:
     head, _, body = answer.partition(b"\r\n\r\n")
     if b" 200 " not in head.split(b"\r\n")[0] + b" ":
         raise Unavailable(f"answered {head[:60]!r}")
-    return body.decode()
+    return body.decode(errors="replace")
 
 
 async def _exchange(port: int) -> bytes:

@@ -18,7 +18,7 @@ from tests.support.pictures import chosen, picture
 from tests.support.prometheus import Prometheus, prometheus
 
 pytestmark = pytest.mark.timeout(180)
-LOAD_SECONDS = 14.0
+LOAD_SECONDS = 12.0
 WAIT_SECONDS = 20.0
 
 

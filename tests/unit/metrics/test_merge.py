@@ -31,6 +31,11 @@ def test_a_label_is_escaped() -> None:
     assert family.samples[0].labels == {"process": odd}
 
 
+def test_a_line_ends_at_a_newline_only() -> None:
+    text = merged([Page({"process": "a"}, '# TYPE x gauge\nx{kind="b\u2028c"} 1\n')])
+    assert text == '# TYPE x gauge\nx{process="a",kind="b\u2028c"} 1\n'
+
+
 @pytest.mark.parametrize("pages", [[], [Page({"process": "a"}, "")]])
 def test_nothing_is_an_empty_page(pages: list[Page]) -> None:
     assert merged(pages) == ""
