@@ -220,6 +220,13 @@ class K8sDeployment(Section):
     pod_monitor: Annotated[
         bool, Field(description="Make a PodMonitor, for clusters with the Prometheus Operator.")
     ] = False
+    grafana_dashboards: Annotated[
+        bool,
+        Field(
+            description="Make ConfigMaps with the dashboards of docs/dashboards.md, labelled "
+            "`grafana_dashboard` for the sidecar of Grafana's Helm charts."
+        ),
+    ] = False
     ready_timeout_seconds: Annotated[
         float,
         Unit("seconds"),

@@ -381,3 +381,13 @@ class Observability(Section):
     metrics: Annotated[
         bool, Field(description="Serve Prometheus metrics of each role on a port of its own.")
     ] = True
+    port: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=65535,
+            description="Port of the page that has the metrics of all processes of `llmserve up`, at "
+            "`deployment.local.host`. Not set and taken by something else: the cluster goes without it, and "
+            "says so. 0: no such page. In Kubernetes each pod has its own metrics on 9400.",
+        ),
+    ] = 9400

@@ -13,9 +13,11 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
 from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.cluster import ClusterMetrics
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.registry import WatchedCounter
 from llmserve.metrics.router import RouterMetrics
+from llmserve.metrics.scheduler import SchedulerCollector
 from llmserve.metrics.store import StoreCollector
 from llmserve.metrics.worker import PairCollector, WorkerMetrics
 
@@ -26,8 +28,9 @@ _INTRODUCTION = """\
 
 Every role serves Prometheus text at `/metrics`, on a port of its own (`llmserve status --json` has the
 addresses, unless `observability.metrics` is false); the apiserver also at `/metrics` of its HTTP port, which
-needs no key. Times are in seconds. With `deployment.local.single_process` the router's, kvmanager's
-and apiserver's stand on one page.
+needs no key. `llmserve up` serves all of them on one page, at `observability.port` (9400), with the labels
+`cluster`, `component` (the role) and `process` (such as decode-0): [dashboards.md](dashboards.md). Times are
+in seconds. With `deployment.local.single_process` router, kvmanager and apiserver have one page together.
 """
 
 _ROLES: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
@@ -35,6 +38,7 @@ _ROLES: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
     ("router", RouterMetrics),
     ("prefill, decode, aggregated", WorkerMetrics),
     ("kvmanager", KVManagerMetrics),
+    ("llmserve up", ClusterMetrics),
 )
 
 
@@ -48,7 +52,7 @@ def markdown() -> str:
 
 def _rows(metrics: object) -> Iterator[str]:
     for metric in vars(metrics).values():
-        if isinstance(metric, PairCollector | StoreCollector):
+        if isinstance(metric, PairCollector | SchedulerCollector | StoreCollector):
             yield from (_row(family, family._labelnames) for family in metric.collect())  # type: ignore[attr-defined]
         elif isinstance(metric, MetricWrapperBase | WatchedCounter):
             yield from (_row(family, metric._labelnames) for family in metric.collect())

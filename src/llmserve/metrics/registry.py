@@ -7,7 +7,7 @@ roles can live in one process (`single_process`) and tests do not share counts.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily
@@ -29,26 +29,37 @@ class WatchedCounter:
     ) -> None:
         self._name, self._documentation, self._labelnames = name, documentation, labelnames
         self._totals: dict[tuple[str, ...], Callable[[], float]] = {}
+        self._rows: Callable[[], Iterable[tuple[tuple[str, ...], float]]] = tuple
         registry.register(self)
 
     def watch(self, total: Callable[[], float], *labels: str) -> None:
         self._totals[labels] = total
 
+    def watch_rows(self, rows: Callable[[], Iterable[tuple[tuple[str, ...], float]]]) -> None:
+        """rows: the labels and totals that there are, where these come and go."""
+        self._rows = rows
+
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._documentation, labels=self._labelnames)
         for labels, total in self._totals.items():
             family.add_metric(labels, total())
+        for labels, value in self._rows():
+            family.add_metric(labels, value)
         yield family
 
 
-class MetricsServer:
-    """Serves GET /metrics on the role's own loop: no thread, nothing wakes while nobody asks.
+MakePage = Callable[[str], Awaitable[tuple[str, bytes]]]
+"""Content type and body, for the Accept header of who asks."""
+
+
+class PageServer:
+    """Serves GET /metrics on the process's own loop: no thread, nothing wakes while nobody asks.
 
     Life: start (once) -> aclose (idempotent, also after a failed start).
     """
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self._registry, self._host, self._port = registry, host, port
+    def __init__(self, make_page: MakePage, host: str, port: int) -> None:
+        self._make_page, self._host, self._port = make_page, host, port
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
 
@@ -81,20 +92,30 @@ class MetricsServer:
             ):
                 async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):
                     head = await reader.readuntil(b"\r\n\r\n")
-                    writer.write(self._response(head.decode("latin-1")))
+                    writer.write(await self._response(head.decode("latin-1")))
                     await writer.drain()
         finally:
             self._open.discard(writer)
             writer.close()
 
-    def _response(self, head: str) -> bytes:
+    async def _response(self, head: str) -> bytes:
         request_line, *header_lines = head.split("\r\n")
         path = request_line.split(" ")[1].partition("?")[0] if request_line.startswith("GET ") else ""
         if path != "/metrics":
             return _http("404 Not Found", "text/plain", b"only GET /metrics\n")
         accept = next((h.partition(":")[2] for h in header_lines if h.lower().startswith("accept:")), "")
-        encode, content_type = choose_encoder(accept)
-        return _http("200 OK", content_type, encode(self._registry))
+        return _http("200 OK", *await self._make_page(accept))
+
+
+class MetricsServer(PageServer):
+    """The page is that of a registry."""
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        async def page(accept: str) -> tuple[str, bytes]:
+            encode, content_type = choose_encoder(accept)
+            return content_type, encode(registry)
+
+        super().__init__(page, host, port)
 
 
 def _http(status: str, content_type: str, body: bytes) -> bytes:

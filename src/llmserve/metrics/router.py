@@ -2,7 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from llmserve.metrics.registry import WAIT_BUCKETS_SECONDS
+from llmserve.metrics.registry import WAIT_BUCKETS_SECONDS, WatchedCounter
+from llmserve.metrics.scheduler import SchedulerCollector
 
 
 class RouterMetrics:
@@ -46,6 +47,13 @@ class RouterMetrics:
         self.slow_workers = Gauge(
             "router_slow_workers",
             "Workers that are avoided because the others of their role are faster",
+            registry=registry,
+        )
+        self.worker_interruptions_total = WatchedCounter(
+            "router_worker_interruptions_total",
+            "How often a known worker stopped being available without having left in order: suspect, silent, "
+            "or replaced by a new process of its name",
+            ("worker", "role"),
             registry=registry,
         )
         self.placements_total = Counter(
@@ -122,3 +130,5 @@ class RouterMetrics:
             registry=registry,
             buckets=WAIT_BUCKETS_SECONDS,
         )
+        self.scheduler = SchedulerCollector()
+        registry.register(self.scheduler)

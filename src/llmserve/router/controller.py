@@ -13,6 +13,7 @@ from llmserve.core.errors import InvalidRequest, LLMServeError, NoWorkerAvailabl
 from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import EngineLoad
+from llmserve.core.shares import SchedulerStats
 from llmserve.router.filters import PlacementRequest
 from llmserve.router.learner import Learner
 from llmserve.router.membership import Membership
@@ -96,6 +97,10 @@ class Controller:
     @property
     def apiservers(self) -> int:
         return len(self._sessions)
+
+    def scheduler_stats(self) -> SchedulerStats:
+        """Tenants and budgets, now."""
+        return self._scheduler.stats()
 
     def next_wake(self) -> float | None:
         """When tick has something to do, on the clock; None: not before the next event."""

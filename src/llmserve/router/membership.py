@@ -58,9 +58,10 @@ class Membership:
             self._hear(known)
         else:
             seats = self.seats(spec.worker_id, spec.epoch)
-            self._members[spec.worker_id] = Member(spec, seats, self._clock.now())
-        expiry = self._clock.now() + self._expiry
-        self._check_at = expiry if self._check_at is None else min(self._check_at, expiry)
+            self._members[spec.worker_id] = Member(
+                spec, seats, self._clock.now(), interruptions=_interruptions_with_end(known)
+            )
+        self._check_after_expiry()
         self._changed()
 
     def heartbeat(self, worker_id: WorkerId, epoch: int, load: EngineLoad, *, draining: bool = False) -> None:
@@ -75,6 +76,7 @@ class Membership:
         was = member.state
         self._hear(member)
         if was is WorkerState.LOST:
+            self._check_after_expiry()
             self._changed()
         elif was is not member.state:
             self._available.clear()
@@ -84,6 +86,7 @@ class Membership:
         member = self._members.get(worker_id)
         if member and member.spec.epoch == epoch and member.state is WorkerState.AVAILABLE:
             member.state, member.reason = WorkerState.SUSPECT, reason
+            member.interruptions += 1
             self._available.clear()
 
     def order(self, worker_id: WorkerId, order: DrainOrder) -> Member:
@@ -116,6 +119,7 @@ class Membership:
             return []
         lost = [m for m in self if m.registered and m.heard_at + self._expiry <= now]
         for member in lost:
+            member.interruptions += member.state is WorkerState.AVAILABLE
             member.state = WorkerState.LOST
             member.reason = f"no heartbeat for {self._expiry:g} s"
         forgotten = [m for m in self if not m.registered and self._forget_at(m) <= now]
@@ -213,6 +217,10 @@ class Membership:
     def _names(self) -> str:
         return ", ".join(sorted(m.spec.worker_id for m in self if m.registered)) or "none"
 
+    def _check_after_expiry(self) -> None:
+        expiry = self._clock.now() + self._expiry
+        self._check_at = expiry if self._check_at is None else min(self._check_at, expiry)
+
     def _changed(self) -> None:
         self.version += 1
         self._available.clear()
@@ -257,3 +265,11 @@ class Membership:
                     f"{spec.role} worker {spec.worker_id} and {peer.spec.role} worker {peer.spec.worker_id}"
                 )
                 raise InvalidRequest(f"{pair} cannot exchange KV: {', '.join(differences)}")
+
+
+def _interruptions_with_end(older: Member | None) -> int:
+    """Of a worker whose older incarnation has not deregistered: that it ended is one, if nothing was seen
+    of it before."""
+    if older is None:
+        return 0
+    return older.interruptions + (older.state is WorkerState.AVAILABLE)

@@ -70,6 +70,13 @@ class Recorder:
         self._metrics.running_requests.set_function(lambda: controller.running_requests)
         self._metrics.apiservers.set_function(lambda: controller.apiservers)
         self._metrics.slow_workers.set_function(lambda: len(controller.slow.workers()))
+        self._metrics.scheduler.watch(controller.scheduler_stats)
+        self._metrics.worker_interruptions_total.watch_rows(
+            lambda: [
+                ((member.spec.worker_id, member.spec.role.value), member.interruptions)
+                for member in controller.membership
+            ]
+        )
         for role in WorkerRole:
             for state in WorkerState:
                 self._watch_workers(controller, role, state)

@@ -97,7 +97,8 @@ class Seats:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One incarnation of a worker. heard_at is on the router's clock."""
+    """One incarnation of a worker. heard_at is on the router's clock. interruptions: how often it, or one
+    before it of its name, stopped being available without having left in order."""
 
     spec: WorkerSpec
     seats: Seats
@@ -107,7 +108,7 @@ class Member:
     load: EngineLoad = field(default_factory=EngineLoad)
     draining: bool = False  # as it says itself
     order: DrainOrder | None = None  # until its heartbeats agree with it
-
+    interruptions: int = 0
     _links: Mapping[str, Link] = field(default_factory=dict, repr=False)
     _links_of: EngineLoad | None = field(default=None, repr=False)
 

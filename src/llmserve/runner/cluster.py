@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
+from llmserve.core.errors import StartFailed
 from llmserve.core.tasks import TaskOwner
 from llmserve.rpc.backoff import Backoff
 from llmserve.runner import logs
@@ -20,6 +21,7 @@ from llmserve.runner.board import Board, Stand
 from llmserve.runner.console import Console
 from llmserve.runner.drained import DrainedMark
 from llmserve.runner.environment import RunPaths, fetch_command, make_paths, role_command, role_mark
+from llmserve.runner.exporter import ClusterExporter
 from llmserve.runner.fetch import prepare_model
 from llmserve.runner.greeting import greeting
 from llmserve.runner.guard_link import GuardLink
@@ -88,10 +90,12 @@ class _Cluster:
             watch=job.manifest.deployment.local.reload_on_change,
         )
         model = job.manifest.models.primary.served_name
+        self._exporter: ClusterExporter | None = None
         self._state = StateWriter(cluster_id, job.manifest.metadata.name, model, job.plan, paths)
 
     async def run(self) -> None:
         self._begin()
+        await self._start_exporter()
         model_dir = await self._unless_stopped(self._prepare_model())
         if model_dir is None:
             return
@@ -112,6 +116,26 @@ class _Cluster:
         self._console.live(True)
         self._tasks.spawn("console", self._show())
         self._tasks.spawn("reload", self._reloading.run())
+
+    async def _start_exporter(self) -> None:
+        """Errors: StartFailed when the manifest names the port. The default one may be another cluster's."""
+        manifest = self._job.manifest
+        settings, host = manifest.observability, manifest.deployment.local.host
+        if not (settings.metrics and settings.port):
+            return
+        exporter = ClusterExporter(
+            manifest.metadata.name, self._job.plan.processes, self._board, (host, settings.port)
+        )
+        try:
+            await exporter.start()
+        except StartFailed as error:
+            if "port" in settings.model_fields_set:
+                raise
+            self._console.say(f"Note: no page of all metrics: {error.message}")
+            return
+        self._exporter = exporter
+        shown = f"[{host}]" if ":" in host else host
+        self._state.update(metrics=f"{shown}:{settings.port}")
 
     async def _show(self) -> None:
         follower = logs.LogFollower({name: self._paths.log(name) for name in self._board.rows})
@@ -157,8 +181,9 @@ class _Cluster:
         self._state.update(stand=Stand.READY)
         self._console.live(False)
         seconds = time.monotonic() - self._began
+        logs_at, metrics_at = str(self._paths.log_dir), self._state.metrics
         self._console.say(
-            greeting(self._job.manifest, self._job.plan.base_urls, seconds, str(self._paths.log_dir))
+            greeting(self._job.manifest, self._job.plan.base_urls, seconds, logs_at, metrics_at)
         )
 
     def _on_stopping(self) -> None:
@@ -174,6 +199,8 @@ class _Cluster:
     async def aclose(self) -> None:
         """Ends what is left and removes the files of the run. The guard looks once more when we are gone."""
         self._console.live(False)
+        if self._exporter is not None:
+            await self._exporter.aclose()
         await self._tasks.aclose()
         await asyncio.to_thread(_end_all, self._id)
         shutil.rmtree(self._paths.temp_dir, ignore_errors=True)

@@ -7,7 +7,10 @@ from llmserve.config.schema import Manifest
 _QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
-def greeting(manifest: Manifest, base_urls: tuple[str, ...], seconds: float, log_dir: str) -> str:
+def greeting(
+    manifest: Manifest, base_urls: tuple[str, ...], seconds: float, log_dir: str, metrics: str = ""
+) -> str:
+    """metrics: HOST:PORT of the page of all metrics, if there is one."""
     model, url = manifest.models.primary.served_name, base_urls[0]
     keyed = bool(manifest.security.api_keys)
     others = [f"  and at {other}/v1" for other in base_urls[1:]]
@@ -21,6 +24,7 @@ def greeting(manifest: Manifest, base_urls: tuple[str, ...], seconds: float, log
         *_python(url, model, keyed),
         "",
         f"  Logs: {log_dir}",
+        *([f"  Metrics: http://{metrics}/metrics"] if metrics else []),
         "  State: llmserve status    Stop: Ctrl-C, or llmserve down",
         "",
     ]

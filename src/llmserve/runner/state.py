@@ -35,6 +35,7 @@ class ClusterState:
     started_at: float  # Unix time
     stand: str  # starting, ready, stopping
     base_urls: list[str] = field(default_factory=list)
+    metrics: str = ""  # HOST:PORT of the page of all processes
     model: str = ""
     model_dir: str = ""
     log_dir: str = ""

@@ -38,6 +38,11 @@ class StateWriter:
         self._board: Board | None = None
         self._shown: list[tuple[Stand, int]] = []
 
+    @property
+    def metrics(self) -> str:
+        """HOST:PORT of the page of all metrics, as last told; empty: none."""
+        return self._state.metrics
+
     def follow(self, board: Board) -> None:
         """Writes now and whenever a process changes its stand or pid."""
         self._board = board

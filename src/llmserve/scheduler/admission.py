@@ -10,6 +10,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.deadlines import Deadlines
 from llmserve.core.errors import InvalidRequest, LLMServeError, QueueFull, QueueTimeout
 from llmserve.core.ids import RequestId, TenantId
+from llmserve.scheduler.accounts import Accounts
 from llmserve.scheduler.budgets import Budget
 from llmserve.scheduler.decisions import Dispatched, Evicted, Fit, Place, Queued, Rejected, Standing, Tally
 from llmserve.scheduler.estimates import OutputEstimates
@@ -69,6 +70,7 @@ class AdmissionQueue:
         self._hindrance = Hindrance()
         self._own_hindrance: dict[TenantId, Hindrance] = {}  # of tenants that wait
         self.tally = Tally()
+        self.accounts = Accounts()
 
     def __repr__(self) -> str:
         return f"<AdmissionQueue waiting={self.waiting_requests} running={self.running_requests}>"
@@ -94,17 +96,16 @@ class AdmissionQueue:
         self.tally.offered += 1
         request = self._estimates.stamped(request)
         if refusal := self._refusal(request):
-            return self._reject(InvalidRequest(refusal))
+            return self._reject(request, InvalidRequest(refusal))
         ahead = len(self._waiting)
         if ahead < self.max_queued:
             self._enqueue(request)
             return Queued(ahead)
         if self._fits(request) and place(request) is Fit.PLACED:
-            self._start(request)
-            self.tally.dispatched += 1
+            self._dispatched(request)
             return Dispatched()
         if (victim := self._over_its_share(request.tenant)) is None:
-            return self._reject(self._full(request))
+            return self._reject(request, self._full(request))
         evicted = self._evict(victim, self._full(victim.request))
         self._enqueue(request)
         return Queued(ahead - 1, evicted)
@@ -135,9 +136,8 @@ class AdmissionQueue:
             if fit is Fit.FULL:
                 break
             if fit is Fit.PLACED:
-                self._start(waiting.request)
+                self._dispatched(waiting.request)
                 self._leave_queue(waiting)
-                self.tally.dispatched += 1
                 dispatched.append(waiting.request)
             elif tenant in self._turns:
                 passed_over[tenant] = index + 1
@@ -167,6 +167,7 @@ class AdmissionQueue:
         self._turns.released(request.tenant)
         self._estimates.learn(request.tenant, output_tokens)
         self._rate.departed(self._clock.now())
+        self.accounts.ended(request, output_tokens)
         self.tally.released += 1
         return True
 
@@ -277,6 +278,7 @@ class AdmissionQueue:
         if not self._waiting:
             self._rate.backlog(True, self._clock.now())
         self._waiting[request.request_id] = waiting
+        self.accounts.queued(request)
         flow = self._flows.get(request.tenant)
         if flow is None:
             flow = self._flows[request.tenant] = Flow(request.tenant)
@@ -287,6 +289,7 @@ class AdmissionQueue:
     def _leave_queue(self, waiting: Waiting) -> None:
         request = waiting.request
         del self._waiting[request.request_id]
+        self.accounts.left_queue(request)
         if not self._waiting:
             self._rate.backlog(False, self._clock.now())
             self._hindrance.set("", self._clock.now())
@@ -298,18 +301,26 @@ class AdmissionQueue:
             self._turns.leave(request.tenant)
         self._deadlines.drop(request.request_id)
 
+    def _dispatched(self, request: QueuedRequest) -> None:
+        self._start(request)
+        self.accounts.dispatched(request, self._clock.now())
+        self.tally.dispatched += 1
+
     def _start(self, request: QueuedRequest) -> None:
         self._running[request.request_id] = request
+        self.accounts.started(request)
         for budget in (*self._budgets, *self._own_budgets):
             budget.reserve(request)
         self._turns.fairness.dispatched(request)
 
-    def _reject(self, error: LLMServeError) -> Rejected:
+    def _reject(self, request: QueuedRequest, error: LLMServeError) -> Rejected:
+        self.accounts.refused(request, self._used_up(request))
         self.tally.rejected += 1
         return Rejected(error)
 
     def _evict(self, waiting: Waiting, error: LLMServeError) -> Evicted:
         self._leave_queue(waiting)
+        self.accounts.refused(waiting.request, self._used_up(waiting.request))
         self.tally.evicted += 1
         return Evicted(waiting.request, error)
 
@@ -336,9 +347,12 @@ class AdmissionQueue:
         reasons = (budget.refusal(request) for budget in (*self._budgets, *self._own_budgets))
         return next(filter(None, reasons), "")
 
-    def _reason(self, request: QueuedRequest) -> str:
+    def _used_up(self, request: QueuedRequest) -> list[str]:
         budgets = (*self._budgets, *self._own_budgets)
-        used_up = [budget.name for budget in budgets if not budget.fits(request)]
+        return [budget.name for budget in budgets if not budget.fits(request)]
+
+    def _reason(self, request: QueuedRequest) -> str:
+        used_up = self._used_up(request)
         return f" (used up: {', '.join(used_up)})" if used_up else ""
 
     def _full(self, request: QueuedRequest) -> QueueFull:

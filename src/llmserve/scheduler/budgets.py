@@ -68,6 +68,11 @@ class RequestBudget:
     def in_flight(self) -> int:
         return len(self._held)
 
+    @property
+    def used_ratio(self) -> float | None:
+        """None while no worker is there that could run anything."""
+        return len(self._held) / self.limit_requests if self.limit_requests else None
+
     def set_limit(self, limit_requests: int) -> None:
         """A smaller limit takes nothing back: dispatch waits until enough have ended."""
         self.limit_requests = limit_requests
@@ -114,6 +119,11 @@ class TokenBudget:
 
     def __repr__(self) -> str:
         return f"<TokenBudget {self.name}: {self.in_flight_tokens} of {self.limit_tokens}>"
+
+    @property
+    def used_ratio(self) -> float | None:
+        """None: it has no limit."""
+        return self.in_flight_tokens / self.limit_tokens if self.limit_tokens else None
 
     def set_limit(self, limit_tokens: int | None) -> None:
         """A smaller limit takes nothing back."""
@@ -180,6 +190,13 @@ class KvIoBudget:
 
     def __repr__(self) -> str:
         return f"<KvIoBudget {self._bytes_per_second} bytes/s>"
+
+    @property
+    def used_ratio(self) -> float | None:
+        """Of what may be begun at once; None: it has no limit."""
+        if self._bytes_per_second is None:
+            return None
+        return self._spend.used_seconds(self._clock.now()) / Spend.burst_seconds
 
     def set_limit(self, bytes_per_second: float | None, bytes_per_token: float) -> None:
         self._bytes_per_second, self._bytes_per_token = bytes_per_second, bytes_per_token
@@ -256,3 +273,7 @@ class Spend:
         """Until something may be taken, however much; 0: now."""
         left = self._until - now
         return left if left > _INSTANT_SECONDS else 0.0
+
+    def used_seconds(self, now: float) -> float:
+        """Of the time that is saved up at rest, and beyond it."""
+        return max(0.0, self._until - now + self.burst_seconds)

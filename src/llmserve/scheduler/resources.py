@@ -72,6 +72,17 @@ class Resources:
         tokens, held = self.tokens.limit_tokens, self.hbm.limit_tokens
         return tokens / held if tokens and held else 0.0
 
+    @property
+    def used_ratios(self) -> dict[str, float | None]:
+        """Of the cluster's budgets, by name. 1: no room. None: no limit."""
+        cluster = (self.requests, self.tokens, self.hbm, self.kv_io)
+        return {budget.name: budget.used_ratio for budget in cluster}
+
+    @property
+    def kv_bytes_in_flight(self) -> float:
+        """Prompt and expected answer of all that runs."""
+        return self.hbm.in_flight_tokens * self._capacity.kv_bytes_per_token
+
     def _apply(self) -> None:
         limits, capacity = self._limits, self._capacity
         most = limits.max_requests_in_flight

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
+from llmserve.core.shares import BudgetStats, SchedulerStats
 from llmserve.scheduler.admission import AdmissionQueue
 from llmserve.scheduler.decisions import Evicted
 from llmserve.scheduler.estimates import OutputEstimates
@@ -81,6 +82,20 @@ class Scheduler:
             budget.restore(snapshot.spent_seconds.get(budget.name, {}))
         self._resources.kv_io.restore(snapshot.kv_io_seconds)
         self._estimates.restore(snapshot.output_tokens)
+
+    def stats(self) -> SchedulerStats:
+        """Now."""
+        accounts, ratios = self.queue.accounts, self._resources.used_ratios
+        own = [budget.name for budget in self._resources.own]
+        return SchedulerStats(
+            tenants=accounts.stats(self._fairness.shares.weight),
+            budgets=tuple(
+                BudgetStats(name, ratios.get(name), accounts.refused_by[name]) for name in (*ratios, *own)
+            ),
+            queue_limit_requests=self.queue.max_queued,
+            tokens_in_flight=self._resources.tokens.in_flight_tokens,
+            kv_bytes_in_flight=self._resources.kv_bytes_in_flight,
+        )
 
     def _changed(self) -> list[Evicted]:
         self._set_shares()

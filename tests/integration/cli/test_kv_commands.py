@@ -8,24 +8,17 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-import numpy as np
 import pytest
-import xxhash
 
 from llmserve.cli.app import main
-from llmserve.kvstore.pool.attached import AttachedArena
-from llmserve.kvstore.pool.slot import Slot
-from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
-from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
 from llmserve.runner.processes import start_ticks
 from llmserve.runner.state import ClusterState
+from tests.support.store_worker import BLOCK_BYTES, StoreWorker, chain, content
 
-BLOCK_BYTES = 1 << 20
 MANIFEST = """
 kind: LLMServe
 metadata: {{name: mine}}
@@ -37,70 +30,6 @@ storageClasses:
 MANIFEST_WITHOUT = MANIFEST.partition("storageClasses")[0]
 pytestmark = pytest.mark.timeout(120)
 Capture = pytest.CaptureFixture[str]
-
-
-def chain(name: str, blocks: int) -> list[bytes]:
-    return [xxhash.xxh3_128_digest(f"{name}-{number}".encode()) * 2 for number in range(blocks)]
-
-
-def content(key: bytes) -> bytes:
-    return np.random.default_rng(list(key)).bytes(BLOCK_BYTES)
-
-
-@dataclass
-class Worker:
-    """Attaches to the pool, and stores and loads blocks as a rank does."""
-
-    address: str
-    epoch: int = 1
-    _me: dict[str, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> "Worker":
-        self._channel = grpc.insecure_channel(self.address)
-        self._stub: Any = KVManagerStub(self._channel)  # type: ignore[no-untyped-call]
-        self._me = {"worker_id": "prefill-0", "epoch": self.epoch}
-        request = pb.AttachStoreRequest(**self._me, part_bytes=[BLOCK_BYTES], block_tokens=16)
-        self._arena = AttachedArena(self._stub.AttachStore(request, timeout=10).arena)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._arena.close()
-        self._channel.close()
-
-    def store(self, keys: Sequence[bytes], tenant: str) -> None:
-        """Asked for twice, so that it is worth a write to the tier below."""
-        answer = self._prepare(keys, tenant)
-        self._prepare(keys, tenant)
-        fills = []
-        for block in answer.stores:
-            key, (slot,) = keys[block.index], map(_slot, block.slots)
-            self._arena.place(slot)[1][:] = content(key)
-            checksum = xxhash.xxh3_64_intdigest(content(key))
-            fills.append(pb.StoreFill(block_hash=key, generation=slot.generation, checksum=checksum))
-        self._settle(commits=fills)
-
-    def load(self, keys: Sequence[bytes], tenant: str) -> int:
-        """How many came, each of them right."""
-        answer = self._prepare(keys, tenant, store=False)
-        for block in answer.loads:
-            (slot,) = map(_slot, block.slots)
-            assert bytes(self._arena.place(slot)[1]) == content(keys[block.index])
-        self._settle(releases=[answer.lease_id] if answer.lease_id else [])
-        return len(answer.loads)
-
-    def _prepare(self, keys: Sequence[bytes], tenant: str, *, store: bool = True) -> pb.PreparePromptResponse:
-        request = pb.PreparePromptRequest(
-            **self._me, tenant=tenant, block_hashes=keys, compute_seconds=0.5, load=not store, store=store
-        )
-        answer: pb.PreparePromptResponse = self._stub.PreparePrompt(request, timeout=10)
-        return answer
-
-    def _settle(self, **changes: Any) -> None:
-        self._stub.SettleStore(pb.SettleStoreRequest(**self._me, **changes), timeout=10)
-
-
-def _slot(slot: pb.StoreSlot) -> Slot:
-    return Slot(slot.offset, slot.length_bytes, slot.generation, slot.checksum)
 
 
 @dataclass(frozen=True)
@@ -206,7 +135,7 @@ def _until_written(cluster: Cluster, capsys: Capture, blocks: int) -> None:
 
 def test_operations(cluster: Cluster, tmp_path: Path, capsys: Capture) -> None:
     ours, theirs = chain("ours", 6), chain("theirs", 4)
-    with Worker(cluster.address) as worker:
+    with StoreWorker(cluster.address) as worker:
         worker.store(ours, "acme")
         worker.store(theirs, "other")
         assert worker.load(ours, "acme") == 6
@@ -265,7 +194,7 @@ def _ls_and_pins(cluster: Cluster, capsys: Capture, keys: Sequence[bytes]) -> No
 
 
 def _evicted_comes_back(
-    cluster: Cluster, capsys: Capture, file: Path, worker: Worker, keys: Sequence[bytes]
+    cluster: Cluster, capsys: Capture, file: Path, worker: StoreWorker, keys: Sequence[bytes]
 ) -> None:
     worker.store(keys, "acme")
     _until_written(cluster, capsys, 6)
@@ -302,7 +231,7 @@ def _wrong_files(cluster: Cluster, capsys: Capture, file: Path) -> None:
     assert not list(file.parent.glob("*.part"))
 
 
-def _corrupt_is_found(cluster: Cluster, capsys: Capture, worker: Worker) -> None:
+def _corrupt_is_found(cluster: Cluster, capsys: Capture, worker: StoreWorker) -> None:
     assert cluster.kv("verify") == 0
     assert "disk: 6 blocks verified, 6.0 MiB" in capsys.readouterr().out
     key = chain("ours", 1)[0]

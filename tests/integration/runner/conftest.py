@@ -157,7 +157,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """start(*names of roles, **manifest keys of deployment.local) -> Supervised, all in one run directory.
     behave: what a role does otherwise than by default (fake_role.py). listen: the addresses of roles.
     source: of the model, which is then really prepared. deaf: nobody reads the supervisor's stdout.
-    terminal: the file descriptor of one that controls it."""
+    terminal: the file descriptor of one that controls it.
+    metrics_port: of the page of all processes; 0: none; None: the manifest says nothing of it."""
     running: list[Supervised] = []
     temp_dir, run_dir = tmp_path / "temp", tmp_path / "run"
     for folder in (temp_dir, run_dir):
@@ -172,6 +173,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         source: str | None = None,
         log_dir: Path | None = None,
         terminal: int | None = None,
+        metrics_port: int | None = 0,
         **local: Any,
     ) -> Supervised:
         index = len(running)
@@ -190,7 +192,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
             "kind": "LLMServe",
             "models": {"primary": {"source": source or "dir:/no/model"}},
             "deployment": {"local": local},
-            "observability": {"log_dir": str(log_dir) if log_dir else None},
+            "observability": {
+                "log_dir": str(log_dir) if log_dir else None,
+                **({} if metrics_port is None else {"port": metrics_port}),
+            },
         }
         manifest.write_text(json.dumps(sections))
         job = {
@@ -204,7 +209,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         output = tmp_path / f"output{index}"
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join((str(HERE), os.environ.get("PYTHONPATH", ""))).rstrip(os.pathsep),
+            "PYTHONPATH": os.pathsep.join((str(HERE), *filter(None, [os.environ.get("PYTHONPATH")]))),
             "LLMSERVE_CACHE_DIR": str(tmp_path / "cache"),
             "PYTHONHASHSEED": "7",
             "TMPDIR": str(temp_dir),

@@ -5,7 +5,9 @@ import os
 import re
 import signal
 import socket
+import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +152,32 @@ def test_a_log_directory_that_cannot_be_used_is_said(start: Start, tmp_path: Pat
     assert cluster.exit_code() == 1
     assert f"{tmp_path / 'file'}" in cluster.output().splitlines()[-1]
     assert "Traceback" not in cluster.output()
+
+
+def test_the_page_of_all_metrics_is_served_and_named(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    cluster = start("router-0", metrics_port=port)
+    cluster.until_ready()
+    assert cluster.state().metrics == f"127.0.0.1:{port}"
+    cluster.until_said(f"http://127.0.0.1:{port}/metrics")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        assert b"cluster_process_up" in answer.read()
+
+
+def test_a_taken_metrics_port_that_the_manifest_names_is_a_failed_start(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        cluster = start("router-0", metrics_port=holder.getsockname()[1])
+        assert cluster.exit_code() == 1
+    assert "cannot serve metrics on 127.0.0.1" in cluster.output()
+    assert cluster.events() == []
+
+
+def test_a_taken_default_metrics_port_costs_only_the_page(start: Start) -> None:
+    with ExitStack() as holding:
+        with suppress(OSError):  # somebody else has it: just as well
+            holding.enter_context(socket.create_server(("127.0.0.1", 9400)))
+        cluster = start("router-0", metrics_port=None)
+        cluster.until_ready()
+    assert "Note: no page of all metrics: cannot serve metrics on 127.0.0.1:9400" in cluster.output()
+    assert cluster.state().metrics == ""

@@ -76,3 +76,12 @@ def test_every_metric_has_a_help_text_and_a_registry_of_its_own(metrics: type) -
         registry = CollectorRegistry()
         metrics(registry)
         assert all(family.documentation for family in registry.collect())
+
+
+def test_a_watched_counter_may_have_rows_that_come_and_go() -> None:
+    registry = CollectorRegistry()
+    rows = {("w",): 2.0}
+    WatchedCounter("losses_total", "Losses", ("worker",), registry=registry).watch_rows(rows.items)
+    assert registry.get_sample_value("losses_total", {"worker": "w"}) == 2
+    rows.clear()
+    assert registry.get_sample_value("losses_total", {"worker": "w"}) is None

@@ -60,6 +60,16 @@ def test_expiry_is_never_late(membership: Membership, clock: VirtualClock, make_
         membership.heartbeat(WorkerId("decode-1"), 1, EngineLoad())
 
 
+def test_one_that_came_back_expires_as_soon_as_any(
+    membership: Membership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0"))
+    for _ in range(2):
+        clock.advance(4.0)
+        assert len(membership.expire()) == 1
+        membership.heartbeat(DECODE, 1, EngineLoad())
+
+
 def test_the_long_lost_are_forgotten(
     membership: Membership, clock: VirtualClock, make_spec: MakeSpec
 ) -> None:
@@ -170,3 +180,30 @@ def test_what_is_served_and_since_when_not(
     membership.register(make_spec("aggregated-0", slots=3))
     assert membership.serves("m")
     assert membership.decode_capacity() == 3
+
+
+def test_interruptions_are_ends_that_nobody_announced(
+    membership: Membership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    def interruptions() -> int:
+        (member,) = membership
+        return member.interruptions
+
+    membership.register(make_spec("decode-0"))
+    membership.suspect(DECODE, 1, "broken")
+    membership.suspect(DECODE, 1, "broken")
+    assert interruptions() == 1
+    clock.advance(4.0)
+    membership.expire()
+    assert interruptions() == 1, "it was suspect before it was silent"
+    membership.heartbeat(DECODE, 1, EngineLoad())
+    clock.advance(4.0)
+    membership.expire()
+    assert interruptions() == 2
+    membership.register(make_spec("decode-0", epoch=2))
+    assert interruptions() == 2, "the older one was lost before"
+    membership.register(make_spec("decode-0", epoch=3))
+    assert interruptions() == 3
+    membership.deregister(DECODE, 3)
+    membership.register(make_spec("decode-0", epoch=4))
+    assert interruptions() == 0

@@ -70,3 +70,12 @@ def test_the_python_example_is_a_program() -> None:
         tree = ast.parse(program(text))
         strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
         assert {f"{URL}/v1", "my-model"} <= strings
+
+
+def test_where_the_metrics_are_is_said_where_there_are_any() -> None:
+    assert "Metrics:" not in greeted()
+    manifest = Manifest.model_validate(
+        {"kind": "LLMServe", "models": {"primary": {"source": "hub:org/name"}}}
+    )
+    text = greeting(manifest, (URL,), 12.6, "/run/logs", "127.0.0.1:9400")
+    assert "  Metrics: http://127.0.0.1:9400/metrics\n" in text

@@ -1,14 +1,29 @@
 """Scraping, where the Prometheus Operator is installed."""
 
+import re
+
 from llmserve.k8s.render.names import COMPONENT_LABEL, INSTANCE_LABEL, Object, labels, named
 
 _INTERVAL = "15s"
+# The labels that the page of `llmserve up` has too, so that the same dashboards and alerts serve both.
+_FROM = {
+    "cluster": f"__meta_kubernetes_pod_label_{INSTANCE_LABEL}",
+    "component": f"__meta_kubernetes_pod_label_{COMPONENT_LABEL}",
+    "process": "__meta_kubernetes_pod_name",
+}
 
 
 def pod_monitor(cluster: str, namespace: str) -> Object:
     """All roles; the apiserver serves its metrics on its HTTP port."""
     found = named("monitoring.coreos.com/v1", "PodMonitor", cluster, namespace, None, cluster)
-    endpoints = [{"port": port, "path": "/metrics", "interval": _INTERVAL} for port in ("metrics", "http")]
+    relabelings = [
+        {"targetLabel": label, "sourceLabels": [re.sub(r"[^\w]", "_", source)]}
+        for label, source in _FROM.items()
+    ]
+    endpoints = [
+        {"port": port, "path": "/metrics", "interval": _INTERVAL, "relabelings": relabelings}
+        for port in ("metrics", "http")
+    ]
     return found | {
         "spec": {
             "selector": {"matchLabels": labels(cluster)},

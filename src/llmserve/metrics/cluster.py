@@ -1,0 +1,23 @@
+"""What `llmserve up` itself tells of the processes it runs."""
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from llmserve.metrics.registry import WatchedCounter
+
+
+class ClusterMetrics:
+    """On the page of the whole cluster only."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.process_up = Gauge(
+            "cluster_process_up",
+            "1: the process is ready and has answered with its metrics",
+            ("cluster", "component", "process"),
+            registry=registry,
+        )
+        self.process_restarts_total = WatchedCounter(
+            "cluster_process_restarts_total",
+            "How often the process was started again",
+            ("cluster", "component", "process"),
+            registry=registry,
+        )

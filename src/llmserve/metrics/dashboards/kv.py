@@ -1,0 +1,197 @@
+"""Where KV is, how it moves, and what it saves."""
+
+from llmserve.metrics.dashboards.panels import (
+    Dashboard,
+    Panel,
+    Query,
+    Section,
+    Unit,
+    mean,
+    rate,
+    series,
+    total,
+)
+
+_TRANSFER = Section(
+    "Hand-over between engines",
+    (
+        Panel(
+            "KV moved",
+            "By transport.",
+            Unit.BITS_PER_SECOND,
+            (Query(f"8 * {total(rate('kv_pair_bytes_total'), 'transport')}", "{{transport}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Speed while moving",
+            "Bytes of hand-overs for the time that they took.",
+            Unit.BYTES_PER_SECOND,
+            (Query(mean("kv_pair_bytes_total", "kv_pair_seconds_total", "transport"), "{{transport}}"),),
+        ),
+        Panel(
+            "Time of a transfer",
+            "Mean, by transport.",
+            Unit.SECONDS,
+            (Query(mean("kv_pair_seconds_total", "kv_pair_transfers_total", "transport"), "{{transport}}"),),
+        ),
+        Panel(
+            "Transport chosen",
+            "Pairs of workers whose next request goes this way.",
+            Unit.NONE,
+            (Query(total(series("kv_pair_chosen"), "transport"), "{{transport}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Open breakers",
+            "Pairs that a transport failed: the next one in engine_order is used, until a probe works again.",
+            Unit.NONE,
+            (Query(total(f"1 - {series('kv_pair_usable')}", "transport"), "{{transport}}"),),
+        ),
+        Panel(
+            "Failures",
+            "Probes and hand-overs that failed, by transport, and fetches of KV that failed altogether.",
+            Unit.PER_SECOND,
+            (
+                Query(total(rate("kv_pair_failures_total"), "transport"), "{{transport}}"),
+                Query(total(rate("kv_transfer_failures_total")), "fetches"),
+            ),
+        ),
+        Panel(
+            "Probed speed",
+            "Mean over pairs of the last probe that worked.",
+            Unit.BYTES_PER_SECOND,
+            (Query(f"avg by (transport) ({series('kv_pair_probe_bytes_per_second')} > 0)", "{{transport}}"),),
+        ),
+        Panel(
+            "KV fetched by engines",
+            "All transports; budgets.max_kv_io_gbps limits it.",
+            Unit.BITS_PER_SECOND,
+            (Query(f"8 * {total(rate('kv_transfer_bytes_total'), 'process')}", "{{process}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Where prompts' KV came from",
+            "computed by decode engines: it was handed over and did not arrive.",
+            Unit.PER_SECOND,
+            (
+                Query(
+                    total(rate("worker_prompt_tokens_total"), "component, source"),
+                    "{{component}}: {{source}}",
+                ),
+            ),
+            stacked=True,
+        ),
+    ),
+)
+_LEASES = Section(
+    "Leases and the directory",
+    (
+        Panel(
+            "Leases",
+            "Every kvmanager counts all: the maximum of them.",
+            Unit.NONE,
+            (
+                Query(f"max({series('kv_open_leases')})", "open"),
+                Query(f"max({series('kv_store_open_leases')})", "of prompts that load"),
+                Query(f"max({series('kv_store_reserved_blocks')})", "blocks being stored"),
+            ),
+        ),
+        Panel(
+            "Orphans",
+            "Blocks held for nobody. Returns to 0; the alert LLMServeOrphanedKv comes if it does not.",
+            Unit.NONE,
+            (Query(f"max by (component) ({series('kv_orphan_blocks')})", "{{component}}"),),
+        ),
+        Panel(
+            "Leases that ended",
+            "expired and written_off: an end that nobody announced.",
+            Unit.PER_SECOND,
+            (Query(f"max by (how) ({rate('kv_leases_ended_total')})", "{{how}}"),),
+        ),
+        Panel(
+            "Blocks known",
+            "Distinct blocks that some engine holds.",
+            Unit.NONE,
+            (Query(f"max({series('kv_directory_blocks')})", "blocks"),),
+        ),
+        Panel(
+            "Reports",
+            "Of workers, of what they hold; resyncs: one was missing and all was told again.",
+            Unit.PER_SECOND,
+            (
+                Query(total(rate("kv_reports_total")), "reports"),
+                Query(total(rate("kv_resyncs_total")), "resyncs"),
+            ),
+        ),
+    ),
+)
+_TIERS = Section(
+    "Tiers of the KV store (storageClasses)",
+    (
+        Panel(
+            "Fill",
+            "Of what each tier may hold.",
+            Unit.RATIO,
+            (
+                Query(
+                    f"{total(series('kv_store_bytes'), 'tier')} / "
+                    f"{total(series('kv_store_capacity_bytes'), 'tier')}",
+                    "{{tier}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Hits",
+            "Tokens that prompts did not have to compute, by the tier that had them.",
+            Unit.PER_SECOND,
+            (Query(total(rate("kv_store_hit_tokens_total"), "tier"), "{{tier}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Prefill saved",
+            "Seconds of computing that the hits saved, each second.",
+            Unit.NONE,
+            (Query(total(rate("kv_store_saved_prefill_seconds_total")), "saved"),),
+        ),
+        Panel(
+            "Loaded",
+            "Out of each tier.",
+            Unit.BYTES_PER_SECOND,
+            (Query(total(rate("kv_store_load_bytes_total"), "tier"), "{{tier}}"),),
+        ),
+        Panel(
+            "Stored",
+            "Into each tier.",
+            Unit.BYTES_PER_SECOND,
+            (Query(total(rate("kv_store_store_bytes_total"), "tier"), "{{tier}}"),),
+        ),
+        Panel(
+            "Waiting to be written",
+            "A tier that is not fast enough for what goes down to it.",
+            Unit.BYTES,
+            (Query(total(series("kv_store_queued_bytes"), "tier"), "{{tier}}"),),
+        ),
+        Panel(
+            "Evictions",
+            "By tier and reason. corrupt: the medium is failing.",
+            Unit.PER_SECOND,
+            (Query(total(rate("kv_store_evictions_total"), "tier, reason"), "{{tier}}: {{reason}}"),),
+        ),
+        Panel(
+            "Blocks held",
+            "Pinned ones are not evicted.",
+            Unit.NONE,
+            (
+                Query(total(series("kv_store_blocks"), "tier"), "{{tier}}"),
+                Query(total(series("kv_store_pinned_blocks"), "tier"), "{{tier}}: pinned"),
+            ),
+        ),
+    ),
+)
+
+KV = Dashboard(
+    "llmserve-kv",
+    "LLMServe: KV and transfer",
+    "Where KV is, how it moves, and what it saves.",
+    (_TRANSFER, _LEASES, _TIERS),
+)

@@ -1,0 +1,136 @@
+"""Is the cluster well, and what do its users feel?"""
+
+from llmserve.metrics.dashboards.panels import (
+    Dashboard,
+    Panel,
+    Query,
+    Section,
+    Unit,
+    quantiles,
+    rate,
+    series,
+    total,
+)
+
+_USERS = Section(
+    "What users feel",
+    (
+        Panel(
+            "Time to first token",
+            "From the request's start to its first token, queueing included.",
+            Unit.SECONDS,
+            quantiles("time_to_first_token_seconds"),
+        ),
+        Panel(
+            "Time between tokens",
+            "Mean of each request with two or more tokens.",
+            Unit.SECONDS,
+            quantiles("inter_token_latency_seconds"),
+        ),
+        Panel(
+            "Time of a request",
+            "From its start to its end.",
+            Unit.SECONDS,
+            quantiles("apiserver_request_seconds"),
+        ),
+    ),
+)
+_LOAD = Section(
+    "Load",
+    (
+        Panel(
+            "Requests that ended",
+            "By outcome. rejected and evicted: the queue was full or too slow; failed: look at the log.",
+            Unit.PER_SECOND,
+            (Query(total(rate("apiserver_requests_total"), "outcome"), "{{outcome}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Requests in the cluster",
+            "Running ones have a place; queued ones wait for one, up to the limit.",
+            Unit.NONE,
+            (
+                Query(total(series("router_running_requests")), "running"),
+                Query(total(series("router_queued_requests")), "queued"),
+                Query(total(series("router_queue_limit_requests")), "queue limit"),
+            ),
+        ),
+        Panel(
+            "Tokens",
+            "Prompts of requests that began to be answered, what of them was found in a cache, and answers.",
+            Unit.PER_SECOND,
+            (
+                Query(total(rate("apiserver_prompt_tokens_total")), "prompt"),
+                Query(total(rate("apiserver_cached_prompt_tokens_total")), "of it cached"),
+                Query(total(rate("apiserver_output_tokens_total")), "answer"),
+            ),
+        ),
+        Panel(
+            "Queue time",
+            "From admission to placement, of placed requests.",
+            Unit.SECONDS,
+            quantiles("request_queue_time_seconds"),
+        ),
+        Panel(
+            "Refusals",
+            "By the class of the error that clients got.",
+            Unit.PER_SECOND,
+            (Query(total(rate("router_refusals_total"), "error"), "{{error}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Failed legs",
+            "Parts of requests that a worker failed; users see nothing of most, they are placed again.",
+            Unit.PER_SECOND,
+            (Query(total(rate("apiserver_worker_failures_total"), "error"), "{{error}}"),),
+        ),
+    ),
+)
+_PARTS = Section(
+    "Disaggregation and control",
+    (
+        Panel(
+            "First tokens by origin",
+            "prefill: sent before the hand-over; decode: drawn after it; aggregated: no hand-over.",
+            Unit.PER_SECOND,
+            (Query(total(rate("apiserver_first_tokens_total"), "origin"), "{{origin}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Hand-overs",
+            "Requests with prefill and decode apart. None while prefill workers are there: see the alert "
+            "LLMServeNotDisaggregated.",
+            Unit.PER_SECOND,
+            (Query(total(rate("apiserver_handovers_total"), "mode"), "{{mode}}"),),
+        ),
+        Panel(
+            "Time to decide",
+            "What the router takes for one event.",
+            Unit.SECONDS,
+            quantiles("router_decision_seconds"),
+        ),
+        Panel(
+            "Links",
+            "Sessions of apiservers with the router, and of apiservers with workers.",
+            Unit.NONE,
+            (
+                Query(total(series("router_apiservers")), "apiservers"),
+                Query(total(series("apiserver_router_connected")), "connected to the router"),
+                Query(total(series("apiserver_worker_links")), "worker sessions"),
+            ),
+        ),
+        Panel(
+            "Broken sessions",
+            "Of apiservers with the router: it was restarted, or cannot keep up.",
+            Unit.PER_SECOND,
+            (Query(total(rate("apiserver_router_reconnects_total")), "reconnects"),),
+        ),
+    ),
+)
+
+OVERVIEW = Dashboard(
+    "llmserve-overview",
+    "LLMServe: overview",
+    "Is the cluster well, and what do its users feel?",
+    (_USERS, _LOAD, _PARTS),
+)

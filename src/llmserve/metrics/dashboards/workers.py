@@ -1,0 +1,141 @@
+"""The engines: how many, how busy, how well."""
+
+from llmserve.metrics.dashboards.panels import Dashboard, Panel, Query, Section, Unit, rate, series, total
+
+_MEMBERS = Section(
+    "Which there are",
+    (
+        Panel(
+            "Workers",
+            "As the router knows them. suspect: a request failed on it; lost: it is silent.",
+            Unit.NONE,
+            (Query(total(series("router_workers"), "role, state"), "{{role}}: {{state}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Interruptions",
+            "How often a worker stopped being available, in 15 minutes. LLMServeWorkerFlapping: from 3 on.",
+            Unit.NONE,
+            (
+                Query(
+                    f"sum by (worker) (increase({series('router_worker_interruptions_total')}[15m]))",
+                    "{{worker}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Processes",
+            "Of `llmserve up`: how many of each role are ready and answer.",
+            Unit.NONE,
+            (Query(total(series("cluster_process_up"), "component"), "{{component}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Restarts",
+            "Of processes of `llmserve up`, in 15 minutes.",
+            Unit.NONE,
+            (
+                Query(
+                    f"sum by (process) (increase({series('cluster_process_restarts_total')}[15m]))",
+                    "{{process}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Placements",
+            "Where requests go.",
+            Unit.PER_SECOND,
+            (Query(total(rate("router_placements_total"), "worker, role"), "{{worker}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Apiserver streams",
+            "Open sessions of each worker.",
+            Unit.NONE,
+            (Query(total(series("worker_sessions"), "process"), "{{process}}"),),
+        ),
+    ),
+)
+_ENGINES = Section(
+    "What they do",
+    (
+        Panel(
+            "Running in the batch",
+            "Requests in each engine's batch.",
+            Unit.NONE,
+            (Query(total(series("worker_requests_running"), "process"), "{{process}}"),),
+        ),
+        Panel(
+            "Waiting in the engine",
+            "With those that load their KV.",
+            Unit.NONE,
+            (Query(total(series("worker_requests_waiting"), "process"), "{{process}}"),),
+        ),
+        Panel(
+            "KV blocks used",
+            "Of the engine's blocks. At 100% it preempts requests.",
+            Unit.RATIO,
+            (
+                Query(
+                    f"{total(series('kv_used_blocks'), 'process')} / "
+                    f"{total(series('kv_total_blocks'), 'process')}",
+                    "{{process}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Prompt tokens computed",
+            "By each engine.",
+            Unit.PER_SECOND,
+            (
+                Query(
+                    total(rate("worker_prompt_tokens_total", 'source="computed"'), "process"), "{{process}}"
+                ),
+            ),
+        ),
+        Panel(
+            "Tokens generated",
+            "By each engine.",
+            Unit.PER_SECOND,
+            (Query(total(rate("worker_output_tokens_total"), "process"), "{{process}}"),),
+        ),
+        Panel(
+            "Requests that ended",
+            "By how. abort: given up by the apiserver, or with its stream.",
+            Unit.PER_SECOND,
+            (Query(total(rate("worker_requests_total"), "finish_reason"), "{{finish_reason}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Tokens in a message",
+            "More under load: messages to apiservers carry what came about meanwhile.",
+            Unit.NONE,
+            (
+                Query(
+                    f"{total(rate('worker_output_tokens_total'), 'process')} / "
+                    f"{total(rate('worker_messages_total'), 'process')}",
+                    "{{process}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Blocks held for others",
+            "Under open leases, until decode has fetched them.",
+            Unit.NONE,
+            (Query(total(series("kv_leased_blocks", 'component!="kvmanager"'), "process"), "{{process}}"),),
+        ),
+        Panel(
+            "Orphans",
+            "Blocks pinned although their lease has ended. Returns to 0.",
+            Unit.NONE,
+            (Query(total(series("kv_orphan_blocks", 'component!="kvmanager"'), "process"), "{{process}}"),),
+        ),
+    ),
+)
+
+WORKERS = Dashboard(
+    "llmserve-workers",
+    "LLMServe: workers",
+    "The engines: how many, how busy, how well.",
+    (_MEMBERS, _ENGINES),
+)

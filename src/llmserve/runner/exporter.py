@@ -1,0 +1,124 @@
+"""All metrics of a local cluster on one page: what Prometheus scrapes, at one address that is known.
+
+The roles' own pages are on loopback, on ports that change from run to run. A scrape asks them all at once;
+their samples get the labels `cluster`, `component` (the role) and `process` (such as decode-0).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from llmserve.config.plan import ProcessSpec
+from llmserve.core.errors import Unavailable
+from llmserve.metrics.cluster import ClusterMetrics
+from llmserve.metrics.merge import CONTENT_TYPE, Page, merged
+from llmserve.metrics.registry import PageServer
+from llmserve.runner.board import Board, Stand
+
+_log = logging.getLogger(__name__)
+
+# A process that hangs must not make the others' metrics late: Prometheus waits ten seconds by default.
+_FETCH_SECONDS = 2.0
+# Less than the shortest interval that scrapes have: a page seen twice looks like a rate of nothing.
+_FRESH_SECONDS = 0.5
+_MOST_BYTES = 16 * 2**20
+_REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+class ClusterExporter:
+    """Serves GET /metrics at host:port. Life: start (once; Errors: StartFailed) -> aclose (idempotent).
+
+    However many ask, the roles are asked at most twice a second. A role that does not answer is missing
+    on the page, and its cluster_process_up is 0."""
+
+    def __init__(
+        self,
+        cluster: str,
+        processes: Sequence[ProcessSpec],
+        board: Board,
+        address: tuple[str, int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster, self._board, self._clock = cluster, board, clock
+        self._processes = [spec for spec in processes if spec.metrics_port]
+        self._registry = CollectorRegistry()
+        self._metrics = ClusterMetrics(self._registry)
+        self._server = PageServer(self._page, *address)
+        self._asking = asyncio.Lock()
+        self._made_at = float("-inf")
+        self._body = b""
+        for spec in self._processes:
+            self._metrics.process_restarts_total.watch(self._restarts(spec), *self._labels(spec).values())
+
+    @property
+    def port(self) -> int:
+        return self._server.port
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def aclose(self) -> None:
+        await self._server.aclose()
+
+    async def _page(self, accept: str) -> tuple[str, bytes]:
+        async with self._asking:
+            if self._clock() - self._made_at >= _FRESH_SECONDS:
+                self._body = await self._make()
+                self._made_at = self._clock()
+        return CONTENT_TYPE, self._body
+
+    async def _make(self) -> bytes:
+        pages = [page for page in await asyncio.gather(*map(self._ask, self._processes)) if page]
+        return merged(pages).encode() + generate_latest(self._registry)
+
+    async def _ask(self, spec: ProcessSpec) -> Page | None:
+        labels = self._labels(spec)
+        page = None
+        if self._board.rows[spec.name].stand is Stand.READY:
+            try:
+                page = Page(labels, await fetch(spec.metrics_port))
+            except (OSError, Unavailable) as error:
+                _log.warning("%s: no metrics: %s", spec.name, error)
+        self._metrics.process_up.labels(*labels.values()).set(page is not None)
+        return page
+
+    def _labels(self, spec: ProcessSpec) -> dict[str, str]:
+        return {"cluster": self._cluster, "component": spec.role.value, "process": spec.name}
+
+    def _restarts(self, spec: ProcessSpec) -> Callable[[], float]:
+        row = self._board.rows[spec.name]
+        return lambda: row.restarts
+
+
+async def fetch(port: int) -> str:
+    """The metrics of a process of this machine. Errors: OSError, Unavailable."""
+    try:
+        async with asyncio.timeout(_FETCH_SECONDS):
+            answer = await _exchange(port)
+    except TimeoutError as error:
+        raise Unavailable(f"no answer within {_FETCH_SECONDS:g} s") from error
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if b" 200 " not in head.split(b"\r\n")[0] + b" ":
+        raise Unavailable(f"answered {head[:60]!r}")
+    return body.decode(errors="replace")
+
+
+async def _exchange(port: int) -> bytes:
+    """The answer up to the end of the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(_REQUEST)
+        parts = bytearray()
+        while part := await reader.read(2**16):
+            parts += part
+            if len(parts) > _MOST_BYTES:
+                raise Unavailable(f"its page is larger than {_MOST_BYTES} bytes")
+        return bytes(parts)
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()

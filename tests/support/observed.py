@@ -1,0 +1,100 @@
+"""A cluster of simulated engines, of which two tenants want more than it has: for dashboards to show."""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import httpx
+import yaml
+
+from bench.cluster import Cluster, running
+from tests.support.prometheus import ROOT, free_port
+from tests.support.store_worker import StoreWorker, chain
+
+MODEL = "SmolLM2-135M-Instruct"
+KEYS = {"gold": "gold-key", "basic": "basic-key"}
+ASKERS_OF_EACH = 12
+BLOCKS_OF_EACH, PAUSE_SECONDS = 4, 0.25  # of the chains that are stored
+
+
+def manifest(disk: str) -> dict[str, Any]:
+    """Limits so low that requests wait and some are refused, and a DRAM tier that soon is full."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    found["metadata"]["name"] = "observed"
+    spec = found["spec"]
+    spec["deployment"]["replicas"] = {"prefill": 1, "decode": 2}
+    spec["scheduling"] = {
+        "max_queued_requests": 10,
+        "queue_timeout_seconds": 20,
+        "weights": [{"tenant": "gold", "weight": 3}],
+    }
+    spec["budgets"] = {
+        "max_requests_in_flight": 10,
+        "max_tokens_in_flight": 20000,
+        "hbm_gb": 1,
+        "max_kv_io_gbps": 10,
+    }
+    spec["storageClasses"] = [
+        {"name": "memory", "tier": "dram", "capacity_gb": 0.0625},
+        {"name": "disk", "tier": "nvme", "capacity_gb": 0.5, "location": disk},
+    ]
+    spec["security"] = {"api_keys": [{"tenant": tenant, "key": key} for tenant, key in KEYS.items()]}
+    spec["observability"] = {"port": free_port()}
+    return found
+
+
+@contextmanager
+def observed_cluster() -> Iterator[tuple[Cluster, str]]:
+    """The cluster, and host:port of the page of all its metrics."""
+    with tempfile.TemporaryDirectory() as disk:
+        made = manifest(disk)
+        with running(made) as cluster:
+            yield cluster, f"127.0.0.1:{made['spec']['observability']['port']}"
+
+
+async def ask_for(cluster: Cluster, seconds: float, crash: str = "") -> None:
+    """Both tenants ask all the time, for so long. crash: the process that is killed half-way."""
+    async with httpx.AsyncClient(timeout=30) as http, asyncio.TaskGroup() as group:
+        group.create_task(asyncio.to_thread(_store_and_load, cluster, seconds))
+        askers = [
+            group.create_task(_ask_always(http, cluster.url, key, random.Random(index)))
+            for key in KEYS.values()
+            for index in range(ASKERS_OF_EACH)
+        ]
+        await asyncio.sleep(seconds / 2)
+        if crash:
+            os.kill(cluster.pid(crash), signal.SIGKILL)
+        await asyncio.sleep(seconds / 2)
+        for asker in askers:
+            asker.cancel()
+
+
+async def _ask_always(http: httpx.AsyncClient, url: str, key: str, rng: random.Random) -> None:
+    shared = [rng.randrange(1000, 40000) for _ in range(200)]
+    while True:
+        prompt = shared + [rng.randrange(1000, 40000) for _ in range(rng.randrange(50, 400))]
+        body = {"model": MODEL, "prompt": prompt, "max_tokens": rng.randrange(20, 60)}
+        with suppress(httpx.HTTPError):
+            headers = {"Authorization": f"Bearer {key}"}
+            answer = await http.post(f"{url}/v1/completions", json=body, headers=headers)
+            if answer.status_code != 200:
+                await asyncio.sleep(0.2)
+
+
+def _store_and_load(cluster: Cluster, seconds: float) -> None:
+    """What engines would do with the KV store: simulated ones keep nothing there."""
+    until = time.monotonic() + seconds
+    with StoreWorker(cluster.role("kvmanager-0")["listen"], name="storage-0") as worker:
+        for number in itertools.count():
+            if time.monotonic() > until:
+                return
+            worker.store(chain(f"c{number}", BLOCKS_OF_EACH), "gold")
+            worker.load(chain(f"c{max(0, number - number % 20)}", BLOCKS_OF_EACH), "gold")
+            time.sleep(PAUSE_SECONDS)

@@ -1,0 +1,106 @@
+"""The dashboards are what the code says, of metrics that there are."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.metrics.cluster import ClusterMetrics
+from llmserve.metrics.dashboards import DASHBOARDS
+from llmserve.metrics.dashboards.__main__ import main
+from llmserve.metrics.dashboards.grafana import text, to_json
+from llmserve.metrics.dashboards.panels import Dashboard, Panel
+from llmserve.metrics.kvmanager import KVManagerMetrics
+from llmserve.metrics.router import RouterMetrics
+from llmserve.metrics.worker import WorkerMetrics
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+ROLES = (ApiserverMetrics, RouterMetrics, WorkerMetrics, KVManagerMetrics, ClusterMetrics)
+SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+
+
+def _defined() -> set[str]:
+    """Names of all series that the roles may have."""
+    names = set()
+    for role in ROLES:
+        registry = CollectorRegistry()
+        role(registry)
+        for family in registry.collect():
+            names |= {family.name + suffix for suffix in SUFFIXES.get(family.type, ("",))}
+    return names
+
+
+def _panels(dashboard: Dashboard) -> Iterator[Panel]:
+    return (panel for section in dashboard.sections for panel in section.panels)
+
+
+EXPRESSIONS = [
+    pytest.param(query.expression, id=f"{dashboard.uid}: {panel.title}: {query.legend}")
+    for dashboard in DASHBOARDS
+    for panel in _panels(dashboard)
+    for query in panel.queries
+]
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda one: one.uid)
+def test_the_committed_json_is_fresh(dashboard: Dashboard, tmp_path: Path) -> None:
+    assert main(["--write", str(tmp_path)]) == 0
+    written = (tmp_path / f"{dashboard.uid}.json").read_text()
+    assert written == text(dashboard)
+    assert (DEPLOY / "grafana" / "dashboards" / f"{dashboard.uid}.json").read_text() == written, "`make docs`"
+
+
+def test_no_other_dashboard_is_committed() -> None:
+    committed = {path.stem for path in (DEPLOY / "grafana" / "dashboards").glob("*.json")}
+    assert committed == {dashboard.uid for dashboard in DASHBOARDS}
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_an_expression_has_metrics_that_there_are_of_the_chosen_clusters(expression: str) -> None:
+    selected = re.findall(r"([a-z_]+)\{([^}]*)", expression)
+    assert selected
+    assert {name for name, _ in selected} <= _defined()
+    assert all(matchers.startswith('cluster=~"$cluster"') for _, matchers in selected)
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda one: one.uid)
+def test_panels_have_their_own_ids_and_places(dashboard: Dashboard) -> None:
+    panels = to_json(dashboard)["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+
+
+def test_rules_are_made_of_metrics_that_there_are() -> None:
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "llmserve.rules.yml").read_text())
+    known = _defined() | {
+        rule["record"] for group in rules["groups"] for rule in group["rules"] if "record" in rule
+    }
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            names = set(
+                re.findall(r"\b(?:[a-z0-9]+_[a-z0-9_]+|[a-z]+:[a-z0-9_:]+)\b", _without_words(rule["expr"]))
+            )
+            assert names
+            assert names <= known, rule
+
+
+def _without_words(expression: str) -> str:
+    """Without texts, labels of aggregations and functions."""
+    expression = re.sub(r'"[^"]*"', "", expression)
+    expression = re.sub(r"\{[^}]*\}", "", expression)
+    expression = re.sub(r"\b(by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)", "", expression)
+    return re.sub(r"\b[a-z_]+(?=\s*\()", "", expression)
