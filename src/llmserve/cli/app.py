@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from llmserve.cli import apply, doctor, down, gen_proto, kv, schema, status, up, version
+from llmserve.cli import apply, bench, doctor, down, gen_proto, kv, schema, status, up, version
 from llmserve.cli.command import EXIT_FAILED, EXIT_WRONG_USE, Command
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
 
@@ -15,6 +15,7 @@ COMMANDS: tuple[Command, ...] = (
     status.COMMAND,
     kv.COMMAND,
     apply.COMMAND,
+    bench.COMMAND,
     doctor.COMMAND,
     schema.COMMAND,
     gen_proto.COMMAND,
@@ -29,6 +30,7 @@ the cluster:
   llmserve up -f llmserve.yaml        run it on this machine, until Ctrl-C
   llmserve status --watch             from another terminal: roles, load, KV blocks, leases
   llmserve kv stats                   what the tiers of the KV store hold and do
+  llmserve bench                      put a load on it, and measure
   llmserve doctor                     what is wrong here, and what to do about it
   llmserve down                       stop it from another terminal
 """

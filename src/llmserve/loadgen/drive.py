@@ -33,7 +33,8 @@ class Stopwatch:
 @dataclass(slots=True)
 class Drive:
     """One run: open_loop or closed_loop, once. think_seconds: between an answer and the next turn.
-    records: of the requests that have ended, in that order. running: requests on their way."""
+    records: of the requests that have ended, in that order; failed and output_tokens: of these. running:
+    requests on their way."""
 
     endpoint: Endpoint
     new_talk: Callable[[], Talk]
@@ -41,6 +42,8 @@ class Drive:
     watch: Stopwatch = field(default_factory=Stopwatch)
     records: list[Record] = field(default_factory=list)
     running: int = 0
+    failed: int = 0
+    output_tokens: int = 0
 
     async def open_loop(self, conversations: Iterable[Conversation]) -> None:
         """Each starts at its time, whatever has become of those before: what a user waits counts from
@@ -88,8 +91,13 @@ class Drive:
             answer = await self.endpoint.send(body, sending.tenant, self.watch.now)
         finally:
             self.running -= 1
-        self.records.append(sending.record(answer, sent_at, self.watch.now()))
+        self._ended(sending.record(answer, sent_at, self.watch.now()))
         return answer
+
+    def _ended(self, record: Record) -> None:
+        self.records.append(record)
+        self.failed += not record.served
+        self.output_tokens += record.output_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -29,7 +29,7 @@ class Target:
     keys: Mapping[str, str | None]
     form: PromptForm = PromptForm.TOKENS
     timeout_seconds: float = 600.0
-    extra: Mapping[str, Any] = {}
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Endpoint:

@@ -58,6 +58,18 @@ def parse_tenant(text: str, environment: Mapping[str, str]) -> Tenant:
     return Tenant(name, key, part)
 
 
+def parse_weight(text: str) -> tuple[str, float]:
+    """`NAME=4`. Errors: InvalidRequest."""
+    name, _, number = text.partition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not name or not 0 < weight < float("inf"):
+        raise InvalidRequest(f"--weights {text!r}: write NAME=NUMBER with a positive number")
+    return name, weight
+
+
 def _part(text: str) -> tuple[str, float]:
     head, colon, part = text.rpartition(":")
     if not colon:
