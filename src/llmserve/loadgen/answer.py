@@ -78,10 +78,11 @@ class Answer:
             self.is_whole = True
             return
         try:
-            event: Any = json.loads(payload)
-        except ValueError:
-            self.failure = Failure(FailureKind.IN_STREAM, f"not JSON: {payload[:200]!r}")
-            return
+            self._read(json.loads(payload), now)
+        except (ValueError, TypeError, AttributeError, LookupError):
+            self.failure = Failure(FailureKind.IN_STREAM, f"not an event of this API: {payload[:200]!r}")
+
+    def _read(self, event: dict[str, Any], now: float) -> None:
         if error := event.get("error"):
             self.failure = Failure(FailureKind.IN_STREAM, error_text(error))
         elif choices := event.get("choices"):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from llmserve.loadgen.record import Record
 
-_RESAMPLES = 2000
+_RESAMPLES = 1000
 _CONFIDENCE = 0.95
 # Below this a difference is not worth a word, however sure.
 _WORTH = 0.02
@@ -74,15 +74,23 @@ _MEASURES = (
 )
 
 
-def contrasts(rounds: Sequence[Round], seed: int = 0) -> list[Contrast]:
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """How often to draw again, and by what."""
+
+    rng: np.random.Generator
+    times: int
+
+
+def contrasts(rounds: Sequence[Round], *, resamples: int = _RESAMPLES) -> list[Contrast]:
     """Of requests that both have served. Intervals: bootstrap; drawn again are the rounds, and in each the
     requests, the same of both."""
-    rng = np.random.default_rng(seed)
-    found = [_contrast(measure, rounds, rng) for measure in _MEASURES]
-    return [one for one in found if one is not None] + _throughput(rounds, rng)
+    again = _Again(np.random.default_rng(0), resamples)
+    found = [_contrast(measure, rounds, again) for measure in _MEASURES]
+    return [one for one in found if one is not None] + _throughput(rounds, again)
 
 
-def _contrast(measure: _Measure, rounds: Sequence[Round], rng: np.random.Generator) -> Contrast | None:
+def _contrast(measure: _Measure, rounds: Sequence[Round], again: _Again) -> Contrast | None:
     pairs = [one for one in (_pairs(measure, one) for one in rounds) if one.size]
     if not pairs:
         return None
@@ -90,7 +98,7 @@ def _contrast(measure: _Measure, rounds: Sequence[Round], rng: np.random.Generat
     base, other = measure.figure(together[0]), measure.figure(together[1])
     if not base:
         return None
-    ratios = [_ratio(measure.figure, _drawn_again(pairs, rng)) for _ in range(_RESAMPLES)]
+    ratios = [_ratio(measure.figure, _drawn_again(pairs, again.rng)) for _ in range(again.times)]
     low, high = _interval(ratios)
     return Contrast(measure.name, measure.unit, base, other, other / base, low, high, less_is_better=True)
 
@@ -119,14 +127,14 @@ def _ratio(figure: Figure, pairs: Samples) -> float:
     return figure(pairs[1]) / base if base else 1.0
 
 
-def _throughput(rounds: Sequence[Round], rng: np.random.Generator) -> list[Contrast]:
+def _throughput(rounds: Sequence[Round], again: _Again) -> list[Contrast]:
     """Answers' tokens in a second, a value for each round."""
     base = np.array([_tokens(one.base) / one.base_seconds for one in rounds])
     other = np.array([_tokens(one.other) / one.other_seconds for one in rounds])
     if not base.all():
         return []
     ratio = float(other.mean() / base.mean())
-    draws = rng.integers(0, len(rounds), (_RESAMPLES, len(rounds)))
+    draws = again.rng.integers(0, len(rounds), (again.times, len(rounds)))
     low, high = _interval([float(other[draw].mean() / base[draw].mean()) for draw in draws])
     mean = float(base.mean()), float(other.mean())
     return [Contrast("output tokens per second", "/s", *mean, ratio, low, high, less_is_better=False)]
