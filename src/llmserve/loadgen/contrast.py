@@ -63,14 +63,28 @@ class _Measure:
     figure: Figure
 
 
+def _quantile(share: float) -> Figure:
+    """As numpy's, which takes 20 times as long for what is done here thousands of times."""
+
+    def figure(values: Samples) -> float:
+        ordered = np.sort(values)
+        low, rest = divmod(share * (len(ordered) - 1), 1)
+        first, second = ordered[int(low)], ordered[min(int(low) + 1, len(ordered) - 1)]
+        return float(first + rest * (second - first))
+
+    return figure
+
+
+def _mean(values: Samples) -> float:
+    return float(values.sum() / len(values))
+
+
 _MEASURES = (
-    _Measure("time to first token, median", "s", lambda one: one.ttft, lambda all_: float(np.median(all_))),
-    _Measure(
-        "time to first token, p95", "s", lambda one: one.ttft, lambda all_: float(np.percentile(all_, 95))
-    ),
-    _Measure("time per output token, mean", "s", lambda one: one.tpot, lambda all_: float(all_.mean())),
-    _Measure("end to end, median", "s", lambda one: one.e2e, lambda all_: float(np.median(all_))),
-    _Measure("end to end, p95", "s", lambda one: one.e2e, lambda all_: float(np.percentile(all_, 95))),
+    _Measure("time to first token, median", "s", lambda one: one.ttft, _quantile(0.5)),
+    _Measure("time to first token, p95", "s", lambda one: one.ttft, _quantile(0.95)),
+    _Measure("time per output token, mean", "s", lambda one: one.tpot, _mean),
+    _Measure("end to end, median", "s", lambda one: one.e2e, _quantile(0.5)),
+    _Measure("end to end, p95", "s", lambda one: one.e2e, _quantile(0.95)),
 )
 
 

@@ -2,9 +2,10 @@
 
 import random
 
+import numpy as np
 import pytest
 
-from llmserve.loadgen.contrast import Contrast, Finding, Round, contrasts, verdict
+from llmserve.loadgen.contrast import Contrast, Finding, Round, _quantile, contrasts, verdict
 from llmserve.loadgen.record import Record
 from tests.unit.loadgen.records import failed, served
 
@@ -26,7 +27,7 @@ def named(found: list[Contrast], figure: str) -> Contrast:
 
 
 def test_a_real_difference_is_found_with_an_interval_that_holds_it() -> None:
-    found = contrasts(rounds(0.5))
+    found = contrasts(rounds(0.5), resamples=300)
     median = named(found, "time to first token, median")
     assert median.low < 0.5 < median.high
     assert median.finding is Finding.BETTER
@@ -36,7 +37,7 @@ def test_a_real_difference_is_found_with_an_interval_that_holds_it() -> None:
 
 
 def test_no_difference_is_not_one() -> None:
-    found = contrasts(rounds(1.0))
+    found = contrasts(rounds(1.0), resamples=300)
     assert named(found, "time to first token, median").finding is Finding.SAME
     assert (
         verdict(found, "agg", "disagg", 3) == "No difference between agg and disagg was shown on this load."
@@ -64,7 +65,16 @@ def test_worse_and_mixed_verdicts() -> None:
 
 def test_only_requests_that_both_served_are_compared() -> None:
     base, other = [served(first=1.0), failed()], [served(first=2.0)]
-    assert named(contrasts([Round(base, other, 1.0, 1.0)]), "time to first token, median").ratio == 2.0
+    assert (
+        named(contrasts([Round(base, other, 1.0, 1.0)], resamples=20), "time to first token, median").ratio
+        == 2.0
+    )
+
+
+def test_quantiles_are_numpys() -> None:
+    values = np.random.default_rng(1).normal(size=37)
+    for share in (0.0, 0.5, 0.95, 1.0):
+        assert _quantile(share)(values) == pytest.approx(np.percentile(values, 100 * share))
 
 
 def test_nothing_served_is_said() -> None:
@@ -74,6 +84,8 @@ def test_nothing_served_is_said() -> None:
 
 
 def test_throughput_is_of_rounds() -> None:
-    found = contrasts([Round(turn(random.Random(1), 1.0), turn(random.Random(1), 1.0), 10.0, 5.0)] * 3)
+    found = contrasts(
+        [Round(turn(random.Random(1), 1.0), turn(random.Random(1), 1.0), 10.0, 5.0)] * 3, resamples=50
+    )
     assert named(found, "output tokens per second").ratio == pytest.approx(2.0)
     assert named(found, "output tokens per second").finding is Finding.BETTER
