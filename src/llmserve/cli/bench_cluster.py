@@ -49,7 +49,7 @@ def shapes_of(path: Path) -> Shapes:
     prefill = replicas.prefill if disaggregated else max(1, engines // 2)
     document: dict[str, Any] = yaml.safe_load(path.read_text())
     documents = {
-        AGGREGATED: _changed(document, False, {"decode": engines}),
+        AGGREGATED: _changed(document, False, {"prefill": 0, "decode": engines}),
         DISAGGREGATED: _changed(document, True, {"prefill": prefill, "decode": engines - prefill}),
     }
     return Shapes(manifest.models.primary.served_name, engines, documents)
