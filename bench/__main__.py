@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import (
+    agreement,
     directory,
     eviction,
     gateway,
@@ -22,7 +23,7 @@ from bench import (
 
 NAMES = (
     *("latency", "idle", "gateway", "recovery", "transfer", "push", "scheduler"),
-    *("eviction", "directory", "pool", "nvme", "object", "formats", "store"),
+    *("eviction", "directory", "pool", "nvme", "object", "formats", "store", "agreement"),
 )
 
 
@@ -50,6 +51,7 @@ def main() -> None:
         "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
         "object": partial(tiers_object.run, arguments.repeats),
         "formats": _formats,
+        "agreement": agreement.run,
         "store": partial(_store, arguments.parts),
     }
     for name in arguments.names or NAMES:
