@@ -45,7 +45,7 @@ def _rows(cluster: Cluster, name: str, is_closed: bool) -> list[tuple[str, ...]]
     for seed in range(ROUNDS):
         theirs.append(_vllm(cluster, is_closed, seed))
         ours.append(_llmserve(cluster, is_closed, 100 + seed))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for figure in theirs[0]:
         base = Figure.of([one[figure] for one in theirs])
         mine = Figure.of([one[figure] for one in ours])

@@ -77,10 +77,10 @@ def _show(
         print()
         return
     page = screen()
-    page.print(f"Load: {_about(reports).load}, {len(reports)} rounds")
+    page.print(f"Load: {_about(reports).load}, {len(reports)} rounds", markup=False)
     page.print(contrast_page(found, base, other))
     for name in (base, other):
-        page.print(_served(name, [one[name] for one in reports]))
+        page.print(_served(name, [one[name] for one in reports]), markup=False)
     for note in dict.fromkeys(note for one in reports for report in one.values() for note in report.notes):
         page.print(f"Note: {note}", style="yellow", markup=False)
     page.print(said, style="bold")

@@ -60,7 +60,9 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--turns", type=_count, default=1, metavar="N", help="of each conversation (default: 1)"
     )
-    group.add_argument("--shared-prefix", type=int, default=0, metavar="TOKENS", help="prompts begin alike")
+    group.add_argument(
+        "--shared-prefix", type=_whole, default=0, metavar="TOKENS", help="prompts begin alike"
+    )
     group.add_argument(
         "--prefixes", type=_count, default=1, metavar="N", help="so many different ones (default: 1)"
     )
@@ -128,7 +130,9 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--timeout", type=_positive, default=600.0, metavar="S", help="of a request (default: 600)"
     )
-    group.add_argument("--warmup", type=int, default=4, metavar="N", help="requests not counted (default: 4)")
+    group.add_argument(
+        "--warmup", type=_whole, default=4, metavar="N", help="requests not counted (default: 4)"
+    )
 
 
 def _positive(text: str) -> float:
@@ -156,6 +160,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
     return value
 
 

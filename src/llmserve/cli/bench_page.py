@@ -128,7 +128,7 @@ def _groups(title: str, groups: Sequence[RequestGroup]) -> Table:
     for one in groups:
         times = (one.ttft.p50, one.ttft.p99, one.tpot.mean, one.e2e.p50)
         table.add_row(
-            one.name,
+            Text(one.name),
             f"{one.served}/{one.requests}",
             str(one.good),
             str(one.output_tokens),

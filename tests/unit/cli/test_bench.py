@@ -73,6 +73,7 @@ def test_keys_of_the_environment() -> None:
         ("--rate", "1", "--concurrency", "2"),
         ("--spread", "2"),
         ("--turns", "0"),
+        ("--warmup", "-1"),
         ("--burstiness", "-1"),
         ("--token-ids", "9-3"),
         ("--extra-body", "[]"),
