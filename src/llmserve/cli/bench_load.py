@@ -67,7 +67,8 @@ def api_key(given: str | None, environment: Mapping[str, str]) -> str | None:
 def target_of(options: argparse.Namespace, url: str, model: str) -> Target:
     keys = {tenant.name: tenant.key for tenant in tenants_of(options)}
     extra = {"temperature": 0, "ignore_eos": True, **options.extra_body}
-    return Target(url, model, keys, timeout_seconds=options.timeout, extra=extra)
+    default = api_key(options.api_key, os.environ)
+    return Target(url, model, keys, timeout_seconds=options.timeout, extra=extra, default_key=default)
 
 
 def ways_of(options: argparse.Namespace) -> Ways:

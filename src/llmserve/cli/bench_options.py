@@ -51,10 +51,10 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--mix",
         nargs="+",
-        default=["short:70", "long:30"],
+        default=["short:70", "chat:30"],
         metavar="KIND:PART",
         help=f"kinds, parts: {', '.join(SIZES)}, or NAME=PROMPT/OUTPUT in tokens, as long=4000/100:30 "
-        "(default: short:70 long:30)",
+        "(default: short:70 chat:30)",
     )
     group.add_argument("--spread", type=_share, default=0.0, metavar="SHARE", help="sizes differ by so much")
     group.add_argument(

@@ -21,8 +21,8 @@ Now = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """url: without /v1. keys: of tenants; None sends none. extra: further fields of each request; those that
-    are None are left out."""
+    """url: without /v1. keys: of tenants, default_key: of all others; None sends none. extra: further fields
+    of each request; those that are None are left out."""
 
     url: str
     model: str
@@ -30,6 +30,7 @@ class Target:
     form: PromptForm = PromptForm.TOKENS
     timeout_seconds: float = 600.0
     extra: Mapping[str, Any] = field(default_factory=dict)
+    default_key: str | None = None
 
 
 class Endpoint:
@@ -103,7 +104,7 @@ class Endpoint:
         return f"{self._target.url}/v1/{kind}"
 
     def _headers(self, tenant: str) -> dict[str, str]:
-        key = self._target.keys.get(tenant)
+        key = self._target.keys.get(tenant, self._target.default_key)
         return {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 
 

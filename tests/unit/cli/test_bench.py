@@ -26,7 +26,7 @@ def options(*arguments: str) -> argparse.Namespace:
 def test_defaults_are_a_closed_loop_of_a_minute_with_another_seed_each_time() -> None:
     load, other = load_of(options()), load_of(options())
     assert (load.is_open, load.concurrency, load.seconds, load.count) == (False, 8, 60.0, None)
-    assert [(kind.name, kind.part) for kind in load.mix.kinds] == [("short", 70.0), ("long", 30.0)]
+    assert [(kind.name, kind.part) for kind in load.mix.kinds] == [("short", 70.0), ("chat", 30.0)]
     assert load.seed != other.seed
 
 
@@ -55,6 +55,7 @@ def test_what_is_sent_besides(monkeypatch: pytest.MonkeyPatch) -> None:
     target = target_of(given, "http://x", "m")
     assert target.extra == {"temperature": 0, "ignore_eos": None, "top_p": 0.9}
     assert (dict(target.keys), target.timeout_seconds) == ({"default": "secret"}, 5.0)
+    assert target.default_key == "secret"
     assert ways_of(given).form is PromptForm.CHAT
 
 

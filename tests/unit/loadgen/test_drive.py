@@ -117,6 +117,12 @@ async def test_a_request_is_as_planned_and_its_record_as_answered(server: Server
     assert 0 <= record.planned_at <= record.sent_at <= record.first_at <= record.last_at <= record.ended_at
 
 
+async def test_a_tenant_that_has_no_key_of_its_own_sends_the_default_one(server: Server) -> None:
+    plan = [conversation(0, tenant="b"), conversation(1, tenant="a")]
+    await drive(server, lambda one: one.open_loop(plan), default_key="any")
+    assert sorted(filter(None, server.keys)) == ["Bearer any", "Bearer key-a"]
+
+
 async def test_the_open_loop_does_not_wait_for_answers_and_counts_from_the_plan(server: Server) -> None:
     """The server is stuck until all have come: times count from when each should have left."""
     all_here = asyncio.Event()
