@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer, pool, nvme, object: rounds")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="transfer, pool, nvme, object, agreement: rounds"
+    )
     parser.add_argument("--directory", type=Path, default=Path(), help="nvme: on the disk to measure")
     parser.add_argument("--parts", nargs="+", default=(), help="store: first-token, cost, chat; default: all")
     arguments = parser.parse_args()
@@ -51,7 +53,7 @@ def main() -> None:
         "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
         "object": partial(tiers_object.run, arguments.repeats),
         "formats": _formats,
-        "agreement": agreement.run,
+        "agreement": partial(agreement.run, arguments.repeats),
         "store": partial(_store, arguments.parts),
     }
     for name in arguments.names or NAMES:

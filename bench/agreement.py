@@ -17,8 +17,7 @@ import yaml
 from bench.cluster import Cluster, running
 from bench.table import Figure, markdown
 
-PROMPT_TOKENS, OUTPUT_TOKENS, REQUESTS = 512, 64, 60
-ROUNDS = 3
+PROMPT_TOKENS, OUTPUT_TOKENS, REQUESTS = 512, 32, 40
 _VLLM = (
     "import sys; from vllm.utils.argparse_utils import FlexibleArgumentParser as P; "
     "from vllm.benchmarks.serve import add_cli_args, main; p = P(); add_cli_args(p); "
@@ -27,24 +26,26 @@ _VLLM = (
 Figures = dict[str, float]
 
 
-def run() -> str:
+def run(rounds: int) -> str:
     manifest = yaml.safe_load(Path("examples/sim.yaml").read_text())
     spec = manifest["spec"]
     spec["deployment"]["replicas"] = {"prefill": 1, "decode": 1}
     slow = {"prefill_tokens_per_second": 4000, "decode_step_seconds": 0.03, "decode_seconds_per_sequence": 0}
     spec["engine"]["sim"].update(slow)
     with running(manifest) as cluster:
-        rows = [*_rows(cluster, "closed loop, 4 users", True), *_rows(cluster, "open loop, 4/s", False)]
+        rows = [*_rows(cluster, rounds, is_closed=True), *_rows(cluster, rounds, is_closed=False)]
     return markdown(("load", "figure", "vllm bench serve", "llmserve bench", "difference"), rows)
 
 
-def _rows(cluster: Cluster, name: str, is_closed: bool) -> list[tuple[str, ...]]:
+def _rows(cluster: Cluster, rounds: int, *, is_closed: bool) -> list[tuple[str, ...]]:
     """Rounds in turns; of each figure the medians over the rounds."""
+    name = "closed loop, 4 users" if is_closed else "open loop, 4/s"
     theirs: list[Figures] = []
     ours: list[Figures] = []
-    for seed in range(ROUNDS):
+    for seed in range(rounds):
         theirs.append(_vllm(cluster, is_closed, seed))
         ours.append(_llmserve(cluster, is_closed, 100 + seed))
+        print(f"{name}, round {seed + 1} of {rounds}", file=sys.stderr)
     rows: list[tuple[str, ...]] = []
     for figure in theirs[0]:
         base = Figure.of([one[figure] for one in theirs])
