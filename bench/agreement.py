@@ -42,10 +42,11 @@ def _rows(cluster: Cluster, rounds: int, *, is_closed: bool) -> list[tuple[str, 
     name = "closed loop, 4 users" if is_closed else "open loop, 4/s"
     theirs: list[Figures] = []
     ours: list[Figures] = []
-    for seed in range(rounds):
+    for number in range(rounds):
+        seed = 2 * number + is_closed  # prompts that were sent before would come from the cache
         theirs.append(_vllm(cluster, is_closed, seed))
         ours.append(_llmserve(cluster, is_closed, 100 + seed))
-        print(f"{name}, round {seed + 1} of {rounds}", file=sys.stderr)
+        print(f"{name}, round {number + 1} of {rounds}", file=sys.stderr)
     rows: list[tuple[str, ...]] = []
     for figure in theirs[0]:
         base = Figure.of([one[figure] for one in theirs])
