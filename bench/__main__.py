@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import (
+    agreement,
     directory,
     eviction,
     fairness,
@@ -29,7 +30,7 @@ NAMES = (
     *("latency", "idle", "gateway", "recovery", "transfer", "push"),
     *("scheduler", "placement", "routing", "survival"),
     *("fairness", "simulate"),
-    *("eviction", "directory", "pool", "nvme", "object", "formats", "store"),
+    *("eviction", "directory", "pool", "nvme", "object", "formats", "store", "agreement"),
 )
 
 
@@ -39,7 +40,9 @@ def main() -> None:
     parser.add_argument(
         "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="transfer, pool, nvme, object: rounds")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="transfer, pool, nvme, object, agreement: rounds"
+    )
     parser.add_argument("--directory", type=Path, default=Path(), help="nvme: on the disk to measure")
     parser.add_argument("--parts", nargs="+", default=(), help="store: first-token, cost, chat; default: all")
     parser.add_argument("--real", action="store_true", help="survival: with vLLM, fewer requests")
@@ -63,6 +66,7 @@ def main() -> None:
         "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
         "object": partial(tiers_object.run, arguments.repeats),
         "formats": _formats,
+        "agreement": partial(agreement.run, arguments.repeats),
         "store": partial(_store, arguments.parts),
     }
     for name in arguments.names or NAMES:

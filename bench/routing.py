@@ -10,9 +10,9 @@ from typing import Any
 from bench.table import markdown
 from llmserve.config.schema import Manifest
 from llmserve.simulate.report import Goals, Report
-from llmserve.simulate.request import TracedRequest
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
+from llmserve.traces.request import TracedRequest
 
 _SYSTEM_PROMPTS = 20
 _SYSTEM_TOKENS = 2048

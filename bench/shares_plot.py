@@ -11,9 +11,9 @@ from llmserve.config.load import load_manifest
 from llmserve.core.ids import TenantId
 from llmserve.simulate.mix import Kind, Mix
 from llmserve.simulate.plot import shares_svg
-from llmserve.simulate.request import TracedRequest
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
+from llmserve.traces.request import TracedRequest
 
 PICTURE = Path("docs/img/shares.svg")
 GOLD, SILVER, BASIC = TenantId("gold (4)"), TenantId("silver (2)"), TenantId("basic (1)")

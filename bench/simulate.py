@@ -22,9 +22,9 @@ from llmserve.config.load import load_manifest
 from llmserve.core.ids import DEFAULT_TENANT
 from llmserve.simulate.mix import KINDS, Kind, Mix
 from llmserve.simulate.report import Goals, Report, Spread
-from llmserve.simulate.request import TracedRequest
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
+from llmserve.traces.request import TracedRequest
 
 _SIM = {
     "prefill_tokens_per_second": 4000,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from llmserve.cli import (
     apply,
+    bench,
     doctor,
     down,
     drain,
@@ -32,6 +33,7 @@ COMMANDS: tuple[Command, ...] = (
     explain.COMMAND,
     kv.COMMAND,
     apply.COMMAND,
+    bench.COMMAND,
     doctor.COMMAND,
     simulate.COMMAND,
     schema.COMMAND,
@@ -50,6 +52,7 @@ the cluster:
   llmserve reload                     after a change of the manifest
   llmserve explain ID                 why a request was served as it was
   llmserve kv stats                   what the tiers of the KV store hold and do
+  llmserve bench                      put a load on it, and measure
   llmserve doctor                     what is wrong here, and what to do about it
   llmserve simulate --rate 20         how a load would be served, in virtual time
   llmserve down                       stop it from another terminal

@@ -15,10 +15,10 @@ from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.simulate.mix import Mix, parse_kind, parse_part, tenant_drawer
 from llmserve.simulate.plot import shares_svg
 from llmserve.simulate.report import Goals
-from llmserve.simulate.request import TracedRequest
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
-from llmserve.simulate.trace import at_speed, read_trace
+from llmserve.traces.read import at_speed, read_trace
+from llmserve.traces.request import TracedRequest
 
 _ABOUT = """\
 Runs a load against the manifest's cluster in virtual time, with the router's own code and simulated engines:

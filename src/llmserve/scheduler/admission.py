@@ -66,7 +66,7 @@ class AdmissionQueue:
         self._deadlines: Deadlines[RequestId] = Deadlines()
         self._budget_ready_at: float | None = None  # when time alone lets the next request fit
         self._sequence = 0
-        self._used_up = ""  # what ended the last round
+        self._round_ended_by = ""  # what ended the last round
         self._hindrance = Hindrance()
         self._own_hindrance: dict[TenantId, Hindrance] = {}  # of tenants that wait
         self.tally = Tally()
@@ -123,7 +123,7 @@ class AdmissionQueue:
         stops it, so that a large request is not overtaken for ever."""
         dispatched: list[QueuedRequest] = []
         passed_over: dict[TenantId, int] = {}  # of each tenant: its first ones have no place now
-        self._used_up = ""
+        self._round_ended_by = ""
         self._budget_ready_at = None
         self._turns.begin_round(self._clock.now())
         while (tenant := self._turns.next()) is not None:
@@ -142,7 +142,7 @@ class AdmissionQueue:
             elif tenant in self._turns:
                 passed_over[tenant] = index + 1
         self._turns.end_round()
-        self._hindrance.set(self._used_up, self._clock.now())
+        self._hindrance.set(self._round_ended_by, self._clock.now())
         return dispatched
 
     def correct(self, request_id: RequestId, output_tokens: int) -> None:
@@ -261,13 +261,13 @@ class AdmissionQueue:
             self._own_hindrance[request.tenant].set("", self._clock.now())
         for budget in self._budgets:
             if not budget.fits(request):
-                self._used_up = budget.name
+                self._round_ended_by = budget.name
                 wait = budget.wait(request, 0)
                 self._budget_ready_at = self._clock.now() + wait.seconds if wait.sure else None
                 return Fit.FULL
         fit = place(request)
         if fit is not Fit.PLACED:
-            self._used_up = _NO_PLACE
+            self._round_ended_by = _NO_PLACE
         return fit
 
     def _enqueue(self, request: QueuedRequest) -> None:

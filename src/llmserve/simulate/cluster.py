@@ -21,9 +21,10 @@ from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.flight import Flight
 from llmserve.simulate.index_feed import IndexFeed
 from llmserve.simulate.observed import Observed
-from llmserve.simulate.request import Record, TracedRequest
+from llmserve.simulate.request import Record
 from llmserve.simulate.sequence import BlockNames, Leg, TracedSequence
 from llmserve.simulate.shape import ClusterShape
+from llmserve.traces.request import TracedRequest
 
 # As apiservers do: the router hears of every so many tokens.
 _PROGRESS_TOKENS = 256

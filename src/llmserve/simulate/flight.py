@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from llmserve.core.ids import RequestId
 from llmserve.engines.sim.step import PullOrder
 from llmserve.simulate.engine import VirtualEngine
-from llmserve.simulate.request import Record, TracedRequest
+from llmserve.simulate.request import Record
 from llmserve.simulate.sequence import BlockNames, TracedSequence
+from llmserve.traces.request import TracedRequest
 
 
 @dataclass(slots=True, eq=False)

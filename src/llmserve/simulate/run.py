@@ -8,9 +8,10 @@ from llmserve.core.errors import LLMServeError
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.cluster import VirtualCluster
 from llmserve.simulate.report import Goals, Report, make_report
-from llmserve.simulate.request import Record, TracedRequest
+from llmserve.simulate.request import Record
 from llmserve.simulate.shape import ClusterShape
 from llmserve.simulate.timeline import Timeline
+from llmserve.traces.request import TracedRequest
 
 # In this long every request gets a token, or never one.
 _STALLED_SECONDS = 3600.0

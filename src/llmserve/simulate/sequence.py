@@ -7,7 +7,7 @@ from llmserve.core.ids import BlockHash, RequestId
 from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.block_sequence import BlockSequence
 from llmserve.router.prefix_index import HashedPrompt
-from llmserve.simulate.request import TracedRequest
+from llmserve.traces.request import TracedRequest
 
 _NAME = struct.Struct(">qqq")
 # The namespace of blocks that only one request has.

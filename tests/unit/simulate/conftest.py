@@ -7,9 +7,9 @@ import pytest
 
 from llmserve.config.schema import Manifest
 from llmserve.simulate.report import Goals, Report
-from llmserve.simulate.request import TracedRequest
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
+from llmserve.traces.request import TracedRequest
 
 MakeShape = Callable[..., ClusterShape]
 Simulate = Callable[..., Report]

@@ -9,9 +9,9 @@ from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import TenantId, WorkerId
 from llmserve.simulate.mix import Kind, Mix
 from llmserve.simulate.report import Goals
-from llmserve.simulate.request import TracedRequest
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import Overrides
+from llmserve.traces.request import TracedRequest
 from tests.unit.simulate.conftest import MakeShape, Simulate
 
 ALONE = {"disaggregated": False}

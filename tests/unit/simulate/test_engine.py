@@ -17,8 +17,8 @@ from llmserve.engines.sim.timing import VirtualPace
 from llmserve.engines.spec import EngineSpec
 from llmserve.simulate.mix import Kind, Mix
 from llmserve.simulate.report import Goals
-from llmserve.simulate.request import TracedRequest
 from llmserve.simulate.run import Simulation
+from llmserve.traces.request import TracedRequest
 from tests.unit.simulate.conftest import MakeShape
 
 SIM = SimSpec(

@@ -9,9 +9,9 @@ from llmserve.engines.sim.timing import Timing
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.index_feed import IndexFeed
-from llmserve.simulate.request import TracedRequest
 from llmserve.simulate.sequence import BlockNames, Leg, TracedSequence
 from llmserve.simulate.shape import ClusterShape
+from llmserve.traces.request import TracedRequest
 from tests.unit.simulate.conftest import MakeShape, Simulate
 
 W = WorkerId("w")

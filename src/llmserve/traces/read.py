@@ -3,7 +3,8 @@
 Mooncake's public format: a JSON object a line, with timestamp (milliseconds), input_length,
 output_length and, if known, hash_ids (one for each 512 tokens of the prompt, the last one cut short).
 Ours beside these: tenant, max_tokens. Azure's LLM traces: CSV with the columns TIMESTAMP,
-ContextTokens, GeneratedTokens. Times count from the first request.
+ContextTokens, GeneratedTokens. BurstGPT: CSV with Timestamp (seconds), Request tokens, Response tokens;
+a request whose response has none failed there, and is left out. Times count from the first request.
 """
 
 import csv
@@ -16,11 +17,12 @@ from typing import Any
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import TenantId
-from llmserve.simulate.request import TracedRequest
+from llmserve.traces.request import TracedRequest
 
 # What one of Mooncake's hash_ids stands for.
 _HASH_TOKENS = 512
-_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+
+NextTenant = Callable[[], TenantId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,23 @@ class _Line:
         return InvalidRequest(f"{self.path}:{self.number}: {what}")
 
 
-def read_trace(path: Path, tenant_of: Callable[[], TenantId]) -> list[TracedRequest]:
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Of a CSV trace. seconds: from the text of a time."""
+
+    time: str
+    prompt: str
+    output: str
+    seconds: Callable[[_Line, str | None], float]
+    failed_have_no_output: bool = False
+
+
+def read_trace(path: Path, tenant_of: NextTenant) -> list[TracedRequest]:
     """In the order of arrival. tenant_of: of the next request that names none. Errors: InvalidRequest,
     with file and line."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            read = _azure if path.suffix.lower() == ".csv" else _mooncake
+            read = _table if path.suffix.lower() == ".csv" else _mooncake
             requests = list(read(path, file, tenant_of))
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}") from error
@@ -57,7 +70,7 @@ def at_speed(requests: list[TracedRequest], speed: float) -> list[TracedRequest]
     return [replace(request, arrived_at=request.arrived_at / speed) for request in requests]
 
 
-def _mooncake(path: Path, file: Iterable[str], tenant_of: Callable[[], TenantId]) -> Iterator[TracedRequest]:
+def _mooncake(path: Path, file: Iterable[str], tenant_of: NextTenant) -> Iterator[TracedRequest]:
     for number, text in enumerate(file, 1):
         if not text.strip():
             continue
@@ -101,18 +114,27 @@ def _names(line: _Line, value: object) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _azure(path: Path, file: Iterable[str], tenant_of: Callable[[], TenantId]) -> Iterator[TracedRequest]:
+def _table(path: Path, file: Iterable[str], tenant_of: NextTenant) -> Iterator[TracedRequest]:
     rows = csv.DictReader(file)
-    missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
-    if missing:
-        raise _Line(path, 1).wrong(f"no column {', '.join(missing)}")
+    columns = _columns(_Line(path, 1), rows.fieldnames or ())
     for row in rows:
         line = _Line(path, rows.line_num)
-        time, prompt, output = (row[name] for name in _COLUMNS)
-        yield TracedRequest(_time(line, time), _count(line, prompt), _count(line, output), tenant_of())
+        output = _count(line, row[columns.output], least=0 if columns.failed_have_no_output else 1)
+        if output:
+            when = columns.seconds(line, row[columns.time])
+            yield TracedRequest(when, _count(line, row[columns.prompt]), output, tenant_of())
 
 
-def _time(line: _Line, text: str | None) -> float:
+def _columns(line: _Line, found: Iterable[str]) -> _Columns:
+    """Those of BurstGPT when its name of the time is there, else those of Azure."""
+    columns = _BURSTGPT if _BURSTGPT.time in found else _AZURE
+    wanted = (columns.time, columns.prompt, columns.output)
+    if missing := [name for name in wanted if name not in found]:
+        raise line.wrong(f"no column {', '.join(missing)}")
+    return columns
+
+
+def _date(line: _Line, text: str | None) -> float:
     try:
         time = datetime.fromisoformat(text or "")
     except ValueError as error:
@@ -120,7 +142,21 @@ def _time(line: _Line, text: str | None) -> float:
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
-def _count(line: _Line, text: str | None) -> int:
-    if not text or not text.strip().isdecimal() or int(text) < 1:
-        raise line.wrong(f"{text!r} is not a number of tokens from 1 on")
+def _seconds(line: _Line, text: str | None) -> float:
+    try:
+        seconds = float(text or "")
+    except ValueError as error:
+        raise line.wrong(f"Timestamp is {text!r}, not seconds") from error
+    if not 0 <= seconds < float("inf"):
+        raise line.wrong(f"Timestamp is {text!r}, not seconds")
+    return seconds
+
+
+def _count(line: _Line, text: str | None, *, least: int = 1) -> int:
+    if not text or not text.strip().isdecimal() or int(text) < least:
+        raise line.wrong(f"{text!r} is not a number of tokens from {least} on")
     return int(text)
+
+
+_AZURE = _Columns("TIMESTAMP", "ContextTokens", "GeneratedTokens", _date)
+_BURSTGPT = _Columns("Timestamp", "Request tokens", "Response tokens", _seconds, failed_have_no_output=True)

@@ -6,10 +6,11 @@ import pytest
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
-from llmserve.simulate.request import TracedRequest
-from llmserve.simulate.trace import at_speed, read_trace
+from llmserve.traces.read import at_speed, read_trace
+from llmserve.traces.request import TracedRequest
 
 MOONCAKE = '{"timestamp": 3000, "input_length": 600, "output_length": 5, "hash_ids": [7, 8]}'
+BURSTGPT = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 
 
@@ -33,6 +34,13 @@ def test_azure_rows_with_seven_digits_of_a_second_or_a_zone(tmp_path: Path) -> N
     assert second.arrived_at == pytest.approx(0.5)
 
 
+def test_burstgpt_rows_but_not_those_that_failed_there(tmp_path: Path) -> None:
+    rows = "5,ChatGPT,472,18,490,log\n45,GPT-4,1087,0,1087,log\n118.5,GPT-4,417,276,693,log\n"
+    first, second = read(tmp_path, "burst.csv", BURSTGPT + rows)
+    assert (first.arrived_at, first.prompt_tokens, first.output_tokens) == (0.0, 472, 18)
+    assert (second.arrived_at, second.prompt_tokens, second.output_tokens) == (113.5, 417, 276)
+
+
 def test_a_trace_is_played_faster() -> None:
     assert at_speed([TracedRequest(4.0, 1, 1)], 2.0)[0].arrived_at == 2.0
 
@@ -50,6 +58,10 @@ def test_a_trace_is_played_faster() -> None:
         ("t.csv", "TIMESTAMP,ContextTokens\n", "t.csv:1: no column GeneratedTokens"),
         ("t.csv", f"{AZURE}yesterday,1,1\n", "t.csv:2: TIMESTAMP is 'yesterday', not a date and time"),
         ("t.csv", f"{AZURE}2023-11-16 18:17:03,1,many\n", "t.csv:2: 'many' is not a number of tokens"),
+        ("t.csv", "Timestamp,Request tokens\n1,2\n", "t.csv:1: no column Response tokens"),
+        ("t.csv", f"{BURSTGPT}-1,GPT-4,1,1,2,API log\n", "t.csv:2: Timestamp is '-1', not seconds"),
+        ("t.csv", f"{BURSTGPT}soon,GPT-4,1,1,2,API log\n", "t.csv:2: Timestamp is 'soon', not seconds"),
+        ("t.csv", f"{BURSTGPT}1,GPT-4,x,1,2,API log\n", "t.csv:2: 'x' is not a number of tokens"),
         ("t.csv", f"{AZURE}2023-11-16 18:17:03,1\n", "t.csv:2: None is not a number of tokens"),
     ],
 )

@@ -1,0 +1,187 @@
+"""Options of `llmserve bench`. Imports nothing that takes time: the whole command line is made of it."""
+
+import argparse
+import json
+from typing import Any
+
+from llmserve.cli.command import add_json, add_manifest
+from llmserve.loadgen.kinds import SIZES
+
+AGGREGATED, DISAGGREGATED = "agg", "disagg"
+KEY_VARIABLE = "LLMSERVE_API_KEY"
+SECONDS = 60.0
+"""How long a load of a mix begins conversations, if nothing is said."""
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--url", help="of the endpoint, with or without /v1")
+    where.add_argument("-f", "--file", metavar="FILE", help="the manifest that a cluster was started with")
+    where.add_argument("--run-dir", metavar="DIR", help="its run directory")
+    _add_load(parser)
+    _add_slo(parser)
+    parser.add_argument("--weights", nargs="+", default=[], metavar="NAME=W", help="of tenants, for fairness")
+    add_json(parser)
+    parser.add_argument("--html", metavar="FILE", help="write a page with plots")
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("base", choices=(AGGREGATED, DISAGGREGATED), help="what the other is compared with")
+    add_manifest(parser)
+    _add_load(parser)
+    parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="starts of each (default: 3)")
+    parser.add_argument(
+        "--ready-timeout", type=_positive, default=600.0, metavar="S", help="of a start (default: 600)"
+    )
+    _add_slo(parser)
+    add_json(parser)
+
+
+def _add_slo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--slo", default="", metavar="ttft=S,itl=S,e2e=S", help="what a good request meets")
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    _add_what(parser.add_argument_group("what to send"))
+    _add_when(parser.add_argument_group("when to send it"))
+    _add_how(parser.add_argument_group("how to send it"))
+
+
+def _add_what(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--mix",
+        nargs="+",
+        default=["short:70", "chat:30"],
+        metavar="KIND:PART",
+        help=f"kinds, parts: {', '.join(SIZES)}, or NAME=PROMPT/OUTPUT in tokens, as long=4000/100:30 "
+        "(default: short:70 chat:30)",
+    )
+    group.add_argument("--spread", type=_share, default=0.0, metavar="SHARE", help="sizes differ by so much")
+    group.add_argument(
+        "--turns", type=_count, default=1, metavar="N", help="of each conversation (default: 1)"
+    )
+    group.add_argument(
+        "--shared-prefix", type=_whole, default=0, metavar="TOKENS", help="prompts begin alike"
+    )
+    group.add_argument(
+        "--prefixes", type=_count, default=1, metavar="N", help="so many different ones (default: 1)"
+    )
+    group.add_argument("--trace", metavar="FILE", help="Mooncake .jsonl, Azure or BurstGPT .csv, not the mix")
+    group.add_argument(
+        "--tenants",
+        nargs="+",
+        default=[],
+        metavar="NAME:PART=KEY",
+        help="@VARIABLE: a key in the environment",
+    )
+
+
+def _add_when(group: argparse._ArgumentGroup) -> None:
+    loop = group.add_mutually_exclusive_group()
+    loop.add_argument(
+        "--rate",
+        type=_positive,
+        metavar="R",
+        help="open loop: conversations per second, whatever is answered",
+    )
+    loop.add_argument(
+        "--concurrency", type=_count, default=8, metavar="N", help="closed loop: users (default: 8)"
+    )
+    group.add_argument(
+        "--burstiness",
+        type=_not_negative,
+        default=1.0,
+        metavar="CV",
+        help="of the open loop: 0 constant, 1 Poisson (default), more: bursts",
+    )
+    group.add_argument("--speed", type=_positive, default=1.0, help="play the trace so many times as fast")
+    group.add_argument("--think", type=_not_negative, default=0.0, metavar="S", help="before the next turn")
+    group.add_argument("--requests", type=_count, metavar="N", help="conversations at most")
+    group.add_argument(
+        "--seconds",
+        type=_positive,
+        metavar="S",
+        help=f"none begins later (default: {SECONDS:g}, or --requests)",
+    )
+    group.add_argument("--seed", type=int, help="the same seed, the same load (default: another each time)")
+
+
+def _add_how(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--model", help="default: the first that the endpoint lists")
+    group.add_argument(
+        "--api-key", metavar="KEY", help=f"@VARIABLE: in the environment (default: @{KEY_VARIABLE}, if set)"
+    )
+    group.add_argument(
+        "--prompts",
+        choices=["auto", "tokens", "text", "chat"],
+        default="auto",
+        help="exact token ids, or text; chat has its own URL",
+    )
+    group.add_argument(
+        "--token-ids", type=_id_range, default=(1000, 30_000), metavar="FROM-TO", help="default: 1000-30000"
+    )
+    group.add_argument(
+        "--extra-body",
+        type=_object,
+        default={},
+        metavar="JSON",
+        help='further fields of requests; null leaves one out, as {"ignore_eos": null}',
+    )
+    group.add_argument(
+        "--timeout", type=_positive, default=600.0, metavar="S", help="of a request (default: 600)"
+    )
+    group.add_argument(
+        "--warmup", type=_whole, default=4, metavar="N", help="requests not counted (default: 4)"
+    )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
+def _id_range(text: str) -> tuple[int, int]:
+    low, dash, high = text.partition("-")
+    if not (dash and low.isdecimal() and high.isdecimal() and int(low) < int(high)):
+        raise argparse.ArgumentTypeError(f"{text} is not FROM-TO")
+    return int(low), int(high)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return fields

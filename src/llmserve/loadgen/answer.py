@@ -1,0 +1,130 @@
+"""A streamed answer as its bytes come in."""
+
+import json
+from array import array
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+_DATA = b"data:"
+_DONE = b"[DONE]"
+
+
+class FailureKind(StrEnum):
+    HTTP = "HTTP"
+    CONNECT = "no connection"
+    TIMEOUT = "timeout"
+    BROKEN = "stream broken"
+    IN_STREAM = "error in the stream"
+    NO_TOKENS = "no tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """status: of the HTTP answer, 0 where there was none."""
+
+    kind: FailureKind
+    message: str
+    status: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {self.status}" if self.kind is FailureKind.HTTP else str(self.kind)
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """Times are the caller's. first_at, last_at: when the first and the last tokens came; None: none came.
+    gaps: seconds between one arrival of tokens and the next (several tokens may come at once).
+    usage_tokens, prompt_tokens, cached_tokens: as the endpoint counted them; None: it did not."""
+
+    first_at: float | None = None
+    last_at: float | None = None
+    gaps: "array[float]" = field(default_factory=lambda: array("d"))
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    usage_tokens: int | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    failure: Failure | None = None
+    is_whole: bool = False
+    _rest: bytes = b""
+
+    @property
+    def output_tokens(self) -> int:
+        """As the endpoint counted them, else its token ids, else one for each arrival."""
+        if self.usage_tokens is not None:
+            return self.usage_tokens
+        return len(self.token_ids) or (len(self.gaps) + 1 if self.first_at is not None else 0)
+
+    def feed(self, data: bytes, now: float) -> None:
+        """data: the next bytes of the body, which came at `now`."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(_DATA):
+                self._event(line[len(_DATA) :].strip(), now)
+
+    def ended(self) -> None:
+        """The body is over. Sets `failure` for an answer that is not whole."""
+        if self.failure is not None:
+            return
+        if not self.is_whole:
+            self.failure = Failure(FailureKind.BROKEN, "the stream ended before [DONE]")
+        elif self.first_at is None:
+            self.failure = Failure(FailureKind.NO_TOKENS, "the answer has no tokens")
+
+    def _event(self, payload: bytes, now: float) -> None:
+        if payload == _DONE:
+            self.is_whole = True
+            return
+        try:
+            self._read(json.loads(payload), now)
+        except (ValueError, TypeError, AttributeError, LookupError):
+            self.failure = Failure(FailureKind.IN_STREAM, f"not an event of this API: {payload[:200]!r}")
+
+    def _read(self, event: dict[str, Any], now: float) -> None:
+        if error := event.get("error"):
+            self.failure = Failure(FailureKind.IN_STREAM, error_text(error))
+        elif choices := event.get("choices"):
+            self._choice(choices[0], now)
+        if usage := event.get("usage"):
+            self._usage(usage)
+
+    def _choice(self, choice: dict[str, Any], now: float) -> None:
+        ids = choice.get("token_ids") or ()
+        if "delta" in choice:
+            text, has_tokens = _said(choice["delta"], bool(ids))
+        else:  # a completion's text may be empty: half a character, or a special token
+            text, has_tokens = choice.get("text") or "", True
+        self.text += text
+        self.token_ids += ids
+        if has_tokens:
+            self._arrived(now)
+
+    def _arrived(self, now: float) -> None:
+        if self.last_at is None:
+            self.first_at = now
+        else:
+            self.gaps.append(now - self.last_at)
+        self.last_at = now
+
+    def _usage(self, usage: dict[str, Any]) -> None:
+        self.usage_tokens = usage.get("completion_tokens", self.usage_tokens)
+        self.prompt_tokens = usage.get("prompt_tokens", self.prompt_tokens)
+        details = usage.get("prompt_tokens_details") or {}
+        self.cached_tokens = details.get("cached_tokens", self.cached_tokens)
+
+
+def _said(delta: dict[str, Any], has_ids: bool) -> tuple[str, bool]:
+    """The text of a chat delta, and whether tokens came with it: the first one may only name the role."""
+    text = delta.get("content") or ""
+    thought = delta.get("reasoning_content") or delta.get("reasoning") or delta.get("tool_calls")
+    return text, bool(text or thought or has_ids)
+
+
+def error_text(error: object) -> str:
+    """The message of an OpenAI error object, or of what came in its place."""
+    if isinstance(error, dict):
+        inner = error.get("error", error)
+        error = inner.get("message", inner) if isinstance(inner, dict) else inner
+    return str(error)[:300]

@@ -1,0 +1,130 @@
+"""Sends conversations, at planned times or by a number of users, and keeps a record of each request."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from llmserve.loadgen.answer import Answer
+from llmserve.loadgen.endpoint import Endpoint
+from llmserve.loadgen.prompts import Talk
+from llmserve.loadgen.record import Record, Sending
+from llmserve.loadgen.workload import Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """So many at a time talk; each takes the next conversation when its last one has ended."""
+
+    count: int
+    conversations: Iterator[Conversation]
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def now(self) -> float:
+        return time.perf_counter() - self._start
+
+
+@dataclass(slots=True)
+class Drive:
+    """One run: open_loop or closed_loop, once. think_seconds: between an answer and the next turn.
+    records: of the requests that have ended, in that order; failed and output_tokens: of these. running:
+    requests on their way."""
+
+    endpoint: Endpoint
+    new_talk: Callable[[], Talk]
+    think_seconds: float = 0.0
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    records: list[Record] = field(default_factory=list)
+    running: int = 0
+    failed: int = 0
+    output_tokens: int = 0
+
+    async def open_loop(self, conversations: Iterable[Conversation]) -> None:
+        """Each starts at its time, whatever has become of those before: what a user waits counts from
+        there, also when this process was late. Ends with the last answer."""
+        async with asyncio.TaskGroup() as group:
+            for conversation in conversations:
+                opening = self._opening(conversation)
+                await self._sleep_until(conversation.starts_at)
+                group.create_task(opening.hold(conversation.starts_at), name=f"load.{conversation.index}")
+
+    async def closed_loop(
+        self, users: Iterable[Users], count: int | None = None, seconds: float | None = None
+    ) -> None:
+        """At most `count` conversations in all, and none begins after `seconds`."""
+        permits = iter(range(count)) if count is not None else None
+        async with asyncio.TaskGroup() as group:
+            for one in users:
+                for number in range(one.count):
+                    group.create_task(self._user(one.conversations, permits, seconds), name=f"user.{number}")
+
+    async def _user(
+        self, conversations: Iterator[Conversation], permits: Iterator[int] | None, seconds: float | None
+    ) -> None:
+        while seconds is None or self.watch.now() < seconds:
+            if permits is not None and next(permits, None) is None:
+                return
+            conversation = next(conversations, None)
+            if conversation is None:
+                return
+            await self._opening(conversation).hold(None)
+
+    def _opening(self, conversation: Conversation) -> "_Held":
+        talk = self.new_talk()
+        first = conversation.turns[0]
+        body = self.endpoint.body(talk.ask(first.prompt), first.output_tokens)
+        return _Held(self, conversation, talk, body)
+
+    async def _sleep_until(self, when: float) -> None:
+        await asyncio.sleep(max(0.0, when - self.watch.now()))
+
+    async def send(self, sending: Sending, body: bytes) -> Answer:
+        self.running += 1
+        sent_at = self.watch.now()
+        try:
+            answer = await self.endpoint.send(body, sending.tenant, self.watch.now)
+        finally:
+            self.running -= 1
+        self._ended(sending.record(answer, sent_at, self.watch.now()))
+        return answer
+
+    def _ended(self, record: Record) -> None:
+        self.records.append(record)
+        self.failed += not record.served
+        self.output_tokens += record.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A conversation whose first request is made, so that sending it takes no more time."""
+
+    drive: Drive
+    conversation: Conversation
+    talk: Talk
+    body: bytes
+
+    async def hold(self, planned_at: float | None) -> None:
+        """To the last turn, or the first that fails. planned_at: of the first; None: now."""
+        body, told = self.body, 0
+        for number, turn in enumerate(self.conversation.turns):
+            if number:
+                await asyncio.sleep(self.drive.think_seconds)
+                planned_at = None
+                body = self.drive.endpoint.body(self.talk.ask(turn.prompt), turn.output_tokens)
+            told += turn.prompt_tokens
+            planned = self.drive.watch.now() if planned_at is None else planned_at
+            answer = await self.drive.send(self._sending(number, planned, told), body)
+            if answer.failure is not None:
+                return
+            self.talk.answered(answer)
+            told += answer.output_tokens
+
+    def _sending(self, number: int, planned_at: float, prompt_tokens: int) -> Sending:
+        one, turn = self.conversation, self.conversation.turns[number]
+        return Sending(one.index, number, one.kind, one.tenant, planned_at, prompt_tokens, turn.output_tokens)

@@ -1,0 +1,143 @@
+"""Any OpenAI endpoint over HTTP, streamed."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+
+from llmserve.core.errors import LLMServeError, Unavailable
+from llmserve.loadgen.answer import Answer, Failure, FailureKind, error_text
+from llmserve.loadgen.prompts import PromptForm
+
+# Servers close idle connections after 5 s (uvicorn) or more: one that is reused must not be closing.
+_IDLE_SECONDS = 4.0
+_ERROR_BYTES = 4096
+
+Now = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """url: without /v1. keys: of tenants, default_key: of all others; None sends none. extra: further fields
+    of each request; those that are None are left out."""
+
+    url: str
+    model: str
+    keys: Mapping[str, str | None]
+    form: PromptForm = PromptForm.TOKENS
+    timeout_seconds: float = 600.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    default_key: str | None = None
+
+
+class Endpoint:
+    """A context; `send` in it as often and as parallel as wanted."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> "Endpoint":
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=self._target.timeout_seconds),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @property
+    def form(self) -> PromptForm:
+        return self._target.form
+
+    def adapted(self, form: PromptForm, extra: Mapping[str, Any]) -> None:
+        """From now on prompts are sent so, with these fields besides."""
+        self._target = replace(self._target, form=form, extra={**self._target.extra, **extra})
+
+    def body(self, prompt: Mapping[str, Any], output_tokens: int) -> bytes:
+        fields = {
+            "model": self._target.model,
+            **prompt,
+            "max_tokens": output_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self._target.extra,
+        }
+        sent = {name: value for name, value in fields.items() if value is not None}
+        return json.dumps(sent, separators=(",", ":")).encode()
+
+    async def send(self, body: bytes, tenant: str, now: Now) -> Answer:
+        """One request to the end of its answer, which has the times of `now`. What goes wrong is in its
+        `failure`."""
+        answer = Answer()
+        is_connected = False
+        try:
+            async with self._open().post(self._path(), data=body, headers=self._headers(tenant)) as response:
+                is_connected = True
+                if response.status != 200:
+                    answer.failure = await _refusal(response)
+                    return answer
+                async for data in response.content.iter_any():
+                    answer.feed(data, now())
+            answer.ended()
+        except TimeoutError:
+            answer.failure = Failure(FailureKind.TIMEOUT, f"no end in {self._target.timeout_seconds:g} s")
+        except (aiohttp.ClientError, OSError) as error:
+            kind = FailureKind.BROKEN if is_connected else FailureKind.CONNECT
+            answer.failure = Failure(kind, str(error) or type(error).__name__)
+        return answer
+
+    def _open(self) -> aiohttp.ClientSession:
+        assert self._session is not None, "used outside of its context"
+        return self._session
+
+    def _path(self) -> str:
+        kind = "chat/completions" if self._target.form is PromptForm.CHAT else "completions"
+        return f"{self._target.url}/v1/{kind}"
+
+    def _headers(self, tenant: str) -> dict[str, str]:
+        key = self._target.keys.get(tenant, self._target.default_key)
+        return {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+
+
+def base_url(text: str) -> str:
+    """Without the `/v1` or the `/` that people write after it."""
+    return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+async def only_model(url: str, key: str | None) -> str:
+    """The first model that the endpoint lists. Errors: Unavailable, LLMServeError."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    where = f"{url}/v1/models"
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+            session.get(where, headers=headers) as response,
+        ):
+            if response.status != 200:
+                failure = await _refusal(response)
+                raise LLMServeError(f"{where}: {failure.label}: {failure.message}; name one with --model")
+            listed = await response.json(content_type=None)
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise Unavailable(f"{where}: {error or type(error).__name__}") from error
+    try:
+        return str(listed["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+        raise LLMServeError(f"{where}: lists no model; name one with --model") from None
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> Failure:
+    text = (await response.content.read(_ERROR_BYTES)).decode(errors="replace")
+    try:
+        message = error_text(json.loads(text))
+    except ValueError:
+        message = error_text(text.strip() or response.reason)
+    return Failure(FailureKind.HTTP, message, int(response.status))

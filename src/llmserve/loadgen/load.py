@@ -1,0 +1,119 @@
+"""A whole load: which conversations, and when."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from llmserve.loadgen.arrivals import arrivals
+from llmserve.loadgen.drive import Users
+from llmserve.loadgen.workload import Conversation, Mix, limited, of_trace, timed
+from llmserve.traces.request import TracedRequest
+
+# Of a conversation that only warms the endpoint up.
+_WARM_OUTPUT_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """trace: instead of the mix, at its own times. Else rate (conversations per second, open loop), else
+    `concurrency` users (closed loop), divided between the tenants by their parts. count: conversations at
+    most; seconds: none begins later; None: no such limit, but of a mix one must be there."""
+
+    mix: Mix
+    seed: int
+    trace: Sequence[TracedRequest] = field(default=(), repr=False)
+    rate: float | None = None
+    burstiness: float = 1.0
+    concurrency: int = 8
+    count: int | None = None
+    seconds: float | None = None
+    think_seconds: float = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self.trace) or self.rate is not None
+
+    @property
+    def keeps_talking(self) -> bool:
+        return not self.trace and self.mix.turns > 1
+
+    def scheduled(self) -> Iterator[Conversation]:
+        """Of an open loop."""
+        if self.trace:
+            return limited(of_trace(self.trace), self.count, self.seconds)
+        assert self.rate is not None, "a closed loop has no schedule"
+        times = arrivals(self.rate, self.burstiness, random.Random(f"{self.seed} arrivals"))
+        conversations = self.mix.conversations(random.Random(self.seed))
+        return limited(timed(conversations, times), self.count, self.seconds)
+
+    def users(self) -> list[Users]:
+        """Of a closed loop: those of each tenant have conversations of their own, so that a tenant that is
+        served slowly does not hold the others up."""
+        parts = divided(self.concurrency, [tenant.part for tenant in self.mix.tenants])
+        return [
+            Users(count, replace(self.mix, tenants=(tenant,)).conversations(self._random(tenant.name)))
+            for tenant, count in zip(self.mix.tenants, parts, strict=True)
+        ]
+
+    def warming(self, count: int) -> list[Users]:
+        """Short answers to prompts that the load does not have."""
+        mix = replace(
+            self.mix,
+            kinds=tuple(replace(kind, output_tokens=_WARM_OUTPUT_TOKENS) for kind in self.mix.kinds),
+            turns=1,
+            shared_tokens=0,
+        )
+        conversations = mix.conversations(self._random("warming"))
+        return [Users(min(count, self.concurrency), map(_renamed, conversations))] if count else []
+
+    def _random(self, name: str) -> random.Random:
+        return random.Random(f"{self.seed} {name}")
+
+    def describe(self) -> str:
+        """One line, for people."""
+        return ", ".join(filter(None, (self._what(), self._when(), self._until())))
+
+    def _what(self) -> str:
+        if self.trace:
+            return f"a trace of {len(self.trace)} requests"
+        kinds = (f"{k.name}={k.prompt_tokens}/{k.output_tokens}:{k.part:g}" for k in self.mix.kinds)
+        spread = f" +-{self.mix.spread:.0%}" if self.mix.spread else ""
+        shared = (
+            f", {self.mix.shared_tokens} shared tokens ({self.mix.prefixes})"
+            if self.mix.shared_tokens
+            else ""
+        )
+        turns = f", {self.mix.turns} turns" if self.mix.turns > 1 else ""
+        return f"mix {' '.join(kinds)}{spread}{shared}{turns}"
+
+    def _when(self) -> str:
+        if self.trace:
+            return "open loop at the trace's times"
+        if self.rate is None:
+            return f"closed loop of {self.concurrency} users"
+        return f"open loop of {self.rate:g}/s, burstiness {self.burstiness:g}"
+
+    def _until(self) -> str:
+        limits = (
+            f"{self.count} conversations" if self.count else "",
+            f"{self.seconds:g} s" if self.seconds else "",
+        )
+        return " or ".join(filter(None, limits))
+
+
+def divided(count: int, parts: Sequence[float]) -> list[int]:
+    """count in whole numbers by the parts, each at least 1 (so the sum may be larger)."""
+    total, given, taken, found = sum(parts), 0, 0.0, []
+    for part in parts:
+        taken += part
+        found.append(max(1, round(count * taken / total) - given))
+        given += found[-1]
+    return found
+
+
+def _renamed(conversation: Conversation) -> Conversation:
+    turns = tuple(
+        replace(turn, prompt=tuple(replace(piece, name=f"warm {piece.name}") for piece in turn.prompt))
+        for turn in conversation.turns
+    )
+    return replace(conversation, turns=turns)

@@ -1,0 +1,154 @@
+"""A run as one HTML page that needs nothing else: no script, no other file."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from llmserve.loadgen.plot import Point, Series, cumulative, plot
+from llmserve.loadgen.record import Record
+from llmserve.loadgen.report import Group, Report
+from llmserve.loadgen.spread import Spread
+
+# Of each kind: more than this a plot cannot show, and a page need not carry.
+_MOST_DOTS = 2000
+
+_STYLE = """
+body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 760px; color: #222; padding: 0 1em }
+table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .2em .8em; text-align: right }
+th:first-child, td:first-child { text-align: left } th { border-bottom: 1px solid #999; font-weight: 600 }
+svg { width: 100%; margin: 1em 0 } .note { color: #a33 } dt { font-weight: 600 } dd { margin: 0 0 .4em 1em }
+"""
+
+
+def page(report: Report, records: Sequence[Record]) -> str:
+    about = report.about
+    title = f"{about.model} at {about.url}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        _facts(report),
+        *(f'<p class="note">{escape(note)}</p>' for note in report.notes),
+        _spreads(report),
+        _groups("kind", report.kinds),
+        _groups("tenant", report.tenants) if len(report.tenants) > 1 else "",
+        _failures(report),
+        *_plots(records),
+    ]
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(filter(None, parts)) + "\n</body></html>\n"
+    )
+
+
+def _facts(report: Report) -> str:
+    about = report.about
+    facts = [
+        ("Load", about.load),
+        ("When", f"{about.started_at}, {report.seconds:.1f} s, seed {about.seed}, prompts: {about.prompts}"),
+        ("Requests", f"{report.served} of {report.requests} served, {report.requests_per_second:.2f}/s"),
+        (
+            "Tokens",
+            f"{report.prompt_tokens} of prompts ({report.cached_tokens} cached), "
+            f"{report.output_tokens} of answers, {report.output_tokens_per_second:.1f}/s",
+        ),
+    ]
+    if report.slo.asks:
+        limits = ", ".join(f"{n} {s:g} s" for n in ("ttft", "itl", "e2e") if (s := getattr(report.slo, n)))
+        facts.append(("Good", f"{report.good} within {limits}: {report.good_per_second:.2f}/s"))
+    if report.fairness.jain is not None:
+        seconds = report.fairness.contended_seconds
+        facts.append(("Fairness", f"Jain index {report.fairness.jain:.3f} over {seconds} contended seconds"))
+    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts) + "</dl>"
+
+
+def _spreads(report: Report) -> str:
+    spreads = {
+        "time to first token": report.ttft,
+        "between tokens": report.itl,
+        "per output token": report.tpot,
+        "end to end": report.e2e,
+        "sent late": report.late,
+    }
+    rows = [[name, *_cells(spread)] for name, spread in spreads.items()]
+    return _table(["milliseconds", "mean", "p50", "p90", "p95", "p99", "most"], rows)
+
+
+def _cells(spread: Spread) -> list[str]:
+    values = (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99, spread.most)
+    return [f"{1000 * value:.1f}" for value in values]
+
+
+def _groups(name: str, groups: Iterable[Group]) -> str:
+    rows = [
+        [
+            one.name,
+            f"{one.served}/{one.requests}",
+            str(one.prompt_tokens),
+            str(one.output_tokens),
+            *(f"{1000 * value:.1f}" for value in (one.ttft.p50, one.ttft.p99, one.tpot.mean, one.e2e.p50)),
+        ]
+        for one in groups
+    ]
+    heads = [name, "served", "prompt tokens", "output tokens", "ttft p50 ms", "ttft p99 ms"]
+    return _table([*heads, "per token ms", "e2e p50 ms"], rows)
+
+
+def _failures(report: Report) -> str:
+    rows = [[one.label, str(one.count), one.message] for one in report.failures]
+    return _table(["failure", "requests", "the first one says"], rows) if rows else ""
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _plots(records: Sequence[Record]) -> list[str]:
+    served = [record for record in records if record.served]
+    kinds = sorted({record.kind for record in served})
+    of = {kind: [record for record in served if record.kind == kind] for kind in kinds}
+    first = [Series(kind, cumulative([1000 * one.ttft for one in of[kind]])) for kind in kinds]
+    per_token = [
+        Series(kind, cumulative([1000 * one.tpot for one in of[kind] if one.tpot is not None]))
+        for kind in kinds
+    ]
+    over_time = [Series(kind, _thinned(of[kind]), is_dots=True) for kind in kinds]
+    tokens = [Series("tokens/s", _tokens_each_second(served))]
+    running = [Series("requests", _running(records))]
+    return [
+        plot("Time to first token", "milliseconds", "% of requests", first),
+        plot("Time per output token", "milliseconds", "% of requests", per_token),
+        plot("Time to first token as the run went on", "seconds", "milliseconds", over_time),
+        plot("Output tokens", "seconds", "tokens in each second", tokens),
+        plot("Requests on their way", "seconds", "requests", running),
+    ]
+
+
+def _thinned(records: Sequence[Record]) -> list[Point]:
+    step = max(1, len(records) // _MOST_DOTS)
+    return [(one.planned_at, 1000 * one.ttft) for one in records[::step]]
+
+
+def _tokens_each_second(records: Iterable[Record]) -> list[Point]:
+    counts: Counter[int] = Counter()
+    for record in records:
+        now = record.first_at
+        per_arrival = record.output_tokens / (len(record.gaps) + 1)
+        counts[int(now)] += round(per_arrival)
+        for gap in record.gaps:
+            now += gap
+            counts[int(now)] += round(per_arrival)
+    return [(second, counts[second]) for second in range(max(counts, default=-1) + 1)]
+
+
+def _running(records: Iterable[Record]) -> list[Point]:
+    """At the beginning of each second."""
+    changes: Counter[int] = Counter()
+    for record in records:
+        changes[int(record.sent_at) + 1] += 1
+        changes[int(record.ended_at) + 1] -= 1
+    points, running = [(0.0, 0.0)], 0
+    for second in range(1, max(changes, default=0) + 1):
+        running += changes[second]
+        points.append((float(second), float(running)))
+    return points

@@ -1,0 +1,197 @@
+"""What a run has shown."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llmserve.core.errors import InvalidRequest
+from llmserve.loadgen.fairness import Fairness, fairness
+from llmserve.loadgen.record import Record
+from llmserve.loadgen.spread import Spread
+
+# Requests that leave this late measure this process as well, not only the endpoint.
+_LATE_SECONDS = 0.010
+_OTHER_LENGTH = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What a request that counts as good has met, in seconds: to its first token, for each later token on
+    average, and in all. None: no matter."""
+
+    ttft: float | None = None
+    itl: float | None = None
+    e2e: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Slo":
+        """`ttft=1,itl=0.05`. Errors: InvalidRequest."""
+        given: dict[str, float] = {}
+        for part in filter(None, text.split(",")):
+            name, _, value = part.partition("=")
+            try:
+                given[name] = float(value)
+            except ValueError:
+                given[name] = 0.0
+            if name not in cls.__slots__ or not 0 < given[name] < float("inf"):
+                raise InvalidRequest(f"--slo {part!r}: write ttft=S, itl=S or e2e=S with seconds")
+        return cls(**given)
+
+    @property
+    def asks(self) -> bool:
+        return (self.ttft, self.itl, self.e2e) != (None, None, None)
+
+    def met(self, record: Record) -> bool:
+        pairs = ((record.ttft, self.ttft), (record.tpot or 0.0, self.itl), (record.e2e, self.e2e))
+        return record.served and all(limit is None or value <= limit for value, limit in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Of what the figures are. started_at: ISO 8601. notes: what is only approximately so."""
+
+    url: str
+    model: str
+    load: str
+    seed: int
+    prompts: str
+    started_at: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """message: of the first one."""
+
+    label: str
+    count: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Requests of one kind or tenant. Spreads in seconds, of those that were served."""
+
+    name: str
+    requests: int
+    served: int
+    good: int
+    prompt_tokens: int
+    output_tokens: int
+    ttft: Spread
+    tpot: Spread
+    e2e: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """seconds: to the end of the last request. Spreads in seconds, of requests that were served. itl: between
+    arrivals of tokens, of all requests together. tpot: a request's mean for each token after the first.
+    late: how long after the planned time requests were sent; ttft and e2e contain it. cached_tokens: of the
+    prompts, as the endpoint says. good: requests that met the slo."""
+
+    about: About
+    seconds: float
+    requests: int
+    served: int
+    good: int
+    failures: tuple[Failures, ...]
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    requests_per_second: float
+    good_per_second: float
+    output_tokens_per_second: float
+    total_tokens_per_second: float
+    ttft: Spread
+    itl: Spread
+    tpot: Spread
+    e2e: Spread
+    late: Spread
+    slo: Slo
+    kinds: tuple[Group, ...]
+    tenants: tuple[Group, ...]
+    fairness: Fairness
+    notes: tuple[str, ...]
+
+
+def make_report(records: Sequence[Record], about: About, slo: Slo, weights: Mapping[str, float]) -> Report:
+    all_of_it = _group("all", records, slo)
+    served = [record for record in records if record.served]
+    seconds = max((record.ended_at for record in records), default=0.0)
+    late = Spread.of([record.sent_at - record.planned_at for record in records])
+    return Report(
+        about=about,
+        seconds=seconds,
+        requests=len(records),
+        served=len(served),
+        good=all_of_it.good,
+        failures=_failures(records),
+        prompt_tokens=all_of_it.prompt_tokens,
+        cached_tokens=sum(record.cached_tokens for record in served),
+        output_tokens=all_of_it.output_tokens,
+        requests_per_second=_rate(len(served), seconds),
+        good_per_second=_rate(all_of_it.good, seconds),
+        output_tokens_per_second=_rate(all_of_it.output_tokens, seconds),
+        total_tokens_per_second=_rate(all_of_it.prompt_tokens + all_of_it.output_tokens, seconds),
+        ttft=all_of_it.ttft,
+        itl=Spread.of([gap for record in served for gap in record.gaps]),
+        tpot=all_of_it.tpot,
+        e2e=all_of_it.e2e,
+        late=late,
+        slo=slo,
+        kinds=_groups(records, lambda record: record.kind, slo),
+        tenants=_groups(records, lambda record: record.tenant, slo),
+        fairness=fairness(records, weights),
+        notes=(*about.notes, *_notes(served, late)),
+    )
+
+
+def _rate(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds else 0.0
+
+
+def _groups(records: Sequence[Record], name_of: Callable[[Record], str], slo: Slo) -> tuple[Group, ...]:
+    names = sorted({name_of(record) for record in records})
+    return tuple(_group(name, [one for one in records if name_of(one) == name], slo) for name in names)
+
+
+def _group(name: str, records: Sequence[Record], slo: Slo) -> Group:
+    served = [record for record in records if record.served]
+    return Group(
+        name=name,
+        requests=len(records),
+        served=len(served),
+        good=sum(slo.met(record) for record in records),
+        prompt_tokens=sum(record.prompt_tokens for record in served),
+        output_tokens=sum(record.output_tokens for record in served),
+        ttft=Spread.of([record.ttft for record in served]),
+        tpot=Spread.of([record.tpot for record in served if record.tpot is not None]),
+        e2e=Spread.of([record.e2e for record in served]),
+    )
+
+
+def _failures(records: Sequence[Record]) -> tuple[Failures, ...]:
+    """The most frequent first."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if record.failure is not None:
+            found.setdefault(record.failure.label, []).append(record.failure.message)
+    lines = [Failures(label, len(messages), messages[0]) for label, messages in found.items()]
+    return tuple(sorted(lines, key=lambda line: -line.count))
+
+
+def _notes(served: Sequence[Record], late: Spread) -> list[str]:
+    notes = []
+    if late.p99 > _LATE_SECONDS:
+        notes.append(
+            f"1% of the requests were sent more than {1000 * late.p99:.0f} ms late: this machine is too busy "
+            "for this load, and the figures contain it"
+        )
+    shorter = sum(record.output_tokens != record.wanted_output_tokens for record in served)
+    if shorter:
+        notes.append(f"{shorter} answers were not of the wanted length")
+    wanted = sum(record.wanted_prompt_tokens for record in served)
+    counted = sum(record.prompt_tokens for record in served)
+    if wanted and abs(counted / wanted - 1) > _OTHER_LENGTH:
+        notes.append(f"prompts had {counted} tokens as the endpoint counts, and {wanted} were wanted")
+    return notes

@@ -1,0 +1,71 @@
+"""One run: probe the endpoint, warm it up, send the load."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from llmserve.loadgen.drive import Drive
+from llmserve.loadgen.endpoint import Endpoint, Target
+from llmserve.loadgen.load import Load
+from llmserve.loadgen.probe import Probed, probe
+from llmserve.loadgen.prompts import TALKS, PromptForm, Talk, Texts
+from llmserve.loadgen.record import Record
+from llmserve.loadgen.report import About
+
+Watch = Callable[[Drive], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How to send. form: None: the first that the endpoint takes. token_ids: those that prompts are made of,
+    from the first to before the last. warming: conversations before the load that are not counted."""
+
+    form: PromptForm | None = None
+    token_ids: tuple[int, int] = (1000, 30_000)
+    warming: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """is_cut: it was cancelled before its end."""
+
+    about: About
+    records: Sequence[Record]
+    is_cut: bool
+
+
+async def run_load(load: Load, target: Target, ways: Ways, watch: Watch) -> Outcome:
+    """watch: a context around the load itself. A cancellation (Ctrl-C) ends the load; what has ended by then
+    is the outcome. Errors: LLMServeError when the endpoint does not answer the probe."""
+    async with Endpoint(target) as endpoint:
+        tenant = load.mix.tenants[0].name
+        probed = await probe(endpoint, tenant, ways.form, keeps_talking=load.keeps_talking)
+        new_talk = _talks(load, ways, probed)
+        await Drive(endpoint, new_talk).closed_loop(load.warming(ways.warming), ways.warming)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        drive = Drive(endpoint, new_talk, load.think_seconds)
+        async with watch(drive):
+            is_cut = await _sent(load, drive)
+    notes = (*probed.notes, *(["the run was stopped early"] if is_cut else []))
+    about = About(target.url, target.model, load.describe(), load.seed, str(probed.form), started, notes)
+    return Outcome(about, drive.records, is_cut)
+
+
+def _talks(load: Load, ways: Ways, probed: Probed) -> Callable[[], Talk]:
+    texts = Texts(load.seed, ways.token_ids, probed.scale)
+    make = TALKS[probed.form]
+    return lambda: make(texts)
+
+
+async def _sent(load: Load, drive: Drive) -> bool:
+    """Whether it was cancelled."""
+    try:
+        if load.is_open:
+            await drive.open_loop(load.scheduled())
+        else:
+            await drive.closed_loop(load.users(), load.count, load.seconds)
+    except asyncio.CancelledError:
+        return True
+    return False

@@ -1,0 +1,108 @@
+"""What to send: conversations of one or more turns, made up from a mix or taken from a trace."""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from llmserve.loadgen.kinds import Kind, Tenant
+from llmserve.traces.request import TracedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The first so many tokens of the endless text that `name` stands for. Pieces of one name begin alike."""
+
+    name: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """prompt: what it adds to the conversation so far."""
+
+    prompt: tuple[Piece, ...]
+    output_tokens: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(piece.tokens for piece in self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """starts_at: when its first turn is to be sent, in seconds from the start (open loop only)."""
+
+    index: int
+    kind: str
+    tenant: str
+    turns: tuple[Turn, ...]
+    starts_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """spread: sizes are drawn evenly within this share of the kind's, both ways; 0: exactly these.
+    Every conversation begins with one of `prefixes` texts of shared_tokens, beside the kind's own tokens."""
+
+    kinds: Sequence[Kind]
+    tenants: Sequence[Tenant]
+    turns: int = 1
+    spread: float = 0.0
+    shared_tokens: int = 0
+    prefixes: int = 1
+
+    def conversations(self, rng: random.Random) -> Iterator[Conversation]:
+        """Without end; the same for the same state of rng."""
+        index = 0
+        while True:
+            kind = rng.choices(self.kinds, [one.part for one in self.kinds])[0]
+            tenant = rng.choices(self.tenants, [one.part for one in self.tenants])[0]
+            names = (f"{tenant.name}.{index}.{number}" for number in range(self.turns))
+            turns = tuple(self._turn(name, number, kind, rng) for number, name in enumerate(names))
+            yield Conversation(index, kind.name, tenant.name, turns)
+            index += 1
+
+    def _turn(self, name: str, number: int, kind: Kind, rng: random.Random) -> Turn:
+        own = Piece(name, self._size(kind.prompt_tokens, rng))
+        output = self._size(kind.output_tokens, rng)
+        if number or not self.shared_tokens:
+            return Turn((own,), output)
+        return Turn((Piece(f"prefix{rng.randrange(self.prefixes)}", self.shared_tokens), own), output)
+
+    def _size(self, tokens: int, rng: random.Random) -> int:
+        least, most = round(tokens * (1 - self.spread)), round(tokens * (1 + self.spread))
+        return max(1, rng.randint(least, most))
+
+
+def of_trace(requests: Iterable[TracedRequest]) -> Iterator[Conversation]:
+    """Each request as a conversation of one turn, at its time."""
+    for index, one in enumerate(requests):
+        turn = Turn(tuple(_pieces(index, one)), one.output_tokens)
+        yield Conversation(index, "trace", one.tenant, (turn,), one.arrived_at)
+
+
+def _pieces(index: int, request: TracedRequest) -> Iterator[Piece]:
+    left = request.prompt_tokens
+    for name in request.prefix_names:
+        if left <= 0:
+            return
+        yield Piece(f"t{name}", min(left, request.run_tokens))
+        left -= request.run_tokens
+    if left > 0:
+        yield Piece(f"c{index}", left)
+
+
+def timed(conversations: Iterable[Conversation], arrivals: Iterable[float]) -> Iterator[Conversation]:
+    """Ends with the shorter one."""
+    for conversation, when in zip(conversations, arrivals, strict=False):
+        yield replace(conversation, starts_at=when)
+
+
+def limited(
+    conversations: Iterable[Conversation], count: int | None, seconds: float | None
+) -> Iterator[Conversation]:
+    """The first `count`, and none that starts at `seconds` or later. None: no such limit."""
+    for position, conversation in enumerate(conversations):
+        if position == count or (seconds is not None and conversation.starts_at >= seconds):
+            return
+        yield conversation
