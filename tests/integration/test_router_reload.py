@@ -77,7 +77,7 @@ async def test_a_worker_obeys_from_its_next_heartbeat_on(
     )
     drainer = SimpleNamespace(draining=False)
     worker, engine = SimpleNamespace(info=info, load=load), SimpleNamespace(meet=meet)
-    membership = Membership(worker, channel, engine, drainer)  # type: ignore[arg-type]
+    membership = Membership(worker, {"router": channel}, engine, drainer)  # type: ignore[arg-type]
     running = asyncio.create_task(membership.run())
     try:
         await asyncio.wait_for(membership.registered.wait(), WAIT_SECONDS)

@@ -82,7 +82,7 @@ def _free_ports() -> tuple[int, int]:
 def _write_state(run_dir: Path, address: str) -> None:
     role = dict.fromkeys(("router", "http", "metrics", "cores"), None)
     role |= {"name": "kvmanager-0", "role": "kvmanager", "pid": 1, "stand": "ready", "detail": ""}
-    role |= {"restarts": 0, "listen": address, "log": "", "kvmanagers": [address]}
+    role |= {"restarts": 0, "listen": address, "log": "", "routers": [], "kvmanagers": [address]}
     mine = os.getpid()
     ClusterState(
         cluster_id="c",

@@ -279,13 +279,13 @@ def test_what_it_waited_for_is_told(it: Running) -> None:
 
 
 def test_a_refused_request_has_a_record_too(it: Running) -> None:
-    it.write(budgets={"max_requests_in_flight": 4, "max_tokens_in_flight": 50})
+    it.write(budgets={"max_requests_in_flight": 4, "max_tokens_in_flight": 5})
     assert it.reload().returncode == 0
     answer = it.complete()
     assert answer.status_code == 400
     record = it.explain(answer.headers["x-request-id"], "red-key").json()
     assert record["status"] == 400
-    assert "budgets.max_tokens_in_flight allows 50" in record["error"]
+    assert "budgets.max_tokens_in_flight allows 5" in record["error"]
     assert record["sequences"][0]["outcome"] == "rejected"
 
 

@@ -227,7 +227,7 @@ class Cluster:
         roles = [
             {"name": manager_name(at), "role": "kvmanager", "pid": 1, "stand": "ready", "detail": ""}
             | {"restarts": 0, "listen": address, "log": "", "router": None, "http": None}
-            | {"kvmanagers": addresses}
+            | {"routers": [], "kvmanagers": addresses}
             for at, address in enumerate(addresses)
         ]
         ClusterState(
