@@ -8,6 +8,8 @@ DEVICE ?= cpu
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-$(DEVICE)
 DEV := $(VENV)/.installed-dev
+# More would not fit small machines: many tests start clusters.
+TWO_AT_ONCE := -n 2 --dist loadfile
 
 .PHONY: up down status test check bench proto docs deploy clean install help
 
@@ -29,11 +31,11 @@ check: $(DEV)  ## The gate: format, lint, types, layers, generated code, unit te
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/llmserve gen-proto --check
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest $(TWO_AT_ONCE) tests/unit
 
 # vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
 test: $(DEV)  ## Every test: unit, conformance, integration (real gRPC), e2e (real vLLM and model)
-	$(BIN)/pytest tests/unit tests/conformance tests/integration tests/gpu
+	$(BIN)/pytest $(TWO_AT_ONCE) tests/unit tests/conformance tests/integration tests/gpu
 	$(BIN)/pytest tests/conformance/test_engine.py -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning
 	$(BIN)/pytest tests/e2e
 
