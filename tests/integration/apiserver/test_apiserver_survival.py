@@ -1,6 +1,5 @@
 """Streams that go on elsewhere: which do, and what bounds how many."""
 
-import json
 from typing import Any
 
 import httpx
@@ -125,11 +124,11 @@ async def test_a_worker_that_stalls_is_given_up_and_another_tried(
     await cluster.decode.until(lambda: bool(cluster.decode.aborted))
 
 
-async def test_a_prefill_that_stalls_with_no_other_is_504(cluster: Any, http: httpx.AsyncClient) -> None:
+async def test_a_prefill_that_stalls_with_no_other_is_503(cluster: Any, http: httpx.AsyncClient) -> None:
     cluster.prefill.pause_at = 0
     response = await post(http)
-    assert response.status_code in (503, 504)
-    assert "no worker is left" in response.text or "no output within 0.3 s" in response.text
+    assert response.status_code == 503
+    assert "no worker is left" in response.text
 
 
 async def test_retries_end_when_the_budget_is_used_up(cluster: Any, http: httpx.AsyncClient) -> None:
@@ -162,4 +161,4 @@ async def test_a_router_that_does_not_answer_is_503_in_the_end(
     assert response.status_code == 503
     assert "no place within 0.2 s" in response.text
     await cluster.router.until(lambda: bool(cluster.router.done))
-    assert cluster.router.done[0][1] is Outcome.REJECTED or json.loads(response.text)
+    assert cluster.router.done[0][1] is Outcome.FAILED
