@@ -5,7 +5,7 @@ from llmserve.kvstore.eviction.arc import ArcPolicy
 from llmserve.kvstore.eviction.base import EvictionPolicy, MakePolicy
 from llmserve.kvstore.eviction.book import TierBook
 from llmserve.kvstore.eviction.lru import LruPolicy
-from llmserve.kvstore.eviction.prefetch import BlockAt, PromotionLimits, promotions, usual_followers
+from llmserve.kvstore.eviction.prefetch import BlockAt, PromotionLimits, promotions
 from llmserve.kvstore.eviction.rules import NOBODY, Added, EvictionRules, Victim
 from llmserve.kvstore.eviction.s3fifo import S3FifoPolicy
 from llmserve.kvstore.eviction.sketch import FrequencySketch
@@ -32,5 +32,4 @@ __all__ = [
     "on_evicted",
     "on_stored",
     "promotions",
-    "usual_followers",
 ]

@@ -1,6 +1,6 @@
 """What to bring up to DRAM before it is asked for. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmserve.core.ids import BlockHash
@@ -40,27 +40,3 @@ def promotions(found: Sequence[BlockAt], limits: PromotionLimits) -> list[BlockH
             break
         chosen.append(block.key)
     return chosen
-
-
-# A block follows usually when at least this share of those who ask for the one before it ask for it.
-_USUAL_SHARE = 0.5
-
-
-def usual_followers(
-    last: BlockHash,
-    followers: Callable[[BlockHash], Sequence[BlockHash]],
-    uses: Callable[[Sequence[BlockHash]], Sequence[int]],
-    most_blocks: int,
-) -> list[BlockHash]:
-    """The blocks that usually follow a prefix that ends with `last`, in order. followers: the held ones
-    right after a block; uses: how often blocks were asked for lately."""
-    path: list[BlockHash] = []
-    (before,) = uses([last])
-    while len(path) < most_blocks and (after := followers(last)):
-        counts = list(uses(after))
-        most = max(counts)
-        if most < 2 or most < _USUAL_SHARE * before:
-            break
-        last, before = after[counts.index(most)], most
-        path.append(last)
-    return path
