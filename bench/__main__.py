@@ -20,6 +20,7 @@ from bench import (
     routing,
     scheduler,
     simulate,
+    soak,
     survival,
     tiers,
     tiers_object,
@@ -28,7 +29,7 @@ from bench import (
 
 NAMES = (
     *("latency", "idle", "gateway", "recovery", "transfer", "push"),
-    *("scheduler", "placement", "routing", "survival"),
+    *("scheduler", "placement", "routing", "survival", "soak"),
     *("fairness", "simulate"),
     *("eviction", "directory", "pool", "nvme", "object", "formats", "store", "agreement"),
 )
@@ -58,6 +59,7 @@ def main() -> None:
         "placement": placement.run,
         "routing": routing.run,
         "survival": partial(survival.run, real=arguments.real),
+        "soak": soak.run,
         "fairness": fairness.run,
         "simulate": simulate.run,
         "eviction": eviction.run,

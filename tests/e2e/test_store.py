@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from bench.cluster import Cluster, running
-from tests.support.memory import MemoryWatch
+from bench.memory import MemoryWatch
 
 MODEL = "SmolLM2-135M-Instruct"
 BLOCK_TOKENS = 128

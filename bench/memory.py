@@ -26,6 +26,9 @@ class MemoryWatch:
         """From when they were warm to the end: medians of a fifth of the samples."""
         return {name: _growth(samples) for name, samples in self._mib.items()}
 
+    def last_mib(self) -> dict[str, float]:
+        return {name: samples[-1] for name, samples in self._mib.items()}
+
 
 def _family(pid: int) -> list[psutil.Process]:
     process = psutil.Process(pid)
