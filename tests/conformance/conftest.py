@@ -51,14 +51,25 @@ class VllmKit:
         self._model_dir = model_dir
         self._cores = itertools.cycle(range(os.cpu_count() or 1))
 
-    def make(self, role: WorkerRole, name: str, block_size_tokens: int | None = None) -> Engine:
-        return self._engine(role, name, self._model_dir, block_size_tokens)
+    def make(
+        self,
+        role: WorkerRole,
+        name: str,
+        block_size_tokens: int | None = None,
+        long_prompt_tokens: int | None = None,
+    ) -> Engine:
+        return self._engine(role, name, self._model_dir, block_size_tokens, long_prompt_tokens)
 
     def make_broken(self) -> Engine:
         return self._engine(WorkerRole.DECODE, "broken", self._model_dir / "no-such-directory")
 
     def _engine(
-        self, role: WorkerRole, name: str, model_dir: Path, block_size_tokens: int | None = None
+        self,
+        role: WorkerRole,
+        name: str,
+        model_dir: Path,
+        block_size_tokens: int | None = None,
+        long_prompt_tokens: int | None = None,
     ) -> Engine:
         from llmserve.engines.vllm.engine import VllmEngine
 
@@ -71,7 +82,9 @@ class VllmKit:
                 role=role,
                 model_dir=model_dir,
                 model_name="SmolLM2-135M-Instruct",
-                engine=EngineConfig(max_model_len=2048, dtype="float32"),
+                engine=EngineConfig(
+                    max_model_len=2048, dtype="float32", prefill_long_prompt_tokens=long_prompt_tokens
+                ),
                 kv_cache=KvCacheConfig(block_size_tokens=block_size_tokens),
                 transfer=TransferConfig(),
             )

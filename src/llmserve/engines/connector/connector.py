@@ -15,6 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.parallel_state import get_tp_group
 
 from llmserve.core.errors import StartFailed
+from llmserve.engines.connector import rewinding
 from llmserve.engines.connector.card import EngineCard
 from llmserve.engines.connector.memory import kv_layout, layer_indices
 from llmserve.engines.connector.metadata import RankEndpoint, StepOrders
@@ -57,6 +58,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: dict[str, "torch.Tensor"]) -> None:
         tensor = next(iter(kv_caches.values()))
+        rewinding.install(tensor.device.type)
         kernel = kernel_of(self._vllm_config, kv_caches, tensor.shape[-1])
         layout = kv_layout(
             kv_caches,
