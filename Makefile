@@ -35,7 +35,8 @@ check: $(DEV)  ## The gate: format, lint, types, layers, generated code, unit te
 
 # vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
 test: $(DEV)  ## Every test: unit, conformance, integration (real gRPC), e2e (real vLLM and model)
-	$(BIN)/pytest $(TWO_AT_ONCE) tests/unit tests/conformance tests/integration tests/gpu
+	$(BIN)/pytest $(TWO_AT_ONCE) tests/unit
+	$(BIN)/pytest $(TWO_AT_ONCE) tests/conformance tests/integration tests/gpu
 	$(BIN)/pytest tests/conformance/test_engine.py tests/conformance/test_seeds.py -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning
 	$(BIN)/pytest tests/e2e
 
