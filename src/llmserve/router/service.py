@@ -244,6 +244,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
     async def Drain(  # noqa: N802
         self, request: router_pb2.DrainRequest, context: _Context
     ) -> router_pb2.DrainResponse:
+        self._mandate.check()  # a standby knows no worker: its "no such worker" would be wrong
         order = decode_order(request.order, self._settings.drain_timeout_seconds)
         member, others = self._controller.drain(WorkerId(request.worker_id), order)
         _log.info("worker %s: %s", request.worker_id, order)
@@ -272,11 +273,13 @@ class RouterService(router_pb2_grpc.RouterServicer):
     async def Reload(  # noqa: N802
         self, request: router_pb2.ReloadRequest, context: _Context
     ) -> router_pb2.ReloadResponse:
+        self._mandate.check()
         return await self._operators.reload(request)
 
     async def Explain(  # noqa: N802
         self, request: router_pb2.ExplainRequest, context: _Context
     ) -> router_pb2.ExplainResponse:
+        self._mandate.check()
         return await self._operators.explain(request)
 
     def _apiservers(self) -> dict[ApiserverId, Send]:

@@ -71,6 +71,9 @@ class Routers:
                 command = (sys.executable, "-m", "llmserve.router", *flags)
                 self._processes[index] = subprocess.Popen(command, stdout=log, stderr=log)
 
+    def manifest_text(self) -> str:
+        return self._manifest.read_text()
+
     def kill(self, *indices: int) -> None:
         for index in indices:
             self._processes[index].kill()

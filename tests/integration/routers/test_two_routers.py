@@ -9,9 +9,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmserve.apiserver.router_link import AdmissionRefused
-from llmserve.core.errors import NotLeader, RouterUnavailable
+from llmserve.core.errors import NotFound, NotLeader, RouterUnavailable, Unavailable
 from llmserve.rpc.client import open_channel
+from llmserve.rpc.explain import explain_request
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
+from llmserve.rpc.leader import ask_leader
+from llmserve.rpc.reload import reload_cluster
 from llmserve.rpc.status import from_grpc
 from tests.integration.routers.conftest import SOON, Cluster
 
@@ -107,6 +110,28 @@ async def _refusal(cluster: Cluster, index: int) -> str:
             if "not known" not in error.message:
                 return error.message
             await asyncio.sleep(0.1)
+
+
+async def test_commands_reach_the_leader_whichever_router_they_ask_first(cluster: Cluster) -> None:
+    """A standby knows no worker and no apiserver: it must not answer for the leader."""
+    routers = cluster.routers
+    leader = await routers.leader()
+    standby_first = [routers.addresses[1 - leader], routers.addresses[leader]]
+    await cluster.worker("decode-0", slots=1)
+    order = router_pb2.DrainRequest(
+        worker_id="decode-0", order=router_pb2.DrainOrder(drain=False, timeout_seconds=1.0)
+    )
+    async with asyncio.timeout(SOON):
+        while (status := await routers.status(leader)) is None or not status.workers:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
+    answer = await ask_leader(standby_first, lambda stub: stub.Drain(order, timeout=5.0))
+    assert answer.timeout_seconds == 1.0
+    text = routers.manifest_text()
+    assert (await reload_cluster(standby_first, text, "m.yaml")).lines() == ["nothing has changed"]
+    with pytest.raises(NotFound, match="no apiserver remembers"):
+        await explain_request(standby_first, "gone")
+    with pytest.raises(Unavailable, match="leader is at"):
+        await explain_request(standby_first[:1], "gone")
 
 
 async def test_the_leader_goes_on_without_redis(cluster: Cluster) -> None:
