@@ -1,5 +1,6 @@
-"""What the scheduler tells of itself: tenants, budgets, and what is in flight."""
+"""What the scheduler tells of itself: tenants, budgets, and what is in flight; and how even shares are."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -34,3 +35,10 @@ class SchedulerStats:
     queue_limit_requests: int = 0
     tokens_in_flight: int = 0
     kv_bytes_in_flight: float = 0.0
+
+
+def jain(shares: Iterable[float]) -> float:
+    """Jain's index. 1: all alike; 1/n: one of n has it all. 1 when nobody has anything."""
+    values = list(shares)
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0

@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from llmserve.core.shares import jain
 from llmserve.loadgen.record import Record
-from llmserve.loadgen.spread import jain
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Figures of many values."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +26,3 @@ class Spread:
         found = np.asarray(values, dtype=float)
         p50, p90, p95, p99 = (float(value) for value in np.percentile(found, (50, 90, 95, 99)))
         return cls(len(found), float(found.mean()), p50, p90, p95, p99, float(found.max()))
-
-
-def jain(shares: Iterable[float]) -> float:
-    """Jain's index. 1: all alike; 1/n: one of n has it all. 1 when nobody has anything."""
-    values = list(shares)
-    squares = sum(value * value for value in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0

@@ -83,6 +83,7 @@ class SlowBook:
         self._running: dict[RequestId, _Running] = {}
         self._paces: dict[_Group, dict[WorkerId, _Pace]] = {}
         self._stalled: dict[WorkerId, float] = {}
+        self._slow: set[tuple[_Group, WorkerId]] = set()  # most often none: each placement asks
 
     def __repr__(self) -> str:
         return f"<SlowBook running={len(self._running)} slow={sorted(self.workers())}>"
@@ -119,10 +120,10 @@ class SlowBook:
         since = self._clock.now() - self._limits.memory_seconds
         self._stalled = {worker: at for worker, at in self._stalled.items() if at > since}
         reasons = dict.fromkeys(self._stalled, "it gave a request no output in time")
-        for group, paces in self._paces.items():
-            for worker_id, pace in paces.items():
-                if pace.slow and pace.heard_since(since):
-                    reasons[worker_id] = f"slow at {group.stage}: {self._compared(group, pace, since)}"
+        for group, worker_id in self._slow:
+            pace = self._paces[group][worker_id]
+            if pace.heard_since(since):
+                reasons[worker_id] = f"slow at {group.stage}: {self._compared(group, pace, since)}"
         return reasons
 
     # -- parts
@@ -133,16 +134,18 @@ class SlowBook:
         pace = paces.get(worker.spec.worker_id)
         now, since = self._clock.now(), self._clock.now() - self._limits.memory_seconds
         if pace is None or not pace.heard_since(since):
-            self._forget(paces, since)
+            self._forget(group, since)
             pace = paces[worker.spec.worker_id] = _Pace(deque(maxlen=self._limits.remembered))
         pace.add(now, seconds, since)
         pace.slow = self._judged(group, pace, since)
+        (self._slow.add if pace.slow else self._slow.discard)((group, worker.spec.worker_id))
 
-    @staticmethod
-    def _forget(paces: dict[WorkerId, _Pace], since: float) -> None:
+    def _forget(self, group: _Group, since: float) -> None:
         """Workers that were not heard of for long; they may be gone for good."""
+        paces = self._paces[group]
         for worker_id in [name for name, pace in paces.items() if not pace.heard_since(since)]:
             del paces[worker_id]
+            self._slow.discard((group, worker_id))
 
     def _judged(self, group: _Group, pace: _Pace, since: float) -> bool:
         others = self._others(group, pace, since)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmserve.core.ids import TenantId
+from llmserve.core.shares import jain
 from llmserve.simulate.cluster import VirtualCluster
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.request import Record
-from llmserve.simulate.timeline import Timeline, jain, per_weight
+from llmserve.simulate.timeline import Timeline, per_weight
 
 
 @dataclass(frozen=True, slots=True)

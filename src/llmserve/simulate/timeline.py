@@ -36,12 +36,5 @@ class Timeline:
         return total
 
 
-def jain(shares: Iterable[float]) -> float:
-    """1: all alike; 1/n: one has it all. 1 when nobody has anything."""
-    values = list(shares)
-    squares = sum(value * value for value in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
-
-
 def per_weight(tokens: Mapping[TenantId, int], weights: Mapping[TenantId, float]) -> dict[TenantId, float]:
     return {tenant: count / weights.get(tenant, 1.0) for tenant, count in tokens.items()}

@@ -5,11 +5,11 @@ import statistics
 import pytest
 
 from llmserve.core.ids import TenantId
+from llmserve.core.shares import jain
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import Limits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
-from llmserve.simulate.timeline import jain
 from tests.unit.scheduler.simulation import Client, Simulation, drawn
 
 CHAT = drawn((50, 500), (20, 300))

@@ -3,8 +3,9 @@
 import pytest
 
 from llmserve.core.ids import TenantId
+from llmserve.core.shares import jain
 from llmserve.simulate.report import Spread
-from llmserve.simulate.timeline import Timeline, jain
+from llmserve.simulate.timeline import Timeline
 
 A, B = TenantId("a"), TenantId("b")
 
