@@ -167,7 +167,7 @@ class Controller:
         if ticket is None or ticket.holding is None or ticket.holding.work.first_token_at is not None:
             return []
         now, work = self._clock.now(), ticket.holding.work
-        self.slow.first_token(request_id)
+        self.slow.first_token(work)
         self._learner.first_token(ticket.holding, now)
         started = (
             [] if work.placed_at is None else [Started(request_id, now - work.placed_at, work.predicted)]
@@ -329,10 +329,10 @@ class Controller:
 
     def _end(self, request_id: RequestId, how: Exit, output_tokens: int = 0) -> Ended:
         holding = self._close_ticket(request_id).holding
-        self.slow.ended(request_id, output_tokens)
         if holding is None:
             self._queue.withdraw(request_id)
         else:
+            self.slow.ended(holding.work, output_tokens)
             self._learner.ended(holding, output_tokens, self._clock.now())
             self._queue.release(request_id, output_tokens)
         return Ended(request_id, how)
@@ -374,7 +374,6 @@ class Controller:
         now = self._clock.now()
         work = Work.of(plan, ticket.placement, request.expected_output_tokens, now)
         ticket.holding = Holding(plan.prefill.seats if plan.prefill else None, plan.decode.seats, work)
-        self.slow.placed(request.request_id, plan)
         placed = Placed(
             ticket.session,
             request.request_id,
