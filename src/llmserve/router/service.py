@@ -286,7 +286,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         return {name: stream.outbox.send for name, stream in self._streams.items()}
 
     def _obey(self, manifest: Manifest, changes: Changes) -> None:
-        settings = self._settings = replace(RouterSettings.of_manifest(manifest), terms=self._settings.terms)
+        settings = self._settings = replace(RouterSettings.of(manifest), terms=self._settings.terms)
         self._decide(
             lambda: self._controller.reconfigure(settings.admission, settings.policy, settings.expiry_seconds)
         )
