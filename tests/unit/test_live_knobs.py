@@ -40,12 +40,12 @@ def _manifest(knob: Knob, value: Any) -> Manifest:
 
 def _router(manifest: Manifest) -> object:
     """What the router obeys: its settings, and the log level (RouterService)."""
-    return RouterSettings.of(manifest.scheduling, manifest.budgets), manifest.observability.log_level
+    return RouterSettings.of(manifest), manifest.observability.log_level
 
 
 def _worker(manifest: Manifest) -> object:
     """What a heartbeat's answer tells."""
-    settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
+    settings = RouterSettings.of(manifest)
     return settings.heartbeat_seconds, manifest.observability.log_level
 
 

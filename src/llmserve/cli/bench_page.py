@@ -10,11 +10,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from llmserve.core.spread import Spread
 from llmserve.loadgen.contrast import Contrast, Finding
 from llmserve.loadgen.drive import Drive
 from llmserve.loadgen.report import Group as RequestGroup
 from llmserve.loadgen.report import Report
-from llmserve.loadgen.spread import Spread
 
 _EVERY_SECONDS = 0.5
 _RECENT = 50

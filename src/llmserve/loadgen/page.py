@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from llmserve.core.spread import Spread
 from llmserve.loadgen.plot import Point, Series, cumulative, plot
 from llmserve.loadgen.record import Record
 from llmserve.loadgen.report import Group, Report
-from llmserve.loadgen.spread import Spread
 
 # Of each kind: more than this a plot cannot show, and a page need not carry.
 _MOST_DOTS = 2000

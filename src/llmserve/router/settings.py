@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llmserve.config.schema import Budgets, Manifest, Scheduling, State, TenantBudget
+from llmserve.config.schema import Budgets, Manifest, Scheduling, TenantBudget
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
 from llmserve.router.baselines import LeastLoaded, RoundRobin
@@ -47,34 +47,19 @@ class RouterSettings:
     terms: TermTimes = ALONE
 
     @classmethod
-    def of_manifest(cls, manifest: Manifest) -> "RouterSettings":
-        return cls.of(
-            manifest.scheduling,
-            manifest.budgets,
-            manifest.state,
-            prefetch_on_prefix=manifest.kv_cache.prefetch_on_prefix,
-        )
-
-    @classmethod
-    def of(
-        cls,
-        scheduling: Scheduling,
-        budgets: Budgets,
-        state: State | None = None,
-        *,
-        prefetch_on_prefix: bool = False,
-    ) -> "RouterSettings":
+    def of(cls, manifest: Manifest) -> "RouterSettings":
+        scheduling = manifest.scheduling
         return cls(
-            terms=TermTimes() if state is not None and state.backend == "redis" else ALONE,
-            policy=_policy(scheduling, budgets),
+            policy=_policy(scheduling, manifest.budgets),
             heartbeat_seconds=scheduling.worker_heartbeat_seconds,
             expiry_seconds=scheduling.worker_expiry_seconds,
-            prefetch_on_prefix=prefetch_on_prefix,
+            prefetch_on_prefix=manifest.kv_cache.prefetch_on_prefix,
             routing=scheduling.routing,
             disaggregate=Disaggregate(scheduling.disaggregate),
             drain_timeout_seconds=scheduling.drain_timeout_seconds,
             engine_queue_seconds=scheduling.engine_queue_seconds,
             slow=SlowLimits(factor=scheduling.slow_worker_factor),
+            terms=TermTimes() if manifest.state.backend == "redis" else ALONE,
         )
 
     @property

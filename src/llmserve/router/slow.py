@@ -8,14 +8,14 @@ a worker that is avoided, and gets no new ones, is tried again.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 
 from llmserve.core.clock import Clock
-from llmserve.core.ids import RequestId, WorkerId
+from llmserve.core.ids import WorkerId
 from llmserve.router.filters import PlacementRequest
-from llmserve.router.plan import Plan
+from llmserve.router.session import Work
 from llmserve.router.worker import Member
 
 _LEAST_PROMPT_TOKENS = 256  # shorter prompts cost a step all the same
@@ -69,45 +69,33 @@ class _Pace:
         return bool(self.samples) and self.samples[-1][0] > time
 
 
-@dataclass(slots=True)
-class _Running:
-    plan: Plan
-    placed_at: float
-    first_token_at: float | None = field(default=None)
-
-
 class SlowBook:
     def __init__(self, clock: Clock, limits: SlowLimits) -> None:
         self._clock = clock
         self._limits = limits
-        self._running: dict[RequestId, _Running] = {}
         self._paces: dict[_Group, dict[WorkerId, _Pace]] = {}
         self._stalled: dict[WorkerId, float] = {}
         self._slow: set[tuple[_Group, WorkerId]] = set()  # most often none: each placement asks
 
     def __repr__(self) -> str:
-        return f"<SlowBook running={len(self._running)} slow={sorted(self.workers())}>"
+        return f"<SlowBook slow={sorted(self.workers())}>"
 
     # -- what happens
 
-    def placed(self, request_id: RequestId, plan: Plan) -> None:
-        self._running[request_id] = _Running(plan, self._clock.now())
-
-    def first_token(self, request_id: RequestId) -> None:
-        running = self._running.get(request_id)
-        if running is None or running.first_token_at is not None:
+    def first_token(self, work: Work) -> None:
+        """Just now, once for each work."""
+        if work.plan is None or work.placed_at is None:
             return
-        now = running.first_token_at = self._clock.now()
-        thousands = max(running.plan.computed_tokens, _LEAST_PROMPT_TOKENS) / 1000
-        worker = running.plan.prefill or running.plan.decode
-        self._note(worker, Stage.FIRST_TOKEN, (now - running.placed_at) / thousands)
+        thousands = max(work.computed_tokens, _LEAST_PROMPT_TOKENS) / 1000
+        worker = work.plan.prefill or work.plan.decode
+        self._note(worker, Stage.FIRST_TOKEN, (self._clock.now() - work.placed_at) / thousands)
 
-    def ended(self, request_id: RequestId, output_tokens: int) -> None:
-        """However it did; also one that was never placed."""
-        running = self._running.pop(request_id, None)
-        if running and running.first_token_at is not None and output_tokens >= _LEAST_OUTPUT_TOKENS:
-            seconds = self._clock.now() - running.first_token_at
-            self._note(running.plan.decode, Stage.LATER_TOKENS, seconds / (output_tokens - 1))
+    def ended(self, work: Work, output_tokens: int) -> None:
+        """Just now, however it did; also without a first token."""
+        if work.plan is None or work.first_token_at is None or output_tokens < _LEAST_OUTPUT_TOKENS:
+            return
+        seconds = self._clock.now() - work.first_token_at
+        self._note(work.plan.decode, Stage.LATER_TOKENS, seconds / (output_tokens - 1))
 
     def stalled(self, worker_id: WorkerId) -> None:
         """A request waited for it in vain."""
