@@ -90,6 +90,7 @@ class Scheduling(Section):
     ] = 600.0
     routing: Annotated[
         Literal["kv_aware", "least_loaded", "round_robin"],
+        Live(("router",)),
         Field(
             description="Which workers a request gets. `kv_aware`: those where it is predicted to wait "
             "least, what they have cached included. The others do not look at caches; they are there to "
@@ -98,6 +99,7 @@ class Scheduling(Section):
     ] = "kv_aware"
     disaggregate: Annotated[
         Literal["auto", "always", "never"],
+        Live(("router",)),
         Field(
             description="Whether prompt and answer are computed by two engines, where there are prefill "
             "engines. `auto`: not when a decode engine alone is predicted to be better, as for a short or "
@@ -107,6 +109,7 @@ class Scheduling(Section):
     engine_queue_seconds: Annotated[
         float,
         Unit("seconds"),
+        Live(("router",)),
         Field(
             ge=0,
             description="Once an engine has so many seconds of prompts before it, as predicted, further "
@@ -169,6 +172,7 @@ class Scheduling(Section):
     ] = 60.0
     slow_worker_factor: Annotated[
         float,
+        Live(("router",)),
         Field(
             gt=1,
             description="A worker this many times slower than the median of the others of its role is "

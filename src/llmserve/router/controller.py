@@ -21,8 +21,9 @@ from llmserve.router.placer import Placer
 from llmserve.router.plan import Planner
 from llmserve.router.prefixes import Prefixes
 from llmserve.router.requests import Requests
+from llmserve.router.rules import PlacementPolicy, RuleBook
 from llmserve.router.session import Holding, Session
-from llmserve.router.slow import SlowBook
+from llmserve.router.slow import SlowBook, SlowLimits
 from llmserve.router.succession import Succession
 from llmserve.router.supply import Supply
 from llmserve.router.tickets import Tickets
@@ -39,20 +40,34 @@ class AdmissionLimits:
     no_worker_grace_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What may change while the router runs. prefetch_on_prefix: as in the manifest."""
+
+    admission: AdmissionLimits
+    policy: Policy
+    placement: PlacementPolicy
+    slow: SlowLimits
+    expiry_seconds: float
+    prefetch_on_prefix: bool
+
+
 class Controller:
     def __init__(
         self,
         clock: Clock,
-        limits: AdmissionLimits,
+        parameters: Parameters,
         *,
         membership: Membership,
         planner: Planner,
+        rule_book: RuleBook,
         scheduler: Scheduler,
         prefixes: Prefixes,
         learner: Learner,
         slow: SlowBook,
     ) -> None:
         self.slow = slow
+        self._planner, self._rule_book, limits = planner, rule_book, parameters.admission
         self._membership, self._scheduler, self._prefixes = membership, scheduler, prefixes
         self._queue = queue = scheduler.queue
         self._tickets = tickets = Tickets()
@@ -234,12 +249,16 @@ class Controller:
 
     # -- parameters
 
-    def reconfigure(self, limits: AdmissionLimits, policy: Policy, expiry_seconds: float) -> list[Effect]:
-        """Other parameters from now on. What runs keeps its place, what waits its deadline."""
-        self._requests.timeout_seconds = limits.queue_timeout_seconds
-        self._supply.grace_seconds = limits.no_worker_grace_seconds
-        self._membership.set_expiry(expiry_seconds)
-        hopeless = [self._requests.evict(eviction) for eviction in self._scheduler.set_policy(policy)]
+    def reconfigure(self, parameters: Parameters) -> list[Effect]:
+        """From now on. What runs keeps its place, what waits its deadline."""
+        self._requests.timeout_seconds = parameters.admission.queue_timeout_seconds
+        self._supply.grace_seconds = parameters.admission.no_worker_grace_seconds
+        self._membership.set_expiry(parameters.expiry_seconds)
+        self._planner.rules = self._rule_book.rules(parameters.placement)
+        self._prefixes.prefetches = parameters.prefetch_on_prefix
+        self.slow.limits = parameters.slow
+        evictions = self._scheduler.set_policy(parameters.policy)
+        hopeless = [self._requests.evict(eviction) for eviction in evictions]
         return [*hopeless, *self._dispatch()]
 
     def check_integrity(self) -> None:

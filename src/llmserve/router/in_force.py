@@ -20,9 +20,7 @@ class InForce:
     def obey(self, manifest: Manifest, changes: Changes) -> None:
         """All but the times of terms, which need a restart. Errors: NotLeader."""
         settings = self.settings = replace(RouterSettings.of(manifest), terms=self.settings.terms)
-        self._decider.decide(
-            lambda: self._controller.reconfigure(settings.admission, settings.policy, settings.expiry_seconds)
-        )
+        self._decider.decide(lambda: self._controller.reconfigure(settings.parameters))
         if any(change.path == "observability.log_level" for change in changes.live):
             self.log_level = manifest.observability.log_level
             set_log_level(self.log_level)

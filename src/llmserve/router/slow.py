@@ -72,7 +72,7 @@ class _Pace:
 class SlowBook:
     def __init__(self, clock: Clock, limits: SlowLimits) -> None:
         self._clock = clock
-        self._limits = limits
+        self.limits = limits
         self._paces: dict[_Group, dict[WorkerId, _Pace]] = {}
         self._stalled: dict[WorkerId, float] = {}
         self._slow: set[tuple[_Group, WorkerId]] = set()  # most often none: each placement asks
@@ -105,7 +105,7 @@ class SlowBook:
 
     def workers(self) -> Mapping[WorkerId, str]:
         """The slow ones, and why."""
-        since = self._clock.now() - self._limits.memory_seconds
+        since = self._clock.now() - self.limits.memory_seconds
         self._stalled = {worker: at for worker, at in self._stalled.items() if at > since}
         reasons = dict.fromkeys(self._stalled, "it gave a request no output in time")
         for group, worker_id in self._slow:
@@ -120,10 +120,10 @@ class SlowBook:
         group = _Group(worker.spec.model, worker.spec.role, stage)
         paces = self._paces.setdefault(group, {})
         pace = paces.get(worker.spec.worker_id)
-        now, since = self._clock.now(), self._clock.now() - self._limits.memory_seconds
+        now, since = self._clock.now(), self._clock.now() - self.limits.memory_seconds
         if pace is None or not pace.heard_since(since):
             self._forget(group, since)
-            pace = paces[worker.spec.worker_id] = _Pace(deque(maxlen=self._limits.remembered))
+            pace = paces[worker.spec.worker_id] = _Pace(deque(maxlen=self.limits.remembered))
         pace.add(now, seconds, since)
         pace.slow = self._judged(group, pace, since)
         (self._slow.add if pace.slow else self._slow.discard)((group, worker.spec.worker_id))
@@ -137,14 +137,14 @@ class SlowBook:
 
     def _judged(self, group: _Group, pace: _Pace, since: float) -> bool:
         others = self._others(group, pace, since)
-        if len(pace.samples) < self._limits.samples or not others:
+        if len(pace.samples) < self.limits.samples or not others:
             return pace.slow
         typical = median(others)
-        factor = self._limits.factor / 2 if pace.slow else self._limits.factor
+        factor = self.limits.factor / 2 if pace.slow else self.limits.factor
         return pace.seconds > factor * typical and pace.seconds - typical > _NOTICEABLE_SECONDS[group.stage]
 
     def _others(self, group: _Group, pace: _Pace, since: float) -> list[float]:
-        enough = self._limits.samples
+        enough = self.limits.samples
         others = (one for one in self._paces[group].values() if one is not pace and one.heard_since(since))
         return [one.seconds for one in others if len(one.samples) >= enough]
 
