@@ -1,8 +1,8 @@
 """What waits to be written to a tier below DRAM.
 
-The bytes that wait are bounded by the caller (`eviction.writing`). A block is written as it was stored or not at
-all: its checksum is compared after it was encoded. Whoever writes is told what became of it, and may turn to
-the next tier.
+The bytes that wait are bounded by the caller (`eviction.writing`). A block is written as it was stored or
+not at all: its checksum is compared after it was encoded. Whoever writes is told what became of it, and may
+turn to the next tier.
 """
 
 import asyncio
