@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from prometheus_client import CollectorRegistry
 
 from llmserve.metrics.apiserver import ApiserverMetrics
@@ -16,6 +15,8 @@ from llmserve.metrics.dashboards.grafana import text, to_json
 from llmserve.metrics.dashboards.panels import Dashboard, Panel
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.router import RouterMetrics
+from llmserve.metrics.rules import RULES_FILE, rule_groups
+from llmserve.metrics.rules.__main__ import main as write_rules
 from llmserve.metrics.worker import WorkerMetrics
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -84,12 +85,16 @@ def test_panels_have_their_own_ids_and_places(dashboard: Dashboard) -> None:
         taken |= cells
 
 
+def test_the_committed_rules_are_fresh(tmp_path: Path) -> None:
+    assert write_rules(["--write", str(tmp_path)]) == 0
+    written = (tmp_path / RULES_FILE).read_text()
+    assert (DEPLOY / "prometheus" / RULES_FILE).read_text() == written, "`make docs`"
+
+
 def test_rules_are_made_of_metrics_that_there_are() -> None:
-    rules = yaml.safe_load((DEPLOY / "prometheus" / "llmserve.rules.yml").read_text())
-    known = _defined() | {
-        rule["record"] for group in rules["groups"] for rule in group["rules"] if "record" in rule
-    }
-    for group in rules["groups"]:
+    groups = rule_groups()
+    known = _defined() | {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
+    for group in groups:
         for rule in group["rules"]:
             names = set(
                 re.findall(r"\b(?:[a-z0-9]+_[a-z0-9_]+|[a-z]+:[a-z0-9_:]+)\b", _without_words(rule["expr"]))
