@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,15 @@ from llmserve.metrics.dashboards import DASHBOARDS
 from llmserve.metrics.dashboards.__main__ import main
 from llmserve.metrics.dashboards.grafana import text, to_json
 from llmserve.metrics.dashboards.panels import Dashboard, Panel
+from llmserve.metrics.dashboards.panels_doc import markdown
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.router import RouterMetrics
 from llmserve.metrics.rules import RULES_FILE, rule_groups
 from llmserve.metrics.rules.__main__ import main as write_rules
 from llmserve.metrics.worker import WorkerMetrics
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
+ROOT = Path(__file__).parents[3]
+DEPLOY, DOCS = ROOT / "deploy", ROOT / "docs"
 ROLES = (ApiserverMetrics, RouterMetrics, WorkerMetrics, KVManagerMetrics, ClusterMetrics)
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
@@ -53,6 +56,21 @@ def test_the_committed_json_is_fresh(dashboard: Dashboard, tmp_path: Path) -> No
     written = (tmp_path / f"{dashboard.uid}.json").read_text()
     assert written == text(dashboard)
     assert (DEPLOY / "grafana" / "dashboards" / f"{dashboard.uid}.json").read_text() == written, "`make docs`"
+
+
+def test_the_page_of_panels_is_fresh_and_names_each() -> None:
+    page = markdown()
+    assert (DOCS / "panels.md").read_text() == page, "`make docs`"
+    for dashboard in DASHBOARDS:
+        assert all(f"| {panel.title} | {panel.description} |" in page for panel in _panels(dashboard))
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda one: one.uid)
+def test_its_committed_picture_shows_each_panel(dashboard: Dashboard) -> None:
+    """Made by python -m tests.support.pictures docs/pictures."""
+    shown = (DOCS / "pictures" / f"{dashboard.uid}.svg").read_text()
+    assert "no data" not in shown
+    assert [panel.title for panel in _panels(dashboard) if f">{escape(panel.title)}<" not in shown] == []
 
 
 def test_no_other_dashboard_is_committed() -> None:
