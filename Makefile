@@ -52,10 +52,12 @@ bench: $(DEV)  ## Measure; each figure with its baseline in the same run
 proto: $(DEV)  ## Regenerate src/llmserve/rpc/gen from proto/
 	$(BIN)/python -m llmserve.rpc.gen_proto
 
-docs: $(DEV)  ## Regenerate docs/configuration.md, docs/metrics.md and the dashboards
+docs: $(DEV)  ## Regenerate docs/configuration.md, docs/metrics.md, docs/panels.md, dashboards and alert rules
 	$(BIN)/python -m llmserve.config.schema_doc --write docs/configuration.md
 	$(BIN)/python -m llmserve.metrics.metrics_doc --write docs/metrics.md
 	$(BIN)/python -m llmserve.metrics.dashboards --write deploy/grafana/dashboards
+	$(BIN)/python -m llmserve.metrics.dashboards.panels_doc --write docs/panels.md
+	$(BIN)/python -m llmserve.metrics.rules --write deploy/prometheus
 
 deploy: $(DEV)  ## Render llmserve.yaml into deploy/k8s
 	$(BIN)/llmserve up -f llmserve.yaml --mode k8s --image llmserve:$$($(BIN)/python -c 'import llmserve; print(llmserve.__version__)') --out deploy/k8s
