@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from llmserve.cli.command import add_json, add_manifest
+from llmserve.cli.numbers import count, not_negative, positive, share, whole
 from llmserve.loadgen.kinds import SIZES
 
 AGGREGATED, DISAGGREGATED = "agg", "disagg"
@@ -29,9 +30,9 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", choices=(AGGREGATED, DISAGGREGATED), help="what the other is compared with")
     add_manifest(parser)
     _add_load(parser)
-    parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="starts of each (default: 3)")
+    parser.add_argument("--rounds", type=count, default=3, metavar="N", help="starts of each (default: 3)")
     parser.add_argument(
-        "--ready-timeout", type=_positive, default=600.0, metavar="S", help="of a start (default: 600)"
+        "--ready-timeout", type=positive, default=600.0, metavar="S", help="of a start (default: 600)"
     )
     _add_slo(parser)
     add_json(parser)
@@ -56,15 +57,13 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         help=f"kinds, parts: {', '.join(SIZES)}, or NAME=PROMPT/OUTPUT in tokens, as long=4000/100:30 "
         "(default: short:70 chat:30)",
     )
-    group.add_argument("--spread", type=_share, default=0.0, metavar="SHARE", help="sizes differ by so much")
+    group.add_argument("--spread", type=share, default=0.0, metavar="SHARE", help="sizes differ by so much")
     group.add_argument(
-        "--turns", type=_count, default=1, metavar="N", help="of each conversation (default: 1)"
+        "--turns", type=count, default=1, metavar="N", help="of each conversation (default: 1)"
     )
+    group.add_argument("--shared-prefix", type=whole, default=0, metavar="TOKENS", help="prompts begin alike")
     group.add_argument(
-        "--shared-prefix", type=_whole, default=0, metavar="TOKENS", help="prompts begin alike"
-    )
-    group.add_argument(
-        "--prefixes", type=_count, default=1, metavar="N", help="so many different ones (default: 1)"
+        "--prefixes", type=count, default=1, metavar="N", help="so many different ones (default: 1)"
     )
     group.add_argument("--trace", metavar="FILE", help="Mooncake .jsonl, Azure or BurstGPT .csv, not the mix")
     group.add_argument(
@@ -80,26 +79,26 @@ def _add_when(group: argparse._ArgumentGroup) -> None:
     loop = group.add_mutually_exclusive_group()
     loop.add_argument(
         "--rate",
-        type=_positive,
+        type=positive,
         metavar="R",
         help="open loop: conversations per second, whatever is answered",
     )
     loop.add_argument(
-        "--concurrency", type=_count, default=8, metavar="N", help="closed loop: users (default: 8)"
+        "--concurrency", type=count, default=8, metavar="N", help="closed loop: users (default: 8)"
     )
     group.add_argument(
         "--burstiness",
-        type=_not_negative,
+        type=not_negative,
         default=1.0,
         metavar="CV",
         help="of the open loop: 0 constant, 1 Poisson (default), more: bursts",
     )
-    group.add_argument("--speed", type=_positive, default=1.0, help="play the trace so many times as fast")
-    group.add_argument("--think", type=_not_negative, default=0.0, metavar="S", help="before the next turn")
-    group.add_argument("--requests", type=_count, metavar="N", help="conversations at most")
+    group.add_argument("--speed", type=positive, default=1.0, help="play the trace so many times as fast")
+    group.add_argument("--think", type=not_negative, default=0.0, metavar="S", help="before the next turn")
+    group.add_argument("--requests", type=count, metavar="N", help="conversations at most")
     group.add_argument(
         "--seconds",
-        type=_positive,
+        type=positive,
         metavar="S",
         help=f"none begins later (default: {SECONDS:g}, or --requests)",
     )
@@ -128,46 +127,11 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         help='further fields of requests; null leaves one out, as {"ignore_eos": null}',
     )
     group.add_argument(
-        "--timeout", type=_positive, default=600.0, metavar="S", help="of a request (default: 600)"
+        "--timeout", type=positive, default=600.0, metavar="S", help="of a request (default: 600)"
     )
     group.add_argument(
-        "--warmup", type=_whole, default=4, metavar="N", help="requests not counted (default: 4)"
+        "--warmup", type=whole, default=4, metavar="N", help="requests not counted (default: 4)"
     )
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
 
 
 def _id_range(text: str) -> tuple[int, int]:

@@ -8,22 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from llmserve.cli.kv_sum import TIER_SUMS
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 _SHOWN_DIGITS = 16  # of a hash: enough to name a block
-_NUMBERS = (
-    "blocks",
-    "used_bytes",
-    "capacity_bytes",
-    "pinned_blocks",
-    "queued_bytes",
-    "hit_blocks",
-    "hit_tokens",
-    "load_bytes",
-    "load_seconds",
-    "store_bytes",
-    "store_seconds",
-)
 
 
 def size(size_bytes: float) -> str:
@@ -51,7 +39,7 @@ def _tier_row(tier: pb.TierStatus) -> dict[str, Any]:
     return {
         "name": tier.name,
         "kind": tier.kind,
-        **{name: getattr(tier, name) for name in _NUMBERS},
+        **{name: getattr(tier, name) for name in TIER_SUMS},
         "evictions": dict(tier.evictions),
         "outcomes": outcomes,
         "trouble": tier.trouble,

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
-_SUMS = (
+# Of each tier: several managers' are added up.
+TIER_SUMS = (
     "blocks",
     "used_bytes",
     "capacity_bytes",
@@ -72,7 +73,7 @@ def _tiers(answers: Mapping[str, pb.GetKvStatusResponse]) -> Iterable[pb.TierSta
 
 
 def _add(into: pb.TierStatus, tier: pb.TierStatus, told_by: str) -> None:
-    for name in _SUMS:
+    for name in TIER_SUMS:
         setattr(into, name, getattr(into, name) + getattr(tier, name))
     for reason, blocks in tier.evictions.items():
         into.evictions[reason] += blocks

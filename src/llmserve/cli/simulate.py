@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llmserve.cli.command import EXIT_OK, Command, add_json, add_manifest
+from llmserve.cli.numbers import count, positive
 from llmserve.cli.simulate_page import show, watched
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import InvalidRequest
@@ -63,7 +64,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _configure_load(load: argparse._ArgumentGroup) -> None:
     load.add_argument("--trace", metavar="FILE", help="requests of a file")
-    load.add_argument("--speed", type=_positive, default=1.0, help="play the trace so many times as fast")
+    load.add_argument("--speed", type=positive, default=1.0, help="play the trace so many times as fast")
     load.add_argument(
         "--mix",
         nargs="+",
@@ -71,11 +72,11 @@ def _configure_load(load: argparse._ArgumentGroup) -> None:
         metavar="KIND:PART",
         help="short, chat, long or PROMPT/OUTPUT in tokens (default: short:70 long:30)",
     )
-    load.add_argument("--rate", type=_positive, default=10.0, help="requests per second (default: 10)")
-    load.add_argument("--seconds", type=_positive, default=60.0, help="of the mix (default: 60)")
+    load.add_argument("--rate", type=positive, default=10.0, help="requests per second (default: 10)")
+    load.add_argument("--seconds", type=positive, default=60.0, help="of the mix (default: 60)")
     load.add_argument(
         "--shared-prefix",
-        type=_count,
+        type=count,
         default=0,
         metavar="TOKENS",
         help="all prompts of a tenant begin alike",
@@ -84,37 +85,23 @@ def _configure_load(load: argparse._ArgumentGroup) -> None:
 
 
 def _configure_cluster(cluster: argparse._ArgumentGroup) -> None:
-    cluster.add_argument("--prefill", type=_count, metavar="N", help="prefill workers")
-    cluster.add_argument("--decode", type=_count, metavar="N", help="decode workers")
+    cluster.add_argument("--prefill", type=count, metavar="N", help="prefill workers")
+    cluster.add_argument("--decode", type=count, metavar="N", help="decode workers")
     cluster.add_argument("--weights", nargs="+", default=[], metavar="NAME=WEIGHT", help="of tenants")
-    cluster.add_argument("--prefill-tokens-per-second", type=_positive, metavar="N", help="as measured")
-    cluster.add_argument("--decode-step-seconds", type=_positive, metavar="S", help="as measured")
-    cluster.add_argument("--decode-seconds-per-sequence", type=_positive, metavar="S", help="as measured")
-    cluster.add_argument("--kv-blocks", type=_count, metavar="N", help="of one engine")
+    cluster.add_argument("--prefill-tokens-per-second", type=positive, metavar="N", help="as measured")
+    cluster.add_argument("--decode-step-seconds", type=positive, metavar="S", help="as measured")
+    cluster.add_argument("--decode-seconds-per-sequence", type=positive, metavar="S", help="as measured")
+    cluster.add_argument("--kv-blocks", type=count, metavar="N", help="of one engine")
     cluster.add_argument(
-        "--kv-bytes-per-token", type=_positive, default=0.0, metavar="N", help="of all layers"
+        "--kv-bytes-per-token", type=positive, default=0.0, metavar="N", help="of all layers"
     )
     cluster.add_argument(
         "--transfer-gbps",
-        type=_positive,
+        type=positive,
         default=0.0,
         metavar="N",
         help="between two engines; default: no time",
     )
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
 
 
 def _overrides(options: argparse.Namespace) -> Overrides:

@@ -1,6 +1,7 @@
 """What was used up, and when."""
 
-from llmserve.scheduler.hindrance import Hindrance
+from llmserve.core.ids import TenantId
+from llmserve.scheduler.hindrance import Hindrance, Hindrances
 
 
 def test_nothing_was_used_up() -> None:
@@ -23,3 +24,14 @@ def test_only_so_much_is_remembered() -> None:
         hindrance.set("abc"[now % 3], float(now))
     assert len(hindrance._since) <= 512
     assert sum(hindrance.between(99_990.0, 100_000.0).values()) == 10.0
+
+
+def test_a_tenant_waits_for_its_own_and_for_what_all_wait_for() -> None:
+    hindrances, tenant = Hindrances(), TenantId("t")
+    hindrances.all_wait_for("tokens in flight", 0.0)
+    hindrances.tenant_waits_for(tenant, "the tenant's requests", 2.0)
+    hindrances.tenant_waits_for(tenant, "", 3.0)
+    assert hindrances.between(tenant, 0.0, 5.0) == {"tokens in flight": 5.0, "the tenant's requests": 1.0}
+    assert hindrances.between(TenantId("other"), 0.0, 5.0) == {"tokens in flight": 5.0}
+    hindrances.gone(tenant)
+    assert hindrances.between(tenant, 0.0, 5.0) == {"tokens in flight": 5.0}

@@ -1,0 +1,35 @@
+from llmserve.core.ids import ApiserverId
+from llmserve.router.outbox import Outbox
+from llmserve.router.session import Session
+from llmserve.router.streams import Stream, Streams
+from llmserve.rpc.gen.llmserve.v1.router_pb2 import Placed, RouterSessionResponse
+
+MESSAGE = RouterSessionResponse(placed=Placed(request_id="r"))
+
+
+def _stream() -> Stream:
+    return Stream(Session(ApiserverId("a")), Outbox())
+
+
+async def _sent(stream: Stream) -> list[RouterSessionResponse]:
+    stream.outbox.close()
+    return [message async for message in stream.outbox]
+
+
+async def test_what_is_for_an_older_session_does_not_reach_the_newer_one() -> None:
+    streams, older, newer = Streams(), _stream(), _stream()
+    assert streams.add(older) is None
+    assert streams.add(newer) is older
+    streams.send(older.session, MESSAGE)
+    streams.send(newer.session, MESSAGE)
+    assert (await _sent(older), await _sent(newer)) == ([], [MESSAGE])
+
+
+async def test_one_that_was_replaced_does_not_take_the_newer_one_with_it() -> None:
+    streams, older, newer = Streams(), _stream(), _stream()
+    streams.add(older)
+    streams.add(newer)
+    assert not streams.drop(older)
+    assert streams.drop(newer)
+    assert not streams.drop(newer)
+    assert not streams.senders()
