@@ -23,6 +23,7 @@ from llmserve.config.service import (
     TenantWeight,
 )
 from llmserve.config.storage import EncryptionKey, StorageClass, StorageFormat
+from llmserve.config.tracing import Tracing
 
 __all__ = [
     "AdapterSpec",
@@ -47,6 +48,7 @@ __all__ = [
     "StorageFormat",
     "TenantBudget",
     "TenantWeight",
+    "Tracing",
     "TransferConfig",
 ]
 
@@ -76,4 +78,4 @@ class Manifest(Section):
     scheduling: Annotated[Scheduling, Field(description="Queueing and time limits.")] = Scheduling()
     security: Annotated[Security, Field(description="Who may use the cluster.")] = Security()
     state: Annotated[State, Field(description="Where shared state is.")] = State()
-    observability: Annotated[Observability, Field(description="Logs and metrics.")] = Observability()
+    observability: Annotated[Observability, Field(description="Logs, metrics and traces.")] = Observability()

@@ -30,6 +30,7 @@ from llmserve.router.operators import Operators
 from llmserve.router.outbox import Outbox
 from llmserve.router.polls import Send
 from llmserve.router.proof import ProofState
+from llmserve.router.queue_spans import QueueSpans
 from llmserve.router.recorder import Recorder
 from llmserve.router.settings import RouterSettings
 from llmserve.router.wire import (
@@ -48,6 +49,7 @@ from llmserve.router.wire import (
 from llmserve.rpc.codec import decode_load, decode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.role import set_log_level
+from llmserve.tracing.base import NO_TRACER, Tracer
 
 _log = logging.getLogger(__name__)
 
@@ -79,8 +81,10 @@ class RouterService(router_pb2_grpc.RouterServicer):
         kv_watch: KvWatch,
         mandate: Mandate,
         manifest: Manifest | None = None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         """manifest: what a reload is compared with; without one there is none."""
+        self._spans = QueueSpans(tracer)
         self._mandate = mandate
         self._controller = controller
         self._settings = settings
@@ -115,6 +119,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         for stream in self._streams.values():
             stream.outbox.close()
         await self._readers.aclose()
+        self._spans.give_up()
 
     # -- apiservers
 
@@ -177,6 +182,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
     def _receive(self, session: sessions.Session, message: router_pb2.RouterSessionRequest) -> list[Effect]:
         match message.WhichOneof("message"):
             case "admit":
+                self._spans.asked(message.admit)
                 return self._controller.admit(session, decode_admit(message.admit))
             case "first_token":
                 return self._controller.first_token(session, RequestId(message.first_token.request_id))
@@ -316,6 +322,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._tell_cluster()
         for effect in effects:
             self._recorder.record(effect)
+            self._spans.record(effect)
             if isinstance(effect, Placed):
                 self._send(effect.session, self._encoder.placed(effect))
             elif isinstance(effect, Refused):
