@@ -40,6 +40,19 @@ def named(names: RequestNames) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
+@contextlib.contextmanager
+def levels_kept() -> Iterator[None]:
+    """Around code that sets the levels of the root logger and its handlers, and must not."""
+    root = logging.getLogger()
+    level, levels = root.level, {handler: handler.level for handler in root.handlers}
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler, before in levels.items():
+            handler.setLevel(before)
+
+
 class HumanFormatter(logging.Formatter):
     """process: such as decode-0. A request that the message names itself is not named again."""
 

@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Sequence
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 _QUEUED_SPANS = 8192
 _BATCH_SPANS = 512
 _BATCH_SECONDS = 1.0  # how long a span waits for others to go with
+_STOP_SECONDS = 1.0
 _EXPORTER_LOGGER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
 
 
@@ -39,7 +41,8 @@ class SpanSender(SpanProcessor):
         self._sent = metrics.spans_total.labels("sent").inc
         self._dropped = metrics.spans_total.labels("dropped").inc
         self._queue: queue.Queue[ReadableSpan | None] = queue.Queue(queued_spans)
-        self._works, self._last, self._closed = True, False, False
+        self._away = self._told = False  # the endpoint; and that it is, the log
+        self._closed = self._over = self._last = False
         self._thread = threading.Thread(target=self._run, name="llmserve-spans", daemon=True)
         self._reason = _Reason(self._thread)
         self._thread.start()
@@ -60,24 +63,31 @@ class SpanSender(SpanProcessor):
         """What is queued is sent within this time, or dropped. An endpoint that is away is not waited for."""
         if not self._closed:
             self._closed = True
-            await asyncio.to_thread(self._end, flush_seconds if self._works else 0.0)
+            await asyncio.to_thread(self._end, 0.0 if self._away else flush_seconds)
 
     def _end(self, flush_seconds: float) -> None:
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=flush_seconds)
             self._thread.join(flush_seconds)
+        self._over = True
         self._exporter.shutdown()  # also ends the retries of a batch
-        self._reason.close()
+        self._thread.join(_STOP_SECONDS)
+        self._reason.detach()
 
     # -- the thread
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            try:
-                result = self._exporter.export(batch)
-            except Exception as error:  # a span that cannot be encoded must not end the thread
-                self._reason.text, result = repr(error), SpanExportResult.FAILURE
-            self._count(result, len(batch))
+            self._count(self._export(batch), len(batch))
+
+    def _export(self, batch: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self._over:
+            return SpanExportResult.FAILURE
+        try:
+            return self._exporter.export(batch)
+        except Exception as error:  # a span that cannot be encoded must not end the thread
+            self._reason.text = repr(error)
+            return SpanExportResult.FAILURE
 
     def _next_batch(self) -> list[ReadableSpan]:
         """Waits for one, and then a little for more. Empty: it is closed."""
@@ -94,18 +104,19 @@ class SpanSender(SpanProcessor):
         return batch
 
     def _count(self, result: SpanExportResult, spans: int) -> None:
-        if result is SpanExportResult.SUCCESS:
+        self._away = result is not SpanExportResult.SUCCESS
+        if not self._away:
             self._sent(spans)
-            if not self._works:
-                self._works = True
+            if self._told:
+                self._told = False
                 _log.info("spans are sent to %s again", self._endpoint)
         else:
             self._dropped(spans)
             self._trouble(self._reason.text)
 
     def _trouble(self, reason: str) -> None:
-        if self._works:
-            self._works = False
+        if not self._told and not self._over:
+            self._told = True
             _log.warning("spans are dropped, they cannot be sent to %s: %s", self._endpoint, reason)
 
 
@@ -124,6 +135,6 @@ class _Reason(logging.Handler):
         if record.thread == self._thread.ident:
             self.text = record.getMessage()
 
-    def close(self) -> None:
+    def detach(self) -> None:
+        """Not close: that is called by whoever configures logging anew, as vLLM does."""
         self._logger.removeHandler(self)
-        super().close()
