@@ -45,7 +45,7 @@ def cluster(receiver: OtlpReceiver) -> Iterator[Cluster]:
     spec = manifest["spec"]
     spec["deployment"]["replicas"] = {"prefill": 1, "decode": 2}
     spec["scheduling"] = {"disaggregate": "always"}
-    spec["transfer"] = {"mode": "pull"}
+    spec["transfer"] = {"mode": "auto", "push_min_tokens": 1000}
     spec["observability"] = {"log_format": "json", "tracing": {"endpoint": receiver.endpoint}}
     # A batch that is not taken is given up soon.
     environment = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1", "OTEL_EXPORTER_OTLP_HEADERS": "x-token=secret"}
@@ -59,10 +59,10 @@ def traceparent(sampled: bool = True) -> tuple[str, str, str]:
     return f"00-{trace_id}-{span_id}-{'01' if sampled else '00'}", trace_id, span_id
 
 
-def ask(cluster: Cluster, tokens: int = 8, **headers: str) -> httpx.Response:
+def ask(cluster: Cluster, tokens: int = 8, prompt_bytes: int = 200, **headers: str) -> httpx.Response:
     body = {
         "model": MODEL,
-        "messages": [{"role": "user", "content": secrets.token_hex(200)}],
+        "messages": [{"role": "user", "content": secrets.token_hex(prompt_bytes)}],
         "max_tokens": tokens,
         "ignore_eos": True,
     }
@@ -103,6 +103,14 @@ def test_a_request_is_one_trace_from_http_to_decode(cluster: Cluster, receiver: 
     assert {span.service for span in spans} == {f"llmserve-{role}" for role in roles}
     by_id = {span.span_id: span for span in spans}
     assert all(by_id[span.parent_id].began <= span.began for span in spans[1:])
+
+
+def test_a_push_is_in_the_trace_as_a_pull_is(cluster: Cluster, receiver: OtlpReceiver) -> None:
+    answer = ask(cluster, prompt_bytes=1500)
+    spans = receiver.trace(answer.headers["x-llmserve-trace-id"], whole)
+    assert one(spans, "transfer").attributes["llmserve.transfer.mode"] == "push"
+    assert one(spans, "transfer").parent_id == one(spans, "decode").span_id
+    assert one(spans, "leg decode").began <= one(spans, "leg prefill").began, "decode waits for it"
 
 
 def test_the_endpoint_is_told_who_asks(receiver: OtlpReceiver, cluster: Cluster) -> None:

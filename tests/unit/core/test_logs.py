@@ -88,7 +88,7 @@ async def test_a_task_has_names_of_its_own() -> None:
         await asyncio.sleep(0)
         return str(as_json(record("x"))["request_id"])
 
-    assert await asyncio.gather(run("a"), run("b")) == ["a", "b"]
+    assert [*await asyncio.gather(run("a"), run("b"))] == ["a", "b"]
 
 
 def spoil_levels() -> None:
