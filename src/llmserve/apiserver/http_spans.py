@@ -23,7 +23,7 @@ _OPERATIONS: Mapping[str, str] = MappingProxyType(
 
 
 class HttpSpans:
-    """begin() when a request has been let in, end() when all of it is over."""
+    """begin() when a request has been let in; `end`, below, when all of it is over."""
 
     def __init__(self, tracer: Tracer, model: str) -> None:
         self._tracer, self._model = tracer, model

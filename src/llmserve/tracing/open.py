@@ -11,7 +11,7 @@ def open_tracer(
     settings: Tracing, *, role: str, process: str, cluster: str, registry: CollectorRegistry
 ) -> Tracer:
     """role, process, cluster: who traces, such as "decode", "decode-0" and the manifest's metadata.name.
-    Its owner closes it."""
+    Its owner closes it. Errors: StartFailed."""
     if settings.endpoint is None:
         return NO_TRACER
     # Here: OpenTelemetry is not even imported while tracing is off.

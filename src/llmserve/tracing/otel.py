@@ -18,7 +18,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from llmserve import __version__
 from llmserve.config.tracing import Tracing
-from llmserve.core.errors import LLMServeError
+from llmserve.core.errors import LLMServeError, StartFailed
 from llmserve.metrics.tracing import TracingMetrics
 from llmserve.tracing.base import Attributes, Kind, Span
 from llmserve.tracing.sender import SpanSender
@@ -50,11 +50,11 @@ class Service:
 
 
 class OtelTracer:
-    """Errors of the constructor: StartFailed-worthy ones of the environment's certificates (OSError)."""
+    """Errors of the constructor: StartFailed, when the environment (OTEL_*) cannot be used."""
 
     def __init__(self, settings: Tracing, service: Service, metrics: TracingMetrics) -> None:
         assert settings.endpoint is not None, "tracing is off"
-        exporter = OTLPSpanExporter(endpoint=settings.endpoint)
+        exporter = _exporter(settings.endpoint)
         self._sender = SpanSender(exporter, settings.endpoint, metrics)
         sampler = ParentBased(TraceIdRatioBased(settings.sample_ratio))
         provider = TracerProvider(sampler, service.resource(), shutdown_on_exit=False)
@@ -76,6 +76,13 @@ class OtelTracer:
 
     async def aclose(self) -> None:
         await self._sender.aclose(_FLUSH_SECONDS)
+
+
+def _exporter(endpoint: str) -> OTLPSpanExporter:
+    try:
+        return OTLPSpanExporter(endpoint=endpoint)
+    except Exception as error:  # of files and plugins that the environment names: they have no common root
+        raise StartFailed(f"observability.tracing.endpoint {endpoint} cannot be used: {error}") from error
 
 
 class OtelSpan:

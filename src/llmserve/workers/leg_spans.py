@@ -10,7 +10,7 @@ from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, HandoverReport
 from llmserve.tracing import words
-from llmserve.tracing.base import Attributes, Kind, Span, Tracer
+from llmserve.tracing.base import NO_SPAN, Attributes, Kind, Span, Tracer
 
 
 @dataclass(slots=True)
@@ -73,6 +73,8 @@ class LegSpans:
 
     def release(self, traceparent: str) -> Span:
         """Of a lease, by the apiserver whose request did not use it."""
+        if not traceparent:
+            return NO_SPAN
         return self._tracer.begin(words.RELEASE, Kind.SERVER, traceparent, self._worker)
 
     def _end(self, request_id: RequestId, reason: FinishReason, error: LLMServeError | str = "") -> None:

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.tracing import Tracing
-from llmserve.core.errors import WorkerLost
+from llmserve.core.errors import StartFailed, WorkerLost
 from llmserve.tracing.base import NO_SPAN, Kind, Tracer, ending, trace_id_of
 from llmserve.tracing.open import open_tracer
 from tests.support.otlp import OtlpReceiver, Received, otlp_receiver
@@ -148,6 +148,15 @@ async def test_the_close_is_bounded(receiver: OtlpReceiver) -> None:
     async with tracing(receiver.endpoint) as traced:
         traced.tracer.begin("a", Kind.SERVER, "").end()
     assert time.monotonic() - began < 8, "OpenTelemetry would take its 30 s"
+
+
+async def test_an_environment_that_cannot_be_used_is_told_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_GRPC_CREDENTIAL_PROVIDER", "nobody")
+    with pytest.raises(StartFailed, match=r"endpoint https://there:4317 cannot be used: .*nobody"):
+        async with tracing("https://there:4317"):
+            pass
 
 
 async def test_off_is_nothing() -> None:

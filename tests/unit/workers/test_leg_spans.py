@@ -6,6 +6,7 @@ from llmserve.core.errors import EngineDead
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, HandoverReport, PrefillStats, SamplingLimits
+from llmserve.tracing.base import NO_SPAN
 from llmserve.workers.leg_spans import LegSpans
 from tests.support.spans import ROOT, KeptSpan, KeptSpans
 
@@ -114,3 +115,4 @@ def test_what_is_not_traced_leaves_nothing() -> None:
 def test_a_lease_that_is_given_back(legs: LegSpans, kept: KeptSpans) -> None:
     legs.release(ROOT).end(attributes={"llmserve.lease.released": True})
     assert kept.only("release").parent == ROOT
+    assert legs.release("") is NO_SPAN
