@@ -61,7 +61,7 @@ def main() -> int:
 
     async def build() -> Roles:
         manifest = load_manifest(given.manifest)
-        configure_logging(manifest.observability.log_level)
+        configure_logging(manifest.observability, given.name)
         told = apiserver_options(given, manifest)
         prepare_environment()
         report_progress("loading vLLM's API layer")

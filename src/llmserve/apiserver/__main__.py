@@ -15,7 +15,7 @@ def main() -> int:
 
     async def build() -> Role:
         manifest = load_manifest(given.manifest)
-        configure_logging(manifest.observability.log_level)
+        configure_logging(manifest.observability, given.name)
         told = options(given, manifest)
         prepare_environment()
         report_progress("loading vLLM's API layer")

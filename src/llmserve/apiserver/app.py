@@ -21,6 +21,7 @@ from llmserve.apiserver.cluster_client import SUPPORTED_TASKS, ClusterEngineClie
 from llmserve.apiserver.health import Readiness
 from llmserve.apiserver.options import ServedModel
 from llmserve.config.schema import EngineConfig
+from llmserve.core.logs import levels_kept
 
 # All that a client of the cluster may use. What vLLM adds later stays shut until it is listed here.
 _KEPT_PATHS = frozenset(
@@ -76,7 +77,8 @@ async def openai_app(
     add_own: Callable[[FastAPI], None],
 ) -> FastAPI:
     """add_own: adds what is not vLLM's."""
-    app: FastAPI = build_app(args, SUPPORTED_TASKS, client.model_config)
+    with levels_kept():  # its SageMaker bootstrap sets them to ERROR
+        app: FastAPI = build_app(args, SUPPORTED_TASKS, client.model_config)
     app.router.routes[:] = [
         route for route in app.router.routes if getattr(route, "path", None) in _KEPT_PATHS
     ]

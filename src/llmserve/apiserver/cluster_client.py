@@ -140,7 +140,7 @@ class ClusterEngineClient(EngineFreeClient):
         name, scope = request.request_id, current_scope()
         record = scope.explain.sequence(name)
         run = RequestRun(
-            RequestCard(RequestId(name), scope.tenant, request.cache_salt or "", record),
+            RequestCard(RequestId(name), scope.tenant, request.cache_salt or "", record, scope.span),
             SamplingLegs(
                 request.prompt_token_ids,
                 request.sampling_params,

@@ -17,9 +17,12 @@ from llmserve.apiserver.auth import ApiKeys
 from llmserve.apiserver.errors import as_serving_error, body_of, retry_after_seconds, status_of
 from llmserve.apiserver.explain.records import Records
 from llmserve.apiserver.handover_headers import handover_headers
+from llmserve.apiserver.http_spans import TRACE_ID, HttpSpans
+from llmserve.apiserver.http_spans import end as end_span
 from llmserve.apiserver.request_ids import REQUEST_ID, request_id_of
 from llmserve.apiserver.request_scope import RequestScope, enter_scope
 from llmserve.core.errors import LLMServeError, RequestTooLarge
+from llmserve.core.logs import RequestNames, name_request
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -31,11 +34,14 @@ _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 
 
 class Gate:
-    """An ASGI application. max_body_bytes: more is refused with 413."""
+    """An ASGI application. max_body_bytes: more is refused with 413. What is refused here is not traced: a
+    stranger cannot fill the traces."""
 
-    def __init__(self, app: AsgiApp, keys: ApiKeys, max_body_bytes: int, records: Records) -> None:
+    def __init__(
+        self, app: AsgiApp, keys: ApiKeys, max_body_bytes: int, records: Records, spans: HttpSpans
+    ) -> None:
         self.keys = keys  # others from the next request on, when they are replaced
-        self._app, self._max_body_bytes, self._records = app, max_body_bytes, records
+        self._app, self._max_body_bytes, self._records, self._spans = app, max_body_bytes, records, spans
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -57,15 +63,23 @@ class Gate:
             await _send_error(as_serving_error(error), scope["path"], request_scope, send)
             return
         if scope["method"] == "POST":
-            request_scope.explain = self._records.open(
-                request_scope.request_id, request_scope.tenant, scope["path"]
-            )
+            self._remember(scope, request_scope)
         enter_scope(request_scope)
+        name_request(RequestNames(request_scope.request_id, request_scope.span.trace_id))
         response = _HeldResponse(request_scope, scope["path"], send)
         try:
             await self._app(scope, _replay(first, receive), response.send)
         finally:
             request_scope.explain.part_ended()
+
+    def _remember(self, scope: Message, request: RequestScope) -> None:
+        """In a record, and as a span that ends with it."""
+        explain = request.explain = self._records.open(request.request_id, request.tenant, scope["path"])
+        span = request.span = self._spans.begin(
+            scope["path"], scope["headers"], request.request_id, request.tenant
+        )
+        explain.record.trace_id = span.trace_id
+        explain.when_closed(lambda: end_span(span, explain.record))
 
 
 def _is_local(scope: Message) -> bool:
@@ -133,10 +147,7 @@ class _HeldResponse:
                 await _send_error(error, self._path, self._scope, self._send)
             else:
                 self._streams = _is_stream(start)
-                own = (
-                    (REQUEST_ID, self._scope.request_id.encode()),
-                    *handover_headers(self._scope.handovers),
-                )
+                own = (*_names(self._scope), *handover_headers(self._scope.handovers))
                 start["headers"] = [*start["headers"], *own]
                 self._scope.explain.record.status = start["status"]
                 await self._send(start)
@@ -163,12 +174,18 @@ def _is_stream(start: Message) -> bool:
     return bool(content_type.startswith(b"text/event-stream"))
 
 
+def _names(scope: RequestScope) -> list[tuple[bytes, bytes]]:
+    """By which a client can ask for what became of its request."""
+    names = [(REQUEST_ID, scope.request_id.encode())]
+    return [*names, (TRACE_ID, scope.span.trace_id.encode())] if scope.span.trace_id else names
+
+
 async def _send_error(error: Exception, path: str, scope: RequestScope, send: Send) -> None:
     body = json.dumps(body_of(error, path)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        (REQUEST_ID, scope.request_id.encode()),
+        *_names(scope),
     ]
     scope.explain.record.status = status_of(error)
     if (seconds := retry_after_seconds(error)) is not None:

@@ -28,6 +28,7 @@ from llmserve.apiserver.legs import LegContext, Legs
 from llmserve.apiserver.replay import Replay
 from llmserve.apiserver.retry_budget import RetryBudget
 from llmserve.apiserver.router_link import AdmissionRefused, RouterLink
+from llmserve.apiserver.run_spans import RunSpans
 from llmserve.apiserver.run_stats import RunStats
 from llmserve.apiserver.stages import StageLimits, Timely
 from llmserve.apiserver.worker_links import WorkerLinks
@@ -41,12 +42,14 @@ from llmserve.core.errors import (
     WorkerStalled,
 )
 from llmserve.core.ids import RequestId, TenantId, TransferId, WorkerId
+from llmserve.core.logs import RequestNames, name_request
 from llmserve.core.outcome import FinishReason, Outcome
 from llmserve.core.request import EngineOutput, EngineRequest, PrefillStats
 from llmserve.engines.handover import PushCard, prefill_params
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
+from llmserve.tracing.base import NO_SPAN, Span, Tracer
 
 _log = logging.getLogger(__name__)
 
@@ -74,16 +77,19 @@ class RunContext:
     model: str
     limits: StageLimits
     retries: RetryBudget
+    tracer: Tracer
 
 
 @dataclass(frozen=True, slots=True)
 class RequestCard:
-    """Who asks. client_salt: the cache_salt field of the client's request. record: what is remembered."""
+    """Who asks. client_salt: the cache_salt field of the client's request. record: what is remembered. span:
+    of HTTP."""
 
     request_id: RequestId
     tenant: TenantId
     client_salt: str = ""
     record: SequenceRecord = field(default_factory=SequenceRecord)
+    span: Span = NO_SPAN
 
 
 class _WorkerFailed(Exception):
@@ -114,6 +120,7 @@ class RequestRun:
         self._replay: Replay | None = None  # in this attempt
         self._heard = False  # a token, in this attempt
         self._stats = RunStats(context.metrics, card.record)
+        self._spans = RunSpans(context.tracer, card.span)
 
     @property
     def _name(self) -> str:
@@ -122,6 +129,7 @@ class RequestRun:
     async def run(self) -> None:
         """Ends when the request has. Cancel it when the client is gone."""
         outcome = Outcome.CANCELLED
+        name_request(RequestNames(self._name, self._card.span.trace_id))
         self._stats.started()
         self._context.retries.started()
         try:
@@ -207,8 +215,9 @@ class RequestRun:
     async def _placed(self, admit: router_pb2.Admit) -> router_pb2.Placement:
         seconds = self._context.limits.admission
         try:
-            async with asyncio.timeout(seconds):
-                return await self._context.router.admit(admit, self._card.record.placed)
+            with self._spans.admit(admit):
+                async with asyncio.timeout(seconds):
+                    return await self._context.router.admit(admit, self._card.record.placed)
         except TimeoutError as error:
             raise RouterUnavailable(f"the router gave no place within {seconds:g} s") from error
 
@@ -228,7 +237,8 @@ class RequestRun:
                 await self._pulled(placement, prefilled)
         finally:
             if prefilled.ticket is not None and not prefilled.fetched:
-                self._context.workers.release(placement.prefill, prefilled.ticket)
+                traceparent = self._card.span.traceparent
+                self._context.workers.release(placement.prefill, prefilled.ticket, traceparent)
 
     def _mode(self, placement: router_pb2.Placement) -> HandoverMode:
         if self._legs.remaining_tokens(self._as_prompt) == 1:
@@ -319,7 +329,10 @@ class RequestRun:
         limits = self._context.limits
         first_seconds = limits.first_token * (2 if waits else 1)
         try:
-            with contextlib.closing(self._context.workers.open(worker, request)) as leg:
+            with (
+                self._spans.leg(worker, request) as sent,
+                contextlib.closing(self._context.workers.open(worker, sent)) as leg,
+            ):
                 yield Timely(leg, worker.worker_id, first_seconds, limits.token)
         except InvalidRequest:
             raise  # another worker would say the same

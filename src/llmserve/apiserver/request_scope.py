@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from llmserve.apiserver.explain.record import Handle, detached
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.core.request import HandoverReport
+from llmserve.tracing.base import NO_SPAN, Span
 
 
 @dataclass(slots=True)
@@ -17,7 +18,7 @@ class RequestScope:
     """early_error: why the request failed before it had any output, so that a streamed response,
     whose status vLLM sends first, can still carry it as its status. handovers: how the KV of its
     sequences came to decode, as far as known. request_id: x-request-id, the client's or ours. explain: what
-    is remembered of the request."""
+    is remembered of the request. span: of HTTP."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
@@ -25,6 +26,7 @@ class RequestScope:
     handovers: list[HandoverReport] = field(default_factory=list)
     request_id: str = ""
     explain: Handle = field(default_factory=detached)
+    span: Span = NO_SPAN
 
 
 _CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")

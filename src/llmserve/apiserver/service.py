@@ -17,6 +17,7 @@ from llmserve.apiserver.gate import Gate
 from llmserve.apiserver.handover_mode import HandoverRule
 from llmserve.apiserver.health import Readiness
 from llmserve.apiserver.http_server import HttpServer
+from llmserve.apiserver.http_spans import HttpSpans
 from llmserve.apiserver.identity import KvIdentity
 from llmserve.apiserver.live_settings import LiveSettings
 from llmserve.apiserver.options import ApiserverOptions
@@ -32,6 +33,7 @@ from llmserve.core.ids import ApiserverId
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.reload import Reloaded, reload_cluster
 from llmserve.rpc.role import set_log_level
+from llmserve.tracing.open import open_tracer
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +48,13 @@ class Apiserver:
         self._options, self._manifest, self._registry = options, manifest, registry
         self._live = LiveSettings.of(manifest)
         self._records = Records(self._live.explain_requests)
+        self._tracer = open_tracer(
+            manifest.observability.tracing,
+            role="apiserver",
+            process=options.name,
+            cluster=manifest.metadata.name,
+            registry=registry,
+        )
         self._finder = Finder(self._records, options.name, options.routers)
         metrics = ApiserverMetrics(registry)
         self._workers = WorkerLinks(metrics)
@@ -68,6 +77,7 @@ class Apiserver:
             model=options.model.name,
             limits=self._live.limits,
             retries=retries,
+            tracer=self._tracer,
         )
         self._client: ClusterEngineClient | None = None
         self._gate: Gate | None = None
@@ -87,7 +97,8 @@ class Apiserver:
             app = await openai_app(self._client, args, readiness, self._registry, self._add_own)
         except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
             raise StartFailed(f"vLLM's API layer cannot serve {self._options.model}: {error}") from error
-        self._gate = Gate(app, self._live.keys, self._options.max_body_bytes, self._records)
+        spans = HttpSpans(self._tracer, self._options.model.name)
+        self._gate = Gate(app, self._live.keys, self._options.max_body_bytes, self._records, spans)
         self._client.set_limits(self._live.limits)
         self._http = HttpServer(self._gate, self._options.http)
         return await self._http.start()
@@ -134,6 +145,7 @@ class Apiserver:
             self._client.shutdown()
         await self._workers.aclose()
         await self._router.aclose()
+        await self._tracer.aclose()
 
 
 def _retries(scheduling: Scheduling) -> RetryBudget:

@@ -22,6 +22,7 @@ from llmserve.rpc.codec import decode_output, encode_params, encode_request
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 from llmserve.rpc.status import error_named, from_grpc
+from llmserve.rpc.trace_context import trace_metadata
 
 _log = logging.getLogger(__name__)
 
@@ -121,11 +122,13 @@ class WorkerLink:
         for output in leg.unseen():
             self._claim(encode_params(output.kv_transfer_params))
 
-    async def release(self, kv_transfer_params: bytes) -> bool:
+    async def release(self, kv_transfer_params: bytes, traceparent: str = "") -> bool:
         """Gives a lease back; false when it had ended already. Errors: LLMServeError."""
         request = worker_pb2.ReleaseLeaseRequest(kv_transfer_params=kv_transfer_params)
         try:
-            answer = await self._stub.ReleaseLease(request, timeout=_RELEASE_TIMEOUT_SECONDS)
+            answer = await self._stub.ReleaseLease(
+                request, timeout=_RELEASE_TIMEOUT_SECONDS, metadata=trace_metadata(traceparent)
+            )
         except grpc.aio.AioRpcError as error:
             raise from_grpc(error) from error
         return bool(answer.released)

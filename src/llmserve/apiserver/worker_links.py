@@ -31,13 +31,13 @@ class WorkerLinks:
         """Starts a request on a worker. Errors: WorkerLost."""
         return self._link(worker).open(request)
 
-    def release(self, worker: WorkerInfo, ticket: Mapping[str, Any]) -> None:
+    def release(self, worker: WorkerInfo, ticket: Mapping[str, Any], traceparent: str = "") -> None:
         """Gives a lease back in the background: whoever asks may be in the middle of being cancelled."""
-        self._owner.spawn("release", self._release(worker, ticket))
+        self._owner.spawn("release", self._release(worker, ticket, traceparent))
 
-    async def _release(self, worker: WorkerInfo, ticket: Mapping[str, Any]) -> None:
+    async def _release(self, worker: WorkerInfo, ticket: Mapping[str, Any], traceparent: str) -> None:
         try:
-            released = await self._link(worker).release(encode_params(ticket))
+            released = await self._link(worker).release(encode_params(ticket), traceparent)
             self._metrics.lease_releases_total.labels("released" if released else "ended").inc()
         except LLMServeError as error:
             self._metrics.lease_releases_total.labels("failed").inc()

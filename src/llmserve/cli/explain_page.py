@@ -14,6 +14,8 @@ def lines(record: _Part) -> Iterator[str]:
     whose = f"tenant {record['tenant']}, at {record['apiserver']}"
     yield f"  {record['path']} of {whose}, came {record['came_at']}"
     yield f"  {_ending(record)} after {_time(record['seconds'])}"
+    if record["trace_id"]:
+        yield f"  trace {record['trace_id']}"
     if record["error"]:
         yield f"  error: {record['error']}"
     for sequence in record["sequences"]:

@@ -16,6 +16,7 @@ from llmserve.config.models import AdapterSpec, Metadata, Models, ModelSpec
 from llmserve.config.scheduling import Scheduling, TenantWeight
 from llmserve.config.service import ApiKey, Observability, Security, State
 from llmserve.config.storage import EncryptionKey, StorageClass, StorageFormat
+from llmserve.config.tracing import Tracing
 
 __all__ = [
     "AdapterSpec",
@@ -40,6 +41,7 @@ __all__ = [
     "StorageFormat",
     "TenantBudget",
     "TenantWeight",
+    "Tracing",
     "TransferConfig",
 ]
 
@@ -69,4 +71,4 @@ class Manifest(Section):
     scheduling: Annotated[Scheduling, Field(description="Queueing and time limits.")] = Scheduling()
     security: Annotated[Security, Field(description="Who may use the cluster.")] = Security()
     state: Annotated[State, Field(description="Where shared state is.")] = State()
-    observability: Annotated[Observability, Field(description="Logs and metrics.")] = Observability()
+    observability: Annotated[Observability, Field(description="Logs, metrics and traces.")] = Observability()

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llmserve.config.knob import AtStart, Live, Section, Unit
+from llmserve.config.tracing import Tracing
 
 
 class ApiKey(Section):
@@ -107,6 +108,10 @@ class Observability(Section):
         Live(("router", "apiserver", "worker"), at_start=("kvmanager",)),
         Field(description="Least severity that is logged."),
     ] = "info"
+    log_format: Annotated[
+        Literal["human", "json"],
+        Field(description="Lines of the logs: for people, or one JSON object each. vLLM's own follow."),
+    ] = "human"
     log_dir: Annotated[
         str | None,
         Field(
@@ -137,3 +142,4 @@ class Observability(Section):
             "says so. 0: no such page. In Kubernetes each pod has its own metrics on 9400.",
         ),
     ] = 9400
+    tracing: Annotated[Tracing, Field(description="What becomes of each request, as spans.")] = Tracing()

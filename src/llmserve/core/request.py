@@ -29,7 +29,7 @@ class EngineRequest:
     cache_salt is the hex digest of the KV namespace (core/blocks.py). kv_transfer_params asks the
     engine to hand its KV over (`{"do_remote_decode": true}`), or to fetch it (a HandoverTicket), or to
     wait until it is pushed (a PushCard). tenant: whose blocks they are in the KV store; what has no
-    namespace or no tenant stays out of it.
+    namespace or no tenant stays out of it. traceparent: W3C, of the span that asks for it; empty: not traced.
     """
 
     request_id: RequestId
@@ -41,6 +41,7 @@ class EngineRequest:
     adapter: str = ""
     priority: int = 0
     kv_transfer_params: Mapping[str, Any] | None = None
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class HandoverReport:
     """How the KV of a request came to the engine that decodes it. transport: empty when none brought
     it, for `reason`. seconds: from the first question to the last valid byte. fallbacks: what failed
     before, as "transport: reason". pushed: prefill wrote it while it computed, and seconds are those of
-    writing."""
+    writing. ended_unix: when; known at the engine only, 0 elsewhere."""
 
     transport: str
     bytes: int
@@ -81,6 +82,7 @@ class HandoverReport:
     fallbacks: Sequence[str] = ()
     reason: str = ""
     pushed: bool = False
+    ended_unix: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

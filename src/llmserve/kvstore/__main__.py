@@ -15,7 +15,7 @@ def main() -> int:
 
     async def build() -> KVManagerRole:
         manifest = load_manifest(flags.manifest)
-        configure_logging(manifest.observability.log_level)
+        configure_logging(manifest.observability, flags.name)
         store = build_store(StoreParts.of(manifest, flags.name, os.environ), SystemClock())
         return KVManagerRole(
             listen=flags.listen,

@@ -19,6 +19,7 @@ from llmserve.metrics.registry import WatchedCounter
 from llmserve.metrics.router import RouterMetrics
 from llmserve.metrics.scheduler import SchedulerCollector
 from llmserve.metrics.store import StoreCollector
+from llmserve.metrics.tracing import TracingMetrics
 from llmserve.metrics.worker import PairCollector, WorkerMetrics
 
 _INTRODUCTION = """\
@@ -44,6 +45,7 @@ _ROLES: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
     ("router", RouterMetrics),
     ("prefill, decode, aggregated", WorkerMetrics),
     ("kvmanager", KVManagerMetrics),
+    ("apiserver, router, prefill, decode, aggregated, with tracing on", TracingMetrics),
     ("llmserve up", ClusterMetrics),
 )
 

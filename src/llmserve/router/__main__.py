@@ -16,9 +16,10 @@ def main() -> int:
 
     async def build() -> RouterRole:
         manifest = load_manifest(flags.manifest)
-        configure_logging(manifest.observability.log_level)
+        configure_logging(manifest.observability, flags.name)
         return RouterRole.of(
             manifest,
+            name=flags.name,
             listen=flags.listen,
             metrics_port=flags.metrics_port,
             others=flags.router,

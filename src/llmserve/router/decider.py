@@ -17,6 +17,7 @@ from llmserve.router.kv_watch import KvWatch
 from llmserve.router.mandate import Mandate
 from llmserve.router.messages import Effect, Placed, Prefetch, Refused
 from llmserve.router.proof import ProofState
+from llmserve.router.queue_spans import QueueSpans
 from llmserve.router.recorder import Recorder
 from llmserve.router.streams import Streams
 from llmserve.router.wire import PlacementEncoder, encode_cluster, encode_refused
@@ -29,12 +30,18 @@ _TIMER_SLACK_SECONDS = 0.001
 
 
 class Decider:
-    """Decides nothing without a mandate. streams: where answers go."""
+    """Decides nothing without a mandate. streams: where answers go. spans: of what waits."""
 
     def __init__(
-        self, controller: Controller, clock: Clock, recorder: Recorder, kv_watch: KvWatch, mandate: Mandate
+        self,
+        controller: Controller,
+        clock: Clock,
+        recorder: Recorder,
+        kv_watch: KvWatch,
+        mandate: Mandate,
+        spans: QueueSpans,
     ) -> None:
-        self.streams = Streams()
+        self.streams, self.spans = Streams(), spans
         self._controller, self._clock, self._recorder = controller, clock, recorder
         self._kv_watch, self._mandate = kv_watch, mandate
         self._encoder = PlacementEncoder()
@@ -68,6 +75,7 @@ class Decider:
         self._tell_cluster()
         for effect in effects:
             self._recorder.record(effect)
+            self.spans.record(effect)
             if isinstance(effect, Placed):
                 self.streams.send(effect.session, self._encoder.placed(effect))
             elif isinstance(effect, Refused):

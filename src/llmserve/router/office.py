@@ -21,6 +21,7 @@ from llmserve.router.service import RouterService
 from llmserve.router.settings import RouterSettings, build_controller
 from llmserve.router.state.base import SharedState, Term
 from llmserve.scheduler.snapshot import SchedulerSnapshot
+from llmserve.tracing.base import NO_TRACER, Tracer
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class OfficeParts:
     metrics: RouterMetrics
     index: PrefixIndex
     kv_watch: KvWatch
+    tracer: Tracer = NO_TRACER
 
 
 class Manifests:
@@ -93,6 +95,7 @@ class RouterOffice:
             parts.kv_watch,
             self._mandate,
             self._manifests.last,
+            parts.tracer,
         )
 
     def _read_again(self) -> None:

@@ -22,9 +22,12 @@ from llmserve.router.state.memory import MemoryState
 from llmserve.rpc.gen.llmserve.v1 import router_pb2_grpc
 from llmserve.rpc.role import reached_at
 from llmserve.rpc.server import RpcServer
+from llmserve.tracing.base import NO_TRACER, Tracer
+from llmserve.tracing.open import open_tracer
 
 _SERVICE_NAME = "llmserve.v1.Router"
 _STOP_GRACE_SECONDS = 1.0
+_NAME = "router-0"
 
 
 class RouterRole:
@@ -39,18 +42,20 @@ class RouterRole:
         cls,
         manifest: Manifest,
         *,
+        name: str = _NAME,
         listen: str,
         metrics_port: int = 0,
         others: Sequence[str] = (),
         kvmanagers: Sequence[str] = (),
         read_again: Callable[[], Manifest] | None = None,
     ) -> "RouterRole":
-        """Errors: StartFailed."""
+        """name: of this process. Errors: StartFailed."""
         settings = RouterSettings.of(manifest)
-        name, call_seconds = manifest.metadata.name, settings.terms.call_seconds
-        state = build_state(manifest.state, name, os.environ, call_seconds)
+        cluster, call_seconds = manifest.metadata.name, settings.terms.call_seconds
+        state = build_state(manifest.state, cluster, os.environ, call_seconds)
         return cls(
             settings,
+            name=name,
             listen=listen,
             metrics_port=metrics_port,
             state=state,
@@ -64,6 +69,7 @@ class RouterRole:
         self,
         settings: RouterSettings,
         *,
+        name: str = _NAME,
         listen: str,
         metrics_port: int = 0,
         state: SharedState | None = None,
@@ -74,6 +80,7 @@ class RouterRole:
     ) -> None:
         """read_again: the manifest as it is when a term begins. Errors: ManifestError."""
         registry = CollectorRegistry()
+        self._tracer = _tracer(manifest, name, registry)
         self._alone = not settings.terms.shared
         self._state = state or MemoryState(LeaseClock())
         self._rpc_metrics = RouterMetrics(registry)
@@ -82,7 +89,9 @@ class RouterRole:
         index = PrefixIndex()
         self._kv_watch = KvWatch(kvmanagers, index)
         self._office = RouterOffice(
-            OfficeParts(settings, SystemClock(), self._state, self._rpc_metrics, index, self._kv_watch),
+            OfficeParts(
+                settings, SystemClock(), self._state, self._rpc_metrics, index, self._kv_watch, self._tracer
+            ),
             self._owner,
             self._on_change,
             Manifests(manifest, read_again),
@@ -129,7 +138,15 @@ class RouterRole:
             await self._metrics.aclose()
         await self._peers.aclose()
         await self._state.aclose()
+        await self._tracer.aclose()
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the state contradicts itself."""
         self._office.controller.check_integrity()
+
+
+def _tracer(manifest: Manifest | None, name: str, registry: CollectorRegistry) -> Tracer:
+    if manifest is None:
+        return NO_TRACER
+    settings, cluster = manifest.observability.tracing, manifest.metadata.name
+    return open_tracer(settings, role="router", process=name, cluster=cluster, registry=registry)

@@ -14,11 +14,13 @@ from llmserve.router.kv_watch import KvWatch
 from llmserve.router.mandate import Mandate
 from llmserve.router.operator_calls import OperatorCalls
 from llmserve.router.operators import Operators
+from llmserve.router.queue_spans import QueueSpans
 from llmserve.router.recorder import Recorder
 from llmserve.router.session_calls import SessionCalls
 from llmserve.router.settings import RouterSettings
 from llmserve.router.worker_calls import WorkerCalls
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
+from llmserve.tracing.base import NO_TRACER, Tracer
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -36,10 +38,12 @@ class RouterService(router_pb2_grpc.RouterServicer):
         kv_watch: KvWatch,
         mandate: Mandate,
         manifest: Manifest | None = None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         """manifest: what a reload is compared with; without one there is none."""
         self._mandate = mandate
-        self._decider = decider = Decider(controller, clock, recorder, kv_watch, mandate)
+        spans = QueueSpans(tracer)
+        self._decider = decider = Decider(controller, clock, recorder, kv_watch, mandate, spans)
         in_force = InForce(controller, decider, settings)
         operators = Operators(manifest, decider.streams.senders, in_force.obey)
         sign_of_life = settings.terms.sign_of_life_seconds

@@ -48,6 +48,7 @@ class SessionCalls:
         """Ends the sessions; apiservers keep what runs and come back to the next router."""
         self._decider.streams.close()
         await self._readers.aclose()
+        self._decider.spans.give_up()
 
     async def converse(
         self, requests: _Requests, context: _Context
@@ -105,6 +106,7 @@ class SessionCalls:
     def _receive(self, session: Session, message: router_pb2.RouterSessionRequest) -> list[Effect]:
         match message.WhichOneof("message"):
             case "admit":
+                self._decider.spans.asked(message.admit)
                 return self._controller.admit(session, decode_admit(message.admit))
             case "first_token":
                 return self._controller.first_token(session, RequestId(message.first_token.request_id))

@@ -85,6 +85,7 @@ def encode_request(request: EngineRequest) -> worker_pb2.GenerateRequest:
         adapter=request.adapter,
         priority=request.priority,
         kv_transfer_params=encode_params(request.kv_transfer_params),
+        traceparent=request.traceparent,
     )
 
 
@@ -110,6 +111,7 @@ def decode_request(message: worker_pb2.GenerateRequest) -> EngineRequest:
         adapter=message.adapter,
         priority=message.priority,
         kv_transfer_params=decode_params(message.kv_transfer_params),
+        traceparent=message.traceparent,
     )
 
 

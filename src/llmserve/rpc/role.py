@@ -7,20 +7,28 @@ go on. The first SIGTERM or SIGINT begins the ordered stop; a second one exits a
 
 import argparse
 import asyncio
+import atexit
+import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
 from typing import Protocol
 
 import uvloop
 
+from llmserve.config.schema import Observability
 from llmserve.core.errors import LLMServeError
+from llmserve.core.logs import HumanFormatter, JsonFormatter, vllm_logging
 
 _log = logging.getLogger(__name__)
 
 LOG_LEVEL_VARIABLE = "LLMSERVE_LOG_LEVEL"
+VLLM_LOGGING_VARIABLE = "VLLM_LOGGING_CONFIG_PATH"
 _FORCED_EXIT_CODE = 130
 _WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
 
@@ -73,12 +81,32 @@ def reached_at(listen: str) -> str:
     return "127.0.0.1" if host in _WILDCARDS else host
 
 
-def configure_logging(default_level: str) -> None:
-    """To stderr. The environment variable wins over the manifest."""
-    level = os.environ.get(LOG_LEVEL_VARIABLE, default_level).upper()
-    logging.basicConfig(
-        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+def configure_logging(settings: Observability, process: str) -> None:
+    """To stderr, lines of this process. The environment variable wins over the manifest's level. Before vLLM
+    is imported: it reads how it is to log then."""
+    level = os.environ.get(LOG_LEVEL_VARIABLE, settings.log_level).upper()
+    is_json = settings.log_format == "json"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(process) if is_json else HumanFormatter(process))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    if is_json:
+        logging.captureWarnings(True)
+        sys.excepthook = _log_uncaught
+        _configure_vllm(process, level)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger(kind.__module__).critical("uncaught: %s", error, exc_info=(kind, error, trace))
+
+
+def _configure_vllm(process: str, level: str) -> None:
+    """Through a file, the way vLLM passes it to the processes of its engine. Who has set one knows better."""
+    if VLLM_LOGGING_VARIABLE in os.environ:
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="llmserve-logging-", suffix=".json", delete=False) as file:
+        json.dump(vllm_logging(process, level), file)
+    atexit.register(Path(file.name).unlink, missing_ok=True)
+    os.environ[VLLM_LOGGING_VARIABLE] = file.name
 
 
 def set_log_level(level: str) -> None:

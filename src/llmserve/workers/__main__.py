@@ -16,12 +16,14 @@ from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import WorkerRole
-from llmserve.rpc.role import add_kvmanagers, addresses
+from llmserve.rpc.role import add_kvmanagers, addresses, configure_logging
+from llmserve.tracing.base import Tracer
+from llmserve.tracing.open import open_tracer
 from llmserve.workers.build import build_engine, engine_spec
 from llmserve.workers.model import ServedWeights, prepare_model
 from llmserve.workers.worker import Worker, WorkerOptions
 
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_log = logging.getLogger(__name__)
 
 
 def arguments() -> argparse.Namespace:
@@ -66,7 +68,7 @@ async def serve(flags: argparse.Namespace, manifest: Manifest, weights: ServedWe
     )
     registry = CollectorRegistry()
     engine = build_engine(spec, registry if flags.metrics_port else None)
-    worker = Worker(spec, options, engine, registry)
+    worker = Worker(spec, options, engine, registry, _tracer(manifest, flags, registry))
     try:
         _say("LLMSERVE_PROGRESS", f"starting the {spec.engine.kind} engine")
         await worker.start()
@@ -74,6 +76,16 @@ async def serve(flags: argparse.Namespace, manifest: Manifest, weights: ServedWe
         await worker.run_until(stop)
     finally:
         await worker.stop()
+
+
+def _tracer(manifest: Manifest, flags: argparse.Namespace, registry: CollectorRegistry) -> Tracer:
+    return open_tracer(
+        manifest.observability.tracing,
+        role=flags.role.value,
+        process=flags.name,
+        cluster=manifest.metadata.name,
+        registry=registry,
+    )
 
 
 def _say(word: str, text: str) -> None:
@@ -93,13 +105,12 @@ def _on_signals(stop: asyncio.Event) -> None:
 
 def main() -> int:
     flags = arguments()
-    level = os.environ.get("LLMSERVE_LOG_LEVEL", "info").upper()
-    logging.basicConfig(level=level, stream=sys.stderr, format=_LOG_FORMAT)
     try:
         manifest = load_manifest(flags.manifest)
+        configure_logging(manifest.observability, flags.name)
         uvloop.run(serve(flags, manifest, prepare_model(manifest, flags.model_dir)))
     except LLMServeError as error:
-        print(f"{flags.name}: {error.message}", file=sys.stderr)
+        _log.error("%s: failed: %s", flags.name, error.message)
         return 1
     return 0
 

@@ -14,6 +14,7 @@ import grpc.aio
 
 from llmserve.core.errors import EngineDead, InvalidRequest, LLMServeError, WorkerDraining
 from llmserve.core.ids import RequestId
+from llmserve.core.logs import RequestNames, named
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput
 from llmserve.core.tasks import TaskOwner
@@ -21,6 +22,10 @@ from llmserve.engines.base import Engine
 from llmserve.metrics.worker import WorkerMetrics
 from llmserve.rpc.codec import decode_params, decode_request, encode_load, encode_output
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
+from llmserve.rpc.trace_context import traceparent_of
+from llmserve.tracing import words
+from llmserve.tracing.base import ending, trace_id_of
+from llmserve.workers.leg_spans import LegSpans
 from llmserve.workers.release import LeaseReleaser
 from llmserve.workers.sessions import ApiserverSession, Sessions
 from llmserve.workers.status import WorkerStatus
@@ -39,6 +44,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         releaser: LeaseReleaser,
         tasks: TaskOwner,
         metrics: WorkerMetrics,
+        spans: LegSpans,
     ) -> None:
         self._engine = engine
         self._sessions = sessions
@@ -46,6 +52,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._releaser = releaser
         self._tasks = tasks
         self._metrics = metrics
+        self._spans = spans
         self._admitting = True
 
     # -- for the worker's life
@@ -58,12 +65,15 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         except EngineDead as error:
             self._admitting = False
             running = self._sessions.give_up(error)
+            for request_id in running:
+                self._spans.failed(request_id, error)
             _log.error("engine died: %s requests end: %s", len(running), error.message)
             raise
 
     def _pass_on(self, outputs: Sequence[EngineOutput]) -> None:
         for output in outputs:
             self._metrics.record_output(output)
+            self._spans.output(output)
         self._releaser.release_soon(self._sessions.dispatch(outputs))
 
     def stop_admitting(self) -> None:
@@ -78,6 +88,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         running = self._sessions.give_up(WorkerDraining("the worker is stopping"))
         if running:
             _log.warning("stopping: %s requests are given up", len(running))
+            self._spans.aborted(running, "the worker is stopping")
             await self._engine.abort(running)
             self._metrics.record_end(FinishReason.ABORT, len(running))
 
@@ -102,7 +113,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         params = decode_params(request.kv_transfer_params)
         if params is None:
             raise InvalidRequest("kv_transfer_params is empty")
-        return worker_pb2.ReleaseLeaseResponse(released=await self._releaser.release(params))
+        with ending(self._spans.release(traceparent_of(context.invocation_metadata()))) as span:
+            released = await self._releaser.release(params)
+            span.tell({words.RELEASED: released})
+        return worker_pb2.ReleaseLeaseResponse(released=released)
 
     async def GetWorkerStatus(  # noqa: N802
         self, request: worker_pb2.GetWorkerStatusRequest, context: Any
@@ -119,7 +133,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             async for message in messages:
                 match message.WhichOneof("message"):
                     case "generate":
-                        await self._generate(session, message.generate)
+                        with named(_names(message.generate)):
+                            await self._generate(session, message.generate)
                     case "abort":
                         await self._abort(session, message.abort.request_ids)
         self._sessions.drain(session)
@@ -134,9 +149,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         except LLMServeError as error:
             self._sessions.refuse(session, request_id, error)
             return
+        self._spans.began(request)
         try:
             await self._engine.add(request)
         except LLMServeError as error:
+            self._spans.failed(request_id, error)
             if self._sessions.owns(session, request_id):
                 self._sessions.withdraw(session, request_id)
                 self._sessions.refuse(session, request_id, error)
@@ -148,6 +165,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             return
         for request_id in own:
             self._releaser.release_soon(self._sessions.withdraw(session, request_id))
+        self._spans.aborted(own, "the apiserver does not want it any more")
         self._metrics.record_end(FinishReason.ABORT, len(own))
         await self._engine.abort(own)
 
@@ -155,9 +173,14 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)
         left = self._sessions.close(session)
+        self._spans.aborted(left.aborts, "the apiserver is gone")
         self._metrics.sessions.set(len(self._sessions))
         _log.info("session ended: aborted=%s leases_released=%s", len(left.aborts), len(left.releases))
         self._releaser.release_soon(left.releases)
         if left.aborts:
             self._metrics.record_end(FinishReason.ABORT, len(left.aborts))
             await self._engine.abort(left.aborts)
+
+
+def _names(message: worker_pb2.GenerateRequest) -> RequestNames:
+    return RequestNames(message.request_id, trace_id_of(message.traceparent))

@@ -19,7 +19,9 @@ from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
 from llmserve.rpc.server import RpcServer
+from llmserve.tracing.base import NO_TRACER, Tracer
 from llmserve.workers.drainer import Drainer
+from llmserve.workers.leg_spans import LegSpans
 from llmserve.workers.membership import Membership
 from llmserve.workers.release import LeaseReleaser
 from llmserve.workers.reporter import KvReporter, follow
@@ -52,8 +54,15 @@ class Worker:
     """Life: start (once) -> run_until -> stop. `stop` is idempotent and safe after a failed start."""
 
     def __init__(
-        self, spec: EngineSpec, options: WorkerOptions, engine: Engine, registry: CollectorRegistry
+        self,
+        spec: EngineSpec,
+        options: WorkerOptions,
+        engine: Engine,
+        registry: CollectorRegistry,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
+        """tracer: closed by stop."""
+        self._tracer = tracer
         self._spec = spec
         self._options = options
         self._engine = engine
@@ -71,6 +80,7 @@ class Worker:
 
     async def start(self) -> str:
         """Serves; returns its address. The router and the KV manager may come later. Errors: StartFailed."""
+        self._open.push_async_callback(self._tracer.aclose)
         self._open.push_async_callback(self._engine.aclose)
         info = await self._engine.start()
         self._metrics.total_blocks.set(info.total_blocks)
@@ -82,6 +92,7 @@ class Worker:
             LeaseReleaser(release_ticket, self._tasks),
             self._tasks,
             self._metrics,
+            LegSpans(self._tracer, self._spec.role, self._spec.worker_id, self._spec.model_name),
         )
         self._server.add(worker_pb2_grpc.add_WorkerServicer_to_server, self._service, SERVICE_NAME)
         host = self._options.listen.rpartition(":")[0]

@@ -33,6 +33,7 @@ from llmserve.rpc.gen.llmserve.v1.common_pb2 import (
     WorkerInfo,
 )
 from llmserve.rpc.server import RpcServer
+from llmserve.rpc.trace_context import traceparent_of
 
 MODEL = "tiny"
 TEXT = b"the quick brown fox jumps over the lazy dog. "
@@ -79,6 +80,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         self.seen: dict[str, worker_pb2.GenerateRequest] = {}
         self.aborted: list[str] = []
         self.released: list[str] = []
+        self.released_by: list[str] = []  # the traceparents of those calls
         self.running: set[str] = set()
         self.pause_at: int | None = None
         self.go = asyncio.Event()
@@ -224,6 +226,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         self, request: worker_pb2.ReleaseLeaseRequest, context: Any
     ) -> worker_pb2.ReleaseLeaseResponse:
         self.released.append((decode_params(request.kv_transfer_params) or {})["lease_id"])
+        self.released_by.append(traceparent_of(context.invocation_metadata()))
         self.changed()
         return worker_pb2.ReleaseLeaseResponse(released=True)
 

@@ -196,6 +196,21 @@ def test_keys_are_in_a_secret_and_only_the_apiserver_has_them(parse: Parse, rend
     assert token["valueFrom"]["secretKeyRef"]["optional"] is True
 
 
+def test_every_role_can_tell_a_trace_endpoint_who_it_is(parse: Parse, rendered: Render) -> None:
+    traced = KEYS + "\nobservability: {tracing: {endpoint: 'http://otel:4317'}}"
+    for text, is_there in ((traced, True), (KEYS, False)):
+        for workload in workloads(rendered(parse(text))).values():
+            env = {one["name"]: one for one in pod(workload)["containers"][0]["env"]}
+            assert ("OTEL_EXPORTER_OTLP_HEADERS" in env) is is_there
+            if is_there:
+                reference = env["OTEL_EXPORTER_OTLP_HEADERS"]["valueFrom"]["secretKeyRef"]
+                assert reference == {
+                    "name": "demo-keys",
+                    "key": "OTEL_EXPORTER_OTLP_HEADERS",
+                    "optional": True,
+                }
+
+
 def test_no_secret_goes_into_a_config_map(parse: Parse, rendered: Render) -> None:
     with pytest.raises(ManifestError, match=r"api_keys\[0\]: has its key in the manifest"):
         rendered(parse("security: {api_keys: [{tenant: a, key: s3cr3t}]}"))

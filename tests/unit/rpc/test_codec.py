@@ -27,6 +27,7 @@ REQUEST = EngineRequest(
     adapter="a",
     priority=-3,
     kv_transfer_params={"do_remote_decode": True},
+    traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
 )
 
 

@@ -71,7 +71,8 @@ class SequenceRecord:
 
 @dataclass(slots=True)
 class RequestRecord:
-    """ids: x-request-id, then the ids that responses have. status: of HTTP; 0: none was sent."""
+    """ids: x-request-id, then the ids that responses have. status: of HTTP; 0: none was sent. trace_id: empty
+    when tracing is off."""
 
     ids: list[str] = field(default_factory=list)
     tenant: str = ""
@@ -82,6 +83,7 @@ class RequestRecord:
     status: int = 0
     error: str = ""
     sequences: list[SequenceRecord] = field(default_factory=list)
+    trace_id: str = ""
 
 
 class Handle:
@@ -94,7 +96,7 @@ class Handle:
         on_closed: Callable[[], None] = lambda: None,
     ) -> None:
         self.record = record
-        self._on_named, self._on_closed = on_named, on_closed
+        self._on_named, self._on_closed = on_named, [on_closed]
         self._open_parts = 1  # HTTP
 
     def known_as(self, request_id: str) -> None:
@@ -117,7 +119,12 @@ class Handle:
         self._open_parts -= 1
         if self._open_parts == 0:
             self.record.ended_at = time.monotonic()
-            self._on_closed()
+            for tell in self._on_closed:
+                tell()
+
+    def when_closed(self, tell: Callable[[], None]) -> None:
+        """Before the first part has ended."""
+        self._on_closed.insert(0, tell)
 
 
 def detached() -> Handle:

@@ -15,6 +15,7 @@ def view(record: RequestRecord, apiserver: str) -> dict[str, Any]:
     return {
         "request_id": record.ids[0],
         "response_ids": record.ids[1:],
+        "trace_id": record.trace_id or None,
         "tenant": record.tenant,
         "apiserver": apiserver,
         "path": record.path,

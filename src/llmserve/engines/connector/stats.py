@@ -17,8 +17,7 @@ _SUMMED = ("transferred_bytes", "transfer_failures")
 class HandoverStats(KVConnectorStats):
     """data: leased_blocks, orphan_blocks, transferred_bytes, transfer_failures (int),
     last_transport (str), lease_events (list of [lease_id, state, blocks, remaining_seconds]), pulls (list
-    of [request_id, transport, bytes, seconds, fallbacks, reason,
-    pushed])."""
+    of [request_id, transport, bytes, seconds, fallbacks, reason, pushed, ended_unix])."""
 
     def aggregate(self, other: KVConnectorStats) -> "HandoverStats":
         """Over tensor-parallel ranks. Each rank pins the same blocks: leases are not added up. A pull is

@@ -101,11 +101,21 @@ class WorkerSide:
             return None
         self._reported = data
         events = [[c.lease_id, c.state.value, c.blocks, c.remaining_seconds] for c in changes.changes]
-        pulls = [
-            [r.request_id, r.transport, r.bytes, r.seconds, list(r.fallbacks), r.reason, r.pushed]
-            for r in pulled
-        ]
+        pulls = [_told(result) for result in pulled]
         return HandoverStats(data={**data, "lease_events": events, "pulls": pulls})
 
     def close(self) -> None:
         self._node.close()
+
+
+def _told(result: PullResult) -> list[Any]:
+    return [
+        result.request_id,
+        result.transport,
+        result.bytes,
+        result.seconds,
+        list(result.fallbacks),
+        result.reason,
+        result.pushed,
+        result.ended_unix,
+    ]

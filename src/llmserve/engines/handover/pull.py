@@ -51,7 +51,8 @@ class PullJob:
 class PullResult:
     """reason: why there are no data that are true; empty when there are. fallbacks: what failed before, as
     "transport: reason". seconds: from the call of `pull`, or of writing. tokens: what prefill drew, when
-    a push brought it and the request is to go on from it. pushed: prefill wrote it."""
+    a push brought it and the request is to go on from it. pushed: prefill wrote it. ended_unix: when this
+    was made."""
 
     request_id: RequestId
     reason: str = ""
@@ -61,6 +62,7 @@ class PullResult:
     fallbacks: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
     pushed: bool = False
+    ended_unix: float = field(default_factory=time.time, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -69,7 +71,15 @@ class PullResult:
     @property
     def report(self) -> HandoverReport:
         transport = self.transport if self.ok else ""
-        return HandoverReport(transport, self.bytes, self.seconds, self.fallbacks, self.reason, self.pushed)
+        return HandoverReport(
+            transport,
+            self.bytes,
+            self.seconds,
+            self.fallbacks,
+            self.reason,
+            self.pushed,
+            self.ended_unix,
+        )
 
 
 @dataclass(slots=True)

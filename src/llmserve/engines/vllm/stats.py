@@ -40,12 +40,7 @@ class EngineStats:
             LeaseChange(LeaseId(lease_id), LeaseState(state), blocks, remaining)
             for lease_id, state, blocks, remaining in connector.get("lease_events", ())
         ]
-        reports = {
-            request_id: HandoverReport(
-                "" if reason else transport, size, seconds, tuple(fallbacks), reason, pushed
-            )
-            for request_id, transport, size, seconds, fallbacks, reason, pushed in connector.get("pulls", ())
-        }
+        reports = {request_id: _report(*told) for request_id, *told in connector.get("pulls", ())}
         return leases, reports
 
     def record_pairs(self, pairs: Sequence[PairStatus]) -> None:
@@ -53,6 +48,19 @@ class EngineStats:
 
     def load(self) -> EngineLoad:
         return self._load
+
+
+def _report(
+    transport: str,
+    size: int,
+    seconds: float,
+    fallbacks: Sequence[str],
+    reason: str,
+    pushed: bool,
+    ended_unix: float,
+) -> HandoverReport:
+    brought_by = "" if reason else transport
+    return HandoverReport(brought_by, size, seconds, tuple(fallbacks), reason, pushed, ended_unix)
 
 
 def _handover(stats: Mapping[str, Any]) -> Mapping[str, Any]:

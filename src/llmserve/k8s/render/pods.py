@@ -83,7 +83,7 @@ def _container(context: PodContext) -> Object:
     return {
         "name": CONTAINER,
         **_program(context, command),
-        "env": [*_identity(), *_environment(context), *_secrets(context)],
+        "env": [*_identity(), *_environment(context), *_secrets(context), *_trace_headers(context)],
         "ports": _ports(context.process),
         "resources": resources(context.manifest, context.role),
         **_probes(context),
@@ -158,6 +158,14 @@ def _hub_token(context: PodContext) -> list[Object]:
     if context.manifest.deployment.k8s.secret is None:
         return []
     return [_from_secret(context, "HF_TOKEN", optional=True)]
+
+
+def _trace_headers(context: PodContext) -> list[Object]:
+    """What a trace endpoint may ask for."""
+    settings = context.manifest
+    if settings.observability.tracing.endpoint is None or settings.deployment.k8s.secret is None:
+        return []
+    return [_from_secret(context, "OTEL_EXPORTER_OTLP_HEADERS", optional=True)]
 
 
 def _from_secret(context: PodContext, key: str, optional: bool = False) -> Object:

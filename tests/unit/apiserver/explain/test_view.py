@@ -43,7 +43,7 @@ def _migrated() -> RequestRecord:
     sequence.first_token(began + 0.5, "prefill", 300, PrefillStats(300, 128, 64))
     sequence.handovers.append(HandoverReport("tcp", 2**21, 0.004, ("nixl: timed out",)))
     sequence.ended(began + 2.0, Outcome.COMPLETED, 40)
-    handle.record.status = 200
+    handle.record.status, handle.record.trace_id = 200, "4bf92f"
     handle.part_ended()
     handle.part_ended()
     return handle.record
@@ -53,6 +53,7 @@ def test_the_view_has_all_of_it() -> None:
     shown = json.loads(json.dumps(view(_migrated(), "apiserver-1")))
     assert (shown["request_id"], shown["response_ids"]) == ("x-1", ["chatcmpl-1"])
     assert (shown["apiserver"], shown["status"], shown["running"]) == ("apiserver-1", 200, False)
+    assert shown["trace_id"] == "4bf92f"
     (sequence,) = shown["sequences"]
     assert sequence["cached_tokens"] == {"device": 128, "store": 64}
     assert sequence["first_token_seconds"] == 0.5
@@ -77,6 +78,7 @@ def test_people_read_the_same() -> None:
     for text in (
         "x-1  chatcmpl-1",
         "tenant red, at apiserver-1",
+        "trace 4bf92f",
         "300 prompt tokens, cached 128 on the device and 64 in the KV store; 40 tokens generated",
         "first token after 500.0 ms, from prefill",
         "attempt 1: on prefill-0 -> decode-0",

@@ -48,7 +48,7 @@ class HeldPlacement(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ...) -> None: ...
 
 class Admit(_message.Message):
-    __slots__ = ("request_id", "tenant", "model", "prompt_tokens", "max_output_tokens", "block_hashes", "priority", "timeout_seconds", "excluded_workers", "block_tokens")
+    __slots__ = ("request_id", "tenant", "model", "prompt_tokens", "max_output_tokens", "block_hashes", "priority", "timeout_seconds", "excluded_workers", "block_tokens", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class Admit(_message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_WORKERS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     model: str
@@ -69,7 +70,8 @@ class Admit(_message.Message):
     timeout_seconds: float
     excluded_workers: _containers.RepeatedScalarFieldContainer[str]
     block_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., priority: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., excluded_workers: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., priority: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., excluded_workers: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class FirstToken(_message.Message):
     __slots__ = ("request_id",)

@@ -38,7 +38,7 @@ class AbortRequest(_message.Message):
     def __init__(self, request_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "limits", "sampling_params", "cache_salt", "adapter", "priority", "kv_transfer_params", "tenant")
+    __slots__ = ("request_id", "prompt_token_ids", "limits", "sampling_params", "cache_salt", "adapter", "priority", "kv_transfer_params", "tenant", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     KV_TRANSFER_PARAMS_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     limits: SamplingLimits
@@ -57,7 +58,8 @@ class GenerateRequest(_message.Message):
     priority: int
     kv_transfer_params: bytes
     tenant: str
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[SamplingLimits, _Mapping]] = ..., sampling_params: _Optional[bytes] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., priority: _Optional[int] = ..., kv_transfer_params: _Optional[bytes] = ..., tenant: _Optional[str] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[SamplingLimits, _Mapping]] = ..., sampling_params: _Optional[bytes] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., priority: _Optional[int] = ..., kv_transfer_params: _Optional[bytes] = ..., tenant: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class SamplingLimits(_message.Message):
     __slots__ = ("max_tokens", "min_tokens", "stop_token_ids")

@@ -1,0 +1,20 @@
+"""The tracer that a manifest asks for."""
+
+from prometheus_client import CollectorRegistry
+
+from llmserve.config.tracing import Tracing
+from llmserve.metrics.tracing import TracingMetrics
+from llmserve.tracing.base import NO_TRACER, Tracer
+
+
+def open_tracer(
+    settings: Tracing, *, role: str, process: str, cluster: str, registry: CollectorRegistry
+) -> Tracer:
+    """role, process, cluster: who traces, such as "decode", "decode-0" and the manifest's metadata.name.
+    Its owner closes it. Errors: StartFailed."""
+    if settings.endpoint is None:
+        return NO_TRACER
+    # Here: OpenTelemetry is not even imported while tracing is off.
+    from llmserve.tracing.otel import OtelTracer, Service
+
+    return OtelTracer(settings, Service(role, process, cluster), TracingMetrics(registry))

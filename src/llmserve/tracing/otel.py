@@ -1,0 +1,126 @@
+"""Tracing with OpenTelemetry: its SDK, with a provider of our own and none of its globals.
+
+Sampling is parent-based: who begins a trace decides (the client, if it sends a traceparent, else the
+apiserver by `sample_ratio`), and everybody after it obeys. OTEL_RESOURCE_ATTRIBUTES adds to what is said
+of a process; OTEL_EXPORTER_OTLP_* says how the endpoint is reached.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import Span as SdkSpan
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from llmserve import __version__
+from llmserve.config.tracing import Tracing
+from llmserve.core.errors import LLMServeError, StartFailed
+from llmserve.metrics.tracing import TracingMetrics
+from llmserve.tracing.base import Attributes, Kind, Span
+from llmserve.tracing.sender import SpanSender
+from llmserve.tracing.words import ERROR_TYPE
+
+_FLUSH_SECONDS = 2.0
+_KINDS: Mapping[Kind, SpanKind] = {
+    Kind.SERVER: SpanKind.SERVER,
+    Kind.CLIENT: SpanKind.CLIENT,
+    Kind.INTERNAL: SpanKind.INTERNAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    role: str
+    process: str
+    cluster: str
+
+    def resource(self) -> Resource:
+        return Resource.create(
+            {
+                "service.name": f"llmserve-{self.role}",
+                "service.namespace": self.cluster,
+                "service.instance.id": self.process,
+                "service.version": __version__,
+            }
+        )
+
+
+class OtelTracer:
+    """Errors of the constructor: StartFailed, when the environment (OTEL_*) cannot be used."""
+
+    def __init__(self, settings: Tracing, service: Service, metrics: TracingMetrics) -> None:
+        assert settings.endpoint is not None, "tracing is off"
+        exporter = _exporter(settings.endpoint)
+        self._sender = SpanSender(exporter, settings.endpoint, metrics)
+        sampler = ParentBased(TraceIdRatioBased(settings.sample_ratio))
+        provider = TracerProvider(sampler, service.resource(), shutdown_on_exit=False)
+        provider.add_span_processor(self._sender)
+        self._tracer = provider.get_tracer("llmserve", __version__)
+        self._contexts = TraceContextTextMapPropagator()
+
+    def begin(
+        self,
+        name: str,
+        kind: Kind,
+        parent: str,
+        attributes: Attributes | None = None,
+        at_unix: float | None = None,
+    ) -> Span:
+        context = self._contexts.extract({"traceparent": parent})
+        began = None if at_unix is None else _nanoseconds(at_unix)
+        return OtelSpan(self._tracer.start_span(name, context, _KINDS[kind], attributes, start_time=began))
+
+    async def aclose(self) -> None:
+        await self._sender.aclose(_FLUSH_SECONDS)
+
+
+def _exporter(endpoint: str) -> OTLPSpanExporter:
+    try:
+        return OTLPSpanExporter(endpoint=endpoint)
+    except Exception as error:  # of files and plugins that the environment names: they have no common root
+        raise StartFailed(f"observability.tracing.endpoint {endpoint} cannot be used: {error}") from error
+
+
+class OtelSpan:
+    def __init__(self, span: SdkSpan) -> None:
+        self._span = span
+        self._ended = False
+        context = span.get_span_context()
+        self.trace_id = f"{context.trace_id:032x}"
+        self.traceparent = f"00-{self.trace_id}-{context.span_id:016x}-{context.trace_flags:02x}"
+        self.recording = span.is_recording()
+
+    def tell(self, attributes: Attributes) -> None:
+        self._span.set_attributes(attributes)
+
+    def event(self, name: str, attributes: Attributes) -> None:
+        self._span.add_event(name, attributes)
+
+    def end(
+        self,
+        error: BaseException | str = "",
+        attributes: Attributes | None = None,
+        at_unix: float | None = None,
+    ) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if attributes:
+            self._span.set_attributes(attributes)
+        if error:
+            self._fail(error)
+        self._span.end(None if at_unix is None else _nanoseconds(at_unix))
+
+    def _fail(self, error: BaseException | str) -> None:
+        if isinstance(error, BaseException):
+            self._span.set_attribute(ERROR_TYPE, type(error).__name__)
+        text = error.message if isinstance(error, LLMServeError) else str(error)
+        self._span.set_status(Status(StatusCode.ERROR, text))
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)

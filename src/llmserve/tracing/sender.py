@@ -1,0 +1,140 @@
+"""Ended spans on their way to the endpoint: from a thread of their own, and never waited for.
+
+Those that come while the queue is full are dropped, and so is a batch that the endpoint did not take
+within the exporter's time. Both are counted; that it began, and that it is over, is logged once each.
+"""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from llmserve.metrics.tracing import TracingMetrics
+
+_log = logging.getLogger(__name__)
+
+_QUEUED_SPANS = 8192
+_BATCH_SPANS = 512
+_BATCH_SECONDS = 1.0  # how long a span waits for others to go with
+_STOP_SECONDS = 1.0
+_EXPORTER_LOGGER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
+
+
+class SpanSender(SpanProcessor):
+    """Life: on_end ... -> aclose (idempotent). endpoint: for the log."""
+
+    def __init__(
+        self,
+        exporter: SpanExporter,
+        endpoint: str,
+        metrics: TracingMetrics,
+        queued_spans: int = _QUEUED_SPANS,
+    ) -> None:
+        self._exporter, self._endpoint = exporter, endpoint
+        self._sent = metrics.spans_total.labels("sent").inc
+        self._dropped = metrics.spans_total.labels("dropped").inc
+        self._queue: queue.Queue[ReadableSpan | None] = queue.Queue(queued_spans)
+        self._away = self._told = False  # the endpoint; and that it is, the log
+        self._closed = self._over = self._last = False
+        self._thread = threading.Thread(target=self._run, name="llmserve-spans", daemon=True)
+        self._reason = _Reason(self._thread)
+        self._thread.start()
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None: ...
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """From the loops: it must not wait."""
+        if span.context is None or not span.context.trace_flags.sampled:
+            return
+        try:
+            self._queue.put_nowait(span)
+        except queue.Full:
+            self._dropped()
+            self._trouble("they come faster than it takes them")
+
+    async def aclose(self, flush_seconds: float) -> None:
+        """What is queued is sent within this time, or dropped. An endpoint that is away is not waited for."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.to_thread(self._end, 0.0 if self._away else flush_seconds)
+
+    def _end(self, flush_seconds: float) -> None:
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=flush_seconds)
+            self._thread.join(flush_seconds)
+        self._over = True
+        self._exporter.shutdown()  # also ends the retries of a batch
+        self._thread.join(_STOP_SECONDS)
+        self._reason.detach()
+
+    # -- the thread
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            self._count(self._export(batch), len(batch))
+
+    def _export(self, batch: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self._over:
+            return SpanExportResult.FAILURE
+        try:
+            return self._exporter.export(batch)
+        except Exception as error:  # a span that cannot be encoded must not end the thread
+            self._reason.text = repr(error)
+            return SpanExportResult.FAILURE
+
+    def _next_batch(self) -> list[ReadableSpan]:
+        """Waits for one, and then a little for more. Empty: it is closed."""
+        batch: list[ReadableSpan] = []
+        until: float | None = None
+        with contextlib.suppress(queue.Empty):
+            while len(batch) < _BATCH_SPANS and not self._last:
+                span = self._queue.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+                if span is None:
+                    self._last = True
+                    break
+                batch.append(span)
+                until = until or time.monotonic() + _BATCH_SECONDS
+        return batch
+
+    def _count(self, result: SpanExportResult, spans: int) -> None:
+        self._away = result is not SpanExportResult.SUCCESS
+        if not self._away:
+            self._sent(spans)
+            if self._told:
+                self._told = False
+                _log.info("spans are sent to %s again", self._endpoint)
+        else:
+            self._dropped(spans)
+            self._trouble(self._reason.text)
+
+    def _trouble(self, reason: str) -> None:
+        if not self._told and not self._over:
+            self._told = True
+            _log.warning("spans are dropped, they cannot be sent to %s: %s", self._endpoint, reason)
+
+
+class _Reason(logging.Handler):
+    """OpenTelemetry says why a batch was not taken in its log alone, and again with each retry: kept here,
+    and logged by the sender once."""
+
+    def __init__(self, thread: threading.Thread) -> None:
+        super().__init__(logging.WARNING)
+        self._thread, self.text = thread, "no reason was given"
+        self._logger = logging.getLogger(_EXPORTER_LOGGER)
+        self._logger.propagate = False
+        self._logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread.ident:
+            self.text = record.getMessage()
+
+    def detach(self) -> None:
+        """Not close: that is called by whoever configures logging anew, as vLLM does."""
+        self._logger.removeHandler(self)

@@ -1,0 +1,102 @@
+"""The spans of a worker: one for each leg it runs, from the apiserver's question to the last output, and
+below it the transfer that brought its KV."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llmserve.core.errors import LLMServeError
+from llmserve.core.ids import RequestId
+from llmserve.core.outcome import FinishReason, WorkerRole
+from llmserve.core.request import EngineOutput, EngineRequest, HandoverReport
+from llmserve.tracing import words
+from llmserve.tracing.base import NO_SPAN, Attributes, Kind, Span, Tracer
+
+
+@dataclass(slots=True)
+class _Leg:
+    span: Span
+    output_tokens: int = 0
+
+
+class LegSpans:
+    """began() for each request that the engine is to run; then its outputs, up to the one that ends it, or
+    one of failed() and aborted(). What is not traced costs a look-up."""
+
+    def __init__(self, tracer: Tracer, role: WorkerRole, worker_id: str, model: str) -> None:
+        self._tracer, self._role = tracer, role
+        self._worker: Attributes = {words.WORKER: worker_id, words.MODEL: model}
+        self._legs: dict[RequestId, _Leg] = {}
+
+    def began(self, request: EngineRequest) -> None:
+        if not request.traceparent:
+            return
+        attributes = {
+            **self._worker,
+            words.REQUEST_ID: request.request_id,
+            words.TENANT: request.tenant,
+            words.INPUT_TOKENS: len(request.prompt_token_ids),
+        }
+        span = self._tracer.begin(self._role.value, Kind.SERVER, request.traceparent, attributes)
+        if span.recording:
+            self._legs[request.request_id] = _Leg(span)
+
+    def output(self, output: EngineOutput) -> None:
+        leg = self._legs.get(output.request_id)
+        if leg is None:
+            return
+        if output.token_ids and not leg.output_tokens:
+            leg.span.event(words.FIRST_TOKEN, {})
+        leg.output_tokens += len(output.token_ids)
+        if output.prefill_stats is not None:
+            leg.span.tell(
+                {
+                    words.DEVICE_CACHED_TOKENS: output.prefill_stats.local_cached_tokens,
+                    words.STORE_CACHED_TOKENS: output.prefill_stats.external_cached_tokens,
+                    words.CACHED_TOKENS: output.prefill_stats.cached_tokens,
+                }
+            )
+        if output.handover is not None:
+            self._transfer(leg.span, output.handover)
+        if output.finish_reason is not None:
+            is_error = output.finish_reason is FinishReason.ERROR
+            self._end(output.request_id, output.finish_reason, output.error if is_error else "")
+
+    def failed(self, request_id: RequestId, error: LLMServeError) -> None:
+        self._end(request_id, FinishReason.ERROR, error)
+
+    def aborted(self, request_ids: Iterable[RequestId], reason: str) -> None:
+        for request_id in request_ids:
+            if leg := self._legs.get(request_id):
+                leg.span.tell({words.REASON: reason})
+                self._end(request_id, FinishReason.ABORT)
+
+    def release(self, traceparent: str) -> Span:
+        """Of a lease, by the apiserver whose request did not use it."""
+        if not traceparent:
+            return NO_SPAN
+        return self._tracer.begin(words.RELEASE, Kind.SERVER, traceparent, self._worker)
+
+    def _end(self, request_id: RequestId, reason: FinishReason, error: LLMServeError | str = "") -> None:
+        if leg := self._legs.pop(request_id, None):
+            attributes: Attributes = {
+                words.OUTPUT_TOKENS: leg.output_tokens,
+                words.FINISH_REASONS: (reason.value,),
+            }
+            leg.span.end(error, attributes)
+
+    def _transfer(self, leg: Span, report: HandoverReport) -> None:
+        """It is over when it is told."""
+        ended = report.ended_unix or time.time()
+        attributes: Attributes = {
+            **self._worker,
+            words.TRANSPORT: report.transport,
+            words.TRANSFER_MODE: "push" if report.pushed else "pull",
+            words.TRANSFER_BYTES: report.bytes,
+            words.TRANSFER_SECONDS: report.seconds,
+        }
+        began = ended - report.seconds
+        span = self._tracer.begin(words.TRANSFER, Kind.INTERNAL, leg.traceparent, attributes, began)
+        for fallback in report.fallbacks:
+            span.event(words.FALLBACK, {words.REASON: fallback})
+        span.end(report.reason, at_unix=ended)

@@ -1,0 +1,123 @@
+"""Lines of the log: for people, as JSON, and whose request they are about."""
+
+import asyncio
+import json
+import logging
+import logging.config
+from typing import Any
+
+import pytest
+
+from llmserve.core.logs import (
+    HumanFormatter,
+    JsonFormatter,
+    RequestNames,
+    levels_kept,
+    name_request,
+    named,
+    vllm_logging,
+)
+
+NAMES = RequestNames("chatcmpl-7", "4bf92f3577b34da6a3ce929d0e0e4736")
+
+
+def record(message: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
+    told = (type(error), error, error.__traceback__) if error else None
+    return logging.LogRecord("llmserve.x", logging.WARNING, __file__, 1, message, args, told)
+
+
+def as_json(made: logging.LogRecord) -> dict[str, Any]:
+    line = JsonFormatter("decode-0").format(made)
+    assert "\n" not in line
+    parsed: dict[str, Any] = json.loads(line)
+    return parsed
+
+
+def test_a_json_line_has_who_what_and_when() -> None:
+    made = record("took %d ms, %s", 7, 'he said "so"\n')
+    made.created = 1.5
+    assert as_json(made) == {
+        "time": "1970-01-01T00:00:01.500Z",
+        "level": "warning",
+        "process": "decode-0",
+        "pid": made.process,
+        "logger": "llmserve.x",
+        "message": 'took 7 ms, he said "so"\n',
+    }
+
+
+def test_an_exception_fits_into_its_line() -> None:
+    try:
+        raise ValueError("no\nway")
+    except ValueError as error:
+        line = as_json(record("failed", error=error))
+    assert line["error"] == "ValueError"
+    assert line["stack"].startswith("Traceback")
+    assert line["stack"].endswith("no\nway")
+
+
+def test_what_json_cannot_say_is_said_as_text() -> None:
+    assert as_json(record("got %s", b"\xff"))["message"] == r"got b'\xff'"
+    assert as_json(record("lone \ud800"))["message"] == "lone \ud800"
+
+
+def test_a_line_names_the_request_of_its_context() -> None:
+    with named(NAMES):
+        line = as_json(record("x"))
+        human = HumanFormatter("decode-0").format(record("x"))
+    assert (line["request_id"], line["trace_id"]) == (NAMES.request_id, NAMES.trace_id)
+    assert human.endswith(f"WARNING decode-0 llmserve.x: x request=chatcmpl-7 trace={NAMES.trace_id}")
+    assert "request_id" not in as_json(record("x"))
+
+
+def test_without_tracing_there_is_no_trace() -> None:
+    with named(RequestNames("r")):
+        assert "trace_id" not in as_json(record("x"))
+        assert HumanFormatter("p").format(record("x")).endswith("x request=r")
+
+
+def test_people_do_not_read_a_name_twice() -> None:
+    with named(RequestNames("r-1")):
+        line = HumanFormatter("100%").format(record("request %s completed", "r-1"))
+    assert line.endswith("WARNING 100% llmserve.x: request r-1 completed")
+
+
+async def test_a_task_has_names_of_its_own() -> None:
+    async def run(name: str) -> str:
+        name_request(RequestNames(name))
+        await asyncio.sleep(0)
+        return str(as_json(record("x"))["request_id"])
+
+    assert [*await asyncio.gather(run("a"), run("b"))] == ["a", "b"]
+
+
+def spoil_levels() -> None:
+    with levels_kept():
+        for one in (logging.getLogger(), *logging.getLogger().handlers):
+            one.setLevel(logging.ERROR)  # type: ignore[attr-defined]  # both have it
+        raise ZeroDivisionError
+
+
+def test_levels_are_as_before_whatever_is_done_to_them() -> None:
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    before = root.level
+    try:
+        with pytest.raises(ZeroDivisionError):
+            spoil_levels()
+        assert (root.level, handler.level) == (before, logging.NOTSET)
+    finally:
+        root.removeHandler(handler)
+
+
+def test_vllm_logs_the_same_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        logging.config.dictConfig(json.loads(json.dumps(vllm_logging("decode-0", "INFO"))))
+        logging.getLogger("vllm.engine").info("ready")
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (json.loads(line)["logger"], json.loads(line)["process"]) == ("vllm.engine", "decode-0")
