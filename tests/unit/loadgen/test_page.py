@@ -47,7 +47,7 @@ def test_it_loads_nothing_from_elsewhere() -> None:
 def test_every_plot_is_well_formed_with_and_without_requests() -> None:
     for records in ([], [failed()], [served(float(n), 0.1 * n, kind="ab"[n % 2]) for n in range(9)]):
         plots = re.findall(r"<svg.*?</svg>", html(records), flags=re.DOTALL)
-        assert len(plots) == 5
+        assert len(plots) == 7
         for one in plots:
             ElementTree.fromstring(one)
 
