@@ -89,7 +89,7 @@ def up(options: argparse.Namespace, manifest: Manifest) -> int:
         _write(options.out, objects)
         if not options.apply:
             return EXIT_OK
-    console, api = screen(), _connect(options, manifest)
+    console, api = screen(), connect_to(options, manifest)
     changes = _plan(api, objects, options, manifest, console)
     _show(changes, console, options.verbose)
     if not options.apply:
@@ -138,7 +138,7 @@ def check(path: Path, manifest: Manifest, as_json: bool) -> int:
 
 
 def down(options: argparse.Namespace, manifest: Manifest) -> int:
-    console, api, cluster = screen(), _connect(options, manifest), manifest.metadata.name
+    console, api, cluster = screen(), connect_to(options, manifest), manifest.metadata.name
     if not delete_all(api, cluster, lambda text: _say(console, text)):
         _say(console, f"no cluster '{cluster}' is in namespace '{api.namespace}'")
         return EXIT_FAILED
@@ -149,7 +149,7 @@ def down(options: argparse.Namespace, manifest: Manifest) -> int:
 
 
 def status(options: argparse.Namespace, manifest: Manifest) -> int:
-    api, cluster = _connect(options, manifest), manifest.metadata.name
+    api, cluster = connect_to(options, manifest), manifest.metadata.name
     if options.watch:
         _watch(api, cluster, options.every, options.json)
     now = snapshot(api, cluster)
@@ -204,7 +204,8 @@ def _target(options: argparse.Namespace, manifest: Manifest) -> Target:
     return Target(options.namespace or k8s.namespace, image)
 
 
-def _connect(options: argparse.Namespace, manifest: Manifest) -> KubeApi:
+def connect_to(options: argparse.Namespace, manifest: Manifest) -> KubeApi:
+    """Errors: InvalidRequest."""
     return connect(options.namespace or manifest.deployment.k8s.namespace, options.context)
 
 
