@@ -19,10 +19,7 @@ class PodLogs:
         self._read_to: dict[str, float] = {}
         self._found = self._containers()
         if not self._found:
-            there = ", ".join(dict.fromkeys(one.pod for one in containers(api, cluster))) or "none"
-            raise NotFound(
-                f"no pod or role of '{cluster}' is called {wanted or 'anything'}; there are: {there}"
-            )
+            raise NotFound(self._missing())
 
     @property
     def names(self) -> list[str]:
@@ -37,6 +34,12 @@ class PodLogs:
         self._found = self._containers()
         lines = [line for one in self._found for line in self._new_of(one)]
         return sorted(lines, key=lambda line: line.at)
+
+    def _missing(self) -> str:
+        there = ", ".join(dict.fromkeys(one.pod for one in containers(self._api, self._cluster)))
+        if not there:
+            return f"'{self._cluster}' has no pods in namespace '{self._api.namespace}'"
+        return f"no pod or role of '{self._cluster}' is called {self._wanted}; there are: {there}"
 
     def _containers(self) -> list[Container]:
         every = containers(self._api, self._cluster)
