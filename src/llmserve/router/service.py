@@ -32,6 +32,7 @@ from llmserve.router.polls import Send
 from llmserve.router.proof import ProofState
 from llmserve.router.recorder import Recorder
 from llmserve.router.settings import RouterSettings
+from llmserve.router.shares import encode_budgets, encode_tenants
 from llmserve.router.wire import (
     PlacementEncoder,
     decode_admit,
@@ -258,6 +259,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self, request: router_pb2.GetClusterStatusRequest, context: _Context
     ) -> router_pb2.GetClusterStatusResponse:
         now, slow, standing = self._clock.now(), self._controller.slow.workers(), self._mandate.standing()
+        stats = self._controller.scheduler_stats()
         return router_pb2.GetClusterStatusResponse(
             workers=[encode_status(member, now, slow) for member in self._controller.membership],
             queued_requests=self._controller.waiting_requests,
@@ -268,6 +270,9 @@ class RouterService(router_pb2_grpc.RouterServicer):
             leader=standing.leader,
             epoch=standing.epoch,
             state_trouble=standing.trouble,
+            tenants=encode_tenants(stats),
+            budgets=encode_budgets(stats),
+            queue_limit_requests=stats.queue_limit_requests,
         )
 
     async def Reload(  # noqa: N802

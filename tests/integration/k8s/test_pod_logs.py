@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmserve.cli import logs
 from tests.integration.k8s.conftest import Cli
 from tests.support.kube_server import KubeServer
 
@@ -74,7 +73,7 @@ def test_what_comes_is_followed_through_a_server_that_is_away(
     up: Cli, server: KubeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds = happenings(server)
-    monkeypatch.setattr(logs.time, "sleep", lambda seconds: next(rounds))
+    monkeypatch.setattr("llmserve.cli.logs.time.sleep", lambda seconds: next(rounds))
     said = up("logs", "decode", "--tail", "1", "--follow")
     assert said.code == 0
     assert [line.split("|")[1].strip() for line in said.out.splitlines()] == ["d four", "e five", "d six"]
