@@ -25,6 +25,8 @@ _MOST_TENANTS = 15
 _NARROW_COLUMNS = 110
 # A matrix of more workers than these is for Grafana.
 _MOST_COLUMNS = 8
+# Less than this takes as long as it takes to begin.
+_TELLING_BYTES = 1 << 20
 
 
 def page(now: Snapshot, width: int, *, ways: bool = True) -> RenderableType:
@@ -89,7 +91,7 @@ def _worker_cells(worker: WorkerView) -> Iterator[str]:
         yield f"- ({', '.join(worker.transports)})"
         return
     failed = f", {worker.transfer_failures} failed" if worker.transfer_failures else ""
-    yield f"{worker.last_transport} {worker.transferred_bytes / _MIB:.1f} MiB{failed}"
+    yield f"{worker.last_transport} {_amount(worker.transferred_bytes)}{failed}"
 
 
 def _tenants(tenants: Sequence[TenantView]) -> RenderableType:
@@ -141,11 +143,15 @@ def _matrix(pairs: Sequence[tuple[str, PairStatus]]) -> RenderableType:
 
 
 def _speed(pair: PairStatus) -> str:
-    """Of what requests moved, and before that of the probe."""
-    moved = pair.bytes / pair.seconds if pair.bytes and pair.seconds else 0.0
-    speed = moved or pair.bytes_per_second
-    amount = f", {pair.bytes / _MIB:.1f} MiB" if pair.bytes else ""
-    return f"{pair.transport} {speed / 1e9:.2f} GB/s{amount}" if speed else f"{pair.transport}{amount}"
+    """Of what requests moved, once that is enough to tell; else of the probe."""
+    tells = pair.bytes >= _TELLING_BYTES and pair.seconds
+    speed = pair.bytes / pair.seconds if tells else pair.bytes_per_second
+    parts = [f"{pair.transport} {speed / 1e9:.2f} GB/s" if speed else pair.transport]
+    return ", ".join([*parts, _amount(pair.bytes)] if pair.bytes else parts)
+
+
+def _amount(count: int) -> str:
+    return f"{count / _MIB:.1f} MiB" if count >= _MIB else f"{count / 1024:.1f} KiB"
 
 
 def _ways(pairs: Sequence[tuple[str, PairStatus]]) -> Table:
@@ -161,7 +167,7 @@ def _way_cells(pair: PairStatus) -> Iterator[str]:
     yield "[green]used[/]" if pair.chosen else "" if pair.breaker == "closed" else f"[red]{pair.breaker}[/]"
     yield f"{pair.bytes_per_second / 1e9:.2f}" if pair.bytes_per_second else "-"
     yield f"{1e3 * pair.small_seconds:.2f}" if pair.small_seconds else "-"
-    yield f"{pair.bytes / _MIB:.1f} MiB" if pair.bytes else "-"
+    yield _amount(pair.bytes) if pair.bytes else "-"
     yield str(pair.failures)
     yield escape(pair.reason)
 

@@ -224,16 +224,18 @@ def test_the_matrix_has_the_chosen_transport_and_its_speed() -> None:
         _pair("prefill-0", bytes=2 << 20, seconds=0.001),
         _pair("prefill-0", transport="tcp", chosen=False, breaker="open", reason="refused [by peer"),
         _pair("prefill-1"),
+        _pair("prefill-2", bytes=2 << 10, seconds=0.01),
     )
     lines = _rows(now, ways=False)
     assert "KV FROM, TO decode-0" in lines
     assert "prefill-0 shm 2.10 GB/s, 2.0 MiB" in lines
     assert "prefill-1 shm 3.20 GB/s" in lines
+    assert "prefill-2 shm 3.20 GB/s, 2.0 KiB" in lines, "that little tells no speed"
     ways = [line for line in lines if " > " in line]
     assert len(ways) == 1, "only those with trouble"
     assert "tcp open" in ways[0]
     assert "refused [by peer" in ways[0]
-    assert _text(now).count(" > ") == 3
+    assert _text(now).count(" > ") == 4
 
 
 def test_a_narrow_screen_has_the_load() -> None:
