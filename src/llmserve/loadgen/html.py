@@ -11,7 +11,7 @@ SPREAD_HEADS = ("milliseconds", "mean", "p50", "p90", "p95", "p99", "most")
 _STYLE = """
 body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 800px; color: #222; padding: 0 1em }
 table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .2em .7em; text-align: right }
-th, td { white-space: nowrap } td:last-child { white-space: normal }
+td { white-space: nowrap } td:last-child { white-space: normal }
 th:first-child, td:first-child { text-align: left } th { border-bottom: 1px solid #999; font-weight: 600 }
 svg { width: 100%; margin: 1em 0 } .note { color: #a33 } dt { font-weight: 600 } dd { margin: 0 0 .4em 1em }
 .verdict { font-size: 1.15em; border-left: 4px solid #3b6fb6; padding-left: .8em }
