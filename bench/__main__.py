@@ -13,6 +13,7 @@ from bench import (
     gateway,
     idle,
     latency,
+    metrics,
     placement,
     pool,
     push,
@@ -28,7 +29,7 @@ from bench import (
 )
 
 NAMES = (
-    *("latency", "idle", "gateway", "recovery", "transfer", "push"),
+    *("latency", "idle", "gateway", "metrics", "recovery", "transfer", "push"),
     *("scheduler", "placement", "routing", "survival", "soak"),
     *("fairness", "simulate"),
     *("eviction", "directory", "pool", "nvme", "object", "formats", "store", "agreement"),
@@ -52,6 +53,7 @@ def main() -> None:
         "latency": latency.run,
         "idle": idle.run,
         "gateway": gateway.run,
+        "metrics": metrics.run,
         "recovery": recovery.run,
         "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
         "push": push.run,

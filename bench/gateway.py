@@ -43,7 +43,7 @@ def run() -> str:
         rows = []
         for stream in (False, True):
             for clients in CLIENTS:
-                load = asyncio.run(_drive(cluster.url, model, clients, stream))
+                load = asyncio.run(drive(cluster.url, model, clients, stream))
                 rows.append(_row("streamed" if stream else "plain", clients, load))
     headings = ("chat", "clients", "requests/s", "p50 ms", "p99 ms", "failed")
     return markdown(headings, rows)
@@ -55,7 +55,7 @@ def _row(kind: str, clients: int, load: Load) -> tuple[object, ...]:
     return kind, clients, f"{rate:.0f}", f"{p50:.1f}", f"{p99:.1f}", load.failed
 
 
-async def _drive(url: str, model: str, clients: int, stream: bool) -> Load:
+async def drive(url: str, model: str, clients: int, stream: bool) -> Load:
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": "What is the capital of France?"}],

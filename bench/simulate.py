@@ -20,8 +20,9 @@ from bench.cluster import running
 from bench.table import markdown
 from llmserve.config.load import load_manifest
 from llmserve.core.ids import DEFAULT_TENANT
+from llmserve.core.spread import Spread
 from llmserve.simulate.mix import KINDS, Kind, Mix
-from llmserve.simulate.report import Goals, Report, Spread
+from llmserve.simulate.report import Goals, Report
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
 from llmserve.traces.request import TracedRequest

@@ -173,9 +173,9 @@ def _kill_and_wait(cluster: Cluster, case: Case, run: Run, quarter: threading.Ev
 
 def _engine_child(pid: int) -> int:
     """The engine's own process below a worker's."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    commands = {int(child): Path(f"/proc/{child}/comm").read_text() for child in children}
-    return next((child for child, name in commands.items() if "Engine" in name), int(children[-1]))
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for thread in threads for child in thread.read_text().split()]
+    return next(child for child in children if "Engine" in Path(f"/proc/{child}/comm").read_text())
 
 
 def _reference(cluster: Cluster, requests: int) -> Callable[[int, list[int]], list[int]]:

@@ -49,3 +49,8 @@ def test_greedy_outputs_equal_those_of_one_engine(
     assert grown("external") >= 0.9 * prompt_tokens
     assert grown("computed") == len(parity_cases)
     assert after["kv_transfer_failures_total"] == before["kv_transfer_failures_total"]
+
+    # What vLLM counts is passed on, and is what we count.
+    theirs = f'vllm:generation_tokens_total{{engine="0",model_name="{MODEL}"}}'
+    ours = "worker_output_tokens_total"
+    assert after[theirs] - before[theirs] == after[ours] - before[ours] > 0

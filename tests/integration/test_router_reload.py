@@ -34,7 +34,7 @@ def root_level() -> Iterator[None]:
 @pytest.fixture
 async def router(root_level: None) -> AsyncIterator[RouterRole]:
     manifest = parse_manifest(BASE, "m.yaml")
-    settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
+    settings = RouterSettings.of(manifest)
     role = RouterRole(settings, listen="127.0.0.1:0", manifest=manifest)
     await role.start()
     yield role

@@ -19,6 +19,7 @@ import yaml
 from tests.support.kube_store import Refusal, Store
 
 TOKEN = "secret-token"
+_OF_OPERATORS = ("PodMonitor", "PrometheusRule")
 _KINDS = {
     "/api/v1": {
         "configmaps": "ConfigMap",
@@ -30,7 +31,7 @@ _KINDS = {
     "/apis/autoscaling/v2": {"horizontalpodautoscalers": "HorizontalPodAutoscaler"},
     "/apis/networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
     "/apis/policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
-    "/apis/monitoring.coreos.com/v1": {"podmonitors": "PodMonitor"},
+    "/apis/monitoring.coreos.com/v1": {"podmonitors": "PodMonitor", "prometheusrules": "PrometheusRule"},
 }
 
 
@@ -137,7 +138,7 @@ class _Request:
         api, _, rest = self._path.partition("/namespaces/")
         namespace, plural, name, part = (*rest.split("/"), "", "")[:4]
         kind = _KINDS.get(api, {}).get(plural)
-        if kind is None or (kind == "PodMonitor" and kind not in self._store.crds):
+        if kind is None or (kind in _OF_OPERATORS and kind not in self._store.crds):
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
         if (kind, part) == ("Pod", "log"):
             return self._store.log(name, self._query)

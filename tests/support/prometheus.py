@@ -60,6 +60,11 @@ class Prometheus:
         found: list[dict[str, Any]] = self._get("alerts")["alerts"]
         return {alert["labels"]["alertname"] for alert in found if alert["state"] == "firing"}
 
+    def fired(self) -> set[str]:
+        """Names of those that fire or did in the last minutes."""
+        rows = self.query('max_over_time(ALERTS{alertstate="firing"}[5m])')
+        return {row["metric"]["alertname"] for row in rows}
+
     def _get(self, what: str, **parameters: str) -> dict[str, Any]:
         url = f"{self.url}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=10) as answer:
@@ -69,13 +74,14 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """With the committed configuration and rules, but that it scrapes each second and alerts come at once."""
+    """With the committed configuration and rules, but that it scrapes each second and alerts come soon:
+    without `for`, and what is to hold all through a window of minutes ([10m:30s]) needs to hold for 5 s."""
     port = free_port()
     config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    (folder / "llmserve.rules.yml").write_text(yaml.safe_dump(_at_once()))
+    (folder / "llmserve.rules.yml").write_text(yaml.safe_dump(_soon()))
     flags = [f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
     command = [program("prometheus"), *flags, f"--web.listen-address=127.0.0.1:{port}"]
     with (folder / "prometheus.log").open("wb") as log:
@@ -89,8 +95,9 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
         process.wait()
 
 
-def _at_once() -> Any:
-    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "llmserve.rules.yml").read_text())
+def _soon() -> Any:
+    text = (ROOT / "deploy" / "prometheus" / "llmserve.rules.yml").read_text()
+    rules = yaml.safe_load(re.sub(r"\[\d+m:30s\]", "[5s:1s]", text))
     for group in rules["groups"]:
         for rule in group["rules"]:
             rule.pop("for", None)

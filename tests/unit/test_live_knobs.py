@@ -16,6 +16,9 @@ _BASE: dict[str, Any] = {"kind": "LLMServe", "models": {"primary": {"source": "h
 _VALUES: dict[str, tuple[Any, Any]] = {
     "budgets.per_tenant": ({"max_requests_in_flight": 2}, {"max_requests_in_flight": 3}),
     "budgets.tenants": ([], [{"tenant": "red", "max_tokens_per_second": 5.0}]),
+    "kv_cache.prefetch_on_prefix": (False, True),
+    "scheduling.routing": ("kv_aware", "round_robin"),
+    "scheduling.disaggregate": ("auto", "always"),
     "scheduling.weights": ([], [{"tenant": "red", "weight": 2.0}]),
     "security.api_keys": ([{"tenant": "red", "key": "a"}], [{"tenant": "red", "key": "b"}]),
     "observability.log_level": ("info", "debug"),
@@ -40,12 +43,12 @@ def _manifest(knob: Knob, value: Any) -> Manifest:
 
 def _router(manifest: Manifest) -> object:
     """What the router obeys: its settings, and the log level (RouterService)."""
-    return RouterSettings.of(manifest.scheduling, manifest.budgets), manifest.observability.log_level
+    return RouterSettings.of(manifest), manifest.observability.log_level
 
 
 def _worker(manifest: Manifest) -> object:
     """What a heartbeat's answer tells."""
-    settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
+    settings = RouterSettings.of(manifest)
     return settings.heartbeat_seconds, manifest.observability.log_level
 
 

@@ -55,6 +55,7 @@ def _attempt(number: int, attempt: _Part) -> Iterator[str]:
     yield f"      {_queue(attempt['queue'])}"
     tenant = attempt["tenant"]
     yield f"      tenant: weight {tenant['weight']:g}, {tenant['share']:.0%} of the turns"
+    yield f"      cached, as predicted: {attempt['predicted_cached_tokens']} tokens"
     yield from _candidates(attempt["candidates"])
     if attempt["error"]:
         yield f"      failed on {attempt['failed_worker']}: {attempt['error']}"

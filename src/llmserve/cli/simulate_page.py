@@ -8,8 +8,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from llmserve.cli.screen import screen
+from llmserve.core.spread import Spread
 from llmserve.simulate import run
-from llmserve.simulate.report import Goals, Report, Spread, WorkerLine
+from llmserve.simulate.report import Goals, Report, WorkerLine
 
 _MOST_WORKERS = 16
 

@@ -220,6 +220,13 @@ class K8sDeployment(Section):
     pod_monitor: Annotated[
         bool, Field(description="Make a PodMonitor, for clusters with the Prometheus Operator.")
     ] = False
+    prometheus_rules: Annotated[
+        bool,
+        Field(
+            description="Make a PrometheusRule with the recording and alert rules of docs/dashboards.md, for "
+            "clusters with the Prometheus Operator. Once is enough for all clusters that one Prometheus sees."
+        ),
+    ] = False
     grafana_dashboards: Annotated[
         bool,
         Field(

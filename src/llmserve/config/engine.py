@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmserve.config.knob import Planned, Section, Unit, VllmOnly
+from llmserve.config.knob import Live, Planned, Section, Unit, VllmOnly
 
 
 class SimSpec(Section):
@@ -169,6 +169,7 @@ class KvCacheConfig(Section):
     ] = 0.0
     prefetch_on_prefix: Annotated[
         bool,
+        Live(("router",)),
         Field(
             description="While a request waits for its turn, bring up to DRAM what the KV store has of its "
             "prompt in NVMe or object storage, as far as there is free room."

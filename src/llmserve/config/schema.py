@@ -8,20 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from llmserve.config.budgets import Budgets, TenantBudget
 from llmserve.config.deployment import Deployment, LocalDeployment, Replicas
 from llmserve.config.engine import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.config.knob import Section
 from llmserve.config.models import AdapterSpec, Metadata, Models, ModelSpec
-from llmserve.config.service import (
-    ApiKey,
-    Budgets,
-    Observability,
-    Scheduling,
-    Security,
-    State,
-    TenantBudget,
-    TenantWeight,
-)
+from llmserve.config.scheduling import Scheduling, TenantWeight
+from llmserve.config.service import ApiKey, Observability, Security, State
 from llmserve.config.storage import EncryptionKey, StorageClass, StorageFormat
 
 __all__ = [

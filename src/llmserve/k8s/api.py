@@ -24,6 +24,7 @@ _PLURALS: Mapping[tuple[str, str], str] = {
     ("apps/v1", "Deployment"): "deployments",
     ("autoscaling/v2", "HorizontalPodAutoscaler"): "horizontalpodautoscalers",
     ("monitoring.coreos.com/v1", "PodMonitor"): "podmonitors",
+    ("monitoring.coreos.com/v1", "PrometheusRule"): "prometheusrules",
     ("v1", "Pod"): "pods",
 }
 MADE = tuple(pair for pair in _PLURALS if pair[1] != "Pod")

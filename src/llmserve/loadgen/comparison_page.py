@@ -2,13 +2,13 @@
 
 from html import escape
 
+from llmserve.core.spread import Spread
 from llmserve.loadgen.comparison import Comparison
 from llmserve.loadgen.contrast import Contrast
 from llmserve.loadgen.distributions import distributions
 from llmserve.loadgen.html import SPREAD_HEADS, document, notes, spread_cells, table
 from llmserve.loadgen.ratio_plot import ratio_plot
 from llmserve.loadgen.record import Record
-from llmserve.loadgen.spread import Spread
 
 
 def comparison_page(one: Comparison) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from llmserve.loadgen.spread import Spread
+from llmserve.core.spread import Spread
 
 SPREAD_HEADS = ("milliseconds", "mean", "p50", "p90", "p95", "p99", "most")
 """Over a name and `spread_cells`."""

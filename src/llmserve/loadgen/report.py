@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmserve.core.errors import InvalidRequest
+from llmserve.core.spread import Spread
 from llmserve.loadgen.fairness import Fairness, fairness
 from llmserve.loadgen.record import Record
-from llmserve.loadgen.spread import Spread
 
 # Requests that leave this late measure this process as well, not only the endpoint.
 _LATE_SECONDS = 0.010

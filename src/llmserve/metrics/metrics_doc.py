@@ -31,6 +31,12 @@ addresses, unless `observability.metrics` is false); the apiserver also at `/met
 needs no key. `llmserve up` serves all of them on one page, at `observability.port` (9400), with the labels
 `cluster`, `component` (the role) and `process` (such as decode-0): [dashboards.md](dashboards.md). Times are
 in seconds. With `deployment.local.single_process` router, kvmanager and apiserver have one page together.
+
+Workers pass on the metrics of their vLLM engine beside their own, under vLLM's names and as its
+documentation describes them: `vllm:num_requests_running`, `vllm:kv_cache_usage_perc`,
+`vllm:inter_token_latency_seconds` and so on. On the page of `llmserve up`, `process` names the worker.
+Left out is `vllm:lora_requests_info`, whose labels have no bound. To the engines a request that is
+handed over is two: one token at prefill, the others at decode.
 """
 
 _ROLES: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (

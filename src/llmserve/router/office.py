@@ -99,7 +99,7 @@ class RouterOffice:
         """What another leader has reloaded since is obeyed by this one, too."""
         if (manifest := self._manifests.changed()) is not None:
             terms = self._settings.terms  # those need a restart
-            self._settings = replace(RouterSettings.of_manifest(manifest), terms=terms)
+            self._settings = replace(RouterSettings.of(manifest), terms=terms)
             self._prepare()
 
     async def begin(self, term: Term) -> None:

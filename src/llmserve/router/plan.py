@@ -96,24 +96,25 @@ class Chooser(Protocol):
         """output_tokens: how long the answer is expected to be. None: none of the choices is enough."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """filters: which workers may take a request. chooser: which of them does."""
+
+    filters: Sequence[Filter]
+    chooser: Chooser
+    disaggregate: Disaggregate = Disaggregate.AUTO
+
+
 class Planner:
-    def __init__(
-        self,
-        membership: Membership,
-        *,
-        filters: Sequence[Filter],
-        chooser: Chooser,
-        disaggregate: Disaggregate = Disaggregate.AUTO,
-    ) -> None:
-        self._membership = membership
-        self._filters = filters
-        self._chooser = chooser
-        self._disaggregate = disaggregate
+    """rules: others may take their place at any time."""
+
+    def __init__(self, membership: Membership, rules: Rules) -> None:
+        self._membership, self.rules = membership, rules
 
     def plan(self, request: PlacementRequest, output_tokens: int = 0) -> Plan | NoPlan:
         """output_tokens: how long the answer is expected to be."""
         avoided = self._without_hopeless_exclusions(request)
-        plan = self._chooser.choose(self._choices(avoided), avoided, output_tokens)
+        plan = self.rules.chooser.choose(self._choices(avoided), avoided, output_tokens)
         return plan or self._no_plan(request)
 
     def not_taken(self, request: PlacementRequest) -> Mapping[WorkerId, str]:
@@ -126,11 +127,11 @@ class Planner:
     def _reason(self, member: Member, request: PlacementRequest) -> str:
         if member.reason:
             return f"{member.state}: {member.reason}"
-        return next((rule.reason for rule in self._filters if not rule.keep([member], request)), "")
+        return next((rule.reason for rule in self.rules.filters if not rule.keep([member], request)), "")
 
     def _choices(self, request: PlacementRequest) -> Choices:
         prefill: Sequence[Member] = ()
-        if self._disaggregate is not Disaggregate.NEVER:
+        if self.rules.disaggregate is not Disaggregate.NEVER:
             prefill = self._kept(WorkerRole.PREFILL, request)
         decode, aggregated = (
             self._kept(WorkerRole.DECODE, request),
@@ -140,13 +141,13 @@ class Planner:
 
     def _alone(self, prefill: Sequence[Member], model: str) -> bool:
         """Not while all prefill workers are full: what they are there for would come to decode."""
-        if self._disaggregate is not Disaggregate.AUTO:
-            return self._disaggregate is Disaggregate.NEVER
+        if self.rules.disaggregate is not Disaggregate.AUTO:
+            return self.rules.disaggregate is Disaggregate.NEVER
         return bool(prefill) or not self._membership.available(model, WorkerRole.PREFILL)
 
     def _kept(self, role: WorkerRole, request: PlacementRequest) -> Sequence[Member]:
         members = self._membership.available(request.model, role)
-        for rule in self._filters:
+        for rule in self.rules.filters:
             members = rule.keep(members, request)
         return members
 

@@ -46,7 +46,7 @@ class RouterRole:
         read_again: Callable[[], Manifest] | None = None,
     ) -> "RouterRole":
         """Errors: StartFailed."""
-        settings = RouterSettings.of_manifest(manifest)
+        settings = RouterSettings.of(manifest)
         name, call_seconds = manifest.metadata.name, settings.terms.call_seconds
         state = build_state(manifest.state, name, os.environ, call_seconds)
         return cls(

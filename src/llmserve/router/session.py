@@ -11,22 +11,28 @@ from llmserve.router.worker import Seats
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """What a placed request makes its workers do. Times are on the router's clock; placed_at None: placed by
-    an earlier router. kv_tokens: of its prompt and expected answer. predicted: what its placement was
-    expected to take; None: nothing was, and nothing is learnt from it."""
+    """What a placed request makes its workers do. Times are on the router's clock; plan and placed_at None:
+    placed by an earlier router. kv_tokens: of its prompt and expected answer."""
 
+    plan: Plan | None = None
     placed_at: float | None = None
     model: str = ""
-    computed_tokens: int = 0
     kv_tokens: int = 0
-    predicted: Candidate | None = None
     first_token_at: float | None = None
     running_at_first_token: int = 0
 
     @classmethod
     def of(cls, plan: Plan, placement: PlacementRequest, output_tokens: int, now: float) -> "Work":
-        kv_tokens = placement.prompt_tokens + output_tokens
-        return cls(now, placement.model, plan.computed_tokens, kv_tokens, plan.predicted)
+        return cls(plan, now, placement.model, placement.prompt_tokens + output_tokens)
+
+    @property
+    def computed_tokens(self) -> int:
+        return self.plan.computed_tokens if self.plan else 0
+
+    @property
+    def predicted(self) -> Candidate | None:
+        """What its placement was expected to take; None: nothing was, and nothing is learnt from it."""
+        return self.plan.predicted if self.plan else None
 
 
 class Holding:

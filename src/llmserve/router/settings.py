@@ -2,31 +2,24 @@
 
 import random
 from dataclasses import dataclass, field
-from typing import Literal
 
-from llmserve.config.schema import Budgets, Manifest, Scheduling, State, TenantBudget
+from llmserve.config.schema import Budgets, Manifest, Scheduling, TenantBudget
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
-from llmserve.router.baselines import LeastLoaded, RoundRobin
-from llmserve.router.controller import AdmissionLimits, Controller
-from llmserve.router.filters import HasFreeSeat, NotBackedUp, NotExcluded
-from llmserve.router.kv_aware import KvAware
+from llmserve.router.controller import AdmissionLimits, Controller, Parameters
 from llmserve.router.learner import Learner
 from llmserve.router.mandate import ALONE, TermTimes
 from llmserve.router.membership import Membership
 from llmserve.router.pace import Paces
-from llmserve.router.plan import Chooser, Disaggregate, Planner
+from llmserve.router.plan import Disaggregate, Planner
 from llmserve.router.prefix_index import PrefixIndex
 from llmserve.router.prefixes import Prefixes
-from llmserve.router.scorers import FreeSeats, ShortEngineQueue
-from llmserve.router.slow import NotSlow, SlowBook, SlowLimits
+from llmserve.router.rules import PlacementPolicy, Routing, RuleBook
+from llmserve.router.slow import SlowBook, SlowLimits
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import Limits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
-
-# What an engine's own queue weighs against free seats: it is a heartbeat old, and partly the same.
-_ENGINE_QUEUE_WEIGHT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +32,7 @@ class RouterSettings:
     expiry_seconds: float = 4.0
     no_worker_grace_seconds: float = 10.0
     prefetch_on_prefix: bool = False
-    routing: Literal["kv_aware", "least_loaded", "round_robin"] = "kv_aware"
+    routing: Routing = "kv_aware"
     disaggregate: Disaggregate = Disaggregate.AUTO
     drain_timeout_seconds: float = 60.0
     slow: SlowLimits = field(default_factory=SlowLimits)
@@ -47,39 +40,31 @@ class RouterSettings:
     terms: TermTimes = ALONE
 
     @classmethod
-    def of_manifest(cls, manifest: Manifest) -> "RouterSettings":
-        return cls.of(
-            manifest.scheduling,
-            manifest.budgets,
-            manifest.state,
-            prefetch_on_prefix=manifest.kv_cache.prefetch_on_prefix,
-        )
-
-    @classmethod
-    def of(
-        cls,
-        scheduling: Scheduling,
-        budgets: Budgets,
-        state: State | None = None,
-        *,
-        prefetch_on_prefix: bool = False,
-    ) -> "RouterSettings":
+    def of(cls, manifest: Manifest) -> "RouterSettings":
+        scheduling = manifest.scheduling
         return cls(
-            terms=TermTimes() if state is not None and state.backend == "redis" else ALONE,
-            policy=_policy(scheduling, budgets),
+            policy=_policy(scheduling, manifest.budgets),
             heartbeat_seconds=scheduling.worker_heartbeat_seconds,
             expiry_seconds=scheduling.worker_expiry_seconds,
-            prefetch_on_prefix=prefetch_on_prefix,
+            prefetch_on_prefix=manifest.kv_cache.prefetch_on_prefix,
             routing=scheduling.routing,
             disaggregate=Disaggregate(scheduling.disaggregate),
             drain_timeout_seconds=scheduling.drain_timeout_seconds,
             engine_queue_seconds=scheduling.engine_queue_seconds,
             slow=SlowLimits(factor=scheduling.slow_worker_factor),
+            terms=TermTimes() if manifest.state.backend == "redis" else ALONE,
         )
 
     @property
-    def admission(self) -> AdmissionLimits:
-        return AdmissionLimits(self.policy.queue_timeout_seconds, self.no_worker_grace_seconds)
+    def parameters(self) -> Parameters:
+        return Parameters(
+            AdmissionLimits(self.policy.queue_timeout_seconds, self.no_worker_grace_seconds),
+            self.policy,
+            PlacementPolicy(self.routing, self.disaggregate, self.engine_queue_seconds),
+            self.slow,
+            expiry_seconds=self.expiry_seconds,
+            prefetch_on_prefix=self.prefetch_on_prefix,
+        )
 
 
 def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:
@@ -123,36 +108,16 @@ def build_controller(
 ) -> Controller:
     """index: filled by whoever follows the KV managers; none: nothing is known of blocks."""
     membership, paces = Membership(clock, expiry_seconds=settings.expiry_seconds), Paces()
-    slow = SlowBook(clock, settings.slow)
-    planner = Planner(
-        membership,
-        filters=(
-            NotExcluded(),
-            HasFreeSeat(),
-            NotBackedUp(clock, settings.engine_queue_seconds),
-            NotSlow(slow),
-        ),
-        chooser=_chooser(settings, paces, clock, rng),
-        disaggregate=settings.disaggregate,
-    )
-    prefixes = Prefixes(clock, index or PrefixIndex(), membership, prefetches=settings.prefetch_on_prefix)
+    slow, parameters = SlowBook(clock, settings.slow), settings.parameters
+    rule_book = RuleBook(clock, rng, paces, slow)
     return Controller(
         clock,
-        settings.admission,
+        parameters,
         membership=membership,
-        planner=planner,
+        planner=Planner(membership, rule_book.rules(parameters.placement)),
+        rule_book=rule_book,
         scheduler=Scheduler(clock, settings.policy),
-        prefixes=prefixes,
+        prefixes=Prefixes(clock, index or PrefixIndex(), membership, prefetches=settings.prefetch_on_prefix),
         learner=Learner(paces),
         slow=slow,
     )
-
-
-def _chooser(settings: RouterSettings, paces: Paces, clock: Clock, rng: random.Random) -> Chooser:
-    match settings.routing:
-        case "kv_aware":
-            return KvAware(paces, clock, rng)
-        case "least_loaded":
-            return LeastLoaded(((1.0, FreeSeats()), (_ENGINE_QUEUE_WEIGHT, ShortEngineQueue())), rng)
-        case "round_robin":
-            return RoundRobin()

@@ -8,14 +8,14 @@ a worker that is avoided, and gets no new ones, is tried again.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 
 from llmserve.core.clock import Clock
-from llmserve.core.ids import RequestId, WorkerId
+from llmserve.core.ids import WorkerId
 from llmserve.router.filters import PlacementRequest
-from llmserve.router.plan import Plan
+from llmserve.router.session import Work
 from llmserve.router.worker import Member
 
 _LEAST_PROMPT_TOKENS = 256  # shorter prompts cost a step all the same
@@ -69,45 +69,33 @@ class _Pace:
         return bool(self.samples) and self.samples[-1][0] > time
 
 
-@dataclass(slots=True)
-class _Running:
-    plan: Plan
-    placed_at: float
-    first_token_at: float | None = field(default=None)
-
-
 class SlowBook:
     def __init__(self, clock: Clock, limits: SlowLimits) -> None:
         self._clock = clock
-        self._limits = limits
-        self._running: dict[RequestId, _Running] = {}
+        self.limits = limits
         self._paces: dict[_Group, dict[WorkerId, _Pace]] = {}
         self._stalled: dict[WorkerId, float] = {}
         self._slow: set[tuple[_Group, WorkerId]] = set()  # most often none: each placement asks
 
     def __repr__(self) -> str:
-        return f"<SlowBook running={len(self._running)} slow={sorted(self.workers())}>"
+        return f"<SlowBook slow={sorted(self.workers())}>"
 
     # -- what happens
 
-    def placed(self, request_id: RequestId, plan: Plan) -> None:
-        self._running[request_id] = _Running(plan, self._clock.now())
-
-    def first_token(self, request_id: RequestId) -> None:
-        running = self._running.get(request_id)
-        if running is None or running.first_token_at is not None:
+    def first_token(self, work: Work) -> None:
+        """Just now, once for each work."""
+        if work.plan is None or work.placed_at is None:
             return
-        now = running.first_token_at = self._clock.now()
-        thousands = max(running.plan.computed_tokens, _LEAST_PROMPT_TOKENS) / 1000
-        worker = running.plan.prefill or running.plan.decode
-        self._note(worker, Stage.FIRST_TOKEN, (now - running.placed_at) / thousands)
+        thousands = max(work.computed_tokens, _LEAST_PROMPT_TOKENS) / 1000
+        worker = work.plan.prefill or work.plan.decode
+        self._note(worker, Stage.FIRST_TOKEN, (self._clock.now() - work.placed_at) / thousands)
 
-    def ended(self, request_id: RequestId, output_tokens: int) -> None:
-        """However it did; also one that was never placed."""
-        running = self._running.pop(request_id, None)
-        if running and running.first_token_at is not None and output_tokens >= _LEAST_OUTPUT_TOKENS:
-            seconds = self._clock.now() - running.first_token_at
-            self._note(running.plan.decode, Stage.LATER_TOKENS, seconds / (output_tokens - 1))
+    def ended(self, work: Work, output_tokens: int) -> None:
+        """Just now, however it did; also without a first token."""
+        if work.plan is None or work.first_token_at is None or output_tokens < _LEAST_OUTPUT_TOKENS:
+            return
+        seconds = self._clock.now() - work.first_token_at
+        self._note(work.plan.decode, Stage.LATER_TOKENS, seconds / (output_tokens - 1))
 
     def stalled(self, worker_id: WorkerId) -> None:
         """A request waited for it in vain."""
@@ -117,7 +105,7 @@ class SlowBook:
 
     def workers(self) -> Mapping[WorkerId, str]:
         """The slow ones, and why."""
-        since = self._clock.now() - self._limits.memory_seconds
+        since = self._clock.now() - self.limits.memory_seconds
         self._stalled = {worker: at for worker, at in self._stalled.items() if at > since}
         reasons = dict.fromkeys(self._stalled, "it gave a request no output in time")
         for group, worker_id in self._slow:
@@ -132,10 +120,10 @@ class SlowBook:
         group = _Group(worker.spec.model, worker.spec.role, stage)
         paces = self._paces.setdefault(group, {})
         pace = paces.get(worker.spec.worker_id)
-        now, since = self._clock.now(), self._clock.now() - self._limits.memory_seconds
+        now, since = self._clock.now(), self._clock.now() - self.limits.memory_seconds
         if pace is None or not pace.heard_since(since):
             self._forget(group, since)
-            pace = paces[worker.spec.worker_id] = _Pace(deque(maxlen=self._limits.remembered))
+            pace = paces[worker.spec.worker_id] = _Pace(deque(maxlen=self.limits.remembered))
         pace.add(now, seconds, since)
         pace.slow = self._judged(group, pace, since)
         (self._slow.add if pace.slow else self._slow.discard)((group, worker.spec.worker_id))
@@ -149,14 +137,14 @@ class SlowBook:
 
     def _judged(self, group: _Group, pace: _Pace, since: float) -> bool:
         others = self._others(group, pace, since)
-        if len(pace.samples) < self._limits.samples or not others:
+        if len(pace.samples) < self.limits.samples or not others:
             return pace.slow
         typical = median(others)
-        factor = self._limits.factor / 2 if pace.slow else self._limits.factor
+        factor = self.limits.factor / 2 if pace.slow else self.limits.factor
         return pace.seconds > factor * typical and pace.seconds - typical > _NOTICEABLE_SECONDS[group.stage]
 
     def _others(self, group: _Group, pace: _Pace, since: float) -> list[float]:
-        enough = self._limits.samples
+        enough = self.limits.samples
         others = (one for one in self._paces[group].values() if one is not pace and one.heard_since(since))
         return [one.seconds for one in others if len(one.samples) >= enough]
 

@@ -7,25 +7,23 @@ or adopted one is running -> released. Every exit is counted once and gives ever
 from collections.abc import Iterator, Sequence
 
 from llmserve.core.clock import Clock
-from llmserve.core.deadlines import Deadlines
-from llmserve.core.errors import InvalidRequest, LLMServeError, QueueFull, QueueTimeout
+from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.accounts import Accounts
+from llmserve.scheduler.budget_set import BudgetSet
 from llmserve.scheduler.budgets import Budget
 from llmserve.scheduler.decisions import Dispatched, Evicted, Fit, Place, Queued, Rejected, Standing, Tally
 from llmserve.scheduler.estimates import OutputEstimates
-from llmserve.scheduler.flow import Flow
-from llmserve.scheduler.hindrance import Hindrance
+from llmserve.scheduler.flows import Flows
+from llmserve.scheduler.hindrance import Hindrances
 from llmserve.scheduler.ordering import Ordering
 from llmserve.scheduler.rate import ServiceRate
+from llmserve.scheduler.refusals import Refusals
 from llmserve.scheduler.request import QueuedRequest, Waiting
 from llmserve.scheduler.turns import Turns
 
-# A client that comes back sooner costs more than it gains.
-_SHORTEST_RETRY_SECONDS = 0.1
 # Requests of one tenant that have no place now and are passed over for its later ones, in one round.
 _MOST_PASSED_OVER = 32
-_UNKNOWN = float("inf")
 _NO_PLACE = "free seats of workers"
 
 
@@ -35,8 +33,7 @@ class AdmissionQueue:
     budgets: when one of these is used up, nobody is dispatched: the request whose turn it is gets what
     others give back, so a large one is not overtaken. own_budgets: of each tenant; when one is used
     up, only its tenant waits.
-    longest_retry_seconds caps Retry-After: by then all that waits now is served or evicted, so it
-    is the usual queue timeout.
+    longest_retry_seconds: as of Refusals.
     """
 
     def __init__(
@@ -52,23 +49,17 @@ class AdmissionQueue:
         estimates: OutputEstimates | None = None,
     ) -> None:
         self.max_queued = max_queued
-        self.longest_retry_seconds = longest_retry_seconds
         self.ordering = ordering
-        self._clock = clock
-        self._budgets = budgets
-        self._own_budgets = own_budgets
-        self._turns = turns
+        self._clock, self._turns = clock, turns
+        self._budgets = BudgetSet(budgets, own_budgets)
         self._estimates = estimates or OutputEstimates()
-        self._rate = ServiceRate()
-        self._flows: dict[TenantId, Flow] = {}
-        self._waiting: dict[RequestId, Waiting] = {}
+        self._flows, self._rate, self._hindrances = Flows(), ServiceRate(), Hindrances()
         self._running: dict[RequestId, QueuedRequest] = {}
-        self._deadlines: Deadlines[RequestId] = Deadlines()
         self._budget_ready_at: float | None = None  # when time alone lets the next request fit
-        self._sequence = 0
         self._round_ended_by = ""  # what ended the last round
-        self._hindrance = Hindrance()
-        self._own_hindrance: dict[TenantId, Hindrance] = {}  # of tenants that wait
+        self.refusals = Refusals(
+            clock, self._flows, self._budgets, turns.fairness, self._rate, longest_retry_seconds
+        )
         self.tally = Tally()
         self.accounts = Accounts()
 
@@ -77,7 +68,7 @@ class AdmissionQueue:
 
     @property
     def waiting_requests(self) -> int:
-        return len(self._waiting)
+        return len(self._flows)
 
     @property
     def running_requests(self) -> int:
@@ -85,7 +76,7 @@ class AdmissionQueue:
 
     def waiting(self) -> Iterator[QueuedRequest]:
         """All that wait, in the order of arrival."""
-        return (waiting.request for waiting in self._waiting.values())
+        return (waiting.request for waiting in self._flows)
 
     # -- in
 
@@ -95,18 +86,19 @@ class AdmissionQueue:
         wait. Called when dispatch has nothing more to do, and followed by it."""
         self.tally.offered += 1
         request = self._estimates.stamped(request)
-        if refusal := self._refusal(request):
+        if refusal := self._budgets.refusal(request):
             return self._reject(request, InvalidRequest(refusal))
-        ahead = len(self._waiting)
+        ahead = len(self._flows)
         if ahead < self.max_queued:
             self._enqueue(request)
             return Queued(ahead)
-        if self._fits(request) and place(request) is Fit.PLACED:
+        if self._budgets.fits(request) and place(request) is Fit.PLACED:
             self._dispatched(request)
             return Dispatched()
-        if (victim := self._over_its_share(request.tenant)) is None:
-            return self._reject(request, self._full(request))
-        evicted = self._evict(victim, self._full(victim.request))
+        victim = self._flows.over_its_share(request.tenant, self._turns.fairness.shares.weight)
+        if victim is None:
+            return self._reject(request, self.refusals.full(request))
+        evicted = self._evict(victim, self.refusals.full(victim.request))
         self._enqueue(request)
         return Queued(ahead - 1, evicted)
 
@@ -142,7 +134,7 @@ class AdmissionQueue:
             elif tenant in self._turns:
                 passed_over[tenant] = index + 1
         self._turns.end_round()
-        self._hindrance.set(self._round_ended_by, self._clock.now())
+        self._hindrances.all_wait_for(self._round_ended_by, self._clock.now())
         return dispatched
 
     def correct(self, request_id: RequestId, output_tokens: int) -> None:
@@ -150,8 +142,7 @@ class AdmissionQueue:
         request = self._running.get(request_id)
         if request is None:
             return
-        for budget in (*self._budgets, *self._own_budgets):
-            budget.correct(request, output_tokens)
+        self._budgets.correct(request, output_tokens)
         self._turns.fairness.corrected(request, output_tokens)
 
     # -- out
@@ -161,8 +152,7 @@ class AdmissionQueue:
         request = self._running.pop(request_id, None)
         if request is None:
             return False
-        for budget in (*self._budgets, *self._own_budgets):
-            budget.release(request, output_tokens)
+        self._budgets.release(request, output_tokens)
         self._turns.fairness.ended(request, output_tokens)
         self._turns.released(request.tenant)
         self._estimates.learn(request.tenant, output_tokens)
@@ -173,7 +163,7 @@ class AdmissionQueue:
 
     def withdraw(self, request_id: RequestId) -> bool:
         """A waiting request is no longer wanted. False: no such request waits."""
-        waiting = self._waiting.get(request_id)
+        waiting = self._flows.get(request_id)
         if waiting is None:
             return False
         self._leave_queue(waiting)
@@ -182,124 +172,98 @@ class AdmissionQueue:
 
     def set_deadline(self, request_id: RequestId, deadline: float) -> None:
         """Moves the deadline of a waiting request. Its deadline on arrival is that of the request."""
-        assert request_id in self._waiting
-        self._deadlines.put(request_id, deadline)
+        self._flows.set_deadline(request_id, deadline)
 
     def expire(self) -> list[Evicted]:
         """Evicts the requests whose deadline has come."""
-        due = [self._waiting[request_id] for request_id in self._deadlines.take_due(self._clock.now())]
-        return [self._evict(waiting, self._timeout(waiting.request)) for waiting in due]
+        due = self._flows.due(self._clock.now())
+        return [self._evict(waiting, self.refusals.timeout(waiting.request)) for waiting in due]
 
     def limits_changed(self) -> list[Evicted]:
         """To be called when limits have: all may have a turn again; evicts those that can never fit now."""
         self._turns.restart()
-        hopeless = [waiting for waiting in self._waiting.values() if self._refusal(waiting.request)]
-        return [self._evict(one, InvalidRequest(self._refusal(one.request))) for one in hopeless]
+        refusals = [(waiting, self._budgets.refusal(waiting.request)) for waiting in self._flows]
+        return [self._evict(waiting, InvalidRequest(refusal)) for waiting, refusal in refusals if refusal]
 
     def next_deadline(self) -> float | None:
         """When expire has something to do; None while nothing waits."""
-        return self._deadlines.next()
+        return self._flows.next_deadline()
 
     def next_turn(self) -> float | None:
         """When time alone lets dispatch do something; None: not before something else happens."""
         times = (self._budget_ready_at, self._turns.next_ready())
-        return min((time for time in times if time is not None), default=None) if self._waiting else None
+        return min((time for time in times if time is not None), default=None) if self._flows else None
 
     # -- about
 
     def standing(self, request: QueuedRequest) -> Standing:
         """Of a request whose turn it is: to be asked when it is placed."""
-        now, tenant = self._clock.now(), request.tenant
-        used_up = self._hindrance.between(request.arrived_at, now)
-        if tenant in self._own_hindrance:
-            used_up |= self._own_hindrance[tenant].between(request.arrived_at, now)
-        weight = self._turns.fairness.shares.weight(tenant)
-        return Standing(used_up, weight, weight / self._weight_with(tenant))
+        tenant, weight = request.tenant, self._turns.fairness.shares.weight
+        used_up = self._hindrances.between(tenant, request.arrived_at, self._clock.now())
+        share = weight(tenant) / self._flows.weight_with(tenant, weight)
+        return Standing(used_up, weight(tenant), share)
 
     def retry_after_seconds(self, request: QueuedRequest) -> float:
-        """When one like this could expect a turn: at the recent rate of service, its tenant's share of
-        it, and the rate at which what it needs is given back."""
-        now = self._clock.now()
-        own = len(self._flows.get(request.tenant, ()))
-        share = self._turns.fairness.shares.weight(request.tenant) / self._weight_with(request.tenant)
-        turns = min(len(self._waiting) + 1, (own + 1) / share)
-        turn = self._rate.wait_seconds(turns, now, _UNKNOWN)
-        room = max(budget.wait(request, own).seconds for budget in (*self._budgets, *self._own_budgets))
-        wait = room if turn == _UNKNOWN and room else max(turn, room)
-        return max(_SHORTEST_RETRY_SECONDS, min(wait, self.longest_retry_seconds))
+        """When one like this could expect a turn."""
+        return self.refusals.retry_after_seconds(request)
 
     def check_integrity(self) -> None:
         """Raises AssertionError when a request is lost or counted twice."""
         tally = self.tally
         left = tally.rejected + tally.withdrawn + tally.evicted + tally.dispatched
-        assert len(self._waiting) == tally.offered - left, self
+        assert len(self._flows) == tally.offered - left, self
         assert len(self._running) == tally.dispatched + tally.adopted - tally.released, self
-        in_flows = [
-            flow[index].request.request_id for flow in self._flows.values() for index in range(len(flow))
-        ]
-        assert sorted(in_flows) == sorted(self._waiting), self
-        assert all(len(flow) for flow in self._flows.values()), "an empty flow is kept"
-        assert not self._waiting.keys() & self._running.keys(), self
-        self._deadlines.check_integrity(set(self._waiting))
-        self._turns.check_integrity(set(self._flows), set(self._running))
-        for budget in (*self._budgets, *self._own_budgets):
-            budget.check_integrity(self._running.keys())
+        assert not any(waiting.request.request_id in self._running for waiting in self._flows), self
+        self._flows.check_integrity()
+        self._turns.check_integrity(self._flows.tenants(), set(self._running))
+        self._budgets.check_integrity(self._running.keys())
 
     # -- parts
 
     def _try(self, request: QueuedRequest, place: Place) -> Fit:
-        """A place for the request whose turn it is. Suspends its tenant when that has used up its own."""
-        for budget in self._own_budgets:
-            if not budget.fits(request):
-                self._own_hindrance.setdefault(request.tenant, Hindrance()).set(
-                    budget.name, self._clock.now()
-                )
-                wait = budget.wait(request, 0)
-                self._turns.suspend(request.tenant, self._clock.now() + wait.seconds if wait.sure else None)
-                return Fit.BLOCKED
-        if request.tenant in self._own_hindrance:
-            self._own_hindrance[request.tenant].set("", self._clock.now())
-        for budget in self._budgets:
-            if not budget.fits(request):
-                self._round_ended_by = budget.name
-                wait = budget.wait(request, 0)
-                self._budget_ready_at = self._clock.now() + wait.seconds if wait.sure else None
-                return Fit.FULL
+        """A place for the request whose turn it is."""
+        if self._suspended(request):
+            return Fit.BLOCKED
+        if (budget := self._budgets.full_in_cluster(request)) is not None:
+            self._round_ended_by = budget.name
+            self._budget_ready_at = self._ready_at(budget, request)
+            return Fit.FULL
         fit = place(request)
         if fit is not Fit.PLACED:
             self._round_ended_by = _NO_PLACE
         return fit
 
+    def _suspended(self, request: QueuedRequest) -> bool:
+        """Suspends its tenant when that has used up its own."""
+        budget = self._budgets.full_of_tenant(request)
+        what = budget.name if budget else ""
+        self._hindrances.tenant_waits_for(request.tenant, what, self._clock.now())
+        if budget is not None:
+            self._turns.suspend(request.tenant, self._ready_at(budget, request))
+        return budget is not None
+
+    def _ready_at(self, budget: Budget, request: QueuedRequest) -> float | None:
+        """When time alone makes room for it; None: others must end first."""
+        wait = budget.wait(request, 0)
+        return self._clock.now() + wait.seconds if wait.sure else None
+
     def _enqueue(self, request: QueuedRequest) -> None:
-        assert request.request_id not in self._waiting, request
         assert request.request_id not in self._running, request
-        waiting = Waiting(self.ordering.key(request), self._sequence, request)
-        self._sequence += 1
-        if not self._waiting:
+        if not self._flows:
             self._rate.backlog(True, self._clock.now())
-        self._waiting[request.request_id] = waiting
         self.accounts.queued(request)
-        flow = self._flows.get(request.tenant)
-        if flow is None:
-            flow = self._flows[request.tenant] = Flow(request.tenant)
+        if self._flows.add(request, self.ordering.key(request)):
             self._turns.join(request.tenant)
-        flow.add(waiting)
-        self._deadlines.put(request.request_id, request.deadline)
 
     def _leave_queue(self, waiting: Waiting) -> None:
-        request = waiting.request
-        del self._waiting[request.request_id]
-        self.accounts.left_queue(request)
-        if not self._waiting:
+        tenant = waiting.request.tenant
+        self.accounts.left_queue(waiting.request)
+        if self._flows.remove(waiting):
+            self._hindrances.gone(tenant)
+            self._turns.leave(tenant)
+        if not self._flows:
             self._rate.backlog(False, self._clock.now())
-            self._hindrance.set("", self._clock.now())
-        flow = self._flows[request.tenant]
-        flow.remove(waiting)
-        if not flow:
-            del self._flows[request.tenant]
-            self._own_hindrance.pop(request.tenant, None)
-            self._turns.leave(request.tenant)
-        self._deadlines.drop(request.request_id)
+            self._hindrances.all_wait_for("", self._clock.now())
 
     def _dispatched(self, request: QueuedRequest) -> None:
         self._start(request)
@@ -309,57 +273,16 @@ class AdmissionQueue:
     def _start(self, request: QueuedRequest) -> None:
         self._running[request.request_id] = request
         self.accounts.started(request)
-        for budget in (*self._budgets, *self._own_budgets):
-            budget.reserve(request)
+        self._budgets.reserve(request)
         self._turns.fairness.dispatched(request)
 
     def _reject(self, request: QueuedRequest, error: LLMServeError) -> Rejected:
-        self.accounts.refused(request, self._used_up(request))
+        self.accounts.refused(request, self._budgets.used_up(request))
         self.tally.rejected += 1
         return Rejected(error)
 
     def _evict(self, waiting: Waiting, error: LLMServeError) -> Evicted:
         self._leave_queue(waiting)
-        self.accounts.refused(waiting.request, self._used_up(waiting.request))
+        self.accounts.refused(waiting.request, self._budgets.used_up(waiting.request))
         self.tally.evicted += 1
         return Evicted(waiting.request, error)
-
-    def _over_its_share(self, tenant: TenantId) -> Waiting | None:
-        """The last request of the tenant that has the most of the queue for its weight; None when
-        `tenant` with one more request would have no less."""
-        if not self._flows:
-            return None
-        weight = self._turns.fairness.shares.weight
-        most = max(self._flows.values(), key=lambda flow: len(flow) / weight(flow.tenant))
-        mine = len(self._flows.get(tenant, ())) + 1
-        if len(most) / weight(most.tenant) <= mine / weight(tenant):
-            return None
-        return most[len(most) - 1]
-
-    def _weight_with(self, tenant: TenantId) -> float:
-        """Of all tenants that wait, and this one."""
-        return sum(map(self._turns.fairness.shares.weight, {*self._flows, tenant}))
-
-    def _fits(self, request: QueuedRequest) -> bool:
-        return all(budget.fits(request) for budget in (*self._budgets, *self._own_budgets))
-
-    def _refusal(self, request: QueuedRequest) -> str:
-        reasons = (budget.refusal(request) for budget in (*self._budgets, *self._own_budgets))
-        return next(filter(None, reasons), "")
-
-    def _used_up(self, request: QueuedRequest) -> list[str]:
-        budgets = (*self._budgets, *self._own_budgets)
-        return [budget.name for budget in budgets if not budget.fits(request)]
-
-    def _reason(self, request: QueuedRequest) -> str:
-        used_up = self._used_up(request)
-        return f" (used up: {', '.join(used_up)})" if used_up else ""
-
-    def _full(self, request: QueuedRequest) -> QueueFull:
-        message = f"the queue is full: {len(self._waiting)} requests wait{self._reason(request)}"
-        return QueueFull(message, retry_after_seconds=self.retry_after_seconds(request))
-
-    def _timeout(self, request: QueuedRequest) -> QueueTimeout:
-        waited = self._clock.now() - request.arrived_at
-        message = f"waited {waited:.1f} s for a place{self._reason(request)}"
-        return QueueTimeout(message, retry_after_seconds=self.retry_after_seconds(request))

@@ -2,6 +2,8 @@
 
 from bisect import bisect_right
 
+from llmserve.core.ids import TenantId
+
 # Older ones are forgotten: what a request waited for before them is not told.
 _REMEMBERED = 256
 
@@ -30,4 +32,34 @@ class Hindrance:
             share = min(until, end) - max(self._since[index], start)
             if self._what[index] and share > 0:
                 seconds[self._what[index]] = seconds.get(self._what[index], 0.0) + share
+        return seconds
+
+
+class Hindrances:
+    """Of all requests that wait, and of the tenants that have used up their own."""
+
+    def __init__(self) -> None:
+        self._of_all = Hindrance()
+        self._of_tenants: dict[TenantId, Hindrance] = {}
+
+    def all_wait_for(self, what: str, now: float) -> None:
+        """From now on. Empty: for their turn."""
+        self._of_all.set(what, now)
+
+    def tenant_waits_for(self, tenant: TenantId, what: str, now: float) -> None:
+        """From now on. Empty: for its turn."""
+        if what:
+            self._of_tenants.setdefault(tenant, Hindrance()).set(what, now)
+        elif tenant in self._of_tenants:
+            self._of_tenants[tenant].set(what, now)
+
+    def gone(self, tenant: TenantId) -> None:
+        """Nothing of it waits any more."""
+        self._of_tenants.pop(tenant, None)
+
+    def between(self, tenant: TenantId, start: float, end: float) -> dict[str, float]:
+        """As Hindrance.between, for a request of the tenant."""
+        seconds = self._of_all.between(start, end)
+        if tenant in self._of_tenants:
+            seconds |= self._of_tenants[tenant].between(start, end)
         return seconds

@@ -56,7 +56,7 @@ class Scheduler:
         self._policy = policy
         self._resources.set_limits(policy.limits)
         self.queue.max_queued = policy.max_queued_requests
-        self.queue.longest_retry_seconds = policy.queue_timeout_seconds
+        self.queue.refusals.longest_retry_seconds = policy.queue_timeout_seconds
         self.queue.ordering = policy.ordering
         return self._changed()
 

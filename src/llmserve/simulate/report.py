@@ -1,50 +1,16 @@
 """What a simulation has shown."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmserve.core.ids import TenantId
 from llmserve.core.shares import jain
+from llmserve.core.spread import Spread
 from llmserve.simulate.cluster import VirtualCluster
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.request import Record
 from llmserve.simulate.timeline import Timeline, per_weight
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Of values: mean and percentiles (the smallest value that so many are not above). 0 of none."""
-
-    mean: float = 0.0
-    p50: float = 0.0
-    p90: float = 0.0
-    p99: float = 0.0
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls.of_counts(Counter(values))
-
-    @classmethod
-    def of_counts(cls, counts: Mapping[float, int]) -> "Spread":
-        """counts: how often each value came."""
-        total = sum(counts.values())
-        if not total:
-            return cls()
-        mean = sum(value * count for value, count in counts.items()) / total
-        return cls(mean, *_percentiles(counts, [math.ceil(total * share) for share in (0.5, 0.9, 0.99)]))
-
-
-def _percentiles(counts: Mapping[float, int], ranks: list[int]) -> list[float]:
-    """The values of these ranks, which rise."""
-    found: list[float] = []
-    passed = 0
-    for value in sorted(counts):
-        passed += counts[value]
-        while len(found) < len(ranks) and passed >= ranks[len(found)]:
-            found.append(value)
-    return found
 
 
 @dataclass(frozen=True, slots=True)

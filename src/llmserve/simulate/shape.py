@@ -144,7 +144,7 @@ def _transfer_seconds(over: Overrides) -> float:
 
 
 def _router(manifest: Manifest, over: Overrides) -> RouterSettings:
-    settings = RouterSettings.of(manifest.scheduling, manifest.budgets)
+    settings = RouterSettings.of(manifest)
     if not over.weights:
         return settings
     return replace(settings, policy=replace(settings.policy, weights=dict(over.weights)))

@@ -6,7 +6,9 @@ while it reads (needs_progress).
 
 UCX cannot take back a read: until it has completed, its data may still land, even after the handle
 was released and the peer removed (measured on UCX's TCP path with a peer that was stopped). So
-`cancel` waits for the end, and only destroying the agent ends a read early.
+`cancel` waits for the end, and only destroying the agent ends a read early. On that path a peer that still
+answers a read whose reader goes away may abort (an assertion in UCX, seen once in some hundred times), so an
+agent is destroyed only after a time in which its reads can end by themselves.
 
 NIXL's package brings a copy of libnl. Where the system has its own, UCX's InfiniBand module loads that as
 well, and the process crashes in the exit handlers of the two. So a host without RDMA devices goes without
@@ -43,6 +45,7 @@ from llmserve.transfer.spans import check_batch, coalesce_pairs
 _T = TypeVar("_T")
 _MEMORY = "DRAM"
 _CANCEL_SECONDS = 0.02
+_DRAIN_SECONDS = 2.0
 _RDMA_DEVICES = Path("/sys/class/infiniband")
 _STATES = {"DONE": TransferState.DONE, "PROC": TransferState.RUNNING, "ERR": TransferState.FAILED}
 
@@ -175,6 +178,7 @@ class NixlTransport:
 
     def _drop_agent(self, reason: str) -> None:
         """Ends everything: without its agent nothing reads or writes this process's memory."""
+        self._drain()
         for transfer in list(self._running):
             transfer.status = TransferStatus(TransferState.FAILED, f"nixl: {reason}")
             self._end(transfer)
@@ -182,6 +186,15 @@ class NixlTransport:
             peer.leaving = True
             self._remove_if_gone(peer)
         self._agent = None
+
+    def _drain(self) -> None:
+        """Waits for what is in flight, but no longer than _DRAIN_SECONDS."""
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while time.monotonic() < deadline:
+            states = [self.poll(transfer).state for transfer in list(self._running)]
+            if TransferState.RUNNING not in states:
+                return
+            time.sleep(0.0005)
 
     def _start(self, operation: str, name: PeerName, batch: Batch) -> _NixlTransfer:
         self._check_open()

@@ -64,7 +64,9 @@ async def serve(flags: argparse.Namespace, manifest: Manifest, weights: ServedWe
         metrics_port=flags.metrics_port,
         drain_seconds=flags.drain_seconds,
     )
-    worker = Worker(spec, options, build_engine(spec), CollectorRegistry())
+    registry = CollectorRegistry()
+    engine = build_engine(spec, registry if flags.metrics_port else None)
+    worker = Worker(spec, options, engine, registry)
     try:
         _say("LLMSERVE_PROGRESS", f"starting the {spec.engine.kind} engine")
         await worker.start()

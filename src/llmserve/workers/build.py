@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from llmserve.config.schema import Manifest
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
@@ -43,11 +45,12 @@ def _kv_io_share(manifest: Manifest) -> float | None:
     return None if limit is None else limit * 1e9 / 8 / max(1, manifest.deployment.replicas.decode)
 
 
-def build_engine(spec: EngineSpec) -> Engine:
+def build_engine(spec: EngineSpec, registry: CollectorRegistry | None) -> Engine:
+    """registry: where an engine's own metrics are to be seen, if it has any; None: nobody looks."""
     if spec.engine.kind == "sim":
         return SimEngine(spec, open_handover_link, RealPace())
     from llmserve.engines.vllm.engine import (
         VllmEngine,
     )  # torch and vLLM: seconds that a simulation need not pay
 
-    return VllmEngine(spec)
+    return VllmEngine(spec, registry)

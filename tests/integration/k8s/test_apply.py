@@ -181,6 +181,17 @@ def test_a_pod_monitor_without_its_operator(cli: Cli, server: KubeServer) -> Non
     assert ("PATCH", "PodMonitor", "demo") in server.writes
 
 
+def test_alert_rules_come_and_go_with_the_manifest(cli: Cli, server: KubeServer) -> None:
+    server.store.crds.add("PrometheusRule")
+    plain = cli.path.read_text()
+    cli.path.write_text(plain.replace("k8s: {", "k8s: {prometheus_rules: true, "))
+    assert cli("up", "--apply").code == 0
+    cli.path.write_text(plain)
+    assert cli("up", "--apply").code == 0
+    writes = [(method, name) for method, kind, name in server.writes if kind == "PrometheusRule"]
+    assert writes == [("PATCH", "demo"), ("DELETE", "demo")]
+
+
 def test_a_server_that_does_not_answer_or_does_not_know_us(cli: Cli, server: KubeServer) -> None:
     server.kubeconfig.write_text(server.kubeconfig.read_text().replace("secret-token", "wrong"))
     said = cli("up", "--apply")

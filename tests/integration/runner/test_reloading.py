@@ -29,9 +29,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 async def router(file: Path) -> AsyncIterator[RouterRole]:
     manifest = load_manifest(file)
-    role = RouterRole(
-        RouterSettings.of(manifest.scheduling, manifest.budgets), listen="127.0.0.1:0", manifest=manifest
-    )
+    role = RouterRole(RouterSettings.of(manifest), listen="127.0.0.1:0", manifest=manifest)
     await role.start()
     yield role
     await role.aclose()

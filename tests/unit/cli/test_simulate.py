@@ -22,7 +22,7 @@ def test_a_mix_gives_a_page_and_the_same_as_json(capsys: pytest.CaptureFixture[s
     assert f"Within the goals: {report['good']:,} requests" in page
     assert [line["tenant"] for line in report["tenants"]] == ["a", "b"]
     assert len(report["workers"]) == 6
-    assert set(report["first_token"]) == {"mean", "p50", "p90", "p99"}
+    assert set(report["first_token"]) == {"count", "mean", "p50", "p90", "p95", "p99", "most"}
 
 
 def test_many_workers_are_summed_up(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from llmserve.config.schema import Manifest, StorageClass
 from llmserve.core.errors import ManifestError
 from llmserve.k8s.render import Object
 from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, manifest_text
+
+RULES = Path(__file__).parents[3] / "deploy" / "prometheus" / "llmserve.rules.yml"
 
 Parse = Callable[[str], Manifest]
 Render = Callable[[Manifest], dict[str, Object]]
@@ -364,6 +367,16 @@ def test_dashboards_are_where_grafanas_sidecar_looks(parse: Parse, rendered: Ren
     for one in maps:
         ((name, text),) = one["data"].items()
         assert name == f"{json.loads(text)['uid']}.json"
+
+
+def test_alerts_are_where_the_prometheus_operator_looks(parse: Parse, rendered: Render) -> None:
+    (rule,) = [
+        one
+        for one in rendered(parse("deployment: {k8s: {prometheus_rules: true}}")).values()
+        if one["kind"] == "PrometheusRule"
+    ]
+    assert rule["apiVersion"] == "monitoring.coreos.com/v1"
+    assert rule["spec"] == yaml.safe_load(RULES.read_text())
 
 
 def test_scraped_samples_have_the_labels_of_the_dashboards(parse: Parse, rendered: Render) -> None:

@@ -4,10 +4,10 @@ import pytest
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.shares import jain
+from llmserve.core.spread import Spread
 from llmserve.loadgen.fairness import fairness
 from llmserve.loadgen.record import Record
 from llmserve.loadgen.report import About, Report, Slo, make_report
-from llmserve.loadgen.spread import Spread
 from tests.unit.loadgen.records import failed, served
 
 ABOUT = About("http://x", "m", "a load", 1, "token ids", "2026-01-01T00:00:00+00:00")
@@ -15,14 +15,6 @@ ABOUT = About("http://x", "m", "a load", 1, "token ids", "2026-01-01T00:00:00+00
 
 def report(records: list[Record], slo: str = "") -> Report:
     return make_report(records, ABOUT, Slo.parse(slo), {})
-
-
-def test_percentiles_lie_between_values_as_numpys() -> None:
-    spread = Spread.of([float(value) for value in range(1, 102)])
-    assert (spread.count, spread.mean, spread.most) == (101, 51.0, 101.0)
-    assert (spread.p50, spread.p90, spread.p95, spread.p99) == (51.0, 91.0, 96.0, 100.0)
-    assert Spread.of([1.0, 2.0]).p50 == 1.5
-    assert Spread.of([]) == Spread()
 
 
 def test_figures_of_served_requests() -> None:

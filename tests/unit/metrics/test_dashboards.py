@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 
 import pytest
-import yaml
 from prometheus_client import CollectorRegistry
 
 from llmserve.metrics.apiserver import ApiserverMetrics
@@ -14,11 +14,15 @@ from llmserve.metrics.dashboards import DASHBOARDS
 from llmserve.metrics.dashboards.__main__ import main
 from llmserve.metrics.dashboards.grafana import text, to_json
 from llmserve.metrics.dashboards.panels import Dashboard, Panel
+from llmserve.metrics.dashboards.panels_doc import markdown
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.router import RouterMetrics
+from llmserve.metrics.rules import RULES_FILE, rule_groups
+from llmserve.metrics.rules.__main__ import main as write_rules
 from llmserve.metrics.worker import WorkerMetrics
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
+ROOT = Path(__file__).parents[3]
+DEPLOY, DOCS = ROOT / "deploy", ROOT / "docs"
 ROLES = (ApiserverMetrics, RouterMetrics, WorkerMetrics, KVManagerMetrics, ClusterMetrics)
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
@@ -54,6 +58,21 @@ def test_the_committed_json_is_fresh(dashboard: Dashboard, tmp_path: Path) -> No
     assert (DEPLOY / "grafana" / "dashboards" / f"{dashboard.uid}.json").read_text() == written, "`make docs`"
 
 
+def test_the_page_of_panels_is_fresh_and_names_each() -> None:
+    page = markdown()
+    assert (DOCS / "panels.md").read_text() == page, "`make docs`"
+    for dashboard in DASHBOARDS:
+        assert all(f"| {panel.title} | {panel.description} |" in page for panel in _panels(dashboard))
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda one: one.uid)
+def test_its_committed_picture_shows_each_panel(dashboard: Dashboard) -> None:
+    """Made by python -m tests.support.pictures docs/pictures."""
+    shown = (DOCS / "pictures" / f"{dashboard.uid}.svg").read_text()
+    assert "no data" not in shown
+    assert [panel.title for panel in _panels(dashboard) if f">{escape(panel.title)}<" not in shown] == []
+
+
 def test_no_other_dashboard_is_committed() -> None:
     committed = {path.stem for path in (DEPLOY / "grafana" / "dashboards").glob("*.json")}
     assert committed == {dashboard.uid for dashboard in DASHBOARDS}
@@ -84,12 +103,16 @@ def test_panels_have_their_own_ids_and_places(dashboard: Dashboard) -> None:
         taken |= cells
 
 
+def test_the_committed_rules_are_fresh(tmp_path: Path) -> None:
+    assert write_rules(["--write", str(tmp_path)]) == 0
+    written = (tmp_path / RULES_FILE).read_text()
+    assert (DEPLOY / "prometheus" / RULES_FILE).read_text() == written, "`make docs`"
+
+
 def test_rules_are_made_of_metrics_that_there_are() -> None:
-    rules = yaml.safe_load((DEPLOY / "prometheus" / "llmserve.rules.yml").read_text())
-    known = _defined() | {
-        rule["record"] for group in rules["groups"] for rule in group["rules"] if "record" in rule
-    }
-    for group in rules["groups"]:
+    groups = rule_groups()
+    known = _defined() | {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
+    for group in groups:
         for rule in group["rules"]:
             names = set(
                 re.findall(r"\b(?:[a-z0-9]+_[a-z0-9_]+|[a-z]+:[a-z0-9_:]+)\b", _without_words(rule["expr"]))

@@ -5,14 +5,14 @@ from llmserve.core.clock import VirtualClock
 from llmserve.router.baselines import RoundRobin
 from llmserve.router.filters import HasFreeSeat, PlacementRequest
 from llmserve.router.membership import Membership
-from llmserve.router.plan import Disaggregate, NoPlan, Plan, Planner
+from llmserve.router.plan import NoPlan, Plan, Planner, Rules
 from llmserve.router.worker import WorkerSpec
 
 MakeSpec = Callable[..., WorkerSpec]
 
 
 def _planner(membership: Membership) -> Planner:
-    return Planner(membership, filters=(HasFreeSeat(),), chooser=RoundRobin(), disaggregate=Disaggregate.AUTO)
+    return Planner(membership, Rules((HasFreeSeat(),), RoundRobin()))
 
 
 def test_round_robin_takes_each_in_turn(clock: VirtualClock, make_spec: MakeSpec) -> None:

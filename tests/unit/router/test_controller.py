@@ -8,6 +8,7 @@ from llmserve.core.errors import InvalidRequest, NoWorkerAvailable, QueueFull, Q
 from llmserve.core.ids import RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.router.messages import Effect, Ended, Exit, Held, Incarnation, Placed, Refused
+from llmserve.router.plan import Disaggregate
 from llmserve.router.settings import RouterSettings
 from llmserve.scheduler.resources import Limits
 from llmserve.scheduler.scheduler import Policy
@@ -289,11 +290,27 @@ def test_parameters_change_while_requests_wait(make_cluster: MakeCluster) -> Non
     for name in "abc":
         cluster.admit(session, name)
     settings = RouterSettings(Policy(limits=Limits(max_requests_in_flight=2)))
-    assert _placed(cluster.controller.reconfigure(settings.admission, settings.policy, 4.0)) == ["b"]
+    assert _placed(cluster.controller.reconfigure(settings.parameters)) == ["b"]
     tiny = RouterSettings(Policy(limits=Limits(max_tokens_in_flight=20)))
-    refused = _refused(cluster.controller.reconfigure(tiny.admission, tiny.policy, 4.0))
+    refused = _refused(cluster.controller.reconfigure(tiny.parameters))
     assert refused.request_id == "c"
     cluster.controller.check_integrity()
+
+
+def test_placement_changes_while_the_router_runs(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0")
+    session = cluster.open()
+    never = RouterSettings(disaggregate=Disaggregate.NEVER)
+    assert cluster.controller.reconfigure(never.parameters) == []
+    (alone,) = cluster.admit(session, "a")
+    assert isinstance(alone, Placed)
+    assert alone.plan.prefill is None
+    always = RouterSettings(disaggregate=Disaggregate.ALWAYS, routing="round_robin", prefetch_on_prefix=True)
+    cluster.controller.reconfigure(always.parameters)
+    (pair,) = cluster.admit(session, "b")
+    assert isinstance(pair, Placed)
+    assert pair.plan.prefill is not None
+    assert cluster.controller.prefixes.prefetches
 
 
 # -- after another router's term

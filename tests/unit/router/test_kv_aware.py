@@ -18,7 +18,7 @@ from llmserve.router.kv_aware import KvAware
 from llmserve.router.line_fit import LineFit
 from llmserve.router.membership import Membership
 from llmserve.router.pace import Pace, Paces
-from llmserve.router.plan import Candidate, Disaggregate, NoPlan, Plan, Planner
+from llmserve.router.plan import Candidate, Disaggregate, NoPlan, Plan, Planner, Rules
 from llmserve.router.prefix_match import PrefixMatch, TierRun
 from llmserve.router.worker import Member, WorkerSpec
 
@@ -38,9 +38,7 @@ class Field:
     def with_mode(self, mode: Disaggregate) -> Planner:
         return Planner(
             self.membership,
-            filters=(NotExcluded(), HasFreeSeat()),
-            chooser=KvAware(self.paces, self.clock, random.Random(3)),
-            disaggregate=mode,
+            Rules((NotExcluded(), HasFreeSeat()), KvAware(self.paces, self.clock, random.Random(3)), mode),
         )
 
     def add(self, *names: str, **spec: Any) -> None:

@@ -11,7 +11,7 @@ from llmserve.core.request import EngineLoad
 from llmserve.router.baselines import LeastLoaded
 from llmserve.router.filters import HasFreeSeat, NotBackedUp, NotExcluded, PlacementRequest
 from llmserve.router.membership import Membership
-from llmserve.router.plan import Disaggregate, NoPlan, Plan, Planner
+from llmserve.router.plan import Disaggregate, NoPlan, Plan, Planner, Rules
 from llmserve.router.scorers import FreeSeats, ShortEngineQueue
 from llmserve.router.worker import Member, Seats, WorkerSpec
 
@@ -28,9 +28,11 @@ def membership(clock: VirtualClock) -> Membership:
 def planner(membership: Membership) -> Planner:
     return Planner(
         membership,
-        filters=(NotExcluded(), HasFreeSeat()),
-        chooser=LeastLoaded(((1.0, FreeSeats()), (0.5, ShortEngineQueue())), random.Random(3)),
-        disaggregate=Disaggregate.ALWAYS,
+        Rules(
+            (NotExcluded(), HasFreeSeat()),
+            LeastLoaded(((1.0, FreeSeats()), (0.5, ShortEngineQueue())), random.Random(3)),
+            Disaggregate.ALWAYS,
+        ),
     )
 
 

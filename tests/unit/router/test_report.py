@@ -77,6 +77,12 @@ def test_candidates_have_their_predicted_parts(make_cluster: Callable[..., Any])
     assert dict(one.seconds) == {"queue": 0.5, "compute": 0.25}
 
 
+def test_what_was_expected_to_be_cached(make_cluster: Callable[..., Any]) -> None:
+    cluster = make_cluster("aggregated-0")
+    placed = _placed(cluster.admit(cluster.open(), "a"))
+    assert encode_report(replace(placed, predicted_cached_tokens=48)).predicted_cached_tokens == 48
+
+
 def test_what_others_waited_for_before_is_not_told(make_cluster: Callable[..., Any]) -> None:
     cluster = make_cluster("aggregated-0", policy=Policy(limits=Limits(max_requests_in_flight=1)))
     session = cluster.open()

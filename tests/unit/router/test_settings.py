@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.config.schema import Budgets, Scheduling
+from llmserve.config.schema import Manifest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId, RequestId, TenantId
 from llmserve.router.filters import PlacementRequest
@@ -20,30 +20,29 @@ from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
 
+def _settings(**sections: dict[str, Any]) -> RouterSettings:
+    base = {"kind": "LLMServe", "models": {"primary": {"source": "hub:a/b"}}}
+    return RouterSettings.of(Manifest.model_validate(base | sections))
+
+
 def test_the_knobs_become_the_policy() -> None:
-    scheduling = Scheduling.model_validate(
-        {
-            "max_queued_requests": 7,
-            "queue_timeout_seconds": 8.0,
-            "weights": [{"tenant": "gold", "weight": 4.0}],
-            "srpt_bias": 2.0,
-            "aging_seconds": 3.0,
-            "priority_seconds": 4.0,
-        }
-    )
-    budgets = Budgets.model_validate(
-        {
-            "max_tokens_in_flight": 1000,
-            "hbm_gb": 2.0,
-            "max_kv_io_gbps": 8.0,
-            "max_requests_in_flight": 5,
-            "per_tenant": {"max_requests_in_flight": 2},
-            "tenants": [
-                {"tenant": "gold", "max_requests_per_second": 1.5, "max_tokens_per_second": 100.0},
-            ],
-        }
-    )
-    assert RouterSettings.of(scheduling, budgets).policy == Policy(
+    scheduling = {
+        "max_queued_requests": 7,
+        "queue_timeout_seconds": 8.0,
+        "weights": [{"tenant": "gold", "weight": 4.0}],
+        "srpt_bias": 2.0,
+        "aging_seconds": 3.0,
+        "priority_seconds": 4.0,
+    }
+    budgets = {
+        "max_tokens_in_flight": 1000,
+        "hbm_gb": 2.0,
+        "max_kv_io_gbps": 8.0,
+        "max_requests_in_flight": 5,
+        "per_tenant": {"max_requests_in_flight": 2},
+        "tenants": [{"tenant": "gold", "max_requests_per_second": 1.5, "max_tokens_per_second": 100.0}],
+    }
+    assert _settings(scheduling=scheduling, budgets=budgets).policy == Policy(
         max_queued_requests=7,
         queue_timeout_seconds=8.0,
         ordering=ShortestFirst(2.0, 3.0, 4.0),
@@ -59,12 +58,11 @@ def test_the_knobs_become_the_policy() -> None:
 
 
 def test_the_defaults_of_the_manifest_are_those_of_the_policy() -> None:
-    assert RouterSettings.of(Scheduling(), Budgets()) == RouterSettings()
+    assert _settings() == RouterSettings()
 
 
 def test_routing_and_disaggregation_reach_the_router() -> None:
-    scheduling = Scheduling.model_validate({"routing": "round_robin", "disaggregate": "never"})
-    settings = RouterSettings.of(scheduling, Budgets())
+    settings = _settings(scheduling={"routing": "round_robin", "disaggregate": "never"})
     assert (settings.routing, settings.disaggregate) == ("round_robin", Disaggregate.NEVER)
 
 

@@ -3,9 +3,10 @@ from collections.abc import Callable
 import pytest
 
 from llmserve.core.clock import VirtualClock
-from llmserve.core.ids import RequestId, WorkerId
+from llmserve.core.ids import WorkerId
 from llmserve.router.filters import PlacementRequest
 from llmserve.router.plan import Plan
+from llmserve.router.session import Work
 from llmserve.router.slow import NotSlow, SlowBook, SlowLimits
 from llmserve.router.worker import Member, Seats, WorkerSpec
 
@@ -24,13 +25,13 @@ class Book:
     def request(
         self, prefill: str, decode: str, first_seconds: float = 0.2, token_seconds: float = 0.02
     ) -> None:
-        name = RequestId("r")
         plan = Plan(self.members[prefill], self.members[decode], computed_tokens=1000)
-        self.book.placed(name, plan)
+        work = Work.of(plan, PlacementRequest("m", 1000), 11, self.clock.now())
         self.clock.advance(first_seconds)
-        self.book.first_token(name)
+        self.book.first_token(work)
+        work.first_token_at = self.clock.now()
         self.clock.advance(10 * token_seconds)
-        self.book.ended(name, output_tokens=11)
+        self.book.ended(work, output_tokens=11)
 
     def rounds(self, count: int, **slow: float) -> None:
         """decode-0 and prefill-0 take `slow`, the others the usual."""
@@ -115,9 +116,22 @@ def test_a_worker_alone_is_never_slow(clock: VirtualClock, make_spec: Callable[.
     assert alone.slow() == set()
 
 
-def test_what_ends_without_a_token_leaves_nothing(book: Book) -> None:
-    book.book.placed(RequestId("a"), Plan(None, book.members["decode-0"]))
-    book.book.ended(RequestId("a"), 0)
-    book.book.ended(RequestId("never placed"), 0)
-    book.book.first_token(RequestId("never placed"))
-    assert "running=0" in repr(book.book)
+def test_nothing_is_learnt_from_what_another_router_placed(book: Book) -> None:
+    book.rounds(10)
+    for _ in range(10):
+        adopted = Work()
+        book.book.first_token(adopted)
+        adopted.first_token_at = book.clock.now()
+        book.clock.advance(5.0)
+        book.book.ended(adopted, output_tokens=11)
+    assert book.slow() == set()
+
+
+def test_nothing_is_learnt_from_what_ends_without_a_token(book: Book) -> None:
+    book.rounds(10)
+    placement = PlacementRequest("m", 1000)
+    for _ in range(10):
+        work = Work.of(Plan(None, book.members["decode-0"]), placement, 11, book.clock.now())
+        book.clock.advance(5.0)
+        book.book.ended(work, output_tokens=11)
+    assert book.slow() == set()

@@ -174,7 +174,7 @@ def test_deadlines_of_the_departed_are_not_kept(make_desk: MakeDesk) -> None:
         desk.offer(str(number))
         desk.dispatch()
         desk.queue.release(RequestId(str(number)))
-    assert len(desk.queue._deadlines._heap) < 100
+    assert len(desk.queue._flows._deadlines._heap) < 100
     assert desk.queue.next_deadline() is None
 
 

@@ -58,6 +58,7 @@ def _attempt(attempt: Attempt, record: RequestRecord) -> dict[str, Any]:
         "prefill": attempt.prefill or None,
         "decode": attempt.decode or None,
         "candidates": [_candidate(one) for one in report.candidates],
+        "predicted_cached_tokens": report.predicted_cached_tokens,
         "failed_worker": attempt.failed_worker or None,
         "error": attempt.error or None,
     }

@@ -23,7 +23,7 @@ from llmserve.engines.connector.packing import kernel_of, packing_of
 from llmserve.engines.connector.push_orders import Continuations
 from llmserve.engines.connector.scheduler_side import SchedulerSide
 from llmserve.engines.connector.settings import ConnectorSettings
-from llmserve.engines.connector.stats import HandoverStats
+from llmserve.engines.connector.stats import CountedElsewhere, HandoverStats
 from llmserve.engines.connector.worker_side import WorkerSide
 from llmserve.engines.handover import HeadShard
 
@@ -156,6 +156,10 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> HandoverStats:
         return HandoverStats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(cls, *arguments: Any) -> CountedElsewhere:
+        return CountedElsewhere(*arguments)
 
     @classmethod
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import Executor
@@ -31,6 +32,7 @@ from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import engine_args, set_environment
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
 from llmserve.engines.vllm.kv_events import KvEventSource
+from llmserve.engines.vllm.own_metrics import OwnMetrics
 from llmserve.engines.vllm.stats import EngineStats
 
 _log = logging.getLogger(__name__)
@@ -40,8 +42,12 @@ _SIDE_CHANNEL_SECONDS = 1.0
 
 
 class VllmEngine:
-    def __init__(self, spec: EngineSpec) -> None:
+    """registry: where its own metrics (vllm:*) are to be seen; None: they are not counted."""
+
+    def __init__(self, spec: EngineSpec, registry: CollectorRegistry | None = None) -> None:
         self._spec = spec
+        self._registry = registry
+        self._own_metrics: OwnMetrics | None = None
         self._core: AsyncMPClient | None = None
         self._kv_events: KvEventSource | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -60,6 +66,8 @@ class VllmEngine:
         except Exception as error:
             raise StartFailed(f"vLLM did not start: {error}") from error
         self._core = core
+        if self._registry is not None:
+            self._own_metrics = OwnMetrics(config, self._registry)
         card = EngineCard.read(card_path)
         self._stats.total_blocks = card.total_blocks
         self._info = EngineInfo(
@@ -84,6 +92,8 @@ class VllmEngine:
     async def add(self, request: EngineRequest) -> None:
         self._validate(request)
         core_request = to_core_request(request)
+        if self._own_metrics is not None:
+            self._own_metrics.added(core_request)
         try:
             await self._running().add_request_async(core_request)
         except EngineDeadError as error:
@@ -105,6 +115,8 @@ class VllmEngine:
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:
             self._reports.pop(request_id, None)
+        if self._own_metrics is not None:
+            self._own_metrics.aborted(request_ids)
         try:
             await self._running().abort_requests_async(list(request_ids))
         except EngineDeadError:
@@ -116,6 +128,8 @@ class VllmEngine:
                 outputs = await self._running().get_output_async()
             except EngineDeadError as error:
                 raise EngineDead("the vLLM engine died; see its log") from error
+            if self._own_metrics is not None:
+                self._own_metrics.record(outputs)
             if outputs.scheduler_stats is not None:
                 self._record(outputs.scheduler_stats)
             if outputs.outputs:

@@ -10,7 +10,7 @@ from llmserve.core.errors import ManifestError
 from llmserve.k8s.render.access import network_policy, service, service_account
 from llmserve.k8s.render.configuration import config_map
 from llmserve.k8s.render.dashboards import dashboard_maps
-from llmserve.k8s.render.monitor import pod_monitor
+from llmserve.k8s.render.monitor import pod_monitor, prometheus_rule
 from llmserve.k8s.render.names import Object
 from llmserve.k8s.render.pods import PodContext, pod_template
 from llmserve.k8s.render.scaling import autoscaler, disruption_budget
@@ -54,6 +54,8 @@ def _objects(manifest: Manifest, target: Target) -> Iterator[Object]:
         yield from autoscaler(manifest, namespace, role)
     if k8s.pod_monitor:
         yield pod_monitor(cluster, namespace)
+    if k8s.prometheus_rules:
+        yield prometheus_rule(cluster, namespace)
     if k8s.grafana_dashboards:
         yield from dashboard_maps(cluster, namespace)
 

@@ -1,9 +1,11 @@
-"""Scraping, where the Prometheus Operator is installed."""
+"""Scraping and alerts, where the Prometheus Operator is installed."""
 
 import re
 
 from llmserve.k8s.render.names import COMPONENT_LABEL, INSTANCE_LABEL, Object, labels, named
+from llmserve.metrics.rules import rule_groups
 
+_API = "monitoring.coreos.com/v1"
 _INTERVAL = "15s"
 # The labels that the page of `llmserve up` has too, so that the same dashboards and alerts serve both.
 _FROM = {
@@ -15,7 +17,7 @@ _FROM = {
 
 def pod_monitor(cluster: str, namespace: str) -> Object:
     """All roles; the apiserver serves its metrics on its HTTP port."""
-    found = named("monitoring.coreos.com/v1", "PodMonitor", cluster, namespace, None, cluster)
+    found = named(_API, "PodMonitor", cluster, namespace, None, cluster)
     relabelings = [
         {"targetLabel": label, "sourceLabels": [re.sub(r"[^\w]", "_", source)]}
         for label, source in _FROM.items()
@@ -31,3 +33,9 @@ def pod_monitor(cluster: str, namespace: str) -> Object:
             "podMetricsEndpoints": endpoints,
         }
     }
+
+
+def prometheus_rule(cluster: str, namespace: str) -> Object:
+    """They are the same for all clusters: each alert says of which one it is."""
+    found = named(_API, "PrometheusRule", cluster, namespace, None, cluster)
+    return found | {"spec": {"groups": rule_groups()}}

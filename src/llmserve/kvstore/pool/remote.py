@@ -23,9 +23,9 @@ import xxhash
 from llmserve.core.clock import Clock, SystemClock
 from llmserve.core.errors import TransferError
 from llmserve.kvstore.pool.copier import Copied, CopyOutcome
+from llmserve.kvstore.pool.job import Job
 from llmserve.kvstore.pool.pieces import LocalMemory, Rows
 from llmserve.kvstore.pool.shape import (
-    DATA_REGION,
     FRONT_REGION,
     HEAD_BYTES,
     WORD_BYTES,
@@ -36,7 +36,6 @@ from llmserve.kvstore.pool.shape import (
 from llmserve.kvstore.pool.slot import Slot
 from llmserve.transfer.base import (
     Batch,
-    Int64Array,
     PeerName,
     Region,
     Spans,
@@ -66,26 +65,7 @@ class _Way:
     peer: PeerName | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Blocks to copy. rows: where each lies here. batch: the pieces of all. pieces: how many each has."""
-
-    slots: tuple[Slot, ...]
-    rows: tuple[list[Rows], ...]
-    batch: Batch
-    pieces: Int64Array
-
-    def only(self, wanted: Sequence[bool]) -> "_Job":
-        if all(wanted):
-            return self
-        mask = np.repeat(np.array(wanted, np.bool_), self.pieces)
-        halves = (self.batch.local, self.batch.remote)
-        local, remote = (Spans(h.regions[mask], h.offsets[mask], h.lengths[mask]) for h in halves)
-        slots, rows = tuple(compress(self.slots, wanted)), tuple(compress(self.rows, wanted))
-        return _Job(slots, rows, Batch(local, remote), self.pieces[np.array(wanted, np.bool_)])
-
-
-_Copy = Callable[[_Way, _Job], list[Copied]]
+_Copy = Callable[[_Way, Job], list[Copied]]
 
 
 class RemotePool:
@@ -118,11 +98,11 @@ class RemotePool:
 
     def store(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
         """See PoolAccess."""
-        return self._over_any(self._store, self._job(slots, spans))
+        return self._over_any(self._store, Job.of(slots, spans, self._shape, self._memory))
 
     def load(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
         """See PoolAccess."""
-        return self._over_any(self._load, self._job(slots, spans))
+        return self._over_any(self._load, Job.of(slots, spans, self._shape, self._memory))
 
     def close(self) -> None:
         transports, self._transports, self._ways = self._transports, [], []
@@ -131,7 +111,7 @@ class RemotePool:
 
     # -- which way
 
-    def _over_any(self, copy: _Copy, job: _Job) -> list[Copied]:
+    def _over_any(self, copy: _Copy, job: Job) -> list[Copied]:
         """Errors: TransferError when no transport does it; local memory may hold anything then."""
         now, reasons = self._clock.now(), []
         corrupt: tuple[_Way, list[Copied]] | None = None
@@ -176,7 +156,7 @@ class RemotePool:
 
     # -- copies over one transport; errors of each: TransferError
 
-    def _store(self, way: _Way, job: _Job) -> list[Copied]:
+    def _store(self, way: _Way, job: Job) -> list[Copied]:
         mine = self._current(way, job.slots)
         kept = job.only(mine)
         if not kept.slots:
@@ -189,7 +169,7 @@ class RemotePool:
         ended = zip(checksums, still, strict=True)
         return [_stored(*next(ended)) if is_mine else _MOVED for is_mine in mine]
 
-    def _load(self, way: _Way, job: _Job) -> list[Copied]:
+    def _load(self, way: _Way, job: Job) -> list[Copied]:
         transfer = way.transport.read(_met(way), job.batch)
         self._finish(way, transfer, job.batch.local.total_bytes)
         current = self._current(way, job.slots)
@@ -235,19 +215,6 @@ class RemotePool:
         return Batch(here, Spans(np.full(count, FRONT_REGION), offset + pages * WORD_BYTES, lengths))
 
     # -- parts
-
-    def _job(self, slots: Sequence[Slot], spans: Spans) -> _Job:
-        """Errors: TransferError for slots or pieces outside of memory, or that do not fit each other."""
-        for slot in slots:
-            if not 0 <= slot.offset <= slot.offset + slot.length_bytes <= self._shape.capacity_bytes:
-                raise TransferError(f"kv pool: no such slot: {slot}")
-        sizes = np.array([slot.length_bytes for slot in slots], np.int64)
-        rows = self._memory.blocks(spans, sizes.tolist())
-        pieces = np.array([sum(part.count for part in block) for block in rows], np.int64)
-        shifts = np.array([slot.offset for slot in slots], np.int64) - (np.cumsum(sizes) - sizes)
-        offsets = np.cumsum(spans.lengths) - spans.lengths + np.repeat(shifts, pieces)
-        remote = Spans(np.full(len(offsets), DATA_REGION), offsets, spans.lengths)
-        return _Job(tuple(slots), tuple(rows), Batch(spans, remote), pieces)
 
     def _finish(self, way: _Way, transfer: Transfer, size_bytes: int) -> None:
         """When it returns or fails, local memory is no longer touched."""

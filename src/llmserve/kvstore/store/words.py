@@ -29,6 +29,8 @@ def nobody_asks(keys: Iterable[BlockHash], held: bool) -> None:
 
 
 NO_LEASE = LeaseId("")
+STORE_USER = PoolUser("kvmanager")  # the store itself
+ViewOf = Callable[[Slot], memoryview]  # its memory in the pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,10 @@ class Prompt:
     store: bool = True
     block_tokens: int = 0  # for what is counted only; 0: not told
     shapes: tuple[str, ...] = ()
+
+    def block(self, at: int) -> StoredBlock:
+        parent = self.keys[at - 1] if at else None
+        return StoredBlock(self.keys[at], parent, self.tenant, self.part_bytes, self.shapes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ def _placed(prefill: str, decode: str, queue_seconds: float = 0.25) -> router_pb
         used_up_seconds={"tokens in flight": 0.2},
         tenant_weight=4.0,
         tenant_share=0.8,
+        predicted_cached_tokens=48,
         candidates=[
             router_pb2.PlacementCandidate(
                 prefill=prefill, decode=decode, seconds={"queue": 0.5, "compute": 0.125}
@@ -65,6 +66,7 @@ def test_the_view_has_all_of_it() -> None:
     assert failed["tenant"] == {"weight": 4.0, "share": 0.8}
     assert (failed["failed_worker"], last["failed_worker"]) == ("decode-0", None)
     assert last["candidates"][0]["predicted_seconds"] == 0.625
+    assert last["predicted_cached_tokens"] == 48
     (handover,) = sequence["handovers"]
     assert (handover["transport"], handover["mode"], handover["bytes"]) == ("tcp", "pull", 2**21)
     assert handover["fallbacks"] == ["nixl: timed out"]

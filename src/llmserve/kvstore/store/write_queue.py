@@ -1,0 +1,133 @@
+"""What waits to be written to a tier below DRAM.
+
+The bytes that wait are bounded by the caller (`eviction.writing`). A block is written as it was stored or
+not at all: its checksum is compared after it was encoded. Whoever writes is told what became of it, and may
+turn to the next tier.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from llmserve.core.clock import Clock
+from llmserve.core.ids import BlockHash
+from llmserve.core.tiers import TierTotals
+from llmserve.kvstore.store.coding import Coder, Outgoing
+from llmserve.kvstore.store.stock import Stock
+from llmserve.kvstore.tiers.base import Blob, BlobResult, Outcome, Tier
+
+_log = logging.getLogger(__name__)
+_BATCH_BYTES = 64 << 20
+
+_Encoded = tuple[Outgoing, list[Blob]]
+
+
+class WriteQueue:
+    """Life: run, in a task, while blocks are put -> give_up. name: of the tier. totals, outcomes: the tier's,
+    to be counted up."""
+
+    def __init__(
+        self,
+        name: str,
+        tier: Tier,
+        stock: Stock,
+        coder: Coder,
+        clock: Clock,
+        totals: TierTotals,
+        outcomes: Counter[tuple[str, Outcome]],
+    ) -> None:
+        self.bytes = 0  # of the pool, held for what is here
+        self._name, self._tier, self._stock, self._coder = name, tier, stock, coder
+        self._clock, self._totals, self._outcomes = clock, totals, outcomes
+        self._queue: asyncio.Queue[Outgoing] = asyncio.Queue()
+        self._writing: set[BlockHash] = set()
+
+    def __contains__(self, key: BlockHash) -> bool:
+        """It waits, or is being written."""
+        return key in self._writing
+
+    def put(self, outgoing: Outgoing) -> None:
+        """A block that is not here, nor on the medium."""
+        self._writing.add(outgoing.block.key)
+        self.bytes += outgoing.size_bytes
+        self._queue.put_nowait(outgoing)
+
+    async def drained(self) -> None:
+        """Waits until all that was put is written, or given up."""
+        await self._queue.join()
+
+    def give_up(self) -> None:
+        """What waits is not written."""
+        while not self._queue.empty():
+            self._end(self._queue.get_nowait(), Outcome.FAILED)
+            self._queue.task_done()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            batch = await self._next_batch()
+            ends = dict.fromkeys((one.block.key for one in batch), Outcome.FAILED)
+            try:
+                ends |= await self._write(batch)
+            except Exception:  # a fault of this program: what waits behind it must not wait for ever
+                _log.exception("%s: %d blocks are not stored", self._name, len(batch))
+                for outgoing in batch:
+                    if not self._stock.holds(outgoing.block.key, len(outgoing.views)):
+                        self._stock.book.remove(outgoing.block.key)
+            finally:
+                for outgoing in batch:
+                    self._end(outgoing, ends[outgoing.block.key])
+                    self._queue.task_done()
+
+    def _end(self, outgoing: Outgoing, outcome: Outcome) -> None:
+        self._writing.discard(outgoing.block.key)
+        self.bytes -= outgoing.size_bytes
+        self._outcomes["write", outcome] += 1
+        self._totals.store_bytes += outgoing.size_bytes if outcome is Outcome.DONE else 0
+        outgoing.ended(outcome)
+
+    async def _next_batch(self) -> list[Outgoing]:
+        batch = [await self._queue.get()]
+        size = batch[0].size_bytes
+        while not self._queue.empty() and size < _BATCH_BYTES:
+            batch.append(self._queue.get_nowait())
+            size += batch[-1].size_bytes
+        return batch
+
+    async def _write(self, batch: Sequence[Outgoing]) -> dict[BlockHash, Outcome]:
+        """Together: a tier gathers neighbours, and an object is written as a whole."""
+        ends: dict[BlockHash, Outcome] = {}
+        ready: list[_Encoded] = []
+        for outgoing in batch:
+            blobs = await self._coder.encode(outgoing)
+            if blobs is None:
+                ends[outgoing.block.key] = Outcome.CORRUPT
+                _log.warning("%s: a block is not stored: it changed in memory", self._name)
+            elif await self._stock.take_room(outgoing.block, blobs):
+                ready.append((outgoing, blobs))
+            else:
+                ends[outgoing.block.key] = Outcome.FULL
+        return ends | await self._put(ready)
+
+    async def _put(self, ready: Sequence[_Encoded]) -> dict[BlockHash, Outcome]:
+        blobs, started = [blob for _, encoded in ready for blob in encoded], self._clock.now()
+        try:
+            results = await self._tier.write(blobs)
+        finally:
+            self._totals.store_seconds += self._clock.now() - started
+            self._stock.book.unpin([outgoing.block.key for outgoing, _ in ready])
+        ends: dict[BlockHash, Outcome] = {}
+        for outgoing, encoded in ready:
+            mine, results = results[: len(encoded)], results[len(encoded) :]
+            ends[outgoing.block.key] = await self._put_ended(outgoing.block.key, mine)
+        return ends
+
+    async def _put_ended(self, key: BlockHash, results: Sequence[BlobResult]) -> Outcome:
+        failed = next((result for result in results if result.outcome is not Outcome.DONE), None)
+        if failed is None:
+            self._stock.written(key)
+            return Outcome.DONE
+        _log.warning("%s: a block is not stored: %s", self._name, failed.reason)
+        await self._stock.forget([key])
+        return failed.outcome

@@ -1,0 +1,135 @@
+"""What apiservers say over their sessions, and how these begin and end."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import grpc.aio
+
+from llmserve.core.errors import InvalidRequest, LLMServeError, NotLeader
+from llmserve.core.ids import ApiserverId, RequestId, WorkerId
+from llmserve.core.tasks import TaskOwner
+from llmserve.router.controller import Controller
+from llmserve.router.decider import Decider
+from llmserve.router.hello import read_hello
+from llmserve.router.mandate import Mandate
+from llmserve.router.messages import Effect
+from llmserve.router.operators import Operators
+from llmserve.router.outbox import Outbox
+from llmserve.router.session import Session
+from llmserve.router.streams import Stream
+from llmserve.router.wire import decode_admit, decode_held
+from llmserve.rpc.codec import decode_outcome
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
+
+_log = logging.getLogger(__name__)
+
+_Requests = AsyncIterator[router_pb2.RouterSessionRequest]
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SessionCalls:
+    """Life: converse, any number at a time -> aclose. sign_of_life_seconds: as idle_seconds of an Outbox."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        decider: Decider,
+        mandate: Mandate,
+        operators: Operators,
+        sign_of_life_seconds: float | None,
+    ) -> None:
+        self._controller, self._decider, self._mandate = controller, decider, mandate
+        self._operators, self._sign_of_life_seconds = operators, sign_of_life_seconds
+        self._readers = TaskOwner("router")
+
+    async def aclose(self) -> None:
+        """Ends the sessions; apiservers keep what runs and come back to the next router."""
+        self._decider.streams.close()
+        await self._readers.aclose()
+
+    async def converse(
+        self, requests: _Requests, context: _Context
+    ) -> AsyncIterator[router_pb2.RouterSessionResponse]:
+        stream = self._open(await read_hello(requests))
+        # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
+        context.add_done_callback(lambda _: self._close(stream))  # type: ignore[arg-type]  # stub's own type
+        reader = self._readers.spawn(f"session-{stream.session.apiserver_id}", self._read(requests, stream))
+        try:
+            async for message in stream.outbox:
+                self._mandate.check()  # what was decided in time is not to be said too late
+                yield message
+        finally:
+            reader.cancel()
+            self._close(stream)
+
+    def _open(self, hello: router_pb2.Hello) -> Stream:
+        self._mandate.check()
+        apiserver_id = ApiserverId(hello.apiserver_id)
+        held = [decode_held(message) for message in hello.held]
+        session, effects = self._controller.open_session(apiserver_id, held)
+        stream = Stream(session, Outbox(self._sign_of_life_seconds))
+        older = self._decider.streams.add(stream)
+        stream.outbox.send_state(self._decider.cluster())
+        if older:
+            self._operators.gone(apiserver_id)
+            older.outbox.close()
+        self._operators.came(stream.outbox.send)
+        _log.info("apiserver %s: session started, holds %d requests", apiserver_id, len(held))
+        self._decider.apply(effects)
+        return stream
+
+    def _close(self, stream: Stream) -> None:
+        """Idempotent."""
+        apiserver_id = stream.session.apiserver_id
+        stream.outbox.close()
+        if self._decider.streams.drop(stream):
+            self._operators.gone(apiserver_id)
+            given_back = len(stream.session.tickets)
+            _log.info("apiserver %s: session ended, %d requests given back", apiserver_id, given_back)
+        with suppress(NotLeader):  # the next leader counts anew
+            self._decider.decide(lambda: self._controller.close_session(stream.session))
+
+    async def _read(self, requests: _Requests, stream: Stream) -> None:
+        """Ends the stream when the apiserver does, or when it says what it must not."""
+        error: LLMServeError | None = None
+        try:
+            async for message in requests:
+                self._decider.decide(lambda message=message: self._receive(stream.session, message))  # type: ignore[misc]
+        except LLMServeError as wrong:
+            error = wrong
+        finally:
+            stream.outbox.close(error)
+
+    def _receive(self, session: Session, message: router_pb2.RouterSessionRequest) -> list[Effect]:
+        match message.WhichOneof("message"):
+            case "admit":
+                return self._controller.admit(session, decode_admit(message.admit))
+            case "first_token":
+                return self._controller.first_token(session, RequestId(message.first_token.request_id))
+            case "progress":
+                progress = message.progress
+                name = RequestId(progress.request_id)
+                return self._controller.progress(session, name, progress.output_tokens)
+            case "done":
+                return self._done(session, message.done)
+            case "worker_failed":
+                return self._worker_failed(message.worker_failed)
+            case "answer":
+                self._operators.answered(session.apiserver_id, message.answer)
+                return []
+            case other:
+                raise InvalidRequest(f"a session message cannot be {other or 'empty'} here")
+
+    def _done(self, session: Session, done: router_pb2.Done) -> list[Effect]:
+        outcome = decode_outcome(done.outcome)
+        cached = done.cached_tokens if done.HasField("cached_tokens") else None
+        name = RequestId(done.request_id)
+        return self._controller.done(session, name, outcome, done.output_tokens, cached)
+
+    def _worker_failed(self, failed: router_pb2.WorkerFailed) -> list[Effect]:
+        _log.warning("worker %s failed: %s", failed.worker_id, failed.reason)
+        return self._controller.worker_failed(
+            WorkerId(failed.worker_id), failed.epoch, failed.reason, stalled=failed.stalled
+        )

@@ -1,0 +1,108 @@
+"""All that waits: by request, by tenant, and by deadline."""
+
+from collections.abc import Callable, Iterator
+
+from llmserve.core.deadlines import Deadlines
+from llmserve.core.ids import RequestId, TenantId
+from llmserve.scheduler.flow import Flow
+from llmserve.scheduler.request import QueuedRequest, Waiting
+
+
+class Flows:
+    """Each waiting request is in one flow, its tenant's; a tenant that does not wait has none. `add` and
+    `remove` answer whether the tenant has come or gone by that."""
+
+    def __init__(self) -> None:
+        self._flows: dict[TenantId, Flow] = {}
+        self._waiting: dict[RequestId, Waiting] = {}
+        self._deadlines: Deadlines[RequestId] = Deadlines()
+        self._sequence = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, request_id: RequestId) -> bool:
+        return request_id in self._waiting
+
+    def __iter__(self) -> Iterator[Waiting]:
+        """In the order of arrival."""
+        return iter(self._waiting.values())
+
+    def __getitem__(self, tenant: TenantId) -> Flow:
+        return self._flows[tenant]
+
+    def get(self, request_id: RequestId) -> Waiting | None:
+        return self._waiting.get(request_id)
+
+    def of_tenant(self, tenant: TenantId) -> int:
+        """How many of the tenant's wait."""
+        return len(self._flows.get(tenant, ()))
+
+    # -- in and out
+
+    def add(self, request: QueuedRequest, key: float) -> bool:
+        """key: where it queues within its tenant; the least is first. True: its tenant has come."""
+        assert request.request_id not in self._waiting, request
+        waiting = Waiting(key, self._sequence, request)
+        self._sequence += 1
+        self._waiting[request.request_id] = waiting
+        self._deadlines.put(request.request_id, request.deadline)
+        has_come = request.tenant not in self._flows
+        if has_come:
+            self._flows[request.tenant] = Flow(request.tenant)
+        self._flows[request.tenant].add(waiting)
+        return has_come
+
+    def remove(self, waiting: Waiting) -> bool:
+        """True: its tenant has gone."""
+        request = waiting.request
+        del self._waiting[request.request_id]
+        self._deadlines.drop(request.request_id)
+        flow = self._flows[request.tenant]
+        flow.remove(waiting)
+        if not flow:
+            del self._flows[request.tenant]
+        return not flow
+
+    # -- deadlines
+
+    def set_deadline(self, request_id: RequestId, deadline: float) -> None:
+        assert request_id in self._waiting
+        self._deadlines.put(request_id, deadline)
+
+    def due(self, now: float) -> list[Waiting]:
+        """Those whose deadline has come, each told once."""
+        return [self._waiting[request_id] for request_id in self._deadlines.take_due(now)]
+
+    def next_deadline(self) -> float | None:
+        """None while nothing waits."""
+        return self._deadlines.next()
+
+    # -- shares of the queue
+
+    def weight_with(self, tenant: TenantId, weight: Callable[[TenantId], float]) -> float:
+        """Of all tenants that wait, and this one."""
+        return sum(map(weight, {*self._flows, tenant}))
+
+    def over_its_share(self, tenant: TenantId, weight: Callable[[TenantId], float]) -> Waiting | None:
+        """The last request of the tenant that has the most of the queue for its weight; None when
+        `tenant` with one more request would have no less."""
+        if not self._flows:
+            return None
+        most = max(self._flows.values(), key=lambda flow: len(flow) / weight(flow.tenant))
+        mine = self.of_tenant(tenant) + 1
+        if len(most) / weight(most.tenant) <= mine / weight(tenant):
+            return None
+        return most[len(most) - 1]
+
+    def tenants(self) -> set[TenantId]:
+        return set(self._flows)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when a request is in no flow, in two, or has no deadline."""
+        in_flows = [
+            flow[index].request.request_id for flow in self._flows.values() for index in range(len(flow))
+        ]
+        assert sorted(in_flows) == sorted(self._waiting), self._flows
+        assert all(len(flow) for flow in self._flows.values()), "an empty flow is kept"
+        self._deadlines.check_integrity(set(self._waiting))
