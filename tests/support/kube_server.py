@@ -36,12 +36,14 @@ _KINDS = {
 
 
 class KubeServer:
-    """`requests` are those that changed, or would have changed, something: (method, kind, name, dry run)."""
+    """`requests` are those that changed, or would have changed, something: (method, kind, name, dry run).
+    silent: it ends connections without an answer."""
 
     def __init__(self, store: Store, kubeconfig: Path) -> None:
         self.store = store
         self.kubeconfig = kubeconfig
         self.requests: list[tuple[str, str, str, bool]] = []
+        self.silent = False
 
     @property
     def writes(self) -> list[tuple[str, str, str]]:
@@ -60,12 +62,16 @@ def kube_server(folder: Path, version: str) -> Iterator[KubeServer]:
 
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if server.silent:
+                self.close_connection = True
+                return
             with lock:
                 try:
+                    answer: dict[str, Any] | str
                     code, answer = 200, _Request(server, self, body).answer()
                 except Refusal as refusal:
                     code, answer = refusal.code, _status(refusal)
-                data = json.dumps(answer).encode()
+                data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -124,16 +130,18 @@ class _Request:
         self._path, self._query = unquote(url.path), dict(parse_qsl(url.query))
         self._body = body
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any] | str:
         if self._handler.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise Refusal(401, "Unauthorized", "Unauthorized")
         if self._path.startswith("/api/v1/namespaces") and self._path.count("/") <= 4:
             return self._namespace()
         api, _, rest = self._path.partition("/namespaces/")
-        namespace, plural, name = (*rest.split("/"), "")[:3]
+        namespace, plural, name, part = (*rest.split("/"), "", "")[:4]
         kind = _KINDS.get(api, {}).get(plural)
         if kind is None or (kind in _OF_OPERATORS and kind not in self._store.crds):
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
+        if (kind, part) == ("Pod", "log"):
+            return self._store.log(name, self._query)
         return self._of_kind(kind, api, namespace, name)
 
     def _namespace(self) -> dict[str, Any]:

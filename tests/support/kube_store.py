@@ -4,6 +4,7 @@ schemas of Kubernetes; apply is kube_fields. `step` does what controllers and ku
 
 import copy
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from tests.support.kube_fields import Conflict, Fields, UnknownField, apply, text
@@ -27,7 +28,8 @@ class Refusal(Exception):
 
 class Store:
     """Of one namespace or of several. `denied` makes an admission webhook: (kind, name) to its words.
-    `broken` are workloads whose pods never become ready, with the reason a kubelet gives."""
+    `broken` are workloads whose pods never become ready, with the reason a kubelet gives.
+    `logs`: of pod and container, lines with their time in front; `previous_logs`: of the run before."""
 
     def __init__(self, version: str) -> None:
         self.version = version
@@ -37,6 +39,8 @@ class Store:
         self.denied: dict[Key, str] = {}
         self.deny_dry_runs = True
         self.broken: dict[str, tuple[str, str]] = {}
+        self.logs: dict[tuple[str, str], list[str]] = {}
+        self.previous_logs: dict[tuple[str, str], list[str]] = {}
         self._owners: dict[Key, dict[str, set[Any]]] = {}
         self._revision = 0
 
@@ -106,6 +110,17 @@ class Store:
             raise Refusal(403, "Forbidden", self.denied["delete", name])
         del self.objects[kind, name]
         self._owners.pop((kind, name), None)
+
+    def log(self, pod: str, query: Mapping[str, str]) -> str:
+        self.get("Pod", pod)
+        previous = query.get("previous") == "true"
+        lines = (self.previous_logs if previous else self.logs).get((pod, query["container"]))
+        if lines is None:
+            what = "previous terminated container" if previous else "container"
+            raise Refusal(400, "BadRequest", f'{what} "{query["container"]}" in pod "{pod}" not found')
+        since, count = query.get("sinceTime", "").rstrip("Z"), query.get("tailLines")
+        wanted = [line for line in lines if line >= since]
+        return "".join(f"{line}\n" for line in wanted[len(wanted) - int(count) if count else 0 :])
 
     def set_field(self, kind: str, name: str, manager: str, field: str, value: Any) -> None:
         """Another manager's hand: `field` of the spec."""
@@ -187,6 +202,7 @@ def _pod(owner: Object, name: str, broken: tuple[str, str] | None) -> Object:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata,
+        "spec": owner["spec"]["template"]["spec"],
         "status": {"phase": "Pending" if broken else "Running", "containerStatuses": [container]},
     }
 

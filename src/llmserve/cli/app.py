@@ -14,6 +14,7 @@ from llmserve.cli import (
     explain,
     gen_proto,
     kv,
+    logs,
     reload,
     schema,
     simulate,
@@ -28,6 +29,7 @@ COMMANDS: tuple[Command, ...] = (
     up.COMMAND,
     down.COMMAND,
     status.COMMAND,
+    logs.COMMAND,
     drain.COMMAND,
     reload.COMMAND,
     explain.COMMAND,
@@ -48,6 +50,7 @@ the cluster:
   llmserve apply -f llmserve.yaml     check the manifest, and see what would run
   llmserve up -f llmserve.yaml        run it on this machine, until Ctrl-C
   llmserve status --watch             from another terminal: roles, load, KV blocks, leases
+  llmserve logs decode --follow       what its processes write, by time
   llmserve drain decode-0             take a worker out of service; --undo takes it back
   llmserve reload                     after a change of the manifest
   llmserve explain ID                 why a request was served as it was

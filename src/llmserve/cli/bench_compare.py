@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import sys
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,12 +11,14 @@ from rich.console import Console
 from llmserve.cli.bench_cluster import Shapes, running, shapes_of
 from llmserve.cli.bench_load import load_of, target_of, ways_of
 from llmserve.cli.bench_options import AGGREGATED, DISAGGREGATED
-from llmserve.cli.bench_page import contrast_page, watched
+from llmserve.cli.bench_page import contrast_page, watched, write_page
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.screen import screen
-from llmserve.loadgen.contrast import Contrast, Round, contrasts, verdict
+from llmserve.loadgen.comparison import Comparison
+from llmserve.loadgen.comparison_page import comparison_page
+from llmserve.loadgen.contrast import Round
 from llmserve.loadgen.load import Load
-from llmserve.loadgen.report import About, Report, Slo, make_report
+from llmserve.loadgen.report import Report, Slo, make_report
 from llmserve.loadgen.run import Outcome, run_load
 
 
@@ -35,10 +35,14 @@ def run(options: argparse.Namespace) -> int:
         turns = {name: _turn(options, shapes, name, _of_round(load, number)) for name in names}
         reports.append({name: make_report(one.records, one.about, slo, {}) for name, one in turns.items()})
         rounds.append(_round(turns[base], turns[other], reports[-1][base], reports[-1][other]))
-    found = contrasts(rounds)
-    said = verdict(found, base, other, len(rounds))
-    _show(options, base, other, found, reports, said)
-    return EXIT_OK if found else EXIT_FAILED
+    found = Comparison.of(base, other, rounds, reports)
+    if options.html:
+        write_page(Path(options.html), comparison_page(found))
+    if options.json:
+        print(json.dumps(_as_json(found)))
+    else:
+        _show(found)
+    return EXIT_OK if found.contrasts else EXIT_FAILED
 
 
 def _of_round(load: Load, number: int) -> Load:
@@ -60,39 +64,22 @@ def _round(base: Outcome, other: Outcome, base_report: Report, other_report: Rep
     return Round(base.records, other.records, base_report.seconds, other_report.seconds)
 
 
-def _show(
-    options: argparse.Namespace,
-    base: str,
-    other: str,
-    found: list[Contrast],
-    reports: list[dict[str, Report]],
-    said: str,
-) -> None:
-    if options.json:
-        lines = [{**asdict(one), "finding": one.finding} for one in found]
-        rounds = [{name: asdict(report) for name, report in one.items()} for one in reports]
-        json.dump(
-            {"base": base, "other": other, "verdict": said, "contrasts": lines, "rounds": rounds}, sys.stdout
-        )
-        print()
-        return
+def _as_json(found: Comparison) -> dict[str, object]:
+    return {
+        "base": found.base,
+        "other": found.other,
+        "verdict": found.verdict,
+        "contrasts": [{**asdict(one), "finding": one.finding} for one in found.contrasts],
+        "rounds": [{name: asdict(report) for name, report in one.items()} for one in found.reports],
+    }
+
+
+def _show(found: Comparison) -> None:
     page = screen()
-    page.print(f"Load: {_about(reports).load}, {len(reports)} rounds", markup=False)
-    page.print(contrast_page(found, base, other))
-    for name in (base, other):
-        page.print(_served(name, [one[name] for one in reports]), markup=False)
-    for note in dict.fromkeys(note for one in reports for report in one.values() for note in report.notes):
+    page.print(f"Load: {found.about.load}, {len(found.rounds)} rounds", markup=False)
+    page.print(contrast_page(found.contrasts, found.base, found.other))
+    for name in found.names:
+        page.print(found.served_words(name), markup=False)
+    for note in found.notes:
         page.print(f"Note: {note}", style="yellow", markup=False)
-    page.print(said, style="bold")
-
-
-def _about(reports: list[dict[str, Report]]) -> About:
-    first: Mapping[str, Report] = reports[0]
-    return next(iter(first.values())).about
-
-
-def _served(name: str, reports: list[Report]) -> str:
-    served, sent = sum(one.served for one in reports), sum(one.requests for one in reports)
-    good = f", {sum(one.good for one in reports)} within the limits" if reports[0].slo.asks else ""
-    kinds = ", ".join(sorted({line.label for one in reports for line in one.failures}))
-    return f"{name}: {served} of {sent} requests served{good}{f' (failed: {kinds})' if kinds else ''}"
+    page.print(found.verdict, style="bold", markup=False)

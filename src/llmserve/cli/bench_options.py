@@ -22,8 +22,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     _add_load(parser)
     _add_slo(parser)
     parser.add_argument("--weights", nargs="+", default=[], metavar="NAME=W", help="of tenants, for fairness")
-    add_json(parser)
-    parser.add_argument("--html", metavar="FILE", help="write a page with plots")
+    _add_output(parser)
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +34,12 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         "--ready-timeout", type=positive, default=600.0, metavar="S", help="of a start (default: 600)"
     )
     _add_slo(parser)
+    _add_output(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
+    parser.add_argument("--html", metavar="FILE", help="write a page with plots")
 
 
 def _add_slo(parser: argparse.ArgumentParser) -> None:

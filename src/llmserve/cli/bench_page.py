@@ -4,15 +4,18 @@ import asyncio
 import statistics
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from llmserve.core.spread import Spread
+from llmserve.core.errors import InvalidRequest
+from llmserve.loadgen.comparison_page import figure_cells
 from llmserve.loadgen.contrast import Contrast, Finding
 from llmserve.loadgen.drive import Drive
+from llmserve.loadgen.html import SPREAD_HEADS, spread_cells
 from llmserve.loadgen.report import Group as RequestGroup
 from llmserve.loadgen.report import Report
 
@@ -106,7 +109,7 @@ def _fair(report: Report) -> str:
 
 
 def _spreads(report: Report) -> Table:
-    table = _table("MILLISECONDS", "mean", "p50", "p90", "p95", "p99", "most")
+    table = _table("MILLISECONDS", *SPREAD_HEADS[1:])
     for name, spread in (
         ("time to first token", report.ttft),
         ("between tokens", report.itl),
@@ -114,13 +117,8 @@ def _spreads(report: Report) -> Table:
         ("end to end", report.e2e),
         ("sent late", report.late),
     ):
-        table.add_row(name, *_cells(spread))
+        table.add_row(name, *spread_cells(spread))
     return table
-
-
-def _cells(spread: Spread) -> list[str]:
-    values = (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99, spread.most)
-    return [f"{1000 * value:.1f}" for value in values]
 
 
 def _groups(title: str, groups: Sequence[RequestGroup]) -> Table:
@@ -140,15 +138,8 @@ def _groups(title: str, groups: Sequence[RequestGroup]) -> Table:
 def contrast_page(found: Sequence[Contrast], base: str, other: str) -> Table:
     table = _table("", base, other, "ratio", "95%", "")
     for one in found:
-        scale, unit = (1000, "ms") if one.unit == "s" else (1, one.unit)
-        table.add_row(
-            one.figure,
-            f"{one.base * scale:.1f} {unit}",
-            f"{one.other * scale:.1f} {unit}",
-            f"{one.ratio:.2f}",
-            f"{one.low:.2f} to {one.high:.2f}",
-            Text(str(one.finding), _COLOURS[one.finding]),
-        )
+        *cells, finding = figure_cells(one)
+        table.add_row(*cells, Text(finding, _COLOURS[one.finding]))
     return table
 
 
@@ -158,3 +149,11 @@ def _table(first: str, *others: str) -> Table:
     for title in others:
         table.add_column(title, justify="right")
     return table
+
+
+def write_page(path: Path, text: str) -> None:
+    """Errors: InvalidRequest."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"{path}: {error.strerror}") from error

@@ -8,11 +8,10 @@ from pathlib import Path
 import uvloop
 
 from llmserve.cli.bench_load import load_of, target_of, tenants_of, ways_of
-from llmserve.cli.bench_page import report_page, watched
+from llmserve.cli.bench_page import report_page, watched, write_page
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.find import find_cluster
 from llmserve.cli.screen import screen
-from llmserve.core.errors import InvalidRequest
 from llmserve.loadgen.endpoint import base_url, only_model
 from llmserve.loadgen.kinds import parse_weight
 from llmserve.loadgen.load import Load
@@ -29,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     outcome = uvloop.run(_outcome(options, load, url))
     report = make_report(outcome.records, outcome.about, slo, weights)
     if options.html:
-        _write(Path(options.html), page(report, outcome.records))
+        write_page(Path(options.html), page(report, outcome.records))
     if options.json:
         print(json.dumps(asdict(report), indent=2))
     else:
@@ -40,11 +39,3 @@ def run(options: argparse.Namespace) -> int:
 async def _outcome(options: argparse.Namespace, load: Load, url: str) -> Outcome:
     model = options.model or await only_model(url, tenants_of(options)[0].key)
     return await run_load(load, target_of(options, url, model), ways_of(options), watched)
-
-
-def _write(path: Path, text: str) -> None:
-    """Errors: InvalidRequest."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InvalidRequest(f"{path}: {error.strerror}") from error

@@ -35,14 +35,15 @@ def find_cluster(options: argparse.Namespace) -> FoundCluster:
     """By --run-dir or --file; without them the one that runs below the current directory.
     Errors: Unavailable when it does not run, InvalidRequest when several do."""
     if options.run_dir:
-        return _running(Path(options.run_dir))
+        return cluster_in(Path(options.run_dir))
     if options.file:
         path = Path(options.file)
-        return _running(run_dir_of(load_manifest(path), path))
+        return cluster_in(run_dir_of(load_manifest(path), path))
     return _only_one_here()
 
 
-def _running(run_dir: Path) -> FoundCluster:
+def cluster_in(run_dir: Path) -> FoundCluster:
+    """Errors: Unavailable when none runs there."""
     state = read_state(run_dir)
     if state is None or not state.is_running:
         raise Unavailable(f"no cluster runs in {run_dir}")
@@ -62,5 +63,5 @@ def _only_one_here() -> FoundCluster:
         raise InvalidRequest(f"several clusters run here: choose one with --run-dir: {names}")
     if Path(DEFAULT_MANIFEST).is_file():  # it may name a run directory elsewhere
         path = Path(DEFAULT_MANIFEST)
-        return _running(run_dir_of(load_manifest(path), path))
+        return cluster_in(run_dir_of(load_manifest(path), path))
     raise Unavailable("no cluster runs here; name its manifest with -f, or its run directory with --run-dir")

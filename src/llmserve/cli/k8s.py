@@ -2,20 +2,20 @@
 
 import argparse
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.live import Live
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.find import DEFAULT_MANIFEST
 from llmserve.cli.screen import screen
+from llmserve.cli.watch import Frame, watch
 from llmserve.config.load import load_manifest
 from llmserve.config.plan_pods import HTTP_PORT, service_name
 from llmserve.config.plan_types import ProcessRole
@@ -89,7 +89,7 @@ def up(options: argparse.Namespace, manifest: Manifest) -> int:
         _write(options.out, objects)
         if not options.apply:
             return EXIT_OK
-    console, api = screen(), _connect(options, manifest)
+    console, api = screen(), connect_to(options, manifest)
     changes = _plan(api, objects, options, manifest, console)
     _show(changes, console, options.verbose)
     if not options.apply:
@@ -138,7 +138,7 @@ def check(path: Path, manifest: Manifest, as_json: bool) -> int:
 
 
 def down(options: argparse.Namespace, manifest: Manifest) -> int:
-    console, api, cluster = screen(), _connect(options, manifest), manifest.metadata.name
+    console, api, cluster = screen(), connect_to(options, manifest), manifest.metadata.name
     if not delete_all(api, cluster, lambda text: _say(console, text)):
         _say(console, f"no cluster '{cluster}' is in namespace '{api.namespace}'")
         return EXIT_FAILED
@@ -149,42 +149,33 @@ def down(options: argparse.Namespace, manifest: Manifest) -> int:
 
 
 def status(options: argparse.Namespace, manifest: Manifest) -> int:
-    api, cluster = _connect(options, manifest), manifest.metadata.name
+    api, cluster = connect_to(options, manifest), manifest.metadata.name
     if options.watch:
-        _watch(api, cluster, options.every, options.json)
+        watch(lambda: _frame(snapshot(api, cluster)), options.every, as_json=options.json)
+        return EXIT_OK
     now = snapshot(api, cluster)
     if options.json:
-        print(_as_json(now))
+        print(json.dumps(_as_json(now)))
     else:
         screen().print(_page(now))
-        for problem in now.problems:
-            print(f"Problem: {problem}")
     return EXIT_FAILED if now.problems else EXIT_OK
 
 
-def _watch(api: KubeApi, cluster: str, every: float, as_json: bool) -> None:
-    """For ever."""
-    if as_json:
-        while True:
-            print(_as_json(snapshot(api, cluster)), flush=True)
-            time.sleep(every)
-    with Live(_page(snapshot(api, cluster)), auto_refresh=False, console=screen()) as live:
-        while True:
-            time.sleep(every)
-            live.update(_page(snapshot(api, cluster)), refresh=True)
+def _frame(now: K8sSnapshot) -> Frame:
+    return Frame(lambda _: _page(now), _as_json(now))
 
 
-def _as_json(now: K8sSnapshot) -> str:
-    return json.dumps({"healthy": not now.problems, **asdict(now), "problems": now.problems})
+def _as_json(now: K8sSnapshot) -> dict[str, object]:
+    return {"healthy": not now.problems, **asdict(now), "problems": now.problems}
 
 
-def _page(now: K8sSnapshot) -> Table:
+def _page(now: K8sSnapshot) -> Group:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("WORKLOAD", "READY", "UPDATED", "AT MOST", "RESTARTS", "TROUBLE"):
         table.add_column(column, overflow="fold")
     for one in now.workloads:
         table.add_row(*_cells(one))
-    return table
+    return Group(table, *(Text(f"Problem: {problem}") for problem in now.problems))
 
 
 def _cells(one: WorkloadStatus) -> Iterator[str]:
@@ -204,7 +195,8 @@ def _target(options: argparse.Namespace, manifest: Manifest) -> Target:
     return Target(options.namespace or k8s.namespace, image)
 
 
-def _connect(options: argparse.Namespace, manifest: Manifest) -> KubeApi:
+def connect_to(options: argparse.Namespace, manifest: Manifest) -> KubeApi:
+    """Errors: InvalidRequest."""
     return connect(options.namespace or manifest.deployment.k8s.namespace, options.context)
 
 

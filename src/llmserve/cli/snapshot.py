@@ -76,6 +76,30 @@ class IndexView:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantView:
+    """Totals since the router began to lead, but queued and running. wait_seconds: the mean of those that
+    got a place."""
+
+    name: str
+    weight: float
+    queued_requests: int
+    running_requests: int
+    refused_requests: int
+    wait_seconds: float
+    served_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetView:
+    """used_ratio: at 1 it has no room; None: it has no limit, or one for each tenant. refused_requests: while
+    it had none."""
+
+    name: str
+    used_ratio: float | None
+    refused_requests: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """problems: a sentence for each thing that is not as it should be."""
 
@@ -94,6 +118,9 @@ class Snapshot:
     roles: tuple[RoleView, ...]
     tiers: tuple[TierView, ...]
     index: IndexView
+    queue_limit_requests: int
+    tenants: tuple[TenantView, ...]
+    budgets: tuple[BudgetView, ...]
     problems: tuple[str, ...]
 
 
@@ -118,6 +145,9 @@ def snapshot(state: ClusterState, answers: Answers, now: float) -> Snapshot:
         roles=roles,
         tiers=tuple(map(_tier, kv.tiers)),
         index=_index(answers.router.prefix_index),
+        queue_limit_requests=answers.router.queue_limit_requests,
+        tenants=tuple(map(_tenant, answers.router.tenants)),
+        budgets=tuple(map(_budget, answers.router.budgets)),
         problems=(
             *answers.problems,
             *_problems(roles, kv),
@@ -156,6 +186,23 @@ def _worker(worker: router_pb2.WorkerStatus, stored_blocks: int) -> WorkerView:
 
 def _tier(tier: kvmanager_pb2.TierStatus) -> TierView:
     return TierView(**{field.name: getattr(tier, field.name) for field in fields(TierView)})
+
+
+def _tenant(tenant: router_pb2.TenantStatus) -> TenantView:
+    return TenantView(
+        name=tenant.tenant,
+        weight=tenant.weight,
+        queued_requests=tenant.queued_requests,
+        running_requests=tenant.running_requests,
+        refused_requests=tenant.refused_requests,
+        wait_seconds=tenant.queue_seconds / max(1, tenant.dispatched_requests),
+        served_tokens=tenant.served_tokens,
+    )
+
+
+def _budget(budget: router_pb2.BudgetStatus) -> BudgetView:
+    used_ratio = budget.used_ratio if budget.HasField("used_ratio") else None
+    return BudgetView(budget.name, used_ratio, budget.refused_requests)
 
 
 def _index(status: router_pb2.PrefixIndexStatus) -> IndexView:

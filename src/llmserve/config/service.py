@@ -118,6 +118,17 @@ class Observability(Section):
             min_length=1, description="Directory of the log files. Without it, `logs` in the run directory."
         ),
     ] = None
+    log_file_mib: Annotated[
+        int,
+        Unit("MiB"),
+        Field(
+            ge=1,
+            le=65536,
+            description="How long `llmserve up` lets the log of a process become. A longer one is moved to "
+            "`NAME.1.log`, in place of what was there; so a process has three such files at most, with "
+            "the one of the run before, `NAME.previous.log`.",
+        ),
+    ] = 16
     explain_requests: Annotated[
         int,
         Unit("requests"),

@@ -80,6 +80,10 @@ class KubeApi:
             raise
         return [{"apiVersion": api, "kind": kind, **item} for item in answer["items"]]
 
+    def log(self, pod: str, query: Mapping[str, str]) -> str:
+        """query: as the server has it: container, timestamps, sinceTime, tailLines, previous."""
+        return self._text("GET", f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log", query)
+
     def apply(self, wanted: Object, *, dry_run: bool = False, force: bool = False) -> Object:
         """What is there then, or would be. force: also fields that others own."""
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict", "force": str(force).lower()}
@@ -110,6 +114,17 @@ class KubeApi:
         body: Object | None = None,
         content_type: str = _JSON,
     ) -> Object:
+        found: Object = json.loads(self._text(method, path, query, body, content_type))
+        return found
+
+    def _text(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        content_type: str = _JSON,
+    ) -> str:
         from urllib3.exceptions import HTTPError
 
         headers = {"Accept": _JSON, "Content-Type": content_type}
@@ -125,14 +140,13 @@ class KubeApi:
         verb, url, sent_headers, _, _ = request
         try:
             answer = self._client.call_api(verb, url, sent_headers, data, _request_timeout=_SECONDS)
-            text = answer.read().decode()
+            text: str = answer.read().decode(errors="replace")
         except HTTPError as error:
             host = self._client.configuration.host
             raise Unavailable(f"the Kubernetes API server at {host} does not answer: {error}") from error
         if answer.status >= 300:
             raise Refused(_words(text, answer.status), answer.status)
-        found: Object = json.loads(text)
-        return found
+        return text
 
 
 def _words(text: str, code: int) -> str:

@@ -4,20 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from llmserve.core.spread import Spread
-from llmserve.loadgen.plot import Point, Series, cumulative, plot
+from llmserve.loadgen.distributions import distributions
+from llmserve.loadgen.html import SPREAD_HEADS, document, notes, spread_cells, table
+from llmserve.loadgen.plot import Point, Series, plot
 from llmserve.loadgen.record import Record
 from llmserve.loadgen.report import Group, Report
 
 # Of each kind: more than this a plot cannot show, and a page need not carry.
 _MOST_DOTS = 2000
-
-_STYLE = """
-body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 760px; color: #222; padding: 0 1em }
-table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .2em .8em; text-align: right }
-th:first-child, td:first-child { text-align: left } th { border-bottom: 1px solid #999; font-weight: 600 }
-svg { width: 100%; margin: 1em 0 } .note { color: #a33 } dt { font-weight: 600 } dd { margin: 0 0 .4em 1em }
-"""
 
 
 def page(report: Report, records: Sequence[Record]) -> str:
@@ -26,17 +20,14 @@ def page(report: Report, records: Sequence[Record]) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         _facts(report),
-        *(f'<p class="note">{escape(note)}</p>' for note in report.notes),
+        *notes(report.notes),
         _spreads(report),
         _groups("kind", report.kinds),
         _groups("tenant", report.tenants) if len(report.tenants) > 1 else "",
         _failures(report),
         *_plots(records),
     ]
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(filter(None, parts)) + "\n</body></html>\n"
-    )
+    return document(title, parts)
 
 
 def _facts(report: Report) -> str:
@@ -68,13 +59,8 @@ def _spreads(report: Report) -> str:
         "end to end": report.e2e,
         "sent late": report.late,
     }
-    rows = [[name, *_cells(spread)] for name, spread in spreads.items()]
-    return _table(["milliseconds", "mean", "p50", "p90", "p95", "p99", "most"], rows)
-
-
-def _cells(spread: Spread) -> list[str]:
-    values = (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99, spread.most)
-    return [f"{1000 * value:.1f}" for value in values]
+    rows = [[name, *spread_cells(spread)] for name, spread in spreads.items()]
+    return table(SPREAD_HEADS, rows)
 
 
 def _groups(name: str, groups: Iterable[Group]) -> str:
@@ -89,35 +75,23 @@ def _groups(name: str, groups: Iterable[Group]) -> str:
         for one in groups
     ]
     heads = [name, "served", "prompt tokens", "output tokens", "ttft p50 ms", "ttft p99 ms"]
-    return _table([*heads, "per token ms", "e2e p50 ms"], rows)
+    return table([*heads, "per token ms", "e2e p50 ms"], rows)
 
 
 def _failures(report: Report) -> str:
     rows = [[one.label, str(one.count), one.message] for one in report.failures]
-    return _table(["failure", "requests", "the first one says"], rows) if rows else ""
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return table(["failure", "requests", "the first one says"], rows) if rows else ""
 
 
 def _plots(records: Sequence[Record]) -> list[str]:
     served = [record for record in records if record.served]
     kinds = sorted({record.kind for record in served})
     of = {kind: [record for record in served if record.kind == kind] for kind in kinds}
-    first = [Series(kind, cumulative([1000 * one.ttft for one in of[kind]])) for kind in kinds]
-    per_token = [
-        Series(kind, cumulative([1000 * one.tpot for one in of[kind] if one.tpot is not None]))
-        for kind in kinds
-    ]
     over_time = [Series(kind, _thinned(of[kind]), is_dots=True) for kind in kinds]
     tokens = [Series("tokens/s", _tokens_each_second(served))]
     running = [Series("requests", _running(records))]
     return [
-        plot("Time to first token", "milliseconds", "% of requests", first),
-        plot("Time per output token", "milliseconds", "% of requests", per_token),
+        *distributions(of),
         plot("Time to first token as the run went on", "seconds", "milliseconds", over_time),
         plot("Output tokens", "seconds", "tokens in each second", tokens),
         plot("Requests on their way", "seconds", "requests", running),

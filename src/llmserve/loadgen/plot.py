@@ -1,5 +1,6 @@
 """Plots as SVG, without a plotting library."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -8,6 +9,7 @@ _WIDTH, _HEIGHT = 720, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 34, 44
 _COLORS = ("#3b6fb6", "#d9822b", "#4b9b5f", "#a94f9b", "#8a6d3b", "#c0392b", "#17808f", "#777777")
 _TICKS = 5
+_ROUND_STEPS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 Point = tuple[float, float]
 
@@ -38,9 +40,7 @@ class _Frame:
 def plot(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
     """One SVG element."""
     points = [point for one in series for point in one.points]
-    frame = _Frame(
-        max((x for x, _ in points), default=0.0) or 1.0, max((y for _, y in points), default=0.0) or 1.0
-    )
+    frame = _Frame(round_end([x for x, _ in points]), round_end([y for _, y in points]))
     drawn = [_drawn(one, frame, _COLORS[i % len(_COLORS)]) for i, one in enumerate(series)]
     body = "\n".join([*_axes(frame, x_label, y_label), *drawn, _names(series)])
     return (
@@ -49,6 +49,15 @@ def plot(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> st
         f'<rect width="100%" height="100%" fill="white"/>\n'
         f'<text x="{_LEFT}" y="18" font-weight="bold">{escape(title)}</text>\n{body}\n</svg>'
     )
+
+
+def round_end(values: Sequence[float]) -> float:
+    """The end of an axis for these values, none below 0: its marks are round numbers."""
+    step = max(values, default=0.0) / _TICKS
+    if step <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(step))
+    return _TICKS * power * next(one for one in _ROUND_STEPS if one >= step / power - 1e-9)
 
 
 def cumulative(values: Sequence[float], points: int = 200) -> list[Point]:
@@ -85,11 +94,11 @@ def _axes(frame: _Frame, x_label: str, y_label: str) -> list[str]:
     right, middle = _WIDTH - _RIGHT, (_LEFT + _WIDTH - _RIGHT) / 2
     rows = [
         f'<line x1="{_LEFT}" x2="{right}" y1="{frame.y(at):.1f}" y2="{frame.y(at):.1f}" stroke="#dddddd"/>'
-        f'<text x="{_LEFT - 6}" y="{frame.y(at) + 4:.1f}" text-anchor="end">{at:.3g}</text>'
+        f'<text x="{_LEFT - 6}" y="{frame.y(at) + 4:.1f}" text-anchor="end">{at:,.6g}</text>'
         for at in (mark * frame.most_y for mark in marks)
     ]
     columns = [
-        f'<text x="{frame.x(at):.1f}" y="{_HEIGHT - 26}" text-anchor="middle">{at:.3g}</text>'
+        f'<text x="{frame.x(at):.1f}" y="{_HEIGHT - 26}" text-anchor="middle">{at:,.6g}</text>'
         for at in (mark * frame.most_x for mark in marks)
     ]
     labels = (

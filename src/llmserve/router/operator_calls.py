@@ -9,6 +9,7 @@ from llmserve.router.in_force import InForce
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.mandate import Mandate
 from llmserve.router.operators import Operators
+from llmserve.router.shares import encode_budgets, encode_tenants
 from llmserve.router.wire import decode_order, encode_index, encode_status
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
@@ -45,6 +46,7 @@ class OperatorCalls:
 
     def status(self) -> router_pb2.GetClusterStatusResponse:
         now, slow, standing = self._clock.now(), self._controller.slow.workers(), self._mandate.standing()
+        stats = self._controller.scheduler_stats()
         return router_pb2.GetClusterStatusResponse(
             workers=[encode_status(member, now, slow) for member in self._controller.membership],
             queued_requests=self._controller.waiting_requests,
@@ -55,6 +57,9 @@ class OperatorCalls:
             leader=standing.leader,
             epoch=standing.epoch,
             state_trouble=standing.trouble,
+            tenants=encode_tenants(stats),
+            budgets=encode_budgets(stats),
+            queue_limit_requests=stats.queue_limit_requests,
         )
 
     async def reload(self, request: router_pb2.ReloadRequest) -> router_pb2.ReloadResponse:

@@ -36,6 +36,7 @@ from llmserve.runner.supervisor import StopRequest, Supervisor
 
 MODEL_STEP = "model"
 _REFRESH_SECONDS = 0.25
+_SHORTEN_SECONDS = 1.0
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.5, 30.0
 
 
@@ -116,6 +117,7 @@ class _Cluster:
         self._console.live(True)
         self._tasks.spawn("console", self._show())
         self._tasks.spawn("reload", self._reloading.run())
+        self._tasks.spawn("logs", self._keep_logs_short())
 
     async def _start_exporter(self) -> None:
         """Errors: StartFailed when the manifest names the port. The default one may be another cluster's."""
@@ -145,6 +147,13 @@ class _Cluster:
                     self._console.say(f"{name} | {line}")
             self._console.refresh()
             await asyncio.sleep(_REFRESH_SECONDS)
+
+    async def _keep_logs_short(self) -> None:
+        most_bytes = self._job.manifest.observability.log_file_mib << 20
+        while True:
+            for name in self._board.rows:
+                await asyncio.to_thread(logs.shorten, self._paths.log(name), most_bytes)
+            await asyncio.sleep(_SHORTEN_SECONDS)
 
     async def _unless_stopped(self, work: Coroutine[None, None, str]) -> str | None:
         """None: a stop was asked for first; the work is cancelled then."""

@@ -28,14 +28,19 @@ class RunPaths:
 
 
 def make_paths(manifest: Path, run_dir: Path, log_dir: str | None, cluster_id: str) -> RunPaths:
-    """Makes the temporary directory. A relative log_dir is beside the manifest. Errors: StartFailed."""
+    """Makes the temporary directory. log_dir: as of `log_folder`. Errors: StartFailed."""
     manifest = manifest.absolute()
-    logs = manifest.parent / Path(log_dir).expanduser() if log_dir else run_dir / "logs"
+    logs = log_folder(manifest, run_dir, log_dir)
     try:
         temp_dir = Path(tempfile.mkdtemp(prefix=f"llmserve-{cluster_id[:8]}-"))
     except OSError as error:
         raise StartFailed(f"cannot make a temporary directory: {error.strerror}") from error
     return RunPaths(manifest, run_dir, logs, temp_dir)
+
+
+def log_folder(manifest: Path, run_dir: Path, log_dir: str | None) -> Path:
+    """log_dir: observability.log_dir; a relative one is beside the manifest."""
+    return manifest.absolute().parent / Path(log_dir).expanduser() if log_dir else run_dir / "logs"
 
 
 def role_mark(cluster_id: str, name: str) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_the_cluster_that_runs_here_with_two_tenants(cluster: Cluster, tmp_path:
     assert kinds["long"]["output_tokens"] == 12 * kinds["long"]["served"]
     assert found["cached_tokens"] > 0, "second turns begin with what is known"
     assert 0 < found["ttft"]["p50"] < found["e2e"]["p50"]
-    assert html.read_text().count("<svg") == 5
+    assert html.read_text().count("<svg") == 7
 
 
 def test_a_trace_in_the_open_loop(cluster: Cluster, tmp_path: Path) -> None:
@@ -134,7 +135,8 @@ def test_a_wrong_key_a_wrong_model_and_nobody_there(cluster: Cluster) -> None:
 def test_compare_starts_both_and_gives_a_verdict(tmp_path: Path) -> None:
     path = tmp_path / "llmserve.yaml"
     path.write_text(yaml.safe_dump(manifest()))
-    done = bench("compare", "agg", "-f", str(path), *LOAD, "--rounds", "1", "--json")
+    html = tmp_path / "page.html"
+    done = bench("compare", "agg", "-f", str(path), *LOAD, "--rounds", "1", "--json", "--html", str(html))
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert (found["base"], found["other"]) == ("agg", "disagg")
@@ -144,6 +146,9 @@ def test_compare_starts_both_and_gives_a_verdict(tmp_path: Path) -> None:
         "disagg": 12,
     }
     assert all(one["low"] <= one["high"] for one in found["contrasts"])
+    page = html.read_text()
+    assert page.count("<svg") == 5
+    assert escape(found["verdict"]) in page
 
 
 def test_a_cluster_that_does_not_start_is_shown_in_its_own_words(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """up, status and down on a real cluster of simulated engines, as a user types them."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,9 +15,13 @@ import pytest
 import yaml
 
 from bench.cluster import Cluster, running
+from tests.support.terminal import terminal
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.timeout(120)
+_REGISTERED = "registered: worker=decode-0"
+# Where both shapes of a cluster would show the same.
+_once = pytest.mark.parametrize("cluster", [False], indirect=True, ids=["processes"])
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["processes", "single_process"])
@@ -65,6 +71,40 @@ def _stores_kv(cluster: Cluster) -> bool:
     return bool(_workers(cluster)["prefill-0"]["stored_blocks"])
 
 
+@_once
+def test_status_goes_on_in_a_terminal(cluster: Cluster) -> None:
+    """Two looks, drawn over each other; Ctrl-C ends it, and leaves the terminal as it was."""
+    command = ("status", "--run-dir", str(cluster.run_dir), "--watch", "--every", "0.2")
+    with terminal(*command) as shown:
+        shown.until(lambda: shown.text().count("Ctrl-C ends") >= 2)
+        shown.process.send_signal(signal.SIGINT)
+        shown.until(lambda: shown.process.poll() is not None)
+    text = shown.text()
+    assert shown.process.returncode == 0, text
+    for part in ("decode-1", "TENANT", "KV FROM, TO", "0 orphaned"):
+        assert part in text
+    assert "Traceback" not in text
+    assert text.rindex("\x1b[?25h") > text.index("\x1b[?25l"), "the cursor is back"
+
+
+@_once
+def test_logs_are_followed_through_a_restart(cluster: Cluster) -> None:
+    command = ("logs", "decode-0", "--run-dir", str(cluster.run_dir), "--follow")
+    pid = cluster.pid("decode-0")
+    with terminal(*command) as shown:
+        shown.until(lambda: _REGISTERED in shown.text())
+        os.kill(pid, signal.SIGKILL)
+        shown.until(lambda: shown.text().count(_REGISTERED) == 2)
+        shown.process.send_signal(signal.SIGINT)
+        shown.until(lambda: shown.process.poll() is not None)
+    assert shown.process.returncode == 0, shown.text()
+    assert "decode-1" not in shown.text()
+    assert cluster.pid("decode-0") != pid
+    done = _llmserve("logs", "router-7", "--run-dir", str(cluster.run_dir))
+    assert done.returncode == 2
+    assert "there are: model" in done.stderr
+
+
 def test_a_second_up_in_its_place_is_refused(cluster: Cluster) -> None:
     done = _llmserve("up", "-f", cluster.state()["manifest"])
     assert done.returncode == 1
@@ -73,12 +113,18 @@ def test_a_second_up_in_its_place_is_refused(cluster: Cluster) -> None:
 
 
 def test_down_leaves_nothing(cluster: Cluster) -> None:
-    """The last one: it ends the cluster."""
-    done = _llmserve("down", "--run-dir", str(cluster.run_dir))
+    """The last one: it ends the cluster. Who watches it is told."""
+    with terminal("status", "--run-dir", str(cluster.run_dir), "--watch", "--every", "0.2") as watching:
+        watching.until(lambda: "decode-1" in watching.text())
+        done = _llmserve("down", "--run-dir", str(cluster.run_dir))
+        watching.until(lambda: "no cluster runs in" in watching.text())
+        assert watching.process.poll() is None
     assert done.returncode == 0, done.stderr
     assert "has stopped" in done.stdout
     assert cluster.supervisor.wait(5) == 0
     assert not (cluster.run_dir / "cluster.json").exists()
+    logs = _llmserve("logs", "decode-1", "--run-dir", str(cluster.run_dir))
+    assert "registered: worker=decode-1" in logs.stdout, "what it wrote is still there"
     after = _llmserve("status", "--run-dir", str(cluster.run_dir))
     assert after.returncode == 1
     assert "no cluster runs" in after.stderr

@@ -148,6 +148,27 @@ def test_status(cli: Cli) -> None:
     assert roles == {"kvmanager": 1, "router": 1, "prefill": 1, "decode": 2, "apiserver": 1}
 
 
+def test_status_is_watched_through_a_server_that_is_away(
+    cli: Cli, server: KubeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("up", "--apply")
+    silences = iter((True, False))
+
+    def pause(seconds: float) -> None:
+        """Then Ctrl-C."""
+        server.silent = next(silences, False)
+        if next(ends, True):
+            raise KeyboardInterrupt
+
+    ends = iter((False, False))
+    monkeypatch.setattr("llmserve.cli.watch.time.sleep", pause)
+    said = cli("status", "--watch", "--json")
+    assert said.code == 0
+    first, away, back = map(json.loads, said.out.splitlines())
+    assert (first["healthy"], away["healthy"], back["healthy"]) == (True, False, True)
+    assert "does not answer" in away["problems"][0]
+
+
 def test_down_takes_all_of_it_and_nothing_else(cli: Cli, server: KubeServer) -> None:
     cli("up", "--apply")
     other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other"}, "data": {"a": "b"}}

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from llmserve.cli.ask import HEALTHY, Answers
 from llmserve.cli.snapshot import Snapshot, snapshot
-from llmserve.cli.status import page
+from llmserve.cli.status_page import page
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, kvmanager_pb2, router_pb2
 from llmserve.runner.state import ClusterState
 
@@ -69,11 +69,16 @@ def _answers(*workers: router_pb2.WorkerStatus, orphan_blocks: int = 0, **health
     )
 
 
-def _text(now: Snapshot) -> str:
-    console = Console(width=160)
+def _text(now: Snapshot, width: int = 160, *, ways: bool = True) -> str:
+    console = Console(width=width)
     with console.capture() as captured:
-        console.print(page(now))
+        console.print(page(now, width, ways=ways))
     return captured.get()
+
+
+def _rows(now: Snapshot, *, ways: bool = True) -> list[str]:
+    """One space between words."""
+    return [" ".join(line.split()) for line in _text(now, ways=ways).splitlines()]
 
 
 def test_all_is_well() -> None:
@@ -96,7 +101,7 @@ def test_each_storage_class_has_a_line() -> None:
     )
     now = snapshot(_state(), Answers(kvmanager=kvmanager_pb2.GetKvStatusResponse(tiers=[tier])), 0.0)
     assert now.tiers[0].name == "disk"
-    assert "KV store disk (nvme): 0.50 of 2.00 GiB in 7 blocks, 4 blocks hit (64 tokens)" in _text(now)
+    assert f"disk (nvme) {'█' * 5 + '░' * 15} 0.50 of 2.00 GiB 7 4 64" in _rows(now)
 
 
 def test_each_trouble_is_named() -> None:
@@ -152,3 +157,92 @@ def test_which_router_leads() -> None:
     assert [line[1:3] for line in shown] == [["healthy,", "stands"], ["healthy,", "leads"]]
     alone = snapshot(_state(one), replace(answers, leading=one["listen"]), 175.0)
     assert "leads" not in _text(alone)
+
+
+def _shared(**tenants: int) -> Answers:
+    """Requests in the queue, by tenant."""
+    router = router_pb2.GetClusterStatusResponse(
+        queue_limit_requests=1024,
+        tenants=[
+            router_pb2.TenantStatus(
+                tenant=name,
+                weight=4,
+                queued_requests=queued,
+                running_requests=1,
+                dispatched_requests=10,
+                refused_requests=3,
+                queue_seconds=25.0,
+                served_tokens=12_345,
+            )
+            for name, queued in tenants.items()
+        ],
+        budgets=[
+            router_pb2.BudgetStatus(name="tokens in flight", used_ratio=1.0, refused_requests=2),
+            router_pb2.BudgetStatus(name="HBM"),
+            router_pb2.BudgetStatus(name="the tenant's tokens per second", refused_requests=7),
+        ],
+    )
+    return Answers(router=router)
+
+
+def test_tenants_that_wait_come_first_and_budgets_show_what_is_taken() -> None:
+    now = snapshot(_state(), _shared(basic=2, gold=9), 0.0)
+    lines = _rows(now)
+    tenants = [line for line in lines if line.startswith(("basic", "gold"))]
+    assert tenants == ["gold 4 9 1 3 2.50 s 12,345", "basic 4 2 1 3 2.50 s 12,345"]
+    assert f"tokens in flight {'█' * 20} 100% 2" in lines
+    assert "the tenant's tokens per second 7" in lines
+    assert not [line for line in lines if line.startswith("HBM")], "it has no limit"
+    assert "0 queued of at most 1024" in _text(now)
+
+
+def test_of_many_tenants_the_rest_is_counted() -> None:
+    shown = _text(snapshot(_state(), _shared(**{f"t{number}": number for number in range(20)}), 0.0))
+    assert "and 5 more (--json has them)" in shown
+    assert shown.index("t19") < shown.index("t5 ")
+    assert "t4 " not in shown
+
+
+def _pair(peer: str, **more: Any) -> common_pb2.TransportPair:
+    fields: dict[str, Any] = {
+        "transport": "shm",
+        "chosen": True,
+        "breaker": "closed",
+        "bytes_per_second": 3.2e9,
+    }
+    return common_pb2.TransportPair(peer=peer, **(fields | more))
+
+
+def _moving(*pairs: common_pb2.TransportPair) -> Snapshot:
+    worker = _worker("decode-0")
+    worker.load.pairs.extend(pairs)
+    return snapshot(_state(_role("decode-0")), _answers(worker, decode_0=HEALTHY), 0.0)
+
+
+def test_the_matrix_has_the_chosen_transport_and_its_speed() -> None:
+    now = _moving(
+        _pair("prefill-0", bytes=2 << 20, seconds=0.001),
+        _pair("prefill-0", transport="tcp", chosen=False, breaker="open", reason="refused [by peer"),
+        _pair("prefill-1"),
+        _pair("prefill-2", bytes=2 << 10, seconds=0.01),
+    )
+    lines = _rows(now, ways=False)
+    assert "KV FROM, TO decode-0" in lines
+    assert "prefill-0 shm 2.10 GB/s, 2.0 MiB" in lines
+    assert "prefill-1 shm 3.20 GB/s" in lines
+    assert "prefill-2 shm 3.20 GB/s, 2.0 KiB" in lines, "that little tells no speed"
+    ways = [line for line in lines if " > " in line]
+    assert len(ways) == 1, "only those with trouble"
+    assert "tcp open" in ways[0]
+    assert "refused [by peer" in ways[0]
+    assert _text(now).count(" > ") == 4
+
+
+def test_a_narrow_screen_has_the_load() -> None:
+    now = _moving(_pair("prefill-0"))
+    wide, narrow = _text(now), _text(now, 80)
+    assert "ADDRESS" in wide
+    assert "ADDRESS" not in narrow
+    assert "2+0" in narrow
+    assert all(len(line) <= 80 for line in narrow.splitlines())
+    assert all(len(line) <= 30 for line in _text(now, 30).splitlines())

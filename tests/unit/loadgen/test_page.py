@@ -4,8 +4,10 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import pytest
+
 from llmserve.loadgen.page import page
-from llmserve.loadgen.plot import Series, cumulative, plot
+from llmserve.loadgen.plot import Series, cumulative, plot, round_end
 from llmserve.loadgen.record import Record
 from llmserve.loadgen.report import About, Slo, make_report
 from tests.unit.loadgen.records import failed, served
@@ -47,7 +49,7 @@ def test_it_loads_nothing_from_elsewhere() -> None:
 def test_every_plot_is_well_formed_with_and_without_requests() -> None:
     for records in ([], [failed()], [served(float(n), 0.1 * n, kind="ab"[n % 2]) for n in range(9)]):
         plots = re.findall(r"<svg.*?</svg>", html(records), flags=re.DOTALL)
-        assert len(plots) == 5
+        assert len(plots) == 7
         for one in plots:
             ElementTree.fromstring(one)
 
@@ -68,3 +70,17 @@ def test_points_lie_inside_the_plot() -> None:
     drawn = plot("t", "x", "y", [Series("a", [(0.0, 0.0), (10.0, 5.0)])])
     (points,) = re.findall(r'polyline points="([^"]+)"', drawn)
     assert points == "64.0,216.0 704.0,34.0"
+
+
+def test_axes_end_at_round_numbers() -> None:
+    for values, end in (
+        ([], 1),
+        ([0.0], 1),
+        ([100.0], 100),
+        ([335.0, 1.0], 400),
+        ([1084.0], 1250),
+        ([0.07], 0.075),
+    ):
+        assert round_end(values) == pytest.approx(end)
+    drawn = plot("t", "x", "y", [Series("a", [(0.0, 0.0), (1084.0, 5.0)])])
+    assert ">1,250</text>" in drawn

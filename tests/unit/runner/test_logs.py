@@ -1,11 +1,11 @@
-"""Log files: begun, appended to, their end read, followed."""
+"""Log files: begun, appended to, kept short, their end read, followed."""
 
 from pathlib import Path
 
 import pytest
 
 from llmserve.core.errors import StartFailed
-from llmserve.runner.logs import LogFollower, append_line, begin, tail
+from llmserve.runner.logs import LogFollower, append_line, begin, begun, older, shorten, tail
 
 
 @pytest.fixture
@@ -60,3 +60,75 @@ def test_followed_are_whole_lines_once(tmp_path: Path) -> None:
     assert list(follower.new_lines()) == []
     append_line(one, "b")
     assert list(follower.new_lines()) == [("one", "bb")]
+
+
+def test_a_new_run_forgets_the_older_lines_of_the_last_one(log: Path) -> None:
+    begin(log)
+    append_line(log, "x" * 9)
+    shorten(log, 5)
+    append_line(log, "last")
+    begin(log)
+    assert not older(log).exists()
+    assert log.with_name("router-0.previous.log").read_text() == "last\n"
+    assert begun(log.parent) == ["router-0"]
+
+
+def test_a_log_that_a_process_holds_open_is_kept_short(log: Path) -> None:
+    begin(log)
+    with log.open("ab", buffering=0) as held:
+        for number in range(10):
+            held.write(b"line %d\n" % number)
+            shorten(log, 20)
+            assert log.stat().st_size <= 20
+        held.write(b"end\n")
+    assert older(log).read_text() + log.read_text() == "line 6\nline 7\nline 8\nline 9\nend\n"
+    assert begun(log.parent) == ["router-0"]
+
+
+def test_a_log_without_room_for_a_second_file_is_emptied_all_the_same(log: Path) -> None:
+    begin(log)
+    log.write_text("x" * 99)
+    log.with_name("router-0.1.new").symlink_to("/dev/full")
+    shorten(log, 50)
+    assert log.read_text() == ""
+    assert not older(log).exists()
+    shorten(log.with_name("none.log"), 50)
+
+
+def test_all_that_is_there_is_read_and_then_what_is_new(log: Path) -> None:
+    begin(log)
+    log.write_text("one\ntw")
+    shorten(log, 1)
+    log.write_text("o\nthree\nfo")
+    follower = LogFollower({"a": log})
+    assert list(follower.written("a")) == ["one", "two", "three"]
+    append_line(log, "ur")
+    assert list(follower.new_lines()) == [("a", "four")]
+
+
+def test_a_log_that_is_emptied_or_begun_anew_is_followed_on(log: Path) -> None:
+    begin(log)
+    follower = LogFollower({"a": log})
+    log.write_text("first\n")
+    assert [line for _, line in follower.new_lines()] == ["first"]
+    append_line(log, "second")
+    shorten(log, 1)
+    append_line(log, "3")
+    assert [line for _, line in follower.new_lines()] == ["second", "3"]
+    begin(log)
+    append_line(log, "of the next run, which is longer")
+    assert [line for _, line in follower.new_lines()] == ["of the next run, which is longer"]
+
+
+def test_what_is_emptied_while_it_is_read_is_not_missed(log: Path) -> None:
+    begin(log)
+    log.write_text("one\ntwo\n")
+    shorten(log, 1)
+    log.write_text("three\n")
+    follower = LogFollower({"a": log})
+    lines = follower.written("a")
+    assert next(lines) == "one"
+    shorten(log, 1)
+    append_line(log, "four")
+    assert list(lines) == ["two", "three", "four"]
+    assert list(follower.new_lines()) == []

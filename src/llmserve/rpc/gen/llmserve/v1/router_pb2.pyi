@@ -236,7 +236,7 @@ class GetClusterStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetClusterStatusResponse(_message.Message):
-    __slots__ = ("workers", "queued_requests", "running_requests", "apiservers", "prefix_index", "leads", "leader", "epoch", "state_trouble")
+    __slots__ = ("workers", "queued_requests", "running_requests", "apiservers", "prefix_index", "leads", "leader", "epoch", "state_trouble", "tenants", "budgets", "queue_limit_requests")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +246,9 @@ class GetClusterStatusResponse(_message.Message):
     LEADER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STATE_TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    BUDGETS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_LIMIT_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     queued_requests: int
     running_requests: int
@@ -255,7 +258,10 @@ class GetClusterStatusResponse(_message.Message):
     leader: str
     epoch: int
     state_trouble: str
-    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., queued_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., apiservers: _Optional[int] = ..., prefix_index: _Optional[_Union[PrefixIndexStatus, _Mapping]] = ..., leads: _Optional[bool] = ..., leader: _Optional[str] = ..., epoch: _Optional[int] = ..., state_trouble: _Optional[str] = ...) -> None: ...
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantStatus]
+    budgets: _containers.RepeatedCompositeFieldContainer[BudgetStatus]
+    queue_limit_requests: int
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., queued_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., apiservers: _Optional[int] = ..., prefix_index: _Optional[_Union[PrefixIndexStatus, _Mapping]] = ..., leads: _Optional[bool] = ..., leader: _Optional[str] = ..., epoch: _Optional[int] = ..., state_trouble: _Optional[str] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ..., budgets: _Optional[_Iterable[_Union[BudgetStatus, _Mapping]]] = ..., queue_limit_requests: _Optional[int] = ...) -> None: ...
 
 class PrefixIndexStatus(_message.Message):
     __slots__ = ("followed", "away", "blocks", "proof", "problem")
@@ -460,3 +466,33 @@ class ExplainResponse(_message.Message):
     RECORD_FIELD_NUMBER: _ClassVar[int]
     record: bytes
     def __init__(self, record: _Optional[bytes] = ...) -> None: ...
+
+class TenantStatus(_message.Message):
+    __slots__ = ("tenant", "weight", "queued_requests", "running_requests", "dispatched_requests", "refused_requests", "queue_seconds", "served_tokens")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    DISPATCHED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SERVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    weight: float
+    queued_requests: int
+    running_requests: int
+    dispatched_requests: int
+    refused_requests: int
+    queue_seconds: float
+    served_tokens: int
+    def __init__(self, tenant: _Optional[str] = ..., weight: _Optional[float] = ..., queued_requests: _Optional[int] = ..., running_requests: _Optional[int] = ..., dispatched_requests: _Optional[int] = ..., refused_requests: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., served_tokens: _Optional[int] = ...) -> None: ...
+
+class BudgetStatus(_message.Message):
+    __slots__ = ("name", "used_ratio", "refused_requests")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    USED_RATIO_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    used_ratio: float
+    refused_requests: int
+    def __init__(self, name: _Optional[str] = ..., used_ratio: _Optional[float] = ..., refused_requests: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,107 @@
+"""Lines of several logs as one: by time, by process, from when on, the last ones. Pure."""
+
+import heapq
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from llmserve.core.errors import InvalidRequest, NotFound
+
+# Ours, as text or as JSON, and whatever else begins with a date and a time.
+_DATED = re.compile(
+    r'(?:\{.{0,80}?")?(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?)(?!\d)'
+)
+# vLLM's, which do not say the year: `(EngineCore pid=7) INFO 11-21 09:05:00 [core.py:1] ...`
+_YEARLESS = re.compile(r"(?:\([^)]*\) )?[A-Z]+ (\d\d-\d\d \d\d:\d\d:\d\d) ")
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DAY = timedelta(days=1)
+
+_Line = TypeVar("_Line")
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """at: Unix time; -inf: before the first time that its log tells."""
+
+    at: float
+    process: str
+    text: str
+
+
+class Timed:
+    """Gives the lines of a process their times. One without (of a traceback, say) has that of the line
+    before it, so that it stays there; a clock that was set back does not change the order."""
+
+    def __init__(self, process: str, now: datetime) -> None:
+        """now: local; of what year lines are that do not say it."""
+        self._process, self._now = process, now
+        self._at = float("-inf")
+
+    def line(self, text: str) -> LogLine:
+        at = time_of(text, self._now)
+        if at is not None:
+            self._at = max(at, self._at)
+        return LogLine(self._at, self._process, text)
+
+
+def time_of(text: str, now: datetime) -> float | None:
+    """Unix time at which a line was written; None: it does not say. Without a zone it is local time."""
+    try:
+        if match := _DATED.match(text):
+            return datetime.fromisoformat(match[1]).timestamp()
+        if match := _YEARLESS.match(text):
+            return _this_year(match[1], now).timestamp()
+    except ValueError:  # the 31st of February
+        return None
+    return None
+
+
+def _this_year(text: str, now: datetime) -> datetime:
+    """Or last year, in January."""
+    found = datetime.fromisoformat(f"{now.year}-{text}")
+    return found if found <= now + _DAY else found.replace(year=now.year - 1)
+
+
+def merged(logs: Iterable[Iterable[LogLine]]) -> Iterator[LogLine]:
+    """By time; lines of one log in their order. Reads them as it goes."""
+    return heapq.merge(*logs, key=lambda line: line.at)
+
+
+def last(lines: Iterable[_Line], count: int | None) -> Iterable[_Line]:
+    """None: all of them."""
+    return lines if count is None else deque(lines, maxlen=count)
+
+
+def from_on(lines: Iterable[LogLine], since: float | None) -> Iterator[LogLine]:
+    """Those of Unix time `since` or later; None: all of them."""
+    return (line for line in lines if since is None or line.at >= since)
+
+
+def parse_since(text: str, now: datetime) -> float:
+    """`90s`, `10m`, `2h`, `1d` ago, or a date and time. Unix time. Errors: InvalidRequest."""
+    if match := _SPAN.fullmatch(text):
+        return now.timestamp() - float(match[1]) * _UNIT_SECONDS[match[2]]
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise InvalidRequest(f"--since {text}: write 90s, 10m, 2h, 1d, or 2026-01-31T09:00:00") from None
+
+
+def chosen(names: Sequence[str], wanted: str | None) -> list[str]:
+    """Of the processes, those of a role (`decode`), or one (`decode-1`). None: all. Errors: NotFound, with
+    what there is."""
+    found = [name for name in names if wanted in (None, name, _role(name))]
+    if not found:
+        there = ", ".join(names) or "none"
+        what = f"no process or role is called {wanted}" if wanted else "no process has a log"
+        raise NotFound(f"{what}; there are: {there}")
+    return found
+
+
+def _role(name: str) -> str:
+    role, _, number = name.rpartition("-")
+    return role if number.isdecimal() else name

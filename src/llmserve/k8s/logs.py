@@ -1,0 +1,63 @@
+"""The logs of a cluster's pods, as their nodes keep them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from llmserve.k8s.api import KubeApi, Refused
+from llmserve.k8s.render.names import COMPONENT_LABEL, Object, pod_selector
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """name: the pod's, of its only container; else POD/CONTAINER. restarted: the one before it has a log."""
+
+    name: str
+    role: str
+    pod: str
+    container: str
+    restarted: bool
+
+
+def containers(api: KubeApi, cluster: str) -> list[Container]:
+    """Of all pods that are there now. Errors: Refused, Unavailable."""
+    return sorted(of_pods(api.list("v1", "Pod", pod_selector(cluster))), key=lambda one: one.name)
+
+
+def of_pods(pods: Iterable[Object]) -> Iterator[Container]:
+    for pod in pods:
+        spec, status, name = pod.get("spec", {}), pod.get("status", {}), pod["metadata"]["name"]
+        role = pod["metadata"].get("labels", {}).get(COMPONENT_LABEL, "")
+        known = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
+        restarts = {one["name"]: one.get("restartCount", 0) for one in known}
+        for one in (*spec.get("initContainers", ()), *spec.get("containers", ())):
+            is_only = len(spec["containers"]) == 1 and one in spec["containers"]
+            shown = name if is_only else f"{name}/{one['name']}"
+            yield Container(shown, role, name, one["name"], bool(restarts.get(one["name"])))
+
+
+def read(api: KubeApi, one: Container, since: float | None = None, count: int | None = None) -> Iterator[str]:
+    """Lines that begin with their time (RFC 3339) and a space. since: Unix time; whole seconds count. With
+    those of the container's run before this one, if it was started again. Errors: Refused, Unavailable."""
+    if one.restarted:
+        yield from _lines(api, one, {"previous": "true", **_query(since, count)})
+    yield from _lines(api, one, _query(since, count))
+
+
+def _query(since: float | None, count: int | None) -> dict[str, str]:
+    query = {"timestamps": "true"}
+    if since is not None:
+        query["sinceTime"] = datetime.fromtimestamp(int(since), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if count is not None:
+        query["tailLines"] = str(count)
+    return query
+
+
+def _lines(api: KubeApi, one: Container, query: dict[str, str]) -> list[str]:
+    """None of a container that does not run yet, of a run that was forgotten, of a pod that is gone."""
+    try:
+        return api.log(one.pod, {"container": one.container, **query}).splitlines()
+    except Refused as refused:
+        if refused.code in (400, 404):
+            return []
+        raise

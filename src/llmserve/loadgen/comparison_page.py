@@ -1,0 +1,104 @@
+"""A comparison as one HTML page that needs nothing else: no script, no other file."""
+
+from html import escape
+
+from llmserve.core.spread import Spread
+from llmserve.loadgen.comparison import Comparison
+from llmserve.loadgen.contrast import Contrast
+from llmserve.loadgen.distributions import distributions
+from llmserve.loadgen.html import SPREAD_HEADS, document, notes, spread_cells, table
+from llmserve.loadgen.ratio_plot import ratio_plot
+from llmserve.loadgen.record import Record
+
+
+def comparison_page(one: Comparison) -> str:
+    title = f"{one.base} and {one.other}: {one.about.model}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="verdict">{escape(one.verdict)}</p>',
+        _facts(one),
+        *notes(one.notes),
+        _figures(one),
+        _ratios(one),
+        _spreads(one),
+        *distributions(one.served),
+        _rounds(one),
+    ]
+    return document(title, parts)
+
+
+def _facts(one: Comparison) -> str:
+    about = one.about
+    facts = [
+        ("Load", f"{about.load}; prompts: {about.prompts}"),
+        ("When", f"{about.started_at}, {len(one.rounds)} rounds, seeds from {about.seed} on"),
+        ("Requests", "; ".join(map(one.served_words, one.names))),
+        (
+            "How sure",
+            "95% intervals of a bootstrap over rounds and, in each, over requests that both served. A "
+            "difference is one if its interval does not contain 1 and it is at least 2%.",
+        ),
+    ]
+    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts) + "</dl>"
+
+
+def _figures(one: Comparison) -> str:
+    heads = ["", one.base, one.other, "ratio", "95%", "finding"]
+    return table(heads, map(figure_cells, one.contrasts)) if one.contrasts else ""
+
+
+def figure_cells(found: Contrast) -> list[str]:
+    """What it is, of base, of other, their ratio, its interval, and what that shows."""
+    scale, unit = (1000, "ms") if found.unit == "s" else (1, found.unit)
+    return [
+        found.figure,
+        f"{found.base * scale:.1f} {unit}",
+        f"{found.other * scale:.1f} {unit}",
+        f"{found.ratio:.2f}",
+        f"{found.low:.2f} to {found.high:.2f}",
+        str(found.finding),
+    ]
+
+
+def _ratios(one: Comparison) -> str:
+    if not one.contrasts:
+        return ""
+    label = f"{one.other} / {one.base}, with its 95% interval; green: {one.other} is better, red: worse"
+    return ratio_plot("What differs", one.contrasts, label)
+
+
+def _spreads(one: Comparison) -> str:
+    """Each figure of both, one below the other."""
+    found = {name: _times(records) for name, records in one.served.items()}
+    rows = [
+        [f"{figure}, {name}", *spread_cells(found[name][figure])]
+        for figure in next(iter(found.values()))
+        for name in one.names
+    ]
+    return table(SPREAD_HEADS, rows)
+
+
+def _times(records: list[Record]) -> dict[str, Spread]:
+    return {
+        "time to first token": Spread.of([record.ttft for record in records]),
+        "between tokens": Spread.of([gap for record in records for gap in record.gaps]),
+        "per output token": Spread.of([record.tpot for record in records if record.tpot is not None]),
+        "end to end": Spread.of([record.e2e for record in records]),
+    }
+
+
+def _rounds(one: Comparison) -> str:
+    rows = [
+        [
+            f"{number}, {name}",
+            f"{report.served}/{report.requests}",
+            f"{report.seconds:.1f}",
+            f"{1000 * report.ttft.p50:.1f}",
+            f"{1000 * report.e2e.p50:.1f}",
+            f"{report.output_tokens_per_second:.1f}",
+        ]
+        for number, reports in enumerate(one.reports, 1)
+        for name, report in reports.items()
+    ]
+    heads = ["round", "served", "seconds", "ttft p50 ms", "e2e p50 ms", "output tokens/s"]
+    return table(heads, rows)
