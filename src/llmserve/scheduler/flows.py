@@ -21,9 +21,6 @@ class Flows:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __contains__(self, request_id: RequestId) -> bool:
-        return request_id in self._waiting
-
     def __iter__(self) -> Iterator[Waiting]:
         """In the order of arrival."""
         return iter(self._waiting.values())
