@@ -4,6 +4,8 @@ VENV   ?= .venv
 MANIFEST ?= llmserve.yaml
 # cpu: vLLM's CPU build. gpu: its CUDA build.
 DEVICE ?= cpu
+# UCX and NIXL have a build for each CUDA: vLLM's CUDA build is made for 13, and without GPUs any will do.
+UCX := $(if $(filter gpu,$(DEVICE)),ucx-cu13,ucx)
 
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-$(DEVICE)
@@ -72,9 +74,9 @@ $(VENV)/.installed-cpu: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install -q -e ".[gpu]"
-	$(BIN)/pip install -q --no-deps nixl-cu12==1.5.1 nixl==1.5.1
+	$(BIN)/pip install -q --no-deps nixl-cu13==1.5.1 nixl==1.5.1
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(BIN)/pip install -q -e ".[dev,ucx]"
+	$(BIN)/pip install -q -e ".[dev,$(UCX)]"
 	@touch $@
