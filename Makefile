@@ -7,13 +7,18 @@ DEVICE ?= cpu
 # UCX and NIXL have a build for each CUDA: vLLM's CUDA build is made for 13, and without GPUs any will do.
 UCX := $(if $(filter gpu,$(DEVICE)),ucx-cu13,ucx)
 
+# Of images: docker, or podman, which keeps the health check in this format only.
+ENGINE ?= docker
+export BUILDAH_FORMAT = docker
+TARGET := $(if $(filter gpu,$(DEVICE)),cuda,cpu)
+
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-$(DEVICE)
 DEV := $(VENV)/.installed-dev
 # More would not fit small machines: many tests start clusters.
 TWO_AT_ONCE := -n 2 --dist loadfile
 
-.PHONY: up down status test check bench proto docs deploy clean install help
+.PHONY: up down status test check bench proto docs deploy image clean install help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +60,10 @@ docs: $(DEV)  ## Regenerate docs/configuration.md, docs/metrics.md and the dashb
 
 deploy: $(DEV)  ## Render llmserve.yaml into deploy/k8s
 	$(BIN)/llmserve up -f llmserve.yaml --mode k8s --image llmserve:$$($(BIN)/python -c 'import llmserve; print(llmserve.__version__)') --out deploy/k8s
+
+image:  ## Build deploy/docker's image for DEVICE, run it with simulated engines, ask it for a chat
+	$(ENGINE) build -f deploy/docker/Dockerfile --target $(TARGET) -t llmserve:$(TARGET) $(BUILD_FLAGS) .
+	ENGINE="$(ENGINE)" deploy/docker/smoke.sh llmserve:$(TARGET)
 
 install: $(RUNTIME)  ## Only install
 

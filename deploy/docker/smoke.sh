@@ -7,7 +7,7 @@ set -euo pipefail
 
 image=${1:?which image?}
 engine=${ENGINE:-docker}
-root=$(cd "$(dirname "$0")/../.." && pwd)
+here=$(cd "$(dirname "$0")" && pwd)
 name=llmserve-smoke-$$
 manifest=/etc/llmserve/llmserve.yaml
 read -ra more <<<"${ENGINE_RUN_FLAGS:-}"
@@ -29,13 +29,14 @@ finish() {
 }
 
 "$engine" run -d --name "$name" "${hardened[@]}" "${more[@]}" \
-  -v "$root/examples/sim.yaml:$manifest:ro" "$image" >/dev/null
+  -v "$here/smoke.yaml:$manifest:ro" "$image" >/dev/null
 trap finish EXIT
 
 "$engine" exec "$name" llmserve version
 for ((waited = 0; ; waited++)); do
   healthy && break
-  ((waited < 300)) || { echo "not healthy after $waited s"; exit 1; }
+  [[ $("$engine" inspect -f '{{.State.Running}}' "$name") == true ]] || { echo "ended while it started"; exit 1; }
+  ((waited < 600)) || { echo "not healthy after $waited s"; exit 1; }
   sleep 1
 done
 echo "healthy after $waited s"

@@ -176,6 +176,14 @@ def test_its_manifest_is_one_that_runs() -> None:
     assert (local.run_dir or "").startswith("/var/lib/llmserve/"), "the only place it may write to"
 
 
+def test_the_smoke_test_runs_simulated_engines_where_only_the_state_is_writable() -> None:
+    manifest = load_manifest(DOCKER / "smoke.yaml")
+    assert manifest.engine.kind == "sim"
+    assert (manifest.deployment.local.run_dir or "").startswith("/var/lib/llmserve/")
+    assert manifest.deployment.local.port == HTTP_PORT
+    subprocess.run(["bash", "-n", str(DOCKER / "smoke.sh")], check=True)
+
+
 def _compose() -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yml").read_text())
     return data
