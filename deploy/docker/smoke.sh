@@ -41,7 +41,7 @@ for ((waited = 0; ; waited++)); do
 done
 echo "healthy after $waited s"
 
-"$engine" exec "$name" llmserve doctor
+"$engine" exec "$name" llmserve doctor -f "$manifest"
 "$engine" exec "$name" sh -c 'id -u; ! touch /opt/llmserve/x 2>/dev/null && echo "root is read-only"'
 "$engine" exec -i "$name" python - <<'PY'
 import json
