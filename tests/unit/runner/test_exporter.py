@@ -106,12 +106,13 @@ async def _endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"), [(_silent, "no answer within 0.1 s"), (_endless, "larger than 1000 bytes")]
+    ("answer", "seconds", "reason"),
+    [(_silent, 0.1, "no answer within 0.1 s"), (_endless, 10.0, "larger than 1000 bytes")],
 )
 async def test_a_page_that_hangs_or_grows_is_given_up(
-    answer: Answer, reason: str, monkeypatch: pytest.MonkeyPatch
+    answer: Answer, seconds: float, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "_FETCH_SECONDS", 0.1)
+    monkeypatch.setattr(exporting, "_FETCH_SECONDS", seconds)
     monkeypatch.setattr(exporting, "_MOST_BYTES", 1000)
     ended = asyncio.Event()
 
