@@ -109,12 +109,11 @@ class PrefixIndex:
     # -- parts
 
     def _runs(self, hashes: Sequence[BlockHash]) -> Iterator[_Run]:
-        replicas = tuple(self._replicas.values())
-
-        def holders(at: int) -> _Masks:
-            return tuple([replica.mask(hashes[at]) for replica in replicas])
-
-        return _runs(len(hashes), holders)
+        masks = [replica.mask for replica in self._replicas.values()]
+        if len(masks) == 1:  # the most of a look-up is spent here
+            mask = masks[0]
+            return _runs(len(hashes), lambda at: (mask(hashes[at]),))
+        return _runs(len(hashes), lambda at: tuple([mask(hashes[at]) for mask in masks]))
 
     def _device_blocks(self, runs: Sequence[_Run]) -> dict[WorkerId, int]:
         """The longest that any replica knows: a KV manager that has just started does not know all yet."""

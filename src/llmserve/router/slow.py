@@ -7,7 +7,7 @@ a worker that is avoided, and gets no new ones, is tried again.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
@@ -103,9 +103,16 @@ class SlowBook:
 
     # -- what follows
 
+    def names(self) -> Set[WorkerId]:
+        """Of the slow ones. Each placement asks."""
+        since = self._since()
+        return {name for name, at in self._stalled.items() if at > since} | {
+            name for group, name in self._slow if self._paces[group][name].heard_since(since)
+        }
+
     def workers(self) -> Mapping[WorkerId, str]:
-        """The slow ones, and why."""
-        since = self._clock.now() - self.limits.memory_seconds
+        """The slow ones, and why: for people who ask."""
+        since = self._since()
         self._stalled = {worker: at for worker, at in self._stalled.items() if at > since}
         reasons = dict.fromkeys(self._stalled, "it gave a request no output in time")
         for group, worker_id in self._slow:
@@ -116,11 +123,15 @@ class SlowBook:
 
     # -- parts
 
+    def _since(self) -> float:
+        """When what is remembered begins."""
+        return self._clock.now() - self.limits.memory_seconds
+
     def _note(self, worker: Member, stage: Stage, seconds: float) -> None:
         group = _Group(worker.spec.model, worker.spec.role, stage)
         paces = self._paces.setdefault(group, {})
         pace = paces.get(worker.spec.worker_id)
-        now, since = self._clock.now(), self._clock.now() - self.limits.memory_seconds
+        now, since = self._clock.now(), self._since()
         if pace is None or not pace.heard_since(since):
             self._forget(group, since)
             pace = paces[worker.spec.worker_id] = _Pace(deque(maxlen=self.limits.remembered))
@@ -164,7 +175,7 @@ class NotSlow:
         self._book = book
 
     def keep(self, members: Sequence[Member], request: PlacementRequest) -> Sequence[Member]:
-        slow = self._book.workers()
+        slow = self._book.names()
         if not slow:
             return members
         return [member for member in members if member.spec.worker_id not in slow] or members
