@@ -26,8 +26,9 @@ from llmserve.apiserver.engine_free import EngineFreeClient
 from llmserve.apiserver.errors import as_serving_error
 from llmserve.apiserver.health import Readiness
 from llmserve.apiserver.output_sink import OutputSink
-from llmserve.apiserver.request_run import RequestCard, RequestRun, RunContext
+from llmserve.apiserver.request_run import RequestRun
 from llmserve.apiserver.request_scope import current_scope
+from llmserve.apiserver.run_context import RequestCard, RunContext
 from llmserve.apiserver.sampling_legs import SamplingLegs
 from llmserve.apiserver.stages import StageLimits
 from llmserve.core.errors import Unavailable

@@ -22,9 +22,9 @@ from llmserve.apiserver.identity import KvIdentity
 from llmserve.apiserver.live_settings import LiveSettings
 from llmserve.apiserver.options import ApiserverOptions
 from llmserve.apiserver.questions import Questions
-from llmserve.apiserver.request_run import RunContext
 from llmserve.apiserver.retry_budget import RetryBudget, RetryLimits
 from llmserve.apiserver.router_link import RouterLink
+from llmserve.apiserver.run_context import RunContext
 from llmserve.apiserver.worker_links import WorkerLinks
 from llmserve.config.load import read_manifest
 from llmserve.config.schema import Manifest, Scheduling
