@@ -32,7 +32,8 @@ class Offload:
     def __init__(self, dram: DramTier, lower: Sequence[LowerStore], view_of: ViewOf) -> None:
         self._dram, self._lower, self._view_of = dram, lower, view_of
         self._behind: dict[str, dict[BlockHash, None]] = {tier.name: {} for tier in lower}
-        self._written = asyncio.Event()  # something went down, and its memory is free
+        self.gone_down = 0  # blocks, written or given up: their memory came back
+        self._went = asyncio.Event()
 
     def make_room(self, size_bytes: int, tenant: TenantId) -> None:
         """As far as it can be had: what leaves DRAM for it goes down, if that is worth it."""
@@ -40,17 +41,15 @@ class Offload:
             self._save(victim)
             self._dram.evict(victim.key)
 
-    async def more_room(self, gives_up_at: float) -> bool:
-        """Waits until memory came back from what goes down; not where nothing does. gives_up_at: on the
-        loop's clock."""
-        if not any(tier.queued_bytes for tier in self._lower):
-            return False
-        self._written.clear()
+    async def more_room(self, since: int, gives_up_at: float) -> bool:
+        """Waits until memory has come back after `gone_down` was `since`; not where nothing goes down.
+        gives_up_at: on the loop's clock."""
         with suppress(TimeoutError):
             async with asyncio.timeout_at(gives_up_at):
-                await self._written.wait()
-                return True
-        return False
+                while self.gone_down == since and any(tier.queued_bytes for tier in self._lower):
+                    self._went.clear()
+                    await self._went.wait()
+        return self.gone_down > since
 
     def stored(self, block: StoredBlock) -> None:
         """In DRAM just now, or proven just now."""
@@ -100,7 +99,8 @@ class Offload:
             self._send_down(tiers, pinned)
             return
         self._dram.table.release(pinned.lease_id)
-        self._written.set()
+        self.gone_down += 1
+        self._went.set()
         self._catch_up()
 
 

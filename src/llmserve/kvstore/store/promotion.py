@@ -72,11 +72,12 @@ class Promotion:
         gives_up_at = asyncio.get_running_loop().time() + self._room_wait_seconds
         while left:
             await self._join([block.key for block in left], held)
+            before = self._offload.gone_down
             ours, left = self._reserving.with_room_made(STORE_USER, prompt, left)
             if ours:
                 await self._fill_from(tier, ours)
                 held += self._dram.book.pin(block.key for block, _ in ours)
-            if left and not await self._offload.more_room(gives_up_at):
+            if left and not await self._offload.more_room(before, gives_up_at):
                 return
 
     async def _join(self, keys: Sequence[BlockHash], held: list[BlockHash]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from llmserve.kvstore.eviction import WriteMode
-from llmserve.kvstore.tiers.base import Blob, BlobResult
+from llmserve.kvstore.tiers.base import Blob, BlobResult, ReadResult, Target
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
 from tests.unit.kvstore.store.conftest import PART_BYTES, ROOM_WAIT_SECONDS, MakeWorld, World, chain
 
@@ -66,6 +66,22 @@ async def test_what_comes_up_waits_for_room(make_world: MakeWorld) -> None:
     assert not waiting.done()
     tier.gate.set()
     assert await waiting == [0, 1, 2, 3]
+
+
+async def test_room_that_came_while_others_were_read_is_used(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, tier = await stuck(make_world)
+    world.forget_dram(chain("new", 4)[:1])
+    read = tier.read
+
+    async def read_late(targets: Sequence[Target]) -> list[ReadResult]:
+        tier.gate.set()
+        await world.drained()
+        return await read(targets)
+
+    monkeypatch.setattr(tier, "read", read_late)
+    assert await world.loaded(chain("old", 4)) == [0, 1, 2, 3]
 
 
 async def test_it_does_not_wait_for_ever(make_world: MakeWorld) -> None:
