@@ -20,6 +20,8 @@ class InForce:
         terms, level = self.settings.terms, self.settings.log_level
         if any(change.path == "observability.log_level" for change in changes.live):
             level = manifest.observability.log_level
-            set_log_level(level)
-        settings = self.settings = replace(RouterSettings.of(manifest), terms=terms, log_level=level)
+        settings = replace(RouterSettings.of(manifest), terms=terms, log_level=level)
         self._decider.decide(lambda: self._controller.reconfigure(settings.parameters))
+        if level != self.settings.log_level:
+            set_log_level(level)
+        self.settings = settings
