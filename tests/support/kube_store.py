@@ -120,7 +120,7 @@ class Store:
             raise Refusal(400, "BadRequest", f'{what} "{query["container"]}" in pod "{pod}" not found')
         since, count = query.get("sinceTime", "").rstrip("Z"), query.get("tailLines")
         wanted = [line for line in lines if line >= since]
-        return "".join(f"{line}\n" for line in wanted[len(wanted) - int(count) if count else 0 :])
+        return "".join(f"{line}\n" for line in wanted[max(len(wanted) - int(count), 0) if count else 0 :])
 
     def set_field(self, kind: str, name: str, manager: str, field: str, value: Any) -> None:
         """Another manager's hand: `field` of the spec."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 25.0  # three of them are less than a test may take: then its text is shown
 _LINES, _COLUMNS = 60, 140
 
 

@@ -42,8 +42,10 @@ def _manifest(knob: Knob, value: Any) -> Manifest:
 
 
 def _router(manifest: Manifest) -> object:
-    """What the router obeys: its settings, and the log level (RouterService)."""
-    return RouterSettings.of(manifest), manifest.observability.log_level
+    """What the controller is reconfigured with, and what else InForce obeys."""
+    settings = RouterSettings.of(manifest)
+    others = (settings.heartbeat_seconds, settings.drain_timeout_seconds, manifest.observability.log_level)
+    return settings.parameters, others
 
 
 def _worker(manifest: Manifest) -> object:

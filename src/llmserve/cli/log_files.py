@@ -56,20 +56,34 @@ def _place(options: argparse.Namespace) -> tuple[Path, list[str]]:
 
 def _left(options: argparse.Namespace) -> Path:
     if options.run_dir:
-        return _there(log_folder(Path(), Path(options.run_dir), None))
+        return _in_run_dir(Path(options.run_dir))
     if options.file:
         return _there(_of_manifest(Path(options.file)))
+    if Path(DEFAULT_MANIFEST).is_file() and (folder := _of_manifest(Path(DEFAULT_MANIFEST))).is_dir():
+        return folder
+    return _only_one_left()
+
+
+def _only_one_left() -> Path:
     folders = [path for path in Path(".llmserve").glob("*/logs") if path.is_dir()]
     if len(folders) > 1:
         names = ", ".join(str(path.parent) for path in sorted(folders))
         raise InvalidRequest(f"no cluster runs here, and several did: choose one with --run-dir: {names}")
-    if not folders and Path(DEFAULT_MANIFEST).is_file():
-        folders = [_of_manifest(Path(DEFAULT_MANIFEST))]
     if not folders:
         raise Unavailable(
             "no cluster has run here; name its manifest with -f, or its run directory with --run-dir"
         )
-    return _there(folders[0])
+    return folders[0]
+
+
+def _in_run_dir(run_dir: Path) -> Path:
+    folder = log_folder(Path(), run_dir, None)
+    if not folder.is_dir():  # what has stopped says no more where it wrote
+        raise Unavailable(
+            f"no cluster has run here: there is no {folder}; if its logs are elsewhere "
+            "(observability.log_dir), name its manifest with -f"
+        )
+    return folder
 
 
 def _of_manifest(path: Path) -> Path:

@@ -18,6 +18,7 @@ from llmserve.cli.find import add_cluster
 from llmserve.cli.log_files import log_files
 from llmserve.cli.log_lines import LogLine, last, parse_since
 from llmserve.cli.log_pods import PodLogs
+from llmserve.cli.numbers import whole
 from llmserve.core.errors import Unavailable
 
 _ABOUT = """\
@@ -53,17 +54,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_cluster(parser)
     k8s.add_mode(parser)
     parser.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
-    parser.add_argument("--tail", type=_count, metavar="N", help="only the last N lines of what is there")
+    parser.add_argument("--tail", type=whole, metavar="N", help="only the last N lines of what is there")
     parser.add_argument(
         "--since", metavar="WHEN", help="only lines from then on: 90s, 10m, 2h, 1d (ago), or a date and time"
     )
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
 
 
 def _run(options: argparse.Namespace) -> int:

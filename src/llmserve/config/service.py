@@ -126,7 +126,7 @@ class Observability(Section):
             le=65536,
             description="How long `llmserve up` lets the log of a process become. A longer one is moved to "
             "`NAME.1.log`, in place of what was there; so a process has three such files at most, with "
-            "the one of the run before, `NAME.previous.log`.",
+            "the one of the run before, `NAME.previous.log`, and a fourth while it is copied.",
         ),
     ] = 16
     explain_requests: Annotated[

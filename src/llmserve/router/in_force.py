@@ -11,16 +11,17 @@ from llmserve.rpc.role import set_log_level
 
 
 class InForce:
-    """log_level: that workers are told; empty until a reload has changed it."""
-
     def __init__(self, controller: Controller, decider: Decider, settings: RouterSettings) -> None:
-        self.settings, self.log_level = settings, ""
+        self.settings = settings
         self._controller, self._decider = controller, decider
 
     def obey(self, manifest: Manifest, changes: Changes) -> None:
         """All but the times of terms, which need a restart. Errors: NotLeader."""
-        settings = self.settings = replace(RouterSettings.of(manifest), terms=self.settings.terms)
-        self._decider.decide(lambda: self._controller.reconfigure(settings.parameters))
+        terms, level = self.settings.terms, self.settings.log_level
         if any(change.path == "observability.log_level" for change in changes.live):
-            self.log_level = manifest.observability.log_level
-            set_log_level(self.log_level)
+            level = manifest.observability.log_level
+        settings = replace(RouterSettings.of(manifest), terms=terms, log_level=level)
+        self._decider.decide(lambda: self._controller.reconfigure(settings.parameters))
+        if level != self.settings.log_level:
+            set_log_level(level)
+        self.settings = settings

@@ -20,6 +20,7 @@ from llmserve.router.recorder import Recorder
 from llmserve.router.service import RouterService
 from llmserve.router.settings import RouterSettings, build_controller
 from llmserve.router.state.base import SharedState, Term
+from llmserve.rpc.role import set_log_level
 from llmserve.scheduler.snapshot import SchedulerSnapshot
 from llmserve.tracing.base import NO_TRACER, Tracer
 
@@ -74,6 +75,7 @@ class RouterOffice:
     ) -> None:
         self._parts, self._settings, self._state = parts, parts.settings, parts.state
         self._owner, self._on_change, self._manifests = owner, on_change, manifests
+        self._log_level = _log_level(manifests.last)  # that this process has
         self._term: Term | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self.begun = asyncio.Event()
@@ -100,9 +102,16 @@ class RouterOffice:
 
     def _read_again(self) -> None:
         """What another leader has reloaded since is obeyed by this one, too."""
-        if (manifest := self._manifests.changed()) is not None:
+        manifest, settings = self._manifests.changed(), self._settings
+        if manifest is not None:
             terms = self._settings.terms  # those need a restart
-            self._settings = replace(RouterSettings.of(manifest), terms=terms)
+            settings = replace(RouterSettings.of(manifest), terms=terms, log_level=settings.log_level)
+        if (level := _log_level(self._manifests.last)) != self._log_level:
+            settings = replace(settings, log_level=level)
+            set_log_level(level)
+            self._log_level = level
+        if manifest is not None or settings != self._settings:
+            self._settings = settings
             self._prepare()
 
     async def begin(self, term: Term) -> None:
@@ -126,8 +135,14 @@ class RouterOffice:
             await self._save(self._term, self.controller.snapshot().to_json())
         self._term, self._tasks = None, []
         await self.service.aclose()
+        self._keep_log_level(self.service.log_level)
         self._prepare()
         await self._on_change(False)
+
+    def _keep_log_level(self, level: str) -> None:
+        """It is of the process, not of the term. level: empty: none was told."""
+        self._settings = replace(self._settings, log_level=level)
+        self._log_level = level or self._log_level
 
     async def _run(self) -> None:
         with suppress(NotLeader):
@@ -157,6 +172,10 @@ class RouterOffice:
             return await self._state.save(term, text)
         except StateUnavailable:  # leadership tells it
             return False
+
+
+def _log_level(manifest: Manifest | None) -> str:
+    return manifest.observability.log_level if manifest else ""
 
 
 class CurrentService:

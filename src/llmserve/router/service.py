@@ -44,12 +44,17 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._mandate = mandate
         spans = QueueSpans(tracer)
         self._decider = decider = Decider(controller, clock, recorder, kv_watch, mandate, spans)
-        in_force = InForce(controller, decider, settings)
+        in_force = self._in_force = InForce(controller, decider, settings)
         operators = Operators(manifest, decider.streams.senders, in_force.obey)
         sign_of_life = settings.terms.sign_of_life_seconds
         self._sessions = SessionCalls(controller, decider, mandate, operators, sign_of_life)
         self._workers = WorkerCalls(controller, decider, in_force)
         self._operators = OperatorCalls(controller, clock, kv_watch, mandate, operators, in_force)
+
+    @property
+    def log_level(self) -> str:
+        """As RouterSettings.log_level, now."""
+        return self._in_force.settings.log_level
 
     async def run(self) -> None:
         """Does what is due, for ever. Errors: NotLeader, when the mandate has ended."""

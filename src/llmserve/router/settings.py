@@ -25,7 +25,8 @@ from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
     """no_worker_grace_seconds: how long a request waits for a role that has no worker at all; longer
-    than workers need to find a restarted router."""
+    than workers need to find a restarted router. log_level: that workers are told; empty until a reload has
+    changed it, for each process may have begun with another (LLMSERVE_LOG_LEVEL)."""
 
     policy: Policy = field(default_factory=Policy)
     heartbeat_seconds: float = 1.0
@@ -38,6 +39,7 @@ class RouterSettings:
     slow: SlowLimits = field(default_factory=SlowLimits)
     engine_queue_seconds: float = 0.5
     terms: TermTimes = ALONE
+    log_level: str = ""
 
     @classmethod
     def of(cls, manifest: Manifest) -> "RouterSettings":

@@ -99,6 +99,7 @@ class SlowBook:
 
     def stalled(self, worker_id: WorkerId) -> None:
         """A request waited for it in vain."""
+        self._stalled = self._stalled_since(self._since())  # those that are forgotten may be gone for good
         self._stalled[worker_id] = self._clock.now()
 
     # -- what follows
@@ -106,15 +107,14 @@ class SlowBook:
     def names(self) -> Set[WorkerId]:
         """Of the slow ones. Each placement asks."""
         since = self._since()
-        return {name for name, at in self._stalled.items() if at > since} | {
+        return self._stalled_since(since).keys() | {
             name for group, name in self._slow if self._paces[group][name].heard_since(since)
         }
 
     def workers(self) -> Mapping[WorkerId, str]:
         """The slow ones, and why: for people who ask."""
         since = self._since()
-        self._stalled = {worker: at for worker, at in self._stalled.items() if at > since}
-        reasons = dict.fromkeys(self._stalled, "it gave a request no output in time")
+        reasons = dict.fromkeys(self._stalled_since(since), "it gave a request no output in time")
         for group, worker_id in self._slow:
             pace = self._paces[group][worker_id]
             if pace.heard_since(since):
@@ -126,6 +126,9 @@ class SlowBook:
     def _since(self) -> float:
         """When what is remembered begins."""
         return self._clock.now() - self.limits.memory_seconds
+
+    def _stalled_since(self, since: float) -> dict[WorkerId, float]:
+        return {worker: at for worker, at in self._stalled.items() if at > since}
 
     def _note(self, worker: Member, stage: Stage, seconds: float) -> None:
         group = _Group(worker.spec.model, worker.spec.role, stage)

@@ -44,7 +44,7 @@ class WorkerCalls:
         if order := membership.order_of(worker_id):
             answer.drain.CopyFrom(encode_order(order))
         answer.heartbeat_seconds = self._in_force.settings.heartbeat_seconds
-        answer.log_level = self._in_force.log_level
+        answer.log_level = self._in_force.settings.log_level
         return answer
 
     def deregister(self, request: router_pb2.DeregisterRequest) -> router_pb2.DeregisterResponse:

@@ -15,6 +15,7 @@ from llmserve.core.errors import StartFailed
 
 _TAIL_BYTES = 32 << 10
 _PIECE_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 10
 
 
 def older(log: Path) -> Path:
@@ -40,9 +41,9 @@ def begun(folder: Path) -> list[str]:
 
 
 def shorten(log: Path, most_bytes: int) -> None:
-    """Empties a log that is longer, and keeps what it had. May block; never fails. A line that is written in
-    the microseconds between the last look and the emptying is lost; so is all of it where there is no room
-    for a second file, since a log must not fill the disk."""
+    """Empties a log that is longer, and keeps what it had. May block; never fails. A line that is written
+    between the last look, which found nothing more, and the emptying right after it is lost; so is all of it
+    where there is no room for a second file, since a log must not fill the disk."""
     with suppress(OSError), log.open("r+b") as file:
         if os.fstat(file.fileno()).st_size > most_bytes:
             _keep(file, older(log))
@@ -50,15 +51,22 @@ def shorten(log: Path, most_bytes: int) -> None:
 
 
 def _keep(file: BinaryIO, at: Path) -> None:
-    """Whoever reads what was there before reads on in it."""
+    """Whoever reads what was there before reads on in it. What is written while it is copied comes last, so
+    that there is nothing left to do before the emptying."""
     fresh = at.with_suffix(".new")
     try:
         with fresh.open("wb") as kept:
-            while piece := file.read(_PIECE_BYTES):
-                kept.write(piece)
-        os.replace(fresh, at)
+            _copy(file, kept)
+            os.replace(fresh, at)
+            _copy(file, kept)
     except OSError:
         fresh.unlink(missing_ok=True)
+
+
+def _copy(file: BinaryIO, kept: BinaryIO) -> None:
+    for piece in _pieces(file):
+        kept.write(piece)
+        kept.flush()
 
 
 def append_line(log: Path, line: str) -> None:
@@ -70,16 +78,25 @@ def tail(log: Path, lines: int) -> list[str]:
     with suppress(OSError), log.open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - _TAIL_BYTES))
-        return file.read().decode(errors="replace").splitlines()[-lines:]
+        *whole, rest = file.read().split(b"\n")
+        return [_text(line) for line in ([*whole, rest] if rest else whole)[-lines:]]
     return []
 
 
 @dataclass(slots=True)
 class _Place:
-    """How far a log was read. inode: of which file; 0: of none yet."""
+    """How far a log was read. inode, copy: of the log, and of what it had before it was emptied last; 0: of
+    none yet. rest: its last line, as far as it is written."""
 
     inode: int = 0
+    copy: int = 0
     read_bytes: int = 0
+    rest: bytes = b""
+
+    def lines(self, piece: bytes) -> list[bytes]:
+        """Those that are whole with this piece, which comes next."""
+        *whole, self.rest = (self.rest + piece).split(b"\n")
+        return whole
 
 
 class LogFollower:
@@ -93,60 +110,57 @@ class LogFollower:
     def written(self, name: str) -> Iterator[str]:
         """All lines of the log that were written in this run and are still there. Call it once, to its end,
         before `new_lines`."""
-        log, place = self._logs[name], self._places[name]
-        rest = b""
-        for line in _older_lines(log):
-            rest = b"" if line.endswith(b"\n") else line
-            if not rest:
-                yield _text(line)
-        with suppress(OSError), log.open("rb") as file:
-            place.inode = os.fstat(file.fileno()).st_ino
-            for line in file:
-                if line.endswith(b"\n"):
-                    place.read_bytes += len(line)
-                    yield _text(rest + line)
-                    rest = b""
+        return self._new(self._logs[name], self._places[name])
 
     def new_lines(self) -> Iterator[tuple[str, str]]:
         """Pairs of name and line."""
         for name, log in self._logs.items():
-            with suppress(OSError), log.open("rb") as file:
-                whole = self._new_bytes(log, file, self._places[name])
-                for line in whole.splitlines():
-                    yield name, _text(line)
+            for line in self._new(log, self._places[name]):
+                yield name, line
 
-    def _new_bytes(self, log: Path, file: BinaryIO, place: _Place) -> bytes:
-        found = os.fstat(file.fileno())
-        before = b""
-        if found.st_ino != place.inode:
-            place.inode, place.read_bytes = found.st_ino, 0
-        elif found.st_size < place.read_bytes:
-            before, place.read_bytes = _from(older(log), place.read_bytes), 0
+    def _new(self, log: Path, place: _Place) -> Iterator[str]:
+        for piece in _new_pieces(log, place):
+            for line in place.lines(piece):
+                yield _text(line)
+
+
+def _new_pieces(log: Path, place: _Place) -> Iterator[bytes]:
+    with suppress(OSError), log.open("rb") as file:
+        inode = os.fstat(file.fileno()).st_ino
+        if inode != place.inode:
+            place.inode, place.copy, place.read_bytes, place.rest = inode, 0, 0, b""
+        yield from _missed(log, file, place)
         file.seek(place.read_bytes)
-        whole, newline, _ = file.read().rpartition(b"\n")
-        place.read_bytes += len(whole) + len(newline)
-        return before + whole
+        for piece in _pieces(file):
+            place.read_bytes += len(piece)
+            yield piece
 
 
-def _older_lines(log: Path) -> Iterator[bytes]:
-    """Also of a file that takes its place while it is read: nothing of that was read before."""
-    read = 0
+def _missed(log: Path, file: BinaryIO, place: _Place) -> Iterator[bytes]:
+    """What the log had beyond the place when it was emptied; also when that happens again meanwhile."""
     while True:
-        with suppress(OSError), older(log).open("rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != read:
-                read = inode
-                yield from file
+        with suppress(FileNotFoundError), older(log).open("rb") as copy:
+            inode = os.fstat(copy.fileno()).st_ino
+            if inode != place.copy and not _begin_alike(file, copy):
+                copy.seek(place.read_bytes)
+                yield from _pieces(copy)
+                place.copy, place.read_bytes = inode, 0
                 continue
         return
 
 
-def _from(log: Path, at: int) -> bytes:
-    with suppress(OSError), log.open("rb") as file:
-        file.seek(at)
-        return file.read()
-    return b""
+def _begin_alike(log: BinaryIO, copy: BinaryIO) -> bool:
+    """The log is copied, and not emptied yet."""
+    log.seek(0)
+    head = copy.read(_HEAD_BYTES)
+    return log.read(len(head)) == head
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(_PIECE_BYTES):
+        yield piece
 
 
 def _text(line: bytes) -> str:
-    return line.decode(errors="replace").rstrip("\r\n")
+    """As a terminal leaves it: of a progress bar, which writes over itself, the last state."""
+    return line.decode(errors="replace").rstrip("\r").rpartition("\r")[2]

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from llmserve.core.errors import Unavailable
+from llmserve.k8s.logs import Container, read
 from tests.integration.k8s.conftest import Cli
 from tests.support.kube_server import KubeServer
 
@@ -92,3 +94,58 @@ def happenings(server: KubeServer) -> Iterator[None]:
     log.append(at(6, "d six"))
     yield
     raise KeyboardInterrupt
+
+
+def followed(up: Cli, monkeypatch: pytest.MonkeyPatch, rounds: Iterator[None], *arguments: str) -> list[str]:
+    monkeypatch.setattr("llmserve.cli.logs.time.sleep", lambda seconds: next(rounds))
+    return [line.split("|")[1].strip() for line in shown(up, *arguments, "--follow")]
+
+
+def test_followed_is_only_what_comes(up: Cli, server: KubeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a log that nothing is shown of, too."""
+
+    def rounds() -> Iterator[None]:
+        yield
+        server.store.logs["demo-decode-0", "llmserve"].append(at(6, "d six"))
+        server.store.logs["demo-router-0", "llmserve"].append(at(7, "r seven"))
+        yield
+        raise KeyboardInterrupt
+
+    since = "2026-01-02T10:00:05+00:00"
+    assert followed(up, monkeypatch, rounds(), "--tail", "0") == ["d six", "r seven"]
+    for name in ("demo-decode-0", "demo-router-0"):
+        server.store.logs[name, "llmserve"].pop()
+    assert followed(up, monkeypatch, rounds(), "--since", since) == ["d six", "r seven"]
+
+
+def test_lines_of_one_microsecond_are_followed_once_each(
+    up: Cli, server: KubeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = server.store.logs["demo-decode-0", "llmserve"]
+
+    def rounds() -> Iterator[None]:
+        for nanoseconds in (100, 900, 999):
+            log.append(f"2026-01-02T10:00:09.999999{nanoseconds}Z d {nanoseconds}")
+            yield
+        raise KeyboardInterrupt
+
+    assert followed(up, monkeypatch, rounds(), "demo-decode-0", "--tail", "0") == ["d 100", "d 900", "d 999"]
+
+
+def test_lines_of_one_pod_outlast_the_failure_of_another(
+    up: Cli, server: KubeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(api: object, one: Container, *arguments: object) -> Iterator[str]:
+        if one.pod == "demo-decode-1":
+            raise Unavailable("decode-1's node does not answer")
+        return read(api, one, *arguments)  # type: ignore[arg-type]
+
+    def rounds() -> Iterator[None]:
+        server.store.logs["demo-decode-0", "llmserve"].append(at(6, "d six"))
+        monkeypatch.setattr("llmserve.cli.log_pods.read", fails)
+        yield
+        monkeypatch.setattr("llmserve.cli.log_pods.read", read)
+        yield
+        raise KeyboardInterrupt
+
+    assert followed(up, monkeypatch, rounds(), "decode", "--tail", "0") == ["d six"]

@@ -63,10 +63,24 @@ def test_what_is_not_there_is_said(folder: Path, tmp_path: Path, capsys: pytest.
     assert main(["logs", "prefill"]) == 2
     assert "no process or role is called prefill; there are: decode-0, router-0" in capsys.readouterr().err
     assert main(["logs", "--run-dir", "nowhere"]) == 1
-    assert "no cluster has run here: there is no nowhere/logs" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no cluster has run here: there is no nowhere/logs" in said
+    assert "name its manifest with -f" in said
     (tmp_path / ".llmserve" / "other" / "logs").mkdir(parents=True)
     assert main(["logs"]) == 2
     assert "choose one with --run-dir: .llmserve/demo, .llmserve/other" in capsys.readouterr().err
+
+
+def test_the_manifest_here_comes_before_what_else_has_run_here(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "llmserve.yaml").write_text(
+        "kind: LLMServe\nmodels: {primary: {source: 'dir:/x'}}\nobservability: {log_dir: elsewhere}\n"
+    )
+    assert shown(capsys, "router") == ["router-0 | one", "router-0 | three"], "it has never run itself"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "decode-0.log").write_text("hello\n")
+    assert shown(capsys) == ["decode-0 | hello"]
 
 
 def test_nothing_has_run_here(

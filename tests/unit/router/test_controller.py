@@ -10,6 +10,7 @@ from llmserve.core.outcome import Outcome
 from llmserve.router.messages import Effect, Ended, Exit, Held, Incarnation, Placed, Refused
 from llmserve.router.plan import Disaggregate
 from llmserve.router.settings import RouterSettings
+from llmserve.router.slow import SlowLimits
 from llmserve.scheduler.resources import Limits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
@@ -311,6 +312,29 @@ def test_placement_changes_while_the_router_runs(make_cluster: MakeCluster) -> N
     assert isinstance(pair, Placed)
     assert pair.plan.prefill is not None
     assert cluster.controller.prefixes.prefetches
+
+
+def test_a_change_of_something_else_loses_no_turn(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(
+        "aggregated-0", "aggregated-1", disaggregate=Disaggregate.NEVER, routing="round_robin"
+    )
+    session = cluster.open()
+    order = []
+    for number in range(4):
+        settings = RouterSettings(routing="round_robin", engine_queue_seconds=1.0 + number)
+        cluster.controller.reconfigure(settings.parameters)
+        (placed,) = cluster.admit(session, f"r{number}")
+        assert isinstance(placed, Placed)
+        order.append(placed.plan.decode.spec.worker_id)
+    assert order == ["aggregated-1", "aggregated-0"] * 2
+
+
+def test_from_which_factor_on_a_worker_is_slow_changes_while_the_router_runs(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster("aggregated-0")
+    cluster.controller.reconfigure(RouterSettings(slow=SlowLimits(factor=7.0)).parameters)
+    assert cluster.controller.slow.limits.factor == 7.0
 
 
 # -- after another router's term

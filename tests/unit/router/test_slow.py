@@ -110,6 +110,13 @@ def test_a_stall_counts_at_once_and_passes(book: Book) -> None:
     assert book.slow() == set()
 
 
+def test_workers_that_come_and_go_are_forgotten_though_nobody_asks(book: Book) -> None:
+    for number in range(5):
+        book.book.stalled(WorkerId(f"gone-{number}"))
+        book.clock.advance(61)
+    assert len(book.book._stalled) == 1
+
+
 def test_a_worker_alone_is_never_slow(clock: VirtualClock, make_spec: Callable[..., WorkerSpec]) -> None:
     alone = Book(clock, make_spec, workers=1)
     alone.rounds(10, token_seconds=5.0)

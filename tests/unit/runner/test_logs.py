@@ -1,5 +1,6 @@
 """Log files: begun, appended to, kept short, their end read, followed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,69 @@ def test_what_is_emptied_while_it_is_read_is_not_missed(log: Path) -> None:
     append_line(log, "four")
     assert list(lines) == ["two", "three", "four"]
     assert list(follower.new_lines()) == []
+
+
+def test_only_a_newline_ends_a_line_and_a_progress_bar_is_shown_as_it_ended(log: Path) -> None:
+    begin(log)
+    follower = LogFollower({"a": log})
+    text = "one\u2028two\x0bthree\x85\r\n10%\r50%\r100%\r\nend\n"
+    lines = ["one\u2028two\x0bthree\x85", "100%", "end"]
+    log.write_text(text, newline="")
+    assert list(follower.written("a")) == lines
+    with log.open("a", newline="") as file:
+        file.write(text)
+    assert [line for _, line in follower.new_lines()] == lines
+    assert tail(log, 3) == lines
+
+
+def test_a_log_that_was_emptied_and_has_grown_beyond_the_place_again(log: Path) -> None:
+    begin(log)
+    log.write_text("1\n")
+    follower = LogFollower({"a": log})
+    assert list(follower.written("a")) == ["1"]
+    append_line(log, "2")
+    shorten(log, 1)
+    append_line(log, "this one is longer than all before it")
+    lines = [line for _, line in follower.new_lines()]
+    assert lines == ["2", "this one is longer than all before it"]
+
+
+def test_a_line_that_was_cut_by_the_emptying_is_told_when_it_is_whole(log: Path) -> None:
+    begin(log)
+    log.write_text("one\nha")
+    early = LogFollower({"a": log})
+    assert list(early.written("a")) == ["one"]
+    shorten(log, 1)
+    late = LogFollower({"a": log})
+    assert list(late.written("a")) == ["one"]
+    assert list(early.new_lines()) == []
+    append_line(log, "lf")
+    assert list(early.new_lines()) == list(late.new_lines()) == [("a", "half")]
+
+
+def test_who_looks_between_the_copying_and_the_emptying_is_told_nothing_twice(log: Path) -> None:
+    begin(log)
+    log.write_text("one\ntwo\n")
+    follower = LogFollower({"a": log})
+    assert list(follower.written("a")) == ["one", "two"]
+    older(log).write_text("one\ntwo\n")
+    append_line(log, "three")
+    assert list(follower.new_lines()) == [("a", "three")]
+    assert list(LogFollower({"a": log}).written("a")) == ["one", "two", "three"]
+    older(log).write_text("one\ntwo\nthree\nfour\n")
+    log.write_text("five\n")
+    assert list(follower.new_lines()) == [("a", "four"), ("a", "five")]
+
+
+def test_what_is_written_while_a_log_is_copied_is_kept(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(log)
+    log.write_text("one\n")
+
+    def late(source: Path, target: Path) -> None:
+        append_line(log, "two")
+        replace(source, target)
+
+    replace = os.replace
+    monkeypatch.setattr("llmserve.runner.logs.os.replace", late)
+    shorten(log, 1)
+    assert (older(log).read_text(), log.read_text()) == ("one\ntwo\n", "")
