@@ -70,7 +70,7 @@ def tail(log: Path, lines: int) -> list[str]:
     with suppress(OSError), log.open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - _TAIL_BYTES))
-        return [line.decode(errors="replace") for line in file.read().splitlines()[-lines:]]
+        return file.read().decode(errors="replace").splitlines()[-lines:]
     return []
 
 
