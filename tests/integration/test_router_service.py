@@ -10,14 +10,18 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from llmserve.config.load import parse_manifest
+from llmserve.core.clock import LeaseClock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.router.plan import Disaggregate
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
+from llmserve.router.state.memory import MemoryState
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
 from llmserve.scheduler.scheduler import Policy
+from tests.support.spans import KeptSpans
 
 WAIT_SECONDS = 5.0
 _ROLES = {"prefill": common_pb2.WORKER_ROLE_PREFILL, "decode": common_pb2.WORKER_ROLE_DECODE}
@@ -376,3 +380,25 @@ async def test_time_passes_in_a_term(start: Start) -> None:
     apiserver = await cluster.apiserver()
     await apiserver.admit("a")
     assert (await apiserver.refused()).error == "NoWorkerAvailable"
+
+
+async def test_spans_are_sent_even_when_a_stop_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(MemoryState):
+        async def aclose(self) -> None:
+            raise ConnectionError("reset by peer")
+
+    closed: list[bool] = []
+
+    class Watched(KeptSpans):
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr("llmserve.router.role.open_tracer", lambda *_, **__: Watched())
+    manifest = parse_manifest("kind: LLMServe\nmodels: {primary: {source: 'hub:a/b'}}\n", "m.yaml")
+    router = RouterRole(
+        RouterSettings.of(manifest), listen="127.0.0.1:0", state=Lost(LeaseClock()), manifest=manifest
+    )
+    await router.start()
+    with pytest.raises(ConnectionError):
+        await router.aclose()
+    assert closed == [True]

@@ -16,13 +16,13 @@ from tests.support.prometheus import Prometheus, prometheus
 LOAD_SECONDS = 60.0
 
 
-def picture(found: Prometheus, dashboard: Dashboard, seconds: float) -> str:
-    """Rates are of 10 s: it is scraped each second."""
+def picture(found: Prometheus, dashboard: Dashboard, seconds: float, end: float | None = None) -> str:
+    """Of so many seconds until the end (Unix; None: now). Rates are of 10 s: it is scraped each second."""
     data = {
         panel.title: [
             line
             for query in panel.queries
-            for line in found.lines(chosen(query.expression, "10s"), query.legend, seconds)
+            for line in found.lines(chosen(query.expression, "10s"), query.legend, seconds, end)
         ]
         for section in dashboard.sections
         for panel in section.panels

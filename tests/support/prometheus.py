@@ -38,14 +38,15 @@ class Prometheus:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """The series of an instant query."""
-        found: list[dict[str, Any]] = self._get("query", query=expression)["result"]
+    def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
+        """The series of an instant query. at: seconds, Unix; None: now."""
+        when = {} if at is None else {"time": f"{at}"}
+        found: list[dict[str, Any]] = self._get("query", query=expression, **when)["result"]
         return found
 
-    def lines(self, expression: str, legend: str, seconds: float) -> list[Line]:
-        """Of the last seconds, a point a second."""
-        end = time.time()
+    def lines(self, expression: str, legend: str, seconds: float, end: float | None = None) -> list[Line]:
+        """Of so many seconds until the end (Unix; None: now), a point a second."""
+        end = time.time() if end is None else end
         answer = self._get("query_range", query=expression, start=f"{end - seconds}", end=f"{end}", step="1")
         return [
             Line(

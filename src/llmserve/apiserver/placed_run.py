@@ -20,6 +20,7 @@ from llmserve.apiserver.legs import LegContext, Legs
 from llmserve.apiserver.run_context import RequestCard, RunContext
 from llmserve.apiserver.run_spans import RunSpans
 from llmserve.apiserver.stages import Timely
+from llmserve.apiserver.worker_failed import WorkerFailed
 from llmserve.core.errors import InvalidRequest, LLMServeError, TransferError
 from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.outcome import FinishReason
@@ -30,14 +31,6 @@ from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 
 # An output, and the leg it is from: "prefill", "decode" or "aggregated". True: the user needs no more.
 Push = Callable[[EngineOutput, str], bool]
-
-
-class WorkerFailed(Exception):
-    """A leg ended badly; another worker may do better."""
-
-    def __init__(self, worker: WorkerInfo, error: LLMServeError) -> None:
-        super().__init__(error.message)
-        self.worker, self.error = worker, error
 
 
 @dataclass(slots=True)

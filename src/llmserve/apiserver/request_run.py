@@ -15,12 +15,13 @@ from collections.abc import Sequence
 
 from llmserve.apiserver.attempts import Attempts, Way
 from llmserve.apiserver.legs import Legs
-from llmserve.apiserver.placed_run import PlacedRun, Try, WorkerFailed
+from llmserve.apiserver.placed_run import PlacedRun, Try
 from llmserve.apiserver.replay import Replay
 from llmserve.apiserver.router_link import AdmissionRefused
 from llmserve.apiserver.run_context import RequestCard, RunContext, Sink
 from llmserve.apiserver.run_spans import RunSpans
 from llmserve.apiserver.run_stats import RunStats
+from llmserve.apiserver.worker_failed import WorkerFailed
 from llmserve.core.errors import (
     DeadlineExceeded,
     LLMServeError,
@@ -68,12 +69,14 @@ class RequestRun:
             _log.info("request %s %s: tenant=%s %s", self._name, outcome, self._card.tenant, self._stats)
 
     async def _to_its_end(self) -> Outcome:
+        seconds = self._context.limits.request
+        late = DeadlineExceeded(f"the request took longer than {seconds:g} s")
         try:
-            async with asyncio.timeout(self._context.limits.request):
+            async with asyncio.timeout(seconds) as deadline:
+                self._spans.limit(deadline, late)
                 await self._serve()
         except TimeoutError:
-            seconds = self._context.limits.request
-            return self._failed(DeadlineExceeded(f"the request took longer than {seconds:g} s"))
+            return self._failed(late)
         except AdmissionRefused as refused:
             return self._failed(refused.error, refused.outcome)
         except LLMServeError as error:
@@ -146,12 +149,12 @@ class RequestRun:
 
     async def _placed(self, admit: router_pb2.Admit) -> router_pb2.Placement:
         seconds = self._context.limits.admission
-        try:
-            with self._spans.admit(admit):
+        with self._spans.admit(admit):
+            try:
                 async with asyncio.timeout(seconds):
                     return await self._context.router.admit(admit, self._card.record.placed)
-        except TimeoutError as error:
-            raise RouterUnavailable(f"the router gave no place within {seconds:g} s") from error
+            except TimeoutError as error:
+                raise RouterUnavailable(f"the router gave no place within {seconds:g} s") from error
 
     def _push(self, output: EngineOutput, origin: str) -> bool:
         self._prefilled = self._prefilled or output.prefill_stats

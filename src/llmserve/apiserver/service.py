@@ -135,17 +135,22 @@ class Apiserver:
 
     async def aclose(self, drain_seconds: float | None = None) -> None:
         """Stops listening, lets requests end for a moment, cancels the rest, gives back, closes."""
+        try:
+            await self._stop(self._options.drain_seconds if drain_seconds is None else drain_seconds)
+        finally:
+            await self._tracer.aclose()
+
+    async def _stop(self, drain_seconds: float) -> None:
         if self._http is not None:
             await self._http.stop_listening()
         if self._client is not None:
-            await self._client.drain(self._options.drain_seconds if drain_seconds is None else drain_seconds)
+            await self._client.drain(drain_seconds)
         if self._http is not None:
             await self._http.aclose()
         if self._client is not None:
             self._client.shutdown()
         await self._workers.aclose()
         await self._router.aclose()
-        await self._tracer.aclose()
 
 
 def _retries(scheduling: Scheduling) -> RetryBudget:

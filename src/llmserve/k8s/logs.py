@@ -54,9 +54,11 @@ def _query(since: float | None, count: int | None) -> dict[str, str]:
 
 
 def _lines(api: KubeApi, one: Container, query: dict[str, str]) -> list[str]:
-    """None of a container that does not run yet, of a run that was forgotten, of a pod that is gone."""
+    """None of a container that does not run yet, of a run that was forgotten, of a pod that is gone. Cut at
+    line feeds alone: a line of JSON may hold what else ends lines (U+2028)."""
     try:
-        return api.log(one.pod, {"container": one.container, **query}).splitlines()
+        lines = api.log(one.pod, {"container": one.container, **query}).split("\n")
+        return lines if lines[-1] else lines[:-1]
     except Refused as refused:
         if refused.code in (400, 404):
             return []

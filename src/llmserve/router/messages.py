@@ -109,6 +109,7 @@ class CachedTokens:
 class Ended:
     """Nothing to send: the apiserver knows. cached: where it told."""
 
+    session: Session
     request_id: RequestId
     exit: Exit
     cached: CachedTokens | None = None

@@ -2,19 +2,21 @@
 
 from llmserve.core.ids import RequestId
 from llmserve.router.messages import Effect, Ended, Exit, Placed, Refused
+from llmserve.router.session import Session
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.tracing import words
 from llmserve.tracing.base import Attributes, Kind, Span, Tracer
 
 
 class QueueSpans:
-    """asked() before the controller hears of it, then every effect. What is not traced costs a look-up."""
+    """asked() before the controller hears of it, then every effect. What is not traced costs a look-up.
+    Spans are a session's: another one that asks with the same id is refused, and the first waits on."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._waiting: dict[RequestId, Span] = {}
+        self._waiting: dict[tuple[Session, RequestId], Span] = {}
 
-    def asked(self, admit: router_pb2.Admit) -> None:
+    def asked(self, session: Session, admit: router_pb2.Admit) -> None:
         """Also again: by a request whose worker was lost, or whose apiserver lost its session."""
         if not admit.traceparent:
             return
@@ -25,20 +27,20 @@ class QueueSpans:
             words.INPUT_TOKENS: admit.prompt_tokens,
         }
         request_id = RequestId(admit.request_id)
-        self._end(request_id, Exit.REPLACED)
+        self._end(session, request_id, Exit.REPLACED)
         span = self._tracer.begin(words.QUEUE, Kind.SERVER, admit.traceparent, attributes)
         if span.recording:
-            self._waiting[request_id] = span
+            self._waiting[session, request_id] = span
 
     def record(self, effect: Effect) -> None:
         match effect:
             case Placed():
                 self._placed(effect)
             case Refused():
-                if span := self._waiting.pop(effect.request_id, None):
+                if span := self._waiting.pop((effect.session, effect.request_id), None):
                     span.end(effect.error, {words.OUTCOME: effect.outcome.value})
             case Ended() if effect.exit is not Exit.REPLACED:  # asked() has ended the one that is replaced
-                self._end(effect.request_id, effect.exit)
+                self._end(effect.session, effect.request_id, effect.exit)
 
     def give_up(self) -> None:
         """The term of this router is over."""
@@ -47,7 +49,7 @@ class QueueSpans:
         self._waiting.clear()
 
     def _placed(self, placed: Placed) -> None:
-        span = self._waiting.pop(placed.request_id, None)
+        span = self._waiting.pop((placed.session, placed.request_id), None)
         if span is None:
             return
         prefill, decode = placed.plan.prefill, placed.plan.decode
@@ -61,6 +63,6 @@ class QueueSpans:
             attributes[words.PREFILL] = prefill.spec.worker_id
         span.end(attributes=attributes)
 
-    def _end(self, request_id: RequestId, how: Exit) -> None:
-        if span := self._waiting.pop(request_id, None):
+    def _end(self, session: Session, request_id: RequestId, how: Exit) -> None:
+        if span := self._waiting.pop((session, request_id), None):
             span.end(attributes={words.OUTCOME: how.value})

@@ -115,14 +115,15 @@ class Requests:
 
     def end(self, request_id: RequestId, how: Exit, output_tokens: int = 0) -> Ended:
         """It runs or waits, and gives back what it held."""
-        holding = self._tickets.close(request_id).holding
+        ticket = self._tickets.close(request_id)
+        holding = ticket.holding
         if holding is None:
             self._queue.withdraw(request_id)
         else:
             self._slow.ended(holding.work, output_tokens)
             self._learner.ended(holding, output_tokens, self._clock.now())
             self._queue.release(request_id, output_tokens)
-        return Ended(request_id, how)
+        return Ended(ticket.session, request_id, how)
 
     def expire(self) -> list[Effect]:
         """Evicts those that have waited for too long."""

@@ -130,6 +130,12 @@ class RouterRole:
 
     async def aclose(self) -> None:
         """Another router leads as soon as the sessions of this one are closed."""
+        try:
+            await self._stop()
+        finally:
+            await self._tracer.aclose()
+
+    async def _stop(self) -> None:
         await self._owner.aclose()
         await self._leadership.resign()
         await self._server.aclose(_STOP_GRACE_SECONDS)
@@ -138,7 +144,6 @@ class RouterRole:
             await self._metrics.aclose()
         await self._peers.aclose()
         await self._state.aclose()
-        await self._tracer.aclose()
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the state contradicts itself."""

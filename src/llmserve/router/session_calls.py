@@ -106,8 +106,9 @@ class SessionCalls:
     def _receive(self, session: Session, message: router_pb2.RouterSessionRequest) -> list[Effect]:
         match message.WhichOneof("message"):
             case "admit":
-                self._decider.spans.asked(message.admit)
-                return self._controller.admit(session, decode_admit(message.admit))
+                admit = decode_admit(message.admit)
+                self._decider.spans.asked(session, message.admit)
+                return self._controller.admit(session, admit)
             case "first_token":
                 return self._controller.first_token(session, RequestId(message.first_token.request_id))
             case "progress":

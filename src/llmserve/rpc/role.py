@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
@@ -92,11 +93,29 @@ def configure_logging(settings: Observability, process: str) -> None:
     if is_json:
         logging.captureWarnings(True)
         sys.excepthook = _log_uncaught
+        threading.excepthook = _log_uncaught_in_thread
+        sys.unraisablehook = _log_unraisable
         _configure_vllm(process, level)
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     logging.getLogger(kind.__module__).critical("uncaught: %s", error, exc_info=(kind, error, trace))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is SystemExit:
+        return  # as Python itself: that is how a thread may end
+    error = args.exc_value or args.exc_type()
+    name = args.thread.name if args.thread else "a thread"
+    trace = (args.exc_type, error, args.exc_traceback)
+    logging.getLogger(args.exc_type.__module__).critical("uncaught in %s: %s", name, error, exc_info=trace)
+
+
+def _log_unraisable(args: "sys.UnraisableHookArgs") -> None:
+    error = args.exc_value or args.exc_type()
+    trace = (args.exc_type, error, args.exc_traceback)
+    what = args.err_msg or "ignored"
+    _log.error("%s: %r: %s", what, args.object, error, exc_info=trace)
 
 
 def _configure_vllm(process: str, level: str) -> None:

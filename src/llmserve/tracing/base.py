@@ -58,7 +58,7 @@ class Tracer(Protocol):
         """parent: a traceparent; empty or wrong: the span begins a trace."""
 
     async def aclose(self) -> None:
-        """Sends what has ended, for two seconds at most. Idempotent."""
+        """Sends what has ended, for a bounded time. Idempotent."""
 
 
 class _NoSpan:

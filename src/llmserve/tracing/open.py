@@ -6,15 +6,23 @@ from llmserve.config.tracing import Tracing
 from llmserve.metrics.tracing import TracingMetrics
 from llmserve.tracing.base import NO_TRACER, Tracer
 
+_FLUSH_SECONDS = 2.0
+
 
 def open_tracer(
-    settings: Tracing, *, role: str, process: str, cluster: str, registry: CollectorRegistry
+    settings: Tracing,
+    *,
+    role: str,
+    process: str,
+    cluster: str,
+    registry: CollectorRegistry,
+    flush_seconds: float = _FLUSH_SECONDS,
 ) -> Tracer:
     """role, process, cluster: who traces, such as "decode", "decode-0" and the manifest's metadata.name.
-    Its owner closes it. Errors: StartFailed."""
+    flush_seconds: how long its close sends what is left. Its owner closes it. Errors: StartFailed."""
     if settings.endpoint is None:
         return NO_TRACER
     # Here: OpenTelemetry is not even imported while tracing is off.
     from llmserve.tracing.otel import OtelTracer, Service
 
-    return OtelTracer(settings, Service(role, process, cluster), TracingMetrics(registry))
+    return OtelTracer(settings, Service(role, process, cluster), TracingMetrics(registry), flush_seconds)

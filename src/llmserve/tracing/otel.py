@@ -5,7 +5,10 @@ apiserver by `sample_ratio`), and everybody after it obeys. OTEL_RESOURCE_ATTRIB
 of a process; OTEL_EXPORTER_OTLP_* says how the endpoint is reached.
 """
 
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -24,7 +27,8 @@ from llmserve.tracing.base import Attributes, Kind, Span
 from llmserve.tracing.sender import SpanSender
 from llmserve.tracing.words import ERROR_TYPE
 
-_FLUSH_SECONDS = 2.0
+_HEADERS_LOGGER = "opentelemetry.util.re"
+_HEADERS_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")  # the first counts
 _KINDS: Mapping[Kind, SpanKind] = {
     Kind.SERVER: SpanKind.SERVER,
     Kind.CLIENT: SpanKind.CLIENT,
@@ -52,15 +56,20 @@ class Service:
 class OtelTracer:
     """Errors of the constructor: StartFailed, when the environment (OTEL_*) cannot be used."""
 
-    def __init__(self, settings: Tracing, service: Service, metrics: TracingMetrics) -> None:
+    def __init__(
+        self, settings: Tracing, service: Service, metrics: TracingMetrics, flush_seconds: float
+    ) -> None:
         assert settings.endpoint is not None, "tracing is off"
-        exporter = _exporter(settings.endpoint)
-        self._sender = SpanSender(exporter, settings.endpoint, metrics)
-        sampler = ParentBased(TraceIdRatioBased(settings.sample_ratio))
-        provider = TracerProvider(sampler, service.resource(), shutdown_on_exit=False)
-        provider.add_span_processor(self._sender)
-        self._tracer = provider.get_tracer("llmserve", __version__)
+        self._flush_seconds = flush_seconds
         self._contexts = TraceContextTextMapPropagator()
+        with _environment(settings.endpoint):
+            exporter = OTLPSpanExporter(endpoint=settings.endpoint)
+            sampler = ParentBased(TraceIdRatioBased(settings.sample_ratio))
+            provider = TracerProvider(sampler, service.resource(), shutdown_on_exit=False)
+            self._tracer = provider.get_tracer("llmserve", __version__)
+        self._sender = SpanSender(exporter, settings.endpoint, metrics)
+        provider.add_span_processor(self._sender)
+        self._sender.start()
 
     def begin(
         self,
@@ -75,14 +84,34 @@ class OtelTracer:
         return OtelSpan(self._tracer.start_span(name, context, _KINDS[kind], attributes, start_time=began))
 
     async def aclose(self) -> None:
-        await self._sender.aclose(_FLUSH_SECONDS)
+        await self._sender.aclose(self._flush_seconds)
 
 
-def _exporter(endpoint: str) -> OTLPSpanExporter:
+@contextmanager
+def _environment(endpoint: str) -> Iterator[None]:
+    """Around what reads OTEL_*. Errors: StartFailed."""
+    headers = _WrongHeaders()
+    logger = logging.getLogger(_HEADERS_LOGGER)
+    logger.addFilter(headers)
     try:
-        return OTLPSpanExporter(endpoint=endpoint)
-    except Exception as error:  # of files and plugins that the environment names: they have no common root
+        yield
+    except Exception as error:  # of files and plugins that it names: they have no common root
         raise StartFailed(f"observability.tracing.endpoint {endpoint} cannot be used: {error}") from error
+    finally:
+        logger.removeFilter(headers)
+    if headers.found:
+        name = next((name for name in _HEADERS_VARIABLES if os.environ.get(name)), _HEADERS_VARIABLES[-1])
+        raise StartFailed(f"{name} is not a list of name=value,...")
+
+
+class _WrongHeaders(logging.Filter):
+    """Silences OpenTelemetry, which would log headers that it cannot read whole: they hold secrets."""
+
+    found = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.found = True
+        return False
 
 
 class OtelSpan:

@@ -1,7 +1,8 @@
 """Ended spans on their way to the endpoint: from a thread of their own, and never waited for.
 
 Those that come while the queue is full are dropped, and so is a batch that the endpoint did not take
-within the exporter's time. Both are counted; that it began, and that it is over, is logged once each.
+within the exporter's time. Both are counted; that it began, and that it is over, is logged once each. It is
+over when the queue is nearly empty again: not between two batches of an overload.
 """
 
 import asyncio
@@ -22,13 +23,15 @@ _log = logging.getLogger(__name__)
 
 _QUEUED_SPANS = 8192
 _BATCH_SPANS = 512
-_BATCH_SECONDS = 1.0  # how long a span waits for others to go with
+_BATCH_SECONDS = 1.0
 _STOP_SECONDS = 1.0
+_NEARLY_EMPTY = 1 / 8  # of the queue
 _EXPORTER_LOGGER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
 
 
 class SpanSender(SpanProcessor):
-    """Life: on_end ... -> aclose (idempotent). endpoint: for the log."""
+    """Life: start (once) -> on_end ... -> aclose (idempotent). endpoint: for the log. batch_seconds: how long
+    a span waits for others to go with."""
 
     def __init__(
         self,
@@ -36,8 +39,9 @@ class SpanSender(SpanProcessor):
         endpoint: str,
         metrics: TracingMetrics,
         queued_spans: int = _QUEUED_SPANS,
+        batch_seconds: float = _BATCH_SECONDS,
     ) -> None:
-        self._exporter, self._endpoint = exporter, endpoint
+        self._exporter, self._endpoint, self._batch_seconds = exporter, endpoint, batch_seconds
         self._sent = metrics.spans_total.labels("sent").inc
         self._dropped = metrics.spans_total.labels("dropped").inc
         self._queue: queue.Queue[ReadableSpan | None] = queue.Queue(queued_spans)
@@ -45,6 +49,9 @@ class SpanSender(SpanProcessor):
         self._closed = self._over = self._last = False
         self._thread = threading.Thread(target=self._run, name="llmserve-spans", daemon=True)
         self._reason = _Reason(self._thread)
+
+    def start(self) -> None:
+        self._reason.attach()
         self._thread.start()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None: ...
@@ -52,6 +59,9 @@ class SpanSender(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         """From the loops: it must not wait."""
         if span.context is None or not span.context.trace_flags.sampled:
+            return
+        if self._closed:
+            self._dropped()
             return
         try:
             self._queue.put_nowait(span)
@@ -66,13 +76,30 @@ class SpanSender(SpanProcessor):
             await asyncio.to_thread(self._end, 0.0 if self._away else flush_seconds)
 
     def _end(self, flush_seconds: float) -> None:
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=flush_seconds)
-            self._thread.join(flush_seconds)
+        until = time.monotonic() + flush_seconds
+        if marked := self._mark_end(flush_seconds):
+            self._thread.join(max(0.0, until - time.monotonic()))
         self._over = True
         self._exporter.shutdown()  # also ends the retries of a batch
-        self._thread.join(_STOP_SECONDS)
+        if marked or self._mark_end(_STOP_SECONDS):  # from now on the queue empties at once
+            self._thread.join(_STOP_SECONDS)
+        if not self._thread.is_alive():
+            self._drop_rest()
         self._reason.detach()
+
+    def _mark_end(self, seconds: float) -> bool:
+        """False: the queue was full all the time."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=seconds)
+            return True
+        return False
+
+    def _drop_rest(self) -> None:
+        """What ended in the moment of the close."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if self._queue.get_nowait() is not None:
+                    self._dropped()
 
     # -- the thread
 
@@ -86,7 +113,8 @@ class SpanSender(SpanProcessor):
         try:
             return self._exporter.export(batch)
         except Exception as error:  # a span that cannot be encoded must not end the thread
-            self._reason.text = repr(error)
+            # Without its message: gRPC's says all headers, the secret ones too.
+            self._reason.text = f"the exporter raised {type(error).__name__}"
             return SpanExportResult.FAILURE
 
     def _next_batch(self) -> list[ReadableSpan]:
@@ -100,14 +128,14 @@ class SpanSender(SpanProcessor):
                     self._last = True
                     break
                 batch.append(span)
-                until = until or time.monotonic() + _BATCH_SECONDS
+                until = until or time.monotonic() + self._batch_seconds
         return batch
 
     def _count(self, result: SpanExportResult, spans: int) -> None:
         self._away = result is not SpanExportResult.SUCCESS
         if not self._away:
             self._sent(spans)
-            if self._told:
+            if self._told and self._queue.qsize() <= self._queue.maxsize * _NEARLY_EMPTY:
                 self._told = False
                 _log.info("spans are sent to %s again", self._endpoint)
         else:
@@ -120,21 +148,27 @@ class SpanSender(SpanProcessor):
             _log.warning("spans are dropped, they cannot be sent to %s: %s", self._endpoint, reason)
 
 
-class _Reason(logging.Handler):
+class _Reason(logging.Filter):
     """OpenTelemetry says why a batch was not taken in its log alone, and again with each retry: kept here,
-    and logged by the sender once."""
+    and logged by the sender once. A filter, as handlers are closed by whoever configures logging anew (vLLM
+    does); and of its own thread alone, so that several senders do not meet."""
 
     def __init__(self, thread: threading.Thread) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
         self._thread, self.text = thread, "no reason was given"
         self._logger = logging.getLogger(_EXPORTER_LOGGER)
-        self._logger.propagate = False
-        self._logger.addHandler(self)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self._thread.ident:
+    def attach(self) -> None:
+        # Before OpenTelemetry's own filter, which hides what is said again.
+        self._logger.filters.insert(0, self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.thread != self._thread.ident:
+            return True
+        if record.levelno >= logging.WARNING:
             self.text = record.getMessage()
+        return False
 
     def detach(self) -> None:
-        """Not close: that is called by whoever configures logging anew, as vLLM does."""
-        self._logger.removeHandler(self)
+        """Idempotent."""
+        self._logger.removeFilter(self)

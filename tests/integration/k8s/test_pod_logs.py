@@ -40,6 +40,12 @@ def test_all_pods_by_time(up: Cli) -> None:
     ]
 
 
+def test_a_line_may_hold_other_ends_of_lines(up: Cli, server: KubeServer) -> None:
+    server.store.logs["demo-decode-1", "llmserve"] = [at(3, '{"message": "a\u2028b"}')]
+    (line,) = up("logs", "demo-decode-1").out.removesuffix("\n").split("\n")
+    assert line.endswith('| {"message": "a\u2028b"}')
+
+
 def test_of_a_role_of_a_pod_the_last_ones(up: Cli) -> None:
     assert shown(up, "decode", "--tail", "2") == ["demo-decode-1 | e three", "demo-decode-0 | d four"]
     assert shown(up, "demo-decode-1") == ["demo-decode-1 | e three"]

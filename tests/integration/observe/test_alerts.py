@@ -38,6 +38,13 @@ class Watched:
     def wait_for(self, alert: str) -> None:
         until(lambda: alert in self.prometheus.fired(), alert)
 
+    def fired_for(self, alert: str, label: str) -> set[str]:
+        """What the label was each time; it may be over by now."""
+        found = self.prometheus.query(
+            f'max_over_time(ALERTS{{alertname="{alert}", alertstate="firing"}}[5m])'
+        )
+        return {row["metric"][label] for row in found}
+
     def decode_workers(self, state: str) -> float:
         """How many are in the state, as the router sees it."""
         samples = self.cluster.metrics("router-0")
@@ -107,8 +114,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 def test_a_transport_that_fails_between_workers(watched: Watched) -> None:
     watched.wait_for("LLMServeBreakerOpen")
-    (open_,) = watched.prometheus.query('ALERTS{alertname="LLMServeBreakerOpen"}')
-    assert open_["metric"]["transport"] == "shm"
+    assert "shm" in watched.fired_for("LLMServeBreakerOpen", "transport")
 
 
 def test_prefill_engines_that_nothing_is_handed_over_from(watched: Watched) -> None:
@@ -117,23 +123,34 @@ def test_prefill_engines_that_nothing_is_handed_over_from(watched: Watched) -> N
 
 def test_a_budget_that_is_used_up_while_requests_wait(watched: Watched) -> None:
     watched.wait_for("LLMServeBudgetStarvation")
-    (starved,) = watched.prometheus.query('ALERTS{alertname="LLMServeBudgetStarvation"}')
-    assert starved["metric"]["budget"] == "requests in flight"
+    assert "requests in flight" in watched.fired_for("LLMServeBudgetStarvation", "budget")
 
 
 def test_kv_that_is_leased_by_a_worker_that_died(watched: Watched) -> None:
-    hand_over(watched)
     assert "LLMServeOrphanedKv" not in watched.prometheus.fired()
-    os.kill(watched.cluster.pid("prefill-0"), signal.SIGKILL)
+    hand_over(watched)
+    pid = watched.cluster.pid("prefill-0")
+    try:
+        until(lambda: stopped_with_leases(watched, pid), "no KV is leased")
+    finally:
+        os.kill(pid, signal.SIGKILL)
     watched.wait_for("LLMServeOrphanedKv")
 
 
 def hand_over(watched: Watched) -> None:
-    """From now on: the manifest is reloaded. Until KV is leased."""
+    """From now on: the manifest is reloaded."""
     path = Path(watched.cluster.state()["manifest"])
     path.write_text(path.read_text().replace("disaggregate: never", "disaggregate: always"))
     watched.cluster.supervisor.send_signal(signal.SIGHUP)
-    until(lambda: watched.cluster.metrics("kvmanager-0")["kv_leased_blocks"], "no KV is leased")
+
+
+def stopped_with_leases(watched: Watched, pid: int) -> bool:
+    """False: it leased nothing at that moment, and goes on."""
+    os.kill(pid, signal.SIGSTOP)
+    if watched.cluster.metrics("kvmanager-0").get("kv_leased_blocks", 0.0) > 0:
+        return True
+    os.kill(pid, signal.SIGCONT)
+    return False
 
 
 def test_a_worker_that_comes_and_goes(watched: Watched) -> None:
@@ -147,5 +164,4 @@ def test_a_worker_that_comes_and_goes(watched: Watched) -> None:
     finally:
         os.kill(pid, signal.SIGCONT)
     watched.wait_for("LLMServeWorkerFlapping")
-    (flapping,) = watched.prometheus.query('ALERTS{alertname="LLMServeWorkerFlapping"}')
-    assert flapping["metric"]["worker"] == "decode-1"
+    assert "decode-1" in watched.fired_for("LLMServeWorkerFlapping", "worker")

@@ -24,6 +24,9 @@ WAIT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Observed:
+    """load_ended: seconds, Unix. However long the tests take, rates are of a time under load."""
+
+    load_ended: float
     cluster: Cluster
     prometheus: Prometheus
 
@@ -35,7 +38,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         prometheus(tmp_path_factory.mktemp("prometheus"), page) as found,
     ):
         asyncio.run(ask_for(cluster, LOAD_SECONDS, crash="decode-1"))
-        yield Observed(cluster, found)
+        yield Observed(time.time(), cluster, found)
 
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda one: one.uid)
@@ -45,7 +48,7 @@ def test_every_panel_has_data(observed: Observed, dashboard: Dashboard) -> None:
         for section in dashboard.sections
         for panel in section.panels
         for query in panel.queries
-        if not _numbers(observed.prometheus.query(chosen(query.expression, "30s")))
+        if not _numbers(observed.prometheus.query(chosen(query.expression, "30s"), observed.load_ended))
     }
     assert not empty
 
@@ -57,7 +60,7 @@ def _numbers(rows: list[dict[str, Any]]) -> list[float]:
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda one: one.uid)
 def test_its_picture_has_no_empty_panel(observed: Observed, dashboard: Dashboard) -> None:
-    assert "no data" not in picture(observed.prometheus, dashboard, LOAD_SECONDS + 10)
+    assert "no data" not in picture(observed.prometheus, dashboard, LOAD_SECONDS + 10, observed.load_ended)
 
 
 def test_each_sample_says_whose_it_is(observed: Observed) -> None:

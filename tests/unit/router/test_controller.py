@@ -44,7 +44,7 @@ def test_places_until_seats_are_taken_then_in_turn(make_cluster: MakeCluster) ->
     assert cluster.admit(one, "d") == []
     cluster.clock.advance(2.5)
     ended, placed = cluster.done(one, "a")
-    assert ended == Ended(RequestId("a"), Exit.COMPLETED)
+    assert ended == Ended(one, RequestId("a"), Exit.COMPLETED)
     assert (placed.request_id, placed.session, placed.queue_seconds) == ("c", two, 2.5)
 
 
@@ -105,7 +105,7 @@ def test_done_withdraws_what_still_waits(make_cluster: MakeCluster) -> None:
     session = cluster.open()
     cluster.admit(session, "a")
     cluster.admit(session, "b")
-    assert cluster.done(session, "b", Outcome.CANCELLED) == [Ended(RequestId("b"), Exit.CANCELLED)]
+    assert cluster.done(session, "b", Outcome.CANCELLED) == [Ended(session, RequestId("b"), Exit.CANCELLED)]
     assert cluster.controller.waiting_requests == 0
     assert _placed(cluster.done(session, "a")) == []
 
@@ -118,8 +118,8 @@ def test_a_broken_session_gives_everything_back(make_cluster: MakeCluster) -> No
     cluster.admit(other, "next")
     effects = cluster.close(lost)
     assert [e for e in effects if isinstance(e, Ended)] == [
-        Ended(RequestId("runs"), Exit.GIVEN_BACK),
-        Ended(RequestId("waits"), Exit.GIVEN_BACK),
+        Ended(lost, RequestId("runs"), Exit.GIVEN_BACK),
+        Ended(lost, RequestId("waits"), Exit.GIVEN_BACK),
     ]
     assert _placed(effects) == ["next"]
     assert cluster.close(lost) == []
@@ -136,7 +136,7 @@ def test_a_returning_apiserver_replaces_its_older_session(make_cluster: MakeClus
     cluster.close(old)  # noticed late
     assert cluster.controller.apiservers == 1
     assert cluster.done(old, "a") == []
-    assert cluster.done(new, "a") == [Ended(RequestId("a"), Exit.COMPLETED)]
+    assert cluster.done(new, "a") == [Ended(new, RequestId("a"), Exit.COMPLETED)]
 
 
 def test_a_restarted_router_counts_what_apiservers_hold(make_cluster: MakeCluster) -> None:
@@ -156,7 +156,7 @@ def test_an_admit_again_replaces_the_place(make_cluster: MakeCluster) -> None:
     (first,) = cluster.admit(session, "a")
     lost = first.plan.decode.spec.worker_id
     ended, placed = cluster.admit(session, "a", without=lost)
-    assert ended == Ended(RequestId("a"), Exit.REPLACED)
+    assert ended == Ended(session, RequestId("a"), Exit.REPLACED)
     assert placed.plan.decode.spec.worker_id != lost
     assert cluster.controller.running_requests == 1
 

@@ -9,6 +9,7 @@ from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import Outcome
 from llmserve.router.messages import Effect
 from llmserve.router.queue_spans import QueueSpans
+from llmserve.router.session import Session
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.scheduler.resources import Limits
 from llmserve.scheduler.scheduler import Policy
@@ -23,11 +24,14 @@ class Traced:
         self.spans = QueueSpans(self.kept)
         self.session = cluster.open()
 
-    def admit(self, name: str, traceparent: str = ROOT, **options: Any) -> None:
+    def admit(
+        self, name: str, traceparent: str = ROOT, session: Session | None = None, **options: Any
+    ) -> None:
+        session = session or self.session
         admit = router_pb2.Admit(request_id=name, tenant="red", model="m", prompt_tokens=10)
         admit.traceparent = traceparent
-        self.spans.asked(admit)
-        self.record(self.cluster.admit(self.session, name, **options))
+        self.spans.asked(session, admit)
+        self.record(self.cluster.admit(session, name, **options))
 
     def record(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -105,6 +109,17 @@ def test_one_that_asks_again_while_it_waits(traced: Traced) -> None:
     assert (first.ended, first.attributes["llmserve.outcome"], second.ended) == (True, "replaced", False)
     traced.record(traced.cluster.done(traced.session, "a"))
     assert second.attributes["llmserve.decode"] == "decode-0"
+
+
+def test_another_session_with_its_id_leaves_it_alone(traced: Traced) -> None:
+    traced.admit("a")
+    traced.admit("b")
+    traced.admit("b", session=traced.cluster.open("other"))
+    waits, refused = traced.kept.spans[1:]
+    assert (waits.ended, refused.ended) == (False, True)
+    assert str(refused.error) == "request id b is in use"
+    traced.record(traced.cluster.done(traced.session, "a"))
+    assert waits.attributes["llmserve.decode"] == "decode-0"
 
 
 def test_a_router_that_leads_no_more_ends_all(traced: Traced) -> None:

@@ -18,14 +18,27 @@ logging.getLogger("llmserve.x").info("ready")
 warnings.warn("old", stacklevel=1)
 print(os.environ.get("VLLM_LOGGING_CONFIG_PATH", ""))
 print(open(os.environ["VLLM_LOGGING_CONFIG_PATH"]).read() if {format!r} == "json" else "")
+{then}
 raise ValueError("no\\nway")
+"""
+_IN_A_THREAD = """
+import threading
+thread = threading.Thread(target=lambda: 1 / 0, name="worker")
+thread.start()
+thread.join()
+"""
+_UNRAISABLE = """
+class Odd:
+    def __del__(self):
+        raise KeyError("odd")
+Odd()
 """
 
 
-def run(log_format: str, **environment: str) -> tuple[list[str], list[str]]:
+def run(log_format: str, then: str = "", **environment: str) -> tuple[list[str], list[str]]:
     """Lines of stdout and of stderr."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "LLMSERVE_"))}
-    program = _PROGRAM.format(format=log_format)
+    program = _PROGRAM.format(format=log_format, then=then)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=env | environment
     )
@@ -41,6 +54,20 @@ def test_json_is_in_every_line_warnings_and_the_last_words_too() -> None:
     assert {line["process"] for line in said} == {"decode-0"}
     assert json.loads(written)["formatters"]["json"]["process"] == "decode-0"
     assert not Path(path).exists(), "removed at the end"
+
+
+@pytest.mark.parametrize(
+    ("then", "level", "error"),
+    [(_IN_A_THREAD, "critical", "ZeroDivisionError"), (_UNRAISABLE, "error", "KeyError")],
+    ids=["in a thread", "in a finalizer"],
+)
+def test_what_nobody_catches_is_a_line_of_json(then: str, level: str, error: str) -> None:
+    _, lines = run("json", then)
+    said = [json.loads(line) for line in lines]
+    assert [(line["level"], line["error"]) for line in said if "error" in line] == [
+        (level, error),
+        ("critical", "ValueError"),
+    ]
 
 
 def test_who_configures_vllms_logging_knows_better(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging.config
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -37,9 +38,19 @@ class Traced:
 
 
 @asynccontextmanager
-async def tracing(endpoint: str | None, sample_ratio: float = 1.0) -> AsyncIterator[Traced]:
+async def tracing(
+    endpoint: str | None, sample_ratio: float = 1.0, flush_seconds: float = 10.0
+) -> AsyncIterator[Traced]:
+    """The first connection may take its time on a busy machine."""
     registry, settings = CollectorRegistry(), Tracing(endpoint=endpoint, sample_ratio=sample_ratio)
-    tracer = open_tracer(settings, role="decode", process="decode-0", cluster="c", registry=registry)
+    tracer = open_tracer(
+        settings,
+        role="decode",
+        process="decode-0",
+        cluster="c",
+        registry=registry,
+        flush_seconds=flush_seconds,
+    )
     try:
         yield Traced(tracer, registry)
     finally:
@@ -145,7 +156,7 @@ async def test_an_endpoint_that_is_away_costs_a_count_and_a_line(
 async def test_the_close_is_bounded(receiver: OtlpReceiver) -> None:
     receiver.stop()
     began = time.monotonic()
-    async with tracing(receiver.endpoint) as traced:
+    async with tracing(receiver.endpoint, flush_seconds=0.5) as traced:
         traced.tracer.begin("a", Kind.SERVER, "").end()
     assert time.monotonic() - began < 8, "OpenTelemetry would take its 30 s"
 
@@ -157,6 +168,29 @@ async def test_an_environment_that_cannot_be_used_is_told_at_the_start(
     with pytest.raises(StartFailed, match=r"endpoint https://there:4317 cannot be used: .*nobody"):
         async with tracing("https://there:4317"):
             pass
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
+async def test_headers_that_cannot_be_read_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    monkeypatch.setenv(name, "authorization: Bearer secret")
+    with pytest.raises(StartFailed, match=f"^{name} is not") as failed:
+        async with tracing("http://127.0.0.1:1"):
+            pass
+    assert "secret" not in caplog.text + str(failed.value)
+
+
+@pytest.mark.parametrize("name", ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_EXPORTER_OTLP_TIMEOUT"])
+async def test_a_number_that_is_none_fails_the_start_and_leaves_no_thread(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "many")
+    before = set(threading.enumerate())
+    with pytest.raises(StartFailed, match="many"):
+        async with tracing("http://127.0.0.1:1"):
+            pass
+    assert not [one for one in set(threading.enumerate()) - before if one.name == "llmserve-spans"]
 
 
 async def test_off_is_nothing() -> None:
