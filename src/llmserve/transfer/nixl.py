@@ -45,7 +45,7 @@ from llmserve.transfer.spans import check_batch, coalesce_pairs
 _T = TypeVar("_T")
 _MEMORY = "DRAM"
 _CANCEL_SECONDS = 0.02
-_DRAIN_SECONDS = 2.0
+_DRAIN_SECONDS = 0.5  # nothing else of the hand-over goes on meanwhile
 _RDMA_DEVICES = Path("/sys/class/infiniband")
 _STATES = {"DONE": TransferState.DONE, "PROC": TransferState.RUNNING, "ERR": TransferState.FAILED}
 
