@@ -74,15 +74,13 @@ class RouterLink:
         self._metrics, self._on_members, self._answer = metrics, on_members, answer
         self._patience_seconds = patience_seconds
         self._entries: dict[str, _Entry] = {}
-        self._outbox: asyncio.Queue[_Message | None] | None = None  # of the open session
+        # Of the session, from its hello on: what changes before the router answers that is not lost either.
+        self._outbox: asyncio.Queue[_Message | None] | None = None
+        self.connected = False
         self._give_up: asyncio.TimerHandle | None = None
         self._given_up = False
         self._owner = TaskOwner("router-link")
         self.workers: tuple[WorkerInfo, ...] = ()
-
-    @property
-    def connected(self) -> bool:
-        return self._outbox is not None
 
     @property
     def kv_shape(self) -> KvShape:
@@ -105,7 +103,8 @@ class RouterLink:
             raise self._away()
         entry = _Entry(admit, asyncio.get_running_loop().create_future(), on_placed)
         self._entries[admit.request_id] = entry
-        self._post(_Message(admit=admit))
+        if self.connected:
+            self._post(_Message(admit=admit))
         return await entry.answer
 
     def first_token(self, request_id: str) -> None:
@@ -174,6 +173,7 @@ class RouterLink:
     async def _session(self, stub: router_pb2_grpc.RouterStub) -> None:
         outbox: asyncio.Queue[_Message | None] = asyncio.Queue()
         outbox.put_nowait(_Message(hello=self._hello()))
+        self._outbox = outbox
         call = stub.Session(_drain(outbox))
         try:
             responses = aiter(call)
@@ -182,7 +182,7 @@ class RouterLink:
                 return
             self._check_term(first)
             self._following.worked()
-            self._connect(outbox)
+            self._connect()
             self._receive(first)
             while (response := await _next(responses, self._longest_silence)) is not None:
                 self._receive(response)
@@ -216,8 +216,8 @@ class RouterLink:
         ]
         return router_pb2.Hello(apiserver_id=self._apiserver_id, held=held)
 
-    def _connect(self, outbox: "asyncio.Queue[_Message | None]") -> None:
-        self._outbox = outbox
+    def _connect(self) -> None:
+        self.connected = True
         self._stop_patience()
         self._metrics.router_connected.set(1)
         _log.info("session with the router at %s started", self._following.address)
@@ -226,8 +226,9 @@ class RouterLink:
                 self._post(_Message(admit=entry.admit))
 
     def _disconnected(self, reason: str) -> None:
-        if self._outbox is not None:
-            self._outbox = None
+        self._outbox = None
+        if self.connected:
+            self.connected = False
             self._metrics.router_connected.set(0)
             self._metrics.router_reconnects_total.inc()
             _log.warning("session with the router at %s broke: %s", self._following.address, reason)
@@ -293,7 +294,7 @@ class RouterLink:
         """Idempotent. The router gives back what this apiserver holds."""
         self._stop_patience()
         await self._owner.aclose()
-        self._outbox = None
+        self._outbox, self.connected = None, False
 
 
 async def _next(

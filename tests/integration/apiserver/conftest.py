@@ -240,7 +240,8 @@ def _logprobs(tokens: list[int], top: int) -> Logprobs:
 
 
 class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
-    """Places on the first worker of a role that is not excluded. refuse_with: the next answers."""
+    """Places on the first worker of a role that is not excluded. refuse_with: the next answers. silent: no
+    hello is answered before members are told."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,7 +253,7 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         self.first_tokens: list[str] = []
         self.failed_workers: list[str] = []
         self.refuse_with: tuple[Outcome, LLMServeError] | None = None
-        self.hold = False
+        self.hold = self.silent = False
         self.address = ""
         self._server: RpcServer | None = None
         self._outboxes: set[asyncio.Queue[router_pb2.RouterSessionResponse]] = set()
@@ -298,7 +299,8 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
             match message.WhichOneof("message"):
                 case "hello":
                     self.hellos.append(message.hello)
-                    outbox.put_nowait(self._state())
+                    if not self.silent:
+                        outbox.put_nowait(self._state())
                 case "admit":
                     self.admits.append(message.admit)
                     if not self.hold:

@@ -226,6 +226,21 @@ class TestRouterAway:
         assert answer["choices"][0]["text"] == expected(cluster)
         await cluster.router.until(lambda: bool(cluster.router.done))
 
+    async def test_what_ends_before_the_new_router_has_answered_is_told(
+        self, cluster: Any, http: httpx.AsyncClient
+    ) -> None:
+        cluster.decode.pause_at = 2
+        async with running(http, False) as task:
+            await cluster.decode.until(lambda: bool(cluster.decode.seen))
+            await cluster.router.crash()
+            cluster.router.silent = True
+            await cluster.router.start()
+            await cluster.router.until(lambda: len(cluster.router.hellos) == 2)
+            cluster.decode.go.set()
+            await task
+        await cluster.router.until(lambda: bool(cluster.router.done))
+        await cluster.router.members(cluster.prefill, cluster.decode)
+
     async def test_requests_that_wait_are_asked_for_again(
         self, cluster: Any, http: httpx.AsyncClient
     ) -> None:
