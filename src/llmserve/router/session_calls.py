@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -97,7 +98,7 @@ class SessionCalls:
         error: LLMServeError | None = None
         try:
             async for message in requests:
-                self._decider.decide(lambda message=message: self._receive(stream.session, message))  # type: ignore[misc]
+                self._decider.decide(partial(self._receive, stream.session, message))
         except LLMServeError as wrong:
             error = wrong
         finally:

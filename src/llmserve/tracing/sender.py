@@ -3,6 +3,9 @@
 Those that come while the queue is full are dropped, and so is a batch that the endpoint did not take
 within the exporter's time. Both are counted; that it began, and that it is over, is logged once each. It is
 over when the queue is nearly empty again: not between two batches of an overload.
+
+The SDK's BatchSpanProcessor does not look at what the exporter answers, and tells what a full queue drops to
+OpenTelemetry's own metrics and, again and again, to the log.
 """
 
 import asyncio

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from llmserve.core.errors import Unavailable
+from llmserve.k8s.api import KubeApi
 from llmserve.k8s.logs import Container, read
 from tests.integration.k8s.conftest import Cli
 from tests.support.kube_server import KubeServer
@@ -141,10 +142,10 @@ def test_lines_of_one_microsecond_are_followed_once_each(
 def test_lines_of_one_pod_outlast_the_failure_of_another(
     up: Cli, server: KubeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(api: object, one: Container, *arguments: object) -> Iterator[str]:
+    def fails(api: KubeApi, one: Container, since: float | None, count: int | None) -> Iterator[str]:
         if one.pod == "demo-decode-1":
             raise Unavailable("decode-1's node does not answer")
-        return read(api, one, *arguments)  # type: ignore[arg-type]
+        return read(api, one, since, count)
 
     def rounds() -> Iterator[None]:
         server.store.logs["demo-decode-0", "llmserve"].append(at(6, "d six"))

@@ -10,8 +10,10 @@ from llmserve.core.errors import InvalidRequest, NotFound
 NOW = datetime(2026, 1, 2, 12, 0, 0)
 
 
-def at(*of: int) -> float:
-    return datetime(*of).timestamp()  # type: ignore[arg-type]  # year, month, day, ...
+def at(
+    year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0, micro: int = 0
+) -> float:
+    return datetime(year, month, day, hour, minute, second, micro).timestamp()
 
 
 @pytest.mark.parametrize(
