@@ -54,6 +54,7 @@ def serving_args(model: ServedModel, engine: EngineConfig) -> Namespace:
         "--max-model-len": engine.max_model_len,
         "--tool-call-parser": engine.tool_call_parser,
         "--reasoning-parser": engine.reasoning_parser,
+        "--structured-outputs-config.backend": engine.grammar_backend,
     }
     flags = ["--disable-log-stats", "--enable-prompt-tokens-details"]
     if engine.tool_call_parser:

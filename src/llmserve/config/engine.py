@@ -120,6 +120,15 @@ class EngineConfig(Section):
             "`deepseek_r1`). Without it, reasoning is part of the answer.",
         ),
     ] = None
+    grammar_backend: Annotated[
+        Literal["xgrammar", "guidance"],
+        Field(
+            description="What makes an answer follow a JSON schema, regular expression or grammar, in the "
+            "apiservers and all engines alike. `xgrammar` serves every kind of structural tag, which tool "
+            "calls need; `guidance` knows more keywords of JSON schema. What the chosen one does not know is "
+            "refused with 400."
+        ),
+    ] = "xgrammar"
     sim: Annotated[SimSpec, Field(description="Settings of `kind: sim`.")] = SimSpec()
 
 

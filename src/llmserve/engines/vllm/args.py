@@ -4,7 +4,7 @@ import json
 import os
 from typing import Any
 
-from vllm.config import KVEventsConfig, KVTransferConfig
+from vllm.config import KVEventsConfig, KVTransferConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
@@ -59,6 +59,8 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
         enable_chunked_prefill=engine.chunked_prefill,
         enable_prefix_caching=True,
         prefix_caching_hash_algo="sha256_cbor",
+        structured_outputs_config=StructuredOutputsConfig(backend=engine.grammar_backend),
+        reasoning_parser=engine.reasoning_parser or "",
         kv_transfer_config=_kv_transfer(spec, card_path),
         kv_events_config=KVEventsConfig(
             enable_kv_cache_events=True, publisher="zmq", endpoint=kv_events_endpoint
