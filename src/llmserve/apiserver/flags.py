@@ -5,6 +5,7 @@ from pathlib import Path
 
 from llmserve.apiserver.options import DRAIN_SECONDS, ApiserverOptions, ServedModel
 from llmserve.config.schema import Manifest
+from llmserve.core.shared_port import PortShare
 from llmserve.models import resolve
 from llmserve.rpc.role import addresses, common_flags, report_progress
 
@@ -12,6 +13,12 @@ from llmserve.rpc.role import addresses, common_flags, report_progress
 def flags() -> argparse.ArgumentParser:
     parser = common_flags("apiserver", listens=False)
     parser.add_argument("--http", required=True, help="host:port of the HTTP API")
+    parser.add_argument(
+        "--port-share",
+        type=PortShare.parse,
+        metavar="SOCKET:TABLE:INDEX",
+        help="inherited descriptors of a port that several apiservers serve, in addition to --http",
+    )
     parser.add_argument("--router", required=True, type=addresses, help="host:port,... of each router")
     parser.add_argument("--model-dir", type=Path, help="the prepared model; prepared here when not given")
     parser.add_argument(
@@ -33,4 +40,5 @@ def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
         model=ServedModel(model.served_name, directory),
         drain_seconds=given.drain_seconds,
         manifest=Path(given.manifest),
+        share=given.port_share,
     )

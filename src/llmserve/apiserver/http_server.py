@@ -2,14 +2,20 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 
+from llmserve.apiserver.http_protocol import HttpProtocol
+from llmserve.apiserver.shared_accept import SharedAccept
 from llmserve.core.errors import LLMServeError, StartFailed
+from llmserve.core.shared_port import PortShare, bind
 from llmserve.core.tasks import TaskOwner
+
+_log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 75  # longer than what load balancers in front keep idle connections for
 _BACKLOG = 2048
@@ -22,10 +28,31 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.up = asyncio.Event()
+        self.shared: SharedAccept | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.up.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second."""
+        if self.shared is not None:
+            self.shared.tell()
+        return await super().on_tick(counter)
+
+    async def adopt(self, connection: socket.socket) -> None:
+        """Serves a connection that was accepted elsewhere."""
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
+        except OSError as error:  # it has gone already
+            _log.debug("a connection ended before it began: %s", error)
+            connection.close()
+
+    def _protocol(self) -> asyncio.Protocol:
+        return HttpProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -33,19 +60,22 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """Life: start (once) -> aclose (idempotent, also after a failed start)."""
+    """Life: start (once) -> stop_listening -> aclose (both idempotent, also after a failed start)."""
 
-    def __init__(self, app: Any, listen: str) -> None:
-        self._app, self._listen = app, listen
+    def __init__(self, app: Any, listen: str, share: PortShare | None = None) -> None:
+        """share: of a port that is served in addition to `listen`."""
+        self._app, self._listen, self._share = app, listen, share
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._owner = TaskOwner("http")
+        self._adopting: set[asyncio.Task[None]] = set()
 
     async def start(self) -> int:
         """Listens; returns the port. Errors: StartFailed when the address is taken."""
-        bound = _bind(self._listen)
+        bound = _listen_at(self._listen)
         config = uvicorn.Config(
             self._app,
+            http=HttpProtocol,
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -60,7 +90,29 @@ class HttpServer:
         await asyncio.wait([up, self._serving], timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if not self._server.started:
             raise StartFailed("the HTTP application did not start; see the log above")
+        if self._share is not None:
+            self._server.shared = self._open_shared(self._share)
         return int(bound.getsockname()[1])
+
+    def _open_shared(self, share: PortShare) -> SharedAccept:
+        try:
+            shared = SharedAccept(share, self._take, lambda: self.connections)
+            shared.start()
+        except (OSError, ValueError) as error:
+            raise StartFailed(f"the shared port cannot be used: {error}") from error
+        return shared
+
+    def _take(self, connection: socket.socket) -> None:
+        assert self._server is not None, "not started"
+        task = self._owner.spawn("adopt", self._server.adopt(connection))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+
+    @property
+    def connections(self) -> int:
+        """That are open, or about to be."""
+        open_now = len(self._server.server_state.connections) if self._server is not None else 0
+        return open_now + len(self._adopting)
 
     async def wait(self) -> None:
         """Raises when the server ended, however. Between start and aclose."""
@@ -73,18 +125,21 @@ class HttpServer:
         if self._server is not None:
             for server in self._server.servers:
                 server.close()
+            if self._server.shared is not None:
+                self._server.shared.close()
 
     async def aclose(self) -> None:
+        await self.stop_listening()
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
             await asyncio.wait([self._serving], timeout=5.0)
         await self._owner.aclose()
 
 
-def _bind(listen: str) -> socket.socket:
-    host, _, port = listen.rpartition(":")
+def _listen_at(address: str) -> socket.socket:
     try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        return socket.create_server(found[4][:2], family=found[0], backlog=_BACKLOG)
+        bound = bind(address)
+        bound.listen(_BACKLOG)
+        return bound
     except (OSError, ValueError) as error:
-        raise StartFailed(f"cannot listen on {listen}: {error}") from error
+        raise StartFailed(f"cannot listen on {address}: {error}") from error

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmserve.core.shared_port import PortShare
+
 DRAIN_SECONDS = 5.0
 
 
@@ -17,7 +19,7 @@ class ServedModel:
 @dataclass(frozen=True, slots=True)
 class ApiserverOptions:
     """http, routers: host:port. max_body_bytes: of one HTTP request. drain_seconds: for running requests
-    at the stop. manifest: the file, for `/admin/reload`."""
+    at the stop. manifest: the file, for `/admin/reload`. share: of a port that other processes serve too."""
 
     name: str
     http: str
@@ -26,3 +28,4 @@ class ApiserverOptions:
     max_body_bytes: int = 32 * 1024 * 1024
     drain_seconds: float = DRAIN_SECONDS
     manifest: Path | None = None
+    share: PortShare | None = None

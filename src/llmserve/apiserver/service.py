@@ -100,7 +100,7 @@ class Apiserver:
         spans = HttpSpans(self._tracer, self._options.model.name)
         self._gate = Gate(app, self._live.keys, self._options.max_body_bytes, self._records, spans)
         self._client.set_limits(self._live.limits)
-        self._http = HttpServer(self._gate, self._options.http)
+        self._http = HttpServer(self._gate, self._options.http, self._options.share)
         return await self._http.start()
 
     def _add_own(self, app: FastAPI) -> None:

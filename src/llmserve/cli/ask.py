@@ -112,7 +112,7 @@ async def _kvmanager(
 
 async def _health(role: Mapping[str, Any]) -> str:
     if role["http"]:
-        return await asyncio.to_thread(_http_health, role["http"])
+        return await asyncio.to_thread(_http_health, role.get("direct") or role["http"])
     if role["listen"]:
         return await _grpc_health(role["listen"])
     return HEALTHY

@@ -13,7 +13,11 @@ class Replicas(Section):
     apiserver: Annotated[
         int,
         Unit("processes"),
-        Field(ge=1, le=64, description="HTTP front ends. On one machine they listen on consecutive ports."),
+        Field(
+            ge=1,
+            le=64,
+            description="HTTP front ends. On one machine they share one port, and its connections evenly.",
+        ),
     ] = 1
     router: Annotated[
         int,
@@ -67,9 +71,16 @@ class LocalDeployment(Section):
         Field(
             ge=0,
             le=65535,
-            description="Port of the HTTP API, of the first apiserver if there are several. 0: a free one.",
+            description="Port of the HTTP API, whatever the number of apiservers. 0: a free one.",
         ),
     ] = 8000
+    separate_ports: Annotated[
+        bool,
+        Field(
+            description="Give each apiserver a port of its own, `port` and those that follow it, instead of "
+            "one for all: for a load balancer in front that is to see each of them."
+        ),
+    ] = False
     single_process: Annotated[
         bool,
         Field(

@@ -44,7 +44,7 @@ class _Planner:
         self._cores = divide(usable_cores(self._local, cores) if on_cpu else (), len(self._engines))
 
     def plan(self) -> LocalPlan:
-        https = [self._http(index) for index in range(self._manifest.deployment.replicas.apiserver)]
+        https = [self._http(index) for index in range(self._http_ports)]
         routers = [self._ports.address() for _ in range(self._manifest.deployment.replicas.router)]
         kvmanagers = [self._ports.address() for _ in range(self._manifest.deployment.replicas.kvmanager)]
         if self._local.single_process:
@@ -54,7 +54,7 @@ class _Planner:
             processes = self._services(routers, kvmanagers)
             after = tuple(process.name for process in processes)
             processes += self._workers(routers, kvmanagers, after)
-            processes += [self._apiserver(index, http, routers) for index, http in enumerate(https)]
+            processes += [self._apiserver(index, https, routers) for index in range(self._apiservers)]
         return LocalPlan(tuple(processes), tuple(map(_base_url, https)), tuple(self._notes()))
 
     def _services(self, routers: Sequence[str], kvmanagers: Sequence[str]) -> list[ProcessSpec]:
@@ -75,12 +75,22 @@ class _Planner:
             for index, address in enumerate(addresses[role])
         ]
 
-    def _apiserver(self, index: int, http: str, routers: Sequence[str]) -> ProcessSpec:
+    @property
+    def _apiservers(self) -> int:
+        return self._manifest.deployment.replicas.apiserver
+
+    @property
+    def _http_ports(self) -> int:
+        return self._apiservers if self._local.separate_ports else 1
+
+    def _apiserver(self, index: int, https: Sequence[str], routers: Sequence[str]) -> ProcessSpec:
+        is_shared = len(https) < self._apiservers
         return ProcessSpec(
             role=ProcessRole.APISERVER,
             name=f"apiserver-{index}",
             module="llmserve.apiserver",
-            http=http,
+            http=https[0 if is_shared else index],
+            direct=self._ports.address() if is_shared else None,
             routers=tuple(routers),
             metrics_port=self._metrics_port(),
             env=self._apiserver_env(),
@@ -150,8 +160,8 @@ class _Planner:
         return self._ports.pick() if self._manifest.observability.metrics else 0
 
     def _fixed_ports(self) -> range:
-        first, count = self._local.port, self._manifest.deployment.replicas.apiserver
-        return range(first, first + count) if first else range(0)
+        first = self._local.port
+        return range(first, first + self._http_ports) if first else range(0)
 
     def _http(self, index: int) -> str:
         port = self._local.port + index if self._local.port else self._ports.pick()

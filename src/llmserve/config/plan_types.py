@@ -43,7 +43,8 @@ _PURPOSES = {
 class ProcessSpec:
     """One process: `python -m MODULE` with `arguments(...)`.
 
-    Addresses are HOST:PORT: `listen` its own gRPC, `http` its HTTP, `routers` and `kvmanagers` those
+    Addresses are HOST:PORT: `listen` its own gRPC, `http` its HTTP, `direct` its HTTP on loopback that nobody
+    else answers, when it shares `http` with others, `routers` and `kvmanagers` those
     it talks to (a router: the others), router-0 and kvmanager-0 first. metrics_port 0: none. `cores` and
     `gpus` are the engine's own; without cores it may run on any. `env` is added to the environment and
     `unset_env` removed from it. It is started when all processes named in `after` are ready.
@@ -55,6 +56,7 @@ class ProcessSpec:
     module: str
     listen: str | None = None
     http: str | None = None
+    direct: str | None = None
     routers: tuple[str, ...] = ()
     kvmanagers: tuple[str, ...] = ()
     metrics_port: int = 0
@@ -79,7 +81,7 @@ class ProcessSpec:
             "--run-dir": run_dir,
             "--metrics-port": str(self.metrics_port),
             "--listen": self.listen,
-            "--http": self.http,
+            "--http": self.direct or self.http,
             "--router": ",".join(self.routers) or None,
             "--kvmanager": ",".join(self.kvmanagers) or None,
             "--model-dir": model_dir if self.loads_model else None,
@@ -111,7 +113,7 @@ class PlanRow(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class LocalPlan:
     """`processes` are in the order to start them. `notes` are warnings for the user, one sentence each.
-    `base_urls` is where clients connect, one for each apiserver."""
+    `base_urls` is where clients connect."""
 
     processes: tuple[ProcessSpec, ...]
     base_urls: tuple[str, ...]

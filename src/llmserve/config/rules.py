@@ -43,7 +43,7 @@ def _apiservers(manifest: Manifest) -> Iterator[Conflict]:
         message = "deployment.local.single_process has exactly one apiserver"
         yield Conflict((replicas, ("deployment", "local", "single_process")), message)
     last = local.port + count - 1
-    if local.port and last > 65535:
+    if local.separate_ports and local.port and last > 65535:
         message = f"{count} apiservers need ports up to {last}, and 65535 is the last"
         yield Conflict((("deployment", "local", "port"), replicas), message)
 

@@ -20,11 +20,13 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run: `arguments` for this Python interpreter. Its stderr is appended to `log`."""
+    """What to run: `arguments` for this Python interpreter. Its stderr is appended to `log`. It inherits the
+    file descriptors `fds`, under the same numbers."""
 
     arguments: Sequence[str]
     env: Mapping[str, str]
     log: Path
+    fds: tuple[int, ...] = ()
 
 
 class Child:
@@ -70,6 +72,7 @@ def _spawn(command: Command) -> subprocess.Popen[bytes]:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=command.fds,
             )
     except OSError as error:
         raise StartFailed(f"cannot start a process ({' '.join(command.arguments[:3])}): {error}") from error

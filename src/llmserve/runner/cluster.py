@@ -25,6 +25,7 @@ from llmserve.runner.exporter import ClusterExporter
 from llmserve.runner.fetch import prepare_model
 from llmserve.runner.greeting import greeting
 from llmserve.runner.guard_link import GuardLink
+from llmserve.runner.http_port import HttpPort
 from llmserve.runner.keeper import RoleJob, RoleKeeper
 from llmserve.runner.machine import check_free
 from llmserve.runner.policy import RestartPolicy
@@ -84,6 +85,7 @@ class _Cluster:
         self._tasks = TaskOwner("cluster")
         self._guard = GuardLink(f"{cluster_id}/", self._tasks)
         self._stop = StopRequest()
+        self._http_port = HttpPort(job.plan.processes)
         self._reloading = Reloading(
             paths.manifest,
             _routers(job.plan.processes),
@@ -95,6 +97,7 @@ class _Cluster:
         self._state = StateWriter(cluster_id, job.manifest.metadata.name, model, job.plan, paths)
 
     async def run(self) -> None:
+        self._http_port.open()
         self._begin()
         await self._start_exporter()
         model_dir = await self._unless_stopped(self._prepare_model())
@@ -179,7 +182,8 @@ class _Cluster:
         return model_dir
 
     def _keeper(self, spec: ProcessSpec, model_dir: str) -> RoleKeeper:
-        command = role_command(spec, self._paths, model_dir, self._id, os.environ)
+        share = self._http_port.share_of(spec)
+        command = role_command(spec, self._paths, model_dir, self._id, os.environ, share)
         timeout_seconds = self._job.manifest.deployment.local.ready_timeout_seconds
         drained = DrainedMark(self._paths.temp_dir, spec.name) if spec.role.is_worker else None
         job = RoleJob(spec, command, role_mark(self._id, spec.name), timeout_seconds, drained)
@@ -196,6 +200,7 @@ class _Cluster:
         )
 
     def _on_stopping(self) -> None:
+        self._http_port.close()
         self._state.update(stand=Stand.STOPPING)
         self._console.live(False)
         if self._stop.asked.is_set():
@@ -208,6 +213,7 @@ class _Cluster:
     async def aclose(self) -> None:
         """Ends what is left and removes the files of the run. The guard looks once more when we are gone."""
         self._console.live(False)
+        self._http_port.close()
         if self._exporter is not None:
             await self._exporter.aclose()
         await self._tasks.aclose()

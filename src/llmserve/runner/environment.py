@@ -9,6 +9,7 @@ from pathlib import Path
 from llmserve.config.plan import ProcessSpec
 from llmserve.config.plan_types import fetch_arguments
 from llmserve.core.errors import StartFailed
+from llmserve.core.shared_port import PortShare
 from llmserve.runner.child import Command
 from llmserve.runner.processes import MEMBER_VARIABLE
 
@@ -48,15 +49,23 @@ def role_mark(cluster_id: str, name: str) -> str:
 
 
 def role_command(
-    spec: ProcessSpec, paths: RunPaths, model_dir: str, cluster_id: str, base: Mapping[str, str]
+    spec: ProcessSpec,
+    paths: RunPaths,
+    model_dir: str,
+    cluster_id: str,
+    base: Mapping[str, str],
+    share: PortShare | None = None,
 ) -> Command:
-    """`base` is the environment of the supervisor."""
+    """`base` is the environment of the supervisor. share: what an apiserver inherits of a shared port."""
     env = {name: value for name, value in base.items() if name not in spec.unset_env}
     env |= spec.env
     env |= _run_environment(paths, cluster_id, spec.name)
     env["HF_HUB_OFFLINE"] = "1"  # the model is there: nobody needs to ask a hub for anything
     arguments = spec.command(str(paths.manifest), str(paths.run_dir), model_dir)
-    return Command(arguments, env, paths.log(spec.name))
+    if share is None:
+        return Command(arguments, env, paths.log(spec.name))
+    arguments += ["--port-share", str(share)]
+    return Command(arguments, env, paths.log(spec.name), (share.socket_fd, share.table_fd))
 
 
 def fetch_command(paths: RunPaths, name: str, cluster_id: str, base: Mapping[str, str]) -> Command:

@@ -24,8 +24,8 @@ LOCK_NAME = "lock"
 @dataclass(frozen=True, slots=True)
 class ClusterState:
     """What other shells (`status`, `down`) and tools know of a running cluster. `roles` has one entry for
-    each process: name, role, pid, stand, detail, restarts, addresses (listen, http, metrics), cores, log,
-    shared_memory (files of /dev/shm that were seen)."""
+    each process: name, role, pid, stand, detail, restarts, addresses (listen, http, direct, metrics), cores,
+    log, shared_memory (files of /dev/shm that were seen)."""
 
     cluster_id: str
     name: str

@@ -89,6 +89,7 @@ def _addresses(spec: ProcessSpec) -> dict[str, Any]:
     return {
         "listen": spec.listen,
         "http": spec.http,
+        "direct": spec.direct,
         "routers": list(spec.routers),
         "kvmanagers": list(spec.kvmanagers),
         "metrics": f"127.0.0.1:{spec.metrics_port}" if spec.metrics_port else None,
@@ -96,11 +97,11 @@ def _addresses(spec: ProcessSpec) -> dict[str, Any]:
 
 
 def addresses_to_bind(processes: Sequence[ProcessSpec]) -> list[str]:
-    """Where the processes will listen. One that serves HTTP and the router's and kvmanager's services as
-    well (single_process) has no `listen` of its own."""
+    """Where the processes will listen, each address once. One that serves HTTP and the router's and
+    kvmanager's services as well (single_process) has no `listen` of its own."""
     found: list[str | None] = []
     for spec in processes:
         addresses = _addresses(spec)
-        found += [spec.http, spec.listen, addresses["metrics"]]
+        found += [spec.http, spec.direct, spec.listen, addresses["metrics"]]
         found += [*spec.routers, *spec.kvmanagers] if spec.http and spec.kvmanagers else []
-    return [address for address in found if address]
+    return list(dict.fromkeys(address for address in found if address))

@@ -111,7 +111,10 @@ class Running:
 def shared() -> Iterator[Running]:
     manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
     spec = manifest["spec"]
-    spec["deployment"] = {"replicas": {"apiserver": 2, "prefill": 1, "decode": 1}}
+    spec["deployment"] = {
+        "replicas": {"apiserver": 2, "prefill": 1, "decode": 1},
+        "local": {"separate_ports": True},
+    }
     spec["security"] = {"api_keys": KEYS}
     spec["engine"]["sim"] = {"decode_step_seconds": 0.02}
     spec["budgets"] = {"max_requests_in_flight": 4}

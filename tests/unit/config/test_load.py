@@ -369,8 +369,8 @@ def test_planned_knobs_may_be_set_to_what_they_are() -> None:
             id="no-core",
         ),
         pytest.param(
-            "deployment:\n  replicas: {apiserver: 9}\n  local:\n    port: 65530\n",
-            "m.yaml:8: deployment.local.port: 9 apiservers need ports up to 65538, and 65535 is the last",
+            "deployment:\n  replicas: {apiserver: 9}\n  local:\n    separate_ports: true\n    port: 65530\n",
+            "m.yaml:9: deployment.local.port: 9 apiservers need ports up to 65538, and 65535 is the last",
             id="ports-run-out",
         ),
     ],

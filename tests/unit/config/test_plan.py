@@ -65,7 +65,9 @@ def test_processes_know_the_addresses_of_the_others() -> None:
 def test_no_address_is_given_twice() -> None:
     made = plan(deployment={"replicas": {"prefill": 3, "decode": 4, "apiserver": 3}})
     given = [f"127.0.0.1:{process.metrics_port}" for process in made.processes]
-    given += [address for process in made.processes for address in (process.listen, process.http) if address]
+    for process in made.processes:
+        given += [address for address in (process.listen, process.direct) if address]
+    given += made.base_urls
     assert len(given) == len(set(given))
 
 
@@ -194,9 +196,28 @@ def test_several_kvmanagers_are_known_to_all_workers_in_order() -> None:
         assert set(worker.after) == {"router-0", *(process.name for process in managers)}
 
 
-def test_several_apiservers_have_consecutive_ports() -> None:
-    made = plan(deployment={"replicas": {"apiserver": 2}, "local": {"port": 9000}})
+def test_several_apiservers_share_one_port_and_can_be_asked_apart() -> None:
+    made = plan(deployment={"replicas": {"apiserver": 3}, "local": {"port": 9000, "host": "0.0.0.0"}})
+    apiservers = [process for process in made.processes if process.role is ProcessRole.APISERVER]
+    assert made.base_urls == ("http://127.0.0.1:9000",)
+    assert {process.http for process in apiservers} == {"0.0.0.0:9000"}
+    apart = [str(process.direct) for process in apiservers]
+    assert len(set(apart)) == 3
+    for process, direct in zip(apiservers, apart, strict=True):
+        assert direct.startswith("127.0.0.1:")
+        given = process.arguments("m.yaml", "run")
+        assert given[given.index("--http") + 1] == direct
+
+
+def test_several_apiservers_have_consecutive_ports_when_asked_for() -> None:
+    local = {"port": 9000, "separate_ports": True}
+    made = plan(deployment={"replicas": {"apiserver": 2}, "local": local})
     assert made.base_urls == ("http://127.0.0.1:9000", "http://127.0.0.1:9001")
+    assert all(process.direct is None for process in made.processes)
+
+
+def test_a_single_apiserver_has_its_port_to_itself() -> None:
+    assert named(plan(), "apiserver-0").direct is None
 
 
 def test_port_zero_is_a_free_one() -> None:

@@ -71,6 +71,7 @@ def test_a_role_says_where_it_is(writer: StateWriter, board: Board, tmp_path: Pa
         "restarts": 0,
         "listen": "w:6",
         "http": None,
+        "direct": None,
         "routers": ["r:3"],
         "kvmanagers": ["k:4", "k:5"],
         "metrics": None,

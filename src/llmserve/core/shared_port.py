@@ -1,0 +1,91 @@
+"""One listening socket for several processes, and the table by which they share its connections evenly.
+
+Whoever starts the processes binds the socket and makes the table; both are inherited. The kernel keeps new
+connections in one queue that outlives each of the processes, so none is lost with the one that ends. Each
+process tells in its slot of the table how many connections it has open, and takes the next one only when no
+other has fewer. Shared memory, because a message would be late: the table is read once for each connection.
+"""
+
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# A process that has told nothing for so long is hanging or gone: the others do not wait for it.
+FRESH_SECONDS = 0.25
+_SLOT = struct.Struct("=dq")  # when it was told, on CLOCK_MONOTONIC, which all processes share; connections
+
+
+@dataclass(frozen=True, slots=True)
+class PortShare:
+    """What one process inherits. index: its slot."""
+
+    socket_fd: int
+    table_fd: int
+    index: int
+
+    def __str__(self) -> str:
+        """As a flag has it."""
+        return f"{self.socket_fd}:{self.table_fd}:{self.index}"
+
+    @classmethod
+    def parse(cls, text: str) -> "PortShare":
+        """Errors: ValueError."""
+        socket_fd, table_fd, index = map(int, text.split(":"))
+        return cls(socket_fd, table_fd, index)
+
+
+def bind(address: str) -> socket.socket:
+    """A TCP socket at HOST:PORT that does not listen yet. Errors: OSError, ValueError."""
+    host, _, port = address.rpartition(":")
+    family, kind, _, _, found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, kind)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(found[:2])
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def make_table(processes: int) -> int:
+    """A file descriptor; the memory is gone when nobody has it open. Errors: OSError."""
+    fd = os.memfd_create("llmserve-connections")
+    os.truncate(fd, processes * _SLOT.size)
+    return fd
+
+
+class ConnectionTable:
+    """The table as one of its processes sees it. Life: tell, others ... -> close (idempotent)."""
+
+    def __init__(self, fd: int, index: int) -> None:
+        """Takes `fd` over. Errors: OSError, ValueError."""
+        self._index = index
+        try:
+            self._memory = mmap.mmap(fd, 0)
+        finally:
+            os.close(fd)
+
+    def tell(self, connections: int, now: float) -> None:
+        """How many this process has open. At least every FRESH_SECONDS."""
+        _SLOT.pack_into(self._memory, self._index * _SLOT.size, now, connections)
+
+    def is_least(self, connections: int, now: float) -> bool:
+        """Whether no other process that is there has fewer than this one's `connections`."""
+        return all(connections <= others for others in self._others(now))
+
+    def _others(self, now: float) -> Iterator[int]:
+        for index, (told_at, connections) in enumerate(_SLOT.iter_unpack(self._memory)):
+            if index != self._index and now - told_at < FRESH_SECONDS:
+                yield connections
+
+    def close(self) -> None:
+        """The others see at once that this process takes no more."""
+        if not self._memory.closed:
+            _SLOT.pack_into(self._memory, self._index * _SLOT.size, float("-inf"), 0)
+            self._memory.close()
