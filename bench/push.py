@@ -171,6 +171,7 @@ async def _started(model: Path, role: WorkerRole, core: int) -> AsyncIterator[Ru
         role=role,
         model_dir=model,
         model_name=model.name,
+        model_identity=str(model),
         engine=EngineConfig(max_model_len=2048),
         kv_cache=KvCacheConfig(),
         transfer=TransferConfig(),

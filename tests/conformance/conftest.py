@@ -82,6 +82,7 @@ class VllmKit:
                 role=role,
                 model_dir=model_dir,
                 model_name="SmolLM2-135M-Instruct",
+                model_identity="rev",
                 engine=EngineConfig(
                     max_model_len=2048, dtype="float32", prefill_long_prompt_tokens=long_prompt_tokens
                 ),

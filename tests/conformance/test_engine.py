@@ -83,6 +83,7 @@ class SimKit:
             role=role,
             model_dir=None,
             model_name="sim",
+            model_identity="rev",
             engine=EngineConfig(kind="sim", max_model_len=2048, sim=sim),
             kv_cache=KvCacheConfig(),
             transfer=TransferConfig(engine_order=()),

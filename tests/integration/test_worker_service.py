@@ -108,7 +108,7 @@ class Cluster:
         engine = MortalEngine(spec)
         worker = Worker(
             spec,
-            WorkerOptions("127.0.0.1:0", drain_seconds=drain_seconds, model_revision="rev", **options),
+            WorkerOptions("127.0.0.1:0", drain_seconds=drain_seconds, **options),
             engine,
             self.registry,
         )
@@ -124,6 +124,7 @@ class Cluster:
             role=WorkerRole.DECODE,
             model_dir=None,
             model_name="sim",
+            model_identity="rev",
             engine=EngineConfig(kind="sim", sim=SimSpec(decode_step_seconds=step_seconds)),
             kv_cache=KvCacheConfig(),
             transfer=TransferConfig(),

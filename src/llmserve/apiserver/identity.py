@@ -20,6 +20,7 @@ class KvIdentity:
             kv_dtype=shape.kv_dtype,
             layout=shape.layout,
             block_size_tokens=shape.block_size_tokens,
+            computation=shape.computation,
             tensor_parallel=shape.tensor_parallel,
             pipeline_parallel=shape.pipeline_parallel,
             tenant_salt="" if self._tenants_share else tenant,

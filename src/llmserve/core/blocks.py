@@ -22,14 +22,16 @@ _ROOT_SEED = "vllm-none-hash"
 class Namespace:
     """Everything that must be equal before two requests may share KV.
 
-    model_revision and adapter_digest are digests of contents, never names. tenant_salt is empty
-    when the manifest lets tenants share.
+    model_revision (models/identity.py) and adapter_digest are digests of contents, never names.
+    computation: what of the engine's settings changes the numbers. tenant_salt is empty when the manifest
+    lets tenants share.
     """
 
     model_revision: str
     kv_dtype: str
     layout: str
     block_size_tokens: int
+    computation: str = ""
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     adapter_digest: str = ""

@@ -16,11 +16,13 @@ from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEve
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Known once the engine has started. block_bytes is of one block over all layers, one rank.
+    """Known once the engine has started. computation: what of its settings changes the numbers in KV, in
+    words (engines/spec.py). block_bytes is of one block over all layers, one rank.
     handover_endpoints: "host:port" of the side channel of each rank."""
 
     kv_dtype: str
     layout: str
+    computation: str
     block_size_tokens: int
     block_bytes: int
     total_blocks: int

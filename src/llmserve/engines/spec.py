@@ -11,7 +11,8 @@ from llmserve.engines.handover import TransferPolicy
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """epoch: larger with each start of the worker. model_dir: a prepared model directory; None: a
+    """epoch: larger with each start of the worker. model_identity: names the model by its contents
+    (models/identity.py), as model_name does for clients. model_dir: a prepared model directory; None: a
     simulated engine needs none. handover_host: the address that peers reach this host by.
     kv_io_bytes_per_second: this engine's share of budgets.max_kv_io_gbps; None: no limit. kv_store: host:port
     of each KV manager that keeps blocks, always in the same order; none: no block is kept."""
@@ -21,12 +22,19 @@ class EngineSpec:
     role: WorkerRole
     model_dir: Path | None
     model_name: str
+    model_identity: str
     engine: EngineConfig
     kv_cache: KvCacheConfig
     transfer: TransferConfig
     handover_host: str = "127.0.0.1"
     kv_io_bytes_per_second: float | None = None
     kv_store: tuple[str, ...] = ()
+
+
+def computation_words(dtype: str, max_model_len_tokens: int) -> str:
+    """What of an engine's settings changes the numbers in KV, besides their own type and layout: the type of
+    the activations, and the longest context, on which some models' rotary embedding and attention depend."""
+    return f"{dtype} up to {max_model_len_tokens} tokens"
 
 
 def transfer_policy(spec: EngineSpec) -> TransferPolicy:

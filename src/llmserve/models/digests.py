@@ -1,41 +1,105 @@
-"""SHA-256 of files, read once: a digest is kept for as long as the file's size, times and inode stay."""
+"""SHA-256 of files, read once: a digest is kept for as long as the file's size, times and inode stay.
+
+No digest is kept of a file that changed shortly before it was read: the file system's clock ticks, and a
+change within the same tick would not be seen.
+"""
 
 import hashlib
 import json
 import os
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from llmserve.core.errors import DeadlineExceeded, LLMServeError
+from llmserve.models.lock import file_lock
+from llmserve.models.prepared import Progress, silent
+
 _READ_BYTES = 4 << 20
+_MOST_THREADS = 8
+_TRIES = 3
+_TICK_NS = 2_000_000_000  # the coarsest clock of a file system that is in use
+_LOCK_SECONDS = 600.0
+_REPORT_SECONDS = 5.0
+_GB = 1e9
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:
+    """on_bytes: is told of each piece that was read."""
     digest = hashlib.sha256()
     buffer = bytearray(_READ_BYTES)
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
+            on_bytes(count)
     return digest.hexdigest()
 
 
-class DigestCache:
-    """`store` is a JSON file, read at each use and written best effort: losing it costs only time, and
-    of two processes that write at once one wins. ctime is compared, so that no change of contents by
-    way of the file system goes unseen."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """seen: the file's signature before and after it was read. settled: its last change was long enough
+    before, so that the next one changes the signature."""
 
-    def __init__(self, store: Path) -> None:
+    seen: list[int]
+    sha256: str
+    settled: bool
+
+
+class DigestCache:
+    """`store` is a JSON file, read at each use and written best effort: losing it costs only time. Of several
+    processes that need the same digests one reads the files, and the others wait for it. ctime is compared,
+    so that no change of contents by way of the file system goes unseen."""
+
+    def __init__(self, store: Path, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._store = store
+        self._now_ns = now_ns
 
     def sha256(self, path: Path) -> str:
-        """Errors: OSError of a file that cannot be read."""
-        key, seen = str(path.resolve()), _signature(path)
-        known = self._load().get(key)
-        if isinstance(known, dict) and known.get("seen") == seen:
-            return str(known.get("sha256"))
-        digest = file_sha256(path)
-        self._save({key: {"seen": seen, "sha256": digest}})
-        return digest
+        """Errors: OSError of a file that cannot be read; LLMServeError of one that changes meanwhile."""
+        return self.sha256_of_all([path])[path]
+
+    def sha256_of_all(self, paths: Sequence[Path], progress: Progress = silent) -> Mapping[Path, str]:
+        """The same for several files, which are read at the same time."""
+        known = self._known(paths)
+        if len(known) == len(paths):
+            return known
+        with ExitStack() as stack:
+            with suppress(OSError, DeadlineExceeded):  # without the lock, the same files are read twice
+                stack.enter_context(
+                    file_lock(self._lock_path, progress, "reads the model's files", _LOCK_SECONDS)
+                )
+            known = self._known(paths)  # another process may have read them meanwhile
+            return {**known, **self._read([path for path in paths if path not in known], progress)}
+
+    @property
+    def _lock_path(self) -> Path:
+        return self._store.with_name(f"{self._store.name}.lock")
+
+    def _known(self, paths: Sequence[Path]) -> dict[Path, str]:
+        entries = self._load()
+        found = ((path, _known_digest(entries.get(str(path.resolve())), path)) for path in paths)
+        return {path: digest for path, digest in found if digest is not None}
+
+    def _read(self, paths: Sequence[Path], progress: Progress) -> dict[Path, str]:
+        largest_first = sorted(paths, key=lambda path: path.stat().st_size, reverse=True)
+        meter = _Meter(sum(path.stat().st_size for path in paths), progress)
+        with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as threads:
+            results = list(threads.map(lambda path: self._read_whole(path, meter), largest_first))
+        found = dict(zip(largest_first, results, strict=True))
+        self._save(found)
+        return {path: one.sha256 for path, one in found.items()}
+
+    def _read_whole(self, path: Path, meter: "_Meter") -> _Found:
+        for _ in range(_TRIES):
+            began_ns, seen = self._now_ns(), _signature(path)
+            digest = file_sha256(path, meter.add)
+            if _signature(path) == seen:
+                return _Found(seen, digest, settled=path.stat().st_ctime_ns + _TICK_NS < began_ns)
+        raise LLMServeError(f"{path} changes again and again while it is read")
 
     def _load(self) -> dict[str, object]:
         with suppress(OSError, ValueError):
@@ -44,10 +108,38 @@ class DigestCache:
                 return loaded
         return {}
 
-    def _save(self, entries: dict[str, object]) -> None:
+    def _save(self, found: Mapping[Path, _Found]) -> None:
+        entries = {
+            str(path.resolve()): {"seen": one.seen, "sha256": one.sha256}
+            for path, one in found.items()
+            if one.settled
+        }
         kept = {key: value for key, value in self._load().items() if os.path.exists(key)}
         with suppress(OSError):
             write_atomically(self._store, json.dumps(kept | entries, indent=1))
+
+
+class _Meter:
+    """Reports how far the reading is, now and then. Called from several threads."""
+
+    def __init__(self, total_bytes: int, progress: Progress) -> None:
+        self._total = total_bytes
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._done = 0
+        self._began = self._reported = time.monotonic()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            now = time.monotonic()
+            if now < self._reported + _REPORT_SECONDS:
+                return
+            self._reported = now
+            self._progress(
+                f"reading the model's files for their digest: {self._done / _GB:.1f} of "
+                f"{self._total / _GB:.1f} GB, {self._done / _GB / (now - self._began):.1f} GB/s"
+            )
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -59,6 +151,14 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def _known_digest(entry: object, path: Path) -> str | None:
+    """What an entry of the store says of the file as it is now; None: nothing. Errors: OSError."""
+    if not isinstance(entry, dict) or entry.get("seen") != _signature(path):
+        return None
+    digest = entry.get("sha256")
+    return digest if isinstance(digest, str) else None
 
 
 def _signature(path: Path) -> list[int]:

@@ -1,11 +1,9 @@
-"""A model directory: whether it is complete, and the digest that names its weights."""
+"""A model directory: whether it is complete, and which files hold its weights."""
 
-import hashlib
 import json
 from pathlib import Path
 
 from llmserve.core.errors import ModelNotFound
-from llmserve.models.digests import DigestCache
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json", "vocab.json")
@@ -30,14 +28,6 @@ def check_directory(path: Path, source: str) -> None:
 
 def weight_files(path: Path) -> list[Path]:
     return sorted(file for pattern in _WEIGHTS for file in path.glob(pattern) if file.stat().st_size > 0)
-
-
-def weights_revision(path: Path, digests: DigestCache) -> str:
-    """Of the weights' contents alone: the same weights elsewhere have the same revision."""
-    total = hashlib.sha256()
-    for file in weight_files(path):
-        total.update(f"{file.name}\0{digests.sha256(file)}\n".encode())
-    return total.hexdigest()
 
 
 def _check_config(path: Path, source: str) -> None:

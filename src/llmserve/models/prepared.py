@@ -8,12 +8,16 @@ Progress = Callable[[str], None]
 """Is told in a few words what the preparation does now, whenever that changes."""
 
 
+def silent(text: str) -> None:
+    """A Progress that nobody looks at."""
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
     """path: a directory with config.json, weights and tokenizer; nobody may write there.
-    revision: names the weights by their contents (a commit of the hub, or a SHA-256)."""
+    identity: names by their contents all files from which an engine computes (models/identity.py)."""
 
     path: Path
     name: str
-    revision: str
+    identity: str
     source: str

@@ -8,10 +8,11 @@ from llmserve.core.errors import LLMServeError, ModelNotFound
 from llmserve.models.convert import CONVERTER_VERSION
 from llmserve.models.converted import ConvertedModels
 from llmserve.models.digests import DigestCache
-from llmserve.models.directory import check_directory, weights_revision
+from llmserve.models.directory import check_directory
 from llmserve.models.hub import download
+from llmserve.models.identity import model_identity
 from llmserve.models.package import packaged_file
-from llmserve.models.prepared import PreparedModel, Progress
+from llmserve.models.prepared import PreparedModel, Progress, silent
 from llmserve.models.process import convert_in_process
 from llmserve.models.source import Source, SourceKind, parse_source
 
@@ -24,9 +25,12 @@ def default_cache_dir() -> Path:
     return Path(given).expanduser() if given else Path.home() / ".cache" / "llmserve" / "models"
 
 
-def resolve(
-    spec: ModelSpec, cache_dir: Path | None = None, progress: Progress = lambda text: None
-) -> PreparedModel:
+def digest_cache(cache_dir: Path | None = None) -> DigestCache:
+    """What all processes that share a cache directory know of the contents of files."""
+    return DigestCache((cache_dir or default_cache_dir()) / "digests.json")
+
+
+def resolve(spec: ModelSpec, cache_dir: Path | None = None, progress: Progress = silent) -> PreparedModel:
     """Finds, and if need be downloads or converts, a model. Blocks: the first time for as long as that
     takes, afterwards for milliseconds. Safe in several processes at once.
     Errors: ModelNotFound; LLMServeError when a conversion fails."""
@@ -63,12 +67,14 @@ class _Resolver:
         self._source = source
         self._cache_dir = cache_dir
         self._progress = progress
-        self._digests = DigestCache(cache_dir / "digests.json")
+        self._digests = digest_cache(cache_dir)
 
     def prepared(self) -> PreparedModel:
         path = self._path()
         check_directory(path, self._spec.source)
-        return PreparedModel(path, self._spec.served_name, self._revision(path), self._spec.source)
+        self._progress("computing the digest of the model")
+        identity = model_identity(path, self._digests, self._progress)
+        return PreparedModel(path, self._spec.served_name, identity, self._spec.source)
 
     def _path(self) -> Path:
         place = self._source.place
@@ -92,9 +98,3 @@ class _Resolver:
             raise LLMServeError(
                 f"model '{self._spec.source}': cannot be prepared in the cache {self._cache_dir}: {error}"
             ) from error
-
-    def _revision(self, path: Path) -> str:
-        if self._source.kind is SourceKind.HUB:
-            return path.name  # the commit
-        self._progress("computing the digest of the weights")
-        return weights_revision(path, self._digests)

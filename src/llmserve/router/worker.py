@@ -26,6 +26,7 @@ class KvShape:
     tensor_parallel: int
     pipeline_parallel: int
     block_bytes: int
+    computation: str = ""
 
     @property
     def bytes_per_token(self) -> float:

@@ -111,6 +111,7 @@ def _limits(manifest: Manifest, over: Overrides) -> SimLimits:
         role=WorkerRole.AGGREGATED,
         model_dir=None,
         model_name=manifest.models.primary.served_name,
+        model_identity="simulated",
         engine=manifest.engine,
         kv_cache=manifest.kv_cache,
         transfer=manifest.transfer,

@@ -20,7 +20,7 @@ from llmserve.rpc.role import add_kvmanagers, addresses, configure_logging
 from llmserve.tracing.base import Tracer
 from llmserve.tracing.open import open_tracer
 from llmserve.workers.build import build_engine, engine_spec
-from llmserve.workers.model import ServedWeights, prepare_model
+from llmserve.workers.model import ServedModel, prepare_model
 from llmserve.workers.worker import Worker, WorkerOptions
 
 _log = logging.getLogger(__name__)
@@ -50,21 +50,21 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def serve(flags: argparse.Namespace, manifest: Manifest, weights: ServedWeights) -> None:
+async def serve(flags: argparse.Namespace, manifest: Manifest, model: ServedModel) -> None:
     """Until SIGTERM or SIGINT; a second one exits at once. Errors: StartFailed, EngineDead."""
     stop = asyncio.Event()
     _on_signals(stop)
     epoch = time.time_ns()
     spec = engine_spec(
-        manifest, flags.name, flags.role, epoch, weights.path, flags.listen, kvmanagers=flags.kvmanager
+        manifest, flags.name, flags.role, epoch, model, flags.listen, kvmanagers=flags.kvmanager
     )
     options = WorkerOptions(
         listen=flags.listen,
         routers=flags.router,
         kvmanagers=flags.kvmanager,
-        model_revision=weights.revision,
         metrics_port=flags.metrics_port,
         drain_seconds=flags.drain_seconds,
+        check_model=model.check_unchanged,
     )
     registry = CollectorRegistry()
     engine = build_engine(spec, registry if flags.metrics_port else None)
@@ -93,6 +93,11 @@ def _say(word: str, text: str) -> None:
     print(word, text, flush=True)
 
 
+def _report(text: str) -> None:
+    _log.info("model: %s", text)
+    _say("LLMSERVE_PROGRESS", text)
+
+
 def _on_signals(stop: asyncio.Event) -> None:
     def asked() -> None:
         if stop.is_set():
@@ -108,7 +113,7 @@ def main() -> int:
     try:
         manifest = load_manifest(flags.manifest)
         configure_logging(manifest.observability, flags.name)
-        uvloop.run(serve(flags, manifest, prepare_model(manifest, flags.model_dir)))
+        uvloop.run(serve(flags, manifest, prepare_model(manifest, flags.model_dir, _report)))
     except LLMServeError as error:
         _log.error("%s: failed: %s", flags.name, error.message)
         return 1

@@ -1,7 +1,5 @@
 """The engine that a manifest asks for."""
 
-from pathlib import Path
-
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
@@ -13,6 +11,7 @@ from llmserve.engines.sim.handover_link import open_handover_link
 from llmserve.engines.sim.timing import RealPace
 from llmserve.engines.spec import EngineSpec
 from llmserve.rpc.role import reached_at
+from llmserve.workers.model import ServedModel
 
 
 def engine_spec(
@@ -20,7 +19,7 @@ def engine_spec(
     worker_id: str,
     role: WorkerRole,
     epoch: int,
-    model_dir: Path | None,
+    model: ServedModel,
     listen: str,
     kvmanagers: tuple[str, ...] = (),
 ) -> EngineSpec:
@@ -28,8 +27,9 @@ def engine_spec(
         worker_id=WorkerId(worker_id),
         epoch=epoch,
         role=role,
-        model_dir=model_dir,
+        model_dir=model.path,
         model_name=manifest.models.primary.served_name,
+        model_identity=model.identity,
         engine=manifest.engine,
         kv_cache=manifest.kv_cache,
         transfer=manifest.transfer,

@@ -1,48 +1,36 @@
-"""Which weights a worker serves, and the digest that names them in the identity of KV."""
+"""Which model a worker serves, and the digest that names it in the identity of KV."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.config.schema import Manifest
-from llmserve.models import resolve
-
-_WHOLE_FILE_BYTES = 4 << 20
-_SAMPLE_BYTES = 64 << 10
-_SAMPLES = 32
+from llmserve.core.errors import StartFailed
+from llmserve.models import Progress, resolve
+from llmserve.models.identity import model_identity
+from llmserve.models.resolve import digest_cache
 
 
 @dataclass(frozen=True, slots=True)
-class ServedWeights:
-    """path None: a simulated engine without a model."""
+class ServedModel:
+    """path None: a simulated engine without a model. identity: see models/identity.py."""
 
     path: Path | None
-    revision: str
+    identity: str
+
+    def check_unchanged(self) -> None:
+        """Called once the engine has loaded the files: are they still what they were named by? Reads those
+        that were touched since. Errors: StartFailed, LLMServeError."""
+        if self.path is not None and model_identity(self.path, digest_cache()) != self.identity:
+            raise StartFailed(f"the model in {self.path} was changed while it was loaded; start again")
 
 
-def prepare_model(manifest: Manifest, model_dir: Path | None) -> ServedWeights:
-    """Errors: ModelNotFound."""
+def prepare_model(manifest: Manifest, model_dir: Path | None, progress: Progress) -> ServedModel:
+    """Errors: ModelNotFound, LLMServeError."""
     model = manifest.models.primary
-    if model_dir is None and manifest.engine.kind == "sim":
-        return ServedWeights(None, hashlib.sha256(model.served_name.encode()).hexdigest())
-    path = model_dir or Path(resolve(model).path)
-    return ServedWeights(path, weights_digest(path))
-
-
-def weights_digest(model_dir: Path) -> str:
-    """Of contents, never of names alone. Of a file over 4 MiB, 32 samples spread over it: two sets of
-    weights that agree in all of them are the same set, and a hundred gigabytes need not be read."""
-    digest = hashlib.sha256()
-    for path in sorted(
-        path for path in model_dir.iterdir() if path.is_file() and not path.name.startswith(".")
-    ):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            if size <= _WHOLE_FILE_BYTES:
-                digest.update(file.read())
-                continue
-            for index in range(_SAMPLES):
-                file.seek((size - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+    if model_dir is not None:
+        return ServedModel(model_dir, model_identity(model_dir, digest_cache(), progress))
+    if manifest.engine.kind == "sim":
+        return ServedModel(None, hashlib.sha256(model.served_name.encode()).hexdigest())
+    prepared = resolve(model, progress=progress)
+    return ServedModel(prepared.path, prepared.identity)

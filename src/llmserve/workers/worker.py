@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -39,15 +40,15 @@ _CLOSE_GRACE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """listen, routers, kvmanagers: host:port.
-    model_revision: a digest of the weights. metrics_port 0: none."""
+    """listen, routers, kvmanagers: host:port. metrics_port 0: none. check_model: is called in a thread when
+    the engine has loaded the model, and raises StartFailed when that is not the one which the spec names."""
 
     listen: str
     routers: tuple[str, ...] = ()
     kvmanagers: tuple[str, ...] = ()
-    model_revision: str = ""
     metrics_port: int = 0
     drain_seconds: float = 5.0
+    check_model: Callable[[], None] = lambda: None
 
 
 class Worker:
@@ -83,6 +84,7 @@ class Worker:
         self._open.push_async_callback(self._tracer.aclose)
         self._open.push_async_callback(self._engine.aclose)
         info = await self._engine.start()
+        await asyncio.to_thread(self._options.check_model)
         self._metrics.total_blocks.set(info.total_blocks)
         self._status = WorkerStatus(self._describe(info), self._engine, self._metrics)
         self._service = WorkerService(
@@ -130,9 +132,10 @@ class Worker:
             epoch=spec.epoch,
             model=spec.model_name,
             kv_shape=common_pb2.KvShape(
-                model_revision=self._options.model_revision,
+                model_revision=spec.model_identity,
                 kv_dtype=info.kv_dtype,
                 layout=info.layout,
+                computation=info.computation,
                 block_size_tokens=info.block_size_tokens,
                 tensor_parallel=spec.engine.tensor_parallel,
                 pipeline_parallel=spec.engine.pipeline_parallel,

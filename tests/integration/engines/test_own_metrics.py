@@ -86,6 +86,7 @@ def told(tmp_path: Path) -> Iterator[Told]:
         role=WorkerRole.DECODE,
         model_dir=tmp_path,
         model_name="tiny",
+        model_identity="tiny",
         engine=EngineConfig(max_model_len=256, dtype="float32"),
         kv_cache=KvCacheConfig(),
         transfer=TransferConfig(),

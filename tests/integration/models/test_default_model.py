@@ -38,7 +38,7 @@ def test_it_is_converted_once_and_its_checksums_hold(tmp_path: Path) -> None:
 
 def check_what_an_engine_reads(model: PreparedModel) -> None:
     assert model.name == "SmolLM2-135M-Instruct.Q4_1"
-    assert len(model.revision) == 64
+    assert len(model.identity) == 64
     config = json.loads((model.path / "config.json").read_text())
     assert config["model_type"] == "llama"
     assert config["dtype"] == "bfloat16"

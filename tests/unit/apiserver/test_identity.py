@@ -44,6 +44,7 @@ def test_a_client_s_salt_keeps_it_apart_even_where_tenants_share() -> None:
         {"kv_dtype": "fp8"},
         {"layout": "BLHNC"},
         {"block_size_tokens": 8},
+        {"computation": "float16 up to 2048 tokens"},
         {"tensor_parallel": 2},
         {"pipeline_parallel": 2},
     ],

@@ -45,6 +45,7 @@ BASE = Namespace("rev", "bfloat16", "LBHNC", 16)
         Namespace("rev", "fp8", "LBHNC", 16),
         Namespace("rev", "bfloat16", "BLHNC", 16),
         Namespace("rev", "bfloat16", "LBHNC", 32),
+        Namespace("rev", "bfloat16", "LBHNC", 16, "float16 up to 2048 tokens"),
         Namespace("rev", "bfloat16", "LBHNC", 16, tensor_parallel=2),
         Namespace("rev", "bfloat16", "LBHNC", 16, pipeline_parallel=2),
         Namespace("rev", "bfloat16", "LBHNC", 16, adapter_digest="a"),

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.errors import ModelNotFound
-from llmserve.models.digests import DigestCache
-from llmserve.models.directory import check_directory, weight_files, weights_revision
+from llmserve.models.directory import check_directory
 
 
 def index(folder: Path, *names: str, name: str = "model.safetensors.index.json") -> None:
@@ -85,16 +84,3 @@ def test_an_index_that_is_none_is_said(model_dir: Path, text: str) -> None:
 def test_one_complete_format_of_two_is_enough(model_dir: Path) -> None:
     index(model_dir, "pytorch_model-1.bin", name="pytorch_model.bin.index.json")
     check_directory(model_dir, "dir:x")
-
-
-def test_the_revision_is_of_the_weights_alone(model_dir: Path, tmp_path: Path) -> None:
-    digests = DigestCache(tmp_path / "digests.json")
-    first = weights_revision(model_dir, digests)
-    (model_dir / "config.json").write_text('{"other": 1}')
-    moved = model_dir.rename(tmp_path / "elsewhere")
-    assert weights_revision(moved, digests) == first
-    (moved / "model.safetensors").write_text("{ }")
-    second = weights_revision(moved, digests)
-    shards(moved, "more.safetensors")
-    assert len({first, second, weights_revision(moved, digests)}) == 3
-    assert [path.name for path in weight_files(moved)] == ["model.safetensors", "more.safetensors"]

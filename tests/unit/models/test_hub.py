@@ -11,7 +11,9 @@ import pytest
 from llmserve.config.schema import ModelSpec
 from llmserve.core.errors import ModelNotFound
 from llmserve.models import resolve
+from llmserve.models.digests import DigestCache
 from llmserve.models.hub import cache_folder, cached_snapshot, download
+from llmserve.models.identity import model_identity
 
 COMMIT = "0123456789abcdef"
 
@@ -67,13 +69,14 @@ def failure(hub: Hub, error: Exception, revision: str | None = None) -> str:
     return caught.value.message
 
 
-def test_the_commit_is_the_revision(hub: Hub, tmp_path: Path) -> None:
+def test_the_asked_revision_is_downloaded_and_its_contents_are_the_identity(hub: Hub, tmp_path: Path) -> None:
     spec = ModelSpec.model_validate({"source": "hub:org/name", "revision": "v1"})
     said = list[str]()
     model = resolve(spec, tmp_path / "cache", said.append)
-    assert (model.path, model.revision, model.name) == (hub.snapshot, COMMIT, "name")
+    assert (model.path, model.path.name, model.name) == (hub.snapshot, COMMIT, "name")
+    assert model.identity == model_identity(hub.snapshot, DigestCache(tmp_path / "other.json"))
     assert [(asked["repo"], asked["revision"]) for asked in hub.asked] == [("org/name", "v1")]
-    assert said == ["downloading org/name at v1 from the hub"]
+    assert said == ["downloading org/name at v1 from the hub", "computing the digest of the model"]
 
 
 def test_other_weights_are_fetched_only_without_safetensors(hub: Hub) -> None:

@@ -31,7 +31,7 @@ def test_the_last_line_is_the_model(
     assert word == "LLMSERVE_MODEL"
     assert json.loads(found)["path"] == str(model_dir)
     assert json.loads(found)["name"] == "mine"
-    assert progress == ["LLMSERVE_PROGRESS computing the digest of the weights"]
+    assert progress == ["LLMSERVE_PROGRESS computing the digest of the model"]
 
 
 def test_an_error_is_one_line(

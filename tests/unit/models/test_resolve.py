@@ -58,8 +58,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_directory_is_used_where_it_is(prepare: Preparation, model_dir: Path) -> None:
     model = prepare(f"dir:{model_dir}", name="mine")
     assert (model.path, model.name, model.source) == (model_dir, "mine", f"dir:{model_dir}")
-    assert prepare(str(model_dir)).revision == model.revision
-    assert len(model.revision) == 64
+    assert prepare(str(model_dir)).identity == model.identity
+    assert len(model.identity) == 64
     assert prepare.conversions == []
 
 

@@ -47,6 +47,7 @@ async def ends(requests: Sequence[TracedRequest], engine: EngineConfig) -> list[
         role=WorkerRole.AGGREGATED,
         model_dir=None,
         model_name="m",
+        model_identity="rev",
         engine=engine,
         kv_cache=KvCacheConfig(),
         transfer=TransferConfig(),

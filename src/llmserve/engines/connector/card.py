@@ -12,6 +12,7 @@ from pathlib import Path
 class EngineCard:
     layout: str
     kv_dtype: str
+    computation: str
     block_size_tokens: int
     block_bytes: int
     total_blocks: int

@@ -26,6 +26,7 @@ from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stats import CountedElsewhere, HandoverStats
 from llmserve.engines.connector.worker_side import WorkerSide
 from llmserve.engines.handover import HeadShard
+from llmserve.engines.spec import computation_words
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
             axes=str(self._vllm_config.cache_config.kv_cache_layout),
             packing=packing_of(kernel, tensor.shape[-1], tensor.element_size()),
             shard=self._shard(),
-            model=self._settings.model,
+            model=f"{self._settings.model}, {self._computation()}",
         )
         self._layers = layer_indices(kv_caches)
         self._worker = WorkerSide(self._settings, layout)
@@ -181,6 +182,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         return EngineCard(
             layout=ranks[0].layout,
             kv_dtype=self._kv_dtype(),
+            computation=self._computation(),
             block_size_tokens=self._block_size,
             block_bytes=ranks[0].block_bytes,
             total_blocks=self._kv_cache_config.num_blocks,
@@ -190,9 +192,13 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _kv_dtype(self) -> str:
         chosen = str(self._vllm_config.cache_config.cache_dtype)
-        return (
-            str(self._vllm_config.model_config.dtype).removeprefix("torch.") if chosen == "auto" else chosen
-        )
+        return self._dtype() if chosen == "auto" else chosen
+
+    def _dtype(self) -> str:
+        return str(self._vllm_config.model_config.dtype).removeprefix("torch.")
+
+    def _computation(self) -> str:
+        return computation_words(self._dtype(), self._vllm_config.model_config.max_model_len)
 
     def _shard(self) -> HeadShard:
         group, model = get_tp_group(), self._vllm_config.model_config

@@ -12,7 +12,7 @@ from llmserve.engines.handover import TransferPolicy
 @dataclass(frozen=True, slots=True)
 class ConnectorSettings:
     """card_path: where the engine's front process expects the EngineCard. host: what peers reach us by.
-    layerwise: KV may be pushed, layer by layer."""
+    model: the identity of its contents. layerwise: KV may be pushed, layer by layer."""
 
     worker_id: WorkerId
     epoch: int

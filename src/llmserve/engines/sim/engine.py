@@ -21,7 +21,7 @@ from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.sequence import SimSequence
 from llmserve.engines.sim.step import BatchLimits, Step
 from llmserve.engines.sim.timing import Pace, Timing
-from llmserve.engines.spec import EngineSpec
+from llmserve.engines.spec import EngineSpec, computation_words
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class SimEngine:
         return EngineInfo(
             kv_dtype="sim",
             layout="sim",
+            computation=computation_words("sim", self._limits.max_model_len),
             block_size_tokens=self._limits.block_size_tokens,
             block_bytes=self._memory.block_bytes,
             total_blocks=self._pool.total_blocks,

@@ -102,7 +102,7 @@ def _handover(spec: EngineSpec, card_path: str) -> dict[str, Any]:
             worker_id=spec.worker_id,
             epoch=spec.epoch,
             host=spec.handover_host,
-            model=spec.model_name,
+            model=spec.model_identity,
             engine_order=tuple(spec.transfer.engine_order),
             lease_seconds=spec.transfer.lease_seconds,
             card_path=card_path,

@@ -73,6 +73,7 @@ class VllmEngine:
         self._info = EngineInfo(
             kv_dtype=card.kv_dtype,
             layout=card.layout,
+            computation=card.computation,
             block_size_tokens=card.block_size_tokens,
             block_bytes=card.block_bytes,
             total_blocks=card.total_blocks,

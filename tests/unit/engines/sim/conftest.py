@@ -28,6 +28,7 @@ def make_spec() -> MakeSpec:
             role=WorkerRole.AGGREGATED,
             model_dir=None,
             model_name="sim",
+            model_identity="rev",
             engine=EngineConfig(kind="sim", sim=SimSpec(**sim), **(engine or {})),
             kv_cache=KvCacheConfig(),
             transfer=transfer,
