@@ -104,7 +104,7 @@ async def openai_app(
 
 
 def _as(ours: type[Any], made: Any) -> Any:
-    """Returns what vLLM has made as an object of our subclass: init_app_state makes all, of its own classes."""
+    """Returns vLLM's handler as one of our subclass. (init_app_state makes all, of its own classes.)"""
     handler = ours.__new__(ours)
     handler.__dict__.update(made.__dict__)
     return handler

@@ -100,7 +100,7 @@ class Gate:
 
 
 def _as_routed(scope: Message) -> Message:
-    """HEAD is answered as GET (the server leaves the body out); a slash at the end of a path means nothing."""
+    """HEAD is answered as GET (the server leaves the body out). A slash at a path's end means nothing."""
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     return {**scope, "method": method, "path": scope["path"].rstrip("/") or "/"}
 

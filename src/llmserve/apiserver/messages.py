@@ -28,7 +28,7 @@ class Messages(AnthropicServingMessages):
         return request
 
     async def create_messages(self, request: Any, raw_request: Request | None = None) -> Any:
-        """vLLM's route logs the traceback of what is raised, also of each request that an overload refuses."""
+        """vLLM's route logs a traceback of what is raised, even for each request that an overload refuses."""
         try:
             return await super().create_messages(request, raw_request)
         except VLLMError as error:
