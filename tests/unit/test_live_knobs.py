@@ -21,6 +21,7 @@ _VALUES: dict[str, tuple[Any, Any]] = {
     "scheduling.disaggregate": ("auto", "always"),
     "scheduling.weights": ([], [{"tenant": "red", "weight": 2.0}]),
     "security.api_keys": ([{"tenant": "red", "key": "a"}], [{"tenant": "red", "key": "b"}]),
+    "security.cors_origins": ([], ["https://chat.example.com"]),
     "observability.log_level": ("info", "debug"),
 }
 
@@ -67,6 +68,7 @@ def _apiserver(manifest: Manifest) -> object:
     return (
         _knows(settings, "a"),
         _knows(settings, "b"),
+        settings.cors_origins,
         settings.limits,
         settings.explain_requests,
         settings.log_level,

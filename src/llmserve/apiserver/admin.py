@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
 from llmserve.apiserver.request_scope import current_scope
-from llmserve.core.errors import Forbidden, LLMServeError
+from llmserve.core.errors import Forbidden
 from llmserve.rpc.reload import Reloaded
 
 RELOAD_PATH = "/admin/reload"
@@ -18,11 +18,8 @@ def add_admin(app: FastAPI, reload: Callable[[], Awaitable[Reloaded]]) -> None:
     @app.post(RELOAD_PATH)
     async def reload_manifest() -> Response:
         """Reads the manifest anew and brings it to the cluster. 400 names path and line of what is wrong."""
-        try:
-            require_admin()
-            reloaded = await reload()
-        except LLMServeError as error:
-            return error_response(error)
+        require_admin()
+        reloaded = await reload()
         return JSONResponse(as_json(reloaded), 500 if reloaded.failed else 200)
 
 
@@ -30,12 +27,6 @@ def require_admin() -> None:
     """Errors: Forbidden."""
     if not current_scope().admin:
         raise Forbidden("only for admins: a key with `admin: true`, or without any keys a client on loopback")
-
-
-def error_response(error: LLMServeError) -> JSONResponse:
-    """In the shape of the other errors. vLLM's own would take the file's path out of the message."""
-    detail = {"message": error.message, "type": type(error).__name__, "code": error.http_status}
-    return JSONResponse({"error": detail}, error.http_status)
 
 
 def as_json(reloaded: Reloaded) -> dict[str, Any]:

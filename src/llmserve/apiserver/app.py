@@ -2,25 +2,31 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi import HTTPException as FastApiHttpException
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-from vllm.entrypoints.serve.exception_handling.handlers.http import http_exception_handler
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from llmserve.apiserver.cluster_client import SUPPORTED_TASKS, ClusterEngineClient
+from llmserve.apiserver.errors import Problem, body_of, problem_of
 from llmserve.apiserver.health import Readiness
+from llmserve.apiserver.messages import Messages
+from llmserve.apiserver.model_routes import add_models
 from llmserve.apiserver.options import ServedModel
 from llmserve.config.schema import EngineConfig
+from llmserve.core.errors import LLMServeError
 from llmserve.core.logs import levels_kept
 
 # All that a client of the cluster may use. What vLLM adds later stays shut until it is listed here.
@@ -32,7 +38,6 @@ _KEPT_PATHS = frozenset(
         "/version",
         "/tokenize",
         "/detokenize",
-        "/v1/models",
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/responses",
@@ -84,13 +89,51 @@ async def openai_app(
         route for route in app.router.routes if getattr(route, "path", None) in _KEPT_PATHS
     ]
     _add_operations(app, readiness, registry)
+    add_models(app)
     add_own(app)
-    # vLLM registers its handler for FastAPI's class only; an unknown path raises Starlette's.
-    app.add_exception_handler(HTTPException, http_exception_handler)
+    app.router.redirect_slashes = False  # the gate takes them off
+    app.exception_handlers.pop(FastApiHttpException)  # vLLM's, which loses the headers
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(LLMServeError, _own_error)
+    # The gate answers browsers: security.cors_origins.
+    app.user_middleware[:] = [one for one in app.user_middleware if one.cls is not CORSMiddleware]
     # vLLM's SageMaker bootstrap has built the stack already.
     app.middleware_stack = None
     await init_app_state(client, app.state, args, SUPPORTED_TASKS)
+    app.state.anthropic_serving_messages = _as(Messages, app.state.anthropic_serving_messages)
     return app
+
+
+def _as(ours: type[Any], made: Any) -> Any:
+    """Returns vLLM's handler as one of our subclass. (init_app_state makes all, of its own classes.)"""
+    handler = ours.__new__(ours)
+    handler.__dict__.update(made.__dict__)
+    return handler
+
+
+async def _own_error(_: Request, error: Exception) -> Response:
+    problem = problem_of(error)
+    return JSONResponse(body_of(problem), problem.status)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """A path or method that is not there, or what vLLM raises in its routes."""
+    assert isinstance(error, HTTPException)
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    message = error.detail
+    match error.status_code:
+        case 404 if message == HTTPStatus.NOT_FOUND.phrase:
+            message = f"there is nothing at {request.url.path}"
+        case 405:
+            headers["allow"] = _allowed(headers.get("allow", ""))
+            message = f"{request.method} is not for {request.url.path}, which takes {headers['allow']}"
+    return JSONResponse(body_of(Problem(error.status_code, message)), error.status_code, headers)
+
+
+def _allowed(methods: str) -> str:
+    """With HEAD, which the gate answers as GET."""
+    listed = {*methods.replace(" ", "").split(",")}
+    return ", ".join(sorted(listed | ({"HEAD"} if "GET" in listed else set())))
 
 
 def _add_operations(app: FastAPI, readiness: Readiness, registry: CollectorRegistry) -> None:

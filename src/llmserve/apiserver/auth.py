@@ -33,7 +33,9 @@ class ApiKeys:
             return Caller(admin=is_local)
         key = _key_in(headers)
         if not key:
-            raise NotAuthenticated("an API key is needed: send it as 'Authorization: Bearer KEY'")
+            raise NotAuthenticated(
+                "an API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+            )
         digest, found = _digest(key), None
         for known, caller in self._callers:
             if hmac.compare_digest(known, digest):

@@ -1,10 +1,19 @@
-"""Our errors as vLLM's serving layer wants them, and as HTTP bodies."""
+"""Every error of the API as one Problem, and the one place where a Problem becomes a body.
 
+Errors come from our own tree, from vLLM (raised, or answered in OpenAI's envelope) and from the web
+framework. The HTTP edge makes a Problem of each and gives it the form that the route's clients expect.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
-from vllm.exceptions import GracefulHTTPError, VLLMError
+from vllm.exceptions import GracefulHTTPError
 
 from llmserve.core.errors import LLMServeError
 
@@ -13,16 +22,52 @@ _DEFAULT_RETRY_SECONDS = 1.0
 _STANDARD = frozenset(status.value for status in HTTPStatus)
 _RETRYABLE = frozenset({429, 503, 504})
 
-_ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
+# The classes that OpenAI's clients raise for these statuses; vLLM uses several of the names as well.
+_OPENAI_TYPES: Mapping[int, str] = MappingProxyType(
+    {
+        400: "BadRequestError",
+        401: "AuthenticationError",
+        403: "PermissionDeniedError",
+        404: "NotFoundError",
+        409: "ConflictError",
+        422: "UnprocessableEntityError",
+        429: "RateLimitError",
+        501: "NotImplementedError",
+        503: "ServiceUnavailableError",
+        504: "TimeoutError",
+    }
+)
+# https://docs.anthropic.com/en/api/errors
+_ANTHROPIC_TYPES: Mapping[int, str] = MappingProxyType(
+    {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        408: "timeout_error",
+        409: "conflict_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        503: "overloaded_error",
+        504: "timeout_error",
+        529: "overloaded_error",
+    }
+)
+
+
+class ErrorForm(StrEnum):
+    """How the body of an error looks."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error without a form. status: of HTTP. param: the field that is wrong, if it is known."""
+
+    status: int
+    message: str
+    param: str | None = None
 
 
 class ServingError(GracefulHTTPError):
@@ -30,6 +75,7 @@ class ServingError(GracefulHTTPError):
 
     def __init__(self, error: LLMServeError) -> None:
         super().__init__(error.message, _status(error.http_status))
+        self.message = error.message
         self.retry_after_seconds = error.retry_after_seconds
 
 
@@ -45,27 +91,59 @@ def as_serving_error(error: Exception) -> Exception:
     return error
 
 
-def is_meant_for_the_client(error: Exception) -> bool:
-    return isinstance(error, VLLMError)
-
-
-def status_of(error: Exception) -> int:
-    return int(create_error_response(error).error.code)
-
-
 def retry_after_seconds(error: Exception) -> float | None:
     """For the Retry-After header, of the errors after which a retry makes sense."""
     seconds: float | None = getattr(error, "retry_after_seconds", None)
-    if seconds is None and status_of(error) in _RETRYABLE:
+    if seconds is None and problem_of(error).status in _RETRYABLE:
         return _DEFAULT_RETRY_SECONDS
     return seconds
 
 
-def body_of(error: Exception, path: str) -> dict[str, Any]:
-    """OpenAI's shape, and Anthropic's for its own routes."""
-    answer: dict[str, Any] = create_error_response(error).model_dump()
-    if not path.startswith("/v1/messages"):
-        return answer
-    detail = answer["error"]
-    kind = _ANTHROPIC_TYPES.get(detail["code"], "api_error")
-    return {"type": "error", "error": {"type": kind, "message": detail["message"]}}
+def problem_of(error: Exception) -> Problem:
+    """The problem that an exception is: of ours word for word, of others what vLLM tells clients of them."""
+    error = as_serving_error(error)
+    if isinstance(error, ServingError):
+        return Problem(int(error.http_status), error.message)
+    told = create_error_response(error).error
+    return Problem(int(told.code), told.message, told.param)
+
+
+def problem_in(status: int, body: bytes) -> Problem | None:
+    """The problem in an answer with an error's status. None: a body of JSON that says something else, such as
+    that of /health."""
+    try:
+        told = json.loads(body)
+    except ValueError:
+        return Problem(status, body.decode("utf-8", "replace") or _status(status).phrase)
+    detail = told.get("error", told.get("detail")) if isinstance(told, dict) else None
+    if isinstance(detail, str):
+        return Problem(status, detail)
+    if not isinstance(detail, dict) or "message" not in detail:
+        return None
+    return Problem(status, str(detail["message"]), detail.get("param"))
+
+
+def form_of(path: str, headers: Iterable[tuple[bytes, bytes]]) -> ErrorForm:
+    """Anthropic's for its own routes, and on all others for its clients, which send their API's version."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return ErrorForm.ANTHROPIC
+    sent = any(name == b"anthropic-version" for name, _ in headers)
+    return ErrorForm.ANTHROPIC if sent else ErrorForm.OPENAI
+
+
+def body_of(problem: Problem, form: ErrorForm = ErrorForm.OPENAI, request_id: str = "") -> dict[str, Any]:
+    """request_id: is part of Anthropic's form only."""
+    if form is ErrorForm.ANTHROPIC:
+        kind = _ANTHROPIC_TYPES.get(problem.status, _default(problem, "invalid_request_error", "api_error"))
+        return {
+            "type": "error",
+            "error": {"type": kind, "message": problem.message},
+            "request_id": request_id,
+        }
+    kind = _OPENAI_TYPES.get(problem.status, _default(problem, "BadRequestError", "InternalServerError"))
+    detail = {"message": problem.message, "type": kind, "param": problem.param, "code": problem.status}
+    return {"error": detail}
+
+
+def _default(problem: Problem, client_s: str, server_s: str) -> str:
+    return client_s if problem.status < HTTPStatus.INTERNAL_SERVER_ERROR else server_s

@@ -5,23 +5,32 @@
 vLLM answers a streamed request with 200 before it asks the engine for anything, so an overload
 could only be told inside the stream. Here the start of an event stream is held back until its first
 piece; when the request has failed by then, the client gets the error's own status, Retry-After
-and a JSON body, as for a request that is not streamed.
+and a JSON body, as for a request that is not streamed. Whatever fails, and wherever: the body that goes
+out has the form of the route (`errors.py`).
 """
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from ipaddress import ip_address
 from typing import Any
 
 from llmserve.apiserver.auth import ApiKeys
-from llmserve.apiserver.errors import as_serving_error, body_of, retry_after_seconds, status_of
+from llmserve.apiserver.errors import (
+    ErrorForm,
+    Problem,
+    body_of,
+    form_of,
+    problem_in,
+    problem_of,
+    retry_after_seconds,
+)
 from llmserve.apiserver.explain.records import Records
 from llmserve.apiserver.handover_headers import handover_headers
 from llmserve.apiserver.http_spans import TRACE_ID, HttpSpans
 from llmserve.apiserver.http_spans import end as end_span
-from llmserve.apiserver.request_ids import REQUEST_ID, request_id_of
+from llmserve.apiserver.request_ids import ANTHROPIC_REQUEST_ID, REQUEST_ID, request_id_of
 from llmserve.apiserver.request_scope import RequestScope, enter_scope
-from llmserve.core.errors import LLMServeError, RequestTooLarge
+from llmserve.core.errors import LLMServeError, NotAuthenticated, RequestTooLarge
 from llmserve.core.logs import RequestNames, name_request
 
 Message = MutableMapping[str, Any]
@@ -31,6 +40,11 @@ AsgiApp = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _OPEN_PATHS = ("/health", "/live", "/metrics")
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+# A browser sends it for the page that asks, which is not who sits at this machine.
+_ORIGIN = b"origin"
+_FIRST_ERROR = 400
+_OF_THE_BODY = (b"content-type", b"content-length")
+Header = tuple[bytes, bytes]
 
 
 class Gate:
@@ -53,20 +67,23 @@ class Gate:
                 await self._app(scope, receive, send)
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        request_scope = RequestScope(request_id=request_id_of(scope["headers"]))
+        scope = _as_routed(scope)
+        request_scope = RequestScope(
+            request_id=request_id_of(scope["headers"]), form=form_of(scope["path"], scope["headers"])
+        )
         try:
             if scope["path"] not in _OPEN_PATHS:
                 caller = self.keys.caller_of(scope["headers"], is_local=_is_local(scope))
                 request_scope.tenant, request_scope.admin = caller.tenant, caller.admin
             first = await _read_body(scope, receive, self._max_body_bytes)
         except LLMServeError as error:
-            await _send_error(as_serving_error(error), scope["path"], request_scope, send)
+            await _send_problem(problem_of(error), _headers_of(error), request_scope, send)
             return
         if scope["method"] == "POST":
             self._remember(scope, request_scope)
         enter_scope(request_scope)
         name_request(RequestNames(request_scope.request_id, request_scope.span.trace_id))
-        response = _HeldResponse(request_scope, scope["path"], send)
+        response = _HeldResponse(request_scope, send)
         try:
             await self._app(scope, _replay(first, receive), response.send)
         finally:
@@ -82,10 +99,16 @@ class Gate:
         explain.when_closed(lambda: end_span(span, explain.record))
 
 
+def _as_routed(scope: Message) -> Message:
+    """HEAD is answered as GET (the server leaves the body out). A slash at a path's end means nothing."""
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "method": method, "path": scope["path"].rstrip("/") or "/"}
+
+
 def _is_local(scope: Message) -> bool:
-    """The client is on this machine, and no proxy says that it speaks for another."""
+    """The client is on this machine, and neither a proxy nor a web page in a browser."""
     client = scope.get("client")
-    if client is None or any(name in _FORWARDED for name, _ in scope["headers"]):
+    if client is None or any(name in _FORWARDED or name == _ORIGIN for name, _ in scope["headers"]):
         return False
     try:
         return ip_address(client[0]).is_loopback
@@ -127,32 +150,53 @@ def _replay(first: Message, receive: Receive) -> Receive:
 
 
 class _HeldResponse:
-    """Holds the start of a response back until its first body message."""
+    """Holds the start of a response back until its first body message, and an error's until its last."""
 
-    def __init__(self, scope: RequestScope, path: str, send: Send) -> None:
-        self._scope, self._path, self._send = scope, path, send
+    def __init__(self, scope: RequestScope, send: Send) -> None:
+        self._scope, self._send = scope, send
         self._start: Message | None = None
+        self._error_body: list[bytes] = []
         self._replaced = False
         self._streams = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._start = message
-            return
-        if self._start is not None:
-            start, self._start = self._start, None
+        elif self._start is None:
+            if not self._replaced:
+                await self._send(self._with_last_words(message))
+        elif self._scope.early_error is not None and _may_be_replaced(self._start):
+            self._start, self._replaced = None, True
             error = self._scope.early_error
-            if error is not None and _may_be_replaced(start):
-                self._replaced = True
-                await _send_error(error, self._path, self._scope, self._send)
-            else:
-                self._streams = _is_stream(start)
-                own = (*_names(self._scope), *handover_headers(self._scope.handovers))
-                start["headers"] = [*start["headers"], *own]
-                self._scope.explain.record.status = start["status"]
-                await self._send(start)
-        if not self._replaced:
+            await _send_problem(problem_of(error), _headers_of(error), self._scope, self._send)
+        elif self._start["status"] >= _FIRST_ERROR:
+            await self._hold_error(self._start, message)
+        else:
+            await self._begin(self._start)
             await self._send(self._with_last_words(message))
+
+    async def _begin(self, start: Message) -> None:
+        self._start = None
+        self._streams = _is_stream(start)
+        own = (*_names(self._scope), *handover_headers(self._scope.handovers))
+        start["headers"] = [*start["headers"], *own]
+        self._scope.explain.record.status = start["status"]
+        await self._send(start)
+
+    async def _hold_error(self, start: Message, message: Message) -> None:
+        """Sends the error in the route's form once all of it is there; what says something else, as it is."""
+        self._error_body.append(message.get("body", b""))
+        if message.get("more_body", False):
+            return
+        body = b"".join(self._error_body)
+        problem = problem_in(start["status"], body)
+        if problem is None:
+            await self._begin(start)
+            await self._send({"type": "http.response.body", "body": body})
+        else:
+            self._start = None
+            kept = [header for header in start["headers"] if header[0] not in _OF_THE_BODY]
+            await _send_problem(problem, kept, self._scope, self._send)
 
     def _with_last_words(self, message: Message) -> Message:
         """A stream's headers are gone before its KV has moved: it ends with a comment instead, which clients
@@ -166,7 +210,7 @@ class _HeldResponse:
 
 def _may_be_replaced(start: Message) -> bool:
     """An answer that is no error in spite of the early error has found its own way around it."""
-    return start["status"] >= 400 or _is_stream(start)
+    return bool(start["status"] >= _FIRST_ERROR) or _is_stream(start)
 
 
 def _is_stream(start: Message) -> bool:
@@ -174,21 +218,27 @@ def _is_stream(start: Message) -> bool:
     return bool(content_type.startswith(b"text/event-stream"))
 
 
-def _names(scope: RequestScope) -> list[tuple[bytes, bytes]]:
+def _names(scope: RequestScope) -> Iterable[Header]:
     """By which a client can ask for what became of its request."""
-    names = [(REQUEST_ID, scope.request_id.encode())]
-    return [*names, (TRACE_ID, scope.span.trace_id.encode())] if scope.span.trace_id else names
+    yield REQUEST_ID, scope.request_id.encode()
+    if scope.form is ErrorForm.ANTHROPIC:
+        yield ANTHROPIC_REQUEST_ID, scope.request_id.encode()
+    if scope.span.trace_id:
+        yield TRACE_ID, scope.span.trace_id.encode()
 
 
-async def _send_error(error: Exception, path: str, scope: RequestScope, send: Send) -> None:
-    body = json.dumps(body_of(error, path)).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        *_names(scope),
-    ]
-    scope.explain.record.status = status_of(error)
+def _headers_of(error: Exception) -> Iterable[Header]:
+    """What a client should know of an error besides its body."""
     if (seconds := retry_after_seconds(error)) is not None:
-        headers.append((b"retry-after", str(max(1, round(seconds))).encode()))
-    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
+        yield b"retry-after", str(max(1, round(seconds))).encode()
+    if isinstance(error, NotAuthenticated):
+        yield b"www-authenticate", b"Bearer"
+
+
+async def _send_problem(problem: Problem, headers: Iterable[Header], scope: RequestScope, send: Send) -> None:
+    body = json.dumps(body_of(problem, scope.form, scope.request_id)).encode()
+    content = ((b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()))
+    scope.explain.record.status = problem.status
+    all_headers = [*headers, *content, *_names(scope)]
+    await send({"type": "http.response.start", "status": problem.status, "headers": all_headers})
     await send({"type": "http.response.body", "body": body})

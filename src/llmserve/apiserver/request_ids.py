@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterable
 
 REQUEST_ID = b"x-request-id"
+ANTHROPIC_REQUEST_ID = b"request-id"  # the same, where Anthropic's clients look for it
 _ALLOWED = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 

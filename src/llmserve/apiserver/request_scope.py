@@ -7,6 +7,7 @@ variable reaches around it (it is copied into every task that the layer makes fo
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from llmserve.apiserver.errors import ErrorForm
 from llmserve.apiserver.explain.record import Handle, detached
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.core.request import HandoverReport
@@ -18,7 +19,7 @@ class RequestScope:
     """early_error: why the request failed before it had any output, so that a streamed response,
     whose status vLLM sends first, can still carry it as its status. handovers: how the KV of its
     sequences came to decode, as far as known. request_id: x-request-id, the client's or ours. explain: what
-    is remembered of the request. span: of HTTP."""
+    is remembered of the request. span: of HTTP. form: of its errors."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
@@ -27,6 +28,7 @@ class RequestScope:
     request_id: str = ""
     explain: Handle = field(default_factory=detached)
     span: Span = NO_SPAN
+    form: ErrorForm = ErrorForm.OPENAI
 
 
 _CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")

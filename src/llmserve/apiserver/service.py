@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from llmserve.apiserver.admin import add_admin
 from llmserve.apiserver.app import openai_app, serving_args, vllm_config
 from llmserve.apiserver.cluster_client import ClusterEngineClient
+from llmserve.apiserver.cors import Cors
 from llmserve.apiserver.explain.finding import Finder
 from llmserve.apiserver.explain.http import add_explain
 from llmserve.apiserver.explain.records import Records
@@ -81,6 +82,7 @@ class Apiserver:
         )
         self._client: ClusterEngineClient | None = None
         self._gate: Gate | None = None
+        self._cors: Cors | None = None
         self._http: HttpServer | None = None
 
     async def start(self) -> int:
@@ -100,7 +102,8 @@ class Apiserver:
         spans = HttpSpans(self._tracer, self._options.model.name)
         self._gate = Gate(app, self._live.keys, self._options.max_body_bytes, self._records, spans)
         self._client.set_limits(self._live.limits)
-        self._http = HttpServer(self._gate, self._options.http, self._options.share)
+        self._cors = Cors(self._gate, self._live.cors_origins)
+        self._http = HttpServer(self._cors, self._options.http, self._options.share)
         return await self._http.start()
 
     def _add_own(self, app: FastAPI) -> None:
@@ -125,6 +128,8 @@ class Apiserver:
             self._client.set_limits(live.limits)
         if self._gate is not None:
             self._gate.keys = live.keys
+        if self._cors is not None:
+            self._cors.allow(live.cors_origins)
 
     async def wait(self) -> None:
         """Raises when the apiserver cannot go on. Between start and aclose."""

@@ -1,8 +1,12 @@
 """Sections `security`, `state` and `observability`: the cluster as a service."""
 
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from llmserve.config.knob import AtStart, Live, Section, Unit
 from llmserve.config.tracing import Tracing
@@ -46,6 +50,21 @@ class ApiKey(Section):
     ] = None
 
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
+_DEFAULT_PORTS: Mapping[str, str] = MappingProxyType({"http": ":80", "https": ":443"})
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers write it: in lower case, and without the port that its scheme has anyway."""
+    lowered = text.lower()
+    if text == "*":
+        return text
+    if not _ORIGIN.fullmatch(lowered):
+        shape = "an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path, or '*' for all"
+        raise PydanticCustomError("origin", "{text}", {"text": f"{text!r} is not an origin: {shape}"})
+    return lowered.removesuffix(_DEFAULT_PORTS.get(lowered.partition("://")[0], ""))
+
+
 class Security(Section):
     """Who may use the cluster, and who shares KV with whom."""
 
@@ -56,6 +75,15 @@ class Security(Section):
             strict=False,
             description="Keys that clients send as `Authorization: Bearer KEY`. Without any, everybody may "
             "use the API, as tenant `default`.",
+        ),
+    ] = ()
+    cors_origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_origin)], ...],
+        Live(("apiserver",)),
+        Field(
+            strict=False,
+            description="Origins (`https://chat.example.com`) whose pages may use the API in a browser. `*`: "
+            "all. Without any, browsers let only pages of the API's own origin read its answers.",
         ),
     ] = ()
     kv_sharing: Annotated[

@@ -420,7 +420,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    template = (
+        "{% for message in messages %}{{ message.content }}"
+        "{% if message.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    )
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
     ).save_pretrained(folder)

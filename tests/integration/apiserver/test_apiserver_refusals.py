@@ -44,7 +44,11 @@ async def test_anthropic_s_errors_have_its_shape(cluster: Any, http: httpx.Async
     for stream in (False, True):
         response = await http.post("/v1/messages", json={**CHAT, "stream": stream})
         assert response.status_code == 429
-        assert response.json() == {"type": "error", "error": {"type": "rate_limit_error", "message": "full"}}
+        assert response.json() == {
+            "type": "error",
+            "error": {"type": "rate_limit_error", "message": "full"},
+            "request_id": response.headers["request-id"],
+        }
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -571,3 +571,30 @@ def test_a_near_miss_of_the_file_name_is_suggested(tmp_path: Path) -> None:
     (tmp_path / "llmserve.yaml").write_text(MINIMAL)
     with pytest.raises(ManifestError, match=r"did you mean .*llmserve\.yaml"):
         load_manifest(tmp_path / "llmserve.yml")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("'*'", "*"),
+        ("https://chat.example.com", "https://chat.example.com"),
+        ("HTTPS://Chat.Example.com:443", "https://chat.example.com"),
+        ("http://localhost:80", "http://localhost"),
+        ("http://localhost:8080", "http://localhost:8080"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+    ],
+)
+def test_an_origin_is_kept_as_browsers_write_it(written: str, meant: str) -> None:
+    manifest = parse_manifest(MINIMAL + f"security:\n  cors_origins:\n    - {written}\n", "m.yaml")
+    assert manifest.security.cors_origins == (meant,)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["chat.example.com", "https://", "https://a/", "https://a/b", "https://*.example.com", "'null'", "''"],
+)
+def test_what_is_no_origin_is_refused_with_its_line(wrong: str) -> None:
+    (problem,) = with_sections(f"security:\n  cors_origins:\n    - https://right.example\n    - {wrong}\n")
+    assert problem.startswith("m.yaml:8: security.cors_origins[1]: ")
+    assert "is not an origin: an origin is SCHEME://HOST" in problem

@@ -3,10 +3,8 @@
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-from llmserve.apiserver.admin import error_response
 from llmserve.apiserver.explain.finding import Finder
 from llmserve.apiserver.request_scope import current_scope
-from llmserve.core.errors import LLMServeError
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 
@@ -16,8 +14,5 @@ def add_explain(app: FastAPI, finder: Finder) -> None:
         """The record of a request of the caller's own, or for an admin of anybody's. 404 for any other."""
         scope = current_scope()
         tenant = "" if scope.admin else scope.tenant
-        try:
-            question = router_pb2.RecordQuestion(request_id=request_id, tenant=tenant)
-            return Response(await finder.anywhere(question), media_type="application/json")
-        except LLMServeError as error:
-            return error_response(error)
+        question = router_pb2.RecordQuestion(request_id=request_id, tenant=tenant)
+        return Response(await finder.anywhere(question), media_type="application/json")
