@@ -431,6 +431,17 @@ async def test_a_repeat_comes_from_the_local_cache(pair: Pair, prompt_of: Prompt
     assert tokens(first) == tokens(again)
 
 
+async def test_what_a_prompt_leaves_in_the_cache_is_counted_where_it_was_computed(
+    pair: Pair, prompt_of: PromptOf
+) -> None:
+    prompt, size = prompt_of(300), pair.prefill.info.block_size_tokens
+    (computed,) = await pair.prefill.run(prompt, 1, kv=HAND_OVER)
+    fetched = await pair.decode.run([*prompt, *computed.token_ids], 3, kv=computed.kv_transfer_params)
+    (cached,) = await pair.prefill.run(prompt, 1)
+    stats = [output.prefill_stats for output in (computed, fetched[0], cached)]
+    assert [one and one.cache_creation_tokens for one in stats] == [300 // size * size, 0, 0]
+
+
 async def test_kv_events_say_what_is_resident(pair: Pair, prompt_of: PromptOf) -> None:
     """After enough prompts to evict some, what the events claim is what the cache gives."""
     decode = pair.decode

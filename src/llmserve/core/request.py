@@ -57,11 +57,13 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class PrefillStats:
-    """Where the KV of a prompt came from. computed = prompt - local - external."""
+    """Where the KV of a prompt came from. computed = prompt - local - external. cache_creation_tokens: those
+    of the computed ones that the prefix cache keeps."""
 
     prompt_tokens: int = 0
     local_cached_tokens: int = 0
     external_cached_tokens: int = 0
+    cache_creation_tokens: int = 0
 
     @property
     def cached_tokens(self) -> int:

@@ -184,11 +184,17 @@ def _encode_stats(stats: PrefillStats) -> worker_pb2.PrefillStats:
         prompt_tokens=stats.prompt_tokens,
         local_cached_tokens=stats.local_cached_tokens,
         external_cached_tokens=stats.external_cached_tokens,
+        cache_creation_tokens=stats.cache_creation_tokens,
     )
 
 
 def _decode_stats(message: worker_pb2.PrefillStats) -> PrefillStats:
-    return PrefillStats(message.prompt_tokens, message.local_cached_tokens, message.external_cached_tokens)
+    return PrefillStats(
+        message.prompt_tokens,
+        message.local_cached_tokens,
+        message.external_cached_tokens,
+        message.cache_creation_tokens,
+    )
 
 
 def _encode_handover(report: HandoverReport) -> worker_pb2.Handover:

@@ -87,7 +87,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         self.obeys_aborts = True
         self.fail_with: LLMServeError | None = None
         self.text = TEXT
-        self.cached_tokens = 0
+        self.cached_tokens = self.created_tokens = 0
         self.pushes = Pushes()  # those of a FakeCluster are shared
         self.learns_first_token = True
         self.block_size_tokens = 16
@@ -216,7 +216,9 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
             logprobs=_logprobs([token], params["logprobs"]) if params.get("logprobs") is not None else None,
             prompt_logprobs=_logprobs(prompt[1:], params["prompt_logprobs"]) if wants_prompt else None,
             kv_transfer_params=self._ticket(request) if hands_over else None,
-            prefill_stats=PrefillStats(len(prompt), self.cached_tokens, 0) if first else None,
+            prefill_stats=PrefillStats(len(prompt), self.cached_tokens, 0, self.created_tokens)
+            if first
+            else None,
         )
 
     def _ticket(self, request: worker_pb2.GenerateRequest) -> dict[str, Any]:

@@ -187,6 +187,32 @@ async def test_cached_tokens_are_those_of_prefill(cluster: Any, http: httpx.Asyn
     assert cluster.router.admits[0].block_tokens > 0
 
 
+@pytest.mark.parametrize("penalty", [0.0, 0.5], ids=["prefill-s token", "drawn again"])
+async def test_every_api_tells_what_prefill_read_from_the_cache_and_wrote_to_it(
+    cluster: Any, http: httpx.AsyncClient, penalty: float
+) -> None:
+    cluster.prefill.cached_tokens, cluster.prefill.created_tokens = 2, 6
+    cluster.decode.cached_tokens, cluster.decode.created_tokens = 9, 1  # not what the client is told
+    messages = [{"role": "user", "content": "abcdefghij"}]
+    sampling = {"model": "tiny", "presence_penalty": penalty}
+
+    async def usage(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = await http.post(path, json={**sampling, **body})
+        assert answer.status_code == 200, answer.text
+        told: dict[str, Any] = answer.json()["usage"]
+        return told
+
+    chat = await usage("/v1/chat/completions", {"messages": messages, "max_tokens": 4})
+    details = chat["prompt_tokens_details"]
+    assert (chat["prompt_tokens"], details["cached_tokens"], details["created_cache_tokens"]) == (10, 2, 6)
+    made = await usage("/v1/responses", {"input": "abcdefghij", "max_output_tokens": 4})
+    details = made["input_tokens_details"]
+    assert (made["input_tokens"], details["cached_tokens"], details["cache_write_tokens"]) == (10, 2, 6)
+    said = await usage("/v1/messages", {"messages": messages, "max_tokens": 4})
+    assert (said["input_tokens"], said["cache_read_input_tokens"]) == (10 - 2 - 6, 2)
+    assert said["cache_creation_input_tokens"] == 6
+
+
 async def test_one_worker_for_both(cluster: Any, http: httpx.AsyncClient) -> None:
     from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_AGGREGATED
 

@@ -1,13 +1,17 @@
-"""What vLLM is told of a request beside its tokens."""
+"""What vLLM is told of a request beside its tokens, and what its counts of a prompt become."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.metrics.stats import PrefillStats as VllmPrefillStats
 
+from llmserve.apiserver.output_sink import to_core_output
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.core.request import EngineRequest, SamplingLimits
-from llmserve.engines.vllm.convert import to_core_request
+from llmserve.engines.vllm.convert import to_core_request, to_engine_output
+from llmserve.rpc.codec import decode_output, encode_output
 
 RED = TenantId("red")
 HAND_OVER = {"do_remote_decode": True}
@@ -31,3 +35,13 @@ def test_each_leg_says_whose_blocks_they_are(kv: Mapping[str, Any] | None) -> No
 def test_what_has_no_namespace_or_no_tenant_stays_out_of_the_store(salt: str, tenant: TenantId) -> None:
     assert told(salt, tenant, HAND_OVER) == HAND_OVER
     assert told(salt, tenant, None) is None
+
+
+def test_vllm_s_counts_of_a_prompt_reach_its_own_output_processor_unchanged() -> None:
+    counted = VllmPrefillStats()
+    counted.set(num_prompt_tokens=100, num_local_cached_tokens=16, num_external_cached_tokens=32)
+    counted.finalize(96)
+    output = to_engine_output(EngineCoreOutput("r", [7], prefill_stats=counted))
+    arrived = to_core_output("r", decode_output(encode_output(output)))
+    assert arrived.prefill_stats == counted
+    assert counted.num_cache_creation_tokens == 96 - 48

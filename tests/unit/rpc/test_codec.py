@@ -64,7 +64,7 @@ def test_output_round_trip(finish_reason: FinishReason | None, stop_reason: int 
         logprobs=Logprobs(2, b"12345678", b"12345678", b"1234"),
         prompt_logprobs=Logprobs(1, b"", b"", b""),
         kv_transfer_params={"lease_id": "x"},
-        prefill_stats=PrefillStats(9, 4, 3),
+        prefill_stats=PrefillStats(9, 4, 3, 2),
         error="why",
     )
     assert codec.decode_output(codec.encode_output(output)) == output

@@ -57,6 +57,12 @@ class BlockSequence(ABC):
     def reusable_hashes(self) -> list[BlockHash]:
         return [self.hash_of(index) for index in range(self.reusable_blocks)]
 
+    @property
+    def prefill_stats(self) -> PrefillStats:
+        """Of its prompt, once it is computed: with what the prefix cache has gained by it."""
+        kept = min(self.published_blocks * self.block_size, self.prompt_tokens)
+        return replace(self.stats, cache_creation_tokens=max(0, kept - self.stats.cached_tokens))
+
     def continue_from(self, tokens: Sequence[int]) -> None:
         """Tokens that another engine drew become the end of its prompt."""
         self.total_tokens += len(tokens)

@@ -217,7 +217,7 @@ class SimEngine:
             finish_reason=reason,
             stop_reason=token if reason is FinishReason.STOP else None,
             kv_transfer_params=None if reason is None else self._finish(sequence, reason),
-            prefill_stats=sequence.stats if sequence.output_tokens == 1 else None,
+            prefill_stats=sequence.prefill_stats if sequence.output_tokens == 1 else None,
             handover=sequence.handover if sequence.output_tokens == 1 else None,
         )
 

@@ -114,5 +114,8 @@ def _prefill_stats(stats: Any) -> PrefillStats | None:
     if stats is None:
         return None
     return PrefillStats(
-        stats.num_prompt_tokens, stats.num_local_cached_tokens, stats.num_external_cached_tokens
+        stats.num_prompt_tokens,
+        stats.num_local_cached_tokens,
+        stats.num_external_cached_tokens,
+        stats.num_cache_creation_tokens,
     )

@@ -132,14 +132,16 @@ class Logprobs(_message.Message):
     def __init__(self, width: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., ranks: _Optional[bytes] = ...) -> None: ...
 
 class PrefillStats(_message.Message):
-    __slots__ = ("prompt_tokens", "local_cached_tokens", "external_cached_tokens")
+    __slots__ = ("prompt_tokens", "local_cached_tokens", "external_cached_tokens", "cache_creation_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOCAL_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXTERNAL_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_CREATION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     local_cached_tokens: int
     external_cached_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., local_cached_tokens: _Optional[int] = ..., external_cached_tokens: _Optional[int] = ...) -> None: ...
+    cache_creation_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., local_cached_tokens: _Optional[int] = ..., external_cached_tokens: _Optional[int] = ..., cache_creation_tokens: _Optional[int] = ...) -> None: ...
 
 class ReleaseLeaseRequest(_message.Message):
     __slots__ = ("kv_transfer_params",)
