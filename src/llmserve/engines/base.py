@@ -51,6 +51,10 @@ class Engine(Protocol):
     async def load(self) -> EngineLoad:
         """Cheap; called about once a second."""
 
+    async def ping(self) -> None:
+        """Returns when every process of the engine has answered from the loop that runs its steps: at once
+        when it is idle, else between two steps. Never, when it hangs. Errors: EngineDead."""
+
     async def meet(self, peers: Sequence[KvPeer]) -> None:
         """All workers that tickets may come from; replaces those of the call before. They are
         connected to and probed in the background; `load` tells what came of it."""

@@ -21,6 +21,7 @@ from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
 from llmserve.rpc.server import RpcServer
 from llmserve.tracing.base import NO_TRACER, Tracer
 from llmserve.workers.drainer import Drainer
+from llmserve.workers.engine_watch import EngineWatch
 from llmserve.workers.leg_spans import LegSpans
 from llmserve.workers.membership import Membership
 from llmserve.workers.release import LeaseReleaser
@@ -84,7 +85,8 @@ class Worker:
         self._open.push_async_callback(self._engine.aclose)
         info = await self._engine.start()
         self._metrics.total_blocks.set(info.total_blocks)
-        self._status = WorkerStatus(self._describe(info), self._engine, self._metrics)
+        watch = EngineWatch(self._engine, self._spec.engine, self._on_hang)
+        self._status = WorkerStatus(self._describe(info), self._engine, self._metrics, watch)
         self._service = WorkerService(
             self._engine,
             Sessions(SystemClock()),
@@ -99,6 +101,7 @@ class Worker:
         address = f"{host}:{await self._server.start()}"
         self._status.info.address = address
         self._tasks.spawn("pump", self._service.pump(), fatal=True)
+        self._tasks.spawn("engine-watch", watch.run(), fatal=True)
         await self._join(self._status)
         if self._options.metrics_port:
             metrics = await serve_metrics(self._registry, host, self._options.metrics_port)
@@ -144,6 +147,12 @@ class Worker:
             transports=info.transports,
             handover_endpoints=info.handover_endpoints,
         )
+
+    async def _on_hang(self, error: EngineDead) -> None:
+        """Whoever asks for its health sees it from now on, should the end take long."""
+        assert self._service is not None, "watched from the start on"
+        self._service.engine_lost(error)
+        await self._server.set_serving(False)
 
     async def run_until(self, stop: asyncio.Event) -> None:
         """Returns when asked to stop, or drained. Errors: EngineDead."""

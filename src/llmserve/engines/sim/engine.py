@@ -171,6 +171,10 @@ class SimEngine:
             pairs=() if self._spec.role is WorkerRole.PREFILL else self._link.pairs(),
         )
 
+    async def ping(self) -> None:
+        self._check_alive()
+        await asyncio.sleep(0)  # its loop is this one
+
     async def meet(self, peers: Sequence[KvPeer]) -> None:
         self._linked().meet(peers)
 

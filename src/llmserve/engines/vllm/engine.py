@@ -150,6 +150,13 @@ class VllmEngine:
         assert self._kv_events is not None
         return await self._kv_events.next()
 
+    async def ping(self) -> None:
+        """Through EngineCore's step loop to each of its worker processes and back."""
+        try:
+            await self._running().collective_rpc_async("check_health")
+        except EngineDeadError as error:
+            raise EngineDead("the vLLM engine is dead") from error
+
     async def meet(self, peers: Sequence[KvPeer]) -> None:
         assert self._info is not None
         mine = self._info.handover_endpoints
