@@ -5,8 +5,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from llmserve.config.schema import EngineConfig
-from llmserve.core.effort import WorkMeter, descendants
+from llmserve.core.effort import WorkMeter
 from llmserve.core.errors import EngineDead
 from llmserve.core.hang import TICK_SECONDS, HangLimits, Health, Watchdog
 from llmserve.engines.base import Engine
@@ -18,18 +17,14 @@ class EngineWatch:
     def __init__(
         self,
         engine: Engine,
-        settings: EngineConfig,
+        limits: HangLimits,
         on_hang: Callable[[EngineDead], Awaitable[None]],
         *,
         tick_seconds: float = TICK_SECONDS,
     ) -> None:
-        self._on_hang = on_hang
-        self._watchdog = Watchdog(
-            engine.ping,
-            WorkMeter(_engine_processes),
-            HangLimits(settings.hang_seconds, settings.longest_step_seconds),
-            tick_seconds=tick_seconds,
-        )
+        self._engine, self._on_hang = engine, on_hang
+        works = WorkMeter(engine.processes)
+        self._watchdog = Watchdog(engine.ping, works, limits, tick_seconds=tick_seconds)
 
     @property
     def stalled(self) -> bool:
@@ -42,15 +37,10 @@ class EngineWatch:
 
     async def run(self) -> None:
         """Ends only with an error: EngineDead, after the requests were given back and the engine's processes
-        were killed, which one that is stopped does not notice itself."""
+        were killed: a stopped one would not notice anything else."""
         error = EngineDead(f"the engine hangs: {await self._watchdog.until_hung()}")
         await self._on_hang(error)
-        for pid in _engine_processes():
+        for pid in self._engine.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         raise error
-
-
-def _engine_processes() -> set[int]:
-    """A worker starts no others."""
-    return descendants(os.getpid())

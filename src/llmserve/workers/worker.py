@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from llmserve.core.clock import SystemClock
 from llmserve.core.errors import EngineDead
+from llmserve.core.hang import HangLimits
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import Engine, EngineInfo
 from llmserve.engines.handover import release_ticket
@@ -85,7 +86,8 @@ class Worker:
         self._open.push_async_callback(self._engine.aclose)
         info = await self._engine.start()
         self._metrics.total_blocks.set(info.total_blocks)
-        watch = EngineWatch(self._engine, self._spec.engine, self._on_hang)
+        bounds = HangLimits(self._spec.engine.hang_seconds, self._spec.engine.longest_step_seconds)
+        watch = EngineWatch(self._engine, bounds, self._on_hang)
         self._status = WorkerStatus(self._describe(info), self._engine, self._metrics, watch)
         self._service = WorkerService(
             self._engine,

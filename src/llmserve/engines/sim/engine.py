@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
@@ -174,6 +174,9 @@ class SimEngine:
     async def ping(self) -> None:
         self._check_alive()
         await asyncio.sleep(0)  # its loop is this one
+
+    def processes(self) -> Collection[int]:
+        return ()
 
     async def meet(self, peers: Sequence[KvPeer]) -> None:
         self._linked().meet(peers)
