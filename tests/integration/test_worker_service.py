@@ -147,7 +147,7 @@ class MortalEngine(SimEngine):
         self.hangs = False
 
     async def ping(self) -> None:
-        while self.hangs:
+        while self.hangs:  # noqa: ASYNC110 - a test sets it
             await asyncio.sleep(0.01)
 
     async def next_outputs(self) -> Sequence[EngineOutput]:

@@ -125,8 +125,9 @@ class EngineConfig(Section):
         Unit("seconds"),
         Field(
             ge=3,
-            description="An engine that answers nothing for this long, while its processes do nothing, hangs: "
-            "its requests go on elsewhere and it is started again. After a third of it, it gets no requests.",
+            description="An engine that answers nothing for this long, while its processes do nothing, "
+            "hangs: its requests go on elsewhere and it is started again. After a third of this time it gets "
+            "no requests.",
         ),
     ] = 15.0
     longest_step_seconds: Annotated[

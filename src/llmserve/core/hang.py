@@ -28,7 +28,7 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HangLimits:
-    """How long silence may last: idle_seconds while the processes do nothing, busy_seconds whatever they do."""
+    """How long silence may last: idle_seconds while the processes do nothing, busy_seconds in any case."""
 
     idle_seconds: float
     busy_seconds: float

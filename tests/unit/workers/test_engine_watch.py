@@ -21,7 +21,7 @@ class FakeEngine:
         self._pid = pid
 
     async def ping(self) -> None:
-        while self.hangs:
+        while self.hangs:  # noqa: ASYNC110 - a test sets it
             await asyncio.sleep(0.005)
 
     def processes(self) -> set[int]:
