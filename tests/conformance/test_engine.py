@@ -820,6 +820,15 @@ async def test_load_shows_what_is_leased(pair: Pair, prompt_of: PromptOf) -> Non
     await release_ticket(ticket, 5.0)
 
 
+async def test_a_ping_is_answered_when_idle_and_while_it_computes(pair: Pair, prompt_of: PromptOf) -> None:
+    async with asyncio.timeout(30):
+        await pair.decode.engine.ping()
+        running = await pair.decode.add(prompt_of(1500), 100)
+        for _ in range(3):
+            await pair.decode.engine.ping()
+        await pair.decode.result(running)
+
+
 async def _leased(harness: Harness, blocks: int) -> bool:
     return (await harness.engine.load()).leased_blocks == blocks
 
@@ -840,6 +849,9 @@ async def test_closing_twice_and_using_it_afterwards(kit: EngineKit, prompt_of: 
         await harness.add(prompt_of(10), 2)
     with pytest.raises(EngineDead):
         await harness.engine.next_outputs()
+    with pytest.raises(EngineDead):
+        await harness.engine.ping()
+    assert not harness.engine.processes(), "nothing of it is left"
 
 
 async def test_closing_what_never_started(kit: EngineKit) -> None:

@@ -41,6 +41,7 @@ from llmserve.workers.worker import Worker, WorkerOptions
 HAND_OVER = {"do_remote_decode": True}
 PROMPT = list(range(100, 140))
 SOON = 5.0
+HANG_SECONDS = 3.0  # the least that a manifest may say
 
 Generate = Callable[..., Awaitable[None]]
 
@@ -125,7 +126,9 @@ class Cluster:
             model_dir=None,
             model_name="sim",
             model_identity="rev",
-            engine=EngineConfig(kind="sim", sim=SimSpec(decode_step_seconds=step_seconds)),
+            engine=EngineConfig(
+                kind="sim", hang_seconds=HANG_SECONDS, sim=SimSpec(decode_step_seconds=step_seconds)
+            ),
             kv_cache=KvCacheConfig(),
             transfer=TransferConfig(),
         )
@@ -138,10 +141,20 @@ class Cluster:
 
 
 class MortalEngine(SimEngine):
-    """Dies when told to."""
+    """Dies, or hangs, when told to."""
 
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec, open_handover_link, RealPace())
+        self.hangs = False
+
+    async def ping(self) -> None:
+        while self.hangs:  # noqa: ASYNC110 - a test sets it
+            await asyncio.sleep(0.01)
+
+    async def next_outputs(self) -> Sequence[EngineOutput]:
+        outputs = await super().next_outputs()
+        await self.ping()
+        return outputs
 
     def die(self) -> None:
         assert self._tasks is not None
@@ -337,6 +350,29 @@ async def test_when_the_engine_dies_every_request_is_told_and_the_worker_ends(cl
     assert not await stream.read(), "the stream ends"
     with pytest.raises(EngineDead):
         await worker.run_until(asyncio.Event())
+
+
+async def test_when_the_engine_hangs_the_router_hears_and_every_request_is_told(cluster: Cluster) -> None:
+    router = FakeRouter()
+    _, port = await cluster.serve(ROUTER[0], router, ROUTER[1])
+    worker, channel = await cluster.worker(routers=(f"127.0.0.1:{port}",))
+    stream = Stream(channel)
+    await stream.generate("a", max_tokens=4000)
+    await stream.first("a")
+    assert isinstance(worker._engine, MortalEngine)
+    worker._engine.hangs = True
+    await router.until(lambda: router.last_load is not None and router.last_load.stalled)
+    samples = {
+        family.name: family.samples[0].value for family in cluster.registry.collect() if family.samples
+    }
+    assert samples["worker_engine_stalled"] == 1
+    assert samples["worker_engine_silent_seconds"] >= 1
+    last = await stream.last("a")
+    assert last.error.startswith("EngineDead: the engine hangs: it has not answered for ")
+    with pytest.raises(EngineDead, match="the engine hangs"):
+        await worker.run_until(asyncio.Event())
+    health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 # -- leases

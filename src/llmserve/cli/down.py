@@ -51,6 +51,7 @@ def _signal(cluster: FoundCluster) -> None:
         return
     try:
         os.kill(cluster.state.pid, signal.SIGTERM)
+        os.kill(cluster.state.pid, signal.SIGCONT)  # one that is stopped would not see it
     except ProcessLookupError:
         return
     except PermissionError:

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from llmserve.cli.screen import screen
 from llmserve.cli.snapshot import Snapshot, snapshot
 from llmserve.cli.status_page import page
 from llmserve.cli.watch import Frame, watch
+from llmserve.core.effort import read_effort
 
 _ABOUT = """\
 Shows the cluster that runs here (or of -f, --run-dir): each process with its health; for workers also their
@@ -78,7 +79,11 @@ def _frame(run_dir: Path) -> Frame:
 
 
 def _look(found: FoundCluster) -> Snapshot:
-    return snapshot(found.state, asyncio.run(ask(found.state.roles)), time.time())
+    now, pid = snapshot(found.state, asyncio.run(ask(found.state.roles)), time.time()), found.state.pid
+    if not read_effort([pid]).stopped:
+        return now
+    stopped = f"the supervisor is stopped, so nothing that ends is started again: kill -CONT {pid}"
+    return replace(now, problems=(stopped, *now.problems))
 
 
 def _as_json(now: Snapshot) -> dict[str, object]:

@@ -101,6 +101,15 @@ class LocalDeployment(Section):
         Unit("seconds"),
         Field(gt=0, description="How long a role may take to become ready before `up` gives up on it."),
     ] = 300.0
+    hang_seconds: Annotated[
+        float,
+        Unit("seconds"),
+        Field(
+            ge=3,
+            description="A process that answers nothing for this long, while it does nothing, hangs: it is "
+            "killed and started again. One that works may be silent for a minute at least.",
+        ),
+    ] = 15.0
     reload_on_change: Annotated[
         bool,
         Field(

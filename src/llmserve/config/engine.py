@@ -129,6 +129,25 @@ class EngineConfig(Section):
             "refused with 400."
         ),
     ] = "xgrammar"
+    hang_seconds: Annotated[
+        float,
+        Unit("seconds"),
+        Field(
+            ge=3,
+            description="An engine that answers nothing for this long, while its processes do nothing, "
+            "hangs: its requests go on elsewhere and it is started again. After a third of this time it gets "
+            "no requests.",
+        ),
+    ] = 15.0
+    longest_step_seconds: Annotated[
+        float,
+        Unit("seconds"),
+        Field(
+            ge=3,
+            description="The same for an engine whose processes still work: longer than a step on a long "
+            "prompt, or compiling on first use, may take.",
+        ),
+    ] = 300.0
     sim: Annotated[SimSpec, Field(description="Settings of `kind: sim`.")] = SimSpec()
 
 

@@ -106,7 +106,8 @@ class EngineOutput:
 
 @dataclass(slots=True)
 class EngineLoad:
-    """A snapshot for the router. Blocks are the device's; transfers are totals since start."""
+    """A snapshot for the router. Blocks are the device's; transfers are totals since start. stalled: the
+    engine has not answered for so long that it should get no requests; its worker says so."""
 
     running_requests: int = 0
     waiting_requests: int = 0
@@ -117,6 +118,7 @@ class EngineLoad:
     transfer_failures: int = 0
     last_transport: str = ""
     pairs: Sequence[PairStatus] = ()
+    stalled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ idempotent, works after a failed start, and leaves no process, port or shared me
 All methods are called from one asyncio loop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,6 +52,13 @@ class Engine(Protocol):
 
     async def load(self) -> EngineLoad:
         """Cheap; called about once a second."""
+
+    async def ping(self) -> None:
+        """Returns when every process of the engine has answered from the loop that runs its steps: at once
+        when it is idle, else between two steps. Never, when it hangs. Errors: EngineDead."""
+
+    def processes(self) -> Collection[int]:
+        """Pids of the processes that it runs in, apart from the caller's own. May read /proc."""
 
     async def meet(self, peers: Sequence[KvPeer]) -> None:
         """All workers that tickets may come from; replaces those of the call before. They are

@@ -21,3 +21,9 @@ class ClusterMetrics:
             ("cluster", "component", "process"),
             registry=registry,
         )
+        self.process_hangs_total = WatchedCounter(
+            "cluster_process_hangs_total",
+            "How often the process was killed because it did not answer",
+            ("cluster", "component", "process"),
+            registry=registry,
+        )

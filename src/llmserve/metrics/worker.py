@@ -61,6 +61,16 @@ class WorkerMetrics:
             "Messages sent to apiservers; each may carry many deltas",
             registry=registry,
         )
+        self.engine_silent_seconds = Gauge(
+            "worker_engine_silent_seconds",
+            "For how long the engine has not answered; 0: it answers. A long step, or a hang",
+            registry=registry,
+        )
+        self.engine_stalled = Gauge(
+            "worker_engine_stalled",
+            "1: the engine has not answered for so long that it gets no requests",
+            registry=registry,
+        )
         self._last = EngineLoad()
         self.pairs = PairCollector(lambda: self._last.pairs)
         registry.register(self.pairs)
@@ -72,6 +82,7 @@ class WorkerMetrics:
         self.used_blocks.set(load.used_blocks)
         self.leased_blocks.set(load.leased_blocks)
         self.orphan_blocks.set(load.orphan_blocks)
+        self.engine_stalled.set(load.stalled)
         self.transfer_bytes_total.inc(max(0, load.transferred_bytes - self._last.transferred_bytes))
         self.transfer_failures_total.inc(max(0, load.transfer_failures - self._last.transfer_failures))
         self._last = _copy(load)

@@ -211,6 +211,9 @@ class Membership:
         """Of one that is there, and that no request complained of since."""
         if member.to_leave:
             member.state, member.reason = WorkerState.DRAINING, "it is being drained"
+        elif member.load.stalled:
+            member.interruptions += member.state is WorkerState.AVAILABLE
+            member.state, member.reason = WorkerState.SUSPECT, "its engine does not answer"
         else:
             member.state, member.reason = WorkerState.AVAILABLE, ""
 

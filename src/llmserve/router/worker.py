@@ -61,7 +61,7 @@ class WorkerSpec:
 
 class WorkerState(StrEnum):
     AVAILABLE = "available"
-    SUSPECT = "suspect"  # a request failed on it; its next heartbeat clears it
+    SUSPECT = "suspect"  # a request failed on it, until its next heartbeat; or its engine does not answer
     DRAINING = "draining"  # it is to stop; what runs there goes on
     LOST = "lost"  # silent for too long; kept for the status, and used again when it returns
 

@@ -19,8 +19,9 @@ class Stand(StrEnum):
 
 @dataclass(slots=True)
 class Row:
-    """since: when this stand began, on the clock of the board. restarts: after the first start.
-    shared_memory: files of /dev/shm that its processes were seen to use."""
+    """since: when this stand began, on the clock of the board. restarts: after the first start. hangs: how
+    often it was killed because it did not answer. shared_memory: files of /dev/shm that its processes were
+    seen to use."""
 
     name: str
     stand: Stand = Stand.WAITING
@@ -28,6 +29,7 @@ class Row:
     since: float = 0.0
     pid: int = 0
     restarts: int = 0
+    hangs: int = 0
     shared_memory: frozenset[str] = frozenset()
 
 
@@ -57,6 +59,10 @@ class Board:
     def saw_shared_memory(self, name: str, paths: frozenset[str]) -> None:
         """Watchers read it at the next change."""
         self.rows[name].shared_memory = paths
+
+    def hung(self, name: str) -> None:
+        """Watchers read it at the next change."""
+        self.rows[name].hangs += 1
 
     def restarting(self, name: str, detail: str) -> None:
         self.rows[name].restarts += 1

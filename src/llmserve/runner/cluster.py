@@ -14,6 +14,7 @@ from pathlib import Path
 from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import StartFailed
+from llmserve.core.hang import HangLimits
 from llmserve.core.tasks import TaskOwner
 from llmserve.rpc.backoff import Backoff
 from llmserve.runner import logs
@@ -38,6 +39,8 @@ from llmserve.runner.supervisor import StopRequest, Supervisor
 MODEL_STEP = "model"
 _REFRESH_SECONDS = 0.25
 _SHORTEN_SECONDS = 1.0
+# For a process that does not answer though it works: as long as Kubernetes has (k8s/render/pods.py).
+_BUSY_HANG_SECONDS = 60.0
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.5, 30.0
 
 
@@ -184,9 +187,11 @@ class _Cluster:
     def _keeper(self, spec: ProcessSpec, model_dir: str) -> RoleKeeper:
         share = self._http_port.share_of(spec)
         command = role_command(spec, self._paths, model_dir, self._id, os.environ, share)
-        timeout_seconds = self._job.manifest.deployment.local.ready_timeout_seconds
+        local = self._job.manifest.deployment.local
+        hang = HangLimits(local.hang_seconds, max(local.hang_seconds, _BUSY_HANG_SECONDS))
         drained = DrainedMark(self._paths.temp_dir, spec.name) if spec.role.is_worker else None
-        job = RoleJob(spec, command, role_mark(self._id, spec.name), timeout_seconds, drained)
+        mark = role_mark(self._id, spec.name)
+        job = RoleJob(spec, command, mark, local.ready_timeout_seconds, hang, drained)
         policy = RestartPolicy(Backoff(_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS))
         return RoleKeeper(job, policy, self._board, self._guard, self._console.say)
 

@@ -52,7 +52,7 @@ class ClusterExporter:
         self._made_at = float("-inf")
         self._body = b""
         for spec in self._processes:
-            self._metrics.process_restarts_total.watch(self._restarts(spec), *self._labels(spec).values())
+            self._watch(spec)
 
     @property
     def port(self) -> int:
@@ -86,12 +86,13 @@ class ClusterExporter:
         self._metrics.process_up.labels(*labels.values()).set(page is not None)
         return page
 
+    def _watch(self, spec: ProcessSpec) -> None:
+        row, labels = self._board.rows[spec.name], self._labels(spec).values()
+        self._metrics.process_restarts_total.watch(lambda: row.restarts, *labels)
+        self._metrics.process_hangs_total.watch(lambda: row.hangs, *labels)
+
     def _labels(self, spec: ProcessSpec) -> dict[str, str]:
         return {"cluster": self._cluster, "component": spec.role.value, "process": spec.name}
-
-    def _restarts(self, spec: ProcessSpec) -> Callable[[], float]:
-        row = self._board.rows[spec.name]
-        return lambda: row.restarts
 
 
 async def fetch(port: int) -> str:

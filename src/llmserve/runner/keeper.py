@@ -5,11 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmserve.config.plan import ProcessSpec
+from llmserve.core.effort import WorkMeter
 from llmserve.core.errors import StartFailed
+from llmserve.core.hang import HangLimits, Watchdog
 from llmserve.runner.board import Board, Stand
 from llmserve.runner.child import Command
 from llmserve.runner.drained import DrainedMark
 from llmserve.runner.guard_link import GuardLink
+from llmserve.runner.liveness import questions
 from llmserve.runner.logs import tail
 from llmserve.runner.policy import Decision, RestartPolicy, exit_text, stop_seconds
 from llmserve.runner.processes import Family, end, members, remove_unused_shared_memory, shared_memory
@@ -20,12 +23,14 @@ _LAST_LINES = 15
 
 @dataclass(frozen=True, slots=True)
 class RoleJob:
-    """mark: names this role's processes (processes.py). drained: of a worker."""
+    """mark: names this role's processes (processes.py). hang: how long it may give no answer once it is
+    ready. drained: of a worker."""
 
     spec: ProcessSpec
     command: Command
     mark: str
     ready_timeout_seconds: float
+    hang: HangLimits
     drained: DrainedMark | None = None
 
 
@@ -88,6 +93,9 @@ class RoleKeeper:
             self._see_segments()
             self._board.set(name, Stand.READY)
             self.ready.set()
+            if hang := await self._hang_of(run):
+                self._board.hung(name)
+                return _RunEnd(f"is killed: {hang}", ready=True, ready_seconds=run.ready_seconds)
         code = await run.until_ended()
         assert code is not None, "waited without a deadline"
         when = "ended" if started is StartResult.READY else "ended before it was ready"
@@ -97,6 +105,23 @@ class RoleKeeper:
             ready_seconds=run.ready_seconds,
             on_purpose=started is StartResult.READY and code == 0,
         )
+
+    async def _hang_of(self, run: RoleRun) -> str:
+        """Watches a ready process until it ends; why it is to be killed, or empty when it ended by itself."""
+        async with questions(self.spec) as ask:
+            if ask is None:
+                return ""
+            works = WorkMeter(lambda: members(self._family()))
+            watchdog = Watchdog(ask, works, self._job.hang)
+            watched = asyncio.create_task(watchdog.until_hung(), name=f"{self.spec.name}.watchdog")
+            ended = asyncio.create_task(run.until_ended(), name=f"{self.spec.name}.end")
+            try:
+                await asyncio.wait((watched, ended), return_when=asyncio.FIRST_COMPLETED)
+                return "" if ended.done() else watched.result()
+            finally:
+                ended.cancel()
+                watched.cancel()
+                await asyncio.gather(watched, ended, return_exceptions=True)
 
     async def _stay_away(self, mark: DrainedMark) -> None:
         """A worker ends with 0 only when it is told to leave. Not by us: that is not waited for here."""

@@ -63,12 +63,16 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             while True:
                 self._pass_on(await self._engine.next_outputs())
         except EngineDead as error:
-            self._admitting = False
-            running = self._sessions.give_up(error)
-            for request_id in running:
-                self._spans.failed(request_id, error)
-            _log.error("engine died: %s requests end: %s", len(running), error.message)
+            self.engine_lost(error)
             raise
+
+    def engine_lost(self, error: EngineDead) -> None:
+        """Ends every request with the error: it goes on elsewhere. Idempotent."""
+        self._admitting = False
+        running = self._sessions.give_up(error)
+        for request_id in running:
+            self._spans.failed(request_id, error)
+        _log.error("engine lost: %s requests end: %s", len(running), error.message)
 
     def _pass_on(self, outputs: Sequence[EngineOutput]) -> None:
         for output in outputs:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from llmserve.core.clock import SystemClock
 from llmserve.core.errors import EngineDead
+from llmserve.core.hang import HangLimits
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import Engine, EngineInfo
 from llmserve.engines.handover import release_ticket
@@ -22,6 +23,7 @@ from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
 from llmserve.rpc.server import RpcServer
 from llmserve.tracing.base import NO_TRACER, Tracer
 from llmserve.workers.drainer import Drainer
+from llmserve.workers.engine_watch import EngineWatch
 from llmserve.workers.leg_spans import LegSpans
 from llmserve.workers.membership import Membership
 from llmserve.workers.release import LeaseReleaser
@@ -86,7 +88,9 @@ class Worker:
         info = await self._engine.start()
         await asyncio.to_thread(self._options.check_model)
         self._metrics.total_blocks.set(info.total_blocks)
-        self._status = WorkerStatus(self._describe(info), self._engine, self._metrics)
+        bounds = HangLimits(self._spec.engine.hang_seconds, self._spec.engine.longest_step_seconds)
+        watch = EngineWatch(self._engine, bounds, self._on_hang)
+        self._status = WorkerStatus(self._describe(info), self._engine, self._metrics, watch)
         self._service = WorkerService(
             self._engine,
             Sessions(SystemClock()),
@@ -101,6 +105,7 @@ class Worker:
         address = f"{host}:{await self._server.start()}"
         self._status.info.address = address
         self._tasks.spawn("pump", self._service.pump(), fatal=True)
+        self._tasks.spawn("engine-watch", watch.run(), fatal=True)
         await self._join(self._status)
         if self._options.metrics_port:
             metrics = await serve_metrics(self._registry, host, self._options.metrics_port)
@@ -147,6 +152,12 @@ class Worker:
             transports=info.transports,
             handover_endpoints=info.handover_endpoints,
         )
+
+    async def _on_hang(self, error: EngineDead) -> None:
+        """Whoever asks for its health sees it from now on, should the end take long."""
+        assert self._service is not None, "watched from the start on"
+        self._service.engine_lost(error)
+        await self._server.set_serving(False)
 
     async def run_until(self, stop: asyncio.Event) -> None:
         """Returns when asked to stop, or drained. Errors: EngineDead."""

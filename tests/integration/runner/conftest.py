@@ -155,7 +155,7 @@ def _control(terminal: int) -> None:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """start(*names of roles, **manifest keys of deployment.local) -> Supervised, all in one run directory.
-    behave: what a role does otherwise than by default (fake_role.py). listen: the addresses of roles.
+    behave: what a role does otherwise than by default (fake_role.py). listen, http: the addresses of roles.
     source: of the model, which is then really prepared. deaf: nobody reads the supervisor's stdout.
     terminal: the file descriptor of one that controls it.
     metrics_port: of the page of all processes; 0: none; None: the manifest says nothing of it."""
@@ -168,6 +168,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         *names: str,
         behave: dict[str, dict[str, Any]] | None = None,
         listen: dict[str, str] | None = None,
+        http: dict[str, str] | None = None,
         verbose: bool = False,
         deaf: bool = False,
         source: str | None = None,
@@ -184,6 +185,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 "after": [other for other in AFTER.get(name.rpartition("-")[0], ()) if other in names],
                 "behaviour": (behave or {}).get(name, {}),
                 "listen": (listen or {}).get(name),
+                "http": (http or {}).get(name),
             }
             for name in names
         ]

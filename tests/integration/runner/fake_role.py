@@ -10,7 +10,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,13 @@ class FakeRole:
     """Behaviour: exit_code (ends at once), progress (lines), ready (default true), ignore_term, grandchild
     (one that leaves the session; "stubborn": and ignores SIGTERM), shm (name of a segment, which must not be
     there yet), stdout (other lines), slow_stop_seconds. Exit code 3 when the file crash-NAME appears.
+    http: where it answers every GET.
 
     Events: a word, the name, a pid, and of those that tests compare the time on the monotonic clock."""
 
-    def __init__(self, name: str, run_dir: Path, behaviour: dict[str, Any]) -> None:
+    def __init__(self, name: str, run_dir: Path, http: str | None, behaviour: dict[str, Any]) -> None:
         self._name = name
+        self._http = http
         self._run_dir = run_dir
         self._behaviour = behaviour
         self._stopping = False
@@ -42,6 +46,8 @@ class FakeRole:
         if "exit_code" in self._behaviour:
             print("boom: no such device", file=sys.stderr, flush=True)
             return int(self._behaviour["exit_code"])
+        if self._http:
+            _answer(self._http)
         segment = self._make_segment()
         if "grandchild" in self._behaviour:
             self._leave_grandchild(self._behaviour["grandchild"])
@@ -87,12 +93,27 @@ class FakeRole:
             file.write(f"{text}\n")
 
 
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *told: object) -> None: ...
+
+
+def _answer(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    server = ThreadingHTTPServer((host, int(port)), _Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--name")
     parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--http")
     flags, rest = parser.parse_known_args()
-    return FakeRole(flags.name, flags.run_dir, json.loads(rest[-1])).live()
+    return FakeRole(flags.name, flags.run_dir, flags.http, json.loads(rest[-1])).live()
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def main() -> int:
             name=role["name"],
             module="fake_role",
             listen=role["listen"],
+            http=role["http"],
             args=(json.dumps(role["behaviour"]),),
             after=tuple(role["after"]),
         )

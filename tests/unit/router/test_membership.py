@@ -207,3 +207,17 @@ def test_interruptions_are_ends_that_nobody_announced(
     membership.deregister(DECODE, 3)
     membership.register(make_spec("decode-0", epoch=4))
     assert interruptions() == 0
+
+
+def test_a_worker_whose_engine_does_not_answer_gets_nothing_until_it_does(
+    membership: Membership, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0"))
+    for _ in range(2):
+        membership.heartbeat(DECODE, 1, EngineLoad(stalled=True))
+        assert _decoders(membership) == []
+    (member,) = membership
+    assert (member.state, member.reason) == (WorkerState.SUSPECT, "its engine does not answer")
+    assert member.interruptions == 1
+    membership.heartbeat(DECODE, 1, EngineLoad())
+    assert _decoders(membership) == ["decode-0"]

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
@@ -171,6 +171,13 @@ class SimEngine:
             last_transport=counters.last_transport,
             pairs=() if self._spec.role is WorkerRole.PREFILL else self._link.pairs(),
         )
+
+    async def ping(self) -> None:
+        self._check_alive()
+        await asyncio.sleep(0)  # its loop is this one
+
+    def processes(self) -> Collection[int]:
+        return ()
 
     async def meet(self, peers: Sequence[KvPeer]) -> None:
         self._linked().meet(peers)

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import Executor
 
+from llmserve.core.effort import descendants
 from llmserve.core.errors import (
     DeadlineExceeded,
     EngineDead,
@@ -150,6 +152,17 @@ class VllmEngine:
     async def next_kv_events(self) -> KvEvents:
         assert self._kv_events is not None
         return await self._kv_events.next()
+
+    async def ping(self) -> None:
+        """Through EngineCore's step loop to each of its worker processes and back."""
+        try:
+            await self._running().collective_rpc_async("check_health")
+        except EngineDeadError as error:
+            raise EngineDead("the vLLM engine is dead") from error
+
+    def processes(self) -> Collection[int]:
+        """A worker starts no others."""
+        return descendants(os.getpid())
 
     async def meet(self, peers: Sequence[KvPeer]) -> None:
         assert self._info is not None

@@ -80,7 +80,7 @@ class WorkerInfo(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., kv_shape: _Optional[_Union[KvShape, _Mapping]] = ..., max_model_len_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_concurrency: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., handover_endpoints: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("running_requests", "waiting_requests", "used_blocks", "leased_blocks", "orphan_blocks", "transferred_bytes", "transfer_failures", "last_transport", "pairs")
+    __slots__ = ("running_requests", "waiting_requests", "used_blocks", "leased_blocks", "orphan_blocks", "transferred_bytes", "transfer_failures", "last_transport", "pairs", "stalled")
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     USED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class WorkerLoad(_message.Message):
     TRANSFER_FAILURES_FIELD_NUMBER: _ClassVar[int]
     LAST_TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
+    STALLED_FIELD_NUMBER: _ClassVar[int]
     running_requests: int
     waiting_requests: int
     used_blocks: int
@@ -99,7 +100,8 @@ class WorkerLoad(_message.Message):
     transfer_failures: int
     last_transport: str
     pairs: _containers.RepeatedCompositeFieldContainer[TransportPair]
-    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., used_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., transferred_bytes: _Optional[int] = ..., transfer_failures: _Optional[int] = ..., last_transport: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[TransportPair, _Mapping]]] = ...) -> None: ...
+    stalled: bool
+    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., used_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., orphan_blocks: _Optional[int] = ..., transferred_bytes: _Optional[int] = ..., transfer_failures: _Optional[int] = ..., last_transport: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[TransportPair, _Mapping]]] = ..., stalled: _Optional[bool] = ...) -> None: ...
 
 class TransportPair(_message.Message):
     __slots__ = ("peer", "transport", "chosen", "breaker", "reason", "small_seconds", "bytes_per_second", "transfers", "bytes", "seconds", "failures")

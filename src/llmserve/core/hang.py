@@ -1,0 +1,123 @@
+"""Whether something that should answer hangs.
+
+A watchdog asks again and again. What is slow, compiles or swaps is told from what is stopped or deadlocked
+by whether its processes do any work, and each of the two has a bound of its own. Silence is counted in the
+watchdog's own ticks: a machine that was suspended, or so busy that the watchdog did not run either, looks
+no longer silent than the watchdog was awake.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+
+TICK_SECONDS = 1.0
+# Of the silence that counts, per tick: more has passed only if the watchdog itself did not run.
+_LONGEST_TICKS = 2.0
+# Of a bound: what is silent for longer gets no new work.
+_STALLED_SHARE = 1 / 3
+
+
+class Health(StrEnum):
+    ANSWERS = "answers"
+    STALLED = "stalled"  # silent for too long to be given work
+    HANGS = "hangs"  # silent for so long that it is to be replaced
+
+
+@dataclass(frozen=True, slots=True)
+class HangLimits:
+    """How long silence may last: idle_seconds while the processes do nothing, busy_seconds in any case."""
+
+    idle_seconds: float
+    busy_seconds: float
+
+
+class SilenceMeter:
+    """Pure: ticks of the watchdog in, the health of what it watches out."""
+
+    def __init__(self, limits: HangLimits, tick_seconds: float = TICK_SECONDS) -> None:
+        self._limits = limits
+        self._longest_seconds = tick_seconds * _LONGEST_TICKS
+        self._last_tick: float | None = None
+        self.silent_seconds = 0.0
+        self.idle_seconds = 0.0  # of the silence, those at its end in which nothing was done
+
+    def tick(self, now: float, *, answered: bool, works: bool) -> Health:
+        """answered: since the tick before. works: its processes did something since then."""
+        passed = 0.0 if self._last_tick is None else min(now - self._last_tick, self._longest_seconds)
+        self._last_tick = now
+        self.silent_seconds = 0.0 if answered else self.silent_seconds + passed
+        self.idle_seconds = 0.0 if answered or works else self.idle_seconds + passed
+        return self.health
+
+    @property
+    def health(self) -> Health:
+        if self._reaches(1.0):
+            return Health.HANGS
+        return Health.STALLED if self._reaches(_STALLED_SHARE) else Health.ANSWERS
+
+    def _reaches(self, share: float) -> bool:
+        limits = self._limits
+        is_idle = self.idle_seconds >= share * limits.idle_seconds
+        return is_idle or self.silent_seconds >= share * limits.busy_seconds
+
+    @property
+    def text(self) -> str:
+        """For people, while it is silent."""
+        doing = "does nothing" if self.idle_seconds >= self._limits.idle_seconds else "still works"
+        return f"it has not answered for {self.silent_seconds:.0f} s and {doing}"
+
+
+class Watchdog:
+    """until_hung, as one task of its owner. ask: returns when an answer came; a question that is not answered
+    stays open, one that fails is asked again at the next tick. works: whether the processes did something
+    since it was last asked; read only while they are silent, and may block for a few milliseconds."""
+
+    def __init__(
+        self,
+        ask: Callable[[], Awaitable[None]],
+        works: Callable[[], bool],
+        limits: HangLimits,
+        *,
+        tick_seconds: float = TICK_SECONDS,
+    ) -> None:
+        self._ask, self._works = ask, works
+        self._tick_seconds = tick_seconds
+        self._meter = SilenceMeter(limits, tick_seconds)
+
+    @property
+    def health(self) -> Health:
+        return self._meter.health
+
+    @property
+    def silent_seconds(self) -> float:
+        return self._meter.silent_seconds
+
+    async def until_hung(self) -> str:
+        """Returns why it is to be replaced, in words."""
+        question: asyncio.Task[None] | None = None
+        try:
+            while True:
+                question = question or asyncio.create_task(self._asked(), name="watchdog.question")
+                began = time.monotonic()
+                await asyncio.wait((question,), timeout=self._tick_seconds)
+                answered = _is_answered(question)
+                question = None if question.done() else question
+                works = answered or await asyncio.to_thread(self._works)
+                if self._meter.tick(time.monotonic(), answered=answered, works=works) is Health.HANGS:
+                    return self._meter.text
+                await asyncio.sleep(began + self._tick_seconds - time.monotonic())
+        finally:
+            if question is not None:
+                question.cancel()
+                with suppress(BaseException):
+                    await question
+
+    async def _asked(self) -> None:
+        await self._ask()
+
+
+def _is_answered(question: asyncio.Task[None]) -> bool:
+    return question.done() and not question.cancelled() and question.exception() is None
