@@ -52,6 +52,7 @@ def engine_config(engine: EngineConfig, model: Path) -> StructuredOutputsConfig:
         role=WorkerRole.DECODE,
         model_dir=model,
         model_name="tiny",
+        model_identity="tiny",
         engine=engine,
         kv_cache=KvCacheConfig(),
         transfer=TransferConfig(),
