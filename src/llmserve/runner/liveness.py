@@ -24,8 +24,8 @@ Ask = Callable[[], Awaitable[None]]
 async def questions(spec: ProcessSpec) -> AsyncIterator[Ask | None]:
     """What to call for one answer of the process; it fails, or takes long, when none comes. None: it serves
     nothing."""
-    if spec.http:
-        address = spec.http
+    if own_http := spec.direct or spec.http:
+        address = own_http
         yield lambda: _get_live(address)
     elif spec.listen:
         async with open_channel(_reached(spec.listen)) as channel:
