@@ -19,8 +19,7 @@ def apiservers(port: int, *, shared: bool = True) -> list[ProcessSpec]:
 @pytest.fixture
 def port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        number = int(probe.getsockname()[1])
-    return number
+        return int(probe.getsockname()[1])
 
 
 def test_each_process_has_its_place_at_the_same_socket(port: int) -> None:
