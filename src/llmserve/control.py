@@ -22,7 +22,7 @@ from llmserve.core.clock import SystemClock
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole
-from llmserve.rpc.role import Role, configure_logging, report_progress, run_role
+from llmserve.rpc.role import Role, configure_logging, own_environment, report_progress, run_role
 
 
 class Roles:
@@ -62,6 +62,7 @@ def main() -> int:
     async def build() -> Roles:
         manifest = load_manifest(given.manifest)
         configure_logging(manifest.observability, given.name)
+        own_environment(manifest)
         told = apiserver_options(given, manifest)
         prepare_environment()
         report_progress("loading vLLM's API layer")

@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY
 from llmserve.apiserver.environment import prepare_environment
 from llmserve.apiserver.flags import flags, options
 from llmserve.config.load import load_manifest
-from llmserve.rpc.role import Role, configure_logging, report_progress, run_role
+from llmserve.rpc.role import Role, configure_logging, own_environment, report_progress, run_role
 
 
 def main() -> int:
@@ -16,6 +16,7 @@ def main() -> int:
     async def build() -> Role:
         manifest = load_manifest(given.manifest)
         configure_logging(manifest.observability, given.name)
+        own_environment(manifest)
         told = options(given, manifest)
         prepare_environment()
         report_progress("loading vLLM's API layer")

@@ -21,7 +21,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from llmserve.apiserver.cluster_client import SUPPORTED_TASKS, ClusterEngineClient
 from llmserve.apiserver.errors import Problem, body_of, problem_of
-from llmserve.apiserver.health import Readiness
+from llmserve.apiserver.health import Readiness, api_trouble
 from llmserve.apiserver.messages import Messages
 from llmserve.apiserver.model_routes import add_models
 from llmserve.apiserver.options import ServedModel
@@ -140,7 +140,7 @@ def _add_operations(app: FastAPI, readiness: Readiness, registry: CollectorRegis
     @app.get("/health")
     async def health() -> Response:
         """200 when requests can be served; 503 and the reason when they cannot."""
-        if reason := readiness.missing():
+        if reason := readiness.missing() or await api_trouble(app):
             body = {"status": "unavailable", "reason": reason}
             return JSONResponse(body, 503, headers={"Retry-After": "1"})
         return JSONResponse({"status": "ok"})

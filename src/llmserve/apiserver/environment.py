@@ -12,6 +12,6 @@ _ENVIRONMENT = {
 
 
 def prepare_environment() -> None:
-    """What the user has set stays as it is."""
+    """What `engine.env` says, or who started this process, stays as it is."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -16,7 +16,7 @@ from llmserve.apiserver.explain.http import add_explain
 from llmserve.apiserver.explain.records import Records
 from llmserve.apiserver.gate import Gate
 from llmserve.apiserver.handover_mode import HandoverRule
-from llmserve.apiserver.health import Readiness
+from llmserve.apiserver.health import Readiness, api_trouble
 from llmserve.apiserver.http_server import HttpServer
 from llmserve.apiserver.http_spans import HttpSpans
 from llmserve.apiserver.identity import KvIdentity
@@ -99,6 +99,8 @@ class Apiserver:
             app = await openai_app(self._client, args, readiness, self._registry, self._add_own)
         except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
             raise StartFailed(f"vLLM's API layer cannot serve {self._options.model}: {error}") from error
+        if trouble := await api_trouble(app):
+            raise StartFailed(trouble)
         spans = HttpSpans(self._tracer, self._options.model.name)
         self._gate = Gate(app, self._live.keys, self._options.max_body_bytes, self._records, spans)
         self._client.set_limits(self._live.limits)

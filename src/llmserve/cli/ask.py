@@ -1,6 +1,8 @@
 """Questions to a running cluster, each with a deadline of 2 s: health, load, blocks and leases."""
 
 import asyncio
+import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -12,12 +14,14 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmserve.cli.kv_sum import summed
+from llmserve.doctor.cluster import ApiFacts
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc, router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
 HEALTHY = "healthy"
 _DEADLINE_SECONDS = 2.0
+_TOKEN_SECONDS = 15.0  # a busy cluster lets it wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,27 @@ async def _grpc_health(address: str) -> str:
         except grpc.aio.AioRpcError as error:
             return f"no answer ({error.code().name.lower()})"
     return HEALTHY if answer.status == serving else "not serving"
+
+
+def request_one_token(role: Mapping[str, Any], model: str, key: str | None) -> ApiFacts:
+    """Sends an apiserver what a client sends. Blocks for at most 15 s. key: empty when none is needed, None
+    when none is known."""
+    name, address = str(role["name"]), role.get("direct") or role["http"]
+    body = {"model": model, "prompt": "Hello", "max_tokens": 1}
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(f"http://{address}/v1/completions", json.dumps(body).encode(), headers)
+    began = time.monotonic()
+    status, trouble = 0, ""
+    try:
+        with urllib.request.urlopen(request, timeout=_TOKEN_SECONDS) as answer:
+            status = answer.status
+    except urllib.error.HTTPError as error:
+        status, trouble = error.code, error.read(500).decode(errors="replace").strip() or error.reason
+    except OSError as error:
+        trouble = str(getattr(error, "reason", error))
+    return ApiFacts(name, status, time.monotonic() - began, trouble, key is not None)
 
 
 def _http_health(address: str) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -10,12 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llmserve.cli.ask import HEALTHY, Answers, ask
+from llmserve.cli.ask import HEALTHY, Answers, ask, request_one_token
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
 from llmserve.cli.doctor_page import page, summary
 from llmserve.cli.find import DEFAULT_MANIFEST, add_cluster, find_cluster
 from llmserve.cli.screen import screen
 from llmserve.cli.snapshot import RoleView, WorkerView, snapshot
+from llmserve.config.load import load_manifest
 from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.core.outcome import WorkerRole
 from llmserve.doctor import cluster as checks
@@ -26,9 +28,9 @@ from llmserve.runner.state import ClusterState
 
 _ABOUT = """\
 Checks this machine, the installed software, every KV transport (each is tried between two processes here, and
-measured), the manifest, and the cluster if one runs. Each line says ok, note (nothing to do), warning (works,
-but worse than it could) or problem (will not work), and below it what to do. Takes some 10 seconds, changes
-nothing. The exit code is 1 when there is a problem.
+measured), the manifest, and the cluster if one runs, which gets a request for one token. Each line says ok,
+note (nothing to do), warning (works, but worse than it could) or problem (will not work), and below it what
+to do. Takes some 10 seconds, changes nothing. The exit code is 1 when there is a problem.
 """
 
 
@@ -94,11 +96,32 @@ def _cluster(state: ClusterState, answers: Answers) -> Iterator[Finding]:
     yield from map(checks.silence, answers.problems)
     for role in now.roles:
         yield checks.role(_role_facts(role))
+    yield from map(checks.api, _api_facts(state))
     for role in now.roles:
         if role.worker is not None and role.worker.role != WorkerRole.PREFILL:
             yield checks.transfers(_transfer_facts(role.name, role.worker))
             yield from checks.pairs(role.name, role.worker.pairs)
     yield checks.orphans(now.orphan_blocks)
+
+
+def _api_facts(state: ClusterState) -> Iterator[checks.ApiFacts]:
+    """Of each apiserver that should serve."""
+    key = _known_key(Path(state.manifest))
+    for role in state.roles:
+        if role["http"] and role["stand"] == Stand.READY:
+            yield request_one_token(role, state.model, key)
+
+
+def _known_key(manifest: Path) -> str | None:
+    """One that a client could send: empty when none is needed, None when none is known here."""
+    try:
+        keys = load_manifest(manifest).security.api_keys
+    except LLMServeError:  # it was changed since the start
+        return None
+    if not keys:
+        return ""
+    known = (one.key or os.environ.get(one.key_env or "") for one in keys)
+    return next(filter(None, known), None)
 
 
 def _role_facts(role: RoleView) -> checks.RoleFacts:

@@ -21,6 +21,7 @@ _READERS: Mapping[_Path, tuple[Reader, ...]] = {
     ("engine",): ("worker",),
     ("engine", "dtype"): ("apiserver", "worker"),
     ("engine", "max_model_len"): ("apiserver", "worker"),
+    ("engine", "env"): ("apiserver", "worker"),
     ("engine", "tool_call_parser"): ("apiserver",),
     ("engine", "reasoning_parser"): ("apiserver", "worker"),
     ("engine", "grammar_backend"): ("apiserver", "worker"),

@@ -30,6 +30,15 @@ class SimSpec(Section):
     ] = 32000
 
 
+class EnvVariable(Section):
+    """A variable of the environment."""
+
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Such as `VLLM_ATTENTION_BACKEND`.")
+    ]
+    value: Annotated[str, Field(description="Text: a number is written in quotes.")]
+
+
 class EngineConfig(Section):
     """One engine; every worker has one of its own."""
 
@@ -129,6 +138,14 @@ class EngineConfig(Section):
             "refused with 400."
         ),
     ] = "xgrammar"
+    env: Annotated[
+        tuple[EnvVariable, ...],
+        Field(
+            strict=False,
+            description="Variables for vLLM, in the engines and apiservers, for what has no key here. Those "
+            "of the shell that `llmserve up` was started in do not reach them (docs/operations.md).",
+        ),
+    ] = ()
     hang_seconds: Annotated[
         float,
         Unit("seconds"),

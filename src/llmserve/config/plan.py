@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from llmserve.config.cores import Shares, deal, divide, omp_binding, usable_cores
+from llmserve.config.environment import engine_variables
 from llmserve.config.knob import VllmOnly, marker
 from llmserve.config.plan_types import LocalPlan, PlanRow, ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
@@ -124,7 +125,7 @@ class _Planner:
                 metrics_port=self._metrics_port(),
                 cores=cores,
                 gpus=gpus,
-                env=self._common_env() | self._engine_env(cores, gpus),
+                env=self._common_env() | self._engine_env(cores, gpus) | engine_variables(self._manifest),
                 args=("--role", role.value),
                 after=after,
             )
@@ -154,7 +155,8 @@ class _Planner:
 
     def _apiserver_env(self) -> dict[str, str]:
         """It renders and tokenizes in its own threads: torch's and the tokenizers' would only take cores."""
-        return self._common_env() | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        return self._common_env() | threads | engine_variables(self._manifest)
 
     def _metrics_port(self) -> int:
         return self._ports.pick() if self._manifest.observability.metrics else 0

@@ -44,11 +44,10 @@ class ProcessSpec:
     """One process: `python -m MODULE` with `arguments(...)`.
 
     Addresses are HOST:PORT: `listen` its own gRPC, `http` its HTTP, `direct` its HTTP on loopback that nobody
-    else answers, when it shares `http` with others, `routers` and `kvmanagers` those
-    it talks to (a router: the others), router-0 and kvmanager-0 first. metrics_port 0: none. `cores` and
-    `gpus` are the engine's own; without cores it may run on any. `env` is added to the environment and
-    `unset_env` removed from it. It is started when all processes named in `after` are ready.
-    drain_seconds: for running requests at its stop; None: the role's own default.
+    else answers, when it shares `http` with others, `routers` and `kvmanagers` those it talks to (a router:
+    the others), router-0 and kvmanager-0 first. metrics_port 0: none. `cores` and `gpus` are the engine's
+    own; without cores it may run on any. `env` is added to the environment. It is started when all processes
+    named in `after` are ready. drain_seconds: for running requests at its stop; None: the role's own default.
     """
 
     role: ProcessRole
@@ -63,7 +62,6 @@ class ProcessSpec:
     cores: tuple[int, ...] = ()
     gpus: tuple[int, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    unset_env: tuple[str, ...] = ("PYTHONHASHSEED",)  # it would change the root of every block hash
     args: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     drain_seconds: float | None = None

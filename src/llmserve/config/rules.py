@@ -131,6 +131,28 @@ def _long_prompts(manifest: Manifest) -> Iterator[Conflict]:
         yield Conflict((path, ("engine", "max_model_len")), message)
 
 
+_TAKEN = {
+    "VLLM_API_KEY": "would lock all clients out: their keys are security.api_keys",
+    "CUDA_VISIBLE_DEVICES": "is set for each engine: the GPUs are divided between them",
+    "PYTHONHASHSEED": "would change the identity of KV blocks",
+    "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "is set by LLMServe: the hashes are the identity of KV blocks",
+    "VLLM_WORKER_MULTIPROC_METHOD": "is set by LLMServe",
+    "VLLM_RPC_BASE_PATH": "is set by LLMServe",
+}
+
+
+def _engine_env(manifest: Manifest) -> Iterator[Conflict]:
+    names = [one.name for one in manifest.engine.env]
+    for index, name in enumerate(names):
+        path: Path = ("engine", "env", index)
+        if name in _TAKEN:
+            yield Conflict((path,), f"{name} {_TAKEN[name]}")
+        elif name.startswith("LLMSERVE_"):
+            yield Conflict((path,), f"{name} is for LLMServe itself, which the manifest configures")
+        elif names.index(name) < index:
+            yield Conflict((path, ("engine", "env", names.index(name))), f"names {name} twice")
+
+
 def _heartbeat(manifest: Manifest) -> Iterator[Conflict]:
     scheduling = manifest.scheduling
     beat, expiry = scheduling.worker_heartbeat_seconds, scheduling.worker_expiry_seconds
@@ -196,6 +218,7 @@ _RULES = (
     _block_size,
     _batch,
     _long_prompts,
+    _engine_env,
     _heartbeat,
     _api_keys,
     _tenants,

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from llmserve.config.budgets import Budgets, TenantBudget
 from llmserve.config.deployment import Deployment, LocalDeployment, Replicas
-from llmserve.config.engine import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
+from llmserve.config.engine import EngineConfig, EnvVariable, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.config.knob import Section
 from llmserve.config.models import AdapterSpec, Metadata, Models, ModelSpec
 from llmserve.config.scheduling import Scheduling, TenantWeight
@@ -25,6 +25,7 @@ __all__ = [
     "Deployment",
     "EncryptionKey",
     "EngineConfig",
+    "EnvVariable",
     "KvCacheConfig",
     "LocalDeployment",
     "Manifest",

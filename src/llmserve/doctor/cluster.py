@@ -9,6 +9,7 @@ from llmserve.doctor.host import MIB
 from llmserve.transfer.breaker import BreakerState
 
 _GB = 1e9
+_HTTP_OK, _HTTP_UNAUTHORIZED, _HTTP_TOO_MANY = 200, 401, 429
 _REFUSED, _UNAVAILABLE = "refused", "unavailable"  # what stands for a breaker where there is none
 
 
@@ -47,6 +48,30 @@ def role(facts: RoleFacts) -> Finding:
         advice = f"Why it ended is in its log: {facts.log}"
         return warning(facts.name, f"{value}, restarted {facts.restarts}x", advice, restarts=facts.restarts)
     return ok(facts.name, value, restarts=0)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiFacts:
+    """What came of a request to an apiserver, for one token. status: of HTTP; 0: none came, and `trouble`
+    says why. sent_key: it had one, or none is needed."""
+
+    name: str
+    status: int
+    seconds: float
+    trouble: str = ""
+    sent_key: bool = True
+
+
+def api(facts: ApiFacts) -> Finding:
+    name = f"API of {facts.name}"
+    if facts.status == _HTTP_OK:
+        return ok(name, f"answered a request in {facts.seconds:.2f} s", seconds=facts.seconds)
+    if facts.status == _HTTP_UNAUTHORIZED and not facts.sent_key:
+        return note(name, "asks for an API key", "The variables of security.api_keys are not set here.")
+    if facts.status == _HTTP_TOO_MANY:
+        return warning(name, "refused a request: no room now", facts.trouble)
+    value = f"answered {facts.status}" if facts.status else "did not answer"
+    return problem(name, value, f"To a request for one token: {facts.trouble}")
 
 
 def transfers(facts: TransferFacts) -> Finding:

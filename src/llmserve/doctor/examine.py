@@ -13,6 +13,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 
 import llmserve
+from llmserve.config.environment import inherited
 from llmserve.config.plan import LOOPBACK
 from llmserve.config.schema import Manifest, TransferConfig
 from llmserve.doctor import disk, gpu, limits, machine, manifest, network, software
@@ -170,6 +171,7 @@ def _manifest(
         return
     yield loaded.finding
     if loaded.thing is not None:
+        yield manifest.environment(inherited(os.environ, loaded.thing).ignored)
         yield from _plan(host, subject, loaded.thing, devices)
         run_dir = run_dir_of(loaded.thing, subject.manifest)
         yield manifest.run_directory(run_dir, manifest.processes_of)

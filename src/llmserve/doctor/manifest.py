@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from llmserve.config.cores import ranges
+from llmserve.config.environment import note as environment_note
 from llmserve.config.load import load_manifest
 from llmserve.config.plan import LocalPlan, ProcessSpec
 from llmserve.config.schema import Manifest, ModelSpec
@@ -108,6 +109,13 @@ def engine_memory(manifest: Manifest, weight_bytes: int, available_bytes: float)
         )
         return warning("engine memory", value, advice, **figures)
     return ok("engine memory", value, **figures)
+
+
+def environment(ignored: Sequence[str]) -> Finding:
+    """ignored: settings in this shell that do not reach the processes of a cluster."""
+    if ignored:
+        return note("environment", ", ".join(ignored), environment_note(ignored), variables=len(ignored))
+    return ok("environment", "no settings besides the manifest", variables=0)
 
 
 def run_directory(run_dir: Path, living: Callable[[ClusterState], set[int]]) -> Finding:

@@ -22,7 +22,8 @@ from typing import Protocol
 
 import uvloop
 
-from llmserve.config.schema import Observability
+from llmserve.config.environment import GIVEN, engine_variables, inherited, note
+from llmserve.config.schema import Manifest, Observability
 from llmserve.core.errors import LLMServeError
 from llmserve.core.logs import HumanFormatter, JsonFormatter, vllm_logging
 
@@ -126,6 +127,17 @@ def _configure_vllm(process: str, level: str) -> None:
         json.dump(vllm_logging(process, level), file)
     atexit.register(Path(file.name).unlink, missing_ok=True)
     os.environ[VLLM_LOGGING_VARIABLE] = file.name
+
+
+def own_environment(manifest: Manifest) -> None:
+    """Leaves in this process's environment what a process of the cluster may have, whoever started it, and
+    adds `engine.env`. Before vLLM is imported, which reads the rest."""
+    environment = inherited(os.environ, manifest, GIVEN)
+    if environment.ignored:
+        _log.warning("%s", note(environment.ignored))
+    for name in os.environ.keys() - environment.kept.keys():
+        del os.environ[name]
+    os.environ.update(engine_variables(manifest))
 
 
 def set_log_level(level: str) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from llmserve.config.environment import inherited
+from llmserve.config.environment import note as note_of
 from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import StartFailed
@@ -96,6 +98,7 @@ class _Cluster:
             watch=job.manifest.deployment.local.reload_on_change,
         )
         model = job.manifest.models.primary.served_name
+        self._environment = inherited(os.environ, job.manifest)
         self._exporter: ClusterExporter | None = None
         self._state = StateWriter(cluster_id, job.manifest.metadata.name, model, job.plan, paths)
 
@@ -119,6 +122,8 @@ class _Cluster:
         self._state.follow(self._board)
         for note in self._job.plan.notes:
             self._console.say(f"Note: {note}")
+        if self._environment.ignored:
+            self._console.say(f"Note: {note_of(self._environment.ignored)}")
         self._console.follow(self._board)
         self._console.live(True)
         self._tasks.spawn("console", self._show())
@@ -174,7 +179,7 @@ class _Cluster:
             await asyncio.wait((task,))
 
     async def _prepare_model(self) -> str:
-        command = fetch_command(self._paths, MODEL_STEP, self._id, os.environ)
+        command = fetch_command(self._paths, MODEL_STEP, self._id, self._environment.kept)
         self._board.set(MODEL_STEP, Stand.STARTING, "looking for it")
         model_dir = await prepare_model(
             command,
@@ -186,7 +191,7 @@ class _Cluster:
 
     def _keeper(self, spec: ProcessSpec, model_dir: str) -> RoleKeeper:
         share = self._http_port.share_of(spec)
-        command = role_command(spec, self._paths, model_dir, self._id, os.environ, share)
+        command = role_command(spec, self._paths, model_dir, self._id, self._environment.kept, share)
         local = self._job.manifest.deployment.local
         hang = HangLimits(local.hang_seconds, max(local.hang_seconds, _BUSY_HANG_SECONDS))
         drained = DrainedMark(self._paths.temp_dir, spec.name) if spec.role.is_worker else None

@@ -56,9 +56,9 @@ def role_command(
     base: Mapping[str, str],
     share: PortShare | None = None,
 ) -> Command:
-    """`base` is the environment of the supervisor. share: what an apiserver inherits of a shared port."""
-    env = {name: value for name, value in base.items() if name not in spec.unset_env}
-    env |= spec.env
+    """base: what it inherits of the supervisor's environment. share: what an apiserver inherits of a shared
+    port."""
+    env = {**base, **spec.env}
     env |= _run_environment(paths, cluster_id, spec.name)
     env["HF_HUB_OFFLINE"] = "1"  # the model is there: nobody needs to ask a hub for anything
     arguments = spec.command(str(paths.manifest), str(paths.run_dir), model_dir)

@@ -16,7 +16,7 @@ from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import WorkerRole
-from llmserve.rpc.role import add_kvmanagers, addresses, configure_logging
+from llmserve.rpc.role import add_kvmanagers, addresses, configure_logging, own_environment
 from llmserve.tracing.base import Tracer
 from llmserve.tracing.open import open_tracer
 from llmserve.workers.build import build_engine, engine_spec
@@ -113,6 +113,7 @@ def main() -> int:
     try:
         manifest = load_manifest(flags.manifest)
         configure_logging(manifest.observability, flags.name)
+        own_environment(manifest)
         uvloop.run(serve(flags, manifest, prepare_model(manifest, flags.model_dir, _report)))
     except LLMServeError as error:
         _log.error("%s: failed: %s", flags.name, error.message)

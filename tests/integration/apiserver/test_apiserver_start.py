@@ -41,6 +41,17 @@ async def test_a_key_is_missing(manifest: dict[str, Any], tiny_model: Path) -> N
         role({**manifest, **keys}, tiny_model)
 
 
+async def test_an_api_that_answers_nobody_is_not_ready(
+    manifest: dict[str, Any], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was with this variable in the environment of `llmserve up`."""
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    made = role(manifest, tiny_model)
+    with pytest.raises(StartFailed, match="/v1/models with 401"):
+        await made.start()
+    await made.aclose()
+
+
 async def test_nothing_is_left_running(manifest: dict[str, Any], tiny_model: Path) -> None:
     before = asyncio.all_tasks()
     made = role(manifest, tiny_model)

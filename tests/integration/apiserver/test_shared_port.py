@@ -193,6 +193,6 @@ async def test_nobody_can_connect_before_the_first_and_after_the_end() -> None:
     async with serving(1) as servers:
         (client,) = await connected(servers, 1)
         servers.port.close()
-        with pytest.raises(OSError):
+        with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(*servers.address)
         assert await client.ask() == 0, "what is open goes on"

@@ -1,8 +1,11 @@
+import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from llmserve.apiserver.health import Readiness
+from llmserve.apiserver import health
+from llmserve.apiserver.health import Readiness, api_trouble
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import (
     WORKER_ROLE_AGGREGATED,
     WORKER_ROLE_DECODE,
@@ -41,3 +44,35 @@ def test_both_roles_must_be_there(workers: list[WorkerInfo], disaggregated: bool
 def test_without_the_router_nothing_is_known() -> None:
     cluster = Cluster([PREFILL, DECODE], connected=False)
     assert Readiness(cluster, disaggregated=True).missing() == "no session with the router"
+
+
+def app_that_answers(status: int) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (scope["method"], scope["path"]) == ("GET", "/v1/models")
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+async def test_the_api_answers() -> None:
+    assert await api_trouble(app_that_answers(200)) == ""
+
+
+async def test_the_api_refuses_everybody() -> None:
+    assert "401" in await api_trouble(app_that_answers(401))
+
+
+async def test_the_api_fails() -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("boom")
+
+    assert "boom" in await api_trouble(broken)
+
+
+async def test_the_api_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hanging(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(health, "_ANSWER_SECONDS", 0.01)
+    assert "no answer" in await api_trouble(hanging)

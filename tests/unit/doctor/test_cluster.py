@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import pytest
+
 from llmserve.core.pairs import PairStatus
 from llmserve.doctor import cluster
-from llmserve.doctor.cluster import RoleFacts, TransferFacts
+from llmserve.doctor.cluster import ApiFacts, RoleFacts, TransferFacts
 from llmserve.doctor.finding import Finding, Status
 
 
@@ -16,6 +18,23 @@ def test_roles() -> None:
     assert (ill.status, ill.advice) == (Status.PROBLEM, "no answer. Its log: r.log")
     young = cluster.role(RoleFacts("decode-0", 7, 0, "d.log", "It is starting", is_starting=True))
     assert (young.status, young.value, young.advice) == (Status.NOTE, "not ready yet", "It is starting")
+
+
+@pytest.mark.parametrize(
+    ("status", "sent_key", "finding"),
+    [
+        (200, True, Status.OK),
+        (401, True, Status.PROBLEM),
+        (401, False, Status.NOTE),
+        (429, True, Status.WARNING),
+        (503, True, Status.PROBLEM),
+        (0, True, Status.PROBLEM),
+    ],
+)
+def test_what_the_api_answers(status: int, sent_key: bool, finding: Status) -> None:
+    found = cluster.api(ApiFacts("apiserver-0", status, 0.5, "why", sent_key))
+    assert (found.name, found.status) == ("API of apiserver-0", finding)
+    assert finding is not Status.PROBLEM or "why" in found.advice
 
 
 def _transfers(last: str, size: int, failures: int) -> tuple[Status, str]:

@@ -55,9 +55,8 @@ def test_the_environment_of_a_role() -> None:
         "decode-0",
         "llmserve.workers",
         env={"A": "spec", "B": "spec"},
-        unset_env=("GONE",),
     )
-    base = {"A": "base", "KEPT": "base", "GONE": "base", "TMPDIR": "base", "HF_HUB_OFFLINE": "0"}
+    base = {"A": "base", "KEPT": "base", "TMPDIR": "base", "HF_HUB_OFFLINE": "0"}
     env = role_command(spec, PATHS, "/model", CLUSTER, base).env
     assert env == {
         "A": "spec",

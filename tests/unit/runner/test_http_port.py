@@ -1,7 +1,6 @@
 """The port that several apiservers share, as the supervisor holds it."""
 
 import socket
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,10 +17,9 @@ def apiservers(port: int, *, shared: bool = True) -> list[ProcessSpec]:
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
+def port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        number = int(probe.getsockname()[1])
-    yield number
+        return int(probe.getsockname()[1])
 
 
 def test_each_process_has_its_place_at_the_same_socket(port: int) -> None:

@@ -1,0 +1,90 @@
+"""Which variables of its environment a process of the cluster has. Pure.
+
+The manifest is the only source of settings, and vLLM, torch and their libraries read hundreds of variables:
+an exported VLLM_API_KEY would lock all clients out. So a process has what says where things are on this
+machine, how it is reached, and who may use what; and of the rest what the manifest names.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from llmserve.config.schema import Manifest
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# The machine and the user; places of programs, libraries and caches; how Python runs.
+_PLACES = _names(
+    """
+    PATH HOME USER LOGNAME HOSTNAME SHELL LANG LANGUAGE TZ TMPDIR TMP TEMP VIRTUAL_ENV CONDA_PREFIX
+    LD_LIBRARY_PATH LD_PRELOAD LIBRARY_PATH CPATH C_INCLUDE_PATH CPLUS_INCLUDE_PATH CC CXX
+    PYTHONPATH PYTHONHOME PYTHONUSERBASE PYTHONNOUSERSITE PYTHONSAFEPATH PYTHONPYCACHEPREFIX PYTHONUTF8
+    PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED PYTHONIOENCODING PYTHONWARNINGS PYTHONFAULTHANDLER
+    PYTHONTRACEMALLOC PYTHONASYNCIODEBUG PYTHONMALLOC
+    VLLM_CACHE_ROOT TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR NUMBA_CACHE_DIR
+    """
+)
+# The network, and who is trusted in it; proxies also in small letters.
+_NETWORK = _names("HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY REQUESTS_CA_BUNDLE CURL_CA_BUNDLE")
+# Locale, folders of the desktop standard, our own, what a pod is told of itself; transports and devices of
+# this machine; hubs, object stores and collectors of traces, with what they ask for.
+_FAMILIES = (
+    *("LC_", "XDG_", "LLMSERVE_", "SSL_CERT_", "MALLOC_", "TCMALLOC_", "POD_", "KUBERNETES_"),
+    *("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "NCCL_", "UCX_", "UCXX_", "NIXL_", "GLOO_", "FI_"),
+    *("HF_", "AWS_", "OTEL_"),
+)
+# What `llmserve up` and pods give a process beyond that: config/plan.py, runner/environment.py.
+GIVEN = _names(
+    """
+    VLLM_NO_USAGE_STATS VLLM_LOGGING_STREAM VLLM_LOGGING_CONFIG_PATH VLLM_RPC_BASE_PATH
+    VLLM_CPU_OMP_THREADS_BIND VLLM_CPU_KVCACHE_SPACE OMP_NUM_THREADS TOKENIZERS_PARALLELISM
+    """
+)
+# Whoever has set one of these meant the processes, and is told that it did nothing.
+_SETTINGS = (
+    *("VLLM_", "TORCH", "PYTORCH_", "TRITON_", "OMP_", "KMP_", "GOMP_", "MKL_", "NUMBA_"),
+    *("TOKENIZERS_", "TRANSFORMERS_", "SAGEMAKER_", "RAY_", "PYTHONHASHSEED"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """kept: for the process. ignored: the names of settings that it does not get, sorted."""
+
+    kept: Mapping[str, str]
+    ignored: tuple[str, ...] = ()
+
+
+def inherited(base: Mapping[str, str], manifest: Manifest, given: Collection[str] = ()) -> Environment:
+    """What a process gets of `base`, in which somebody started us. given: names that it gets too."""
+    names = {*_secrets(manifest), *engine_variables(manifest), *given}
+    kept = {name: value for name, value in base.items() if name in names or _is_passed_on(name)}
+    ignored = (name for name in base.keys() - kept.keys() if name.startswith(_SETTINGS))
+    return Environment(kept, tuple(sorted(ignored)))
+
+
+def engine_variables(manifest: Manifest) -> dict[str, str]:
+    """What `engine.env` gives to all processes in which vLLM runs."""
+    return {one.name: one.value for one in manifest.engine.env}
+
+
+def _is_passed_on(name: str) -> bool:
+    return name in _PLACES or name.upper() in _NETWORK or name.startswith(_FAMILIES)
+
+
+def _secrets(manifest: Manifest) -> Iterable[str]:
+    """Variables of which the manifest says that one is there."""
+    keys = (one.key_env for one in manifest.security.api_keys)
+    redis = manifest.state.redis.password_env if manifest.state.redis else None
+    stored = (key.env for one in manifest.storageClasses for key in one.format.encrypt)
+    return filter(None, (*keys, redis, *stored))
+
+
+def note(ignored: Collection[str]) -> str:
+    """For people."""
+    return (
+        f"{', '.join(ignored)} in the environment: ignored. Settings come from the manifest alone; "
+        "`engine.env` is for variables of vLLM."
+    )
