@@ -4,8 +4,10 @@ Last in the folder, and after the cluster of the other files has gone. LLMSERVE_
 soak takes (10; by hand, ten minutes: 600).
 """
 
+import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -98,11 +100,37 @@ class World:
 
 
 @pytest.fixture(scope="module")
+def copied_model(model_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For a test to edit."""
+    copy = tmp_path_factory.mktemp("models") / "model"
+    shutil.copytree(model_dir, copy)
+    return copy
+
+
+def edit_two_matrices(model: Path) -> None:
+    """In place: the file keeps its size."""
+    path = model / "model.safetensors"
+    with path.open("r+b") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(begin - 8))
+        for layer in (3, 17):
+            first, end = header[f"model.layers.{layer}.self_attn.k_proj.weight"]["data_offsets"]
+            file.seek(begin + first)
+            halves = file.read(end - first)
+            file.seek(begin + first)
+            file.write(halves[len(halves) // 2 :] + halves[: len(halves) // 2])
+
+
+@pytest.fixture(scope="module")
 def world(
-    manifest: dict[str, Any], before_the_store: ExitStack, tmp_path_factory: pytest.TempPathFactory
+    manifest: dict[str, Any],
+    before_the_store: ExitStack,
+    copied_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[World]:
     before_the_store.close()
     spec = manifest["spec"]
+    spec["models"]["primary"] = {"source": f"dir:{copied_model}", "name": MODEL}
     spec["kv_cache"] = {"memory_gb": 0.06}  # 22 blocks
     spec["security"] = {
         "api_keys": [{"tenant": "red", "key": RED}, {"tenant": "blue", "key": BLUE}],
@@ -238,6 +266,19 @@ def test_a_cluster_that_was_restarted_finds_what_its_disk_holds(world: World) ->
     after = world.ask(prompt)
     assert cached(after) == 4 * BLOCK_TOKENS
     assert text(after) == text(before)
+
+
+def test_nothing_of_a_model_is_found_after_two_of_its_matrices_were_edited(
+    world: World, copied_model: Path
+) -> None:
+    prompt = prompt_of(4 * BLOCK_TOKENS + 9, seed=17)
+    world.ask(prompt)
+    world.ask(prompt)  # asked for twice: it goes down
+    time.sleep(1)
+    edit_two_matrices(copied_model)
+    world.start()
+    assert cached(world.ask(prompt)) == 0
+    assert cached(world.ask(prompt)) == 4 * BLOCK_TOKENS, "of the new model, it is"
 
 
 def test_tenants_share_when_they_are_told_to(world: World) -> None:

@@ -29,14 +29,15 @@ Request = router_pb2.RouterSessionRequest
 Response = router_pb2.RouterSessionResponse
 
 
-def worker(name: str, *, epoch: int = 1, slots: int = 1, layout: str = "LBHNC/vec") -> common_pb2.WorkerInfo:
+def worker(name: str, *, epoch: int = 1, slots: int = 1, **shape: str) -> common_pb2.WorkerInfo:
+    fields = {"model_revision": "rev", "layout": "LBHNC/vec", **shape}
     return common_pb2.WorkerInfo(
         worker_id=name,
         role=_ROLES[name.partition("-")[0]],
         address=f"127.0.0.1:{epoch}",
         epoch=epoch,
         model="m",
-        kv_shape=common_pb2.KvShape(layout=layout, block_size_tokens=16),
+        kv_shape=common_pb2.KvShape(block_size_tokens=16, **fields),
         max_concurrency=slots,
     )
 
@@ -303,12 +304,22 @@ async def test_refusals_name_their_error(start: Start) -> None:
     assert refused.outcome == common_pb2.OUTCOME_EVICTED
 
 
-async def test_kv_that_does_not_fit_is_refused_at_the_door(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("field", "other", "mine"),
+    [
+        ("layout", "LBHNC/amx", "LBHNC/vec"),
+        ("model_revision", "edited", "rev"),
+        ("computation", "float16 up to 2048 tokens", ""),
+    ],
+)
+async def test_kv_that_does_not_fit_is_refused_at_the_door(
+    cluster: Cluster, field: str, other: str, mine: str
+) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await cluster.register(worker("decode-1", layout="LBHNC/amx"))
+        await cluster.register(worker("decode-1", **{field: other}))
     error = from_grpc(refused.value)
     assert isinstance(error, InvalidRequest)
-    assert "layout 'LBHNC/amx' differs from 'LBHNC/vec'" in error.message
+    assert f"{field} {other!r} differs from {mine!r}" in error.message
 
 
 @pytest.mark.parametrize(

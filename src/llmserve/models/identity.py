@@ -1,9 +1,9 @@
 """The identity of a model: one digest over the contents of every file from which an engine computes.
 
-It names the model wherever KV is named: in the hand-over between workers, in the store, in the router's index.
-So it depends on contents alone, never on names of models, places or commits. A file counts unless it is
-known that it cannot change the KV of given tokens: a file of a new kind makes a new identity rather than a
-wrong hit.
+It names the model wherever KV is named: in the hand-over between workers, in the store, in the router's
+index. So it depends on contents alone, never on names of models, places or commits. A file counts unless it
+is known that it cannot change the KV of given tokens: a file of a new kind makes a new identity rather than
+a wrong hit.
 """
 
 import hashlib

@@ -22,7 +22,7 @@ from llmserve.router.plan import Planner
 from llmserve.router.prefixes import Prefixes
 from llmserve.router.requests import Requests
 from llmserve.router.rules import PlacementPolicy, RuleBook
-from llmserve.router.session import Holding, Session
+from llmserve.router.session import Holding, Session, Work
 from llmserve.router.slow import SlowBook, SlowLimits
 from llmserve.router.succession import Succession
 from llmserve.router.supply import Supply
@@ -278,7 +278,7 @@ class Controller:
         for request in held:
             if request.request_id not in self._tickets:
                 prefill = self._seats(request.prefill) if request.prefill else None
-                holding = Holding(prefill, self._seats(request.decode))
+                holding = Holding(prefill, self._seats(request.decode), Work(choices=request.choices))
                 self._requests.adopt(session, request, holding, charged=charged)
 
     def _seats(self, worker: Incarnation) -> Seats:

@@ -18,7 +18,7 @@ class Learner:
             self._paces.prefilled(own, work.model, work.computed_tokens, busy - work.predicted.parts.load)
 
     def ended(self, holding: Holding, output_tokens: int, now: float) -> None:
-        """Gives everything back, and takes the time since the first token."""
+        """Gives everything back, and takes the time since the first token. output_tokens: of a choice."""
         work, decode = holding.work, holding.decode
         if work.predicted and work.first_token_at is not None:
             running = (work.running_at_first_token + decode.placed_requests) / 2

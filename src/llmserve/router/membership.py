@@ -186,6 +186,11 @@ class Membership:
         """Requests that all registered workers together can run at once."""
         return sum(m.spec.max_concurrency for m in self if m.registered and m.spec.role in _DECODES)
 
+    def widest_engine(self) -> int:
+        """Requests that one registered worker can run at once; 0 while none is known."""
+        decode = (m.spec.max_concurrency for m in self if m.registered and m.spec.role in _DECODES)
+        return max(decode, default=0)
+
     def kv_bytes_per_token(self) -> float:
         """Of the model whose KV is largest; 0 while none is known."""
         return max((m.spec.kv_shape.bytes_per_token for m in self if m.registered), default=0.0)

@@ -16,12 +16,14 @@ from llmserve.scheduler.decisions import Standing
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """timeout_seconds: longest wait in the queue; 0: the router's default."""
+    """max_output_tokens: of all its choices together. timeout_seconds: longest wait in the queue; 0: the
+    router's default."""
 
     request_id: RequestId
     tenant: TenantId
     placement: PlacementRequest
     max_output_tokens: int = 0
+    choices: int = 1
     priority: int = 0
     timeout_seconds: float = 0.0
     prompt: HashedPrompt = field(default_factory=HashedPrompt)
@@ -43,6 +45,7 @@ class Held:
     decode: Incarnation
     prompt_tokens: int = 0
     max_output_tokens: int = 0
+    choices: int = 1
 
 
 class Exit(StrEnum):

@@ -35,7 +35,7 @@ class Placer:
             return Fit.FULL
         ticket = self._tickets[request.request_id]
         self._prefixes.look_up(ticket)
-        plan = self._planner.plan(ticket.placement, request.expected_output_tokens)
+        plan = self._planner.plan(ticket.placement, request.expected_output_tokens // request.choices)
         if isinstance(plan, NoPlan):
             return Fit.BLOCKED if plan is NoPlan.BLOCKED else Fit.FULL
         self._placed.append(self._seated(ticket, request, plan))
@@ -48,7 +48,7 @@ class Placer:
 
     def _seated(self, ticket: Ticket, request: QueuedRequest, plan: Plan) -> Placed:
         now = self._clock.now()
-        work = Work.of(plan, ticket.placement, request.expected_output_tokens, now)
+        work = Work.of(plan, ticket.placement, request.expected_output_tokens, now, request.choices)
         ticket.holding = Holding(plan.prefill.seats if plan.prefill else None, plan.decode.seats, work)
         return Placed(
             ticket.session,

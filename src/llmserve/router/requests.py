@@ -78,6 +78,7 @@ class Requests:
                 deadline=now,
                 prompt_tokens=held.prompt_tokens,
                 max_output_tokens=held.max_output_tokens,
+                choices=held.choices,
                 charged=charged,
             )
         )
@@ -114,14 +115,15 @@ class Requests:
         return self._prefixes.ended(self._tickets[request_id], outcome, actual)
 
     def end(self, request_id: RequestId, how: Exit, output_tokens: int = 0) -> Ended:
-        """It runs or waits, and gives back what it held."""
+        """It runs or waits, and gives back what it held. output_tokens: of all its choices."""
         ticket = self._tickets.close(request_id)
         holding = ticket.holding
         if holding is None:
             self._queue.withdraw(request_id)
         else:
-            self._slow.ended(holding.work, output_tokens)
-            self._learner.ended(holding, output_tokens, self._clock.now())
+            each = output_tokens // holding.work.choices
+            self._slow.ended(holding.work, each)
+            self._learner.ended(holding, each, self._clock.now())
             self._queue.release(request_id, output_tokens)
         return Ended(ticket.session, request_id, how)
 
@@ -148,6 +150,7 @@ class Requests:
             deadline=now + timeout,
             prompt_tokens=admit.placement.prompt_tokens,
             max_output_tokens=admit.max_output_tokens,
+            choices=admit.choices,
             priority=admit.priority,
             cached_tokens=cached_tokens,
         )

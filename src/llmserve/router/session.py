@@ -12,7 +12,7 @@ from llmserve.router.worker import Seats
 @dataclass(slots=True, eq=False)
 class Work:
     """What a placed request makes its workers do. Times are on the router's clock; plan and placed_at None:
-    placed by an earlier router. kv_tokens: of its prompt and expected answer."""
+    placed by an earlier router. kv_tokens: of its prompt and expected answers. choices: that decode."""
 
     plan: Plan | None = None
     placed_at: float | None = None
@@ -20,10 +20,15 @@ class Work:
     kv_tokens: int = 0
     first_token_at: float | None = None
     running_at_first_token: int = 0
+    choices: int = 1
 
     @classmethod
-    def of(cls, plan: Plan, placement: PlacementRequest, output_tokens: int, now: float) -> "Work":
-        return cls(plan, now, placement.model, placement.prompt_tokens + output_tokens)
+    def of(
+        cls, plan: Plan, placement: PlacementRequest, output_tokens: int, now: float, choices: int = 1
+    ) -> "Work":
+        """output_tokens: of all choices."""
+        kv_tokens = placement.prompt_tokens + output_tokens
+        return cls(plan, now, placement.model, kv_tokens, choices=choices)
 
     @property
     def computed_tokens(self) -> int:
@@ -36,8 +41,8 @@ class Work:
 
 
 class Holding:
-    """The seats of a placed request, and its part of their work. The prefill seat goes back at the first
-    token, or at the end."""
+    """The seats of a placed request, and its part of their work. Each choice has a decode seat; the prefill
+    seat goes back at the first token, or at the end."""
 
     __slots__ = ("_prefill", "decode", "work")
 
@@ -51,7 +56,9 @@ class Holding:
             self.computing.backlog.add(self, parts.load + parts.compute, self.work.placed_at)
 
     def seats(self) -> list[Seats]:
-        return [seats for seats in (self._prefill, self.decode) if seats]
+        """Each as often as it is taken."""
+        decode = [self.decode] * self.work.choices
+        return [self._prefill, *decode] if self._prefill else decode
 
     @property
     def computing(self) -> Seats:
@@ -73,7 +80,8 @@ class Holding:
         if self.work.first_token_at is None:
             self.first_token(now)
         self.decode.kv_tokens -= self.work.kv_tokens
-        self.decode.give_back()
+        for _ in range(self.work.choices):
+            self.decode.give_back()
 
 
 @dataclass(eq=False, slots=True)

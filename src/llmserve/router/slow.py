@@ -91,7 +91,7 @@ class SlowBook:
         self._note(worker, Stage.FIRST_TOKEN, (self._clock.now() - work.placed_at) / thousands)
 
     def ended(self, work: Work, output_tokens: int) -> None:
-        """Just now, however it did; also without a first token."""
+        """Just now, however it did; also without a first token. output_tokens: of a choice."""
         if work.plan is None or work.first_token_at is None or output_tokens < _LEAST_OUTPUT_TOKENS:
             return
         seconds = self._clock.now() - work.first_token_at

@@ -22,7 +22,12 @@ class Supply:
 
     def capacity(self) -> Capacity:
         members = self._membership
-        return Capacity(members.decode_capacity(), members.kv_bytes_per_token(), members.hands_over())
+        return Capacity(
+            members.decode_capacity(),
+            members.kv_bytes_per_token(),
+            members.hands_over(),
+            members.widest_engine(),
+        )
 
     def serves(self, model: str) -> bool:
         return self._membership.serves(model)

@@ -63,6 +63,7 @@ def decode_admit(message: router_pb2.Admit) -> Admit:
             excluded_workers=frozenset(map(WorkerId, message.excluded_workers)),
         ),
         max_output_tokens=message.max_output_tokens,
+        choices=message.choices or 1,
         priority=message.priority,
         timeout_seconds=message.timeout_seconds,
         prompt=HashedPrompt(tuple(map(BlockHash, message.block_hashes)), message.block_tokens),
@@ -81,6 +82,7 @@ def decode_held(message: router_pb2.HeldPlacement) -> Held:
         decode=_incarnation(placement.decode),
         prompt_tokens=message.prompt_tokens,
         max_output_tokens=message.max_output_tokens,
+        choices=message.choices or 1,
     )
 
 

@@ -155,7 +155,7 @@ class AdmissionQueue:
         self._budgets.release(request, output_tokens)
         self._turns.fairness.ended(request, output_tokens)
         self._turns.released(request.tenant)
-        self._estimates.learn(request.tenant, output_tokens)
+        self._estimates.learn(request.tenant, output_tokens // request.choices)
         self._rate.departed(self._clock.now())
         self.accounts.ended(request, output_tokens)
         self.tally.released += 1

@@ -53,51 +53,62 @@ class Budget(Protocol):
 
 
 class RequestBudget:
-    """The number of requests in flight, over the whole cluster."""
+    """The number of requests in flight, over the whole cluster; each choice counts as one."""
 
     name = "requests in flight"
 
     def __init__(self, limit_requests: int) -> None:
         self.limit_requests = limit_requests
-        self._held: set[RequestId] = set()
+        self._most_choices, self._setting = 0, ""
+        self._held: dict[RequestId, int] = {}
+        self.in_flight = 0
 
     def __repr__(self) -> str:
-        return f"<RequestBudget {len(self._held)} of {self.limit_requests}>"
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._held)
+        return f"<RequestBudget {self.in_flight} of {self.limit_requests}>"
 
     @property
     def used_ratio(self) -> float | None:
         """None while no worker is there that could run anything."""
-        return len(self._held) / self.limit_requests if self.limit_requests else None
+        return self.in_flight / self.limit_requests if self.limit_requests else None
 
-    def set_limit(self, limit_requests: int) -> None:
-        """A smaller limit takes nothing back: dispatch waits until enough have ended."""
+    def set_limit(self, limit_requests: int, most_choices: int = 0, setting: str = "") -> None:
+        """A smaller limit takes nothing back: dispatch waits until enough have ended. most_choices: of one
+        request, for which `setting` of the manifest is the reason; 0: not known."""
         self.limit_requests = limit_requests
+        self._most_choices, self._setting = most_choices, setting
 
     def fits(self, request: QueuedRequest) -> bool:
-        return len(self._held) < self.limit_requests
+        return self.in_flight + request.choices <= self.limit_requests
 
     def refusal(self, request: QueuedRequest) -> str:
-        return ""  # a limit of 0 lasts until a worker comes
+        """A limit of 0 lasts until a worker comes."""
+        return choices_refusal(request, self._most_choices, self._setting)
 
     def reserve(self, request: QueuedRequest) -> None:
         assert request.request_id not in self._held, "reserved twice"
-        self._held.add(request.request_id)
+        self._held[request.request_id] = request.choices
+        self.in_flight += request.choices
 
     def correct(self, request: QueuedRequest, output_tokens: int) -> None:
         """Tokens do not change the number of requests."""
 
     def release(self, request: QueuedRequest, output_tokens: int) -> None:
-        self._held.remove(request.request_id)
+        self.in_flight -= self._held.pop(request.request_id)
 
     def wait(self, request: QueuedRequest, ahead: int) -> Wait:
         return NO_WAIT  # the queue itself measures how fast requests end
 
     def check_integrity(self, running: Set[RequestId]) -> None:
-        assert self._held == running, self
+        assert self._held.keys() == running, self
+        assert self.in_flight == sum(self._held.values()), self
+
+
+def choices_refusal(request: QueuedRequest, most: int, setting: str) -> str:
+    """Why a request has too many choices, which all run at the same time; empty when it has not. most 0: not
+    known."""
+    if not 0 < most < request.choices:
+        return ""
+    return f"n: the {request.choices} choices of a request run side by side, and {setting} allows {most}"
 
 
 class TokenBudget:
@@ -136,7 +147,8 @@ class TokenBudget:
         wanted = self._wanted(request)
         if self.limit_tokens is None or wanted <= self.limit_tokens:
             return ""
-        return f"{self.name}: the request needs {wanted}, and {self._setting} allows {self.limit_tokens}"
+        why = f" for its {request.choices} choices (n)" if request.choices > 1 else ""
+        return f"{self.name}: the request needs {wanted}{why}, and {self._setting} allows {self.limit_tokens}"
 
     def reserve(self, request: QueuedRequest) -> None:
         assert request.request_id not in self._held, "reserved twice"

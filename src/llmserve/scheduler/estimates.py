@@ -19,8 +19,9 @@ class OutputEstimates:
         self._mean: dict[TenantId, float] = {}
 
     def stamped(self, request: QueuedRequest) -> QueuedRequest:
-        """The request with its expected output: the tenant's mean, at least 1, at most what it may."""
-        expected = max(1, round(self._mean.get(request.tenant, _FIRST_GUESS_TOKENS)))
+        """The request with its expected output: the tenant's mean for each choice, at least 1, at most what
+        it may."""
+        expected = max(1, round(self._mean.get(request.tenant, _FIRST_GUESS_TOKENS))) * request.choices
         if request.max_output_tokens > 0:
             expected = min(expected, request.max_output_tokens)
         return replace(request, expected_output_tokens=expected)
@@ -33,7 +34,8 @@ class OutputEstimates:
         self._mean = dict(means)
 
     def learn(self, tenant: TenantId, output_tokens: int) -> None:
-        """A request of the tenant has ended. One without output was given up and says nothing."""
+        """A request of the tenant has ended. output_tokens: of each choice. One without output was given up
+        and says nothing."""
         if output_tokens > 0:
             mean = self._mean.get(tenant, float(output_tokens))
             self._mean[tenant] = mean + _LATEST * (output_tokens - mean)

@@ -9,6 +9,7 @@ from llmserve.core.ids import RequestId, TenantId
 @dataclass(frozen=True, slots=True)
 class QueuedRequest:
     """Times are on the queue's clock, in seconds. deadline: it is evicted when it still waits then.
+    choices: sequences that it decodes side by side; tokens of output are those of all together.
     max_output_tokens: the most it may generate; 0: not known. cached_tokens: of the prompt, what the
     place it will get need not compute. priority: as in vLLM, lower is earlier.
     charged: an earlier router has charged its tenant for it, and this one knows.
@@ -23,6 +24,7 @@ class QueuedRequest:
     priority: int = 0
     cached_tokens: int = 0
     charged: bool = False
+    choices: int = 1
     expected_output_tokens: int = field(default=0, compare=False)
 
     def work_tokens(self, output_tokens: int) -> int:

@@ -23,11 +23,13 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """What the registered workers have. kv_bytes_per_token: of the model, 0 while it is not known.
-    hands_over: prefill and decode are different workers."""
+    hands_over: prefill and decode are different workers. widest_engine: requests that one engine runs at
+    once, 0 while none is known."""
 
     requests: int = 0
     kv_bytes_per_token: float = 0.0
     hands_over: bool = False
+    widest_engine: int = 0
 
 
 class Resources:
@@ -43,7 +45,7 @@ class Resources:
         self.tenant_requests = TenantRequestBudget(clock)
         self.tenant_rates = (
             TenantRateBudget(
-                clock, "the tenant's requests per second", _one, lambda limit: limit.requests_per_second
+                clock, "the tenant's requests per second", _choices, lambda limit: limit.requests_per_second
             ),
             TenantRateBudget(
                 clock,
@@ -83,10 +85,17 @@ class Resources:
         """Prompt and expected answer of all that runs."""
         return self.hbm.in_flight_tokens * self._capacity.kv_bytes_per_token
 
+    def _most_choices(self) -> tuple[int, str]:
+        """Of one request, and the setting that says so: they decode on one engine."""
+        budget, engine = self._limits.max_requests_in_flight, self._capacity.widest_engine
+        if budget is not None and (budget < engine or not engine):
+            return budget, "budgets.max_requests_in_flight"
+        return engine, "engine.max_decode_concurrency"
+
     def _apply(self) -> None:
         limits, capacity = self._limits, self._capacity
         most = limits.max_requests_in_flight
-        self.requests.set_limit(capacity.requests if most is None else most)
+        self.requests.set_limit(capacity.requests if most is None else most, *self._most_choices())
         self.tokens.set_limit(limits.max_tokens_in_flight)
         known = limits.hbm_bytes is not None and capacity.kv_bytes_per_token > 0
         self.hbm.set_limit(int((limits.hbm_bytes or 0) / capacity.kv_bytes_per_token) if known else None)
@@ -96,5 +105,5 @@ class Resources:
             budget.limits = limits.tenants
 
 
-def _one(request: QueuedRequest, output_tokens: int) -> int:
-    return 1
+def _choices(request: QueuedRequest, output_tokens: int) -> int:
+    return request.choices

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.budgets import NO_WAIT, Spend, Wait
+from llmserve.scheduler.budgets import NO_WAIT, Spend, Wait, choices_refusal
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.request import QueuedRequest
 
@@ -32,14 +32,14 @@ class TenantLimits:
 
 
 class TenantRequestBudget:
-    """Requests in flight of each tenant."""
+    """Requests in flight of each tenant; each choice counts as one."""
 
     name = "the tenant's requests in flight"
 
     def __init__(self, clock: Clock) -> None:
         self.limits = TenantLimits()
         self._clock = clock
-        self._held: dict[RequestId, TenantId] = {}
+        self._held: dict[RequestId, QueuedRequest] = {}
         self._count: Counter[TenantId] = Counter()
         self._rate: dict[TenantId, ServiceRate] = {}  # of those that have something in flight
 
@@ -48,15 +48,16 @@ class TenantRequestBudget:
 
     def fits(self, request: QueuedRequest) -> bool:
         limit = self.limits.of(request.tenant).max_requests_in_flight
-        return limit is None or self._count[request.tenant] < limit
+        return limit is None or self._count[request.tenant] + request.choices <= limit
 
     def refusal(self, request: QueuedRequest) -> str:
-        return ""
+        limit = self.limits.of(request.tenant).max_requests_in_flight
+        return choices_refusal(request, limit or 0, "the tenant's max_requests_in_flight")
 
     def reserve(self, request: QueuedRequest) -> None:
         assert request.request_id not in self._held, "reserved twice"
-        self._held[request.request_id] = request.tenant
-        self._count[request.tenant] += 1
+        self._held[request.request_id] = request
+        self._count[request.tenant] += request.choices
         if request.tenant not in self._rate:
             self._rate[request.tenant] = ServiceRate()
             self._rate[request.tenant].backlog(True, self._clock.now())
@@ -65,8 +66,8 @@ class TenantRequestBudget:
         """Tokens do not change the number of requests."""
 
     def release(self, request: QueuedRequest, output_tokens: int) -> None:
-        tenant = self._held.pop(request.request_id)
-        self._count[tenant] -= 1
+        tenant = request.tenant
+        self._count[tenant] -= self._held.pop(request.request_id).choices
         self._rate[tenant].departed(self._clock.now())
         if not self._count[tenant]:
             del self._count[tenant], self._rate[tenant]
@@ -80,7 +81,10 @@ class TenantRequestBudget:
 
     def check_integrity(self, running: Set[RequestId]) -> None:
         assert self._held.keys() == running, self
-        assert self._count == Counter(self._held.values()), self
+        counted = Counter[TenantId]()
+        for request in self._held.values():
+            counted[request.tenant] += request.choices
+        assert self._count == counted, self
 
 
 class TenantRateBudget:

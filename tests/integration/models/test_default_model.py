@@ -33,6 +33,7 @@ def test_it_is_converted_once_and_its_checksums_hold(tmp_path: Path) -> None:
         model.path.name,
         f"{model.path.name}.lock",
         "digests.json",
+        "digests.json.lock",
     }
 
 

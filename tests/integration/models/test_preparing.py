@@ -88,7 +88,7 @@ def test_one_converts_and_the_other_waits_and_uses_it(prepare: Prepare, cache: P
     assert second.until("done: ") == made
     assert HALF not in second.said
     assert (Path(made) / "model.safetensors").read_bytes() == gguf.read_bytes()
-    assert names(cache) == {Path(made).name, f"{Path(made).name}.lock", "digests.json"}
+    assert names(cache) == {Path(made).name, f"{Path(made).name}.lock", "digests.json", "digests.json.lock"}
 
 
 def test_nothing_of_a_conversion_is_seen_before_it_is_whole(
@@ -112,7 +112,7 @@ def test_a_killed_conversion_is_made_again(prepare: Prepare, cache: Path, gguf: 
     waiting.go_on()
     made = Path(waiting.until("done: "))
     assert (made / "model.safetensors").read_bytes() == gguf.read_bytes()
-    assert names(cache) == {made.name, f"{made.name}.lock", "digests.json"}
+    assert names(cache) == {made.name, f"{made.name}.lock", "digests.json", "digests.json.lock"}
     assert prepare(cache, gguf).until("done: ") == str(made)
 
 

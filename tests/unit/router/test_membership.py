@@ -146,6 +146,18 @@ def test_refuses_kv_that_does_not_fit(
     membership.register(make_spec("decode-0", epoch=2, layout="LBNHC/kv"))  # those it did not fit are lost
 
 
+@pytest.mark.parametrize(
+    "shape", [{"model_revision": "edited"}, {"computation": "float16 up to 2048 tokens"}]
+)
+@pytest.mark.parametrize("size", [16, 32])
+def test_refuses_kv_of_another_model_or_computation(
+    membership: Membership, make_spec: MakeSpec, shape: dict[str, str], size: int
+) -> None:
+    membership.register(make_spec("prefill-0"))
+    with pytest.raises(InvalidRequest, match=next(iter(shape))):
+        membership.register(make_spec("decode-0", block_size_tokens=size, **shape))
+
+
 @pytest.mark.parametrize("sizes", [{"block_size_tokens": 32}, {"tensor_parallel": 2}])
 def test_kv_of_another_size_fits(membership: Membership, make_spec: MakeSpec, sizes: dict[str, int]) -> None:
     membership.register(make_spec("prefill-0"))

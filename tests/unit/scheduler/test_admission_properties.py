@@ -47,7 +47,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.clock = VirtualClock()
         self.policy = policy
         self.scheduler = Scheduler(self.clock, policy)
-        self.scheduler.set_capacity(Capacity(slots, 1.0, hands_over=True))
+        self.scheduler.set_capacity(Capacity(slots, 1.0, hands_over=True, widest_engine=slots))
         self.queue = self.scheduler.queue
         self.resources = self.scheduler._resources
         self.waiting: dict[RequestId, QueuedRequest] = {}
@@ -55,11 +55,20 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.count = 0
         self.virtual_time = 0.0
 
-    def _request(self, tenant: str, timeout: int = 1, prompt: int = 1, most: int = 0) -> QueuedRequest:
+    def _request(
+        self, tenant: str, timeout: int = 1, prompt: int = 1, most: int = 0, choices: int = 1
+    ) -> QueuedRequest:
         self.count += 1
         now = self.clock.now()
         return QueuedRequest(
-            RequestId(f"r{self.count}"), TenantId(tenant), now, now + timeout, prompt, most, prompt % 7 - 3
+            RequestId(f"r{self.count}"),
+            TenantId(tenant),
+            now,
+            now + timeout,
+            prompt,
+            most,
+            prompt % 7 - 3,
+            choices=choices,
         )
 
     def _place(self, request: QueuedRequest, barred: frozenset[RequestId] = frozenset()) -> Fit:
@@ -73,9 +82,10 @@ class AdmissionMachine(RuleBasedStateMachine):
         timeout=st.integers(1, 9),
         prompt=st.integers(0, 300),
         most=st.integers(0, 400),
+        choices=st.integers(1, 4),
     )
-    def offer(self, tenant: str, timeout: int, prompt: int, most: int) -> None:
-        request = self._request(tenant, timeout, prompt, most)
+    def offer(self, tenant: str, timeout: int, prompt: int, most: int, choices: int) -> None:
+        request = self._request(tenant, timeout, prompt, most, choices)
         match self.queue.offer(request, self._place):
             case Queued(ahead, evicted):
                 if evicted:
@@ -105,15 +115,16 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.dispatch(set())
         tenant = self.queue._turns.next()
         if tenant is None:
-            for request in self.waiting.values():
-                assert not all(budget.fits(request) for budget in self.resources.own)
+            for name in {request.tenant for request in self.waiting.values()}:
+                first = self.queue._flows[name][0].request
+                assert not all(budget.fits(first) for budget in self.resources.own)
         else:
             head = self.queue._flows[tenant][0].request
             assert not all(budget.fits(head) for budget in self.resources.cluster)
 
-    @rule(tenant=st.sampled_from("xyz"), prompt=st.integers(0, 300))
-    def adopt(self, tenant: str, prompt: int) -> None:
-        request = self._request(tenant, prompt=prompt)
+    @rule(tenant=st.sampled_from("xyz"), prompt=st.integers(0, 300), choices=st.integers(1, 4))
+    def adopt(self, tenant: str, prompt: int, choices: int) -> None:
+        request = self._request(tenant, prompt=prompt, choices=choices)
         self.queue.adopt(request)
         self.running[request.request_id] = 0
 
@@ -155,7 +166,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(policy=policies, slots=st.integers(0, 5))
     def change(self, policy: Policy, slots: int) -> None:
         self.policy = policy
-        capacity = Capacity(slots, 1.0, hands_over=True)
+        capacity = Capacity(slots, 1.0, hands_over=True, widest_engine=slots)
         for evicted in (*self.scheduler.set_policy(policy), *self.scheduler.set_capacity(capacity)):
             assert isinstance(evicted.error, InvalidRequest)
             del self.waiting[evicted.request.request_id]

@@ -13,7 +13,9 @@ from llmserve.scheduler.tenant_budgets import (
 )
 
 
-def _request(name: str, tenant: str = "t", prompt: int = 0, expected: int = 0) -> QueuedRequest:
+def _request(
+    name: str, tenant: str = "t", prompt: int = 0, expected: int = 0, choices: int = 1
+) -> QueuedRequest:
     return QueuedRequest(
         RequestId(name),
         TenantId(tenant),
@@ -21,6 +23,7 @@ def _request(name: str, tenant: str = "t", prompt: int = 0, expected: int = 0) -
         1.0,
         prompt_tokens=prompt,
         expected_output_tokens=expected,
+        choices=choices,
     )
 
 
@@ -40,6 +43,61 @@ def test_fits_until_the_limit() -> None:
     budget.correct(_request("a"), 7)
     budget.release(_request("a"), 7)
     assert budget.fits(_request("b"))
+
+
+def test_each_choice_counts() -> None:
+    budget = RequestBudget(4)
+    three = _request("a", choices=3)
+    budget.reserve(three)
+    assert budget.in_flight == 3
+    assert budget.fits(_request("b"))
+    assert not budget.fits(_request("b", choices=2))
+    budget.release(three, 7)
+    assert budget.in_flight == 0
+    budget.check_integrity(set())
+
+
+def test_more_choices_than_there_can_be_are_refused_with_field_and_limit() -> None:
+    budget = RequestBudget(8)
+    assert budget.refusal(_request("a", choices=9)) == "", "nothing is known of engines"
+    budget.set_limit(8, 4, "engine.max_decode_concurrency")
+    assert budget.refusal(_request("a", choices=4)) == ""
+    assert budget.refusal(_request("a", choices=5)) == (
+        "n: the 5 choices of a request run side by side, and engine.max_decode_concurrency allows 4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "engines", "setting", "allowed"),
+    [
+        (None, (128, 64), "engine.max_decode_concurrency", 64),
+        (100, (128, 64), "engine.max_decode_concurrency", 64),
+        (10, (128, 64), "budgets.max_requests_in_flight", 10),
+        (10, (0, 0), "budgets.max_requests_in_flight", 10),
+    ],
+)
+def test_the_least_of_what_limits_the_choices_is_named(
+    clock: VirtualClock, budget: int | None, engines: tuple[int, int], setting: str, allowed: int
+) -> None:
+    resources = Resources(clock, Limits(max_requests_in_flight=budget))
+    resources.set_capacity(Capacity(requests=engines[0], widest_engine=engines[1]))
+    assert resources.requests.refusal(_request("a", choices=allowed)) == ""
+    refusal = resources.requests.refusal(_request("a", choices=allowed + 1))
+    assert refusal.endswith(f"{setting} allows {allowed}")
+
+
+def test_a_tenant_s_choices_count_against_what_it_may_run(clock: VirtualClock) -> None:
+    budget = TenantRequestBudget(clock)
+    budget.limits = TenantLimits(TenantLimit(max_requests_in_flight=3))
+    two = _request("a", choices=2)
+    budget.reserve(two)
+    assert budget.fits(_request("b"))
+    assert not budget.fits(_request("b", choices=2))
+    assert budget.fits(_request("b", tenant="other", choices=3))
+    assert "max_requests_in_flight allows 3" in budget.refusal(_request("b", choices=4))
+    budget.check_integrity({two.request_id})
+    budget.release(two, 1)
+    assert budget.fits(_request("b", choices=3))
 
 
 def test_a_smaller_limit_takes_nothing_back() -> None:

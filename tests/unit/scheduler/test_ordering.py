@@ -71,3 +71,12 @@ def test_expected_output_follows_what_the_tenant_s_requests_generated() -> None:
     assert estimates.stamped(request).expected_output_tokens == pytest.approx(1000, rel=0.05)
     bounded = QueuedRequest(RequestId("b"), TENANT, 0.0, 1.0, 10, max_output_tokens=16)
     assert estimates.stamped(bounded).expected_output_tokens == 16
+
+
+def test_each_choice_is_expected_to_generate_what_a_request_does() -> None:
+    estimates = OutputEstimates()
+    estimates.learn(TENANT, 100)
+    four = QueuedRequest(RequestId("a"), TENANT, 0.0, 1.0, 10, choices=4)
+    assert estimates.stamped(four).expected_output_tokens == 400
+    bounded = QueuedRequest(RequestId("b"), TENANT, 0.0, 1.0, 10, max_output_tokens=80, choices=4)
+    assert estimates.stamped(bounded).expected_output_tokens == 80
