@@ -25,6 +25,7 @@ from llmserve.apiserver.health import Readiness
 from llmserve.apiserver.messages import Messages
 from llmserve.apiserver.model_routes import add_models
 from llmserve.apiserver.options import ServedModel
+from llmserve.apiserver.responses import Responses
 from llmserve.config.schema import EngineConfig
 from llmserve.core.errors import LLMServeError
 from llmserve.core.logs import levels_kept
@@ -101,6 +102,7 @@ async def openai_app(
     app.middleware_stack = None
     await init_app_state(client, app.state, args, SUPPORTED_TASKS)
     app.state.anthropic_serving_messages = _as(Messages, app.state.anthropic_serving_messages)
+    app.state.openai_serving_responses = _as(Responses, app.state.openai_serving_responses)
     return app
 
 
