@@ -57,6 +57,16 @@ async def test_a_slash_at_the_end_of_a_path_is_no_redirect(http: httpx.AsyncClie
     assert (await http.post("/v1/chat/completions/", json=body)).status_code == 200
 
 
+async def test_a_web_page_in_this_machine_s_browser_is_no_admin(http: httpx.AsyncClient) -> None:
+    """Without keys clients on this machine are admins. A page of anybody's may send a POST from there."""
+    from_page = await http.post("/admin/reload", headers={"origin": "https://evil.example"})
+    assert from_page.status_code == 403
+    assert from_page.json()["error"]["type"] == "PermissionDeniedError"
+    from_program = await http.post("/admin/reload")
+    assert from_program.status_code == 400  # there is no file to reload
+    assert "manifest" in from_program.json()["error"]["message"]
+
+
 async def test_errors_are_those_that_the_client_knows(cluster: Any, client: openai.AsyncOpenAI) -> None:
     async def failure(**fields: Any) -> Any:
         with pytest.raises(openai.APIStatusError) as raised:
