@@ -92,7 +92,8 @@ async def openai_app(
     add_models(app)
     add_own(app)
     app.router.redirect_slashes = False  # the gate takes them off
-    app.exception_handlers.pop(FastApiHttpException)  # vLLM's, which loses the headers
+    # vLLM's own handler, for FastAPI's class only, loses the headers; an unknown path raises Starlette's.
+    app.add_exception_handler(FastApiHttpException, _http_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(LLMServeError, _own_error)
     # vLLM's SageMaker bootstrap has built the stack already.
