@@ -167,6 +167,8 @@ def test_responses_api(client: openai.OpenAI) -> None:
         model=MODEL, input="What is the capital of France?", temperature=0, max_output_tokens=24
     )
     assert "Paris" in answer.output_text
+    cut = client.responses.create(model=MODEL, input="Count to 100.", max_output_tokens=4, stream=True)
+    assert list(cut)[-1].type == "response.incomplete"
 
 
 def test_anthropic_messages_plain_and_streamed(url: str) -> None:
@@ -179,8 +181,20 @@ def test_anthropic_messages_plain_and_streamed(url: str) -> None:
         assert "".join(stream.text_stream) == answer.content[0].text
 
 
+def test_anthropic_messages_continue_a_prefilled_answer(url: str) -> None:
+    client = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+    begun = "The capital of France is"
+    messages: Any = [*CAPITAL, {"role": "assistant", "content": begun}]
+    options: dict[str, Any] = {"model": MODEL, "max_tokens": 4, "extra_body": {"temperature": 0}}
+    assert client.messages.create(messages=messages, **options).content[0].text.startswith(" Paris")
+    asked = client.messages.count_tokens(model=MODEL, messages=CAPITAL)  # type: ignore[arg-type]
+    counted = client.messages.count_tokens(model=MODEL, messages=messages)
+    assert 0 < counted.input_tokens - asked.input_tokens < len(begun)
+
+
 def test_models_lists_the_served_name(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
 
 
 def test_tokenize_and_back(http: httpx.Client) -> None:

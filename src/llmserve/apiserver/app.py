@@ -11,7 +11,6 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -25,6 +24,7 @@ from llmserve.apiserver.health import Readiness, api_trouble
 from llmserve.apiserver.messages import Messages
 from llmserve.apiserver.model_routes import add_models
 from llmserve.apiserver.options import ServedModel
+from llmserve.apiserver.responses import Responses
 from llmserve.config.schema import EngineConfig
 from llmserve.core.errors import LLMServeError
 from llmserve.core.logs import levels_kept
@@ -92,21 +92,21 @@ async def openai_app(
     add_models(app)
     add_own(app)
     app.router.redirect_slashes = False  # the gate takes them off
-    app.exception_handlers.pop(FastApiHttpException)  # vLLM's, which loses the headers
+    # vLLM's own handler, for FastAPI's class only, loses the headers; an unknown path raises Starlette's.
+    app.add_exception_handler(FastApiHttpException, _http_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(LLMServeError, _own_error)
-    # The gate answers browsers: security.cors_origins.
-    app.user_middleware[:] = [one for one in app.user_middleware if one.cls is not CORSMiddleware]
     # vLLM's SageMaker bootstrap has built the stack already.
     app.middleware_stack = None
     await init_app_state(client, app.state, args, SUPPORTED_TASKS)
     app.state.anthropic_serving_messages = _as(Messages, app.state.anthropic_serving_messages)
+    app.state.openai_serving_responses = _as(Responses, app.state.openai_serving_responses)
     return app
 
 
 def _as(ours: type[Any], made: Any) -> Any:
     """Returns vLLM's handler as one of our subclass. (init_app_state makes all, of its own classes.)"""
-    handler = ours.__new__(ours)
+    handler = object.__new__(ours)
     handler.__dict__.update(made.__dict__)
     return handler
 

@@ -350,8 +350,8 @@ def _refusal(
 class FakeCluster:
     """A router with one worker of each disaggregated role, and an apiserver in front."""
 
-    def __init__(self, model_dir: Path) -> None:
-        self._model_dir = model_dir
+    def __init__(self, model_dir: Path, model: str = MODEL) -> None:
+        self._model_dir, self._model = model_dir, model
         self._tokens = json.loads((model_dir / "tokens.json").read_text())
         self.registry = CollectorRegistry()
         self.pushes = Pushes()
@@ -386,7 +386,7 @@ class FakeCluster:
             name="apiserver-0",
             http="127.0.0.1:0",
             routers=(self.router.address,),
-            model=ServedModel(MODEL, self._model_dir),
+            model=ServedModel(self._model, self._model_dir),
             max_body_bytes=100_000,
         )
         self.apiserver = Apiserver(options, Manifest.model_validate(manifest), self.registry)
@@ -457,9 +457,14 @@ def manifest() -> dict[str, Any]:
     return {"kind": "LLMServe", "models": {"primary": {"source": "hub:some/model"}}}
 
 
+@pytest.fixture(scope="session")
+def model_name() -> str:
+    return MODEL
+
+
 @pytest_asyncio.fixture
-async def cluster(tiny_model: Path, manifest: dict[str, Any]) -> AsyncIterator[FakeCluster]:
-    started = FakeCluster(tiny_model)
+async def cluster(tiny_model: Path, manifest: dict[str, Any], model_name: str) -> AsyncIterator[FakeCluster]:
+    started = FakeCluster(tiny_model, model_name)
     try:
         await started.start(manifest)
         yield started

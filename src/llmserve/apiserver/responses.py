@@ -1,0 +1,93 @@
+"""`/v1/responses` as OpenAI documents it, where vLLM's own differs: how its streams end."""
+
+import logging
+from collections.abc import AsyncGenerator
+from http import HTTPStatus
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.exceptions import VLLMError
+
+from llmserve.apiserver.errors import Problem, problem_of
+
+_log = logging.getLogger(__name__)
+
+_BEGINNING = ("response.created", "response.in_progress")
+_UNFINISHED = ("response.incomplete", "response.failed")
+
+
+class _End(BaseModel):
+    """The last event of a stream whose response is not complete."""
+
+    type: Literal["response.incomplete", "response.failed"]
+    sequence_number: int
+    response: dict[str, Any]
+
+
+class Responses(OpenAIServingResponses):
+    """Ends the stream of a cut answer with `response.incomplete`, and of one that fails with
+    `response.failed`."""
+
+    async def responses_stream_generator(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """vLLM sends the first events before it asks the engine. They wait here for what the engine says, so
+        that the gate can still answer a refusal with its status."""
+        created: Any = None
+        held: list[Any] = []
+        number = 0
+        try:
+            async for event in super().responses_stream_generator(*args, **kwargs):
+                number += 1
+                if event.type in _BEGINNING:
+                    created = created or event
+                    held.append(event)
+                    continue
+                for one in (*held, _cut(event) if _is_cut(event) else event):
+                    yield one
+                held = []
+        except Exception as error:  # the status has been sent: the stream itself must say it
+            if created is None:
+                raise
+            if not isinstance(error, VLLMError):
+                _log.exception("a stream of /v1/responses failed")
+            for one in (*held, _failed(created, number, problem_of(error))):
+                yield one
+
+    async def responses_background_stream_generator(
+        self, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        """vLLM's waits for `response.completed`, which does not come."""
+        async for event in super().responses_background_stream_generator(*args, **kwargs):
+            yield event
+            if event.type in _UNFINISHED:
+                return
+
+
+def _is_cut(event: Any) -> bool:
+    return bool(event.type == "response.completed" and event.response.status == "incomplete")
+
+
+def _cut(event: Any) -> _End:
+    return _End(
+        type="response.incomplete",
+        sequence_number=event.sequence_number,
+        response=event.response.model_dump(mode="json", by_alias=True),
+    )
+
+
+def _failed(created: Any, number: int, problem: Problem) -> _End:
+    """created: the stream's first event."""
+    error = {"code": _code(problem.status), "message": problem.message}
+    response = created.response.model_dump(mode="json", by_alias=True)
+    return _End(
+        type="response.failed",
+        sequence_number=number,
+        response={**response, "status": "failed", "error": error},
+    )
+
+
+def _code(status: int) -> str:
+    """What OpenAI's API calls it."""
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "rate_limit_exceeded"
+    return "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_prompt"
