@@ -8,7 +8,7 @@ from llmserve.config.knob import Section, Unit
 
 
 class Api(Section):
-    """What clients meet at the HTTP port. docs/compatibility.md compares it with the flags of `vllm serve`."""
+    """What clients meet at the HTTP port. docs/compatibility.md compares it with `vllm serve`."""
 
     root_path: Annotated[
         str | None,
@@ -60,4 +60,4 @@ class Api(Section):
             description="Arguments of the chat template that hold unless a request's own "
             "`chat_template_kwargs` say otherwise, such as `{enable_thinking: false}`."
         ),
-    ] = {}
+    ] = {}  # noqa: RUF012 - pydantic gives each instance its own
