@@ -52,6 +52,12 @@ KEPT_PATHS = frozenset(
     }
 )
 
+# A comment on /metrics, where users of vLLM look for its names.
+_WHERE_VLLM_IS = (
+    b"# vllm:* is counted by the workers: on the page of all processes (observability.port, 9400 unless set),\n"
+    b"# on Kubernetes on port 9400 of each worker's pod.\n"
+)
+
 
 def serving_args(model: ServedModel, engine: EngineConfig, api: Api) -> Namespace:
     """The arguments of `vllm serve`, as vLLM parses them. (Its command itself asks for the version of
@@ -180,4 +186,4 @@ def _add_operations(
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(_WHERE_VLLM_IS + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -104,7 +104,7 @@ class Gate:
         except LLMServeError as error:
             await _send_problem(problem_of(error), _headers_of(error), request_scope, send)
             return
-        if scope["method"] == "POST":
+        if scope["method"] == "POST" and scope["path"] not in self._paths.public:
             self._remember(scope, request_scope)
         enter_scope(request_scope)
         name_request(RequestNames(request_scope.request_id, request_scope.span.trace_id))

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = "/llm/tiny"
 MESSAGES = [{"role": "user", "content": "abc"}]
@@ -83,6 +84,12 @@ async def test_load_counts_what_this_apiserver_serves(cluster: Any, http: httpx.
         cluster.decode.go.set()
     await cluster.settled()
     assert (await http.get("/load")).json() == {"server_load": 0}
+
+
+async def test_metrics_say_where_those_of_vllm_are(cluster: Any, http: httpx.AsyncClient) -> None:
+    page = (await http.get("/metrics")).text
+    assert "# vllm:* is counted by the workers" in page
+    assert "apiserver_requests" in {family.name for family in text_string_to_metric_families(page)}
 
 
 async def test_what_describes_the_api_needs_no_key(cluster: Any) -> None:
