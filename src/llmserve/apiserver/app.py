@@ -1,7 +1,8 @@
 """vLLM's OpenAI application on our engine client: its arguments, the routes kept of it, and ours."""
 
+import json
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -25,20 +26,23 @@ from llmserve.apiserver.messages import Messages
 from llmserve.apiserver.model_routes import add_models
 from llmserve.apiserver.options import ServedModel
 from llmserve.apiserver.responses import Responses
-from llmserve.config.schema import EngineConfig
+from llmserve.config.schema import Api, EngineConfig
 from llmserve.core.errors import LLMServeError
 from llmserve.core.logs import levels_kept
 
+# What tells about the API and of no request.
+DOCS_PATHS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/version"})
 # All that a client of the cluster may use. What vLLM adds later stays shut until it is listed here.
-_KEPT_PATHS = frozenset(
+KEPT_PATHS = frozenset(
     {
-        "/openapi.json",
-        "/docs",
-        "/docs/oauth2-redirect",
-        "/version",
+        *DOCS_PATHS,
         "/tokenize",
         "/detokenize",
+        "/tokenizer_info",
+        "/invocations",
+        "/generative_scoring",
         "/v1/chat/completions",
+        "/v1/chat/completions/batch",
         "/v1/completions",
         "/v1/responses",
         "/v1/responses/{response_id}",
@@ -48,8 +52,14 @@ _KEPT_PATHS = frozenset(
     }
 )
 
+# A comment on /metrics, where users of vLLM look for its names.
+_WHERE_VLLM_IS = (
+    b"# vllm:* is counted by the workers: on the page of all processes (observability.port, 9400 if not set),\n"
+    b"# on Kubernetes on port 9400 of each worker's pod.\n"
+)
 
-def serving_args(model: ServedModel, engine: EngineConfig) -> Namespace:
+
+def serving_args(model: ServedModel, engine: EngineConfig, api: Api) -> Namespace:
     """The arguments of `vllm serve`, as vLLM parses them. (Its command itself asks for the version of
     a distribution named vllm, which the CPU build is not.)"""
     options: Mapping[str, Any] = {
@@ -60,12 +70,23 @@ def serving_args(model: ServedModel, engine: EngineConfig) -> Namespace:
         "--tool-call-parser": engine.tool_call_parser,
         "--reasoning-parser": engine.reasoning_parser,
         "--structured-outputs-config.backend": engine.grammar_backend,
+        "--max-logprobs": engine.max_logprobs,
+        "--root-path": api.root_path,
+        "--sse-keep-alive-interval": api.sse_keep_alive_seconds,
+        "--chat-template": api.chat_template,
+        "--default-chat-template-kwargs": json.dumps(api.chat_template_kwargs),
     }
-    flags = ["--disable-log-stats", "--enable-prompt-tokens-details"]
-    if engine.tool_call_parser:
-        flags.append("--enable-auto-tool-choice")
-    given = [text for name, value in options.items() if value is not None for text in (name, str(value))]
-    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([*given, *flags])
+    flags = {
+        "--disable-log-stats": True,
+        "--enable-prompt-tokens-details": True,
+        "--enable-auto-tool-choice": engine.tool_call_parser is not None,
+        "--enable-force-include-usage": api.force_include_usage,
+        "--enable-tokenizer-info-endpoint": api.tokenizer_info,
+    }
+    # With "=", since a value may begin with a dash.
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    switched = [name for name, on in flags.items() if on]
+    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([*given, *switched])
     validate_parsed_serve_args(args)
     return args
 
@@ -85,10 +106,8 @@ async def openai_app(
     """add_own: adds what is not vLLM's."""
     with levels_kept():  # its SageMaker bootstrap sets them to ERROR
         app: FastAPI = build_app(args, SUPPORTED_TASKS, client.model_config)
-    app.router.routes[:] = [
-        route for route in app.router.routes if getattr(route, "path", None) in _KEPT_PATHS
-    ]
-    _add_operations(app, readiness, registry)
+    app.router.routes[:] = _kept(app.router.routes)
+    _add_operations(app, client, readiness, registry)
     add_models(app)
     add_own(app)
     app.router.redirect_slashes = False  # the gate takes them off
@@ -136,8 +155,18 @@ def _allowed(methods: str) -> str:
     return ", ".join(sorted(listed | ({"HEAD"} if "GET" in listed else set())))
 
 
-def _add_operations(app: FastAPI, readiness: Readiness, registry: CollectorRegistry) -> None:
+def _kept(routes: Iterable[Any]) -> list[Any]:
+    """Each once: a router of vLLM that an application adds to is shared by all that this process makes."""
+    kept = [route for route in routes if getattr(route, "path", None) in KEPT_PATHS]
+    return list({(route.path, frozenset(route.methods)): route for route in kept}.values())
+
+
+def _add_operations(
+    app: FastAPI, client: ClusterEngineClient, readiness: Readiness, registry: CollectorRegistry
+) -> None:
     @app.get("/health")
+    @app.get("/ping")
+    @app.post("/ping")
     async def health() -> Response:
         """200 when requests can be served; 503 and the reason when they cannot."""
         if reason := readiness.missing() or await api_trouble(app):
@@ -150,6 +179,11 @@ def _add_operations(app: FastAPI, readiness: Readiness, registry: CollectorRegis
         """200 as long as this process answers, whatever the rest of the cluster does."""
         return JSONResponse({"status": "ok"})
 
+    @app.get("/load")
+    async def load() -> Response:
+        """How many sequences this process has between their admission and their last token."""
+        return JSONResponse({"server_load": len(client)})
+
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(_WHERE_VLLM_IS + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

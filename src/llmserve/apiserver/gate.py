@@ -11,6 +11,7 @@ out has the form of the route (`errors.py`).
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
@@ -38,7 +39,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Message, Receive, Send], Awaitable[None]]
 
-_OPEN_PATHS = ("/health", "/live", "/metrics")
+_OPEN_PATHS = frozenset({"/health", "/live", "/load", "/metrics", "/ping"})
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 # A browser sends it for the page that asks, which is not who sits at this machine.
 _ORIGIN = b"origin"
@@ -47,15 +48,39 @@ _OF_THE_BODY = (b"content-type", b"content-length")
 Header = tuple[bytes, bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """root: the path under which a proxy serves all others, or empty. public: those that need no key."""
+
+    root: str = ""
+    public: frozenset[str] = _OPEN_PATHS
+
+    @classmethod
+    def of(cls, root: str | None, also_public: frozenset[str]) -> "Paths":
+        return cls(root or "", _OPEN_PATHS | also_public)
+
+    def route(self, path: str) -> str:
+        """The path without the root, which a proxy may have left on it or not."""
+        inside = path.removeprefix(self.root)
+        return inside if inside.startswith("/") else path
+
+
 class Gate:
     """An ASGI application. max_body_bytes: more is refused with 413. What is refused here is not traced: a
     stranger cannot fill the traces."""
 
     def __init__(
-        self, app: AsgiApp, keys: ApiKeys, max_body_bytes: int, records: Records, spans: HttpSpans
+        self,
+        app: AsgiApp,
+        keys: ApiKeys,
+        max_body_bytes: int,
+        records: Records,
+        spans: HttpSpans,
+        paths: Paths = Paths(),
     ) -> None:
         self.keys = keys  # others from the next request on, when they are replaced
         self._app, self._max_body_bytes, self._records, self._spans = app, max_body_bytes, records, spans
+        self._paths = paths
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -67,19 +92,19 @@ class Gate:
                 await self._app(scope, receive, send)
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        scope = _as_routed(scope)
+        scope = _as_routed(scope, self._paths)
         request_scope = RequestScope(
             request_id=request_id_of(scope["headers"]), form=form_of(scope["path"], scope["headers"])
         )
         try:
-            if scope["path"] not in _OPEN_PATHS:
+            if scope["path"] not in self._paths.public:
                 caller = self.keys.caller_of(scope["headers"], is_local=_is_local(scope))
                 request_scope.tenant, request_scope.admin = caller.tenant, caller.admin
             first = await _read_body(scope, receive, self._max_body_bytes)
         except LLMServeError as error:
             await _send_problem(problem_of(error), _headers_of(error), request_scope, send)
             return
-        if scope["method"] == "POST":
+        if scope["method"] == "POST" and scope["path"] not in self._paths.public:
             self._remember(scope, request_scope)
         enter_scope(request_scope)
         name_request(RequestNames(request_scope.request_id, request_scope.span.trace_id))
@@ -99,10 +124,10 @@ class Gate:
         explain.when_closed(lambda: end_span(span, explain.record))
 
 
-def _as_routed(scope: Message) -> Message:
+def _as_routed(scope: Message, paths: Paths) -> Message:
     """HEAD is answered as GET (the server leaves the body out). A slash at a path's end means nothing."""
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
-    return {**scope, "method": method, "path": scope["path"].rstrip("/") or "/"}
+    return {**scope, "method": method, "path": paths.route(scope["path"]).rstrip("/") or "/"}
 
 
 def _is_local(scope: Message) -> bool:

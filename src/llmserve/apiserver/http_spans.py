@@ -15,6 +15,7 @@ _FIRST_ERROR_STATUS = 500  # those before are the client's errors: the span of a
 _OPERATIONS: Mapping[str, str] = MappingProxyType(
     {
         "/v1/chat/completions": "chat",
+        "/v1/chat/completions/batch": "chat",
         "/v1/messages": "chat",
         "/v1/responses": "chat",
         "/v1/completions": "text_completion",

@@ -8,13 +8,13 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from llmserve.apiserver.admin import add_admin
-from llmserve.apiserver.app import openai_app, serving_args, vllm_config
+from llmserve.apiserver.app import DOCS_PATHS, openai_app, serving_args, vllm_config
 from llmserve.apiserver.cluster_client import ClusterEngineClient
 from llmserve.apiserver.cors import Cors
 from llmserve.apiserver.explain.finding import Finder
 from llmserve.apiserver.explain.http import add_explain
 from llmserve.apiserver.explain.records import Records
-from llmserve.apiserver.gate import Gate
+from llmserve.apiserver.gate import Gate, Paths
 from llmserve.apiserver.handover_mode import HandoverRule
 from llmserve.apiserver.health import Readiness, api_trouble
 from llmserve.apiserver.http_server import HttpServer
@@ -92,7 +92,7 @@ class Apiserver:
         self._router.start()
         readiness = Readiness(self._router, self._manifest.deployment.disaggregated)
         try:
-            args = serving_args(self._options.model, self._manifest.engine)
+            args = serving_args(self._options.model, self._manifest.engine, self._manifest.api)
             # In a thread: it takes seconds, in which the session with the router must be served.
             config = await asyncio.to_thread(vllm_config, args)
             self._client = ClusterEngineClient(config, self._context, readiness)
@@ -102,7 +102,9 @@ class Apiserver:
         if trouble := await api_trouble(app):
             raise StartFailed(trouble)
         spans = HttpSpans(self._tracer, self._options.model.name)
-        self._gate = Gate(app, self._live.keys, self._options.max_body_bytes, self._records, spans)
+        api = self._manifest.api
+        paths = Paths.of(api.root_path, DOCS_PATHS if api.public_docs else frozenset())
+        self._gate = Gate(app, self._live.keys, self._options.max_body_bytes, self._records, spans, paths)
         self._client.set_limits(self._live.limits)
         self._cors = Cors(self._gate, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)

@@ -67,6 +67,15 @@ class EngineConfig(Section):
         Unit("tokens"),
         Field(gt=0, description="Longest prompt plus answer. Without it, what the model was made for."),
     ] = None
+    max_logprobs: Annotated[
+        int,
+        Unit("tokens"),
+        Field(
+            ge=-1,
+            description="Most log probabilities that a client gets for each token, with `top_logprobs` or "
+            "`logprobs`. -1: those of the whole vocabulary.",
+        ),
+    ] = 20
     dtype: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"],
         VllmOnly(),

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from llmserve.config.api import Api
 from llmserve.config.budgets import Budgets, TenantBudget
 from llmserve.config.deployment import Deployment, LocalDeployment, Replicas
 from llmserve.config.engine import EngineConfig, EnvVariable, KvCacheConfig, SimSpec, TransferConfig
@@ -20,6 +21,7 @@ from llmserve.config.tracing import Tracing
 
 __all__ = [
     "AdapterSpec",
+    "Api",
     "ApiKey",
     "Budgets",
     "Deployment",
@@ -70,6 +72,7 @@ class Manifest(Section):
     transfer: Annotated[TransferConfig, Field(description="How KV moves between engines.")] = TransferConfig()
     budgets: Annotated[Budgets, Field(description="What all running requests may use.")] = Budgets()
     scheduling: Annotated[Scheduling, Field(description="Queueing and time limits.")] = Scheduling()
+    api: Annotated[Api, Field(description="What clients meet at the HTTP port.")] = Api()
     security: Annotated[Security, Field(description="Who may use the cluster.")] = Security()
     state: Annotated[State, Field(description="Where shared state is.")] = State()
     observability: Annotated[Observability, Field(description="Logs, metrics and traces.")] = Observability()

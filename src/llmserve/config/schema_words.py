@@ -39,6 +39,8 @@ def _yaml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_yaml(held)}' for name, held in value.items())}}}"
     return number(value) if isinstance(value, int | float) else str(value)
 
 
@@ -52,6 +54,8 @@ def _type_name(annotation: Any) -> str:
         return _type_name(arguments[0])
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin is dict:
+        return f"mapping of {_plural(_type_name(arguments[0]))} to {_type_name(arguments[1])}"
     if origin is tuple:
         return f"list of {_plural(_type_name(arguments[0]))}"
     if origin in (Union, UnionType):

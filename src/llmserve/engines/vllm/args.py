@@ -52,6 +52,7 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
         model=str(spec.model_dir),
         served_model_name=[spec.model_name],
         dtype=engine.dtype,
+        max_logprobs=engine.max_logprobs,
         kv_cache_dtype=spec.kv_cache.hbm_dtype,
         kv_cache_memory_bytes=int(spec.kv_cache.memory_gb * 2**30),
         tensor_parallel_size=engine.tensor_parallel,
