@@ -1,9 +1,10 @@
-"""What clients notice when a part of the cluster is killed under load: nothing, or what.
+"""What clients notice when a part of the cluster is killed, or hangs, under load: nothing, or what.
 
-A cluster of real processes with simulated engines; 8 clients send streamed requests, and at a quarter of
-them one process is killed with SIGKILL, one case at a time. What the simulated engines say is known
-beforehand, so every answer is checked token by token. With `--real`, vLLM, fewer requests, and the same
-answers are asked for once before anything is killed.
+Clusters of real processes with simulated engines, one with two workers of each role and one with a single one;
+8 clients send streamed requests, and at a quarter of them one process is killed with SIGKILL, or stopped with
+SIGSTOP, as if it hung, one case at a time. What the simulated engines say is known beforehand, so every answer
+is checked token by token. With `--real`, vLLM, fewer requests, and the same answers are asked for once before
+anything is killed.
 
 Clients retry in one case only: an apiserver's connections die with it, so they take the other one.
 """
@@ -37,11 +38,13 @@ _BACK_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """name: what is killed, for people. role: its process; child: not itself, but its engine's process."""
+    """name: what is killed or stopped, for people. role: its process; child: not itself, but its engine's
+    process. stop: it is sent SIGSTOP; else SIGKILL."""
 
     name: str
     role: str
     child: bool = False
+    stop: bool = False
 
 
 CASES = (
@@ -52,11 +55,23 @@ CASES = (
     Case("the KV manager", "kvmanager-0"),
     Case("an apiserver (clients take the other)", "apiserver-0"),
     Case("everything but the supervisor", "*"),
+    Case("a decode worker hangs", "decode-0", stop=True),
+    Case("a prefill worker hangs", "prefill-0", stop=True),
+    Case("the router hangs", "router-0", stop=True),
+    Case("the KV manager hangs", "kvmanager-0", stop=True),
+    Case("an apiserver hangs (clients take the other)", "apiserver-0", stop=True),
+)
+SINGLE_CASES = (
+    Case("the only decode worker", "decode-0"),
+    Case("the only prefill worker", "prefill-0"),
+    Case("the only decode worker hangs", "decode-0", stop=True),
+    Case("the only prefill worker hangs", "prefill-0", stop=True),
 )
 REAL_CASES = (
     Case("a decode worker", "decode-0"),
     Case("a prefill worker", "prefill-0"),
     Case("an engine's child process (vLLM EngineCore)", "decode-1", child=True),
+    Case("an engine's child process hangs", "decode-1", child=True, stop=True),
 )
 
 
@@ -99,22 +114,25 @@ class Run:
 
 def run(requests: int = REQUESTS, *, real: bool = False) -> str:
     """The table, of all cases."""
-    cases = REAL_CASES if real else CASES
-    with running(_manifest(real)) as cluster:
-        reference = _reference(cluster, REAL_REQUESTS) if real else expected_tokens
-        count = REAL_REQUESTS if real else requests
-        rows = [_row(case, survive(cluster, case, count, reference)) for case in cases]
+    groups = ((REAL_CASES, 2),) if real else ((CASES, 2), (SINGLE_CASES, 1))
+    rows: list[Sequence[object]] = []
+    for cases, workers in groups:
+        with running(_manifest(real, workers)) as cluster:
+            reference = _reference(cluster, REAL_REQUESTS) if real else expected_tokens
+            count = REAL_REQUESTS if real else requests
+            rows += [_row(case, survive(cluster, case, count, reference)) for case in cases]
     headings = (
-        *("killed", "requests", "answered correctly", "failed", "sent again by the client"),
+        *("killed, or hangs", "requests", "answered correctly", "failed", "sent again by the client"),
         *("longest gap s", "throughput back after s", "process back after s"),
     )
     return markdown(headings, rows)
 
 
-def _manifest(real: bool) -> dict[str, Any]:
+def _manifest(real: bool, workers: int) -> dict[str, Any]:
+    """workers: of each role."""
     path = "llmserve.yaml" if real else "examples/sim.yaml"
     manifest: dict[str, Any] = yaml.safe_load(Path(path).read_text())
-    replicas = {"prefill": 2, "decode": 2} | ({} if real else {"apiserver": 2})
+    replicas = {"prefill": workers, "decode": workers} | ({} if real else {"apiserver": 2})
     manifest["spec"]["deployment"]["replicas"] = replicas
     if not real:
         manifest["spec"]["engine"]["sim"]["decode_step_seconds"] = 0.004
@@ -162,7 +180,7 @@ def _kill_and_wait(cluster: Cluster, case: Case, run: Run, quarter: threading.Ev
     old = {name: cluster.pid(name) for name in names}
     run.killed_at = time.monotonic()
     for pid in old.values():
-        os.kill(_engine_child(pid) if case.child else pid, signal.SIGKILL)
+        os.kill(_engine_child(pid) if case.child else pid, signal.SIGSTOP if case.stop else signal.SIGKILL)
     deadline = run.killed_at + _BACK_SECONDS
     while time.monotonic() < deadline and not run.back_at:
         roles = {role["name"]: role for role in cluster.state()["roles"]}

@@ -851,7 +851,6 @@ async def test_closing_twice_and_using_it_afterwards(kit: EngineKit, prompt_of: 
         await harness.engine.next_outputs()
     with pytest.raises(EngineDead):
         await harness.engine.ping()
-    assert not harness.engine.processes(), "nothing of it is left"
 
 
 async def test_closing_what_never_started(kit: EngineKit) -> None:

@@ -281,9 +281,9 @@ async def test_a_failed_worker_rests_until_its_next_heartbeat(start: Start) -> N
 
 
 async def test_refusals_name_their_error(start: Start) -> None:
-    cluster = await start(policy=Policy(max_queued_requests=1), no_worker_grace_seconds=0.1)
+    cluster = await start(policy=Policy(max_queued_requests=1))
     apiserver = await cluster.apiserver()
-    await apiserver.admit("nobody there")
+    await apiserver.admit("nobody there", timeout=0.1)
     refused = await apiserver.refused()
     assert (refused.error, refused.outcome) == ("NoWorkerAvailable", common_pb2.OUTCOME_EVICTED)
     assert "no prefill and no decode worker" in refused.message
@@ -387,9 +387,9 @@ async def test_the_health_service_answers(cluster: Cluster) -> None:
 
 async def test_time_passes_in_a_term(start: Start) -> None:
     """The task that lets it was started by whoever leads: nothing else evicts what waits."""
-    cluster = await start(no_worker_grace_seconds=0.05)
+    cluster = await start()
     apiserver = await cluster.apiserver()
-    await apiserver.admit("a")
+    await apiserver.admit("a", timeout=0.05)
     assert (await apiserver.refused()).error == "NoWorkerAvailable"
 
 

@@ -44,7 +44,7 @@ class LeastLoaded:
 
     def choose(self, choices: Choices, request: PlacementRequest, output_tokens: int) -> Plan | None:
         prefill, decode = self._best(choices.prefill, request), self._best(choices.decode, request)
-        single = self._best(choices.aggregated if prefill else choices.whole, request)
+        single = self._best(choices.aggregated if prefill and decode else choices.whole, request)
         if decode and prefill and (not single or min(decode.score, prefill.score) >= single.score):
             return _plan(prefill.member, decode.member, request)
         return _plan(None, single.member, request) if single else None

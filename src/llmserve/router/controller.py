@@ -33,18 +33,9 @@ from llmserve.scheduler.snapshot import SchedulerSnapshot
 
 
 @dataclass(frozen=True, slots=True)
-class AdmissionLimits:
-    """no_worker_grace_seconds: how long a request waits while a role it needs has no worker at all."""
-
-    queue_timeout_seconds: float
-    no_worker_grace_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class Parameters:
     """What may change while the router runs. prefetch_on_prefix: as in the manifest."""
 
-    admission: AdmissionLimits
     policy: Policy
     placement: PlacementPolicy
     slow: SlowLimits
@@ -67,17 +58,17 @@ class Controller:
         slow: SlowBook,
     ) -> None:
         self.slow = slow
-        self._planner, self._rule_book, limits = planner, rule_book, parameters.admission
+        self._planner, self._rule_book = planner, rule_book
         self._membership, self._scheduler, self._prefixes = membership, scheduler, prefixes
         self._queue = queue = scheduler.queue
         self._tickets = tickets = Tickets()
-        self._supply = Supply(membership, limits.no_worker_grace_seconds)
+        self._supply = Supply(membership, planner)
         self._succession = Succession(clock)
         self._requests = Requests(
             clock,
             queue,
             tickets,
-            timeout_seconds=limits.queue_timeout_seconds,
+            timeout_seconds=parameters.policy.queue_timeout_seconds,
             placer=Placer(
                 clock, queue, tickets, planner=planner, prefixes=prefixes, succession=self._succession
             ),
@@ -237,7 +228,7 @@ class Controller:
         if stalled:
             self.slow.stalled(worker_id)
         self._membership.suspect(worker_id, epoch, reason)
-        return []
+        return self._dispatch()
 
     # -- time
 
@@ -251,8 +242,7 @@ class Controller:
 
     def reconfigure(self, parameters: Parameters) -> list[Effect]:
         """From now on. What runs keeps its place, what waits its deadline."""
-        self._requests.timeout_seconds = parameters.admission.queue_timeout_seconds
-        self._supply.grace_seconds = parameters.admission.no_worker_grace_seconds
+        self._requests.timeout_seconds = parameters.policy.queue_timeout_seconds
         self._membership.set_expiry(parameters.expiry_seconds)
         self._planner.rules = self._rule_book.rules(parameters.placement)
         self._prefixes.prefetches = parameters.prefetch_on_prefix
@@ -288,9 +278,8 @@ class Controller:
         return [*self._follow_workers(), *self._requests.dispatch()]
 
     def _follow_workers(self) -> list[Effect]:
-        """The limits and the deadlines depend on which workers there are."""
+        """The limits depend on which workers there are."""
         if not self._supply.changed():
             return []
         hopeless = self._scheduler.set_capacity(self._supply.capacity())
-        self._requests.set_deadlines()
         return [self._requests.evict(eviction) for eviction in hopeless]

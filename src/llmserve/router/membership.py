@@ -28,9 +28,7 @@ class Membership:
         self._members: dict[WorkerId, Member] = {}
         self._seats: WeakValueDictionary[tuple[WorkerId, int], Seats] = WeakValueDictionary()
         self._available: dict[tuple[str, WorkerRole], list[Member]] = {}
-        self._unserved_since: dict[str, float] = {}
         self._models: frozenset[str] = frozenset()
-        self._served: frozenset[str] = frozenset()
         self._check_at: float | None = None
         self.version = 0  # changes with the set of registered workers
 
@@ -167,29 +165,20 @@ class Membership:
         """Those of the registered workers."""
         return self._models
 
-    def serves(self, model: str) -> bool:
-        """Is there a registered worker for every role that a request needs?"""
-        return model in self._served
-
-    def missing_roles(self, model: str) -> list[WorkerRole]:
-        """The roles without which a request of this model cannot run; empty when it is served."""
-        if self.serves(model):
-            return []
-        roles = {m.spec.role for m in self if m.registered and m.spec.model == model}
-        return [role for role in (WorkerRole.PREFILL, WorkerRole.DECODE) if role not in roles]
-
-    def unserved_since(self, model: str) -> float:
-        """When the last worker of a needed role went; -inf when the model was never served."""
-        return self._unserved_since.get(model, float("-inf"))
-
-    def decode_capacity(self) -> int:
+    def capacity(self) -> int:
         """Requests that all registered workers together can run at once."""
-        return sum(m.spec.max_concurrency for m in self if m.registered and m.spec.role in _DECODES)
+        return sum(member.spec.max_concurrency for member in self._decoding())
 
     def widest_engine(self) -> int:
         """Requests that one registered worker can run at once; 0 while none is known."""
-        decode = (m.spec.max_concurrency for m in self if m.registered and m.spec.role in _DECODES)
-        return max(decode, default=0)
+        return max((member.spec.max_concurrency for member in self._decoding()), default=0)
+
+    def _decoding(self) -> Iterator[Member]:
+        """Yields the registered workers that decode. Those that only prefill count where a model has no others:
+        they do it all then."""
+        members = [member for member in self if member.registered]
+        decoding = {member.spec.model for member in members if member.spec.role in _DECODES}
+        yield from (m for m in members if m.spec.role in _DECODES or m.spec.model not in decoding)
 
     def kv_bytes_per_token(self) -> float:
         """Of the model whose KV is largest; 0 while none is known."""
@@ -233,14 +222,6 @@ class Membership:
         self.version += 1
         self._available.clear()
         self._models = frozenset(m.spec.model for m in self if m.registered)
-        served = frozenset(filter(self._has_all_roles, self._models))
-        for model in self._served - served:
-            self._unserved_since[model] = self._clock.now()
-        self._served = served
-
-    def _has_all_roles(self, model: str) -> bool:
-        roles = {m.spec.role for m in self if m.registered and m.spec.model == model}
-        return WorkerRole.AGGREGATED in roles or {WorkerRole.PREFILL, WorkerRole.DECODE} <= roles
 
     def _next_change(self, member: Member) -> float:
         return member.heard_at + self._expiry if member.registered else self._forget_at(member)

@@ -3,7 +3,7 @@
 The planner says who may take it; a chooser (kv_aware.py, baselines.py) says who does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import NamedTuple, Protocol
@@ -48,12 +48,14 @@ class Candidate(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Plan:
     """prefill None: decode does both. computed_tokens: of the prompt, what is expected not to be found
-    anywhere. candidates: the best ones, the chosen one first; none when nothing was predicted."""
+    anywhere. candidates: the best ones, the chosen one first; none when nothing was predicted. note: why one
+    worker does both although there should be one for each; empty: that is not so."""
 
     prefill: Member | None
     decode: Member
     computed_tokens: int = 0
     candidates: tuple[Candidate, ...] = ()
+    note: str = ""
 
     @property
     def predicted(self) -> Candidate | None:
@@ -66,29 +68,29 @@ class NoPlan(Enum):
 
 
 class Disaggregate(StrEnum):
-    """May a decode worker run a whole request? Where there is no prefill worker, AUTO lets it."""
+    """May one worker run a whole request? AUTO: a decode worker may where that is better, and either may
+    where no worker of the other role can be used. ALWAYS: only aggregated ones. NEVER: decode workers do."""
 
     AUTO = "auto"
     ALWAYS = "always"
     NEVER = "never"
 
 
+_ROLES = (WorkerRole.PREFILL, WorkerRole.DECODE, WorkerRole.AGGREGATED)
+_PARTNERS = {WorkerRole.PREFILL: WorkerRole.DECODE, WorkerRole.DECODE: WorkerRole.PREFILL}
+
+
 class Choices(NamedTuple):
-    """Those that may take a request now. alone: a decode worker may do it all."""
+    """Those that may take a request now. whole: those that may do it all."""
 
     prefill: Sequence[Member]
     decode: Sequence[Member]
     aggregated: Sequence[Member]
-    alone: bool
+    whole: Sequence[Member]
 
     def of_role(self, role: WorkerRole) -> Sequence[Member]:
         by_role = {WorkerRole.PREFILL: self.prefill, WorkerRole.DECODE: self.decode}
         return by_role.get(role, self.aggregated)
-
-    @property
-    def whole(self) -> Sequence[Member]:
-        """Those that may do it all."""
-        return [*self.aggregated, *self.decode] if self.alone else self.aggregated
 
 
 class Chooser(Protocol):
@@ -98,11 +100,13 @@ class Chooser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """filters: which workers may take a request. chooser: which of them does."""
+    """filters: which workers may take a request. chooser: which of them does. stuck: names of workers that
+    gave requests no output in time."""
 
     filters: Sequence[Filter]
     chooser: Chooser
     disaggregate: Disaggregate = Disaggregate.AUTO
+    stuck: Callable[[], Set[WorkerId]] = frozenset
 
 
 class Planner:
@@ -114,8 +118,22 @@ class Planner:
     def plan(self, request: PlacementRequest, output_tokens: int = 0) -> Plan | NoPlan:
         """output_tokens: how long the answer is expected to be."""
         avoided = self._without_hopeless_exclusions(request)
-        plan = self.rules.chooser.choose(self._choices(avoided), avoided, output_tokens)
-        return plan or self._no_plan(request)
+        serving = self._serving(request.model)
+        plan = self.rules.chooser.choose(self._choices(avoided, serving), avoided, output_tokens)
+        if plan is None:
+            return self._no_plan(request)
+        note = self._note(plan, serving)
+        return replace(plan, note=note) if note else plan
+
+    def missing_roles(self, model: str) -> list[WorkerRole]:
+        """The roles that a request of the model needs and that have no registered worker: of one without any
+        worker, both."""
+        here = {role for role in WorkerRole if self._membership.registered(model, role)}
+        pair = (WorkerRole.PREFILL, WorkerRole.DECODE)
+        suffices = here.issuperset(pair) if self._needs_pairs else bool(here)
+        if suffices or WorkerRole.AGGREGATED in here:
+            return []
+        return [role for role in pair if role not in here]
 
     def not_taken(self, request: PlacementRequest) -> Mapping[WorkerId, str]:
         """Why workers of the model cannot take it now, in words. Looks at all of them: for people who ask."""
@@ -129,23 +147,45 @@ class Planner:
             return f"{member.state}: {member.reason}"
         return next((rule.reason for rule in self.rules.filters if not rule.keep([member], request)), "")
 
-    def _choices(self, request: PlacementRequest) -> Choices:
-        prefill: Sequence[Member] = ()
-        if self.rules.disaggregate is not Disaggregate.NEVER:
-            prefill = self._kept(WorkerRole.PREFILL, request)
-        decode, aggregated = (
-            self._kept(WorkerRole.DECODE, request),
-            self._kept(WorkerRole.AGGREGATED, request),
-        )
-        return Choices(prefill, decode, aggregated, self._alone(prefill, request.model))
+    @property
+    def _needs_pairs(self) -> bool:
+        return self.rules.disaggregate is Disaggregate.ALWAYS
 
-    def _alone(self, prefill: Sequence[Member], model: str) -> bool:
-        """Not while all prefill workers are full: what they are there for would come to decode."""
-        if self.rules.disaggregate is not Disaggregate.AUTO:
-            return self.rules.disaggregate is Disaggregate.NEVER
-        return bool(prefill) or not self._membership.available(model, WorkerRole.PREFILL)
+    def _serving(self, model: str) -> Set[WorkerRole]:
+        """The roles that can be counted on: those with an available worker that is not stuck. If there is no
+        such worker in any role, a stuck one is better than none."""
+        here = {role: self._membership.available(model, role) for role in WorkerRole}
+        stuck = self.rules.stuck()
+        well = {role for role, group in here.items() if any(m.spec.worker_id not in stuck for m in group)}
+        return well or {role for role, group in here.items() if group}
 
-    def _kept(self, role: WorkerRole, request: PlacementRequest) -> Sequence[Member]:
+    def _choices(self, request: PlacementRequest, serving: Set[WorkerRole]) -> Choices:
+        """A role that cannot be counted on is left out, if the other may do all. One that is only full is
+        not: what it is there for would come to the other."""
+        prefill, decode, aggregated = (self._kept(role, request, serving) for role in _ROLES)
+        if self._needs_pairs:
+            return Choices(prefill, decode, aggregated, aggregated)
+        if WorkerRole.DECODE not in serving:
+            return Choices(prefill, (), aggregated, [*aggregated, *prefill])
+        if self.rules.disaggregate is Disaggregate.NEVER or WorkerRole.PREFILL not in serving:
+            return Choices((), decode, aggregated, [*aggregated, *decode])
+        return Choices(prefill, decode, aggregated, [*aggregated, *(decode if prefill else ())])
+
+    def _note(self, plan: Plan, serving: Set[WorkerRole]) -> str:
+        role, model = plan.decode.spec.role, plan.decode.spec.model
+        other = _PARTNERS.get(role)
+        is_usual = role is WorkerRole.DECODE and self.rules.disaggregate is Disaggregate.NEVER
+        if plan.prefill or other is None or other in serving or is_usual:
+            return ""
+        away = [m for m in self._membership if (m.spec.role, m.spec.model) == (other, model)]
+        reasons = [f"{m.spec.worker_id}: {m.reason or 'it gave a request no output in time'}" for m in away]
+        return f"no {other} worker can be used" + (f" ({', '.join(reasons)})" if reasons else "")
+
+    def _kept(
+        self, role: WorkerRole, request: PlacementRequest, serving: Set[WorkerRole]
+    ) -> Sequence[Member]:
+        if role not in serving and not self._needs_pairs:
+            return ()
         members = self._membership.available(request.model, role)
         for rule in self.rules.filters:
             members = rule.keep(members, request)

@@ -53,8 +53,6 @@ class Requests:
         if isinstance(answer, Rejected):
             self._tickets.close(admit.request_id)
             return [Refused(session, admit.request_id, Outcome.REJECTED, answer.error)]
-        if isinstance(answer, Queued) and not self._supply.serves(admit.placement.model):
-            self._set_deadline(request)
         evicted = answer.evicted if isinstance(answer, Queued) else None
         return [self.evict(evicted)] if evicted else []
 
@@ -103,11 +101,6 @@ class Requests:
     def progress(self, request_id: RequestId, output_tokens: int) -> None:
         self._queue.correct(request_id, output_tokens)
 
-    def set_deadlines(self) -> None:
-        """Of all that wait: they depend on which workers there are."""
-        for request in self._queue.waiting():
-            self._set_deadline(request)
-
     # -- out
 
     def cached(self, request_id: RequestId, outcome: Outcome, actual: int | None) -> CachedTokens | None:
@@ -154,7 +147,3 @@ class Requests:
             priority=admit.priority,
             cached_tokens=cached_tokens,
         )
-
-    def _set_deadline(self, request: QueuedRequest) -> None:
-        model = self._tickets[request.request_id].placement.model
-        self._queue.set_deadline(request.request_id, self._supply.deadline(request, model))

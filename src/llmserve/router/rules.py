@@ -38,7 +38,7 @@ class RuleBook:
     def rules(self, policy: PlacementPolicy) -> Rules:
         backed_up = NotBackedUp(self._clock, policy.engine_queue_seconds)
         filters = (NotExcluded(), HasFreeSeat(), backed_up, NotSlow(self._slow))
-        return Rules(filters, self._chooser(policy.routing), policy.disaggregate)
+        return Rules(filters, self._chooser(policy.routing), policy.disaggregate, self._slow.stalled_names)
 
     def _chooser(self, routing: Routing) -> Chooser:
         if routing not in self._choosers:

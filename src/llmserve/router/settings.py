@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from llmserve.config.schema import Budgets, Manifest, Scheduling, TenantBudget
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
-from llmserve.router.controller import AdmissionLimits, Controller, Parameters
+from llmserve.router.controller import Controller, Parameters
 from llmserve.router.learner import Learner
 from llmserve.router.mandate import ALONE, TermTimes
 from llmserve.router.membership import Membership
@@ -24,14 +24,12 @@ from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """no_worker_grace_seconds: how long a request waits for a role that has no worker at all; longer
-    than workers need to find a restarted router. log_level: that workers are told; empty until a reload has
-    changed it, for each process may have begun with another (LLMSERVE_LOG_LEVEL)."""
+    """log_level: that workers are told; empty until a reload has changed it, for each process may have begun
+    with another (LLMSERVE_LOG_LEVEL)."""
 
     policy: Policy = field(default_factory=Policy)
     heartbeat_seconds: float = 1.0
     expiry_seconds: float = 4.0
-    no_worker_grace_seconds: float = 10.0
     prefetch_on_prefix: bool = False
     routing: Routing = "kv_aware"
     disaggregate: Disaggregate = Disaggregate.AUTO
@@ -60,7 +58,6 @@ class RouterSettings:
     @property
     def parameters(self) -> Parameters:
         return Parameters(
-            AdmissionLimits(self.policy.queue_timeout_seconds, self.no_worker_grace_seconds),
             self.policy,
             PlacementPolicy(self.routing, self.disaggregate, self.engine_queue_seconds),
             self.slow,

@@ -111,6 +111,10 @@ class SlowBook:
             name for group, name in self._slow if self._paces[group][name].heard_since(since)
         }
 
+    def stalled_names(self) -> Set[WorkerId]:
+        """Of those that gave a request no output in time. Each placement asks."""
+        return self._stalled_since(self._since()).keys() if self._stalled else frozenset()
+
     def workers(self) -> Mapping[WorkerId, str]:
         """The slow ones, and why: for people who ask."""
         since = self._since()

@@ -170,10 +170,6 @@ class AdmissionQueue:
         self.tally.withdrawn += 1
         return True
 
-    def set_deadline(self, request_id: RequestId, deadline: float) -> None:
-        """Moves the deadline of a waiting request. Its deadline on arrival is that of the request."""
-        self._flows.set_deadline(request_id, deadline)
-
     def expire(self) -> list[Evicted]:
         """Evicts the requests whose deadline has come."""
         due = self._flows.due(self._clock.now())

@@ -63,10 +63,6 @@ class Flows:
 
     # -- deadlines
 
-    def set_deadline(self, request_id: RequestId, deadline: float) -> None:
-        assert request_id in self._waiting
-        self._deadlines.put(request_id, deadline)
-
     def due(self, now: float) -> list[Waiting]:
         """Those whose deadline has come, each told once."""
         return [self._waiting[request_id] for request_id in self._deadlines.take_due(now)]

@@ -1,4 +1,4 @@
-"""Each role is killed under load on a cluster of real processes with simulated engines; and drained.
+"""Each role is killed, or hangs, under load on a cluster of real processes with simulated engines; and drained.
 
 The short form of `python -m bench survival`: one cluster for all.
 """
@@ -37,7 +37,7 @@ def _is_whole(run: Run, requests: int = REQUESTS) -> None:
     assert len(run.answers) == requests
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.role], ids=lambda case: case.role)
+@pytest.mark.parametrize("case", [case for case in CASES if case.role], ids=lambda case: case.name)
 def test_every_answer_is_whole_and_what_was_killed_returns(cluster: Cluster, case: Case) -> None:
     run = survive(cluster, case, REQUESTS, expected_tokens)
     _is_whole(run)

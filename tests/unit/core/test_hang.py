@@ -98,6 +98,12 @@ async def test_the_watchdog_asks_until_no_answer_comes(fails: bool) -> None:
     assert asked > 4 if fails else asked == 3
 
 
+async def _until_health(dog: Watchdog, health: Health) -> None:
+    async with asyncio.timeout(1):
+        while dog.health is not health:  # noqa: ASYNC110 - what the watchdog sees
+            await asyncio.sleep(0.005)
+
+
 async def test_a_late_answer_is_one() -> None:
     release = asyncio.Event()
 
@@ -106,11 +112,9 @@ async def test_a_late_answer_is_one() -> None:
 
     dog = Watchdog(ask, lambda: False, HangLimits(0.3, 10.0), tick_seconds=0.01)
     task = asyncio.create_task(dog.until_hung())
-    while dog.health is Health.ANSWERS:  # noqa: ASYNC110 - what the watchdog sees
-        await asyncio.sleep(0.005)
+    await _until_health(dog, Health.STALLED)
     release.set()
-    while dog.health is not Health.ANSWERS:  # noqa: ASYNC110 - what the watchdog sees
-        await asyncio.sleep(0.005)
+    await _until_health(dog, Health.ANSWERS)
     assert not task.done()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -171,51 +171,54 @@ def test_an_id_of_another_apiserver_is_refused(make_cluster: MakeCluster) -> Non
     assert cluster.controller.running_requests == 1
 
 
-@pytest.mark.parametrize(("timeout", "evicted_after"), [(0.0, 10.0), (3.0, 3.0)])
-def test_without_any_worker_the_wait_is_short(
+@pytest.mark.parametrize(("timeout", "evicted_after"), [(0.0, 60.0), (3.0, 3.0)])
+def test_without_any_worker_a_request_waits_as_long_as_it_may(
     make_cluster: MakeCluster, timeout: float, evicted_after: float
 ) -> None:
-    cluster = make_cluster("prefill-0", no_worker_grace_seconds=10.0, expiry_seconds=100.0)
+    cluster = make_cluster()
     session = cluster.open()
     cluster.admit(session, "a", timeout=timeout)
     assert cluster.after(evicted_after - 0.1) == []
     refused = _refused(cluster.after(0.1))
     assert refused.outcome is Outcome.EVICTED
     assert isinstance(refused.error, NoWorkerAvailable)
-    assert "no decode worker of model m" in refused.error.message
+    assert "worker of model m is registered" in refused.error.message
 
 
-def test_a_worker_within_the_grace_serves_what_waits(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster("prefill-0")
-    session = cluster.open()
-    cluster.admit(session, "a")
-    cluster.clock.advance(3)
-    assert _placed(cluster.register("decode-0")) == ["a"]
-
-
-def test_the_grace_starts_when_the_last_worker_goes(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster("aggregated-0", slots=1, no_worker_grace_seconds=10.0, expiry_seconds=4.0)
-    session = cluster.open()
-    cluster.admit(session, "runs")
-    cluster.admit(session, "waits")
-    cluster.clock.advance(3.0)
-    cluster.heartbeat("aggregated-0")
-    assert cluster.after(4.0) == []  # lost now
-    assert cluster.after(9.9) == []
-    assert isinstance(_refused(cluster.after(0.1)).error, NoWorkerAvailable)
-
-
-def test_the_usual_deadline_is_back_with_the_worker(make_cluster: MakeCluster) -> None:
+def test_who_waits_while_the_last_worker_is_started_again_is_served(make_cluster: MakeCluster) -> None:
     cluster = make_cluster("aggregated-0", slots=1, expiry_seconds=4.0)
     session = cluster.open()
     cluster.admit(session, "runs")
     cluster.admit(session, "waits")
-    assert cluster.after(5.0) == []
-    assert cluster.heartbeat("aggregated-0") == []
-    cluster.clock.advance(30.0)
-    cluster.heartbeat("aggregated-0")
-    assert cluster.after(1.0) == []
-    assert _placed(cluster.done(session, "runs")) == ["waits"]
+    assert cluster.after(4.0) == []  # lost now
+    assert _placed(cluster.done(session, "runs", Outcome.FAILED)) == []
+    assert cluster.after(40.0) == []
+    assert _placed(cluster.register("aggregated-0", epoch=2, slots=1)) == ["waits"]
+
+
+@pytest.mark.parametrize("lost", ["prefill-0", "decode-0"])
+def test_the_other_role_serves_alone_as_soon_as_one_fails(make_cluster: MakeCluster, lost: str) -> None:
+    other = "decode-0" if lost == "prefill-0" else "prefill-0"
+    cluster = make_cluster("prefill-0", "decode-0", disaggregate=Disaggregate.AUTO)
+    session = cluster.open()
+    cluster.fail(lost)
+    (placed,) = cluster.admit(session, "a")
+    assert isinstance(placed, Placed)
+    assert (placed.plan.prefill, placed.plan.decode.spec.worker_id) == (None, other)
+    assert placed.plan.note == f"no {lost[:-2]} worker can be used ({lost}: broken)"
+    cluster.heartbeat(lost)
+    (placed,) = cluster.admit(session, "b")
+    assert isinstance(placed, Placed)
+    assert placed.plan.note == ""
+
+
+def test_what_waits_for_a_worker_that_fails_goes_to_the_other_role_at_once(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", slots=1, disaggregate=Disaggregate.AUTO, routing="least_loaded")
+    cluster.register("decode-0", slots=4)
+    session = cluster.open()
+    assert _placed(cluster.admit(session, "a")) == ["a"]
+    assert _placed(cluster.admit(session, "b")) == [], "the prefill worker is full"
+    assert _placed(cluster.fail("prefill-0")) == ["b"]
 
 
 def test_a_suspect_is_not_used_and_its_heartbeat_dispatches(make_cluster: MakeCluster) -> None:

@@ -240,6 +240,16 @@ def test_the_manifest_may_force_either(field: Field) -> None:
     assert isinstance(never.plan(LONG, 10), Plan)
 
 
+@pytest.mark.parametrize("mode", [Disaggregate.AUTO, Disaggregate.NEVER])
+def test_a_prefill_worker_does_all_while_no_decode_worker_is_there(field: Field, mode: Disaggregate) -> None:
+    field.add("prefill-0", "decode-0")
+    field.membership.suspect(WorkerId("decode-0"), 1, "gone")
+    plan = field.with_mode(mode).plan(LONG, 10)
+    assert isinstance(plan, Plan)
+    assert (plan.prefill, plan.decode) == (None, field["prefill-0"])
+    assert plan.candidates[0].decode == "prefill-0"
+
+
 # -- all in all
 
 

@@ -88,7 +88,6 @@ def test_a_suspect_is_not_used_until_it_is_heard(membership: Membership, make_sp
     version = membership.version
     membership.suspect(DECODE, 1, "reset by peer")
     assert _decoders(membership) == []
-    assert membership.serves("m") is False
     assert [m.reason for m in membership.registered("m", WorkerRole.DECODE)] == ["reset by peer"]
     membership.heartbeat(DECODE, 1, EngineLoad())
     assert _decoders(membership) == ["decode-0"]
@@ -175,23 +174,19 @@ def test_refuses_nonsense(membership: Membership, make_spec: MakeSpec, field: st
     assert len(membership) == 0
 
 
-def test_what_is_served_and_since_when_not(
-    membership: Membership, clock: VirtualClock, make_spec: MakeSpec
+def test_prefill_workers_count_as_capacity_where_there_are_no_others(
+    membership: Membership, make_spec: MakeSpec
 ) -> None:
-    assert membership.unserved_since("m") == float("-inf")
-    assert membership.missing_roles("m") == [WorkerRole.PREFILL, WorkerRole.DECODE]
-    membership.register(make_spec("prefill-0"))
-    assert membership.missing_roles("m") == [WorkerRole.DECODE]
+    assert membership.capacity() == 0
+    membership.register(make_spec("prefill-0", slots=2))
+    assert membership.capacity() == 2
     membership.register(make_spec("decode-0", slots=5))
-    assert membership.serves("m")
-    assert membership.decode_capacity() == 5
-    clock.advance(1)
+    membership.register(make_spec("decode-1", slots=4, model="other"))
+    assert membership.capacity() == 9
     membership.deregister(DECODE, 1)
-    assert not membership.serves("m")
-    assert membership.unserved_since("m") == 1001.0
+    assert membership.capacity() == 6
     membership.register(make_spec("aggregated-0", slots=3))
-    assert membership.serves("m")
-    assert membership.decode_capacity() == 3
+    assert membership.capacity() == 7
 
 
 def test_interruptions_are_ends_that_nobody_announced(

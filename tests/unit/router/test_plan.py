@@ -8,7 +8,7 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
-from llmserve.router.baselines import LeastLoaded
+from llmserve.router.baselines import LeastLoaded, RoundRobin
 from llmserve.router.filters import HasFreeSeat, NotBackedUp, NotExcluded, PlacementRequest
 from llmserve.router.membership import Membership
 from llmserve.router.plan import Disaggregate, NoPlan, Plan, Planner, Rules
@@ -162,3 +162,72 @@ def test_what_an_engine_has_before_it_is_bounded(clock: VirtualClock, make_spec:
     assert rule.keep([member], request), "many short ones are 0.45 s"
     member.seats.backlog.add("one more", 0.1, clock.now())
     assert not rule.keep([member], request)
+
+
+@pytest.fixture
+def stuck() -> set[WorkerId]:
+    """Workers that gave requests no output in time."""
+    return set()
+
+
+@pytest.fixture
+def auto(membership: Membership, stuck: set[WorkerId]) -> Planner:
+    chooser = LeastLoaded(((1.0, FreeSeats()),), random.Random(3))
+    return Planner(
+        membership, Rules((NotExcluded(), HasFreeSeat()), chooser, Disaggregate.AUTO, lambda: stuck)
+    )
+
+
+@pytest.mark.parametrize(("away", "other"), [("prefill-0", "decode-0"), ("decode-0", "prefill-0")])
+def test_one_role_does_all_while_the_other_is_stuck(
+    membership: Membership, auto: Planner, stuck: set[WorkerId], make_spec: MakeSpec, away: str, other: str
+) -> None:
+    for name in ("prefill-0", "decode-0"):
+        membership.register(make_spec(name))
+    assert _names(auto.plan(REQUEST)) == ("prefill-0", "decode-0")
+    stuck.add(WorkerId(away))
+    plan = auto.plan(REQUEST)
+    assert _names(plan) == ("", other)
+    assert isinstance(plan, Plan)
+    why = "it gave a request no output in time"
+    assert plan.note == f"no {away[:-2]} worker can be used ({away}: {why})"
+
+
+def test_where_all_are_stuck_they_are_used(
+    membership: Membership, auto: Planner, stuck: set[WorkerId], make_spec: MakeSpec
+) -> None:
+    for name in ("prefill-0", "decode-0"):
+        membership.register(make_spec(name))
+        stuck.add(WorkerId(name))
+    assert _names(auto.plan(REQUEST)) == ("prefill-0", "decode-0")
+
+
+def test_one_that_is_stuck_among_others_does_not_empty_its_role(
+    membership: Membership, auto: Planner, stuck: set[WorkerId], make_spec: MakeSpec
+) -> None:
+    for name in ("prefill-0", "decode-0", "decode-1"):
+        membership.register(make_spec(name))
+    stuck.add(WorkerId("decode-0"))
+    assert _names(auto.plan(REQUEST))[0] == "prefill-0"
+
+
+def test_a_role_that_is_only_full_is_waited_for(
+    membership: Membership, auto: Planner, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("prefill-0", slots=4))
+    membership.register(make_spec("decode-0", slots=1))
+    _fill(membership, "decode-0", 1)
+    assert auto.plan(REQUEST) is NoPlan.FULL
+
+
+def test_prefill_workers_serve_alone_also_where_they_had_nothing_to_do(
+    membership: Membership, make_spec: MakeSpec
+) -> None:
+    for chooser in (LeastLoaded(((1.0, FreeSeats()),), random.Random(3)), RoundRobin()):
+        planner = Planner(membership, Rules((), chooser, Disaggregate.NEVER))
+        membership.register(make_spec("prefill-0"))
+        membership.register(make_spec("decode-0"))
+        assert _names(planner.plan(REQUEST)) == ("", "decode-0")
+        membership.suspect(WorkerId("decode-0"), 1, "reset by peer")
+        assert _names(planner.plan(REQUEST)) == ("", "prefill-0")
+        membership.heartbeat(WorkerId("decode-0"), 1, EngineLoad())

@@ -122,17 +122,6 @@ def test_evicts_at_the_deadline(make_desk: MakeDesk) -> None:
     desk.queue.check_integrity()
 
 
-def test_a_deadline_can_be_moved_both_ways(make_desk: MakeDesk) -> None:
-    desk = make_desk(limit=0)
-    desk.offer("a", timeout=10.0)
-    desk.queue.set_deadline(RequestId("a"), 101.0)
-    assert desk.queue.next_deadline() == 101.0
-    desk.queue.set_deadline(RequestId("a"), 110.0)
-    desk.clock.advance(5)
-    assert desk.queue.expire() == []
-    assert desk.queue.next_deadline() == 110.0
-
-
 def test_each_exit_counts_once(make_desk: MakeDesk) -> None:
     desk = make_desk(limit=1)
     desk.offer("a")
