@@ -174,7 +174,7 @@ class Membership:
         return max((member.spec.max_concurrency for member in self._decoding()), default=0)
 
     def _decoding(self) -> Iterator[Member]:
-        """Yields the registered workers that decode. Those that prefill count where a model has no others: they
+        """Yields the registered workers that decode. For a model that has none, those that prefill count: they
         do it all then."""
         members = [member for member in self if member.registered]
         decoding = {member.spec.model for member in members if member.spec.role in _DECODES}
