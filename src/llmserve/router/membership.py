@@ -174,8 +174,8 @@ class Membership:
         return max((member.spec.max_concurrency for member in self._decoding()), default=0)
 
     def _decoding(self) -> Iterator[Member]:
-        """Yields the registered workers that decode. For a model that has none, those that prefill count: they
-        do it all then."""
+        """Yields the registered workers that decode. For a model without any, those that prefill count:
+        they do it all then."""
         members = [member for member in self if member.registered]
         decoding = {member.spec.model for member in members if member.spec.role in _DECODES}
         yield from (m for m in members if m.spec.role in _DECODES or m.spec.model not in decoding)
