@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -144,15 +145,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
         case 404 if message == HTTPStatus.NOT_FOUND.phrase:
             message = f"there is nothing at {request.url.path}"
         case 405:
-            headers["allow"] = _allowed(headers.get("allow", ""))
+            headers["allow"] = _allowed(request)
             message = f"{request.method} is not for {request.url.path}, which takes {headers['allow']}"
     return JSONResponse(body_of(Problem(error.status_code, message)), error.status_code, headers)
 
 
-def _allowed(methods: str) -> str:
-    """With HEAD, which the gate answers as GET."""
-    listed = {*methods.replace(" ", "").split(",")}
-    return ", ".join(sorted(listed | ({"HEAD"} if "GET" in listed else set())))
+def _allowed(request: Request) -> str:
+    """The methods of all routes of a path. With HEAD, which the gate answers as GET."""
+    here = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    methods = {method for route in here for method in route.methods}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 def _kept(routes: Iterable[Any]) -> list[Any]:
