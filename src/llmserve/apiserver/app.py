@@ -55,8 +55,8 @@ KEPT_PATHS = frozenset(
 
 # A comment on /metrics, where users of vLLM look for its names.
 _WHERE_VLLM_IS = (
-    b"# vllm:* is counted by the workers: on the page of all processes (observability.port, 9400 if not set),\n"
-    b"# on Kubernetes on port 9400 of each worker's pod.\n"
+    b"# vllm:* is counted by the workers: on the page of all processes (observability.port, 9400 if not\n"
+    b"# set), on Kubernetes on port 9400 of each worker's pod.\n"
 )
 
 
