@@ -2,6 +2,8 @@
 
 import os
 
+from llmserve.engines.vllm.environment import keep_caches
+
 # This process computes nothing, so one thread of everything is enough; stdout is for the runner.
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -13,5 +15,6 @@ _ENVIRONMENT = {
 
 def prepare_environment() -> None:
     """What `engine.env` says, or who started this process, stays as it is."""
+    keep_caches()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -73,4 +73,5 @@ def _tensors(logprobs: Logprobs) -> LogprobsTensors:
 def _stats(stats: PrefillStats) -> VllmPrefillStats:
     result = VllmPrefillStats()
     result.set(stats.prompt_tokens, stats.local_cached_tokens, stats.external_cached_tokens)
+    result.num_cache_creation_tokens = stats.cache_creation_tokens
     return result

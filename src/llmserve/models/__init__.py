@@ -5,6 +5,6 @@ Roles call `resolve`; `python -m llmserve.models fetch --manifest FILE` is the s
 """
 
 from llmserve.models.prepared import PreparedModel, Progress
-from llmserve.models.resolve import resolve
+from llmserve.models.resolve import default_cache_dir, resolve
 
-__all__ = ["PreparedModel", "Progress", "resolve"]
+__all__ = ["PreparedModel", "Progress", "default_cache_dir", "resolve"]

@@ -3,10 +3,12 @@
 Runs as a process of its own (`python -m llmserve.models convert`), so that whoever starts it stays light.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
 from llmserve.core.errors import LLMServeError
+from llmserve.models import llama_weights
 from llmserve.models.prepared import Progress
 
 CONVERTER_VERSION = 1
@@ -18,27 +20,56 @@ _PROBE = [{"role": "user", "content": "Hello"}]
 def convert_gguf(source: Path, out: Path, progress: Progress) -> None:
     """Errors: LLMServeError when the result has no working chat template although the source has one."""
     progress("loading the libraries")
-    import torch
+    import gguf
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    origin: dict[str, Any] = {"gguf_file": source.name}
+    # transformers parses the whole file for each of the configuration, the tokenizer and the weights.
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
+    reader = gguf.GGUFReader(str(source))
     progress("reading the tokenizer")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, **origin)
+    config = transformers.AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    names = llama_weights.names(reader) if config.model_type == "llama" else None
+    # The class that AutoTokenizer would choose for a Llama, without the import of all others.
+    loader = transformers.AutoTokenizer if names is None else transformers.PreTrainedTokenizerFast
+    tokenizer = loader.from_pretrained(source.parent, gguf_file=source.name)
     progress("dequantizing the weights to bfloat16")
+    if names is None:
+        _save_any(source, out, progress)
+    else:
+        _save_llama(config, dict(llama_weights.weights(reader, names, config)), out, progress)
+    tokenizer.save_pretrained(out)
+    progress("checking the chat template")
+    _check_chat_template(loader.from_pretrained(out), tokenizer.chat_template, source)
+
+
+def _save_llama(config: Any, weights: dict[str, Any], out: Path, progress: Progress) -> None:
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    progress("writing safetensors")
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    config.architectures, config.dtype = ["LlamaForCausalLM"], torch.bfloat16
+    config.save_pretrained(out)
+    transformers.GenerationConfig.from_model_config(config).save_pretrained(out)
+
+
+def _save_any(source: Path, out: Path, progress: Progress) -> None:
+    """Of every architecture that transformers reads."""
+    import torch
+    import transformers
+
     model = transformers.AutoModelForCausalLM.from_pretrained(
         source.parent,
+        gguf_file=source.name,
         dtype=torch.bfloat16,
         quantization_config=transformers.GgufConfig(dequantize=True),
-        **origin,
     )
     _drop_quantization(model)
     progress("writing safetensors")
     model.save_pretrained(out)
     model.generation_config.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    progress("checking the chat template")
-    _check_chat_template(transformers.AutoTokenizer.from_pretrained(out), tokenizer.chat_template, source)
 
 
 def _drop_quantization(model: Any) -> None:

@@ -1,7 +1,6 @@
 """The manifest's engine settings as vLLM's."""
 
 import json
-import os
 from typing import Any
 
 from vllm.config import KVEventsConfig, KVTransferConfig, StructuredOutputsConfig
@@ -9,6 +8,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
 from llmserve.config.kv_page import block_size_tokens
+from llmserve.config.schema import EngineConfig
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.spec import EngineSpec, transfer_policy
@@ -23,19 +23,22 @@ _KV_ROLE = {
     WorkerRole.AGGREGATED: "kv_both",
 }
 
-# What vLLM reads from the environment, in this process and those it spawns.
-_ENVIRONMENT = {
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has gRPC threads: a fork would inherit locks
-    "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "0",  # whole hashes: they are our identity of a block
-    "VLLM_NO_USAGE_STATS": "1",
-}
+
+def is_eager(engine: EngineConfig) -> bool:
+    """Whether the model is not compiled. Compiling takes a minute and gives 15% on CPU (measured): not worth
+    it by default there."""
+    return current_platform.is_cpu() if engine.enforce_eager is None else engine.enforce_eager
 
 
-def set_environment(scratch: str) -> None:
-    """Before vLLM starts. scratch: where its sockets go, so that they are removed with it.
-    PYTHONHASHSEED would change the root of every block hash."""
-    os.environ.update(_ENVIRONMENT, VLLM_RPC_BASE_PATH=scratch)
-    os.environ.pop("PYTHONHASHSEED", None)
+def compiles(engine: EngineConfig) -> bool:
+    """Whether torch compiles anything in the engine. On a GPU, the small functions that vLLM compiles beside
+    the model save memory, and what they need is installed with torch."""
+    return not current_platform.is_cpu() or needs_compiler(engine)
+
+
+def needs_compiler(engine: EngineConfig) -> bool:
+    """Whether the engine compiles C++."""
+    return current_platform.is_cpu() and not is_eager(engine)
 
 
 def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> AsyncEngineArgs:
@@ -45,8 +48,7 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
         "max_num_batched_tokens": engine.max_batched_tokens,
         "long_prefill_token_threshold": engine.prefill_long_prompt_tokens,
         "block_size": _block_size(spec),
-        # Compiling takes a minute and gives 15% on CPU (measured): not worth it by default there.
-        "enforce_eager": current_platform.is_cpu() if engine.enforce_eager is None else engine.enforce_eager,
+        "enforce_eager": is_eager(engine),
     }
     return AsyncEngineArgs(
         model=str(spec.model_dir),

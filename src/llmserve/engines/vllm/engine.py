@@ -31,8 +31,9 @@ from llmserve.engines.base import EngineInfo
 from llmserve.engines.connector.card import EngineCard
 from llmserve.engines.handover import addresses_for, check_params, meet, query_status
 from llmserve.engines.spec import EngineSpec
-from llmserve.engines.vllm.args import engine_args, set_environment
+from llmserve.engines.vllm.args import compiles, engine_args, needs_compiler
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
+from llmserve.engines.vllm.environment import check_compiler, set_engine_environment
 from llmserve.engines.vllm.kv_events import KvEventSource
 from llmserve.engines.vllm.own_metrics import OwnMetrics
 from llmserve.engines.vllm.stats import EngineStats
@@ -59,7 +60,9 @@ class VllmEngine:
 
     async def start(self) -> EngineInfo:
         self._scratch = tempfile.TemporaryDirectory(prefix="llmserve-engine-")
-        set_environment(self._scratch.name)
+        if needs_compiler(self._spec.engine):
+            check_compiler()
+        set_engine_environment(self._scratch.name, compiles=compiles(self._spec.engine))
         self._kv_events = KvEventSource()
         card_path = Path(self._scratch.name) / "card.json"
         try:

