@@ -9,7 +9,6 @@ this module only starts them in one loop, in order, and stops them the other way
 import asyncio
 import contextlib
 import os
-import sys
 from collections.abc import Sequence
 
 from prometheus_client import REGISTRY
@@ -22,7 +21,14 @@ from llmserve.core.clock import SystemClock
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole
-from llmserve.rpc.role import Role, configure_logging, own_environment, report_progress, run_role
+from llmserve.rpc.role import (
+    Role,
+    configure_logging,
+    exit_process,
+    own_environment,
+    report_progress,
+    run_role,
+)
 
 
 class Roles:
@@ -84,4 +90,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

@@ -1,13 +1,18 @@
 """python -m llmserve.apiserver --manifest FILE --name NAME --http HOST:PORT --router HOST:PORT"""
 
-import sys
-
 from prometheus_client import REGISTRY
 
 from llmserve.apiserver.environment import prepare_environment
 from llmserve.apiserver.flags import flags, options
 from llmserve.config.load import load_manifest
-from llmserve.rpc.role import Role, configure_logging, own_environment, report_progress, run_role
+from llmserve.rpc.role import (
+    Role,
+    configure_logging,
+    exit_process,
+    own_environment,
+    report_progress,
+    run_role,
+)
 
 
 def main() -> int:
@@ -30,4 +35,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

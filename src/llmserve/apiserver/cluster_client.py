@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
@@ -31,7 +31,7 @@ from llmserve.apiserver.request_scope import current_scope
 from llmserve.apiserver.run_context import RequestCard, RunContext
 from llmserve.apiserver.sampling_legs import SamplingLegs
 from llmserve.apiserver.stages import StageLimits
-from llmserve.core.errors import Unavailable
+from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.core.ids import RequestId
 from llmserve.core.tasks import TaskOwner
 
@@ -47,7 +47,7 @@ class ClusterEngineClient(EngineFreeClient):
         self._processor = OutputProcessor(self.renderer.tokenizer, log_stats=False)
         self._context, self._readiness = context, readiness
         self._owner = TaskOwner("requests")
-        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._runs: dict[str, _Running] = {}
 
     def set_limits(self, limits: StageLimits) -> None:
         """Of requests from now on."""
@@ -151,7 +151,8 @@ class ClusterEngineClient(EngineFreeClient):
             OutputSink(name, self._processor, queue, scope.handovers),
             self._context,
         )
-        self._runs[name] = task = self._owner.spawn(name, run.run())
+        task = self._owner.spawn(name, run.run())
+        self._runs[name] = _Running(run, task)
         task.add_done_callback(lambda _: self._runs.pop(name, None))
         task.add_done_callback(lambda _: scope.explain.part_ended())
 
@@ -162,7 +163,7 @@ class ClusterEngineClient(EngineFreeClient):
         """Ends what still runs of them; finished and unknown ones are ignored."""
         for name in self._processor.abort_requests(request_ids, internal):
             if name in self._runs:
-                self._runs[name].cancel()
+                self._runs[name].task.cancel()
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -170,11 +171,19 @@ class ClusterEngineClient(EngineFreeClient):
     def shutdown(self, timeout: float | None = None) -> None:
         self.renderer.shutdown()
 
-    async def drain(self, timeout_seconds: float) -> None:
-        """Waits for the running requests, then cancels those that are left. Idempotent."""
-        if self._runs:
-            await asyncio.wait(list(self._runs.values()), timeout=timeout_seconds)
+    async def drain(self, timeout_seconds: float, why: LLMServeError) -> None:
+        """Waits for the running requests, then ends those that are left with `why`. Idempotent."""
+        running = list(self._runs.values())
+        if running:
+            await asyncio.wait([one.task for one in running], timeout=timeout_seconds)
+        for one in self._runs.values():
+            one.run.give_up(why)
         await self._owner.aclose()
+
+
+class _Running(NamedTuple):
+    run: RequestRun
+    task: asyncio.Task[None]
 
 
 def _sequences(request: EngineCoreRequest, parent: ParentRequest | None) -> Iterator[EngineCoreRequest]:

@@ -39,9 +39,9 @@ _QUESTION = "/v1/models"
 
 
 async def api_trouble(app: Any) -> str:
-    """Asks vLLM's app for its models, as a client would, past the gate and its keys. Why it did not answer, in
-    words; empty when it did: what stands in its way (a key from the environment, a middleware) stands in
-    everybody's."""
+    """Asks vLLM's app for its models, as a client would, past the gate and its keys. Returns why it did not
+    answer, in words; empty when it did. What stands in its way (a key from the environment, a middleware)
+    stands in everybody's."""
     status = 0
 
     async def receive() -> dict[str, Any]:

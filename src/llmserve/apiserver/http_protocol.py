@@ -6,6 +6,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 
 class HttpProtocol(HttpToolsProtocol):
+    def end_after_answer(self) -> None:
+        """Ends the connection with the answer that it sends now, if it does."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         super()._start_asgi_task(cycle, _Unchunked(cycle, app) if _is_old(cycle) else app)
 

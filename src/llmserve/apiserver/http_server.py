@@ -121,12 +121,16 @@ class HttpServer:
         raise LLMServeError("the HTTP server ended by itself")
 
     async def stop_listening(self) -> None:
-        """New connections are refused; requests on open ones go on."""
-        if self._server is not None:
-            for server in self._server.servers:
-                server.close()
-            if self._server.shared is not None:
-                self._server.shared.close()
+        """New connections are refused; requests that run go on, and their connections end with them."""
+        if self._server is None:
+            return
+        for server in self._server.servers:
+            server.close()
+        if self._server.shared is not None:
+            self._server.shared.close()
+        for connection in self._server.server_state.connections:
+            if isinstance(connection, HttpProtocol):
+                connection.end_after_answer()
 
     async def aclose(self) -> None:
         await self.stop_listening()

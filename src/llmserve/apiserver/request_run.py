@@ -48,8 +48,13 @@ class RequestRun:
         self._prefilled: PrefillStats | None = None  # as the engine of this placement told
         self._replay: Replay | None = None  # in this attempt
         self._heard = False  # a token, in this attempt
+        self._gave_up: LLMServeError | None = None
         self._stats = RunStats(context.metrics, card.record)
         self._spans = RunSpans(context.tracer, card.span)
+
+    def give_up(self, error: LLMServeError) -> None:
+        """Its task is about to be cancelled, not by the client: who is told `error`, if it has not ended."""
+        self._gave_up = error
 
     @property
     def _name(self) -> str:
@@ -63,6 +68,10 @@ class RequestRun:
         self._context.retries.started()
         try:
             outcome = await self._to_its_end()
+        except asyncio.CancelledError:
+            if self._gave_up is None:
+                raise
+            outcome = self._failed(self._gave_up)
         finally:
             self._done(outcome)
             self._stats.ended(outcome, len(self._sent))

@@ -11,6 +11,7 @@ from llmserve.apiserver.admin import add_admin
 from llmserve.apiserver.app import DOCS_PATHS, openai_app, serving_args, vllm_config
 from llmserve.apiserver.cluster_client import ClusterEngineClient
 from llmserve.apiserver.cors import Cors
+from llmserve.apiserver.draining import STOPPING, Draining
 from llmserve.apiserver.explain.finding import Finder
 from llmserve.apiserver.explain.http import add_explain
 from llmserve.apiserver.explain.records import Records
@@ -29,7 +30,7 @@ from llmserve.apiserver.run_context import RunContext
 from llmserve.apiserver.worker_links import WorkerLinks
 from llmserve.config.load import read_manifest
 from llmserve.config.schema import Manifest, Scheduling
-from llmserve.core.errors import InvalidRequest, StartFailed
+from llmserve.core.errors import InvalidRequest, StartFailed, Unavailable
 from llmserve.core.ids import ApiserverId
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.reload import Reloaded, reload_cluster
@@ -83,6 +84,7 @@ class Apiserver:
         self._client: ClusterEngineClient | None = None
         self._gate: Gate | None = None
         self._cors: Cors | None = None
+        self._draining: Draining | None = None
         self._http: HttpServer | None = None
 
     async def start(self) -> int:
@@ -106,7 +108,8 @@ class Apiserver:
         paths = Paths.of(api.root_path, DOCS_PATHS if api.public_docs else frozenset())
         self._gate = Gate(app, self._live.keys, self._options.max_body_bytes, self._records, spans, paths)
         self._client.set_limits(self._live.limits)
-        self._cors = Cors(self._gate, self._live.cors_origins)
+        self._draining = Draining(self._gate)
+        self._cors = Cors(self._draining, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
         return await self._http.start()
 
@@ -143,17 +146,20 @@ class Apiserver:
             group.create_task(self._router.wait())
 
     async def aclose(self, drain_seconds: float | None = None) -> None:
-        """Stops listening, lets requests end for a moment, cancels the rest, gives back, closes."""
+        """Begins nothing new, lets requests end for a moment, ends the rest with an error, gives back,
+        closes."""
         try:
             await self._stop(self._options.drain_seconds if drain_seconds is None else drain_seconds)
         finally:
             await self._tracer.aclose()
 
     async def _stop(self, drain_seconds: float) -> None:
+        if self._draining is not None:
+            self._draining.begin()
         if self._http is not None:
             await self._http.stop_listening()
         if self._client is not None:
-            await self._client.drain(drain_seconds)
+            await self._client.drain(drain_seconds, Unavailable(STOPPING))
         if self._http is not None:
             await self._http.aclose()
         if self._client is not None:

@@ -1,13 +1,12 @@
 """python -m llmserve.kvstore --manifest FILE --name NAME --listen HOST:PORT: the role kvmanager."""
 
 import os
-import sys
 
 from llmserve.config.load import load_manifest
 from llmserve.core.clock import SystemClock
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
-from llmserve.rpc.role import common_flags, configure_logging, run_role
+from llmserve.rpc.role import common_flags, configure_logging, exit_process, run_role
 
 
 def main() -> int:
@@ -29,4 +28,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

@@ -1,11 +1,17 @@
 """python -m llmserve.router --manifest FILE --name NAME --listen HOST:PORT"""
 
-import sys
 from functools import partial
 
 from llmserve.config.load import load_manifest
 from llmserve.router.role import RouterRole
-from llmserve.rpc.role import add_kvmanagers, addresses, common_flags, configure_logging, run_role
+from llmserve.rpc.role import (
+    add_kvmanagers,
+    addresses,
+    common_flags,
+    configure_logging,
+    exit_process,
+    run_role,
+)
 
 
 def main() -> int:
@@ -31,4 +37,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())
