@@ -16,7 +16,7 @@ from llmserve.apiserver.place import Place
 from llmserve.apiserver.placed_run import PlacedRun, Try
 from llmserve.apiserver.run_context import RequestCard, RunContext
 from llmserve.apiserver.run_spans import RunSpans
-from llmserve.core.request import EngineOutput
+from llmserve.core.request import EngineOutput, HandoverReport
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 
@@ -30,8 +30,8 @@ class Start:
 
 
 class Choices:
-    """cards: of each choice. legs: of any of them; prompt_legs: those that compute the prompt. Each choice
-    calls `start`, and has a part in `place`."""
+    """cards: of each choice. legs: of any of them; prompt_legs: those that compute the prompt. handovers: of
+    the HTTP request; the prompt's is added. Each choice calls `start`, and has a part in `place`."""
 
     def __init__(
         self,
@@ -40,9 +40,11 @@ class Choices:
         legs: Legs,
         prompt_legs: Legs,
         context: RunContext,
+        handovers: list[HandoverReport],
     ) -> None:
         """card: of all together."""
-        self.place = Place(card, context, [one.record for one in cards], self._cancel)
+        self._records, self._handovers = [one.record for one in cards], handovers
+        self.place = Place(card, context, self._records, self._cancel)
         self._card, self._legs, self._prompt_legs, self._context = card, legs, prompt_legs, context
         self._spans = RunSpans(context.tracer, card.span)
         self._starting: asyncio.Task[Start] | None = None
@@ -69,6 +71,9 @@ class Choices:
 
     def _prompt_is_there(self, output: EngineOutput, origin: str) -> bool:
         self._prologue = output
+        if output.handover is not None:
+            for handovers in (self._handovers, *(record.handovers for record in self._records)):
+                handovers.append(output.handover)
         return True
 
     def _cancel(self) -> None:

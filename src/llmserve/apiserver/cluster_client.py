@@ -151,7 +151,8 @@ class ClusterEngineClient(EngineFreeClient):
         """card of all: without a record, which each has of its own."""
         card = replace(cards[0], request_id=RequestId(request.request_id), record=SequenceRecord())
         legs = self._legs(request)
-        return Choices(card, cards, legs, PromptLegs(legs), self._context)
+        handovers = current_scope().handovers
+        return Choices(card, cards, legs, PromptLegs(legs), self._context, handovers)
 
     def _legs(self, request: EngineCoreRequest) -> SamplingLegs:
         longest = self.model_config.max_model_len

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from llmserve.core.outcome import Outcome
+from llmserve.core.request import HandoverReport
 
 
 def text_after(cluster: Any, prompt_tokens: int, tokens: int) -> str:
@@ -151,6 +152,14 @@ async def test_choices_have_one_place_and_one_prefill(
     assert cluster.router.done == [(admit.request_id, Outcome.COMPLETED)]
     assert cluster.router.cached == [16]
     assert not cluster.prefill.released, "decode has read the KV"
+
+
+async def test_choices_have_one_hand_over(cluster: Any, http: httpx.AsyncClient) -> None:
+    cluster.decode.handover = HandoverReport("shm", 1000, 0.5)
+    body = {"model": "tiny", "prompt": "x" * 40, "max_tokens": 4, "n": 3, "seed": 7}
+    response = await http.post("/v1/completions", json=body)
+    assert response.headers["x-llmserve-transport"] == "shm"
+    assert response.headers["x-llmserve-handover"] == "pull"
 
 
 async def test_several_choices_streamed(cluster: Any, http: httpx.AsyncClient) -> None:
