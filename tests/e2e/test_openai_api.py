@@ -64,6 +64,20 @@ def test_n_gives_n_choices(client: openai.OpenAI) -> None:
     assert all(choice.message.content for choice in answer.choices)
 
 
+@pytest.mark.parametrize("repeats", [1, 40])
+def test_choices_with_a_seed_are_the_same_each_time(client: openai.OpenAI, repeats: int) -> None:
+    """In a batch of their own. The first time, the prompt is not cached yet: other kernels compute it."""
+    prompt = "The history of the city begins with the river. " * repeats
+    options: dict[str, Any] = {"prompt": prompt, "max_tokens": 16, "temperature": 1.0, "n": 4, "seed": 11}
+    client.completions.create(model=MODEL, **options)
+    answers = {
+        tuple(choice.text for choice in client.completions.create(model=MODEL, **options).choices)
+        for _ in range(4)
+    }
+    assert len(answers) == 1
+    assert len(set(answers.pop())) > 1, "each choice has a seed of its own"
+
+
 def test_logprobs_span_the_hand_over(client: openai.OpenAI) -> None:
     answer = _chat(client, logprobs=True, top_logprobs=3, max_tokens=6)
     content = answer.choices[0].logprobs.content

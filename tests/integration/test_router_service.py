@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -29,8 +30,8 @@ Request = router_pb2.RouterSessionRequest
 Response = router_pb2.RouterSessionResponse
 
 
-def worker(name: str, *, epoch: int = 1, slots: int = 1, **shape: str) -> common_pb2.WorkerInfo:
-    fields = {"model_revision": "rev", "layout": "LBHNC/vec", **shape}
+def worker(name: str, *, epoch: int = 1, slots: int = 1, **shape: Any) -> common_pb2.WorkerInfo:
+    fields: dict[str, Any] = {"model_revision": "rev", "layout": "LBHNC/vec", **shape}
     return common_pb2.WorkerInfo(
         worker_id=name,
         role=_ROLES[name.partition("-")[0]],
@@ -315,8 +316,9 @@ async def test_refusals_name_their_error(start: Start) -> None:
 async def test_kv_that_does_not_fit_is_refused_at_the_door(
     cluster: Cluster, field: str, other: str, mine: str
 ) -> None:
+    shape: dict[str, Any] = {field: other}
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await cluster.register(worker("decode-1", **{field: other}))
+        await cluster.register(worker("decode-1", **shape))
     error = from_grpc(refused.value)
     assert isinstance(error, InvalidRequest)
     assert f"{field} {other!r} differs from {mine!r}" in error.message

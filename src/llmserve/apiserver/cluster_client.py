@@ -6,7 +6,7 @@ objects. Only where AsyncLLM hands a sequence to its engine core, a RequestRun t
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,14 +22,16 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
+from llmserve.apiserver.choices import Choices
 from llmserve.apiserver.engine_free import EngineFreeClient
 from llmserve.apiserver.errors import as_serving_error
+from llmserve.apiserver.explain.record import SequenceRecord
 from llmserve.apiserver.health import Readiness
 from llmserve.apiserver.output_sink import OutputSink
 from llmserve.apiserver.request_run import RequestRun
 from llmserve.apiserver.request_scope import current_scope
 from llmserve.apiserver.run_context import RequestCard, RunContext
-from llmserve.apiserver.sampling_legs import SamplingLegs
+from llmserve.apiserver.sampling_legs import PromptLegs, SamplingLegs
 from llmserve.apiserver.stages import StageLimits
 from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.core.ids import RequestId
@@ -132,25 +134,40 @@ class ClusterEngineClient(EngineFreeClient):
         params = request.sampling_params
         queue = RequestOutputCollector(params.output_kind, request.request_id)
         parent = ParentRequest(request) if params.n > 1 else None
-        for index, sequence in enumerate(_sequences(request, parent)):
+        sequences = list(_sequences(request, parent))
+        cards = [self._card(sequence) for sequence in sequences]
+        choices = self._choices(request, cards) if parent else None
+        for index, (sequence, card) in enumerate(zip(sequences, cards, strict=True)):
             self._processor.add_request(sequence, prompt_text, parent, index, queue)
-            self._run(sequence, queue)
+            self._run(sequence, card, queue, choices)
         return queue
 
-    def _run(self, request: EngineCoreRequest, queue: RequestOutputCollector) -> None:
+    def _card(self, request: EngineCoreRequest) -> RequestCard:
         name, scope = request.request_id, current_scope()
         record = scope.explain.sequence(name)
-        run = RequestRun(
-            RequestCard(RequestId(name), scope.tenant, request.cache_salt or "", record, scope.span),
-            SamplingLegs(
-                request.prompt_token_ids,
-                request.sampling_params,
-                self.model_config.max_model_len,
-                request.priority,
-            ),
-            OutputSink(name, self._processor, queue, scope.handovers),
-            self._context,
-        )
+        return RequestCard(RequestId(name), scope.tenant, request.cache_salt or "", record, scope.span)
+
+    def _choices(self, request: EngineCoreRequest, cards: Sequence[RequestCard]) -> Choices:
+        """card of all: without a record, which each has of its own."""
+        card = replace(cards[0], request_id=RequestId(request.request_id), record=SequenceRecord())
+        legs = self._legs(request)
+        handovers = current_scope().handovers
+        return Choices(card, cards, legs, PromptLegs(legs), self._context, handovers)
+
+    def _legs(self, request: EngineCoreRequest) -> SamplingLegs:
+        longest = self.model_config.max_model_len
+        return SamplingLegs(request.prompt_token_ids, request.sampling_params, longest, request.priority)
+
+    def _run(
+        self,
+        request: EngineCoreRequest,
+        card: RequestCard,
+        queue: RequestOutputCollector,
+        choices: Choices | None,
+    ) -> None:
+        name, scope = request.request_id, current_scope()
+        sink = OutputSink(name, self._processor, queue, scope.handovers)
+        run = RequestRun(card, self._legs(request), sink, self._context, choices)
         task = self._owner.spawn(name, run.run())
         self._runs[name] = _Running(run, task)
         task.add_done_callback(lambda _: self._runs.pop(name, None))

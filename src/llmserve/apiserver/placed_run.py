@@ -82,6 +82,15 @@ class PlacedRun:
                 traceparent = self._card.span.traceparent
                 self._context.workers.release(placement.prefill, prefilled.ticket, traceparent)
 
+    async def go_on(self, worker: WorkerInfo, prologue: EngineOutput | None) -> None:
+        """One of several choices, on a worker that has the prompt's KV, or computes it for all of them: then
+        there is no prologue. Errors: as of run."""
+        context = self._leg_context(worker)
+        known = prologue is not None
+        request = self._legs.decode(context, None) if known else self._legs.whole(context)
+        async with self._leg(worker, request) as outputs:
+            await self._show(outputs, "decode" if known else "aggregated", _Prefilled(prologue=prologue))
+
     def _mode(self, placement: router_pb2.Placement) -> HandoverMode:
         if self._legs.remaining_tokens(self._try.as_prompt) == 1:
             return HandoverMode.PULL  # of nothing: prefill draws the last token

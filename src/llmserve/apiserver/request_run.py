@@ -14,7 +14,9 @@ import logging
 from collections.abc import Sequence
 
 from llmserve.apiserver.attempts import Attempts, Way
+from llmserve.apiserver.choices import Choices
 from llmserve.apiserver.legs import Legs
+from llmserve.apiserver.place import Place
 from llmserve.apiserver.placed_run import PlacedRun, Try
 from llmserve.apiserver.replay import Replay
 from llmserve.apiserver.router_link import AdmissionRefused
@@ -25,27 +27,27 @@ from llmserve.apiserver.worker_failed import WorkerFailed
 from llmserve.core.errors import (
     DeadlineExceeded,
     LLMServeError,
-    RouterUnavailable,
     Unavailable,
     WorkerStalled,
 )
 from llmserve.core.logs import RequestNames, name_request
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import EngineOutput, PrefillStats
-from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 _log = logging.getLogger(__name__)
 
-_PROGRESS_TOKENS = 256
-
 
 class RequestRun:
-    def __init__(self, card: RequestCard, legs: Legs, sink: Sink, context: RunContext) -> None:
+    """choices: this is one of several of a request, which begin together."""
+
+    def __init__(
+        self, card: RequestCard, legs: Legs, sink: Sink, context: RunContext, choices: Choices | None = None
+    ) -> None:
+        self._choices = choices
         self._card, self._legs, self._sink, self._context = card, legs, sink, context
         self._sent: list[int] = []
-        self._generated = 0  # in this attempt, what the user had already included
         self._attempts = Attempts(legs, self._sent, context.retries, context.metrics)
-        self._prefilled: PrefillStats | None = None  # as the engine of this placement told
+        self._place = choices.place if choices else self._own_place()
         self._replay: Replay | None = None  # in this attempt
         self._heard = False  # a token, in this attempt
         self._gave_up: LLMServeError | None = None
@@ -73,7 +75,7 @@ class RequestRun:
                 raise
             outcome = self._failed(self._gave_up)
         finally:
-            self._done(outcome)
+            self._place.done(outcome)
             self._stats.ended(outcome, len(self._sent))
             _log.info("request %s %s: tenant=%s %s", self._name, outcome, self._card.tenant, self._stats)
 
@@ -104,26 +106,30 @@ class RequestRun:
     async def _serve(self) -> None:
         excluded: list[str] = []
         while True:
-            self._heard, self._generated = False, 0
-            placement = await self._admit(excluded)
+            self._heard = False
             try:
-                return await self._placed_run().run(placement)
+                return await self._attempt(excluded)
             except WorkerFailed as failure:
                 self._report(failure)
                 if why := self._attempts.over_because(failure.error):
                     raise _with(failure.error, why) from failure
-                self._done(Outcome.FAILED)
+                self._place.done(Outcome.FAILED)
+                self._place = self._own_place()
                 self._replay = Replay(self._sent) if self._attempts.again() is Way.REPLAYED else None
                 excluded.append(failure.worker.worker_id)
 
-    def _placed_run(self) -> PlacedRun:
+    async def _attempt(self, excluded: Sequence[str]) -> None:
+        """The first one of several choices is that of all of them."""
         this = Try(self._attempts.count, self._as_prompt)
-        return PlacedRun(self._card, self._legs, self._context, self._spans, this, self._push)
+        run = PlacedRun(self._card, self._legs, self._context, self._spans, this, self._push)
+        if self._choices is not None and self._attempts.count == 1:
+            start = await self._choices.start()
+            await run.go_on(start.worker, start.prologue)
+        else:
+            await run.run(await self._place.ask(self._legs, self._spans, self._as_prompt, excluded))
 
-    def _done(self, outcome: Outcome) -> None:
-        """With this placement."""
-        self._context.router.done(self._name, outcome, self._generated, self._prefilled)
-        self._prefilled = None
+    def _own_place(self) -> Place:
+        return Place(self._card, self._context, [self._card.record])
 
     def _report(self, failure: WorkerFailed) -> None:
         _log.warning("request %s: %s", self._name, failure)
@@ -138,40 +144,14 @@ class RequestRun:
         """The tokens so far that this attempt goes on from."""
         return () if self._replay else self._sent
 
-    async def _admit(self, excluded: Sequence[str]) -> router_pb2.Placement:
-        card, context = self._card, self._context
-        shape = context.router.kv_shape
-        prompt = [*self._legs.prompt, *self._as_prompt] if self._as_prompt else self._legs.prompt
-        card.record.asked()
-        admit = router_pb2.Admit(
-            request_id=card.request_id,
-            tenant=card.tenant,
-            model=context.model,
-            prompt_tokens=len(prompt),
-            max_output_tokens=self._legs.remaining_tokens(self._as_prompt),
-            block_hashes=context.identity.block_hashes(prompt, shape, card.tenant, card.client_salt),
-            block_tokens=shape.block_size_tokens,
-            priority=self._legs.priority,
-            excluded_workers=excluded,
-        )
-        return await self._placed(admit)
-
-    async def _placed(self, admit: router_pb2.Admit) -> router_pb2.Placement:
-        seconds = self._context.limits.admission
-        with self._spans.admit(admit):
-            try:
-                async with asyncio.timeout(seconds):
-                    return await self._context.router.admit(admit, self._card.record.placed)
-            except TimeoutError as error:
-                raise RouterUnavailable(f"the router gave no place within {seconds:g} s") from error
-
     def _push(self, output: EngineOutput, origin: str) -> bool:
-        self._prefilled = self._prefilled or output.prefill_stats
+        if output.prefill_stats is not None:
+            self._place.prefilled(output.prefill_stats)
         if output.token_ids and not self._heard:
             self._first_token(output, origin)
         if output.handover is not None:
             self._card.record.handovers.append(output.handover)
-        self._count(len(output.token_ids))
+        self._place.generated(len(output.token_ids))  # what the user had already included
         unseen = self._replay.unseen(output) if self._replay else output
         if unseen is None:
             return False
@@ -181,16 +161,10 @@ class RequestRun:
     def _first_token(self, output: EngineOutput, origin: str) -> None:
         """Of an attempt: prefill is over. Of the first: what the user waited for."""
         self._heard = True
-        self._context.router.first_token(self._name)
+        self._place.first_token()
         if not self._sent:
             stats = output.prefill_stats or PrefillStats()
             self._stats.first_token(origin, len(self._legs.prompt), stats)
-
-    def _count(self, tokens: int) -> None:
-        """Tells the router of every so many tokens: a long answer holds more than was expected."""
-        before, self._generated = self._generated, self._generated + tokens
-        if self._generated // _PROGRESS_TOKENS > before // _PROGRESS_TOKENS:
-            self._context.router.progress(self._name, self._generated)
 
 
 def _with(error: LLMServeError, why: str) -> LLMServeError:

@@ -210,6 +210,7 @@ class RouterLink:
                 placement=entry.placement,
                 prompt_tokens=entry.admit.prompt_tokens,
                 max_output_tokens=entry.admit.max_output_tokens,
+                choices=entry.admit.choices,
             )
             for name, entry in self._entries.items()
             if entry.placement is not None

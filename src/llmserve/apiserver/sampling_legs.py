@@ -53,6 +53,15 @@ class SamplingLegs:
     def whole(self, context: LegContext) -> EngineRequest:
         return self._request(context, self._copy(context.sent), self.remaining_tokens(context.sent), None)
 
+    def probe(
+        self, context: LegContext, kv: Mapping[str, Any] | None, *, prompt_logprobs: bool = True
+    ) -> EngineRequest:
+        """Draws a token that nobody sees. prompt_logprobs: computes those that are asked for."""
+        params = self._probe()
+        if not prompt_logprobs:
+            _drop_prompt_logprobs(params)
+        return self._request(context, params, max_tokens=1, kv=kv)
+
     def _copy(self, sent: Sequence[int]) -> SamplingParams:
         params = copy.copy(self._params)
         params.min_tokens = max(0, params.min_tokens - len(sent))
@@ -86,6 +95,33 @@ class SamplingLegs:
             priority=self.priority,
             kv_transfer_params=kv,
         )
+
+
+class PromptLegs:
+    """They bring the prompt's KV to the decode worker, from where several choices go on. legs: of any."""
+
+    exact = False
+    stuck = ""
+
+    def __init__(self, legs: SamplingLegs) -> None:
+        self.prompt, self.priority = legs.prompt, legs.priority
+        self._legs = legs
+
+    def remaining_tokens(self, sent: Sequence[int]) -> int:
+        """One of prefill and one of decode; nobody sees them."""
+        return 2
+
+    def prefill(self, context: LegContext, handover: Mapping[str, Any] = HAND_OVER) -> EngineRequest:
+        return self._legs.probe(context, handover)
+
+    def decode(self, context: LegContext, ticket: Mapping[str, Any] | None) -> EngineRequest:
+        return self._legs.probe(context, ticket, prompt_logprobs=False)
+
+    def decode_ahead(self, context: LegContext, card: Mapping[str, Any]) -> EngineRequest:
+        return self.decode(context, card)
+
+    def whole(self, context: LegContext) -> EngineRequest:
+        return self._legs.probe(context, None)
 
 
 def _drop_prompt_logprobs(params: SamplingParams) -> None:

@@ -13,7 +13,11 @@ class TenantBudget(Section):
     max_requests_in_flight: Annotated[
         int | None,
         Unit("requests"),
-        Field(gt=0, description="Its requests that run at the same time. Without it, no limit."),
+        Field(
+            gt=0,
+            description="Its requests that run at the same time; each choice (`n`) is one. Without it, "
+            "no limit.",
+        ),
     ] = None
     max_requests_per_second: Annotated[
         float | None,
@@ -76,7 +80,8 @@ class Budgets(Section):
         Live(("router",)),
         Field(
             gt=0,
-            description="Requests that run at the same time. Without it, what all decode engines hold.",
+            description="Requests that run at the same time; each choice (`n`) is one. Without it, what all "
+            "decode engines hold.",
         ),
     ] = None
     per_tenant: Annotated[

@@ -103,7 +103,13 @@ class EngineConfig(Section):
         Field(ge=0, description="Places in the batch kept for requests that decode."),
     ] = 0
     max_decode_concurrency: Annotated[
-        int, Unit("requests"), Field(ge=1, description="Most requests that one engine runs at the same time.")
+        int,
+        Unit("requests"),
+        Field(
+            ge=1,
+            description="Most requests that one engine runs at the same time. Each choice (`n`) is one, and "
+            "all choices of a request run on one engine.",
+        ),
     ] = 64
     prefill_long_prompt_tokens: Annotated[
         int | None,

@@ -22,7 +22,7 @@ from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError, WorkerLost
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason, Outcome
-from llmserve.core.request import EngineOutput, Logprobs, PrefillStats
+from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
 from llmserve.rpc.codec import decode_outcome, decode_params, encode_outcome, encode_output
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc, worker_pb2, worker_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import (
@@ -88,6 +88,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         self.fail_with: LLMServeError | None = None
         self.text = TEXT
         self.cached_tokens = self.created_tokens = 0
+        self.handover: HandoverReport | None = None  # of requests that fetch KV
         self.pushes = Pushes()  # those of a FakeCluster are shared
         self.learns_first_token = True
         self.block_size_tokens = 16
@@ -219,6 +220,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
             prefill_stats=PrefillStats(len(prompt), self.cached_tokens, 0, self.created_tokens)
             if first
             else None,
+            handover=self.handover if first and asked.get("do_remote_prefill") else None,
         )
 
     def _ticket(self, request: worker_pb2.GenerateRequest) -> dict[str, Any]:

@@ -8,6 +8,9 @@ import msgspec
 import openai
 import pytest
 
+from llmserve.core.outcome import Outcome
+from llmserve.core.request import HandoverReport
+
 
 def text_after(cluster: Any, prompt_tokens: int, tokens: int) -> str:
     text = cluster.decode.text
@@ -116,11 +119,47 @@ async def test_the_last_place_of_the_model_s_length_is_one_token(
     assert not cluster.decode.seen
 
 
-async def test_several_choices(cluster: Any, http: httpx.AsyncClient) -> None:
-    answer = await completion(http, max_tokens=4, n=3, temperature=1.0)
-    assert [choice["text"] for choice in answer["choices"]] == [text_after(cluster, 3, 4)] * 3
-    assert len(cluster.prefill.seen) == len(cluster.decode.seen) == 3
+@pytest.mark.parametrize("length", [3, 16])
+async def test_choices_of_a_prompt_that_fills_no_block_are_computed_where_they_decode(
+    cluster: Any, http: httpx.AsyncClient, length: int
+) -> None:
+    answer = await completion(http, prompt="x" * length, max_tokens=4, n=3, temperature=1.0)
+    assert [choice["text"] for choice in answer["choices"]] == [text_after(cluster, length, 4)] * 3
+    assert (len(cluster.prefill.seen), len(cluster.decode.seen)) == (0, 3)
     assert answer["usage"]["completion_tokens"] == 12
+
+
+@pytest.mark.parametrize("length", [40, 150])  # pulled, pushed
+async def test_choices_have_one_place_and_one_prefill(
+    cluster: Any, http: httpx.AsyncClient, length: int
+) -> None:
+    cluster.prefill.cached_tokens, cluster.decode.cached_tokens = 16, 32
+    answer = await completion(http, prompt="x" * length, max_tokens=4, n=3, seed=7, prompt_logprobs=1)
+    assert [choice["text"] for choice in answer["choices"]] == [text_after(cluster, length, 4)] * 3
+    assert all(len(choice["prompt_logprobs"]) == length for choice in answer["choices"])
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 16, "not what the others found"
+    (admit,) = cluster.router.admits
+    assert (admit.choices, admit.max_output_tokens) == (3, 12)
+    assert len(cluster.prefill.seen) == 1
+    fetch, *decodes = cluster.decode.seen.values()
+    assert (fetch.limits.max_tokens, bool(fetch.kv_transfer_params)) == (1, True)
+    assert [(leg.limits.max_tokens, bool(leg.kv_transfer_params)) for leg in decodes] == [(4, False)] * 3
+    seeds = [msgspec.msgpack.decode(leg.sampling_params)["seed"] for leg in decodes]
+    assert seeds == [7, 8, 9]
+    assert cluster.router.first_tokens == [admit.request_id]
+    await cluster.settled()
+    await cluster.router.until(lambda: bool(cluster.router.done))
+    assert cluster.router.done == [(admit.request_id, Outcome.COMPLETED)]
+    assert cluster.router.cached == [16]
+    assert not cluster.prefill.released, "decode has read the KV"
+
+
+async def test_choices_have_one_hand_over(cluster: Any, http: httpx.AsyncClient) -> None:
+    cluster.decode.handover = HandoverReport("shm", 1000, 0.5)
+    body = {"model": "tiny", "prompt": "x" * 40, "max_tokens": 4, "n": 3, "seed": 7}
+    response = await http.post("/v1/completions", json=body)
+    assert response.headers["x-llmserve-transport"] == "shm"
+    assert response.headers["x-llmserve-handover"] == "pull"
 
 
 async def test_several_choices_streamed(cluster: Any, http: httpx.AsyncClient) -> None:

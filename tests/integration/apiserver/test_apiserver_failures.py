@@ -52,6 +52,15 @@ def pieces(stream: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
+# Of a prompt that fills blocks, so that it is prefilled once for all of them.
+CHOICES = {"prompt": "x" * 40, "n": 3, "seed": 7}
+
+
+def choices_text(cluster: Any, tokens: int = 8) -> list[str]:
+    text = cluster.decode.text
+    return [bytes(text[(40 + i) % len(text)] for i in range(tokens)).decode()] * 3
+
+
 both_ways = pytest.mark.parametrize("stream", [False, True])
 
 
@@ -105,12 +114,81 @@ class TestClientLeaves:
         assert cluster.count("apiserver_requests_total", outcome="cancelled") == 1
 
     async def test_all_choices_end(self, cluster: Any, http: httpx.AsyncClient) -> None:
-        cluster.decode.pause_at = 0
-        async with running(http, True, n=3, temperature=1.0) as task:
-            await cluster.decode.until(lambda: len(cluster.decode.seen) == 3)
+        cluster.decode.pause_at = 1
+        async with running(http, True, **CHOICES) as task:
+            await cluster.decode.until(lambda: len(cluster.decode.seen) == 4)
             await leave(task)
             await cluster.decode.until(lambda: len(cluster.decode.aborted) == 3)
-            await cluster.prefill.until(lambda: len(cluster.prefill.released) == 3)
+        await cluster.router.until(lambda: bool(cluster.router.done))
+        assert [outcome for _, outcome in cluster.router.done] == [Outcome.CANCELLED]
+        assert cluster.count("apiserver_requests_total", outcome="cancelled") == 3
+
+    @pytest.mark.parametrize("stage", ["router", "prefill", "decode"])
+    async def test_before_its_choices_have_begun(
+        self, cluster: Any, http: httpx.AsyncClient, stage: str
+    ) -> None:
+        cluster.router.hold = stage == "router"
+        cluster.prefill.pause_at = 0 if stage == "prefill" else None
+        cluster.decode.pause_at = 0 if stage == "decode" else None
+        async with running(http, True, **CHOICES) as task:
+            match stage:
+                case "router":
+                    await cluster.router.until(lambda: bool(cluster.router.admits))
+                case "prefill":
+                    await cluster.prefill.until(lambda: bool(cluster.prefill.seen))
+                case "decode":
+                    await cluster.decode.until(lambda: bool(cluster.decode.seen))
+            await leave(task)
+            await cluster.router.until(lambda: bool(cluster.router.done))
+        assert [outcome for _, outcome in cluster.router.done] == [Outcome.CANCELLED]
+        if stage == "prefill":
+            await cluster.prefill.until(lambda: len(cluster.prefill.aborted) == 1)
+        if stage == "decode":
+            await cluster.decode.until(lambda: len(cluster.decode.aborted) == 1)
+            await cluster.prefill.until(lambda: len(cluster.prefill.released) == 1)
+
+
+class TestWorkerOfChoicesFails:
+    async def test_prefill_lost_each_goes_its_own_way(self, cluster: Any, http: httpx.AsyncClient) -> None:
+        await cluster.add("prefill-1", WORKER_ROLE_PREFILL)
+        cluster.prefill.pause_at = 0
+        async with running(http, False, **CHOICES) as task:
+            await cluster.prefill.until(lambda: bool(cluster.prefill.seen))
+            await cluster.prefill.crash()
+            answer = json.loads(await task)
+        assert [choice["text"] for choice in answer["choices"]] == choices_text(cluster)
+        together, *alone = cluster.router.admits
+        assert together.choices == 3
+        assert [(admit.choices, list(admit.excluded_workers)) for admit in alone] == [(1, ["prefill-0"])] * 3
+        await cluster.router.until(lambda: len(cluster.router.done) == 4)
+        assert cluster.router.done[0] == (together.request_id, Outcome.FAILED)
+        assert cluster.count("apiserver_requests_total", outcome="completed") == 3
+
+    async def test_decode_lost_after_tokens_were_sent_each_goes_on(
+        self, cluster: Any, http: httpx.AsyncClient
+    ) -> None:
+        await cluster.add("decode-1", WORKER_ROLE_DECODE)
+        cluster.decode.pause_at = 3
+        async with running(http, True, **CHOICES) as task:
+            await cluster.decode.until(lambda: len(cluster.decode.seen) == 4)
+            await cluster.router.until(lambda: bool(cluster.router.first_tokens))
+            await cluster.decode.crash()
+            stream = await task
+        texts = ["", "", ""]
+        for piece in pieces(stream):
+            for choice in piece["choices"]:
+                texts[choice["index"]] += choice["text"]
+        assert texts == choices_text(cluster)
+        assert [admit.choices for admit in cluster.router.admits] == [3, 1, 1, 1]
+
+    async def test_a_refusal_is_that_of_all(self, cluster: Any, http: httpx.AsyncClient) -> None:
+        error = InvalidRequest("n: the 3 choices of a request run side by side, and the engine allows 2")
+        cluster.router.refuse_with = (Outcome.REJECTED, error)
+        response = await post(http, **CHOICES)
+        assert response.status_code == 400
+        assert response.json()["error"]["message"] == error.message
+        assert "retry-after" not in response.headers
+        assert len(cluster.router.admits) == 1
 
 
 class TestWorkerFails:

@@ -8,7 +8,7 @@ import pytest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from llmserve.apiserver.legs import LegContext
-from llmserve.apiserver.sampling_legs import SamplingLegs
+from llmserve.apiserver.sampling_legs import PromptLegs, SamplingLegs
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.core.request import EngineRequest
 
@@ -73,6 +73,21 @@ def test_one_that_is_not_is_only_prefilled_by_a_leg_that_cannot_stop() -> None:
     decode = split.decode(CONTEXT, TICKET)
     assert (list(decode.prompt_token_ids), decode.limits.max_tokens) == (PROMPT, 10)
     assert sent(decode).presence_penalty == 1.0
+
+
+def test_the_prompt_of_several_choices_is_brought_by_legs_of_which_nobody_sees_a_token() -> None:
+    prompt = PromptLegs(
+        legs(max_tokens=10, n=4, temperature=1.0, seed=3, stop_token_ids=[7], prompt_logprobs=2)
+    )
+    prefill, decode = prompt.prefill(CONTEXT), prompt.decode(CONTEXT, TICKET)
+    assert (list(prefill.prompt_token_ids), list(decode.prompt_token_ids)) == (PROMPT, PROMPT)
+    assert (prefill.kv_transfer_params, decode.kv_transfer_params) == ({"do_remote_decode": True}, TICKET)
+    for request, logprobs in ((prefill, 2), (decode, None)):
+        params = sent(request)
+        assert (params.n, params.max_tokens, params.ignore_eos, params.seed) == (1, 1, True, None)
+        assert params.prompt_logprobs == logprobs
+        assert request.limits.stop_token_ids == frozenset()
+    assert prompt.decode_ahead(CONTEXT, TICKET) == decode
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])

@@ -54,11 +54,11 @@ def named(spans: list[Received], name: str) -> list[Received]:
 async def test_choices_stand_side_by_side(
     cluster: Any, http: httpx.AsyncClient, receiver: OtlpReceiver
 ) -> None:
-    spans = await traced(http, receiver, n=2)
+    spans = await traced(http, receiver, n=2, prompt="x" * 40)
     (root,) = named(spans, ROOT)
     assert {span.parent_id for span in spans} == {root.span_id, ""}
-    for name in ("admit", "leg prefill", "leg decode"):
-        assert len({span.attributes["llmserve.request_id"] for span in named(spans, name)}) == 2
+    for name, count in (("admit", 1), ("leg prefill", 1), ("leg decode", 3)):
+        assert len({span.attributes["llmserve.request_id"] for span in named(spans, name)}) == count
     assert root.attributes["gen_ai.usage.output_tokens"] == 8
 
 

@@ -74,9 +74,12 @@ class Cluster:
         model: str = "m",
         without: str = "",
         tenant: str = "t",
+        choices: int = 1,
     ) -> list[Effect]:
         placement = PlacementRequest(model, 10, frozenset(map(WorkerId, without.split())))
-        request = Admit(RequestId(name), TenantId(tenant), placement, timeout_seconds=timeout)
+        request = Admit(
+            RequestId(name), TenantId(tenant), placement, timeout_seconds=timeout, choices=choices
+        )
         return self._checked(self.controller.admit(session, request))
 
     def first_token(self, session: Session, name: str) -> list[Effect]:

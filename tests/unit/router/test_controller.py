@@ -48,6 +48,37 @@ def test_places_until_seats_are_taken_then_in_turn(make_cluster: MakeCluster) ->
     assert (placed.request_id, placed.session, placed.queue_seconds) == ("c", two, 2.5)
 
 
+def test_each_choice_has_a_seat_where_all_decode(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", slots=4)
+    cluster.register("decode-0", slots=4)
+    session = cluster.open()
+    assert _placed(cluster.admit(session, "a", choices=3)) == ["a"]
+    assert (cluster.placed_on("prefill-0"), cluster.placed_on("decode-0")) == (1, 3)
+    assert cluster.admit(session, "b", choices=2) == []
+    cluster.first_token(session, "a")
+    assert (cluster.placed_on("prefill-0"), cluster.placed_on("decode-0")) == (0, 3)
+    assert _placed(cluster.done(session, "a")) == ["b"]
+    assert cluster.placed_on("decode-0") == 2
+
+
+def test_more_choices_than_an_engine_runs_are_the_client_s_mistake(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0", "decode-1", slots=4)
+    refused = _refused(cluster.admit(cluster.open(), "a", choices=1200))
+    assert (refused.outcome, type(refused.error)) == (Outcome.REJECTED, InvalidRequest)
+    assert refused.error.message == (
+        "n: the 1200 choices of a request run side by side, and engine.max_decode_concurrency allows 4"
+    )
+
+
+def test_a_router_that_takes_over_counts_the_choices_that_run(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0", slots=4)
+    held = Held(RequestId("a"), TenantId("t"), None, Incarnation(WorkerId("decode-0"), 1), choices=3)
+    session = cluster.open("one", (held,))
+    assert cluster.placed_on("decode-0") == 3
+    assert cluster.admit(session, "b", choices=2) == []
+    assert _placed(cluster.done(session, "a")) == ["b"]
+
+
 def test_the_first_token_frees_the_prefill_worker(make_cluster: MakeCluster) -> None:
     cluster = make_cluster("prefill-0", slots=1)
     cluster.register("decode-0", slots=5)
