@@ -26,7 +26,8 @@ from llmserve.apiserver.health import Readiness, api_trouble
 from llmserve.apiserver.messages import Messages
 from llmserve.apiserver.model_routes import add_models
 from llmserve.apiserver.options import ServedModel
-from llmserve.apiserver.responses import Responses
+from llmserve.apiserver.responses.base import ResponseStore
+from llmserve.apiserver.responses.serving import Responses
 from llmserve.config.schema import Api, EngineConfig
 from llmserve.core.errors import LLMServeError
 from llmserve.core.logs import levels_kept
@@ -103,8 +104,9 @@ async def openai_app(
     readiness: Readiness,
     registry: CollectorRegistry,
     add_own: Callable[[FastAPI], None],
+    store: ResponseStore | None,
 ) -> FastAPI:
-    """add_own: adds what is not vLLM's."""
+    """add_own: adds what is not vLLM's. store: of answers of /v1/responses."""
     with levels_kept():  # its SageMaker bootstrap sets them to ERROR
         app: FastAPI = build_app(args, SUPPORTED_TASKS, client.model_config)
     app.router.routes[:] = _kept(app.router.routes)
@@ -121,6 +123,7 @@ async def openai_app(
     await init_app_state(client, app.state, args, SUPPORTED_TASKS)
     app.state.anthropic_serving_messages = _as(Messages, app.state.anthropic_serving_messages)
     app.state.openai_serving_responses = _as(Responses, app.state.openai_serving_responses)
+    app.state.openai_serving_responses.keep_in(store)
     return app
 
 

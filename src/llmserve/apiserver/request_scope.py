@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from llmserve.apiserver.errors import ErrorForm
 from llmserve.apiserver.explain.record import Handle, detached
+from llmserve.apiserver.responses.turn import Turn
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.core.request import HandoverReport
 from llmserve.tracing.base import NO_SPAN, Span
@@ -19,7 +20,7 @@ class RequestScope:
     """early_error: why the request failed before it had any output, so that a streamed response,
     whose status vLLM sends first, can still carry it as its status. handovers: how the KV of its
     sequences came to decode, as far as known. request_id: x-request-id, the client's or ours. explain: what
-    is remembered of the request. span: of HTTP. form: of its errors."""
+    is remembered of the request. span: of HTTP. form: of its errors. turn: stored responses it is about."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
@@ -29,6 +30,7 @@ class RequestScope:
     explain: Handle = field(default_factory=detached)
     span: Span = NO_SPAN
     form: ErrorForm = ErrorForm.OPENAI
+    turn: Turn = field(default_factory=Turn)
 
 
 _CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")

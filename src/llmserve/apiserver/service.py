@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 
 import torch
 from fastapi import FastAPI
@@ -24,12 +25,15 @@ from llmserve.apiserver.identity import KvIdentity
 from llmserve.apiserver.live_settings import LiveSettings
 from llmserve.apiserver.options import ApiserverOptions
 from llmserve.apiserver.questions import Questions
+from llmserve.apiserver.responses.build import build_store
+from llmserve.apiserver.responses.serving import Responses
 from llmserve.apiserver.retry_budget import RetryBudget, RetryLimits
 from llmserve.apiserver.router_link import RouterLink
 from llmserve.apiserver.run_context import RunContext
 from llmserve.apiserver.worker_links import WorkerLinks
 from llmserve.config.load import read_manifest
 from llmserve.config.schema import Manifest, Scheduling
+from llmserve.core.clock import SystemClock
 from llmserve.core.errors import InvalidRequest, StartFailed, Unavailable
 from llmserve.core.ids import ApiserverId
 from llmserve.metrics.apiserver import ApiserverMetrics
@@ -81,6 +85,8 @@ class Apiserver:
             retries=retries,
             tracer=self._tracer,
         )
+        self._store = build_store(manifest, os.environ, SystemClock())
+        self._responses: Responses | None = None
         self._client: ClusterEngineClient | None = None
         self._gate: Gate | None = None
         self._cors: Cors | None = None
@@ -98,7 +104,8 @@ class Apiserver:
             # In a thread: it takes seconds, in which the session with the router must be served.
             config = await asyncio.to_thread(vllm_config, args)
             self._client = ClusterEngineClient(config, self._context, readiness)
-            app = await openai_app(self._client, args, readiness, self._registry, self._add_own)
+            app = await openai_app(self._client, args, readiness, self._registry, self._add_own, self._store)
+            self._responses = app.state.openai_serving_responses
         except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
             raise StartFailed(f"vLLM's API layer cannot serve {self._options.model}: {error}") from error
         if trouble := await api_trouble(app):
@@ -162,6 +169,8 @@ class Apiserver:
             await self._client.drain(drain_seconds, Unavailable(STOPPING))
         if self._http is not None:
             await self._http.aclose()
+        if self._responses is not None:
+            await self._responses.aclose()
         if self._client is not None:
             self._client.shutdown()
         await self._workers.aclose()

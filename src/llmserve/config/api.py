@@ -7,6 +7,30 @@ from pydantic import Field
 from llmserve.config.knob import Section, Unit
 
 
+class ResponseStore(Section):
+    """Answers of `/v1/responses` that are kept."""
+
+    enabled: Annotated[
+        bool,
+        Field(
+            description="Keep answers, so that `previous_response_id`, `background` and fetching or "
+            "cancelling by id work. Several apiservers share them in Redis, and need `state.backend: redis`."
+        ),
+    ] = False
+    keep_seconds: Annotated[
+        float, Unit("seconds"), Field(ge=1, description="How long an answer is kept.")
+    ] = 86400.0
+    memory_mib: Annotated[
+        int,
+        Unit("MiB"),
+        Field(
+            ge=1,
+            description="With `state.backend: memory`: how much is kept; the oldest go first. A Redis server "
+            "has a limit of its own.",
+        ),
+    ] = 256
+
+
 class Api(Section):
     """What clients meet at the HTTP port. docs/compatibility.md compares it with `vllm serve`."""
 
@@ -61,3 +85,6 @@ class Api(Section):
             "`chat_template_kwargs` say otherwise, such as `{enable_thinking: false}`."
         ),
     ] = {}  # noqa: RUF012 - pydantic gives each instance its own
+    response_store: Annotated[
+        ResponseStore, Field(description="Answers of `/v1/responses` that are kept.")
+    ] = ResponseStore()

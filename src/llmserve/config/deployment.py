@@ -195,6 +195,7 @@ class K8sDeployment(Section):
         Field(
             min_length=1,
             description="Name of the Secret that holds the API keys, each under the name in its `key_env`, "
+            "the password of Redis under `state.redis.password_env` "
             "and, for a gated model, `HF_TOKEN`. You make it; LLMServe only refers to it.",
         ),
     ] = None

@@ -80,6 +80,24 @@ def _user_of(url: str) -> str:
     return url.partition("://")[2].rpartition("@")[0]
 
 
+def _response_store(manifest: Manifest) -> Iterator[Conflict]:
+    deployment = manifest.deployment
+    if not manifest.api.response_store.enabled or manifest.state.backend == "redis":
+        return
+    enabled: Path = ("api", "response_store", "enabled")
+    counts: list[tuple[int, Path]] = [
+        (deployment.replicas.apiserver, ("deployment", "replicas", "apiserver")),
+    ]
+    if deployment.mode == "k8s":
+        most = deployment.k8s.max_replicas.apiserver or 0
+        counts.append((most, ("deployment", "k8s", "max_replicas", "apiserver")))
+    for count, path in counts:
+        if count > 1:
+            message = f"{count} apiservers share what they keep in Redis: set state.backend: redis"
+            yield Conflict((enabled, path, ("state", "backend")), message)
+            return
+
+
 def _cores(manifest: Manifest) -> Iterator[Conflict]:
     cores, paths = manifest.deployment.local.cores, (("deployment", "local", "cores"),)
     if not cores:
@@ -214,6 +232,7 @@ _RULES = (
     _apiservers,
     _kvmanagers,
     _routers,
+    _response_store,
     _cores,
     _block_size,
     _batch,

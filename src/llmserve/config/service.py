@@ -110,7 +110,8 @@ class RedisServer(Section):
         str | None,
         Field(
             pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-            description="Environment variable of the routers that holds the password.",
+            description="Environment variable that holds the password: of the routers, and of apiservers "
+            "that keep responses.",
         ),
     ] = None
 

@@ -1,9 +1,6 @@
 """OpenAI's client: what it reads, the errors it raises, and how answers of /v1/responses end."""
 
-import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -160,16 +157,3 @@ async def test_a_response_that_fails_in_its_stream_says_so(cluster: Any, client:
     assert seen[-1].type == "response.failed"
     assert seen[-1].response.status == "failed"
     assert "the worker is gone" in seen[-1].response.error.message
-
-
-@pytest.mark.parametrize("end", ["response.completed", "response.incomplete", "response.failed"])
-async def test_a_stored_stream_ends_with_its_response(end: str) -> None:
-    """vLLM keeps responses, and their streams, only where VLLM_ENABLE_RESPONSES_API_STORE is set."""
-    from llmserve.apiserver.responses import Responses
-
-    handler = Responses.__new__(Responses)
-    stored = deque([SimpleNamespace(type="response.created"), SimpleNamespace(type=end)])
-    handler.event_store = {"resp_1": (stored, asyncio.Event())}
-    async with asyncio.timeout(5):
-        seen = [event.type async for event in handler.responses_background_stream_generator("resp_1")]
-    assert seen == ["response.created", end]

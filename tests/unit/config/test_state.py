@@ -1,4 +1,5 @@
-"""`state` and `deployment.replicas.router`: what is accepted, refused with its line and path, and planned."""
+"""`state`, and what needs it (several routers, kept responses): what is accepted, refused with its line and
+path, and planned."""
 
 import itertools
 
@@ -12,6 +13,7 @@ from llmserve.core.errors import ManifestError
 HEAD = "kind: LLMServe\nmodels: {primary: {source: hub:org/name}}\n"
 REDIS = "state: {backend: redis, redis: {url: 'redis://h:6379/0'}}\n"
 TWO = "deployment: {replicas: {router: 2}}\n"
+KEPT = "api: {response_store: {enabled: true}}\n"
 
 
 def parsed(text: str) -> Manifest:
@@ -26,6 +28,19 @@ def test_two_routers() -> None:
 
 def test_redis_for_one_router() -> None:
     assert parsed(REDIS).deployment.replicas.router == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "deployment: {mode: k8s, k8s: {max_replicas: {apiserver: null}}}\n",
+        REDIS + "deployment: {replicas: {apiserver: 2}}\n",
+        REDIS + "deployment: {mode: k8s}\n",
+    ],
+)
+def test_responses_are_kept_by_one_apiserver_or_in_redis(text: str) -> None:
+    assert parsed(KEPT + text).api.response_store.enabled
 
 
 @pytest.mark.parametrize(
@@ -50,6 +65,14 @@ def test_redis_for_one_router() -> None:
             "m.yaml:3: state.redis.url:",
         ),
         ("state: {backend: redis, redis: {url: 'http://user:hush@h'}}\n", "m.yaml:3: state.redis.url:"),
+        (
+            KEPT + "deployment: {replicas: {apiserver: 2}}\n",
+            "m.yaml:3: api.response_store.enabled: 2 apiservers share what they keep in Redis",
+        ),
+        (
+            KEPT + "deployment: {mode: k8s}\n",  # up to as many as the autoscaler may have
+            "m.yaml:3: api.response_store.enabled: 4 apiservers share what they keep in Redis",
+        ),
     ],
 )
 def test_what_is_refused(text: str, told: str) -> None:

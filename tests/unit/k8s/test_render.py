@@ -196,6 +196,15 @@ def test_keys_are_in_a_secret_and_only_the_apiserver_has_them(parse: Parse, rend
     assert token["valueFrom"]["secretKeyRef"]["optional"] is True
 
 
+def test_the_password_of_redis_is_for_those_that_ask_it(parse: Parse, rendered: Render) -> None:
+    redis = "state: {backend: redis, redis: {url: 'redis://h:1', password_env: REDIS_PW}}"
+    for role, workload in workloads(rendered(parse(f"{KEYS}\n{redis}"))).items():
+        env = {one["name"]: one for one in pod(workload)["containers"][0]["env"]}
+        assert ("REDIS_PW" in env) is (role in ("apiserver", "router"))
+        if "REDIS_PW" in env:
+            assert env["REDIS_PW"]["valueFrom"]["secretKeyRef"] == {"name": "demo-keys", "key": "REDIS_PW"}
+
+
 def test_every_role_can_tell_a_trace_endpoint_who_it_is(parse: Parse, rendered: Render) -> None:
     traced = KEYS + "\nobservability: {tracing: {endpoint: 'http://otel:4317'}}"
     for text, is_there in ((traced, True), (KEYS, False)):

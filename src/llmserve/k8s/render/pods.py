@@ -147,11 +147,15 @@ def _variables(values: dict[str, str]) -> list[Object]:
 
 
 def _secrets(context: PodContext) -> list[Object]:
-    """API keys, each under the name that the manifest gives it. Only the apiserver has them."""
-    if context.role is not ProcessRole.APISERVER:
-        return []
-    keys = [api_key.key_env for api_key in context.manifest.security.api_keys if api_key.key_env]
-    return [_from_secret(context, key) for key in dict.fromkeys(keys)]
+    """Each under the name that the manifest gives it: API keys, which only the apiserver has, and the
+    password of Redis."""
+    names: list[str | None] = []
+    if context.role is ProcessRole.APISERVER:
+        names += [api_key.key_env for api_key in context.manifest.security.api_keys]
+    redis, secret = context.manifest.state.redis, context.manifest.deployment.k8s.secret
+    if redis and secret and context.role in (ProcessRole.APISERVER, ProcessRole.ROUTER):
+        names.append(redis.password_env)
+    return [_from_secret(context, name) for name in dict.fromkeys(names) if name]
 
 
 def _hub_token(context: PodContext) -> list[Object]:

@@ -14,7 +14,6 @@ from llmserve.apiserver.errors import Problem, problem_of
 _log = logging.getLogger(__name__)
 
 _BEGINNING = ("response.created", "response.in_progress")
-_UNFINISHED = ("response.incomplete", "response.failed")
 
 
 class _End(BaseModel):
@@ -25,7 +24,7 @@ class _End(BaseModel):
     response: dict[str, Any]
 
 
-class Responses(OpenAIServingResponses):
+class StreamedResponses(OpenAIServingResponses):
     """Ends the stream of a cut answer with `response.incomplete`, and of one that fails with
     `response.failed`."""
 
@@ -52,15 +51,6 @@ class Responses(OpenAIServingResponses):
                 _log.exception("a stream of /v1/responses failed")
             for one in (*held, _failed(created, number, problem_of(error))):
                 yield one
-
-    async def responses_background_stream_generator(
-        self, *args: Any, **kwargs: Any
-    ) -> AsyncGenerator[Any, None]:
-        """vLLM's waits for `response.completed`, which does not come."""
-        async for event in super().responses_background_stream_generator(*args, **kwargs):
-            yield event
-            if event.type in _UNFINISHED:
-                return
 
 
 def _is_cut(event: Any) -> bool:

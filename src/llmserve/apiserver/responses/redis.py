@@ -1,0 +1,90 @@
+"""A response store in the Redis server (or Valkey) of `state.redis`, for all apiservers of a cluster.
+
+Two keys for each response, under `llmserve:{NAME}:response`: a hash of its stage and text, and the lease of
+one that is being made, a string that expires. Imported only with `state.backend: redis`.
+"""
+
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from llmserve.apiserver.responses.base import ResponseKey, Stage, StoredResponse
+from llmserve.core.errors import StartFailed, StateUnavailable
+
+# KEYS: the response, its lease. ARGV: stage, text, ms to keep it, ms of the lease or 0.
+_KEEP = """
+redis.call('HSET', KEYS[1], 'stage', ARGV[1], 'text', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+if ARGV[4] == '0' then redis.call('DEL', KEYS[2]) else redis.call('SET', KEYS[2], '', 'PX', ARGV[4]) end
+return 1
+"""
+_IF_RUNNING = "if redis.call('HGET', KEYS[1], 'stage') ~= 'running' then return 0 end\n"
+_CHANGE = _IF_RUNNING + _KEEP
+# ARGV: ms of the lease.
+_RENEW = f"{_IF_RUNNING} redis.call('SET', KEYS[2], '', 'PX', ARGV[1]) return 1"
+# Answers stage, text and whether there is a lease.
+_GET = """
+local found = redis.call('HMGET', KEYS[1], 'stage', 'text')
+return {found[1], found[2], redis.call('EXISTS', KEYS[2])}
+"""
+
+
+class RedisResponses:
+    """url: redis://HOST:PORT/DB, or rediss:// with TLS. call_seconds: of each call, connecting included.
+    Connects when it is first asked. Errors: StartFailed for a url that is none."""
+
+    def __init__(
+        self, url: str, cluster: str, *, password: str | None, keep_seconds: float, call_seconds: float
+    ) -> None:
+        # The braces keep the keys of a cluster on one server of a Redis Cluster.
+        self._prefix = f"llmserve:{{{cluster}}}:response"
+        self._keep_ms = _milliseconds(keep_seconds)
+        self._where = url.rpartition("@")[2].removeprefix("redis://").removeprefix("rediss://")
+        options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "decode_responses": True}
+        options |= {"socket_timeout": call_seconds, "socket_connect_timeout": call_seconds}
+        if password is not None:
+            options["password"] = password
+        try:
+            self._client: Any = Redis.from_url(url, **options)
+        except ValueError as error:
+            raise StartFailed(f"state.redis.url: {error}") from error
+
+    async def put(self, key: ResponseKey, text: str) -> None:
+        await self._run(_KEEP, key, Stage.ENDED, text, self._keep_ms, 0)
+
+    async def begin(self, key: ResponseKey, text: str, lease_seconds: float) -> None:
+        await self._run(_KEEP, key, Stage.RUNNING, text, self._keep_ms, _milliseconds(lease_seconds))
+
+    async def renew(self, key: ResponseKey, lease_seconds: float) -> bool:
+        return bool(await self._run(_RENEW, key, _milliseconds(lease_seconds)))
+
+    async def end(self, key: ResponseKey, text: str) -> bool:
+        return bool(await self._run(_CHANGE, key, Stage.ENDED, text, self._keep_ms, 0))
+
+    async def cancel(self, key: ResponseKey, text: str) -> bool:
+        return bool(await self._run(_CHANGE, key, Stage.CANCELLED, text, self._keep_ms, 0))
+
+    async def get(self, key: ResponseKey) -> StoredResponse | None:
+        stage, text, has_lease = await self._run(_GET, key)
+        if stage is None:
+            return None
+        found = Stage(stage)
+        return StoredResponse(Stage.LOST if found is Stage.RUNNING and not has_lease else found, text)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def _run(self, script: str, key: ResponseKey, *arguments: object) -> Any:
+        # The length keeps a tenant's name, which may have any sign in it, apart from the id.
+        name = f"{self._prefix}:{len(key.tenant)}:{key.tenant}:{key.response_id}"
+        try:
+            return await self._client.eval(script, 2, name, f"{name}:lease", *map(str, arguments))
+        except (RedisError, OSError) as error:
+            raise StateUnavailable(f"Redis at {self._where}: {str(error) or type(error).__name__}") from error
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))

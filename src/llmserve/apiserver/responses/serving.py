@@ -1,0 +1,249 @@
+"""`/v1/responses` with a store behind it, where vLLM has dictionaries of one process that only grow."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any
+
+from fastapi import Request
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+from llmserve.apiserver.errors import as_serving_error
+from llmserve.apiserver.request_scope import current_scope
+from llmserve.apiserver.responses.base import ResponseKey, ResponseStore, Stage
+from llmserve.apiserver.responses.events import Events, KeptEvents
+from llmserve.apiserver.responses.record import decode, encode
+from llmserve.apiserver.responses.streams import StreamedResponses
+from llmserve.apiserver.responses.turn import Turn, View
+from llmserve.core.errors import StateUnavailable
+from llmserve.core.tasks import TaskOwner
+
+_log = logging.getLogger(__name__)
+
+_LEASE_SECONDS = 10.0
+_RENEW_SECONDS = 1.0  # and so long it takes at most until a cancellation elsewhere is heard of here
+_UNDER_WAY = ("queued", "in_progress")
+
+
+class Responses(StreamedResponses):
+    """Made by `keep_in`, of vLLM's own."""
+
+    def keep_in(self, store: ResponseStore | None) -> None:
+        """Once, before the first request, inside a running loop. None: nothing is kept."""
+        self._store, self._owner = store, TaskOwner("responses")
+        self.enable_store = store is not None
+        self.response_store = View(lambda: _turn().responses)
+        self.msg_store = View(lambda: _turn().messages)
+        self._background: dict[ResponseKey, asyncio.Task[None]] = {}
+        self._events = KeptEvents()
+
+    # -- what clients ask for
+
+    async def create_responses(self, request: ResponsesRequest, raw_request: Request | None = None) -> Any:
+        if request.previous_response_id is not None:
+            await self._fetch(request.previous_response_id)
+        began = _turn().began = asyncio.get_running_loop().create_future()
+        made = await super().create_responses(request, raw_request)
+        if request.background and not isinstance(made, ErrorResponse):
+            await began
+        return made
+
+    def _validate_create_responses_input(self, request: ResponsesRequest) -> ErrorResponse | None:
+        needs = [name for name in ("background", "previous_response_id") if getattr(request, name)]
+        if needs and not self.enable_store:
+            return self._refusal(f"{needs[0]} needs api.response_store in the manifest", needs[0])
+        error: ErrorResponse | None = super()._validate_create_responses_input(request)
+        return error
+
+    async def retrieve_responses(
+        self, response_id: str, starting_after: int | None, stream: bool | None
+    ) -> Any:
+        await self._fetch(response_id)
+        found = response_id in _turn().responses
+        if found and stream and self._events.get(_key(response_id)) is None:
+            return self._refusal(f"no stream of {response_id} is kept here; ask without stream", "stream")
+        return await super().retrieve_responses(response_id, starting_after, stream)
+
+    async def cancel_responses(self, response_id: str) -> ErrorResponse | ResponsesResponse:
+        """One that is made elsewhere ends within _RENEW_SECONDS."""
+        key, turn = _key(response_id), _turn()
+        await self._fetch(response_id)
+        response = turn.responses.get(response_id)
+        if self._store is not None and response is not None and response.status in _UNDER_WAY:
+            cancelled = response.model_copy(update={"status": "cancelled"})
+            text = encode(cancelled, turn.messages.get(response_id))
+            if await self._store.cancel(key, text):
+                if task := self._background.get(key):
+                    task.cancel()
+                return cancelled
+            await self._fetch(response_id)  # it has ended meanwhile
+        answer: ErrorResponse | ResponsesResponse = await super().cancel_responses(response_id)
+        return answer
+
+    async def _fetch(self, response_id: str) -> None:
+        """Into the turn of this request, if the tenant has it. Errors: StateUnavailable, as vLLM's."""
+        if self._store is None:
+            return
+        try:
+            stored = await self._store.get(_key(response_id))
+        except StateUnavailable as error:
+            raise _early(error) from error
+        if stored is None:
+            return
+        try:
+            response, messages = decode(stored.text, harmony=self.use_harmony)
+        except ValueError:
+            _log.warning("response %s was kept by another release, and cannot be read", response_id)
+            return
+        if stored.stage is Stage.LOST:
+            response.status = "failed"
+        turn = _turn()
+        turn.responses[response_id] = response
+        if messages is not None:
+            turn.messages[response_id] = messages
+
+    def _refusal(self, message: str, parameter: str) -> ErrorResponse:
+        error: ErrorResponse = self.create_error_response(
+            err_type="invalid_request_error", message=message, param=parameter
+        )
+        return error
+
+    # -- what becomes of an answer
+
+    async def responses_full_generator(self, request: ResponsesRequest, *args: Any, **kwargs: Any) -> Any:
+        """Of streams too, at their end."""
+        answer = await super().responses_full_generator(request, *args, **kwargs)
+        if request.store and isinstance(answer, ResponsesResponse):
+            await self._keep(request, answer)
+        return answer
+
+    async def _keep(self, request: ResponsesRequest, response: ResponsesResponse) -> None:
+        """The client gets its answer in any case, as it has been paid for."""
+        if self._store is None:
+            return
+        key, text = _key(response.id), encode(response, _turn().messages.get(response.id))
+        try:
+            if request.background:
+                await self._store.end(key, text)
+            else:
+                await self._store.put(key, text)
+        except StateUnavailable as error:
+            _log.warning("response %s is not kept: %s", response.id, error.message)
+
+    # -- the background
+
+    async def _run_background_request(self, request: ResponsesRequest, *args: Any, **kwargs: Any) -> None:
+        await self._in_background(request, super()._run_background_request(request, *args, **kwargs))
+
+    async def _run_background_request_stream(
+        self, request: ResponsesRequest, *args: Any, **kwargs: Any
+    ) -> None:
+        events = self._events.open(_key(request.request_id))
+        source = self.responses_stream_generator(request, *args, **kwargs)
+        try:
+            await self._in_background(request, _feed(events, source))
+        finally:
+            events.end()
+
+    async def responses_background_stream_generator(
+        self, response_id: str, starting_after: int | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """To the end, however it comes: vLLM's own waits for `response.completed` alone."""
+        events = self._events.get(_key(response_id))
+        if events is not None:
+            async for event in events.follow(0 if starting_after is None else starting_after + 1):
+                yield event
+
+    async def _in_background(self, request: ResponsesRequest, work: Coroutine[Any, Any, None]) -> None:
+        key, task = _key(request.request_id), asyncio.current_task()
+        assert task is not None
+        self._background[key] = task
+        try:
+            if await self._begin(key):
+                await self._watched(key, task, work)
+                await self._end_if_failed(key)
+            else:
+                work.close()
+        finally:
+            if self._background.get(key) is task:
+                del self._background[key]
+
+    async def _begin(self, key: ResponseKey) -> bool:
+        """The client is answered after it: what it asks for next finds the response."""
+        turn = _turn()
+        assert self._store is not None
+        assert turn.began is not None
+        error: Exception | None = None
+        try:
+            await self._store.begin(key, self._text_of(key), _LEASE_SECONDS)
+        except Exception as reason:
+            error = _early(reason)
+        if not turn.began.done():  # the client may be gone
+            turn.began.set_exception(error) if error else turn.began.set_result(None)
+        return error is None
+
+    async def _watched(
+        self, key: ResponseKey, task: asyncio.Task[None], work: Coroutine[Any, Any, None]
+    ) -> None:
+        watch = self._owner.spawn(f"watch {key.response_id}", self._watch(key, task))
+        try:
+            await work
+        except Exception as error:
+            _log.warning("response %s failed in the background: %s", key.response_id, error)
+        finally:
+            watch.cancel()
+
+    async def _watch(self, key: ResponseKey, task: asyncio.Task[None]) -> None:
+        """Until it is cancelled, here or by `task`'s end."""
+        assert self._store is not None
+        while True:
+            await asyncio.sleep(_RENEW_SECONDS)
+            try:
+                if not await self._store.renew(key, _LEASE_SECONDS):
+                    task.cancel()
+                    return
+            except StateUnavailable as error:
+                _log.warning("response %s goes on unseen: %s", key.response_id, error.message)
+
+    async def _end_if_failed(self, key: ResponseKey) -> None:
+        response = _turn().responses[key.response_id]
+        if self._store is None or response.status not in (*_UNDER_WAY, "failed"):
+            return
+        response.status = "failed"
+        try:
+            await self._store.end(key, self._text_of(key))
+        except StateUnavailable as error:
+            _log.warning("that response %s failed is not kept: %s", key.response_id, error.message)
+
+    def _text_of(self, key: ResponseKey) -> str:
+        turn = _turn()
+        return encode(turn.responses[key.response_id], turn.messages.get(key.response_id))
+
+    async def aclose(self) -> None:
+        """After the last request. Idempotent."""
+        for task in list(self._background.values()):
+            task.cancel()
+        await asyncio.gather(*self._background.values(), return_exceptions=True)
+        await self._owner.aclose()
+        if self._store is not None:
+            await self._store.aclose()
+
+
+def _turn() -> Turn:
+    return current_scope().turn
+
+
+def _key(response_id: str) -> ResponseKey:
+    return ResponseKey(current_scope().tenant, response_id)
+
+
+def _early(error: Exception) -> Exception:
+    """As vLLM's layer wants it, and left for the gate, which says when to come back."""
+    current_scope().early_error = serving_error = as_serving_error(error)
+    return serving_error
+
+
+async def _feed(events: Events, source: AsyncIterator[Any]) -> None:
+    async for event in source:
+        events.add(event)
