@@ -1,10 +1,10 @@
 """What clients notice when a part of the cluster is killed, or hangs, under load: nothing, or what.
 
-Clusters of real processes with simulated engines, one with two workers of each role and one with a single one;
-8 clients send streamed requests, and at a quarter of them one process is killed with SIGKILL, or stopped with
-SIGSTOP, as if it hung, one case at a time. What the simulated engines say is known beforehand, so every answer
-is checked token by token. With `--real`, vLLM, fewer requests, and the same answers are asked for once before
-anything is killed.
+Clusters of real processes with simulated engines, one with two workers of each role and one with a single
+worker of each. 8 clients send streamed requests, and at a quarter of them one process is killed with SIGKILL,
+or stopped with SIGSTOP as if it hung, one case at a time. What the simulated engines say is known beforehand,
+so every answer is checked token by token. With `--real`, vLLM, fewer requests, and the same answers are asked
+for once before anything is killed.
 
 Clients retry in one case only: an apiserver's connections die with it, so they take the other one.
 """
