@@ -180,7 +180,7 @@ def _kill_and_wait(cluster: Cluster, case: Case, run: Run, quarter: threading.Ev
     old = {name: cluster.pid(name) for name in names}
     run.killed_at = time.monotonic()
     for pid in old.values():
-        os.kill(_engine_child(pid) if case.child else pid, signal.SIGSTOP if case.stop else signal.SIGKILL)
+        os.kill(engine_child(pid) if case.child else pid, signal.SIGSTOP if case.stop else signal.SIGKILL)
     deadline = run.killed_at + _BACK_SECONDS
     while time.monotonic() < deadline and not run.back_at:
         roles = {role["name"]: role for role in cluster.state()["roles"]}
@@ -189,7 +189,7 @@ def _kill_and_wait(cluster: Cluster, case: Case, run: Run, quarter: threading.Ev
         time.sleep(0.1)
 
 
-def _engine_child(pid: int) -> int:
+def engine_child(pid: int) -> int:
     """The engine's own process below a worker's."""
     threads = Path(f"/proc/{pid}/task").glob("*/children")
     children = [int(child) for thread in threads for child in thread.read_text().split()]
