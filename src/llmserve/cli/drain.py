@@ -84,7 +84,11 @@ def _say_what_follows(options: argparse.Namespace, answer: router_pb2.DrainRespo
         flush=True,
     )
     if not answer.others:
-        print("Warning: no other worker of its role is available; requests wait until one is.", flush=True)
+        print(
+            "Warning: no other worker of its role is available. Those of the other role serve alone meanwhile; "
+            "where none is, requests wait until one is there, as long as scheduling.queue_timeout_seconds says.",
+            flush=True,
+        )
 
 
 async def _order(routers: Sequence[str], options: argparse.Namespace) -> router_pb2.DrainResponse:
