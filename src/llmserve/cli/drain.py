@@ -86,7 +86,8 @@ def _say_what_follows(options: argparse.Namespace, answer: router_pb2.DrainRespo
     if not answer.others:
         print(
             "Warning: no other worker of its role is available. Those of the other role serve alone "
-            "meanwhile. Where there is none, requests wait for one, for scheduling.queue_timeout_seconds at most.",
+            "meanwhile. Where there is none, requests wait for one, for "
+            "scheduling.queue_timeout_seconds at most.",
             flush=True,
         )
 
