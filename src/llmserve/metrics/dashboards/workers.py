@@ -32,12 +32,16 @@ _MEMBERS = Section(
         ),
         Panel(
             "Restarts",
-            "Of processes of `llmserve up`, in 15 minutes.",
+            "Of processes of `llmserve up`, in 15 minutes; and of these, because they did not answer.",
             Unit.NONE,
             (
                 Query(
                     f"sum by (process) (increase({series('cluster_process_restarts_total')}[15m]))",
                     "{{process}}",
+                ),
+                Query(
+                    f"sum by (process) (increase({series('cluster_process_hangs_total')}[15m])) > 0",
+                    "{{process}}: it hung",
                 ),
             ),
         ),
@@ -64,6 +68,12 @@ _ENGINES = Section(
             "Requests in each engine's batch.",
             Unit.NONE,
             (Query(total(series("worker_requests_running"), "process"), "{{process}}"),),
+        ),
+        Panel(
+            "Silence of engines",
+            "For how long each engine has not answered its worker: a long step, or a hang.",
+            Unit.SECONDS,
+            (Query(total(series("worker_engine_silent_seconds"), "process"), "{{process}}"),),
         ),
         Panel(
             "Waiting in the engine",
