@@ -70,12 +70,6 @@ _ENGINES = Section(
             (Query(total(series("worker_requests_running"), "process"), "{{process}}"),),
         ),
         Panel(
-            "Silence of engines",
-            "For how long each engine has not answered its worker: a long step, or a hang.",
-            Unit.SECONDS,
-            (Query(total(series("worker_engine_silent_seconds"), "process"), "{{process}}"),),
-        ),
-        Panel(
             "Waiting in the engine",
             "With those that load their KV.",
             Unit.NONE,
