@@ -1,10 +1,10 @@
 """What clients notice when a part of the cluster is killed, or hangs, under load: nothing, or what.
 
-Clusters of real processes with simulated engines, one with two workers of each role and one with a single one;
-8 clients send streamed requests, and at a quarter of them one process is killed with SIGKILL, or stopped with
-SIGSTOP, as if it hung, one case at a time. What the simulated engines say is known beforehand, so every answer
-is checked token by token. With `--real`, vLLM, fewer requests, and the same answers are asked for once before
-anything is killed.
+Clusters of real processes with simulated engines, one with two workers of each role and one with a single
+worker of each. 8 clients send streamed requests, and at a quarter of them one process is killed with SIGKILL,
+or stopped with SIGSTOP as if it hung, one case at a time. What the simulated engines say is known beforehand,
+so every answer is checked token by token. With `--real`, vLLM, fewer requests, and the same answers are asked
+for once before anything is killed.
 
 Clients retry in one case only: an apiserver's connections die with it, so they take the other one.
 """
@@ -180,7 +180,7 @@ def _kill_and_wait(cluster: Cluster, case: Case, run: Run, quarter: threading.Ev
     old = {name: cluster.pid(name) for name in names}
     run.killed_at = time.monotonic()
     for pid in old.values():
-        os.kill(_engine_child(pid) if case.child else pid, signal.SIGSTOP if case.stop else signal.SIGKILL)
+        os.kill(engine_child(pid) if case.child else pid, signal.SIGSTOP if case.stop else signal.SIGKILL)
     deadline = run.killed_at + _BACK_SECONDS
     while time.monotonic() < deadline and not run.back_at:
         roles = {role["name"]: role for role in cluster.state()["roles"]}
@@ -189,7 +189,7 @@ def _kill_and_wait(cluster: Cluster, case: Case, run: Run, quarter: threading.Ev
         time.sleep(0.1)
 
 
-def _engine_child(pid: int) -> int:
+def engine_child(pid: int) -> int:
     """The engine's own process below a worker's."""
     threads = Path(f"/proc/{pid}/task").glob("*/children")
     children = [int(child) for thread in threads for child in thread.read_text().split()]

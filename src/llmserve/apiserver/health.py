@@ -19,8 +19,11 @@ class Cluster(Protocol):
 
 
 class Readiness:
-    def __init__(self, cluster: Cluster, disaggregated: bool) -> None:
-        self._cluster, self._disaggregated = cluster, disaggregated
+    """needs_pairs: a request needs a prefill and a decode worker, or an aggregated one; else a worker of any
+    role is enough."""
+
+    def __init__(self, cluster: Cluster, *, needs_pairs: bool) -> None:
+        self._cluster, self._needs_pairs = cluster, needs_pairs
 
     def missing(self) -> str:
         """What is away, in words; empty when requests can be served."""
@@ -29,8 +32,9 @@ class Readiness:
         roles = {decode_role(worker.role) for worker in self._cluster.workers}
         if WorkerRole.AGGREGATED in roles:
             return ""
-        needed = (WorkerRole.PREFILL, WorkerRole.DECODE) if self._disaggregated else (WorkerRole.AGGREGATED,)
-        away = [role.value for role in needed if role not in roles]
+        if not self._needs_pairs:
+            return "" if roles else "no worker is available"
+        away = [role.value for role in (WorkerRole.PREFILL, WorkerRole.DECODE) if role not in roles]
         return f"no {' and no '.join(away)} worker is available" if away else ""
 
 

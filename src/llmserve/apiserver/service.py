@@ -98,7 +98,8 @@ class Apiserver:
         Errors: StartFailed."""
         torch.set_num_threads(1)
         self._router.start()
-        readiness = Readiness(self._router, self._manifest.deployment.disaggregated)
+        needs_pairs = self._manifest.scheduling.disaggregate == "always"
+        readiness = Readiness(self._router, needs_pairs=needs_pairs)
         try:
             args = serving_args(self._options.model, self._manifest.engine, self._manifest.api)
             # In a thread: it takes seconds, in which the session with the router must be served.

@@ -84,7 +84,12 @@ def _say_what_follows(options: argparse.Namespace, answer: router_pb2.DrainRespo
         flush=True,
     )
     if not answer.others:
-        print("Warning: no other worker of its role is available; requests wait until one is.", flush=True)
+        print(
+            "Warning: no other worker of its role is available. Those of the other role serve alone "
+            "meanwhile. Where there is none, requests wait for one, for "
+            "scheduling.queue_timeout_seconds at most.",
+            flush=True,
+        )
 
 
 async def _order(routers: Sequence[str], options: argparse.Namespace) -> router_pb2.DrainResponse:

@@ -54,6 +54,8 @@ def _attempt(number: int, attempt: _Part) -> Iterator[str]:
         return
     workers = " -> ".join(filter(None, (attempt["prefill"], attempt["decode"])))
     yield f"    attempt {number}: on {workers}, placed at {_time(attempt['placed_seconds'])}"
+    if attempt["note"]:
+        yield f"      {attempt['decode']} does it all: {attempt['note']}"
     yield f"      {_queue(attempt['queue'])}"
     tenant = attempt["tenant"]
     yield f"      tenant: weight {tenant['weight']:g}, {tenant['share']:.0%} of the turns"

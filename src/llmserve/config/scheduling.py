@@ -99,11 +99,12 @@ class Scheduling(Section):
     ] = "kv_aware"
     disaggregate: Annotated[
         Literal["auto", "always", "never"],
-        Live(("router",)),
+        Live(("router",), at_start=("apiserver",)),
         Field(
             description="Whether prompt and answer are computed by two engines, where there are prefill "
             "engines. `auto`: not when a decode engine alone is predicted to be better, as for a short or "
-            "mostly cached prompt, or when no prefill engine is there. `never`: decode engines do all."
+            "mostly cached prompt, or when no engine of one of the roles can be used: the other does all "
+            "then. `never`: decode engines do all, and prefill engines only when no decode engine can."
         ),
     ] = "auto"
     engine_queue_seconds: Annotated[

@@ -35,10 +35,13 @@ class HangLimits:
 
 
 class SilenceMeter:
-    """Pure: ticks of the watchdog in, the health of what it watches out."""
+    """Pure: ticks of the watchdog in, the health of what it watches out. counts: from the first tick on; else
+    from the first answer on, for what may not be reachable at all."""
 
-    def __init__(self, limits: HangLimits, tick_seconds: float = TICK_SECONDS) -> None:
-        self._limits = limits
+    def __init__(
+        self, limits: HangLimits, tick_seconds: float = TICK_SECONDS, *, counts: bool = True
+    ) -> None:
+        self._limits, self._counts = limits, counts
         self._longest_seconds = tick_seconds * _LONGEST_TICKS
         self._last_tick: float | None = None
         self.silent_seconds = 0.0
@@ -46,8 +49,10 @@ class SilenceMeter:
 
     def tick(self, now: float, *, answered: bool, works: bool) -> Health:
         """answered: since the tick before. works: its processes did something since then."""
-        passed = 0.0 if self._last_tick is None else min(now - self._last_tick, self._longest_seconds)
-        self._last_tick = now
+        passed = 0.0
+        if self._counts and self._last_tick is not None:
+            passed = min(now - self._last_tick, self._longest_seconds)
+        self._last_tick, self._counts = now, self._counts or answered
         self.silent_seconds = 0.0 if answered else self.silent_seconds + passed
         self.idle_seconds = 0.0 if answered or works else self.idle_seconds + passed
         return self.health
@@ -73,7 +78,8 @@ class SilenceMeter:
 class Watchdog:
     """until_hung, as one task of its owner. ask: returns when an answer came; a question that is not answered
     stays open, one that fails is asked again at the next tick. works: whether the processes did something
-    since it was last asked; read only while they are silent, and may block for a few milliseconds."""
+    since it was last asked; read only while they are silent, and may block for a few milliseconds. counts:
+    as of SilenceMeter."""
 
     def __init__(
         self,
@@ -81,11 +87,12 @@ class Watchdog:
         works: Callable[[], bool],
         limits: HangLimits,
         *,
+        counts: bool = True,
         tick_seconds: float = TICK_SECONDS,
     ) -> None:
         self._ask, self._works = ask, works
         self._tick_seconds = tick_seconds
-        self._meter = SilenceMeter(limits, tick_seconds)
+        self._meter = SilenceMeter(limits, tick_seconds, counts=counts)
 
     @property
     def health(self) -> Health:

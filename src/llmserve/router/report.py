@@ -14,6 +14,7 @@ def encode_report(placed: Placed) -> router_pb2.PlacementReport:
         tenant_share=standing.share,
         candidates=[_candidate(one) for one in placed.plan.candidates],
         predicted_cached_tokens=placed.predicted_cached_tokens,
+        note=placed.plan.note,
     )
 
 

@@ -112,7 +112,7 @@ class RoleKeeper:
             if ask is None:
                 return ""
             works = WorkMeter(lambda: members(self._family()))
-            watchdog = Watchdog(ask, works, self._job.hang)
+            watchdog = Watchdog(ask, works, self._job.hang, counts=False)
             watched = asyncio.create_task(watchdog.until_hung(), name=f"{self.spec.name}.watchdog")
             ended = asyncio.create_task(run.until_ended(), name=f"{self.spec.name}.end")
             try:

@@ -12,7 +12,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llmserve.config.plan import ProcessSpec
 from llmserve.core.errors import Unavailable
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.role import reached_at
 
 # For one question, which is then asked again. Longer than a process may be silent that does nothing.
 _QUESTION_SECONDS = 60.0
@@ -28,7 +27,7 @@ async def questions(spec: ProcessSpec) -> AsyncIterator[Ask | None]:
         address = own_http
         yield lambda: _get_live(address)
     elif spec.listen:
-        async with open_channel(_reached(spec.listen)) as channel:
+        async with open_channel(spec.listen) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             yield lambda: _check(stub)
     else:
@@ -41,7 +40,7 @@ async def _check(stub: health_pb2_grpc.HealthStub) -> None:
 
 async def _get_live(address: str) -> None:
     """Errors: OSError, TimeoutError, Unavailable."""
-    host, _, port = _reached(address).rpartition(":")
+    host, _, port = address.rpartition(":")
     async with asyncio.timeout(_QUESTION_SECONDS):
         reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         try:
@@ -52,7 +51,3 @@ async def _get_live(address: str) -> None:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
-
-
-def _reached(address: str) -> str:
-    return f"{reached_at(address)}:{address.rpartition(':')[2]}"

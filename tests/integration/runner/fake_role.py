@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class FakeRole:
             print("boom: no such device", file=sys.stderr, flush=True)
             return int(self._behaviour["exit_code"])
         if self._http:
-            _answer(self._http)
+            _serve(self._http, lambda: self._note(f"answered {self._name} {os.getpid()}"))
         segment = self._make_segment()
         if "grandchild" in self._behaviour:
             self._leave_grandchild(self._behaviour["grandchild"])
@@ -93,17 +94,22 @@ class FakeRole:
             file.write(f"{text}\n")
 
 
-class _Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
+def _serve(address: str, on_first: Callable[[], None]) -> None:
+    """Answers every GET. on_first: once it has answered."""
+    asked: list[str] = []
 
-    def log_message(self, *told: object) -> None: ...
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            if not asked:
+                on_first()
+            asked.append(self.path)
 
+        def log_message(self, *told: object) -> None: ...
 
-def _answer(address: str) -> None:
     host, _, port = address.rpartition(":")
-    server = ThreadingHTTPServer((host, int(port)), _Handler)
+    server = ThreadingHTTPServer((host, int(port)), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
 

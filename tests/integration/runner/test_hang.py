@@ -28,6 +28,7 @@ def test_a_stopped_process_is_killed_and_started_again_alone(start: Start, addre
     http = {"apiserver-0": address}
     cluster = start("router-0", "apiserver-0", http=http, hang_seconds=HANG_SECONDS)
     cluster.until_ready()
+    cluster.until(lambda: cluster.pids("answered"), "the first answer")
     (first,), (router,) = cluster.pids(name="apiserver-0"), cluster.pids(name="router-0")
     began = time.monotonic()
     os.kill(first, signal.SIGSTOP)
@@ -41,6 +42,7 @@ def test_a_stopped_process_is_killed_and_started_again_alone(start: Start, addre
 def test_a_cluster_that_was_stopped_as_a_whole_goes_on(start: Start, address: str) -> None:
     """As when the machine was suspended, or its container paused."""
     cluster = start("apiserver-0", http={"apiserver-0": address}, hang_seconds=HANG_SECONDS)
+    cluster.until(lambda: cluster.pids("answered"), "the first answer")
     cluster.until_ready()
     both = (cluster.pids()[0], cluster.process.pid)
     for pid in both:

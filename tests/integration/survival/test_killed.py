@@ -1,4 +1,4 @@
-"""Each role is killed, or hangs, under load on a cluster of real processes with simulated engines; and drained.
+"""Each role is killed, hangs, or is drained under load, on a cluster of real processes, simulated engines.
 
 The short form of `python -m bench survival`: one cluster for all.
 """

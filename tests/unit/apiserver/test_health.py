@@ -26,24 +26,28 @@ PREFILL, DECODE, BOTH = (
 
 
 @pytest.mark.parametrize(
-    ("workers", "disaggregated", "missing"),
+    ("workers", "needs_pairs", "missing"),
     [
         ([PREFILL, DECODE], True, ""),
         ([BOTH], True, ""),
         ([BOTH], False, ""),
+        ([DECODE], False, ""),
+        ([PREFILL], False, ""),
         ([DECODE], True, "no prefill worker is available"),
         ([PREFILL], True, "no decode worker is available"),
         ([], True, "no prefill and no decode worker is available"),
-        ([], False, "no aggregated worker is available"),
+        ([], False, "no worker is available"),
     ],
 )
-def test_both_roles_must_be_there(workers: list[WorkerInfo], disaggregated: bool, missing: str) -> None:
-    assert Readiness(Cluster(workers), disaggregated).missing() == missing
+def test_workers_that_can_serve_must_be_there(
+    workers: list[WorkerInfo], needs_pairs: bool, missing: str
+) -> None:
+    assert Readiness(Cluster(workers), needs_pairs=needs_pairs).missing() == missing
 
 
 def test_without_the_router_nothing_is_known() -> None:
     cluster = Cluster([PREFILL, DECODE], connected=False)
-    assert Readiness(cluster, disaggregated=True).missing() == "no session with the router"
+    assert Readiness(cluster, needs_pairs=False).missing() == "no session with the router"
 
 
 def app_that_answers(status: int) -> Any:

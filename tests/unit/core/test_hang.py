@@ -71,6 +71,15 @@ def test_an_answer_ends_a_stall(watched: Watched) -> None:
     assert watched.ticks(4)[-1] is Health.ANSWERS
 
 
+def test_what_may_not_be_reachable_is_judged_only_once_it_has_answered() -> None:
+    meter = SilenceMeter(LIMITS, counts=False)
+    for now in range(100):
+        assert meter.tick(now, answered=False, works=False) is Health.ANSWERS
+    meter.tick(100, answered=True, works=True)
+    told = [meter.tick(now, answered=False, works=False) for now in range(101, 117)]
+    assert told[-1] is Health.HANGS
+
+
 def _answers(*answers: bool) -> Iterator[bool]:
     yield from answers
     while True:

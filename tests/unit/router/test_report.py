@@ -8,7 +8,7 @@ import pytest
 
 from llmserve.core.ids import TenantId, WorkerId
 from llmserve.router.messages import Effect, Placed
-from llmserve.router.plan import Candidate, Parts
+from llmserve.router.plan import Candidate, Disaggregate, Parts
 from llmserve.router.report import encode_report
 from llmserve.scheduler.resources import Limits
 from llmserve.scheduler.scheduler import Policy
@@ -81,6 +81,12 @@ def test_what_was_expected_to_be_cached(make_cluster: Callable[..., Any]) -> Non
     cluster = make_cluster("aggregated-0")
     placed = _placed(cluster.admit(cluster.open(), "a"))
     assert encode_report(replace(placed, predicted_cached_tokens=48)).predicted_cached_tokens == 48
+
+
+def test_why_one_worker_does_it_all(make_cluster: Callable[..., Any]) -> None:
+    cluster = make_cluster("prefill-0", disaggregate=Disaggregate.AUTO)
+    report = encode_report(_placed(cluster.admit(cluster.open(), "a")))
+    assert report.note == "no decode worker can be used"
 
 
 def test_what_others_waited_for_before_is_not_told(make_cluster: Callable[..., Any]) -> None:

@@ -58,6 +58,7 @@ def _attempt(attempt: Attempt, record: RequestRecord) -> dict[str, Any]:
         "tenant": {"weight": report.tenant_weight, "share": round(report.tenant_share, 4)},
         "prefill": attempt.prefill or None,
         "decode": attempt.decode or None,
+        "note": report.note or None,
         "candidates": [_candidate(one) for one in report.candidates],
         "predicted_cached_tokens": report.predicted_cached_tokens,
         "failed_worker": attempt.failed_worker or None,

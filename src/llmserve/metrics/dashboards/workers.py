@@ -32,12 +32,16 @@ _MEMBERS = Section(
         ),
         Panel(
             "Restarts",
-            "Of processes of `llmserve up`, in 15 minutes.",
+            "Of processes of `llmserve up`, in 15 minutes; and of these, because they did not answer.",
             Unit.NONE,
             (
                 Query(
                     f"sum by (process) (increase({series('cluster_process_restarts_total')}[15m]))",
                     "{{process}}",
+                ),
+                Query(
+                    f"sum by (process) (increase({series('cluster_process_hangs_total')}[15m])) > 0",
+                    "{{process}}: it hung",
                 ),
             ),
         ),

@@ -106,3 +106,16 @@ def test_kv_that_was_recomputed_says_why() -> None:
     record.sequences[0].handovers[0] = HandoverReport("", 0, 0.1, reason="the lease has ended")
     page = "\n".join(lines(view(record, "a")))
     assert "KV: recomputed: the lease has ended" in page
+
+
+def test_that_one_worker_did_it_all_says_why() -> None:
+    handle = Handle(RequestRecord(["x-1"], "red", "/v1/completions"))
+    placed = _placed("", "prefill-0")
+    placed.report.note = "no decode worker can be used (decode-0: reset by peer)"
+    sequence = handle.sequence("a")
+    sequence.asked()
+    sequence.placed(placed)
+    shown = view(handle.record, "apiserver-0")
+    assert shown["sequences"][0]["attempts"][0]["note"] == placed.report.note
+    page = "\n".join(lines(shown))
+    assert "prefill-0 does it all: no decode worker can be used (decode-0: reset by peer)" in page

@@ -344,7 +344,7 @@ class DrainResponse(_message.Message):
     def __init__(self, running_requests: _Optional[int] = ..., others: _Optional[int] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
 
 class PlacementReport(_message.Message):
-    __slots__ = ("requests_ahead", "used_up_seconds", "tenant_weight", "tenant_share", "candidates", "predicted_cached_tokens")
+    __slots__ = ("requests_ahead", "used_up_seconds", "tenant_weight", "tenant_share", "candidates", "predicted_cached_tokens", "note")
     class UsedUpSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -358,13 +358,15 @@ class PlacementReport(_message.Message):
     TENANT_SHARE_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     requests_ahead: int
     used_up_seconds: _containers.ScalarMap[str, float]
     tenant_weight: float
     tenant_share: float
     candidates: _containers.RepeatedCompositeFieldContainer[PlacementCandidate]
     predicted_cached_tokens: int
-    def __init__(self, requests_ahead: _Optional[int] = ..., used_up_seconds: _Optional[_Mapping[str, float]] = ..., tenant_weight: _Optional[float] = ..., tenant_share: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[PlacementCandidate, _Mapping]]] = ..., predicted_cached_tokens: _Optional[int] = ...) -> None: ...
+    note: str
+    def __init__(self, requests_ahead: _Optional[int] = ..., used_up_seconds: _Optional[_Mapping[str, float]] = ..., tenant_weight: _Optional[float] = ..., tenant_share: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[PlacementCandidate, _Mapping]]] = ..., predicted_cached_tokens: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
 
 class PlacementCandidate(_message.Message):
     __slots__ = ("prefill", "decode", "seconds")

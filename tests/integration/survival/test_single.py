@@ -1,0 +1,32 @@
+"""One worker of each role: one that is killed, or hangs, is replaced; the other serves alone meanwhile."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.cluster import Cluster, running
+from bench.survival import SINGLE_CASES, Case, survive
+from bench.survival_client import expected_tokens
+
+ROOT = Path(__file__).parents[3]
+REQUESTS = 64
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    manifest["spec"]["deployment"]["replicas"] = {"prefill": 1, "decode": 1}
+    with running(manifest) as started:
+        yield started
+
+
+@pytest.mark.parametrize("case", SINGLE_CASES, ids=lambda case: case.name)
+def test_every_answer_is_whole_and_the_worker_returns(cluster: Cluster, case: Case) -> None:
+    run = survive(cluster, case, REQUESTS, expected_tokens)
+    assert run.failures() == []
+    assert len(run.answers) == REQUESTS
+    assert run.back_at, f"{case.role} did not return"
+    assert run.retried() == 0, "clients noticed"
