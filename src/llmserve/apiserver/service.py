@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator
 
 import torch
 from fastapi import FastAPI
@@ -22,16 +23,21 @@ from llmserve.apiserver.http_spans import HttpSpans
 from llmserve.apiserver.identity import KvIdentity
 from llmserve.apiserver.live_settings import LiveSettings
 from llmserve.apiserver.options import ApiserverOptions
+from llmserve.apiserver.parsers import parsers_here
 from llmserve.apiserver.questions import Questions
 from llmserve.apiserver.retry_budget import RetryBudget, RetryLimits
 from llmserve.apiserver.router_link import RouterLink
 from llmserve.apiserver.run_context import RunContext
 from llmserve.apiserver.worker_links import WorkerLinks
+from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.load import read_manifest
+from llmserve.config.refusals import too_long, unknown_parsers
 from llmserve.config.schema import Manifest, Scheduling
-from llmserve.core.errors import InvalidRequest, StartFailed
+from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import ApiserverId
+from llmserve.engines.vllm.failures import Cause
 from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.models.directory import read_config
 from llmserve.rpc.reload import Reloaded, reload_cluster
 from llmserve.rpc.role import set_log_level
 from llmserve.tracing.open import open_tracer
@@ -87,7 +93,8 @@ class Apiserver:
 
     async def start(self) -> int:
         """Serves; returns the HTTP port. Requests are refused with 503 until router and workers are there.
-        Errors: StartFailed."""
+        Errors: StartFailed; ManifestError when another try would end alike."""
+        refuse(self._refusals())
         torch.set_num_threads(1)
         self._router.start()
         readiness = Readiness(self._router, self._manifest.deployment.disaggregated)
@@ -98,7 +105,7 @@ class Apiserver:
             self._client = ClusterEngineClient(config, self._context, readiness)
             app = await openai_app(self._client, args, readiness, self._registry, self._add_own)
         except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
-            raise StartFailed(f"vLLM's API layer cannot serve {self._options.model}: {error}") from error
+            raise Cause.of(error).as_error() from error
         if trouble := await api_trouble(app):
             raise StartFailed(trouble)
         spans = HttpSpans(self._tracer, self._options.model.name)
@@ -109,6 +116,12 @@ class Apiserver:
         self._cors = Cors(self._gate, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
         return await self._http.start()
+
+    def _refusals(self) -> Iterator[Conflict]:
+        parsers = parsers_here()
+        if parsers is not None:
+            yield from unknown_parsers(self._manifest.engine, parsers)
+        yield from too_long(self._manifest.engine, read_config(self._options.model.directory))
 
     def _add_own(self, app: FastAPI) -> None:
         add_admin(app, self._reload)

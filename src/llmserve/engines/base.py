@@ -34,7 +34,8 @@ class EngineInfo:
 
 class Engine(Protocol):
     async def start(self) -> EngineInfo:
-        """Returns when the engine can take requests. Errors: StartFailed."""
+        """Returns when the engine can take requests. Errors: StartFailed; ManifestError when
+        another try would end alike."""
 
     async def add(self, request: EngineRequest) -> None:
         """Hands over one request; its outputs come from next_outputs.

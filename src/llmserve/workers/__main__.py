@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -16,14 +15,18 @@ from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import WorkerRole
-from llmserve.rpc.role import add_kvmanagers, addresses, configure_logging, own_environment
+from llmserve.rpc.role import (
+    add_kvmanagers,
+    addresses,
+    configure_logging,
+    own_environment,
+    report_failure,
+)
 from llmserve.tracing.base import Tracer
 from llmserve.tracing.open import open_tracer
 from llmserve.workers.build import build_engine, engine_spec
 from llmserve.workers.model import ServedModel, prepare_model
 from llmserve.workers.worker import Worker, WorkerOptions
-
-_log = logging.getLogger(__name__)
 
 
 def arguments() -> argparse.Namespace:
@@ -116,7 +119,7 @@ def main() -> int:
         own_environment(manifest)
         uvloop.run(serve(flags, manifest, prepare_model(manifest, flags.model_dir, _report)))
     except LLMServeError as error:
-        _log.error("%s: failed: %s", flags.name, error.message)
+        report_failure(flags.name, error)
         return 1
     return 0
 
