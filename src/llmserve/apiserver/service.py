@@ -33,7 +33,7 @@ from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.load import read_manifest
 from llmserve.config.refusals import too_long, unknown_parsers
 from llmserve.config.schema import Manifest, Scheduling
-from llmserve.core.errors import InvalidRequest
+from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.core.ids import ApiserverId
 from llmserve.engines.vllm.failures import Cause
 from llmserve.metrics.apiserver import ApiserverMetrics

@@ -35,7 +35,7 @@ class _Planner:
     ) -> None:
         self._manifest = manifest
         self._local = manifest.deployment.local
-        self._ports = _Ports(pick_port, self._fixed_ports())
+        self._ports = _Ports(pick_port, (*self._fixed_ports(), manifest.observability.port))
         self._engines = tuple(_engine_names(manifest))
         on_gpu = runs_on_gpu(manifest, gpus)
         ranks = manifest.engine.tensor_parallel

@@ -17,6 +17,7 @@ from llmserve.core.errors import ManifestError
 
 _GIB = 1 << 30
 _LEAST_BLOCK_TOKENS = 16
+_LONGER = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"  # with it vLLM takes any length
 _DEVICE: Path = ("engine", "device")
 _MAX_MODEL_LEN: Path = ("engine", "max_model_len")
 _MEMORY: Path = ("kv_cache", "memory_gb")
@@ -87,6 +88,8 @@ def model_refusals(
 def too_long(engine: EngineConfig, model: Mapping[str, Any]) -> Iterator[Conflict]:
     """More tokens than the model was made for."""
     most = longest_tokens(model)
+    if any(one.name == _LONGER and one.value == "1" for one in engine.env):
+        return
     if most is not None and engine.max_model_len is not None and engine.max_model_len > most:
         message = f"the model was made for at most {most} tokens, got {engine.max_model_len}"
         yield Conflict((_MAX_MODEL_LEN, _SOURCE), message)

@@ -52,9 +52,9 @@ def _apiservers(manifest: Manifest) -> Iterator[Conflict]:
 def _metrics_page(manifest: Manifest) -> Iterator[Conflict]:
     """In Kubernetes every pod has an address of its own."""
     local, page = manifest.deployment.local, manifest.observability
-    apiservers = range(local.port, local.port + manifest.deployment.replicas.apiserver)
+    apiservers = manifest.deployment.replicas.apiserver if local.separate_ports else 1
     is_served = manifest.deployment.mode == "local" and page.metrics and page.port
-    if is_served and local.port and page.port in apiservers:
+    if is_served and local.port and page.port in range(local.port, local.port + apiservers):
         port: Path = ("deployment", "local", "port")
         named: Path = ("observability", "port")
         here, other = (named, port) if "port" in page.model_fields_set else (port, named)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llmserve.apiserver.parsers import parsers_here
 from llmserve.config.conflict import Conflict
+from llmserve.config.environment import inherited
 from llmserve.config.load import locate
 from llmserve.config.plan import LocalPlan, runs_on_gpu
 from llmserve.config.refusals import (
@@ -56,8 +57,9 @@ def of_model_directory(manifest: Manifest, folder: Path) -> Iterator[Conflict]:
     yield from model_refusals(manifest.engine, manifest.kv_cache, read_config(folder))
 
 
-def here(manifest: Manifest, environment: Mapping[str, str] = os.environ) -> Iterator[Conflict]:
-    """Everything that another try would not cure. environment: what `llmserve up` hands on."""
+def here(manifest: Manifest, base: Mapping[str, str] = os.environ) -> Iterator[Conflict]:
+    """Everything that another try would not cure. base: the environment of `llmserve up`."""
+    environment = inherited(base, manifest).kept
     yield from anywhere(manifest)
     yield from _gpus(manifest, available_gpus())
     yield from unset_api_keys(manifest.security.api_keys, environment)
@@ -89,8 +91,8 @@ def now(manifest: Manifest, plan: LocalPlan) -> Iterator[Conflict]:
     yield from room_refusals(manifest.storageClasses)
     local, page = manifest.deployment.local, manifest.observability
     if local.port:
-        https = [process.http for process in plan.processes if process.http]
-        yield from _taken(https, ("deployment", "local", "port"))
+        https = dict.fromkeys(process.http for process in plan.processes if process.http)
+        yield from _taken(tuple(https), ("deployment", "local", "port"))
     if page.metrics and page.port and "port" in page.model_fields_set:
         yield from _taken([f"{local.host}:{page.port}"], ("observability", "port"))
 

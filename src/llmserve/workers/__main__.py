@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ from llmserve.tracing.open import open_tracer
 from llmserve.workers.build import build_engine, engine_spec
 from llmserve.workers.model import ServedModel, prepare_model
 from llmserve.workers.worker import Worker, WorkerOptions
+
+_log = logging.getLogger(__name__)
 
 
 def arguments() -> argparse.Namespace:

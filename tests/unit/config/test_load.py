@@ -380,7 +380,7 @@ def test_planned_knobs_may_be_set_to_what_they_are() -> None:
             id="transport-twice",
         ),
         pytest.param(
-            "deployment:\n  replicas: {apiserver: 2}\n  local: {port: 9000}\nobservability: {port: 9001}\n",
+            "deployment:\n  replicas: {apiserver: 2}\n  local: {port: 9000, separate_ports: true}\nobservability: {port: 9001}\n",
             "m.yaml:8: observability.port: 9001 is taken by deployment.local.port, too; "
             "set another one of them, or 0 for a free one",
             id="one-port-for-http-and-metrics",
@@ -403,6 +403,7 @@ def test_impossible_combinations(text: str, expected: str) -> None:
         "observability: {port: 8000, metrics: false}\n",
         "observability: {port: 0}\ndeployment: {local: {port: 0}}\n",
         "observability: {port: 8000}\ndeployment: {mode: k8s}\n",
+        "observability: {port: 8001}\ndeployment: {replicas: {apiserver: 2}}\n",
     ],
 )
 def test_ports_that_nobody_shares(text: str) -> None:

@@ -38,6 +38,8 @@ def test_a_length_beyond_what_the_model_was_made_for() -> None:
     assert found.message == "the model was made for at most 8192 tokens, got 8193"
     assert refused({"max_model_len": 8192}, {}, SMOLLM2) == []
     assert refused({"max_model_len": 8193}, {}, {}) == [], "it is not known"
+    longer = [{"name": "VLLM_ALLOW_LONG_MAX_MODEL_LEN", "value": "1"}]
+    assert refused({"max_model_len": 8193, "env": longer}, {}, SMOLLM2) == []
     assert refused({"max_model_len": 8193, "kind": "sim"}, {}, SMOLLM2), "the apiserver would refuse"
 
 

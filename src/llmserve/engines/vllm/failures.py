@@ -24,7 +24,9 @@ _MOST_CHARACTERS = 300
 
 # They name a setting, a model, a package or a device: they come again with the next try.
 _LASTING = (ValueError, TypeError, KeyError, NotImplementedError, ImportError, FileNotFoundError)
-_LASTING_WORDS = re.compile(r"No CUDA GPUs|no NVIDIA driver|infer device type|not compiled with CUDA", re.I)
+_LASTING_WORDS = re.compile(
+    r"No CUDA GPUs|no NVIDIA driver|infer device type|not compiled with CUDA|deserializing header", re.I
+)
 _PASSING_WORDS = re.compile(r"Free memory on device|out of memory|address already in use", re.I)
 # What vLLM's words are about. The first that fits counts.
 _KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -39,7 +41,10 @@ _KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"tensor.?parallel|attention heads", ("engine", "tensor_parallel")),
     (r"\bdtype|bfloat16|float16", ("engine", "dtype")),
     (r"CUDA|NVML|NVIDIA|device type|OMP_THREADS_BIND", ("engine", "device")),
-    (r"architecture|model type|safetensors|weights?|tokenizer|config\.json", ("models", "primary", "source")),
+    (
+        r"architecture|model type|safetensors|deserializing|weights?|tokenizer|config\.json",
+        ("models", "primary", "source"),
+    ),
 )
 _ENGINE = ("engine",)
 

@@ -34,6 +34,11 @@ KV = (
             ("models", "primary", "source"),
             "/m",
         ),
+        (
+            Exception("Error while deserializing header: file not fully covered"),  # of safetensors
+            ("models", "primary", "source"),
+            "file not fully covered",
+        ),
         (ImportError("libfoo.so"), ("engine",), "libfoo.so"),
         (NotImplementedError(), ("engine",), "NotImplementedError"),
     ],

@@ -1,6 +1,5 @@
 """A medium in trouble: each blob has its outcome, nothing is wrong, and it works again afterwards."""
 
-
 import pytest
 
 from llmserve.kvstore.tiers.base import Outcome, Target
