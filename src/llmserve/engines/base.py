@@ -46,7 +46,8 @@ class Engine(Protocol):
         other than what is already queued. Blocks and pending transfers are given back."""
 
     async def next_outputs(self) -> Sequence[EngineOutput]:
-        """Waits for the outputs of the next step(s). Single consumer. Errors: EngineDead."""
+        """Waits for the outputs of the next step(s). Empty: nothing runs any more, and `load` is what it is
+        now until there is more to do. Single consumer. Errors: EngineDead."""
 
     async def next_kv_events(self) -> KvEvents:
         """Waits for changes of the device cache. Single consumer."""

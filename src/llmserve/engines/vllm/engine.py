@@ -145,9 +145,11 @@ class VllmEngine:
                 raise EngineDead("the vLLM engine died; see its log") from error
             if self._own_metrics is not None:
                 self._own_metrics.record(outputs)
+            rests = False
             if outputs.scheduler_stats is not None:
                 self._record(outputs.scheduler_stats)
-            if outputs.outputs:
+                rests = self._stats.came_to_rest
+            if outputs.outputs or rests:
                 return [self._with_report(to_engine_output(output)) for output in outputs.outputs]
 
     def _record(self, stats: Any) -> None:
