@@ -198,6 +198,7 @@ def _refused(path: Path, settings: Manifest, *, has_model: bool) -> list[str]:
     """has_model: else a finding has said that there is none."""
     found = preflight.here(settings)
     if settings.deployment.mode == "k8s":
-        found = itertools.chain(preflight.anywhere(settings), preflight.of_model(settings))
+        released = preflight.anywhere(settings, in_kubernetes=True)
+        found = itertools.chain(released, preflight.of_model(settings))
     said = [one for one in found if has_model or one.paths[0] != preflight.SOURCE]
     return locate(path, said).message.splitlines()

@@ -33,9 +33,10 @@ SOURCE = ("models", "primary", "source")
 _DEVICE = ("engine", "device")
 
 
-def anywhere(manifest: Manifest) -> Iterator[Conflict]:
-    """Whatever the machine: what this release cannot do."""
-    if manifest.engine.kind == "vllm" and manifest.engine.device == "cuda":
+def anywhere(manifest: Manifest, *, in_kubernetes: bool = False) -> Iterator[Conflict]:
+    """Whatever the machine: what this release cannot do. In Kubernetes `auto` means GPUs, too."""
+    devices = ("cuda", "auto") if in_kubernetes else ("cuda",)
+    if manifest.engine.kind == "vllm" and manifest.engine.device in devices:
         yield engine_on_gpu()
 
 
