@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.core.blocks import chain_hashes
-from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed
+from llmserve.core.errors import EngineDead, InvalidRequest, ModelNotFound, StartFailed
 from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.lease import LeaseState
 from llmserve.core.outcome import FinishReason, WorkerRole
@@ -101,6 +101,7 @@ class Harness:
     outputs: dict[str, list[EngineOutput]] = field(default_factory=dict)
     resident: set[bytes] = field(default_factory=set)
     leases: list[LeaseState] = field(default_factory=list)
+    held_at_rest: list[int] = field(default_factory=list)  # blocks, each time that it said that nothing runs
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -124,7 +125,10 @@ class Harness:
 
     async def _collect(self) -> None:
         while True:
-            for output in await self.engine.next_outputs():
+            outputs = await self.engine.next_outputs()
+            if not outputs:
+                self.held_at_rest.append((await self.engine.load()).used_blocks)
+            for output in outputs:
                 self.outputs.setdefault(output.request_id, []).append(output)
             self.changed.set()
 
@@ -409,6 +413,17 @@ async def test_abort_while_decoding_leaves_others_alone(pair: Pair, prompt_of: P
     await pair.decode.abort(victim)
     assert tokens(await pair.decode.result(other)) == alone
     assert not finished(pair.decode.outputs[victim])
+
+
+async def test_an_engine_says_when_nothing_runs_any_more(pair: Pair, prompt_of: PromptOf) -> None:
+    """Also of requests that were cut off, which have no last output."""
+    request_ids = [await pair.decode.add(prompt_of(300), 1000) for _ in range(3)]
+    await pair.decode.first_token(request_ids[0])
+    before = len(pair.decode.held_at_rest)
+    for request_id in request_ids:
+        await pair.decode.abort(request_id)
+    await pair.decode.until(lambda: 0 in pair.decode.held_at_rest[before:], pair.decode.kit.settle_seconds)
+    assert (await pair.decode.engine.load()).running_requests == 0
 
 
 async def test_aborting_the_unknown_is_harmless(pair: Pair, prompt_of: PromptOf) -> None:
@@ -859,7 +874,7 @@ async def test_closing_what_never_started(kit: EngineKit) -> None:
 
 async def test_closing_after_a_failed_start(kit: EngineKit) -> None:
     engine = kit.make_broken()
-    with pytest.raises(StartFailed):
+    with pytest.raises((StartFailed, ModelNotFound)):
         await engine.start()
     await engine.aclose()
     await engine.aclose()

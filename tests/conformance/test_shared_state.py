@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.clock import VirtualClock
-from llmserve.core.errors import StartFailed, StateUnavailable
+from llmserve.core.errors import ManifestError, StateUnavailable
 from llmserve.router.state.base import Saved, SharedState, Term
 from llmserve.router.state.memory import MemoryState
 from llmserve.router.state.redis import RedisState
@@ -187,5 +187,5 @@ async def test_a_password(mortal: Valkey) -> None:
 
 
 def test_a_url_that_is_none() -> None:
-    with pytest.raises(StartFailed, match=r"state\.redis\.url"):
+    with pytest.raises(ManifestError, match=r"state\.redis\.url"):
         RedisState("http://h", "c", password=None, call_seconds=1.0)

@@ -3,11 +3,13 @@
 import hashlib
 import hmac
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from llmserve.config.conflict import refuse
+from llmserve.config.refusals import unset_api_keys
 from llmserve.config.service import ApiKey
-from llmserve.core.errors import NotAuthenticated, StartFailed
+from llmserve.core.errors import NotAuthenticated
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 
 
@@ -45,18 +47,14 @@ class ApiKeys:
         return found
 
 
-def load_keys(keys: Iterable[ApiKey], environment: Mapping[str, str] = os.environ) -> ApiKeys:
-    """Errors: StartFailed when a variable that should hold a key is not set."""
+def load_keys(keys: Sequence[ApiKey], environment: Mapping[str, str] = os.environ) -> ApiKeys:
+    """Errors: ManifestError when a variable that should hold a key is not set."""
+    refuse(unset_api_keys(keys, environment))
     return ApiKeys({_secret(key, environment): Caller(TenantId(key.tenant), key.admin) for key in keys})
 
 
 def _secret(key: ApiKey, environment: Mapping[str, str]) -> str:
-    if key.key is not None:
-        return key.key
-    secret = environment.get(key.key_env or "")
-    if not secret:
-        raise StartFailed(f"the environment variable {key.key_env} with the key of {key.tenant} is not set")
-    return secret
+    return environment[key.key_env or ""] if key.key is None else key.key
 
 
 def _key_in(headers: Iterable[tuple[bytes, bytes]]) -> str:

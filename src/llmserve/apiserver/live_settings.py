@@ -21,7 +21,7 @@ class LiveSettings:
 
     @classmethod
     def of(cls, manifest: Manifest, environment: Mapping[str, str] = os.environ) -> "LiveSettings":
-        """Errors: StartFailed when a variable that should hold a key is not set."""
+        """Errors: ManifestError when a variable that should hold a key is not set."""
         return cls(
             keys=load_keys(manifest.security.api_keys, environment),
             cors_origins=manifest.security.cors_origins,

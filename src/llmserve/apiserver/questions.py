@@ -39,7 +39,7 @@ class Questions:
                 raise InvalidRequest(f"this apiserver knows nothing about {other or 'an empty question'}")
 
     def _reload(self, question: router_pb2.ManifestQuestion) -> None:
-        """Errors: ManifestError; StartFailed for a key that is not in the environment."""
+        """Errors: ManifestError, also for a key that is not in the environment."""
         settings = LiveSettings.of(parse_manifest(question.text, question.file))
         if not question.only_check:
             self._obey(settings)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from collections.abc import Iterator
 
 import torch
 from fastapi import FastAPI
@@ -24,6 +25,7 @@ from llmserve.apiserver.http_spans import HttpSpans
 from llmserve.apiserver.identity import KvIdentity
 from llmserve.apiserver.live_settings import LiveSettings
 from llmserve.apiserver.options import ApiserverOptions
+from llmserve.apiserver.parsers import parsers_here
 from llmserve.apiserver.questions import Questions
 from llmserve.apiserver.responses.build import build_store
 from llmserve.apiserver.responses.serving import Responses
@@ -31,12 +33,16 @@ from llmserve.apiserver.retry_budget import RetryBudget, RetryLimits
 from llmserve.apiserver.router_link import RouterLink
 from llmserve.apiserver.run_context import RunContext
 from llmserve.apiserver.worker_links import WorkerLinks
+from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.load import read_manifest
+from llmserve.config.refusals import too_long, unknown_parsers
 from llmserve.config.schema import Manifest, Scheduling
 from llmserve.core.clock import SystemClock
 from llmserve.core.errors import InvalidRequest, StartFailed, Unavailable
 from llmserve.core.ids import ApiserverId
+from llmserve.engines.vllm.failures import Cause
 from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.models.directory import read_config
 from llmserve.rpc.reload import Reloaded, reload_cluster
 from llmserve.rpc.role import set_log_level
 from llmserve.tracing.open import open_tracer
@@ -95,7 +101,8 @@ class Apiserver:
 
     async def start(self) -> int:
         """Serves; returns the HTTP port. Requests are refused with 503 until router and workers are there.
-        Errors: StartFailed."""
+        Errors: StartFailed; ManifestError when another try would end alike."""
+        refuse(self._refusals())
         torch.set_num_threads(1)
         self._router.start()
         needs_pairs = self._manifest.scheduling.disaggregate == "always"
@@ -108,7 +115,7 @@ class Apiserver:
             app = await openai_app(self._client, args, readiness, self._registry, self._add_own, self._store)
             self._responses = app.state.openai_serving_responses
         except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
-            raise StartFailed(f"vLLM's API layer cannot serve {self._options.model}: {error}") from error
+            raise Cause.of(error).as_error() from error
         if trouble := await api_trouble(app):
             raise StartFailed(trouble)
         spans = HttpSpans(self._tracer, self._options.model.name)
@@ -120,6 +127,12 @@ class Apiserver:
         self._cors = Cors(self._draining, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
         return await self._http.start()
+
+    def _refusals(self) -> Iterator[Conflict]:
+        parsers = parsers_here()
+        if parsers is not None:
+            yield from unknown_parsers(self._manifest.engine, parsers)
+        yield from too_long(self._manifest.engine, read_config(self._options.model.directory))
 
     def _add_own(self, app: FastAPI) -> None:
         add_admin(app, self._reload)

@@ -3,23 +3,28 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from llmserve.cli import k8s
 from llmserve.cli.command import EXIT_OK, Command, add_json, add_manifest
 from llmserve.cli.screen import screen
-from llmserve.config.load import load_manifest
+from llmserve.config.load import load_manifest, locate
 from llmserve.config.plan import LocalPlan
 from llmserve.config.schema import Manifest
-from llmserve.runner.up import plan_here
+from llmserve.runner import preflight
+from llmserve.runner.up import check_here
 
 _ABOUT = """\
 Checks a manifest and prints what `llmserve up` would start on this machine. Changes nothing. A mistake is
-reported with its file, line and path, and the exit code is 2. Ports that the manifest leaves open are
-examples: `up` picks free ones each time.
+reported with its file, line and path, and the exit code is 2; so is whatever a role would refuse here at its
+start: a variable, package, model or GPU that is not there, KV memory that is too small. What may pass, such
+as a port that is taken, is a warning. Of a cluster in Kubernetes, what this machine lacks is a warning, too.
+Ports that the manifest leaves open are examples: `up` picks free ones each time.
 """
 
 
@@ -28,12 +33,13 @@ def _run(options: argparse.Namespace) -> int:
     manifest = load_manifest(path)
     if manifest.deployment.mode == "k8s":
         return k8s.check(path, manifest, options.json)
-    plan = plan_here(manifest)
+    plan = check_here(manifest, path)
+    warnings = locate(path, preflight.now(manifest, plan)).message.splitlines()
     if options.json:
-        json.dump(_as_json(manifest, plan), sys.stdout, indent=2)
+        json.dump(_as_json(manifest, plan) | {"warnings": warnings}, sys.stdout, indent=2)
         print()
     else:
-        _show(manifest, plan, path)
+        _show(manifest, plan, path, warnings)
     return EXIT_OK
 
 
@@ -52,7 +58,7 @@ def _as_json(manifest: Manifest, plan: LocalPlan) -> dict[str, object]:
     }
 
 
-def _show(manifest: Manifest, plan: LocalPlan, path: Path) -> None:
+def _show(manifest: Manifest, plan: LocalPlan, path: Path, warnings: Sequence[str]) -> None:
     console = screen()
     primary = manifest.models.primary
     console.print(
@@ -64,6 +70,8 @@ def _show(manifest: Manifest, plan: LocalPlan, path: Path) -> None:
     console.print(table)
     for note in plan.notes:
         console.print(f"Note: {note}", soft_wrap=True)
+    for warning in warnings:
+        console.print(Text(f"Warning: {warning}"), soft_wrap=True)
     console.print(f"The API: {', '.join(f'{url}/v1' for url in plan.base_urls)}", soft_wrap=True)
     console.print(f"Nothing was started. To run it: llmserve up -f {path}", soft_wrap=True)
 

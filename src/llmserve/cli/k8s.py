@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.find import DEFAULT_MANIFEST
 from llmserve.cli.screen import screen
 from llmserve.cli.watch import Frame, watch
-from llmserve.config.load import load_manifest
+from llmserve.config.load import load_manifest, locate
 from llmserve.config.plan_pods import HTTP_PORT, service_name
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
@@ -24,10 +25,11 @@ from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.k8s.api import KubeApi, connect
 from llmserve.k8s.apply import apply_changes, delete_all
 from llmserve.k8s.changes import Action, Change, diff, plan_changes, plan_new
-from llmserve.k8s.render import Object, Target, render
+from llmserve.k8s.render import Object, Target, impossible, render
 from llmserve.k8s.render.write import files
 from llmserve.k8s.rollout import Time, wait_gone, wait_ready
 from llmserve.k8s.status import K8sSnapshot, WorkloadStatus, snapshot
+from llmserve.runner import preflight
 
 _GONE_MARGIN_SECONDS = 60.0
 _FLAGS = ("namespace", "context", "image", "out", "apply", "force_conflicts")
@@ -84,7 +86,10 @@ def _refuse_flags(options: argparse.Namespace) -> None:
 
 
 def up(options: argparse.Namespace, manifest: Manifest) -> int:
+    warnings = _preflight(Path(options.file), manifest)
     objects = render(manifest, _target(options, manifest))
+    for warning in warnings:
+        print(f"Warning: {warning}", file=sys.stderr)
     if options.out:
         _write(options.out, objects)
         if not options.apply:
@@ -124,17 +129,27 @@ def _wait(api: KubeApi, manifest: Manifest, console: Console) -> None:
 
 def check(path: Path, manifest: Manifest, as_json: bool) -> int:
     """`llmserve apply`: no cluster is asked."""
-    k8s = manifest.deployment.k8s
+    k8s, warnings = manifest.deployment.k8s, _preflight(path, manifest)
     objects = render(manifest, Target(k8s.namespace, k8s.image or "IMAGE"))
     if as_json:
-        print(json.dumps({"name": manifest.metadata.name, "objects": objects}, indent=2))
+        found = {"name": manifest.metadata.name, "warnings": warnings, "objects": objects}
+        print(json.dumps(found, indent=2))
         return EXIT_OK
     console = screen()
     _say(console, f"{path}: correct. Cluster {manifest.metadata.name}, in namespace {k8s.namespace}:")
     for one in objects:
         _say(console, f"  {one['kind']} {one['metadata']['name']}")
+    for warning in warnings:
+        _say(console, f"Warning: {warning}")
     _say(console, f"Nothing was asked of Kubernetes. To see what would change there: llmserve up -f {path}")
     return EXIT_OK
+
+
+def _preflight(path: Path, manifest: Manifest) -> list[str]:
+    """Warnings of what may be otherwise in the cluster. Errors: ManifestError for what cannot be there."""
+    if refused := [*impossible(manifest), *preflight.anywhere(manifest, in_kubernetes=True)]:
+        raise locate(path, refused)
+    return locate(path, preflight.of_model(manifest)).message.splitlines()
 
 
 def down(options: argparse.Namespace, manifest: Manifest) -> int:

@@ -81,7 +81,7 @@ def _tier_lines(status: pb.GetKvStatusResponse) -> Iterator[str]:
     """Only what has happened."""
     for tier in status.tiers:
         if tier.trouble:
-            yield f"{tier.name}: not used now: {tier.trouble}"
+            yield f"{tier.name}: {tier.trouble}"
         gone = [f"{blocks} {reason}" for reason, blocks in sorted(tier.evictions.items()) if blocks]
         if gone:
             yield f"{tier.name}: evicted {', '.join(gone)}"

@@ -11,12 +11,13 @@ from llmserve.cli.find import add_cluster, find_cluster
 from llmserve.config.load import parse_manifest, read_manifest
 from llmserve.core.errors import InvalidRequest
 from llmserve.rpc.reload import reload_cluster
+from llmserve.runner.preflight import check_reload
 
 _ABOUT = """\
 Reads the manifest of the cluster that runs here (or of -f, --run-dir) again, and brings it to all processes.
 What can change while they run does so at once: weights, budgets, limits, API keys, the log level and more
 (marked "live" in docs/configuration.md). What cannot is named with the processes that need a restart, and is
-left as it was. A manifest that is wrong changes nothing.
+left as it was. A manifest that is wrong, or that processes would refuse at their next start, changes nothing.
 
 The exit code is 0 when everybody obeys, 2 when the manifest is wrong, and 1 when a process did not confirm.
 """
@@ -36,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
             "change that file"
         )
     text = read_manifest(path)
-    parse_manifest(text, str(path))
+    check_reload(parse_manifest(text, str(path)), path)
     reloaded = asyncio.run(reload_cluster(cluster.routers, text, str(path)))
     if options.json:
         print(json.dumps(asdict(reloaded), indent=2))

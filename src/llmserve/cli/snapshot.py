@@ -247,6 +247,6 @@ def _problems(roles: tuple[RoleView, ...], kv: kvmanager_pb2.GetKvStatusResponse
             yield f"{role.name} is avoided: {role.worker.reason}"
     for tier in kv.tiers:
         if tier.trouble:
-            yield f"storage class {tier.name} is not used now: {tier.trouble}"
+            yield f"storage class {tier.name}: {tier.trouble}"
     if kv.orphan_blocks:
         yield f"{kv.orphan_blocks} KV blocks are orphaned: pinned, although their lease has ended"

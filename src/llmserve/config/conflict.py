@@ -1,6 +1,10 @@
-"""What a rule says about a combination of right values that cannot be."""
+"""What a rule says about a manifest of right values that cannot be."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from llmserve.config.tree import path_text
+from llmserve.core.errors import ManifestError
 
 Path = tuple[str | int, ...]
 
@@ -11,3 +15,19 @@ class Conflict:
 
     paths: tuple[Path, ...]
     message: str
+
+    def as_error(self) -> ManifestError:
+        """Without the line, for whoever has no file."""
+        key = self.paths[0]
+        return ManifestError(f"{path_text(key)}: {self.message}", key=key)
+
+    @classmethod
+    def of(cls, error: ManifestError) -> "Conflict":
+        """error: one with a key."""
+        return cls((error.key,), error.message.removeprefix(f"{path_text(error.key)}: "))
+
+
+def refuse(conflicts: Iterable[Conflict]) -> None:
+    """Errors: ManifestError for the first, if there is one."""
+    for conflict in conflicts:
+        raise conflict.as_error()

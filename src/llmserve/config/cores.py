@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmserve.config.conflict import Conflict
 from llmserve.config.schema import LocalDeployment
-from llmserve.core.errors import ManifestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,8 @@ def usable_cores(local: LocalDeployment, available: Sequence[int]) -> tuple[int,
         return tuple(sorted(available))
     away = [core for core in local.cores if core not in available]
     if away:
-        raise ManifestError(
-            f"deployment.local.cores: core {away[0]} is not available here (there are {ranges(available)})"
-        )
+        message = f"core {away[0]} is not available here (there are {ranges(available)})"
+        raise Conflict((("deployment", "local", "cores"),), message).as_error()
     return local.cores
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from llmserve.config.conflict import Conflict, Path
 from llmserve.config.schema import EngineConfig, KvCacheConfig
-from llmserve.core.errors import ManifestError
 
+_PAGE_SIZE: Path = ("kv_cache", "page_size_kb")
 _MULTIPLE_TOKENS = 16
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 _DEFAULT_DTYPE = "bfloat16"
@@ -23,20 +24,21 @@ def block_size_tokens(kv_cache: KvCacheConfig, engine: EngineConfig, model: Mapp
     tokens = kv_cache.page_size_kb * 1024 // token_bytes // _MULTIPLE_TOKENS * _MULTIPLE_TOKENS
     if tokens == 0:
         least = -(-token_bytes * _MULTIPLE_TOKENS // 1024)
-        raise ManifestError(
-            f"kv_cache.page_size_kb: must be at least {least} for this model ({_MULTIPLE_TOKENS} tokens of "
-            f"{token_bytes} bytes), got {kv_cache.page_size_kb}"
+        message = (
+            f"must be at least {least} for this model ({_MULTIPLE_TOKENS} tokens of {token_bytes} bytes), "
+            f"got {kv_cache.page_size_kb}"
         )
+        raise Conflict((_PAGE_SIZE,), message).as_error()
     return tokens
 
 
 def layer_bytes_per_token(kv_cache: KvCacheConfig, engine: EngineConfig, model: Mapping[str, Any]) -> int:
     """Bytes of K and V of one token in one layer on one rank."""
     if "kv_lora_rank" in model or "num_attention_heads" not in model:
-        raise ManifestError(
-            "kv_cache.page_size_kb: this model's KV size cannot be told from its config; "
-            "set kv_cache.block_size_tokens instead"
+        message = (
+            "this model's KV size cannot be told from its config; set kv_cache.block_size_tokens instead"
         )
+        raise Conflict((_PAGE_SIZE,), message).as_error()
     heads = int(model["num_attention_heads"])
     kv_heads = int(model.get("num_key_value_heads") or heads)
     head_size = int(model.get("head_dim") or model["hidden_size"] // heads)

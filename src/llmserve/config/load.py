@@ -2,7 +2,8 @@
 
 import copy
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from llmserve.config.conflict import Conflict
 from llmserve.config.messages import describe, did_you_mean, shown, unknown_key
 from llmserve.config.rules import conflicts
 from llmserve.config.schema import Manifest
@@ -44,12 +46,32 @@ def parse_manifest(text: str, file: str) -> Manifest:
     document = read_document(text)
     source = _Source(document)
     manifest, found = _validate(source)
-    problems = sorted(
-        {*document.problems, *found}, key=lambda problem: (problem.line, path_text(problem.path))
-    )
+    problems = {*document.problems, *found}
     if manifest is None or problems:
-        raise ManifestError("\n".join(_line(file, problem) for problem in problems))
+        raise ManifestError("\n".join(_lines(file, problems)))
     return manifest
+
+
+def locate(path: str | FilePath, conflicts: Iterable[Conflict]) -> ManifestError:
+    """What was found about a manifest after it was read, worded as load_manifest words its own findings: each
+    with file and line."""
+    source = _Source(read_document(read_manifest(path)))
+    found = dict.fromkeys(source.problem(one.paths[0], one.message) for one in conflicts)
+    return ManifestError("\n".join(_lines(str(path), found)))
+
+
+def located(error: ManifestError, path: str | FilePath) -> ManifestError:
+    """With file and line, where only the key is known. As it is when the file is not to be read any more."""
+    if not error.key:
+        return error
+    with suppress(ManifestError):
+        return locate(path, [Conflict.of(error)])
+    return error
+
+
+def _lines(file: str, problems: Iterable[Problem]) -> list[str]:
+    ordered = sorted(problems, key=lambda problem: (problem.line, path_text(problem.path)))
+    return [_line(file, problem) for problem in ordered]
 
 
 def _line(file: str, problem: Problem) -> str:

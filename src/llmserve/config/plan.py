@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from llmserve.config.conflict import Conflict
 from llmserve.config.cores import Shares, deal, divide, omp_binding, usable_cores
 from llmserve.config.environment import engine_variables
 from llmserve.config.knob import VllmOnly, marker
 from llmserve.config.plan_types import LocalPlan, PlanRow, ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
-from llmserve.core.errors import ManifestError, StartFailed
+from llmserve.core.errors import StartFailed
 
 __all__ = ["LocalPlan", "PlanRow", "ProcessRole", "ProcessSpec", "plan_local"]
 
@@ -34,12 +35,13 @@ class _Planner:
     ) -> None:
         self._manifest = manifest
         self._local = manifest.deployment.local
-        self._ports = _Ports(pick_port, self._fixed_ports())
+        self._ports = _Ports(pick_port, (*self._fixed_ports(), manifest.observability.port))
         self._engines = tuple(_engine_names(manifest))
-        on_gpu = _on_gpu(manifest, gpus)
+        on_gpu = runs_on_gpu(manifest, gpus)
         ranks = manifest.engine.tensor_parallel
         if on_gpu and 0 < len(gpus) < ranks:
-            raise ManifestError(f"engine.tensor_parallel: needs {ranks} GPUs, and there are {len(gpus)}")
+            message = f"needs {ranks} GPUs, and there are {len(gpus)}"
+            raise Conflict((("engine", "tensor_parallel"),), message).as_error()
         self._gpus = deal(gpus if on_gpu else (), len(self._engines), ranks)
         on_cpu = manifest.engine.kind == "vllm" and not on_gpu
         self._cores = divide(usable_cores(self._local, cores) if on_cpu else (), len(self._engines))
@@ -207,7 +209,8 @@ def _base_url(http: str) -> str:
     return f"http://{LOOPBACK if host.strip('[]') in _EVERYWHERE else host}:{port}"
 
 
-def _on_gpu(manifest: Manifest, gpus: Sequence[int]) -> bool:
+def runs_on_gpu(manifest: Manifest, gpus: Sequence[int]) -> bool:
+    """gpus: that the machine of the engines has."""
     engine = manifest.engine
     return engine.kind == "vllm" and (engine.device == "cuda" or (engine.device == "auto" and bool(gpus)))
 

@@ -9,6 +9,7 @@ from llmserve.config.conflict import Conflict, Path
 from llmserve.config.messages import number
 from llmserve.config.schema import ApiKey, Manifest
 from llmserve.config.storage_rules import needs_storage, quotas, storage_classes
+from llmserve.config.tree import path_text
 
 
 def conflicts(manifest: Manifest) -> Iterator[Conflict]:
@@ -46,6 +47,29 @@ def _apiservers(manifest: Manifest) -> Iterator[Conflict]:
     if local.separate_ports and local.port and last > 65535:
         message = f"{count} apiservers need ports up to {last}, and 65535 is the last"
         yield Conflict((("deployment", "local", "port"), replicas), message)
+
+
+def _metrics_page(manifest: Manifest) -> Iterator[Conflict]:
+    """In Kubernetes every pod has an address of its own."""
+    local, page = manifest.deployment.local, manifest.observability
+    apiservers = manifest.deployment.replicas.apiserver if local.separate_ports else 1
+    is_served = manifest.deployment.mode == "local" and page.metrics and page.port
+    if is_served and local.port and page.port in range(local.port, local.port + apiservers):
+        port: Path = ("deployment", "local", "port")
+        named: Path = ("observability", "port")
+        here, other = (named, port) if "port" in page.model_fields_set else (port, named)
+        message = (
+            f"{page.port} is taken by {path_text(other)}, too; set another one of them, or 0 for a free one"
+        )
+        yield Conflict((here, other), message)
+
+
+def _transports(manifest: Manifest) -> Iterator[Conflict]:
+    order = manifest.transfer.engine_order
+    for index, name in enumerate(order):
+        if order.index(name) < index:
+            path: Path = ("transfer", "engine_order")
+            yield Conflict(((*path, index), path), f"names {name} twice")
 
 
 def _kvmanagers(manifest: Manifest) -> Iterator[Conflict]:
@@ -230,6 +254,8 @@ def _secret(api_key: ApiKey) -> tuple[str, str] | None:
 _RULES = (
     _roles,
     _apiservers,
+    _metrics_page,
+    _transports,
     _kvmanagers,
     _routers,
     _response_store,

@@ -33,7 +33,21 @@ class RequestTooLarge(InvalidRequest):
 
 
 class ManifestError(InvalidRequest):
-    """The manifest is wrong. The message names file, line, path and a suggestion."""
+    """The manifest is wrong, or asks for what is not to be had here: another try ends alike.
+
+    The message names file, line, path and a suggestion. Where only the manifest's key is known, `key` has it:
+    the message begins with it, and whoever has the file adds the line (config/load.py).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        key: tuple[str | int, ...] = (),
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.key = key
 
 
 class NotAuthenticated(LLMServeError):

@@ -47,7 +47,7 @@ class TierStats:
     """name: of the storage class. kind: what it is made of. pinned: by an operator, with what is before them.
     queued: to be written. evictions, and outcomes (by operation and result), since the start: an entry for
     each that there can be. eviction_ages: since the last use, of blocks that went for want of room. trouble:
-    why the tier is not used now; empty when it is."""
+    what is wrong with the tier now; empty when nothing is."""
 
     name: str
     kind: str

@@ -1,6 +1,7 @@
 """Gathers the facts of this machine and puts what the checks find into sections."""
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import resource
@@ -14,6 +15,7 @@ from packaging.specifiers import SpecifierSet
 
 import llmserve
 from llmserve.config.environment import inherited
+from llmserve.config.load import locate
 from llmserve.config.plan import LOOPBACK
 from llmserve.config.schema import Manifest, TransferConfig
 from llmserve.doctor import disk, gpu, limits, machine, manifest, network, software
@@ -24,6 +26,7 @@ from llmserve.doctor.transports import judge
 from llmserve.doctor.transports.run import BASELINE, NEAR, run_trial
 from llmserve.models.hub import cache_folder
 from llmserve.models.resolve import CACHE_VARIABLE, default_cache_dir
+from llmserve.runner import preflight
 from llmserve.runner.machine import available_cores, available_gpus, check_free
 from llmserve.runner.up import plan_here, run_dir_of
 from llmserve.transfer.select import FAULTS_VARIABLE, makers
@@ -54,7 +57,7 @@ def examine(subject: Subject, on_step: OnStep, host: Host | None = None) -> Iter
     yield section("Software", _software(bool(devices)))
     yield section("Transports", _transports(host, settings, bool(devices), on_step))
     on_step("Reading the manifest")
-    yield section("Manifest", _manifest(host, subject, loaded, devices))
+    yield section("Manifest", _manifest(host, subject, loaded))
 
 
 def section(title: str, findings: Iterable[Finding]) -> Section:
@@ -163,24 +166,24 @@ def _transports(host: Host, settings: Manifest | None, has_gpus: bool, on_step: 
         yield judge.judge(kind, run_trial(NEAR, kind), plain.rates, setting)
 
 
-def _manifest(
-    host: Host, subject: Subject, loaded: manifest.Found[Manifest] | None, devices: Sequence[int]
-) -> Iterator[Finding]:
+def _manifest(host: Host, subject: Subject, loaded: manifest.Found[Manifest] | None) -> Iterator[Finding]:
     if loaded is None or subject.manifest is None:
         yield note("manifest", "none here", "Name one with -f, or start from llmserve.yaml of the examples.")
         return
     yield loaded.finding
     if loaded.thing is not None:
         yield manifest.environment(inherited(os.environ, loaded.thing).ignored)
-        yield from _plan(host, subject, loaded.thing, devices)
+        yield from _plan(host, subject, loaded.thing)
         run_dir = run_dir_of(loaded.thing, subject.manifest)
         yield manifest.run_directory(run_dir, manifest.processes_of)
 
 
-def _plan(host: Host, subject: Subject, settings: Manifest, devices: Sequence[int]) -> Iterator[Finding]:
+def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]:
     model = manifest.model(settings.models.primary)
     yield model.finding
-    planned = manifest.engines(settings, devices, plan_here)
+    if subject.manifest is not None and not subject.is_running:
+        yield manifest.start(_refused(subject.manifest, settings, has_model=model.thing is not None))
+    planned = manifest.engines(settings, plan_here)
     yield planned.finding
     if planned.thing is None or subject.is_running:
         return
@@ -189,3 +192,13 @@ def _plan(host: Host, subject: Subject, settings: Manifest, devices: Sequence[in
         yield manifest.engine_memory(settings, weights, machine.available_bytes(host, allowance(host)))
     https = [process.http for process in planned.thing.processes if process.http]
     yield manifest.ports(https, check_free)
+
+
+def _refused(path: Path, settings: Manifest, *, has_model: bool) -> list[str]:
+    """has_model: else a finding has said that there is none."""
+    found = preflight.here(settings)
+    if settings.deployment.mode == "k8s":
+        released = preflight.anywhere(settings, in_kubernetes=True)
+        found = itertools.chain(released, preflight.of_model(settings))
+    said = [one for one in found if has_model or one.paths[0] != preflight.SOURCE]
+    return locate(path, said).message.splitlines()

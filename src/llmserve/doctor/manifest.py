@@ -41,14 +41,15 @@ def load(path: Path) -> Found[Manifest]:
     return Found(ok("manifest", f"{path}: correct, cluster {manifest.metadata.name}"), manifest)
 
 
-def engines(
-    manifest: Manifest, gpus: Sequence[int], plan: Callable[[Manifest], LocalPlan]
-) -> Found[LocalPlan]:
+def start(refused: Sequence[str]) -> Finding:
+    """refused: what roles would refuse at their start, each with file and line."""
+    if refused:
+        return problem("start", "would fail", "; ".join(refused), refused=len(refused))
+    return ok("start", "no role would refuse", refused=0)
+
+
+def engines(manifest: Manifest, plan: Callable[[Manifest], LocalPlan]) -> Found[LocalPlan]:
     """plan: plan_here."""
-    engine = manifest.engine
-    if engine.kind == "vllm" and engine.device == "cuda" and not gpus:
-        advice = "engine.device is cuda, and no GPU is visible here: use cpu or auto."
-        return Found(problem("engines", "no GPU", advice))
     try:
         planned = plan(manifest)
     except LLMServeError as error:

@@ -34,7 +34,8 @@ class EngineInfo:
 
 class Engine(Protocol):
     async def start(self) -> EngineInfo:
-        """Returns when the engine can take requests. Errors: StartFailed."""
+        """Returns when the engine can take requests. Errors: StartFailed; ManifestError when
+        another try would end alike."""
 
     async def add(self, request: EngineRequest) -> None:
         """Hands over one request; its outputs come from next_outputs.
@@ -45,7 +46,8 @@ class Engine(Protocol):
         other than what is already queued. Blocks and pending transfers are given back."""
 
     async def next_outputs(self) -> Sequence[EngineOutput]:
-        """Waits for the outputs of the next step(s). Single consumer. Errors: EngineDead."""
+        """Waits for the outputs of the next step(s). Empty: nothing runs any more, and `load` is what it is
+        now until there is more to do. Single consumer. Errors: EngineDead."""
 
     async def next_kv_events(self) -> KvEvents:
         """Waits for changes of the device cache. Single consumer."""

@@ -1,7 +1,9 @@
 """A model directory: whether it is complete, and which files hold its weights."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llmserve.core.errors import ModelNotFound
 
@@ -24,6 +26,18 @@ def check_directory(path: Path, source: str) -> None:
         raise ModelNotFound(
             f"model '{source}': {path} holds no tokenizer (looked for {', '.join(_TOKENIZERS)})"
         )
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """Its config.json. Errors: ModelNotFound."""
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(f"{file} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelNotFound(f"{file} is not a model's configuration")
+    return config
 
 
 def weight_files(path: Path) -> list[Path]:

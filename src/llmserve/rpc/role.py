@@ -2,7 +2,8 @@
 
 The process prints one line `LLMSERVE_READY <name>` when it is ready (before it, perhaps
 `LLMSERVE_PROGRESS <text>` lines) and exits 0 after an ordered stop, 1 when it could not start or
-go on. The first SIGTERM or SIGINT begins the ordered stop; a second one exits at once.
+go on; then a line `LLMSERVE_FAILED <json>` has the reason (`Failure`). The first SIGTERM or SIGINT
+begins the ordered stop; a second one exits at once.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Protocol
@@ -25,20 +27,42 @@ import uvloop
 
 from llmserve.config.environment import GIVEN, engine_variables, inherited, note
 from llmserve.config.schema import Manifest, Observability
-from llmserve.core.errors import LLMServeError
+from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound
 from llmserve.core.logs import HumanFormatter, JsonFormatter, vllm_logging
 
 _log = logging.getLogger(__name__)
 
+FAILED_WORD = "LLMSERVE_FAILED"
 LOG_LEVEL_VARIABLE = "LLMSERVE_LOG_LEVEL"
 VLLM_LOGGING_VARIABLE = "VLLM_LOGGING_CONFIG_PATH"
 _FORCED_EXIT_CODE = 130
 _WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a process could not start or go on. lasts: another try would end alike. key: of the manifest, where
+    the message begins with one."""
+
+    message: str
+    lasts: bool
+    key: tuple[str | int, ...] = ()
+
+    @classmethod
+    def of(cls, error: LLMServeError) -> "Failure":
+        key = error.key if isinstance(error, ManifestError) else ()
+        return cls(error.message, isinstance(error, ManifestError | ModelNotFound), key)
+
+    @classmethod
+    def read(cls, text: str) -> "Failure":
+        """Of the line. Errors: ValueError, TypeError, KeyError."""
+        told = json.loads(text)
+        return cls(str(told["message"]), told["lasts"] is True, tuple(told["key"]))
+
+
 class Role(Protocol):
-    """Life: start (once; Errors: StartFailed) -> wait -> aclose (idempotent, also after a failed
-    start)."""
+    """Life: start (once; Errors: StartFailed, ManifestError) -> wait -> aclose (idempotent, also after a
+    failed start)."""
 
     async def start(self) -> None: ...
 
@@ -154,6 +178,12 @@ def report_progress(text: str) -> None:
     print(f"LLMSERVE_PROGRESS {text}", flush=True)
 
 
+def report_failure(name: str, error: LLMServeError) -> None:
+    """Tells the runner and the log why this process ends."""
+    print(f"{FAILED_WORD} {json.dumps(asdict(Failure.of(error)))}", flush=True)
+    _log.error("%s: failed: %s", name, error.message)
+
+
 def run_role(name: str, build: Callable[[], Awaitable[Role]]) -> int:
     """Runs a role to its end and returns the exit code. `build` runs inside the loop."""
     exit_code: int = uvloop.run(_live(name, build))
@@ -210,7 +240,7 @@ async def _ready_then_wait(name: str, role: Role) -> None:
 
 def _failed(name: str, error: BaseException) -> int:
     if isinstance(error, LLMServeError):
-        _log.error("%s: failed: %s", name, error.message)
+        report_failure(name, error)
     else:
         _log.error("%s: failed", name, exc_info=error)
     return 1

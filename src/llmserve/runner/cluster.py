@@ -13,13 +13,14 @@ from pathlib import Path
 
 from llmserve.config.environment import inherited
 from llmserve.config.environment import note as note_of
+from llmserve.config.load import locate
 from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import StartFailed
 from llmserve.core.hang import HangLimits
 from llmserve.core.tasks import TaskOwner
 from llmserve.rpc.backoff import Backoff
-from llmserve.runner import logs
+from llmserve.runner import logs, preflight
 from llmserve.runner.board import Board, Stand
 from llmserve.runner.console import Console
 from llmserve.runner.drained import DrainedMark
@@ -64,8 +65,8 @@ class Ending(Enum):
 
 async def run_cluster(job: ClusterJob, console: Console) -> Ending:
     """Until SIGINT, SIGTERM or the end of the terminal; a second one forces. SIGHUP reloads the manifest.
-    The caller holds the run directory's lock. Errors: StartFailed, ModelNotFound. Nothing of the cluster is
-    left, however this ends."""
+    The caller holds the run directory's lock. Errors: StartFailed, ManifestError, ModelNotFound. Nothing of
+    the cluster is left, however this ends."""
     check_free(addresses_to_bind(job.plan.processes))
     cluster_id = uuid.uuid4().hex
     paths = make_paths(job.manifest_path, job.run_dir, job.manifest.observability.log_dir, cluster_id)
@@ -186,6 +187,9 @@ class _Cluster:
             self._guard,
             lambda text: self._board.set(MODEL_STEP, Stand.STARTING, text),
         )
+        refused = list(preflight.of_model_directory(self._job.manifest, Path(model_dir)))
+        if refused:
+            raise locate(self._paths.manifest, refused)
         self._board.set(MODEL_STEP, Stand.READY, model_dir)
         return model_dir
 
@@ -195,8 +199,8 @@ class _Cluster:
         local = self._job.manifest.deployment.local
         hang = HangLimits(local.hang_seconds, max(local.hang_seconds, _BUSY_HANG_SECONDS))
         drained = DrainedMark(self._paths.temp_dir, spec.name) if spec.role.is_worker else None
-        mark = role_mark(self._id, spec.name)
-        job = RoleJob(spec, command, mark, local.ready_timeout_seconds, hang, drained)
+        manifest, mark = self._paths.manifest, role_mark(self._id, spec.name)
+        job = RoleJob(spec, manifest, command, mark, local.ready_timeout_seconds, hang, drained)
         policy = RestartPolicy(Backoff(_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS))
         return RoleKeeper(job, policy, self._board, self._guard, self._console.say)
 

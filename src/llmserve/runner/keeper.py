@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from llmserve.config.load import located
 from llmserve.config.plan import ProcessSpec
 from llmserve.core.effort import WorkMeter
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import LLMServeError, ManifestError, StartFailed
 from llmserve.core.hang import HangLimits, Watchdog
+from llmserve.rpc.role import Failure
 from llmserve.runner.board import Board, Stand
 from llmserve.runner.child import Command
 from llmserve.runner.drained import DrainedMark
@@ -23,10 +26,11 @@ _LAST_LINES = 15
 
 @dataclass(frozen=True, slots=True)
 class RoleJob:
-    """mark: names this role's processes (processes.py). hang: how long it may give no answer once it is
-    ready. drained: of a worker."""
+    """manifest: the file. mark: names this role's processes (processes.py). hang: how long it may give no
+    answer once it is ready. drained: of a worker."""
 
     spec: ProcessSpec
+    manifest: Path
     command: Command
     mark: str
     ready_timeout_seconds: float
@@ -36,7 +40,10 @@ class RoleJob:
 
 @dataclass(frozen=True, slots=True)
 class _RunEnd:
+    """cause: as the process itself told it."""
+
     why: str
+    cause: Failure | None = None
     ready: bool = False
     ready_seconds: float = 0.0
     timed_out: bool = False
@@ -65,17 +72,19 @@ class RoleKeeper:
         self._segments: set[str] = set()  # shared memory of the current run, as far as it was seen
 
     async def keep(self) -> None:
-        """Never returns. Errors: StartFailed when the role cannot be started."""
+        """Never returns. Errors: when the role cannot be started StartFailed, or ManifestError when it never
+        could."""
         while True:
             ended = await self._run_once()
             await self._end_processes()
             if ended.on_purpose and self._job.drained:
                 await self._stay_away(self._job.drained)
                 continue
-            decision = self._policy.ended(ready=ended.ready, ran_seconds=ended.ready_seconds)
+            lasts = ended.cause is not None and ended.cause.lasts
+            decision = self._policy.ended(ready=ended.ready, ran_seconds=ended.ready_seconds, lasts=lasts)
             if not decision.restart or (ended.timed_out and not self.ready.is_set()):
-                raise self._given_up(ended.why)
-            await self._pause(ended.why, decision)
+                raise self._given_up(ended)
+            await self._pause(ended, decision)
 
     async def _run_once(self) -> _RunEnd:
         name = self.spec.name
@@ -101,6 +110,7 @@ class RoleKeeper:
         when = "ended" if started is StartResult.READY else "ended before it was ready"
         return _RunEnd(
             f"{when} ({exit_text(code)})",
+            cause=run.failure,
             ready=started is StartResult.READY,
             ready_seconds=run.ready_seconds,
             on_purpose=started is StartResult.READY and code == 0,
@@ -136,21 +146,29 @@ class RoleKeeper:
     def _progress(self, text: str) -> None:
         self._board.set(self.spec.name, Stand.STARTING, text)
 
-    async def _pause(self, why: str, decision: Decision) -> None:
+    async def _pause(self, ended: _RunEnd, decision: Decision) -> None:
         name, wait_seconds = self.spec.name, decision.wait_seconds
-        self._board.restarting(name, f"{why}; again in {wait_seconds:.1f} s")
-        reason = next(
-            (line for line in reversed(tail(self._job.command.log, _LAST_LINES)) if line.strip()), ""
-        )
-        if reason:
-            self._say(f"          {name}: last in its log: {reason}")
+        self._board.restarting(name, f"{ended.why}; again in {wait_seconds:.1f} s")
+        if ended.cause is not None:
+            self._say(f"          {name}: {self._said(ended.cause)}")
+        elif last := next(filter(str.strip, reversed(tail(self._job.command.log, _LAST_LINES))), ""):
+            self._say(f"          {name}: last in its log: {last}")
         await asyncio.sleep(wait_seconds)
 
-    def _given_up(self, why: str) -> StartFailed:
-        log = self._job.command.log
+    def _given_up(self, ended: _RunEnd) -> LLMServeError:
+        name, log, cause = self.spec.name, self._job.command.log, ended.cause
+        self._board.set(name, Stand.FAILED, ended.why, pid=0)
+        if cause is not None and cause.lasts:
+            return ManifestError(f"{name} cannot start: {self._said(cause)}")
+        if cause is not None:
+            return StartFailed(f"{name} {ended.why}: {self._said(cause)}. Its log: {log}")
         lines = "\n".join(f"  {line}" for line in tail(log, _LAST_LINES))
-        self._board.set(self.spec.name, Stand.FAILED, why, pid=0)
-        return StartFailed(f"{self.spec.name} {why}. The end of {log}:\n{lines or '  (it is empty)'}")
+        return StartFailed(f"{name} {ended.why}. The end of {log}:\n{lines or '  (it is empty)'}")
+
+    def _said(self, cause: Failure) -> str:
+        """With the manifest's line, where it names a key of it."""
+        error = ManifestError(cause.message, key=cause.key)
+        return located(error, self._job.manifest).message
 
     async def stop(self, forced: asyncio.Event) -> None:
         """Asks it to stop; kills it at its deadline, or when `forced`. No process is left afterwards.

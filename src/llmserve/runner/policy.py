@@ -20,17 +20,19 @@ class Decision:
 
 
 class RestartPolicy:
-    """Of one role. A role that never became ready in three tries will not: its settings are wrong. One
-    that was ready once is tried for as long as the cluster lives, ever more slowly: the others serve
-    meanwhile. Time without a crash (30 s) is forgiven."""
+    """Of one role. A role that never became ready in three tries will not: its settings are wrong. Where it
+    says itself that another try would end alike, one is enough. One that was ready once is tried for as long
+    as the cluster lives, ever more slowly: the others serve meanwhile. Time without a crash (30 s) is
+    forgiven."""
 
     def __init__(self, backoff: Backoff) -> None:
         self._backoff = backoff
         self._was_ready = False
         self._failures = 0
 
-    def ended(self, *, ready: bool, ran_seconds: float) -> Decision:
-        """The process ended by itself. ready: it had become so in this run; ran_seconds: since then."""
+    def ended(self, *, ready: bool, ran_seconds: float, lasts: bool = False) -> Decision:
+        """The process ended by itself. ready: it had become so in this run; ran_seconds: since then. lasts:
+        what ended it would end the next try as well."""
         if ready:
             self._was_ready = True
             self._failures = 0
@@ -38,7 +40,7 @@ class RestartPolicy:
                 self._backoff.reset()
         else:
             self._failures += 1
-        if not self._was_ready and self._failures >= MAX_START_FAILURES:
+        if not self._was_ready and (lasts or self._failures >= MAX_START_FAILURES):
             return Decision(restart=False, attempt=self._failures)
         return Decision(restart=True, wait_seconds=self._backoff.next(), attempt=self._failures)
 

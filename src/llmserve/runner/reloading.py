@@ -10,6 +10,7 @@ from pathlib import Path
 from llmserve.config.load import parse_manifest, read_manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.rpc.reload import reload_cluster
+from llmserve.runner.preflight import check_reload
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ class Reloading:
     async def _reload(self) -> list[str]:
         try:
             text = read_manifest(self._manifest)
-            parse_manifest(text, str(self._manifest))
+            manifest = parse_manifest(text, str(self._manifest))
+            await asyncio.to_thread(check_reload, manifest, self._manifest)
             reloaded = await reload_cluster(self._routers, text, str(self._manifest))
         except LLMServeError as error:
             return [f"Reload: nothing was changed: {line}" for line in error.message.splitlines()]

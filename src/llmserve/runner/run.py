@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+from llmserve.rpc.role import FAILED_WORD, Failure
 from llmserve.runner.child import Child, Command
 from llmserve.runner.logs import append_line
 
@@ -26,6 +27,7 @@ class RoleRun:
         self._on_progress = on_progress
         self._is_ready = asyncio.Event()
         self._ready_at = 0.0
+        self.failure: Failure | None = None  # what the process said of its end
         self._child = Child(command, self._on_line)
         self._end = asyncio.create_task(self._child.wait(), name=f"run.{self._child.pid}.end")
 
@@ -40,8 +42,16 @@ class RoleRun:
             self._is_ready.set()
         elif word == PROGRESS_WORD:
             self._on_progress(text)
+        elif word == FAILED_WORD:
+            self._read_failure(text)
         else:
             append_line(self._log, line)
+
+    def _read_failure(self, text: str) -> None:
+        try:
+            self.failure = Failure.read(text)
+        except (ValueError, TypeError, KeyError):
+            append_line(self._log, f"{FAILED_WORD} {text}")
 
     async def until_ready(self, timeout_seconds: float) -> StartResult:
         ready = asyncio.create_task(self._is_ready.wait(), name=f"run.{self.pid}.ready")

@@ -1,8 +1,12 @@
 """The tracer that a manifest asks for."""
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry
 
+from llmserve.config.conflict import Conflict
 from llmserve.config.tracing import Tracing
+from llmserve.core.errors import ManifestError
 from llmserve.metrics.tracing import TracingMetrics
 from llmserve.tracing.base import NO_TRACER, Tracer
 
@@ -19,10 +23,22 @@ def open_tracer(
     flush_seconds: float = _FLUSH_SECONDS,
 ) -> Tracer:
     """role, process, cluster: who traces, such as "decode", "decode-0" and the manifest's metadata.name.
-    flush_seconds: how long its close sends what is left. Its owner closes it. Errors: StartFailed."""
+    flush_seconds: how long its close sends what is left. Its owner closes it. Errors: ManifestError."""
     if settings.endpoint is None:
         return NO_TRACER
     # Here: OpenTelemetry is not even imported while tracing is off.
     from llmserve.tracing.otel import OtelTracer, Service
 
     return OtelTracer(settings, Service(role, process, cluster), TracingMetrics(registry), flush_seconds)
+
+
+def tracer_refusals(settings: Tracing) -> Iterator[Conflict]:
+    """What open_tracer would refuse."""
+    if settings.endpoint is None:
+        return
+    from llmserve.tracing.otel import check_environment
+
+    try:
+        check_environment(settings)
+    except ManifestError as error:
+        yield Conflict.of(error)

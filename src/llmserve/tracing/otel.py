@@ -20,13 +20,15 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from llmserve import __version__
+from llmserve.config.conflict import Conflict
 from llmserve.config.tracing import Tracing
-from llmserve.core.errors import LLMServeError, StartFailed
+from llmserve.core.errors import LLMServeError
 from llmserve.metrics.tracing import TracingMetrics
 from llmserve.tracing.base import Attributes, Kind, Span
 from llmserve.tracing.sender import SpanSender
 from llmserve.tracing.words import ERROR_TYPE
 
+_ENDPOINT = ("observability", "tracing", "endpoint")
 _HEADERS_LOGGER = "opentelemetry.util.re"
 _HEADERS_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")  # the first counts
 _KINDS: Mapping[Kind, SpanKind] = {
@@ -53,21 +55,32 @@ class Service:
         )
 
 
+def check_environment(settings: Tracing) -> None:
+    """Sends nothing. Errors: ManifestError, as of the tracer."""
+    exporter, _ = _made(settings, Service("check", "check", "check"))
+    exporter.shutdown()
+
+
+def _made(settings: Tracing, service: Service) -> tuple[OTLPSpanExporter, TracerProvider]:
+    """Errors: ManifestError."""
+    assert settings.endpoint is not None, "tracing is off"
+    with _environment(settings.endpoint):
+        exporter = OTLPSpanExporter(endpoint=settings.endpoint)
+        sampler = ParentBased(TraceIdRatioBased(settings.sample_ratio))
+        return exporter, TracerProvider(sampler, service.resource(), shutdown_on_exit=False)
+
+
 class OtelTracer:
-    """Errors of the constructor: StartFailed, when the environment (OTEL_*) cannot be used."""
+    """Errors of the constructor: ManifestError, when the environment (OTEL_*) cannot be used."""
 
     def __init__(
         self, settings: Tracing, service: Service, metrics: TracingMetrics, flush_seconds: float
     ) -> None:
-        assert settings.endpoint is not None, "tracing is off"
         self._flush_seconds = flush_seconds
         self._contexts = TraceContextTextMapPropagator()
-        with _environment(settings.endpoint):
-            exporter = OTLPSpanExporter(endpoint=settings.endpoint)
-            sampler = ParentBased(TraceIdRatioBased(settings.sample_ratio))
-            provider = TracerProvider(sampler, service.resource(), shutdown_on_exit=False)
-            self._tracer = provider.get_tracer("llmserve", __version__)
-        self._sender = SpanSender(exporter, settings.endpoint, metrics)
+        exporter, provider = _made(settings, service)
+        self._tracer = provider.get_tracer("llmserve", __version__)
+        self._sender = SpanSender(exporter, settings.endpoint or "", metrics)
         provider.add_span_processor(self._sender)
         self._sender.start()
 
@@ -89,19 +102,19 @@ class OtelTracer:
 
 @contextmanager
 def _environment(endpoint: str) -> Iterator[None]:
-    """Around what reads OTEL_*. Errors: StartFailed."""
+    """Around what reads OTEL_*. Errors: ManifestError."""
     headers = _WrongHeaders()
     logger = logging.getLogger(_HEADERS_LOGGER)
     logger.addFilter(headers)
     try:
         yield
     except Exception as error:  # of files and plugins that it names: they have no common root
-        raise StartFailed(f"observability.tracing.endpoint {endpoint} cannot be used: {error}") from error
+        raise Conflict((_ENDPOINT,), f"{endpoint} cannot be used: {error}").as_error() from error
     finally:
         logger.removeFilter(headers)
     if headers.found:
         name = next((name for name in _HEADERS_VARIABLES if os.environ.get(name)), _HEADERS_VARIABLES[-1])
-        raise StartFailed(f"{name} is not a list of name=value,...")
+        raise Conflict((_ENDPOINT,), f"{name} is not a list of name=value,...").as_error()
 
 
 class _WrongHeaders(logging.Filter):

@@ -15,7 +15,14 @@ from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import WorkerRole
-from llmserve.rpc.role import add_kvmanagers, addresses, configure_logging, exit_process, own_environment
+from llmserve.rpc.role import (
+    add_kvmanagers,
+    addresses,
+    configure_logging,
+    exit_process,
+    own_environment,
+    report_failure,
+)
 from llmserve.tracing.base import Tracer
 from llmserve.tracing.open import open_tracer
 from llmserve.workers.build import build_engine, engine_spec
@@ -115,7 +122,7 @@ def main() -> int:
         own_environment(manifest)
         uvloop.run(serve(flags, manifest, prepare_model(manifest, flags.model_dir, _report)))
     except LLMServeError as error:
-        _log.error("%s: failed: %s", flags.name, error.message)
+        report_failure(flags.name, error)
         return 1
     return 0
 

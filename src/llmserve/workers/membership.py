@@ -79,7 +79,7 @@ class Membership:
         if not self.registered.is_set():
             self._interval = await self._register()
         while True:
-            await asyncio.sleep(self._interval)
+            await self._status.until_rest(self._interval)
             await self._heartbeat()
             self._reached()
 

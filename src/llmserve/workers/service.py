@@ -79,6 +79,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             self._metrics.record_output(output)
             self._spans.output(output)
         self._releaser.release_soon(self._sessions.dispatch(outputs))
+        if not self.running_requests:
+            self._status.came_to_rest()
 
     def stop_admitting(self) -> None:
         self._admitting = False

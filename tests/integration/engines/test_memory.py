@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import ManifestError
 from llmserve.engines.connector.memory import kv_layout
 from llmserve.engines.connector.packing import Packing, packing_of
 from llmserve.engines.handover import HeadShard, KvLayout
@@ -87,5 +87,5 @@ def test_layers_of_different_width_cannot_be_cut() -> None:
 def test_memory_that_is_not_block_by_block_is_refused() -> None:
     cross_layer = torch.zeros(BLOCKS, 3, HEADS, TOKENS, CONTENT)[:, 0]
     assert cross_layer.stride(0) == 3 * math.prod(cross_layer.shape[1:])
-    with pytest.raises(StartFailed, match="KV layout not supported"):
+    with pytest.raises(ManifestError, match="KV layout not supported"):
         layout_of(cross_layer)

@@ -19,7 +19,7 @@ deployment:
   mode: k8s
   replicas: {{decode: {decode}}}
   k8s: {{namespace: prod, image: "llmserve:1", ready_timeout_seconds: {timeout}, max_replicas: {most}}}
-engine: {{max_model_len: {length}}}
+engine: {{device: cpu, max_model_len: {length}}}
 """
 
 

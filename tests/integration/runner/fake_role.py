@@ -27,10 +27,10 @@ _CHILD = (
 
 
 class FakeRole:
-    """Behaviour: exit_code (ends at once), progress (lines), ready (default true), ignore_term, grandchild
-    (one that leaves the session; "stubborn": and ignores SIGTERM), shm (name of a segment, which must not be
-    there yet), stdout (other lines), slow_stop_seconds. Exit code 3 when the file crash-NAME appears.
-    http: where it answers every GET.
+    """Behaviour: exit_code (ends at once), failure (what it says of that), progress (lines), ready (default
+    true), ignore_term, grandchild (one that leaves the session; "stubborn": and ignores SIGTERM), shm (name
+    of a segment, which must not be there yet), stdout (other lines), slow_stop_seconds. Exit code 3 when the
+    file crash-NAME appears. http: where it answers every GET.
 
     Events: a word, the name, a pid, and of those that tests compare the time on the monotonic clock."""
 
@@ -44,6 +44,8 @@ class FakeRole:
     def live(self) -> int:
         self._note(f"started {self._name} {os.getpid()} {time.monotonic()}")
         signal.signal(signal.SIGTERM, self._on_term)
+        if "failure" in self._behaviour:
+            print("LLMSERVE_FAILED", json.dumps(self._behaviour["failure"]), flush=True)
         if "exit_code" in self._behaviour:
             print("boom: no such device", file=sys.stderr, flush=True)
             return int(self._behaviour["exit_code"])

@@ -20,15 +20,21 @@ from llmserve.core.errors import LLMServeError
 from llmserve.runner.child import Command
 from llmserve.runner.cluster import ClusterJob, Ending, run_cluster
 from llmserve.runner.console import Console
-from llmserve.runner.environment import fetch_command
+from llmserve.runner.environment import RunPaths, fetch_command
 from llmserve.runner.leftovers import clear_leftovers
 from llmserve.runner.state import RunLock
 
-_PREPARED = """print('LLMSERVE_MODEL {"path": "/no/model"}')"""
+_PREPARED = """
+import json, pathlib, sys
+pathlib.Path(sys.argv[1], "config.json").write_text("{}")
+print("LLMSERVE_MODEL", json.dumps({"path": sys.argv[1]}))
+"""
 
 
-def fake_fetch(*arguments: Any) -> Command:
-    return replace(fetch_command(*arguments), arguments=("-I", "-S", "-c", _PREPARED))
+def fake_fetch(paths: RunPaths, *arguments: Any) -> Command:
+    """Its model is in the temporary directory of the run."""
+    command = fetch_command(paths, *arguments)
+    return replace(command, arguments=("-I", "-S", "-c", _PREPARED, str(paths.temp_dir)))
 
 
 def main() -> int:

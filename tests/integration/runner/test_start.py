@@ -89,6 +89,36 @@ def test_a_role_that_cannot_start_stops_the_cluster_with_the_end_of_its_log(
     assert cluster.state() is None
 
 
+def test_a_cause_that_another_try_would_not_cure_ends_the_start_at_once(start: Start) -> None:
+    """With one sentence, which names the manifest's line, and not with the end of a log."""
+    said = {
+        "message": "engine.dtype: vLLM does not start: no such type",
+        "lasts": True,
+        "key": ["engine", "dtype"],
+    }
+    cluster = start("router-0", "decode-0", behave={"decode-0": {"exit_code": 1, "failure": said}})
+    assert cluster.exit_code() == 1
+    assert len(cluster.pids(name="decode-0")) == 1
+    line = f"{cluster.run_dir.parent / 'm.yaml'}:1: engine.dtype: vLLM does not start: no such type"
+    assert cluster.output().splitlines()[-1] == f"decode-0 cannot start: {line}"
+    assert "boom" not in cluster.output()
+
+
+def test_a_cause_that_may_pass_is_told_instead_of_the_last_line_of_the_log(start: Start) -> None:
+    said = {"message": "cannot listen on 127.0.0.1:1: in use", "lasts": False, "key": []}
+    cluster = start("router-0", behave={"router-0": {"exit_code": 1, "failure": said}})
+    assert cluster.exit_code() == 1
+    assert len(cluster.pids(name="router-0")) == 3
+    assert cluster.output().count("cannot listen on 127.0.0.1:1: in use") == 3
+    assert "boom" not in cluster.output()
+
+
+def test_what_is_no_failure_line_is_a_line_of_the_log(start: Start) -> None:
+    cluster = start("router-0", behave={"router-0": {"stdout": ["LLMSERVE_FAILED {", "LLMSERVE_FAILED 7"]}})
+    cluster.until_ready()
+    assert "LLMSERVE_FAILED 7" in (cluster.run_dir / "logs" / "router-0.log").read_text()
+
+
 def test_a_role_that_is_never_ready_is_given_up(start: Start, is_alive: Alive) -> None:
     cluster = start("router-0", behave={"router-0": {"ready": False}}, ready_timeout_seconds=1)
     assert cluster.exit_code() == 1

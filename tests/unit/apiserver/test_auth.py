@@ -2,7 +2,7 @@ import pytest
 
 from llmserve.apiserver.auth import ApiKeys, Caller, load_keys
 from llmserve.config.service import ApiKey
-from llmserve.core.errors import NotAuthenticated, StartFailed
+from llmserve.core.errors import ManifestError, NotAuthenticated
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 
 
@@ -60,5 +60,5 @@ def test_keys_come_from_the_manifest_or_the_environment() -> None:
     declared = [ApiKey(tenant="red", key="k1"), ApiKey(tenant="blue", key_env="BLUE_KEY")]
     keys = load_keys(declared, {"BLUE_KEY": "k2"})
     assert keys.caller_of([(b"x-api-key", b"k2")]).tenant == "blue"
-    with pytest.raises(StartFailed, match="BLUE_KEY"):
+    with pytest.raises(ManifestError, match="BLUE_KEY"):
         load_keys(declared, {"BLUE_KEY": ""})

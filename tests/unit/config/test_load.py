@@ -5,7 +5,8 @@ from textwrap import dedent
 
 import pytest
 
-from llmserve.config.load import load_manifest, parse_manifest
+from llmserve.config.conflict import Conflict
+from llmserve.config.load import load_manifest, locate, located, parse_manifest
 from llmserve.core.errors import ManifestError
 
 MINIMAL = """\
@@ -373,10 +374,56 @@ def test_planned_knobs_may_be_set_to_what_they_are() -> None:
             "m.yaml:9: deployment.local.port: 9 apiservers need ports up to 65538, and 65535 is the last",
             id="ports-run-out",
         ),
+        pytest.param(
+            "transfer:\n  engine_order:\n    - nixl\n    - ucx\n    - nixl\n",
+            "m.yaml:9: transfer.engine_order[2]: names nixl twice",
+            id="transport-twice",
+        ),
+        pytest.param(
+            "deployment:\n  replicas: {apiserver: 2}\n  local: {port: 9000, separate_ports: true}\nobservability: {port: 9001}\n",
+            "m.yaml:8: observability.port: 9001 is taken by deployment.local.port, too; "
+            "set another one of them, or 0 for a free one",
+            id="one-port-for-http-and-metrics",
+        ),
+        pytest.param(
+            "deployment:\n  local:\n    port: 9400\n",
+            "m.yaml:7: deployment.local.port: 9400 is taken by observability.port, too; "
+            "set another one of them, or 0 for a free one",
+            id="the-port-that-metrics-have-by-default",
+        ),
     ],
 )
 def test_impossible_combinations(text: str, expected: str) -> None:
     assert with_sections(text) == [expected]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "observability: {port: 8000, metrics: false}\n",
+        "observability: {port: 0}\ndeployment: {local: {port: 0}}\n",
+        "observability: {port: 8000}\ndeployment: {mode: k8s}\n",
+        "observability: {port: 8001}\ndeployment: {replicas: {apiserver: 2}}\n",
+    ],
+)
+def test_ports_that_nobody_shares(text: str) -> None:
+    parse_manifest(MINIMAL + text, "m.yaml")
+
+
+def test_what_is_found_later_is_reported_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        "kind: LLMServe\nspec:\n  models: {primary: {source: hub:a/b}}\n  engine:\n    dtype: auto\n"
+    )
+    found = [Conflict((("kv_cache", "memory_gb"),), "too small"), Conflict((("engine", "dtype"),), "no")]
+    assert locate(path, found).message.splitlines() == [
+        f"{path}:2: spec.kv_cache.memory_gb: too small",
+        f"{path}:5: spec.engine.dtype: no",
+    ]
+    error = found[1].as_error()
+    assert (error.message, error.key) == ("engine.dtype: no", ("engine", "dtype"))
+    assert located(error, path).message == f"{path}:5: spec.engine.dtype: no"
+    assert located(error, tmp_path / "gone.yaml") is error
 
 
 def test_all_problems_are_listed_in_the_order_of_lines() -> None:

@@ -45,7 +45,7 @@ def test_every_section_of_this_machine() -> None:
     assert {"python", "vllm", "grpcio", "nixl", "obstore"} <= set(_names(sections["Software"]))
     assert _names(sections["Transports"]) == ["baseline", *makers("127.0.0.1")]
     assert _names(sections["Manifest"]) == [
-        *("manifest", "environment", "model", "engines", "port", "run directory")
+        *("manifest", "environment", "model", "start", "engines", "port", "run directory")
     ]
 
 

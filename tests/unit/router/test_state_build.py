@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from llmserve.config.schema import State
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import ManifestError
 from llmserve.router.state.build import build_state
 from llmserve.router.state.redis import RedisState
 
@@ -23,12 +23,12 @@ async def test_redis() -> None:
 
 
 def test_a_password_that_is_not_there() -> None:
-    with pytest.raises(StartFailed, match="the environment variable PW is not set"):
+    with pytest.raises(ManifestError, match="the environment variable PW is not set"):
         build_state(REDIS, "c", {"PW": ""}, 1.0)
 
 
 def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "llmserve.router.state.redis")
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
-    with pytest.raises(StartFailed, match=r"state\.backend: redis: .*pip install"):
+    with pytest.raises(ManifestError, match=r"state\.backend: redis needs a package: .*pip install"):
         build_state(REDIS, "c", {"PW": "secret"}, 1.0)

@@ -41,6 +41,16 @@ def test_a_role_that_was_never_ready_is_given_up_after_three_tries(policy: Resta
     ]
 
 
+def test_what_another_try_would_not_cure_is_tried_once(policy: RestartPolicy) -> None:
+    assert policy.ended(ready=False, ran_seconds=0.0, lasts=True) == Decision(restart=False, attempt=1)
+
+
+def test_one_that_was_ready_is_tried_again_whatever_it_says(policy: RestartPolicy) -> None:
+    """Somebody may put it right meanwhile."""
+    policy.ended(ready=True, ran_seconds=1.0)
+    assert policy.ended(ready=False, ran_seconds=0.0, lasts=True).restart
+
+
 def test_one_that_was_ready_is_tried_for_good_ever_more_slowly(policy: RestartPolicy) -> None:
     decisions = [policy.ended(ready=True, ran_seconds=1.0)]
     decisions += [policy.ended(ready=False, ran_seconds=0.0) for _ in range(2 * MAX_START_FAILURES)]

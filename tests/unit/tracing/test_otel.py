@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.tracing import Tracing
-from llmserve.core.errors import StartFailed, WorkerLost
+from llmserve.core.errors import ManifestError, WorkerLost
 from llmserve.tracing.base import NO_SPAN, Kind, Tracer, ending, trace_id_of
 from llmserve.tracing.open import open_tracer
 from tests.support.otlp import OtlpReceiver, Received, otlp_receiver
@@ -165,7 +165,7 @@ async def test_an_environment_that_cannot_be_used_is_told_at_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_GRPC_CREDENTIAL_PROVIDER", "nobody")
-    with pytest.raises(StartFailed, match=r"endpoint https://there:4317 cannot be used: .*nobody"):
+    with pytest.raises(ManifestError, match=r"endpoint: https://there:4317 cannot be used: .*nobody"):
         async with tracing("https://there:4317"):
             pass
 
@@ -175,7 +175,7 @@ async def test_headers_that_cannot_be_read_are_not_shown(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     monkeypatch.setenv(name, "authorization: Bearer secret")
-    with pytest.raises(StartFailed, match=f"^{name} is not") as failed:
+    with pytest.raises(ManifestError, match=f"endpoint: {name} is not") as failed:
         async with tracing("http://127.0.0.1:1"):
             pass
     assert "secret" not in caplog.text + str(failed.value)
@@ -187,7 +187,7 @@ async def test_a_number_that_is_none_fails_the_start_and_leaves_no_thread(
 ) -> None:
     monkeypatch.setenv(name, "many")
     before = set(threading.enumerate())
-    with pytest.raises(StartFailed, match="many"):
+    with pytest.raises(ManifestError, match="many"):
         async with tracing("http://127.0.0.1:1"):
             pass
     assert not [one for one in set(threading.enumerate()) - before if one.name == "llmserve-spans"]

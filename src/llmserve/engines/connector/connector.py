@@ -14,7 +14,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.parallel_state import get_tp_group
 
-from llmserve.core.errors import StartFailed
+from llmserve.config.conflict import Conflict
+from llmserve.config.refusals import SEVERAL_KV_GROUPS
 from llmserve.engines.connector import rewinding
 from llmserve.engines.connector.card import EngineCard
 from llmserve.engines.connector.memory import kv_layout, layer_indices
@@ -44,7 +45,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         if len(kv_cache_config.kv_cache_groups) > 1:
-            raise StartFailed("models with several KV cache groups (hybrid attention) are not available yet")
+            raise Conflict((("models", "primary", "source"),), SEVERAL_KV_GROUPS).as_error()
         self._settings = ConnectorSettings.from_extra_config(
             vllm_config.kv_transfer_config.kv_connector_extra_config
         )

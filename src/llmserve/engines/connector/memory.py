@@ -7,7 +7,8 @@ layer in one piece (LBHNC, the CPU's), block b of a layer begins at b times the 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from llmserve.core.errors import StartFailed
+from llmserve.config.conflict import Conflict
+from llmserve.config.refusals import engine_on_gpu
 from llmserve.engines.connector.packing import Packing
 from llmserve.engines.handover import HeadShard, KvGeometry, KvLayout
 from llmserve.transfer.base import Region
@@ -28,7 +29,7 @@ def kv_layout(
     model: str,
 ) -> KvLayout:
     """axes: vLLM's name of its layout. The layout's name here is that and the packing's, and whatever else a
-    peer must have in common. Errors: StartFailed for memory or a layout that hand-over cannot address."""
+    peer must have in common. Errors: ManifestError for memory or a layout that hand-over cannot address."""
     # Layers that share their KV cache show the same memory twice.
     tensors = {tensor.data_ptr(): tensor for tensor in kv_caches.values()}
     sizes = tuple(_block_bytes(tensor, total_blocks) for tensor in tensors.values())
@@ -73,16 +74,14 @@ def _lies_as(axes: str, held_heads: int, tensor: "torch.Tensor") -> bool:
 
 def _block_bytes(tensor: "torch.Tensor", total_blocks: int) -> int:
     if tensor.device.type != "cpu":
-        raise StartFailed(
-            f"KV hand-over from {tensor.device.type} memory is not available yet; "
-            "set deployment.disaggregated: false"
-        )
+        raise engine_on_gpu().as_error()
     # Attention kernels may see a block as several smaller ones; together they are contiguous.
     kernel_blocks, remainder = divmod(tensor.shape[0], total_blocks)
     stride, content = tensor.stride(0), tensor[0].numel()
     if remainder or stride != content:
-        raise StartFailed(
+        message = (
             f"KV layout not supported: {tensor.shape[0]} kernel blocks for {total_blocks} blocks, "
             f"{content} elements a block, {stride} apart"
         )
+        raise Conflict((("models", "primary", "source"),), message).as_error()
     return int(stride * tensor.element_size() * kernel_blocks)

@@ -54,6 +54,8 @@ class SimEngine:
         self._link: KvLink | None = None
         self._tasks: TaskOwner | None = None
         self._outputs: list[EngineOutput] = []
+        self._rests = False  # nobody was told yet
+        self._held_at_rest: int | None = None
         self._delivered = asyncio.Event()
         self._work = asyncio.Event()
         self._kv_changed = asyncio.Event()
@@ -139,11 +141,11 @@ class SimEngine:
         self._work.set()
 
     async def next_outputs(self) -> Sequence[EngineOutput]:
-        while not self._outputs:
+        while not self._outputs and not self._rests:
             self._check_alive()
             self._delivered.clear()
             await self._delivered.wait()
-        outputs, self._outputs = self._outputs, []
+        outputs, self._outputs, self._rests = self._outputs, [], False
         return outputs
 
     async def next_kv_events(self) -> KvEvents:
@@ -190,11 +192,21 @@ class SimEngine:
             step = self._scheduler.plan()
             self._order_transfers(step)
             if step.work:
+                self._held_at_rest = None
                 seconds = self._timing.step_seconds(step.prefill_tokens, step.decode_sequences)
                 await self._pace.sleep_until(self._pace.now() + seconds)
                 self._commit(step)
             else:
+                self._tell_rest()
                 await self._work.wait()
+
+    def _tell_rest(self) -> None:
+        """Of what is still held, too: blocks that others fetch."""
+        held = self._pool.used_blocks
+        is_idle = not (self._scheduler.running_requests or self._scheduler.waiting_requests)
+        if is_idle and held != self._held_at_rest:
+            self._held_at_rest, self._rests = held, True
+            self._delivered.set()
 
     def _order_transfers(self, step: Step[SimSequence]) -> None:
         for ticket in step.releases:

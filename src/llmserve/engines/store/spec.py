@@ -9,7 +9,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading import scheduler as
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, OffloadingSpec, OffloadingWorker
 
-from llmserve.core.errors import StartFailed
+from llmserve.config.conflict import Conflict
+from llmserve.config.refusals import SEVERAL_KV_GROUPS
 from llmserve.engines.store.link import StoreLink
 from llmserve.engines.store.links import StoreLinks
 from llmserve.engines.store.manager import StoreManager
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 class StoreSpec(OffloadingSpec):
     """extra_config: kvmanagers (of each host:port, always in the same order), worker_id, epoch; engine_order
     and host, as of the hand-over.
-    Errors: StartFailed for a model with several groups of layers: a block's key does not tell them apart."""
+    Errors: ManifestError for a model with several groups of layers: a block's key is the same for all."""
 
     def get_manager(self) -> OffloadingManager:
         if len(self.config.groups) > 1:
-            raise StartFailed("models with several KV cache groups cannot use the KV store yet")
+            raise Conflict((("models", "primary", "source"),), SEVERAL_KV_GROUPS).as_error()
         # It warns of each block that is to be stored one step later.
         offloading_scheduler.logger.addFilter(_says_something_else)
         managers = self.extra_config["kvmanagers"]

@@ -16,7 +16,8 @@ from vllm.v1.kv_offload.base import (
     TransferResult,
 )
 
-from llmserve.core.errors import StartFailed, TransferError
+from llmserve.config.refusals import engine_on_gpu
+from llmserve.core.errors import TransferError
 from llmserve.engines.store.words import RankSlots, StoreSlots
 from llmserve.kvstore.pool.access import Elsewhere, PoolAccess, reach
 from llmserve.kvstore.pool.copier import CopyOutcome
@@ -33,7 +34,7 @@ class StoreWorker(OffloadingWorker):
     checksum beside its slot. Both are finished jobs for vLLM."""
 
     def __init__(self, caches: CanonicalKVCaches, rank: int, elsewhere: Elsewhere) -> None:
-        """elsewhere: how to reach a pool that is not on this host. Errors: StartFailed for blocks that are
+        """elsewhere: how to reach a pool that is not on this host. Errors: ManifestError for blocks that are
         not in host memory."""
         self._rank, self._elsewhere = rank, elsewhere
         self._memory = _EngineBlocks(caches)
@@ -128,7 +129,7 @@ class _EngineBlocks:
     def __init__(self, caches: CanonicalKVCaches) -> None:
         tensors = [one.tensor for one in caches.tensors]
         if any(tensor.device.type != "cpu" for tensor in tensors):
-            raise StartFailed("the KV store cannot reach blocks in GPU memory yet; remove storageClasses")
+            raise engine_on_gpu().as_error()
         self._strides = np.array([tensor.stride(0) for tensor in tensors], np.int64)
         self._lengths = np.array([one.page_size_bytes for one in caches.tensors], np.int64)
         self.block_bytes = int(self._lengths.sum())

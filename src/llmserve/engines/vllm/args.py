@@ -1,6 +1,5 @@
 """The manifest's engine settings as vLLM's."""
 
-import json
 from typing import Any
 
 from vllm.config import KVEventsConfig, KVTransferConfig, StructuredOutputsConfig
@@ -12,6 +11,7 @@ from llmserve.config.schema import EngineConfig
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.spec import EngineSpec, transfer_policy
+from llmserve.models.directory import read_config
 
 CONNECTOR = "LLMServeConnector"
 CONNECTOR_MODULE = "llmserve.engines.connector.connector"
@@ -75,8 +75,7 @@ def engine_args(spec: EngineSpec, kv_events_endpoint: str, card_path: str) -> As
 def _block_size(spec: EngineSpec) -> int | None:
     """Tokens in a block; None leaves it to vLLM."""
     assert spec.model_dir is not None, "vLLM serves a prepared model"
-    config = json.loads((spec.model_dir / "config.json").read_text())
-    return block_size_tokens(spec.kv_cache, spec.engine, config)
+    return block_size_tokens(spec.kv_cache, spec.engine, read_config(spec.model_dir))
 
 
 def _kv_transfer(spec: EngineSpec, card_path: str) -> KVTransferConfig:

@@ -1,28 +1,28 @@
 """VllmEngine: the Engine contract (engines/base.py) on vLLM's EngineCore client."""
 
 import asyncio
+import json
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from vllm.config.logging import LoggingConfig
+from vllm.logger import DEFAULT_LOGGING_CONFIG
+from vllm.platforms import current_platform
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import Executor
 
+from llmserve.config.conflict import Conflict, refuse
+from llmserve.config.refusals import engine_on_gpu, model_refusals
 from llmserve.core.effort import descendants
-from llmserve.core.errors import (
-    DeadlineExceeded,
-    EngineDead,
-    InvalidRequest,
-    StartFailed,
-    TransferError,
-)
+from llmserve.core.errors import DeadlineExceeded, EngineDead, InvalidRequest, TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.pairs import KvPeer
@@ -34,9 +34,11 @@ from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import compiles, engine_args, needs_compiler
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
 from llmserve.engines.vllm.environment import check_compiler, set_engine_environment
+from llmserve.engines.vllm.failures import Cause, read_cause, write_logging
 from llmserve.engines.vllm.kv_events import KvEventSource
 from llmserve.engines.vllm.own_metrics import OwnMetrics
 from llmserve.engines.vllm.stats import EngineStats
+from llmserve.models.directory import read_config
 
 _log = logging.getLogger(__name__)
 
@@ -59,17 +61,19 @@ class VllmEngine:
         self._reports: dict[str, HandoverReport] = {}  # of pulls that ended, until the request's next output
 
     async def start(self) -> EngineInfo:
+        refuse(self._refusals())
         self._scratch = tempfile.TemporaryDirectory(prefix="llmserve-engine-")
         if needs_compiler(self._spec.engine):
             check_compiler()
         set_engine_environment(self._scratch.name, compiles=compiles(self._spec.engine))
         self._kv_events = KvEventSource()
-        card_path = Path(self._scratch.name) / "card.json"
+        scratch = Path(self._scratch.name)
+        card_path = scratch / "card.json"
         try:
             # In a thread: it takes tens of seconds, during which health checks and signals must be served.
-            core, config = await asyncio.to_thread(self._launch, str(card_path))
+            core, config = await asyncio.to_thread(self._launch, scratch, str(card_path))
         except Exception as error:
-            raise StartFailed(f"vLLM did not start: {error}") from error
+            raise (read_cause(scratch) or Cause.of(error)).as_error() from error
         self._core = core
         if self._registry is not None:
             self._own_metrics = OwnMetrics(config, self._registry)
@@ -89,9 +93,17 @@ class VllmEngine:
         )
         return self._info
 
-    def _launch(self, card_path: str) -> tuple[AsyncMPClient, Any]:
+    def _refusals(self) -> Iterator[Conflict]:
+        """What vLLM, or our part of it, would find out half a minute later."""
+        if not current_platform.is_cpu():
+            yield engine_on_gpu()
+        assert self._spec.model_dir is not None, "vLLM serves a prepared model"
+        yield from model_refusals(self._spec.engine, self._spec.kv_cache, read_config(self._spec.model_dir))
+
+    def _launch(self, scratch: Path, card_path: str) -> tuple[AsyncMPClient, Any]:
         assert self._kv_events is not None
         config = engine_args(self._spec, self._kv_events.endpoint, card_path).create_engine_config()
+        config.logging_config = _telling_cause(config.logging_config, scratch)
         core = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
         return core, config
 
@@ -136,9 +148,11 @@ class VllmEngine:
                 raise EngineDead("the vLLM engine died; see its log") from error
             if self._own_metrics is not None:
                 self._own_metrics.record(outputs)
+            rests = False
             if outputs.scheduler_stats is not None:
                 self._record(outputs.scheduler_stats)
-            if outputs.outputs:
+                rests = self._stats.came_to_rest
+            if outputs.outputs or rests:
                 return [self._with_report(to_engine_output(output)) for output in outputs.outputs]
 
     def _record(self, stats: Any) -> None:
@@ -200,3 +214,10 @@ class VllmEngine:
         if self._core is None:
             raise EngineDead("the engine is not running")
         return self._core
+
+
+def _telling_cause(logging_config: LoggingConfig, scratch: Path) -> LoggingConfig:
+    """So that a process of the engine leaves word in scratch of what ended its start."""
+    file = logging_config.pylogging_config_file
+    content = json.loads(Path(file).read_text()) if file else DEFAULT_LOGGING_CONFIG
+    return replace(logging_config, pylogging_config_file=str(write_logging(scratch, content)))

@@ -23,12 +23,14 @@ class EngineStats:
 
     def __init__(self) -> None:
         self.total_blocks = 0
+        self.came_to_rest = False  # with the last step: nothing runs, and that or what is held is new
         self._load = EngineLoad()
 
     def record(self, stats: Any) -> tuple[list[LeaseChange], dict[str, HandoverReport]]:
         """stats: vllm.v1.metrics.stats.SchedulerStats. Returns the lease changes that it carries, and the
         pulls that ended, by request."""
         load = self._load
+        before = _activity(load)
         load.running_requests = stats.num_running_reqs
         load.waiting_requests = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
         load.used_blocks = round(stats.kv_cache_usage * self.total_blocks)
@@ -36,6 +38,8 @@ class EngineStats:
         for name in _FROM_CONNECTOR:
             if name in connector:
                 setattr(load, name, connector[name])
+        is_idle = not (load.running_requests or load.waiting_requests)
+        self.came_to_rest = is_idle and _activity(load) != before
         leases = [
             LeaseChange(LeaseId(lease_id), LeaseState(state), blocks, remaining)
             for lease_id, state, blocks, remaining in connector.get("lease_events", ())
@@ -48,6 +52,10 @@ class EngineStats:
 
     def load(self) -> EngineLoad:
         return self._load
+
+
+def _activity(load: EngineLoad) -> tuple[int, ...]:
+    return load.running_requests, load.waiting_requests, load.used_blocks, load.leased_blocks
 
 
 def _report(

@@ -1,6 +1,6 @@
 """Manifest to Kubernetes objects. Pure: no cluster is asked, no file read."""
 
-from llmserve.k8s.render.cluster import Target, render
+from llmserve.k8s.render.cluster import Target, impossible, render
 from llmserve.k8s.render.names import Object
 
-__all__ = ["Object", "Target", "render"]
+__all__ = ["Object", "Target", "impossible", "render"]

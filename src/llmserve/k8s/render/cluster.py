@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.plan_pods import plan_pods
 from llmserve.config.schema import Manifest
-from llmserve.core.errors import ManifestError
 from llmserve.k8s.render.access import network_policy, service, service_account
 from llmserve.k8s.render.configuration import config_map
 from llmserve.k8s.render.dashboards import dashboard_maps
@@ -30,7 +30,7 @@ class Target:
 
 def render(manifest: Manifest, target: Target) -> tuple[Object, ...]:
     """Errors: ManifestError for what cannot be in Kubernetes."""
-    _check(manifest)
+    refuse(impossible(manifest))
     return tuple(_objects(manifest, target))
 
 
@@ -60,23 +60,27 @@ def _objects(manifest: Manifest, target: Target) -> Iterator[Object]:
         yield from dashboard_maps(cluster, namespace)
 
 
-def _check(manifest: Manifest) -> None:
-    name = manifest.metadata.name
+def impossible(manifest: Manifest) -> Iterator[Conflict]:
+    """What cannot be in Kubernetes."""
+    name, keys, secret = manifest.metadata.name, manifest.security.api_keys, manifest.deployment.k8s.secret
     if len(name) > _MAX_NAME or not re.match(r"[a-z]", name):
-        raise ManifestError(
-            f"metadata.name: in Kubernetes it must begin with a letter and have at most {_MAX_NAME} "
-            f"characters, got '{name}'"
+        message = (
+            f"in Kubernetes it must begin with a letter and have at most {_MAX_NAME} characters, got '{name}'"
         )
+        yield Conflict((("metadata", "name"),), message)
     if manifest.deployment.replicas.router > 1:
-        raise ManifestError("deployment.replicas.router: several routers are not available in Kubernetes yet")
-    for index, api_key in enumerate(manifest.security.api_keys):
-        where = f"security.api_keys[{index}]"
+        message = "several routers are not available in Kubernetes yet"
+        yield Conflict((("deployment", "replicas", "router"),), message)
+    for index, api_key in enumerate(keys):
         if api_key.key is not None:
-            raise ManifestError(
-                f"{where}: has its key in the manifest, which becomes a ConfigMap that many may read; "
+            message = (
+                "has its key in the manifest, which becomes a ConfigMap that many may read; "
                 "use key_env, and a Secret named in deployment.k8s.secret"
             )
-        if manifest.deployment.k8s.secret is None:
-            raise ManifestError(
-                f"deployment.k8s.secret: must name the Secret that has '{api_key.key_env}' ({where}.key_env)"
-            )
+            yield Conflict((("security", "api_keys", index),), message)
+    named = next((index for index, api_key in enumerate(keys) if api_key.key_env), None)
+    if named is not None and secret is None:
+        message = (
+            f"must name the Secret that has '{keys[named].key_env}' (security.api_keys[{named}].key_env)"
+        )
+        yield Conflict((("deployment", "k8s", "secret"),), message)

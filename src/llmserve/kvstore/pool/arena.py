@@ -44,7 +44,7 @@ class Arena:
         self.shape = ArenaShape(-(-capacity_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES)
         self.huge_pages = free_huge_bytes(HUGE_PAGE_BYTES) >= self.shape.total_bytes
         if not self.huge_pages:
-            _check_room(self.shape.total_bytes, free_bytes())
+            check_room(self.shape.total_bytes, free_bytes())
         self._nonce = secrets.token_hex(NONCE_BYTES // 2)
         self._fd = self._open(f"llmserve-kv-{cluster}")
         try:
@@ -145,7 +145,8 @@ def _create(name: str, total_bytes: int, flags: int) -> int:
     return fd
 
 
-def _check_room(total_bytes: int, free: float) -> None:
+def check_room(total_bytes: int, free: float) -> None:
+    """Errors: StartFailed."""
     if total_bytes + _RESERVE_BYTES > free:
         raise _refusal(total_bytes, free, f"{_RESERVE_BYTES >> 20} MiB must stay free")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from llmserve.config.conflict import refuse
 from llmserve.config.schema import Manifest, StorageClass
 from llmserve.core.clock import Clock
 from llmserve.core.errors import StartFailed
@@ -26,7 +27,6 @@ from llmserve.kvstore.formats import (
     Compress,
     Element,
     KeyRing,
-    KeySource,
     Quantize,
 )
 from llmserve.kvstore.pool.arena import Arena
@@ -35,6 +35,7 @@ from llmserve.kvstore.pool.table import PoolTable
 from llmserve.kvstore.store.codecs import MakeCodec
 from llmserve.kvstore.store.dram import DramTier
 from llmserve.kvstore.store.lower import LowerSettings, LowerStore
+from llmserve.kvstore.store.refusals import key_sources, lasting_refusals
 from llmserve.kvstore.store.store import BlockStore, StoreSettings
 from llmserve.kvstore.tiers.base import Tier
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
@@ -95,9 +96,11 @@ def _of_process(one: StorageClass, process: str, share: float) -> StorageClass:
 
 
 def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
-    """None without classes. Inside a running loop. Errors: StartFailed, naming the class."""
+    """None without classes. Inside a running loop. Errors: ManifestError for what lasts, and StartFailed,
+    naming the class."""
     if not parts.classes:
         return None
+    refuse(lasting_refusals(parts.classes, parts.environment))
     rules = _rules(parts)
     (dram_class,) = (one for one in parts.classes if one.tier == "dram")
     codecs = {one.name: _codecs(parts, at) for at, one in enumerate(parts.classes)}
@@ -144,12 +147,9 @@ def _nvme(one: StorageClass) -> tuple[Tier, int]:
 
 
 def _object(one: StorageClass, owner: str) -> tuple[Tier, int]:
-    try:  # an extra: most clusters have no bucket
-        from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
-    except ModuleNotFoundError as error:
-        raise StartFailed(
-            f"storage class {one.name}: object storage needs {error.name}: pip install 'llmserve[s3]'"
-        ) from error
+    # Here: most clusters have no bucket, and the package is an extra.
+    from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
+
     assert one.location, "the manifest was checked"
     settings = ObjectSettings(
         one.location,
@@ -168,12 +168,9 @@ def _capacity_bytes(one: StorageClass) -> int:
 def _codecs(parts: StoreParts, at: int) -> MakeCodec:
     """Of a class. Its keys are read now."""
     wanted = parts.classes[at].format
-    sources = [
-        KeySource(key.id, Path(key.file) if key.file else None, key.env or "") for key in wanted.encrypt
-    ]
+    sources = key_sources(parts.classes[at])
     form = BlockFormat(Quantize(wanted.quantize), Compress(wanted.compress), encrypt=bool(sources))
-    with _named(parts.classes[at]):
-        keys = KeyRing.load(sources, parts.environment) if sources else None
+    keys = KeyRing.load(sources, parts.environment) if sources else None
     return partial(_codec, form, keys)
 
 

@@ -95,7 +95,7 @@ class Import:
         tiers = admin.tiers(tier)
         self.tier = next((one for one in tiers if isinstance(one, LowerStore)), tiers[0])
         if isinstance(self.tier, LowerStore) and not self.tier.is_open:
-            raise Unavailable(f"storage class '{self.tier.name}' is not used now: {self.tier.trouble}")
+            raise Unavailable(f"storage class '{self.tier.name}' is not used now: {self.tier.closed}")
         self._store, self._view = admin.store, view
         self._stored = self._present = self._refused = 0
         self._written: list[BlockHash] = []

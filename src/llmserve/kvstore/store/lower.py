@@ -23,6 +23,7 @@ from llmserve.kvstore.eviction import LowerTier, TierBook, WriteMode
 from llmserve.kvstore.store.codecs import MakeCodec
 from llmserve.kvstore.store.coding import Coder, Incoming, Outgoing, StoredParts, aligned, room_for
 from llmserve.kvstore.store.stock import Stock
+from llmserve.kvstore.store.trouble import MediumTrouble
 from llmserve.kvstore.store.words import HeldChanged, StoredBlock, block_of, nobody_asks
 from llmserve.kvstore.store.write_queue import WriteQueue
 from llmserve.kvstore.tiers.base import (
@@ -54,7 +55,7 @@ class LowerSettings:
 class LowerStore:
     """One event loop. Life: open -> aclose (idempotent; what is queued to be written is given up).
 
-    trouble: why it is not open, in words; empty when it is."""
+    closed: why it is not open, in words; empty when it is."""
 
     def __init__(
         self,
@@ -71,11 +72,14 @@ class LowerStore:
         self.held_changed: HeldChanged = nobody_asks
         self.settings = settings or LowerSettings()
         self.outcomes: Counter[tuple[str, Outcome]] = Counter()  # by operation
-        self.trouble = "not opened yet"
+        self.closed = "not opened yet"
         self._tier, self._clock = tier, clock
         self._coder = Coder(make_codec, f"kv-{self.name}")
         self._stock = Stock(tier, book, lambda keys, held: self.held_changed(keys, held))
-        self._queue = WriteQueue(self.name, tier, self._stock, self._coder, clock, self.totals, self.outcomes)
+        self._medium = MediumTrouble(self.name)
+        self._queue = WriteQueue(
+            self.name, tier, self._stock, self._coder, clock, self.totals, self.outcomes, self._medium
+        )
         self._tasks = TaskOwner(f"kv-{self.name}")
         self._bytes_per_second = _FIRST_GUESS_BYTES_PER_SECOND
 
@@ -89,7 +93,7 @@ class LowerStore:
             await self._open()
 
     async def aclose(self) -> None:
-        self.trouble = "closed"
+        self.closed = "closed"
         await self._tasks.aclose()
         self._queue.give_up()
         self._coder.close()
@@ -97,7 +101,12 @@ class LowerStore:
 
     @property
     def is_open(self) -> bool:
-        return not self.trouble
+        return not self.closed
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it now, in words; empty when nothing is."""
+        return f"not used now: {self.closed}" if self.closed else self._medium.words
 
     async def _open_patiently(self) -> None:
         backoff = Backoff(*_OPEN_AGAIN_SECONDS)
@@ -105,15 +114,15 @@ class LowerStore:
             try:
                 await self._open()
             except StartFailed as error:
-                if error.message != self.trouble:
+                if error.message != self.closed:
                     _log.warning("%s: not used until it can be opened: %s", self.name, error.message)
-                self.trouble = error.message
+                self.closed = error.message
                 await backoff.pause()
 
     async def _open(self) -> None:
         await self._tier.open()
         found = await self._stock.take()
-        self.trouble = ""
+        self.closed = ""
         self._tasks.spawn("write", self._queue.run(), fatal=True)
         _log.info("%s: open, %d blocks found, %r", self.name, found, self.book)
 
@@ -172,11 +181,12 @@ class LowerStore:
             await self._not_read(one.key, Outcome.CORRUPT, error.message)
             return None
         self.outcomes["read", Outcome.DONE] += 1
+        self._medium.note("read", Outcome.DONE, "")
         return checksum
 
     async def _not_read(self, key: BlobKey, outcome: Outcome, reason: str) -> None:
         self.outcomes["read", outcome] += 1
-        _log.warning("%s: a block is not read: %s", self.name, reason)
+        self._medium.note("read", outcome, reason)
         if outcome in (Outcome.MISSING, Outcome.CORRUPT):
             await self._stock.forget([block_of(key)[0]])
 

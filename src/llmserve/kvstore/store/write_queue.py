@@ -15,6 +15,7 @@ from llmserve.core.ids import BlockHash
 from llmserve.core.tiers import TierTotals
 from llmserve.kvstore.store.coding import Coder, Outgoing
 from llmserve.kvstore.store.stock import Stock
+from llmserve.kvstore.store.trouble import MediumTrouble
 from llmserve.kvstore.tiers.base import Blob, BlobResult, Outcome, Tier
 
 _log = logging.getLogger(__name__)
@@ -24,8 +25,8 @@ _Encoded = tuple[Outgoing, list[Blob]]
 
 
 class WriteQueue:
-    """Life: run, in a task, while blocks are put -> give_up. name: of the tier. totals, outcomes: the tier's,
-    to be counted up."""
+    """Life: run, in a task, while blocks are put -> give_up. name: of the tier. totals, outcomes, trouble:
+    the tier's, to be counted up and told of."""
 
     def __init__(
         self,
@@ -36,10 +37,12 @@ class WriteQueue:
         clock: Clock,
         totals: TierTotals,
         outcomes: Counter[tuple[str, Outcome]],
+        trouble: MediumTrouble,
     ) -> None:
         self.bytes = 0  # of the pool, held for what is here
         self._name, self._tier, self._stock, self._coder = name, tier, stock, coder
         self._clock, self._totals, self._outcomes = clock, totals, outcomes
+        self._trouble = trouble
         self._queue: asyncio.Queue[Outgoing] = asyncio.Queue()
         self._writing: set[BlockHash] = set()
 
@@ -126,8 +129,9 @@ class WriteQueue:
     async def _put_ended(self, key: BlockHash, results: Sequence[BlobResult]) -> Outcome:
         failed = next((result for result in results if result.outcome is not Outcome.DONE), None)
         if failed is None:
+            self._trouble.note("written", Outcome.DONE, "")
             self._stock.written(key)
             return Outcome.DONE
-        _log.warning("%s: a block is not stored: %s", self._name, failed.reason)
+        self._trouble.note("written", failed.outcome, failed.reason)
         await self._stock.forget([key])
         return failed.outcome

@@ -1,30 +1,47 @@
 """The shared state that a manifest asks for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
+from llmserve.config.conflict import Conflict, refuse
+from llmserve.config.refusals import unset_password
 from llmserve.config.schema import State
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import ManifestError
 from llmserve.router.state.base import SharedState
+
+if TYPE_CHECKING:
+    from llmserve.router.state.redis import RedisState
 
 
 def build_state(
     section: State, cluster: str, environ: Mapping[str, str], call_seconds: float
 ) -> SharedState | None:
-    """None: the router is alone. Errors: StartFailed, when the package or the password is missing."""
+    """None: the router is alone. Errors: ManifestError, when the package or the password is missing."""
     if section.redis is None or section.backend != "redis":
         return None
-    password = _password(section.redis.password_env, environ)
+    refuse(unset_password(section, environ))
+    variable = section.redis.password_env
+    password = environ[variable] if variable is not None else None
+    return _redis_state()(section.redis.url, cluster, password=password, call_seconds=call_seconds)
+
+
+def state_refusals(section: State, environ: Mapping[str, str]) -> Iterator[Conflict]:
+    """What build_state would refuse. Connects to nothing."""
+    if section.backend != "redis":
+        return
+    yield from unset_password(section, environ)
+    try:
+        _redis_state()
+    except ManifestError as error:
+        yield Conflict.of(error)
+
+
+def _redis_state() -> "type[RedisState]":
+    """Errors: ManifestError."""
     try:
         # Here: a cluster without Redis needs no package for it.
         from llmserve.router.state.redis import RedisState
     except ModuleNotFoundError as error:
-        raise StartFailed(f"state.backend: redis: {error.msg}; pip install 'redis>=5'") from error
-    return RedisState(section.redis.url, cluster, password=password, call_seconds=call_seconds)
-
-
-def _password(variable: str | None, environ: Mapping[str, str]) -> str | None:
-    if variable is None:
-        return None
-    if not environ.get(variable):
-        raise StartFailed(f"state.redis.password_env: the environment variable {variable} is not set")
-    return environ[variable]
+        message = f"redis needs a package: {error.msg}; pip install 'redis>=5'"
+        raise Conflict((("state", "backend"),), message).as_error() from error
+    return RedisState

@@ -10,14 +10,15 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from llmserve.core.errors import StartFailed, StateUnavailable
+from llmserve.config.conflict import Conflict
+from llmserve.core.errors import StateUnavailable
 from llmserve.router.state import scripts
 from llmserve.router.state.base import Saved, Term
 
 
 class RedisState:
     """url: redis://HOST:PORT/DB, or rediss:// with TLS. call_seconds: of each call, connecting included.
-    Connects when it is first asked. Errors: StartFailed for a url that is none."""
+    Connects when it is first asked. Errors: ManifestError for a url that is none."""
 
     def __init__(self, url: str, cluster: str, *, password: str | None, call_seconds: float) -> None:
         # The braces keep the keys of a cluster on one server of a Redis Cluster.
@@ -32,7 +33,7 @@ class RedisState:
         try:
             self._client: Any = Redis.from_url(url, **options)
         except ValueError as error:
-            raise StartFailed(f"state.redis.url: {error}") from error
+            raise Conflict((("state", "redis", "url"),), str(error)).as_error() from error
 
     async def campaign(self, leader: str, seconds: float) -> Term | str:
         epoch, lease = await self._run(scripts.CAMPAIGN, leader, _milliseconds(seconds))

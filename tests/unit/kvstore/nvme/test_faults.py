@@ -1,7 +1,5 @@
 """A medium in trouble: each blob has its outcome, nothing is wrong, and it works again afterwards."""
 
-import logging
-
 import pytest
 
 from llmserve.kvstore.tiers.base import Outcome, Target
@@ -155,19 +153,21 @@ async def test_a_file_that_shrinks_is_a_miss(settings: NvmeSettings, tier: NvmeT
     ]
 
 
-async def test_trouble_is_logged_when_it_begins_and_ends(
+async def test_graves_that_cannot_be_written_are_logged_once(
     tier: NvmeTier, faults: DiskFaults, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
-    faults.write = EIO
-    for number in range(5):
-        await try_put(tier, number)
-    faults.write = 0
-    await put(tier, [1, 2])
-    said = [record.message for record in caplog.records if "written" in record.message]
-    assert len(said) == 2
-    assert "not written: write failed" in said[0]
-    assert "written again" in said[1]
+    await put(tier, range(12))
+    faults.all_fail(ENOSPC)
+    for number in range(4):
+        await tier.remove([key(number)])
+    assert [record.message for record in caplog.records if "may be back" in record.message] == [
+        "removed blobs may be back after a restart: [Errno 28] No space left on device"
+    ]
+    faults.all_fail(0)
+    await tier.remove([key(4)])
+    faults.all_fail(ENOSPC)
+    await tier.remove([key(5)])
+    assert len([record for record in caplog.records if "may be back" in record.message]) == 2
 
 
 async def test_totals_tell_what_happened(tier: NvmeTier, faults: DiskFaults) -> None:

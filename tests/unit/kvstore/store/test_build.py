@@ -11,7 +11,7 @@ import pytest
 
 from llmserve.config.load import parse_manifest
 from llmserve.core.clock import VirtualClock
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import ManifestError, StartFailed
 from llmserve.core.ids import TenantId
 from llmserve.kvstore.eviction import WriteMode
 from llmserve.kvstore.formats import Element, grouped
@@ -178,9 +178,11 @@ async def test_settings_reach_the_tiers(tmp_path: Path) -> None:
 
 
 async def test_a_key_that_is_not_there_fails_the_start(tmp_path: Path) -> None:
-    with pytest.raises(StartFailed) as failed:
+    with pytest.raises(ManifestError) as failed:
         built(dram(4) + nvme(tmp_path, more=FORMATS["encrypted"]))
-    assert failed.value.message == ("storage class 'disk' (nvme): encryption key 'k1': $KV_KEY is not set")
+    key = "storageClasses[1].format.encrypt[0]"
+    assert failed.value.message == f"{key}: encryption key 'k1': $KV_KEY is not set"
+    assert failed.value.key == ("storageClasses", 1, "format", "encrypt", 0)
 
 
 async def test_dram_that_is_not_there_fails_the_start() -> None:

@@ -46,6 +46,7 @@ class Compactor:
         self._totals = totals
         self._one_at_a_time = asyncio.Lock()
         self._dropped = 0
+        self._cannot_bury = False
         self._is_closed = False
         self._background: asyncio.Task[None] | None = None
 
@@ -66,14 +67,17 @@ class Compactor:
             self._background = asyncio.create_task(self._tidy(), name="nvme.compact")
 
     async def bury(self, graves: Iterable[Grave]) -> None:
-        """So that what is removed stays so after a restart."""
+        """So that what is removed stays so after a restart; that it cannot be is logged once."""
         needed = self._segments.needed_graves(graves)
         if not needed:
             return
         try:
             await self._appender.append([_graves_record(needed)], upkeep=True)
+            self._cannot_bury = False
         except (NoRoom, OSError) as error:
-            _log.warning("%d removed blobs may be back after a restart: %s", len(needed), error)
+            if not self._cannot_bury:
+                _log.warning("removed blobs may be back after a restart: %s", error)
+            self._cannot_bury = True
 
     async def aclose(self) -> None:
         """Ends after the segment that is being copied."""

@@ -23,7 +23,6 @@ from llmserve.kvstore.tiers.nvme.segments import Index, Segments
 from llmserve.kvstore.tiers.nvme.settings import NvmeSettings
 from llmserve.kvstore.tiers.nvme.threads import run_one
 from llmserve.kvstore.tiers.nvme.totals import Totals
-from llmserve.kvstore.tiers.nvme.trouble import TroubleLog
 from llmserve.kvstore.tiers.nvme.writer import Writer
 
 _log = logging.getLogger(__name__)
@@ -55,7 +54,6 @@ class NvmeTier:
         self._readers = ThreadPoolExecutor(settings.read_threads, "nvme-read")
         self._writers = ThreadPoolExecutor(settings.write_threads, "nvme-write")
         self._upkeep = ThreadPoolExecutor(1, "nvme-upkeep")
-        self._trouble = TroubleLog(str(settings.directory))
         self._parts: _Parts | None = None
         self._calls = 0
         self._idle = asyncio.Event()
@@ -137,7 +135,6 @@ class NvmeTier:
         for blob, result in zip(blobs, results, strict=True):
             self.totals.written[result.outcome] += 1
             self.totals.written_bytes += blob.data.nbytes if result.outcome is Outcome.DONE else 0
-        self._trouble.note("written", results)
         return results
 
     async def read(self, targets: Sequence[Target]) -> list[ReadResult]:
@@ -152,7 +149,6 @@ class NvmeTier:
             self.totals.read[result.outcome] += 1
             self.totals.read_bytes += result.length_bytes
         self.totals.corrupt += len(corrupt)
-        self._trouble.note("read", results)
         return results
 
     async def remove(self, keys: Sequence[BlobKey]) -> None:

@@ -89,7 +89,6 @@ class ObjectTier:
         with self._calls:
             results = await self._parts.packer.write(blobs)
         self.counters.blobs_written.update(result.outcome for result in results)
-        _log_failures("written", results)
         return results
 
     async def read(self, targets: Sequence[Target]) -> list[ReadResult]:
@@ -98,7 +97,6 @@ class ObjectTier:
         with self._calls:
             results = await self._parts.reader.read(targets)
         self.counters.blobs_read.update(result.outcome for result in results)
-        _log_failures("read", results)
         return results
 
     async def remove(self, keys: Sequence[BlobKey]) -> None:
@@ -162,13 +160,6 @@ class _Parts:
         await self._removals.flush()
         await self._tasks.aclose()
         self._threads.close()
-
-
-def _log_failures(what: str, results: Sequence[BlobResult]) -> None:
-    """One line a call, with one of the reasons."""
-    failed = [result for result in results if result.outcome is Outcome.FAILED]
-    if failed:
-        _log.warning("object tier: %d blobs not %s: %s", len(failed), what, failed[0].reason)
 
 
 def object_tier(settings: ObjectSettings) -> ObjectTier:

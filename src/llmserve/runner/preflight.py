@@ -1,0 +1,105 @@
+"""What a manifest's roles would refuse at their start on this machine, found before anything is started.
+
+The decisions are those of the roles themselves; here are the facts that they decide on.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from llmserve.apiserver.parsers import parsers_here
+from llmserve.config.conflict import Conflict
+from llmserve.config.environment import inherited
+from llmserve.config.load import locate
+from llmserve.config.plan import LocalPlan, runs_on_gpu
+from llmserve.config.refusals import (
+    engine_on_gpu,
+    model_refusals,
+    unknown_parsers,
+    unset_api_keys,
+)
+from llmserve.config.schema import Manifest
+from llmserve.core.errors import ModelNotFound, StartFailed
+from llmserve.kvstore.store.refusals import lasting_refusals, room_refusals
+from llmserve.models.directory import read_config
+from llmserve.models.survey import Stage, survey
+from llmserve.router.state.build import state_refusals
+from llmserve.runner.machine import available_gpus, check_free
+from llmserve.tracing.open import tracer_refusals
+
+SOURCE = ("models", "primary", "source")
+
+
+_DEVICE = ("engine", "device")
+
+
+def anywhere(manifest: Manifest, *, in_kubernetes: bool = False) -> Iterator[Conflict]:
+    """Whatever the machine: what this release cannot do. In Kubernetes `auto` means GPUs, too."""
+    devices = ("cuda", "auto") if in_kubernetes else ("cuda",)
+    if manifest.engine.kind == "vllm" and manifest.engine.device in devices:
+        yield engine_on_gpu()
+
+
+def of_model(manifest: Manifest) -> Iterator[Conflict]:
+    """What vLLM and the model say, as they are here; another machine may have others."""
+    parsers = parsers_here()
+    if parsers is not None:
+        yield from unknown_parsers(manifest.engine, parsers)
+    try:
+        seen = survey(manifest.models.primary)
+        if seen.stage is Stage.READY:
+            yield from of_model_directory(manifest, Path(seen.place))
+    except ModelNotFound as error:
+        yield Conflict((SOURCE,), error.message)
+
+
+def of_model_directory(manifest: Manifest, folder: Path) -> Iterator[Conflict]:
+    """Once the model is prepared. Errors: ModelNotFound."""
+    yield from model_refusals(manifest.engine, manifest.kv_cache, read_config(folder))
+
+
+def here(manifest: Manifest, base: Mapping[str, str] = os.environ) -> Iterator[Conflict]:
+    """Everything that another try would not cure. base: the environment of `llmserve up`."""
+    environment = inherited(base, manifest).kept
+    yield from anywhere(manifest)
+    yield from _gpus(manifest, available_gpus())
+    yield from unset_api_keys(manifest.security.api_keys, environment)
+    yield from state_refusals(manifest.state, environment)
+    yield from tracer_refusals(manifest.observability.tracing)
+    yield from lasting_refusals(manifest.storageClasses, environment)
+    yield from of_model(manifest)
+
+
+def check_reload(manifest: Manifest, path: Path) -> None:
+    """For a cluster that runs: whoever is started again reads the new manifest. Not asked are the
+    environment, which only its processes know, and whether the model is still there: a key that is to be
+    revoked must not wait for that. Errors: ManifestError."""
+    found = [*anywhere(manifest), *_gpus(manifest, available_gpus()), *of_model(manifest)]
+    if refused := [one for one in found if one.paths[0] != SOURCE]:
+        raise locate(path, refused)
+
+
+def _gpus(manifest: Manifest, gpus: Sequence[int]) -> Iterator[Conflict]:
+    is_asked_for = manifest.engine.kind == "vllm" and manifest.engine.device == "cuda"
+    if is_asked_for and not gpus:
+        yield Conflict((_DEVICE,), "is cuda, and no GPU is visible here: use cpu or auto")
+    elif not is_asked_for and runs_on_gpu(manifest, gpus):
+        yield engine_on_gpu()
+
+
+def now(manifest: Manifest, plan: LocalPlan) -> Iterator[Conflict]:
+    """What is missing at this moment, and may be there later. A running cluster has its ports and memory."""
+    yield from room_refusals(manifest.storageClasses)
+    local, page = manifest.deployment.local, manifest.observability
+    if local.port:
+        https = dict.fromkeys(process.http for process in plan.processes if process.http)
+        yield from _taken(tuple(https), ("deployment", "local", "port"))
+    if page.metrics and page.port and "port" in page.model_fields_set:
+        yield from _taken([f"{local.host}:{page.port}"], ("observability", "port"))
+
+
+def _taken(addresses: Sequence[str], key: tuple[str, ...]) -> Iterator[Conflict]:
+    try:
+        check_free(addresses)
+    except StartFailed as error:
+        yield Conflict((key,), error.message)

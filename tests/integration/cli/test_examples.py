@@ -1,0 +1,84 @@
+"""Every manifest that we ship is refused with a reason, or starts."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from bench.cluster import Cluster, running
+from tests.support.valkey import Valkey
+
+ROOT = Path(__file__).parents[3]
+SHIPPED = [ROOT / "llmserve.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
+REFUSED = {"gpu.yaml": "spec.engine.device: engines on GPUs are not available yet"}
+STARTED = ("aggregated.yaml", "sim.yaml", "two-routers.yaml")
+ELSEWHERE = ("k8s.yaml", "llmserve.yaml")  # tests/integration/k8s, tests/e2e
+pytestmark = pytest.mark.timeout(300)
+
+
+def _apply(path: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "llmserve.cli", "apply", "-f", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_none_is_forgotten() -> None:
+    assert sorted(path.name for path in SHIPPED) == sorted((*REFUSED, *STARTED, *ELSEWHERE))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_apply_says_whether_it_would_start(path: Path) -> None:
+    done = _apply(path)
+    if (reason := REFUSED.get(path.name)) is None:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 2
+        assert f"{path}:" in done.stderr
+        assert reason in done.stderr
+
+
+def test_apply_names_what_its_roles_would_refuse_with_the_line(tmp_path: Path) -> None:
+    """With the vLLM that is here, and the model of the example."""
+    text = (ROOT / "llmserve.yaml").read_text()
+    wrong = text.replace("max_model_len: 2048", "max_model_len: 9000").replace("hermes", "hermess")
+    path = tmp_path / "llmserve.yaml"
+    path.write_text(wrong)
+    done = _apply(path)
+    assert done.returncode == 2
+    assert "spec.engine.tool_call_parser: vLLM has no parser 'hermess'; did you mean 'hermes'?" in done.stderr
+    line = next(at for at, text in enumerate(wrong.splitlines(), 1) if "hermess" in text)
+    assert f"{path}:{line}: spec.engine.tool_call_parser" in done.stderr
+    up = [sys.executable, "-m", "llmserve.cli", "up", "-f", str(path)]
+    started = subprocess.run(up, capture_output=True, text=True, timeout=60, check=False)
+    assert (started.returncode, started.stderr, started.stdout) == (2, done.stderr, "")
+
+
+@pytest.fixture(params=STARTED)
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    """An engine of vLLM is simulated, and the Redis server is one of the test's."""
+    manifest: dict[str, Any] = yaml.safe_load((ROOT / "examples" / request.param).read_text())
+    spec = manifest["spec"]
+    if spec["engine"].get("kind") != "sim":
+        spec["engine"] = {"kind": "sim"}
+    if "state" not in spec:
+        with running(manifest) as started:
+            yield started
+        return
+    server = Valkey(tmp_path)
+    server.start()
+    try:
+        spec["state"]["redis"]["url"] = server.url
+        with running(manifest) as started:
+            yield started
+    finally:
+        server.kill()
+
+
+def test_it_starts_and_answers(cluster: Cluster) -> None:
+    body = {"model": cluster.state()["model"], "prompt": "Hello", "max_tokens": 4}
+    answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60).raise_for_status()
+    assert answer.json()["usage"]["completion_tokens"] == 4

@@ -1,0 +1,115 @@
+"""What a right manifest cannot have, by what is known of the model and of where it is to run."""
+
+from typing import Any
+
+import pytest
+
+from llmserve.config.conflict import Conflict, refuse
+from llmserve.config.refusals import (
+    SEVERAL_KV_GROUPS,
+    Parsers,
+    model_refusals,
+    unknown_parsers,
+    unset_api_keys,
+    unset_password,
+)
+from llmserve.config.schema import ApiKey, EngineConfig, KvCacheConfig, State
+from llmserve.core.errors import ManifestError
+
+SMOLLM2: dict[str, Any] = {
+    "hidden_size": 576,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 30,
+    "max_position_embeddings": 8192,
+    "torch_dtype": "bfloat16",
+}
+PARSERS = Parsers(tool=("hermes", "llama3_json"), reasoning=("qwen3",))
+
+
+def refused(engine: dict[str, Any], kv_cache: dict[str, Any], model: dict[str, Any]) -> list[Conflict]:
+    sections = EngineConfig.model_validate(engine), KvCacheConfig.model_validate(kv_cache)
+    return list(model_refusals(*sections, model))
+
+
+def test_a_length_beyond_what_the_model_was_made_for() -> None:
+    (found,) = refused({"max_model_len": 8193}, {}, SMOLLM2)
+    assert found.paths[0] == ("engine", "max_model_len")
+    assert found.message == "the model was made for at most 8192 tokens, got 8193"
+    assert refused({"max_model_len": 8192}, {}, SMOLLM2) == []
+    assert refused({"max_model_len": 8193}, {}, {}) == [], "it is not known"
+    longer = [{"name": "VLLM_ALLOW_LONG_MAX_MODEL_LEN", "value": "1"}]
+    assert refused({"max_model_len": 8193, "env": longer}, {}, SMOLLM2) == []
+    assert refused({"max_model_len": 8193, "kind": "sim"}, {}, SMOLLM2), "the apiserver would refuse"
+
+
+def test_kv_memory_that_is_too_small_for_one_request() -> None:
+    """22.5 KiB a token: 8,192 of them take 180 MiB."""
+    (found,) = refused({}, {"memory_gb": 0.1}, SMOLLM2)
+    assert found.paths[0] == ("kv_cache", "memory_gb")
+    assert found.message == (
+        "one request of 8192 tokens takes 0.176 GiB of KV, got 0.1; "
+        "set it to 0.176 or more, or engine.max_model_len to 4656 or less"
+    )
+    assert refused({}, {"memory_gb": 0.176}, SMOLLM2) == [], "what it advises suffices"
+    assert refused({"max_model_len": 4656}, {"memory_gb": 0.1}, SMOLLM2) == []
+    assert refused({"max_model_len": 4672}, {"memory_gb": 0.1}, SMOLLM2)
+
+
+@pytest.mark.parametrize(
+    ("engine", "kv_cache", "is_refused"),
+    [
+        ({"tensor_parallel": 3}, {"memory_gb": 0.06}, False),  # of each rank
+        ({"dtype": "float32"}, {"memory_gb": 0.2}, True),
+        ({"dtype": "float32"}, {"memory_gb": 0.2, "hbm_dtype": "fp8"}, False),
+        ({"max_model_len": 4600}, {"memory_gb": 0.1, "block_size_tokens": 4608}, False),
+        ({"max_model_len": 4600}, {"memory_gb": 0.1, "block_size_tokens": 8192}, True),  # whole blocks
+        ({"kind": "sim"}, {"memory_gb": 0.001}, False),
+    ],
+)
+def test_what_a_request_takes(engine: dict[str, Any], kv_cache: dict[str, Any], is_refused: bool) -> None:
+    assert bool(refused(engine, kv_cache, SMOLLM2)) == is_refused
+
+
+def test_a_page_that_is_too_small_for_the_model() -> None:
+    (found,) = refused({}, {"page_size_kb": 1}, SMOLLM2)
+    assert found.paths[0] == ("kv_cache", "page_size_kb")
+    assert found.message.startswith("must be at least 12 for this model")
+
+
+def test_a_model_with_several_kv_groups() -> None:
+    mixed = SMOLLM2 | {"layer_types": ["full_attention", "sliding_attention"]}
+    (found,) = refused({}, {}, mixed)
+    assert (found.paths[0], found.message) == (("models", "primary", "source"), SEVERAL_KV_GROUPS)
+
+
+def test_parsers_that_vllm_does_not_have() -> None:
+    wrong = EngineConfig(tool_call_parser="herms", reasoning_parser="none")
+    tool, reasoning = unknown_parsers(wrong, PARSERS)
+    assert tool.paths == (("engine", "tool_call_parser"),)
+    assert tool.message == "vLLM has no parser 'herms'; did you mean 'hermes'?"
+    assert reasoning.message == "vLLM has no parser 'none'; it has qwen3"
+    right = EngineConfig(tool_call_parser="hermes", reasoning_parser="qwen3")
+    assert not [*unknown_parsers(right, PARSERS), *unknown_parsers(EngineConfig(), PARSERS)]
+
+
+def test_keys_that_are_not_in_the_environment() -> None:
+    keys = (ApiKey(tenant="a", key="x"), ApiKey(tenant="b", key_env="B"), ApiKey(tenant="c", key_env="C"))
+    first, second = unset_api_keys(keys, {"C": ""})
+    assert first.paths == (("security", "api_keys", 1, "key_env"),)
+    assert second.message == "the environment variable C with the key of c is not set"
+    assert not list(unset_api_keys(keys, {"B": "1", "C": "2"}))
+
+
+def test_a_password_that_is_not_in_the_environment() -> None:
+    state = State.model_validate({"backend": "redis", "redis": {"url": "redis://h:1", "password_env": "PW"}})
+    (found,) = unset_password(state, {})
+    assert found.paths == (("state", "redis", "password_env"),)
+    assert not [*unset_password(state, {"PW": "x"}), *unset_password(State(), {})]
+
+
+def test_the_first_is_the_error() -> None:
+    refuse([])
+    with pytest.raises(ManifestError, match=r"^security\.api_keys\[0\]\.key_env: the environment") as failed:
+        refuse(unset_api_keys((ApiKey(tenant="b", key_env="B"),), {}))
+    assert Conflict.of(failed.value).message == "the environment variable B with the key of b is not set"

@@ -1,0 +1,182 @@
+"""What would be refused at the start here: the facts are this machine's, and those that a test makes up."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmserve.config.load import parse_manifest
+from llmserve.config.plan import plan_local
+from llmserve.config.refusals import Parsers
+from llmserve.config.schema import Manifest
+from llmserve.core.errors import ManifestError
+from llmserve.runner import preflight
+from llmserve.runner.up import check_here
+
+Write = Callable[..., Path]
+_SMALL = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 512,
+}
+
+
+@pytest.fixture(autouse=True)
+def _this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without GPUs, and with a vLLM of two parsers."""
+    monkeypatch.setattr(preflight, "available_gpus", tuple)
+    monkeypatch.setattr(preflight, "parsers_here", lambda: Parsers(("hermes",), ("qwen3",)))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    (folder / "config.json").write_text(json.dumps(_SMALL))
+    return folder
+
+
+@pytest.fixture
+def write(tmp_path: Path, model: Path) -> Write:
+    """A manifest whose sections start at line 3."""
+
+    def written(text: str = "", source: str = "") -> Path:
+        path = tmp_path / "m.yaml"
+        head = f"kind: LLMServe\nmodels: {{primary: {{source: '{source or f'dir:{model}'}'}}}}\n"
+        path.write_text(head + text)
+        return path
+
+    return written
+
+
+def _read(path: Path) -> Manifest:
+    return parse_manifest(path.read_text(), str(path))
+
+
+def _refused(path: Path) -> list[str]:
+    with pytest.raises(ManifestError) as failed:
+        check_here(_read(path), path)
+    return [line.removeprefix(f"{path}:") for line in failed.value.message.splitlines()]
+
+
+def test_what_can_be_started_has_a_plan(write: Write) -> None:
+    path = write("engine: {device: cpu, tool_call_parser: hermes}\n")
+    assert [one.name for one in check_here(_read(path), path).processes if one.role.is_worker] == [
+        "prefill-0",
+        "decode-0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "security: {api_keys: [{tenant: a, key_env: NOT_SET_HERE}]}",
+            "3: security.api_keys[0].key_env: the env",
+        ),
+        (
+            "engine: {tool_call_parser: herms}",
+            "3: engine.tool_call_parser: vLLM has no parser 'herms'; did you",
+        ),
+        ("engine: {reasoning_parser: none}", "3: engine.reasoning_parser: vLLM has no parser 'none'"),
+        (
+            "engine:\n  max_model_len: 513",
+            "4: engine.max_model_len: the model was made for at most 512 tokens",
+        ),
+        ("kv_cache: {memory_gb: 0.0001}", "3: kv_cache.memory_gb: one request of 512 tokens takes"),
+        (
+            "deployment: {local: {cores: [4095]}}",
+            "3: deployment.local.cores: core 4095 is not available here",
+        ),
+        (
+            "state: {backend: redis, redis: {url: 'redis://h:1', password_env: NOT_SET_HERE}}",
+            "3: state.redis.password_env: the environment variable NOT_SET_HERE is not set",
+        ),
+        (
+            "storageClasses:\n  - {name: a, tier: dram, capacity_gb: 0.01}\n"
+            "  - name: b\n    tier: nvme\n    capacity_gb: 1\n    location: /kv\n"
+            "    format: {encrypt: [{id: k, env: NOT_SET_HERE}]}",
+            "9: storageClasses[1].format.encrypt[0]: encryption key 'k': $NOT_SET_HERE is not set",
+        ),
+    ],
+)
+def test_what_a_role_would_refuse(write: Write, text: str, line: str) -> None:
+    (found,) = _refused(write(f"{text}\n"))
+    assert found.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("dir:/no/such/model", "/no/such/model is not a directory"),
+        ("package:no_such_package/m.gguf", "the Python package 'no_such_package' is not installed"),
+        ("gguf:/no/such.gguf", "/no/such.gguf: No such file"),
+    ],
+)
+def test_a_model_that_is_not_there(write: Write, source: str, words: str) -> None:
+    (found,) = _refused(write(source=source))
+    assert found.startswith("2: models.primary.source: model ")
+    assert words in found
+
+
+def test_everything_is_told_at_once_in_the_order_of_lines(write: Write) -> None:
+    path = write(
+        "engine:\n  max_model_len: 600\n  tool_call_parser: x\ndeployment: {local: {cores: [4095]}}\n"
+    )
+    assert [line.partition(":")[0] for line in _refused(path)] == ["4", "5", "6"]
+
+
+def test_engines_on_gpus(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("engine: {device: cuda}\n")
+    asked = _refused(path)
+    assert asked[0].startswith("3: engine.device: engines on GPUs are not available yet")
+    assert asked[1].startswith("3: engine.device: is cuda, and no GPU is visible here")
+    monkeypatch.setattr(preflight, "available_gpus", lambda: (0,))
+    assert len(_refused(path)) == 1
+    assert len(_refused(write())) == 1, "auto takes the GPU"
+    assert not list(preflight.here(_read(write("engine: {device: cpu}\n"))))
+    assert not list(preflight.here(_read(write("engine: {kind: sim}\n"))))
+
+
+def test_a_vllm_that_is_not_here_is_not_asked(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "parsers_here", lambda: None)
+    assert not list(preflight.here(_read(write("engine: {tool_call_parser: new}\n"))))
+
+
+def test_what_is_missing_now(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as http, socket.create_server(("127.0.0.1", 0)) as page:
+        ports = http.getsockname()[1], page.getsockname()[1]
+        manifest = _read(
+            write(
+                f"deployment: {{local: {{port: {ports[0]}}}}}\nobservability: {{port: {ports[1]}}}\n"
+                "storageClasses:\n  - {name: a, tier: dram, capacity_gb: 1000000}\n"
+                f"  - {{name: b, tier: nvme, capacity_gb: 1, location: {tmp_path}/file/kv}}\n"
+            )
+        )
+        plan = plan_local(manifest, (0,), iter(range(20000, 20100)).__next__)
+        found = {one.paths[0]: one.message for one in preflight.now(manifest, plan)}
+    assert f"{ports[0]}: the port is in use by" in found["deployment", "local", "port"]
+    assert f"{ports[1]}: the port is in use by" in found["observability", "port"]
+    assert "make its tier `dram` smaller" in found["storageClasses", 0, "capacity_gb"]
+    assert found["storageClasses", 1, "location"] == f"{tmp_path}/file is not a directory"
+    free = _read(write("storageClasses:\n  - {name: a, tier: dram, capacity_gb: 0.01}\n"))
+    assert not list(preflight.now(free, plan_local(free, (0,), iter(range(20000, 20100)).__next__)))
+
+
+def test_a_reload_is_refused_what_the_next_start_would_be(write: Write) -> None:
+    path = write("engine: {max_model_len: 600}\n")
+    with pytest.raises(ManifestError, match=r":3: engine\.max_model_len"):
+        preflight.check_reload(_read(path), path)
+
+
+def test_a_reload_waits_for_no_model_and_asks_no_environment(write: Write) -> None:
+    path = write("security: {api_keys: [{tenant: a, key_env: NOT_SET_HERE}]}\n", source="dir:/gone")
+    assert "NOT_SET_HERE" not in os.environ
+    preflight.check_reload(_read(path), path)

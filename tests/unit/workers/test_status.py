@@ -1,0 +1,45 @@
+"""When a worker speaks of itself: now and then, and at once when its engine has come to rest."""
+
+import asyncio
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from llmserve.core.hang import HangLimits
+from llmserve.metrics.worker import WorkerMetrics
+from llmserve.rpc.gen.llmserve.v1 import common_pb2
+from llmserve.workers.engine_watch import EngineWatch
+from llmserve.workers.status import WorkerStatus
+from tests.unit.workers.test_engine_watch import FakeEngine
+
+
+async def _nothing(error: Exception) -> None:
+    pass
+
+
+@pytest.fixture
+def status() -> WorkerStatus:
+    engine = FakeEngine(0)
+    watch = EngineWatch(engine, HangLimits(10.0, 10.0), _nothing)
+    return WorkerStatus(common_pb2.WorkerInfo(), engine, WorkerMetrics(CollectorRegistry()), watch)
+
+
+async def test_an_engine_that_comes_to_rest_is_told_of_at_once(status: WorkerStatus) -> None:
+    waiting = asyncio.create_task(status.until_rest(60.0))
+    status.came_to_rest()
+    async with asyncio.timeout(1.0):
+        await waiting
+
+
+async def test_once_for_each_rest(status: WorkerStatus) -> None:
+    status.came_to_rest()
+    await status.until_rest(60.0)
+    waiting = asyncio.create_task(status.until_rest(60.0))
+    done, _ = await asyncio.wait({waiting}, timeout=0.2)
+    waiting.cancel()
+    assert not done
+
+
+async def test_else_when_the_time_is_over(status: WorkerStatus) -> None:
+    async with asyncio.timeout(1.0):
+        await status.until_rest(0.01)
