@@ -24,12 +24,13 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from llmserve.apiserver.engine_free import EngineFreeClient
 from llmserve.apiserver.errors import as_serving_error
+from llmserve.apiserver.grammars.check import GrammarCheck
 from llmserve.apiserver.health import Readiness
 from llmserve.apiserver.output_sink import OutputSink
 from llmserve.apiserver.request_run import RequestRun
 from llmserve.apiserver.request_scope import current_scope
 from llmserve.apiserver.run_context import RequestCard, RunContext
-from llmserve.apiserver.sampling_legs import SamplingLegs
+from llmserve.apiserver.sampling_legs import SamplingLegs, check_sendable
 from llmserve.apiserver.stages import StageLimits
 from llmserve.core.errors import Unavailable
 from llmserve.core.ids import RequestId
@@ -46,6 +47,7 @@ class ClusterEngineClient(EngineFreeClient):
         self.input_processor = InputProcessor(vllm_config, self.renderer)
         self._processor = OutputProcessor(self.renderer.tokenizer, log_stats=False)
         self._context, self._readiness = context, readiness
+        self._grammars = GrammarCheck(vllm_config)
         self._owner = TaskOwner("requests")
         self._runs: dict[str, asyncio.Task[None]] = {}
 
@@ -84,7 +86,9 @@ class ClusterEngineClient(EngineFreeClient):
         queue: RequestOutputCollector | None = None
         any_output = False
         try:
+            await self._grammars.check(sampling_params, scope.tenant)
             request = await self._process(prompt, sampling_params, request_id, tokenization_kwargs, priority)
+            scope.reached_engine = True
             queue = self._start(request, _text_of(self.model_config, prompt, prompt_text))
             finished = False
             while not finished:
@@ -93,7 +97,7 @@ class ClusterEngineClient(EngineFreeClient):
                 any_output = True
                 yield output
         except Exception as error:
-            serving_error = as_serving_error(error)
+            serving_error = as_serving_error(error, before_engine=not scope.reached_engine)
             scope.explain.record.error = str(error)
             if not any_output and scope.early_error is None:
                 scope.early_error = serving_error
@@ -125,6 +129,7 @@ class ClusterEngineClient(EngineFreeClient):
             request = await self.input_processor.process_inputs_async(request_id, prompt, params, **options)
         if request.mm_features or request.prompt_embeds is not None or not request.prompt_token_ids:
             raise VLLMValidationError("only text prompts are available")
+        check_sendable(request.sampling_params, request.priority)
         self.input_processor.assign_request_id(request)
         return request
 
@@ -175,6 +180,7 @@ class ClusterEngineClient(EngineFreeClient):
         if self._runs:
             await asyncio.wait(list(self._runs.values()), timeout=timeout_seconds)
         await self._owner.aclose()
+        await self._grammars.aclose()
 
 
 def _sequences(request: EngineCoreRequest, parent: ParentRequest | None) -> Iterator[EngineCoreRequest]:

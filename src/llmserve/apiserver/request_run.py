@@ -44,7 +44,7 @@ class RequestRun:
         self._card, self._legs, self._sink, self._context = card, legs, sink, context
         self._sent: list[int] = []
         self._generated = 0  # in this attempt, what the user had already included
-        self._attempts = Attempts(legs, self._sent, context.retries, context.metrics)
+        self._attempts = Attempts(legs, self._sent, context.retries, context.metrics, card.tenant)
         self._prefilled: PrefillStats | None = None  # as the engine of this placement told
         self._replay: Replay | None = None  # in this attempt
         self._heard = False  # a token, in this attempt
@@ -60,7 +60,7 @@ class RequestRun:
         outcome = Outcome.CANCELLED
         name_request(RequestNames(self._name, self._card.span.trace_id))
         self._stats.started()
-        self._context.retries.started()
+        self._context.retries.started(self._card.tenant)
         try:
             outcome = await self._to_its_end()
         finally:

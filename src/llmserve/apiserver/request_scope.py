@@ -19,7 +19,8 @@ class RequestScope:
     """early_error: why the request failed before it had any output, so that a streamed response,
     whose status vLLM sends first, can still carry it as its status. handovers: how the KV of its
     sequences came to decode, as far as known. request_id: x-request-id, the client's or ours. explain: what
-    is remembered of the request. span: of HTTP. form: of its errors."""
+    is remembered of the request. span: of HTTP. form: of its errors. reached_engine: its fields are
+    fine, and a run was begun."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
@@ -29,6 +30,7 @@ class RequestScope:
     explain: Handle = field(default_factory=detached)
     span: Span = NO_SPAN
     form: ErrorForm = ErrorForm.OPENAI
+    reached_engine: bool = False
 
 
 _CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")
