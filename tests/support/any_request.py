@@ -76,6 +76,7 @@ VALID: Mapping[str, Sequence[dict[str, Any]]] = {
         },
     ),
     "/v1/messages/count_tokens": ({"model": "tiny", "messages": _USER},),
+    "/generative_scoring": ({"model": "tiny", "query": "a", "items": ["a"], "label_token_ids": [5, 6]},),
     "/tokenize": ({"model": "tiny", "prompt": "hello"}, {"model": "tiny", "messages": _USER}),
     "/detokenize": ({"model": "tiny", "tokens": [3, 4]},),
 }

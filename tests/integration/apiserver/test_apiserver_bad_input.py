@@ -120,7 +120,6 @@ POISONED: list[dict[str, Any]] = [
     {"json": {"type": 7}},
     {"json": {"$ref": "#"}},
     {"json": {"$ref": "#/nowhere"}},
-    {"json": {"type": "object", "properties": {f"a{i}": {"pattern": "[a-z]{1,900}"} for i in range(900)}}},
     {"structural_tag": "{}"},
     {"choice": []},
 ]

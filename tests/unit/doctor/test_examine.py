@@ -44,9 +44,7 @@ def test_every_section_of_this_machine() -> None:
     assert {"cores", "memory", "/dev/shm", "RDMA", "GPUs"} <= set(_names(sections["Machine"]))
     assert {"python", "vllm", "grpcio", "nixl", "obstore"} <= set(_names(sections["Software"]))
     assert _names(sections["Transports"]) == ["baseline", *makers("127.0.0.1")]
-    assert _names(sections["Manifest"]) == [
-        *("manifest", "environment", "model", "engines", "port", "run directory")
-    ]
+    assert _names(sections["Manifest"]) == [*("manifest", "environment", "model", "engines", "port", "run directory")]
 
 
 def test_every_check_is_documented_and_its_name_is_there_once() -> None:
