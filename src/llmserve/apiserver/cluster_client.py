@@ -14,7 +14,6 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
-from vllm.renderers import renderer_from_config
 from vllm.renderers.inputs.preprocess import extract_prompt_components
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
@@ -27,6 +26,8 @@ from llmserve.apiserver.errors import as_serving_error
 from llmserve.apiserver.grammars.check import GrammarCheck
 from llmserve.apiserver.health import Readiness
 from llmserve.apiserver.output_sink import OutputSink
+from llmserve.apiserver.rendering import fitting_renderer
+from llmserve.apiserver.request_ids import check_request_id
 from llmserve.apiserver.request_run import RequestRun
 from llmserve.apiserver.request_scope import current_scope
 from llmserve.apiserver.run_context import RequestCard, RunContext
@@ -36,6 +37,7 @@ from llmserve.core.errors import Unavailable
 from llmserve.core.ids import RequestId
 from llmserve.core.tasks import TaskOwner
 
+_MAX_ERROR_LENGTH = 2000  # of what is remembered: vLLM's messages repeat the values that are wrong
 SUPPORTED_TASKS = ("generate",)
 
 
@@ -43,7 +45,7 @@ class ClusterEngineClient(EngineFreeClient):
     def __init__(self, vllm_config: VllmConfig, context: RunContext, readiness: Readiness) -> None:
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
-        self.renderer = renderer_from_config(vllm_config)
+        self.renderer = fitting_renderer(vllm_config)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
         self._processor = OutputProcessor(self.renderer.tokenizer, log_stats=False)
         self._context, self._readiness = context, readiness
@@ -82,10 +84,11 @@ class ClusterEngineClient(EngineFreeClient):
         """The outputs of a request, of all its choices. Errors: vLLM's, so that its layer answers
         with the right status; one that comes before any output is also left in the RequestScope."""
         scope = current_scope()
-        scope.explain.known_as(request_id)
         queue: RequestOutputCollector | None = None
         any_output = False
         try:
+            check_request_id(request_id)
+            scope.explain.known_as(request_id)
             await self._grammars.check(sampling_params, scope.tenant)
             request = await self._process(prompt, sampling_params, request_id, tokenization_kwargs, priority)
             scope.reached_engine = True
@@ -98,7 +101,7 @@ class ClusterEngineClient(EngineFreeClient):
                 yield output
         except Exception as error:
             serving_error = as_serving_error(error, before_engine=not scope.reached_engine)
-            scope.explain.record.error = str(error)
+            scope.explain.record.error = str(error)[:_MAX_ERROR_LENGTH]
             if not any_output and scope.early_error is None:
                 scope.early_error = serving_error
             raise serving_error from error

@@ -114,6 +114,14 @@ def as_serving_error(error: Exception, *, before_engine: bool = False) -> Except
     return error
 
 
+def is_expected(error: BaseException) -> bool:
+    """Whether a failure is the client's, or one of a cluster that is no defect (overload, a worker that is lost):
+    its traceback tells nobody anything."""
+    if not isinstance(error, Exception):
+        return False
+    return isinstance(error, LLMServeError | GracefulHTTPError) or problem_of(error).status < 500
+
+
 def report(problem: Problem, raised: Exception) -> None:
     """Logs what the application raised: with its traceback if it is a defect, else in one line."""
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -32,7 +32,7 @@ from llmserve.apiserver.explain.records import Records
 from llmserve.apiserver.handover_headers import handover_headers
 from llmserve.apiserver.http_spans import TRACE_ID, HttpSpans
 from llmserve.apiserver.http_spans import end as end_span
-from llmserve.apiserver.request_ids import ANTHROPIC_REQUEST_ID, REQUEST_ID, request_id_of
+from llmserve.apiserver.request_ids import ANTHROPIC_REQUEST_ID, REQUEST_ID, request_id_of, without_unusable
 from llmserve.apiserver.request_scope import RequestScope, enter_scope
 from llmserve.core.errors import LLMServeError, NotAuthenticated
 from llmserve.core.logs import RequestNames, name_request
@@ -129,9 +129,11 @@ class Gate:
 
 
 def _as_routed(scope: Message, paths: Paths) -> Message:
-    """HEAD is answered as GET (the server leaves the body out). A slash at a path's end means nothing."""
+    """HEAD is answered as GET (the server leaves the body out). A slash at a path's end means nothing, and an
+    x-request-id that is not plain as little."""
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
-    return {**scope, "method": method, "path": paths.route(scope["path"]).rstrip("/") or "/"}
+    path = paths.route(scope["path"]).rstrip("/") or "/"
+    return {**scope, "method": method, "path": path, "headers": without_unusable(scope["headers"])}
 
 
 def _is_local(scope: Message) -> bool:

@@ -138,3 +138,48 @@ async def test_what_no_engine_can_compile_is_400_and_reaches_none(
     assert cluster.count("apiserver_retry_budget") == left
     good = await post(http, "/v1/completions", structured_outputs={"regex": "[a-z]+"})
     assert good.status_code == 200
+
+
+PROMPTS: dict[str, Any] = {
+    "/v1/completions": lambda text: {"prompt": text},
+    "/v1/chat/completions": lambda text: {"messages": [{"role": "user", "content": text}]},
+    "/v1/messages": lambda text: {"messages": [{"role": "user", "content": text}]},
+    "/v1/responses": lambda text: {"input": text},
+}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_prompt_without_room_for_an_answer_is_told_both_lengths(
+    cluster: Any, http: httpx.AsyncClient, path: str
+) -> None:
+    """The model takes 200 tokens, and this tokenizer makes one of each byte."""
+    for stream in BOTH:
+        response = await post(http, path, **PROMPTS[path]("a" * 200), stream=stream)
+        assert response.status_code == 400
+        message = response.json()["error"]["message"]
+        assert "maximum context length is 200" in message
+        assert "200 input tokens" in message
+        assert (await post(http, path, **PROMPTS[path]("a" * 199), stream=stream)).status_code == 200
+    assert (await http.post("/tokenize", json={"prompt": "a" * 200})).status_code == 200
+
+
+FORGED_ID = "a\n2026-01-01 00:00:00,000 INFO router llmserve: forged\x1b[31m"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
+async def test_an_id_that_is_not_plain_is_400(
+    cluster: Any, http: httpx.AsyncClient, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for given in (FORGED_ID, "x" * 20_000, "\x00"):
+        for stream in BOTH:
+            assert_refused(await post(http, path, request_id=given, stream=stream), "request_id")
+    assert not cluster.router.admits
+    assert "forged" not in caplog.text
+
+
+async def test_an_unusable_header_names_nothing(cluster: Any, http: httpx.AsyncClient) -> None:
+    headers = {"x-request-id": "x" * 20_000}
+    response = await http.post("/v1/completions", json=ROUTES["/v1/completions"], headers=headers)
+    assert response.status_code == 200
+    assert len(response.headers["x-request-id"]) == 32
+    assert len(cluster.router.admits[0].request_id) < 100
