@@ -8,8 +8,8 @@ from vllm.renderers import renderer_from_config
 
 
 def fitting_renderer(config: VllmConfig) -> Any:
-    """Returns vLLM's renderer for the model. It refuses a prompt that leaves no room for an answer, which vLLM
-    notices only as a `max_tokens` of 0 that nobody has asked for."""
+    """Returns vLLM's renderer for the model. It refuses a prompt that leaves no room for an answer, which
+    vLLM notices only as a `max_tokens` of 0 that nobody has asked for."""
     renderer = renderer_from_config(config)
     process = renderer.process_for_engine_async
 

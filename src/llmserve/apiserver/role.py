@@ -31,8 +31,8 @@ class ApiserverRole:
 
     async def start(self) -> None:
         """Errors: StartFailed."""
-        _quieten_vllm()
         await self._apiserver.start()
+        _quieten_vllm()  # it sets its logging up again on the way
         if self._metrics:
             await self._metrics.start()
 
@@ -46,7 +46,7 @@ class ApiserverRole:
 
 
 def _quieten_vllm() -> None:
-    """vLLM logs a traceback of whatever ends a stream. Its loggers have a handler of their own, or none (JSON)."""
+    """vLLM logs a traceback of whatever ends a stream, through a handler of its own or (JSON) that of all."""
     known = KnownFailures("vllm", is_expected)
     for handler in (*logging.getLogger("vllm").handlers, *logging.getLogger().handlers):
         handler.addFilter(known)
