@@ -21,11 +21,12 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from llmserve.apiserver.cluster_client import SUPPORTED_TASKS, ClusterEngineClient
-from llmserve.apiserver.errors import Problem, body_of, problem_of
+from llmserve.apiserver.errors import MISREAD, Problem, as_serving_error, body_of, problem_of, report
 from llmserve.apiserver.health import Readiness, api_trouble
 from llmserve.apiserver.messages import Messages
 from llmserve.apiserver.model_routes import add_models
 from llmserve.apiserver.options import ServedModel
+from llmserve.apiserver.request_scope import current_scope
 from llmserve.apiserver.responses.base import ResponseStore
 from llmserve.apiserver.responses.serving import Responses
 from llmserve.config.schema import Api, EngineConfig
@@ -118,6 +119,8 @@ async def openai_app(
     app.add_exception_handler(FastApiHttpException, _http_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(LLMServeError, _own_error)
+    for kind in MISREAD:
+        app.add_exception_handler(kind, _misread)
     # vLLM's SageMaker bootstrap has built the stack already.
     app.middleware_stack = None
     await init_app_state(client, app.state, args, SUPPORTED_TASKS)
@@ -136,6 +139,13 @@ def _as(ours: type[Any], made: Any) -> Any:
 
 async def _own_error(_: Request, error: Exception) -> Response:
     problem = problem_of(error)
+    return JSONResponse(body_of(problem), problem.status)
+
+
+async def _misread(_: Request, error: Exception) -> Response:
+    """Not by vLLM's handler of everything else, which answers 500."""
+    problem = problem_of(as_serving_error(error, before_engine=not current_scope().reached_engine))
+    report(problem, error)
     return JSONResponse(body_of(problem), problem.status)
 
 

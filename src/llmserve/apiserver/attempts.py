@@ -6,6 +6,7 @@ from enum import StrEnum
 from llmserve.apiserver.legs import Legs
 from llmserve.apiserver.retry_budget import RetryBudget
 from llmserve.core.errors import LLMServeError, StreamLost, WorkerDraining
+from llmserve.core.ids import TenantId
 from llmserve.metrics.apiserver import ApiserverMetrics
 
 _MAX_FAILURES = 3
@@ -21,9 +22,14 @@ class Attempts:
     """Of one request. sent: the tokens that the user has; it grows."""
 
     def __init__(
-        self, legs: Legs, sent: Sequence[int], budget: RetryBudget, metrics: ApiserverMetrics
+        self,
+        legs: Legs,
+        sent: Sequence[int],
+        budget: RetryBudget,
+        metrics: ApiserverMetrics,
+        tenant: TenantId,
     ) -> None:
-        self._legs, self._sent = legs, sent
+        self._legs, self._sent, self._tenant = legs, sent, tenant
         self._budget, self._metrics = budget, metrics
         self._failures = 0
         self.count = 1
@@ -47,7 +53,7 @@ class Attempts:
         self._failures += 1
         if self._failures >= _MAX_FAILURES:
             return f"tried on {self._failures} workers"
-        if not self._budget.take():
+        if not self._budget.take(self._tenant):
             self._metrics.retries_refused_total.inc()
-            return "not tried again, as too many requests are (scheduling.retry_share, retry_burst)"
+            return "not tried again, as too many requests are (scheduling.retry_share and others)"
         return ""

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
-from vllm.renderers import renderer_from_config
 from vllm.renderers.inputs.preprocess import extract_prompt_components
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
@@ -26,17 +25,21 @@ from llmserve.apiserver.choices import Choices
 from llmserve.apiserver.engine_free import EngineFreeClient
 from llmserve.apiserver.errors import as_serving_error
 from llmserve.apiserver.explain.record import SequenceRecord
+from llmserve.apiserver.grammars.check import GrammarCheck
 from llmserve.apiserver.health import Readiness
 from llmserve.apiserver.output_sink import OutputSink
+from llmserve.apiserver.rendering import fitting_renderer
+from llmserve.apiserver.request_ids import check_request_id
 from llmserve.apiserver.request_run import RequestRun
 from llmserve.apiserver.request_scope import current_scope
 from llmserve.apiserver.run_context import RequestCard, RunContext
-from llmserve.apiserver.sampling_legs import PromptLegs, SamplingLegs
+from llmserve.apiserver.sampling_legs import PromptLegs, SamplingLegs, check_sendable
 from llmserve.apiserver.stages import StageLimits
 from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.core.ids import RequestId
 from llmserve.core.tasks import TaskOwner
 
+_MAX_ERROR_LENGTH = 2000  # of what is remembered: vLLM's messages repeat the values that are wrong
 SUPPORTED_TASKS = ("generate",)
 
 
@@ -44,10 +47,11 @@ class ClusterEngineClient(EngineFreeClient):
     def __init__(self, vllm_config: VllmConfig, context: RunContext, readiness: Readiness) -> None:
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
-        self.renderer = renderer_from_config(vllm_config)
+        self.renderer = fitting_renderer(vllm_config)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
         self._processor = OutputProcessor(self.renderer.tokenizer, log_stats=False)
         self._context, self._readiness = context, readiness
+        self._grammars = GrammarCheck(vllm_config)
         self._owner = TaskOwner("requests")
         self._runs: dict[str, _Running] = {}
 
@@ -82,11 +86,14 @@ class ClusterEngineClient(EngineFreeClient):
         """The outputs of a request, of all its choices. Errors: vLLM's, so that its layer answers
         with the right status; one that comes before any output is also left in the RequestScope."""
         scope = current_scope()
-        scope.explain.known_as(request_id)
         queue: RequestOutputCollector | None = None
         any_output = False
         try:
+            check_request_id(request_id)
+            scope.explain.known_as(request_id)
+            await self._grammars.check(sampling_params, scope.tenant)
             request = await self._process(prompt, sampling_params, request_id, tokenization_kwargs, priority)
+            scope.reached_engine = True
             queue = self._start(request, _text_of(self.model_config, prompt, prompt_text))
             finished = False
             while not finished:
@@ -95,8 +102,8 @@ class ClusterEngineClient(EngineFreeClient):
                 any_output = True
                 yield output
         except Exception as error:
-            serving_error = as_serving_error(error)
-            scope.explain.record.error = str(error)
+            serving_error = as_serving_error(error, before_engine=not scope.reached_engine)
+            scope.explain.record.error = str(error)[:_MAX_ERROR_LENGTH]
             if not any_output and scope.early_error is None:
                 scope.early_error = serving_error
             raise serving_error from error
@@ -127,6 +134,7 @@ class ClusterEngineClient(EngineFreeClient):
             request = await self.input_processor.process_inputs_async(request_id, prompt, params, **options)
         if request.mm_features or request.prompt_embeds is not None or not request.prompt_token_ids:
             raise VLLMValidationError("only text prompts are available")
+        check_sendable(request.sampling_params, request.priority)
         self.input_processor.assign_request_id(request)
         return request
 
@@ -196,6 +204,7 @@ class ClusterEngineClient(EngineFreeClient):
         for one in self._runs.values():
             one.run.give_up(why)
         await self._owner.aclose()
+        await self._grammars.aclose()
 
 
 class _Running(NamedTuple):

@@ -5,6 +5,8 @@ framework. The HTTP edge makes a Problem of each and gives it the form that the 
 """
 
 import json
+import logging
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,14 +15,20 @@ from types import MappingProxyType
 from typing import Any
 
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
-from llmserve.core.errors import LLMServeError
+from llmserve.core.errors import InvalidRequest, LLMServeError
+
+_log = logging.getLogger(__name__)
 
 # A client that is not told when to come back retries at once, into the same wall.
 _DEFAULT_RETRY_SECONDS = 1.0
 _STANDARD = frozenset(status.value for status in HTTPStatus)
 _RETRYABLE = frozenset({429, 503, 504})
+
+# What Python raises about a value whose shape the code does not expect. vLLM answers ValueError and TypeError
+# with 400 and forgets these; before an engine was asked only the request can be at fault.
+MISREAD = (AttributeError, LookupError, RecursionError)
 
 # The classes that OpenAI's clients raise for these statuses; vLLM uses several of the names as well.
 _OPENAI_TYPES: Mapping[int, str] = MappingProxyType(
@@ -79,16 +87,49 @@ class ServingError(GracefulHTTPError):
         self.retry_after_seconds = error.retry_after_seconds
 
 
+class InvalidField(VLLMValidationError):
+    """An InvalidRequest about one field on the same way: vLLM's layer answers 400 with its name."""
+
+    def __init__(self, error: InvalidRequest) -> None:
+        super().__init__(error.message, parameter=error.field)
+        self.message = error.message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 def _status(code: int) -> HTTPStatus:
     """499 (client gone) is not in the standard's table, and nobody is there to read it either."""
     return HTTPStatus(code) if code in _STANDARD else HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def as_serving_error(error: Exception) -> Exception:
-    """What generate() raises: vLLM's own errors as they are, ours wrapped."""
+def as_serving_error(error: Exception, *, before_engine: bool = False) -> Exception:
+    """Returns what generate() raises: vLLM's own errors as they are, ours as ones that its layer knows."""
+    if isinstance(error, InvalidRequest) and error.field:
+        return InvalidField(error)
     if isinstance(error, LLMServeError):
         return ServingError(error)
+    if before_engine and isinstance(error, MISREAD):
+        return ServingError(InvalidRequest(f"a field of the request cannot be read: {error}"))
     return error
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether a failure is the client's, or is no defect of the cluster (overload, a worker that is lost): its
+    traceback tells nobody anything."""
+    if not isinstance(error, Exception):
+        return False
+    return isinstance(error, LLMServeError | GracefulHTTPError) or problem_of(error).status < 500
+
+
+def report(problem: Problem, raised: Exception) -> None:
+    """Logs what the application raised: with its traceback if it is a defect, else in one line."""
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("a request failed on a defect", exc_info=raised)
+        return
+    frames = traceback.extract_tb(raised.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    _log.warning("a request is answered with %d: %r%s", problem.status, raised, where)
 
 
 def retry_after_seconds(error: Exception) -> float | None:

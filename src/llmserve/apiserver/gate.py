@@ -1,41 +1,42 @@
 """The edge of HTTP, around vLLM's app: who asks, how much is sent, and with which status it fails.
 
-    authenticate -> read the body within its limit -> RequestScope -> vLLM's app -> early errors
+    authenticate -> read the body within its limit -> check it -> RequestScope -> vLLM's app -> early errors
 
 vLLM answers a streamed request with 200 before it asks the engine for anything, so an overload
 could only be told inside the stream. Here the start of an event stream is held back until its first
 piece; when the request has failed by then, the client gets the error's own status, Retry-After
-and a JSON body, as for a request that is not streamed. Whatever fails, and wherever: the body that goes
+and a JSON body, as for a request that is not streamed. What the app raises is answered too: as the response
+if none was begun, else as the last event of the stream. Whatever fails, and wherever: the body that goes
 out has the form of the route (`errors.py`).
 """
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
 
 from llmserve.apiserver.auth import ApiKeys
+from llmserve.apiserver.body import Message, Receive, check_body, read_body
 from llmserve.apiserver.errors import (
     ErrorForm,
     Problem,
+    as_serving_error,
     body_of,
     form_of,
     problem_in,
     problem_of,
+    report,
     retry_after_seconds,
 )
 from llmserve.apiserver.explain.records import Records
 from llmserve.apiserver.handover_headers import handover_headers
 from llmserve.apiserver.http_spans import TRACE_ID, HttpSpans
 from llmserve.apiserver.http_spans import end as end_span
-from llmserve.apiserver.request_ids import ANTHROPIC_REQUEST_ID, REQUEST_ID, request_id_of
+from llmserve.apiserver.request_ids import ANTHROPIC_REQUEST_ID, REQUEST_ID, request_id_of, without_unusable
 from llmserve.apiserver.request_scope import RequestScope, enter_scope
-from llmserve.core.errors import LLMServeError, NotAuthenticated, RequestTooLarge
+from llmserve.core.errors import LLMServeError, NotAuthenticated
 from llmserve.core.logs import RequestNames, name_request
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Message, Receive, Send], Awaitable[None]]
 
@@ -100,7 +101,8 @@ class Gate:
             if scope["path"] not in self._paths.public:
                 caller = self.keys.caller_of(scope["headers"], is_local=_is_local(scope))
                 request_scope.tenant, request_scope.admin = caller.tenant, caller.admin
-            first = await _read_body(scope, receive, self._max_body_bytes)
+            first = await read_body(scope["headers"], receive, self._max_body_bytes)
+            check_body(scope["headers"], first.get("body", b""))
         except LLMServeError as error:
             await _send_problem(problem_of(error), _headers_of(error), request_scope, send)
             return
@@ -111,6 +113,8 @@ class Gate:
         response = _HeldResponse(request_scope, send)
         try:
             await self._app(scope, _replay(first, receive), response.send)
+        except Exception as error:
+            await response.fail(error)
         finally:
             request_scope.explain.part_ended()
 
@@ -125,9 +129,11 @@ class Gate:
 
 
 def _as_routed(scope: Message, paths: Paths) -> Message:
-    """HEAD is answered as GET (the server leaves the body out). A slash at a path's end means nothing."""
+    """HEAD is answered as GET (the server leaves the body out). A slash at a path's end means nothing, and an
+    x-request-id that is not plain as little."""
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
-    return {**scope, "method": method, "path": paths.route(scope["path"]).rstrip("/") or "/"}
+    path = paths.route(scope["path"]).rstrip("/") or "/"
+    return {**scope, "method": method, "path": path, "headers": without_unusable(scope["headers"])}
 
 
 def _is_local(scope: Message) -> bool:
@@ -139,30 +145,6 @@ def _is_local(scope: Message) -> bool:
         return ip_address(client[0]).is_loopback
     except ValueError:
         return False
-
-
-async def _read_body(scope: Message, receive: Receive, limit_bytes: int) -> Message:
-    """The whole body as one message. Errors: RequestTooLarge, as soon as it is known."""
-    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    if declared.isdigit() and int(declared) > limit_bytes:
-        raise _too_large(limit_bytes)
-    pieces: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            return message  # the client is gone
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size > limit_bytes:
-            raise _too_large(limit_bytes)
-        pieces.append(piece)
-        more = message.get("more_body", False)
-    return {"type": "http.request", "body": b"".join(pieces), "more_body": False}
-
-
-def _too_large(limit_bytes: int) -> RequestTooLarge:
-    return RequestTooLarge(f"the body is larger than {limit_bytes} bytes")
 
 
 def _replay(first: Message, receive: Receive) -> Receive:
@@ -183,13 +165,14 @@ class _HeldResponse:
         self._error_body: list[bytes] = []
         self._replaced = False
         self._streams = False
+        self._begun = self._ended = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._start = message
         elif self._start is None:
             if not self._replaced:
-                await self._send(self._with_last_words(message))
+                await self._pass_on(message)
         elif self._scope.early_error is not None and _may_be_replaced(self._start):
             self._start, self._replaced = None, True
             error = self._scope.early_error
@@ -198,10 +181,33 @@ class _HeldResponse:
             await self._hold_error(self._start, message)
         else:
             await self._begin(self._start)
-            await self._send(self._with_last_words(message))
+            await self._pass_on(message)
+
+    async def fail(self, error: Exception) -> None:
+        """Answers what the app raised, if it has not answered that itself. Errors: the same, when half of a
+        response that is no stream was sent."""
+        origin = _origin(error)
+        answered = as_serving_error(origin, before_engine=not self._scope.reached_engine)
+        problem = problem_of(answered)
+        report(problem, origin)
+        if self._replaced or self._ended:
+            return
+        if not self._begun:
+            self._start, self._replaced = None, True
+            await _send_problem(problem, _headers_of(answered), self._scope, self._send)
+        elif self._streams:
+            body = body_of(problem, self._scope.form, self._scope.request_id)
+            event = b"data: " + json.dumps(body).encode() + b"\n\n"
+            await self._pass_on({"type": "http.response.body", "body": event})
+        else:
+            raise error
+
+    async def _pass_on(self, message: Message) -> None:
+        self._ended = _is_last(message)
+        await self._send(self._with_last_words(message))
 
     async def _begin(self, start: Message) -> None:
-        self._start = None
+        self._start, self._begun = None, True
         self._streams = _is_stream(start)
         own = (*_names(self._scope), *handover_headers(self._scope.handovers))
         start["headers"] = [*start["headers"], *own]
@@ -217,20 +223,29 @@ class _HeldResponse:
         problem = problem_in(start["status"], body)
         if problem is None:
             await self._begin(start)
-            await self._send({"type": "http.response.body", "body": body})
+            await self._pass_on({"type": "http.response.body", "body": body})
         else:
-            self._start = None
+            self._start, self._replaced = None, True
             kept = [header for header in start["headers"] if header[0] not in _OF_THE_BODY]
             await _send_problem(problem, kept, self._scope, self._send)
 
     def _with_last_words(self, message: Message) -> Message:
         """A stream's headers are gone before its KV has moved: it ends with a comment instead, which clients
         of event streams skip."""
-        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if not is_last or not self._streams or not self._scope.handovers:
+        if not _is_last(message) or not self._streams or not self._scope.handovers:
             return message
         comments = (b": " + name + b": " + value for name, value in handover_headers(self._scope.handovers))
         return {**message, "body": message.get("body", b"") + b"\n".join(comments) + b"\n\n"}
+
+
+def _is_last(message: Message) -> bool:
+    return message["type"] == "http.response.body" and not message.get("more_body", False)
+
+
+def _origin(error: Exception) -> Exception:
+    """Starlette wraps what is raised after the start of a response."""
+    cause = error.__cause__
+    return cause if isinstance(error, RuntimeError) and isinstance(cause, Exception) else error
 
 
 def _may_be_replaced(start: Message) -> bool:

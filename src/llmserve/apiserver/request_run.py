@@ -46,7 +46,7 @@ class RequestRun:
         self._choices = choices
         self._card, self._legs, self._sink, self._context = card, legs, sink, context
         self._sent: list[int] = []
-        self._attempts = Attempts(legs, self._sent, context.retries, context.metrics)
+        self._attempts = Attempts(legs, self._sent, context.retries, context.metrics, card.tenant)
         self._place = choices.place if choices else self._own_place()
         self._replay: Replay | None = None  # in this attempt
         self._heard = False  # a token, in this attempt
@@ -67,7 +67,7 @@ class RequestRun:
         outcome = Outcome.CANCELLED
         name_request(RequestNames(self._name, self._card.span.trace_id))
         self._stats.started()
-        self._context.retries.started()
+        self._context.retries.started(self._card.tenant)
         try:
             outcome = await self._to_its_end()
         except asyncio.CancelledError:

@@ -20,7 +20,8 @@ class RequestScope:
     """early_error: why the request failed before it had any output, so that a streamed response,
     whose status vLLM sends first, can still carry it as its status. handovers: how the KV of its
     sequences came to decode, as far as known. request_id: x-request-id, the client's or ours. explain: what
-    is remembered of the request. span: of HTTP. form: of its errors. turn: stored responses it is about."""
+    is remembered of the request. span: of HTTP. form: of its errors. turn: stored responses it is about.
+    reached_engine: its fields are fine, and a run was begun."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
@@ -31,6 +32,7 @@ class RequestScope:
     span: Span = NO_SPAN
     form: ErrorForm = ErrorForm.OPENAI
     turn: Turn = field(default_factory=Turn)
+    reached_engine: bool = False
 
 
 _CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")

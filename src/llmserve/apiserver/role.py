@@ -1,10 +1,14 @@
 """The apiserver as a role: its service and its metrics."""
 
+import logging
+
 from prometheus_client import CollectorRegistry
 
+from llmserve.apiserver.errors import is_expected
 from llmserve.apiserver.options import ApiserverOptions
 from llmserve.apiserver.service import Apiserver
 from llmserve.config.schema import Manifest
+from llmserve.core.logs import KnownFailures
 from llmserve.metrics.registry import MetricsServer
 
 _LOOPBACK = "127.0.0.1"
@@ -28,6 +32,7 @@ class ApiserverRole:
     async def start(self) -> None:
         """Errors: StartFailed."""
         await self._apiserver.start()
+        _quieten_vllm()  # it sets its logging up again on the way
         if self._metrics:
             await self._metrics.start()
 
@@ -38,3 +43,10 @@ class ApiserverRole:
         await self._apiserver.aclose()
         if self._metrics:
             await self._metrics.aclose()
+
+
+def _quieten_vllm() -> None:
+    """vLLM logs a traceback of whatever ends a stream, through a handler of its own or (JSON) that of all."""
+    known = KnownFailures("vllm", is_expected)
+    for handler in (*logging.getLogger("vllm").handlers, *logging.getLogger().handlers):
+        handler.addFilter(known)

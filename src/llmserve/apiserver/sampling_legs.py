@@ -10,7 +10,10 @@ from vllm.sampling_params import SamplingParams
 
 from llmserve.apiserver.first_token import inexact_because, stuck_because
 from llmserve.apiserver.legs import HAND_OVER, LegContext
+from llmserve.core.errors import InvalidRequest
 from llmserve.core.request import EngineRequest, SamplingLimits
+
+_INT32_LIMIT = 2**31
 
 
 class SamplingLegs:
@@ -122,6 +125,25 @@ class PromptLegs:
 
     def whole(self, context: LegContext) -> EngineRequest:
         return self._legs.probe(context, None)
+
+
+def check_sendable(params: SamplingParams, priority: int) -> None:
+    """Checks that a request fits the messages to router and engine. Errors: InvalidRequest."""
+    if not -_INT32_LIMIT <= priority < _INT32_LIMIT:
+        raise InvalidRequest(f"priority must be a 32-bit integer, got {priority}", field="priority")
+    if problem := _cannot_encode(params):
+        fields = (name for name in params.__struct_fields__ if _cannot_encode(getattr(params, name)))
+        name = next(fields, "")
+        raise InvalidRequest(f"{name} cannot be sent to an engine: {problem}", field=name)
+
+
+def _cannot_encode(value: Any) -> str:
+    """Why; empty when it can be."""
+    try:
+        msgspec.msgpack.encode(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        return str(error)
+    return ""
 
 
 def _drop_prompt_logprobs(params: SamplingParams) -> None:

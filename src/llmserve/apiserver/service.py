@@ -192,4 +192,5 @@ class Apiserver:
 
 
 def _retries(scheduling: Scheduling) -> RetryBudget:
-    return RetryBudget(RetryLimits(scheduling.retry_share, scheduling.retry_burst))
+    limits = RetryLimits(scheduling.retry_share, scheduling.retry_burst, scheduling.retry_tenant_share)
+    return RetryBudget(limits)

@@ -4,12 +4,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmserve.cli.kv_page import size
+from llmserve.core.logs import printable
 
 _Part = Mapping[str, Any]
 
 
 def lines(record: _Part) -> Iterator[str]:
-    """record: as `GET /v1/requests/{id}/explain` answers."""
+    """record: as `GET /v1/requests/{id}/explain` answers. Its errors may repeat what a client wrote."""
+    return (printable(line).replace("\n", " ") for line in _lines(record))
+
+
+def _lines(record: _Part) -> Iterator[str]:
     yield f"{record['request_id']}  {' '.join(record['response_ids'])}".rstrip()
     whose = f"tenant {record['tenant']}, at {record['apiserver']}"
     yield f"  {record['path']} of {whose}, came {record['came_at']}"

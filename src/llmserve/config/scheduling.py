@@ -161,6 +161,15 @@ class Scheduling(Section):
             "lose with one worker.",
         ),
     ] = 256
+    retry_tenant_share: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="The part of `retry_burst` that one tenant may use, when there are several: requests "
+            "of one that fail everywhere leave retries to the others.",
+        ),
+    ] = 0.5
     drain_timeout_seconds: Annotated[
         float,
         Unit("seconds"),

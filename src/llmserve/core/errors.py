@@ -21,9 +21,14 @@ class LLMServeError(Exception):
 
 
 class InvalidRequest(LLMServeError):
-    """A field of the request is wrong; nothing was started."""
+    """The request is wrong, and would be so anywhere: it is never tried again. `field` names the part of it;
+    empty when there is no single one."""
 
     http_status = 400
+
+    def __init__(self, message: str, *, field: str = "", retry_after_seconds: float | None = None) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.field = field
 
 
 class RequestTooLarge(InvalidRequest):

@@ -1,17 +1,52 @@
 """Lines of a log: for people, or as JSON, with the process, and the request where one is at hand.
 
 A line belongs to a request while its names are in the context: of the task, or of a `with` around
-what is done for it.
+what is done for it. What clients wrote may be in any message: no line of it looks like one of another record,
+and nothing of it moves a terminal's cursor.
 """
 
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+# Control characters except tab and newline, what turns the direction of text, other line ends, and halves of
+# surrogate pairs, which no log can be written with.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """Returns the text with everything that is not to be seen as an escape of JSON and Python: `\\u001b`."""
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class KnownFailures(logging.Filter):
+    """For a handler. Makes a library's record of a failure that is no defect one line, a warning without its
+    traceback, and each of its messages printable. library: its logger. is_known: whether an exception is such
+    a failure."""
+
+    def __init__(self, library: str, is_known: Callable[[BaseException], bool]) -> None:
+        super().__init__(library)
+        self._is_known = is_known
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not super().filter(record):
+            return True  # somebody else's: as it is
+        message = record.getMessage()
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and self._is_known(error):
+            message = message if str(error) in message else f"{message} {error}"
+            record.exc_info = record.exc_text = None
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg, record.args = printable(message), None
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +57,7 @@ class RequestNames:
     trace_id: str = ""
 
 
+_INDENT = "    "
 _CURRENT: ContextVar[RequestNames | None] = ContextVar("llmserve-request-names", default=None)
 
 
@@ -54,10 +90,14 @@ def levels_kept() -> Iterator[None]:
 
 
 class HumanFormatter(logging.Formatter):
-    """process: such as decode-0. A request that the message names itself is not named again."""
+    """process: such as decode-0. A request that the message names itself is not named again. Lines after the
+    first are indented, so that none of them reads as a record of its own."""
 
     def __init__(self, process: str) -> None:
         super().__init__(f"%(asctime)s %(levelname)s {process.replace('%', '%%')} %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record)).replace("\n", f"\n{_INDENT}")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of logging.Formatter
         line = super().formatMessage(record)
@@ -90,7 +130,7 @@ class JsonFormatter(logging.Formatter):
             **self._request(),
             **self._error(record),
         }
-        return json.dumps(line, ensure_ascii=False)
+        return printable(json.dumps(line, ensure_ascii=False))
 
     def _request(self) -> Mapping[str, str]:
         names = _CURRENT.get()

@@ -19,7 +19,7 @@ import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
-from llmserve.core.errors import LLMServeError, WorkerLost
+from llmserve.core.errors import LLMServeError, NotFound, WorkerLost
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason, Outcome
 from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
@@ -319,6 +319,11 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
                     self.failed_workers.append(message.worker_failed.worker_id)
             self.changed()
 
+    async def Explain(  # noqa: N802
+        self, request: router_pb2.ExplainRequest, context: Any
+    ) -> router_pb2.ExplainResponse:
+        raise NotFound(f"no apiserver remembers request {request.record.request_id}")
+
     def _answer(self, admit: router_pb2.Admit) -> router_pb2.RouterSessionResponse:
         if self.refuse_with is not None:
             return _refusal(admit, *self.refuse_with)
@@ -462,6 +467,12 @@ def manifest() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def model_name() -> str:
     return MODEL
+
+
+@pytest.fixture(scope="session")
+def make_cluster(tiny_model: Path) -> Callable[[], FakeCluster]:
+    """For tests that run it in a loop of their own."""
+    return lambda: FakeCluster(tiny_model, MODEL)
 
 
 @pytest_asyncio.fixture

@@ -11,6 +11,7 @@ import pytest
 from llmserve.core.logs import (
     HumanFormatter,
     JsonFormatter,
+    KnownFailures,
     RequestNames,
     levels_kept,
     name_request,
@@ -121,3 +122,50 @@ def test_vllm_logs_the_same_lines(capsys: pytest.CaptureFixture[str]) -> None:
         root.setLevel(level)
     (line,) = capsys.readouterr().err.splitlines()
     assert (json.loads(line)["logger"], json.loads(line)["process"]) == ("vllm.engine", "decode-0")
+
+
+FORGED = "a\n2026-01-01 00:00:00,000 INFO router llmserve: forged\x1b[31m\x00\r\u202e\u2028\ud800"
+
+
+def test_no_message_reads_as_a_record_of_another_process() -> None:
+    first, *others = HumanFormatter("apiserver-0").format(record("id %s", FORGED)).split("\n")
+    assert "apiserver-0" in first
+    assert [line[:4] for line in others] == ["    "]
+    assert others[0].endswith(r"forged\u001b[31m\u0000\u000d\u202e\u2028\ud800")
+
+
+def test_nor_does_an_exception() -> None:
+    try:
+        raise ValueError(FORGED)
+    except ValueError as error:
+        text = HumanFormatter("apiserver-0").format(record("failed", error=error))
+    _, *others = text.split("\n")
+    assert all(line.startswith("    ") for line in others)
+    assert "\x1b" not in text
+    text.encode()
+
+
+def test_json_has_no_raw_character_that_moves_a_terminal() -> None:
+    made = record("id %s", FORGED + "\x7f\x9b")
+    line = JsonFormatter("apiserver-0").format(made)
+    line.encode()
+    assert not {"\n", "\r", "\x1b", "\x00", "\x7f", "\x9b", "\u202e"} & set(line)
+    assert json.loads(line)["message"] == f"id {FORGED}\x7f\x9b"
+
+
+def test_a_known_failure_is_a_warning_in_one_line() -> None:
+    known = KnownFailures("llmserve.x", lambda error: isinstance(error, ValueError))
+    try:
+        raise ValueError("too long\x1b")
+    except ValueError as error:
+        made = record("Error in the stream", error=error)
+    made.levelno, made.levelname = logging.ERROR, "ERROR"
+    assert known.filter(made)
+    line = HumanFormatter("p").format(made)
+    assert line.endswith(r"WARNING p llmserve.x: Error in the stream too long\u001b")
+    defect = record("failed", error=KeyError("x"))
+    assert known.filter(defect)
+    assert "KeyError" in HumanFormatter("p").format(defect)
+    of_another = KnownFailures("vllm", lambda error: True)
+    assert of_another.filter(defect)
+    assert "KeyError" in HumanFormatter("p").format(defect)

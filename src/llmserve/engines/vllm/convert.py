@@ -71,7 +71,8 @@ def _greedy(request: EngineRequest) -> SamplingParams:
     )
 
 
-def to_engine_output(output: EngineCoreOutput) -> EngineOutput:
+def to_engine_output(output: EngineCoreOutput, *, ungrammatical: bool = False) -> EngineOutput:
+    """ungrammatical: if it is an error, the request's grammar is the reason."""
     prompt_logprobs = output.new_prompt_logprobs_tensors
     return EngineOutput(
         request_id=RequestId(output.request_id),
@@ -82,8 +83,15 @@ def to_engine_output(output: EngineCoreOutput) -> EngineOutput:
         prompt_logprobs=None if prompt_logprobs is None else _prompt(prompt_logprobs),
         kv_transfer_params=output.kv_transfer_params,
         prefill_stats=_prefill_stats(output.prefill_stats),
-        error="the engine could not go on with the request" if _failed(output) else "",
+        error=_error(ungrammatical) if _failed(output) else "",
     )
+
+
+def _error(ungrammatical: bool) -> str:
+    """The class name before the colon lets the apiserver raise that error."""
+    if ungrammatical:
+        return f"{InvalidRequest.__name__}: the engine cannot compile the request's structured output"
+    return "the engine could not go on with the request"
 
 
 def _failed(output: EngineCoreOutput) -> bool:

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from vllm.config.logging import LoggingConfig
 from vllm.logger import DEFAULT_LOGGING_CONFIG
 from vllm.platforms import current_platform
+from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor import Executor
@@ -58,6 +59,7 @@ class VllmEngine:
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._stats = EngineStats()
         self._info: EngineInfo | None = None
+        self._constrained: set[str] = set()  # requests with a grammar that have no output yet
         self._reports: dict[str, HandoverReport] = {}  # of pulls that ended, until the request's next output
 
     async def start(self) -> EngineInfo:
@@ -110,6 +112,8 @@ class VllmEngine:
     async def add(self, request: EngineRequest) -> None:
         self._validate(request)
         core_request = to_core_request(request)
+        if core_request.sampling_params.structured_outputs is not None:
+            self._constrained.add(request.request_id)
         if self._own_metrics is not None:
             self._own_metrics.added(core_request)
         try:
@@ -133,6 +137,7 @@ class VllmEngine:
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:
             self._reports.pop(request_id, None)
+            self._constrained.discard(request_id)
         if self._own_metrics is not None:
             self._own_metrics.aborted(request_ids)
         try:
@@ -153,7 +158,13 @@ class VllmEngine:
                 self._record(outputs.scheduler_stats)
                 rests = self._stats.came_to_rest
             if outputs.outputs or rests:
-                return [self._with_report(to_engine_output(output)) for output in outputs.outputs]
+                return [self._output(output) for output in outputs.outputs]
+
+    def _output(self, output: EngineCoreOutput) -> EngineOutput:
+        is_first = output.request_id in self._constrained
+        self._constrained.discard(output.request_id)
+        may_be_kv = self._spec.transfer.on_failure == "fail"
+        return self._with_report(to_engine_output(output, ungrammatical=is_first and not may_be_kv))
 
     def _record(self, stats: Any) -> None:
         assert self._kv_events is not None

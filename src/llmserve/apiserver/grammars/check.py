@@ -1,0 +1,115 @@
+"""Refuses structured output that no engine could compile, before one is asked."""
+
+import asyncio
+import hashlib
+import json
+from collections import Counter, OrderedDict, defaultdict
+from dataclasses import fields
+from typing import Any
+
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+
+from llmserve.apiserver.grammars.forks import Answer, Task
+from llmserve.apiserver.grammars.process import GrammarProcess
+from llmserve.core.errors import InvalidRequest, Overloaded, Unavailable
+from llmserve.core.tasks import TaskOwner
+
+MAX_BYTES = 512 * 1024
+_KNOWN = 2048
+_AT_ONCE = 2
+_MAX_WAITING = 16  # of a tenant
+_WAIT_SECONDS = 60.0
+_FIELDS = tuple(field.name for field in fields(StructuredOutputsParams) if field.init)
+
+
+class GrammarCheck:
+    """A grammar is compiled once, and what came of it is remembered. The process for it is started when it is
+    first needed, as it has vLLM's modules in memory. A tenant has one grammar compiled at a time, so that it
+    cannot keep the others waiting. Life: check … -> aclose (idempotent)."""
+
+    def __init__(self, config: Any) -> None:
+        """config: vLLM's."""
+        self._config = config
+        self._owner = TaskOwner("grammars")
+        self._process: GrammarProcess | None = None
+        self._starting = asyncio.Lock()
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._waiting: Counter[str] = Counter()  # by tenant
+        self._asked: dict[bytes, asyncio.Task[Answer | Unavailable]] = {}
+        self._known: OrderedDict[bytes, Answer] = OrderedDict()
+
+    async def check(self, params: SamplingParams, tenant: str) -> None:
+        """Errors: InvalidRequest with the compiler's reason; Overloaded; Unavailable without a compiler."""
+        if params.structured_outputs is None:
+            return
+        task = _task(params)
+        text = json.dumps(task, sort_keys=True).encode()
+        if len(text) > MAX_BYTES:
+            raise _refused(f"it is larger than {MAX_BYTES >> 10} KiB")
+        answer = await self._answer(hashlib.sha256(text).digest(), task, tenant)
+        if isinstance(answer, Unavailable):
+            raise answer
+        if answer.problem:
+            raise _refused(answer.problem)
+
+    async def _answer(self, key: bytes, task: Task, tenant: str) -> Answer | Unavailable:
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key]
+        if key not in self._asked:
+            if self._waiting[tenant] >= _MAX_WAITING:
+                raise _busy()
+            self._asked[key] = asked = self._owner.spawn("compile", self._ask(key, task, tenant))
+            asked.add_done_callback(lambda _: self._asked.pop(key, None))
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                return await asyncio.shield(self._asked[key])  # others may wait for the same
+        except TimeoutError:
+            raise _busy() from None
+
+    async def _ask(self, key: bytes, task: Task, tenant: str) -> Answer | Unavailable:
+        self._waiting[tenant] += 1
+        try:
+            async with self._turns[tenant], self._slots:
+                answer = await (await self._running()).ask(task)
+        except Unavailable as error:
+            return error
+        finally:
+            self._waiting[tenant] -= 1
+        if not answer.limited:
+            self._known[key] = answer
+            if len(self._known) > _KNOWN:
+                self._known.popitem(last=False)
+        return answer
+
+    async def _running(self) -> GrammarProcess:
+        async with self._starting:
+            if self._process is not None and not self._process.alive:
+                await self._process.aclose()
+                self._process = None
+            if self._process is None:
+                process = GrammarProcess(self._config, self._owner)
+                await process.start()
+                self._process = process
+            return self._process
+
+    async def aclose(self) -> None:
+        if self._process is not None:
+            await self._process.aclose()
+            self._process = None
+        await self._owner.aclose()
+
+
+def _task(params: SamplingParams) -> Task:
+    given = {name: getattr(params.structured_outputs, name) for name in _FIELDS}
+    constraint = {name: value for name, value in given.items() if value is not None}
+    return {"constraint": constraint, "stop_token_ids": sorted(params.stop_token_ids or ())}
+
+
+def _busy() -> Overloaded:
+    return Overloaded("too many structured outputs wait to be compiled", retry_after_seconds=5.0)
+
+
+def _refused(problem: str) -> InvalidRequest:
+    return InvalidRequest(f"the structured output cannot be compiled: {problem}", field="structured_outputs")

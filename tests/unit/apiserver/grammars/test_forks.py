@@ -1,0 +1,88 @@
+"""Work in children of its own: what they do to themselves is an answer, and the server goes on."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+_SERVER = """
+import os, sys, time
+from llmserve.apiserver.grammars.forks import ForkLimits, ForkServer
+
+def work(task):
+    match task["do"]:
+        case "well": return ""
+        case "badly": return "a reason"
+        case "raise": raise ValueError("not this")
+        case "print": os.write(2, b"forged")
+        case "compute":
+            while True: pass
+        case "sleep": time.sleep(60)
+        case "hoard": return str(len(bytearray(2**28)))
+        case "die": os.abort()
+    return ""
+
+limits = ForkLimits(cpu_seconds=1, seconds=0.5, memory_bytes=2**26)
+ForkServer(work, limits, tasks=0, answers=1).serve()
+"""
+
+
+class Served:
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def send(self, number: int, do: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"number": number, "task": {"do": do}}) + "\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        heard: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return heard
+
+    def answer(self, do: str) -> tuple[str, bool]:
+        self.send(1, do)
+        heard = self.hear()
+        return heard["problem"], heard["limited"]
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    served = Served()
+    yield served
+    _, said = served.process.communicate(timeout=10)
+    assert said == ""
+    assert served.process.returncode == 0
+
+
+def test_a_task_says_how_it_went(served: Served) -> None:
+    assert served.answer("well") == ("", False)
+    assert served.answer("badly") == ("a reason", False)
+    assert served.answer("raise") == ("ValueError: not this", False)
+    assert served.answer("print") == ("", False)
+
+
+def test_a_child_that_takes_too_much_or_dies_is_an_answer(served: Served) -> None:
+    memory = ("it takes more than 64 MiB of memory, or ends the compiler", True)
+    assert served.answer("hoard") == memory
+    assert served.answer("die") == memory
+    assert served.answer("well") == ("", False)
+
+
+@pytest.mark.parametrize("do", ["compute", "sleep"])
+def test_a_child_that_does_not_end_is_killed_and_keeps_nobody_waiting(served: Served, do: str) -> None:
+    served.send(1, do)
+    served.send(2, "well")
+    assert served.hear()["number"] == 2
+    late = served.hear()
+    assert late == {"number": 1, "problem": "it takes more than 1 s of computing", "limited": True}
