@@ -7,13 +7,11 @@ hashed or written down, so it is refused here, with the name of the field.
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from llmserve.apiserver.asgi import Message, Receive
 from llmserve.core.errors import InvalidRequest, RequestTooLarge
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 
 MAX_DEPTH = 100
 _MAX_NAME_LENGTH = 200

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from starlette.middleware.cors import CORSMiddleware
 
-from llmserve.apiserver.gate import AsgiApp, Message, Receive, Send
+from llmserve.apiserver.asgi import AsgiApp, Message, Receive, Send
 from llmserve.apiserver.handover_headers import FALLBACK, MODE, TRANSPORT
 from llmserve.apiserver.http_spans import TRACE_ID
 from llmserve.apiserver.request_ids import ANTHROPIC_REQUEST_ID, REQUEST_ID

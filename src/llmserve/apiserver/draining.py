@@ -5,8 +5,8 @@ import asyncio
 import json
 from contextlib import suppress
 
+from llmserve.apiserver.asgi import AsgiApp, Message, Receive, Send
 from llmserve.apiserver.errors import ErrorForm, body_of, form_of, problem_of, retry_after_seconds
-from llmserve.apiserver.gate import AsgiApp, Message, Receive, Send
 from llmserve.core.errors import Unavailable
 
 STOPPING = "the server is stopping; send the request again"

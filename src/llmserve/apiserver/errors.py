@@ -115,8 +115,8 @@ def as_serving_error(error: Exception, *, before_engine: bool = False) -> Except
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether a failure is the client's, or is no defect of the cluster (overload, a worker that is lost): its
-    traceback tells nobody anything."""
+    """Returns whether a failure is the client's, or no defect of the cluster (overload, a lost worker). Its
+    traceback is of no use to anybody."""
     if not isinstance(error, Exception):
         return False
     return isinstance(error, LLMServeError | GracefulHTTPError) or problem_of(error).status < 500

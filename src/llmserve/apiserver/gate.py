@@ -11,12 +11,13 @@ out has the form of the route (`errors.py`).
 """
 
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from llmserve.apiserver.asgi import AsgiApp, Message, Receive, Send
 from llmserve.apiserver.auth import ApiKeys
-from llmserve.apiserver.body import Message, Receive, check_body, read_body
+from llmserve.apiserver.body import check_body, read_body
 from llmserve.apiserver.errors import (
     ErrorForm,
     Problem,
@@ -36,9 +37,6 @@ from llmserve.apiserver.request_ids import ANTHROPIC_REQUEST_ID, REQUEST_ID, req
 from llmserve.apiserver.request_scope import RequestScope, enter_scope
 from llmserve.core.errors import LLMServeError, NotAuthenticated
 from llmserve.core.logs import RequestNames, name_request
-
-Send = Callable[[Message], Awaitable[None]]
-AsgiApp = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _OPEN_PATHS = frozenset({"/health", "/live", "/load", "/metrics", "/ping"})
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
