@@ -34,7 +34,7 @@ from llmserve.apiserver.router_link import RouterLink
 from llmserve.apiserver.run_context import RunContext
 from llmserve.apiserver.worker_links import WorkerLinks
 from llmserve.config.conflict import Conflict, refuse
-from llmserve.config.load import read_manifest
+from llmserve.config.load import read_again
 from llmserve.config.refusals import too_long, unknown_parsers
 from llmserve.config.schema import Manifest, Scheduling
 from llmserve.core.clock import SystemClock
@@ -143,7 +143,7 @@ class Apiserver:
         path = self._options.manifest
         if path is None:
             raise InvalidRequest("this apiserver runs without a manifest file: there is nothing to reload")
-        text = await asyncio.to_thread(read_manifest, path)
+        text = await asyncio.to_thread(read_again, path)
         return await reload_cluster(self._options.routers, text, str(path))
 
     def _obey(self, live: LiveSettings) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
 from llmserve.cli.find import add_cluster, find_cluster
-from llmserve.config.load import parse_manifest, read_manifest
+from llmserve.config.load import parse_manifest, read_again
 from llmserve.core.errors import InvalidRequest
 from llmserve.rpc.reload import reload_cluster
 from llmserve.runner.preflight import check_reload
@@ -36,7 +36,7 @@ def _run(options: argparse.Namespace) -> int:
             f"{cluster.state.name} was started with {path}, which its processes read when they start again: "
             "change that file"
         )
-    text = read_manifest(path)
+    text = read_again(path)
     check_reload(parse_manifest(text, str(path)), path)
     reloaded = asyncio.run(reload_cluster(cluster.routers, text, str(path)))
     if options.json:

@@ -41,6 +41,16 @@ def read_manifest(path: str | FilePath) -> str:
     return _read(FilePath(path))
 
 
+def read_again(path: FilePath) -> str:
+    """As read_manifest, of a cluster that runs: no other file can be meant. Errors: ManifestError."""
+    if not path.exists():
+        raise ManifestError(
+            f"{path}: the manifest of this cluster is gone; put it back there. What runs goes on as it is, but "
+            "a process that ends cannot be started again without it"
+        )
+    return read_manifest(path)
+
+
 def parse_manifest(text: str, file: str) -> Manifest:
     """As load_manifest, from text; `file` is what messages call it."""
     document = read_document(text)
@@ -98,9 +108,9 @@ def _read(path: FilePath) -> str:
 
 
 def _similar_file(path: FilePath) -> str:
-    beside = [str(other) for pattern in ("*.yaml", "*.yml") for other in path.parent.glob(pattern)]
-    close = difflib.get_close_matches(str(path), beside, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    beside = {other.stem: other for pattern in ("*.yaml", "*.yml") for other in path.parent.glob(pattern)}
+    close = difflib.get_close_matches(path.stem, beside, n=1)
+    return f"; did you mean '{beside[close[0]]}'?" if close else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llmserve.config.load import parse_manifest, read_manifest
+from llmserve.config.load import parse_manifest, read_again
 from llmserve.core.errors import LLMServeError
 from llmserve.rpc.reload import reload_cluster
 from llmserve.runner.preflight import check_reload
@@ -86,7 +86,7 @@ class Reloading:
 
     async def _reload(self) -> list[str]:
         try:
-            text = read_manifest(self._manifest)
+            text = read_again(self._manifest)
             manifest = parse_manifest(text, str(self._manifest))
             await asyncio.to_thread(check_reload, manifest, self._manifest)
             reloaded = await reload_cluster(self._routers, text, str(self._manifest))

@@ -646,3 +646,14 @@ def test_what_is_no_origin_is_refused_with_its_line(wrong: str) -> None:
     (problem,) = with_sections(f"security:\n  cors_origins:\n    - https://right.example\n    - {wrong}\n")
     assert problem.startswith("m.yaml:8: security.cors_origins[1]: ")
     assert "is not an origin: an origin is SCHEME://HOST" in problem
+
+
+def test_only_a_file_of_a_similar_name_is_suggested(tmp_path: Path) -> None:
+    """However much of their paths is the same."""
+    (tmp_path / "unrelated.yaml").touch()
+    with pytest.raises(ManifestError) as raised:
+        load_manifest(tmp_path / "mine.yaml")
+    assert "did you mean" not in raised.value.message
+    (tmp_path / "mines.yaml").touch()
+    with pytest.raises(ManifestError, match=r"did you mean '.*/mines\.yaml'\?"):
+        load_manifest(tmp_path / "mine.yaml")

@@ -65,6 +65,14 @@ def right(file: Path) -> Path:
     return file
 
 
+async def test_a_file_that_is_gone_is_said_without_guessing_at_another(file: Path) -> None:
+    os.rename(file, file.with_name("a" + file.name))
+    reloading = Reloading(file, "127.0.0.1:1", lambda text: None, watch=False)
+    (said,) = await reloading._reload()
+    assert f"{file}: the manifest of this cluster is gone; put it back there" in said
+    assert "did you mean" not in said
+
+
 async def test_a_bad_file_is_said_with_its_line(wrong: Path) -> None:
     reloading = Reloading(wrong, "127.0.0.1:1", lambda text: None, watch=False)
     said = await reloading._reload()
