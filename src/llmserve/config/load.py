@@ -45,8 +45,8 @@ def read_again(path: FilePath) -> str:
     """As read_manifest, of a cluster that runs: no other file can be meant. Errors: ManifestError."""
     if not path.exists():
         raise ManifestError(
-            f"{path}: the manifest of this cluster is gone; put it back there. What runs goes on as it is, but "
-            "a process that ends cannot be started again without it"
+            f"{path}: the manifest of this cluster is gone; put it back there. What runs goes on as it is, "
+            "but a process that ends cannot be started again without it"
         )
     return read_manifest(path)
 

@@ -1,0 +1,137 @@
+"""A real cluster with several apiservers behind one port, started in a shell with variables of vLLM."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import httpx
+import pytest
+import yaml
+
+from bench.cluster import Cluster, running
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.timeout(240)
+MODEL = "SmolLM2-135M-Instruct"
+CLIENTS = 64
+_APISERVERS = ("apiserver-0", "apiserver-1")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
+    spec = manifest["spec"]
+    spec["deployment"]["replicas"] = {"apiserver": 2, "prefill": 1, "decode": 1}
+    spec["engine"]["sim"]["decode_step_seconds"] = 0.05
+    shell = {"VLLM_API_KEY": "x", "VLLM_PORT": "tcp://10.0.0.1:80"}
+    with mock.patch.dict(os.environ, shell), running(manifest) as started:
+        yield started
+
+
+def _llmserve(cluster: Cluster, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "llmserve.cli", *arguments, "--run-dir", str(cluster.run_dir)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+
+
+def _completed(cluster: Cluster, name: str) -> float:
+    return cluster.metrics(name).get('apiserver_requests_total{outcome="completed"}', 0.0)
+
+
+def test_the_shell_s_settings_do_not_reach_the_processes(cluster: Cluster) -> None:
+    assert httpx.get(f"{cluster.url}/v1/models", timeout=10).status_code == 200
+    said = (cluster.run_dir.parent / "up.log").read_text()
+    assert "VLLM_API_KEY, VLLM_PORT in the environment: ignored" in said
+
+
+def test_both_share_the_load_of_64_clients(cluster: Cluster) -> None:
+    before = {name: _completed(cluster, name) for name in _APISERVERS}
+    body = {"model": MODEL, "prompt": [5] * 20, "max_tokens": 1}
+    clients = [httpx.Client(base_url=cluster.url, timeout=60) for _ in range(CLIENTS)]
+    threads = [
+        threading.Thread(target=lambda client=client: [_ask(client, body) for _ in range(2)])
+        for client in clients
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for client in clients:
+        client.close()
+    done = {name: _completed(cluster, name) - before[name] for name in _APISERVERS}
+    assert sum(done.values()) == 2 * CLIENTS
+    assert all(abs(count - CLIENTS) <= 0.2 * CLIENTS for count in done.values()), done
+
+
+def _ask(client: httpx.Client, body: dict[str, object]) -> None:
+    assert client.post("/v1/completions", json=body).status_code == 200
+
+
+def test_status_and_doctor_ask_each_of_them(cluster: Cluster) -> None:
+    state = cluster.state()
+    assert state["base_urls"] == [cluster.url]
+    assert len({cluster.role(name)["direct"] for name in _APISERVERS}) == 2
+    report = json.loads(_llmserve(cluster, "doctor", "--json").stdout)
+    found = {finding["name"]: finding["status"] for finding in report["findings"]}
+    assert {found[f"API of {name}"] for name in _APISERVERS} == {"ok"}
+
+
+def test_one_that_is_killed_takes_only_its_connections_along(cluster: Cluster) -> None:
+    clients = [httpx.Client(base_url=cluster.url, timeout=30) for _ in range(8)]
+    for client in clients:
+        assert client.get("/live").status_code == 200
+    os.kill(cluster.pid("apiserver-1"), signal.SIGKILL)
+    time.sleep(0.5)  # until the kernel has closed its connections
+    broken = 0
+    for client in clients:
+        try:
+            assert client.get("/live").status_code == 200
+        except httpx.TransportError:
+            broken += 1
+            assert client.get("/live").status_code == 200, "a new connection goes to the other"
+        client.close()
+    assert broken <= 4
+    deadline = time.monotonic() + 90
+    while cluster.role("apiserver-1")["stand"] != "ready" or not cluster.role("apiserver-1")["restarts"]:
+        assert time.monotonic() < deadline, cluster.role("apiserver-1")
+        assert httpx.get(f"{cluster.url}/health", timeout=10).status_code == 200
+        time.sleep(0.2)
+    assert json.loads(_llmserve(cluster, "status", "--json").stdout)["healthy"]
+
+
+def test_down_under_load_ends_every_stream_with_a_word(cluster: Cluster) -> None:
+    """The last one: it ends the cluster."""
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    texts: list[str] = []
+    errors: list[Exception] = []
+
+    def stream() -> None:
+        try:
+            with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body, timeout=60) as answer:
+                texts.append(answer.read().decode())
+        except httpx.TransportError as error:
+            errors.append(error)
+
+    streams = [threading.Thread(target=stream) for _ in range(8)]
+    for thread in streams:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while sum(cluster.metrics(name)["apiserver_running_requests"] for name in _APISERVERS) < len(streams):
+        assert time.monotonic() < deadline
+    done = _llmserve(cluster, "down")
+    for thread in streams:
+        thread.join(10)
+    assert done.returncode == 0, done.stderr
+    assert errors == []
+    assert len(texts) == len(streams)
+    assert all("the server is stopping" in text for text in texts)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{cluster.url}/live", timeout=5)
+    logs = "".join(path.read_text() for path in (cluster.run_dir / "logs").glob("apiserver-?.log"))
+    assert "Exception in ASGI application" not in logs
