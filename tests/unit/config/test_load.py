@@ -380,7 +380,8 @@ def test_planned_knobs_may_be_set_to_what_they_are() -> None:
             id="transport-twice",
         ),
         pytest.param(
-            "deployment:\n  replicas: {apiserver: 2}\n  local: {port: 9000, separate_ports: true}\nobservability: {port: 9001}\n",
+            "deployment:\n  replicas: {apiserver: 2}\n  local: {port: 9000, separate_ports: true}\n"
+            "observability: {port: 9001}\n",
             "m.yaml:8: observability.port: 9001 is taken by deployment.local.port, too; "
             "set another one of them, or 0 for a free one",
             id="one-port-for-http-and-metrics",

@@ -1,6 +1,7 @@
 """When a worker speaks of itself: now and then, and at once when its engine has come to rest."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -19,7 +20,7 @@ async def _nothing(error: Exception) -> None:
 
 @pytest.fixture
 def status() -> WorkerStatus:
-    engine = FakeEngine(0)
+    engine: Any = FakeEngine(0)
     watch = EngineWatch(engine, HangLimits(10.0, 10.0), _nothing)
     return WorkerStatus(common_pb2.WorkerInfo(), engine, WorkerMetrics(CollectorRegistry()), watch)
 
