@@ -1,6 +1,8 @@
 """What we take for granted about vLLM's internals, checked against the installed one."""
 
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,3 +57,29 @@ def _vllm_hashes(adapter: Any) -> list[bytes]:
         block_hasher=get_request_block_hasher(16, sha256_cbor),
     )
     return list(request.block_hashes)
+
+
+def test_the_names_of_parsers_are_those_that_vllm_registers() -> None:
+    """Read from its sources, for a check that must not import it."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    from llmserve.apiserver.parsers import parsers_here
+
+    found = parsers_here()
+    assert found is not None
+    assert found.tool == set(ToolParserManager.list_registered())
+    assert found.reasoning == set(ReasoningParserManager.list_registered())
+
+
+def test_its_own_logging_can_also_tell_why_an_engine_did_not_start(tmp_path: Path) -> None:
+    from vllm.config.logging import LoggingConfig
+    from vllm.logger import DEFAULT_LOGGING_CONFIG
+
+    from llmserve.engines.vllm.failures import write_logging
+
+    file = write_logging(tmp_path, DEFAULT_LOGGING_CONFIG)
+    assert LoggingConfig(pylogging_config_file=str(file)).pylogging_config_file == str(file)
+    made = json.loads(file.read_text())
+    assert made["loggers"]["vllm"]["handlers"] == ["vllm", "llmserve-cause"]
+    assert made["handlers"]["vllm"] == DEFAULT_LOGGING_CONFIG["handlers"]["vllm"]
