@@ -38,6 +38,49 @@ def test_include_usage_counts_every_token_once(client: openai.OpenAI) -> None:
     assert last.usage.prompt_tokens == plain.prompt_tokens
 
 
+def test_usage_says_what_was_written_to_the_prefix_cache_and_read_from_it(
+    client: openai.OpenAI, url: str
+) -> None:
+    messages = [{"role": "user", "content": "Count the sheep: " + "one more sheep, " * 90}]
+    first, again = (_chat(client, messages=messages, max_tokens=2).usage for _ in range(2))
+    written = first.prompt_tokens_details.created_cache_tokens
+    assert 0 < written <= first.prompt_tokens - first.prompt_tokens_details.cached_tokens
+    assert again.prompt_tokens_details.created_cache_tokens == 0
+    assert again.prompt_tokens_details.cached_tokens >= written
+    other = [{"role": "user", "content": "Count the goats: " + "one more goat, " * 90}]
+    claude = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+    usage = claude.messages.create(model=MODEL, max_tokens=2, messages=other).usage  # type: ignore[arg-type]
+    assert usage.cache_creation_input_tokens
+    assert usage.input_tokens < usage.cache_creation_input_tokens
+    answer = client.responses.create(model=MODEL, input=other, max_output_tokens=2)  # type: ignore[arg-type]
+    assert answer.usage is not None
+    assert answer.usage.input_tokens_details.cached_tokens >= usage.cache_creation_input_tokens
+
+
+def test_conversations_of_a_batch_have_an_answer_each(client: openai.OpenAI, http: httpx.Client) -> None:
+    spain = [{"role": "user", "content": "What is the capital of Spain?"}]
+    body = {"model": MODEL, "messages": [CAPITAL, spain], "max_tokens": 24, "temperature": 0}
+    choices = http.post("/v1/chat/completions/batch", json=body).json()["choices"]
+    assert "Paris" in choices[0]["message"]["content"]
+    assert "Madrid" in choices[1]["message"]["content"]
+
+
+def test_generative_scoring_prefers_the_likely_word(http: httpx.Client) -> None:
+    words = [
+        http.post("/tokenize", json={"model": MODEL, "prompt": word, "add_special_tokens": False}).json()
+        for word in (" Paris", " cheese")
+    ]
+    body = {
+        "model": MODEL,
+        "query": "The capital of",
+        "items": [" France is"],
+        "label_token_ids": [word["tokens"][0] for word in words],
+    }
+    answer = http.post("/generative_scoring", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["data"][0]["score"] > 0.5
+
+
 def test_completions_plain_and_streamed(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {
         "model": MODEL,

@@ -298,14 +298,6 @@ async def test_responses_and_messages(cluster: Any, http: httpx.AsyncClient) -> 
     assert message["content"][0]["text"] == text_after(cluster, 5, 4)
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/invocations", "/ping", "/load", "/scale_elastic_ep", "/inference/v1/generate", "/generative_scoring"],
-)
-async def test_what_is_not_for_clients_is_not_there(cluster: Any, http: httpx.AsyncClient, path: str) -> None:
-    assert (await http.post(path, json={})).status_code == 404
-
-
 async def test_workers_are_opened_once(cluster: Any, http: httpx.AsyncClient) -> None:
     for _ in range(3):
         await completion(http, max_tokens=2)
