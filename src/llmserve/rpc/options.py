@@ -3,12 +3,12 @@
 Messages: the largest is a prompt (4 bytes a token at most) with its block hashes, or the prompt
 logprobs of one; 64 MiB holds a million-token prompt and refuses nonsense. KV bytes never pass here.
 
-Keepalive: a peer that vanished without a FIN is noticed within 15 s, on idle connections too. A
-ping every 10 s costs nothing measurable.
+Keepalive: a peer that vanished without a FIN, or was stopped, is noticed within 10 s, on idle connections
+too; gRPC's own threads answer, however busy the process is. A ping every 5 s costs nothing measurable.
 """
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-KEEPALIVE_SECONDS = 10
+KEEPALIVE_SECONDS = 5
 KEEPALIVE_TIMEOUT_SECONDS = 5
 
 _SHARED: tuple[tuple[str, int], ...] = (
