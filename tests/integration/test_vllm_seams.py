@@ -1,6 +1,7 @@
 """What we take for granted about vLLM's internals, checked against the installed one."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,3 +56,15 @@ def _vllm_hashes(adapter: Any) -> list[bytes]:
         block_hasher=get_request_block_hasher(16, sha256_cbor),
     )
     return list(request.block_hashes)
+
+
+def test_vllm_keeps_what_it_knows_of_a_model_where_we_look_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """engines/vllm/environment.py: processes that start together wait until one of them has that file."""
+    from vllm.model_executor.models.registry import _LazyRegisteredModel
+
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    model = _LazyRegisteredModel("vllm.model_executor.models.llama", "LlamaForCausalLM")
+    assert model._get_cache_dir() == tmp_path / "modelinfos"
+    assert Path(model._get_cache_filename()).match("*-LlamaForCausalLM.json")

@@ -33,7 +33,7 @@ from llmserve.engines.handover import addresses_for, check_params, meet, query_s
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import compiles, engine_args, needs_compiler
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
-from llmserve.engines.vllm.environment import check_compiler, set_engine_environment
+from llmserve.engines.vllm.environment import asking_about_the_model, check_compiler, set_engine_environment
 from llmserve.engines.vllm.kv_events import KvEventSource
 from llmserve.engines.vllm.own_metrics import OwnMetrics
 from llmserve.engines.vllm.stats import EngineStats
@@ -91,7 +91,10 @@ class VllmEngine:
 
     def _launch(self, card_path: str) -> tuple[AsyncMPClient, Any]:
         assert self._kv_events is not None
-        config = engine_args(self._spec, self._kv_events.endpoint, card_path).create_engine_config()
+        assert self._spec.model_dir is not None
+        args = engine_args(self._spec, self._kv_events.endpoint, card_path)
+        with asking_about_the_model(self._spec.model_dir):
+            config = args.create_engine_config()
         core = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
         return core, config
 
