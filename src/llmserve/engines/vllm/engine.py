@@ -37,6 +37,7 @@ from llmserve.engines.vllm.environment import asking_about_the_model, check_comp
 from llmserve.engines.vllm.kv_events import KvEventSource
 from llmserve.engines.vllm.own_metrics import OwnMetrics
 from llmserve.engines.vllm.stats import EngineStats
+from llmserve.engines.vllm.warm_up import warm_up
 
 _log = logging.getLogger(__name__)
 
@@ -67,10 +68,12 @@ class VllmEngine:
         card_path = Path(self._scratch.name) / "card.json"
         try:
             # In a thread: it takes tens of seconds, during which health checks and signals must be served.
-            core, config = await asyncio.to_thread(self._launch, str(card_path))
+            self._core, config = await asyncio.to_thread(self._launch, str(card_path))
+            await warm_up(self._core, self._spec.engine.grammar_backend)
+        except StartFailed:
+            raise
         except Exception as error:
             raise StartFailed(f"vLLM did not start: {error}") from error
-        self._core = core
         if self._registry is not None:
             self._own_metrics = OwnMetrics(config, self._registry)
         card = EngineCard.read(card_path)
