@@ -1,7 +1,7 @@
 """The first requests of each kind on a fresh cluster: none of them makes an engine stand still.
 
-First of all e2e tests, by its name: afterwards the cluster is no longer fresh. vLLM may prepare something when
-a request first needs it (code, a table of tokens); whoever streams beside it would wait.
+First of all e2e tests, by its name: afterwards the cluster is no longer fresh. vLLM may prepare something
+when a request first needs it (code, a table of tokens); whoever streams beside it would wait.
 """
 
 import threading
