@@ -26,7 +26,7 @@ def test_the_collector_rests_and_is_as_before(enabled: bool) -> None:
 
 def test_what_was_imported_is_not_looked_at_again() -> None:
     with importing():
-        kept = [[] for _ in range(1000)]  # as modules make them
+        kept: list[list[int]] = [[] for _ in range(1000)]  # as modules make them
     assert gc.get_freeze_count() >= len(kept)
     gc.unfreeze()
 
