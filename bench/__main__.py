@@ -22,6 +22,7 @@ from bench import (
     scheduler,
     simulate,
     soak,
+    startup,
     survival,
     tiers,
     tiers_object,
@@ -29,7 +30,7 @@ from bench import (
 )
 
 NAMES = (
-    *("latency", "idle", "gateway", "metrics", "recovery", "transfer", "push"),
+    *("startup", "latency", "idle", "gateway", "metrics", "recovery", "transfer", "push"),
     *("scheduler", "placement", "routing", "survival", "soak"),
     *("fairness", "simulate"),
     *("eviction", "directory", "pool", "nvme", "object", "formats", "store", "agreement"),
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--real", action="store_true", help="survival: with vLLM, fewer requests")
     arguments = parser.parse_args()
     benches: dict[str, Callable[[], str]] = {
+        "startup": startup.run,
         "latency": latency.run,
         "idle": idle.run,
         "gateway": gateway.run,

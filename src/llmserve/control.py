@@ -18,6 +18,7 @@ from llmserve.apiserver.flags import flags as apiserver_flags
 from llmserve.apiserver.flags import options as apiserver_options
 from llmserve.config.load import load_manifest
 from llmserve.core.clock import SystemClock
+from llmserve.core.imports import importing
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole
@@ -73,7 +74,8 @@ def main() -> int:
         prepare_environment()
         report_progress("loading vLLM's API layer")
         # Here, because it takes seconds and reads the environment: a wrong manifest is told at once.
-        from llmserve.apiserver.role import ApiserverRole
+        with importing():
+            from llmserve.apiserver.role import ApiserverRole
 
         store = build_store(StoreParts.of(manifest, "kvmanager-0", os.environ), SystemClock())
         return Roles(

@@ -83,3 +83,15 @@ def test_its_own_logging_can_also_tell_why_an_engine_did_not_start(tmp_path: Pat
     made = json.loads(file.read_text())
     assert made["loggers"]["vllm"]["handlers"] == ["vllm", "llmserve-cause"]
     assert made["handlers"]["vllm"] == DEFAULT_LOGGING_CONFIG["handlers"]["vllm"]
+
+
+def test_vllm_keeps_what_it_knows_of_a_model_where_we_look_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """engines/vllm/environment.py: processes that start together wait until one of them has that file."""
+    from vllm.model_executor.models.registry import _LazyRegisteredModel
+
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    model = _LazyRegisteredModel("vllm.model_executor.models.llama", "LlamaForCausalLM")
+    assert model._get_cache_dir() == tmp_path / "modelinfos"
+    assert Path(model._get_cache_filename()).match("*-LlamaForCausalLM.json")

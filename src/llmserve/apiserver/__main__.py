@@ -5,6 +5,7 @@ from prometheus_client import REGISTRY
 from llmserve.apiserver.environment import prepare_environment
 from llmserve.apiserver.flags import flags, options
 from llmserve.config.load import load_manifest
+from llmserve.core.imports import importing
 from llmserve.rpc.role import (
     Role,
     configure_logging,
@@ -26,7 +27,8 @@ def main() -> int:
         prepare_environment()
         report_progress("loading vLLM's API layer")
         # Here, because it takes seconds and reads the environment: a wrong manifest is told at once.
-        from llmserve.apiserver.role import ApiserverRole
+        with importing():
+            from llmserve.apiserver.role import ApiserverRole
 
         # The default registry: vLLM's layer registers its own metrics there.
         return ApiserverRole(told, manifest, REGISTRY, metrics_port=given.metrics_port)

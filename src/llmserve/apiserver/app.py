@@ -4,6 +4,7 @@ import json
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -32,6 +33,7 @@ from llmserve.apiserver.responses.serving import Responses
 from llmserve.config.schema import Api, EngineConfig
 from llmserve.core.errors import LLMServeError
 from llmserve.core.logs import levels_kept
+from llmserve.engines.vllm.environment import asking_about_the_model
 
 # What tells about the API and of no request.
 DOCS_PATHS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/version"})
@@ -96,7 +98,8 @@ def serving_args(model: ServedModel, engine: EngineConfig, api: Api) -> Namespac
 
 def vllm_config(args: Namespace) -> VllmConfig:
     """Reads the model's configuration; starts nothing."""
-    return AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    with asking_about_the_model(Path(args.model)):
+        return AsyncEngineArgs.from_cli_args(args).create_engine_config()
 
 
 async def openai_app(

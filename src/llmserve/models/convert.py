@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.core.errors import LLMServeError
+from llmserve.core.imports import importing
 from llmserve.models import llama_weights
 from llmserve.models.prepared import Progress
 
@@ -20,8 +21,10 @@ _PROBE = [{"role": "user", "content": "Hello"}]
 def convert_gguf(source: Path, out: Path, progress: Progress) -> None:
     """Errors: LLMServeError when the result has no working chat template although the source has one."""
     progress("loading the libraries")
-    import gguf
-    import transformers
+    with importing():
+        import gguf
+        import torch  # noqa: F401 - transformers imports it when it needs it first
+        import transformers
 
     transformers.utils.logging.disable_progress_bar()
     # transformers parses the whole file for each of the configuration, the tokenizer and the weights.

@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
 from llmserve.core.ids import WorkerId
+from llmserve.core.imports import importing
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.base import Engine
 from llmserve.engines.sim.engine import SimEngine
@@ -49,8 +50,7 @@ def build_engine(spec: EngineSpec, registry: CollectorRegistry | None) -> Engine
     """registry: where an engine's own metrics are to be seen, if it has any; None: nobody looks."""
     if spec.engine.kind == "sim":
         return SimEngine(spec, open_handover_link, RealPace())
-    from llmserve.engines.vllm.engine import (
-        VllmEngine,
-    )  # torch and vLLM: seconds that a simulation need not pay
+    with importing():  # torch and vLLM: seconds that a simulation need not pay
+        from llmserve.engines.vllm.engine import VllmEngine
 
     return VllmEngine(spec, registry)

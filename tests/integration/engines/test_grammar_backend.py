@@ -86,8 +86,7 @@ def test_the_apiserver_and_the_engines_have_the_same(settings: dict[str, str], m
 
 
 def test_a_schema_that_the_backend_does_not_know_is_refused_not_moved_to_another(model: Path) -> None:
-    args = serving_args(ServedModel("tiny", model), EngineConfig(max_model_len=256), Api())
-    config = vllm_config(args)
+    config = vllm_config(serving_args(ServedModel("tiny", model), EngineConfig(max_model_len=256), Api()))
     request = InputProcessor(config, renderer_from_config(config))
     params = SamplingParams(structured_outputs=StructuredOutputsParams(json=NOT_FOR_XGRAMMAR))
     with pytest.raises(VLLMValidationError, match="not supported by xgrammar"):

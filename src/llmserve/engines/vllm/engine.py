@@ -23,7 +23,7 @@ from vllm.v1.executor import Executor
 from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.refusals import engine_on_gpu, model_refusals
 from llmserve.core.effort import descendants
-from llmserve.core.errors import DeadlineExceeded, EngineDead, InvalidRequest, TransferError
+from llmserve.core.errors import DeadlineExceeded, EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.pairs import KvPeer
@@ -34,11 +34,12 @@ from llmserve.engines.handover import addresses_for, check_params, meet, query_s
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import compiles, engine_args, needs_compiler
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
-from llmserve.engines.vllm.environment import check_compiler, set_engine_environment
+from llmserve.engines.vllm.environment import asking_about_the_model, check_compiler, set_engine_environment
 from llmserve.engines.vllm.failures import Cause, read_cause, write_logging
 from llmserve.engines.vllm.kv_events import KvEventSource
 from llmserve.engines.vllm.own_metrics import OwnMetrics
 from llmserve.engines.vllm.stats import EngineStats
+from llmserve.engines.vllm.warm_up import warm_up
 from llmserve.models.directory import read_config
 
 _log = logging.getLogger(__name__)
@@ -73,10 +74,12 @@ class VllmEngine:
         card_path = scratch / "card.json"
         try:
             # In a thread: it takes tens of seconds, during which health checks and signals must be served.
-            core, config = await asyncio.to_thread(self._launch, scratch, str(card_path))
+            self._core, config = await asyncio.to_thread(self._launch, scratch, str(card_path))
+            await warm_up(self._core, self._spec.engine.grammar_backend)
+        except StartFailed:
+            raise
         except Exception as error:
             raise (read_cause(scratch) or Cause.of(error)).as_error() from error
-        self._core = core
         if self._registry is not None:
             self._own_metrics = OwnMetrics(config, self._registry)
         card = EngineCard.read(card_path)
@@ -104,7 +107,10 @@ class VllmEngine:
 
     def _launch(self, scratch: Path, card_path: str) -> tuple[AsyncMPClient, Any]:
         assert self._kv_events is not None
-        config = engine_args(self._spec, self._kv_events.endpoint, card_path).create_engine_config()
+        assert self._spec.model_dir is not None
+        args = engine_args(self._spec, self._kv_events.endpoint, card_path)
+        with asking_about_the_model(self._spec.model_dir):
+            config = args.create_engine_config()
         config.logging_config = _telling_cause(config.logging_config, scratch)
         core = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
         return core, config

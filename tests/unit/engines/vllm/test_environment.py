@@ -1,5 +1,6 @@
 """Where what is compiled is kept, and when nothing is compiled."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,3 +91,27 @@ def test_without_a_compiler_a_compiled_engine_on_the_cpu_says_so(monkeypatch: py
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(StartFailed, match=r"engine\.enforce_eager is false.*g\+\+"):
         environment.check_compiler()
+
+
+def test_one_process_asks_about_a_model_and_the_others_wait(cache: Path, tmp_path: Path) -> None:
+    environment.keep_caches()
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"architectures": ["TinyForCausalLM"]}')
+    lock = Path(os.environ["VLLM_CACHE_ROOT"]) / "model.lock"
+    with (
+        environment.asking_about_the_model(model),
+        lock.open("a") as other,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(other.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_nobody_waits_once_the_answer_is_there(cache: Path, tmp_path: Path) -> None:
+    environment.keep_caches()
+    (tmp_path / "config.json").write_text('{"architectures": ["TinyForCausalLM"]}')
+    answers = Path(os.environ["VLLM_CACHE_ROOT"]) / "modelinfos"
+    answers.mkdir()
+    (answers / "vllm-model_executor-models-tiny-TinyForCausalLM.json").touch()
+    with environment.asking_about_the_model(tmp_path):
+        assert not (answers.parent / "model.lock").exists()
