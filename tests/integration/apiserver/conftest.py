@@ -38,6 +38,7 @@ from llmserve.rpc.trace_context import traceparent_of
 MODEL = "tiny"
 TEXT = b"the quick brown fox jumps over the lazy dog. "
 WAIT_SECONDS = 5.0
+ANSWER_SECONDS = 50.0  # a first grammar waits until its compiler has imported vLLM
 MAX_MODEL_LEN = 200
 
 
@@ -497,5 +498,5 @@ async def prefill() -> AsyncIterator[FakeWorker]:
 
 @pytest_asyncio.fixture
 async def http(cluster: FakeCluster) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=cluster.url, timeout=WAIT_SECONDS) as client:
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=ANSWER_SECONDS) as client:
         yield client

@@ -18,7 +18,7 @@ MAX_BYTES = 512 * 1024
 _KNOWN = 2048
 _AT_ONCE = 2
 _MAX_WAITING = 16  # of a tenant
-_WAIT_SECONDS = 60.0
+_WAIT_SECONDS = 200.0  # the start of the process included
 _FIELDS = tuple(field.name for field in fields(StructuredOutputsParams) if field.init)
 
 
