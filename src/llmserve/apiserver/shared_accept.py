@@ -5,6 +5,7 @@ later, in case it was too busy to: who waits longer than PATIENCE_SECONDS takes 
 """
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -76,13 +77,19 @@ class SharedAccept:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                _log.error("no connection can be taken: %s", error.strerror)
-                self._pause(_NO_ROOM_SECONDS)
+                self._stop_for(error)
                 return
             self._gave_way_at = float("inf")
             self._take(connection)
             self.tell()
         self._pause(_PAUSE_SECONDS)
+
+    def _stop_for(self, error: OSError) -> None:
+        if error.errno == errno.EINVAL:  # it does not listen any more: the cluster is stopping
+            self._loop.remove_reader(self._socket)
+            return
+        _log.error("no connection can be taken: %s", error.strerror)
+        self._pause(_NO_ROOM_SECONDS)
 
     def _is_my_turn(self) -> bool:
         now = time.monotonic()

@@ -41,6 +41,7 @@ class Servers:
         self.processes[index] = subprocess.Popen(
             [sys.executable, str(_SERVER), str(share)],
             stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             pass_fds=(share.socket_fd, share.table_fd),
         )
@@ -50,12 +51,12 @@ class Servers:
         assert out is not None
         assert out.readline() == "ready\n"
 
-    def end(self, index: int, number: signal.Signals) -> None:
+    def end(self, index: int, number: signal.Signals) -> str:
+        """What it said after it was ready."""
         process = self.processes.pop(index)
         process.send_signal(number)
-        process.wait(10)
-        assert process.stdout is not None
-        process.stdout.close()
+        said, _ = process.communicate(timeout=10)
+        return said
 
 
 @asynccontextmanager
@@ -196,3 +197,5 @@ async def test_nobody_can_connect_before_the_first_and_after_the_end() -> None:
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(*servers.address)
         assert await client.ask() == 0, "what is open goes on"
+        await client.aclose()
+        assert await asyncio.to_thread(servers.end, 0, signal.SIGTERM) == ""
