@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.rpc.role import FAILED_WORD, Failure
+
 WAIT_SECONDS = 20.0
 MANIFEST = """
 kind: LLMServe
@@ -56,14 +58,26 @@ async def test_a_taken_port_is_told_in_words(module: str, manifest: Path) -> Non
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         code, out, err = await _end(await _start(module, manifest, listen))
-    assert (code, out) == (1, "")
-    assert f"cannot listen on {listen}" in err
+    failure = _failure(out)
+    assert code == 1
+    assert f"cannot listen on {listen}" in failure.message
+    assert not failure.lasts, "another try may find it free"
+    assert failure.message in err
     assert "Traceback" not in err
 
 
 async def test_a_missing_manifest_is_told_in_words(module: str, tmp_path: Path) -> None:
     missing = tmp_path / "none.yaml"
     code, out, err = await _end(await _start(module, missing, "127.0.0.1:0"))
-    assert (code, out) == (1, "")
+    failure = _failure(out)
+    assert (code, failure.lasts) == (1, True)
+    assert str(missing) in failure.message
     assert str(missing) in err
     assert "Traceback" not in err
+
+
+def _failure(out: str) -> Failure:
+    """What the runner reads: one line."""
+    word, _, text = out.strip().partition(" ")
+    assert word == FAILED_WORD
+    return Failure.read(text)
