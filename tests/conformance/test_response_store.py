@@ -13,7 +13,7 @@ from llmserve.apiserver.responses.base import ResponseKey, ResponseStore, Stage,
 from llmserve.apiserver.responses.memory import MemoryResponses
 from llmserve.apiserver.responses.redis import RedisResponses
 from llmserve.core.clock import VirtualClock
-from llmserve.core.errors import StartFailed, StateUnavailable
+from llmserve.core.errors import ManifestError, StateUnavailable
 from llmserve.core.ids import TenantId
 from tests.support.valkey import Valkey
 
@@ -141,5 +141,5 @@ async def test_a_server_that_is_away_is_told_in_time(tmp_path: Path) -> None:
 
 
 def test_a_url_that_is_none_fails_the_start() -> None:
-    with pytest.raises(StartFailed, match=r"state\.redis\.url"):
+    with pytest.raises(ManifestError, match=r"state\.redis\.url"):
         _redis("http://h:1", "c")

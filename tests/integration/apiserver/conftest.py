@@ -215,7 +215,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
             RequestId(request.request_id),
             token_ids=[token],
             finish_reason=(FinishReason.STOP if stop else FinishReason.LENGTH) if last else None,
-            logprobs=_logprobs([token], params["logprobs"]) if params.get("logprobs") is not None else None,
+            logprobs=_sampled(token, params),
             prompt_logprobs=_logprobs(prompt[1:], params["prompt_logprobs"]) if wants_prompt else None,
             kv_transfer_params=self._ticket(request) if hands_over else None,
             prefill_stats=PrefillStats(len(prompt), self.cached_tokens, 0, self.created_tokens)
@@ -236,10 +236,19 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         return worker_pb2.ReleaseLeaseResponse(released=True)
 
 
+def _sampled(token: int, params: dict[str, Any]) -> Logprobs | None:
+    if params.get("logprob_token_ids"):
+        return _logprob_rows([[token, *params["logprob_token_ids"]]])
+    return _logprobs([token], params["logprobs"]) if params.get("logprobs") is not None else None
+
+
 def _logprobs(tokens: list[int], top: int) -> Logprobs:
     """The token itself at -1, then `top` others, each half a point less likely."""
-    width = top + 1
-    ids = np.array([[token + i for i in range(width)] for token in tokens], dtype="<i4")
+    return _logprob_rows([[token + i for i in range(top + 1)] for token in tokens])
+
+
+def _logprob_rows(tokens: list[list[int]]) -> Logprobs:
+    ids, width = np.array(tokens, dtype="<i4"), len(tokens[0])
     values = np.array([[-1.0 - 0.5 * i for i in range(width)] for _ in tokens], dtype="<f4")
     return Logprobs(width, ids.tobytes(), values.tobytes(), np.ones(len(tokens), dtype="<i4").tobytes())
 

@@ -68,11 +68,11 @@ async def test_sagemaker_s_one_route_takes_what_the_others_take(
 async def test_ping_is_health(cluster: Any, http: httpx.AsyncClient, method: str) -> None:
     del http.headers["authorization"]
     assert (await http.request(method, "/ping")).status_code == 200
-    await cluster.router.members(cluster.prefill)
+    await cluster.router.members()
     async with asyncio.timeout(5):
         while (answer := await http.request(method, "/ping")).status_code == 200:
             pass
-    assert (answer.status_code, answer.json()["reason"]) == (503, "no decode worker is available")
+    assert (answer.status_code, answer.json()["reason"]) == (503, "no worker is available")
 
 
 async def test_load_counts_what_this_apiserver_serves(cluster: Any, http: httpx.AsyncClient) -> None:
@@ -153,3 +153,12 @@ async def test_the_tokenizer_s_configuration_is_served_when_asked_for(
     cluster: Any, http: httpx.AsyncClient
 ) -> None:
     assert (await http.get("/tokenizer_info")).json()["chat_template"]
+
+
+async def test_generative_scoring_is_of_the_labels_alone(cluster: Any, http: httpx.AsyncClient) -> None:
+    body = {"model": "tiny", "query": "is it ", "items": ["a", "b"], "label_token_ids": [5, 6]}
+    answer = await http.post("/generative_scoring", json=body)
+    assert answer.status_code == 200, answer.text
+    # Of the two, the first is half a point likelier: 1 / (1 + exp(-0.5)).
+    assert [round(item["score"], 3) for item in answer.json()["data"]] == [0.622, 0.622]
+    assert not cluster.decode.seen

@@ -12,7 +12,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from llmserve.apiserver.responses.base import ResponseKey, Stage, StoredResponse
-from llmserve.core.errors import StartFailed, StateUnavailable
+from llmserve.config.conflict import Conflict
+from llmserve.core.errors import StateUnavailable
 
 # KEYS: the response, its lease. ARGV: stage, text, ms to keep it, ms of the lease or 0.
 _KEEP = """
@@ -34,7 +35,7 @@ return {found[1], found[2], redis.call('EXISTS', KEYS[2])}
 
 class RedisResponses:
     """url: redis://HOST:PORT/DB, or rediss:// with TLS. call_seconds: of each call, connecting included.
-    Connects when it is first asked. Errors: StartFailed for a url that is none."""
+    Connects when it is first asked. Errors: ManifestError for a url that is none."""
 
     def __init__(
         self, url: str, cluster: str, *, password: str | None, keep_seconds: float, call_seconds: float
@@ -50,7 +51,7 @@ class RedisResponses:
         try:
             self._client: Any = Redis.from_url(url, **options)
         except ValueError as error:
-            raise StartFailed(f"state.redis.url: {error}") from error
+            raise Conflict((("state", "redis", "url"),), str(error)).as_error() from error
 
     async def put(self, key: ResponseKey, text: str) -> None:
         await self._run(_KEEP, key, Stage.ENDED, text, self._keep_ms, 0)
