@@ -20,7 +20,8 @@ import asyncio
 from llmserve.rpc.server import RpcServer
 
 async def main():
-    print(await RpcServer("127.0.0.1:0").start(), flush=True)
+    server = RpcServer("127.0.0.1:0")
+    print(await server.start(), flush=True)
     await asyncio.sleep(120)
 
 asyncio.run(main())
