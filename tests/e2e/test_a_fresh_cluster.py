@@ -4,6 +4,9 @@ First of all e2e tests, by its name: afterwards the cluster is no longer fresh. 
 when a request first needs it (code, a table of tokens); whoever streams beside it would wait.
 """
 
+import math
+import re
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -76,8 +79,15 @@ def test_no_kind_of_request_makes_an_engine_stand_still(cluster: Cluster) -> Non
         for name, parameters in KINDS.items():
             answer = client.post("/v1/chat/completions", json=body(parameters))
             assert answer.status_code == 200, (name, answer.text)
-            assert max(gaps) < LONGEST_STEP_SECONDS, f"{name}: the other stream waited for {max(gaps):.1f} s"
-    assert slow_prefills(cluster) == 0
+            limit = longest_step_seconds(gaps)
+            assert max(gaps) < limit, f"{name}: the other stream waited for {max(gaps):.1f} s"
+        limit = longest_step_seconds(gaps)
+    assert slow_prefills(cluster.metrics("prefill-0"), limit) == 0
+
+
+def longest_step_seconds(gaps: list[float]) -> float:
+    """More on a machine that has much else to do, as the usual step shows."""
+    return max(LONGEST_STEP_SECONDS, 10 * statistics.median(gaps))
 
 
 def body(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -114,11 +124,13 @@ def streaming(url: str) -> Iterator[list[float]]:
     assert len(gaps) > 100, "the other stream did not run"
 
 
-def slow_prefills(cluster: Cluster) -> float:
-    """Returns how many prompts took the prefill engine more than 2.5 s, which is vLLM's next bucket."""
-    name = "vllm:request_prefill_time_seconds_bucket"
-    samples = cluster.metrics("prefill-0").items()
-    counts = {key: value for key, value in samples if key.startswith(f"{name}{{")}
-    in_all = sum(value for key, value in counts.items() if 'le="+Inf"' in key)
-    assert in_all > 0
-    return in_all - sum(value for key, value in counts.items() if 'le="2.5"' in key)
+def slow_prefills(samples: dict[str, float], limit: float) -> float:
+    """Returns how many prompts took the engine longer than a step may, by vLLM's histogram (the next bucket).
+    samples: of its worker's metrics."""
+    found = (
+        (re.search(r'vllm:request_prefill_time_seconds_bucket\{.*le="([^"]+)"', key), value)
+        for key, value in samples.items()
+    )
+    counts = {float(match[1]): value for match, value in found if match}
+    assert counts[math.inf] > 0, "no prompt was computed there"
+    return counts[math.inf] - counts[min(bound for bound in counts if bound >= limit)]

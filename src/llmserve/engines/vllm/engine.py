@@ -34,7 +34,7 @@ from llmserve.engines.handover import addresses_for, check_params, meet, query_s
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import compiles, engine_args, needs_compiler
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
-from llmserve.engines.vllm.environment import asking_about_the_model, check_compiler, set_engine_environment
+from llmserve.engines.vllm.environment import asking_about_the_model, missing_compiler, set_engine_environment
 from llmserve.engines.vllm.failures import Cause, read_cause, write_logging
 from llmserve.engines.vllm.kv_events import KvEventSource
 from llmserve.engines.vllm.own_metrics import OwnMetrics
@@ -66,8 +66,6 @@ class VllmEngine:
     async def start(self) -> EngineInfo:
         refuse(self._refusals())
         self._scratch = tempfile.TemporaryDirectory(prefix="llmserve-engine-")
-        if needs_compiler(self._spec.engine):
-            check_compiler()
         set_engine_environment(self._scratch.name, compiles=compiles(self._spec.engine))
         self._kv_events = KvEventSource()
         scratch = Path(self._scratch.name)
@@ -102,6 +100,8 @@ class VllmEngine:
         """What vLLM, or our part of it, would find out half a minute later."""
         if not current_platform.is_cpu():
             yield engine_on_gpu()
+        if needs_compiler(self._spec.engine):
+            yield from missing_compiler()
         assert self._spec.model_dir is not None, "vLLM serves a prepared model"
         yield from model_refusals(self._spec.engine, self._spec.kv_cache, read_config(self._spec.model_dir))
 

@@ -12,7 +12,8 @@ from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from llmserve.core.errors import DeadlineExceeded, StartFailed
+from llmserve.config.conflict import Conflict
+from llmserve.core.errors import DeadlineExceeded
 from llmserve.models import default_cache_dir
 from llmserve.models.lock import file_lock
 
@@ -50,13 +51,14 @@ def set_engine_environment(scratch: str, *, compiles: bool) -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
-def check_compiler() -> None:
-    """Errors: StartFailed when torch would not find a C++ compiler for code that runs on the CPU."""
+def missing_compiler() -> Iterator[Conflict]:
+    """Yields why an engine that is compiled for the CPU cannot start, if torch would find no C++ compiler."""
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler) is None:
-        raise StartFailed(
-            f"engine.enforce_eager is false: the model is compiled for this CPU, but there is no {compiler}; "
-            "install a C++ compiler, or leave enforce_eager out"
+        yield Conflict(
+            (("engine", "enforce_eager"),),
+            f"false compiles the model for this CPU, but there is no {compiler}: install a C++ compiler, or "
+            "leave it out",
         )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.core.errors import StartFailed
 from llmserve.engines.vllm import environment
 
 CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
@@ -89,8 +88,10 @@ def test_an_engine_that_compiles_may(cache: Path) -> None:
 
 def test_without_a_compiler_a_compiled_engine_on_the_cpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(StartFailed, match=r"engine\.enforce_eager is false.*g\+\+"):
-        environment.check_compiler()
+    monkeypatch.delenv("CXX", raising=False)
+    (conflict,) = environment.missing_compiler()
+    assert conflict.paths == (("engine", "enforce_eager"),)
+    assert "there is no g++" in conflict.message
 
 
 def test_one_process_asks_about_a_model_and_the_others_wait(cache: Path, tmp_path: Path) -> None:
