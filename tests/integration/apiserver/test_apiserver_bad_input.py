@@ -76,6 +76,7 @@ NOT_JSON = [
     b'{"model": "tiny", "prompt": "\xed\xa0\x80"}',
     '{"model": "tiny", "prompt": "a"}'.encode("utf-16"),
     b'{"model": "tiny", "temperature": 1e999, "prompt": "a"}',
+    b'{"model": "tiny", "repetition_penalty": 1e999, "prompt": "a"}',
     b'{"model": "tiny", "prompt": ' + b"[" * 101 + b"]" * 101 + b"}",
     b'{"model": "tiny", "prompt": ' + b"[" * 40_000 + b"]" * 40_000 + b"}",
     b'{"model": "tiny", "prompt": "a", "seed": ' + b"9" * 5000 + b"}",
