@@ -8,6 +8,8 @@ import httpx
 import openai
 import pytest
 
+from tests.support.poisoned import POISONED
+
 MODEL = "SmolLM2-135M-Instruct"
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -300,3 +302,23 @@ def test_a_huge_body_is_refused_before_it_is_read(http: httpx.Client) -> None:
     headers = {"content-type": "application/json"}
     answer = http.post("/v1/chat/completions", content=b" " * (40 << 20), headers=headers)
     assert answer.status_code == 413
+
+
+def test_what_no_engine_can_serve_ends_none(http: httpx.Client, client: openai.OpenAI) -> None:
+    """Every engine that such a request reaches must be there afterwards."""
+    ask = {"model": MODEL, "prompt": "One, two,", "max_tokens": 4}
+    failures = _worker_failures(http)
+    for poisoned in POISONED:
+        for stream in (False, True):
+            body = {**ask, "stream": stream, "structured_outputs": poisoned}
+            answer = http.post("/v1/completions", json=body)
+            assert answer.status_code == 400, (poisoned, answer.text)
+    served = http.post("/v1/completions", json={**ask, "structured_outputs": {"regex": "[a-z]+"}})
+    assert served.status_code == 200, served.text
+    assert _worker_failures(http) == failures
+    assert "Paris" in _chat(client).choices[0].message.content
+
+
+def _worker_failures(http: httpx.Client) -> list[str]:
+    lines = http.get("/metrics").text.splitlines()
+    return [line for line in lines if line.startswith("apiserver_worker_failures_total")]

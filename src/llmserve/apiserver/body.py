@@ -6,8 +6,9 @@ hashed or written down, so it is refused here, with the name of the field.
 """
 
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from llmserve.apiserver.asgi import Message, Receive
@@ -15,10 +16,12 @@ from llmserve.core.errors import InvalidRequest, RequestTooLarge
 
 MAX_DEPTH = 100
 _MAX_NAME_LENGTH = 200
-# A body without any of it, and with few brackets, is fine as it is: most are, and need no parsing here.
-_SUSPECT = re.compile(rb"\\u[dD][89a-fA-F]|NaN|Infinity|[0-9][eE]\+?[0-9]{3}")
+# A body without any of these, and with few brackets, is fine as it is: most are, and need no parsing here.
+_SUSPECT = (b"\\ud", b"\\uD", b"NaN", b"Infinity")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BOM = b"\xef\xbb\xbf"
+# Where a value is: the place of what holds it, and its key or index there. None: the body itself.
+_Place = tuple[Any, object] | None
 
 
 async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit_bytes: int) -> Message:
@@ -53,7 +56,8 @@ def check_body(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
         return
     if not _is_utf8(body) or b"\x00" in body:
         raise InvalidRequest("the body is not UTF-8, which JSON has to be")
-    if _SUSPECT.search(body) or body.count(b"[") + body.count(b"{") > MAX_DEPTH:
+    many = body.count(b"[") + body.count(b"{") > MAX_DEPTH
+    if many or any(part in body for part in _SUSPECT):
         _check_values(body.removeprefix(_BOM))
 
 
@@ -73,40 +77,39 @@ def _check_values(body: bytes) -> None:
         raise _too_deep() from None
     except ValueError:
         return  # no JSON, or a number with thousands of digits: the routes' own parser says so
-    for path, inner in _leaves(value):
-        if problem := _problem(inner):
-            name = ".".join(map(_plain, path))[:_MAX_NAME_LENGTH]
-            raise InvalidRequest(f"{name or 'the body'} {problem}", field=name)
-
-
-def _leaves(value: Any) -> Iterator[tuple[tuple[object, ...], Any]]:
-    """Yields keys, texts and numbers, and where each is. Errors: InvalidRequest when they are too deep."""
-    waiting: list[tuple[tuple[object, ...], Any]] = [((), value)]
+    waiting: list[tuple[int, _Place, Any]] = [(0, None, [value])]
     while waiting:
-        path, inner = waiting.pop()
-        if len(path) > MAX_DEPTH:
+        depth, place, container = waiting.pop()
+        if depth > MAX_DEPTH:
             raise _too_deep()
-        if isinstance(inner, dict):
-            for key, one in inner.items():
-                yield (*path, key), key
-                waiting.append(((*path, key), one))
-        elif isinstance(inner, list):
-            waiting.extend(((*path, index), one) for index, one in enumerate(inner))
-        else:
-            yield path, inner
+        is_object = isinstance(container, dict)
+        for key, one in container.items() if is_object else enumerate(container):
+            here = (place, key)
+            if isinstance(one, dict | list):
+                waiting.append((depth + 1, here, one))
+            elif problem := _problem(one):
+                raise _refused(here, problem)
+            if is_object and (problem := _problem(key)):
+                raise _refused(here, problem)
 
 
 def _problem(value: Any) -> str:
     """Why a value cannot be carried; empty when it can."""
-    if isinstance(value, str) and _SURROGATE.search(value):
-        return "has half of a surrogate pair, which is not text"
-    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+    if isinstance(value, str):
+        wrong = not value.isascii() and _SURROGATE.search(value)
+        return "has half of a surrogate pair, which is not text" if wrong else ""
+    if isinstance(value, float) and not math.isfinite(value):
         return "is not a finite number"
     return ""
 
 
-def _plain(name: object) -> str:
-    return str(name).encode("ascii", "backslashreplace").decode()
+def _refused(place: _Place, problem: str) -> InvalidRequest:
+    keys: list[str] = []
+    while place is not None:
+        place, key = place
+        keys.insert(0, str(key).encode("ascii", "backslashreplace").decode())
+    name = ".".join(keys[1:])[:_MAX_NAME_LENGTH]  # the first is that of the body in its list
+    return InvalidRequest(f"{name or 'the body'} {problem}", field=name)
 
 
 def _too_deep() -> InvalidRequest:

@@ -1,6 +1,7 @@
 """Legs of a request with vLLM's sampling parameters."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -131,6 +132,10 @@ def check_sendable(params: SamplingParams, priority: int) -> None:
     """Checks that a request fits the messages to router and engine. Errors: InvalidRequest."""
     if not -_INT32_LIMIT <= priority < _INT32_LIMIT:
         raise InvalidRequest(f"priority must be a 32-bit integer, got {priority}", field="priority")
+    for name in params.__struct_fields__:
+        value = getattr(params, name)
+        if isinstance(value, float) and not math.isfinite(value):  # JSON's 1e999
+            raise InvalidRequest(f"{name} is not a finite number", field=name)
     if problem := _cannot_encode(params):
         fields = (name for name in params.__struct_fields__ if _cannot_encode(getattr(params, name)))
         name = next(fields, "")

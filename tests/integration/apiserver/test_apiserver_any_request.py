@@ -66,7 +66,7 @@ def routes(client: httpx.Client) -> list[Route]:
 
 
 def ask(client: httpx.Client, request: AnyRequest) -> httpx.Response:
-    headers = {name: text.encode("latin-1") for name, text in request.headers.items()}
+    headers = {name.encode(): text.encode("latin-1") for name, text in request.headers.items()}
     return client.request(request.method, request.path, content=request.body, headers=headers)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.poisoned import POISONED
+
 _MESSAGES = [{"role": "user", "content": "hello"}]
 ROUTES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "tiny", "prompt": "hello", "max_tokens": 2},
@@ -74,6 +76,7 @@ NOT_JSON = [
     b'{"model": "tiny", "prompt": "\xed\xa0\x80"}',
     '{"model": "tiny", "prompt": "a"}'.encode("utf-16"),
     b'{"model": "tiny", "temperature": 1e999, "prompt": "a"}',
+    b'{"model": "tiny", "repetition_penalty": 1e999, "prompt": "a"}',
     b'{"model": "tiny", "prompt": ' + b"[" * 101 + b"]" * 101 + b"}",
     b'{"model": "tiny", "prompt": ' + b"[" * 40_000 + b"]" * 40_000 + b"}",
     b'{"model": "tiny", "prompt": "a", "seed": ' + b"9" * 5000 + b"}",
@@ -106,22 +109,6 @@ async def test_a_stream_that_cannot_begin_has_a_status(http: httpx.AsyncClient) 
     response = await post(http, "/v1/responses", truncation=None, stream=True)
     assert response.status_code == 400
     assert "truncation" in response.json()["error"]["message"]
-
-
-POISONED: list[dict[str, Any]] = [
-    {"regex": "(?=a)b"},
-    {"regex": "("},
-    {"regex": "\x00"},
-    {"grammar": "root ::= root"},
-    {"grammar": "root ::= a\na ::= root"},
-    {"grammar": "root ::= "},
-    {"json": "{"},
-    {"json": {"type": 7}},
-    {"json": {"$ref": "#"}},
-    {"json": {"$ref": "#/nowhere"}},
-    {"structural_tag": "{}"},
-    {"choice": []},
-]
 
 
 async def test_what_no_engine_can_compile_is_400_and_reaches_none(

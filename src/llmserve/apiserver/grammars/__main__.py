@@ -8,7 +8,6 @@ import base64
 import os
 import pickle
 import signal
-import sys
 
 from llmserve.apiserver.environment import prepare_environment
 from llmserve.apiserver.grammars.forks import ForkLimits, ForkServer
@@ -39,4 +38,4 @@ def _first_line() -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

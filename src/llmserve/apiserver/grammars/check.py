@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -27,9 +28,11 @@ class GrammarCheck:
     first needed, as it has vLLM's modules in memory. A tenant has one grammar compiled at a time, so that it
     cannot keep the others waiting. Life: check … -> aclose (idempotent)."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(
+        self, config: Any, make: Callable[[Any, TaskOwner], GrammarProcess] = GrammarProcess
+    ) -> None:
         """config: vLLM's."""
-        self._config = config
+        self._config, self._make = config, make
         self._owner = TaskOwner("grammars")
         self._process: GrammarProcess | None = None
         self._starting = asyncio.Lock()
@@ -89,7 +92,7 @@ class GrammarCheck:
                 await self._process.aclose()
                 self._process = None
             if self._process is None:
-                process = GrammarProcess(self._config, self._owner)
+                process = self._make(self._config, self._owner)
                 await process.start()
                 self._process = process
             return self._process

@@ -58,7 +58,8 @@ class GrammarProcess:
     async def ask(self, task: Task) -> Answer:
         """Errors: Unavailable."""
         self._count += 1
-        number, answered = self._count, asyncio.get_running_loop().create_future()
+        number = self._count
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[number] = answered
         try:
             self._write(json.dumps({"number": number, "task": task}).encode())

@@ -1,0 +1,140 @@
+"""What is compiled, for whom, and how often. The process for it is a fake."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+
+from llmserve.apiserver.grammars.check import MAX_BYTES, GrammarCheck
+from llmserve.apiserver.grammars.forks import Answer, Task
+from llmserve.core.errors import InvalidRequest, Overloaded, Unavailable
+
+
+class FakeProcess:
+    """Says of a regex what `answers` has for it. Those in `held` wait for their event."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answers: dict[str, Answer] = {}
+        self.held: dict[str, asyncio.Event] = {}
+        self.starts = 0
+        self.alive = False
+        self.refuses_to_start = False
+
+    async def start(self) -> None:
+        if self.refuses_to_start:
+            raise Unavailable("no compiler")
+        self.starts += 1
+        self.alive = True
+
+    async def ask(self, task: Task) -> Answer:
+        regex = task["constraint"]["regex"]
+        self.asked.append(regex)
+        if regex in self.held:
+            await self.held[regex].wait()
+        return self.answers.get(regex, Answer())
+
+    async def aclose(self) -> None:
+        self.alive = False
+
+
+@pytest.fixture
+def process() -> FakeProcess:
+    return FakeProcess()
+
+
+@pytest_asyncio.fixture
+async def check(process: FakeProcess) -> AsyncIterator[GrammarCheck]:
+    made: Any = lambda config, owner: process  # noqa: E731
+    check = GrammarCheck(None, made)
+    yield check
+    await check.aclose()
+
+
+def wanted(regex: str) -> SamplingParams:
+    return SamplingParams(structured_outputs=StructuredOutputsParams(regex=regex))
+
+
+async def test_without_a_grammar_nothing_is_started(check: GrammarCheck, process: FakeProcess) -> None:
+    await check.check(SamplingParams(), "a")
+    assert process.starts == 0
+
+
+async def test_a_grammar_is_compiled_once_for_all(check: GrammarCheck, process: FakeProcess) -> None:
+    process.answers["bad"] = Answer("a reason")
+    for tenant in ("a", "b"):
+        await check.check(wanted("good"), tenant)
+        with pytest.raises(InvalidRequest, match="a reason"):
+            await check.check(wanted("bad"), tenant)
+    assert process.asked == ["good", "bad"]
+    assert process.starts == 1
+
+
+async def test_what_took_too_much_is_tried_again(check: GrammarCheck, process: FakeProcess) -> None:
+    process.answers["big"] = Answer("too much", limited=True)
+    with pytest.raises(InvalidRequest, match="too much"):
+        await check.check(wanted("big"), "a")
+    process.answers.clear()
+    await check.check(wanted("big"), "a")
+
+
+async def test_too_large_a_grammar_is_not_compiled(check: GrammarCheck, process: FakeProcess) -> None:
+    with pytest.raises(InvalidRequest, match="larger"):
+        await check.check(wanted("a" * MAX_BYTES), "a")
+    assert not process.asked
+
+
+async def test_a_tenant_keeps_only_itself_waiting(check: GrammarCheck, process: FakeProcess) -> None:
+    process.held = {"1": asyncio.Event(), "2": asyncio.Event()}
+    own = [asyncio.ensure_future(check.check(wanted(one), "a")) for one in ("1", "2")]
+    await asyncio.sleep(0)
+    await check.check(wanted("3"), "b")
+    assert process.asked == ["1", "3"]
+    for event in process.held.values():
+        event.set()
+    await asyncio.gather(*own)
+
+
+async def test_a_tenant_that_sends_too_many_is_refused(check: GrammarCheck, process: FakeProcess) -> None:
+    process.held = {"0": asyncio.Event()}
+    own = []
+    for number in range(16):
+        own.append(asyncio.ensure_future(check.check(wanted(str(number)), "a")))
+        await asyncio.sleep(0.001)
+    with pytest.raises(Overloaded):
+        await check.check(wanted("16"), "a")
+    process.held["0"].set()
+    await asyncio.gather(*own)
+
+
+async def test_a_client_that_leaves_takes_nothing_from_others(
+    check: GrammarCheck, process: FakeProcess
+) -> None:
+    process.held = {"1": asyncio.Event()}
+    first = asyncio.ensure_future(check.check(wanted("1"), "a"))
+    second = asyncio.ensure_future(check.check(wanted("1"), "a"))
+    await asyncio.sleep(0)
+    first.cancel()
+    process.held["1"].set()
+    await second
+    assert process.asked == ["1"]
+
+
+async def test_a_process_that_ended_is_replaced(check: GrammarCheck, process: FakeProcess) -> None:
+    await check.check(wanted("1"), "a")
+    process.alive = False
+    await check.check(wanted("2"), "a")
+    assert process.starts == 2
+
+
+async def test_without_a_compiler_requests_may_be_sent_again(
+    check: GrammarCheck, process: FakeProcess
+) -> None:
+    process.refuses_to_start = True
+    with pytest.raises(Unavailable):
+        await check.check(wanted("1"), "a")
+    process.refuses_to_start = False
+    await check.check(wanted("1"), "a")

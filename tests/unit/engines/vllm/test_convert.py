@@ -1,0 +1,25 @@
+"""What the apiserver is told of a request that vLLM ends with an error."""
+
+import pytest
+from vllm.v1.engine import EngineCoreOutput, FinishReason
+
+from llmserve.core.request import EngineOutput
+from llmserve.engines.vllm.convert import to_engine_output
+
+
+def converted(reason: FinishReason, *, ungrammatical: bool) -> EngineOutput:
+    output = EngineCoreOutput(request_id="r", new_token_ids=[], finish_reason=reason)
+    return to_engine_output(output, ungrammatical=ungrammatical)
+
+
+def test_a_grammar_that_does_not_compile_is_the_request_s_fault() -> None:
+    assert converted(FinishReason.ERROR, ungrammatical=True).error.startswith("InvalidRequest: ")
+
+
+@pytest.mark.parametrize("reason", [FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORT])
+def test_what_is_no_error_says_none(reason: FinishReason) -> None:
+    assert converted(reason, ungrammatical=True).error == ""
+
+
+def test_any_other_error_may_be_tried_elsewhere() -> None:
+    assert ":" not in converted(FinishReason.ERROR, ungrammatical=False).error
