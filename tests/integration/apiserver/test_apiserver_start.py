@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from llmserve.apiserver.options import ApiserverOptions, ServedModel
 from llmserve.apiserver.role import ApiserverRole
 from llmserve.config.schema import Manifest
-from llmserve.core.errors import StartFailed
+from llmserve.core.errors import ManifestError, ModelNotFound, StartFailed
 
 
 def role(manifest: dict[str, Any], model: Path, http: str = "127.0.0.1:0") -> ApiserverRole:
@@ -30,15 +30,26 @@ async def test_the_port_is_taken(manifest: dict[str, Any], tiny_model: Path) -> 
 
 async def test_there_is_no_model(manifest: dict[str, Any], tmp_path: Path) -> None:
     made = role(manifest, tmp_path)
-    with pytest.raises(StartFailed, match="cannot serve"):
+    with pytest.raises(ModelNotFound, match=r"config\.json"):
         await made.start()
     await made.aclose()
 
 
 async def test_a_key_is_missing(manifest: dict[str, Any], tiny_model: Path) -> None:
     keys = {"security": {"api_keys": [{"tenant": "red", "key_env": "LLMSERVE_TEST_NO_SUCH_KEY"}]}}
-    with pytest.raises(StartFailed, match="LLMSERVE_TEST_NO_SUCH_KEY"):
+    with pytest.raises(ManifestError, match="LLMSERVE_TEST_NO_SUCH_KEY") as failed:
         role({**manifest, **keys}, tiny_model)
+    assert failed.value.key == ("security", "api_keys", 0, "key_env")
+
+
+@pytest.mark.parametrize("key", ["tool_call_parser", "reasoning_parser"])
+async def test_a_parser_that_vllm_does_not_have(manifest: dict[str, Any], tiny_model: Path, key: str) -> None:
+    engine = {**manifest.get("engine", {}), key: "nobodys"}
+    made = role({**manifest, "engine": engine}, tiny_model)
+    with pytest.raises(ManifestError, match="vLLM has no parser 'nobodys'") as failed:
+        await made.start()
+    assert failed.value.key == ("engine", key)
+    await made.aclose()
 
 
 async def test_an_api_that_answers_nobody_is_not_ready(
