@@ -50,7 +50,9 @@ async def first_output(engine: SimEngine, kv: dict[str, object]) -> EngineOutput
     await engine.add(
         EngineRequest(RequestId("r"), PROMPT, SamplingLimits(1), cache_salt="s", kv_transfer_params=kv)
     )
-    return (await engine.next_outputs())[0]
+    while not (outputs := await engine.next_outputs()):
+        pass  # the engine has come to rest
+    return outputs[0]
 
 
 @pytest.mark.parametrize(("identity", "loaded"), [("model", len(PROMPT)), ("edited", 0)])
