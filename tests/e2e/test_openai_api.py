@@ -60,12 +60,10 @@ def test_usage_says_what_was_written_to_the_prefix_cache_and_read_from_it(
 
 
 def test_conversations_of_a_batch_have_an_answer_each(client: openai.OpenAI, http: httpx.Client) -> None:
-    colour = [{"role": "user", "content": "What colour is the sky?"}]
-    body = {"model": MODEL, "messages": [CAPITAL, colour], "max_tokens": 12, "temperature": 0}
+    conversations = [CAPITAL, [{"role": "user", "content": "What colour is the sky?"}]]
+    body = {"model": MODEL, "messages": conversations, "max_tokens": 12, "temperature": 0}
     choices = http.post("/v1/chat/completions/batch", json=body).json()["choices"]
-    alone = [
-        _chat(client, messages=one, max_tokens=12).choices[0].message.content for one in body["messages"]
-    ]
+    alone = [_chat(client, messages=one, max_tokens=12).choices[0].message.content for one in conversations]
     assert [choice["message"]["content"] for choice in choices] == alone
 
 
