@@ -8,8 +8,8 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +119,25 @@ def http(url: str) -> Iterator[httpx.Client]:
 def client(url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as made:
         yield made
+
+
+@pytest.fixture
+def disaggregating(cluster: Cluster, http: httpx.Client) -> Callable[[str], AbstractContextManager[None]]:
+    """The running cluster with another `scheduling.disaggregate`; and as it was afterwards."""
+
+    @contextmanager
+    def change(when: str) -> Iterator[None]:
+        path = Path(cluster.state()["manifest"])
+        original = path.read_text()
+        changed = yaml.safe_load(original)
+        changed["spec"]["scheduling"]["disaggregate"] = when
+        try:
+            path.write_text(yaml.safe_dump(changed))
+            changes = http.post("/admin/reload").raise_for_status().json()["live"]
+            assert [change["path"] for change in changes] == ["scheduling.disaggregate"]
+            yield
+        finally:
+            path.write_text(original)
+            http.post("/admin/reload").raise_for_status()
+
+    return change

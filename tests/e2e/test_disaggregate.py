@@ -1,33 +1,13 @@
 """`scheduling.disaggregate: auto`, which users get: a short prompt is computed where it is continued."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
-import yaml
 
-from bench.cluster import Cluster
-
+Disaggregating = Callable[[str], AbstractContextManager[None]]
 MODEL = "SmolLM2-135M-Instruct"
-
-
-@contextmanager
-def _disaggregating(cluster: Cluster, http: httpx.Client, when: str) -> Iterator[None]:
-    """The running cluster, reloaded; and as it was afterwards."""
-    path = Path(cluster.state()["manifest"])
-    original = path.read_text()
-    changed = yaml.safe_load(original)
-    changed["spec"]["scheduling"]["disaggregate"] = when
-    try:
-        path.write_text(yaml.safe_dump(changed))
-        changes = http.post("/admin/reload").raise_for_status().json()["live"]
-        assert [change["path"] for change in changes] == ["scheduling.disaggregate"]
-        yield
-    finally:
-        path.write_text(original)
-        http.post("/admin/reload").raise_for_status()
 
 
 def _ask(http: httpx.Client, words: str) -> tuple[str, dict[str, Any]]:
@@ -39,11 +19,13 @@ def _ask(http: httpx.Client, words: str) -> tuple[str, dict[str, Any]]:
     return str(answer["choices"][0]["text"]), attempt
 
 
-def test_a_short_prompt_runs_on_one_worker_and_says_the_same(cluster: Cluster, http: httpx.Client) -> None:
+def test_a_short_prompt_runs_on_one_worker_and_says_the_same(
+    disaggregating: Disaggregating, http: httpx.Client
+) -> None:
     words = "The capital of France is"
     handed_over, pair = _ask(http, words)
     assert (pair["prefill"], pair["decode"]) == ("prefill-0", "decode-0")
-    with _disaggregating(cluster, http, "auto"):
+    with disaggregating("auto"):
         alone, one = _ask(http, words)
     assert (one["prefill"], one["decode"]) == (None, "decode-0")
     assert alone == handed_over

@@ -4,7 +4,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
@@ -106,6 +107,14 @@ def test_the_kvmanager_is_not_needed_to_serve(cluster: Cluster, http: httpx.Clie
     )
 
 
+@pytest.fixture
+def auto(disaggregating: Callable[[str], AbstractContextManager[None]]) -> Iterator[None]:
+    """As users have it: either role serves alone while the other is away."""
+    with disaggregating("auto"):
+        yield
+
+
+@pytest.mark.usefixtures("auto")
 @pytest.mark.parametrize("name", ["decode-0", "prefill-0"])
 def test_a_worker_dies_and_returns(cluster: Cluster, http: httpx.Client, name: str) -> None:
     answers: list[httpx.Response] = []
@@ -126,6 +135,7 @@ def test_a_worker_dies_and_returns(cluster: Cluster, http: httpx.Client, name: s
     _eventually("given back", lambda: _all_given_back(cluster), LEASES_SECONDS)
 
 
+@pytest.mark.usefixtures("auto")
 @pytest.mark.parametrize("name", ["decode-0", "prefill-0"])
 def test_an_engine_that_hangs_is_replaced_and_the_other_goes_on(
     cluster: Cluster, http: httpx.Client, name: str

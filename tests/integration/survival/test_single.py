@@ -1,5 +1,9 @@
 """One worker of each role: one that is killed, or hangs, is replaced; the other serves alone meanwhile."""
 
+import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +34,15 @@ def test_every_answer_is_whole_and_the_worker_returns(cluster: Cluster, case: Ca
     assert len(run.answers) == REQUESTS
     assert run.back_at, f"{case.role} did not return"
     assert run.retried() == 0, "clients noticed"
+
+
+def test_a_stopped_supervisor_is_a_problem_in_the_status(cluster: Cluster) -> None:
+    command = [sys.executable, "-m", "llmserve.cli", "status", "--run-dir", str(cluster.run_dir), "--json"]
+    cluster.supervisor.send_signal(signal.SIGSTOP)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    finally:
+        cluster.supervisor.send_signal(signal.SIGCONT)
+    problems = json.loads(done.stdout)["problems"]
+    assert problems[0].startswith("the supervisor is stopped")
+    assert problems[0].endswith(f"kill -CONT {cluster.supervisor.pid}")

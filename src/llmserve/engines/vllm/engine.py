@@ -188,11 +188,9 @@ class VllmEngine:
         return await self._kv_events.next()
 
     async def ping(self) -> None:
-        """Through EngineCore's step loop and back; while no request runs, also through each worker process.
-        Each step waits for those anyhow: asking them as well would hold the steps up."""
-        core, is_busy = self._running(), self._stats.load().running_requests > 0
+        """Through EngineCore's step loop to each of its worker processes and back."""
         try:
-            await (core.is_sleeping_async() if is_busy else core.collective_rpc_async("check_health"))
+            await self._running().collective_rpc_async("check_health")
         except EngineDeadError as error:
             raise EngineDead("the vLLM engine is dead") from error
 
