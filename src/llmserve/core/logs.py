@@ -39,7 +39,7 @@ class KnownFailures(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not super().filter(record):
             return True  # somebody else's: as it is
-        message = record.getMessage()
+        message = record.getMessage().rstrip()
         error = record.exc_info[1] if record.exc_info else None
         if error is not None and self._is_known(error):
             message = message if str(error) in message else f"{message} {error}"
