@@ -18,6 +18,7 @@ from llmserve.apiserver.flags import flags as apiserver_flags
 from llmserve.apiserver.flags import options as apiserver_options
 from llmserve.config.load import load_manifest
 from llmserve.core.clock import SystemClock
+from llmserve.core.exiting import exit_process
 from llmserve.core.imports import importing
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
@@ -25,7 +26,6 @@ from llmserve.router.role import RouterRole
 from llmserve.rpc.role import (
     Role,
     configure_logging,
-    exit_process,
     own_environment,
     report_progress,
     run_role,

@@ -5,11 +5,11 @@ from prometheus_client import REGISTRY
 from llmserve.apiserver.environment import prepare_environment
 from llmserve.apiserver.flags import flags, options
 from llmserve.config.load import load_manifest
+from llmserve.core.exiting import exit_process
 from llmserve.core.imports import importing
 from llmserve.rpc.role import (
     Role,
     configure_logging,
-    exit_process,
     own_environment,
     report_progress,
     run_role,

@@ -3,13 +3,13 @@
 from functools import partial
 
 from llmserve.config.load import load_manifest
+from llmserve.core.exiting import exit_process
 from llmserve.router.role import RouterRole
 from llmserve.rpc.role import (
     add_kvmanagers,
     addresses,
     common_flags,
     configure_logging,
-    exit_process,
     run_role,
 )
 

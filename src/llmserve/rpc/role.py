@@ -9,7 +9,6 @@ begins the ordered stop; a second one exits at once.
 import argparse
 import asyncio
 import atexit
-import contextlib
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import uvloop
 
@@ -188,17 +187,6 @@ def run_role(name: str, build: Callable[[], Awaitable[Role]]) -> int:
     """Runs a role to its end and returns the exit code. `build` runs inside the loop."""
     exit_code: int = uvloop.run(_live(name, build))
     return exit_code
-
-
-def exit_process(exit_code: int) -> NoReturn:
-    """Ends the process when its role has closed, without tearing the interpreter down: with torch, vLLM and
-    the transports loaded that takes seconds, and gives back only what the kernel takes back anyway."""
-    atexit._run_exitfuncs()  # what Python would run, but for destructors
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            stream.flush()
-    os._exit(exit_code)
 
 
 async def _live(name: str, build: Callable[[], Awaitable[Role]]) -> int:

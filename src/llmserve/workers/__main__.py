@@ -14,12 +14,12 @@ from prometheus_client import CollectorRegistry
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
+from llmserve.core.exiting import exit_process
 from llmserve.core.outcome import WorkerRole
 from llmserve.rpc.role import (
     add_kvmanagers,
     addresses,
     configure_logging,
-    exit_process,
     own_environment,
     report_failure,
 )

@@ -1,13 +1,14 @@
 """What a role's process leaves of its environment, and how it ends."""
 
 import logging
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from llmserve.config.schema import Manifest
-from llmserve.rpc import role
 from llmserve.rpc.role import own_environment
 
 
@@ -22,7 +23,7 @@ def test_a_role_that_is_started_by_hand_sorts_its_environment(
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # of a pod
         "EDITOR": "vi",
     }
-    monkeypatch.setattr(role.os, "environ", shell)
+    monkeypatch.setattr(os, "environ", shell)
     manifest = Manifest.model_validate(
         {
             "kind": "LLMServe",
@@ -44,7 +45,7 @@ def test_a_role_that_is_started_by_hand_sorts_its_environment(
 
 _ENDING = """
 import atexit, sys
-from llmserve.rpc.role import exit_process
+from llmserve.core.exiting import exit_process
 
 class Slow:
     def __del__(self):
@@ -62,3 +63,39 @@ def test_a_process_ends_with_its_clean_up_and_without_being_torn_down() -> None:
         [sys.executable, "-c", _ENDING], capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.returncode, done.stdout) == (3, "said before\ncleaned up\n")
+
+
+_CHILD = """
+import atexit, multiprocessing, sys
+from llmserve.core.exiting import exit_so_when_done
+
+class Slow:
+    def __del__(self):
+        print("torn down", flush=True)
+
+def child(code):
+    global kept
+    kept = Slow()
+    atexit.register(print, "cleaned up")
+    try:
+        sys.exit(code)
+    finally:
+        exit_so_when_done()
+
+if __name__ == "__main__":
+    exit_so_when_done()  # does nothing here
+    process = multiprocessing.get_context("spawn").Process(target=child, args=(0,))
+    process.start()
+    process.join()
+    print("child", process.exitcode)
+    sys.exit(5)
+"""
+
+
+def test_an_engine_s_process_ends_without_being_torn_down(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_CHILD)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout) == (5, "cleaned up\nchild 0\n"), done.stderr

@@ -16,6 +16,7 @@ from vllm.distributed.parallel_state import get_tp_group
 
 from llmserve.config.conflict import Conflict
 from llmserve.config.refusals import SEVERAL_KV_GROUPS
+from llmserve.core.exiting import exit_so_when_done
 from llmserve.engines.connector import rewinding
 from llmserve.engines.connector.card import EngineCard
 from llmserve.engines.connector.memory import kv_layout, layer_indices
@@ -114,6 +115,8 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         return None if self._worker is None else self._worker.take_stats()
 
     def shutdown(self) -> None:
+        """Called by vLLM in the last moments of each of the engine's processes."""
+        exit_so_when_done()
         if self._worker is not None:
             self._worker.close()
 
