@@ -238,17 +238,19 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
 
 def _sampled(token: int, params: dict[str, Any]) -> Logprobs | None:
     if params.get("logprob_token_ids"):
-        return _logprob_rows([[token, *params["logprob_token_ids"]]])
+        asked = [token, *params["logprob_token_ids"]]
+        return _logprob_rows([asked], len(asked))
     return _logprobs([token], params["logprobs"]) if params.get("logprobs") is not None else None
 
 
 def _logprobs(tokens: list[int], top: int) -> Logprobs:
     """The token itself at -1, then `top` others, each half a point less likely."""
-    return _logprob_rows([[token + i for i in range(top + 1)] for token in tokens])
+    return _logprob_rows([[token + i for i in range(top + 1)] for token in tokens], top + 1)
 
 
-def _logprob_rows(tokens: list[list[int]]) -> Logprobs:
-    ids, width = np.array(tokens, dtype="<i4"), len(tokens[0])
+def _logprob_rows(tokens: list[list[int]], width: int) -> Logprobs:
+    """tokens: of `width` each; none for the prompt logprobs of a prompt of one token, as vLLM has them."""
+    ids = np.array(tokens, dtype="<i4")
     values = np.array([[-1.0 - 0.5 * i for i in range(width)] for _ in tokens], dtype="<f4")
     return Logprobs(width, ids.tobytes(), values.tobytes(), np.ones(len(tokens), dtype="<i4").tobytes())
 
