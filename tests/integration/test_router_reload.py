@@ -76,7 +76,8 @@ async def test_a_worker_obeys_from_its_next_heartbeat_on(
         max_concurrency=1,
     )
     drainer = SimpleNamespace(draining=False)
-    worker, engine = SimpleNamespace(info=info, load=load), SimpleNamespace(meet=meet)
+    worker = SimpleNamespace(info=info, load=load, until_rest=asyncio.sleep)
+    engine = SimpleNamespace(meet=meet)
     membership = Membership(worker, {"router": channel}, engine, drainer)  # type: ignore[arg-type]
     running = asyncio.create_task(membership.run())
     try:

@@ -53,7 +53,7 @@ class Watched:
         self._changes = asyncio.Event()
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_SECONDS):
+        async with asyncio.timeout(ANSWER_SECONDS):
             while not holds():
                 await self._changes.wait()
 

@@ -139,7 +139,7 @@ async def test_retries_end_when_the_budget_is_used_up(cluster: Any, http: httpx.
     refused = await post(http)
     assert refused.status_code == 503
     assert "it is gone" in refused.text
-    assert "retry_burst" in refused.text
+    assert "scheduling.retry_share" in refused.text
     assert cluster.count("apiserver_retries_refused_total") == 1
 
 

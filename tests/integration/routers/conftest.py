@@ -160,7 +160,8 @@ class Cluster:
             address: await self._stack.enter_async_context(open_channel(address))
             for address in self.routers.addresses
         }
-        status, engine = SimpleNamespace(info=info, load=load), SimpleNamespace(meet=meet)
+        status = SimpleNamespace(info=info, load=load, until_rest=asyncio.sleep)
+        engine = SimpleNamespace(meet=meet)
         drainer = SimpleNamespace(draining=False)
         membership = Membership(cast("Any", status), channels, cast("Any", engine), cast("Any", drainer))
         self._keep(membership.run())

@@ -44,7 +44,13 @@ async def answered(error: Exception, *sent: Message, reached_engine: bool = Fals
         got.append(message)
 
     gate = Gate(app, ApiKeys({}), 1000, Records(0), HttpSpans(NO_TRACER, "m"))
-    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "client": None}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "headers": [],
+        "client": None,
+    }
     await gate(scope, receive, send)
     return got
 
