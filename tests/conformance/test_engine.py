@@ -18,6 +18,7 @@ import pytest_asyncio
 
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.core.blocks import chain_hashes
+from llmserve.core.effort import read_effort
 from llmserve.core.errors import EngineDead, InvalidRequest, ModelNotFound, StartFailed
 from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.lease import LeaseState
@@ -842,6 +843,17 @@ async def test_a_ping_is_answered_when_idle_and_while_it_computes(pair: Pair, pr
         for _ in range(3):
             await pair.decode.engine.ping()
         await pair.decode.result(running)
+
+
+async def test_pings_let_an_idle_engine_rest(pair: Pair) -> None:
+    """vLLM's worker processes spin for a second after each message: with one a second they never rested."""
+    await asyncio.sleep(2.0 if pair.decode.engine.processes() else 0)  # for the last message before
+    before = read_effort(pair.decode.engine.processes())
+    for _ in range(4 if pair.decode.engine.processes() else 1):
+        await pair.decode.engine.ping()
+        await asyncio.sleep(1.0 if pair.decode.engine.processes() else 0)
+    after = read_effort(pair.decode.engine.processes())
+    assert after.cpu_seconds - before.cpu_seconds < 1.0
 
 
 async def _leased(harness: Harness, blocks: int) -> bool:

@@ -22,7 +22,7 @@ from vllm.v1.executor import Executor
 
 from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.refusals import engine_on_gpu, model_refusals
-from llmserve.core.effort import descendants
+from llmserve.core.effort import descendants, read_effort
 from llmserve.core.errors import DeadlineExceeded, EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import WorkerRole
@@ -46,6 +46,7 @@ _log = logging.getLogger(__name__)
 
 _SHUTDOWN_SECONDS = 10.0
 _SIDE_CHANNEL_SECONDS = 1.0
+_STOPPED_POLL_SECONDS = 0.5
 
 
 class VllmEngine:
@@ -60,6 +61,7 @@ class VllmEngine:
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._stats = EngineStats()
         self._info: EngineInfo | None = None
+        self._children: frozenset[int] = frozenset()  # the processes of the engine, as it has started them
         self._constrained: set[str] = set()  # requests with a grammar that have no output yet
         self._reports: dict[str, HandoverReport] = {}  # of pulls that ended, until the request's next output
 
@@ -78,6 +80,7 @@ class VllmEngine:
             raise
         except Exception as error:
             raise (read_cause(scratch) or Cause.of(error)).as_error() from error
+        self._children = frozenset(descendants(os.getpid()))
         if self._registry is not None:
             self._own_metrics = OwnMetrics(config, self._registry)
         card = EngineCard.read(card_path)
@@ -188,11 +191,15 @@ class VllmEngine:
         return await self._kv_events.next()
 
     async def ping(self) -> None:
-        """Through EngineCore's step loop to each of its worker processes and back."""
+        """Goes through EngineCore's step loop and back. The worker processes are not asked, since each message
+        to them lets them spin for a second: EngineCore waits for them in its steps, and whether one of them
+        is stopped (SIGSTOP) can be seen from outside."""
         try:
-            await self._running().collective_rpc_async("check_health")
+            await self._running().is_sleeping_async()
         except EngineDeadError as error:
             raise EngineDead("the vLLM engine is dead") from error
+        while read_effort(self._children).stopped:  # noqa: ASYNC110 - the state of other processes
+            await asyncio.sleep(_STOPPED_POLL_SECONDS)
 
     def processes(self) -> Collection[int]:
         """A worker starts no others."""
