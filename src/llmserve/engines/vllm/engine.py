@@ -191,9 +191,9 @@ class VllmEngine:
         return await self._kv_events.next()
 
     async def ping(self) -> None:
-        """Goes through EngineCore's step loop and back. The worker processes are not asked, since each message
-        to them lets them spin for a second: EngineCore waits for them in its steps, and whether one of them
-        is stopped (SIGSTOP) can be seen from outside."""
+        """Goes through EngineCore's step loop and back. The worker processes are not asked, since each
+        message to them lets them spin for a second: EngineCore waits for them in its steps, and whether one
+        of them is stopped (SIGSTOP) can be seen from outside."""
         try:
             await self._running().is_sleeping_async()
         except EngineDeadError as error:
