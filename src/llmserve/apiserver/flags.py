@@ -41,4 +41,5 @@ def options(given: argparse.Namespace, manifest: Manifest) -> ApiserverOptions:
         drain_seconds=given.drain_seconds,
         manifest=Path(given.manifest),
         share=given.port_share,
+        compiles_ahead=manifest.engine.kind == "vllm",
     )

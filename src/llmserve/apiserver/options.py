@@ -19,7 +19,8 @@ class ServedModel:
 @dataclass(frozen=True, slots=True)
 class ApiserverOptions:
     """http, routers: host:port. max_body_bytes: of one HTTP request. drain_seconds: for running requests
-    at the stop. manifest: the file, for `/admin/reload`. share: of a port that other processes serve too."""
+    at the stop. manifest: the file, for `/admin/reload`. share: of a port that other processes serve too.
+    compiles_ahead: the process that compiles grammars is started now, not by the first grammar."""
 
     name: str
     http: str
@@ -29,3 +30,4 @@ class ApiserverOptions:
     drain_seconds: float = DRAIN_SECONDS
     manifest: Path | None = None
     share: PortShare | None = None
+    compiles_ahead: bool = False

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -24,9 +25,9 @@ _FIELDS = tuple(field.name for field in fields(StructuredOutputsParams) if field
 
 
 class GrammarCheck:
-    """A grammar is compiled once, and what came of it is remembered. The process for it is started when it is
-    first needed, as it has vLLM's modules in memory. A tenant has one grammar compiled at a time, so that it
-    cannot keep the others waiting. Life: check … -> aclose (idempotent)."""
+    """A grammar is compiled once, and what came of it is remembered. The process for it imports vLLM, for
+    which the first grammar waits unless `start` was called before. A tenant has one grammar compiled at a
+    time, so that it cannot keep the others waiting. Life: [start] -> check … -> aclose (idempotent)."""
 
     def __init__(
         self, config: Any, make: Callable[[Any, TaskOwner], GrammarProcess] = GrammarProcess
@@ -41,6 +42,14 @@ class GrammarCheck:
         self._waiting: Counter[str] = Counter()  # by tenant
         self._asked: dict[bytes, asyncio.Task[Answer | Unavailable]] = {}
         self._known: OrderedDict[bytes, Answer] = OrderedDict()
+
+    def start(self) -> None:
+        """Starts the process ahead of the first grammar. A failure is left to that one, which tries again."""
+        self._owner.spawn("start", self._start())
+
+    async def _start(self) -> None:
+        with suppress(Unavailable):
+            await self._running()
 
     async def check(self, params: SamplingParams, tenant: str) -> None:
         """Errors: InvalidRequest with the compiler's reason; Overloaded; Unavailable without a compiler."""
