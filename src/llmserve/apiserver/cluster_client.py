@@ -55,9 +55,9 @@ class ClusterEngineClient(EngineFreeClient):
         self._owner = TaskOwner("requests")
         self._runs: dict[str, _Running] = {}
 
-    def start_compiler(self) -> None:
+    async def start_compiler(self) -> None:
         """Starts what compiles grammars, so that the first one does not wait for it."""
-        self._grammars.start()
+        await self._grammars.start()
 
     def set_limits(self, limits: StageLimits) -> None:
         """Of requests from now on."""

@@ -127,7 +127,7 @@ class Apiserver:
         self._cors = Cors(self._draining, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
         if self._options.compiles_ahead:
-            self._client.start_compiler()
+            await self._client.start_compiler()
         return await self._http.start()
 
     def _refusals(self) -> Iterator[Conflict]:

@@ -43,11 +43,8 @@ class GrammarCheck:
         self._asked: dict[bytes, asyncio.Task[Answer | Unavailable]] = {}
         self._known: OrderedDict[bytes, Answer] = OrderedDict()
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Starts the process ahead of the first grammar. A failure is left to that one, which tries again."""
-        self._owner.spawn("start", self._start())
-
-    async def _start(self) -> None:
         with suppress(Unavailable):
             await self._running()
 

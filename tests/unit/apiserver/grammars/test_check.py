@@ -64,18 +64,15 @@ async def test_without_a_grammar_nothing_is_started(check: GrammarCheck, process
 
 
 async def test_the_process_can_be_started_ahead(check: GrammarCheck, process: FakeProcess) -> None:
-    check.start()
-    while not process.alive:  # noqa: ASYNC110 - a task of its own starts it
-        await asyncio.sleep(0)
+    await check.start()
+    assert process.alive
     await check.check(wanted("good"), "a")
     assert process.starts == 1
 
 
 async def test_a_start_ahead_that_fails_is_tried_again(check: GrammarCheck, process: FakeProcess) -> None:
     process.refuses_to_start = True
-    check.start()
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await check.start()
     process.refuses_to_start = False
     await check.check(wanted("good"), "a")
     assert process.starts == 1
