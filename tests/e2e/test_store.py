@@ -230,17 +230,19 @@ def test_a_kv_manager_that_dies_under_load_costs_hits_only(world: World) -> None
 
 def test_a_kv_manager_that_hangs_delays_a_prompt_but_a_moment(world: World) -> None:
     took: list[float] = []
+    for _ in range(2):  # what a block costs to compute is known then, and so for how long it is waited for
+        world.ask(prompt_of(BLOCK_TOKENS + 9), tokens=2)
     pid = world.cluster.pid("kvmanager-0")
     os.kill(pid, signal.SIGSTOP)
     try:
-        for _ in range(3):
+        for _ in range(4):
             began = time.monotonic()
             world.ask(prompt_of(BLOCK_TOKENS + 9), tokens=2)
             took.append(time.monotonic() - began)
     finally:
         os.kill(pid, signal.SIGCONT)
     assert max(took) < AWAY_SECONDS
-    assert took[-1] < AWAY_SECONDS / 2, "only the first waits"
+    assert took[-1] < AWAY_SECONDS / 2, f"only the first waits: {took}"
 
 
 def test_nothing_stays_of_requests_that_are_aborted_anywhere(world: World) -> None:
