@@ -39,10 +39,7 @@ _MEMBERS = Section(
                     f"sum by (process) (increase({series('cluster_process_restarts_total')}[15m]))",
                     "{{process}}",
                 ),
-                Query(
-                    f"sum by (process) (increase({series('cluster_process_hangs_total')}[15m])) > 0",
-                    "{{process}}: it hung",
-                ),
+                Query(f"sum(increase({series('cluster_process_hangs_total')}[15m]))", "hung"),
             ),
         ),
         Panel(
