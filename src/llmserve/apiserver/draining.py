@@ -50,8 +50,7 @@ class Draining:
 
 class _Answer:
     def __init__(self, draining: Draining, scope: Message, send: Send) -> None:
-        self._draining, self._send = draining, send
-        self._form = form_of(scope["path"], scope["headers"])
+        self._draining, self._scope, self._send = draining, scope, send
         self._start: Message | None = None
 
     async def send(self, message: Message) -> None:
@@ -89,12 +88,15 @@ class _Answer:
         if not self._is_stream:
             await self.refuse()
             return
-        event = b"event: error\n" if self._form is ErrorForm.ANTHROPIC else b""
+        event = b"event: error\n" if self._form() is ErrorForm.ANTHROPIC else b""
         body = event + b"data: " + self._body(Unavailable(STOPPING)) + b"\n\n"
         await self._send({"type": "http.response.body", "body": body})
 
     def _body(self, error: Unavailable) -> bytes:
-        return json.dumps(body_of(problem_of(error), self._form)).encode()
+        return json.dumps(body_of(problem_of(error), self._form())).encode()
+
+    def _form(self) -> ErrorForm:
+        return form_of(self._scope["path"], self._scope["headers"])
 
 
 async def _swallow(receive: Receive) -> None:

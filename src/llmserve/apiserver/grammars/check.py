@@ -98,9 +98,9 @@ class GrammarCheck:
                 await self._process.aclose()
                 self._process = None
             if self._process is None:
-                process = self._make(self._config, self._owner)
-                await process.start()
-                self._process = process
+                # Kept from here on: a start that fails or is cancelled leaves a process that `aclose` ends.
+                self._process = self._make(self._config, self._owner)
+                await self._process.start()
             return self._process
 
     async def aclose(self) -> None:

@@ -22,12 +22,15 @@ class FakeProcess:
         self.held: dict[str, asyncio.Event] = {}
         self.starts = 0
         self.alive = False
-        self.refuses_to_start = False
+        self.refuses_to_start = self.hangs_at_start = False
+        self.closes = 0
 
     async def start(self) -> None:
         if self.refuses_to_start:
             raise Unavailable("no compiler")
         self.starts += 1
+        if self.hangs_at_start:
+            await asyncio.Event().wait()
         self.alive = True
 
     async def ask(self, task: Task) -> Answer:
@@ -39,6 +42,7 @@ class FakeProcess:
 
     async def aclose(self) -> None:
         self.alive = False
+        self.closes += 1
 
 
 @pytest.fixture
@@ -68,6 +72,19 @@ async def test_the_process_can_be_started_ahead(check: GrammarCheck, process: Fa
     assert process.alive
     await check.check(wanted("good"), "a")
     assert process.starts == 1
+
+
+async def test_a_start_that_is_cancelled_leaves_no_process(process: FakeProcess) -> None:
+    made: Any = lambda config, owner: process  # noqa: E731
+    check = GrammarCheck(None, made)
+    process.hangs_at_start = True
+    starting = asyncio.create_task(check.start())
+    while not process.starts:  # noqa: ASYNC110 - a task of its own starts it
+        await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await check.aclose()
+    assert process.closes == 1
 
 
 async def test_a_start_ahead_that_fails_is_tried_again(check: GrammarCheck, process: FakeProcess) -> None:
