@@ -23,13 +23,7 @@ from llmserve.core.imports import importing
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole
-from llmserve.rpc.role import (
-    Role,
-    configure_logging,
-    own_environment,
-    report_progress,
-    run_role,
-)
+from llmserve.rpc.role import Role, configure_logging, own_environment, report_progress, run_role
 
 
 class Roles:

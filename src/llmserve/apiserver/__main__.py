@@ -7,13 +7,7 @@ from llmserve.apiserver.flags import flags, options
 from llmserve.config.load import load_manifest
 from llmserve.core.exiting import exit_process
 from llmserve.core.imports import importing
-from llmserve.rpc.role import (
-    Role,
-    configure_logging,
-    own_environment,
-    report_progress,
-    run_role,
-)
+from llmserve.rpc.role import Role, configure_logging, own_environment, report_progress, run_role
 
 
 def main() -> int:

@@ -56,8 +56,9 @@ class Engine(Protocol):
         """Cheap; called about once a second."""
 
     async def ping(self) -> None:
-        """Returns when every process of the engine has answered from the loop that runs its steps: at once
-        when it is idle, else between two steps. Never, when it hangs. Errors: EngineDead."""
+        """Returns when the loop that runs the engine's steps has answered, at once when it is idle, else
+        between two steps, and none of its processes is stopped. Never, when it hangs. Called once a second:
+        an idle engine rests all the same. Errors: EngineDead."""
 
     def processes(self) -> Collection[int]:
         """Pids of the processes that it runs in, apart from the caller's own. May read /proc."""

@@ -28,8 +28,6 @@ from llmserve.runner.machine import available_gpus, check_free
 from llmserve.tracing.open import tracer_refusals
 
 SOURCE = ("models", "primary", "source")
-
-
 _DEVICE = ("engine", "device")
 
 

@@ -1,7 +1,6 @@
 """The environment that vLLM and torch read, set before vLLM starts. Does not import them."""
 
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -15,6 +14,7 @@ from pathlib import Path
 from llmserve.config.conflict import Conflict
 from llmserve.core.errors import DeadlineExceeded
 from llmserve.models import default_cache_dir
+from llmserve.models.directory import read_config
 from llmserve.models.lock import file_lock
 
 _log = logging.getLogger(__name__)
@@ -94,8 +94,7 @@ def asking_about_the_model(model_dir: Path) -> Iterator[None]:
 
 
 def _has_answer(cache: Path, model_dir: Path) -> bool:
-    config = json.loads((model_dir / "config.json").read_text())
-    names = config.get("architectures") or ()
+    names = read_config(model_dir).get("architectures") or ()
     return bool(names) and all(any(cache.glob(f"modelinfos/*-{escape(name)}.json")) for name in names)
 
 
