@@ -28,7 +28,8 @@ def test_a_password_that_is_not_there() -> None:
 
 
 def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "llmserve.router.state.redis")
+    for module in ("llmserve.router.state.redis", "llmserve.rpc.redis_client"):
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(ManifestError, match=r"state\.backend: redis needs a package: .*pip install"):
         build_state(REDIS, "c", {"PW": "secret"}, 1.0)

@@ -6,14 +6,8 @@ one that is being made, a string that expires. Imported only with `state.backend
 
 from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-
 from llmserve.apiserver.responses.base import ResponseKey, Stage, StoredResponse
-from llmserve.config.conflict import Conflict
-from llmserve.core.errors import StateUnavailable
+from llmserve.rpc.redis_client import RedisClient, milliseconds
 
 # KEYS: the response, its lease. ARGV: stage, text, ms to keep it, ms of the lease or 0.
 _KEEP = """
@@ -34,33 +28,24 @@ return {found[1], found[2], redis.call('EXISTS', KEYS[2])}
 
 
 class RedisResponses:
-    """url: redis://HOST:PORT/DB, or rediss:// with TLS. call_seconds: of each call, connecting included.
-    Connects when it is first asked. Errors: ManifestError for a url that is none."""
+    """url, password, call_seconds: as of RedisClient, and so are the errors."""
 
     def __init__(
         self, url: str, cluster: str, *, password: str | None, keep_seconds: float, call_seconds: float
     ) -> None:
         # The braces keep the keys of a cluster on one server of a Redis Cluster.
         self._prefix = f"llmserve:{{{cluster}}}:response"
-        self._keep_ms = _milliseconds(keep_seconds)
-        self._where = url.rpartition("@")[2].removeprefix("redis://").removeprefix("rediss://")
-        options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "decode_responses": True}
-        options |= {"socket_timeout": call_seconds, "socket_connect_timeout": call_seconds}
-        if password is not None:
-            options["password"] = password
-        try:
-            self._client: Any = Redis.from_url(url, **options)
-        except ValueError as error:
-            raise Conflict((("state", "redis", "url"),), str(error)).as_error() from error
+        self._keep_ms = milliseconds(keep_seconds)
+        self._client = RedisClient(url, password=password, call_seconds=call_seconds)
 
     async def put(self, key: ResponseKey, text: str) -> None:
         await self._run(_KEEP, key, Stage.ENDED, text, self._keep_ms, 0)
 
     async def begin(self, key: ResponseKey, text: str, lease_seconds: float) -> None:
-        await self._run(_KEEP, key, Stage.RUNNING, text, self._keep_ms, _milliseconds(lease_seconds))
+        await self._run(_KEEP, key, Stage.RUNNING, text, self._keep_ms, milliseconds(lease_seconds))
 
     async def renew(self, key: ResponseKey, lease_seconds: float) -> bool:
-        return bool(await self._run(_RENEW, key, _milliseconds(lease_seconds)))
+        return bool(await self._run(_RENEW, key, milliseconds(lease_seconds)))
 
     async def end(self, key: ResponseKey, text: str) -> bool:
         return bool(await self._run(_CHANGE, key, Stage.ENDED, text, self._keep_ms, 0))
@@ -81,11 +66,4 @@ class RedisResponses:
     async def _run(self, script: str, key: ResponseKey, *arguments: object) -> Any:
         # The length keeps a tenant's name, which may have any sign in it, apart from the id.
         name = f"{self._prefix}:{len(key.tenant)}:{key.tenant}:{key.response_id}"
-        try:
-            return await self._client.eval(script, 2, name, f"{name}:lease", *map(str, arguments))
-        except (RedisError, OSError) as error:
-            raise StateUnavailable(f"Redis at {self._where}: {str(error) or type(error).__name__}") from error
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(1, int(seconds * 1000))
+        return await self._client.run(script, (name, f"{name}:lease"), *map(str, arguments))
