@@ -43,7 +43,6 @@ class _Server(uvicorn.Server):
     async def adopt(self, connection: socket.socket) -> None:
         """Serves a connection that was accepted elsewhere."""
         connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
