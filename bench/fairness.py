@@ -21,7 +21,7 @@ import yaml
 
 from bench.cluster import Cluster, running
 from bench.table import markdown
-from llmserve.core.shares import jain
+from llmserve.core.stats import jain
 
 SETTLE_SECONDS = 5.0
 SECONDS = 40.0

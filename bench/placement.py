@@ -13,8 +13,7 @@ from bench.table import markdown
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId, BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome, WorkerRole
-from llmserve.core.pairs import PairStatus
-from llmserve.core.request import EngineLoad
+from llmserve.core.request import EngineLoad, PairStatus
 from llmserve.kvstore.directory import Holder, KvTier
 from llmserve.kvstore.watcher import Told
 from llmserve.router.filters import PlacementRequest

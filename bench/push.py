@@ -23,8 +23,7 @@ from llmserve.config.load import load_manifest
 from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
 from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.outcome import WorkerRole
-from llmserve.core.pairs import KvPeer
-from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
+from llmserve.core.request import EngineOutput, EngineRequest, KvPeer, SamplingLimits
 from llmserve.engines.base import Engine, EngineInfo
 from llmserve.engines.handover import PushCard, prefill_params
 from llmserve.engines.spec import EngineSpec

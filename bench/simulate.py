@@ -20,7 +20,7 @@ from bench.cluster import running
 from bench.table import markdown
 from llmserve.config.load import load_manifest
 from llmserve.core.ids import DEFAULT_TENANT
-from llmserve.core.spread import Spread
+from llmserve.core.stats import Percentiles
 from llmserve.simulate.mix import KINDS, Kind, Mix
 from llmserve.simulate.report import Goals, Report
 from llmserve.simulate.run import Simulation
@@ -96,19 +96,23 @@ def _simulated(manifest: dict[str, Any], requests: Sequence[TracedRequest]) -> R
 
 def _rows(load: _Load, simulated: Report, timed: Sequence[_Timed]) -> list[tuple[object, ...]]:
     pairs = (
-        ("to the first token", simulated.first_token, Spread.of([one.first_token for one in timed])),
-        ("in all", simulated.total, Spread.of([one.total for one in timed])),
-        ("between tokens, a request's mean", simulated.request_gaps, Spread.of([one.gap for one in timed])),
+        ("to the first token", simulated.first_token, Percentiles.of([one.first_token for one in timed])),
+        ("in all", simulated.total, Percentiles.of([one.total for one in timed])),
+        (
+            "between tokens, a request's mean",
+            simulated.request_gaps,
+            Percentiles.of([one.gap for one in timed]),
+        ),
     )
     name = f"{load.requests_per_second:g} requests/s: {load.name}"
     return [(name, what, _texts(a), _texts(b), _ratios(a, b)) for what, a, b in pairs]
 
 
-def _texts(spread: Spread) -> str:
+def _texts(spread: Percentiles) -> str:
     return f"{spread.p50:.3f}, {spread.p99:.3f}"
 
 
-def _ratios(simulated: Spread, real: Spread) -> str:
+def _ratios(simulated: Percentiles, real: Percentiles) -> str:
     return f"{real.p50 / simulated.p50:.2f}, {real.p99 / simulated.p99:.2f}"
 
 

@@ -18,8 +18,7 @@ from llmserve.apiserver.flags import flags as apiserver_flags
 from llmserve.apiserver.flags import options as apiserver_options
 from llmserve.config.load import load_manifest
 from llmserve.core.clock import SystemClock
-from llmserve.core.exiting import exit_process
-from llmserve.core.imports import importing
+from llmserve.core.process import exit_process, importing
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole

@@ -18,11 +18,11 @@ import pytest_asyncio
 
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.core.blocks import chain_hashes
-from llmserve.core.effort import read_effort
 from llmserve.core.errors import EngineDead, InvalidRequest, ModelNotFound, StartFailed
 from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.lease import LeaseState
 from llmserve.core.outcome import FinishReason, WorkerRole
+from llmserve.core.process import read_effort
 from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.engines.base import Engine, EngineInfo
 from llmserve.engines.handover import HandoverTicket, PushCard, prefill_params, query_status, release_ticket

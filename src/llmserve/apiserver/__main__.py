@@ -5,8 +5,7 @@ from prometheus_client import REGISTRY
 from llmserve.apiserver.environment import prepare_environment
 from llmserve.apiserver.flags import flags, options
 from llmserve.config.load import load_manifest
-from llmserve.core.exiting import exit_process
-from llmserve.core.imports import importing
+from llmserve.core.process import exit_process, importing
 from llmserve.rpc.role import Role, configure_logging, own_environment, report_progress, run_role
 
 

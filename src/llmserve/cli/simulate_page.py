@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from llmserve.cli.screen import screen
-from llmserve.core.spread import Spread
+from llmserve.core.stats import Percentiles
 from llmserve.simulate import run
 from llmserve.simulate.report import Goals, Report, WorkerLine
 
@@ -69,7 +69,7 @@ def _times(report: Report) -> Table:
     return table
 
 
-def _texts(spread: Spread) -> list[str]:
+def _texts(spread: Percentiles) -> list[str]:
     return [f"{value:.3f}" for value in (spread.mean, spread.p50, spread.p90, spread.p99)]
 
 

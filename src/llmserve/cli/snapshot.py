@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from llmserve.cli.ask import HEALTHY, Answers
-from llmserve.core.pairs import PairStatus
+from llmserve.core.request import PairStatus
 from llmserve.rpc.codec import decode_load, decode_role
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2
 from llmserve.runner.board import Stand

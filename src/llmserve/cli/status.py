@@ -16,7 +16,7 @@ from llmserve.cli.screen import screen
 from llmserve.cli.snapshot import Snapshot, snapshot
 from llmserve.cli.status_page import page
 from llmserve.cli.watch import Frame, watch
-from llmserve.core.effort import read_effort
+from llmserve.core.process import read_effort
 
 _ABOUT = """\
 Shows the cluster that runs here (or of -f, --run-dir): each process with its health; for workers also their

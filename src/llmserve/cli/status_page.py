@@ -9,7 +9,7 @@ from rich.text import Text
 
 from llmserve.cli.ask import HEALTHY
 from llmserve.cli.snapshot import BudgetView, RoleView, Snapshot, TenantView, TierView, WorkerView
-from llmserve.core.pairs import PairStatus
+from llmserve.core.request import PairStatus
 
 _MIB = 1 << 20
 _GIB = 1 << 30

@@ -1,13 +1,45 @@
-"""A request as an engine sees it: tokens in, tokens out."""
+"""A request as an engine sees it, tokens in, tokens out; and what an engine reports of itself."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmserve.core.ids import NO_TENANT, RequestId, TenantId
+from llmserve.core.ids import NO_TENANT, RequestId, TenantId, WorkerId
 from llmserve.core.lease import LeaseChange
 from llmserve.core.outcome import FinishReason
-from llmserve.core.pairs import PairStatus
+
+
+@dataclass(frozen=True, slots=True)
+class KvPeer:
+    """A worker to fetch from. endpoints: "host:port" of the side channel of each tensor-parallel rank."""
+
+    worker_id: WorkerId
+    epoch: int
+    endpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairStatus:
+    """A row of the matrix: this worker fetches from `peer` over `transport`.
+
+    small_seconds and bytes_per_second are those of the last probe that worked (0: none did);
+    transfers, bytes and seconds count what requests moved; failures count probes too. breaker is
+    closed, open or half-open, and reason why it opened. chosen: the next request goes this way. A peer
+    that cannot be reached, or does not fit, has one row: breaker "refused", without a transport. A transport
+    that cannot be used on this machine has one: breaker "unavailable", without a peer.
+    """
+
+    peer: str
+    transport: str
+    chosen: bool
+    breaker: str
+    reason: str
+    small_seconds: float
+    bytes_per_second: float
+    transfers: int
+    bytes: int
+    seconds: float
+    failures: int
 
 
 @dataclass(frozen=True, slots=True)

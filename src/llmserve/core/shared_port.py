@@ -40,7 +40,9 @@ class PortShare:
 def bind(address: str) -> socket.socket:
     """A TCP socket at HOST:PORT that does not listen yet. Errors: OSError, ValueError."""
     host, _, port = address.rpartition(":")
-    family, kind, protocol, _, found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    family, kind, protocol, _, found = socket.getaddrinfo(
+        host.strip("[]"), int(port), type=socket.SOCK_STREAM
+    )[0]
     # asyncio sends small writes at once (TCP_NODELAY) only over sockets that name their protocol.
     bound = socket.socket(family, kind, protocol)
     try:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from llmserve.core.pairs import PairStatus
+from llmserve.core.request import PairStatus
 from llmserve.doctor.finding import Finding, note, ok, problem, warning
 from llmserve.doctor.host import MIB
 from llmserve.transfer.breaker import BreakerState

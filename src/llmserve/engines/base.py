@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llmserve.core.ids import RequestId
-from llmserve.core.pairs import KvPeer
-from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
+from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents, KvPeer
 
 
 @dataclass(frozen=True, slots=True)

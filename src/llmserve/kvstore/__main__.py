@@ -4,7 +4,7 @@ import os
 
 from llmserve.config.load import load_manifest
 from llmserve.core.clock import SystemClock
-from llmserve.core.exiting import exit_process
+from llmserve.core.process import exit_process
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.rpc.role import common_flags, configure_logging, run_role

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from llmserve.core.clock import Clock
 from llmserve.core.errors import FormatUnknown, InvalidRequest, NotFound
 from llmserve.core.ids import BlockHash, TenantId
-from llmserve.core.tiers import StoreStats, TierStats
+from llmserve.core.stats import StoreStats, TierStats
 from llmserve.kvstore.formats import BlockShape
 from llmserve.kvstore.store.admin import BlockFilter, Listed, StoreAdmin
 from llmserve.kvstore.store.build import BuiltStore

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from llmserve.core.spread import Spread
+from llmserve.core.stats import Percentiles
 from llmserve.loadgen.comparison import Comparison
 from llmserve.loadgen.contrast import Contrast
 from llmserve.loadgen.distributions import distributions
@@ -78,12 +78,12 @@ def _spreads(one: Comparison) -> str:
     return table(SPREAD_HEADS, rows)
 
 
-def _times(records: list[Record]) -> dict[str, Spread]:
+def _times(records: list[Record]) -> dict[str, Percentiles]:
     return {
-        "time to first token": Spread.of([record.ttft for record in records]),
-        "between tokens": Spread.of([gap for record in records for gap in record.gaps]),
-        "per output token": Spread.of([record.tpot for record in records if record.tpot is not None]),
-        "end to end": Spread.of([record.e2e for record in records]),
+        "time to first token": Percentiles.of([record.ttft for record in records]),
+        "between tokens": Percentiles.of([gap for record in records for gap in record.gaps]),
+        "per output token": Percentiles.of([record.tpot for record in records if record.tpot is not None]),
+        "end to end": Percentiles.of([record.e2e for record in records]),
     }
 
 

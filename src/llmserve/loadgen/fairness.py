@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from llmserve.core.shares import jain
+from llmserve.core.stats import jain
 from llmserve.loadgen.record import Record
 
 

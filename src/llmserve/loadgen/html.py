@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from llmserve.core.spread import Spread
+from llmserve.core.stats import Percentiles
 
 SPREAD_HEADS = ("milliseconds", "mean", "p50", "p90", "p95", "p99", "most")
 """Over a name and `spread_cells`."""
@@ -33,7 +33,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def spread_cells(spread: Spread) -> list[str]:
+def spread_cells(spread: Percentiles) -> list[str]:
     """Milliseconds of a spread in seconds."""
     values = (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99, spread.most)
     return [f"{1000 * value:.1f}" for value in values]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.spread import Spread
+from llmserve.core.stats import Percentiles
 from llmserve.loadgen.fairness import Fairness, fairness
 from llmserve.loadgen.record import Record
 
@@ -77,9 +77,9 @@ class Group:
     good: int
     prompt_tokens: int
     output_tokens: int
-    ttft: Spread
-    tpot: Spread
-    e2e: Spread
+    ttft: Percentiles
+    tpot: Percentiles
+    e2e: Percentiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,11 @@ class Report:
     good_per_second: float
     output_tokens_per_second: float
     total_tokens_per_second: float
-    ttft: Spread
-    itl: Spread
-    tpot: Spread
-    e2e: Spread
-    late: Spread
+    ttft: Percentiles
+    itl: Percentiles
+    tpot: Percentiles
+    e2e: Percentiles
+    late: Percentiles
     slo: Slo
     kinds: tuple[Group, ...]
     tenants: tuple[Group, ...]
@@ -118,7 +118,7 @@ def make_report(records: Sequence[Record], about: About, slo: Slo, weights: Mapp
     all_of_it = _group("all", records, slo)
     served = [record for record in records if record.served]
     seconds = max((record.ended_at for record in records), default=0.0)
-    late = Spread.of([record.sent_at - record.planned_at for record in records])
+    late = Percentiles.of([record.sent_at - record.planned_at for record in records])
     return Report(
         about=about,
         seconds=seconds,
@@ -134,7 +134,7 @@ def make_report(records: Sequence[Record], about: About, slo: Slo, weights: Mapp
         output_tokens_per_second=_rate(all_of_it.output_tokens, seconds),
         total_tokens_per_second=_rate(all_of_it.prompt_tokens + all_of_it.output_tokens, seconds),
         ttft=all_of_it.ttft,
-        itl=Spread.of([gap for record in served for gap in record.gaps]),
+        itl=Percentiles.of([gap for record in served for gap in record.gaps]),
         tpot=all_of_it.tpot,
         e2e=all_of_it.e2e,
         late=late,
@@ -164,9 +164,9 @@ def _group(name: str, records: Sequence[Record], slo: Slo) -> Group:
         good=sum(slo.met(record) for record in records),
         prompt_tokens=sum(record.prompt_tokens for record in served),
         output_tokens=sum(record.output_tokens for record in served),
-        ttft=Spread.of([record.ttft for record in served]),
-        tpot=Spread.of([record.tpot for record in served if record.tpot is not None]),
-        e2e=Spread.of([record.e2e for record in served]),
+        ttft=Percentiles.of([record.ttft for record in served]),
+        tpot=Percentiles.of([record.tpot for record in served if record.tpot is not None]),
+        e2e=Percentiles.of([record.e2e for record in served]),
     )
 
 
@@ -180,7 +180,7 @@ def _failures(records: Sequence[Record]) -> tuple[Failures, ...]:
     return tuple(sorted(lines, key=lambda line: -line.count))
 
 
-def _notes(served: Sequence[Record], late: Spread) -> list[str]:
+def _notes(served: Sequence[Record], late: Percentiles) -> list[str]:
     notes = []
     if late.p99 > _LATE_SECONDS:
         notes.append(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from llmserve.core.tiers import StoreStats
+from llmserve.core.stats import StoreStats
 from llmserve.metrics.registry import WatchedCounter
 from llmserve.metrics.store import StoreCollector
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from llmserve.core.shares import SchedulerStats, TenantStats
+from llmserve.core.stats import SchedulerStats, TenantStats
 
 _OfTenant = Callable[[TenantStats], float]
 _OfAll = Callable[[SchedulerStats], float]

@@ -6,7 +6,7 @@ from itertools import accumulate
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from llmserve.core.tiers import Ages, StoreStats, TierStats
+from llmserve.core.stats import Ages, StoreStats, TierStats
 
 _Value = Callable[[TierStats], float]
 

@@ -8,8 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from llmserve.core.outcome import FinishReason
-from llmserve.core.pairs import PairStatus
-from llmserve.core.request import EngineLoad, EngineOutput
+from llmserve.core.request import EngineLoad, EngineOutput, PairStatus
 
 
 class WorkerMetrics:

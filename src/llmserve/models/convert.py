@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.core.errors import LLMServeError
-from llmserve.core.imports import importing
+from llmserve.core.process import importing
 from llmserve.models import llama_weights
 from llmserve.models.prepared import Progress
 

@@ -3,7 +3,7 @@
 from functools import partial
 
 from llmserve.config.load import load_manifest
-from llmserve.core.exiting import exit_process
+from llmserve.core.process import exit_process
 from llmserve.router.role import RouterRole
 from llmserve.rpc.role import add_kvmanagers, addresses, common_flags, configure_logging, run_role
 

@@ -13,7 +13,7 @@ from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import EngineLoad
-from llmserve.core.shares import SchedulerStats
+from llmserve.core.stats import SchedulerStats
 from llmserve.router.learner import Learner
 from llmserve.router.membership import Membership
 from llmserve.router.messages import Admit, Effect, Exit, Held, Incarnation, Refused

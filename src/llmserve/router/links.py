@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from llmserve.core.pairs import PairStatus
+from llmserve.core.request import PairStatus
 
 REFUSED = "refused"  # PairStatus.breaker of a pair whose KV does not fit
 

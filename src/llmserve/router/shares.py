@@ -1,6 +1,6 @@
 """Tenants and budgets, for GetClusterStatus. Pure."""
 
-from llmserve.core.shares import SchedulerStats
+from llmserve.core.stats import SchedulerStats
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 

@@ -7,13 +7,13 @@ from typing import Any
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
-from llmserve.core.pairs import PairStatus
 from llmserve.core.request import (
     EngineLoad,
     EngineOutput,
     EngineRequest,
     HandoverReport,
     Logprobs,
+    PairStatus,
     PrefillStats,
     SamplingLimits,
 )

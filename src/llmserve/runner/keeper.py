@@ -7,9 +7,9 @@ from pathlib import Path
 
 from llmserve.config.load import located
 from llmserve.config.plan import ProcessSpec
-from llmserve.core.effort import WorkMeter
 from llmserve.core.errors import LLMServeError, ManifestError, StartFailed
 from llmserve.core.hang import HangLimits, Watchdog
+from llmserve.core.process import WorkMeter
 from llmserve.rpc.role import Failure
 from llmserve.runner.board import Board, Stand
 from llmserve.runner.child import Command

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from llmserve.core.ids import TenantId
-from llmserve.core.shares import TenantStats
+from llmserve.core.stats import TenantStats
 from llmserve.scheduler.request import QueuedRequest
 
 # Tenants have keys in the manifest, so there are few; but whoever talks to the router may name any.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
-from llmserve.core.shares import BudgetStats, SchedulerStats
+from llmserve.core.stats import BudgetStats, SchedulerStats
 from llmserve.scheduler.admission import AdmissionQueue
 from llmserve.scheduler.decisions import Evicted
 from llmserve.scheduler.estimates import OutputEstimates

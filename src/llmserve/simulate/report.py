@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmserve.core.ids import TenantId
-from llmserve.core.shares import jain
-from llmserve.core.spread import Spread
+from llmserve.core.stats import Percentiles, jain
 from llmserve.simulate.cluster import VirtualCluster
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.request import Record
@@ -41,8 +40,8 @@ class TenantLine:
     refused: int
     tokens: int
     share: float
-    first_token: Spread
-    total: Spread
+    first_token: Percentiles
+    total: Percentiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +74,11 @@ class Report:
     requests_per_second: float
     good_per_second: float
     output_tokens_per_second: float
-    first_token: Spread
-    gaps: Spread
-    request_gaps: Spread
-    total: Spread
-    queue: Spread
+    first_token: Percentiles
+    gaps: Percentiles
+    request_gaps: Percentiles
+    total: Percentiles
+    queue: Percentiles
     prefix_hits: float
     on_one_worker: float
     jain: float | None
@@ -108,11 +107,11 @@ def make_report(
         requests_per_second=len(served) * rate,
         good_per_second=good * rate,
         output_tokens_per_second=sum(record.output_tokens for record in served) * rate,
-        first_token=Spread.of([record.first_token_seconds for record in served]),
-        gaps=Spread.of_counts(observed.gaps),
-        request_gaps=Spread.of([record.gap_seconds for record in served]),
-        total=Spread.of([record.total_seconds for record in served]),
-        queue=Spread.of([record.queue_seconds for record in served]),
+        first_token=Percentiles.of([record.first_token_seconds for record in served]),
+        gaps=Percentiles.of_counts(observed.gaps),
+        request_gaps=Percentiles.of([record.gap_seconds for record in served]),
+        total=Percentiles.of([record.total_seconds for record in served]),
+        queue=Percentiles.of([record.queue_seconds for record in served]),
         prefix_hits=sum(record.cached_tokens for record in served) / prompts if prompts else 0.0,
         on_one_worker=observed.on_one_worker / max(1, sum(r.placed_at is not None for r in records)),
         jain=_jain(observed.timeline, contended, tenants, weights) if contended else None,
@@ -146,8 +145,8 @@ def _tenant(
         refused=sum(1 for record in own if record.refusal),
         tokens=timeline.sums(range(len(timeline.tokens)))[tenant],
         share=tokens[tenant] / tokens.total() if tokens else 0.0,
-        first_token=Spread.of([record.first_token_seconds for record in served]),
-        total=Spread.of([record.total_seconds for record in served]),
+        first_token=Percentiles.of([record.first_token_seconds for record in served]),
+        total=Percentiles.of([record.total_seconds for record in served]),
     )
 
 

@@ -7,7 +7,7 @@ faster. A transport whose breaker is open is left out, unless there is no other.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from llmserve.core.pairs import PairStatus
+from llmserve.core.request import PairStatus
 from llmserve.transfer.breaker import Breaker, BreakerState
 
 

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
-from llmserve.core.exiting import exit_process
 from llmserve.core.outcome import WorkerRole
+from llmserve.core.process import exit_process
 from llmserve.rpc.role import (
     add_kvmanagers,
     addresses,

@@ -4,8 +4,8 @@ from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
 from llmserve.core.ids import WorkerId
-from llmserve.core.imports import importing
 from llmserve.core.outcome import WorkerRole
+from llmserve.core.process import importing
 from llmserve.engines.base import Engine
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.handover_link import open_handover_link

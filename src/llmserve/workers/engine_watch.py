@@ -5,9 +5,9 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from llmserve.core.effort import WorkMeter
 from llmserve.core.errors import EngineDead
 from llmserve.core.hang import TICK_SECONDS, HangLimits, Health, Watchdog
+from llmserve.core.process import WorkMeter
 from llmserve.engines.base import Engine
 
 

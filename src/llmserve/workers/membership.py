@@ -9,7 +9,7 @@ import grpc.aio
 
 from llmserve.core.errors import LLMServeError, NotFound
 from llmserve.core.ids import WorkerId
-from llmserve.core.pairs import KvPeer
+from llmserve.core.request import KvPeer
 from llmserve.engines.base import Engine
 from llmserve.rpc.codec import encode_load
 from llmserve.rpc.following import Following

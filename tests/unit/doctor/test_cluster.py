@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.core.pairs import PairStatus
+from llmserve.core.request import PairStatus
 from llmserve.doctor import cluster
 from llmserve.doctor.cluster import ApiFacts, RoleFacts, TransferFacts
 from llmserve.doctor.finding import Finding, Status

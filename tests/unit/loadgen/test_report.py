@@ -3,8 +3,7 @@
 import pytest
 
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.shares import jain
-from llmserve.core.spread import Spread
+from llmserve.core.stats import Percentiles, jain
 from llmserve.loadgen.fairness import fairness
 from llmserve.loadgen.record import Record
 from llmserve.loadgen.report import About, Report, Slo, make_report
@@ -65,7 +64,7 @@ def test_failures_by_kind_with_what_the_first_said() -> None:
         ("HTTP 503", 1, "away"),
     ]
     assert found.seconds == 0.1
-    assert found.ttft == Spread()
+    assert found.ttft == Percentiles()
 
 
 def test_no_requests_at_all() -> None:

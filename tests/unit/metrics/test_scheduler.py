@@ -1,6 +1,6 @@
 from prometheus_client import CollectorRegistry
 
-from llmserve.core.shares import BudgetStats, SchedulerStats, TenantStats
+from llmserve.core.stats import BudgetStats, SchedulerStats, TenantStats
 from llmserve.metrics.router import RouterMetrics
 
 

@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from llmserve.core.tiers import EvictReason, StoreStats, TierStats, TierTotals
+from llmserve.core.stats import EvictReason, StoreStats, TierStats, TierTotals
 from llmserve.metrics.kvmanager import KVManagerMetrics
 
 

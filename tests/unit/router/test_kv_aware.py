@@ -10,8 +10,7 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import WorkerId
-from llmserve.core.pairs import PairStatus
-from llmserve.core.request import EngineLoad
+from llmserve.core.request import EngineLoad, PairStatus
 from llmserve.kvstore.directory import KvTier
 from llmserve.router.filters import HasFreeSeat, NotExcluded, PlacementRequest
 from llmserve.router.kv_aware import KvAware

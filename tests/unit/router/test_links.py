@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.core.pairs import PairStatus
+from llmserve.core.request import PairStatus
 from llmserve.router.links import links_of
 
 

@@ -1,6 +1,6 @@
 """What `GetClusterStatus` says of tenants and budgets."""
 
-from llmserve.core.shares import BudgetStats, SchedulerStats, TenantStats
+from llmserve.core.stats import BudgetStats, SchedulerStats, TenantStats
 from llmserve.router.shares import encode_budgets, encode_tenants
 
 

@@ -45,7 +45,7 @@ def test_a_role_that_is_started_by_hand_sorts_its_environment(
 
 _ENDING = """
 import atexit, sys
-from llmserve.core.exiting import exit_process
+from llmserve.core.process import exit_process
 
 class Slow:
     def __del__(self):
@@ -67,7 +67,7 @@ def test_a_process_ends_with_its_clean_up_and_without_being_torn_down() -> None:
 
 _CHILD = """
 import atexit, multiprocessing, sys
-from llmserve.core.exiting import exit_so_when_done
+from llmserve.core.process import exit_so_when_done
 
 class Slow:
     def __del__(self):

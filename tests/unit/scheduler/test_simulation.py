@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from llmserve.core.ids import TenantId
-from llmserve.core.shares import jain
+from llmserve.core.stats import jain
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import Limits
 from llmserve.scheduler.scheduler import Policy

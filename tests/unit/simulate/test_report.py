@@ -1,7 +1,7 @@
 """Figures of a report."""
 
 from llmserve.core.ids import TenantId
-from llmserve.core.shares import jain
+from llmserve.core.stats import jain
 from llmserve.simulate.timeline import Timeline
 
 A, B = TenantId("a"), TenantId("b")

@@ -16,7 +16,7 @@ from vllm.distributed.parallel_state import get_tp_group
 
 from llmserve.config.conflict import Conflict
 from llmserve.config.refusals import SEVERAL_KV_GROUPS
-from llmserve.core.exiting import exit_so_when_done
+from llmserve.core.process import exit_so_when_done
 from llmserve.engines.connector import rewinding
 from llmserve.engines.connector.card import EngineCard
 from llmserve.engines.connector.memory import kv_layout, layer_indices

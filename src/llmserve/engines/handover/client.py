@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId
-from llmserve.core.pairs import PairStatus
+from llmserve.core.request import PairStatus
 from llmserve.engines.handover.heads import sources
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import PeerDirectory

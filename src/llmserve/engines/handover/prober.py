@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from llmserve.core.errors import TransferError
-from llmserve.core.pairs import PairStatus
+from llmserve.core.request import PairStatus
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import Peer, PeerDirectory
 from llmserve.engines.handover.ticket import PeerAddress

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from llmserve.core.errors import TransferError
-from llmserve.core.pairs import PairStatus
+from llmserve.core.request import PairStatus
 
 
 @dataclass(slots=True)

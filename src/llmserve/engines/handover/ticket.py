@@ -6,7 +6,7 @@ from typing import Any
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, WorkerId
-from llmserve.core.pairs import KvPeer
+from llmserve.core.request import KvPeer
 from llmserve.engines.handover.fields import (
     endpoints_of,
     fields_of,

@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason, WorkerRole
-from llmserve.core.pairs import KvPeer
-from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents
+from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents, KvPeer
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.handover import HandoverTicket, PullResult, PushCard, check_params, is_pushed

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.lease import LeaseChange
-from llmserve.core.pairs import KvPeer, PairStatus
+from llmserve.core.request import KvPeer, PairStatus
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.handover import (
     Finish,

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.lease import LeaseChange
-from llmserve.core.pairs import KvPeer, PairStatus
+from llmserve.core.request import KvPeer, PairStatus
 from llmserve.engines.handover import Finish, HandoverTicket, PullResult, PushCard, PushChunk
 
 Ticket = HandoverTicket | PushCard  # what a request can have its KV for: to be pulled, or to be pushed

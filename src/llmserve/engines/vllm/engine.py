@@ -22,12 +22,11 @@ from vllm.v1.executor import Executor
 
 from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.refusals import engine_on_gpu, model_refusals
-from llmserve.core.effort import descendants, read_effort
 from llmserve.core.errors import DeadlineExceeded, EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import WorkerRole
-from llmserve.core.pairs import KvPeer
-from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, HandoverReport, KvEvents
+from llmserve.core.process import descendants, read_effort
+from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, HandoverReport, KvEvents, KvPeer
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.connector.card import EngineCard
 from llmserve.engines.handover import addresses_for, check_params, meet, query_status

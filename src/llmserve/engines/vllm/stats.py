@@ -5,8 +5,7 @@ from typing import Any
 
 from llmserve.core.ids import LeaseId
 from llmserve.core.lease import LeaseChange, LeaseState
-from llmserve.core.pairs import PairStatus
-from llmserve.core.request import EngineLoad, HandoverReport
+from llmserve.core.request import EngineLoad, HandoverReport, PairStatus
 from llmserve.engines.vllm.args import CONNECTOR
 
 _FROM_CONNECTOR = (

@@ -19,7 +19,7 @@ from math import inf
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import BlockHash, TenantId
-from llmserve.core.tiers import Ages, EvictReason
+from llmserve.core.stats import Ages, EvictReason
 from llmserve.kvstore.eviction.base import MakePolicy
 from llmserve.kvstore.eviction.rules import NOBODY, Added, EvictionRules, Victim
 from llmserve.kvstore.eviction.tenant import Gives, TenantBlocks

@@ -15,7 +15,7 @@ from heapq import nlargest
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import BlockHash, TenantId
-from llmserve.core.tiers import EvictReason
+from llmserve.core.stats import EvictReason
 from llmserve.kvstore.eviction.tree import Node
 from llmserve.kvstore.store.dram import DramTier
 from llmserve.kvstore.store.lower import LowerStore

@@ -16,7 +16,7 @@ import xxhash
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import BlockHash
-from llmserve.core.tiers import EvictReason
+from llmserve.core.stats import EvictReason
 from llmserve.kvstore.eviction.tree import Node
 from llmserve.kvstore.pool.slot import PoolUser, Slot
 from llmserve.kvstore.store.admin import AnyTier, BlockFilter, StoreAdmin, drop

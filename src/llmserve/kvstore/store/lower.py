@@ -17,8 +17,8 @@ from itertools import takewhile
 from llmserve.core.clock import Clock
 from llmserve.core.errors import BlockUnreadable, StartFailed
 from llmserve.core.ids import BlockHash, TenantId
+from llmserve.core.stats import TierTotals
 from llmserve.core.tasks import TaskOwner
-from llmserve.core.tiers import TierTotals
 from llmserve.kvstore.eviction import LowerTier, TierBook, WriteMode
 from llmserve.kvstore.store.codecs import MakeCodec
 from llmserve.kvstore.store.coding import Coder, Incoming, Outgoing, StoredParts, aligned, room_for

@@ -1,6 +1,6 @@
 """What the tiers of a store hold and have done, read from their state."""
 
-from llmserve.core.tiers import EvictReason, StoreStats, TierStats
+from llmserve.core.stats import EvictReason, StoreStats, TierStats
 from llmserve.kvstore.store.dram import DramTier
 from llmserve.kvstore.store.lower import LowerStore
 from llmserve.kvstore.store.store import BlockStore

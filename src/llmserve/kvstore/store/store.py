@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import inf
 
 from llmserve.core.ids import BlockHash, LeaseId
-from llmserve.core.tiers import EvictReason
+from llmserve.core.stats import EvictReason
 from llmserve.kvstore.eviction import NOBODY, Admission
 from llmserve.kvstore.leases import LeaseAnswer
 from llmserve.kvstore.pool.slot import CommitOutcome, PoolUser

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import BlockHash
-from llmserve.core.tiers import TierTotals
+from llmserve.core.stats import TierTotals
 from llmserve.kvstore.store.coding import Coder, Outgoing
 from llmserve.kvstore.store.stock import Stock
 from llmserve.kvstore.store.trouble import MediumTrouble

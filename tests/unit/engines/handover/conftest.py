@@ -15,7 +15,7 @@ import pytest
 from llmserve.core.clock import Clock, VirtualClock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.core.pairs import PairStatus
+from llmserve.core.request import PairStatus
 from llmserve.engines.handover import (
     HandoverNode,
     HandoverTicket,

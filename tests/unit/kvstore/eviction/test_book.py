@@ -6,7 +6,7 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, TenantId
-from llmserve.core.tiers import EvictReason
+from llmserve.core.stats import EvictReason
 from llmserve.kvstore.eviction import NOBODY, EvictionRules, LruPolicy, TierBook
 
 X, Y = TenantId("x"), TenantId("y")

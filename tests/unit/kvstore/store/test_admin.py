@@ -4,7 +4,7 @@ import pytest
 
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import BlockHash, TenantId
-from llmserve.core.tiers import EvictReason
+from llmserve.core.stats import EvictReason
 from llmserve.kvstore.pool.slot import PoolUser
 from llmserve.kvstore.store import part_key
 from llmserve.kvstore.store.admin import BlockFilter, StoreAdmin

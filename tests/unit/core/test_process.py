@@ -1,3 +1,6 @@
+"""What is counted of processes; imports of large libraries."""
+
+import gc
 import os
 import signal
 import subprocess
@@ -7,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmserve.core.effort import Effort, WorkMeter, descendants, read_effort
+from llmserve.core.process import Effort, WorkMeter, descendants, importing, read_effort
 
 NOTHING = Effort(cpu_seconds=1.0, major_faults=7, stopped=False, wants_to_run=False)
 
@@ -58,3 +61,34 @@ def test_what_has_ended_counts_as_nothing() -> None:
 
 def test_this_process_works() -> None:
     assert read_effort([os.getpid()]).wants_to_run
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> None:
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_rests_and_is_as_before(enabled: bool) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with importing():
+            assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def test_what_was_imported_is_not_looked_at_again() -> None:
+    with importing():
+        kept: list[list[int]] = [[] for _ in range(1000)]  # as modules make them
+    assert gc.get_freeze_count() >= len(kept)
+    gc.unfreeze()
+
+
+def test_an_import_that_fails_leaves_the_collector_on() -> None:
+    with pytest.raises(ImportError), importing():
+        raise ImportError
+    assert gc.isenabled()
+    gc.unfreeze()

@@ -1,14 +1,17 @@
-"""What processes do, as the kernel counts it: to tell one that is slow from one that is stopped. Linux.
+"""A process: its large imports, the work that the kernel counts for it, and its end. Linux."""
 
-Standard library only.
-"""
-
+import atexit
+import contextlib
+import gc
+import logging
+import multiprocessing
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 # Of one core. What waits for messages in vain uses less, even if it polls for them.
@@ -89,3 +92,44 @@ def _is_tracker(pid: int) -> bool:
     with suppress(OSError):
         return _TRACKER in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around the import of something as large as torch or vLLM, whose modules make a million objects that
+    stay. The garbage collector would look at them again and again: a fifth of the CPU of the import, and
+    afterwards a pause of the event loop with each full collection. So it rests meanwhile, and never looks at
+    what there is at the end."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
+
+
+def exit_process(exit_code: int) -> NoReturn:
+    """Ends this process. What is registered with atexit runs; destructors do not."""
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it any more
+            stream.flush()
+    os._exit(exit_code)
+
+
+def exit_so_when_done() -> None:
+    """For a process of multiprocessing, in its clean-up: it ends so when Python would begin the teardown,
+    with 1 if an error is on its way. Any other process is left as it is."""
+    if multiprocessing.parent_process() is None:
+        return
+    error = sys.exc_info()[0]
+    exit_code = 0 if error is None or issubclass(error, SystemExit) else 1
+
+    def leave() -> None:
+        atexit.unregister(leave)
+        exit_process(exit_code)
+
+    atexit.register(leave)

@@ -1,0 +1,152 @@
+"""Figures that packages share: percentiles, fairness, what the scheduler and the KV store report."""
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import accumulate
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Of `count` values, in their unit. Percentiles lie between values in proportion, as numpy's. All 0
+    of none."""
+
+    count: int = 0
+    mean: float = 0.0
+    p50: float = 0.0
+    p90: float = 0.0
+    p95: float = 0.0
+    p99: float = 0.0
+    most: float = 0.0
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Percentiles":
+        return cls.of_counts(Counter(values))
+
+    @classmethod
+    def of_counts(cls, counts: Mapping[float, int]) -> "Percentiles":
+        """counts: how often each value came, at least once."""
+        if not counts:
+            return cls()
+        values = sorted(counts)
+        passed = list(accumulate(counts[value] for value in values))
+        mean = sum(value * counts[value] for value in values) / passed[-1]
+        p50, p90, p95, p99 = (_percentile(values, passed, percent) for percent in (50, 90, 95, 99))
+        return cls(passed[-1], mean, p50, p90, p95, p99, values[-1])
+
+
+def _percentile(values: Sequence[float], passed: Sequence[int], percent: int) -> float:
+    """values: that came, each once, rising. passed: how many were not above each."""
+    rank, rest = divmod(percent * (passed[-1] - 1), 100)
+    below = values[bisect_right(passed, rank)]
+    above = values[bisect_right(passed, rank + 1)] if rest else below
+    return below + (above - below) * rest / 100
+
+
+@dataclass(frozen=True, slots=True)
+class TenantStats:
+    """Totals since start, but waiting and running, which are now. refused: before the queue or out of it.
+    queue_seconds: of the dispatched ones. served_tokens: computed prompt and answer of those that ended."""
+
+    tenant: str
+    weight: float
+    waiting: int = 0
+    running: int = 0
+    dispatched: int = 0
+    refused: int = 0
+    queue_seconds: float = 0.0
+    served_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetStats:
+    """used_ratio: 1: there is no room; None: it has no limit. refused: requests, while it had no room."""
+
+    name: str
+    used_ratio: float | None
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    tenants: tuple[TenantStats, ...] = ()
+    budgets: tuple[BudgetStats, ...] = ()
+    queue_limit_requests: int = 0
+    tokens_in_flight: int = 0
+    kv_bytes_in_flight: float = 0.0
+
+
+def jain(shares: Iterable[float]) -> float:
+    """Jain's index. 1: all alike; 1/n: one of n has it all. 1 when nobody has anything."""
+    values = list(shares)
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
+
+
+# From what goes at once to what stays for a week.
+AGE_BOUNDS_SECONDS = (1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 21600.0, 86400.0, 604800.0)
+
+
+class EvictReason(StrEnum):
+    ROOM = "room"  # others needed the room
+    QUOTA = "quota"  # its tenant held as much as it may
+    ASKED = "asked"  # `llmserve kv evict`
+    CORRUPT = "corrupt"  # it was not what had been written
+
+
+class Ages:
+    """A histogram: how many were at most so old (seconds), for each bound, and above all of them."""
+
+    def __init__(self, bounds_seconds: Sequence[float] = AGE_BOUNDS_SECONDS) -> None:
+        self.bounds_seconds = tuple(bounds_seconds)
+        self.counts = [0] * (len(self.bounds_seconds) + 1)
+        self.sum_seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(self.bounds_seconds, seconds)] += 1
+        self.sum_seconds += seconds
+
+
+@dataclass(slots=True)
+class TierTotals:
+    """Since the start. hit: given to prompts, by the tier that had them. load, store: bytes of blocks out of
+    the tier and into it, and how long that took; the seconds of DRAM stay 0, because the workers copy."""
+
+    hit_blocks: int = 0
+    hit_tokens: int = 0
+    load_bytes: int = 0
+    load_seconds: float = 0.0
+    store_bytes: int = 0
+    store_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """name: of the storage class. kind: what it is made of. pinned: by an operator, with what is before them.
+    queued: to be written. evictions, and outcomes (by operation and result), since the start: an entry for
+    each that there can be. eviction_ages: since the last use, of blocks that went for want of room. trouble:
+    what is wrong with the tier now; empty when nothing is."""
+
+    name: str
+    kind: str
+    blocks: int = 0
+    used_bytes: int = 0
+    capacity_bytes: int = 0
+    pinned_blocks: int = 0
+    queued_bytes: int = 0
+    totals: TierTotals = field(default_factory=TierTotals)
+    evictions: Mapping[EvictReason, int] = field(default_factory=dict)
+    outcomes: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    eviction_ages: Ages = field(default_factory=Ages)
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """tiers: fastest first. saved_prefill_seconds: what the hits would have cost the workers that told what a
+    block costs them."""
+
+    tiers: tuple[TierStats, ...] = ()
+    saved_prefill_seconds: float = 0.0
