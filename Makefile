@@ -27,7 +27,7 @@ define tests
 $(BIN)/pytest $(2) $(1) || { test $$? -eq 1 && echo "== those that failed, once more" && $(BIN)/pytest --last-failed $(1); }
 endef
 
-.PHONY: up down status test check bench proto docs deploy image clean install help
+.PHONY: up down status test check lint unit bench proto docs deploy image clean install help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,17 +41,20 @@ down:  ## Stop the cluster that `make up` started
 status: $(RUNTIME)  ## Roles, health, load, leases, transports
 	$(BIN)/llmserve status
 
-check: $(DEV)  ## The gate: format, lint, types, layers, generated code, unit tests
+check: lint unit  ## The gate: format, lint, types, layers, generated code, unit tests
+
+lint: $(DEV)
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/llmserve gen-proto --check
+
+unit: $(DEV)
 	$(BIN)/pytest $(TWO_AT_ONCE) tests/unit
 
 # vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
-test: $(DEV)  ## Every test: unit, conformance, integration (real gRPC), e2e (real vLLM and model)
-	$(BIN)/pytest $(TWO_AT_ONCE) tests/unit
+test: unit  ## Every test: unit, conformance, integration (real gRPC), e2e (real vLLM and model)
 	$(call tests,tests/conformance tests/integration tests/gpu,$(TWO_AT_ONCE))
 	$(call tests,tests/conformance/test_engine.py tests/conformance/test_seeds.py -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning)
 	$(call tests,tests/e2e)
