@@ -3,7 +3,7 @@
 Used by engines/connector (in each vLLM worker process) and by engines/sim. No torch, no vLLM.
 """
 
-from llmserve.engines.handover.ask import meet, query_leases, query_status, release_ticket
+from llmserve.engines.handover.ask import meet, query_status, release_ticket
 from llmserve.engines.handover.client import HandoverClient
 from llmserve.engines.handover.geometry import KvGeometry, KvPart
 from llmserve.engines.handover.heads import HeadShard
@@ -51,7 +51,6 @@ __all__ = [
     "is_pushed",
     "meet",
     "prefill_params",
-    "query_leases",
     "query_status",
     "release_ticket",
     "transfer_of",

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from llmserve.core.errors import DeadlineExceeded, TransferError
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.handover import wire
 from llmserve.engines.handover.fields import split_endpoint
 from llmserve.engines.handover.status import HandoverStatus
 from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress
-from llmserve.kvstore.leases import LeaseAnswer, LeaseChanges
 
 _UNKNOWN_RETRY_SECONDS = 0.02
 
@@ -34,13 +34,6 @@ async def meet(endpoint: str, addresses: Sequence[PeerAddress], timeout: float) 
     Errors: TransferError, DeadlineExceeded."""
     async with _deadline(timeout, "meet"), _connection(endpoint) as (reader, writer):
         wire.check_answer(await _ask(reader, writer, {"op": "meet", **wire.pack_addresses(addresses)}))
-
-
-async def query_leases(endpoint: str, after: int, timeout: float) -> LeaseChanges:
-    """What changed since the report that ended at `after` (-1: a snapshot).
-    Errors: TransferError, DeadlineExceeded."""
-    async with _deadline(timeout, "leases"), _connection(endpoint) as (reader, writer):
-        return wire.unpack_changes(await _ask(reader, writer, {"op": "leases", "after": after}))
 
 
 async def _release(endpoint: str, ticket: HandoverTicket) -> LeaseAnswer:

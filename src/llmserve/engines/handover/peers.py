@@ -8,12 +8,12 @@ from functools import partial
 
 from llmserve.core.errors import LeaseEnded, PeerGone, TransferError
 from llmserve.core.ids import LeaseId
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.handover import wire
 from llmserve.engines.handover.fields import split_endpoint
 from llmserve.engines.handover.geometry import KvGeometry
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.ticket import HandoverTicket, PeerAddress
-from llmserve.kvstore.leases import LeaseAnswer
 from llmserve.transfer.base import Batch, PeerName, Spans, TransferState, TransferStatus, Transport
 from llmserve.transfer.choice import Measured, PairChoice
 from llmserve.transfer.lane import Copy, Lane

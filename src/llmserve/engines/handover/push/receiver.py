@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId, ReservationId, TransferId
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.handover import wire
 from llmserve.engines.handover.client import HandoverClient
 from llmserve.engines.handover.fields import object_of
@@ -18,7 +19,6 @@ from llmserve.engines.handover.push.messages import PushOutcome, Reservation, re
 from llmserve.engines.handover.push.reservations import ReservationTable
 from llmserve.engines.handover.results import Results
 from llmserve.engines.handover.ticket import PeerAddress
-from llmserve.kvstore.leases import LeaseAnswer
 
 _log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from llmserve.core.errors import LeaseEnded, TransferError
 from llmserve.core.ids import LeaseId, RequestId, TransferId
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.handover import wire
 from llmserve.engines.handover.io import HandoverIo
 from llmserve.engines.handover.peers import Peer, PeerDirectory
@@ -17,7 +18,6 @@ from llmserve.engines.handover.push.messages import PushOutcome, PushState, Rese
 from llmserve.engines.handover.push.progress import Piece, PushProgress
 from llmserve.engines.handover.push.writer import PushWriter
 from llmserve.engines.handover.ticket import HandoverTicket
-from llmserve.kvstore.leases import LeaseAnswer
 
 _log = logging.getLogger(__name__)
 _TELLS = 2
