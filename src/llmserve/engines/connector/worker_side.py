@@ -36,7 +36,6 @@ class WorkerSide:
             unusable=unusable,
         )
         self.pushes = PushWorker(self._node)
-        self._lease_sequence = 0
         self._reported: dict[str, Any] = {}
         self._pulled: list[PullResult] = []  # to be told with the next stats
 
@@ -95,13 +94,12 @@ class WorkerSide:
             "transfer_failures": status.transfer_failures,
             "last_transport": status.last_transport,
         }
-        changes = self._node.server.changes_after(self._lease_sequence)
-        self._lease_sequence = changes.sequence
+        changes = self._node.server.take_changes()
         pulled, self._pulled = self._pulled, []
-        if data == self._reported and not changes.changes and not pulled:
+        if data == self._reported and not changes and not pulled:
             return None
         self._reported = data
-        events = [[c.lease_id, c.state.value, c.blocks, c.remaining_seconds] for c in changes.changes]
+        events = [[c.lease_id, c.state.value, c.blocks, c.remaining_seconds] for c in changes]
         pulls = [_told(result) for result in pulled]
         return HandoverStats(data={**data, "lease_events": events, "pulls": pulls})
 

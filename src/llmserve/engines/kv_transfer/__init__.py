@@ -3,7 +3,7 @@
 Used by engines/connector (in each vLLM worker process) and by engines/sim. No torch, no vLLM.
 """
 
-from llmserve.engines.kv_transfer.ask import query_leases, query_status, release_ticket, set_peers
+from llmserve.engines.kv_transfer.ask import query_status, release_ticket, set_peers
 from llmserve.engines.kv_transfer.client import HandoverClient
 from llmserve.engines.kv_transfer.io import HandoverIo
 from llmserve.engines.kv_transfer.layout.blocks import KvLayout
@@ -39,7 +39,6 @@ __all__ = [
     "ReceiveLimits",
     "TransferCounters",
     "TransferPolicy",
-    "query_leases",
     "query_status",
     "release_ticket",
     "set_peers",

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager, suppress
 from llmserve.core.errors import DeadlineExceeded, TransferError
 from llmserve.core.fields import split_endpoint
 from llmserve.core.kv_params import PeerAddress, PullParams
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer import wire
 from llmserve.engines.kv_transfer.status import HandoverStatus
-from llmserve.kvstore.leases import LeaseAnswer, LeaseChanges
 
 _UNKNOWN_RETRY_SECONDS = 0.02
 
@@ -36,13 +36,6 @@ async def set_peers(endpoint: str, addresses: Sequence[PeerAddress], timeout: fl
     Errors: TransferError, DeadlineExceeded."""
     async with _deadline(timeout, "set_peers"), _connection(endpoint) as (reader, writer):
         wire.check_answer(await _ask(reader, writer, {"op": "set_peers", **wire.pack_addresses(addresses)}))
-
-
-async def query_leases(endpoint: str, after: int, timeout: float) -> LeaseChanges:
-    """What changed since the report that ended at `after` (-1: a snapshot).
-    Errors: TransferError, DeadlineExceeded."""
-    async with _deadline(timeout, "leases"), _connection(endpoint) as (reader, writer):
-        return wire.unpack_changes(await _ask(reader, writer, {"op": "leases", "after": after}))
 
 
 async def _release(endpoint: str, pull_params: PullParams) -> LeaseAnswer:

@@ -10,10 +10,10 @@ from llmserve.core.errors import LeaseEnded, PeerGone, TransferError
 from llmserve.core.fields import split_endpoint
 from llmserve.core.ids import LeaseId
 from llmserve.core.kv_params import PeerAddress, PullParams
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer import wire
 from llmserve.engines.kv_transfer.io import HandoverIo
 from llmserve.engines.kv_transfer.layout.geometry import KvGeometry
-from llmserve.kvstore.leases import LeaseAnswer
 from llmserve.transfer.base import Batch, PeerName, Spans, TransferState, TransferStatus, Transport
 from llmserve.transfer.choice import Measured, PairChoice
 from llmserve.transfer.lane import Copy, Lane

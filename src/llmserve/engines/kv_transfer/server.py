@@ -2,7 +2,7 @@
 check, renew and release them.
 
 Messages: hello (compares the geometry, tells how to connect), probe (reads of the pattern follow now),
-begin (a read of leased blocks follows now), digest (of what was read), renew, release, status, leases;
+begin (a read of leased blocks follows now), digest (of what was read), renew, release, status;
 those of push/; and from this worker's own front: meet (the peers to fetch from). A reader that sends garbage
 loses its connection, nothing else.
 """
@@ -16,13 +16,15 @@ from dataclasses import replace
 from llmserve.core.clock import Clock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
+from llmserve.core.lease import LeaseChange
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer import wire
 from llmserve.engines.kv_transfer.client import HandoverClient
 from llmserve.engines.kv_transfer.io import HandoverIo
 from llmserve.engines.kv_transfer.layout.geometry import KvGeometry
 from llmserve.engines.kv_transfer.peers import PROBE_SECONDS
 from llmserve.engines.kv_transfer.status import HandoverStatus
-from llmserve.kvstore.leases import LeaseAnswer, LeaseChanges, LeaseTable
+from llmserve.kvstore.leases import BlockLeases
 from llmserve.transfer.digest import digest
 
 _log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class HandoverServer:
         self._client = client
         self._worker_id = worker_id
         self._lock = threading.Lock()
-        self._table = LeaseTable(epoch, lease_seconds, clock)
+        self._table = BlockLeases(epoch, lease_seconds, clock)
         self._channel = _SideChannel(io, self._answer)
         self._more: dict[str, Operation] = {}
         port = io.call(self._channel.listen(host))
@@ -68,7 +70,7 @@ class HandoverServer:
     def grant(
         self, request_id: RequestId, block_ids: Sequence[int], lease_id: LeaseId | None = None
     ) -> LeaseId:
-        """Pins blocks until `take_ended` names the request. lease_id: the one the pull carries,
+        """Pins blocks until `take_ended` names the request. lease_id: the one the pull_params carries,
         when every rank must know it beforehand. Errors: InvalidRequest."""
         with self._lock:
             return self._table.grant(request_id, block_ids, lease_id).lease_id
@@ -94,10 +96,10 @@ class HandoverServer:
         with self._lock:
             return self._table.open_leases + self._table.untaken_requests
 
-    def changes_after(self, sequence: int) -> LeaseChanges:
-        """What happened to leases since the report that ended at `sequence` (-1: a snapshot)."""
+    def take_changes(self) -> list[LeaseChange]:
+        """What happened to leases since the last call, in order."""
         with self._lock:
-            return self._table.changes_after(sequence)
+            return self._table.take_changes()
 
     def status(self) -> HandoverStatus:
         counters = self._io.counters
@@ -145,8 +147,6 @@ class HandoverServer:
             return {"ok": True}
         if operation == "digest":
             return {"ok": True, "digest": digest(self._io.regions, wire.unpack_spans(message))}
-        if operation == "leases":
-            return wire.pack_changes(self.changes_after(_integer(message, "after")))
         if operation in ("begin", "renew", "release"):
             return self._lease(connection, operation, message)
         if operation in self._more:

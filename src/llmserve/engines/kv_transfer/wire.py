@@ -14,10 +14,9 @@ import numpy as np
 
 from llmserve.core.errors import TransferError
 from llmserve.core.fields import split_endpoint
-from llmserve.core.ids import LeaseId, WorkerId
+from llmserve.core.ids import WorkerId
 from llmserve.core.kv_params import PeerAddress
-from llmserve.core.lease import LeaseState
-from llmserve.kvstore.leases import LeaseAnswer, LeaseChange, LeaseChanges
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.transfer.base import Spans
 
 MAX_MESSAGE_BYTES = 4 << 20
@@ -94,20 +93,3 @@ def unpack_spans(message: Message) -> Spans:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TransferError("side channel: malformed spans") from error
     return Spans(regions, offsets, lengths)
-
-
-def pack_changes(changes: LeaseChanges) -> Message:
-    rows = [[c.lease_id, c.state.value, c.blocks, c.remaining_seconds] for c in changes.changes]
-    return {"ok": True, "sequence": changes.sequence, "snapshot": changes.snapshot, "changes": rows}
-
-
-def unpack_changes(answer: Message) -> LeaseChanges:
-    check_answer(answer)
-    try:
-        rows = tuple(
-            LeaseChange(LeaseId(str(lease)), LeaseState(state), int(blocks), float(remaining))
-            for lease, state, blocks, remaining in answer["changes"]
-        )
-        return LeaseChanges(int(answer["sequence"]), bool(answer["snapshot"]), rows)
-    except (KeyError, TypeError, ValueError) as error:
-        raise TransferError("side channel: malformed lease changes") from error

@@ -8,13 +8,14 @@ from llmserve.core.clock import Clock
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.kv_params import PullParams, PushParams
 from llmserve.core.lease import LeaseChange
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.request import KvPeer, PairStatus
 from llmserve.engines.kv_transfer import Finish, PullResult, PushChunk
 from llmserve.engines.sim.link import LinkCounters, Ticket
 from llmserve.engines.sim.local_push import LocalPushes, Waiting
 from llmserve.engines.sim.memory import Digests, KvMemory
 from llmserve.engines.spec import EngineSpec
-from llmserve.kvstore.leases import LeaseAnswer, LeaseTable
+from llmserve.kvstore.leases import BlockLeases
 
 TRANSPORT = "local"
 
@@ -27,7 +28,7 @@ class LocalFabric:
         self._links: dict[str, LocalLink] = {}
 
     async def open(self, spec: EngineSpec, memory: KvMemory) -> "LocalLink":
-        table = LeaseTable(spec.epoch, spec.transfer.lease_seconds, self._clock)
+        table = BlockLeases(spec.epoch, spec.transfer.lease_seconds, self._clock)
         link = LocalLink(f"{spec.worker_id}:{len(self._links) + 1}", self, memory, table)
         self._links[link.endpoint] = link
         return link
@@ -40,7 +41,7 @@ class LocalFabric:
 
 
 class LocalLink:
-    def __init__(self, endpoint: str, fabric: LocalFabric, memory: KvMemory, table: LeaseTable) -> None:
+    def __init__(self, endpoint: str, fabric: LocalFabric, memory: KvMemory, table: BlockLeases) -> None:
         self.endpoint = endpoint
         self.transports: tuple[str, ...] = (TRANSPORT,)
         self.changed = asyncio.Event()
@@ -51,7 +52,6 @@ class LocalLink:
         self._pulled: list[PullResult] = []
         self._arriving: dict[RequestId, PushParams] = {}
         self.pushes = LocalPushes()
-        self._reported = 0
 
     # -- the side that owns the blocks
 
@@ -164,9 +164,7 @@ class LocalLink:
     # -- reports
 
     def take_changes(self) -> Sequence[LeaseChange]:
-        changes = self._table.changes_after(self._reported)
-        self._reported = changes.sequence
-        return changes.changes
+        return self._table.take_changes()
 
     def counters(self) -> LinkCounters:
         self._counters.leased_blocks = self._table.leased_blocks

@@ -66,7 +66,6 @@ class HandoverLink:
         self.changed = asyncio.Event()
         self._node = node
         self._block_size_tokens = block_size_tokens
-        self._reported = -1
         self._failed: list[PullResult] = []
         self._pulls = 0  # whose result was not taken yet
         self._tasks = TaskOwner("sim-link")
@@ -139,9 +138,7 @@ class HandoverLink:
         return self._node.client.pairs()
 
     def take_changes(self) -> Sequence[LeaseChange]:
-        changes = self._node.server.changes_after(self._reported)
-        self._reported = changes.sequence
-        return changes.changes
+        return self._node.server.take_changes()
 
     def counters(self) -> LinkCounters:
         status = self._node.server.status()

@@ -15,7 +15,8 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import DeadlineExceeded, InvalidRequest, TransferError
 from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease import LeaseState
-from llmserve.engines.kv_transfer import query_leases, query_status, release_ticket
+from llmserve.core.lease_table import LeaseAnswer
+from llmserve.engines.kv_transfer import query_status, release_ticket
 
 Make = Callable[..., Any]
 Wait = Callable[[Callable[[], bool]], None]
@@ -77,11 +78,21 @@ async def test_a_front_releases_once(make_side: Make) -> None:
     assert owner.node.server.take_ended() == {"p1"}
 
 
-async def test_a_front_waits_for_a_late_grant(make_side: Make, wait_until: Wait) -> None:
+async def test_a_front_waits_for_a_late_grant(
+    make_side: Make, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
     owner = make_side(1)
+    release_lease = owner.node.server._table.release
+    answers: list[LeaseAnswer] = []
+
+    def release_and_note(*message: Any) -> LeaseAnswer:
+        answers.append(release_lease(*message))
+        return answers[-1]
+
+    monkeypatch.setattr(owner.node.server._table, "release", release_and_note)
     pull_params = dataclasses.replace(owner.grant("p0", REMOTE), lease_id=LeaseId("later"))
     release = asyncio.create_task(release_ticket(pull_params, 2.0))
-    await asyncio.to_thread(wait_until, lambda: owner.node.server._table.counters.refused > 0)
+    await asyncio.to_thread(wait_until, lambda: LeaseAnswer.UNKNOWN in answers)
     owner.node.server.grant(RequestId("p1"), REMOTE, LeaseId("later"))
     assert await release
 
@@ -118,19 +129,16 @@ async def test_status_tells_of_leases(make_side: Make, clock: VirtualClock) -> N
     assert (await query_status(owner.node.endpoint, 2.0)).orphan_blocks == 0
 
 
-async def test_lease_changes_are_reported(make_side: Make) -> None:
-    owner = make_side(1)
-    first = await query_leases(owner.node.endpoint, -1, 2.0)
-    assert (first.snapshot, first.changes) == (True, ())
+def test_lease_changes_are_reported(make_side: Make) -> None:
+    server = (owner := make_side(1)).node.server
     pull_params = owner.grant("p1", REMOTE)
-    granted = await query_leases(owner.node.endpoint, first.sequence, 2.0)
-    assert [(c.lease_id, c.state, c.blocks) for c in granted.changes] == [
+    granted = server.take_changes()
+    assert [(c.lease_id, c.state, c.blocks) for c in granted] == [
         (pull_params.lease_id, LeaseState.GRANTED, 3)
     ]
-    assert owner.node.server.withdraw(RequestId("p1"))
-    ended = await query_leases(owner.node.endpoint, granted.sequence, 2.0)
-    assert [c.state for c in ended.changes] == [LeaseState.RELEASED]
-    assert not ended.snapshot
+    assert server.withdraw(RequestId("p1"))
+    assert [c.state for c in server.take_changes()] == [LeaseState.RELEASED]
+    assert server.take_changes() == []
 
 
 def test_grants_are_checked(make_side: Make) -> None:
@@ -176,7 +184,7 @@ def _framed(body: bytes) -> bytes:
         _framed(b'{"op": "release"}'),
         _framed(b'{"op": "release", "lease_id": "x"}'),
         _framed(b'{"op": "renew", "lease_id": "x", "epoch": "5"}'),
-        _framed(b'{"op": "leases", "after": 1.5}'),
+        _framed(b'{"op": "renew", "lease_id": "x", "epoch": 1.5}'),
     ],
 )
 async def test_garbage_costs_the_sender_its_connection_only(make_side: Make, raw: bytes) -> None:

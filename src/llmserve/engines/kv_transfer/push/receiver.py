@@ -9,6 +9,7 @@ from llmserve.core.errors import TransferError
 from llmserve.core.fields import object_of
 from llmserve.core.ids import RequestId, ReservationId, TransferId
 from llmserve.core.kv_params import PeerAddress, PushParams
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer import wire
 from llmserve.engines.kv_transfer.client import HandoverClient
 from llmserve.engines.kv_transfer.io import HandoverIo
@@ -17,7 +18,6 @@ from llmserve.engines.kv_transfer.push.messages import PushOutcome, Reservation,
 from llmserve.engines.kv_transfer.push.receive import PushReceive, ReceiveContext, ReceiveJob, ReceiveLimits
 from llmserve.engines.kv_transfer.push.reservations import ReservationTable
 from llmserve.engines.kv_transfer.results import Results
-from llmserve.kvstore.leases import LeaseAnswer
 
 _log = logging.getLogger(__name__)
 

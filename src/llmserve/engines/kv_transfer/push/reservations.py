@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from llmserve.core.ids import ReservationId
-from llmserve.kvstore.leases import LeaseAnswer
+from llmserve.core.lease_table import LeaseAnswer
 
 REMEMBERED_ENDS = 4096
 

@@ -11,13 +11,13 @@ from typing import Protocol
 from llmserve.core.errors import LeaseEnded, TransferError
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.kv_params import PullParams
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer import wire
 from llmserve.engines.kv_transfer.io import HandoverIo
 from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
 from llmserve.engines.kv_transfer.push.messages import PushOutcome, PushState, Reservation, StateAnswer
 from llmserve.engines.kv_transfer.push.progress import Piece, PushProgress
 from llmserve.engines.kv_transfer.push.writer import PushWriter
-from llmserve.kvstore.leases import LeaseAnswer
 
 _log = logging.getLogger(__name__)
 _TELLS = 2
@@ -196,7 +196,7 @@ class PushTransfer:
         )
 
     async def _fail(self, reason: str) -> None:
-        """Tells, when it has the parameters that decode can pull with instead."""
+        """Tells, when it has the pull_params that decode can pull with instead."""
         with suppress(GivenUp):
             await self._until(lambda: self._finish is not None)
             assert self._finish is not None

@@ -3,9 +3,9 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llmserve.core.ids import ReservationId
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer.push import reservations
 from llmserve.engines.kv_transfer.push.reservations import ReservationTable, Writes
-from llmserve.kvstore.leases import LeaseAnswer
 
 EPOCH = 4
 ID = ReservationId("r")
