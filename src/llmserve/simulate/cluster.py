@@ -9,8 +9,8 @@ import random
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import ApiserverId, LeaseId, RequestId, TenantId, WorkerId
+from llmserve.core.kv_params import PullParams
 from llmserve.core.outcome import Outcome, WorkerRole
-from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.step import PullOrder
 from llmserve.router.filters import PlacementRequest
 from llmserve.router.messages import Admit, Effect, Placed, Refused
@@ -168,7 +168,7 @@ class VirtualCluster:
         assert flight.prefill, flight
         assert flight.decode, flight
         request = flight.request
-        ticket = HandoverTicket(
+        ticket = PullParams(
             flight.prefill.worker_id,
             _EPOCH,
             LeaseId(flight.request_id),
@@ -181,7 +181,7 @@ class VirtualCluster:
         flight.decode.add(self._leg(flight, Leg.DECODE, prompt_tokens, request.output_tokens - 1, ticket))
 
     def _leg(
-        self, flight: Flight, leg: Leg, prompt: int, answer: int, ticket: HandoverTicket | None = None
+        self, flight: Flight, leg: Leg, prompt: int, answer: int, ticket: PullParams | None = None
     ) -> TracedSequence:
         return TracedSequence(flight.request_id, leg, flight.names, prompt, answer, ticket)
 
@@ -221,7 +221,7 @@ class VirtualCluster:
         self._end_lease(flight)
         flight.decode.pull_ended(flight.request_id, (0,) if flight.pushed else ())
 
-    def unneeded(self, ticket: HandoverTicket) -> None:
+    def unneeded(self, ticket: PullParams) -> None:
         """As EngineOwner says."""
         self._end_lease(self._flights[RequestId(ticket.lease_id)])
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llmserve.core.ids import RequestId, WorkerId
+from llmserve.core.kv_params import PullParams
 from llmserve.core.request import EngineLoad
-from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.step import BatchLimits, PullOrder, Step
@@ -27,7 +27,7 @@ class EngineOwner(Protocol):
     def pull(self, engine: "VirtualEngine", order: PullOrder[TracedSequence]) -> None:
         """Fetch this; pull_ended follows."""
 
-    def unneeded(self, ticket: HandoverTicket) -> None:
+    def unneeded(self, ticket: PullParams) -> None:
         """Its blocks are not fetched: they are in the engine's cache."""
 
     def drawn(self, engine: "VirtualEngine", sequence: TracedSequence, tokens: int, seconds: float) -> None:
@@ -135,7 +135,7 @@ class VirtualEngine:
         self._begins = False
         step = self._scheduler.plan()
         for ticket in step.releases:
-            assert isinstance(ticket, HandoverTicket), "nothing else is simulated"
+            assert isinstance(ticket, PullParams), "nothing else is simulated"
             self._owner.unneeded(ticket)
         for order in step.pulls:
             self._owner.pull(self, order)

@@ -4,7 +4,7 @@ import struct
 from enum import Enum
 
 from llmserve.core.ids import BlockHash, RequestId
-from llmserve.engines.handover import HandoverTicket
+from llmserve.core.kv_params import PullParams
 from llmserve.engines.sim.block_sequence import BlockSequence
 from llmserve.router.prefix_index import HashedPrompt
 from llmserve.traces.request import TracedRequest
@@ -65,7 +65,7 @@ class TracedSequence(BlockSequence):
         names: BlockNames,
         prompt_tokens: int,
         answer_tokens: int,
-        ticket: HandoverTicket | None = None,
+        ticket: PullParams | None = None,
     ) -> None:
         super().__init__(request_id, prompt_tokens, names.block_size, ticket)
         self.leg = leg

@@ -3,7 +3,7 @@
 import pytest
 
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.engines.handover import HandoverTicket
+from llmserve.core.kv_params import PullParams
 from llmserve.engines.sim.step import BatchLimits, PullOrder
 from llmserve.engines.sim.timing import Timing
 from llmserve.simulate.agenda import Agenda
@@ -29,7 +29,7 @@ class Owner:
     def pull(self, engine: VirtualEngine, order: PullOrder[TracedSequence]) -> None:
         raise AssertionError(order)
 
-    def unneeded(self, ticket: HandoverTicket) -> None:
+    def unneeded(self, ticket: PullParams) -> None:
         raise AssertionError(ticket)
 
     def cache_changed(self, engine: VirtualEngine) -> None:

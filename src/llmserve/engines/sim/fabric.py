@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import LeaseId, RequestId, TransferId
+from llmserve.core.kv_params import PullParams, PushParams
 from llmserve.core.lease import LeaseChange
-from llmserve.core.request import KvPeer, PairStatus
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.engines.handover import Finish, HandoverTicket, PullResult, PushCard, PushChunk
+from llmserve.core.request import KvPeer, PairStatus
+from llmserve.engines.kv_transfer import Finish, PullResult, PushChunk
 from llmserve.engines.sim.link import LinkCounters, Ticket
 from llmserve.engines.sim.local_push import LocalPushes, Waiting
 from llmserve.engines.sim.memory import Digests, KvMemory
@@ -49,7 +50,7 @@ class LocalLink:
         self._table = table
         self._counters = LinkCounters()
         self._pulled: list[PullResult] = []
-        self._arriving: dict[RequestId, PushCard] = {}
+        self._arriving: dict[RequestId, PushParams] = {}
         self.pushes = LocalPushes()
 
     # -- the side that owns the blocks
@@ -62,7 +63,7 @@ class LocalLink:
         self.pushes.forget(ended)
         return tuple(ended)
 
-    def serve(self, ticket: HandoverTicket, tokens: range) -> Digests | None:
+    def serve(self, ticket: PullParams, tokens: range) -> Digests | None:
         """The content of leased blocks, and the end of the lease; None when it does not hold."""
         if self._table.check(ticket.lease_id, ticket.epoch) is not LeaseAnswer.VALID:
             return None
@@ -71,7 +72,7 @@ class LocalLink:
         self.end_lease(ticket)
         return content
 
-    def end_lease(self, ticket: HandoverTicket) -> bool:
+    def end_lease(self, ticket: PullParams) -> bool:
         ended = self._table.release(ticket.lease_id, ticket.epoch) is LeaseAnswer.VALID
         if ended:
             self.changed.set()
@@ -80,15 +81,15 @@ class LocalLink:
     # -- the side that wants them
 
     def pull(self, request_id: RequestId, ticket: Ticket, tokens: range, local: Sequence[int]) -> None:
-        if isinstance(ticket, PushCard):
+        if isinstance(ticket, PushParams):
             self._wait(request_id, ticket, tokens, local)
         else:
             self._end(self._fetched(request_id, ticket, tokens, local))
 
-    def _wait(self, request_id: RequestId, card: PushCard, tokens: range, local: Sequence[int]) -> None:
+    def _wait(self, request_id: RequestId, card: PushParams, tokens: range, local: Sequence[int]) -> None:
         def fetch(finish: Finish) -> None:
             del self._arriving[request_id]
-            result = self._fetched(request_id, finish.ticket, tokens, local)
+            result = self._fetched(request_id, finish.pull_params, tokens, local)
             drawn = finish.tokens if card.continues else ()
             self._end(replace(result, tokens=drawn, pushed=result.ok))
 
@@ -107,7 +108,7 @@ class LocalLink:
         self.changed.set()
 
     def _fetched(
-        self, request_id: RequestId, ticket: HandoverTicket, tokens: range, local: Sequence[int]
+        self, request_id: RequestId, ticket: PullParams, tokens: range, local: Sequence[int]
     ) -> PullResult:
         owner = self._fabric.find(ticket.endpoints[0])
         content = owner.serve(ticket, tokens) if owner else None
@@ -131,7 +132,7 @@ class LocalLink:
     def watch(self, ticket: Ticket) -> None:
         """Nothing to do: virtual time passes only while somebody works."""
 
-    def meet(self, peers: Sequence[KvPeer]) -> None:
+    def set_peers(self, peers: Sequence[KvPeer]) -> None:
         """Nothing to do: all are in this process."""
 
     def pairs(self) -> Sequence[PairStatus]:
@@ -141,10 +142,10 @@ class LocalLink:
         owner = self._fabric.find(ticket.endpoints[0])
         if owner is None:
             return
-        if isinstance(ticket, HandoverTicket):
+        if isinstance(ticket, PullParams):
             owner.end_lease(ticket)
         elif finish := owner.pushes.stop(ticket.transfer_id):
-            owner.end_lease(finish.ticket)
+            owner.end_lease(finish.pull_params)
 
     # -- the side that pushes
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, TransferId
+from llmserve.core.kv_params import PushParams, addresses_for
 from llmserve.core.lease import LeaseChange
 from llmserve.core.request import KvPeer, PairStatus
 from llmserve.core.tasks import TaskOwner
-from llmserve.engines.handover import (
+from llmserve.engines.kv_transfer import (
     Finish,
     HandoverNode,
     KvGeometry,
@@ -16,10 +17,8 @@ from llmserve.engines.handover import (
     KvPart,
     PullJob,
     PullResult,
-    PushCard,
     PushChunk,
     ReceiveJob,
-    addresses_for,
 )
 from llmserve.engines.sim.link import LinkCounters, Ticket
 from llmserve.engines.sim.memory import TOKEN_BYTES, KvMemory
@@ -91,7 +90,7 @@ class HandoverLink:
             self._start_polling()
 
     def _start(self, request_id: RequestId, ticket: Ticket, tokens: range, local: tuple[int, ...]) -> None:
-        if isinstance(ticket, PushCard):
+        if isinstance(ticket, PushParams):
             first_block = tokens.start // self._block_size_tokens
             self._node.receiver.receive(ReceiveJob(request_id, ticket, first_block, local))
         else:
@@ -108,13 +107,13 @@ class HandoverLink:
         self._node.receiver.cancel(request_id)
 
     def watch(self, ticket: Ticket) -> None:
-        if isinstance(ticket, PushCard):
+        if isinstance(ticket, PushParams):
             self._node.receiver.expect(ticket)
         else:
             self._node.client.watch(ticket)
 
     def release(self, ticket: Ticket) -> None:
-        if isinstance(ticket, PushCard):
+        if isinstance(ticket, PushParams):
             self._node.receiver.forget(ticket)
         else:
             self._node.client.release(ticket)
@@ -132,8 +131,8 @@ class HandoverLink:
     def drop(self, transfer_id: TransferId) -> None:
         self._node.sender.drop(transfer_id)
 
-    def meet(self, peers: Sequence[KvPeer]) -> None:
-        self._node.client.meet([address for peer in peers for address in addresses_for(peer, 0, 1)])
+    def set_peers(self, peers: Sequence[KvPeer]) -> None:
+        self._node.client.set_peers([address for peer in peers for address in addresses_for(peer, 0, 1)])
 
     def pairs(self) -> Sequence[PairStatus]:
         return self._node.client.pairs()

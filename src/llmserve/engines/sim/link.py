@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llmserve.core.ids import LeaseId, RequestId, TransferId
+from llmserve.core.kv_params import PullParams, PushParams
 from llmserve.core.lease import LeaseChange
 from llmserve.core.request import KvPeer, PairStatus
-from llmserve.engines.handover import Finish, HandoverTicket, PullResult, PushCard, PushChunk
+from llmserve.engines.kv_transfer import Finish, PullResult, PushChunk
 
-Ticket = HandoverTicket | PushCard  # what a request can have its KV for: to be pulled, or to be pushed
+Ticket = PullParams | PushParams  # what a request can have its KV for: to be pulled, or to be pushed
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ class KvLink(Protocol):
     def drop(self, transfer_id: TransferId) -> None:
         """It will not be handed over."""
 
-    def meet(self, peers: Sequence[KvPeer]) -> None:
+    def set_peers(self, peers: Sequence[KvPeer]) -> None:
         """All engines that tickets may come from."""
 
     def pairs(self) -> Sequence[PairStatus]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from llmserve.core.ids import RequestId, TransferId
-from llmserve.engines.handover import Finish
+from llmserve.engines.kv_transfer import Finish
 
 
 @dataclass(slots=True)
