@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from llmserve.core.clock import Clock, VirtualClock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.kv_params import PullParams
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.request import PairStatus
 from llmserve.engines.kv_transfer import (
     HandoverNode,
@@ -306,6 +307,25 @@ def network() -> dict[str, GatedTransport]:
 def gated(network: dict[str, GatedTransport]) -> Callable[..., GatedTransport]:
     """Makes transports of one network."""
     return lambda **options: GatedTransport(network, **options)
+
+
+@pytest.fixture
+def answers_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Side, str], list[LeaseAnswer]]:
+    """What a side's table of leases answers to one kind of message from now on, in a list that grows."""
+
+    def note(side: Side, message: str) -> list[LeaseAnswer]:
+        answers: list[LeaseAnswer] = []
+        table = side.node.server._table
+        answer = getattr(table, message)
+
+        def noting(*arguments: Any) -> LeaseAnswer:
+            answers.append(answer(*arguments))
+            return answers[-1]
+
+        monkeypatch.setattr(table, message, noting)
+        return answers
+
+    return note
 
 
 @pytest.fixture

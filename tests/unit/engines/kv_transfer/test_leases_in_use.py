@@ -79,17 +79,10 @@ async def test_a_front_releases_once(make_side: Make) -> None:
 
 
 async def test_a_front_waits_for_a_late_grant(
-    make_side: Make, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+    make_side: Make, wait_until: Wait, answers_of: Callable[..., list[LeaseAnswer]]
 ) -> None:
     owner = make_side(1)
-    release_lease = owner.node.server._table.release
-    answers: list[LeaseAnswer] = []
-
-    def release_and_note(*message: Any) -> LeaseAnswer:
-        answers.append(release_lease(*message))
-        return answers[-1]
-
-    monkeypatch.setattr(owner.node.server._table, "release", release_and_note)
+    answers = answers_of(owner, "release")
     pull_params = dataclasses.replace(owner.grant("p0", REMOTE), lease_id=LeaseId("later"))
     release = asyncio.create_task(release_ticket(pull_params, 2.0))
     await asyncio.to_thread(wait_until, lambda: LeaseAnswer.UNKNOWN in answers)
