@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from llmserve.core.request import PairStatus
 from llmserve.doctor.finding import Finding, note, ok, problem, warning
 from llmserve.doctor.host import MIB
-from llmserve.transfer.breaker import BreakerState
+from llmserve.transfer.engine.choice import BreakerState
 
 _GB = 1e9
 _HTTP_OK, _HTTP_UNAUTHORIZED, _HTTP_TOO_MANY = 200, 401, 429

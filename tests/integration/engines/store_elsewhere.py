@@ -1,4 +1,4 @@
-"""A rank and its link to the KV manager, without vLLM's scheduler, for test_store_elsewhere.py.
+"""A rank and its link to the KV manager, without vLLM's scheduler, for test_store_remote.py.
 
 argv: the KV manager's host:port, this worker's id, the host that others reach it at, transports in their
 order (with commas). Orders on stdin, one a line, as JSON: ["store" or "load", hashes in hexadecimal, the
@@ -19,7 +19,7 @@ from vllm.v1.kv_offload.base import CanonicalKVCaches, CanonicalKVCacheTensor, G
 from llmserve.engines.store.link import Answer, Ask, StoreLink
 from llmserve.engines.store.words import Placed, StoreSlots
 from llmserve.engines.store.worker import StoreWorker
-from llmserve.kvstore.pool.access import Elsewhere
+from llmserve.kvstore.pool.access import RemoteAccess
 from llmserve.kvstore.pool.slot import Slot
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
@@ -28,11 +28,11 @@ _SECONDS = 60.0
 
 
 class Rank:
-    def __init__(self, kvmanager: str, name: str, elsewhere: Elsewhere) -> None:
+    def __init__(self, kvmanager: str, name: str, remote: RemoteAccess) -> None:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
         self._memory = np.random.default_rng(seed).integers(0, 127, (LAYERS, BLOCKS, PAGE_BYTES), np.int8)
         caches = [CanonicalKVCacheTensor(torch.from_numpy(layer), PAGE_BYTES) for layer in self._memory]
-        self._worker = StoreWorker(CanonicalKVCaches(caches, []), 0, elsewhere)
+        self._worker = StoreWorker(CanonicalKVCaches(caches, []), 0, remote)
         self._link = StoreLink(kvmanager, name, 1, [LAYERS * PAGE_BYTES])
         self._jobs = 0
 
@@ -105,7 +105,7 @@ def _slots(answer: Answer, blocks: Sequence[pb.StoreBlock]) -> StoreSlots:
 
 def main() -> None:
     kvmanager, name, host, order = sys.argv[1:5]
-    rank = Rank(kvmanager, name, Elsewhere(tuple(filter(None, order.split(","))), host))
+    rank = Rank(kvmanager, name, RemoteAccess(tuple(filter(None, order.split(","))), host))
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         operation, hashes, first = json.loads(line)

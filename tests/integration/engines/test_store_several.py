@@ -36,7 +36,7 @@ from llmserve.engines.store.manager import StoreManager
 from llmserve.engines.store.pace import Pace
 from llmserve.engines.store.worker import StoreWorker
 from llmserve.kvstore.placing import RUN_BLOCKS, Part, Placing
-from llmserve.kvstore.pool.access import Elsewhere
+from llmserve.kvstore.pool.access import RemoteAccess
 from llmserve.runner.processes import start_ticks
 from llmserve.runner.state import ClusterState
 
@@ -120,7 +120,7 @@ class Engine:
     def __enter__(self) -> "Engine":
         refs = [[CanonicalKVCacheRef(0, BLOCK_BYTES)]]
         tensors = [CanonicalKVCacheTensor(self.memory, BLOCK_BYTES)]
-        self.worker = StoreWorker(CanonicalKVCaches(tensors, refs), 0, Elsewhere((), "127.0.0.1"))
+        self.worker = StoreWorker(CanonicalKVCaches(tensors, refs), 0, RemoteAccess((), "127.0.0.1"))
         self.manager = StoreManager(StoreLinks(len(self.addresses), self._link), Pace(BLOCK_TOKENS))
         return self
 

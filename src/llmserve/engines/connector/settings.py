@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.core.ids import WorkerId
-from llmserve.engines.kv_transfer import TransferPolicy
+from llmserve.transfer.engine.choice import TransferPolicy
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,11 @@ from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.kv_params import PeerAddress, PullParams
 from llmserve.core.request import PairStatus
-from llmserve.engines.kv_transfer.io import HandoverIo
 from llmserve.engines.kv_transfer.layout.heads import sources
 from llmserve.engines.kv_transfer.peers import PeerDirectory
 from llmserve.engines.kv_transfer.prober import Prober
-from llmserve.engines.kv_transfer.pull import Pull, PullJob, PullLimits, PullResult, renewals
-from llmserve.engines.kv_transfer.results import Results
+from llmserve.engines.kv_transfer.pull import Pull, PullJob, PullLimits, renewals
+from llmserve.engines.kv_transfer.rank import PullResult, RankEngine, Results
 
 _log = logging.getLogger(__name__)
 _SETTLE_SECONDS = 10.0
@@ -27,19 +26,18 @@ class HandoverClient:
 
     def __init__(
         self,
-        io: HandoverIo,
+        engine: RankEngine,
         limits: PullLimits | None = None,
         unusable: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """unusable: as for HandoverNode. Attributes without underscore are for pushes, which use the same
         connections, on the loop."""
-        self._io = io
+        self._engine = engine
         self.limits = limits or PullLimits()
-        self.peers = PeerDirectory(io)
-        self._prober = Prober(io, self.peers, unusable)
-        self.trouble = self._prober.trouble
-        io.post(self._prober.start)
-        self._results = Results(io.ended)
+        self.peers = PeerDirectory(engine)
+        self._prober = Prober(engine, self.peers, unusable)
+        engine.post(self._prober.start)
+        self._results = Results(engine.ended)
         self._pulls: dict[RequestId, asyncio.Task[None]] = {}
         self._watches: dict[LeaseId, asyncio.Task[None]] = {}
         self._closed = False
@@ -51,9 +49,9 @@ class HandoverClient:
         Errors: TransferError when the request is being pulled already, or after `close`."""
         if not self._results.begin(job.request_id):
             raise TransferError(f"request {job.request_id} is being pulled already")
-        pull = Pull(job, self.limits, self._io, self.peers, self.trouble)
+        pull = Pull(job, self.limits, self._engine, self.peers)
         try:
-            self._io.post(lambda: self._start(pull))
+            self._engine.post(lambda: self._start(pull))
         except TransferError:
             self._results.drop(job.request_id)
             raise
@@ -91,21 +89,21 @@ class HandoverClient:
         self._post(lambda: self._release(pull_params))
 
     def close(self) -> None:
-        """Cancels every pull, forgets watches, hangs up. Idempotent; before the io's `close`."""
-        if not self._closed and not self._io.closed:
+        """Cancels every pull, forgets watches, hangs up. Idempotent; before the engine's `close`."""
+        if not self._closed and not self._engine.closed:
             self._closed = True
-            self._io.call(self._aclose())
+            self._engine.call(self._aclose())
 
     # -- on the loop
 
     def _post(self, action: Callable[[], object]) -> None:
         with suppress(TransferError):  # closed: there is nothing left to act on
-            self._io.post(action)
+            self._engine.post(action)
 
     def _start(self, pull: Pull) -> None:
         job = pull.job
         self._unwatch(job.pull_params)
-        task = self._io.spawn(f"pull {job.request_id}", self._pull(pull))
+        task = self._engine.spawn(f"pull {job.request_id}", self._pull(pull))
         self._pulls[job.request_id] = task
         task.add_done_callback(lambda ended: self._conclude_unstarted(pull, ended))
         if self._closed:
@@ -123,7 +121,7 @@ class HandoverClient:
     def _conclude(self, pull: Pull, result: PullResult) -> None:
         self._pulls.pop(result.request_id, None)
         if not result.ok:
-            self._io.counters.failed_pulls += 1
+            self._engine.counters.failed_pulls += 1
             self._give_back_later(pull.job.pull_params)
         _log.info("kv pull %s: %s", "complete" if result.ok else "failed", result)
         self._results.conclude(result)
@@ -134,7 +132,7 @@ class HandoverClient:
 
     def _watch(self, pull_params: PullParams) -> None:
         self._unwatch(pull_params)
-        self._watches[pull_params.lease_id] = self._io.spawn("watch", self._keep_all_alive(pull_params))
+        self._watches[pull_params.lease_id] = self._engine.spawn("watch", self._keep_all_alive(pull_params))
 
     def _unwatch(self, pull_params: PullParams) -> None:
         if watch := self._watches.pop(pull_params.lease_id, None):
@@ -146,16 +144,15 @@ class HandoverClient:
 
     def _give_back_later(self, pull_params: PullParams) -> None:
         if not self._closed:
-            self._io.spawn("give back", self._at_each_rank(pull_params, self._give_back))
+            self._engine.spawn("give back", self._at_each_rank(pull_params, self._give_back))
 
     async def _at_each_rank(
         self, pull_params: PullParams, act: Callable[[PullParams, int], Coroutine[None, None, None]]
     ) -> None:
         """Of the owner, that this rank of ours deals with."""
         try:
-            ranks = [
-                source.rank for source in sources(self._io.layout.geometry.shard, len(pull_params.endpoints))
-            ]
+            shard = self._engine.layout.geometry.shard
+            ranks = [source.rank for source in sources(shard, len(pull_params.endpoints))]
         except TransferError as error:
             _log.info("lease %s cannot be reached: %s", pull_params.lease_id, error.message)
             return

@@ -4,7 +4,6 @@ import asyncio
 from base64 import b64decode
 from collections import deque
 from collections.abc import Mapping
-from functools import partial
 
 from llmserve.core.errors import LeaseEnded, PeerGone, TransferError
 from llmserve.core.fields import split_endpoint
@@ -12,111 +11,59 @@ from llmserve.core.ids import LeaseId
 from llmserve.core.kv_params import PeerAddress, PullParams
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer import wire
-from llmserve.engines.kv_transfer.io import HandoverIo
 from llmserve.engines.kv_transfer.layout.geometry import KvGeometry
-from llmserve.transfer.base import Batch, PeerName, Spans, TransferState, TransferStatus, Transport
-from llmserve.transfer.choice import Measured, PairChoice
-from llmserve.transfer.lane import Copy, Lane
-from llmserve.transfer.probe import ProbeInfo, probe
+from llmserve.engines.kv_transfer.rank import RankEngine
+from llmserve.transfer.base import Spans
+from llmserve.transfer.engine.pair import Pair
+from llmserve.transfer.engine.probe import ProbeInfo
 
 CONNECT_SECONDS = 3.0
 _ANSWER_SECONDS = 5.0
 _UNKNOWN_SECONDS = 1.0
-PROBE_SECONDS = 5.0
 _UNKNOWN_RETRY_SECONDS = 0.01
 
 
 class Peer:
     """A side channel that has said hello. Errors of every method: TransferError.
 
-    geometry: of its rank, set by hello. choice: set after hello; it outlives the connection, as long as the
-    worker is the same incarnation."""
+    geometry: of its rank. pair: the transports to it. Both are set by `hello`."""
 
     geometry: KvGeometry
-    choice: PairChoice
+    pair: Pair
 
     def __init__(
-        self, endpoint: str, io: HandoverIo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        endpoint: str,
+        engine: RankEngine,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         self.endpoint = endpoint
         self.worker_id = ""
         self.epoch = -1
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._io = io
+        self._engine = engine
         self._reader, self._writer = reader, writer
-        self._descriptions: Mapping[str, str] = {}
-        self._probe: ProbeInfo | None = None
-        self._names: dict[str, PeerName] = {}
-        self._lanes: dict[str, Lane] = {}
-        self._write_lanes: dict[str, Lane] = {}
         self._answers: deque[asyncio.Future[wire.Message]] = deque()
-        self._receiver = io.spawn("peer", self._receive())
+        self._receiver = engine.spawn("peer", self._receive())
 
-    @property
-    def common_transports(self) -> tuple[str, ...]:
-        """Those both sides have, in the order of the manifest."""
-        return tuple(name for name in self._io.transports if name in self._descriptions)
-
-    async def read(self, name: str, batch: Batch) -> TransferStatus:
-        """Copies a batch over a transport, in fair turns with other requests; DONE or FAILED. When it
-        returns or has been cancelled, local memory is no longer touched. Connects when it must."""
-        try:
-            if name not in self._lanes:
-                self._lanes[name] = self._lane(name, self._reader_of(name))
-        except TransferError as error:
-            return TransferStatus(TransferState.FAILED, error.message)
-        return await self._lanes[name].move(batch)
-
-    def write_lane(self, name: str) -> Lane:
-        """Copies batches to the peer, likewise. DONE: all has arrived; otherwise some may still arrive.
-        Connects when it must."""
-        if name not in self._write_lanes:
-            self._write_lanes[name] = self._lane(name, partial(self._io.write, *self._connected(name)))
-        return self._write_lanes[name]
-
-    def _lane(self, name: str, copy: Copy) -> Lane:
-        return Lane(copy, partial(self._limit, name), self._io.bucket)
-
-    async def probe(self, name: str) -> Measured:
-        """Measures a transport, besides the lanes."""
-        assert self._probe is not None, "hello has been said"
+    async def announce_probe(self) -> None:
+        """Lets the peer serve the probe that follows."""
         await self._ask({"op": "probe"})
-        try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                return await probe(self._io.probe, self._probe, self._reader_of(name))
-        except TimeoutError:
-            raise TransferError(f"the probe was not done within {PROBE_SECONDS:g} s") from None
 
-    def failed(self, name: str, reason: str, now: float) -> None:
-        """Opens the breaker of a transport; who waits for its lane goes another way."""
-        self.choice.failed(name, reason, now)
-        for lanes in (self._lanes, self._write_lanes):
-            if lane := lanes.get(name):
-                lane.refuse_waiting(f"out of use: {reason}")
-
-    def _reader_of(self, name: str) -> Copy:
-        return partial(self._io.read, *self._connected(name))
-
-    def _connected(self, name: str) -> tuple[Transport, PeerName]:
-        transport = self._io.transports.get(name)
-        if transport is None:
-            raise TransferError(f"{name} was given up")
-        if name not in self._names:
-            self._names[name] = transport.connect(b64decode(self._descriptions[name]))
-        return transport, self._names[name]
-
-    def _limit(self, name: str, size_bytes: int) -> float:
-        return self._io.policy.limit_seconds(self.choice.expected_seconds(name, size_bytes))
-
-    async def hello(self) -> None:
-        answer = await self._ask({"op": "hello", "geometry": self._io.layout.geometry.to_message()})
+    async def hello(self, earlier: "Peer | None") -> None:
+        """earlier: a connection to the same endpoint; what it has learnt is true until the worker
+        restarts."""
+        answer = await self._ask({"op": "hello", "geometry": self._engine.layout.geometry.to_message()})
         try:
             self.worker_id, self.epoch = str(answer["worker_id"]), int(answer["epoch"])
-            self._descriptions = {str(k): str(v) for k, v in answer["transports"].items()}
-            self._probe = ProbeInfo.from_message(answer["probe"])
+            descriptions = {str(k): b64decode(v) for k, v in answer["transports"].items()}
+            probe = ProbeInfo(**answer["probe"])
             self.geometry = KvGeometry.from_message(answer["geometry"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TransferError(f"malformed hello from {self.endpoint}") from error
+        choice = earlier.pair.choice if earlier is not None and earlier.epoch == self.epoch else None
+        self.pair = Pair(self._engine, self.worker_id, descriptions, probe, choice)
 
     async def lease(self, operation: str, pull_params: PullParams, **reader: int) -> LeaseAnswer:
         """begin, renew or release; reader and readers: release it as one of several. The request can be
@@ -155,9 +102,8 @@ class Peer:
         for answer in self._answers:
             if not answer.done():
                 answer.set_exception(self._loss())
-        for name, peer in self._names.items():
-            if transport := self._io.transports.get(name):
-                transport.disconnect(peer)
+        if self.epoch >= 0:
+            self.pair.close(reason)
 
     async def _ask(self, message: wire.Message) -> wire.Message:
         if self.lost.done():
@@ -195,9 +141,9 @@ def _brief(lease_id: LeaseId) -> str:
 class PeerDirectory:
     """At most one live connection for each endpoint."""
 
-    def __init__(self, io: HandoverIo) -> None:
-        self._io = io
-        self.changed = asyncio.Event()  # set at each new connection; whoever waits clears it
+    def __init__(self, engine: RankEngine) -> None:
+        self._engine = engine
+        self.changed = asyncio.Event()  # set when there may be something to probe; who waits clears it
         self._peers: dict[str, Peer] = {}
         self._dialling: dict[str, asyncio.Lock] = {}
         self._closed = False
@@ -236,22 +182,16 @@ class PeerDirectory:
         old = self._peers.pop(endpoint, None)
         if old is not None:
             old.close("its worker was restarted")
-        peer = await self._dial(endpoint)
+        peer = await self._dial(endpoint, old)
         if self._closed:
             peer.close()
             raise TransferError("hand-over is closed")
-        peer.choice = self._choice(peer, old)
+        peer.pair.on_failure = self.changed.set
         self._peers[endpoint] = peer
         self.changed.set()
         return peer
 
-    def _choice(self, peer: Peer, old: Peer | None) -> PairChoice:
-        """What was learnt of a worker is true until it restarts."""
-        if old is not None and old.epoch == peer.epoch:
-            return old.choice
-        return PairChoice(peer.common_transports, self._io.policy.slow_factor)
-
-    async def _dial(self, endpoint: str) -> Peer:
+    async def _dial(self, endpoint: str, earlier: Peer | None) -> Peer:
         host, port = split_endpoint(endpoint)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -260,9 +200,9 @@ class PeerDirectory:
             raise PeerGone(f"cannot connect to {endpoint}: {error!r}") from error
         except (OSError, TimeoutError) as error:
             raise TransferError(f"cannot connect to {endpoint}: {error!r}") from error
-        peer = Peer(endpoint, self._io, reader, writer)
+        peer = Peer(endpoint, self._engine, reader, writer)
         try:
-            await peer.hello()
+            await peer.hello(earlier)
         except BaseException:
             peer.close("hello failed")
             raise

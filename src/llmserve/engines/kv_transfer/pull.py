@@ -6,7 +6,6 @@ valid do the data count.
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,12 +13,10 @@ from functools import partial
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import PullParams
-from llmserve.core.request import HandoverReport
-from llmserve.engines.kv_transfer.fallback import OnTransferFailed, over_any
-from llmserve.engines.kv_transfer.io import HandoverIo
 from llmserve.engines.kv_transfer.layout.heads import Source, sources
 from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
-from llmserve.transfer.base import Batch, TransferState, TransferStatus
+from llmserve.engines.kv_transfer.rank import PullResult, RankEngine
+from llmserve.transfer.base import Batch
 from llmserve.transfer.digest import digest
 
 _log = logging.getLogger(__name__)
@@ -47,50 +44,14 @@ class PullJob:
     local_block_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PullResult:
-    """reason: why there are no data that are true; empty when there are. fallbacks: what failed before, as
-    "transport: reason". seconds: from the call of `pull`, or of writing. tokens: what prefill drew, when
-    a push brought it and the request is to go on from it. pushed: prefill wrote it. ended_unix: when this
-    was made."""
-
-    request_id: RequestId
-    reason: str = ""
-    transport: str = ""
-    bytes: int = 0
-    seconds: float = 0.0
-    fallbacks: tuple[str, ...] = ()
-    tokens: tuple[int, ...] = ()
-    pushed: bool = False
-    ended_unix: float = field(default_factory=time.time, compare=False)
-
-    @property
-    def ok(self) -> bool:
-        return not self.reason
-
-    @property
-    def report(self) -> HandoverReport:
-        transport = self.transport if self.ok else ""
-        return HandoverReport(
-            transport,
-            self.bytes,
-            self.seconds,
-            self.fallbacks,
-            self.reason,
-            self.pushed,
-            self.ended_unix,
-        )
-
-
 @dataclass(slots=True)
 class Pull:
-    """A pull while it runs, on the loop of its io."""
+    """A pull while it runs, on the loop of its engine."""
 
     job: PullJob
     limits: PullLimits
-    io: HandoverIo
+    engine: RankEngine
     peers: PeerDirectory
-    on_transfer_failed: OnTransferFailed
     started: float = field(default_factory=time.monotonic)
     transport: str = ""
     bytes: int = 0
@@ -124,7 +85,7 @@ class Pull:
 
     async def _fetch(self) -> None:
         """The first rank to fail ends the others' reads. Errors: TransferError."""
-        shard, ranks = self.io.layout.geometry.shard, len(self.job.pull_params.endpoints)
+        shard, ranks = self.engine.layout.geometry.shard, len(self.job.pull_params.endpoints)
         try:
             async with asyncio.TaskGroup() as group:
                 for source in sources(shard, ranks):
@@ -149,17 +110,17 @@ class Pull:
         if source.heads:
             batch = self._batch(peer, source)
             await peer.demand("begin", pull_params)
-            keeper = self.io.spawn("keep", renewals(peer, pull_params))
+            keeper = self.engine.spawn("keep", renewals(peer, pull_params))
             try:
                 await self._read_over_any(peer, batch)
             finally:
                 keeper.cancel()
-        rank = self.io.layout.geometry.shard.rank
+        rank = self.engine.layout.geometry.shard.rank
         await peer.demand("release", pull_params, reader=rank, readers=source.readers)
 
     def _batch(self, peer: Peer, source: Source) -> Batch:
         """Errors: TransferError when what the request says of its owner's shape are not the owner's."""
-        job, layout, theirs = self.job, self.io.layout, peer.geometry
+        job, layout, theirs = self.job, self.engine.layout, peer.geometry
         expected = replace(
             layout.geometry.shard, tensor_parallel=len(job.pull_params.endpoints), rank=source.rank
         )
@@ -173,43 +134,25 @@ class Pull:
 
     async def _read_over_any(self, peer: Peer, batch: Batch) -> None:
         failures: list[str] = []
-        attempt = partial(self._read_over, peer, batch)
         try:
-            await over_any(peer, attempt, self.io.counters, self.on_transfer_failed, failures)
+            await peer.pair.over_any(partial(self._read_over, peer, batch), failures)
         finally:
             self.fallbacks += failures
 
     async def _read_over(self, peer: Peer, batch: Batch, name: str) -> None:
-        started = time.monotonic()
-        await self._while_alive(peer, peer.read(name, batch))
-        await self._verify(peer, batch)
-        seconds = time.monotonic() - started
+        seconds = await peer.pair.read(name, batch, partial(self._verify, peer, batch))
         size_bytes = batch.local.total_bytes
         self.transport = name
         self.bytes += size_bytes
-        peer.choice.moved(name, size_bytes, seconds)
-        self.io.counters.count_pull(name, size_bytes, seconds)
+        self.engine.counters.count_pull(name, size_bytes, seconds)
 
     async def _verify(self, peer: Peer, batch: Batch) -> None:
-        pieces = self.io.policy.verified_pieces(len(batch.local.lengths))
-        local, remote = batch.local.cut(pieces), batch.remote.cut(pieces)
+        pieces = len(batch.local.lengths)
+        chosen = self.engine.policy.sample(pieces).take(pieces)
+        local, remote = batch.local.cut(chosen), batch.remote.cut(chosen)
         for first in range(0, len(remote.lengths), _DIGEST_PIECES):
             some = slice(first, first + _DIGEST_PIECES)
-            await peer.verify(remote.cut(some), digest(self.io.regions, local.cut(some)))
-
-    async def _while_alive(self, peer: Peer, read: Coroutine[object, object, TransferStatus]) -> None:
-        """Ends the read when the owner of the blocks is gone; returns only when local memory is no
-        longer touched. Errors: TransferError."""
-        task = self.io.spawn("read", read)
-        try:
-            await asyncio.wait((task, peer.lost), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await _settled(task)
-        if task.cancelled():
-            raise TransferError(peer.lost.result() if peer.lost.done() else "cancelled")
-        status = task.result()
-        if status.state is not TransferState.DONE:
-            raise TransferError(status.reason or "failed without a reason")
+            await peer.verify(remote.cut(some), digest(self.engine.regions, local.cut(some)))
 
 
 async def renewals(peer: Peer, pull_params: PullParams) -> None:
@@ -218,17 +161,3 @@ async def renewals(peer: Peer, pull_params: PullParams) -> None:
         while True:
             await asyncio.sleep(pull_params.lease_seconds / _RENEWALS_PER_LEASE)
             await peer.demand("renew", pull_params)
-
-
-async def _settled(task: asyncio.Task[TransferStatus]) -> None:
-    """Cancels a read and waits for it, through any cancellation of the waiter itself, which is
-    passed on afterwards: a result must not be seen while memory may change."""
-    task.cancel()
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait((task,))
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError

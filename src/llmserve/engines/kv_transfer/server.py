@@ -10,8 +10,9 @@ loses its connection, nothing else.
 import asyncio
 import logging
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import TransferError
@@ -20,12 +21,12 @@ from llmserve.core.lease import LeaseChange
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer import wire
 from llmserve.engines.kv_transfer.client import HandoverClient
-from llmserve.engines.kv_transfer.io import HandoverIo
 from llmserve.engines.kv_transfer.layout.geometry import KvGeometry
-from llmserve.engines.kv_transfer.peers import PROBE_SECONDS
+from llmserve.engines.kv_transfer.rank import RankEngine
 from llmserve.engines.kv_transfer.status import HandoverStatus
 from llmserve.kvstore.leases import BlockLeases
 from llmserve.transfer.digest import digest
+from llmserve.transfer.engine.pair import PROBE_SECONDS
 
 _log = logging.getLogger(__name__)
 _WIREUP_SECONDS = 2.0
@@ -40,7 +41,7 @@ class HandoverServer:
 
     def __init__(
         self,
-        io: HandoverIo,
+        engine: RankEngine,
         worker_id: WorkerId,
         epoch: int,
         lease_seconds: float,
@@ -50,14 +51,14 @@ class HandoverServer:
     ) -> None:
         """Listens at once. client: the fetching end of this process, for status and meet.
         Errors: TransferError when the host cannot be bound."""
-        self._io = io
+        self._engine = engine
         self._client = client
         self._worker_id = worker_id
         self._lock = threading.Lock()
         self._table = BlockLeases(epoch, lease_seconds, clock)
-        self._channel = _SideChannel(io, self._answer)
+        self._channel = _SideChannel(engine, self._answer)
         self._more: dict[str, Operation] = {}
-        port = io.call(self._channel.listen(host))
+        port = engine.call(self._channel.listen(host))
         self.endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def add(self, operations: Mapping[str, Operation]) -> None:
@@ -102,7 +103,7 @@ class HandoverServer:
             return self._table.take_changes()
 
     def status(self) -> HandoverStatus:
-        counters = self._io.counters
+        counters = self._engine.counters
         with self._lock:
             table = self._table
             table.expire()
@@ -118,7 +119,7 @@ class HandoverServer:
                 transferred_bytes=counters.transferred_bytes,
                 transfer_failures=counters.transfer_failures,
                 last_transport=counters.last_transport,
-                transports=tuple(self._io.transports),
+                transports=tuple(self._engine.transports),
             )
 
     def hang_up(self) -> None:
@@ -126,9 +127,9 @@ class HandoverServer:
         self._channel.hang_up()
 
     def close(self) -> None:
-        """Readers lose their connections. Idempotent; before the io's `close`."""
-        if not self._io.closed:
-            self._io.call(self._channel.close())
+        """Readers lose their connections. Idempotent; before the engine's `close`."""
+        if not self._engine.closed:
+            self._engine.call(self._channel.close())
 
     # -- messages, on the loop
 
@@ -143,10 +144,10 @@ class HandoverServer:
             self._client.set_peers(wire.unpack_addresses(message))
             return {"ok": True}
         if operation == "probe":
-            self._io.expect(connection, "probe", PROBE_SECONDS)
+            self._engine.expect(connection, "probe", PROBE_SECONDS)
             return {"ok": True}
         if operation == "digest":
-            return {"ok": True, "digest": digest(self._io.regions, wire.unpack_spans(message))}
+            return {"ok": True, "digest": digest(self._engine.regions, wire.unpack_spans(message))}
         if operation in ("begin", "renew", "release"):
             return self._lease(connection, operation, message)
         if operation in self._more:
@@ -157,16 +158,16 @@ class HandoverServer:
         geometry = message.get("geometry")
         if not isinstance(geometry, dict):
             raise TransferError("side channel: hello without a geometry")
-        mine = self._io.layout.geometry
+        mine = self._engine.layout.geometry
         if obstacle := mine.obstacle(KvGeometry.from_message(geometry)):
             return {"ok": False, "error": f"the KV caches do not fit: {obstacle}"}
-        self._io.expect(connection, "", _WIREUP_SECONDS)
+        self._engine.expect(connection, "", _WIREUP_SECONDS)
         return {
             "ok": True,
             "worker_id": self._worker_id,
             "epoch": self._table.epoch,
-            "transports": self._io.descriptions,
-            "probe": self._io.probe.info.to_message(),
+            "transports": {k: b64encode(v).decode() for k, v in self._engine.descriptions.items()},
+            "probe": asdict(self._engine.probe.info),
             "geometry": mine.to_message(),
         }
 
@@ -182,9 +183,9 @@ class HandoverServer:
             else:
                 answer = self._table.renew(LeaseId(lease_id), epoch)
         if operation == "begin" and answer in (LeaseAnswer.VALID, LeaseAnswer.UNKNOWN):
-            self._io.expect(connection, lease_id, self._table.lease_seconds)
+            self._engine.expect(connection, lease_id, self._table.lease_seconds)
         if operation == "release":
-            self._io.dismiss(connection, lease_id)
+            self._engine.dismiss(connection, lease_id)
         return {"ok": True, "lease": answer.value}
 
 
@@ -198,8 +199,8 @@ def _integer(message: wire.Message, name: str, default: int | None = None) -> in
 class _SideChannel:
     """The listening socket and its connections; each is a number for `answer`."""
 
-    def __init__(self, io: HandoverIo, answer: Operation) -> None:
-        self._io = io
+    def __init__(self, engine: RankEngine, answer: Operation) -> None:
+        self._engine = engine
         self._answer = answer
         self._server: asyncio.Server | None = None
         self._writers: dict[int, asyncio.StreamWriter] = {}
@@ -230,7 +231,7 @@ class _SideChannel:
         if len(self._writers) >= _MAX_CONNECTIONS:
             writer.close()
             return
-        talk = self._io.spawn("side-channel", self._serve(reader, writer))
+        talk = self._engine.spawn("side-channel", self._serve(reader, writer))
         self._talks.add(talk)
         talk.add_done_callback(self._talks.discard)
 
@@ -246,7 +247,7 @@ class _SideChannel:
             pass  # the reader has left
         finally:
             del self._writers[connection]
-            self._io.forget(connection)
+            self._engine.forget(connection)
             writer.close()
 
     async def _talk(

@@ -1,49 +1,11 @@
 """What one process counts of its hand-overs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from llmserve.core.errors import TransferError
 from llmserve.core.request import PairStatus
-
-
-@dataclass(slots=True)
-class TransportCounters:
-    """Of the pulls made here. seconds: from the first byte asked for to the last one in memory."""
-
-    pulls: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    failures: int = 0
-
-
-@dataclass(slots=True)
-class TransferCounters:
-    """Totals since the start. Written by the hand-over thread, read by any."""
-
-    by_transport: dict[str, TransportCounters] = field(default_factory=dict)
-    last_transport: str = ""
-    failed_pulls: int = 0  # pulls that ended without data, whatever the transport
-
-    def of(self, transport: str) -> TransportCounters:
-        return self.by_transport.setdefault(transport, TransportCounters())
-
-    def count_pull(self, transport: str, size_bytes: int, seconds: float) -> None:
-        counters = self.of(transport)
-        counters.pulls += 1
-        counters.bytes += size_bytes
-        counters.seconds += seconds
-        self.last_transport = transport
-
-    @property
-    def transferred_bytes(self) -> int:
-        return sum(counters.bytes for counters in self.by_transport.values())
-
-    @property
-    def transfer_failures(self) -> int:
-        """Failed attempts on a transport, and pulls that failed before or after one."""
-        return self.failed_pulls + sum(counters.failures for counters in self.by_transport.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from llmserve.engines.store.manager import StoreManager
 from llmserve.engines.store.pace import Pace
 from llmserve.engines.store.worker import StoreWorker
 from llmserve.kvstore.formats import Element, grouped
-from llmserve.kvstore.pool.access import Elsewhere
+from llmserve.kvstore.pool.access import RemoteAccess
+from llmserve.transfer.engine.choice import TransferPolicy
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 
 class StoreSpec(OffloadingSpec):
-    """extra_config: kvmanagers (of each host:port, always in the same order), worker_id, epoch; engine_order
-    and host, as of the hand-over.
+    """extra_config: kvmanagers (of each host:port, always in the same order), worker_id, epoch; engine_order,
+    host and policy, as of the hand-over.
     Errors: ManifestError for a model with several groups of layers: a block's key is the same for all."""
 
     def get_manager(self) -> OffloadingManager:
@@ -58,8 +59,9 @@ class StoreSpec(OffloadingSpec):
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         extra = self.extra_config
-        elsewhere = Elsewhere(tuple(extra["engine_order"]), str(extra["host"]))
-        return StoreWorker(kv_caches, self.config.parallel.rank, elsewhere)
+        policy = TransferPolicy(**extra["policy"])
+        remote = RemoteAccess(tuple(extra["engine_order"]), str(extra["host"]), policy)
+        return StoreWorker(kv_caches, self.config.parallel.rank, remote)
 
 
 class StoreConnector(OffloadingConnector):

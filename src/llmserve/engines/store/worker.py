@@ -19,7 +19,7 @@ from vllm.v1.kv_offload.base import (
 from llmserve.config.refusals import engine_on_gpu
 from llmserve.core.errors import TransferError
 from llmserve.engines.store.words import RankSlots, StoreSlots
-from llmserve.kvstore.pool.access import Elsewhere, PoolAccess, reach
+from llmserve.kvstore.pool.access import PoolAccess, RemoteAccess, open_pool
 from llmserve.kvstore.pool.copier import CopyOutcome
 from llmserve.transfer.base import Region, Spans
 
@@ -33,10 +33,10 @@ class StoreWorker(OffloadingWorker):
     """The blocks of a load that failed hold garbage (`take_failed_blocks`); a store that failed leaves no
     checksum beside its slot. Both are finished jobs for vLLM."""
 
-    def __init__(self, caches: CanonicalKVCaches, rank: int, elsewhere: Elsewhere) -> None:
-        """elsewhere: how to reach a pool that is not on this host. Errors: ManifestError for blocks that are
+    def __init__(self, caches: CanonicalKVCaches, rank: int, remote: RemoteAccess) -> None:
+        """remote: how to reach a pool that is not on this host. Errors: ManifestError for blocks that are
         not in host memory."""
-        self._rank, self._elsewhere = rank, elsewhere
+        self._rank, self._remote = rank, remote
         self._memory = _EngineBlocks(caches)
         self._thread = ThreadPoolExecutor(1, "kv-store")
         self._jobs: dict[int, Future[tuple[TransferResult, set[int]]]] = {}
@@ -108,7 +108,7 @@ class StoreWorker(OffloadingWorker):
         pool = self._pools.get(part.manager)
         if pool is None or pool.described != part.arena:
             self._let_go(part.manager)
-            pool = _Pool(part.arena, reach(part.arena, self._memory.regions, self._elsewhere))
+            pool = _Pool(part.arena, open_pool(part.arena, self._memory.regions, self._remote))
             self._pools[part.manager] = pool
         return pool.access
 

@@ -1,5 +1,6 @@
 """The manifest's engine settings as vLLM's."""
 
+from dataclasses import asdict
 from typing import Any
 
 from vllm.config import KVEventsConfig, KVTransferConfig, StructuredOutputsConfig
@@ -127,6 +128,7 @@ def _store(spec: EngineSpec) -> dict[str, Any]:
             "epoch": spec.epoch,
             "engine_order": list(spec.transfer.engine_order),
             "host": spec.handover_host,
+            "policy": asdict(transfer_policy(spec)),
             "offload_prompt_only": spec.role is WorkerRole.PREFILL,
         },
     }

@@ -1,7 +1,7 @@
-"""How a worker reaches the pool: by mapping its memory on the same host, by transports from elsewhere."""
+"""How a worker reaches the pool: by mapping its memory, or by the transfer engine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmserve.core.errors import LLMServeError, TransferError
@@ -11,6 +11,7 @@ from llmserve.kvstore.pool.remote import RemotePool
 from llmserve.kvstore.pool.shape import ArenaDescription
 from llmserve.kvstore.pool.slot import Slot
 from llmserve.transfer.base import Region, Spans
+from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.select import make_transports
 
 
@@ -53,22 +54,23 @@ class MappedPool:
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """How this worker reaches pools that are not on its host. engine_order: transports to prefer. host: the
-    address of this machine that others reach."""
+class RemoteAccess:
+    """How this worker reaches pools on other hosts. engine_order: transports to prefer. host: address of this
+    machine that others reach. policy: that of all transfers of this process."""
 
     engine_order: tuple[str, ...] = ()
     host: str = "127.0.0.1"
+    policy: TransferPolicy = field(default_factory=TransferPolicy)
 
 
-def reach(description: str, regions: Sequence[Region], elsewhere: Elsewhere) -> PoolAccess:
-    """regions: the worker's memory, which outlives the access. Takes seconds for a pool that is elsewhere.
+def open_pool(description: str, regions: Sequence[Region], remote: RemoteAccess) -> PoolAccess:
+    """regions: the worker's memory, which outlives the access. Takes seconds for a pool on another host.
     Errors: TransferError."""
     described = ArenaDescription.from_text(description)
     if not described.transports:
         return MappedPool(description, regions)
     try:
-        transports, _ = make_transports(elsewhere.engine_order, elsewhere.host)
+        transports, _ = make_transports(remote.engine_order, remote.host)
     except LLMServeError as error:
-        raise TransferError(f"kv pool: it is elsewhere: {error.message}") from error
-    return RemotePool(described, regions, transports)
+        raise TransferError(f"kv pool: on another host: {error.message}") from error
+    return RemotePool(described, regions, transports, remote.policy)

@@ -1,7 +1,7 @@
-"""The arena, opened to workers elsewhere by the transports of the transfer engine.
+"""The arena, opened to workers on other hosts by the transports of the transfer engine.
 
-Nothing listens before the first of them attaches. Then one thread owns the transports: most serve their
-peers by themselves; those that need help get it only while a peer may be copying.
+Nothing listens before the first of them attaches. Most transports serve their peers by themselves; those that
+need help get it while a peer may be copying, and now and then otherwise.
 
 Who knows a transport's description can read and write the whole arena: it is told only in the answer to
 AttachStore, and what listens does so on the address of the KV manager's own service.
@@ -9,112 +9,93 @@ AttachStore, and what listens does so on the address of the KV manager's own ser
 
 import logging
 import threading
-from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+import msgspec
 
 from llmserve.core.errors import LLMServeError, TransferError
-from llmserve.transfer.base import Region, Transport
+from llmserve.transfer.base import Region
+from llmserve.transfer.engine.engine import TransferEngine
+from llmserve.transfer.engine.probe import ProbeInfo
 from llmserve.transfer.select import make_transports
 
 _log = logging.getLogger(__name__)
-_TICK_SECONDS = 0.001
-_LOOK_SECONDS = 1.0  # while nobody copies: for who connects all the same, and for the end
-_OPEN_SECONDS = 45.0
-_JOIN_SECONDS = 30.0
+_COPIES, _CONNECTS = "copies", "connects"  # what is expected of workers
+_CONNECT_SECONDS = 30.0  # after an attach: for the first probes
+
+
+class ServedRoute(msgspec.Struct, frozen=True):
+    """How a worker reaches the arena over one transport, as text of ArenaDescription.transports. probe: the
+    pattern to measure it with, which also proves that the owner still has the arena."""
+
+    description: bytes
+    probe: ProbeInfo
+
+    def to_text(self) -> str:
+        return b64encode(msgspec.msgpack.encode(self)).decode()
+
+    @classmethod
+    def from_text(cls, text: str) -> "ServedRoute":
+        """Errors: TransferError for what `to_text` has not made."""
+        try:
+            return msgspec.msgpack.decode(b64decode(text, validate=True), type=cls)
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise TransferError(f"kv pool: malformed description: {error}") from error
 
 
 class PoolServer:
     """Life: constructor -> open -> expect, rest... -> close (idempotent, before the arena's). Any thread."""
 
     def __init__(self, regions: Sequence[Region], engine_order: Sequence[str], host: str) -> None:
-        """regions: of the arena. host: the address of this machine that workers reach."""
+        """regions: memory of the arena. host: the address of this machine that workers reach."""
         self._regions, self._order, self._host = tuple(regions), tuple(engine_order), host
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._descriptions: Future[Mapping[str, str]] = Future()
-        self._awake, self._closing = threading.Event(), threading.Event()
+        self._engine: TransferEngine | None = None
+        self._closed = False
 
     def open(self) -> Mapping[str, str]:
-        """The descriptions of the transports, by name. Idempotent; the first time it takes seconds.
+        """How workers reach the arena, by transport. Idempotent; the first time it takes seconds.
         Errors: TransferError when no transport can be used here."""
         with self._lock:
-            if self._closing.is_set():
+            if self._closed:
                 raise TransferError("kv pool: it is closing")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="kv-pool-serve", daemon=True)
-                self._thread.start()
+            if self._engine is None:
+                self._engine = self._started()
+        engine = self._engine
+        engine.post(lambda: engine.expect(0, _CONNECTS, _CONNECT_SECONDS))
+        return {
+            name: ServedRoute(description, engine.probe.info).to_text()
+            for name, description in engine.descriptions.items()
+        }
+
+    def _started(self) -> TransferEngine:
         try:
-            return self._descriptions.result(_OPEN_SECONDS)
-        except TimeoutError:
-            raise TransferError(f"kv pool: transports not ready within {_OPEN_SECONDS:g} s") from None
+            transports, _ = make_transports(self._order, self._host)
+            engine = TransferEngine(transports, self._regions)
+        except LLMServeError as error:
+            _log.error("workers on other hosts have no part in the KV store: %s", error.message)
+            raise TransferError(f"kv pool: {error.message}") from error
+        _log.info("workers on other hosts reach the KV pool over %s", ", ".join(engine.descriptions))
+        return engine
 
     def expect(self) -> None:
         """Workers may connect or copy from now on."""
-        self._awake.set()
+        self._post(lambda engine: engine.expect(0, _COPIES, float("inf")))
 
     def rest(self) -> None:
-        """Nobody elsewhere has a lease or a reservation."""
-        self._awake.clear()
+        """No worker on another host has a lease or a reservation."""
+        self._post(lambda engine: engine.dismiss(0, _COPIES))
 
     def close(self) -> None:
         """When it returns no transport touches the arena any more."""
         with self._lock:
-            self._closing.set()
-        self._awake.set()
-        if self._thread:
-            self._thread.join(_JOIN_SECONDS)
+            self._closed = True
+        if self._engine is not None:
+            self._engine.close()
 
-    # -- on the thread
-
-    def _run(self) -> None:
-        transports: list[Transport] = []
-        try:
-            transports, _ = make_transports(self._order, self._host)
-            self._serve(self._register(transports))
-        except LLMServeError as error:
-            _log.error("workers elsewhere have no part in the KV store: %s", error.message)
-            self._descriptions.set_exception(TransferError(f"kv pool: {error.message}"))
-        finally:
-            for transport in transports:
-                _close(transport)
-
-    def _register(self, transports: Sequence[Transport]) -> list[Transport]:
-        """Those that can have the arena. Errors: TransferError when there is none."""
-        described: dict[str, str] = {}
-        usable = []
-        for transport in transports:
-            try:
-                transport.register(self._regions)
-                described[transport.name] = b64encode(transport.describe()).decode()
-                usable.append(transport)
-            except TransferError as error:
-                _log.warning("%s does not serve the KV pool: %s", transport.name, error.message)
-        if not described:
-            raise TransferError("no transport can register the pool's memory")
-        _log.info("workers elsewhere reach the KV pool over %s", ", ".join(described))
-        self._descriptions.set_result(described)
-        return usable
-
-    def _serve(self, transports: Sequence[Transport]) -> None:
-        """Until `close`."""
-        helped = [transport for transport in transports if transport.needs_progress]
-        while helped and not self._closing.wait(_TICK_SECONDS):
-            for transport in helped:
-                _help(transport)
-            self._awake.wait(_LOOK_SECONDS)
-        self._closing.wait()
-
-
-def _help(transport: Transport) -> None:
-    try:
-        transport.progress()
-    except TransferError as error:
-        _log.warning("%s: %s", transport.name, error.message)
-
-
-def _close(transport: Transport) -> None:
-    try:
-        transport.close()
-    except TransferError as error:
-        _log.warning("%s does not close: %s", transport.name, error.message)
+    def _post(self, action: Callable[[TransferEngine], None]) -> None:
+        if (engine := self._engine) is not None:
+            with suppress(TransferError):  # closed
+                engine.post(lambda: action(engine))

@@ -27,10 +27,10 @@ from llmserve.engines.kv_transfer import (
     PullResult,
     PushLimits,
     ReceiveLimits,
-    TransferPolicy,
 )
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, TransferState, TransferStatus
 from llmserve.transfer.base import Transport as TransportContract
+from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.tcp import TcpTransport
 
 EPOCH = 5

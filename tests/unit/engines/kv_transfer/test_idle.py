@@ -39,8 +39,8 @@ def test_peers_are_served_from_hello_to_release_only(make_side: Make, gated: Mak
     wait_until(lambda: far.progressed > served + 5)
     near.gate.set()
     assert reader.result().ok
-    owner.node._io.call(_forget_hello(owner.node._io))
-    wait_until(lambda: owner.node._io._pump.done())
+    owner.node._engine.call(_forget_hello(owner.node._engine))
+    wait_until(lambda: owner.node._engine._pump.done())
     assert near.progressed == 0, "the reader polls, nobody reads from it"
 
 
@@ -56,6 +56,6 @@ def test_a_reader_that_leaves_is_served_no_more(make_side: Make, gated: Make, wa
     reader.pull(owner.grant("p1", [1]), [2])
     assert near.started.wait(5)
     reader.node.close()
-    wait_until(lambda: owner.node._io._pump.done())
-    assert not owner.node._io._expected
+    wait_until(lambda: owner.node._engine._pump.done())
+    assert not owner.node._engine._expected
     assert far.progressed > 0

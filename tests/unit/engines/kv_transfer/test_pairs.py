@@ -8,7 +8,7 @@ import pytest
 
 from llmserve.core.ids import WorkerId
 from llmserve.core.kv_params import PeerAddress
-from llmserve.engines.kv_transfer import TransferPolicy
+from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.faults import FaultPlan
 from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.tcp import TcpTransport
@@ -134,7 +134,7 @@ def test_what_was_learnt_outlives_the_connection(make_side: Make, wait_until: Wa
     _meet(reader, owner)
     reader.probed(owner)
     measured = reader.rows[0].bytes_per_second
-    reader.node._io.call(_hang_up(owner.node.server))
+    reader.node._engine.call(_hang_up(owner.node.server))
     reader.pull(owner.grant("p1", REMOTE), LOCAL)
     assert reader.result().ok
     assert reader.rows[0].bytes_per_second == measured
@@ -142,7 +142,7 @@ def test_what_was_learnt_outlives_the_connection(make_side: Make, wait_until: Wa
 
 
 async def _hang_up(server: Any) -> None:
-    loop = server._io._loop
+    loop = server._engine._loop
     loop.call_soon_threadsafe(lambda: [writer.close() for writer in server._channel._writers.values()])
 
 

@@ -11,7 +11,8 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.engines.kv_transfer import PullLimits, TransferPolicy
+from llmserve.engines.kv_transfer import PullLimits
+from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.tcp import TcpTransport
 
 Make = Callable[..., Any]

@@ -11,17 +11,10 @@ import pytest
 from llmserve.core.clock import Clock, VirtualClock
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.core.kv_params import PullParams
-from llmserve.engines.kv_transfer import (
-    HandoverNode,
-    HeadShard,
-    KvGeometry,
-    KvPart,
-    PullJob,
-    PullResult,
-    TransferPolicy,
-)
+from llmserve.engines.kv_transfer import HandoverNode, HeadShard, KvGeometry, KvPart, PullJob, PullResult
 from llmserve.engines.kv_transfer.peers import Peer
 from llmserve.transfer.base import Spans
+from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.tcp import TcpTransport
 from tests.unit.engines.kv_transfer.shaped_memory import ShapedMemory, prompt_content
 
@@ -235,7 +228,7 @@ def test_an_owner_that_dies_during_the_reads_ends_them(
     pull_params = owner.grant("p", [0, 1, 2, 3, 4, 5])
     client = reader.nodes[0].client
     client.pull(PullJob(RequestId("d"), pull_params, range(TOKENS), (0, 1, 2, 3, 4, 5)))
-    wait_until(lambda: len(reader.nodes[0]._io._flights) == 2)
+    wait_until(lambda: len(reader.nodes[0]._engine._flights) == 2)
     owner.nodes[1].close()
     assert not result_of(reader.nodes[0]).ok
     assert near.cancelled == 2, "neither read touches memory any more"
@@ -250,7 +243,7 @@ def test_a_cancelled_pull_ends_all_reads(
     client = reader.nodes[0].client
     pull_params = owner.grant("p", [0, 1, 2, 3, 4, 5])
     client.pull(PullJob(RequestId("d"), pull_params, range(TOKENS), (0, 1, 2, 3, 4, 5)))
-    wait_until(lambda: len(reader.nodes[0]._io._flights) == 2)
+    wait_until(lambda: len(reader.nodes[0]._engine._flights) == 2)
     client.cancel(RequestId("d"))
     assert result_of(reader.nodes[0]).reason == "cancelled"
     assert near.cancelled == 2

@@ -1,5 +1,6 @@
 """Copies over transports: every byte in its place, what must not be trusted, and another way."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +14,12 @@ from llmserve.kvstore.pool import remote as remote_module
 from llmserve.kvstore.pool.arena import Arena
 from llmserve.kvstore.pool.copier import Copied, CopyOutcome
 from llmserve.kvstore.pool.remote import RemotePool
-from llmserve.kvstore.pool.serving import PoolServer
+from llmserve.kvstore.pool.serving import PoolServer, ServedRoute
 from llmserve.kvstore.pool.shape import ArenaDescription
 from llmserve.kvstore.pool.slot import Slot
 from llmserve.transfer.base import Region, Spans, Transport
-from llmserve.transfer.breaker import FIRST_PAUSE_SECONDS
+from llmserve.transfer.engine import pair as pair_module
+from llmserve.transfer.engine.choice import FIRST_PAUSE_SECONDS, TransferPolicy
 from llmserve.transfer.select import with_faults
 from llmserve.transfer.shm import ShmTransport
 from llmserve.transfer.tcp import TcpTransport
@@ -140,12 +142,10 @@ def test_a_slot_that_is_lost_under_the_copy_is_moved_and_not_vouched_for(ends: E
 
 @pytest.mark.parametrize("ends", ["even"], indirect=True)
 @pytest.mark.parametrize(
-    "faults", ["fail_submit=1/1", "fail_poll=1/1", "stall=1/1", "corrupt=1/1", "drop_peer=1/1 after 2"]
+    "faults",
+    ["fail_submit=1/1", "fail_poll=1/1", "corrupt=1/1", "drop_peer=1/1 after 2", "drop_peer=1/1 after 8"],
 )
-def test_what_one_transport_does_wrong_the_next_one_does(
-    ends: Ends, faults: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote_module, "_LEAST_SECONDS", 0.1)
+def test_what_one_transport_does_wrong_the_next_one_does(ends: Ends, faults: str) -> None:
     slot, checksum = ends.slot(1), ends.memory.checksum(0)
     pool = ends.pool(faulty_shm(faults), TcpTransport())
     assert pool.store([slot], ends.memory.spans(0)) == [Copied(CopyOutcome.DONE, checksum)]
@@ -157,9 +157,9 @@ def test_what_one_transport_does_wrong_the_next_one_does(
 
 @pytest.mark.parametrize("ends", ["even"], indirect=True)
 def test_bytes_that_change_on_the_way_are_read_over_another(ends: Ends) -> None:
-    """Of shm's copies the sixth is spoiled: after those of head, word, block, word and checksum."""
+    """shm's twelfth copy is spoiled: after those of a probe, and of word, block, word and checksum."""
     slot, checksum = ends.slot(1), ends.memory.checksum(0)
-    pool = ends.pool(faulty_shm("corrupt=1/1 after 5 at most 1"), TcpTransport())
+    pool = ends.pool(faulty_shm("corrupt=1/1 after 11 at most 1"), TcpTransport())
     assert pool.store([slot], ends.memory.spans(0)) == [Copied(CopyOutcome.DONE, checksum)]
     leased = replace(slot, checksum=checksum)
     assert pool.load([leased], ends.memory.spans(2)) == [Copied(CopyOutcome.DONE, checksum)]
@@ -171,7 +171,7 @@ def test_bytes_that_change_on_the_way_are_read_over_another(ends: Ends) -> None:
 @pytest.mark.parametrize("ends", ["even"], indirect=True)
 def test_a_transport_that_failed_is_tried_again_after_a_pause(ends: Ends) -> None:
     slot, clock, shm = ends.slot(1), VirtualClock(), faulty_shm("fail_submit=1/1 at most 1")
-    pool = RemotePool(ends.described(), ends.memory.regions, [shm], clock)
+    pool = RemotePool(ends.described(), ends.memory.regions, [shm], clock=clock)
     ends.pools.append(pool)
     with pytest.raises(TransferError, match="no transport reaches it: shm: "):
         pool.store([slot], ends.memory.spans(0))
@@ -183,10 +183,14 @@ def test_a_transport_that_failed_is_tried_again_after_a_pause(ends: Ends) -> Non
 
 @pytest.mark.parametrize("ends", ["even"], indirect=True)
 def test_only_the_described_memory_is_the_pool(ends: Ends) -> None:
-    slot, described = ends.slot(0), replace(ends.described(), nonce="0" * 32)
+    """Who listens now where it was described proves with the pattern of a probe that it is the same."""
+    slot, described = ends.slot(0), ends.described()
+    route = ServedRoute.from_text(described.transports["tcp"])
+    other = ServedRoute(route.description, replace(route.probe, small_digest="0" * 16))
+    described = replace(described, transports={"tcp": other.to_text()})
     pool = RemotePool(described, ends.memory.regions, [TcpTransport()])
     ends.pools.append(pool)
-    with pytest.raises(TransferError, match="tcp: kv pool: its owner no longer has it"):
+    with pytest.raises(TransferError, match=r"tcp: probe: .* other bytes than"):
         pool.store([slot], ends.memory.spans(0))
     assert ends.held(slot) == bytes(BLOCK_BYTES)
 
@@ -246,3 +250,33 @@ def test_words_of_many_slots_go_in_several_batches(ends: Ends, monkeypatch: pyte
     leased = [replace(slot, checksum=one.checksum) for slot, one in zip(slots, stored, strict=True)]
     assert pool.load(leased, spans) == stored
     assert memory.tobytes() == kept
+
+
+@pytest.mark.parametrize("ends", ["even"], indirect=True)
+@pytest.mark.parametrize("copies", [0, 7, 8, 9, 10, 11])
+def test_a_copy_that_stalls_goes_on_over_the_next_transport(
+    ends: Ends, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """copies: those of shm that end. The probe, the words, the write, the checksum, and the read stall."""
+    monkeypatch.setattr(pair_module, "PROBE_SECONDS", 0.2)
+    slot, checksum = ends.slot(1), ends.memory.checksum(0)
+    transports = [faulty_shm(f"stall=1/1 after {copies}"), TcpTransport()]
+    pool = RemotePool(ends.described(), ends.memory.regions, transports, TransferPolicy(slow_factor=1e9))
+    ends.pools.append(pool)
+    assert pool.store([slot], ends.memory.spans(0)) == [Copied(CopyOutcome.DONE, checksum)]
+    assert pool.load([replace(slot, checksum=checksum)], ends.memory.spans(2))[0].outcome is CopyOutcome.DONE
+    assert ends.memory.block(2) == ends.memory.block(0)
+
+
+@pytest.mark.parametrize("ends", ["even"], indirect=True)
+def test_copies_keep_to_the_budget_of_the_process(ends: Ends) -> None:
+    """The probe is beside it."""
+    limit = 4.0 * BLOCK_BYTES
+    pool = RemotePool(
+        ends.described(), ends.memory.regions, [TcpTransport()], TransferPolicy(bytes_per_second=limit)
+    )
+    ends.pools.append(pool)
+    started = time.monotonic()
+    for number in range(3):
+        pool.store([ends.slot(number)], ends.memory.spans(number))
+    assert 0.5 < time.monotonic() - started < 5

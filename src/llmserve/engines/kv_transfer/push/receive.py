@@ -10,13 +10,12 @@ from dataclasses import dataclass, field, replace
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import PullParams, PushParams
-from llmserve.engines.kv_transfer.fallback import OnTransferFailed
-from llmserve.engines.kv_transfer.io import HandoverIo
 from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
-from llmserve.engines.kv_transfer.pull import Pull, PullJob, PullLimits, PullResult
+from llmserve.engines.kv_transfer.pull import Pull, PullJob, PullLimits
 from llmserve.engines.kv_transfer.push.messages import PushOutcome, PushState, Reservation, StateAnswer
 from llmserve.engines.kv_transfer.push.reservations import ReservationTable, Writes
 from llmserve.engines.kv_transfer.push.stopping import are_on_one_host, unclean_after_stop
+from llmserve.engines.kv_transfer.rank import PullResult, RankEngine
 
 _log = logging.getLogger(__name__)
 
@@ -50,19 +49,18 @@ class ReceiveContext:
     """What all receives of a process share. fence: over these transports nobody writes here any more who was
     connected. release: gives a lease back that nobody will use."""
 
-    io: HandoverIo
+    engine: RankEngine
     peers: PeerDirectory
     table: ReservationTable
     limits: ReceiveLimits
     pull_limits: PullLimits
-    on_transfer_failed: OnTransferFailed
     fence: Callable[[Iterable[str]], None]
     release: Callable[[PullParams], None]
 
 
 @dataclass(eq=False, slots=True)
 class PushReceive:
-    """On the loop of its io; `run` once, as a task of its own."""
+    """On the loop of its engine; `run` once, as a task of its own."""
 
     job: ReceiveJob
     reservation: Reservation
@@ -106,7 +104,7 @@ class PushReceive:
         return await self._pull_instead(self._outcome)
 
     def _arrived(self, outcome: PushOutcome) -> PullResult:
-        self.around.io.counters.count_pull(outcome.transport, outcome.bytes, outcome.seconds)
+        self.around.engine.counters.count_pull(outcome.transport, outcome.bytes, outcome.seconds)
         return replace(
             self._result(""),
             transport=outcome.transport,
@@ -135,14 +133,12 @@ class PushReceive:
 
     async def _pull(self, pull_params: PullParams) -> PullResult:
         job, around = self.job, self.around
-        first_token = job.first_block * around.io.layout.geometry.block_size_tokens
+        first_token = job.first_block * around.engine.layout.geometry.block_size_tokens
         tokens = range(first_token, job.push_params.num_tokens)
         pull_job = PullJob(job.request_id, pull_params, tokens, job.local_block_ids)
         self._pulling = asyncio.current_task()
         try:
-            return await Pull(
-                pull_job, around.pull_limits, around.io, around.peers, around.on_transfer_failed
-            ).run()
+            return await Pull(pull_job, around.pull_limits, around.engine, around.peers).run()
         finally:
             self._pulling = None
 
@@ -203,7 +199,7 @@ class PushReceive:
     def _serve(self) -> None:
         if self._connection is not None:
             name = self.reservation.reservation_id
-            self.around.io.expect(self._connection, name, self.around.limits.serve_seconds)
+            self.around.engine.expect(self._connection, name, self.around.limits.serve_seconds)
 
     # -- the end of writing
 
@@ -218,20 +214,20 @@ class PushReceive:
         elif writes is Writes.MAY_GO_ON:
             unclean = await self._stop_writer()
         else:
-            self.around.io.spawn("stop push", self._tell_stop())
+            self.around.engine.spawn("stop push", self._tell_stop())
         if self._connection is not None:
-            self.around.io.dismiss(self._connection, reservation_id)
-        open_ways = [name for name in unclean if self.around.io.fences.get(name) == fences.get(name)]
+            self.around.engine.dismiss(self._connection, reservation_id)
+        open_ways = [name for name in unclean if self.around.engine.fences.get(name) == fences.get(name)]
         if open_ways:
             _log.warning("kv push to %s: fencing %s", self.job.request_id, ", ".join(open_ways))
             self.around.fence(open_ways)
 
     async def _stop_writer(self) -> Iterable[str]:
-        limits, io = self.around.limits, self.around.io
-        writer = self.job.push_params.address(io.layout.geometry.shard.rank).endpoint
+        limits, engine = self.around.limits, self.around.engine
+        writer = self.job.push_params.address(engine.layout.geometry.shard.rank).endpoint
         return await unclean_after_stop(
             self._ask_to_stop,
-            tuple(io.fences),
+            tuple(engine.fences),
             limits.stop_seconds,
             same_host=are_on_one_host(writer, self.reservation.address.endpoint),
         )
@@ -245,7 +241,7 @@ class PushReceive:
 
     async def _peer(self) -> Peer:
         return await self.around.peers.get(
-            self.job.push_params.address(self.around.io.layout.geometry.shard.rank)
+            self.job.push_params.address(self.around.engine.layout.geometry.shard.rank)
         )
 
     async def _ask(self, peer: Peer, operation: str) -> StateAnswer:

@@ -12,12 +12,10 @@ from llmserve.core.kv_params import PeerAddress, PushParams
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer import wire
 from llmserve.engines.kv_transfer.client import HandoverClient
-from llmserve.engines.kv_transfer.io import HandoverIo
-from llmserve.engines.kv_transfer.pull import PullResult
 from llmserve.engines.kv_transfer.push.messages import PushOutcome, Reservation, reservation_of
 from llmserve.engines.kv_transfer.push.receive import PushReceive, ReceiveContext, ReceiveJob, ReceiveLimits
 from llmserve.engines.kv_transfer.push.reservations import ReservationTable
-from llmserve.engines.kv_transfer.results import Results
+from llmserve.engines.kv_transfer.rank import PullResult, RankEngine, Results
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +26,7 @@ class PushReceiver:
 
     def __init__(
         self,
-        io: HandoverIo,
+        engine: RankEngine,
         client: HandoverClient,
         home: PeerAddress,
         hang_up: Callable[[], None],
@@ -36,21 +34,20 @@ class PushReceiver:
     ) -> None:
         """client: of this process; it pulls when a push fails. home: where prefill reaches this process.
         hang_up: on all peers that are connected to it."""
-        self._io = io
+        self._engine = engine
         self._client = client
         self._home = home
         self._hang_up = hang_up
         self._around = ReceiveContext(
-            io=io,
+            engine=engine,
             peers=client.peers,
             table=ReservationTable(home.epoch),
             limits=limits or ReceiveLimits(),
             pull_limits=client.limits,
-            on_transfer_failed=client.trouble,
             fence=self._fence,
             release=client.release,
         )
-        self._results = Results(io.ended)
+        self._results = Results(engine.ended)
         self._receives: dict[RequestId, PushReceive] = {}
         self._by_reservation: dict[ReservationId, PushReceive] = {}
         self._expected: dict[TransferId, asyncio.Task[None]] = {}
@@ -72,7 +69,7 @@ class PushReceiver:
         writes into them. Errors: TransferError after `close`."""
         self._results.begin(job.request_id)
         try:
-            self._io.post(lambda: self._start(job))
+            self._engine.post(lambda: self._start(job))
         except TransferError:
             self._results.drop(job.request_id)
             raise
@@ -98,7 +95,7 @@ class PushReceiver:
 
     def _begin(self, connection: int, message: wire.Message) -> wire.Message:
         reservation_id, epoch = reservation_of(message)
-        answer = self._around.table.begin(reservation_id, epoch, self._io.fences)
+        answer = self._around.table.begin(reservation_id, epoch, self._engine.fences)
         if answer is LeaseAnswer.VALID:
             self._by_reservation[reservation_id].begun(connection)
         return {"ok": True, "lease": answer.value}
@@ -115,7 +112,7 @@ class PushReceiver:
 
     def _post(self, action: Callable[[], object]) -> None:
         with suppress(TransferError):  # closed: there is nothing left to act on
-            self._io.post(action)
+            self._engine.post(action)
 
     def _start(self, job: ReceiveJob) -> None:
         self._stop_expecting(job.push_params)
@@ -125,12 +122,12 @@ class PushReceiver:
         receive = PushReceive(job, reservation, self._around)
         self._around.table.open(reservation_id)
         self._receives[job.request_id] = self._by_reservation[reservation_id] = receive
-        self._io.spawn(f"receive {job.request_id}", self._run(receive))
+        self._engine.spawn(f"receive {job.request_id}", self._run(receive))
 
     async def _run(self, receive: PushReceive) -> None:
         result = await receive.run()
         if not result.ok:
-            self._io.counters.failed_pulls += 1
+            self._engine.counters.failed_pulls += 1
         _log.info("kv push %s: %s", "complete" if result.ok else "failed", result)
         del self._receives[result.request_id]
         del self._by_reservation[receive.reservation.reservation_id]
@@ -142,7 +139,7 @@ class PushReceiver:
 
     def _expect(self, push_params: PushParams) -> None:
         self._stop_expecting(push_params)
-        self._expected[push_params.transfer_id] = self._io.spawn(
+        self._expected[push_params.transfer_id] = self._engine.spawn(
             "expect push", self._keep_expecting(push_params)
         )
 
@@ -152,7 +149,7 @@ class PushReceiver:
 
     def _forget(self, push_params: PushParams) -> None:
         self._stop_expecting(push_params)
-        self._io.spawn("forget push", self._ask(push_params, "stop_push"))
+        self._engine.spawn("forget push", self._ask(push_params, "stop_push"))
 
     async def _keep_expecting(self, push_params: PushParams) -> None:
         while True:
@@ -162,11 +159,11 @@ class PushReceiver:
     async def _ask(self, push_params: PushParams, operation: str) -> None:
         """Best effort: whoever reserves finds out what is the matter."""
         with suppress(TransferError):
-            peer = await self._client.peers.get(push_params.address(self._io.layout.geometry.shard.rank))
+            peer = await self._client.peers.get(push_params.address(self._engine.layout.geometry.shard.rank))
             await peer.ask(operation, {"transfer_id": push_params.transfer_id})
 
     def _fence(self, transports: Iterable[str]) -> None:
         """Everybody connects again, and so learns how to reach the memory now."""
-        self._io.fence(transports)
+        self._engine.fence(transports)
         self._hang_up()
         self._client.peers.hang_up("the memory was fenced")

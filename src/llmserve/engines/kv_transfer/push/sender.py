@@ -9,13 +9,12 @@ from llmserve.core.errors import TransferError
 from llmserve.core.fields import object_of
 from llmserve.core.ids import TransferId
 from llmserve.engines.kv_transfer import wire
-from llmserve.engines.kv_transfer.fallback import OnTransferFailed
-from llmserve.engines.kv_transfer.io import HandoverIo
 from llmserve.engines.kv_transfer.peers import PeerDirectory
 from llmserve.engines.kv_transfer.push.following import PushChunk
 from llmserve.engines.kv_transfer.push.messages import PushState, Reservation, StateAnswer, transfer_id_of
 from llmserve.engines.kv_transfer.push.transfer import Finish, Leases, PushLimits, PushTransfer
 from llmserve.engines.kv_transfer.push.writer import PushWriter
+from llmserve.engines.kv_transfer.rank import RankEngine
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5.0
@@ -27,16 +26,14 @@ class PushSender:
 
     def __init__(
         self,
-        io: HandoverIo,
+        engine: RankEngine,
         peers: PeerDirectory,
         leases: Leases,
-        on_transfer_failed: OnTransferFailed,
         limits: PushLimits | None = None,
     ) -> None:
-        self._io = io
+        self._engine = engine
         self._peers = peers
         self._leases = leases
-        self._on_trouble = on_transfer_failed
         self._limits = limits or PushLimits()
         self._transfers: dict[TransferId, PushTransfer] = {}
         self._closing = False
@@ -66,8 +63,8 @@ class PushSender:
 
     def close(self) -> None:
         """Ends all writing. Before the server closes, because peers take that for our end. Idempotent."""
-        if not self._io.closed:
-            self._io.call(self._stop_all())
+        if not self._engine.closed:
+            self._engine.call(self._stop_all())
 
     # -- decode, over the side channel
 
@@ -114,13 +111,13 @@ class PushSender:
 
     def _post(self, action: Callable[[], object]) -> None:
         with suppress(TransferError):  # closed: there is nothing left to write to
-            self._io.post(action)
+            self._engine.post(action)
 
     def _begin_step(self, chunks: Sequence[PushChunk]) -> None:
         for chunk in chunks:
             if chunk.restarted:
                 self._with(chunk.transfer_id, PushTransfer.restart)
-            for layer in range(len(self._io.layout.regions)):
+            for layer in range(len(self._engine.layout.regions)):
                 self._layer(layer, chunk.start_block, chunk)
 
     def _computed(self, layer: int, chunks: Sequence[PushChunk]) -> None:
@@ -139,12 +136,12 @@ class PushSender:
         """Either side may speak of a transfer first."""
         if transfer := self._transfers.get(transfer_id):
             return transfer
-        writer = PushWriter(self._io, self._on_trouble)
-        transfer = PushTransfer(transfer_id, self._io, self._peers, self._leases, writer, self._limits)
+        writer = PushWriter(self._engine)
+        transfer = PushTransfer(transfer_id, self._engine, self._peers, self._leases, writer, self._limits)
         self._transfers[transfer_id] = transfer
         if self._closing:
             transfer.stop()
-        task = self._io.spawn(f"push {transfer_id}", transfer.run())
+        task = self._engine.spawn(f"push {transfer_id}", transfer.run())
         task.add_done_callback(lambda _: self._forget_later(transfer_id))
         return transfer
 

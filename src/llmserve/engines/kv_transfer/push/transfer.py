@@ -13,11 +13,11 @@ from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.kv_params import PullParams
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer import wire
-from llmserve.engines.kv_transfer.io import HandoverIo
 from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
 from llmserve.engines.kv_transfer.push.messages import PushOutcome, PushState, Reservation, StateAnswer
 from llmserve.engines.kv_transfer.push.progress import Piece, PushProgress
 from llmserve.engines.kv_transfer.push.writer import PushWriter
+from llmserve.engines.kv_transfer.rank import RankEngine
 
 _log = logging.getLogger(__name__)
 _TELLS = 2
@@ -55,10 +55,10 @@ class GivenUp(Exception):
 
 @dataclass(slots=True)
 class PushTransfer:
-    """On the loop of its io. Its owner runs `run` as a task, and tells it what happens."""
+    """On the loop of its engine. Its owner runs `run` as a task, and tells it what happens."""
 
     transfer_id: TransferId
-    io: HandoverIo
+    engine: RankEngine
     peers: PeerDirectory
     leases: Leases
     writer: PushWriter
@@ -75,7 +75,7 @@ class PushTransfer:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self._progress = PushProgress(self.io.layout.geometry.block_bytes)
+        self._progress = PushProgress(self.engine.layout.geometry.block_bytes)
 
     # -- prefill's engine
 
@@ -168,7 +168,7 @@ class PushTransfer:
 
     def _check_alike(self, peer: Peer) -> None:
         """Errors: TransferError; a pull can do it."""
-        mine, theirs = self.io.layout.geometry, peer.geometry
+        mine, theirs = self.engine.layout.geometry, peer.geometry
         if not mine.is_like(theirs) or mine.shard != theirs.shard:
             raise TransferError("blocks are pushed only between workers of one shape")
 
@@ -180,7 +180,7 @@ class PushTransfer:
 
     async def _write(self, peer: Peer, pieces: list[Piece]) -> None:
         rows = [(piece.layer, piece.source_ids, piece.target_ids) for piece in pieces]
-        await self.writer.write(peer, self.io.layout.layer_batch(rows))
+        await self.writer.write(peer, self.engine.layout.layer_batch(rows))
 
     def _success(self) -> PushOutcome:
         """Errors: LeaseEnded: the blocks may have changed while they were written."""

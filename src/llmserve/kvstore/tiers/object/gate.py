@@ -1,7 +1,7 @@
 """Refuses requests at once while the bucket is away, and lets one through now and then. Pure."""
 
 from llmserve.core.clock import Clock
-from llmserve.transfer.breaker import Breaker, BreakerState
+from llmserve.transfer.engine.choice import Breaker, BreakerState
 
 
 class Gate:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llmserve.core.clock import VirtualClock
-from llmserve.engines.kv_transfer import PushLimits, ReceiveLimits, TransferPolicy
+from llmserve.engines.kv_transfer import PushLimits, ReceiveLimits
+from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.tcp import TcpTransport
 
 Make = Callable[..., Any]

@@ -120,7 +120,7 @@ def test_a_prefill_that_does_not_answer_is_waited_for(
     request.announce()
     request.compute(0, 2)
     assert near.started.wait(5)
-    prefill.node._io.post(lambda: time.sleep(1))  # as if its process had been suspended
+    prefill.node._engine.post(lambda: time.sleep(1))  # as if its process had been suspended
     near.gate.set()
     request.cancel()
     time.sleep(0.6)  # longer than stop_seconds
@@ -140,13 +140,13 @@ def test_a_prefill_on_another_host_that_does_not_answer_is_fenced(
     request.announce()
     request.compute(0, 2)
     assert near.started.wait(5)
-    prefill.node._io.post(lambda: time.sleep(2))
+    prefill.node._engine.post(lambda: time.sleep(2))
     request.cancel()
     assert result_of(request).reason == "cancelled"
     assert far.generation == 2
     near.gate.set()
     request.finish()
-    wait_until(lambda: not prefill.node._io._flights)
+    wait_until(lambda: not prefill.node._engine._flights)
     assert unchanged(decode, before)
 
 

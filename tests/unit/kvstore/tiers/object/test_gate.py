@@ -2,7 +2,7 @@
 
 from llmserve.core.clock import VirtualClock
 from llmserve.kvstore.tiers.object.gate import Gate
-from llmserve.transfer.breaker import FIRST_PAUSE_SECONDS
+from llmserve.transfer.engine.choice import FIRST_PAUSE_SECONDS
 
 
 def closed_gate() -> tuple[Gate, VirtualClock]:

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 from llmserve.transfer.base import Batch, Spans, TransferState, TransferStatus
-from llmserve.transfer.lane import QUANTUM_BYTES, QUANTUM_PIECES, ROUND_BYTES, ROUND_PIECES, Lane
-from llmserve.transfer.pacing import TokenBucket
+from llmserve.transfer.engine.lane import (
+    QUANTUM_BYTES,
+    QUANTUM_PIECES,
+    ROUND_BYTES,
+    ROUND_PIECES,
+    Lane,
+    TokenBucket,
+)
 
 MIB = 1 << 20
 DONE = TransferStatus(TransferState.DONE)

@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.transfer.breaker import LONGEST_PAUSE_SECONDS, Breaker, BreakerState
-from llmserve.transfer.choice import Measured, PairChoice
+from llmserve.transfer.engine.choice import LONGEST_PAUSE_SECONDS, Breaker, BreakerState, Measured, PairChoice
 
 ORDER = ("nixl", "ucx", "tcp")
 

@@ -6,16 +6,17 @@ transport as one batch. Two rounds are in flight, so that the wire does not fall
 """
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
 import numpy as np
 
 from llmserve.transfer.base import Batch, Int64Array, Spans, TransferState, TransferStatus
-from llmserve.transfer.pacing import TokenBucket
 
 QUANTUM_BYTES = 4 << 20
 ROUND_BYTES = 16 << 20
@@ -24,6 +25,7 @@ ROUND_BYTES = 16 << 20
 QUANTUM_PIECES = 4096
 ROUND_PIECES = 16384
 _ROUNDS_IN_FLIGHT = 2
+_BURST_SECONDS = 0.05
 
 Copy = Callable[[Batch], Coroutine[object, object, TransferStatus]]
 _DONE = TransferStatus(TransferState.DONE)
@@ -69,6 +71,31 @@ class _Round:
     flows: set[_Flow]
     task: asyncio.Task[None] | None = None
     given_up: str = ""
+
+
+class TokenBucket:
+    """Lets at most bytes_per_second pass over any longer time, and at most 50 ms of it at once. Any
+    thread."""
+
+    def __init__(self, bytes_per_second: float) -> None:
+        self.burst_bytes = max(1, int(bytes_per_second * _BURST_SECONDS))
+        self._rate = bytes_per_second
+        self._free_at = float("-inf")
+        self._lock = threading.Lock()
+
+    def take(self, size_bytes: int, now: float) -> float:
+        """Books the bytes, in the order of the calls. Returns the seconds to wait before moving them."""
+        with self._lock:
+            start = max(self._free_at, now - _BURST_SECONDS)
+            self._free_at = start + size_bytes / self._rate
+            return max(0.0, self._free_at - now)
+
+
+@cache
+def process_budget(bytes_per_second: float) -> TokenBucket:
+    """The one bucket that all engines of this process share. vLLM makes the hand-over and the store apart
+    from each other in one process, and no object of ours sees both."""
+    return TokenBucket(bytes_per_second)
 
 
 class Lane:

@@ -1,0 +1,108 @@
+"""The transfer engine of one rank, and the results that its inference engine takes."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from llmserve.core.clock import Clock
+from llmserve.core.ids import RequestId
+from llmserve.core.request import HandoverReport
+from llmserve.engines.kv_transfer.layout.blocks import KvLayout
+from llmserve.transfer.base import Transport
+from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.engine.engine import TransferEngine
+
+
+class RankEngine(TransferEngine):
+    """A transfer engine over the KV memory of a rank. ended: set when there is a result to be taken."""
+
+    def __init__(
+        self,
+        transports: Sequence[Transport],
+        layout: KvLayout,
+        policy: TransferPolicy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Errors: TransferError when the memory cannot be registered; the transports are closed then."""
+        self.layout = layout
+        self.ended = threading.Event()
+        super().__init__(transports, layout.regions, policy, clock)
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """reason: why there are no data that are true; empty when there are. fallbacks: what failed before, as
+    "transport: reason". seconds: from the call of `pull`, or of writing. tokens: what prefill drew, when
+    a push brought it and the request is to go on from it. pushed: prefill wrote it. ended_unix: when this
+    was made."""
+
+    request_id: RequestId
+    reason: str = ""
+    transport: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+    fallbacks: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
+    pushed: bool = False
+    ended_unix: float = field(default_factory=time.time, compare=False)
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+    @property
+    def report(self) -> HandoverReport:
+        transport = self.transport if self.ok else ""
+        return HandoverReport(
+            transport,
+            self.bytes,
+            self.seconds,
+            self.fallbacks,
+            self.reason,
+            self.pushed,
+            self.ended_unix,
+        )
+
+
+class Results:
+    """Pulls, or pushes, from their start on the engine's thread to the result that the engine takes. Any
+    thread."""
+
+    def __init__(self, ended: threading.Event) -> None:
+        self._ended = ended
+        self._lock = threading.Lock()
+        self._active: set[RequestId] = set()
+        self._finished: deque[PullResult] = deque()
+
+    @property
+    def active_count(self) -> int:
+        """Those that were begun and have no result yet."""
+        return len(self._active)
+
+    def begin(self, request_id: RequestId) -> bool:
+        """False: it was begun before, and has no result yet."""
+        with self._lock:
+            is_new = request_id not in self._active
+            self._active.add(request_id)
+        return is_new
+
+    def drop(self, request_id: RequestId) -> None:
+        """It could not be started: no result follows."""
+        with self._lock:
+            self._active.discard(request_id)
+
+    def conclude(self, result: PullResult) -> None:
+        self.drop(result.request_id)
+        self._finished.append(result)
+        self._ended.set()
+
+    def take(self) -> list[PullResult]:
+        """Each result once."""
+        taken = []
+        with suppress(IndexError):
+            while True:
+                taken.append(self._finished.popleft())
+        return taken

@@ -1,0 +1,320 @@
+"""The one thread that owns the transports of a process and the memory that is registered with them.
+
+A transport belongs to one thread, serves peers (`progress`) and moves bytes (`poll`). The thread runs an
+event loop, which sleeps in the kernel while nothing is moved and no peer has announced that it reads or
+writes.
+
+Contract: `call`, `post` and `close` may be used from any thread, everything else on the loop only. When
+`read` or `write` returns, or its cancellation ends, local memory is no longer touched by it. Each wait ends:
+a transfer that its transport cannot cancel within CANCEL_SECONDS ends with the transport, which is closed for
+good."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from llmserve.core.clock import Clock, SystemClock
+from llmserve.core.errors import TransferError
+from llmserve.core.tasks import TaskOwner
+from llmserve.transfer.base import (
+    Batch,
+    PeerName,
+    Region,
+    Transfer,
+    TransferState,
+    TransferStatus,
+    Transport,
+)
+from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.engine.lane import process_budget
+from llmserve.transfer.engine.probe import ProbeMemory
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+CALL_SECONDS = 30.0
+CANCEL_SECONDS = 30.0
+_TICK_SECONDS = 0.001
+_RETRY_CANCEL_SECONDS = 0.05
+# (age of the youngest transfer in seconds, seconds until the next look while it is below that age)
+_NAPS = ((0.01, 0.00005), (0.1, 0.0002))
+
+
+@dataclass(slots=True)
+class TransportCounters:
+    """seconds: from the first byte asked for to the last one in memory."""
+
+    pulls: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class TransferCounters:
+    """Totals since the start. The engine's thread writes them, any thread reads them."""
+
+    by_transport: dict[str, TransportCounters] = field(default_factory=dict)
+    last_transport: str = ""
+    failed_pulls: int = 0  # pulls that ended without data, whatever the transport
+
+    def of(self, transport: str) -> TransportCounters:
+        return self.by_transport.setdefault(transport, TransportCounters())
+
+    def count_pull(self, transport: str, size_bytes: int, seconds: float) -> None:
+        counters = self.of(transport)
+        counters.pulls += 1
+        counters.bytes += size_bytes
+        counters.seconds += seconds
+        self.last_transport = transport
+
+    @property
+    def transferred_bytes(self) -> int:
+        return sum(counters.bytes for counters in self.by_transport.values())
+
+    @property
+    def transfer_failures(self) -> int:
+        """Failed attempts on a transport, and pulls that failed before or after one."""
+        return self.failed_pulls + sum(counters.failures for counters in self.by_transport.values())
+
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    transport: Transport
+    transfer: Transfer
+    done: asyncio.Future[TransferStatus]
+    started: float
+
+
+class TransferEngine:
+    """Owns the transports from the constructor to `close`, also when the constructor fails."""
+
+    def __init__(
+        self,
+        transports: Sequence[Transport],
+        regions: Sequence[Region],
+        policy: TransferPolicy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """regions: memory that outlives the engine; a region of probes is registered after them. clock: time
+        of the breakers. Errors: TransferError when a transport cannot register the memory."""
+        self.policy = policy or TransferPolicy()
+        self.clock = clock or SystemClock()
+        self.probe = ProbeMemory(len(regions))
+        self.probing = asyncio.Lock()  # one probe at a time: they share memory, and would slow each other
+        self.regions = (*regions, self.probe.region)
+        limit = self.policy.bytes_per_second
+        self.bucket = process_budget(limit) if limit else None
+        self.counters = TransferCounters()
+        self.closed = False
+        self._transports = {transport.name: transport for transport in transports}
+        self.fences = dict.fromkeys(self._transports, 0)  # how often each transport was fenced
+        self._flights: list[_Flight] = []
+        self._expected: dict[tuple[int, str], float] = {}  # (connection, lease id) -> monotonic end
+        self._pump: asyncio.Task[None] | None = None
+        try:
+            for transport in transports:
+                transport.register(self.regions)
+            self.descriptions = {t.name: t.describe() for t in transports}
+        except TransferError:
+            self._close_transports()
+            raise
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kv-transfer", daemon=True)
+        self._thread.start()
+        self._ready.wait(CALL_SECONDS)
+
+    @property
+    def transports(self) -> Mapping[str, Transport]:
+        return self._transports
+
+    # -- from any thread
+
+    def call(self, work: Coroutine[Any, Any, _T], timeout: float = CALL_SECONDS) -> _T:
+        """Runs a coroutine on the loop and waits for it. Errors: TransferError after `close`;
+        TimeoutError."""
+        if self.closed:
+            work.close()
+            raise TransferError("the transfer engine is closed")
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
+
+    def post(self, action: Callable[[], object]) -> None:
+        """Runs an action on the loop, soon. Errors: TransferError after `close`."""
+        try:
+            self._loop.call_soon_threadsafe(action)
+        except RuntimeError as error:
+            raise TransferError("the transfer engine is closed") from error
+
+    def close(self) -> None:
+        """Ends every task, closes the transports, joins the thread. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(CALL_SECONDS)
+
+    # -- serving peers
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        return self._tasks.spawn(name, work)
+
+    def expect(self, connection: int, lease_id: str, seconds: float) -> None:
+        """Serves a peer that will connect, read or write, until `dismiss`, `forget`, or the time is over."""
+        self._expected[connection, lease_id] = time.monotonic() + seconds
+        self._start_pump()
+
+    def dismiss(self, connection: int, lease_id: str) -> None:
+        self._expected.pop((connection, lease_id), None)
+
+    def forget(self, connection: int) -> None:
+        """Dismisses all that this connection has announced."""
+        for reader in [reader for reader in self._expected if reader[0] == connection]:
+            del self._expected[reader]
+
+    def fence(self, names: Iterable[str]) -> None:
+        """Keeps everybody out of this memory who has connected over these transports: the memory is
+        registered again. Transfers of this side over them fail. A transport that cannot register again is
+        closed for good."""
+        for name in names:
+            self.fences[name] += 1
+            if transport := self._transports.get(name):
+                self._register_again(transport)
+
+    def _register_again(self, transport: Transport) -> None:
+        try:
+            transport.register(self.regions)
+            self.descriptions[transport.name] = transport.describe()
+        except TransferError as error:
+            self._give_up(transport, error.message)
+
+    def _give_up(self, transport: Transport, reason: str) -> None:
+        _log.error("transport %s is given up: %s", transport.name, reason)
+        self._transports.pop(transport.name, None)
+        self.descriptions.pop(transport.name, None)
+        _guarded(transport.close)
+
+    # -- submit, poll, cancel
+
+    async def read(self, transport: Transport, peer: PeerName, batch: Batch) -> TransferStatus:
+        """Copies a batch from a peer; DONE or FAILED."""
+        return await self._fly(transport, lambda: transport.read(peer, batch))
+
+    async def write(self, transport: Transport, peer: PeerName, batch: Batch) -> TransferStatus:
+        """Copies a batch to a peer. DONE: all of it has arrived. FAILED: some of it may still arrive."""
+        return await self._fly(transport, lambda: transport.write(peer, batch))
+
+    async def _fly(self, transport: Transport, start: Callable[[], Transfer]) -> TransferStatus:
+        now = time.monotonic()
+        try:
+            transfer = start()
+        except TransferError as error:
+            return TransferStatus(TransferState.FAILED, error.message)
+        flight = _Flight(transport, transfer, self._loop.create_future(), now)
+        status = _poll(flight)  # a one-sided read may have completed already
+        if status.state is not TransferState.RUNNING:
+            return status
+        self._flights.append(flight)
+        self._start_pump()
+        try:
+            return await flight.done
+        except asyncio.CancelledError:
+            await self._cancel(flight)
+            raise
+
+    async def _cancel(self, flight: _Flight) -> None:
+        if flight not in self._flights:
+            return
+        self._flights.remove(flight)
+        give_up = time.monotonic() + CANCEL_SECONDS
+        while not _cancelled(flight):
+            if time.monotonic() > give_up:
+                self._give_up(flight.transport, f"a transfer does not end within {CANCEL_SECONDS:g} s")
+                return
+            await asyncio.sleep(_RETRY_CANCEL_SECONDS)
+
+    # -- the pump runs only while there is something to serve or to poll
+
+    def _start_pump(self) -> None:
+        if self._pump is None or self._pump.done():
+            self._pump = self._tasks.spawn("pump", self._run_pump())
+
+    async def _run_pump(self) -> None:
+        while self._flights or self._serves():
+            if self._expected:
+                self._progress()
+            self._poll_flights()
+            await asyncio.sleep(0 if self._napped() else _TICK_SECONDS)
+
+    def _serves(self) -> bool:
+        now = time.monotonic()
+        for reader in [reader for reader, until in self._expected.items() if until < now]:
+            del self._expected[reader]
+        return bool(self._expected) and any(t.needs_progress for t in self._transports.values())
+
+    def _progress(self) -> None:
+        for transport in self._transports.values():
+            if transport.needs_progress:
+                _guarded(transport.progress)
+
+    def _poll_flights(self) -> None:
+        for flight in list(self._flights):
+            status = _poll(flight)
+            if status.state is not TransferState.RUNNING:
+                self._flights.remove(flight)
+                if not flight.done.done():
+                    flight.done.set_result(status)
+
+    def _napped(self) -> bool:
+        """Sleeps for less than any timer of the loop can, while a transfer is so young that a millisecond
+        matters; a transfer that hangs must slow down nothing else. The loop runs between two naps."""
+        if not self._flights:
+            return False
+        age = time.monotonic() - max(flight.started for flight in self._flights)
+        nap = next((nap for young, nap in _NAPS if age < young), None)
+        if nap is not None:
+            time.sleep(nap)
+        return nap is not None
+
+    # -- the thread
+
+    def _run(self) -> None:
+        asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._tasks = TaskOwner("kv-transfer")
+        self._ready.set()
+        await self._stop.wait()
+        await self._tasks.aclose()
+        self._close_transports()
+
+    def _close_transports(self) -> None:
+        for transport in self._transports.values():
+            _guarded(transport.close)
+
+
+def _guarded(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except TransferError as error:
+        _log.warning("transport: %s", error)
+
+
+def _cancelled(flight: _Flight) -> bool:
+    try:
+        flight.transport.cancel(flight.transfer)
+    except TransferError as error:
+        _log.warning("a transfer over %s does not end yet: %s", flight.transport.name, error.message)
+        return False
+    return True
+
+
+def _poll(flight: _Flight) -> TransferStatus:
+    try:
+        return flight.transport.poll(flight.transfer)
+    except TransferError as error:
+        return TransferStatus(TransferState.FAILED, error.message)
