@@ -13,7 +13,7 @@ from llmserve.cli.simulate_page import show, watched
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
-from llmserve.simulate.mix import Mix, parse_kind, parse_part, tenant_drawer
+from llmserve.simulate.mix import RequestMix, parse_kind, parse_part, tenant_drawer
 from llmserve.simulate.plot import shares_svg
 from llmserve.simulate.report import Goals
 from llmserve.simulate.run import Simulation
@@ -134,7 +134,7 @@ def _requests(options: argparse.Namespace) -> list[TracedRequest]:
     if options.trace:
         return at_speed(read_trace(Path(options.trace), tenant_drawer(tenants, rng)), options.speed)
     kinds = [parse_kind(text) for text in options.mix]
-    return Mix(kinds, tenants, options.rate, options.seconds, options.shared_prefix).requests(rng)
+    return RequestMix(kinds, tenants, options.rate, options.seconds, options.shared_prefix).requests(rng)
 
 
 def _plot(simulation: Simulation, requests: list[TracedRequest], path: Path) -> None:

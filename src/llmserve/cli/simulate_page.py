@@ -10,7 +10,7 @@ from rich.table import Table
 from llmserve.cli.screen import screen
 from llmserve.core.stats import Percentiles
 from llmserve.simulate import run
-from llmserve.simulate.report import Goals, Report, WorkerLine
+from llmserve.simulate.report import Goals, SimReport, WorkerLine
 
 _MOST_WORKERS = 16
 
@@ -30,7 +30,7 @@ def watched() -> Iterator[Callable[[run.Progress], None]]:
         yield update
 
 
-def show(report: Report, goals: Goals) -> None:
+def show(report: SimReport, goals: Goals) -> None:
     console = screen()
     console.print(
         f"{report.served:,} of {report.requests:,} requests served in {report.seconds:,.1f} s: "
@@ -49,7 +49,7 @@ def show(report: Report, goals: Goals) -> None:
     console.print(_workers(report.workers))
 
 
-def _fairness(report: Report) -> str:
+def _fairness(report: SimReport) -> str:
     if report.jain is None or len(report.tenants) < 2:
         return "Fairness: there was no second in which all of several tenants waited"
     return (
@@ -57,7 +57,7 @@ def _fairness(report: Report) -> str:
     )
 
 
-def _times(report: Report) -> Table:
+def _times(report: SimReport) -> Table:
     table = Table("Seconds", "mean", "p50", "p90", "p99", box=None, pad_edge=False)
     for name, spread in (
         ("in the queue", report.queue),
@@ -73,7 +73,7 @@ def _texts(spread: Percentiles) -> list[str]:
     return [f"{value:.3f}" for value in (spread.mean, spread.p50, spread.p90, spread.p99)]
 
 
-def _tenants(report: Report) -> Table:
+def _tenants(report: SimReport) -> Table:
     headings = ("Tenant", "weight", "served", "refused", "share", "first token p50", "p99", "in all p99")
     table = Table(*headings, box=None, pad_edge=False)
     for line in report.tenants:

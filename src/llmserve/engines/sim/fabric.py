@@ -7,8 +7,8 @@ from dataclasses import replace
 from llmserve.core.clock import Clock
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.lease import LeaseChange
-from llmserve.core.request import KvPeer, PairStatus
 from llmserve.core.lease_table import LeaseAnswer
+from llmserve.core.request import KvPeer, PairStatus
 from llmserve.engines.handover import Finish, HandoverTicket, PullResult, PushCard, PushChunk
 from llmserve.engines.sim.link import LinkCounters, Ticket
 from llmserve.engines.sim.local_push import LocalPushes, Waiting
