@@ -15,7 +15,7 @@ from llmserve.core.ids import ApiserverId, BlockHash, RequestId, TenantId, Worke
 from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.core.request import EngineLoad, PairStatus
 from llmserve.kvstore.directory import Holder, KvTier
-from llmserve.kvstore.watcher import Told
+from llmserve.kvstore.watcher import DirectoryUpdate
 from llmserve.router.events import Admit, RequestPlaced
 from llmserve.router.placement.planner import PlacementRequest
 from llmserve.router.prefix.index import HashedPrompt, PrefixIndex
@@ -73,7 +73,7 @@ def _index(block_tokens: int) -> tuple[PrefixIndex, list[list[BlockHash]]]:
 
 def _tell(index: PrefixIndex, holder: Holder, prompts: list[list[BlockHash]]) -> None:
     stored = tuple(block for prompt in prompts for block in prompt)
-    assert index.apply("kvmanager-0", Told(holder, 1, anew=True, stored=stored))
+    assert index.apply("kvmanager-0", DirectoryUpdate(holder, 1, is_snapshot=True, stored=stored))
 
 
 class _Cluster:

@@ -16,7 +16,7 @@ from operator import itemgetter
 from llmserve.core.ids import BlockHash, WorkerId
 from llmserve.kvstore.directory import Applied, BlockReport, Directory, Holder, KvTier
 from llmserve.kvstore.placing import RUN_BLOCKS
-from llmserve.kvstore.watcher import Told
+from llmserve.kvstore.watcher import DirectoryUpdate
 from llmserve.router.prefix.match import PrefixMatch, TierRun
 
 # Neighbouring strides may be on different KV managers.
@@ -64,14 +64,14 @@ class PrefixIndex:
         """It will be told all."""
         self._replicas[manager] = Directory()
 
-    def apply(self, manager: str, told: Told) -> bool:
+    def apply(self, manager: str, told: DirectoryUpdate) -> bool:
         """False: something was not told; begin again."""
         replica = self._replicas[manager]
         if told.dropped:
             replica.drop(told.holder)
             return True
         report = BlockReport(
-            told.holder, 1, told.sequence, told.anew, removed=told.removed, stored=told.stored
+            told.holder, 1, told.sequence, told.is_snapshot, removed=told.removed, stored=told.stored
         )
         return replica.apply(report) is Applied.APPLIED
 

@@ -5,7 +5,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, WorkerId
 from llmserve.kvstore.directory import Holder
-from llmserve.kvstore.watcher import Told
+from llmserve.kvstore.watcher import DirectoryUpdate
 from llmserve.router.prefix.hash_check import LOOK_AFTER_SECONDS, MISSES_THAT_TELL, HashConsistency, HashState
 from llmserve.router.prefix.index import PrefixIndex
 
@@ -20,7 +20,7 @@ class World:
         self.hash_check = HashConsistency(self.clock, self.index)
 
     def reports(self, worker: WorkerId, *hashes: BlockHash) -> None:
-        assert self.index.apply("m", Told(Holder(worker), 1, anew=True, stored=hashes))
+        assert self.index.apply("m", DirectoryUpdate(Holder(worker), 1, is_snapshot=True, stored=hashes))
 
     def runs(self, worker: WorkerId = X, times: int = 1, epoch: int = 1) -> None:
         for _ in range(times):

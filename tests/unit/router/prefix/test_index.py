@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from llmserve.core.ids import BlockHash, WorkerId
 from llmserve.kvstore.directory import Holder, KvTier
-from llmserve.kvstore.watcher import Told
+from llmserve.kvstore.watcher import DirectoryUpdate
 from llmserve.router.prefix.index import STRIDE, HashedPrompt, PrefixIndex, Stretch
 from llmserve.router.prefix.match import PrefixMatch, TierRun
 
@@ -24,7 +24,9 @@ def _index(held: dict[Holder, int], manager: str = "m") -> PrefixIndex:
 def _follow(index: PrefixIndex, manager: str, held: dict[Holder, int], first: int = 0) -> None:
     index.begin(manager)
     for holder, blocks in held.items():
-        assert index.apply(manager, Told(holder, 1, anew=True, stored=tuple(HASHES[first:blocks])))
+        assert index.apply(
+            manager, DirectoryUpdate(holder, 1, is_snapshot=True, stored=tuple(HASHES[first:blocks]))
+        )
 
 
 def _match(index: PrefixIndex, blocks: int = len(HASHES)) -> PrefixMatch:
@@ -49,15 +51,15 @@ def test_a_match_ends_with_the_prompt_and_where_nobody_has_the_next_block() -> N
 
 def test_changes_and_dropped_holders() -> None:
     index = _index({Holder(X): 10, DRAM: 10})
-    assert index.apply("m", Told(Holder(X), 2, removed=tuple(HASHES[4:])))
+    assert index.apply("m", DirectoryUpdate(Holder(X), 2, removed=tuple(HASHES[4:])))
     assert _match(index).device == {X: 4}
-    assert index.apply("m", Told(DRAM, 2, dropped=True))
+    assert index.apply("m", DirectoryUpdate(DRAM, 2, dropped=True))
     assert _match(index).tiers == (TierRun(None, 4),)
     assert index.blocks == 4
 
 
 def test_what_was_not_told_is_noticed() -> None:
-    assert not _index({Holder(X): 10}).apply("m", Told(Holder(X), 3, stored=tuple(HASHES[:1])))
+    assert not _index({Holder(X): 10}).apply("m", DirectoryUpdate(Holder(X), 3, stored=tuple(HASHES[:1])))
 
 
 def test_several_kv_managers_each_with_its_runs() -> None:

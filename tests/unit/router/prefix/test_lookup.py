@@ -10,7 +10,7 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId, BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.kvstore.directory import Holder, KvTier
-from llmserve.kvstore.watcher import Told
+from llmserve.kvstore.watcher import DirectoryUpdate
 from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, CachedTokens, Effect, More, Prefetch, RequestEnded, RequestPlaced
 from llmserve.router.placement.planner import Disaggregate, PlacementRequest
@@ -33,11 +33,11 @@ class World:
     controller: Controller
     session: ApiserverSession
 
-    def tell(self, told: Told) -> None:
+    def tell(self, told: DirectoryUpdate) -> None:
         assert self.index.apply("m", told)
 
     def device(self, blocks: int, worker: str = WORKER) -> None:
-        self.tell(Told(Holder(worker), 1, anew=True, stored=tuple(HASHES[:blocks])))
+        self.tell(DirectoryUpdate(Holder(worker), 1, is_snapshot=True, stored=tuple(HASHES[:blocks])))
 
     def admit(self, name: str, hashes: list[BlockHash] = HASHES) -> list[Effect]:
         placement = PlacementRequest("m", PROMPT_TOKENS)
@@ -144,7 +144,7 @@ def test_without_word_of_an_engine_nothing_is_compared(make_world: MakeWorld) ->
 
 def test_what_a_waiting_request_has_below_dram_is_to_come_up(make_world: MakeWorld) -> None:
     world = make_world()
-    world.tell(Told(Holder("m/disk", KvTier.NVME), 1, anew=True, stored=tuple(HASHES[:6])))
+    world.tell(DirectoryUpdate(Holder("m/disk", KvTier.NVME), 1, is_snapshot=True, stored=tuple(HASHES[:6])))
     assert [type(one) for one in world.admit("runs")] == [RequestPlaced]  # it need not wait
     (effect,) = world.admit("waits")
     assert isinstance(effect, Prefetch)
@@ -157,14 +157,14 @@ def test_nothing_is_asked_for_when(make_world: MakeWorld, why: str) -> None:
     world = make_world(prefetch=why != "the knob is off")
     tier = KvTier.DRAM if why == "all is in DRAM" else KvTier.NVME
     if why != "nothing is stored":
-        world.tell(Told(Holder("m/x", tier), 1, anew=True, stored=tuple(HASHES[:6])))
+        world.tell(DirectoryUpdate(Holder("m/x", tier), 1, is_snapshot=True, stored=tuple(HASHES[:6])))
     world.admit("runs")
     assert world.admit("waits", [] if why == "no hashes" else HASHES) == []
 
 
 def test_prompts_that_are_never_found_are_noticed_in_time(make_world: MakeWorld) -> None:
     world = make_world()
-    world.tell(Told(Holder(WORKER), 1, anew=True, stored=(BlockHash(b"other"),)))
+    world.tell(DirectoryUpdate(Holder(WORKER), 1, is_snapshot=True, stored=(BlockHash(b"other"),)))
     for number in range(MISSES_THAT_TELL):
         world.admit(str(number))
         world.done(str(number))
