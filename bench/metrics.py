@@ -159,10 +159,10 @@ def engine_step_seconds() -> float:
     from llmserve.core.ids import RequestId
     from llmserve.core.request import EngineRequest, SamplingLimits
     from llmserve.engines.vllm.convert import to_core_request
-    from llmserve.engines.vllm.own_metrics import OwnMetrics
+    from llmserve.engines.vllm.stats import VllmMetrics
 
     names = [str(number) for number in range(ENGINE_BATCH)]
-    metrics = OwnMetrics(_engine_config(), CollectorRegistry())
+    metrics = VllmMetrics(_engine_config(), CollectorRegistry())
     for name in names:
         metrics.added(to_core_request(EngineRequest(RequestId(name), [1, 2], SamplingLimits(1000))))
     outputs = [EngineCoreOutput(name, [1]) for name in names]
