@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.store import chat, first_token
+from bench.store import chat, first_token, writing_cost
 from bench.store.engine import engine, store_connector
 from bench.store.manager import Manager, dram, manager, nvme, s3
 from llmserve.config.load import load_manifest
@@ -46,7 +46,7 @@ async def _run(parts: Sequence[str]) -> str:
     return "\n\n".join(tables)
 
 
-async def _with_one_engine(parts: tuple[str, ...], model: Path, kv: Manager, scratch: Path) -> list[str]:
+async def _with_one_engine(parts: Sequence[str], model: Path, kv: Manager, scratch: Path) -> list[str]:
     tables, first, cost = [], [], []
     with _s3_server(scratch / "s3") as server:
         async with engine(model, store_connector(kv.endpoint)) as asker:
@@ -55,12 +55,12 @@ async def _with_one_engine(parts: tuple[str, ...], model: Path, kv: Manager, scr
             if "cost" in parts:
                 below = [nvme(2, scratch / "roomy"), s3(2, BUCKET, server.endpoint)]
                 full = [nvme(0.125, scratch / "small"), s3(0.125, BUCKET, server.endpoint)]
-                cost = await cost.rows(asker, kv, [dram(1), *below], [dram(0.125), *full])
+                cost = await writing_cost.rows(asker, kv, [dram(1), *below], [dram(0.125), *full])
     if first:
         first += await first_token.vllms(model, scratch)
         tables.append("Time to first token:\n\n" + first_token.table(first))
     if cost:
-        tables.append("Cost of storing:\n\n" + cost.table(cost))
+        tables.append("Cost of storing:\n\n" + writing_cost.table(cost))
     return tables
 
 

@@ -179,7 +179,3 @@ def _catalog_bytes() -> float:
     used = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     return used / CATALOG_BLOBS
-
-
-if __name__ == "__main__":
-    print(run())
