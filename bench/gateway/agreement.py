@@ -4,6 +4,7 @@ A cluster of simulated engines with fixed timing, so that nothing but the two cl
 command does not start with its CPU build (it looks for another package name), so its main is called.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -26,14 +27,18 @@ _VLLM = (
 Figures = dict[str, float]
 
 
-def run(rounds: int) -> str:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each")
+
+
+def run(repeats: int) -> str:
     manifest = yaml.safe_load(Path("examples/sim.yaml").read_text())
     spec = manifest["spec"]
     spec["deployment"]["replicas"] = {"prefill": 1, "decode": 1}
     slow = {"prefill_tokens_per_second": 4000, "decode_step_seconds": 0.03, "decode_seconds_per_sequence": 0}
     spec["engine"]["sim"].update(slow)
     with running(manifest) as cluster:
-        rows = [*_rows(cluster, rounds, is_closed=True), *_rows(cluster, rounds, is_closed=False)]
+        rows = [*_rows(cluster, repeats, is_closed=True), *_rows(cluster, repeats, is_closed=False)]
     return markdown(("load", "figure", "vllm bench serve", "llmserve bench", "difference"), rows)
 
 

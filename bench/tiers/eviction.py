@@ -5,9 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 
-from bench.kv_simulation import Hits, TwoTiers, everything_kept, one_tier, plain_lru
-from bench.kv_workloads import WORKLOADS, KvRequest, Workload, noisy_neighbour, scans, take
 from bench.table import markdown
+from bench.tiers.kv_simulation import Hits, TwoTiers, everything_kept, one_tier, plain_lru
+from bench.tiers.kv_workloads import WORKLOADS, KvRequest, Workload, noisy_neighbour, scans, take
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.kvstore.eviction import (

@@ -4,6 +4,7 @@ Every millisecond here is ours or vLLM's serving layer's: the engines take none.
 the same machine and takes its share of the cores.
 """
 
+import argparse
 import asyncio
 import time
 from dataclasses import dataclass
@@ -33,7 +34,11 @@ class Load:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def run() -> str:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of load, for each number of clients")
+
+
+def run(seconds: float) -> str:
     manifest = yaml.safe_load(Path("examples/sim.yaml").read_text())
     instant = {"prefill_tokens_per_second": 0, "decode_step_seconds": 0, "decode_seconds_per_sequence": 0}
     manifest["spec"].setdefault("engine", {}).setdefault("sim", {}).update(instant)
@@ -43,7 +48,7 @@ def run() -> str:
         rows = []
         for stream in (False, True):
             for clients in CLIENTS:
-                load = asyncio.run(drive(cluster.url, model, clients, stream))
+                load = asyncio.run(drive(cluster.url, model, clients, stream, seconds))
                 rows.append(_row("streamed" if stream else "plain", clients, load))
     headings = ("chat", "clients", "requests/s", "p50 ms", "p99 ms", "failed")
     return markdown(headings, rows)
@@ -55,7 +60,7 @@ def _row(kind: str, clients: int, load: Load) -> tuple[object, ...]:
     return kind, clients, f"{rate:.0f}", f"{p50:.1f}", f"{p99:.1f}", load.failed
 
 
-async def drive(url: str, model: str, clients: int, stream: bool) -> Load:
+async def drive(url: str, model: str, clients: int, stream: bool, seconds: float = SECONDS) -> Load:
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
@@ -70,7 +75,7 @@ async def drive(url: str, model: str, clients: int, stream: bool) -> Load:
     async with aiohttp.ClientSession(connector=connector) as session:
         await _one(session, url, body)  # warm
         started = time.perf_counter()
-        deadline = started + SECONDS
+        deadline = started + seconds
 
         async def client() -> None:
             while time.perf_counter() < deadline:

@@ -1,11 +1,10 @@
 """Ten minutes of load on simulated engines with clients that hang up at random: does any process grow?
 
-LLMSERVE_SOAK_SECONDS: how long (600). The memory is private (bench/memory.py); what is leased or placed at
-the end is to be 0.
+The memory is private (memory.py); what is leased or placed at the end is to be 0.
 """
 
+import argparse
 import asyncio
-import os
 import random
 import time
 from pathlib import Path
@@ -15,26 +14,29 @@ import aiohttp
 import yaml
 
 from bench.cluster import Cluster, running
-from bench.memory import MemoryWatch
+from bench.processes.memory import MemoryWatch
 from bench.table import markdown
 
-SECONDS = float(os.environ.get("LLMSERVE_SOAK_SECONDS", "600"))
 CLIENTS, TENANTS = 16, 50
 ABORTED_SHARE = 0.3
 _SAMPLE_SECONDS = 2.0
 _SETTLE_SECONDS = 30.0
 
 
-def run() -> str:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, default=600.0, help="how long the load lasts")
+
+
+def run(seconds: float) -> str:
     with running(_manifest()) as cluster:
         pids = {str(role["name"]): int(role["pid"]) for role in cluster.state()["roles"]}
         memory = MemoryWatch(pids)
-        answered = asyncio.run(_load(cluster, memory))
+        answered = asyncio.run(_load(cluster, memory, seconds))
         left = _left(cluster)
     growth, last = memory.growth_mib(), memory.last_mib()
     rows = [(name, f"{last[name]:.0f}", f"{growth[name]:+.1f}") for name in pids]
     table = markdown(("process", "MiB at the end", "MiB more than when it was warm"), rows)
-    return f"{answered} requests answered in {SECONDS:.0f} s. Left at the end: {left or 'nothing'}\n\n{table}"
+    return f"{answered} requests answered in {seconds:.0f} s. Left at the end: {left or 'nothing'}\n\n{table}"
 
 
 def _manifest() -> dict[str, Any]:
@@ -45,8 +47,8 @@ def _manifest() -> dict[str, Any]:
     return manifest
 
 
-async def _load(cluster: Cluster, memory: MemoryWatch) -> int:
-    ends = time.monotonic() + SECONDS
+async def _load(cluster: Cluster, memory: MemoryWatch, seconds: float) -> int:
+    ends = time.monotonic() + seconds
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(timeout=timeout) as http, asyncio.TaskGroup() as group:
         clients = [group.create_task(_client(http, cluster, number, ends)) for number in range(CLIENTS)]

@@ -1,4 +1,4 @@
-"""The picture of docs/scheduling.md: `python -m bench.shares_plot`. A test compares it with the file.
+"""The picture of docs/scheduling.md: `python -m bench.placement.shares_plot`. A test compares it.
 
 Three tenants with weights 4, 2 and 1, each asking for more than there is; the second comes at 30 s.
 """

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.store_engine import Asker, engine, store_connector
-from bench.store_manager import BLOCK_BYTES, Manager, dram, nvme, written
+from bench.store.engine import Asker, engine, store_connector
+from bench.store.manager import BLOCK_BYTES, Manager, dram, nvme, written
 from bench.table import markdown
 
 USERS, TURNS = 20, 6

@@ -3,6 +3,7 @@
 The two take turns, prompt by prompt, so that a slow moment of the machine hits both.
 """
 
+import argparse
 import itertools
 import random
 import statistics
@@ -14,31 +15,34 @@ from typing import Any
 import httpx
 import yaml
 
-from bench.alone import Alone
 from bench.cluster import Cluster, running
+from bench.gateway.alone import Alone
 from bench.table import Figure, markdown
 
 PROMPT_TOKENS = (200, 1000)
 OUTPUT_TOKENS = 64
-REPEATS = 9
 
 
-def run() -> str:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=9, help="pairs of prompts of each length")
+
+
+def run(repeats: int) -> str:
     manifest = yaml.safe_load(Path("llmserve.yaml").read_text())
     name, max_len = manifest["spec"]["models"]["primary"]["name"], manifest["spec"]["engine"]["max_model_len"]
     with running(manifest) as cluster:
         alone = Alone(cluster.state()["model_dir"], max_len, core=0)
         try:
-            return _table(alone, cluster, name)
+            return _table(alone, cluster, name, repeats)
         finally:
             alone.close()
 
 
-def _table(alone: Alone, cluster: Cluster, model: str) -> str:
+def _table(alone: Alone, cluster: Cluster, model: str, repeats: int) -> str:
     rows = []
     for length in PROMPT_TOKENS:
         _pair(alone, cluster, model, length)  # warm both
-        pairs = [_pair(alone, cluster, model, length) for _ in range(REPEATS)]
+        pairs = [_pair(alone, cluster, model, length) for _ in range(repeats)]
         for key, unit in (("ttft", "time to first token"), ("gap", "inter-token time")):
             base = Figure.of([one[key] for one, _ in pairs])
             ours = Figure.of([two[key] for _, two in pairs])

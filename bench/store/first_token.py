@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.store_engine import Answer, Asker, engine, vllm_connector
-from bench.store_manager import BLOCK_BYTES, Manager, dram, nvme, s3, written
+from bench.store.engine import Answer, Asker, engine, vllm_connector
+from bench.store.manager import BLOCK_BYTES, Manager, dram, nvme, s3, written
 from bench.table import Figure, markdown
 from tests.support.seaweed import BUCKET, Seaweed
 

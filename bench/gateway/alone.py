@@ -1,6 +1,6 @@
 """The baseline: AsyncLLM alone on one core, driven over pipes so that it and a cluster can take turns.
 
-`python -m bench.alone MODEL MAX_LEN`: one JSON request a line in, {"ttft", "gaps"} a line out.
+`python -m bench.gateway.alone MODEL MAX_LEN`: one JSON request a line in, {"ttft", "gaps"} a line out.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ class Alone:
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
         }
-        command = [sys.executable, "-m", "bench.alone", model, str(max_model_len)]
+        command = [sys.executable, "-m", "bench.gateway.alone", model, str(max_model_len)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

@@ -5,6 +5,7 @@ The tier also copies into the caller's buffers and checks every blob. The server
 core, so what it can do is the bound of both.
 """
 
+import argparse
 import asyncio
 import os
 import resource
@@ -45,7 +46,11 @@ class Run:
     cpu_seconds: float
 
 
-def run(repeats: int = 5) -> str:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+
+
+def run(repeats: int) -> str:
     os.environ.update(credentials())
     with tempfile.TemporaryDirectory() as directory:
         server = Seaweed(Path(directory))
@@ -174,7 +179,3 @@ def _catalog_bytes() -> float:
     used = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     return used / CATALOG_BLOBS
-
-
-if __name__ == "__main__":
-    print(run())

@@ -4,6 +4,7 @@ A batch of ours and one of the floor take turns, so that a slow moment of the ma
 transfer uses other memory than the one before it: nothing comes out of a cache.
 """
 
+import argparse
 import itertools
 import mmap
 import multiprocessing
@@ -18,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.floors import FLOORS, Int64Array, Job, Move, Side
 from bench.table import Figure, markdown
+from bench.transfer.floors import FLOORS, Int64Array, Job, Move, Side
 from llmserve.core.errors import TransportUnavailable
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, TransferState, Transport
 from llmserve.transfer.select import makers
@@ -64,7 +65,12 @@ SHAPES = (
 )
 
 
-def run(kinds: Sequence[str] = (), repeats: int = 3) -> str:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kinds", nargs="+", default=(), help="the transports; default: all that work")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+
+
+def run(kinds: Sequence[str], repeats: int) -> str:
     """kinds: all that work here, if none is named."""
     rows = [row for kind in kinds or _available() for row in _rows(kind, repeats)]
     return markdown(("transport", "batch", "direction", "GB/s", "floor GB/s", "ratio"), rows)

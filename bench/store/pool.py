@@ -4,6 +4,7 @@ A worker process copies, on one thread; the pool belongs to this process. Each c
 the one before. GB/s are those of a core: by the thread's CPU time, so that a busy machine takes no part.
 """
 
+import argparse
 import ctypes
 import mmap
 import multiprocessing
@@ -59,8 +60,12 @@ WAYS = (
 )
 
 
-def run(rounds: int = 3) -> str:
-    rows = [row for shape in SHAPES for row in _rows(shape, rounds)]
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+
+
+def run(repeats: int) -> str:
+    rows = [row for shape in SHAPES for row in _rows(shape, repeats)]
     return markdown(("block", "copy", "GB/s (quartiles)", "memcpy", "ratio"), rows)
 
 

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from bench.formats_model import Drift, Model
 from bench.table import Figure, markdown
+from bench.tiers.formats_model import Drift, Model
 from llmserve.kvstore.formats import (
     BlockCodec,
     BlockFormat,

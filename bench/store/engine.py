@@ -104,7 +104,7 @@ def vllm_connector(spec: str, **settings: Any) -> dict[str, Any]:
         "kv_connector": "OffloadingConnector",
         "kv_connector_extra_config": {
             "spec_name": spec,
-            "spec_module_path": "bench.store_vllm",
+            "spec_module_path": "bench.store.vllm_offloading",
             **settings,
         },
     }

@@ -4,6 +4,7 @@ and how long it takes to find its blobs again.
 Both write new files with their room reserved, and read them once, in turns, on the disk of `directory`.
 """
 
+import argparse
 import asyncio
 import json
 import mmap
@@ -32,7 +33,12 @@ _RECOVERED_BLOBS = 100_000
 Rates = tuple[float, float]  # GB/s written and read
 
 
-def run(directory: Path, repeats: int = 3) -> str:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--directory", type=Path, default=Path(), help="a folder on the disk to measure")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+
+
+def run(directory: Path, repeats: int) -> str:
     with tempfile.TemporaryDirectory(dir=directory, prefix="bench-nvme-") as work:
         speeds = _speeds(Path(work), repeats)
         return f"{speeds}\n\n{asyncio.run(_recovery(Path(work)))}"

@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 from bench.cluster import Cluster, running
-from bench.gateway import drive
+from bench.gateway.gateway import drive
 from bench.table import markdown
 from tests.support.prometheus import free_port
 

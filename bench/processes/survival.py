@@ -9,6 +9,7 @@ for once before anything is killed.
 Clients retry in one case only: an apiserver's connections die with it, so they take the other one.
 """
 
+import argparse
 import itertools
 import os
 import signal
@@ -25,7 +26,7 @@ import httpx
 import yaml
 
 from bench.cluster import Cluster, running
-from bench.survival_client import Answer, Client, expected_tokens
+from bench.processes.survival_client import Answer, Client, expected_tokens
 from bench.table import markdown
 
 REQUESTS, CLIENTS = 800, 8
@@ -110,6 +111,11 @@ class Run:
                 return start - self.killed_at
             start += _WINDOW_SECONDS / 5
         return None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="of each case, with simulated engines")
+    parser.add_argument("--real", action="store_true", help="with vLLM, and fewer requests")
 
 
 def run(requests: int = REQUESTS, *, real: bool = False) -> str:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bench.store_engine import TENANT, Asker
-from bench.store_manager import BLOCK_BYTES, Manager
+from bench.store.engine import TENANT, Asker
+from bench.store.manager import BLOCK_BYTES, Manager
 from bench.table import Figure, markdown
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 500, 16

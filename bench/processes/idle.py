@@ -1,5 +1,6 @@
 """What an idle cluster costs: CPU of all its processes over 30 s without a request, and RSS per role."""
 
+import argparse
 import time
 from pathlib import Path
 
@@ -10,25 +11,28 @@ from bench.cluster import Cluster, running
 from bench.table import markdown
 
 SETTLE_SECONDS = 10.0
-WATCH_SECONDS = 30.0
 
 
-def run() -> str:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long the CPU time is watched")
+
+
+def run(seconds: float) -> str:
     with running(yaml.safe_load(Path("llmserve.yaml").read_text())) as cluster:
         time.sleep(SETTLE_SECONDS)
-        return _table(cluster)
+        return _table(cluster, seconds)
 
 
-def _table(cluster: Cluster) -> str:
+def _table(cluster: Cluster, seconds: float) -> str:
     families = {"supervisor": [psutil.Process(cluster.supervisor.pid)]}
     for role in cluster.state()["roles"]:
         process = psutil.Process(role["pid"])
         families[role["name"]] = [process, *process.children(recursive=True)]
     before = {name: _cpu_seconds(family) for name, family in families.items()}
-    time.sleep(WATCH_SECONDS)
+    time.sleep(seconds)
     rows = []
     for name, family in families.items():
-        percent = 100 * (_cpu_seconds(family) - before[name]) / WATCH_SECONDS
+        percent = 100 * (_cpu_seconds(family) - before[name]) / seconds
         rows.append((name, len(family), f"{percent:.2f}", f"{_rss_mib(family):.0f}"))
     total = sum(float(row[2]) for row in rows)
     return markdown(

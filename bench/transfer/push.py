@@ -5,6 +5,7 @@ prompt by prompt. Added is the time from prefill's token to decode's first one, 
 steps that follow; hidden is the share of what a pull adds that a push does not.
 """
 
+import argparse
 import asyncio
 import itertools
 import os
@@ -31,15 +32,18 @@ from llmserve.models import resolve
 
 PROMPT_TOKENS = (64, 200, 500, 1000, 1500)
 OUTPUT_TOKENS = 8
-REPEATS = 9
 _SETTLE_SECONDS = 2.0  # for the engines to measure their transports
 
 
-def run() -> str:
-    return asyncio.run(_run())
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=9, help="hand-overs of each kind")
 
 
-async def _run() -> str:
+def run(repeats: int) -> str:
+    return asyncio.run(_run(repeats))
+
+
+async def _run(repeats: int) -> str:
     model = Path(resolve(load_manifest(Path("llmserve.yaml")).models.primary).path)
     async with (
         _started(model, WorkerRole.PREFILL, 0) as prefill,
@@ -48,7 +52,7 @@ async def _run() -> str:
         pair = Pair(prefill, decode)
         await pair.set_peers()
         await asyncio.sleep(_SETTLE_SECONDS)
-        rows = [await _row(pair, length) for length in PROMPT_TOKENS]
+        rows = [await _row(pair, length, repeats) for length in PROMPT_TOKENS]
     headings = (
         "prompt tokens",
         "prefill s, pull",
@@ -60,10 +64,10 @@ async def _run() -> str:
     return markdown(headings, rows)
 
 
-async def _row(pair: "Pair", length: int) -> tuple[object, ...]:
+async def _row(pair: "Pair", length: int, repeats: int) -> tuple[object, ...]:
     await pair.pulled(length)  # warm both
     await pair.pushed(length)
-    runs = [(await pair.pulled(length), await pair.pushed(length)) for _ in range(REPEATS)]
+    runs = [(await pair.pulled(length), await pair.pushed(length)) for _ in range(repeats)]
     pulled, pushed = ([one for one, _ in runs], [two for _, two in runs])
     added = [Figure.of([1e3 * one.added_seconds for one in mode]) for mode in (pulled, pushed)]
     prefill = [Figure.of([one.prefill_seconds for one in mode]) for mode in (pulled, pushed)]

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from bench.kv_workloads import KvRequest
+from bench.tiers.kv_workloads import KvRequest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.kvstore.eviction import (
