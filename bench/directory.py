@@ -16,7 +16,7 @@ from bench.table import markdown
 from llmserve.core.ids import BlockHash
 from llmserve.kvstore.directory import BlockReport, Directory, Holder, KvTier
 from llmserve.kvstore.watcher import DirectoryUpdate
-from llmserve.router.prefix_index import HashedPrompt, PrefixIndex
+from llmserve.router.prefix.index import HashedPrompt, PrefixIndex
 
 BLOCKS = 1_000_000
 PREFIX_BLOCKS = 1000

@@ -16,11 +16,11 @@ from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.core.request import EngineLoad, PairStatus
 from llmserve.kvstore.directory import Holder, KvTier
 from llmserve.kvstore.watcher import DirectoryUpdate
-from llmserve.router.filters import PlacementRequest
-from llmserve.router.messages import Admit, Placed
-from llmserve.router.prefix_index import HashedPrompt, PrefixIndex
+from llmserve.router.events import Admit, RequestPlaced
+from llmserve.router.placement.planner import PlacementRequest
+from llmserve.router.prefix.index import HashedPrompt, PrefixIndex
 from llmserve.router.settings import RouterSettings, build_controller
-from llmserve.router.worker import KvShape, WorkerSpec
+from llmserve.router.workers.worker import KvShape, WorkerSpec
 
 _WORKERS = 50  # of each role
 _PROMPT_TOKENS = 100_000
@@ -120,7 +120,7 @@ class _Cluster:
         placed = time.thread_time()
         self._index.match(prompt)
         ended = time.thread_time()
-        assert [type(effect) for effect in effects] == [Placed]
+        assert [type(effect) for effect in effects] == [RequestPlaced]
         return _Timed(ended - placed, placed - began)
 
 

@@ -14,8 +14,8 @@ from llmserve.core.ids import BlockHash
 from llmserve.core.tasks import TaskOwner
 from llmserve.kvstore.directory import Holder, KvTier
 from llmserve.kvstore.watcher import DirectoryUpdate
-from llmserve.router.messages import Prefetch
-from llmserve.router.prefix_index import PrefixIndex
+from llmserve.router.events import Prefetch
+from llmserve.router.prefix.index import PrefixIndex
 from llmserve.rpc.backoff import Backoff
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc

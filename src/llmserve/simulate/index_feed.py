@@ -7,7 +7,7 @@ from llmserve.core.ids import BlockHash, WorkerId
 from llmserve.core.request import KvEvents
 from llmserve.kvstore.directory import Holder
 from llmserve.kvstore.watcher import DirectoryUpdate
-from llmserve.router.prefix_index import PrefixIndex
+from llmserve.router.prefix.index import PrefixIndex
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.sequence import is_shared
