@@ -144,7 +144,7 @@ def test_without_word_of_an_engine_nothing_is_compared(make_world: MakeWorld) ->
 
 def test_what_a_waiting_request_has_below_dram_is_to_come_up(make_world: MakeWorld) -> None:
     world = make_world()
-    world.tell(DirectoryUpdate(Holder("m/disk", KvTier.NVME), 1, anew=True, stored=tuple(HASHES[:6])))
+    world.tell(DirectoryUpdate(Holder("m/disk", KvTier.NVME), 1, is_snapshot=True, stored=tuple(HASHES[:6])))
     assert [type(one) for one in world.admit("runs")] == [RequestPlaced]  # it need not wait
     (effect,) = world.admit("waits")
     assert isinstance(effect, Prefetch)
