@@ -220,5 +220,3 @@ async def renewals(peer: Peer, pull_params: PullParams) -> None:
         while True:
             await asyncio.sleep(pull_params.lease_seconds / _RENEWALS_PER_LEASE)
             await peer.demand("renew", pull_params)
-
-
