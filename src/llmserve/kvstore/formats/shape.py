@@ -188,7 +188,3 @@ def _parts(packing: str, tokens: int, head_size: int) -> tuple[Part, ...]:
         values = f"c{head_size // _AMX_ELEMENTS} t{tokens // _PAIR} c{_AMX_ELEMENTS} t{_PAIR}"
         return _part(keys), _part(values)
     return ()
-
-
-def _part(text: str) -> Part:
-    return Part(tuple(Axis(AxisKind(word[0]), int(word[1:])) for word in text.split()))
