@@ -10,23 +10,14 @@ from bench.tiers.kv_simulation import Hits, TwoTiers, everything_kept, one_tier,
 from bench.tiers.kv_workloads import WORKLOADS, KvRequest, Workload, noisy_neighbour, scans, take
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
-from llmserve.kvstore.eviction import (
-    ArcPolicy,
-    EvictionRules,
-    LruPolicy,
-    MakePolicy,
-    S3FifoPolicy,
-    TierBook,
-    WriteMode,
-)
+from llmserve.kvstore.eviction import ArcPolicy, EvictionRules, MakePolicy, S3FifoPolicy, TierIndex, WriteMode
+from tests.support.lru_policy import LruPolicy
 
 ASKED_BLOCKS = 150_000
 ROOM = (0.02, 0.05, 0.1, 0.25)
 POLICIES: dict[str, MakePolicy] = {
     "LRU": LruPolicy,
     "S3-FIFO": S3FifoPolicy,
-    "S3-FIFO, two uses": partial(S3FifoPolicy, promote_uses=2),
-    "S3-FIFO, a quarter on probation": partial(S3FifoPolicy, small_share=0.25),
     "ARC": ArcPolicy,
 }
 TIER_POLICIES = ("S3-FIFO", "ARC")
@@ -115,8 +106,8 @@ def _two_tiers(
 ) -> Hits:
     distinct = len({key for request in requests for key in request.blocks})
     clock = VirtualClock()
-    dram = TierBook(int(0.03 * distinct), upper, clock)
-    nvme = TierBook(int(0.15 * distinct), lower, clock)
+    dram = TierIndex(int(0.03 * distinct), upper, clock)
+    nvme = TierIndex(int(0.15 * distinct), lower, clock)
     return TwoTiers(dram, nvme, clock, mode, filtered=filtered).run(requests)
 
 

@@ -14,7 +14,7 @@ from llmserve.kvstore.eviction import (
     FrequencySketch,
     LowerTier,
     MakePolicy,
-    TierBook,
+    TierIndex,
     Victim,
     WriteMode,
     WriteStep,
@@ -77,7 +77,7 @@ def one_tier(
     requests: Iterable[KvRequest], capacity: int, make_policy: MakePolicy, rules: EvictionRules | None = None
 ) -> Hits:
     hits, clock = Hits(), VirtualClock()
-    book = TierBook(capacity, make_policy, clock, rules)
+    book = TierIndex(capacity, make_policy, clock, rules)
     for request in requests:
         clock.advance(request.at - clock.now())
         hits.note(request, book.leading(request.blocks[: request.prompt_blocks]))
@@ -85,7 +85,7 @@ def one_tier(
     return hits
 
 
-def _store(book: TierBook, blocks: Sequence[BlockHash], tenant: TenantId) -> list[Victim]:
+def _store(book: TierIndex, blocks: Sequence[BlockHash], tenant: TenantId) -> list[Victim]:
     held = blocks[: book.leading(blocks)]
     book.touch(held)
     book.pin(held)
@@ -107,8 +107,8 @@ class TwoTiers:
 
     def __init__(
         self,
-        upper: TierBook,
-        lower: TierBook,
+        upper: TierIndex,
+        lower: TierIndex,
         clock: VirtualClock,
         mode: WriteMode,
         *,

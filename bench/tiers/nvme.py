@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.table import Figure, markdown
-from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, Outcome, Target
+from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, ReadTarget, TierOutcome
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 
 _MIB = 1 << 20
@@ -83,14 +83,14 @@ async def _timed(tier: NvmeTier, size: int) -> Rates:
         return await tier.write([Blob(_key(n), b"", buffers[n % batch]) for n in numbers])
 
     async def read(numbers: range) -> Sequence[BlobResult]:
-        return await tier.read([Target(_key(n), buffers[n % batch]) for n in numbers])
+        return await tier.read([ReadTarget(_key(n), buffers[n % batch]) for n in numbers])
 
     rates = []
     for operation in (write, read):
         started = time.perf_counter()
         for numbers in batches:
             results = await operation(numbers)
-            assert all(result.outcome is Outcome.DONE for result in results), results
+            assert all(result.outcome is TierOutcome.DONE for result in results), results
         rates.append(count * size / (time.perf_counter() - started) / 1e9)
     return rates[0], rates[1]
 

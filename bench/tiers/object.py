@@ -24,12 +24,12 @@ import uvloop
 from obstore.store import ObjectStore
 
 from bench.table import Figure, markdown
-from llmserve.kvstore.tiers.base import Blob, BlobKey, Outcome, Target
+from llmserve.kvstore.tiers.base import Blob, BlobKey, ReadTarget, TierOutcome
 from llmserve.kvstore.tiers.object import ObjectSettings, ObjectTier
 from llmserve.kvstore.tiers.object.catalog import Catalog, Pack
 from llmserve.kvstore.tiers.object.connect import connect
-from llmserve.kvstore.tiers.object.layout import Entry
-from llmserve.kvstore.tiers.object.ranges import Extent, plan_ranges
+from llmserve.kvstore.tiers.object.layout import PackEntry
+from llmserve.kvstore.tiers.object.records import Extent, plan_ranges
 from tests.support.seaweed import BUCKET, Seaweed, credentials
 
 TOTAL_BYTES = 96 << 20
@@ -93,7 +93,7 @@ async def _write_pair(
 
     async def by_tier() -> None:
         results = await tier.write(blobs)
-        assert {result.outcome for result in results} == {Outcome.DONE}, results[0]
+        assert {result.outcome for result in results} == {TierOutcome.DONE}, results[0]
 
     async def put(number: int, pack: memoryview) -> None:
         await obstore.put_async(store, f"bare/{turn}-{number}", pack, use_multipart=False)
@@ -113,13 +113,13 @@ async def _read_pairs(
     repeats: int,
 ) -> list[tuple[Run, Run]]:
     buffers = np.zeros((len(which), size), np.uint8)
-    targets = [Target(_key(0, int(n)), to.data) for n, to in zip(which, buffers, strict=True)]
+    targets = [ReadTarget(_key(0, int(n)), to.data) for n, to in zip(which, buffers, strict=True)]
     wanted = _ranges(tier, settings, [target.key for target in targets])
     together = asyncio.Semaphore(settings.limits.reads_in_flight)
 
     async def by_tier() -> None:
         results = await tier.read(targets)
-        assert {result.outcome for result in results} == {Outcome.DONE}, results[0]
+        assert {result.outcome for result in results} == {TierOutcome.DONE}, results[0]
 
     async def one(path: str, start: int, end: int) -> None:
         async with together:
@@ -174,7 +174,7 @@ def _catalog_bytes() -> float:
     tracemalloc.start()
     catalog = Catalog()
     for first in range(0, CATALOG_BLOBS, 45):
-        entries = [Entry(_key(0, n), n << 21, 64, 1440 << 10, n << 40) for n in range(first, first + 45)]
+        entries = [PackEntry(_key(0, n), n << 21, 64, 1440 << 10, n << 40) for n in range(first, first + 45)]
         catalog.add(Pack(f"one/{first:016x}-00000000.pack", 64 << 20, entries, mine=True))
     used = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()

@@ -1,13 +1,10 @@
-"""When a block of one tier is written to the next: at once, or when it has to leave. Pure.
+"""When blocks move between tiers: down at once or when they leave, up before they are asked for. Pure."""
 
-Write-through makes eviction instant and loses nothing with the upper tier, but writes what would have
-been forgotten in time. Write-back writes only what leaves. AUTO writes through what is proven to be
-reused as long as the lower tier is not busy, and back what is left.
-"""
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from llmserve.core.ids import BlockHash
 from llmserve.kvstore.eviction.admission import is_admitted
 
 
@@ -51,3 +48,39 @@ def on_evicted(lower: LowerTier, *, proven: bool, is_below: bool) -> WriteStep:
         return WriteStep.DROP
     has_room = lower.has_room and lower.queued_bytes < 2 * lower.busy_bytes
     return WriteStep.WRITE if is_admitted(proven=proven, has_room=has_room) else WriteStep.DROP
+
+
+@dataclass(frozen=True, slots=True)
+class BlockAt:
+    """The best place of one block of a queued prompt. load_seconds: to bring it up, with what is queued
+    there; 0 when it is up already."""
+
+    key: BlockHash
+    size_bytes: int
+    load_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionLimits:
+    """wait_seconds: how long the request is expected to be queued yet. compute_seconds: of one block, on
+    the engine. room_bytes: what may be brought up now."""
+
+    wait_seconds: float
+    compute_seconds: float
+    room_bytes: int
+
+
+def promotions(found: Sequence[BlockAt], limits: PromotionLimits) -> list[BlockHash]:
+    """Of the leading blocks that are held somewhere, in order and without a gap: those to bring up for a
+    queued request. In order, as far as they come sooner than they could be computed."""
+    chosen: list[BlockHash] = []
+    spent, saved, room_bytes = 0.0, limits.wait_seconds, limits.room_bytes
+    for block in found:
+        saved += limits.compute_seconds
+        if not block.load_seconds:
+            continue
+        spent, room_bytes = spent + block.load_seconds, room_bytes - block.size_bytes
+        if spent > saved or room_bytes < 0:
+            break
+        chosen.append(block.key)
+    return chosen

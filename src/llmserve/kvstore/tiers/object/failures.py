@@ -12,7 +12,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from llmserve.core.errors import Unavailable
 
 
-class Trouble(StrEnum):
+class FailureKind(StrEnum):
     GONE = "gone"  # no such object
     DENIED = "denied"  # credentials wrong, missing or not enough
     THROTTLED = "throttled"  # too many requests
@@ -25,7 +25,7 @@ class Trouble(StrEnum):
 
 
 # Worth another attempt.
-PASSING = frozenset({Trouble.THROTTLED, Trouble.SERVER, Trouble.UNREACHABLE, Trouble.SLOW})
+TRANSIENT = frozenset({FailureKind.THROTTLED, FailureKind.SERVER, FailureKind.UNREACHABLE, FailureKind.SLOW})
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r'(?:<Code>|"code": ?")(\w{1,64})')
@@ -45,40 +45,40 @@ _NO_CREDENTIALS = "no credentials in the environment, and this machine has no id
 class RequestFailed(Unavailable):
     """A request to the bucket, after its retries."""
 
-    def __init__(self, trouble: Trouble, message: str) -> None:
+    def __init__(self, kind: FailureKind, message: str) -> None:
         super().__init__(message)
-        self.trouble = trouble
+        self.kind = kind
 
 
-def explain(error: Exception) -> RequestFailed:
+def failure_of(error: Exception) -> RequestFailed:
     """Of anything that a request of obstore raises."""
     text = str(error)
     if any(host in text for host in _IDENTITY_HOSTS):
-        return RequestFailed(Trouble.DENIED, f"{Trouble.DENIED}: {_NO_CREDENTIALS}")
+        return RequestFailed(FailureKind.DENIED, f"{FailureKind.DENIED}: {_NO_CREDENTIALS}")
     found = _STATUS.search(text)
     status = int(found[1]) if found else 0
     code = _CODE.search(text)
-    trouble = _trouble(error, status, code[1] if code else "", text)
+    kind = _kind(error, status, code[1] if code else "", text)
     said = " ".join(part for part in (f"HTTP {status}" if status else "", code[1] if code else "") if part)
-    return RequestFailed(trouble, f"{trouble}: {said}" if said else f"{trouble}: {_plain(error)}")
+    return RequestFailed(kind, f"{kind}: {said}" if said else f"{kind}: {_plain(error)}")
 
 
-def _trouble(error: Exception, status: int, code: str, text: str) -> Trouble:
+def _kind(error: Exception, status: int, code: str, text: str) -> FailureKind:
     if isinstance(error, FileNotFoundError) or status == _NOT_FOUND_STATUS:
-        return Trouble.GONE
+        return FailureKind.GONE
     if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
-        return Trouble.DENIED
+        return FailureKind.DENIED
     if status in _DENIED_STATUS:
-        return Trouble.DENIED
+        return FailureKind.DENIED
     if status == _NO_ROOM_STATUS or code in _NO_ROOM or "No space left" in text:
-        return Trouble.FULL
+        return FailureKind.FULL
     if status == _SPEED_STATUS or code in _THROTTLES:
-        return Trouble.THROTTLED
+        return FailureKind.THROTTLED
     if status >= 500:
-        return Trouble.SERVER
+        return FailureKind.SERVER
     if not status and "HTTP error" in text:
-        return Trouble.UNREACHABLE
-    return Trouble.REFUSED
+        return FailureKind.UNREACHABLE
+    return FailureKind.REFUSED
 
 
 def _plain(error: Exception) -> str:

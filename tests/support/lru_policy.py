@@ -1,9 +1,9 @@
-"""The least recently used block goes first."""
+"""The least recently used block goes first: a policy for tests, and the baseline of `bench eviction`."""
 
 from collections.abc import Iterator
 
 from llmserve.core.ids import BlockHash
-from llmserve.kvstore.eviction.queue import BlockQueue
+from llmserve.kvstore.eviction.base import BlockQueue
 
 
 class LruPolicy:

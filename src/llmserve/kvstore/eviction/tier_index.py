@@ -13,7 +13,9 @@ Among tenants, the one whose candidate was used least recently gives.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from heapq import heapify, heappop, heappush
 from math import inf
 
@@ -21,12 +23,42 @@ from llmserve.core.clock import Clock
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.stats import Ages, EvictReason
 from llmserve.kvstore.eviction.base import MakePolicy
-from llmserve.kvstore.eviction.rules import NOBODY, Added, EvictionRules, Victim
 from llmserve.kvstore.eviction.tenant import Gives, TenantBlocks
 from llmserve.kvstore.eviction.tree import Node, PrefixTree
 
+# Whose blocks are when an earlier process has stored them: they have no hot set.
+NOBODY = TenantId("")
 
-class TierBook:
+
+@dataclass(frozen=True, slots=True)
+class EvictionRules:
+    """hot_keep_seconds: how long a block that was just used stays, whoever wants its room.
+    tenant_hotset_bytes: what each tenant keeps whatever the others do.
+    tenant_quota_bytes: what a tenant may hold at most; a tenant that is not named has no limit."""
+
+    hot_keep_seconds: float = 0.0
+    tenant_hotset_bytes: int = 0
+    tenant_quota_bytes: Mapping[TenantId, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """tenant: whose it was. proven: worth a write to the tier below."""
+
+    key: BlockHash
+    parent: BlockHash | None
+    size_bytes: int
+    tenant: TenantId
+    proven: bool
+
+
+class Added(StrEnum):
+    HELD = "held"  # it is now
+    PRESENT = "present"  # it was before
+    NO_ROOM = "no_room"  # make_room did not find enough, or was not asked
+
+
+class TierIndex:
     def __init__(
         self, capacity_bytes: int, make_policy: MakePolicy, clock: Clock, rules: EvictionRules | None = None
     ) -> None:
@@ -47,7 +79,7 @@ class TierBook:
         return self._tree.find(key) is not None
 
     def __repr__(self) -> str:
-        return f"<TierBook blocks={len(self)} bytes={self.used_bytes}/{self.capacity_bytes}>"
+        return f"<TierIndex blocks={len(self)} bytes={self.used_bytes}/{self.capacity_bytes}>"
 
     def tenant_bytes(self, tenant: TenantId) -> int:
         blocks = self._tenants.get(tenant)

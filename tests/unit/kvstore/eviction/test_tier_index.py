@@ -7,7 +7,8 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.stats import EvictReason
-from llmserve.kvstore.eviction import NOBODY, EvictionRules, LruPolicy, TierBook
+from llmserve.kvstore.eviction import NOBODY, EvictionRules, TierIndex
+from tests.support.lru_policy import LruPolicy
 
 X, Y = TenantId("x"), TenantId("y")
 
@@ -41,9 +42,9 @@ def clock() -> VirtualClock:
     return VirtualClock()
 
 
-def _book(policy: Watched, clock: VirtualClock, rules: EvictionRules | None = None) -> TierBook:
+def _book(policy: Watched, clock: VirtualClock, rules: EvictionRules | None = None) -> TierIndex:
     """Of three blocks in a row: a, b, c."""
-    book = TierBook(3, lambda: policy, clock, rules)
+    book = TierIndex(3, lambda: policy, clock, rules)
     a, b, c = _keys("abc")
     for parent, key in ((None, a), (a, b), (b, c)):
         book.add(key, parent, 1, X)
@@ -74,7 +75,7 @@ class FirstIn(Watched):
 
 def test_among_hot_blocks_the_cool_one_is_found_soon(clock: VirtualClock) -> None:
     policy = FirstIn()
-    book = TierBook(1000, lambda: policy, clock, EvictionRules(hot_keep_seconds=5))
+    book = TierIndex(1000, lambda: policy, clock, EvictionRules(hot_keep_seconds=5))
     keys = [BlockHash(str(number).encode()) for number in range(1000)]
     for key in keys:
         book.add(key, None, 1, X)
@@ -85,7 +86,7 @@ def test_among_hot_blocks_the_cool_one_is_found_soon(clock: VirtualClock) -> Non
 
 
 def test_pinned_blocks_are_passed_once(policy: Watched, clock: VirtualClock) -> None:
-    book = TierBook(10, lambda: policy, clock)
+    book = TierIndex(10, lambda: policy, clock)
     for key in _keys("abcdefghij"):
         book.add(key, None, 1, X)
     book.pin(_keys("abcde"))
@@ -94,7 +95,7 @@ def test_pinned_blocks_are_passed_once(policy: Watched, clock: VirtualClock) -> 
 
 
 def test_tenants_take_turns_by_age(clock: VirtualClock) -> None:
-    book = TierBook(4, LruPolicy, clock)
+    book = TierIndex(4, LruPolicy, clock)
     for key, tenant in (("a", X), ("c", Y), ("d", Y), ("b", X)):
         clock.advance(1)
         book.add(BlockHash(key.encode()), None, 1, tenant)
@@ -162,10 +163,10 @@ def test_evictions_are_counted_by_reason_and_age(policy: Watched, clock: Virtual
 # -- blocks that an earlier process has left
 
 
-def _found(rules: EvictionRules | None = None) -> tuple[TierBook, VirtualClock]:
+def _found(rules: EvictionRules | None = None) -> tuple[TierIndex, VirtualClock]:
     """Four blocks of nobody fill it."""
     clock = VirtualClock()
-    book = TierBook(4, LruPolicy, clock, rules)
+    book = TierIndex(4, LruPolicy, clock, rules)
     for key in _keys("abcd"):
         book.add(key, None, 1, NOBODY)
     return book, clock
