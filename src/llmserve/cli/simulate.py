@@ -20,9 +20,9 @@ from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.core.stats import Percentiles
 from llmserve.simulate import run
-from llmserve.simulate.mix import Mix, parse_kind, parse_part, tenant_drawer
+from llmserve.simulate.mix import RequestMix, parse_kind, parse_part, tenant_drawer
 from llmserve.simulate.plot import shares_svg
-from llmserve.simulate.report import Goals, Report, WorkerLine
+from llmserve.simulate.report import Goals, SimReport, WorkerLine
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
 from llmserve.traces.read import at_speed, read_trace
@@ -141,7 +141,7 @@ def _requests(options: argparse.Namespace) -> list[TracedRequest]:
     if options.trace:
         return at_speed(read_trace(Path(options.trace), tenant_drawer(tenants, rng)), options.speed)
     kinds = [parse_kind(text) for text in options.mix]
-    return Mix(kinds, tenants, options.rate, options.seconds, options.shared_prefix).requests(rng)
+    return RequestMix(kinds, tenants, options.rate, options.seconds, options.shared_prefix).requests(rng)
 
 
 def _plot(simulation: Simulation, requests: list[TracedRequest], path: Path) -> None:
@@ -174,7 +174,7 @@ def watched() -> Iterator[Callable[[run.Progress], None]]:
         yield update
 
 
-def show(report: Report, goals: Goals) -> None:
+def show(report: SimReport, goals: Goals) -> None:
     console = screen()
     console.print(
         f"{report.served:,} of {report.requests:,} requests served in {report.seconds:,.1f} s: "
@@ -193,7 +193,7 @@ def show(report: Report, goals: Goals) -> None:
     console.print(_workers(report.workers))
 
 
-def _fairness(report: Report) -> str:
+def _fairness(report: SimReport) -> str:
     if report.jain is None or len(report.tenants) < 2:
         return "Fairness: there was no second in which all of several tenants waited"
     return (
@@ -201,7 +201,7 @@ def _fairness(report: Report) -> str:
     )
 
 
-def _times(report: Report) -> Table:
+def _times(report: SimReport) -> Table:
     table = Table("Seconds", "mean", "p50", "p90", "p99", box=None, pad_edge=False)
     for name, spread in (
         ("in the queue", report.queue),
@@ -217,7 +217,7 @@ def _texts(spread: Percentiles) -> list[str]:
     return [f"{value:.3f}" for value in (spread.mean, spread.p50, spread.p90, spread.p99)]
 
 
-def _tenants(report: Report) -> Table:
+def _tenants(report: SimReport) -> Table:
     headings = ("Tenant", "weight", "served", "refused", "share", "first token p50", "p99", "in all p99")
     table = Table(*headings, box=None, pad_edge=False)
     for line in report.tenants:

@@ -9,7 +9,7 @@ from llmserve.engines.sim.timing import Timing
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.index_feed import IndexFeed
-from llmserve.simulate.sequence import BlockNames, Leg, TracedSequence
+from llmserve.simulate.sequence import BlockNames, SimLeg, TracedSequence
 from llmserve.simulate.shape import ClusterShape
 from llmserve.traces.request import TracedRequest
 from tests.unit.simulate.conftest import MakeShape, Simulate
@@ -55,7 +55,7 @@ class Node:
         """names: of its runs of 32 tokens."""
         request = TracedRequest(0.0, prompt_tokens, 1, prefix_names=names, run_tokens=32)
         blocks = BlockNames(request, number, 0, 16)
-        sequence = TracedSequence(RequestId(str(number)), Leg.WHOLE, blocks, prompt_tokens, 1)
+        sequence = TracedSequence(RequestId(str(number)), SimLeg.WHOLE, blocks, prompt_tokens, 1)
         self.engine.add(sequence)
         return blocks
 

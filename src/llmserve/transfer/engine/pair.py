@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 
+from llmserve.core.aio import wait_ended
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, PeerName, TransferState, TransferStatus, Transport
 from llmserve.transfer.engine.choice import Measured, PairChoice
@@ -120,7 +121,8 @@ class Pair:
         try:
             await asyncio.wait((task, self.lost), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await _settled(task)
+            task.cancel()
+            await wait_ended([task])  # a result must not be seen while memory may change
         if task.cancelled():
             raise TransferError(self.lost.result() if self.lost.done() else "cancelled")
         _check_done(task.result())
@@ -208,17 +210,3 @@ class Pair:
 def _check_done(status: TransferStatus) -> None:
     if status.state is not TransferState.DONE:
         raise TransferError(status.reason or "failed without a reason")
-
-
-async def _settled(task: asyncio.Task[TransferStatus]) -> None:
-    """Cancels a read and waits for its end. A cancellation of the waiter itself is passed on afterwards: a
-    result must not be seen while memory may change."""
-    task.cancel()
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait((task,))
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
