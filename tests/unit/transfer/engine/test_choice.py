@@ -64,6 +64,51 @@ class TestChoice:
         assert (ucx.chosen, ucx.bytes_per_second) == (True, 0.0)
         assert (tcp.transfers, tcp.bytes, tcp.seconds, tcp.chosen) == (1, 100, 0.5, False)
 
+    def test_exactly_the_factor_faster_is_not_enough(self) -> None:
+        assert _choice(nixl=1, ucx=2.0).ranked(0.0) == ORDER
+        assert _choice(nixl=1, ucx=2.1, tcp=4.2).ranked(0.0) == ("ucx", "nixl", "tcp")
+        assert _choice(nixl=1, ucx=2.1, tcp=4.3).ranked(0.0) == ("tcp", "nixl", "ucx")
+
+    def test_it_works_while_a_breaker_is_closed(self) -> None:
+        choice = _choice()
+        assert choice.works(0.0)
+        for name in ORDER:
+            assert choice.works(0.0)
+            choice.failed(name, "down", 0.0)
+        assert not choice.works(0.0)
+        assert not choice.works(99.0), "only a probe closes a breaker"
+        choice.probed("tcp", Measured(0.001, 1e9), 99.0)
+        assert choice.works(99.0)
+
+    def test_a_measured_transport_is_due_only_after_a_failure(self) -> None:
+        choice = _choice(nixl=1, ucx=1, tcp=1)
+        assert choice.due(0.0) == []
+        assert choice.next_due() == float("inf")
+        choice.failed("ucx", "down", 0.0)
+        assert choice.next_due() == 1.0
+        assert choice.reason("ucx") == "down"
+        choice.probed("ucx", Measured(0.002, 2e9), 1.0)
+        assert choice.reason("ucx") == ""
+        assert choice.next_due() == float("inf")
+        assert choice.expected_seconds("ucx", 4_000_000_000) == 2.002
+
+    def test_counts_add_up(self) -> None:
+        choice = _choice(tcp=1)
+        choice.moved("tcp", 100, 0.5)
+        choice.moved("tcp", 50, 0.25)
+        choice.failed("tcp", "a", 0.0)
+        choice.failed("tcp", "b", 0.0)
+        row = list(choice.rows("prefill-0", 0.0))[2]
+        assert (row.peer, row.transport, row.transfers, row.bytes, row.seconds, row.failures) == (
+            "prefill-0",
+            "tcp",
+            2,
+            150,
+            0.75,
+            2,
+        )
+        assert (row.small_seconds, row.bytes_per_second) == (0.001, 1e9)
+
     @given(
         st.lists(st.sampled_from(ORDER), max_size=6),
         st.dictionaries(st.sampled_from(ORDER), st.floats(0.01, 100)),
@@ -117,3 +162,29 @@ class TestBreaker:
         breaker.succeeded(1.0)
         breaker.failed("a", 100.0)
         assert breaker.retry_at == 101.0
+
+    def test_it_is_closed_until_it_fails(self) -> None:
+        breaker = Breaker()
+        assert breaker.state(0.0) is BreakerState.CLOSED
+        assert (breaker.retry_at, breaker.reason) == (float("inf"), "")
+        breaker.succeeded(0.0)
+        assert breaker.state(0.0) is BreakerState.CLOSED
+
+    def test_the_pause_ends_at_its_time(self) -> None:
+        breaker = Breaker()
+        breaker.failed("a", 5.0)
+        assert breaker.state(5.999) is BreakerState.OPEN
+        assert breaker.state(6.0) is BreakerState.HALF_OPEN
+        breaker.succeeded(6.0)
+        assert (breaker.state(6.0), breaker.retry_at, breaker.reason) == (
+            BreakerState.CLOSED,
+            float("inf"),
+            "",
+        )
+
+    def test_twice_the_pause_later_is_no_relapse(self) -> None:
+        breaker = Breaker()
+        breaker.failed("a", 0.0)
+        breaker.succeeded(1.0)
+        breaker.failed("a", 3.0)
+        assert breaker.retry_at == 4.0

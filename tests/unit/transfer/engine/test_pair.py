@@ -1,0 +1,303 @@
+"""The contract of a pair over real transports: the fallback, breakers, probes, and the end."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmserve.core.clock import VirtualClock
+from llmserve.core.errors import TransferError
+from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, Transport
+from llmserve.transfer.engine import engine as engine_module
+from llmserve.transfer.engine.choice import FIRST_PAUSE_SECONDS, TransferPolicy
+from llmserve.transfer.engine.engine import TransferEngine
+from llmserve.transfer.engine.pair import Doubtful, Pair
+from llmserve.transfer.faults import FaultPlan
+from llmserve.transfer.faulty import FaultyTransport
+from llmserve.transfer.shm import ShmTransport
+from llmserve.transfer.tcp import TcpTransport
+
+SIZE = 1 << 16
+IN_ORDER = TransferPolicy(slow_factor=1e9)
+
+
+async def nothing() -> None:
+    """Nothing to compare, nobody to tell."""
+
+
+def faulty(faults: str = "") -> FaultyTransport:
+    return FaultyTransport(ShmTransport(), FaultPlan.parse(faults))
+
+
+class Ends:
+    """An owner of memory and a process that copies from and to it; `pair` is the latter's."""
+
+    def __init__(self, mine: Sequence[Transport], policy: TransferPolicy, clock: VirtualClock) -> None:
+        self.here = np.zeros(SIZE, np.uint8)
+        self.there = np.random.default_rng(3).integers(0, 256, SIZE, np.uint8)
+        self.owner = TransferEngine([ShmTransport(), TcpTransport()], [_region(self.there)])
+        self.engine = TransferEngine(mine, [_region(self.here)], policy, clock)
+        self.pair = self.run(self._made())
+
+    async def _made(self) -> Pair:
+        return Pair(self.engine, "owner", dict(self.owner.descriptions), self.owner.probe.info)
+
+    def run(self, work: Any) -> Any:
+        return self.engine.call(work)
+
+    def rows(self) -> dict[str, Any]:
+        return {row.transport: row for row in self.pair.choice.rows("owner", self.engine.clock.now())}
+
+    def read(self, failures: list[str], check: Any = nothing) -> None:
+        async def attempt(name: str) -> None:
+            await self.pair.read(name, batch(), check)
+
+        self.run(self.pair.over_any(attempt, failures))
+
+    def write(self, failures: list[str], unclean: set[str]) -> None:
+        async def attempt(name: str) -> None:
+            await self.pair.write(name, batch(), nothing, unclean)
+
+        self.run(self.pair.over_any(attempt, failures))
+
+    def close(self) -> None:
+        self.engine.close()
+        self.owner.close()
+
+
+def _region(memory: Any) -> Region:
+    return Region(memory.ctypes.data, memory.nbytes)
+
+
+def batch() -> Batch:
+    spans = Spans(np.zeros(4, np.int64), np.arange(4) * (SIZE // 4), np.full(4, SIZE // 4))
+    return Batch(spans, spans)
+
+
+Make = Callable[..., Ends]
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def make(clock: VirtualClock) -> Iterator[Make]:
+    before = set(threading.enumerate())
+    made: list[Ends] = []
+
+    def ends(*mine: Transport, policy: TransferPolicy = IN_ORDER) -> Ends:
+        made.append(Ends(mine or [ShmTransport(), TcpTransport()], policy, clock))
+        return made[-1]
+
+    yield ends
+    for one in made:
+        one.close()
+        one.close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_read_brings_the_bytes_and_is_counted(make: Make) -> None:
+    ends = make()
+    ends.read(failures := [])
+    assert (ends.here == ends.there).all()
+    assert failures == []
+    shm, tcp = ends.rows()["shm"], ends.rows()["tcp"]
+    assert (shm.transfers, shm.bytes, shm.failures, shm.chosen) == (1, SIZE, 0, True)
+    assert shm.seconds > 0
+    assert (tcp.transfers, tcp.chosen) == (0, False)
+
+
+def test_a_write_brings_the_bytes_and_leaves_nothing_unclean(make: Make) -> None:
+    ends = make()
+    ends.here[:] = 7
+    ends.write([], unclean := {"tcp"})
+    assert (ends.there == 7).all()
+    assert unclean == {"tcp"}, "another transport's"
+
+
+@pytest.mark.parametrize("faults", ["fail_submit=1/1", "fail_poll=1/1", "drop_peer=1/1"])
+def test_the_next_transport_takes_over_and_the_breaker_opens(make: Make, faults: str) -> None:
+    ends = make(faulty(faults), TcpTransport())
+    ends.read(failures := [])
+    assert (ends.here == ends.there).all()
+    assert [failure.partition(":")[0] for failure in failures] == ["shm"]
+    assert (ends.rows()["shm"].breaker, ends.rows()["shm"].failures) == ("open", 1)
+    assert ends.engine.counters.of("shm").failures == 1
+    ends.read(failures := [])
+    assert failures == [], "it is left out"
+
+
+def test_a_write_that_failed_is_unclean(make: Make) -> None:
+    ends = make(faulty("fail_poll=1/1"), TcpTransport())
+    ends.write([], unclean := set())
+    assert unclean == {"shm"}
+
+
+def test_a_stalled_read_ends_at_its_limit(make: Make) -> None:
+    ends = make(
+        faulty("stall=1/1"), TcpTransport(), policy=TransferPolicy(slow_factor=1e9, attempt_seconds=0.05)
+    )
+    ends.read(failures := [])
+    assert failures == [f"shm: too slow: {SIZE} bytes not done within 0.05 s"]
+    assert (ends.here == ends.there).all()
+
+
+def test_bytes_that_do_not_compare_are_a_failure(make: Make) -> None:
+    ends, checks = make(), []
+
+    async def check() -> None:
+        checks.append(ends.here.copy())
+        if len(checks) == 1:
+            raise TransferError("other bytes")
+
+    ends.read(failures := [], check)
+    assert failures == ["shm: other bytes"]
+    assert [(seen == ends.there).all() for seen in checks] == [True, True]
+    assert ends.rows()["shm"].transfers == 0
+    assert ends.rows()["tcp"].transfers == 1
+
+
+def test_all_reasons_are_told_when_nothing_works(make: Make) -> None:
+    ends = make(faulty("fail_submit=1/1"), FaultyTransport(TcpTransport(), FaultPlan.parse("fail_poll=1/1")))
+    with pytest.raises(TransferError, match=r"^shm: .*; tcp: ") as raised:
+        ends.read(failures := [])
+    assert raised.value.message == "; ".join(failures)
+    ends.run(_close(ends.pair))
+
+
+async def _close(pair: Pair) -> None:
+    pair.close("left")
+    pair.close("again")
+
+
+def test_without_a_common_transport_there_is_an_error(make: Make) -> None:
+    ends = make()
+    ends.pair = ends.run(_strange(ends))
+    with pytest.raises(TransferError, match=r"^no transport in common with owner$"):
+        ends.read([])
+
+
+async def _strange(ends: Ends) -> Pair:
+    return Pair(ends.engine, "owner", {"nixl": b""}, ends.owner.probe.info)
+
+
+def test_a_doubtful_attempt_tries_the_next_and_opens_nothing(make: Make) -> None:
+    ends, tried = make(), []
+
+    async def attempt(name: str) -> None:
+        tried.append(name)
+        if len(tried) == 1:
+            raise Doubtful("hm")
+
+    ends.run(ends.pair.over_any(attempt, failures := []))
+    assert (tried, failures) == (["shm", "tcp"], ["shm: hm"])
+    assert ends.rows()["shm"].breaker == "closed"
+    assert ends.rows()["shm"].failures == 0
+
+
+def test_a_peer_that_is_gone_ends_a_read_and_blames_no_transport(make: Make) -> None:
+    ends = make(faulty("stall=1/1"), TcpTransport())
+
+    async def leave() -> None:
+        await asyncio.sleep(0.02)
+        ends.pair.close("its worker has left")
+
+    ends.engine.post(lambda: ends.engine.spawn("leave", leave()))
+    with pytest.raises(TransferError, match=r"^shm: its worker has left$"):
+        ends.read([])
+    assert ends.rows()["shm"].breaker == "closed"
+    with pytest.raises(TransferError, match=r"^shm: its worker has left$"):
+        ends.write([], set())
+
+
+def test_probes_measure_each_transport_once(make: Make) -> None:
+    ends, told = make(), []
+
+    async def tell() -> None:
+        told.append(1)
+
+    ends.run(ends.pair.probe_due(tell))
+    ends.run(ends.pair.probe_due(tell))
+    assert len(told) == 2
+    assert all(row.bytes_per_second > 0 and row.small_seconds > 0 for row in ends.rows().values())
+    assert all(row.transfers == 0 for row in ends.rows().values())
+
+
+def test_a_probe_that_brings_other_bytes_opens_the_breaker(make: Make) -> None:
+    ends = make(faulty("corrupt=1/1"), TcpTransport())
+    ends.run(ends.pair.probe_due(nothing))
+    assert ends.rows()["shm"].breaker == "open"
+    assert ends.rows()["shm"].reason == "probe: a read of 65536 bytes brought other bytes than the peer's"
+    assert ends.engine.counters.of("shm").failures == 0, "no transfer has failed"
+
+
+def test_a_probe_closes_the_breaker_after_its_pause(make: Make, clock: VirtualClock) -> None:
+    """After a drop it connects anew."""
+    ends = make(faulty("drop_peer=1/1 at most 1"), TcpTransport())
+    ends.read([])
+    ends.run(ends.pair.probe_due(nothing))
+    assert ends.rows()["shm"].breaker == "open"
+    clock.advance(FIRST_PAUSE_SECONDS)
+    assert ends.rows()["shm"].breaker == "half-open"
+    ends.run(ends.pair.probe_due(nothing))
+    assert ends.rows()["shm"].breaker == "closed"
+    ends.read(failures := [])
+    assert failures == []
+    assert ends.rows()["shm"].transfers == 1
+
+
+def test_a_failure_calls_its_listener(make: Make) -> None:
+    ends, calls = make(faulty("fail_submit=1/1"), TcpTransport()), []
+    ends.pair.on_failure = lambda: calls.append(1)
+    ends.read([])
+    assert calls == [1]
+
+
+class Stubborn(FaultyTransport):
+    """Stalls, and does not let go of a transfer."""
+
+    closed = False
+
+    def cancel(self, transfer: Transfer) -> None:
+        raise TransferError("not yet")
+
+    def read(self, peer: PeerName, batch: Batch) -> Transfer:
+        return super().read(peer, batch)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+def test_a_transport_that_never_lets_go_is_closed_for_good(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "CANCEL_SECONDS", 0.1)
+    stubborn = Stubborn(ShmTransport(), FaultPlan.parse("stall=1/1"))
+    ends = make(stubborn, TcpTransport(), policy=TransferPolicy(slow_factor=1e9, attempt_seconds=0.05))
+    ends.read(failures := [])
+    assert len(failures) == 1
+    assert stubborn.closed
+    assert list(ends.engine.transports) == ["tcp"]
+
+
+def test_after_close_there_is_an_error(make: Make) -> None:
+    ends = make()
+    ends.close()
+    with pytest.raises(TransferError, match="closed"):
+        ends.run(nothing())
+    with pytest.raises(TransferError, match="closed"):
+        ends.engine.post(lambda: None)
+
+
+def test_all_engines_of_a_process_share_one_budget(make: Make) -> None:
+    limited = TransferPolicy(bytes_per_second=1e9)
+    one, two = make(policy=limited), make(policy=limited)
+    assert one.engine.bucket is not None
+    assert one.engine.bucket is two.engine.bucket
+    assert make().engine.bucket is None
