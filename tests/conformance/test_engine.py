@@ -26,7 +26,7 @@ from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.process import read_effort
 from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.engines.base import Engine, EngineInfo
-from llmserve.engines.kv_transfer import query_status, release_ticket
+from llmserve.engines.kv_transfer import query_status, release_lease
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.handover_link import open_handover_link
 from llmserve.engines.sim.timing import RealPace
@@ -550,8 +550,8 @@ async def test_a_lease_that_is_released_without_a_fetch_frees_its_blocks(
     pair: Pair, prompt_of: PromptOf
 ) -> None:
     ticket = PullParams.from_params(await pair.ticket(prompt_of(200)))
-    assert await release_ticket(ticket, 5.0)
-    assert not await release_ticket(ticket, 5.0), "it had ended"
+    assert await release_lease(ticket, 5.0)
+    assert not await release_lease(ticket, 5.0), "it had ended"
     await pair.prefill.empty()
 
 
@@ -559,7 +559,7 @@ async def test_a_ticket_whose_lease_has_ended_is_recomputed(pair: Pair, prompt_o
     prompt = prompt_of(200)
     aggregated = tokens(await pair.prefill.run(prompt, 4))
     ticket = await pair.ticket(prompt)
-    await release_ticket(PullParams.from_params(ticket), 5.0)
+    await release_lease(PullParams.from_params(ticket), 5.0)
     outputs = await pair.decode.run(prompt, 4, kv=ticket)
     assert tokens(outputs) == aggregated
     assert (await pair.decode.engine.load()).transfer_failures > 0
@@ -580,7 +580,7 @@ async def test_prefill_aborted_before_it_hands_over(pair: Pair, prompt_of: Promp
     await pair.prefill.abort(request_id)
     if finished(pair.prefill.outputs.get(request_id, ())):  # it was quicker: then there is a lease
         params = pair.prefill.outputs[request_id][-1].kv_transfer_params
-        await release_ticket(PullParams.from_params(params or {}), 5.0)
+        await release_lease(PullParams.from_params(params or {}), 5.0)
     await pair.prefill.empty()
 
 
@@ -714,7 +714,7 @@ async def test_both_aborted_during_a_push(pair: Pair, prompt_of: PromptOf, secon
     await asyncio.gather(pair.decode.abort(push.decode_id), pair.prefill.abort(prefill_id))
     if finished(pair.prefill.outputs.get(prefill_id, ())):  # it was quicker: then there is a lease
         params = pair.prefill.outputs[prefill_id][-1].kv_transfer_params
-        await release_ticket(PullParams.from_params(params or {}), 5.0)
+        await release_lease(PullParams.from_params(params or {}), 5.0)
 
 
 async def test_a_push_that_is_never_begun_is_aborted(pair: Pair, prompt_of: PromptOf) -> None:
@@ -834,7 +834,7 @@ async def test_load_shows_what_runs(pair: Pair, prompt_of: PromptOf) -> None:
 async def test_load_shows_what_is_leased(pair: Pair, prompt_of: PromptOf) -> None:
     ticket = PullParams.from_params(await pair.ticket(prompt_of(200)))
     await eventually(lambda: _leased(pair.prefill, len(ticket.block_ids)))
-    await release_ticket(ticket, 5.0)
+    await release_lease(ticket, 5.0)
 
 
 async def test_a_ping_is_answered_when_idle_and_while_it_computes(pair: Pair, prompt_of: PromptOf) -> None:

@@ -23,6 +23,7 @@ from llmserve.engines.kv_transfer import (
     ReceiveJob,
     ReceiveLimits,
 )
+from llmserve.engines.kv_transfer.push.stopping import StopLimits
 from llmserve.transfer.base import Region
 from llmserve.transfer.select import makers
 
@@ -79,7 +80,7 @@ class Decode:
             transports=[transport],
             layout=KvLayout(regions, KvGeometry((BLOCK_BYTES,) * LAYERS, BLOCK_TOKENS)),
             lease_seconds=30,
-            receive_limits=ReceiveLimits(poll_seconds=0.1, stop_seconds=1.0),
+            receive_limits=ReceiveLimits(poll_seconds=0.1, stop=StopLimits(remote_seconds=1.0)),
         )
 
     def reserve(self, prefill: Prefill, name: str) -> None:

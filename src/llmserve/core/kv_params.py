@@ -1,96 +1,154 @@
-"""kv_transfer_params of a request: how KV gets from the prefill engine to the decode engine."""
+"""kv_transfer_params of a request: how KV gets from the prefill engine to the decode engine.
+
+They travel as JSON with the request, and are parsed once, where a process receives them. Bounded types of
+fields that come from other processes stand here, too.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
 
 from llmserve.core.errors import TransferError
-from llmserve.core.fields import (
-    endpoints_of,
-    fields_of,
-    flag_of,
-    integer_of,
-    integers_of,
-    object_of,
-    seconds_of,
-    text_of,
-    wrong,
-)
 from llmserve.core.ids import LeaseId, TransferId, WorkerId
 from llmserve.core.request import KvPeer
+
+MOST_RANKS, MOST_BLOCKS = 1024, 1 << 20
+
+WorkerName = Annotated[WorkerId, Meta(min_length=1, max_length=1024)]
+LeaseName = Annotated[LeaseId, Meta(min_length=1, max_length=1024)]
+TransferName = Annotated[TransferId, Meta(min_length=1, max_length=1024)]
+Text = Annotated[str, Meta(max_length=1024)]
+Whole = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Positive = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+Word = Annotated[int, Meta(ge=0, lt=1 << 31)]  # block ids, token ids
+BlockIds = Annotated[tuple[Word, ...], Meta(min_length=1, max_length=MOST_BLOCKS)]
+Endpoint = Annotated[str, Meta(max_length=1024)]  # host:port
+Endpoints = Annotated[tuple[Endpoint, ...], Meta(min_length=1, max_length=MOST_RANKS)]
+Seconds = Annotated[float, Meta(ge=0, lt=1e9)]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
-    """The side channel of one rank of one incarnation of a worker."""
+    """The side channel of one rank of one incarnation of a worker. Errors: TransferError for an endpoint that
+    is not host:port."""
 
-    worker_id: WorkerId
-    epoch: int
-    endpoint: str
+    worker_id: WorkerName
+    epoch: Whole
+    endpoint: Endpoint
+
+    def __post_init__(self) -> None:
+        split_endpoint(self.endpoint)
 
 
 @dataclass(frozen=True, slots=True)
 class PullParams:
-    """endpoints: "host:port" of the side channel of each tensor-parallel rank, in rank order.
-    block_ids: those of the owner, in prompt order; the last one may be partly filled."""
+    """What a decode engine needs to fetch the KV of a finished prefill. endpoints: host:port of the side
+    channel of each tensor-parallel rank, in rank order. block_ids: the owner's, in prompt order; the last one
+    may be partly filled. Errors: TransferError naming the field."""
 
-    worker_id: WorkerId
-    epoch: int
-    lease_id: LeaseId
-    endpoints: tuple[str, ...]
-    block_ids: tuple[int, ...]
-    num_tokens: int
-    block_size_tokens: int
-    lease_seconds: float
+    worker_id: WorkerName
+    epoch: Whole
+    lease_id: LeaseName
+    endpoints: Endpoints
+    block_ids: BlockIds
+    num_tokens: Positive
+    block_size_tokens: Positive
+    lease_seconds: Annotated[float, Meta(gt=0, lt=1e9)]
+
+    def __post_init__(self) -> None:
+        _check_endpoints(self.endpoints)
+        if len(self.block_ids) != -(-self.num_tokens // self.block_size_tokens):
+            raise TransferError(
+                f"block_ids: {len(self.block_ids)} blocks cannot hold {self.num_tokens} tokens"
+            )
 
     def address(self, rank: int) -> PeerAddress:
         """Errors: TransferError for a rank that the owner does not have."""
-        if not 0 <= rank < len(self.endpoints):
-            raise TransferError(f"the pull has no endpoint for rank {rank}")
-        return PeerAddress(self.worker_id, self.epoch, self.endpoints[rank])
+        return _address(self.worker_id, self.epoch, self.endpoints, rank)
 
     def to_params(self) -> dict[str, Any]:
-        """kv_transfer_params: JSON types only."""
-        return {
-            "do_remote_prefill": True,
-            "worker_id": self.worker_id,
-            "epoch": self.epoch,
-            "lease_id": self.lease_id,
-            "endpoints": list(self.endpoints),
-            "block_ids": list(self.block_ids),
-            "num_tokens": self.num_tokens,
-            "block_size_tokens": self.block_size_tokens,
-            "lease_seconds": self.lease_seconds,
-        }
+        return {"do_remote_prefill": True, **msgspec.to_builtins(self)}
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> "PullParams":
         """Errors: TransferError naming the field, for anything `to_params` cannot have made."""
-        with fields_of("kv_transfer_params"):
-            return cls._parsed(params)
+        _check_remote_prefill(params)
+        return _parsed(params, cls)
+
+
+@dataclass(frozen=True, slots=True)
+class PushParams:
+    """What a decode engine needs to wait for the KV of a prompt that prefill pushes. endpoints: side channels
+    of the prefill worker, in rank order. num_tokens: length of the prompt. continues: decode goes on from the
+    token that prefill draws; if not, it draws that token again. Errors: TransferError naming the field."""
+
+    transfer_id: TransferName
+    worker_id: WorkerName
+    epoch: Whole
+    endpoints: Endpoints
+    num_tokens: Positive
+    continues: bool
+
+    def __post_init__(self) -> None:
+        _check_endpoints(self.endpoints)
+
+    def address(self, rank: int) -> PeerAddress:
+        """Errors: TransferError for a rank that the worker does not have."""
+        return _address(self.worker_id, self.epoch, self.endpoints, rank)
+
+    def to_params(self) -> dict[str, Any]:
+        return {"do_remote_prefill": True, "push": msgspec.to_builtins(self)}
 
     @classmethod
-    def _parsed(cls, params: Mapping[str, Any]) -> "PullParams":
-        if params.get("do_remote_prefill") is not True:
-            raise wrong("do_remote_prefill", "must be true")
-        pull_params = cls(
-            worker_id=WorkerId(text_of(params, "worker_id")),
-            epoch=integer_of(params, "epoch", 0),
-            lease_id=LeaseId(text_of(params, "lease_id")),
-            endpoints=endpoints_of(params),
-            block_ids=integers_of(params, "block_ids"),
-            num_tokens=integer_of(params, "num_tokens", 1),
-            block_size_tokens=integer_of(params, "block_size_tokens", 1),
-            lease_seconds=seconds_of(params, "lease_seconds"),
-        )
-        if not pull_params.lease_seconds:
-            raise wrong("lease_seconds", "must be more than 0")
-        if len(pull_params.block_ids) != -(-pull_params.num_tokens // pull_params.block_size_tokens):
-            raise wrong(
-                "block_ids",
-                f"{len(pull_params.block_ids)} blocks cannot hold {pull_params.num_tokens} tokens",
-            )
-        return pull_params
+    def from_params(cls, params: Mapping[str, Any]) -> "PushParams":
+        """Errors: TransferError naming the field, for anything `to_params` cannot have made."""
+        _check_remote_prefill(params)
+        return _parsed(params.get("push"), cls, "push")
+
+
+@dataclass(frozen=True, slots=True)
+class _PrefillPush:
+    transfer_id: TransferName
+
+
+def is_pushed(params: Mapping[str, Any]) -> bool:
+    """Whether kv_transfer_params, of either leg, ask for a push."""
+    return "push" in params
+
+
+def prefill_params(transfer_id: TransferId) -> dict[str, Any]:
+    """kv_transfer_params of the prefill leg of a push."""
+    return {"do_remote_decode": True, "push": {"transfer_id": transfer_id}}
+
+
+def transfer_of(params: Mapping[str, Any]) -> TransferId:
+    """The transfer that the prefill leg of a push names. Errors: TransferError."""
+    return _parsed(params.get("push"), _PrefillPush, "push").transfer_id
+
+
+def check_params(params: Mapping[str, Any] | None, prompt_tokens: int) -> None:
+    """Before an engine takes the request. Errors: TransferError naming the field."""
+    if not params:
+        return
+    if params.get("do_remote_prefill"):
+        if not is_pushed(params):
+            PullParams.from_params(params)
+        elif PushParams.from_params(params).num_tokens != prompt_tokens:
+            raise TransferError(f"kv_transfer_params: num_tokens: the prompt has {prompt_tokens}")
+    elif params.get("do_remote_decode") and is_pushed(params):
+        transfer_of(params)
+
+
+def arriving_tokens(params: Mapping[str, Any] | None) -> int:
+    """Tokens of a prompt that another worker hands over; 0: all is computed here. Errors: TransferError."""
+    if not params or not params.get("do_remote_prefill"):
+        return 0
+    return (PushParams if is_pushed(params) else PullParams).from_params(params).num_tokens
 
 
 def addresses_for(peer: KvPeer, rank: int, ranks: int) -> list[PeerAddress]:
@@ -100,91 +158,37 @@ def addresses_for(peer: KvPeer, rank: int, ranks: int) -> list[PeerAddress]:
     return [PeerAddress(peer.worker_id, peer.epoch, endpoint) for endpoint in endpoints]
 
 
-@dataclass(frozen=True, slots=True)
-class PushParams:
-    """Decode's: it waits for `num_tokens` of prompt from that prefill worker. endpoints: of the worker's
-    side channels, in rank order. continues: decode goes on from the token that prefill draws; if not, it
-    draws that token again."""
-
-    transfer_id: TransferId
-    worker_id: WorkerId
-    epoch: int
-    endpoints: tuple[str, ...]
-    num_tokens: int
-    continues: bool
-
-    def address(self, rank: int) -> PeerAddress:
-        """Errors: TransferError for a rank that the worker does not have."""
-        if not 0 <= rank < len(self.endpoints):
-            raise TransferError(f"the push has no endpoint for rank {rank}")
-        return PeerAddress(self.worker_id, self.epoch, self.endpoints[rank])
-
-    def to_params(self) -> dict[str, Any]:
-        """kv_transfer_params: JSON types only."""
-        push_params = {
-            "transfer_id": self.transfer_id,
-            "worker_id": self.worker_id,
-            "epoch": self.epoch,
-            "endpoints": list(self.endpoints),
-            "num_tokens": self.num_tokens,
-            "continues": self.continues,
-        }
-        return {"do_remote_prefill": True, "push": push_params}
-
-    @classmethod
-    def from_params(cls, params: Mapping[str, Any]) -> "PushParams":
-        """Errors: TransferError naming the field, for anything `to_params` cannot have made."""
-        with fields_of("kv_transfer_params"):
-            if params.get("do_remote_prefill") is not True:
-                raise wrong("do_remote_prefill", "must be true")
-            push_params = object_of(params, "push")
-            return cls(
-                transfer_id=TransferId(text_of(push_params, "transfer_id")),
-                worker_id=WorkerId(text_of(push_params, "worker_id")),
-                epoch=integer_of(push_params, "epoch", 0),
-                endpoints=endpoints_of(push_params),
-                num_tokens=integer_of(push_params, "num_tokens", 1),
-                continues=flag_of(push_params, "continues"),
-            )
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """ "host:port" in two; IPv6 hosts may stand in brackets. Errors: TransferError."""
+    host, colon, port = endpoint.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise TransferError(f"not an endpoint of the form host:port: {endpoint!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def is_pushed(params: Mapping[str, Any]) -> bool:
-    """Whether kv_transfer_params, of either leg, ask for a push."""
-    return "push" in params
+def _check_endpoints(endpoints: tuple[str, ...]) -> None:
+    for endpoint in endpoints:
+        try:
+            split_endpoint(endpoint)
+        except TransferError as error:
+            raise TransferError(f"endpoints: {error.message}") from error
 
 
-def prefill_params(transfer_id: TransferId) -> dict[str, Any]:
-    """kv_transfer_params of prefill's leg."""
-    return {"do_remote_decode": True, "push": {"transfer_id": transfer_id}}
+def _address(worker_id: WorkerId, epoch: int, endpoints: tuple[str, ...], rank: int) -> PeerAddress:
+    if not 0 <= rank < len(endpoints):
+        raise TransferError(f"the request has no endpoint for rank {rank}")
+    return PeerAddress(worker_id, epoch, endpoints[rank])
 
 
-def transfer_of(params: Mapping[str, Any]) -> TransferId:
-    """Of prefill's leg. Errors: TransferError."""
-    with fields_of("kv_transfer_params"):
-        return TransferId(text_of(object_of(params, "push"), "transfer_id"))
+def _check_remote_prefill(params: Mapping[str, Any]) -> None:
+    if params.get("do_remote_prefill") is not True:
+        raise TransferError("kv_transfer_params: do_remote_prefill: must be true")
 
 
-def check_params(params: Mapping[str, Any] | None, prompt_tokens: int) -> None:
-    """Before an engine takes the request. Errors: TransferError naming the field."""
-    if not params:
-        return
-    if params.get("do_remote_prefill"):
-        _check_arrival(params, prompt_tokens)
-    elif params.get("do_remote_decode") and is_pushed(params):
-        transfer_of(params)
-
-
-def arriving_tokens(params: Mapping[str, Any] | None) -> int:
-    """Of a prompt, how much another worker hands over; 0: it is all computed here. Errors: TransferError."""
-    if not params or not params.get("do_remote_prefill"):
-        return 0
-    return (PushParams if is_pushed(params) else PullParams).from_params(params).num_tokens
-
-
-def _check_arrival(params: Mapping[str, Any], prompt_tokens: int) -> None:
-    if not is_pushed(params):
-        PullParams.from_params(params)
-        return
-    push_params = PushParams.from_params(params)
-    if push_params.num_tokens != prompt_tokens:
-        raise TransferError(f"kv_transfer_params: num_tokens: the prompt has {prompt_tokens}")
+def _parsed(fields: Any, kind: type[T], name: Literal["", "push"] = "") -> T:
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise TransferError(f"kv_transfer_params: {name and name + ': '}{error}") from error
+    except TransferError as error:
+        raise TransferError(f"kv_transfer_params: {error.message}") from error

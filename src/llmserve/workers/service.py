@@ -38,10 +38,10 @@ ReleaseTicket = Callable[[PullParams, float], Awaitable[bool]]
 
 
 class LeaseReleaser:
-    """release_ticket: engines.kv_transfer's; False when the lease had ended already."""
+    """release_lease: engines.kv_transfer's; False when the lease had ended already."""
 
-    def __init__(self, release_ticket: ReleaseTicket, tasks: TaskOwner) -> None:
-        self._release_ticket = release_ticket
+    def __init__(self, release_lease: ReleaseTicket, tasks: TaskOwner) -> None:
+        self._release_ticket = release_lease
         self._tasks = tasks
 
     async def release(self, params: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from llmserve.core.errors import EngineDead
 from llmserve.core.hang import HangLimits
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import Engine, EngineInfo
-from llmserve.engines.kv_transfer import release_ticket
+from llmserve.engines.kv_transfer import release_lease
 from llmserve.engines.spec import EngineSpec
 from llmserve.metrics.registry import serve_metrics
 from llmserve.metrics.worker import WorkerMetrics
@@ -92,7 +92,7 @@ class Worker:
             self._engine,
             ApiserverSessions(SystemClock()),
             self._status,
-            LeaseReleaser(release_ticket, self._tasks),
+            LeaseReleaser(release_lease, self._tasks),
             self._tasks,
             self._metrics,
             LegSpans(self._tracer, self._spec.role, self._spec.worker_id, self._spec.model_name),

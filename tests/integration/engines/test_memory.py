@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from llmserve.core.errors import ManifestError
-from llmserve.engines.connector.memory import kv_layout
-from llmserve.engines.connector.packing import Packing, packing_of
+from llmserve.engines.connector.memory import Packing, kv_layout, packing_of
 from llmserve.engines.kv_transfer import HeadShard, KvLayout
 
 BLOCKS, HEADS, TOKENS, CONTENT = 5, 2, 32, 128

@@ -9,7 +9,7 @@ import pytest
 import torch
 from vllm import _custom_ops as ops
 
-from llmserve.engines.connector.packing import Packing, packing_of
+from llmserve.engines.connector.memory import Packing, packing_of
 
 HEAD = 64
 DIGIT = 8  # float8 has all integers below 16

@@ -8,9 +8,9 @@ from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import Request, RequestStatus
 
 from llmserve.core.ids import TransferId, WorkerId
-from llmserve.core.kv_params import PullParams, PushParams, prefill_params
-from llmserve.engines.connector.continuation import continue_from
-from llmserve.engines.connector.push_orders import Continuations
+from llmserve.core.kv_params import PushParams, prefill_params
+from llmserve.engines.connector.orders import Continuations
+from llmserve.engines.connector.push_side import continue_from
 from llmserve.engines.connector.scheduler_side import SchedulerSide
 
 BLOCK = 16
@@ -74,9 +74,10 @@ def test_at_its_end_the_ticket_and_the_token_go_to_decode(side: SchedulerSide) -
     request.status = RequestStatus.FINISHED_LENGTH_CAPPED
     keep, params = side.request_finished(request, [7, 8, 9])
     assert keep
-    (end,) = orders_of(side).ends
-    assert (end.request_id, end.transfer_id, end.tokens, end.pull_params) == ("p", "t", (77,), params)
-    assert PullParams.from_params(end.pull_params).block_ids == (7, 8, 9)
+    ((transfer_id, end),) = orders_of(side).ends
+    assert (end.request_id, transfer_id, end.tokens) == ("p", "t", (77,))
+    assert end.pull_params.to_params() == params
+    assert end.pull_params.block_ids == (7, 8, 9)
     assert not orders_of(side, {"p": 1}, 1).chunks, "it is over"
 
 
@@ -121,7 +122,7 @@ def parked(side: SchedulerSide, tokens: int = 40) -> Request:
 def test_a_request_waits_for_the_whole_prompt(side: SchedulerSide) -> None:
     request = request_of("d", 40, card_of(40).to_params())
     side.on_new_request(request)
-    assert orders_of(side).expected == [card_of(40).to_params()]
+    assert orders_of(side).expected == [card_of(40)]
     assert side.matched_tokens(request, 0) == 40
     assert side.matched_tokens(request, 32) == 8
     side.after_alloc(request, FakeBlocks(1, 2, 3), 8)
@@ -136,7 +137,7 @@ def test_a_request_that_is_not_to_load_anything_forgets_its_card(side: Scheduler
     orders_of(side)
     side.after_alloc(request, FakeBlocks(1, 2, 3), 0)
     orders = orders_of(side)
-    assert (orders.forgotten, orders.receives) == ([card_of(40).to_params()], [])
+    assert (orders.forgotten, orders.receives) == ([card_of(40)], [])
 
 
 def test_it_goes_on_from_prefills_token(side: SchedulerSide) -> None:
@@ -160,7 +161,7 @@ def test_an_abort_before_it_has_blocks(side: SchedulerSide) -> None:
     request.status = RequestStatus.FINISHED_ABORTED
     side.request_finished(request, [])
     orders = orders_of(side)
-    assert (orders.forgotten, orders.cancels) == ([card_of(40).to_params()], [])
+    assert (orders.forgotten, orders.cancels) == ([card_of(40)], [])
 
 
 def test_an_abort_while_its_blocks_are_filled(side: SchedulerSide) -> None:

@@ -8,7 +8,7 @@ from vllm.v1.request import RequestStatus
 
 from llmserve.core.ids import WorkerId
 from llmserve.core.kv_params import PullParams
-from llmserve.engines.connector.metadata import StepOrders
+from llmserve.engines.connector.orders import StepOrders
 from llmserve.engines.connector.scheduler_side import SchedulerSide
 
 BLOCK = 16
@@ -116,7 +116,7 @@ def test_the_owners_blocks_may_be_of_another_size(
     side.after_alloc(request, FakeBlocks([1, 2, 3]), 40 - cached)
     (pull,) = orders_of(side).pulls
     assert (pull.tokens, pull.local_block_ids) == (range(cached, 40), local)
-    assert pull.pull_params["block_ids"] == [100, 101]
+    assert pull.pull_params.block_ids == (100, 101)
 
 
 def test_a_prompt_that_is_cached_whole_gives_the_lease_back(side: SchedulerSide) -> None:

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 
 from llmserve.core.errors import TransferError
-from llmserve.core.fields import split_endpoint
 from llmserve.core.ids import LeaseId, WorkerId
-from llmserve.core.kv_params import PullParams
+from llmserve.core.kv_params import PullParams, split_endpoint
 
 PULL_PARAMS = PullParams(
     worker_id=WorkerId("prefill-0"),

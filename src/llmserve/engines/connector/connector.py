@@ -18,10 +18,8 @@ from llmserve.config.conflict import Conflict
 from llmserve.config.refusals import SEVERAL_KV_GROUPS
 from llmserve.core.process import exit_so_when_done
 from llmserve.engines.connector import rewinding
-from llmserve.engines.connector.memory import kv_layout, layer_indices
-from llmserve.engines.connector.metadata import RankEndpoint, StepOrders
-from llmserve.engines.connector.packing import kernel_of, packing_of
-from llmserve.engines.connector.push_orders import Continuations
+from llmserve.engines.connector.memory import kernel_of, kv_layout, layer_indices, packing_of
+from llmserve.engines.connector.orders import Continuations, RankEndpoint, StepOrders
 from llmserve.engines.connector.ready_file import EngineReadyFile
 from llmserve.engines.connector.scheduler_side import SchedulerSide
 from llmserve.engines.connector.settings import ConnectorSettings
@@ -94,13 +92,13 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         """In the middle of a forward pass. Blocks that are not pushed stay where prefill wrote them."""
         layer = self._layers.get(layer_name)
         if layer is not None:
-            self._acting().pushes.computed(layer, self._bound_orders().push)
+            self._acting().computed(layer, self._bound_orders().push)
 
     def wait_for_save(self) -> None:
         """Nothing to wait for: blocks are pinned until they are written, or nobody trusts what was."""
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
-        return self._acting().pushes.take_continuations()
+        return self._acting().take_continuations()
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         worker = self._acting()

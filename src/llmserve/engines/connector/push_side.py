@@ -8,12 +8,13 @@ prompt, and when prefill is done lets it go on from the token that prefill drew.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from vllm.v1.request import RequestStatus
+
 from llmserve.core.errors import TransferError
-from llmserve.core.ids import TransferId
+from llmserve.core.ids import RequestId, TransferId
 from llmserve.core.kv_params import PullParams, PushParams, is_pushed, transfer_of
-from llmserve.engines.connector.continuation import continue_from
-from llmserve.engines.connector.push_orders import PushEnd, PushOrders, Receive
-from llmserve.engines.kv_transfer import PromptFollower
+from llmserve.engines.connector.orders import PushOrders
+from llmserve.engines.kv_transfer import Finish, PromptFollower, ReceiveJob
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -76,15 +77,14 @@ class PushSide:
             self._orders.dropped.append(follower.transfer_id)
             return
         tokens = tuple(request.output_token_ids)
-        self._orders.ends.append(
-            PushEnd(request.request_id, follower.transfer_id, pull_params.to_params(), tokens)
-        )
+        finish = Finish(RequestId(request.request_id), pull_params, tokens)
+        self._orders.ends.append((follower.transfer_id, finish))
 
     # -- at decode
 
     def _expect(self, request: "Request", push_params: PushParams) -> None:
         self._waiting[request.request_id] = push_params
-        self._orders.expected.append(push_params.to_params())
+        self._orders.expected.append(push_params)
 
     def matched_tokens(self, request: "Request", computed_tokens: int) -> int:
         """Prompt tokens that prefill will bring beyond those in the local cache; 0 for all but requests that
@@ -97,14 +97,14 @@ class PushSide:
         if push_params is None:
             return
         if external_tokens == 0:  # vLLM wants to compute all of it
-            self._orders.forgotten.append(push_params.to_params())
+            self._orders.forgotten.append(push_params)
             return
         first = (push_params.num_tokens - external_tokens) // self._block_size
         end = -(-push_params.num_tokens // self._block_size)
         (local,) = blocks.get_block_ids()
         self._parked[request.request_id] = request
         self._orders.receives.append(
-            Receive(request.request_id, push_params.to_params(), first, tuple(local[first:end]))
+            ReceiveJob(RequestId(request.request_id), push_params, first, tuple(local[first:end]))
         )
 
     def loads_ended(self, request_ids: Iterable[str], tokens: Mapping[str, Sequence[int]]) -> None:
@@ -116,6 +116,25 @@ class PushSide:
 
     def request_finished(self, request: "Request") -> None:
         if push_params := self._waiting.pop(request.request_id, None):  # aborted before it had blocks
-            self._orders.forgotten.append(push_params.to_params())
+            self._orders.forgotten.append(push_params)
         if self._parked.pop(request.request_id, None):  # aborted while they are filled
-            self._orders.cancels.append(request.request_id)
+            self._orders.cancels.append(RequestId(request.request_id))
+
+
+def continue_from(request: "Request", tokens: Sequence[int]) -> None:
+    """Lets a parked request go on from tokens that another engine drew, before it is scheduled for the first
+    time. One that ended meanwhile stays as it is.
+
+    The tokens become the end of its prompt, as when the request had been sent with them: what decode samples
+    then is what it samples in pull mode, bit for bit. As the beginning of its output they would be lost: the
+    model runner learns of a request from its prompt alone. vLLM's own streaming sessions change the same
+    fields in the same way (Scheduler._update_request_as_session)."""
+    if request.status != RequestStatus.WAITING_FOR_REMOTE_KVS:
+        return
+    request.prompt_token_ids.extend(tokens)
+    request._all_token_ids.extend(tokens)
+    request.num_prompt_tokens = len(request.prompt_token_ids)
+    request.update_block_hashes()
+    if request.prefill_stats is not None:
+        request.prefill_stats.num_prompt_tokens += len(tokens)
+        request.prefill_stats.num_computed_tokens += len(tokens)

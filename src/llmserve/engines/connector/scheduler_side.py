@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.request import RequestStatus
 
 from llmserve.core.errors import TransferError
-from llmserve.core.ids import LeaseId, WorkerId
+from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.core.kv_params import PullParams, is_pushed
-from llmserve.engines.connector.metadata import Grant, Pull, StepOrders
+from llmserve.engines.connector.orders import Grant, StepOrders
 from llmserve.engines.connector.push_side import PushSide
+from llmserve.engines.kv_transfer import PullJob
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -52,7 +53,7 @@ class SchedulerSide:
         except TransferError:
             return  # refused by the engine's `add` already; never fatal here
         self._waiting[request.request_id] = pull_params
-        self._orders.watches.append(pull_params.to_params())
+        self._orders.watches.append(pull_params)
 
     def matched_tokens(self, request: "Request", computed_tokens: int) -> int:
         """Prompt tokens that the pull covers beyond those in the local cache. No side effects."""
@@ -68,21 +69,21 @@ class SchedulerSide:
         if pull_params is None:
             return
         if external_tokens == 0:  # all of it was in the local cache
-            self._orders.releases.append(pull_params.to_params())
+            self._orders.releases.append(pull_params)
             return
         self._orders.pulls.append(self._pull(request, pull_params, blocks, external_tokens))
         self._pulling.add(request.request_id)
 
     def _pull(
         self, request: "Request", pull_params: PullParams, blocks: "KVCacheBlocks", external_tokens: int
-    ) -> Pull:
+    ) -> PullJob:
         covered = min(pull_params.num_tokens, request.num_tokens)
         tokens = range(covered - external_tokens, covered)
         first, end = tokens.start // self._block_size, -(-tokens.stop // self._block_size)
         (local,) = blocks.get_block_ids()
-        return Pull(
-            request_id=request.request_id,
-            pull_params=pull_params.to_params(),
+        return PullJob(
+            request_id=RequestId(request.request_id),
+            pull_params=pull_params,
             tokens=tokens,
             local_block_ids=tuple(local[first:end]),
         )
@@ -107,10 +108,10 @@ class SchedulerSide:
         """Returns whether vLLM must keep the blocks, and what goes into the request's last output."""
         request_id = request.request_id
         if pull_params := self._waiting.pop(request_id, None):  # aborted before it was scheduled
-            self._orders.releases.append(pull_params.to_params())
+            self._orders.releases.append(pull_params)
         if request_id in self._pulling:  # aborted while its blocks arrive
             self._pulling.discard(request_id)
-            self._orders.cancels.append(request_id)
+            self._orders.cancels.append(RequestId(request_id))
         self._pushes.request_finished(request)
         if not self._hands_over(request.kv_transfer_params, request) or not block_ids:
             self._pushes.prefill_ended(request, None)
@@ -129,7 +130,7 @@ class SchedulerSide:
         tokens = request.num_prompt_tokens
         held = tuple(block_ids[: -(-tokens // self._block_size)])
         lease_id = LeaseId(f"{self._epoch:x}.{request.request_id}")
-        self._orders.grants.append(Grant(request.request_id, lease_id, tuple(block_ids)))
+        self._orders.grants.append(Grant(RequestId(request.request_id), lease_id, tuple(block_ids)))
         return PullParams(
             worker_id=self._worker_id,
             epoch=self._epoch,

@@ -6,13 +6,10 @@ orders of the scheduler side. Called between forward passes; nothing here waits 
 
 from typing import Any
 
-from llmserve.core.ids import LeaseId, RequestId
-from llmserve.core.kv_params import PullParams
-from llmserve.engines.connector.metadata import Pull, RankEndpoint, StepOrders
-from llmserve.engines.connector.push_worker import PushWorker
+from llmserve.engines.connector.orders import Continuations, PushOrders, RankEndpoint, StepOrders
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stats import HandoverStats
-from llmserve.engines.kv_transfer import HandoverNode, KvLayout, PullJob, PullResult
+from llmserve.engines.kv_transfer import HandoverNode, KvLayout, PullResult
 from llmserve.transfer.select import make_transports
 
 # Longer, and a request that comes meanwhile begins late.
@@ -35,9 +32,9 @@ class WorkerSide:
             policy=settings.policy,
             unusable=unusable,
         )
-        self.pushes = PushWorker(self._node)
+        self._continued: dict[str, tuple[int, ...]] = {}  # to be told with the results of this step
         self._reported: dict[str, Any] = {}
-        self._pulled: list[PullResult] = []  # to be told with the next stats
+        self._pulled: list[PullResult] = []  # for the next stats
 
     def endpoint(self) -> RankEndpoint:
         return RankEndpoint(
@@ -48,25 +45,48 @@ class WorkerSide:
         )
 
     def execute(self, orders: StepOrders) -> None:
+        """Before the step computes."""
+        server, client = self._node.server, self._node.client
         for grant in orders.grants:
-            self._node.server.grant(RequestId(grant.request_id), grant.block_ids, LeaseId(grant.lease_id))
+            server.grant(grant.request_id, grant.block_ids, grant.lease_id)
         for watched in orders.watches:
-            self._node.client.watch(PullParams.from_params(watched))
+            client.watch(watched)
         for pull in orders.pulls:
-            self._node.client.pull(self._job(pull))
+            client.pull(pull)
         for released in orders.releases:
-            self._node.client.release(PullParams.from_params(released))
+            client.release(released)
         for request_id in orders.cancels:
-            self._node.client.cancel(RequestId(request_id))
-        self.pushes.execute(orders.push)
+            client.cancel(request_id)
+        self._execute_sends(orders.push)
+        self._execute_receives(orders.push)
 
-    def _job(self, pull: Pull) -> PullJob:
-        return PullJob(
-            request_id=RequestId(pull.request_id),
-            pull_params=PullParams.from_params(pull.pull_params),
-            tokens=pull.tokens,
-            local_block_ids=pull.local_block_ids,
-        )
+    def _execute_sends(self, orders: PushOrders) -> None:
+        """After the leases of `ends` have been granted."""
+        sender = self._node.sender
+        for transfer_id in orders.announced:
+            sender.announce(transfer_id)
+        if orders.chunks:
+            sender.begin_step(orders.chunks)
+        for transfer_id, finish in orders.ends:
+            sender.finish(transfer_id, finish)
+        for transfer_id in orders.dropped:
+            sender.drop(transfer_id)
+
+    def _execute_receives(self, orders: PushOrders) -> None:
+        receiver = self._node.receiver
+        for expected in orders.expected:
+            receiver.expect(expected)
+        for job in orders.receives:
+            receiver.receive(job)
+        for forgotten in orders.forgotten:
+            receiver.forget(forgotten)
+        for request_id in orders.cancels:
+            receiver.cancel(request_id)
+
+    def computed(self, layer: int, orders: PushOrders) -> None:
+        """The step has computed a layer."""
+        if orders.chunks:
+            self._node.sender.computed(layer, orders.chunks)
 
     def take_sent(self) -> set[str]:
         """Requests whose lease has ended: vLLM may free their blocks."""
@@ -79,10 +99,17 @@ class WorkerSide:
 
     def take_received(self) -> tuple[set[str], set[str]]:
         """Requests whose load has ended, and those of them that got no valid data."""
-        results = [*self._node.client.take_finished(), *self.pushes.take_received()]
+        pushed = self._node.receiver.take_finished()
+        self._continued.update({result.request_id: result.tokens for result in pushed if result.tokens})
+        results = [*self._node.client.take_finished(), *pushed]
         self._pulled += results
         failed: set[str] = {result.request_id for result in results if not result.ok}
         return {result.request_id for result in results}, failed
+
+    def take_continuations(self) -> Continuations | None:
+        """For the results taken last."""
+        continued, self._continued = self._continued, {}
+        return Continuations(continued) if continued else None
 
     def take_stats(self) -> HandoverStats | None:
         """What changed since the last step, or None."""
@@ -100,14 +127,14 @@ class WorkerSide:
             return None
         self._reported = data
         events = [[c.lease_id, c.state.value, c.blocks, c.remaining_seconds] for c in changes]
-        pulls = [_told(result) for result in pulled]
+        pulls = [_row(result) for result in pulled]
         return HandoverStats(data={**data, "lease_events": events, "pulls": pulls})
 
     def close(self) -> None:
         self._node.close()
 
 
-def _told(result: PullResult) -> list[Any]:
+def _row(result: PullResult) -> list[Any]:
     return [
         result.request_id,
         result.transport,

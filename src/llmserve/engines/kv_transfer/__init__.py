@@ -3,19 +3,19 @@
 Used by engines/connector (in each vLLM worker process) and by engines/sim. No torch, no vLLM.
 """
 
-from llmserve.engines.kv_transfer.ask import query_status, release_ticket, set_peers
+from llmserve.engines.kv_transfer.ask import query_status, release_lease, set_peers
 from llmserve.engines.kv_transfer.client import HandoverClient
 from llmserve.engines.kv_transfer.layout.blocks import KvLayout
 from llmserve.engines.kv_transfer.layout.geometry import KvGeometry, KvPart
 from llmserve.engines.kv_transfer.layout.heads import HeadShard
 from llmserve.engines.kv_transfer.node import HandoverNode
+from llmserve.engines.kv_transfer.protocol import HandoverStatus
 from llmserve.engines.kv_transfer.pull import PullJob, PullLimits
-from llmserve.engines.kv_transfer.push.following import PromptFollower, PushChunk
+from llmserve.engines.kv_transfer.push.progress import PromptFollower, PushChunk
 from llmserve.engines.kv_transfer.push.receive import ReceiveJob, ReceiveLimits
 from llmserve.engines.kv_transfer.push.transfer import Finish, PushLimits
 from llmserve.engines.kv_transfer.rank import PullResult
 from llmserve.engines.kv_transfer.server import HandoverServer
-from llmserve.engines.kv_transfer.status import HandoverStatus
 
 __all__ = [
     "Finish",
@@ -36,6 +36,6 @@ __all__ = [
     "ReceiveJob",
     "ReceiveLimits",
     "query_status",
-    "release_ticket",
+    "release_lease",
     "set_peers",
 ]

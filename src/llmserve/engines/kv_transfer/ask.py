@@ -1,76 +1,76 @@
-"""Questions to a hand-over server from a process that moves no KV: a worker's front. asyncio only."""
+"""Requests to a hand-over server from a process that moves no KV: a worker's front. asyncio only."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from llmserve.core.errors import DeadlineExceeded, TransferError
-from llmserve.core.fields import split_endpoint
 from llmserve.core.kv_params import PeerAddress, PullParams
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.engines.kv_transfer import wire
-from llmserve.engines.kv_transfer.status import HandoverStatus
+from llmserve.engines.kv_transfer.channel import Channel, open_client
+from llmserve.engines.kv_transfer.protocol import (
+    A,
+    AskStatus,
+    Done,
+    HandoverStatus,
+    LeaseIs,
+    ReleaseLease,
+    Request,
+    SetPeers,
+    decode_answer,
+    expect,
+)
 
 _UNKNOWN_RETRY_SECONDS = 0.02
 
 
-async def release_ticket(pull_params: PullParams, timeout: float) -> bool:
-    """Gives back the blocks of a hand-over that will not happen, on every rank. False: some lease
-    had ended before. A lease that its owner has not granted yet is waited for.
+async def release_lease(params: PullParams, timeout: float) -> bool:
+    """Gives back the blocks of a hand-over that will not happen, on every rank. False: some lease had ended
+    before. A lease that its owner has not granted yet is waited for.
     Errors: TransferError, DeadlineExceeded (seconds)."""
     async with _deadline(timeout, "release"):
-        answers = await asyncio.gather(
-            *(_release(endpoint, pull_params) for endpoint in pull_params.endpoints)
-        )
+        answers = await asyncio.gather(*(_release(endpoint, params) for endpoint in params.endpoints))
     return all(answer is LeaseAnswer.VALID for answer in answers)
 
 
 async def query_status(endpoint: str, timeout: float) -> HandoverStatus:
     """Errors: TransferError, DeadlineExceeded."""
-    async with _deadline(timeout, "status"), _connection(endpoint) as (reader, writer):
-        return HandoverStatus.from_message(wire.check_answer(await _ask(reader, writer, {"op": "status"})))
+    async with _deadline(timeout, "status"), _connection(endpoint) as channel:
+        return await _ask(channel, AskStatus(), HandoverStatus)
 
 
 async def set_peers(endpoint: str, addresses: Sequence[PeerAddress], timeout: float) -> None:
     """Tells this worker's own rank whom it may fetch from; replaces what it was told before.
     Errors: TransferError, DeadlineExceeded."""
-    async with _deadline(timeout, "set_peers"), _connection(endpoint) as (reader, writer):
-        wire.check_answer(await _ask(reader, writer, {"op": "set_peers", **wire.pack_addresses(addresses)}))
+    async with _deadline(timeout, "set_peers"), _connection(endpoint) as channel:
+        await _ask(channel, SetPeers(tuple(addresses)), Done)
 
 
-async def _release(endpoint: str, pull_params: PullParams) -> LeaseAnswer:
-    message = {"op": "release", "lease_id": pull_params.lease_id, "epoch": pull_params.epoch}
-    async with _connection(endpoint) as (reader, writer):
+async def _release(endpoint: str, params: PullParams) -> LeaseAnswer:
+    message = ReleaseLease(params.lease_id, params.epoch)
+    async with _connection(endpoint) as channel:
         while True:
-            answer = wire.lease_answer(await _ask(reader, writer, message))
+            answer = (await _ask(channel, message, LeaseIs)).lease
             if answer is not LeaseAnswer.UNKNOWN:
                 return answer
             await asyncio.sleep(_UNKNOWN_RETRY_SECONDS)
 
 
-async def _ask(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: wire.Message
-) -> wire.Message:
+async def _ask(channel: Channel, request: Request, kind: type[A]) -> A:
     try:
-        writer.write(wire.pack(message))
-        return await wire.read_message(reader)
+        channel.send(request)
+        return expect(decode_answer(await channel.receive()), kind)
     except OSError as error:
         raise TransferError(f"side channel: {error!r}") from error
 
 
 @asynccontextmanager
-async def _connection(endpoint: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    host, port = split_endpoint(endpoint)
+async def _connection(endpoint: str) -> AsyncIterator[Channel]:
+    channel = await open_client(endpoint)
     try:
-        reader, writer = await asyncio.open_connection(host, port)
-    except OSError as error:
-        raise TransferError(f"cannot connect to {endpoint}: {error}") from error
-    try:
-        yield reader, writer
+        yield channel
     finally:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
+        await channel.aclose()
 
 
 @asynccontextmanager

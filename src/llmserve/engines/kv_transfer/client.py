@@ -14,6 +14,7 @@ from llmserve.core.request import PairStatus
 from llmserve.engines.kv_transfer.layout.heads import sources
 from llmserve.engines.kv_transfer.peers import PeerDirectory
 from llmserve.engines.kv_transfer.prober import Prober
+from llmserve.engines.kv_transfer.protocol import ReleaseLease, RenewLease
 from llmserve.engines.kv_transfer.pull import Pull, PullJob, PullLimits, renewals
 from llmserve.engines.kv_transfer.rank import PullResult, RankEngine, Results
 
@@ -168,7 +169,7 @@ class HandoverClient:
     async def _keep_alive(self, pull_params: PullParams, rank: int) -> None:
         try:
             peer = await self.peers.get(pull_params.address(rank))
-            await peer.demand("renew", pull_params)
+            await peer.demand(RenewLease(pull_params.lease_id, pull_params.epoch))
             await renewals(peer, pull_params)
         except TransferError as error:
             _log.info("lease %s is no longer renewed: %s", pull_params.lease_id, error.message)
@@ -176,7 +177,7 @@ class HandoverClient:
     async def _give_back(self, pull_params: PullParams, rank: int) -> None:
         try:
             peer = await self.peers.get(pull_params.address(rank))
-            await peer.lease("release", pull_params)
+            await peer.lease(ReleaseLease(pull_params.lease_id, pull_params.epoch))
         except TransferError as error:
             _log.info("lease %s was not given back: %s", pull_params.lease_id, error.message)
 

@@ -54,7 +54,7 @@ class HandoverNode:
         self.sender = PushSender(self._engine, self.client.peers, self.server, push_limits)
         home = PeerAddress(worker_id, epoch, self.server.endpoint)
         self.receiver = PushReceiver(self._engine, self.client, home, self.server.hang_up, receive_limits)
-        self.server.add({**self.sender.operations, **self.receiver.operations})
+        self.server.add({**self.sender.handlers, **self.receiver.handlers})
 
     @property
     def endpoint(self) -> str:

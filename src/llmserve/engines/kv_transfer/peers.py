@@ -1,23 +1,34 @@
 """Connections of this process to the side channels of others, one for each endpoint."""
 
 import asyncio
-from base64 import b64decode
 from collections import deque
-from collections.abc import Mapping
 
-from llmserve.core.errors import LeaseEnded, PeerGone, TransferError
-from llmserve.core.fields import split_endpoint
-from llmserve.core.ids import LeaseId
-from llmserve.core.kv_params import PeerAddress, PullParams
+from llmserve.core.errors import LeaseEnded, TransferError
+from llmserve.core.kv_params import PeerAddress
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.engines.kv_transfer import wire
+from llmserve.engines.kv_transfer.channel import Channel, open_client
 from llmserve.engines.kv_transfer.layout.geometry import KvGeometry
+from llmserve.engines.kv_transfer.protocol import (
+    A,
+    AnnounceProbe,
+    Answer,
+    AskDigest,
+    BeginRead,
+    DigestIs,
+    Done,
+    Hello,
+    LeaseIs,
+    ReleaseLease,
+    RenewLease,
+    Request,
+    Welcome,
+    decode_answer,
+    expect,
+)
 from llmserve.engines.kv_transfer.rank import RankEngine
 from llmserve.transfer.base import Spans
 from llmserve.transfer.engine.pair import Pair
-from llmserve.transfer.engine.probe import ProbeInfo
 
-CONNECT_SECONDS = 3.0
 _ANSWER_SECONDS = 5.0
 _UNKNOWN_SECONDS = 1.0
 _UNKNOWN_RETRY_SECONDS = 0.01
@@ -26,78 +37,75 @@ _UNKNOWN_RETRY_SECONDS = 0.01
 class Peer:
     """A side channel that has said hello. Errors of every method: TransferError.
 
-    geometry: of its rank. pair: the transports to it. Both are set by `hello`."""
+    geometry: that of its rank. pair: the transports to it. `hello` sets both."""
 
     geometry: KvGeometry
     pair: Pair
 
-    def __init__(
-        self,
-        endpoint: str,
-        engine: RankEngine,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    def __init__(self, endpoint: str, engine: RankEngine, channel: Channel) -> None:
         self.endpoint = endpoint
         self.worker_id = ""
         self.epoch = -1
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._engine = engine
-        self._reader, self._writer = reader, writer
-        self._answers: deque[asyncio.Future[wire.Message]] = deque()
+        self._channel = channel
+        self._answers: deque[asyncio.Future[Answer]] = deque()
         self._receiver = engine.spawn("peer", self._receive())
-
-    async def announce_probe(self) -> None:
-        """Lets the peer serve the probe that follows."""
-        await self._ask({"op": "probe"})
 
     async def hello(self, earlier: "Peer | None") -> None:
         """earlier: a connection to the same endpoint; what it has learnt is true until the worker
         restarts."""
-        answer = await self._ask({"op": "hello", "geometry": self._engine.layout.geometry.to_message()})
-        try:
-            self.worker_id, self.epoch = str(answer["worker_id"]), int(answer["epoch"])
-            descriptions = {str(k): b64decode(v) for k, v in answer["transports"].items()}
-            probe = ProbeInfo(**answer["probe"])
-            self.geometry = KvGeometry.from_message(answer["geometry"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise TransferError(f"malformed hello from {self.endpoint}") from error
+        welcome = await self.ask(Hello(self._engine.layout.geometry), Welcome)
+        self.worker_id, self.epoch, self.geometry = welcome.worker_id, welcome.epoch, welcome.geometry
         choice = earlier.pair.choice if earlier is not None and earlier.epoch == self.epoch else None
-        self.pair = Pair(self._engine, self.worker_id, descriptions, probe, choice)
+        self.pair = Pair(self._engine, self.worker_id, welcome.transports, welcome.probe, choice)
 
-    async def lease(self, operation: str, pull_params: PullParams, **reader: int) -> LeaseAnswer:
-        """begin, renew or release; reader and readers: release it as one of several. The request can be
-        here before the owner's engine has granted the lease: an unknown lease is asked for again."""
-        message = {"op": operation, "lease_id": pull_params.lease_id, "epoch": pull_params.epoch, **reader}
+    async def announce_probe(self) -> None:
+        """Lets the peer serve the probe that follows."""
+        await self.ask(AnnounceProbe(), Done)
+
+    async def lease(self, request: BeginRead | RenewLease | ReleaseLease) -> LeaseAnswer:
+        """A request can come here before the owner's engine has granted its lease: an unknown lease is asked
+        for again, for a second."""
         give_up = asyncio.get_running_loop().time() + _UNKNOWN_SECONDS
         while True:
-            answer = wire.lease_answer(await self._ask(message))
+            answer = (await self.ask(request, LeaseIs)).lease
             if answer is not LeaseAnswer.UNKNOWN or asyncio.get_running_loop().time() > give_up:
                 return answer
             await asyncio.sleep(_UNKNOWN_RETRY_SECONDS)
 
-    async def demand(self, operation: str, pull_params: PullParams, **reader: int) -> None:
+    async def demand(self, request: BeginRead | RenewLease | ReleaseLease) -> None:
         """The same. Errors: LeaseEnded unless the lease is valid."""
-        answer = await self.lease(operation, pull_params, **reader)
+        answer = await self.lease(request)
         if answer is not LeaseAnswer.VALID:
-            raise LeaseEnded(f"lease {_brief(pull_params.lease_id)} at {operation}: {answer.value}")
+            operation = request.__struct_config__.tag
+            raise LeaseEnded(f"lease {request.lease_id[:120]} at {operation}: {answer.value}")
 
     async def verify(self, spans: Spans, digest: str) -> None:
-        """Compares what arrived here with the owner's bytes. Errors: TransferError when they differ."""
-        answer = await self._ask({"op": "digest", **wire.pack_spans(spans)})
-        if answer.get("digest") != digest:
+        """Compares what has arrived with the owner's bytes. Errors: TransferError when they differ."""
+        if (await self.ask(AskDigest.of(spans), DigestIs)).digest != digest:
             raise TransferError("other bytes arrived than were sent: the digests differ")
 
-    async def ask(self, operation: str, fields: Mapping[str, object]) -> wire.Message:
-        """A message about a push (push/messages.py)."""
-        return await self._ask({"op": operation, **fields})
+    async def ask(self, request: Request, kind: type[A]) -> A:
+        """kind: of the answer."""
+        if self.lost.done():
+            raise self._loss()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._answers.append(answer)
+        self._channel.send(request)
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return expect(await answer, kind)
+        except TimeoutError as error:
+            self.close(f"no answer to {type(request).__name__} within {_ANSWER_SECONDS:g} s")
+            raise self._loss() from error
 
     def close(self, reason: str = "closed") -> None:
         """Idempotent."""
         if self.lost.done():
             return
         self.lost.set_result(reason)
-        self._writer.close()
+        self._channel.close()
         self._receiver.cancel()
         for answer in self._answers:
             if not answer.done():
@@ -105,23 +113,10 @@ class Peer:
         if self.epoch >= 0:
             self.pair.close(reason)
 
-    async def _ask(self, message: wire.Message) -> wire.Message:
-        if self.lost.done():
-            raise self._loss()
-        answer: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
-        self._answers.append(answer)
-        self._writer.write(wire.pack(message))
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                return wire.check_answer(await answer)
-        except TimeoutError as error:
-            self.close(f"no answer to {message['op']} within {_ANSWER_SECONDS:g} s")
-            raise self._loss() from error
-
     async def _receive(self) -> None:
         try:
             while True:
-                message = await wire.read_message(self._reader)
+                message = decode_answer(await self._channel.receive())
                 if not self._answers:
                     raise TransferError("an answer that nobody asked for")
                 answer = self._answers.popleft()
@@ -132,10 +127,6 @@ class Peer:
 
     def _loss(self) -> TransferError:
         return TransferError(f"connection to {self.endpoint} lost: {self.lost.result()}")
-
-
-def _brief(lease_id: LeaseId) -> str:
-    return lease_id[:120]
 
 
 class PeerDirectory:
@@ -192,15 +183,7 @@ class PeerDirectory:
         return peer
 
     async def _dial(self, endpoint: str, earlier: Peer | None) -> Peer:
-        host, port = split_endpoint(endpoint)
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                reader, writer = await asyncio.open_connection(host, port)
-        except ConnectionRefusedError as error:
-            raise PeerGone(f"cannot connect to {endpoint}: {error!r}") from error
-        except (OSError, TimeoutError) as error:
-            raise TransferError(f"cannot connect to {endpoint}: {error!r}") from error
-        peer = Peer(endpoint, self._engine, reader, writer)
+        peer = Peer(endpoint, self._engine, await open_client(endpoint))
         try:
             await peer.hello(earlier)
         except BaseException:

@@ -15,6 +15,7 @@ from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import PullParams
 from llmserve.engines.kv_transfer.layout.heads import Source, sources
 from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
+from llmserve.engines.kv_transfer.protocol import BeginRead, ReleaseLease, RenewLease
 from llmserve.engines.kv_transfer.rank import PullResult, RankEngine
 from llmserve.transfer.base import Batch
 from llmserve.transfer.digest import digest
@@ -109,14 +110,14 @@ class Pull:
         pull_params = self.job.pull_params
         if source.heads:
             batch = self._batch(peer, source)
-            await peer.demand("begin", pull_params)
+            await peer.demand(BeginRead(pull_params.lease_id, pull_params.epoch))
             keeper = self.engine.spawn("keep", renewals(peer, pull_params))
             try:
                 await self._read_over_any(peer, batch)
             finally:
                 keeper.cancel()
         rank = self.engine.layout.geometry.shard.rank
-        await peer.demand("release", pull_params, reader=rank, readers=source.readers)
+        await peer.demand(ReleaseLease(pull_params.lease_id, pull_params.epoch, rank, source.readers))
 
     def _batch(self, peer: Peer, source: Source) -> Batch:
         """Errors: TransferError when what the request says of its owner's shape are not the owner's."""
@@ -160,4 +161,4 @@ async def renewals(peer: Peer, pull_params: PullParams) -> None:
     with suppress(TransferError):  # whoever reads finds out when it validates
         while True:
             await asyncio.sleep(pull_params.lease_seconds / _RENEWALS_PER_LEASE)
-            await peer.demand("renew", pull_params)
+            await peer.demand(RenewLease(pull_params.lease_id, pull_params.epoch))

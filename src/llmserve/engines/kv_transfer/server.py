@@ -1,39 +1,53 @@
 """The granting end: leases on blocks of this process, and the side channel through which readers
 check, renew and release them.
 
-Messages: hello (compares the geometry, tells how to connect), probe (reads of the pattern follow now),
-begin (a read of leased blocks follows now), digest (of what was read), renew, release, status;
-those of push/; and from this worker's own front: meet (the peers to fetch from). A reader that sends garbage
-loses its connection, nothing else.
+A reader that sends garbage loses its connection, nothing else.
 """
 
 import asyncio
 import logging
 import threading
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from typing import Any
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.core.lease import LeaseChange
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.engines.kv_transfer import wire
+from llmserve.core.request import PairStatus
+from llmserve.engines.kv_transfer.channel import Channel, open_server
 from llmserve.engines.kv_transfer.client import HandoverClient
-from llmserve.engines.kv_transfer.layout.geometry import KvGeometry
+from llmserve.engines.kv_transfer.protocol import (
+    AnnounceProbe,
+    Answer,
+    AskDigest,
+    AskStatus,
+    BeginRead,
+    DigestIs,
+    Done,
+    HandoverStatus,
+    Hello,
+    LeaseIs,
+    Refused,
+    ReleaseLease,
+    RenewLease,
+    SetPeers,
+    Welcome,
+    decode_request,
+)
 from llmserve.engines.kv_transfer.rank import RankEngine
-from llmserve.engines.kv_transfer.status import HandoverStatus
 from llmserve.kvstore.leases import BlockLeases
 from llmserve.transfer.digest import digest
 from llmserve.transfer.engine.pair import PROBE_SECONDS
 
 _log = logging.getLogger(__name__)
-_WIREUP_SECONDS = 2.0
+_CONNECT_SECONDS = 2.0  # for the transports of a peer, after its Hello
 _CLOSE_SECONDS = 2.0
 _MAX_CONNECTIONS = 1024
 
-Operation = Callable[[int, wire.Message], wire.Message]  # (connection, message) -> answer
+# (connection, request of the kind it is registered for) -> answer. Errors: TransferError
+Handlers = Mapping[type, Callable[[int, Any], Answer]]
 
 
 class HandoverServer:
@@ -49,22 +63,31 @@ class HandoverServer:
         client: HandoverClient,
         host: str = "127.0.0.1",
     ) -> None:
-        """Listens at once. client: the fetching end of this process, for status and meet.
+        """Listens at once. client: the fetching end of this process, for status and peers.
         Errors: TransferError when the host cannot be bound."""
         self._engine = engine
         self._client = client
         self._worker_id = worker_id
         self._lock = threading.Lock()
         self._table = BlockLeases(epoch, lease_seconds, clock)
-        self._channel = _SideChannel(engine, self._answer)
-        self._more: dict[str, Operation] = {}
-        port = engine.call(self._channel.listen(host))
-        self.endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._handlers: dict[type, Callable[[int, Any], Answer]] = {
+            Hello: self._hello,
+            AnnounceProbe: self._expect_probe,
+            BeginRead: self._begin,
+            RenewLease: self._renew,
+            ReleaseLease: self._release,
+            AskDigest: self._digest,
+            SetPeers: self._set_peers,
+            AskStatus: self._status,
+        }
+        self._channels: dict[int, Channel] = {}
+        self._serving: set[asyncio.Task[None]] = set()
+        self._accepted = 0
+        self._server, self.endpoint = engine.call(open_server(host, self._accept))
 
-    def add(self, operations: Mapping[str, Operation]) -> None:
-        """Further messages that it answers; before any peer knows of this server. They run on the loop.
-        Errors of an operation: TransferError when the message makes no sense."""
-        self._more.update(operations)
+    def add(self, handlers: Handlers) -> None:
+        """Further requests that it answers; before any peer knows of this server. They run on the loop."""
+        self._handlers.update(handlers)
 
     # -- the engine
 
@@ -102,7 +125,7 @@ class HandoverServer:
         with self._lock:
             return self._table.take_changes()
 
-    def status(self) -> HandoverStatus:
+    def status(self, pairs: Sequence[PairStatus] = ()) -> HandoverStatus:
         counters = self._engine.counters
         with self._lock:
             table = self._table
@@ -120,145 +143,100 @@ class HandoverServer:
                 transfer_failures=counters.transfer_failures,
                 last_transport=counters.last_transport,
                 transports=tuple(self._engine.transports),
+                pairs=tuple(pairs),
             )
 
     def hang_up(self) -> None:
-        """On all peers, who may connect again. On the loop."""
-        self._channel.hang_up()
+        """Closes all connections; peers may connect again. On the loop."""
+        for channel in self._channels.values():
+            channel.close()
 
     def close(self) -> None:
         """Readers lose their connections. Idempotent; before the engine's `close`."""
         if not self._engine.closed:
-            self._engine.call(self._channel.close())
+            self._engine.call(self._aclose())
 
-    # -- messages, on the loop
+    # -- requests, on the loop
 
-    def _answer(self, connection: int, message: wire.Message) -> wire.Message:
-        """Errors: TransferError when the message makes no sense; it ends the connection."""
-        operation = message.get("op")
-        if operation == "hello":
-            return self._hello(connection, message)
-        if operation == "status":
-            return {"ok": True, **replace(self.status(), pairs=tuple(self._client.pairs())).to_message()}
-        if operation == "set_peers":
-            self._client.set_peers(wire.unpack_addresses(message))
-            return {"ok": True}
-        if operation == "probe":
-            self._engine.expect(connection, "probe", PROBE_SECONDS)
-            return {"ok": True}
-        if operation == "digest":
-            return {"ok": True, "digest": digest(self._engine.regions, wire.unpack_spans(message))}
-        if operation in ("begin", "renew", "release"):
-            return self._lease(connection, operation, message)
-        if operation in self._more:
-            return self._more[operation](connection, message)
-        raise TransferError(f"side channel: unknown operation {str(operation)[:40]!r}")
-
-    def _hello(self, connection: int, message: wire.Message) -> wire.Message:
-        geometry = message.get("geometry")
-        if not isinstance(geometry, dict):
-            raise TransferError("side channel: hello without a geometry")
+    def _hello(self, connection: int, request: Hello) -> Answer:
         mine = self._engine.layout.geometry
-        if obstacle := mine.obstacle(KvGeometry.from_message(geometry)):
-            return {"ok": False, "error": f"the KV caches do not fit: {obstacle}"}
-        self._engine.expect(connection, "", _WIREUP_SECONDS)
-        return {
-            "ok": True,
-            "worker_id": self._worker_id,
-            "epoch": self._table.epoch,
-            "transports": {k: b64encode(v).decode() for k, v in self._engine.descriptions.items()},
-            "probe": asdict(self._engine.probe.info),
-            "geometry": mine.to_message(),
-        }
+        if obstacle := mine.obstacle(request.geometry):
+            return Refused(f"the KV caches do not fit: {obstacle}")
+        self._engine.expect(connection, "", _CONNECT_SECONDS)
+        descriptions = self._engine.descriptions
+        return Welcome(self._worker_id, self._table.epoch, descriptions, self._engine.probe.info, mine)
 
-    def _lease(self, connection: int, operation: str, message: wire.Message) -> wire.Message:
-        lease_id = message.get("lease_id")
-        if not isinstance(lease_id, str):
-            raise TransferError("side channel: a lease operation without lease_id")
-        epoch = _integer(message, "epoch")
+    def _expect_probe(self, connection: int, _: AnnounceProbe) -> Answer:
+        self._engine.expect(connection, "probe", PROBE_SECONDS)
+        return Done()
+
+    def _begin(self, connection: int, request: BeginRead) -> Answer:
         with self._lock:
-            if operation == "release":
-                reader, readers = _integer(message, "reader", 0), _integer(message, "readers", 1)
-                answer = self._table.release(LeaseId(lease_id), epoch, reader, readers)
-            else:
-                answer = self._table.renew(LeaseId(lease_id), epoch)
-        if operation == "begin" and answer in (LeaseAnswer.VALID, LeaseAnswer.UNKNOWN):
-            self._engine.expect(connection, lease_id, self._table.lease_seconds)
-        if operation == "release":
-            self._engine.dismiss(connection, lease_id)
-        return {"ok": True, "lease": answer.value}
+            answer = self._table.renew(request.lease_id, request.epoch)
+        if answer in (LeaseAnswer.VALID, LeaseAnswer.UNKNOWN):
+            self._engine.expect(connection, request.lease_id, self._table.lease_seconds)
+        return LeaseIs(answer)
 
+    def _renew(self, _: int, request: RenewLease) -> Answer:
+        with self._lock:
+            return LeaseIs(self._table.renew(request.lease_id, request.epoch))
 
-def _integer(message: wire.Message, name: str, default: int | None = None) -> int:
-    value = message.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TransferError(f"side channel: {name} is not an integer")
-    return value
+    def _release(self, connection: int, request: ReleaseLease) -> Answer:
+        with self._lock:
+            answer = self._table.release(request.lease_id, request.epoch, request.reader, request.readers)
+        self._engine.dismiss(connection, request.lease_id)
+        return LeaseIs(answer)
 
+    def _digest(self, _: int, request: AskDigest) -> Answer:
+        return DigestIs(digest(self._engine.regions, request.spans()))
 
-class _SideChannel:
-    """The listening socket and its connections; each is a number for `answer`."""
+    def _set_peers(self, _: int, request: SetPeers) -> Answer:
+        self._client.set_peers(request.peers)
+        return Done()
 
-    def __init__(self, engine: RankEngine, answer: Operation) -> None:
-        self._engine = engine
-        self._answer = answer
-        self._server: asyncio.Server | None = None
-        self._writers: dict[int, asyncio.StreamWriter] = {}
-        self._talks: set[asyncio.Task[None]] = set()
-        self._accepted = 0
+    def _status(self, _: int, __: AskStatus) -> Answer:
+        return self.status(self._client.pairs())
 
-    async def listen(self, host: str) -> int:
-        """Returns the port."""
-        try:
-            self._server = await asyncio.start_server(self._accept, host, 0)
-        except OSError as error:
-            raise TransferError(f"side channel: cannot listen on {host}: {error}") from error
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+    # -- connections, on the loop
 
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        self.hang_up()
-        if self._talks:
-            await asyncio.wait(self._talks, timeout=_CLOSE_SECONDS)
-
-    def hang_up(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._writers) >= _MAX_CONNECTIONS:
-            writer.close()
+    def _accept(self, channel: Channel) -> None:
+        if len(self._channels) >= _MAX_CONNECTIONS:
+            channel.close()
             return
-        talk = self._engine.spawn("side-channel", self._serve(reader, writer))
-        self._talks.add(talk)
-        talk.add_done_callback(self._talks.discard)
+        task = self._engine.spawn("side-channel", self._serve(channel))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, channel: Channel) -> None:
         self._accepted += 1
         connection = self._accepted
-        self._writers[connection] = writer
+        self._channels[connection] = channel
         try:
-            await self._talk(connection, reader, writer)
+            await self._answer_all(connection, channel)
         except TransferError as error:
             _log.warning("side channel: dropped a connection: %s", error.message)
         except OSError:
             pass  # the reader has left
         finally:
-            del self._writers[connection]
+            del self._channels[connection]
             self._engine.forget(connection)
-            writer.close()
+            channel.close()
 
-    async def _talk(
-        self, connection: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _answer_all(self, connection: int, channel: Channel) -> None:
+        """Ends with an error. A request that makes no sense is answered, and ends the connection."""
         while True:
-            message = await wire.read_message(reader)
+            body = await channel.receive()
             try:
-                answer = self._answer(connection, message)
+                request = decode_request(body)
+                answer = self._handlers[type(request)](connection, request)
             except TransferError as error:
-                writer.write(wire.pack({"ok": False, "error": error.message}))
+                channel.send(Refused(error.message))
                 raise
-            writer.write(wire.pack(answer))
-            await writer.drain()
+            channel.send(answer)
+            await channel.drain()
+
+    async def _aclose(self) -> None:
+        self._server.close()
+        self.hang_up()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=_CLOSE_SECONDS)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from llmserve.core.clock import VirtualClock
@@ -16,7 +17,8 @@ from llmserve.core.errors import DeadlineExceeded, InvalidRequest, TransferError
 from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease import LeaseState
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.engines.kv_transfer import query_status, release_ticket
+from llmserve.engines.kv_transfer import query_status, release_lease
+from llmserve.engines.kv_transfer.protocol import AskDigest, Done, Refused, decode_answer, encode
 
 Make = Callable[..., Any]
 Wait = Callable[[Callable[[], bool]], None]
@@ -73,8 +75,8 @@ def test_release_gives_back(make_side: Make, wait_until: Wait) -> None:
 async def test_a_front_releases_once(make_side: Make) -> None:
     owner = make_side(1)
     pull_params = owner.grant("p1", REMOTE)
-    assert await release_ticket(pull_params, 2.0)
-    assert not await release_ticket(pull_params, 2.0)
+    assert await release_lease(pull_params, 2.0)
+    assert not await release_lease(pull_params, 2.0)
     assert owner.node.server.take_ended() == {"p1"}
 
 
@@ -84,7 +86,7 @@ async def test_a_front_waits_for_a_late_grant(
     owner = make_side(1)
     answers = answers_of(owner, "release")
     pull_params = dataclasses.replace(owner.grant("p0", REMOTE), lease_id=LeaseId("later"))
-    release = asyncio.create_task(release_ticket(pull_params, 2.0))
+    release = asyncio.create_task(release_lease(pull_params, 2.0))
     await asyncio.to_thread(wait_until, lambda: LeaseAnswer.UNKNOWN in answers)
     owner.node.server.grant(RequestId("p1"), REMOTE, LeaseId("later"))
     assert await release
@@ -94,7 +96,7 @@ async def test_a_front_gives_up_in_time(make_side: Make) -> None:
     owner = make_side(1)
     pull_params = dataclasses.replace(owner.grant("p0", REMOTE), lease_id=LeaseId("never"))
     with pytest.raises(DeadlineExceeded):
-        await release_ticket(pull_params, 0.05)
+        await release_lease(pull_params, 0.05)
 
 
 async def test_questions_to_nobody_are_transfer_errors(make_side: Make) -> None:
@@ -102,7 +104,7 @@ async def test_questions_to_nobody_are_transfer_errors(make_side: Make) -> None:
     pull_params = owner.grant("p1", REMOTE)
     owner.node.close()
     with pytest.raises(TransferError):
-        await release_ticket(pull_params, 2.0)
+        await release_lease(pull_params, 2.0)
     with pytest.raises(TransferError):
         await query_status(owner.node.endpoint, 2.0)
 
@@ -165,25 +167,26 @@ def _framed(body: bytes) -> bytes:
         struct.pack("!I", 0xFFFFFFFF),
         struct.pack("!I", 100) + b"short",
         _framed(b""),
-        _framed(b"not json"),
+        _framed(b"not MessagePack"),
         _framed(b"\xff\xfe"),
-        _framed(b"[]"),
-        _framed(b"[" * 100_000),
-        _framed(b"{}"),
-        _framed(b'{"op": "format"}'),
-        _framed(b'{"op": ["release"]}'),
-        _framed(b'{"op": "hello"}'),
-        _framed(b'{"op": "hello", "geometry": {"block_bytes": {}}}'),
-        _framed(b'{"op": "release"}'),
-        _framed(b'{"op": "release", "lease_id": "x"}'),
-        _framed(b'{"op": "renew", "lease_id": "x", "epoch": "5"}'),
-        _framed(b'{"op": "renew", "lease_id": "x", "epoch": 1.5}'),
+        _framed(b"\x90"),
+        _framed(b"\x91" * 100_000),
+        _framed(b"\x80"),
+        _framed(msgspec.msgpack.encode({"type": "Format"})),
+        _framed(msgspec.msgpack.encode({"type": ["release"]})),
+        _framed(msgspec.msgpack.encode({"type": "Hello"})),
+        _framed(msgspec.msgpack.encode({"type": "Hello", "geometry": {"block_bytes": {}}})),
+        _framed(msgspec.msgpack.encode({"type": "release"})),
+        _framed(msgspec.msgpack.encode({"type": "release", "lease_id": "x"})),
+        _framed(msgspec.msgpack.encode({"type": "renew", "lease_id": "x", "epoch": "5"})),
+        _framed(encode(AskDigest(b"1", b"", b""))),
+        _framed(encode(Done())),  # an answer
     ],
 )
 async def test_garbage_costs_the_sender_its_connection_only(make_side: Make, raw: bytes) -> None:
     owner = make_side(1)
     answer = await asyncio.to_thread(_exchange, owner.node.endpoint, raw)
-    assert answer == b"" or b'"ok":false' in answer
+    assert answer == b"" or isinstance(decode_answer(answer[4:]), Refused)
     assert (await query_status(owner.node.endpoint, 2.0)).open_leases == 0
 
 
@@ -194,7 +197,7 @@ async def test_no_connection_or_descriptor_is_left(make_side: Make, wait_until: 
     def open_files() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    await asyncio.to_thread(wait_until, lambda: not owner.node.server._channel._writers)
+    await asyncio.to_thread(wait_until, lambda: not owner.node.server._channels)
     before = open_files()
     for _ in range(20):
         await query_status(owner.node.endpoint, 2.0)
@@ -202,7 +205,7 @@ async def test_no_connection_or_descriptor_is_left(make_side: Make, wait_until: 
     reader.pull(owner.grant("p1", REMOTE), LOCAL)
     assert (await asyncio.to_thread(reader.result)).ok
     reader.node.close()
-    await asyncio.to_thread(wait_until, lambda: not owner.node.server._channel._writers)
+    await asyncio.to_thread(wait_until, lambda: not owner.node.server._channels)
     await asyncio.to_thread(wait_until, lambda: open_files() <= before)
 
 

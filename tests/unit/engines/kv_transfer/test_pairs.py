@@ -143,7 +143,7 @@ def test_what_was_learnt_outlives_the_connection(make_side: Make, wait_until: Wa
 
 async def _hang_up(server: Any) -> None:
     loop = server._engine._loop
-    loop.call_soon_threadsafe(lambda: [writer.close() for writer in server._channel._writers.values()])
+    loop.call_soon_threadsafe(lambda: [channel.close() for channel in server._channels.values()])
 
 
 def test_the_limit_slows_pulls_down(make_side: Make) -> None:

@@ -7,27 +7,20 @@ transposes or interleaves tokens, a row holds one slice of every token's content
 number of tokens that stay together in memory.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
 from llmserve.core.errors import TransferError
-from llmserve.core.fields import (
-    fields_of,
-    integer_of,
-    integers_of,
-    object_of,
-    objects_of,
-    text_of,
-)
+from llmserve.core.kv_params import Text, Word
 from llmserve.engines.kv_transfer.layout.heads import HeadShard
 from llmserve.transfer.base import Int64Array
 
-_MAX_LAYERS = 4096
-_MAX_NUMBER = (1 << 32) - 1
-_MAX_RANKS = 1024
+_MOST_LAYERS = 4096
+_Number = Annotated[int, Meta(ge=1, lt=1 << 32)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +28,9 @@ class KvPart:
     """`rows` rows one after the other; each holds all tokens of a kernel block in order, group_tokens of them
     in every group_bytes bytes."""
 
-    rows: int
-    group_tokens: int
-    group_bytes: int
+    rows: _Number
+    group_tokens: _Number
+    group_bytes: _Number
 
     def row_bytes(self, tokens: int) -> int:
         return tokens // self.group_tokens * self.group_bytes
@@ -65,14 +58,14 @@ class KvGeometry:
     how the kernel packs a block ("LBHNC/vec"). kernel_block_tokens: 0 for one kernel block a block. parts: of
     one head, in order; empty when blocks can only be copied whole. Errors: TransferError without sense."""
 
-    block_bytes: tuple[int, ...]
-    block_size_tokens: int
-    kv_dtype: str = ""
-    layout: str = ""
-    model: str = ""
+    block_bytes: Annotated[tuple[Word, ...], Meta(min_length=1, max_length=_MOST_LAYERS)]
+    block_size_tokens: _Number
+    kv_dtype: Text = ""
+    layout: Text = ""
+    model: Text = ""
     shard: HeadShard = field(default_factory=HeadShard)
     parts: tuple[KvPart, ...] = ()
-    kernel_block_tokens: int = 0
+    kernel_block_tokens: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
 
     def __post_init__(self) -> None:
         if not self.block_bytes or min(self.block_bytes) <= 0 or self.block_size_tokens <= 0:
@@ -217,26 +210,6 @@ class KvGeometry:
             start += part.rows * row_bytes
         return np.concatenate(found)
 
-    # -- on the side channel
-
-    def to_message(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_message(cls, message: Mapping[str, Any]) -> "KvGeometry":
-        """Errors: TransferError for anything that `to_message` cannot have made."""
-        with fields_of("malformed geometry of a KV cache"):
-            return cls(
-                block_bytes=integers_of(message, "block_bytes", most=_MAX_LAYERS),
-                block_size_tokens=integer_of(message, "block_size_tokens", 1, _MAX_NUMBER),
-                kv_dtype=text_of(message, "kv_dtype", 0),
-                layout=text_of(message, "layout", 0),
-                model=text_of(message, "model", 0),
-                shard=_shard(object_of(message, "shard")),
-                parts=tuple(_part(part) for part in objects_of(message, "parts")),
-                kernel_block_tokens=integer_of(message, "kernel_block_tokens", 0, _MAX_NUMBER),
-            )
-
 
 def _strips(offsets: list[int], tokens: list[int], strides: list[int], sizes: list[int]) -> Strips:
     return Strips(*(np.asarray(column, np.int64) for column in (offsets, tokens, strides, sizes)))
@@ -244,16 +217,3 @@ def _strips(offsets: list[int], tokens: list[int], strides: list[int], sizes: li
 
 def _brief(value: object) -> str:
     return repr(value)[:120]
-
-
-def _shard(fields: Mapping[str, Any]) -> HeadShard:
-    return HeadShard(
-        kv_heads=integer_of(fields, "kv_heads", 1, _MAX_NUMBER),
-        tensor_parallel=integer_of(fields, "tensor_parallel", 1, _MAX_RANKS),
-        rank=integer_of(fields, "rank", 0, _MAX_RANKS - 1),
-    )
-
-
-def _part(fields: Mapping[str, Any]) -> KvPart:
-    names = ("rows", "group_tokens", "group_bytes")
-    return KvPart(*(integer_of(fields, name, 1, _MAX_NUMBER) for name in names))

@@ -1,8 +1,12 @@
 """Which KV heads a tensor-parallel rank has, and which ranks of a peer it fetches them from."""
 
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from msgspec import Meta
 
 from llmserve.core.errors import TransferError
+from llmserve.core.kv_params import MOST_RANKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,9 +16,9 @@ class HeadShard:
 
     kv_heads: of the whole model. Errors: TransferError when the heads do not divide so."""
 
-    kv_heads: int = 1
-    tensor_parallel: int = 1
-    rank: int = 0
+    kv_heads: Annotated[int, Meta(ge=1, lt=1 << 32)] = 1
+    tensor_parallel: Annotated[int, Meta(ge=1, le=MOST_RANKS)] = 1
+    rank: Annotated[int, Meta(ge=0, lt=MOST_RANKS)] = 0
 
     def __post_init__(self) -> None:
         if min(self.kv_heads, self.tensor_parallel) < 1 or not 0 <= self.rank < self.tensor_parallel:

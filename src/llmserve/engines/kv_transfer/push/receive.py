@@ -11,10 +11,18 @@ from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import PullParams, PushParams
 from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
+from llmserve.engines.kv_transfer.protocol import (
+    AskPush,
+    PushOutcome,
+    PushStanding,
+    PushState,
+    Reservation,
+    Reserve,
+    StopPush,
+)
 from llmserve.engines.kv_transfer.pull import Pull, PullJob, PullLimits
-from llmserve.engines.kv_transfer.push.messages import PushOutcome, PushState, Reservation, StateAnswer
 from llmserve.engines.kv_transfer.push.reservations import ReservationTable, Writes
-from llmserve.engines.kv_transfer.push.stopping import are_on_one_host, unclean_after_stop
+from llmserve.engines.kv_transfer.push.stopping import StopLimits, are_on_one_host, unclean_after_stop
 from llmserve.engines.kv_transfer.rank import PullResult, RankEngine
 
 _log = logging.getLogger(__name__)
@@ -23,13 +31,13 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class ReceiveLimits:
     """poll_seconds: how often prefill is asked how it stands. total_seconds: the longest wait for it.
-    stop_seconds: how long a writer on another host may leave it open whether it has stopped. connects: how
+    stop: how long a writer may leave it open whether it has stopped. connects: how
     often in a row prefill may be out of reach. serve_seconds: a writer that was let in is served so long
     after the last poll."""
 
     poll_seconds: float = 1.0
     total_seconds: float = 600.0
-    stop_seconds: float = 5.0
+    stop: StopLimits = field(default_factory=StopLimits)
     connects: int = 2
     serve_seconds: float = 10.0
 
@@ -170,24 +178,25 @@ class PushReceive:
 
     async def _poll(self) -> str:
         """Until prefill is out of reach, or says that nothing will come (any more). Returns why."""
-        operation, failures = "reserve", 0
+        transfer_id, failures = self.job.push_params.transfer_id, 0
+        request: Reserve | AskPush = Reserve(transfer_id, self.reservation)
         while True:
             try:
                 peer = await self._peer()
-                answer = await self._ask(peer, operation)
+                answer = await peer.ask(request, PushStanding)
             except TransferError as error:
                 failures += 1
                 if failures >= self.around.limits.connects:
                     return error.message
                 continue
-            operation, failures = "push_state", 0
+            request, failures = AskPush(transfer_id), 0
             self._take(answer)
             if answer.state not in (PushState.WAITING, PushState.WRITING):
                 return f"the push is {answer.state.value} to prefill"
             self._serve()
             await asyncio.wait((peer.lost,), timeout=self.around.limits.poll_seconds)
 
-    def _take(self, answer: StateAnswer) -> None:
+    def _take(self, answer: PushStanding) -> None:
         """Prefill could not tell by itself. Of a complete push it still holds the lease then."""
         if answer.outcome is None or self._outcome is not None:
             return
@@ -228,12 +237,12 @@ class PushReceive:
         return await unclean_after_stop(
             self._ask_to_stop,
             tuple(engine.fences),
-            limits.stop_seconds,
+            limits.stop,
             same_host=are_on_one_host(writer, self.reservation.address.endpoint),
         )
 
-    async def _ask_to_stop(self) -> StateAnswer:
-        return await self._ask(await self._peer(), "stop_push")
+    async def _ask_to_stop(self) -> PushStanding:
+        return await (await self._peer()).ask(StopPush(self.job.push_params.transfer_id), PushStanding)
 
     async def _tell_stop(self) -> None:
         with suppress(TransferError):
@@ -243,9 +252,3 @@ class PushReceive:
         return await self.around.peers.get(
             self.job.push_params.address(self.around.engine.layout.geometry.shard.rank)
         )
-
-    async def _ask(self, peer: Peer, operation: str) -> StateAnswer:
-        message: dict[str, object] = {"transfer_id": self.job.push_params.transfer_id}
-        if operation == "reserve":
-            message["reservation"] = self.reservation.to_message()
-        return StateAnswer.from_message(await peer.ask(operation, message))

@@ -2,26 +2,35 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from llmserve.core.errors import TransferError
-from llmserve.core.fields import object_of
 from llmserve.core.ids import RequestId, ReservationId, TransferId
 from llmserve.core.kv_params import PeerAddress, PushParams
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.engines.kv_transfer import wire
 from llmserve.engines.kv_transfer.client import HandoverClient
-from llmserve.engines.kv_transfer.push.messages import PushOutcome, Reservation, reservation_of
+from llmserve.engines.kv_transfer.protocol import (
+    Answer,
+    BeginPush,
+    EndPush,
+    LeaseIs,
+    PushStanding,
+    Reservation,
+    Reserve,
+    StopPush,
+)
 from llmserve.engines.kv_transfer.push.receive import PushReceive, ReceiveContext, ReceiveJob, ReceiveLimits
 from llmserve.engines.kv_transfer.push.reservations import ReservationTable
+from llmserve.engines.kv_transfer.push.stopping import WriterSuspended
 from llmserve.engines.kv_transfer.rank import PullResult, RankEngine, Results
+from llmserve.engines.kv_transfer.server import Handlers
 
 _log = logging.getLogger(__name__)
 
 
 class PushReceiver:
-    """Methods without underscore, but `operations`, may be called from any thread and never wait for the
+    """Methods without underscore, but `handlers`, may be called from any thread and never wait for the
     network."""
 
     def __init__(
@@ -66,7 +75,8 @@ class PushReceiver:
 
     def receive(self, job: ReceiveJob) -> None:
         """Its blocks are there. The result comes from take_finished, exactly once, and when it does nobody
-        writes into them. Errors: TransferError after `close`."""
+        writes into them. Only for a writer on this host that stays suspended none comes. Errors:
+        TransferError after `close`."""
         self._results.begin(job.request_id)
         try:
             self._engine.post(lambda: self._start(job))
@@ -90,23 +100,20 @@ class PushReceiver:
     # -- prefill, over the side channel
 
     @property
-    def operations(self) -> Mapping[str, Callable[[int, wire.Message], wire.Message]]:
-        return {"begin_push": self._begin, "pushed": self._pushed}
+    def handlers(self) -> Handlers:
+        return {BeginPush: self._begin, EndPush: self._end}
 
-    def _begin(self, connection: int, message: wire.Message) -> wire.Message:
-        reservation_id, epoch = reservation_of(message)
-        answer = self._around.table.begin(reservation_id, epoch, self._engine.fences)
+    def _begin(self, connection: int, request: BeginPush) -> Answer:
+        answer = self._around.table.begin(request.reservation_id, request.epoch, self._engine.fences)
         if answer is LeaseAnswer.VALID:
-            self._by_reservation[reservation_id].begun(connection)
-        return {"ok": True, "lease": answer.value}
+            self._by_reservation[request.reservation_id].begun(connection)
+        return LeaseIs(answer)
 
-    def _pushed(self, _: int, message: wire.Message) -> wire.Message:
-        reservation_id, epoch = reservation_of(message)
-        outcome = PushOutcome.from_message(object_of(message, "outcome"))
-        answer = self._around.table.end(reservation_id, epoch)
+    def _end(self, _: int, request: EndPush) -> Answer:
+        answer = self._around.table.end(request.reservation_id, request.epoch)
         if answer is LeaseAnswer.VALID:
-            self._by_reservation[reservation_id].deliver(outcome)
-        return {"ok": True, "lease": answer.value}
+            self._by_reservation[request.reservation_id].deliver(request.outcome)
+        return LeaseIs(answer)
 
     # -- on the loop
 
@@ -125,7 +132,15 @@ class PushReceiver:
         self._engine.spawn(f"receive {job.request_id}", self._run(receive))
 
     async def _run(self, receive: PushReceive) -> None:
-        result = await receive.run()
+        try:
+            result = await receive.run()
+        except WriterSuspended as error:
+            _log.error(
+                "kv push to %s: %s; its blocks are lost until this worker restarts",
+                receive.job.request_id,
+                error.message,
+            )
+            return
         if not result.ok:
             self._engine.counters.failed_pulls += 1
         _log.info("kv push %s: %s", "complete" if result.ok else "failed", result)
@@ -149,18 +164,18 @@ class PushReceiver:
 
     def _forget(self, push_params: PushParams) -> None:
         self._stop_expecting(push_params)
-        self._engine.spawn("forget push", self._ask(push_params, "stop_push"))
+        self._engine.spawn("forget push", self._ask(push_params, StopPush(push_params.transfer_id)))
 
     async def _keep_expecting(self, push_params: PushParams) -> None:
         while True:
-            await self._ask(push_params, "reserve")
+            await self._ask(push_params, Reserve(push_params.transfer_id))
             await asyncio.sleep(self._around.limits.poll_seconds)
 
-    async def _ask(self, push_params: PushParams, operation: str) -> None:
+    async def _ask(self, push_params: PushParams, request: Reserve | StopPush) -> None:
         """Best effort: whoever reserves finds out what is the matter."""
         with suppress(TransferError):
             peer = await self._client.peers.get(push_params.address(self._engine.layout.geometry.shard.rank))
-            await peer.ask(operation, {"transfer_id": push_params.transfer_id})
+            await peer.ask(request, PushStanding)
 
     def _fence(self, transports: Iterable[str]) -> None:
         """Everybody connects again, and so learns how to reach the memory now."""

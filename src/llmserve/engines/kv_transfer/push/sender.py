@@ -2,19 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from llmserve.core.errors import TransferError
-from llmserve.core.fields import object_of
 from llmserve.core.ids import TransferId
-from llmserve.engines.kv_transfer import wire
 from llmserve.engines.kv_transfer.peers import PeerDirectory
-from llmserve.engines.kv_transfer.push.following import PushChunk
-from llmserve.engines.kv_transfer.push.messages import PushState, Reservation, StateAnswer, transfer_id_of
+from llmserve.engines.kv_transfer.protocol import Answer, AskPush, PushStanding, PushState, Reserve, StopPush
+from llmserve.engines.kv_transfer.push.progress import PushChunk
 from llmserve.engines.kv_transfer.push.transfer import Finish, Leases, PushLimits, PushTransfer
 from llmserve.engines.kv_transfer.push.writer import PushWriter
 from llmserve.engines.kv_transfer.rank import RankEngine
+from llmserve.engines.kv_transfer.server import Handlers
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5.0
@@ -22,7 +21,7 @@ _CLOSE_RETRY_SECONDS = 0.005
 
 
 class PushSender:
-    """Methods without underscore, but `operations`, may be called from any thread and never wait."""
+    """Methods without underscore, but `handlers`, may be called from any thread and never wait."""
 
     def __init__(
         self,
@@ -69,31 +68,29 @@ class PushSender:
     # -- decode, over the side channel
 
     @property
-    def operations(self) -> Mapping[str, Callable[[int, wire.Message], wire.Message]]:
-        return {"reserve": self._reserve, "push_state": self._state, "stop_push": self._stop}
+    def handlers(self) -> Handlers:
+        return {Reserve: self._reserve, AskPush: self._standing, StopPush: self._stop}
 
-    def _reserve(self, _: int, message: wire.Message) -> wire.Message:
-        """With an empty reservation: decode has the request and no blocks for it yet."""
-        transfer = self._open(transfer_id_of(message))
-        if reservation := object_of(message, "reservation"):
-            transfer.reserve(Reservation.from_message(reservation))
+    def _reserve(self, _: int, request: Reserve) -> Answer:
+        transfer = self._open(request.transfer_id)
+        if request.reservation is not None:
+            transfer.reserve(request.reservation)
         transfer.hear()
-        return transfer.state().to_message()
+        return transfer.standing()
 
-    def _state(self, _: int, message: wire.Message) -> wire.Message:
-        transfer = self._transfers.get(transfer_id_of(message))
+    def _standing(self, _: int, request: AskPush) -> Answer:
+        transfer = self._transfers.get(request.transfer_id)
         if transfer is None:
-            return StateAnswer(PushState.UNKNOWN).to_message()
+            return PushStanding(PushState.UNKNOWN)
         transfer.hear()
-        return transfer.state().to_message()
+        return transfer.standing()
 
-    def _stop(self, _: int, message: wire.Message) -> wire.Message:
-        """Also of a transfer that the engine will announce only later."""
-        transfer_id = transfer_id_of(message)
-        known = transfer_id in self._transfers
-        transfer = self._open(transfer_id)
+    def _stop(self, _: int, request: StopPush) -> Answer:
+        """Also stops a transfer that the engine will announce only later."""
+        known = request.transfer_id in self._transfers
+        transfer = self._open(request.transfer_id)
         transfer.stop()
-        return (transfer.state() if known else StateAnswer(PushState.UNKNOWN)).to_message()
+        return transfer.standing() if known else PushStanding(PushState.UNKNOWN)
 
     # -- on the loop
 

@@ -12,9 +12,16 @@ from llmserve.core.errors import LeaseEnded, TransferError
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.kv_params import PullParams
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.engines.kv_transfer import wire
 from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
-from llmserve.engines.kv_transfer.push.messages import PushOutcome, PushState, Reservation, StateAnswer
+from llmserve.engines.kv_transfer.protocol import (
+    BeginPush,
+    EndPush,
+    LeaseIs,
+    PushOutcome,
+    PushStanding,
+    PushState,
+    Reservation,
+)
 from llmserve.engines.kv_transfer.push.progress import Piece, PushProgress
 from llmserve.engines.kv_transfer.push.writer import PushWriter
 from llmserve.engines.kv_transfer.rank import RankEngine
@@ -126,14 +133,14 @@ class PushTransfer:
         if self._finish:
             self.leases.renew(self._finish.pull_params.lease_id)
 
-    def state(self) -> StateAnswer:
+    def standing(self) -> PushStanding:
         if self.writer.busy:
-            return StateAnswer(PushState.WRITING)
+            return PushStanding(PushState.WRITING)
         if self._stopped:
-            return StateAnswer(PushState.STOPPED, unclean=tuple(self.writer.unclean))
+            return PushStanding(PushState.STOPPED, unclean=tuple(self.writer.unclean))
         if self._outcome is not None:
-            return StateAnswer(PushState.ENDED, self._outcome)
-        return StateAnswer(PushState.UNKNOWN if self._ended else PushState.WAITING)
+            return PushStanding(PushState.ENDED, self._outcome)
+        return PushStanding(PushState.UNKNOWN if self._ended else PushState.WAITING)
 
     # -- its life
 
@@ -173,7 +180,8 @@ class PushTransfer:
             raise TransferError("blocks are pushed only between workers of one shape")
 
     async def _begin(self, peer: Peer, reservation: Reservation) -> None:
-        answer = wire.lease_answer(await peer.ask("begin_push", _named(reservation)))
+        begin = BeginPush(reservation.reservation_id, reservation.address.epoch)
+        answer = (await peer.ask(begin, LeaseIs)).lease
         if answer is not LeaseAnswer.VALID:
             self._stopped = True
             raise GivenUp(f"decode's reservation: {answer.value}")
@@ -220,9 +228,8 @@ class PushTransfer:
         if reservation is None:
             raise TransferError("decode has reserved nothing yet")
         peer = await self.peers.get(reservation.address)
-        return wire.lease_answer(
-            await peer.ask("pushed", {**_named(reservation), "outcome": outcome.to_message()})
-        )
+        end = EndPush(reservation.reservation_id, reservation.address.epoch, outcome)
+        return (await peer.ask(end, LeaseIs)).lease
 
     def _give_back(self) -> None:
         if self._finish is not None:
@@ -250,7 +257,3 @@ class PushTransfer:
             raise GivenUp("the engine knows nothing of it")
         if self._finish is not None and now - self._heard_at > patience:
             raise GivenUp("decode has not been heard of")
-
-
-def _named(reservation: Reservation) -> dict[str, object]:
-    return {"reservation_id": reservation.reservation_id, "epoch": reservation.address.epoch}

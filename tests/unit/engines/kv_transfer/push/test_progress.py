@@ -7,7 +7,7 @@ from hypothesis import given
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import ReservationId, WorkerId
 from llmserve.core.kv_params import PeerAddress
-from llmserve.engines.kv_transfer.push.messages import Reservation
+from llmserve.engines.kv_transfer.protocol import Reservation
 from llmserve.engines.kv_transfer.push.progress import Piece, PushProgress
 
 SIZES = (10, 20, 30)

@@ -9,13 +9,15 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.engines.kv_transfer import PushLimits, ReceiveLimits
+from llmserve.engines.kv_transfer.protocol import EndPush, Refused
+from llmserve.engines.kv_transfer.push.stopping import StopLimits
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.tcp import TcpTransport
 
 Make = Callable[..., Any]
 Wait = Callable[[Callable[[], bool]], None]
 REST = [3, *range(4, 16)]
-QUICK = ReceiveLimits(poll_seconds=0.02, stop_seconds=0.5)
+QUICK = ReceiveLimits(poll_seconds=0.02, stop=StopLimits(remote_seconds=0.5))
 
 
 def test_layers_are_written_while_prefill_computes(
@@ -294,7 +296,7 @@ def test_decode_finds_out_by_asking_when_it_is_not_told(
     """As when prefill cannot open a connection any more. Decode releases the lease then."""
     request = push(make_side(1), make_side(2, receive_limits=QUICK))
     server = request.decode.node.server
-    monkeypatch.setattr(server, "_more", {**server._more, "pushed": _refuse})
+    monkeypatch.setitem(server._handlers, EndPush, _refuse)
     request.reserve()
     request.announce()
     request.finish()
@@ -304,8 +306,8 @@ def test_decode_finds_out_by_asking_when_it_is_not_told(
     wait_until(lambda: bool(request.is_freed))
 
 
-def _refuse(connection: int, message: Any) -> Any:
-    return {"ok": False, "error": "refused by the test"}
+def _refuse(connection: int, request: EndPush) -> Refused:
+    return Refused("refused by the test")
 
 
 def test_a_request_that_waits_for_blocks_keeps_the_lease_alive(

@@ -9,11 +9,12 @@ import pytest
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
 from llmserve.engines.kv_transfer import ReceiveLimits
+from llmserve.engines.kv_transfer.push.stopping import StopLimits
 from llmserve.transfer.tcp import TcpTransport
 
 Make = Callable[..., Any]
 Wait = Callable[[Callable[[], bool]], None]
-QUICK = ReceiveLimits(poll_seconds=0.02, stop_seconds=0.3)
+QUICK = ReceiveLimits(poll_seconds=0.02, stop=StopLimits(remote_seconds=0.3))
 ALL = range(16)
 
 
@@ -41,7 +42,7 @@ def test_a_write_in_hand_is_waited_for(
     make_side: Make, gated: Make, push: Make, result_of: Make, wait_until: Wait
 ) -> None:
     prefill = make_side(1, near := gated())
-    decode = make_side(2, far := gated(), receive_limits=ReceiveLimits(stop_seconds=5))
+    decode = make_side(2, far := gated(), receive_limits=ReceiveLimits(stop=StopLimits(remote_seconds=5)))
     request = push(prefill, decode)
     request.reserve()
     request.announce()
@@ -123,10 +124,30 @@ def test_a_prefill_that_does_not_answer_is_waited_for(
     prefill.node._engine.post(lambda: time.sleep(1))  # as if its process had been suspended
     near.gate.set()
     request.cancel()
-    time.sleep(0.6)  # longer than stop_seconds
+    time.sleep(0.6)  # longer than remote_seconds
     assert request.results() == []
     assert result_of(request).reason == "cancelled"
     assert far.generation == 1, "it has answered"
+
+
+def test_a_prefill_that_stays_suspended_is_given_up_with_its_blocks(
+    make_side: Make, gated: Make, push: Make, wait_until: Wait, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = ReceiveLimits(poll_seconds=0.02, stop=StopLimits(local_seconds=0.2))
+    prefill = make_side(1, near := gated())
+    decode = make_side(2, far := gated(), receive_limits=limits)
+    request = push(prefill, decode)
+    request.reserve()
+    request.announce()
+    request.compute(0, 2)
+    assert near.started.wait(5)
+    prefill.node._engine.post(lambda: time.sleep(0.8))
+    request.cancel()
+    wait_until(lambda: "lost until this worker restarts" in caplog.text)
+    assert request.results() == [], "nobody may use the blocks"
+    assert decode.node.receiver.active_count == 1
+    assert far.generation == 1, "a fence would not keep it out"
+    near.gate.set()
 
 
 def test_a_prefill_on_another_host_that_does_not_answer_is_fenced(

@@ -1,5 +1,5 @@
 from llmserve.core.ids import TransferId
-from llmserve.engines.kv_transfer.push.following import PromptFollower, PushChunk
+from llmserve.engines.kv_transfer.push.progress import PromptFollower, PushChunk
 
 ID = TransferId("t")
 

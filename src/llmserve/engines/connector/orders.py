@@ -1,0 +1,83 @@
+"""What the scheduler side tells the worker side, once per engine step, and what comes back. Pickled by
+vLLM."""
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+
+from llmserve.core.ids import LeaseId, RequestId, TransferId
+from llmserve.core.kv_params import PullParams, PushParams
+from llmserve.engines.kv_transfer import Finish, PullJob, PushChunk, ReceiveJob
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Pin the blocks of a finished prefill under a lease."""
+
+    request_id: RequestId
+    lease_id: LeaseId
+    block_ids: tuple[int, ...]
+
+
+@dataclass
+class PushOrders:
+    """Orders about pushes; each list is usually empty.
+
+    At prefill: `announced` transfers whose request has come; `chunks` that this step computes of them; `ends`
+    of those that are done; `dropped` are those that will not be done.
+    At decode: `expected` pushes of requests that wait for blocks; `receives` of requests that have them;
+    `forgotten` pushes that nobody wants any more; `cancels` of receives whose result still has to come.
+    """
+
+    announced: list[TransferId] = field(default_factory=list)
+    chunks: list[PushChunk] = field(default_factory=list)
+    ends: list[tuple[TransferId, Finish]] = field(default_factory=list)
+    dropped: list[TransferId] = field(default_factory=list)
+    expected: list[PushParams] = field(default_factory=list)
+    receives: list[ReceiveJob] = field(default_factory=list)
+    forgotten: list[PushParams] = field(default_factory=list)
+    cancels: list[RequestId] = field(default_factory=list)
+
+
+@dataclass
+class StepOrders(KVConnectorMetadata):
+    """Everything of one step; each list is usually empty.
+
+    watches: requests that wait to be scheduled: keep their leases alive.
+    releases: blocks that nobody will fetch (any more): end their leases now.
+    cancels: request ids whose pull is no longer wanted; its result still has to come.
+    awaits_kv: nothing is computed in this step, and some request waits for its KV.
+    """
+
+    grants: list[Grant] = field(default_factory=list)
+    pulls: list[PullJob] = field(default_factory=list)
+    watches: list[PullParams] = field(default_factory=list)
+    releases: list[PullParams] = field(default_factory=list)
+    cancels: list[RequestId] = field(default_factory=list)
+    push: PushOrders = field(default_factory=PushOrders)
+    awaits_kv: bool = False
+
+
+@dataclass
+class Continuations(KVConnectorWorkerMetadata):
+    """tokens[request]: what prefill drew for a request whose push has ended. Every rank says the same."""
+
+    tokens: dict[str, tuple[int, ...]]
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> "Continuations":
+        assert isinstance(other, Continuations), "of the same connector"
+        return Continuations({**other.tokens, **self.tokens})
+
+
+@dataclass
+class RankEndpoint(KVConnectorHandshakeMetadata):
+    """Where one rank's hand-over server listens; gathered by vLLM at start."""
+
+    endpoint: str
+    transports: tuple[str, ...]
+    layout: str
+    block_bytes: int
