@@ -90,7 +90,11 @@ class OperatorCalls:
         )
 
     def status(self) -> router_pb2.GetClusterStatusResponse:
-        now, slow, status = self._clock.now(), self._controller.slow.workers(), self._leader_check.status()
+        now, slow, status = (
+            self._clock.now(),
+            self._controller.speeds.slow_reasons(),
+            self._leader_check.status(),
+        )
         stats = self._controller.scheduler_stats()
         return router_pb2.GetClusterStatusResponse(
             workers=[encode_status(member, now, slow) for member in self._controller.membership],

@@ -13,13 +13,14 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import ManifestError, NotLeader, StateUnavailable
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.router import RouterMetrics
+from llmserve.router.controller import Controller
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.leader.election import LeaderCheck
 from llmserve.router.leader.store.base import SharedState, Term
 from llmserve.router.observe import MetricsRecorder
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.service import RouterService
-from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.router.settings import RouterSettings
 from llmserve.rpc.role import set_log_level
 from llmserve.scheduler.snapshot import SchedulerSnapshot
 from llmserve.tracing.base import NO_TRACER, Tracer
@@ -87,7 +88,7 @@ class LeaderTerm:
 
     def _prepare(self) -> None:
         parts, settings = self._parts, self._settings
-        self.controller = build_controller(settings, parts.clock, random.Random(), parts.index)
+        self.controller = Controller(settings, parts.clock, random.Random(), parts.index)
         recorder = MetricsRecorder(parts.metrics, self.controller, len(parts.kv_watch.addresses))
         self.service = RouterService(
             self.controller,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.router.workers.speed import LineFit
+from llmserve.router.workers.latency import LineFit
 
 
 def test_it_starts_with_what_it_is_told() -> None:
