@@ -1,6 +1,4 @@
-"""How a session begins.
-
-What apiservers say over their sessions, and how these begin and end."""
+"""What apiservers say over their sessions, and what workers report."""
 
 import asyncio
 import logging
@@ -15,32 +13,19 @@ from llmserve.core.errors import InvalidRequest, LLMServeError, NotLeader
 from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.tasks import TaskOwner
 from llmserve.router.admin.commands import RouterCommands
-from llmserve.router.codec import decode_admit, decode_held
+from llmserve.router.admin.reload import RouterLiveSettings
+from llmserve.router.codec import decode_admit, decode_held, decode_worker, encode_order, encode_peers
 from llmserve.router.controller import Controller
 from llmserve.router.event_loop import EventLoop
 from llmserve.router.events import Effect
 from llmserve.router.leader.election import LeaderCheck
 from llmserve.router.sessions import ApiserverSession
 from llmserve.router.streams import SessionOutbox, SessionStream
-from llmserve.rpc.codec import decode_outcome
+from llmserve.rpc.codec import decode_load, decode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
-_HELLO_TIMEOUT_SECONDS = 5.0
-
-
-async def read_hello(requests: AsyncIterator[router_pb2.RouterSessionRequest]) -> router_pb2.Hello:
-    """The first message. Errors: InvalidRequest when it is another, or does not come."""
-    try:
-        async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
-            message = await anext(aiter(requests), router_pb2.RouterSessionRequest())
-    except TimeoutError as error:
-        raise InvalidRequest(f"no Hello within {_HELLO_TIMEOUT_SECONDS:g} s") from error
-    if not message.HasField("hello") or not message.hello.apiserver_id:
-        raise InvalidRequest("a session begins with Hello, which names the apiserver")
-    return message.hello
-
-
 _log = logging.getLogger(__name__)
+_HELLO_TIMEOUT_SECONDS = 5.0
 
 _Requests = AsyncIterator[router_pb2.RouterSessionRequest]
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -54,11 +39,11 @@ class SessionCalls:
         controller: Controller,
         event_loop: EventLoop,
         leader_check: LeaderCheck,
-        operators: RouterCommands,
+        commands: RouterCommands,
         sign_of_life_seconds: float | None,
     ) -> None:
         self._controller, self._event_loop, self._leader_check = controller, event_loop, leader_check
-        self._operators, self._sign_of_life_seconds = operators, sign_of_life_seconds
+        self._commands, self._sign_of_life_seconds = commands, sign_of_life_seconds
         self._readers = TaskOwner("router")
 
     async def aclose(self) -> None:
@@ -70,7 +55,7 @@ class SessionCalls:
     async def converse(
         self, requests: _Requests, context: _Context
     ) -> AsyncIterator[router_pb2.RouterSessionResponse]:
-        stream = self._open(await read_hello(requests))
+        stream = self._open(await _read_hello(requests))
         # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
         context.add_done_callback(lambda _: self._close(stream))  # type: ignore[arg-type]  # stub's own type
         reader = self._readers.spawn(f"session-{stream.session.apiserver_id}", self._read(requests, stream))
@@ -91,9 +76,9 @@ class SessionCalls:
         older = self._event_loop.streams.add(stream)
         stream.outbox.send_state(self._event_loop.cluster())
         if older:
-            self._operators.gone(apiserver_id)
+            self._commands.left(apiserver_id)
             older.outbox.close()
-        self._operators.joined(stream.outbox.send)
+        self._commands.joined(stream.outbox.send)
         _log.info("apiserver %s: session started, holds %d requests", apiserver_id, len(held))
         self._event_loop.apply(effects)
         return stream
@@ -103,7 +88,7 @@ class SessionCalls:
         apiserver_id = stream.session.apiserver_id
         stream.outbox.close()
         if self._event_loop.streams.drop(stream):
-            self._operators.gone(apiserver_id)
+            self._commands.left(apiserver_id)
             given_back = len(stream.session.entries)
             _log.info("apiserver %s: session ended, %d requests given back", apiserver_id, given_back)
         with suppress(NotLeader):  # the next leader counts anew
@@ -137,7 +122,7 @@ class SessionCalls:
             case "worker_failed":
                 return self._worker_failed(message.worker_failed)
             case "answer":
-                self._operators.answered(session.apiserver_id, message.answer)
+                self._commands.answered(session.apiserver_id, message.answer)
                 return []
             case other:
                 raise InvalidRequest(f"a session message cannot be {other or 'empty'} here")
@@ -153,3 +138,56 @@ class SessionCalls:
         return self._controller.worker_failed(
             WorkerId(failed.worker_id), failed.epoch, failed.reason, stalled=failed.stalled
         )
+
+
+async def _read_hello(requests: AsyncIterator[router_pb2.RouterSessionRequest]) -> router_pb2.Hello:
+    """Returns the first message of a session. Errors: InvalidRequest when it is another, or does not come."""
+    try:
+        async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
+            message = await anext(aiter(requests), router_pb2.RouterSessionRequest())
+    except TimeoutError as error:
+        raise InvalidRequest(f"no Hello within {_HELLO_TIMEOUT_SECONDS:g} s") from error
+    if not message.HasField("hello") or not message.hello.apiserver_id:
+        raise InvalidRequest("a session begins with Hello, which names the apiserver")
+    return message.hello
+
+
+class WorkerCalls:
+    """Errors of each: NotLeader."""
+
+    def __init__(self, controller: Controller, event_loop: EventLoop, live: RouterLiveSettings) -> None:
+        self._controller, self._event_loop, self._live = controller, event_loop, live
+
+    def register(self, request: router_pb2.RegisterRequest) -> router_pb2.RegisterResponse:
+        """Errors: InvalidRequest, as ClusterMembership.register."""
+        spec, settings = decode_worker(request.worker), self._live.settings
+        try:
+            self._event_loop.decide(lambda: self._controller.register(spec))
+        except InvalidRequest as error:
+            _log.warning("worker %s refused: %s", spec.worker_id, error.message)
+            raise
+        return router_pb2.RegisterResponse(
+            heartbeat_seconds=settings.heartbeat_seconds, expiry_seconds=settings.expiry_seconds
+        )
+
+    def heartbeat(self, request: router_pb2.HeartbeatRequest) -> router_pb2.HeartbeatResponse:
+        """Errors: NotFound, as ClusterMembership.heartbeat."""
+        worker_id, load, draining = WorkerId(request.worker_id), decode_load(request.load), request.draining
+        self._event_loop.decide(
+            lambda: self._controller.heartbeat(worker_id, request.epoch, load, draining=draining)
+        )
+        membership = self._controller.membership
+        known = request.members_version == membership.version
+        answer = encode_peers(membership.version, () if known else membership.kv_sources(worker_id))
+        if order := membership.order_of(worker_id):
+            answer.drain.CopyFrom(encode_order(order))
+        answer.heartbeat_seconds = self._live.settings.heartbeat_seconds
+        answer.log_level = self._live.settings.log_level
+        return answer
+
+    def deregister(self, request: router_pb2.DeregisterRequest) -> router_pb2.DeregisterResponse:
+        self._event_loop.decide(
+            lambda: self._controller.deregister(WorkerId(request.worker_id), request.epoch)
+        )
+        _log.info("worker %s deregistered", request.worker_id)
+        return router_pb2.DeregisterResponse()
