@@ -5,9 +5,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmserve.config.knob import AtStart, Live, Reader, Section, marker
 from llmserve.config.schema import Manifest
-from llmserve.config.tree import ITEM, path_text, walk
+from llmserve.config.schema.section import (
+    ITEM,
+    AtStart,
+    Live,
+    ManifestSection,
+    Reader,
+    marker,
+    path_text,
+    walk,
+)
 
 _Path = tuple[str, ...]
 
@@ -47,7 +55,7 @@ _READERS: Mapping[_Path, tuple[Reader, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class LiveChange:
     """A live key with another value. before, after: as texts; both empty where they are long or secret."""
 
     path: str
@@ -71,7 +79,7 @@ class NeedsRestart:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    live: tuple[Change, ...] = ()
+    live: tuple[LiveChange, ...] = ()
     restart: tuple[NeedsRestart, ...] = ()
 
 
@@ -85,7 +93,7 @@ def compare(started: Manifest, last: Manifest, new: Manifest) -> Changes:
 
 
 def is_live(path: _Path) -> bool:
-    """path: as that of a Knob."""
+    """path: as that of a ManifestKey."""
     return path in _LIVE
 
 
@@ -101,13 +109,13 @@ class _Difference:
 
 
 def _differences(
-    old: Section, new: Section, path: _Path = (), above: Live | None = None
+    old: ManifestSection, new: ManifestSection, path: _Path = (), above: Live | None = None
 ) -> Iterator[_Difference]:
     """A list is one value, but for what is AtStart in its items."""
     for name, field in type(old).model_fields.items():
         before, after = getattr(old, name), getattr(new, name)
         live = marker(field, Live) or above
-        if isinstance(before, Section) and isinstance(after, Section):
+        if isinstance(before, ManifestSection) and isinstance(after, ManifestSection):
             yield from _differences(before, after, (*path, name), live)
         elif _is_list_of_sections(before) or _is_list_of_sections(after):
             yield from _in_list((*path, name), live, before, after)
@@ -120,7 +128,7 @@ def _difference(path: _Path, live: Live | None, before: Any, after: Any) -> _Dif
 
 
 def _in_list(
-    path: _Path, live: Live | None, before: Sequence[Section], after: Sequence[Section]
+    path: _Path, live: Live | None, before: Sequence[ManifestSection], after: Sequence[ManifestSection]
 ) -> Iterator[_Difference]:
     items = (before or after)[0]
     fixed = {name: at for name, field in type(items).model_fields.items() if (at := marker(field, AtStart))}
@@ -131,27 +139,27 @@ def _in_list(
             yield _Difference((*path, ITEM, name), False, at.readers, None, None)
 
 
-def _dump(items: Sequence[Section], without: Iterable[str]) -> list[dict[str, Any]]:
+def _dump(items: Sequence[ManifestSection], without: Iterable[str]) -> list[dict[str, Any]]:
     return [item.model_dump(exclude=set(without)) for item in items]
 
 
-def _set_values(items: Sequence[Section], name: str) -> dict[Any, Any]:
+def _set_values(items: Sequence[ManifestSection], name: str) -> dict[Any, Any]:
     """Of each tenant that has one."""
     return {item.tenant: value for item in items if (value := getattr(item, name)) is not None}  # type: ignore[attr-defined]
 
 
 def _is_list_of_sections(value: Any) -> bool:
-    return isinstance(value, tuple) and bool(value) and isinstance(value[0], Section)
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], ManifestSection)
 
 
 def _readers(path: _Path) -> tuple[Reader, ...]:
     return next(_READERS[path[:end]] for end in range(len(path), 0, -1) if path[:end] in _READERS)
 
 
-def _change(one: _Difference) -> Change:
-    is_short = not isinstance(one.before or one.after, tuple | Section) and one.path[0] != "security"
+def _change(one: _Difference) -> LiveChange:
+    is_short = not isinstance(one.before or one.after, tuple | ManifestSection) and one.path[0] != "security"
     texts = (_text(one.before), _text(one.after)) if is_short else ()
-    return Change(path_text(one.path), *texts)
+    return LiveChange(path_text(one.path), *texts)
 
 
 def _text(value: Any) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llmserve.config.tree import path_text
+from llmserve.config.schema.section import path_text
 from llmserve.core.errors import ManifestError
 
 Path = tuple[str | int, ...]

@@ -15,8 +15,8 @@ from llmserve.config.conflict import Conflict
 from llmserve.config.messages import describe, did_you_mean, shown, unknown_key
 from llmserve.config.rules import conflicts
 from llmserve.config.schema import Manifest
-from llmserve.config.tree import path_text
-from llmserve.config.yaml_tree import Document, Path, Problem, read_document
+from llmserve.config.schema.section import path_text
+from llmserve.config.yaml_tree import Document, ManifestProblem, Path, read_document
 from llmserve.core.errors import ManifestError
 
 MAX_FILE_BYTES = 1_000_000
@@ -79,12 +79,12 @@ def located(error: ManifestError, path: str | FilePath) -> ManifestError:
     return error
 
 
-def _lines(file: str, problems: Iterable[Problem]) -> list[str]:
+def _lines(file: str, problems: Iterable[ManifestProblem]) -> list[str]:
     ordered = sorted(problems, key=lambda problem: (problem.line, path_text(problem.path)))
     return [_line(file, problem) for problem in ordered]
 
 
-def _line(file: str, problem: Problem) -> str:
+def _line(file: str, problem: ManifestProblem) -> str:
     where = f"{path_text(problem.path)}: " if problem.path else ""
     return f"{file}:{problem.line}: {where}{problem.message}".replace("\n", "\\n")
 
@@ -123,7 +123,7 @@ class _Source:
     def under_spec(self) -> bool:
         return isinstance(self.document.data, dict) and "spec" in self.document.data
 
-    def sections(self) -> tuple[dict[str, Any], list[Problem]]:
+    def sections(self) -> tuple[dict[str, Any], list[ManifestProblem]]:
         """The data in the shape of the schema, and what stands at a wrong level."""
         data = self.document.data
         if not self.under_spec:
@@ -135,20 +135,20 @@ class _Source:
         problems += [self._in_spec(key) for key in spec if key in _HEAD]
         return _head(data) | {key: spec[key] for key in spec if key not in _HEAD}, problems
 
-    def _beside_spec(self, key: str) -> Problem:
+    def _beside_spec(self, key: str) -> ManifestProblem:
         hint = "; it belongs under 'spec'" if key in Manifest.model_fields else ""
         return self.problem_at((key,), "unknown key" + (hint or did_you_mean(key, (*_HEAD, "spec"))))
 
-    def _in_spec(self, key: str) -> Problem:
+    def _in_spec(self, key: str) -> ManifestProblem:
         return self.problem_at(("spec", key), "unknown key; it belongs beside 'spec', at the top")
 
-    def problem(self, path: Path, message: str) -> Problem:
+    def problem(self, path: Path, message: str) -> ManifestProblem:
         """Of a path in the schema."""
         written = ("spec", *path) if self.under_spec and path[0] not in _HEAD else path
         return self.problem_at(written, message)
 
-    def problem_at(self, written: Path, message: str) -> Problem:
-        return Problem(self.document.line(written), written, message)
+    def problem_at(self, written: Path, message: str) -> ManifestProblem:
+        return ManifestProblem(self.document.line(written), written, message)
 
 
 def _head(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,11 +159,11 @@ def _not_a_mapping(value: Any) -> str:
     return f"expected a mapping of keys, got {shown(value)}"
 
 
-def _validate(source: _Source) -> tuple[Manifest | None, list[Problem]]:
+def _validate(source: _Source) -> tuple[Manifest | None, list[ManifestProblem]]:
     data = source.document.data
     if data is None:
         empty = "the file is empty; start with 'kind: LLMServe'"
-        return None, [] if source.document.problems else [Problem(1, (), empty)]
+        return None, [] if source.document.problems else [ManifestProblem(1, (), empty)]
     if not isinstance(data, dict):
         return None, [source.problem_at((), _not_a_mapping(data))]
     sections, problems = source.sections()
@@ -216,7 +216,9 @@ def _message(path: Path, details: ErrorDetails) -> str:
     return text + _MISSING_HINTS.get(path, "") if details["type"] == "missing" else text
 
 
-def _conflicts_of_the_rest(source: _Source, sections: dict[str, Any], wrong: list[Path]) -> list[Problem]:
+def _conflicts_of_the_rest(
+    source: _Source, sections: dict[str, Any], wrong: list[Path]
+) -> list[ManifestProblem]:
     """Conflicts between the values that are right; those that touch a wrong one would mislead."""
     rest = copy.deepcopy(sections)
     for path in wrong:

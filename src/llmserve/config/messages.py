@@ -6,8 +6,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from llmserve.config.knob import Section
-from llmserve.config.tree import path_text, section_at, walk
+from llmserve.config.schema.section import ManifestSection, path_text, section_at, walk
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -96,7 +95,7 @@ def _plain(word: str) -> str:
     return word.lower().replace("_", "").replace("-", "")
 
 
-def unknown_key(root: type[Section], path: Sequence[str | int]) -> str:
+def unknown_key(root: type[ManifestSection], path: Sequence[str | int]) -> str:
     """Says what the key may have been: one of its section, or one of the same name elsewhere."""
     key, section = str(path[-1]), section_at(root, path[:-1])
     elsewhere = [path_text(knob.path) for knob in walk(root) if _plain(knob.path[-1]) == _plain(key)]

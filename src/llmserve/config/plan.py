@@ -3,11 +3,20 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from llmserve.config.conflict import Conflict
-from llmserve.config.cores import Shares, deal, divide, omp_binding, usable_cores
 from llmserve.config.environment import engine_variables
-from llmserve.config.knob import VllmOnly, marker
-from llmserve.config.plan_types import LocalPlan, PlanRow, ProcessRole, ProcessSpec
+from llmserve.config.plan_types import (
+    LocalPlan,
+    PlanRow,
+    ProcessRole,
+    ProcessSpec,
+    ResourceShares,
+    deal,
+    divide,
+    omp_binding,
+    usable_cores,
+)
 from llmserve.config.schema import Manifest
+from llmserve.config.schema.section import VllmOnly, marker
 from llmserve.core.errors import StartFailed
 
 __all__ = ["LocalPlan", "PlanRow", "ProcessRole", "ProcessSpec", "plan_local"]
@@ -226,7 +235,7 @@ def _engine_names(manifest: Manifest) -> Iterator[tuple[ProcessRole, str]]:
             yield role, f"{role}-{index}"
 
 
-def _sharing_note(shares: Shares, engines: int, what: str, so: str) -> Iterator[str]:
+def _sharing_note(shares: ResourceShares, engines: int, what: str, so: str) -> Iterator[str]:
     if shares.shared:
         distinct = len({one for share in shares.of for one in share})
         yield f"{engines} engines share {distinct} {what if distinct > 1 else what[:-1]}: {so}."

@@ -8,10 +8,10 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
-from llmserve.config.deployment import Deployment
 from llmserve.config.plan import plan_local
 from llmserve.config.plan_types import ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
+from llmserve.config.schema.deployment import Deployment
 
 GRPC_PORT = 7100
 HTTP_PORT = 8000

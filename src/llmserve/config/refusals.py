@@ -9,11 +9,126 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmserve.config.conflict import Conflict, Path
-from llmserve.config.kv_page import block_size_tokens, layer_bytes_per_token
 from llmserve.config.messages import did_you_mean
-from llmserve.config.model_shape import has_several_kv_groups, longest_tokens, uniform_layers
 from llmserve.config.schema import ApiKey, EngineConfig, KvCacheConfig, State
 from llmserve.core.errors import ManifestError
+
+# As vLLM's model_arch_config_convertor.py; the smallest counts.
+_LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_target_positions",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+# Of these the length in the config is the scaled one.
+_SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+_FULL = "full_attention"
+
+
+def text_config(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a model that also sees or hears: its language part."""
+    inner = model.get("text_config")
+    return inner if isinstance(inner, Mapping) else model
+
+
+def longest_tokens(model: Mapping[str, Any]) -> int | None:
+    """Prompt and answer that the model was made for, as vLLM takes it."""
+    config = text_config(model)
+    if own := config.get("model_max_length"):
+        lengths = [own]
+    else:
+        lengths = [config[name] for name in _LENGTHS if config.get(name) is not None]
+    if not lengths or not all(isinstance(one, int) for one in lengths):
+        return None
+    return int(min(lengths) * _rope_factor(config))
+
+
+def _rope_factor(config: Mapping[str, Any]) -> float:
+    if "gemma3" in str(config.get("model_type", "")):
+        return 1.0
+    factor = 1.0
+    for rope in _ropes(config):
+        if rope.get("rope_type", rope.get("type")) not in _SCALED_ALREADY:
+            factor = rope.get("factor") or factor
+    return factor
+
+
+def _ropes(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """One, or one for each kind of layer."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    nested = [one for one in rope.values() if isinstance(one, Mapping)]
+    yield from nested or [rope]
+
+
+def has_several_kv_groups(model: Mapping[str, Any]) -> bool:
+    """Layers with different kinds of attention have KV blocks of different kinds."""
+    return len(set(text_config(model).get("layer_types") or ())) > 1
+
+
+def uniform_layers(model: Mapping[str, Any]) -> int | None:
+    """How many layers keep all of a request's KV; None: some do not, or it cannot be told."""
+    layers = model.get("num_hidden_layers")
+    kinds = set(model.get("layer_types") or (_FULL,))
+    windowed = model.get("sliding_window") and model.get("use_sliding_window", True)
+    unusual = "kv_lora_rank" in model or "num_kv_shared_layers" in model or model.get("is_encoder_decoder")
+    if not isinstance(layers, int) or "num_attention_heads" not in model:
+        return None
+    return None if windowed or unusual or kinds != {_FULL} else layers
+
+
+_PAGE_SIZE: Path = ("kv_cache", "page_size_kb")
+_MULTIPLE_TOKENS = 16
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+_DEFAULT_DTYPE = "bfloat16"
+
+
+def block_size_tokens(kv_cache: KvCacheConfig, engine: EngineConfig, model: Mapping[str, Any]) -> int | None:
+    """Tokens in a block, or None for the engine's default.
+
+    `model` is the model's config.json. Errors: ManifestError when a page is too small for 16 tokens,
+    or the model's attention is of a kind whose KV cannot be told from its config.
+    """
+    if kv_cache.page_size_kb is None:
+        return kv_cache.block_size_tokens
+    token_bytes = layer_bytes_per_token(kv_cache, engine, model)
+    tokens = kv_cache.page_size_kb * 1024 // token_bytes // _MULTIPLE_TOKENS * _MULTIPLE_TOKENS
+    if tokens == 0:
+        least = -(-token_bytes * _MULTIPLE_TOKENS // 1024)
+        message = (
+            f"must be at least {least} for this model ({_MULTIPLE_TOKENS} tokens of {token_bytes} bytes), "
+            f"got {kv_cache.page_size_kb}"
+        )
+        raise Conflict((_PAGE_SIZE,), message).as_error()
+    return tokens
+
+
+def layer_bytes_per_token(kv_cache: KvCacheConfig, engine: EngineConfig, model: Mapping[str, Any]) -> int:
+    """Bytes of K and V of one token in one layer on one rank."""
+    if "kv_lora_rank" in model or "num_attention_heads" not in model:
+        message = (
+            "this model's KV size cannot be told from its config; set kv_cache.block_size_tokens instead"
+        )
+        raise Conflict((_PAGE_SIZE,), message).as_error()
+    heads = int(model["num_attention_heads"])
+    kv_heads = int(model.get("num_key_value_heads") or heads)
+    head_size = int(model.get("head_dim") or model["hidden_size"] // heads)
+    kv_heads_per_rank = max(1, kv_heads // engine.tensor_parallel)
+    return 2 * kv_heads_per_rank * head_size * _BYTES[_kv_dtype(kv_cache, engine, model)]
+
+
+def _kv_dtype(kv_cache: KvCacheConfig, engine: EngineConfig, model: Mapping[str, Any]) -> str:
+    """As vLLM chooses: the cache's own, else the weights', where float32 checkpoints run in 16 bits."""
+    if kv_cache.hbm_dtype != "auto":
+        return kv_cache.hbm_dtype
+    if engine.dtype != "auto":
+        return engine.dtype
+    own = str(model.get("dtype") or model.get("torch_dtype") or _DEFAULT_DTYPE)
+    return own if own in ("bfloat16", "float16") else _DEFAULT_DTYPE
+
 
 _GIB = 1 << 30
 _LEAST_BLOCK_TOKENS = 16

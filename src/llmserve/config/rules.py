@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from llmserve.config.conflict import Conflict, Path
 from llmserve.config.messages import number
 from llmserve.config.schema import ApiKey, Manifest
+from llmserve.config.schema.section import path_text
 from llmserve.config.storage_rules import needs_storage, quotas, storage_classes
-from llmserve.config.tree import path_text
 
 
 def conflicts(manifest: Manifest) -> Iterator[Conflict]:

@@ -6,15 +6,92 @@ python -m llmserve.config.schema_doc --write docs/configuration.md
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from llmserve.config.changes import is_live
-from llmserve.config.knob import Planned, Unit, VllmOnly, marker
+from llmserve.config.messages import number
 from llmserve.config.schema import Manifest
-from llmserve.config.schema_words import default_text, type_text
-from llmserve.config.tree import ITEM, Knob, path_text, walk
+from llmserve.config.schema.section import (
+    ITEM,
+    KeyUnit,
+    ManifestKey,
+    ManifestSection,
+    Planned,
+    VllmOnly,
+    marker,
+    path_text,
+    walk,
+)
+
+_NAMES = {bool: "`true` or `false`", int: "integer", float: "number", str: "text"}
+_BOUNDS: dict[type, tuple[str, str]] = {
+    annotated_types.Ge: ("ge", "≥"),
+    annotated_types.Gt: ("gt", ">"),
+    annotated_types.Le: ("le", "≤"),
+    annotated_types.MultipleOf: ("multiple_of", "a multiple of"),
+}
+
+
+def type_text(field: FieldInfo) -> str:
+    """`integer ≥ 1`, `list of text`, or the choices."""
+    return ", ".join((_type_name(field.annotation), *_bounds(field.metadata)))
+
+
+def default_text(field: FieldInfo) -> str:
+    """As YAML writes it; a dash for "not set"."""
+    if field.default is PydanticUndefined:
+        return "**required**"
+    if field.default is None:
+        return "—"
+    return f"`{_yaml(field.default)}`"
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_yaml(held)}' for name, held in value.items())}}}"
+    return number(value) if isinstance(value, int | float) else str(value)
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation in _NAMES:
+        return _NAMES[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, ManifestSection):
+        return "mapping"
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin is dict:
+        return f"mapping of {_plural(_type_name(arguments[0]))} to {_type_name(arguments[1])}"
+    if origin is tuple:
+        return f"list of {_plural(_type_name(arguments[0]))}"
+    if origin in (Union, UnionType):
+        return " or ".join(_type_name(one) for one in arguments if one is not NoneType)
+    raise TypeError(f"the documentation has no words for {annotation}")
+
+
+def _plural(name: str) -> str:
+    return f"{name}s" if name in ("integer", "number", "mapping") else name
+
+
+def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
+    for item in metadata:
+        for kind, (name, words) in _BOUNDS.items():
+            if isinstance(item, kind):
+                yield f"{words} {number(getattr(item, name))}"
+
 
 _HEAD = ("apiVersion", "kind", "metadata")
 
@@ -74,14 +151,14 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _properties_of(schema: dict[str, Any], knob: Knob) -> dict[str, Any]:
+def _properties_of(schema: dict[str, Any], knob: ManifestKey) -> dict[str, Any]:
     holder = schema if len(knob.path) == 1 else schema["$defs"][knob.holder.__name__]
     properties: dict[str, Any] = holder["properties"]
     return properties
 
 
-def _annotate(target: dict[str, Any], knob: Knob) -> None:
-    unit, planned = marker(knob.field, Unit), marker(knob.field, Planned)
+def _annotate(target: dict[str, Any], knob: ManifestKey) -> None:
+    unit, planned = marker(knob.field, KeyUnit), marker(knob.field, Planned)
     target["x-status"] = "available" if planned is None else "planned"
     if unit is not None:
         target["x-unit"] = unit.name
@@ -100,7 +177,7 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
-def _section(knob: Knob, knobs: list[Knob]) -> Iterator[str]:
+def _section(knob: ManifestKey, knobs: list[ManifestKey]) -> Iterator[str]:
     """A heading, and tables of the keys that hold values."""
     depth = sum(1 for part in knob.path if part != ITEM)
     yield f"{'#' * (depth + 1)} `{path_text(knob.path)}`\n"
@@ -112,7 +189,7 @@ def _section(knob: Knob, knobs: list[Knob]) -> Iterator[str]:
     yield from _tables([one for one in knobs if one.parent == knob.path and one.section is None])
 
 
-def _tables(knobs: list[Knob]) -> Iterator[str]:
+def _tables(knobs: list[ManifestKey]) -> Iterator[str]:
     """First what is available, then what is planned."""
     planned = [knob for knob in knobs if _is_planned(knob)]
     yield from _table([knob for knob in knobs if not _is_planned(knob)])
@@ -121,17 +198,17 @@ def _tables(knobs: list[Knob]) -> Iterator[str]:
         yield from _table(planned)
 
 
-def _is_planned(knob: Knob) -> bool:
+def _is_planned(knob: ManifestKey) -> bool:
     return marker(knob.field, Planned) is not None
 
 
-def _table(knobs: list[Knob]) -> Iterator[str]:
+def _table(knobs: list[ManifestKey]) -> Iterator[str]:
     if not knobs:
         return
     yield "| Key | Type | Unit | Default | Meaning |"
     yield "|---|---|---|---|---|"
     for knob in knobs:
-        unit = marker(knob.field, Unit)
+        unit = marker(knob.field, KeyUnit)
         cells = (
             f"`{path_text(knob.path)}`",
             type_text(knob.field),
@@ -143,7 +220,7 @@ def _table(knobs: list[Knob]) -> Iterator[str]:
     yield ""
 
 
-def _meaning(knob: Knob) -> str:
+def _meaning(knob: ManifestKey) -> str:
     text = knob.field.description or ""
     planned = marker(knob.field, Planned)
     if marker(knob.field, VllmOnly) is not None:

@@ -18,7 +18,7 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ManifestProblem:
     """line counts from 1. An empty path means the file as a whole."""
 
     line: int
@@ -33,7 +33,7 @@ class Document:
 
     data: Any = None
     lines: Mapping[Path, int] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[ManifestProblem, ...] = ()
 
     def line(self, path: Path) -> int:
         """Of the path, or of the nearest that is in the file."""
@@ -47,7 +47,7 @@ def read_document(text: str) -> Document:
     try:
         return _read_document(text)
     except RecursionError:
-        return Document(problems=(Problem(1, (), "not YAML: nested too deeply"),))
+        return Document(problems=(ManifestProblem(1, (), "not YAML: nested too deeply"),))
 
 
 def _read_document(text: str) -> Document:
@@ -76,7 +76,7 @@ class _Reader:
         self._prepared: set[int] = set()
         self._values = 0
         self.lines: dict[Path, int] = {}
-        self.problems: list[Problem] = []
+        self.problems: list[ManifestProblem] = []
 
     def read(self, node: yaml.Node, path: Path) -> Any:
         try:
@@ -141,7 +141,7 @@ class _Reader:
                 continue
             if key_node.value in first:
                 message = f"the key is here twice, first in line {first[key_node.value]}"
-                self.problems.append(Problem(_line(key_node), (*path, key_node.value), message))
+                self.problems.append(ManifestProblem(_line(key_node), (*path, key_node.value), message))
             first.setdefault(key_node.value, _line(key_node))
 
     def _key(self, node: yaml.Node, path: Path) -> str:
@@ -152,7 +152,7 @@ class _Reader:
         return str(node.value)
 
     def _refuse(self, node: yaml.Node, path: Path, message: str) -> _Refused:
-        self.problems.append(Problem(self.lines.get(path, _line(node)), path, message))
+        self.problems.append(ManifestProblem(self.lines.get(path, _line(node)), path, message))
         return _Refused()
 
 
@@ -165,10 +165,10 @@ def _first_line(error: Exception) -> str:
     return str(text).split("\n", 1)[0]
 
 
-def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
+def _syntax_problem(error: yaml.YAMLError, text: str) -> ManifestProblem:
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1
-        return Problem(line, (), f"not YAML: {error.reason}")
+        return ManifestProblem(line, (), f"not YAML: {error.reason}")
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line = mark.line + 1 if mark is not None else 1
-    return Problem(line, (), f"not YAML: {_first_line(error)}")
+    return ManifestProblem(line, (), f"not YAML: {_first_line(error)}")

@@ -24,8 +24,8 @@ from llmserve.doctor.finding import Finding, Section, note, ok, warning
 from llmserve.doctor.host import Host
 from llmserve.doctor.transports import judge
 from llmserve.doctor.transports.run import BASELINE, NEAR, run_trial
-from llmserve.models.hub import cache_folder
 from llmserve.models.resolve import CACHE_VARIABLE, default_cache_dir
+from llmserve.models.sources import cache_folder
 from llmserve.runner import preflight
 from llmserve.runner.machine import available_cores, available_gpus, check_free
 from llmserve.runner.up import plan_here, run_dir_of

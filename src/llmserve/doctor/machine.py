@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from llmserve.config.cores import ranges
+from llmserve.config.plan_types import ranges
 from llmserve.doctor.cgroup import Allowance
 from llmserve.doctor.finding import Finding, note, ok, problem, warning
 from llmserve.doctor.host import GIB, Host, size

@@ -7,13 +7,13 @@ from pathlib import Path
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import StartFailed
 from llmserve.models import Progress, resolve
-from llmserve.models.identity import model_identity
+from llmserve.models.directory import model_identity
 from llmserve.models.resolve import digest_cache
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """path None: a simulated engine without a model. identity: see models/identity.py."""
+    """path None: a simulated engine without a model. identity: see models/directory.py."""
 
     path: Path | None
     identity: str

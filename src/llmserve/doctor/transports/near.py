@@ -16,7 +16,7 @@ import numpy.typing as npt
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.doctor.transports.answer import Answer, Outcome, say_step
 from llmserve.doctor.transports.far import BYTES, DESCRIPTION_WORD, HOST, known_bytes
-from llmserve.models.process import end_with_stdin
+from llmserve.models.converted import end_with_stdin
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, TransferState, Transport
 from llmserve.transfer.select import makers
 

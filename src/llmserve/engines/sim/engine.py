@@ -11,26 +11,25 @@ from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEve
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.handover import HandoverTicket, PullResult, PushCard, check_params, is_pushed
-from llmserve.engines.sim.handing import KvHanding
+from llmserve.engines.sim.handover import KvHandover
 from llmserve.engines.sim.limits import SimLimits
-from llmserve.engines.sim.link import KvLink, Ticket
+from llmserve.engines.sim.link import SimLink, Ticket
 from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.sequence import SimSequence
-from llmserve.engines.sim.step import BatchLimits, Step
-from llmserve.engines.sim.timing import Pace, Timing
+from llmserve.engines.sim.step import BatchLimits, Step, StepTimer, Timing
 from llmserve.engines.spec import EngineSpec, computation_words
 
 _log = logging.getLogger(__name__)
 
-OpenLink = Callable[[EngineSpec, KvMemory], Awaitable[KvLink]]
+OpenLink = Callable[[EngineSpec, KvMemory], Awaitable[SimLink]]
 
 
 class SimEngine:
     """open_link connects it to the engines it hands over to; pace says how time passes."""
 
-    def __init__(self, spec: EngineSpec, open_link: OpenLink, pace: Pace) -> None:
+    def __init__(self, spec: EngineSpec, open_link: OpenLink, pace: StepTimer) -> None:
         self._spec = spec
         self._open_link = open_link
         self._pace = pace
@@ -50,7 +49,7 @@ class SimEngine:
             ),
         )
         self._memory: KvMemory | None = None
-        self._link: KvLink | None = None
+        self._link: SimLink | None = None
         self._tasks: TaskOwner | None = None
         self._outputs: list[EngineOutput] = []
         self._rests = False  # nobody was told yet
@@ -67,7 +66,7 @@ class SimEngine:
             self._link = await self._open_link(self._spec, self._memory)
         except (OSError, TransferError) as error:
             raise StartFailed(f"the simulated engine cannot hand KV over: {error}") from error
-        self._handing = KvHanding(self._spec, self._link, self._memory, self._pool)
+        self._handing = KvHandover(self._spec, self._link, self._memory, self._pool)
         self._tasks = TaskOwner(f"sim-{self._spec.worker_id}")
         self._tasks.spawn("steps", self._run(), fatal=True)
         self._tasks.spawn("handover", self._tend(self._link), fatal=True)
@@ -255,7 +254,7 @@ class SimEngine:
 
     # -- transfers
 
-    async def _tend(self, link: KvLink) -> None:
+    async def _tend(self, link: SimLink) -> None:
         while True:
             await link.changed.wait()
             link.changed.clear()
@@ -293,7 +292,7 @@ class SimEngine:
         """Wakes next_kv_events, which finds out whether there is anything."""
         self._kv_changed.set()
 
-    def _linked(self) -> KvLink:
+    def _linked(self) -> SimLink:
         if self._link is None:
             raise EngineDead("the simulated engine is closed")
         return self._link

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llmserve.config.knob import Section, Unit
+from llmserve.config.schema.section import KeyUnit, ManifestSection
 
 
-class ResponseStore(Section):
+class ResponseStoreConfig(ManifestSection):
     """Answers of `/v1/responses` that are kept."""
 
     enabled: Annotated[
@@ -18,11 +18,11 @@ class ResponseStore(Section):
         ),
     ] = False
     keep_seconds: Annotated[
-        float, Unit("seconds"), Field(ge=1, description="How long an answer is kept.")
+        float, KeyUnit("seconds"), Field(ge=1, description="How long an answer is kept.")
     ] = 86400.0
     memory_mib: Annotated[
         int,
-        Unit("MiB"),
+        KeyUnit("MiB"),
         Field(
             ge=1,
             description="With `state.backend: memory`: how much is kept; the oldest go first. A Redis server "
@@ -31,7 +31,7 @@ class ResponseStore(Section):
     ] = 256
 
 
-class Api(Section):
+class Api(ManifestSection):
     """What clients meet at the HTTP port. docs/compatibility.md compares it with `vllm serve`."""
 
     root_path: Annotated[
@@ -62,7 +62,7 @@ class Api(Section):
     ] = False
     sse_keep_alive_seconds: Annotated[
         int,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Field(
             ge=0,
             le=3600,
@@ -86,5 +86,5 @@ class Api(Section):
         ),
     ] = {}  # noqa: RUF012 - pydantic gives each instance its own
     response_store: Annotated[
-        ResponseStore, Field(description="Answers of `/v1/responses` that are kept.")
-    ] = ResponseStore()
+        ResponseStoreConfig, Field(description="Answers of `/v1/responses` that are kept.")
+    ] = ResponseStoreConfig()

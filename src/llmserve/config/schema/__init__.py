@@ -8,16 +8,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmserve.config.api import Api
-from llmserve.config.budgets import Budgets, TenantBudget
-from llmserve.config.deployment import Deployment, LocalDeployment, Replicas
-from llmserve.config.engine import EngineConfig, EnvVariable, KvCacheConfig, SimSpec, TransferConfig
-from llmserve.config.knob import Section
-from llmserve.config.models import AdapterSpec, Metadata, Models, ModelSpec
-from llmserve.config.scheduling import Scheduling, TenantWeight
-from llmserve.config.service import ApiKey, Observability, Security, State
-from llmserve.config.storage import EncryptionKey, StorageClass, StorageFormat
-from llmserve.config.tracing import Tracing
+from llmserve.config.schema.api import Api
+from llmserve.config.schema.deployment import Deployment, LocalDeployment, Replicas
+from llmserve.config.schema.engine import EngineConfig, EnvVariable, KvCacheConfig, SimSpec, TransferConfig
+from llmserve.config.schema.models import AdapterSpec, Metadata, Models, ModelSpec
+from llmserve.config.schema.scheduling import Budgets, Scheduling, TenantBudget, TenantWeight
+from llmserve.config.schema.section import ManifestSection
+from llmserve.config.schema.service import ApiKey, Observability, Security, State, Tracing
+from llmserve.config.schema.storage import EncryptionKey, StorageClass, StorageFormat
 
 __all__ = [
     "AdapterSpec",
@@ -49,7 +47,7 @@ __all__ = [
 ]
 
 
-class Manifest(Section):
+class Manifest(ManifestSection):
     """A cluster: what is served, by how many of what."""
 
     apiVersion: Annotated[  # noqa: N815 - the YAML key

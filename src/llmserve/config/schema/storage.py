@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmserve.config.knob import Section, Unit
+from llmserve.config.schema.section import KeyUnit, ManifestSection
 
 
-class EncryptionKey(Section):
+class EncryptionKey(ManifestSection):
     """A key that blocks are encrypted with, by reference: the key itself is never in the manifest."""
 
     id: Annotated[
@@ -30,7 +30,7 @@ class EncryptionKey(Section):
     ] = None
 
 
-class StorageFormat(Section):
+class StorageFormat(ManifestSection):
     """How a tier stores blocks: quantized, compressed, encrypted, in this order, each or none."""
 
     quantize: Annotated[
@@ -53,7 +53,7 @@ class StorageFormat(Section):
     ] = ()
 
 
-class StorageClass(Section):
+class StorageClass(ManifestSection):
     """One tier below device memory where KV blocks are kept."""
 
     name: Annotated[str, Field(min_length=1, description="What log lines and metrics call it.")]
@@ -66,7 +66,7 @@ class StorageClass(Section):
     ]
     capacity_gb: Annotated[
         float,
-        Unit("GiB"),
+        KeyUnit("GiB"),
         Field(
             gt=0,
             description="How much it may take, in all kvmanagers together. Of `dram`, all of it is taken at "

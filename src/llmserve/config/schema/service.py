@@ -8,11 +8,33 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from llmserve.config.knob import AtStart, Live, Section, Unit
-from llmserve.config.tracing import Tracing
+from llmserve.config.schema.section import AtStart, KeyUnit, Live, ManifestSection
 
 
-class ApiKey(Section):
+class Tracing(ManifestSection):
+    """Spans of requests (OpenTelemetry), from HTTP to the last token."""
+
+    endpoint: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^/\s]+$",
+            description="Where spans are sent, as OTLP over gRPC: `http://HOST:PORT`; `https://` for TLS. "
+            "Without it nothing is traced. Headers and certificates are read from the environment "
+            "(`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_EXPORTER_OTLP_CERTIFICATE`).",
+        ),
+    ] = None
+    sample_ratio: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Share of requests that are traced. A request with a W3C `traceparent` of its own is "
+            "traced if that says so.",
+        ),
+    ] = 1.0
+
+
+class ApiKey(ManifestSection):
     """A key and the tenant it stands for. A tenant may have several."""
 
     tenant: Annotated[str, Field(min_length=1, description="Who uses the key.")]
@@ -40,7 +62,7 @@ class ApiKey(Section):
     ] = False
     kv_quota_gb: Annotated[
         float | None,
-        Unit("GiB"),
+        KeyUnit("GiB"),
         AtStart(("kvmanager",)),
         Field(
             gt=0,
@@ -65,7 +87,7 @@ def _origin(text: str) -> str:
     return lowered.removesuffix(_DEFAULT_PORTS.get(lowered.partition("://")[0], ""))
 
 
-class Security(Section):
+class Security(ManifestSection):
     """Who may use the cluster, and who shares KV with whom."""
 
     api_keys: Annotated[
@@ -95,7 +117,7 @@ class Security(Section):
     ] = "tenant"
 
 
-class RedisServer(Section):
+class RedisServer(ManifestSection):
     """The Redis (or Valkey) server that routers share. It keeps a few kilobytes, and needs no disk."""
 
     url: Annotated[
@@ -116,7 +138,7 @@ class RedisServer(Section):
     ] = None
 
 
-class State(Section):
+class State(ManifestSection):
     """Where the state is that routers share."""
 
     backend: Annotated[
@@ -129,7 +151,7 @@ class State(Section):
     redis: Annotated[RedisServer | None, Field(description="With `backend: redis`.")] = None
 
 
-class Observability(Section):
+class Observability(ManifestSection):
     """What the cluster tells about itself."""
 
     log_level: Annotated[
@@ -149,7 +171,7 @@ class Observability(Section):
     ] = None
     log_file_mib: Annotated[
         int,
-        Unit("MiB"),
+        KeyUnit("MiB"),
         Field(
             ge=1,
             le=65536,
@@ -160,7 +182,7 @@ class Observability(Section):
     ] = 16
     explain_requests: Annotated[
         int,
-        Unit("requests"),
+        KeyUnit("requests"),
         Live(("apiserver",)),
         Field(
             ge=0,

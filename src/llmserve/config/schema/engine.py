@@ -4,33 +4,33 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmserve.config.knob import Live, Planned, Section, Unit, VllmOnly
+from llmserve.config.schema.section import KeyUnit, Live, ManifestSection, Planned, VllmOnly
 
 
-class SimSpec(Section):
+class SimSpec(ManifestSection):
     """The simulated engine: real block accounting and prefix cache, a timing model, no weights."""
 
     prefill_tokens_per_second: Annotated[
         float,
-        Unit("tokens/second"),
+        KeyUnit("tokens/second"),
         Field(ge=0, description="Speed of prompt computation. 0: it takes no time."),
     ] = 0.0
     decode_step_seconds: Annotated[
-        float, Unit("seconds"), Field(ge=0, description="Time of a decode step, whatever its batch.")
+        float, KeyUnit("seconds"), Field(ge=0, description="Time of a decode step, whatever its batch.")
     ] = 0.0
     decode_seconds_per_sequence: Annotated[
-        float, Unit("seconds"), Field(ge=0, description="What each sequence adds to a decode step.")
+        float, KeyUnit("seconds"), Field(ge=0, description="What each sequence adds to a decode step.")
     ] = 0.0
-    blocks: Annotated[int, Unit("blocks"), Field(ge=2, description="KV blocks of one engine.")] = 1024
+    blocks: Annotated[int, KeyUnit("blocks"), Field(ge=2, description="KV blocks of one engine.")] = 1024
     block_size_tokens: Annotated[
-        int, Unit("tokens"), Field(ge=1, le=1024, description="Tokens in a KV block.")
+        int, KeyUnit("tokens"), Field(ge=1, le=1024, description="Tokens in a KV block.")
     ] = 16
     vocab_size: Annotated[
-        int, Unit("tokens"), Field(ge=16, description="Token ids are drawn below this number.")
+        int, KeyUnit("tokens"), Field(ge=16, description="Token ids are drawn below this number.")
     ] = 32000
 
 
-class EnvVariable(Section):
+class EnvVariable(ManifestSection):
     """A variable of the environment."""
 
     name: Annotated[
@@ -39,7 +39,7 @@ class EnvVariable(Section):
     value: Annotated[str, Field(description="Text: a number is written in quotes.")]
 
 
-class EngineConfig(Section):
+class EngineConfig(ManifestSection):
     """One engine; every worker has one of its own."""
 
     kind: Annotated[
@@ -52,24 +52,24 @@ class EngineConfig(Section):
     ] = "auto"
     tensor_parallel: Annotated[
         int,
-        Unit("ranks"),
+        KeyUnit("ranks"),
         VllmOnly(),
         Field(ge=1, description="GPUs (or, on CPU, groups of cores) that share each layer of one engine."),
     ] = 1
     pipeline_parallel: Annotated[
         int,
-        Unit("ranks"),
+        KeyUnit("ranks"),
         Planned("pipeline-parallel KV transfer"),
         Field(ge=1, description="Stages of layers over which one engine is split."),
     ] = 1
     max_model_len: Annotated[
         int | None,
-        Unit("tokens"),
+        KeyUnit("tokens"),
         Field(gt=0, description="Longest prompt plus answer. Without it, what the model was made for."),
     ] = None
     max_logprobs: Annotated[
         int,
-        Unit("tokens"),
+        KeyUnit("tokens"),
         Field(
             ge=-1,
             description="Most log probabilities that a client gets for each token, with `top_logprobs` or "
@@ -83,7 +83,7 @@ class EngineConfig(Section):
     ] = "auto"
     speculative_tokens: Annotated[
         int,
-        Unit("tokens"),
+        KeyUnit("tokens"),
         Planned("speculative decoding"),
         Field(ge=0, description="Tokens proposed by the draft model in each step. 0: none."),
     ] = 0
@@ -93,18 +93,18 @@ class EngineConfig(Section):
     ] = True
     max_batched_tokens: Annotated[
         int | None,
-        Unit("tokens"),
+        KeyUnit("tokens"),
         Field(gt=0, description="Most tokens computed in one engine step. Without it, the engine's default."),
     ] = None
     min_decode_slots: Annotated[
         int,
-        Unit("requests"),
+        KeyUnit("requests"),
         Planned("placement by phase"),
         Field(ge=0, description="Places in the batch kept for requests that decode."),
     ] = 0
     max_decode_concurrency: Annotated[
         int,
-        Unit("requests"),
+        KeyUnit("requests"),
         Field(
             ge=1,
             description="Most requests that one engine runs at the same time. Each choice (`n`) is one, and "
@@ -113,7 +113,7 @@ class EngineConfig(Section):
     ] = 64
     prefill_long_prompt_tokens: Annotated[
         int | None,
-        Unit("tokens"),
+        KeyUnit("tokens"),
         Field(
             gt=0,
             description="Of a longer prompt, this many tokens are computed in one step, so that shorter ones "
@@ -163,7 +163,7 @@ class EngineConfig(Section):
     ] = ()
     hang_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Field(
             ge=3,
             description="An engine that answers nothing for this long, while its processes do nothing, "
@@ -173,7 +173,7 @@ class EngineConfig(Section):
     ] = 15.0
     longest_step_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Field(
             ge=3,
             description="The same for an engine whose processes still work: longer than a step on a long "
@@ -183,12 +183,12 @@ class EngineConfig(Section):
     sim: Annotated[SimSpec, Field(description="Settings of `kind: sim`.")] = SimSpec()
 
 
-class KvCacheConfig(Section):
+class KvCacheConfig(ManifestSection):
     """The KV blocks of an engine."""
 
     page_size_kb: Annotated[
         int | None,
-        Unit("KiB"),
+        KeyUnit("KiB"),
         Field(
             gt=0,
             description="Size of a KV block in one layer on one rank; the largest multiple of 16 tokens that "
@@ -197,7 +197,7 @@ class KvCacheConfig(Section):
     ] = None
     block_size_tokens: Annotated[
         int | None,
-        Unit("tokens"),
+        KeyUnit("tokens"),
         Field(
             gt=0,
             multiple_of=16,
@@ -211,20 +211,20 @@ class KvCacheConfig(Section):
     ] = "auto"
     memory_gb: Annotated[
         float,
-        Unit("GiB"),
+        KeyUnit("GiB"),
         VllmOnly(),
         Field(gt=0, description="Device memory for the KV blocks of each rank."),
     ] = 1.0
     hot_keep_secs: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Field(
             ge=0, description="How long a block that was just used is safe from eviction in DRAM and NVMe."
         ),
     ] = 0.0
     tenant_hotset_gb: Annotated[
         float,
-        Unit("GiB"),
+        KeyUnit("GiB"),
         Field(ge=0, description="What each tenant keeps in DRAM, and in NVMe, whatever the others do."),
     ] = 0.0
     prefetch_on_prefix: Annotated[
@@ -237,7 +237,7 @@ class KvCacheConfig(Section):
     ] = False
 
 
-class TransferConfig(Section):
+class TransferConfig(ManifestSection):
     """How KV moves between engines."""
 
     mode: Annotated[
@@ -250,7 +250,7 @@ class TransferConfig(Section):
     ] = "auto"
     push_min_tokens: Annotated[
         int,
-        Unit("tokens"),
+        KeyUnit("tokens"),
         Field(ge=1, description="With `mode: auto`: prompts from this length on are pushed."),
     ] = 512
     engine_order: Annotated[
@@ -293,7 +293,7 @@ class TransferConfig(Section):
     ] = "recompute"
     lease_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Field(
             ge=1,
             le=3600,

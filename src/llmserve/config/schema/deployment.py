@@ -4,15 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmserve.config.knob import Section, Unit
+from llmserve.config.schema.section import KeyUnit, ManifestSection
 
 
-class Replicas(Section):
+class Replicas(ManifestSection):
     """Processes of each role."""
 
     apiserver: Annotated[
         int,
-        Unit("processes"),
+        KeyUnit("processes"),
         Field(
             ge=1,
             le=64,
@@ -21,7 +21,7 @@ class Replicas(Section):
     ] = 1
     router: Annotated[
         int,
-        Unit("processes"),
+        KeyUnit("processes"),
         Field(
             ge=1,
             le=8,
@@ -31,12 +31,12 @@ class Replicas(Section):
     ] = 1
     prefill: Annotated[
         int,
-        Unit("engines"),
+        KeyUnit("engines"),
         Field(ge=0, le=1024, description="Engines that compute prompts. Only in a disaggregated deployment."),
     ] = 1
     decode: Annotated[
         int,
-        Unit("engines"),
+        KeyUnit("engines"),
         Field(
             ge=1,
             le=1024,
@@ -45,7 +45,7 @@ class Replicas(Section):
     ] = 1
     kvmanager: Annotated[
         int,
-        Unit("processes"),
+        KeyUnit("processes"),
         Field(
             ge=1,
             le=64,
@@ -55,7 +55,7 @@ class Replicas(Section):
     ] = 1
 
 
-class LocalDeployment(Section):
+class LocalDeployment(ManifestSection):
     """`mode: local`: all roles as processes of this machine."""
 
     host: Annotated[
@@ -98,12 +98,12 @@ class LocalDeployment(Section):
     ] = None
     ready_timeout_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Field(gt=0, description="How long a role may take to become ready before `up` gives up on it."),
     ] = 300.0
     hang_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Field(
             ge=3,
             description="A process that answers nothing for this long, while it does nothing, hangs: it is "
@@ -119,25 +119,25 @@ class LocalDeployment(Section):
     ] = False
     cores: Annotated[
         Literal["auto"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)],
-        Unit("core ids"),
+        KeyUnit("core ids"),
         Field(
             description="Cores to divide between the engines. `auto`: all that this process may use.",
         ),
     ] = "auto"
 
 
-class PodResources(Section):
+class PodResources(ManifestSection):
     """What one pod asks for."""
 
-    cpu: Annotated[float, Unit("cores"), Field(gt=0, description="Cores that are kept for a pod.")] = 1.0
+    cpu: Annotated[float, KeyUnit("cores"), Field(gt=0, description="Cores that are kept for a pod.")] = 1.0
     ram_gb: Annotated[
         float,
-        Unit("GiB"),
+        KeyUnit("GiB"),
         Field(gt=0, description="Memory of a pod, at most and kept for it; `/dev/shm` counts."),
     ] = 1.0
 
 
-class RoleResources(Section):
+class RoleResources(ManifestSection):
     """What the pods of each role ask for, beside GPUs."""
 
     apiserver: Annotated[PodResources, Field(description="An apiserver.")] = PodResources(cpu=2.0, ram_gb=4.0)
@@ -153,27 +153,27 @@ class RoleResources(Section):
     ] = PodResources(cpu=1.0, ram_gb=2.0)
 
 
-class MaxReplicas(Section):
+class MaxReplicas(ManifestSection):
     """Up to how many pods of a role the autoscaler may go; `deployment.replicas` are the least."""
 
     apiserver: Annotated[
         int | None,
-        Unit("pods"),
+        KeyUnit("pods"),
         Field(ge=1, le=64, description="Scales on its use of the CPU. Without it: no autoscaling."),
     ] = 4
     prefill: Annotated[
         int | None,
-        Unit("pods"),
+        KeyUnit("pods"),
         Field(ge=1, le=1024, description="Scales on queue time and waiting prompts. Without it: none."),
     ] = None
     decode: Annotated[
         int | None,
-        Unit("pods"),
+        KeyUnit("pods"),
         Field(ge=1, le=1024, description="Scales on tokens in flight. Without it: no autoscaling."),
     ] = None
 
 
-class K8sDeployment(Section):
+class K8sDeployment(ManifestSection):
     """`mode: k8s`: all roles as pods of a Kubernetes cluster. docs/kubernetes.md explains it."""
 
     namespace: Annotated[
@@ -231,10 +231,10 @@ class K8sDeployment(Section):
         ),
     ] = None
     shm_gb: Annotated[
-        float, Unit("GiB"), Field(gt=0, description="Size of `/dev/shm` of an engine; memory of its pod.")
+        float, KeyUnit("GiB"), Field(gt=0, description="Size of `/dev/shm` of an engine; memory of its pod.")
     ] = 2.0
     hugepages_gb: Annotated[
-        int, Unit("GiB"), Field(ge=0, description="2 MiB huge pages of an engine. 0: none.")
+        int, KeyUnit("GiB"), Field(ge=0, description="2 MiB huge pages of an engine. 0: none.")
     ] = 0
     resources: Annotated[RoleResources, Field(description="Cores and memory of the pods.")] = RoleResources()
     max_replicas: Annotated[MaxReplicas, Field(description="How far the roles scale.")] = MaxReplicas()
@@ -257,12 +257,12 @@ class K8sDeployment(Section):
     ] = False
     ready_timeout_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Field(gt=0, description="How long a pod may take to become ready: image, model and start."),
     ] = 1800.0
 
 
-class Deployment(Section):
+class Deployment(ManifestSection):
     """Where the roles run, and how many of each."""
 
     mode: Annotated[

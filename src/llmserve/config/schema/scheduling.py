@@ -1,13 +1,102 @@
-"""Section `scheduling`: turns, queueing, routing, and when something counts as gone."""
+"""Sections `budgets` and `scheduling`: how much may run at once, and whose turn it is."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmserve.config.knob import Live, Section, Unit
+from llmserve.config.schema.section import KeyUnit, Live, ManifestSection
 
 
-class TenantWeight(Section):
+class TenantBudget(ManifestSection):
+    """What one tenant may use. A tenant that has used it up waits, and nobody else does."""
+
+    max_requests_in_flight: Annotated[
+        int | None,
+        KeyUnit("requests"),
+        Field(
+            gt=0,
+            description="Its requests that run at the same time; each choice (`n`) is one. Without it, "
+            "no limit.",
+        ),
+    ] = None
+    max_requests_per_second: Annotated[
+        float | None,
+        KeyUnit("requests/second"),
+        Field(gt=0, description="Its requests that start in a second, on average. Without it, no limit."),
+    ] = None
+    max_tokens_per_second: Annotated[
+        float | None,
+        KeyUnit("tokens/second"),
+        Field(
+            gt=0,
+            description="Prompt tokens to compute and tokens generated for it in a second, on average. "
+            "Without it, no limit.",
+        ),
+    ] = None
+
+
+class NamedTenantBudget(TenantBudget):
+    """What one named tenant may use."""
+
+    tenant: Annotated[str, Field(min_length=1, description="The tenant, as in `security.api_keys`.")]
+
+
+class Budgets(ManifestSection):
+    """What all running requests together may use."""
+
+    max_tokens_in_flight: Annotated[
+        int | None,
+        KeyUnit("tokens"),
+        Live(("router",)),
+        Field(
+            gt=0,
+            description="Prompt tokens to compute and expected answer tokens of all running requests. "
+            "Without it, no limit.",
+        ),
+    ] = None
+    hbm_gb: Annotated[
+        float | None,
+        KeyUnit("GiB"),
+        Live(("router",)),
+        Field(
+            gt=0,
+            description="KV of all running requests: prompt and expected answer. Without it, what the "
+            "engines have, who preempt requests when it is used up.",
+        ),
+    ] = None
+    max_kv_io_gbps: Annotated[
+        float | None,
+        KeyUnit("Gbit/s"),
+        Live(("router",), at_start=("worker",)),
+        Field(
+            gt=0,
+            description="KV bytes that engines fetch from each other, of the whole cluster; each decode "
+            "engine gets an equal part, and requests start no faster than their KV can move.",
+        ),
+    ] = None
+    max_requests_in_flight: Annotated[
+        int | None,
+        KeyUnit("requests"),
+        Live(("router",)),
+        Field(
+            gt=0,
+            description="Requests that run at the same time; each choice (`n`) is one. Without it, what all "
+            "decode engines hold.",
+        ),
+    ] = None
+    per_tenant: Annotated[
+        TenantBudget,
+        Live(("router",)),
+        Field(description="What each tenant may use that `tenants` does not name."),
+    ] = TenantBudget()
+    tenants: Annotated[
+        tuple[NamedTenantBudget, ...],
+        Live(("router",)),
+        Field(strict=False, description="Tenants with budgets of their own, in place of `per_tenant`."),
+    ] = ()
+
+
+class TenantWeight(ManifestSection):
     """How much of the cluster a tenant gets while others wait as well."""
 
     tenant: Annotated[str, Field(min_length=1, description="The tenant, as in `security.api_keys`.")]
@@ -17,7 +106,7 @@ class TenantWeight(Section):
     ]
 
 
-class Scheduling(Section):
+class Scheduling(ManifestSection):
     """Whose turn it is, queueing, and when something counts as gone."""
 
     weights: Annotated[
@@ -27,7 +116,7 @@ class Scheduling(Section):
     ] = ()
     srpt_bias: Annotated[
         float,
-        Unit("seconds/1,000 tokens"),
+        KeyUnit("seconds/1,000 tokens"),
         Live(("router",)),
         Field(
             ge=0,
@@ -37,13 +126,13 @@ class Scheduling(Section):
     ] = 5.0
     aging_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Live(("router",)),
         Field(ge=0, description="Nothing that comes later than this passes, however short it is."),
     ] = 20.0
     priority_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Live(("router",)),
         Field(
             ge=0,
@@ -54,7 +143,7 @@ class Scheduling(Section):
 
     max_queued_requests: Annotated[
         int,
-        Unit("requests"),
+        KeyUnit("requests"),
         Live(("router",)),
         Field(
             ge=0,
@@ -64,19 +153,19 @@ class Scheduling(Section):
     ] = 1024
     queue_timeout_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Live(("router", "apiserver")),
         Field(gt=0, description="How long a request may wait before it is refused with 503."),
     ] = 60.0
     worker_heartbeat_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Live(("router", "worker")),
         Field(gt=0, description="How often a worker reports its load to the router."),
     ] = 1.0
     worker_expiry_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Live(("router",)),
         Field(
             gt=0, description="A worker that was silent this long gets no requests until it is heard again."
@@ -84,7 +173,7 @@ class Scheduling(Section):
     ] = 4.0
     request_timeout_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Live(("apiserver",)),
         Field(gt=0, description="How long a request may take in all, queueing included."),
     ] = 600.0
@@ -109,7 +198,7 @@ class Scheduling(Section):
     ] = "auto"
     engine_queue_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Live(("router",)),
         Field(
             ge=0,
@@ -120,7 +209,7 @@ class Scheduling(Section):
     ] = 0.5
     first_token_timeout_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Live(("apiserver",)),
         Field(
             gt=0,
@@ -130,13 +219,13 @@ class Scheduling(Section):
     ] = 120.0
     token_timeout_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Live(("apiserver",)),
         Field(gt=0, description="The same, from one output to the next."),
     ] = 60.0
     router_patience_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Field(
             gt=0,
             description="How long requests wait for a router that is away; longer than it takes to restart.",
@@ -144,7 +233,7 @@ class Scheduling(Section):
     ] = 30.0
     retry_share: Annotated[
         float,
-        Unit("retries/request"),
+        KeyUnit("retries/request"),
         Field(
             ge=0,
             le=1,
@@ -154,7 +243,7 @@ class Scheduling(Section):
     ] = 0.2
     retry_burst: Annotated[
         int,
-        Unit("requests"),
+        KeyUnit("requests"),
         Field(
             ge=1,
             description="Retries at once, of each apiserver, beyond the share: as many requests as it may "
@@ -172,7 +261,7 @@ class Scheduling(Section):
     ] = 0.5
     drain_timeout_seconds: Annotated[
         float,
-        Unit("seconds"),
+        KeyUnit("seconds"),
         Live(("router",)),
         Field(
             gt=0,

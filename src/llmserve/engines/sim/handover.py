@@ -4,7 +4,7 @@ import numpy as np
 
 from llmserve.core.ids import RequestId
 from llmserve.engines.handover import Finish, HandoverTicket, PromptFollower, PullResult
-from llmserve.engines.sim.link import KvLink
+from llmserve.engines.sim.link import SimLink
 from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.sequence import SimSequence
@@ -12,10 +12,10 @@ from llmserve.engines.sim.step import PullOrder
 from llmserve.engines.spec import EngineSpec
 
 
-class KvHanding:
+class KvHandover:
     """Bookkeeping between the scheduler's orders and the link."""
 
-    def __init__(self, spec: EngineSpec, link: KvLink, memory: KvMemory, pool: BlockPool) -> None:
+    def __init__(self, spec: EngineSpec, link: SimLink, memory: KvMemory, pool: BlockPool) -> None:
         self._spec = spec
         self._link = link
         self._memory = memory

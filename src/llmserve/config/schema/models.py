@@ -8,12 +8,12 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from llmserve.config.knob import Planned, Section
+from llmserve.config.schema.section import ManifestSection, Planned
 
 _SCHEMES = ("package", "hub", "dir", "gguf")
 
 
-class Metadata(Section):
+class Metadata(ManifestSection):
     """What the cluster is called."""
 
     name: Annotated[
@@ -25,7 +25,7 @@ class Metadata(Section):
     ] = "llmserve"
 
 
-class ModelSpec(Section):
+class ModelSpec(ManifestSection):
     """Where a model comes from and what clients call it."""
 
     source: Annotated[
@@ -87,7 +87,7 @@ def _unknown_scheme(scheme: str) -> str:
     return f"unknown source scheme '{scheme}:'; known are package:, hub:, dir: and gguf:{hint}"
 
 
-class AdapterSpec(Section):
+class AdapterSpec(ManifestSection):
     """A LoRA adapter of the primary model."""
 
     name: Annotated[
@@ -96,7 +96,7 @@ class AdapterSpec(Section):
     source: Annotated[str, Field(min_length=1, description="Where its weights are, as for a model.")]
 
 
-class Models(Section):
+class Models(ManifestSection):
     """What is served."""
 
     primary: Annotated[ModelSpec, Field(description="The model that answers.")]
