@@ -4,6 +4,10 @@ python -m llmserve.config.schema_doc --write docs/configuration.md
 """
 
 import argparse
+import ast
+import functools
+import inspect
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,6 +41,32 @@ _BOUNDS: dict[type, tuple[str, str]] = {
     annotated_types.Le: ("le", "≤"),
     annotated_types.MultipleOf: ("multiple_of", "a multiple of"),
 }
+
+
+def meaning(key: ManifestKey) -> str:
+    """Returns the docstring below a key; of a key that holds a section and has none, that of the section."""
+    texts = (
+        text for holder in key.holder.__mro__ for text in [_docstrings(holder).get(key.path[-1])] if text
+    )
+    inherited = key.section.__doc__ if key.section is not None else ""
+    return " ".join(next(texts, inherited or "").split())
+
+
+@functools.cache
+def _docstrings(holder: type) -> dict[str, str]:
+    """Returns the docstrings below the fields of a class. They are read from the source, here alone: pydantic
+    would read them in every process at its start, which takes half a second."""
+    if not issubclass(holder, ManifestSection):
+        return {}
+    (node,) = ast.parse(inspect.getsource(holder)).body
+    assert isinstance(node, ast.ClassDef), "the source of a class"
+    return {
+        field.target.id: below.value.value
+        for field, below in itertools.pairwise(node.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(below.value.value, str)
+    }
 
 
 def type_text(field: FieldInfo) -> str:
@@ -159,6 +189,7 @@ def _properties_of(schema: dict[str, Any], knob: ManifestKey) -> dict[str, Any]:
 
 def _annotate(target: dict[str, Any], knob: ManifestKey) -> None:
     unit, planned = marker(knob.field, KeyUnit), marker(knob.field, Planned)
+    target["description"] = meaning(knob)
     target["x-status"] = "available" if planned is None else "planned"
     if unit is not None:
         target["x-unit"] = unit.name
@@ -221,7 +252,7 @@ def _table(knobs: list[ManifestKey]) -> Iterator[str]:
 
 
 def _meaning(knob: ManifestKey) -> str:
-    text = knob.field.description or ""
+    text = meaning(knob)
     planned = marker(knob.field, Planned)
     if marker(knob.field, VllmOnly) is not None:
         text += " No effect on the simulated engine."

@@ -1,10 +1,10 @@
 """The manifest `kind: LLMServe` as one frozen tree. Attribute names are the YAML keys.
 
-Sections are passed down to whoever needs them, never the whole. load.py reads one from YAML;
-docs/configuration.md is generated from it.
+Sections are passed to whoever needs them, never the whole tree. load.py reads a manifest from YAML, and
+docs/configuration.md is generated from these classes.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -48,29 +48,23 @@ __all__ = [
 
 
 class Manifest(ManifestSection):
-    """A cluster: what is served, by how many of what."""
+    """A cluster: what is served, and by how many processes."""
 
-    apiVersion: Annotated[  # noqa: N815 - the YAML key
-        Literal["llmserve/v1"], Field(description="Version of this format.")
-    ] = "llmserve/v1"
-    kind: Annotated[Literal["LLMServe"], Field(description="What the file describes; always `LLMServe`.")]
-    metadata: Annotated[Metadata, Field(description="What the cluster is called.")] = Metadata()
-    models: Annotated[Models, Field(description="What is served.")]
-    deployment: Annotated[Deployment, Field(description="Where the roles run, how many of each.")] = (
-        Deployment()
-    )
-    engine: Annotated[EngineConfig, Field(description="One engine; every worker has its own.")] = (
-        EngineConfig()
-    )
-    kv_cache: Annotated[KvCacheConfig, Field(description="The KV blocks of an engine.")] = KvCacheConfig()
-    storageClasses: Annotated[  # noqa: N815 - the YAML key
-        tuple[StorageClass, ...],
-        Field(strict=False, description="Tiers below device memory that keep KV blocks."),
-    ] = ()
-    transfer: Annotated[TransferConfig, Field(description="How KV moves between engines.")] = TransferConfig()
-    budgets: Annotated[Budgets, Field(description="What all running requests may use.")] = Budgets()
-    scheduling: Annotated[Scheduling, Field(description="Queueing and time limits.")] = Scheduling()
-    api: Annotated[Api, Field(description="What clients meet at the HTTP port.")] = Api()
-    security: Annotated[Security, Field(description="Who may use the cluster.")] = Security()
-    state: Annotated[State, Field(description="Where shared state is.")] = State()
-    observability: Annotated[Observability, Field(description="Logs, metrics and traces.")] = Observability()
+    apiVersion: Literal["llmserve/v1"] = "llmserve/v1"  # noqa: N815 - the YAML key
+    """The version of this format."""
+    kind: Literal["LLMServe"]
+    """What the file describes; always `LLMServe`."""
+    metadata: Metadata = Metadata()
+    models: Models
+    deployment: Deployment = Deployment()
+    engine: EngineConfig = EngineConfig()
+    kv_cache: KvCacheConfig = KvCacheConfig()
+    storageClasses: tuple[StorageClass, ...] = Field((), strict=False)  # noqa: N815 - the YAML key
+    """Tiers below device memory that keep KV blocks."""
+    transfer: TransferConfig = TransferConfig()
+    budgets: Budgets = Budgets()
+    scheduling: Scheduling = Scheduling()
+    api: Api = Api()
+    security: Security = Security()
+    state: State = State()
+    observability: Observability = Observability()

@@ -1,90 +1,45 @@
-"""Section `api`: what clients meet at the HTTP port."""
+"""Section `api`: the HTTP interface that clients see."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from llmserve.config.schema.section import KeyUnit, ManifestSection
+from llmserve.config.schema.section import KeyUnit, ManifestSection, Seconds
 
 
 class ResponseStoreConfig(ManifestSection):
-    """Answers of `/v1/responses` that are kept."""
+    """The store of answers of `/v1/responses`."""
 
-    enabled: Annotated[
-        bool,
-        Field(
-            description="Keep answers, so that `previous_response_id`, `background` and fetching or "
-            "cancelling by id work. Several apiservers share them in Redis, and need `state.backend: redis`."
-        ),
-    ] = False
-    keep_seconds: Annotated[
-        float, KeyUnit("seconds"), Field(ge=1, description="How long an answer is kept.")
-    ] = 86400.0
-    memory_mib: Annotated[
-        int,
-        KeyUnit("MiB"),
-        Field(
-            ge=1,
-            description="With `state.backend: memory`: how much is kept; the oldest go first. A Redis server "
-            "has a limit of its own.",
-        ),
-    ] = 256
+    enabled: bool = False
+    """Answers are kept, so that `previous_response_id`, `background`, and fetching or cancelling by id work.
+    Several apiservers share the answers in Redis and need `state.backend: redis`."""
+    keep_seconds: Seconds = Field(86400.0, ge=1)
+    """An answer is kept for this long."""
+    memory_mib: Annotated[int, KeyUnit("MiB")] = Field(256, ge=1)
+    """With `state.backend: memory`, answers take at most this much memory; the oldest are dropped first. A
+    Redis server has a limit of its own."""
 
 
 class Api(ManifestSection):
-    """What clients meet at the HTTP port. docs/compatibility.md compares it with `vllm serve`."""
+    """The HTTP interface that clients see. docs/compatibility.md compares it with `vllm serve`."""
 
-    root_path: Annotated[
-        str | None,
-        Field(
-            pattern=r"^(/[A-Za-z0-9._~-]+)+$",
-            description="Path under which a proxy serves the API, such as `/llm`, whether or not the proxy "
-            "takes it off. `/docs` and `/openapi.json` name it.",
-        ),
-    ] = None
-    public_docs: Annotated[
-        bool,
-        Field(
-            description="`/docs`, `/redoc`, `/openapi.json` and `/version` need no key, although "
-            "`security.api_keys` has some."
-        ),
-    ] = False
-    tokenizer_info: Annotated[
-        bool,
-        Field(description="Serve `/tokenizer_info`: the tokenizer's configuration and the chat template."),
-    ] = False
-    force_include_usage: Annotated[
-        bool,
-        Field(
-            description="End every stream with its usage, as if each client had asked for it with "
-            "`stream_options`."
-        ),
-    ] = False
-    sse_keep_alive_seconds: Annotated[
-        int,
-        KeyUnit("seconds"),
-        Field(
-            ge=0,
-            le=3600,
-            description="Send a comment on a stream of chat or text completions that has been quiet for so "
-            "long, so that no proxy ends it. 0: none.",
-        ),
-    ] = 0
-    chat_template: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            description="Chat template in place of the model's own: its Jinja text, or the path of a file "
-            "that the apiservers can read.",
-        ),
-    ] = None
-    chat_template_kwargs: Annotated[
-        dict[str, bool | int | float | str],
-        Field(
-            description="Arguments of the chat template that hold unless a request's own "
-            "`chat_template_kwargs` say otherwise, such as `{enable_thinking: false}`."
-        ),
-    ] = {}  # noqa: RUF012 - pydantic gives each instance its own
-    response_store: Annotated[
-        ResponseStoreConfig, Field(description="Answers of `/v1/responses` that are kept.")
-    ] = ResponseStoreConfig()
+    root_path: str | None = Field(None, pattern=r"^(/[A-Za-z0-9._~-]+)+$")
+    """A proxy serves the API under this path, such as `/llm`, whether or not the proxy removes it from
+    requests. `/docs` and `/openapi.json` use the path in their links."""
+    public_docs: bool = False
+    """`/docs`, `/redoc`, `/openapi.json` and `/version` need no key, even when `security.api_keys` has
+    keys."""
+    tokenizer_info: bool = False
+    """The apiservers serve `/tokenizer_info`: the tokenizer's configuration and the chat template."""
+    force_include_usage: bool = False
+    """Every stream ends with its usage, as if each client had asked for it with `stream_options`."""
+    sse_keep_alive_seconds: Annotated[int, KeyUnit("seconds")] = Field(0, ge=0, le=3600)
+    """A stream of chat or text completions that has been quiet for this long gets a comment, so that proxies
+    do not close it. 0 sends no comments."""
+    chat_template: str | None = Field(None, min_length=1)
+    """This chat template replaces the model's own. It is Jinja text, or the path of a file that the
+    apiservers can read."""
+    chat_template_kwargs: dict[str, bool | int | float | str] = {}  # noqa: RUF012 - pydantic copies it
+    """These arguments are passed to the chat template, such as `{enable_thinking: false}`. A request's own
+    `chat_template_kwargs` take precedence."""
+    response_store: ResponseStoreConfig = ResponseStoreConfig()

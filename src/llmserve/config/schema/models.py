@@ -10,69 +10,6 @@ from pydantic_core import PydanticCustomError
 
 from llmserve.config.schema.section import ManifestSection, Planned
 
-_SCHEMES = ("package", "hub", "dir", "gguf")
-
-
-class Metadata(ManifestSection):
-    """What the cluster is called."""
-
-    name: Annotated[
-        str,
-        Field(
-            pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
-            description="Name of the cluster: lower-case letters, digits and `-`, at most 63.",
-        ),
-    ] = "llmserve"
-
-
-class ModelSpec(ManifestSection):
-    """Where a model comes from and what clients call it."""
-
-    source: Annotated[
-        str,
-        Field(
-            min_length=1,
-            description="Where the weights are: `package:PYTHON_PACKAGE/FILE.gguf` (a GGUF file carried by "
-            "an installed package), `hub:ORG/NAME` (Hugging Face), `dir:/PATH` (config.json and "
-            "safetensors), or `gguf:/PATH/FILE.gguf`. Without a scheme, an existing path is a "
-            "directory or GGUF file, and "
-            "`ORG/NAME` is a hub id.",
-        ),
-    ]
-    name: Annotated[
-        str | None,
-        Field(
-            min_length=1, description="The model name in the API. Without it, the last part of the source."
-        ),
-    ] = None
-    revision: Annotated[
-        str | None,
-        Field(
-            min_length=1, description="Commit, tag or branch of a hub model. Without it, the default branch."
-        ),
-    ] = None
-
-    @field_validator("source", mode="after")
-    @classmethod
-    def _known_scheme(cls, source: str) -> str:
-        scheme, colon, rest = source.partition(":")
-        if not colon or re.search(r"[/.]", scheme):
-            return source
-        if scheme not in _SCHEMES:
-            raise PydanticCustomError("source", "{text}", {"text": _unknown_scheme(scheme)})
-        if not rest.strip("/") or (scheme == "package" and "/" not in rest):
-            raise PydanticCustomError("source", "{text}", {"text": _SHAPES[scheme]})
-        return source
-
-    @property
-    def served_name(self) -> str:
-        """What clients call the model."""
-        if self.name is not None:
-            return self.name
-        last = PurePosixPath(self.source.partition(":")[2] or self.source).name
-        return last.removesuffix(".gguf")
-
-
 _SHAPES = {
     "package": "a packaged model is package:PYTHON_PACKAGE/FILE.gguf",
     "hub": "a hub model is hub:ORG/NAME",
@@ -81,8 +18,48 @@ _SHAPES = {
 }
 
 
+class Metadata(ManifestSection):
+    """The name of the cluster."""
+
+    name: str = Field("llmserve", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    """The name consists of at most 63 lower-case letters, digits and `-`."""
+
+
+class ModelSpec(ManifestSection):
+    """The source of a model and its name for clients."""
+
+    source: str = Field(min_length=1)
+    """The source of the weights is `package:PYTHON_PACKAGE/FILE.gguf` (a GGUF file in an installed package),
+    `hub:ORG/NAME` (Hugging Face), `dir:/PATH` (config.json and safetensors), or `gguf:/PATH/FILE.gguf`.
+    Without a scheme, an existing path is a directory or GGUF file, and `ORG/NAME` is a hub id."""
+    name: str | None = Field(None, min_length=1)
+    """Clients use this model name. Without it, the name is the last part of the source."""
+    revision: str | None = Field(None, min_length=1)
+    """A hub model is loaded from this commit, tag or branch. Without it, the default branch is used."""
+
+    @field_validator("source", mode="after")
+    @classmethod
+    def _known_scheme(cls, source: str) -> str:
+        scheme, colon, rest = source.partition(":")
+        if not colon or re.search(r"[/.]", scheme):
+            return source
+        if scheme not in _SHAPES:
+            raise PydanticCustomError("source", "{text}", {"text": _unknown_scheme(scheme)})
+        if not rest.strip("/") or (scheme == "package" and "/" not in rest):
+            raise PydanticCustomError("source", "{text}", {"text": _SHAPES[scheme]})
+        return source
+
+    @property
+    def served_name(self) -> str:
+        """The name that clients use for the model."""
+        if self.name is not None:
+            return self.name
+        last = PurePosixPath(self.source.partition(":")[2] or self.source).name
+        return last.removesuffix(".gguf")
+
+
 def _unknown_scheme(scheme: str) -> str:
-    close = difflib.get_close_matches(scheme, _SCHEMES, n=1)
+    close = difflib.get_close_matches(scheme, _SHAPES, n=1)
     hint = f"; did you mean '{close[0]}:'?" if close else ""
     return f"unknown source scheme '{scheme}:'; known are package:, hub:, dir: and gguf:{hint}"
 
@@ -90,23 +67,18 @@ def _unknown_scheme(scheme: str) -> str:
 class AdapterSpec(ManifestSection):
     """A LoRA adapter of the primary model."""
 
-    name: Annotated[
-        str, Field(min_length=1, description="The model name that selects the adapter in the API.")
-    ]
-    source: Annotated[str, Field(min_length=1, description="Where its weights are, as for a model.")]
+    name: str = Field(min_length=1)
+    """Clients select the adapter with this model name."""
+    source: str = Field(min_length=1)
+    """The source of the adapter's weights is written as that of a model."""
 
 
 class Models(ManifestSection):
-    """What is served."""
+    """The models that are served."""
 
-    primary: Annotated[ModelSpec, Field(description="The model that answers.")]
-    draft: Annotated[
-        ModelSpec | None,
-        Planned("speculative decoding"),
-        Field(description="A small model that proposes tokens for the primary one to verify."),
-    ] = None
-    adapters: Annotated[
-        tuple[AdapterSpec, ...],
-        Planned("adapter serving"),
-        Field(strict=False, description="LoRA adapters, each served under its own model name."),
-    ] = ()
+    primary: ModelSpec
+    """The model that answers."""
+    draft: Annotated[ModelSpec | None, Planned("speculative decoding")] = None
+    """A small model that proposes tokens, which the primary model verifies."""
+    adapters: Annotated[tuple[AdapterSpec, ...], Planned("adapter serving")] = Field((), strict=False)
+    """LoRA adapters, each of which is served under its own model name."""

@@ -1,50 +1,56 @@
-"""What a knob of the manifest is made of, beside its type, default and bounds.
+"""What the schema of the manifest is built from, and how its keys are walked.
 
-A section is a frozen pydantic model; a field of it is a knob, annotated with its unit, its text and,
-while nothing obeys it, with `Planned`. That marker alone makes every other value than the inert one
-an error: a knob is obeyed or refused, never ignored.
+A section is a frozen pydantic model. A key is a field of it: its annotation carries the unit and other
+markers, `Field` its bounds, and the docstring below it its text in docs/configuration.md. A key that holds a
+section and has no docstring is described by that section's docstring.
+
+A key that nothing reads yet is marked `Planned`, and every value but its default is an error: a key is obeyed
+or refused, never ignored.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 NOT_AVAILABLE = "not_available_yet"
+ITEM = "[]"
 
 Reader = Literal["cluster", "router", "kvmanager", "apiserver", "worker"]
-"""Who obeys a knob. `worker`: prefill, decode, or both in one. `cluster`: whoever plans the processes."""
+"""The processes that read a key. `worker`: prefill, decode or both in one. `cluster`: the planner of
+processes."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class KeyUnit:
-    """What a number counts: "tokens", "seconds", "GiB" ..."""
+    """The unit of a number: "tokens", "seconds", "GiB" ..."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Nothing obeys this knob yet, beyond its default. comes_with names what will obey it."""
+    """Marks a key that nothing reads yet. comes_with: the feature that will read it."""
 
     comes_with: str
 
 
 @dataclass(frozen=True, slots=True)
 class VllmOnly:
-    """The simulated engine does not look at this knob; the plan says so when it is set."""
+    """Marks a key that the simulated engine does not read. The plan says so when it is set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """A reload of the manifest brings this knob, and what is below it, to these while they run.
+    """Marks a key that a reload of the manifest brings, with all keys below it, to running processes.
 
-    at_start: others that obey it only from their next start.
+    readers: the processes that apply it while they run. at_start: those that apply it only at their next
+    start.
     """
 
     readers: tuple[Reader, ...]
@@ -53,18 +59,25 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class AtStart:
-    """Below a live list: what these obey only from their next start."""
+    """Marks a key below a live list that these readers apply only at their next start."""
 
     readers: tuple[Reader, ...]
 
 
+Seconds = Annotated[float, KeyUnit("seconds")]
+Tokens = Annotated[int, KeyUnit("tokens")]
+Requests = Annotated[int, KeyUnit("requests")]
+GiB = Annotated[float, KeyUnit("GiB")]
+
+
 def marker(field: FieldInfo, kind: type[_T]) -> _T | None:
-    """The annotation of this kind on a field, if it has one."""
-    return next((item for item in field.metadata if isinstance(item, kind)), None)
+    """Returns the marker of this kind on a key, or on a type in its annotation; None without one."""
+    inner = (item for part in get_args(field.annotation) for item in getattr(part, "__metadata__", ()))
+    return next((item for item in (*field.metadata, *inner) if isinstance(item, kind)), None)
 
 
 class ManifestSection(BaseModel):
-    """A mapping of the manifest. Types are strict: no text becomes a number."""
+    """A mapping of the manifest. Types are strict: text never becomes a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -82,13 +95,10 @@ class ManifestSection(BaseModel):
         return value
 
 
-ITEM = "[]"
-
-
 @dataclass(frozen=True, slots=True)
 class ManifestKey:
-    """A key of the manifest. In `path`, "[]" stands for any item of a list. `holder` is the mapping it
-    is a key of; `section` the mapping (or the mapping in each item) that it holds, if it holds one."""
+    """A key of the manifest. In `path`, "[]" stands for any item of a list. `holder` is the section that has
+    the key. `section` is the section that the key (or each item of its list) holds, if it holds one."""
 
     path: tuple[str, ...]
     field: FieldInfo
@@ -103,7 +113,7 @@ class ManifestKey:
 
 
 def walk(root: type[ManifestSection], path: tuple[str, ...] = ()) -> Iterator[ManifestKey]:
-    """All knobs below a section, parents first, in the order of the schema."""
+    """Yields all keys below a section, parents first, in the order of the schema."""
     for name, field in root.model_fields.items():
         section, repeated = _section_of(field.annotation)
         yield ManifestKey((*path, name), field, root, section)
@@ -112,7 +122,7 @@ def walk(root: type[ManifestSection], path: tuple[str, ...] = ()) -> Iterator[Ma
 
 
 def section_at(root: type[ManifestSection], path: Sequence[str | int]) -> type[ManifestSection] | None:
-    """The section at a path of a manifest, whose list items are numbered."""
+    """Returns the section at a path of a manifest, in which list items are numbered; None: there is none."""
     section: type[ManifestSection] | None = root
     for part in path:
         if isinstance(part, int):
@@ -124,16 +134,13 @@ def section_at(root: type[ManifestSection], path: Sequence[str | int]) -> type[M
 
 
 def path_text(path: Sequence[str | int]) -> str:
-    """`security.api_keys[0].key`."""
-    text = ""
-    for part in path:
-        item = isinstance(part, int) or part == ITEM
-        text += (f"[{part}]" if isinstance(part, int) else ITEM) if item else f".{part}"
-    return text.removeprefix(".")
+    """Writes a path as messages do: `security.api_keys[0].key`."""
+    parts = (f"[{part}]" if isinstance(part, int) else part if part == ITEM else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")
 
 
 def _section_of(annotation: Any) -> tuple[type[ManifestSection] | None, bool]:
-    """The section that a type holds, itself or optional or in a tuple, and whether it repeats."""
+    """Returns the section that a type holds, itself or optional or in a tuple, and whether it repeats."""
     if isinstance(annotation, type) and issubclass(annotation, ManifestSection):
         return annotation, False
     repeated = getattr(annotation, "__origin__", None) is tuple
