@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-Path = tuple[str | int, ...]
+from llmserve.config.conflict import Path
 
 MAX_VALUES = 20_000
 """More than any manifest has, and reached at once by aliases that multiply."""

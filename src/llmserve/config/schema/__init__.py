@@ -59,7 +59,7 @@ class Manifest(ManifestSection):
     deployment: Deployment = Deployment()
     engine: EngineConfig = EngineConfig()
     kv_cache: KvCacheConfig = KvCacheConfig()
-    storageClasses: tuple[StorageClass, ...] = Field((), strict=False)  # noqa: N815 - the YAML key
+    storageClasses: tuple[StorageClass, ...] = Field(default=(), strict=False)  # noqa: N815 - the YAML key
     """Tiers below device memory that keep KV blocks."""
     transfer: TransferConfig = TransferConfig()
     budgets: Budgets = Budgets()

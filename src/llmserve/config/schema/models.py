@@ -21,7 +21,7 @@ _SHAPES = {
 class Metadata(ManifestSection):
     """The name of the cluster."""
 
-    name: str = Field("llmserve", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    name: str = Field(default="llmserve", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     """The name consists of at most 63 lower-case letters, digits and `-`."""
 
 
@@ -32,9 +32,9 @@ class ModelSpec(ManifestSection):
     """The source of the weights is `package:PYTHON_PACKAGE/FILE.gguf` (a GGUF file in an installed package),
     `hub:ORG/NAME` (Hugging Face), `dir:/PATH` (config.json and safetensors), or `gguf:/PATH/FILE.gguf`.
     Without a scheme, an existing path is a directory or GGUF file, and `ORG/NAME` is a hub id."""
-    name: str | None = Field(None, min_length=1)
+    name: str | None = Field(default=None, min_length=1)
     """Clients use this model name. Without it, the name is the last part of the source."""
-    revision: str | None = Field(None, min_length=1)
+    revision: str | None = Field(default=None, min_length=1)
     """A hub model is loaded from this commit, tag or branch. Without it, the default branch is used."""
 
     @field_validator("source", mode="after")
@@ -80,5 +80,5 @@ class Models(ManifestSection):
     """The model that answers."""
     draft: Annotated[ModelSpec | None, Planned("speculative decoding")] = None
     """A small model that proposes tokens, which the primary model verifies."""
-    adapters: Annotated[tuple[AdapterSpec, ...], Planned("adapter serving")] = Field((), strict=False)
+    adapters: Annotated[tuple[AdapterSpec, ...], Planned("adapter serving")] = Field(default=(), strict=False)
     """LoRA adapters, each of which is served under its own model name."""

@@ -20,14 +20,14 @@ class ApiKey(ManifestSection):
 
     tenant: str = Field(min_length=1)
     """The tenant that uses the key."""
-    key: str | None = Field(None, min_length=1, repr=False)
+    key: str | None = Field(default=None, min_length=1, repr=False)
     """The key itself. `key_env` is better, because it keeps secrets out of the file."""
-    key_env: str | None = Field(None, pattern=_VARIABLE)
+    key_env: str | None = Field(default=None, pattern=_VARIABLE)
     """This environment variable of the apiserver holds the key."""
     admin: bool = False
     """The key may also use `/admin` paths and read the records of all requests
     (`/v1/requests/ID/explain`)."""
-    kv_quota_gb: Annotated[GiB | None, AtStart(("kvmanager",))] = Field(None, gt=0)
+    kv_quota_gb: Annotated[GiB | None, AtStart(("kvmanager",))] = Field(default=None, gt=0)
     """The tenant's KV blocks may take this much in each storage class. Without it, they may take all that
     there is. Set it at one of the tenant's keys."""
 
@@ -46,11 +46,11 @@ def _origin(text: str) -> str:
 class Security(ManifestSection):
     """Who may use the cluster, and which tenants share KV."""
 
-    api_keys: Annotated[tuple[ApiKey, ...], Live(("apiserver",))] = Field((), strict=False)
+    api_keys: Annotated[tuple[ApiKey, ...], Live(("apiserver",))] = Field(default=(), strict=False)
     """Clients send these keys as `Authorization: Bearer KEY`. Without keys, everybody may use the API, as
     tenant `default`."""
     cors_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], Live(("apiserver",))] = (
-        Field((), strict=False)
+        Field(default=(), strict=False)
     )
     """Pages of these origins (`https://chat.example.com`) may use the API in a browser. `*` allows all
     origins. Without origins, browsers let only pages of the API's own origin read its answers."""
@@ -65,7 +65,7 @@ class RedisServer(ManifestSection):
     url: str = Field(pattern=r"^rediss?://[^\s/?#]+(/[0-9]+)?$")
     """The server's address is `redis://[USER@]HOST:PORT/DB`, or `rediss://` with TLS. Clusters with different
     `metadata.name` can share a server."""
-    password_env: str | None = Field(None, pattern=_VARIABLE)
+    password_env: str | None = Field(default=None, pattern=_VARIABLE)
     """This environment variable holds the password, in the routers and in apiservers that keep responses."""
 
 
@@ -81,11 +81,11 @@ class State(ManifestSection):
 class Tracing(ManifestSection):
     """Spans of requests (OpenTelemetry), from HTTP to the last token."""
 
-    endpoint: str | None = Field(None, pattern=r"^https?://[^/\s]+$")
+    endpoint: str | None = Field(default=None, pattern=r"^https?://[^/\s]+$")
     """Spans are sent to this address, as OTLP over gRPC: `http://HOST:PORT`, or `https://` for TLS. Without
     it, nothing is traced. Headers and certificates come from the environment (`OTEL_EXPORTER_OTLP_HEADERS`,
     `OTEL_EXPORTER_OTLP_CERTIFICATE`)."""
-    sample_ratio: float = Field(1.0, ge=0, le=1)
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
     """This share of requests is traced. A request with a W3C `traceparent` of its own is traced if that says
     so."""
 
@@ -101,18 +101,18 @@ class Observability(ManifestSection):
     log_format: Literal["human", "json"] = "human"
     """Lines of the logs are text for people, or one JSON object each. vLLM's own lines have the same
     format."""
-    log_dir: str | None = Field(None, min_length=1)
+    log_dir: str | None = Field(default=None, min_length=1)
     """Log files are in this directory. Without it, they are in `logs` in the run directory."""
-    log_file_mib: Annotated[int, KeyUnit("MiB")] = Field(16, ge=1, le=65536)
+    log_file_mib: Annotated[int, KeyUnit("MiB")] = Field(default=16, ge=1, le=65536)
     """`llmserve up` lets the log of a process grow to this size. A longer log is moved to `NAME.1.log` and
     replaces what was there. So a process has at most three such files, with `NAME.previous.log` of the run
     before, and a fourth while it is copied."""
-    explain_requests: Annotated[Requests, Live(("apiserver",))] = Field(1000, ge=0, le=1_000_000)
+    explain_requests: Annotated[Requests, Live(("apiserver",))] = Field(default=1000, ge=0, le=1_000_000)
     """Each apiserver remembers this many of the latest requests for `llmserve explain`, in at most 64 MiB. 0
     remembers none."""
     metrics: bool = True
     """Each role serves Prometheus metrics on a port of its own."""
-    port: int = Field(9400, ge=0, le=65535)
+    port: int = Field(default=9400, ge=0, le=65535)
     """`llmserve up` serves the metrics of all processes on one page, on this port of `deployment.local.host`.
     0 serves no such page. If the default port is taken, the cluster runs without the page and says so. In
     Kubernetes each pod has its own metrics on 9400."""
