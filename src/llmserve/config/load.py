@@ -1,4 +1,4 @@
-"""YAML to Manifest. Every problem of a file is reported at once, with its line, path and a hint."""
+"""Loads a Manifest from YAML. Reports all problems of a file at once, each with its line, path and a hint."""
 
 import copy
 import difflib
@@ -37,12 +37,12 @@ def load_manifest(path: str | FilePath) -> Manifest:
 
 
 def read_manifest(path: str | FilePath) -> str:
-    """The text of a manifest file. Errors: ManifestError."""
+    """Returns the text of a manifest file. Errors: ManifestError."""
     return _read(FilePath(path))
 
 
 def read_again(path: FilePath) -> str:
-    """As read_manifest, of a cluster that runs: no other file can be meant. Errors: ManifestError."""
+    """Reads the manifest of a running cluster again, and suggests no other file. Errors: ManifestError."""
     if not path.exists():
         raise ManifestError(
             f"{path}: the manifest of this cluster is gone; put it back there. What runs goes on as it is, "
@@ -52,7 +52,7 @@ def read_again(path: FilePath) -> str:
 
 
 def parse_manifest(text: str, file: str) -> Manifest:
-    """As load_manifest, from text; `file` is what messages call it."""
+    """Parses the text of a manifest. file: its name in messages. Errors: as load_manifest."""
     document = read_document(text)
     source = _Source(document)
     manifest, found = _validate(source)
@@ -63,15 +63,15 @@ def parse_manifest(text: str, file: str) -> Manifest:
 
 
 def locate(path: str | FilePath, conflicts: Iterable[Conflict]) -> ManifestError:
-    """What was found about a manifest after it was read, worded as load_manifest words its own findings: each
-    with file and line."""
+    """Returns the error for conflicts that were found after the file was read, each with file and line."""
     source = _Source(read_document(read_manifest(path)))
     found = dict.fromkeys(source.problem(one.paths[0], one.message) for one in conflicts)
     return ManifestError("\n".join(_lines(str(path), found)))
 
 
 def located(error: ManifestError, path: str | FilePath) -> ManifestError:
-    """With file and line, where only the key is known. As it is when the file is not to be read any more."""
+    """Adds file and line to an error that has only a key. Returns it unchanged when the file cannot be
+    read."""
     if not error.key:
         return error
     with suppress(ManifestError):
@@ -115,7 +115,7 @@ def _similar_file(path: FilePath) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where the sections stand in the file: under `spec`, or at the top."""
+    """Finds the sections in the file: under `spec`, or at the top."""
 
     document: Document
 
@@ -124,7 +124,7 @@ class _Source:
         return isinstance(self.document.data, dict) and "spec" in self.document.data
 
     def sections(self) -> tuple[dict[str, Any], list[ManifestProblem]]:
-        """The data in the shape of the schema, and what stands at a wrong level."""
+        """Returns the data in the shape of the schema, and the problems of keys at a wrong level."""
         data = self.document.data
         if not self.under_spec:
             return dict(data), []
@@ -143,7 +143,7 @@ class _Source:
         return self.problem_at(("spec", key), "unknown key; it belongs beside 'spec', at the top")
 
     def problem(self, path: Path, message: str) -> ManifestProblem:
-        """Of a path in the schema."""
+        """Returns the problem of a path in the schema."""
         written = ("spec", *path) if self.under_spec and path[0] not in _HEAD else path
         return self.problem_at(written, message)
 
@@ -177,7 +177,7 @@ def _validate(source: _Source) -> tuple[Manifest | None, list[ManifestProblem]]:
 
 
 def _wrong_values(error: ValidationError, sections: dict[str, Any]) -> dict[Path, str]:
-    """What is wrong at each path. Of the errors of a union, the deepest ones count."""
+    """Returns what is wrong at each path. Of several errors of a union only the deepest ones count."""
     messages: dict[Path, list[str]] = {}
     for details in error.errors():
         path = _path_in(sections, details)
@@ -190,7 +190,7 @@ def _is_shallow(path: Path, others: Mapping[Path, Any]) -> bool:
 
 
 def _path_in(sections: dict[str, Any], details: ErrorDetails) -> Path:
-    """The error's location without the names pydantic gives to the members of a union."""
+    """Returns the location of an error without the names that pydantic gives to members of a union."""
     path: list[str | int] = []
     value: Any = sections
     for part in details["loc"]:
@@ -219,7 +219,7 @@ def _message(path: Path, details: ErrorDetails) -> str:
 def _conflicts_of_the_rest(
     source: _Source, sections: dict[str, Any], wrong: list[Path]
 ) -> list[ManifestProblem]:
-    """Conflicts between the values that are right; those that touch a wrong one would mislead."""
+    """Returns the conflicts between right values only: one that involves a wrong value would mislead."""
     rest = copy.deepcopy(sections)
     for path in wrong:
         _remove(rest, path)
@@ -235,7 +235,7 @@ def _conflicts_of_the_rest(
 
 
 def _remove(data: dict[str, Any], path: Path) -> None:
-    """Takes the key out; of a list, the whole list, so that the other indices keep their meaning."""
+    """Removes the key; for an item of a list the whole list, so that other indices keep their meaning."""
     keys = path[: next((i for i, part in enumerate(path) if isinstance(part, int)), len(path))]
     holder: Any = data
     for key in keys[:-1]:
