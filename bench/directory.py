@@ -15,8 +15,8 @@ from pathlib import Path
 from bench.table import markdown
 from llmserve.core.ids import BlockHash
 from llmserve.kvstore.directory import BlockReport, Directory, Holder, KvTier
-from llmserve.kvstore.watcher import Told
-from llmserve.router.prefix_index import HashedPrompt, PrefixIndex
+from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.router.prefix.index import HashedPrompt, PrefixIndex
 
 BLOCKS = 1_000_000
 PREFIX_BLOCKS = 1000
@@ -68,7 +68,7 @@ def _filled_index(hashes: list[BlockHash]) -> PrefixIndex:
         holders.append((Holder(f"decode-{worker}"), range(start, start + INDEX_DEVICE_BLOCKS)))
     for holder, numbers in holders:
         stored = [BlockHash(bytes(bytearray(hashes[number]))) for number in numbers]
-        assert index.apply("kvmanager-0", Told(holder, 1, anew=True, stored=tuple(stored)))
+        assert index.apply("kvmanager-0", DirectoryUpdate(holder, 1, is_snapshot=True, stored=tuple(stored)))
     return index
 
 

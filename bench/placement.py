@@ -15,12 +15,12 @@ from llmserve.core.ids import ApiserverId, BlockHash, RequestId, TenantId, Worke
 from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.core.request import EngineLoad, PairStatus
 from llmserve.kvstore.directory import Holder, KvTier
-from llmserve.kvstore.watcher import Told
-from llmserve.router.filters import PlacementRequest
-from llmserve.router.messages import Admit, Placed
-from llmserve.router.prefix_index import HashedPrompt, PrefixIndex
+from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.router.events import Admit, RequestPlaced
+from llmserve.router.placement.planner import PlacementRequest
+from llmserve.router.prefix.index import HashedPrompt, PrefixIndex
 from llmserve.router.settings import RouterSettings, build_controller
-from llmserve.router.worker import KvShape, WorkerSpec
+from llmserve.router.workers.worker import KvShape, WorkerSpec
 
 _WORKERS = 50  # of each role
 _PROMPT_TOKENS = 100_000
@@ -73,7 +73,7 @@ def _index(block_tokens: int) -> tuple[PrefixIndex, list[list[BlockHash]]]:
 
 def _tell(index: PrefixIndex, holder: Holder, prompts: list[list[BlockHash]]) -> None:
     stored = tuple(block for prompt in prompts for block in prompt)
-    assert index.apply("kvmanager-0", Told(holder, 1, anew=True, stored=stored))
+    assert index.apply("kvmanager-0", DirectoryUpdate(holder, 1, is_snapshot=True, stored=stored))
 
 
 class _Cluster:
@@ -120,7 +120,7 @@ class _Cluster:
         placed = time.thread_time()
         self._index.match(prompt)
         ended = time.thread_time()
-        assert [type(effect) for effect in effects] == [Placed]
+        assert [type(effect) for effect in effects] == [RequestPlaced]
         return _Timed(ended - placed, placed - began)
 
 

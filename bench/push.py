@@ -22,10 +22,10 @@ from bench.table import Figure, markdown
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
 from llmserve.core.ids import RequestId, TransferId, WorkerId
+from llmserve.core.kv_params import PushParams, prefill_params
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, KvPeer, SamplingLimits
 from llmserve.engines.base import Engine, EngineInfo
-from llmserve.engines.handover import PushCard, prefill_params
 from llmserve.engines.spec import EngineSpec
 from llmserve.models import resolve
 
@@ -46,7 +46,7 @@ async def _run() -> str:
         _started(model, WorkerRole.DECODE, 1) as decode,
     ):
         pair = Pair(prefill, decode)
-        await pair.meet()
+        await pair.set_peers()
         await asyncio.sleep(_SETTLE_SECONDS)
         rows = [await _row(pair, length) for length in PROMPT_TOKENS]
     headings = (
@@ -88,11 +88,11 @@ class Pair:
     decode: "Running"
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
-    async def meet(self) -> None:
+    async def set_peers(self) -> None:
         """Both ways. The router has only decode meet prefill: there, a first push is not measured yet."""
         for one, other in ((self.prefill, self.decode), (self.decode, self.prefill)):
             peer = KvPeer(other.worker_id, other.epoch, other.info.handover_endpoints)
-            await one.engine.meet([peer])
+            await one.engine.set_peers([peer])
 
     async def pulled(self, length: int) -> Timing:
         prompt, name = _prompt(length), f"pull-{next(self.numbers)}"
@@ -105,7 +105,7 @@ class Pair:
     async def pushed(self, length: int) -> Timing:
         prompt, name = _prompt(length), f"push-{next(self.numbers)}"
         endpoints = self.prefill.info.handover_endpoints
-        card = PushCard(
+        card = PushParams(
             TransferId(name), self.prefill.worker_id, self.prefill.epoch, endpoints, length, continues=True
         )
         started = time.perf_counter()

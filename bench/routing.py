@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.table import markdown
 from llmserve.config.schema import Manifest
-from llmserve.simulate.report import Goals, Report
+from llmserve.simulate.report import Goals, SimReport
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
 from llmserve.traces.request import TracedRequest
@@ -70,7 +70,7 @@ def cluster(blocks: int = _BLOCKS, **scheduling: Any) -> ClusterShape:
     return ClusterShape.of(manifest, Overrides(kv_bytes_per_token=_KV_BYTES, transfer_gbps=_GBPS))
 
 
-def simulated(shape: ClusterShape, requests: list[TracedRequest], seed: int = 1) -> Report:
+def simulated(shape: ClusterShape, requests: list[TracedRequest], seed: int = 1) -> SimReport:
     simulation = Simulation(shape, requests, seed=seed)
     simulation.run()
     simulation.check_integrity()
@@ -79,12 +79,12 @@ def simulated(shape: ClusterShape, requests: list[TracedRequest], seed: int = 1)
     return report
 
 
-def computed_tokens(report: Report) -> int:
+def computed_tokens(report: SimReport) -> int:
     """Of prompts, over all workers."""
     return sum(line.prefill_tokens for line in report.workers)
 
 
-def largest_share(report: Report, role: str) -> float:
+def largest_share(report: SimReport, role: str) -> float:
     """Of all placements of that role, as a multiple of the fair share."""
     counts = [line.requests for line in report.workers if line.worker.startswith(role)]
     return max(counts) * len(counts) / sum(counts) if any(counts) else 0.0
@@ -108,7 +108,7 @@ def _rows(rate: float) -> list[tuple[object, ...]]:
     ]
 
 
-def _cells(report: Report, prompt_tokens: int) -> tuple[str, ...]:
+def _cells(report: SimReport, prompt_tokens: int) -> tuple[str, ...]:
     return (
         f"{computed_tokens(report) / prompt_tokens:.1%}",
         f"{report.first_token.p50:.3f}",

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from bench.table import markdown
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.decisions import Fit
-from llmserve.scheduler.request import QueuedRequest
-from llmserve.scheduler.resources import Capacity, Limits
+from llmserve.scheduler.request import Fit, QueuedRequest
+from llmserve.scheduler.resources import Capacity, ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
@@ -27,7 +26,7 @@ class _Case:
     name: str
     queued: int
     tenants: int
-    limits: Limits = field(default_factory=Limits)
+    limits: ClusterLimits = field(default_factory=ClusterLimits)
 
 
 _CASES = (
@@ -37,13 +36,13 @@ _CASES = (
         "100,000 queued, 100 tenants, token and HBM budgets",
         100_000,
         100,
-        Limits(max_tokens_in_flight=10**9, hbm_bytes=1e12, kv_io_bytes_per_second=1e15),
+        ClusterLimits(max_tokens_in_flight=10**9, hbm_bytes=1e12, kv_io_bytes_per_second=1e15),
     ),
     _Case(
         "100,000 queued, 100 tenants, all at their own limit",
         100_000,
         100,
-        Limits(tenants=TenantLimits(TenantLimit(max_requests_in_flight=_RUNNING // 200))),
+        ClusterLimits(tenants=TenantLimits(TenantLimit(max_requests_in_flight=_RUNNING // 200))),
     ),
     _Case("100,000 queued, 1 tenant", 100_000, 1),
 )

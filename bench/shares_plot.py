@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmserve.config.load import load_manifest
 from llmserve.core.ids import TenantId
-from llmserve.simulate.mix import Kind, Mix
+from llmserve.simulate.mix import RequestKind, RequestMix
 from llmserve.simulate.plot import shares_svg
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
@@ -40,7 +40,9 @@ def svg(simulation: Simulation) -> str:
 
 
 def _requests() -> list[TracedRequest]:
-    mix = Mix([(Kind(100, 40), 1.0)], [(GOLD, 1.0), (SILVER, 1.0), (BASIC, 1.0)], 40.0, SECONDS + 5.0)
+    mix = RequestMix(
+        [(RequestKind(100, 40), 1.0)], [(GOLD, 1.0), (SILVER, 1.0), (BASIC, 1.0)], 40.0, SECONDS + 5.0
+    )
     made = mix.requests(random.Random(1))
     return [one for one in made if one.tenant != SILVER or one.arrived_at >= SILVER_AT]
 

@@ -21,8 +21,8 @@ from bench.table import markdown
 from llmserve.config.load import load_manifest
 from llmserve.core.ids import DEFAULT_TENANT
 from llmserve.core.stats import Percentiles
-from llmserve.simulate.mix import KINDS, Kind, Mix
-from llmserve.simulate.report import Goals, Report
+from llmserve.simulate.mix import REQUEST_KINDS, RequestKind, RequestMix
+from llmserve.simulate.report import Goals, SimReport
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
 from llmserve.traces.request import TracedRequest
@@ -62,8 +62,8 @@ def run() -> str:
 
 
 def _compare(load: _Load) -> list[tuple[object, ...]]:
-    kinds = [(Kind(200, 24), 7.0), (Kind(1200, 80), 3.0)]
-    mix = Mix(kinds, [(DEFAULT_TENANT, 1.0)], load.requests_per_second, _SECONDS)
+    kinds = [(RequestKind(200, 24), 7.0), (RequestKind(1200, 80), 3.0)]
+    mix = RequestMix(kinds, [(DEFAULT_TENANT, 1.0)], load.requests_per_second, _SECONDS)
     requests = [replace(r, max_output_tokens=r.output_tokens) for r in mix.requests(random.Random(7))]
     manifest = _manifest()
     simulated = _simulated(manifest, requests)
@@ -82,7 +82,7 @@ def _manifest() -> dict[str, Any]:
     return manifest
 
 
-def _simulated(manifest: dict[str, Any], requests: Sequence[TracedRequest]) -> Report:
+def _simulated(manifest: dict[str, Any], requests: Sequence[TracedRequest]) -> SimReport:
     path = Path("build-simulate.yaml")
     path.write_text(yaml.safe_dump(manifest))
     try:
@@ -94,7 +94,7 @@ def _simulated(manifest: dict[str, Any], requests: Sequence[TracedRequest]) -> R
     return simulation.report(Goals())
 
 
-def _rows(load: _Load, simulated: Report, timed: Sequence[_Timed]) -> list[tuple[object, ...]]:
+def _rows(load: _Load, simulated: SimReport, timed: Sequence[_Timed]) -> list[tuple[object, ...]]:
     pairs = (
         ("to the first token", simulated.first_token, Percentiles.of([one.first_token for one in timed])),
         ("in all", simulated.total, Percentiles.of([one.total for one in timed])),
@@ -162,7 +162,9 @@ def _thousand() -> str:
         shape.router.policy, limits=replace(shape.router.policy.limits, max_requests_in_flight=None)
     )
     shape = replace(shape, router=replace(shape.router, policy=policy))
-    mix = Mix([(KINDS["short"], 7.0), (KINDS["long"], 3.0)], [(DEFAULT_TENANT, 1.0)], 1500.0, 20.0)
+    mix = RequestMix(
+        [(REQUEST_KINDS["short"], 7.0), (REQUEST_KINDS["long"], 3.0)], [(DEFAULT_TENANT, 1.0)], 1500.0, 20.0
+    )
     requests = mix.requests(random.Random(7))
     started = time.process_time()
     simulation = Simulation(shape, requests)

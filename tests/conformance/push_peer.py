@@ -11,7 +11,8 @@ import sys
 import numpy as np
 
 from llmserve.core.ids import LeaseId, RequestId, TransferId, WorkerId
-from llmserve.engines.handover import Finish, HandoverNode, HandoverTicket, KvGeometry, KvLayout, PushChunk
+from llmserve.core.kv_params import PullParams
+from llmserve.engines.kv_transfer import Finish, HandoverNode, KvGeometry, KvLayout, PushChunk
 from llmserve.transfer.base import Region
 from llmserve.transfer.select import makers
 
@@ -46,7 +47,7 @@ class Prefill:
         request_id = RequestId(name)
         lease_id = self.node.server.grant(request_id, SOURCE, LeaseId(f"{EPOCH}.{name}"))
         tokens = len(SOURCE) * BLOCK_TOKENS
-        ticket = HandoverTicket(
+        pull_params = PullParams(
             WorkerId("prefill-0"),
             EPOCH,
             lease_id,
@@ -56,7 +57,7 @@ class Prefill:
             BLOCK_TOKENS,
             30.0,
         )
-        self.node.sender.finish(TransferId(name), Finish(request_id, ticket, (77,)))
+        self.node.sender.finish(TransferId(name), Finish(request_id, pull_params, (77,)))
 
     def ended(self) -> str:
         return json.dumps(sorted(self.node.server.take_ended()))

@@ -20,12 +20,13 @@ from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, Transfe
 from llmserve.core.blocks import chain_hashes
 from llmserve.core.errors import EngineDead, InvalidRequest, ModelNotFound, StartFailed
 from llmserve.core.ids import RequestId, TransferId, WorkerId
+from llmserve.core.kv_params import PullParams, PushParams, prefill_params
 from llmserve.core.lease import LeaseState
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.process import read_effort
 from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.engines.base import Engine, EngineInfo
-from llmserve.engines.handover import HandoverTicket, PushCard, prefill_params, query_status, release_ticket
+from llmserve.engines.kv_transfer import query_status, release_ticket
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.link import open_handover_link
 from llmserve.engines.sim.step import RealStepTimer
@@ -248,7 +249,7 @@ class Push:
         endpoints = pair.prefill.info.handover_endpoints
         status = await query_status(endpoints[0], 5.0)
         worker = WorkerId(status.worker_id)
-        card = PushCard(transfer_id, worker, status.epoch, endpoints, len(prompt), continues)
+        card = PushParams(transfer_id, worker, status.epoch, endpoints, len(prompt), continues)
         decode_id = await pair.decode.add(prompt, max_tokens, kv=card.to_params(), salt=salt)
         return cls(pair, prompt, transfer_id, salt, decode_id)
 
@@ -506,7 +507,7 @@ async def test_prefill_hands_over_its_first_token(pair: Pair, prompt_of: PromptO
     prompt = prompt_of(50)
     (output,) = await pair.prefill.run(prompt, 1, kv=HAND_OVER)
     assert output.finish_reason is FinishReason.LENGTH
-    ticket = HandoverTicket.from_params(output.kv_transfer_params or {})
+    ticket = PullParams.from_params(output.kv_transfer_params or {})
     assert ticket.num_tokens == len(prompt)
     handed = await pair.decode.run(prompt, 4, kv=output.kv_transfer_params)
     assert tokens(handed)[:1] == list(output.token_ids)
@@ -548,7 +549,7 @@ async def test_leases_are_reported(pair: Pair, prompt_of: PromptOf) -> None:
 async def test_a_lease_that_is_released_without_a_fetch_frees_its_blocks(
     pair: Pair, prompt_of: PromptOf
 ) -> None:
-    ticket = HandoverTicket.from_params(await pair.ticket(prompt_of(200)))
+    ticket = PullParams.from_params(await pair.ticket(prompt_of(200)))
     assert await release_ticket(ticket, 5.0)
     assert not await release_ticket(ticket, 5.0), "it had ended"
     await pair.prefill.empty()
@@ -558,7 +559,7 @@ async def test_a_ticket_whose_lease_has_ended_is_recomputed(pair: Pair, prompt_o
     prompt = prompt_of(200)
     aggregated = tokens(await pair.prefill.run(prompt, 4))
     ticket = await pair.ticket(prompt)
-    await release_ticket(HandoverTicket.from_params(ticket), 5.0)
+    await release_ticket(PullParams.from_params(ticket), 5.0)
     outputs = await pair.decode.run(prompt, 4, kv=ticket)
     assert tokens(outputs) == aggregated
     assert (await pair.decode.engine.load()).transfer_failures > 0
@@ -579,7 +580,7 @@ async def test_prefill_aborted_before_it_hands_over(pair: Pair, prompt_of: Promp
     await pair.prefill.abort(request_id)
     if finished(pair.prefill.outputs.get(request_id, ())):  # it was quicker: then there is a lease
         params = pair.prefill.outputs[request_id][-1].kv_transfer_params
-        await release_ticket(HandoverTicket.from_params(params or {}), 5.0)
+        await release_ticket(PullParams.from_params(params or {}), 5.0)
     await pair.prefill.empty()
 
 
@@ -713,7 +714,7 @@ async def test_both_aborted_during_a_push(pair: Pair, prompt_of: PromptOf, secon
     await asyncio.gather(pair.decode.abort(push.decode_id), pair.prefill.abort(prefill_id))
     if finished(pair.prefill.outputs.get(prefill_id, ())):  # it was quicker: then there is a lease
         params = pair.prefill.outputs[prefill_id][-1].kv_transfer_params
-        await release_ticket(HandoverTicket.from_params(params or {}), 5.0)
+        await release_ticket(PullParams.from_params(params or {}), 5.0)
 
 
 async def test_a_push_that_is_never_begun_is_aborted(pair: Pair, prompt_of: PromptOf) -> None:
@@ -743,7 +744,7 @@ async def test_a_prefill_that_meets_a_stop_token_pushes_nothing(pair: Pair, prom
 
 
 async def test_a_push_card_that_is_none_is_refused(pair: Pair, prompt_of: PromptOf) -> None:
-    card = PushCard(TransferId("t"), WorkerId("prefill"), 1, ("127.0.0.1:1",), 21, continues=True)
+    card = PushParams(TransferId("t"), WorkerId("prefill"), 1, ("127.0.0.1:1",), 21, continues=True)
     with pytest.raises(InvalidRequest, match="num_tokens"):
         await pair.decode.add(prompt_of(20), kv=card.to_params())
     with pytest.raises(InvalidRequest, match="transfer_id"):
@@ -754,7 +755,7 @@ async def test_a_push_card_that_is_none_is_refused(pair: Pair, prompt_of: Prompt
 
 async def test_a_push_from_a_worker_that_is_gone_is_recomputed(pair: Pair, prompt_of: PromptOf) -> None:
     prompt = prompt_of(200)
-    card = PushCard(TransferId("t"), WorkerId("gone"), 1, ("127.0.0.1:1",), 200, continues=True)
+    card = PushParams(TransferId("t"), WorkerId("gone"), 1, ("127.0.0.1:1",), 200, continues=True)
     outputs = await pair.decode.run(prompt, 4, kv=card.to_params())
     assert tokens(outputs) == tokens(await pair.prefill.run(prompt, 4))
     assert outputs[0].handover is not None
@@ -831,7 +832,7 @@ async def test_load_shows_what_runs(pair: Pair, prompt_of: PromptOf) -> None:
 
 
 async def test_load_shows_what_is_leased(pair: Pair, prompt_of: PromptOf) -> None:
-    ticket = HandoverTicket.from_params(await pair.ticket(prompt_of(200)))
+    ticket = PullParams.from_params(await pair.ticket(prompt_of(200)))
     await eventually(lambda: _leased(pair.prefill, len(ticket.block_ids)))
     await release_ticket(ticket, 5.0)
 

@@ -7,7 +7,8 @@ import pytest
 
 from llmserve.core.errors import TransportUnavailable
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.engines.handover import HandoverNode, HandoverTicket, KvGeometry, KvLayout, PullJob
+from llmserve.core.kv_params import PullParams
+from llmserve.engines.kv_transfer import HandoverNode, KvGeometry, KvLayout, PullJob
 from llmserve.transfer.base import Region
 from llmserve.transfer.select import makers
 
@@ -37,8 +38,8 @@ def test_blocks_arrive_and_the_lease_comes_back(kind: str) -> None:
         for turn, (remote, local) in enumerate([((3, 4, 9), (1, 2, 15)), ((0, 1, 2), (4, 5, 6))]):
             request = RequestId(f"r{turn}")
             lease = owner.server.grant(request, remote)
-            ticket = HandoverTicket(WorkerId("p"), 1, lease, (owner.endpoint,), remote, 384, 128, 30.0)
-            reader.client.pull(PullJob(request, ticket, range(384), local))
+            pull_params = PullParams(WorkerId("p"), 1, lease, (owner.endpoint,), remote, 384, 128, 30.0)
+            reader.client.pull(PullJob(request, pull_params, range(384), local))
             deadline = time.monotonic() + 10
             while not (results := reader.client.take_finished()):
                 assert time.monotonic() < deadline

@@ -14,12 +14,12 @@ import pytest
 
 from llmserve.core.errors import TransportUnavailable
 from llmserve.core.ids import RequestId, TransferId, WorkerId
-from llmserve.engines.handover import (
+from llmserve.core.kv_params import PushParams
+from llmserve.engines.kv_transfer import (
     HandoverNode,
     KvGeometry,
     KvLayout,
     PullResult,
-    PushCard,
     ReceiveJob,
     ReceiveLimits,
 )
@@ -83,10 +83,10 @@ class Decode:
         )
 
     def reserve(self, prefill: Prefill, name: str) -> None:
-        card = PushCard(
+        push_params = PushParams(
             TransferId(name), WorkerId("prefill-0"), 3, (prefill.endpoint,), LENGTH * BLOCK_TOKENS, True
         )
-        self.node.receiver.receive(ReceiveJob(RequestId(name), card, 0, TARGET))
+        self.node.receiver.receive(ReceiveJob(RequestId(name), push_params, 0, TARGET))
 
     def result(self, seconds: float = 10.0) -> PullResult:
         found: list[PullResult] = []

@@ -13,8 +13,8 @@ from llmserve.kvstore.directory import KvTier
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.router.kv_watch import KvWatch
-from llmserve.router.prefix_index import HashedPrompt, PrefixIndex
-from llmserve.router.prefix_match import TierRun
+from llmserve.router.prefix.index import HashedPrompt, PrefixIndex
+from llmserve.router.prefix.match import TierRun
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.client import open_channel

@@ -64,7 +64,7 @@ async def test_a_worker_obeys_from_its_next_heartbeat_on(
     async def load() -> EngineLoad:
         return EngineLoad()
 
-    async def meet(peers: object) -> None: ...
+    async def set_peers(peers: object) -> None: ...
 
     info = common_pb2.WorkerInfo(
         worker_id="decode-0",
@@ -77,7 +77,7 @@ async def test_a_worker_obeys_from_its_next_heartbeat_on(
     )
     drainer = SimpleNamespace(draining=False)
     worker = SimpleNamespace(info=info, load=load, until_rest=asyncio.sleep)
-    engine = SimpleNamespace(meet=meet)
+    engine = SimpleNamespace(set_peers=set_peers)
     membership = Membership(worker, {"router": channel}, engine, drainer)  # type: ignore[arg-type]
     running = asyncio.create_task(membership.run())
     try:

@@ -14,10 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llmserve.config.load import parse_manifest
 from llmserve.core.clock import LeaseClock
 from llmserve.core.errors import InvalidRequest, NotFound
-from llmserve.router.plan import Disaggregate
+from llmserve.router.leader.store.memory import MemoryState
+from llmserve.router.placement.planner import Disaggregate
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
-from llmserve.router.state.memory import MemoryState
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc

@@ -23,9 +23,9 @@ from llmserve.apiserver.stages import Timely
 from llmserve.apiserver.worker_failed import WorkerFailed
 from llmserve.core.errors import InvalidRequest, LLMServeError, TransferError
 from llmserve.core.ids import RequestId, TransferId, WorkerId
+from llmserve.core.kv_params import PushParams, prefill_params
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput, EngineRequest
-from llmserve.engines.handover import PushCard, prefill_params
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 
@@ -107,7 +107,7 @@ class PlacedRun:
         """Decode waits with its blocks reserved while prefill computes and writes into them."""
         prefill = placement.prefill
         transfer_id = TransferId(self._leg_context(prefill).request_id)
-        card = PushCard(
+        card = PushParams(
             transfer_id=transfer_id,
             worker_id=WorkerId(prefill.worker_id),
             epoch=prefill.epoch,

@@ -12,15 +12,13 @@ from llmserve.cli import (
     down,
     drain,
     explain,
-    gen_proto,
     kv,
     logs,
     reload,
-    schema,
     simulate,
     status,
+    tools,
     up,
-    version,
 )
 from llmserve.cli.command import EXIT_FAILED, EXIT_WRONG_USE, Command
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
@@ -38,9 +36,9 @@ COMMANDS: tuple[Command, ...] = (
     bench.COMMAND,
     doctor.COMMAND,
     simulate.COMMAND,
-    schema.COMMAND,
-    gen_proto.COMMAND,
-    version.COMMAND,
+    tools.SCHEMA,
+    tools.GEN_PROTO,
+    tools.VERSION,
 )
 
 _ABOUT = """\

@@ -4,26 +4,27 @@ import argparse
 import asyncio
 import json
 import os
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
-from llmserve.cli.ask import HEALTHY, Answers, ask, request_one_token
+from llmserve.cli.cluster import DEFAULT_MANIFEST, add_cluster, find_cluster
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
-from llmserve.cli.doctor_page import page, summary
-from llmserve.cli.find import DEFAULT_MANIFEST, add_cluster, find_cluster
 from llmserve.cli.screen import screen
-from llmserve.cli.snapshot import RoleView, WorkerView, snapshot
+from llmserve.cli.status.ask import HEALTHY, Answers, ask, request_one_token
+from llmserve.cli.status.snapshot import RoleView, WorkerView, snapshot
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.core.outcome import WorkerRole
 from llmserve.doctor import cluster as checks
 from llmserve.doctor.examine import OnStep, Subject, examine, section
-from llmserve.doctor.finding import Finding, Section, Status, count, note, ok
-from llmserve.runner.board import Stand
+from llmserve.doctor.finding import Finding, FindingSection, Status, count, note, ok
+from llmserve.runner.board import ProcessState
 from llmserve.runner.state import ClusterState
 
 _ABOUT = """\
@@ -40,7 +41,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    sections: list[Section] = []
+    sections: list[FindingSection] = []
     console = screen()
     with Console(stderr=True).status("Looking at this machine ...") as working:
         for one in _examined(options, lambda step: working.update(f"{step} ...")):
@@ -56,7 +57,7 @@ def _run(options: argparse.Namespace) -> int:
     return EXIT_FAILED if count(sections, Status.PROBLEM) else EXIT_OK
 
 
-def _as_json(sections: Sequence[Section]) -> dict[str, object]:
+def _as_json(sections: Sequence[FindingSection]) -> dict[str, object]:
     return {
         "healthy": not count(sections, Status.PROBLEM),
         **{f"{status}s": count(sections, status) for status in (Status.PROBLEM, Status.WARNING, Status.NOTE)},
@@ -66,7 +67,7 @@ def _as_json(sections: Sequence[Section]) -> dict[str, object]:
     }
 
 
-def _examined(options: argparse.Namespace, on_step: OnStep) -> Iterator[Section]:
+def _examined(options: argparse.Namespace, on_step: OnStep) -> Iterator[FindingSection]:
     try:
         state = find_cluster(options).state
     except LLMServeError as error:
@@ -108,7 +109,7 @@ def _api_facts(state: ClusterState) -> Iterator[checks.ApiFacts]:
     """Of each apiserver that should serve."""
     key = _known_key(Path(state.manifest))
     for role in state.roles:
-        if role["http"] and role["stand"] == Stand.READY:
+        if role["http"] and role["stand"] == ProcessState.READY:
             yield request_one_token(role, state.model, key)
 
 
@@ -131,13 +132,13 @@ def _role_facts(role: RoleView) -> checks.RoleFacts:
         restarts=role.restarts,
         log=role.log,
         trouble=_trouble(role),
-        is_starting=role.stand in (Stand.WAITING, Stand.STARTING),
+        is_starting=role.stand in (ProcessState.WAITING, ProcessState.STARTING),
     )
 
 
 def _trouble(role: RoleView) -> str:
     """Empty: none."""
-    if role.stand != Stand.READY:
+    if role.stand != ProcessState.READY:
         return f"It is {role.stand}" + (f": {role.health}" if role.health else "")
     if role.health != HEALTHY:
         return role.health
@@ -157,3 +158,59 @@ def _transfer_facts(name: str, worker: WorkerView) -> checks.TransferFacts:
 
 
 COMMAND = Command("doctor", "check this machine, its transports and a cluster", _ABOUT, _configure, _run)
+
+
+_COLOURS = {Status.OK: "green", Status.NOTE: "cyan", Status.WARNING: "yellow", Status.PROBLEM: "bold red"}
+_STATUS_WIDTH = max(map(len, Status)) + 2
+_NAME_WIDTH = len("prefill-0 > decode-0") + 2
+_INDENT = _STATUS_WIDTH + _NAME_WIDTH
+_LEAST_WIDTH = 30
+
+
+def page(section: FindingSection, width: int) -> Text:
+    """Advice stands below its line. The columns are the same in every section; no line ends in blanks."""
+    lines = [Text(section.title, "bold")]
+    for finding in section.findings:
+        lines += _lines(finding, max(_LEAST_WIDTH, width - _INDENT))
+    return Text("\n").join([*lines, Text()])
+
+
+def _lines(finding: Finding, width: int) -> Iterator[Text]:
+    first, *rest = _wrapped(finding.value, width)
+    status = (f"{finding.status:{_STATUS_WIDTH}}", _COLOURS[finding.status])
+    yield Text.assemble(status, f"{finding.name:{_NAME_WIDTH}}", first)
+    style = "dim" if finding.status is Status.NOTE else ""
+    for line in rest:
+        yield Text(" " * _INDENT + line)
+    for line in _wrapped(finding.advice, width) if finding.advice else ():
+        yield Text(" " * _INDENT + line, style)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Paths and commands stay whole, so that they can be copied. A line break of the text stays one."""
+    lines = text.splitlines() or [""]
+    return [
+        piece
+        for line in lines
+        for piece in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
+    ]
+
+
+def summary(sections: Sequence[FindingSection]) -> Text:
+    problems, warnings, notes = (
+        count(sections, status) for status in (Status.PROBLEM, Status.WARNING, Status.NOTE)
+    )
+    worst = Status.PROBLEM if problems else Status.WARNING if warnings else Status.OK
+    counted = f"{_many(problems, 'problem')}, {_many(warnings, 'warning')}, {_many(notes, 'note')}"
+    return Text.assemble((_VERDICTS[worst], _COLOURS[worst]), f": {counted}.")
+
+
+_VERDICTS = {
+    Status.PROBLEM: "Something will not work",
+    Status.WARNING: "It works, but could be better",
+    Status.OK: "All is well",
+}
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}" + ("" if number == 1 else "s")

@@ -6,8 +6,8 @@ import signal
 import time
 
 from llmserve.cli import k8s
+from llmserve.cli.cluster import FoundCluster, add_cluster, find_cluster
 from llmserve.cli.command import EXIT_OK, Command
-from llmserve.cli.find import FoundCluster, add_cluster, find_cluster
 from llmserve.core.errors import LLMServeError
 
 _POLL_SECONDS = 0.1

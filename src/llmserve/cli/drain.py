@@ -6,14 +6,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from llmserve.cli.cluster import FoundCluster, add_cluster, find_cluster
 from llmserve.cli.command import EXIT_OK, Command
-from llmserve.cli.find import FoundCluster, add_cluster, find_cluster
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotFound
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.leader import ask_leader
-from llmserve.runner.board import Stand
-from llmserve.runner.drained import DrainedMark
-from llmserve.runner.state import read_state
+from llmserve.runner.board import ProcessState
+from llmserve.runner.state import DrainedMark, read_state
 
 _ASK_SECONDS = 5.0
 _POLL_SECONDS = 0.2
@@ -120,7 +119,7 @@ def _wait(cluster: FoundCluster, worker: str, seconds: float) -> None:
         state = read_state(cluster.run_dir)
         if state is None or not state.is_running:
             return
-        if _role(FoundCluster(cluster.run_dir, state), worker)["stand"] == Stand.DRAINED:
+        if _role(FoundCluster(cluster.run_dir, state), worker)["stand"] == ProcessState.DRAINED:
             return
         time.sleep(_POLL_SECONDS)
     raise LLMServeError(f"{worker} has not stopped after {seconds:.0f} s: see {cluster.state.log_dir}")

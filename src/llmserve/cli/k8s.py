@@ -13,10 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from llmserve.cli.cluster import DEFAULT_MANIFEST
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK
-from llmserve.cli.find import DEFAULT_MANIFEST
-from llmserve.cli.screen import screen
-from llmserve.cli.watch import Frame, watch
+from llmserve.cli.screen import Frame, screen, watch
 from llmserve.config.load import load_manifest, locate
 from llmserve.config.plan_pods import HTTP_PORT, service_name
 from llmserve.config.plan_types import ProcessRole

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from llmserve.cli.cluster import add_cluster, find_cluster
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
-from llmserve.cli.find import add_cluster, find_cluster
 from llmserve.config.load import parse_manifest, read_again
 from llmserve.core.errors import InvalidRequest
 from llmserve.rpc.reload import reload_cluster

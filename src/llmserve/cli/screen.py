@@ -1,6 +1,15 @@
-"""Where commands print tables."""
+"""Where commands print, and pages that `--watch` prints again and again."""
 
-from rich.console import Console
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from llmserve.core.errors import LLMServeError
 
 _WIDTH_OF_A_FILE = 140
 
@@ -11,3 +20,61 @@ def screen() -> Console:
     if not console.is_terminal:
         console.width = _WIDTH_OF_A_FILE
     return console
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One look. page: for a screen of so many columns. told: the same, for programs."""
+
+    page: Callable[[int], RenderableType]
+    told: Mapping[str, object]
+
+
+Look = Callable[[], Frame]
+
+
+def watch(look: Look, every_seconds: float, *, as_json: bool) -> None:
+    """A page that redraws itself; where nobody looks (no terminal), one page after the other; as_json: a line
+    of JSON for each look. What is away is shown, and looked for again. Errors: of the first look."""
+    frames = _frames(look, every_seconds)
+    console = screen()
+    try:
+        if as_json:
+            for frame in frames:
+                print(json.dumps(frame.told), flush=True)
+        elif console.is_terminal:
+            _redraw(frames, console)
+        else:
+            for frame in frames:
+                console.print(_dated(frame, console.width), "")
+                console.file.flush()
+    except KeyboardInterrupt:  # how it is meant to end
+        return
+
+
+def _frames(look: Look, every_seconds: float) -> Iterator[Frame]:
+    """For ever."""
+    yield look()
+    while True:
+        time.sleep(every_seconds)
+        try:
+            frame = look()
+        except LLMServeError as error:
+            frame = _away(error.message)
+        yield frame
+
+
+def _redraw(frames: Iterator[Frame], console: Console) -> None:
+    """A page that is higher than the terminal is cut."""
+    with Live(console=console, auto_refresh=False) as live:
+        for frame in frames:
+            live.update(_dated(frame, console.width), refresh=True)
+
+
+def _dated(frame: Frame, width: int) -> RenderableType:
+    return Group(Text(f"{time.strftime('%H:%M:%S')}   Ctrl-C ends", "dim"), frame.page(width))
+
+
+def _away(why: str) -> Frame:
+    text = Text(f"{why}. Looking again.", "red")
+    return Frame(lambda _: text, {"healthy": False, "problems": [why]})

@@ -1,4 +1,4 @@
-"""What is due when: waiting requests, leases, reservations. Pure."""
+"""Times at which named things are due: waiting requests, leases. Pure."""
 
 import heapq
 from typing import Generic, TypeVar
@@ -7,7 +7,7 @@ _T = TypeVar("_T", bound=int | str | bytes)
 
 
 class Deadlines(Generic[_T]):
-    """One time for each name; a name that is set again or dropped leaves an entry that is skipped later."""
+    """One time for each name. A name that is put again or dropped leaves a heap entry to be skipped later."""
 
     def __init__(self) -> None:
         self._when: dict[_T, float] = {}
@@ -15,6 +15,10 @@ class Deadlines(Generic[_T]):
 
     def __len__(self) -> int:
         return len(self._when)
+
+    def __getitem__(self, name: _T) -> float:
+        """Time of a name. Errors: KeyError if it has none."""
+        return self._when[name]
 
     def put(self, name: _T, when: float) -> None:
         self._when[name] = when
@@ -27,7 +31,7 @@ class Deadlines(Generic[_T]):
         self._when.pop(name, None)
 
     def take_due(self, now: float) -> list[_T]:
-        """Names whose time has come, each once."""
+        """Drops the names whose time has come and returns them, the earliest first."""
         due: list[_T] = []
         while self._heap and self._heap[0][0] <= now:
             when, name = heapq.heappop(self._heap)
@@ -37,12 +41,12 @@ class Deadlines(Generic[_T]):
         return due
 
     def next(self) -> float | None:
-        """None: nothing is waited for."""
+        """The earliest time, or None when there is no name."""
         while self._heap and self._when.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def check_integrity(self, names: set[_T]) -> None:
-        """Raises AssertionError when these are not the names that have a time, or one of them is lost."""
+        """Raises AssertionError unless exactly these names have a time and none of them is lost."""
         assert self._when.keys() == names
         assert {(when, name) for name, when in self._when.items()} <= set(self._heap)

@@ -59,8 +59,8 @@ class EngineRequest:
     """sampling_params is the engine's own encoding (vLLM: msgpack of SamplingParams), opaque here.
 
     cache_salt is the hex digest of the KV namespace (core/blocks.py). kv_transfer_params asks the
-    engine to hand its KV over (`{"do_remote_decode": true}`), or to fetch it (a HandoverTicket), or to
-    wait until it is pushed (a PushCard). tenant: whose blocks they are in the KV store; what has no
+    engine to hand its KV over (`{"do_remote_decode": true}`), or to fetch it (a PullParams), or to
+    wait until it is pushed (a PushParams). tenant: whose blocks they are in the KV store; what has no
     namespace or no tenant stays out of it. traceparent: W3C, of the span that asks for it; empty: not traced.
     """
 

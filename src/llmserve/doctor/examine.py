@@ -18,12 +18,10 @@ from llmserve.config.environment import inherited
 from llmserve.config.load import locate
 from llmserve.config.plan import LOOPBACK
 from llmserve.config.schema import Manifest, TransferConfig
-from llmserve.doctor import disk, gpu, limits, machine, manifest, network, software
-from llmserve.doctor.cgroup import allowance
-from llmserve.doctor.finding import Finding, Section, note, ok, warning
-from llmserve.doctor.host import Host
-from llmserve.doctor.transports import judge
-from llmserve.doctor.transports.run import BASELINE, NEAR, run_trial
+from llmserve.doctor import judge, limits, machine, manifest, network, software
+from llmserve.doctor.finding import Finding, FindingSection, note, ok, warning
+from llmserve.doctor.host import Host, allowance
+from llmserve.doctor.trial import BASELINE, NEAR, run_trial
 from llmserve.models.resolve import CACHE_VARIABLE, default_cache_dir
 from llmserve.models.sources import cache_folder
 from llmserve.runner import preflight
@@ -47,7 +45,7 @@ class Subject:
     is_running: bool = False
 
 
-def examine(subject: Subject, on_step: OnStep, host: Host | None = None) -> Iterator[Section]:
+def examine(subject: Subject, on_step: OnStep, host: Host | None = None) -> Iterator[FindingSection]:
     """In the order in which they are shown; each is yielded as soon as it is known."""
     host = host or Host()
     loaded = manifest.load(subject.manifest) if subject.manifest else None
@@ -60,14 +58,14 @@ def examine(subject: Subject, on_step: OnStep, host: Host | None = None) -> Iter
     yield section("Manifest", _manifest(host, subject, loaded))
 
 
-def section(title: str, findings: Iterable[Finding]) -> Section:
+def section(title: str, findings: Iterable[Finding]) -> FindingSection:
     """A check that fails itself is a finding; those before it stay."""
     found: list[Finding] = []
     try:
         found.extend(findings)
     except Exception as error:
         found.append(_broken(title.lower(), error))
-    return Section(title, tuple(found))
+    return FindingSection(title, tuple(found))
 
 
 def _all(checks: Mapping[str, Check]) -> Iterator[Finding]:
@@ -101,12 +99,12 @@ def _machine(host: Host, devices: Sequence[int]) -> Iterator[Finding]:
         "congestion control": lambda: network.congestion_control(host),
         "socket buffers": lambda: network.socket_buffers(host),
         "RDMA": lambda: network.rdma(host, ports),
-        "GPUs": lambda: gpu.gpus(host, devices, gpu.find_gpus(devices, gpu.run_tool)),
-        "model cache": lambda: disk.cache("model cache", default_cache_dir(), CACHE_VARIABLE),
-        "hub cache": lambda: disk.cache("hub cache", cache_folder(), "HF_HOME"),
+        "GPUs": lambda: machine.gpus(host, devices, machine.find_gpus(devices, machine.run_tool)),
+        "model cache": lambda: limits.disk_cache("model cache", default_cache_dir(), CACHE_VARIABLE),
+        "hub cache": lambda: limits.disk_cache("hub cache", cache_folder(), "HF_HOME"),
     }
     if len(devices) > 1:
-        checks["GPU peer access"] = lambda: gpu.gpu_peers(gpu.run_tool)
+        checks["GPU peer access"] = lambda: machine.gpu_peers(machine.run_tool)
     yield from _all(checks)
 
 
@@ -163,10 +161,10 @@ def _transports(host: Host, settings: Manifest | None, has_gpus: bool, on_step: 
     yield judge.baseline(plain)
     for kind in makers(LOOPBACK):
         on_step(f"Measuring {kind}")
-        yield judge.judge(kind, run_trial(NEAR, kind), plain.rates, setting)
+        yield judge.judge(kind, run_trial(*NEAR, kind), plain.rates, setting)
 
 
-def _manifest(host: Host, subject: Subject, loaded: manifest.Found[Manifest] | None) -> Iterator[Finding]:
+def _manifest(host: Host, subject: Subject, loaded: manifest.Checked[Manifest] | None) -> Iterator[Finding]:
     if loaded is None or subject.manifest is None:
         yield note("manifest", "none here", "Name one with -f, or start from llmserve.yaml of the examples.")
         return

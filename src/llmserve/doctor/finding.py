@@ -31,7 +31,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class FindingSection:
     """A group of findings under a title, as they are shown."""
 
     title: str
@@ -54,5 +54,5 @@ def problem(name: str, value: str, advice: str, **figures: float) -> Finding:
     return Finding(name, Status.PROBLEM, value, advice, figures)
 
 
-def count(sections: Iterable[Section], status: Status) -> int:
+def count(sections: Iterable[FindingSection], status: Status) -> int:
     return sum(finding.status is status for section in sections for finding in section.findings)

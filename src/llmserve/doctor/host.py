@@ -1,8 +1,9 @@
-"""The files in which the kernel describes this machine, and sizes as words."""
+"""The files in which the kernel describes this machine: memory, control groups, devices."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -51,3 +52,67 @@ def size(size_bytes: float) -> str:
     if size_bytes >= GIB:
         return f"{size_bytes / GIB:.1f} GiB"
     return f"{size_bytes / MIB:.0f} MiB"
+
+
+_UNLIMITED_BYTES = 1 << 60  # version 1 writes "no limit" as a number near 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """The tightest limits on the way from this process's group to the root; math.inf: none.
+    left_bytes: what may still be allocated under the memory limits."""
+
+    cores: float = math.inf
+    memory_bytes: float = math.inf
+    left_bytes: float = math.inf
+
+
+def allowance(host: Host) -> Allowance:
+    memory = [_memory_v1(host, folder) for folder in _folders(host, "memory")]
+    memory += [_memory_v2(host, folder) for folder in _folders(host, "")]
+    cores = [_cores_v1(host, folder) for folder in _folders(host, "cpu")]
+    cores += [_cores_v2(host, folder) for folder in _folders(host, "")]
+    return Allowance(
+        cores=min(cores, default=math.inf),
+        memory_bytes=min((limit for limit, _ in memory), default=math.inf),
+        left_bytes=min((max(0.0, limit - used) for limit, used in memory), default=math.inf),
+    )
+
+
+def _folders(host: Host, controller: str) -> Iterator[str]:
+    """That of this process's group and those above it. In a container the group's path may be that of the
+    host, and its files stand at the root: folders that are not there have no limits in them."""
+    for line in host.text("proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            own = PurePosixPath(path)
+            for group in (own, *own.parents):
+                yield str(PurePosixPath("sys/fs/cgroup", controller, str(group).lstrip("/")))
+
+
+def _cores_v2(host: Host, folder: str) -> float:
+    quota, _, period = host.text(f"{folder}/cpu.max").partition(" ")
+    return int(quota) / int(period) if quota.isdigit() else math.inf
+
+
+def _cores_v1(host: Host, folder: str) -> float:
+    """A quota of -1 is none."""
+    quota, period = host.text(f"{folder}/cpu.cfs_quota_us"), host.text(f"{folder}/cpu.cfs_period_us")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else math.inf
+
+
+def _memory_v2(host: Host, folder: str) -> tuple[float, float]:
+    return _memory(host, f"{folder}/memory", "max", "current", "inactive_file")
+
+
+def _memory_v1(host: Host, folder: str) -> tuple[float, float]:
+    return _memory(host, f"{folder}/memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file")
+
+
+def _memory(host: Host, prefix: str, limit: str, usage: str, cache: str) -> tuple[float, float]:
+    """Limit and use. File cache that nobody uses is given back when memory runs short: it is not in use."""
+    most, used = host.text(f"{prefix}.{limit}"), host.text(f"{prefix}.{usage}")
+    if not most.isdigit() or int(most) >= _UNLIMITED_BYTES:
+        return math.inf, 0.0
+    statistics = dict(line.split() for line in host.text(f"{prefix}.stat").splitlines())
+    return float(most), int(used or 0) - float(statistics.get(cache, 0))

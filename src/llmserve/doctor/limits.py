@@ -1,6 +1,9 @@
-"""What the system lets a process have: shared memory, open files, locked memory, a look at its neighbours."""
+"""What the system lets a process have: shared and locked memory, open files, its neighbours' memory, disk."""
 
+import os
 import resource
+import shutil
+from pathlib import Path
 
 from llmserve.doctor.finding import Finding, note, ok, problem, warning
 from llmserve.doctor.host import GIB, MIB, Host, size
@@ -93,3 +96,26 @@ def effective_capabilities(host: Host) -> int:
         if name == "CapEff":
             return int(value.strip(), 16)
     return 0
+
+
+_LITTLE_DISK_BYTES = 10 * GIB
+_FULL_DISK_BYTES = 1 * GIB
+
+
+def disk_cache(name: str, folder: Path, variable: str) -> Finding:
+    """folder need not be there yet. variable: moves it elsewhere."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        advice = f"This user may not write there: set {variable} to a folder of yours."
+        return problem(name, str(folder), advice, free_bytes=0)
+    return disk_room(name, folder, shutil.disk_usage(there).free, variable)
+
+
+def disk_room(name: str, folder: Path, free_bytes: int, variable: str) -> Finding:
+    value = f"{size(free_bytes)} free at {folder}"
+    advice = f"Free some, or set {variable} to a folder on a larger disk."
+    if free_bytes < _FULL_DISK_BYTES:
+        return problem(name, value, f"No model fits. {advice}", free_bytes=free_bytes)
+    if free_bytes < _LITTLE_DISK_BYTES:
+        return warning(name, value, f"Larger models will not fit. {advice}", free_bytes=free_bytes)
+    return ok(name, value, free_bytes=free_bytes)

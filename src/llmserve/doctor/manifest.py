@@ -26,19 +26,19 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Found(Generic[_T]):
+class Checked(Generic[_T]):
     """thing: what the next checks need; None when it is not to be had, as the finding says."""
 
     finding: Finding
     thing: _T | None = None
 
 
-def load(path: Path) -> Found[Manifest]:
+def load(path: Path) -> Checked[Manifest]:
     try:
         manifest = load_manifest(path)
     except ManifestError as error:
-        return Found(problem("manifest", f"{path}: wrong", error.message))
-    return Found(ok("manifest", f"{path}: correct, cluster {manifest.metadata.name}"), manifest)
+        return Checked(problem("manifest", f"{path}: wrong", error.message))
+    return Checked(ok("manifest", f"{path}: correct, cluster {manifest.metadata.name}"), manifest)
 
 
 def start(refused: Sequence[str]) -> Finding:
@@ -48,19 +48,19 @@ def start(refused: Sequence[str]) -> Finding:
     return ok("start", "no role would refuse", refused=0)
 
 
-def engines(manifest: Manifest, plan: Callable[[Manifest], LocalPlan]) -> Found[LocalPlan]:
+def engines(manifest: Manifest, plan: Callable[[Manifest], LocalPlan]) -> Checked[LocalPlan]:
     """plan: plan_here."""
     try:
         planned = plan(manifest)
     except LLMServeError as error:
-        return Found(problem("engines", "cannot be planned", error.message))
+        return Checked(problem("engines", "cannot be planned", error.message))
     workers = [process for process in planned.processes if process.role.is_worker]
     value = "; ".join(map(_share, workers[:_SHOWN_ENGINES]))
     if len(workers) > _SHOWN_ENGINES:
         value += f"; and {len(workers) - _SHOWN_ENGINES} more"
     if planned.notes:
-        return Found(warning("engines", value, " ".join(planned.notes), engines=len(workers)), planned)
-    return Found(ok("engines", value, engines=len(workers)), planned)
+        return Checked(warning("engines", value, " ".join(planned.notes), engines=len(workers)), planned)
+    return Checked(ok("engines", value, engines=len(workers)), planned)
 
 
 def _share(worker: ProcessSpec) -> str:
@@ -85,16 +85,16 @@ _STILL_TO_DO = {
 }
 
 
-def model(spec: ModelSpec) -> Found[Survey]:
+def model(spec: ModelSpec) -> Checked[Survey]:
     try:
         seen = survey(spec)
     except ModelNotFound as error:
-        return Found(problem("model", "not found", error.message))
+        return Checked(problem("model", "not found", error.message))
     figures = {"weight_bytes": seen.weight_bytes}
     if seen.stage is PreparationStage.READY:
-        return Found(ok("model", f"{spec.served_name}, ready, {size(seen.weight_bytes)}", **figures), seen)
+        return Checked(ok("model", f"{spec.served_name}, ready, {size(seen.weight_bytes)}", **figures), seen)
     value = f"{spec.served_name}, {seen.stage} from {seen.place}"
-    return Found(note("model", value, _STILL_TO_DO[seen.stage], **figures), seen)
+    return Checked(note("model", value, _STILL_TO_DO[seen.stage], **figures), seen)
 
 
 def engine_memory(manifest: Manifest, weight_bytes: int, available_bytes: float) -> Finding:

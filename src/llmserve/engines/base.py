@@ -62,7 +62,7 @@ class Engine(Protocol):
     def processes(self) -> Collection[int]:
         """Pids of the processes that it runs in, apart from the caller's own. May read /proc."""
 
-    async def meet(self, peers: Sequence[KvPeer]) -> None:
+    async def set_peers(self, peers: Sequence[KvPeer]) -> None:
         """All workers that tickets may come from; replaces those of the call before. They are
         connected to and probed in the background; `load` tells what came of it."""
 

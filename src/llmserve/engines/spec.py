@@ -6,7 +6,7 @@ from pathlib import Path
 from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
-from llmserve.engines.handover import TransferPolicy
+from llmserve.engines.kv_transfer import TransferPolicy
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from llmserve.kvstore.directory import BlockReport, Holder
 from llmserve.kvstore.manager import Connection, KVManager
 from llmserve.kvstore.store_admin_calls import StoreAdminCalls, encode_tier
 from llmserve.kvstore.store_calls import StoreCalls
-from llmserve.kvstore.watcher import Told
+from llmserve.kvstore.watcher import DirectoryUpdate
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -205,12 +205,12 @@ def _decode_blocks(report: kvmanager_pb2.KvReport) -> BlockReport:
     )
 
 
-def _encode_told(told: Told) -> kvmanager_pb2.WatchReport:
+def _encode_told(told: DirectoryUpdate) -> kvmanager_pb2.WatchReport:
     return kvmanager_pb2.WatchReport(
         node=told.holder.node,
         tier=told.holder.tier.value,
         sequence=told.sequence,
-        anew=told.anew,
+        anew=told.is_snapshot,
         dropped=told.dropped,
         removed=told.removed,
         stored=told.stored,

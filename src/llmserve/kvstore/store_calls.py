@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from llmserve.core.errors import FormatUnknown, InvalidRequest, NotFound, TransferError
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.kvstore.formats import BlockShape
-from llmserve.kvstore.leases import LeaseAnswer
 from llmserve.kvstore.pool.serving import PoolServer
 from llmserve.kvstore.pool.slot import PoolUser, Slot
 from llmserve.kvstore.store.build import BuiltStore

@@ -1,55 +1,53 @@
-"""What a tier holds, told to the directory: gathered for a moment, in pieces that do not hold the loop up."""
+"""Reports to the directory what a tier holds: gathered for a moment, in pieces that do not block the loop."""
 
 import asyncio
 from collections.abc import Callable, Iterable
-from itertools import islice
 
+from llmserve.core.delta_feed import DeltaFeed
 from llmserve.core.ids import BlockHash
 from llmserve.kvstore.directory import BlockReport, Holder
 
 _GATHER_SECONDS = 0.05
-# Some 10 ms of work for the directory. A tier with a million blocks is told in seconds after a restart.
+# Some 10 ms of work for the directory. A tier with a million blocks is reported in seconds after a restart.
 _PIECE_BLOCKS = 5000
 
 
 class TierFeed:
-    """One tier's. `changed` is a HeldChanged (store/words.py), called in the loop. report: as
-    KVManager.report_tier."""
+    """`changed` is a HeldChanged (store/words.py), which the tier calls in the loop."""
 
     def __init__(self, holder: Holder, report: Callable[[BlockReport], object]) -> None:
+        """report: as KVManager.report_tier."""
         self._holder, self._report = holder, report
-        self._sequence = 0
-        self._changes: dict[BlockHash, bool] = {}  # the last word on each block
+        self._feed: DeltaFeed[BlockHash] = DeltaFeed()
         self._timer: asyncio.TimerHandle | None = None
 
     def changed(self, keys: Iterable[BlockHash], held: bool) -> None:
-        self._changes |= dict.fromkeys(keys, held)
+        if held:
+            self._feed.store(keys)
+        else:
+            self._feed.remove(keys)
         self._schedule(_GATHER_SECONDS)
 
     def close(self) -> None:
-        """Idempotent. What was not told yet is not."""
+        """Idempotent. What waits is not reported."""
         if self._timer:
             self._timer.cancel()
-        self._changes.clear()
 
     def _schedule(self, seconds: float) -> None:
-        if self._changes and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._tell)
+        if self._feed.has_changes and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._send)
 
-    def _tell(self) -> None:
+    def _send(self) -> None:
         self._timer = None
-        piece = dict(islice(self._changes.items(), _PIECE_BLOCKS))
-        for key in piece:
-            del self._changes[key]
-        self._sequence += 1
+        delta = self._feed.take(_PIECE_BLOCKS)
         self._report(
             BlockReport(
                 self._holder,
                 epoch=1,  # the directory does not outlive the tier
-                sequence=self._sequence,
-                snapshot=self._sequence == 1,
-                removed=[key for key, held in piece.items() if not held],
-                stored=[key for key, held in piece.items() if held],
+                sequence=delta.sequence,
+                snapshot=delta.is_snapshot,
+                removed=delta.removed,
+                stored=delta.stored,
             )
         )
         self._schedule(0.0)

@@ -1,14 +1,13 @@
-"""What one watcher of the directory has not been told yet. Pure.
+"""What one watcher of the directory was not sent yet. Pure.
 
-It merges: a block that came and went meanwhile costs nothing or one entry. So what waits for a watcher is
-never more than the directory holds and, of each holder, MOST_REMOVED; beyond that the watcher is told all of
-that holder anew, which is what it is told of every holder first.
+Of each holder, what waits is never more than the directory holds and `most_removed` removals; beyond that the
+watcher gets a new snapshot of the holder, as it does first.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from llmserve.core.delta_feed import DeltaFeed
 from llmserve.core.ids import BlockHash
 from llmserve.kvstore.directory import BlockReport, Directory, Holder
 
@@ -18,88 +17,68 @@ MOST_REMOVED = 200_000
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One WatchReport (kvmanager.proto)."""
+class DirectoryUpdate:
+    """One WatchReport (kvmanager.proto): a delta of one holder, or the news that it was dropped."""
 
     holder: Holder
     sequence: int
-    anew: bool = False
+    is_snapshot: bool = False
     dropped: bool = False
     removed: tuple[BlockHash, ...] = ()
     stored: tuple[BlockHash, ...] = ()
 
 
-@dataclass(slots=True)
-class _Untold:
-    anew: bool = False
-    removed: dict[BlockHash, None] = field(default_factory=dict)
-    stored: dict[BlockHash, None] = field(default_factory=dict)
-
-
 class Watcher:
-    """Fed with every report that was applied and every holder that was dropped; asked with `take`.
-    changed: called when there is something to take."""
+    """The owner of the directory calls `applied` for every report that was applied and `dropped` for every
+    holder that was dropped; the watcher's stream calls `take`."""
 
     def __init__(
         self, directory: Directory, changed: Callable[[], object], most_removed: int = MOST_REMOVED
     ) -> None:
+        """changed: called when there is something to take."""
         self._directory, self._changed, self._most_removed = directory, changed, most_removed
-        self._untold: dict[Holder, _Untold] = {}
+        self._feeds: dict[Holder, DeltaFeed[BlockHash]] = {}
+        self._waiting: dict[Holder, None] = {}  # holders with something to send, in turn
         self._dropped: dict[Holder, None] = {}
-        self._sequences: dict[Holder, int] = {}
         for snapshot in directory.snapshots():
             self.applied(snapshot)
 
     def applied(self, report: BlockReport) -> None:
         holder = report.holder
-        untold = self._untold.setdefault(holder, _Untold())
+        feed = self._feeds.setdefault(holder, DeltaFeed())
         if report.snapshot or report.cleared:  # as the first report of a holder is
             self._dropped.pop(holder, None)
-            untold = self._untold[holder] = _Untold(anew=True)
-        _remove(untold, report.removed)
-        untold.stored |= dict.fromkeys(report.stored)
-        if len(untold.removed) > self._most_removed:
-            self._untold[holder] = _Untold(True, stored=dict.fromkeys(self._directory.hashes_of(holder)))
+            feed.reset(())
+        feed.remove(report.removed)
+        feed.store(report.stored)
+        if feed.removals > self._most_removed:
+            feed.reset(self._directory.hashes_of(holder))
+        self._waiting[holder] = None
         self._changed()
 
     def dropped(self, holder: Holder) -> None:
-        self._untold.pop(holder, None)
-        if holder in self._sequences:
+        self._waiting.pop(holder, None)
+        feed = self._feeds.get(holder)
+        if feed and feed.sequence:
             self._dropped[holder] = None
             self._changed()
+        elif feed:  # the watcher never learnt of this holder
+            del self._feeds[holder]
 
-    def take(self) -> Told | None:
-        """The next of what is untold, in pieces of PIECE_BLOCKS; None: nothing is."""
+    def take(self) -> DirectoryUpdate | None:
+        """The next update, of at most PIECE_BLOCKS blocks; None when nothing waits."""
         if self._dropped:
             holder = next(iter(self._dropped))
-            del self._dropped[holder], self._sequences[holder]
-            return Told(holder, 1, dropped=True)
-        for holder, untold in self._untold.items():
-            return self._piece(holder, untold)
-        return None
-
-    def _piece(self, holder: Holder, untold: _Untold) -> Told:
-        sequence = self._sequences[holder] = self._sequences.get(holder, 0) + 1
-        removed = _cut(untold.removed, PIECE_BLOCKS)
-        stored = _cut(untold.stored, PIECE_BLOCKS - len(removed))
-        told = Told(holder, sequence, untold.anew, removed=removed, stored=stored)
-        untold.anew = False
-        del self._untold[holder]
-        if untold.removed or untold.stored:  # after the others, so that a large one does not hold them up
-            self._untold[holder] = untold
-        return told
-
-
-def _remove(untold: _Untold, hashes: Iterable[BlockHash]) -> None:
-    for block_hash in hashes:
-        untold.stored.pop(block_hash, None)
-        if not untold.anew:
-            untold.removed[block_hash] = None
-
-
-def _cut(hashes: dict[BlockHash, None], most: int) -> tuple[BlockHash, ...]:
-    """Takes the first ones out."""
-    first = tuple(islice(hashes, most))
-    for block_hash in first:
-        del hashes[block_hash]
-    return first
+            del self._dropped[holder], self._feeds[holder]
+            return DirectoryUpdate(holder, 1, dropped=True)
+        if not self._waiting:
+            return None
+        holder = next(iter(self._waiting))
+        del self._waiting[holder]
+        feed = self._feeds[holder]
+        delta = feed.take(PIECE_BLOCKS)
+        if feed.has_changes:  # after the others, so that a large holder does not hold them up
+            self._waiting[holder] = None
+        return DirectoryUpdate(
+            holder, delta.sequence, delta.is_snapshot, removed=delta.removed, stored=delta.stored
+        )

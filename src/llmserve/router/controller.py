@@ -14,20 +14,17 @@ from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import EngineLoad
 from llmserve.core.stats import SchedulerStats
-from llmserve.router.learner import Learner
-from llmserve.router.membership import Membership
-from llmserve.router.messages import Admit, Effect, Exit, Held, Incarnation, Refused
-from llmserve.router.placer import Placer
-from llmserve.router.plan import Planner
-from llmserve.router.prefixes import Prefixes
-from llmserve.router.requests import Requests
-from llmserve.router.rules import PlacementPolicy, RuleBook
-from llmserve.router.session import Holding, Session, Work
-from llmserve.router.slow import SlowBook, SlowLimits
-from llmserve.router.succession import Succession
-from llmserve.router.supply import Supply
-from llmserve.router.tickets import Tickets
-from llmserve.router.worker import DrainOrder, Member, Seats, WorkerSpec
+from llmserve.router.events import Admit, Effect, Exit, HeldRequest, Incarnation, RequestRefused
+from llmserve.router.leader.takeover import Takeover
+from llmserve.router.placement.planner import Planner
+from llmserve.router.placement.rules import PlacementPolicy, PlacementRules
+from llmserve.router.prefix.lookup import PrefixLookup
+from llmserve.router.requests import Placer, Requests
+from llmserve.router.sessions import ApiserverSession, PlacementHold, RequestTable, Work
+from llmserve.router.workers.availability import Availability
+from llmserve.router.workers.membership import ClusterMembership
+from llmserve.router.workers.slow import Learner, SlowLimits, SlowWorkers
+from llmserve.router.workers.worker import ClusterMember, DrainOrder, WorkerSlots, WorkerSpec
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.snapshot import SchedulerSnapshot
 
@@ -49,30 +46,28 @@ class Controller:
         clock: Clock,
         parameters: Parameters,
         *,
-        membership: Membership,
+        membership: ClusterMembership,
         planner: Planner,
-        rule_book: RuleBook,
+        placement_rules: PlacementRules,
         scheduler: Scheduler,
-        prefixes: Prefixes,
+        prefixes: PrefixLookup,
         learner: Learner,
-        slow: SlowBook,
+        slow: SlowWorkers,
     ) -> None:
         self.slow = slow
-        self._planner, self._rule_book = planner, rule_book
+        self._planner, self._placement_rules = planner, placement_rules
         self._membership, self._scheduler, self._prefixes = membership, scheduler, prefixes
         self._queue = queue = scheduler.queue
-        self._tickets = tickets = Tickets()
-        self._supply = Supply(membership, planner)
-        self._succession = Succession(clock)
+        self._entries = entries = RequestTable()
+        self._availability = Availability(membership, planner)
+        self._takeover = Takeover(clock)
         self._requests = Requests(
             clock,
             queue,
-            tickets,
+            entries,
             timeout_seconds=parameters.policy.queue_timeout_seconds,
-            placer=Placer(
-                clock, queue, tickets, planner=planner, prefixes=prefixes, succession=self._succession
-            ),
-            supply=self._supply,
+            placer=Placer(clock, queue, entries, planner=planner, prefixes=prefixes, takeover=self._takeover),
+            availability=self._availability,
             prefixes=prefixes,
             learner=learner,
             slow=slow,
@@ -87,12 +82,12 @@ class Controller:
         return self._membership.version
 
     @property
-    def membership(self) -> Membership:
+    def membership(self) -> ClusterMembership:
         """To look at, not to change."""
         return self._membership
 
     @property
-    def prefixes(self) -> Prefixes:
+    def prefixes(self) -> PrefixLookup:
         """To look at, not to change."""
         return self._prefixes
 
@@ -106,7 +101,7 @@ class Controller:
 
     @property
     def apiservers(self) -> int:
-        return self._tickets.apiservers
+        return self._entries.apiservers
 
     def scheduler_stats(self) -> SchedulerStats:
         """Tenants and budgets, now."""
@@ -118,8 +113,8 @@ class Controller:
             self._membership.next_expiry(),
             self._queue.next_deadline(),
             self._queue.next_turn(),
-            self._prefixes.proof.next_due(),
-            self._succession.settled_at(),
+            self._prefixes.hash_check.next_due(),
+            self._takeover.settled_at(),
         )
         return min((time for time in times if time is not None), default=None)
 
@@ -132,57 +127,59 @@ class Controller:
     def take_over(self, snapshot: SchedulerSnapshot | None, settle_seconds: float) -> None:
         """Before any other event. Nothing is placed for this long: who ran and waited under the other router
         is to be counted first."""
-        self._succession.take_over(settle_seconds, inherits=snapshot is not None)
+        self._takeover.take_over(settle_seconds, inherits=snapshot is not None)
         if snapshot is not None:
             self._scheduler.restore(snapshot)
 
     # -- sessions
 
-    def open_session(self, apiserver_id: ApiserverId, held: Iterable[Held]) -> tuple[Session, list[Effect]]:
+    def open_session(
+        self, apiserver_id: ApiserverId, held: Iterable[HeldRequest]
+    ) -> tuple[ApiserverSession, list[Effect]]:
         """An apiserver says hello. Its older session, if that is still open, is closed first."""
-        older = self._tickets.session_of(apiserver_id)
+        older = self._entries.session_of(apiserver_id)
         effects = self.close_session(older) if older else []
-        session = self._tickets.add_session(apiserver_id)
-        self._adopt(session, held, charged=self._succession.already_charged(apiserver_id))
+        session = self._entries.add_session(apiserver_id)
+        self._adopt(session, held, charged=self._takeover.already_charged(apiserver_id))
         return session, effects
 
-    def close_session(self, session: Session) -> list[Effect]:
+    def close_session(self, session: ApiserverSession) -> list[Effect]:
         """The stream ended, however: all that it held is given back. Idempotent."""
-        self._tickets.drop_session(session)
-        ended = [self._requests.end(request_id, Exit.GIVEN_BACK) for request_id in list(session.tickets)]
+        self._entries.drop_session(session)
+        ended = [self._requests.end(request_id, Exit.GIVEN_BACK) for request_id in list(session.entries)]
         return [*ended, *self._dispatch()]
 
     # -- requests
 
-    def admit(self, session: Session, admit: Admit) -> list[Effect]:
+    def admit(self, session: ApiserverSession, admit: Admit) -> list[Effect]:
         """A request asks for a place. One that has a place, or waits for one, gives that up first:
         its worker was lost."""
-        ticket = self._tickets.get(admit.request_id)
-        if ticket and ticket.session is not session:
+        entry = self._entries.get(admit.request_id)
+        if entry and entry.session is not session:
             error = InvalidRequest(f"request id {admit.request_id} is in use")
-            return [Refused(session, admit.request_id, Outcome.REJECTED, error)]
+            return [RequestRefused(session, admit.request_id, Outcome.REJECTED, error)]
         effects: list[Effect] = []
-        if ticket:
+        if entry:
             effects = [self._requests.end(admit.request_id, Exit.REPLACED), *self._dispatch()]
         effects += [*self._requests.offer(session, admit), *self._dispatch()]
         return [*effects, *self._requests.prefetch(admit)]
 
-    def first_token(self, session: Session, request_id: RequestId) -> list[Effect]:
+    def first_token(self, session: ApiserverSession, request_id: RequestId) -> list[Effect]:
         """Prefill is over: its worker can take another. Idempotent."""
-        ticket = session.tickets.get(request_id)
-        if ticket is None or ticket.holding is None or ticket.holding.work.first_token_at is not None:
+        entry = session.entries.get(request_id)
+        if entry is None or entry.hold is None or entry.hold.work.first_token_at is not None:
             return []
         return [*self._requests.first_token(request_id), *self._dispatch()]
 
-    def progress(self, session: Session, request_id: RequestId, output_tokens: int) -> list[Effect]:
+    def progress(self, session: ApiserverSession, request_id: RequestId, output_tokens: int) -> list[Effect]:
         """The request has generated this many tokens so far, since it was placed."""
-        if request_id in session.tickets:
+        if request_id in session.entries:
             self._requests.progress(request_id, output_tokens)
         return []
 
     def done(
         self,
-        session: Session,
+        session: ApiserverSession,
         request_id: RequestId,
         outcome: Outcome,
         output_tokens: int,
@@ -190,7 +187,7 @@ class Controller:
     ) -> list[Effect]:
         """The request is over, or no longer wanted. Nothing for one that this session does not hold: it was
         refused meanwhile. cached_tokens: of its prompt, if an engine told."""
-        if request_id not in session.tickets:
+        if request_id not in session.entries:
             return []
         cached = self._requests.cached(request_id, outcome, cached_tokens)
         ended = self._requests.end(request_id, Exit(outcome), output_tokens)
@@ -199,20 +196,20 @@ class Controller:
     # -- workers
 
     def register(self, spec: WorkerSpec) -> list[Effect]:
-        """Errors: InvalidRequest, as Membership.register."""
+        """Errors: InvalidRequest, as ClusterMembership.register."""
         self._membership.register(spec)
         return self._dispatch()
 
     def heartbeat(
         self, worker_id: WorkerId, epoch: int, load: EngineLoad, *, draining: bool = False
     ) -> list[Effect]:
-        """Errors: NotFound, as Membership.heartbeat."""
+        """Errors: NotFound, as ClusterMembership.heartbeat."""
         self._membership.heartbeat(worker_id, epoch, load, draining=draining)
         return self._dispatch()
 
-    def drain(self, worker_id: WorkerId, order: DrainOrder) -> tuple[Member, int]:
+    def drain(self, worker_id: WorkerId, order: DrainOrder) -> tuple[ClusterMember, int]:
         """Returns the worker, and how many others of its role requests may go to.
-        Errors: NotFound, as Membership.order."""
+        Errors: NotFound, as ClusterMembership.order."""
         member = self._membership.order(worker_id, order)
         peers = self._membership.available(member.spec.model, member.spec.role)
         return member, sum(peer is not member for peer in peers)
@@ -235,7 +232,7 @@ class Controller:
     def tick(self) -> list[Effect]:
         """Does what is due: workers expire, requests are evicted."""
         self._membership.expire()
-        self._prefixes.proof.look()
+        self._prefixes.hash_check.look()
         return [*self._follow_workers(), *self._requests.expire(), *self._dispatch()]
 
     # -- parameters
@@ -244,7 +241,7 @@ class Controller:
         """From now on. What runs keeps its place, what waits its deadline."""
         self._requests.timeout_seconds = parameters.policy.queue_timeout_seconds
         self._membership.set_expiry(parameters.expiry_seconds)
-        self._planner.rules = self._rule_book.rules(parameters.placement)
+        self._planner.rules = self._placement_rules.rules(parameters.placement)
         self._prefixes.prefetches = parameters.prefetch_on_prefix
         self.slow.limits = parameters.slow
         evictions = self._scheduler.set_policy(parameters.policy)
@@ -254,32 +251,32 @@ class Controller:
     def check_integrity(self) -> None:
         """Raises AssertionError when anything is lost, or counted other than once."""
         self._queue.check_integrity()
-        self._tickets.check_integrity()
-        running = [ticket.holding for ticket in self._tickets if ticket.holding]
+        self._entries.check_integrity()
+        running = [entry.hold for entry in self._entries if entry.hold]
         assert len(running) == self._queue.running_requests, self
-        assert len(self._tickets) - len(running) == self._queue.waiting_requests, self
-        held = [seats for holding in running for seats in holding.seats()]
-        for seats in {*held, *(member.seats for member in self._membership)}:
-            assert seats.placed_requests == held.count(seats), self
+        assert len(self._entries) - len(running) == self._queue.waiting_requests, self
+        held = [slots for hold in running for slots in hold.slots()]
+        for slots in {*held, *(member.slots for member in self._membership)}:
+            assert slots.placed_requests == held.count(slots), self
 
     # -- parts
 
-    def _adopt(self, session: Session, held: Iterable[Held], *, charged: bool) -> None:
+    def _adopt(self, session: ApiserverSession, held: Iterable[HeldRequest], *, charged: bool) -> None:
         for request in held:
-            if request.request_id not in self._tickets:
-                prefill = self._seats(request.prefill) if request.prefill else None
-                holding = Holding(prefill, self._seats(request.decode), Work(choices=request.choices))
-                self._requests.adopt(session, request, holding, charged=charged)
+            if request.request_id not in self._entries:
+                prefill = self._slots(request.prefill) if request.prefill else None
+                hold = PlacementHold(prefill, self._slots(request.decode), Work(choices=request.choices))
+                self._requests.adopt(session, request, hold, charged=charged)
 
-    def _seats(self, worker: Incarnation) -> Seats:
-        return self._membership.seats(worker.worker_id, worker.epoch)
+    def _slots(self, worker: Incarnation) -> WorkerSlots:
+        return self._membership.slots(worker.worker_id, worker.epoch)
 
     def _dispatch(self) -> list[Effect]:
         return [*self._follow_workers(), *self._requests.dispatch()]
 
     def _follow_workers(self) -> list[Effect]:
         """The limits depend on which workers there are."""
-        if not self._supply.changed():
+        if not self._availability.changed():
             return []
-        hopeless = self._scheduler.set_capacity(self._supply.capacity())
+        hopeless = self._scheduler.set_capacity(self._availability.capacity())
         return [self._requests.evict(eviction) for eviction in hopeless]

@@ -13,9 +13,9 @@ from llmserve.core.errors import Unavailable
 from llmserve.core.ids import BlockHash
 from llmserve.core.tasks import TaskOwner
 from llmserve.kvstore.directory import Holder, KvTier
-from llmserve.kvstore.watcher import Told
-from llmserve.router.messages import Prefetch
-from llmserve.router.prefix_index import PrefixIndex
+from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.router.events import Prefetch
+from llmserve.router.prefix.index import PrefixIndex
 from llmserve.rpc.backoff import Backoff
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
@@ -104,11 +104,11 @@ class KvWatch:
             _log.info("KV manager at %s was not asked to prefetch: %s", address, from_grpc(error).message)
 
 
-def _decode(report: kvmanager_pb2.WatchReport) -> Told:
-    return Told(
+def _decode(report: kvmanager_pb2.WatchReport) -> DirectoryUpdate:
+    return DirectoryUpdate(
         holder=Holder(report.node, KvTier(report.tier)),
         sequence=report.sequence,
-        anew=report.anew,
+        is_snapshot=report.anew,
         dropped=report.dropped,
         removed=tuple(map(BlockHash, report.removed)),
         stored=tuple(map(BlockHash, report.stored)),

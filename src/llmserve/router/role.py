@@ -11,14 +11,13 @@ from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.registry import MetricsServer
 from llmserve.metrics.router import RouterMetrics
 from llmserve.router.kv_watch import KvWatch
-from llmserve.router.leadership import Leadership
-from llmserve.router.office import CurrentService, Manifests, OfficeParts, RouterOffice
-from llmserve.router.peers import Peers
-from llmserve.router.prefix_index import PrefixIndex
+from llmserve.router.leader.election import LeaderElection
+from llmserve.router.leader.peers import Peers
+from llmserve.router.leader.store.base import SharedState, build_state
+from llmserve.router.leader.store.memory import MemoryState
+from llmserve.router.leader.term import CurrentService, LeaderTerm, Manifests, TermParts
+from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.settings import RouterSettings
-from llmserve.router.state.base import SharedState
-from llmserve.router.state.build import build_state
-from llmserve.router.state.memory import MemoryState
 from llmserve.rpc.gen.llmserve.v1 import router_pb2_grpc
 from llmserve.rpc.role import reached_at
 from llmserve.rpc.server import RpcServer
@@ -88,15 +87,17 @@ class RouterRole:
         self._owner = TaskOwner("router")
         index = PrefixIndex()
         self._kv_watch = KvWatch(kvmanagers, index)
-        self._office = RouterOffice(
-            OfficeParts(
+        self._office = LeaderTerm(
+            TermParts(
                 settings, SystemClock(), self._state, self._rpc_metrics, index, self._kv_watch, self._tracer
             ),
             self._owner,
             self._on_change,
             Manifests(manifest, read_again),
         )
-        self._leadership = Leadership(self._state, self._peers, self._office, settings.terms, LeaseClock())
+        self._leadership = LeaderElection(
+            self._state, self._peers, self._office, settings.terms, LeaseClock()
+        )
         self._office.open(self._leadership)
         self._listen = listen
         self._server = RpcServer(listen)

@@ -1,5 +1,8 @@
-"""What apiservers say over their sessions, and how these begin and end."""
+"""How a session begins.
 
+What apiservers say over their sessions, and how these begin and end."""
+
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -11,18 +14,31 @@ import grpc.aio
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotLeader
 from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.tasks import TaskOwner
+from llmserve.router.admin.commands import RouterCommands
+from llmserve.router.codec import decode_admit, decode_held
 from llmserve.router.controller import Controller
-from llmserve.router.decider import Decider
-from llmserve.router.hello import read_hello
-from llmserve.router.mandate import Mandate
-from llmserve.router.messages import Effect
-from llmserve.router.operators import Operators
-from llmserve.router.outbox import Outbox
-from llmserve.router.session import Session
-from llmserve.router.streams import Stream
-from llmserve.router.wire import decode_admit, decode_held
+from llmserve.router.event_loop import EventLoop
+from llmserve.router.events import Effect
+from llmserve.router.leader.election import LeaderCheck
+from llmserve.router.sessions import ApiserverSession
+from llmserve.router.streams import SessionOutbox, SessionStream
 from llmserve.rpc.codec import decode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
+
+_HELLO_TIMEOUT_SECONDS = 5.0
+
+
+async def read_hello(requests: AsyncIterator[router_pb2.RouterSessionRequest]) -> router_pb2.Hello:
+    """The first message. Errors: InvalidRequest when it is another, or does not come."""
+    try:
+        async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
+            message = await anext(aiter(requests), router_pb2.RouterSessionRequest())
+    except TimeoutError as error:
+        raise InvalidRequest(f"no Hello within {_HELLO_TIMEOUT_SECONDS:g} s") from error
+    if not message.HasField("hello") or not message.hello.apiserver_id:
+        raise InvalidRequest("a session begins with Hello, which names the apiserver")
+    return message.hello
+
 
 _log = logging.getLogger(__name__)
 
@@ -36,20 +52,20 @@ class SessionCalls:
     def __init__(
         self,
         controller: Controller,
-        decider: Decider,
-        mandate: Mandate,
-        operators: Operators,
+        event_loop: EventLoop,
+        leader_check: LeaderCheck,
+        operators: RouterCommands,
         sign_of_life_seconds: float | None,
     ) -> None:
-        self._controller, self._decider, self._mandate = controller, decider, mandate
+        self._controller, self._event_loop, self._leader_check = controller, event_loop, leader_check
         self._operators, self._sign_of_life_seconds = operators, sign_of_life_seconds
         self._readers = TaskOwner("router")
 
     async def aclose(self) -> None:
         """Ends the sessions; apiservers keep what runs and come back to the next router."""
-        self._decider.streams.close()
+        self._event_loop.streams.close()
         await self._readers.aclose()
-        self._decider.spans.give_up()
+        self._event_loop.spans.give_up()
 
     async def converse(
         self, requests: _Requests, context: _Context
@@ -60,55 +76,55 @@ class SessionCalls:
         reader = self._readers.spawn(f"session-{stream.session.apiserver_id}", self._read(requests, stream))
         try:
             async for message in stream.outbox:
-                self._mandate.check()  # what was decided in time is not to be said too late
+                self._leader_check.check()  # what was decided in time is not to be said too late
                 yield message
         finally:
             reader.cancel()
             self._close(stream)
 
-    def _open(self, hello: router_pb2.Hello) -> Stream:
-        self._mandate.check()
+    def _open(self, hello: router_pb2.Hello) -> SessionStream:
+        self._leader_check.check()
         apiserver_id = ApiserverId(hello.apiserver_id)
         held = [decode_held(message) for message in hello.held]
         session, effects = self._controller.open_session(apiserver_id, held)
-        stream = Stream(session, Outbox(self._sign_of_life_seconds))
-        older = self._decider.streams.add(stream)
-        stream.outbox.send_state(self._decider.cluster())
+        stream = SessionStream(session, SessionOutbox(self._sign_of_life_seconds))
+        older = self._event_loop.streams.add(stream)
+        stream.outbox.send_state(self._event_loop.cluster())
         if older:
             self._operators.gone(apiserver_id)
             older.outbox.close()
-        self._operators.came(stream.outbox.send)
+        self._operators.joined(stream.outbox.send)
         _log.info("apiserver %s: session started, holds %d requests", apiserver_id, len(held))
-        self._decider.apply(effects)
+        self._event_loop.apply(effects)
         return stream
 
-    def _close(self, stream: Stream) -> None:
+    def _close(self, stream: SessionStream) -> None:
         """Idempotent."""
         apiserver_id = stream.session.apiserver_id
         stream.outbox.close()
-        if self._decider.streams.drop(stream):
+        if self._event_loop.streams.drop(stream):
             self._operators.gone(apiserver_id)
-            given_back = len(stream.session.tickets)
+            given_back = len(stream.session.entries)
             _log.info("apiserver %s: session ended, %d requests given back", apiserver_id, given_back)
         with suppress(NotLeader):  # the next leader counts anew
-            self._decider.decide(lambda: self._controller.close_session(stream.session))
+            self._event_loop.decide(lambda: self._controller.close_session(stream.session))
 
-    async def _read(self, requests: _Requests, stream: Stream) -> None:
+    async def _read(self, requests: _Requests, stream: SessionStream) -> None:
         """Ends the stream when the apiserver does, or when it says what it must not."""
         error: LLMServeError | None = None
         try:
             async for message in requests:
-                self._decider.decide(partial(self._receive, stream.session, message))
+                self._event_loop.decide(partial(self._receive, stream.session, message))
         except LLMServeError as wrong:
             error = wrong
         finally:
             stream.outbox.close(error)
 
-    def _receive(self, session: Session, message: router_pb2.RouterSessionRequest) -> list[Effect]:
+    def _receive(self, session: ApiserverSession, message: router_pb2.RouterSessionRequest) -> list[Effect]:
         match message.WhichOneof("message"):
             case "admit":
                 admit = decode_admit(message.admit)
-                self._decider.spans.asked(session, message.admit)
+                self._event_loop.spans.asked(session, message.admit)
                 return self._controller.admit(session, admit)
             case "first_token":
                 return self._controller.first_token(session, RequestId(message.first_token.request_id))
@@ -126,7 +142,7 @@ class SessionCalls:
             case other:
                 raise InvalidRequest(f"a session message cannot be {other or 'empty'} here")
 
-    def _done(self, session: Session, done: router_pb2.Done) -> list[Effect]:
+    def _done(self, session: ApiserverSession, done: router_pb2.Done) -> list[Effect]:
         outcome = decode_outcome(done.outcome)
         cached = done.cached_tokens if done.HasField("cached_tokens") else None
         name = RequestId(done.request_id)

@@ -7,17 +7,16 @@ from llmserve.config.schema import Budgets, Manifest, Scheduling, TenantBudget
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
 from llmserve.router.controller import Controller, Parameters
-from llmserve.router.learner import Learner
-from llmserve.router.mandate import ALONE, TermTimes
-from llmserve.router.membership import Membership
-from llmserve.router.pace import Paces
-from llmserve.router.plan import Disaggregate, Planner
-from llmserve.router.prefix_index import PrefixIndex
-from llmserve.router.prefixes import Prefixes
-from llmserve.router.rules import PlacementPolicy, Routing, RuleBook
-from llmserve.router.slow import SlowBook, SlowLimits
+from llmserve.router.leader.election import ALONE, TermTimes
+from llmserve.router.placement.planner import Disaggregate, Planner
+from llmserve.router.placement.rules import PlacementPolicy, PlacementRules, Routing
+from llmserve.router.prefix.index import PrefixIndex
+from llmserve.router.prefix.lookup import PrefixLookup
+from llmserve.router.workers.membership import ClusterMembership
+from llmserve.router.workers.slow import Learner, SlowLimits, SlowWorkers
+from llmserve.router.workers.speed import LatencyModels
 from llmserve.scheduler.ordering import ShortestFirst
-from llmserve.scheduler.resources import Limits
+from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
@@ -80,9 +79,9 @@ def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:
     )
 
 
-def _limits(budgets: Budgets) -> Limits:
+def _limits(budgets: Budgets) -> ClusterLimits:
     gbps, hbm = budgets.max_kv_io_gbps, budgets.hbm_gb
-    return Limits(
+    return ClusterLimits(
         max_requests_in_flight=budgets.max_requests_in_flight,
         max_tokens_in_flight=budgets.max_tokens_in_flight,
         hbm_bytes=None if hbm is None else hbm * 2**30,
@@ -106,17 +105,19 @@ def build_controller(
     settings: RouterSettings, clock: Clock, rng: random.Random, index: PrefixIndex | None = None
 ) -> Controller:
     """index: filled by whoever follows the KV managers; none: nothing is known of blocks."""
-    membership, paces = Membership(clock, expiry_seconds=settings.expiry_seconds), Paces()
-    slow, parameters = SlowBook(clock, settings.slow), settings.parameters
-    rule_book = RuleBook(clock, rng, paces, slow)
+    membership, latencies = ClusterMembership(clock, expiry_seconds=settings.expiry_seconds), LatencyModels()
+    slow, parameters = SlowWorkers(clock, settings.slow), settings.parameters
+    placement_rules = PlacementRules(clock, rng, latencies, slow)
     return Controller(
         clock,
         parameters,
         membership=membership,
-        planner=Planner(membership, rule_book.rules(parameters.placement)),
-        rule_book=rule_book,
+        planner=Planner(membership, placement_rules.rules(parameters.placement)),
+        placement_rules=placement_rules,
         scheduler=Scheduler(clock, settings.policy),
-        prefixes=Prefixes(clock, index or PrefixIndex(), membership, prefetches=settings.prefetch_on_prefix),
-        learner=Learner(paces),
+        prefixes=PrefixLookup(
+            clock, index or PrefixIndex(), membership, prefetches=settings.prefetch_on_prefix
+        ),
+        learner=Learner(latencies),
         slow=slow,
     )

@@ -1,40 +1,98 @@
-"""The open sessions of apiservers, and the way to answer each."""
+"""What waits to be sent to one apiserver.
 
+The open sessions of apiservers, and the way to answer each."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from llmserve.core.errors import LLMServeError
 from llmserve.core.ids import ApiserverId
-from llmserve.router.outbox import Outbox
-from llmserve.router.polls import Send
-from llmserve.router.session import Session
+from llmserve.router.admin.broadcast import Send
+from llmserve.router.sessions import ApiserverSession
 from llmserve.rpc.gen.llmserve.v1.router_pb2 import RouterSessionResponse
 
 
+class SessionOutbox:
+    """Filled without waiting, emptied by one consumer. It holds at most one answer for each request
+    of the session and one cluster state: only the latest matters, and it goes before answers, so
+    that an apiserver knows the workers that a placement names. idle_seconds: after so long without
+    either, an empty message goes out as a sign of life; None: none does."""
+
+    def __init__(self, idle_seconds: float | None = None) -> None:
+        self._idle_seconds = idle_seconds
+        self._answers: deque[RouterSessionResponse] = deque()
+        self._state: RouterSessionResponse | None = None
+        self._closed = False
+        self._error: LLMServeError | None = None
+        self._pending = asyncio.Event()
+
+    def send(self, message: RouterSessionResponse) -> None:
+        self._answers.append(message)
+        self._pending.set()
+
+    def send_state(self, message: RouterSessionResponse) -> None:
+        self._state = message
+        self._pending.set()
+
+    def close(self, error: LLMServeError | None = None) -> None:
+        """Ends the iteration after what is in it; with an error, by raising that."""
+        if not self._closed:
+            self._closed, self._error = True, error
+            self._pending.set()
+
+    async def _has_pending(self) -> bool:
+        """False: nothing came for idle_seconds."""
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                return await self._pending.wait()
+        except TimeoutError:
+            return False
+
+    async def __aiter__(self) -> AsyncIterator[RouterSessionResponse]:
+        while True:
+            if self._state is not None:
+                state, self._state = self._state, None
+                yield state
+            elif self._answers:
+                yield self._answers.popleft()
+            elif self._closed:
+                break
+            else:
+                self._pending.clear()
+                if not await self._has_pending():
+                    yield RouterSessionResponse()
+        if self._error is not None:
+            raise self._error
+
+
 @dataclass(eq=False, slots=True)
-class Stream:
-    session: Session
-    outbox: Outbox
+class SessionStream:
+    session: ApiserverSession
+    outbox: SessionOutbox
 
 
-class Streams:
+class SessionStreams:
     """At most one of each apiserver."""
 
     def __init__(self) -> None:
-        self._streams: dict[ApiserverId, Stream] = {}
+        self._streams: dict[ApiserverId, SessionStream] = {}
 
-    def add(self, stream: Stream) -> Stream | None:
+    def add(self, stream: SessionStream) -> SessionStream | None:
         """Returns the older one of its apiserver, whose place it takes."""
         older = self._streams.get(stream.session.apiserver_id)
         self._streams[stream.session.apiserver_id] = stream
         return older
 
-    def drop(self, stream: Stream) -> bool:
+    def drop(self, stream: SessionStream) -> bool:
         """False: it is not open any more, or has been replaced."""
         if self._streams.get(stream.session.apiserver_id) is not stream:
             return False
         del self._streams[stream.session.apiserver_id]
         return True
 
-    def send(self, session: Session, message: RouterSessionResponse) -> None:
+    def send(self, session: ApiserverSession, message: RouterSessionResponse) -> None:
         """Nothing for a session that has ended."""
         stream = self._streams.get(session.apiserver_id)
         if stream and stream.session is session:

@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class ProcessCommand:
     """What to run: `arguments` for this Python interpreter. Its stderr is appended to `log`. It inherits the
     file descriptors `fds`, under the same numbers."""
 
@@ -33,7 +33,7 @@ class Child:
     """A running process, leader of a session of its own. Constructed inside a loop. `on_line` gets each line
     of its stdout, in the loop. Errors of the constructor: StartFailed. `close` when it has ended."""
 
-    def __init__(self, command: Command, on_line: Callable[[str], None]) -> None:
+    def __init__(self, command: ProcessCommand, on_line: Callable[[str], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._process = _spawn(command)
         self._lines = _LineReader(self._loop, self._process, on_line)
@@ -60,7 +60,7 @@ class Child:
         self._lines.close()
 
 
-def _spawn(command: Command) -> subprocess.Popen[bytes]:
+def _spawn(command: ProcessCommand) -> subprocess.Popen[bytes]:
     launch = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid())]
     try:
         command.log.parent.mkdir(parents=True, exist_ok=True)

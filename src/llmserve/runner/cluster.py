@@ -21,22 +21,18 @@ from llmserve.core.hang import HangLimits
 from llmserve.core.tasks import TaskOwner
 from llmserve.rpc.backoff import Backoff
 from llmserve.runner import logs, preflight
-from llmserve.runner.board import Board, Stand
-from llmserve.runner.console import Console
-from llmserve.runner.drained import DrainedMark
+from llmserve.runner.board import Board, ProcessState, StateWriter, addresses_to_bind
+from llmserve.runner.console import Console, ready_banner
 from llmserve.runner.environment import RunPaths, fetch_command, make_paths, role_command, role_mark
 from llmserve.runner.exporter import ClusterExporter
-from llmserve.runner.fetch import prepare_model
-from llmserve.runner.greeting import greeting
 from llmserve.runner.guard_link import GuardLink
-from llmserve.runner.http_port import HttpPort
-from llmserve.runner.keeper import RoleJob, RoleKeeper
-from llmserve.runner.machine import check_free
+from llmserve.runner.machine import HttpPort, check_free
 from llmserve.runner.policy import RestartPolicy
+from llmserve.runner.process_supervisor import ProcessJob, ProcessSupervisor
 from llmserve.runner.processes import Family, end, members
 from llmserve.runner.reloading import Reloading
-from llmserve.runner.state import STATE_NAME
-from llmserve.runner.state_writer import StateWriter, addresses_to_bind
+from llmserve.runner.run import prepare_model
+from llmserve.runner.state import STATE_NAME, DrainedMark
 from llmserve.runner.supervisor import StopRequest, Supervisor
 
 MODEL_STEP = "model"
@@ -181,41 +177,41 @@ class _Cluster:
 
     async def _prepare_model(self) -> str:
         command = fetch_command(self._paths, MODEL_STEP, self._id, self._environment.kept)
-        self._board.set(MODEL_STEP, Stand.STARTING, "looking for it")
+        self._board.set(MODEL_STEP, ProcessState.STARTING, "looking for it")
         model_dir = await prepare_model(
             command,
             self._guard,
-            lambda text: self._board.set(MODEL_STEP, Stand.STARTING, text),
+            lambda text: self._board.set(MODEL_STEP, ProcessState.STARTING, text),
         )
         refused = list(preflight.of_model_directory(self._job.manifest, Path(model_dir)))
         if refused:
             raise locate(self._paths.manifest, refused)
-        self._board.set(MODEL_STEP, Stand.READY, model_dir)
+        self._board.set(MODEL_STEP, ProcessState.READY, model_dir)
         return model_dir
 
-    def _keeper(self, spec: ProcessSpec, model_dir: str) -> RoleKeeper:
+    def _keeper(self, spec: ProcessSpec, model_dir: str) -> ProcessSupervisor:
         share = self._http_port.share_of(spec)
         command = role_command(spec, self._paths, model_dir, self._id, self._environment.kept, share)
         local = self._job.manifest.deployment.local
         hang = HangLimits(local.hang_seconds, max(local.hang_seconds, _BUSY_HANG_SECONDS))
         drained = DrainedMark(self._paths.temp_dir, spec.name) if spec.role.is_worker else None
         manifest, mark = self._paths.manifest, role_mark(self._id, spec.name)
-        job = RoleJob(spec, manifest, command, mark, local.ready_timeout_seconds, hang, drained)
+        job = ProcessJob(spec, manifest, command, mark, local.ready_timeout_seconds, hang, drained)
         policy = RestartPolicy(Backoff(_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS))
-        return RoleKeeper(job, policy, self._board, self._guard, self._console.say)
+        return ProcessSupervisor(job, policy, self._board, self._guard, self._console.say)
 
     def _on_ready(self) -> None:
-        self._state.update(stand=Stand.READY)
+        self._state.update(stand=ProcessState.READY)
         self._console.live(False)
         seconds = time.monotonic() - self._began
         logs_at, metrics_at = str(self._paths.log_dir), self._state.metrics
         self._console.say(
-            greeting(self._job.manifest, self._job.plan.base_urls, seconds, logs_at, metrics_at)
+            ready_banner(self._job.manifest, self._job.plan.base_urls, seconds, logs_at, metrics_at)
         )
 
     def _on_stopping(self) -> None:
         self._http_port.close()
-        self._state.update(stand=Stand.STOPPING)
+        self._state.update(stand=ProcessState.STOPPING)
         self._console.live(False)
         if self._stop.asked.is_set():
             self._console.say("Stopping; once more to force.")

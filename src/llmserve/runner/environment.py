@@ -10,7 +10,7 @@ from llmserve.config.plan import ProcessSpec
 from llmserve.config.plan_types import fetch_arguments
 from llmserve.core.errors import StartFailed
 from llmserve.core.shared_port import PortShare
-from llmserve.runner.child import Command
+from llmserve.runner.child import ProcessCommand
 from llmserve.runner.processes import MEMBER_VARIABLE
 
 
@@ -55,7 +55,7 @@ def role_command(
     cluster_id: str,
     base: Mapping[str, str],
     share: PortShare | None = None,
-) -> Command:
+) -> ProcessCommand:
     """base: what it inherits of the supervisor's environment. share: what an apiserver inherits of a shared
     port."""
     env = {**base, **spec.env}
@@ -63,15 +63,15 @@ def role_command(
     env["HF_HUB_OFFLINE"] = "1"  # the model is there: nobody needs to ask a hub for anything
     arguments = spec.command(str(paths.manifest), str(paths.run_dir), model_dir)
     if share is None:
-        return Command(arguments, env, paths.log(spec.name))
+        return ProcessCommand(arguments, env, paths.log(spec.name))
     arguments += ["--port-share", str(share)]
-    return Command(arguments, env, paths.log(spec.name), (share.socket_fd, share.table_fd))
+    return ProcessCommand(arguments, env, paths.log(spec.name), (share.socket_fd, share.table_fd))
 
 
-def fetch_command(paths: RunPaths, name: str, cluster_id: str, base: Mapping[str, str]) -> Command:
+def fetch_command(paths: RunPaths, name: str, cluster_id: str, base: Mapping[str, str]) -> ProcessCommand:
     """Prepares the model (python -m llmserve.models)."""
     env = {**base, **_run_environment(paths, cluster_id, name)}
-    return Command(fetch_arguments(str(paths.manifest)), env, paths.log(name))
+    return ProcessCommand(fetch_arguments(str(paths.manifest)), env, paths.log(name))
 
 
 def _run_environment(paths: RunPaths, cluster_id: str, name: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from llmserve.core.errors import Unavailable
 from llmserve.metrics.cluster import ClusterMetrics
 from llmserve.metrics.merge import CONTENT_TYPE, Page, merged
 from llmserve.metrics.registry import PageServer
-from llmserve.runner.board import Board, Stand
+from llmserve.runner.board import Board, ProcessState
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class ClusterExporter:
     async def _ask(self, spec: ProcessSpec) -> Page | None:
         labels = self._labels(spec)
         page = None
-        if self._board.rows[spec.name].stand is Stand.READY:
+        if self._board.rows[spec.name].stand is ProcessState.READY:
             try:
                 page = Page(labels, await fetch(spec.metrics_port))
             except (OSError, Unavailable) as error:

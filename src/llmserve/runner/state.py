@@ -1,9 +1,10 @@
-"""The files of a run: `cluster.json` says what runs, `lock` that it does.
+"""The files of a run: `cluster.json` describes it, `lock` says that it runs, `drained/` which workers left.
 
 The supervisor holds the lock for as long as it lives, and the kernel drops it with it: a state file
 without a held lock is a leftover.
 """
 
+import asyncio
 import fcntl
 import json
 import os
@@ -111,3 +112,30 @@ class RunLock:
             f"a cluster already runs in {self._run_dir}{who}: stop it with `llmserve down`, "
             "or give this one its own deployment.local.run_dir"
         )
+
+
+_DRAINED_FOLDER = "drained"
+_POLL_SECONDS = 0.25
+
+
+class DrainedMark:
+    """Of one worker."""
+
+    def __init__(self, temp_dir: Path, name: str) -> None:
+        self._path = temp_dir / _DRAINED_FOLDER / name
+
+    def set(self) -> None:
+        """Errors: OSError."""
+        self._path.parent.mkdir(exist_ok=True)
+        self._path.touch()
+
+    def clear(self) -> bool:
+        """False: there was none."""
+        with suppress(FileNotFoundError):
+            self._path.unlink()
+            return True
+        return False
+
+    async def until_cleared(self) -> None:
+        while self._path.exists():  # noqa: ASYNC110 - another process removes it
+            await asyncio.sleep(_POLL_SECONDS)

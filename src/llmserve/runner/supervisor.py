@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable, Sequence
 
 from llmserve.core.errors import LLMServeError
 from llmserve.core.tasks import TaskOwner
-from llmserve.runner.board import Board, Stand
-from llmserve.runner.keeper import RoleKeeper
+from llmserve.runner.board import Board, ProcessState
 from llmserve.runner.policy import stop_stages
-from llmserve.runner.terminal import Terminal
+from llmserve.runner.process_supervisor import ProcessSupervisor
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class StopRequest:
 class Supervisor:
     """Life: run (once). Made inside a loop."""
 
-    def __init__(self, keepers: Sequence[RoleKeeper], board: Board, stop: StopRequest) -> None:
+    def __init__(self, keepers: Sequence[ProcessSupervisor], board: Board, stop: StopRequest) -> None:
         self._keepers = {keeper.spec.name: keeper for keeper in keepers}
         self._board = board
         self._stop = stop
@@ -69,9 +69,9 @@ class Supervisor:
             if failure.done():
                 raise failure.result()
 
-    async def _keep(self, keeper: RoleKeeper) -> None:
+    async def _keep(self, keeper: ProcessSupervisor) -> None:
         for name in keeper.spec.after:
-            self._board.set(keeper.spec.name, Stand.WAITING, f"for {name} to be ready")
+            self._board.set(keeper.spec.name, ProcessState.WAITING, f"for {name} to be ready")
             await self._keepers[name].ready.wait()
         try:
             await keeper.keep()
@@ -91,3 +91,26 @@ class Supervisor:
             for spec, result in zip(stage, await asyncio.gather(*stops, return_exceptions=True), strict=True):
                 if isinstance(result, BaseException):
                     _log.error("%s: could not be stopped", spec.name, exc_info=result)
+
+
+_TERMINAL = "/dev/tty"  # the kernel's name for the one that controls this process
+
+
+class Terminal:
+    """Made at the start. SIGHUP means two things: the terminal is gone, or please read your files again;
+    this tells them apart."""
+
+    def __init__(self) -> None:
+        self._had_one = _has_terminal()
+
+    def is_gone(self) -> bool:
+        """There was one, and there is none now. Never true for a service, which has none."""
+        return self._had_one and not _has_terminal()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open(_TERMINAL, os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

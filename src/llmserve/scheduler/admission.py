@@ -10,17 +10,26 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.accounts import Accounts
-from llmserve.scheduler.budget_set import BudgetSet
 from llmserve.scheduler.budgets import Budget
-from llmserve.scheduler.decisions import Dispatched, Evicted, Fit, Place, Queued, Rejected, Standing, Tally
-from llmserve.scheduler.estimates import OutputEstimates
+from llmserve.scheduler.fairness import Turns
 from llmserve.scheduler.flows import Flows
-from llmserve.scheduler.hindrance import Hindrances
-from llmserve.scheduler.ordering import Ordering
+from llmserve.scheduler.ordering import Ordering, OutputEstimates
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.refusals import Refusals
-from llmserve.scheduler.request import QueuedRequest, Waiting
-from llmserve.scheduler.turns import Turns
+from llmserve.scheduler.request import (
+    Dispatched,
+    EvictedRequest,
+    Fit,
+    Place,
+    Queued,
+    QueuedRequest,
+    QueueReport,
+    Rejected,
+    Tally,
+    WaitingRequest,
+)
+from llmserve.scheduler.resources import BudgetSet
+from llmserve.scheduler.wait_reasons import WaitReasons
 
 # Requests of one tenant that have no place now and are passed over for its later ones, in one round.
 _MOST_PASSED_OVER = 32
@@ -53,7 +62,7 @@ class AdmissionQueue:
         self._clock, self._turns = clock, turns
         self._budgets = BudgetSet(budgets, own_budgets)
         self._estimates = estimates or OutputEstimates()
-        self._flows, self._rate, self._hindrances = Flows(), ServiceRate(), Hindrances()
+        self._flows, self._rate, self._wait_reasons = Flows(), ServiceRate(), WaitReasons()
         self._running: dict[RequestId, QueuedRequest] = {}
         self._budget_ready_at: float | None = None  # when time alone lets the next request fit
         self._round_ended_by = ""  # what ended the last round
@@ -134,7 +143,7 @@ class AdmissionQueue:
             elif tenant in self._turns:
                 passed_over[tenant] = index + 1
         self._turns.end_round()
-        self._hindrances.all_wait_for(self._round_ended_by, self._clock.now())
+        self._wait_reasons.all_wait_for(self._round_ended_by, self._clock.now())
         return dispatched
 
     def correct(self, request_id: RequestId, output_tokens: int) -> None:
@@ -170,12 +179,12 @@ class AdmissionQueue:
         self.tally.withdrawn += 1
         return True
 
-    def expire(self) -> list[Evicted]:
+    def expire(self) -> list[EvictedRequest]:
         """Evicts the requests whose deadline has come."""
         due = self._flows.due(self._clock.now())
         return [self._evict(waiting, self.refusals.timeout(waiting.request)) for waiting in due]
 
-    def limits_changed(self) -> list[Evicted]:
+    def limits_changed(self) -> list[EvictedRequest]:
         """To be called when limits have: all may have a turn again; evicts those that can never fit now."""
         self._turns.restart()
         refusals = [(waiting, self._budgets.refusal(waiting.request)) for waiting in self._flows]
@@ -192,12 +201,12 @@ class AdmissionQueue:
 
     # -- about
 
-    def standing(self, request: QueuedRequest) -> Standing:
+    def report(self, request: QueuedRequest) -> QueueReport:
         """Of a request whose turn it is: to be asked when it is placed."""
         tenant, weight = request.tenant, self._turns.fairness.shares.weight
-        used_up = self._hindrances.between(tenant, request.arrived_at, self._clock.now())
+        used_up = self._wait_reasons.between(tenant, request.arrived_at, self._clock.now())
         share = weight(tenant) / self._flows.weight_with(tenant, weight)
-        return Standing(used_up, weight(tenant), share)
+        return QueueReport(used_up, weight(tenant), share)
 
     def retry_after_seconds(self, request: QueuedRequest) -> float:
         """When one like this could expect a turn."""
@@ -233,7 +242,7 @@ class AdmissionQueue:
         """Suspends its tenant when that has used up its own."""
         budget = self._budgets.full_of_tenant(request)
         what = budget.name if budget else ""
-        self._hindrances.tenant_waits_for(request.tenant, what, self._clock.now())
+        self._wait_reasons.tenant_waits_for(request.tenant, what, self._clock.now())
         if budget is not None:
             self._turns.suspend(request.tenant, self._ready_at(budget, request))
         return budget is not None
@@ -251,15 +260,15 @@ class AdmissionQueue:
         if self._flows.add(request, self.ordering.key(request)):
             self._turns.join(request.tenant)
 
-    def _leave_queue(self, waiting: Waiting) -> None:
+    def _leave_queue(self, waiting: WaitingRequest) -> None:
         tenant = waiting.request.tenant
         self.accounts.left_queue(waiting.request)
         if self._flows.remove(waiting):
-            self._hindrances.gone(tenant)
+            self._wait_reasons.gone(tenant)
             self._turns.leave(tenant)
         if not self._flows:
             self._rate.backlog(False, self._clock.now())
-            self._hindrances.all_wait_for("", self._clock.now())
+            self._wait_reasons.all_wait_for("", self._clock.now())
 
     def _dispatched(self, request: QueuedRequest) -> None:
         self._start(request)
@@ -277,8 +286,8 @@ class AdmissionQueue:
         self.tally.rejected += 1
         return Rejected(error)
 
-    def _evict(self, waiting: Waiting, error: LLMServeError) -> Evicted:
+    def _evict(self, waiting: WaitingRequest, error: LLMServeError) -> EvictedRequest:
         self._leave_queue(waiting)
         self.accounts.refused(waiting.request, self._budgets.used_up(waiting.request))
         self.tally.evicted += 1
-        return Evicted(waiting.request, error)
+        return EvictedRequest(waiting.request, error)

@@ -1,11 +1,38 @@
-"""All that waits: by request, by tenant, and by deadline."""
+"""The queue of one tenant.
 
+All that waits: by request, by tenant, and by deadline."""
+
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 
 from llmserve.core.deadlines import Deadlines
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.flow import Flow
-from llmserve.scheduler.request import QueuedRequest, Waiting
+from llmserve.scheduler.request import QueuedRequest, WaitingRequest
+
+
+class TenantFlow:
+    """The waiting requests of one tenant, always sorted as they are to be served."""
+
+    def __init__(self, tenant: TenantId) -> None:
+        self.tenant = tenant
+        self._sorted: list[WaitingRequest] = []
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def __getitem__(self, index: int) -> WaitingRequest:
+        return self._sorted[index]
+
+    def __repr__(self) -> str:
+        return f"<Flow {self.tenant} waiting={len(self)}>"
+
+    def add(self, waiting: WaitingRequest) -> None:
+        insort(self._sorted, waiting)
+
+    def remove(self, waiting: WaitingRequest) -> None:
+        index = bisect_left(self._sorted, waiting)
+        assert self._sorted[index] is waiting
+        del self._sorted[index]
 
 
 class Flows:
@@ -13,22 +40,22 @@ class Flows:
     `remove` answer whether the tenant has come or gone by that."""
 
     def __init__(self) -> None:
-        self._flows: dict[TenantId, Flow] = {}
-        self._waiting: dict[RequestId, Waiting] = {}
+        self._flows: dict[TenantId, TenantFlow] = {}
+        self._waiting: dict[RequestId, WaitingRequest] = {}
         self._deadlines: Deadlines[RequestId] = Deadlines()
         self._sequence = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[WaitingRequest]:
         """In the order of arrival."""
         return iter(self._waiting.values())
 
-    def __getitem__(self, tenant: TenantId) -> Flow:
+    def __getitem__(self, tenant: TenantId) -> TenantFlow:
         return self._flows[tenant]
 
-    def get(self, request_id: RequestId) -> Waiting | None:
+    def get(self, request_id: RequestId) -> WaitingRequest | None:
         return self._waiting.get(request_id)
 
     def of_tenant(self, tenant: TenantId) -> int:
@@ -40,17 +67,17 @@ class Flows:
     def add(self, request: QueuedRequest, key: float) -> bool:
         """key: where it queues within its tenant; the least is first. True: its tenant has come."""
         assert request.request_id not in self._waiting, request
-        waiting = Waiting(key, self._sequence, request)
+        waiting = WaitingRequest(key, self._sequence, request)
         self._sequence += 1
         self._waiting[request.request_id] = waiting
         self._deadlines.put(request.request_id, request.deadline)
         has_come = request.tenant not in self._flows
         if has_come:
-            self._flows[request.tenant] = Flow(request.tenant)
+            self._flows[request.tenant] = TenantFlow(request.tenant)
         self._flows[request.tenant].add(waiting)
         return has_come
 
-    def remove(self, waiting: Waiting) -> bool:
+    def remove(self, waiting: WaitingRequest) -> bool:
         """True: its tenant has gone."""
         request = waiting.request
         del self._waiting[request.request_id]
@@ -63,7 +90,7 @@ class Flows:
 
     # -- deadlines
 
-    def due(self, now: float) -> list[Waiting]:
+    def due(self, now: float) -> list[WaitingRequest]:
         """Those whose deadline has come, each told once."""
         return [self._waiting[request_id] for request_id in self._deadlines.take_due(now)]
 
@@ -77,7 +104,7 @@ class Flows:
         """Of all tenants that wait, and this one."""
         return sum(map(weight, {*self._flows, tenant}))
 
-    def over_its_share(self, tenant: TenantId, weight: Callable[[TenantId], float]) -> Waiting | None:
+    def over_its_share(self, tenant: TenantId, weight: Callable[[TenantId], float]) -> WaitingRequest | None:
         """The last request of the tenant that has the most of the queue for its weight; None when
         `tenant` with one more request would have no less."""
         if not self._flows:

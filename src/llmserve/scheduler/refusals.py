@@ -2,11 +2,11 @@
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import QueueFull, QueueTimeout
-from llmserve.scheduler.budget_set import BudgetSet
 from llmserve.scheduler.fairness import FairShare
 from llmserve.scheduler.flows import Flows
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.request import QueuedRequest
+from llmserve.scheduler.resources import BudgetSet
 
 # A client that comes back sooner costs more than it gains.
 _SHORTEST_RETRY_SECONDS = 0.1

@@ -1,16 +1,74 @@
-"""All budgets of the cluster, and the limits they have now."""
+"""All budgets together: those of the cluster, and those that each tenant has of its own.
 
-from collections.abc import Sequence
+All budgets of the cluster, and the limits they have now."""
+
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
+from llmserve.core.ids import RequestId
 from llmserve.scheduler.budgets import Budget, KvIoBudget, RequestBudget, TokenBudget
 from llmserve.scheduler.request import QueuedRequest
 from llmserve.scheduler.tenant_budgets import TenantLimits, TenantRateBudget, TenantRequestBudget
 
 
+class BudgetSet:
+    """Called as one budget is (budgets.Budget)."""
+
+    def __init__(self, cluster: Sequence[Budget], own: Sequence[Budget]) -> None:
+        self._cluster, self._own, self._all = cluster, own, (*cluster, *own)
+
+    # -- is there room
+
+    def fits(self, request: QueuedRequest) -> bool:
+        return all(budget.fits(request) for budget in self._all)
+
+    def full_in_cluster(self, request: QueuedRequest) -> Budget | None:
+        """The first of the cluster that has no room for it."""
+        return _full(self._cluster, request)
+
+    def full_of_tenant(self, request: QueuedRequest) -> Budget | None:
+        """The first of its tenant's own that has no room for it."""
+        return _full(self._own, request)
+
+    def used_up(self, request: QueuedRequest) -> list[str]:
+        """The names of those that have no room for it."""
+        return [budget.name for budget in self._all if not budget.fits(request)]
+
+    def refusal(self, request: QueuedRequest) -> str:
+        """Why the request fits at no time, in words; empty when it will."""
+        return next(filter(None, (budget.refusal(request) for budget in self._all)), "")
+
+    def wait_seconds(self, request: QueuedRequest, ahead: int) -> float:
+        """Until the request fits, when this many like it, of its tenant, come first. 0: nothing is known."""
+        return max(budget.wait(request, ahead).seconds for budget in self._all)
+
+    # -- what requests hold
+
+    def reserve(self, request: QueuedRequest) -> None:
+        for budget in self._all:
+            budget.reserve(request)
+
+    def correct(self, request: QueuedRequest, output_tokens: int) -> None:
+        for budget in self._all:
+            budget.correct(request, output_tokens)
+
+    def release(self, request: QueuedRequest, output_tokens: int) -> None:
+        for budget in self._all:
+            budget.release(request, output_tokens)
+
+    def check_integrity(self, running: Set[RequestId]) -> None:
+        """Raises AssertionError when one does not hold exactly what these requests hold."""
+        for budget in self._all:
+            budget.check_integrity(running)
+
+
+def _full(budgets: Sequence[Budget], request: QueuedRequest) -> Budget | None:
+    return next((budget for budget in budgets if not budget.fits(request)), None)
+
+
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ClusterLimits:
     """What the manifest allows. None: no limit, and for requests: as many as the workers hold."""
 
     max_requests_in_flight: int | None = None
@@ -35,7 +93,7 @@ class Capacity:
 class Resources:
     """cluster: used up for all at once. own: of each tenant."""
 
-    def __init__(self, clock: Clock, limits: Limits) -> None:
+    def __init__(self, clock: Clock, limits: ClusterLimits) -> None:
         self.requests = RequestBudget(0)
         self.tokens = TokenBudget(
             clock, "tokens in flight", "budgets.max_tokens_in_flight", QueuedRequest.work_tokens
@@ -59,7 +117,7 @@ class Resources:
         self._limits, self._capacity = limits, Capacity()
         self._apply()
 
-    def set_limits(self, limits: Limits) -> None:
+    def set_limits(self, limits: ClusterLimits) -> None:
         """Takes nothing back: what is above a smaller limit ends in its own time."""
         self._limits = limits
         self._apply()

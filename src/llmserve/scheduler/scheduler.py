@@ -7,13 +7,11 @@ from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
 from llmserve.core.stats import BudgetStats, SchedulerStats
 from llmserve.scheduler.admission import AdmissionQueue
-from llmserve.scheduler.decisions import Evicted
-from llmserve.scheduler.estimates import OutputEstimates
-from llmserve.scheduler.fairness import FairShare, Shares
-from llmserve.scheduler.ordering import Ordering, ShortestFirst
-from llmserve.scheduler.resources import Capacity, Limits, Resources
+from llmserve.scheduler.fairness import FairShare, TenantShares, Turns
+from llmserve.scheduler.ordering import Ordering, OutputEstimates, ShortestFirst
+from llmserve.scheduler.request import EvictedRequest
+from llmserve.scheduler.resources import Capacity, ClusterLimits, Resources
 from llmserve.scheduler.snapshot import SchedulerSnapshot
-from llmserve.scheduler.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ class Policy:
     queue_timeout_seconds: float = 60.0
     ordering: Ordering = field(default_factory=ShortestFirst)
     weights: Mapping[TenantId, float] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
+    limits: ClusterLimits = field(default_factory=ClusterLimits)
 
 
 class Scheduler:
@@ -50,7 +48,7 @@ class Scheduler:
     def __repr__(self) -> str:
         return f"<Scheduler {self.queue!r} {self._fairness!r} {self._resources.requests!r}>"
 
-    def set_policy(self, policy: Policy) -> list[Evicted]:
+    def set_policy(self, policy: Policy) -> list[EvictedRequest]:
         """Takes nothing back that runs. What waits keeps its place within its tenant; more than
         max_queued_requests may wait until they have gone."""
         self._policy = policy
@@ -60,7 +58,7 @@ class Scheduler:
         self.queue.ordering = policy.ordering
         return self._changed()
 
-    def set_capacity(self, capacity: Capacity) -> list[Evicted]:
+    def set_capacity(self, capacity: Capacity) -> list[EvictedRequest]:
         """To be called whenever the registered workers are others."""
         self._resources.set_capacity(capacity)
         return self._changed()
@@ -97,9 +95,9 @@ class Scheduler:
             kv_bytes_in_flight=self._resources.kv_bytes_in_flight,
         )
 
-    def _changed(self) -> list[Evicted]:
+    def _changed(self) -> list[EvictedRequest]:
         self._set_shares()
         return self.queue.limits_changed()
 
     def _set_shares(self) -> None:
-        self._fairness.shares = Shares(self._policy.weights, self._resources.kv_token_price)
+        self._fairness.shares = TenantShares(self._policy.weights, self._resources.kv_token_price)

@@ -1,4 +1,6 @@
-"""A cluster in virtual time: the router's controller, engines, and what an apiserver does for a request.
+"""One simulated request between its arrival and its end.
+
+A cluster in virtual time: the router's controller, engines, and what an apiserver does for a request.
 
     arrive -> admit -> prefill leg -> first token -> decode leg fetches the KV -> done
 
@@ -6,25 +8,44 @@ When the KV is pushed, the decode leg is there before prefill has finished, and 
 """
 
 import random
+from dataclasses import dataclass
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import ApiserverId, LeaseId, RequestId, TenantId, WorkerId
+from llmserve.core.kv_params import PullParams
 from llmserve.core.outcome import Outcome, WorkerRole
-from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.step import PullOrder
-from llmserve.router.filters import PlacementRequest
-from llmserve.router.messages import Admit, Effect, Placed, Refused
+from llmserve.router.events import Admit, Effect, RequestPlaced, RequestRefused
+from llmserve.router.placement.planner import PlacementRequest
 from llmserve.router.settings import build_controller
-from llmserve.router.worker import KvShape, WorkerSpec
+from llmserve.router.workers.worker import KvShape, WorkerSpec
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
-from llmserve.simulate.flight import Flight
 from llmserve.simulate.index_feed import IndexFeed
-from llmserve.simulate.observed import Observed
-from llmserve.simulate.request import Record
-from llmserve.simulate.sequence import BlockNames, Leg, TracedSequence
+from llmserve.simulate.observed import Observed, SimRecord
+from llmserve.simulate.sequence import BlockNames, SimLeg, TracedSequence
 from llmserve.simulate.shape import ClusterShape
 from llmserve.traces.request import TracedRequest
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """prefill, decode: the engines it was placed on; without prefill, decode does both. leased: blocks at
+    prefill that decode has still to fetch. order: of decode's engine, that they be fetched."""
+
+    request_id: RequestId
+    record: SimRecord
+    names: BlockNames
+    prefill: VirtualEngine | None = None
+    decode: VirtualEngine | None = None
+    leased: list[int] | None = None
+    order: PullOrder[TracedSequence] | None = None
+    pushed: bool = False
+
+    @property
+    def request(self) -> TracedRequest:
+        return self.record.request
+
 
 # As apiservers do: the router hears of every so many tokens.
 _PROGRESS_TOKENS = 256
@@ -56,7 +77,7 @@ class VirtualCluster:
     def __repr__(self) -> str:
         return f"<VirtualCluster open={self.open_requests} {self._controller!r}>"
 
-    def arrive(self, record: Record) -> None:
+    def arrive(self, record: SimRecord) -> None:
         request = record.request
         try:
             self._shape.limits.check_sizes(request.prompt_tokens, request.output_tokens)
@@ -73,7 +94,7 @@ class VirtualCluster:
     def check_integrity(self) -> None:
         """Raises AssertionError when anything is lost, or counted other than once."""
         self._controller.check_integrity()
-        assert self._flights.keys() == set(self._session.tickets), self
+        assert self._flights.keys() == set(self._session.entries), self
         for engine in self.engines.values():
             engine.pool.check_integrity()
 
@@ -121,9 +142,9 @@ class VirtualCluster:
 
     def _apply(self, effects: list[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Placed):
+            if isinstance(effect, RequestPlaced):
                 self._placed(effect)
-            elif isinstance(effect, Refused):
+            elif isinstance(effect, RequestRefused):
                 self._refused(effect)
         wake = self._controller.next_wake()
         if wake is not None and (self._tick_at is None or wake < self._tick_at):
@@ -141,14 +162,14 @@ class VirtualCluster:
 
     # -- a request's way
 
-    def _refused(self, refused: Refused) -> None:
+    def _refused(self, refused: RequestRefused) -> None:
         flight = self._flights.pop(refused.request_id)
         flight.record.refusal = type(refused.error).__name__
         flight.record.ended_at = self._agenda.now
         self.observed.waiting[flight.request.tenant] -= 1
         self.open_requests -= 1
 
-    def _placed(self, placed: Placed) -> None:
+    def _placed(self, placed: RequestPlaced) -> None:
         flight = self._flights[placed.request_id]
         flight.record.placed_at = self._agenda.now
         request, plan = flight.request, placed.plan
@@ -156,10 +177,10 @@ class VirtualCluster:
         self.observed.placed(plan)
         flight.decode = self.engines[plan.decode.spec.worker_id]
         if plan.prefill is None:
-            flight.decode.add(self._leg(flight, Leg.WHOLE, request.prompt_tokens, request.output_tokens))
+            flight.decode.add(self._leg(flight, SimLeg.WHOLE, request.prompt_tokens, request.output_tokens))
             return
         flight.prefill = self.engines[plan.prefill.spec.worker_id]
-        flight.prefill.add(self._leg(flight, Leg.PREFILL, request.prompt_tokens, 1))
+        flight.prefill.add(self._leg(flight, SimLeg.PREFILL, request.prompt_tokens, 1))
         flight.pushed = request.output_tokens > 1 and self._shape.pushes(request.prompt_tokens)
         if flight.pushed:
             self._add_decode(flight, request.prompt_tokens)
@@ -168,7 +189,7 @@ class VirtualCluster:
         assert flight.prefill, flight
         assert flight.decode, flight
         request = flight.request
-        ticket = HandoverTicket(
+        ticket = PullParams(
             flight.prefill.worker_id,
             _EPOCH,
             LeaseId(flight.request_id),
@@ -178,10 +199,10 @@ class VirtualCluster:
             block_size_tokens=self._shape.limits.block_size_tokens,
             lease_seconds=self._shape.transfer.lease_seconds,
         )
-        flight.decode.add(self._leg(flight, Leg.DECODE, prompt_tokens, request.output_tokens - 1, ticket))
+        flight.decode.add(self._leg(flight, SimLeg.DECODE, prompt_tokens, request.output_tokens - 1, ticket))
 
     def _leg(
-        self, flight: Flight, leg: Leg, prompt: int, answer: int, ticket: HandoverTicket | None = None
+        self, flight: Flight, leg: SimLeg, prompt: int, answer: int, ticket: PullParams | None = None
     ) -> TracedSequence:
         return TracedSequence(flight.request_id, leg, flight.names, prompt, answer, ticket)
 
@@ -189,7 +210,7 @@ class VirtualCluster:
         """As EngineOwner says."""
         flight = self._flights[sequence.request_id]
         self._count_tokens(flight, sequence, tokens, seconds)
-        if sequence.leg is Leg.PREFILL:
+        if sequence.leg is SimLeg.PREFILL:
             self._prefilled(flight, engine.finish(sequence))
         elif sequence.left_tokens == 0:
             engine.release(engine.finish(sequence))
@@ -221,7 +242,7 @@ class VirtualCluster:
         self._end_lease(flight)
         flight.decode.pull_ended(flight.request_id, (0,) if flight.pushed else ())
 
-    def unneeded(self, ticket: HandoverTicket) -> None:
+    def unneeded(self, ticket: PullParams) -> None:
         """As EngineOwner says."""
         self._end_lease(self._flights[RequestId(ticket.lease_id)])
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llmserve.core.ids import RequestId, WorkerId
+from llmserve.core.kv_params import PullParams
 from llmserve.core.request import EngineLoad
-from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.step import BatchLimits, PullOrder, Step, Timing
@@ -26,7 +26,7 @@ class EngineOwner(Protocol):
     def pull(self, engine: "VirtualEngine", order: PullOrder[TracedSequence]) -> None:
         """Fetch this; pull_ended follows."""
 
-    def unneeded(self, ticket: HandoverTicket) -> None:
+    def unneeded(self, ticket: PullParams) -> None:
         """Its blocks are not fetched: they are in the engine's cache."""
 
     def drawn(self, engine: "VirtualEngine", sequence: TracedSequence, tokens: int, seconds: float) -> None:
@@ -37,7 +37,7 @@ class EngineOwner(Protocol):
 
 
 @dataclass(slots=True)
-class _Running:
+class _Steps:
     """Steps under way: alike, each of so many seconds."""
 
     step: Step[TracedSequence]
@@ -74,7 +74,7 @@ class VirtualEngine:
         self._timing = timing
         self._agenda = agenda
         self._owner = owner
-        self._running: _Running | None = None
+        self._running: _Steps | None = None
         self._begins = False  # its next step is on the agenda
         self._events = 0  # the end that counts is the one of this number
 
@@ -134,7 +134,7 @@ class VirtualEngine:
         self._begins = False
         step = self._scheduler.plan()
         for ticket in step.releases:
-            assert isinstance(ticket, HandoverTicket), "nothing else is simulated"
+            assert isinstance(ticket, PullParams), "nothing else is simulated"
             self._owner.unneeded(ticket)
         for order in step.pulls:
             self._owner.pull(self, order)
@@ -145,16 +145,16 @@ class VirtualEngine:
             most = min(_MOST_STEPS, *(sequence.quiet_tokens for sequence, _ in step.work))
             seconds = self._timing.step_seconds(step.prefill_tokens, step.decode_sequences)
             count = self._scheduler.steps_alike(step, most)
-            self._running = _Running(step, self._agenda.now, seconds, count)
+            self._running = _Steps(step, self._agenda.now, seconds, count)
             self._end_later(self._running)
 
-    def _end_later(self, running: _Running) -> None:
+    def _end_later(self, running: _Steps) -> None:
         self._events += 1
         number = self._events
         when = running.began_at + running.seconds * running.count
         self._agenda.at(when, lambda: self._end(running) if number == self._events else None)
 
-    def _end(self, running: _Running) -> None:
+    def _end(self, running: _Steps) -> None:
         self._running = None
         step, count = running.step, running.count
         self._count(step, running)
@@ -164,7 +164,7 @@ class VirtualEngine:
             self._owner.drawn(self, sequence, count, running.seconds)
         self._begin_soon()
 
-    def _count(self, step: Step[TracedSequence], running: _Running) -> None:
+    def _count(self, step: Step[TracedSequence], running: _Steps) -> None:
         self._totals.busy_seconds += running.seconds * running.count
         self._totals.prefill_tokens += step.prefill_tokens
         self._totals.decode_tokens += step.decode_sequences * running.count

@@ -6,8 +6,8 @@ from collections import Counter
 from llmserve.core.ids import BlockHash, WorkerId
 from llmserve.core.request import KvEvents
 from llmserve.kvstore.directory import Holder
-from llmserve.kvstore.watcher import Told
-from llmserve.router.prefix_index import PrefixIndex
+from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.router.prefix.index import PrefixIndex
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.sequence import is_shared
@@ -45,8 +45,8 @@ class IndexFeed:
             applied = self.index.apply(_MANAGER, told)
             assert applied, told
 
-    def _told(self, worker_id: WorkerId, events: KvEvents) -> Told:
+    def _told(self, worker_id: WorkerId, events: KvEvents) -> DirectoryUpdate:
         sequence = self._sequences[worker_id] + 1
         stored = tuple(BlockHash(name) for name in events.stored if is_shared(name))
         removed = tuple(BlockHash(name) for name in events.removed if is_shared(name))
-        return Told(Holder(worker_id), sequence, sequence == 1, removed=removed, stored=stored)
+        return DirectoryUpdate(Holder(worker_id), sequence, sequence == 1, removed=removed, stored=stored)

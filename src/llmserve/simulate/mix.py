@@ -10,22 +10,26 @@ from llmserve.traces.request import TracedRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class RequestKind:
     """Sizes are drawn evenly between half of these and one and a half."""
 
     prompt_tokens: int
     output_tokens: int
 
 
-KINDS: Mapping[str, Kind] = {"short": Kind(200, 60), "chat": Kind(800, 250), "long": Kind(4000, 500)}
+REQUEST_KINDS: Mapping[str, RequestKind] = {
+    "short": RequestKind(200, 60),
+    "chat": RequestKind(800, 250),
+    "long": RequestKind(4000, 500),
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class RequestMix:
     """kinds and tenants with their part of all requests, in any unit. Arrivals are a Poisson process of
     `requests_per_second`, over all tenants. shared_tokens: with which all prompts of a tenant begin."""
 
-    kinds: Sequence[tuple[Kind, float]]
+    kinds: Sequence[tuple[RequestKind, float]]
     tenants: Sequence[tuple[TenantId, float]]
     requests_per_second: float
     seconds: float
@@ -45,7 +49,7 @@ class Mix:
         return made
 
     def _one(
-        self, now: float, tenant: TenantId, kind: Kind, prefix: int, rng: random.Random
+        self, now: float, tenant: TenantId, kind: RequestKind, prefix: int, rng: random.Random
     ) -> TracedRequest:
         return TracedRequest(
             now,
@@ -63,15 +67,15 @@ def tenant_drawer(tenants: Sequence[tuple[TenantId, float]], rng: random.Random)
     return lambda: TenantId(rng.choices(names, parts)[0])
 
 
-def parse_kind(text: str) -> tuple[Kind, float]:
+def parse_kind(text: str) -> tuple[RequestKind, float]:
     """`short:70`, or `PROMPT/OUTPUT:70` in tokens. Errors: InvalidRequest."""
     name, _, part = text.rpartition(":")
     try:
         prompt, slash, output = name.partition("/")
-        kind = Kind(int(prompt), int(output)) if slash else KINDS[name]
+        kind = RequestKind(int(prompt), int(output)) if slash else REQUEST_KINDS[name]
         share = float(part)
     except (KeyError, ValueError) as error:
-        known = ", ".join(KINDS)
+        known = ", ".join(REQUEST_KINDS)
         raise InvalidRequest(
             f"--mix {text!r}: write NAME:PART with {known}, or PROMPT_TOKENS/OUTPUT_TOKENS:PART"
         ) from error

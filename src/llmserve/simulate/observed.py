@@ -1,13 +1,86 @@
-"""What is counted while a simulation runs."""
+"""What became of a request of a trace.
+
+What each tenant got, and who waited, second by second.
+
+What is counted while a simulation runs."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llmserve.core.ids import RequestId, TenantId, WorkerId
-from llmserve.router.plan import Plan
-from llmserve.simulate.request import Record
-from llmserve.simulate.timeline import Timeline
+from llmserve.router.placement.planner import Plan
+from llmserve.traces.request import TracedRequest
+
+
+@dataclass(slots=True, eq=False)
+class SimRecord:
+    """Times are seconds from the start; None: it did not come to that. refusal: the error's name, empty
+    for a request that was served. gap: the mean between its tokens, 0 with fewer than two."""
+
+    request: TracedRequest
+    placed_at: float | None = None
+    first_at: float | None = None
+    ended_at: float | None = None
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    refusal: str = field(default="")
+
+    @property
+    def served(self) -> bool:
+        return self.ended_at is not None and not self.refusal
+
+    @property
+    def queue_seconds(self) -> float:
+        return (self.placed_at or 0.0) - self.request.arrived_at
+
+    @property
+    def first_token_seconds(self) -> float:
+        return (self.first_at or 0.0) - self.request.arrived_at
+
+    @property
+    def total_seconds(self) -> float:
+        return (self.ended_at or 0.0) - self.request.arrived_at
+
+    @property
+    def gap_seconds(self) -> float:
+        gaps = self.output_tokens - 1
+        return ((self.ended_at or 0.0) - (self.first_at or 0.0)) / gaps if gaps > 0 else 0.0
+
+
+Tokens = Counter[TenantId]
+
+
+@dataclass(slots=True)
+class Timeline:
+    """tokens[i]: computed in the i-th second, by tenant. waiting[i]: who had a request in the queue at its
+    end."""
+
+    tokens: list[Tokens] = field(default_factory=lambda: [Counter()])
+    waiting: list[frozenset[TenantId]] = field(default_factory=list)
+
+    def computed(self, tenant: TenantId, tokens: int) -> None:
+        self.tokens[-1][tenant] += tokens
+
+    def second_over(self, waiting: Iterable[TenantId]) -> None:
+        self.waiting.append(frozenset(waiting))
+        self.tokens.append(Counter())
+
+    def contended(self, tenants: Iterable[TenantId]) -> list[int]:
+        """The seconds at whose beginning and end requests of all these waited."""
+        wanted, ends = frozenset(tenants), self.waiting
+        return [i for i in range(1, len(ends)) if wanted <= ends[i - 1] and wanted <= ends[i]]
+
+    def sums(self, seconds: Iterable[int]) -> Tokens:
+        total: Tokens = Counter()
+        for second in seconds:
+            total.update(self.tokens[second])
+        return total
+
+
+def per_weight(tokens: Mapping[TenantId, int], weights: Mapping[TenantId, float]) -> dict[TenantId, float]:
+    return {tenant: count / weights.get(tenant, 1.0) for tenant, count in tokens.items()}
+
 
 # To which gaps between tokens are told apart.
 _GAP_DIGITS = 6
@@ -40,14 +113,16 @@ class Observed:
     def second_over(self) -> None:
         self.timeline.second_over(self._who_waits())
 
-    def first_token(self, request_id: RequestId, record: Record, now: float, cached_tokens: int) -> None:
+    def first_token(self, request_id: RequestId, record: SimRecord, now: float, cached_tokens: int) -> None:
         """The prompt is computed, but for what was cached."""
         record.first_at, record.cached_tokens, record.output_tokens = now, cached_tokens, 1
         request = record.request
         self.timeline.computed(request.tenant, request.prompt_tokens - cached_tokens + 1)
         self._last_at[request_id] = now
 
-    def tokens(self, request_id: RequestId, record: Record, now: float, tokens: int, seconds: float) -> None:
+    def tokens(
+        self, request_id: RequestId, record: SimRecord, now: float, tokens: int, seconds: float
+    ) -> None:
         """So many after the first, the last one now and the others `seconds` apart before it."""
         record.output_tokens += tokens
         self.timeline.computed(record.request.tenant, tokens)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from llmserve.core.ids import TenantId
-from llmserve.simulate.timeline import Timeline
+from llmserve.simulate.observed import Timeline
 
 _WIDTH, _HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 110, 30, 40

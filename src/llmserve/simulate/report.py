@@ -8,8 +8,7 @@ from llmserve.core.ids import TenantId
 from llmserve.core.stats import Percentiles, jain
 from llmserve.simulate.cluster import VirtualCluster
 from llmserve.simulate.engine import VirtualEngine
-from llmserve.simulate.request import Record
-from llmserve.simulate.timeline import Timeline, per_weight
+from llmserve.simulate.observed import SimRecord, Timeline, per_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,7 @@ class Goals:
     gap_seconds: float | None = None
     total_seconds: float | None = None
 
-    def met(self, record: Record) -> bool:
+    def met(self, record: SimRecord) -> bool:
         pairs = (
             (record.first_token_seconds, self.first_token_seconds),
             (record.gap_seconds, self.gap_seconds),
@@ -59,7 +58,7 @@ class WorkerLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class SimReport:
     """seconds: of virtual time, to the end of the last request. gaps: between tokens; request_gaps: the
     means of requests. good: requests that met the goals. refusals: by the name of the error. jain: of
     tokens for their weight while requests of every tenant waited, which was so for contended_seconds;
@@ -88,8 +87,8 @@ class Report:
 
 
 def make_report(
-    records: Sequence[Record], cluster: VirtualCluster, weights: Mapping[TenantId, float], goals: Goals
-) -> Report:
+    records: Sequence[SimRecord], cluster: VirtualCluster, weights: Mapping[TenantId, float], goals: Goals
+) -> SimReport:
     served = [record for record in records if record.served]
     good = sum(map(goals.met, records))
     seconds = max((r.ended_at for r in records if r.ended_at is not None), default=0.0)
@@ -98,7 +97,7 @@ def make_report(
     contended = observed.timeline.contended(tenants)
     prompts = sum(record.request.prompt_tokens for record in served)
     rate = 1 / seconds if seconds else 0.0
-    return Report(
+    return SimReport(
         seconds=seconds,
         requests=len(records),
         served=len(served),
@@ -130,7 +129,7 @@ def _jain(
 
 def _tenant(
     tenant: TenantId,
-    records: Sequence[Record],
+    records: Sequence[SimRecord],
     timeline: Timeline,
     contended: list[int],
     weights: Mapping[TenantId, float],

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from llmserve.core.errors import LLMServeError
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.cluster import VirtualCluster
-from llmserve.simulate.report import Goals, Report, make_report
-from llmserve.simulate.request import Record
+from llmserve.simulate.observed import SimRecord, Timeline
+from llmserve.simulate.report import Goals, SimReport, make_report
 from llmserve.simulate.shape import ClusterShape
-from llmserve.simulate.timeline import Timeline
 from llmserve.traces.request import TracedRequest
 
 # In this long every request gets a token, or never one.
@@ -35,7 +34,7 @@ class Simulation:
         self._shape = shape
         self._agenda = Agenda()
         self._cluster = VirtualCluster(shape, self._agenda, random.Random(seed))
-        self._records = [Record(request) for request in requests]
+        self._records = [SimRecord(request) for request in requests]
         self._arrived = 0
         self._put_down_next()
 
@@ -58,7 +57,7 @@ class Simulation:
         """Raises AssertionError when a request or a block was lost, or counted other than once."""
         self._cluster.check_integrity()
 
-    def report(self, goals: Goals) -> Report:
+    def report(self, goals: Goals) -> SimReport:
         return make_report(self._records, self._cluster, self._shape.weights, goals)
 
     def _put_down_next(self) -> None:

@@ -4,9 +4,9 @@ import struct
 from enum import Enum
 
 from llmserve.core.ids import BlockHash, RequestId
-from llmserve.engines.handover import HandoverTicket
+from llmserve.core.kv_params import PullParams
 from llmserve.engines.sim.sequence import BlockSequence
-from llmserve.router.prefix_index import HashedPrompt
+from llmserve.router.prefix.index import HashedPrompt
 from llmserve.traces.request import TracedRequest
 
 _NAME = struct.Struct(">qqq")
@@ -15,7 +15,7 @@ _OWN = -1
 _OWN_BYTES = struct.pack(">q", _OWN)
 
 
-class Leg(Enum):
+class SimLeg(Enum):
     WHOLE = "whole"  # prompt and answer on one engine
     PREFILL = "prefill"
     DECODE = "decode"
@@ -61,11 +61,11 @@ class TracedSequence(BlockSequence):
     def __init__(
         self,
         request_id: RequestId,
-        leg: Leg,
+        leg: SimLeg,
         names: BlockNames,
         prompt_tokens: int,
         answer_tokens: int,
-        ticket: HandoverTicket | None = None,
+        ticket: PullParams | None = None,
     ) -> None:
         super().__init__(request_id, prompt_tokens, names.block_size, ticket)
         self.leg = leg
@@ -80,7 +80,7 @@ class TracedSequence(BlockSequence):
     @property
     def quiet_tokens(self) -> int:
         """That come before anybody must be told: of its first token at once."""
-        first = self.leg is not Leg.DECODE and self.output_tokens == 0
+        first = self.leg is not SimLeg.DECODE and self.output_tokens == 0
         return 1 if first else self.left_tokens
 
     def hash_of(self, index: int) -> BlockHash:

@@ -1,7 +1,7 @@
 """The contract of a transport: bytes from registered memory of one process to that of another.
 
 One process makes one transport of each kind, registers its memory once, gives its description to
-its peers (out of band, see engines/handover.py), and from then on any peer may read and write
+its peers (out of band, see engines/kv_transfer), and from then on any peer may read and write
 that memory. One thread owns a transport object: no method may be called from two threads.
 No method blocks for longer than a connection takes (`connect`), or than a copy (`poll`, `progress`).
 

@@ -24,7 +24,7 @@ Read = Callable[[Batch], Awaitable[TransferStatus]]
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeCard:
+class ProbeInfo:
     """What a peer tells of its pattern. region: its index in the peer's registered memory. The digests
     are of its first SMALL_BYTES and LARGE_BYTES."""
 
@@ -36,12 +36,12 @@ class ProbeCard:
         return asdict(self)
 
     @classmethod
-    def from_message(cls, message: Mapping[str, Any]) -> "ProbeCard":
+    def from_message(cls, message: Mapping[str, Any]) -> "ProbeInfo":
         """Errors: TransferError."""
         try:
             return cls(int(message["region"]), str(message["small_digest"]), str(message["large_digest"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise TransferError("malformed probe card") from error
+            raise TransferError("malformed probe info") from error
 
 
 class ProbeMemory:
@@ -53,13 +53,13 @@ class ProbeMemory:
         self._index = region_index
         self._memory = np.zeros(2 * LARGE_BYTES, np.uint8)
         self._memory[:LARGE_BYTES] = np.random.default_rng().integers(0, 256, LARGE_BYTES, np.uint8)
-        self.card = ProbeCard(region_index, self._digest(0, SMALL_BYTES), self._digest(0, LARGE_BYTES))
+        self.info = ProbeInfo(region_index, self._digest(0, SMALL_BYTES), self._digest(0, LARGE_BYTES))
 
     @property
     def region(self) -> Region:
         return Region(self._memory.ctypes.data, self._memory.nbytes)
 
-    def begin(self, theirs: ProbeCard, size_bytes: int) -> Batch:
+    def begin(self, theirs: ProbeInfo, size_bytes: int) -> Batch:
         """Empties the landing; the batch reads the beginning of the peer's pattern into it."""
         self._memory[LARGE_BYTES:] = 0
         return Batch(_span(self._index, LARGE_BYTES, size_bytes), _span(theirs.region, 0, size_bytes))
@@ -76,7 +76,7 @@ def _span(region: int, offset: int, length: int) -> Spans:
     return Spans(*(np.asarray([value], np.int64) for value in (region, offset, length)))
 
 
-async def probe(memory: ProbeMemory, theirs: ProbeCard, read: Read) -> Measured:
+async def probe(memory: ProbeMemory, theirs: ProbeInfo, read: Read) -> Measured:
     """read: one transport to one peer. Errors: TransferError when a read fails or brings other bytes."""
     await _timed(memory, theirs, read, SMALL_BYTES)
     small = [await _timed(memory, theirs, read, SMALL_BYTES) for _ in range(_READS)]
@@ -84,7 +84,7 @@ async def probe(memory: ProbeMemory, theirs: ProbeCard, read: Read) -> Measured:
     return Measured(min(small), LARGE_BYTES / min(large))
 
 
-async def _timed(memory: ProbeMemory, theirs: ProbeCard, read: Read, size_bytes: int) -> float:
+async def _timed(memory: ProbeMemory, theirs: ProbeInfo, read: Read, size_bytes: int) -> float:
     batch = memory.begin(theirs, size_bytes)
     started = time.perf_counter()
     status = await read(batch)

@@ -118,7 +118,7 @@ class Membership:
         if answer.log_level:
             set_log_level(answer.log_level)
         if answer.members_version != self._members_version:
-            await self._engine.meet([_peer(message) for message in answer.kv_peers])
+            await self._engine.set_peers([_peer(message) for message in answer.kv_peers])
             self._members_version = answer.members_version
         if answer.HasField("drain"):
             self._drainer.order(answer.drain.drain, answer.drain.timeout_seconds)

@@ -5,18 +5,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from llmserve.core.errors import InvalidRequest, LLMServeError, TransferError
+from llmserve.core.kv_params import PullParams
 from llmserve.core.tasks import TaskOwner
-from llmserve.engines.handover import HandoverTicket
 
 _log = logging.getLogger(__name__)
 
 _RELEASE_SECONDS = 3.0
 
-ReleaseTicket = Callable[[HandoverTicket, float], Awaitable[bool]]
+ReleaseTicket = Callable[[PullParams, float], Awaitable[bool]]
 
 
 class LeaseReleaser:
-    """release_ticket: engines.handover's; False when the lease had ended already."""
+    """release_ticket: engines.kv_transfer's; False when the lease had ended already."""
 
     def __init__(self, release_ticket: ReleaseTicket, tasks: TaskOwner) -> None:
         self._release_ticket = release_ticket
@@ -25,7 +25,7 @@ class LeaseReleaser:
     async def release(self, params: Mapping[str, Any]) -> bool:
         """Errors: InvalidRequest (no ticket), TransferError, DeadlineExceeded."""
         try:
-            ticket = HandoverTicket.from_params(params)
+            ticket = PullParams.from_params(params)
         except TransferError as error:
             raise InvalidRequest(error.message) from error
         return await self._release_ticket(ticket, _RELEASE_SECONDS)

@@ -13,7 +13,7 @@ from llmserve.core.errors import EngineDead
 from llmserve.core.hang import HangLimits
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import Engine, EngineInfo
-from llmserve.engines.handover import release_ticket
+from llmserve.engines.kv_transfer import release_ticket
 from llmserve.engines.spec import EngineSpec
 from llmserve.metrics.registry import serve_metrics
 from llmserve.metrics.worker import WorkerMetrics

@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 
 from llmserve.core.errors import EngineDead
+from llmserve.core.kv_params import PushParams, prefill_params
 from llmserve.core.outcome import Outcome
-from llmserve.engines.handover import PushCard, prefill_params
 from llmserve.rpc.codec import decode_params
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, WORKER_ROLE_PREFILL
 from tests.integration.apiserver.conftest import FakeCluster
@@ -59,7 +59,7 @@ async def test_decode_is_asked_before_prefill(cluster: FakeCluster, http: httpx.
     ((name, prefill),), ((same, decode),) = cluster.prefill.seen.items(), cluster.decode.seen.items()
     assert name == same
     assert decode_params(prefill.kv_transfer_params) == prefill_params(name)  # type: ignore[arg-type]
-    card = PushCard.from_params(decode_params(decode.kv_transfer_params) or {})
+    card = PushParams.from_params(decode_params(decode.kv_transfer_params) or {})
     assert (card.transfer_id, card.worker_id, card.epoch) == (name, "prefill-0", 1)
     assert (card.endpoints, card.num_tokens, card.continues) == (("127.0.0.1:1",), 3, True)
     assert (prefill.limits.max_tokens, decode.limits.max_tokens) == (1, 7)
@@ -91,7 +91,7 @@ async def test_a_token_that_is_not_exact_is_drawn_by_decode(
 ) -> None:
     assert text_of(await post(http, **fields)) == expected(cluster)
     (decode,) = cluster.decode.seen.values()
-    card = PushCard.from_params(decode_params(decode.kv_transfer_params) or {})
+    card = PushParams.from_params(decode_params(decode.kv_transfer_params) or {})
     assert not card.continues
     assert decode.limits.max_tokens == 8
     assert cluster.count("apiserver_first_tokens_total", origin="decode") == 1

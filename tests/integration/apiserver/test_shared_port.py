@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.config.plan import ProcessRole, ProcessSpec
-from llmserve.runner.http_port import HttpPort
+from llmserve.runner.machine import HttpPort
 
 _SERVER = Path(__file__).with_name("shared_port_server.py")
 _CLIENTS = 64

@@ -9,57 +9,58 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmserve.doctor.transports import far
-from llmserve.doctor.transports.answer import Answer, Outcome
-from llmserve.doctor.transports.baseline import COPY, SOCKET
-from llmserve.doctor.transports.near import READ
-from llmserve.doctor.transports.run import BASELINE, NEAR, run_trial
+from llmserve.doctor.baseline import COPY, SOCKET
+from llmserve.doctor.transport_pair import READ, known_bytes
+from llmserve.doctor.trial import BASELINE, NEAR, TrialOutcome, TrialReport, run_trial
 from tests.integration.doctor.conftest import PretendModule, PretendNixl
 
 
 def test_tcp_is_measured() -> None:
-    answer = run_trial(NEAR, "tcp")
-    assert (answer.outcome, answer.reason) == (Outcome.MEASURED, "")
+    answer = run_trial(*NEAR, "tcp")
+    assert (answer.outcome, answer.reason) == (TrialOutcome.MEASURED, "")
     assert answer.rates[READ] > 1e7
 
 
 def test_the_baseline_is_measured() -> None:
     answer = run_trial(BASELINE)
-    assert answer.outcome is Outcome.MEASURED
+    assert answer.outcome is TrialOutcome.MEASURED
     assert set(answer.rates) == {COPY, SOCKET}
     assert min(answer.rates.values()) > 1e7
 
 
 def test_a_transport_that_cannot_be_imported(pretend_nixl: PretendNixl) -> None:
     pretend_nixl("raise ImportError('libucp.so.0: cannot open shared object file')")
-    answer = run_trial(NEAR, "nixl")
-    assert answer.outcome is Outcome.UNAVAILABLE
+    answer = run_trial(*NEAR, "nixl")
+    assert answer.outcome is TrialOutcome.UNAVAILABLE
     assert "libucp.so.0" in answer.reason
 
 
 def test_a_library_that_crashes(pretend_nixl: PretendNixl) -> None:
     pretend_nixl("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    answer = run_trial(NEAR, "nixl")
-    assert (answer.outcome, answer.reason) == (Outcome.CRASHED, "killed by SIGSEGV")
+    answer = run_trial(*NEAR, "nixl")
+    assert (answer.outcome, answer.reason) == (TrialOutcome.CRASHED, "killed by SIGSEGV")
 
 
 def test_a_crash_leaves_no_core_dump(pretend_nixl: PretendNixl) -> None:
     pretend_nixl("import resource\nraise ImportError(f'core {resource.getrlimit(resource.RLIMIT_CORE)}')")
-    assert run_trial(NEAR, "nixl").reason.endswith("core (0, 0)")
+    assert run_trial(*NEAR, "nixl").reason.endswith("core (0, 0)")
 
 
 def test_a_library_that_raises_what_nobody_expects(pretend_nixl: PretendNixl) -> None:
     pretend_nixl("raise RuntimeError('no such device')")
-    answer = run_trial(NEAR, "nixl")
-    assert (answer.outcome, answer.reason) == (Outcome.CRASHED, "exit code 1: RuntimeError: no such device")
+    answer = run_trial(*NEAR, "nixl")
+    assert (answer.outcome, answer.reason) == (
+        TrialOutcome.CRASHED,
+        "exit code 1: RuntimeError: no such device",
+    )
 
 
 def test_a_library_that_hangs_is_ended_with_all_its_processes(
     pretend_nixl: PretendNixl, tmp_path: Path
 ) -> None:
     pretend_nixl(f"import os, time\nopen(f'{tmp_path}/{{os.getpid()}}.pid', 'w')\ntime.sleep(600)")
-    answer = run_trial(NEAR, "nixl", seconds=3.0)
-    assert (answer.outcome, answer.reason) == (Outcome.HUNG, "no answer within 3 s, while loading")
+    answer = run_trial(*NEAR, "nixl", seconds=3.0)
+    assert (answer.outcome, answer.reason) == (TrialOutcome.HUNG, "no answer within 3 s, while loading")
     pids = [path.stem for path in tmp_path.glob("*.pid")]
     assert len(pids) == 2
     assert not [pid for pid in pids if _lives(pid)]
@@ -78,16 +79,16 @@ def test_shared_memory_of_what_was_ended_is_removed(pretend_trial: PretendModule
     answer = run_trial(
         pretend_trial(code + "mapped = mmap.mmap(file.fileno(), 4096)\ntime.sleep(600)"), seconds=1.5
     )
-    assert (answer.outcome, answer.reason) == (Outcome.HUNG, "no answer within 1.5 s, while starting")
+    assert (answer.outcome, answer.reason) == (TrialOutcome.HUNG, "no answer within 1.5 s, while starting")
     assert not Path("/dev/shm", name).exists()
 
 
 def test_a_trial_ends_with_the_process_that_wanted_it(pretend_trial: PretendModule, tmp_path: Path) -> None:
     """Even with one that is killed."""
     pid_file = tmp_path / "pid"
-    code = "import os, time\nfrom llmserve.doctor.transports.near import end_with_stdin\nend_with_stdin()\n"
+    code = "import os, time\nfrom llmserve.doctor.transport_pair import end_with_stdin\nend_with_stdin()\n"
     name = pretend_trial(code + f"open('{pid_file}', 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(600)")
-    wanting = f"from llmserve.doctor.transports.run import run_trial\nrun_trial('{name}')"
+    wanting = f"from llmserve.doctor.trial import run_trial\nrun_trial('{name}')"
     with subprocess.Popen([sys.executable, "-c", wanting]) as process:
         try:
             _until(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"))
@@ -104,32 +105,35 @@ def _until(happened: Callable[[], bool]) -> None:
 
 
 def test_a_far_end_that_dies(pretend_trial: PretendModule) -> None:
-    code = "from llmserve.doctor.transports import near\nnear.FAR = 'llmserve.no_such_module'\nnear.main()\n"
+    code = (
+        "from llmserve.doctor import transport_pair as pair\n"
+        "pair.FAR = ('llmserve.no_such_module',)\npair.near('tcp')\n"
+    )
     answer = run_trial(pretend_trial(code), "tcp")
-    assert (answer.outcome, answer.reason) == (Outcome.FAILED, "the process at the other end ended")
+    assert (answer.outcome, answer.reason) == (TrialOutcome.FAILED, "the process at the other end ended")
 
 
 def test_wrong_bytes_are_no_success(pretend_trial: PretendModule) -> None:
     """The near end expects other bytes than those that the far end holds."""
     code = (
-        "import sys\nimport numpy as np\nfrom llmserve.doctor.transports import near\n"
-        f"near.known_bytes = lambda: np.zeros({far.BYTES}, np.uint8)\nnear.main()\n"
+        "import numpy as np\nfrom llmserve.doctor import transport_pair as pair\n"
+        "pair.known_bytes = lambda: np.zeros(pair.BYTES, np.uint8)\npair.near('tcp')\n"
     )
     answer = run_trial(pretend_trial(code), "tcp")
     assert (answer.outcome, answer.reason) == (
-        Outcome.FAILED,
+        TrialOutcome.FAILED,
         "the bytes that arrived are not those that were sent",
     )
 
 
 def test_a_process_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    answer = run_trial(NEAR, "tcp")
-    assert answer.outcome is Outcome.CRASHED
+    answer = run_trial(*NEAR, "tcp")
+    assert answer.outcome is TrialOutcome.CRASHED
     assert "cannot be started" in answer.reason
 
 
 def test_known_bytes_are_known() -> None:
-    assert np.array_equal(far.known_bytes(), far.known_bytes())
-    assert len(set(far.known_bytes()[:1000].tolist())) > 100
-    assert Answer.heard("") is None
+    assert np.array_equal(known_bytes(), known_bytes())
+    assert len(set(known_bytes()[:1000].tolist())) > 100
+    assert TrialReport.heard("") is None

@@ -8,7 +8,7 @@ import torch
 from llmserve.core.errors import ManifestError
 from llmserve.engines.connector.memory import kv_layout
 from llmserve.engines.connector.packing import Packing, packing_of
-from llmserve.engines.handover import HeadShard, KvLayout
+from llmserve.engines.kv_transfer import HeadShard, KvLayout
 
 BLOCKS, HEADS, TOKENS, CONTENT = 5, 2, 32, 128
 KNOWN, UNKNOWN = packing_of("vec", CONTENT, 2), Packing("neon")

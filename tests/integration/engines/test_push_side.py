@@ -8,10 +8,10 @@ from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import Request, RequestStatus
 
 from llmserve.core.ids import TransferId, WorkerId
+from llmserve.core.kv_params import PullParams, PushParams, prefill_params
 from llmserve.engines.connector.continuation import continue_from
 from llmserve.engines.connector.push_orders import Continuations
 from llmserve.engines.connector.scheduler_side import SchedulerSide
-from llmserve.engines.handover import HandoverTicket, PushCard, prefill_params
 
 BLOCK = 16
 
@@ -42,8 +42,8 @@ def request_of(name: str, tokens: int, params: dict[str, Any] | None) -> Request
     )
 
 
-def card_of(tokens: int) -> PushCard:
-    return PushCard(TransferId("t"), WorkerId("p"), 3, ("127.0.0.1:6000",), tokens, continues=True)
+def card_of(tokens: int) -> PushParams:
+    return PushParams(TransferId("t"), WorkerId("p"), 3, ("127.0.0.1:6000",), tokens, continues=True)
 
 
 def orders_of(side: SchedulerSide, scheduled: dict[str, int] | None = None, *block_ids: int) -> Any:
@@ -75,8 +75,8 @@ def test_at_its_end_the_ticket_and_the_token_go_to_decode(side: SchedulerSide) -
     keep, params = side.request_finished(request, [7, 8, 9])
     assert keep
     (end,) = orders_of(side).ends
-    assert (end.request_id, end.transfer_id, end.tokens, end.ticket) == ("p", "t", (77,), params)
-    assert HandoverTicket.from_params(end.ticket).block_ids == (7, 8, 9)
+    assert (end.request_id, end.transfer_id, end.tokens, end.pull_params) == ("p", "t", (77,), params)
+    assert PullParams.from_params(end.pull_params).block_ids == (7, 8, 9)
     assert not orders_of(side, {"p": 1}, 1).chunks, "it is over"
 
 
@@ -127,7 +127,7 @@ def test_a_request_waits_for_the_whole_prompt(side: SchedulerSide) -> None:
     side.after_alloc(request, FakeBlocks(1, 2, 3), 8)
     (receive,) = orders_of(side).receives
     assert (receive.request_id, receive.first_block, receive.local_block_ids) == ("d", 2, (3,))
-    assert side.matched_tokens(request, 0) == 0, "a card is used once"
+    assert side.matched_tokens(request, 0) == 0, "a push_params is used once"
 
 
 def test_a_request_that_is_not_to_load_anything_forgets_its_card(side: SchedulerSide) -> None:

@@ -7,9 +7,9 @@ import pytest
 from vllm.v1.request import RequestStatus
 
 from llmserve.core.ids import WorkerId
+from llmserve.core.kv_params import PullParams
 from llmserve.engines.connector.metadata import StepOrders
 from llmserve.engines.connector.scheduler_side import SchedulerSide
-from llmserve.engines.handover import HandoverTicket
 
 BLOCK = 16
 
@@ -43,7 +43,7 @@ def side() -> SchedulerSide:
 
 def _ticket(tokens: int, block: int = BLOCK) -> dict[str, Any]:
     blocks = -(-tokens // block)
-    ticket = HandoverTicket(
+    pull_params = PullParams(
         worker_id=WorkerId("prefill-9"),
         epoch=3,
         lease_id="l",  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def _ticket(tokens: int, block: int = BLOCK) -> dict[str, Any]:
         block_size_tokens=block,
         lease_seconds=30.0,
     )
-    return ticket.to_params()
+    return pull_params.to_params()
 
 
 def _finished(tokens: int, status: RequestStatus, **params: Any) -> FakeRequest:
@@ -70,10 +70,10 @@ def test_a_prefill_at_its_limit_leases_exactly_the_blocks_of_its_prompt(side: Sc
     keep, params = side.request_finished(request, [4, 9, 2])
     assert keep
     assert params is not None
-    ticket = HandoverTicket.from_params(params)
-    assert (ticket.block_ids, ticket.num_tokens, ticket.epoch) == ((4, 9, 2), 33, 7)
+    pull_params = PullParams.from_params(params)
+    assert (pull_params.block_ids, pull_params.num_tokens, pull_params.epoch) == ((4, 9, 2), 33, 7)
     (grant,) = orders_of(side).grants
-    assert (grant.request_id, grant.lease_id, grant.block_ids) == ("p", ticket.lease_id, (4, 9, 2))
+    assert (grant.request_id, grant.lease_id, grant.block_ids) == ("p", pull_params.lease_id, (4, 9, 2))
 
 
 @pytest.mark.parametrize("status", [RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_ABORTED])
@@ -94,7 +94,7 @@ def test_a_ticket_is_watched_until_its_pull(side: SchedulerSide) -> None:
     side.after_alloc(request, FakeBlocks([7, 8, 9]), 40)
     (pull,) = orders_of(side).pulls
     assert (pull.tokens, pull.local_block_ids) == (range(40), (7, 8, 9))
-    assert side.matched_tokens(request, 0) == 0, "a ticket is used once"
+    assert side.matched_tokens(request, 0) == 0, "pull parameters are used once"
 
 
 def test_what_the_local_cache_has_is_not_pulled(side: SchedulerSide) -> None:
@@ -116,7 +116,7 @@ def test_the_owners_blocks_may_be_of_another_size(
     side.after_alloc(request, FakeBlocks([1, 2, 3]), 40 - cached)
     (pull,) = orders_of(side).pulls
     assert (pull.tokens, pull.local_block_ids) == (range(cached, 40), local)
-    assert pull.ticket["block_ids"] == [100, 101]
+    assert pull.pull_params["block_ids"] == [100, 101]
 
 
 def test_a_prompt_that_is_cached_whole_gives_the_lease_back(side: SchedulerSide) -> None:
@@ -130,7 +130,7 @@ def test_a_prompt_that_is_cached_whole_gives_the_lease_back(side: SchedulerSide)
 
 
 def test_the_whole_prompt_may_be_remote(side: SchedulerSide) -> None:
-    """Decode draws the first token again: its prompt is exactly what the ticket covers."""
+    """Decode draws the first token again: its prompt is exactly what the pull covers."""
     request = FakeRequest("d", 40, _ticket(40))
     side.on_new_request(request)
     assert side.matched_tokens(request, 0) == 40

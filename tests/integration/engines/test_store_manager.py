@@ -14,7 +14,7 @@ from vllm.v1.kv_offload.base import (
 )
 
 from llmserve.core.ids import TransferId, WorkerId
-from llmserve.engines.handover import PushCard
+from llmserve.core.kv_params import PushParams
 from llmserve.engines.store.link import Ask
 from llmserve.engines.store.manager import StoreManager
 from llmserve.engines.store.pace import Pace
@@ -270,7 +270,7 @@ def test_a_manager_that_went_takes_only_its_own_blocks_along(desk: Desk) -> None
 
 
 def test_of_a_prompt_that_is_handed_over_only_what_follows_is_stored(desk: Desk) -> None:
-    card = PushCard(TransferId("t"), WorkerId("w"), 1, ("h:1",), 2 * BLOCK + 3, continues=True)
+    card = PushParams(TransferId("t"), WorkerId("w"), 1, ("h:1",), 2 * BLOCK + 3, continues=True)
     desk.arrives(3, **card.to_params())
     assert desk.looks_up(0, 1, 2) == {LookupResult.MISS}
     assert desk.stores(0, 1) == []

@@ -161,7 +161,7 @@ def test_status_is_watched_through_a_server_that_is_away(
             raise KeyboardInterrupt
 
     ends = iter((False, False))
-    monkeypatch.setattr("llmserve.cli.watch.time.sleep", pause)
+    monkeypatch.setattr("llmserve.cli.screen.time.sleep", pause)
     said = cli("status", "--watch", "--json")
     assert said.code == 0
     first, away, back = map(json.loads, said.out.splitlines())

@@ -149,9 +149,9 @@ def test_lines_of_one_pod_outlast_the_failure_of_another(
 
     def rounds() -> Iterator[None]:
         server.store.logs["demo-decode-0", "llmserve"].append(at(6, "d six"))
-        monkeypatch.setattr("llmserve.cli.log_pods.read", fails)
+        monkeypatch.setattr("llmserve.cli.logs.pods.read", fails)
         yield
-        monkeypatch.setattr("llmserve.cli.log_pods.read", read)
+        monkeypatch.setattr("llmserve.cli.logs.pods.read", read)
         yield
         raise KeyboardInterrupt
 

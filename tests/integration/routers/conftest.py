@@ -153,7 +153,7 @@ class Cluster:
         async def load() -> EngineLoad:
             return EngineLoad()
 
-        async def meet(peers: object) -> None:
+        async def set_peers(peers: object) -> None:
             """Nobody to meet."""
 
         channels = {
@@ -161,7 +161,7 @@ class Cluster:
             for address in self.routers.addresses
         }
         status = SimpleNamespace(info=info, load=load, until_rest=asyncio.sleep)
-        engine = SimpleNamespace(meet=meet)
+        engine = SimpleNamespace(set_peers=set_peers)
         drainer = SimpleNamespace(draining=False)
         membership = Membership(cast("Any", status), channels, cast("Any", engine), cast("Any", drainer))
         self._keep(membership.run())

@@ -17,12 +17,12 @@ from rich.console import Console as RichConsole
 from llmserve.config.load import load_manifest
 from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec
 from llmserve.core.errors import LLMServeError
-from llmserve.runner.child import Command
+from llmserve.runner.child import ProcessCommand
 from llmserve.runner.cluster import ClusterJob, Ending, run_cluster
 from llmserve.runner.console import Console
 from llmserve.runner.environment import RunPaths, fetch_command
-from llmserve.runner.leftovers import clear_leftovers
 from llmserve.runner.state import RunLock
+from llmserve.runner.up import clear_leftovers
 
 _PREPARED = """
 import json, pathlib, sys
@@ -31,7 +31,7 @@ print("LLMSERVE_MODEL", json.dumps({"path": sys.argv[1]}))
 """
 
 
-def fake_fetch(paths: RunPaths, *arguments: Any) -> Command:
+def fake_fetch(paths: RunPaths, *arguments: Any) -> ProcessCommand:
     """Its model is in the temporary directory of the run."""
     command = fetch_command(paths, *arguments)
     return replace(command, arguments=("-I", "-S", "-c", _PREPARED, str(paths.temp_dir)))

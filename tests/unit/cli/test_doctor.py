@@ -11,14 +11,14 @@ import pytest
 from rich.console import Console
 
 from llmserve.cli.app import main
-from llmserve.cli.doctor_page import page, summary
+from llmserve.cli.doctor import page, summary
 from llmserve.doctor.examine import Subject
-from llmserve.doctor.finding import Finding, Section, Status, note, ok, problem, warning
+from llmserve.doctor.finding import Finding, FindingSection, Status, note, ok, problem, warning
 from llmserve.runner.processes import start_ticks
 from llmserve.runner.state import ClusterState
 
-_GOOD = Section("Machine", (ok("cores", "2 (0-1)", cores=2.0),))
-_MIXED = Section(
+_GOOD = FindingSection("Machine", (ok("cores", "2 (0-1)", cores=2.0),))
+_MIXED = FindingSection(
     "Transports",
     (
         note("nixl", "5 GB/s", "Uses TCP."),
@@ -33,15 +33,15 @@ class Doctor:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.subjects: list[Subject] = []
-        self._sections: tuple[Section, ...] = ()
+        self._sections: tuple[FindingSection, ...] = ()
         monkeypatch.setattr(sys.modules["llmserve.cli.doctor"], "examine", self._examine)
 
-    def _examine(self, subject: Subject, on_step: Callable[[str], None]) -> Iterator[Section]:
+    def _examine(self, subject: Subject, on_step: Callable[[str], None]) -> Iterator[FindingSection]:
         self.subjects.append(subject)
         on_step("Measuring tcp")
         yield from self._sections
 
-    def __call__(self, *sections: Section, arguments: Sequence[str] = ()) -> int:
+    def __call__(self, *sections: FindingSection, arguments: Sequence[str] = ()) -> int:
         self._sections = sections
         return main(["doctor", *arguments])
 
@@ -83,7 +83,10 @@ def test_advice_stands_below_its_line(doctor: Doctor, capsys: pytest.CaptureFixt
 
 
 def test_warnings_alone_are_no_failure(doctor: Doctor, capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor(Section("Machine", (warning("cores", "1", "Slow."), warning("swap", "2", "Slow.")))) == 0
+    assert (
+        doctor(FindingSection("Machine", (warning("cores", "1", "Slow."), warning("swap", "2", "Slow."))))
+        == 0
+    )
     assert capsys.readouterr().out.splitlines()[-1] == (
         "It works, but could be better: no problems, 2 warnings, no notes."
     )
@@ -105,7 +108,7 @@ def test_for_programs(doctor: Doctor, capsys: pytest.CaptureFixture[str]) -> Non
     assert [one["section"] for one in findings[1:]] == ["transports"] * 3 + ["cluster"]
 
 
-def _text(section: Section, width: int, **options: Any) -> str:
+def _text(section: FindingSection, width: int, **options: Any) -> str:
     console = Console(width=width, **options)
     with console.capture() as captured:
         console.print(page(section, width), soft_wrap=True)
@@ -114,17 +117,17 @@ def _text(section: Section, width: int, **options: Any) -> str:
 
 def test_long_texts_stay_in_their_column_and_commands_stay_whole() -> None:
     command = "--" + "x" * 60
-    shown = _text(Section("S", (note("n", "v", f"one two three {command} four"),)), 70).splitlines()
+    shown = _text(FindingSection("S", (note("n", "v", f"one two three {command} four"),)), 70).splitlines()
     assert shown[2:5] == [" " * 31 + text for text in ("one two three", command, "four")]
 
 
 def test_each_line_of_a_message_stays_one() -> None:
-    shown = _text(Section("S", (problem("n", "v", "m.yaml:1: a\nm.yaml:2: b"),)), 100).splitlines()
+    shown = _text(FindingSection("S", (problem("n", "v", "m.yaml:1: a\nm.yaml:2: b"),)), 100).splitlines()
     assert shown[2:4] == [" " * 31 + text for text in ("m.yaml:1: a", "m.yaml:2: b")]
 
 
 def test_text_of_a_finding_is_no_markup() -> None:
-    assert "[red]odd[/" in _text(Section("S", (ok("n", "[red]odd[/"),)), 100)
+    assert "[red]odd[/" in _text(FindingSection("S", (ok("n", "[red]odd[/"),)), 100)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ def _finding(status: Status) -> Finding:
 
 @pytest.mark.parametrize("status", Status)
 def test_the_summary_has_the_colour_of_the_worst(status: Status) -> None:
-    line = summary([Section("S", (_finding(Status.OK), _finding(status)))])
+    line = summary([FindingSection("S", (_finding(Status.OK), _finding(status)))])
     worst = {Status.PROBLEM: "bold red", Status.WARNING: "yellow"}.get(status, "green")
     assert [str(span.style) for span in line.spans] == [worst]
 

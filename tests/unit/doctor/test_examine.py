@@ -6,20 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.doctor.baseline import COPY, SOCKET
 from llmserve.doctor.examine import Subject, examine, section
-from llmserve.doctor.finding import Finding, Section, Status, ok
-from llmserve.doctor.transports.answer import Answer, Outcome
-from llmserve.doctor.transports.baseline import COPY, SOCKET
-from llmserve.doctor.transports.near import READ
-from llmserve.doctor.transports.run import BASELINE, NEAR
+from llmserve.doctor.finding import Finding, FindingSection, Status, ok
+from llmserve.doctor.transport_pair import READ
+from llmserve.doctor.trial import BASELINE, NEAR, TrialOutcome, TrialReport
 from llmserve.transfer.select import makers
 from tests.unit.doctor.conftest import MakeHost
 
 _ROOT_MANIFEST = Path(__file__).parents[3] / "llmserve.yaml"
 _SIM = Path(__file__).parents[3] / "examples" / "sim.yaml"
 _ANSWERS = {
-    BASELINE: Answer(Outcome.MEASURED, rates={COPY: 5e9, SOCKET: 5e9}),
-    NEAR: Answer(Outcome.MEASURED, rates={READ: 5e9}),
+    BASELINE: TrialReport(TrialOutcome.MEASURED, rates={COPY: 5e9, SOCKET: 5e9}),
+    NEAR[0]: TrialReport(TrialOutcome.MEASURED, rates={READ: 5e9}),
 }
 
 
@@ -29,11 +28,11 @@ def _no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "run_trial", lambda module, *arguments: _ANSWERS[module])
 
 
-def _by_title(subject: Subject) -> dict[str, Section]:
+def _by_title(subject: Subject) -> dict[str, FindingSection]:
     return {one.title: one for one in examine(subject, lambda step: None)}
 
 
-def _names(one: Section) -> list[str]:
+def _names(one: FindingSection) -> list[str]:
     return [finding.name for finding in one.findings]
 
 

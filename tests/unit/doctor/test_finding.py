@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmserve.doctor.finding import Finding, Section, Status, count, note, ok, problem, warning
+from llmserve.doctor.finding import Finding, FindingSection, Status, count, note, ok, problem, warning
 
 
 @pytest.mark.parametrize("status", [Status.NOTE, Status.WARNING, Status.PROBLEM])
@@ -18,7 +18,7 @@ def test_what_is_ok_needs_none() -> None:
 
 def test_findings_are_counted_over_all_sections() -> None:
     sections = [
-        Section("a", (ok("1", "x"), problem("2", "x", "y"))),
-        Section("b", (problem("3", "x", "y"), note("4", "x", "y"), warning("5", "x", "y"))),
+        FindingSection("a", (ok("1", "x"), problem("2", "x", "y"))),
+        FindingSection("b", (problem("3", "x", "y"), note("4", "x", "y"), warning("5", "x", "y"))),
     ]
     assert [count(sections, status) for status in Status] == [1, 1, 1, 2]

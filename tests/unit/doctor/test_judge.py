@@ -2,18 +2,18 @@
 
 import pytest
 
+from llmserve.doctor.baseline import COPY, SOCKET
 from llmserve.doctor.finding import Status
-from llmserve.doctor.transports.answer import ANSWER_WORD, Answer, Outcome
-from llmserve.doctor.transports.baseline import COPY, SOCKET
-from llmserve.doctor.transports.judge import Setting, baseline, judge
-from llmserve.doctor.transports.near import READ
+from llmserve.doctor.judge import Setting, baseline, judge
+from llmserve.doctor.transport_pair import READ
+from llmserve.doctor.trial import REPORT_WORD, TrialOutcome, TrialReport
 
 _PLAIN = {COPY: 20e9, SOCKET: 5e9}
 _ANYWHERE = Setting()
 
 
-def _measured(rate: float) -> Answer:
-    return Answer(Outcome.MEASURED, rates={READ: rate})
+def _measured(rate: float) -> TrialReport:
+    return TrialReport(TrialOutcome.MEASURED, rates={READ: rate})
 
 
 @pytest.mark.parametrize(("rate", "status"), [(5e9, Status.OK), (1e9, Status.NOTE), (0.4e9, Status.WARNING)])
@@ -51,7 +51,7 @@ def test_slowness_is_said_first() -> None:
     assert found.advice.endswith("without RDMA.")
 
 
-_GONE = Answer(Outcome.UNAVAILABLE, "nixl: cannot be imported: no nixl")
+_GONE = TrialReport(TrialOutcome.UNAVAILABLE, "nixl: cannot be imported: no nixl")
 
 
 def test_a_transport_that_nobody_asked_for_may_be_absent() -> None:
@@ -70,13 +70,15 @@ def test_a_transport_of_the_manifest_is_missed() -> None:
 
 
 def test_nothing_works_without_tcp() -> None:
-    assert judge("tcp", Answer(Outcome.UNAVAILABLE, "no"), _PLAIN, _ANYWHERE).status is Status.PROBLEM
-    assert judge("tcp", Answer(Outcome.HUNG, "no"), _PLAIN, _ANYWHERE).status is Status.PROBLEM
+    assert (
+        judge("tcp", TrialReport(TrialOutcome.UNAVAILABLE, "no"), _PLAIN, _ANYWHERE).status is Status.PROBLEM
+    )
+    assert judge("tcp", TrialReport(TrialOutcome.HUNG, "no"), _PLAIN, _ANYWHERE).status is Status.PROBLEM
 
 
-@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.CRASHED, Outcome.HUNG])
-def test_what_breaks_must_not_be_used(outcome: Outcome) -> None:
-    answer = Answer(outcome, "why")
+@pytest.mark.parametrize("outcome", [TrialOutcome.FAILED, TrialOutcome.CRASHED, TrialOutcome.HUNG])
+def test_what_breaks_must_not_be_used(outcome: TrialOutcome) -> None:
+    answer = TrialReport(outcome, "why")
     wanted = judge("nixl", answer, _PLAIN, Setting(["nixl"]))
     assert (wanted.status, wanted.value) == (Status.PROBLEM, f"{outcome}: why")
     assert "Take nixl out of transfer.engine_order" in wanted.advice
@@ -85,14 +87,14 @@ def test_what_breaks_must_not_be_used(outcome: Outcome) -> None:
 
 
 def test_the_baseline_itself() -> None:
-    found = baseline(Answer(Outcome.MEASURED, rates=_PLAIN))
+    found = baseline(TrialReport(TrialOutcome.MEASURED, rates=_PLAIN))
     assert (found.status, found.value) == (Status.OK, "a copy in memory 20.0 GB/s, a plain socket 5.0 GB/s")
     assert found.figures == {"copy_gigabytes_per_second": 20.0, "socket_gigabytes_per_second": 5.0}
-    assert baseline(Answer(Outcome.HUNG, "late")).status is Status.WARNING
+    assert baseline(TrialReport(TrialOutcome.HUNG, "late")).status is Status.WARNING
 
 
 def test_an_answer_among_other_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    said = Answer(Outcome.MEASURED, rates={READ: 2.0})
+    said = TrialReport(TrialOutcome.MEASURED, rates={READ: 2.0})
     said.say()
-    assert Answer.heard("a library's banner\n" + capsys.readouterr().out) == said
-    assert Answer.heard(f"nothing\n{ANSWER_WORD.lower()} x") is None
+    assert TrialReport.heard("a library's banner\n" + capsys.readouterr().out) == said
+    assert TrialReport.heard(f"nothing\n{REPORT_WORD.lower()} x") is None

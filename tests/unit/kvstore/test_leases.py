@@ -8,9 +8,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import LeaseId, RequestId
-from llmserve.core.lease import LeaseState
-from llmserve.kvstore import leases
-from llmserve.kvstore.leases import LeaseAnswer, LeaseTable
+from llmserve.core.lease import LeaseChange, LeaseState
+from llmserve.core.lease_table import REMEMBERED_ENDS, LeaseAnswer
+from llmserve.kvstore.leases import REMEMBERED_CHANGES, BlockLeases
 
 EPOCH = 7
 R1, R2 = RequestId("r1"), RequestId("r2")
@@ -22,21 +22,21 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def table(clock: VirtualClock) -> Iterator[LeaseTable]:
-    table = LeaseTable(EPOCH, 30.0, clock)
+def table(clock: VirtualClock) -> Iterator[BlockLeases]:
+    table = BlockLeases(EPOCH, 30.0, clock)
     yield table
     table.check_integrity()
 
 
-def test_a_grant_pins_its_blocks(table: LeaseTable) -> None:
+def test_a_grant_pins_its_blocks(table: BlockLeases) -> None:
     lease = table.grant(R1, [3, 4, 9])
-    assert (lease.epoch, lease.block_ids, lease.expires_at) == (EPOCH, (3, 4, 9), 130.0)
+    assert (lease.request_id, lease.block_ids) == (R1, (3, 4, 9))
     assert (table.open_leases, table.leased_blocks, table.orphan_blocks) == (1, 3, 0)
     assert table.check(lease.lease_id, EPOCH) is LeaseAnswer.VALID
     assert table.take_ended() == frozenset()
 
 
-def test_a_release_is_valid_once_and_frees_when_taken(table: LeaseTable) -> None:
+def test_a_release_is_valid_once_and_frees_when_taken(table: BlockLeases) -> None:
     lease = table.grant(R1, [1, 2])
     assert table.release(lease.lease_id, EPOCH) is LeaseAnswer.VALID
     assert table.release(lease.lease_id, EPOCH) is LeaseAnswer.ENDED
@@ -48,48 +48,47 @@ def test_a_release_is_valid_once_and_frees_when_taken(table: LeaseTable) -> None
 
 @pytest.mark.parametrize(("seconds", "answer"), [(29.9, LeaseAnswer.VALID), (30.0, LeaseAnswer.ENDED)])
 def test_expiry_is_exact_and_needs_no_call_to_expire(
-    table: LeaseTable, clock: VirtualClock, seconds: float, answer: LeaseAnswer
+    table: BlockLeases, clock: VirtualClock, seconds: float, answer: LeaseAnswer
 ) -> None:
     lease = table.grant(R1, [1])
     clock.advance(seconds)
     assert table.release(lease.lease_id, EPOCH) is answer
 
 
-def test_expired_blocks_are_orphans_until_taken(table: LeaseTable, clock: VirtualClock) -> None:
+def test_expired_blocks_are_orphans_until_taken(table: BlockLeases, clock: VirtualClock) -> None:
     table.grant(R1, [1, 2])
     clock.advance(31)
-    assert len(table.expire()) == 1
+    table.expire()
     assert (table.open_leases, table.orphan_blocks, table.counters.expired) == (0, 2, 1)
     assert table.take_ended() == {R1}
 
 
-def test_take_ended_expires_first(table: LeaseTable, clock: VirtualClock) -> None:
+def test_take_ended_expires_first(table: BlockLeases, clock: VirtualClock) -> None:
     table.grant(R1, [1])
     clock.advance(30)
     assert table.take_ended() == {R1}
 
 
-def test_a_renewal_runs_from_now(table: LeaseTable, clock: VirtualClock) -> None:
+def test_a_renewal_runs_from_now(table: BlockLeases, clock: VirtualClock) -> None:
     lease = table.grant(R1, [1])
     clock.advance(20)
     assert table.renew(lease.lease_id, EPOCH) is LeaseAnswer.VALID
-    assert table.next_expiry() == 150.0
     clock.advance(29)
     assert table.check(lease.lease_id, EPOCH) is LeaseAnswer.VALID
     clock.advance(1)
     assert table.renew(lease.lease_id, EPOCH) is LeaseAnswer.ENDED
-    assert table.next_expiry() is None
+    assert table.counters.renewed == 1
 
 
-def test_another_epoch_is_refused_and_changes_nothing(table: LeaseTable) -> None:
+def test_another_epoch_is_refused_and_changes_nothing(table: BlockLeases) -> None:
     lease = table.grant(R1, [1])
     for act in (table.check, table.renew, table.release):
         assert act(lease.lease_id, EPOCH - 1) is LeaseAnswer.WRONG_EPOCH
     assert table.open_leases == 1
-    assert table.counters.refused == 2
+    assert (table.counters.renewed, table.counters.released) == (0, 0)
 
 
-def test_a_lease_of_several_readers_ends_with_the_last(table: LeaseTable) -> None:
+def test_a_lease_of_several_readers_ends_with_the_last(table: BlockLeases) -> None:
     lease_id = table.grant(R1, [1]).lease_id
     for reader in (2, 0, 2, 0):  # a reader that has lost the answer asks again
         assert table.release(lease_id, EPOCH, reader, 3) is LeaseAnswer.VALID
@@ -101,14 +100,14 @@ def test_a_lease_of_several_readers_ends_with_the_last(table: LeaseTable) -> Non
     table.check_integrity()
 
 
-def test_one_reader_alone_may_end_it_for_all(table: LeaseTable) -> None:
+def test_one_reader_alone_may_end_it_for_all(table: BlockLeases) -> None:
     lease_id = table.grant(R1, [1]).lease_id
     table.release(lease_id, EPOCH, 0, 2)
     assert table.release(lease_id, EPOCH) is LeaseAnswer.VALID
     assert table.release(lease_id, EPOCH, 1, 2) is LeaseAnswer.ENDED
 
 
-def test_readers_that_never_release_do_not_keep_it(table: LeaseTable, clock: VirtualClock) -> None:
+def test_readers_that_never_release_do_not_keep_it(table: BlockLeases, clock: VirtualClock) -> None:
     lease_id = table.grant(R1, [1]).lease_id
     table.release(lease_id, EPOCH, 0, 2)
     clock.advance(30)
@@ -116,12 +115,12 @@ def test_readers_that_never_release_do_not_keep_it(table: LeaseTable, clock: Vir
     table.check_integrity()
 
 
-def test_a_lease_that_never_was_is_unknown(table: LeaseTable) -> None:
+def test_a_lease_that_never_was_is_unknown(table: BlockLeases) -> None:
     assert table.release(LeaseId("no"), EPOCH) is LeaseAnswer.UNKNOWN
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_a_request_holds_one_lease_until_its_blocks_are_freed(table: LeaseTable, ended: bool) -> None:
+def test_a_request_holds_one_lease_until_its_blocks_are_freed(table: BlockLeases, ended: bool) -> None:
     lease = table.grant(R1, [1])
     if ended:
         table.release(lease.lease_id, EPOCH)
@@ -129,7 +128,7 @@ def test_a_request_holds_one_lease_until_its_blocks_are_freed(table: LeaseTable,
         table.grant(R1, [2])
 
 
-def test_a_request_may_lease_again_after_it_was_taken(table: LeaseTable) -> None:
+def test_a_request_may_lease_again_after_it_was_taken(table: BlockLeases) -> None:
     first = table.grant(R1, [1])
     table.release(first.lease_id, EPOCH)
     table.take_ended()
@@ -138,7 +137,7 @@ def test_a_request_may_lease_again_after_it_was_taken(table: LeaseTable) -> None
     assert table.check(first.lease_id, EPOCH) is LeaseAnswer.ENDED
 
 
-def test_a_lease_id_is_never_used_twice(table: LeaseTable) -> None:
+def test_a_lease_id_is_never_used_twice(table: BlockLeases) -> None:
     table.grant(R1, [1], LeaseId("x"))
     with pytest.raises(InvalidRequest, match="used before"):
         table.grant(R2, [1], LeaseId("x"))
@@ -148,12 +147,12 @@ def test_a_lease_id_is_never_used_twice(table: LeaseTable) -> None:
         table.grant(R1, [1], LeaseId("x"))
 
 
-def test_no_blocks_no_lease(table: LeaseTable) -> None:
+def test_no_blocks_no_lease(table: BlockLeases) -> None:
     with pytest.raises(InvalidRequest, match="no blocks"):
         table.grant(R1, [])
 
 
-def test_the_owner_withdraws(table: LeaseTable) -> None:
+def test_the_owner_withdraws(table: BlockLeases) -> None:
     table.grant(R1, [1])
     assert table.withdraw(R1)
     assert not table.withdraw(R1)
@@ -161,48 +160,32 @@ def test_the_owner_withdraws(table: LeaseTable) -> None:
     assert table.take_ended() == {R1}
 
 
-def test_ended_leases_are_forgotten_in_the_end(table: LeaseTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "REMEMBERED_ENDS", 2)
-    ids = [table.grant(RequestId(f"q{i}"), [i]).lease_id for i in range(3)]
+def test_ended_leases_are_forgotten_in_the_end(table: BlockLeases) -> None:
+    ids = [table.grant(RequestId(f"q{i}"), [i]).lease_id for i in range(REMEMBERED_ENDS + 1)]
     for lease_id in ids:
         table.release(lease_id, EPOCH)
-    answers = [table.check(lease_id, EPOCH) for lease_id in ids]
-    assert answers == [LeaseAnswer.UNKNOWN, LeaseAnswer.ENDED, LeaseAnswer.ENDED]
+    answers = [table.check(lease_id, EPOCH) for lease_id in ids[:2]]
+    assert answers == [LeaseAnswer.UNKNOWN, LeaseAnswer.ENDED]
 
 
-def test_changes_follow_each_other(table: LeaseTable, clock: VirtualClock) -> None:
-    assert table.changes_after(-1).snapshot
-    start = table.changes_after(-1).sequence
+def test_changes_are_taken_once_and_in_order(table: BlockLeases, clock: VirtualClock) -> None:
     lease = table.grant(R1, [1, 2])
     clock.advance(10)
-    report = table.changes_after(start)
-    assert not report.snapshot
-    assert [(c.lease_id, c.state, c.blocks, c.remaining_seconds) for c in report.changes] == [
-        (lease.lease_id, LeaseState.GRANTED, 2, 30.0)
-    ]
-    table.grant(R2, [5])
+    assert table.take_changes() == [LeaseChange(lease.lease_id, LeaseState.GRANTED, 2, 30.0)]
+    other = table.grant(R2, [5])
     table.release(lease.lease_id, EPOCH)
-    clock.advance(20)
-    later = table.changes_after(report.sequence)
-    states = [change.state for change in later.changes]
-    assert states == [LeaseState.GRANTED, LeaseState.RELEASED]
-    clock.advance(10)
-    assert [c.state for c in table.changes_after(later.sequence).changes] == [LeaseState.EXPIRED]
-    assert [c.state for c in table.changes_after(report.sequence).changes] == [*states, LeaseState.EXPIRED]
+    clock.advance(30)
+    assert table.take_changes() == [
+        LeaseChange(other.lease_id, LeaseState.GRANTED, 1, 30.0),
+        LeaseChange(lease.lease_id, LeaseState.RELEASED, 2, 0.0),
+        LeaseChange(other.lease_id, LeaseState.EXPIRED, 1, 0.0),
+    ]
+    assert table.take_changes() == []
 
 
-def test_a_gap_answers_with_a_snapshot(
-    table: LeaseTable, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leases, "REMEMBERED_CHANGES", 2)
-    for i in range(3):
-        table.grant(RequestId(f"q{i}"), [i])
-    clock.advance(5)
-    report = table.changes_after(0)
-    assert report.snapshot
-    assert [c.remaining_seconds for c in report.changes] == [25.0, 25.0, 25.0]
-    assert not table.changes_after(1).snapshot
-    assert table.changes_after(99).snapshot
+def test_changes_that_nobody_takes_are_bounded(table: BlockLeases) -> None:
+    ids = [table.grant(RequestId(f"q{i}"), [i]).lease_id for i in range(REMEMBERED_CHANGES + 1)]
+    assert [change.lease_id for change in table.take_changes()] == ids[1:]
 
 
 class LeaseMachine(RuleBasedStateMachine):
@@ -213,11 +196,10 @@ class LeaseMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = VirtualClock()
-        self.table = LeaseTable(EPOCH, 30.0, self.clock)
+        self.table = BlockLeases(EPOCH, 30.0, self.clock)
         self.model: dict[LeaseId, tuple[RequestId, int, float]] = {}  # open
         self.ended: dict[LeaseId, tuple[RequestId, int]] = {}  # not taken
         self.mirror: dict[LeaseId, LeaseState] = {}  # built from the reports only
-        self.reported = self.table.changes_after(-1).sequence
 
     def _model_expire(self) -> None:
         for lease_id, (request, blocks, expiry) in list(self.model.items()):
@@ -236,7 +218,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 self.table.grant(request, range(blocks))
             return multiple()
         lease = self.table.grant(request, range(blocks))
-        self.model[lease.lease_id] = (request, blocks, lease.expires_at)
+        self.model[lease.lease_id] = (request, blocks, self.clock.now() + 30.0)
         return lease.lease_id
 
     @rule(seconds=st.floats(0, 40))
@@ -265,10 +247,7 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule()
     def report(self) -> None:
         self._model_expire()
-        report = self.table.changes_after(self.reported)
-        assert not report.snapshot
-        self.reported = report.sequence
-        self.mirror |= {change.lease_id: change.state for change in report.changes}
+        self.mirror |= {change.lease_id: change.state for change in self.table.take_changes()}
         assert {i for i, s in self.mirror.items() if s is LeaseState.GRANTED} == set(self.model)
 
     @invariant()

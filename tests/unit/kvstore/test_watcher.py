@@ -11,7 +11,7 @@ from llmserve.core.ids import BlockHash
 from llmserve.kvstore import watcher as watching
 from llmserve.kvstore.directory import Applied, BlockReport, Directory, Holder, KvTier
 from llmserve.kvstore.manager import Connection, KVManager
-from llmserve.kvstore.watcher import PIECE_BLOCKS, Told, Watcher
+from llmserve.kvstore.watcher import PIECE_BLOCKS, DirectoryUpdate, Watcher
 
 X = Holder("x")
 
@@ -60,18 +60,20 @@ class Source:
         self.watcher.dropped(holder)
 
 
-def _told_all(watcher: Watcher) -> list[Told]:
+def _told_all(watcher: Watcher) -> list[DirectoryUpdate]:
     told = []
     while one := watcher.take():
         told.append(one)
     return told
 
 
-def _apply(replica: Directory, told: Told) -> None:
+def _apply(replica: Directory, told: DirectoryUpdate) -> None:
     if told.dropped:
         replica.drop(told.holder)
         return
-    report = BlockReport(told.holder, 1, told.sequence, told.anew, removed=told.removed, stored=told.stored)
+    report = BlockReport(
+        told.holder, 1, told.sequence, told.is_snapshot, removed=told.removed, stored=told.stored
+    )
     assert replica.apply(report) is Applied.APPLIED
 
 
@@ -86,7 +88,7 @@ def test_first_all_in_pieces_and_then_what_changes() -> None:
     source.report(_blocks("a"), holder=Holder("m/fast", KvTier.DRAM))
     told = _told_all(source.watch())
     assert max(len(one.stored) for one in told) == PIECE_BLOCKS
-    assert [(one.holder.node, one.anew, one.sequence) for one in told] == [
+    assert [(one.holder.node, one.is_snapshot, one.sequence) for one in told] == [
         ("x", True, 1),
         ("m/fast", True, 1),  # a large holder does not hold up the others
         ("x", False, 2),
@@ -115,7 +117,7 @@ def test_a_watcher_that_is_too_slow_is_told_all_of_the_holder_anew() -> None:
         source.report(_numbered([number]))
         source.report(removed=_numbered([number]))
     (told,) = _told_all(source.watcher)
-    assert told.anew
+    assert told.is_snapshot
     assert len(told.removed) <= 100  # and not the 300 that went
     _apply(replica, told)
     assert _is_replica(replica, source)

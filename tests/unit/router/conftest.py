@@ -12,12 +12,11 @@ from llmserve.core.ids import ApiserverId, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.core.request import EngineLoad
 from llmserve.router.controller import Controller
-from llmserve.router.filters import PlacementRequest
-from llmserve.router.messages import Admit, Effect, Held
-from llmserve.router.plan import Disaggregate
-from llmserve.router.session import Session
+from llmserve.router.events import Admit, Effect, HeldRequest
+from llmserve.router.placement.planner import Disaggregate, PlacementRequest
+from llmserve.router.sessions import ApiserverSession
 from llmserve.router.settings import RouterSettings, build_controller
-from llmserve.router.worker import KvShape, WorkerSpec
+from llmserve.router.workers.worker import KvShape, WorkerSpec
 
 SHAPE = KvShape("rev", "bfloat16", "LBHNC", 16, 1, 1, 4096)
 
@@ -57,17 +56,17 @@ class Cluster:
     def fail(self, name: str, epoch: int = 1) -> list[Effect]:
         return self._checked(self.controller.worker_failed(WorkerId(name), epoch, "broken"))
 
-    def open(self, name: str = "api", held: tuple[Held, ...] = ()) -> Session:
+    def open(self, name: str = "api", held: tuple[HeldRequest, ...] = ()) -> ApiserverSession:
         session, effects = self.controller.open_session(ApiserverId(name), held)
         self._checked(effects)
         return session
 
-    def close(self, session: Session) -> list[Effect]:
+    def close(self, session: ApiserverSession) -> list[Effect]:
         return self._checked(self.controller.close_session(session))
 
     def admit(
         self,
-        session: Session,
+        session: ApiserverSession,
         name: str,
         *,
         timeout: float = 0.0,
@@ -82,10 +81,12 @@ class Cluster:
         )
         return self._checked(self.controller.admit(session, request))
 
-    def first_token(self, session: Session, name: str) -> list[Effect]:
+    def first_token(self, session: ApiserverSession, name: str) -> list[Effect]:
         return self._checked(self.controller.first_token(session, RequestId(name)))
 
-    def done(self, session: Session, name: str, outcome: Outcome = Outcome.COMPLETED) -> list[Effect]:
+    def done(
+        self, session: ApiserverSession, name: str, outcome: Outcome = Outcome.COMPLETED
+    ) -> list[Effect]:
         return self._checked(self.controller.done(session, RequestId(name), outcome, 5))
 
     def after(self, seconds: float) -> list[Effect]:
@@ -94,7 +95,7 @@ class Cluster:
 
     def placed_on(self, name: str) -> int:
         members = [m for m in self.controller.membership if m.spec.worker_id == name]
-        return members[0].seats.placed_requests
+        return members[0].slots.placed_requests
 
     def _checked(self, effects: list[Effect]) -> list[Effect]:
         self.controller.check_integrity()

@@ -7,11 +7,19 @@ import pytest
 from llmserve.core.errors import InvalidRequest, NoWorkerAvailable, QueueFull, QueueTimeout
 from llmserve.core.ids import RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
-from llmserve.router.messages import Effect, Ended, Exit, Held, Incarnation, Placed, Refused
-from llmserve.router.plan import Disaggregate
+from llmserve.router.events import (
+    Effect,
+    Exit,
+    HeldRequest,
+    Incarnation,
+    RequestEnded,
+    RequestPlaced,
+    RequestRefused,
+)
+from llmserve.router.placement.planner import Disaggregate
 from llmserve.router.settings import RouterSettings
-from llmserve.router.slow import SlowLimits
-from llmserve.scheduler.resources import Limits
+from llmserve.router.workers.slow import SlowLimits
+from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
@@ -19,17 +27,17 @@ MakeCluster = Callable[..., Any]
 
 
 def _placed(effects: list[Effect]) -> list[str]:
-    return [effect.request_id for effect in effects if isinstance(effect, Placed)]
+    return [effect.request_id for effect in effects if isinstance(effect, RequestPlaced)]
 
 
-def _refused(effects: list[Effect]) -> Refused:
-    (refused,) = [effect for effect in effects if isinstance(effect, Refused)]
+def _refused(effects: list[Effect]) -> RequestRefused:
+    (refused,) = [effect for effect in effects if isinstance(effect, RequestRefused)]
     return refused
 
 
-def _held(name: str, *, prefill: bool = False, epoch: int = 1) -> Held:
+def _held(name: str, *, prefill: bool = False, epoch: int = 1) -> HeldRequest:
     first = Incarnation(WorkerId("prefill-0"), epoch) if prefill else None
-    return Held(RequestId(name), TenantId("t"), first, Incarnation(WorkerId("decode-0"), epoch))
+    return HeldRequest(RequestId(name), TenantId("t"), first, Incarnation(WorkerId("decode-0"), epoch))
 
 
 def test_places_until_seats_are_taken_then_in_turn(make_cluster: MakeCluster) -> None:
@@ -44,7 +52,7 @@ def test_places_until_seats_are_taken_then_in_turn(make_cluster: MakeCluster) ->
     assert cluster.admit(one, "d") == []
     cluster.clock.advance(2.5)
     ended, placed = cluster.done(one, "a")
-    assert ended == Ended(one, RequestId("a"), Exit.COMPLETED)
+    assert ended == RequestEnded(one, RequestId("a"), Exit.COMPLETED)
     assert (placed.request_id, placed.session, placed.queue_seconds) == ("c", two, 2.5)
 
 
@@ -72,7 +80,7 @@ def test_more_choices_than_an_engine_runs_are_the_client_s_mistake(make_cluster:
 
 def test_a_router_that_takes_over_counts_the_choices_that_run(make_cluster: MakeCluster) -> None:
     cluster = make_cluster("prefill-0", "decode-0", slots=4)
-    held = Held(RequestId("a"), TenantId("t"), None, Incarnation(WorkerId("decode-0"), 1), choices=3)
+    held = HeldRequest(RequestId("a"), TenantId("t"), None, Incarnation(WorkerId("decode-0"), 1), choices=3)
     session = cluster.open("one", (held,))
     assert cluster.placed_on("decode-0") == 3
     assert cluster.admit(session, "b", choices=2) == []
@@ -95,7 +103,9 @@ def test_the_first_token_frees_the_prefill_worker(make_cluster: MakeCluster) -> 
 
 
 def test_a_limit_of_the_manifest_holds_below_capacity(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster("aggregated-0", slots=9, policy=Policy(limits=Limits(max_requests_in_flight=1)))
+    cluster = make_cluster(
+        "aggregated-0", slots=9, policy=Policy(limits=ClusterLimits(max_requests_in_flight=1))
+    )
     session = cluster.open()
     assert _placed(cluster.admit(session, "a")) == ["a"]
     assert cluster.admit(session, "b") == []
@@ -136,7 +146,9 @@ def test_done_withdraws_what_still_waits(make_cluster: MakeCluster) -> None:
     session = cluster.open()
     cluster.admit(session, "a")
     cluster.admit(session, "b")
-    assert cluster.done(session, "b", Outcome.CANCELLED) == [Ended(session, RequestId("b"), Exit.CANCELLED)]
+    assert cluster.done(session, "b", Outcome.CANCELLED) == [
+        RequestEnded(session, RequestId("b"), Exit.CANCELLED)
+    ]
     assert cluster.controller.waiting_requests == 0
     assert _placed(cluster.done(session, "a")) == []
 
@@ -148,9 +160,9 @@ def test_a_broken_session_gives_everything_back(make_cluster: MakeCluster) -> No
     cluster.admit(lost, "waits")
     cluster.admit(other, "next")
     effects = cluster.close(lost)
-    assert [e for e in effects if isinstance(e, Ended)] == [
-        Ended(lost, RequestId("runs"), Exit.GIVEN_BACK),
-        Ended(lost, RequestId("waits"), Exit.GIVEN_BACK),
+    assert [e for e in effects if isinstance(e, RequestEnded)] == [
+        RequestEnded(lost, RequestId("runs"), Exit.GIVEN_BACK),
+        RequestEnded(lost, RequestId("waits"), Exit.GIVEN_BACK),
     ]
     assert _placed(effects) == ["next"]
     assert cluster.close(lost) == []
@@ -167,7 +179,7 @@ def test_a_returning_apiserver_replaces_its_older_session(make_cluster: MakeClus
     cluster.close(old)  # noticed late
     assert cluster.controller.apiservers == 1
     assert cluster.done(old, "a") == []
-    assert cluster.done(new, "a") == [Ended(new, RequestId("a"), Exit.COMPLETED)]
+    assert cluster.done(new, "a") == [RequestEnded(new, RequestId("a"), Exit.COMPLETED)]
 
 
 def test_a_restarted_router_counts_what_apiservers_hold(make_cluster: MakeCluster) -> None:
@@ -187,7 +199,7 @@ def test_an_admit_again_replaces_the_place(make_cluster: MakeCluster) -> None:
     (first,) = cluster.admit(session, "a")
     lost = first.plan.decode.spec.worker_id
     ended, placed = cluster.admit(session, "a", without=lost)
-    assert ended == Ended(session, RequestId("a"), Exit.REPLACED)
+    assert ended == RequestEnded(session, RequestId("a"), Exit.REPLACED)
     assert placed.plan.decode.spec.worker_id != lost
     assert cluster.controller.running_requests == 1
 
@@ -234,12 +246,12 @@ def test_the_other_role_serves_alone_as_soon_as_one_fails(make_cluster: MakeClus
     session = cluster.open()
     cluster.fail(lost)
     (placed,) = cluster.admit(session, "a")
-    assert isinstance(placed, Placed)
+    assert isinstance(placed, RequestPlaced)
     assert (placed.plan.prefill, placed.plan.decode.spec.worker_id) == (None, other)
     assert placed.plan.note == f"no {lost[:-2]} worker can be used ({lost}: broken)"
     cluster.heartbeat(lost)
     (placed,) = cluster.admit(session, "b")
-    assert isinstance(placed, Placed)
+    assert isinstance(placed, RequestPlaced)
     assert placed.plan.note == ""
 
 
@@ -274,7 +286,7 @@ def test_a_newer_incarnation_takes_work_though_the_older_ones_requests_linger(
 
 
 def test_a_request_that_no_budget_can_hold_is_refused_at_once(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster("aggregated-0", policy=Policy(limits=Limits(hbm_bytes=256.0 * 200)))
+    cluster = make_cluster("aggregated-0", policy=Policy(limits=ClusterLimits(hbm_bytes=256.0 * 200)))
     refused = _refused(cluster.admit(cluster.open(), "a"))  # 10 tokens and 256 expected, of 256 bytes each
     assert refused.outcome is Outcome.REJECTED
     assert isinstance(refused.error, InvalidRequest)
@@ -282,7 +294,7 @@ def test_a_request_that_no_budget_can_hold_is_refused_at_once(make_cluster: Make
 
 
 def test_a_long_answer_takes_more_of_the_budget_as_it_grows(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster("aggregated-0", policy=Policy(limits=Limits(max_tokens_in_flight=600)))
+    cluster = make_cluster("aggregated-0", policy=Policy(limits=ClusterLimits(max_tokens_in_flight=600)))
     session = cluster.open()
     assert _placed(cluster.admit(session, "a")) == ["a"]
     cluster.controller.progress(session, RequestId("a"), 500)
@@ -291,7 +303,9 @@ def test_a_long_answer_takes_more_of_the_budget_as_it_grows(make_cluster: MakeCl
 
 
 def test_what_an_apiserver_holds_counts_in_every_budget(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster("prefill-0", "decode-0", policy=Policy(limits=Limits(max_tokens_in_flight=600)))
+    cluster = make_cluster(
+        "prefill-0", "decode-0", policy=Policy(limits=ClusterLimits(max_tokens_in_flight=600))
+    )
     held = replace(_held("x"), prompt_tokens=400)
     session = cluster.open(held=(held,))
     assert _placed(cluster.admit(session, "a")) == []
@@ -300,7 +314,9 @@ def test_what_an_apiserver_holds_counts_in_every_budget(make_cluster: MakeCluste
 
 def test_time_alone_lets_the_next_one_through(make_cluster: MakeCluster) -> None:
     tenants = TenantLimits(TenantLimit(requests_per_second=0.5))
-    cluster = make_cluster("aggregated-0", policy=Policy(limits=Limits(tenants=tenants)), expiry_seconds=99.0)
+    cluster = make_cluster(
+        "aggregated-0", policy=Policy(limits=ClusterLimits(tenants=tenants)), expiry_seconds=99.0
+    )
     session = cluster.open()
     assert _placed(cluster.admit(session, "a")) == ["a"]
     assert cluster.admit(session, "b") == []
@@ -319,14 +335,14 @@ def test_the_flood_makes_room_for_another_tenant(make_cluster: MakeCluster) -> N
 
 
 def test_parameters_change_while_requests_wait(make_cluster: MakeCluster) -> None:
-    one = Policy(limits=Limits(max_requests_in_flight=1))
+    one = Policy(limits=ClusterLimits(max_requests_in_flight=1))
     cluster = make_cluster("aggregated-0", policy=one)
     session = cluster.open()
     for name in "abc":
         cluster.admit(session, name)
-    settings = RouterSettings(Policy(limits=Limits(max_requests_in_flight=2)))
+    settings = RouterSettings(Policy(limits=ClusterLimits(max_requests_in_flight=2)))
     assert _placed(cluster.controller.reconfigure(settings.parameters)) == ["b"]
-    tiny = RouterSettings(Policy(limits=Limits(max_tokens_in_flight=20)))
+    tiny = RouterSettings(Policy(limits=ClusterLimits(max_tokens_in_flight=20)))
     refused = _refused(cluster.controller.reconfigure(tiny.parameters))
     assert refused.request_id == "c"
     cluster.controller.check_integrity()
@@ -338,12 +354,12 @@ def test_placement_changes_while_the_router_runs(make_cluster: MakeCluster) -> N
     never = RouterSettings(disaggregate=Disaggregate.NEVER)
     assert cluster.controller.reconfigure(never.parameters) == []
     (alone,) = cluster.admit(session, "a")
-    assert isinstance(alone, Placed)
+    assert isinstance(alone, RequestPlaced)
     assert alone.plan.prefill is None
     always = RouterSettings(disaggregate=Disaggregate.ALWAYS, routing="round_robin", prefetch_on_prefix=True)
     cluster.controller.reconfigure(always.parameters)
     (pair,) = cluster.admit(session, "b")
-    assert isinstance(pair, Placed)
+    assert isinstance(pair, RequestPlaced)
     assert pair.plan.prefill is not None
     assert cluster.controller.prefixes.prefetches
 
@@ -358,7 +374,7 @@ def test_a_change_of_something_else_loses_no_turn(make_cluster: MakeCluster) -> 
         settings = RouterSettings(routing="round_robin", engine_queue_seconds=1.0 + number)
         cluster.controller.reconfigure(settings.parameters)
         (placed,) = cluster.admit(session, f"r{number}")
-        assert isinstance(placed, Placed)
+        assert isinstance(placed, RequestPlaced)
         order.append(placed.plan.decode.spec.worker_id)
     assert order == ["aggregated-1", "aggregated-0"] * 2
 
@@ -383,7 +399,7 @@ def test_it_settles_before_it_places(make_cluster: MakeCluster) -> None:
     assert wake is not None
     assert wake == pytest.approx(cluster.clock.now() + 0.4)
     cluster.open(
-        "other", (Held(RequestId("b"), TenantId("t"), None, Incarnation(WorkerId("aggregated-0"), 1)),)
+        "other", (HeldRequest(RequestId("b"), TenantId("t"), None, Incarnation(WorkerId("aggregated-0"), 1)),)
     )
     assert cluster.after(0.4) == []  # its only seat is taken by what the other apiserver has told
 
@@ -393,7 +409,7 @@ def test_what_it_is_told_first_is_in_the_snapshot(make_cluster: MakeCluster) -> 
     session = old.open()
     old.admit(session, "a")
     snapshot = old.controller.snapshot()
-    held = (Held(RequestId("a"), TenantId("t"), None, Incarnation(WorkerId("aggregated-0"), 1), 10),)
+    held = (HeldRequest(RequestId("a"), TenantId("t"), None, Incarnation(WorkerId("aggregated-0"), 1), 10),)
     new.controller.take_over(snapshot, settle_seconds=0.0)
     again = new.open(held=held)
     assert new.controller.snapshot() == snapshot

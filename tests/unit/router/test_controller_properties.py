@@ -11,10 +11,10 @@ from llmserve.core.ids import ApiserverId, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.core.request import EngineLoad
 from llmserve.router.controller import Controller
-from llmserve.router.filters import PlacementRequest
-from llmserve.router.messages import Admit, Effect, Placed, Refused
+from llmserve.router.events import Admit, Effect, RequestPlaced, RequestRefused
+from llmserve.router.placement.planner import PlacementRequest
 from llmserve.router.settings import RouterSettings, build_controller
-from llmserve.router.worker import KvShape, WorkerSpec
+from llmserve.router.workers.worker import KvShape, WorkerSpec
 from llmserve.scheduler.scheduler import Policy
 
 WORKERS = ("prefill-0", "prefill-1", "decode-0", "decode-1", "aggregated-0")
@@ -54,7 +54,7 @@ class Play:
                 self._forget(request_id)
                 self.took(self.controller.done(session, request_id, Outcome.COMPLETED, 1))
             case "close":
-                for held in list(session.tickets):
+                for held in list(session.entries):
                     self._forget(held)
                 self.took(self.controller.close_session(session))
                 self.sessions[number % 2] = self._open(session.apiserver_id)
@@ -82,7 +82,7 @@ class Play:
 
     def _forget(self, request_id: RequestId) -> None:
         """One that waits will not be answered any more."""
-        waits = any(request_id in s.tickets and s.tickets[request_id].holding is None for s in self.sessions)
+        waits = any(request_id in s.entries and s.entries[request_id].hold is None for s in self.sessions)
         self.withdrawn += waits
 
     def _heartbeat(self, worker: WorkerId) -> None:
@@ -92,10 +92,10 @@ class Play:
             self.took(self.controller.register(_spec(worker, self.epoch)))
 
     def took(self, effects: list[Effect]) -> None:
-        self.answered += sum(isinstance(effect, Placed | Refused) for effect in effects)
+        self.answered += sum(isinstance(effect, RequestPlaced | RequestRefused) for effect in effects)
         self.controller.check_integrity()
         for member in self.controller.membership:
-            assert member.seats.placed_requests <= SLOTS + MOST_CHOICES - 1, "one seat was free"
+            assert member.slots.placed_requests <= SLOTS + MOST_CHOICES - 1, "one seat was free"
 
 
 @given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 9)), max_size=60))

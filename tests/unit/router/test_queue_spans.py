@@ -7,11 +7,11 @@ import pytest
 
 from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import Outcome
-from llmserve.router.messages import Effect
-from llmserve.router.queue_spans import QueueSpans
-from llmserve.router.session import Session
+from llmserve.router.events import Effect
+from llmserve.router.observe import QueueSpans
+from llmserve.router.sessions import ApiserverSession
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
-from llmserve.scheduler.resources import Limits
+from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from tests.support.spans import ROOT, KeptSpans
 
@@ -25,7 +25,7 @@ class Traced:
         self.session = cluster.open()
 
     def admit(
-        self, name: str, traceparent: str = ROOT, session: Session | None = None, **options: Any
+        self, name: str, traceparent: str = ROOT, session: ApiserverSession | None = None, **options: Any
     ) -> None:
         session = session or self.session
         admit = router_pb2.Admit(request_id=name, tenant="red", model="m", prompt_tokens=10)
@@ -40,7 +40,9 @@ class Traced:
 
 @pytest.fixture
 def cluster(make_cluster: Callable[..., Any]) -> Any:
-    return make_cluster("prefill-0", "decode-0", policy=Policy(limits=Limits(max_requests_in_flight=1)))
+    return make_cluster(
+        "prefill-0", "decode-0", policy=Policy(limits=ClusterLimits(max_requests_in_flight=1))
+    )
 
 
 @pytest.fixture

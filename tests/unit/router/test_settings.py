@@ -9,13 +9,12 @@ import pytest
 from llmserve.config.schema import Manifest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId, RequestId, TenantId
-from llmserve.router.filters import PlacementRequest
-from llmserve.router.messages import Admit, Placed
-from llmserve.router.plan import Disaggregate
+from llmserve.router.events import Admit, RequestPlaced
+from llmserve.router.placement.planner import Disaggregate, PlacementRequest
 from llmserve.router.settings import RouterSettings, build_controller
-from llmserve.router.worker import WorkerSpec
+from llmserve.router.workers.worker import WorkerSpec
 from llmserve.scheduler.ordering import ShortestFirst
-from llmserve.scheduler.resources import Limits
+from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
@@ -47,7 +46,7 @@ def test_the_knobs_become_the_policy() -> None:
         queue_timeout_seconds=8.0,
         ordering=ShortestFirst(2.0, 3.0, 4.0),
         weights={TenantId("gold"): 4.0},
-        limits=Limits(
+        limits=ClusterLimits(
             max_requests_in_flight=5,
             max_tokens_in_flight=1000,
             hbm_bytes=2.0 * 2**30,
@@ -76,6 +75,6 @@ def test_every_routing_places(
     session, _ = controller.open_session(ApiserverId("api"), ())
     admit = Admit(RequestId("r"), TenantId("t"), PlacementRequest("m", 10_000))
     (placed,) = controller.admit(session, admit)
-    assert isinstance(placed, Placed)
+    assert isinstance(placed, RequestPlaced)
     assert placed.plan.prefill is not None
     assert bool(placed.plan.candidates) == (routing == "kv_aware")

@@ -1,23 +1,22 @@
 from llmserve.core.ids import ApiserverId
-from llmserve.router.outbox import Outbox
-from llmserve.router.session import Session
-from llmserve.router.streams import Stream, Streams
+from llmserve.router.sessions import ApiserverSession
+from llmserve.router.streams import SessionOutbox, SessionStream, SessionStreams
 from llmserve.rpc.gen.llmserve.v1.router_pb2 import Placed, RouterSessionResponse
 
 MESSAGE = RouterSessionResponse(placed=Placed(request_id="r"))
 
 
-def _stream() -> Stream:
-    return Stream(Session(ApiserverId("a")), Outbox())
+def _stream() -> SessionStream:
+    return SessionStream(ApiserverSession(ApiserverId("a")), SessionOutbox())
 
 
-async def _sent(stream: Stream) -> list[RouterSessionResponse]:
+async def _sent(stream: SessionStream) -> list[RouterSessionResponse]:
     stream.outbox.close()
     return [message async for message in stream.outbox]
 
 
 async def test_what_is_for_an_older_session_does_not_reach_the_newer_one() -> None:
-    streams, older, newer = Streams(), _stream(), _stream()
+    streams, older, newer = SessionStreams(), _stream(), _stream()
     assert streams.add(older) is None
     assert streams.add(newer) is older
     streams.send(older.session, MESSAGE)
@@ -26,7 +25,7 @@ async def test_what_is_for_an_older_session_does_not_reach_the_newer_one() -> No
 
 
 async def test_one_that_was_replaced_does_not_take_the_newer_one_with_it() -> None:
-    streams, older, newer = Streams(), _stream(), _stream()
+    streams, older, newer = SessionStreams(), _stream(), _stream()
     streams.add(older)
     streams.add(newer)
     assert not streams.drop(older)

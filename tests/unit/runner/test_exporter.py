@@ -13,7 +13,7 @@ from llmserve.config.plan import ProcessRole, ProcessSpec
 from llmserve.core.errors import StartFailed, Unavailable
 from llmserve.metrics.registry import MetricsServer, PageServer
 from llmserve.runner import exporter as exporting
-from llmserve.runner.board import Board, Stand
+from llmserve.runner.board import Board, ProcessState
 from llmserve.runner.exporter import ClusterExporter, fetch
 
 
@@ -52,7 +52,7 @@ async def bench() -> AsyncIterator[Bench]:
         specs.append(ProcessSpec(ProcessRole.DECODE, f"decode-{index}", "m", metrics_port=servers[-1].port))
     board = Board([spec.name for spec in specs], lambda: 0.0)
     for spec in specs:
-        board.set(spec.name, Stand.READY)
+        board.set(spec.name, ProcessState.READY)
     now = [0.0]
     exporter = ClusterExporter("demo", specs, board, ("127.0.0.1", 0), lambda: now[0])
     await exporter.start()

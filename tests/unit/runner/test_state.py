@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.errors import LLMServeError, StartFailed
-from llmserve.runner.leftovers import clear_leftovers
 from llmserve.runner.processes import start_ticks
 from llmserve.runner.state import STATE_NAME, ClusterState, RunLock, read_state
+from llmserve.runner.up import clear_leftovers
 
 STATE = ClusterState("0" * 32, "mine", "/m.yaml", os.getpid(), start_ticks(os.getpid()), 1.5, "ready")
 

@@ -9,11 +9,9 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.admission import AdmissionQueue
 from llmserve.scheduler.budgets import RequestBudget
-from llmserve.scheduler.decisions import Fit
-from llmserve.scheduler.fairness import FairShare
+from llmserve.scheduler.fairness import FairShare, Turns
 from llmserve.scheduler.ordering import Ordering, ShortestFirst
-from llmserve.scheduler.request import QueuedRequest
-from llmserve.scheduler.turns import Turns
+from llmserve.scheduler.request import Fit, QueuedRequest
 
 ARRIVAL = ShortestFirst(aging_seconds=0.0)
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.decisions import Evicted, Fit, Queued, Rejected
-from llmserve.scheduler.request import QueuedRequest
+from llmserve.scheduler.request import EvictedRequest, Fit, Queued, QueuedRequest, Rejected
 from llmserve.scheduler.resources import Capacity
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.snapshot import SchedulerSnapshot
@@ -118,7 +117,7 @@ class Simulation:
         request = QueuedRequest(name, TenantId(client.tenant), now, now + 1000.0, prompt)
         self._outputs[name] = output
         match self.scheduler.queue.offer(request, self._place):
-            case Queued(_, Evicted(victim)):
+            case Queued(_, EvictedRequest(victim)):
                 self._refuse(victim)
             case Rejected():
                 self._refuse(request)

@@ -3,9 +3,8 @@
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.accounts import MOST_TENANTS, OTHERS, Accounts
-from llmserve.scheduler.decisions import Fit
-from llmserve.scheduler.request import QueuedRequest
-from llmserve.scheduler.resources import Capacity, Limits
+from llmserve.scheduler.request import Fit, QueuedRequest
+from llmserve.scheduler.resources import Capacity, ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 
 
@@ -15,7 +14,7 @@ def _request(name: str, tenant: str = "gold", prompt: int = 100) -> QueuedReques
     )
 
 
-def _scheduler(clock: VirtualClock, limits: Limits, **policy: int) -> Scheduler:
+def _scheduler(clock: VirtualClock, limits: ClusterLimits, **policy: int) -> Scheduler:
     found = Scheduler(clock, Policy(limits=limits, weights={TenantId("gold"): 4.0}, **policy))  # type: ignore[arg-type]
     found.set_capacity(Capacity(requests=4, kv_bytes_per_token=2.0, hands_over=True))
     return found
@@ -27,7 +26,7 @@ def _place(request: QueuedRequest) -> Fit:
 
 def test_a_request_is_in_one_place_from_arrival_to_end() -> None:
     clock = VirtualClock(0.0)
-    scheduler = _scheduler(clock, Limits(max_requests_in_flight=1))
+    scheduler = _scheduler(clock, ClusterLimits(max_requests_in_flight=1))
     scheduler.queue.offer(_request("a"), _place)
     scheduler.queue.offer(_request("b", "basic"), _place)
     clock.advance(2.0)
@@ -46,7 +45,7 @@ def test_a_request_is_in_one_place_from_arrival_to_end() -> None:
 
 def test_a_refusal_names_the_tenant_and_what_was_used_up() -> None:
     clock = VirtualClock(0.0)
-    limits = Limits(max_requests_in_flight=1, max_tokens_in_flight=500)
+    limits = ClusterLimits(max_requests_in_flight=1, max_tokens_in_flight=500)
     scheduler = _scheduler(clock, limits, max_queued_requests=1)
     scheduler.queue.offer(_request("a", prompt=450), _place)
     scheduler.queue.dispatch(_place)
@@ -62,7 +61,7 @@ def test_a_refusal_names_the_tenant_and_what_was_used_up() -> None:
 
 def test_what_is_in_flight_and_of_how_much() -> None:
     clock = VirtualClock(0.0)
-    limits = Limits(
+    limits = ClusterLimits(
         max_requests_in_flight=2, max_tokens_in_flight=440, hbm_bytes=440.0, kv_io_bytes_per_second=400.0
     )
     scheduler = _scheduler(clock, limits, max_queued_requests=9)

@@ -6,9 +6,8 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import InvalidRequest, QueueFull, QueueTimeout
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.decisions import Dispatched, Fit, Queued, Rejected
-from llmserve.scheduler.request import QueuedRequest
-from llmserve.scheduler.resources import Capacity, Limits
+from llmserve.scheduler.request import Dispatched, Fit, Queued, QueuedRequest, Rejected
+from llmserve.scheduler.resources import Capacity, ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 from tests.unit.scheduler.conftest import ARRIVAL
@@ -173,7 +172,7 @@ def test_deadlines_of_the_departed_are_not_kept(make_desk: MakeDesk) -> None:
 def _scheduler(
     clock: VirtualClock, slots: int = 9, most: int = 100, weights: Any = None, **limits: Any
 ) -> Scheduler:
-    policy = Policy(max_queued_requests=most, limits=Limits(**limits), weights=weights or {})
+    policy = Policy(max_queued_requests=most, limits=ClusterLimits(**limits), weights=weights or {})
     scheduler = Scheduler(clock, policy)
     scheduler.set_capacity(Capacity(slots, kv_bytes_per_token=1.0))
     return scheduler
@@ -222,7 +221,7 @@ def test_a_request_larger_than_a_budget_is_refused_at_once(clock: VirtualClock) 
 def test_what_a_smaller_limit_leaves_no_room_for_is_evicted(clock: VirtualClock) -> None:
     scheduler = _scheduler(clock, slots=0, max_tokens_in_flight=100)
     _offer(scheduler, _request("large", prompt=90), _request("small", prompt=10))
-    policy = Policy(limits=Limits(max_tokens_in_flight=50))
+    policy = Policy(limits=ClusterLimits(max_tokens_in_flight=50))
     (evicted,) = scheduler.set_policy(policy)
     assert evicted.request.request_id == "large"
     assert isinstance(evicted.error, InvalidRequest)

@@ -10,9 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import InvalidRequest, QueueFull
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.decisions import Dispatched, Fit, Queued, Rejected
-from llmserve.scheduler.request import QueuedRequest
-from llmserve.scheduler.resources import Capacity, Limits
+from llmserve.scheduler.request import Dispatched, Fit, Queued, QueuedRequest, Rejected
+from llmserve.scheduler.resources import Capacity, ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
@@ -24,7 +23,7 @@ tenant_limits = st.builds(
     st.none() | st.integers(20, 500),
 )
 limits = st.builds(
-    Limits,
+    ClusterLimits,
     st.none() | st.integers(0, 4),
     maybe,
     maybe,

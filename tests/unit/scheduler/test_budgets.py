@@ -4,7 +4,7 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.budgets import KvIoBudget, RequestBudget, Spend, TokenBudget
 from llmserve.scheduler.request import QueuedRequest
-from llmserve.scheduler.resources import Capacity, Limits, Resources
+from llmserve.scheduler.resources import Capacity, ClusterLimits, Resources
 from llmserve.scheduler.tenant_budgets import (
     TenantLimit,
     TenantLimits,
@@ -79,7 +79,7 @@ def test_more_choices_than_there_can_be_are_refused_with_field_and_limit() -> No
 def test_the_least_of_what_limits_the_choices_is_named(
     clock: VirtualClock, budget: int | None, engines: tuple[int, int], setting: str, allowed: int
 ) -> None:
-    resources = Resources(clock, Limits(max_requests_in_flight=budget))
+    resources = Resources(clock, ClusterLimits(max_requests_in_flight=budget))
     resources.set_capacity(Capacity(requests=engines[0], widest_engine=engines[1]))
     assert resources.requests.refusal(_request("a", choices=allowed)) == ""
     refusal = resources.requests.refusal(_request("a", choices=allowed + 1))
@@ -185,7 +185,7 @@ def test_kv_is_handed_over_at_the_rate(clock: VirtualClock) -> None:
 
 
 def test_workers_that_do_both_move_no_kv(clock: VirtualClock) -> None:
-    resources = Resources(clock, Limits(kv_io_bytes_per_second=1.0))
+    resources = Resources(clock, ClusterLimits(kv_io_bytes_per_second=1.0))
     for hands_over in (False, True):
         resources.set_capacity(Capacity(9, 10.0, hands_over))
         name = str(hands_over)
@@ -209,7 +209,7 @@ def test_a_rate_is_kept_over_any_time() -> None:
 
 
 def test_hbm_counts_the_cached_tokens_too(clock: VirtualClock) -> None:
-    resources = Resources(clock, Limits(max_tokens_in_flight=400, hbm_bytes=8000.0))
+    resources = Resources(clock, ClusterLimits(max_tokens_in_flight=400, hbm_bytes=8000.0))
     assert (resources.hbm.limit_tokens, resources.kv_token_price) == (None, 0.0)  # no model is known yet
     resources.set_capacity(Capacity(9, kv_bytes_per_token=10.0))
     assert resources.hbm.limit_tokens == 800

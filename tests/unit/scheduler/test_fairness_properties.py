@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.fairness import FairShare, Shares
+from llmserve.scheduler.fairness import FairShare, TenantShares
 from llmserve.scheduler.request import QueuedRequest
 
 MOST_TOKENS = 500
@@ -20,7 +20,7 @@ class Backlog:
 
     def __init__(self, tenant_weights: list[float], tokens: list[int]) -> None:
         self.weights = {TenantId(str(index)): weight for index, weight in enumerate(tenant_weights)}
-        self.fairness = FairShare(Shares(self.weights))
+        self.fairness = FairShare(TenantShares(self.weights))
         self.served: Counter[TenantId] = Counter()
         self.turns = 0
         self._tokens = tokens
@@ -140,15 +140,15 @@ def test_corrected_charges_are_what_was_used(w: list[float], pairs: list[tuple[i
 def test_holding_kv_is_charged_when_it_is_the_scarcer() -> None:
     """100 cached prompt tokens of 110 cost what they hold, not what they compute."""
     request = QueuedRequest(RequestId("a"), TenantId("t"), 0.0, 1.0, prompt_tokens=110, cached_tokens=100)
-    assert Shares().cost(request, 10) == 20
-    assert Shares(kv_token_price=0.1).cost(request, 10) == 20
-    assert Shares(kv_token_price=0.5).cost(request, 10) == 60
+    assert TenantShares().cost(request, 10) == 20
+    assert TenantShares(kv_token_price=0.1).cost(request, 10) == 20
+    assert TenantShares(kv_token_price=0.5).cost(request, 10) == 60
 
 
 def test_the_worked_example_of_the_documentation() -> None:
     """docs/scheduling.md: weights 4 and 1, every request 400 tokens, one at a time."""
     gold, basic = TenantId("gold"), TenantId("basic")
-    fairness = FairShare(Shares({gold: 4.0}))
+    fairness = FairShare(TenantShares({gold: 4.0}))
     fairness.join(gold)
     fairness.join(basic)
     turns = ""

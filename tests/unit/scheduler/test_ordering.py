@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.estimates import OutputEstimates
-from llmserve.scheduler.ordering import ShortestFirst
+from llmserve.scheduler.ordering import OutputEstimates, ShortestFirst
 from llmserve.scheduler.request import QueuedRequest
 
 TENANT = TenantId("t")

@@ -7,7 +7,7 @@ import pytest
 from llmserve.core.ids import TenantId
 from llmserve.core.stats import jain
 from llmserve.scheduler.ordering import ShortestFirst
-from llmserve.scheduler.resources import Limits
+from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 from tests.unit.scheduler.simulation import Client, Simulation, drawn
@@ -41,8 +41,10 @@ def test_a_flood_makes_no_room_for_itself_in_the_queue() -> None:
     assert report.refused["small"] == 0
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(max_tokens_in_flight=300_000)], ids=["slots", "tokens"])
-def test_short_requests_stay_quick_under_a_flood(limits: Limits) -> None:
+@pytest.mark.parametrize(
+    "limits", [ClusterLimits(), ClusterLimits(max_tokens_in_flight=300_000)], ids=["slots", "tokens"]
+)
+def test_short_requests_stay_quick_under_a_flood(limits: ClusterLimits) -> None:
     """A short one waits for a slot to become free, and there are 40 a second: 3 s for each of the flood's."""
     policy = Policy(limits=limits)
     short = Client("short", 20, SHORT)
@@ -65,7 +67,9 @@ def test_shortest_first_within_a_tenant_shortens_the_typical_wait() -> None:
 
 
 def test_a_tenant_at_its_own_limit_delays_nobody() -> None:
-    limits = Limits(tenants=TenantLimits(named={TenantId("flood"): TenantLimit(tokens_per_second=2000)}))
+    limits = ClusterLimits(
+        tenants=TenantLimits(named={TenantId("flood"): TenantLimit(tokens_per_second=2000)})
+    )
     clients = [Client("small", 20, CHAT), Client("flood", 100, CHAT)]
     report = Simulation(Policy(limits=limits), clients, slots=32, seconds=120, warm_up_seconds=20).run()
     assert report.served_tokens["flood"] / 100 == pytest.approx(2000, rel=0.05)

@@ -6,19 +6,18 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.decisions import Fit
-from llmserve.scheduler.request import QueuedRequest
-from llmserve.scheduler.resources import Capacity, Limits
+from llmserve.scheduler.request import Fit, QueuedRequest
+from llmserve.scheduler.resources import Capacity, ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 from llmserve.scheduler.snapshot import FairnessSnapshot, SchedulerSnapshot
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 from tests.unit.scheduler.simulation import Client, Simulation, drawn
 
 GOLD, BASIC = TenantId("gold"), TenantId("basic")
-RATE = Limits(tenants=TenantLimits(TenantLimit(requests_per_second=10.0)))
+RATE = ClusterLimits(tenants=TenantLimits(TenantLimit(requests_per_second=10.0)))
 
 
-def scheduler(clock: VirtualClock, limits: Limits = RATE) -> Scheduler:
+def scheduler(clock: VirtualClock, limits: ClusterLimits = RATE) -> Scheduler:
     made = Scheduler(clock, Policy(limits=limits))
     made.set_capacity(Capacity(1000, 100.0, hands_over=True))
     return made
@@ -94,7 +93,7 @@ def test_what_runs_is_charged_once() -> None:
 
 
 def test_kv_io_goes_on_being_paced() -> None:
-    clock, limits = VirtualClock(), Limits(kv_io_bytes_per_second=1000.0)
+    clock, limits = VirtualClock(), ClusterLimits(kv_io_bytes_per_second=1000.0)
     first = scheduler(clock, limits)
     assert started(first, request("a", prompt=100)) == 1  # 10 s of the link
     second = scheduler(clock, limits)

@@ -1,7 +1,7 @@
 """The worked example of docs/scheduling.md, turn by turn."""
 
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.fairness import FairShare, Shares
+from llmserve.scheduler.fairness import FairShare, TenantShares
 from llmserve.scheduler.request import QueuedRequest
 
 GOLD, BASIC, THIRD = TenantId("gold"), TenantId("basic"), TenantId("third")
@@ -19,7 +19,7 @@ def turn(fair: FairShare, number: int) -> tuple[TenantId, QueuedRequest]:
 
 
 def test_the_turns_of_the_page() -> None:
-    fair = FairShare(Shares({GOLD: 4.0}))
+    fair = FairShare(TenantShares({GOLD: 4.0}))
     fair.join(GOLD)
     fair.join(BASIC)
     served, times = [], []
@@ -32,7 +32,7 @@ def test_the_turns_of_the_page() -> None:
 
 def test_a_short_answer_is_paid_back_and_a_newcomer_is_next() -> None:
     """What gold has paid too much for turn 3 brings it a turn sooner: 80 tokens less, for weight 4."""
-    fair = FairShare(Shares({GOLD: 4.0}))
+    fair = FairShare(TenantShares({GOLD: 4.0}))
     fair.join(GOLD)
     fair.join(BASIC)
     requests = {number: turn(fair, number)[1] for number in range(1, 11)}

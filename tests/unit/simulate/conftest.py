@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from llmserve.config.schema import Manifest
-from llmserve.simulate.report import Goals, Report
+from llmserve.simulate.report import Goals, SimReport
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
 from llmserve.traces.request import TracedRequest
 
 MakeShape = Callable[..., ClusterShape]
-Simulate = Callable[..., Report]
+Simulate = Callable[..., SimReport]
 
 _SIM = {"prefill_tokens_per_second": 1000.0, "decode_step_seconds": 0.01, "blocks": 256}
 
@@ -36,7 +36,7 @@ def make_shape() -> MakeShape:
 
 @pytest.fixture
 def simulate() -> Simulate:
-    def run(shape: ClusterShape, requests: Sequence[TracedRequest], goals: Goals | None = None) -> Report:
+    def run(shape: ClusterShape, requests: Sequence[TracedRequest], goals: Goals | None = None) -> SimReport:
         simulation = Simulation(shape, requests)
         simulation.run()
         simulation.check_integrity()

@@ -7,7 +7,7 @@ import pytest
 
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import TenantId, WorkerId
-from llmserve.simulate.mix import Kind, Mix
+from llmserve.simulate.mix import RequestKind, RequestMix
 from llmserve.simulate.report import Goals
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import Overrides
@@ -137,7 +137,9 @@ def test_good_requests_met_every_goal(make_shape: MakeShape, simulate: Simulate)
 
 @pytest.mark.parametrize("routing", ["kv_aware", "least_loaded", "round_robin"])
 def test_the_same_seed_gives_the_same_report(make_shape: MakeShape, routing: str) -> None:
-    mix = Mix([(Kind(100, 20), 1), (Kind(800, 60), 1)], [(GOLD, 1)], 8.0, 20.0, shared_tokens=64)
+    mix = RequestMix(
+        [(RequestKind(100, 20), 1), (RequestKind(800, 60), 1)], [(GOLD, 1)], 8.0, 20.0, shared_tokens=64
+    )
     deployment = {"replicas": {"prefill": 2, "decode": 2}}
     shape = make_shape(deployment=deployment, scheduling={"routing": routing}, sim={"blocks": 2048})
     reports = []
@@ -150,7 +152,7 @@ def test_the_same_seed_gives_the_same_report(make_shape: MakeShape, routing: str
 
 def test_weights_deliver_their_shares(make_shape: MakeShape, simulate: Simulate) -> None:
     """Both ask for more than there is; 16 at a time."""
-    mix = Mix([(Kind(50, 40), 1)], [(GOLD, 1), (BASIC, 1)], 60.0, 60.0)
+    mix = RequestMix([(RequestKind(50, 40), 1)], [(GOLD, 1), (BASIC, 1)], 60.0, 60.0)
     shape = make_shape(
         over=Overrides(weights=((GOLD, 4.0),)),
         deployment=ALONE,

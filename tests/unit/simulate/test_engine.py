@@ -15,7 +15,7 @@ from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.fabric import LocalFabric
 from llmserve.engines.sim.step import VirtualStepTimer
 from llmserve.engines.spec import EngineSpec
-from llmserve.simulate.mix import Kind, Mix
+from llmserve.simulate.mix import RequestKind, RequestMix
 from llmserve.simulate.report import Goals
 from llmserve.simulate.run import Simulation
 from llmserve.traces.request import TracedRequest
@@ -76,7 +76,7 @@ def test_every_request_ends_when_it_does_on_the_sim_engine(
     make_shape: MakeShape, concurrency: int, batch_tokens: int
 ) -> None:
     """With chunks, preemption and steps that pass as one."""
-    mix = Mix([(Kind(100, 60), 1)], [(TracedRequest(0.0, 1, 1).tenant, 1)], 30.0, 1.0)
+    mix = RequestMix([(RequestKind(100, 60), 1)], [(TracedRequest(0.0, 1, 1).tenant, 1)], 30.0, 1.0)
     requests = [replace(r, arrived_at=0.0) for r in mix.requests(random.Random(4))]
     section = {"max_decode_concurrency": concurrency, "max_batched_tokens": batch_tokens}
     engine = EngineConfig.model_validate({"kind": "sim", "sim": SIM, **section})

@@ -7,13 +7,13 @@ import pytest
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import TenantId
-from llmserve.simulate.mix import KINDS, Kind, Mix, parse_kind, parse_part
+from llmserve.simulate.mix import REQUEST_KINDS, RequestKind, RequestMix, parse_kind, parse_part
 
 A, B = TenantId("a"), TenantId("b")
 
 
 def test_rate_parts_and_sizes_are_as_asked() -> None:
-    mix = Mix([(Kind(100, 10), 1), (Kind(1000, 50), 3)], [(A, 4), (B, 1)], 50.0, 100.0)
+    mix = RequestMix([(RequestKind(100, 10), 1), (RequestKind(1000, 50), 3)], [(A, 4), (B, 1)], 50.0, 100.0)
     requests = mix.requests(random.Random(1))
     assert len(requests) == pytest.approx(5000, rel=0.05)
     tenants = Counter(request.tenant for request in requests)
@@ -25,12 +25,12 @@ def test_rate_parts_and_sizes_are_as_asked() -> None:
 
 
 def test_the_same_seed_gives_the_same_requests() -> None:
-    mix = Mix([(KINDS["short"], 1)], [(A, 1)], 5.0, 10.0)
+    mix = RequestMix([(REQUEST_KINDS["short"], 1)], [(A, 1)], 5.0, 10.0)
     assert mix.requests(random.Random(3)) == mix.requests(random.Random(3))
 
 
 def test_a_tenants_prompts_begin_alike() -> None:
-    mix = Mix([(Kind(100, 10), 1)], [(A, 1), (B, 1)], 20.0, 5.0, shared_tokens=64)
+    mix = RequestMix([(RequestKind(100, 10), 1)], [(A, 1), (B, 1)], 20.0, 5.0, shared_tokens=64)
     requests = mix.requests(random.Random(1))
     names = {(request.tenant, request.prefix_names, request.run_tokens) for request in requests}
     assert names == {(A, (0,), 64), (B, (1,), 64)}
@@ -38,8 +38,8 @@ def test_a_tenants_prompts_begin_alike() -> None:
 
 
 def test_kinds_and_parts_are_read() -> None:
-    assert parse_kind("long:30") == (KINDS["long"], 30.0)
-    assert parse_kind("1000/200:7.5") == (Kind(1000, 200), 7.5)
+    assert parse_kind("long:30") == (REQUEST_KINDS["long"], 30.0)
+    assert parse_kind("1000/200:7.5") == (RequestKind(1000, 200), 7.5)
     assert parse_part("--tenants", "a=4") == (A, 4.0)
 
 

@@ -3,12 +3,12 @@
 import pytest
 
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.engines.handover import HandoverTicket
+from llmserve.core.kv_params import PullParams
 from llmserve.engines.sim.step import BatchLimits, PullOrder, Timing
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.index_feed import IndexFeed
-from llmserve.simulate.sequence import BlockNames, Leg, TracedSequence
+from llmserve.simulate.sequence import BlockNames, SimLeg, TracedSequence
 from llmserve.simulate.shape import ClusterShape
 from llmserve.traces.request import TracedRequest
 from tests.unit.simulate.conftest import MakeShape, Simulate
@@ -28,7 +28,7 @@ class Owner:
     def pull(self, engine: VirtualEngine, order: PullOrder[TracedSequence]) -> None:
         raise AssertionError(order)
 
-    def unneeded(self, ticket: HandoverTicket) -> None:
+    def unneeded(self, ticket: PullParams) -> None:
         raise AssertionError(ticket)
 
     def cache_changed(self, engine: VirtualEngine) -> None:
@@ -54,7 +54,7 @@ class Node:
         """names: of its runs of 32 tokens."""
         request = TracedRequest(0.0, prompt_tokens, 1, prefix_names=names, run_tokens=32)
         blocks = BlockNames(request, number, 0, 16)
-        sequence = TracedSequence(RequestId(str(number)), Leg.WHOLE, blocks, prompt_tokens, 1)
+        sequence = TracedSequence(RequestId(str(number)), SimLeg.WHOLE, blocks, prompt_tokens, 1)
         self.engine.add(sequence)
         return blocks
 

@@ -2,7 +2,7 @@
 
 from llmserve.core.ids import TenantId
 from llmserve.core.stats import jain
-from llmserve.simulate.timeline import Timeline
+from llmserve.simulate.observed import Timeline
 
 A, B = TenantId("a"), TenantId("b")
 

@@ -5,7 +5,7 @@ One class, two halves that vLLM makes in two processes:
 - `scheduler_side` in the EngineCore decides: which prompt tokens come from outside, which finished
   blocks get a lease. It never touches memory.
 - `worker_side` in each vLLM worker (one per rank) acts: it owns the KV memory, the transports and
-  the lease table, through engines/handover.
+  the lease table, through engines/kv_transfer.
 
 `metadata` is what goes from the first to the second with each engine step, `stats` what comes back.
 """

@@ -18,16 +18,16 @@ from llmserve.config.conflict import Conflict
 from llmserve.config.refusals import SEVERAL_KV_GROUPS
 from llmserve.core.process import exit_so_when_done
 from llmserve.engines.connector import rewinding
-from llmserve.engines.connector.card import EngineCard
 from llmserve.engines.connector.memory import kv_layout, layer_indices
 from llmserve.engines.connector.metadata import RankEndpoint, StepOrders
 from llmserve.engines.connector.packing import kernel_of, packing_of
 from llmserve.engines.connector.push_orders import Continuations
+from llmserve.engines.connector.ready_file import EngineReadyFile
 from llmserve.engines.connector.scheduler_side import SchedulerSide
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stats import CountedElsewhere, HandoverStats
 from llmserve.engines.connector.worker_side import WorkerSide
-from llmserve.engines.handover import HeadShard
+from llmserve.engines.kv_transfer import HeadShard
 from llmserve.engines.spec import computation_words
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         ranks = [metadata[rank] for rank in sorted(metadata)]
         endpoints = [rank for rank in ranks if isinstance(rank, RankEndpoint)]
         self._scheduler.set_endpoints([rank.endpoint for rank in endpoints])
-        self._card(endpoints).write(self._settings.card)
+        self._card(endpoints).write(self._settings.push_params)
 
     def on_new_request(self, request: "Request") -> None:
         self._scheduler.on_new_request(request)
@@ -182,8 +182,8 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._worker is not None, "vLLM registers the KV caches before the first step"
         return self._worker
 
-    def _card(self, ranks: Sequence[RankEndpoint]) -> EngineCard:
-        return EngineCard(
+    def _card(self, ranks: Sequence[RankEndpoint]) -> EngineReadyFile:
+        return EngineReadyFile(
             layout=ranks[0].layout,
             kv_dtype=self._kv_dtype(),
             computation=self._computation(),

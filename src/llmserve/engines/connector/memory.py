@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llmserve.config.conflict import Conflict
 from llmserve.config.refusals import engine_on_gpu
 from llmserve.engines.connector.packing import Packing
-from llmserve.engines.handover import HeadShard, KvGeometry, KvLayout
+from llmserve.engines.kv_transfer import HeadShard, KvGeometry, KvLayout
 from llmserve.transfer.base import Region
 
 if TYPE_CHECKING:

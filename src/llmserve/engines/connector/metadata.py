@@ -22,11 +22,10 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Copy these tokens of the ticket's prompt into local_block_ids, the first of which is that of the first
-    token."""
+    """Copies these tokens of a prompt into local_block_ids, the first of which is that of the first token."""
 
     request_id: str
-    ticket: dict[str, Any]
+    pull_params: dict[str, Any]
     tokens: range
     local_block_ids: tuple[int, ...]
 
@@ -35,8 +34,8 @@ class Pull:
 class StepOrders(KVConnectorMetadata):
     """Everything of one step; each list is usually empty.
 
-    watches: tickets of requests that wait to be scheduled: keep their leases alive.
-    releases: tickets that will not be fetched (any more): end their leases now.
+    watches: pull_params of requests that wait to be scheduled: keep their leases alive.
+    releases: pull_params that will not be fetched (any more): end their leases now.
     cancels: request ids whose pull is no longer wanted; its result still has to come.
     push: the same for requests that are pushed.
     awaits_kv: nothing is computed in this step, and some request waits for its KV.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
-from llmserve.engines.handover import KvPart
+from llmserve.engines.kv_transfer import KvPart
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

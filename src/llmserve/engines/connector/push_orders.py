@@ -1,6 +1,6 @@
 """What the scheduler side tells the worker side about pushes, once per engine step; and what comes back.
 
-Pickled by vLLM. Names and cards are as they travel in kv_transfer_params.
+Pickled by vLLM. Names and push_params are as they travel in kv_transfer_params.
 """
 
 from dataclasses import dataclass, field
@@ -8,16 +8,16 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
 
-from llmserve.engines.handover import PushChunk
+from llmserve.engines.kv_transfer import PushChunk
 
 
 @dataclass(frozen=True, slots=True)
 class PushEnd:
-    """A prefill is done; its blocks are pinned under the lease of the ticket. tokens: what it drew."""
+    """A prefill is done; its blocks are pinned under the lease of the pull_params. tokens: what it drew."""
 
     request_id: str
     transfer_id: str
-    ticket: dict[str, Any]
+    pull_params: dict[str, Any]
     tokens: tuple[int, ...]
 
 
@@ -26,7 +26,7 @@ class Receive:
     """local_block_ids[i] waits for block first_block + i of the prompt."""
 
     request_id: str
-    card: dict[str, Any]
+    push_params: dict[str, Any]
     first_block: int
     local_block_ids: tuple[int, ...]
 
@@ -37,8 +37,8 @@ class PushOrders:
 
     At prefill. announced: transfers whose request has come. chunks: what this step computes of them. ends:
     those that are done; dropped: those that will not be.
-    At decode. expected: cards of requests that wait for blocks. receives: they have them. forgotten: cards
-    that are not wanted any more. cancels: request ids of receives that are not; their result has yet to come.
+    At decode. expected: requests that wait for blocks. receives: they have them. forgotten: pushes that
+    nobody wants any more. cancels: request ids of receives that are not; their result has yet to come.
     """
 
     announced: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """The deciding half of pushes: part of the scheduler side, in the EngineCore.
 
 At prefill it follows the steps of a request that is to be pushed, and says which blocks each step
-makes final. At decode it lets vLLM park a request that carries a PushCard, with blocks for its whole
+makes final. At decode it lets vLLM park a request that carries a PushParams, with blocks for its whole
 prompt, and when prefill is done lets it go on from the token that prefill drew.
 """
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import TransferId
+from llmserve.core.kv_params import PullParams, PushParams, is_pushed, transfer_of
 from llmserve.engines.connector.continuation import continue_from
 from llmserve.engines.connector.push_orders import PushEnd, PushOrders, Receive
-from llmserve.engines.handover import HandoverTicket, PromptFollower, PushCard, is_pushed, transfer_of
+from llmserve.engines.kv_transfer import PromptFollower
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -26,7 +27,7 @@ class PushSide:
         self._block_size = block_size_tokens
         self._orders = PushOrders()
         self._prefills: dict[str, tuple[Request, PromptFollower]] = {}
-        self._waiting: dict[str, PushCard] = {}  # at decode, without blocks
+        self._waiting: dict[str, PushParams] = {}  # at decode, without blocks
         self._parked: dict[str, Request] = {}  # at decode, with blocks
 
     @property
@@ -41,7 +42,7 @@ class PushSide:
             return
         try:
             if params.get("do_remote_prefill"):
-                self._expect(request, PushCard.from_params(params))
+                self._expect(request, PushParams.from_params(params))
             elif params.get("do_remote_decode"):
                 self._announce(request, transfer_of(params))
         except TransferError:
@@ -66,44 +67,44 @@ class PushSide:
         self._prefills[request.request_id] = request, follower
         self._orders.announced.append(transfer_id)
 
-    def prefill_ended(self, request: "Request", ticket: HandoverTicket | None) -> None:
-        """ticket: of what it hands over, if it does."""
+    def prefill_ended(self, request: "Request", pull_params: PullParams | None) -> None:
+        """pull_params: of what it hands over, if it does."""
         _, follower = self._prefills.pop(request.request_id, (None, None))
         if follower is None:
             return
-        if ticket is None:
+        if pull_params is None:
             self._orders.dropped.append(follower.transfer_id)
             return
         tokens = tuple(request.output_token_ids)
         self._orders.ends.append(
-            PushEnd(request.request_id, follower.transfer_id, ticket.to_params(), tokens)
+            PushEnd(request.request_id, follower.transfer_id, pull_params.to_params(), tokens)
         )
 
     # -- at decode
 
-    def _expect(self, request: "Request", card: PushCard) -> None:
-        self._waiting[request.request_id] = card
-        self._orders.expected.append(card.to_params())
+    def _expect(self, request: "Request", push_params: PushParams) -> None:
+        self._waiting[request.request_id] = push_params
+        self._orders.expected.append(push_params.to_params())
 
     def matched_tokens(self, request: "Request", computed_tokens: int) -> int:
         """Prompt tokens that prefill will bring beyond those in the local cache; 0 for all but requests that
         wait to be pushed. No side effects."""
-        card = self._waiting.get(request.request_id)
-        return 0 if card is None else max(0, card.num_tokens - computed_tokens)
+        push_params = self._waiting.get(request.request_id)
+        return 0 if push_params is None else max(0, push_params.num_tokens - computed_tokens)
 
     def after_alloc(self, request: "Request", blocks: "KVCacheBlocks", external_tokens: int) -> None:
-        card = self._waiting.pop(request.request_id, None)
-        if card is None:
+        push_params = self._waiting.pop(request.request_id, None)
+        if push_params is None:
             return
         if external_tokens == 0:  # vLLM wants to compute all of it
-            self._orders.forgotten.append(card.to_params())
+            self._orders.forgotten.append(push_params.to_params())
             return
-        first = (card.num_tokens - external_tokens) // self._block_size
-        end = -(-card.num_tokens // self._block_size)
+        first = (push_params.num_tokens - external_tokens) // self._block_size
+        end = -(-push_params.num_tokens // self._block_size)
         (local,) = blocks.get_block_ids()
         self._parked[request.request_id] = request
         self._orders.receives.append(
-            Receive(request.request_id, card.to_params(), first, tuple(local[first:end]))
+            Receive(request.request_id, push_params.to_params(), first, tuple(local[first:end]))
         )
 
     def loads_ended(self, request_ids: Iterable[str], tokens: Mapping[str, Sequence[int]]) -> None:
@@ -114,7 +115,7 @@ class PushSide:
                 continue_from(request, tokens[request_id])
 
     def request_finished(self, request: "Request") -> None:
-        if card := self._waiting.pop(request.request_id, None):  # aborted before it had blocks
-            self._orders.forgotten.append(card.to_params())
+        if push_params := self._waiting.pop(request.request_id, None):  # aborted before it had blocks
+            self._orders.forgotten.append(push_params.to_params())
         if self._parked.pop(request.request_id, None):  # aborted while they are filled
             self._orders.cancels.append(request.request_id)

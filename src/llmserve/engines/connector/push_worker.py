@@ -1,15 +1,9 @@
 """The acting half of pushes: part of the worker side, in each vLLM worker process."""
 
 from llmserve.core.ids import RequestId, TransferId
+from llmserve.core.kv_params import PullParams, PushParams
 from llmserve.engines.connector.push_orders import Continuations, PushEnd, PushOrders, Receive
-from llmserve.engines.handover import (
-    Finish,
-    HandoverNode,
-    HandoverTicket,
-    PullResult,
-    PushCard,
-    ReceiveJob,
-)
+from llmserve.engines.kv_transfer import Finish, HandoverNode, PullResult, ReceiveJob
 
 
 class PushWorker:
@@ -30,11 +24,11 @@ class PushWorker:
         for transfer_id in orders.dropped:
             self._sender.drop(TransferId(transfer_id))
         for expected in orders.expected:
-            self._receiver.expect(PushCard.from_params(expected))
+            self._receiver.expect(PushParams.from_params(expected))
         for receive in orders.receives:
             self._receiver.receive(_job(receive))
         for forgotten in orders.forgotten:
-            self._receiver.forget(PushCard.from_params(forgotten))
+            self._receiver.forget(PushParams.from_params(forgotten))
         for request_id in orders.cancels:
             self._receiver.cancel(RequestId(request_id))
 
@@ -55,9 +49,11 @@ class PushWorker:
 
 
 def _finish(end: PushEnd) -> Finish:
-    return Finish(RequestId(end.request_id), HandoverTicket.from_params(end.ticket), end.tokens)
+    return Finish(RequestId(end.request_id), PullParams.from_params(end.pull_params), end.tokens)
 
 
 def _job(receive: Receive) -> ReceiveJob:
-    card = PushCard.from_params(receive.card)
-    return ReceiveJob(RequestId(receive.request_id), card, receive.first_block, receive.local_block_ids)
+    push_params = PushParams.from_params(receive.push_params)
+    return ReceiveJob(
+        RequestId(receive.request_id), push_params, receive.first_block, receive.local_block_ids
+    )

@@ -2,12 +2,12 @@
 
 A request that must hand its KV over carries {"do_remote_decode": true}; when it finishes at its
 token limit its blocks stay pinned (vLLM frees them when the worker side says so) and its output
-carries a HandoverTicket. A request that carries a ticket loads its prompt from there: vLLM parks
+carries a PullParams. A request that carries pull parameters loads its prompt from there: vLLM parks
 it in WAITING_FOR_REMOTE_KVS, allocates blocks, and schedules it when the worker side reports it.
 
-A request that is pushed carries a PushCard instead, see `push_side`.
+A request that is pushed carries a PushParams instead, see `push_side`.
 
-A ticket is used once: after a failed load or a preemption the request computes its own prompt.
+A pull_params is used once: after a failed load or a preemption the request computes its own prompt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +17,9 @@ from vllm.v1.request import RequestStatus
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, WorkerId
+from llmserve.core.kv_params import PullParams, is_pushed
 from llmserve.engines.connector.metadata import Grant, Pull, StepOrders
 from llmserve.engines.connector.push_side import PushSide
-from llmserve.engines.handover import HandoverTicket, is_pushed
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -34,7 +34,7 @@ class SchedulerSide:
         self._lease_seconds = lease_seconds
         self._endpoints: tuple[str, ...] = ()
         self._orders = StepOrders()
-        self._waiting: dict[str, HandoverTicket] = {}  # arrived with a ticket, not yet scheduled
+        self._waiting: dict[str, PullParams] = {}  # arrived with pull parameters, not yet scheduled
         self._pulling: set[str] = set()
         self._pushes = PushSide(block_size_tokens)
 
@@ -48,41 +48,41 @@ class SchedulerSide:
         if not params or not params.get("do_remote_prefill") or is_pushed(params):
             return
         try:
-            ticket = HandoverTicket.from_params(params)
+            pull_params = PullParams.from_params(params)
         except TransferError:
             return  # refused by the engine's `add` already; never fatal here
-        self._waiting[request.request_id] = ticket
-        self._orders.watches.append(ticket.to_params())
+        self._waiting[request.request_id] = pull_params
+        self._orders.watches.append(pull_params.to_params())
 
     def matched_tokens(self, request: "Request", computed_tokens: int) -> int:
-        """Prompt tokens that the ticket covers beyond those in the local cache. No side effects."""
-        ticket = self._waiting.get(request.request_id)
-        if ticket is None:
+        """Prompt tokens that the pull covers beyond those in the local cache. No side effects."""
+        pull_params = self._waiting.get(request.request_id)
+        if pull_params is None:
             return self._pushes.matched_tokens(request, computed_tokens)
-        covered = min(ticket.num_tokens, int(request.num_tokens))
+        covered = min(pull_params.num_tokens, int(request.num_tokens))
         return max(0, covered - computed_tokens)
 
     def after_alloc(self, request: "Request", blocks: "KVCacheBlocks", external_tokens: int) -> None:
         self._pushes.after_alloc(request, blocks, external_tokens)
-        ticket = self._waiting.pop(request.request_id, None)
-        if ticket is None:
+        pull_params = self._waiting.pop(request.request_id, None)
+        if pull_params is None:
             return
         if external_tokens == 0:  # all of it was in the local cache
-            self._orders.releases.append(ticket.to_params())
+            self._orders.releases.append(pull_params.to_params())
             return
-        self._orders.pulls.append(self._pull(request, ticket, blocks, external_tokens))
+        self._orders.pulls.append(self._pull(request, pull_params, blocks, external_tokens))
         self._pulling.add(request.request_id)
 
     def _pull(
-        self, request: "Request", ticket: HandoverTicket, blocks: "KVCacheBlocks", external_tokens: int
+        self, request: "Request", pull_params: PullParams, blocks: "KVCacheBlocks", external_tokens: int
     ) -> Pull:
-        covered = min(ticket.num_tokens, request.num_tokens)
+        covered = min(pull_params.num_tokens, request.num_tokens)
         tokens = range(covered - external_tokens, covered)
         first, end = tokens.start // self._block_size, -(-tokens.stop // self._block_size)
         (local,) = blocks.get_block_ids()
         return Pull(
             request_id=request.request_id,
-            ticket=ticket.to_params(),
+            pull_params=pull_params.to_params(),
             tokens=tokens,
             local_block_ids=tuple(local[first:end]),
         )
@@ -106,8 +106,8 @@ class SchedulerSide:
     ) -> tuple[bool, dict[str, Any] | None]:
         """Returns whether vLLM must keep the blocks, and what goes into the request's last output."""
         request_id = request.request_id
-        if ticket := self._waiting.pop(request_id, None):  # aborted before it was scheduled
-            self._orders.releases.append(ticket.to_params())
+        if pull_params := self._waiting.pop(request_id, None):  # aborted before it was scheduled
+            self._orders.releases.append(pull_params.to_params())
         if request_id in self._pulling:  # aborted while its blocks arrive
             self._pulling.discard(request_id)
             self._orders.cancels.append(request_id)
@@ -125,12 +125,12 @@ class SchedulerSide:
         asked = bool(params and params.get("do_remote_decode"))
         return asked and request.status == RequestStatus.FINISHED_LENGTH_CAPPED
 
-    def _grant(self, request: "Request", block_ids: Sequence[int]) -> HandoverTicket:
+    def _grant(self, request: "Request", block_ids: Sequence[int]) -> PullParams:
         tokens = request.num_prompt_tokens
         held = tuple(block_ids[: -(-tokens // self._block_size)])
         lease_id = LeaseId(f"{self._epoch:x}.{request.request_id}")
         self._orders.grants.append(Grant(request.request_id, lease_id, tuple(block_ids)))
-        return HandoverTicket(
+        return PullParams(
             worker_id=self._worker_id,
             epoch=self._epoch,
             lease_id=lease_id,

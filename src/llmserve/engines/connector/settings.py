@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.core.ids import WorkerId
-from llmserve.engines.handover import TransferPolicy
+from llmserve.engines.kv_transfer import TransferPolicy
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectorSettings:
-    """card_path: where the engine's front process expects the EngineCard. host: what peers reach us by.
+    """card_path: where the engine's front process expects the EngineReadyFile. host: what peers reach us by.
     model: the identity of its contents. layerwise: KV may be pushed, layer by layer."""
 
     worker_id: WorkerId
@@ -34,5 +34,5 @@ class ConnectorSettings:
         return cls(**{**known, "engine_order": tuple(extra["engine_order"]), "policy": policy})
 
     @property
-    def card(self) -> Path:
+    def push_params(self) -> Path:
         return Path(self.card_path)

@@ -7,11 +7,12 @@ orders of the scheduler side. Called between forward passes; nothing here waits 
 from typing import Any
 
 from llmserve.core.ids import LeaseId, RequestId
+from llmserve.core.kv_params import PullParams
 from llmserve.engines.connector.metadata import Pull, RankEndpoint, StepOrders
 from llmserve.engines.connector.push_worker import PushWorker
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stats import HandoverStats
-from llmserve.engines.handover import HandoverNode, HandoverTicket, KvLayout, PullJob, PullResult
+from llmserve.engines.kv_transfer import HandoverNode, KvLayout, PullJob, PullResult
 from llmserve.transfer.select import make_transports
 
 # Longer, and a request that comes meanwhile begins late.
@@ -35,7 +36,6 @@ class WorkerSide:
             unusable=unusable,
         )
         self.pushes = PushWorker(self._node)
-        self._lease_sequence = 0
         self._reported: dict[str, Any] = {}
         self._pulled: list[PullResult] = []  # to be told with the next stats
 
@@ -51,11 +51,11 @@ class WorkerSide:
         for grant in orders.grants:
             self._node.server.grant(RequestId(grant.request_id), grant.block_ids, LeaseId(grant.lease_id))
         for watched in orders.watches:
-            self._node.client.watch(HandoverTicket.from_params(watched))
+            self._node.client.watch(PullParams.from_params(watched))
         for pull in orders.pulls:
             self._node.client.pull(self._job(pull))
         for released in orders.releases:
-            self._node.client.release(HandoverTicket.from_params(released))
+            self._node.client.release(PullParams.from_params(released))
         for request_id in orders.cancels:
             self._node.client.cancel(RequestId(request_id))
         self.pushes.execute(orders.push)
@@ -63,7 +63,7 @@ class WorkerSide:
     def _job(self, pull: Pull) -> PullJob:
         return PullJob(
             request_id=RequestId(pull.request_id),
-            ticket=HandoverTicket.from_params(pull.ticket),
+            pull_params=PullParams.from_params(pull.pull_params),
             tokens=pull.tokens,
             local_block_ids=pull.local_block_ids,
         )
@@ -94,13 +94,12 @@ class WorkerSide:
             "transfer_failures": status.transfer_failures,
             "last_transport": status.last_transport,
         }
-        changes = self._node.server.changes_after(self._lease_sequence)
-        self._lease_sequence = changes.sequence
+        changes = self._node.server.take_changes()
         pulled, self._pulled = self._pulled, []
-        if data == self._reported and not changes.changes and not pulled:
+        if data == self._reported and not changes and not pulled:
             return None
         self._reported = data
-        events = [[c.lease_id, c.state.value, c.blocks, c.remaining_seconds] for c in changes.changes]
+        events = [[c.lease_id, c.state.value, c.blocks, c.remaining_seconds] for c in changes]
         pulls = [_told(result) for result in pulled]
         return HandoverStats(data={**data, "lease_events": events, "pulls": pulls})
 

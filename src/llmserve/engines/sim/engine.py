@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
+from llmserve.core.kv_params import PullParams, PushParams, check_params, is_pushed
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents, KvPeer
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import EngineInfo
-from llmserve.engines.handover import HandoverTicket, PullResult, PushCard, check_params, is_pushed
-from llmserve.engines.sim.handover import KvHandover
+from llmserve.engines.kv_transfer import PullResult
+from llmserve.engines.sim.kv_handover import KvHandover
 from llmserve.engines.sim.limits import SimLimits
 from llmserve.engines.sim.link import SimLink, Ticket
 from llmserve.engines.sim.memory import KvMemory
@@ -124,7 +125,7 @@ class SimEngine:
             raise InvalidRequest(error.message) from error
         if not params or not params.get("do_remote_prefill"):
             return None
-        return PushCard.from_params(params) if is_pushed(params) else HandoverTicket.from_params(params)
+        return PushParams.from_params(params) if is_pushed(params) else PullParams.from_params(params)
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:
@@ -179,8 +180,8 @@ class SimEngine:
     def processes(self) -> Collection[int]:
         return ()
 
-    async def meet(self, peers: Sequence[KvPeer]) -> None:
-        self._linked().meet(peers)
+    async def set_peers(self, peers: Sequence[KvPeer]) -> None:
+        self._linked().set_peers(peers)
 
     # -- the loop
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field, replace
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import LeaseId, RequestId, TransferId
+from llmserve.core.kv_params import PullParams, PushParams
 from llmserve.core.lease import LeaseChange
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.request import KvPeer, PairStatus
-from llmserve.engines.handover import Finish, HandoverTicket, PullResult, PushCard, PushChunk
+from llmserve.engines.kv_transfer import Finish, PullResult, PushChunk
 from llmserve.engines.sim.link import LinkCounters, Ticket
 from llmserve.engines.sim.memory import Digests, KvMemory
 from llmserve.engines.spec import EngineSpec
-from llmserve.kvstore.leases import LeaseAnswer, LeaseTable
+from llmserve.kvstore.leases import BlockLeases
 
 
 @dataclass(slots=True)
@@ -75,7 +77,7 @@ class LocalFabric:
         self._links: dict[str, LocalLink] = {}
 
     async def open(self, spec: EngineSpec, memory: KvMemory) -> "LocalLink":
-        table = LeaseTable(spec.epoch, spec.transfer.lease_seconds, self._clock)
+        table = BlockLeases(spec.epoch, spec.transfer.lease_seconds, self._clock)
         link = LocalLink(f"{spec.worker_id}:{len(self._links) + 1}", self, memory, table)
         self._links[link.endpoint] = link
         return link
@@ -88,7 +90,7 @@ class LocalFabric:
 
 
 class LocalLink:
-    def __init__(self, endpoint: str, fabric: LocalFabric, memory: KvMemory, table: LeaseTable) -> None:
+    def __init__(self, endpoint: str, fabric: LocalFabric, memory: KvMemory, table: BlockLeases) -> None:
         self.endpoint = endpoint
         self.transports: tuple[str, ...] = (TRANSPORT,)
         self.changed = asyncio.Event()
@@ -97,9 +99,8 @@ class LocalLink:
         self._table = table
         self._counters = LinkCounters()
         self._pulled: list[PullResult] = []
-        self._arriving: dict[RequestId, PushCard] = {}
+        self._arriving: dict[RequestId, PushParams] = {}
         self.pushes = LocalPushes()
-        self._reported = 0
 
     # -- the side that owns the blocks
 
@@ -111,7 +112,7 @@ class LocalLink:
         self.pushes.forget(ended)
         return tuple(ended)
 
-    def serve(self, ticket: HandoverTicket, tokens: range) -> Digests | None:
+    def serve(self, ticket: PullParams, tokens: range) -> Digests | None:
         """The content of leased blocks, and the end of the lease; None when it does not hold."""
         if self._table.check(ticket.lease_id, ticket.epoch) is not LeaseAnswer.VALID:
             return None
@@ -120,7 +121,7 @@ class LocalLink:
         self.end_lease(ticket)
         return content
 
-    def end_lease(self, ticket: HandoverTicket) -> bool:
+    def end_lease(self, ticket: PullParams) -> bool:
         ended = self._table.release(ticket.lease_id, ticket.epoch) is LeaseAnswer.VALID
         if ended:
             self.changed.set()
@@ -129,15 +130,15 @@ class LocalLink:
     # -- the side that wants them
 
     def pull(self, request_id: RequestId, ticket: Ticket, tokens: range, local: Sequence[int]) -> None:
-        if isinstance(ticket, PushCard):
+        if isinstance(ticket, PushParams):
             self._wait(request_id, ticket, tokens, local)
         else:
             self._end(self._fetched(request_id, ticket, tokens, local))
 
-    def _wait(self, request_id: RequestId, card: PushCard, tokens: range, local: Sequence[int]) -> None:
+    def _wait(self, request_id: RequestId, card: PushParams, tokens: range, local: Sequence[int]) -> None:
         def fetch(finish: Finish) -> None:
             del self._arriving[request_id]
-            result = self._fetched(request_id, finish.ticket, tokens, local)
+            result = self._fetched(request_id, finish.pull_params, tokens, local)
             drawn = finish.tokens if card.continues else ()
             self._end(replace(result, tokens=drawn, pushed=result.ok))
 
@@ -156,7 +157,7 @@ class LocalLink:
         self.changed.set()
 
     def _fetched(
-        self, request_id: RequestId, ticket: HandoverTicket, tokens: range, local: Sequence[int]
+        self, request_id: RequestId, ticket: PullParams, tokens: range, local: Sequence[int]
     ) -> PullResult:
         owner = self._fabric.find(ticket.endpoints[0])
         content = owner.serve(ticket, tokens) if owner else None
@@ -180,7 +181,7 @@ class LocalLink:
     def watch(self, ticket: Ticket) -> None:
         """Nothing to do: virtual time passes only while somebody works."""
 
-    def meet(self, peers: Sequence[KvPeer]) -> None:
+    def set_peers(self, peers: Sequence[KvPeer]) -> None:
         """Nothing to do: all are in this process."""
 
     def pairs(self) -> Sequence[PairStatus]:
@@ -190,10 +191,10 @@ class LocalLink:
         owner = self._fabric.find(ticket.endpoints[0])
         if owner is None:
             return
-        if isinstance(ticket, HandoverTicket):
+        if isinstance(ticket, PullParams):
             owner.end_lease(ticket)
         elif finish := owner.pushes.stop(ticket.transfer_id):
-            owner.end_lease(finish.ticket)
+            owner.end_lease(finish.pull_params)
 
     # -- the side that pushes
 
@@ -212,9 +213,7 @@ class LocalLink:
     # -- reports
 
     def take_changes(self) -> Sequence[LeaseChange]:
-        changes = self._table.changes_after(self._reported)
-        self._reported = changes.sequence
-        return changes.changes
+        return self._table.take_changes()
 
     def counters(self) -> LinkCounters:
         self._counters.leased_blocks = self._table.leased_blocks

@@ -12,28 +12,26 @@ from typing import Protocol
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, TransferId
+from llmserve.core.kv_params import PullParams, PushParams, addresses_for
 from llmserve.core.lease import LeaseChange
 from llmserve.core.request import KvPeer, PairStatus
 from llmserve.core.tasks import TaskOwner
-from llmserve.engines.handover import (
+from llmserve.engines.kv_transfer import (
     Finish,
     HandoverNode,
-    HandoverTicket,
     KvGeometry,
     KvLayout,
     KvPart,
     PullJob,
     PullResult,
-    PushCard,
     PushChunk,
     ReceiveJob,
-    addresses_for,
 )
 from llmserve.engines.sim.memory import TOKEN_BYTES, KvMemory
 from llmserve.engines.spec import EngineSpec, transfer_policy
 from llmserve.transfer.select import make_transports
 
-Ticket = HandoverTicket | PushCard  # what a request can have its KV for: to be pulled, or to be pushed
+Ticket = PullParams | PushParams  # what a request can have its KV for: to be pulled, or to be pushed
 
 
 @dataclass(slots=True)
@@ -86,7 +84,7 @@ class SimLink(Protocol):
     def drop(self, transfer_id: TransferId) -> None:
         """It will not be handed over."""
 
-    def meet(self, peers: Sequence[KvPeer]) -> None:
+    def set_peers(self, peers: Sequence[KvPeer]) -> None:
         """All engines that tickets may come from."""
 
     def pairs(self) -> Sequence[PairStatus]:
@@ -142,7 +140,6 @@ class HandoverLink:
         self.changed = asyncio.Event()
         self._node = node
         self._block_size_tokens = block_size_tokens
-        self._reported = -1
         self._failed: list[PullResult] = []
         self._pulls = 0  # whose result was not taken yet
         self._tasks = TaskOwner("sim-link")
@@ -167,7 +164,7 @@ class HandoverLink:
             self._start_polling()
 
     def _start(self, request_id: RequestId, ticket: Ticket, tokens: range, local: tuple[int, ...]) -> None:
-        if isinstance(ticket, PushCard):
+        if isinstance(ticket, PushParams):
             first_block = tokens.start // self._block_size_tokens
             self._node.receiver.receive(ReceiveJob(request_id, ticket, first_block, local))
         else:
@@ -184,13 +181,13 @@ class HandoverLink:
         self._node.receiver.cancel(request_id)
 
     def watch(self, ticket: Ticket) -> None:
-        if isinstance(ticket, PushCard):
+        if isinstance(ticket, PushParams):
             self._node.receiver.expect(ticket)
         else:
             self._node.client.watch(ticket)
 
     def release(self, ticket: Ticket) -> None:
-        if isinstance(ticket, PushCard):
+        if isinstance(ticket, PushParams):
             self._node.receiver.forget(ticket)
         else:
             self._node.client.release(ticket)
@@ -208,16 +205,14 @@ class HandoverLink:
     def drop(self, transfer_id: TransferId) -> None:
         self._node.sender.drop(transfer_id)
 
-    def meet(self, peers: Sequence[KvPeer]) -> None:
-        self._node.client.meet([address for peer in peers for address in addresses_for(peer, 0, 1)])
+    def set_peers(self, peers: Sequence[KvPeer]) -> None:
+        self._node.client.set_peers([address for peer in peers for address in addresses_for(peer, 0, 1)])
 
     def pairs(self) -> Sequence[PairStatus]:
         return self._node.client.pairs()
 
     def take_changes(self) -> Sequence[LeaseChange]:
-        changes = self._node.server.changes_after(self._reported)
-        self._reported = changes.sequence
-        return changes.changes
+        return self._node.server.take_changes()
 
     def counters(self) -> LinkCounters:
         status = self._node.server.status()

@@ -11,9 +11,10 @@ import numpy as np
 
 from llmserve.core.blocks import chain_hashes, next_hash
 from llmserve.core.ids import BlockHash, RequestId
+from llmserve.core.kv_params import is_pushed, transfer_of
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineRequest, HandoverReport, PrefillStats
-from llmserve.engines.handover import PromptFollower, is_pushed, transfer_of
+from llmserve.engines.kv_transfer import PromptFollower
 from llmserve.engines.sim.link import Ticket
 from llmserve.engines.sim.memory import Digests, first_digest, next_digests
 

@@ -27,7 +27,7 @@ from vllm.v1.kv_offload.base import (
     get_offload_block_hash,
 )
 
-from llmserve.engines.handover import arriving_tokens
+from llmserve.core.kv_params import arriving_tokens
 from llmserve.engines.store.link import Ask
 from llmserve.engines.store.links import StoreLinks
 from llmserve.engines.store.pace import Pace

@@ -24,12 +24,13 @@ from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.refusals import engine_on_gpu, model_refusals
 from llmserve.core.errors import DeadlineExceeded, EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
+from llmserve.core.kv_params import addresses_for, check_params
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import descendants, read_effort
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, HandoverReport, KvEvents, KvPeer
 from llmserve.engines.base import EngineInfo
-from llmserve.engines.connector.card import EngineCard
-from llmserve.engines.handover import addresses_for, check_params, meet, query_status
+from llmserve.engines.connector.ready_file import EngineReadyFile
+from llmserve.engines.kv_transfer import query_status, set_peers
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import compiles, engine_args, needs_compiler
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
@@ -82,7 +83,7 @@ class VllmEngine:
         self._children = frozenset(descendants(os.getpid()))
         if self._registry is not None:
             self._own_metrics = OwnMetrics(config, self._registry)
-        card = EngineCard.read(card_path)
+        card = EngineReadyFile.read(card_path)
         self._stats.total_blocks = card.total_blocks
         self._info = EngineInfo(
             kv_dtype=card.kv_dtype,
@@ -204,12 +205,12 @@ class VllmEngine:
         """A worker starts no others."""
         return descendants(os.getpid())
 
-    async def meet(self, peers: Sequence[KvPeer]) -> None:
+    async def set_peers(self, peers: Sequence[KvPeer]) -> None:
         assert self._info is not None
         mine = self._info.handover_endpoints
         for rank, endpoint in enumerate(mine):
             addresses = [address for peer in peers for address in addresses_for(peer, rank, len(mine))]
-            await meet(endpoint, addresses, _SIDE_CHANNEL_SECONDS)
+            await set_peers(endpoint, addresses, _SIDE_CHANNEL_SECONDS)
 
     async def load(self) -> EngineLoad:
         """vLLM tells with its steps; of the pairs, whose probes need no step, the rank itself is asked."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llmserve.core.clock import Clock
 from llmserve.core.deadlines import Deadlines
 from llmserve.core.ids import LeaseId
-from llmserve.kvstore.leases import LeaseAnswer
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.kvstore.pool.slot import PoolUser
 
 REMEMBERED_ENDS = 4096

@@ -19,7 +19,7 @@ from enum import Enum
 from llmserve.core.clock import Clock
 from llmserve.core.deadlines import Deadlines
 from llmserve.core.ids import LeaseId
-from llmserve.kvstore.leases import LeaseAnswer
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.kvstore.pool.pins import PinBook, PinLease
 from llmserve.kvstore.pool.slabs import NoSlot, SlabMap
 from llmserve.kvstore.pool.slot import (

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from llmserve.core.clock import Clock
 from llmserve.core.deadlines import Deadlines
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.stats import TierTotals
 from llmserve.kvstore.eviction import Added, TierBook, Victim
-from llmserve.kvstore.leases import LeaseAnswer
 from llmserve.kvstore.pool.slot import (
     CommitOutcome,
     Fill,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from math import inf
 
 from llmserve.core.ids import BlockHash, LeaseId
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.stats import EvictReason
 from llmserve.kvstore.eviction import NOBODY, Admission
-from llmserve.kvstore.leases import LeaseAnswer
 from llmserve.kvstore.pool.slot import CommitOutcome, PoolUser
 from llmserve.kvstore.store.dram import DramTier
 from llmserve.kvstore.store.lower import LowerStore

@@ -4,7 +4,7 @@ import json
 
 from llmserve.apiserver.explain.record import Handle, RequestRecord
 from llmserve.apiserver.explain.view import view
-from llmserve.cli.explain_page import lines
+from llmserve.cli.explain import lines
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import HandoverReport, PrefillStats
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2

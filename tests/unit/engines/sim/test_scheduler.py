@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
+from llmserve.core.kv_params import PullParams
 from llmserve.core.request import EngineRequest, PrefillStats, SamplingLimits
-from llmserve.engines.handover import HandoverTicket
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.sequence import Phase, SimSequence
@@ -19,7 +19,7 @@ def sequence(name: str, prompt: Sequence[int], ticket_tokens: int = 0, max_token
     ticket = None
     if ticket_tokens:
         blocks = tuple(range(100, 100 + -(-ticket_tokens // BLOCK)))
-        ticket = HandoverTicket(WorkerId("p"), 1, LeaseId("l"), ("h:1",), blocks, ticket_tokens, BLOCK, 30.0)
+        ticket = PullParams(WorkerId("p"), 1, LeaseId("l"), ("h:1",), blocks, ticket_tokens, BLOCK, 30.0)
     return SimSequence(
         EngineRequest(RequestId(name), prompt, SamplingLimits(max_tokens)), ticket, BLOCK, 1000
     )
@@ -157,7 +157,7 @@ def test_a_ticket_that_the_cache_covers_is_released() -> None:
     step = bench.step()
     assert not step.pulls
     (released,) = step.releases
-    assert isinstance(released, HandoverTicket)
+    assert isinstance(released, PullParams)
     assert released.lease_id == "l"
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from llmserve.core.ids import LeaseId
-from llmserve.kvstore.leases import LeaseAnswer
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.kvstore.pool.slot import NO_SLOT, CommitOutcome, Fill, RemoveOutcome, ReserveOutcome, Slot
 from tests.unit.kvstore.pool.conftest import READER, UNIT, UNITS, WRITER, Pool, fill, keys, want
 

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import LeaseId
-from llmserve.kvstore.leases import LeaseAnswer
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.kvstore.pool.slabs import SlabMap
 from llmserve.kvstore.pool.slot import Fill, PoolUser, Slot, Want
 from llmserve.kvstore.pool.table import PoolTable

@@ -6,8 +6,8 @@ import random
 import pytest
 
 from llmserve.core.ids import TenantId
+from llmserve.core.lease_table import LeaseAnswer
 from llmserve.kvstore.eviction import WriteMode
-from llmserve.kvstore.leases import LeaseAnswer
 from llmserve.kvstore.pool.slot import CommitOutcome, PoolUser
 from llmserve.kvstore.store import PartFill, Prepared, part_key
 from tests.unit.kvstore.store.conftest import MakeWorld, World, chain

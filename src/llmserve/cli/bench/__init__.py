@@ -1,0 +1,201 @@
+"""`llmserve bench`: put a load on an OpenAI endpoint, and measure."""
+
+import argparse
+import json
+from typing import Any
+
+from llmserve.cli.command import Command, add_json, add_manifest, count, not_negative, positive, share, whole
+from llmserve.loadgen.kinds import SIZES
+
+_ABOUT = """\
+Puts a load on an OpenAI endpoint and measures it from outside: the cluster that runs here (or of -f,
+--run-dir), or with --url any other server, so that rivals are measured alike.
+
+  llmserve bench --concurrency 16 --seconds 60
+  llmserve bench --url http://10.0.0.7:8000 --mix long=4000/100:30 short:70 --rate 5 --slo ttft=1,itl=0.05
+  llmserve bench --trace mooncake.jsonl --speed 2 --html report.html
+  llmserve bench --tenants gold=@GOLD_KEY basic=@BASIC_KEY --weights gold=4 --concurrency 64
+  llmserve bench compare agg -f llmserve.yaml --requests 100
+
+In the open loop (--rate, --trace) requests leave at planned times however long answers take, and times count
+from there. In the closed loop (--concurrency) each user waits for the answer. Ctrl-C ends the run and shows
+what has ended. Prompts have exact lengths where the endpoint takes token ids; what is approximate is said.
+docs/benchmarking.md explains the figures. The exit code is 1 when nothing was served.
+"""
+
+
+_ABOUT_COMPARE = """\
+Starts the cluster of a manifest in both shapes on this machine, one after the other in alternating turns, and
+sends each the same requests: agg (as many engines, each computing prompts and answers) and disagg (prefill
+and decode apart). Then it says what differs, with 95% intervals: of a bootstrap over rounds and requests.
+"""
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add_bench(parser)
+    parser.set_defaults(compares=False)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=False)
+    compare = actions.add_parser(
+        "compare",
+        help="aggregated against disaggregated, in turns",
+        description=_ABOUT_COMPARE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_compare(compare)
+    compare.set_defaults(compares=True)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from llmserve.cli.bench import compare, run  # the HTTP client and numpy: not for other commands
+
+    return compare.run(options) if options.compares else run.run(options)
+
+
+COMMAND = Command("bench", "put a load on an endpoint, and measure it", _ABOUT, _configure, _run)
+
+
+AGGREGATED, DISAGGREGATED = "agg", "disagg"
+KEY_VARIABLE = "LLMSERVE_API_KEY"
+SECONDS = 60.0
+"""How long a load of a mix begins conversations, if nothing is said."""
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--url", help="of the endpoint, with or without /v1")
+    where.add_argument("-f", "--file", metavar="FILE", help="the manifest that a cluster was started with")
+    where.add_argument("--run-dir", metavar="DIR", help="its run directory")
+    _add_load(parser)
+    _add_slo(parser)
+    parser.add_argument("--weights", nargs="+", default=[], metavar="NAME=W", help="of tenants, for fairness")
+    _add_output(parser)
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("base", choices=(AGGREGATED, DISAGGREGATED), help="what the other is compared with")
+    add_manifest(parser)
+    _add_load(parser)
+    parser.add_argument("--rounds", type=count, default=3, metavar="N", help="starts of each (default: 3)")
+    parser.add_argument(
+        "--ready-timeout", type=positive, default=600.0, metavar="S", help="of a start (default: 600)"
+    )
+    _add_slo(parser)
+    _add_output(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    parser.add_argument("--html", metavar="FILE", help="write a page with plots")
+
+
+def _add_slo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--slo", default="", metavar="ttft=S,itl=S,e2e=S", help="what a good request meets")
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    _add_what(parser.add_argument_group("what to send"))
+    _add_when(parser.add_argument_group("when to send it"))
+    _add_how(parser.add_argument_group("how to send it"))
+
+
+def _add_what(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--mix",
+        nargs="+",
+        default=["short:70", "chat:30"],
+        metavar="KIND:PART",
+        help=f"kinds, parts: {', '.join(SIZES)}, or NAME=PROMPT/OUTPUT in tokens, as long=4000/100:30 "
+        "(default: short:70 chat:30)",
+    )
+    group.add_argument("--spread", type=share, default=0.0, metavar="SHARE", help="sizes differ by so much")
+    group.add_argument(
+        "--turns", type=count, default=1, metavar="N", help="of each conversation (default: 1)"
+    )
+    group.add_argument("--shared-prefix", type=whole, default=0, metavar="TOKENS", help="prompts begin alike")
+    group.add_argument(
+        "--prefixes", type=count, default=1, metavar="N", help="so many different ones (default: 1)"
+    )
+    group.add_argument("--trace", metavar="FILE", help="Mooncake .jsonl, Azure or BurstGPT .csv, not the mix")
+    group.add_argument(
+        "--tenants",
+        nargs="+",
+        default=[],
+        metavar="NAME:PART=KEY",
+        help="@VARIABLE: a key in the environment",
+    )
+
+
+def _add_when(group: argparse._ArgumentGroup) -> None:
+    loop = group.add_mutually_exclusive_group()
+    loop.add_argument(
+        "--rate",
+        type=positive,
+        metavar="R",
+        help="open loop: conversations per second, whatever is answered",
+    )
+    loop.add_argument(
+        "--concurrency", type=count, default=8, metavar="N", help="closed loop: users (default: 8)"
+    )
+    group.add_argument(
+        "--burstiness",
+        type=not_negative,
+        default=1.0,
+        metavar="CV",
+        help="of the open loop: 0 constant, 1 Poisson (default), more: bursts",
+    )
+    group.add_argument("--speed", type=positive, default=1.0, help="play the trace so many times as fast")
+    group.add_argument("--think", type=not_negative, default=0.0, metavar="S", help="before the next turn")
+    group.add_argument("--requests", type=count, metavar="N", help="conversations at most")
+    group.add_argument(
+        "--seconds",
+        type=positive,
+        metavar="S",
+        help=f"none begins later (default: {SECONDS:g}, or --requests)",
+    )
+    group.add_argument("--seed", type=int, help="the same seed, the same load (default: another each time)")
+
+
+def _add_how(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--model", help="default: the first that the endpoint lists")
+    group.add_argument(
+        "--api-key", metavar="KEY", help=f"@VARIABLE: in the environment (default: @{KEY_VARIABLE}, if set)"
+    )
+    group.add_argument(
+        "--prompts",
+        choices=["auto", "tokens", "text", "chat"],
+        default="auto",
+        help="exact token ids, or text; chat has its own URL",
+    )
+    group.add_argument(
+        "--token-ids", type=_id_range, default=(1000, 30_000), metavar="FROM-TO", help="default: 1000-30000"
+    )
+    group.add_argument(
+        "--extra-body",
+        type=_object,
+        default={},
+        metavar="JSON",
+        help='further fields of requests; null leaves one out, as {"ignore_eos": null}',
+    )
+    group.add_argument(
+        "--timeout", type=positive, default=600.0, metavar="S", help="of a request (default: 600)"
+    )
+    group.add_argument(
+        "--warmup", type=whole, default=4, metavar="N", help="requests not counted (default: 4)"
+    )
+
+
+def _id_range(text: str) -> tuple[int, int]:
+    low, dash, high = text.partition("-")
+    if not (dash and low.isdecimal() and high.isdecimal() and int(low) < int(high)):
+        raise argparse.ArgumentTypeError(f"{text} is not FROM-TO")
+    return int(low), int(high)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return fields

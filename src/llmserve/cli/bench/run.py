@@ -1,0 +1,117 @@
+"""A load on one endpoint."""
+
+import argparse
+import json
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import uvloop
+
+from llmserve.cli.bench import KEY_VARIABLE, SECONDS
+from llmserve.cli.bench.page import report_page, watched, write_page
+from llmserve.cli.cluster import find_cluster
+from llmserve.cli.command import EXIT_FAILED, EXIT_OK
+from llmserve.cli.screen import screen
+from llmserve.core.errors import InvalidRequest
+from llmserve.core.ids import DEFAULT_TENANT, TenantId
+from llmserve.loadgen.endpoint import Target, base_url, only_model
+from llmserve.loadgen.kinds import Tenant, parse_kind, parse_tenant, parse_weight
+from llmserve.loadgen.load import Load
+from llmserve.loadgen.page import page
+from llmserve.loadgen.prompts import PromptForm
+from llmserve.loadgen.report import Slo, make_report
+from llmserve.loadgen.run import Outcome, Ways, run_load
+from llmserve.loadgen.workload import Mix
+from llmserve.traces.read import at_speed, read_trace
+from llmserve.traces.request import TracedRequest
+
+
+def run(options: argparse.Namespace) -> int:
+    slo = Slo.parse(options.slo)
+    weights = dict(parse_weight(text) for text in options.weights)
+    load = load_of(options)
+    url = base_url(options.url) if options.url else find_cluster(options).state.base_urls[0]
+    outcome = uvloop.run(_outcome(options, load, url))
+    report = make_report(outcome.records, outcome.about, slo, weights)
+    if options.html:
+        write_page(Path(options.html), page(report, outcome.records))
+    if options.json:
+        print(json.dumps(asdict(report), indent=2))
+    else:
+        screen().print(report_page(report))
+    return EXIT_OK if report.served else EXIT_FAILED
+
+
+async def _outcome(options: argparse.Namespace, load: Load, url: str) -> Outcome:
+    model = options.model or await only_model(url, tenants_of(options)[0].key)
+    return await run_load(load, target_of(options, url, model), ways_of(options), watched)
+
+
+_FORMS = {"tokens": PromptForm.TOKENS, "text": PromptForm.TEXT, "chat": PromptForm.CHAT}
+
+
+def load_of(options: argparse.Namespace) -> Load:
+    """Errors: InvalidRequest."""
+    tenants = tenants_of(options)
+    seed = random.SystemRandom().randrange(1 << 31) if options.seed is None else options.seed
+    mix = Mix(
+        kinds=tuple(parse_kind(text) for text in options.mix),
+        tenants=tenants,
+        turns=options.turns,
+        spread=options.spread,
+        shared_tokens=options.shared_prefix,
+        prefixes=options.prefixes,
+    )
+    unlimited = options.requests is None and options.seconds is None and not options.trace
+    return Load(
+        mix=mix,
+        seed=seed,
+        trace=_trace(options, tenants, seed) if options.trace else (),
+        rate=options.rate,
+        burstiness=options.burstiness,
+        concurrency=options.concurrency,
+        count=options.requests,
+        seconds=SECONDS if unlimited else options.seconds,
+        think_seconds=options.think,
+    )
+
+
+def tenants_of(options: argparse.Namespace) -> tuple[Tenant, ...]:
+    if options.tenants:
+        return tuple(parse_tenant(text, os.environ) for text in options.tenants)
+    return (Tenant(DEFAULT_TENANT, api_key(options.api_key, os.environ)),)
+
+
+def api_key(given: str | None, environment: Mapping[str, str]) -> str | None:
+    """Errors: InvalidRequest when a variable that was named is not set."""
+    if given is None:
+        return environment.get(KEY_VARIABLE) or None
+    if not given.startswith("@"):
+        return given
+    if not environment.get(given[1:]):
+        raise InvalidRequest(f"--api-key {given}: the environment has no {given[1:]}")
+    return environment[given[1:]]
+
+
+def target_of(options: argparse.Namespace, url: str, model: str) -> Target:
+    keys = {tenant.name: tenant.key for tenant in tenants_of(options)}
+    extra = {"temperature": 0, "ignore_eos": True, **options.extra_body}
+    default = api_key(options.api_key, os.environ)
+    return Target(url, model, keys, timeout_seconds=options.timeout, extra=extra, default_key=default)
+
+
+def ways_of(options: argparse.Namespace) -> Ways:
+    return Ways(_FORMS.get(options.prompts), options.token_ids, options.warmup)
+
+
+def _trace(options: argparse.Namespace, tenants: tuple[Tenant, ...], seed: int) -> list[TracedRequest]:
+    rng = random.Random(f"{seed} tenants")
+    parts = [tenant.part for tenant in tenants]
+
+    def next_tenant() -> TenantId:
+        return TenantId(rng.choices(tenants, parts)[0].name)
+
+    return at_speed(read_trace(Path(options.trace), next_tenant), options.speed)

@@ -1,0 +1,88 @@
+"""Which running cluster a command is about."""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmserve.config.load import load_manifest
+from llmserve.core.errors import InvalidRequest, Unavailable
+from llmserve.runner.state import STATE_NAME, ClusterState, read_state
+from llmserve.runner.up import run_dir_of
+
+DEFAULT_MANIFEST = "llmserve.yaml"
+_RUN_DIRS = ".llmserve"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCluster:
+    run_dir: Path
+    state: ClusterState
+
+    @property
+    def routers(self) -> list[str]:
+        """HOST:PORT of each router, router-0 first."""
+        return list(routers_of(self.state.roles).values())
+
+    @property
+    def kvmanagers(self) -> dict[str, str]:
+        """HOST:PORT of each kvmanager, by its name."""
+        return kvmanagers_of(self.state.roles)
+
+
+def routers_of(roles: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """HOST:PORT of each router, by its name. Every role but the routers themselves knows all of them."""
+    return _named("router", (role["routers"] for role in roles if role["role"] != "router"))
+
+
+def kvmanagers_of(roles: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """HOST:PORT of each kvmanager, by its name."""
+    return _named("kvmanager", (role["kvmanagers"] for role in roles))
+
+
+def _named(name: str, lists: Iterable[Sequence[str]]) -> dict[str, str]:
+    addresses = next(filter(None, lists), ())
+    return {f"{name}-{index}": address for index, address in enumerate(addresses)}
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("-f", "--file", metavar="FILE", help="the manifest that it was started with")
+    which.add_argument("--run-dir", metavar="DIR", help="its run directory (deployment.local.run_dir)")
+
+
+def find_cluster(options: argparse.Namespace) -> FoundCluster:
+    """By --run-dir or --file; without them the one that runs below the current directory.
+    Errors: Unavailable when it does not run, InvalidRequest when several do."""
+    if options.run_dir:
+        return cluster_in(Path(options.run_dir))
+    if options.file:
+        path = Path(options.file)
+        return cluster_in(run_dir_of(load_manifest(path), path))
+    return _only_one_here()
+
+
+def cluster_in(run_dir: Path) -> FoundCluster:
+    """Errors: Unavailable when none runs there."""
+    state = read_state(run_dir)
+    if state is None or not state.is_running:
+        raise Unavailable(f"no cluster runs in {run_dir}")
+    return FoundCluster(run_dir, state)
+
+
+def _only_one_here() -> FoundCluster:
+    found = [
+        FoundCluster(path.parent, state)
+        for path in sorted(Path(_RUN_DIRS).glob(f"*/{STATE_NAME}"))
+        if (state := read_state(path.parent)) is not None and state.is_running
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(str(one.run_dir) for one in found)
+        raise InvalidRequest(f"several clusters run here: choose one with --run-dir: {names}")
+    if Path(DEFAULT_MANIFEST).is_file():  # it may name a run directory elsewhere
+        path = Path(DEFAULT_MANIFEST)
+        return cluster_in(run_dir_of(load_manifest(path), path))
+    raise Unavailable("no cluster runs here; name its manifest with -f, or its run directory with --run-dir")

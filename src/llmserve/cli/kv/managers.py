@@ -1,0 +1,284 @@
+"""The KV managers of a running cluster, as if there were one. Each wait has a deadline."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO, TypeVar
+
+import grpc.aio
+
+from llmserve.cli.cluster import FoundCluster
+from llmserve.cli.kv.archive import homes_of
+from llmserve.core.errors import InvalidRequest, NotFound, Unavailable
+from llmserve.core.ids import BlockHash, TenantId
+from llmserve.kvstore.archive import ArchiveWriter, Record, read
+from llmserve.rpc.client import open_channel
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
+from llmserve.rpc.status import from_grpc
+
+_DEADLINE_SECONDS = 60.0  # of an answer, and between two of a stream
+_EVICT_SECONDS = 600.0  # of a bucket with a million blocks
+
+_Answer = TypeVar("_Answer")
+
+
+class KvManagers:
+    """To all KV managers, as if there were one. Errors of all calls: what a KV manager answers; Unavailable
+    when one does not."""
+
+    def __init__(self, managers: Sequence["_Manager"]) -> None:
+        self._managers = tuple(managers)
+
+    async def status(self) -> pb.GetKvStatusResponse:
+        """Errors: NotFound where the cluster has no store."""
+        answers = await self._all("GetKvStatus", pb.GetKvStatusRequest())
+        names = [one.name for one in self._managers]
+        status = summed(dict(zip(names, answers, strict=True)))
+        if not status.tiers:
+            raise NotFound("this cluster has no KV store: its manifest has no storageClasses")
+        return status
+
+    async def list_blocks(self, wanted: pb.BlockFilter, limit: int) -> pb.ListBlocksResponse:
+        request = pb.ListBlocksRequest(filter=wanted, limit=limit)
+        return listed(await self._all("ListBlocks", request), limit)
+
+    async def pin(self, wanted: pb.BlockFilter, *, unpin: bool) -> pb.PinBlocksResponse:
+        request = pb.PinBlocksRequest(filter=wanted, unpin=unpin)
+        done = [await one.call("PinBlocks", request) for one in await self._having(wanted)]
+        tiers = (await self.status()).tiers
+        return pb.PinBlocksResponse(
+            changed_blocks=sum(one.changed_blocks for one in done),
+            pinned_blocks=sum(tier.pinned_blocks for tier in tiers if wanted.tier in ("", tier.name)),
+        )
+
+    async def evict(self, wanted: pb.BlockFilter) -> pb.EvictBlocksResponse:
+        request, whole = pb.EvictBlocksRequest(filter=wanted), pb.EvictBlocksResponse()
+        for manager in await self._having(wanted):
+            done: pb.EvictBlocksResponse = await manager.call("EvictBlocks", request, _EVICT_SECONDS)
+            whole.evicted_blocks += done.evicted_blocks
+            whole.evicted_bytes += done.evicted_bytes
+            whole.pinned_blocks += done.pinned_blocks
+            whole.busy_blocks += done.busy_blocks
+        return whole
+
+    async def verify(self, wanted: pb.BlockFilter, share: float) -> AsyncIterator[pb.VerifyBlocksResponse]:
+        """One KV manager after the other; of several the answer's tier says whose it is."""
+        request = pb.VerifyBlocksRequest(filter=wanted, share=share)
+        for manager in self._managers:
+            async for answer in manager.stream("VerifyBlocks", request):
+                if len(self._managers) > 1:
+                    answer.tier = f"{answer.tier} of {manager.name}"
+                yield answer
+
+    async def export(self, wanted: pb.BlockFilter, into: ArchiveWriter) -> AsyncIterator[int]:
+        """After each piece: how many blocks there will be, as far as that is known."""
+        all_blocks = 0
+        for manager in self._managers:
+            async for piece in manager.stream("ExportBlocks", pb.ExportBlocksRequest(filter=wanted)):
+                all_blocks += piece.all_blocks
+                if piece.HasField("block"):
+                    into.begin(_record(piece.block))
+                into.write(piece.data)
+                yield all_blocks
+
+    async def import_blocks(self, file: BinaryIO, tier: str) -> AsyncIterator[pb.ImportProgress]:
+        """Each block to the KV manager where it will be looked for. file: checked."""
+        homes = homes_of(file, [one.name for one in self._managers])
+        before = pb.ImportProgress()
+        for manager in self._managers:
+            mine = partial(_is_at, homes, manager.name)
+            whole = before
+            async for now in manager.stream("ImportBlocks", _pieces(file, tier, mine)):
+                whole = imported(before, now)
+                yield whole
+            before = whole
+
+    async def _all(self, name: str, request: Any) -> list[Any]:
+        return await asyncio.gather(*(one.call(name, request) for one in self._managers))
+
+    async def _having(self, wanted: pb.BlockFilter) -> Sequence["_Manager"]:
+        """Whom to ask to change something. A hash means one block, wherever it is; without it, all.
+        Errors: InvalidRequest when several blocks begin with it."""
+        if len(self._managers) == 1 or not wanted.hash_prefix:
+            return self._managers
+        answers = await self._all("ListBlocks", pb.ListBlocksRequest(filter=wanted, limit=2))
+        if len({block.block_hash for answer in answers for block in answer.blocks}) > 1:
+            raise InvalidRequest(
+                f"several blocks have a hash that begins with {wanted.hash_prefix}: give more of it"
+            )
+        having = [one for one, answer in zip(self._managers, answers, strict=True) if answer.total_blocks]
+        return having or self._managers[:1]  # which says that it is not there
+
+
+@dataclass(frozen=True, slots=True)
+class _Manager:
+    name: str
+    address: str
+    stub: Any
+
+    async def call(self, name: str, request: Any, timeout_seconds: float = _DEADLINE_SECONDS) -> Any:
+        with self._told():
+            return await getattr(self.stub, name)(request, timeout=timeout_seconds)
+
+    async def stream(self, name: str, request: Any) -> AsyncIterator[Any]:
+        """request: a message, or an iterator of messages. Errors: Unavailable when an answer is late."""
+        with self._told():
+            async for answer in _in_time(getattr(self.stub, name)(request), self.name):
+                yield answer
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            told = from_grpc(error)
+            if isinstance(told, Unavailable):
+                told = Unavailable(f"{self.name} at {self.address} does not answer: {told.message}")
+            raise told from error
+
+
+@asynccontextmanager
+async def kv_managers(cluster: FoundCluster) -> AsyncIterator[KvManagers]:
+    addresses = cluster.kvmanagers
+    if not addresses:
+        raise Unavailable(f"the cluster {cluster.state.name} has no kvmanager yet")
+    async with AsyncExitStack() as channels:
+        managers = []
+        for name, address in addresses.items():
+            channel = await channels.enter_async_context(open_channel(address))
+            stub = kvmanager_pb2_grpc.KVManagerStub(channel)  # type: ignore[no-untyped-call]  # generated
+            managers.append(_Manager(name, address, stub))
+        yield KvManagers(managers)
+
+
+async def _in_time(answers: AsyncIterator[_Answer], name: str) -> AsyncIterator[_Answer]:
+    """Errors: Unavailable when the next one is late."""
+    reader = aiter(answers)
+    while True:
+        try:
+            async with asyncio.timeout(_DEADLINE_SECONDS):
+                answer = await anext(reader)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Unavailable(f"{name} has not answered for {_DEADLINE_SECONDS:.0f} s") from None
+        yield answer
+
+
+def _record(block: pb.BlockRecord) -> Record:
+    return Record(
+        BlockHash(block.block_hash),
+        BlockHash(block.parent_hash) if block.parent_hash else None,
+        TenantId(block.tenant),
+        tuple((part.length_bytes, part.checksum, part.shape) for part in block.parts),
+    )
+
+
+def _is_at(homes: Mapping[BlockHash, str], name: str, key: BlockHash) -> bool:
+    return homes[key] == name
+
+
+def _pieces(file: BinaryIO, tier: str, is_wanted: Callable[[BlockHash], bool]) -> Iterator[pb.ImportPiece]:
+    yield pb.ImportPiece(tier=tier)
+    wanted = False
+    for item in read(file):
+        if not isinstance(item, bytes):
+            wanted = is_wanted(item.key)
+        if wanted:
+            yield _piece(item)
+
+
+def _piece(item: Record | bytes) -> pb.ImportPiece:
+    if isinstance(item, bytes):
+        return pb.ImportPiece(data=item)
+    parts = [
+        pb.BlockPart(length_bytes=length, checksum=checksum, shape=shape)
+        for length, checksum, shape in item.parts
+    ]
+    return pb.ImportPiece(
+        block=pb.BlockRecord(
+            block_hash=item.key, parent_hash=item.parent or b"", tenant=item.tenant, parts=parts
+        )
+    )
+
+
+# Of each tier: several managers' are added up.
+TIER_SUMS = (
+    "blocks",
+    "used_bytes",
+    "capacity_bytes",
+    "pinned_blocks",
+    "queued_bytes",
+    "hit_blocks",
+    "hit_tokens",
+    "load_bytes",
+    "load_seconds",
+    "store_bytes",
+    "store_seconds",
+)
+
+
+def summed(answers: Mapping[str, pb.GetKvStatusResponse]) -> pb.GetKvStatusResponse:
+    """answers: by the name of the KV manager."""
+    whole = pb.GetKvStatusResponse()
+    if answers:
+        whole.CopyFrom(max(answers.values(), key=_knowledge))
+        del whole.tiers[:]
+        whole.tiers.extend(_tiers(answers))
+        whole.saved_prefill_seconds = sum(one.saved_prefill_seconds for one in answers.values())
+    return whole
+
+
+def listed(answers: Iterable[pb.ListBlocksResponse], limit: int) -> pb.ListBlocksResponse:
+    """Used last first, at most so many."""
+    every = list(answers)
+    blocks = sorted((block for one in every for block in one.blocks), key=_idle_seconds)
+    return pb.ListBlocksResponse(blocks=blocks[:limit], total_blocks=sum(one.total_blocks for one in every))
+
+
+def imported(before: pb.ImportProgress, now: pb.ImportProgress) -> pb.ImportProgress:
+    """before: of the KV managers that are done."""
+    return pb.ImportProgress(
+        received_blocks=before.received_blocks + now.received_blocks,
+        done=now.done,
+        stored_blocks=before.stored_blocks + now.stored_blocks,
+        present_blocks=before.present_blocks + now.present_blocks,
+        refused_blocks=before.refused_blocks + now.refused_blocks,
+        tier=now.tier,
+    )
+
+
+def _idle_seconds(block: pb.ListedBlock) -> float:
+    return min(place.idle_seconds for place in block.places)
+
+
+def _knowledge(status: pb.GetKvStatusResponse) -> int:
+    """How many workers it hears: one that has just started does not hear all yet."""
+    return sum(worker.connected for worker in status.workers)
+
+
+def _tiers(answers: Mapping[str, pb.GetKvStatusResponse]) -> Iterable[pb.TierStatus]:
+    whole: dict[str, pb.TierStatus] = {}
+    for manager, status in answers.items():
+        for tier in status.tiers:
+            into = whole.setdefault(tier.name, pb.TierStatus(name=tier.name, kind=tier.kind))
+            _add(into, tier, f"{manager}: " if len(answers) > 1 else "")
+    return whole.values()
+
+
+def _add(into: pb.TierStatus, tier: pb.TierStatus, told_by: str) -> None:
+    for name in TIER_SUMS:
+        setattr(into, name, getattr(into, name) + getattr(tier, name))
+    for reason, blocks in tier.evictions.items():
+        into.evictions[reason] += blocks
+    counts = {(one.operation, one.result): one for one in into.outcomes}
+    for outcome in tier.outcomes:
+        if same := counts.get((outcome.operation, outcome.result)):
+            same.count += outcome.count
+        else:
+            into.outcomes.append(outcome)
+    if tier.trouble:
+        into.trouble = "; ".join(filter(None, (into.trouble, told_by + tier.trouble)))

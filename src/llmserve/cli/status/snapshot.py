@@ -1,0 +1,252 @@
+"""What `llmserve status` says, made of the state file and the cluster's answers. Pure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from llmserve.cli.status.ask import HEALTHY, Answers
+from llmserve.core.request import PairStatus
+from llmserve.rpc.codec import decode_load, decode_role
+from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2
+from llmserve.runner.board import ProcessState
+from llmserve.runner.state import ClusterState
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """What the router and the kvmanager know of a worker. available: requests may be placed on it.
+    used_blocks are referenced by requests, stored_blocks hold prefixes that may be used again."""
+
+    role: str
+    available: bool
+    draining: bool
+    slow: bool
+    reason: str
+    running_requests: int
+    waiting_requests: int
+    used_blocks: int
+    total_blocks: int
+    stored_blocks: int
+    leased_blocks: int
+    transports: tuple[str, ...]
+    last_transport: str
+    transferred_bytes: int
+    transfer_failures: int
+    pairs: tuple[PairStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoleView:
+    """A process. health: "healthy", or why not. leads: of a router; the others stand by. worker: None for
+    the others, and when the router does not know it."""
+
+    name: str
+    role: str
+    stand: str
+    health: str
+    pid: int
+    restarts: int
+    address: str
+    log: str
+    worker: WorkerView | None
+    leads: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TierView:
+    """A storage class."""
+
+    name: str
+    kind: str
+    blocks: int
+    used_bytes: int
+    capacity_bytes: int
+    hit_blocks: int
+    hit_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexView:
+    """The router's prefix index. proof: whether prompts are found again."""
+
+    followed: tuple[str, ...]
+    away: tuple[str, ...]
+    blocks: int
+    proof: str
+
+
+@dataclass(frozen=True, slots=True)
+class TenantView:
+    """Totals since the router began to lead, but queued and running. wait_seconds: the mean of those that
+    got a place."""
+
+    name: str
+    weight: float
+    queued_requests: int
+    running_requests: int
+    refused_requests: int
+    wait_seconds: float
+    served_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetView:
+    """used_ratio: at 1 it has no room; None: it has no limit, or one for each tenant. refused_requests: while
+    it had none."""
+
+    name: str
+    used_ratio: float | None
+    refused_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """problems: a sentence for each thing that is not as it should be."""
+
+    cluster: str
+    stand: str
+    model: str
+    base_urls: tuple[str, ...]
+    pid: int
+    uptime_seconds: float
+    queued_requests: int
+    running_requests: int
+    directory_blocks: int
+    open_leases: int
+    leased_blocks: int
+    orphan_blocks: int
+    roles: tuple[RoleView, ...]
+    tiers: tuple[TierView, ...]
+    index: IndexView
+    queue_limit_requests: int
+    tenants: tuple[TenantView, ...]
+    budgets: tuple[BudgetView, ...]
+    problems: tuple[str, ...]
+
+
+def snapshot(state: ClusterState, answers: Answers, now: float) -> Snapshot:
+    """now: Unix time."""
+    workers = dict(_workers(answers))
+    roles = tuple(_role(role, answers, workers) for role in state.roles)
+    kv = answers.kvmanager
+    return Snapshot(
+        cluster=state.name,
+        stand=state.stand,
+        model=state.model,
+        base_urls=tuple(state.base_urls),
+        pid=state.pid,
+        uptime_seconds=now - state.started_at,
+        queued_requests=answers.router.queued_requests,
+        running_requests=answers.router.running_requests,
+        directory_blocks=kv.directory_blocks,
+        open_leases=kv.open_leases,
+        leased_blocks=kv.leased_blocks,
+        orphan_blocks=kv.orphan_blocks,
+        roles=roles,
+        tiers=tuple(map(_tier, kv.tiers)),
+        index=_index(answers.router.prefix_index),
+        queue_limit_requests=answers.router.queue_limit_requests,
+        tenants=tuple(map(_tenant, answers.router.tenants)),
+        budgets=tuple(map(_budget, answers.router.budgets)),
+        problems=(
+            *answers.problems,
+            *_problems(roles, kv),
+            *_index_problems(answers.router.prefix_index),
+        ),
+    )
+
+
+def _workers(answers: Answers) -> Iterator[tuple[str, WorkerView]]:
+    stored = {worker.worker_id: worker.device_blocks for worker in answers.kvmanager.workers}
+    for worker in answers.router.workers:
+        yield worker.info.worker_id, _worker(worker, stored.get(worker.info.worker_id, 0))
+
+
+def _worker(worker: router_pb2.WorkerStatus, stored_blocks: int) -> WorkerView:
+    info, load = worker.info, worker.load
+    return WorkerView(
+        role=decode_role(info.role).value,
+        available=worker.available,
+        draining=worker.draining,
+        slow=worker.slow,
+        reason=worker.reason,
+        running_requests=load.running_requests,
+        waiting_requests=load.waiting_requests,
+        used_blocks=load.used_blocks,
+        total_blocks=info.total_blocks,
+        stored_blocks=stored_blocks,
+        leased_blocks=load.leased_blocks,
+        transports=tuple(info.transports),
+        last_transport=load.last_transport,
+        transferred_bytes=load.transferred_bytes,
+        transfer_failures=load.transfer_failures,
+        pairs=tuple(decode_load(load).pairs),
+    )
+
+
+def _tier(tier: kvmanager_pb2.TierStatus) -> TierView:
+    return TierView(**{field.name: getattr(tier, field.name) for field in fields(TierView)})
+
+
+def _tenant(tenant: router_pb2.TenantStatus) -> TenantView:
+    return TenantView(
+        name=tenant.tenant,
+        weight=tenant.weight,
+        queued_requests=tenant.queued_requests,
+        running_requests=tenant.running_requests,
+        refused_requests=tenant.refused_requests,
+        wait_seconds=tenant.queue_seconds / max(1, tenant.dispatched_requests),
+        served_tokens=tenant.served_tokens,
+    )
+
+
+def _budget(budget: router_pb2.BudgetStatus) -> BudgetView:
+    used_ratio = budget.used_ratio if budget.HasField("used_ratio") else None
+    return BudgetView(budget.name, used_ratio, budget.refused_requests)
+
+
+def _index(status: router_pb2.PrefixIndexStatus) -> IndexView:
+    return IndexView(tuple(status.followed), tuple(status.away), status.blocks, status.proof)
+
+
+def _index_problems(status: router_pb2.PrefixIndexStatus) -> Iterator[str]:
+    for address in status.away:
+        yield f"the router does not follow the kvmanager at {address}: what it has is not known"
+    if status.problem:
+        yield f"requests are not routed to what is cached: {status.problem}"
+
+
+def _role(role: Mapping[str, Any], answers: Answers, workers: Mapping[str, WorkerView]) -> RoleView:
+    stand = role["stand"]
+    health = answers.healths.get(role["name"], "") if stand == ProcessState.READY else role["detail"]
+    return RoleView(
+        name=role["name"],
+        role=role["role"],
+        stand=stand,
+        health=health,
+        pid=role["pid"],
+        restarts=role["restarts"],
+        address=role["http"] or role["listen"] or "",
+        log=role["log"],
+        worker=workers.get(role["name"]),
+        leads=bool(answers.leading) and answers.leading == role["listen"],
+    )
+
+
+def _problems(roles: tuple[RoleView, ...], kv: kvmanager_pb2.GetKvStatusResponse) -> Iterator[str]:
+    for role in roles:
+        if role.stand == ProcessState.DRAINED or (role.worker is not None and role.worker.draining):
+            continue  # as somebody wanted it
+        if role.stand != ProcessState.READY:
+            yield f"{role.name} is {role.stand}" + (f": {role.health}" if role.health else "")
+        elif role.health != HEALTHY:
+            yield f"{role.name}: {role.health}"
+        elif role.worker is not None and not role.worker.available:
+            yield f"{role.name} gets no requests: {role.worker.reason}"
+        elif role.worker is not None and role.worker.slow:
+            yield f"{role.name} is avoided: {role.worker.reason}"
+    for tier in kv.tiers:
+        if tier.trouble:
+            yield f"storage class {tier.name}: {tier.trouble}"
+    if kv.orphan_blocks:
+        yield f"{kv.orphan_blocks} KV blocks are orphaned: pinned, although their lease has ended"

@@ -1,0 +1,157 @@
+"""python -m llmserve.doctor.transport_pair SIDE KIND: the two sides of a trial, near and far.
+
+`near` starts `far`, reads its memory over the transport, compares the bytes, measures, and prints one
+TrialReport. `far` holds memory with known bytes and prints the transport's description of it. Each ends when
+its stdin does.
+"""
+
+import resource
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import numpy.typing as npt
+
+from llmserve.core.errors import LLMServeError, TransferError, TransportUnavailable
+from llmserve.doctor.trial import TrialOutcome, TrialReport, say_step
+from llmserve.models.converted import end_with_stdin
+from llmserve.transfer.base import Batch, PeerName, Region, Spans, TransferState, Transport
+from llmserve.transfer.select import makers
+
+BYTES = 16 << 20
+HOST = "127.0.0.1"
+READ = "read"
+FAR = ("llmserve.doctor.transport_pair", "far")
+_DESCRIPTION_WORD = "LLMSERVE_DESCRIPTION"
+_PIECES = 128  # a block in one layer is about as large as one of these
+_SECONDS = 0.5
+_LEAST_READS = 3
+_READ_SECONDS = 5.0
+_POLL_SECONDS = 0.0001
+_PROGRESS_SECONDS = 0.001
+_END_SECONDS = 3.0
+
+
+def near(kind: str) -> None:
+    end_with_stdin()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is told, not kept
+    _tried(kind).say()
+
+
+def _tried(kind: str) -> TrialReport:
+    with _far_process(kind) as far:  # both import at the same time
+        say_step("loading")
+        try:
+            transport = makers(HOST)[kind]()
+        except TransportUnavailable as error:
+            return TrialReport(TrialOutcome.UNAVAILABLE, error.message)
+        try:
+            return TrialReport(TrialOutcome.MEASURED, rates={READ: BYTES / _best_seconds(transport, far)})
+        except TransferError as error:
+            return TrialReport(TrialOutcome.FAILED, error.message)
+        finally:
+            transport.close()
+
+
+@contextmanager
+def _far_process(kind: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-P", "-m", *FAR, kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as far:
+        try:
+            yield far
+        finally:
+            assert far.stdin is not None, "a pipe"
+            far.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                far.wait(_END_SECONDS)
+            far.kill()
+
+
+def _best_seconds(transport: Transport, far: subprocess.Popen[str]) -> float:
+    """Of reading all of the far memory. Errors: TransferError."""
+    memory = np.zeros(BYTES, np.uint8)
+    transport.register([Region(memory.ctypes.data, memory.nbytes)])
+    say_step("connecting")
+    peer = transport.connect(_description(far))
+    batch = _scattered()
+    say_step("reading")
+    _read(transport, peer, batch)
+    if not _is_right(memory):
+        raise TransferError("the bytes that arrived are not those that were sent")
+    times: list[float] = []
+    while len(times) < _LEAST_READS or sum(times) < _SECONDS:
+        started = time.perf_counter()
+        _read(transport, peer, batch)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _description(far: subprocess.Popen[str]) -> bytes:
+    assert far.stdout is not None, "a pipe"
+    for line in far.stdout:
+        word, _, text = line.partition(" ")
+        if word == _DESCRIPTION_WORD:
+            return bytes.fromhex(text)
+    raise TransferError("the process at the other end ended")
+
+
+def _scattered() -> Batch:
+    """Pieces that lie the other way round at the near side: none joins its neighbour."""
+    each = BYTES // _PIECES
+    offsets = np.arange(_PIECES, dtype=np.int64) * each
+    regions, lengths = np.zeros(_PIECES, np.int64), np.full(_PIECES, each, np.int64)
+    return Batch(Spans(regions, offsets[::-1].copy(), lengths), Spans(regions, offsets, lengths))
+
+
+def _is_right(memory: npt.NDArray[np.uint8]) -> bool:
+    return np.array_equal(memory.reshape(_PIECES, -1)[::-1], known_bytes().reshape(_PIECES, -1))
+
+
+def _read(transport: Transport, peer: PeerName, batch: Batch) -> None:
+    """Errors: TransferError."""
+    deadline = time.monotonic() + _READ_SECONDS
+    transfer = transport.read(peer, batch)
+    while (status := transport.poll(transfer)).state is TransferState.RUNNING:
+        if time.monotonic() > deadline:
+            raise TransferError(f"{BYTES >> 20} MiB did not arrive within {_READ_SECONDS:g} s")
+        if not transport.needs_progress:  # else polling is what moves the bytes
+            time.sleep(_POLL_SECONDS)
+    if status.state is TransferState.FAILED:
+        raise TransferError(status.reason)
+
+
+def known_bytes() -> npt.NDArray[np.uint8]:
+    """The same in every process."""
+    tile = np.random.default_rng(7).integers(0, 256, 1_048_583, np.uint8)
+    return np.resize(tile, BYTES)
+
+
+def serve(transport: Transport) -> None:
+    memory = known_bytes()
+    transport.register([Region(memory.ctypes.data, memory.nbytes)])
+    print(_DESCRIPTION_WORD, transport.describe().hex(), flush=True)
+    pause = _PROGRESS_SECONDS if transport.needs_progress else None
+    while not select.select([sys.stdin], [], [], pause)[0]:
+        transport.progress()
+
+
+def far(kind: str) -> int:
+    try:
+        transport = makers(HOST)[kind]()
+    except LLMServeError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    try:
+        serve(transport)
+    finally:
+        transport.close()
+    return 0
+
+
+if __name__ == "__main__":
+    side = {"near": near, "far": far}[sys.argv[1]]
+    sys.exit(side(sys.argv[2]))

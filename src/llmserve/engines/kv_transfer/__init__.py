@@ -1,0 +1,45 @@
+"""KV hand-over between engines: pull_params, leases on the side channel, pulls over the transports.
+
+Used by engines/connector (in each vLLM worker process) and by engines/sim. No torch, no vLLM.
+"""
+
+from llmserve.engines.kv_transfer.ask import query_status, release_ticket, set_peers
+from llmserve.engines.kv_transfer.client import HandoverClient
+from llmserve.engines.kv_transfer.io import HandoverIo
+from llmserve.engines.kv_transfer.layout.blocks import KvLayout
+from llmserve.engines.kv_transfer.layout.geometry import KvGeometry, KvPart
+from llmserve.engines.kv_transfer.layout.heads import HeadShard
+from llmserve.engines.kv_transfer.node import HandoverNode
+from llmserve.engines.kv_transfer.policy import TransferPolicy
+from llmserve.engines.kv_transfer.pull import PullJob, PullLimits, PullResult
+from llmserve.engines.kv_transfer.push.following import PromptFollower, PushChunk
+from llmserve.engines.kv_transfer.push.receive import ReceiveJob, ReceiveLimits
+from llmserve.engines.kv_transfer.push.transfer import Finish, PushLimits
+from llmserve.engines.kv_transfer.server import HandoverServer
+from llmserve.engines.kv_transfer.status import HandoverStatus, TransferCounters
+
+__all__ = [
+    "Finish",
+    "HandoverClient",
+    "HandoverIo",
+    "HandoverNode",
+    "HandoverServer",
+    "HandoverStatus",
+    "HeadShard",
+    "KvGeometry",
+    "KvLayout",
+    "KvPart",
+    "PromptFollower",
+    "PullJob",
+    "PullLimits",
+    "PullResult",
+    "PushChunk",
+    "PushLimits",
+    "ReceiveJob",
+    "ReceiveLimits",
+    "TransferCounters",
+    "TransferPolicy",
+    "query_status",
+    "release_ticket",
+    "set_peers",
+]

@@ -1,0 +1,259 @@
+"""What two workers of one model must know of each other's KV caches to copy from one into the other.
+
+A block (of vLLM, the unit of block ids) is one or more kernel blocks back to back. In a kernel block the
+axes lie as the layout says: heads outside of the tokens (...HNC) or inside (...NHC). What one head keeps
+of the tokens consists of parts, usually keys and values. A part is rows of groups: where an attention kernel
+transposes or interleaves tokens, a row holds one slice of every token's content, and a group is the least
+number of tokens that stay together in memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llmserve.core.errors import TransferError
+from llmserve.core.fields import (
+    fields_of,
+    integer_of,
+    integers_of,
+    object_of,
+    objects_of,
+    text_of,
+)
+from llmserve.engines.kv_transfer.layout.heads import HeadShard
+from llmserve.transfer.base import Int64Array
+
+_MAX_LAYERS = 4096
+_MAX_NUMBER = (1 << 32) - 1
+_MAX_RANKS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class KvPart:
+    """`rows` rows one after the other; each holds all tokens of a kernel block in order, group_tokens of them
+    in every group_bytes bytes."""
+
+    rows: int
+    group_tokens: int
+    group_bytes: int
+
+    def row_bytes(self, tokens: int) -> int:
+        return tokens // self.group_tokens * self.group_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Strips:
+    """Where some heads lie in a kernel block, as runs of equal groups: four arrays of shape [n]. A strip's
+    group g begins at offset + g * stride and has `bytes` bytes, of `tokens` tokens."""
+
+    offsets: Int64Array
+    tokens: Int64Array
+    strides: Int64Array
+    bytes: Int64Array
+
+    @property
+    def is_dense(self) -> bool:
+        """Groups follow each other without gaps."""
+        return bool((self.strides == self.bytes).all())
+
+
+@dataclass(frozen=True, slots=True)
+class KvGeometry:
+    """block_bytes[l]: of one block of layer l on this rank. layout: the order of the axes, and after a slash
+    how the kernel packs a block ("LBHNC/vec"). kernel_block_tokens: 0 for one kernel block a block. parts: of
+    one head, in order; empty when blocks can only be copied whole. Errors: TransferError without sense."""
+
+    block_bytes: tuple[int, ...]
+    block_size_tokens: int
+    kv_dtype: str = ""
+    layout: str = ""
+    model: str = ""
+    shard: HeadShard = field(default_factory=HeadShard)
+    parts: tuple[KvPart, ...] = ()
+    kernel_block_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.block_bytes or min(self.block_bytes) <= 0 or self.block_size_tokens <= 0:
+            raise TransferError("a KV block has layers, tokens and a positive size")
+        if self.block_size_tokens % self.kernel_tokens:
+            raise TransferError(
+                f"blocks of {self.block_size_tokens} tokens cannot consist of {self.kernel_tokens} each"
+            )
+        for size in set(self.block_bytes):
+            if size % (self.kernel_blocks * self.held_heads):
+                raise TransferError(f"blocks of {size} bytes cannot hold {self._shape_words()}")
+            if self.parts and not self._fill(size):
+                raise TransferError(f"blocks of {size} bytes do not consist of {_brief(self.parts)}")
+
+    def _fill(self, layer_bytes: int) -> bool:
+        if any(self.kernel_tokens % part.group_tokens for part in self.parts):
+            return False
+        if self.heads_inside and (len(self.parts) > 1 or self.parts[0].rows > 1):
+            return False
+        sizes = (part.rows * part.row_bytes(self.kernel_tokens) for part in self.parts)
+        return self.head_bytes(layer_bytes) == sum(sizes)
+
+    # -- sizes
+
+    @property
+    def kernel_tokens(self) -> int:
+        return self.kernel_block_tokens or self.block_size_tokens
+
+    @property
+    def kernel_blocks(self) -> int:
+        """In a block."""
+        return self.block_size_tokens // self.kernel_tokens
+
+    @property
+    def held_heads(self) -> int:
+        return len(self.shard.heads)
+
+    def head_bytes(self, layer_bytes: int) -> int:
+        """Of one head in a kernel block of a layer whose blocks have layer_bytes."""
+        return layer_bytes // (self.kernel_blocks * self.held_heads)
+
+    @property
+    def heads_inside(self) -> bool:
+        """Each token has all heads side by side."""
+        return "NH" in self._axes
+
+    @property
+    def _heads_outside(self) -> bool:
+        return "HN" in self._axes or self.held_heads == 1
+
+    @property
+    def _axes(self) -> str:
+        return self.layout.partition("/")[0]
+
+    # -- two of them
+
+    def is_like(self, peer: "KvGeometry") -> bool:
+        """Block for block, without looking inside."""
+        mine = (self.block_size_tokens, self.kernel_tokens, self.block_bytes)
+        return mine == (peer.block_size_tokens, peer.kernel_tokens, peer.block_bytes)
+
+    def copies_whole(self, peer: "KvGeometry") -> bool:
+        """Whether kernel blocks, or heads of them, are copied in one piece."""
+        if self.kernel_tokens != peer.kernel_tokens:
+            return False
+        return self.held_heads == peer.held_heads or (self._heads_outside and peer._heads_outside)
+
+    def obstacle(self, peer: "KvGeometry") -> str:
+        """In words, why KV cannot go from the peer to here; empty when it can."""
+        for name, there, here in self._must_equal(peer):
+            if there != here:
+                return f"{name} differs: {_brief(there)} there, {_brief(here)} here"
+        cells, peer_cells = self._block_cells, peer._block_cells
+        sizes = zip(self.block_bytes, peer.block_bytes, strict=True)
+        for here, there in sizes:
+            if here * peer_cells != there * cells:
+                return (
+                    f"bytes of a token and head differ: {there / peer_cells:g} there, {here / cells:g} here"
+                )
+        if why := self._uncuttable(peer):
+            return f"{peer._shape_words()} there, {self._shape_words()} here, and {why}"
+        return ""
+
+    def _must_equal(self, peer: "KvGeometry") -> Sequence[tuple[str, object, object]]:
+        return [
+            ("model", peer.model, self.model),
+            ("kv_dtype", peer.kv_dtype, self.kv_dtype),
+            ("layout", peer.layout, self.layout),
+            ("number of KV heads", peer.shard.kv_heads, self.shard.kv_heads),
+            ("number of layers", len(peer.block_bytes), len(self.block_bytes)),
+            ("packing", peer.parts, self.parts),
+        ]
+
+    def _uncuttable(self, peer: "KvGeometry") -> str:
+        if self.copies_whole(peer):
+            return ""
+        if not self.parts:
+            return f"blocks of layout {self.layout!r} can only be copied whole"
+        if not all(geometry.heads_inside or geometry._heads_outside for geometry in (self, peer)):
+            return f"layout {self.layout!r} does not say where a head lies"
+        return ""
+
+    @property
+    def _block_cells(self) -> int:
+        """Tokens times heads of a block."""
+        return self.held_heads * self.block_size_tokens
+
+    def _shape_words(self) -> str:
+        return (
+            f"blocks of {self.kernel_tokens} tokens with {self.held_heads} of {self.shard.kv_heads} KV heads"
+        )
+
+    # -- inside a kernel block
+
+    def strips(self, layer_bytes: int, heads: range, *, whole: bool) -> Strips:
+        """Of heads of the model that this rank has, in one layer. whole: as one group."""
+        first = heads.start - self.shard.heads.start
+        head_bytes = self.head_bytes(layer_bytes)
+        if whole:
+            size = len(heads) * head_bytes
+            return _strips([first * head_bytes], [self.kernel_tokens], [size], [size])
+        if self.heads_inside:
+            cell = self.parts[0].group_bytes
+            tokens = self.parts[0].group_tokens
+            return _strips([first * cell], [tokens], [self.held_heads * cell], [len(heads) * cell])
+        rows = self._rows()
+        starts = (first + np.arange(len(heads), dtype=np.int64)) * head_bytes
+        groups = np.tile(rows[:, 2], len(heads))
+        offsets = (starts[:, None] + rows[None, :, 0]).ravel()
+        return Strips(offsets, np.tile(rows[:, 1], len(heads)), groups, groups)
+
+    def _rows(self) -> Int64Array:
+        """Of one head: offset, tokens of a group, bytes of a group."""
+        found: list[Int64Array] = []
+        start = 0
+        for part in self.parts:
+            row_bytes = part.row_bytes(self.kernel_tokens)
+            rows = np.empty((part.rows, 3), np.int64)
+            rows[:, 0] = start + np.arange(part.rows) * row_bytes
+            rows[:, 1], rows[:, 2] = part.group_tokens, part.group_bytes
+            found.append(rows)
+            start += part.rows * row_bytes
+        return np.concatenate(found)
+
+    # -- on the side channel
+
+    def to_message(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> "KvGeometry":
+        """Errors: TransferError for anything that `to_message` cannot have made."""
+        with fields_of("malformed geometry of a KV cache"):
+            return cls(
+                block_bytes=integers_of(message, "block_bytes", most=_MAX_LAYERS),
+                block_size_tokens=integer_of(message, "block_size_tokens", 1, _MAX_NUMBER),
+                kv_dtype=text_of(message, "kv_dtype", 0),
+                layout=text_of(message, "layout", 0),
+                model=text_of(message, "model", 0),
+                shard=_shard(object_of(message, "shard")),
+                parts=tuple(_part(part) for part in objects_of(message, "parts")),
+                kernel_block_tokens=integer_of(message, "kernel_block_tokens", 0, _MAX_NUMBER),
+            )
+
+
+def _strips(offsets: list[int], tokens: list[int], strides: list[int], sizes: list[int]) -> Strips:
+    return Strips(*(np.asarray(column, np.int64) for column in (offsets, tokens, strides, sizes)))
+
+
+def _brief(value: object) -> str:
+    return repr(value)[:120]
+
+
+def _shard(fields: Mapping[str, Any]) -> HeadShard:
+    return HeadShard(
+        kv_heads=integer_of(fields, "kv_heads", 1, _MAX_NUMBER),
+        tensor_parallel=integer_of(fields, "tensor_parallel", 1, _MAX_RANKS),
+        rank=integer_of(fields, "rank", 0, _MAX_RANKS - 1),
+    )
+
+
+def _part(fields: Mapping[str, Any]) -> KvPart:
+    names = ("rows", "group_tokens", "group_bytes")
+    return KvPart(*(integer_of(fields, name, 1, _MAX_NUMBER) for name in names))

@@ -1,0 +1,234 @@
+"""One pull, from every rank of the owner that has heads of ours, at once: begin (the lease is checked and
+renewed) -> read over the first transport that works -> release. Only when every release finds its lease still
+valid do the data count.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from llmserve.core.errors import TransferError
+from llmserve.core.ids import RequestId
+from llmserve.core.kv_params import PullParams
+from llmserve.core.request import HandoverReport
+from llmserve.engines.kv_transfer.fallback import OnTransferFailed, over_any
+from llmserve.engines.kv_transfer.io import HandoverIo
+from llmserve.engines.kv_transfer.layout.heads import Source, sources
+from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
+from llmserve.transfer.base import Batch, TransferState, TransferStatus
+from llmserve.transfer.digest import digest
+
+_log = logging.getLogger(__name__)
+_RENEWALS_PER_LEASE = 3
+_DIGEST_PIECES = 8192  # in one message; takes either side about 10 ms
+
+
+@dataclass(frozen=True, slots=True)
+class PullLimits:
+    """total_seconds: the whole pull, all fallbacks included. connects: how often a side channel that
+    breaks during a pull is opened."""
+
+    total_seconds: float = 30.0
+    connects: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PullJob:
+    """Copy the KV of these tokens of the prompt, all layers, into local_block_ids, the first of
+    which is that of the first token."""
+
+    request_id: RequestId
+    pull_params: PullParams
+    tokens: range
+    local_block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """reason: why there are no data that are true; empty when there are. fallbacks: what failed before, as
+    "transport: reason". seconds: from the call of `pull`, or of writing. tokens: what prefill drew, when
+    a push brought it and the request is to go on from it. pushed: prefill wrote it. ended_unix: when this
+    was made."""
+
+    request_id: RequestId
+    reason: str = ""
+    transport: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+    fallbacks: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
+    pushed: bool = False
+    ended_unix: float = field(default_factory=time.time, compare=False)
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+    @property
+    def report(self) -> HandoverReport:
+        transport = self.transport if self.ok else ""
+        return HandoverReport(
+            transport,
+            self.bytes,
+            self.seconds,
+            self.fallbacks,
+            self.reason,
+            self.pushed,
+            self.ended_unix,
+        )
+
+
+@dataclass(slots=True)
+class Pull:
+    """A pull while it runs, on the loop of its io."""
+
+    job: PullJob
+    limits: PullLimits
+    io: HandoverIo
+    peers: PeerDirectory
+    on_transfer_failed: OnTransferFailed
+    started: float = field(default_factory=time.monotonic)
+    transport: str = ""
+    bytes: int = 0
+    fallbacks: list[str] = field(default_factory=list)
+
+    async def run(self) -> PullResult:
+        """Never raises, also when it is cancelled. Local memory is no longer touched afterwards."""
+        try:
+            async with asyncio.timeout(self.limits.total_seconds):
+                await self._fetch()
+        except TimeoutError:
+            return self._result(f"not done within {self.limits.total_seconds:g} s")
+        except asyncio.CancelledError:
+            return self._result("cancelled")
+        except TransferError as error:
+            return self._result(error.message)
+        except Exception as error:
+            _log.exception("pull of %s failed", self.job.request_id)
+            return self._result(repr(error))
+        return self._result("")
+
+    def _result(self, reason: str) -> PullResult:
+        return PullResult(
+            request_id=self.job.request_id,
+            transport=self.transport,
+            bytes=0 if reason else self.bytes,
+            seconds=time.monotonic() - self.started,
+            reason=reason,
+            fallbacks=tuple(self.fallbacks),
+        )
+
+    async def _fetch(self) -> None:
+        """The first rank to fail ends the others' reads. Errors: TransferError."""
+        shard, ranks = self.io.layout.geometry.shard, len(self.job.pull_params.endpoints)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for source in sources(shard, ranks):
+                    group.create_task(self._fetch_from(source), name=f"pull from rank {source.rank}")
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    async def _fetch_from(self, source: Source) -> None:
+        """Errors: TransferError with every reason."""
+        for attempt in range(self.limits.connects):
+            peer = await self.peers.get(self.job.pull_params.address(source.rank))
+            try:
+                await self._read_validated(peer, source)
+                return
+            except TransferError as error:
+                if not peer.lost.done() or attempt == self.limits.connects - 1:
+                    raise
+                self.fallbacks.append(f"side channel: {error.message}")
+
+    async def _read_validated(self, peer: Peer, source: Source) -> None:
+        pull_params = self.job.pull_params
+        if source.heads:
+            batch = self._batch(peer, source)
+            await peer.demand("begin", pull_params)
+            keeper = self.io.spawn("keep", renewals(peer, pull_params))
+            try:
+                await self._read_over_any(peer, batch)
+            finally:
+                keeper.cancel()
+        rank = self.io.layout.geometry.shard.rank
+        await peer.demand("release", pull_params, reader=rank, readers=source.readers)
+
+    def _batch(self, peer: Peer, source: Source) -> Batch:
+        """Errors: TransferError when what the request says of its owner's shape are not the owner's."""
+        job, layout, theirs = self.job, self.io.layout, peer.geometry
+        expected = replace(
+            layout.geometry.shard, tensor_parallel=len(job.pull_params.endpoints), rank=source.rank
+        )
+        if (theirs.shard, theirs.block_size_tokens) != (expected, job.pull_params.block_size_tokens):
+            raise TransferError(
+                f"{peer.endpoint} is not what the request says: {theirs.shard} for {expected}"
+            )
+        return layout.batch_from(
+            theirs, source.heads, job.tokens, job.local_block_ids, job.pull_params.block_ids
+        )
+
+    async def _read_over_any(self, peer: Peer, batch: Batch) -> None:
+        failures: list[str] = []
+        attempt = partial(self._read_over, peer, batch)
+        try:
+            await over_any(peer, attempt, self.io.counters, self.on_transfer_failed, failures)
+        finally:
+            self.fallbacks += failures
+
+    async def _read_over(self, peer: Peer, batch: Batch, name: str) -> None:
+        started = time.monotonic()
+        await self._while_alive(peer, peer.read(name, batch))
+        await self._verify(peer, batch)
+        seconds = time.monotonic() - started
+        size_bytes = batch.local.total_bytes
+        self.transport = name
+        self.bytes += size_bytes
+        peer.choice.moved(name, size_bytes, seconds)
+        self.io.counters.count_pull(name, size_bytes, seconds)
+
+    async def _verify(self, peer: Peer, batch: Batch) -> None:
+        pieces = self.io.policy.verified_pieces(len(batch.local.lengths))
+        local, remote = batch.local.cut(pieces), batch.remote.cut(pieces)
+        for first in range(0, len(remote.lengths), _DIGEST_PIECES):
+            some = slice(first, first + _DIGEST_PIECES)
+            await peer.verify(remote.cut(some), digest(self.io.regions, local.cut(some)))
+
+    async def _while_alive(self, peer: Peer, read: Coroutine[object, object, TransferStatus]) -> None:
+        """Ends the read when the owner of the blocks is gone; returns only when local memory is no
+        longer touched. Errors: TransferError."""
+        task = self.io.spawn("read", read)
+        try:
+            await asyncio.wait((task, peer.lost), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _settled(task)
+        if task.cancelled():
+            raise TransferError(peer.lost.result() if peer.lost.done() else "cancelled")
+        status = task.result()
+        if status.state is not TransferState.DONE:
+            raise TransferError(status.reason or "failed without a reason")
+
+
+async def renewals(peer: Peer, pull_params: PullParams) -> None:
+    """Renews a lease until it or its owner is gone, or the caller cancels."""
+    with suppress(TransferError):  # whoever reads finds out when it validates
+        while True:
+            await asyncio.sleep(pull_params.lease_seconds / _RENEWALS_PER_LEASE)
+            await peer.demand("renew", pull_params)
+
+
+async def _settled(task: asyncio.Task[TransferStatus]) -> None:
+    """Cancels a read and waits for it, through any cancellation of the waiter itself, which is
+    passed on afterwards: a result must not be seen while memory may change."""
+    task.cancel()
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

@@ -1,0 +1,255 @@
+"""One push at the receiving end: reserves, waits, makes sure that writing has ended, and pulls if it must."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from llmserve.core.errors import TransferError
+from llmserve.core.ids import RequestId
+from llmserve.core.kv_params import PullParams, PushParams
+from llmserve.engines.kv_transfer.fallback import OnTransferFailed
+from llmserve.engines.kv_transfer.io import HandoverIo
+from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
+from llmserve.engines.kv_transfer.pull import Pull, PullJob, PullLimits, PullResult
+from llmserve.engines.kv_transfer.push.messages import PushOutcome, PushState, Reservation, StateAnswer
+from llmserve.engines.kv_transfer.push.reservations import ReservationTable, Writes
+from llmserve.engines.kv_transfer.push.stopping import are_on_one_host, unclean_after_stop
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveLimits:
+    """poll_seconds: how often prefill is asked how it stands. total_seconds: the longest wait for it.
+    stop_seconds: how long a writer on another host may leave it open whether it has stopped. connects: how
+    often in a row prefill may be out of reach. serve_seconds: a writer that was let in is served so long
+    after the last poll."""
+
+    poll_seconds: float = 1.0
+    total_seconds: float = 600.0
+    stop_seconds: float = 5.0
+    connects: int = 2
+    serve_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveJob:
+    """local_block_ids[i] is to hold block first_block + i of the prompt, in all layers."""
+
+    request_id: RequestId
+    push_params: PushParams
+    first_block: int
+    local_block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveContext:
+    """What all receives of a process share. fence: over these transports nobody writes here any more who was
+    connected. release: gives a lease back that nobody will use."""
+
+    io: HandoverIo
+    peers: PeerDirectory
+    table: ReservationTable
+    limits: ReceiveLimits
+    pull_limits: PullLimits
+    on_transfer_failed: OnTransferFailed
+    fence: Callable[[Iterable[str]], None]
+    release: Callable[[PullParams], None]
+
+
+@dataclass(eq=False, slots=True)
+class PushReceive:
+    """On the loop of its io; `run` once, as a task of its own."""
+
+    job: ReceiveJob
+    reservation: Reservation
+    around: ReceiveContext
+    _started: float = field(default_factory=time.monotonic)
+    _outcome: PushOutcome | None = None
+    _cancelled: bool = False
+    _connection: int | None = None  # of the writer
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _pulling: "asyncio.Task[object] | None" = None
+
+    # -- what happens to it
+
+    def begun(self, connection: int) -> None:
+        """The writer was let in."""
+        self._connection = connection
+        self._serve()
+
+    def deliver(self, outcome: PushOutcome) -> None:
+        """The writer has ended."""
+        if self._outcome is None:
+            self._outcome = outcome
+        self._news.set()
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._news.set()
+        if self._pulling is not None:
+            self._pulling.cancel()
+
+    # -- its life
+
+    async def run(self) -> PullResult:
+        """When it returns, nobody writes into the blocks."""
+        reason = await self._wait()
+        await self._settle()
+        if self._outcome is None:
+            return self._result(reason)
+        if self._outcome.complete:
+            return self._arrived(self._outcome)
+        return await self._pull_instead(self._outcome)
+
+    def _arrived(self, outcome: PushOutcome) -> PullResult:
+        self.around.io.counters.count_pull(outcome.transport, outcome.bytes, outcome.seconds)
+        return replace(
+            self._result(""),
+            transport=outcome.transport,
+            bytes=outcome.bytes,
+            seconds=outcome.seconds,
+            pushed=True,
+        )
+
+    async def _pull_instead(self, outcome: PushOutcome) -> PullResult:
+        trouble = f"push: {outcome.reason}"
+        if outcome.pull_params is None:
+            return self._result(trouble)
+        if self._cancelled:
+            self.around.release(outcome.pull_params)
+            return self._result("cancelled")
+        result = await self._pull(outcome.pull_params)
+        if not result.ok:
+            self.around.release(outcome.pull_params)
+        return replace(
+            self._result(result.reason),
+            transport=result.transport,
+            bytes=result.bytes,
+            seconds=result.seconds,
+            fallbacks=(trouble, *result.fallbacks),
+        )
+
+    async def _pull(self, pull_params: PullParams) -> PullResult:
+        job, around = self.job, self.around
+        first_token = job.first_block * around.io.layout.geometry.block_size_tokens
+        tokens = range(first_token, job.push_params.num_tokens)
+        pull_job = PullJob(job.request_id, pull_params, tokens, job.local_block_ids)
+        self._pulling = asyncio.current_task()
+        try:
+            return await Pull(
+                pull_job, around.pull_limits, around.io, around.peers, around.on_transfer_failed
+            ).run()
+        finally:
+            self._pulling = None
+
+    def _result(self, reason: str) -> PullResult:
+        tokens = self._outcome.tokens if self._outcome and self.job.push_params.continues else ()
+        return PullResult(
+            request_id=self.job.request_id,
+            seconds=time.monotonic() - self._started,
+            reason=reason,
+            tokens=tokens,
+        )
+
+    # -- waiting
+
+    async def _wait(self) -> str:
+        """Until the writer has ended. Returns why not; empty when it has."""
+        tasks = polling, _ = asyncio.ensure_future(self._poll()), asyncio.ensure_future(self._news.wait())
+        limit = self.around.limits.total_seconds
+        try:
+            await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if self._outcome is not None:
+            return ""
+        if self._cancelled:
+            return "cancelled"
+        return polling.result() if polling.done() else f"nothing was pushed within {limit:g} s"
+
+    async def _poll(self) -> str:
+        """Until prefill is out of reach, or says that nothing will come (any more). Returns why."""
+        operation, failures = "reserve", 0
+        while True:
+            try:
+                peer = await self._peer()
+                answer = await self._ask(peer, operation)
+            except TransferError as error:
+                failures += 1
+                if failures >= self.around.limits.connects:
+                    return error.message
+                continue
+            operation, failures = "push_state", 0
+            self._take(answer)
+            if answer.state not in (PushState.WAITING, PushState.WRITING):
+                return f"the push is {answer.state.value} to prefill"
+            self._serve()
+            await asyncio.wait((peer.lost,), timeout=self.around.limits.poll_seconds)
+
+    def _take(self, answer: StateAnswer) -> None:
+        """Prefill could not tell by itself. Of a complete push it still holds the lease then."""
+        if answer.outcome is None or self._outcome is not None:
+            return
+        self.around.table.end(self.reservation.reservation_id, self.around.table.epoch)
+        self._outcome = answer.outcome
+        if answer.outcome.complete and answer.outcome.pull_params is not None:
+            self.around.release(answer.outcome.pull_params)
+
+    def _serve(self) -> None:
+        if self._connection is not None:
+            name = self.reservation.reservation_id
+            self.around.io.expect(self._connection, name, self.around.limits.serve_seconds)
+
+    # -- the end of writing
+
+    async def _settle(self) -> None:
+        """Returns when no write into the blocks can be under way."""
+        table, reservation_id = self.around.table, self.reservation.reservation_id
+        fences = table.fences_at_begin(reservation_id)
+        writes = table.close(reservation_id)
+        unclean: Iterable[str] = ()
+        if writes is Writes.ENDED and self._outcome is not None:
+            unclean = self._outcome.unclean
+        elif writes is Writes.MAY_GO_ON:
+            unclean = await self._stop_writer()
+        else:
+            self.around.io.spawn("stop push", self._tell_stop())
+        if self._connection is not None:
+            self.around.io.dismiss(self._connection, reservation_id)
+        open_ways = [name for name in unclean if self.around.io.fences.get(name) == fences.get(name)]
+        if open_ways:
+            _log.warning("kv push to %s: fencing %s", self.job.request_id, ", ".join(open_ways))
+            self.around.fence(open_ways)
+
+    async def _stop_writer(self) -> Iterable[str]:
+        limits, io = self.around.limits, self.around.io
+        writer = self.job.push_params.address(io.layout.geometry.shard.rank).endpoint
+        return await unclean_after_stop(
+            self._ask_to_stop,
+            tuple(io.fences),
+            limits.stop_seconds,
+            same_host=are_on_one_host(writer, self.reservation.address.endpoint),
+        )
+
+    async def _ask_to_stop(self) -> StateAnswer:
+        return await self._ask(await self._peer(), "stop_push")
+
+    async def _tell_stop(self) -> None:
+        with suppress(TransferError):
+            await self._ask_to_stop()
+
+    async def _peer(self) -> Peer:
+        return await self.around.peers.get(
+            self.job.push_params.address(self.around.io.layout.geometry.shard.rank)
+        )
+
+    async def _ask(self, peer: Peer, operation: str) -> StateAnswer:
+        message: dict[str, object] = {"transfer_id": self.job.push_params.transfer_id}
+        if operation == "reserve":
+            message["reservation"] = self.reservation.to_message()
+        return StateAnswer.from_message(await peer.ask(operation, message))

@@ -1,0 +1,256 @@
+"""One push at the writing end: waits for what it needs, writes what is computed, tells the outcome."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llmserve.core.errors import LeaseEnded, TransferError
+from llmserve.core.ids import LeaseId, RequestId, TransferId
+from llmserve.core.kv_params import PullParams
+from llmserve.core.lease_table import LeaseAnswer
+from llmserve.engines.kv_transfer import wire
+from llmserve.engines.kv_transfer.io import HandoverIo
+from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
+from llmserve.engines.kv_transfer.push.messages import PushOutcome, PushState, Reservation, StateAnswer
+from llmserve.engines.kv_transfer.push.progress import Piece, PushProgress
+from llmserve.engines.kv_transfer.push.writer import PushWriter
+
+_log = logging.getLogger(__name__)
+_TELLS = 2
+_CHECKS_PER_PATIENCE = 4
+
+
+class Leases(Protocol):
+    """On the blocks of finished prefills. Callable from any thread."""
+
+    def renew(self, lease_id: LeaseId) -> bool: ...
+    def withdraw(self, request_id: RequestId) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PushLimits:
+    """write_bytes: written at once; a push that is stopped finishes it. patience_seconds: how long a
+    transfer waits for its own engine to know of it, and afterwards for a word from decode."""
+
+    write_bytes: int = 8 << 20
+    patience_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Prefill is done. pull_params: with the lease on its blocks. tokens: what it drew."""
+
+    request_id: RequestId
+    pull_params: PullParams
+    tokens: tuple[int, ...]
+
+
+class GivenUp(Exception):
+    """Nobody wants the rest of a push."""
+
+
+@dataclass(slots=True)
+class PushTransfer:
+    """On the loop of its io. Its owner runs `run` as a task, and tells it what happens."""
+
+    transfer_id: TransferId
+    io: HandoverIo
+    peers: PeerDirectory
+    leases: Leases
+    writer: PushWriter
+    limits: PushLimits
+    _progress: PushProgress = field(init=False)
+    _announced: bool = False
+    _reservation: Reservation | None = None
+    _finish: Finish | None = None
+    _outcome: PushOutcome | None = None
+    _stopped: bool = False  # by decode
+    _ended: bool = False
+    _heard_at: float = field(default_factory=time.monotonic)
+    _begun_at: float = field(default_factory=time.monotonic)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._progress = PushProgress(self.io.layout.geometry.block_bytes)
+
+    # -- prefill's engine
+
+    def announce(self) -> None:
+        """The engine has the request: it will finish it, or drop it."""
+        self._announced = True
+        self._wake.set()
+
+    def computed(self, layer: int, end_block: int, block_ids: tuple[int, ...]) -> None:
+        """See PushProgress."""
+        self._progress.computed(layer, end_block, block_ids)
+        self._wake.set()
+
+    def restart(self) -> None:
+        self._progress.restart()
+
+    def finish(self, finish: Finish) -> None:
+        self._finish = finish
+        self._progress.finish(finish.pull_params.block_ids)
+        self._wake.set()
+        if self._stopped and self._ended:
+            self._give_back()
+
+    def drop(self) -> None:
+        """Prefill will not finish."""
+        if self._outcome is None:
+            self._outcome = PushOutcome(reason="prefill was aborted", unclean=tuple(self.writer.unclean))
+        self._wake.set()
+
+    # -- decode
+
+    def reserve(self, reservation: Reservation) -> None:
+        """Told again: nothing new."""
+        if self._reservation is None:
+            self._reservation = reservation
+            self._progress.want(reservation)
+            self._wake.set()
+
+    def stop(self) -> bool:
+        """Nothing more is begun. Whether a write is under way."""
+        self._stopped = True
+        self._wake.set()
+        return self.writer.busy
+
+    def hear(self) -> None:
+        """Decode still waits."""
+        self._heard_at = time.monotonic()
+        if self._finish:
+            self.leases.renew(self._finish.pull_params.lease_id)
+
+    def state(self) -> StateAnswer:
+        if self.writer.busy:
+            return StateAnswer(PushState.WRITING)
+        if self._stopped:
+            return StateAnswer(PushState.STOPPED, unclean=tuple(self.writer.unclean))
+        if self._outcome is not None:
+            return StateAnswer(PushState.ENDED, self._outcome)
+        return StateAnswer(PushState.UNKNOWN if self._ended else PushState.WAITING)
+
+    # -- its life
+
+    async def run(self) -> None:
+        """Ends when decode was told the outcome, or when nobody cares. Raises CancelledError only."""
+        try:
+            await self._push()
+        except GivenUp as given_up:
+            _log.info("kv push %s given up: %s", self.transfer_id, given_up)
+        except TransferError as error:
+            _log.warning("kv push %s failed: %s", self.transfer_id, error.message)
+            await self._fail(error.message)
+        finally:
+            self._ended = True
+            if self._stopped:
+                self._give_back()
+
+    async def _push(self) -> None:
+        await self._until(lambda: self._progress.ready)
+        assert self._reservation is not None, "nothing is ready without one"
+        peer = await self.peers.get(self._reservation.address)
+        self._check_alike(peer)
+        await self._begin(peer, self._reservation)
+        while not self._progress.complete:
+            self._check_wanted()
+            self._progress.check_fits()
+            if pieces := self._progress.take(self.limits.write_bytes):
+                await self._write(peer, pieces)
+            else:
+                await self._until(lambda: self._progress.ready or self._progress.complete)
+        await self._tell(self._success())
+
+    def _check_alike(self, peer: Peer) -> None:
+        """Errors: TransferError; a pull can do it."""
+        mine, theirs = self.io.layout.geometry, peer.geometry
+        if not mine.is_like(theirs) or mine.shard != theirs.shard:
+            raise TransferError("blocks are pushed only between workers of one shape")
+
+    async def _begin(self, peer: Peer, reservation: Reservation) -> None:
+        answer = wire.lease_answer(await peer.ask("begin_push", _named(reservation)))
+        if answer is not LeaseAnswer.VALID:
+            self._stopped = True
+            raise GivenUp(f"decode's reservation: {answer.value}")
+
+    async def _write(self, peer: Peer, pieces: list[Piece]) -> None:
+        rows = [(piece.layer, piece.source_ids, piece.target_ids) for piece in pieces]
+        await self.writer.write(peer, self.io.layout.layer_batch(rows))
+
+    def _success(self) -> PushOutcome:
+        """Errors: LeaseEnded: the blocks may have changed while they were written."""
+        assert self._finish is not None, "complete"
+        if not self.leases.renew(self._finish.pull_params.lease_id):
+            raise LeaseEnded("prefill's lease ended before all was written")
+        return PushOutcome(
+            tokens=self._finish.tokens,
+            pull_params=self._finish.pull_params,
+            transport=self.writer.transport,
+            bytes=self._progress.taken_bytes,
+            seconds=self.writer.seconds,
+        )
+
+    async def _fail(self, reason: str) -> None:
+        """Tells, when it has the pull_params that decode can pull with instead."""
+        with suppress(GivenUp):
+            await self._until(lambda: self._finish is not None)
+            assert self._finish is not None
+            unclean = tuple(self.writer.unclean)
+            await self._tell(PushOutcome(reason, unclean, self._finish.tokens, self._finish.pull_params))
+
+    async def _tell(self, outcome: PushOutcome) -> None:
+        """When decode cannot be reached, it finds the outcome by asking."""
+        self._check_wanted()
+        self._outcome = outcome
+        for _ in range(_TELLS):
+            with suppress(TransferError):
+                answer = await self._told(outcome)
+                _log.info("kv push %s: %s %s", self.transfer_id, answer.value, outcome)
+                if outcome.complete:  # otherwise it is decode's, which pulls now
+                    self._give_back()
+                return
+
+    async def _told(self, outcome: PushOutcome) -> LeaseAnswer:
+        reservation = self._reservation
+        if reservation is None:
+            raise TransferError("decode has reserved nothing yet")
+        peer = await self.peers.get(reservation.address)
+        return wire.lease_answer(
+            await peer.ask("pushed", {**_named(reservation), "outcome": outcome.to_message()})
+        )
+
+    def _give_back(self) -> None:
+        if self._finish is not None:
+            self.leases.withdraw(self._finish.request_id)
+
+    # -- waiting
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Errors: GivenUp when nobody cares any more."""
+        self._check_wanted()
+        while not condition():
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.limits.patience_seconds / _CHECKS_PER_PATIENCE):
+                    await self._wake.wait()
+            self._check_wanted()
+
+    def _check_wanted(self) -> None:
+        if self._stopped:
+            raise GivenUp("stopped by decode")
+        if self._outcome is not None:
+            raise GivenUp(self._outcome.reason)
+        now, patience = time.monotonic(), self.limits.patience_seconds
+        if not self._announced and now - self._begun_at > patience:
+            raise GivenUp("the engine knows nothing of it")
+        if self._finish is not None and now - self._heard_at > patience:
+            raise GivenUp("decode has not been heard of")
+
+
+def _named(reservation: Reservation) -> dict[str, object]:
+    return {"reservation_id": reservation.reservation_id, "epoch": reservation.address.epoch}

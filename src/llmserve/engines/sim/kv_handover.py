@@ -1,0 +1,110 @@
+"""Hand-over as the simulated engine sees it: what it holds for others, whether what it fetched is right."""
+
+import numpy as np
+
+from llmserve.core.ids import RequestId
+from llmserve.core.kv_params import PullParams
+from llmserve.engines.kv_transfer import Finish, PromptFollower, PullResult
+from llmserve.engines.sim.link import SimLink
+from llmserve.engines.sim.memory import KvMemory
+from llmserve.engines.sim.pool import BlockPool
+from llmserve.engines.sim.sequence import SimSequence
+from llmserve.engines.sim.step import PullOrder
+from llmserve.engines.spec import EngineSpec
+
+
+class KvHandover:
+    """Bookkeeping between the scheduler's orders and the link."""
+
+    def __init__(self, spec: EngineSpec, link: SimLink, memory: KvMemory, pool: BlockPool) -> None:
+        self._spec = spec
+        self._link = link
+        self._memory = memory
+        self._pool = pool
+        self._leased: dict[RequestId, list[int]] = {}
+        self._pulls: dict[RequestId, PullOrder[SimSequence]] = {}
+        self._followers: dict[RequestId, PromptFollower] = {}  # of prefills that are to be pushed
+
+    def holds(self, request_id: RequestId) -> bool:
+        """Whether blocks of this finished request are still pinned for a reader."""
+        return request_id in self._leased
+
+    @property
+    def pinned_blocks(self) -> int:
+        return sum(map(len, self._leased.values()))
+
+    def announce(self, sequence: SimSequence) -> None:
+        """It came, and is to be pushed, if it says so."""
+        if follower := sequence.follower:
+            self._followers[sequence.request_id] = follower
+            self._link.announce(follower.transfer_id)
+
+    def computed(self, sequence: SimSequence, tokens: int) -> None:
+        """A step has computed so many tokens of it; its full blocks are in memory."""
+        follower = self._followers.get(sequence.request_id)
+        if follower is None:
+            return
+        if sequence.computed_tokens >= sequence.prompt_tokens:
+            self._write_tail(sequence, sequence.blocks)
+        start = sequence.computed_tokens - tokens
+        self._link.computed(follower.step(start, tokens, sequence.blocks))
+
+    def drop(self, sequence: SimSequence) -> None:
+        """It ended and is not handed over."""
+        if follower := self._followers.pop(sequence.request_id, None):
+            self._link.drop(follower.transfer_id)
+
+    def grant(self, sequence: SimSequence, blocks: list[int]) -> PullParams:
+        """Takes over the reference to the blocks of a finished prefill."""
+        self._write_tail(sequence, blocks)
+        self._leased[sequence.request_id] = blocks
+        ticket = self._ticket(sequence, blocks)
+        if follower := self._followers.pop(sequence.request_id, None):
+            drawn = tuple(sequence.tokens[sequence.prompt_tokens :])
+            self._link.finish(follower.transfer_id, Finish(sequence.request_id, ticket, drawn))
+        return ticket
+
+    def _write_tail(self, sequence: SimSequence, blocks: list[int]) -> None:
+        """The last block of the prompt, which is not full."""
+        tokens, held = sequence.prompt_tokens, sequence.blocks_for(sequence.prompt_tokens)
+        if rest := tokens % sequence.block_size:
+            last = range(tokens - rest, tokens)
+            self._memory.write(blocks[held - 1 : held], last, sequence.content(last))
+
+    def _ticket(self, sequence: SimSequence, blocks: list[int]) -> PullParams:
+        return PullParams(
+            worker_id=self._spec.worker_id,
+            epoch=self._spec.epoch,
+            lease_id=self._link.grant(sequence.request_id, blocks),
+            endpoints=(self._link.endpoint,),
+            block_ids=tuple(blocks[: sequence.blocks_for(sequence.prompt_tokens)]),
+            num_tokens=sequence.prompt_tokens,
+            block_size_tokens=sequence.block_size,
+            lease_seconds=self._spec.transfer.lease_seconds,
+        )
+
+    def free_ended(self) -> int:
+        """Gives blocks of ended leases back to the pool; returns how many leases."""
+        ended = self._link.take_ended()
+        for request_id in ended:
+            self._pool.release(self._leased.pop(request_id))
+        return len(ended)
+
+    def start(self, order: PullOrder[SimSequence]) -> None:
+        request_id = order.sequence.request_id
+        self._pulls[request_id] = order
+        self._link.pull(request_id, order.ticket, order.tokens, order.local_block_ids)
+
+    def take_pulled(self) -> list[PullResult]:
+        """Transfers that ended; one that brought other bytes than the prompt demands has failed."""
+        return [self._checked(result) for result in self._link.take_pulled()]
+
+    def _checked(self, result: PullResult) -> PullResult:
+        order = self._pulls.pop(result.request_id)
+        if not result.ok or self._is_right(order):
+            return result
+        return PullResult(result.request_id, "the fetched blocks are not those of the prompt")
+
+    def _is_right(self, order: PullOrder[SimSequence]) -> bool:
+        arrived = self._memory.read(order.local_block_ids, order.tokens)
+        return np.array_equal(arrived, order.sequence.content(order.tokens))

@@ -1,0 +1,230 @@
+"""Between the messages of router.proto and the router's own words.
+
+Why a request got its place when it did, and there: for its record at the apiserver. Pure.
+
+Tenants and budgets, for GetClusterStatus. Pure."""
+
+from collections.abc import Iterable, Mapping
+
+from llmserve.core.errors import InvalidRequest, LLMServeError
+from llmserve.core.ids import DEFAULT_TENANT, BlockHash, RequestId, TenantId, WorkerId
+from llmserve.core.stats import SchedulerStats
+from llmserve.router.events import Admit, HeldRequest, Incarnation, RequestPlaced, RequestRefused
+from llmserve.router.placement.planner import Candidate, PlacementRequest
+from llmserve.router.prefix.index import HashedPrompt
+from llmserve.router.prefix.lookup import PrefixLookup
+from llmserve.router.workers.worker import ClusterMember, DrainOrder, KvShape, WorkerSpec, WorkerState
+from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
+from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
+
+_SHAPE_FIELDS = tuple(KvShape.__dataclass_fields__)
+
+
+def decode_worker(info: common_pb2.WorkerInfo) -> WorkerSpec:
+    """Errors: InvalidRequest."""
+    return WorkerSpec(
+        worker_id=WorkerId(info.worker_id),
+        role=decode_role(info.role),
+        address=info.address,
+        epoch=info.epoch,
+        model=info.model,
+        kv_shape=KvShape(**{name: getattr(info.kv_shape, name) for name in _SHAPE_FIELDS}),
+        max_model_len_tokens=info.max_model_len_tokens,
+        total_blocks=info.total_blocks,
+        max_concurrency=info.max_concurrency,
+        transports=tuple(info.transports),
+        handover_endpoints=tuple(info.handover_endpoints),
+    )
+
+
+def encode_worker(spec: WorkerSpec) -> common_pb2.WorkerInfo:
+    shape = {name: getattr(spec.kv_shape, name) for name in _SHAPE_FIELDS}
+    return common_pb2.WorkerInfo(
+        worker_id=spec.worker_id,
+        role=encode_role(spec.role),
+        address=spec.address,
+        epoch=spec.epoch,
+        model=spec.model,
+        kv_shape=common_pb2.KvShape(**shape),
+        max_model_len_tokens=spec.max_model_len_tokens,
+        total_blocks=spec.total_blocks,
+        max_concurrency=spec.max_concurrency,
+        transports=spec.transports,
+        handover_endpoints=spec.handover_endpoints,
+    )
+
+
+def decode_admit(message: router_pb2.Admit) -> Admit:
+    """Errors: InvalidRequest."""
+    if not message.request_id or not message.model:
+        raise InvalidRequest("request_id and model of an Admit must be set")
+    return Admit(
+        request_id=RequestId(message.request_id),
+        tenant=TenantId(message.tenant or DEFAULT_TENANT),
+        placement=PlacementRequest(
+            model=message.model,
+            prompt_tokens=message.prompt_tokens,
+            excluded_workers=frozenset(map(WorkerId, message.excluded_workers)),
+        ),
+        max_output_tokens=message.max_output_tokens,
+        choices=message.choices or 1,
+        priority=message.priority,
+        timeout_seconds=message.timeout_seconds,
+        prompt=HashedPrompt(tuple(map(BlockHash, message.block_hashes)), message.block_tokens),
+    )
+
+
+def decode_held(message: router_pb2.HeldPlacement) -> HeldRequest:
+    """Errors: InvalidRequest."""
+    placement = message.placement
+    if not message.request_id or not placement.decode.worker_id:
+        raise InvalidRequest("request_id and decode worker of a held placement must be set")
+    return HeldRequest(
+        request_id=RequestId(message.request_id),
+        tenant=TenantId(message.tenant or DEFAULT_TENANT),
+        prefill=_incarnation(placement.prefill) if placement.HasField("prefill") else None,
+        decode=_incarnation(placement.decode),
+        prompt_tokens=message.prompt_tokens,
+        max_output_tokens=message.max_output_tokens,
+        choices=message.choices or 1,
+    )
+
+
+def _incarnation(info: common_pb2.WorkerInfo) -> Incarnation:
+    return Incarnation(WorkerId(info.worker_id), info.epoch)
+
+
+class PlacementEncoder:
+    """Encodes placements. Keeps each worker's message: copying it is far cheaper than making it."""
+
+    def __init__(self) -> None:
+        self._encoded: dict[WorkerId, tuple[WorkerSpec, common_pb2.WorkerInfo]] = {}
+
+    def placed(self, placed: RequestPlaced) -> router_pb2.RouterSessionResponse:
+        plan = placed.plan
+        placement = router_pb2.Placement(
+            prefill=self._worker(plan.prefill.spec) if plan.prefill else None,
+            decode=self._worker(plan.decode.spec),
+            predicted_cached_tokens=placed.predicted_cached_tokens,
+        )
+        message = router_pb2.Placed(
+            request_id=placed.request_id,
+            placement=placement,
+            queue_seconds=placed.queue_seconds,
+            report=encode_report(placed),
+        )
+        return router_pb2.RouterSessionResponse(placed=message)
+
+    def _worker(self, spec: WorkerSpec) -> common_pb2.WorkerInfo:
+        known = self._encoded.get(spec.worker_id)
+        if known is None or known[0] is not spec:
+            known = self._encoded[spec.worker_id] = (spec, encode_worker(spec))
+        return known[1]
+
+    def forget_all(self) -> None:
+        """Called when the membership changes, so that workers long gone are not kept."""
+        self._encoded.clear()
+
+
+def encode_refused(refused: RequestRefused) -> router_pb2.RouterSessionResponse:
+    error: LLMServeError = refused.error
+    message = router_pb2.Refused(
+        request_id=refused.request_id,
+        outcome=encode_outcome(refused.outcome),
+        error=type(error).__name__,
+        message=error.message,
+        retry_after_seconds=error.retry_after_seconds or 0.0,
+    )
+    return router_pb2.RouterSessionResponse(refused=message)
+
+
+def encode_cluster(members: Iterable[ClusterMember], epoch: int) -> router_pb2.RouterSessionResponse:
+    """The registered workers, suspected ones included: streams to them go on."""
+    workers = [encode_worker(member.spec) for member in members if member.registered]
+    return router_pb2.RouterSessionResponse(state=router_pb2.ClusterState(workers=workers, epoch=epoch))
+
+
+def encode_peers(version: int, peers: Iterable[ClusterMember]) -> router_pb2.HeartbeatResponse:
+    return router_pb2.HeartbeatResponse(
+        members_version=version,
+        kv_peers=[
+            router_pb2.KvPeer(
+                worker_id=peer.spec.worker_id, epoch=peer.spec.epoch, endpoints=peer.spec.handover_endpoints
+            )
+            for peer in peers
+        ],
+    )
+
+
+def decode_order(message: router_pb2.DrainOrder, default_seconds: float) -> DrainOrder:
+    return DrainOrder(message.drain, message.timeout_seconds or default_seconds)
+
+
+def encode_order(order: DrainOrder) -> router_pb2.DrainOrder:
+    return router_pb2.DrainOrder(drain=order.drain, timeout_seconds=order.timeout_seconds)
+
+
+def encode_status(member: ClusterMember, now: float, slow: Mapping[WorkerId, str]) -> router_pb2.WorkerStatus:
+    """slow: why, of each worker that is."""
+    why_slow = slow.get(member.spec.worker_id, "")
+    return router_pb2.WorkerStatus(
+        info=encode_worker(member.spec),
+        load=encode_load(member.load),
+        available=member.state is WorkerState.AVAILABLE,
+        reason=member.reason or why_slow,
+        heartbeat_age_seconds=now - member.heard_at,
+        placed_requests=member.slots.placed_requests,
+        draining=member.state is WorkerState.DRAINING,
+        slow=bool(why_slow),
+    )
+
+
+def encode_index(prefixes: PrefixLookup, away: Iterable[str]) -> router_pb2.PrefixIndexStatus:
+    return router_pb2.PrefixIndexStatus(
+        followed=prefixes.index.followed,
+        away=away,
+        blocks=prefixes.index.blocks,
+        proof=prefixes.hash_check.state,
+        problem=prefixes.hash_check.problem,
+    )
+
+
+def encode_report(placed: RequestPlaced) -> router_pb2.PlacementReport:
+    report = placed.report
+    return router_pb2.PlacementReport(
+        requests_ahead=placed.requests_ahead,
+        used_up_seconds=report.used_up_seconds,
+        tenant_weight=report.weight,
+        tenant_share=report.share,
+        candidates=[_candidate(one) for one in placed.plan.candidates],
+        predicted_cached_tokens=placed.predicted_cached_tokens,
+        note=placed.plan.note,
+    )
+
+
+def _candidate(one: Candidate) -> router_pb2.PlacementCandidate:
+    seconds = {name: value for name, value in one.parts._asdict().items() if value}
+    return router_pb2.PlacementCandidate(prefill=one.prefill or "", decode=one.decode, seconds=seconds)
+
+
+def encode_tenants(stats: SchedulerStats) -> list[router_pb2.TenantStatus]:
+    return [
+        router_pb2.TenantStatus(
+            tenant=one.tenant,
+            weight=one.weight,
+            queued_requests=one.waiting,
+            running_requests=one.running,
+            dispatched_requests=one.dispatched,
+            refused_requests=one.refused,
+            queue_seconds=one.queue_seconds,
+            served_tokens=one.served_tokens,
+        )
+        for one in stats.tenants
+    ]
+
+
+def encode_budgets(stats: SchedulerStats) -> list[router_pb2.BudgetStatus]:
+    return [
+        router_pb2.BudgetStatus(name=one.name, used_ratio=one.used_ratio, refused_requests=one.refused)
+        for one in stats.budgets
+    ]

@@ -1,0 +1,124 @@
+"""From events to decisions, and from decisions to deeds.
+
+Every event is decided by one synchronous call into the controller, on the one loop; the task `run`
+adds the passing of time, and sleeps until something is due.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from llmserve.core.clock import Clock
+from llmserve.core.ids import WorkerId
+from llmserve.router.codec import PlacementEncoder, encode_cluster, encode_refused
+from llmserve.router.controller import Controller
+from llmserve.router.events import Effect, Prefetch, RequestPlaced, RequestRefused
+from llmserve.router.kv_watch import KvWatch
+from llmserve.router.leader.election import LeaderCheck
+from llmserve.router.observe import MetricsRecorder, QueueSpans
+from llmserve.router.prefix.hash_check import HashState
+from llmserve.router.streams import SessionStreams
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
+
+_log = logging.getLogger(__name__)
+
+# Loop timers are good to a millisecond: waking just before the time would mean to spin until it.
+_TIMER_SLACK_SECONDS = 0.001
+
+
+class EventLoop:
+    """Decides nothing without a mandate. streams: where answers go. spans: of what waits."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        clock: Clock,
+        recorder: MetricsRecorder,
+        kv_watch: KvWatch,
+        leader_check: LeaderCheck,
+        spans: QueueSpans,
+    ) -> None:
+        self.streams, self.spans = SessionStreams(), spans
+        self._controller, self._clock, self._recorder = controller, clock, recorder
+        self._kv_watch, self._leader_check = kv_watch, leader_check
+        self._encoder = PlacementEncoder()
+        self._logged_state = HashState.UNPROVEN
+        self._sent_version = controller.cluster_version
+        self._logged_workers: set[tuple[WorkerId, int]] = set()
+        self._sleeping_until = 0.0
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Does what is due, for ever. Errors: NotLeader, when the mandate has ended."""
+        while True:
+            self.decide(self._controller.tick)
+            self._warn()
+            wake = self._controller.next_wake()
+            self._sleeping_until = float("inf") if wake is None else wake
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._sleep_seconds(wake)):
+                    await self._wake.wait()
+
+    def decide(self, event: Callable[[], list[Effect]]) -> None:
+        """Errors: NotLeader, and nothing happens."""
+        self._leader_check.check()
+        started = time.perf_counter()
+        effects = event()
+        self._recorder.decided(time.perf_counter() - started)
+        self.apply(effects)
+
+    def apply(self, effects: list[Effect]) -> None:
+        self._send_cluster()
+        for effect in effects:
+            self._recorder.record(effect)
+            self.spans.record(effect)
+            if isinstance(effect, RequestPlaced):
+                self.streams.send(effect.session, self._encoder.placed(effect))
+            elif isinstance(effect, RequestRefused):
+                self.streams.send(effect.session, encode_refused(effect))
+            elif isinstance(effect, Prefetch):
+                self._kv_watch.prefetch(effect)
+        wake = self._controller.next_wake()
+        if wake is not None and wake < self._sleeping_until:
+            self._wake.set()
+
+    def cluster(self) -> router_pb2.RouterSessionResponse:
+        """What apiservers are to know of it."""
+        return encode_cluster(self._controller.membership, self._leader_check.status().epoch)
+
+    # -- parts
+
+    def _warn(self) -> None:
+        """Once, when what is cached turns out not to be found, and when it is found at last."""
+        hash_check = self._controller.prefixes.hash_check
+        if hash_check.state is self._logged_state:
+            return
+        self._logged_state = hash_check.state
+        if hash_check.problem:
+            _log.warning("requests are not routed to what is cached: %s", hash_check.problem)
+        else:
+            _log.info("prefix index: %s", hash_check.state)
+
+    def _send_cluster(self) -> None:
+        if self._sent_version == self._controller.cluster_version:
+            return
+        self._sent_version = self._controller.cluster_version
+        self._encoder.forget_all()
+        self._log_workers()
+        self.streams.send_state(self.cluster())
+
+    def _log_workers(self) -> None:
+        specs = {m.spec.worker_id: m.spec for m in self._controller.membership if m.registered}
+        for spec in specs.values():
+            if (spec.worker_id, spec.epoch) not in self._logged_workers:
+                _log.info("worker %s is in use: %s at %s", spec.worker_id, spec.role, spec.address)
+        for worker_id, _ in self._logged_workers:
+            if worker_id not in specs:
+                _log.warning("worker %s is gone", worker_id)
+        self._logged_workers = {(spec.worker_id, spec.epoch) for spec in specs.values()}
+
+    def _sleep_seconds(self, wake: float | None) -> float | None:
+        return None if wake is None else max(0.0, wake - self._clock.now()) + _TIMER_SLACK_SECONDS

@@ -1,0 +1,1 @@
+"""Which router leads, and for how long."""

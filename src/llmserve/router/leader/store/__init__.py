@@ -1,0 +1,1 @@
+"""State that the routers of a cluster share: who leads, and what the last leader saved."""

@@ -1,0 +1,104 @@
+"""What happens in Redis at once. KEYS: the lease (a string that expires), the term's number, the saved
+state (a hash). A lease is "EPOCH LEADER". Redis's own time is used throughout.
+
+Shared state in a Redis server (or Valkey): three keys for each cluster, under `llmserve:{NAME}`.
+
+The one module that imports redis, and only routers with `state.backend: redis` import it.
+"""
+
+from typing import Any
+
+from llmserve.router.leader.store.base import Saved, Term
+from llmserve.rpc.redis_client import RedisClient, milliseconds
+
+_MILLISECONDS = """
+local function milliseconds()
+  local now = redis.call('TIME')
+  return now[1] * 1000 + math.floor(now[2] / 1000)
+end
+"""
+
+# ARGV: leader, lease in ms. Answers the epoch that begins, or 0 and the lease that is.
+_CAMPAIGN = (
+    _MILLISECONDS
+    + """
+local lease = redis.call('GET', KEYS[1])
+if lease then return {'0', lease} end
+local last = tonumber(redis.call('GET', KEYS[2]) or '0')
+local epoch = string.format('%.0f', math.max(last + 1, milliseconds()))
+redis.call('SET', KEYS[2], epoch)
+redis.call('SET', KEYS[1], epoch .. ' ' .. ARGV[1], 'NX', 'PX', ARGV[2])
+return {epoch, ''}
+"""
+)
+
+# ARGV: epoch, leader, lease in ms. A lease that is gone is given again while its term is the latest: it
+# expired unseen, or Redis has come back without its data.
+_RENEW = """
+local mine = ARGV[1] .. ' ' .. ARGV[2]
+local lease = redis.call('GET', KEYS[1])
+local last = tonumber(redis.call('GET', KEYS[2]) or '0')
+if (lease and lease ~= mine) or last > tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[2], ARGV[1])
+redis.call('SET', KEYS[1], mine, 'PX', ARGV[3])
+return 1
+"""
+
+# ARGV: epoch, leader.
+_RESIGN = """
+if redis.call('GET', KEYS[1]) == ARGV[1] .. ' ' .. ARGV[2] then redis.call('DEL', KEYS[1]) end
+return 1
+"""
+
+# ARGV: epoch, leader, text.
+_SAVE = (
+    _MILLISECONDS
+    + """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] .. ' ' .. ARGV[2] then return 0 end
+redis.call('HSET', KEYS[3], 'text', ARGV[3], 'saved_at', string.format('%.0f', milliseconds()))
+return 1
+"""
+)
+
+# Answers the text and its age in ms, or nothing.
+_LOAD = (
+    _MILLISECONDS
+    + """
+local found = redis.call('HMGET', KEYS[3], 'text', 'saved_at')
+if not found[1] then return {} end
+return {found[1], string.format('%.0f', math.max(0, milliseconds() - tonumber(found[2])))}
+"""
+)
+
+
+class RedisState:
+    """url, password, call_seconds: as of RedisClient, and so are the errors."""
+
+    def __init__(self, url: str, cluster: str, *, password: str | None, call_seconds: float) -> None:
+        # The braces keep the keys of a cluster on one server of a Redis Cluster.
+        name = f"llmserve:{{{cluster}}}"
+        self._keys = (f"{name}:lease", f"{name}:epoch", f"{name}:scheduler")
+        self._client = RedisClient(url, password=password, call_seconds=call_seconds)
+
+    async def campaign(self, leader: str, seconds: float) -> Term | str:
+        epoch, lease = await self._run(_CAMPAIGN, leader, milliseconds(seconds))
+        return Term(int(epoch), leader) if int(epoch) else lease.partition(" ")[2]
+
+    async def renew(self, term: Term, seconds: float) -> bool:
+        return bool(await self._run(_RENEW, term.epoch, term.leader, milliseconds(seconds)))
+
+    async def resign(self, term: Term) -> None:
+        await self._run(_RESIGN, term.epoch, term.leader)
+
+    async def save(self, term: Term, text: str) -> bool:
+        return bool(await self._run(_SAVE, term.epoch, term.leader, text))
+
+    async def load(self) -> Saved | None:
+        found = await self._run(_LOAD)
+        return Saved(found[0], int(found[1]) / 1000) if found else None
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def _run(self, script: str, *arguments: object) -> Any:
+        return await self._client.run(script, self._keys, *arguments)

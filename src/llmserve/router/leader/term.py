@@ -1,0 +1,188 @@
+"""The state of a term: made before it begins, told by the state of the last one, dropped when it ends."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llmserve.config.schema import Manifest
+from llmserve.core.clock import Clock
+from llmserve.core.errors import ManifestError, NotLeader, StateUnavailable
+from llmserve.core.tasks import TaskOwner
+from llmserve.metrics.router import RouterMetrics
+from llmserve.router.kv_watch import KvWatch
+from llmserve.router.leader.election import LeaderCheck
+from llmserve.router.leader.store.base import SharedState, Term
+from llmserve.router.observe import MetricsRecorder
+from llmserve.router.prefix.index import PrefixIndex
+from llmserve.router.service import RouterService
+from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.rpc.role import set_log_level
+from llmserve.scheduler.snapshot import SchedulerSnapshot
+from llmserve.tracing.base import NO_TRACER, Tracer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TermParts:
+    """What outlives a term."""
+
+    settings: RouterSettings
+    clock: Clock
+    state: SharedState
+    metrics: RouterMetrics
+    index: PrefixIndex
+    kv_watch: KvWatch
+    tracer: Tracer = NO_TRACER
+
+
+class Manifests:
+    """The manifest as this router knows it, and as it is now. last None: there is none to read."""
+
+    def __init__(
+        self, last: Manifest | None = None, read_again: Callable[[], Manifest] | None = None
+    ) -> None:
+        self.last, self._read_again = last, read_again
+
+    def changed(self) -> Manifest | None:
+        """None: it is the one that is known, or cannot be used."""
+        if self._read_again is None:
+            return None
+        try:
+            manifest = self._read_again()
+        except ManifestError as error:
+            _log.warning("the manifest is not read again: %s", error.message)
+            return None
+        if manifest == self.last:
+            return None
+        self.last = manifest
+        return manifest
+
+
+class LeaderTerm:
+    """An Office of leadership.py. Tasks belong to `owner`; on_change is told when a term begins and ends."""
+
+    def __init__(
+        self,
+        parts: TermParts,
+        owner: TaskOwner,
+        on_change: Callable[[bool], Awaitable[None]],
+        manifests: Manifests,
+    ) -> None:
+        self._parts, self._settings, self._state = parts, parts.settings, parts.state
+        self._owner, self._on_change, self._manifests = owner, on_change, manifests
+        self._log_level = _log_level(manifests.last)  # that this process has
+        self._term: Term | None = None
+        self._tasks: list[asyncio.Task[Any]] = []
+        self.begun = asyncio.Event()
+
+    def open(self, leader_check: LeaderCheck) -> None:
+        """Once, before anything else."""
+        self._leader_check = leader_check
+        self._prepare()
+
+    def _prepare(self) -> None:
+        parts, settings = self._parts, self._settings
+        self.controller = build_controller(settings, parts.clock, random.Random(), parts.index)
+        recorder = MetricsRecorder(parts.metrics, self.controller, len(parts.kv_watch.addresses))
+        self.service = RouterService(
+            self.controller,
+            settings,
+            parts.clock,
+            recorder,
+            parts.kv_watch,
+            self._leader_check,
+            self._manifests.last,
+            parts.tracer,
+        )
+
+    def _read_again(self) -> None:
+        """What another leader has reloaded since is obeyed by this one, too."""
+        manifest, settings = self._manifests.changed(), self._settings
+        if manifest is not None:
+            terms = self._settings.terms  # those need a restart
+            settings = replace(RouterSettings.of(manifest), terms=terms, log_level=settings.log_level)
+        if (level := _log_level(self._manifests.last)) != self._log_level:
+            settings = replace(settings, log_level=level)
+            set_log_level(level)
+            self._log_level = level
+        if manifest is not None or settings != self._settings:
+            self._settings = settings
+            self._prepare()
+
+    async def begin(self, term: Term) -> None:
+        times = self._settings.terms
+        self._read_again()
+        self.controller.take_over(await self._inherited(), times.settle_seconds)
+        self._term = term
+        await self._on_change(True)
+        # Last: they need the mandate, which is there as soon as this returns.
+        self._tasks = [self._owner.spawn("state", self._run(), fatal=True)]
+        if times.shared:
+            self._tasks.append(self._owner.spawn("save", self._keep_saved(term), fatal=True))
+        self.begun.set()
+
+    async def end(self) -> None:
+        """What was decided last is saved first: nothing is decided any more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._term is not None and self._settings.terms.shared:
+            await self._save(self._term, self.controller.snapshot().to_json())
+        self._term, self._tasks = None, []
+        await self.service.aclose()
+        self._keep_log_level(self.service.log_level)
+        self._prepare()
+        await self._on_change(False)
+
+    def _keep_log_level(self, level: str) -> None:
+        """It is of the process, not of the term. level: empty: none was told."""
+        self._settings = replace(self._settings, log_level=level)
+        self._log_level = level or self._log_level
+
+    async def _run(self) -> None:
+        with suppress(NotLeader):
+            await self.service.run()
+
+    async def _inherited(self) -> SchedulerSnapshot | None:
+        """Errors: StateUnavailable."""
+        saved = await self._state.load()
+        if saved is None:
+            return None
+        try:
+            return SchedulerSnapshot.from_json(saved.text).aged(saved.age_seconds)
+        except ValueError as error:
+            _log.warning("what the last leader saved is not used: %s", error)
+            return None
+
+    async def _keep_saved(self, term: Term) -> None:
+        last = ""
+        while True:
+            text = self.controller.snapshot().to_json()
+            if text != last and await self._save(term, text):
+                last = text
+            await asyncio.sleep(self._settings.terms.save_seconds)
+
+    async def _save(self, term: Term, text: str) -> bool:
+        try:
+            return await self._state.save(term, text)
+        except StateUnavailable:  # leadership tells it
+            return False
+
+
+def _log_level(manifest: Manifest | None) -> str:
+    return manifest.observability.log_level if manifest else ""
+
+
+class CurrentService:
+    """Servicer of the Router: whichever service is current when a call comes in answers it."""
+
+    def __init__(self, term: LeaderTerm) -> None:
+        self._office = term
+
+    def __getattr__(self, name: str) -> Callable[[Any, Any], Any]:
+        return lambda request, context: getattr(self._office.service, name)(request, context)

@@ -1,0 +1,202 @@
+"""The chooser that predicts: the placement that costs the fewest seconds. Pure.
+
+Of many workers only the best few of each role are paired: a hundred times a hundred pairs would take
+longer than what is to be gained.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from heapq import nsmallest
+from itertools import product
+from operator import attrgetter, itemgetter
+from typing import NamedTuple
+
+from llmserve.core.clock import Clock
+from llmserve.core.ids import WorkerId
+from llmserve.core.outcome import WorkerRole
+from llmserve.router.placement.balance import PlacementBalance
+from llmserve.router.placement.cost import CostForecast, PromptCost
+from llmserve.router.placement.planner import Candidate, CostParts, PlacementRequest, Plan, WorkerChoices
+from llmserve.router.workers.speed import LatencyModels
+from llmserve.router.workers.worker import ClusterMember
+
+_BEST_OF_EACH = 4
+_CANDIDATES = 3
+# What predictions cannot tell apart is decided at random.
+_ALIKE_RATIO, _ALIKE_SECONDS = 1.02, 0.0005
+
+
+class _Option(NamedTuple):
+    """A way to place it. seconds: by which it is compared. tokens: of the prompt, to be computed."""
+
+    seconds: float
+    prefill: ClusterMember | None
+    decode: ClusterMember
+    tokens: int
+    parts: CostParts
+
+
+class KvAware:
+    """It remembers its choices, so that what a cache draws is bounded (spread.py)."""
+
+    def __init__(self, latencies: LatencyModels, clock: Clock, rng: random.Random) -> None:
+        self._latencies, self._clock, self._rng = latencies, clock, rng
+        self._balances: dict[tuple[str, WorkerRole], PlacementBalance] = {}
+
+    def choose(self, choices: WorkerChoices, request: PlacementRequest, output_tokens: int) -> Plan | None:
+        members = choices.prefill or choices.decode or choices.aggregated
+        if not members:
+            return None
+        forecast = CostForecast(
+            request, output_tokens, self._latencies, members[0].spec.kv_shape, self._clock.now()
+        )
+        look = _Look(forecast, self._crowded(choices))
+        options = [*self._whole(choices, look), *self._pairs(choices, look)]
+        if not options:
+            return None
+        options.sort(key=attrgetter("seconds"))
+        chosen = self._pick(options)
+        self._remember(chosen, choices)
+        return _plan(chosen, options)
+
+    # -- parts
+
+    def _whole(self, choices: WorkerChoices, look: "_Look") -> list[_Option]:
+        best = self._best(choices.whole, look.whole_seconds)
+        return [look.whole(member) for member in best]
+
+    def _pairs(self, choices: WorkerChoices, look: "_Look") -> list[_Option]:
+        if not choices.prefill or not choices.decode:
+            return []
+        prefill = map(look.first_leg, self._best(choices.prefill, look.prefill_seconds))
+        decode = map(look.second_leg, self._best(choices.decode, look.decode_seconds))
+        return [look.pair(first, second) for first, second in product(prefill, decode)]
+
+    def _best(
+        self, members: Sequence[ClusterMember], seconds: Callable[[ClusterMember], float]
+    ) -> list[ClusterMember]:
+        """Among equals, others each time."""
+        start = int(self._rng.random() * len(members))
+        turned = [*members[start:], *members[:start]]
+        costs = zip(map(seconds, turned), turned, strict=True)
+        return [member for _, member in nsmallest(_BEST_OF_EACH, costs, key=itemgetter(0))]
+
+    def _pick(self, options: Sequence[_Option]) -> _Option:
+        limit = options[0].seconds * _ALIKE_RATIO + _ALIKE_SECONDS
+        alike = sum(option.seconds <= limit for option in options)
+        return options[int(self._rng.random() * alike)]
+
+    # -- what was chosen before
+
+    def _crowded(self, choices: WorkerChoices) -> frozenset[WorkerId]:
+        """Those that have had more than their share."""
+        groups = (choices.prefill, choices.decode, choices.aggregated)
+        over = (self._balance(group).over(len(group)) for group in groups if group)
+        return frozenset(worker_id for group in over for worker_id in group)
+
+    def _remember(self, chosen: _Option, choices: WorkerChoices) -> None:
+        for member in filter(None, (chosen.prefill, chosen.decode)):
+            group = choices.of_role(member.spec.role)
+            self._balance(group).placed(member.spec.worker_id, len(group))
+
+    def _balance(self, group: Sequence[ClusterMember]) -> PlacementBalance:
+        key = (group[0].spec.model, group[0].spec.role)
+        spread = self._balances.get(key)
+        if spread is None:
+            spread = self._balances[key] = PlacementBalance()
+        return spread
+
+
+class _Look:
+    """One request at all workers: first the seconds of many, then the parts of a few."""
+
+    def __init__(self, forecast: CostForecast, crowded: frozenset[WorkerId]) -> None:
+        self._forecast, self._crowded = forecast, crowded
+
+    def whole_seconds(self, member: ClusterMember) -> float:
+        forecast = self._forecast
+        prompt = forecast.prompt(member)
+        spread = self._whole_spread(member) if member.spec.worker_id in self._crowded else 0.0
+        return prompt.seconds + forecast.hold_up(member, prompt) + forecast.decode(member) + spread
+
+    def prefill_seconds(self, member: ClusterMember) -> float:
+        seconds = self._forecast.prompt(member).seconds
+        return seconds + self._prompt_spread(member) if member.spec.worker_id in self._crowded else seconds
+
+    def decode_seconds(self, member: ClusterMember) -> float:
+        forecast = self._forecast
+        seconds = forecast.decode(member) + forecast.busy(member) + forecast.typical_handover(member)
+        return (
+            seconds + forecast.saved_handover(member) if member.spec.worker_id in self._crowded else seconds
+        )
+
+    def whole(self, member: ClusterMember) -> _Option:
+        forecast = self._forecast
+        prompt = forecast.prompt(member)
+        spread = self._whole_spread(member) if member.spec.worker_id in self._crowded else 0.0
+        parts = CostParts(
+            queue=prompt.queue,
+            load=prompt.load,
+            compute=prompt.compute,
+            decode=forecast.decode(member),
+            hold_up=forecast.hold_up(member, prompt),
+            spread=spread,
+        )
+        return _Option(sum(parts), None, member, prompt.tokens, parts)
+
+    def first_leg(self, prefill: ClusterMember) -> "_FirstLeg":
+        crowded = prefill.spec.worker_id in self._crowded
+        return _FirstLeg(
+            prefill, self._forecast.prompt(prefill), self._prompt_spread(prefill) if crowded else 0.0
+        )
+
+    def second_leg(self, decode: ClusterMember) -> "_SecondLeg":
+        seconds = self._forecast.decode(decode) + self._forecast.busy(decode)
+        crowded = decode.spec.worker_id in self._crowded
+        return _SecondLeg(decode, seconds, self._forecast.saved_handover(decode) if crowded else 0.0)
+
+    def pair(self, first: "_FirstLeg", second: "_SecondLeg") -> _Option:
+        prompt = first.prompt
+        parts = CostParts(
+            queue=prompt.queue,
+            load=prompt.load,
+            compute=prompt.compute,
+            handover=self._forecast.handover(first.member, second.member),
+            decode=second.decode,
+            spread=first.spread + second.spread,
+        )
+        return _Option(sum(parts), first.member, second.member, prompt.tokens, parts)
+
+    # -- what a cache would save, on workers that have had more than their share
+
+    def _prompt_spread(self, member: ClusterMember) -> float:
+        return max(0.0, self._forecast.cold(member).seconds - self._forecast.prompt(member).seconds)
+
+    def _whole_spread(self, member: ClusterMember) -> float:
+        forecast = self._forecast
+        warm, cold = forecast.prompt(member), forecast.cold(member)
+        held_up = forecast.hold_up(member, cold) - forecast.hold_up(member, warm)
+        return max(0.0, cold.seconds - warm.seconds + held_up)
+
+
+class _FirstLeg(NamedTuple):
+    member: ClusterMember
+    prompt: PromptCost
+    spread: float
+
+
+class _SecondLeg(NamedTuple):
+    member: ClusterMember
+    decode: float
+    spread: float
+
+
+def _plan(chosen: _Option, options: Sequence[_Option]) -> Plan:
+    others = [option for option in options[:_CANDIDATES] if option is not chosen]
+    candidates = tuple(map(_candidate, [chosen, *others][:_CANDIDATES]))
+    return Plan(chosen.prefill, chosen.decode, chosen.tokens, candidates)
+
+
+def _candidate(option: _Option) -> Candidate:
+    prefill = option.prefill.spec.worker_id if option.prefill else None
+    return Candidate(prefill, option.decode.spec.worker_id, option.parts)

@@ -1,0 +1,63 @@
+"""The rules of placement: what `scheduling.*` says of it, with what the router has learnt."""
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from llmserve.core.clock import Clock
+from llmserve.router.placement.baselines import FreeSlots, LeastLoaded, RoundRobin, ShortEngineQueue
+from llmserve.router.placement.kv_aware import KvAware
+from llmserve.router.placement.planner import (
+    ActiveRules,
+    Chooser,
+    Disaggregate,
+    HasFreeSlot,
+    NotBackedUp,
+    NotExcluded,
+)
+from llmserve.router.workers.slow import NotSlow, SlowWorkers
+from llmserve.router.workers.speed import LatencyModels
+
+# What an engine's own queue weighs against free seats: it is a heartbeat old, and partly the same.
+_ENGINE_QUEUE_WEIGHT = 0.5
+
+Routing = Literal["kv_aware", "least_loaded", "round_robin"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementPolicy:
+    """engine_queue_seconds: of prompts before an engine, from which on others wait at the router."""
+
+    routing: Routing = "kv_aware"
+    disaggregate: Disaggregate = Disaggregate.AUTO
+    engine_queue_seconds: float = 0.5
+
+
+class PlacementRules:
+    """Makes the rules of a policy, again and again: a chooser goes on while the routing stays the same."""
+
+    def __init__(self, clock: Clock, rng: random.Random, latencies: LatencyModels, slow: SlowWorkers) -> None:
+        self._clock, self._rng, self._latencies, self._slow = clock, rng, latencies, slow
+        self._choosers: dict[Routing, Chooser] = {}
+
+    def rules(self, policy: PlacementPolicy) -> ActiveRules:
+        backed_up = NotBackedUp(self._clock, policy.engine_queue_seconds)
+        filters = (NotExcluded(), HasFreeSlot(), backed_up, NotSlow(self._slow))
+        return ActiveRules(
+            filters, self._chooser(policy.routing), policy.disaggregate, self._slow.stalled_names
+        )
+
+    def _chooser(self, routing: Routing) -> Chooser:
+        if routing not in self._choosers:
+            self._choosers = {routing: self._made(routing)}
+        return self._choosers[routing]
+
+    def _made(self, routing: Routing) -> Chooser:
+        match routing:
+            case "kv_aware":
+                return KvAware(self._latencies, self._clock, self._rng)
+            case "least_loaded":
+                scorers = ((1.0, FreeSlots()), (_ENGINE_QUEUE_WEIGHT, ShortEngineQueue()))
+                return LeastLoaded(scorers, self._rng)
+            case "round_robin":
+                return RoundRobin()

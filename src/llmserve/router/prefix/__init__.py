@@ -1,0 +1,1 @@
+"""Which workers and tiers hold the blocks of a prompt."""

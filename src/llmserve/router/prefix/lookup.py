@@ -1,0 +1,76 @@
+"""What the prefix index means for a request: while it waits, when it is placed, and when it ends. Pure."""
+
+from dataclasses import replace
+
+from llmserve.core.clock import Clock
+from llmserve.core.ids import TenantId, WorkerId
+from llmserve.core.outcome import Outcome, WorkerRole
+from llmserve.router.events import CachedTokens, Prefetch
+from llmserve.router.placement.planner import Plan
+from llmserve.router.prefix.hash_check import HashConsistency
+from llmserve.router.prefix.index import HashedPrompt, PrefixIndex
+from llmserve.router.sessions import Prefilled, RequestEntry
+from llmserve.router.workers.membership import ClusterMembership
+
+# What a request found when it came is looked for again when its turn comes later than this.
+STALE_AFTER_SECONDS = 1.0
+_PREFILLS = (WorkerRole.PREFILL, WorkerRole.AGGREGATED)
+
+
+class PrefixLookup:
+    """prefetches: blocks of waiting requests are to be brought up (`kv_cache.prefetch_on_prefix`)."""
+
+    def __init__(
+        self, clock: Clock, index: PrefixIndex, membership: ClusterMembership, *, prefetches: bool = False
+    ) -> None:
+        self.index, self.hash_check, self.prefetches = index, HashConsistency(clock, index), prefetches
+        self._clock, self._membership = clock, membership
+
+    def look_up(self, entry: RequestEntry) -> None:
+        """Of a waiting request: its match is at most so old afterwards."""
+        now = self._clock.now()
+        if entry.prompt.block_hashes and now - entry.matched_at > STALE_AFTER_SECONDS:
+            entry.matched_at = now
+            entry.placement = replace(entry.placement, match=self.index.match(entry.prompt))
+
+    def best_cached_tokens(self, entry: RequestEntry) -> int:
+        """Of the prompt, where most of it is."""
+        return entry.placement.match.best_cached_tokens(entry.placement.prompt_tokens)
+
+    def prefetch(self, entry: RequestEntry, tenant: TenantId, wait_seconds: float) -> list[Prefetch]:
+        """For a request that waits; nothing when all of it that is stored is in DRAM."""
+        hashes, worker_id = entry.prompt.block_hashes, self._could_run(entry)
+        stretches = self.index.below_dram(hashes) if self.prefetches and worker_id else []
+        if not stretches or worker_id is None:
+            return []
+        return [Prefetch(worker_id, tenant, hashes, stretches, wait_seconds)]
+
+    def placed(self, entry: RequestEntry, plan: Plan) -> int:
+        """Tokens that need not be computed there. What was kept for the request while it waited goes."""
+        spec, placement, hashes = (
+            (plan.prefill or plan.decode).spec,
+            entry.placement,
+            entry.prompt.block_hashes,
+        )
+        predicted = placement.match.cached_tokens(spec.worker_id, placement.prompt_tokens)
+        first_block = hashes[0] if hashes else None
+        entry.prefilled = Prefilled(spec.worker_id, spec.epoch, predicted, first_block)
+        entry.prompt = HashedPrompt()
+        return predicted
+
+    def ended(self, entry: RequestEntry, outcome: Outcome, actual: int | None) -> CachedTokens | None:
+        """actual: cached tokens as the engine told, if it did."""
+        ran = entry.prefilled
+        if ran is None:
+            return None
+        if outcome is Outcome.COMPLETED and ran.first_block and self.index.followed:
+            self.hash_check.ran(ran.worker_id, ran.epoch, ran.first_block)
+        if actual is None:
+            return None
+        return CachedTokens(entry.placement.prompt_tokens, ran.predicted_cached_tokens, actual)
+
+    def _could_run(self, entry: RequestEntry) -> WorkerId | None:
+        """One whose blocks are as those that are hashed."""
+        members = (m for role in _PREFILLS for m in self._membership.registered(entry.placement.model, role))
+        size = entry.prompt.block_tokens
+        return next((m.spec.worker_id for m in members if m.spec.kv_shape.block_size_tokens == size), None)

@@ -1,0 +1,264 @@
+"""Which workers there are. Pure: messages and a clock in, the set of workers out.
+
+A worker registers, sends heartbeats, and is lost when it is silent for longer than the expiry. It
+is used again from the moment it is heard: by a heartbeat of the same incarnation, or by the
+registration of a newer one, which replaces the older.
+"""
+
+from collections.abc import Iterator, Sequence
+from weakref import WeakValueDictionary
+
+from llmserve.core.clock import Clock
+from llmserve.core.errors import InvalidRequest, NotFound
+from llmserve.core.ids import WorkerId
+from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import EngineLoad
+from llmserve.router.workers.worker import ClusterMember, DrainOrder, WorkerSlots, WorkerSpec, WorkerState
+
+# How long the status still names a worker that is lost, in expiries.
+_FORGOTTEN_AFTER_EXPIRIES = 60
+_HANDS_OVER_TO = {WorkerRole.PREFILL: WorkerRole.DECODE, WorkerRole.DECODE: WorkerRole.PREFILL}
+_DECODES = (WorkerRole.DECODE, WorkerRole.AGGREGATED)
+
+
+class ClusterMembership:
+    def __init__(self, clock: Clock, *, expiry_seconds: float) -> None:
+        self._clock = clock
+        self._expiry = expiry_seconds
+        self._members: dict[WorkerId, ClusterMember] = {}
+        self._slots: WeakValueDictionary[tuple[WorkerId, int], WorkerSlots] = WeakValueDictionary()
+        self._available: dict[tuple[str, WorkerRole], list[ClusterMember]] = {}
+        self._models: frozenset[str] = frozenset()
+        self._check_at: float | None = None
+        self.version = 0  # changes with the set of registered workers
+
+    def __iter__(self) -> Iterator[ClusterMember]:
+        """Every known worker, lost ones included."""
+        return iter(self._members.values())
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __repr__(self) -> str:
+        return f"<ClusterMembership {[f'{m.spec.worker_id}:{m.state}' for m in self]}>"
+
+    # -- what workers and apiservers say
+
+    def register(self, spec: WorkerSpec) -> None:
+        """A new worker, a newer incarnation, or one that says the same again.
+        Errors: InvalidRequest when a field is wrong, the epoch is an older one, or its KV does not
+        fit the workers that it would hand over to or take from."""
+        self._check_fields(spec)
+        self._check_kv_shape(spec)
+        known = self._members.get(spec.worker_id)
+        if known and known.spec.epoch == spec.epoch:
+            known.spec = spec
+            self._hear(known)
+        else:
+            slots = self.slots(spec.worker_id, spec.epoch)
+            self._members[spec.worker_id] = ClusterMember(
+                spec, slots, self._clock.now(), interruptions=_interruptions_with_end(known)
+            )
+        self._check_after_expiry()
+        self._changed()
+
+    def heartbeat(self, worker_id: WorkerId, epoch: int, load: EngineLoad, *, draining: bool = False) -> None:
+        """draining: it is about to leave.
+        Errors: NotFound when this incarnation is not known: it is to register (again)."""
+        member = self._members.get(worker_id)
+        if member is None or member.spec.epoch != epoch:
+            raise NotFound(f"worker {worker_id} of epoch {epoch} is not registered")
+        member.load, member.draining = load, draining
+        if member.order and member.order.drain is draining:
+            member.order = None
+        was = member.state
+        self._hear(member)
+        if was is WorkerState.LOST:
+            self._check_after_expiry()
+            self._changed()
+        elif was is not member.state:
+            self._available.clear()
+
+    def suspect(self, worker_id: WorkerId, epoch: int, reason: str) -> None:
+        """A request failed on it. Not used until it is heard again; nothing for an older epoch."""
+        member = self._members.get(worker_id)
+        if member and member.spec.epoch == epoch and member.state is WorkerState.AVAILABLE:
+            member.state, member.reason = WorkerState.SUSPECT, reason
+            member.interruptions += 1
+            self._available.clear()
+
+    def order(self, worker_id: WorkerId, order: DrainOrder) -> ClusterMember:
+        """An operator takes a worker out of service, or back. Errors: NotFound when it is not there."""
+        member = self._members.get(worker_id)
+        if member is None or not member.registered:
+            raise NotFound(f"worker {worker_id} is not registered: {self._names()} are")
+        member.order = order
+        if order.drain:
+            self._rank(member)
+            self._available.clear()
+        return member
+
+    def order_of(self, worker_id: WorkerId) -> DrainOrder | None:
+        """What an operator wants of the worker, and it does not do yet."""
+        member = self._members.get(worker_id)
+        return member.order if member else None
+
+    def deregister(self, worker_id: WorkerId, epoch: int) -> None:
+        """It leaves in order. Nothing for an older epoch or an unknown worker."""
+        member = self._members.get(worker_id)
+        if member and member.spec.epoch == epoch:
+            del self._members[worker_id]
+            self._changed()
+
+    def expire(self) -> list[ClusterMember]:
+        """Marks the silent ones lost and returns them; forgets those lost long ago."""
+        now = self._clock.now()
+        if self._check_at is None or now < self._check_at:
+            return []
+        lost = [m for m in self if m.registered and m.heard_at + self._expiry <= now]
+        for member in lost:
+            member.interruptions += member.state is WorkerState.AVAILABLE
+            member.state = WorkerState.LOST
+            member.reason = f"no heartbeat for {self._expiry:g} s"
+        forgotten = [m for m in self if not m.registered and self._forget_at(m) <= now]
+        for member in forgotten:
+            del self._members[member.spec.worker_id]
+        if lost:
+            self._changed()
+        self._plan_check()
+        return lost
+
+    def set_expiry(self, seconds: float) -> None:
+        """From now on; who is silent for longer already is lost at the next `expire`."""
+        self._expiry = seconds
+        self._plan_check()
+
+    def _plan_check(self) -> None:
+        self._check_at = min(map(self._next_change, self), default=None)
+
+    def next_expiry(self) -> float | None:
+        """When expire may have something to do: never late, at most one expiry early."""
+        return self._check_at
+
+    # -- what placement asks
+
+    def available(self, model: str, role: WorkerRole) -> Sequence[ClusterMember]:
+        """Those that placements may go to. The same list until something changes."""
+        members = self._available.get((model, role))
+        if members is None:
+            members = [m for m in self.registered(model, role) if m.state is WorkerState.AVAILABLE]
+            self._available[model, role] = members
+        return members
+
+    def registered(self, model: str, role: WorkerRole) -> list[ClusterMember]:
+        """Those that are there, the suspected ones included."""
+        return [m for m in self if m.registered and m.spec.role is role and m.spec.model == model]
+
+    def kv_sources(self, worker_id: WorkerId) -> list[ClusterMember]:
+        """Whom this worker may fetch KV from; none for an unknown worker."""
+        member = self._members.get(worker_id)
+        if member is None or member.spec.role is not WorkerRole.DECODE:
+            return []
+        return self.registered(member.spec.model, WorkerRole.PREFILL)
+
+    def models(self) -> frozenset[str]:
+        """Those of the registered workers."""
+        return self._models
+
+    def capacity(self) -> int:
+        """Requests that all registered workers together can run at once."""
+        return sum(member.spec.max_concurrency for member in self._decoding())
+
+    def widest_engine(self) -> int:
+        """Requests that one registered worker can run at once; 0 while none is known."""
+        return max((member.spec.max_concurrency for member in self._decoding()), default=0)
+
+    def _decoding(self) -> Iterator[ClusterMember]:
+        """Yields the registered workers that decode. For a model without any, those that prefill count:
+        they do it all then."""
+        members = [member for member in self if member.registered]
+        decoding = {member.spec.model for member in members if member.spec.role in _DECODES}
+        yield from (m for m in members if m.spec.role in _DECODES or m.spec.model not in decoding)
+
+    def kv_bytes_per_token(self) -> float:
+        """Of the model whose KV is largest; 0 while none is known."""
+        return max((m.spec.kv_shape.bytes_per_token for m in self if m.registered), default=0.0)
+
+    def hands_over(self) -> bool:
+        """Are there workers that only prefill?"""
+        return any(m.registered and m.spec.role is WorkerRole.PREFILL for m in self)
+
+    def slots(self, worker_id: WorkerId, epoch: int) -> WorkerSlots:
+        """The count of one incarnation, known or not: a placement may be older than this router."""
+        slots = self._slots.get((worker_id, epoch))
+        if slots is None:
+            slots = self._slots[worker_id, epoch] = WorkerSlots()
+        return slots
+
+    # -- parts
+
+    def _hear(self, member: ClusterMember) -> None:
+        member.heard_at = self._clock.now()
+        self._rank(member)
+
+    def _rank(self, member: ClusterMember) -> None:
+        """Of one that is there, and that no request complained of since."""
+        if member.to_leave:
+            member.state, member.reason = WorkerState.DRAINING, "it is being drained"
+        elif member.load.stalled:
+            member.interruptions += member.state is WorkerState.AVAILABLE
+            member.state, member.reason = WorkerState.SUSPECT, "its engine does not answer"
+        else:
+            member.state, member.reason = WorkerState.AVAILABLE, ""
+
+    def _names(self) -> str:
+        return ", ".join(sorted(m.spec.worker_id for m in self if m.registered)) or "none"
+
+    def _check_after_expiry(self) -> None:
+        expiry = self._clock.now() + self._expiry
+        self._check_at = expiry if self._check_at is None else min(self._check_at, expiry)
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._available.clear()
+        self._models = frozenset(m.spec.model for m in self if m.registered)
+
+    def _next_change(self, member: ClusterMember) -> float:
+        return member.heard_at + self._expiry if member.registered else self._forget_at(member)
+
+    def _forget_at(self, member: ClusterMember) -> float:
+        return member.heard_at + self._expiry * _FORGOTTEN_AFTER_EXPIRIES
+
+    def _check_fields(self, spec: WorkerSpec) -> None:
+        if not spec.worker_id or not spec.address or not spec.model:
+            raise InvalidRequest("worker_id, address and model must be set")
+        if spec.max_concurrency < 1:
+            raise InvalidRequest(
+                f"max_concurrency of {spec.worker_id} is {spec.max_concurrency}, not positive"
+            )
+        known = self._members.get(spec.worker_id)
+        if known and spec.epoch < known.spec.epoch:
+            raise InvalidRequest(
+                f"epoch {spec.epoch} of {spec.worker_id} is older than {known.spec.epoch}: "
+                "a newer process has its name"
+            )
+
+    def _check_kv_shape(self, spec: WorkerSpec) -> None:
+        peer_role = _HANDS_OVER_TO.get(spec.role)
+        if peer_role is None:
+            return
+        for peer in self.registered(spec.model, peer_role):
+            differences = spec.kv_shape.differences(peer.spec.kv_shape)
+            if differences and peer.spec.worker_id != spec.worker_id:
+                pair = (
+                    f"{spec.role} worker {spec.worker_id} and {peer.spec.role} worker {peer.spec.worker_id}"
+                )
+                raise InvalidRequest(f"{pair} cannot exchange KV: {', '.join(differences)}")
+
+
+def _interruptions_with_end(older: ClusterMember | None) -> int:
+    """Of a worker whose older incarnation has not deregistered: that it ended is one, if nothing was seen
+    of it before."""
+    if older is None:
+        return 0
+    return older.interruptions + (older.state is WorkerState.AVAILABLE)

@@ -1,0 +1,99 @@
+import json
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from llmserve.core.errors import TransferError
+from llmserve.core.fields import split_endpoint
+from llmserve.core.ids import LeaseId, WorkerId
+from llmserve.core.kv_params import PullParams
+
+PULL_PARAMS = PullParams(
+    worker_id=WorkerId("prefill-0"),
+    epoch=3,
+    lease_id=LeaseId("3.0.r1"),
+    endpoints=("127.0.0.1:4000", "[::1]:4001"),
+    block_ids=(7, 8, 2),
+    num_tokens=300,
+    block_size_tokens=128,
+    lease_seconds=30.0,
+)
+
+
+def test_a_ticket_survives_json() -> None:
+    assert PullParams.from_params(json.loads(json.dumps(PULL_PARAMS.to_params()))) == PULL_PARAMS
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("do_remote_prefill", False),
+        ("do_remote_prefill", 1),
+        ("worker_id", ""),
+        ("worker_id", 5),
+        ("epoch", -1),
+        ("epoch", True),
+        ("epoch", "3"),
+        ("epoch", 2**63),
+        ("lease_id", None),
+        ("lease_id", "x" * 2000),
+        ("endpoints", []),
+        ("endpoints", "127.0.0.1:4000"),
+        ("endpoints", ["127.0.0.1"]),
+        ("endpoints", ["127.0.0.1:0"]),
+        ("endpoints", ["127.0.0.1:65536"]),
+        ("endpoints", ["127.0.0.1:x"]),
+        ("endpoints", [":80"]),
+        ("endpoints", [80]),
+        ("block_ids", []),
+        ("block_ids", [1, 2]),
+        ("block_ids", [1, 2, -3]),
+        ("block_ids", [1, 2, 3.0]),
+        ("block_ids", [1, 2, True]),
+        ("block_ids", {"1": 2}),
+        ("num_tokens", 0),
+        ("num_tokens", 256),
+        ("num_tokens", 385),
+        ("block_size_tokens", 0),
+        ("lease_seconds", 0),
+        ("lease_seconds", float("nan")),
+        ("lease_seconds", float("inf")),
+        ("lease_seconds", "30"),
+    ],
+)
+def test_garbage_is_refused_by_name(name: str, value: Any) -> None:
+    if name in ("num_tokens", "block_size_tokens") and value:
+        name = "block_ids|" + name
+    params = {**PULL_PARAMS.to_params(), name.rpartition("|")[2]: value}
+    with pytest.raises(TransferError, match=name):
+        PullParams.from_params(params)
+
+
+@pytest.mark.parametrize("name", PULL_PARAMS.to_params())
+def test_a_missing_field_is_refused_by_name(name: str) -> None:
+    params = PULL_PARAMS.to_params()
+    del params[name]
+    with pytest.raises(TransferError, match=name):
+        PullParams.from_params(params)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x), max_leaves=4
+)
+
+
+@given(name=st.sampled_from(sorted(PULL_PARAMS.to_params())), value=_JSON)
+def test_any_value_is_a_ticket_or_a_transfer_error(name: str, value: Any) -> None:
+    params = {**PULL_PARAMS.to_params(), name: value}
+    try:
+        pull_params = PullParams.from_params(params)
+    except TransferError:
+        return
+    assert PullParams.from_params(pull_params.to_params()) == pull_params
+
+
+def test_endpoints_are_split() -> None:
+    assert split_endpoint("127.0.0.1:80") == ("127.0.0.1", 80)
+    assert split_endpoint("[::1]:80") == ("::1", 80)

@@ -1,0 +1,31 @@
+from llmserve.core.clock import VirtualClock
+from llmserve.core.ids import ApiserverId
+from llmserve.router.leader.takeover import Takeover
+
+A, B = ApiserverId("a"), ApiserverId("b")
+
+
+def test_without_another_router_nothing_is_waited_for_or_paid(clock: VirtualClock) -> None:
+    takeover = Takeover(clock)
+    assert (takeover.settling, takeover.settled_at()) == (False, None)
+    assert not takeover.already_charged(A)
+
+
+def test_nothing_is_placed_until_it_has_settled(clock: VirtualClock) -> None:
+    takeover = Takeover(clock)
+    takeover.take_over(0.4, inherits=False)
+    assert (takeover.settling, takeover.settled_at()) == (True, clock.now() + 0.4)
+    clock.advance(0.4)
+    assert (takeover.settling, takeover.settled_at()) == (False, None)
+
+
+def test_only_what_an_apiserver_tells_first_is_in_the_snapshot(clock: VirtualClock) -> None:
+    takeover = Takeover(clock)
+    takeover.take_over(0.4, inherits=True)
+    assert [takeover.already_charged(name) for name in (A, B, A)] == [True, True, False]
+
+
+def test_without_a_snapshot_nothing_is_charged_yet(clock: VirtualClock) -> None:
+    takeover = Takeover(clock)
+    takeover.take_over(0.4, inherits=False)
+    assert not takeover.already_charged(A)

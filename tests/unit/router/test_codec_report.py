@@ -1,0 +1,101 @@
+"""Why a request got its place when it did, and there."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llmserve.core.ids import TenantId, WorkerId
+from llmserve.router.codec import encode_report
+from llmserve.router.events import Effect, RequestPlaced
+from llmserve.router.placement.planner import Candidate, CostParts, Disaggregate
+from llmserve.scheduler.resources import ClusterLimits
+from llmserve.scheduler.scheduler import Policy
+from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
+
+
+def _placed(effects: list[Effect]) -> RequestPlaced:
+    (placed,) = (effect for effect in effects if isinstance(effect, RequestPlaced))
+    return placed
+
+
+def test_one_that_never_waited(make_cluster: Callable[..., Any]) -> None:
+    cluster = make_cluster("aggregated-0")
+    report = encode_report(_placed(cluster.admit(cluster.open(), "a")))
+    assert (report.requests_ahead, dict(report.used_up_seconds)) == (0, {})
+    assert (report.tenant_weight, report.tenant_share) == (1.0, 1.0)
+
+
+def test_what_was_used_up_while_it_waited(make_cluster: Callable[..., Any]) -> None:
+    policy = Policy(limits=ClusterLimits(max_requests_in_flight=1), weights={TenantId("red"): 3.0})
+    cluster = make_cluster("aggregated-0", policy=policy)
+    session = cluster.open()
+    cluster.admit(session, "runs")
+    cluster.admit(session, "first", tenant="red")
+    cluster.clock.advance(1.0)
+    cluster.admit(session, "second", tenant="blue")
+    cluster.clock.advance(2.0)
+    placed = _placed(cluster.done(session, "runs"))
+    report = encode_report(placed)
+    assert (placed.request_id, placed.queue_seconds) == ("first", 3.0)
+    assert (report.requests_ahead, dict(report.used_up_seconds)) == (0, {"requests in flight": 3.0})
+    assert (report.tenant_weight, report.tenant_share) == (3.0, 0.75)
+    second = encode_report(_placed(cluster.done(session, "first")))
+    assert (second.requests_ahead, dict(second.used_up_seconds)) == (1, {"requests in flight": 2.0})
+
+
+def test_seats_of_workers(make_cluster: Callable[..., Any]) -> None:
+    policy = Policy(limits=ClusterLimits(max_requests_in_flight=9))
+    cluster = make_cluster("aggregated-0", slots=1, policy=policy)
+    session = cluster.open()
+    cluster.admit(session, "runs")
+    cluster.admit(session, "waits")
+    cluster.clock.advance(2.0)
+    report = encode_report(_placed(cluster.done(session, "runs")))
+    assert dict(report.used_up_seconds) == {"free seats of workers": 2.0}
+
+
+def test_the_tenants_own_budget(make_cluster: Callable[..., Any]) -> None:
+    own = TenantLimits(TenantLimit(max_requests_in_flight=1), {})
+    cluster = make_cluster("aggregated-0", slots=8, policy=Policy(limits=ClusterLimits(tenants=own)))
+    session = cluster.open()
+    cluster.admit(session, "runs", tenant="red")
+    cluster.admit(session, "waits", tenant="red")
+    cluster.clock.advance(2.0)
+    report = encode_report(_placed(cluster.done(session, "runs")))
+    assert dict(report.used_up_seconds) == {"the tenant's requests in flight": pytest.approx(2.0)}
+
+
+def test_candidates_have_their_predicted_parts(make_cluster: Callable[..., Any]) -> None:
+    cluster = make_cluster("aggregated-0")
+    placed = _placed(cluster.admit(cluster.open(), "a"))
+    candidate = Candidate(WorkerId("prefill-0"), WorkerId("decode-0"), CostParts(queue=0.5, compute=0.25))
+    plan = replace(placed.plan, candidates=(candidate,))
+    (one,) = encode_report(replace(placed, plan=plan)).candidates
+    assert (one.prefill, one.decode) == ("prefill-0", "decode-0")
+    assert dict(one.seconds) == {"queue": 0.5, "compute": 0.25}
+
+
+def test_what_was_expected_to_be_cached(make_cluster: Callable[..., Any]) -> None:
+    cluster = make_cluster("aggregated-0")
+    placed = _placed(cluster.admit(cluster.open(), "a"))
+    assert encode_report(replace(placed, predicted_cached_tokens=48)).predicted_cached_tokens == 48
+
+
+def test_why_one_worker_does_it_all(make_cluster: Callable[..., Any]) -> None:
+    cluster = make_cluster("prefill-0", disaggregate=Disaggregate.AUTO)
+    report = encode_report(_placed(cluster.admit(cluster.open(), "a")))
+    assert report.note == "no decode worker can be used"
+
+
+def test_what_others_waited_for_before_is_not_told(make_cluster: Callable[..., Any]) -> None:
+    cluster = make_cluster("aggregated-0", policy=Policy(limits=ClusterLimits(max_requests_in_flight=1)))
+    session = cluster.open()
+    cluster.admit(session, "runs")
+    cluster.admit(session, "gives up")
+    cluster.done(session, "gives up")
+    cluster.done(session, "runs")
+    cluster.clock.advance(2.0)
+    report = encode_report(_placed(cluster.admit(session, "next")))
+    assert dict(report.used_up_seconds) == {}

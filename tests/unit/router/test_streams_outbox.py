@@ -1,0 +1,56 @@
+import asyncio
+
+import pytest
+
+from llmserve.core.errors import InvalidRequest
+from llmserve.router.streams import SessionOutbox
+from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
+
+
+def _placed(name: str) -> router_pb2.RouterSessionResponse:
+    return router_pb2.RouterSessionResponse(placed=router_pb2.Placed(request_id=name))
+
+
+def _state(*names: str) -> router_pb2.RouterSessionResponse:
+    workers = [common_pb2.WorkerInfo(worker_id=name) for name in names]
+    return router_pb2.RouterSessionResponse(state=router_pb2.ClusterState(workers=workers))
+
+
+async def test_the_latest_state_goes_first_then_answers_in_order() -> None:
+    outbox = SessionOutbox()
+    outbox.send(_placed("a"))
+    outbox.send_state(_state("old"))
+    outbox.send_state(_state("new"))
+    outbox.send(_placed("b"))
+    outbox.close()
+    assert [message async for message in outbox] == [_state("new"), _placed("a"), _placed("b")]
+
+
+async def test_waits_for_news() -> None:
+    outbox = SessionOutbox()
+    first = asyncio.ensure_future(anext(aiter(outbox)))
+    await asyncio.sleep(0)
+    assert not first.done()
+    outbox.send(_placed("a"))
+    assert await first == _placed("a")
+
+
+async def test_closing_with_an_error_raises_it_at_the_end() -> None:
+    outbox = SessionOutbox()
+    outbox.send(_placed("a"))
+    outbox.close(InvalidRequest("no"))
+    outbox.close()  # the first reason stands
+    messages = aiter(outbox)
+    assert await anext(messages) == _placed("a")
+    with pytest.raises(InvalidRequest):
+        await anext(messages)
+
+
+async def test_a_sign_of_life_when_there_is_nothing_else() -> None:
+    outbox = SessionOutbox(idle_seconds=0.01)
+    messages = aiter(outbox)
+    assert (await anext(messages)).WhichOneof("message") is None
+    answer = _placed("a")
+    outbox.send(answer)
+    assert await anext(messages) == answer
+    assert (await anext(messages)).WhichOneof("message") is None

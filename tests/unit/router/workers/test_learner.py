@@ -1,0 +1,92 @@
+"""The controller learns how fast its workers are, and says what it predicted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from llmserve.core.ids import RequestId, TenantId, WorkerId
+from llmserve.core.outcome import Outcome
+from llmserve.router.events import Admit, Effect, HeldRequest, Incarnation, RequestStarted
+from llmserve.router.placement.planner import PlacementRequest
+
+MakeCluster = Callable[..., Any]
+
+
+def _started(effects: list[Effect]) -> RequestStarted:
+    (started,) = [effect for effect in effects if isinstance(effect, RequestStarted)]
+    return started
+
+
+def _serve(cluster: Any, session: Any, name: str, prompt_tokens: int) -> RequestStarted:
+    """1 ms for each prompt token, then 99 tokens of 20 ms."""
+    placement = PlacementRequest("m", prompt_tokens)
+    cluster.controller.admit(session, Admit(RequestId(name), TenantId("t"), placement))
+    cluster.clock.advance(prompt_tokens / 1000)
+    started = _started(cluster.first_token(session, name))
+    cluster.clock.advance(99 * 0.02)
+    cluster.controller.done(session, RequestId(name), Outcome.COMPLETED, 100)
+    cluster.heartbeat("prefill-0")
+    cluster.heartbeat("decode-0")
+    return started
+
+
+def _member(cluster: Any, name: str) -> Any:
+    return next(m for m in cluster.controller.membership if m.spec.worker_id == name)
+
+
+def test_predictions_come_to_what_is_measured(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0", expiry_seconds=1e9)
+    session = cluster.open()
+    for number in range(60):
+        started = _serve(cluster, session, f"r{number}", 200 + 37 * number % 800)
+    assert started.predicted is not None
+    assert started.predicted.first_token_seconds == pytest.approx(started.seconds, rel=0.1)
+    assert _member(cluster, "decode-0").slots.latency.decode.seconds(1) == pytest.approx(0.02, rel=0.1)
+    assert _member(cluster, "decode-0").slots.latency.prefill.samples == 0
+
+
+def test_what_is_placed_is_a_backlog_until_it_starts_or_is_given_up(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0", slots=8)
+    session = cluster.open()
+    backlog = _member(cluster, "prefill-0").slots.backlog
+    for name in ("a", "b", "c"):
+        cluster.admit(session, name)
+    assert len(backlog) == 3
+    cluster.first_token(session, "a")
+    cluster.done(session, "b", Outcome.CANCELLED)
+    assert len(backlog) == 1
+    cluster.close(session)
+    assert len(backlog) == 0
+    assert _member(cluster, "decode-0").slots.kv_tokens == 0
+
+
+def test_a_request_of_an_earlier_router_teaches_nothing(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0")
+    held = HeldRequest(
+        RequestId("a"),
+        TenantId("t"),
+        Incarnation(WorkerId("prefill-0"), 1),
+        Incarnation(WorkerId("decode-0"), 1),
+    )
+    session = cluster.open("api", held=(held,))
+    assert cluster.first_token(session, "a") == []
+    cluster.done(session, "a")
+    assert _member(cluster, "prefill-0").slots.latency is None
+    assert _member(cluster, "decode-0").slots.latency is None
+
+
+def test_a_first_token_that_is_told_twice_counts_once(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0")
+    session = cluster.open()
+    cluster.admit(session, "a")
+    assert _started(cluster.first_token(session, "a")).request_id == "a"
+    assert cluster.first_token(session, "a") == []
+
+
+def test_a_request_on_one_worker_teaches_of_that_one(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0")
+    session = cluster.open()
+    cluster.admit(session, "a")
+    cluster.first_token(session, "a")
+    assert _member(cluster, "aggregated-0").slots.latency.prefill.samples == 1

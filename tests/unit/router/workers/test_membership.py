@@ -1,0 +1,236 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from llmserve.core.clock import VirtualClock
+from llmserve.core.errors import InvalidRequest, NotFound
+from llmserve.core.ids import WorkerId
+from llmserve.core.outcome import WorkerRole
+from llmserve.core.request import EngineLoad
+from llmserve.router.workers.membership import ClusterMembership
+from llmserve.router.workers.worker import WorkerSpec, WorkerState
+
+MakeSpec = Callable[..., WorkerSpec]
+DECODE = WorkerId("decode-0")
+
+
+@pytest.fixture
+def membership(clock: VirtualClock) -> ClusterMembership:
+    return ClusterMembership(clock, expiry_seconds=4.0)
+
+
+def _decoders(membership: ClusterMembership) -> list[str]:
+    return [m.spec.worker_id for m in membership.available("m", WorkerRole.DECODE)]
+
+
+def test_silence_loses_a_worker_and_a_heartbeat_brings_it_back(
+    membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0"))
+    clock.advance(3.0)
+    membership.heartbeat(DECODE, 1, EngineLoad(waiting_requests=3))
+    clock.advance(3.9)
+    assert membership.expire() == []
+    version = membership.version
+    clock.advance(0.1)
+    (lost,) = membership.expire()
+    assert (lost.state, lost.load.waiting_requests) == (WorkerState.LOST, 3)
+    assert "4 s" in lost.reason
+    assert _decoders(membership) == []
+    assert membership.version > version
+    version = membership.version
+    membership.heartbeat(DECODE, 1, EngineLoad())
+    assert _decoders(membership) == ["decode-0"]
+    assert membership.version > version
+
+
+def test_expiry_is_never_late(
+    membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    assert membership.next_expiry() is None
+    membership.register(make_spec("decode-0"))
+    clock.advance(1.0)
+    membership.register(make_spec("decode-1"))
+    for _ in range(20):
+        due = membership.next_expiry()
+        assert due is not None
+        assert due <= min(m.heard_at + 4.0 for m in membership if m.registered)
+        clock.advance(0.5)
+        membership.expire()
+        membership.heartbeat(DECODE, 1, EngineLoad())
+        membership.heartbeat(WorkerId("decode-1"), 1, EngineLoad())
+
+
+def test_one_that_came_back_expires_as_soon_as_any(
+    membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0"))
+    for _ in range(2):
+        clock.advance(4.0)
+        assert len(membership.expire()) == 1
+        membership.heartbeat(DECODE, 1, EngineLoad())
+
+
+def test_the_long_lost_are_forgotten(
+    membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0"))
+    for _ in range(100):
+        clock.advance(4.0)
+        membership.expire()
+    assert len(membership) == 0
+    assert membership.next_expiry() is None
+    with pytest.raises(NotFound):
+        membership.heartbeat(DECODE, 1, EngineLoad())
+
+
+def test_a_suspect_is_not_used_until_it_is_heard(membership: ClusterMembership, make_spec: MakeSpec) -> None:
+    membership.register(make_spec("decode-0"))
+    version = membership.version
+    membership.suspect(DECODE, 1, "reset by peer")
+    assert _decoders(membership) == []
+    assert [m.reason for m in membership.registered("m", WorkerRole.DECODE)] == ["reset by peer"]
+    membership.heartbeat(DECODE, 1, EngineLoad())
+    assert _decoders(membership) == ["decode-0"]
+    assert membership.version == version  # it was in the cluster all along
+
+
+def test_an_old_failure_says_nothing_of_a_new_incarnation(
+    membership: ClusterMembership, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0", epoch=1))
+    membership.register(make_spec("decode-0", epoch=2))
+    membership.suspect(DECODE, 1, "reset by peer")
+    membership.deregister(DECODE, 1)
+    assert _decoders(membership) == ["decode-0"]
+    membership.deregister(DECODE, 2)
+    assert _decoders(membership) == []
+
+
+def test_a_newer_epoch_replaces_and_starts_empty(membership: ClusterMembership, make_spec: MakeSpec) -> None:
+    membership.register(make_spec("decode-0", epoch=1))
+    old = membership.available("m", WorkerRole.DECODE)[0]
+    old.slots.take()
+    membership.register(make_spec("decode-0", epoch=2))
+    new = membership.available("m", WorkerRole.DECODE)[0]
+    assert new.slots.placed_requests == 0
+    with pytest.raises(NotFound, match="epoch 1"):
+        membership.heartbeat(DECODE, 1, EngineLoad())
+    with pytest.raises(InvalidRequest, match="older than 2"):
+        membership.register(make_spec("decode-0", epoch=1))
+
+
+def test_registering_again_keeps_the_count(membership: ClusterMembership, make_spec: MakeSpec) -> None:
+    slots = membership.slots(DECODE, 1)
+    slots.take()  # an apiserver told of it before the worker registered
+    membership.register(make_spec("decode-0"))
+    membership.register(replace(make_spec("decode-0"), address="elsewhere:1"))
+    (member,) = membership.available("m", WorkerRole.DECODE)
+    assert member.slots.placed_requests == 1
+    assert member.spec.address == "elsewhere:1"
+
+
+def test_refuses_kv_that_does_not_fit(
+    membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("prefill-0", layout="LBHNC/vec"))
+    membership.register(make_spec("prefill-1", layout="LBHNC/amx"))  # prefill workers never meet each other
+    membership.register(make_spec("aggregated-0", layout="LBHNC"))  # hands nothing over
+    with pytest.raises(
+        InvalidRequest, match=r"decode-0.*prefill-1.*layout 'LBHNC/vec' differs from 'LBHNC/amx'"
+    ):
+        membership.register(make_spec("decode-0", layout="LBHNC/vec"))
+    membership.register(make_spec("decode-0", layout="LBHNC/vec", model="another"))
+    clock.advance(5)
+    membership.expire()
+    membership.register(make_spec("decode-0", epoch=2, layout="LBNHC/kv"))  # those it did not fit are lost
+
+
+@pytest.mark.parametrize(
+    "shape", [{"model_revision": "edited"}, {"computation": "float16 up to 2048 tokens"}]
+)
+@pytest.mark.parametrize("size", [16, 32])
+def test_refuses_kv_of_another_model_or_computation(
+    membership: ClusterMembership, make_spec: MakeSpec, shape: dict[str, str], size: int
+) -> None:
+    membership.register(make_spec("prefill-0"))
+    with pytest.raises(InvalidRequest, match=next(iter(shape))):
+        membership.register(make_spec("decode-0", block_size_tokens=size, **shape))
+
+
+@pytest.mark.parametrize("sizes", [{"block_size_tokens": 32}, {"tensor_parallel": 2}])
+def test_kv_of_another_size_fits(
+    membership: ClusterMembership, make_spec: MakeSpec, sizes: dict[str, int]
+) -> None:
+    membership.register(make_spec("prefill-0"))
+    membership.register(make_spec("decode-0", **sizes, block_bytes=8192))
+    with pytest.raises(InvalidRequest, match="block_bytes 8192 differs from 4096"):
+        membership.register(make_spec("decode-1", block_bytes=8192))
+    with pytest.raises(InvalidRequest, match="pipeline_parallel 2 differs from 1"):
+        membership.register(make_spec("decode-1", **sizes, pipeline_parallel=2))
+
+
+@pytest.mark.parametrize(("field", "value"), [("worker_id", ""), ("address", ""), ("max_concurrency", 0)])
+def test_refuses_nonsense(
+    membership: ClusterMembership, make_spec: MakeSpec, field: str, value: object
+) -> None:
+    with pytest.raises(InvalidRequest, match=field):
+        membership.register(replace(make_spec("decode-0"), **{field: value}))  # type: ignore[arg-type]
+    assert len(membership) == 0
+
+
+def test_prefill_workers_count_as_capacity_where_there_are_no_others(
+    membership: ClusterMembership, make_spec: MakeSpec
+) -> None:
+    assert membership.capacity() == 0
+    membership.register(make_spec("prefill-0", slots=2))
+    assert membership.capacity() == 2
+    membership.register(make_spec("decode-0", slots=5))
+    membership.register(make_spec("decode-1", slots=4, model="other"))
+    assert membership.capacity() == 9
+    membership.deregister(DECODE, 1)
+    assert membership.capacity() == 6
+    membership.register(make_spec("aggregated-0", slots=3))
+    assert membership.capacity() == 7
+
+
+def test_interruptions_are_ends_that_nobody_announced(
+    membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    def interruptions() -> int:
+        (member,) = membership
+        return member.interruptions
+
+    membership.register(make_spec("decode-0"))
+    membership.suspect(DECODE, 1, "broken")
+    membership.suspect(DECODE, 1, "broken")
+    assert interruptions() == 1
+    clock.advance(4.0)
+    membership.expire()
+    assert interruptions() == 1, "it was suspect before it was silent"
+    membership.heartbeat(DECODE, 1, EngineLoad())
+    clock.advance(4.0)
+    membership.expire()
+    assert interruptions() == 2
+    membership.register(make_spec("decode-0", epoch=2))
+    assert interruptions() == 2, "the older one was lost before"
+    membership.register(make_spec("decode-0", epoch=3))
+    assert interruptions() == 3
+    membership.deregister(DECODE, 3)
+    membership.register(make_spec("decode-0", epoch=4))
+    assert interruptions() == 0
+
+
+def test_a_worker_whose_engine_does_not_answer_gets_nothing_until_it_does(
+    membership: ClusterMembership, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0"))
+    for _ in range(2):
+        membership.heartbeat(DECODE, 1, EngineLoad(stalled=True))
+        assert _decoders(membership) == []
+    (member,) = membership
+    assert (member.state, member.reason) == (WorkerState.SUSPECT, "its engine does not answer")
+    assert member.interruptions == 1
+    membership.heartbeat(DECODE, 1, EngineLoad())
+    assert _decoders(membership) == ["decode-0"]
