@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from llmserve.apiserver.parsers import parsers_here
 from llmserve.config.conflict import Conflict
 from llmserve.config.environment import inherited
 from llmserve.config.load import locate
@@ -20,6 +19,7 @@ from llmserve.config.refusals import (
 )
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import ModelNotFound, StartFailed
+from llmserve.engines.vllm.parsers import parsers_here
 from llmserve.kvstore.store.refusals import lasting_refusals, room_refusals
 from llmserve.models.directory import read_config
 from llmserve.models.resolve import PreparationStage, survey

@@ -1,8 +1,8 @@
 """The pool with its book: which blocks are in DRAM, which are being written, and whose room is taken.
 
-The pool (`pool.table`) knows slots, the book (`eviction.book`) knows blocks and who goes next. Here the two
-are kept in step: a block is charged from its reservation on, and pinned in the book while it is written or
-leased; when its reservation or lease ends, by a message or by time, both let go of it.
+The pool (`pool.table`) knows slots, the index (`eviction.tier_index`) knows blocks and who goes next. Here
+the two are kept in step: a block is charged from its reservation on, and pinned in the index while it is
+written or leased; when its reservation or lease ends, by a message or by time, both let go of it.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -13,7 +13,7 @@ from llmserve.core.deadlines import Deadlines
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.stats import TierTotals
-from llmserve.kvstore.eviction import Added, TierBook, Victim
+from llmserve.kvstore.eviction import Added, TierIndex, Victim
 from llmserve.kvstore.pool.slot import (
     CommitOutcome,
     Fill,
@@ -48,7 +48,7 @@ class DramTier:
     def __init__(
         self,
         table: PoolTable,
-        book: TierBook,
+        book: TierIndex,
         clock: Clock,
         noted: Callable[[Slot], int] = lambda _: 0,
         name: str = "dram",

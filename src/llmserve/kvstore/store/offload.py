@@ -12,7 +12,7 @@ from llmserve.kvstore.store.coding import Outgoing
 from llmserve.kvstore.store.dram import DramTier
 from llmserve.kvstore.store.lower import LowerStore
 from llmserve.kvstore.store.words import STORE_USER, StoredBlock, ViewOf, part_key
-from llmserve.kvstore.tiers.base import Outcome
+from llmserve.kvstore.tiers.base import TierOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +92,12 @@ class Offload:
         ended = partial(self._went_down, tiers[1:], pinned)
         tiers[0].write(Outgoing(pinned.block, pinned.views, pinned.checksums, ended))
 
-    def _went_down(self, others: Sequence[LowerStore], pinned: _Pinned, outcome: Outcome) -> None:
-        if outcome is Outcome.CORRUPT:
+    def _went_down(self, others: Sequence[LowerStore], pinned: _Pinned, outcome: TierOutcome) -> None:
+        if outcome is TierOutcome.CORRUPT:
             self._dram.drop(pinned.block.key)
-        elif outcome is not Outcome.DONE and (tiers := _taking(others, pinned.block, proven=pinned.proven)):
+        elif outcome is not TierOutcome.DONE and (
+            tiers := _taking(others, pinned.block, proven=pinned.proven)
+        ):
             self._send_down(tiers, pinned)
             return
         self._dram.table.release(pinned.lease_id)
