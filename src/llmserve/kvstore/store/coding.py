@@ -15,9 +15,9 @@ from typing import TypeVar
 import xxhash
 
 from llmserve.core.errors import BlockDamaged, BlockUnreadable
+from llmserve.kvstore.blocks import StoredBlock, part_key
 from llmserve.kvstore.formats import BlockShape, Header
 from llmserve.kvstore.store.codecs import Codecs, MakeCodec
-from llmserve.kvstore.store.words import StoredBlock, part_key
 from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES, Blob, BlobKey, Outcome, ReadResult, Target
 
 _T = TypeVar("_T")
