@@ -70,7 +70,7 @@ class HandoverServer:
     def grant(
         self, request_id: RequestId, block_ids: Sequence[int], lease_id: LeaseId | None = None
     ) -> LeaseId:
-        """Pins blocks until `take_ended` names the request. lease_id: the one the pull carries,
+        """Pins blocks until `take_ended` names the request. lease_id: the one the pull_params carries,
         when every rank must know it beforehand. Errors: InvalidRequest."""
         with self._lock:
             return self._table.grant(request_id, block_ids, lease_id).lease_id

@@ -196,7 +196,7 @@ class PushTransfer:
         )
 
     async def _fail(self, reason: str) -> None:
-        """Tells, when it has the parameters that decode can pull with instead."""
+        """Tells, when it has the pull_params that decode can pull with instead."""
         with suppress(GivenUp):
             await self._until(lambda: self._finish is not None)
             assert self._finish is not None
