@@ -14,8 +14,8 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId, BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.core.request import EngineLoad, PairStatus
-from llmserve.kvstore.directory import Holder, KvTier
-from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.kvstore.directory.directory import Holder, KvTier
+from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, RequestPlaced
 from llmserve.router.placement.planner import PlacementRequest

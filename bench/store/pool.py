@@ -19,13 +19,13 @@ import numpy.typing as npt
 
 from bench.table import Figure, markdown
 from llmserve.core.clock import SystemClock
-from llmserve.kvstore.pool.arena import Arena
-from llmserve.kvstore.pool.attached import AttachedArena
-from llmserve.kvstore.pool.checks import CheckPolicy, Checks
-from llmserve.kvstore.pool.copier import Copied, CopyOutcome, PoolCopier
-from llmserve.kvstore.pool.slabs import SlabMap
-from llmserve.kvstore.pool.slot import PoolUser, Slot, Want
-from llmserve.kvstore.pool.table import PoolTable
+from llmserve.kvstore.blocks import PoolUser, Slot, Want
+from llmserve.kvstore.dram.arena import Arena
+from llmserve.kvstore.dram.client.attached import AttachedArena
+from llmserve.kvstore.dram.client.checks import CheckPolicy, Checks
+from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, PoolCopier
+from llmserve.kvstore.dram.slabs import SlabMap
+from llmserve.kvstore.dram.table import PoolTable
 from llmserve.kvstore.tiers.base import BlobKey
 from llmserve.transfer.base import Region, Spans
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from llmserve.core.clock import SystemClock
-from llmserve.kvstore.pool.arena import Arena
-from llmserve.kvstore.pool.slabs import SlabMap
-from llmserve.kvstore.pool.slot import CommitOutcome, Fill, PoolUser, Want
-from llmserve.kvstore.pool.table import PoolTable
+from llmserve.kvstore.blocks import CommitOutcome, Fill, PoolUser, Want
+from llmserve.kvstore.dram.arena import Arena
+from llmserve.kvstore.dram.slabs import SlabMap
+from llmserve.kvstore.dram.table import PoolTable
 from llmserve.kvstore.tiers.base import BlobKey
 from llmserve.transfer.base import Transport
 from llmserve.transfer.select import makers
-from tests.unit.kvstore.pool.worker_memory import BLOCK_BYTES, WorkerMemory
+from tests.unit.kvstore.dram.worker_memory import BLOCK_BYTES, WorkerMemory
 
 ROOT = Path(__file__).parents[2]
 KEY, WRITER, READER = BlobKey(b"key"), PoolUser("prefill/1"), PoolUser("decode/1")

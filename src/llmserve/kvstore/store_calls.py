@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from llmserve.core.errors import FormatUnknown, InvalidRequest, NotFound, TransferError
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
 from llmserve.core.lease_table import LeaseAnswer
+from llmserve.kvstore.blocks import BlockSlots, PartFill, PoolUser, Prompt, Slot
+from llmserve.kvstore.dram.serving import PoolServer
 from llmserve.kvstore.formats import BlockShape
-from llmserve.kvstore.pool.serving import PoolServer
-from llmserve.kvstore.pool.slot import PoolUser, Slot
 from llmserve.kvstore.store.build import BuiltStore
-from llmserve.kvstore.store.words import BlockSlots, PartFill, Prompt
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.transfer.shm.identity import ProcessNamespace
 

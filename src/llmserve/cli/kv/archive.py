@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import BlockHash
-from llmserve.kvstore.archive import ArchiveWriter, Contents, Record, check, read
-from llmserve.kvstore.placing import Placing
+from llmserve.kvstore.sharding import Sharding
+from llmserve.kvstore.store.archive import ArchiveContents, ArchiveRecord, ArchiveWriter, check, read
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def new_archive(path: Path) -> Iterator[ArchiveWriter]:
 
 
 @contextmanager
-def checked_archive(path: Path) -> Iterator[tuple[BinaryIO, Contents]]:
+def checked_archive(path: Path) -> Iterator[tuple[BinaryIO, ArchiveContents]]:
     """All of it was read and is whole. Errors: WrongArchive; InvalidRequest when it cannot be read."""
     try:
         with open(path, "rb") as file:
@@ -43,19 +43,19 @@ def checked_archive(path: Path) -> Iterator[tuple[BinaryIO, Contents]]:
 
 def homes_of(file: BinaryIO, managers: Sequence[str]) -> dict[BlockHash, str]:
     """The manager of each block. file: checked; it has a block after the one before it."""
-    placing = Placing(dict.fromkeys(managers, 1.0))
+    sharding = Sharding(dict.fromkeys(managers, 1.0))
     runs: dict[BlockHash, tuple[BlockHash, int]] = {}  # the first block of the run, and the place in it
-    homes: dict[BlockHash, str] = {}
+    owners: dict[BlockHash, str] = {}
     for record in read(file):
-        if isinstance(record, Record):
-            head, place = _next_place(runs, record, placing.run_blocks)
+        if isinstance(record, ArchiveRecord):
+            head, place = _next_place(runs, record, sharding.run_blocks)
             runs[record.key] = head, place
-            homes[record.key] = homes[head] if place else placing.home(head)
-    return homes
+            owners[record.key] = owners[head] if place else sharding.owner(head)
+    return owners
 
 
 def _next_place(
-    runs: dict[BlockHash, tuple[BlockHash, int]], record: Record, run_blocks: int
+    runs: dict[BlockHash, tuple[BlockHash, int]], record: ArchiveRecord, run_blocks: int
 ) -> tuple[BlockHash, int]:
     if record.parent is None or record.parent not in runs:
         return record.key, 0

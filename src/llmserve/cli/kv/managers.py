@@ -13,7 +13,7 @@ from llmserve.cli.cluster import FoundCluster
 from llmserve.cli.kv.archive import homes_of
 from llmserve.core.errors import InvalidRequest, NotFound, Unavailable
 from llmserve.core.ids import BlockHash, TenantId
-from llmserve.kvstore.archive import ArchiveWriter, Record, read
+from llmserve.kvstore.store.archive import ArchiveRecord, ArchiveWriter, read
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
@@ -168,8 +168,8 @@ async def _in_time(answers: AsyncIterator[_Answer], name: str) -> AsyncIterator[
         yield answer
 
 
-def _record(block: pb.BlockRecord) -> Record:
-    return Record(
+def _record(block: pb.BlockRecord) -> ArchiveRecord:
+    return ArchiveRecord(
         BlockHash(block.block_hash),
         BlockHash(block.parent_hash) if block.parent_hash else None,
         TenantId(block.tenant),
@@ -191,7 +191,7 @@ def _pieces(file: BinaryIO, tier: str, is_wanted: Callable[[BlockHash], bool]) -
             yield _piece(item)
 
 
-def _piece(item: Record | bytes) -> pb.ImportPiece:
+def _piece(item: ArchiveRecord | bytes) -> pb.ImportPiece:
     if isinstance(item, bytes):
         return pb.ImportPiece(data=item)
     parts = [

@@ -11,6 +11,10 @@ from llmserve.config.schema import Manifest, StorageClass
 from llmserve.core.clock import Clock
 from llmserve.core.errors import StartFailed
 from llmserve.core.ids import TenantId
+from llmserve.kvstore.dram.arena import Arena
+from llmserve.kvstore.dram.slabs import SlabMap
+from llmserve.kvstore.dram.table import PoolTable
+from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction import (
     Admission,
     ArcPolicy,
@@ -29,12 +33,8 @@ from llmserve.kvstore.formats import (
     KeyRing,
     Quantize,
 )
-from llmserve.kvstore.pool.arena import Arena
-from llmserve.kvstore.pool.slabs import SlabMap
-from llmserve.kvstore.pool.table import PoolTable
 from llmserve.kvstore.store.codecs import MakeCodec
-from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import LowerSettings, LowerStore
+from llmserve.kvstore.store.lower_tier import LowerSettings, LowerStore
 from llmserve.kvstore.store.refusals import key_sources, lasting_refusals
 from llmserve.kvstore.store.store import BlockStore, StoreSettings
 from llmserve.kvstore.tiers.base import Tier

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
+from llmserve.kvstore.blocks import STORE_USER, StoredBlock, ViewOf, part_key
+from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction import Victim, WriteMode, WriteStep, on_evicted, on_stored
 from llmserve.kvstore.store.coding import Outgoing
-from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import LowerStore
-from llmserve.kvstore.store.words import STORE_USER, StoredBlock, ViewOf, part_key
+from llmserve.kvstore.store.lower_tier import LowerStore
 from llmserve.kvstore.tiers.base import TierOutcome
 
 

@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Sequence
 
 from llmserve.core.ids import BlockHash
+from llmserve.kvstore.blocks import STORE_USER, PartFill, Prompt, StoredBlock, ViewOf, part_key
+from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction import PromotionLimits, promotions
 from llmserve.kvstore.store.coding import Incoming
-from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import LowerStore
+from llmserve.kvstore.store.lower_tier import LowerStore
 from llmserve.kvstore.store.offload import Offload
-from llmserve.kvstore.store.reserving import Reserved, Reserving
-from llmserve.kvstore.store.whereabouts import Whereabouts
-from llmserve.kvstore.store.words import STORE_USER, PartFill, Prompt, StoredBlock, ViewOf, part_key
+from llmserve.kvstore.store.reserving import Reserved, SlotReservations
+from llmserve.kvstore.store.whereabouts import BlockLocator
 
 
 class Promotion:
@@ -24,8 +24,8 @@ class Promotion:
         lower: Sequence[LowerStore],
         view_of: ViewOf,
         *,
-        whereabouts: Whereabouts,
-        reserving: Reserving,
+        whereabouts: BlockLocator,
+        reserving: SlotReservations,
         offload: Offload,
         room_wait_seconds: float,
     ) -> None:

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 
-from llmserve.kvstore.pool.slot import PoolUser, ReserveOutcome, Slot
-from llmserve.kvstore.store.dram import DramTier
+from llmserve.kvstore.blocks import PoolUser, Prompt, ReserveOutcome, Slot, StoredBlock
+from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.store.offload import Offload
-from llmserve.kvstore.store.words import Prompt, StoredBlock
 
 _NO_ROOM = (ReserveOutcome.FULL, ReserveOutcome.TOO_LARGE)
 
 Reserved = tuple[StoredBlock, tuple[Slot, ...]]
 
 
-class Reserving:
+class SlotReservations:
     """lease_seconds: of each reservation."""
 
     def __init__(self, dram: DramTier, offload: Offload, lease_seconds: float) -> None:

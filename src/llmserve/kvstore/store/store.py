@@ -7,15 +7,23 @@ from math import inf
 from llmserve.core.ids import BlockHash, LeaseId
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.stats import EvictReason
+from llmserve.kvstore.blocks import (
+    NO_LEASE,
+    BlockSlots,
+    CommitOutcome,
+    PartFill,
+    PoolUser,
+    Prepared,
+    Prompt,
+    ViewOf,
+)
+from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction import NOBODY, Admission
-from llmserve.kvstore.pool.slot import CommitOutcome, PoolUser
-from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import LowerStore
+from llmserve.kvstore.store.lower_tier import LowerStore
 from llmserve.kvstore.store.offload import Offload
 from llmserve.kvstore.store.promotion import Promotion
-from llmserve.kvstore.store.reserving import Reserving
-from llmserve.kvstore.store.whereabouts import Whereabouts
-from llmserve.kvstore.store.words import NO_LEASE, BlockSlots, PartFill, Prepared, Prompt, ViewOf
+from llmserve.kvstore.store.reserving import SlotReservations
+from llmserve.kvstore.store.whereabouts import BlockLocator
 
 LEASE_SECONDS = 30.0
 ROOM_WAIT_SECONDS = 0.5
@@ -51,8 +59,8 @@ class BlockStore:
         self._admission, self._settings = admission, settings or StoreSettings()
         view_of = _of_slots(view)
         self._offload = Offload(dram, self.lower, view_of)
-        self._reserving = Reserving(dram, self._offload, self._settings.lease_seconds)
-        self._whereabouts = Whereabouts(dram, self.lower)
+        self._reserving = SlotReservations(dram, self._offload, self._settings.lease_seconds)
+        self._whereabouts = BlockLocator(dram, self.lower)
         self._promotion = Promotion(
             dram,
             self.lower,

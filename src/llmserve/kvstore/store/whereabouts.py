@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from llmserve.core.ids import BlockHash
+from llmserve.kvstore.blocks import Prompt
+from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction import BlockAt
-from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import LowerStore
-from llmserve.kvstore.store.words import Prompt
+from llmserve.kvstore.store.lower_tier import LowerStore
 
 
-class Whereabouts:
+class BlockLocator:
     """lower: fastest first. parts: of a block, one for each rank."""
 
     def __init__(self, dram: DramTier, lower: Sequence[LowerStore]) -> None:

@@ -9,7 +9,7 @@ others up. docs/placement.md has the formulas and a worked example.
 from typing import NamedTuple
 
 from llmserve.core.ids import WorkerId
-from llmserve.kvstore.directory import KvTier
+from llmserve.kvstore.directory.directory import KvTier
 from llmserve.router.placement.planner import PlacementRequest
 from llmserve.router.prefix.match import PrefixMatch
 from llmserve.router.workers.latency import LineFit

@@ -11,11 +11,11 @@ import xxhash
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, TenantId
+from llmserve.kvstore.blocks import SLOT_ALIGNMENT_BYTES, PoolUser, Slot
+from llmserve.kvstore.dram.slabs import SlabMap
+from llmserve.kvstore.dram.table import PoolTable
 from llmserve.kvstore.eviction import Admission, FrequencySketch, TierIndex, WriteMode
 from llmserve.kvstore.formats import BlockCodec, BlockFormat, BlockShape
-from llmserve.kvstore.pool.slabs import SlabMap
-from llmserve.kvstore.pool.slot import SLOT_ALIGNMENT_BYTES, PoolUser, Slot
-from llmserve.kvstore.pool.table import PoolTable
 from llmserve.kvstore.store import (
     BlockSlots,
     BlockStore,

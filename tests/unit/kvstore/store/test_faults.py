@@ -56,7 +56,7 @@ async def test_a_disk_in_trouble_stores_nothing_and_the_rest_goes_on(
     caplog: pytest.LogCaptureFixture,
     trouble: Callable[[DiskFaults], None],
 ) -> None:
-    caplog.set_level(logging.INFO, "llmserve.kvstore.store.trouble")
+    caplog.set_level(logging.INFO, "llmserve.kvstore.store.medium_errors")
     faults = DiskFaults()
     world = await opened(make_world, nvme(tmp_path, faults))
     trouble(faults)

@@ -7,8 +7,8 @@ import pytest
 
 from llmserve.core.ids import TenantId
 from llmserve.core.lease_table import LeaseAnswer
+from llmserve.kvstore.blocks import CommitOutcome, PoolUser
 from llmserve.kvstore.eviction import WriteMode
-from llmserve.kvstore.pool.slot import CommitOutcome, PoolUser
 from llmserve.kvstore.store import PartFill, Prepared, part_key
 from tests.unit.kvstore.store.conftest import MakeWorld, World, chain
 

@@ -11,7 +11,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import WorkerId
 from llmserve.core.request import EngineLoad, PairStatus
-from llmserve.kvstore.directory import KvTier
+from llmserve.kvstore.directory.directory import KvTier
 from llmserve.router.placement.kv_aware import KvAware
 from llmserve.router.placement.planner import (
     ActiveRules,
