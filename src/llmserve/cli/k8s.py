@@ -22,12 +22,10 @@ from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.k8s.api import KubeApi, connect
-from llmserve.k8s.apply import apply_changes, delete_all
-from llmserve.k8s.changes import Action, Change, diff, plan_changes, plan_new
+from llmserve.k8s.apply import Action, Change, apply_changes, delete_all, diff, plan_changes, plan_new
 from llmserve.k8s.render import Object, Target, impossible, render
-from llmserve.k8s.render.write import files
-from llmserve.k8s.rollout import Time, wait_gone, wait_ready
-from llmserve.k8s.status import K8sSnapshot, WorkloadStatus, snapshot
+from llmserve.k8s.render.objects import files
+from llmserve.k8s.status import K8sSnapshot, Time, WorkloadStatus, snapshot, wait_gone, wait_ready
 from llmserve.runner import preflight
 
 _GONE_MARGIN_SECONDS = 60.0

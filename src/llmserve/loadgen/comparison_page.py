@@ -2,13 +2,13 @@
 
 from html import escape
 
+from llmserve.core.plot import RatioInterval, interval_plot
 from llmserve.core.stats import Percentiles
-from llmserve.loadgen.comparison import Comparison
-from llmserve.loadgen.contrast import Contrast
-from llmserve.loadgen.distributions import distributions
-from llmserve.loadgen.html import SPREAD_HEADS, document, notes, spread_cells, table
-from llmserve.loadgen.ratio_plot import ratio_plot
+from llmserve.loadgen.comparison import Comparison, Contrast, Finding
+from llmserve.loadgen.page import SPREAD_HEADS, distributions, document, notes, spread_cells, table
 from llmserve.loadgen.record import Record
+
+_COLORS = {Finding.BETTER: "#4b9b5f", Finding.WORSE: "#c0392b", Finding.SAME: "#777777"}
 
 
 def comparison_page(one: Comparison) -> str:
@@ -64,7 +64,11 @@ def _ratios(one: Comparison) -> str:
     if not one.contrasts:
         return ""
     label = f"{one.other} / {one.base}, with its 95% interval; green: {one.other} is better, red: worse"
-    return ratio_plot("What differs", one.contrasts, label)
+    return interval_plot("What differs", label, list(map(ratio_row, one.contrasts)))
+
+
+def ratio_row(found: Contrast) -> RatioInterval:
+    return RatioInterval(found.figure, found.low, found.ratio, found.high, _COLORS[found.finding])
 
 
 def _spreads(one: Comparison) -> str:

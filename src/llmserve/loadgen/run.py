@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from llmserve.loadgen.drive import Drive
-from llmserve.loadgen.endpoint import Endpoint, Target
+from llmserve.loadgen.endpoint import Endpoint, Probed, Target, probe
 from llmserve.loadgen.load import Load
-from llmserve.loadgen.probe import Probed, probe
 from llmserve.loadgen.prompts import TALKS, PromptForm, Talk, Texts
 from llmserve.loadgen.record import Record
 from llmserve.loadgen.report import About

@@ -13,13 +13,10 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
 from llmserve.metrics.apiserver import ApiserverMetrics
-from llmserve.metrics.cluster import ClusterMetrics
-from llmserve.metrics.kvmanager import KVManagerMetrics
+from llmserve.metrics.cluster import ClusterMetrics, TracingMetrics
+from llmserve.metrics.kvmanager import KVManagerMetrics, StoreCollector
 from llmserve.metrics.registry import WatchedCounter
-from llmserve.metrics.router import RouterMetrics
-from llmserve.metrics.scheduler import SchedulerCollector
-from llmserve.metrics.store import StoreCollector
-from llmserve.metrics.tracing import TracingMetrics
+from llmserve.metrics.router import RouterMetrics, SchedulerCollector
 from llmserve.metrics.worker import PairCollector, WorkerMetrics
 
 _INTRODUCTION = """\

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from llmserve.config.plan import ProcessSpec
 from llmserve.core.errors import Unavailable
 from llmserve.metrics.cluster import ClusterMetrics
-from llmserve.metrics.merge import CONTENT_TYPE, Page, merged
+from llmserve.metrics.pages import CONTENT_TYPE, Page, merged
 from llmserve.metrics.registry import PageServer
 from llmserve.runner.board import Board, ProcessState
 

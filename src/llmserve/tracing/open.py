@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from llmserve.config.conflict import Conflict
 from llmserve.config.schema.service import Tracing
 from llmserve.core.errors import ManifestError
-from llmserve.metrics.tracing import TracingMetrics
+from llmserve.metrics.cluster import TracingMetrics
 from llmserve.tracing.base import NO_TRACER, Tracer
 
 _FLUSH_SECONDS = 2.0

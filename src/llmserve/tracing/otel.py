@@ -23,7 +23,7 @@ from llmserve import __version__
 from llmserve.config.conflict import Conflict
 from llmserve.config.schema.service import Tracing
 from llmserve.core.errors import LLMServeError
-from llmserve.metrics.tracing import TracingMetrics
+from llmserve.metrics.cluster import TracingMetrics
 from llmserve.tracing.base import Attributes, Kind, Span
 from llmserve.tracing.sender import SpanSender
 from llmserve.tracing.words import ERROR_TYPE

@@ -20,7 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from llmserve.metrics.tracing import TracingMetrics
+from llmserve.metrics.cluster import TracingMetrics
 
 _log = logging.getLogger(__name__)
 

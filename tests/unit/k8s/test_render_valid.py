@@ -10,7 +10,7 @@ from llmserve import __version__
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest, StorageClass
 from llmserve.k8s.render import Object, Target, render
-from llmserve.k8s.render.write import KUSTOMIZATION, files
+from llmserve.k8s.render.objects import KUSTOMIZATION, files
 from tests.support.kube_schemas import validate, versions
 
 ROOT = Path(__file__).parents[3]

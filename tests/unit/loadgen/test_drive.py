@@ -13,13 +13,11 @@ from aiohttp import web
 from llmserve.core.errors import LLMServeError, NotAuthenticated, Unavailable
 from llmserve.loadgen.answer import FailureKind
 from llmserve.loadgen.drive import Drive, Users
-from llmserve.loadgen.endpoint import Endpoint, Target, base_url, only_model
-from llmserve.loadgen.kinds import Kind, Tenant
+from llmserve.loadgen.endpoint import Endpoint, Target, base_url, only_model, probe
 from llmserve.loadgen.load import Load
-from llmserve.loadgen.probe import probe
 from llmserve.loadgen.prompts import WORDS, PromptForm, Texts, TokenTalk
 from llmserve.loadgen.run import Ways, run_load
-from llmserve.loadgen.workload import Conversation, Mix, Piece, Turn
+from llmserve.loadgen.workload import Conversation, Kind, Mix, Piece, Tenant, Turn
 from tests.unit.loadgen.watching import unwatched
 
 TEXTS = Texts(1, (1000, 2000))

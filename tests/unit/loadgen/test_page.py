@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from llmserve.core.plot import Series, cumulative, plot, round_end
 from llmserve.loadgen.page import page
-from llmserve.loadgen.plot import Series, cumulative, plot, round_end
 from llmserve.loadgen.record import Record
 from llmserve.loadgen.report import About, Slo, make_report
 from tests.unit.loadgen.records import failed, served

@@ -3,7 +3,7 @@
 import pytest
 
 from llmserve.loadgen.answer import Answer
-from llmserve.loadgen.probe import scale_of
+from llmserve.loadgen.endpoint import scale_of
 from llmserve.loadgen.prompts import ChatTalk, Scale, Texts, TextTalk, TokenTalk
 from llmserve.loadgen.workload import Piece
 

@@ -4,9 +4,8 @@ import pytest
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.stats import Percentiles, jain
-from llmserve.loadgen.fairness import fairness
 from llmserve.loadgen.record import Record
-from llmserve.loadgen.report import About, Report, Slo, make_report
+from llmserve.loadgen.report import About, Report, Slo, fairness, make_report
 from tests.unit.loadgen.records import failed, served
 
 ABOUT = About("http://x", "m", "a load", 1, "token ids", "2026-01-01T00:00:00+00:00")

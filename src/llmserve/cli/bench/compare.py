@@ -26,9 +26,8 @@ from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.screen import screen
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import InvalidRequest, StartFailed
-from llmserve.loadgen.comparison import Comparison
+from llmserve.loadgen.comparison import Comparison, Round
 from llmserve.loadgen.comparison_page import comparison_page
-from llmserve.loadgen.contrast import Round
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.report import Report, Slo, make_report
 from llmserve.loadgen.run import Outcome, run_load

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from llmserve.core.errors import InvalidRequest
+from llmserve.loadgen.comparison import Contrast, Finding
 from llmserve.loadgen.comparison_page import figure_cells
-from llmserve.loadgen.contrast import Contrast, Finding
 from llmserve.loadgen.drive import Drive
-from llmserve.loadgen.html import SPREAD_HEADS, spread_cells
+from llmserve.loadgen.page import SPREAD_HEADS, spread_cells
 from llmserve.loadgen.report import Group as RequestGroup
 from llmserve.loadgen.report import Report
 

@@ -18,15 +18,13 @@ from llmserve.cli.screen import screen
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.loadgen.endpoint import Target, base_url, only_model
-from llmserve.loadgen.kinds import Tenant, parse_kind, parse_tenant, parse_weight
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.page import page
 from llmserve.loadgen.prompts import PromptForm
 from llmserve.loadgen.report import Slo, make_report
 from llmserve.loadgen.run import Outcome, Ways, run_load
-from llmserve.loadgen.workload import Mix
-from llmserve.traces.read import at_speed, read_trace
-from llmserve.traces.request import TracedRequest
+from llmserve.loadgen.workload import Mix, Tenant, parse_kind, parse_tenant, parse_weight
+from llmserve.traces import TracedRequest, at_speed, read_trace
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from typing import Any, cast
 from rich.console import Console, RenderableType
 
 from llmserve.cli.bench.page import contrast_page, progress, report_page
-from llmserve.loadgen.contrast import Contrast
+from llmserve.loadgen.comparison import Contrast
 from llmserve.loadgen.drive import Drive
 from llmserve.loadgen.record import Record
 from llmserve.loadgen.report import About, Slo, make_report

@@ -2,7 +2,7 @@ import re
 from xml.etree import ElementTree
 
 from llmserve.metrics.dashboards.panels import Dashboard, Panel, Query, Section, Unit
-from llmserve.metrics.dashboards.picture import Line, svg
+from tests.support.dashboard_picture import Line, svg
 
 PANEL = Panel("Speed <of> it", "", Unit.BYTES_PER_SECOND, (Query("x", "a"),))
 DASHBOARD = Dashboard("d", "All & more", "", (Section("One", (PANEL,)),))
