@@ -10,12 +10,11 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from llmserve.cli.cluster import DEFAULT_MANIFEST
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK
-from llmserve.cli.screen import Frame, screen, watch
+from llmserve.cli.screen import Frame, screen, table, watch
 from llmserve.config.load import load_manifest, locate
 from llmserve.config.plan_pods import HTTP_PORT, service_name
 from llmserve.config.plan_types import ProcessRole
@@ -182,12 +181,10 @@ def _as_json(now: K8sSnapshot) -> dict[str, object]:
 
 
 def _page(now: K8sSnapshot) -> Group:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("WORKLOAD", "READY", "UPDATED", "AT MOST", "RESTARTS", "TROUBLE"):
-        table.add_column(column, overflow="fold")
+    workloads = table("WORKLOAD", "READY", "UPDATED", "AT MOST", "RESTARTS", "TROUBLE")
     for one in now.workloads:
-        table.add_row(*_cells(one))
-    return Group(table, *(Text(f"Problem: {problem}") for problem in now.problems))
+        workloads.add_row(*_cells(one))
+    return Group(workloads, *(Text(f"Problem: {problem}") for problem in now.problems))
 
 
 def _cells(one: WorkloadStatus) -> Iterator[str]:

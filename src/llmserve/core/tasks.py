@@ -8,6 +8,18 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 
+async def first_done(name: str, *works: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
+    """Runs all until the first is done, and cancels the others. Returns their tasks, which are all done."""
+    tasks = [asyncio.create_task(work, name=f"{name}.{work.__name__}") for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return tasks
+
+
 class TaskOwner:
     """Holds tasks until they end or the owner closes. A task that fails is logged; with
     `fatal=True` it also completes `failed`, which the owner's main loop awaits."""

@@ -139,4 +139,4 @@ def run_directory(run_dir: Path, living: Callable[[ClusterState], set[int]]) -> 
 
 
 def processes_of(state: ClusterState) -> set[int]:
-    return members(Family(f"{state.cluster_id}/", frozenset()))
+    return members(Family(f"{state.cluster_id}/"))

@@ -21,9 +21,6 @@ from llmserve.runner.processes import (
     MEMBER_VARIABLE,
     Family,
     end,
-    members,
-    remove_unused_shared_memory,
-    shared_memory,
 )
 
 # Lines of stdout that begin with other words are the libraries' own.
@@ -107,7 +104,10 @@ def _run(module: str, arguments: Sequence[str], seconds: float) -> TrialReport:
             step = last_step((error.output or b"").decode(errors="replace"))  # bytes, whatever was asked for
             return TrialReport(TrialOutcome.HUNG, f"no answer within {seconds:g} s, while {step}")
         finally:
-            _end(Family(mark, frozenset({process.pid})), process)
+            end(Family(mark, frozenset({process.pid})), 0)
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
         return TrialReport.heard(output) or TrialReport(
             TrialOutcome.CRASHED, _last_words(process.returncode, said)
         )
@@ -122,15 +122,6 @@ def _held_open() -> Iterator[int]:
     finally:
         os.close(read_end)
         os.close(write_end)
-
-
-def _end(family: Family, process: subprocess.Popen[str]) -> None:
-    segments = shared_memory(members(family))
-    end(lambda: members(family), 0)
-    process.wait()
-    remove_unused_shared_memory(segments)
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 def _last_words(code: int, said: IO[str]) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmserve.config.schema import Manifest
-from llmserve.runner.board import Board, ProcessState, Row
+from llmserve.runner.board import Board, ProcessRow, ProcessState
 
 _COLOURS = {
     ProcessState.WAITING: "dim",
@@ -59,11 +59,11 @@ class Console:
     def say(self, text: str) -> None:
         self._shielded(lambda: self._rich.print(Text(text), highlight=False, soft_wrap=True))
 
-    def _row_changed(self, row: Row) -> None:
+    def _row_changed(self, row: ProcessRow) -> None:
         if self._live is not None:
             self.refresh()
         else:
-            self.say(f"{self._seconds():>6.1f} s  {row.name:<14} {row.stand:<10} {row.detail}".rstrip())
+            self.say(f"{self._seconds():>6.1f} s  {row.name:<14} {row.state:<10} {row.detail}".rstrip())
 
     def _table(self, board: Board) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
@@ -71,8 +71,8 @@ class Console:
             table.add_column(title, no_wrap=title != "")
         for row in board.rows.values():
             seconds = self._clock() - row.since
-            waits = f"{seconds:.0f} s" if row.stand in _IN_PROGRESS else ""
-            table.add_row(row.name, Text(row.stand, _COLOURS[row.stand]), waits, Text(row.detail))
+            waits = f"{seconds:.0f} s" if row.state in _IN_PROGRESS else ""
+            table.add_row(row.name, Text(row.state, _COLOURS[row.state]), waits, Text(row.detail))
         return table
 
     def _seconds(self) -> float:

@@ -27,10 +27,10 @@ _START_FIELD = 19
 
 
 class Family(NamedTuple):
-    """`mark` is CLUSTER_ID/ for a whole cluster, CLUSTER_ID/NAME for a role."""
+    """mark: CLUSTER_ID/ for a whole cluster, CLUSTER_ID/NAME for a role."""
 
     mark: str
-    sessions: frozenset[int]
+    sessions: frozenset[int] = frozenset()
 
 
 class _Process(NamedTuple):
@@ -40,7 +40,7 @@ class _Process(NamedTuple):
 
 
 def members(family: Family) -> set[int]:
-    """Pids of the family that live; never the caller's own."""
+    """Returns the pids of the family that live; never the caller's own."""
     table = _read_table()
     found = {pid for pid, one in table.items() if one.session in family.sessions or _is_marked(pid, family)}
     while grown := {pid for pid, one in table.items() if one.parent in found} - found:
@@ -59,8 +59,8 @@ def _read_table() -> dict[int, _Process]:
 
 
 def _stat(pid: int | str) -> list[bytes]:
-    """From the process's state on. The field before is the program's name in parentheses: it may hold
-    anything."""
+    """Returns the fields from the process's state on. The field before is the program's name in parentheses,
+    which may hold anything."""
     return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
 
@@ -78,9 +78,16 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def end(find: Callable[[], set[int]], term_seconds: float) -> None:
-    """SIGTERM to all that `find` names and up to term_seconds for them to go (0: none), then SIGKILL.
-    Blocks for at most term_seconds and some 15 s."""
+def end(family: Family, term_seconds: float, segments: Iterable[str] = ()) -> None:
+    """Sends SIGTERM and waits up to term_seconds (0: not at all), then kills what is left; removes the shared
+    memory that the family had mapped, and `segments`, unless others use it. Blocks for at most term_seconds
+    and some 15 s."""
+    mapped = {*segments, *shared_memory(members(family))}
+    _end_processes(lambda: members(family), term_seconds)
+    remove_unused_shared_memory(mapped)
+
+
+def _end_processes(find: Callable[[], set[int]], term_seconds: float) -> None:
     if term_seconds > 0 and (first := find()):
         send(first, signal.SIGTERM)
         _until_gone(find, term_seconds)
@@ -116,7 +123,7 @@ def _is_tracker(pid: int) -> bool:
 
 
 def shared_memory(pids: Iterable[int]) -> set[str]:
-    """Files of /dev/shm that the processes have mapped."""
+    """Returns the files of /dev/shm that the processes have mapped."""
     found: set[str] = set()
     for pid in pids:
         with suppress(OSError):
@@ -126,7 +133,7 @@ def shared_memory(pids: Iterable[int]) -> set[str]:
 
 
 def remove_unused_shared_memory(paths: set[str]) -> None:
-    """Of these, those that no process has mapped any more."""
+    """Removes those of the files that no process has mapped any more."""
     left = {path for path in paths if os.path.exists(path)}
     if left:
         left -= shared_memory(int(name) for name in os.listdir("/proc") if name.isdigit())
@@ -136,8 +143,8 @@ def remove_unused_shared_memory(paths: set[str]) -> None:
 
 
 def start_ticks(pid: int) -> int:
-    """When the process started, in clock ticks since boot: with the pid it names one process for good.
-    Errors: ProcessLookupError."""
+    """Returns the time at which the process started, in clock ticks since boot: with the pid it names one
+    process for good. Errors: ProcessLookupError."""
     try:
         return int(_stat(pid)[_START_FIELD])
     except FileNotFoundError:
@@ -145,7 +152,7 @@ def start_ticks(pid: int) -> int:
 
 
 def is_alive(pid: int, started: int) -> bool:
-    """Not when it has ended, even if its parent has not asked for its exit code yet."""
+    """A process that has ended is not alive, even if its parent has not asked for its exit code yet."""
     try:
         fields = _stat(pid)
     except OSError:
