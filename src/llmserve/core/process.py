@@ -20,7 +20,7 @@ _STOPPED = "T"
 _WANTS_TO_RUN = ("R", "D")  # waits for a core or for a disk, as when the machine swaps
 _TRACKER = b"multiprocessing.resource_tracker"
 
-# Fields of /proc/PID/stat from the state on.
+# Places in process_fields.
 _STATE, _MAJOR_FAULTS, _USER_TICKS, _SYSTEM_TICKS = 0, 9, 11, 12
 
 
@@ -46,7 +46,7 @@ def read_effort(pids: Iterable[int]) -> Effort:
     cpu_ticks, faults, states = 0, 0, set()
     for pid in pids:
         with suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = process_fields(pid)
             states.add(fields[_STATE])
             faults += int(fields[_MAJOR_FAULTS])
             cpu_ticks += int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS])
@@ -72,26 +72,28 @@ class WorkMeter:
 
 
 def descendants(pid: int) -> set[int]:
-    """Processes below this one, its resource trackers left out: they remove shared memory at the very end."""
+    """Returns the processes below this one without the resource trackers."""
     found: set[int] = set()
-    for task in _listed(Path(f"/proc/{pid}/task")):
-        with suppress(OSError):
-            for child in map(int, (task / "children").read_text().split()):
-                if not _is_tracker(child):
-                    found |= {child} | descendants(child)
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                for child in map(int, (task / "children").read_text().split()):
+                    if not is_resource_tracker(child):
+                        found |= {child} | descendants(child)
     return found
 
 
-def _listed(folder: Path) -> list[Path]:
-    with suppress(OSError):
-        return list(folder.iterdir())
-    return []
-
-
-def _is_tracker(pid: int) -> bool:
+def is_resource_tracker(pid: int) -> bool:
+    """The trackers of multiprocessing remove the shared memory of those they outlive: they are ended last."""
     with suppress(OSError):
         return _TRACKER in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
+
+
+def process_fields(pid: int | str) -> list[str]:
+    """Returns the fields of /proc/PID/stat from the state on. The field before is the program's name in
+    parentheses, which may hold anything. Errors: OSError."""
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 @contextmanager

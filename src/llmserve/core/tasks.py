@@ -10,7 +10,7 @@ _log = logging.getLogger(__name__)
 
 async def first_done(name: str, *works: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
     """Runs all until the first is done, and cancels the others. Returns their tasks, which are all done."""
-    tasks = [asyncio.create_task(work, name=f"{name}.{work.__name__}") for work in works]
+    tasks = [asyncio.create_task(work, name=f"{name}.{index}") for index, work in enumerate(works)]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

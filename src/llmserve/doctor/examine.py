@@ -99,7 +99,7 @@ def _machine(host: Host, devices: Sequence[int]) -> Iterator[Finding]:
         "congestion control": lambda: network.congestion_control(host),
         "socket buffers": lambda: network.socket_buffers(host),
         "RDMA": lambda: network.rdma(host, ports),
-        "GPUs": lambda: machine.gpus(host, devices, machine.find_gpus(devices, machine.run_tool)),
+        "GPUs": lambda: machine.gpus(host, devices, machine.run_tool),
         "model cache": lambda: limits.disk_cache("model cache", default_cache_dir(), CACHE_VARIABLE),
         "hub cache": lambda: limits.disk_cache("hub cache", cache_folder(), "HF_HOME"),
     }

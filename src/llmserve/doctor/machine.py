@@ -4,7 +4,6 @@ import math
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from llmserve.config.plan_types import ranges
 from llmserve.core.errors import LLMServeError
@@ -135,14 +134,6 @@ _TOOL_SECONDS = 10.0
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # nvidia-smi underlines its headings
 
 
-@dataclass(frozen=True, slots=True)
-class Gpus:
-    """What nvidia-smi listed, a line each; or why it could not."""
-
-    lines: tuple[str, ...] = ()
-    trouble: str = ""
-
-
 def run_tool(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_SECONDS, check=False)
@@ -156,18 +147,8 @@ def run_tool(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def find_gpus(devices: Sequence[int], tool: Tool) -> Gpus:
+def gpus(host: Host, devices: Sequence[int], tool: Tool) -> Finding:
     """devices: indices of /dev/nvidiaN. Without any, nvidia-smi is not asked."""
-    if not devices:
-        return Gpus()
-    try:
-        lines = tuple(line.strip() for line in tool(_QUERY).splitlines() if line.strip())
-    except LLMServeError as error:
-        return Gpus(trouble=error.message)
-    return Gpus(lines)
-
-
-def gpus(host: Host, devices: Sequence[int], found: Gpus) -> Finding:
     driver = host.text("proc/driver/nvidia/version")
     if not devices and driver:
         advice = (
@@ -177,10 +158,12 @@ def gpus(host: Host, devices: Sequence[int], found: Gpus) -> Finding:
         return warning("GPUs", "none visible", advice, gpus=0)
     if not devices:
         return ok("GPUs", "none; engines run on the CPU", gpus=0)
-    if found.trouble:
-        advice = f"The driver does not answer ({found.trouble}): install it again, or restart the machine."
+    try:
+        lines = filter(None, map(str.strip, tool(_QUERY).splitlines()))
+    except LLMServeError as error:
+        advice = f"The driver does not answer ({error.message}): install it again, or restart the machine."
         return problem("GPUs", f"{len(devices)} devices", advice, gpus=len(devices))
-    return ok("GPUs", "; ".join(found.lines), gpus=len(devices))
+    return ok("GPUs", "; ".join(lines), gpus=len(devices))
 
 
 def gpu_peers(tool: Tool) -> Finding:

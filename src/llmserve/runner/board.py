@@ -81,12 +81,15 @@ class StateWriter:
     """Writes cluster.json when a process changes its state or pid, and on `update`. A file that cannot be
     written (a full disk) is logged and stops nothing."""
 
-    def __init__(self, board: Board, plan: LocalPlan, paths: RunPaths, **cluster: str) -> None:
-        """cluster: cluster_id, name and model of ClusterState."""
+    def __init__(
+        self, board: Board, plan: LocalPlan, paths: RunPaths, *, cluster_id: str, name: str, model: str
+    ) -> None:
         self._board, self._specs, self._paths = board, plan.processes, paths
         self._written: list[tuple[ProcessState, int]] = []
         self._state = ClusterState(
-            **cluster,
+            cluster_id=cluster_id,
+            name=name,
+            model=model,
             manifest=str(paths.manifest),
             pid=os.getpid(),
             pid_started_ticks=start_ticks(os.getpid()),

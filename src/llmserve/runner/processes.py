@@ -14,12 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from llmserve.core.process import is_resource_tracker, process_fields
+
 MEMBER_VARIABLE = "LLMSERVE_MEMBER"
 
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = 10.0
 _TRACKER_SECONDS = 3.0
-_TRACKER = b"multiprocessing.resource_tracker"
 SHARED_MEMORY_DIR = Path("/dev/shm")
 _SHM = f"{SHARED_MEMORY_DIR}/"
 _DEAD = ("Z", "X")
@@ -53,15 +54,9 @@ def _read_table() -> dict[int, _Process]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with suppress(OSError):
-                fields = _stat(name)
-                table[int(name)] = _Process(int(fields[1]), int(fields[3]), fields[0].decode())
+                state, parent, _, session, *_ = process_fields(name)
+                table[int(name)] = _Process(int(parent), int(session), state)
     return table
-
-
-def _stat(pid: int | str) -> list[bytes]:
-    """Returns the fields from the process's state on. The field before is the program's name in parentheses,
-    which may hold anything."""
-    return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
 
 def _is_marked(pid: int, family: Family) -> bool:
@@ -91,8 +86,7 @@ def _end_processes(find: Callable[[], set[int]], term_seconds: float) -> None:
     if term_seconds > 0 and (first := find()):
         send(first, signal.SIGTERM)
         _until_gone(find, term_seconds)
-    # The trackers of multiprocessing remove the shared memory of those they outlive: they go last.
-    _kill_until_gone(lambda: {pid for pid in find() if not _is_tracker(pid)}, _KILL_SECONDS)
+    _kill_until_gone(lambda: {pid for pid in find() if not is_resource_tracker(pid)}, _KILL_SECONDS)
     _until_gone(find, _TRACKER_SECONDS)
     _kill_until_gone(find, _TRACKER_SECONDS)
 
@@ -114,12 +108,6 @@ def _kill_until_gone(find: Callable[[], set[int]], seconds: float) -> None:
     while (left := find()) and time.monotonic() < deadline:
         send(left, signal.SIGKILL)
         time.sleep(_POLL_SECONDS)
-
-
-def _is_tracker(pid: int) -> bool:
-    with suppress(OSError):
-        return _TRACKER in _read(f"/proc/{pid}/cmdline")
-    return False
 
 
 def shared_memory(pids: Iterable[int]) -> set[str]:
@@ -146,7 +134,7 @@ def start_ticks(pid: int) -> int:
     """Returns the time at which the process started, in clock ticks since boot: with the pid it names one
     process for good. Errors: ProcessLookupError."""
     try:
-        return int(_stat(pid)[_START_FIELD])
+        return int(process_fields(pid)[_START_FIELD])
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
 
@@ -154,7 +142,7 @@ def start_ticks(pid: int) -> int:
 def is_alive(pid: int, started: int) -> bool:
     """A process that has ended is not alive, even if its parent has not asked for its exit code yet."""
     try:
-        fields = _stat(pid)
+        fields = process_fields(pid)
     except OSError:
         return False
-    return int(fields[_START_FIELD]) == started and fields[0].decode() not in _DEAD
+    return int(fields[_START_FIELD]) == started and fields[0] not in _DEAD

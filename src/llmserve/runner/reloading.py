@@ -9,12 +9,20 @@ from pathlib import Path
 
 from llmserve.config.load import parse_manifest, read_again
 from llmserve.core.errors import LLMServeError
-from llmserve.rpc.reload import reload_cluster
+from llmserve.rpc.reload import Reloaded, reload_cluster
 from llmserve.runner.preflight import check_reload
 
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
+
+
+async def reload_now(path: Path, routers: Sequence[str]) -> Reloaded:
+    """Reads and checks the manifest, and brings it to the cluster. routers: HOST:PORT of each.
+    Errors: LLMServeError; nothing is changed then."""
+    text = read_again(path)
+    await asyncio.to_thread(check_reload, parse_manifest(text, str(path)), path)
+    return await reload_cluster(routers, text, str(path))
 
 
 class ManifestWatch:
@@ -86,10 +94,7 @@ class Reloading:
 
     async def _reload(self) -> list[str]:
         try:
-            text = read_again(self._manifest)
-            manifest = parse_manifest(text, str(self._manifest))
-            await asyncio.to_thread(check_reload, manifest, self._manifest)
-            reloaded = await reload_cluster(self._routers, text, str(self._manifest))
+            reloaded = await reload_now(self._manifest, self._routers)
         except LLMServeError as error:
             return [f"Reload: nothing was changed: {line}" for line in error.message.splitlines()]
         return [f"Reload: {line}" for line in reloaded.lines()]

@@ -34,7 +34,8 @@ def new_archive(path: Path) -> Iterator[ArchiveWriter]:
 
 @contextmanager
 def checked_archive(path: Path) -> Iterator[tuple[BinaryIO, ArchiveContents]]:
-    """Yields the file when all of it was read and is whole. Errors: WrongArchive; InvalidRequest when it cannot be read."""
+    """Yields the file when all of it was read and is whole. Errors: WrongArchive; InvalidRequest when it
+    cannot be read."""
     try:
         with open(path, "rb") as file:
             yield file, check(file)
@@ -45,10 +46,10 @@ def checked_archive(path: Path) -> Iterator[tuple[BinaryIO, ArchiveContents]]:
 def owners_of(file: BinaryIO, managers: Sequence[str]) -> dict[BlockHash, str]:
     """Returns the KV manager that owns each block. file: checked; it has a block after the one before it.
 
-    Blocks are sharded in runs, counted from the beginning of their prompt. A record names the block before it,
-    except where a part of a prompt begins, which is where a run does. So the run of a block is found by
-    counting from the first block of its chain in the file. Where the file lacks blocks in between, the rest is
-    placed as if a run began there: at worst it is stored where nobody looks for it."""
+    Blocks are sharded in runs, counted from the beginning of their prompt. A record names the block before
+    it, except where a part of a prompt begins, which is where a run does. So the run of a block is found by
+    counting from the first block of its chain in the file. Where the file lacks blocks in between, the rest
+    is placed as if a run began there: at worst it is stored where nobody looks for it."""
     sharding = Sharding(dict.fromkeys(managers, 1.0))
     runs: dict[BlockHash, tuple[BlockHash, int]] = {}  # the first block of the run, and the place in it
     owners: dict[BlockHash, str] = {}

@@ -96,7 +96,10 @@ def _tenants(tenants: Sequence[TenantView]) -> RenderableType:
         numbers = (one.queued_requests, one.running_requests, one.refused_requests)
         wait = f"{one.wait_seconds:.2f} s"
         shown.add_row(Text(one.name), f"{one.weight:g}", *map(str, numbers), wait, f"{one.served_tokens:,}")
-    more = len(ordered) - _MOST_TENANTS
+    return _with_rest(shown, len(ordered) - _MOST_TENANTS)
+
+
+def _with_rest(shown: Table, more: int) -> RenderableType:
     return Group(shown, Text(f"and {more} more (--json has them)", "dim")) if more > 0 else shown
 
 
@@ -132,8 +135,7 @@ def _matrix(pairs: Sequence[tuple[str, PairStatus]]) -> RenderableType:
     shown = table("KV FROM, TO", *columns)
     for peer in peers:
         shown.add_row(Text(peer), *(cells.get((peer, to), "-") for to in columns))
-    more = len(every) - len(columns)
-    return Group(shown, Text(f"and {more} more (--json has them)", "dim")) if more > 0 else shown
+    return _with_rest(shown, len(every) - len(columns))
 
 
 def _speed(pair: PairStatus) -> str:
