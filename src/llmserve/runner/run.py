@@ -83,11 +83,8 @@ class RoleRun:
     def terminate(self) -> None:
         self._child.terminate()
 
-    def kill(self) -> None:
-        self._child.kill()
-
     async def aclose(self) -> None:
-        """Kills the process if it still runs. Its children are the keeper's business. Idempotent."""
+        """Kills the process if it still runs. Its children are the caller's to end. Idempotent."""
         if not self._end.done():
             self._child.kill()
         await asyncio.wait((self._end,))
