@@ -1,4 +1,4 @@
-"""Owned background tasks: each has a name and an owner, none fails unseen."""
+"""Owned background tasks: each has a name and an owner, and none fails unseen."""
 
 import asyncio
 import logging
@@ -47,7 +47,7 @@ class TaskOwner:
             self.failed.set_result(error)
 
     async def aclose(self) -> None:
-        """Cancels what runs and waits for it. Idempotent."""
+        """Cancels the tasks that run and waits for them. Idempotent."""
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()

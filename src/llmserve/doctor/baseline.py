@@ -1,7 +1,7 @@
-"""python -m llmserve.doctor.baseline: what this machine can do without any transport.
+"""python -m llmserve.doctor.baseline: measures what this machine can do without any transport.
 
-Copies in memory, and sends over a plain TCP socket to a process of its own (`baseline far HOST PORT`).
-Prints one TrialReport. Ends when its stdin does.
+It copies in memory, and sends over a plain TCP socket to a process of its own (`baseline far HOST PORT`).
+It prints one TrialReport, and ends when its stdin does.
 """
 
 import socket

@@ -15,7 +15,7 @@ _X86 = ("x86_64", "amd64")
 
 
 def system(name: str, release: str, architecture: str) -> Finding:
-    """As os.uname() says."""
+    """Takes what os.uname() says."""
     value = f"{name} {release}, {architecture}"
     if name != "Linux":
         return problem("system", value, "LLMServe runs on Linux only; use a container or a virtual machine.")
@@ -23,7 +23,7 @@ def system(name: str, release: str, architecture: str) -> Finding:
 
 
 def processor(host: Host, architecture: str) -> Finding:
-    """What vLLM's CPU build can use of it."""
+    """Checks what vLLM's CPU build can use."""
     info = dict(_cpu_info(host))
     model, flags = info.get("model name", architecture), info.get("flags", "").split()
     if architecture.lower() not in _X86 or not flags:
@@ -40,13 +40,13 @@ def processor(host: Host, architecture: str) -> Finding:
 
 
 def _cpu_info(host: Host) -> list[tuple[str, str]]:
-    """Of the last core."""
+    """Returns the fields of the last core."""
     lines = (line.partition(":") for line in host.text("proc/cpuinfo").splitlines())
     return [(name.strip(), value.strip()) for name, _, value in lines]
 
 
 def cores(affinity: Sequence[int], quota: float) -> Finding:
-    """affinity: the cores that this process may run on. quota: how many it may use at a time."""
+    """affinity: cores that this process may run on. quota: number of cores that it may use at a time."""
     value = f"{len(affinity)} ({ranges(affinity)})"
     if quota < len(affinity):
         advice = (
@@ -78,7 +78,7 @@ def memory(host: Host, allowed: Allowance) -> Finding:
 
 
 def available_bytes(host: Host, allowed: Allowance) -> float:
-    """What may still be allocated without swapping; math.inf when that cannot be seen."""
+    """Returns what may still be allocated without swapping; math.inf when that cannot be seen."""
     return min(host.memory().get("MemAvailable", math.inf), allowed.left_bytes)
 
 
@@ -97,7 +97,7 @@ def swap(host: Host) -> Finding:
 
 
 def huge_pages(host: Host) -> Finding:
-    """LLMServe uses transparent ones, which the kernel gives to large allocations by itself."""
+    """LLMServe uses transparent huge pages, which the kernel gives to large allocations by itself."""
     found = host.memory()
     page = found.get("Hugepagesize", 0)
     total, free = found.get("HugePages_Total", 0), found.get("HugePages_Free", 0)
@@ -120,7 +120,7 @@ def huge_pages(host: Host) -> Finding:
 
 
 def _transparent_mode(host: Host) -> str:
-    """`always [madvise] never`: the one in brackets."""
+    """Returns the mode in brackets of `always [madvise] never`."""
     words = host.text("sys/kernel/mm/transparent_hugepage/enabled").split()
     return next((word.strip("[]") for word in words if word.startswith("[")), "not there")
 
@@ -167,7 +167,7 @@ def gpus(host: Host, devices: Sequence[int], tool: Tool) -> Finding:
 
 
 def gpu_peers(tool: Tool) -> Finding:
-    """Whether GPUs reach each other's memory. For machines with several."""
+    """Checks, on machines with several GPUs, whether they reach each other's memory."""
     try:
         matrix = _matrix(tool(_PEERS))
     except LLMServeError as error:
@@ -182,6 +182,6 @@ def gpu_peers(tool: Tool) -> Finding:
 
 
 def _matrix(text: str) -> list[list[str]]:
-    """Rows `GPU0 X OK ...`; the heading names GPUs only."""
+    """Returns the rows `GPU0 X OK ...`; the heading has names of GPUs only."""
     rows = [line.split() for line in _ESCAPES.sub("", text).splitlines()]
     return [row[1:] for row in rows if len(row) > 1 and row[0].startswith("GPU") and row[1][:3] != "GPU"]

@@ -72,7 +72,7 @@ def _far_process(kind: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _best_seconds(transport: Transport, far: subprocess.Popen[str]) -> float:
-    """Of reading all of the far memory. Errors: TransferError."""
+    """Returns the seconds that reading all of the far memory takes. Errors: TransferError."""
     memory = np.zeros(BYTES, np.uint8)
     transport.register([Region(memory.ctypes.data, memory.nbytes)])
     say_step("connecting")
@@ -105,7 +105,7 @@ def _description(far: subprocess.Popen[str]) -> bytes:
 
 
 def _scattered() -> Batch:
-    """Pieces that lie the other way round at the near side: none joins its neighbour."""
+    """The pieces lie in reverse order at the near side, so that none joins its neighbour."""
     each = BYTES // _PIECES
     offsets = np.arange(_PIECES, dtype=np.int64) * each
     regions, lengths = np.zeros(_PIECES, np.int64), np.full(_PIECES, each, np.int64)
@@ -130,7 +130,7 @@ def _read(transport: Transport, peer: PeerName, batch: Batch) -> None:
 
 
 def known_bytes() -> npt.NDArray[np.uint8]:
-    """The same in every process."""
+    """Returns the same bytes in every process."""
     tile = np.random.default_rng(7).integers(0, 256, 1_048_583, np.uint8)
     return np.resize(tile, BYTES)
 

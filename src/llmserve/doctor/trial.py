@@ -29,8 +29,8 @@ STEP_WORD = "LLMSERVE_STEP"
 
 
 class TrialOutcome(StrEnum):
-    """MEASURED: the bytes arrived, and were the right ones. UNAVAILABLE: it cannot be used here, and says
-    why. FAILED: a transfer failed or brought wrong bytes. CRASHED: its process ended. HUNG: it was past its
+    """MEASURED: the right bytes arrived. UNAVAILABLE: the transport cannot be used here, and says why.
+    FAILED: a transfer failed or brought wrong bytes. CRASHED: the process ended. HUNG: it missed its
     deadline."""
 
     MEASURED = "measured"
@@ -41,7 +41,7 @@ class TrialOutcome(StrEnum):
 
 
 def say_step(text: str) -> None:
-    """What the process does from now on: where it hung, if it does."""
+    """Prints what the process does from now on: where it hung, if it does."""
     print(STEP_WORD, text, flush=True)
 
 
@@ -52,7 +52,7 @@ def last_step(output: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TrialReport:
-    """rates: bytes per second by what was measured, with MEASURED. reason: with the others."""
+    """rates: bytes per second by what was measured, with MEASURED. reason: with the other outcomes."""
 
     outcome: TrialOutcome
     reason: str = ""
@@ -63,7 +63,7 @@ class TrialReport:
 
     @classmethod
     def heard(cls, output: str) -> "TrialReport | None":
-        """None: the process printed none."""
+        """Returns None when the process printed no report."""
         for line in output.splitlines():
             word, _, text = line.partition(" ")
             if word == REPORT_WORD:
@@ -78,7 +78,7 @@ TRIAL_SECONDS = 60.0  # a trial takes 1 to 5; torch, which NIXL imports, half a 
 
 
 def run_trial(module: str, *arguments: str, seconds: float = TRIAL_SECONDS) -> TrialReport:
-    """Blocks for at most about `seconds`. Whatever happens in the processes comes back as an TrialReport."""
+    """Blocks for at most about `seconds`. Whatever happens in the processes comes back as a TrialReport."""
     try:
         return _run(module, arguments, seconds)
     except OSError as error:
@@ -115,7 +115,7 @@ def _run(module: str, arguments: Sequence[str], seconds: float) -> TrialReport:
 
 @contextmanager
 def _held_open() -> Iterator[int]:
-    """A stdin that ends when this process does, which tells the trial to end."""
+    """Yields a stdin that ends when this process does, which makes the trial end."""
     read_end, write_end = os.pipe()
     try:
         yield read_end

@@ -25,8 +25,9 @@ _IN_PROGRESS = (ProcessState.WAITING, ProcessState.STARTING, ProcessState.RESTAR
 
 
 class Console:
-    """Made before the board it shows. A terminal that is gone (a closed pipe) stops nothing: from then on
-    nothing is shown. Texts are shown as they are: rich would make markup of [x], and a picture of :100:."""
+    """Made before the board that it shows. A terminal that is gone (a closed pipe) stops nothing: from
+    then on nothing is shown. Texts are printed as they are: rich would make markup of [x], and a picture
+    of :100:."""
 
     def __init__(self, rich: RichConsole, clock: Callable[[], float]) -> None:
         self._rich = rich
@@ -37,12 +38,12 @@ class Console:
         self._gone = False
 
     def follow(self, board: Board) -> None:
-        """Shows this board from now on; call `refresh` a few times a second while it is live."""
+        """Shows this board from now on. Call `refresh` a few times a second while it is live."""
         self._board = board
         board.watch(self._row_changed)
 
     def live(self, on: bool) -> None:
-        """A table that redraws itself; without a terminal, a line for each change."""
+        """Shows a table that redraws itself; without a terminal, a line for each change."""
         if self._live is not None:
             self.refresh()
             self._shielded(self._live.stop)
@@ -93,7 +94,8 @@ _QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 def ready_banner(
     manifest: Manifest, base_urls: tuple[str, ...], seconds: float, log_dir: str, metrics: str = ""
 ) -> str:
-    """metrics: HOST:PORT of the page of all metrics, if there is one."""
+    """Returns what `llmserve up` prints when the cluster is ready. metrics: HOST:PORT of the page of all
+    metrics; empty when there is none."""
     model, url = manifest.models.primary.served_name, base_urls[0]
     keyed = bool(manifest.security.api_keys)
     others = [f"  and at {other}/v1" for other in base_urls[1:]]

@@ -1,4 +1,4 @@
-"""All metrics of a local cluster on one page: what Prometheus scrapes, at one address that is known.
+"""All metrics of a local cluster on one page, which Prometheus scrapes at one known address.
 
 The roles' own pages are on loopback, on ports that change from run to run. A scrape asks them all at once;
 their samples get the labels `cluster`, `component` (the role) and `process` (such as decode-0).
@@ -31,8 +31,9 @@ _MOST_BYTES = 16 * 2**20
 class ClusterExporter:
     """Serves GET /metrics at host:port. Life: start (once; Errors: StartFailed) -> aclose (idempotent).
 
-    However many ask, the roles are asked at most twice a second. A role that does not answer is missing
-    on the page, and its cluster_process_up is 0."""
+    The roles are asked at most twice a second, however many clients ask. A role that does not answer is
+    missing on the page, and its cluster_process_up is 0.
+    """
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class ClusterExporter:
 
 
 async def fetch(port: int) -> str:
-    """The metrics of a process of this machine. Errors: OSError, Unavailable."""
+    """Returns the metrics of a process of this machine. Errors: OSError, Unavailable."""
     try:
         async with asyncio.timeout(_FETCH_SECONDS):
             answer = await http_get(f"127.0.0.1:{port}", "/metrics", _MOST_BYTES)

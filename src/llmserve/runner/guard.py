@@ -1,8 +1,8 @@
-"""The guard: what is left of a cluster when its supervisor dies, even by SIGKILL, ends here.
+"""The guard ends what is left of a cluster when its supervisor dies, even by SIGKILL.
 
-A process of its own session that reads lines from a pipe. The supervisor holds the other end; when it
-is gone, however it went, the pipe ends and the guard clears up. After an ordered stop it finds
-nothing to do. Standard library only, run as `python -I -S -c BOOT ROOT MARK`.
+It is a process of its own session that reads lines from a pipe. The supervisor holds the other end; when
+the supervisor is gone, the pipe ends and the guard clears up. After an ordered stop it finds nothing to
+do. It uses the standard library only and runs as `python -I -S -c BOOT ROOT MARK`.
 
 Lines: `session PID`, `forget PID` (its processes are gone), `shm PATH`, `dir PATH` and `state PATH`.
 """
@@ -46,7 +46,7 @@ class Remains:
             self.state_files.add(rest)
 
     def clear(self) -> None:
-        """Idempotent."""
+        """Ends the processes and removes the files. Idempotent."""
         end(Family(self.mark, frozenset(self.sessions)), _TERM_SECONDS, self.shared_memory)
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)

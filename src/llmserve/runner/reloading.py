@@ -1,4 +1,4 @@
-"""Brings the manifest to the running cluster again: when asked to (SIGHUP), or when the file was changed."""
+"""Brings the manifest to the running cluster again: on request (SIGHUP), or when the file was changed."""
 
 import asyncio
 import hashlib
@@ -26,7 +26,7 @@ async def reload_now(path: Path, routers: Sequence[str]) -> Reloaded:
 
 
 class ManifestWatch:
-    """Notices other contents of a file, once they have been the same for two looks: an editor that is
+    """Notices a change of a file once its contents have been the same for two looks: an editor that is
     still writing is not caught half-way."""
 
     def __init__(self, path: Path) -> None:
@@ -35,7 +35,7 @@ class ManifestWatch:
         self._stamp = self._unsettled = self._stat()
 
     def changed(self) -> bool:
-        """To be asked every second. A file that is gone for a while has not changed."""
+        """Call it every second. A file that is gone for a while has not changed."""
         stamp = self._stat()
         settled, self._unsettled = stamp == self._unsettled, stamp
         if stamp is None or not settled or stamp == self._stamp:
@@ -59,10 +59,11 @@ class ManifestWatch:
 
 
 class Reloading:
-    """Life: run, as one task; ask at any time, also from a signal handler. What came of each reload is said
-    and logged; nothing that goes wrong with one ends the task.
+    """Life: run, as one task; ask at any time, also from a signal handler. The result of each reload is
+    printed and logged; a reload that fails does not end the task.
 
-    routers: HOST:PORT of each. watch: whether to look at the file."""
+    routers: HOST:PORT of each. watch: whether to look at the file.
+    """
 
     def __init__(
         self, manifest: Path, routers: Sequence[str], say: Callable[[str], None], *, watch: bool
