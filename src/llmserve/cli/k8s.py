@@ -22,7 +22,7 @@ from llmserve.config.schema import Manifest
 from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.k8s.api import KubeApi, connect
 from llmserve.k8s.apply import Action, Change, apply_changes, delete_all, diff, plan_changes, plan_new
-from llmserve.k8s.render import Object, Target, impossible, render
+from llmserve.k8s.render import Object, RenderTarget, impossible, render
 from llmserve.k8s.render.objects import files
 from llmserve.k8s.status import K8sSnapshot, Time, WorkloadStatus, snapshot, wait_gone, wait_ready
 from llmserve.runner import preflight
@@ -126,7 +126,7 @@ def _wait(api: KubeApi, manifest: Manifest) -> None:
 def check(path: Path, manifest: Manifest, as_json: bool) -> int:
     """`llmserve apply`: no cluster is asked."""
     k8s, warnings = manifest.deployment.k8s, _preflight(path, manifest)
-    objects = render(manifest, Target(k8s.namespace, k8s.image or "IMAGE"))
+    objects = render(manifest, RenderTarget(k8s.namespace, k8s.image or "IMAGE"))
     if as_json:
         found = {"name": manifest.metadata.name, "warnings": warnings, "objects": objects}
         print(json.dumps(found, indent=2))
@@ -195,12 +195,12 @@ def _cells(one: WorkloadStatus) -> Iterator[str]:
     yield escape("; ".join(one.troubles))
 
 
-def _target(options: argparse.Namespace, manifest: Manifest) -> Target:
+def _target(options: argparse.Namespace, manifest: Manifest) -> RenderTarget:
     k8s = manifest.deployment.k8s
     image = options.image or k8s.image
     if image is None:
         raise InvalidRequest("deployment.k8s.image is not set: set it, or use --image")
-    return Target(options.namespace or k8s.namespace, image)
+    return RenderTarget(options.namespace or k8s.namespace, image)
 
 
 def connect_to(options: argparse.Namespace, manifest: Manifest) -> KubeApi:

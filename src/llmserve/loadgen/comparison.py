@@ -7,8 +7,8 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.loadgen.record import Record
-from llmserve.loadgen.report import About, Report
+from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.report import About, LoadReport
 
 _RESAMPLES = 1000
 _CONFIDENCE = 0.95
@@ -19,7 +19,7 @@ Samples = npt.NDArray[np.float64]
 Figure = Callable[[Samples], float]
 
 
-class Finding(StrEnum):
+class ComparisonFinding(StrEnum):
     BETTER = "better"
     WORSE = "worse"
     SAME = "no difference shown"
@@ -29,8 +29,8 @@ class Finding(StrEnum):
 class Round:
     """One turn of each, with the same requests. base, other: their records; seconds: how long each took."""
 
-    base: Sequence[Record]
-    other: Sequence[Record]
+    base: Sequence[RequestRecord]
+    other: Sequence[RequestRecord]
     base_seconds: float
     other_seconds: float
 
@@ -49,18 +49,20 @@ class Contrast:
     less_is_better: bool
 
     @property
-    def finding(self) -> Finding:
+    def finding(self) -> ComparisonFinding:
         """A difference only if the interval does not contain 1, and it is 2% or more."""
         if self.low <= 1 <= self.high or abs(self.ratio - 1) < _WORTH:
-            return Finding.SAME
-        return Finding.BETTER if (self.ratio < 1) == self.less_is_better else Finding.WORSE
+            return ComparisonFinding.SAME
+        return (
+            ComparisonFinding.BETTER if (self.ratio < 1) == self.less_is_better else ComparisonFinding.WORSE
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Measure:
     name: str
     unit: str
-    value: Callable[[Record], float | None]
+    value: Callable[[RequestRecord], float | None]
     figure: Figure
 
 
@@ -126,7 +128,7 @@ def _pairs(measure: _Measure, one: Round) -> Samples:
     return np.array([[mine[key] for key in both], [theirs[key] for key in both]], dtype=float)
 
 
-def _values(measure: _Measure, records: Sequence[Record]) -> dict[tuple[str, int, int], float]:
+def _values(measure: _Measure, records: Sequence[RequestRecord]) -> dict[tuple[str, int, int], float]:
     values = {(one.tenant, one.conversation, one.turn): measure.value(one) for one in records if one.served}
     return {key: value for key, value in values.items() if value is not None}
 
@@ -155,7 +157,7 @@ def _throughput(rounds: Sequence[Round], again: _Again) -> list[Contrast]:
     return [Contrast("output tokens per second", "/s", *mean, ratio, low, high, less_is_better=False)]
 
 
-def _tokens(records: Sequence[Record]) -> int:
+def _tokens(records: Sequence[RequestRecord]) -> int:
     return sum(record.output_tokens for record in records if record.served)
 
 
@@ -167,8 +169,8 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 def verdict(found: Sequence[Contrast], base: str, other: str, rounds: int) -> str:
     """In sentences."""
-    better = [_words(one) for one in found if one.finding is Finding.BETTER]
-    worse = [_words(one) for one in found if one.finding is Finding.WORSE]
+    better = [_words(one) for one in found if one.finding is ComparisonFinding.BETTER]
+    worse = [_words(one) for one in found if one.finding is ComparisonFinding.WORSE]
     if not found:
         said = f"Nothing can be said: no request was served by both {base} and {other}."
     elif not better and not worse:
@@ -199,13 +201,13 @@ class Comparison:
     base: str
     other: str
     rounds: Sequence[Round]
-    reports: Sequence[Mapping[str, Report]]
+    reports: Sequence[Mapping[str, LoadReport]]
     contrasts: Sequence[Contrast]
     verdict: str
 
     @classmethod
     def of(
-        cls, base: str, other: str, rounds: Sequence[Round], reports: Sequence[Mapping[str, Report]]
+        cls, base: str, other: str, rounds: Sequence[Round], reports: Sequence[Mapping[str, LoadReport]]
     ) -> "Comparison":
         """One round or more."""
         found = contrasts(rounds)
@@ -221,7 +223,7 @@ class Comparison:
         return self.reports[0][self.base].about
 
     @property
-    def served(self) -> dict[str, list[Record]]:
+    def served(self) -> dict[str, list[RequestRecord]]:
         """The requests of all rounds that were served, by name."""
         records = {
             self.base: [one for turn in self.rounds for one in turn.base],

@@ -2,13 +2,17 @@
 
 from html import escape
 
-from llmserve.core.plot import RatioInterval, interval_plot
 from llmserve.core.stats import Percentiles
-from llmserve.loadgen.comparison import Comparison, Contrast, Finding
+from llmserve.loadgen.comparison import Comparison, ComparisonFinding, Contrast
 from llmserve.loadgen.page import SPREAD_HEADS, distributions, document, notes, spread_cells, table
-from llmserve.loadgen.record import Record
+from llmserve.loadgen.record import RequestRecord
+from llmserve.plot import RatioInterval, interval_plot
 
-_COLORS = {Finding.BETTER: "#4b9b5f", Finding.WORSE: "#c0392b", Finding.SAME: "#777777"}
+_COLORS = {
+    ComparisonFinding.BETTER: "#4b9b5f",
+    ComparisonFinding.WORSE: "#c0392b",
+    ComparisonFinding.SAME: "#777777",
+}
 
 
 def comparison_page(one: Comparison) -> str:
@@ -82,7 +86,7 @@ def _spreads(one: Comparison) -> str:
     return table(SPREAD_HEADS, rows)
 
 
-def _times(records: list[Record]) -> dict[str, Percentiles]:
+def _times(records: list[RequestRecord]) -> dict[str, Percentiles]:
     return {
         "time to first token": Percentiles.of([record.ttft for record in records]),
         "between tokens": Percentiles.of([gap for record in records for gap in record.gaps]),

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from llmserve.core.errors import LLMServeError, NotAuthenticated, Unavailable
-from llmserve.loadgen.answer import Answer, Failure, FailureKind, error_text
+from llmserve.loadgen.answer import Answer, AnswerFailure, Failure, error_text
 from llmserve.loadgen.prompts import WORDS, PromptForm, Scale
 
 # Servers close idle connections after 5 s (uvicorn) or more: one that is reused must not be closing.
@@ -21,7 +21,7 @@ Now = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class EndpointTarget:
     """url: without /v1. keys: of tenants, default_key: of all others; None sends none. extra: further fields
     of each request; those that are None are left out."""
 
@@ -37,7 +37,7 @@ class Target:
 class Endpoint:
     """A context; `send` in it as often and as parallel as wanted."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: EndpointTarget) -> None:
         self._target = target
         self._session: aiohttp.ClientSession | None = None
 
@@ -90,9 +90,9 @@ class Endpoint:
                     answer.feed(data, now())
             answer.ended()
         except TimeoutError:
-            answer.failure = Failure(FailureKind.TIMEOUT, f"no end in {self._target.timeout_seconds:g} s")
+            answer.failure = Failure(AnswerFailure.TIMEOUT, f"no end in {self._target.timeout_seconds:g} s")
         except (aiohttp.ClientError, OSError) as error:
-            kind = FailureKind.BROKEN if is_connected else FailureKind.CONNECT
+            kind = AnswerFailure.BROKEN if is_connected else AnswerFailure.CONNECT
             answer.failure = Failure(kind, str(error) or type(error).__name__)
         return answer
 
@@ -141,7 +141,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> Failure:
         message = error_text(json.loads(text))
     except ValueError:
         message = error_text(text.strip() or response.reason)
-    return Failure(FailureKind.HTTP, message, int(response.status))
+    return Failure(AnswerFailure.HTTP, message, int(response.status))
 
 
 _IDS = tuple(range(1000, 1008))
@@ -160,13 +160,13 @@ class Probed:
 async def probe(endpoint: Endpoint, tenant: str, wanted: PromptForm | None, *, keeps_talking: bool) -> Probed:
     """Adapts the endpoint to the first form that works, or to the wanted one. keeps_talking: answers become
     part of later prompts. Errors: LLMServeError with the endpoint's words."""
-    failure = Failure(FailureKind.NO_TOKENS, "nothing was tried")
+    failure = Failure(AnswerFailure.NO_TOKENS, "nothing was tried")
     for form in (wanted,) if wanted else _TRIED:
         endpoint.adapted(form, {})
         answer = await _ask(endpoint, tenant, _prompt(form, 1))
         if answer.failure is None and not (form is PromptForm.TOKENS and _counts_otherwise(answer)):
             return await _scaled(endpoint, tenant, form, answer, keeps_talking)
-        failure = answer.failure or Failure(FailureKind.HTTP, "it does not take token ids", 200)
+        failure = answer.failure or Failure(AnswerFailure.HTTP, "it does not take token ids", 200)
         _give_up_early(failure)
     raise LLMServeError(f"the endpoint does not answer a small request: {failure.label}: {failure.message}")
 
@@ -175,7 +175,7 @@ def _give_up_early(failure: Failure) -> None:
     """Another form of prompt does not help here. Errors: NotAuthenticated, Unavailable."""
     if failure.status in (401, 403):
         raise NotAuthenticated(f"the endpoint refuses the key: {failure.label}: {failure.message}")
-    if failure.kind in (FailureKind.CONNECT, FailureKind.TIMEOUT):
+    if failure.kind in (AnswerFailure.CONNECT, AnswerFailure.TIMEOUT):
         raise Unavailable(f"the endpoint does not answer: {failure.label}: {failure.message}")
 
 

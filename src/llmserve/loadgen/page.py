@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
-from llmserve.core.plot import Point, Series, cumulative, plot
 from llmserve.core.stats import Percentiles
-from llmserve.loadgen.record import Record
-from llmserve.loadgen.report import Group, Report
+from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.report import Group, LoadReport
+from llmserve.plot import Point, Series, cumulative, plot
 
 SPREAD_HEADS = ("milliseconds", "mean", "p50", "p90", "p95", "p99", "most")
 """Over a name and `spread_cells`."""
@@ -47,10 +47,10 @@ def notes(texts: Iterable[str]) -> list[str]:
     return [f'<p class="note">{escape(text)}</p>' for text in texts]
 
 
-_Times = Callable[[Sequence[Record]], Iterable[float]]
+_Times = Callable[[Sequence[RequestRecord]], Iterable[float]]
 
 
-def distributions(groups: Mapping[str, Sequence[Record]]) -> list[str]:
+def distributions(groups: Mapping[str, Sequence[RequestRecord]]) -> list[str]:
     """SVG elements. groups: requests that were served, by name."""
     return [
         _distribution("Time to first token", "requests", groups, _first_tokens),
@@ -60,7 +60,7 @@ def distributions(groups: Mapping[str, Sequence[Record]]) -> list[str]:
     ]
 
 
-def _distribution(title: str, what: str, groups: Mapping[str, Sequence[Record]], times: _Times) -> str:
+def _distribution(title: str, what: str, groups: Mapping[str, Sequence[RequestRecord]], times: _Times) -> str:
     series = [
         Series(name, cumulative([1000 * seconds for seconds in times(records)]))
         for name, records in groups.items()
@@ -68,19 +68,19 @@ def _distribution(title: str, what: str, groups: Mapping[str, Sequence[Record]],
     return plot(title, "milliseconds", f"% of {what}", series)
 
 
-def _first_tokens(records: Sequence[Record]) -> Iterable[float]:
+def _first_tokens(records: Sequence[RequestRecord]) -> Iterable[float]:
     return (one.ttft for one in records)
 
 
-def _gaps(records: Sequence[Record]) -> Iterable[float]:
+def _gaps(records: Sequence[RequestRecord]) -> Iterable[float]:
     return (gap for one in records for gap in one.gaps)
 
 
-def _per_token(records: Sequence[Record]) -> Iterable[float]:
+def _per_token(records: Sequence[RequestRecord]) -> Iterable[float]:
     return (one.tpot for one in records if one.tpot is not None)
 
 
-def _ends(records: Sequence[Record]) -> Iterable[float]:
+def _ends(records: Sequence[RequestRecord]) -> Iterable[float]:
     return (one.e2e for one in records)
 
 
@@ -88,7 +88,7 @@ def _ends(records: Sequence[Record]) -> Iterable[float]:
 _MOST_DOTS = 2000
 
 
-def page(report: Report, records: Sequence[Record]) -> str:
+def page(report: LoadReport, records: Sequence[RequestRecord]) -> str:
     about = report.about
     title = f"{about.model} at {about.url}"
     parts = [
@@ -104,7 +104,7 @@ def page(report: Report, records: Sequence[Record]) -> str:
     return document(title, parts)
 
 
-def _facts(report: Report) -> str:
+def _facts(report: LoadReport) -> str:
     about = report.about
     facts = [
         ("Load", about.load),
@@ -125,7 +125,7 @@ def _facts(report: Report) -> str:
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts) + "</dl>"
 
 
-def _spreads(report: Report) -> str:
+def _spreads(report: LoadReport) -> str:
     spreads = {
         "time to first token": report.ttft,
         "between tokens": report.itl,
@@ -152,12 +152,12 @@ def _groups(name: str, groups: Iterable[Group]) -> str:
     return table([*heads, "per token ms", "e2e p50 ms"], rows)
 
 
-def _failures(report: Report) -> str:
+def _failures(report: LoadReport) -> str:
     rows = [[one.label, str(one.count), one.message] for one in report.failures]
     return table(["failure", "requests", "the first one says"], rows) if rows else ""
 
 
-def _plots(records: Sequence[Record]) -> list[str]:
+def _plots(records: Sequence[RequestRecord]) -> list[str]:
     served = [record for record in records if record.served]
     kinds = sorted({record.kind for record in served})
     of = {kind: [record for record in served if record.kind == kind] for kind in kinds}
@@ -172,12 +172,12 @@ def _plots(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _thinned(records: Sequence[Record]) -> list[Point]:
+def _thinned(records: Sequence[RequestRecord]) -> list[Point]:
     step = max(1, len(records) // _MOST_DOTS)
     return [(one.planned_at, 1000 * one.ttft) for one in records[::step]]
 
 
-def _tokens_each_second(records: Iterable[Record]) -> list[Point]:
+def _tokens_each_second(records: Iterable[RequestRecord]) -> list[Point]:
     counts: Counter[int] = Counter()
     for record in records:
         now = record.first_at
@@ -189,7 +189,7 @@ def _tokens_each_second(records: Iterable[Record]) -> list[Point]:
     return [(second, counts[second]) for second in range(max(counts, default=-1) + 1)]
 
 
-def _running(records: Iterable[Record]) -> list[Point]:
+def _running(records: Iterable[RequestRecord]) -> list[Point]:
     """At the beginning of each second."""
     changes: Counter[int] = Counter()
     for record in records:

@@ -9,7 +9,7 @@ from llmserve.traces import TracedRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class RequestKind:
     """part: of all conversations, in any unit. Sizes in tokens."""
 
     name: str
@@ -30,19 +30,19 @@ class Tenant:
 SIZES: Mapping[str, tuple[int, int]] = {"short": (200, 60), "chat": (800, 250), "long": (4000, 500)}
 
 
-def parse_kind(text: str) -> Kind:
+def parse_kind(text: str) -> RequestKind:
     """`short:70`, `PROMPT/OUTPUT:70` or `NAME=PROMPT/OUTPUT:70`; without `:70` the part is 1.
     Errors: InvalidRequest."""
     sizes, part = _part(text)
     name, is_named, tokens = sizes.rpartition("=")
     if not is_named and sizes in SIZES:
-        return Kind(sizes, *SIZES[sizes], part)
+        return RequestKind(sizes, *SIZES[sizes], part)
     prompt, _, output = tokens.partition("/")
     if not (prompt.isdecimal() and output.isdecimal() and int(prompt) and int(output)):
         raise InvalidRequest(
             f"--mix {text!r}: write NAME:PART with {', '.join(SIZES)}, or NAME=PROMPT/OUTPUT:PART in tokens"
         )
-    return Kind(name or tokens, int(prompt), int(output), part)
+    return RequestKind(name or tokens, int(prompt), int(output), part)
 
 
 def parse_tenant(text: str, environment: Mapping[str, str]) -> Tenant:
@@ -86,7 +86,7 @@ def _part(text: str) -> tuple[str, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class PromptPiece:
     """The first so many tokens of the endless text that `name` stands for. Pieces of one name begin alike."""
 
     name: str
@@ -97,7 +97,7 @@ class Piece:
 class Turn:
     """prompt: what it adds to the conversation so far."""
 
-    prompt: tuple[Piece, ...]
+    prompt: tuple[PromptPiece, ...]
     output_tokens: int
 
     @property
@@ -121,7 +121,7 @@ class Mix:
     """spread: sizes are drawn evenly within this share of the kind's, both ways; 0: exactly these.
     Every conversation begins with one of `prefixes` texts of shared_tokens, beside the kind's own tokens."""
 
-    kinds: Sequence[Kind]
+    kinds: Sequence[RequestKind]
     tenants: Sequence[Tenant]
     turns: int = 1
     spread: float = 0.0
@@ -139,12 +139,12 @@ class Mix:
             yield Conversation(index, kind.name, tenant.name, turns)
             index += 1
 
-    def _turn(self, name: str, number: int, kind: Kind, rng: random.Random) -> Turn:
-        own = Piece(name, self._size(kind.prompt_tokens, rng))
+    def _turn(self, name: str, number: int, kind: RequestKind, rng: random.Random) -> Turn:
+        own = PromptPiece(name, self._size(kind.prompt_tokens, rng))
         output = self._size(kind.output_tokens, rng)
         if number or not self.shared_tokens:
             return Turn((own,), output)
-        return Turn((Piece(f"prefix{rng.randrange(self.prefixes)}", self.shared_tokens), own), output)
+        return Turn((PromptPiece(f"prefix{rng.randrange(self.prefixes)}", self.shared_tokens), own), output)
 
     def _size(self, tokens: int, rng: random.Random) -> int:
         least, most = round(tokens * (1 - self.spread)), round(tokens * (1 + self.spread))
@@ -158,15 +158,15 @@ def of_trace(requests: Iterable[TracedRequest]) -> Iterator[Conversation]:
         yield Conversation(index, "trace", one.tenant, (turn,), one.arrived_at)
 
 
-def _pieces(index: int, request: TracedRequest) -> Iterator[Piece]:
+def _pieces(index: int, request: TracedRequest) -> Iterator[PromptPiece]:
     left = request.prompt_tokens
     for name in request.prefix_names:
         if left <= 0:
             return
-        yield Piece(f"t{name}", min(left, request.run_tokens))
+        yield PromptPiece(f"t{name}", min(left, request.run_tokens))
         left -= request.run_tokens
     if left > 0:
-        yield Piece(f"c{index}", left)
+        yield PromptPiece(f"c{index}", left)
 
 
 def timed(conversations: Iterable[Conversation], arrivals: Iterable[float]) -> Iterator[Conversation]:

@@ -1,101 +1,77 @@
 """What the router counts, and its scheduler's state as it is when it is scraped."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from llmserve.core.stats import SchedulerStats, TenantStats
-from llmserve.metrics.registry import WAIT_BUCKETS_SECONDS, WatchedCounter
+from llmserve.metrics.registry import WAIT_BUCKETS_SECONDS, StateCollector, StateFamily, WatchedCounter
 
-_OfTenant = Callable[[TenantStats], float]
-_OfAll = Callable[[SchedulerStats], float]
+_Family = StateFamily[SchedulerStats]
 
-_CLUSTER_GAUGES: tuple[tuple[str, str, _OfAll], ...] = (
-    (
+
+def _of_cluster(name: str, documentation: str, value: Callable[[SchedulerStats], float]) -> _Family:
+    return StateFamily(name, documentation, (), lambda stats: [((), value(stats))])
+
+
+def _of_tenants(name: str, documentation: str, value: Callable[[TenantStats], float]) -> _Family:
+    return StateFamily(
+        name, documentation, ("tenant",), lambda stats: (((one.tenant,), value(one)) for one in stats.tenants)
+    )
+
+
+_SCHEDULER_FAMILIES: tuple[_Family, ...] = (
+    _of_cluster(
         "router_queue_limit_requests",
         "Requests that may wait; one more is refused",
         lambda stats: stats.queue_limit_requests,
     ),
-    (
+    _of_cluster(
         "router_tokens_in_flight",
         "Prompt tokens to compute and expected answer tokens of all that runs",
         lambda stats: stats.tokens_in_flight,
     ),
-    (
+    _of_cluster(
         "router_kv_bytes_in_flight",
         "KV of all that runs: prompt and expected answer",
         lambda stats: stats.kv_bytes_in_flight,
     ),
-)
-_TENANT_GAUGES: tuple[tuple[str, str, _OfTenant], ...] = (
-    ("router_tenant_weight", "Its share, against 1 of a tenant that is not named", lambda one: one.weight),
-    ("router_tenant_queued_requests", "Its requests that wait for a placement", lambda one: one.waiting),
-    ("router_tenant_running_requests", "Its requests that are placed and not done", lambda one: one.running),
-)
-_TENANT_COUNTERS: tuple[tuple[str, str, _OfTenant], ...] = (
-    ("router_tenant_dispatched_total", "Its requests that got a place", lambda one: one.dispatched),
-    ("router_tenant_refusals_total", "Its requests rejected or evicted", lambda one: one.refused),
-    (
+    StateFamily(
+        "router_budget_used_ratio",
+        "How much of a budget of the cluster is taken; at 1 nothing is dispatched that needs it",
+        ("budget",),
+        lambda stats: (((one.name,), one.used_ratio) for one in stats.budgets if one.used_ratio is not None),
+    ),
+    StateFamily(
+        "router_budget_refusals_total",
+        "Requests rejected or evicted while the budget had no room; each counts for all that had none",
+        ("budget",),
+        lambda stats: (((one.name,), one.refused) for one in stats.budgets),
+    ),
+    _of_tenants(
+        "router_tenant_weight", "Its share, against 1 of a tenant that is not named", lambda one: one.weight
+    ),
+    _of_tenants(
+        "router_tenant_queued_requests", "Its requests that wait for a placement", lambda one: one.waiting
+    ),
+    _of_tenants(
+        "router_tenant_running_requests", "Its requests that are placed and not done", lambda one: one.running
+    ),
+    _of_tenants(
+        "router_tenant_dispatched_total", "Its requests that got a place", lambda one: one.dispatched
+    ),
+    _of_tenants("router_tenant_refusals_total", "Its requests rejected or evicted", lambda one: one.refused),
+    _of_tenants(
         "router_tenant_queue_seconds_total",
         "How long those waited that got a place",
-        lambda o: o.queue_seconds,
+        lambda one: one.queue_seconds,
     ),
-    (
+    _of_tenants(
         "router_tenant_served_tokens_total",
         "Computed prompt tokens and answer tokens of its requests that ended",
         lambda one: one.served_tokens,
     ),
 )
-
-
-class SchedulerCollector(Collector):
-    def __init__(self) -> None:
-        self._stats: Callable[[], SchedulerStats] = SchedulerStats
-
-    def watch(self, stats: Callable[[], SchedulerStats]) -> None:
-        self._stats = stats
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
-        for name, text, of_all in _CLUSTER_GAUGES:
-            yield GaugeMetricFamily(name, text, of_all(stats))
-        yield _used_ratios(stats)
-        yield _refusals(stats)
-        for name, text, of_tenant in _TENANT_GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=("tenant",))
-            for one in stats.tenants:
-                gauge.add_metric((one.tenant,), of_tenant(one))
-            yield gauge
-        for name, text, of_tenant in _TENANT_COUNTERS:
-            counter = CounterMetricFamily(name, text, labels=("tenant",))
-            for one in stats.tenants:
-                counter.add_metric((one.tenant,), of_tenant(one))
-            yield counter
-
-
-def _used_ratios(stats: SchedulerStats) -> Metric:
-    family = GaugeMetricFamily(
-        "router_budget_used_ratio",
-        "How much of a budget of the cluster is taken; at 1 nothing is dispatched that needs it",
-        labels=("budget",),
-    )
-    for budget in stats.budgets:
-        if budget.used_ratio is not None:
-            family.add_metric((budget.name,), budget.used_ratio)
-    return family
-
-
-def _refusals(stats: SchedulerStats) -> Metric:
-    family = CounterMetricFamily(
-        "router_budget_refusals_total",
-        "Requests rejected or evicted while the budget had no room; each counts for all that had none",
-        labels=("budget",),
-    )
-    for budget in stats.budgets:
-        family.add_metric((budget.name,), budget.refused)
-    return family
 
 
 class RouterMetrics:
@@ -222,5 +198,5 @@ class RouterMetrics:
             registry=registry,
             buckets=WAIT_BUCKETS_SECONDS,
         )
-        self.scheduler = SchedulerCollector()
+        self.scheduler = StateCollector(_SCHEDULER_FAMILIES, SchedulerStats)
         registry.register(self.scheduler)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from llmserve.core.ids import TenantId
-from llmserve.core.plot import Series, plot
+from llmserve.plot import Series, plot
 from llmserve.simulate.observed import Timeline
 
 # Seconds over which a share is taken: less shows single requests.

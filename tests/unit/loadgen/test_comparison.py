@@ -8,15 +8,23 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from llmserve.core.plot import interval_plot
-from llmserve.loadgen.comparison import Comparison, Contrast, Finding, Round, _quantile, contrasts, verdict
+from llmserve.loadgen.comparison import (
+    Comparison,
+    ComparisonFinding,
+    Contrast,
+    Round,
+    _quantile,
+    contrasts,
+    verdict,
+)
 from llmserve.loadgen.comparison_page import comparison_page, ratio_row
-from llmserve.loadgen.record import Record
+from llmserve.loadgen.record import RequestRecord
 from llmserve.loadgen.report import About, Slo, make_report
+from llmserve.plot import interval_plot
 from tests.unit.loadgen.records import failed, served
 
 
-def drawn_turn(rng: random.Random, factor: float, requests: int = 60) -> list[Record]:
+def drawn_turn(rng: random.Random, factor: float, requests: int = 60) -> list[RequestRecord]:
     return [
         served(0.1 * n, factor * rng.lognormvariate(-1.0, 0.3), (0.05, 0.05), conversation=n)
         for n in range(requests)
@@ -36,15 +44,15 @@ def test_a_real_difference_is_found_with_an_interval_that_holds_it() -> None:
     found = contrasts(rounds(0.5), resamples=300)
     median = named(found, "time to first token, median")
     assert median.low < 0.5 < median.high
-    assert median.finding is Finding.BETTER
-    assert named(found, "time per output token, mean").finding is Finding.SAME
+    assert median.finding is ComparisonFinding.BETTER
+    assert named(found, "time per output token, mean").finding is ComparisonFinding.SAME
     said = verdict(found, "agg", "disagg", 3)
     assert said.startswith("On this load disagg is better than agg: time to first token, median -")
 
 
 def test_no_difference_is_not_one() -> None:
     found = contrasts(rounds(1.0), resamples=300)
-    assert named(found, "time to first token, median").finding is Finding.SAME
+    assert named(found, "time to first token, median").finding is ComparisonFinding.SAME
     assert (
         verdict(found, "agg", "disagg", 3) == "No difference between agg and disagg was shown on this load."
     )
@@ -63,7 +71,11 @@ def test_worse_and_mixed_verdicts() -> None:
     worse = Contrast("e2e", "s", 1.0, 2.0, 2.0, 1.8, 2.2, less_is_better=True)
     more = Contrast("tokens", "/s", 1.0, 2.0, 2.0, 1.8, 2.2, less_is_better=False)
     small = Contrast("x", "s", 1.0, 1.01, 1.01, 1.005, 1.02, less_is_better=True)
-    assert [one.finding for one in (worse, more, small)] == [Finding.WORSE, Finding.BETTER, Finding.SAME]
+    assert [one.finding for one in (worse, more, small)] == [
+        ComparisonFinding.WORSE,
+        ComparisonFinding.BETTER,
+        ComparisonFinding.SAME,
+    ]
     assert verdict([worse], "a", "b", 3) == "On this load b is worse than a: e2e +100% (95%: +80% to +120%)."
     assert "b is better than a in tokens +100%" in verdict([worse, more], "a", "b", 3)
     assert "fewer than 3 rounds" in verdict([worse], "a", "b", 2)
@@ -95,17 +107,19 @@ def test_throughput_is_of_rounds() -> None:
         resamples=50,
     )
     assert named(found, "output tokens per second").ratio == pytest.approx(2.0)
-    assert named(found, "output tokens per second").finding is Finding.BETTER
+    assert named(found, "output tokens per second").finding is ComparisonFinding.BETTER
 
 
 EVIL = "<script>alert(1)</script>&\"'"
 
 
-def turn(first: float, count: int = 6) -> list[Record]:
+def turn(first: float, count: int = 6) -> list[RequestRecord]:
     return [served(0.1 * n, first + 0.01 * n, conversation=n) for n in range(count)]
 
 
-def comparison(base: list[Record], other: list[Record], text: str = "m", rounds: int = 3) -> Comparison:
+def comparison(
+    base: list[RequestRecord], other: list[RequestRecord], text: str = "m", rounds: int = 3
+) -> Comparison:
     about = About("http://x", text, text, 7, "token ids", "then", (f"note {text}",))
     reports = {
         name: make_report(records, about, Slo.parse("ttft=1"), {})

@@ -10,9 +10,9 @@ from llmserve.core.errors import InvalidRequest
 from llmserve.loadgen.load import Load, divided
 from llmserve.loadgen.workload import (
     Conversation,
-    Kind,
     Mix,
-    Piece,
+    PromptPiece,
+    RequestKind,
     Tenant,
     limited,
     of_trace,
@@ -26,13 +26,13 @@ from llmserve.traces import TracedRequest
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("short:70", Kind("short", 200, 60, 70.0)),
-        ("long", Kind("long", 4000, 500, 1.0)),
-        ("long=4000/100:30", Kind("long", 4000, 100, 30.0)),
-        ("300/20:0.5", Kind("300/20", 300, 20, 0.5)),
+        ("short:70", RequestKind("short", 200, 60, 70.0)),
+        ("long", RequestKind("long", 4000, 500, 1.0)),
+        ("long=4000/100:30", RequestKind("long", 4000, 100, 30.0)),
+        ("300/20:0.5", RequestKind("300/20", 300, 20, 0.5)),
     ],
 )
-def test_kinds(text: str, kind: Kind) -> None:
+def test_kinds(text: str, kind: RequestKind) -> None:
     assert parse_kind(text) == kind
 
 
@@ -64,7 +64,7 @@ def test_weights() -> None:
             parse_weight(text)
 
 
-KINDS = (Kind("long", 400, 20, 30), Kind("short", 20, 5, 70))
+KINDS = (RequestKind("long", 400, 20, 30), RequestKind("short", 20, 5, 70))
 TENANTS = (Tenant("a", None, 3.0), Tenant("b", None, 1.0))
 
 
@@ -89,7 +89,7 @@ def test_sizes_spread_within_their_share_and_are_never_0() -> None:
     sizes = {one.turns[0].prompt_tokens for one in take(Mix(KINDS[:1], TENANTS, spread=0.5), 2000)}
     assert min(sizes) == 200
     assert max(sizes) == 600
-    tiny = Mix((Kind("tiny", 1, 1, 1.0),), TENANTS, spread=1.0)
+    tiny = Mix((RequestKind("tiny", 1, 1, 1.0),), TENANTS, spread=1.0)
     assert min(one.turns[0].output_tokens for one in take(tiny, 50)) == 1
 
 
@@ -107,8 +107,8 @@ def test_a_trace_says_which_prefixes_are_alike() -> None:
         TracedRequest(0.0, 1100, 5, prefix_names=(7, 8, 9), run_tokens=512),
         TracedRequest(2.0, 600, 5, prefix_names=(7,), run_tokens=512),
     ])  # fmt: skip
-    assert first.turns[0].prompt == (Piece("t7", 512), Piece("t8", 512), Piece("t9", 76))
-    assert second.turns[0].prompt == (Piece("t7", 512), Piece("c1", 88))
+    assert first.turns[0].prompt == (PromptPiece("t7", 512), PromptPiece("t8", 512), PromptPiece("t9", 76))
+    assert second.turns[0].prompt == (PromptPiece("t7", 512), PromptPiece("c1", 88))
     assert second.starts_at == 2.0
 
 

@@ -18,20 +18,20 @@ _MAX_NAME = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RenderTarget:
     """Where to, and of what image: the manifest's, unless the command line said otherwise."""
 
     namespace: str
     image: str
 
 
-def render(manifest: Manifest, target: Target) -> tuple[Object, ...]:
+def render(manifest: Manifest, target: RenderTarget) -> tuple[Object, ...]:
     """Errors: ManifestError for what cannot be in Kubernetes."""
     refuse(impossible(manifest))
     return tuple(_objects(manifest, target))
 
 
-def _objects(manifest: Manifest, target: Target) -> Iterator[Object]:
+def _objects(manifest: Manifest, target: RenderTarget) -> Iterator[Object]:
     cluster, namespace, k8s = manifest.metadata.name, target.namespace, manifest.deployment.k8s
     configuration = config_map(manifest, namespace)
     plan = plan_pods(manifest)

@@ -45,7 +45,7 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class DashboardSection:
     title: str
     panels: tuple[Panel, ...]
 
@@ -57,7 +57,7 @@ class Dashboard:
     uid: str
     title: str
     description: str
-    sections: tuple[Section, ...] = field(default=())
+    sections: tuple[DashboardSection, ...] = field(default=())
 
 
 def series(metric: str, *matchers: str) -> str:
@@ -150,7 +150,7 @@ def _panels(dashboard: Dashboard) -> Iterator[dict[str, Any]]:
         top += _HEIGHT * -(-len(section.panels) // (_COLUMNS // _WIDTH))
 
 
-def _row(section: Section, number: int, top: int) -> dict[str, Any]:
+def _row(section: DashboardSection, number: int, top: int) -> dict[str, Any]:
     place = {"h": 1, "w": _COLUMNS, "x": 0, "y": top}
     return {
         "id": number,
