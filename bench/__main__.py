@@ -1,95 +1,73 @@
-"""`python -m bench [NAME ...]`."""
+"""`python -m bench [NAME ...]`, or `python -m bench NAME OPTION ...`.
+
+Measurements, by subsystem:
+
+{benches}
+
+Of the code itself, only when they are named:
+
+{tools}
+"""
 
 import argparse
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 
-from bench import (
-    agreement,
-    directory,
-    eviction,
-    fairness,
-    gateway,
-    idle,
-    latency,
-    metrics,
-    placement,
-    pool,
-    push,
-    recovery,
-    routing,
-    scheduler,
-    simulate,
-    soak,
-    startup,
-    survival,
-    tiers,
-    tiers_object,
-    transfer,
-)
-
-NAMES = (
-    *("startup", "latency", "idle", "gateway", "metrics", "recovery", "transfer", "push"),
-    *("scheduler", "placement", "routing", "survival", "soak"),
-    *("fairness", "simulate"),
-    *("eviction", "directory", "pool", "nvme", "object", "formats", "store", "agreement"),
-)
+# By folder of bench/. A bench NAME is NAME.py, whose run() returns its tables; the options that add_options()
+# adds, where there is one, are run()'s arguments.
+BENCHES: Mapping[str, Sequence[str]] = {
+    "processes": ("startup", "idle", "recovery", "survival", "soak"),
+    "gateway": ("latency", "gateway", "metrics", "agreement"),
+    "placement": ("scheduler", "placement", "routing", "fairness", "simulate"),
+    "transfer": ("transfer", "push"),
+    "store": ("directory", "pool", "store"),
+    "tiers": ("eviction", "nvme", "object", "formats"),
+}
+TOOLS: Mapping[str, Sequence[str]] = {"code": ("house", "mutation", "compare-trees")}
+FOLDERS = {name: folder for group in (BENCHES, TOOLS) for folder, names in group.items() for name in names}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], help="default: all")
-    parser.add_argument(
-        "--kinds", nargs="+", default=(), help="transfer: the transports; default: all that work"
+def main(arguments: Sequence[str]) -> None:
+    names, options = list(arguments), list[str]()
+    if names and not set(names) <= FOLDERS.keys():
+        names, options = names[:1], names[1:]
+    if not set(names) <= FOLDERS.keys():
+        _explain(names[0])
+        return
+    for name in names or [name for group in BENCHES.values() for name in group]:
+        print(f"\n## {name}\n\n{_run(name, options)}", flush=True)
+
+
+def _explain(asked: str) -> None:
+    found = [
+        "\n".join(f"  {folder}: {', '.join(names)}" for folder, names in group.items())
+        for group in (BENCHES, TOOLS)
+    ]
+    text = (__doc__ or "").format(benches=found[0], tools=found[1])
+    if asked not in ("-h", "--help"):
+        raise SystemExit(f"there is no bench {asked}\n\n{text}")
+    print(text)
+
+
+def _run(name: str, options: Sequence[str]) -> str:
+    # Only what is asked for is imported: some benches import torch or vllm.
+    bench = importlib.import_module(f"bench.{FOLDERS[name]}.{name.replace('-', '_')}")
+    tables: str = bench.run(**vars(_parser(name, bench).parse_args(options)))
+    return tables
+
+
+def _parser(name: str, bench: ModuleType) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m bench {name}",
+        description=bench.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="transfer, pool, nvme, object, agreement: rounds"
-    )
-    parser.add_argument("--directory", type=Path, default=Path(), help="nvme: on the disk to measure")
-    parser.add_argument("--parts", nargs="+", default=(), help="store: first-token, cost, chat; default: all")
-    parser.add_argument("--real", action="store_true", help="survival: with vLLM, fewer requests")
-    arguments = parser.parse_args()
-    benches: dict[str, Callable[[], str]] = {
-        "startup": startup.run,
-        "latency": latency.run,
-        "idle": idle.run,
-        "gateway": gateway.run,
-        "metrics": metrics.run,
-        "recovery": recovery.run,
-        "transfer": partial(transfer.run, arguments.kinds, arguments.repeats),
-        "push": push.run,
-        "scheduler": scheduler.run,
-        "placement": placement.run,
-        "routing": routing.run,
-        "survival": partial(survival.run, real=arguments.real),
-        "soak": soak.run,
-        "fairness": fairness.run,
-        "simulate": simulate.run,
-        "eviction": eviction.run,
-        "directory": directory.run,
-        "pool": partial(pool.run, arguments.repeats),
-        "nvme": partial(tiers.run, arguments.directory, arguments.repeats),
-        "object": partial(tiers_object.run, arguments.repeats),
-        "formats": _formats,
-        "agreement": partial(agreement.run, arguments.repeats),
-        "store": partial(_store, arguments.parts),
-    }
-    for name in arguments.names or NAMES:
-        print(f"\n## {name}\n\n{benches[name]()}", flush=True)
-
-
-def _formats() -> str:
-    from bench import formats  # imports torch: not for the others
-
-    return formats.run()
-
-
-def _store(parts: Sequence[str]) -> str:
-    from bench import store  # imports vllm
-
-    return store.run(tuple(parts) or store.PARTS)
+    if hasattr(bench, "add_options"):
+        bench.add_options(parser)
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

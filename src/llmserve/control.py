@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 from prometheus_client import REGISTRY
 
-from llmserve.apiserver.environment import prepare_environment
-from llmserve.apiserver.flags import flags as apiserver_flags
-from llmserve.apiserver.flags import options as apiserver_options
+from llmserve.apiserver.options import flags as apiserver_flags
+from llmserve.apiserver.options import options as apiserver_options
 from llmserve.config.load import load_manifest
 from llmserve.core.clock import SystemClock
 from llmserve.core.process import exit_process, importing
+from llmserve.engines.vllm.environment import set_apiserver_environment
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import StoreParts, build_store
 from llmserve.router.role import RouterRole
@@ -64,7 +64,7 @@ def main() -> int:
         configure_logging(manifest.observability, given.name)
         own_environment(manifest)
         told = apiserver_options(given, manifest)
-        prepare_environment()
+        set_apiserver_environment()
         report_progress("loading vLLM's API layer")
         # Here, because it takes seconds and reads the environment: a wrong manifest is told at once.
         with importing():

@@ -10,14 +10,14 @@ from obstore.store import LocalStore, ObjectStore, S3Store
 
 from llmserve.kvstore.tiers.base import BlobKey, Tier
 from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
-from llmserve.kvstore.tiers.object.layout import FOOTER_BYTES, Entry, decode_footer, decode_index
+from llmserve.kvstore.tiers.object.layout import FOOTER_BYTES, PackEntry, decode_footer, decode_index
 from tests.support.faulty_s3 import Fault, FaultyS3, Kind
 from tests.support.seaweed import BUCKET, credentials
 
 MIB = 1 << 20
 
 
-def entries_of(pack: bytes | bytearray) -> list[Entry]:
+def entries_of(pack: bytes | bytearray) -> list[PackEntry]:
     footer = decode_footer(memoryview(pack), len(pack))
     return decode_index(memoryview(pack)[-FOOTER_BYTES - footer.index_bytes : -FOOTER_BYTES], footer)
 

@@ -13,12 +13,12 @@ from llmserve.kvstore.eviction import (
     Added,
     ArcPolicy,
     EvictionRules,
-    LruPolicy,
     MakePolicy,
     S3FifoPolicy,
-    TierBook,
+    TierIndex,
     Victim,
 )
+from tests.support.lru_policy import LruPolicy
 
 POLICIES: dict[str, MakePolicy] = {"lru": LruPolicy, "s3-fifo": S3FifoPolicy, "arc": ArcPolicy}
 X, Y = TenantId("x"), TenantId("y")
@@ -100,7 +100,7 @@ def test_a_policy_holds_what_it_was_told(name: str, steps: Sequence[tuple[str, i
 class Desk:
     """Stands for the manager of a tier: makes room, then adds."""
 
-    book: TierBook
+    book: TierIndex
     clock: VirtualClock
     gone: list[Victim] = field(default_factory=list)
 
@@ -128,7 +128,7 @@ def prefix(prompt: str) -> list[BlockHash]:
 
 def _desk(make_policy: MakePolicy, capacity_bytes: int, rules: EvictionRules | None = None) -> Desk:
     clock = VirtualClock(100.0)
-    return Desk(TierBook(capacity_bytes, make_policy, clock, rules), clock)
+    return Desk(TierIndex(capacity_bytes, make_policy, clock, rules), clock)
 
 
 def test_room_is_bounded(make_policy: MakePolicy) -> None:
@@ -363,7 +363,7 @@ class Checked(Desk):
 
     def __init__(self, make_policy: MakePolicy, rules: EvictionRules) -> None:
         clock = VirtualClock()
-        super().__init__(TierBook(12, make_policy, clock, rules), clock)
+        super().__init__(TierIndex(12, make_policy, clock, rules), clock)
         self.rules = rules
         self.used_at: dict[str, float] = {}
         self.pins: dict[str, int] = {}

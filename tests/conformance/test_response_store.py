@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.apiserver.responses.base import ResponseKey, ResponseStore, Stage, StoredResponse
-from llmserve.apiserver.responses.memory import MemoryResponses
 from llmserve.apiserver.responses.redis import RedisResponses
+from llmserve.apiserver.responses.store import (
+    MemoryResponses,
+    ResponseKey,
+    ResponseStage,
+    ResponseStore,
+    StoredResponse,
+)
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import ManifestError, StateUnavailable
 from llmserve.core.ids import TenantId
@@ -59,9 +64,9 @@ def _redis(url: str, cluster: str, call_seconds: float = 5.0) -> RedisResponses:
 async def test_what_one_puts_the_other_gets(kit: Kit) -> None:
     assert await kit.b.get(ONE) is None
     await kit.a.put(ONE, "text")
-    assert await kit.b.get(ONE) == StoredResponse(Stage.ENDED, "text")
+    assert await kit.b.get(ONE) == StoredResponse(ResponseStage.ENDED, "text")
     await kit.b.put(ONE, "other")
-    assert await kit.a.get(ONE) == StoredResponse(Stage.ENDED, "other")
+    assert await kit.a.get(ONE) == StoredResponse(ResponseStage.ENDED, "other")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ async def test_no_other_key_finds_it(kit: Kit, other: tuple[str, str]) -> None:
     assert await kit.b.get(key) is None
     assert not await kit.b.cancel(key, "cancelled")
     assert not await kit.b.end(key, "ended")
-    assert await kit.a.get(ONE) == StoredResponse(Stage.RUNNING, "text")
+    assert await kit.a.get(ONE) == StoredResponse(ResponseStage.RUNNING, "text")
 
 
 async def test_it_is_forgotten_in_time(kit: Kit) -> None:
@@ -84,12 +89,12 @@ async def test_it_is_forgotten_in_time(kit: Kit) -> None:
 
 async def test_one_that_is_begun_is_ended_once(kit: Kit) -> None:
     await kit.a.begin(ONE, "begun", LONG)
-    assert await kit.b.get(ONE) == StoredResponse(Stage.RUNNING, "begun")
+    assert await kit.b.get(ONE) == StoredResponse(ResponseStage.RUNNING, "begun")
     assert await kit.a.end(ONE, "whole")
     assert not await kit.a.end(ONE, "again")
     assert not await kit.b.cancel(ONE, "cancelled")
     assert not await kit.a.renew(ONE, LONG)
-    assert await kit.b.get(ONE) == StoredResponse(Stage.ENDED, "whole")
+    assert await kit.b.get(ONE) == StoredResponse(ResponseStage.ENDED, "whole")
 
 
 async def test_cancelled_elsewhere_it_is_neither_renewed_nor_ended(kit: Kit) -> None:
@@ -98,16 +103,16 @@ async def test_cancelled_elsewhere_it_is_neither_renewed_nor_ended(kit: Kit) -> 
     assert not await kit.b.cancel(ONE, "again")
     assert not await kit.a.renew(ONE, LONG)
     assert not await kit.a.end(ONE, "whole")
-    assert await kit.a.get(ONE) == StoredResponse(Stage.CANCELLED, "cancelled")
+    assert await kit.a.get(ONE) == StoredResponse(ResponseStage.CANCELLED, "cancelled")
 
 
 async def test_one_that_is_not_renewed_is_lost_and_found_when_it_is(kit: Kit) -> None:
     await kit.a.begin(ONE, "begun", SHORT)
     assert await kit.a.renew(ONE, SHORT)
     await kit.pass_time(SHORT + 0.05)
-    assert await kit.b.get(ONE) == StoredResponse(Stage.LOST, "begun")
+    assert await kit.b.get(ONE) == StoredResponse(ResponseStage.LOST, "begun")
     assert await kit.a.renew(ONE, LONG)
-    assert await kit.b.get(ONE) == StoredResponse(Stage.RUNNING, "begun")
+    assert await kit.b.get(ONE) == StoredResponse(ResponseStage.RUNNING, "begun")
 
 
 async def test_an_id_may_be_begun_again(kit: Kit) -> None:
@@ -115,7 +120,7 @@ async def test_an_id_may_be_begun_again(kit: Kit) -> None:
     assert await kit.b.cancel(ONE, "cancelled")
     await kit.a.begin(ONE, "anew", LONG)
     assert await kit.a.renew(ONE, LONG)
-    assert await kit.b.get(ONE) == StoredResponse(Stage.RUNNING, "anew")
+    assert await kit.b.get(ONE) == StoredResponse(ResponseStage.RUNNING, "anew")
 
 
 async def test_memory_is_bounded_and_the_oldest_go_first() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmserve.core.errors import StartFailed
-from llmserve.kvstore.tiers.base import Blob, BlobKey, Outcome, ReadResult, Target, Tier
+from llmserve.kvstore.tiers.base import Blob, BlobKey, ReadResult, ReadTarget, Tier, TierOutcome
 from tests.conformance.tier_kits import KITS, TierKit
 
 KIB = 1 << 10
@@ -43,8 +43,8 @@ def blob(number: int, size: int = 64 * KIB, header: bytes = b"header") -> Blob:
     return Blob(key(number), header, memoryview(data_of(number, size)))
 
 
-def target(number: int, room: int = 64 * KIB) -> Target:
-    return Target(key(number), memoryview(bytearray([UNTOUCHED]) * room))
+def target(number: int, room: int = 64 * KIB) -> ReadTarget:
+    return ReadTarget(key(number), memoryview(bytearray([UNTOUCHED]) * room))
 
 
 def aligned(size: int, shift: int = 0) -> memoryview:
@@ -54,7 +54,7 @@ def aligned(size: int, shift: int = 0) -> memoryview:
 
 async def put(tier: Tier, *blobs: Blob) -> None:
     results = await tier.write(blobs)
-    assert [result.outcome for result in results] == [Outcome.DONE] * len(blobs), results
+    assert [result.outcome for result in results] == [TierOutcome.DONE] * len(blobs), results
 
 
 async def get(tier: Tier, number: int, room: int = 64 * KIB) -> ReadResult:
@@ -64,9 +64,9 @@ async def get(tier: Tier, number: int, room: int = 64 * KIB) -> ReadResult:
 
 async def expect(tier: Tier, blobs: Sequence[Blob]) -> None:
     """They are there, as they were written."""
-    targets = [Target(blob.key, aligned(blob.data.nbytes)) for blob in blobs]
+    targets = [ReadTarget(blob.key, aligned(blob.data.nbytes)) for blob in blobs]
     for wanted, at, result in zip(blobs, targets, await tier.read(targets), strict=True):
-        assert result == ReadResult(Outcome.DONE, header=wanted.header, length_bytes=wanted.data.nbytes)
+        assert result == ReadResult(TierOutcome.DONE, header=wanted.header, length_bytes=wanted.data.nbytes)
         assert at.buffer == wanted.data
 
 
@@ -115,8 +115,8 @@ async def test_memory_need_not_be_aligned(tier: Tier, size: int, shift: int) -> 
     source, sink = aligned(size, shift), aligned(size + 16, shift)
     source[:], sink[:] = data_of(1, size), bytes([UNTOUCHED]) * (size + 16)
     await put(tier, Blob(key(1), b"h", source))
-    (result,) = await tier.read([Target(key(1), sink[:size])])
-    assert result.outcome is Outcome.DONE, result
+    (result,) = await tier.read([ReadTarget(key(1), sink[:size])])
+    assert result.outcome is TierOutcome.DONE, result
     assert sink[:size] == source
     assert bytes(sink[size:]) == bytes([UNTOUCHED]) * 16
 
@@ -132,9 +132,9 @@ async def test_a_buffer_may_be_longer_than_the_blob(tier: Tier) -> None:
 async def test_a_buffer_too_short_is_a_failure_of_its_own(tier: Tier) -> None:
     await put(tier, blob(1, 5000), blob(2))
     memory = bytearray([UNTOUCHED]) * 8192
-    short = Target(key(1), memoryview(memory)[:4999])
+    short = ReadTarget(key(1), memoryview(memory)[:4999])
     results = await tier.read([short, target(2)])
-    assert [result.outcome for result in results] == [Outcome.FAILED, Outcome.DONE]
+    assert [result.outcome for result in results] == [TierOutcome.FAILED, TierOutcome.DONE]
     assert results[0].reason
     assert memory[4999:] == bytes([UNTOUCHED]) * (8192 - 4999)
     await expect(tier, [blob(1, 5000)])
@@ -154,7 +154,7 @@ async def test_the_writer_may_reuse_its_memory_afterwards(tier: Tier) -> None:
 async def test_what_is_not_there_is_missing(tier: Tier) -> None:
     await put(tier, blob(1))
     results = await tier.read([target(2), target(1)])
-    assert [result.outcome for result in results] == [Outcome.MISSING, Outcome.DONE]
+    assert [result.outcome for result in results] == [TierOutcome.MISSING, TierOutcome.DONE]
     assert results[0].reason
     assert (tier.holds([key(2), key(1)]), tier.sizes([key(2)])) == ([False, True], [0])
 
@@ -180,7 +180,7 @@ async def test_one_key_into_two_buffers(tier: Tier) -> None:
 async def test_what_is_removed_is_missing_and_can_be_written_again(tier: Tier) -> None:
     await put(tier, blob(1), blob(2))
     await tier.remove([key(1), key(7)])
-    assert (await get(tier, 1)).outcome is Outcome.MISSING
+    assert (await get(tier, 1)).outcome is TierOutcome.MISSING
     assert tier.holds([key(1), key(2)]) == [False, True]
     assert (tier.usage().blobs, tier.usage().held_bytes) == (1, 64 * KIB)
     await put(tier, blob(1))
@@ -201,8 +201,8 @@ async def fill(tier: Tier, size: int, first: int = 0) -> list[Blob]:
     written: list[Blob] = []
     for number in range(first, first + 1 + 2 * tier.usage().capacity_bytes // size):
         (result,) = await tier.write([blob(number, size)])
-        if result.outcome is not Outcome.DONE:
-            assert result.outcome is Outcome.FULL, result
+        if result.outcome is not TierOutcome.DONE:
+            assert result.outcome is TierOutcome.FULL, result
             assert result.reason
             return written
         written.append(blob(number, size))
@@ -222,7 +222,7 @@ async def test_a_full_tier_says_so_and_keeps_what_it_has(tier: Tier, kit: TierKi
 async def test_a_blob_larger_than_the_tier_is_refused(tier: Tier, kit: TierKit) -> None:
     too_large = Blob(key(1), b"", memoryview(bytes(kit.capacity_bytes + 1)))
     results = await tier.write([too_large, blob(2)])
-    assert [result.outcome for result in results] == [Outcome.FULL, Outcome.DONE]
+    assert [result.outcome for result in results] == [TierOutcome.FULL, TierOutcome.DONE]
     assert tier.holds([key(1)]) == [False]
 
 
@@ -242,11 +242,11 @@ async def test_room_comes_back(tier: Tier, every: int) -> None:
 
 async def put_when_there_is_room(tier: Tier, one: Blob) -> None:
     (result,) = await tier.write([one])
-    if result.outcome is Outcome.FULL:
+    if result.outcome is TierOutcome.FULL:
         await asyncio.sleep(0.01)
         await put_when_there_is_room(tier, one)
     else:
-        assert result.outcome is Outcome.DONE, result
+        assert result.outcome is TierOutcome.DONE, result
 
 
 # -- calls at once
@@ -272,7 +272,7 @@ async def test_a_model_of_many_calls_at_once(tier: Tier) -> None:
         elif number in there:
             await expect(tier, [one])
         else:
-            assert (await get(tier, number)).outcome is Outcome.MISSING
+            assert (await get(tier, number)).outcome is TierOutcome.MISSING
         assert tier.holds([one.key]) == [number in there]
 
     await asyncio.gather(*(work(worker) for worker in range(6)))
@@ -312,7 +312,7 @@ async def test_a_write_that_is_cancelled_has_let_go_of_its_memory(tier: Tier) ->
 async def test_a_read_that_is_cancelled_has_let_go_of_its_memory(tier: Tier) -> None:
     await put(tier, blob(1, 3 << 20))
     buffer = aligned(3 << 20)
-    read = asyncio.create_task(tier.read([Target(key(1), buffer)]))
+    read = asyncio.create_task(tier.read([ReadTarget(key(1), buffer)]))
     await asyncio.sleep(0)
     read.cancel()
     await asyncio.wait([read])
@@ -328,10 +328,10 @@ async def test_a_changed_bit_is_never_read(tier: Tier, kit: TierKit) -> None:
     await put(tier, *(blob(number) for number in range(3)))
     kit.damage(key(1))
     results = await tier.read([target(0), target(1), target(2)])
-    assert [result.outcome for result in results] == [Outcome.DONE, Outcome.CORRUPT, Outcome.DONE]
+    assert [result.outcome for result in results] == [TierOutcome.DONE, TierOutcome.CORRUPT, TierOutcome.DONE]
     assert results[1].reason
     assert (tier.holds([key(1)]), tier.sizes([key(1)])) == ([False], [0])
-    assert (await get(tier, 1)).outcome is Outcome.MISSING
+    assert (await get(tier, 1)).outcome is TierOutcome.MISSING
     await put(tier, blob(1))
     await expect(tier, [blob(1)])
 
@@ -342,7 +342,7 @@ async def test_a_medium_that_fails_is_a_reason_and_no_error(tier: Tier, kit: Tie
         (written,) = await tier.write([blob(2)])
         (read,) = await tier.read([target(1)])
         await tier.remove([key(9)])
-    assert (written.outcome, read.outcome) == (Outcome.FAILED, Outcome.FAILED)
+    assert (written.outcome, read.outcome) == (TierOutcome.FAILED, TierOutcome.FAILED)
     assert written.reason
     assert read.reason
     assert tier.holds([key(1), key(2)]) == [True, False]
@@ -406,7 +406,7 @@ async def test_damage_while_nobody_looks_is_a_miss(tier: Tier, kit: TierKit) -> 
     kit.damage(key(1))
     again = kit.make()
     await again.open()
-    assert (await get(again, 1)).outcome in (Outcome.CORRUPT, Outcome.MISSING)
+    assert (await get(again, 1)).outcome in (TierOutcome.CORRUPT, TierOutcome.MISSING)
     await expect(again, [blob(0), blob(2)])
     await again.aclose()
 
@@ -415,7 +415,7 @@ async def test_what_is_in_flight_ends_before_the_tier_closes(tier: Tier, kit: Ti
     write = asyncio.create_task(tier.write([blob(number, 256 * KIB) for number in range(8)]))
     await asyncio.sleep(0)
     again = await reopened(tier, kit)
-    done = [number for number, result in enumerate(await write) if result.outcome is Outcome.DONE]
+    done = [number for number, result in enumerate(await write) if result.outcome is TierOutcome.DONE]
     await expect(again, [blob(number, 256 * KIB) for number in done])
     await again.aclose()
 

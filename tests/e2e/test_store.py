@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from bench.cluster import Cluster, running
-from bench.memory import MemoryWatch
+from bench.processes.memory import MemoryWatch
 
 MODEL = "SmolLM2-135M-Instruct"
 BLOCK_TOKENS = 128

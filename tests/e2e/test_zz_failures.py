@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from bench.cluster import Cluster
-from bench.survival import engine_child
+from bench.processes.survival import engine_child
 
 MODEL = "SmolLM2-135M-Instruct"
 BACK_SECONDS = 120.0

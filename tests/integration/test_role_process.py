@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.rpc.role import FAILED_WORD, Failure
+from llmserve.rpc.role import FAILED_WORD, ProcessFailure
 
 WAIT_SECONDS = 20.0
 MANIFEST = """
@@ -76,8 +76,8 @@ async def test_a_missing_manifest_is_told_in_words(module: str, tmp_path: Path) 
     assert "Traceback" not in err
 
 
-def _failure(out: str) -> Failure:
+def _failure(out: str) -> ProcessFailure:
     """What the runner reads: one line."""
     word, _, text = out.strip().partition(" ")
     assert word == FAILED_WORD
-    return Failure.read(text)
+    return ProcessFailure.read(text)

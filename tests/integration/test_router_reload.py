@@ -15,10 +15,10 @@ from llmserve.core.request import EngineLoad
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.explain import explain_request
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2, router_pb2_grpc
+from llmserve.rpc.leader import explain_request
 from llmserve.rpc.reload import reload_cluster
-from llmserve.workers.membership import Membership
+from llmserve.workers.membership import RouterMembership
 
 WAIT_SECONDS = 10.0
 BASE = "kind: LLMServe\nmodels: {primary: {source: 'hub:a/b'}}\n"
@@ -76,9 +76,9 @@ async def test_a_worker_obeys_from_its_next_heartbeat_on(
         max_concurrency=1,
     )
     drainer = SimpleNamespace(draining=False)
-    worker = SimpleNamespace(info=info, load=load, until_rest=asyncio.sleep)
+    worker = SimpleNamespace(info=info, load=load, wait_until_idle=asyncio.sleep)
     engine = SimpleNamespace(set_peers=set_peers)
-    membership = Membership(worker, {"router": channel}, engine, drainer)  # type: ignore[arg-type]
+    membership = RouterMembership(worker, {"router": channel}, engine, drainer)  # type: ignore[arg-type]
     running = asyncio.create_task(membership.run())
     try:
         await asyncio.wait_for(membership.registered.wait(), WAIT_SECONDS)

@@ -12,8 +12,7 @@ import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from llmserve.rpc.client import open_channel
-from llmserve.rpc.options import KEEPALIVE_SECONDS, KEEPALIVE_TIMEOUT_SECONDS
+from llmserve.rpc.client import KEEPALIVE_SECONDS, KEEPALIVE_TIMEOUT_SECONDS, open_channel
 
 _SERVER = """
 import asyncio

@@ -2,10 +2,10 @@
 
 from prometheus_client import REGISTRY
 
-from llmserve.apiserver.environment import prepare_environment
-from llmserve.apiserver.flags import flags, options
+from llmserve.apiserver.options import flags, options
 from llmserve.config.load import load_manifest
 from llmserve.core.process import exit_process, importing
+from llmserve.engines.vllm.environment import set_apiserver_environment
 from llmserve.rpc.role import Role, configure_logging, own_environment, report_progress, run_role
 
 
@@ -17,7 +17,7 @@ def main() -> int:
         configure_logging(manifest.observability, given.name)
         own_environment(manifest)
         told = options(given, manifest)
-        prepare_environment()
+        set_apiserver_environment()
         report_progress("loading vLLM's API layer")
         # Here, because it takes seconds and reads the environment: a wrong manifest is told at once.
         with importing():

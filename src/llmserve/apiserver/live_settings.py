@@ -1,12 +1,16 @@
-"""What a reload of the manifest changes in an apiserver that runs."""
+"""Settings that change while an apiserver runs, and the commands of the router that change them."""
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from llmserve.apiserver.auth import ApiKeys, load_keys
-from llmserve.apiserver.stages import StageLimits
+from llmserve.apiserver.http.auth import ApiKeys, load_keys
+from llmserve.apiserver.request.rules import StageLimits
+from llmserve.config.load import parse_manifest
 from llmserve.config.schema import Manifest
+from llmserve.core.errors import InvalidRequest, LLMServeError
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +33,41 @@ class LiveSettings:
             explain_requests=manifest.observability.explain_requests,
             log_level=manifest.observability.log_level,
         )
+
+
+_log = logging.getLogger(__name__)
+
+
+class RouterCommands:
+    """obey: takes the settings over; called only with ones that can be. find: the record of a request."""
+
+    def __init__(
+        self,
+        obey: Callable[[LiveSettings], None],
+        find: Callable[[router_pb2.RecordQuestion], bytes],
+    ) -> None:
+        self._obey, self._find = obey, find
+
+    def answer(self, question: router_pb2.Question) -> router_pb2.Answer:
+        try:
+            return router_pb2.Answer(number=question.number, record=self._record(question))
+        except LLMServeError as error:
+            name = type(error).__name__
+            return router_pb2.Answer(number=question.number, error=name, message=error.message)
+
+    def _record(self, question: router_pb2.Question) -> bytes:
+        match question.WhichOneof("about"):
+            case "manifest":
+                self._reload(question.manifest)
+                return b""
+            case "record":
+                return self._find(question.record)
+            case other:
+                raise InvalidRequest(f"this apiserver knows nothing about {other or 'an empty question'}")
+
+    def _reload(self, question: router_pb2.ManifestQuestion) -> None:
+        """Errors: ManifestError, also for a key that is not in the environment."""
+        settings = LiveSettings.of(parse_manifest(question.text, question.file))
+        if not question.only_check:
+            self._obey(settings)
+            _log.info("obeys %s from now on", question.file)

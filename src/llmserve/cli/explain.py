@@ -10,7 +10,7 @@ from llmserve.cli.cluster import add_cluster, find_cluster
 from llmserve.cli.command import EXIT_OK, Command, add_json
 from llmserve.cli.kv.page import size
 from llmserve.core.logs import printable
-from llmserve.rpc.explain import explain_request
+from llmserve.rpc.leader import explain_request
 
 _ABOUT = """\
 Shows what the cluster that runs here (or of -f, --run-dir) remembers of a request: how long it waited, and

@@ -22,7 +22,7 @@ _ROOT_SEED = "vllm-none-hash"
 class Namespace:
     """Everything that must be equal before two requests may share KV.
 
-    model_revision (models/identity.py) and adapter_digest are digests of contents, never names.
+    model_revision (models/directory.py) and adapter_digest are digests of contents, never names.
     computation: what of the engine's settings changes the numbers. tenant_salt is empty when the manifest
     lets tenants share.
     """

@@ -14,7 +14,7 @@ import numpy as np
 
 from llmserve.doctor.transport_pair import BYTES, HOST
 from llmserve.doctor.trial import TrialOutcome, TrialReport
-from llmserve.models.process import end_with_stdin
+from llmserve.models.converted import end_with_stdin
 from llmserve.transfer.twosided.wire import receive_into, tune
 
 COPY, SOCKET = "copy", "socket"

@@ -22,8 +22,8 @@ from llmserve.doctor import judge, limits, machine, manifest, network, software
 from llmserve.doctor.finding import Finding, FindingSection, note, ok, warning
 from llmserve.doctor.host import Host, allowance
 from llmserve.doctor.trial import BASELINE, NEAR, run_trial
-from llmserve.models.hub import cache_folder
 from llmserve.models.resolve import CACHE_VARIABLE, default_cache_dir
+from llmserve.models.sources import cache_folder
 from llmserve.runner import preflight
 from llmserve.runner.machine import available_cores, available_gpus, check_free
 from llmserve.runner.up import plan_here, run_dir_of

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llmserve.config.cores import ranges
+from llmserve.config.plan_types import ranges
 from llmserve.core.errors import LLMServeError
 from llmserve.doctor.finding import Finding, note, ok, problem, warning
 from llmserve.doctor.host import GIB, Allowance, Host, size

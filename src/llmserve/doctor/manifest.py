@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from llmserve.config.cores import ranges
 from llmserve.config.environment import note as environment_note
 from llmserve.config.load import load_manifest
 from llmserve.config.plan import LocalPlan, ProcessSpec
+from llmserve.config.plan_types import ranges
 from llmserve.config.schema import Manifest, ModelSpec
 from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound, StartFailed
 from llmserve.doctor.finding import Finding, note, ok, problem, warning
 from llmserve.doctor.host import GIB, size
-from llmserve.models.survey import Stage, Survey, survey
+from llmserve.models.resolve import PreparationStage, Survey, survey
 from llmserve.runner.processes import Family, members
 from llmserve.runner.state import ClusterState, read_state
 
@@ -79,8 +79,9 @@ def ports(addresses: Sequence[str], check_free: Callable[[Sequence[str]], None])
 
 
 _STILL_TO_DO = {
-    Stage.TO_CONVERT: "`llmserve up` does that once, which takes seconds to minutes.",
-    Stage.TO_DOWNLOAD: "`llmserve up` does that; it needs the network, and HF_TOKEN for a gated model.",
+    PreparationStage.TO_CONVERT: "`llmserve up` does that once, which takes seconds to minutes.",
+    PreparationStage.TO_DOWNLOAD: "`llmserve up` does that; it needs the network, and HF_TOKEN for a gated "
+    "model.",
 }
 
 
@@ -90,7 +91,7 @@ def model(spec: ModelSpec) -> Checked[Survey]:
     except ModelNotFound as error:
         return Checked(problem("model", "not found", error.message))
     figures = {"weight_bytes": seen.weight_bytes}
-    if seen.stage is Stage.READY:
+    if seen.stage is PreparationStage.READY:
         return Checked(ok("model", f"{spec.served_name}, ready, {size(seen.weight_bytes)}", **figures), seen)
     value = f"{spec.served_name}, {seen.stage} from {seen.place}"
     return Checked(note("model", value, _STILL_TO_DO[seen.stage], **figures), seen)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from llmserve.core.errors import LLMServeError, TransferError, TransportUnavailable
 from llmserve.doctor.trial import TrialOutcome, TrialReport, say_step
-from llmserve.models.process import end_with_stdin
+from llmserve.models.converted import end_with_stdin
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, TransferState, Transport
 from llmserve.transfer.select import makers
 

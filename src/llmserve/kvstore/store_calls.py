@@ -13,7 +13,7 @@ from llmserve.kvstore.dram.serving import PoolServer
 from llmserve.kvstore.formats import BlockShape
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
-from llmserve.transfer.shm.identity import Place
+from llmserve.transfer.shm.identity import ProcessNamespace
 
 _log = logging.getLogger(__name__)
 _MOST_PREFETCHES = 4
@@ -171,7 +171,7 @@ def _worker_of(user: PoolUser) -> str:
 
 def _is_elsewhere(place: str) -> bool:
     """Process numbers mean something else there."""
-    return bool(place) and place != Place.here().text
+    return bool(place) and place != ProcessNamespace.here().text
 
 
 def _parts(request: pb.AttachStoreRequest) -> _Parts:

@@ -4,7 +4,7 @@ Roles call `resolve`; `python -m llmserve.models fetch --manifest FILE` is the s
 `make up` and the runner.
 """
 
-from llmserve.models.prepared import PreparedModel, Progress
+from llmserve.models.files import PreparedModel, Progress
 from llmserve.models.resolve import default_cache_dir, resolve
 
 __all__ = ["PreparedModel", "Progress", "default_cache_dir", "resolve"]

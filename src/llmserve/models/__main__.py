@@ -11,7 +11,7 @@ from pathlib import Path
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.models.convert import convert_gguf
-from llmserve.models.process import END_WITH_STDIN, PROGRESS_WORD, end_with_stdin
+from llmserve.models.converted import END_WITH_STDIN, PROGRESS_WORD, end_with_stdin
 from llmserve.models.resolve import resolve
 
 MODEL_WORD = "LLMSERVE_MODEL"

@@ -4,13 +4,83 @@ Runs as a process of its own (`python -m llmserve.models convert`), so that whoe
 """
 
 import functools
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llmserve.core.errors import LLMServeError
 from llmserve.core.process import importing
-from llmserve.models import llama_weights
-from llmserve.models.prepared import Progress
+from llmserve.models.files import Progress
+
+_OUTSIDE = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+_COMPUTED = "rope_freqs.weight"  # follows from the configuration; transformers leaves it out too
+
+
+def llama_names(reader: Any) -> dict[str, str] | None:
+    """Returns the name in transformers of each tensor that is taken over; None when the file has one that a
+    plain Llama has not (experts, biases). reader: a gguf.GGUFReader."""
+    found: dict[str, str] = {}
+    for tensor in reader.tensors:
+        if tensor.name == _COMPUTED:
+            continue
+        name = _name(tensor.name)
+        if name is None:
+            return None
+        found[tensor.name] = name
+    return found
+
+
+def _name(gguf_name: str) -> str | None:
+    match = _LAYER.fullmatch(gguf_name)
+    if match is None:
+        return _OUTSIDE.get(gguf_name)
+    layer, part = match.groups()
+    return f"model.layers.{layer}.{_IN_LAYER[part]}.weight" if part in _IN_LAYER else None
+
+
+def llama_weights(reader: Any, names: dict[str, str], config: Any) -> Iterator[tuple[str, Any]]:
+    """Yields each name with its tensor in bfloat16. names: as of `llama_names`. config: a LlamaConfig."""
+    import gguf
+    import numpy as np
+    import torch
+
+    heads = {
+        "attn_q.weight": config.num_attention_heads,
+        "attn_k.weight": config.num_key_value_heads,
+    }
+    for tensor in reader.tensors:
+        if tensor.name not in names:
+            continue
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        part = tensor.name.split(".", 2)[-1]
+        if part in heads:
+            values = _in_halves(values, heads[part])
+        # A copy: what is not quantized is the mapped file itself, read-only.
+        yield names[tensor.name], torch.from_numpy(np.array(values)).to(torch.bfloat16)
+
+
+def _in_halves(values: Any, heads: int) -> Any:
+    """llama.cpp rotates neighbouring rows of a head, transformers the first half with the second."""
+    pairs = values.reshape(heads, -1, 2, *values.shape[1:])
+    return pairs.swapaxes(2, 1).reshape(values.shape)
+
 
 CONVERTER_VERSION = 1
 """Part of the cache key: raise it when the output of a conversion changes."""
@@ -32,7 +102,7 @@ def convert_gguf(source: Path, out: Path, progress: Progress) -> None:
     reader = gguf.GGUFReader(str(source))
     progress("reading the tokenizer")
     config = transformers.AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
-    names = llama_weights.names(reader) if config.model_type == "llama" else None
+    names = llama_names(reader) if config.model_type == "llama" else None
     # The class that AutoTokenizer would choose for a Llama, without the import of all others.
     loader = transformers.AutoTokenizer if names is None else transformers.PreTrainedTokenizerFast
     tokenizer = loader.from_pretrained(source.parent, gguf_file=source.name)
@@ -40,7 +110,7 @@ def convert_gguf(source: Path, out: Path, progress: Progress) -> None:
     if names is None:
         _save_any(source, out, progress)
     else:
-        _save_llama(config, dict(llama_weights.weights(reader, names, config)), out, progress)
+        _save_llama(config, dict(llama_weights(reader, names, config)), out, progress)
     tokenizer.save_pretrained(out)
     progress("checking the chat template")
     _check_chat_template(loader.from_pretrained(out), tokenizer.chat_template, source)

@@ -5,16 +5,124 @@ with it. Makers of the same directory exclude each other with a lock; a damaged 
 """
 
 import glob
+import json
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
+import threading
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from llmserve.core.errors import LLMServeError
-from llmserve.models.digests import DigestCache
-from llmserve.models.lock import file_lock
-from llmserve.models.prepared import Progress
-from llmserve.models.record import first_damage, make_record, read_record
+from llmserve.models.digests import DigestCache, write_atomically
+from llmserve.models.files import Progress, file_lock
+
+RECORD_NAME = ".llmserve-model.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionRecord:
+    """Written last into a directory: without it, the directory is not complete."""
+
+    source_sha256: str
+    converter_version: int
+    files: dict[str, str]  # name -> SHA-256
+
+    def write(self, folder: Path) -> None:
+        write_atomically(folder / RECORD_NAME, json.dumps(asdict(self), indent=1, sort_keys=True))
+
+
+def make_record(folder: Path, source_sha256: str, version: int, digests: DigestCache) -> ConversionRecord:
+    files = {file.name: digests.sha256(file) for file in sorted(folder.iterdir()) if file.is_file()}
+    return ConversionRecord(source_sha256, version, files)
+
+
+def read_record(folder: Path) -> ConversionRecord | None:
+    """None: there is none, or it cannot be read."""
+    try:
+        record = ConversionRecord(**json.loads((folder / RECORD_NAME).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return record if isinstance(record.files, dict) else None
+
+
+def first_damage(folder: Path, record: ConversionRecord, digests: DigestCache) -> str | None:
+    """The name of a file that is not what was written; None when all are."""
+    for name, wanted in record.files.items():
+        try:
+            if digests.sha256(folder / name) != wanted:
+                return name
+        except OSError:
+            return name
+    return None
+
+
+PROGRESS_WORD = "LLMSERVE_PROGRESS"
+END_WITH_STDIN = "--end-with-stdin"
+_TIMEOUT_SECONDS = 3600.0
+_LAST_LINES = 5
+
+
+def convert_in_process(source: Path, out: Path, progress: Progress) -> None:
+    """Errors: LLMServeError with the last lines that the process wrote."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "llmserve.models",
+        "convert",
+        END_WITH_STDIN,
+        str(source),
+        str(out),
+    ]
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        deadline = threading.Timer(_TIMEOUT_SECONDS, process.kill)
+        deadline.start()
+        try:
+            assert process.stdout is not None, "stdout is a pipe"
+            _relay(process.stdout, progress)
+            code = process.wait()
+        finally:
+            deadline.cancel()
+            process.kill()
+            process.communicate()
+        if code != 0:
+            raise LLMServeError(f"cannot convert {source.name} ({_how(code)}): {_tail(errors)}")
+
+
+def end_with_stdin() -> None:
+    """In the process: ends it when whoever started it is gone."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-stdin", daemon=True).start()
+
+
+def _how(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"killed by signal {-code}; is there enough memory?"
+
+
+def _relay(lines: IO[str], progress: Progress) -> None:
+    for line in lines:
+        word, _, text = line.strip().partition(" ")
+        if word == PROGRESS_WORD:
+            progress(text)
+
+
+def _tail(errors: IO[str]) -> str:
+    errors.seek(0)
+    return "\n".join(errors.read().strip().splitlines()[-_LAST_LINES:])
+
 
 Convert = Callable[[Path, Path, Progress], None]
 """Fills an empty directory from a GGUF file: (source, out, progress)."""

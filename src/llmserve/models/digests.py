@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.core.errors import DeadlineExceeded, LLMServeError
-from llmserve.models.lock import file_lock
-from llmserve.models.prepared import Progress, silent
+from llmserve.models.files import Progress, file_lock, silent
 
 _READ_BYTES = 4 << 20
 _MOST_THREADS = 8

@@ -1,11 +1,15 @@
 """A model directory: whether it is complete, and which files hold its weights."""
 
+import hashlib
 import json
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from llmserve.core.errors import ModelNotFound
+from llmserve.core.errors import LLMServeError, ModelNotFound
+from llmserve.models.digests import DigestCache
+from llmserve.models.files import Progress, silent
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json", "vocab.json")
@@ -68,3 +72,54 @@ def _check_shards(path: Path, source: str) -> None:
                 f"model '{source}': {path} lacks {len(missing)} of {len(names)} weight files, such as "
                 f"{missing[0]}; is the download complete?"
             )
+
+
+_TEXT_TO_TOKENS = (  # KV is named by token ids, however they were made
+    "tokenizer*.json",
+    "tokenizer.model*",
+    "tekken.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "*.tiktoken",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+    "*.jinja",
+)
+_SAMPLING = ("generation_config.json",)  # comes after the KV
+_FOR_PEOPLE = (
+    ".*",
+    "README*",
+    "LICEN[CS]E*",
+    "NOTICE*",
+    "*.md",
+    "*.png",
+    "*.jpg",
+    "*.jpeg",
+    "*.svg",
+    "*.pdf",
+)
+_DO_NOT_COUNT = (*_TEXT_TO_TOKENS, *_SAMPLING, *_FOR_PEOPLE)
+
+
+def model_identity(folder: Path, digests: DigestCache, progress: Progress = silent) -> str:
+    """Reads what the cache of digests does not know. Errors: LLMServeError for a file that cannot be read."""
+    try:
+        files = identity_files(folder)
+        contents = digests.sha256_of_all(files, progress)
+    except OSError as error:
+        raise LLMServeError(f"the model in {folder} cannot be read: {error}") from error
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.name}\0{contents[file]}\n".encode(errors="surrogateescape"))
+    return total.hexdigest()
+
+
+def identity_files(folder: Path) -> list[Path]:
+    """Those that count, in order. vLLM loads nothing from folders below."""
+    return sorted(file for file in folder.iterdir() if _counts(file.name) and file.is_file())
+
+
+def _counts(name: str) -> bool:
+    return not any(fnmatch(name, pattern) for pattern in _DO_NOT_COUNT)

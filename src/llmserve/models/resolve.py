@@ -1,20 +1,25 @@
 """A model source to a prepared directory."""
 
 import os
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from llmserve.config.schema import ModelSpec
 from llmserve.core.errors import LLMServeError, ModelNotFound
 from llmserve.models.convert import CONVERTER_VERSION
-from llmserve.models.converted import ConvertedModels
+from llmserve.models.converted import ConvertedModels, convert_in_process, converted_before
 from llmserve.models.digests import DigestCache
-from llmserve.models.directory import check_directory
-from llmserve.models.hub import download
-from llmserve.models.identity import model_identity
-from llmserve.models.package import packaged_file
-from llmserve.models.prepared import PreparedModel, Progress, silent
-from llmserve.models.process import convert_in_process
-from llmserve.models.source import Source, SourceKind, parse_source
+from llmserve.models.directory import check_directory, model_identity, weight_files
+from llmserve.models.files import PreparedModel, Progress, silent
+from llmserve.models.sources import (
+    ModelSource,
+    SourceKind,
+    cached_snapshot,
+    download,
+    packaged_file,
+    parse_source,
+)
 
 CACHE_VARIABLE = "LLMSERVE_CACHE_DIR"
 _GGUF_MAGIC = b"GGUF"
@@ -38,7 +43,7 @@ def resolve(spec: ModelSpec, cache_dir: Path | None = None, progress: Progress =
     return _Resolver(spec, source, cache_dir or default_cache_dir(), progress).prepared()
 
 
-def source_of(spec: ModelSpec) -> Source:
+def source_of(spec: ModelSpec) -> ModelSource:
     """Errors: ModelNotFound."""
     source = parse_source(spec.source)
     if spec.revision is not None and source.kind is not SourceKind.HUB:
@@ -62,7 +67,7 @@ def check_gguf(file: Path, source: str) -> None:
 class _Resolver:
     """One use."""
 
-    def __init__(self, spec: ModelSpec, source: Source, cache_dir: Path, progress: Progress) -> None:
+    def __init__(self, spec: ModelSpec, source: ModelSource, cache_dir: Path, progress: Progress) -> None:
         self._spec = spec
         self._source = source
         self._cache_dir = cache_dir
@@ -98,3 +103,63 @@ class _Resolver:
             raise LLMServeError(
                 f"model '{self._spec.source}': cannot be prepared in the cache {self._cache_dir}: {error}"
             ) from error
+
+
+_EXPANSION = 4  # of a GGUF file with 4 bits a weight, to bfloat16
+
+
+class PreparationStage(StrEnum):
+    """What `llmserve up` still has to do before the engines can load it."""
+
+    READY = "ready"
+    TO_CONVERT = "to be converted"
+    TO_DOWNLOAD = "to be downloaded"
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """place: where it was found, or on the hub. weight_bytes: as the engines load it; an estimate while it is
+    to be converted, 0 while it is to be downloaded."""
+
+    stage: PreparationStage
+    place: str
+    weight_bytes: int
+
+
+def survey(spec: ModelSpec, cache_dir: Path | None = None) -> Survey:
+    """Takes milliseconds. Errors: ModelNotFound, as resolve would raise."""
+    source = source_of(spec)
+    match source.kind:
+        case SourceKind.HUB:
+            return _of_hub(source, spec)
+        case SourceKind.DIRECTORY:
+            path = Path(source.place).expanduser()
+            check_directory(path, spec.source)
+            return Survey(PreparationStage.READY, str(path), _weights(path))
+        case SourceKind.PACKAGE:
+            return _of_gguf(packaged_file(source.place), spec, cache_dir)
+        case SourceKind.GGUF:
+            return _of_gguf(Path(source.place).expanduser(), spec, cache_dir)
+
+
+def _of_hub(source: ModelSource, spec: ModelSpec) -> Survey:
+    path = cached_snapshot(source.place, spec.revision)
+    if path is None:
+        return Survey(PreparationStage.TO_DOWNLOAD, f"hub:{source.place}", 0)
+    try:
+        check_directory(path, spec.source)
+    except ModelNotFound:  # half a download
+        return Survey(PreparationStage.TO_DOWNLOAD, f"hub:{source.place}", 0)
+    return Survey(PreparationStage.READY, str(path), _weights(path))
+
+
+def _of_gguf(file: Path, spec: ModelSpec, cache_dir: Path | None) -> Survey:
+    check_gguf(file, spec.source)
+    folder = converted_before(cache_dir or default_cache_dir(), file, CONVERTER_VERSION)
+    if folder is None:
+        return Survey(PreparationStage.TO_CONVERT, str(file), _EXPANSION * file.stat().st_size)
+    return Survey(PreparationStage.READY, str(folder), _weights(folder))
+
+
+def _weights(folder: Path) -> int:
+    return sum(file.stat().st_size for file in weight_files(folder))

@@ -84,7 +84,7 @@ class MetricsRecorder:
         self._metrics.queued_requests.set_function(lambda: controller.waiting_requests)
         self._metrics.running_requests.set_function(lambda: controller.running_requests)
         self._metrics.apiservers.set_function(lambda: controller.apiservers)
-        self._metrics.slow_workers.set_function(lambda: len(controller.slow.workers()))
+        self._metrics.slow_workers.set_function(lambda: len(controller.speeds.slow_reasons()))
         self._metrics.scheduler.watch(controller.scheduler_stats)
         self._metrics.worker_interruptions_total.watch_rows(
             lambda: [

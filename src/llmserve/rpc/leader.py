@@ -1,4 +1,4 @@
-"""One question to whichever router leads, from those who have no session with it."""
+"""Finds the router that leads, and asks it."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -6,9 +6,51 @@ from typing import TypeVar
 import grpc.aio
 
 from llmserve.core.errors import LLMServeError, Unavailable
+from llmserve.rpc.backoff import Backoff
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.gen.llmserve.v1 import router_pb2_grpc
+from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
+
+# A leader that ended is followed within seconds: those who look for the next one look often.
+_LONGEST_PAUSE_SECONDS = 0.2
+
+
+class RouterSelector:
+    """Addresses in turn. Stays with one until it fails, then tries each of the others without a pause, and
+    pauses before the next round: shortly when there are several, longer and longer when there is one."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        assert addresses, "there is nobody to follow"
+        self._addresses = tuple(addresses)
+        self._current = 0
+        self._failed = 0  # in a row
+        self._backoff = Backoff(max_seconds=_LONGEST_PAUSE_SECONDS) if self.has_others else Backoff()
+
+    @property
+    def address(self) -> str:
+        """The one to talk to."""
+        return self._addresses[self._current]
+
+    @property
+    def has_others(self) -> bool:
+        return len(self._addresses) > 1
+
+    def __str__(self) -> str:
+        return " or ".join(self._addresses)
+
+    def worked(self) -> None:
+        self._failed = 0
+        self._backoff.reset()
+
+    async def failed(self) -> None:
+        """To the next one. As Backoff.pause for a task that was cancelled."""
+        self._failed += 1
+        self._current = (self._current + 1) % len(self._addresses)
+        if self._failed % len(self._addresses) == 0:
+            await self._backoff.pause()
+        else:
+            self._backoff.check()
+
 
 _T = TypeVar("_T")
 
@@ -28,3 +70,15 @@ async def ask_leader(
                 if not isinstance(away, Unavailable):
                     raise away from error
     raise away
+
+
+_SECONDS = 8.0  # the router gives its apiservers 5 s
+
+
+async def explain_request(routers: Sequence[str], request_id: str, tenant: str = "") -> bytes:
+    """JSON. routers: HOST:PORT of each. tenant: whose it must be; empty: anybody's. Errors: NotFound,
+    Unavailable."""
+    question = router_pb2.RecordQuestion(request_id=request_id, tenant=tenant)
+    request = router_pb2.ExplainRequest(record=question)
+    answer = await ask_leader(routers, lambda stub: stub.Explain(request, timeout=_SECONDS))
+    return bytes(answer.record)

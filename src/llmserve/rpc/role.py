@@ -2,7 +2,7 @@
 
 The process prints one line `LLMSERVE_READY <name>` when it is ready (before it, perhaps
 `LLMSERVE_PROGRESS <text>` lines) and exits 0 after an ordered stop, 1 when it could not start or
-go on; then a line `LLMSERVE_FAILED <json>` has the reason (`Failure`). The first SIGTERM or SIGINT
+go on; then a line `LLMSERVE_FAILED <json>` has the reason (`ProcessFailure`). The first SIGTERM or SIGINT
 begins the ordered stop; a second one exits at once.
 """
 
@@ -39,7 +39,7 @@ _WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class ProcessFailure:
     """Why a process could not start or go on. lasts: another try would end alike. key: of the manifest, where
     the message begins with one."""
 
@@ -48,12 +48,12 @@ class Failure:
     key: tuple[str | int, ...] = ()
 
     @classmethod
-    def of(cls, error: LLMServeError) -> "Failure":
+    def of(cls, error: LLMServeError) -> "ProcessFailure":
         key = error.key if isinstance(error, ManifestError) else ()
         return cls(error.message, isinstance(error, ManifestError | ModelNotFound), key)
 
     @classmethod
-    def read(cls, text: str) -> "Failure":
+    def read(cls, text: str) -> "ProcessFailure":
         """Of the line. Errors: ValueError, TypeError, KeyError."""
         told = json.loads(text)
         return cls(str(told["message"]), told["lasts"] is True, tuple(told["key"]))
@@ -179,7 +179,7 @@ def report_progress(text: str) -> None:
 
 def report_failure(name: str, error: LLMServeError) -> None:
     """Tells the runner and the log why this process ends."""
-    print(f"{FAILED_WORD} {json.dumps(asdict(Failure.of(error)))}", flush=True)
+    print(f"{FAILED_WORD} {json.dumps(asdict(ProcessFailure.of(error)))}", flush=True)
     _log.error("%s: failed: %s", name, error.message)
 
 

@@ -1,7 +1,7 @@
 """One way to serve: health, reflection, our options, and our errors mapped to status."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -12,10 +12,17 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
 from llmserve.core.errors import LLMServeError, StartFailed
-from llmserve.rpc.options import SERVER_OPTIONS
+from llmserve.rpc.client import KEEPALIVE_SECONDS, SHARED_OPTIONS, TRACEPARENT
 from llmserve.rpc.status import code_of, trailing_metadata
 
 _log = logging.getLogger(__name__)
+
+_SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    *SHARED_OPTIONS,
+    # A port that another process holds must fail at start, not be shared in silence.
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
+)
 
 
 class RpcServer:
@@ -23,7 +30,7 @@ class RpcServer:
 
     def __init__(self, listen: str) -> None:
         self._listen = listen
-        self._server = grpc.aio.server(interceptors=[_ErrorMapper()], options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[_ErrorMapper()], options=_SERVER_OPTIONS)
         self._health = HealthServicer()
         self._names: list[str] = []
 
@@ -114,3 +121,8 @@ def _mapped_stream(method: Any) -> Any:
 
 async def _abort(context: Any, error: LLMServeError) -> None:
     await context.abort(code_of(error), error.message, trailing_metadata(error))
+
+
+def traceparent_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
+    """Returns the traceparent in a call's invocation metadata; empty when it has none."""
+    return next((str(value) for key, value in metadata or () if key == TRACEPARENT), "")

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from llmserve.apiserver.parsers import parsers_here
 from llmserve.config.conflict import Conflict
 from llmserve.config.environment import inherited
 from llmserve.config.load import locate
@@ -20,10 +19,11 @@ from llmserve.config.refusals import (
 )
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import ModelNotFound, StartFailed
+from llmserve.engines.vllm.parsers import parsers_here
 from llmserve.kvstore.store.refusals import lasting_refusals, room_refusals
 from llmserve.models.directory import read_config
-from llmserve.models.survey import Stage, survey
-from llmserve.router.leader.store.base import state_refusals
+from llmserve.models.resolve import PreparationStage, survey
+from llmserve.router.leader.store.build import state_refusals
 from llmserve.runner.machine import available_gpus, check_free
 from llmserve.tracing.open import tracer_refusals
 
@@ -45,7 +45,7 @@ def of_model(manifest: Manifest) -> Iterator[Conflict]:
         yield from unknown_parsers(manifest.engine, parsers)
     try:
         seen = survey(manifest.models.primary)
-        if seen.stage is Stage.READY:
+        if seen.stage is PreparationStage.READY:
             yield from of_model_directory(manifest, Path(seen.place))
     except ModelNotFound as error:
         yield Conflict((SOURCE,), error.message)

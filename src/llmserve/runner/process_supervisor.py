@@ -10,7 +10,7 @@ from llmserve.config.plan import ProcessSpec
 from llmserve.core.errors import LLMServeError, ManifestError, StartFailed
 from llmserve.core.hang import HangLimits, Watchdog
 from llmserve.core.process import WorkMeter
-from llmserve.rpc.role import Failure
+from llmserve.rpc.role import ProcessFailure
 from llmserve.runner.board import Board, ProcessState
 from llmserve.runner.child import ProcessCommand
 from llmserve.runner.guard_link import GuardLink
@@ -43,7 +43,7 @@ class _RunEnd:
     """cause: as the process itself told it."""
 
     why: str
-    cause: Failure | None = None
+    cause: ProcessFailure | None = None
     ready: bool = False
     ready_seconds: float = 0.0
     timed_out: bool = False
@@ -167,7 +167,7 @@ class ProcessSupervisor:
         lines = "\n".join(f"  {line}" for line in tail(log, _LAST_LINES))
         return StartFailed(f"{name} {ended.why}. The end of {log}:\n{lines or '  (it is empty)'}")
 
-    def _said(self, cause: Failure) -> str:
+    def _said(self, cause: ProcessFailure) -> str:
         """With the manifest's line, where it names a key of it."""
         error = ManifestError(cause.message, key=cause.key)
         return located(error, self._job.manifest).message

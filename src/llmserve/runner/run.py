@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Protocol
 
 from llmserve.core.errors import DeadlineExceeded, ModelNotFound
-from llmserve.rpc.role import FAILED_WORD, Failure
+from llmserve.rpc.role import FAILED_WORD, ProcessFailure
 from llmserve.runner.child import Child, ProcessCommand
 from llmserve.runner.logs import append_line, tail
 from llmserve.runner.policy import exit_text
@@ -32,7 +32,7 @@ class RoleRun:
         self._on_progress = on_progress
         self._is_ready = asyncio.Event()
         self._ready_at = 0.0
-        self.failure: Failure | None = None  # what the process said of its end
+        self.failure: ProcessFailure | None = None  # what the process said of its end
         self._child = Child(command, self._on_line)
         self._end = asyncio.create_task(self._child.wait(), name=f"run.{self._child.pid}.end")
 
@@ -54,7 +54,7 @@ class RoleRun:
 
     def _read_failure(self, text: str) -> None:
         try:
-            self.failure = Failure.read(text)
+            self.failure = ProcessFailure.read(text)
         except (ValueError, TypeError, KeyError):
             append_line(self._log, f"{FAILED_WORD} {text}")
 

@@ -12,8 +12,7 @@ from llmserve.core.kv_params import PullParams
 from llmserve.core.request import EngineLoad
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import SimScheduler
-from llmserve.engines.sim.step import BatchLimits, PullOrder, Step
-from llmserve.engines.sim.timing import Timing
+from llmserve.engines.sim.step import BatchLimits, PullOrder, Step, Timing
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.sequence import TracedSequence
 

@@ -5,7 +5,7 @@ from enum import Enum
 
 from llmserve.core.ids import BlockHash, RequestId
 from llmserve.core.kv_params import PullParams
-from llmserve.engines.sim.block_sequence import BlockSequence
+from llmserve.engines.sim.sequence import BlockSequence
 from llmserve.router.prefix.index import HashedPrompt
 from llmserve.traces.request import TracedRequest
 

@@ -8,8 +8,7 @@ from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import TenantId, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.sim.limits import SimLimits
-from llmserve.engines.sim.step import BatchLimits
-from llmserve.engines.sim.timing import Timing
+from llmserve.engines.sim.step import BatchLimits, Timing
 from llmserve.engines.spec import EngineSpec
 from llmserve.router.settings import RouterSettings
 

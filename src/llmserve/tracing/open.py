@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.conflict import Conflict
-from llmserve.config.tracing import Tracing
+from llmserve.config.schema.service import Tracing
 from llmserve.core.errors import ManifestError
 from llmserve.metrics.tracing import TracingMetrics
 from llmserve.tracing.base import NO_TRACER, Tracer

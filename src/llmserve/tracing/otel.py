@@ -21,7 +21,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from llmserve import __version__
 from llmserve.config.conflict import Conflict
-from llmserve.config.tracing import Tracing
+from llmserve.config.schema.service import Tracing
 from llmserve.core.errors import LLMServeError
 from llmserve.metrics.tracing import TracingMetrics
 from llmserve.tracing.base import Attributes, Kind, Span

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from llmserve.core.aio import wait_ended
 from llmserve.transfer.base import Batch, Int64Array, Spans, TransferState, TransferStatus
 from llmserve.transfer.pacing import TokenBucket
 
@@ -106,22 +107,18 @@ class Lane:
 
     async def _leave(self, flow: _Flow) -> None:
         """Gives up what was not taken, and waits for what was: a round is cancelled when nobody is left
-        in it. Waits through any cancellation of the waiter itself, which is passed on afterwards."""
+        in it. A cancellation of the waiter is raised after that."""
         if flow in self._waiting:
             self._waiting.remove(flow)
-        cancelled = False
+        await wait_ended([self._leave_rounds(flow)])
+
+    async def _leave_rounds(self, flow: _Flow) -> None:
         for round_ in list(flow.rounds):
             round_.flows.discard(flow)
             assert round_.task is not None
             if not round_.flows:
                 round_.task.cancel()
-            while not round_.task.done():
-                try:
-                    await asyncio.wait((round_.task,))
-                except asyncio.CancelledError:
-                    cancelled = True
-        if cancelled:
-            raise asyncio.CancelledError
+            await asyncio.wait((round_.task,))
 
     # -- rounds
 

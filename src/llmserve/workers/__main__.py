@@ -25,8 +25,7 @@ from llmserve.rpc.role import (
 )
 from llmserve.tracing.base import Tracer
 from llmserve.tracing.open import open_tracer
-from llmserve.workers.build import build_engine, engine_spec
-from llmserve.workers.model import ServedModel, prepare_model
+from llmserve.workers.build import WorkerModel, build_engine, engine_spec, prepare_model
 from llmserve.workers.worker import Worker, WorkerOptions
 
 _log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def serve(flags: argparse.Namespace, manifest: Manifest, model: ServedModel) -> None:
+async def serve(flags: argparse.Namespace, manifest: Manifest, model: WorkerModel) -> None:
     """Until SIGTERM or SIGINT; a second one exits at once. Errors: StartFailed, EngineDead."""
     stop = asyncio.Event()
     _on_signals(stop)

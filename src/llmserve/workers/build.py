@@ -1,18 +1,50 @@
 """The engine that a manifest asks for."""
 
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
+from llmserve.core.errors import StartFailed
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import importing
 from llmserve.engines.base import Engine
 from llmserve.engines.sim.engine import SimEngine
-from llmserve.engines.sim.handover_link import open_handover_link
-from llmserve.engines.sim.timing import RealPace
+from llmserve.engines.sim.link import open_handover_link
+from llmserve.engines.sim.step import RealStepTimer
 from llmserve.engines.spec import EngineSpec
+from llmserve.models import Progress, resolve
+from llmserve.models.directory import model_identity
+from llmserve.models.resolve import digest_cache
 from llmserve.rpc.role import reached_at
-from llmserve.workers.model import ServedModel
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerModel:
+    """path None: a simulated engine without a model. identity: see models/directory.py."""
+
+    path: Path | None
+    identity: str
+
+    def check_unchanged(self) -> None:
+        """Called once the engine has loaded the files: are they still what they were named by? Reads those
+        that were touched since. Errors: StartFailed, LLMServeError."""
+        if self.path is not None and model_identity(self.path, digest_cache()) != self.identity:
+            raise StartFailed(f"the model in {self.path} was changed while it was loaded; start again")
+
+
+def prepare_model(manifest: Manifest, model_dir: Path | None, progress: Progress) -> WorkerModel:
+    """Errors: ModelNotFound, LLMServeError."""
+    model = manifest.models.primary
+    if model_dir is not None:
+        return WorkerModel(model_dir, model_identity(model_dir, digest_cache(), progress))
+    if manifest.engine.kind == "sim":
+        return WorkerModel(None, hashlib.sha256(model.served_name.encode()).hexdigest())
+    prepared = resolve(model, progress=progress)
+    return WorkerModel(prepared.path, prepared.identity)
 
 
 def engine_spec(
@@ -20,7 +52,7 @@ def engine_spec(
     worker_id: str,
     role: WorkerRole,
     epoch: int,
-    model: ServedModel,
+    model: WorkerModel,
     listen: str,
     kvmanagers: tuple[str, ...] = (),
 ) -> EngineSpec:
@@ -49,7 +81,7 @@ def _kv_io_share(manifest: Manifest) -> float | None:
 def build_engine(spec: EngineSpec, registry: CollectorRegistry | None) -> Engine:
     """registry: where an engine's own metrics are to be seen, if it has any; None: nobody looks."""
     if spec.engine.kind == "sim":
-        return SimEngine(spec, open_handover_link, RealPace())
+        return SimEngine(spec, open_handover_link, RealStepTimer())
     with importing():  # torch and vLLM: seconds that a simulation need not pay
         from llmserve.engines.vllm.engine import VllmEngine
 

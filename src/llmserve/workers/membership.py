@@ -12,8 +12,8 @@ from llmserve.core.ids import WorkerId
 from llmserve.core.request import KvPeer
 from llmserve.engines.base import Engine
 from llmserve.rpc.codec import encode_load
-from llmserve.rpc.following import Following
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
+from llmserve.rpc.leader import RouterSelector
 from llmserve.rpc.role import set_log_level
 from llmserve.rpc.status import from_grpc
 from llmserve.workers.drainer import Drainer
@@ -25,7 +25,7 @@ _CALL_SECONDS = 2.0
 _CALL_SECONDS_OF_SEVERAL = 1.0  # one that hangs may not lead any more
 
 
-class Membership:
+class RouterMembership:
     """`run` is one task of the worker; `leave` ends what it said, after it was cancelled."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Membership:
         self._drainer = drainer
         self._engine = engine
         self._members_version = 0
-        self._following = Following(tuple(routers))
+        self._following = RouterSelector(tuple(routers))
         self._stubs = {
             address: router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
             for address, channel in routers.items()
@@ -79,7 +79,7 @@ class Membership:
         if not self.registered.is_set():
             self._interval = await self._register()
         while True:
-            await self._status.until_rest(self._interval)
+            await self._status.wait_until_idle(self._interval)
             await self._heartbeat()
             self._reached()
 

@@ -6,14 +6,15 @@ delta of that request (FINISH_REASON_ERROR), never by breaking the stream.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import grpc.aio
 
-from llmserve.core.errors import EngineDead, InvalidRequest, LLMServeError, WorkerDraining
+from llmserve.core.errors import EngineDead, InvalidRequest, LLMServeError, TransferError, WorkerDraining
 from llmserve.core.ids import RequestId
+from llmserve.core.kv_params import PullParams
 from llmserve.core.logs import RequestNames, named
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput
@@ -22,13 +23,48 @@ from llmserve.engines.base import Engine
 from llmserve.metrics.worker import WorkerMetrics
 from llmserve.rpc.codec import decode_params, decode_request, encode_load, encode_output
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
-from llmserve.rpc.trace_context import traceparent_of
+from llmserve.rpc.server import traceparent_of
 from llmserve.tracing import words
 from llmserve.tracing.base import ending, trace_id_of
 from llmserve.workers.leg_spans import LegSpans
-from llmserve.workers.release import LeaseReleaser
-from llmserve.workers.sessions import ApiserverSession, Sessions
+from llmserve.workers.sessions import ApiserverSession, ApiserverSessions
 from llmserve.workers.status import WorkerStatus
+
+_log = logging.getLogger(__name__)
+
+_RELEASE_SECONDS = 3.0
+
+ReleaseTicket = Callable[[PullParams, float], Awaitable[bool]]
+
+
+class LeaseReleaser:
+    """release_ticket: engines.kv_transfer's; False when the lease had ended already."""
+
+    def __init__(self, release_ticket: ReleaseTicket, tasks: TaskOwner) -> None:
+        self._release_ticket = release_ticket
+        self._tasks = tasks
+
+    async def release(self, params: Mapping[str, Any]) -> bool:
+        """Errors: InvalidRequest (no ticket), TransferError, DeadlineExceeded."""
+        try:
+            ticket = PullParams.from_params(params)
+        except TransferError as error:
+            raise InvalidRequest(error.message) from error
+        return await self._release_ticket(ticket, _RELEASE_SECONDS)
+
+    def release_soon(self, tickets: Iterable[Mapping[str, Any]]) -> None:
+        for params in tickets:
+            self._tasks.spawn("release", self._release_quietly(params))
+
+    async def _release_quietly(self, params: Mapping[str, Any]) -> None:
+        lease_id = params.get("lease_id")
+        try:
+            released = await self.release(params)
+        except LLMServeError as error:
+            _log.warning("releasing a lease failed, it will expire: lease=%s: %s", lease_id, error.message)
+        else:
+            _log.info("lease given back: lease=%s still_open=%s", lease_id, released)
+
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +75,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     def __init__(
         self,
         engine: Engine,
-        sessions: Sessions,
+        sessions: ApiserverSessions,
         status: WorkerStatus,
         releaser: LeaseReleaser,
         tasks: TaskOwner,
@@ -80,7 +116,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             self._spans.output(output)
         self._releaser.release_soon(self._sessions.dispatch(outputs))
         if not self.running_requests:
-            self._status.came_to_rest()
+            self._status.became_idle()
 
     def stop_admitting(self) -> None:
         self._admitting = False

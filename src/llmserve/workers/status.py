@@ -1,13 +1,54 @@
 """What a worker says of itself."""
 
 import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from llmserve.core.errors import EngineDead
+from llmserve.core.hang import TICK_SECONDS, HangLimits, Health, Watchdog
+from llmserve.core.process import WorkMeter
 from llmserve.core.request import EngineLoad
 from llmserve.engines.base import Engine
 from llmserve.metrics.worker import WorkerMetrics
 from llmserve.rpc.gen.llmserve.v1 import common_pb2
-from llmserve.workers.engine_watch import EngineWatch
+
+
+class EngineHealth:
+    """`run` is one task of the worker, from when its engine has started. on_hang: ends its requests."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: HangLimits,
+        on_hang: Callable[[EngineDead], Awaitable[None]],
+        *,
+        tick_seconds: float = TICK_SECONDS,
+    ) -> None:
+        self._engine, self._on_hang = engine, on_hang
+        works = WorkMeter(engine.processes)
+        self._watchdog = Watchdog(engine.ping, works, limits, tick_seconds=tick_seconds)
+
+    @property
+    def stalled(self) -> bool:
+        """It should get no requests for now."""
+        return self._watchdog.health is not Health.ANSWERS
+
+    @property
+    def silent_seconds(self) -> float:
+        return self._watchdog.silent_seconds
+
+    async def run(self) -> None:
+        """Ends only with an error: EngineDead, after the requests were given back and the engine's processes
+        were killed: a stopped one would not notice anything else."""
+        error = EngineDead(f"the engine hangs: {await self._watchdog.until_hung()}")
+        await self._on_hang(error)
+        for pid in self._engine.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        raise error
+
 
 _LEAST_SECONDS = 0.1
 
@@ -16,7 +57,7 @@ class WorkerStatus:
     """info does not change within an incarnation."""
 
     def __init__(
-        self, info: common_pb2.WorkerInfo, engine: Engine, metrics: WorkerMetrics, watch: EngineWatch
+        self, info: common_pb2.WorkerInfo, engine: Engine, metrics: WorkerMetrics, watch: EngineHealth
     ) -> None:
         self.info = info
         self._engine = engine
@@ -32,11 +73,11 @@ class WorkerStatus:
         self._metrics.record_load(load)
         return load
 
-    def came_to_rest(self) -> None:
+    def became_idle(self) -> None:
         """Nothing runs any more: whoever waits is to hear of it now."""
         self._rest.set()
 
-    async def until_rest(self, seconds: float) -> None:
+    async def wait_until_idle(self, seconds: float) -> None:
         """Returns when the engine has come to rest, or that time is over. It is never shorter than what keeps
         an engine that rests after each of many short requests from being talked about all the time."""
         least = min(_LEAST_SECONDS, seconds)

@@ -23,15 +23,12 @@ from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
 from llmserve.rpc.server import RpcServer
 from llmserve.tracing.base import NO_TRACER, Tracer
 from llmserve.workers.drainer import Drainer
-from llmserve.workers.engine_watch import EngineWatch
 from llmserve.workers.leg_spans import LegSpans
-from llmserve.workers.membership import Membership
-from llmserve.workers.release import LeaseReleaser
-from llmserve.workers.reporter import KvReporter, follow
-from llmserve.workers.residency import Residency
-from llmserve.workers.service import WorkerService
-from llmserve.workers.sessions import Sessions
-from llmserve.workers.status import WorkerStatus
+from llmserve.workers.membership import RouterMembership
+from llmserve.workers.reporter import KvReporter, Residency, follow
+from llmserve.workers.service import LeaseReleaser, WorkerService
+from llmserve.workers.sessions import ApiserverSessions
+from llmserve.workers.status import EngineHealth, WorkerStatus
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +72,7 @@ class Worker:
         self._talk = TaskOwner(f"{spec.worker_id}.router")
         self._server = RpcServer(options.listen)
         self._open = AsyncExitStack()
-        self._membership: Membership | None = None
+        self._membership: RouterMembership | None = None
         self._service: WorkerService | None = None
         self._status: WorkerStatus | None = None
         self._drainer = Drainer(self._is_busy, self._tasks)
@@ -89,11 +86,11 @@ class Worker:
         await asyncio.to_thread(self._options.check_model)
         self._metrics.total_blocks.set(info.total_blocks)
         bounds = HangLimits(self._spec.engine.hang_seconds, self._spec.engine.longest_step_seconds)
-        watch = EngineWatch(self._engine, bounds, self._on_hang)
+        watch = EngineHealth(self._engine, bounds, self._on_hang)
         self._status = WorkerStatus(self._describe(info), self._engine, self._metrics, watch)
         self._service = WorkerService(
             self._engine,
-            Sessions(SystemClock()),
+            ApiserverSessions(SystemClock()),
             self._status,
             LeaseReleaser(release_ticket, self._tasks),
             self._tasks,
@@ -118,7 +115,7 @@ class Worker:
                 address: await self._open.enter_async_context(open_channel(address))
                 for address in self._options.routers
             }
-            self._membership = Membership(status, routers, self._engine, self._drainer)
+            self._membership = RouterMembership(status, routers, self._engine, self._drainer)
             self._talk.spawn("membership", self._membership.run())
         streams = [await self._report_stream(address) for address in self._options.kvmanagers]
         self._tasks.spawn("kv-events", follow(self._engine, streams), fatal=True)

@@ -32,8 +32,7 @@ from llmserve.rpc.gen.llmserve.v1.common_pb2 import (
     KvShape,
     WorkerInfo,
 )
-from llmserve.rpc.server import RpcServer
-from llmserve.rpc.trace_context import traceparent_of
+from llmserve.rpc.server import RpcServer, traceparent_of
 
 MODEL = "tiny"
 TEXT = b"the quick brown fox jumps over the lazy dog. "
@@ -395,7 +394,7 @@ class FakeCluster:
 
     async def start(self, manifest: dict[str, Any]) -> None:
         from llmserve.apiserver.options import ApiserverOptions, ServedModel
-        from llmserve.apiserver.service import Apiserver
+        from llmserve.apiserver.role import Apiserver
 
         await self.router.start()
         await self.prefill.start()

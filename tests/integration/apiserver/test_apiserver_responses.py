@@ -79,7 +79,7 @@ async def two(
 
 def _second(cluster: FakeCluster, model: Path, manifest: dict[str, Any]) -> Any:
     from llmserve.apiserver.options import ApiserverOptions, ServedModel
-    from llmserve.apiserver.service import Apiserver
+    from llmserve.apiserver.role import Apiserver
 
     options = ApiserverOptions(
         name="apiserver-1",

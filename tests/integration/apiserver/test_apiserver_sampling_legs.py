@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-from llmserve.apiserver.legs import LegContext
-from llmserve.apiserver.sampling_legs import PromptLegs, SamplingLegs
+from llmserve.apiserver.engine.sampling import PromptLegs, SamplingLegs
+from llmserve.apiserver.request.context import LegContext
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.core.request import EngineRequest
 

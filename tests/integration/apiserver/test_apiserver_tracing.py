@@ -10,7 +10,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from llmserve.apiserver import stages
+from llmserve.apiserver.request import rules
 from llmserve.core.errors import EngineDead, QueueFull
 from llmserve.core.outcome import Outcome
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_PREFILL
@@ -144,7 +144,7 @@ class TestAdmissionDeadline(Own):
 
     @pytest.fixture(autouse=True)
     def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(stages, "_ANSWER_SECONDS", 0.1)
+        monkeypatch.setattr(rules, "_ANSWER_SECONDS", 0.1)
 
     async def test_a_router_that_does_not_answer(
         self, cluster: FakeCluster, http: httpx.AsyncClient, receiver: OtlpReceiver

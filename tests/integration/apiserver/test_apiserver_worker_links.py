@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
-from llmserve.apiserver.worker_links import WorkerLinks
+from llmserve.apiserver.links.worker import WorkerLinks
 from llmserve.core.errors import InvalidRequest, WorkerLost
 from llmserve.core.ids import RequestId
 from llmserve.core.request import EngineRequest, SamplingLimits

@@ -7,7 +7,7 @@ import pytest
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.metrics.stats import PrefillStats as VllmPrefillStats
 
-from llmserve.apiserver.output_sink import to_core_output
+from llmserve.apiserver.engine.output import to_core_output
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.core.request import EngineRequest, SamplingLimits
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output

@@ -14,7 +14,7 @@ from vllm.renderers import renderer_from_config
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.input_processor import InputProcessor
 
-from llmserve.apiserver.app import serving_args, vllm_config
+from llmserve.apiserver.http.app import serving_args, vllm_config
 from llmserve.apiserver.options import ServedModel
 from llmserve.config.schema import Api, EngineConfig, KvCacheConfig, TransferConfig
 from llmserve.core.ids import WorkerId

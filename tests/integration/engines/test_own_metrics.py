@@ -23,7 +23,7 @@ from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import engine_args
-from llmserve.engines.vllm.own_metrics import OwnMetrics
+from llmserve.engines.vllm.stats import VllmMetrics
 
 LABELS = {"engine": "0", "model_name": "tiny"}
 ARRIVED, QUEUED, SCHEDULED = 100.0, 10.0, 10.5  # the first is of the wall clock, the others of the engine's
@@ -47,7 +47,7 @@ class Told:
     def __init__(self, spec: EngineSpec) -> None:
         config = engine_args(spec, "ipc:///nowhere", "card.json").create_engine_config()
         self._registry = CollectorRegistry()
-        self.metrics = OwnMetrics(config, self._registry)
+        self.metrics = VllmMetrics(config, self._registry)
 
     def __getitem__(self, name: str) -> float | None:
         return self._registry.get_sample_value(name, LABELS)

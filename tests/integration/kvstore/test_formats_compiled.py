@@ -12,8 +12,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from llmserve.kvstore.formats import kernels
+from llmserve.kvstore.formats.header import Quantize
 from llmserve.kvstore.formats.quantize import LEAST_SCALE, TOP
-from llmserve.kvstore.formats.spec import Quantize
 
 PLACES = {"token_offsets": "*i64", "channel_offsets": "*i64"}
 SIZES = dict.fromkeys(("token_count", "channel_count", "start", "stride", "scale_start"), "i32")

@@ -13,20 +13,20 @@ from obstore.store import S3Store
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import StartFailed
-from llmserve.kvstore.tiers.base import Blob, BlobKey, Outcome, ReadResult, Target
-from llmserve.kvstore.tiers.object import Limits, ObjectSettings, ObjectTier, Patience
+from llmserve.kvstore.tiers.base import Blob, BlobKey, ReadResult, ReadTarget, TierOutcome
+from llmserve.kvstore.tiers.object import ObjectSettings, ObjectTier, RequestLimits, RetryPolicy
+from llmserve.kvstore.tiers.object.bucket import BucketOperation
 from llmserve.kvstore.tiers.object.connect import connect
-from llmserve.kvstore.tiers.object.counters import Operation
-from llmserve.kvstore.tiers.object.trouble import Trouble
+from llmserve.kvstore.tiers.object.failures import FailureKind
 from tests.support.faulty_s3 import Fault, FaultyS3, Kind
 from tests.support.seaweed import BUCKET, SECRET_KEY, Seaweed, credentials
 
 SIZE = 128 << 10
-QUICK = Limits(
+QUICK = RequestLimits(
     reads_in_flight=4,
     uploads_in_flight=2,
-    read=Patience(3, 0.5, 2.0, 0.001, 0.002),
-    write=Patience(3, 1.0, 4.0, 0.001, 0.002),
+    read=RetryPolicy(3, 0.5, 2.0, 0.001, 0.002),
+    write=RetryPolicy(3, 1.0, 4.0, 0.001, 0.002),
 )
 BACK_SECONDS = 50.0
 PAUSE_SECONDS = 120.0  # longer than any gate's
@@ -71,19 +71,19 @@ async def tier(settings: ObjectSettings, clock: VirtualClock) -> AsyncIterator[O
     await tier.aclose()
 
 
-async def put(tier: ObjectTier, *numbers: int) -> set[Outcome]:
+async def put(tier: ObjectTier, *numbers: int) -> set[TierOutcome]:
     return {result.outcome for result in await tier.write([blob(number) for number in numbers])}
 
 
 async def get(tier: ObjectTier, *numbers: int) -> list[ReadResult]:
-    targets = [Target(key(number), memoryview(bytearray(SIZE))) for number in numbers]
+    targets = [ReadTarget(key(number), memoryview(bytearray(SIZE))) for number in numbers]
     results = await tier.read(targets)
     for number, target, result in zip(numbers, targets, results, strict=True):
-        assert result.outcome is not Outcome.DONE or target.buffer == blob(number).data
+        assert result.outcome is not TierOutcome.DONE or target.buffer == blob(number).data
     return results
 
 
-async def outcome(tier: ObjectTier, number: int) -> Outcome:
+async def outcome(tier: ObjectTier, number: int) -> TierOutcome:
     return (await get(tier, number))[0].outcome
 
 
@@ -97,50 +97,50 @@ def packs(store: S3Store) -> list[str]:
     return [m["path"] for chunk in store.list() for m in chunk if m["path"].endswith(".pack")]
 
 
-PASSING = [
-    pytest.param(Fault(Kind.STATUS, status=503, code="SlowDown"), Trouble.THROTTLED, id="throttled"),
-    pytest.param(Fault(Kind.STATUS, status=429, code=""), Trouble.THROTTLED, id="429"),
-    pytest.param(Fault(Kind.STATUS, status=500, code="InternalError"), Trouble.SERVER, id="500"),
-    pytest.param(Fault(Kind.STATUS, status=503, code="ServiceUnavailable"), Trouble.SERVER, id="503"),
-    pytest.param(Fault(Kind.DROP), Trouble.UNREACHABLE, id="dropped"),
-    pytest.param(Fault(Kind.STALL), Trouble.SLOW, id="stalled"),
+TRANSIENT = [
+    pytest.param(Fault(Kind.STATUS, status=503, code="SlowDown"), FailureKind.THROTTLED, id="throttled"),
+    pytest.param(Fault(Kind.STATUS, status=429, code=""), FailureKind.THROTTLED, id="429"),
+    pytest.param(Fault(Kind.STATUS, status=500, code="InternalError"), FailureKind.SERVER, id="500"),
+    pytest.param(Fault(Kind.STATUS, status=503, code="ServiceUnavailable"), FailureKind.SERVER, id="503"),
+    pytest.param(Fault(Kind.DROP), FailureKind.UNREACHABLE, id="dropped"),
+    pytest.param(Fault(Kind.STALL), FailureKind.SLOW, id="stalled"),
 ]
 
 
-@pytest.mark.parametrize(("fault", "trouble"), PASSING)
+@pytest.mark.parametrize(("fault", "kind"), TRANSIENT)
 async def test_what_passes_is_only_a_retry(
-    tier: ObjectTier, s3_proxy: FaultyS3, fault: Fault, trouble: Trouble
+    tier: ObjectTier, s3_proxy: FaultyS3, fault: Fault, kind: FailureKind
 ) -> None:
     s3_proxy.fault = replace(fault, times=1)
-    assert await put(tier, 1) == {Outcome.DONE}
-    assert tier.counters.retries[Operation.PUT, trouble] == 1
+    assert await put(tier, 1) == {TierOutcome.DONE}
+    assert tier.counters.retries[BucketOperation.PUT, kind] == 1
     s3_proxy.fault = replace(fault, times=1)
-    assert await outcome(tier, 1) is Outcome.DONE
-    assert tier.counters.retries[Operation.GET, trouble] == 1
-    assert not tier.counters.troubles
+    assert await outcome(tier, 1) is TierOutcome.DONE
+    assert tier.counters.retries[BucketOperation.GET, kind] == 1
+    assert not tier.counters.failures
 
 
-@pytest.mark.parametrize(("fault", "trouble"), PASSING)
+@pytest.mark.parametrize(("fault", "kind"), TRANSIENT)
 async def test_what_stays_is_a_failure_with_its_reason_and_passes_when_it_is_over(
     tier: ObjectTier,
     s3_proxy: FaultyS3,
     clock: VirtualClock,
     caplog: pytest.LogCaptureFixture,
     fault: Fault,
-    trouble: Trouble,
+    kind: FailureKind,
 ) -> None:
-    assert await put(tier, 1) == {Outcome.DONE}
+    assert await put(tier, 1) == {TierOutcome.DONE}
     s3_proxy.fault = replace(fault)
     with caplog.at_level(logging.WARNING):
         (read,) = await get(tier, 1)
-    assert (read.outcome, read.reason.partition(":")[0]) == (Outcome.FAILED, trouble)
-    assert tier.counters.troubles[Operation.GET, trouble] == 1
-    assert trouble in caplog.text
+    assert (read.outcome, read.reason.partition(":")[0]) == (TierOutcome.FAILED, kind)
+    assert tier.counters.failures[BucketOperation.GET, kind] == 1
+    assert kind in caplog.text
     assert tier.holds([key(1)]) == [True]
     s3_proxy.fault = None
     clock.advance(PAUSE_SECONDS)
-    assert await outcome(tier, 1) is Outcome.DONE
-    assert await put(tier, 2) == {Outcome.DONE}
+    assert await outcome(tier, 1) is TierOutcome.DONE
+    assert await put(tier, 2) == {TierOutcome.DONE}
 
 
 async def test_a_bucket_that_is_away_is_asked_no_more_until_its_pause_is_over(
@@ -151,20 +151,20 @@ async def test_a_bucket_that_is_away_is_asked_no_more_until_its_pause_is_over(
     await get(tier, 1)
     before = len(s3_proxy.requests)
     (read,) = await get(tier, 1)
-    assert (read.outcome, len(s3_proxy.requests)) == (Outcome.FAILED, before)
+    assert (read.outcome, len(s3_proxy.requests)) == (TierOutcome.FAILED, before)
     assert "away" in read.reason
-    assert await put(tier, 2) == {Outcome.FAILED}
-    assert tier.counters.troubles[Operation.GET, Trouble.CLOSED_GATE] == 1
+    assert await put(tier, 2) == {TierOutcome.FAILED}
+    assert tier.counters.failures[BucketOperation.GET, FailureKind.CLOSED_GATE] == 1
     clock.advance(PAUSE_SECONDS)
     s3_proxy.fault = None
-    assert await outcome(tier, 1) is Outcome.DONE
+    assert await outcome(tier, 1) is TierOutcome.DONE
 
 
 async def test_a_body_that_is_cut_is_read_again(tier: ObjectTier, s3_proxy: FaultyS3) -> None:
     await put(tier, 1)
     s3_proxy.fault = Fault(Kind.CUT, "GET", times=1)
-    assert await outcome(tier, 1) is Outcome.DONE
-    assert tier.counters.retries[Operation.GET, Trouble.UNREACHABLE] == 1
+    assert await outcome(tier, 1) is TierOutcome.DONE
+    assert tier.counters.retries[BucketOperation.GET, FailureKind.UNREACHABLE] == 1
 
 
 async def test_a_bit_that_changes_on_the_way_is_read_again_and_if_it_stays_is_corrupt(
@@ -172,9 +172,9 @@ async def test_a_bit_that_changes_on_the_way_is_read_again_and_if_it_stays_is_co
 ) -> None:
     await put(tier, 1)
     s3_proxy.fault = Fault(Kind.FLIP, "GET", times=1)
-    assert await outcome(tier, 1) is Outcome.DONE
+    assert await outcome(tier, 1) is TierOutcome.DONE
     s3_proxy.fault = Fault(Kind.FLIP, "GET")
-    assert await outcome(tier, 1) is Outcome.CORRUPT
+    assert await outcome(tier, 1) is TierOutcome.CORRUPT
     assert tier.holds([key(1)]) == [False]
 
 
@@ -182,7 +182,7 @@ async def test_an_upload_whose_answer_is_lost_is_repeated_and_is_one_pack(
     tier: ObjectTier, s3_proxy: FaultyS3, settings: ObjectSettings
 ) -> None:
     s3_proxy.fault = Fault(Kind.LOSE, "PUT", times=1)
-    assert await put(tier, 1) == {Outcome.DONE}
+    assert await put(tier, 1) == {TierOutcome.DONE}
     assert len(packs(store_of(settings))) == 1
 
 
@@ -190,27 +190,29 @@ async def test_a_pack_that_may_be_there_after_a_failed_upload_is_deleted(
     tier: ObjectTier, s3_proxy: FaultyS3, settings: ObjectSettings, clock: VirtualClock
 ) -> None:
     s3_proxy.fault = Fault(Kind.LOSE, "PUT")
-    assert await put(tier, 1) == {Outcome.FAILED}
+    assert await put(tier, 1) == {TierOutcome.FAILED}
     s3_proxy.fault = None
     assert len(packs(store_of(settings))) == 1
     clock.advance(PAUSE_SECONDS)
-    assert await put(tier, 2) == {Outcome.DONE}
+    assert await put(tier, 2) == {TierOutcome.DONE}
     await tier.remove([key(2)])
-    await tier.tidied()
+    await tier.swept()
     assert packs(store_of(settings)) == []
 
 
-async def test_objects_that_vanish_are_misses(tier: ObjectTier, settings: ObjectSettings) -> None:
+async def test_objects_that_vanish_are_misses(
+    tier: ObjectTier, settings: ObjectSettings, caplog: pytest.LogCaptureFixture
+) -> None:
     await put(tier, 1, 2)
     store = store_of(settings)
     await obstore.delete_async(store, packs(store))
     results = await get(tier, 1, 2)
-    assert [result.outcome for result in results] == [Outcome.MISSING] * 2
+    assert [result.outcome for result in results] == [TierOutcome.MISSING] * 2
     assert results[0].reason
     assert tier.holds([key(1), key(2)]) == [False, False]
-    assert tier.counters.packs_vanished == 1
-    assert await put(tier, 1) == {Outcome.DONE}
-    assert await outcome(tier, 1) is Outcome.DONE
+    assert caplog.text.count("is gone") == 1
+    assert await put(tier, 1) == {TierOutcome.DONE}
+    assert await outcome(tier, 1) is TierOutcome.DONE
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,7 @@ async def test_no_more_requests_at_once_than_allowed(
         await put(tier, number)
     s3_proxy.most_at_once = 0
     results = await get(tier, *range(12))
-    assert {result.outcome for result in results} == {Outcome.DONE}
+    assert {result.outcome for result in results} == {TierOutcome.DONE}
     assert 1 < s3_proxy.most_at_once <= QUICK.reads_in_flight
 
 
@@ -278,17 +280,17 @@ async def test_a_server_that_is_killed_and_comes_back(
     try:
         tier = made(replace(settings, endpoint=server.endpoint), clock)
         await tier.open()
-        assert await put(tier, 1) == {Outcome.DONE}
+        assert await put(tier, 1) == {TierOutcome.DONE}
         server.kill()
         (read,) = await get(tier, 1)
-        assert (read.outcome, read.reason.partition(":")[0]) == (Outcome.FAILED, Trouble.UNREACHABLE)
-        assert await put(tier, 2) == {Outcome.FAILED}
+        assert (read.outcome, read.reason.partition(":")[0]) == (TierOutcome.FAILED, FailureKind.UNREACHABLE)
+        assert await put(tier, 2) == {TierOutcome.FAILED}
         server.start()
         async with asyncio.timeout(BACK_SECONDS):  # it answers before all its parts have found each other
-            while await outcome(tier, 1) is Outcome.FAILED:
+            while await outcome(tier, 1) is TierOutcome.FAILED:
                 clock.advance(PAUSE_SECONDS)
-        assert await outcome(tier, 1) is Outcome.DONE
-        assert await put(tier, 2) == {Outcome.DONE}
+        assert await outcome(tier, 1) is TierOutcome.DONE
+        assert await put(tier, 2) == {TierOutcome.DONE}
         await tier.aclose()
     finally:
         server.kill()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.clock import VirtualClock
-from llmserve.kvstore.tiers.base import Outcome
-from llmserve.kvstore.tiers.object import Limits, ObjectSettings, ObjectTier, Patience
+from llmserve.kvstore.tiers.base import TierOutcome
+from llmserve.kvstore.tiers.object import ObjectSettings, ObjectTier, RequestLimits, RetryPolicy
 from llmserve.kvstore.tiers.object.connect import connect
 from tests.support.faulty_s3 import Fault, FaultyS3, Kind
 from tests.support.seaweed import BUCKET, Seaweed, credentials
@@ -20,11 +20,11 @@ __all__ = ["make_world"]
 ROOM = 256 * PART_BYTES
 KEYS = chain("a", 6)
 ALL = [0, 1, 2, 3, 4, 5]
-QUICK = Limits(
+QUICK = RequestLimits(
     reads_in_flight=4,
     uploads_in_flight=2,
-    read=Patience(2, 0.5, 1.0, 0.001, 0.002),
-    write=Patience(2, 1.0, 2.0, 0.001, 0.002),
+    read=RetryPolicy(2, 0.5, 1.0, 0.001, 0.002),
+    write=RetryPolicy(2, 1.0, 2.0, 0.001, 0.002),
 )
 LONG_SECONDS = 120.0  # longer than any gate is closed
 AWAY = {
@@ -78,7 +78,7 @@ async def test_a_bucket_goes_away_in_the_middle_and_comes_back(
     await world.seen(other)
     await world.drained()
     (tier,) = world.store.lower
-    assert (tier.outcomes["write", Outcome.FAILED], tier.queued_bytes) == (6, 0)
+    assert (tier.outcomes["write", TierOutcome.FAILED], tier.queued_bytes) == (6, 0)
     assert await world.loaded(other) == ALL, "DRAM works without it"
     s3_proxy.fault = None
     world.clock.advance(LONG_SECONDS)
@@ -101,7 +101,7 @@ async def test_what_a_bucket_holds_is_used_after_a_restart_while_it_was_away(
     later = bucket()
     await later.store.open()
     (tier,) = later.store.lower
-    await later.until(lambda: "ServiceUnavailable" in tier.trouble)
+    await later.until(lambda: "ServiceUnavailable" in tier.kind)
     await later.seen(chain("b", 4))
     assert await later.loaded(KEYS) == []
     s3_proxy.fault = None
@@ -117,7 +117,7 @@ async def test_wrong_credentials_are_a_reason_and_right_ones_are_taken_later(
     world = bucket()
     await world.store.open()
     (tier,) = world.store.lower
-    await world.until(lambda: "check the credentials" in tier.trouble)
+    await world.until(lambda: "check the credentials" in tier.kind)
     s3_proxy.fault = None
     await world.until(lambda: tier.is_open)
     await down(world)

@@ -18,14 +18,14 @@ import grpc.aio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from llmserve.apiserver.router_link import RouterLink
+from llmserve.apiserver.links.router import RouterLink
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import EngineLoad
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2, router_pb2_grpc
-from llmserve.workers.membership import Membership
+from llmserve.workers.membership import RouterMembership
 from tests.support.valkey import Valkey
 
 SOON = 30.0  # a machine that is busy starts processes slowly
@@ -160,10 +160,12 @@ class Cluster:
             address: await self._stack.enter_async_context(open_channel(address))
             for address in self.routers.addresses
         }
-        status = SimpleNamespace(info=info, load=load, until_rest=asyncio.sleep)
+        status = SimpleNamespace(info=info, load=load, wait_until_idle=asyncio.sleep)
         engine = SimpleNamespace(set_peers=set_peers)
         drainer = SimpleNamespace(draining=False)
-        membership = Membership(cast("Any", status), channels, cast("Any", engine), cast("Any", drainer))
+        membership = RouterMembership(
+            cast("Any", status), channels, cast("Any", engine), cast("Any", drainer)
+        )
         self._keep(membership.run())
 
     def _keep(self, work: Any) -> None:

@@ -8,12 +8,11 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from llmserve.apiserver.router_link import AdmissionRefused
+from llmserve.apiserver.links.router import AdmissionRefused
 from llmserve.core.errors import NotFound, NotLeader, RouterUnavailable, Unavailable
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.explain import explain_request
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
-from llmserve.rpc.leader import ask_leader
+from llmserve.rpc.leader import ask_leader, explain_request
 from llmserve.rpc.reload import reload_cluster
 from llmserve.rpc.status import from_grpc
 from tests.integration.routers.conftest import SOON, Cluster

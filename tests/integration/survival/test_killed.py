@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from bench.cluster import Cluster, running
-from bench.survival import CASES, Case, Run, survive
-from bench.survival_client import expected_tokens
+from bench.processes.survival import CASES, Case, Run, survive
+from bench.processes.survival_client import expected_tokens
 
 ROOT = Path(__file__).parents[3]
 REQUESTS = 64

@@ -1,6 +1,7 @@
 """A traceparent in the metadata of a call."""
 
-from llmserve.rpc.trace_context import trace_metadata, traceparent_of
+from llmserve.rpc.client import trace_metadata
+from llmserve.rpc.server import traceparent_of
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import shares_plot
-from bench.shares_plot import BASIC, GOLD, SILVER
+from bench.placement import shares_plot
+from bench.placement.shares_plot import BASIC, GOLD, SILVER
 from llmserve.simulate.run import Simulation
 
 
@@ -16,7 +16,7 @@ def simulated() -> Simulation:
 
 def test_the_picture_is_what_the_simulator_draws(simulated: Simulation) -> None:
     drawn = Path("docs/img/shares.svg").read_text()
-    assert drawn == shares_plot.svg(simulated), "python -m bench.shares_plot"
+    assert drawn == shares_plot.svg(simulated), "python -m bench.placement.shares_plot"
 
 
 def test_the_shares_are_those_of_the_page(simulated: Simulation) -> None:

@@ -4,8 +4,7 @@ import pytest
 
 from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.kv_params import PullParams
-from llmserve.engines.sim.step import BatchLimits, PullOrder
-from llmserve.engines.sim.timing import Timing
+from llmserve.engines.sim.step import BatchLimits, PullOrder, Timing
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.index_feed import IndexFeed

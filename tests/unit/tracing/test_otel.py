@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 from prometheus_client import CollectorRegistry
 
-from llmserve.config.tracing import Tracing
+from llmserve.config.schema.service import Tracing
 from llmserve.core.errors import ManifestError, WorkerLost
 from llmserve.tracing.base import NO_SPAN, Kind, Tracer, ending, trace_id_of
 from llmserve.tracing.open import open_tracer

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from llmserve.transfer.base import Region, Spans
-from llmserve.transfer.tcp.memory import Memory, _without, receive, send
+from llmserve.transfer.tcp import Memory, _without, receive, send
 
 SIZE = 4 << 20
 

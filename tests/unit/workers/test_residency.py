@@ -4,7 +4,7 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import LeaseId
 from llmserve.core.lease import LeaseChange, LeaseState
 from llmserve.core.request import KvEvents
-from llmserve.workers.residency import Report, Residency
+from llmserve.workers.reporter import Report, Residency
 
 
 def granted(name: str, seconds: float = 30.0) -> LeaseChange:

@@ -7,7 +7,7 @@ from llmserve.core.errors import EngineDead, InvalidRequest
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput
-from llmserve.workers.sessions import Leftovers, Sessions
+from llmserve.workers.sessions import ApiserverSessions, Leftovers
 
 A, B = RequestId("a"), RequestId("b")
 
@@ -31,11 +31,11 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def sessions(clock: VirtualClock) -> Sessions:
-    return Sessions(clock)
+def sessions(clock: VirtualClock) -> ApiserverSessions:
+    return ApiserverSessions(clock)
 
 
-async def test_outputs_go_to_their_owners(sessions: Sessions) -> None:
+async def test_outputs_go_to_their_owners(sessions: ApiserverSessions) -> None:
     one, two = sessions.open(), sessions.open()
     sessions.claim(one, A)
     sessions.claim(two, B)
@@ -44,7 +44,7 @@ async def test_outputs_go_to_their_owners(sessions: Sessions) -> None:
     assert [list(output.token_ids) for output in await two.outbox.take()] == [[2]]
 
 
-def test_an_id_is_taken_until_its_request_ends(sessions: Sessions) -> None:
+def test_an_id_is_taken_until_its_request_ends(sessions: ApiserverSessions) -> None:
     one, two = sessions.open(), sessions.open()
     sessions.claim(one, A)
     with pytest.raises(InvalidRequest, match="in use"):
@@ -54,21 +54,23 @@ def test_an_id_is_taken_until_its_request_ends(sessions: Sessions) -> None:
     assert sessions.owns(two, A)
 
 
-def test_a_ticket_for_nobody_is_returned(sessions: Sessions) -> None:
+def test_a_ticket_for_nobody_is_returned(sessions: ApiserverSessions) -> None:
     session = sessions.open()
     sessions.claim(session, A)
     assert sessions.withdraw(session, A) == []
     assert sessions.dispatch([granted(A)]) == [ticket(A)]
 
 
-def test_withdrawing_what_another_owns_does_nothing(sessions: Sessions) -> None:
+def test_withdrawing_what_another_owns_does_nothing(sessions: ApiserverSessions) -> None:
     one, two = sessions.open(), sessions.open()
     sessions.claim(one, A)
     assert sessions.withdraw(two, A) == []
     assert sessions.owns(one, A)
 
 
-def test_a_broken_stream_leaves_aborts_and_young_tickets(sessions: Sessions, clock: VirtualClock) -> None:
+def test_a_broken_stream_leaves_aborts_and_young_tickets(
+    sessions: ApiserverSessions, clock: VirtualClock
+) -> None:
     session = sessions.open()
     for request_id in (A, B, RequestId("c")):
         sessions.claim(session, request_id)
@@ -81,7 +83,7 @@ def test_a_broken_stream_leaves_aborts_and_young_tickets(sessions: Sessions, clo
     assert sessions.requests == 0
 
 
-async def test_a_drained_stream_ends_with_its_last_request(sessions: Sessions) -> None:
+async def test_a_drained_stream_ends_with_its_last_request(sessions: ApiserverSessions) -> None:
     session = sessions.open()
     sessions.claim(session, A)
     sessions.drain(session)
@@ -90,7 +92,7 @@ async def test_a_drained_stream_ends_with_its_last_request(sessions: Sessions) -
     assert await session.outbox.take() == []
 
 
-async def test_giving_up_tells_everybody_why(sessions: Sessions) -> None:
+async def test_giving_up_tells_everybody_why(sessions: ApiserverSessions) -> None:
     session = sessions.open()
     sessions.claim(session, A)
     assert sessions.give_up(EngineDead("it crashed")) == [A]

@@ -9,9 +9,8 @@ from prometheus_client import CollectorRegistry
 from llmserve.core.hang import HangLimits
 from llmserve.metrics.worker import WorkerMetrics
 from llmserve.rpc.gen.llmserve.v1 import common_pb2
-from llmserve.workers.engine_watch import EngineWatch
-from llmserve.workers.status import WorkerStatus
-from tests.unit.workers.test_engine_watch import FakeEngine
+from llmserve.workers.status import EngineHealth, WorkerStatus
+from tests.unit.workers.test_engine_health import FakeEngine
 
 
 async def _nothing(error: Exception) -> None:
@@ -21,21 +20,21 @@ async def _nothing(error: Exception) -> None:
 @pytest.fixture
 def status() -> WorkerStatus:
     engine: Any = FakeEngine(0)
-    watch = EngineWatch(engine, HangLimits(10.0, 10.0), _nothing)
+    watch = EngineHealth(engine, HangLimits(10.0, 10.0), _nothing)
     return WorkerStatus(common_pb2.WorkerInfo(), engine, WorkerMetrics(CollectorRegistry()), watch)
 
 
 async def test_an_engine_that_comes_to_rest_is_told_of_at_once(status: WorkerStatus) -> None:
-    waiting = asyncio.create_task(status.until_rest(60.0))
-    status.came_to_rest()
+    waiting = asyncio.create_task(status.wait_until_idle(60.0))
+    status.became_idle()
     async with asyncio.timeout(1.0):
         await waiting
 
 
 async def test_once_for_each_rest(status: WorkerStatus) -> None:
-    status.came_to_rest()
-    await status.until_rest(60.0)
-    waiting = asyncio.create_task(status.until_rest(60.0))
+    status.became_idle()
+    await status.wait_until_idle(60.0)
+    waiting = asyncio.create_task(status.wait_until_idle(60.0))
     done, _ = await asyncio.wait({waiting}, timeout=0.2)
     waiting.cancel()
     assert not done
@@ -43,4 +42,4 @@ async def test_once_for_each_rest(status: WorkerStatus) -> None:
 
 async def test_else_when_the_time_is_over(status: WorkerStatus) -> None:
     async with asyncio.timeout(1.0):
-        await status.until_rest(0.01)
+        await status.wait_until_idle(0.01)

@@ -11,7 +11,7 @@ from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 
 @dataclass(slots=True)
-class Attempt:
+class AttemptRecord:
     """One placement asked for, and what came of it. report: a PlacementReport, as it came. prefill, decode:
     worker ids. failed_worker, error: why there was another attempt, or none."""
 
@@ -38,13 +38,13 @@ class SequenceRecord:
     output_tokens: int = 0
     device_cached_tokens: int = 0
     store_cached_tokens: int = 0
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[AttemptRecord] = field(default_factory=list)
     handovers: list[HandoverReport] = field(default_factory=list)
     outcome: str = ""
     error: str = ""
 
     def asked(self) -> None:
-        self.attempts.append(Attempt(time.monotonic()))
+        self.attempts.append(AttemptRecord(time.monotonic()))
 
     def placed(self, placed: router_pb2.Placed) -> None:
         """By the router, the attempt that was asked for last."""
@@ -86,7 +86,7 @@ class RequestRecord:
     trace_id: str = ""
 
 
-class Handle:
+class RecordHandle:
     """Holds a record open until HTTP and each sequence have ended; then it is closed, once."""
 
     def __init__(
@@ -127,6 +127,6 @@ class Handle:
         self._on_closed.insert(0, tell)
 
 
-def detached() -> Handle:
+def detached() -> RecordHandle:
     """Of a request that nobody remembers."""
-    return Handle(RequestRecord())
+    return RecordHandle(RequestRecord())

@@ -1,11 +1,17 @@
 """The records of the latest requests, within a number and a size."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
 import msgspec
 
-from llmserve.apiserver.explain.record import Handle, RequestRecord, detached
+from llmserve.apiserver.explain.record import RecordHandle, RequestRecord, detached
+from llmserve.apiserver.explain.view import view
+from llmserve.core.errors import NotFound
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
+from llmserve.rpc.leader import explain_request
 
 MAX_BYTES = 64 * 2**20
 _OVERHEAD_BYTES = 600  # of the objects around a packed record, its ids in the index included
@@ -15,7 +21,7 @@ _decode = msgspec.msgpack.Decoder(RequestRecord).decode
 
 
 @dataclass(slots=True)
-class _Entry:
+class _RecordEntry:
     """record: while it is open; packed: from then on, when ids are those of the record."""
 
     tenant: str
@@ -31,20 +37,20 @@ class _Entry:
         return self.record or _decode(self.packed)
 
 
-class Records:
+class RequestRecords:
     """limit_requests: of those that have ended; those that run are remembered besides. 0: none at all.
     max_bytes: of those that have ended."""
 
     def __init__(self, limit_requests: int, max_bytes: int = MAX_BYTES) -> None:
         self._limit_requests, self._max_bytes = limit_requests, max_bytes
         self._numbers = count()
-        self._running: dict[int, _Entry] = {}
-        self._ended: dict[int, _Entry] = {}  # the oldest first
+        self._running: dict[int, _RecordEntry] = {}
+        self._ended: dict[int, _RecordEntry] = {}  # the oldest first
         self._by_id: dict[str, list[int]] = {}  # the oldest first
         self.size_bytes = 0
 
     def __repr__(self) -> str:
-        return f"<Records running={len(self._running)} ended={len(self._ended)} bytes={self.size_bytes}>"
+        return f"<RequestRecords {len(self._running)}+{len(self._ended)} bytes={self.size_bytes}>"
 
     def __len__(self) -> int:
         return len(self._running) + len(self._ended)
@@ -53,15 +59,15 @@ class Records:
         self._limit_requests = requests
         self._forget_old()
 
-    def open(self, request_id: str, tenant: str, path: str) -> Handle:
+    def open(self, request_id: str, tenant: str, path: str) -> RecordHandle:
         """request_id: x-request-id, which clients may choose: it need not be the only one of its name."""
         if self._limit_requests == 0:
             return detached()
         number = next(self._numbers)
         record = RequestRecord([request_id], tenant, path)
-        self._running[number] = _Entry(tenant, record.ids, record)
+        self._running[number] = _RecordEntry(tenant, record.ids, record)
         self._index(request_id, number)
-        return Handle(record, lambda name: self._index(name, number), lambda: self._close(number))
+        return RecordHandle(record, lambda name: self._index(name, number), lambda: self._close(number))
 
     def find(self, request_id: str, tenant: str = "") -> RequestRecord | None:
         """The latest of this id, and of this tenant if one is named."""
@@ -100,7 +106,7 @@ class Records:
             self.size_bytes -= entry.size_bytes
             self._forget(number, entry)
 
-    def _forget(self, number: int, entry: _Entry) -> None:
+    def _forget(self, number: int, entry: _RecordEntry) -> None:
         for name in entry.ids:
             numbers = self._by_id[name]
             numbers.remove(number)
@@ -111,3 +117,24 @@ class Records:
 def _is_worth_keeping(record: RequestRecord) -> bool:
     """Not those of `/tokenize` and the like, unless they failed."""
     return bool(record.sequences) or record.status >= _FIRST_ERROR_STATUS
+
+
+class RecordFinder:
+    """apiserver: the name of this one. routers: HOST:PORT of each; the one that leads asks the others."""
+
+    def __init__(self, records: RequestRecords, apiserver: str, routers: Sequence[str]) -> None:
+        self._records, self._apiserver, self._routers = records, apiserver, routers
+
+    def here(self, question: router_pb2.RecordQuestion) -> bytes:
+        """JSON. Errors: NotFound."""
+        record = self._records.find(question.request_id, question.tenant)
+        if record is None:
+            raise NotFound(f"{self._apiserver} remembers no request {question.request_id}")
+        return json.dumps(view(record, self._apiserver)).encode()
+
+    async def anywhere(self, question: router_pb2.RecordQuestion) -> bytes:
+        """JSON. Errors: NotFound, Unavailable."""
+        try:
+            return self.here(question)
+        except NotFound:
+            return await explain_request(self._routers, question.request_id, question.tenant)

@@ -4,7 +4,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from llmserve.apiserver.explain.record import Attempt, RequestRecord, SequenceRecord
+from llmserve.apiserver.explain.record import AttemptRecord, RequestRecord, SequenceRecord
 from llmserve.core.request import HandoverReport
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
@@ -45,7 +45,7 @@ def _sequence(one: SequenceRecord, record: RequestRecord) -> dict[str, Any]:
     }
 
 
-def _attempt(attempt: Attempt, record: RequestRecord) -> dict[str, Any]:
+def _attempt(attempt: AttemptRecord, record: RequestRecord) -> dict[str, Any]:
     report = router_pb2.PlacementReport.FromString(attempt.report)
     return {
         "asked_seconds": _seconds(attempt.asked_at, record),

@@ -9,8 +9,8 @@ import os
 import pickle
 import signal
 
-from llmserve.apiserver.environment import prepare_environment
 from llmserve.apiserver.grammars.forks import ForkLimits, ForkServer
+from llmserve.engines.vllm.environment import set_apiserver_environment
 
 
 def main() -> None:
@@ -18,12 +18,12 @@ def main() -> None:
     # Only answers go to stdout: what libraries print there goes to the log.
     answers = os.dup(1)
     os.dup2(2, 1)
-    prepare_environment()
+    set_apiserver_environment()
     config = pickle.loads(base64.b64decode(_first_line()))
     # After the environment, which vLLM reads when it is imported.
-    from llmserve.apiserver.grammars.compiler import Compiler
+    from llmserve.apiserver.grammars.compiler import GrammarCompiler
 
-    compiler = Compiler(config)
+    compiler = GrammarCompiler(config)
     os.write(answers, b"{}\n")
     ForkServer(compiler.problem_of, ForkLimits(), tasks=0, answers=answers).serve()
     os._exit(0)  # nothing is left to be tidied up, and vLLM's modules take seconds for it

@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-from llmserve.apiserver.grammars.forks import Answer, Task
+from llmserve.apiserver.grammars.forks import CompileResult, Task
 from llmserve.apiserver.grammars.process import GrammarProcess
 from llmserve.core.errors import InvalidRequest, Overloaded, Unavailable
 from llmserve.core.tasks import TaskOwner
@@ -40,8 +40,8 @@ class GrammarCheck:
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._waiting: Counter[str] = Counter()  # by tenant
-        self._asked: dict[bytes, asyncio.Task[Answer | Unavailable]] = {}
-        self._known: OrderedDict[bytes, Answer] = OrderedDict()
+        self._asked: dict[bytes, asyncio.Task[CompileResult | Unavailable]] = {}
+        self._known: OrderedDict[bytes, CompileResult] = OrderedDict()
 
     async def start(self) -> None:
         """Starts the process ahead of the first grammar. A failure is left to that one, which tries again."""
@@ -62,7 +62,7 @@ class GrammarCheck:
         if answer.problem:
             raise _refused(answer.problem)
 
-    async def _answer(self, key: bytes, task: Task, tenant: str) -> Answer | Unavailable:
+    async def _answer(self, key: bytes, task: Task, tenant: str) -> CompileResult | Unavailable:
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]
@@ -77,7 +77,7 @@ class GrammarCheck:
         except TimeoutError:
             raise _busy() from None
 
-    async def _ask(self, key: bytes, task: Task, tenant: str) -> Answer | Unavailable:
+    async def _ask(self, key: bytes, task: Task, tenant: str) -> CompileResult | Unavailable:
         self._waiting[tenant] += 1
         try:
             async with self._turns[tenant], self._slots:

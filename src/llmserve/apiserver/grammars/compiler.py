@@ -16,7 +16,7 @@ from llmserve.apiserver.grammars.forks import Task
 _BACKENDS = {"xgrammar": XgrammarBackend, "guidance": GuidanceBackend}
 
 
-class Compiler:
+class GrammarCompiler:
     """Made once, before the forks: what it holds of the tokenizer is made for all of them."""
 
     def __init__(self, config: VllmConfig) -> None:

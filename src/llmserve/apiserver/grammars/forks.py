@@ -31,7 +31,7 @@ class ForkLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CompileResult:
     """problem: why the task failed; empty: it did not. limited: for want of time or memory, so that it may
     come out differently another time."""
 
@@ -110,11 +110,11 @@ class ForkServer:
         try:
             _silence()
             _limit(self._limits)
-            answer = Answer(self._work(task))
+            answer = CompileResult(self._work(task))
         except MemoryError:
             answer = self._over()
         except BaseException as error:  # nothing of the server may run on in the child
-            answer = Answer(f"{type(error).__name__}: {error}")
+            answer = CompileResult(f"{type(error).__name__}: {error}")
         os.write(pipe, json.dumps([answer.problem[:_MAX_PROBLEM_LENGTH], answer.limited]).encode())
         os._exit(0)
 
@@ -127,18 +127,20 @@ class ForkServer:
         os.close(child.pipe)
         del self._children[child.pipe]
         _, status = os.waitpid(child.pid, 0)
-        answer = Answer(*json.loads(child.said)) if child.said else self._death(child, status)
+        answer = CompileResult(*json.loads(child.said)) if child.said else self._death(child, status)
         line = {"number": child.number, "problem": answer.problem, "limited": answer.limited}
         os.write(self._answers, json.dumps(line).encode() + b"\n")
 
-    def _death(self, child: _Child, status: int) -> Answer:
+    def _death(self, child: _Child, status: int) -> CompileResult:
         if child.late or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
-            return Answer(f"it takes more than {self._limits.cpu_seconds} s of computing", limited=True)
+            return CompileResult(
+                f"it takes more than {self._limits.cpu_seconds} s of computing", limited=True
+            )
         return self._over()
 
-    def _over(self) -> Answer:
+    def _over(self) -> CompileResult:
         memory = f"{self._limits.memory_bytes >> 20} MiB of memory"
-        return Answer(f"it takes more than {memory}, or ends the compiler", limited=True)
+        return CompileResult(f"it takes more than {memory}, or ends the compiler", limited=True)
 
 
 def _kill(child: _Child) -> None:

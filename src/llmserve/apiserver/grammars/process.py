@@ -9,7 +9,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from typing import Any
 
-from llmserve.apiserver.grammars.forks import Answer, ForkLimits, Task
+from llmserve.apiserver.grammars.forks import CompileResult, ForkLimits, Task
 from llmserve.core.errors import Unavailable
 from llmserve.core.tasks import TaskOwner
 
@@ -27,7 +27,7 @@ class GrammarProcess:
         self._config, self._owner = config, owner
         self._process: Process | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._asked: dict[int, asyncio.Future[Answer]] = {}
+        self._asked: dict[int, asyncio.Future[CompileResult]] = {}
         self._count = 0
         self.alive = False
 
@@ -55,11 +55,11 @@ class GrammarProcess:
         self.alive = True
         self._reader = self._owner.spawn("grammars", self._read())
 
-    async def ask(self, task: Task) -> Answer:
+    async def ask(self, task: Task) -> CompileResult:
         """Errors: Unavailable."""
         self._count += 1
         number = self._count
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[CompileResult] = asyncio.get_running_loop().create_future()
         self._asked[number] = answered
         try:
             self._write(json.dumps({"number": number, "task": task}).encode())
@@ -87,7 +87,7 @@ class GrammarProcess:
                 said = json.loads(line)
                 answered = self._asked.get(said["number"])
                 if answered is not None and not answered.done():
-                    answered.set_result(Answer(said["problem"], said["limited"]))
+                    answered.set_result(CompileResult(said["problem"], said["limited"]))
         finally:
             self.alive = False
             for answered in self._asked.values():

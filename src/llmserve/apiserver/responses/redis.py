@@ -6,7 +6,7 @@ one that is being made, a string that expires. Imported only with `state.backend
 
 from typing import Any
 
-from llmserve.apiserver.responses.base import ResponseKey, Stage, StoredResponse
+from llmserve.apiserver.responses.store import ResponseKey, ResponseStage, StoredResponse
 from llmserve.rpc.redis_client import RedisClient, milliseconds
 
 # KEYS: the response, its lease. ARGV: stage, text, ms to keep it, ms of the lease or 0.
@@ -39,26 +39,28 @@ class RedisResponses:
         self._client = RedisClient(url, password=password, call_seconds=call_seconds)
 
     async def put(self, key: ResponseKey, text: str) -> None:
-        await self._run(_KEEP, key, Stage.ENDED, text, self._keep_ms, 0)
+        await self._run(_KEEP, key, ResponseStage.ENDED, text, self._keep_ms, 0)
 
     async def begin(self, key: ResponseKey, text: str, lease_seconds: float) -> None:
-        await self._run(_KEEP, key, Stage.RUNNING, text, self._keep_ms, milliseconds(lease_seconds))
+        await self._run(_KEEP, key, ResponseStage.RUNNING, text, self._keep_ms, milliseconds(lease_seconds))
 
     async def renew(self, key: ResponseKey, lease_seconds: float) -> bool:
         return bool(await self._run(_RENEW, key, milliseconds(lease_seconds)))
 
     async def end(self, key: ResponseKey, text: str) -> bool:
-        return bool(await self._run(_CHANGE, key, Stage.ENDED, text, self._keep_ms, 0))
+        return bool(await self._run(_CHANGE, key, ResponseStage.ENDED, text, self._keep_ms, 0))
 
     async def cancel(self, key: ResponseKey, text: str) -> bool:
-        return bool(await self._run(_CHANGE, key, Stage.CANCELLED, text, self._keep_ms, 0))
+        return bool(await self._run(_CHANGE, key, ResponseStage.CANCELLED, text, self._keep_ms, 0))
 
     async def get(self, key: ResponseKey) -> StoredResponse | None:
         stage, text, has_lease = await self._run(_GET, key)
         if stage is None:
             return None
-        found = Stage(stage)
-        return StoredResponse(Stage.LOST if found is Stage.RUNNING and not has_lease else found, text)
+        found = ResponseStage(stage)
+        return StoredResponse(
+            ResponseStage.LOST if found is ResponseStage.RUNNING and not has_lease else found, text
+        )
 
     async def aclose(self) -> None:
         await self._client.aclose()

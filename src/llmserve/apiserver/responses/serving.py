@@ -9,13 +9,11 @@ from fastapi import Request
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-from llmserve.apiserver.errors import as_serving_error
-from llmserve.apiserver.request_scope import current_scope
-from llmserve.apiserver.responses.base import ResponseKey, ResponseStore, Stage
-from llmserve.apiserver.responses.events import Events, KeptEvents
-from llmserve.apiserver.responses.record import decode, encode
-from llmserve.apiserver.responses.streams import StreamedResponses
-from llmserve.apiserver.responses.turn import Turn, View
+from llmserve.apiserver.http.errors import as_serving_error
+from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.responses.scope import ResponseScope, ScopedDict, decode, encode
+from llmserve.apiserver.responses.store import ResponseKey, ResponseStage, ResponseStore
+from llmserve.apiserver.responses.streams import RecentEvents, ResponseEvents, StreamedResponses
 from llmserve.core.errors import StateUnavailable
 from llmserve.core.tasks import TaskOwner
 
@@ -26,24 +24,24 @@ _RENEW_SECONDS = 1.0  # and so long it takes at most until a cancellation elsewh
 _UNDER_WAY = ("queued", "in_progress")
 
 
-class Responses(StreamedResponses):
+class ResponsesHandler(StreamedResponses):
     """Made by `keep_in`, of vLLM's own."""
 
     def keep_in(self, store: ResponseStore | None) -> None:
         """Once, before the first request, inside a running loop. None: nothing is kept."""
         self._store, self._owner = store, TaskOwner("responses")
         self.enable_store = store is not None
-        self.response_store = View(lambda: _turn().responses)
-        self.msg_store = View(lambda: _turn().messages)
+        self.response_store = ScopedDict(lambda: _scope().responses)
+        self.msg_store = ScopedDict(lambda: _scope().messages)
         self._background: dict[ResponseKey, asyncio.Task[None]] = {}
-        self._events = KeptEvents()
+        self._events = RecentEvents()
 
     # -- what clients ask for
 
     async def create_responses(self, request: ResponsesRequest, raw_request: Request | None = None) -> Any:
         if request.previous_response_id is not None:
             await self._fetch(request.previous_response_id)
-        began = _turn().began = asyncio.get_running_loop().create_future()
+        began = _scope().began = asyncio.get_running_loop().create_future()
         made = await super().create_responses(request, raw_request)
         if request.background and not isinstance(made, ErrorResponse):
             await began
@@ -60,19 +58,19 @@ class Responses(StreamedResponses):
         self, response_id: str, starting_after: int | None, stream: bool | None
     ) -> Any:
         await self._fetch(response_id)
-        found = response_id in _turn().responses
+        found = response_id in _scope().responses
         if found and stream and self._events.get(_key(response_id)) is None:
             return self._refusal(f"no stream of {response_id} is kept here; ask without stream", "stream")
         return await super().retrieve_responses(response_id, starting_after, stream)
 
     async def cancel_responses(self, response_id: str) -> ErrorResponse | ResponsesResponse:
         """One that is made elsewhere ends within _RENEW_SECONDS."""
-        key, turn = _key(response_id), _turn()
+        key, scope = _key(response_id), _scope()
         await self._fetch(response_id)
-        response = turn.responses.get(response_id)
+        response = scope.responses.get(response_id)
         if self._store is not None and response is not None and response.status in _UNDER_WAY:
             cancelled = response.model_copy(update={"status": "cancelled"})
-            text = encode(cancelled, turn.messages.get(response_id))
+            text = encode(cancelled, scope.messages.get(response_id))
             if await self._store.cancel(key, text):
                 if task := self._background.get(key):
                     task.cancel()
@@ -82,7 +80,7 @@ class Responses(StreamedResponses):
         return answer
 
     async def _fetch(self, response_id: str) -> None:
-        """Into the turn of this request, if the tenant has it. Errors: StateUnavailable, as vLLM's."""
+        """Puts the tenant's response into this request's scope. Errors: StateUnavailable as vLLM's."""
         if self._store is None:
             return
         try:
@@ -96,12 +94,12 @@ class Responses(StreamedResponses):
         except ValueError:
             _log.warning("response %s was kept by another release, and cannot be read", response_id)
             return
-        if stored.stage is Stage.LOST:
+        if stored.stage is ResponseStage.LOST:
             response.status = "failed"
-        turn = _turn()
-        turn.responses[response_id] = response
+        scope = _scope()
+        scope.responses[response_id] = response
         if messages is not None:
-            turn.messages[response_id] = messages
+            scope.messages[response_id] = messages
 
     def _refusal(self, message: str, parameter: str) -> ErrorResponse:
         error: ErrorResponse = self.create_error_response(
@@ -122,7 +120,7 @@ class Responses(StreamedResponses):
         """The client gets its answer in any case, as it has been paid for."""
         if self._store is None:
             return
-        key, text = _key(response.id), encode(response, _turn().messages.get(response.id))
+        key, text = _key(response.id), encode(response, _scope().messages.get(response.id))
         try:
             if request.background:
                 await self._store.end(key, text)
@@ -171,16 +169,16 @@ class Responses(StreamedResponses):
 
     async def _begin(self, key: ResponseKey) -> bool:
         """The client is answered after it: what it asks for next finds the response."""
-        turn = _turn()
+        scope = _scope()
         assert self._store is not None
-        assert turn.began is not None
+        assert scope.began is not None
         error: Exception | None = None
         try:
             await self._store.begin(key, self._text_of(key), _LEASE_SECONDS)
         except Exception as reason:
             error = _early(reason)
-        if not turn.began.done():  # the client may be gone
-            turn.began.set_exception(error) if error else turn.began.set_result(None)
+        if not scope.began.done():  # the client may be gone
+            scope.began.set_exception(error) if error else scope.began.set_result(None)
         return error is None
 
     async def _watched(
@@ -207,7 +205,7 @@ class Responses(StreamedResponses):
                 _log.warning("response %s goes on unseen: %s", key.response_id, error.message)
 
     async def _end_if_failed(self, key: ResponseKey) -> None:
-        response = _turn().responses[key.response_id]
+        response = _scope().responses[key.response_id]
         if self._store is None or response.status not in (*_UNDER_WAY, "failed"):
             return
         response.status = "failed"
@@ -217,8 +215,8 @@ class Responses(StreamedResponses):
             _log.warning("that response %s failed is not kept: %s", key.response_id, error.message)
 
     def _text_of(self, key: ResponseKey) -> str:
-        turn = _turn()
-        return encode(turn.responses[key.response_id], turn.messages.get(key.response_id))
+        scope = _scope()
+        return encode(scope.responses[key.response_id], scope.messages.get(key.response_id))
 
     async def aclose(self) -> None:
         """After the last request. Idempotent."""
@@ -230,8 +228,8 @@ class Responses(StreamedResponses):
             await self._store.aclose()
 
 
-def _turn() -> Turn:
-    return current_scope().turn
+def _scope() -> ResponseScope:
+    return current_scope().responses
 
 
 def _key(response_id: str) -> ResponseKey:
@@ -244,6 +242,6 @@ def _early(error: Exception) -> Exception:
     return serving_error
 
 
-async def _feed(events: Events, source: AsyncIterator[Any]) -> None:
+async def _feed(events: ResponseEvents, source: AsyncIterator[Any]) -> None:
     async for event in source:
         events.add(event)

@@ -1,7 +1,9 @@
 """`/v1/responses` as OpenAI documents it, where vLLM's own differs: how its streams end."""
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -9,7 +11,8 @@ from pydantic import BaseModel
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.exceptions import VLLMError
 
-from llmserve.apiserver.errors import Problem, problem_of
+from llmserve.apiserver.http.errors import ApiError, api_error_of
+from llmserve.apiserver.responses.store import ResponseKey
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class StreamedResponses(OpenAIServingResponses):
                 raise
             if not isinstance(error, VLLMError):
                 _log.exception("a stream of /v1/responses failed")
-            for one in (*held, _failed(created, number, problem_of(error))):
+            for one in (*held, _failed(created, number, api_error_of(error))):
                 yield one
 
 
@@ -65,7 +68,7 @@ def _cut(event: Any) -> _End:
     )
 
 
-def _failed(created: Any, number: int, problem: Problem) -> _End:
+def _failed(created: Any, number: int, problem: ApiError) -> _End:
     """created: the stream's first event."""
     error = {"code": _code(problem.status), "message": problem.message}
     response = created.response.model_dump(mode="json", by_alias=True)
@@ -81,3 +84,55 @@ def _code(status: int) -> str:
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return "rate_limit_exceeded"
     return "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_prompt"
+
+
+_MOST_KEPT = 128
+
+
+class ResponseEvents:
+    def __init__(self) -> None:
+        self.ended = False
+        self._events: list[Any] = []
+        self._changed = asyncio.Event()
+
+    def add(self, event: Any) -> None:
+        self._events.append(event)
+        self._wake()
+
+    def end(self) -> None:
+        """No more will come. Whoever adds them ends them, however it goes."""
+        self.ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def follow(self, start: int) -> AsyncIterator[Any]:
+        """Those from this number on, until they end."""
+        index = max(0, start)
+        while True:
+            while index < len(self._events):
+                yield self._events[index]
+                index += 1
+            if self.ended:
+                return
+            await self._changed.wait()
+
+
+class RecentEvents:
+    """Those of the latest streams; one that goes on is never forgotten."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[ResponseKey, ResponseEvents] = OrderedDict()
+
+    def open(self, key: ResponseKey) -> ResponseEvents:
+        events = self._kept[key] = ResponseEvents()
+        self._kept.move_to_end(key)
+        ended = [one for one, held in self._kept.items() if held.ended]
+        for one in ended[: max(0, len(self._kept) - _MOST_KEPT)]:
+            del self._kept[one]
+        return events
+
+    def get(self, key: ResponseKey) -> ResponseEvents | None:
+        return self._kept.get(key)

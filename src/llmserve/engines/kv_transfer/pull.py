@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from llmserve.core.aio import wait_ended
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import PullParams
@@ -204,7 +205,8 @@ class Pull:
         try:
             await asyncio.wait((task, peer.lost), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await _settled(task)
+            task.cancel()
+            await wait_ended([task])  # a result must not be seen while memory may change
         if task.cancelled():
             raise TransferError(peer.lost.result() if peer.lost.done() else "cancelled")
         status = task.result()
@@ -218,17 +220,3 @@ async def renewals(peer: Peer, pull_params: PullParams) -> None:
         while True:
             await asyncio.sleep(pull_params.lease_seconds / _RENEWALS_PER_LEASE)
             await peer.demand("renew", pull_params)
-
-
-async def _settled(task: asyncio.Task[TransferStatus]) -> None:
-    """Cancels a read and waits for it, through any cancellation of the waiter itself, which is
-    passed on afterwards: a result must not be seen while memory may change."""
-    task.cancel()
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait((task,))
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError

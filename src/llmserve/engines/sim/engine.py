@@ -14,24 +14,23 @@ from llmserve.engines.base import EngineInfo
 from llmserve.engines.kv_transfer import PullResult
 from llmserve.engines.sim.kv_handover import KvHandover
 from llmserve.engines.sim.limits import SimLimits
-from llmserve.engines.sim.link import KvLink, Ticket
+from llmserve.engines.sim.link import SimLink, Ticket
 from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.sequence import SimSequence
-from llmserve.engines.sim.step import BatchLimits, Step
-from llmserve.engines.sim.timing import Pace, Timing
+from llmserve.engines.sim.step import BatchLimits, Step, StepTimer, Timing
 from llmserve.engines.spec import EngineSpec, computation_words
 
 _log = logging.getLogger(__name__)
 
-OpenLink = Callable[[EngineSpec, KvMemory], Awaitable[KvLink]]
+OpenLink = Callable[[EngineSpec, KvMemory], Awaitable[SimLink]]
 
 
 class SimEngine:
     """open_link connects it to the engines it hands over to; pace says how time passes."""
 
-    def __init__(self, spec: EngineSpec, open_link: OpenLink, pace: Pace) -> None:
+    def __init__(self, spec: EngineSpec, open_link: OpenLink, pace: StepTimer) -> None:
         self._spec = spec
         self._open_link = open_link
         self._pace = pace
@@ -51,7 +50,7 @@ class SimEngine:
             ),
         )
         self._memory: KvMemory | None = None
-        self._link: KvLink | None = None
+        self._link: SimLink | None = None
         self._tasks: TaskOwner | None = None
         self._outputs: list[EngineOutput] = []
         self._rests = False  # nobody was told yet
@@ -256,7 +255,7 @@ class SimEngine:
 
     # -- transfers
 
-    async def _tend(self, link: KvLink) -> None:
+    async def _tend(self, link: SimLink) -> None:
         while True:
             await link.changed.wait()
             link.changed.clear()
@@ -294,7 +293,7 @@ class SimEngine:
         """Wakes next_kv_events, which finds out whether there is anything."""
         self._kv_changed.set()
 
-    def _linked(self) -> KvLink:
+    def _linked(self) -> SimLink:
         if self._link is None:
             raise EngineDead("the simulated engine is closed")
         return self._link

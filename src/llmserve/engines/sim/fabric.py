@@ -1,8 +1,8 @@
 """Hand-over between simulated engines of one process: the same leases and the same bytes, no sockets."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import LeaseId, RequestId, TransferId
@@ -13,9 +13,58 @@ from llmserve.core.request import KvPeer, PairStatus
 from llmserve.engines.kv_transfer import Finish, PullResult, PushChunk
 from llmserve.engines.kv_transfer.leases import BlockLeases
 from llmserve.engines.sim.link import LinkCounters, Ticket
-from llmserve.engines.sim.local_push import LocalPushes, Waiting
 from llmserve.engines.sim.memory import Digests, KvMemory
 from llmserve.engines.spec import EngineSpec
+
+
+@dataclass(slots=True)
+class PushReader:
+    """A reader of a transfer. fetch: it pulls with prefill's ticket, and goes on from prefill's tokens. fail:
+    nothing will come, for a reason."""
+
+    request_id: RequestId
+    fetch: Callable[[Finish], None]
+    fail: Callable[[str], None]
+
+
+@dataclass(slots=True)
+class LocalPushes:
+    """What prefill's engine and its readers have said of transfers, whichever came first."""
+
+    _finished: dict[TransferId, Finish] = field(default_factory=dict)
+    _waiting: dict[TransferId, PushReader] = field(default_factory=dict)
+
+    def wait(self, transfer_id: TransferId, reader: PushReader) -> None:
+        if finish := self._finished.pop(transfer_id, None):
+            reader.fetch(finish)
+        else:
+            self._waiting[transfer_id] = reader
+
+    def finish(self, transfer_id: TransferId, finish: Finish) -> None:
+        if reader := self._waiting.pop(transfer_id, None):
+            reader.fetch(finish)
+        else:
+            self._finished[transfer_id] = finish
+
+    def drop(self, transfer_id: TransferId) -> None:
+        if reader := self._waiting.pop(transfer_id, None):
+            reader.fail("prefill was aborted")
+
+    def stop(self, transfer_id: TransferId) -> Finish | None:
+        """The reader is not interested any more. Returns what it would have got: its lease is to be ended."""
+        if reader := self._waiting.pop(transfer_id, None):
+            reader.fail("cancelled")
+        return self._finished.pop(transfer_id, None)
+
+    def forget(self, request_ids: Collection[RequestId]) -> None:
+        """The leases of these prefills have ended."""
+        for transfer_id in [t for t, finish in self._finished.items() if finish.request_id in request_ids]:
+            del self._finished[transfer_id]
+
+    def fail_all(self, reason: str) -> None:
+        while self._waiting:
+            self._waiting.popitem()[1].fail(reason)
+
 
 TRANSPORT = "local"
 
@@ -99,7 +148,7 @@ class LocalLink:
 
         self._arriving[request_id] = card
         if owner := self._fabric.find(card.endpoints[0]):
-            owner.pushes.wait(card.transfer_id, Waiting(request_id, fetch, fail))
+            owner.pushes.wait(card.transfer_id, PushReader(request_id, fetch, fail))
         else:
             fail("the prefill engine is gone")
 

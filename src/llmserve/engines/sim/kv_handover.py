@@ -5,7 +5,7 @@ import numpy as np
 from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import PullParams
 from llmserve.engines.kv_transfer import Finish, PromptFollower, PullResult
-from llmserve.engines.sim.link import KvLink
+from llmserve.engines.sim.link import SimLink
 from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.sequence import SimSequence
@@ -16,7 +16,7 @@ from llmserve.engines.spec import EngineSpec
 class KvHandover:
     """Bookkeeping between the scheduler's orders and the link."""
 
-    def __init__(self, spec: EngineSpec, link: KvLink, memory: KvMemory, pool: BlockPool) -> None:
+    def __init__(self, spec: EngineSpec, link: SimLink, memory: KvMemory, pool: BlockPool) -> None:
         self._spec = spec
         self._link = link
         self._memory = memory

@@ -13,8 +13,8 @@ from typing import Generic
 
 from llmserve.core.ids import RequestId
 from llmserve.core.request import PrefillStats
-from llmserve.engines.sim.block_sequence import Phase
 from llmserve.engines.sim.pool import BlockPool
+from llmserve.engines.sim.sequence import Phase
 from llmserve.engines.sim.step import BatchLimits, Committed, PullOrder, S, Step
 
 

@@ -1,10 +1,12 @@
-"""What the scheduler of a simulated engine orders: a step, and what comes of it."""
+"""What the scheduler of a simulated engine orders for one step, and how long the step takes."""
 
+import asyncio
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from llmserve.engines.sim.block_sequence import BlockSequence
+from llmserve.core.clock import VirtualClock
 from llmserve.engines.sim.link import Ticket
+from llmserve.engines.sim.sequence import BlockSequence
 
 S = TypeVar("S", bound=BlockSequence)
 
@@ -62,3 +64,52 @@ class Committed(Generic[S]):
 def _decodes(sequence: BlockSequence, count: int) -> bool:
     """A fully loaded prompt's last token costs what a decoded one does."""
     return count == 1 and sequence.computed_tokens > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A linear model of one engine step. prefill_tokens_per_second 0: prefill takes no time."""
+
+    prefill_tokens_per_second: float = 0.0
+    decode_step_seconds: float = 0.0
+    decode_seconds_per_sequence: float = 0.0
+
+    def step_seconds(self, prefill_tokens: int, decode_sequences: int) -> float:
+        seconds = 0.0
+        if prefill_tokens and self.prefill_tokens_per_second:
+            seconds += prefill_tokens / self.prefill_tokens_per_second
+        if decode_sequences:
+            seconds += self.decode_step_seconds + self.decode_seconds_per_sequence * decode_sequences
+        return seconds
+
+
+class StepTimer(Protocol):
+    def now(self) -> float:
+        """Monotonic seconds."""
+
+    async def sleep_until(self, when: float) -> None:
+        """Returns at or after `when`; always lets other tasks run."""
+
+
+class RealStepTimer:
+    """The event loop's clock."""
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def sleep_until(self, when: float) -> None:
+        await asyncio.sleep(max(0.0, when - self.now()))
+
+
+class VirtualStepTimer:
+    """Time passes only by waiting for it, and then at once. One engine, or several in turn."""
+
+    def __init__(self) -> None:
+        self._clock = VirtualClock()
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    async def sleep_until(self, when: float) -> None:
+        self._clock.advance(max(0.0, when - self.now()))
+        await asyncio.sleep(0)

@@ -17,7 +17,7 @@ import grpc
 
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
-from llmserve.transfer.shm.identity import Place
+from llmserve.transfer.shm.identity import ProcessNamespace
 
 _log = logging.getLogger(__name__)
 _SETTLE_SECONDS = 10.0
@@ -80,7 +80,7 @@ class StoreLink:
         self._parts: dict[str, Any] = {"part_bytes": list(part_bytes), "part_shapes": list(part_shapes)}
         self._parts["block_tokens"] = block_tokens
         self._notify = notify
-        self._place = Place.here().text
+        self._place = ProcessNamespace.here().text
         self._attached: _Attached | None = None
         self._attaching: Any = None
         self._calls: set[Any] = set()  # under way; gRPC cancels a call that nobody holds

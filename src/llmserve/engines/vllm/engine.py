@@ -37,8 +37,7 @@ from llmserve.engines.vllm.convert import to_core_request, to_engine_output
 from llmserve.engines.vllm.environment import asking_about_the_model, missing_compiler, set_engine_environment
 from llmserve.engines.vllm.failures import Cause, read_cause, write_logging
 from llmserve.engines.vllm.kv_events import KvEventSource
-from llmserve.engines.vllm.own_metrics import OwnMetrics
-from llmserve.engines.vllm.stats import EngineStats
+from llmserve.engines.vllm.stats import EngineStats, VllmMetrics
 from llmserve.engines.vllm.warm_up import warm_up
 from llmserve.models.directory import read_config
 
@@ -55,7 +54,7 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec, registry: CollectorRegistry | None = None) -> None:
         self._spec = spec
         self._registry = registry
-        self._own_metrics: OwnMetrics | None = None
+        self._own_metrics: VllmMetrics | None = None
         self._core: AsyncMPClient | None = None
         self._kv_events: KvEventSource | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -82,7 +81,7 @@ class VllmEngine:
             raise (read_cause(scratch) or Cause.of(error)).as_error() from error
         self._children = frozenset(descendants(os.getpid()))
         if self._registry is not None:
-            self._own_metrics = OwnMetrics(config, self._registry)
+            self._own_metrics = VllmMetrics(config, self._registry)
         card = EngineReadyFile.read(card_path)
         self._stats.total_blocks = card.total_blocks
         self._info = EngineInfo(
@@ -165,7 +164,7 @@ class VllmEngine:
             rests = False
             if outputs.scheduler_stats is not None:
                 self._record(outputs.scheduler_stats)
-                rests = self._stats.came_to_rest
+                rests = self._stats.became_idle
             if outputs.outputs or rests:
                 return [self._output(output) for output in outputs.outputs]
 

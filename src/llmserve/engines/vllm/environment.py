@@ -15,7 +15,7 @@ from llmserve.config.conflict import Conflict
 from llmserve.core.errors import DeadlineExceeded
 from llmserve.models import default_cache_dir
 from llmserve.models.directory import read_config
-from llmserve.models.lock import file_lock
+from llmserve.models.files import file_lock
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,14 @@ _FIXED = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
+# This process computes nothing, so one thread of everything is enough. stdout is for the supervisor.
+_APISERVER = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
 
 def set_engine_environment(scratch: str, *, compiles: bool) -> None:
     """Sets the environment of this process and of those that vLLM spawns.
@@ -49,6 +57,14 @@ def set_engine_environment(scratch: str, *, compiles: bool) -> None:
     keep_caches()
     if not compiles:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def set_apiserver_environment() -> None:
+    """Sets the environment of a process that only serves vLLM's API. Variables that are set already (by
+    `engine.env`, or by whoever started the process) keep their value."""
+    keep_caches()
+    for name, value in _APISERVER.items():
+        os.environ.setdefault(name, value)
 
 
 def missing_compiler() -> Iterator[Conflict]:

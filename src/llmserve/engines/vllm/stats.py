@@ -1,12 +1,20 @@
-"""The latest of vLLM's scheduler statistics, as an EngineLoad and as lease changes."""
+"""What vLLM's steps report: as an EngineLoad, as lease changes, and as vLLM's own metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine.parallel_sampling import ParentRequest
+from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.metrics.stats import IterationStats, LoRARequestStates, RequestStateStats
 
 from llmserve.core.ids import LeaseId
 from llmserve.core.lease import LeaseChange, LeaseState
 from llmserve.core.request import EngineLoad, HandoverReport, PairStatus
 from llmserve.engines.vllm.args import CONNECTOR
+from llmserve.metrics.passed_on import PassedOn
 
 _FROM_CONNECTOR = (
     "leased_blocks",
@@ -22,7 +30,7 @@ class EngineStats:
 
     def __init__(self) -> None:
         self.total_blocks = 0
-        self.came_to_rest = False  # with the last step: nothing runs, and that or what is held is new
+        self.became_idle = False  # with the last step: nothing runs, and that or what is held is new
         self._load = EngineLoad()
 
     def record(self, stats: Any) -> tuple[list[LeaseChange], dict[str, HandoverReport]]:
@@ -38,7 +46,7 @@ class EngineStats:
             if name in connector:
                 setattr(load, name, connector[name])
         is_idle = not (load.running_requests or load.waiting_requests)
-        self.came_to_rest = is_idle and _activity(load) != before
+        self.became_idle = is_idle and _activity(load) != before
         leases = [
             LeaseChange(LeaseId(lease_id), LeaseState(state), blocks, remaining)
             for lease_id, state, blocks, remaining in connector.get("lease_events", ())
@@ -74,3 +82,73 @@ def _handover(stats: Mapping[str, Any]) -> Mapping[str, Any]:
     """With the store beside it, vLLM tells the statistics of each connector under its name."""
     mine = stats.get(CONNECTOR, stats)
     return mine if isinstance(mine, Mapping) else mine.data
+
+
+_PREFIX = "vllm:"
+# Its labels are lists of adapter names: a series for each combination of adapters that ever ran together.
+_UNBOUNDED = frozenset({"vllm:lora_requests_info"})
+
+
+@dataclass(slots=True)
+class _CountedRequest:
+    stats: RequestStateStats
+    prompt_tokens: int
+    max_tokens: int | None
+    cached_tokens: int = 0
+    is_prefilling: bool = True
+
+
+class VllmMetrics:
+    """Told of each request and each step. One in a process: vLLM counts in a registry that all share."""
+
+    def __init__(self, config: Any, registry: CollectorRegistry) -> None:
+        """config: the engine's, once it has started. registry: what the worker's page shows."""
+        self._counts = PrometheusStatLogger(config)
+        self._counts.log_engine_initialized()
+        self._running: dict[str, _CountedRequest] = {}
+        self._adapters = LoRARequestStates()
+        registry.register(PassedOn(REGISTRY, _PREFIX, _UNBOUNDED))
+
+    def added(self, request: EngineCoreRequest) -> None:
+        params = request.sampling_params
+        self._running[request.request_id] = _CountedRequest(
+            RequestStateStats(arrival_time=request.arrival_time),
+            prompt_tokens=len(request.prompt_token_ids or ()),
+            max_tokens=params.max_tokens if params else None,
+        )
+
+    def aborted(self, request_ids: Iterable[str]) -> None:
+        """vLLM counts only requests that end by themselves."""
+        for request_id in request_ids:
+            self._running.pop(request_id, None)
+
+    def record(self, outputs: EngineCoreOutputs) -> None:
+        iteration = IterationStats() if outputs.outputs else None
+        for output in outputs.outputs:
+            running = self._running.get(output.request_id)
+            if running is not None and iteration is not None:
+                self._count(iteration, running, output, outputs.timestamp)
+        self._counts.record(outputs.scheduler_stats, iteration)
+
+    def _count(
+        self, iteration: IterationStats, running: _CountedRequest, output: EngineCoreOutput, at: float
+    ) -> None:
+        """at: the engine's clock, seconds."""
+        iteration.update_from_output(output, at, running.is_prefilling, running.stats, self._adapters, None)
+        if running.is_prefilling and output.prefill_stats is not None:
+            running.cached_tokens = output.prefill_stats.num_cached_tokens
+        running.is_prefilling = False
+        if output.finish_reason is not None:
+            self._end(iteration, self._running.pop(output.request_id), output)
+
+    def _end(self, iteration: IterationStats, ended: _CountedRequest, output: EngineCoreOutput) -> None:
+        assert output.finish_reason is not None
+        iteration.update_from_finished_request(
+            output.finish_reason,
+            output.request_id,
+            ended.prompt_tokens,
+            ended.max_tokens,
+            ended.stats,
+            ended.cached_tokens,
+        )
+        ParentRequest.observe_finished_request(None, iteration, ended.stats.num_generation_tokens)

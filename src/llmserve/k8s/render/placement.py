@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from llmserve.config.deployment import PodResources
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
+from llmserve.config.schema.deployment import PodResources
 from llmserve.k8s.render.names import Object, labels
 from llmserve.k8s.render.stores import dram_gb
 

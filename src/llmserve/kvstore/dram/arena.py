@@ -20,7 +20,7 @@ from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.mapping import Mapping
 from llmserve.kvstore.dram.shape import HUGE_PAGE_BYTES, NONCE_BYTES, ArenaDescription, ArenaShape, head
 from llmserve.transfer.base import Int64Array, Region
-from llmserve.transfer.shm.identity import Place
+from llmserve.transfer.shm.identity import ProcessNamespace
 
 _STEP_BYTES = 256 << 20  # taken at once: between two steps signals are seen
 _SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL
@@ -144,7 +144,7 @@ class Arena:
     def description(self, transports: abc.Mapping[str, str] = MappingProxyType({})) -> str:
         """By which processes of the same user on this host attach; those elsewhere, by the transports that
         have its regions. It holds until `close`."""
-        here = Place.here()
+        here = ProcessNamespace.here()
         return ArenaDescription(
             boot_id=here.boot_id,
             pid_namespace=here.pid_namespace,

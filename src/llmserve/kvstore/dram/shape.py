@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.kvstore.blocks import SLOT_ALIGNMENT_BYTES
-from llmserve.transfer.shm.identity import Place
+from llmserve.transfer.shm.identity import ProcessNamespace
 
 HUGE_PAGE_BYTES = 2 << 20
 NONCE_BYTES = 32
@@ -94,7 +94,7 @@ class ArenaDescription:
     def check_here(self) -> None:
         """Errors: TransferError unless process numbers mean the same here as where it was made."""
         try:
-            here = Place.here()
+            here = ProcessNamespace.here()
         except TransportUnavailable as error:
             raise TransferError(f"kv pool: {error.message}") from error
         if self.boot_id != here.boot_id:

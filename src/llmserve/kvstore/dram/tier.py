@@ -32,7 +32,7 @@ from llmserve.kvstore.blocks import (
     nobody_asks,
 )
 from llmserve.kvstore.dram.slots import SlotPool
-from llmserve.kvstore.eviction import Added, TierBook, Victim
+from llmserve.kvstore.eviction import Added, TierIndex, Victim
 
 QUARANTINE_SECONDS = 60.0
 
@@ -94,7 +94,7 @@ class DramTier:
     def __init__(
         self,
         slots: SlotPool,
-        book: TierBook,
+        book: TierIndex,
         clock: Clock,
         name: str = "dram",
         quarantine_seconds: float = QUARANTINE_SECONDS,

@@ -1,15 +1,20 @@
 """Which KV blocks a tier takes in, keeps, and lets go; and when they move between tiers. Pure decisions."""
 
-from llmserve.kvstore.eviction.admission import Admission
+from llmserve.kvstore.eviction.admission import Admission, FrequencySketch
 from llmserve.kvstore.eviction.arc import ArcPolicy
 from llmserve.kvstore.eviction.base import EvictionPolicy, MakePolicy
-from llmserve.kvstore.eviction.book import TierBook
-from llmserve.kvstore.eviction.lru import LruPolicy
-from llmserve.kvstore.eviction.prefetch import BlockAt, PromotionLimits, promotions
-from llmserve.kvstore.eviction.rules import NOBODY, Added, EvictionRules, Victim
 from llmserve.kvstore.eviction.s3fifo import S3FifoPolicy
-from llmserve.kvstore.eviction.sketch import FrequencySketch
-from llmserve.kvstore.eviction.writing import LowerTier, WriteMode, WriteStep, on_evicted, on_stored
+from llmserve.kvstore.eviction.tier_index import NOBODY, Added, EvictionRules, TierIndex, Victim
+from llmserve.kvstore.eviction.tier_moves import (
+    BlockAt,
+    LowerTier,
+    PromotionLimits,
+    WriteMode,
+    WriteStep,
+    on_evicted,
+    on_stored,
+    promotions,
+)
 
 __all__ = [
     "NOBODY",
@@ -21,11 +26,10 @@ __all__ = [
     "EvictionRules",
     "FrequencySketch",
     "LowerTier",
-    "LruPolicy",
     "MakePolicy",
     "PromotionLimits",
     "S3FifoPolicy",
-    "TierBook",
+    "TierIndex",
     "Victim",
     "WriteMode",
     "WriteStep",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from llmserve.core.ids import BlockHash
-from llmserve.kvstore.eviction.queue import BlockQueue
+from llmserve.kvstore.eviction.base import BlockQueue
 
 
 class ArcPolicy:

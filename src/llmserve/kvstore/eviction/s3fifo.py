@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from itertools import chain
 
 from llmserve.core.ids import BlockHash
-from llmserve.kvstore.eviction.queue import BlockQueue
+from llmserve.kvstore.eviction.base import BlockQueue
 
-SMALL_SHARE = 0.1
+_SMALL_SHARE = 0.1  # of the bytes held
 _MOST_USES = 3
 
 
 class S3FifoPolicy:
-    def __init__(self, small_share: float = SMALL_SHARE, promote_uses: int = 1) -> None:
-        """promote_uses: after how many uses a block has passed its probation."""
-        self._small_share, self._promote_uses = small_share, promote_uses
+    def __init__(self) -> None:
         self._small, self._main, self._left = BlockQueue(), BlockQueue(), BlockQueue()
         self._uses: dict[BlockHash, int] = {}  # of those used since they entered their queue
 
@@ -63,7 +61,7 @@ class S3FifoPolicy:
         return self._small.held_bytes + self._main.held_bytes
 
     def _small_is_due(self) -> bool:
-        return self._small.held_bytes > self._small_share * self._held_bytes() or not self._main
+        return self._small.held_bytes > _SMALL_SHARE * self._held_bytes() or not self._main
 
     def _settle(self) -> None:
         """Until the oldest of the queue that is due has no claim to stay."""
@@ -76,9 +74,8 @@ class S3FifoPolicy:
             self._pass_probation(key) if small_is_due else self._another_round(key)
 
     def _pass_probation(self, key: BlockHash) -> None:
-        """Used, but not enough to stay: it counts as unused from here on."""
-        if self._uses.pop(key) >= self._promote_uses:
-            self._main.push(key, self._small.pop(key))
+        del self._uses[key]
+        self._main.push(key, self._small.pop(key))
 
     def _another_round(self, key: BlockHash) -> None:
         self._main.renew(key)

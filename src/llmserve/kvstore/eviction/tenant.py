@@ -5,8 +5,7 @@ from itertools import islice
 from math import inf
 
 from llmserve.core.ids import BlockHash, TenantId
-from llmserve.kvstore.eviction.base import EvictionPolicy
-from llmserve.kvstore.eviction.queue import BlockQueue
+from llmserve.kvstore.eviction.base import BlockQueue, EvictionPolicy
 from llmserve.kvstore.eviction.tree import Node, PrefixTree, leaves
 
 # Whether a tenant's blocks may be taken now.

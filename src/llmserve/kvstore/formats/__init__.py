@@ -14,11 +14,9 @@ zstd and AES on the CPU, in buffers of the caller; `gpu` quantizes in a GPU's me
 """
 
 from llmserve.kvstore.formats.codec import BlockCodec, Encoded
-from llmserve.kvstore.formats.header import Header
-from llmserve.kvstore.formats.keys import KeyRing, KeySource
-from llmserve.kvstore.formats.packings import grouped, shape_of
-from llmserve.kvstore.formats.shape import BlockShape, Element
-from llmserve.kvstore.formats.spec import BlockFormat, Compress, Quantize
+from llmserve.kvstore.formats.encrypt import KeyRing, KeySource
+from llmserve.kvstore.formats.header import BlockFormat, Compress, Header, Quantize
+from llmserve.kvstore.formats.shape import BlockShape, Element, grouped, shape_of
 
 __all__ = [
     "BlockCodec",

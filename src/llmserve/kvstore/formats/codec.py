@@ -7,12 +7,18 @@ import numpy as np
 from llmserve.core.errors import BlockDamaged, KeyUnknown, StartFailed
 from llmserve.kvstore.formats.compress import Planes
 from llmserve.kvstore.formats.elements import ByteArray
-from llmserve.kvstore.formats.encrypt import TAG_BYTES, context_of, new_seal, open_into, seal_into
-from llmserve.kvstore.formats.header import MAX_HEADER_BYTES, Header, Piece, Seal
-from llmserve.kvstore.formats.keys import KeyRing
+from llmserve.kvstore.formats.encrypt import TAG_BYTES, KeyRing, context_of, new_seal, open_into, seal_into
+from llmserve.kvstore.formats.header import (
+    MAX_HEADER_BYTES,
+    BlockFormat,
+    Compress,
+    Header,
+    Piece,
+    Quantize,
+    Seal,
+)
 from llmserve.kvstore.formats.quantize import Quantizer, quantized_bytes
 from llmserve.kvstore.formats.shape import BlockShape
-from llmserve.kvstore.formats.spec import BlockFormat, Compress, Quantize
 
 _LONGEST_TAIL_BYTES = 400  # of a header: everything but the shape
 _KEPT_QUANTIZERS = 4

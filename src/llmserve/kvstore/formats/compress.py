@@ -13,8 +13,7 @@ import zstandard
 
 from llmserve.core.errors import BlockDamaged
 from llmserve.kvstore.formats.elements import Array, ByteArray
-from llmserve.kvstore.formats.header import Piece
-from llmserve.kvstore.formats.spec import Compress
+from llmserve.kvstore.formats.header import Compress, Piece
 
 _WORTH = 0.98
 # Almost all of the gain is in the frequencies of bytes. A tiny table of long matches keeps zstd from looking

@@ -13,10 +13,10 @@ import triton
 
 from llmserve.core.errors import StartFailed
 from llmserve.kvstore.formats.elements import LARGEST
+from llmserve.kvstore.formats.header import Quantize
 from llmserve.kvstore.formats.kernels import dequantize_kernel, quantize_kernel
 from llmserve.kvstore.formats.quantize import LEAST_SCALE, SCALE_BYTES, TOP, quantized_bytes
 from llmserve.kvstore.formats.shape import AxisKind, BlockShape, Element, Part, Slab
-from llmserve.kvstore.formats.spec import Quantize
 
 _TILE_ELEMENTS = 4096
 _DTYPES = {

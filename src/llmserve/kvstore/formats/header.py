@@ -7,12 +7,33 @@ A release reads every version that an earlier one wrote; tests/unit/kvstore/form
 import json
 import struct
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import xxhash
 
 from llmserve.core.errors import BlockDamaged, FormatUnknown
-from llmserve.kvstore.formats.spec import Compress, Quantize
+
+
+class Quantize(StrEnum):
+    NONE = "none"
+    INT8 = "int8"
+    FP8 = "fp8"  # e4m3: 4 bits of exponent, 3 of mantissa
+
+
+class Compress(StrEnum):
+    NONE = "none"
+    ZSTD = "zstd"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFormat:
+    """encrypt: AES-256-GCM under the newest key."""
+
+    quantize: Quantize = Quantize.NONE
+    compress: Compress = Compress.NONE
+    encrypt: bool = False
+
 
 MAX_HEADER_BYTES = 1024
 VERSION = 1

@@ -30,8 +30,8 @@ from llmserve.kvstore.formats.elements import (
     round_off,
     widen,
 )
+from llmserve.kvstore.formats.header import Quantize
 from llmserve.kvstore.formats.shape import BlockShape, Element, Slab
-from llmserve.kvstore.formats.spec import Quantize
 
 SCALE_BYTES = 2
 TOP = {Quantize.INT8: 127.0, Quantize.FP8: 448.0}

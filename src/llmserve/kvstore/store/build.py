@@ -21,7 +21,7 @@ from llmserve.kvstore.eviction import (
     EvictionRules,
     FrequencySketch,
     S3FifoPolicy,
-    TierBook,
+    TierIndex,
     WriteMode,
 )
 from llmserve.kvstore.formats import (
@@ -108,7 +108,7 @@ def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
         arena = Arena(parts.cluster, _capacity_bytes(dram_class))
     slabs = SlabMap(arena.region.length_bytes)
     slots = SlotPool(slabs, arena.generations, arena.checksum, arena.wipe_checksum)
-    book = TierBook(slabs.capacity_bytes, S3FifoPolicy, clock, rules)
+    book = TierIndex(slabs.capacity_bytes, S3FifoPolicy, clock, rules)
     dram = DramTier(slots, book, clock, dram_class.name)
     busy_bytes = min(_BUSY_BYTES, slabs.capacity_bytes // _BUSY_SHARE)
     below = [one for tier in _FASTEST_FIRST for one in parts.classes if one.tier == tier]
@@ -136,7 +136,7 @@ def _lower(
     if is_object:
         rules = EvictionRules(tenant_quota_bytes=rules.tenant_quota_bytes)  # it is not a fast tier
     settings = LowerSettings(WriteMode(one.write), busy_bytes, opens_later=is_object)
-    book = TierBook(capacity_bytes, ArcPolicy, clock, rules)
+    book = TierIndex(capacity_bytes, ArcPolicy, clock, rules)
     return LowerStore(tier, book, make_codec, clock, settings, one.name)
 
 

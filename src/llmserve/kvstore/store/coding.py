@@ -3,22 +3,21 @@
 A call that is cancelled ends when its thread has let go of the memory.
 """
 
-import asyncio
 import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import xxhash
 
+from llmserve.core.aio import run_in_thread
 from llmserve.core.errors import BlockDamaged, BlockUnreadable
 from llmserve.kvstore.blocks import StoredBlock, part_key
 from llmserve.kvstore.formats import BlockShape, Header
 from llmserve.kvstore.store.codecs import Codecs, MakeCodec
-from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES, Blob, BlobKey, Outcome, ReadResult, Target
+from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES, Blob, BlobKey, ReadResult, ReadTarget, TierOutcome
 
 _T = TypeVar("_T")
 
@@ -40,7 +39,7 @@ class Outgoing:
     block: StoredBlock
     views: tuple[memoryview, ...]
     checksums: tuple[int, ...]
-    ended: Callable[[Outcome], object]
+    ended: Callable[[TierOutcome], object]
 
     @property
     def size_bytes(self) -> int:
@@ -51,7 +50,7 @@ class Outgoing:
 class StoredParts:
     """Of a block, with the shape of each; none unless DONE."""
 
-    outcome: Outcome
+    outcome: TierOutcome
     reason: str = ""
     parts: tuple[memoryview, ...] = ()
     shapes: tuple[str, ...] = ()
@@ -69,20 +68,20 @@ class Coder:
 
     async def encode(self, outgoing: Outgoing) -> list[Blob] | None:
         """None: the pool's memory has other bytes than were stored there."""
-        return await self._on_thread(partial(self._encode, outgoing))
+        return await run_in_thread(self._thread, partial(self._encode, outgoing))
 
     async def decode(self, one: Incoming, header: bytes, payload: memoryview) -> int:
         """Into its view; the checksum (xxh3) of what is there then. Errors: BlockUnreadable."""
-        return await self._on_thread(partial(self._decode, one, header, payload))
+        return await run_in_thread(self._thread, partial(self._decode, one, header, payload))
 
-    async def decode_all(self, targets: Sequence[Target], results: Sequence[ReadResult]) -> StoredParts:
+    async def decode_all(self, targets: Sequence[ReadTarget], results: Sequence[ReadResult]) -> StoredParts:
         """The parts of one block, all of them read, in memory of their own."""
         try:
-            return await self._on_thread(partial(self._decode_all, targets, results))
+            return await run_in_thread(self._thread, partial(self._decode_all, targets, results))
         except BlockDamaged as error:
-            return StoredParts(Outcome.CORRUPT, error.message)
+            return StoredParts(TierOutcome.CORRUPT, error.message)
         except BlockUnreadable as error:
-            return StoredParts(Outcome.FAILED, error.message)
+            return StoredParts(TierOutcome.FAILED, error.message)
 
     # -- parts
 
@@ -102,7 +101,7 @@ class Coder:
         self._codecs.of(one.shape, len(one.view)).decode(one.key, header, payload, one.view)
         return xxhash.xxh3_64_intdigest(one.view)
 
-    def _decode_all(self, targets: Sequence[Target], results: Sequence[ReadResult]) -> StoredParts:
+    def _decode_all(self, targets: Sequence[ReadTarget], results: Sequence[ReadResult]) -> StoredParts:
         parts, shapes = [], []
         for target, result in zip(targets, results, strict=True):
             shapes.append(Header.unpack(result.header).shape)
@@ -110,16 +109,7 @@ class Coder:
             parts.append(aligned(size)[:size])
             payload = target.buffer[: result.length_bytes]
             self._codecs.of(shapes[-1], size).decode(target.key, result.header, payload, parts[-1])
-        return StoredParts(Outcome.DONE, "", tuple(parts), tuple(shapes))
-
-    async def _on_thread(self, work: Callable[[], _T]) -> _T:
-        running = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            with suppress(BlockUnreadable):
-                await running
-            raise
+        return StoredParts(TierOutcome.DONE, "", tuple(parts), tuple(shapes))
 
 
 def room_for(view: memoryview, size: int) -> memoryview:

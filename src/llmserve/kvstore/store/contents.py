@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.kvstore.blocks import HeldChanged, StoredBlock, block_of, part_key
-from llmserve.kvstore.eviction import NOBODY, Added, TierBook
+from llmserve.kvstore.eviction import NOBODY, Added, TierIndex
 from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES, Blob, BlobKey, Tier
 
 
 class TierContents:
     """What leaves the book is removed from the medium, too."""
 
-    def __init__(self, tier: Tier, book: TierBook, held_changed: HeldChanged) -> None:
+    def __init__(self, tier: Tier, book: TierIndex, held_changed: HeldChanged) -> None:
         self.book = book
         self._tier, self._held_changed = tier, held_changed
         self._strangers: set[BlockHash] = set()  # in the book, of nobody

@@ -19,7 +19,10 @@ from llmserve.kvstore.store.admin import AnyTier, BlockFilter, StoreAdmin, paren
 from llmserve.kvstore.store.coding import Outgoing, StoredParts
 from llmserve.kvstore.store.lower_tier import LowerStore
 from llmserve.kvstore.store.verify import ADMIN, leased
-from llmserve.kvstore.tiers.base import Outcome
+from llmserve.kvstore.tiers.base import TierOutcome
+
+
+_CORRUPT = StoredParts(TierOutcome.CORRUPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Export:
         for tier, node in self._chosen:
             parent = node.parent.key if node.parent else None
             stored = await self._read(tier, node.key)
-            if stored.outcome is Outcome.DONE:
+            if stored.outcome is TierOutcome.DONE:
                 sizes = tuple(map(len, stored.parts))
                 block = StoredBlock(node.key, parent, node.tenant, sizes, stored.shapes)
                 yield ExportedBlock(block, stored.parts, await asyncio.to_thread(checksums_of, stored.parts))
@@ -76,13 +79,15 @@ class Export:
         if isinstance(tier, LowerStore):
             return await tier.read(key)
         if not tier.holds(key):
-            return StoredParts(Outcome.MISSING)
+            return StoredParts(TierOutcome.MISSING)
         shapes = tier.block(key).shapes
         with leased(tier, key) as slots:
             views = [self._view(slot.offset, slot.length_bytes) for slot in slots]
             parts = await asyncio.to_thread(lambda: tuple(memoryview(bytes(view)) for view in views))
         is_whole = checksums_of(parts) == tuple(slot.checksum for slot in slots)
-        return StoredParts(Outcome.DONE, "", parts, shapes) if is_whole else StoredParts(Outcome.CORRUPT)
+        return (
+            StoredParts(TierOutcome.DONE, "", parts, shapes) if is_whole else StoredParts(TierOutcome.CORRUPT)
+        )
 
 
 class Import:
@@ -123,8 +128,8 @@ class Import:
         ended = partial(self._ended, carried.block.key)
         tier.write(Outgoing(carried.block, carried.parts, carried.checksums, ended))
 
-    def _ended(self, key: BlockHash, outcome: Outcome) -> None:
-        if outcome is Outcome.DONE:
+    def _ended(self, key: BlockHash, outcome: TierOutcome) -> None:
+        if outcome is TierOutcome.DONE:
             self._written.append(key)
         else:
             self._refused += 1

@@ -20,7 +20,7 @@ from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.stats import TierTotals
 from llmserve.core.tasks import TaskOwner
 from llmserve.kvstore.blocks import HeldChanged, StoredBlock, block_of, nobody_asks
-from llmserve.kvstore.eviction import LowerTier, TierBook, WriteMode
+from llmserve.kvstore.eviction import LowerTier, TierIndex, WriteMode
 from llmserve.kvstore.store.codecs import MakeCodec
 from llmserve.kvstore.store.coding import Coder, Incoming, Outgoing, StoredParts, aligned, room_for
 from llmserve.kvstore.store.contents import TierContents
@@ -28,9 +28,9 @@ from llmserve.kvstore.store.medium_errors import MediumErrors
 from llmserve.kvstore.store.write_queue import WriteQueue
 from llmserve.kvstore.tiers.base import (
     BlobKey,
-    Outcome,
-    Target,
+    ReadTarget,
     Tier,
+    TierOutcome,
 )
 from llmserve.rpc.backoff import Backoff
 
@@ -60,7 +60,7 @@ class LowerStore:
     def __init__(
         self,
         tier: Tier,
-        book: TierBook,
+        book: TierIndex,
         make_codec: MakeCodec,
         clock: Clock,
         settings: LowerSettings | None = None,
@@ -71,7 +71,7 @@ class LowerStore:
         self.totals = TierTotals()
         self.held_changed: HeldChanged = nobody_asks
         self.settings = settings or LowerSettings()
-        self.outcomes: Counter[tuple[str, Outcome]] = Counter()  # by operation
+        self.outcomes: Counter[tuple[str, TierOutcome]] = Counter()  # by operation
         self.closed = "not opened yet"
         self._tier, self._clock = tier, clock
         self._coder = Coder(make_codec, f"kv-{self.name}")
@@ -158,11 +158,11 @@ class LowerStore:
         started = self._clock.now()
         sizes = self._tier.sizes([one.key for one in wanted])
         buffers = [room_for(one.view, size) for one, size in zip(wanted, sizes, strict=True)]
-        targets = [Target(one.key, buffer) for one, buffer in zip(wanted, buffers, strict=True)]
+        targets = [ReadTarget(one.key, buffer) for one, buffer in zip(wanted, buffers, strict=True)]
         results = await self._tier.read(targets)
         sums: list[int | None] = []
         for one, target, result in zip(wanted, targets, results, strict=True):
-            if result.outcome is Outcome.DONE:
+            if result.outcome is TierOutcome.DONE:
                 payload = target.buffer[: result.length_bytes]
                 sums.append(await self._decoded(one, result.header, payload))
             else:
@@ -178,16 +178,16 @@ class LowerStore:
         try:
             checksum = await self._coder.decode(one, header, payload)
         except BlockUnreadable as error:
-            await self._not_read(one.key, Outcome.CORRUPT, error.message)
+            await self._not_read(one.key, TierOutcome.CORRUPT, error.message)
             return None
-        self.outcomes["read", Outcome.DONE] += 1
-        self._medium.note("read", Outcome.DONE, "")
+        self.outcomes["read", TierOutcome.DONE] += 1
+        self._medium.note("read", TierOutcome.DONE, "")
         return checksum
 
-    async def _not_read(self, key: BlobKey, outcome: Outcome, reason: str) -> None:
+    async def _not_read(self, key: BlobKey, outcome: TierOutcome, reason: str) -> None:
         self.outcomes["read", outcome] += 1
         self._medium.note("read", outcome, reason)
-        if outcome in (Outcome.MISSING, Outcome.CORRUPT):
+        if outcome in (TierOutcome.MISSING, TierOutcome.CORRUPT):
             await self._contents.forget([block_of(key)[0]])
 
     def _learn(self, size_bytes: int, seconds: float) -> None:
@@ -218,13 +218,15 @@ class LowerStore:
         """All parts of a block, decoded, in memory of their own. What is corrupt is not dropped."""
         names = list(takewhile(lambda name: self._tier.holds([name])[0], self._contents.names([key])))
         sizes = self._tier.sizes(names)
-        targets = [Target(name, aligned(size)) for name, size in zip(names, sizes, strict=True)]
+        targets = [ReadTarget(name, aligned(size)) for name, size in zip(names, sizes, strict=True)]
         results = await self._tier.read(targets)
         for result in results:
             self.outcomes["read", result.outcome] += 1
-        failed = next((result for result in results if result.outcome is not Outcome.DONE), None)
+        failed = next((result for result in results if result.outcome is not TierOutcome.DONE), None)
         if failed or not names:
-            return StoredParts(failed.outcome if failed else Outcome.MISSING, failed.reason if failed else "")
+            return StoredParts(
+                failed.outcome if failed else TierOutcome.MISSING, failed.reason if failed else ""
+            )
         return await self._coder.decode_all(targets, results)
 
     async def drop(self, keys: Sequence[BlockHash]) -> None:

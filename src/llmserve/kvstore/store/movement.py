@@ -35,7 +35,7 @@ from llmserve.kvstore.eviction import (
 )
 from llmserve.kvstore.store.coding import Incoming, Outgoing
 from llmserve.kvstore.store.lower_tier import LowerStore
-from llmserve.kvstore.tiers.base import Outcome
+from llmserve.kvstore.tiers.base import TierOutcome
 
 _NO_ROOM = (ReserveOutcome.FULL, ReserveOutcome.TOO_LARGE)
 
@@ -169,10 +169,10 @@ class Offload:
         ended = partial(self._went_down, tiers[1:], going)
         tiers[0].write(Outgoing(going.block, going.views, going.checksums, ended))
 
-    def _went_down(self, others: Sequence[LowerStore], going: _GoingDown, outcome: Outcome) -> None:
-        if outcome is Outcome.CORRUPT:
+    def _went_down(self, others: Sequence[LowerStore], going: _GoingDown, outcome: TierOutcome) -> None:
+        if outcome is TierOutcome.CORRUPT:
             self._dram.drop(going.block.key)
-        elif outcome is not Outcome.DONE and (tiers := _taking(others, going.block, proven=going.proven)):
+        elif outcome is not TierOutcome.DONE and (tiers := _taking(others, going.block, proven=going.proven)):
             self._send_down(tiers, going)
             return
         self._dram.release(going.lease_id)

@@ -4,7 +4,7 @@ from llmserve.core.stats import EvictReason, StoreStats, TierStats
 from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.store.lower_tier import LowerStore
 from llmserve.kvstore.store.store import BlockStore
-from llmserve.kvstore.tiers.base import Outcome
+from llmserve.kvstore.tiers.base import TierOutcome
 
 
 def stats_of(store: BlockStore) -> StoreStats:
@@ -51,7 +51,7 @@ def _lower(tier: LowerStore) -> TierStats:
         queued_bytes=tier.queued_bytes,
         totals=tier.totals,
         evictions={reason: book.evictions[reason] for reason in EvictReason},
-        outcomes={(name, one.value): tier.outcomes[name, one] for name in operations for one in Outcome},
+        outcomes={(name, one.value): tier.outcomes[name, one] for name in operations for one in TierOutcome},
         eviction_ages=book.eviction_ages,
         trouble=tier.trouble,
     )

@@ -22,7 +22,7 @@ from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction.tree import Node
 from llmserve.kvstore.store.admin import AnyTier, BlockFilter, StoreAdmin, drop
 from llmserve.kvstore.store.lower_tier import LowerStore
-from llmserve.kvstore.tiers.base import Outcome
+from llmserve.kvstore.tiers.base import TierOutcome
 
 ADMIN = PoolUser("admin")
 READ_LEASE_SECONDS = 60.0
@@ -38,9 +38,9 @@ class Verdict(StrEnum):
 
 
 _VERDICTS = {
-    Outcome.DONE: Verdict.WHOLE,
-    Outcome.CORRUPT: Verdict.CORRUPT,
-    Outcome.MISSING: Verdict.MISSING,
+    TierOutcome.DONE: Verdict.WHOLE,
+    TierOutcome.CORRUPT: Verdict.CORRUPT,
+    TierOutcome.MISSING: Verdict.MISSING,
 }
 
 

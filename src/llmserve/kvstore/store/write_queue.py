@@ -16,7 +16,7 @@ from llmserve.core.stats import TierTotals
 from llmserve.kvstore.store.coding import Coder, Outgoing
 from llmserve.kvstore.store.contents import TierContents
 from llmserve.kvstore.store.medium_errors import MediumErrors
-from llmserve.kvstore.tiers.base import Blob, BlobResult, Outcome, Tier
+from llmserve.kvstore.tiers.base import Blob, BlobResult, Tier, TierOutcome
 
 _log = logging.getLogger(__name__)
 _BATCH_BYTES = 64 << 20
@@ -36,7 +36,7 @@ class WriteQueue:
         coder: Coder,
         clock: Clock,
         totals: TierTotals,
-        outcomes: Counter[tuple[str, Outcome]],
+        outcomes: Counter[tuple[str, TierOutcome]],
         trouble: MediumErrors,
     ) -> None:
         self.bytes = 0  # of the pool, held for what is here
@@ -63,14 +63,14 @@ class WriteQueue:
     def give_up(self) -> None:
         """What waits is not written."""
         while not self._queue.empty():
-            self._end(self._queue.get_nowait(), Outcome.FAILED)
+            self._end(self._queue.get_nowait(), TierOutcome.FAILED)
             self._queue.task_done()
 
     async def run(self) -> None:
         """For ever."""
         while True:
             batch = await self._next_batch()
-            ends = dict.fromkeys((one.block.key for one in batch), Outcome.FAILED)
+            ends = dict.fromkeys((one.block.key for one in batch), TierOutcome.FAILED)
             try:
                 ends |= await self._write(batch)
             except Exception:  # a fault of this program: what waits behind it must not wait for ever
@@ -83,11 +83,11 @@ class WriteQueue:
                     self._end(outgoing, ends[outgoing.block.key])
                     self._queue.task_done()
 
-    def _end(self, outgoing: Outgoing, outcome: Outcome) -> None:
+    def _end(self, outgoing: Outgoing, outcome: TierOutcome) -> None:
         self._writing.discard(outgoing.block.key)
         self.bytes -= outgoing.size_bytes
         self._outcomes["write", outcome] += 1
-        self._totals.store_bytes += outgoing.size_bytes if outcome is Outcome.DONE else 0
+        self._totals.store_bytes += outgoing.size_bytes if outcome is TierOutcome.DONE else 0
         outgoing.ended(outcome)
 
     async def _next_batch(self) -> list[Outgoing]:
@@ -98,40 +98,40 @@ class WriteQueue:
             size += batch[-1].size_bytes
         return batch
 
-    async def _write(self, batch: Sequence[Outgoing]) -> dict[BlockHash, Outcome]:
+    async def _write(self, batch: Sequence[Outgoing]) -> dict[BlockHash, TierOutcome]:
         """Together: a tier gathers neighbours, and an object is written as a whole."""
-        ends: dict[BlockHash, Outcome] = {}
+        ends: dict[BlockHash, TierOutcome] = {}
         ready: list[_Encoded] = []
         for outgoing in batch:
             blobs = await self._coder.encode(outgoing)
             if blobs is None:
-                ends[outgoing.block.key] = Outcome.CORRUPT
+                ends[outgoing.block.key] = TierOutcome.CORRUPT
                 _log.warning("%s: a block is not stored: it changed in memory", self._name)
             elif await self._contents.take_room(outgoing.block, blobs):
                 ready.append((outgoing, blobs))
             else:
-                ends[outgoing.block.key] = Outcome.FULL
+                ends[outgoing.block.key] = TierOutcome.FULL
         return ends | await self._put(ready)
 
-    async def _put(self, ready: Sequence[_Encoded]) -> dict[BlockHash, Outcome]:
+    async def _put(self, ready: Sequence[_Encoded]) -> dict[BlockHash, TierOutcome]:
         blobs, started = [blob for _, encoded in ready for blob in encoded], self._clock.now()
         try:
             results = await self._tier.write(blobs)
         finally:
             self._totals.store_seconds += self._clock.now() - started
             self._contents.book.unpin([outgoing.block.key for outgoing, _ in ready])
-        ends: dict[BlockHash, Outcome] = {}
+        ends: dict[BlockHash, TierOutcome] = {}
         for outgoing, encoded in ready:
             mine, results = results[: len(encoded)], results[len(encoded) :]
             ends[outgoing.block.key] = await self._put_ended(outgoing.block.key, mine)
         return ends
 
-    async def _put_ended(self, key: BlockHash, results: Sequence[BlobResult]) -> Outcome:
-        failed = next((result for result in results if result.outcome is not Outcome.DONE), None)
+    async def _put_ended(self, key: BlockHash, results: Sequence[BlobResult]) -> TierOutcome:
+        failed = next((result for result in results if result.outcome is not TierOutcome.DONE), None)
         if failed is None:
-            self._trouble.note("written", Outcome.DONE, "")
+            self._trouble.note("written", TierOutcome.DONE, "")
             self._contents.written(key)
-            return Outcome.DONE
+            return TierOutcome.DONE
         self._trouble.note("written", failed.outcome, failed.reason)
         await self._contents.forget([key])
         return failed.outcome

@@ -27,7 +27,7 @@ BlobKey = NewType("BlobKey", bytes)
 ALIGNMENT_BYTES = 4096
 
 
-class Outcome(StrEnum):
+class TierOutcome(StrEnum):
     DONE = "done"
     MISSING = "missing"  # not there, or no longer: a miss
     CORRUPT = "corrupt"  # there, but not what was written; it is forgotten
@@ -37,7 +37,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BlobResult:
-    outcome: Outcome
+    outcome: TierOutcome
     reason: str = ""  # in words, for the log, when not DONE
 
 
@@ -52,7 +52,7 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ReadTarget:
     """To read: `buffer` has room for `sizes` bytes of the key; it holds garbage unless DONE."""
 
     key: BlobKey
@@ -89,7 +89,7 @@ class Tier(Protocol):
 
     async def write(self, blobs: Sequence[Blob]) -> list[BlobResult]: ...
 
-    async def read(self, targets: Sequence[Target]) -> list[ReadResult]: ...
+    async def read(self, targets: Sequence[ReadTarget]) -> list[ReadResult]: ...
 
     async def remove(self, keys: Sequence[BlobKey]) -> None:
         """What is not there is ignored. Its room comes back at once or a little later (`usage`)."""

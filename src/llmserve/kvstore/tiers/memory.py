@@ -16,13 +16,13 @@ from llmserve.kvstore.tiers.base import (
     Blob,
     BlobKey,
     BlobResult,
-    Outcome,
     ReadResult,
-    Target,
+    ReadTarget,
+    TierOutcome,
     Usage,
 )
 
-_DONE = BlobResult(Outcome.DONE)
+_DONE = BlobResult(TierOutcome.DONE)
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class MemoryTier:
     async def write(self, blobs: Sequence[Blob]) -> list[BlobResult]:
         return [await self._write(blob) for blob in blobs]
 
-    async def read(self, targets: Sequence[Target]) -> list[ReadResult]:
+    async def read(self, targets: Sequence[ReadTarget]) -> list[ReadResult]:
         return [await self._read(target) for target in targets]
 
     async def remove(self, keys: Sequence[BlobKey]) -> None:
@@ -98,30 +98,32 @@ class MemoryTier:
         await asyncio.sleep(0)
         medium = self._medium
         if medium.fault:
-            return BlobResult(Outcome.FAILED, medium.fault)
+            return BlobResult(TierOutcome.FAILED, medium.fault)
         if blob.key in medium.stored:
             return _DONE
         if medium.held_bytes + blob.data.nbytes > medium.capacity_bytes:
-            return BlobResult(Outcome.FULL, f"over its capacity of {medium.capacity_bytes} bytes")
+            return BlobResult(TierOutcome.FULL, f"over its capacity of {medium.capacity_bytes} bytes")
         data = bytearray(blob.data)
         medium.stored[blob.key] = _Stored(blob.header, data, _digest(blob.header, data))
         return _DONE
 
-    async def _read(self, target: Target) -> ReadResult:
+    async def _read(self, target: ReadTarget) -> ReadResult:
         await asyncio.sleep(0)
         if self._medium.fault:
-            return ReadResult(Outcome.FAILED, self._medium.fault)
+            return ReadResult(TierOutcome.FAILED, self._medium.fault)
         blob = self._medium.stored.get(target.key)
         if blob is None:
-            return ReadResult(Outcome.MISSING, "not there")
+            return ReadResult(TierOutcome.MISSING, "not there")
         if not blob.is_whole:
             del self._medium.stored[target.key]
-            return ReadResult(Outcome.CORRUPT, "its checksum is wrong")
+            return ReadResult(TierOutcome.CORRUPT, "its checksum is wrong")
         size = len(blob.data)
         if target.buffer.nbytes < size:
-            return ReadResult(Outcome.FAILED, f"{size} bytes do not fit a buffer of {target.buffer.nbytes}")
+            return ReadResult(
+                TierOutcome.FAILED, f"{size} bytes do not fit a buffer of {target.buffer.nbytes}"
+            )
         target.buffer[:size] = blob.data
-        return ReadResult(Outcome.DONE, header=blob.header, length_bytes=size)
+        return ReadResult(TierOutcome.DONE, header=blob.header, length_bytes=size)
 
 
 def _digest(header: bytes, data: bytearray) -> int:

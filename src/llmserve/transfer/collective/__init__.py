@@ -11,10 +11,8 @@ What was run: gloo of torch 2.13 on CPU. What was not: nccl.py.
 """
 
 from llmserve.core.errors import TransportUnavailable
-from llmserve.transfer.collective.backend import Backend
+from llmserve.transfer.collective.backend import Backend, Gloo, Nccl
 from llmserve.transfer.collective.carrier import GroupCarriers
-from llmserve.transfer.collective.gloo import Gloo
-from llmserve.transfer.collective.nccl import Nccl
 from llmserve.transfer.twosided import TwoSidedTransport
 
 

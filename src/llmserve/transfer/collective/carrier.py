@@ -3,17 +3,19 @@
 import itertools
 import re
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Region, Spans
-from llmserve.transfer.collective.backend import SILENCE, Backend, Message, Pair
+from llmserve.transfer.collective.backend import SILENCE, Backend, Pair, PendingMessage
 from llmserve.transfer.collective.rows import gather, scatter
-from llmserve.transfer.collective.store import make_store
 from llmserve.transfer.spans import coalesce, split
+from llmserve.transfer.twosided import wire
 
 PIECE_BYTES = 8 << 20
 _REASON_SECONDS = 1.0
@@ -72,7 +74,7 @@ class GroupCarrier:
         self._regions = [backend.map(region) for region in regions]
         self._socket = sock
         self._staging: list[Any] = []
-        self._unsettled: deque[Message] = deque()
+        self._unsettled: deque[PendingMessage] = deque()
         self._was_cut = False
 
     def prove(self, rank: int) -> None:
@@ -167,3 +169,52 @@ class GroupCarrier:
 def _brief(error: RuntimeError) -> str:
     """Without the place in torch's sources and the advice after it."""
     return re.sub(r"^\[[^\]]*\] ", "", str(error)).split(". ", 1)[0]
+
+
+_HEAD = struct.Struct("<II")
+_MAX_BYTES = 1 << 16
+
+
+def make_store(sock: socket.socket) -> Any:
+    """A torch.distributed.Store: what one end sets, the other gets, until `seal`. It waits as long as
+    the timeout of the socket says. Keep it while its group lives."""
+    from torch.distributed import Store
+
+    class ConnectionStore(Store):  # type: ignore[misc]  # torch is not seen by mypy; it must be a subclass
+        def __init__(self) -> None:
+            super().__init__()
+            self._values: dict[str, bytes] = {}
+            self._sealed = False
+
+        def set(self, key: str, value: bytes | str) -> None:
+            data = value.encode() if isinstance(value, str) else bytes(value)
+            self._values[key] = data
+            if not self._sealed:
+                name = key.encode()
+                sock.sendall(_HEAD.pack(len(name), len(data)) + name + data)
+
+        def get(self, key: str) -> bytes:
+            self.wait([key])
+            return self._values[key]
+
+        def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+            while not self.check(keys):
+                if self._sealed:
+                    raise TransferError(f"the group asks for {keys} after it was made")
+                self._receive()
+
+        def check(self, keys: Sequence[str]) -> bool:
+            return all(key in self._values for key in keys)
+
+        def seal(self) -> None:
+            """The connection is used for requests now: what is set from here on stays at this end."""
+            self._sealed = True
+
+        def _receive(self) -> None:
+            name_bytes, data_bytes = _HEAD.unpack(wire.receive_exactly(sock, _HEAD.size))
+            if max(name_bytes, data_bytes) > _MAX_BYTES:
+                raise TransferError("malformed message of a group")
+            name = wire.receive_exactly(sock, name_bytes).decode(errors="replace")
+            self._values[name] = bytes(wire.receive_exactly(sock, data_bytes))
+
+    return ConnectionStore()

@@ -24,14 +24,14 @@ _DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ProcessNamespace:
     """Where process numbers are comparable."""
 
     boot_id: str
     pid_namespace: int
 
     @classmethod
-    def here(cls) -> "Place":
+    def here(cls) -> "ProcessNamespace":
         """Errors: TransportUnavailable."""
         try:
             return cls(_BOOT_ID.read_text().strip(), _PID_NAMESPACE.stat().st_ino)
@@ -42,7 +42,7 @@ class Place:
     def text(self) -> str:
         return f"{self.boot_id} {self.pid_namespace}"
 
-    def check_same(self, other: "Place") -> None:
+    def check_same(self, other: "ProcessNamespace") -> None:
         """Errors: TransferError."""
         if other.boot_id != self.boot_id:
             raise TransferError("shm: the peer is on another host")
@@ -53,7 +53,7 @@ class Place:
 class Beacon:
     """Makes this side's descriptions and vouches for the latest one."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ProcessNamespace) -> None:
         self._place = place
         self._digest = ctypes.create_string_buffer(_DIGEST_BYTES)
         self.description = b""
@@ -78,22 +78,22 @@ class Beacon:
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class ShmPeer:
     """A process as its description tells."""
 
     name: PeerName
-    place: Place
+    place: ProcessNamespace
     pid: int
     table: Table
     beacon: int
     digest: bytes
 
     @classmethod
-    def parse(cls, description: bytes) -> "Peer":
+    def parse(cls, description: bytes) -> "ShmPeer":
         """Errors: TransferError for what no Beacon has made."""
         try:
             fields = json.loads(description)
-            place = Place(str(fields["boot_id"]), int(fields["pid_namespace"]))
+            place = ProcessNamespace(str(fields["boot_id"]), int(fields["pid_namespace"]))
             pid, beacon = int(fields["pid"]), int(fields["beacon"])
             table = Table(tuple(map(int, fields["addresses"])), tuple(map(int, fields["lengths"])))
         except (ValueError, KeyError, TypeError, OverflowError) as error:

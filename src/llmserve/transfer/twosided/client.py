@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import PeerName, Region, Spans, TransferState, TransferStatus
 from llmserve.transfer.twosided import wire
-from llmserve.transfer.twosided.carrier import Carriers
-from llmserve.transfer.twosided.line import Line
+from llmserve.transfer.twosided.connection import CarrierFactory, PeerConnection
 
 _DIAL_SECONDS = 2.0
 _JOIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ServerAddress:
     """What a description says."""
 
     host: str
@@ -32,10 +31,10 @@ class TwoSidedTransfer:
     """One batch. `status` is written by its stream only; `ended` is set after the last touch of
     local memory."""
 
-    operation: wire.Operation
+    operation: wire.TransferOperation
     remote: Spans
     local: Spans
-    stream: "Stream | None" = None
+    stream: "TransferStream | None" = None
     cancelled: bool = False
     status: TransferStatus = field(default_factory=lambda: TransferStatus(TransferState.RUNNING))
     ended: threading.Event = field(default_factory=threading.Event)
@@ -45,24 +44,24 @@ class TwoSidedTransfer:
         self.ended.set()
 
 
-class Peer:
+class PeerStreams:
     """The streams to one peer, over the given regions of this process. A batch goes to a stream that
     is idle, to a new one while there are few, else to the one with the shortest queue."""
 
     def __init__(
-        self, name: PeerName, address: Address, regions: Sequence[Region], carriers: Carriers
+        self, name: PeerName, address: ServerAddress, regions: Sequence[Region], carriers: CarrierFactory
     ) -> None:
         """Blocks until the peer has accepted a connection. Errors: TransferError."""
         self.name = name
         self.address = address
         self._regions = regions
         self._carriers = carriers
-        self._streams = [Stream(address, regions, carriers, dial(address, regions, carriers))]
+        self._streams = [TransferStream(address, regions, carriers, dial(address, regions, carriers))]
 
     def submit(self, transfer: TwoSidedTransfer) -> None:
         stream = min(self._streams, key=lambda stream: stream.load)
         if stream.load and len(self._streams) < self._carriers.connections:
-            stream = Stream(self.address, self._regions, self._carriers, None)
+            stream = TransferStream(self.address, self._regions, self._carriers, None)
             self._streams.append(stream)
         transfer.stream = stream
         stream.submit(transfer)
@@ -72,7 +71,7 @@ class Peer:
         regions are no longer touched."""
         self.close()
         self._regions = regions
-        self._streams = [Stream(self.address, regions, self._carriers, None)]
+        self._streams = [TransferStream(self.address, regions, self._carriers, None)]
 
     def close(self) -> None:
         for stream in self._streams:
@@ -81,12 +80,16 @@ class Peer:
             stream.join()
 
 
-class Stream:
+class TransferStream:
     """Runs its transfers one after the other. A line that breaks fails the transfer that used it;
     the next one dials again."""
 
     def __init__(
-        self, address: Address, regions: Sequence[Region], carriers: Carriers, line: Line | None
+        self,
+        address: ServerAddress,
+        regions: Sequence[Region],
+        carriers: CarrierFactory,
+        line: PeerConnection | None,
     ) -> None:
         self._address = address
         self._regions = regions
@@ -167,7 +170,7 @@ class Stream:
         def confirm() -> None:
             wire.receive_reply(line.socket)
 
-        if transfer.operation is wire.Operation.READ:
+        if transfer.operation is wire.TransferOperation.READ:
             line.carrier.receive(transfer.local, ask, confirm)
             return
         ask()
@@ -183,11 +186,11 @@ class Stream:
             line.close()
 
 
-def dial(address: Address, regions: Sequence[Region], carriers: Carriers) -> Line:
+def dial(address: ServerAddress, regions: Sequence[Region], carriers: CarrierFactory) -> PeerConnection:
     """A greeted line. Errors: TransferError."""
-    line: Line | None = None
+    line: PeerConnection | None = None
     try:
-        line = Line(socket.create_connection((address.host, address.port), timeout=_DIAL_SECONDS))
+        line = PeerConnection(socket.create_connection((address.host, address.port), timeout=_DIAL_SECONDS))
         wire.tune(line.socket)
         wire.send_greeting(line.socket, address.token, address.generation)
         wire.receive_reply(line.socket)

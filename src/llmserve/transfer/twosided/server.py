@@ -10,8 +10,7 @@ from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import Region
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.twosided import wire
-from llmserve.transfer.twosided.carrier import Carriers
-from llmserve.transfer.twosided.line import Line
+from llmserve.transfer.twosided.connection import CarrierFactory, PeerConnection
 
 _log = logging.getLogger(__name__)
 _GREETING_SECONDS = 5.0
@@ -20,18 +19,18 @@ _ACCEPT_RETRY_SECONDS = 0.1
 _MAX_CONNECTIONS = 1024
 
 
-class Server:
+class TwoSidedServer:
     """Serves one generation of registered memory at a time. Threads: `serve` and `close` are
     called by the owner of the transport; connections run on their own threads."""
 
-    def __init__(self, host: str, token: bytes, carriers: Carriers) -> None:
+    def __init__(self, host: str, token: bytes, carriers: CarrierFactory) -> None:
         """Errors: TransportUnavailable."""
         self._token = token
         self._carriers = carriers
         self._generation = 0
         self._regions: Sequence[Region] = ()
         self._lock = threading.Lock()
-        self._lines: dict[Line, threading.Thread] = {}
+        self._lines: dict[PeerConnection, threading.Thread] = {}
         self._closed = threading.Event()
         try:
             self._listener = socket.create_server((host, 0), backlog=128)
@@ -76,7 +75,7 @@ class Server:
                 if self._closed.wait(_ACCEPT_RETRY_SECONDS):
                     return
                 continue  # out of file descriptors, or the peer gave up
-            line = Line(connection)
+            line = PeerConnection(connection)
             name = f"kv-{self._carriers.name}-serve"
             thread = threading.Thread(target=self._run, args=(line,), name=name, daemon=True)
             with self._lock:
@@ -93,7 +92,7 @@ class Server:
         for line in ended:
             del self._lines[line]
 
-    def _run(self, line: Line) -> None:
+    def _run(self, line: PeerConnection) -> None:
         try:
             wire.tune(line.socket)
             lengths = self._greet(line)
@@ -106,7 +105,7 @@ class Server:
         finally:
             line.close()
 
-    def _greet(self, line: Line) -> Sequence[int]:
+    def _greet(self, line: PeerConnection) -> Sequence[int]:
         """Opens the carrier; the lengths of the regions that it serves."""
         line.socket.settimeout(_GREETING_SECONDS)
         token, generation = wire.receive_greeting(line.socket)
@@ -121,7 +120,7 @@ class Server:
         line.socket.settimeout(None)
         return [region.length_bytes for region in regions]
 
-    def _answer(self, line: Line, lengths: Sequence[int]) -> None:
+    def _answer(self, line: PeerConnection, lengths: Sequence[int]) -> None:
         operation, spans = wire.receive_request(line.socket)
         line.carrier.settle()
         try:
@@ -129,7 +128,7 @@ class Server:
         except TransferError as error:
             wire.refuse(line.socket, error.message)
             raise
-        if operation is wire.Operation.READ:
+        if operation is wire.TransferOperation.READ:
             wire.accept(line.socket, more=self._carriers.same_socket and spans.total_bytes > 0)
             line.carrier.send(spans)
             return

@@ -33,7 +33,7 @@ _CONGESTION_CONTROL = b"cubic"  # bbr, a common default, stalls a burst for 200 
 _SILENCE_MS = 10_000  # unacknowledged for so long: the peer's machine is gone
 
 
-class Operation(IntEnum):
+class TransferOperation(IntEnum):
     READ = 1
     WRITE = 2
 
@@ -60,20 +60,20 @@ def receive_greeting(sock: socket.socket) -> tuple[bytes, int]:
     return token, generation
 
 
-def send_request(sock: socket.socket, operation: Operation, spans: Spans) -> None:
+def send_request(sock: socket.socket, operation: TransferOperation, spans: Spans) -> None:
     head = _REQUEST.pack(operation, len(spans.lengths))
     body = np.concatenate((spans.regions, spans.offsets, spans.lengths)).astype("<i8", copy=False)
     sock.sendall(_padded(head + body.tobytes()))
 
 
-def receive_request(sock: socket.socket) -> tuple[Operation, Spans]:
+def receive_request(sock: socket.socket) -> tuple[TransferOperation, Spans]:
     """Errors: TransferError for what is no request; ConnectionError when the peer has left."""
     operation, count = _REQUEST.unpack(receive_exactly(sock, _REQUEST.size))
-    if operation not in (Operation.READ, Operation.WRITE) or count > MAX_SPANS:
+    if operation not in (TransferOperation.READ, TransferOperation.WRITE) or count > MAX_SPANS:
         raise TransferError("malformed request")
     body = receive_exactly(sock, _padded_bytes(count * 24))
     regions, offsets, lengths = np.frombuffer(body, "<i8", 3 * count).astype(np.int64).reshape(3, count)
-    return Operation(operation), Spans(regions, offsets, lengths)
+    return TransferOperation(operation), Spans(regions, offsets, lengths)
 
 
 def accept(sock: socket.socket, more: bool = False) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, TransferState, TransferStatus
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.link import LEAVE_SECONDS, Flow, Link, Memory
-from llmserve.transfer.ucx.loop import Loop
+from llmserve.transfer.ucx.link import LEAVE_SECONDS, PartTransfer, RegionViews, UcxLink
+from llmserve.transfer.ucx.loop import UcxLoop
 
 DIAL_SECONDS = 2.0
 _CANCEL_SECONDS = 1.0
@@ -20,7 +20,7 @@ _PARTS_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class WorkerAddress:
     """What a description says."""
 
     worker: bytes
@@ -33,8 +33,8 @@ class Address:
 class UcxTransfer:
     """One batch. Written in turns of the loop only; `ended` is set after the last touch of local memory."""
 
-    operation: wire.Kind
-    memory: Memory
+    operation: wire.MessageKind
+    memory: RegionViews
     parts: deque[Batch]
     moving: int = 0
     failure: str = ""
@@ -68,14 +68,14 @@ class _Part:
 
     transfer: UcxTransfer
     batch: Batch
-    flow: Flow | None
+    flow: PartTransfer | None
     confirmed: bool
 
 
-class Connection:
+class UcxConnection:
     """The asker's end. Lives in the loop's turns; `settled` is set once it is open or lost."""
 
-    def __init__(self, loop: Loop, address: Address) -> None:
+    def __init__(self, loop: UcxLoop, address: WorkerAddress) -> None:
         """Says hello. Errors: TransferError when the peer's address leads nowhere."""
         self.number = loop.next_number()
         self.lost = ""
@@ -83,7 +83,7 @@ class Connection:
         self._loop = loop
         self._address = address
         self._dials = 0
-        self._links: list[Link] = []
+        self._links: list[UcxLink] = []
         self._open = False
         self._deadline = time.monotonic() + DIAL_SECONDS
         self._waiting: deque[UcxTransfer] = deque()
@@ -104,20 +104,20 @@ class Connection:
         return bool(self.lost) and not self._parts and all(link.gone for link in self._links)
 
     @property
-    def _link(self) -> Link:
+    def _link(self) -> UcxLink:
         return self._links[-1]
 
-    def deliver(self, message: wire.Message) -> None:
-        if message.kind is wire.Kind.BYE:
+    def deliver(self, message: wire.ControlMessage) -> None:
+        if message.kind is wire.MessageKind.BYE:
             self._link.take_leave()
             self.lose("the peer has left")
         if self.lost:
             return
-        if message.kind is wire.Kind.WELCOME:
+        if message.kind is wire.MessageKind.WELCOME:
             self._link.peer_number = message.part
             self._open = True
             self.settled.set()
-        elif message.kind is wire.Kind.REFUSED:
+        elif message.kind is wire.MessageKind.REFUSED:
             self.lose(f"refused by the peer: {message.body.decode(errors='replace')}")
         elif part := self._parts.get(message.part):
             self._go_on(message, part)
@@ -150,13 +150,13 @@ class Connection:
         """Errors: TransferError."""
         self._dials += 1
         self._dial_again_at = time.monotonic() + _REDIAL_SECONDS
-        link = Link(self.number, self._loop.worker.connect(self._address.worker), self._loop.buffers)
+        link = UcxLink(self.number, self._loop.worker.connect(self._address.worker), self._loop.buffers)
         hello = {
             "token": self._address.token,
             "generation": self._address.generation,
             "worker": wire.pack_address(self._loop.worker.address),
         }
-        link.tell(wire.Kind.HELLO, self.number, json.dumps(hello).encode())
+        link.tell(wire.MessageKind.HELLO, self.number, json.dumps(hello).encode())
         self._links.append(link)
 
     def _check(self, now: float) -> None:
@@ -207,34 +207,34 @@ class Connection:
 
     def _ask(self, number: int, transfer: UcxTransfer, batch: Batch) -> None:
         """A read's receives are posted while the request travels, before this side looks at its network."""
-        reads = transfer.operation is wire.Kind.READ
+        reads = transfer.operation is wire.MessageKind.READ
         self._link.tell(transfer.operation, number, wire.pack_spans(batch.remote))
         flow = self._link.receive(number, transfer.memory.pieces(batch.local)) if reads else None
         self._parts[number] = _Part(transfer, batch, flow, confirmed=reads)
         transfer.moving += 1
 
-    def _go_on(self, message: wire.Message, part: _Part) -> None:
-        if message.kind is wire.Kind.READY and part.flow is None:
+    def _go_on(self, message: wire.ControlMessage, part: _Part) -> None:
+        if message.kind is wire.MessageKind.READY and part.flow is None:
             part.flow = self._link.send(message.part, part.transfer.memory.pieces(part.batch.local))
-        elif message.kind is wire.Kind.DONE:
+        elif message.kind is wire.MessageKind.DONE:
             part.confirmed = True
 
 
-class Client:
+class UcxClient:
     """The connections of one transport. Lives in the loop's turns."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: UcxLoop) -> None:
         self._loop = loop
-        self._connections: dict[str, Connection] = {}
+        self._connections: dict[str, UcxConnection] = {}
 
-    def connect(self, name: str, address: Address) -> Connection:
+    def connect(self, name: str, address: WorkerAddress) -> UcxConnection:
         """The connection, made anew when it was lost. Errors: TransferError."""
         connection = self._connections.get(name)
         if connection is None or connection.lost:
-            connection = self._connections[name] = Connection(self._loop, address)
+            connection = self._connections[name] = UcxConnection(self._loop, address)
         return connection
 
-    def submit(self, name: str, address: Address, transfer: UcxTransfer) -> None:
+    def submit(self, name: str, address: WorkerAddress, transfer: UcxTransfer) -> None:
         try:
             self.connect(name, address).submit(transfer)
         except TransferError as error:

@@ -31,7 +31,7 @@ _REQUIRED = {"RNDV_THRESH": "4K", "RCACHE_ENABLE": "y", "TCP_MAX_POLL": "1"}  # 
 
 
 @dataclass(frozen=True, slots=True)
-class Library:
+class UcxLibrary:
     """ucxx, loaded: the names that are used of it."""
 
     api: Any
@@ -50,7 +50,7 @@ class Library:
         return context, worker
 
 
-class Request:
+class UcxRequest:
     """A message on its way, or one that could not start. Its buffer is in use until it is over."""
 
     def __init__(self, request: Any, buffer: Bytes, failure: str = "") -> None:
@@ -73,10 +73,10 @@ class Request:
         return self._failure
 
 
-class Endpoint:
+class UcxEndpoint:
     """A way to the worker of another process."""
 
-    def __init__(self, library: Library, endpoint: Any) -> None:
+    def __init__(self, library: UcxLibrary, endpoint: Any) -> None:
         self._library = library
         self._endpoint = endpoint
 
@@ -84,10 +84,10 @@ class Endpoint:
     def alive(self) -> bool:
         return self._endpoint is not None and bool(self._endpoint.alive)
 
-    def send(self, buffer: Bytes, tag: int) -> Request:
+    def send(self, buffer: Bytes, tag: int) -> UcxRequest:
         return self._post("tag_send", buffer, tag)
 
-    def receive(self, buffer: Bytes, tag: int) -> Request:
+    def receive(self, buffer: Bytes, tag: int) -> UcxRequest:
         return self._post("tag_recv", buffer, tag)
 
     def close(self) -> None:
@@ -96,23 +96,23 @@ class Endpoint:
         with contextlib.suppress(Exception):  # a dead peer is what it is closed for
             endpoint.close_blocking()
 
-    def _post(self, operation: str, buffer: Bytes, tag: int) -> Request:
+    def _post(self, operation: str, buffer: Bytes, tag: int) -> UcxRequest:
         try:
             post = getattr(self._endpoint, operation)
-            return Request(post(self._library.array(buffer), self._library.tag(tag)), buffer)
+            return UcxRequest(post(self._library.array(buffer), self._library.tag(tag)), buffer)
         except Exception as error:
-            return Request(None, buffer, describe(error))
+            return UcxRequest(None, buffer, describe(error))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Arrival:
+class UnexpectedMessage:
     """A message that no receive was waiting for."""
 
     tag: int
-    request: Request
+    request: UcxRequest
 
 
-class Worker:
+class UcxWorker:
     """One UCX context and worker. All methods belong to one thread at a time."""
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class Worker:
         """Whether the event descriptor will tell of what comes next; if not, progress again."""
         return bool(self._worker.arm())
 
-    def connect(self, address: bytes) -> Endpoint:
+    def connect(self, address: bytes) -> UcxEndpoint:
         """Does not wait for the peer. Errors: TransferError when the address is of no use."""
         try:
             endpoint = self._worker.create_endpoint_from_worker_address(
@@ -141,15 +141,15 @@ class Worker:
             )
         except Exception as error:
             raise TransferError(f"ucx: {describe(error)}") from error
-        return Endpoint(self._library, endpoint)
+        return UcxEndpoint(self._library, endpoint)
 
-    def arrivals(self) -> Iterator[Arrival]:
+    def arrivals(self) -> Iterator[UnexpectedMessage]:
         """Takes the messages that nobody waits for."""
         any_tag, no_bits = self._library.tag(0), self._library.tag_mask(0)
         while (found := self._worker.tag_probe(any_tag, no_bits, True)).matched:
             buffer = np.empty(found.length, np.uint8)
             request = self._worker.tag_recv_with_handle(self._library.array(buffer), found)
-            yield Arrival(int(found.sender_tag.value), Request(request, buffer))
+            yield UnexpectedMessage(int(found.sender_tag.value), UcxRequest(request, buffer))
 
     def close(self) -> None:
         """After the endpoints."""
@@ -162,7 +162,7 @@ def worker_options() -> dict[str, str]:
     return {**options, **_REQUIRED}
 
 
-def load() -> Library:
+def load() -> UcxLibrary:
     """Errors: TransportUnavailable with what to install."""
     try:
         with _settings_at_load():
@@ -176,7 +176,7 @@ def load() -> Library:
     log = logging.getLogger("ucx")  # it has a handler of its own by now
     log.handlers.clear()
     log.propagate = True
-    return Library(ucxx.libucxx, Array, Tag, TagMask)
+    return UcxLibrary(ucxx.libucxx, Array, Tag, TagMask)
 
 
 @contextlib.contextmanager

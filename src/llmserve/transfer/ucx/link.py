@@ -10,13 +10,13 @@ import numpy as np
 
 from llmserve.transfer.base import Region, Spans
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.library import Bytes, Endpoint, Request
+from llmserve.transfer.ucx.library import Bytes, UcxEndpoint, UcxRequest
 
 LEAVE_SECONDS = 0.5
 _KEPT_BUFFERS = 32
 
 
-class Memory:
+class RegionViews:
     """Registered regions as arrays."""
 
     def __init__(self, regions: Sequence[Region]) -> None:
@@ -34,7 +34,7 @@ def _view(region: Region) -> Bytes:
     return np.frombuffer(memoryview(array), np.uint8)
 
 
-class Buffers:
+class PackBuffers:
     """For messages of several pieces. They are kept: fresh memory costs more than to copy the pieces."""
 
     def __init__(self) -> None:
@@ -52,15 +52,15 @@ class Buffers:
 class _Parcel:
     """A message. shared: the buffer of several pieces; pieces: where its bytes go when they are here."""
 
-    request: Request
+    request: UcxRequest
     shared: Bytes | None = None
     pieces: Sequence[Bytes] = ()
 
 
-class Flow:
+class PartTransfer:
     """The messages of one part, in one direction. Their memory is in use until it is over."""
 
-    def __init__(self, parcels: Iterable[_Parcel], buffers: Buffers) -> None:
+    def __init__(self, parcels: Iterable[_Parcel], buffers: PackBuffers) -> None:
         self.failure = ""
         self._parcels = deque(parcels)
         self._buffers = buffers
@@ -77,15 +77,17 @@ class Flow:
         return not self._parcels
 
 
-class Link:
+class UcxLink:
     """Nothing here raises: what cannot be sent or received is a flow that has failed."""
 
-    def __init__(self, number: int, endpoint: Endpoint, buffers: Buffers, peer_number: int = 0) -> None:
+    def __init__(
+        self, number: int, endpoint: UcxEndpoint, buffers: PackBuffers, peer_number: int = 0
+    ) -> None:
         self.number = number
         self._buffers = buffers
         self.peer_number = peer_number
         self._endpoint = endpoint
-        self._outbox: deque[Request] = deque()  # keeps the buffers until they are sent
+        self._outbox: deque[UcxRequest] = deque()  # keeps the buffers until they are sent
         self._leave_by: float | None = None
         self._peer_has_left = False
         self._closed = False
@@ -102,7 +104,7 @@ class Link:
     def leave(self, seconds: float) -> None:
         """Says goodbye, and closes when the peer has said it too, is dead, or so many seconds later. What
         is not sent when an endpoint is closed never is, and the other end does not notice a close."""
-        self.tell(wire.Kind.BYE)
+        self.tell(wire.MessageKind.BYE)
         self._leave_by = time.monotonic() + seconds
 
     def take_leave(self) -> None:
@@ -120,17 +122,17 @@ class Link:
         self._closed = True
         self._endpoint.close()
 
-    def tell(self, kind: wire.Kind, part: int = 0, body: bytes = b"") -> None:
-        message = wire.Message(kind, self.peer_number, part, body)
+    def tell(self, kind: wire.MessageKind, part: int = 0, body: bytes = b"") -> None:
+        message = wire.ControlMessage(kind, self.peer_number, part, body)
         self._outbox.append(self._endpoint.send(message.pack(), wire.CONTROL_TAG))
 
-    def send(self, part: int, pieces: Sequence[Bytes]) -> Flow:
+    def send(self, part: int, pieces: Sequence[Bytes]) -> PartTransfer:
         tag = wire.data_tag(self.peer_number, part)
-        return Flow([self._send(group, tag) for group in _groups(pieces)], self._buffers)
+        return PartTransfer([self._send(group, tag) for group in _groups(pieces)], self._buffers)
 
-    def receive(self, part: int, pieces: Sequence[Bytes]) -> Flow:
+    def receive(self, part: int, pieces: Sequence[Bytes]) -> PartTransfer:
         tag = wire.data_tag(self.number, part)
-        return Flow([self._receive(group, tag) for group in _groups(pieces)], self._buffers)
+        return PartTransfer([self._receive(group, tag) for group in _groups(pieces)], self._buffers)
 
     def _send(self, group: Sequence[Bytes], tag: int) -> _Parcel:
         if len(group) == 1:

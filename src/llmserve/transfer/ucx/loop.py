@@ -13,8 +13,8 @@ from typing import Protocol, TypeVar
 
 from llmserve.core.errors import TransferError
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.library import Arrival, Worker
-from llmserve.transfer.ucx.link import Buffers
+from llmserve.transfer.ucx.library import UcxWorker, UnexpectedMessage
+from llmserve.transfer.ucx.link import PackBuffers
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -24,12 +24,12 @@ _IDLE_SECONDS = 1.0  # ucxx warns that UCX may sleep through an event; so none i
 _BUSY_SECONDS = 0.02
 
 
-class Member(Protocol):
+class LoopMember(Protocol):
     """An end of a connection. Everything of it happens in a turn."""
 
     number: int  # of its link: messages to it carry this
 
-    def deliver(self, message: wire.Message) -> None: ...
+    def deliver(self, message: wire.ControlMessage) -> None: ...
 
     def advance(self, now: float) -> bool:
         """Goes on where it can; whether it did."""
@@ -46,17 +46,17 @@ class Member(Protocol):
         """The connection is lost and no memory is in use for it: it may be forgotten."""
 
 
-class Loop:
+class UcxLoop:
     """`call`, `post` and `close` may be used from any thread; everything else happens in a turn."""
 
     def __init__(self) -> None:
         """Errors: TransportUnavailable."""
-        self.worker = Worker()
-        self.greeter: Callable[[wire.Message], None] | None = None  # gets every HELLO
-        self.buffers = Buffers()
-        self._members: dict[int, Member] = {}
+        self.worker = UcxWorker()
+        self.greeter: Callable[[wire.ControlMessage], None] | None = None  # gets every HELLO
+        self.buffers = PackBuffers()
+        self._members: dict[int, LoopMember] = {}
         self._last_number = 0
-        self._arriving: list[Arrival] = []
+        self._arriving: list[UnexpectedMessage] = []
         self._inbox: deque[Callable[[], object]] = deque()
         self._turns = threading.Lock()  # held by whoever touches UCX
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -118,10 +118,10 @@ class Loop:
         self._last_number += 1
         return self._last_number
 
-    def add(self, member: Member) -> None:
+    def add(self, member: LoopMember) -> None:
         self._members[member.number] = member
 
-    def renumber(self, member: Member) -> None:
+    def renumber(self, member: LoopMember) -> None:
         """Messages to its old number reach nobody any more."""
         del self._members[member.number]
         member.number = self.next_number()
@@ -195,7 +195,7 @@ class Loop:
         except TransferError as error:
             _log.warning("%s", error.message)
             return
-        if message.kind is wire.Kind.HELLO:
+        if message.kind is wire.MessageKind.HELLO:
             if self.greeter:
                 self.greeter(message)
         elif member := self._members.get(message.link):

@@ -32,7 +32,7 @@ _HEAD = struct.Struct("<4sBxxxII")
 _MAGIC = b"LSUX"
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     HELLO = 1
     WELCOME = 2
     REFUSED = 3
@@ -44,10 +44,10 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ControlMessage:
     """link: the receiver's number, 0 in HELLO. body: JSON of HELLO, spans, or a reason."""
 
-    kind: Kind
+    kind: MessageKind
     link: int
     part: int = 0
     body: bytes = b""
@@ -57,11 +57,11 @@ class Message:
         return np.frombuffer(raw, np.uint8)
 
 
-def unpack(raw: bytes) -> Message:
+def unpack(raw: bytes) -> ControlMessage:
     """Errors: TransferError."""
     try:
         magic, kind, link, part = _HEAD.unpack_from(raw)
-        message = Message(Kind(kind), link, part, raw[_HEAD.size :])
+        message = ControlMessage(MessageKind(kind), link, part, raw[_HEAD.size :])
     except (struct.error, ValueError) as error:
         raise TransferError("ucx: not a message of this transport") from error
     if magic != _MAGIC:

@@ -1,11 +1,11 @@
 """What is remembered, for how long, and for whom."""
 
-from llmserve.apiserver.explain.record import Handle
-from llmserve.apiserver.explain.records import Records
+from llmserve.apiserver.explain.record import RecordHandle
+from llmserve.apiserver.explain.records import RequestRecords
 from llmserve.core.outcome import Outcome
 
 
-def _request(records: Records, name: str, tenant: str = "red", *response_ids: str) -> Handle:
+def _request(records: RequestRecords, name: str, tenant: str = "red", *response_ids: str) -> RecordHandle:
     """One that has run to its end."""
     handle = records.open(name, tenant, "/v1/completions")
     for response_id in response_ids:
@@ -18,7 +18,7 @@ def _request(records: Records, name: str, tenant: str = "red", *response_ids: st
 
 
 def test_a_record_is_found_by_each_of_its_ids() -> None:
-    records = Records(10)
+    records = RequestRecords(10)
     _request(records, "a", "red", "chatcmpl-1", "cmpl-2-0", "cmpl-2-1", "resp_3")
     for name in ("a", "chatcmpl-1", "cmpl-2", "resp_3"):
         found = records.find(name)
@@ -29,7 +29,7 @@ def test_a_record_is_found_by_each_of_its_ids() -> None:
 
 
 def test_it_is_found_while_it_runs() -> None:
-    records = Records(10)
+    records = RequestRecords(10)
     handle = records.open("a", "red", "/v1/completions")
     handle.known_as("cmpl-1-0")
     found = records.find("cmpl-1")
@@ -38,7 +38,7 @@ def test_it_is_found_while_it_runs() -> None:
 
 
 def test_it_is_open_until_http_and_all_sequences_have_ended() -> None:
-    records = Records(10)
+    records = RequestRecords(10)
     handle = records.open("a", "red", "/v1/completions")
     handle.sequence("a-0")
     handle.sequence("a-1")
@@ -49,7 +49,7 @@ def test_it_is_open_until_http_and_all_sequences_have_ended() -> None:
 
 
 def test_the_oldest_are_forgotten_first() -> None:
-    records = Records(2)
+    records = RequestRecords(2)
     for name in "abc":
         _request(records, name)
     assert [records.find(name) is not None for name in "abc"] == [False, True, True]
@@ -59,7 +59,7 @@ def test_the_oldest_are_forgotten_first() -> None:
 
 
 def test_the_size_is_bounded_whatever_the_number() -> None:
-    records = Records(100_000, max_bytes=20_000)
+    records = RequestRecords(100_000, max_bytes=20_000)
     for number in range(500):
         _request(records, f"request-{number}", "red", f"chatcmpl-{number}")
     assert records.size_bytes <= 20_000
@@ -68,21 +68,21 @@ def test_the_size_is_bounded_whatever_the_number() -> None:
 
 
 def test_one_that_is_larger_than_all_is_not_kept() -> None:
-    records = Records(10, max_bytes=1000)
+    records = RequestRecords(10, max_bytes=1000)
     _request(records, "a", "red", *(f"resp_{number:0100}" for number in range(20)))
     assert records.find("a") is None
     assert records.size_bytes == 0
 
 
 def test_nothing_is_remembered_with_a_limit_of_0() -> None:
-    records = Records(0)
+    records = RequestRecords(0)
     _request(records, "a")
     assert records.find("a") is None
     assert len(records) == 0
 
 
 def test_what_generated_nothing_is_kept_only_when_it_failed() -> None:
-    records = Records(10)
+    records = RequestRecords(10)
     for name, status in (("tokenize", 200), ("wrong", 400)):
         handle = records.open(name, "red", "/v1/completions")
         handle.record.status = status
@@ -93,7 +93,7 @@ def test_what_generated_nothing_is_kept_only_when_it_failed() -> None:
 
 
 def test_equal_ids_of_two_tenants_hide_nothing() -> None:
-    records = Records(10)
+    records = RequestRecords(10)
     _request(records, "mine", "red")
     _request(records, "mine", "blue")
     red, latest = records.find("mine", "red"), records.find("mine")

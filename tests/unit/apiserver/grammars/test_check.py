@@ -9,7 +9,7 @@ import pytest_asyncio
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from llmserve.apiserver.grammars.check import MAX_BYTES, GrammarCheck
-from llmserve.apiserver.grammars.forks import Answer, Task
+from llmserve.apiserver.grammars.forks import CompileResult, Task
 from llmserve.core.errors import InvalidRequest, Overloaded, Unavailable
 
 
@@ -18,7 +18,7 @@ class FakeProcess:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, CompileResult] = {}
         self.held: dict[str, asyncio.Event] = {}
         self.starts = 0
         self.alive = False
@@ -33,12 +33,12 @@ class FakeProcess:
             await asyncio.Event().wait()
         self.alive = True
 
-    async def ask(self, task: Task) -> Answer:
+    async def ask(self, task: Task) -> CompileResult:
         regex = task["constraint"]["regex"]
         self.asked.append(regex)
         if regex in self.held:
             await self.held[regex].wait()
-        return self.answers.get(regex, Answer())
+        return self.answers.get(regex, CompileResult())
 
     async def aclose(self) -> None:
         self.alive = False
@@ -96,7 +96,7 @@ async def test_a_start_ahead_that_fails_is_tried_again(check: GrammarCheck, proc
 
 
 async def test_a_grammar_is_compiled_once_for_all(check: GrammarCheck, process: FakeProcess) -> None:
-    process.answers["bad"] = Answer("a reason")
+    process.answers["bad"] = CompileResult("a reason")
     for tenant in ("a", "b"):
         await check.check(wanted("good"), tenant)
         with pytest.raises(InvalidRequest, match="a reason"):
@@ -106,7 +106,7 @@ async def test_a_grammar_is_compiled_once_for_all(check: GrammarCheck, process: 
 
 
 async def test_what_took_too_much_is_tried_again(check: GrammarCheck, process: FakeProcess) -> None:
-    process.answers["big"] = Answer("too much", limited=True)
+    process.answers["big"] = CompileResult("too much", limited=True)
     with pytest.raises(InvalidRequest, match="too much"):
         await check.check(wanted("big"), "a")
     process.answers.clear()

@@ -37,9 +37,9 @@ def test_the_caches_outlive_a_run(cache: Path) -> None:
 
 
 def test_apiserver_and_engine_share_them(cache: Path) -> None:
-    from llmserve.apiserver.environment import prepare_environment
+    from llmserve.engines.vllm.environment import set_apiserver_environment
 
-    prepare_environment()
+    set_apiserver_environment()
     first = {name: os.environ.pop(name) for name in CACHES}
     environment.set_engine_environment("/run/one", compiles=False)
     assert {name: os.environ[name] for name in CACHES} == first

@@ -11,8 +11,9 @@ from llmserve.kvstore.blocks import CommitOutcome, PartFill, PoolUser, ReserveOu
 from llmserve.kvstore.dram.slabs import SlabMap
 from llmserve.kvstore.dram.slots import SlotPool
 from llmserve.kvstore.dram.tier import DramTier
-from llmserve.kvstore.eviction import LruPolicy, TierBook
+from llmserve.kvstore.eviction import TierIndex
 from llmserve.transfer.base import Int64Array
+from tests.support.lru_policy import LruPolicy
 
 UNIT = 64 << 10
 UNITS = 4
@@ -74,7 +75,7 @@ def block(key: str, *part_bytes: int) -> StoredBlock:
 def make_pool(slabs: SlabMap, words: Int64Array, index_bytes: int = 1 << 40) -> Pool:
     """index_bytes: so many that slots run out before the index does."""
     clock = VirtualClock()
-    index = TierBook(index_bytes, LruPolicy, clock)
+    index = TierIndex(index_bytes, LruPolicy, clock)
     return Pool(DramTier(SlotPool(slabs, words), index, clock, quarantine_seconds=60), words, clock)
 
 

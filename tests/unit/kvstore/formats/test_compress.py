@@ -9,8 +9,7 @@ import zstandard
 
 from llmserve.core.errors import BlockDamaged
 from llmserve.kvstore.formats.compress import Planes
-from llmserve.kvstore.formats.header import Piece
-from llmserve.kvstore.formats.spec import Compress
+from llmserve.kvstore.formats.header import Compress, Piece
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -7,8 +7,7 @@ import pytest
 import xxhash
 
 from llmserve.core.errors import BlockDamaged, BlockUnreadable, FormatUnknown
-from llmserve.kvstore.formats.header import MAX_HEADER_BYTES, VERSION, Header, Piece, Seal
-from llmserve.kvstore.formats.spec import Compress, Quantize
+from llmserve.kvstore.formats.header import MAX_HEADER_BYTES, VERSION, Compress, Header, Piece, Quantize, Seal
 
 HEADER = Header(
     "bfloat16 90(c64 t128|t128 c64)",

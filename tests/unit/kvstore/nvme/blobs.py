@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, Outcome, ReadResult, Target, Tier
+from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, ReadResult, ReadTarget, Tier, TierOutcome
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from tests.conformance.faulty_disk import DiskFaults, FaultyDisk
 
@@ -37,7 +37,7 @@ async def put(tier: Tier, numbers: Sequence[int], size: int = 100 * KIB) -> None
     """One call each."""
     for number in numbers:
         (result,) = await tier.write(blobs_of([number], size))
-        assert result.outcome is Outcome.DONE, result
+        assert result.outcome is TierOutcome.DONE, result
 
 
 async def try_put(tier: Tier, number: int, size: int = 100 * KIB) -> BlobResult:
@@ -48,8 +48,8 @@ async def try_put(tier: Tier, number: int, size: int = 100 * KIB) -> BlobResult:
 async def get(tier: Tier, number: int, size: int = 100 * KIB) -> ReadResult:
     """What is DONE is checked to be what was written."""
     buffer = bytearray(size)
-    (result,) = await tier.read([Target(key(number), memoryview(buffer))])
-    if result.outcome is Outcome.DONE:
+    (result,) = await tier.read([ReadTarget(key(number), memoryview(buffer))])
+    if result.outcome is TierOutcome.DONE:
         assert (result.header, result.length_bytes) == (b"header", size)
         assert buffer == data_of(number, size)
     return result
@@ -58,5 +58,9 @@ async def get(tier: Tier, number: int, size: int = 100 * KIB) -> ReadResult:
 async def there(tier: Tier, numbers: Sequence[int], size: int = 100 * KIB) -> list[int]:
     """Those that are read as written; all others are misses."""
     outcomes = [(number, (await get(tier, number, size)).outcome) for number in numbers]
-    assert {outcome for _, outcome in outcomes} <= {Outcome.DONE, Outcome.MISSING, Outcome.CORRUPT}
-    return [number for number, outcome in outcomes if outcome is Outcome.DONE]
+    assert {outcome for _, outcome in outcomes} <= {
+        TierOutcome.DONE,
+        TierOutcome.MISSING,
+        TierOutcome.CORRUPT,
+    }
+    return [number for number, outcome in outcomes if outcome is TierOutcome.DONE]

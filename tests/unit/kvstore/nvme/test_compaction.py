@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.kvstore.tiers.base import BlobKey, Outcome
+from llmserve.kvstore.tiers.base import BlobKey, TierOutcome
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from llmserve.kvstore.tiers.nvme.blob_io import Record
 from llmserve.kvstore.tiers.nvme.compactor import Compactor
@@ -153,7 +153,7 @@ async def test_a_full_tier_copies_to_make_room(tier: NvmeTier) -> None:
 async def test_churn_for_long_keeps_every_promise(settings: NvmeSettings, tier: NvmeTier) -> None:
     """Ten times the capacity, each blob removed 40 blobs later: never FULL, never over, and it restarts."""
     for number in range(800):
-        assert (await try_put(tier, number)).outcome is Outcome.DONE
+        assert (await try_put(tier, number)).outcome is TierOutcome.DONE
         if number >= 40:
             await tier.remove([key(number - 40)])
         assert tier.usage().used_bytes <= tier.usage().capacity_bytes
@@ -251,7 +251,7 @@ async def test_what_was_copied_in_vain_leaves_nothing_behind(
         return await copies(compactor, segment, entries)
 
     monkeypatch.setattr(Compactor, "_copies", copies_once)
-    assert (await tier.write(blobs_of(range(1000, 1000 + PER_SEGMENT))))[-1].outcome is Outcome.FULL
+    assert (await tier.write(blobs_of(range(1000, 1000 + PER_SEGMENT))))[-1].outcome is TierOutcome.FULL
     assert await there(tier, kept) == kept
     assert tier.totals.copied_bytes > 0
     monkeypatch.setattr(Compactor, "_copies", copies)
@@ -309,7 +309,7 @@ async def test_a_segment_that_cannot_be_read_is_left_alone(tier: NvmeTier, fault
     await tier.remove([key(n) for n in numbers if n % 3 == 0])
     faults.read = EIO
     results = await tier.write(blobs_of(range(1000, 1000 + 2 * PER_SEGMENT)))
-    assert results[-1].outcome is Outcome.FULL
+    assert results[-1].outcome is TierOutcome.FULL
     faults.read = 0
     kept = [n for n in numbers if n % 3]
     assert await there(tier, kept) == kept

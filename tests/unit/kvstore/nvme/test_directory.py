@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.errors import InvalidRequest, StartFailed
-from llmserve.kvstore.tiers.base import Blob, BlobKey, Outcome, Target
+from llmserve.kvstore.tiers.base import Blob, BlobKey, ReadTarget, TierOutcome
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from llmserve.kvstore.tiers.nvme.disk import LocalDisk
 from llmserve.kvstore.tiers.nvme.segments import segment_name, stamps_in
@@ -156,7 +156,7 @@ async def test_neighbours_are_written_and_read_together(tier: NvmeTier, faults: 
     reads = faults.reads
     targets = blobs_of(range(16), 10 * KIB)
 
-    await tier.read([Target(t.key, memoryview(bytearray(10 * KIB))) for t in targets])
+    await tier.read([ReadTarget(t.key, memoryview(bytearray(10 * KIB))) for t in targets])
     assert faults.reads - reads == 1
 
 
@@ -179,7 +179,7 @@ async def test_an_aligned_buffer_is_read_without_a_copy(tier: NvmeTier, faults: 
 
     await put(tier, [1])
     buffer = memoryview(mmap.mmap(-1, 100 * KIB))
-    await tier.read([Target(key(1), buffer)])
+    await tier.read([ReadTarget(key(1), buffer)])
     assert address(buffer) in faults.landed
 
 
@@ -190,7 +190,7 @@ async def test_a_key_or_header_too_long_is_the_callers_mistake(
     with pytest.raises(InvalidRequest):
         await tier.write([Blob(BlobKey(name), header, memoryview(b"data"))])
     (result,) = await tier.write(blobs_of([1]))
-    assert result.outcome is Outcome.DONE
+    assert result.outcome is TierOutcome.DONE
 
 
 def test_the_file_that_was_written_last_comes_last(tmp_path: Path) -> None:

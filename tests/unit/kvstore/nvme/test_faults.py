@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmserve.kvstore.tiers.base import Outcome, Target
+from llmserve.kvstore.tiers.base import ReadTarget, TierOutcome
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from tests.conformance.faulty_disk import EIO, ENOSPC, DiskFaults
 from tests.conformance.segment_files import segment_paths, stored
@@ -24,7 +24,7 @@ async def test_no_space_for_a_segment_is_full(tier: NvmeTier, faults: DiskFaults
     faults.create = ENOSPC
     results = await tier.write(blobs_of(range(3, 40)))
     outcomes = {result.outcome for result in results}
-    assert outcomes == {Outcome.DONE, Outcome.FULL}, "what fits the open segment still goes there"
+    assert outcomes == {TierOutcome.DONE, TierOutcome.FULL}, "what fits the open segment still goes there"
     assert "No space left" in results[-1].reason
     faults.create = 0
     await put(tier, [39])
@@ -35,7 +35,7 @@ async def test_no_space_for_a_record_is_full(tier: NvmeTier, faults: DiskFaults)
     """Where the file system could not reserve room."""
     faults.write = ENOSPC
     result = await try_put(tier, 1)
-    assert (result.outcome, tier.holds([key(1)])) == (Outcome.FULL, [False])
+    assert (result.outcome, tier.holds([key(1)])) == (TierOutcome.FULL, [False])
     faults.write = 0
     await put(tier, [1])
     assert await there(tier, [1]) == [1]
@@ -45,7 +45,7 @@ async def test_a_write_error_is_failed(tier: NvmeTier, faults: DiskFaults) -> No
     await put(tier, [1])
     faults.write = EIO
     result = await try_put(tier, 2)
-    assert (result.outcome, tier.holds([key(2)])) == (Outcome.FAILED, [False])
+    assert (result.outcome, tier.holds([key(2)])) == (TierOutcome.FAILED, [False])
     assert "Input/output error" in result.reason
     faults.write = 0
     await put(tier, [2, 3])
@@ -58,7 +58,7 @@ async def test_a_torn_write_is_not_found_later(
 ) -> None:
     await put(tier, [1])
     faults.write, faults.torn_after_bytes = EIO, torn_after_bytes
-    assert (await try_put(tier, 2)).outcome is Outcome.FAILED
+    assert (await try_put(tier, 2)).outcome is TierOutcome.FAILED
     faults.torn_after_bytes = 0
     await tier.aclose()  # without a footer: writing it fails too
     again = await open_tier(settings)
@@ -71,9 +71,9 @@ async def test_one_bad_spot_is_one_miss(tier: NvmeTier, faults: DiskFaults, sett
     await tier.write(blobs_of(range(3)))
     middle = next(place for place in stored(settings.directory) if place.key == key(1))
     faults.bad_offset = middle.data_at + 10
-    targets = [Target(key(n), memoryview(bytearray(100 * KIB))) for n in range(3)]
+    targets = [ReadTarget(key(n), memoryview(bytearray(100 * KIB))) for n in range(3)]
     results = await tier.read(targets)
-    assert [r.outcome for r in results] == [Outcome.DONE, Outcome.FAILED, Outcome.DONE]
+    assert [r.outcome for r in results] == [TierOutcome.DONE, TierOutcome.FAILED, TierOutcome.DONE]
     assert "Input/output error" in results[1].reason
     assert tier.holds([key(1)]) == [True], "it may be readable the next time"
 
@@ -98,7 +98,7 @@ async def test_durable_is_done_only_when_the_medium_has_it(
     await put(tier, [1])
     assert faults.syncs == 1
     faults.sync = EIO
-    assert (await try_put(tier, 2)).outcome is Outcome.FAILED
+    assert (await try_put(tier, 2)).outcome is TierOutcome.FAILED
     assert tier.holds([key(1), key(2)]) == [True, False]
     await tier.aclose()
 
@@ -131,7 +131,7 @@ async def test_the_directory_goes_away(settings: NvmeSettings, tier: NvmeTier) -
         path.unlink()
     settings.directory.rmdir()
     results = await tier.write(blobs_of(range(3, 40)))
-    assert results[-1].outcome is Outcome.FAILED
+    assert results[-1].outcome is TierOutcome.FAILED
     assert "No such file" in results[-1].reason
     assert set(await there(tier, range(3))) <= {0, 1, 2}
     await tier.remove([key(n) for n in range(3)])
@@ -147,9 +147,9 @@ async def test_a_file_that_shrinks_is_a_miss(settings: NvmeSettings, tier: NvmeT
     with path.open("r+b") as file:
         file.truncate(120 * KIB)
     assert [(await get(tier, n)).outcome for n in range(3)] == [
-        Outcome.DONE,
-        Outcome.CORRUPT,
-        Outcome.CORRUPT,
+        TierOutcome.DONE,
+        TierOutcome.CORRUPT,
+        TierOutcome.CORRUPT,
     ]
 
 
@@ -177,14 +177,14 @@ async def test_totals_tell_what_happened(tier: NvmeTier, faults: DiskFaults) -> 
     faults.write = ENOSPC
     await try_put(tier, 3)
     totals = tier.totals
-    assert (totals.written[Outcome.DONE], totals.written[Outcome.FULL]) == (2, 1)
-    assert (totals.read[Outcome.DONE], totals.read[Outcome.MISSING]) == (1, 1)
+    assert (totals.written[TierOutcome.DONE], totals.written[TierOutcome.FULL]) == (2, 1)
+    assert (totals.read[TierOutcome.DONE], totals.read[TierOutcome.MISSING]) == (1, 1)
     assert (totals.written_bytes, totals.read_bytes) == (200 * KIB, 100 * KIB)
 
 
 async def test_a_closed_tier_answers(settings: NvmeSettings) -> None:
     tier = make_tier(settings)
-    assert (await try_put(tier, 1)).outcome is Outcome.FAILED
-    assert (await get(tier, 1)).outcome is Outcome.FAILED
+    assert (await try_put(tier, 1)).outcome is TierOutcome.FAILED
+    assert (await get(tier, 1)).outcome is TierOutcome.FAILED
     await tier.remove([key(1)])
     await tier.aclose()

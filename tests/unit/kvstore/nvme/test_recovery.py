@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from llmserve.kvstore.tiers.base import BlobKey, Outcome
+from llmserve.kvstore.tiers.base import BlobKey, TierOutcome
 from llmserve.kvstore.tiers.nvme import recovery
 from llmserve.kvstore.tiers.nvme.blob_io import BlobIO, Record, Wanted
 from llmserve.kvstore.tiers.nvme.disk import LocalDisk, LocalFile
@@ -134,14 +134,14 @@ def test_records_longer_than_the_window(tmp_path: Path) -> None:
     assert [entry.key for entry in find(path).contents.entries] == [b"2"]
 
 
-def read_all(path: Path, entries: list[Entry]) -> Iterator[tuple[Entry, Outcome]]:
+def read_all(path: Path, entries: list[Entry]) -> Iterator[tuple[Entry, TierOutcome]]:
     """What is DONE is checked to be what was written."""
     written = {record.key: record for record in records()}
     with opened(path) as file:
         for entry in entries:
             buffer = memoryview(bytearray(entry.length))
             (result,) = IO.read(file, STAMP, [Wanted(entry.key, entry.offset, entry.length, buffer)])
-            if result.outcome is Outcome.DONE:
+            if result.outcome is TierOutcome.DONE:
                 assert (result.header, buffer) == (written[entry.key].header, written[entry.key].data)
             yield entry, result.outcome
 
@@ -162,7 +162,9 @@ def test_any_byte_of_a_sealed_segment(sealed: Path, at: int, mask: int) -> None:
     try:
         found = find(sealed)
         done = [
-            entry for entry, outcome in read_all(sealed, found.contents.entries) if outcome is Outcome.DONE
+            entry
+            for entry, outcome in read_all(sealed, found.contents.entries)
+            if outcome is TierOutcome.DONE
         ]
         assert done == [entry for entry in ENTRIES if entry not in touched(at)]
     finally:

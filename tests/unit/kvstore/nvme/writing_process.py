@@ -9,7 +9,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from llmserve.kvstore.tiers.base import Outcome
+from llmserve.kvstore.tiers.base import TierOutcome
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from tests.unit.kvstore.nvme.blobs import blobs_of, key
 
@@ -29,7 +29,7 @@ async def write(tier: NvmeTier, first: int) -> None:
         numbers = range(start, start + BATCH)
         results = await tier.write(blobs_of(numbers, SIZE))
         for number, result in zip(numbers, results, strict=True):
-            if result.outcome is Outcome.DONE:
+            if result.outcome is TierOutcome.DONE:
                 print(number, flush=True)
         gone = [number for number in numbers if number % 7 == 0]
         await tier.remove([key(number) for number in gone])

@@ -14,7 +14,7 @@ from llmserve.core.ids import BlockHash, TenantId
 from llmserve.kvstore.blocks import SLOT_ALIGNMENT_BYTES, PoolUser, Slot
 from llmserve.kvstore.dram.slabs import SlabMap
 from llmserve.kvstore.dram.slots import SlotPool
-from llmserve.kvstore.eviction import Admission, FrequencySketch, LruPolicy, TierBook, WriteMode
+from llmserve.kvstore.eviction import Admission, FrequencySketch, TierIndex, WriteMode
 from llmserve.kvstore.formats import BlockCodec, BlockFormat, BlockShape
 from llmserve.kvstore.store import (
     BlockSlots,
@@ -31,6 +31,7 @@ from llmserve.kvstore.store.admin import AnyTier
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.tiers.base import Tier
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
+from tests.support.lru_policy import LruPolicy
 
 PART_BYTES = 64 << 10
 UNIT_BYTES = PART_BYTES
@@ -197,13 +198,13 @@ async def make_world() -> AsyncIterator[MakeWorld]:
         def view(offset: int, length: int) -> memoryview:
             return memory[offset : offset + length]
 
-        dram = DramTier(slots, TierBook(len(memory), LruPolicy, clock), clock)
+        dram = DramTier(slots, TierIndex(len(memory), LruPolicy, clock), clock)
         kept = list(media) or [MemoryMedium(blocks * parts * PART_BYTES) for blocks in lower_blocks]
         below = list(tiers) or [(MemoryTier(medium), medium.capacity_bytes) for medium in kept]
         lower = [
             LowerStore(
                 tier,
-                TierBook(capacity_bytes, LruPolicy, clock),
+                TierIndex(capacity_bytes, LruPolicy, clock),
                 _codec,
                 clock,
                 LowerSettings(mode, busy_bytes, opens_later),

@@ -11,7 +11,7 @@ from pathlib import Path
 from llmserve.config.load import parse_manifest
 from llmserve.core.clock import SystemClock
 from llmserve.kvstore.store.build import BuiltStore, StoreParts, build_store
-from llmserve.kvstore.tiers.base import Outcome
+from llmserve.kvstore.tiers.base import TierOutcome
 from tests.unit.kvstore.store.conftest import PART_BYTES, World, chain
 
 BLOCKS = 6
@@ -42,7 +42,7 @@ async def main(directory: Path) -> None:
     for number in itertools.count():
         await world.seen(chain(f"p{number}", BLOCKS))
         await world.drained()
-        assert store.store.lower[0].outcomes["write", Outcome.DONE] == (number + 1) * BLOCKS
+        assert store.store.lower[0].outcomes["write", TierOutcome.DONE] == (number + 1) * BLOCKS
         print(number, flush=True)
 
 

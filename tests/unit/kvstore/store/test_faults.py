@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.kvstore.eviction import WriteMode
-from llmserve.kvstore.tiers.base import Outcome
+from llmserve.kvstore.tiers.base import TierOutcome
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
@@ -62,8 +62,8 @@ async def test_a_disk_in_trouble_stores_nothing_and_the_rest_goes_on(
     (disk,) = world.store.lower
     await world.seen(KEYS)
     await world.drained()
-    assert disk.outcomes["write", Outcome.DONE] == 0
-    assert disk.outcomes["write", Outcome.FULL] + disk.outcomes["write", Outcome.FAILED] == 6
+    assert disk.outcomes["write", TierOutcome.DONE] == 0
+    assert disk.outcomes["write", TierOutcome.FULL] + disk.outcomes["write", TierOutcome.FAILED] == 6
     told = [one.message for one in caplog.records if one.levelno >= logging.WARNING]
     assert len(told) == 1, "not for each block"
     assert told[0].startswith("nvme-0: blocks are not written: ")
@@ -148,7 +148,7 @@ async def test_a_byte_that_changes_in_a_segment_while_it_is_open(
         assert len(world.store.lower[0].book) in (5, 6), "what is lost takes no room"
         assert len(loads) == 6 or len(world.store.lower[0].book) == 5
         await down(world)
-    assert world.store.lower[0].outcomes["read", Outcome.CORRUPT] > 0
+    assert world.store.lower[0].outcomes["read", TierOutcome.CORRUPT] > 0
     assert await world.loaded(KEYS) == ALL, "what was lost was stored again"
 
 
@@ -205,7 +205,7 @@ async def test_a_byte_that_changes_in_dram_does_not_go_down(
         await world.seen(chain(name, 6))
         await world.drained()
     (tier,) = world.store.lower
-    assert tier.outcomes["write", Outcome.CORRUPT] == 1
+    assert tier.outcomes["write", TierOutcome.CORRUPT] == 1
     assert [tier.holds(key, 1) for key in KEYS] == [True, True, True, False, True, True]
     assert await world.loaded(KEYS) == [0, 1, 2]
     assert "it changed in memory" in caplog.text

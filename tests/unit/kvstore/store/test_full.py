@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.kvstore.eviction import WriteMode
-from llmserve.kvstore.tiers.base import Outcome, Tier
+from llmserve.kvstore.tiers.base import Tier, TierOutcome
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
@@ -38,8 +38,8 @@ async def test_a_full_tier_refuses_nothing(make_world: MakeWorld, tmp_path: Path
         size = sum(path.stat().st_size for path in (tmp_path / "kv").rglob("*") if path.is_file())
         assert size <= CAPACITY
     ends = {outcome for (operation, outcome), _ in tier.outcomes.items() if operation == "write"}
-    assert ends == {Outcome.DONE}
-    assert tier.outcomes["write", Outcome.DONE] > 3 * len(tier.book)
+    assert ends == {TierOutcome.DONE}
+    assert tier.outcomes["write", TierOutcome.DONE] > 3 * len(tier.book)
     assert tier.book.used_bytes > 0.9 * tier.book.capacity_bytes
     assert tier.book.capacity_bytes > CAPACITY // 2
 

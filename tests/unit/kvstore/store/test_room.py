@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from llmserve.kvstore.eviction import WriteMode
-from llmserve.kvstore.tiers.base import Blob, BlobResult, ReadResult, Target
+from llmserve.kvstore.tiers.base import Blob, BlobResult, ReadResult, ReadTarget
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
 from tests.unit.kvstore.store.conftest import PART_BYTES, ROOM_WAIT_SECONDS, MakeWorld, World, chain
 
@@ -75,7 +75,7 @@ async def test_room_that_came_while_others_were_read_is_used(
     world.forget_dram(chain("new", 4)[:1])
     read = tier.read
 
-    async def read_late(targets: Sequence[Target]) -> list[ReadResult]:
+    async def read_late(targets: Sequence[ReadTarget]) -> list[ReadResult]:
         tier.gate.set()
         await world.drained()
         return await read(targets)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.routing import cluster, computed_tokens, largest_share, shared_prefixes, simulated
+from bench.placement.routing import cluster, computed_tokens, largest_share, shared_prefixes, simulated
 from llmserve.core.ids import WorkerId
 
 

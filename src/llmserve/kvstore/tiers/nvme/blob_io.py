@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from llmserve.kvstore.tiers.base import BlobKey, Outcome, ReadResult
+from llmserve.kvstore.tiers.base import BlobKey, ReadResult, TierOutcome
 from llmserve.kvstore.tiers.nvme.arenas import Arena, Arenas, is_aligned
 from llmserve.kvstore.tiers.nvme.disk import SegmentFile
 from llmserve.kvstore.tiers.nvme.layout import (
@@ -123,23 +123,23 @@ def _whole(wanted: Wanted) -> memoryview:
 def _checked(stamp: int, wanted: Wanted, at: _Landing, *, is_there: bool) -> ReadResult:
     """The outcome, and the buffer filled when it is DONE."""
     if not is_there:
-        return ReadResult(Outcome.CORRUPT, "the file ends before it")
+        return ReadResult(TierOutcome.CORRUPT, "the file ends before it")
     whole = len(at.body)
     wanted.buffer[whole : wanted.length] = at.rest[: wanted.length - whole]
     try:
         head = read_head(at.head, stamp)
     except Damaged as error:
-        return ReadResult(Outcome.CORRUPT, str(error))
+        return ReadResult(TierOutcome.CORRUPT, str(error))
     if (head.kind, head.key, head.offset, head.length) != (
         Kind.BLOB,
         wanted.key,
         wanted.offset,
         wanted.length,
     ):
-        return ReadResult(Outcome.CORRUPT, "another record lies in its place")
+        return ReadResult(TierOutcome.CORRUPT, "another record lies in its place")
     if check_of(wanted.buffer[: wanted.length]) != head.check:
-        return ReadResult(Outcome.CORRUPT, "the checksum of its data is wrong")
-    return ReadResult(Outcome.DONE, header=head.header, length_bytes=wanted.length)
+        return ReadResult(TierOutcome.CORRUPT, "the checksum of its data is wrong")
+    return ReadResult(TierOutcome.DONE, header=head.header, length_bytes=wanted.length)
 
 
 def cut_into_runs(sizes: Sequence[int], run_bytes: int) -> list[slice]:

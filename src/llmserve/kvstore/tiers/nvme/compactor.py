@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 
-from llmserve.kvstore.tiers.base import BlobKey, Outcome
+from llmserve.kvstore.tiers.base import BlobKey, TierOutcome
 from llmserve.kvstore.tiers.nvme import recovery
 from llmserve.kvstore.tiers.nvme.appender import Appender, NoRoom
 from llmserve.kvstore.tiers.nvme.blob_io import RUN_BYTES, BlobIO, Record, Wanted, neighbours
@@ -142,7 +142,7 @@ class Compactor:
         results = await run_one(self._thread, partial(self._io.read, segment.file, segment.stamp, run))
         records = []
         for wanted, entry, result in zip(run, entries, results, strict=True):
-            if result.outcome is Outcome.DONE:
+            if result.outcome is TierOutcome.DONE:
                 data = wanted.buffer[: wanted.length]
                 records.append(Record(Kind.BLOB, wanted.key, result.header, data))
             elif self._index.is_at(segment, entry):

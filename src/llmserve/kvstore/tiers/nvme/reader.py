@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
-from llmserve.kvstore.tiers.base import Outcome, ReadResult, Target
+from llmserve.kvstore.tiers.base import ReadResult, ReadTarget, TierOutcome
 from llmserve.kvstore.tiers.nvme.blob_io import RUN_BYTES, BlobIO, Wanted, neighbours
 from llmserve.kvstore.tiers.nvme.segments import Index, Place, Segment
 from llmserve.kvstore.tiers.nvme.threads import run_all
 
-_MISSING = ReadResult(Outcome.MISSING, "not there")
+_MISSING = ReadResult(TierOutcome.MISSING, "not there")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Reader:
         self._io = blob_io
         self._threads = threads
 
-    async def read(self, targets: Sequence[Target]) -> list[ReadResult]:
+    async def read(self, targets: Sequence[ReadTarget]) -> list[ReadResult]:
         """What is CORRUPT is still in the index."""
         results = [_MISSING] * len(targets)
         places: list[tuple[int, Place]] = []
@@ -61,16 +61,16 @@ class Reader:
             return self._io.read(run.segment.file, run.segment.stamp, run.wanted)
         except OSError as error:
             if len(run.wanted) == 1:
-                return [ReadResult(Outcome.FAILED, f"read failed: {error}")]
+                return [ReadResult(TierOutcome.FAILED, f"read failed: {error}")]
         return [self._read_run(_Run(run.segment, [one], []))[0] for one in run.wanted]
 
 
-def _too_short(place: Place, target: Target) -> ReadResult:
+def _too_short(place: Place, target: ReadTarget) -> ReadResult:
     reason = f"{place.length} bytes do not fit a buffer of {target.buffer.nbytes}"
-    return ReadResult(Outcome.FAILED, reason)
+    return ReadResult(TierOutcome.FAILED, reason)
 
 
-def _runs(targets: Sequence[Target], places: list[tuple[int, Place]]) -> list[_Run]:
+def _runs(targets: Sequence[ReadTarget], places: list[tuple[int, Place]]) -> list[_Run]:
     places.sort(key=lambda row: (row[1].segment.stamp, row[1].offset))
     runs: list[_Run] = []
     for _, group in groupby(places, key=lambda row: row[1].segment.stamp):
@@ -83,5 +83,5 @@ def _runs(targets: Sequence[Target], places: list[tuple[int, Place]]) -> list[_R
     return runs
 
 
-def _wanted(target: Target, place: Place) -> Wanted:
+def _wanted(target: ReadTarget, place: Place) -> Wanted:
     return Wanted(target.key, place.offset, place.length, target.buffer)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from llmserve.core.errors import StartFailed
-from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, Outcome, ReadResult, Target, Usage
+from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, ReadResult, ReadTarget, TierOutcome, Usage
 from llmserve.kvstore.tiers.nvme.appender import Appender
 from llmserve.kvstore.tiers.nvme.blob_io import BlobIO
 from llmserve.kvstore.tiers.nvme.compactor import Compactor
@@ -130,20 +130,20 @@ class NvmeTier:
     async def write(self, blobs: Sequence[Blob]) -> list[BlobResult]:
         with self._call() as parts:
             if parts is None:
-                return [BlobResult(Outcome.FAILED, _CLOSED)] * len(blobs)
+                return [BlobResult(TierOutcome.FAILED, _CLOSED)] * len(blobs)
             results = await parts.writer.write(blobs)
         for blob, result in zip(blobs, results, strict=True):
             self.totals.written[result.outcome] += 1
-            self.totals.written_bytes += blob.data.nbytes if result.outcome is Outcome.DONE else 0
+            self.totals.written_bytes += blob.data.nbytes if result.outcome is TierOutcome.DONE else 0
         return results
 
-    async def read(self, targets: Sequence[Target]) -> list[ReadResult]:
+    async def read(self, targets: Sequence[ReadTarget]) -> list[ReadResult]:
         with self._call() as parts:
             if parts is None:
-                return [ReadResult(Outcome.FAILED, _CLOSED)] * len(targets)
+                return [ReadResult(TierOutcome.FAILED, _CLOSED)] * len(targets)
             results = await parts.reader.read(targets)
             rows = zip(targets, results, strict=True)
-            corrupt = [target.key for target, result in rows if result.outcome is Outcome.CORRUPT]
+            corrupt = [target.key for target, result in rows if result.outcome is TierOutcome.CORRUPT]
             await self._forget(parts, corrupt)
         for result in results:
             self.totals.read[result.outcome] += 1

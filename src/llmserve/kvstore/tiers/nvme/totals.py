@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from llmserve.kvstore.tiers.base import Outcome
+from llmserve.kvstore.tiers.base import TierOutcome
 
 
 @dataclass(slots=True)
 class Totals:
     """written, read: blobs by outcome; bytes: of their data when DONE. copied: by compaction."""
 
-    written: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
-    read: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    written: dict[TierOutcome, int] = field(default_factory=lambda: dict.fromkeys(TierOutcome, 0))
+    read: dict[TierOutcome, int] = field(default_factory=lambda: dict.fromkeys(TierOutcome, 0))
     written_bytes: int = 0
     read_bytes: int = 0
     corrupt: int = 0  # found by readers or by compaction

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from llmserve.core.errors import InvalidRequest
-from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, Outcome
+from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, TierOutcome
 from llmserve.kvstore.tiers.nvme.appender import Appender, NoRoom
 from llmserve.kvstore.tiers.nvme.blob_io import RUN_BYTES, Record, cut_into_runs
 from llmserve.kvstore.tiers.nvme.compactor import Compactor
@@ -13,7 +13,7 @@ from llmserve.kvstore.tiers.nvme.layout import MAX_HEADER_BYTES, MAX_KEY_BYTES, 
 from llmserve.kvstore.tiers.nvme.segments import Index, Place
 from llmserve.kvstore.tiers.nvme.threads import all_ended
 
-_DONE = BlobResult(Outcome.DONE)
+_DONE = BlobResult(TierOutcome.DONE)
 
 
 class Writer:
@@ -44,9 +44,9 @@ class Writer:
                 self._index.put(record.key, place)
             return _DONE
         except NoRoom as error:
-            return BlobResult(Outcome.FULL, str(error))
+            return BlobResult(TierOutcome.FULL, str(error))
         except OSError as error:
-            outcome = Outcome.FULL if is_no_space(error) else Outcome.FAILED
+            outcome = TierOutcome.FULL if is_no_space(error) else TierOutcome.FAILED
             return BlobResult(outcome, f"write failed: {error}")
         finally:
             for record in records:

@@ -21,7 +21,7 @@ A bucket that is away: requests are retried with backoff up to a deadline, then 
 back (`gate`). To the caller all this is FAILED with a reason, or MISSING.
 """
 
-from llmserve.kvstore.tiers.object.settings import Limits, ObjectSettings, Patience
+from llmserve.kvstore.tiers.object.settings import ObjectSettings, RequestLimits, RetryPolicy
 from llmserve.kvstore.tiers.object.tier import ObjectTier, object_tier
 
-__all__ = ["Limits", "ObjectSettings", "ObjectTier", "Patience", "object_tier"]
+__all__ = ["ObjectSettings", "ObjectTier", "RequestLimits", "RetryPolicy", "object_tier"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmserve.kvstore.tiers.base import BlobKey
-from llmserve.kvstore.tiers.object.layout import Entry
+from llmserve.kvstore.tiers.object.layout import PackEntry
 
 
 class Pack:
@@ -20,7 +20,7 @@ class Pack:
         "mine", "offsets", "path", "records_bytes", "size_bytes",
     )  # fmt: skip
 
-    def __init__(self, path: str, size_bytes: int, entries: Sequence[Entry], *, mine: bool) -> None:
+    def __init__(self, path: str, size_bytes: int, entries: Sequence[PackEntry], *, mine: bool) -> None:
         self.path, self.size_bytes, self.mine = path, size_bytes, mine
         self.keys = [entry.key for entry in entries]
         self.offsets = array("Q", [entry.offset for entry in entries])
@@ -36,8 +36,8 @@ class Pack:
     def __repr__(self) -> str:
         return f"<Pack {self.path} live={self.live_count}/{len(self.keys)} garbage={self.garbage_share:.0%}>"
 
-    def entry(self, position: int) -> Entry:
-        return Entry(
+    def entry(self, position: int) -> PackEntry:
+        return PackEntry(
             self.keys[position],
             self.offsets[position],
             self.header_bytes[position],
@@ -45,7 +45,7 @@ class Pack:
             self.checksums[position],
         )
 
-    def live_entries(self) -> list[Entry]:
+    def live_entries(self) -> list[PackEntry]:
         return [self.entry(position) for position, live in enumerate(self.live) if live]
 
     @property
@@ -55,12 +55,12 @@ class Pack:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PackedPlace:
     pack: Pack
     position: int
 
     @property
-    def entry(self) -> Entry:
+    def entry(self) -> PackEntry:
         return self.pack.entry(self.position)
 
 
@@ -68,7 +68,7 @@ class Catalog:
     """used_bytes: of the own packs, whole; held_bytes, blobs: what is live in them."""
 
     def __init__(self) -> None:
-        self._places: dict[BlobKey, Place] = {}
+        self._places: dict[BlobKey, PackedPlace] = {}
         self._packs: dict[str, Pack] = {}
         self._with_garbage: dict[str, Pack] = {}  # of the own ones
         self.used_bytes = 0
@@ -78,7 +78,7 @@ class Catalog:
     def __repr__(self) -> str:
         return f"<Catalog packs={len(self._packs)} blobs={len(self._places)} used_bytes={self.used_bytes}>"
 
-    def find(self, key: BlobKey) -> Place | None:
+    def find(self, key: BlobKey) -> PackedPlace | None:
         return self._places.get(key)
 
     def held(self) -> list[tuple[BlobKey, int]]:
@@ -107,7 +107,7 @@ class Catalog:
             moves = there is not None and there.pack is instead_of
             if position not in removed and (moves or (there is None and instead_of is None)):
                 self._unplace(key)
-                self._place(key, Place(pack, position))
+                self._place(key, PackedPlace(pack, position))
         self._look_for_garbage(pack)
 
     def forget(self, key: BlobKey) -> None:
@@ -141,7 +141,7 @@ class Catalog:
 
     # -- parts
 
-    def _place(self, key: BlobKey, place: Place) -> None:
+    def _place(self, key: BlobKey, place: PackedPlace) -> None:
         self._places[key] = place
         place.pack.live[place.position] = 1
         self._count(place, 1)
@@ -157,7 +157,7 @@ class Catalog:
         if pack.mine and pack.live_count < len(pack.keys):
             self._with_garbage[pack.path] = pack
 
-    def _count(self, place: Place, sign: int) -> None:
+    def _count(self, place: PackedPlace, sign: int) -> None:
         size = sign * place.pack.data_bytes[place.position]
         place.pack.held_bytes += size
         place.pack.live_count += sign

@@ -27,12 +27,12 @@ LONGEST_HEADER_BYTES = 1024
 LONGEST_ENTRY_BYTES = _ENTRY.size + LONGEST_KEY_BYTES
 
 
-class Damaged(Exception):
+class PackDamaged(Exception):
     """This is not the end of a pack, or no longer. Caught by who reads packs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PackEntry:
     key: BlobKey
     offset: int
     header_bytes: int
@@ -64,7 +64,7 @@ def record_checksum(key: bytes, header: bytes | memoryview, data: memoryview) ->
     return state.intdigest()
 
 
-def encode_tail(entries: Sequence[Entry], records_bytes: int) -> bytes:
+def encode_tail(entries: Sequence[PackEntry], records_bytes: int) -> bytes:
     """Index and footer of a pack whose records take so many bytes."""
     index = b"".join(
         _ENTRY.pack(entry.offset, entry.data_bytes, entry.checksum, entry.header_bytes, len(entry.key))
@@ -77,31 +77,55 @@ def encode_tail(entries: Sequence[Entry], records_bytes: int) -> bytes:
 
 
 def decode_footer(tail: memoryview, pack_bytes: int) -> Footer:
-    """tail: the last bytes of a pack of pack_bytes. Errors: Damaged."""
+    """tail: the last bytes of a pack of pack_bytes. Errors: PackDamaged."""
     if len(tail) < FOOTER_BYTES:
-        raise Damaged("shorter than a footer")
+        raise PackDamaged("shorter than a footer")
     packed = bytes(tail[-FOOTER_BYTES : -_SUM.size])
     magic, total, index_bytes, entries = _FOOTER.unpack(packed)
     if magic != MAGIC:
-        raise Damaged("no footer of this version")
+        raise PackDamaged("no footer of this version")
     if total != pack_bytes or index_bytes > pack_bytes - FOOTER_BYTES:
-        raise Damaged(f"{pack_bytes} bytes, where the footer says {total}")
+        raise PackDamaged(f"{pack_bytes} bytes, where the footer says {total}")
     (checksum,) = _SUM.unpack(tail[-_SUM.size :])
     return Footer(total, index_bytes, entries, checksum, packed)
 
 
-def decode_index(index: memoryview, footer: Footer) -> list[Entry]:
-    """index: exactly the bytes of the index. Errors: Damaged."""
+def decode_index(index: memoryview, footer: Footer) -> list[PackEntry]:
+    """index: exactly the bytes of the index. Errors: PackDamaged."""
     if xxhash.xxh3_64_intdigest(bytes(index) + footer.packed) != footer.checksum:
-        raise Damaged("the index has another checksum")
+        raise PackDamaged("the index has another checksum")
     entries, at = [], 0
     while at < len(index):
         offset, data_bytes, checksum, header_bytes, key_bytes = _ENTRY.unpack_from(index, at)
         at += _ENTRY.size
         entries.append(
-            Entry(BlobKey(bytes(index[at : at + key_bytes])), offset, header_bytes, data_bytes, checksum)
+            PackEntry(BlobKey(bytes(index[at : at + key_bytes])), offset, header_bytes, data_bytes, checksum)
         )
         at += key_bytes
     if len(entries) != footer.entries:
-        raise Damaged(f"{len(entries)} entries, where the footer says {footer.entries}")
+        raise PackDamaged(f"{len(entries)} entries, where the footer says {footer.entries}")
     return entries
+
+
+_PACK = ".pack"
+
+
+def pack_path(owner: str, time_ns: int, nonce: str) -> str:
+    """In the order of time, for whoever looks; nonce: so that no two processes ever write the same one."""
+    return f"{owner}/{time_ns:016x}-{nonce}{_PACK}"
+
+
+def is_pack(path: str) -> bool:
+    return path.count("/") == 1 and path.endswith(_PACK)
+
+
+def removals_path(owner: str) -> str:
+    return f"{owner}/removed.json"
+
+
+def is_of(owner: str, path: str) -> bool:
+    return path.startswith(f"{owner}/")
+
+
+def owner_of(path: str) -> str:
+    return path.partition("/")[0]

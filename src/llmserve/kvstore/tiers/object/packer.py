@@ -1,19 +1,19 @@
-"""Gathers the blobs of writes into drafts, and sends these up when they are full or have waited."""
+"""Gathers the blobs of writes into builders, and sends these up when they are full or have waited."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 
+from llmserve.core.aio import run_in_thread
 from llmserve.core.tasks import TaskOwner
-from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, Outcome
+from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, TierOutcome
 from llmserve.kvstore.tiers.object.catalog import Catalog
-from llmserve.kvstore.tiers.object.draft import Draft, cost_bytes
 from llmserve.kvstore.tiers.object.layout import FOOTER_BYTES, LONGEST_HEADER_BYTES, LONGEST_KEY_BYTES
 from llmserve.kvstore.tiers.object.settings import ObjectSettings
-from llmserve.kvstore.tiers.object.threads import Threads
-from llmserve.kvstore.tiers.object.uploader import Uploader
+from llmserve.kvstore.tiers.object.uploader import PackBuilder, Uploader, cost_bytes
 
-_DONE = BlobResult(Outcome.DONE)
-_CLOSED = BlobResult(Outcome.FAILED, "the tier is closed")
+_DONE = BlobResult(TierOutcome.DONE)
+_CLOSED = BlobResult(TierOutcome.FAILED, "the tier is closed")
 
 Pending = asyncio.Future[BlobResult]
 
@@ -27,14 +27,14 @@ class Packer:
         settings: ObjectSettings,
         catalog: Catalog,
         uploader: Uploader,
-        threads: Threads,
+        threads: Executor,
         tasks: TaskOwner,
         make_room: Callable[[int], Awaitable[bool]],
     ) -> None:
         self._settings, self._catalog, self._uploader = settings, catalog, uploader
         self._threads, self._tasks, self._make_room = threads, tasks, make_room
         self._pending: dict[BlobKey, Pending] = {}
-        self._draft: Draft | None = None  # the one being filled
+        self._builder: PackBuilder | None = None  # the one being filled
         self._filling = asyncio.Lock()
         self._is_closed = False
 
@@ -51,7 +51,7 @@ class Packer:
         self._is_closed = True
         async with self._filling:
             self._send()
-        if waiting := {draft.done for draft in self._uploader.drafts}:
+        if waiting := {builder.done for builder in self._uploader.builders}:
             await asyncio.wait(waiting)
 
     async def _take(self, blob: Blob) -> BlobResult | Pending:
@@ -62,52 +62,52 @@ class Packer:
         if blob.key in self._pending:
             return self._pending[blob.key]
         if len(blob.key) > LONGEST_KEY_BYTES or len(blob.header) > LONGEST_HEADER_BYTES:
-            return BlobResult(Outcome.FAILED, "its key or its header is longer than the contract allows")
+            return BlobResult(TierOutcome.FAILED, "its key or its header is longer than the contract allows")
         return await self._copy(blob)
 
     async def _copy(self, blob: Blob) -> BlobResult | Pending:
         cost = cost_bytes(blob.key, len(blob.header) + blob.data.nbytes)
-        draft = await self._draft_for(cost)
-        if draft is None:
+        builder = await self._builder_for(cost)
+        if builder is None:
             return BlobResult(
-                Outcome.FULL, f"over its capacity of {self._settings.capacity_bytes} bytes, less one pack"
+                TierOutcome.FULL, f"over its capacity of {self._settings.capacity_bytes} bytes, less one pack"
             )
-        draft.keep(await self._threads.run(lambda: draft.copy(blob)))
-        self._pending[blob.key] = draft.done
-        return draft.done
+        builder.keep(await run_in_thread(self._threads, lambda: builder.copy(blob)))
+        self._pending[blob.key] = builder.done
+        return builder.done
 
-    async def _draft_for(self, cost: int) -> Draft | None:
+    async def _builder_for(self, cost: int) -> PackBuilder | None:
         """None: there is no room. One pack's room is kept free: a rewrite needs it before it frees any."""
-        if self._draft is not None and not self._draft.fits(cost):
+        if self._builder is not None and not self._builder.fits(cost):
             self._send()
         if not await self._make_room(cost + FOOTER_BYTES + self._settings.pack_limit_bytes):
             return None
-        if self._draft is None:
-            self._draft = await self._uploader.begin(
+        if self._builder is None:
+            self._builder = await self._uploader.begin(
                 max(self._settings.pack_limit_bytes, cost + FOOTER_BYTES)
             )
-            self._tasks.spawn("linger", self._linger(self._draft))
-        return self._draft
+            self._tasks.spawn("linger", self._linger(self._builder))
+        return self._builder
 
-    async def _linger(self, draft: Draft) -> None:
+    async def _linger(self, builder: PackBuilder) -> None:
         await asyncio.sleep(self._settings.linger_seconds)
         async with self._filling:
-            if self._draft is draft:
+            if self._builder is builder:
                 self._send()
 
     def _send(self) -> None:
         """Under the lock, so that nothing is being copied into it."""
-        draft, self._draft = self._draft, None
-        if draft is None:
+        builder, self._builder = self._builder, None
+        if builder is None:
             return
-        if not draft.entries:
-            self._uploader.give_up(draft)
+        if not builder.entries:
+            self._uploader.give_up(builder)
         else:
-            self._tasks.spawn("upload", self._upload(draft))
+            self._tasks.spawn("upload", self._upload(builder))
 
-    async def _upload(self, draft: Draft) -> None:
+    async def _upload(self, builder: PackBuilder) -> None:
         try:
-            await self._uploader.upload(draft)
+            await self._uploader.upload(builder)
         finally:
-            for key in draft.keys:
+            for key in builder.keys:
                 self._pending.pop(key, None)

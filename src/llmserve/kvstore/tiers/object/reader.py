@@ -5,11 +5,10 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from llmserve.kvstore.tiers.base import Outcome, ReadResult, Target
-from llmserve.kvstore.tiers.object.catalog import Catalog, Pack, Place
-from llmserve.kvstore.tiers.object.counters import Counters
-from llmserve.kvstore.tiers.object.records import Damage, Fault, Record, RecordReader
-from llmserve.kvstore.tiers.object.trouble import RequestFailed, Trouble
+from llmserve.kvstore.tiers.base import ReadResult, ReadTarget, TierOutcome
+from llmserve.kvstore.tiers.object.catalog import Catalog, Pack, PackedPlace
+from llmserve.kvstore.tiers.object.failures import FailureKind, RequestFailed
+from llmserve.kvstore.tiers.object.records import Fault, PackedRecord, RecordDamage, RecordReader
 
 _log = logging.getLogger(__name__)
 
@@ -17,33 +16,31 @@ _log = logging.getLogger(__name__)
 _LOOKUPS = 3
 
 
-class Reader:
+class BlobReader:
     """changed: called after blobs were found to be gone or damaged."""
 
-    def __init__(
-        self, catalog: Catalog, records: RecordReader, counters: Counters, changed: Callable[[], None]
-    ) -> None:
-        self._catalog, self._records, self._counters, self._changed = catalog, records, counters, changed
+    def __init__(self, catalog: Catalog, records: RecordReader, changed: Callable[[], None]) -> None:
+        self._catalog, self._records, self._changed = catalog, records, changed
 
-    async def read(self, targets: Sequence[Target]) -> list[ReadResult]:
+    async def read(self, targets: Sequence[ReadTarget]) -> list[ReadResult]:
         results: dict[int, ReadResult] = {}
         for _ in range(_LOOKUPS):
             open_ = [number for number in range(len(targets)) if number not in results]
             await self._round(targets, open_, results)
         return [
-            results.get(number, ReadResult(Outcome.MISSING, "its packs went while they were read"))
+            results.get(number, ReadResult(TierOutcome.MISSING, "its packs went while they were read"))
             for number in range(len(targets))
         ]
 
     async def _round(
-        self, targets: Sequence[Target], numbers: Sequence[int], results: dict[int, ReadResult]
+        self, targets: Sequence[ReadTarget], numbers: Sequence[int], results: dict[int, ReadResult]
     ) -> None:
         """Leaves out of results what is to be looked up again."""
-        by_pack: dict[Pack, dict[int, Place]] = defaultdict(dict)
+        by_pack: dict[Pack, dict[int, PackedPlace]] = defaultdict(dict)
         for number in numbers:
             place = self._catalog.find(targets[number].key)
             if place is None:
-                results[number] = ReadResult(Outcome.MISSING, "not there")
+                results[number] = ReadResult(TierOutcome.MISSING, "not there")
             elif targets[number].buffer.nbytes < place.entry.data_bytes:
                 results[number] = _too_short(place.entry.data_bytes, targets[number].buffer.nbytes)
             else:
@@ -55,36 +52,34 @@ class Reader:
     async def _read_pack(
         self,
         pack: Pack,
-        places: Mapping[int, Place],
-        targets: Sequence[Target],
+        places: Mapping[int, PackedPlace],
+        targets: Sequence[ReadTarget],
         results: dict[int, ReadResult],
     ) -> None:
         records = [_record(place, targets[number]) for number, place in places.items()]
         faults = await self._records.read(pack.path, records)
-        if any(isinstance(fault, RequestFailed) and fault.trouble is Trouble.GONE for fault in faults):
+        if any(isinstance(fault, RequestFailed) and fault.kind is FailureKind.GONE for fault in faults):
             self._vanished(pack)
         for number, record, fault in zip(places, records, faults, strict=True):
             if (result := self._result(pack, record, fault)) is not None:
                 results[number] = result
 
-    def _result(self, pack: Pack, record: Record, fault: Fault) -> ReadResult | None:
+    def _result(self, pack: Pack, record: PackedRecord, fault: Fault) -> ReadResult | None:
         """None: look again, it may be in another pack."""
         if fault is None:
-            self._counters.bytes_read += record.entry.data_bytes
-            return ReadResult(Outcome.DONE, "", bytes(record.header), record.entry.data_bytes)
-        if isinstance(fault, Damage):
+            return ReadResult(TierOutcome.DONE, "", bytes(record.header), record.entry.data_bytes)
+        if isinstance(fault, RecordDamage):
             self._damaged(pack, record)
-            return ReadResult(Outcome.CORRUPT, "its checksum is wrong")
-        return None if fault.trouble is Trouble.GONE else ReadResult(Outcome.FAILED, fault.message)
+            return ReadResult(TierOutcome.CORRUPT, "its checksum is wrong")
+        return None if fault.kind is FailureKind.GONE else ReadResult(TierOutcome.FAILED, fault.message)
 
     def _vanished(self, pack: Pack) -> None:
         """Somebody deleted it: its owner, or a lifecycle rule, or a person."""
         if lost := self._catalog.drop(pack):
-            self._counters.packs_vanished += 1
             _log.warning("object tier: %s is gone, and %d blobs with it", pack.path, lost)
             self._changed()
 
-    def _damaged(self, pack: Pack, record: Record) -> None:
+    def _damaged(self, pack: Pack, record: PackedRecord) -> None:
         place = self._catalog.find(record.entry.key)
         if place is not None and place.pack is pack:
             self._catalog.forget(record.entry.key)
@@ -97,11 +92,11 @@ class Reader:
             self._changed()
 
 
-def _record(place: Place, target: Target) -> Record:
+def _record(place: PackedPlace, target: ReadTarget) -> PackedRecord:
     entry = place.entry
     data = target.buffer.cast("B")[: entry.data_bytes]
-    return Record(entry, memoryview(bytearray(entry.header_bytes)), data)
+    return PackedRecord(entry, memoryview(bytearray(entry.header_bytes)), data)
 
 
 def _too_short(size: int, room: int) -> ReadResult:
-    return ReadResult(Outcome.FAILED, f"{size} bytes do not fit a buffer of {room}")
+    return ReadResult(TierOutcome.FAILED, f"{size} bytes do not fit a buffer of {room}")

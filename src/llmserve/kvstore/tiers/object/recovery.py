@@ -4,36 +4,36 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 
-from llmserve.kvstore.tiers.object.bucket import Bucket, Listed
+from llmserve.kvstore.tiers.object.bucket import Bucket, ListedObject
 from llmserve.kvstore.tiers.object.catalog import Catalog, Pack
-from llmserve.kvstore.tiers.object.counters import Counters
+from llmserve.kvstore.tiers.object.failures import FailureKind, RequestFailed
 from llmserve.kvstore.tiers.object.layout import (
     FOOTER_BYTES,
-    Damaged,
-    Entry,
+    PackDamaged,
+    PackEntry,
     decode_footer,
     decode_index,
+    is_of,
+    is_pack,
+    owner_of,
+    removals_path,
 )
-from llmserve.kvstore.tiers.object.names import is_of, is_pack, owner_of, removals_path
 from llmserve.kvstore.tiers.object.removals import Removed, decode_removals
-from llmserve.kvstore.tiers.object.trouble import RequestFailed, Trouble
 
 _log = logging.getLogger(__name__)
 
 # Holds the index of hundreds of blobs: most packs need one request.
 _TAIL_BYTES = 64 << 10
 
-_Found = tuple[Listed, list[Entry]]
+_Found = tuple[ListedObject, list[PackEntry]]
 
 
 class Recovery:
     """workers: how many packs are looked at together."""
 
-    def __init__(
-        self, owner: str, bucket: Bucket, catalog: Catalog, counters: Counters, workers: int
-    ) -> None:
+    def __init__(self, owner: str, bucket: Bucket, catalog: Catalog, workers: int) -> None:
         self._owner, self._bucket, self._catalog = owner, bucket, catalog
-        self._counters, self._workers = counters, workers
+        self._workers = workers
         self.is_done = False  # once, at least
 
     async def run(self) -> None:
@@ -53,7 +53,7 @@ class Recovery:
         self._take(packs, found, removed)
         self.is_done = True
 
-    def _take(self, packs: Sequence[Listed], found: Sequence[_Found], removed: Removed) -> None:
+    def _take(self, packs: Sequence[ListedObject], found: Sequence[_Found], removed: Removed) -> None:
         """Into the catalog, in the order of packs."""
         order = {one.path: number for number, one in enumerate(packs)}
         for one, entries in sorted(found, key=lambda pair: order[pair[0].path]):
@@ -61,24 +61,23 @@ class Recovery:
                 pack = Pack(one.path, one.size_bytes, entries, mine=is_of(self._owner, one.path))
                 self._catalog.add(pack, garbage=removed.get(one.path, ()))
 
-    async def _work(self, todo: Iterator[Listed], found: list[_Found]) -> RequestFailed | None:
+    async def _work(self, todo: Iterator[ListedObject], found: list[_Found]) -> RequestFailed | None:
         """Until there is none left to do, or it is not let in: then the answer says so."""
         for one in todo:
             try:
                 found.append((one, await self._entries(one)))
-            except Damaged as damage:
-                self._counters.packs_damaged += 1
+            except PackDamaged as damage:
                 _log.warning("object tier: %s is left out: %s", one.path, damage)
             except RequestFailed as failed:
-                if failed.trouble is Trouble.DENIED:
+                if failed.kind is FailureKind.DENIED:
                     return failed
                 _log.warning("object tier: %s could not be looked at: %s", one.path, failed.message)
         return None
 
-    async def _entries(self, one: Listed) -> list[Entry]:
+    async def _entries(self, one: ListedObject) -> list[PackEntry]:
         start = max(0, one.size_bytes - _TAIL_BYTES)
         if one.size_bytes < FOOTER_BYTES:
-            raise Damaged("shorter than a footer")
+            raise PackDamaged("shorter than a footer")
         tail = await self._bucket.get(one.path, start, one.size_bytes)
         footer = decode_footer(tail, one.size_bytes)
         index_start = one.size_bytes - FOOTER_BYTES - footer.index_bytes
@@ -86,7 +85,7 @@ class Recovery:
             tail = await self._bucket.get(one.path, index_start, one.size_bytes)
         return decode_index(tail[-FOOTER_BYTES - footer.index_bytes : -FOOTER_BYTES], footer)
 
-    async def _removed(self, listed: Sequence[Listed]) -> Removed:
+    async def _removed(self, listed: Sequence[ListedObject]) -> Removed:
         """Of all owners. One that cannot be read costs nothing but the room of what comes back."""
         removed: dict[str, Sequence[int]] = {}
         for one in listed:
@@ -94,6 +93,6 @@ class Recovery:
                 continue
             try:
                 removed |= decode_removals(bytes(await self._bucket.get(one.path, 0, one.size_bytes)))
-            except (Damaged, RequestFailed) as trouble:
-                _log.warning("object tier: %s is left out: %s", one.path, trouble)
+            except (PackDamaged, RequestFailed) as error:
+                _log.warning("object tier: %s is left out: %s", one.path, error)
         return removed

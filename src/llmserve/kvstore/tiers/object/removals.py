@@ -14,8 +14,8 @@ import xxhash
 from llmserve.core.tasks import TaskOwner
 from llmserve.kvstore.tiers.object.bucket import Bucket
 from llmserve.kvstore.tiers.object.catalog import Catalog
-from llmserve.kvstore.tiers.object.layout import Damaged
-from llmserve.kvstore.tiers.object.trouble import RequestFailed
+from llmserve.kvstore.tiers.object.failures import RequestFailed
+from llmserve.kvstore.tiers.object.layout import PackDamaged
 
 _log = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ def encode_removals(removed: Removed) -> bytes:
 
 
 def decode_removals(data: bytes) -> Removed:
-    """Errors: Damaged."""
+    """Errors: PackDamaged."""
     checksum, _, body = data.partition(b"\n")
     if xxhash.xxh3_64_hexdigest(body).encode() != checksum:
-        raise Damaged("the list of removals has another checksum")
+        raise PackDamaged("the list of removals has another checksum")
     content = json.loads(body)
     if content["version"] != 1:
-        raise Damaged("a list of removals of another version")
+        raise PackDamaged("a list of removals of another version")
     packs: dict[str, list[int]] = content["packs"]
     return packs
 

@@ -9,7 +9,7 @@ _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """With a request: it is tried so often; an attempt is given up after attempt_seconds, the whole after
     deadline_seconds. Pauses between attempts double from the first to the longest."""
 
@@ -21,13 +21,13 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """Of requests to the bucket. Reads have somebody waiting, who can recompute; the others have not."""
 
     reads_in_flight: int = 16
     uploads_in_flight: int = 4  # each holds a pack in memory
-    read: Patience = Patience(attempts=3, attempt_seconds=5.0, deadline_seconds=10.0)
-    write: Patience = Patience(attempts=5, attempt_seconds=60.0, deadline_seconds=120.0)
+    read: RetryPolicy = RetryPolicy(attempts=3, attempt_seconds=5.0, deadline_seconds=10.0)
+    write: RetryPolicy = RetryPolicy(attempts=5, attempt_seconds=60.0, deadline_seconds=120.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class ObjectSettings:
     gap_bytes: int = 256 << 10
     compact_share: float = 0.5
     pressed_share: float = 0.1
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
     @property
     def pack_limit_bytes(self) -> int:

@@ -5,16 +5,14 @@ import logging
 from dataclasses import replace
 
 from llmserve.core.tasks import TaskOwner
-from llmserve.kvstore.tiers.base import Outcome
+from llmserve.kvstore.tiers.base import TierOutcome
 from llmserve.kvstore.tiers.object.bucket import Bucket
 from llmserve.kvstore.tiers.object.catalog import Catalog, Pack
-from llmserve.kvstore.tiers.object.counters import Counters
-from llmserve.kvstore.tiers.object.draft import Draft, Slot, cost_bytes
-from llmserve.kvstore.tiers.object.layout import FOOTER_BYTES, Entry
-from llmserve.kvstore.tiers.object.records import Damage, Fault, Record, RecordReader
+from llmserve.kvstore.tiers.object.failures import FailureKind, RequestFailed
+from llmserve.kvstore.tiers.object.layout import FOOTER_BYTES, PackEntry
+from llmserve.kvstore.tiers.object.records import Fault, PackedRecord, RecordDamage, RecordReader
 from llmserve.kvstore.tiers.object.settings import ObjectSettings
-from llmserve.kvstore.tiers.object.trouble import RequestFailed, Trouble
-from llmserve.kvstore.tiers.object.uploader import Uploader
+from llmserve.kvstore.tiers.object.uploader import PackBuilder, RecordSlot, Uploader, cost_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -29,11 +27,10 @@ class Sweeper:
         catalog: Catalog,
         records: RecordReader,
         uploader: Uploader,
-        counters: Counters,
         tasks: TaskOwner,
     ) -> None:
         self._settings, self._bucket, self._catalog, self._records = settings, bucket, catalog, records
-        self._uploader, self._counters, self._tasks = uploader, counters, tasks
+        self._uploader, self._tasks = uploader, tasks
         self._lock = asyncio.Lock()
         self._running: asyncio.Task[None] | None = None
 
@@ -86,7 +83,6 @@ class Sweeper:
             _log.warning("object tier: %s could not be deleted: %s", path, failed.message)
             return False
         self._uploader.doubtful.discard(path)
-        self._counters.packs_deleted += 1
         return True
 
     # -- rewriting
@@ -95,40 +91,41 @@ class Sweeper:
         """Its live blobs are in another pack, or found to be none."""
         entries = pack.live_entries()
         room = FOOTER_BYTES + sum(cost_bytes(entry.key, entry.length_bytes) for entry in entries)
-        draft = await self._uploader.begin(room)
+        builder = await self._uploader.begin(room)
         try:
-            if not await self._fill(draft, pack, entries):
+            if not await self._fill(builder, pack, entries):
                 return False
-            if not draft.entries:
+            if not builder.entries:
                 return True
-            result = await self._uploader.upload(draft, instead_of=pack)
+            result = await self._uploader.upload(builder, instead_of=pack)
         finally:
-            self._uploader.give_up(draft)  # nothing, once it is up
-        self._counters.packs_rewritten += result.outcome is Outcome.DONE
-        return result.outcome is Outcome.DONE
+            self._uploader.give_up(builder)  # nothing, once it is up
+        return result.outcome is TierOutcome.DONE
 
-    async def _fill(self, draft: Draft, pack: Pack, entries: list[Entry]) -> bool:
-        slots = _slots(draft, entries)
-        records = [Record(entry, slot.header, slot.data) for entry, slot in zip(entries, slots, strict=True)]
+    async def _fill(self, builder: PackBuilder, pack: Pack, entries: list[PackEntry]) -> bool:
+        slots = _slots(builder, entries)
+        records = [
+            PackedRecord(entry, slot.header, slot.data) for entry, slot in zip(entries, slots, strict=True)
+        ]
         faults = await self._records.read(pack.path, records)
         for entry, slot, fault in zip(entries, slots, faults, strict=True):
             if fault is None:
-                draft.keep(replace(entry, offset=slot.offset))
+                builder.keep(replace(entry, offset=slot.offset))
         return all(self._is_settled(entry, fault) for entry, fault in zip(entries, faults, strict=True))
 
-    def _is_settled(self, entry: Entry, fault: Fault) -> bool:
+    def _is_settled(self, entry: PackEntry, fault: Fault) -> bool:
         """False: it may still be got out of the old pack."""
-        if isinstance(fault, RequestFailed) and fault.trouble is not Trouble.GONE:
+        if isinstance(fault, RequestFailed) and fault.kind is not FailureKind.GONE:
             return False
-        if isinstance(fault, Damage):
+        if isinstance(fault, RecordDamage):
             self._catalog.forget(entry.key)
         return True
 
 
-def _slots(draft: Draft, entries: list[Entry]) -> list[Slot]:
-    """Where each record goes in the draft."""
+def _slots(builder: PackBuilder, entries: list[PackEntry]) -> list[RecordSlot]:
+    """Where each record goes in the builder."""
     slots, taken = [], 0
     for entry in entries:
-        slots.append(draft.slot(entry.header_bytes, entry.data_bytes, taken))
+        slots.append(builder.slot(entry.header_bytes, entry.data_bytes, taken))
         taken += entry.length_bytes
     return slots

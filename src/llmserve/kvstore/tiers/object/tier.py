@@ -2,38 +2,37 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from obstore.store import ObjectStore
 
+from llmserve.core.aio import CallsInFlight
 from llmserve.core.clock import Clock, SystemClock
 from llmserve.core.errors import StartFailed
 from llmserve.core.tasks import TaskOwner
-from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, Outcome, ReadResult, Target, Usage
-from llmserve.kvstore.tiers.object.bucket import Bucket
-from llmserve.kvstore.tiers.object.calls import Calls
+from llmserve.kvstore.tiers.base import Blob, BlobKey, BlobResult, ReadResult, ReadTarget, TierOutcome, Usage
+from llmserve.kvstore.tiers.object.bucket import Bucket, BucketCounters
 from llmserve.kvstore.tiers.object.catalog import Catalog
 from llmserve.kvstore.tiers.object.connect import connect, shown
-from llmserve.kvstore.tiers.object.counters import Counters
-from llmserve.kvstore.tiers.object.names import removals_path
+from llmserve.kvstore.tiers.object.failures import FailureKind, RequestFailed
+from llmserve.kvstore.tiers.object.layout import removals_path
 from llmserve.kvstore.tiers.object.packer import Packer
-from llmserve.kvstore.tiers.object.reader import Reader
+from llmserve.kvstore.tiers.object.reader import BlobReader
 from llmserve.kvstore.tiers.object.records import RecordReader
 from llmserve.kvstore.tiers.object.recovery import Recovery
 from llmserve.kvstore.tiers.object.removals import RemovalLog
 from llmserve.kvstore.tiers.object.settings import ObjectSettings
 from llmserve.kvstore.tiers.object.sweeper import Sweeper
-from llmserve.kvstore.tiers.object.threads import Threads
-from llmserve.kvstore.tiers.object.trouble import RequestFailed, Trouble
 from llmserve.kvstore.tiers.object.uploader import Uploader
 
 _log = logging.getLogger(__name__)
 
 _COPY_THREADS = 2
 _ADVICE = {
-    Trouble.DENIED: "check the credentials in the environment, and what they allow",
-    Trouble.GONE: "is there such a bucket?",
-    Trouble.REFUSED: "check url, endpoint and region",
+    FailureKind.DENIED: "check the credentials in the environment, and what they allow",
+    FailureKind.GONE: "is there such a bucket?",
+    FailureKind.REFUSED: "check url, endpoint and region",
 }
 _NOT_OPEN = "the tier is not open"
 
@@ -49,16 +48,16 @@ class ObjectTier:
         self._settings, self._open_store = settings, open_store
         self._clock = clock or SystemClock()
         self.catalog = Catalog()
-        self._parts: _Parts | None = None
-        self._calls = Calls()
-        self.counters = Counters()
+        self._parts: _OpenParts | None = None
+        self._calls = CallsInFlight()
+        self.counters = BucketCounters()
 
     def __repr__(self) -> str:
         return f"<ObjectTier {shown(self._settings.url)} {self.catalog!r}>"
 
     async def open(self) -> None:
         bucket = Bucket(self._open_store(), self._settings.limits, self.counters, self._clock)
-        parts = _Parts(self._settings, bucket, self.catalog, self.counters)
+        parts = _OpenParts(self._settings, bucket, self.catalog)
         try:
             await parts.recovery.run()
         except RequestFailed as failed:
@@ -85,19 +84,15 @@ class ObjectTier:
 
     async def write(self, blobs: Sequence[Blob]) -> list[BlobResult]:
         if self._parts is None:
-            return [BlobResult(Outcome.FAILED, _NOT_OPEN)] * len(blobs)
+            return [BlobResult(TierOutcome.FAILED, _NOT_OPEN)] * len(blobs)
         with self._calls:
-            results = await self._parts.packer.write(blobs)
-        self.counters.blobs_written.update(result.outcome for result in results)
-        return results
+            return await self._parts.packer.write(blobs)
 
-    async def read(self, targets: Sequence[Target]) -> list[ReadResult]:
+    async def read(self, targets: Sequence[ReadTarget]) -> list[ReadResult]:
         if self._parts is None:
-            return [ReadResult(Outcome.FAILED, _NOT_OPEN)] * len(targets)
+            return [ReadResult(TierOutcome.FAILED, _NOT_OPEN)] * len(targets)
         with self._calls:
-            results = await self._parts.reader.read(targets)
-        self.counters.blobs_read.update(result.outcome for result in results)
-        return results
+            return await self._parts.reader.read(targets)
 
     async def remove(self, keys: Sequence[BlobKey]) -> None:
         held = [key for key in keys if self.catalog.find(key) is not None]
@@ -114,7 +109,7 @@ class ObjectTier:
         catalog = self.catalog
         return Usage(catalog.blobs, catalog.held_bytes, catalog.used_bytes, self._settings.capacity_bytes)
 
-    async def tidied(self) -> None:
+    async def swept(self) -> None:
         """When the packs that `remove` made worth it are deleted or rewritten, as far as that works."""
         if self._parts is not None:
             await self._parts.sweeper.idle()
@@ -127,28 +122,26 @@ class ObjectTier:
             await parts.aclose()
 
     def _why(self, failed: RequestFailed) -> str:
-        advice = _ADVICE.get(failed.trouble, "is the server there, and reached from here?")
+        advice = _ADVICE.get(failed.kind, "is the server there, and reached from here?")
         return f"object tier: {shown(self._settings.url)} cannot be used ({failed.message}): {advice}"
 
 
-class _Parts:
+class _OpenParts:
     """What lives from open to close."""
 
-    def __init__(
-        self, settings: ObjectSettings, bucket: Bucket, catalog: Catalog, counters: Counters
-    ) -> None:
-        self._threads = Threads("object-tier", _COPY_THREADS)
+    def __init__(self, settings: ObjectSettings, bucket: Bucket, catalog: Catalog) -> None:
+        self._threads = ThreadPoolExecutor(_COPY_THREADS, "object-tier")
         self._tasks = TaskOwner("object-tier")
         records = RecordReader(bucket, self._threads, settings.range_bytes, settings.gap_bytes)
-        uploader = Uploader(settings, bucket, catalog, self._threads, counters)
+        uploader = Uploader(settings, bucket, catalog, self._threads)
         workers = settings.limits.reads_in_flight
-        self.recovery = Recovery(settings.owner, bucket, catalog, counters, workers)
-        self.sweeper = Sweeper(settings, bucket, catalog, records, uploader, counters, self._tasks)
+        self.recovery = Recovery(settings.owner, bucket, catalog, workers)
+        self.sweeper = Sweeper(settings, bucket, catalog, records, uploader, self._tasks)
         self._removals = RemovalLog(
             removals_path(settings.owner), bucket, catalog, self._tasks, settings.removals_seconds
         )
         self.packer = Packer(settings, catalog, uploader, self._threads, self._tasks, self.sweeper.make_room)
-        self.reader = Reader(catalog, records, counters, self.changed)
+        self.reader = BlobReader(catalog, records, self.changed)
 
     def changed(self) -> None:
         """There is garbage that was not there before."""
@@ -159,7 +152,7 @@ class _Parts:
         """What is merely tidying is cut off."""
         await self._removals.flush()
         await self._tasks.aclose()
-        self._threads.close()
+        self._threads.shutdown()
 
 
 def object_tier(settings: ObjectSettings) -> ObjectTier:

@@ -2,7 +2,7 @@
 
 from llmserve.kvstore.tiers.base import BlobKey
 from llmserve.kvstore.tiers.object.catalog import Catalog, Pack
-from llmserve.kvstore.tiers.object.layout import Entry
+from llmserve.kvstore.tiers.object.layout import PackEntry
 
 
 def key(number: int) -> BlobKey:
@@ -10,7 +10,7 @@ def key(number: int) -> BlobKey:
 
 
 def pack(path: str, *numbers: int, mine: bool = True) -> Pack:
-    entries = [Entry(key(number), 10 * at, 2, 100, number) for at, number in enumerate(numbers)]
+    entries = [PackEntry(key(number), 10 * at, 2, 100, number) for at, number in enumerate(numbers)]
     return Pack(path, 110 * len(numbers), entries, mine=mine)
 
 
@@ -24,7 +24,7 @@ def test_what_was_added_is_found_with_its_entry() -> None:
     catalog.add(pack("a", 1, 2))
     place = catalog.find(key(2))
     assert place is not None
-    assert place.entry == Entry(key(2), 10, 2, 100, 2)
+    assert place.entry == PackEntry(key(2), 10, 2, 100, 2)
     assert (catalog.blobs, catalog.held_bytes, catalog.used_bytes) == (2, 200, 220)
 
 

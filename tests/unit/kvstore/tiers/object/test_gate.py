@@ -1,13 +1,13 @@
 """When requests are let through."""
 
 from llmserve.core.clock import VirtualClock
-from llmserve.kvstore.tiers.object.gate import Gate
+from llmserve.kvstore.tiers.object.bucket import BucketGate
 from llmserve.transfer.breaker import FIRST_PAUSE_SECONDS
 
 
-def closed_gate() -> tuple[Gate, VirtualClock]:
+def closed_gate() -> tuple[BucketGate, VirtualClock]:
     clock = VirtualClock()
-    gate = Gate(clock)
+    gate = BucketGate(clock)
     assert gate.enter()
     assert gate.failed("unreachable")
     return gate, clock

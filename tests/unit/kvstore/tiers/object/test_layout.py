@@ -7,19 +7,19 @@ from hypothesis import strategies as st
 from llmserve.kvstore.tiers.base import BlobKey
 from llmserve.kvstore.tiers.object.layout import (
     FOOTER_BYTES,
-    Damaged,
-    Entry,
+    PackDamaged,
+    PackEntry,
     decode_footer,
     decode_index,
     encode_tail,
     record_checksum,
 )
 
-ENTRIES = [Entry(BlobKey(b"k%d" % n), 1000 * n, 7, 900 + n, 2**63 + n) for n in range(3)]
+ENTRIES = [PackEntry(BlobKey(b"k%d" % n), 1000 * n, 7, 900 + n, 2**63 + n) for n in range(3)]
 RECORDS = bytes(3000)
 
 
-def decoded(pack: bytes) -> list[Entry]:
+def decoded(pack: bytes) -> list[PackEntry]:
     footer = decode_footer(memoryview(pack), len(pack))
     return decode_index(memoryview(pack)[-FOOTER_BYTES - footer.index_bytes : -FOOTER_BYTES], footer)
 
@@ -27,7 +27,7 @@ def decoded(pack: bytes) -> list[Entry]:
 @given(
     st.lists(
         st.builds(
-            Entry,
+            PackEntry,
             st.binary(min_size=1, max_size=64).map(BlobKey),
             st.integers(0, 2**40),
             st.integers(0, 1024),
@@ -36,7 +36,7 @@ def decoded(pack: bytes) -> list[Entry]:
         )
     )
 )
-def test_entries_come_back(entries: list[Entry]) -> None:
+def test_entries_come_back(entries: list[PackEntry]) -> None:
     assert decoded(RECORDS + encode_tail(entries, len(RECORDS))) == entries
 
 
@@ -46,7 +46,7 @@ def test_no_changed_byte_of_the_tail_is_believed(bit: int) -> None:
     for position in range(len(tail)):
         changed = bytearray(RECORDS + tail)
         changed[len(RECORDS) + position] ^= bit
-        with pytest.raises(Damaged):
+        with pytest.raises(PackDamaged):
             decoded(bytes(changed))
 
 
@@ -54,7 +54,7 @@ def test_no_changed_byte_of_the_tail_is_believed(bit: int) -> None:
 def test_a_pack_cut_short_or_grown_is_damaged(cut: int) -> None:
     pack = RECORDS + encode_tail(ENTRIES, len(RECORDS))
     for other in (pack[:-cut], pack + bytes(cut), bytes(cut) + pack):
-        with pytest.raises(Damaged):
+        with pytest.raises(PackDamaged):
             decoded(other)
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.kvstore.tiers.object.ranges import Extent, Range, plan_ranges
+from llmserve.kvstore.tiers.object.records import Extent, Range, plan_ranges
 
 
 def bounds(ranges: list[Range]) -> list[tuple[int, int]]:

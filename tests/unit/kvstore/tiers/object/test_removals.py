@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmserve.kvstore.tiers.object.layout import Damaged
+from llmserve.kvstore.tiers.object.layout import PackDamaged
 from llmserve.kvstore.tiers.object.removals import decode_removals, encode_removals
 
 
@@ -16,5 +16,5 @@ def test_no_changed_byte_is_believed() -> None:
     for position in range(len(encoded)):
         changed = bytearray(encoded)
         changed[position] ^= 1
-        with pytest.raises(Damaged):
+        with pytest.raises(PackDamaged):
             decode_removals(bytes(changed))

@@ -5,11 +5,11 @@ import asyncio
 import pytest
 from obstore.exceptions import GenericError
 
-from llmserve.kvstore.tiers.object.retry import retried
-from llmserve.kvstore.tiers.object.settings import Patience
-from llmserve.kvstore.tiers.object.trouble import RequestFailed, Trouble
+from llmserve.kvstore.tiers.object.bucket import retried
+from llmserve.kvstore.tiers.object.failures import FailureKind, RequestFailed
+from llmserve.kvstore.tiers.object.settings import RetryPolicy
 
-QUICK = Patience(3, 0.05, 1.0, first_pause_seconds=0.001, longest_pause_seconds=0.002)
+QUICK = RetryPolicy(3, 0.05, 1.0, first_pause_seconds=0.001, longest_pause_seconds=0.002)
 BROKEN = GenericError("Generic S3 error: HTTP error: gone away")
 DENIED = GenericError("status code: 403: no")
 
@@ -29,38 +29,38 @@ class Server:
 
 
 async def test_what_passes_is_tried_again_and_counted() -> None:
-    server, seen = Server(BROKEN, BROKEN), list[Trouble]()
+    server, seen = Server(BROKEN, BROKEN), list[FailureKind]()
     assert await retried(server.answer, QUICK, seen.append) == "answer"
-    assert (server.asked, seen) == (3, [Trouble.UNREACHABLE] * 2)
+    assert (server.asked, seen) == (3, [FailureKind.UNREACHABLE] * 2)
 
 
 async def test_it_ends_with_the_last_attempt() -> None:
     server = Server(*[BROKEN] * 9)
     with pytest.raises(RequestFailed) as failed:
-        await retried(server.answer, QUICK, lambda trouble: None)
-    assert (server.asked, failed.value.trouble) == (3, Trouble.UNREACHABLE)
+        await retried(server.answer, QUICK, lambda kind: None)
+    assert (server.asked, failed.value.kind) == (3, FailureKind.UNREACHABLE)
 
 
 async def test_what_does_not_pass_is_not_tried_again() -> None:
     server = Server(DENIED)
     with pytest.raises(RequestFailed):
-        await retried(server.answer, QUICK, lambda trouble: None)
+        await retried(server.answer, QUICK, lambda kind: None)
     assert server.asked == 1
 
 
 async def test_no_answer_is_given_up_and_tried_again() -> None:
-    seen = list[Trouble]()
+    seen = list[FailureKind]()
 
     async def silent() -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(RequestFailed) as failed:
-        await retried(silent, Patience(2, 0.01, 1.0, 0.001), seen.append)
-    assert (failed.value.trouble, seen) == (Trouble.SLOW, [Trouble.SLOW])
+        await retried(silent, RetryPolicy(2, 0.01, 1.0, 0.001), seen.append)
+    assert (failed.value.kind, seen) == (FailureKind.SLOW, [FailureKind.SLOW])
 
 
 async def test_the_deadline_ends_it_before_the_attempts_do() -> None:
     server = Server(*[BROKEN] * 1000)
     with pytest.raises(RequestFailed):
-        await retried(server.answer, Patience(1000, 1.0, 0.02, 0.004, 0.004), lambda trouble: None)
+        await retried(server.answer, RetryPolicy(1000, 1.0, 0.02, 0.004, 0.004), lambda kind: None)
     assert 1 < server.asked < 20

@@ -6,7 +6,7 @@ import pytest
 from obstore.store import MemoryStore, ObjectStore
 
 from llmserve.core.errors import StartFailed
-from llmserve.kvstore.tiers.base import Blob, BlobKey, Outcome, Target
+from llmserve.kvstore.tiers.base import Blob, BlobKey, ReadTarget, TierOutcome
 from llmserve.kvstore.tiers.object import ObjectSettings, ObjectTier, object_tier
 
 KIB = 1 << 10
@@ -39,14 +39,14 @@ async def opened(store: ObjectStore, owner: str = "one", **others: object) -> Ob
 
 async def put(tier: ObjectTier, *numbers: int) -> None:
     results = await tier.write([blob(number) for number in numbers])
-    assert {result.outcome for result in results} <= {Outcome.DONE}, results
+    assert {result.outcome for result in results} <= {TierOutcome.DONE}, results
 
 
-async def outcomes(tier: ObjectTier, *numbers: int) -> list[Outcome]:
-    targets = [Target(key(number), memoryview(bytearray(SIZE))) for number in numbers]
+async def outcomes(tier: ObjectTier, *numbers: int) -> list[TierOutcome]:
+    targets = [ReadTarget(key(number), memoryview(bytearray(SIZE))) for number in numbers]
     results = await tier.read(targets)
     for number, target, result in zip(numbers, targets, results, strict=True):
-        assert result.outcome is not Outcome.DONE or target.buffer == blob(number).data
+        assert result.outcome is not TierOutcome.DONE or target.buffer == blob(number).data
     return [result.outcome for result in results]
 
 
@@ -64,7 +64,7 @@ async def test_blobs_share_a_pack_and_a_full_one_goes_up_at_once() -> None:
     await put(tier, *range(35))  # fifteen fit, with header and index
     assert len(packs(store)) == 3
     assert tier.usage().used_bytes == sum(meta["size"] for chunk in store.list() for meta in chunk)
-    assert await outcomes(tier, *range(35)) == [Outcome.DONE] * 35
+    assert await outcomes(tier, *range(35)) == [TierOutcome.DONE] * 35
     await tier.aclose()
 
 
@@ -72,18 +72,18 @@ async def test_a_blob_larger_than_a_pack_has_one_of_its_own() -> None:
     store = MemoryStore()
     tier = await opened(store)
     (result,) = await tier.write([blob(1, 3 << 20)])
-    assert result.outcome is Outcome.DONE
+    assert result.outcome is TierOutcome.DONE
     buffer = memoryview(bytearray(3 << 20))
-    (read,) = await tier.read([Target(key(1), buffer)])
-    assert (read.outcome, buffer) == (Outcome.DONE, blob(1, 3 << 20).data)
+    (read,) = await tier.read([ReadTarget(key(1), buffer)])
+    assert (read.outcome, buffer) == (TierOutcome.DONE, blob(1, 3 << 20).data)
     await tier.aclose()
 
 
 async def test_an_empty_blob_needs_no_request() -> None:
     tier = await opened(MemoryStore())
     await tier.write([Blob(key(1), b"", memoryview(b""))])
-    (read,) = await tier.read([Target(key(1), memoryview(b""))])
-    assert (read.outcome, read.length_bytes) == (Outcome.DONE, 0)
+    (read,) = await tier.read([ReadTarget(key(1), memoryview(b""))])
+    assert (read.outcome, read.length_bytes) == (TierOutcome.DONE, 0)
     await tier.aclose()
 
 
@@ -95,7 +95,7 @@ async def test_a_pack_with_nothing_live_is_deleted() -> None:
     tier = await opened(store)
     await put(tier, *range(4))
     await tier.remove([key(number) for number in range(4)])
-    await tier.tidied()
+    await tier.swept()
     assert (packs(store), tier.usage().used_bytes) == ([], 0)
     await tier.aclose()
 
@@ -106,12 +106,16 @@ async def test_a_pack_half_full_of_garbage_is_rewritten() -> None:
     await put(tier, *range(4))
     (before,) = packs(store)
     await tier.remove([key(0), key(2)])
-    await tier.tidied()
+    await tier.swept()
     (after,) = packs(store)
     assert before != after
     assert tier.usage().used_bytes < 3 * SIZE
-    assert await outcomes(tier, 0, 1, 2, 3) == [Outcome.MISSING, Outcome.DONE, Outcome.MISSING, Outcome.DONE]
-    assert (tier.counters.packs_rewritten, tier.counters.packs_deleted) == (1, 1)
+    assert await outcomes(tier, 0, 1, 2, 3) == [
+        TierOutcome.MISSING,
+        TierOutcome.DONE,
+        TierOutcome.MISSING,
+        TierOutcome.DONE,
+    ]
     await tier.aclose()
 
 
@@ -120,14 +124,15 @@ async def test_little_garbage_stays_until_room_is_needed() -> None:
     tier = await opened(store)
     numbers = list(range(15 * 14))  # fourteen packs, and the one kept free
     await put(tier, *numbers)
+    before = packs(store)
     await tier.remove([key(number) for number in numbers[::5]])
-    await tier.tidied()
-    assert tier.counters.packs_rewritten == 0
+    await tier.swept()
+    assert packs(store) == before
     await put(tier, *range(1000, 1030))
-    assert tier.counters.packs_rewritten > 0
+    assert not set(before) <= set(packs(store)), "some were rewritten"
     assert tier.usage().used_bytes <= CAPACITY
     kept = [number for number in numbers if number % 5]
-    assert await outcomes(tier, *kept) == [Outcome.DONE] * len(kept)
+    assert await outcomes(tier, *kept) == [TierOutcome.DONE] * len(kept)
     await tier.aclose()
 
 
@@ -136,11 +141,11 @@ async def test_what_was_rewritten_is_there_for_the_next() -> None:
     tier = await opened(store)
     await put(tier, *range(4))
     await tier.remove([key(0), key(2)])
-    await tier.tidied()
+    await tier.swept()
     await tier.aclose()
     again = await opened(store)
     assert again.holds([key(number) for number in range(4)]) == [False, True, False, True]
-    assert await outcomes(again, 1, 3) == [Outcome.DONE] * 2
+    assert await outcomes(again, 1, 3) == [TierOutcome.DONE] * 2
     await again.aclose()
 
 
@@ -152,42 +157,42 @@ async def test_owners_read_each_other_and_delete_only_their_own() -> None:
     one = await opened(store, "one")
     await put(one, 1, 2)
     two = await opened(store, "two")
-    assert await outcomes(two, 1, 2) == [Outcome.DONE] * 2
+    assert await outcomes(two, 1, 2) == [TierOutcome.DONE] * 2
     assert two.usage().used_bytes == 0
     await two.remove([key(1)])
-    await two.tidied()
+    await two.swept()
     assert two.holds([key(1)]) == [False]
-    assert await outcomes(one, 1) == [Outcome.DONE]
+    assert await outcomes(one, 1) == [TierOutcome.DONE]
     await put(two, 1, 2)  # 2 is there already
     assert two.usage().blobs == 1
     await one.aclose()
     await two.aclose()
 
 
-async def test_packs_of_others_that_come_and_go() -> None:
+async def test_packs_of_others_that_come_and_go(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
     one, two = await opened(store, "one"), await opened(store, "two")
     await put(one, 1, 2)
     assert two.holds([key(1)]) == [False]
     await two.refresh()
-    assert await outcomes(two, 1) == [Outcome.DONE]
+    assert await outcomes(two, 1) == [TierOutcome.DONE]
     await one.remove([key(1), key(2)])
-    await one.tidied()
-    assert await outcomes(two, 1) == [Outcome.MISSING]
+    await one.swept()
+    assert await outcomes(two, 1) == [TierOutcome.MISSING]
     assert two.holds([key(1), key(2)]) == [False, False]
-    assert two.counters.packs_vanished == 1
+    assert caplog.text.count("is gone, and 2 blobs with it") == 1
     await one.aclose()
     await two.aclose()
 
 
-async def test_what_is_no_pack_is_left_alone() -> None:
+async def test_what_is_no_pack_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
     for path in ("one/readme.txt", "one/deep/x.pack", "x.pack", "one/short.pack", "one/odd.pack"):
         store.put(path, b"hello" * (1 if "short" in path else 100))
     tier = await opened(store)
     await put(tier, 1)
-    assert await outcomes(tier, 1) == [Outcome.DONE]
-    assert tier.counters.packs_damaged == 2
+    assert await outcomes(tier, 1) == [TierOutcome.DONE]
+    assert caplog.text.count("is left out") == 2
     await tier.aclose()
     assert len([meta for chunk in store.list() for meta in chunk]) == 6
 
@@ -206,11 +211,11 @@ async def test_no_changed_byte_of_a_pack_is_ever_read() -> None:
         store.put(path, bytes(changed))
         again = await opened(store)
         buffers = [memoryview(bytearray(5)) for _ in small]
-        results = await again.read([Target(b.key, to) for b, to in zip(small, buffers, strict=True)])
+        results = await again.read([ReadTarget(b.key, to) for b, to in zip(small, buffers, strict=True)])
         for written, buffer, result in zip(small, buffers, results, strict=True):
-            if result.outcome is Outcome.DONE:
+            if result.outcome is TierOutcome.DONE:
                 assert (buffer, result.header) == (written.data, b"head")
-        assert [result.outcome for result in results] != [Outcome.DONE] * 2
+        assert [result.outcome for result in results] != [TierOutcome.DONE] * 2
         await again.aclose()
 
 
@@ -244,4 +249,4 @@ async def test_a_closed_tier_refuses(tmp_path: Path) -> None:
     await put(tier, 1)
     await tier.aclose()
     (written,) = await tier.write([blob(2)])
-    assert (written.outcome, await outcomes(tier, 1)) == (Outcome.FAILED, [Outcome.FAILED])
+    assert (written.outcome, await outcomes(tier, 1)) == (TierOutcome.FAILED, [TierOutcome.FAILED])

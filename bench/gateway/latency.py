@@ -1,0 +1,90 @@
+"""Time to first token and inter-token time: the cluster against AsyncLLM alone on one core.
+
+The two take turns, prompt by prompt, so that a slow moment of the machine hits both.
+"""
+
+import argparse
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from bench.cluster import Cluster, running
+from bench.gateway.alone import Alone
+from bench.table import Figure, markdown
+
+PROMPT_TOKENS = (200, 1000)
+OUTPUT_TOKENS = 64
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=9, help="pairs of prompts of each length")
+
+
+def run(repeats: int) -> str:
+    manifest = yaml.safe_load(Path("llmserve.yaml").read_text())
+    name, max_len = manifest["spec"]["models"]["primary"]["name"], manifest["spec"]["engine"]["max_model_len"]
+    with running(manifest) as cluster:
+        alone = Alone(cluster.state()["model_dir"], max_len, core=0)
+        try:
+            return _table(alone, cluster, name, repeats)
+        finally:
+            alone.close()
+
+
+def _table(alone: Alone, cluster: Cluster, model: str, repeats: int) -> str:
+    rows = []
+    for length in PROMPT_TOKENS:
+        _pair(alone, cluster, model, length)  # warm both
+        pairs = [_pair(alone, cluster, model, length) for _ in range(repeats)]
+        for key, unit in (("ttft", "time to first token"), ("gap", "inter-token time")):
+            base = Figure.of([one[key] for one, _ in pairs])
+            ours = Figure.of([two[key] for _, two in pairs])
+            rows.append((unit, length, base.text(), ours.text(), f"{ours.median / base.median:.2f}"))
+    return markdown(("seconds", "prompt tokens", "AsyncLLM alone", "cluster", "ratio"), rows)
+
+
+def _pair(
+    alone: Alone, cluster: Cluster, model: str, length: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Two prompts of one length, never seen before by any cache."""
+    base = alone.measure(_prompt(length), OUTPUT_TOKENS)
+    ours = _through_cluster(cluster.url, model, _prompt(length))
+    return _summary(base["ttft"], base["gaps"]), ours
+
+
+def _summary(ttft: float, gaps: list[float]) -> dict[str, float]:
+    return {"ttft": ttft, "gap": statistics.fmean(gaps)}
+
+
+def _prompt(length: int) -> list[int]:
+    return [random.randrange(1000, 40_000) for _ in range(length)]
+
+
+def _through_cluster(url: str, model: str, prompt: list[int]) -> dict[str, float]:
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": OUTPUT_TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    started = time.perf_counter()
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as response:
+        response.raise_for_status()
+        arrivals = list(_token_times(response.iter_lines()))
+    gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
+    return _summary(arrivals[0] - started, gaps)
+
+
+def _token_times(lines: Iterator[str]) -> Iterator[float]:
+    for line in lines:
+        if line.startswith("data: {"):
+            yield time.perf_counter()

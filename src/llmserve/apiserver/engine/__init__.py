@@ -1,0 +1,1 @@
+"""The cluster as vLLM's serving layer sees it: an engine client."""

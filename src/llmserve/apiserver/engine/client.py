@@ -1,0 +1,232 @@
+"""vLLM's EngineClient, with a cluster behind it instead of an engine.
+
+What vLLM's serving layer sees is AsyncLLM's behaviour (vllm/v1/engine/async_llm.py: add_request,
+generate, abort): inputs are processed, sequences fanned out and outputs detokenized by the same
+objects. Only where AsyncLLM hands a sequence to its engine core, a RequestRun takes it.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from vllm.config import VllmConfig
+from vllm.exceptions import VLLMValidationError
+from vllm.outputs import RequestOutput
+from vllm.renderers.inputs.preprocess import extract_prompt_components
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.engine.parallel_sampling import ParentRequest
+
+from llmserve.apiserver.engine.engine_free import EngineFreeClient
+from llmserve.apiserver.engine.output import OutputSink
+from llmserve.apiserver.engine.sampling import PromptLegs, SamplingLegs
+from llmserve.apiserver.engine.validation import check_sendable, check_supported, fitting_renderer
+from llmserve.apiserver.explain.record import SequenceRecord
+from llmserve.apiserver.grammars.check import GrammarCheck
+from llmserve.apiserver.http.errors import as_serving_error
+from llmserve.apiserver.http.headers import check_request_id
+from llmserve.apiserver.http.health import Readiness
+from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.request.context import RequestInfo, RunContext
+from llmserve.apiserver.request.placement import ChoiceGroup
+from llmserve.apiserver.request.rules import StageLimits
+from llmserve.apiserver.request.run import RequestRun
+from llmserve.core.errors import LLMServeError, Unavailable
+from llmserve.core.ids import RequestId
+from llmserve.core.tasks import TaskOwner
+
+_MAX_ERROR_LENGTH = 2000  # of what is remembered: vLLM's messages repeat the values that are wrong
+SUPPORTED_TASKS = ("generate",)
+
+
+class ClusterEngineClient(EngineFreeClient):
+    def __init__(self, vllm_config: VllmConfig, context: RunContext, readiness: Readiness) -> None:
+        self.vllm_config = vllm_config
+        self.model_config = vllm_config.model_config
+        self.renderer = fitting_renderer(vllm_config)
+        self.input_processor = InputProcessor(vllm_config, self.renderer)
+        self._processor = OutputProcessor(self.renderer.tokenizer, log_stats=False)
+        self._context, self._readiness = context, readiness
+        self._grammars = GrammarCheck(vllm_config)
+        self._owner = TaskOwner("requests")
+        self._runs: dict[str, _RunningSequence] = {}
+
+    async def start_compiler(self) -> None:
+        """Starts what compiles grammars, so that the first one does not wait for it."""
+        await self._grammars.start()
+
+    def set_limits(self, limits: StageLimits) -> None:
+        """Of requests from now on."""
+        self._context = replace(self._context, limits=limits)
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        return SUPPORTED_TASKS
+
+    async def check_health(self) -> None:
+        if reason := self._readiness.missing():
+            raise Unavailable(reason)
+
+    async def generate(
+        self,
+        prompt: Any,
+        sampling_params: SamplingParams,
+        request_id: str,
+        *,
+        prompt_text: str | None = None,
+        lora_request: Any = None,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        data_parallel_rank: int | None = None,
+        session_id: str | None = None,
+        kv_hints: Any = None,
+        reasoning_ended: bool | None = None,
+        reasoning_parser_kwargs: dict[str, Any] | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of a request, of all its choices. Errors: vLLM's, so that its layer answers
+        with the right status; one that comes before any output is also left in the RequestScope."""
+        scope = current_scope()
+        queue: RequestOutputCollector | None = None
+        any_output = False
+        try:
+            check_request_id(request_id)
+            scope.explain.known_as(request_id)
+            await self._grammars.check(sampling_params, scope.tenant)
+            request = await self._process(prompt, sampling_params, request_id, tokenization_kwargs, priority)
+            scope.reached_engine = True
+            queue = self._start(request, _text_of(self.model_config, prompt, prompt_text))
+            finished = False
+            while not finished:
+                output = queue.get_nowait() or await queue.get()
+                finished = output.finished
+                any_output = True
+                yield output
+        except Exception as error:
+            serving_error = as_serving_error(error, before_engine=not scope.reached_engine)
+            scope.explain.record.error = str(error)[:_MAX_ERROR_LENGTH]
+            if not any_output and scope.early_error is None:
+                scope.early_error = serving_error
+            raise serving_error from error
+        finally:
+            if queue is not None:
+                self._abort([queue.request_id], internal=True)
+
+    async def _process(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        tokenization_kwargs: dict[str, Any] | None,
+        priority: int,
+    ) -> EngineCoreRequest:
+        """Errors: vLLM's validation errors."""
+        check_supported(params)
+        # Rendered inputs need no tokenizing; raw ones do, which must not block the loop.
+        rendered = isinstance(prompt, dict) and "type" in prompt
+        options = {
+            "supported_tasks": SUPPORTED_TASKS,
+            "tokenization_kwargs": tokenization_kwargs,
+            "priority": priority,
+        }
+        if rendered:
+            request = self.input_processor.process_inputs(request_id, prompt, params, **options)
+        else:
+            request = await self.input_processor.process_inputs_async(request_id, prompt, params, **options)
+        if request.mm_features or request.prompt_embeds is not None or not request.prompt_token_ids:
+            raise VLLMValidationError("only text prompts are available")
+        check_sendable(request.sampling_params, request.priority)
+        self.input_processor.assign_request_id(request)
+        return request
+
+    def _start(self, request: EngineCoreRequest, prompt_text: str | None) -> RequestOutputCollector:
+        params = request.sampling_params
+        queue = RequestOutputCollector(params.output_kind, request.request_id)
+        parent = ParentRequest(request) if params.n > 1 else None
+        sequences = list(_sequences(request, parent))
+        cards = [self._card(sequence) for sequence in sequences]
+        choices = self._choices(request, cards) if parent else None
+        for index, (sequence, card) in enumerate(zip(sequences, cards, strict=True)):
+            self._processor.add_request(sequence, prompt_text, parent, index, queue)
+            self._run(sequence, card, queue, choices)
+        return queue
+
+    def _card(self, request: EngineCoreRequest) -> RequestInfo:
+        name, scope = request.request_id, current_scope()
+        record = scope.explain.sequence(name)
+        return RequestInfo(RequestId(name), scope.tenant, request.cache_salt or "", record, scope.span)
+
+    def _choices(self, request: EngineCoreRequest, cards: Sequence[RequestInfo]) -> ChoiceGroup:
+        """card of all: without a record, which each has of its own."""
+        card = replace(cards[0], request_id=RequestId(request.request_id), record=SequenceRecord())
+        legs = self._legs(request)
+        handovers = current_scope().handovers
+        return ChoiceGroup(card, cards, legs, PromptLegs(legs), self._context, handovers)
+
+    def _legs(self, request: EngineCoreRequest) -> SamplingLegs:
+        longest = self.model_config.max_model_len
+        return SamplingLegs(request.prompt_token_ids, request.sampling_params, longest, request.priority)
+
+    def _run(
+        self,
+        request: EngineCoreRequest,
+        card: RequestInfo,
+        queue: RequestOutputCollector,
+        choices: ChoiceGroup | None,
+    ) -> None:
+        name, scope = request.request_id, current_scope()
+        sink = OutputSink(name, self._processor, queue, scope.handovers)
+        run = RequestRun(card, self._legs(request), sink, self._context, choices)
+        task = self._owner.spawn(name, run.run())
+        self._runs[name] = _RunningSequence(run, task)
+        task.add_done_callback(lambda _: self._runs.pop(name, None))
+        task.add_done_callback(lambda _: scope.explain.part_ended())
+
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        self._abort([request_id] if isinstance(request_id, str) else list(request_id), internal=False)
+
+    def _abort(self, request_ids: list[str], internal: bool) -> None:
+        """Ends what still runs of them; finished and unknown ones are ignored."""
+        for name in self._processor.abort_requests(request_ids, internal):
+            if name in self._runs:
+                self._runs[name].task.cancel()
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.renderer.shutdown()
+
+    async def drain(self, timeout_seconds: float, why: LLMServeError) -> None:
+        """Waits for the running requests, then ends those that are left with `why`. Idempotent."""
+        running = list(self._runs.values())
+        if running:
+            await asyncio.wait([one.task for one in running], timeout=timeout_seconds)
+        for one in self._runs.values():
+            one.run.give_up(why)
+        await self._owner.aclose()
+        await self._grammars.aclose()
+
+
+class _RunningSequence(NamedTuple):
+    run: RequestRun
+    task: asyncio.Task[None]
+
+
+def _sequences(request: EngineCoreRequest, parent: ParentRequest | None) -> Iterator[EngineCoreRequest]:
+    """The request itself, or its children when it asks for several choices."""
+    if parent is None:
+        yield request
+        return
+    for index in range(parent.n):
+        child = copy(request)
+        child.request_id, child.sampling_params = parent.get_child_info(index)
+        yield child
+
+
+def _text_of(model_config: Any, prompt: Any, prompt_text: str | None) -> str | None:
+    text: str | None = extract_prompt_components(model_config, prompt)[0]
+    return text if prompt_text is None else prompt_text

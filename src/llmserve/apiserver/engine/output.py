@@ -1,0 +1,77 @@
+"""Engine outputs from the wire into vLLM's OutputProcessor, which detokenizes and finds stop strings."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.engine import FinishReason as VllmFinishReason
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.metrics.stats import PrefillStats as VllmPrefillStats
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors
+
+from llmserve.apiserver.http.errors import as_serving_error
+from llmserve.core.errors import LLMServeError
+from llmserve.core.outcome import FinishReason
+from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
+
+_FINISH = {FinishReason(str(reason)): reason for reason in VllmFinishReason}
+
+
+class OutputSink:
+    """One sequence's way to the user. request_id is the one it has at the OutputProcessor. handovers: of the
+    HTTP request; this sequence's is added."""
+
+    def __init__(
+        self,
+        request_id: str,
+        processor: OutputProcessor,
+        queue: RequestOutputCollector,
+        handovers: list[HandoverReport],
+    ) -> None:
+        self._request_id, self._processor, self._queue = request_id, processor, queue
+        self._handovers = handovers
+
+    def push(self, output: EngineOutput) -> bool:
+        if output.handover is not None:
+            self._handovers.append(output.handover)
+        processed = self._processor.process_outputs([to_core_output(self._request_id, output)])
+        return output.finish_reason is not None or bool(processed.reqs_to_abort)
+
+    def fail(self, error: LLMServeError) -> None:
+        self._queue.put(as_serving_error(error))
+
+
+def to_core_output(request_id: str, output: EngineOutput) -> EngineCoreOutput:
+    logprobs, prompt_logprobs, stats = output.logprobs, output.prompt_logprobs, output.prefill_stats
+    return EngineCoreOutput(
+        request_id=request_id,
+        new_token_ids=list(output.token_ids),
+        new_logprobs=None if logprobs is None else LogprobsLists(*_arrays(logprobs)),
+        new_prompt_logprobs_tensors=None if prompt_logprobs is None else _tensors(prompt_logprobs),
+        finish_reason=None if output.finish_reason is None else _FINISH[output.finish_reason],
+        stop_reason=output.stop_reason,
+        prefill_stats=None if stats is None else _stats(stats),
+    )
+
+
+def _arrays(logprobs: Logprobs) -> tuple[Any, Any, Any]:
+    """token_ids [rows, width], logprobs [rows, width], ranks [rows]."""
+    shape = (-1, logprobs.width)
+    return (
+        np.frombuffer(logprobs.token_ids, dtype="<i4").reshape(shape),
+        np.frombuffer(logprobs.logprobs, dtype="<f4").reshape(shape),
+        np.frombuffer(logprobs.ranks, dtype="<i4"),
+    )
+
+
+def _tensors(logprobs: Logprobs) -> LogprobsTensors:
+    """Copies: torch wants writable memory."""
+    return LogprobsTensors(*(torch.from_numpy(array.copy()) for array in _arrays(logprobs)))
+
+
+def _stats(stats: PrefillStats) -> VllmPrefillStats:
+    result = VllmPrefillStats()
+    result.set(stats.prompt_tokens, stats.local_cached_tokens, stats.external_cached_tokens)
+    result.num_cache_creation_tokens = stats.cache_creation_tokens
+    return result

@@ -1,0 +1,75 @@
+"""What is refused before an engine is asked, because no engine could serve it."""
+
+import math
+from typing import Any
+
+import msgspec
+from vllm.config import VllmConfig
+from vllm.exceptions import VLLMValidationError
+from vllm.renderers import renderer_from_config
+from vllm.sampling_params import SamplingParams
+
+from llmserve.core.errors import InvalidRequest
+
+_INT32_LIMIT = 2**31
+
+
+def fitting_renderer(config: VllmConfig) -> Any:
+    """Returns vLLM's renderer for the model. It refuses a prompt that leaves no room for an answer, which
+    vLLM notices only as a `max_tokens` of 0 that nobody has asked for."""
+    renderer = renderer_from_config(config)
+    process = renderer.process_for_engine_async
+
+    async def process_fitting(prompt: Any, *args: Any, tok_params: Any = None, **options: Any) -> Any:
+        limit = None if tok_params is None else tok_params.max_total_tokens
+        if limit is not None:
+            _check_room(len(prompt.get("prompt_token_ids", ())), limit)
+        return await process(prompt, *args, tok_params=tok_params, **options)
+
+    renderer.process_for_engine_async = process_fitting
+    return renderer
+
+
+def _check_room(prompt_tokens: int, limit_tokens: int) -> None:
+    """Errors: VLLMValidationError. Its words are those that vLLM has for longer prompts."""
+    if prompt_tokens >= limit_tokens:
+        raise VLLMValidationError(
+            f"This model's maximum context length is {limit_tokens} tokens. However, your prompt contains "
+            f"{prompt_tokens} input tokens, which leaves no room for any output token. Please reduce the "
+            "length of the input prompt.",
+            parameter="input_tokens",
+            value=prompt_tokens,
+        )
+
+
+def check_supported(params: SamplingParams) -> None:
+    """kv_transfer_params from outside could name another tenant's blocks."""
+    if (params.extra_args or {}).get("kv_transfer_params") is not None:
+        raise VLLMValidationError("kv_transfer_params is set by the cluster", parameter="kv_transfer_params")
+    if params.prompt_logprob_token_ids is not None:
+        raise VLLMValidationError(
+            "prompt_logprob_token_ids is not available", parameter="prompt_logprob_token_ids"
+        )
+
+
+def check_sendable(params: SamplingParams, priority: int) -> None:
+    """Checks that a request fits the messages to router and engine. Errors: InvalidRequest."""
+    if not -_INT32_LIMIT <= priority < _INT32_LIMIT:
+        raise InvalidRequest(f"priority must be a 32-bit integer, got {priority}", field="priority")
+    for name in params.__struct_fields__:
+        value = getattr(params, name)
+        if isinstance(value, float) and not math.isfinite(value):  # JSON's 1e999
+            raise InvalidRequest(f"{name} is not a finite number", field=name)
+    if problem := _cannot_encode(params):
+        fields = (name for name in params.__struct_fields__ if _cannot_encode(getattr(params, name)))
+        name = next(fields, "")
+        raise InvalidRequest(f"{name} cannot be sent to an engine: {problem}", field=name)
+
+
+def _cannot_encode(value: Any) -> str:
+    """Why; empty when it can be."""
+    try:
+        msgspec.msgpack.encode(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        return str(error)
+    return ""

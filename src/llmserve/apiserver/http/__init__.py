@@ -1,0 +1,1 @@
+"""The edge of HTTP: from the socket to vLLM's application, and what surrounds it."""

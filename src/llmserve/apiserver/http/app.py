@@ -1,0 +1,207 @@
+"""vLLM's OpenAI application on our engine client: its arguments, the routes kept of it, and ours."""
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi import HTTPException as FastApiHttpException
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from llmserve.apiserver.engine.client import SUPPORTED_TASKS, ClusterEngineClient
+from llmserve.apiserver.http.errors import MISREAD, ApiError, api_error_of, as_serving_error, body_of, report
+from llmserve.apiserver.http.health import Readiness, api_failure
+from llmserve.apiserver.http.messages import MessagesHandler
+from llmserve.apiserver.http.routes import add_models
+from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.options import ServedModel
+from llmserve.apiserver.responses.serving import ResponsesHandler
+from llmserve.apiserver.responses.store import ResponseStore
+from llmserve.config.schema import Api, EngineConfig
+from llmserve.core.errors import LLMServeError
+from llmserve.core.logs import levels_kept
+from llmserve.engines.vllm.environment import asking_about_the_model
+
+# What tells about the API and of no request.
+DOCS_PATHS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/version"})
+# All that a client of the cluster may use. What vLLM adds later stays shut until it is listed here.
+KEPT_PATHS = frozenset(
+    {
+        *DOCS_PATHS,
+        "/tokenize",
+        "/detokenize",
+        "/tokenizer_info",
+        "/invocations",
+        "/generative_scoring",
+        "/v1/chat/completions",
+        "/v1/chat/completions/batch",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/responses/{response_id}",
+        "/v1/responses/{response_id}/cancel",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+    }
+)
+
+# A comment on /metrics, where users of vLLM look for its names.
+_WHERE_VLLM_IS = (
+    b"# vllm:* is counted by the workers: on the page of all processes (observability.port, 9400 if not\n"
+    b"# set), on Kubernetes on port 9400 of each worker's pod.\n"
+)
+
+
+def serving_args(model: ServedModel, engine: EngineConfig, api: Api) -> Namespace:
+    """The arguments of `vllm serve`, as vLLM parses them. (Its command itself asks for the version of
+    a distribution named vllm, which the CPU build is not.)"""
+    options: Mapping[str, Any] = {
+        "--model": model.directory,
+        "--served-model-name": model.name,
+        "--dtype": engine.dtype,
+        "--max-model-len": engine.max_model_len,
+        "--tool-call-parser": engine.tool_call_parser,
+        "--reasoning-parser": engine.reasoning_parser,
+        "--structured-outputs-config.backend": engine.grammar_backend,
+        "--max-logprobs": engine.max_logprobs,
+        "--root-path": api.root_path,
+        "--sse-keep-alive-interval": api.sse_keep_alive_seconds,
+        "--chat-template": api.chat_template,
+        "--default-chat-template-kwargs": json.dumps(api.chat_template_kwargs),
+    }
+    flags = {
+        "--disable-log-stats": True,
+        "--enable-prompt-tokens-details": True,
+        "--enable-auto-tool-choice": engine.tool_call_parser is not None,
+        "--enable-force-include-usage": api.force_include_usage,
+        "--enable-tokenizer-info-endpoint": api.tokenizer_info,
+    }
+    # With "=", since a value may begin with a dash.
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    switched = [name for name, on in flags.items() if on]
+    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([*given, *switched])
+    validate_parsed_serve_args(args)
+    return args
+
+
+def vllm_config(args: Namespace) -> VllmConfig:
+    """Reads the model's configuration; starts nothing."""
+    with asking_about_the_model(Path(args.model)):
+        return AsyncEngineArgs.from_cli_args(args).create_engine_config()
+
+
+async def openai_app(
+    client: ClusterEngineClient,
+    args: Namespace,
+    readiness: Readiness,
+    registry: CollectorRegistry,
+    add_own: Callable[[FastAPI], None],
+    store: ResponseStore | None,
+) -> FastAPI:
+    """add_own: adds what is not vLLM's. store: of answers of /v1/responses."""
+    with levels_kept():  # its SageMaker bootstrap sets them to ERROR
+        app: FastAPI = build_app(args, SUPPORTED_TASKS, client.model_config)
+    app.router.routes[:] = _kept(app.router.routes)
+    _add_operations(app, client, readiness, registry)
+    add_models(app)
+    add_own(app)
+    app.router.redirect_slashes = False  # the gate takes them off
+    # vLLM's own handler, for FastAPI's class only, loses the headers; an unknown path raises Starlette's.
+    app.add_exception_handler(FastApiHttpException, _http_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(LLMServeError, _own_error)
+    for kind in MISREAD:
+        app.add_exception_handler(kind, _misread)
+    # vLLM's SageMaker bootstrap has built the stack already.
+    app.middleware_stack = None
+    await init_app_state(client, app.state, args, SUPPORTED_TASKS)
+    app.state.anthropic_serving_messages = _as(MessagesHandler, app.state.anthropic_serving_messages)
+    app.state.openai_serving_responses = _as(ResponsesHandler, app.state.openai_serving_responses)
+    app.state.openai_serving_responses.keep_in(store)
+    return app
+
+
+def _as(ours: type[Any], made: Any) -> Any:
+    """Returns vLLM's handler as one of our subclass. (init_app_state makes all, of its own classes.)"""
+    handler = object.__new__(ours)
+    handler.__dict__.update(made.__dict__)
+    return handler
+
+
+async def _own_error(_: Request, error: Exception) -> Response:
+    problem = api_error_of(error)
+    return JSONResponse(body_of(problem), problem.status)
+
+
+async def _misread(_: Request, error: Exception) -> Response:
+    """Not by vLLM's handler of everything else, which answers 500."""
+    problem = api_error_of(as_serving_error(error, before_engine=not current_scope().reached_engine))
+    report(problem, error)
+    return JSONResponse(body_of(problem), problem.status)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """A path or method that is not there, or what vLLM raises in its routes."""
+    assert isinstance(error, HTTPException)
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    message = error.detail
+    match error.status_code:
+        case 404 if message == HTTPStatus.NOT_FOUND.phrase:
+            message = f"there is nothing at {request.url.path}"
+        case 405:
+            headers["allow"] = _allowed(request)
+            message = f"{request.method} is not for {request.url.path}, which takes {headers['allow']}"
+    return JSONResponse(body_of(ApiError(error.status_code, message)), error.status_code, headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes of a path. With HEAD, which the gate answers as GET."""
+    here = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    methods = {method for route in here for method in route.methods}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+
+
+def _kept(routes: Iterable[Any]) -> list[Any]:
+    """Each once: a router of vLLM that an application adds to is shared by all that this process makes."""
+    kept = [route for route in routes if getattr(route, "path", None) in KEPT_PATHS]
+    return list({(route.path, frozenset(route.methods)): route for route in kept}.values())
+
+
+def _add_operations(
+    app: FastAPI, client: ClusterEngineClient, readiness: Readiness, registry: CollectorRegistry
+) -> None:
+    @app.get("/health")
+    @app.get("/ping")
+    @app.post("/ping")
+    async def health() -> Response:
+        """200 when requests can be served; 503 and the reason when they cannot."""
+        if reason := readiness.missing() or await api_failure(app):
+            body = {"status": "unavailable", "reason": reason}
+            return JSONResponse(body, 503, headers={"Retry-After": "1"})
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/live")
+    async def live() -> Response:
+        """200 as long as this process answers, whatever the rest of the cluster does."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/load")
+    async def load() -> Response:
+        """How many sequences this process has between their admission and their last token."""
+        return JSONResponse({"server_load": len(client)})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(_WHERE_VLLM_IS + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,48 @@
+"""What the HTTP edge and the engine client tell each other about one HTTP request.
+
+vLLM's layer stands between the two and passes neither tenants in nor early errors out; a context
+variable reaches around it (it is copied into every task that the layer makes for the request).
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from llmserve.apiserver.explain.record import RecordHandle, detached
+from llmserve.apiserver.http.errors import ErrorForm
+from llmserve.apiserver.responses.scope import ResponseScope
+from llmserve.core.ids import DEFAULT_TENANT, TenantId
+from llmserve.core.request import HandoverReport
+from llmserve.tracing.base import NO_SPAN, Span
+
+
+@dataclass(slots=True)
+class RequestScope:
+    """early_error: why the request failed before it had any output, so that a streamed response,
+    whose status vLLM sends first, can still carry it as its status. handovers: how the KV of its
+    sequences came to decode, as far as known. request_id: x-request-id, the client's or ours. explain: what
+    is remembered of the request. span: of HTTP. form: of its errors. turn: stored responses it is about.
+    reached_engine: its fields are fine, and a run was begun."""
+
+    tenant: TenantId = DEFAULT_TENANT
+    admin: bool = False
+    early_error: Exception | None = None
+    handovers: list[HandoverReport] = field(default_factory=list)
+    request_id: str = ""
+    explain: RecordHandle = field(default_factory=detached)
+    span: Span = NO_SPAN
+    form: ErrorForm = ErrorForm.OPENAI
+    responses: ResponseScope = field(default_factory=ResponseScope)
+    reached_engine: bool = False
+
+
+_CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")
+
+
+def enter_scope(scope: RequestScope) -> None:
+    """Called by the HTTP edge, in the task of the request."""
+    _CURRENT.set(scope)
+
+
+def current_scope() -> RequestScope:
+    """A fresh default one outside of HTTP requests."""
+    return _CURRENT.get(RequestScope())

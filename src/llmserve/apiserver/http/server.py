@@ -1,0 +1,185 @@
+"""uvicorn, started and stopped by its owner: it installs no signal handlers and prints nothing."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from llmserve.apiserver.http.shared_accept import SharedAccept
+from llmserve.core.errors import LLMServeError, StartFailed
+from llmserve.core.shared_port import PortShare, bind
+from llmserve.core.tasks import TaskOwner
+
+
+class HttpProtocol(HttpToolsProtocol):
+    def end_after_answer(self) -> None:
+        """Ends the connection with the answer that it sends now, if it does."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        super()._start_asgi_task(cycle, _Unchunked(cycle, app) if _is_old(cycle) else app)
+
+
+def _is_old(cycle: RequestResponseCycle) -> bool:
+    return cycle.scope["http_version"] == "1.0"
+
+
+class _Unchunked:
+    """An app whose answers of unknown length end with their connection, which is never kept for HTTP/1.0.
+    uvicorn would send chunks, whose sizes such a client takes for text."""
+
+    def __init__(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._cycle, self._app = cycle, app
+        self._is_open_ended = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def unchunked(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                names = {name.lower() for name, _ in message.get("headers", ())}
+                self._is_open_ended = not names & {b"content-length", b"transfer-encoding"}
+                if self._is_open_ended:
+                    self._cycle.chunked_encoding = False
+            elif self._is_open_ended:  # as long as this piece, until the next one
+                self._cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await self._app(scope, receive, unchunked)
+
+
+_log = logging.getLogger(__name__)
+
+_KEEP_ALIVE_SECONDS = 75  # longer than what load balancers in front keep idle connections for
+_BACKLOG = 2048
+_START_SECONDS = 30.0
+
+
+class _Server(uvicorn.Server):
+    """Signals belong to the process (DESIGN: the stop order is written once), not to its web server."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+        self.shared: SharedAccept | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second."""
+        if self.shared is not None:
+            self.shared.tell()
+        return await super().on_tick(counter)
+
+    async def adopt(self, connection: socket.socket) -> None:
+        """Serves a connection that was accepted elsewhere."""
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
+        except OSError as error:  # it has gone already
+            _log.debug("a connection ended before it began: %s", error)
+            connection.close()
+
+    def _protocol(self) -> asyncio.Protocol:
+        return HttpProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """Life: start (once) -> stop_listening -> aclose (both idempotent, also after a failed start)."""
+
+    def __init__(self, app: Any, listen: str, share: PortShare | None = None) -> None:
+        """share: of a port that is served in addition to `listen`."""
+        self._app, self._listen, self._share = app, listen, share
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._owner = TaskOwner("http")
+        self._adopting: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> int:
+        """Listens; returns the port. Errors: StartFailed when the address is taken."""
+        bound = _listen_at(self._listen)
+        config = uvicorn.Config(
+            self._app,
+            http=HttpProtocol,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            # Requests get their time to end in ClusterEngineClient.drain.
+            timeout_graceful_shutdown=1,
+        )
+        self._server = _Server(config)
+        self._serving = self._owner.spawn("serve", self._server.serve(sockets=[bound]), fatal=True)
+        up = self._owner.spawn("startup", self._server.up.wait())
+        await asyncio.wait([up, self._serving], timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if not self._server.started:
+            raise StartFailed("the HTTP application did not start; see the log above")
+        if self._share is not None:
+            self._server.shared = self._open_shared(self._share)
+        return int(bound.getsockname()[1])
+
+    def _open_shared(self, share: PortShare) -> SharedAccept:
+        try:
+            shared = SharedAccept(share, self._take, lambda: self.connections)
+            shared.start()
+        except (OSError, ValueError) as error:
+            raise StartFailed(f"the shared port cannot be used: {error}") from error
+        return shared
+
+    def _take(self, connection: socket.socket) -> None:
+        assert self._server is not None, "not started"
+        task = self._owner.spawn("adopt", self._server.adopt(connection))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+
+    @property
+    def connections(self) -> int:
+        """That are open, or about to be."""
+        open_now = len(self._server.server_state.connections) if self._server is not None else 0
+        return open_now + len(self._adopting)
+
+    async def wait(self) -> None:
+        """Raises when the server ended, however. Between start and aclose."""
+        assert self._serving is not None, "not started"
+        await asyncio.wait([self._serving])
+        raise LLMServeError("the HTTP server ended by itself")
+
+    async def stop_listening(self) -> None:
+        """New connections are refused; requests that run go on, and their connections end with them."""
+        if self._server is None:
+            return
+        for server in self._server.servers:
+            server.close()
+        if self._server.shared is not None:
+            self._server.shared.close()
+        for connection in self._server.server_state.connections:
+            if isinstance(connection, HttpProtocol):
+                connection.end_after_answer()
+
+    async def aclose(self) -> None:
+        await self.stop_listening()
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await asyncio.wait([self._serving], timeout=5.0)
+        await self._owner.aclose()
+
+
+def _listen_at(address: str) -> socket.socket:
+    try:
+        bound = bind(address)
+        bound.listen(_BACKLOG)
+        return bound
+    except (OSError, ValueError) as error:
+        raise StartFailed(f"cannot listen on {address}: {error}") from error

@@ -1,0 +1,1 @@
+"""The streams to the router and to the workers."""

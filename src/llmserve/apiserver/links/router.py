@@ -1,0 +1,312 @@
+"""The one stream to the router: admissions out, placements in.
+
+What this apiserver asked for and holds is kept here, so that a session that broke (or a router
+that restarted, or another that leads now) is told again: requests that hold a placement in Hello, waiting
+ones as new Admits.
+Requests that run go on meanwhile; new ones wait for the router for `patience_seconds`.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from llmserve.core.errors import LLMServeError, NotLeader, RouterUnavailable
+from llmserve.core.ids import ApiserverId
+from llmserve.core.outcome import Outcome
+from llmserve.core.request import PrefillStats
+from llmserve.core.tasks import TaskOwner
+from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.rpc.client import open_channel
+from llmserve.rpc.codec import decode_outcome, encode_outcome
+from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
+from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, KvShape, WorkerInfo
+from llmserve.rpc.leader import RouterSelector
+from llmserve.rpc.status import error_named, from_grpc
+
+_log = logging.getLogger(__name__)
+
+_HELLO_TIMEOUT_SECONDS = 5.0
+_RETRY_AFTER_SECONDS = 2.0
+# Of several routers: a leader says something every 0.4 s, and its lease is 2 s.
+_LONGEST_SILENCE_SECONDS = 1.5
+
+_Message = router_pb2.RouterSessionRequest
+
+
+class AdmissionRefused(Exception):
+    """No placement for a request: how it is to be counted, and what to tell the user."""
+
+    def __init__(self, outcome: Outcome, error: LLMServeError) -> None:
+        super().__init__(error.message)
+        self.outcome, self.error = outcome, error
+
+
+@dataclass(slots=True)
+class _PendingRequest:
+    """A request at the router: waiting while placement is None."""
+
+    admit: router_pb2.Admit
+    answer: asyncio.Future[router_pb2.Placement]
+    on_placed: Callable[[router_pb2.Placed], None]
+    placement: router_pb2.Placement | None = field(default=None)
+
+
+class RouterLink:
+    """Life: start -> admit / done ... -> aclose (idempotent). addresses: host:port of each router; it has a
+    session with the one that leads."""
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        apiserver_id: ApiserverId,
+        metrics: ApiserverMetrics,
+        on_members: Callable[[Sequence[WorkerInfo]], None] = lambda members: None,
+        patience_seconds: float = 30.0,
+        answer: Callable[[router_pb2.Question], router_pb2.Answer] | None = None,
+    ) -> None:
+        self._following, self._apiserver_id = RouterSelector(addresses), apiserver_id
+        self._stubs: dict[str, router_pb2_grpc.RouterStub] = {}
+        self._epoch = 0  # the latest term that was heard of
+        self._metrics, self._on_members, self._answer = metrics, on_members, answer
+        self._patience_seconds = patience_seconds
+        self._entries: dict[str, _PendingRequest] = {}
+        # Of the session, from its hello on: what changes before the router answers that is not lost either.
+        self._outbox: asyncio.Queue[_Message | None] | None = None
+        self.connected = False
+        self._give_up: asyncio.TimerHandle | None = None
+        self._given_up = False
+        self._owner = TaskOwner("router-link")
+        self.workers: tuple[WorkerInfo, ...] = ()
+
+    @property
+    def kv_shape(self) -> KvShape:
+        """Of the workers that prefill; empty while none is known."""
+        prefill_first = sorted(self.workers, key=lambda worker: worker.role == WORKER_ROLE_DECODE)
+        return prefill_first[0].kv_shape if prefill_first else KvShape()
+
+    def start(self) -> None:
+        self._start_patience()
+        self._owner.spawn("session", self._keep_session(), fatal=True)
+
+    # -- what runs ask for; none but admit waits
+
+    async def admit(
+        self, admit: router_pb2.Admit, on_placed: Callable[[router_pb2.Placed], None] = lambda placed: None
+    ) -> router_pb2.Placement:
+        """Waits for a place. on_placed: is told all that the router says of it. Errors: AdmissionRefused.
+        Afterwards, also when cancelled in it, call done(); then the request may be admitted again."""
+        if self._given_up:
+            raise self._away()
+        entry = _PendingRequest(admit, asyncio.get_running_loop().create_future(), on_placed)
+        self._entries[admit.request_id] = entry
+        if self.connected:
+            self._post(_Message(admit=admit))
+        return await entry.answer
+
+    def first_token(self, request_id: str) -> None:
+        """The prefill worker is free again; a restarted router must not count it."""
+        entry = self._entries.get(request_id)
+        if entry is not None and entry.placement is not None:
+            entry.placement = router_pb2.Placement(decode=entry.placement.decode)
+        self._post(_Message(first_token=router_pb2.FirstToken(request_id=request_id)))
+
+    def progress(self, request_id: str, output_tokens: int) -> None:
+        """So far, since the placement."""
+        progress = router_pb2.Progress(request_id=request_id, output_tokens=output_tokens)
+        self._post(_Message(progress=progress))
+
+    def worker_failed(self, worker: WorkerInfo, reason: str, *, stalled: bool = False) -> None:
+        """stalled: it is there, and does not answer in time."""
+        failed = router_pb2.WorkerFailed(
+            worker_id=worker.worker_id, epoch=worker.epoch, reason=reason, stalled=stalled
+        )
+        self._post(_Message(worker_failed=failed))
+
+    def done(
+        self, request_id: str, outcome: Outcome, output_tokens: int, prefilled: PrefillStats | None = None
+    ) -> None:
+        """Gives back what the request holds or waits for. Nothing to do when it has neither. prefilled: what
+        the engine of this placement told of its prompt, if it did."""
+        if self._entries.pop(request_id, None) is not None:
+            done = router_pb2.Done(
+                request_id=request_id,
+                outcome=encode_outcome(outcome),
+                output_tokens=output_tokens,
+                cached_tokens=prefilled.cached_tokens if prefilled else None,
+            )
+            self._post(_Message(done=done))
+
+    def _post(self, message: _Message) -> None:
+        """Without a session nothing is lost: the next one begins with all that is still true."""
+        if self._outbox is not None:
+            self._outbox.put_nowait(message)
+
+    # -- the session
+
+    async def _keep_session(self) -> None:
+        async with AsyncExitStack() as channels:
+            while True:
+                try:
+                    await self._session(await self._stub(channels))
+                    reason = "the router closed it"
+                except grpc.aio.AioRpcError as error:
+                    reason = from_grpc(error).message
+                except TimeoutError:
+                    reason = "the router is silent"
+                except NotLeader as error:
+                    reason = error.message
+                self._disconnected(reason)
+                await self._following.failed()
+
+    async def _stub(self, channels: AsyncExitStack) -> router_pb2_grpc.RouterStub:
+        """Of the router to talk to."""
+        address = self._following.address
+        if address not in self._stubs:
+            channel = await channels.enter_async_context(open_channel(address))
+            self._stubs[address] = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
+        return self._stubs[address]
+
+    async def _session(self, stub: router_pb2_grpc.RouterStub) -> None:
+        outbox: asyncio.Queue[_Message | None] = asyncio.Queue()
+        outbox.put_nowait(_Message(hello=self._hello()))
+        self._outbox = outbox
+        call = stub.Session(_drain(outbox))
+        try:
+            responses = aiter(call)
+            first = await _next(responses, self._longest_silence or _HELLO_TIMEOUT_SECONDS)
+            if first is None:
+                return
+            self._check_term(first)
+            self._following.worked()
+            self._connect()
+            self._receive(first)
+            while (response := await _next(responses, self._longest_silence)) is not None:
+                self._receive(response)
+        finally:
+            call.cancel()
+            outbox.put_nowait(None)
+
+    @property
+    def _longest_silence(self) -> float | None:
+        """A single router that hangs is waited for: there is nobody else."""
+        return _LONGEST_SILENCE_SECONDS if self._following.has_others else None
+
+    def _check_term(self, first: router_pb2.RouterSessionResponse) -> None:
+        """Errors: NotLeader, when a later term than this router's has begun."""
+        epoch = first.state.epoch
+        if self._following.has_others and epoch < self._epoch:
+            raise NotLeader(f"it leads in term {epoch}, and term {self._epoch} has begun")
+        self._epoch = epoch
+
+    def _hello(self) -> router_pb2.Hello:
+        held = [
+            router_pb2.HeldPlacement(
+                request_id=name,
+                tenant=entry.admit.tenant,
+                placement=entry.placement,
+                prompt_tokens=entry.admit.prompt_tokens,
+                max_output_tokens=entry.admit.max_output_tokens,
+                choices=entry.admit.choices,
+            )
+            for name, entry in self._entries.items()
+            if entry.placement is not None
+        ]
+        return router_pb2.Hello(apiserver_id=self._apiserver_id, held=held)
+
+    def _connect(self) -> None:
+        self.connected = True
+        self._stop_patience()
+        self._metrics.router_connected.set(1)
+        _log.info("session with the router at %s started", self._following.address)
+        for entry in self._entries.values():
+            if entry.placement is None:
+                self._post(_Message(admit=entry.admit))
+
+    def _disconnected(self, reason: str) -> None:
+        self._outbox = None
+        if self.connected:
+            self.connected = False
+            self._metrics.router_connected.set(0)
+            self._metrics.router_reconnects_total.inc()
+            _log.warning("session with the router at %s broke: %s", self._following.address, reason)
+            self._start_patience()
+
+    def _receive(self, response: router_pb2.RouterSessionResponse) -> None:
+        match response.WhichOneof("message"):
+            case "placed":
+                self._placed(response.placed)
+            case "refused":
+                self._refused(response.refused)
+            case "state":
+                self.workers = tuple(response.state.workers)
+                self._on_members(self.workers)
+            case "question" if self._answer is not None:
+                self._post(_Message(answer=self._answer(response.question)))
+
+    def _placed(self, placed: router_pb2.Placed) -> None:
+        entry = self._entries.get(placed.request_id)
+        if entry is not None and not entry.answer.done():
+            entry.placement = placed.placement
+            entry.on_placed(placed)
+            entry.answer.set_result(placed.placement)
+
+    def _refused(self, refused: router_pb2.Refused) -> None:
+        entry = self._entries.pop(refused.request_id, None)
+        if entry is not None and not entry.answer.done():
+            retry = refused.retry_after_seconds or None
+            error = error_named(refused.error, refused.message, retry)
+            entry.answer.set_exception(AdmissionRefused(decode_outcome(refused.outcome), error))
+
+    # -- patience: how long requests wait for a router that is away
+
+    def _start_patience(self) -> None:
+        self._stop_patience()
+        loop = asyncio.get_running_loop()
+        self._give_up = loop.call_later(self._patience_seconds, self._refuse_waiting)
+
+    def _stop_patience(self) -> None:
+        self._given_up = False
+        if self._give_up is not None:
+            self._give_up.cancel()
+            self._give_up = None
+
+    def _refuse_waiting(self) -> None:
+        self._given_up = True
+        for name, entry in list(self._entries.items()):
+            if entry.placement is None and not entry.answer.done():
+                del self._entries[name]
+                entry.answer.set_exception(self._away())
+
+    def _away(self) -> AdmissionRefused:
+        error = RouterUnavailable(
+            f"the router at {self._following} does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS
+        )
+        return AdmissionRefused(Outcome.REJECTED, error)
+
+    async def wait(self) -> None:
+        """Raises the defect that ended the link; routers that come and go do not."""
+        raise await self._owner.failed
+
+    async def aclose(self) -> None:
+        """Idempotent. The router gives back what this apiserver holds."""
+        self._stop_patience()
+        await self._owner.aclose()
+        self._outbox, self.connected = None, False
+
+
+async def _next(
+    responses: AsyncIterator[router_pb2.RouterSessionResponse], timeout_seconds: float | None
+) -> router_pb2.RouterSessionResponse | None:
+    """None: the stream has ended. Errors: TimeoutError, AioRpcError."""
+    async with asyncio.timeout(timeout_seconds):
+        return await anext(responses, None)
+
+
+async def _drain(outbox: "asyncio.Queue[_Message | None]") -> AsyncIterator[_Message]:
+    """Until None: gRPC does not end it when the call ends by itself."""
+    while (message := await outbox.get()) is not None:
+        yield message

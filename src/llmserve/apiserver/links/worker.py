@@ -1,0 +1,247 @@
+"""One stream to one incarnation of a worker, shared by all requests that run there.
+
+A link connects when it is made and dies with its first break: every leg on it then fails with
+WorkerLost, and the next request makes a new link. Outgoing messages are queued without waiting
+(requests are bounded by the router's admission); incoming ones go straight to their legs, which
+hold at most one request's tokens.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import grpc.aio
+
+from llmserve.core.errors import InvalidRequest, LLMServeError, WorkerLost
+from llmserve.core.ids import RequestId
+from llmserve.core.outcome import FinishReason
+from llmserve.core.request import EngineOutput, EngineRequest
+from llmserve.core.tasks import TaskOwner
+from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.rpc.client import open_channel, trace_metadata
+from llmserve.rpc.codec import decode_output, encode_params, encode_request
+from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
+from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
+from llmserve.rpc.status import error_named, from_grpc
+
+_log = logging.getLogger(__name__)
+
+_RELEASE_TIMEOUT_SECONDS = 5.0
+
+
+class LegStream:
+    """One request on one worker. Iterate it until it ends; close() it in any case (idempotent),
+    which aborts it on the worker if it has not ended there."""
+
+    def __init__(self, request_id: RequestId, on_close: Callable[["LegStream", bool], None]) -> None:
+        self.request_id = request_id
+        self._on_close = on_close
+        self._events: asyncio.Queue[EngineOutput | LLMServeError] = asyncio.Queue()
+        self._ended = False
+        self._closed = False
+
+    def deliver(self, event: EngineOutput | LLMServeError) -> None:
+        self._events.put_nowait(event)
+
+    def empty(self) -> bool:
+        """Nothing to take right now."""
+        return self._events.empty()
+
+    def __aiter__(self) -> "LegStream":
+        return self
+
+    async def __anext__(self) -> EngineOutput:
+        """Errors: WorkerLost; what the worker says went wrong with this request."""
+        if self._ended:
+            raise StopAsyncIteration
+        event = await self._events.get()
+        if isinstance(event, LLMServeError):
+            self._ended = True
+            raise event
+        self._ended = event.finish_reason is not None
+        if event.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+            raise _failure(event)
+        return event
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._on_close(self, not self._ended)
+
+    def unseen(self) -> Iterator[EngineOutput]:
+        """Outputs that came and were not taken."""
+        while not self._events.empty():
+            event = self._events.get_nowait()
+            if isinstance(event, EngineOutput):
+                yield event
+
+
+def _failure(output: EngineOutput) -> LLMServeError:
+    """The worker names the class of its error before a colon; an abort that nobody here asked for
+    means that the worker gives up its requests (it stops)."""
+    if output.finish_reason is FinishReason.ABORT:
+        return WorkerLost("the worker gave the request up")
+    name, colon, message = output.error.partition(": ")
+    error = error_named(name, message)
+    if colon and type(error).__name__ == name:
+        return error
+    return LLMServeError(output.error or "the worker could not go on with the request")
+
+
+class WorkerLink:
+    def __init__(self, info: WorkerInfo, owner: TaskOwner, on_broken: Callable[["WorkerLink"], None]) -> None:
+        self.info = info
+        self._on_broken = on_broken
+        self._channel = open_channel(info.address)
+        self._stub = worker_pb2_grpc.WorkerStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        self._outbox: asyncio.Queue[worker_pb2.WorkerSessionRequest] = asyncio.Queue()
+        self._legs: dict[str, LegStream] = {}
+        self._broken: WorkerLost | None = None
+        self._owner = owner
+        self._reader = owner.spawn(f"link {info.worker_id}", self._run())
+
+    def __len__(self) -> int:
+        return len(self._legs)
+
+    def open(self, request: EngineRequest) -> LegStream:
+        """Hands the request to the worker. Errors: WorkerLost when the link is broken already."""
+        if self._broken is not None:
+            raise self._broken
+        if request.request_id in self._legs:
+            raise InvalidRequest(f"request {request.request_id} runs on {self.info.worker_id} already")
+        leg = LegStream(request.request_id, self._close_leg)
+        self._legs[request.request_id] = leg
+        self._outbox.put_nowait(worker_pb2.WorkerSessionRequest(generate=encode_request(request)))
+        return leg
+
+    def _close_leg(self, leg: LegStream, running: bool) -> None:
+        self._legs.pop(leg.request_id, None)
+        if running and self._broken is None:
+            abort = worker_pb2.AbortRequest(request_ids=[leg.request_id])
+            self._outbox.put_nowait(worker_pb2.WorkerSessionRequest(abort=abort))
+        for output in leg.unseen():
+            self._claim(encode_params(output.kv_transfer_params))
+
+    async def release(self, kv_transfer_params: bytes, traceparent: str = "") -> bool:
+        """Gives a lease back; false when it had ended already. Errors: LLMServeError."""
+        request = worker_pb2.ReleaseLeaseRequest(kv_transfer_params=kv_transfer_params)
+        try:
+            answer = await self._stub.ReleaseLease(
+                request, timeout=_RELEASE_TIMEOUT_SECONDS, metadata=trace_metadata(traceparent)
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_grpc(error) from error
+        return bool(answer.released)
+
+    async def _run(self) -> None:
+        reason = "it closed the stream"
+        try:
+            async for response in self._stub.Session(self._requests()):
+                for delta in response.deltas:
+                    self._dispatch(delta)
+        except grpc.aio.AioRpcError as error:
+            reason = from_grpc(error).message
+        finally:
+            self._break(reason)
+            await self._channel.close(None)
+
+    async def _requests(self) -> AsyncIterator[worker_pb2.WorkerSessionRequest]:
+        while True:
+            yield await self._outbox.get()
+
+    def _dispatch(self, delta: worker_pb2.TokenDelta) -> None:
+        leg = self._legs.get(delta.request_id)
+        if leg is not None:
+            leg.deliver(decode_output(delta))
+        else:
+            self._claim(delta.kv_transfer_params)
+
+    def _claim(self, kv_transfer_params: bytes) -> None:
+        """Prefill ended while its request was being given up: nobody else knows of this lease."""
+        if kv_transfer_params:
+            self._owner.spawn("release", self._release_unclaimed(kv_transfer_params))
+
+    async def _release_unclaimed(self, kv_transfer_params: bytes) -> None:
+        try:
+            await self.release(kv_transfer_params)
+        except LLMServeError as error:
+            _log.warning("lease of an aborted request not released, it will expire: %s", error)
+
+    def _break(self, reason: str) -> None:
+        self._broken = WorkerLost(f"lost the worker {self.info.worker_id}: {reason}")
+        self._on_broken(self)
+        for leg in self._legs.values():
+            leg.deliver(self._broken)
+
+    async def aclose(self) -> None:
+        """Closes the stream: the worker aborts what still runs here. Idempotent."""
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        await self._channel.close(None)
+
+
+_log = logging.getLogger(__name__)
+
+_Incarnation = tuple[str, int]  # worker_id, epoch
+
+
+class WorkerLinks:
+    def __init__(self, metrics: ApiserverMetrics) -> None:
+        self._metrics = metrics
+        self._owner = TaskOwner("worker-links")
+        self._links: dict[_Incarnation, WorkerLink] = {}
+        self._members: frozenset[_Incarnation] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def open(self, worker: WorkerInfo, request: EngineRequest) -> LegStream:
+        """Starts a request on a worker. Errors: WorkerLost."""
+        return self._link(worker).open(request)
+
+    def release(self, worker: WorkerInfo, ticket: Mapping[str, Any], traceparent: str = "") -> None:
+        """Gives a lease back in the background: whoever asks may be in the middle of being cancelled."""
+        self._owner.spawn("release", self._release(worker, ticket, traceparent))
+
+    async def _release(self, worker: WorkerInfo, ticket: Mapping[str, Any], traceparent: str) -> None:
+        try:
+            released = await self._link(worker).release(encode_params(ticket), traceparent)
+            self._metrics.lease_releases_total.labels("released" if released else "ended").inc()
+        except LLMServeError as error:
+            self._metrics.lease_releases_total.labels("failed").inc()
+            _log.warning("lease on %s not released, it will expire: %s", worker.worker_id, error)
+
+    def retain(self, members: Sequence[WorkerInfo]) -> None:
+        """Tells who is in the cluster. Idle links to others are closed; busy ones may finish: a worker
+        that leaves in order runs its requests to their end, and a dead one breaks its link."""
+        self._members = frozenset(map(_incarnation, members))
+        for key, link in list(self._links.items()):
+            if key not in self._members and len(link) == 0:
+                del self._links[key]
+                self._owner.spawn("close link", link.aclose())
+        self._metrics.worker_links.set(len(self._links))
+
+    def _link(self, worker: WorkerInfo) -> WorkerLink:
+        key = _incarnation(worker)
+        if key not in self._links:
+            self._links[key] = WorkerLink(worker, self._owner, self._forget)
+            self._metrics.worker_links.set(len(self._links))
+        return self._links[key]
+
+    def _forget(self, link: WorkerLink) -> None:
+        key = _incarnation(link.info)
+        if self._links.get(key) is link:
+            del self._links[key]
+        self._metrics.worker_links.set(len(self._links))
+
+    async def aclose(self) -> None:
+        """Releases under way get no more time: their leases expire. Idempotent."""
+        links, self._links = list(self._links.values()), {}
+        for link in links:
+            await link.aclose()
+        await self._owner.aclose()
+
+
+def _incarnation(worker: WorkerInfo) -> _Incarnation:
+    return (worker.worker_id, worker.epoch)

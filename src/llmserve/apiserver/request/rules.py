@@ -1,0 +1,163 @@
+"""Rules that hold for all requests: KV identity, push or pull, deadlines, and the budget of retries. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from llmserve.config.schema import Scheduling
+from llmserve.core.blocks import Namespace, chain_hashes
+from llmserve.core.ids import BlockHash, TenantId
+from llmserve.rpc.gen.llmserve.v1.common_pb2 import KvShape, WorkerInfo
+
+
+class KvIdentity:
+    """tenants_share: the manifest lets all tenants share KV (`security.kv_sharing: cluster`)."""
+
+    def __init__(self, tenants_share: bool) -> None:
+        self._tenants_share = tenants_share
+
+    def salt(self, shape: KvShape, tenant: TenantId, client_salt: str = "") -> str:
+        """The cache salt for both legs. client_salt is the `cache_salt` field of the client's request."""
+        namespace = Namespace(
+            model_revision=shape.model_revision,
+            kv_dtype=shape.kv_dtype,
+            layout=shape.layout,
+            block_size_tokens=shape.block_size_tokens,
+            computation=shape.computation,
+            tensor_parallel=shape.tensor_parallel,
+            pipeline_parallel=shape.pipeline_parallel,
+            tenant_salt="" if self._tenants_share else tenant,
+        )
+        return namespace.salt(client_salt)
+
+    def block_hashes(
+        self, token_ids: Sequence[int], shape: KvShape, tenant: TenantId, client_salt: str = ""
+    ) -> list[BlockHash]:
+        """Of the full blocks of a prompt; none while no worker has said how large a block is."""
+        if shape.block_size_tokens == 0:
+            return []
+        salt = self.salt(shape, tenant, client_salt)
+        return chain_hashes(token_ids, shape.block_size_tokens, salt)
+
+
+class HandoverMode(StrEnum):
+    PULL = "pull"  # decode reads it when prefill is done
+    PUSH = "push"  # prefill writes it while it computes
+
+
+@dataclass(frozen=True, slots=True)
+class HandoverRule:
+    """As the manifest says (`transfer`). push_min_tokens: for `auto`."""
+
+    mode: Literal["auto", "pull", "push"]
+    push_min_tokens: int
+
+    def choose(self, uncached_tokens: int, prefill: WorkerInfo, decode: WorkerInfo) -> HandoverMode:
+        """uncached_tokens: what prefill has to compute, which is the time that a transfer can hide in."""
+        if self.mode == "pull" or not can_push(prefill, decode):
+            return HandoverMode.PULL
+        long_enough = self.mode == "push" or uncached_tokens >= self.push_min_tokens
+        return HandoverMode.PUSH if long_enough else HandoverMode.PULL
+
+
+def can_push(prefill: WorkerInfo, decode: WorkerInfo) -> bool:
+    """Blocks are written one to one: both sides must cut their KV alike. A pull reshapes them."""
+    a, b = prefill.kv_shape, decode.kv_shape
+    alike = (a.layout, a.block_size_tokens, a.block_bytes, a.tensor_parallel) == (
+        b.layout,
+        b.block_size_tokens,
+        b.block_bytes,
+        b.tensor_parallel,
+    )
+    return alike and bool(prefill.handover_endpoints)
+
+
+_ANSWER_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageLimits:
+    """All in seconds. request: all in all. admission: for the router's answer, queueing included.
+    first_token: from a leg's start to its first output. token: from one output to the next."""
+
+    request: float = 600.0
+    admission: float = 90.0
+    first_token: float = 120.0
+    token: float = 60.0
+
+    @classmethod
+    def of(cls, scheduling: Scheduling) -> "StageLimits":
+        """For its answer the router has what a request may wait, and as long as it may be away itself."""
+        waiting = scheduling.queue_timeout_seconds + scheduling.router_patience_seconds
+        return cls(
+            request=scheduling.request_timeout_seconds,
+            admission=waiting + _ANSWER_SECONDS,
+            first_token=scheduling.first_token_timeout_seconds,
+            token=scheduling.token_timeout_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLimits:
+    """share: retries for each request that starts. burst: retries at once, for the loss of a worker.
+    tenant_share: the part of the burst that one tenant may use when there are several."""
+
+    share: float = 0.2
+    burst: int = 100
+    tenant_share: float = 0.5
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Holds `left` of `burst` retries: requests fill it, retries empty it."""
+
+    limits: RetryLimits
+    left: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = float(self.limits.burst)
+
+    def fill(self) -> None:
+        self.left = min(float(self.limits.burst), self.left + self.limits.share)
+
+
+class RetryBudget:
+    """A bucket for all requests and one for those of each tenant: the work that failures cause stays a share
+    of the work there is, and a tenant whose requests always fail leaves retries to the others. Of one
+    apiserver; pure."""
+
+    def __init__(self, limits: RetryLimits) -> None:
+        self._limits = limits
+        self._all = _Bucket(limits)
+        self._tenants: dict[TenantId, _Bucket] = {}
+
+    def __repr__(self) -> str:
+        return f"<RetryBudget {self._all.left:.1f} of {self._limits.burst}>"
+
+    @property
+    def left(self) -> int:
+        """Retries that may be made now, of all tenants together."""
+        return int(self._all.left)
+
+    def started(self, tenant: TenantId) -> None:
+        """A request began."""
+        self._all.fill()
+        self._of(tenant).fill()
+
+    def take(self, tenant: TenantId) -> bool:
+        """One retry; False: not now."""
+        own = self._of(tenant)
+        if min(self._all.left, own.left - self._kept_from_one) < 1:
+            return False
+        self._all.left -= 1
+        own.left -= 1
+        return True
+
+    def _of(self, tenant: TenantId) -> _Bucket:
+        return self._tenants.setdefault(tenant, _Bucket(self._limits))
+
+    @property
+    def _kept_from_one(self) -> float:
+        """A tenant that is alone may use everything."""
+        return (1 - self._limits.tenant_share) * self._limits.burst if len(self._tenants) > 1 else 0.0

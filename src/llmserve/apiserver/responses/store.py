@@ -1,0 +1,171 @@
+"""The contract of a response store. Implementations: memory (one process) and redis.
+
+A response is `put` when it is whole, or begun while it is made in the background and ended later. One that
+was begun and is not renewed in time is LOST: the process that made it is gone. Whoever asks for one names
+its tenant, and finds no other's.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from llmserve.config.conflict import Conflict, refuse
+from llmserve.config.refusals import unset_password
+from llmserve.config.schema import Manifest
+from llmserve.core.clock import Clock
+from llmserve.core.ids import TenantId
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseKey:
+    tenant: TenantId
+    response_id: str
+
+
+class ResponseStage(StrEnum):
+    RUNNING = "running"
+    LOST = "lost"
+    ENDED = "ended"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """text: opaque here."""
+
+    stage: ResponseStage
+    text: str
+
+
+class ResponseStore(Protocol):
+    """Called concurrently. Every call has a deadline. Errors of all of them: StateUnavailable."""
+
+    async def put(self, key: ResponseKey, text: str) -> None:
+        """Keeps a whole response, in place of what had its key."""
+
+    async def begin(self, key: ResponseKey, text: str, lease_seconds: float) -> None:
+        """Keeps one that is being made, in place of what had its key."""
+
+    async def renew(self, key: ResponseKey, lease_seconds: float) -> bool:
+        """It is still being made. False: it was cancelled or forgotten, and need not be."""
+
+    async def end(self, key: ResponseKey, text: str) -> bool:
+        """One that was begun is whole. False, and nothing is kept: it was cancelled or forgotten before."""
+
+    async def cancel(self, key: ResponseKey, text: str) -> bool:
+        """False, and nothing has changed: it is not being made."""
+
+    async def get(self, key: ResponseKey) -> StoredResponse | None:
+        """None: there is none, or no longer."""
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+
+
+@dataclass(slots=True)
+class _KeptResponse:
+    stage: ResponseStage
+    text: str
+    forgotten_at: float
+    lost_at: float = float("inf")
+
+
+class MemoryResponses:
+    """Keeps each for keep_seconds, and most_bytes of texts at most: the oldest go first."""
+
+    def __init__(self, clock: Clock, keep_seconds: float, most_bytes: int) -> None:
+        self._clock, self._keep_seconds, self._most_bytes = clock, keep_seconds, most_bytes
+        self._entries: OrderedDict[ResponseKey, _KeptResponse] = OrderedDict()
+        self._bytes = 0
+
+    async def put(self, key: ResponseKey, text: str) -> None:
+        self._keep(key, ResponseStage.ENDED, text)
+
+    async def begin(self, key: ResponseKey, text: str, lease_seconds: float) -> None:
+        self._keep(key, ResponseStage.RUNNING, text, self._clock.now() + lease_seconds)
+
+    async def renew(self, key: ResponseKey, lease_seconds: float) -> bool:
+        entry = self._running(key)
+        if entry is None:
+            return False
+        entry.lost_at = self._clock.now() + lease_seconds
+        return True
+
+    async def end(self, key: ResponseKey, text: str) -> bool:
+        return self._change(key, ResponseStage.ENDED, text)
+
+    async def cancel(self, key: ResponseKey, text: str) -> bool:
+        return self._change(key, ResponseStage.CANCELLED, text)
+
+    async def get(self, key: ResponseKey) -> StoredResponse | None:
+        self._forget_old()
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        lost = entry.stage is ResponseStage.RUNNING and self._clock.now() >= entry.lost_at
+        return StoredResponse(ResponseStage.LOST if lost else entry.stage, entry.text)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+    def _running(self, key: ResponseKey) -> _KeptResponse | None:
+        self._forget_old()
+        entry = self._entries.get(key)
+        return entry if entry is not None and entry.stage is ResponseStage.RUNNING else None
+
+    def _change(self, key: ResponseKey, stage: ResponseStage, text: str) -> bool:
+        if self._running(key) is None:
+            return False
+        self._keep(key, stage, text)
+        return True
+
+    def _keep(self, key: ResponseKey, stage: ResponseStage, text: str, lost_at: float = float("inf")) -> None:
+        """As the newest, so that the order is that in which they are forgotten."""
+        if key in self._entries:
+            self._drop(key)
+        self._entries[key] = _KeptResponse(stage, text, self._clock.now() + self._keep_seconds, lost_at)
+        self._bytes += _size(text)
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        while self._entries:
+            key, oldest = next(iter(self._entries.items()))
+            if self._bytes <= self._most_bytes and oldest.forgotten_at > self._clock.now():
+                return
+            self._drop(key)
+
+    def _drop(self, key: ResponseKey) -> None:
+        self._bytes -= _size(self._entries.pop(key).text)
+
+
+def _size(text: str) -> int:
+    """Of ASCII, which JSON is here."""
+    return len(text)
+
+
+_CALL_SECONDS = 5.0
+
+
+def build_store(manifest: Manifest, environ: Mapping[str, str], clock: Clock) -> ResponseStore | None:
+    """None: nothing is kept. Errors: ManifestError, when the package or the password is missing."""
+    settings, redis = manifest.api.response_store, manifest.state.redis
+    if not settings.enabled:
+        return None
+    if redis is None or manifest.state.backend != "redis":
+        return MemoryResponses(clock, settings.keep_seconds, settings.memory_mib * 2**20)
+    refuse(unset_password(manifest.state, environ))
+    try:
+        # Here: a cluster without Redis needs no package for it.
+        from llmserve.apiserver.responses.redis import RedisResponses
+    except ModuleNotFoundError as error:
+        message = f"redis needs a package: {error.msg}; pip install 'redis>=5'"
+        raise Conflict((("state", "backend"),), message).as_error() from error
+    return RedisResponses(
+        redis.url,
+        manifest.metadata.name,
+        password=environ[redis.password_env] if redis.password_env is not None else None,
+        keep_seconds=settings.keep_seconds,
+        call_seconds=_CALL_SECONDS,
+    )
