@@ -1,4 +1,4 @@
-"""The words of the store: slots of the DRAM tier, blocks, and what workers ask about them."""
+"""What the store is about: blocks, their parts, the slots of the DRAM tier, and what workers ask for."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,16 +8,30 @@ from typing import NewType
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
 from llmserve.kvstore.tiers.base import BlobKey
 
-# A process that writes or reads: one incarnation of a worker, or the manager itself.
+# A process that writes or reads: one incarnation of a worker, or the store itself.
 PoolUser = NewType("PoolUser", str)
-
+STORE_USER = PoolUser("kvmanager")
+NO_LEASE = LeaseId("")
 SLOT_ALIGNMENT_BYTES = 4096
+_PART_NUMBER_BYTES = 2
+
+
+def part_key(block: BlockHash, part: int) -> BlobKey:
+    """Name of the part of a block that one rank holds."""
+    return BlobKey(block + part.to_bytes(_PART_NUMBER_BYTES, "big"))
+
+
+def block_of(key: BlobKey) -> tuple[BlockHash, int]:
+    """The block and the number of the part that a `part_key` names."""
+    return BlockHash(key[:-_PART_NUMBER_BYTES]), int.from_bytes(key[-_PART_NUMBER_BYTES:], "big")
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """`length_bytes` bytes at `offset` of the arena's data. No two uses of a slot have the same generation;
-    0 is that of no slot. checksum: xxh3, 64 bits, of a committed block."""
+    """`length_bytes` bytes at `offset` of the arena's data.
+
+    generation: number of this use; no two uses of a slot have the same, and none has 0. checksum: xxh3
+    (64 bits) of a committed part."""
 
     offset: int = 0
     length_bytes: int = 0
@@ -26,96 +40,20 @@ class Slot:
 
     @property
     def page(self) -> int:
-        """The first one of it, whose words are its."""
+        """The slot's first page, whose words in the arena's front are the slot's."""
         return self.offset // SLOT_ALIGNMENT_BYTES
 
 
-NO_SLOT = Slot()
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    key: BlobKey
-    length_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Fill:
-    """What a writer has written, or gives up, or a reader found corrupt: names one use of a slot."""
-
-    key: BlobKey
-    generation: int
-    checksum: int = 0
-
-
-class ReserveOutcome(StrEnum):
-    RESERVED = "reserved"
-    PRESENT = "present"  # it is there already: nothing to write
-    BUSY = "busy"  # another is writing it
-    FULL = "full"  # no slot of this size until others are freed
-    TOO_LARGE = "too_large"  # no slot of this size ever
-
-
-@dataclass(frozen=True, slots=True)
-class Reserved:
-    outcome: ReserveOutcome
-    slot: Slot = NO_SLOT
-
-
-class CommitOutcome(StrEnum):
-    STORED = "stored"
-    LATE = "late"  # the reservation had ended: the block is not there
-
-
-class RemoveOutcome(StrEnum):
-    FREED = "freed"
-    LATER = "later"  # nobody finds it any more; its slot comes back when the leases on it have ended
-    MISSING = "missing"
-
-
-@dataclass(frozen=True, slots=True)
-class PoolUsage:
-    """stored: blocks that can be found. held: their bytes. used: what all slots in use take."""
-
-    stored_blocks: int
-    held_bytes: int
-    used_bytes: int
-    capacity_bytes: int
-    filling_blocks: int
-    leased_blocks: int
-    open_leases: int
-    orphan_blocks: int  # of writers that let their reservation end and may still write
-
-
-_PART_BYTES = 2  # of the number of a part
-
-
-def part_key(block: BlockHash, part: int) -> BlobKey:
-    """Of the part of a block that one rank holds."""
-    return BlobKey(block + part.to_bytes(_PART_BYTES, "big"))
-
-
-def block_of(key: BlobKey) -> tuple[BlockHash, int]:
-    """The block and the number of the part."""
-    return BlockHash(key[:-_PART_BYTES]), int.from_bytes(key[-_PART_BYTES:], "big")
-
-
-# Told of blocks that a tier holds from now on (True), or no longer. Called at once and often.
-HeldChanged = Callable[[Iterable[BlockHash], bool], object]
-
-
-def nobody_asks(keys: Iterable[BlockHash], held: bool) -> None:
-    """A HeldChanged."""
-
-
-NO_LEASE = LeaseId("")
-STORE_USER = PoolUser("kvmanager")  # the store itself
-ViewOf = Callable[[Slot], memoryview]  # its memory in the pool
+# The bytes of a slot in this process.
+ViewOf = Callable[[Slot], memoryview]
+# The bytes at an offset of the arena, of a length.
+View = Callable[[int, int], memoryview]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBlock:
-    """shapes: of the bytes of each part, as text (`formats.BlockShape`); none: not known."""
+    """part_bytes: length of each part. shapes: text form of each part's shape (`formats.BlockShape`); empty
+    when unknown."""
 
     key: BlockHash
     parent: BlockHash | None
@@ -127,12 +65,22 @@ class StoredBlock:
         return self.shapes[part] if self.shapes else ""
 
 
+# A tier calls it with blocks that it holds from now on (True), or no longer. Called often; it must not wait.
+HeldChanged = Callable[[Iterable[BlockHash], bool], object]
+
+
+def nobody_asks(keys: Iterable[BlockHash], held: bool) -> None:
+    """The HeldChanged of a tier that nobody follows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """keys: of its full blocks, in order, all in one namespace. have_blocks: how many of the first the
-    asker's device holds. part_bytes: of the part of a block that each rank holds; shapes: of these bytes, as
-    text; none: not known. compute_seconds: what one block costs the asker to compute; nothing is brought up
-    more slowly than that."""
+    """A worker's question about one prompt.
+
+    keys: hashes of its full blocks in order, all in one namespace. have_blocks: number of the first blocks
+    that the worker's device holds. part_bytes, shapes: see StoredBlock. compute_seconds: time that the
+    worker takes to compute a block; none is brought up more slowly. block_tokens: for counters only; 0 when
+    unknown."""
 
     user: PoolUser
     tenant: TenantId
@@ -142,7 +90,7 @@ class Prompt:
     compute_seconds: float = float("inf")
     load: bool = True
     store: bool = True
-    block_tokens: int = 0  # for what is counted only; 0: not told
+    block_tokens: int = 0
     shapes: tuple[str, ...] = ()
 
     def block(self, at: int) -> StoredBlock:
@@ -152,7 +100,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class BlockSlots:
-    """index: of the block in the prompt. slots: one for each rank."""
+    """index: of the block in the prompt. slots: one for each part."""
 
     index: int
     slots: tuple[Slot, ...]
@@ -160,8 +108,10 @@ class BlockSlots:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """loads: leased, in order, from have_blocks on without a gap. stores: reserved, to be committed. lease_id
-    is NO_LEASE without loads."""
+    """The answer to a Prompt.
+
+    loads: leased blocks in order, from have_blocks on without a gap. stores: reserved blocks, to be
+    committed. lease_id: NO_LEASE without loads."""
 
     lease_id: LeaseId = NO_LEASE
     loads: tuple[BlockSlots, ...] = ()
@@ -170,9 +120,22 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class PartFill:
-    """What a rank has written into a slot."""
+    """A part that a rank has written into a slot. checksum: 0 when the rank noted it beside the slot."""
 
     block: BlockHash
     part: int
     generation: int
     checksum: int
+
+
+class ReserveOutcome(StrEnum):
+    RESERVED = "reserved"
+    PRESENT = "present"  # the block is stored already
+    BUSY = "busy"  # another user is writing it
+    FULL = "full"  # there is no room until other blocks leave
+    TOO_LARGE = "too_large"  # there is never room for this size
+
+
+class CommitOutcome(StrEnum):
+    STORED = "stored"
+    LATE = "late"  # the reservation had ended: the block is not stored

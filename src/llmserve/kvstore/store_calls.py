@@ -49,7 +49,7 @@ class StoreCalls:
         self._forget_earlier(request.worker_id, user)
         self._parts[user] = parts
         for size in request.part_bytes:
-            self._built.store.dram.table.slabs.expect(size)
+            self._built.store.dram.slots.slabs.expect(size)
         _log.info("worker %s attaches, %s bytes a block", user, sum(request.part_bytes))
         transports = await self._transports(user) if _is_elsewhere(request.place) else {}
         description = self._built.arena.description(transports)

@@ -6,19 +6,13 @@ most a sixteenth of one is left over), so that few blocks must go before another
 """
 
 from dataclasses import dataclass
-from enum import Enum
 
-from llmserve.kvstore.blocks import SLOT_ALIGNMENT_BYTES
+from llmserve.kvstore.blocks import SLOT_ALIGNMENT_BYTES, ReserveOutcome
 
 UNIT_BYTES = 2 << 20  # a huge page
 _WASTE = 16  # a slab leaves at most 1 / 16 of its bytes unused
 _STEPS = 8  # size classes between two powers of two: a slot is at most 1 / 8 larger than its block
 _FREE, _TAKEN = b"\1", b"\0"
-
-
-class NoSlot(Enum):
-    FULL = "full"
-    TOO_LARGE = "too_large"
 
 
 @dataclass(eq=False, slots=True)
@@ -62,15 +56,15 @@ class SlabMap:
         slab_bytes = self._slab_units(slot_bytes) * self._unit_bytes
         return -(-slab_bytes // (slab_bytes // slot_bytes))
 
-    def take(self, length_bytes: int) -> int | NoSlot:
-        """The offset of a free slot."""
+    def take(self, length_bytes: int) -> int | ReserveOutcome:
+        """The offset of a free slot, or FULL or TOO_LARGE."""
         size = self.slot_bytes(length_bytes)
         if size > self.capacity_bytes:
-            return NoSlot.TOO_LARGE
+            return ReserveOutcome.TOO_LARGE
         slabs = self._with_room.setdefault(size, {})
         slab = next(iter(slabs), None) or self._make(size)
         if slab is None:
-            return NoSlot.FULL
+            return ReserveOutcome.FULL
         offset = slab.free.pop()
         if not slab.free:
             del slabs[slab]

@@ -1,260 +1,337 @@
-"""The pool with its book: which blocks are in DRAM, which are being written, and whose room is taken.
+"""The DRAM tier: which blocks are stored, which are being written, who reads them, and whose room is taken.
 
-The pool (`pool.table`) knows slots, the index (`eviction.tier_index`) knows blocks and who goes next. Here
-the two are kept in step: a block is charged from its reservation on, and pinned in the index while it is
-written or leased; when its reservation or lease ends, by a message or by time, both let go of it.
+A block has one part, and one slot, for each rank of its workers. A writer reserves the slots of a block and
+commits its parts one by one; the block is stored with the last one. A reader holds a lease on stored blocks.
+Reservations and leases end by a message or by time. The index (`eviction`) charges a block from its
+reservation on; a block that is being written or is leased is pinned there.
+
+A block that leaves the index is found no more, and its slots come back when its leases have ended. A
+reservation that ends by time leaves slots that its writer may still be writing to: orphans. An orphan comes
+back when its writer says that it has stopped (a late commit), when the writer is known to be gone (`forget`),
+or after quarantine_seconds. What a writer does after that, checksums must find.
+
+The tier is pure but for the array of `slots`, and not thread-safe.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from llmserve.core.clock import Clock
-from llmserve.core.deadlines import Deadlines
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
-from llmserve.core.lease_table import LeaseAnswer
+from llmserve.core.lease_table import LeaseAnswer, LeaseTable
 from llmserve.core.stats import TierTotals
 from llmserve.kvstore.blocks import (
+    STORE_USER,
     CommitOutcome,
-    Fill,
     HeldChanged,
     PartFill,
     PoolUser,
-    Reserved,
     ReserveOutcome,
     Slot,
     StoredBlock,
-    Want,
     nobody_asks,
-    part_key,
 )
-from llmserve.kvstore.dram.table import PoolTable
+from llmserve.kvstore.dram.slots import SlotPool
 from llmserve.kvstore.eviction import Added, TierIndex, Victim
-from llmserve.kvstore.tiers.base import BlobKey
+
+QUARANTINE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
-class _Filling:
+class DramCounters:
+    """Totals since the start. All but those of leases count slots."""
+
+    reserved: int = 0
+    full: int = 0  # blocks that were refused for want of slots
+    stored: int = 0
+    late: int = 0  # commits of a reservation that had ended
+    aborted: int = 0
+    expired: int = 0  # slots of reservations that ended by time
+    written_off: int = 0  # orphans whose writer was never heard of again
+    leases_granted: int = 0
+    leases_released: int = 0
+    leases_expired: int = 0
+
+
+@dataclass(slots=True)
+class _Reservation:
     user: PoolUser
     block: StoredBlock
-    slots: tuple[Slot, ...]
-    checksums: dict[int, int] = field(default_factory=dict)  # of the parts that are committed
+    slots: list[Slot]
+    committed: set[int] = field(default_factory=set)  # parts
+
+    @property
+    def open_slots(self) -> list[Slot]:
+        """Slots whose writer may still write."""
+        return [slot for part, slot in enumerate(self.slots) if part not in self.committed]
 
 
-@dataclass(slots=True)
-class _Lease:
+@dataclass(frozen=True, slots=True)
+class _Orphan:
     user: PoolUser
-    keys: list[BlockHash]
+    key: BlockHash
+    slot: Slot
+
+
+@dataclass(eq=False, slots=True)
+class _Stored:
+    block: StoredBlock
+    slots: tuple[Slot, ...]
+    leases: int = 0
+    is_evicted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadLease:
+    user: PoolUser
+    blocks: tuple[_Stored, ...]
+    pinned: Sequence[BlockHash]  # in the index
 
 
 class DramTier:
-    """Pure but for the pool's one array; not thread-safe. Overdue things are settled before each answer."""
+    """Every call ends what is overdue before it answers; `settle` does so between calls."""
 
     def __init__(
         self,
-        table: PoolTable,
+        slots: SlotPool,
         book: TierIndex,
         clock: Clock,
-        noted: Callable[[Slot], int] = lambda _: 0,
         name: str = "dram",
-        wipe: Callable[[Slot], None] = lambda _: None,
+        quarantine_seconds: float = QUARANTINE_SECONDS,
     ) -> None:
-        """noted: the checksum that a writer has left beside its slot, or 0. wipe: takes away what
-        stands there of an earlier use."""
-        self.table, self.book, self.name = table, book, name
-        self.totals = TierTotals()
+        self.slots, self.book, self.name = slots, book, name
+        self.totals, self.counters = TierTotals(), DramCounters()
         self.held_changed: HeldChanged = nobody_asks
-        self._clock, self._noted, self._wipe = clock, noted, wipe
-        self._filling: dict[BlockHash, _Filling] = {}
-        self._leases: dict[LeaseId, _Lease] = {}
-        self._filling_ends: Deadlines[BlockHash] = Deadlines()
-        self._lease_ends: Deadlines[LeaseId] = Deadlines()
-        self._blocks: dict[BlockHash, StoredBlock] = {}
+        self._quarantine_seconds = quarantine_seconds
+        self._stored: dict[BlockHash, _Stored] = {}
+        self._filling: LeaseTable[BlockHash, _Reservation] = LeaseTable(clock, remembered_ends=0)
+        self._orphans: LeaseTable[int, _Orphan] = LeaseTable(clock, remembered_ends=0)  # by generation
+        self._leases: LeaseTable[LeaseId, _ReadLease] = LeaseTable(clock)
 
     # -- what is there
 
     def holds(self, key: BlockHash) -> bool:
-        """All parts of it."""
-        return key in self._blocks and all(self.table.holds(self._names(key)))
+        return key in self._stored
+
+    def leading(self, keys: Sequence[BlockHash]) -> int:
+        """Number of the first keys that are stored without a gap."""
+        return next((at for at, key in enumerate(keys) if key not in self._stored), len(keys))
 
     def block(self, key: BlockHash) -> StoredBlock:
-        """Of a block that is stored, or was and is not evicted yet."""
-        return self._blocks[key]
+        """The stored block of this key."""
+        return self._stored[key].block
 
-    def is_filling(self, key: BlockHash) -> bool:
-        return key in self._filling
+    def writer(self, key: BlockHash) -> PoolUser | None:
+        """The user that has reserved this block."""
+        reservation = self._filling.get(key)
+        return reservation.user if reservation else None
 
     @property
     def open_leases(self) -> int:
-        return len(self._leases)
+        """Leases of readers; the store's own do not count."""
+        return sum(lease.user != STORE_USER for lease in self._leases.values())
 
     @property
     def reserved_blocks(self) -> int:
         return len(self._filling)
 
+    @property
+    def orphan_slots(self) -> int:
+        return len(self._orphans)
+
     def is_used_by(self, users: Collection[PoolUser]) -> bool:
-        """Whether one of them has a lease or a reservation."""
-        writers = (filling.user for filling in self._filling.values())
+        """Whether one of the users has a lease or a reservation."""
+        writers = (reservation.user for reservation in self._filling.values())
         readers = (lease.user for lease in self._leases.values())
         return bool(users) and any(user in users for user in (*writers, *readers))
-
-    def leading(self, keys: Sequence[BlockHash]) -> int:
-        return next((at for at, key in enumerate(keys) if not self.holds(key)), len(keys))
 
     # -- readers
 
     def lease(
-        self, user: PoolUser, keys: Sequence[BlockHash], parts: int, seconds: float
+        self, user: PoolUser, keys: Sequence[BlockHash], seconds: float, *, pins: bool = True
     ) -> tuple[LeaseId, list[tuple[Slot, ...]]]:
-        """On held blocks; the slots of each."""
-        names = [part_key(key, part) for key in keys for part in range(parts)]
-        lease_id, slots = self.table.pin(user, names, seconds)
-        self._leases[lease_id] = _Lease(user, self.book.pin(keys))
-        self._lease_ends.put(lease_id, self._clock.now() + seconds)
-        return lease_id, [tuple(slots[at : at + parts]) for at in range(0, len(slots), parts)]
+        """One lease on stored blocks, and the slots of each. pins: the blocks also stay in the index."""
+        self.settle()
+        blocks = tuple(self._stored[key] for key in keys)
+        for one in blocks:
+            one.leases += 1
+        self.counters.leases_granted += 1
+        lease_id = LeaseId(f"pin-{self.counters.leases_granted:x}")
+        pinned = self.book.pin(keys) if pins else ()
+        self._leases.grant(lease_id, _ReadLease(user, blocks, pinned), seconds)
+        return lease_id, [one.slots for one in blocks]
 
     def renew(self, lease_id: LeaseId, seconds: float) -> LeaseAnswer:
         self.settle()
-        answer = self.table.renew(lease_id, seconds)
-        if answer is LeaseAnswer.VALID:
-            self._lease_ends.put(lease_id, self._clock.now() + seconds)
-        return answer
+        return self._leases.renew(lease_id, seconds)
 
     def release(self, lease_id: LeaseId) -> LeaseAnswer:
+        """VALID: the blocks stayed where they were until now."""
         self.settle()
-        if lease_id in self._leases:
-            self._unpin(lease_id)
-        return self.table.release(lease_id)
+        answer = self._leases.check(lease_id)
+        if answer is LeaseAnswer.VALID:
+            self.counters.leases_released += 1
+            self._end_lease(self._leases.release(lease_id))
+        return answer
 
     # -- writers
-
-    def make_room(self, size_bytes: int, tenant: TenantId) -> list[Victim]:
-        """What the book gives up; the caller sees to its bytes and then calls `evict`."""
-        self.settle()
-        return self.book.make_room(size_bytes, tenant)
-
-    def evict(self, key: BlockHash) -> None:
-        """Of a victim: its slots come back, when nobody reads them any more."""
-        self.table.remove(self._names(key))
-        if self._blocks.pop(key, None):
-            self.held_changed((key,), False)
 
     def reserve(
         self, user: PoolUser, block: StoredBlock, seconds: float
     ) -> tuple[ReserveOutcome, tuple[Slot, ...]]:
-        """Room for all parts of a block, or for none. Make room first."""
+        """Slots for all parts of a block, or for none. The caller makes room first."""
         self.settle()
         if block.key in self._filling:
             return ReserveOutcome.BUSY, ()
-        if self.holds(block.key):
+        if block.key in self._stored:
             return ReserveOutcome.PRESENT, ()
-        self.drop(block.key)  # what is left of it, if a part was lost
         added = self.book.add(block.key, block.parent, self.charge(block.part_bytes), block.tenant)
         if added is Added.NO_ROOM:
             return ReserveOutcome.FULL, ()
-        wants = [Want(part_key(block.key, part), size) for part, size in enumerate(block.part_bytes)]
-        reserved = self.table.reserve(user, wants, seconds)
-        refused = next((one.outcome for one in reserved if one.outcome is not ReserveOutcome.RESERVED), None)
-        if refused is not None:
-            self._undo(block.key, wants, reserved)
-            return refused, ()
+        slots = self.slots.take(block.part_bytes)
+        if isinstance(slots, ReserveOutcome):
+            self.counters.full += 1
+            self.book.remove(block.key)
+            return slots, ()
+        self.counters.reserved += len(slots)
         self.book.pin([block.key])
-        slots = tuple(one.slot for one in reserved)
-        for slot in slots:  # or a writer that never began would vouch for the bytes of the block before
-            self._wipe(slot)
-        self._filling[block.key] = _Filling(user, block, slots)
-        self._filling_ends.put(block.key, self._clock.now() + seconds)
+        self._filling.grant(block.key, _Reservation(user, block, list(slots)), seconds)
         return ReserveOutcome.RESERVED, slots
 
     def commit(self, fill: PartFill) -> tuple[CommitOutcome, StoredBlock | None]:
-        """The block, when this was its last part and it is stored. A fill without a checksum has the one
-        beside its slot; when there is none either, the block was not written: it is given up."""
+        """The block, if this was its last part and it is stored. A fill without a checksum has the one that
+        its writer noted beside the slot; if there is none, the block was not written and is aborted."""
         self.settle()
-        key, filling = part_key(fill.block, fill.part), self._filled(fill)
-        checksum = fill.checksum or (self._noted(filling.slots[fill.part]) if filling else 0)
-        if filling and not checksum:
+        reservation = self._reservation(fill)
+        if reservation is None:
+            self._free_orphan(fill)
+            self.counters.late += 1
+            return CommitOutcome.LATE, None
+        slot = reservation.slots[fill.part]
+        checksum = fill.checksum or self.slots.noted_checksum(slot)
+        if not checksum:
             self.abort(fill.block)
             return CommitOutcome.LATE, None
-        (outcome,) = self.table.commit([Fill(key, fill.generation, checksum)])
-        if outcome is not CommitOutcome.STORED or filling is None:
-            return outcome, None
-        filling.checksums[fill.part] = checksum
-        if len(filling.checksums) < len(filling.slots):
-            return outcome, None
-        del self._filling[fill.block]
-        self._filling_ends.drop(fill.block)
-        self._blocks[fill.block] = filling.block
+        self.counters.stored += 1
+        reservation.slots[fill.part] = replace(slot, checksum=checksum)
+        reservation.committed.add(fill.part)
+        if reservation.open_slots:
+            return CommitOutcome.STORED, None
+        self._filling.release(fill.block)
+        self._stored[fill.block] = _Stored(reservation.block, tuple(reservation.slots))
         self.held_changed((fill.block,), True)
         self.book.unpin([fill.block])
-        return outcome, filling.block
-
-    def writer(self, key: BlockHash) -> PoolUser | None:
-        """Who has a block reserved now."""
-        filling = self._filling.get(key)
-        return filling.user if filling else None
+        return CommitOutcome.STORED, reservation.block
 
     def abort(self, key: BlockHash) -> None:
-        """The writer of a reserved block gives up and has stopped writing."""
-        if filling := self._filling.get(key):
-            slots = enumerate(filling.slots)
-            self.table.abort([Fill(part_key(key, part), slot.generation) for part, slot in slots])
-            self._give_up(key)
+        """The writer of a reserved block gives up and has stopped writing. Other keys are ignored."""
+        if key in self._filling:
+            reservation = self._filling.release(key)
+            self.counters.aborted += len(reservation.open_slots)
+            self.slots.free(reservation.slots)
+            self._leave_index(key)
 
-    # -- both
+    # -- room
+
+    def make_room(self, size_bytes: int, tenant: TenantId) -> list[Victim]:
+        """Blocks that the index gives up; the caller saves their bytes if it wants to, and calls `evict`."""
+        self.settle()
+        return self.book.make_room(size_bytes, tenant)
+
+    def evict(self, key: BlockHash) -> None:
+        """Ends a block that has left the index: its slots come back when nobody reads them any more."""
+        self.settle()
+        if stored := self._stored.pop(key, None):
+            stored.is_evicted = True
+            self._free_unread(stored)
+            self.held_changed((key,), False)
 
     def drop(self, key: BlockHash) -> None:
-        """It is worth nothing any more: lost in part, or corrupt."""
-        if key in self.book and key not in self._filling:
+        """Removes a stored block that is worth nothing any more. Other keys are ignored."""
+        if key in self._stored:
             self.book.remove(key)
-        self.evict(key)
-
-    def forget(self, user: PoolUser) -> None:
-        """This user is gone for sure."""
-        self.table.forget(user)
-        self.settle()
-        for key in [key for key, filling in self._filling.items() if filling.user == user]:
-            self._give_up(key)
-        for lease_id in [name for name, lease in self._leases.items() if lease.user == user]:
-            self._unpin(lease_id)
-
-    def settle(self) -> None:
-        """Ends what is over by now."""
-        self.table.settle()
-        now = self._clock.now()
-        for key in self._filling_ends.take_due(now):
-            self._give_up(key)
-        for lease_id in self._lease_ends.take_due(now):
-            self._unpin(lease_id)
+            self.evict(key)
 
     def charge(self, part_bytes: Sequence[int]) -> int:
-        """What a block takes in the pool."""
-        return sum(map(self.table.slabs.share_bytes, part_bytes))
+        """What a block takes of the arena."""
+        return self.slots.share_bytes(part_bytes)
 
-    # -- parts
+    # -- ends
 
-    def _filled(self, fill: PartFill) -> _Filling | None:
-        """None: of this block there is no reservation, or another's by now."""
-        filling = self._filling.get(fill.block)
-        mine = filling and any(slot.generation == fill.generation for slot in filling.slots)
-        return filling if mine else None
+    def forget(self, user: PoolUser) -> None:
+        """Ends all that this user has: its process has ended, and nothing is under way in its name."""
+        self.settle()
+        for generation in [name for name, orphan in self._orphans.items() if orphan.user == user]:
+            self.slots.free([self._orphans.release(generation).slot])
+        for key in [key for key, reservation in self._filling.items() if reservation.user == user]:
+            self.slots.free(self._filling.release(key).slots)
+            self._leave_index(key)
+        for lease_id in [name for name, lease in self._leases.items() if lease.user == user]:
+            self.counters.leases_expired += 1
+            self._end_lease(self._leases.release(lease_id))
 
-    def _names(self, key: BlockHash) -> list[BlobKey]:
-        block = self._blocks.get(key)
-        return [part_key(key, part) for part in range(len(block.part_bytes))] if block else []
+    def settle(self) -> None:
+        """Ends what is overdue."""
+        for _, lease in self._leases.take_expired():
+            self.counters.leases_expired += 1
+            self._end_lease(lease)
+        for _, orphan in self._orphans.take_expired():
+            self.counters.written_off += 1
+            self.slots.free([orphan.slot])
+        for key, reservation in self._filling.take_expired():
+            self._orphan(key, reservation)
 
-    def _unpin(self, lease_id: LeaseId) -> None:
-        self._lease_ends.drop(lease_id)
-        self.book.unpin(self._leases.pop(lease_id).keys)
+    def check_integrity(self) -> None:
+        """Raises AssertionError if the tier contradicts itself. For tests and debugging."""
+        for table in (self._filling, self._orphans, self._leases):
+            table.check_integrity()
+        leased = [block for lease in self._leases.values() for block in lease.blocks]
+        blocks = {*self._stored.values(), *leased}
+        filling = [slot for reservation in self._filling.values() for slot in reservation.slots]
+        current = [*filling, *(slot for block in blocks for slot in block.slots)]
+        self.slots.check_integrity(current, [orphan.slot for orphan in self._orphans.values()])
+        assert all(block.leases == leased.count(block) for block in blocks)
+        assert all(one.is_evicted == (self._stored.get(one.block.key) is not one) for one in blocks)
+        assert {node.key for node in self.book.held()} == self._stored.keys() | self._filling.keys()
+        assert all(reservation.open_slots for reservation in self._filling.values())
 
-    def _undo(self, key: BlockHash, wants: Sequence[Want], reserved: Sequence[Reserved]) -> None:
-        pairs = zip(wants, reserved, strict=True)
-        self.table.abort(
-            [Fill(w.key, r.slot.generation) for w, r in pairs if r.outcome is ReserveOutcome.RESERVED]
-        )
-        self.book.remove(key)
+    # -- inside
 
-    def _give_up(self, key: BlockHash) -> None:
-        filling = self._filling.pop(key)
-        self._filling_ends.drop(key)
-        self.table.remove([part_key(key, part) for part in filling.checksums])
+    def _reservation(self, fill: PartFill) -> _Reservation | None:
+        """The open reservation of exactly this slot for this part."""
+        reservation = self._filling.get(fill.block)
+        if reservation is None or fill.part >= len(reservation.slots) or fill.part in reservation.committed:
+            return None
+        return reservation if reservation.slots[fill.part].generation == fill.generation else None
+
+    def _free_orphan(self, fill: PartFill) -> None:
+        """Its writer has stopped."""
+        orphan = self._orphans.get(fill.generation)
+        if orphan is not None and orphan.key == fill.block:
+            self.slots.free([self._orphans.release(fill.generation).slot])
+
+    def _orphan(self, key: BlockHash, reservation: _Reservation) -> None:
+        """A reservation has expired: its writer may still write to the parts that it has not committed."""
+        for part, slot in enumerate(reservation.slots):
+            if part in reservation.committed:
+                self.slots.free([slot])
+            else:
+                self.counters.expired += 1
+                self.slots.fence(slot)
+                orphan = _Orphan(reservation.user, key, slot)
+                self._orphans.grant(slot.generation, orphan, self._quarantine_seconds)
+        self._leave_index(key)
+
+    def _leave_index(self, key: BlockHash) -> None:
         self.book.unpin([key])
         self.book.remove(key)
+
+    def _end_lease(self, lease: _ReadLease) -> None:
+        for stored in lease.blocks:
+            stored.leases -= 1
+            self._free_unread(stored)
+        self.book.unpin(lease.pinned)
+
+    def _free_unread(self, stored: _Stored) -> None:
+        if stored.is_evicted and not stored.leases:
+            self.slots.free(stored.slots)

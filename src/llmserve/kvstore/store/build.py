@@ -13,7 +13,7 @@ from llmserve.core.errors import StartFailed
 from llmserve.core.ids import TenantId
 from llmserve.kvstore.dram.arena import Arena
 from llmserve.kvstore.dram.slabs import SlabMap
-from llmserve.kvstore.dram.table import PoolTable
+from llmserve.kvstore.dram.slots import SlotPool
 from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction import (
     Admission,
@@ -107,9 +107,9 @@ def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
     with _named(dram_class):
         arena = Arena(parts.cluster, _capacity_bytes(dram_class))
     slabs = SlabMap(arena.region.length_bytes)
-    table = PoolTable(slabs, arena.generations, clock)
+    slots = SlotPool(slabs, arena.generations, arena.checksum, arena.wipe_checksum)
     book = TierIndex(slabs.capacity_bytes, S3FifoPolicy, clock, rules)
-    dram = DramTier(table, book, clock, arena.checksum, dram_class.name, arena.wipe_checksum)
+    dram = DramTier(slots, book, clock, dram_class.name)
     busy_bytes = min(_BUSY_BYTES, slabs.capacity_bytes // _BUSY_SHARE)
     below = [one for tier in _FASTEST_FIRST for one in parts.classes if one.tier == tier]
     lower = [_lower(parts, one, rules, codecs[one.name], busy_bytes, clock) for one in below]

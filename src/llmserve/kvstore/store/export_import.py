@@ -13,13 +13,16 @@ import xxhash
 
 from llmserve.core.errors import Unavailable
 from llmserve.core.ids import BlockHash
-from llmserve.kvstore.blocks import CommitOutcome, PartFill, Prompt, StoredBlock
+from llmserve.kvstore.blocks import CommitOutcome, PartFill, Prompt, StoredBlock, View
 from llmserve.kvstore.eviction.tree import Node
 from llmserve.kvstore.store.admin import AnyTier, BlockFilter, StoreAdmin, parents_first
 from llmserve.kvstore.store.coding import Outgoing, StoredParts
 from llmserve.kvstore.store.lower_tier import LowerStore
-from llmserve.kvstore.store.verify import ADMIN, View, leased
+from llmserve.kvstore.store.verify import ADMIN, leased
 from llmserve.kvstore.tiers.base import TierOutcome
+
+
+_CORRUPT = StoredParts(TierOutcome.CORRUPT)
 
 
 @dataclass(frozen=True, slots=True)

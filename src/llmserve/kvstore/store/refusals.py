@@ -9,8 +9,7 @@ from llmserve.config.conflict import Conflict
 from llmserve.config.conflict import Path as KeyPath
 from llmserve.config.schema import StorageClass
 from llmserve.core.errors import StartFailed
-from llmserve.kvstore.dram.arena import check_room
-from llmserve.kvstore.dram.room import free_memory_bytes
+from llmserve.kvstore.dram.arena import check_room, free_memory_bytes
 from llmserve.kvstore.dram.shape import HUGE_PAGE_BYTES
 from llmserve.kvstore.formats import KeyRing, KeySource
 

@@ -13,7 +13,7 @@ def stats_of(store: BlockStore) -> StoreStats:
 
 
 def _dram(tier: DramTier) -> TierStats:
-    book, counters = tier.book, tier.table.counters
+    book, counters = tier.book, tier.counters
     return TierStats(
         name=tier.name,
         kind="dram",

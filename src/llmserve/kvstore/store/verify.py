@@ -6,7 +6,7 @@ disk may be back, or the key.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,7 +17,7 @@ import xxhash
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import BlockHash
 from llmserve.core.stats import EvictReason
-from llmserve.kvstore.blocks import PoolUser, Slot
+from llmserve.kvstore.blocks import PoolUser, Slot, View
 from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction.tree import Node
 from llmserve.kvstore.store.admin import AnyTier, BlockFilter, StoreAdmin, drop
@@ -27,7 +27,6 @@ from llmserve.kvstore.tiers.base import TierOutcome
 ADMIN = PoolUser("admin")
 READ_LEASE_SECONDS = 60.0
 _AT_ONCE = 4  # blocks, each of up to some tens of MiB
-View = Callable[[int, int], memoryview]  # offset and length in the pool
 
 
 class Verdict(StrEnum):
@@ -131,7 +130,7 @@ async def _check_dram(tier: DramTier, view: View, node: Node) -> _Finding:
 @contextmanager
 def leased(tier: DramTier, key: BlockHash) -> Iterator[tuple[Slot, ...]]:
     """The slots of a stored block of the pool, which stays there meanwhile."""
-    lease_id, (slots,) = tier.lease(ADMIN, [key], len(tier.block(key).part_bytes), READ_LEASE_SECONDS)
+    lease_id, (slots,) = tier.lease(ADMIN, [key], READ_LEASE_SECONDS)
     try:
         yield slots
     finally:

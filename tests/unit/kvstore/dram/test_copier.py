@@ -13,7 +13,6 @@ from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.arena import Arena
 from llmserve.kvstore.dram.client import copier as copier_module
 from llmserve.kvstore.dram.client.attached import AttachedArena
-from llmserve.kvstore.dram.client.checks import CheckPolicy, Checks
 from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, PoolCopier
 from llmserve.kvstore.dram.client.pieces import LocalMemory
 from llmserve.transfer.base import Region, Spans
@@ -33,8 +32,8 @@ class Ends:
         self.arena.generations[offset // 4096] = number + 1
         return Slot(offset, BLOCK_BYTES, number + 1)
 
-    def copier(self, policy: CheckPolicy = CheckPolicy.ALWAYS, threads: int = 1) -> PoolCopier:
-        return PoolCopier(self.attached, self.memory.regions, Checks(policy, every=3), threads)
+    def copier(self) -> PoolCopier:
+        return PoolCopier(self.attached, self.memory.regions)
 
     def held(self, slot: Slot) -> bytes:
         return bytes(self.arena.view(slot.offset, slot.length_bytes))
@@ -50,12 +49,9 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
 
 
 @pytest.mark.parametrize("group_bytes", [1, 30_000, 1 << 20])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_blocks_go_in_and_out_again(
-    ends: Ends, threads: int, group_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_go_in_and_out_again(ends: Ends, group_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copier_module, "_GROUP_BYTES", group_bytes)
-    copier, slots = ends.copier(threads=threads), [ends.slot(0), ends.slot(2)]
+    copier, slots = ends.copier(), [ends.slot(0), ends.slot(2)]
     stored = copier.store(slots, ends.memory.spans(3, 0))
     assert stored == [Copied(CopyOutcome.DONE, ends.memory.checksum(number)) for number in (3, 0)]
     assert [ends.held(slot) for slot in slots] == [ends.memory.block(3), ends.memory.block(0)]
@@ -64,7 +60,6 @@ def test_blocks_go_in_and_out_again(
     assert copier.load(leased, ends.memory.spans(1, 2)) == stored
     after = [ends.memory.block(number) for number in range(4)]
     assert after == [kept[0], kept[3], kept[0], kept[3]], "and nothing else was touched"
-    copier.close()
 
 
 def test_no_flipped_byte_is_served(ends: Ends) -> None:
@@ -76,21 +71,6 @@ def test_no_flipped_byte_is_served(ends: Ends) -> None:
         assert copier.load([leased], ends.memory.spans(1))[0].outcome is CopyOutcome.CORRUPT
         ends.arena.view(slot.offset + place, 1)[0] ^= 0x10
     assert copier.load([leased], ends.memory.spans(1))[0].outcome is CopyOutcome.DONE
-
-
-def test_sampled_checks_see_one_of_so_many_and_off_none(ends: Ends) -> None:
-    spoiled = ends.slot(1)
-    for policy, outcomes in (
-        (CheckPolicy.SAMPLED, [CopyOutcome.CORRUPT, CopyOutcome.DONE, CopyOutcome.DONE] * 2),
-        (CheckPolicy.OFF, [CopyOutcome.DONE] * 6),
-    ):
-        copier = ends.copier(policy)
-        assert [copier.load([spoiled], ends.memory.spans(0))[0].outcome for _ in range(6)] == outcomes
-
-
-def test_sampling_every_load_is_always() -> None:
-    checks = Checks(CheckPolicy.SAMPLED, every=1)
-    assert [checks.next() for _ in range(3)] == [True] * 3
 
 
 def test_a_slot_that_was_given_to_another_is_moved(ends: Ends) -> None:

@@ -13,15 +13,13 @@ from typing import Any
 
 import pytest
 
-from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import TransferError
 from llmserve.kvstore.blocks import CommitOutcome, Slot
 from llmserve.kvstore.dram.arena import Arena
 from llmserve.kvstore.dram.client.attached import AttachedArena
 from llmserve.kvstore.dram.client.copier import CopyOutcome, PoolCopier
 from llmserve.kvstore.dram.slabs import SlabMap
-from llmserve.kvstore.dram.table import PoolTable
-from tests.unit.kvstore.dram.conftest import WRITER, Pool, fill, keys
+from tests.unit.kvstore.dram.conftest import WRITER, Pool, make_pool
 from tests.unit.kvstore.dram.worker_memory import BLOCK_BYTES, WorkerMemory
 
 ROOT = Path(__file__).parents[4]
@@ -72,9 +70,7 @@ def arena() -> Iterator[Arena]:
 
 @pytest.fixture
 def pool(arena: Arena) -> Pool:
-    clock = VirtualClock()
-    slabs = SlabMap(arena.shape.capacity_bytes, 128 << 10)
-    return Pool(PoolTable(slabs, arena.generations, clock, quarantine_seconds=60), clock)
+    return make_pool(SlabMap(arena.shape.capacity_bytes, 128 << 10), arena.generations)
 
 
 @pytest.fixture
@@ -94,50 +90,50 @@ def load(arena: Arena, slot: Slot) -> tuple[CopyOutcome, bytes]:
 def test_one_process_stores_what_another_loads(arena: Arena, pool: Pool, worker: Worker) -> None:
     slot = pool.reserve("a", BLOCK_BYTES)
     checksum = worker.do("store", slot)
-    assert pool.table.commit([fill("a", slot, checksum)]) == [CommitOutcome.STORED]
-    lease, [leased] = pool.table.pin(WRITER, keys("a"), 5)
+    assert pool.commit("a", slot, checksum) is CommitOutcome.STORED
+    lease, [leased] = pool.lease("a")
     assert load(arena, leased) == (CopyOutcome.DONE, WorkerMemory(5).block(0))
     assert worker.do("load", leased) == ["done", True]
-    pool.table.release(lease)
+    pool.dram.release(lease)
 
 
 def test_a_writer_killed_in_the_middle_leaves_nothing(arena: Arena, pool: Pool, worker: Worker) -> None:
     slot = pool.reserve("a", BLOCK_BYTES)
     assert worker.do("store_for_ever", slot) == "writing"
     worker.close()
-    assert pool.table.holds(keys("a")) == [False]
-    pool.table.forget(WRITER)
-    usage = pool.table.usage()
-    assert (usage.used_bytes, usage.orphan_blocks, usage.filling_blocks) == (0, 0, 0)
+    assert not pool.holds("a")
+    pool.dram.forget(WRITER)
+    assert (pool.used_bytes, pool.dram.orphan_slots, pool.dram.reserved_blocks) == (0, 0, 0)
     again = pool.reserve("a", BLOCK_BYTES)
     assert again.offset == slot.offset, "its slot is used again"
     with ExitStack() as stack:
         second = Worker(arena, seed=6)
         stack.callback(second.close)
-        pool.table.commit([fill("a", again, second.do("store", again))])
-    _, [leased] = pool.table.pin(WRITER, keys("a"), 5)
+        pool.commit("a", again, second.do("store", again))
+    _, [leased] = pool.lease("a")
     assert load(arena, leased) == (CopyOutcome.DONE, WorkerMemory(6).block(0))
 
 
 def test_a_reader_killed_in_the_middle_pins_nothing_for_ever(pool: Pool, worker: Worker) -> None:
     slot = pool.reserve("a", BLOCK_BYTES)
-    pool.table.commit([fill("a", slot, worker.do("store", slot))])
-    _, [leased] = pool.table.pin(WRITER, keys("a"), 5)
+    pool.commit("a", slot, worker.do("store", slot))
+    _, [leased] = pool.lease("a")
     assert worker.do("load_for_ever", leased) == "reading"
     worker.close()
-    pool.table.remove(keys("a"))
-    assert pool.table.usage().leased_blocks == 1
+    pool.remove("a")
+    assert pool.dram.open_leases == 1
     pool.clock.advance(5)
-    assert pool.table.usage().leased_blocks == pool.table.usage().used_bytes == 0
+    pool.dram.settle()
+    assert pool.dram.open_leases == pool.used_bytes == 0
 
 
 def test_a_reader_that_outlives_its_lease_finds_out(pool: Pool, worker: Worker) -> None:
     slot = pool.reserve("a", BLOCK_BYTES)
-    pool.table.commit([fill("a", slot, worker.do("store", slot))])
-    _, [leased] = pool.table.pin(WRITER, keys("a"), 5)
+    pool.commit("a", slot, worker.do("store", slot))
+    _, [leased] = pool.lease("a")
     assert worker.do("load_for_ever", leased) == "reading"
     pool.clock.advance(5)
-    pool.table.remove(keys("a"))
+    pool.remove("a")
     assert worker.answer() == "moved"
 
 
@@ -150,16 +146,16 @@ def test_a_writer_that_was_paused_for_too_long_spoils_nothing_unseen(
     os.kill(worker.process.pid, signal.SIGSTOP)
     for _ in range(2):
         pool.clock.advance(60)
-        pool.table.settle()
+        pool.dram.settle()
     again = pool.reserve("b", BLOCK_BYTES)
     assert again.offset == slot.offset
     memory, attached = WorkerMemory(6), AttachedArena(arena.description())
     [stored] = PoolCopier(attached, memory.regions).store([again], memory.spans(0))
     attached.close()
-    pool.table.commit([fill("b", again, stored.checksum)])
+    pool.commit("b", again, stored.checksum)
     os.kill(worker.process.pid, signal.SIGCONT)
     assert worker.answer() == "moved"
-    _, [leased] = pool.table.pin(WRITER, keys("b"), 5)
+    _, [leased] = pool.lease("b")
     outcome, block = load(arena, leased)
     assert outcome is CopyOutcome.CORRUPT or block == memory.block(0)
 

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from llmserve.kvstore.dram.room import free_huge_pages_bytes, free_memory_bytes
+from llmserve.kvstore.dram.arena import free_huge_pages_bytes, free_memory_bytes
 
 MIB = 1 << 20
 

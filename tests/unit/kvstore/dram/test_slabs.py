@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llmserve.kvstore.dram.slabs import NoSlot, SlabMap
+from llmserve.kvstore.blocks import ReserveOutcome
+from llmserve.kvstore.dram.slabs import SlabMap
 
 UNIT = 64 << 10
 PAGE = 4096
@@ -15,7 +16,7 @@ def fill(slabs: SlabMap, length: int) -> list[int]:
     offsets = []
     while isinstance(offset := slabs.take(length), int):
         offsets.append(offset)
-    assert offset is NoSlot.FULL
+    assert offset is ReserveOutcome.FULL
     return offsets
 
 
@@ -64,15 +65,15 @@ def test_an_expected_length_has_slots_of_its_own() -> None:
 
 def test_too_large_is_not_full() -> None:
     slabs = SlabMap(4 * UNIT, UNIT)
-    assert slabs.take(4 * UNIT + 1) is NoSlot.TOO_LARGE
+    assert slabs.take(4 * UNIT + 1) is ReserveOutcome.TOO_LARGE
     assert isinstance(slabs.take(1), int)
-    assert slabs.take(4 * UNIT) is NoSlot.FULL
+    assert slabs.take(4 * UNIT) is ReserveOutcome.FULL
 
 
 def test_a_new_size_finds_room_when_one_slab_is_free() -> None:
     slabs = SlabMap(8 * UNIT, UNIT)
     small = fill(slabs, PAGE)
-    assert slabs.take(UNIT) is NoSlot.FULL
+    assert slabs.take(UNIT) is ReserveOutcome.FULL
     for offset in [offset for offset in small if offset // UNIT == 5]:
         slabs.give(offset)
     assert slabs.take(UNIT) == 5 * UNIT

@@ -214,7 +214,7 @@ async def test_more_is_evicted_than_goes_at_once(make_world: MakeWorld) -> None:
     world = make_world(dram_blocks=600)
     await world.seen(chain("a", 600))
     assert (await admin_of(world).evict(ALL)).blocks == 600
-    assert world.store.dram.table.slabs.used_bytes == 0
+    assert world.store.dram.slots.slabs.used_bytes == 0
 
 
 # -- verify

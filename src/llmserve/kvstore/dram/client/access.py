@@ -48,7 +48,6 @@ class MappedPool:
         return self._copier.load(slots, spans)
 
     def close(self) -> None:
-        self._copier.close()
         self._arena.close()
 
 

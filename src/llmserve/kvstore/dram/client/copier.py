@@ -5,7 +5,6 @@ those of the second, and so on, each as long together as its slot. Blocking; sev
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,7 +13,6 @@ import xxhash
 from llmserve.core.errors import TransferError
 from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.client.attached import AttachedArena
-from llmserve.kvstore.dram.client.checks import Checks
 from llmserve.kvstore.dram.client.pieces import LocalMemory, Rows
 from llmserve.transfer.base import Region, Spans
 
@@ -27,7 +25,7 @@ class CopyOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """checksum: to commit with, of a store; what was found, of a load that was checked."""
+    """checksum: xxh3 of what was stored, or of what was found by a load."""
 
     outcome: CopyOutcome
     checksum: int = 0
@@ -41,15 +39,11 @@ _Copy = Callable[[Slot, list[Rows]], Copied]
 
 
 class PoolCopier:
-    """regions: the worker's memory, which outlives the copier. threads: those that copy, the caller's
-    among them. Life: constructor -> close (idempotent), before the arena is closed."""
+    """Several threads may copy at once. The arena is closed after the last copy."""
 
-    def __init__(
-        self, arena: AttachedArena, regions: Sequence[Region], checks: Checks | None = None, threads: int = 1
-    ) -> None:
+    def __init__(self, arena: AttachedArena, regions: Sequence[Region]) -> None:
+        """regions: the worker's memory, which outlives the copier."""
         self._arena, self._memory = arena, LocalMemory(regions)
-        self._checks = checks or Checks()
-        self._executor = ThreadPoolExecutor(threads, "kv-pool-copy") if threads > 1 else None
 
     def store(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
         """Fills reserved slots. Errors: TransferError, before anything is written."""
@@ -59,18 +53,12 @@ class PoolCopier:
         """Copies leased blocks out. Where the outcome is not DONE, the worker's memory holds garbage."""
         return self._each(self._load, slots, spans)
 
-    def close(self) -> None:
-        if self._executor:
-            self._executor.shutdown()
-
     # -- inside
 
     def _each(self, copy: _Copy, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
         if not self._arena.owner_lives():
             raise TransferError("kv pool: its owner has ended")
-        jobs = self._memory.blocks(spans, [slot.length_bytes for slot in slots])
-        each = self._executor.map if self._executor and len(jobs) > 1 else map
-        return list(each(copy, slots, jobs))
+        return list(map(copy, slots, self._memory.blocks(spans, [slot.length_bytes for slot in slots])))
 
     def _store(self, slot: Slot, block: list[Rows]) -> Copied:
         """Digests what it reads, not what it wrote: a foreign write to the slot must not be vouched for.
@@ -87,18 +75,16 @@ class PoolCopier:
 
     def _load(self, slot: Slot, block: list[Rows]) -> Copied:
         """Digests the slot, after the copy: what a foreign write had spoiled by then is still spoiled."""
-        check, state, offset = self._checks.next(), xxhash.xxh3_64(), 0
+        state, offset = xxhash.xxh3_64(), 0
         address, view = self._arena.place(slot)
-        for group in _groups(block, _GROUP_BYTES if check else slot.length_bytes):
+        for group in _groups(block, _GROUP_BYTES):
             self._memory.copy_out(group, address, view, offset)
             start, offset = offset, offset + sum(rows.total_bytes for rows in group)
-            if check:
-                state.update(view[start:offset])
+            state.update(view[start:offset])
         if not self._arena.is_current(slot):
             return _MOVED
-        checksum = state.intdigest() if check else 0
-        corrupt = check and checksum != slot.checksum
-        return Copied(CopyOutcome.CORRUPT if corrupt else CopyOutcome.DONE, checksum)
+        checksum = state.intdigest()
+        return Copied(CopyOutcome.DONE if checksum == slot.checksum else CopyOutcome.CORRUPT, checksum)
 
 
 def _groups(block: list[Rows], most_bytes: int) -> Iterator[list[Rows]]:
