@@ -6,7 +6,7 @@ from dataclasses import fields
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineLoad, EngineOutput, PairStatus
+from llmserve.core.request import EngineLoad, EngineOutput, PairStatus, PrefillStats
 from llmserve.metrics.registry import StateCollector, StateFamily
 
 
@@ -118,16 +118,22 @@ class WorkerMetrics:
         self.transfer_failures_total.inc(max(0, load.transfer_failures - self._last.transfer_failures))
         self._last = _copy(load)
 
-    def record_output(self, output: EngineOutput) -> None:
-        self.output_tokens_total.inc(len(output.token_ids))
-        if output.prefill_stats is not None:
-            stats = output.prefill_stats
-            local, external = stats.local_cached_tokens, stats.external_cached_tokens
-            self.prompt_tokens_total.labels("local").inc(local)
-            self.prompt_tokens_total.labels("external").inc(external)
-            self.prompt_tokens_total.labels("computed").inc(stats.prompt_tokens - local - external)
-        if output.finish_reason is not None:
-            self.record_end(output.finish_reason)
+    def record_outputs(self, outputs: Sequence[EngineOutput]) -> None:
+        """Counts the outputs of one step."""
+        tokens = 0
+        for output in outputs:
+            tokens += len(output.token_ids)
+            if output.prefill_stats is not None:
+                self._record_prefill(output.prefill_stats)
+            if output.finish_reason is not None:
+                self.record_end(output.finish_reason)
+        self.output_tokens_total.inc(tokens)
+
+    def _record_prefill(self, stats: PrefillStats) -> None:
+        local, external = stats.local_cached_tokens, stats.external_cached_tokens
+        self.prompt_tokens_total.labels("local").inc(local)
+        self.prompt_tokens_total.labels("external").inc(external)
+        self.prompt_tokens_total.labels("computed").inc(stats.prompt_tokens - local - external)
 
     def record_end(self, reason: FinishReason, requests: int = 1) -> None:
         self.requests_total.labels(reason.value).inc(requests)
