@@ -1,4 +1,4 @@
-"""What the router takes from the manifest, and the controller made of it."""
+"""What the router takes from the manifest."""
 
 from dataclasses import dataclass, field
 
@@ -16,8 +16,8 @@ from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """log_level: that workers are told; empty until a reload has changed it, for each process may have begun
-    with another (LLMSERVE_LOG_LEVEL)."""
+    """log_level: level that workers receive; empty until a reload has changed it, because each process may
+    have started with another level (LLMSERVE_LOG_LEVEL)."""
 
     policy: Policy = field(default_factory=Policy)
     heartbeat_seconds: float = 1.0

@@ -1,4 +1,4 @@
-"""The rules of placement: what `scheduling.*` says of it, with what the router has learnt."""
+"""The placement rules that a policy of the manifest asks for."""
 
 import random
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Routing = Literal["kv_aware", "least_loaded", "round_robin"]
 
 @dataclass(frozen=True, slots=True)
 class PlacementPolicy:
-    """engine_queue_seconds: of prompts before an engine, from which on others wait at the router."""
+    """engine_queue_seconds: prompts before an engine beyond this time wait at the router."""
 
     routing: Routing = "kv_aware"
     disaggregate: Disaggregate = Disaggregate.AUTO
@@ -34,7 +34,7 @@ class PlacementPolicy:
 
 
 class PlacementRules:
-    """Makes the rules of a policy, again and again: a chooser goes on while the routing stays the same."""
+    """Builds the rules of each new policy. A chooser is kept while the routing stays the same."""
 
     def __init__(self, clock: Clock, rng: random.Random, speeds: WorkerSpeeds) -> None:
         self._clock, self._rng, self._speeds = clock, rng, speeds
