@@ -48,7 +48,7 @@ class Flight:
 
 # As apiservers do: the router hears of every so many tokens.
 _PROGRESS_TOKENS = 256
-# What the router's own timer adds (router/service.py).
+# Slack of the router's own timer (router/event_loop.py).
 _TICK_SLACK_SECONDS = 0.001
 _EPOCH = 1
 

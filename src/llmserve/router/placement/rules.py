@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
+from llmserve.config.schema import Scheduling
 from llmserve.core.clock import Clock
 from llmserve.router.placement.baselines import FreeSlots, LeastLoaded, RoundRobin, ShortEngineQueue
 from llmserve.router.placement.kv_aware import KvAware
@@ -24,13 +25,17 @@ _ENGINE_QUEUE_WEIGHT = 0.5
 Routing = Literal["kv_aware", "least_loaded", "round_robin"]
 
 
+_DEFAULTS = Scheduling()
+_DISAGGREGATE = Disaggregate(_DEFAULTS.disaggregate)
+
+
 @dataclass(frozen=True, slots=True)
 class PlacementPolicy:
     """engine_queue_seconds: prompts before an engine beyond this time wait at the router."""
 
-    routing: Routing = "kv_aware"
-    disaggregate: Disaggregate = Disaggregate.AUTO
-    engine_queue_seconds: float = 0.5
+    routing: Routing = _DEFAULTS.routing
+    disaggregate: Disaggregate = _DISAGGREGATE
+    engine_queue_seconds: float = _DEFAULTS.engine_queue_seconds
 
 
 class PlacementRules:
