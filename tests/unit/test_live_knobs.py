@@ -42,10 +42,8 @@ def _manifest(knob: ManifestKey, value: Any) -> Manifest:
 
 
 def _router(manifest: Manifest) -> object:
-    """What the controller is reconfigured with, and what else InForce obeys."""
-    settings = RouterSettings.of(manifest)
-    others = (settings.heartbeat_seconds, settings.drain_timeout_seconds, manifest.observability.log_level)
-    return settings.parameters, others
+    """What a reload changes (RouterLiveSettings)."""
+    return RouterSettings.of(manifest), manifest.observability.log_level
 
 
 def _worker(manifest: Manifest) -> object:

@@ -12,8 +12,8 @@ import grpc.aio
 from llmserve.core.errors import Unavailable
 from llmserve.core.ids import BlockHash
 from llmserve.core.tasks import TaskOwner
-from llmserve.kvstore.directory import Holder, KvTier
-from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.kvstore.directory.directory import Holder, KvTier
+from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.events import Prefetch
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.rpc.backoff import Backoff

@@ -21,7 +21,7 @@ from llmserve.router.sessions import ApiserverSession
 from llmserve.router.workers.worker import WorkerState
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.tracing import words
-from llmserve.tracing.base import Attributes, Kind, Span, Tracer
+from llmserve.tracing.base import Attributes, Span, SpanKind, Tracer
 
 
 class MetricsRecorder:
@@ -84,7 +84,7 @@ class MetricsRecorder:
         self._metrics.queued_requests.set_function(lambda: controller.waiting_requests)
         self._metrics.running_requests.set_function(lambda: controller.running_requests)
         self._metrics.apiservers.set_function(lambda: controller.apiservers)
-        self._metrics.slow_workers.set_function(lambda: len(controller.slow.workers()))
+        self._metrics.slow_workers.set_function(lambda: len(controller.speeds.slow_reasons()))
         self._metrics.scheduler.watch(controller.scheduler_stats)
         self._metrics.worker_interruptions_total.watch_rows(
             lambda: [
@@ -123,7 +123,7 @@ class QueueSpans:
         }
         request_id = RequestId(admit.request_id)
         self._end(session, request_id, Exit.REPLACED)
-        span = self._tracer.begin(words.QUEUE, Kind.SERVER, admit.traceparent, attributes)
+        span = self._tracer.begin(words.QUEUE, SpanKind.SERVER, admit.traceparent, attributes)
         if span.recording:
             self._waiting[session, request_id] = span
 

@@ -13,10 +13,12 @@ from llmserve.metrics.router import RouterMetrics
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.leader.election import LeaderElection
 from llmserve.router.leader.peers import Peers
-from llmserve.router.leader.store.base import SharedState, build_state
+from llmserve.router.leader.store.base import SharedState
+from llmserve.router.leader.store.build import build_state
 from llmserve.router.leader.store.memory import MemoryState
-from llmserve.router.leader.term import CurrentService, LeaderTerm, Manifests, TermParts
+from llmserve.router.leader.term import LeaderTerm, Manifests, TermParts
 from llmserve.router.prefix.index import PrefixIndex
+from llmserve.router.service import RouterService
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.gen.llmserve.v1 import router_pb2_grpc
 from llmserve.rpc.role import reached_at
@@ -87,7 +89,7 @@ class RouterRole:
         self._owner = TaskOwner("router")
         index = PrefixIndex()
         self._kv_watch = KvWatch(kvmanagers, index)
-        self._office = LeaderTerm(
+        self._term = LeaderTerm(
             TermParts(
                 settings, SystemClock(), self._state, self._rpc_metrics, index, self._kv_watch, self._tracer
             ),
@@ -95,14 +97,14 @@ class RouterRole:
             self._on_change,
             Manifests(manifest, read_again),
         )
-        self._leadership = LeaderElection(
-            self._state, self._peers, self._office, settings.terms, LeaseClock()
-        )
-        self._office.open(self._leadership)
+        self._election = LeaderElection(self._state, self._peers, self._term, settings.terms, LeaseClock())
+        self._term.open(self._election)
         self._listen = listen
         self._server = RpcServer(listen)
         self._server.add(
-            router_pb2_grpc.add_RouterServicer_to_server, CurrentService(self._office), _SERVICE_NAME
+            router_pb2_grpc.add_RouterServicer_to_server,
+            RouterService(self._term, self._election),
+            _SERVICE_NAME,
         )
         host = listen.rpartition(":")[0]
         self._metrics = MetricsServer(registry, host, metrics_port) if metrics_port else None
@@ -115,9 +117,9 @@ class RouterRole:
         self.port = await self._server.start()
         await self._on_change(False)
         address = f"{reached_at(self._listen)}:{self.port}"
-        self._leading = self._owner.spawn("leadership", self._leadership.run(address), fatal=True)
+        self._leading = self._owner.spawn("leadership", self._election.run(address), fatal=True)
         if self._alone:
-            await self._office.begun.wait()
+            await self._term.begun.wait()
         if self._metrics:
             await self._metrics.start()
 
@@ -138,7 +140,7 @@ class RouterRole:
 
     async def _stop(self) -> None:
         await self._owner.aclose()
-        await self._leadership.resign()
+        await self._election.resign()
         await self._server.aclose(_STOP_GRACE_SECONDS)
         await self._kv_watch.aclose()
         if self._metrics:
@@ -148,7 +150,7 @@ class RouterRole:
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the state contradicts itself."""
-        self._office.controller.check_integrity()
+        self._term.controller.check_integrity()
 
 
 def _tracer(manifest: Manifest | None, name: str, registry: CollectorRegistry) -> Tracer:

@@ -1,23 +1,16 @@
 """What the router takes from the manifest, and the controller made of it."""
 
-import random
 from dataclasses import dataclass, field
 
 from llmserve.config.schema import Budgets, Manifest, Scheduling, TenantBudget
-from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
-from llmserve.router.controller import Controller, Parameters
 from llmserve.router.leader.election import ALONE, TermTimes
-from llmserve.router.placement.planner import Disaggregate, Planner
-from llmserve.router.placement.rules import PlacementPolicy, PlacementRules, Routing
-from llmserve.router.prefix.index import PrefixIndex
-from llmserve.router.prefix.lookup import PrefixLookup
-from llmserve.router.workers.membership import ClusterMembership
-from llmserve.router.workers.slow import Learner, SlowLimits, SlowWorkers
-from llmserve.router.workers.speed import LatencyModels
+from llmserve.router.placement.planner import Disaggregate
+from llmserve.router.placement.rules import PlacementPolicy, Routing
+from llmserve.router.workers.speed import SlowLimits
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import ClusterLimits
-from llmserve.scheduler.scheduler import Policy, Scheduler
+from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
 
@@ -55,14 +48,8 @@ class RouterSettings:
         )
 
     @property
-    def parameters(self) -> Parameters:
-        return Parameters(
-            self.policy,
-            PlacementPolicy(self.routing, self.disaggregate, self.engine_queue_seconds),
-            self.slow,
-            expiry_seconds=self.expiry_seconds,
-            prefetch_on_prefix=self.prefetch_on_prefix,
-        )
+    def placement(self) -> PlacementPolicy:
+        return PlacementPolicy(self.routing, self.disaggregate, self.engine_queue_seconds)
 
 
 def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:
@@ -98,26 +85,4 @@ def _tenant_limit(section: TenantBudget) -> TenantLimit:
         max_requests_in_flight=section.max_requests_in_flight,
         requests_per_second=section.max_requests_per_second,
         tokens_per_second=section.max_tokens_per_second,
-    )
-
-
-def build_controller(
-    settings: RouterSettings, clock: Clock, rng: random.Random, index: PrefixIndex | None = None
-) -> Controller:
-    """index: filled by whoever follows the KV managers; none: nothing is known of blocks."""
-    membership, latencies = ClusterMembership(clock, expiry_seconds=settings.expiry_seconds), LatencyModels()
-    slow, parameters = SlowWorkers(clock, settings.slow), settings.parameters
-    placement_rules = PlacementRules(clock, rng, latencies, slow)
-    return Controller(
-        clock,
-        parameters,
-        membership=membership,
-        planner=Planner(membership, placement_rules.rules(parameters.placement)),
-        placement_rules=placement_rules,
-        scheduler=Scheduler(clock, settings.policy),
-        prefixes=PrefixLookup(
-            clock, index or PrefixIndex(), membership, prefetches=settings.prefetch_on_prefix
-        ),
-        learner=Learner(latencies),
-        slow=slow,
     )

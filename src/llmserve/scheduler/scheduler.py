@@ -29,7 +29,7 @@ class Scheduler:
     """queue: to be used directly; set_policy and set_capacity answer with what can run no more."""
 
     def __init__(self, clock: Clock, policy: Policy) -> None:
-        self._policy = policy
+        self.policy = policy
         self._resources = Resources(clock, policy.limits)
         self._fairness = FairShare()
         self._estimates = OutputEstimates()
@@ -51,7 +51,7 @@ class Scheduler:
     def set_policy(self, policy: Policy) -> list[EvictedRequest]:
         """Takes nothing back that runs. What waits keeps its place within its tenant; more than
         max_queued_requests may wait until they have gone."""
-        self._policy = policy
+        self.policy = policy
         self._resources.set_limits(policy.limits)
         self.queue.max_queued = policy.max_queued_requests
         self.queue.refusals.longest_retry_seconds = policy.queue_timeout_seconds
@@ -100,4 +100,4 @@ class Scheduler:
         return self.queue.limits_changed()
 
     def _set_shares(self) -> None:
-        self._fairness.shares = TenantShares(self._policy.weights, self._resources.kv_token_price)
+        self._fairness.shares = TenantShares(self.policy.weights, self._resources.kv_token_price)

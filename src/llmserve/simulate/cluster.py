@@ -15,9 +15,9 @@ from llmserve.core.ids import ApiserverId, LeaseId, RequestId, TenantId, WorkerI
 from llmserve.core.kv_params import PullParams
 from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.engines.sim.step import PullOrder
+from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, Effect, RequestPlaced, RequestRefused
 from llmserve.router.placement.planner import PlacementRequest
-from llmserve.router.settings import build_controller
 from llmserve.router.workers.worker import KvShape, WorkerSpec
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
@@ -25,7 +25,7 @@ from llmserve.simulate.index_feed import IndexFeed
 from llmserve.simulate.observed import Observed, SimRecord
 from llmserve.simulate.sequence import BlockNames, SimLeg, TracedSequence
 from llmserve.simulate.shape import ClusterShape
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +60,7 @@ class VirtualCluster:
     def __init__(self, shape: ClusterShape, agenda: Agenda, rng: random.Random) -> None:
         self._shape, self._agenda = shape, agenda
         self._feed = IndexFeed(agenda)
-        self._controller = build_controller(shape.router, agenda.clock, rng, self._feed.index)
+        self._controller = Controller(shape.router, agenda.clock, rng, self._feed.index)
         self._session, _ = self._controller.open_session(ApiserverId("simulated"), ())
         self.engines: dict[WorkerId, VirtualEngine] = {}
         self.observed = Observed()

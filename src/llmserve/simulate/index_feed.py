@@ -5,8 +5,8 @@ from collections import Counter
 
 from llmserve.core.ids import BlockHash, WorkerId
 from llmserve.core.request import KvEvents
-from llmserve.kvstore.directory import Holder
-from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.kvstore.directory.directory import Holder
+from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine

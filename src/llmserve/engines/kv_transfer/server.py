@@ -22,9 +22,9 @@ from llmserve.engines.kv_transfer import wire
 from llmserve.engines.kv_transfer.client import HandoverClient
 from llmserve.engines.kv_transfer.io import HandoverIo
 from llmserve.engines.kv_transfer.layout.geometry import KvGeometry
+from llmserve.engines.kv_transfer.leases import BlockLeases
 from llmserve.engines.kv_transfer.peers import PROBE_SECONDS
 from llmserve.engines.kv_transfer.status import HandoverStatus
-from llmserve.kvstore.leases import BlockLeases
 from llmserve.transfer.digest import digest
 
 _log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from llmserve.core.lease import LeaseChange
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.request import KvPeer, PairStatus
 from llmserve.engines.kv_transfer import Finish, PullResult, PushChunk
+from llmserve.engines.kv_transfer.leases import BlockLeases
 from llmserve.engines.sim.link import LinkCounters, Ticket
 from llmserve.engines.sim.memory import Digests, KvMemory
 from llmserve.engines.spec import EngineSpec
-from llmserve.kvstore.leases import BlockLeases
 
 
 @dataclass(slots=True)

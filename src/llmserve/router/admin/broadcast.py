@@ -68,7 +68,7 @@ class Broadcast:
             poll.answers[apiserver_id] = answer
             poll.leave(apiserver_id)
 
-    def gone(self, apiserver_id: ApiserverId) -> None:
+    def left(self, apiserver_id: ApiserverId) -> None:
         """Its session has ended."""
         for poll in self._open.values():
             poll.leave(apiserver_id)

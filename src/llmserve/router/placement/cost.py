@@ -9,10 +9,11 @@ others up. docs/placement.md has the formulas and a worked example.
 from typing import NamedTuple
 
 from llmserve.core.ids import WorkerId
-from llmserve.kvstore.directory import KvTier
+from llmserve.kvstore.directory.directory import KvTier
 from llmserve.router.placement.planner import PlacementRequest
 from llmserve.router.prefix.match import PrefixMatch
-from llmserve.router.workers.speed import LatencyModels, LineFit
+from llmserve.router.workers.latency import LineFit
+from llmserve.router.workers.speed import WorkerSpeeds
 from llmserve.router.workers.worker import UNKNOWN_LINK, ClusterMember, KvShape
 
 
@@ -102,14 +103,14 @@ class CostForecast:
         self,
         request: PlacementRequest,
         output_tokens: int,
-        latencies: LatencyModels,
+        speeds: WorkerSpeeds,
         shape: KvShape,
         now: float,
     ) -> None:
         self.prompt_tokens = request.prompt_tokens
         self.overlap = PrefixOverlap(request.match, request.prompt_tokens, shape)
         self._output_tokens = output_tokens
-        self._latency = latencies.of_model(request.model)
+        self._latency = speeds.of_model(request.model)
         self._bytes_per_token = shape.bytes_per_token
         self._now = now
 

@@ -17,7 +17,7 @@ from llmserve.core.outcome import WorkerRole
 from llmserve.router.placement.balance import PlacementBalance
 from llmserve.router.placement.cost import CostForecast, PromptCost
 from llmserve.router.placement.planner import Candidate, CostParts, PlacementRequest, Plan, WorkerChoices
-from llmserve.router.workers.speed import LatencyModels
+from llmserve.router.workers.speed import WorkerSpeeds
 from llmserve.router.workers.worker import ClusterMember
 
 _BEST_OF_EACH = 4
@@ -39,8 +39,8 @@ class _Option(NamedTuple):
 class KvAware:
     """It remembers its choices, so that what a cache draws is bounded (spread.py)."""
 
-    def __init__(self, latencies: LatencyModels, clock: Clock, rng: random.Random) -> None:
-        self._latencies, self._clock, self._rng = latencies, clock, rng
+    def __init__(self, speeds: WorkerSpeeds, clock: Clock, rng: random.Random) -> None:
+        self._speeds, self._clock, self._rng = speeds, clock, rng
         self._balances: dict[tuple[str, WorkerRole], PlacementBalance] = {}
 
     def choose(self, choices: WorkerChoices, request: PlacementRequest, output_tokens: int) -> Plan | None:
@@ -48,7 +48,7 @@ class KvAware:
         if not members:
             return None
         forecast = CostForecast(
-            request, output_tokens, self._latencies, members[0].spec.kv_shape, self._clock.now()
+            request, output_tokens, self._speeds, members[0].spec.kv_shape, self._clock.now()
         )
         look = _Look(forecast, self._crowded(choices))
         options = [*self._whole(choices, look), *self._pairs(choices, look)]

@@ -6,12 +6,13 @@ Where a request goes: a prefill and a decode worker, or one worker for both.
 The planner says who may take it; a chooser (kv_aware.py, baselines.py) says who does.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from typing import NamedTuple, Protocol
 
 from llmserve.core.clock import Clock
+from llmserve.core.errors import NoWorkerAvailable
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.router.prefix.match import PrefixMatch
@@ -19,6 +20,8 @@ from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.worker import Backlog, ClusterMember
 
 _PROMPTS_AT_LEAST = 2  # one that is computed, and one that follows it
+# Retry-After of a client that waited in vain for a worker: one that was restarted may be there by then.
+_RESTART_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +35,12 @@ class PlacementRequest:
 
 
 class Filter(Protocol):
-    reason: str  # why a worker is not kept, for people
-
     def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
         """Those that may take it, in the same order."""
 
 
 class NotExcluded:
     """Without those that have failed this request before."""
-
-    reason = "it has failed this request before"
 
     def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
         if not request.excluded_workers:
@@ -52,8 +51,6 @@ class NotExcluded:
 class HasFreeSlot:
     """With fewer requests placed than the engine runs at once."""
 
-    reason = "no free seat"
-
     def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
         return [m for m in members if m.slots.placed_requests < m.spec.max_concurrency]
 
@@ -62,8 +59,6 @@ class NotBackedUp:
     """With less than so many seconds of prompts to compute. What waits inside an engine is served as it
     came; what waits at the router, in fair order. One prompt may always wait there: an engine never
     pauses for the router."""
-
-    reason = "prompts enough to compute"
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock, self._seconds = clock, seconds
@@ -74,6 +69,20 @@ class NotBackedUp:
 
     def _has_room(self, backlog: Backlog, now: float) -> bool:
         return len(backlog) < _PROMPTS_AT_LEAST or backlog.seconds(now) < self._seconds
+
+
+class NotSlow:
+    """Keeps the workers that are not slow, while others than the slow ones are left. Comes after the filters
+    for room."""
+
+    def __init__(self, slow_names: Callable[[], Set[WorkerId]]) -> None:
+        self._slow_names = slow_names
+
+    def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
+        slow = self._slow_names()
+        if not slow:
+            return members
+        return [member for member in members if member.spec.worker_id not in slow] or members
 
 
 class CostParts(NamedTuple):
@@ -186,8 +195,17 @@ class Planner:
         note = self._note(plan, serving)
         return replace(plan, note=note) if note else plan
 
-    def missing_roles(self, model: str) -> list[WorkerRole]:
-        """The roles that a request of the model needs and that have no registered worker: of one without any
+    def missing_workers(self, model: str) -> NoWorkerAvailable | None:
+        """The error for a request of the model that waited in vain; None: the workers that it needs are
+        registered."""
+        missing = self._missing_roles(model)
+        if not missing:
+            return None
+        text = f"no {' and no '.join(missing)} worker of model {model} is registered"
+        return NoWorkerAvailable(text, retry_after_seconds=_RESTART_SECONDS)
+
+    def _missing_roles(self, model: str) -> list[WorkerRole]:
+        """The roles that a request of the model needs and that have no registered worker. Without any
         worker, both."""
         here = {role for role in WorkerRole if self._membership.registered(model, role)}
         pair = (WorkerRole.PREFILL, WorkerRole.DECODE)
@@ -195,18 +213,6 @@ class Planner:
         if suffices or WorkerRole.AGGREGATED in here:
             return []
         return [role for role in pair if role not in here]
-
-    def not_taken(self, request: PlacementRequest) -> Mapping[WorkerId, str]:
-        """Why workers of the model cannot take it now, in words. Looks at all of them: for people who ask."""
-        request = self._without_hopeless_exclusions(request)
-        members = [m for m in self._membership if m.spec.model == request.model]
-        reasons = {m.spec.worker_id: self._reason(m, request) for m in members}
-        return {worker_id: reason for worker_id, reason in reasons.items() if reason}
-
-    def _reason(self, member: ClusterMember, request: PlacementRequest) -> str:
-        if member.reason:
-            return f"{member.state}: {member.reason}"
-        return next((rule.reason for rule in self.rules.filters if not rule.keep([member], request)), "")
 
     @property
     def _needs_pairs(self) -> bool:

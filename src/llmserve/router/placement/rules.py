@@ -14,9 +14,9 @@ from llmserve.router.placement.planner import (
     HasFreeSlot,
     NotBackedUp,
     NotExcluded,
+    NotSlow,
 )
-from llmserve.router.workers.slow import NotSlow, SlowWorkers
-from llmserve.router.workers.speed import LatencyModels
+from llmserve.router.workers.speed import WorkerSpeeds
 
 # What an engine's own queue weighs against free seats: it is a heartbeat old, and partly the same.
 _ENGINE_QUEUE_WEIGHT = 0.5
@@ -36,15 +36,15 @@ class PlacementPolicy:
 class PlacementRules:
     """Makes the rules of a policy, again and again: a chooser goes on while the routing stays the same."""
 
-    def __init__(self, clock: Clock, rng: random.Random, latencies: LatencyModels, slow: SlowWorkers) -> None:
-        self._clock, self._rng, self._latencies, self._slow = clock, rng, latencies, slow
+    def __init__(self, clock: Clock, rng: random.Random, speeds: WorkerSpeeds) -> None:
+        self._clock, self._rng, self._speeds = clock, rng, speeds
         self._choosers: dict[Routing, Chooser] = {}
 
     def rules(self, policy: PlacementPolicy) -> ActiveRules:
         backed_up = NotBackedUp(self._clock, policy.engine_queue_seconds)
-        filters = (NotExcluded(), HasFreeSlot(), backed_up, NotSlow(self._slow))
+        filters = (NotExcluded(), HasFreeSlot(), backed_up, NotSlow(self._speeds.slow_names))
         return ActiveRules(
-            filters, self._chooser(policy.routing), policy.disaggregate, self._slow.stalled_names
+            filters, self._chooser(policy.routing), policy.disaggregate, self._speeds.stalled_names
         )
 
     def _chooser(self, routing: Routing) -> Chooser:
@@ -55,7 +55,7 @@ class PlacementRules:
     def _made(self, routing: Routing) -> Chooser:
         match routing:
             case "kv_aware":
-                return KvAware(self._latencies, self._clock, self._rng)
+                return KvAware(self._speeds, self._clock, self._rng)
             case "least_loaded":
                 scorers = ((1.0, FreeSlots()), (_ENGINE_QUEUE_WEIGHT, ShortEngineQueue()))
                 return LeastLoaded(scorers, self._rng)

@@ -14,9 +14,9 @@ from itertools import groupby
 from operator import itemgetter
 
 from llmserve.core.ids import BlockHash, WorkerId
-from llmserve.kvstore.directory import Applied, BlockReport, Directory, Holder, KvTier
-from llmserve.kvstore.placing import RUN_BLOCKS
-from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.kvstore.directory.directory import Applied, BlockReport, Directory, Holder, KvTier
+from llmserve.kvstore.directory.watcher import DirectoryUpdate
+from llmserve.kvstore.sharding import RUN_BLOCKS
 from llmserve.router.prefix.match import PrefixMatch, TierRun
 
 # Neighbouring strides may be on different KV managers.

@@ -20,10 +20,8 @@ _PREFILLS = (WorkerRole.PREFILL, WorkerRole.AGGREGATED)
 class PrefixLookup:
     """prefetches: blocks of waiting requests are to be brought up (`kv_cache.prefetch_on_prefix`)."""
 
-    def __init__(
-        self, clock: Clock, index: PrefixIndex, membership: ClusterMembership, *, prefetches: bool = False
-    ) -> None:
-        self.index, self.hash_check, self.prefetches = index, HashConsistency(clock, index), prefetches
+    def __init__(self, clock: Clock, index: PrefixIndex, membership: ClusterMembership) -> None:
+        self.index, self.hash_check, self.prefetches = index, HashConsistency(clock, index), False
         self._clock, self._membership = clock, membership
 
     def look_up(self, entry: RequestEntry) -> None:

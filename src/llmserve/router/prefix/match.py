@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmserve.core.ids import WorkerId
-from llmserve.kvstore.directory import KvTier
+from llmserve.kvstore.directory.directory import KvTier
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
 from llmserve.router.workers.worker import ClusterMember, DrainOrder, WorkerSlots, WorkerSpec, WorkerState
+from llmserve.scheduler.resources import Capacity
 
 # How long the status still names a worker that is lost, in expiries.
 _FORGOTTEN_AFTER_EXPIRIES = 60
@@ -165,28 +166,18 @@ class ClusterMembership:
         """Those of the registered workers."""
         return self._models
 
-    def capacity(self) -> int:
-        """Requests that all registered workers together can run at once."""
-        return sum(member.spec.max_concurrency for member in self._decoding())
-
-    def widest_engine(self) -> int:
-        """Requests that one registered worker can run at once; 0 while none is known."""
-        return max((member.spec.max_concurrency for member in self._decoding()), default=0)
-
-    def _decoding(self) -> Iterator[ClusterMember]:
-        """Yields the registered workers that decode. For a model without any, those that prefill count:
-        they do it all then."""
-        members = [member for member in self if member.registered]
-        decoding = {member.spec.model for member in members if member.spec.role in _DECODES}
-        yield from (m for m in members if m.spec.role in _DECODES or m.spec.model not in decoding)
-
-    def kv_bytes_per_token(self) -> float:
-        """Of the model whose KV is largest; 0 while none is known."""
-        return max((m.spec.kv_shape.bytes_per_token for m in self if m.registered), default=0.0)
-
-    def hands_over(self) -> bool:
-        """Are there workers that only prefill?"""
-        return any(m.registered and m.spec.role is WorkerRole.PREFILL for m in self)
+    def capacity(self) -> Capacity:
+        """What the registered workers have together."""
+        registered = [member.spec for member in self if member.registered]
+        decoding = {spec.model for spec in registered if spec.role in _DECODES}
+        # Where no worker of a model decodes, those that prefill do it all.
+        engines = [s.max_concurrency for s in registered if s.role in _DECODES or s.model not in decoding]
+        return Capacity(
+            requests=sum(engines),
+            kv_bytes_per_token=max((spec.kv_shape.bytes_per_token for spec in registered), default=0.0),
+            hands_over=any(spec.role is WorkerRole.PREFILL for spec in registered),
+            widest_engine=max(engines, default=0),
+        )
 
     def slots(self, worker_id: WorkerId, epoch: int) -> WorkerSlots:
         """The count of one incarnation, known or not: a placement may be older than this router."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad, PairStatus
-from llmserve.router.workers.speed import LatencyModel
+from llmserve.router.workers.latency import LatencyModel
 
 REFUSED = "refused"  # PairStatus.breaker of a pair whose KV does not fit
 

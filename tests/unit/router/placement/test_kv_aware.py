@@ -11,7 +11,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import WorkerId
 from llmserve.core.request import EngineLoad, PairStatus
-from llmserve.kvstore.directory import KvTier
+from llmserve.kvstore.directory.directory import KvTier
 from llmserve.router.placement.kv_aware import KvAware
 from llmserve.router.placement.planner import (
     ActiveRules,
@@ -25,8 +25,9 @@ from llmserve.router.placement.planner import (
     Planner,
 )
 from llmserve.router.prefix.match import PrefixMatch, TierRun
+from llmserve.router.workers.latency import LatencyModel, LineFit
 from llmserve.router.workers.membership import ClusterMembership
-from llmserve.router.workers.speed import LatencyModel, LatencyModels, LineFit
+from llmserve.router.workers.speed import SlowLimits, WorkerSpeeds
 from llmserve.router.workers.worker import ClusterMember, WorkerSpec
 
 MakeSpec = Callable[..., WorkerSpec]
@@ -39,14 +40,14 @@ class Field:
     def __init__(self, clock: VirtualClock, make_spec: MakeSpec) -> None:
         self.clock, self._make_spec = clock, make_spec
         self.membership = ClusterMembership(clock, expiry_seconds=1e9)
-        self.latencies = LatencyModels()
+        self.speeds = WorkerSpeeds(clock, SlowLimits())
         self.planner = self.with_mode(Disaggregate.AUTO)
 
     def with_mode(self, mode: Disaggregate) -> Planner:
         return Planner(
             self.membership,
             ActiveRules(
-                (NotExcluded(), HasFreeSlot()), KvAware(self.latencies, self.clock, random.Random(3)), mode
+                (NotExcluded(), HasFreeSlot()), KvAware(self.speeds, self.clock, random.Random(3)), mode
             ),
         )
 
@@ -130,7 +131,7 @@ def test_a_new_worker_is_taken_to_be_like_its_peers(field: Field) -> None:
     field.add("prefill-0", "prefill-1", "decode-0")
     field["prefill-1"].slots.latency = None
     for _ in range(50):
-        field.latencies.prefilled(field["prefill-0"].slots.latency or _latency(0), "m", 1000, 1.0)
+        field.speeds.prompt_computed(field["prefill-0"], 1000, 1.0, 1.0)
     assert {field.chosen()[0] for _ in range(30)} == {"prefill-0", "prefill-1"}
 
 
@@ -278,18 +279,6 @@ def test_the_best_candidates_are_told_the_chosen_one_first(field: Field) -> None
     assert [c.total_seconds for c in candidates] == sorted(c.total_seconds for c in candidates)
 
 
-def test_why_a_worker_was_not_taken(field: Field) -> None:
-    field.add("prefill-0", "prefill-1", "prefill-2", "decode-0")
-    field.membership.suspect(WorkerId("prefill-0"), 1, "reset by peer")
-    field.run("prefill-1", 64)
-    excluded = replace(LONG, excluded_workers=frozenset({WorkerId("prefill-2")}))
-    assert field.planner.not_taken(excluded) == {
-        "prefill-0": "suspect: reset by peer",
-        "prefill-1": "no free seat",
-        "prefill-2": "it has failed this request before",
-    }
-
-
 def test_a_cache_draws_no_more_than_its_share(field: Field) -> None:
     field.add(*(f"prefill-{number}" for number in range(4)), "decode-0")
     counts = Counter(field.chosen(_held(1584, "prefill-2"))[0] for _ in range(400))
@@ -299,7 +288,7 @@ def test_a_cache_draws_no_more_than_its_share(field: Field) -> None:
 def test_the_worked_example_of_the_docs(field: Field) -> None:
     """docs/placement.md"""
     field.add("prefill-0", "prefill-1", "decode-0", "decode-1", block_bytes=16 * 128 * 1024)
-    field.latencies.of_model("m").prefill = LineFit(0.005, 0.0001, 1000.0)
+    field.speeds.of_model("m").prefill = LineFit(0.005, 0.0001, 1000.0)
     links = tuple(_link(f"prefill-{number}", 10.0) for number in range(2))
     for name, running in (("decode-0", 10), ("decode-1", 4), ("prefill-0", 0), ("prefill-1", 0)):
         field[name].slots.latency = LatencyModel(LineFit(0.005, 0.0001, 1000.0), LineFit(0.02, 0.0002, 10.0))

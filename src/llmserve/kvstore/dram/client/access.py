@@ -1,0 +1,73 @@
+"""How a worker reaches the pool: by mapping its memory on the same host, by transports from elsewhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmserve.core.errors import LLMServeError, TransferError
+from llmserve.kvstore.blocks import Slot
+from llmserve.kvstore.dram.client.attached import AttachedArena
+from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, PoolCopier
+from llmserve.kvstore.dram.client.remote import RemotePool
+from llmserve.kvstore.dram.shape import ArenaDescription
+from llmserve.transfer.base import Region, Spans
+from llmserve.transfer.select import make_transports
+
+
+class PoolAccess(Protocol):
+    """Copies between slots and a worker's memory, as `copier` says; one thread at a time. Blocking."""
+
+    def store(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
+        """Fills reserved slots, and leaves the checksum beside each that is DONE. Errors: TransferError;
+        none of them is committed then."""
+
+    def load(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
+        """Copies leased blocks out. Where the outcome is not DONE, and after an error, the worker's memory
+        holds garbage. Errors: TransferError."""
+
+    def close(self) -> None:
+        """Idempotent. Nothing touches the worker's memory any more."""
+
+
+class MappedPool:
+    """The pool of this host."""
+
+    def __init__(self, description: str, regions: Sequence[Region]) -> None:
+        """Errors: TransferError, see AttachedArena."""
+        self._arena = AttachedArena(description)
+        self._copier = PoolCopier(self._arena, regions)
+
+    def store(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
+        stored = self._copier.store(slots, spans)
+        for slot, copied in zip(slots, stored, strict=True):
+            if copied.outcome is CopyOutcome.DONE:
+                self._arena.note_checksum(slot, copied.checksum)
+        return stored
+
+    def load(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
+        return self._copier.load(slots, spans)
+
+    def close(self) -> None:
+        self._arena.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """How this worker reaches pools that are not on its host. engine_order: transports to prefer. host: the
+    address of this machine that others reach."""
+
+    engine_order: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+
+
+def reach(description: str, regions: Sequence[Region], elsewhere: Elsewhere) -> PoolAccess:
+    """regions: the worker's memory, which outlives the access. Takes seconds for a pool that is elsewhere.
+    Errors: TransferError."""
+    described = ArenaDescription.from_text(description)
+    if not described.transports:
+        return MappedPool(description, regions)
+    try:
+        transports, _ = make_transports(elsewhere.engine_order, elsewhere.host)
+    except LLMServeError as error:
+        raise TransferError(f"kv pool: it is elsewhere: {error.message}") from error
+    return RemotePool(described, regions, transports)
