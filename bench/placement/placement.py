@@ -14,12 +14,13 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId, BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.core.request import EngineLoad, PairStatus
-from llmserve.kvstore.directory import Holder, KvTier
-from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.kvstore.directory.directory import Holder, KvTier
+from llmserve.kvstore.directory.watcher import DirectoryUpdate
+from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, RequestPlaced
 from llmserve.router.placement.planner import PlacementRequest
 from llmserve.router.prefix.index import HashedPrompt, PrefixIndex
-from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.worker import KvShape, WorkerSpec
 
 _WORKERS = 50  # of each role
@@ -83,7 +84,7 @@ class _Cluster:
         self._clock, self._rng = VirtualClock(), random.Random(3)
         self._index, self._block_tokens, self._hashed = index, block_tokens, routing == "kv_aware"
         settings = RouterSettings(routing=routing, engine_queue_seconds=1e9)
-        self._controller = build_controller(settings, self._clock, self._rng, index)
+        self._controller = Controller(settings, self._clock, self._rng, index)
         self._session, _ = self._controller.open_session(ApiserverId("api"), ())
         for number in range(_WORKERS):
             for role in (WorkerRole.PREFILL, WorkerRole.DECODE):

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from llmserve.engines.sim.tokens import TokenSource
+from llmserve.engines.sim.sequence import TokenSource
 
 VOCABULARY = 49_152  # of examples/sim.yaml
 _RECONNECT_SECONDS = 0.2

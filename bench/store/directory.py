@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bench.table import markdown
 from llmserve.core.ids import BlockHash
-from llmserve.kvstore.directory import BlockReport, Directory, Holder, KvTier
-from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.kvstore.directory.directory import BlockReport, Directory, Holder, KvTier
+from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.prefix.index import HashedPrompt, PrefixIndex
 
 BLOCKS = 1_000_000

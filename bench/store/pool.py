@@ -18,15 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.table import Figure, markdown
-from llmserve.core.clock import SystemClock
-from llmserve.kvstore.pool.arena import Arena
-from llmserve.kvstore.pool.attached import AttachedArena
-from llmserve.kvstore.pool.checks import CheckPolicy, Checks
-from llmserve.kvstore.pool.copier import Copied, CopyOutcome, PoolCopier
-from llmserve.kvstore.pool.slabs import SlabMap
-from llmserve.kvstore.pool.slot import PoolUser, Slot, Want
-from llmserve.kvstore.pool.table import PoolTable
-from llmserve.kvstore.tiers.base import BlobKey
+from llmserve.kvstore.blocks import Slot
+from llmserve.kvstore.dram.arena import Arena
+from llmserve.kvstore.dram.client.attached import AttachedArena
+from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, PoolCopier
+from llmserve.kvstore.dram.slabs import SlabMap
+from llmserve.kvstore.dram.slots import SlotPool
 from llmserve.transfer.base import Region, Spans
 
 _MEMORY_BYTES = 384 << 20  # more than any cache holds
@@ -53,10 +50,6 @@ SHAPES = (
     Shape("2.8 MiB: 30 layers, 30 tensors", 30, 96 << 10, 8, even=False),
     Shape("120 KiB: 30 layers", 30, 4 << 10, 64),
     Shape("20 MiB: 80 layers", 80, 256 << 10, 4),
-)
-WAYS = (
-    ("always", CheckPolicy.ALWAYS),
-    ("off", CheckPolicy.OFF),
 )
 
 
@@ -89,10 +82,10 @@ def _rows(shape: Shape, rounds: int) -> list[tuple[str, ...]]:
 def _slots(arena: Arena, shape: Shape) -> list[Slot]:
     slabs = SlabMap(arena.shape.capacity_bytes)
     slabs.expect(shape.block_bytes)
-    table = PoolTable(slabs, arena.generations, SystemClock())
     count = _MEMORY_BYTES // shape.block_bytes // shape.batch * shape.batch
-    wants = [Want(BlobKey(b"%d" % number), shape.block_bytes) for number in range(count)]
-    return [reserved.slot for reserved in table.reserve(PoolUser("bench"), wants, 3600)]
+    slots = SlotPool(slabs, arena.generations).take([shape.block_bytes] * count)
+    assert isinstance(slots, tuple), slots
+    return list(slots)
 
 
 # -- the worker
@@ -126,17 +119,15 @@ def _work(pipe: Connection, shape: Shape, rounds: int) -> None:
     arena = AttachedArena(description)
     arena.populate()
     memory = _Memory(shape, len(slots))
-    copiers = {name: PoolCopier(arena, memory.regions, Checks(policy)) for name, policy in WAYS}
+    copier = PoolCopier(arena, memory.regions)
     near, far = _aligned(_MEMORY_BYTES), _aligned(_MEMORY_BYTES)
     floor = _floor(near, far, shape)
     rates: dict[str, list[float]] = {}
-    for name, way in _ways(copiers, shape, slots, memory):
+    for name, way in _ways(copier, shape, slots, memory):
         for number in range(rounds * len(slots) // shape.batch):
             rates.setdefault(f"{name} memcpy", []).append(floor(number))
             rates.setdefault(name, []).append(way(number))
     pipe.send(list(_table(shape, rates)))
-    for copier in copiers.values():
-        copier.close()
     arena.close()
 
 
@@ -158,13 +149,13 @@ def _floor(near: npt.NDArray[np.uint8], far: npt.NDArray[np.uint8], shape: Shape
 
 
 def _ways(
-    copiers: dict[str, PoolCopier], shape: Shape, slots: list[Slot], memory: _Memory
+    copier: PoolCopier, shape: Shape, slots: list[Slot], memory: _Memory
 ) -> Iterator[tuple[str, Callable[[int], float]]]:
     order = np.random.default_rng(7).permutation(len(slots)).astype(np.int64)
     batches = len(slots) // shape.batch
     sums: dict[int, int] = {}
 
-    def timed(operation: str, copier: PoolCopier) -> Callable[[int], float]:
+    def timed(operation: str) -> Callable[[int], float]:
         def copy(number: int) -> float:
             first = number % batches * shape.batch
             spans = memory.spans(order[first : first + shape.batch])
@@ -180,11 +171,8 @@ def _ways(
 
         return copy
 
-    for name, copier in copiers.items():
-        if name != "off":  # a store always makes a checksum
-            yield f"store, {name}", timed("store", copier)
-    for name, copier in copiers.items():
-        yield f"load, {name}", timed("load", copier)
+    for operation in ("store", "load"):
+        yield operation, timed(operation)
 
 
 def _table(shape: Shape, rates: dict[str, list[float]]) -> Iterator[tuple[str, ...]]:

@@ -28,8 +28,8 @@ from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.engines.base import Engine, EngineInfo
 from llmserve.engines.kv_transfer import query_status, release_lease
 from llmserve.engines.sim.engine import SimEngine
-from llmserve.engines.sim.handover_link import open_handover_link
-from llmserve.engines.sim.timing import RealPace
+from llmserve.engines.sim.link import open_handover_link
+from llmserve.engines.sim.step import RealStepTimer
 from llmserve.engines.spec import EngineSpec
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -64,12 +64,12 @@ class SimKit:
 
     def make(self, role: WorkerRole, name: str, block_size_tokens: int | None = None) -> Engine:
         spec = self._spec(role, name, "127.0.0.1", block_size_tokens or 16)
-        return SimEngine(spec, open_handover_link, RealPace())
+        return SimEngine(spec, open_handover_link, RealStepTimer())
 
     def make_broken(self) -> Engine:
         unreachable = "203.0.113.1"  # TEST-NET-3: no interface has it
         spec = self._spec(WorkerRole.DECODE, "broken", unreachable, 16)
-        return SimEngine(spec, open_handover_link, RealPace())
+        return SimEngine(spec, open_handover_link, RealStepTimer())
 
     def _spec(self, role: WorkerRole, name: str, host: str, block_size_tokens: int) -> EngineSpec:
         sim = SimSpec(

@@ -12,7 +12,7 @@ import numpy as np
 
 from llmserve.transfer.base import Batch, PeerName, Spans, TransferState, Transport
 from llmserve.transfer.select import makers
-from tests.unit.kvstore.pool.worker_memory import LAYERS, PIECE_BYTES, WorkerMemory
+from tests.unit.kvstore.dram.worker_memory import LAYERS, PIECE_BYTES, WorkerMemory
 
 
 def _slot(offset: int) -> Spans:

@@ -12,18 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmserve.core.clock import SystemClock
-from llmserve.kvstore.pool.arena import Arena
-from llmserve.kvstore.pool.slabs import SlabMap
-from llmserve.kvstore.pool.slot import CommitOutcome, Fill, PoolUser, Want
-from llmserve.kvstore.pool.table import PoolTable
-from llmserve.kvstore.tiers.base import BlobKey
+from llmserve.kvstore.dram.arena import Arena
+from llmserve.kvstore.dram.slabs import SlabMap
+from llmserve.kvstore.dram.slots import SlotPool
 from llmserve.transfer.base import Transport
 from llmserve.transfer.select import makers
-from tests.unit.kvstore.pool.worker_memory import BLOCK_BYTES, WorkerMemory
+from tests.unit.kvstore.dram.worker_memory import BLOCK_BYTES, WorkerMemory
 
 ROOT = Path(__file__).parents[2]
-KEY, WRITER, READER = BlobKey(b"key"), PoolUser("prefill/1"), PoolUser("decode/1")
 
 
 class Remote:
@@ -74,17 +70,14 @@ def transport(request: pytest.FixtureRequest, arena: Arena) -> Iterator[Transpor
 
 
 def test_one_remote_worker_writes_what_another_reads(arena: Arena, transport: Transport) -> None:
-    table = PoolTable(SlabMap(arena.shape.capacity_bytes), arena.generations, SystemClock())
-    table.reserve(WRITER, [Want(BlobKey(b"other"), 1000)], 30)  # not the first slot
-    [reserved] = table.reserve(WRITER, [Want(KEY, BLOCK_BYTES)], 30)
-    description, slot = transport.describe(), reserved.slot
+    slots = SlotPool(SlabMap(arena.shape.capacity_bytes), arena.generations)
+    taken = slots.take([1000, BLOCK_BYTES])
+    assert isinstance(taken, tuple)
+    description, slot = transport.describe(), taken[1]
     with remote(transport.name, 1, description) as prefill, remote(transport.name, 2, description) as decode:
         assert slot.offset > 0
         state, checksum = prefill.do("write", 2, slot.offset)
         assert (state, checksum) == ("done", WorkerMemory(1).checksum(2))
-        assert table.commit([Fill(KEY, slot.generation, checksum)]) == [CommitOutcome.STORED]
-        lease_id, [leased] = table.pin(READER, [KEY], 30)
-        assert decode.do("read", 3, leased.offset) == ["done", leased.checksum]
-        assert table.release(lease_id) == "valid"
+        assert decode.do("read", 3, slot.offset) == ["done", checksum]
     held = np.frombuffer(arena.view(slot.offset, BLOCK_BYTES), np.uint8)
     assert held.tobytes() == WorkerMemory(1).block(2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.ids import BlockHash, WorkerId
-from llmserve.kvstore.directory import KvTier
+from llmserve.kvstore.directory.directory import KvTier
 from llmserve.kvstore.role import KVManagerRole
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.router.kv_watch import KvWatch

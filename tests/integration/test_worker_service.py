@@ -21,9 +21,9 @@ from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.engines.sim.engine import SimEngine
-from llmserve.engines.sim.handover_link import open_handover_link
+from llmserve.engines.sim.link import open_handover_link
 from llmserve.engines.sim.memory import TOKEN_BYTES
-from llmserve.engines.sim.timing import RealPace
+from llmserve.engines.sim.step import RealStepTimer
 from llmserve.engines.spec import EngineSpec
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import decode_output, encode_params, encode_request
@@ -144,7 +144,7 @@ class MortalEngine(SimEngine):
     """Dies, or hangs, when told to."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        super().__init__(spec, open_handover_link, RealPace())
+        super().__init__(spec, open_handover_link, RealStepTimer())
         self.hangs = False
 
     async def ping(self) -> None:

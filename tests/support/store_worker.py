@@ -8,8 +8,8 @@ import grpc
 import numpy as np
 import xxhash
 
-from llmserve.kvstore.pool.attached import AttachedArena
-from llmserve.kvstore.pool.slot import Slot
+from llmserve.kvstore.blocks import Slot
+from llmserve.kvstore.dram.client.attached import AttachedArena
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
 

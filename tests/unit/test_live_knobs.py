@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from llmserve.apiserver.live_settings import LiveSettings
-from llmserve.config.knob import AtStart, Live, marker
 from llmserve.config.schema import Manifest
-from llmserve.config.tree import ITEM, Knob, path_text, walk
+from llmserve.config.schema.section import ITEM, AtStart, Live, ManifestKey, marker, path_text, walk
 from llmserve.core.errors import NotAuthenticated
 from llmserve.router.settings import RouterSettings
 
@@ -26,16 +25,16 @@ _VALUES: dict[str, tuple[Any, Any]] = {
 }
 
 
-def _live() -> list[tuple[Knob, Live]]:
+def _live() -> list[tuple[ManifestKey, Live]]:
     return [(knob, live) for knob in walk(Manifest) if (live := marker(knob.field, Live)) is not None]
 
 
-def _values(knob: Knob) -> tuple[Any, Any]:
+def _values(knob: ManifestKey) -> tuple[Any, Any]:
     number = int if "int" in str(knob.field.annotation) else float
     return _VALUES.get(path_text(knob.path), (number(2), number(3)))
 
 
-def _manifest(knob: Knob, value: Any) -> Manifest:
+def _manifest(knob: ManifestKey, value: Any) -> Manifest:
     data: Any = value
     for part in reversed(knob.path):
         data = {part: data}
@@ -43,10 +42,8 @@ def _manifest(knob: Knob, value: Any) -> Manifest:
 
 
 def _router(manifest: Manifest) -> object:
-    """What the controller is reconfigured with, and what else InForce obeys."""
-    settings = RouterSettings.of(manifest)
-    others = (settings.heartbeat_seconds, settings.drain_timeout_seconds, manifest.observability.log_level)
-    return settings.parameters, others
+    """What a reload changes (RouterLiveSettings)."""
+    return RouterSettings.of(manifest), manifest.observability.log_level
 
 
 def _worker(manifest: Manifest) -> object:
@@ -79,7 +76,7 @@ _TAKES_OVER = {"router": _router, "worker": _worker, "apiserver": _apiserver}
 
 
 @pytest.mark.parametrize(("knob", "live"), _live(), ids=lambda one: getattr(one, "path", "."))
-def test_it_reaches_each_reader(knob: Knob, live: Live) -> None:
+def test_it_reaches_each_reader(knob: ManifestKey, live: Live) -> None:
     before, after = (_manifest(knob, value) for value in _values(knob))
     for reader in live.readers:
         assert _TAKES_OVER[reader](before) != _TAKES_OVER[reader](after), (path_text(knob.path), reader)

@@ -1,17 +1,26 @@
-"""What a changed manifest means for a cluster that runs: what is obeyed at once, and what needs which
-processes started again. Pure."""
+"""What a changed manifest means for a running cluster: which changes apply at once, and which need a restart
+of which processes. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmserve.config.knob import AtStart, Live, Reader, Section, marker
+from llmserve.config.plan_types import engine_names
 from llmserve.config.schema import Manifest
-from llmserve.config.tree import ITEM, path_text, walk
+from llmserve.config.schema.section import (
+    ITEM,
+    AtStart,
+    Live,
+    ManifestSection,
+    Reader,
+    marker,
+    path_text,
+    walk,
+)
 
 _Path = tuple[str, ...]
 
-# Who reads a key that is not live, by the longest path that begins it.
+# The readers of a key that is not live, by the longest path that begins it.
 _READERS: Mapping[_Path, tuple[Reader, ...]] = {
     ("apiVersion",): ("cluster",),
     ("kind",): ("cluster",),
@@ -47,8 +56,9 @@ _READERS: Mapping[_Path, tuple[Reader, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """A live key with another value. before, after: as texts; both empty where they are long or secret."""
+class LiveChange:
+    """A live key with a new value. before, after: the values as text; both are empty where they are long or
+    secret."""
 
     path: str
     before: str = ""
@@ -60,7 +70,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class NeedsRestart:
-    """A key that these processes obey only from their next start."""
+    """A key whose new value these processes apply only at their next start."""
 
     path: str
     processes: tuple[str, ...]
@@ -71,43 +81,45 @@ class NeedsRestart:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    live: tuple[Change, ...] = ()
+    live: tuple[LiveChange, ...] = ()
     restart: tuple[NeedsRestart, ...] = ()
 
 
 def compare(started: Manifest, last: Manifest, new: Manifest) -> Changes:
-    """started: what the processes were started with. last: what live keys have now."""
-    live = (one for one in _differences(last, new) if one.live)
-    left = (
-        NeedsRestart(path_text(one.path), _names(started, one.left)) for one in _differences(started, new)
+    """started: the manifest with which the processes were started. last: the one whose live keys are
+    applied."""
+    restart = (
+        NeedsRestart(path_text(one.path), names)
+        for one in _differences(started, new)
+        if (names := _process_names(started, one.at_start))
     )
-    return Changes(tuple(_change(one) for one in live), tuple(one for one in left if one.processes))
+    return Changes(tuple(_change(one) for one in _differences(last, new) if one.live), tuple(restart))
 
 
 def is_live(path: _Path) -> bool:
-    """path: as that of a Knob."""
+    """path: as that of a ManifestKey."""
     return path in _LIVE
 
 
 @dataclass(frozen=True, slots=True)
 class _Difference:
-    """left: who does not obey it while it runs."""
+    """at_start: the readers that apply the new value only at their next start."""
 
     path: _Path
     live: bool
-    left: tuple[Reader, ...]
+    at_start: tuple[Reader, ...]
     before: Any
     after: Any
 
 
 def _differences(
-    old: Section, new: Section, path: _Path = (), above: Live | None = None
+    old: ManifestSection, new: ManifestSection, path: _Path = (), above: Live | None = None
 ) -> Iterator[_Difference]:
-    """A list is one value, but for what is AtStart in its items."""
+    """A list is one value, except for the keys of its items that are AtStart."""
     for name, field in type(old).model_fields.items():
         before, after = getattr(old, name), getattr(new, name)
         live = marker(field, Live) or above
-        if isinstance(before, Section) and isinstance(after, Section):
+        if isinstance(before, ManifestSection) and isinstance(after, ManifestSection):
             yield from _differences(before, after, (*path, name), live)
         elif _is_list_of_sections(before) or _is_list_of_sections(after):
             yield from _in_list((*path, name), live, before, after)
@@ -120,73 +132,66 @@ def _difference(path: _Path, live: Live | None, before: Any, after: Any) -> _Dif
 
 
 def _in_list(
-    path: _Path, live: Live | None, before: Sequence[Section], after: Sequence[Section]
+    path: _Path, live: Live | None, before: Sequence[ManifestSection], after: Sequence[ManifestSection]
 ) -> Iterator[_Difference]:
     items = (before or after)[0]
     fixed = {name: at for name, field in type(items).model_fields.items() if (at := marker(field, AtStart))}
     if _dump(before, fixed) != _dump(after, fixed):
         yield _difference(path, live, before, after)
     for name, at in fixed.items():
-        if _set_values(before, name) != _set_values(after, name):
+        if _by_tenant(before, name) != _by_tenant(after, name):
             yield _Difference((*path, ITEM, name), False, at.readers, None, None)
 
 
-def _dump(items: Sequence[Section], without: Iterable[str]) -> list[dict[str, Any]]:
+def _dump(items: Sequence[ManifestSection], without: Iterable[str]) -> list[dict[str, Any]]:
     return [item.model_dump(exclude=set(without)) for item in items]
 
 
-def _set_values(items: Sequence[Section], name: str) -> dict[Any, Any]:
-    """Of each tenant that has one."""
+def _by_tenant(items: Sequence[ManifestSection], name: str) -> dict[Any, Any]:
+    """Returns the value of this key for each tenant that has one."""
     return {item.tenant: value for item in items if (value := getattr(item, name)) is not None}  # type: ignore[attr-defined]
 
 
 def _is_list_of_sections(value: Any) -> bool:
-    return isinstance(value, tuple) and bool(value) and isinstance(value[0], Section)
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], ManifestSection)
 
 
 def _readers(path: _Path) -> tuple[Reader, ...]:
     return next(_READERS[path[:end]] for end in range(len(path), 0, -1) if path[:end] in _READERS)
 
 
-def _change(one: _Difference) -> Change:
-    is_short = not isinstance(one.before or one.after, tuple | Section) and one.path[0] != "security"
+def _change(one: _Difference) -> LiveChange:
+    is_short = not isinstance(one.before or one.after, tuple | ManifestSection) and one.path[0] != "security"
     texts = (_text(one.before), _text(one.after)) if is_short else ()
-    return Change(path_text(one.path), *texts)
+    return LiveChange(path_text(one.path), *texts)
 
 
 def _text(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 
-def _names(manifest: Manifest, readers: Iterable[Reader]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for reader in readers for name in _processes(manifest, reader)))
+def _process_names(manifest: Manifest, readers: Iterable[Reader]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for reader in readers for name in _names(manifest, reader)))
 
 
-def _processes(manifest: Manifest, reader: Reader) -> list[str]:
-    """The names that config/plan.py gives them."""
-    deployment, replicas = manifest.deployment, manifest.deployment.replicas
+def _names(manifest: Manifest, reader: Reader) -> list[str]:
+    """Returns the names that the plan gives to the processes of a reader."""
     if reader == "cluster":
         return ["the whole cluster"]
     if reader == "worker":
-        roles = (
-            {"prefill": replicas.prefill, "decode": replicas.decode}
-            if deployment.disaggregated
-            else {"aggregated": replicas.decode}
-        )
-        return [f"{role}-{index}" for role, count in roles.items() for index in range(count)]
-    if deployment.local.single_process:
+        return [name for _, name in engine_names(manifest)]
+    if manifest.deployment.local.single_process:
         return ["control-0"]
-    count: int = getattr(replicas, reader)
-    return [f"{reader}-{index}" for index in range(count)]
+    return [f"{reader}-{index}" for index in range(getattr(manifest.deployment.replicas, reader))]
 
 
 def _live_paths() -> Iterator[_Path]:
     below: set[_Path] = set()
-    for knob in walk(Manifest):
-        inherits = knob.parent in below and marker(knob.field, AtStart) is None
-        if inherits or marker(knob.field, Live) is not None:
-            below.add(knob.path)
-            yield knob.path
+    for key in walk(Manifest):
+        inherits = key.parent in below and marker(key.field, AtStart) is None
+        if inherits or marker(key.field, Live) is not None:
+            below.add(key.path)
+            yield key.path
 
 
 _LIVE = frozenset(_live_paths())

@@ -1,9 +1,9 @@
-"""What a rule says about a manifest of right values that cannot be."""
+"""A finding of a rule: values that are right alone and cannot be combined, or cannot be used here."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llmserve.config.tree import path_text
+from llmserve.config.schema.section import path_text
 from llmserve.core.errors import ManifestError
 
 Path = tuple[str | int, ...]
@@ -11,23 +11,28 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """The first path is where it is reported; the others are what it conflicts with."""
+    """The finding is reported at the first path. The other paths are the keys that it conflicts with."""
 
     paths: tuple[Path, ...]
     message: str
 
+    @classmethod
+    def at(cls, message: str, *keys: str) -> "Conflict":
+        """Takes keys as the documentation writes them: `deployment.replicas.router`."""
+        return cls(tuple(tuple(key.split(".")) for key in keys), message)
+
     def as_error(self) -> ManifestError:
-        """Without the line, for whoever has no file."""
+        """Returns the finding without its line, for callers that have no file."""
         key = self.paths[0]
         return ManifestError(f"{path_text(key)}: {self.message}", key=key)
 
     @classmethod
     def of(cls, error: ManifestError) -> "Conflict":
-        """error: one with a key."""
+        """The reverse of `as_error`; the error has a key."""
         return cls((error.key,), error.message.removeprefix(f"{path_text(error.key)}: "))
 
 
 def refuse(conflicts: Iterable[Conflict]) -> None:
-    """Errors: ManifestError for the first, if there is one."""
+    """Errors: ManifestError for the first conflict, if there is one."""
     for conflict in conflicts:
         raise conflict.as_error()

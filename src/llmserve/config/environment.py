@@ -1,8 +1,8 @@
-"""Which variables of its environment a process of the cluster has. Pure.
+"""Selects the environment variables that a process of the cluster inherits. Pure.
 
-The manifest is the only source of settings, and vLLM, torch and their libraries read hundreds of variables:
-an exported VLLM_API_KEY would lock all clients out. So a process has what says where things are on this
-machine, how it is reached, and who may use what; and of the rest what the manifest names.
+The manifest is the only source of settings, but vLLM, torch and their libraries read hundreds of variables:
+an exported VLLM_API_KEY would lock all clients out. So a process inherits the variables that describe this
+machine, its network and its credentials, and otherwise only variables that the manifest names.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -26,23 +26,23 @@ _PLACES = _names(
     VLLM_CACHE_ROOT TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR NUMBA_CACHE_DIR
     """
 )
-# The network, and who is trusted in it; proxies also in small letters.
+# The network and its certificates. Proxies are also written in lower case.
 _NETWORK = _names("HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY REQUESTS_CA_BUNDLE CURL_CA_BUNDLE")
-# Locale, folders of the desktop standard, our own, what a pod is told of itself; transports and devices of
-# this machine; hubs, object stores and collectors of traces, with what they ask for.
+# Prefixes: locale, XDG folders, our own, pods; transports and devices of this machine; hubs, object stores
+# and trace collectors with their credentials.
 _FAMILIES = (
     *("LC_", "XDG_", "LLMSERVE_", "SSL_CERT_", "MALLOC_", "TCMALLOC_", "POD_", "KUBERNETES_"),
     *("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "NCCL_", "UCX_", "UCXX_", "NIXL_", "GLOO_", "FI_"),
     *("HF_", "AWS_", "OTEL_"),
 )
-# What `llmserve up` and pods give a process beyond that: config/plan.py, runner/environment.py.
+# Variables that `llmserve up` and pods set: config/plan.py, runner/environment.py.
 GIVEN = _names(
     """
     VLLM_NO_USAGE_STATS VLLM_LOGGING_STREAM VLLM_LOGGING_CONFIG_PATH VLLM_RPC_BASE_PATH
     VLLM_CPU_OMP_THREADS_BIND VLLM_CPU_KVCACHE_SPACE OMP_NUM_THREADS TOKENIZERS_PARALLELISM
     """
 )
-# Whoever has set one of these meant the processes, and is told that it did nothing.
+# Prefixes of settings. A user who exported one of these gets a note that it has no effect.
 _SETTINGS = (
     *("VLLM_", "TORCH", "PYTORCH_", "TRITON_", "OMP_", "KMP_", "GOMP_", "MKL_", "NUMBA_"),
     *("TOKENIZERS_", "TRANSFORMERS_", "SAGEMAKER_", "RAY_", "PYTHONHASHSEED"),
@@ -51,14 +51,15 @@ _SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """kept: for the process. ignored: the names of settings that it does not get, sorted."""
+    """kept: variables that the process inherits. ignored: sorted names of settings that it does not
+    inherit."""
 
     kept: Mapping[str, str]
     ignored: tuple[str, ...] = ()
 
 
 def inherited(base: Mapping[str, str], manifest: Manifest, given: Collection[str] = ()) -> Environment:
-    """What a process gets of `base`, in which somebody started us. given: names that it gets too."""
+    """Selects from `base`, the environment of the starting process. given: further names to inherit."""
     names = {*_secrets(manifest), *engine_variables(manifest), *given}
     kept = {name: value for name, value in base.items() if name in names or _is_passed_on(name)}
     ignored = (name for name in base.keys() - kept.keys() if name.startswith(_SETTINGS))
@@ -66,7 +67,7 @@ def inherited(base: Mapping[str, str], manifest: Manifest, given: Collection[str
 
 
 def engine_variables(manifest: Manifest) -> dict[str, str]:
-    """What `engine.env` gives to all processes in which vLLM runs."""
+    """Returns the variables of `engine.env`, for all processes in which vLLM runs."""
     return {one.name: one.value for one in manifest.engine.env}
 
 
@@ -75,7 +76,7 @@ def _is_passed_on(name: str) -> bool:
 
 
 def _secrets(manifest: Manifest) -> Iterable[str]:
-    """Variables of which the manifest says that one is there."""
+    """Yields the variables that the manifest names as holders of secrets."""
     keys = (one.key_env for one in manifest.security.api_keys)
     redis = manifest.state.redis.password_env if manifest.state.redis else None
     stored = (key.env for one in manifest.storageClasses for key in one.format.encrypt)
@@ -83,7 +84,7 @@ def _secrets(manifest: Manifest) -> Iterable[str]:
 
 
 def note(ignored: Collection[str]) -> str:
-    """For people."""
+    """Returns the note on ignored variables for the user."""
     return (
         f"{', '.join(ignored)} in the environment: ignored. Settings come from the manifest alone; "
         "`engine.env` is for variables of vLLM."

@@ -1,4 +1,4 @@
-"""YAML to Manifest. Every problem of a file is reported at once, with its line, path and a hint."""
+"""Loads a Manifest from YAML. Reports all problems of a file at once, each with its line, path and a hint."""
 
 import copy
 import difflib
@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from llmserve.config.conflict import Conflict
+from llmserve.config.conflict import Conflict, Path
 from llmserve.config.messages import describe, did_you_mean, shown, unknown_key
 from llmserve.config.rules import conflicts
 from llmserve.config.schema import Manifest
-from llmserve.config.tree import path_text
-from llmserve.config.yaml_tree import Document, Path, Problem, read_document
+from llmserve.config.schema.section import path_text
+from llmserve.config.yaml_tree import Document, ManifestProblem, read_document
 from llmserve.core.errors import ManifestError
 
 MAX_FILE_BYTES = 1_000_000
@@ -37,12 +37,12 @@ def load_manifest(path: str | FilePath) -> Manifest:
 
 
 def read_manifest(path: str | FilePath) -> str:
-    """The text of a manifest file. Errors: ManifestError."""
+    """Returns the text of a manifest file. Errors: ManifestError."""
     return _read(FilePath(path))
 
 
 def read_again(path: FilePath) -> str:
-    """As read_manifest, of a cluster that runs: no other file can be meant. Errors: ManifestError."""
+    """Reads the manifest of a running cluster again, and suggests no other file. Errors: ManifestError."""
     if not path.exists():
         raise ManifestError(
             f"{path}: the manifest of this cluster is gone; put it back there. What runs goes on as it is, "
@@ -52,7 +52,7 @@ def read_again(path: FilePath) -> str:
 
 
 def parse_manifest(text: str, file: str) -> Manifest:
-    """As load_manifest, from text; `file` is what messages call it."""
+    """Parses the text of a manifest. file: its name in messages. Errors: as load_manifest."""
     document = read_document(text)
     source = _Source(document)
     manifest, found = _validate(source)
@@ -63,15 +63,15 @@ def parse_manifest(text: str, file: str) -> Manifest:
 
 
 def locate(path: str | FilePath, conflicts: Iterable[Conflict]) -> ManifestError:
-    """What was found about a manifest after it was read, worded as load_manifest words its own findings: each
-    with file and line."""
+    """Returns the error for conflicts that were found after the file was read, each with file and line."""
     source = _Source(read_document(read_manifest(path)))
     found = dict.fromkeys(source.problem(one.paths[0], one.message) for one in conflicts)
     return ManifestError("\n".join(_lines(str(path), found)))
 
 
 def located(error: ManifestError, path: str | FilePath) -> ManifestError:
-    """With file and line, where only the key is known. As it is when the file is not to be read any more."""
+    """Adds file and line to an error that has only a key. Returns it unchanged when the file cannot be
+    read."""
     if not error.key:
         return error
     with suppress(ManifestError):
@@ -79,12 +79,12 @@ def located(error: ManifestError, path: str | FilePath) -> ManifestError:
     return error
 
 
-def _lines(file: str, problems: Iterable[Problem]) -> list[str]:
+def _lines(file: str, problems: Iterable[ManifestProblem]) -> list[str]:
     ordered = sorted(problems, key=lambda problem: (problem.line, path_text(problem.path)))
     return [_line(file, problem) for problem in ordered]
 
 
-def _line(file: str, problem: Problem) -> str:
+def _line(file: str, problem: ManifestProblem) -> str:
     where = f"{path_text(problem.path)}: " if problem.path else ""
     return f"{file}:{problem.line}: {where}{problem.message}".replace("\n", "\\n")
 
@@ -115,7 +115,7 @@ def _similar_file(path: FilePath) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where the sections stand in the file: under `spec`, or at the top."""
+    """Finds the sections in the file: under `spec`, or at the top."""
 
     document: Document
 
@@ -123,8 +123,8 @@ class _Source:
     def under_spec(self) -> bool:
         return isinstance(self.document.data, dict) and "spec" in self.document.data
 
-    def sections(self) -> tuple[dict[str, Any], list[Problem]]:
-        """The data in the shape of the schema, and what stands at a wrong level."""
+    def sections(self) -> tuple[dict[str, Any], list[ManifestProblem]]:
+        """Returns the data in the shape of the schema, and the problems of keys at a wrong level."""
         data = self.document.data
         if not self.under_spec:
             return dict(data), []
@@ -135,20 +135,20 @@ class _Source:
         problems += [self._in_spec(key) for key in spec if key in _HEAD]
         return _head(data) | {key: spec[key] for key in spec if key not in _HEAD}, problems
 
-    def _beside_spec(self, key: str) -> Problem:
+    def _beside_spec(self, key: str) -> ManifestProblem:
         hint = "; it belongs under 'spec'" if key in Manifest.model_fields else ""
         return self.problem_at((key,), "unknown key" + (hint or did_you_mean(key, (*_HEAD, "spec"))))
 
-    def _in_spec(self, key: str) -> Problem:
+    def _in_spec(self, key: str) -> ManifestProblem:
         return self.problem_at(("spec", key), "unknown key; it belongs beside 'spec', at the top")
 
-    def problem(self, path: Path, message: str) -> Problem:
-        """Of a path in the schema."""
+    def problem(self, path: Path, message: str) -> ManifestProblem:
+        """Returns the problem of a path in the schema."""
         written = ("spec", *path) if self.under_spec and path[0] not in _HEAD else path
         return self.problem_at(written, message)
 
-    def problem_at(self, written: Path, message: str) -> Problem:
-        return Problem(self.document.line(written), written, message)
+    def problem_at(self, written: Path, message: str) -> ManifestProblem:
+        return ManifestProblem(self.document.line(written), written, message)
 
 
 def _head(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,11 +159,11 @@ def _not_a_mapping(value: Any) -> str:
     return f"expected a mapping of keys, got {shown(value)}"
 
 
-def _validate(source: _Source) -> tuple[Manifest | None, list[Problem]]:
+def _validate(source: _Source) -> tuple[Manifest | None, list[ManifestProblem]]:
     data = source.document.data
     if data is None:
         empty = "the file is empty; start with 'kind: LLMServe'"
-        return None, [] if source.document.problems else [Problem(1, (), empty)]
+        return None, [] if source.document.problems else [ManifestProblem(1, (), empty)]
     if not isinstance(data, dict):
         return None, [source.problem_at((), _not_a_mapping(data))]
     sections, problems = source.sections()
@@ -177,7 +177,7 @@ def _validate(source: _Source) -> tuple[Manifest | None, list[Problem]]:
 
 
 def _wrong_values(error: ValidationError, sections: dict[str, Any]) -> dict[Path, str]:
-    """What is wrong at each path. Of the errors of a union, the deepest ones count."""
+    """Returns what is wrong at each path. Of several errors of a union only the deepest ones count."""
     messages: dict[Path, list[str]] = {}
     for details in error.errors():
         path = _path_in(sections, details)
@@ -190,7 +190,7 @@ def _is_shallow(path: Path, others: Mapping[Path, Any]) -> bool:
 
 
 def _path_in(sections: dict[str, Any], details: ErrorDetails) -> Path:
-    """The error's location without the names pydantic gives to the members of a union."""
+    """Returns the location of an error without the names that pydantic gives to members of a union."""
     path: list[str | int] = []
     value: Any = sections
     for part in details["loc"]:
@@ -216,8 +216,10 @@ def _message(path: Path, details: ErrorDetails) -> str:
     return text + _MISSING_HINTS.get(path, "") if details["type"] == "missing" else text
 
 
-def _conflicts_of_the_rest(source: _Source, sections: dict[str, Any], wrong: list[Path]) -> list[Problem]:
-    """Conflicts between the values that are right; those that touch a wrong one would mislead."""
+def _conflicts_of_the_rest(
+    source: _Source, sections: dict[str, Any], wrong: list[Path]
+) -> list[ManifestProblem]:
+    """Returns the conflicts between right values only: one that involves a wrong value would mislead."""
     rest = copy.deepcopy(sections)
     for path in wrong:
         _remove(rest, path)
@@ -233,7 +235,7 @@ def _conflicts_of_the_rest(source: _Source, sections: dict[str, Any], wrong: lis
 
 
 def _remove(data: dict[str, Any], path: Path) -> None:
-    """Takes the key out; of a list, the whole list, so that the other indices keep their meaning."""
+    """Removes the key; for an item of a list the whole list, so that other indices keep their meaning."""
     keys = path[: next((i for i, part in enumerate(path) if isinstance(part, int)), len(path))]
     holder: Any = data
     for key in keys[:-1]:

@@ -1,4 +1,4 @@
-"""What a refused value is told to the user: pydantic's errors in the words of the manifest."""
+"""Messages for wrong values of a manifest: pydantic's errors in the words of the manifest."""
 
 import difflib
 from collections.abc import Sequence
@@ -6,8 +6,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from llmserve.config.knob import Section
-from llmserve.config.tree import path_text, section_at, walk
+from llmserve.config.schema.section import ManifestSection, path_text, section_at, walk
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -30,7 +29,7 @@ _BOUNDS = {
 
 
 def describe(error: ErrorDetails, *, secret: bool) -> str:
-    """One error in words. A secret value is not shown."""
+    """Describes one error. A secret value is not shown."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     got = "" if secret else f", got {shown(value)}"
     if kind in _EXPECTED:
@@ -53,7 +52,7 @@ _OTHERS = {
 
 
 def shown(value: Any) -> str:
-    """A value of the file, short."""
+    """Describes a value of the file briefly."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -86,7 +85,7 @@ _LIKENESS = 0.7  # gpu is not cpu
 
 
 def did_you_mean(word: str, choices: Sequence[str]) -> str:
-    """ "; did you mean 'x'?", or nothing. Case, dashes and underscores do not count."""
+    """Returns "; did you mean 'x'?", or nothing. Case, dashes and underscores do not count."""
     plain = {_plain(choice): choice for choice in reversed(choices)}
     close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=_LIKENESS)
     return f"; did you mean '{plain[close[0]]}'?" if close else ""
@@ -96,10 +95,10 @@ def _plain(word: str) -> str:
     return word.lower().replace("_", "").replace("-", "")
 
 
-def unknown_key(root: type[Section], path: Sequence[str | int]) -> str:
-    """Says what the key may have been: one of its section, or one of the same name elsewhere."""
+def unknown_key(root: type[ManifestSection], path: Sequence[str | int]) -> str:
+    """Suggests what the key may have been: a key of its section, or one of the same name elsewhere."""
     key, section = str(path[-1]), section_at(root, path[:-1])
-    elsewhere = [path_text(knob.path) for knob in walk(root) if _plain(knob.path[-1]) == _plain(key)]
+    elsewhere = [path_text(one.path) for one in walk(root) if _plain(one.path[-1]) == _plain(key)]
     hint = did_you_mean(key, list(section.model_fields)) if section is not None else ""
     if elsewhere and not hint:
         hint = f"; '{key}' exists as {' and '.join(elsewhere)}"

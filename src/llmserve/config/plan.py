@@ -1,13 +1,23 @@
-"""The manifest as processes of one machine. Pure: cores, GPUs and free ports are arguments."""
+"""Plans the processes of a manifest on one machine. Pure: cores, GPUs and free ports are arguments."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 from llmserve.config.conflict import Conflict
-from llmserve.config.cores import Shares, deal, divide, omp_binding, usable_cores
 from llmserve.config.environment import engine_variables
-from llmserve.config.knob import VllmOnly, marker
-from llmserve.config.plan_types import LocalPlan, PlanRow, ProcessRole, ProcessSpec
+from llmserve.config.plan_types import (
+    LocalPlan,
+    PlanRow,
+    ProcessRole,
+    ProcessSpec,
+    ResourceShares,
+    deal,
+    divide,
+    engine_names,
+    omp_binding,
+    usable_cores,
+)
 from llmserve.config.schema import Manifest
+from llmserve.config.schema.section import VllmOnly, marker
 from llmserve.core.errors import StartFailed
 
 __all__ = ["LocalPlan", "PlanRow", "ProcessRole", "ProcessSpec", "plan_local"]
@@ -19,16 +29,14 @@ _PORT_ATTEMPTS = 1000
 def plan_local(
     manifest: Manifest, cores: Sequence[int], pick_port: Callable[[], int], gpus: Sequence[int] = ()
 ) -> LocalPlan:
-    """Plans `deployment.mode: local`.
-
-    `cores` and `gpus` are the ids that this machine offers; `pick_port` returns a free port on
-    loopback. Errors: ManifestError for cores or GPUs that are not there, StartFailed without free ports.
-    """
+    """Plans `deployment.mode: local`. cores, gpus: the ids that this machine offers. pick_port: returns a
+    free port on loopback. Errors: ManifestError for cores or GPUs that this machine lacks; StartFailed
+    without free ports."""
     return _Planner(manifest, cores, pick_port, gpus).plan()
 
 
 class _Planner:
-    """One use. Between the roles only loopback is used; only the HTTP API listens where the manifest says."""
+    """Makes one plan. The roles talk over loopback; only the HTTP API listens where the manifest says."""
 
     def __init__(
         self, manifest: Manifest, cores: Sequence[int], pick_port: Callable[[], int], gpus: Sequence[int]
@@ -36,12 +44,12 @@ class _Planner:
         self._manifest = manifest
         self._local = manifest.deployment.local
         self._ports = _Ports(pick_port, (*self._fixed_ports(), manifest.observability.port))
-        self._engines = tuple(_engine_names(manifest))
+        self._engines = tuple(engine_names(manifest))
         on_gpu = runs_on_gpu(manifest, gpus)
         ranks = manifest.engine.tensor_parallel
         if on_gpu and 0 < len(gpus) < ranks:
             message = f"needs {ranks} GPUs, and there are {len(gpus)}"
-            raise Conflict((("engine", "tensor_parallel"),), message).as_error()
+            raise Conflict.at(message, "engine.tensor_parallel").as_error()
         self._gpus = deal(gpus if on_gpu else (), len(self._engines), ranks)
         on_cpu = manifest.engine.kind == "vllm" and not on_gpu
         self._cores = divide(usable_cores(self._local, cores) if on_cpu else (), len(self._engines))
@@ -101,7 +109,7 @@ class _Planner:
         )
 
     def _control(self, http: str, router: str, kvmanager: str) -> ProcessSpec:
-        """`router` and `kvmanager` are where it listens as these; workers connect there."""
+        """router, kvmanager: the addresses at which the process serves these roles."""
         return ProcessSpec(
             role=ProcessRole.CONTROL,
             name="control-0",
@@ -145,7 +153,7 @@ class _Planner:
             "OMP_NUM_THREADS": "1",
         }
         memory = self._manifest.kv_cache.memory_gb
-        if memory.is_integer():  # vLLM reads whole numbers; the engine is told the bytes anyway
+        if memory.is_integer():  # vLLM reads whole numbers; the engine gets the bytes by another way, too
             env["VLLM_CPU_KVCACHE_SPACE"] = str(int(memory))
         return env
 
@@ -156,7 +164,8 @@ class _Planner:
         }
 
     def _apiserver_env(self) -> dict[str, str]:
-        """It renders and tokenizes in its own threads: torch's and the tokenizers' would only take cores."""
+        """An apiserver renders and tokenizes in threads of its own: those of torch and the tokenizers only
+        cost CPU."""
         threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         return self._common_env() | threads | engine_variables(self._manifest)
 
@@ -178,11 +187,11 @@ class _Planner:
         yield from _sharing_note(self._gpus, count, "GPUs", "kv_cache.memory_gb must fit several times")
         if self._local.host in _EVERYWHERE and not self._manifest.security.api_keys:
             yield "The API is open to the network and security.api_keys is empty: everybody may use it."
-        yield from _unused_knobs(manifest=self._manifest)
+        yield from _unused_keys(manifest=self._manifest)
 
 
 class _Ports:
-    """Free ports, none of them twice."""
+    """Picks free ports, none of them twice."""
 
     def __init__(self, pick_port: Callable[[], int], taken: Sequence[int]) -> None:
         self._pick_port = pick_port
@@ -204,36 +213,25 @@ _EVERYWHERE = ("0.0.0.0", "::")
 
 
 def _base_url(http: str) -> str:
-    """Where a client on this machine connects."""
+    """Returns the address for clients on this machine."""
     host, _, port = http.rpartition(":")
     return f"http://{LOOPBACK if host.strip('[]') in _EVERYWHERE else host}:{port}"
 
 
 def runs_on_gpu(manifest: Manifest, gpus: Sequence[int]) -> bool:
-    """gpus: that the machine of the engines has."""
+    """gpus: those of the machine on which the engines run."""
     engine = manifest.engine
     return engine.kind == "vllm" and (engine.device == "cuda" or (engine.device == "auto" and bool(gpus)))
 
 
-def _engine_names(manifest: Manifest) -> Iterator[tuple[ProcessRole, str]]:
-    replicas = manifest.deployment.replicas
-    if not manifest.deployment.disaggregated:
-        counts = {ProcessRole.AGGREGATED: replicas.decode}
-    else:
-        counts = {ProcessRole.PREFILL: replicas.prefill, ProcessRole.DECODE: replicas.decode}
-    for role, count in counts.items():
-        for index in range(count):
-            yield role, f"{role}-{index}"
-
-
-def _sharing_note(shares: Shares, engines: int, what: str, so: str) -> Iterator[str]:
+def _sharing_note(shares: ResourceShares, engines: int, what: str, so: str) -> Iterator[str]:
     if shares.shared:
         distinct = len({one for share in shares.of for one in share})
         yield f"{engines} engines share {distinct} {what if distinct > 1 else what[:-1]}: {so}."
 
 
-def _unused_knobs(manifest: Manifest) -> Iterator[str]:
-    """Knobs that were set for the other kind of engine."""
+def _unused_keys(manifest: Manifest) -> Iterator[str]:
+    """Yields notes on keys that were set for the other kind of engine."""
     if manifest.engine.kind == "vllm":
         if "sim" in manifest.engine.model_fields_set:
             yield "engine.sim is set, but engine.kind is vllm: it has no effect."

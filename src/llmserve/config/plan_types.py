@@ -1,11 +1,72 @@
-"""The plan of a local deployment: made by plan.py, printed by `llmserve apply`, started by the runner."""
+"""The parts of a plan: processes, and the cores and GPUs that engines share. plan.py makes a plan, `llmserve
+apply` prints it, and the runner starts its processes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from llmserve.config.cores import ranges
+from llmserve.config.conflict import Conflict
+from llmserve.config.schema import LocalDeployment, Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceShares:
+    """One share for each engine. shared: there was too little, so that some items are in several shares."""
+
+    of: tuple[tuple[int, ...], ...]
+    shared: bool
+
+
+def usable_cores(local: LocalDeployment, available: Sequence[int]) -> tuple[int, ...]:
+    """Returns the cores that engines may use. Errors: ManifestError for a core that this machine lacks."""
+    if local.cores == "auto":
+        return tuple(sorted(available))
+    away = [core for core in local.cores if core not in available]
+    if away:
+        message = f"core {away[0]} is not available here (there are {ranges(available)})"
+        raise Conflict.at(message, "deployment.local.cores").as_error()
+    return local.cores
+
+
+def divide(cores: Sequence[int], engines: int) -> ResourceShares:
+    """Gives each engine neighbouring cores, as evenly as possible: the first engines get one more. With fewer
+    cores than engines, several engines get the same core."""
+    if not cores or engines == 0:
+        return ResourceShares(((),) * engines, shared=False)
+    if len(cores) < engines:
+        return ResourceShares(tuple((cores[i % len(cores)],) for i in range(engines)), shared=True)
+    each, extra = divmod(len(cores), engines)
+    ends = [(i + 1) * each + min(i + 1, extra) for i in range(engines)]
+    starts = [0, *ends[:-1]]
+    return ResourceShares(tuple(tuple(cores[a:b]) for a, b in zip(starts, ends, strict=True)), shared=False)
+
+
+def deal(gpus: Sequence[int], engines: int, each: int) -> ResourceShares:
+    """Gives each engine exactly `each` GPUs in turn, and starts again with the first when they run out."""
+    if not gpus:
+        return ResourceShares(((),) * engines, shared=False)
+    shares = tuple(
+        tuple(dict.fromkeys(gpus[(i * each + k) % len(gpus)] for k in range(each))) for i in range(engines)
+    )
+    return ResourceShares(shares, shared=engines * each > len(gpus))
+
+
+def ranges(cores: Sequence[int]) -> str:
+    """Writes cores as taskset and VLLM_CPU_OMP_THREADS_BIND do: `0-3,6`."""
+    text: list[str] = []
+    ordered = sorted(set(cores))
+    while ordered:
+        first = last = ordered.pop(0)
+        while ordered and ordered[0] == last + 1:
+            last = ordered.pop(0)
+        text.append(str(first) if first == last else f"{first}-{last}")
+    return ",".join(text)
+
+
+def omp_binding(cores: Sequence[int], ranks: int) -> str:
+    """Returns VLLM_CPU_OMP_THREADS_BIND: the cores of each rank of an engine, separated by `|`."""
+    return "|".join(ranges(share) for share in divide(cores, ranks).of)
 
 
 class ProcessRole(StrEnum):
@@ -39,15 +100,28 @@ _PURPOSES = {
 }
 
 
+def engine_names(manifest: Manifest) -> Iterator[tuple[ProcessRole, str]]:
+    """Yields the role and the name of each engine's worker."""
+    replicas = manifest.deployment.replicas
+    if not manifest.deployment.disaggregated:
+        counts = {ProcessRole.AGGREGATED: replicas.decode}
+    else:
+        counts = {ProcessRole.PREFILL: replicas.prefill, ProcessRole.DECODE: replicas.decode}
+    for role, count in counts.items():
+        for index in range(count):
+            yield role, f"{role}-{index}"
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """One process: `python -m MODULE` with `arguments(...)`.
 
-    Addresses are HOST:PORT: `listen` its own gRPC, `http` its HTTP, `direct` its HTTP on loopback that nobody
-    else answers, when it shares `http` with others, `routers` and `kvmanagers` those it talks to (a router:
-    the others), router-0 and kvmanager-0 first. metrics_port 0: none. `cores` and `gpus` are the engine's
-    own; without cores it may run on any. `env` is added to the environment. It is started when all processes
-    named in `after` are ready. drain_seconds: for running requests at its stop; None: the role's own default.
+    Addresses are HOST:PORT. listen: its gRPC server. http: its HTTP server. direct: its HTTP server on
+    loopback, set when it shares `http` with other apiservers. routers, kvmanagers: those that it calls,
+    router-0 and kvmanager-0 first (for a router: the other routers). metrics_port: 0 for none. cores, gpus:
+    those of its engine; without cores the engine may run on any. env: added to the environment. after: the
+    processes that must be ready before it starts. drain_seconds: the time that running requests get when it
+    stops; None for the role's default.
     """
 
     role: ProcessRole
@@ -68,11 +142,11 @@ class ProcessSpec:
 
     @property
     def loads_model(self) -> bool:
-        """Whether it takes --model-dir."""
+        """Whether the process takes --model-dir."""
         return self.role.is_worker or self.http is not None
 
     def arguments(self, manifest: str, run_dir: str, model_dir: str | None = None) -> list[str]:
-        """What follows `python -P -m MODULE`."""
+        """Returns what follows `python -P -m MODULE`."""
         options = {
             "--manifest": manifest,
             "--name": self.name,
@@ -89,12 +163,12 @@ class ProcessSpec:
         return [*given, *self.args]
 
     def command(self, manifest: str, run_dir: str, model_dir: str | None = None) -> list[str]:
-        """What follows `python`. -P: the current directory holds no modules of ours."""
+        """Returns what follows `python`. -P keeps Python from importing modules of the current directory."""
         return ["-P", "-m", self.module, *self.arguments(manifest, run_dir, model_dir)]
 
 
 def fetch_arguments(manifest: str) -> list[str]:
-    """What follows `python` to prepare the model before a process that needs it is started."""
+    """Returns what follows `python` to prepare the model before a process that needs it starts."""
     return ["-P", "-m", "llmserve.models", "fetch", "--manifest", manifest]
 
 
@@ -110,8 +184,8 @@ class PlanRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LocalPlan:
-    """`processes` are in the order to start them. `notes` are warnings for the user, one sentence each.
-    `base_urls` is where clients connect."""
+    """processes: in the order to start them. base_urls: the addresses for clients. notes: warnings for the
+    user, one sentence each."""
 
     processes: tuple[ProcessSpec, ...]
     base_urls: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""Combinations of right values that cannot be. Pure; called by load.py.
+"""Combinations of right values that are refused. Pure; called by load.py.
 
-No rule looks at `models`, so that they can be checked while the model is missing.
+No rule reads `models`, so that the rules are checked even while the model is missing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -8,172 +8,11 @@ from collections.abc import Iterator, Sequence
 from llmserve.config.conflict import Conflict, Path
 from llmserve.config.messages import number
 from llmserve.config.schema import ApiKey, Manifest
+from llmserve.config.schema.section import path_text
 from llmserve.config.storage_rules import needs_storage, quotas, storage_classes
-from llmserve.config.tree import path_text
 
-
-def conflicts(manifest: Manifest) -> Iterator[Conflict]:
-    """All combinations of this manifest that cannot be."""
-    for rule in _RULES:
-        yield from rule(manifest)
-
-
-def _roles(manifest: Manifest) -> Iterator[Conflict]:
-    deployment = manifest.deployment
-    prefill: Path = ("deployment", "replicas", "prefill")
-    paths: tuple[Path, ...] = (prefill, ("deployment", "disaggregated"))
-    replicas = deployment.replicas
-    if deployment.disaggregated and replicas.prefill == 0:
-        message = (
-            "a disaggregated deployment needs a prefill engine; "
-            "set at least 1, or deployment.disaggregated: false"
-        )
-        yield Conflict(paths, message)
-    if not deployment.disaggregated and replicas.prefill > 0 and "prefill" in replicas.model_fields_set:
-        message = (
-            "a deployment that is not disaggregated has no prefill engines; "
-            "set 0 or leave it out (replicas.decode counts its engines)"
-        )
-        yield Conflict(paths, message)
-
-
-def _apiservers(manifest: Manifest) -> Iterator[Conflict]:
-    local, count = manifest.deployment.local, manifest.deployment.replicas.apiserver
-    replicas: Path = ("deployment", "replicas", "apiserver")
-    if local.single_process and count > 1:
-        message = "deployment.local.single_process has exactly one apiserver"
-        yield Conflict((replicas, ("deployment", "local", "single_process")), message)
-    last = local.port + count - 1
-    if local.separate_ports and local.port and last > 65535:
-        message = f"{count} apiservers need ports up to {last}, and 65535 is the last"
-        yield Conflict((("deployment", "local", "port"), replicas), message)
-
-
-def _metrics_page(manifest: Manifest) -> Iterator[Conflict]:
-    """In Kubernetes every pod has an address of its own."""
-    local, page = manifest.deployment.local, manifest.observability
-    apiservers = manifest.deployment.replicas.apiserver if local.separate_ports else 1
-    is_served = manifest.deployment.mode == "local" and page.metrics and page.port
-    if is_served and local.port and page.port in range(local.port, local.port + apiservers):
-        port: Path = ("deployment", "local", "port")
-        named: Path = ("observability", "port")
-        here, other = (named, port) if "port" in page.model_fields_set else (port, named)
-        message = (
-            f"{page.port} is taken by {path_text(other)}, too; set another one of them, or 0 for a free one"
-        )
-        yield Conflict((here, other), message)
-
-
-def _transports(manifest: Manifest) -> Iterator[Conflict]:
-    order = manifest.transfer.engine_order
-    for index, name in enumerate(order):
-        if order.index(name) < index:
-            path: Path = ("transfer", "engine_order")
-            yield Conflict(((*path, index), path), f"names {name} twice")
-
-
-def _kvmanagers(manifest: Manifest) -> Iterator[Conflict]:
-    deployment = manifest.deployment
-    if deployment.local.single_process and deployment.replicas.kvmanager > 1:
-        paths: tuple[Path, ...] = (
-            ("deployment", "replicas", "kvmanager"),
-            ("deployment", "local", "single_process"),
-        )
-        yield Conflict(paths, "deployment.local.single_process has exactly one kvmanager")
-
-
-def _routers(manifest: Manifest) -> Iterator[Conflict]:
-    state, deployment = manifest.state, manifest.deployment
-    count: Path = ("deployment", "replicas", "router")
-    if deployment.replicas.router > 1 and state.backend != "redis":
-        yield Conflict((count, ("state", "backend")), "several routers need state.backend: redis")
-    if deployment.replicas.router > 1 and deployment.local.single_process:
-        paths: tuple[Path, ...] = (count, ("deployment", "local", "single_process"))
-        yield Conflict(paths, "deployment.local.single_process has exactly one router")
-    if state.backend == "redis" and state.redis is None:
-        yield Conflict((("state", "backend"), ("state",)), "needs state.redis.url")
-    if state.redis is not None and state.backend != "redis":
-        yield Conflict((("state", "redis"), ("state", "backend")), "has no effect without backend: redis")
-    if state.redis is not None and ":" in _user_of(state.redis.url):
-        message = "has a password in it; set state.redis.password_env instead"
-        yield Conflict((("state", "redis", "url"),), message)
-
-
-def _user_of(url: str) -> str:
-    """With the password, if there is one."""
-    return url.partition("://")[2].rpartition("@")[0]
-
-
-def _response_store(manifest: Manifest) -> Iterator[Conflict]:
-    deployment = manifest.deployment
-    if not manifest.api.response_store.enabled or manifest.state.backend == "redis":
-        return
-    enabled: Path = ("api", "response_store", "enabled")
-    counts: list[tuple[int, Path]] = [
-        (deployment.replicas.apiserver, ("deployment", "replicas", "apiserver")),
-    ]
-    if deployment.mode == "k8s":
-        most = deployment.k8s.max_replicas.apiserver or 0
-        counts.append((most, ("deployment", "k8s", "max_replicas", "apiserver")))
-    for count, path in counts:
-        if count > 1:
-            message = f"{count} apiservers share what they keep in Redis: set state.backend: redis"
-            yield Conflict((enabled, path, ("state", "backend")), message)
-            return
-
-
-def _cores(manifest: Manifest) -> Iterator[Conflict]:
-    cores, paths = manifest.deployment.local.cores, (("deployment", "local", "cores"),)
-    if not cores:
-        yield Conflict(paths, "names no core")
-    twice = next((core for core in cores if cores.count(core) > 1), None) if cores != "auto" else None
-    if twice is not None:
-        yield Conflict(paths, f"names core {twice} twice")
-
-
-def _block_size(manifest: Manifest) -> Iterator[Conflict]:
-    size: Path = ("kv_cache", "block_size_tokens")
-    page: Path = ("kv_cache", "page_size_kb")
-    cache = manifest.kv_cache
-    values = {size: cache.block_size_tokens, page: cache.page_size_kb}
-    if manifest.engine.kind == "sim":
-        message = "the simulated engine has its own; set engine.sim.block_size_tokens"
-        for path in (path for path, value in values.items() if value is not None):
-            yield Conflict((path, ("engine", "kind")), message)
-    elif None not in values.values():
-        yield Conflict((size, page), "kv_cache.page_size_kb already sets the size of a block; keep one")
-
-
-def _batch(manifest: Manifest) -> Iterator[Conflict]:
-    engine, path = manifest.engine, ("engine", "max_batched_tokens")
-    if engine.max_batched_tokens is None:
-        return
-    got = f"got {engine.max_batched_tokens}"
-    if engine.max_batched_tokens < engine.max_decode_concurrency:
-        message = f"must be at least engine.max_decode_concurrency ({engine.max_decode_concurrency}), {got}"
-        yield Conflict((path, ("engine", "max_decode_concurrency")), message)
-    if not engine.chunked_prefill and engine.max_batched_tokens < (engine.max_model_len or 0):
-        message = (
-            "without chunked_prefill a prompt is computed in one step, so it must be at least "
-            f"engine.max_model_len ({engine.max_model_len}), {got}"
-        )
-        yield Conflict((path, ("engine", "chunked_prefill"), ("engine", "max_model_len")), message)
-
-
-def _long_prompts(manifest: Manifest) -> Iterator[Conflict]:
-    engine, path = manifest.engine, ("engine", "prefill_long_prompt_tokens")
-    if engine.prefill_long_prompt_tokens is None:
-        return
-    if not engine.chunked_prefill:
-        message = "needs chunked_prefill: otherwise every prompt is computed in one step"
-        yield Conflict((path, ("engine", "chunked_prefill")), message)
-    if engine.max_model_len is not None and engine.prefill_long_prompt_tokens > engine.max_model_len:
-        got = f"got {engine.prefill_long_prompt_tokens}"
-        message = f"must be at most engine.max_model_len ({engine.max_model_len}), {got}"
-        yield Conflict((path, ("engine", "max_model_len")), message)
-
-
-_TAKEN = {
+_LAST_PORT = 65535
+_RESERVED_VARIABLES = {
     "VLLM_API_KEY": "would lock all clients out: their keys are security.api_keys",
     "CUDA_VISIBLE_DEVICES": "is set for each engine: the GPUs are divided between them",
     "PYTHONHASHSEED": "would change the identity of KV blocks",
@@ -183,12 +22,152 @@ _TAKEN = {
 }
 
 
+def conflicts(manifest: Manifest) -> Iterator[Conflict]:
+    """Yields the conflicts of all rules."""
+    for rule in _RULES:
+        yield from rule(manifest)
+
+
+def _roles(manifest: Manifest) -> Iterator[Conflict]:
+    deployment, replicas = manifest.deployment, manifest.deployment.replicas
+    keys = ("deployment.replicas.prefill", "deployment.disaggregated")
+    if deployment.disaggregated and replicas.prefill == 0:
+        message = (
+            "a disaggregated deployment needs a prefill engine; "
+            "set at least 1, or deployment.disaggregated: false"
+        )
+        yield Conflict.at(message, *keys)
+    if not deployment.disaggregated and replicas.prefill > 0 and "prefill" in replicas.model_fields_set:
+        message = (
+            "a deployment that is not disaggregated has no prefill engines; "
+            "set 0 or leave it out (replicas.decode counts its engines)"
+        )
+        yield Conflict.at(message, *keys)
+
+
+def _single_process(manifest: Manifest) -> Iterator[Conflict]:
+    deployment, key = manifest.deployment, "deployment.local.single_process"
+    for role in ("apiserver", "kvmanager", "router"):
+        if deployment.local.single_process and getattr(deployment.replicas, role) > 1:
+            yield Conflict.at(f"{key} has exactly one {role}", f"deployment.replicas.{role}", key)
+
+
+def _http_ports(manifest: Manifest) -> Iterator[Conflict]:
+    local, count = manifest.deployment.local, manifest.deployment.replicas.apiserver
+    last = local.port + count - 1
+    if local.separate_ports and local.port and last > _LAST_PORT:
+        message = f"{count} apiservers need ports up to {last}, and {_LAST_PORT} is the last"
+        yield Conflict.at(message, "deployment.local.port", "deployment.replicas.apiserver")
+
+
+def _metrics_page(manifest: Manifest) -> Iterator[Conflict]:
+    """In Kubernetes every pod has an address of its own, so nothing collides there."""
+    local, page = manifest.deployment.local, manifest.observability
+    apiservers = manifest.deployment.replicas.apiserver if local.separate_ports else 1
+    is_served = manifest.deployment.mode == "local" and page.metrics and page.port
+    if is_served and local.port and page.port in range(local.port, local.port + apiservers):
+        http, metrics = "deployment.local.port", "observability.port"
+        here, other = (metrics, http) if "port" in page.model_fields_set else (http, metrics)
+        message = f"{page.port} is taken by {other}, too; set another one of them, or 0 for a free one"
+        yield Conflict.at(message, here, other)
+
+
+def _transports(manifest: Manifest) -> Iterator[Conflict]:
+    yield from _twice(("transfer", "engine_order"), manifest.transfer.engine_order, "{}")
+
+
+def _twice(path: Path, names: Sequence[str], words: str) -> Iterator[Conflict]:
+    """Yields the items of a list that repeat an earlier one. words: how messages write an item."""
+    for index, name in enumerate(names):
+        first = names.index(name)
+        if first < index:
+            yield Conflict(((*path, index), (*path, first)), f"names {words.format(name)} twice")
+
+
+def _shared_state(manifest: Manifest) -> Iterator[Conflict]:
+    state, count = manifest.state, manifest.deployment.replicas.router
+    if count > 1 and state.backend != "redis":
+        message = "several routers need state.backend: redis"
+        yield Conflict.at(message, "deployment.replicas.router", "state.backend")
+    if state.backend == "redis" and state.redis is None:
+        yield Conflict.at("needs state.redis.url", "state.backend", "state")
+    if state.redis is not None and state.backend != "redis":
+        yield Conflict.at("has no effect without backend: redis", "state.redis", "state.backend")
+    if state.redis is not None and ":" in _user_of(state.redis.url):
+        yield Conflict.at("has a password in it; set state.redis.password_env instead", "state.redis.url")
+
+
+def _user_of(url: str) -> str:
+    """Returns the user of a URL, with the password if there is one."""
+    return url.partition("://")[2].rpartition("@")[0]
+
+
+def _response_store(manifest: Manifest) -> Iterator[Conflict]:
+    deployment = manifest.deployment
+    if not manifest.api.response_store.enabled or manifest.state.backend == "redis":
+        return
+    counts = {"deployment.replicas.apiserver": deployment.replicas.apiserver}
+    if deployment.mode == "k8s":
+        counts["deployment.k8s.max_replicas.apiserver"] = deployment.k8s.max_replicas.apiserver or 0
+    key, count = next(((key, count) for key, count in counts.items() if count > 1), ("", 0))
+    if key:
+        message = f"{count} apiservers share what they keep in Redis: set state.backend: redis"
+        yield Conflict.at(message, "api.response_store.enabled", key, "state.backend")
+
+
+def _cores(manifest: Manifest) -> Iterator[Conflict]:
+    cores, key = manifest.deployment.local.cores, "deployment.local.cores"
+    if not cores:
+        yield Conflict.at("names no core", key)
+    twice = next((core for core in cores if cores.count(core) > 1), None) if cores != "auto" else None
+    if twice is not None:
+        yield Conflict.at(f"names core {twice} twice", key)
+
+
+def _block_size(manifest: Manifest) -> Iterator[Conflict]:
+    size, page, cache = "kv_cache.block_size_tokens", "kv_cache.page_size_kb", manifest.kv_cache
+    values = {size: cache.block_size_tokens, page: cache.page_size_kb}
+    if manifest.engine.kind == "sim":
+        message = "the simulated engine has its own; set engine.sim.block_size_tokens"
+        for key in (key for key, value in values.items() if value is not None):
+            yield Conflict.at(message, key, "engine.kind")
+    elif None not in values.values():
+        yield Conflict.at("kv_cache.page_size_kb already sets the size of a block; keep one", size, page)
+
+
+def _batch(manifest: Manifest) -> Iterator[Conflict]:
+    engine, key = manifest.engine, "engine.max_batched_tokens"
+    if engine.max_batched_tokens is None:
+        return
+    got = f"got {engine.max_batched_tokens}"
+    if engine.max_batched_tokens < engine.max_decode_concurrency:
+        message = f"must be at least engine.max_decode_concurrency ({engine.max_decode_concurrency}), {got}"
+        yield Conflict.at(message, key, "engine.max_decode_concurrency")
+    if not engine.chunked_prefill and engine.max_batched_tokens < (engine.max_model_len or 0):
+        message = (
+            "without chunked_prefill a prompt is computed in one step, so it must be at least "
+            f"engine.max_model_len ({engine.max_model_len}), {got}"
+        )
+        yield Conflict.at(message, key, "engine.chunked_prefill", "engine.max_model_len")
+
+
+def _long_prompts(manifest: Manifest) -> Iterator[Conflict]:
+    engine, key = manifest.engine, "engine.prefill_long_prompt_tokens"
+    tokens, longest = engine.prefill_long_prompt_tokens, engine.max_model_len
+    if tokens is not None and not engine.chunked_prefill:
+        message = "needs chunked_prefill: otherwise every prompt is computed in one step"
+        yield Conflict.at(message, key, "engine.chunked_prefill")
+    if tokens is not None and longest is not None and tokens > longest:
+        message = f"must be at most engine.max_model_len ({longest}), got {tokens}"
+        yield Conflict.at(message, key, "engine.max_model_len")
+
+
 def _engine_env(manifest: Manifest) -> Iterator[Conflict]:
     names = [one.name for one in manifest.engine.env]
     for index, name in enumerate(names):
         path: Path = ("engine", "env", index)
-        if name in _TAKEN:
-            yield Conflict((path,), f"{name} {_TAKEN[name]}")
+        if name in _RESERVED_VARIABLES:
+            yield Conflict((path,), f"{name} {_RESERVED_VARIABLES[name]}")
         elif name.startswith("LLMSERVE_"):
             yield Conflict((path,), f"{name} is for LLMServe itself, which the manifest configures")
         elif names.index(name) < index:
@@ -198,18 +177,15 @@ def _engine_env(manifest: Manifest) -> Iterator[Conflict]:
 def _heartbeat(manifest: Manifest) -> Iterator[Conflict]:
     scheduling = manifest.scheduling
     beat, expiry = scheduling.worker_heartbeat_seconds, scheduling.worker_expiry_seconds
-    paths: tuple[Path, Path] = (
-        ("scheduling", "worker_expiry_seconds"),
-        ("scheduling", "worker_heartbeat_seconds"),
-    )
+    keys = ("scheduling.worker_expiry_seconds", "scheduling.worker_heartbeat_seconds")
     if expiry > beat:
         return
     if "worker_expiry_seconds" in scheduling.model_fields_set:
         message = f"must be more than worker_heartbeat_seconds ({number(beat)}), got {number(expiry)}"
-        yield Conflict(paths, message)
+        yield Conflict.at(message, *keys)
     else:
         message = f"must be less than worker_expiry_seconds ({number(expiry)}), got {number(beat)}"
-        yield Conflict(paths[::-1], message)
+        yield Conflict.at(message, *reversed(keys))
 
 
 def _api_keys(manifest: Manifest) -> Iterator[Conflict]:
@@ -217,47 +193,38 @@ def _api_keys(manifest: Manifest) -> Iterator[Conflict]:
     keys = manifest.security.api_keys
     for index, api_key in enumerate(keys):
         path: Path = ("security", "api_keys", index)
-        secret = _secret(api_key)
-        if secret is None:
-            both = api_key.key is not None
-            yield Conflict((path,), _BOTH_KEYS if both else _NO_KEY)
-        elif secret in first:
-            same = first[secret]
-            message = f"is the same key as security.api_keys[{same}], of tenant '{keys[same].tenant}'"
-            yield Conflict((path, ("security", "api_keys", same)), message)
-        else:
-            first[secret] = index
+        secrets = _secrets(api_key)
+        if len(secrets) != 1:
+            how = "has both key and key_env; keep one" if secrets else "has no key; set key or key_env"
+            yield Conflict((path,), how)
+            continue
+        same = first.setdefault(secrets[0], index)
+        if same != index:
+            other: Path = ("security", "api_keys", same)
+            message = f"is the same key as {path_text(other)}, of tenant '{keys[same].tenant}'"
+            yield Conflict((path, other), message)
 
 
-_BOTH_KEYS = "has both key and key_env; keep one"
-_NO_KEY = "has no key; set key or key_env"
+def _secrets(api_key: ApiKey) -> list[tuple[str, str]]:
+    """Returns the ways in which the key is given, each with its value."""
+    return [(way, value) for way in ("key", "key_env") if (value := getattr(api_key, way)) is not None]
 
 
 def _tenants(manifest: Manifest) -> Iterator[Conflict]:
-    named: tuple[tuple[Path, Sequence[str]], ...] = (
-        (("budgets", "tenants"), [one.tenant for one in manifest.budgets.tenants]),
-        (("scheduling", "weights"), [one.tenant for one in manifest.scheduling.weights]),
-    )
-    for path, tenants in named:
-        for index, tenant in enumerate(tenants):
-            first = tenants.index(tenant)
-            if first < index:
-                yield Conflict(((*path, index), (*path, first)), f"names tenant '{tenant}' twice")
-
-
-def _secret(api_key: ApiKey) -> tuple[str, str] | None:
-    """What the key is, and in which sense; None when it is not said in exactly one way."""
-    ways = [(way, value) for way in ("key", "key_env") if (value := getattr(api_key, way)) is not None]
-    return ways[0] if len(ways) == 1 else None
+    for path, items in (
+        (("budgets", "tenants"), manifest.budgets.tenants),
+        (("scheduling", "weights"), manifest.scheduling.weights),
+    ):
+        yield from _twice(path, [one.tenant for one in items], "tenant '{}'")
 
 
 _RULES = (
     _roles,
-    _apiservers,
+    _single_process,
+    _http_ports,
     _metrics_page,
     _transports,
-    _kvmanagers,
-    _routers,
+    _shared_state,
     _response_store,
     _cores,
     _block_size,

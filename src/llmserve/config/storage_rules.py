@@ -1,4 +1,4 @@
-"""Storage classes that cannot be. Pure; part of `rules`."""
+"""Rules for storage classes. Pure; part of `rules`."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,7 +8,7 @@ from llmserve.config.schema import Manifest, StorageClass
 _CLASSES = "storageClasses"
 _URLS = ("s3://", "gs://", "az://", "file:///")
 _S3 = ("endpoint", "region")
-# What says nothing about a class of this tier, and why.
+# The keys that have no effect in a class of this tier, and why.
 _REFUSED: Mapping[str, Mapping[str, str]] = {
     "dram": {
         "location": "a dram class is in memory",
@@ -23,7 +23,7 @@ _REFUSED: Mapping[str, Mapping[str, str]] = {
 
 
 def storage_classes(manifest: Manifest) -> Iterator[Conflict]:
-    """Of all classes together, and of each."""
+    """Checks all classes together, and each alone."""
     classes = manifest.storageClasses
     yield from _counts(classes)
     yield from _twice(classes, "name")
@@ -33,7 +33,7 @@ def storage_classes(manifest: Manifest) -> Iterator[Conflict]:
 
 
 def needs_storage(manifest: Manifest) -> Iterator[Conflict]:
-    """What would be kept nowhere."""
+    """Refuses settings of stored blocks when no class could store any."""
     if manifest.storageClasses:
         return
     cache, keys = manifest.kv_cache, manifest.security.api_keys
@@ -48,7 +48,7 @@ def needs_storage(manifest: Manifest) -> Iterator[Conflict]:
 
 
 def quotas(manifest: Manifest) -> Iterator[Conflict]:
-    """A tenant with several keys has one quota."""
+    """Refuses different quotas at several keys of one tenant."""
     first: dict[str, tuple[int, float]] = {}
     for index, key in enumerate(manifest.security.api_keys):
         if key.kv_quota_gb is None:

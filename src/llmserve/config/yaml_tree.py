@@ -1,6 +1,6 @@
-"""YAML text as plain data plus the line of every key, with the mistakes YAML itself does not mind.
+"""Reads YAML as plain data with the line of every key, and finds mistakes that YAML itself accepts.
 
-Anchors and merge keys work; a merged key has the line where it is written.
+Anchors and merge keys work; a merged key has the line on which it is written.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,17 +9,17 @@ from typing import Any
 
 import yaml
 
-Path = tuple[str | int, ...]
+from llmserve.config.conflict import Path
 
 MAX_VALUES = 20_000
-"""More than any manifest has, and reached at once by aliases that multiply."""
+"""No manifest has as many values, and aliases that multiply reach the limit at once."""
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """line counts from 1. An empty path means the file as a whole."""
+class ManifestProblem:
+    """line: counts from 1. path: empty for the file as a whole."""
 
     line: int
     path: Path
@@ -28,26 +28,26 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """data is what the YAML says, without what the problems are about. lines has every key and
-    list item, and () for the document."""
+    """data: the values without those that have a problem. lines: the line of every key and list item, and of
+    the document at ()."""
 
     data: Any = None
     lines: Mapping[Path, int] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[ManifestProblem, ...] = ()
 
     def line(self, path: Path) -> int:
-        """Of the path, or of the nearest that is in the file."""
+        """Returns the line of the path, or of the nearest path that is in the file."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
 
 
 def read_document(text: str) -> Document:
-    """Never raises: what is wrong stands in `problems`."""
+    """Reads YAML. Never raises: mistakes are in `problems`."""
     try:
         return _read_document(text)
     except RecursionError:
-        return Document(problems=(Problem(1, (), "not YAML: nested too deeply"),))
+        return Document(problems=(ManifestProblem(1, (), "not YAML: nested too deeply"),))
 
 
 def _read_document(text: str) -> Document:
@@ -64,19 +64,19 @@ def _read_document(text: str) -> Document:
 
 
 class _Refused(Exception):
-    """The value is left out of the data; its problem is noted."""
+    """A value has a noted problem and is left out of the data."""
 
 
 class _Reader:
-    """Turns nodes into data. One use."""
+    """Turns the nodes of one document into data."""
 
     def __init__(self, loader: yaml.SafeLoader) -> None:
         self._loader = loader
-        self._open: list[yaml.Node] = []  # the way down to where we are
+        self._open: list[yaml.Node] = []  # the nodes from the root to the current one
         self._prepared: set[int] = set()
         self._values = 0
         self.lines: dict[Path, int] = {}
-        self.problems: list[Problem] = []
+        self.problems: list[ManifestProblem] = []
 
     def read(self, node: yaml.Node, path: Path) -> Any:
         try:
@@ -124,7 +124,7 @@ class _Reader:
         return data
 
     def _prepare(self, node: yaml.MappingNode, path: Path) -> None:
-        """Once per node, which flattening changes: an alias visits it again."""
+        """Flattens merge keys once per node: flattening changes the node, and an alias visits it again."""
         if id(node) in self._prepared:
             return
         self._prepared.add(id(node))
@@ -141,7 +141,7 @@ class _Reader:
                 continue
             if key_node.value in first:
                 message = f"the key is here twice, first in line {first[key_node.value]}"
-                self.problems.append(Problem(_line(key_node), (*path, key_node.value), message))
+                self.problems.append(ManifestProblem(_line(key_node), (*path, key_node.value), message))
             first.setdefault(key_node.value, _line(key_node))
 
     def _key(self, node: yaml.Node, path: Path) -> str:
@@ -152,7 +152,7 @@ class _Reader:
         return str(node.value)
 
     def _refuse(self, node: yaml.Node, path: Path, message: str) -> _Refused:
-        self.problems.append(Problem(self.lines.get(path, _line(node)), path, message))
+        self.problems.append(ManifestProblem(self.lines.get(path, _line(node)), path, message))
         return _Refused()
 
 
@@ -165,10 +165,10 @@ def _first_line(error: Exception) -> str:
     return str(text).split("\n", 1)[0]
 
 
-def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
+def _syntax_problem(error: yaml.YAMLError, text: str) -> ManifestProblem:
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1
-        return Problem(line, (), f"not YAML: {error.reason}")
+        return ManifestProblem(line, (), f"not YAML: {error.reason}")
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line = mark.line + 1 if mark is not None else 1
-    return Problem(line, (), f"not YAML: {_first_line(error)}")
+    return ManifestProblem(line, (), f"not YAML: {_first_line(error)}")

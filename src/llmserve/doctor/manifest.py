@@ -1,19 +1,19 @@
-"""Whether `llmserve up` would succeed with a manifest, as far as can be seen without starting it."""
+"""Checks whether `llmserve up` would succeed with a manifest, as far as can be seen without starting it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from llmserve.config.cores import ranges
 from llmserve.config.environment import note as environment_note
 from llmserve.config.load import load_manifest
 from llmserve.config.plan import LocalPlan, ProcessSpec
+from llmserve.config.plan_types import ranges
 from llmserve.config.schema import Manifest, ModelSpec
 from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound, StartFailed
 from llmserve.doctor.finding import Finding, note, ok, problem, warning
 from llmserve.doctor.host import GIB, size
-from llmserve.models.survey import Stage, Survey, survey
+from llmserve.models.resolve import PreparationStage, Survey, survey
 from llmserve.runner.processes import Family, members
 from llmserve.runner.state import ClusterState, read_state
 
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Checked(Generic[_T]):
-    """thing: what the next checks need; None when it is not to be had, as the finding says."""
+    """thing: what the next checks need; None when there is none, as the finding says."""
 
     finding: Finding
     thing: _T | None = None
@@ -49,7 +49,7 @@ def start(refused: Sequence[str]) -> Finding:
 
 
 def engines(manifest: Manifest, plan: Callable[[Manifest], LocalPlan]) -> Checked[LocalPlan]:
-    """plan: plan_here."""
+    """plan: `plan_here`."""
     try:
         planned = plan(manifest)
     except LLMServeError as error:
@@ -70,7 +70,7 @@ def _share(worker: ProcessSpec) -> str:
 
 
 def ports(addresses: Sequence[str], check_free: Callable[[Sequence[str]], None]) -> Finding:
-    """addresses: HOST:PORT of the HTTP API. check_free: runner.machine's."""
+    """addresses: HOST:PORT of the HTTP API. check_free: that of runner.machine."""
     try:
         check_free(addresses)
     except StartFailed as error:
@@ -79,8 +79,9 @@ def ports(addresses: Sequence[str], check_free: Callable[[Sequence[str]], None])
 
 
 _STILL_TO_DO = {
-    Stage.TO_CONVERT: "`llmserve up` does that once, which takes seconds to minutes.",
-    Stage.TO_DOWNLOAD: "`llmserve up` does that; it needs the network, and HF_TOKEN for a gated model.",
+    PreparationStage.TO_CONVERT: "`llmserve up` does that once, which takes seconds to minutes.",
+    PreparationStage.TO_DOWNLOAD: "`llmserve up` does that; it needs the network, and HF_TOKEN for a gated "
+    "model.",
 }
 
 
@@ -90,14 +91,14 @@ def model(spec: ModelSpec) -> Checked[Survey]:
     except ModelNotFound as error:
         return Checked(problem("model", "not found", error.message))
     figures = {"weight_bytes": seen.weight_bytes}
-    if seen.stage is Stage.READY:
+    if seen.stage is PreparationStage.READY:
         return Checked(ok("model", f"{spec.served_name}, ready, {size(seen.weight_bytes)}", **figures), seen)
     value = f"{spec.served_name}, {seen.stage} from {seen.place}"
     return Checked(note("model", value, _STILL_TO_DO[seen.stage], **figures), seen)
 
 
 def engine_memory(manifest: Manifest, weight_bytes: int, available_bytes: float) -> Finding:
-    """Of engines on the CPU."""
+    """For engines on the CPU."""
     replicas, ranks = manifest.deployment.replicas, manifest.engine.tensor_parallel
     count = replicas.decode + (replicas.prefill if manifest.deployment.disaggregated else 0)
     each = _ENGINE_BYTES + weight_bytes + manifest.kv_cache.memory_gb * GIB * ranks
@@ -120,7 +121,7 @@ def environment(ignored: Sequence[str]) -> Finding:
 
 
 def run_directory(run_dir: Path, living: Callable[[ClusterState], set[int]]) -> Finding:
-    """living: processes of a cluster, `processes_of`."""
+    """living: returns the pids of a cluster's processes, `processes_of`."""
     try:
         state = read_state(run_dir)
     except LLMServeError as error:
@@ -138,4 +139,4 @@ def run_directory(run_dir: Path, living: Callable[[ClusterState], set[int]]) -> 
 
 
 def processes_of(state: ClusterState) -> set[int]:
-    return members(Family(f"{state.cluster_id}/", frozenset()))
+    return members(Family(f"{state.cluster_id}/"))

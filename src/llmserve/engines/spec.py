@@ -12,7 +12,7 @@ from llmserve.transfer.engine.choice import TransferPolicy
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """epoch: larger with each start of the worker. model_identity: names the model by its contents
-    (models/identity.py), as model_name does for clients. model_dir: a prepared model directory; None: a
+    (models/directory.py), as model_name does for clients. model_dir: a prepared model directory; None: a
     simulated engine needs none. handover_host: the address that peers reach this host by.
     kv_io_bytes_per_second: this engine's share of budgets.max_kv_io_gbps; None: no limit. kv_store: host:port
     of each KV manager that keeps blocks, always in the same order; none: no block is kept."""

@@ -1,22 +1,115 @@
-"""Makes the cluster what was planned, and takes it away again. Says what was done when it cannot be all."""
+"""What applying a manifest would change, by the server's own answer to a dry run, and the change itself."""
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
 from llmserve.core.errors import LLMServeError
-from llmserve.k8s.api import KubeApi
-from llmserve.k8s.changes import Action, Change, found, title
-from llmserve.k8s.render.names import Object
+from llmserve.k8s.api import MADE, KubeApi, Refused
+from llmserve.k8s.render.objects import Object, selector, to_yaml
+
+# Set by the server, or by controllers after it.
+_OF_THE_SERVER = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
+
+
+class Action(StrEnum):
+    CREATE = "create"
+    UPDATE = "update"
+    KEEP = "keep"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """wanted: the object as rendered; None deletes it. before, after: the object on the server; None when
+    there is none."""
+
+    name: str
+    wanted: Object | None
+    before: Object | None
+    after: Object | None
+
+    @property
+    def action(self) -> Action:
+        if self.after is None:
+            return Action.DELETE
+        if self.before is None:
+            return Action.CREATE
+        return Action.KEEP if _own(self.before) == _own(self.after) else Action.UPDATE
+
+
+class NothingApplied(LLMServeError):
+    """The server refused some objects in the dry run, so nothing was applied."""
+
+
+def plan_changes(api: KubeApi, objects: Sequence[Object], cluster: str, *, force: bool) -> list[Change]:
+    """Plans the changes in the order to make them, deletions last, by dry runs. Errors: NothingApplied with
+    everything that the server refuses, in its words."""
+    changes, refused = list[Change](), list[str]()
+    for one in objects:
+        try:
+            changes.append(Change(title(one), one, api.get(one), api.apply(one, dry_run=True, force=force)))
+        except Refused as error:
+            refused.append(f"{title(one)}: {error.message}")
+    if refused:
+        raise NothingApplied("\n".join(["the server refuses (nothing was applied):", *refused]))
+    return [*changes, *_leftovers(api, objects, cluster)]
+
+
+def plan_new(objects: Iterable[Object]) -> list[Change]:
+    """Plans the changes for a namespace that does not exist yet: everything is created, and nothing can be
+    tried before."""
+    return [Change(title(one), one, None, one) for one in objects]
+
+
+def found(api: KubeApi, cluster: str) -> list[Object]:
+    """All objects of a cluster; the one that was made last comes first."""
+    made = [one for api_version, kind in MADE for one in api.list(api_version, kind, selector(cluster))]
+    return made[::-1]
+
+
+def _leftovers(api: KubeApi, objects: Sequence[Object], cluster: str) -> Iterator[Change]:
+    """Yields deletions for objects of an earlier manifest, such as a role or an autoscaler that is gone from
+    this one."""
+    wanted = {title(one) for one in objects}
+    for one in found(api, cluster):
+        if title(one) not in wanted:
+            yield Change(title(one), None, one, None)
+
+
+def title(one: Object) -> str:
+    return f"{one['kind']} {one['metadata']['name']}"
+
+
+def diff(change: Change) -> Iterator[str]:
+    """The lines of a unified diff between the YAML of the object as it is and as it will be."""
+    before, after = (_lines(one) for one in (change.before, change.after))
+    yield from difflib.unified_diff(
+        before, after, f"{change.name} (now)", f"{change.name} (then)", lineterm=""
+    )
+
+
+def _lines(one: Object | None) -> list[str]:
+    return [] if one is None else to_yaml(_own(one)).splitlines()
+
+
+def _own(one: Object) -> Object:
+    metadata = {key: value for key, value in one["metadata"].items() if key not in _OF_THE_SERVER}
+    return {key: value for key, value in one.items() if key != "status"} | {"metadata": metadata}
+
 
 Say = Callable[[str], None]
 _DONE = {Action.CREATE: "created", Action.UPDATE: "changed", Action.DELETE: "deleted"}
 
 
 class HalfDone(LLMServeError):
-    """It stopped on the way. The message has the reason, what was done and what was not."""
+    """The work stopped on the way. The message has the reason, what was done and what was not."""
 
 
 def apply_changes(api: KubeApi, changes: Sequence[Change], say: Say, *, force: bool) -> None:
-    """One after the other; what is as it should be is left alone. Errors: HalfDone."""
+    """Applies the changes one after the other; objects that are right already are left alone. Errors:
+    HalfDone."""
     todo = [change for change in changes if change.action is not Action.KEEP]
     for index, change in enumerate(todo):
         try:
@@ -35,8 +128,8 @@ def _act(api: KubeApi, change: Change, force: bool) -> None:
 
 
 def delete_all(api: KubeApi, cluster: str, say: Say) -> list[Object]:
-    """All objects of a cluster, what was made last first; returns them. Volumes and the namespace stay.
-    Errors: HalfDone; LLMServeError when they cannot be listed."""
+    """Deletes all objects of a cluster, in the reverse order of their making, and returns them. Volumes and
+    the namespace stay. Errors: HalfDone; LLMServeError when they cannot be listed."""
     objects = found(api, cluster)
     for index, one in enumerate(objects):
         try:

@@ -1,10 +1,12 @@
-"""How the workloads of a cluster are. `snapshot` asks; the rest is pure."""
+"""How the workloads of a cluster are, and waiting until they are as they should be."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from llmserve.core.errors import DeadlineExceeded, StartFailed, Unavailable
 from llmserve.k8s.api import KubeApi
-from llmserve.k8s.render.names import COMPONENT_LABEL, Object, pod_selector, selector
+from llmserve.k8s.render.objects import COMPONENT_LABEL, Object, pod_selector, selector
 
 # Reasons of a container that waits for nothing but time.
 _PATIENT = frozenset({"ContainerCreating", "PodInitializing"})
@@ -12,8 +14,9 @@ _PATIENT = frozenset({"ContainerCreating", "PodInitializing"})
 
 @dataclass(frozen=True, slots=True)
 class WorkloadStatus:
-    """Numbers of pods. updated: of the present template. done: all wanted ones are there, updated, ready,
-    and no old ones. troubles: what keeps pods from it, in its words. most: of its autoscaler."""
+    """wanted, updated, ready: numbers of pods; updated ones have the present template. done: all wanted pods
+    are updated and ready, and no old ones are left. problems: what keeps pods from that, in their own words.
+    most: the autoscaler's limit."""
 
     name: str
     role: str
@@ -22,15 +25,15 @@ class WorkloadStatus:
     ready: int
     restarts: int
     done: bool
-    troubles: tuple[str, ...]
+    problems: tuple[str, ...]
     most: int | None = None
 
     @property
     def words(self) -> str:
-        """In one line."""
+        """The state in one line."""
         old = "" if self.updated >= self.wanted else f", {self.updated} updated"
         state = f"{self.ready}/{self.wanted} ready{old}"
-        return f"{state}: {'; '.join(self.troubles)}" if self.troubles else state
+        return f"{state}: {'; '.join(self.problems)}" if self.problems else state
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class K8sSnapshot:
 
 
 def snapshot(api: KubeApi, cluster: str) -> K8sSnapshot:
-    """Errors: Refused, Unavailable."""
+    """Asks the server for the state of a cluster. Errors: Refused, Unavailable."""
     found = selector(cluster)
     workloads = [
         *api.list("apps/v1", "StatefulSet", found),
@@ -81,13 +84,13 @@ def _status(workload: Object, role: str, pods: Sequence[Object], most: int | Non
         ready=ready,
         restarts=sum(one.get("restartCount", 0) for pod in pods for one in _containers(pod)),
         done=current and updated >= wanted and ready >= wanted and int(status.get("replicas", 0)) <= wanted,
-        troubles=tuple(dict.fromkeys([*_given_up(workload), *_troubles(pods)])),
+        problems=tuple(dict.fromkeys([*_given_up(workload), *_pod_problems(pods)])),
         most=most,
     )
 
 
 def _updated(workload: Object) -> int:
-    """A StatefulSet whose update is through counts none as updated."""
+    """The number of updated pods. A StatefulSet whose update is over reports none of them as updated."""
     status = workload.get("status", {})
     is_through = "updateRevision" in status and status.get("currentRevision") == status["updateRevision"]
     return int(status.get("replicas" if is_through else "updatedReplicas", 0))
@@ -100,7 +103,7 @@ def _given_up(workload: Object) -> Iterator[str]:
             yield str(one.get("message") or one.get("reason") or one["type"])
 
 
-def _troubles(pods: Iterable[Object]) -> Iterator[str]:
+def _pod_problems(pods: Iterable[Object]) -> Iterator[str]:
     for pod in pods:
         for reason in (*_unscheduled(pod), *_waiting(pod)):
             yield f"{pod['metadata']['name']}: {reason}"
@@ -123,3 +126,55 @@ def _waiting(pod: Object) -> Iterator[str]:
 def _containers(pod: Object) -> list[Object]:
     status = pod.get("status", {})
     return [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
+
+
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """The real time, unless a test has its own. now: monotonic seconds."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+def wait_ready(
+    api: KubeApi, cluster: str, timeout_seconds: float, say: Callable[[str], None], clock: Time
+) -> None:
+    """Waits until all workloads are ready and reports each change of each one; asks again when the server is
+    away. Errors: StartFailed with what is missing when the time is over."""
+    deadline, shown = clock.now() + timeout_seconds, dict[str, str]()
+    while True:
+        problems: tuple[str, ...]
+        try:
+            now = snapshot(api, cluster)
+            problems = now.problems
+            words = {one.name: one.words for one in now.workloads}
+        except Unavailable as error:
+            problems, words = (error.message,), {}
+        for name, text in words.items():
+            if shown.get(name) != text:
+                say(f"{name}: {text}")
+        shown |= words
+        if not problems:
+            return
+        if clock.now() >= deadline:
+            missing = "\n".join(problems)
+            raise StartFailed(f"not ready after {timeout_seconds:.0f} s; it goes on trying:\n{missing}")
+        clock.sleep(_LOOK_SECONDS)
+
+
+def wait_gone(
+    api: KubeApi, cluster: str, timeout_seconds: float, say: Callable[[str], None], clock: Time
+) -> None:
+    """Waits until no pod of the cluster is left. Errors: DeadlineExceeded."""
+    deadline, shown = clock.now() + timeout_seconds, -1
+    while pods := api.list("v1", "Pod", pod_selector(cluster)):
+        if len(pods) != shown:
+            shown = len(pods)
+            say(f"{shown} pods finish what they do")
+        if clock.now() >= deadline:
+            names = ", ".join(pod["metadata"]["name"] for pod in pods)
+            raise DeadlineExceeded(f"still there after {timeout_seconds:.0f} s: {names}")
+        clock.sleep(_LOOK_SECONDS)

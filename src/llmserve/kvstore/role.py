@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry
 
 from llmserve.core.clock import SystemClock
-from llmserve.kvstore.directory import Holder, KvTier
-from llmserve.kvstore.manager import KVManager
-from llmserve.kvstore.pool.serving import PoolServer
+from llmserve.kvstore.directory.directory import Holder, KvTier
+from llmserve.kvstore.directory.manager import KVManager
+from llmserve.kvstore.directory.tier_feed import TierFeed
+from llmserve.kvstore.dram.serving import PoolServer
 from llmserve.kvstore.service import KVManagerService
 from llmserve.kvstore.store.admin import AnyTier
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.store.store import LEASE_SECONDS
 from llmserve.kvstore.store_admin_calls import StoreAdminCalls
 from llmserve.kvstore.store_calls import StoreCalls
-from llmserve.kvstore.tier_feed import TierFeed
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.registry import MetricsServer
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc

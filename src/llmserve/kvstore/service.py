@@ -10,11 +10,11 @@ import grpc.aio
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import BlockHash, LeaseId
 from llmserve.core.lease import LeaseChange, LeaseState
-from llmserve.kvstore.directory import BlockReport, Holder
-from llmserve.kvstore.manager import Connection, KVManager
+from llmserve.kvstore.directory.directory import BlockReport, Holder
+from llmserve.kvstore.directory.manager import KVManager, ReportStream
+from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.kvstore.store_admin_calls import StoreAdminCalls, encode_tier
 from llmserve.kvstore.store_calls import StoreCalls
-from llmserve.kvstore.watcher import DirectoryUpdate
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
     async def Report(  # noqa: N802 - the name in the proto
         self, request_iterator: AsyncIterator[kvmanager_pb2.KvReport], context: _Context
     ) -> AsyncIterator[kvmanager_pb2.KvReportAck]:
-        connection, worker_id = Connection(), ""
+        connection, worker_id = ReportStream(), ""
         # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
         context.add_done_callback(lambda _: self._manager.disconnect(connection))  # type: ignore[arg-type]
         try:
@@ -131,7 +131,7 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
     def ImportBlocks(  # noqa: N802
         self, request_iterator: AsyncIterator[kvmanager_pb2.ImportPiece], context: _Context
     ) -> AsyncIterator[kvmanager_pb2.ImportProgress]:
-        return self._admin.take_in(request_iterator)
+        return self._admin.import_blocks(request_iterator)
 
     async def Watch(  # noqa: N802
         self, request: kvmanager_pb2.WatchRequest, context: _Context
@@ -182,7 +182,7 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
             read.cancel()
 
     def _report(
-        self, connection: Connection, worker_id: str, report: kvmanager_pb2.KvReport
+        self, connection: ReportStream, worker_id: str, report: kvmanager_pb2.KvReport
     ) -> kvmanager_pb2.KvReportAck:
         if not report.worker_id or report.worker_id != worker_id:
             raise InvalidRequest("every report of a stream names the same worker")

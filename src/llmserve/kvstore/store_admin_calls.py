@@ -7,13 +7,13 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import FormatUnknown, InvalidRequest, NotFound
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.stats import StoreStats, TierStats
+from llmserve.kvstore.blocks import StoredBlock
 from llmserve.kvstore.formats import BlockShape
-from llmserve.kvstore.store.admin import BlockFilter, Listed, StoreAdmin
+from llmserve.kvstore.store.admin import BlockFilter, BlockListing, StoreAdmin
 from llmserve.kvstore.store.build import BuiltStore
-from llmserve.kvstore.store.carrying import Carried, Export, Import
-from llmserve.kvstore.store.checking import verify
+from llmserve.kvstore.store.export_import import Export, ExportedBlock, Import
 from llmserve.kvstore.store.stats import stats_of
-from llmserve.kvstore.store.words import StoredBlock
+from llmserve.kvstore.store.verify import verify
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 PIECE_BYTES = 1 << 20
@@ -73,7 +73,7 @@ class StoreAdminCalls:
             for piece in _pieces(block):
                 yield piece
 
-    async def take_in(self, pieces: AsyncIterator[pb.ImportPiece]) -> AsyncIterator[pb.ImportProgress]:
+    async def import_blocks(self, pieces: AsyncIterator[pb.ImportPiece]) -> AsyncIterator[pb.ImportProgress]:
         """Errors: InvalidRequest for bytes that are not what their record says; what came before it is
         stored."""
         admin, built = self._store()
@@ -111,7 +111,7 @@ def _filter(message: pb.BlockFilter) -> BlockFilter:
     return BlockFilter(message.tier, tenant, message.hash_prefix.lower())
 
 
-def _listed(block: Listed) -> pb.ListedBlock:
+def _listed(block: BlockListing) -> pb.ListedBlock:
     places = [
         pb.BlockPlace(
             tier=place.tier,
@@ -155,7 +155,7 @@ def encode_tier(tier: TierStats) -> pb.TierStatus:
 # -- blocks in pieces
 
 
-def _pieces(carried: Carried) -> Iterator[pb.BlockPiece]:
+def _pieces(carried: ExportedBlock) -> Iterator[pb.BlockPiece]:
     block = carried.block
     parts = [
         pb.BlockPart(length_bytes=size, checksum=carried.checksums[part], shape=block.shape(part))
@@ -170,7 +170,7 @@ def _pieces(carried: Carried) -> Iterator[pb.BlockPiece]:
             yield pb.BlockPiece(data=bytes(part[start : start + PIECE_BYTES]))
 
 
-async def _assembled(pieces: AsyncIterator[pb.ImportPiece]) -> AsyncIterator[Carried]:
+async def _assembled(pieces: AsyncIterator[pb.ImportPiece]) -> AsyncIterator[ExportedBlock]:
     """The blocks that the pieces make up. Errors: InvalidRequest."""
     record, data = pb.BlockRecord(), bytearray()
     async for piece in pieces:
@@ -215,7 +215,7 @@ def _check_shape(name: str, part: pb.BlockPart) -> None:
         raise InvalidRequest(f"block {name}: a part of {part.length_bytes} bytes with a shape of {size}")
 
 
-def _block(record: pb.BlockRecord, data: memoryview) -> Carried:
+def _block(record: pb.BlockRecord, data: memoryview) -> ExportedBlock:
     """Errors: InvalidRequest."""
     parts, start = [], 0
     for part in record.parts:
@@ -228,7 +228,7 @@ def _block(record: pb.BlockRecord, data: memoryview) -> Carried:
         tuple(map(len, parts)),
         tuple(part.shape for part in record.parts),
     )
-    carried = Carried(block, tuple(parts), tuple(part.checksum for part in record.parts))
+    carried = ExportedBlock(block, tuple(parts), tuple(part.checksum for part in record.parts))
     if len(data) != start or not carried.is_whole:
         raise InvalidRequest(f"block {record.block_hash.hex()}: its bytes are not what its record says")
     return carried

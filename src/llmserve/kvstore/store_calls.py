@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from llmserve.core.errors import FormatUnknown, InvalidRequest, NotFound, TransferError
 from llmserve.core.ids import BlockHash, LeaseId, TenantId
 from llmserve.core.lease_table import LeaseAnswer
+from llmserve.kvstore.blocks import BlockSlots, PartFill, PoolUser, Prompt, Slot
+from llmserve.kvstore.dram.serving import PoolServer
 from llmserve.kvstore.formats import BlockShape
-from llmserve.kvstore.pool.serving import PoolServer
-from llmserve.kvstore.pool.slot import PoolUser, Slot
 from llmserve.kvstore.store.build import BuiltStore
-from llmserve.kvstore.store.words import BlockSlots, PartFill, Prompt
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
-from llmserve.transfer.shm.identity import Place
+from llmserve.transfer.shm.identity import ProcessNamespace
 
 _log = logging.getLogger(__name__)
 _MOST_PREFETCHES = 4
@@ -50,7 +49,7 @@ class StoreCalls:
         self._forget_earlier(request.worker_id, user)
         self._parts[user] = parts
         for size in request.part_bytes:
-            self._built.store.dram.table.slabs.expect(size)
+            self._built.store.dram.slots.slabs.expect(size)
         _log.info("worker %s attaches, %s bytes a block", user, sum(request.part_bytes))
         transports = await self._transports(user) if _is_elsewhere(request.place) else {}
         description = self._built.arena.description(transports)
@@ -172,7 +171,7 @@ def _worker_of(user: PoolUser) -> str:
 
 def _is_elsewhere(place: str) -> bool:
     """Process numbers mean something else there."""
-    return bool(place) and place != Place.here().text
+    return bool(place) and place != ProcessNamespace.here().text
 
 
 def _parts(request: pb.AttachStoreRequest) -> _Parts:

@@ -10,7 +10,7 @@ _DATA = b"data:"
 _DONE = b"[DONE]"
 
 
-class FailureKind(StrEnum):
+class AnswerFailure(StrEnum):
     HTTP = "HTTP"
     CONNECT = "no connection"
     TIMEOUT = "timeout"
@@ -21,22 +21,22 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """status: of the HTTP answer, 0 where there was none."""
+    """status: the HTTP status; 0 when there was no answer."""
 
-    kind: FailureKind
+    kind: AnswerFailure
     message: str
     status: int = 0
 
     @property
     def label(self) -> str:
-        return f"{self.kind} {self.status}" if self.kind is FailureKind.HTTP else str(self.kind)
+        return f"{self.kind} {self.status}" if self.kind is AnswerFailure.HTTP else str(self.kind)
 
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """Times are the caller's. first_at, last_at: when the first and the last tokens came; None: none came.
-    gaps: seconds between one arrival of tokens and the next (several tokens may come at once).
-    usage_tokens, prompt_tokens, cached_tokens: as the endpoint counted them; None: it did not."""
+    """first_at, last_at: times of the first and last tokens on the caller's clock; None when none came. gaps:
+    seconds between two arrivals of tokens (several tokens may come at once). usage_tokens, prompt_tokens,
+    cached_tokens: the endpoint's own counts; None when it gives none."""
 
     first_at: float | None = None
     last_at: float | None = None
@@ -52,26 +52,26 @@ class Answer:
 
     @property
     def output_tokens(self) -> int:
-        """As the endpoint counted them, else its token ids, else one for each arrival."""
+        """The endpoint's count, else the number of token ids, else one for each arrival."""
         if self.usage_tokens is not None:
             return self.usage_tokens
         return len(self.token_ids) or (len(self.gaps) + 1 if self.first_at is not None else 0)
 
     def feed(self, data: bytes, now: float) -> None:
-        """data: the next bytes of the body, which came at `now`."""
+        """Reads the next bytes of the body, which came at `now`."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if line.startswith(_DATA):
                 self._event(line[len(_DATA) :].strip(), now)
 
     def ended(self) -> None:
-        """The body is over. Sets `failure` for an answer that is not whole."""
+        """Notes the end of the body; sets `failure` when the answer is not whole."""
         if self.failure is not None:
             return
         if not self.is_whole:
-            self.failure = Failure(FailureKind.BROKEN, "the stream ended before [DONE]")
+            self.failure = Failure(AnswerFailure.BROKEN, "the stream ended before [DONE]")
         elif self.first_at is None:
-            self.failure = Failure(FailureKind.NO_TOKENS, "the answer has no tokens")
+            self.failure = Failure(AnswerFailure.NO_TOKENS, "the answer has no tokens")
 
     def _event(self, payload: bytes, now: float) -> None:
         if payload == _DONE:
@@ -80,11 +80,11 @@ class Answer:
         try:
             self._read(json.loads(payload), now)
         except (ValueError, TypeError, AttributeError, LookupError):
-            self.failure = Failure(FailureKind.IN_STREAM, f"not an event of this API: {payload[:200]!r}")
+            self.failure = Failure(AnswerFailure.IN_STREAM, f"not an event of this API: {payload[:200]!r}")
 
     def _read(self, event: dict[str, Any], now: float) -> None:
         if error := event.get("error"):
-            self.failure = Failure(FailureKind.IN_STREAM, error_text(error))
+            self.failure = Failure(AnswerFailure.IN_STREAM, error_text(error))
         elif choices := event.get("choices"):
             self._choice(choices[0], now)
         if usage := event.get("usage"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmserve.loadgen.answer import Answer
-from llmserve.loadgen.workload import Piece
+from llmserve.loadgen.workload import PromptPiece
 
 # Words that nearly every tokenizer has as one token each, with the space before it.
 _WORDS = """
@@ -33,7 +33,7 @@ class PromptForm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How the endpoint counts words: tokens of a prompt = fixed + per_word x words."""
+    """How the endpoint counts words: a prompt has fixed + per_word x words tokens."""
 
     per_word: float = 1.0
     fixed: float = 0.0
@@ -41,18 +41,18 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """The endless text of each name. token_ids: from the first to before the last, as ids are drawn."""
+    """The endless text of each name. token_ids: range from which ids are drawn, without its end."""
 
     seed: int
     token_ids: tuple[int, int]
     scale: Scale = Scale()
 
-    def ids(self, piece: Piece) -> list[int]:
+    def ids(self, piece: PromptPiece) -> list[int]:
         drawn: list[int] = self._draw(piece.name, *self.token_ids, piece.tokens)
         return drawn
 
-    def words(self, piece: Piece) -> str:
-        """About piece.tokens tokens, without those that every prompt has."""
+    def words(self, piece: PromptPiece) -> str:
+        """About piece.tokens tokens of text, without those that every prompt has."""
         count = max(1, round(piece.tokens / self.scale.per_word))
         return "".join(f" {WORDS[word]}" for word in self._draw(piece.name, 0, len(WORDS), count))
 
@@ -66,8 +66,8 @@ class Talk(ABC):
     """One conversation as its prompt grows: ask, then answered, then ask again."""
 
     @abstractmethod
-    def ask(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """The fields of the request that hold the prompt, with all that was said before."""
+    def ask(self, pieces: Sequence[PromptPiece]) -> dict[str, Any]:
+        """The fields of the request that hold the prompt, with the whole conversation so far."""
 
     @abstractmethod
     def answered(self, answer: Answer) -> None: ...
@@ -78,14 +78,15 @@ class TokenTalk(Talk):
         self._texts = texts
         self._ids: list[int] = []
 
-    def ask(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def ask(self, pieces: Sequence[PromptPiece]) -> dict[str, Any]:
         for piece in pieces:
             self._ids += self._texts.ids(piece)
         return {"prompt": self._ids}
 
     def answered(self, answer: Answer) -> None:
-        """An endpoint that gives no token ids is told another answer of the same length."""
-        made_up = Piece(f"answer{len(self._ids)}", answer.output_tokens)
+        """Adds the answer to the conversation. For an endpoint that gives no token ids, a made-up answer of
+        the same length stands in."""
+        made_up = PromptPiece(f"answer{len(self._ids)}", answer.output_tokens)
         self._ids += answer.token_ids or self._texts.ids(made_up)
 
 
@@ -94,7 +95,7 @@ class TextTalk(Talk):
         self._texts = texts
         self._text = ""
 
-    def ask(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def ask(self, pieces: Sequence[PromptPiece]) -> dict[str, Any]:
         self._text += _said(self._texts, pieces, is_first=not self._text)
         return {"prompt": self._text}
 
@@ -107,7 +108,7 @@ class ChatTalk(Talk):
         self._texts = texts
         self._messages: list[dict[str, str]] = []
 
-    def ask(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def ask(self, pieces: Sequence[PromptPiece]) -> dict[str, Any]:
         said = _said(self._texts, pieces, is_first=not self._messages)
         self._messages.append({"role": "user", "content": said})
         return {"messages": self._messages}
@@ -123,9 +124,10 @@ TALKS: dict[PromptForm, Callable[[Texts], Talk]] = {
 }
 
 
-def _said(texts: Texts, pieces: Sequence[Piece], *, is_first: bool) -> str:
-    """What every prompt has besides its words is taken off the last piece, which is no other's."""
+def _said(texts: Texts, pieces: Sequence[PromptPiece], *, is_first: bool) -> str:
+    """The tokens that every prompt has besides its words are taken off the last piece, which no other prompt
+    shares."""
     *before, last = pieces
     fixed = round(texts.scale.fixed) if is_first else 0
-    own = Piece(last.name, max(1, last.tokens - fixed))
+    own = PromptPiece(last.name, max(1, last.tokens - fixed))
     return "".join(texts.words(piece) for piece in (*before, own))

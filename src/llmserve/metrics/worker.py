@@ -1,14 +1,46 @@
 """What a worker counts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineLoad, EngineOutput, PairStatus
+from llmserve.core.request import EngineLoad, EngineOutput, PairStatus, PrefillStats
+from llmserve.metrics.registry import StateCollector, StateFamily
+
+
+def _of_pairs(
+    name: str, documentation: str, value: Callable[[PairStatus], float]
+) -> StateFamily[Sequence[PairStatus]]:
+    return StateFamily(
+        name,
+        documentation,
+        ("peer", "transport"),
+        lambda rows: (((row.peer, row.transport), value(row)) for row in rows),
+    )
+
+
+_PAIR_FAMILIES = (
+    _of_pairs("kv_pair_chosen", "1: the next request fetches its KV this way", lambda row: row.chosen),
+    _of_pairs("kv_pair_usable", "1: the breaker is closed", lambda row: row.breaker == "closed"),
+    _of_pairs(
+        "kv_pair_probe_bytes_per_second",
+        "Speed of the last probe that worked; 0: none did",
+        lambda row: row.bytes_per_second,
+    ),
+    _of_pairs(
+        "kv_pair_probe_small_seconds",
+        "Time of a read of 64 KiB in the last probe that worked",
+        lambda row: row.small_seconds,
+    ),
+    _of_pairs("kv_pair_transfers_total", "Hand-overs that came this way", lambda row: row.transfers),
+    _of_pairs("kv_pair_bytes_total", "KV bytes that came this way", lambda row: row.bytes),
+    _of_pairs("kv_pair_seconds_total", "Time that these took", lambda row: row.seconds),
+    _of_pairs(
+        "kv_pair_failures_total", "Probes and hand-overs that failed this way", lambda row: row.failures
+    ),
+)
 
 
 class WorkerMetrics:
@@ -71,11 +103,11 @@ class WorkerMetrics:
             registry=registry,
         )
         self._last = EngineLoad()
-        self.pairs = PairCollector(lambda: self._last.pairs)
+        self.pairs = StateCollector(_PAIR_FAMILIES, lambda: self._last.pairs)
         registry.register(self.pairs)
 
     def record_load(self, load: EngineLoad) -> None:
-        """Gauges as they are; of the engine's totals, what came since the last call."""
+        """Sets the gauges, and adds to the counters what the engine's totals grew since the last call."""
         self.requests_running.set(load.running_requests)
         self.requests_waiting.set(load.waiting_requests)
         self.used_blocks.set(load.used_blocks)
@@ -86,66 +118,27 @@ class WorkerMetrics:
         self.transfer_failures_total.inc(max(0, load.transfer_failures - self._last.transfer_failures))
         self._last = _copy(load)
 
-    def record_output(self, output: EngineOutput) -> None:
-        self.output_tokens_total.inc(len(output.token_ids))
-        if output.prefill_stats is not None:
-            stats = output.prefill_stats
-            local, external = stats.local_cached_tokens, stats.external_cached_tokens
-            self.prompt_tokens_total.labels("local").inc(local)
-            self.prompt_tokens_total.labels("external").inc(external)
-            self.prompt_tokens_total.labels("computed").inc(stats.prompt_tokens - local - external)
-        if output.finish_reason is not None:
-            self.record_end(output.finish_reason)
+    def record_outputs(self, outputs: Sequence[EngineOutput]) -> None:
+        """Counts the outputs of one step."""
+        tokens = 0
+        for output in outputs:
+            tokens += len(output.token_ids)
+            if output.prefill_stats is not None:
+                self._record_prefill(output.prefill_stats)
+            if output.finish_reason is not None:
+                self.record_end(output.finish_reason)
+        self.output_tokens_total.inc(tokens)
+
+    def _record_prefill(self, stats: PrefillStats) -> None:
+        local, external = stats.local_cached_tokens, stats.external_cached_tokens
+        self.prompt_tokens_total.labels("local").inc(local)
+        self.prompt_tokens_total.labels("external").inc(external)
+        self.prompt_tokens_total.labels("computed").inc(stats.prompt_tokens - local - external)
 
     def record_end(self, reason: FinishReason, requests: int = 1) -> None:
         self.requests_total.labels(reason.value).inc(requests)
 
 
 def _copy(load: EngineLoad) -> EngineLoad:
-    """The engine may go on writing into the one it gave out."""
+    """The engine may go on changing the object that it returned."""
     return EngineLoad(**{f.name: getattr(load, f.name) for f in fields(load)})
-
-
-PAIR_LABELS = ("peer", "transport")
-
-
-class PairCollector(Collector):
-    """The matrix of ways to fetch KV, one series for each peer and transport."""
-
-    def __init__(self, rows: Callable[[], Sequence[PairStatus]]) -> None:
-        self._rows = rows
-
-    def collect(self) -> Iterator[Metric]:
-        for name, text, value in _PAIR_GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=PAIR_LABELS)
-            for row in self._rows():
-                gauge.add_metric((row.peer, row.transport), value(row))
-            yield gauge
-        for name, text, value in _PAIR_COUNTERS:
-            counter = CounterMetricFamily(name, text, labels=PAIR_LABELS)
-            for row in self._rows():
-                counter.add_metric((row.peer, row.transport), value(row))
-            yield counter
-
-
-_Value = Callable[[PairStatus], float]
-_PAIR_GAUGES: tuple[tuple[str, str, _Value], ...] = (
-    ("kv_pair_chosen", "1: the next request fetches its KV this way", lambda row: row.chosen),
-    ("kv_pair_usable", "1: the breaker is closed", lambda row: row.breaker == "closed"),
-    (
-        "kv_pair_probe_bytes_per_second",
-        "Speed of the last probe that worked; 0: none did",
-        lambda row: row.bytes_per_second,
-    ),
-    (
-        "kv_pair_probe_small_seconds",
-        "Time of a read of 64 KiB in the last probe that worked",
-        lambda row: row.small_seconds,
-    ),
-)
-_PAIR_COUNTERS: tuple[tuple[str, str, _Value], ...] = (
-    ("kv_pair_transfers_total", "Hand-overs that came this way", lambda row: row.transfers),
-    ("kv_pair_bytes_total", "KV bytes that came this way", lambda row: row.bytes),
-    ("kv_pair_seconds_total", "Time that these took", lambda row: row.seconds),
-    ("kv_pair_failures_total", "Probes and hand-overs that failed this way", lambda row: row.failures),
-)

@@ -1,6 +1,6 @@
-"""python -m llmserve.models fetch --manifest llmserve.yaml: prepares the model and prints where it is.
+"""`python -m llmserve.models fetch --manifest llmserve.yaml` prepares the model and prints its place.
 
-Progress lines `LLMSERVE_PROGRESS <text>` and at the end `LLMSERVE_MODEL <json>` go to stdout.
+It writes progress lines `LLMSERVE_PROGRESS <text>` and at the end `LLMSERVE_MODEL <json>` to stdout.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import LLMServeError
 from llmserve.models.convert import convert_gguf
-from llmserve.models.process import END_WITH_STDIN, PROGRESS_WORD, end_with_stdin
+from llmserve.models.converted import END_WITH_STDIN, PROGRESS_WORD, end_with_stdin
 from llmserve.models.resolve import resolve
 
 MODEL_WORD = "LLMSERVE_MODEL"

@@ -1,23 +1,39 @@
-"""A model source to a prepared directory."""
+"""Resolves the source of a model to a prepared directory, or says what is still to be done for that."""
 
 import os
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from llmserve.config.schema import ModelSpec
 from llmserve.core.errors import LLMServeError, ModelNotFound
 from llmserve.models.convert import CONVERTER_VERSION
-from llmserve.models.converted import ConvertedModels
+from llmserve.models.converted import ConvertedModels, convert_in_process, converted_before
 from llmserve.models.digests import DigestCache
-from llmserve.models.directory import check_directory
-from llmserve.models.hub import download
-from llmserve.models.identity import model_identity
-from llmserve.models.package import packaged_file
-from llmserve.models.prepared import PreparedModel, Progress, silent
-from llmserve.models.process import convert_in_process
-from llmserve.models.source import Source, SourceKind, parse_source
+from llmserve.models.directory import check_directory, model_identity, weight_files
+from llmserve.models.files import Progress, silent
+from llmserve.models.sources import (
+    ModelSource,
+    SourceKind,
+    cached_snapshot,
+    download,
+    packaged_file,
+    parse_source,
+)
 
 CACHE_VARIABLE = "LLMSERVE_CACHE_DIR"
 _GGUF_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """path: a directory with config.json, weights and tokenizer, in which nobody may write. identity: the
+    digest of all files from which an engine computes (models/directory.py)."""
+
+    path: Path
+    name: str
+    identity: str
+    source: str
 
 
 def default_cache_dir() -> Path:
@@ -26,19 +42,19 @@ def default_cache_dir() -> Path:
 
 
 def digest_cache(cache_dir: Path | None = None) -> DigestCache:
-    """What all processes that share a cache directory know of the contents of files."""
+    """Returns the cache of digests that all processes with this cache directory share."""
     return DigestCache((cache_dir or default_cache_dir()) / "digests.json")
 
 
 def resolve(spec: ModelSpec, cache_dir: Path | None = None, progress: Progress = silent) -> PreparedModel:
-    """Finds, and if need be downloads or converts, a model. Blocks: the first time for as long as that
-    takes, afterwards for milliseconds. Safe in several processes at once.
-    Errors: ModelNotFound; LLMServeError when a conversion fails."""
+    """Finds a model, and downloads or converts it if necessary. Blocks as long as that takes the first time,
+    and for milliseconds afterwards. Several processes may call it at once. Errors: ModelNotFound;
+    LLMServeError when a conversion fails."""
     source = source_of(spec)
     return _Resolver(spec, source, cache_dir or default_cache_dir(), progress).prepared()
 
 
-def source_of(spec: ModelSpec) -> Source:
+def source_of(spec: ModelSpec) -> ModelSource:
     """Errors: ModelNotFound."""
     source = parse_source(spec.source)
     if spec.revision is not None and source.kind is not SourceKind.HUB:
@@ -60,9 +76,9 @@ def check_gguf(file: Path, source: str) -> None:
 
 
 class _Resolver:
-    """One use."""
+    """Resolves one source."""
 
-    def __init__(self, spec: ModelSpec, source: Source, cache_dir: Path, progress: Progress) -> None:
+    def __init__(self, spec: ModelSpec, source: ModelSource, cache_dir: Path, progress: Progress) -> None:
         self._spec = spec
         self._source = source
         self._cache_dir = cache_dir
@@ -98,3 +114,63 @@ class _Resolver:
             raise LLMServeError(
                 f"model '{self._spec.source}': cannot be prepared in the cache {self._cache_dir}: {error}"
             ) from error
+
+
+_EXPANSION = 4  # from a GGUF file with 4 bits a weight to bfloat16
+
+
+class PreparationStage(StrEnum):
+    """What `llmserve up` still has to do before engines can load the model."""
+
+    READY = "ready"
+    TO_CONVERT = "to be converted"
+    TO_DOWNLOAD = "to be downloaded"
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """place: the path of the model, or its place on the hub. weight_bytes: the size that engines load; an
+    estimate before a conversion, and 0 before a download."""
+
+    stage: PreparationStage
+    place: str
+    weight_bytes: int
+
+
+def survey(spec: ModelSpec, cache_dir: Path | None = None) -> Survey:
+    """Looks at a source without preparing it, within milliseconds. Errors: ModelNotFound, as resolve."""
+    source = source_of(spec)
+    match source.kind:
+        case SourceKind.HUB:
+            return _of_hub(source, spec)
+        case SourceKind.DIRECTORY:
+            path = Path(source.place).expanduser()
+            check_directory(path, spec.source)
+            return Survey(PreparationStage.READY, str(path), _weights(path))
+        case SourceKind.PACKAGE:
+            return _of_gguf(packaged_file(source.place), spec, cache_dir)
+        case SourceKind.GGUF:
+            return _of_gguf(Path(source.place).expanduser(), spec, cache_dir)
+
+
+def _of_hub(source: ModelSource, spec: ModelSpec) -> Survey:
+    path = cached_snapshot(source.place, spec.revision)
+    if path is None:
+        return Survey(PreparationStage.TO_DOWNLOAD, f"hub:{source.place}", 0)
+    try:
+        check_directory(path, spec.source)
+    except ModelNotFound:  # an incomplete download
+        return Survey(PreparationStage.TO_DOWNLOAD, f"hub:{source.place}", 0)
+    return Survey(PreparationStage.READY, str(path), _weights(path))
+
+
+def _of_gguf(file: Path, spec: ModelSpec, cache_dir: Path | None) -> Survey:
+    check_gguf(file, spec.source)
+    folder = converted_before(cache_dir or default_cache_dir(), file, CONVERTER_VERSION)
+    if folder is None:
+        return Survey(PreparationStage.TO_CONVERT, str(file), _EXPANSION * file.stat().st_size)
+    return Survey(PreparationStage.READY, str(folder), _weights(folder))
+
+
+def _weights(folder: Path) -> int:
+    return sum(file.stat().st_size for file in weight_files(folder))

@@ -1,12 +1,13 @@
-"""The whole state of the router. Pure: each method takes one event and returns what follows.
+"""The whole state of the router. Pure: each method takes one event and returns its effects.
 
-Called from one thread; a method runs to its end before the next begins, so nothing is ever seen
-half done. After every event the caller delivers the effects, compares `cluster_version`, and asks
-`next_wake` when `tick` is to be called.
+One thread calls it, and a method ends before the next begins, so nobody sees a half-done change. After
+every event the caller delivers the effects, compares `cluster_version`, and asks `next_wake` when to call
+`tick`.
 """
 
+import random
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest
@@ -17,79 +18,46 @@ from llmserve.core.stats import SchedulerStats
 from llmserve.router.events import Admit, Effect, Exit, HeldRequest, Incarnation, RequestRefused
 from llmserve.router.leader.takeover import Takeover
 from llmserve.router.placement.planner import Planner
-from llmserve.router.placement.rules import PlacementPolicy, PlacementRules
+from llmserve.router.placement.rules import PlacementRules
+from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.prefix.lookup import PrefixLookup
-from llmserve.router.requests import Placer, Requests
-from llmserve.router.sessions import ApiserverSession, PlacementHold, RequestTable, Work
-from llmserve.router.workers.availability import Availability
+from llmserve.router.requests import Requests
+from llmserve.router.sessions import ApiserverSession, PlacementHold, Work
+from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.membership import ClusterMembership
-from llmserve.router.workers.slow import Learner, SlowLimits, SlowWorkers
+from llmserve.router.workers.speed import WorkerSpeeds
 from llmserve.router.workers.worker import ClusterMember, DrainOrder, WorkerSlots, WorkerSpec
-from llmserve.scheduler.scheduler import Policy, Scheduler
+from llmserve.scheduler.scheduler import Scheduler
 from llmserve.scheduler.snapshot import SchedulerSnapshot
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """What may change while the router runs. prefetch_on_prefix: as in the manifest."""
-
-    policy: Policy
-    placement: PlacementPolicy
-    slow: SlowLimits
-    expiry_seconds: float
-    prefetch_on_prefix: bool
-
-
 class Controller:
+    """Composition root of the deciding half. index: whoever follows the KV managers fills it; None: nothing
+    is known of cached blocks. membership, prefixes and speeds are public for reading."""
+
     def __init__(
-        self,
-        clock: Clock,
-        parameters: Parameters,
-        *,
-        membership: ClusterMembership,
-        planner: Planner,
-        placement_rules: PlacementRules,
-        scheduler: Scheduler,
-        prefixes: PrefixLookup,
-        learner: Learner,
-        slow: SlowWorkers,
+        self, settings: RouterSettings, clock: Clock, rng: random.Random, index: PrefixIndex | None = None
     ) -> None:
-        self.slow = slow
-        self._planner, self._placement_rules = planner, placement_rules
-        self._membership, self._scheduler, self._prefixes = membership, scheduler, prefixes
-        self._queue = queue = scheduler.queue
-        self._entries = entries = RequestTable()
-        self._availability = Availability(membership, planner)
+        self.membership = membership = ClusterMembership(clock, expiry_seconds=settings.expiry_seconds)
+        self.speeds = speeds = WorkerSpeeds(clock, settings.slow)
+        self.prefixes = prefixes = PrefixLookup(clock, index or PrefixIndex(), membership)
+        self._scheduler = Scheduler(clock, settings.policy)
+        self._queue = self._scheduler.queue
+        self._placement_rules = PlacementRules(clock, rng, speeds)
+        self._planner = Planner(membership, self._placement_rules.rules(settings.placement))
         self._takeover = Takeover(clock)
-        self._requests = Requests(
-            clock,
-            queue,
-            entries,
-            timeout_seconds=parameters.policy.queue_timeout_seconds,
-            placer=Placer(clock, queue, entries, planner=planner, prefixes=prefixes, takeover=self._takeover),
-            availability=self._availability,
-            prefixes=prefixes,
-            learner=learner,
-            slow=slow,
-        )
+        self._requests = Requests(clock, self._scheduler, self._planner, prefixes, speeds, self._takeover)
+        self._entries = self._requests.entries
+        self._capacity_version = membership.version
+        prefixes.prefetches = settings.prefetch_on_prefix
 
     def __repr__(self) -> str:
-        return f"<Controller apiservers={self.apiservers} {self._queue!r} {self._membership!r}>"
+        return f"<Controller apiservers={self.apiservers} {self._queue!r} {self.membership!r}>"
 
     @property
     def cluster_version(self) -> int:
-        """Changes with what apiservers are to know of the cluster."""
-        return self._membership.version
-
-    @property
-    def membership(self) -> ClusterMembership:
-        """To look at, not to change."""
-        return self._membership
-
-    @property
-    def prefixes(self) -> PrefixLookup:
-        """To look at, not to change."""
-        return self._prefixes
+        """Changes whenever apiservers need a new view of the cluster."""
+        return self.membership.version
 
     @property
     def waiting_requests(self) -> int:
@@ -104,16 +72,16 @@ class Controller:
         return self._entries.apiservers
 
     def scheduler_stats(self) -> SchedulerStats:
-        """Tenants and budgets, now."""
+        """Tenants and budgets as they are now."""
         return self._scheduler.stats()
 
     def next_wake(self) -> float | None:
-        """When tick has something to do, on the clock; None: not before the next event."""
+        """Time on the clock at which tick has something to do; None: not before the next event."""
         times = (
-            self._membership.next_expiry(),
+            self.membership.next_expiry(),
             self._queue.next_deadline(),
             self._queue.next_turn(),
-            self._prefixes.hash_check.next_due(),
+            self.prefixes.hash_check.next_due(),
             self._takeover.settled_at(),
         )
         return min((time for time in times if time is not None), default=None)
@@ -121,12 +89,12 @@ class Controller:
     # -- another router's term before this one
 
     def snapshot(self) -> SchedulerSnapshot:
-        """What the next router is to know, and nobody else tells it."""
+        """State that the next leader needs and cannot learn from anyone else."""
         return self._scheduler.snapshot()
 
     def take_over(self, snapshot: SchedulerSnapshot | None, settle_seconds: float) -> None:
-        """Before any other event. Nothing is placed for this long: who ran and waited under the other router
-        is to be counted first."""
+        """Called before any other event. Nothing is placed for settle_seconds, so that requests of the
+        former leader are counted first."""
         self._takeover.take_over(settle_seconds, inherits=snapshot is not None)
         if snapshot is not None:
             self._scheduler.restore(snapshot)
@@ -136,7 +104,7 @@ class Controller:
     def open_session(
         self, apiserver_id: ApiserverId, held: Iterable[HeldRequest]
     ) -> tuple[ApiserverSession, list[Effect]]:
-        """An apiserver says hello. Its older session, if that is still open, is closed first."""
+        """An apiserver opens a session. Its older session, if one is still open, is closed first."""
         older = self._entries.session_of(apiserver_id)
         effects = self.close_session(older) if older else []
         session = self._entries.add_session(apiserver_id)
@@ -144,7 +112,7 @@ class Controller:
         return session, effects
 
     def close_session(self, session: ApiserverSession) -> list[Effect]:
-        """The stream ended, however: all that it held is given back. Idempotent."""
+        """The stream has ended. Everything that the session held is given back. Idempotent."""
         self._entries.drop_session(session)
         ended = [self._requests.end(request_id, Exit.GIVEN_BACK) for request_id in list(session.entries)]
         return [*ended, *self._dispatch()]
@@ -152,8 +120,8 @@ class Controller:
     # -- requests
 
     def admit(self, session: ApiserverSession, admit: Admit) -> list[Effect]:
-        """A request asks for a place. One that has a place, or waits for one, gives that up first:
-        its worker was lost."""
+        """A request asks for a place. If it has one already, or waits for one, it gives that up first: its
+        worker was lost."""
         entry = self._entries.get(admit.request_id)
         if entry and entry.session is not session:
             error = InvalidRequest(f"request id {admit.request_id} is in use")
@@ -165,14 +133,14 @@ class Controller:
         return [*effects, *self._requests.prefetch(admit)]
 
     def first_token(self, session: ApiserverSession, request_id: RequestId) -> list[Effect]:
-        """Prefill is over: its worker can take another. Idempotent."""
+        """The prefill of a request is over: its worker can take another. Idempotent."""
         entry = session.entries.get(request_id)
         if entry is None or entry.hold is None or entry.hold.work.first_token_at is not None:
             return []
         return [*self._requests.first_token(request_id), *self._dispatch()]
 
     def progress(self, session: ApiserverSession, request_id: RequestId, output_tokens: int) -> list[Effect]:
-        """The request has generated this many tokens so far, since it was placed."""
+        """A request has generated this many tokens since it was placed."""
         if request_id in session.entries:
             self._requests.progress(request_id, output_tokens)
         return []
@@ -185,8 +153,9 @@ class Controller:
         output_tokens: int,
         cached_tokens: int | None = None,
     ) -> list[Effect]:
-        """The request is over, or no longer wanted. Nothing for one that this session does not hold: it was
-        refused meanwhile. cached_tokens: of its prompt, if an engine told."""
+        """A request is over, or no longer wanted. Ignores a request that this session does not hold: it was
+        refused meanwhile. cached_tokens: prompt tokens that the engine found cached; None: it did not
+        report them."""
         if request_id not in session.entries:
             return []
         cached = self._requests.cached(request_id, outcome, cached_tokens)
@@ -197,54 +166,53 @@ class Controller:
 
     def register(self, spec: WorkerSpec) -> list[Effect]:
         """Errors: InvalidRequest, as ClusterMembership.register."""
-        self._membership.register(spec)
+        self.membership.register(spec)
         return self._dispatch()
 
     def heartbeat(
         self, worker_id: WorkerId, epoch: int, load: EngineLoad, *, draining: bool = False
     ) -> list[Effect]:
         """Errors: NotFound, as ClusterMembership.heartbeat."""
-        self._membership.heartbeat(worker_id, epoch, load, draining=draining)
+        self.membership.heartbeat(worker_id, epoch, load, draining=draining)
         return self._dispatch()
 
     def drain(self, worker_id: WorkerId, order: DrainOrder) -> tuple[ClusterMember, int]:
-        """Returns the worker, and how many others of its role requests may go to.
-        Errors: NotFound, as ClusterMembership.order."""
-        member = self._membership.order(worker_id, order)
-        peers = self._membership.available(member.spec.model, member.spec.role)
+        """Returns the worker, and the number of other workers of its role that take requests. Errors:
+        NotFound, as ClusterMembership.order."""
+        member = self.membership.order(worker_id, order)
+        peers = self.membership.available(member.spec.model, member.spec.role)
         return member, sum(peer is not member for peer in peers)
 
     def deregister(self, worker_id: WorkerId, epoch: int) -> list[Effect]:
-        self._membership.deregister(worker_id, epoch)
+        self.membership.deregister(worker_id, epoch)
         return self._dispatch()
 
     def worker_failed(
         self, worker_id: WorkerId, epoch: int, reason: str, *, stalled: bool = False
     ) -> list[Effect]:
-        """stalled: it is there, and gave a request no output in time."""
+        """stalled: the worker answers, and gave a request no output in time."""
         if stalled:
-            self.slow.stalled(worker_id)
-        self._membership.suspect(worker_id, epoch, reason)
+            self.speeds.stalled(worker_id)
+        self.membership.suspect(worker_id, epoch, reason)
         return self._dispatch()
 
     # -- time
 
     def tick(self) -> list[Effect]:
-        """Does what is due: workers expire, requests are evicted."""
-        self._membership.expire()
-        self._prefixes.hash_check.look()
+        """Expires silent workers and requests whose deadline has passed."""
+        self.membership.expire()
+        self.prefixes.hash_check.look()
         return [*self._follow_workers(), *self._requests.expire(), *self._dispatch()]
 
-    # -- parameters
+    # -- settings
 
-    def reconfigure(self, parameters: Parameters) -> list[Effect]:
-        """From now on. What runs keeps its place, what waits its deadline."""
-        self._requests.timeout_seconds = parameters.policy.queue_timeout_seconds
-        self._membership.set_expiry(parameters.expiry_seconds)
-        self._planner.rules = self._placement_rules.rules(parameters.placement)
-        self._prefixes.prefetches = parameters.prefetch_on_prefix
-        self.slow.limits = parameters.slow
-        evictions = self._scheduler.set_policy(parameters.policy)
+    def reconfigure(self, settings: RouterSettings) -> list[Effect]:
+        """Takes new settings from now on. What runs keeps its place, and what waits keeps its deadline."""
+        self.membership.set_expiry(settings.expiry_seconds)
+        self._planner.rules = self._placement_rules.rules(settings.placement)
+        self.prefixes.prefetches = settings.prefetch_on_prefix
+        self.speeds.limits = settings.slow
+        evictions = self._scheduler.set_policy(settings.policy)
         hopeless = [self._requests.evict(eviction) for eviction in evictions]
         return [*hopeless, *self._dispatch()]
 
@@ -256,7 +224,7 @@ class Controller:
         assert len(running) == self._queue.running_requests, self
         assert len(self._entries) - len(running) == self._queue.waiting_requests, self
         held = [slots for hold in running for slots in hold.slots()]
-        for slots in {*held, *(member.slots for member in self._membership)}:
+        for slots in {*held, *(member.slots for member in self.membership)}:
             assert slots.placed_requests == held.count(slots), self
 
     # -- parts
@@ -269,14 +237,15 @@ class Controller:
                 self._requests.adopt(session, request, hold, charged=charged)
 
     def _slots(self, worker: Incarnation) -> WorkerSlots:
-        return self._membership.slots(worker.worker_id, worker.epoch)
+        return self.membership.slots(worker.worker_id, worker.epoch)
 
     def _dispatch(self) -> list[Effect]:
         return [*self._follow_workers(), *self._requests.dispatch()]
 
     def _follow_workers(self) -> list[Effect]:
-        """The limits depend on which workers there are."""
-        if not self._availability.changed():
+        """Adapts the limits when there are other workers than before."""
+        if self._capacity_version == self.membership.version:
             return []
-        hopeless = self._scheduler.set_capacity(self._availability.capacity())
+        self._capacity_version = self.membership.version
+        hopeless = self._scheduler.set_capacity(self.membership.capacity())
         return [self._requests.evict(eviction) for eviction in hopeless]

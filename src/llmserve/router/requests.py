@@ -1,6 +1,4 @@
-"""Gives a request its place, when the queue says that it is its turn. Pure.
-
-Requests from Admit to their end: offered, placed, evicted, over. Pure."""
+"""Requests from Admit to their end: offered, placed, evicted, over. Pure."""
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import LLMServeError
@@ -21,102 +19,49 @@ from llmserve.router.leader.takeover import Takeover
 from llmserve.router.placement.planner import NoPlan, PlacementRequest, Plan, Planner
 from llmserve.router.prefix.lookup import PrefixLookup
 from llmserve.router.sessions import ApiserverSession, PlacementHold, RequestEntry, RequestTable, Work
-from llmserve.router.workers.availability import Availability
-from llmserve.router.workers.slow import Learner, SlowWorkers
-from llmserve.scheduler.admission import AdmissionQueue
+from llmserve.router.workers.speed import WorkerSpeeds
 from llmserve.scheduler.request import EvictedRequest, Fit, Queued, QueuedRequest, Rejected
-
-
-class Placer:
-    """`place` is for the queue; `placed` tells what came of it."""
-
-    def __init__(
-        self,
-        clock: Clock,
-        queue: AdmissionQueue,
-        entries: RequestTable,
-        *,
-        planner: Planner,
-        prefixes: PrefixLookup,
-        takeover: Takeover,
-    ) -> None:
-        self._clock, self._queue, self._entries = clock, queue, entries
-        self._planner, self._prefixes, self._takeover = planner, prefixes, takeover
-        self._placed: list[RequestPlaced] = []
-
-    def place(self, request: QueuedRequest) -> Fit:
-        """Of a request that has a ticket."""
-        if self._takeover.settling:
-            return Fit.FULL
-        entry = self._entries[request.request_id]
-        self._prefixes.look_up(entry)
-        plan = self._planner.plan(entry.placement, request.expected_output_tokens // request.choices)
-        if isinstance(plan, NoPlan):
-            return Fit.BLOCKED if plan is NoPlan.BLOCKED else Fit.FULL
-        self._placed.append(self._seated(entry, request, plan))
-        return Fit.PLACED
-
-    def placed(self) -> list[RequestPlaced]:
-        """Since this was last asked."""
-        placed, self._placed = self._placed, []
-        return placed
-
-    def _seated(self, entry: RequestEntry, request: QueuedRequest, plan: Plan) -> RequestPlaced:
-        now = self._clock.now()
-        work = Work.of(plan, entry.placement, request.expected_output_tokens, now, request.choices)
-        entry.hold = PlacementHold(plan.prefill.slots if plan.prefill else None, plan.decode.slots, work)
-        return RequestPlaced(
-            entry.session,
-            request.request_id,
-            plan,
-            queue_seconds=now - request.arrived_at,
-            predicted_cached_tokens=self._prefixes.placed(entry, plan),
-            requests_ahead=entry.requests_ahead,
-            report=self._queue.report(request),
-        )
+from llmserve.scheduler.scheduler import Scheduler
 
 
 class Requests:
-    """timeout_seconds: the longest wait of a request that does not say. What leaves a place, or is offered,
-    is followed by `dispatch`, which is the caller's to call."""
+    """The caller follows each method by `dispatch`: a request may have given a place back, or wait for
+    one."""
 
     def __init__(
         self,
         clock: Clock,
-        queue: AdmissionQueue,
-        entries: RequestTable,
-        *,
-        timeout_seconds: float,
-        placer: Placer,
-        availability: Availability,
+        scheduler: Scheduler,
+        planner: Planner,
         prefixes: PrefixLookup,
-        learner: Learner,
-        slow: SlowWorkers,
+        speeds: WorkerSpeeds,
+        takeover: Takeover,
     ) -> None:
-        self.timeout_seconds = timeout_seconds
-        self._clock, self._queue, self._entries = clock, queue, entries
-        self._placer, self._availability, self._prefixes = placer, availability, prefixes
-        self._learner, self._slow = learner, slow
+        self.entries = RequestTable()
+        self._clock, self._scheduler, self._queue = clock, scheduler, scheduler.queue
+        self._planner, self._prefixes, self._speeds = planner, prefixes, speeds
+        self._takeover = takeover
+        self._placed: list[Effect] = []  # since the last dispatch
 
     # -- in
 
     def offer(self, session: ApiserverSession, admit: Admit) -> list[Effect]:
-        """One that has no ticket."""
+        """Takes a request that has no entry into the queue, or refuses it."""
         ahead = self._queue.waiting_requests
         entry = RequestEntry(session, admit.placement, requests_ahead=ahead, prompt=admit.prompt)
         self._prefixes.look_up(entry)
         request = self._queued(admit, self._prefixes.best_cached_tokens(entry))
-        self._entries.open(admit.request_id, entry)
-        answer = self._queue.offer(request, self._placer.place)
+        self.entries.open(admit.request_id, entry)
+        answer = self._queue.offer(request, self._place)
         if isinstance(answer, Rejected):
-            self._entries.close(admit.request_id)
+            self.entries.close(admit.request_id)
             return [RequestRefused(session, admit.request_id, Outcome.REJECTED, answer.error)]
         evicted = answer.evicted if isinstance(answer, Queued) else None
         return [self.evict(evicted)] if evicted else []
 
     def prefetch(self, admit: Admit) -> list[Effect]:
-        """For one that has no place yet."""
-        entry = self._entries.get(admit.request_id)
+        """Asks for the blocks of a request that waits."""
+        entry = self.entries.get(admit.request_id)
         if entry is None or entry.hold or not self._prefixes.prefetches:
             return []
         wait_seconds = self._queue.retry_after_seconds(self._queued(admit))
@@ -125,9 +70,9 @@ class Requests:
     def adopt(
         self, session: ApiserverSession, held: HeldRequest, hold: PlacementHold, *, charged: bool
     ) -> None:
-        """One that runs already, placed by an earlier router. charged: its tenant has paid for it there."""
+        """Counts a request that an earlier router placed. charged: its tenant has paid for it there."""
         now = self._clock.now()
-        self._entries.open(held.request_id, RequestEntry(session, PlacementRequest(model=""), hold))
+        self.entries.open(held.request_id, RequestEntry(session, PlacementRequest(model=""), hold))
         self._queue.adopt(
             QueuedRequest(
                 held.request_id,
@@ -144,23 +89,24 @@ class Requests:
     # -- on
 
     def dispatch(self) -> list[Effect]:
-        """Those whose turn it is get their places."""
+        """Places the requests whose turn it is."""
         if self._queue.waiting_requests:
-            self._queue.dispatch(self._placer.place)
-        return [*self._placer.placed()]
+            self._queue.dispatch(self._place)
+        placed, self._placed = self._placed, []
+        return placed
 
     def first_token(self, request_id: RequestId) -> list[Effect]:
-        """Prefill is over: its worker can take another. Once for each that runs."""
-        hold, now = self._entries[request_id].hold, self._clock.now()
+        """The prefill of a running request is over: its worker can take another. Called once for each
+        request."""
+        hold, now = self.entries[request_id].hold, self._clock.now()
         assert hold is not None, request_id
-        work = hold.work
-        self._slow.first_token(work)
-        self._learner.first_token(hold, now)
-        return (
-            []
-            if work.placed_at is None
-            else [RequestStarted(request_id, now - work.placed_at, work.predicted)]
-        )
+        work, busy_seconds = hold.work, hold.first_token(now)
+        if (plan := work.plan) is None:
+            return []
+        seconds, predicted = now - work.placed_at, plan.predicted
+        computing = busy_seconds - predicted.parts.load if predicted else None
+        self._speeds.prompt_computed(plan.prefill or plan.decode, plan.computed_tokens, seconds, computing)
+        return [RequestStarted(request_id, seconds, predicted)]
 
     def progress(self, request_id: RequestId, output_tokens: int) -> None:
         self._queue.correct(request_id, output_tokens)
@@ -168,38 +114,79 @@ class Requests:
     # -- out
 
     def cached(self, request_id: RequestId, outcome: Outcome, actual: int | None) -> CachedTokens | None:
-        """Of one that is about to end. actual: cached tokens of its prompt, if an engine told."""
-        return self._prefixes.ended(self._entries[request_id], outcome, actual)
+        """Compares the cached tokens of a request that is about to end. actual: as its engine reported, if
+        it did."""
+        return self._prefixes.ended(self.entries[request_id], outcome, actual)
 
     def end(self, request_id: RequestId, how: Exit, output_tokens: int = 0) -> RequestEnded:
-        """It runs or waits, and gives back what it held. output_tokens: of all its choices."""
-        entry = self._entries.close(request_id)
+        """Ends a request that waits or runs. output_tokens: tokens of all its choices."""
+        entry = self.entries.close(request_id)
         hold = entry.hold
         if hold is None:
             self._queue.withdraw(request_id)
         else:
-            each = output_tokens // hold.work.choices
-            self._slow.ended(hold.work, each)
-            self._learner.ended(hold, each, self._clock.now())
+            self._measure(hold.work, output_tokens // hold.work.choices)
+            hold.give_back(self._clock.now())
             self._queue.release(request_id, output_tokens)
         return RequestEnded(entry.session, request_id, how)
 
     def expire(self) -> list[Effect]:
-        """Evicts those that have waited for too long."""
+        """Evicts the requests that have waited for too long."""
         return [self.evict(eviction) for eviction in self._queue.expire()]
 
     def evict(self, eviction: EvictedRequest) -> RequestRefused:
-        """What the queue gave up. Where workers are missing, that is the reason."""
+        """Ends a request that the queue gave up. Missing workers are the reason, where some are missing."""
         request_id = eviction.request.request_id
-        entry = self._entries.close(request_id)
-        error: LLMServeError = self._availability.lack(entry.placement.model) or eviction.error
+        entry = self.entries.close(request_id)
+        error: LLMServeError = self._planner.missing_workers(entry.placement.model) or eviction.error
         return RequestRefused(entry.session, request_id, Outcome.EVICTED, error)
 
     # -- parts
 
+    def _place(self, request: QueuedRequest) -> Fit:
+        """Gives a request its place when its turn comes. The queue calls this."""
+        if self._takeover.settling:
+            return Fit.FULL
+        entry = self.entries[request.request_id]
+        self._prefixes.look_up(entry)
+        plan = self._planner.plan(entry.placement, request.expected_output_tokens // request.choices)
+        if isinstance(plan, NoPlan):
+            return Fit.BLOCKED if plan is NoPlan.BLOCKED else Fit.FULL
+        self._placed.append(self._occupy(entry, request, plan))
+        return Fit.PLACED
+
+    def _occupy(self, entry: RequestEntry, request: QueuedRequest, plan: Plan) -> RequestPlaced:
+        now = self._clock.now()
+        kv_tokens = entry.placement.prompt_tokens + request.expected_output_tokens
+        work = Work(plan, now, kv_tokens, choices=request.choices)
+        entry.hold = PlacementHold(plan.prefill.slots if plan.prefill else None, plan.decode.slots, work)
+        return RequestPlaced(
+            entry.session,
+            request.request_id,
+            plan,
+            queue_seconds=now - request.arrived_at,
+            predicted_cached_tokens=self._prefixes.placed(entry, plan),
+            requests_ahead=entry.requests_ahead,
+            report=self._queue.report(request),
+        )
+
+    def _measure(self, work: Work, output_tokens: int) -> None:
+        """Reports the speed of a request that ends now, before its slots are given back. output_tokens:
+        tokens of one choice."""
+        if work.plan is None or work.first_token_at is None:
+            return
+        decode, seconds = work.plan.decode, self._clock.now() - work.first_token_at
+        running = (work.running_at_first_token + decode.slots.placed_requests) / 2
+        known = running if work.predicted else None
+        self._speeds.answer_generated(decode, output_tokens - 1, seconds, known)
+
     def _queued(self, admit: Admit, cached_tokens: int = 0) -> QueuedRequest:
         now = self._clock.now()
-        timeout = admit.timeout_seconds if admit.timeout_seconds > 0 else self.timeout_seconds
+        timeout = (
+            admit.timeout_seconds
+            if admit.timeout_seconds > 0
+            else self._scheduler.policy.queue_timeout_seconds
+        )
         return QueuedRequest(
             request_id=admit.request_id,
             tenant=admit.tenant,

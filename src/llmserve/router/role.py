@@ -1,4 +1,4 @@
-"""The router as a role: its service, its state, its place among other routers, and its metrics."""
+"""The router as a role: its service, its shared state, its election, and its metrics."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,10 +13,12 @@ from llmserve.metrics.router import RouterMetrics
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.leader.election import LeaderElection
 from llmserve.router.leader.peers import Peers
-from llmserve.router.leader.store.base import SharedState, build_state
+from llmserve.router.leader.store.base import SharedState
+from llmserve.router.leader.store.build import build_state
 from llmserve.router.leader.store.memory import MemoryState
-from llmserve.router.leader.term import CurrentService, LeaderTerm, Manifests, TermParts
+from llmserve.router.leader.term import LeaderTerm, Manifests, TermParts
 from llmserve.router.prefix.index import PrefixIndex
+from llmserve.router.service import RouterService
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.gen.llmserve.v1 import router_pb2_grpc
 from llmserve.rpc.role import reached_at
@@ -30,11 +32,12 @@ _NAME = "router-0"
 
 
 class RouterRole:
-    """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: no metrics endpoint. state: what
-    it shares with the routers at `others`, whose addresses are all but its own; None: it is alone.
-    kvmanagers: addresses; none: nothing is known of what is cached where. manifest: what the settings are
-    from; without it they are not reloaded. It is ready when it answers, leader or not. Made inside a
-    running loop."""
+    """Life: start (once) -> wait -> aclose (idempotent), inside a running loop. It is ready when it
+    answers, leader or not.
+
+    metrics_port 0: no metrics endpoint. state: shared with the routers at `others`; None: this router is
+    alone. kvmanagers: addresses; none: cached blocks are unknown. manifest: source of the settings; None:
+    they are not reloaded."""
 
     @classmethod
     def of(
@@ -48,7 +51,7 @@ class RouterRole:
         kvmanagers: Sequence[str] = (),
         read_again: Callable[[], Manifest] | None = None,
     ) -> "RouterRole":
-        """name: of this process. Errors: StartFailed."""
+        """name: name of this process. Errors: StartFailed."""
         settings = RouterSettings.of(manifest)
         cluster, call_seconds = manifest.metadata.name, settings.terms.call_seconds
         state = build_state(manifest.state, cluster, os.environ, call_seconds)
@@ -77,7 +80,7 @@ class RouterRole:
         manifest: Manifest | None = None,
         read_again: Callable[[], Manifest] | None = None,
     ) -> None:
-        """read_again: the manifest as it is when a term begins. Errors: ManifestError."""
+        """read_again: returns the manifest as it is when a term begins. Errors: ManifestError."""
         registry = CollectorRegistry()
         self._tracer = _tracer(manifest, name, registry)
         self._alone = not settings.terms.shared
@@ -87,7 +90,7 @@ class RouterRole:
         self._owner = TaskOwner("router")
         index = PrefixIndex()
         self._kv_watch = KvWatch(kvmanagers, index)
-        self._office = LeaderTerm(
+        self._term = LeaderTerm(
             TermParts(
                 settings, SystemClock(), self._state, self._rpc_metrics, index, self._kv_watch, self._tracer
             ),
@@ -95,14 +98,14 @@ class RouterRole:
             self._on_change,
             Manifests(manifest, read_again),
         )
-        self._leadership = LeaderElection(
-            self._state, self._peers, self._office, settings.terms, LeaseClock()
-        )
-        self._office.open(self._leadership)
+        self._election = LeaderElection(self._state, self._peers, self._term, settings.terms, LeaseClock())
+        self._term.open(self._election)
         self._listen = listen
         self._server = RpcServer(listen)
         self._server.add(
-            router_pb2_grpc.add_RouterServicer_to_server, CurrentService(self._office), _SERVICE_NAME
+            router_pb2_grpc.add_RouterServicer_to_server,
+            RouterService(self._term, self._election),
+            _SERVICE_NAME,
         )
         host = listen.rpartition(":")[0]
         self._metrics = MetricsServer(registry, host, metrics_port) if metrics_port else None
@@ -115,14 +118,14 @@ class RouterRole:
         self.port = await self._server.start()
         await self._on_change(False)
         address = f"{reached_at(self._listen)}:{self.port}"
-        self._leading = self._owner.spawn("leadership", self._leadership.run(address), fatal=True)
+        self._leading = self._owner.spawn("leadership", self._election.run(address), fatal=True)
         if self._alone:
-            await self._office.begun.wait()
+            await self._term.begun.wait()
         if self._metrics:
             await self._metrics.start()
 
     async def _on_change(self, leads: bool) -> None:
-        """The process is healthy either way; its service is served by the leader."""
+        """The process is healthy either way; only the leader serves."""
         self._rpc_metrics.leads.set(leads)
         await self._server.set_serving(leads, _SERVICE_NAME)
 
@@ -138,7 +141,7 @@ class RouterRole:
 
     async def _stop(self) -> None:
         await self._owner.aclose()
-        await self._leadership.resign()
+        await self._election.resign()
         await self._server.aclose(_STOP_GRACE_SECONDS)
         await self._kv_watch.aclose()
         if self._metrics:
@@ -148,7 +151,7 @@ class RouterRole:
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the state contradicts itself."""
-        self._office.controller.check_integrity()
+        self._term.controller.check_integrity()
 
 
 def _tracer(manifest: Manifest | None, name: str, registry: CollectorRegistry) -> Tracer:

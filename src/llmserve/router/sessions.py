@@ -1,6 +1,4 @@
-"""What one apiserver session holds. Pure: when the session ends, all of it is given back.
-
-Which request is held by which session. Pure."""
+"""What apiserver sessions hold: their requests, and the worker slots of those that are placed. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,38 +11,26 @@ from llmserve.router.workers.worker import WorkerSlots
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """What a placed request makes its workers do. Times are on the router's clock; plan and placed_at None:
-    placed by an earlier router. kv_tokens: of its prompt and expected answers. choices: that decode."""
+    """What a placed request makes its workers do. plan None: an earlier router placed it. Times are on the
+    router's clock. kv_tokens: tokens of its prompt and its expected answers. choices: sequences that decode
+    side by side."""
 
     plan: Plan | None = None
-    placed_at: float | None = None
-    model: str = ""
+    placed_at: float = 0.0
     kv_tokens: int = 0
     first_token_at: float | None = None
     running_at_first_token: int = 0
     choices: int = 1
 
-    @classmethod
-    def of(
-        cls, plan: Plan, placement: PlacementRequest, output_tokens: int, now: float, choices: int = 1
-    ) -> "Work":
-        """output_tokens: of all choices."""
-        kv_tokens = placement.prompt_tokens + output_tokens
-        return cls(plan, now, placement.model, kv_tokens, choices=choices)
-
-    @property
-    def computed_tokens(self) -> int:
-        return self.plan.computed_tokens if self.plan else 0
-
     @property
     def predicted(self) -> Candidate | None:
-        """What its placement was expected to take; None: nothing was, and nothing is learnt from it."""
+        """The seconds that were predicted for the placement; None: no prediction was made."""
         return self.plan.predicted if self.plan else None
 
 
 class PlacementHold:
-    """The seats of a placed request, and its part of their work. Each choice has a decode seat; the prefill
-    seat goes back at the first token, or at the end."""
+    """The worker slots of a placed request, and its part of their work. Each choice holds one slot of the
+    decode worker; the slot of the prefill worker is given back at the first token, or at the end."""
 
     __slots__ = ("_prefill", "decode", "work")
 
@@ -53,22 +39,23 @@ class PlacementHold:
         for slots in self.slots():
             slots.take()
         decode.kv_tokens += self.work.kv_tokens
-        if self.work.predicted and self.work.placed_at is not None:
+        if self.work.predicted:
             parts = self.work.predicted.parts
             self.computing.backlog.add(self, parts.load + parts.compute, self.work.placed_at)
 
     def slots(self) -> list[WorkerSlots]:
-        """Each as often as it is taken."""
+        """The slots, each as often as this request holds it."""
         decode = [self.decode] * self.work.choices
         return [self._prefill, *decode] if self._prefill else decode
 
     @property
     def computing(self) -> WorkerSlots:
-        """Those of the worker that computes the prompt, until the first token."""
+        """The slots of the worker that computes the prompt, until the first token."""
         return self._prefill or self.decode
 
     def first_token(self, now: float) -> float:
-        """Once. Returns for how long the worker was busy with the prompt; 0 where nothing was predicted."""
+        """Called once. Returns the seconds in which the worker computed this prompt; 0 without a
+        prediction."""
         work = self.work
         busy = self.computing.backlog.remove(self, now) if work.predicted else 0.0
         work.first_token_at, work.running_at_first_token = now, self.decode.placed_requests
@@ -78,7 +65,7 @@ class PlacementHold:
         return busy
 
     def give_back(self, now: float) -> None:
-        """Exactly once, when the request is over."""
+        """Called exactly once, when the request is over."""
         if self.work.first_token_at is None:
             self.first_token(now)
         self.decode.kv_tokens -= self.work.kv_tokens
@@ -96,7 +83,8 @@ class ApiserverSession:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """By whom, what it was expected to have, and the first block of the prompt (none: it has no full one)."""
+    """The worker that computes the prompt, and what it was expected to have cached. first_block None: the
+    prompt has no full block."""
 
     worker_id: WorkerId
     epoch: int
@@ -106,9 +94,8 @@ class Prefilled:
 
 @dataclass(eq=False, slots=True)
 class RequestEntry:
-    """One request between Admit (or Hello) and its end. holding None: it waits in the queue. requests_ahead:
-    that waited when it came. prompt: while it waits. prefilled: what its worker was expected to find, once it
-    is placed."""
+    """One request between Admit (or Hello) and its end. hold None: it waits in the queue. requests_ahead:
+    requests that waited when it arrived. prompt: kept while it waits. prefilled: set when it is placed."""
 
     session: ApiserverSession
     placement: PlacementRequest
@@ -120,7 +107,7 @@ class RequestEntry:
 
 
 class RequestTable:
-    """One for each request that waits or runs; it is in its session as well, and in no other."""
+    """All requests that wait or run. Each is also in its session, and in no other."""
 
     def __init__(self) -> None:
         self._sessions: dict[ApiserverId, ApiserverSession] = {}
@@ -151,16 +138,16 @@ class RequestTable:
         return self._sessions.get(apiserver_id)
 
     def add_session(self, apiserver_id: ApiserverId) -> ApiserverSession:
-        """In place of an older one, whose tickets are to be closed."""
+        """Replaces an older session of the apiserver. The caller closes that one's entries."""
         session = self._sessions[apiserver_id] = ApiserverSession(apiserver_id)
         return session
 
     def drop_session(self, session: ApiserverSession) -> None:
-        """Idempotent. Its tickets are to be closed by the caller."""
+        """Idempotent. The caller closes its entries."""
         if self._sessions.get(session.apiserver_id) is session:
             del self._sessions[session.apiserver_id]
 
-    # -- tickets
+    # -- entries
 
     def open(self, request_id: RequestId, entry: RequestEntry) -> None:
         self._entries[request_id] = entry.session.entries[request_id] = entry
@@ -171,6 +158,6 @@ class RequestTable:
         return entry
 
     def check_integrity(self) -> None:
-        """Raises AssertionError when a ticket is in none of the sessions, or in two."""
+        """Raises AssertionError when an entry is in none of the sessions, or in two."""
         in_sessions = [request_id for session in self._sessions.values() for request_id in session.entries]
         assert sorted(in_sessions) == sorted(self._entries), self._entries

@@ -1,40 +1,36 @@
-"""What the router takes from the manifest, and the controller made of it."""
+"""What the router takes from the manifest."""
 
-import random
 from dataclasses import dataclass, field
 
 from llmserve.config.schema import Budgets, Manifest, Scheduling, TenantBudget
-from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
-from llmserve.router.controller import Controller, Parameters
 from llmserve.router.leader.election import ALONE, TermTimes
-from llmserve.router.placement.planner import Disaggregate, Planner
-from llmserve.router.placement.rules import PlacementPolicy, PlacementRules, Routing
-from llmserve.router.prefix.index import PrefixIndex
-from llmserve.router.prefix.lookup import PrefixLookup
-from llmserve.router.workers.membership import ClusterMembership
-from llmserve.router.workers.slow import Learner, SlowLimits, SlowWorkers
-from llmserve.router.workers.speed import LatencyModels
+from llmserve.router.placement.planner import Disaggregate
+from llmserve.router.placement.rules import PlacementPolicy, Routing
+from llmserve.router.workers.speed import SlowLimits
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import ClusterLimits
-from llmserve.scheduler.scheduler import Policy, Scheduler
+from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
+
+_DEFAULTS = Scheduling()
+_DISAGGREGATE = Disaggregate(_DEFAULTS.disaggregate)
 
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """log_level: that workers are told; empty until a reload has changed it, for each process may have begun
-    with another (LLMSERVE_LOG_LEVEL)."""
+    """log_level: level that workers receive; empty until a reload has changed it, because each process may
+    have started with another level (LLMSERVE_LOG_LEVEL)."""
 
     policy: Policy = field(default_factory=Policy)
-    heartbeat_seconds: float = 1.0
-    expiry_seconds: float = 4.0
+    heartbeat_seconds: float = _DEFAULTS.worker_heartbeat_seconds
+    expiry_seconds: float = _DEFAULTS.worker_expiry_seconds
     prefetch_on_prefix: bool = False
-    routing: Routing = "kv_aware"
-    disaggregate: Disaggregate = Disaggregate.AUTO
-    drain_timeout_seconds: float = 60.0
+    routing: Routing = _DEFAULTS.routing
+    disaggregate: Disaggregate = _DISAGGREGATE
+    drain_timeout_seconds: float = _DEFAULTS.drain_timeout_seconds
     slow: SlowLimits = field(default_factory=SlowLimits)
-    engine_queue_seconds: float = 0.5
+    engine_queue_seconds: float = _DEFAULTS.engine_queue_seconds
     terms: TermTimes = ALONE
     log_level: str = ""
 
@@ -55,14 +51,8 @@ class RouterSettings:
         )
 
     @property
-    def parameters(self) -> Parameters:
-        return Parameters(
-            self.policy,
-            PlacementPolicy(self.routing, self.disaggregate, self.engine_queue_seconds),
-            self.slow,
-            expiry_seconds=self.expiry_seconds,
-            prefetch_on_prefix=self.prefetch_on_prefix,
-        )
+    def placement(self) -> PlacementPolicy:
+        return PlacementPolicy(self.routing, self.disaggregate, self.engine_queue_seconds)
 
 
 def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:
@@ -98,26 +88,4 @@ def _tenant_limit(section: TenantBudget) -> TenantLimit:
         max_requests_in_flight=section.max_requests_in_flight,
         requests_per_second=section.max_requests_per_second,
         tokens_per_second=section.max_tokens_per_second,
-    )
-
-
-def build_controller(
-    settings: RouterSettings, clock: Clock, rng: random.Random, index: PrefixIndex | None = None
-) -> Controller:
-    """index: filled by whoever follows the KV managers; none: nothing is known of blocks."""
-    membership, latencies = ClusterMembership(clock, expiry_seconds=settings.expiry_seconds), LatencyModels()
-    slow, parameters = SlowWorkers(clock, settings.slow), settings.parameters
-    placement_rules = PlacementRules(clock, rng, latencies, slow)
-    return Controller(
-        clock,
-        parameters,
-        membership=membership,
-        planner=Planner(membership, placement_rules.rules(parameters.placement)),
-        placement_rules=placement_rules,
-        scheduler=Scheduler(clock, settings.policy),
-        prefixes=PrefixLookup(
-            clock, index or PrefixIndex(), membership, prefetches=settings.prefetch_on_prefix
-        ),
-        learner=Learner(latencies),
-        slow=slow,
     )

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmserve.config.changes import Change, Changes, NeedsRestart
+from llmserve.config.changes import Changes, LiveChange, NeedsRestart
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.leader import ask_leader
 
@@ -50,7 +50,7 @@ def encode_reloaded(reloaded: Reloaded) -> router_pb2.ReloadResponse:
 
 def decode_reloaded(message: router_pb2.ReloadResponse) -> Reloaded:
     changes = Changes(
-        tuple(Change(one.path, one.before, one.after) for one in message.live),
+        tuple(LiveChange(one.path, one.before, one.after) for one in message.live),
         tuple(NeedsRestart(one.path, tuple(one.processes)) for one in message.restart),
     )
     return Reloaded(changes, tuple(message.failed))

@@ -13,18 +13,18 @@ from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import importing
 from llmserve.engines.base import Engine
 from llmserve.engines.sim.engine import SimEngine
-from llmserve.engines.sim.handover_link import open_handover_link
-from llmserve.engines.sim.timing import RealPace
+from llmserve.engines.sim.link import open_handover_link
+from llmserve.engines.sim.step import RealStepTimer
 from llmserve.engines.spec import EngineSpec
 from llmserve.models import Progress, resolve
-from llmserve.models.identity import model_identity
+from llmserve.models.directory import model_identity
 from llmserve.models.resolve import digest_cache
 from llmserve.rpc.role import reached_at
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerModel:
-    """path None: a simulated engine without a model. identity: see models/identity.py."""
+    """path None: a simulated engine without a model. identity: see models/directory.py."""
 
     path: Path | None
     identity: str
@@ -81,7 +81,7 @@ def _kv_io_share(manifest: Manifest) -> float | None:
 def build_engine(spec: EngineSpec, registry: CollectorRegistry | None) -> Engine:
     """registry: where an engine's own metrics are to be seen, if it has any; None: nobody looks."""
     if spec.engine.kind == "sim":
-        return SimEngine(spec, open_handover_link, RealPace())
+        return SimEngine(spec, open_handover_link, RealStepTimer())
     with importing():  # torch and vLLM: seconds that a simulation need not pay
         from llmserve.engines.vllm.engine import VllmEngine
 

@@ -118,7 +118,7 @@ def test_every_usage_field_of_each_api_is_listed() -> None:
 
 def test_the_settings_that_the_page_names_exist() -> None:
     from llmserve.config.schema import Manifest
-    from llmserve.config.tree import path_text, walk
+    from llmserve.config.schema.section import path_text, walk
 
     known = {path_text(knob.path) for knob in walk(Manifest)}
     sections = {path.partition(".")[0] for path in known}

@@ -1,4 +1,4 @@
-"""A rank and its link to the KV manager, without vLLM's scheduler, for test_store_remote.py.
+"""A rank and its link to the KV manager, without vLLM's scheduler, for test_store_elsewhere.py.
 
 argv: the KV manager's host:port, this worker's id, the host that others reach it at, transports in their
 order (with commas). Orders on stdin, one a line, as JSON: ["store" or "load", hashes in hexadecimal, the
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from vllm.v1.kv_offload.base import CanonicalKVCaches, CanonicalKVCacheTensor, GPULoadStoreSpec
 
-from llmserve.engines.store.link import Answer, Ask, StoreLink
-from llmserve.engines.store.words import Placed, StoreSlots
+from llmserve.engines.store.link import StoreAnswer, StoreLink, StoreQuery
+from llmserve.engines.store.words import LocatedBlock, StoreSlots
 from llmserve.engines.store.worker import StoreWorker
-from llmserve.kvstore.pool.access import RemoteAccess
-from llmserve.kvstore.pool.slot import Slot
+from llmserve.kvstore.blocks import Slot
+from llmserve.kvstore.dram.client.access import RemoteAccess
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 LAYERS, BLOCKS, PAGE_BYTES = 4, 8, 48 << 10
@@ -64,11 +64,11 @@ class Rank:
         self._worker.shutdown()
         self._link.close()
 
-    def _ask(self, keys: Sequence[bytes], load: bool) -> Answer:
+    def _ask(self, keys: Sequence[bytes], load: bool) -> StoreAnswer:
         """Asks again until the link has attached."""
         give_up = time.monotonic() + _SECONDS
         while time.monotonic() < give_up:
-            ask = Ask("r", "red", keys, 0, load=load, compute_seconds=0.5, timeout_seconds=10.0)
+            ask = StoreQuery("r", "red", keys, 0, load=load, compute_seconds=0.5, timeout_seconds=10.0)
             self._link.prepare(ask)
             while not (answers := self._link.take_answers()):
                 time.sleep(0.01)
@@ -92,9 +92,9 @@ def _blocks(numbers: list[int]) -> GPULoadStoreSpec:
     return GPULoadStoreSpec(numbers, [len(numbers)], [0])
 
 
-def _slots(answer: Answer, blocks: Sequence[pb.StoreBlock]) -> StoreSlots:
+def _slots(answer: StoreAnswer, blocks: Sequence[pb.StoreBlock]) -> StoreSlots:
     return StoreSlots(
-        Placed(
+        LocatedBlock(
             "kvmanager-0",
             answer.arena,
             tuple(Slot(s.offset, s.length_bytes, s.generation, s.checksum) for s in block.slots),

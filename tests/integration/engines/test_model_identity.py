@@ -10,8 +10,8 @@ from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.engines.sim.engine import SimEngine
-from llmserve.engines.sim.handover_link import open_handover_link
-from llmserve.engines.sim.timing import RealPace
+from llmserve.engines.sim.link import open_handover_link
+from llmserve.engines.sim.step import RealStepTimer
 from llmserve.engines.spec import EngineSpec
 
 PROMPT = list(range(100, 164))
@@ -33,7 +33,7 @@ class Engines:
             kv_cache=KvCacheConfig(),
             transfer=TransferConfig(engine_order=()),
         )
-        engine = SimEngine(spec, open_handover_link, RealPace())
+        engine = SimEngine(spec, open_handover_link, RealStepTimer())
         self._stack.push_async_callback(engine.aclose)
         await engine.start()
         return engine

@@ -9,12 +9,12 @@ from typing import Any
 import grpc
 import pytest
 
-from llmserve.engines.store.link import Answer, Ask, StoreLink
+from llmserve.engines.store.link import StoreAnswer, StoreLink, StoreQuery
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc as rpc
 
 SECONDS = 10.0
-ASK = Ask("r", "red", [b"h" * 32], 0, load=True, compute_seconds=0.5, timeout_seconds=0.3)
+ASK = StoreQuery("r", "red", [b"h" * 32], 0, load=True, compute_seconds=0.5, timeout_seconds=0.3)
 
 
 class Manager(rpc.KVManagerServicer):
@@ -77,11 +77,11 @@ def link(place: Place, manager: Manager) -> Iterator[StoreLink]:
     made.close()
 
 
-def answer_of(link: StoreLink) -> Answer:
+def answer_of(link: StoreLink) -> StoreAnswer:
     began = time.monotonic()
     link.prepare(ASK)
     assert time.monotonic() - began < 0.1, "nobody waits"
-    answers: list[Answer] = []
+    answers: list[StoreAnswer] = []
     while not answers:
         assert time.monotonic() - began < SECONDS
         time.sleep(0.005)

@@ -9,10 +9,10 @@ import pytest
 import xxhash
 
 from llmserve.core.ids import BlockHash
-from llmserve.engines.store.link import Answer, Ask
+from llmserve.engines.store.link import StoreAnswer, StoreQuery
 from llmserve.engines.store.links import StoreLinks, manager_name
 from llmserve.engines.store.parts import PromptAnswer
-from llmserve.kvstore.placing import RUN_BLOCKS, Part, Placing
+from llmserve.kvstore.sharding import RUN_BLOCKS, Shard, Sharding
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 MANAGERS = 2
@@ -22,8 +22,8 @@ def chain(name: str, blocks: int) -> list[BlockHash]:
     return [BlockHash(xxhash.xxh3_128_digest(f"{name}-{number}".encode()) * 2) for number in range(blocks)]
 
 
-def parts_of(keys: list[BlockHash]) -> list[Part]:
-    return Placing({manager_name(at): 1.0 for at in range(MANAGERS)}).parts(keys)
+def parts_of(keys: list[BlockHash]) -> list[Shard]:
+    return Sharding({manager_name(at): 1.0 for at in range(MANAGERS)}).shards(keys)
 
 
 def alternating() -> list[BlockHash]:
@@ -38,14 +38,14 @@ class PlayedLink:
     def __init__(self, name: str, notify: Callable[[], None]) -> None:
         self.name, self.notify = name, notify
         self.held: set[bytes] = set()
-        self.asked: list[Ask] = []
+        self.asked: list[StoreQuery] = []
         self.settled: list[dict[str, Any]] = []
         self.is_away = self.is_closed = False
-        self._answers: list[Answer] = []
+        self._answers: list[StoreAnswer] = []
 
-    def prepare(self, ask: Ask) -> None:
+    def prepare(self, ask: StoreQuery) -> None:
         if self.is_away:
-            self._put(Answer(ask))
+            self._put(StoreAnswer(ask))
         else:
             self.asked.append(ask)
 
@@ -54,7 +54,7 @@ class PlayedLink:
         for ask in asked:
             self._put(self._answer(ask))
 
-    def take_answers(self) -> list[Answer]:
+    def take_answers(self) -> list[StoreAnswer]:
         answers, self._answers = self._answers, []
         return answers
 
@@ -64,11 +64,11 @@ class PlayedLink:
     def close(self) -> None:
         self.is_closed = True
 
-    def _put(self, answer: Answer) -> None:
+    def _put(self, answer: StoreAnswer) -> None:
         self._answers.append(answer)
         self.notify()
 
-    def _answer(self, ask: Ask) -> Answer:
+    def _answer(self, ask: StoreQuery) -> StoreAnswer:
         wanted = range(ask.have_blocks, len(ask.block_hashes))
         missing = [at for at in wanted if ask.block_hashes[at] not in self.held]
         loads = range(ask.have_blocks, missing[0] if missing else len(ask.block_hashes))
@@ -76,7 +76,7 @@ class PlayedLink:
         prepared = pb.PreparePromptResponse(
             lease_id=lease, loads=_blocks(loads if ask.load else ()), stores=_blocks(missing)
         )
-        return Answer(ask, f"memory of {self.name}", prepared, 100.0 + len(self.held))
+        return StoreAnswer(ask, f"memory of {self.name}", prepared, 100.0 + len(self.held))
 
 
 def _blocks(indexes: Iterable[int]) -> list[pb.StoreBlock]:
@@ -97,7 +97,7 @@ class Desk:
             self.played[part.manager].held.update(keys[part.start : part.stop])
 
     def asks(self, keys: list[BlockHash], have: int = 0, *, load: bool = True) -> None:
-        self.links.prepare(Ask("r", "red", keys, have, load, 0.5, 1.0))
+        self.links.prepare(StoreQuery("r", "red", keys, have, load, 0.5, 1.0))
 
     def answered(self) -> PromptAnswer:
         for one in self.played.values():

@@ -15,12 +15,12 @@ from vllm.v1.kv_offload.base import (
 
 from llmserve.core.ids import TransferId, WorkerId
 from llmserve.core.kv_params import PushParams
-from llmserve.engines.store.link import Ask
+from llmserve.engines.store.block_cost import BlockCost
+from llmserve.engines.store.link import StoreQuery
 from llmserve.engines.store.manager import StoreManager
-from llmserve.engines.store.pace import Pace
-from llmserve.engines.store.parts import Lease, PromptAnswer
-from llmserve.engines.store.words import Placed, StoreSlots
-from llmserve.kvstore.pool.slot import Slot
+from llmserve.engines.store.parts import PromptAnswer, StoreLease
+from llmserve.engines.store.words import LocatedBlock, StoreSlots
+from llmserve.kvstore.blocks import Slot
 
 BLOCK = 16
 KEYS = [make_offload_key(bytes([number]) * 32, 0) for number in range(9)]
@@ -30,13 +30,13 @@ class FakeLinks:
     """KV managers that say what the test has it say, when the test has it answer."""
 
     def __init__(self) -> None:
-        self.asks: list[Ask] = []
+        self.asks: list[StoreQuery] = []
         self.answers: list[PromptAnswer] = []
         self.settled: list[tuple[str, dict[str, Any]]] = []
         self.arena = "arena"
         self.homes: dict[int, str] = {}  # of blocks that "a" does not have
 
-    def prepare(self, ask: Ask) -> None:
+    def prepare(self, ask: StoreQuery) -> None:
         self.asks.append(ask)
 
     def take_answers(self, wait_seconds: float = 0.0) -> list[PromptAnswer]:
@@ -61,7 +61,7 @@ class FakeLinks:
             self.asks[-1],
             dict.fromkeys(("a", *self.homes.values()), self.arena),
             {index: self.block(index) for index in loads},
-            [Lease(name, lease) for name in managers],
+            [StoreLease(name, lease) for name in managers],
             {index: self.block(index) for index in stores},
             usable_until,
         )
@@ -70,8 +70,8 @@ class FakeLinks:
     def home(self, index: int) -> str:
         return self.homes.get(index, "a")
 
-    def block(self, index: int) -> Placed:
-        return Placed(self.home(index), self.arena, (Slot(index, 1, 1, 0),))
+    def block(self, index: int) -> LocatedBlock:
+        return LocatedBlock(self.home(index), self.arena, (Slot(index, 1, 1, 0),))
 
     def told(self, what: str, manager: str = "") -> list[Any]:
         """The values of this field, of all messages together; or of those to one manager."""
@@ -84,7 +84,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.links = FakeLinks()
-        self.manager = StoreManager(self.links, Pace(BLOCK))  # type: ignore[arg-type]
+        self.manager = StoreManager(self.links, BlockCost(BLOCK))  # type: ignore[arg-type]
         self.context = ReqContext("r")
 
     def arrives(self, blocks: int, **params: Any) -> None:

@@ -30,13 +30,13 @@ from vllm.v1.kv_offload.base import (
 
 from llmserve.cli.app import main
 from llmserve.core.ids import BlockHash
+from llmserve.engines.store.block_cost import BlockCost
 from llmserve.engines.store.link import StoreLink
 from llmserve.engines.store.links import StoreLinks, manager_name
 from llmserve.engines.store.manager import StoreManager
-from llmserve.engines.store.pace import Pace
 from llmserve.engines.store.worker import StoreWorker
-from llmserve.kvstore.placing import RUN_BLOCKS, Part, Placing
-from llmserve.kvstore.pool.access import RemoteAccess
+from llmserve.kvstore.dram.client.access import RemoteAccess
+from llmserve.kvstore.sharding import RUN_BLOCKS, Shard, Sharding
 from llmserve.runner.processes import start_ticks
 from llmserve.runner.state import ClusterState
 
@@ -62,9 +62,9 @@ def chain(name: str, blocks: int = PROMPT_BLOCKS) -> list[OffloadKey]:
     return [make_offload_key(block_hash, 0) for block_hash in hashes]
 
 
-def parts_of(keys: list[OffloadKey]) -> list[Part]:
-    placing = Placing({manager_name(at): 1.0 for at in range(MANAGERS)})
-    return placing.parts([BlockHash(get_offload_block_hash(key)) for key in keys])
+def parts_of(keys: list[OffloadKey]) -> list[Shard]:
+    sharding = Sharding({manager_name(at): 1.0 for at in range(MANAGERS)})
+    return sharding.shards([BlockHash(get_offload_block_hash(key)) for key in keys])
 
 
 def alternating(name: str) -> list[OffloadKey]:
@@ -121,7 +121,7 @@ class Engine:
         refs = [[CanonicalKVCacheRef(0, BLOCK_BYTES)]]
         tensors = [CanonicalKVCacheTensor(self.memory, BLOCK_BYTES)]
         self.worker = StoreWorker(CanonicalKVCaches(tensors, refs), 0, RemoteAccess((), "127.0.0.1"))
-        self.manager = StoreManager(StoreLinks(len(self.addresses), self._link), Pace(BLOCK_TOKENS))
+        self.manager = StoreManager(StoreLinks(len(self.addresses), self._link), BlockCost(BLOCK_TOKENS))
         return self
 
     def __exit__(self, *_: object) -> None:

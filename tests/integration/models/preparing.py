@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 from llmserve.core.errors import LLMServeError
-from llmserve.models.converted import ConvertedModels
+from llmserve.models.converted import ConvertedModels, convert_in_process
 from llmserve.models.digests import DigestCache
-from llmserve.models.prepared import Progress
-from llmserve.models.process import convert_in_process
+from llmserve.models.files import Progress
 
 
 def say(text: str) -> None:

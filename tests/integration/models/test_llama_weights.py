@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from llmserve.models import llama_weights
+from llmserve.models.convert import llama_names, llama_weights
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE, WORDS = 128, 2, 4, 2, 192, 64
 SHAPES = {
@@ -63,8 +63,8 @@ def write(path: Path, kind: Any, *, tied: bool, more: tuple[str, ...] = ()) -> N
 def read(path: Path) -> dict[str, Any] | None:
     reader = gguf.GGUFReader(str(path))
     config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    names = llama_weights.names(reader)
-    return None if names is None else dict(llama_weights.weights(reader, names, config))
+    names = llama_names(reader)
+    return None if names is None else dict(llama_weights(reader, names, config))
 
 
 def read_by_transformers(path: Path) -> dict[str, Any]:

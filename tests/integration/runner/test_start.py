@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from llmserve.models.convert import CONVERTER_VERSION
-from llmserve.models.lock import file_lock
+from llmserve.models.files import file_lock
 
 Start = Callable[..., Any]
 Alive = Callable[[int], bool]

@@ -7,7 +7,7 @@ import pytest
 from llmserve.config.changes import compare, is_live
 from llmserve.config.plan import plan_local
 from llmserve.config.schema import Manifest
-from llmserve.config.tree import ITEM, walk
+from llmserve.config.schema.section import ITEM, walk
 
 _BASE = {"kind": "LLMServe", "models": {"primary": {"source": "hub:some/model"}}}
 

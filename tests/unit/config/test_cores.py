@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.config.cores import deal, divide, omp_binding, ranges
+from llmserve.config.plan_types import deal, divide, omp_binding, ranges
 
 core_lists = st.lists(st.integers(0, 200), unique=True, max_size=40).map(sorted)
 

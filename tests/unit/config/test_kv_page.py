@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.config.kv_page import block_size_tokens, layer_bytes_per_token
+from llmserve.config.refusals import block_size_tokens, layer_bytes_per_token
 from llmserve.config.schema import EngineConfig, KvCacheConfig
 from llmserve.core.errors import ManifestError
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmserve.config.load import parse_manifest
 from llmserve.config.schema import Manifest
-from llmserve.config.tree import walk
+from llmserve.config.schema.section import walk
 from llmserve.core.errors import ManifestError
 
 PLACE = re.compile(r"m\.yaml:\d+: ")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.config.model_shape import has_several_kv_groups, longest_tokens, uniform_layers
+from llmserve.config.refusals import has_several_kv_groups, longest_tokens, uniform_layers
 
 LLAMA: dict[str, Any] = {"max_position_embeddings": 8192, "num_hidden_layers": 30, "num_attention_heads": 9}
 

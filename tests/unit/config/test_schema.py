@@ -3,10 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
-from llmserve.config.knob import Planned, Unit, marker
-from llmserve.config.models import ModelSpec
 from llmserve.config.schema import EngineConfig, Manifest
-from llmserve.config.tree import Knob, path_text, section_at, walk
+from llmserve.config.schema.models import ModelSpec
+from llmserve.config.schema.section import KeyUnit, ManifestKey, Planned, marker, path_text, section_at, walk
+from llmserve.config.schema_doc import meaning
 
 KNOBS = {path_text(knob.path): knob for knob in walk(Manifest)}
 
@@ -62,13 +62,13 @@ def test_promised_knobs_exist(section: str, names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("knob", KNOBS.values(), ids=KNOBS.keys())
-def test_every_knob_is_documented(knob: Knob) -> None:
-    assert (knob.field.description or "").endswith(".")
+def test_every_knob_is_documented(knob: ManifestKey) -> None:
+    assert meaning(knob).endswith(".")
 
 
 @pytest.mark.parametrize("path", [path for path in KNOBS if path.endswith(("_seconds", "_secs", "_tokens"))])
 def test_numbers_named_for_a_unit_have_it(path: str) -> None:
-    unit = marker(KNOBS[path].field, Unit)
+    unit = marker(KNOBS[path].field, KeyUnit)
     assert unit is not None
     assert unit.name == ("tokens" if path.endswith("_tokens") else "seconds")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from llmserve.config.schema import Manifest
+from llmserve.config.schema.section import path_text, walk
 from llmserve.config.schema_doc import json_schema, main, markdown
-from llmserve.config.tree import path_text, walk
 
 ROOT = Path(__file__).parents[3]
 

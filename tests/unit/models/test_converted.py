@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.errors import LLMServeError
-from llmserve.models.converted import ConvertedModels
+from llmserve.models.converted import RECORD_NAME, ConvertedModels, read_record
 from llmserve.models.digests import DigestCache
-from llmserve.models.prepared import Progress
-from llmserve.models.record import RECORD_NAME, read_record
+from llmserve.models.files import Progress
 
 
 class Converter:

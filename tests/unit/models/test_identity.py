@@ -13,7 +13,7 @@ import pytest
 
 from llmserve.core.errors import LLMServeError
 from llmserve.models.digests import DigestCache
-from llmserve.models.identity import identity_files, model_identity
+from llmserve.models.directory import identity_files, model_identity
 
 TENSORS = 24
 TENSOR_BYTES = 4096

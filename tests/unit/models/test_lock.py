@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.errors import DeadlineExceeded
-from llmserve.models.lock import file_lock
+from llmserve.models.files import file_lock
 
 PATIENCE_SECONDS = 20.0
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.errors import ModelNotFound
-from llmserve.models.source import Source, SourceKind, parse_source
+from llmserve.models.sources import ModelSource, SourceKind, parse_source
 
 
 @pytest.mark.parametrize(
@@ -21,12 +21,12 @@ from llmserve.models.source import Source, SourceKind, parse_source
     ],
 )
 def test_words(text: str, kind: SourceKind, place: str) -> None:
-    assert parse_source(text) == Source(kind, place)
+    assert parse_source(text) == ModelSource(kind, place)
 
 
 def test_a_bare_path_is_what_is_there(model_dir: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parse_source(str(model_dir)) == Source(SourceKind.DIRECTORY, str(model_dir))
-    assert parse_source(str(gguf)) == Source(SourceKind.GGUF, str(gguf))
+    assert parse_source(str(model_dir)) == ModelSource(SourceKind.DIRECTORY, str(model_dir))
+    assert parse_source(str(gguf)) == ModelSource(SourceKind.GGUF, str(gguf))
     monkeypatch.chdir(model_dir.parent.parent)
     relative = f"{model_dir.parent.name}/model"
     assert parse_source(relative).kind is SourceKind.DIRECTORY, "before the hub is thought of"

@@ -8,11 +8,11 @@ import pytest
 from llmserve.config.schema import ModelSpec
 from llmserve.core.errors import ModelNotFound
 from llmserve.models.convert import CONVERTER_VERSION
+from llmserve.models.converted import make_record
 from llmserve.models.digests import DigestCache
-from llmserve.models.record import make_record
-from llmserve.models.survey import Stage, Survey, survey
+from llmserve.models.resolve import PreparationStage, Survey, survey
 
-survey_module = sys.modules["llmserve.models.survey"]
+survey_module = sys.modules["llmserve.models.resolve"]
 
 
 def _survey(source: str, cache: Path, **fields: str) -> Survey:
@@ -20,7 +20,7 @@ def _survey(source: str, cache: Path, **fields: str) -> Survey:
 
 
 def test_a_directory(model_dir: Path, tmp_path: Path) -> None:
-    assert _survey(f"dir:{model_dir}", tmp_path) == Survey(Stage.READY, str(model_dir), 2)
+    assert _survey(f"dir:{model_dir}", tmp_path) == Survey(PreparationStage.READY, str(model_dir), 2)
 
 
 def test_half_a_directory(model_dir: Path, tmp_path: Path) -> None:
@@ -32,20 +32,22 @@ def test_half_a_directory(model_dir: Path, tmp_path: Path) -> None:
 def test_a_gguf_file_before_and_after_its_conversion(gguf: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     estimate = 4 * gguf.stat().st_size
-    assert _survey(f"gguf:{gguf}", cache) == Survey(Stage.TO_CONVERT, str(gguf), estimate)
+    assert _survey(f"gguf:{gguf}", cache) == Survey(PreparationStage.TO_CONVERT, str(gguf), estimate)
     made = cache / f"{gguf.stem}-0123456789abcdef-v{CONVERTER_VERSION}"
     made.mkdir(parents=True)
     (made / "model.safetensors").write_text("12345")
-    assert _survey(f"gguf:{gguf}", cache).stage is Stage.TO_CONVERT  # without its record it is not whole
+    assert (
+        _survey(f"gguf:{gguf}", cache).stage is PreparationStage.TO_CONVERT
+    )  # without its record it is not whole
     make_record(made, "0" * 64, CONVERTER_VERSION, DigestCache(cache / "digests.json")).write(made)
-    assert _survey(f"gguf:{gguf}", cache) == Survey(Stage.READY, str(made), 5)
+    assert _survey(f"gguf:{gguf}", cache) == Survey(PreparationStage.READY, str(made), 5)
 
 
 def test_what_another_converter_made_does_not_count(gguf: Path, tmp_path: Path) -> None:
     made = tmp_path / f"{gguf.stem}-0123456789abcdef-v{CONVERTER_VERSION + 1}"
     made.mkdir()
     make_record(made, "0" * 64, 1, DigestCache(tmp_path / "digests.json")).write(made)
-    assert _survey(f"gguf:{gguf}", tmp_path).stage is Stage.TO_CONVERT
+    assert _survey(f"gguf:{gguf}", tmp_path).stage is PreparationStage.TO_CONVERT
 
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
@@ -68,10 +70,10 @@ def test_a_model_of_the_hub_that_was_downloaded(
     monkeypatch.setattr(survey_module, "cached_snapshot", lambda repo, revision: model_dir)
     if damage:
         (model_dir / damage).unlink()
-    stage = Stage.TO_DOWNLOAD if damage else Stage.READY
+    stage = PreparationStage.TO_DOWNLOAD if damage else PreparationStage.READY
     assert _survey("hub:a/b", tmp_path).stage is stage
 
 
 def test_a_model_of_the_hub_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey_module, "cached_snapshot", lambda repo, revision: None)
-    assert _survey("hub:a/b", tmp_path) == Survey(Stage.TO_DOWNLOAD, "hub:a/b", 0)
+    assert _survey("hub:a/b", tmp_path) == Survey(PreparationStage.TO_DOWNLOAD, "hub:a/b", 0)

@@ -15,7 +15,7 @@ from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, Effect, HeldRequest
 from llmserve.router.placement.planner import Disaggregate, PlacementRequest
 from llmserve.router.sessions import ApiserverSession
-from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.worker import KvShape, WorkerSpec
 
 SHAPE = KvShape("rev", "bfloat16", "LBHNC", 16, 1, 1, 4096)
@@ -117,7 +117,7 @@ def make_cluster(clock: VirtualClock) -> Callable[..., Cluster]:
     def make(*workers: str, slots: int = 2, **settings: object) -> Cluster:
         settings = {"disaggregate": Disaggregate.ALWAYS} | settings
         router_settings = replace(RouterSettings(), **settings)  # type: ignore[arg-type]
-        cluster = Cluster(clock, build_controller(router_settings, clock, random.Random(7)))
+        cluster = Cluster(clock, Controller(router_settings, clock, random.Random(7)))
         cluster.register(*workers, slots=slots)
         return cluster
 

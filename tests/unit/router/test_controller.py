@@ -18,7 +18,7 @@ from llmserve.router.events import (
 )
 from llmserve.router.placement.planner import Disaggregate
 from llmserve.router.settings import RouterSettings
-from llmserve.router.workers.slow import SlowLimits
+from llmserve.router.workers.speed import SlowLimits
 from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
@@ -341,9 +341,9 @@ def test_parameters_change_while_requests_wait(make_cluster: MakeCluster) -> Non
     for name in "abc":
         cluster.admit(session, name)
     settings = RouterSettings(Policy(limits=ClusterLimits(max_requests_in_flight=2)))
-    assert _placed(cluster.controller.reconfigure(settings.parameters)) == ["b"]
+    assert _placed(cluster.controller.reconfigure(settings)) == ["b"]
     tiny = RouterSettings(Policy(limits=ClusterLimits(max_tokens_in_flight=20)))
-    refused = _refused(cluster.controller.reconfigure(tiny.parameters))
+    refused = _refused(cluster.controller.reconfigure(tiny))
     assert refused.request_id == "c"
     cluster.controller.check_integrity()
 
@@ -352,12 +352,12 @@ def test_placement_changes_while_the_router_runs(make_cluster: MakeCluster) -> N
     cluster = make_cluster("prefill-0", "decode-0")
     session = cluster.open()
     never = RouterSettings(disaggregate=Disaggregate.NEVER)
-    assert cluster.controller.reconfigure(never.parameters) == []
+    assert cluster.controller.reconfigure(never) == []
     (alone,) = cluster.admit(session, "a")
     assert isinstance(alone, RequestPlaced)
     assert alone.plan.prefill is None
     always = RouterSettings(disaggregate=Disaggregate.ALWAYS, routing="round_robin", prefetch_on_prefix=True)
-    cluster.controller.reconfigure(always.parameters)
+    cluster.controller.reconfigure(always)
     (pair,) = cluster.admit(session, "b")
     assert isinstance(pair, RequestPlaced)
     assert pair.plan.prefill is not None
@@ -372,7 +372,7 @@ def test_a_change_of_something_else_loses_no_turn(make_cluster: MakeCluster) -> 
     order = []
     for number in range(4):
         settings = RouterSettings(routing="round_robin", engine_queue_seconds=1.0 + number)
-        cluster.controller.reconfigure(settings.parameters)
+        cluster.controller.reconfigure(settings)
         (placed,) = cluster.admit(session, f"r{number}")
         assert isinstance(placed, RequestPlaced)
         order.append(placed.plan.decode.spec.worker_id)
@@ -383,8 +383,8 @@ def test_from_which_factor_on_a_worker_is_slow_changes_while_the_router_runs(
     make_cluster: MakeCluster,
 ) -> None:
     cluster = make_cluster("aggregated-0")
-    cluster.controller.reconfigure(RouterSettings(slow=SlowLimits(factor=7.0)).parameters)
-    assert cluster.controller.slow.limits.factor == 7.0
+    cluster.controller.reconfigure(RouterSettings(slow=SlowLimits(factor=7.0)))
+    assert cluster.controller.speeds.limits.factor == 7.0
 
 
 # -- after another router's term

@@ -13,7 +13,7 @@ from llmserve.core.request import EngineLoad
 from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, Effect, RequestPlaced, RequestRefused
 from llmserve.router.placement.planner import PlacementRequest
-from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.worker import KvShape, WorkerSpec
 from llmserve.scheduler.scheduler import Policy
 
@@ -34,7 +34,7 @@ class Play:
     def __init__(self) -> None:
         self.clock = VirtualClock()
         settings = RouterSettings(Policy(max_queued_requests=3, queue_timeout_seconds=8.0))
-        self.controller: Controller = build_controller(settings, self.clock, random.Random(1))
+        self.controller: Controller = Controller(settings, self.clock, random.Random(1))
         self.sessions = [self._open(name) for name in ("one", "two")]
         self.epoch = 1
         self.admitted = 0

@@ -9,9 +9,10 @@ import pytest
 from llmserve.config.schema import Manifest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId, RequestId, TenantId
+from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, RequestPlaced
 from llmserve.router.placement.planner import Disaggregate, PlacementRequest
-from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.worker import WorkerSpec
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import ClusterLimits
@@ -69,7 +70,7 @@ def test_routing_and_disaggregation_reach_the_router() -> None:
 def test_every_routing_places(
     routing: Any, clock: VirtualClock, make_spec: Callable[..., WorkerSpec]
 ) -> None:
-    controller = build_controller(RouterSettings(routing=routing), clock, random.Random(1))
+    controller = Controller(RouterSettings(routing=routing), clock, random.Random(1))
     for name in ("prefill-0", "decode-0"):
         controller.register(make_spec(name))
     session, _ = controller.open_session(ApiserverId("api"), ())

@@ -13,12 +13,12 @@ from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineRequest, SamplingLimits
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.fabric import LocalFabric
-from llmserve.engines.sim.timing import VirtualPace
+from llmserve.engines.sim.step import VirtualStepTimer
 from llmserve.engines.spec import EngineSpec
 from llmserve.simulate.mix import RequestKind, RequestMix
 from llmserve.simulate.report import Goals
 from llmserve.simulate.run import Simulation
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 from tests.unit.simulate.conftest import MakeShape
 
 SIM = SimSpec(
@@ -29,7 +29,7 @@ SIM = SimSpec(
 )
 
 
-class PaceAfterConsumers(VirtualPace):
+class PaceAfterConsumers(VirtualStepTimer):
     """Who waits for the outputs of a step sees them at its end, not at the end of the next."""
 
     async def sleep_until(self, when: float) -> None:

@@ -4,14 +4,13 @@ import pytest
 
 from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.kv_params import PullParams
-from llmserve.engines.sim.step import BatchLimits, PullOrder
-from llmserve.engines.sim.timing import Timing
+from llmserve.engines.sim.step import BatchLimits, PullOrder, Timing
 from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.index_feed import IndexFeed
 from llmserve.simulate.sequence import BlockNames, SimLeg, TracedSequence
 from llmserve.simulate.shape import ClusterShape
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 from tests.unit.simulate.conftest import MakeShape, Simulate
 
 W = WorkerId("w")

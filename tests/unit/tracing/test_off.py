@@ -8,7 +8,7 @@ import sys
 _PROGRAM = """
 import sys
 import llmserve.kvstore.role, llmserve.router.role, llmserve.workers.__main__
-from llmserve.config.tracing import Tracing
+from llmserve.config.schema.service import Tracing
 from llmserve.tracing.open import open_tracer
 from prometheus_client import CollectorRegistry
 open_tracer(Tracing(), role="r", process="r-0", cluster="c", registry=CollectorRegistry())

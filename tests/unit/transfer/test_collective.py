@@ -26,12 +26,10 @@ from llmserve.transfer.base import (
     TransferState,
     TransferStatus,
 )
-from llmserve.transfer.collective import CollectiveTransport, backend, gloo, make_backend
-from llmserve.transfer.collective.backend import Message
-from llmserve.transfer.collective.carrier import PIECE_BYTES, GroupCarrier, GroupCarriers
-from llmserve.transfer.collective.gloo import Gloo
+from llmserve.transfer.collective import CollectiveTransport, backend, make_backend
+from llmserve.transfer.collective.backend import Gloo, PendingMessage
+from llmserve.transfer.collective.carrier import PIECE_BYTES, GroupCarrier, GroupCarriers, make_store
 from llmserve.transfer.collective.rows import HostCopier
-from llmserve.transfer.collective.store import make_store
 from llmserve.transfer.select import makers
 from llmserve.transfer.twosided import TwoSidedTransport
 
@@ -224,7 +222,7 @@ def test_a_peer_that_stalls_fails_the_read(
     stalling: tuple[End, End, StallingCopier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near, far, copier = stalling
-    monkeypatch.setattr(gloo, "SILENCE", timedelta(milliseconds=100))
+    monkeypatch.setattr(backend, "SILENCE", timedelta(milliseconds=100))
     status = near.finish(near.transport.read(near.connect(far), blocks(100)))
     assert status.state is TransferState.FAILED
     assert "Timed out" in status.reason
@@ -313,10 +311,10 @@ class _Arrived:
 
 
 class _AbortedPair:
-    def send(self, tensor: Any, acknowledged: bool) -> Message:
+    def send(self, tensor: Any, acknowledged: bool) -> PendingMessage:
         return _Arrived()
 
-    def receive(self, tensor: Any, acknowledged: bool) -> Message:
+    def receive(self, tensor: Any, acknowledged: bool) -> PendingMessage:
         return _Arrived()
 
     def cut(self) -> None: ...

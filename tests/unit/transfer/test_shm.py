@@ -22,8 +22,7 @@ from hypothesis import given
 
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import Batch, Int64Array, PeerName, Region, Spans, TransferState, TransferStatus
-from llmserve.transfer.shm import ShmTransport, identity, memory
-from llmserve.transfer.shm.copier import Copier, ShmTransfer
+from llmserve.transfer.shm import CopyThread, ShmTransfer, ShmTransport, identity, memory
 
 SIZE = 16 << 20
 LARGE = SIZE  # goes to the thread, in several calls
@@ -246,7 +245,7 @@ def test_memory_that_is_no_longer_mapped_fails_the_read(near: End, gone_from: in
 
 def test_registering_ends_this_sides_transfers(near: End, far: End, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = near.connect(far.transport.describe())
-    monkeypatch.setattr(Copier, "submit", lambda *_: None)  # the thread does not get to it
+    monkeypatch.setattr(CopyThread, "submit", lambda *_: None)  # the thread does not get to it
     transfer = near.transport.read(peer, Batch(_span(LARGE), _span(LARGE)))
     near.transport.register([Region(near.memory.ctypes.data, SIZE)])
     assert near.transport.poll(transfer).reason == "shm: the memory was registered anew"
@@ -275,7 +274,7 @@ class SlowCall:
 def test_a_transfer_is_cancelled_between_two_calls() -> None:
     call = SlowCall()
     transfer = ShmTransfer(call.steps())
-    copier = Copier()
+    copier = CopyThread()
     copier.submit(transfer)
     assert call.begun.wait(5)
     with pytest.raises(TransferError, match="under way"):
@@ -289,7 +288,7 @@ def test_a_transfer_is_cancelled_between_two_calls() -> None:
 
 def test_a_transfer_that_waits_its_turn_is_cancelled_at_once() -> None:
     call, never = SlowCall(), SlowCall()
-    copier = Copier()
+    copier = CopyThread()
     first, second = ShmTransfer(call.steps()), ShmTransfer(never.steps())
     copier.submit(first)
     copier.submit(second)

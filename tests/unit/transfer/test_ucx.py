@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, TransferState, TransferStatus
 from llmserve.transfer.nixl import NixlTransport
+from llmserve.transfer.spans import pack_spans
 from llmserve.transfer.ucx import UcxTransport, wire
-from llmserve.transfer.ucx.library import Bytes, Endpoint, Worker
-from llmserve.transfer.ucx.server import Server
+from llmserve.transfer.ucx.library import Bytes, UcxEndpoint, UcxWorker
+from llmserve.transfer.ucx.server import UcxServer
 
 SIZE = 1 << 20
 
@@ -119,7 +120,7 @@ def test_small_pieces_share_a_message_and_large_ones_are_alone(lengths: list[int
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"LSUX", b"x" * 16, wire.Message(wire.Kind.BYE, 1).pack().tobytes()[:-1]]
+    "raw", [b"", b"LSUX", b"x" * 16, wire.ControlMessage(wire.MessageKind.BYE, 1).pack().tobytes()[:-1]]
 )
 def test_what_is_no_message_is_refused(raw: bytes) -> None:
     with pytest.raises(TransferError, match="not a message"):
@@ -216,7 +217,7 @@ def test_a_description_that_does_not_fit_is_refused(
 def test_a_peer_that_says_nothing_is_given_up(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
     near, far = ends
     monkeypatch.setattr("llmserve.transfer.ucx.client.DIAL_SECONDS", 0.1)
-    monkeypatch.setattr(Server, "_greet", lambda self, message: None)
+    monkeypatch.setattr(UcxServer, "_accept_peer", lambda self, message: None)
     silent = End(1)
     try:
         with pytest.raises(TransferError, match="no answer within"):
@@ -232,9 +233,9 @@ def test_a_connection_that_breaks_while_it_is_made_is_made_again(
 ) -> None:
     near, far = ends
     dials = []
-    connect = Worker.connect
+    connect = UcxWorker.connect
 
-    def break_some(worker: Worker, address: bytes) -> Endpoint:
+    def break_some(worker: UcxWorker, address: bytes) -> UcxEndpoint:
         endpoint = connect(worker, address)
         if worker is near.transport._loop.worker:
             dials.append(address)
@@ -242,7 +243,7 @@ def test_a_connection_that_breaks_while_it_is_made_is_made_again(
                 endpoint.close()
         return endpoint
 
-    monkeypatch.setattr(Worker, "connect", break_some)
+    monkeypatch.setattr(UcxWorker, "connect", break_some)
     if works:
         assert near.read(far.transport.describe()).state is TransferState.DONE
         return
@@ -306,8 +307,8 @@ class Stranger:
 
     def __init__(self, description: bytes) -> None:
         self.fields = json.loads(description)
-        self.worker = Worker()
-        self.endpoint: Endpoint = self.worker.connect(wire.unpack_address(self.fields["worker"]))
+        self.worker = UcxWorker()
+        self.endpoint: UcxEndpoint = self.worker.connect(wire.unpack_address(self.fields["worker"]))
 
     def send(self, raw: bytes, tag: int = wire.CONTROL_TAG) -> None:
         request = self.endpoint.send(np.frombuffer(raw, np.uint8), tag)
@@ -316,8 +317,8 @@ class Stranger:
             assert time.monotonic() < deadline
             self.worker.progress()
 
-    def tell(self, kind: wire.Kind, link: int, part: int = 0, body: bytes = b"") -> None:
-        self.send(wire.Message(kind, link, part, body).pack().tobytes())
+    def tell(self, kind: wire.MessageKind, link: int, part: int = 0, body: bytes = b"") -> None:
+        self.send(wire.ControlMessage(kind, link, part, body).pack().tobytes())
 
     def hello(self, **changes: Any) -> None:
         hello = {
@@ -325,9 +326,9 @@ class Stranger:
             "generation": self.fields["generation"],
             "worker": wire.pack_address(self.worker.address),
         }
-        self.tell(wire.Kind.HELLO, 0, 1, json.dumps({**hello, **changes}).encode())
+        self.tell(wire.MessageKind.HELLO, 0, 1, json.dumps({**hello, **changes}).encode())
 
-    def answer(self) -> wire.Message:
+    def answer(self) -> wire.ControlMessage:
         deadline = time.monotonic() + 5
         while True:
             self.worker.progress()
@@ -355,9 +356,9 @@ def stranger(ends: tuple[End, End]) -> Iterator[Stranger]:
         b"",
         b"GET / HTTP/1.1\r\n\r\n",
         b"x" * 100_000,
-        wire.Message(wire.Kind.HELLO, 0, 1, b"{").pack().tobytes(),
-        wire.Message(wire.Kind.HELLO, 0, 1, b'{"token": 1}').pack().tobytes(),
-        wire.Message(wire.Kind.READ, 999, 1).pack().tobytes(),
+        wire.ControlMessage(wire.MessageKind.HELLO, 0, 1, b"{").pack().tobytes(),
+        wire.ControlMessage(wire.MessageKind.HELLO, 0, 1, b'{"token": 1}').pack().tobytes(),
+        wire.ControlMessage(wire.MessageKind.READ, 999, 1).pack().tobytes(),
     ],
 )
 @pytest.mark.parametrize("tag", [wire.CONTROL_TAG, wire.data_tag(1, 1)])
@@ -381,33 +382,33 @@ def test_a_garbled_address_does_not_end_the_server(ends: tuple[End, End], strang
 @pytest.mark.parametrize(
     ("kind", "body", "reason"),
     [
-        (wire.Kind.READ, b"x", "malformed spans"),
-        (wire.Kind.READ, wire.pack_spans(spans((0, SIZE, 1))), "outside registered memory"),
-        (wire.Kind.WRITE, wire.pack_spans(spans((1, 0, 1))), "outside registered memory"),
-        (wire.Kind.READ, wire.pack_spans(spans(*[(0, 0, SIZE)] * 17)), "more was asked for"),
-        (wire.Kind.READY, b"", "nobody asked for"),
+        (wire.MessageKind.READ, b"x", "malformed spans"),
+        (wire.MessageKind.READ, pack_spans(spans((0, SIZE, 1))), "outside registered memory"),
+        (wire.MessageKind.WRITE, pack_spans(spans((1, 0, 1))), "outside registered memory"),
+        (wire.MessageKind.READ, pack_spans(spans(*[(0, 0, SIZE)] * 17)), "more was asked for"),
+        (wire.MessageKind.READY, b"", "nobody asked for"),
     ],
 )
 def test_a_request_that_is_not_allowed_is_refused(
-    stranger: Stranger, kind: wire.Kind, body: bytes, reason: str
+    stranger: Stranger, kind: wire.MessageKind, body: bytes, reason: str
 ) -> None:
     stranger.hello()
     welcome = stranger.answer()
-    assert (welcome.kind, welcome.link) == (wire.Kind.WELCOME, 1)
+    assert (welcome.kind, welcome.link) == (wire.MessageKind.WELCOME, 1)
     stranger.tell(kind, welcome.part, 1, body)
     refusal = stranger.answer()
-    assert refusal.kind is wire.Kind.REFUSED
+    assert refusal.kind is wire.MessageKind.REFUSED
     assert reason in refusal.body.decode()
-    stranger.tell(wire.Kind.BYE, welcome.part)
+    stranger.tell(wire.MessageKind.BYE, welcome.part)
 
 
 def test_a_peer_that_does_not_take_leave_is_left(stranger: Stranger, ends: tuple[End, End]) -> None:
     stranger.hello()
-    assert stranger.answer().kind is wire.Kind.WELCOME
+    assert stranger.answer().kind is wire.MessageKind.WELCOME
     started = time.monotonic()
     ends[1].transport.close()
     assert time.monotonic() - started < 2
-    assert stranger.answer().kind is wire.Kind.BYE
+    assert stranger.answer().kind is wire.MessageKind.BYE
 
 
 def test_idle_threads_sleep(ends: tuple[End, End]) -> None:

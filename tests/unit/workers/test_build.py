@@ -6,7 +6,7 @@ import pytest
 
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import StartFailed
-from llmserve.models.prepared import silent
+from llmserve.models.files import silent
 from llmserve.workers.build import prepare_model
 
 

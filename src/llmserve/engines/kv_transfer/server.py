@@ -18,6 +18,7 @@ from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.request import PairStatus
 from llmserve.engines.kv_transfer.channel import Channel, open_server
 from llmserve.engines.kv_transfer.client import HandoverClient
+from llmserve.engines.kv_transfer.leases import BlockLeases
 from llmserve.engines.kv_transfer.protocol import (
     AnnounceProbe,
     Answer,
@@ -37,7 +38,6 @@ from llmserve.engines.kv_transfer.protocol import (
     decode_request,
 )
 from llmserve.engines.kv_transfer.rank import RankEngine
-from llmserve.kvstore.leases import BlockLeases
 from llmserve.transfer.digest import digest
 from llmserve.transfer.engine.pair import PROBE_SECONDS
 

@@ -1,8 +1,8 @@
-"""Hand-over between simulated engines of one process: the same leases and the same bytes, no sockets."""
+"""The hand-over between simulated engines of one process: real leases and bytes without sockets."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import LeaseId, RequestId, TransferId
@@ -11,17 +11,67 @@ from llmserve.core.lease import LeaseChange
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.request import KvPeer, PairStatus
 from llmserve.engines.kv_transfer import Finish, PullResult, PushChunk
+from llmserve.engines.kv_transfer.leases import BlockLeases
 from llmserve.engines.sim.link import LinkCounters, Ticket
-from llmserve.engines.sim.local_push import LocalPushes, Waiting
 from llmserve.engines.sim.memory import Digests, KvMemory
 from llmserve.engines.spec import EngineSpec
-from llmserve.kvstore.leases import BlockLeases
+
+
+@dataclass(slots=True)
+class PushReader:
+    """A decode engine that waits for a push. fetch: copies the blocks and continues after prefill's tokens.
+    fail: ends the wait with a reason."""
+
+    request_id: RequestId
+    fetch: Callable[[Finish], None]
+    fail: Callable[[str], None]
+
+
+@dataclass(slots=True)
+class LocalPushes:
+    """Matches finished pushes with their readers, whichever comes first. A push copies everything at its
+    end."""
+
+    _finished: dict[TransferId, Finish] = field(default_factory=dict)
+    _waiting: dict[TransferId, PushReader] = field(default_factory=dict)
+
+    def wait(self, transfer_id: TransferId, reader: PushReader) -> None:
+        if finish := self._finished.pop(transfer_id, None):
+            reader.fetch(finish)
+        else:
+            self._waiting[transfer_id] = reader
+
+    def finish(self, transfer_id: TransferId, finish: Finish) -> None:
+        if reader := self._waiting.pop(transfer_id, None):
+            reader.fetch(finish)
+        else:
+            self._finished[transfer_id] = finish
+
+    def drop(self, transfer_id: TransferId) -> None:
+        if reader := self._waiting.pop(transfer_id, None):
+            reader.fail("prefill was aborted")
+
+    def stop(self, transfer_id: TransferId) -> Finish | None:
+        """Removes a reader. Returns the finished push, whose lease the caller ends."""
+        if reader := self._waiting.pop(transfer_id, None):
+            reader.fail("cancelled")
+        return self._finished.pop(transfer_id, None)
+
+    def forget(self, request_ids: Collection[RequestId]) -> None:
+        """Drops finished pushes of prefills whose leases have ended."""
+        for transfer_id in [t for t, finish in self._finished.items() if finish.request_id in request_ids]:
+            del self._finished[transfer_id]
+
+    def fail_all(self, reason: str) -> None:
+        while self._waiting:
+            self._waiting.popitem()[1].fail(reason)
+
 
 TRANSPORT = "local"
 
 
 class LocalFabric:
-    """Knows the engines of one process by endpoint. `open` is what SimEngine takes as open_link."""
+    """The engines of one process by endpoint. SimEngine takes `open` as open_link."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -50,7 +100,7 @@ class LocalLink:
         self._table = table
         self._counters = LinkCounters()
         self._pulled: list[PullResult] = []
-        self._arriving: dict[RequestId, PushParams] = {}
+        self._awaited: dict[RequestId, PushParams] = {}
         self.pushes = LocalPushes()
 
     # -- the side that owns the blocks
@@ -64,7 +114,7 @@ class LocalLink:
         return tuple(ended)
 
     def serve(self, ticket: PullParams, tokens: range) -> Digests | None:
-        """The content of leased blocks, and the end of the lease; None when it does not hold."""
+        """Returns the content of leased blocks and ends the lease; None when the lease does not hold."""
         if self._table.check(ticket.lease_id, ticket.epoch) is not LeaseAnswer.VALID:
             return None
         first = tokens.start // self._memory.block_size_tokens
@@ -88,18 +138,18 @@ class LocalLink:
 
     def _wait(self, request_id: RequestId, card: PushParams, tokens: range, local: Sequence[int]) -> None:
         def fetch(finish: Finish) -> None:
-            del self._arriving[request_id]
+            del self._awaited[request_id]
             result = self._fetched(request_id, finish.pull_params, tokens, local)
             drawn = finish.tokens if card.continues else ()
             self._end(replace(result, tokens=drawn, pushed=result.ok))
 
         def fail(reason: str) -> None:
-            self._arriving.pop(request_id, None)
+            self._awaited.pop(request_id, None)
             self._end(PullResult(request_id, reason))
 
-        self._arriving[request_id] = card
+        self._awaited[request_id] = card
         if owner := self._fabric.find(card.endpoints[0]):
-            owner.pushes.wait(card.transfer_id, Waiting(request_id, fetch, fail))
+            owner.pushes.wait(card.transfer_id, PushReader(request_id, fetch, fail))
         else:
             fail("the prefill engine is gone")
 
@@ -125,15 +175,15 @@ class LocalLink:
         return pulled
 
     def cancel(self, request_id: RequestId) -> None:
-        """A pull is complete when it returns."""
-        if card := self._arriving.get(request_id):
+        """Ends the wait for a push. Pulls are complete when `pull` returns."""
+        if card := self._awaited.get(request_id):
             self.release(card)
 
     def watch(self, ticket: Ticket) -> None:
-        """Nothing to do: virtual time passes only while somebody works."""
+        """Does nothing: virtual time passes only while an engine works."""
 
     def set_peers(self, peers: Sequence[KvPeer]) -> None:
-        """Nothing to do: all are in this process."""
+        """Does nothing: all engines are in this process."""
 
     def pairs(self) -> Sequence[PairStatus]:
         return ()
@@ -150,10 +200,10 @@ class LocalLink:
     # -- the side that pushes
 
     def announce(self, transfer_id: TransferId) -> None:
-        """Nothing to do: a reader that came first waits already."""
+        """Does nothing: a reader that came first waits already."""
 
     def computed(self, chunk: PushChunk) -> None:
-        """Nothing to do: all is copied in the end, which takes no time."""
+        """Does nothing: everything is copied at the end, which takes no time."""
 
     def finish(self, transfer_id: TransferId, finish: Finish) -> None:
         self.pushes.finish(transfer_id, finish)

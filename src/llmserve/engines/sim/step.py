@@ -1,18 +1,21 @@
-"""What the scheduler of a simulated engine orders: a step, and what comes of it."""
+"""What the scheduler of a simulated engine orders for one step, and how long the step takes."""
 
+import asyncio
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from llmserve.engines.sim.block_sequence import BlockSequence
+from llmserve.core.clock import VirtualClock
 from llmserve.engines.sim.link import Ticket
+from llmserve.engines.sim.sequence import BlockSequence
 
 S = TypeVar("S", bound=BlockSequence)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """batch_tokens: computed in one step. Without chunked prefill a longer prompt has a step alone.
-    long_prompt_tokens: computed in one step of one prompt; None: as many as there is room for."""
+    """batch_tokens: the most tokens computed in one step; without chunked prefill a longer prompt has a step
+    of its own. long_prompt_tokens: the most tokens of one prompt in one step; None: as many as there is room
+    for."""
 
     max_concurrency: int
     batch_tokens: int
@@ -22,7 +25,7 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class PullOrder(Generic[S]):
-    """Copy these tokens of the ticket's prompt into the local blocks, the first of which is that of the
+    """The order to copy these tokens of the ticket's prompt into local blocks. The first block is that of the
     first token."""
 
     sequence: S
@@ -33,8 +36,8 @@ class PullOrder(Generic[S]):
 
 @dataclass(slots=True)
 class Step(Generic[S]):
-    """work: tokens to compute for each sequence. pulls are to be started now; the tickets in
-    releases are not needed. A step without work takes no time."""
+    """work: the tokens to compute for each sequence. pulls: transfers to start now. releases: tickets that
+    are not needed. A step without work takes no time."""
 
     work: list[tuple[S, int]] = field(default_factory=list)
     pulls: list[PullOrder[S]] = field(default_factory=list)
@@ -51,8 +54,8 @@ class Step(Generic[S]):
 
 @dataclass(slots=True)
 class Committed(Generic[S]):
-    """complete: sequences whose next token can be drawn. filled: blocks that became full: whose, and at which
-    place of its prompt and output. advanced: who computed how many tokens."""
+    """complete: sequences whose next token can be generated. filled: the sequence and the index of each block
+    that became full. advanced: each sequence with the number of its computed tokens."""
 
     complete: list[S] = field(default_factory=list)
     filled: list[tuple[S, int]] = field(default_factory=list)
@@ -60,5 +63,57 @@ class Committed(Generic[S]):
 
 
 def _decodes(sequence: BlockSequence, count: int) -> bool:
-    """A fully loaded prompt's last token costs what a decoded one does."""
+    """The last token of a fully loaded prompt costs as much as a decoded token."""
     return count == 1 and sequence.computed_tokens > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A linear model of one engine step. prefill_tokens_per_second: with 0 prefill takes no time."""
+
+    prefill_tokens_per_second: float = 0.0
+    decode_step_seconds: float = 0.0
+    decode_seconds_per_sequence: float = 0.0
+
+    def step_seconds(self, prefill_tokens: int, decode_sequences: int) -> float:
+        seconds = 0.0
+        if prefill_tokens and self.prefill_tokens_per_second:
+            seconds += prefill_tokens / self.prefill_tokens_per_second
+        if decode_sequences:
+            seconds += self.decode_step_seconds + self.decode_seconds_per_sequence * decode_sequences
+        return seconds
+
+
+class StepTimer(Protocol):
+    """How time passes for an engine."""
+
+    def now(self) -> float:
+        """Returns monotonic seconds."""
+
+    async def sleep_until(self, when: float) -> None:
+        """Returns at `when` or later, and always lets other tasks run."""
+
+
+class RealStepTimer:
+    """Uses the event loop's clock."""
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def sleep_until(self, when: float) -> None:
+        await asyncio.sleep(max(0.0, when - self.now()))
+
+
+class VirtualStepTimer:
+    """Lets time pass only when somebody waits for it, and then at once. It serves one engine, or several in
+    turn."""
+
+    def __init__(self) -> None:
+        self._clock = VirtualClock()
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    async def sleep_until(self, when: float) -> None:
+        self._clock.advance(max(0.0, when - self.now()))
+        await asyncio.sleep(0)

@@ -17,7 +17,7 @@ import grpc
 
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1.kvmanager_pb2_grpc import KVManagerStub
-from llmserve.transfer.shm.identity import Place
+from llmserve.transfer.shm.identity import ProcessNamespace
 
 _log = logging.getLogger(__name__)
 _SETTLE_SECONDS = 10.0
@@ -28,7 +28,7 @@ _CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_bac
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class StoreQuery:
     """For a prompt or a part of one: its full blocks, how many of the first are not asked for, whether
     stored ones are to be loaded, and what one costs to compute (0: unknown). timeout_seconds: then the
     answer is worth nothing."""
@@ -43,11 +43,11 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoreAnswer:
     """ask: the object that was asked with. arena: of whose memory the slots are. usable_until: on the
     monotonic clock; lease and reservations end a little later. Empty when the KV manager is away."""
 
-    ask: Ask
+    ask: StoreQuery
     arena: str = ""
     prepared: pb.PreparePromptResponse = field(default_factory=pb.PreparePromptResponse)
     usable_until: float = float("inf")
@@ -80,26 +80,26 @@ class StoreLink:
         self._parts: dict[str, Any] = {"part_bytes": list(part_bytes), "part_shapes": list(part_shapes)}
         self._parts["block_tokens"] = block_tokens
         self._notify = notify
-        self._place = Place.here().text
+        self._place = ProcessNamespace.here().text
         self._attached: _Attached | None = None
         self._attaching: Any = None
         self._calls: set[Any] = set()  # under way; gRPC cancels a call that nobody holds
-        self._ended: SimpleQueue[Answer | None] = SimpleQueue()  # None: a call has failed
+        self._ended: SimpleQueue[StoreAnswer | None] = SimpleQueue()  # None: a call has failed
         self._attach()
 
-    def prepare(self, ask: Ask) -> None:
+    def prepare(self, ask: StoreQuery) -> None:
         """The answer comes with `take_answers`."""
         attached = self._look()
         if attached is None:
-            self._put(Answer(ask))
+            self._put(StoreAnswer(ask))
             return
         usable_until = time.monotonic() + attached.lease_seconds * _USABLE_SHARE
         call = self._stub.PreparePrompt.future(self._request(ask), timeout=ask.timeout_seconds)
-        empty = Answer(ask, attached.arena, usable_until=usable_until)
+        empty = StoreAnswer(ask, attached.arena, usable_until=usable_until)
         self._hold(call, partial(self._prepared, empty))
 
-    def take_answers(self) -> list[Answer]:
-        answers: list[Answer] = []
+    def take_answers(self) -> list[StoreAnswer]:
+        answers: list[StoreAnswer] = []
         while not self._ended.empty():
             ended = self._ended.get_nowait()
             if ended is None:
@@ -143,7 +143,7 @@ class StoreLink:
 
     # -- calls
 
-    def _request(self, ask: Ask) -> pb.PreparePromptRequest:
+    def _request(self, ask: StoreQuery) -> pb.PreparePromptRequest:
         return pb.PreparePromptRequest(
             **self._me,
             tenant=ask.tenant,
@@ -158,18 +158,18 @@ class StoreLink:
         self._calls.add(call)
         call.add_done_callback(ended)
 
-    def _prepared(self, empty: Answer, call: Any) -> None:
+    def _prepared(self, empty: StoreAnswer, call: Any) -> None:
         """On a thread of gRPC's, as the next one."""
         self._calls.discard(call)
         try:
-            answer = Answer(empty.ask, empty.arena, call.result(), empty.usable_until)
+            answer = StoreAnswer(empty.ask, empty.arena, call.result(), empty.usable_until)
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
             _log.warning("the KV store does not answer: %s", _reason(error))
             self._ended.put(None)
-            answer = Answer(empty.ask)
+            answer = StoreAnswer(empty.ask)
         self._put(answer)
 
-    def _put(self, answer: Answer) -> None:
+    def _put(self, answer: StoreAnswer) -> None:
         self._ended.put(answer)
         self._notify()
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Protocol
 
-from llmserve.engines.store.link import Answer, Ask
+from llmserve.engines.store.link import StoreAnswer, StoreQuery
 from llmserve.engines.store.parts import PartAnswer, PromptAnswer, merged, split
-from llmserve.kvstore.placing import Part, Placing
+from llmserve.kvstore.sharding import Shard, Sharding
 
 
 class OneLink(Protocol):
     """See StoreLink."""
 
-    def prepare(self, ask: Ask) -> None: ...
-    def take_answers(self) -> list[Answer]: ...
+    def prepare(self, ask: StoreQuery) -> None: ...
+    def take_answers(self) -> list[StoreAnswer]: ...
     def settle(self, **changes: Any) -> None: ...
     def close(self) -> None: ...
 
@@ -28,10 +28,10 @@ def manager_name(index: int) -> str:
 
 
 @dataclass(slots=True)
-class _Open:
+class _PendingPrompt:
     """A prompt whose parts have not all been answered. given: by the part's place in the prompt."""
 
-    ask: Ask
+    ask: StoreQuery
     parts: int
     given: dict[int, PartAnswer] = field(default_factory=dict)
 
@@ -44,14 +44,15 @@ class StoreLinks:
         names = list(map(manager_name, range(managers)))
         self._news = Event()
         self._links = {name: make_link(at, self._news.set) for at, name in enumerate(names)}
-        self._placing = Placing(dict.fromkeys(names, 1.0))
-        self._open: dict[int, tuple[_Open, Part, Ask]] = {}  # by the identity of the part's question
+        self._sharding = Sharding(dict.fromkeys(names, 1.0))
+        # By the identity of the shard's question.
+        self._open: dict[int, tuple[_PendingPrompt, Shard, StoreQuery]] = {}
 
-    def prepare(self, ask: Ask) -> None:
+    def prepare(self, ask: StoreQuery) -> None:
         """The answer comes with `take_answers`, when all parts are answered. ask: of at least one block that
         the device does not have."""
-        parts = split(self._placing, ask)
-        asked = _Open(ask, len(parts))
+        parts = split(self._sharding, ask)
+        asked = _PendingPrompt(ask, len(parts))
         for part, ask_of_part in parts:
             self._open[id(ask_of_part)] = (asked, part, ask_of_part)
             self._links[part.manager].prepare(ask_of_part)
@@ -75,7 +76,7 @@ class StoreLinks:
     # -- parts
 
     def _take(self) -> list[PromptAnswer]:
-        whole: list[_Open] = []
+        whole: list[_PendingPrompt] = []
         for answer in [one for link in self._links.values() for one in link.take_answers()]:
             asked, part, _ = self._open.pop(id(answer.ask))
             asked.given[part.start] = PartAnswer(part, answer)
@@ -83,7 +84,7 @@ class StoreLinks:
                 whole.append(asked)
         return list(map(self._merged, whole))
 
-    def _merged(self, asked: _Open) -> PromptAnswer:
+    def _merged(self, asked: _PendingPrompt) -> PromptAnswer:
         answer, unused = merged(asked.ask, [asked.given[start] for start in sorted(asked.given)])
         for lease in unused:
             self.settle(lease.manager, releases=[lease.lease_id])

@@ -28,11 +28,11 @@ from vllm.v1.kv_offload.base import (
 )
 
 from llmserve.core.kv_params import arriving_tokens
-from llmserve.engines.store.link import Ask
+from llmserve.engines.store.block_cost import BlockCost
+from llmserve.engines.store.link import StoreQuery
 from llmserve.engines.store.links import StoreLinks
-from llmserve.engines.store.pace import Pace
-from llmserve.engines.store.parts import Lease, PromptAnswer
-from llmserve.engines.store.words import Placed, StoreSlots
+from llmserve.engines.store.parts import PromptAnswer, StoreLease
+from llmserve.engines.store.words import LocatedBlock, StoreSlots
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 # How long a prompt waits for an answer: no longer than it takes to compute, within these bounds.
@@ -52,28 +52,28 @@ class _Request:
     asked_blocks: int = 0  # of keys: whether they are to be stored is known, or will be
     is_waiting: bool = False
     may_load: bool = True  # it has not been asked what there is to load
-    leases: list[Lease] = field(default_factory=list)  # of the loads
+    leases: list[StoreLease] = field(default_factory=list)  # of the loads
     usable_until: float = float("inf")
-    loads: dict[OffloadKey, Placed] = field(default_factory=dict)
-    stores: dict[OffloadKey, Placed] = field(default_factory=dict)
+    loads: dict[OffloadKey, LocatedBlock] = field(default_factory=dict)
+    stores: dict[OffloadKey, LocatedBlock] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Load:
     """Under way; it may outlive its request. has_failed: not all of it was what it should be."""
 
-    leases: Sequence[Lease]
-    blocks: Mapping[OffloadKey, Placed]
+    leases: Sequence[StoreLease]
+    blocks: Mapping[OffloadKey, LocatedBlock]
     has_failed: bool = False
 
 
 class StoreManager(OffloadingManager):
-    def __init__(self, links: StoreLinks, pace: Pace) -> None:
+    def __init__(self, links: StoreLinks, pace: BlockCost) -> None:
         self._links, self.pace = links, pace
         self._requests: dict[str, _Request] = {}
         self._asking: dict[str, ReqContext] = {}  # looked up in this step for the first time
         self._loading: dict[str, _Load] = {}  # by request
-        self._writing: dict[OffloadKey, Placed] = {}
+        self._writing: dict[OffloadKey, LocatedBlock] = {}
 
     # -- requests
 
@@ -194,7 +194,7 @@ class StoreManager(OffloadingManager):
         worth = seconds * (len(hashes) - have) if seconds else _MOST_WAIT_SECONDS
         timeout = min(max(worth, _LEAST_WAIT_SECONDS), _MOST_WAIT_SECONDS)
         request.is_waiting, request.asked_blocks = True, len(hashes)
-        self._links.prepare(Ask(request_id, request.tenant, hashes, have, load, seconds, timeout))
+        self._links.prepare(StoreQuery(request_id, request.tenant, hashes, have, load, seconds, timeout))
 
     # -- answers
 
@@ -218,7 +218,7 @@ class StoreManager(OffloadingManager):
     def _drop_gone(request: _Request, arenas: Mapping[str, str]) -> None:
         """What is in the memory of a process that is gone: its KV manager has another now, or is away."""
 
-        def is_there(block: Placed) -> bool:
+        def is_there(block: LocatedBlock) -> bool:
             return arenas.get(block.manager, block.arena) == block.arena
 
         request.loads = {key: block for key, block in request.loads.items() if is_there(block)}
@@ -241,7 +241,7 @@ class StoreManager(OffloadingManager):
         self._release(request.leases)
         request.loads, request.leases = {}, []
 
-    def _release(self, leases: Iterable[Lease]) -> None:
+    def _release(self, leases: Iterable[StoreLease]) -> None:
         for lease in leases:
             self._links.settle(lease.manager, releases=[lease.lease_id])
 
@@ -255,7 +255,7 @@ class StoreManager(OffloadingManager):
         self._release(answer.leases)
         self._abort({hashes[at]: block for at, block in answer.stores.items()})
 
-    def _abort(self, stores: Mapping[bytes, Placed]) -> None:
+    def _abort(self, stores: Mapping[bytes, LocatedBlock]) -> None:
         for manager, aborts in _by_manager(stores).items():
             self._links.settle(manager, aborts=aborts)
 
@@ -266,11 +266,11 @@ def _in_order(context: ReqContext) -> list[OffloadKey]:
     return sorted(positions, key=positions.__getitem__)
 
 
-def _hashed(blocks: Mapping[OffloadKey, Placed]) -> dict[bytes, Placed]:
+def _hashed(blocks: Mapping[OffloadKey, LocatedBlock]) -> dict[bytes, LocatedBlock]:
     return {get_offload_block_hash(key): block for key, block in blocks.items()}
 
 
-def _by_manager(blocks: Mapping[bytes, Placed]) -> dict[str, list[bytes]]:
+def _by_manager(blocks: Mapping[bytes, LocatedBlock]) -> dict[str, list[bytes]]:
     """Their hashes."""
     hashes: dict[str, list[bytes]] = {}
     for block_hash, block in blocks.items():
@@ -278,6 +278,6 @@ def _by_manager(blocks: Mapping[bytes, Placed]) -> dict[str, list[bytes]]:
     return hashes
 
 
-def _fills(key: OffloadKey, block: Placed) -> Iterator[pb.StoreFill]:
+def _fills(key: OffloadKey, block: LocatedBlock) -> Iterator[pb.StoreFill]:
     for part, slot in enumerate(block.slots):
         yield pb.StoreFill(block_hash=get_offload_block_hash(key), part=part, generation=slot.generation)

@@ -1,70 +1,69 @@
 """One question for a prompt as one for each part of it, and their answers as one. Pure.
 
-The parts are those of `kvstore.placing`: blocks in a row that one KV manager keeps.
+The parts are those of `kvstore.sharding`: blocks in a row that one KV manager keeps.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from llmserve.core.ids import BlockHash
-from llmserve.engines.store.link import Answer, Ask
-from llmserve.engines.store.words import Placed
-from llmserve.kvstore.placing import Answer as Held
-from llmserve.kvstore.placing import Part, Placing, merge
-from llmserve.kvstore.pool.slot import Slot
+from llmserve.engines.store.link import StoreAnswer, StoreQuery
+from llmserve.engines.store.words import LocatedBlock
+from llmserve.kvstore.blocks import Slot
+from llmserve.kvstore.sharding import Shard, ShardAnswer, Sharding, merge
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class StoreLease:
     manager: str
     lease_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class PartAnswer:
-    part: Part
-    answer: Answer
+    part: Shard
+    answer: StoreAnswer
 
 
 @dataclass(frozen=True, slots=True)
 class PromptAnswer:
     """arenas: of the KV managers that were asked, their memory; empty of one that did not answer. loads,
-    stores: by the block's index in the prompt. leases: of the loads. usable_until: see Answer."""
+    stores: by the block's index in the prompt. leases: of the loads. usable_until: see StoreAnswer."""
 
-    ask: Ask
+    ask: StoreQuery
     arenas: Mapping[str, str] = field(default_factory=dict)
-    loads: Mapping[int, Placed] = field(default_factory=dict)
-    leases: Sequence[Lease] = ()
-    stores: Mapping[int, Placed] = field(default_factory=dict)
+    loads: Mapping[int, LocatedBlock] = field(default_factory=dict)
+    leases: Sequence[StoreLease] = ()
+    stores: Mapping[int, LocatedBlock] = field(default_factory=dict)
     usable_until: float = float("inf")
 
 
-def split(placing: Placing, ask: Ask) -> list[tuple[Part, Ask]]:
+def split(sharding: Sharding, ask: StoreQuery) -> list[tuple[Shard, StoreQuery]]:
     """In the prompt's order. When a prompt is asked about for the first time, what the device has of it is
     told, too: its KV managers keep the beginning as long as they keep the rest."""
-    parts = placing.parts(list(map(BlockHash, ask.block_hashes)))
+    parts = sharding.shards(list(map(BlockHash, ask.block_hashes)))
     return [(part, _of_part(part, ask)) for part in parts if ask.load or part.stop > ask.have_blocks]
 
 
-def _of_part(part: Part, ask: Ask) -> Ask:
+def _of_part(part: Shard, ask: StoreQuery) -> StoreQuery:
     have = min(max(ask.have_blocks - part.start, 0), part.stop - part.start)
     return replace(ask, block_hashes=ask.block_hashes[part.start : part.stop], have_blocks=have)
 
 
-def merged(ask: Ask, answers: Sequence[PartAnswer]) -> tuple[PromptAnswer, list[Lease]]:
+def merged(ask: StoreQuery, answers: Sequence[PartAnswer]) -> tuple[PromptAnswer, list[StoreLease]]:
     """answers: to all parts, in the prompt's order. What may be loaded ends at the first gap. The second
     value are the leases of what comes after it, to be released; what is to be stored there stays."""
     found = merge([_held(one) for one in answers])
-    leases: tuple[list[Lease], list[Lease]] = ([], [])  # used and not
-    loads: dict[int, Placed] = {}
-    stores: dict[int, Placed] = {}
+    leases: tuple[list[StoreLease], list[StoreLease]] = ([], [])  # used and not
+    loads: dict[int, LocatedBlock] = {}
+    stores: dict[int, LocatedBlock] = {}
     for one in answers:
         part, prepared = one.part, one.answer.prepared
         loads |= _placed(one, prepared.loads)
         stores |= _placed(one, prepared.stores)
         if prepared.lease_id:
-            leases[part.start >= found.blocks].append(Lease(part.manager, prepared.lease_id))
+            leases[part.start >= found.blocks].append(StoreLease(part.manager, prepared.lease_id))
     return PromptAnswer(
         ask,
         arenas={one.part.manager: one.answer.arena for one in answers},
@@ -75,18 +74,18 @@ def merged(ask: Ask, answers: Sequence[PartAnswer]) -> tuple[PromptAnswer, list[
     ), leases[True]
 
 
-def _held(one: PartAnswer) -> Held:
+def _held(one: PartAnswer) -> ShardAnswer:
     """Of the blocks that the device does not have."""
     part, ask = one.part, one.answer.ask
     wanted = range(ask.have_blocks, len(ask.block_hashes))
     loads = {block.index for block in one.answer.prepared.loads}
-    asked = Part(part.manager, part.start + ask.have_blocks, part.stop)
-    return Held(asked, [at in loads for at in wanted] if one.answer.arena else None)
+    asked = Shard(part.manager, part.start + ask.have_blocks, part.stop)
+    return ShardAnswer(asked, [at in loads for at in wanted] if one.answer.arena else None)
 
 
-def _placed(one: PartAnswer, blocks: Sequence[pb.StoreBlock]) -> dict[int, Placed]:
+def _placed(one: PartAnswer, blocks: Sequence[pb.StoreBlock]) -> dict[int, LocatedBlock]:
     manager, arena = one.part.manager, one.answer.arena
-    return {one.part.start + block.index: Placed(manager, arena, _slots(block)) for block in blocks}
+    return {one.part.start + block.index: LocatedBlock(manager, arena, _slots(block)) for block in blocks}
 
 
 def _slots(block: pb.StoreBlock) -> tuple[Slot, ...]:

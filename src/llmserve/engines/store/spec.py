@@ -11,13 +11,13 @@ from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, Offloa
 
 from llmserve.config.conflict import Conflict
 from llmserve.config.refusals import SEVERAL_KV_GROUPS
+from llmserve.engines.store.block_cost import BlockCost
 from llmserve.engines.store.link import StoreLink
 from llmserve.engines.store.links import StoreLinks
 from llmserve.engines.store.manager import StoreManager
-from llmserve.engines.store.pace import Pace
 from llmserve.engines.store.worker import StoreWorker
+from llmserve.kvstore.dram.client.access import RemoteAccess
 from llmserve.kvstore.formats import Element, grouped
-from llmserve.kvstore.pool.access import RemoteAccess
 from llmserve.transfer.engine.choice import TransferPolicy
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class StoreSpec(OffloadingSpec):
         offloading_scheduler.logger.addFilter(_says_something_else)
         managers = self.extra_config["kvmanagers"]
         links = StoreLinks(len(managers), lambda at, notify: self._link(managers[at], notify))
-        return StoreManager(links, Pace(self.config.groups[0].tokens_per_block))
+        return StoreManager(links, BlockCost(self.config.groups[0].tokens_per_block))
 
     def _link(self, kvmanager: str, notify: Callable[[], None]) -> StoreLink:
         ranks, size = self.config.parallel.world_size, self.config.worker_kv_bytes_per_block

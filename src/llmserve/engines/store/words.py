@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from vllm.v1.kv_offload.base import LoadStoreSpec
 
-from llmserve.kvstore.pool.slot import Slot
+from llmserve.kvstore.blocks import Slot
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class LocatedBlock:
     """A block in the store. manager: the name of the KV manager that has it. arena: the description of that
     one's memory. slots: of all ranks, in order."""
 
@@ -29,7 +29,7 @@ class RankSlots:
 
 
 class StoreSlots(LoadStoreSpec):
-    def __init__(self, blocks: Iterable[Placed] = ()) -> None:
+    def __init__(self, blocks: Iterable[LocatedBlock] = ()) -> None:
         """blocks: in the order of the engine's blocks."""
         self.blocks = tuple(blocks)
 

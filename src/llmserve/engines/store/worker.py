@@ -19,8 +19,8 @@ from vllm.v1.kv_offload.base import (
 from llmserve.config.refusals import engine_on_gpu
 from llmserve.core.errors import TransferError
 from llmserve.engines.store.words import RankSlots, StoreSlots
-from llmserve.kvstore.pool.access import PoolAccess, RemoteAccess, open_pool
-from llmserve.kvstore.pool.copier import CopyOutcome
+from llmserve.kvstore.dram.client.access import PoolAccess, RemoteAccess, open_pool
+from llmserve.kvstore.dram.client.copier import CopyOutcome
 from llmserve.transfer.base import Region, Spans
 
 _log = logging.getLogger(__name__)

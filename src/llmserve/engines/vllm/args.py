@@ -7,7 +7,7 @@ from vllm.config import KVEventsConfig, KVTransferConfig, StructuredOutputsConfi
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
-from llmserve.config.kv_page import block_size_tokens
+from llmserve.config.refusals import block_size_tokens
 from llmserve.config.schema import EngineConfig
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.connector.settings import ConnectorSettings

@@ -15,7 +15,7 @@ from llmserve.config.conflict import Conflict
 from llmserve.core.errors import DeadlineExceeded
 from llmserve.models import default_cache_dir
 from llmserve.models.directory import read_config
-from llmserve.models.lock import file_lock
+from llmserve.models.files import file_lock
 
 _log = logging.getLogger(__name__)
 

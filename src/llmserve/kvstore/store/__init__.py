@@ -13,10 +13,10 @@ between DRAM and the tiers below.
     store   the requests of workers
 """
 
-from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import LowerSettings, LowerStore
+from llmserve.kvstore.blocks import BlockSlots, PartFill, Prepared, Prompt, StoredBlock, part_key
+from llmserve.kvstore.dram.tier import DramTier
+from llmserve.kvstore.store.lower_tier import LowerSettings, LowerStore
 from llmserve.kvstore.store.store import BlockStore, StoreSettings
-from llmserve.kvstore.store.words import BlockSlots, PartFill, Prepared, Prompt, StoredBlock, part_key
 
 __all__ = [
     "BlockSlots",

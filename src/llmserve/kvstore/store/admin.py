@@ -16,9 +16,9 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.stats import EvictReason
+from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction.tree import Node
-from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import LowerStore
+from llmserve.kvstore.store.lower_tier import LowerStore
 from llmserve.kvstore.store.store import BlockStore
 
 AnyTier = DramTier | LowerStore
@@ -46,7 +46,7 @@ class BlockFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BlockPlace:
     """pinned: by an operator, itself or for what follows it. in_use: being read or written."""
 
     tier: str
@@ -57,11 +57,11 @@ class Place:
 
 
 @dataclass(slots=True)
-class Listed:
+class BlockListing:
     key: BlockHash
     parent: BlockHash | None
     tenant: TenantId
-    places: list[Place] = field(default_factory=list)
+    places: list[BlockPlace] = field(default_factory=list)
 
     @property
     def idle_seconds(self) -> float:
@@ -69,7 +69,7 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class Pinned:
+class PinResult:
     """changed: blocks, once for each tier. pinned: that are now, with those before them."""
 
     changed_blocks: int
@@ -77,7 +77,7 @@ class Pinned:
 
 
 @dataclass(slots=True)
-class Evicted:
+class EvictResult:
     """Blocks, once for each tier. pinned, busy: those that stay, and why."""
 
     blocks: int = 0
@@ -105,7 +105,7 @@ class StoreAdmin:
 
     # -- looking
 
-    async def list_blocks(self, wanted: BlockFilter, limit: int) -> tuple[list[Listed], int]:
+    async def list_blocks(self, wanted: BlockFilter, limit: int) -> tuple[list[BlockListing], int]:
         """At most so many, used last first; and how many match in all."""
         if not 1 <= limit <= MAX_LISTED_BLOCKS:
             raise InvalidRequest(f"limit: must be 1 to {MAX_LISTED_BLOCKS}, got {limit}")
@@ -128,38 +128,38 @@ class StoreAdmin:
 
     # -- changing
 
-    async def pin(self, wanted: BlockFilter, *, unpin: bool = False) -> Pinned:
+    async def pin(self, wanted: BlockFilter, *, unpin: bool = False) -> PinResult:
         """What matches now: what comes later is not pinned."""
         chosen = await self._chosen(wanted)
         changed = 0
         for tier, nodes in chosen:
             keys = [node.key for node in nodes]
             changed += tier.book.unkeep(keys) if unpin else tier.book.keep(keys)
-        return Pinned(changed, sum(len(tier.book.protected()) for tier, _ in chosen))
+        return PinResult(changed, sum(len(tier.book.protected()) for tier, _ in chosen))
 
-    async def evict(self, wanted: BlockFilter) -> Evicted:
+    async def evict(self, wanted: BlockFilter) -> EvictResult:
         """What follows a block goes with it: it could not be used any more."""
         await self._let_writes_end()
-        done = Evicted()
+        done = EvictResult()
         for tier, nodes in await self._chosen(wanted):
             await self._evict(tier, list(parents_first(_with_followers(nodes))), done)
         return done
 
     # -- parts
 
-    def _listed(self, tiers: Sequence[AnyTier], keys: Sequence[BlockHash]) -> Iterator[Listed]:
+    def _listed(self, tiers: Sequence[AnyTier], keys: Sequence[BlockHash]) -> Iterator[BlockListing]:
         protected = {tier.name: tier.book.protected() for tier in tiers}
         for key in keys:
             held = [(tier, node) for tier in tiers if (node := tier.book.find(key))]
             if not held:
                 continue  # gone since it was selected
             first = held[0][1]
-            listed = Listed(key, first.parent.key if first.parent else None, first.tenant)
+            listed = BlockListing(key, first.parent.key if first.parent else None, first.tenant)
             for tier, node in held:
                 idle = self._clock.now() - node.touched_at
                 in_use = self._is_busy(tier, node)
                 listed.places.append(
-                    Place(tier.name, node.size_bytes, idle, key in protected[tier.name], in_use)
+                    BlockPlace(tier.name, node.size_bytes, idle, key in protected[tier.name], in_use)
                 )
             yield listed
 
@@ -183,7 +183,7 @@ class StoreAdmin:
             for one in late:
                 one.cancel()
 
-    async def _evict(self, tier: AnyTier, nodes: list[Node], done: Evicted) -> None:
+    async def _evict(self, tier: AnyTier, nodes: list[Node], done: EvictResult) -> None:
         protected = tier.book.protected()
         for start in range(len(nodes), 0, -_DROPPED_AT_ONCE):
             going: set[BlockHash] = set()

@@ -11,6 +11,10 @@ from llmserve.config.schema import Manifest, StorageClass
 from llmserve.core.clock import Clock
 from llmserve.core.errors import StartFailed
 from llmserve.core.ids import TenantId
+from llmserve.kvstore.dram.arena import Arena
+from llmserve.kvstore.dram.slabs import SlabMap
+from llmserve.kvstore.dram.slots import SlotPool
+from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction import (
     Admission,
     ArcPolicy,
@@ -29,12 +33,8 @@ from llmserve.kvstore.formats import (
     KeyRing,
     Quantize,
 )
-from llmserve.kvstore.pool.arena import Arena
-from llmserve.kvstore.pool.slabs import SlabMap
-from llmserve.kvstore.pool.table import PoolTable
 from llmserve.kvstore.store.codecs import MakeCodec
-from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import LowerSettings, LowerStore
+from llmserve.kvstore.store.lower_tier import LowerSettings, LowerStore
 from llmserve.kvstore.store.refusals import key_sources, lasting_refusals
 from llmserve.kvstore.store.store import BlockStore, StoreSettings
 from llmserve.kvstore.tiers.base import Tier
@@ -107,9 +107,9 @@ def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
     with _named(dram_class):
         arena = Arena(parts.cluster, _capacity_bytes(dram_class))
     slabs = SlabMap(arena.region.length_bytes)
-    table = PoolTable(slabs, arena.generations, clock)
+    slots = SlotPool(slabs, arena.generations, arena.checksum, arena.wipe_checksum)
     book = TierIndex(slabs.capacity_bytes, S3FifoPolicy, clock, rules)
-    dram = DramTier(table, book, clock, arena.checksum, dram_class.name, arena.wipe_checksum)
+    dram = DramTier(slots, book, clock, dram_class.name)
     busy_bytes = min(_BUSY_BYTES, slabs.capacity_bytes // _BUSY_SHARE)
     below = [one for tier in _FASTEST_FIRST for one in parts.classes if one.tier == tier]
     lower = [_lower(parts, one, rules, codecs[one.name], busy_bytes, clock) for one in below]

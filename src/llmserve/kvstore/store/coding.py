@@ -14,9 +14,9 @@ import xxhash
 
 from llmserve.core.aio import run_in_thread
 from llmserve.core.errors import BlockDamaged, BlockUnreadable
+from llmserve.kvstore.blocks import StoredBlock, part_key
 from llmserve.kvstore.formats import BlockShape, Header
 from llmserve.kvstore.store.codecs import Codecs, MakeCodec
-from llmserve.kvstore.store.words import StoredBlock, part_key
 from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES, Blob, BlobKey, ReadResult, ReadTarget, TierOutcome
 
 _T = TypeVar("_T")

@@ -9,10 +9,9 @@ from llmserve.config.conflict import Conflict
 from llmserve.config.conflict import Path as KeyPath
 from llmserve.config.schema import StorageClass
 from llmserve.core.errors import StartFailed
+from llmserve.kvstore.dram.arena import check_room, free_memory_bytes
+from llmserve.kvstore.dram.shape import HUGE_PAGE_BYTES
 from llmserve.kvstore.formats import KeyRing, KeySource
-from llmserve.kvstore.pool.arena import check_room
-from llmserve.kvstore.pool.room import free_memory_bytes
-from llmserve.kvstore.pool.shape import HUGE_PAGE_BYTES
 
 _GIB = 1 << 30
 _CLASSES = "storageClasses"

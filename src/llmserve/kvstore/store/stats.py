@@ -1,8 +1,8 @@
 """What the tiers of a store hold and have done, read from their state."""
 
 from llmserve.core.stats import EvictReason, StoreStats, TierStats
-from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import LowerStore
+from llmserve.kvstore.dram.tier import DramTier
+from llmserve.kvstore.store.lower_tier import LowerStore
 from llmserve.kvstore.store.store import BlockStore
 from llmserve.kvstore.tiers.base import TierOutcome
 
@@ -13,7 +13,7 @@ def stats_of(store: BlockStore) -> StoreStats:
 
 
 def _dram(tier: DramTier) -> TierStats:
-    book, counters = tier.book, tier.table.counters
+    book, counters = tier.book, tier.counters
     return TierStats(
         name=tier.name,
         kind="dram",

@@ -1,34 +1,38 @@
 """The requests of workers, over DRAM and the tiers below it. One event loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
 from llmserve.core.ids import BlockHash, LeaseId
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.stats import EvictReason
+from llmserve.kvstore.blocks import (
+    NO_LEASE,
+    BlockSlots,
+    CommitOutcome,
+    PartFill,
+    PoolUser,
+    Prepared,
+    Prompt,
+    Slot,
+    View,
+)
+from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction import NOBODY, Admission
-from llmserve.kvstore.pool.slot import CommitOutcome, PoolUser
-from llmserve.kvstore.store.dram import DramTier
-from llmserve.kvstore.store.lower import LowerStore
-from llmserve.kvstore.store.offload import Offload
-from llmserve.kvstore.store.promotion import Promotion
-from llmserve.kvstore.store.reserving import Reserving
-from llmserve.kvstore.store.whereabouts import Whereabouts
-from llmserve.kvstore.store.words import NO_LEASE, BlockSlots, PartFill, Prepared, Prompt, ViewOf
+from llmserve.kvstore.store.lower_tier import LowerStore
+from llmserve.kvstore.store.movement import BlockLocator, Offload, Promotion
 
 LEASE_SECONDS = 30.0
 ROOM_WAIT_SECONDS = 0.5
 
-View = Callable[[int, int], memoryview]  # offset and length in the pool
-
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """lease_seconds: of loads and of reservations; a worker renews what takes longer. room_wait_seconds:
-    how long what comes up waits for memory that is held for what goes down. Nothing else waits.
-    ahead_bytes: of DRAM, kept free where there are tiers below: what leaves is written down before somebody
-    needs its memory."""
+    """lease_seconds: length of leases and reservations; a worker renews what takes longer.
+    room_wait_seconds: longest wait of a block that comes up for memory held by blocks going down.
+    ahead_bytes: bytes of DRAM kept free where there are lower tiers, so that blocks are written down before
+    somebody needs their memory."""
 
     lease_seconds: float = LEASE_SECONDS
     room_wait_seconds: float = ROOM_WAIT_SECONDS
@@ -36,7 +40,7 @@ class StoreSettings:
 
 
 class BlockStore:
-    """lower: the tiers below DRAM, fastest first. view: of the pool's memory. Life: open -> aclose."""
+    """Life: open -> aclose."""
 
     def __init__(
         self,
@@ -46,21 +50,22 @@ class BlockStore:
         admission: Admission,
         settings: StoreSettings | None = None,
     ) -> None:
+        """lower: the tiers below DRAM, the fastest first. view: memory of the arena."""
         self.dram, self.lower = dram, tuple(lower)
-        self.saved_prefill_seconds = 0.0  # of prompts that told what a block costs
+        self.saved_prefill_seconds = 0.0  # of prompts whose worker says what a block costs
         self._admission, self._settings = admission, settings or StoreSettings()
-        view_of = _of_slots(view)
+
+        def view_of(slot: Slot) -> memoryview:
+            return view(slot.offset, slot.length_bytes)
+
+        self._locator = BlockLocator(dram, self.lower)
         self._offload = Offload(dram, self.lower, view_of)
-        self._reserving = Reserving(dram, self._offload, self._settings.lease_seconds)
-        self._whereabouts = Whereabouts(dram, self.lower)
         self._promotion = Promotion(
-            dram,
-            self.lower,
+            self._locator,
+            self._offload,
             view_of,
-            whereabouts=self._whereabouts,
-            reserving=self._reserving,
-            offload=self._offload,
-            room_wait_seconds=self._settings.room_wait_seconds,
+            self._settings.lease_seconds,
+            self._settings.room_wait_seconds,
         )
 
     async def open(self) -> None:
@@ -75,16 +80,17 @@ class BlockStore:
     # -- what workers ask
 
     async def prepare(self, prompt: Prompt) -> Prepared:
-        """Returns when what is brought up for it is there, or is known not to come."""
+        """Returns when the blocks that are brought up for the prompt are there, or will not come."""
         if prompt.load or not prompt.have_blocks:  # not when it asks once more, for what it has generated
             self._observe(prompt)
-        run = self._whereabouts.stored_run(prompt) if prompt.load else 0
+        run = self._locator.stored_run(prompt) if prompt.load else 0
         end = prompt.have_blocks + run
-        sources = [self._whereabouts.source(prompt, key) for key in prompt.keys[prompt.have_blocks : end]]
+        wanted = prompt.keys[prompt.have_blocks : end]
+        sources = [self._locator.source(prompt, key) for key in wanted]
         held = self.dram.book.pin(prompt.keys[:end])  # it stays while room is made for the rest
         try:
-            await self._promotion.bring_up(prompt, prompt.keys[prompt.have_blocks : end], held)
-            lease_id, loads = self._lease(prompt, prompt.keys[prompt.have_blocks : end])
+            await self._promotion.bring_up(prompt, wanted, held)
+            lease_id, loads = self._lease(prompt, wanted)
             self._count_hits(prompt, sources[: len(loads)])
             stores = self._reserve(prompt, prompt.have_blocks + len(loads)) if prompt.store else ()
         finally:
@@ -94,15 +100,16 @@ class BlockStore:
         return Prepared(lease_id, loads, stores)
 
     async def prefetch(self, prompt: Prompt, wait_seconds: float) -> int:
-        """What of the first blocks of a waiting prompt lies below DRAM comes up: as much as can in that time
-        and as there is free room for. Nothing goes for it, is leased, or counts as used. How many came."""
+        """Brings up the first blocks of a waiting prompt that lie below DRAM: as many as come in that time
+        and as there is free room for. No block leaves for them; none is leased or counts as used. Returns how
+        many came."""
         return await self._promotion.bring_up_ahead(prompt, wait_seconds)
 
     def commit(self, fills: Sequence[PartFill]) -> list[CommitOutcome]:
         return [self._commit(fill) for fill in fills]
 
     def abort(self, user: PoolUser, keys: Sequence[BlockHash]) -> None:
-        """Their writer has stopped writing. What another writes is left to it."""
+        """Ends the reservations of a writer that has stopped writing; those of other writers stay."""
         for key in keys:
             if self.dram.writer(key) == user:
                 self.dram.abort(key)
@@ -114,7 +121,7 @@ class BlockStore:
         return self.dram.release(lease_id)
 
     def corrupt(self, key: BlockHash) -> None:
-        """A reader found other bytes in DRAM than were written."""
+        """Drops a block in which a reader found other bytes than were written."""
         self.dram.book.evictions[EvictReason.CORRUPT] += key in self.dram.book
         self.dram.drop(key)
 
@@ -134,8 +141,9 @@ class BlockStore:
         for key in new:
             self._offload.stored(self.dram.block(key))
 
-    def _count_hits(self, prompt: Prompt, sources: Sequence[DramTier | LowerStore]) -> None:
+    def _count_hits(self, prompt: Prompt, sources: Sequence[DramTier | LowerStore | None]) -> None:
         for source in sources:
+            assert source is not None, "a block of the stored run"
             source.totals.hit_blocks += 1
             source.totals.hit_tokens += prompt.block_tokens
         self.dram.totals.load_bytes += len(sources) * sum(prompt.part_bytes)
@@ -146,18 +154,17 @@ class BlockStore:
         keys = run[: self.dram.leading(run)]
         if not keys:
             return NO_LEASE, ()
-        seconds, parts = self._settings.lease_seconds, len(prompt.part_bytes)
-        lease_id, slots = self.dram.lease(prompt.user, keys, parts, seconds)
+        lease_id, slots = self.dram.lease(prompt.user, keys, self._settings.lease_seconds)
         first = prompt.have_blocks
         return lease_id, tuple(BlockSlots(first + at, one) for at, one in enumerate(slots))
 
     def _reserve(self, prompt: Prompt, first: int) -> tuple[BlockSlots, ...]:
-        """For the blocks that will be computed, unless they are in DRAM. What is below and was not brought up
-        is computed, too: here it is at hand the next time."""
+        """Reserves the blocks that will be computed, unless they are in DRAM. A block that is below and was
+        not brought up is computed, too: here it is at hand the next time."""
         indexes = [at for at in range(first, len(prompt.keys)) if not self.dram.holds(prompt.keys[at])]
         blocks = {prompt.keys[at]: at for at in indexes}
         wanted = [prompt.block(at) for at in indexes]
-        ours, _ = self._reserving.with_room_made(prompt.user, prompt, wanted)
+        ours, _ = self._offload.reserve_with_room(prompt.user, wanted, self._settings.lease_seconds)
         return tuple(BlockSlots(blocks[block.key], slots) for block, slots in ours)
 
     def _commit(self, fill: PartFill) -> CommitOutcome:
@@ -166,7 +173,3 @@ class BlockStore:
             self.dram.totals.store_bytes += sum(block.part_bytes)
             self._offload.stored(block)
         return outcome
-
-
-def _of_slots(view: View) -> ViewOf:
-    return lambda slot: view(slot.offset, slot.length_bytes)

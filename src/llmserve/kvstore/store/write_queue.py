@@ -14,8 +14,8 @@ from llmserve.core.clock import Clock
 from llmserve.core.ids import BlockHash
 from llmserve.core.stats import TierTotals
 from llmserve.kvstore.store.coding import Coder, Outgoing
-from llmserve.kvstore.store.stock import Stock
-from llmserve.kvstore.store.trouble import MediumTrouble
+from llmserve.kvstore.store.contents import TierContents
+from llmserve.kvstore.store.medium_errors import MediumErrors
 from llmserve.kvstore.tiers.base import Blob, BlobResult, Tier, TierOutcome
 
 _log = logging.getLogger(__name__)
@@ -32,15 +32,15 @@ class WriteQueue:
         self,
         name: str,
         tier: Tier,
-        stock: Stock,
+        contents: TierContents,
         coder: Coder,
         clock: Clock,
         totals: TierTotals,
         outcomes: Counter[tuple[str, TierOutcome]],
-        trouble: MediumTrouble,
+        trouble: MediumErrors,
     ) -> None:
         self.bytes = 0  # of the pool, held for what is here
-        self._name, self._tier, self._stock, self._coder = name, tier, stock, coder
+        self._name, self._tier, self._contents, self._coder = name, tier, contents, coder
         self._clock, self._totals, self._outcomes = clock, totals, outcomes
         self._trouble = trouble
         self._queue: asyncio.Queue[Outgoing] = asyncio.Queue()
@@ -76,8 +76,8 @@ class WriteQueue:
             except Exception:  # a fault of this program: what waits behind it must not wait for ever
                 _log.exception("%s: %d blocks are not stored", self._name, len(batch))
                 for outgoing in batch:
-                    if not self._stock.holds(outgoing.block.key, len(outgoing.views)):
-                        self._stock.book.remove(outgoing.block.key)
+                    if not self._contents.holds(outgoing.block.key, len(outgoing.views)):
+                        self._contents.book.remove(outgoing.block.key)
             finally:
                 for outgoing in batch:
                     self._end(outgoing, ends[outgoing.block.key])
@@ -107,7 +107,7 @@ class WriteQueue:
             if blobs is None:
                 ends[outgoing.block.key] = TierOutcome.CORRUPT
                 _log.warning("%s: a block is not stored: it changed in memory", self._name)
-            elif await self._stock.take_room(outgoing.block, blobs):
+            elif await self._contents.take_room(outgoing.block, blobs):
                 ready.append((outgoing, blobs))
             else:
                 ends[outgoing.block.key] = TierOutcome.FULL
@@ -119,7 +119,7 @@ class WriteQueue:
             results = await self._tier.write(blobs)
         finally:
             self._totals.store_seconds += self._clock.now() - started
-            self._stock.book.unpin([outgoing.block.key for outgoing, _ in ready])
+            self._contents.book.unpin([outgoing.block.key for outgoing, _ in ready])
         ends: dict[BlockHash, TierOutcome] = {}
         for outgoing, encoded in ready:
             mine, results = results[: len(encoded)], results[len(encoded) :]
@@ -130,8 +130,8 @@ class WriteQueue:
         failed = next((result for result in results if result.outcome is not TierOutcome.DONE), None)
         if failed is None:
             self._trouble.note("written", TierOutcome.DONE, "")
-            self._stock.written(key)
+            self._contents.written(key)
             return TierOutcome.DONE
         self._trouble.note("written", failed.outcome, failed.reason)
-        await self._stock.forget([key])
+        await self._contents.forget([key])
         return failed.outcome

@@ -1,6 +1,4 @@
-"""What operators ask of the router, and the router of its apiservers.
-
-What operators ask of the router."""
+"""What operators ask of the router, and what the router asks of its apiservers for them."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -10,7 +8,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import ApiserverId, WorkerId
 from llmserve.router.admin.broadcast import Broadcast, BroadcastResult, Send
-from llmserve.router.admin.reload import Apply, ManifestReload, RouterLiveSettings
+from llmserve.router.admin.reload import ManifestReload, RouterLiveSettings
 from llmserve.router.codec import decode_order, encode_budgets, encode_index, encode_status, encode_tenants
 from llmserve.router.controller import Controller
 from llmserve.router.kv_watch import KvWatch
@@ -18,52 +16,14 @@ from llmserve.router.leader.election import LeaderCheck
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.reload import encode_reloaded
 
-
-class RouterCommands:
-    """apiservers: those with a session now. manifest None: the router was started without one."""
-
-    def __init__(
-        self, manifest: Manifest | None, apiservers: Callable[[], Mapping[ApiserverId, Send]], apply: Apply
-    ) -> None:
-        self._apiservers = apiservers
-        self._broadcast = Broadcast()
-        self._reloads = ManifestReload(manifest, self._ask, apply) if manifest else None
-
-    async def reload(self, request: router_pb2.ReloadRequest) -> router_pb2.ReloadResponse:
-        """Errors: as ManifestReload.reload; InvalidRequest without a manifest."""
-        if self._reloads is None:
-            raise InvalidRequest("this router runs without a manifest: there is nothing to reload")
-        return encode_reloaded(await self._reloads.reload(request.text, request.file))
-
-    async def explain(self, request: router_pb2.ExplainRequest) -> router_pb2.ExplainResponse:
-        """Errors: NotFound."""
-        outcome = await self._ask(router_pb2.Question(record=request.record))
-        for answer in outcome.answers.values():
-            if answer.record:
-                return router_pb2.ExplainResponse(record=answer.record)
-        raise NotFound(f"no apiserver remembers a request {request.record.request_id}")
-
-    def joined(self, send: Send) -> None:
-        """An apiserver has a session from now on."""
-        if self._reloads is not None and (pending := self._reloads.pending()) is not None:
-            send(router_pb2.RouterSessionResponse(question=pending))
-
-    def answered(self, apiserver_id: ApiserverId, answer: router_pb2.Answer) -> None:
-        self._broadcast.answered(apiserver_id, answer)
-
-    def gone(self, apiserver_id: ApiserverId) -> None:
-        self._broadcast.gone(apiserver_id)
-
-    async def _ask(self, question: router_pb2.Question) -> BroadcastResult:
-        return await self._broadcast.ask(self._apiservers(), question)
-
-
 _log = logging.getLogger(__name__)
 
 
-class OperatorCalls:
-    """Errors of each but the status: NotLeader. A standby knows no worker and no apiserver: whatever else it
-    said would be wrong."""
+class RouterCommands:
+    """Every command but `status` raises NotLeader on a standby: it knows no worker and no apiserver.
+
+    apiservers: those that have a session now. manifest: what a reload is compared with; None: the router runs
+    without one, and cannot reload."""
 
     def __init__(
         self,
@@ -71,11 +31,16 @@ class OperatorCalls:
         clock: Clock,
         kv_watch: KvWatch,
         leader_check: LeaderCheck,
-        operators: RouterCommands,
         live: RouterLiveSettings,
+        apiservers: Callable[[], Mapping[ApiserverId, Send]],
+        manifest: Manifest | None,
     ) -> None:
         self._controller, self._clock, self._kv_watch = controller, clock, kv_watch
-        self._leader_check, self._operators, self._live = leader_check, operators, live
+        self._leader_check, self._live, self._apiservers = leader_check, live, apiservers
+        self._broadcast = Broadcast()
+        self._reload = ManifestReload(manifest, self._ask, live.apply) if manifest else None
+
+    # -- commands
 
     def drain(self, request: router_pb2.DrainRequest) -> router_pb2.DrainResponse:
         """Errors: NotFound."""
@@ -90,29 +55,51 @@ class OperatorCalls:
         )
 
     def status(self) -> router_pb2.GetClusterStatusResponse:
-        now, slow, status = self._clock.now(), self._controller.slow.workers(), self._leader_check.status()
-        stats = self._controller.scheduler_stats()
+        now, slow = self._clock.now(), self._controller.speeds.slow_reasons()
+        leader, stats = self._leader_check.status(), self._controller.scheduler_stats()
         return router_pb2.GetClusterStatusResponse(
             workers=[encode_status(member, now, slow) for member in self._controller.membership],
             queued_requests=self._controller.waiting_requests,
             running_requests=self._controller.running_requests,
             apiservers=self._controller.apiservers,
             prefix_index=encode_index(self._controller.prefixes, self._kv_watch.away()),
-            leads=status.leads,
-            leader=status.leader,
-            epoch=status.epoch,
-            state_trouble=status.error,
+            leads=leader.leads,
+            leader=leader.leader,
+            epoch=leader.epoch,
+            state_trouble=leader.error,
             tenants=encode_tenants(stats),
             budgets=encode_budgets(stats),
             queue_limit_requests=stats.queue_limit_requests,
         )
 
     async def reload(self, request: router_pb2.ReloadRequest) -> router_pb2.ReloadResponse:
-        """Errors: as RouterCommands.reload."""
+        """Errors: as ManifestReload.reload; InvalidRequest without a manifest."""
         self._leader_check.check()
-        return await self._operators.reload(request)
+        if self._reload is None:
+            raise InvalidRequest("this router runs without a manifest: there is nothing to reload")
+        return encode_reloaded(await self._reload.reload(request.text, request.file))
 
     async def explain(self, request: router_pb2.ExplainRequest) -> router_pb2.ExplainResponse:
         """Errors: NotFound."""
         self._leader_check.check()
-        return await self._operators.explain(request)
+        result = await self._ask(router_pb2.Question(record=request.record))
+        for answer in result.answers.values():
+            if answer.record:
+                return router_pb2.ExplainResponse(record=answer.record)
+        raise NotFound(f"no apiserver remembers a request {request.record.request_id}")
+
+    # -- apiservers
+
+    def joined(self, send: Send) -> None:
+        """An apiserver has a session from now on. It learns of the last reload, which it may have missed."""
+        if self._reload is not None and (pending := self._reload.pending()) is not None:
+            send(router_pb2.RouterSessionResponse(question=pending))
+
+    def answered(self, apiserver_id: ApiserverId, answer: router_pb2.Answer) -> None:
+        self._broadcast.answered(apiserver_id, answer)
+
+    def left(self, apiserver_id: ApiserverId) -> None:
+        self._broadcast.left(apiserver_id)
+
+    async def _ask(self, question: router_pb2.Question) -> BroadcastResult:
+        return await self._broadcast.ask(self._apiservers(), question)

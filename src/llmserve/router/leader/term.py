@@ -1,4 +1,4 @@
-"""The state of a term: made before it begins, told by the state of the last one, dropped when it ends."""
+"""The services of one term: built before it begins, restored from the former leader, dropped when it ends."""
 
 import asyncio
 import logging
@@ -13,13 +13,17 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import ManifestError, NotLeader, StateUnavailable
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.router import RouterMetrics
+from llmserve.router.admin.commands import RouterCommands
+from llmserve.router.admin.reload import RouterLiveSettings
+from llmserve.router.calls import SessionCalls, WorkerCalls
+from llmserve.router.controller import Controller
+from llmserve.router.event_loop import EventLoop
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.leader.election import LeaderCheck
 from llmserve.router.leader.store.base import SharedState, Term
-from llmserve.router.observe import MetricsRecorder
+from llmserve.router.observe import MetricsRecorder, QueueSpans
 from llmserve.router.prefix.index import PrefixIndex
-from llmserve.router.service import RouterService
-from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.router.settings import RouterSettings
 from llmserve.rpc.role import set_log_level
 from llmserve.scheduler.snapshot import SchedulerSnapshot
 from llmserve.tracing.base import NO_TRACER, Tracer
@@ -40,8 +44,39 @@ class TermParts:
     tracer: Tracer = NO_TRACER
 
 
+class TermServices:
+    """The services of one term, wired together. Before the term begins they answer NotLeader.
+
+    Life: run (a task of the owner's) -> aclose."""
+
+    def __init__(
+        self, parts: TermParts, settings: RouterSettings, manifest: Manifest | None, check: LeaderCheck
+    ) -> None:
+        """manifest: what a reload is compared with; None: there are no reloads."""
+        self.controller = controller = Controller(settings, parts.clock, random.Random(), parts.index)
+        recorder = MetricsRecorder(parts.metrics, controller, len(parts.kv_watch.addresses))
+        spans = QueueSpans(parts.tracer)
+        self._loop = loop = EventLoop(controller, parts.clock, recorder, parts.kv_watch, check, spans)
+        self.live = live = RouterLiveSettings(controller, loop, settings)
+        self.commands = RouterCommands(
+            controller, parts.clock, parts.kv_watch, check, live, loop.streams.senders, manifest
+        )
+        sign_of_life_seconds = settings.terms.sign_of_life_seconds
+        self.sessions = SessionCalls(controller, loop, check, self.commands, sign_of_life_seconds)
+        self.workers = WorkerCalls(controller, loop, live)
+
+    async def run(self) -> None:
+        """Does what is due until the term ends."""
+        with suppress(NotLeader):
+            await self._loop.run()
+
+    async def aclose(self) -> None:
+        """Ends the sessions. Apiservers keep what runs, and turn to the next leader."""
+        await self.sessions.aclose()
+
+
 class Manifests:
-    """The manifest as this router knows it, and as it is now. last None: there is none to read."""
+    """last: the manifest that this router uses; None: it has none."""
 
     def __init__(
         self, last: Manifest | None = None, read_again: Callable[[], Manifest] | None = None
@@ -49,7 +84,7 @@ class Manifests:
         self.last, self._read_again = last, read_again
 
     def changed(self) -> Manifest | None:
-        """None: it is the one that is known, or cannot be used."""
+        """Reads the manifest again. None: it is the same, or cannot be used."""
         if self._read_again is None:
             return None
         try:
@@ -64,7 +99,7 @@ class Manifests:
 
 
 class LeaderTerm:
-    """An Office of leadership.py. Tasks belong to `owner`; on_change is told when a term begins and ends."""
+    """A TermHandler. `owner` owns its tasks; on_change is called when a term begins and ends."""
 
     def __init__(
         self,
@@ -81,27 +116,19 @@ class LeaderTerm:
         self.begun = asyncio.Event()
 
     def open(self, leader_check: LeaderCheck) -> None:
-        """Once, before anything else."""
+        """Called once, before anything else."""
         self._leader_check = leader_check
         self._prepare()
 
+    @property
+    def controller(self) -> Controller:
+        return self.services.controller
+
     def _prepare(self) -> None:
-        parts, settings = self._parts, self._settings
-        self.controller = build_controller(settings, parts.clock, random.Random(), parts.index)
-        recorder = MetricsRecorder(parts.metrics, self.controller, len(parts.kv_watch.addresses))
-        self.service = RouterService(
-            self.controller,
-            settings,
-            parts.clock,
-            recorder,
-            parts.kv_watch,
-            self._leader_check,
-            self._manifests.last,
-            parts.tracer,
-        )
+        self.services = TermServices(self._parts, self._settings, self._manifests.last, self._leader_check)
 
     def _read_again(self) -> None:
-        """What another leader has reloaded since is obeyed by this one, too."""
+        """Applies what another leader has reloaded meanwhile."""
         manifest, settings = self._manifests.changed(), self._settings
         if manifest is not None:
             terms = self._settings.terms  # those need a restart
@@ -121,32 +148,28 @@ class LeaderTerm:
         self._term = term
         await self._on_change(True)
         # Last: they need the mandate, which is there as soon as this returns.
-        self._tasks = [self._owner.spawn("state", self._run(), fatal=True)]
+        self._tasks = [self._owner.spawn("state", self.services.run(), fatal=True)]
         if times.shared:
             self._tasks.append(self._owner.spawn("save", self._keep_saved(term), fatal=True))
         self.begun.set()
 
     async def end(self) -> None:
-        """What was decided last is saved first: nothing is decided any more."""
+        """Saves the last decisions: nothing is decided any more."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._term is not None and self._settings.terms.shared:
             await self._save(self._term, self.controller.snapshot().to_json())
         self._term, self._tasks = None, []
-        await self.service.aclose()
-        self._keep_log_level(self.service.log_level)
+        await self.services.aclose()
+        self._keep_log_level(self.services.live.settings.log_level)
         self._prepare()
         await self._on_change(False)
 
     def _keep_log_level(self, level: str) -> None:
-        """It is of the process, not of the term. level: empty: none was told."""
+        """The log level belongs to the process, not to the term. level empty: no reload has set one."""
         self._settings = replace(self._settings, log_level=level)
         self._log_level = level or self._log_level
-
-    async def _run(self) -> None:
-        with suppress(NotLeader):
-            await self.service.run()
 
     async def _inherited(self) -> SchedulerSnapshot | None:
         """Errors: StateUnavailable."""
@@ -176,13 +199,3 @@ class LeaderTerm:
 
 def _log_level(manifest: Manifest | None) -> str:
     return manifest.observability.log_level if manifest else ""
-
-
-class CurrentService:
-    """Servicer of the Router: whichever service is current when a call comes in answers it."""
-
-    def __init__(self, term: LeaderTerm) -> None:
-        self._office = term
-
-    def __getattr__(self, name: str) -> Callable[[Any, Any], Any]:
-        return lambda request, context: getattr(self._office.service, name)(request, context)

@@ -1,9 +1,10 @@
-"""The rules of placement: what `scheduling.*` says of it, with what the router has learnt."""
+"""The placement rules that a policy of the manifest asks for."""
 
 import random
 from dataclasses import dataclass
 from typing import Literal
 
+from llmserve.config.schema import Scheduling
 from llmserve.core.clock import Clock
 from llmserve.router.placement.baselines import FreeSlots, LeastLoaded, RoundRobin, ShortEngineQueue
 from llmserve.router.placement.kv_aware import KvAware
@@ -14,9 +15,9 @@ from llmserve.router.placement.planner import (
     HasFreeSlot,
     NotBackedUp,
     NotExcluded,
+    NotSlow,
 )
-from llmserve.router.workers.slow import NotSlow, SlowWorkers
-from llmserve.router.workers.speed import LatencyModels
+from llmserve.router.workers.speed import WorkerSpeeds
 
 # What an engine's own queue weighs against free seats: it is a heartbeat old, and partly the same.
 _ENGINE_QUEUE_WEIGHT = 0.5
@@ -24,27 +25,31 @@ _ENGINE_QUEUE_WEIGHT = 0.5
 Routing = Literal["kv_aware", "least_loaded", "round_robin"]
 
 
+_DEFAULTS = Scheduling()
+_DISAGGREGATE = Disaggregate(_DEFAULTS.disaggregate)
+
+
 @dataclass(frozen=True, slots=True)
 class PlacementPolicy:
-    """engine_queue_seconds: of prompts before an engine, from which on others wait at the router."""
+    """engine_queue_seconds: prompts before an engine beyond this time wait at the router."""
 
-    routing: Routing = "kv_aware"
-    disaggregate: Disaggregate = Disaggregate.AUTO
-    engine_queue_seconds: float = 0.5
+    routing: Routing = _DEFAULTS.routing
+    disaggregate: Disaggregate = _DISAGGREGATE
+    engine_queue_seconds: float = _DEFAULTS.engine_queue_seconds
 
 
 class PlacementRules:
-    """Makes the rules of a policy, again and again: a chooser goes on while the routing stays the same."""
+    """Builds the rules of each new policy. A chooser is kept while the routing stays the same."""
 
-    def __init__(self, clock: Clock, rng: random.Random, latencies: LatencyModels, slow: SlowWorkers) -> None:
-        self._clock, self._rng, self._latencies, self._slow = clock, rng, latencies, slow
+    def __init__(self, clock: Clock, rng: random.Random, speeds: WorkerSpeeds) -> None:
+        self._clock, self._rng, self._speeds = clock, rng, speeds
         self._choosers: dict[Routing, Chooser] = {}
 
     def rules(self, policy: PlacementPolicy) -> ActiveRules:
         backed_up = NotBackedUp(self._clock, policy.engine_queue_seconds)
-        filters = (NotExcluded(), HasFreeSlot(), backed_up, NotSlow(self._slow))
+        filters = (NotExcluded(), HasFreeSlot(), backed_up, NotSlow(self._speeds.slow_names))
         return ActiveRules(
-            filters, self._chooser(policy.routing), policy.disaggregate, self._slow.stalled_names
+            filters, self._chooser(policy.routing), policy.disaggregate, self._speeds.stalled_names
         )
 
     def _chooser(self, routing: Routing) -> Chooser:
@@ -55,7 +60,7 @@ class PlacementRules:
     def _made(self, routing: Routing) -> Chooser:
         match routing:
             case "kv_aware":
-                return KvAware(self._latencies, self._clock, self._rng)
+                return KvAware(self._speeds, self._clock, self._rng)
             case "least_loaded":
                 scorers = ((1.0, FreeSlots()), (_ENGINE_QUEUE_WEIGHT, ShortEngineQueue()))
                 return LeastLoaded(scorers, self._rng)

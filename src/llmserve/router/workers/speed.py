@@ -1,125 +1,202 @@
-"""A straight line through what was measured lately: seconds = fixed + slope * amount. Pure.
+"""How fast workers are, measured from the requests that are placed on them. Pure.
 
-Least squares with exponential forgetting. What the line cannot know yet comes from where it started:
-an anchor at amount 0 stays, so that equal amounts do not leave the split between fixed and slope open.
+`WorkerSpeeds` hears once of each computed prompt and of each generated answer. Two readers use it:
 
-
-How fast engines are: measured by the router, from placement to first token and from there to the end.
-
-Each worker has lines of its own, which start from those of its model; a model's start from defaults
-and learn from all its workers. So a new worker is taken to be like its peers until it shows otherwise.
+- Placement predicts seconds with latency models. Each incarnation of a worker has its own
+  (WorkerSlots.latency); it starts as a copy of its model's, which learns from all workers. So a new worker
+  counts as fast as its peers.
+- Placement avoids slow workers: those whose recent median is several times the median of the others of their
+  role. Samples expire, so a worker that is avoided, and gets no new samples, is tried again.
 """
 
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
 
-_MEMORY = 32.0  # measurements after which an old one counts a third
-_ANCHOR_WEIGHT = 0.5
-_FIRST_WEIGHT = 1.0
-# One measurement moves the line no further than this factor: a paused machine is not a slow engine.
-_MOST_OFF = 4.0
-_TRUSTED_AFTER = 8
+from llmserve.config.schema import Scheduling
+from llmserve.core.clock import Clock
+from llmserve.core.ids import WorkerId
+from llmserve.router.workers.latency import LatencyModel
+from llmserve.router.workers.worker import ClusterMember
 
-
-class LineFit:
-    """fixed and slope are never negative, so more never takes less."""
-
-    __slots__ = ("_anchor", "_n", "_x", "_xx", "_xy", "_y", "fixed", "samples", "slope")
-
-    def __init__(self, fixed: float, slope: float, typical: float) -> None:
-        """Where it starts: right for amount 0, and, until it has learnt, for the amount `typical`."""
-        self.fixed, self.slope, self.samples = fixed, slope, 0
-        self._anchor = fixed
-        self._n, self._x, self._xx = _FIRST_WEIGHT, _FIRST_WEIGHT * typical, _FIRST_WEIGHT * typical**2
-        self._y = _FIRST_WEIGHT * (fixed + slope * typical)
-        self._xy = self._y * typical
-
-    def __repr__(self) -> str:
-        return f"<LineFit {self.fixed:.4g} s + {self.slope:.4g} s each, {self.samples} samples>"
-
-    def started_from_this(self, typical: float) -> "LineFit":
-        """Another that knows as much, and soon more."""
-        return LineFit(self.fixed, self.slope, typical)
-
-    def seconds(self, amount: float) -> float:
-        return self.fixed + self.slope * amount
-
-    def learn(self, amount: float, seconds: float) -> None:
-        """A measurement. amount and seconds are at least 0."""
-        seconds = self._plausible(amount, seconds)
-        keep = 1.0 - 1.0 / _MEMORY
-        self._n = self._n * keep + 1.0
-        self._x = self._x * keep + amount
-        self._y = self._y * keep + seconds
-        self._xx = self._xx * keep + amount * amount
-        self._xy = self._xy * keep + amount * seconds
-        self.samples += 1
-        self._solve()
-
-    def _plausible(self, amount: float, seconds: float) -> float:
-        if self.samples < _TRUSTED_AFTER:
-            return seconds
-        expected = self.seconds(amount)
-        return min(max(seconds, expected / _MOST_OFF), expected * _MOST_OFF)
-
-    def _solve(self) -> None:
-        n, y = self._n + _ANCHOR_WEIGHT, self._y + _ANCHOR_WEIGHT * self._anchor
-        spread = n * self._xx - self._x * self._x
-        steepest = y / self._x if self._x else 0.0  # steeper, and fixed would be negative
-        slope = (n * self._xy - self._x * y) / spread if spread > 0 else 0.0
-        self.slope = min(max(slope, 0.0), steepest)
-        self.fixed = max(0.0, (y - self.slope * self._x) / n)
+_LEAST_PROMPT_TOKENS = 256  # a shorter prompt costs a step all the same
+_LEAST_ANSWER_TOKENS = 8  # a shorter answer measures the start of decoding rather than its steps
+_STALLED = "it gave a request no output in time"
 
 
-# Where nothing is known yet: some GPU, some model. A few requests correct it.
-_PROMPT_SECONDS, _TOKEN_SECONDS, _TYPICAL_PROMPT_TOKENS = 0.005, 1 / 5000, 1000.0
-_STEP_SECONDS, _SEQUENCE_SECONDS, _TYPICAL_RUNNING = 0.02, 0.0002, 16.0
-# A shorter answer measures the start of decoding rather than its steps.
-_FEWEST_TOKENS = 8
+class SpeedStage(StrEnum):
+    FIRST_TOKEN = "first token"  # seconds for each 1,000 prompt tokens
+    LATER_TOKENS = "later tokens"  # seconds for each token
 
 
-def _prefill_line() -> LineFit:
-    return LineFit(_PROMPT_SECONDS, _TOKEN_SECONDS, _TYPICAL_PROMPT_TOKENS)
+# Differences that no user notices make no worker slow, in the unit of each stage.
+_NOTICEABLE_SECONDS = {SpeedStage.FIRST_TOKEN: 0.1, SpeedStage.LATER_TOKENS: 0.005}
 
 
-def _decode_line() -> LineFit:
-    return LineFit(_STEP_SECONDS, _SEQUENCE_SECONDS, _TYPICAL_RUNNING)
+@dataclass(frozen=True, slots=True)
+class SlowLimits:
+    """factor: a worker is slow above this many times the median of the others, until it is below half of it.
+    samples: the fewest of a worker by which it is judged. remembered: the most samples of a worker.
+    memory_seconds: the age at which a sample expires."""
+
+    factor: float = Scheduling().slow_worker_factor
+    samples: int = 5
+    remembered: int = 15
+    memory_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _PeerGroup:
+    """Workers that are compared with each other: they do the same."""
+
+    model: str
+    role: str
+    stage: SpeedStage
 
 
 @dataclass(slots=True)
-class LatencyModel:
-    """prefill: seconds of a prompt by the tokens it computes; its fixed part is what any leg costs.
-    decode: seconds of a token by the requests that decode at the same time."""
+class _RecentSpeed:
+    """samples: (time, seconds) of one worker, oldest first. seconds: their median."""
 
-    prefill: LineFit = field(default_factory=_prefill_line)
-    decode: LineFit = field(default_factory=_decode_line)
+    samples: deque[tuple[float, float]]
+    seconds: float = 0.0
+    slow: bool = False
 
-    def like(self) -> "LatencyModel":
-        return LatencyModel(
-            self.prefill.started_from_this(_TYPICAL_PROMPT_TOKENS),
-            self.decode.started_from_this(_TYPICAL_RUNNING),
-        )
+    def add(self, now: float, seconds: float, since: float) -> None:
+        while self.samples and self.samples[0][0] <= since:
+            self.samples.popleft()
+        self.samples.append((now, seconds))
+        self.seconds = median(value for _, value in self.samples)
+
+    def heard_since(self, time: float) -> bool:
+        return bool(self.samples) and self.samples[-1][0] > time
 
 
-class LatencyModels:
-    """Of all models. A worker's own pace is kept with its incarnation (Seats.pace)."""
-
-    def __init__(self) -> None:
+class WorkerSpeeds:
+    def __init__(self, clock: Clock, limits: SlowLimits) -> None:
+        self.limits = limits
+        self._clock = clock
         self._models: dict[str, LatencyModel] = {}
+        self._recent: dict[_PeerGroup, dict[WorkerId, _RecentSpeed]] = {}
+        self._slow: set[tuple[_PeerGroup, WorkerId]] = set()  # mostly empty: every placement looks here
+        self._stalled: dict[WorkerId, float] = {}
+
+    def __repr__(self) -> str:
+        return f"<WorkerSpeeds slow={sorted(self.slow_reasons())}>"
+
+    # -- what happens
+
+    def prompt_computed(
+        self, worker: ClusterMember, tokens: int, seconds: float, busy_seconds: float | None
+    ) -> None:
+        """A worker has just computed this many tokens of a prompt. seconds: since the placement.
+        busy_seconds: the part in which it computed this prompt; None: unknown."""
+        thousands = max(tokens, _LEAST_PROMPT_TOKENS) / 1000
+        self._sample(worker, SpeedStage.FIRST_TOKEN, seconds / thousands)
+        if busy_seconds is not None:
+            for model in self._learning(worker):
+                model.prefill.learn(tokens, max(0.0, busy_seconds))
+
+    def answer_generated(
+        self, worker: ClusterMember, tokens: int, seconds: float, running: float | None
+    ) -> None:
+        """A worker has just ended a request that got this many tokens in the time after its first. running:
+        requests that decoded there meanwhile, on average; None: unknown."""
+        if tokens < _LEAST_ANSWER_TOKENS:
+            return
+        self._sample(worker, SpeedStage.LATER_TOKENS, seconds / tokens)
+        if running is not None:
+            for model in self._learning(worker):
+                model.decode.learn(running, max(0.0, seconds) / tokens)
+
+    def stalled(self, worker_id: WorkerId) -> None:
+        """The worker has just given a request no output in time."""
+        self._stalled = self._stalled_since(self._since())  # workers that are gone for good leave this way
+        self._stalled[worker_id] = self._clock.now()
+
+    # -- what placement asks
 
     def of_model(self, model: str) -> LatencyModel:
-        latency = self._models.get(model)
-        if latency is None:
-            latency = self._models[model] = LatencyModel()
-        return latency
+        """What is known of all workers of a model together."""
+        found = self._models.get(model)
+        if found is None:
+            found = self._models[model] = LatencyModel()
+        return found
 
-    def prefilled(self, own: LatencyModel, model: str, computed_tokens: int, seconds: float) -> None:
-        """A worker was busy with a prompt for so long."""
-        for latency in (own, self.of_model(model)):
-            latency.prefill.learn(computed_tokens, max(0.0, seconds))
+    def slow_names(self) -> Set[WorkerId]:
+        """The workers to avoid: slow or stalled ones."""
+        since = self._since()
+        return self._stalled_since(since).keys() | {name for _, name, _ in self._slow_since(since)}
 
-    def decoded(self, own: LatencyModel, model: str, running: float, tokens: int, seconds: float) -> None:
-        """One of so many requests got so many tokens after its first in this time."""
-        if tokens < _FEWEST_TOKENS:
-            return
-        for latency in (own, self.of_model(model)):
-            latency.decode.learn(running, max(0.0, seconds) / tokens)
+    def stalled_names(self) -> Set[WorkerId]:
+        return self._stalled_since(self._since()).keys() if self._stalled else frozenset()
+
+    def slow_reasons(self) -> Mapping[WorkerId, str]:
+        """The workers to avoid, each with its reason for people."""
+        since = self._since()
+        reasons = dict.fromkeys(self._stalled_since(since), _STALLED)
+        for group, name, recent in self._slow_since(since):
+            reasons[name] = f"slow at {group.stage}: {self._compared(group, recent, since)}"
+        return reasons
+
+    # -- parts
+
+    def _learning(self, worker: ClusterMember) -> tuple[LatencyModel, LatencyModel]:
+        """The models that a measurement of this worker belongs to."""
+        of_model = self.of_model(worker.spec.model)
+        if worker.slots.latency is None:
+            worker.slots.latency = of_model.copy()
+        return worker.slots.latency, of_model
+
+    def _since(self) -> float:
+        """When the oldest sample that counts was taken, at the earliest."""
+        return self._clock.now() - self.limits.memory_seconds
+
+    def _stalled_since(self, since: float) -> dict[WorkerId, float]:
+        return {worker: at for worker, at in self._stalled.items() if at > since}
+
+    def _slow_since(self, since: float) -> Iterator[tuple[_PeerGroup, WorkerId, _RecentSpeed]]:
+        for group, name in self._slow:
+            recent = self._recent[group][name]
+            if recent.heard_since(since):
+                yield group, name, recent
+
+    def _sample(self, worker: ClusterMember, stage: SpeedStage, seconds: float) -> None:
+        group, name = _PeerGroup(worker.spec.model, worker.spec.role, stage), worker.spec.worker_id
+        speeds = self._recent.setdefault(group, {})
+        recent = speeds.get(name)
+        now, since = self._clock.now(), self._since()
+        if recent is None or not recent.heard_since(since):
+            self._forget(group, since)
+            recent = speeds[name] = _RecentSpeed(deque(maxlen=self.limits.remembered))
+        recent.add(now, seconds, since)
+        recent.slow = self._judged(group, recent, since)
+        (self._slow.add if recent.slow else self._slow.discard)((group, name))
+
+    def _forget(self, group: _PeerGroup, since: float) -> None:
+        """Drops the workers without a sample that counts: they may be gone for good."""
+        speeds = self._recent[group]
+        for name in [name for name, recent in speeds.items() if not recent.heard_since(since)]:
+            del speeds[name]
+            self._slow.discard((group, name))
+
+    def _judged(self, group: _PeerGroup, recent: _RecentSpeed, since: float) -> bool:
+        others = self._others(group, recent, since)
+        if len(recent.samples) < self.limits.samples or not others:
+            return recent.slow
+        typical = median(others)
+        factor = self.limits.factor / 2 if recent.slow else self.limits.factor
+        noticeable = recent.seconds - typical > _NOTICEABLE_SECONDS[group.stage]
+        return recent.seconds > factor * typical and noticeable
+
+    def _others(self, group: _PeerGroup, recent: _RecentSpeed, since: float) -> list[float]:
+        others = (one for one in self._recent[group].values() if one is not recent and one.heard_since(since))
+        return [one.seconds for one in others if len(one.samples) >= self.limits.samples]
+
+    def _compared(self, group: _PeerGroup, recent: _RecentSpeed, since: float) -> str:
+        others = self._others(group, recent, since)
+        against = f", the others {1000 * median(others):.0f} ms" if others else ""
+        unit = "1,000 prompt tokens" if group.stage is SpeedStage.FIRST_TOKEN else "token"
+        return f"{1000 * recent.seconds:.0f} ms for each {unit}{against}"

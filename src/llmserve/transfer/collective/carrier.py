@@ -1,23 +1,25 @@
-"""Bytes over a process group of two, in pieces: copying and sending overlap."""
+"""Moves bytes over a process group of two ranks, in pieces, so that copying and sending overlap."""
 
 import itertools
 import re
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Region, Spans
-from llmserve.transfer.collective.backend import SILENCE, Backend, Message, Pair
+from llmserve.transfer.collective.backend import SILENCE, Backend, Pair, PendingMessage
 from llmserve.transfer.collective.rows import gather, scatter
-from llmserve.transfer.collective.store import make_store
 from llmserve.transfer.spans import coalesce, split
+from llmserve.transfer.twosided import wire
 
 PIECE_BYTES = 8 << 20
 _REASON_SECONDS = 1.0
-DEPTH = 3  # pieces in flight, each with staging memory of its own where it needs some
+DEPTH = 3  # pieces in flight; each has staging memory of its own if it needs some
 
 
 class GroupCarriers:
@@ -35,7 +37,7 @@ class GroupCarriers:
         try:
             pair = self._backend.pair(store, rank)
             carrier = GroupCarrier(self._backend, pair, store, regions, sock)
-            carrier.prove(rank)
+            carrier.test(rank)
         except RuntimeError as error:
             raise TransferError(_brief(error)) from error
         store.seal()
@@ -45,7 +47,7 @@ class GroupCarriers:
         self._backend.close()
 
     def _agree(self, store: Any, rank: int) -> None:
-        """Ends that cut differently, or whose torch speaks differently, would crash each other."""
+        """Compares both ends: with different piece sizes or releases of torch they would crash each other."""
         mine = f"{self._backend.identity}, pieces of {PIECE_BYTES} bytes"
         store.set(f"identity of {rank}", mine)
         theirs = store.get(f"identity of {1 - rank}").decode(errors="replace")
@@ -55,28 +57,28 @@ class GroupCarriers:
 
 class _Piece(NamedTuple):
     spans: Spans
-    tensor: Any  # the piece itself where it lies in one place, else staging memory
+    tensor: Any  # the piece itself if it is contiguous, or else staging memory
     in_place: bool
-    acknowledged: bool  # its turn in staging memory comes again within this request
+    acknowledged: bool  # its staging memory is used again within this request
 
 
 class GroupCarrier:
-    """Both ends cut the bytes of a request into the same pieces, whatever their spans are."""
+    """Moves the bytes of requests. Both ends cut a request into the same pieces, whatever their spans are."""
 
     def __init__(
         self, backend: Backend, pair: Pair, store: Any, regions: Sequence[Region], sock: socket.socket
     ) -> None:
         self._backend = backend
         self._pair: Pair | None = pair
-        self._store = store  # lives as long as the group
+        self._store = store  # the group needs it
         self._regions = [backend.map(region) for region in regions]
         self._socket = sock
         self._staging: list[Any] = []
-        self._unsettled: deque[Message] = deque()
+        self._unsettled: deque[PendingMessage] = deque()
         self._was_cut = False
 
-    def prove(self, rank: int) -> None:
-        """Sends one byte; NCCL also needs it, since it meets, over the store, at the first message."""
+    def test(self, rank: int) -> None:
+        """Sends one byte to test the pair. NCCL connects only with the first message."""
         byte = self._backend.staging(1)
         with self._guarded() as pair:
             message = pair.send(byte, True) if rank == 0 else pair.receive(byte, True)
@@ -103,7 +105,7 @@ class GroupCarrier:
                 self._receive(pair, spans)
             except RuntimeError:
                 self._socket.settimeout(_REASON_SECONDS)
-                confirm()  # a peer that refuses ends the group, and has said why
+                confirm()  # a peer that refuses ends the group and sends the reason
                 raise
             confirm()
 
@@ -123,7 +125,7 @@ class GroupCarrier:
             self._pair.cut()
 
     def close(self) -> None:
-        """The group ends with the last reference to it."""
+        """Drops the group, which ends with the last reference to it."""
         if self._unsettled:
             self.cut()
             self._unsettled.clear()
@@ -149,8 +151,8 @@ class GroupCarrier:
 
     @contextmanager
     def _guarded(self) -> Iterator[Pair]:
-        """When it is left nothing is in flight, whatever went wrong. A message that was cut may look
-        as if it had come (NCCL's do), so the cut itself is asked for."""
+        """Ensures that nothing is in flight when an error leaves it. A message that was cut may look complete
+        (NCCL's do), so the cut itself is checked."""
         assert self._pair is not None, "open"
         with self._backend.stream():
             try:
@@ -165,5 +167,55 @@ class GroupCarrier:
 
 
 def _brief(error: RuntimeError) -> str:
-    """Without the place in torch's sources and the advice after it."""
+    """Returns the message without the place in torch's sources and the advice after it."""
     return re.sub(r"^\[[^\]]*\] ", "", str(error)).split(". ", 1)[0]
+
+
+_HEAD = struct.Struct("<II")
+_MAX_BYTES = 1 << 16
+
+
+def make_store(sock: socket.socket) -> Any:
+    """Returns a torch.distributed.Store: one end sets a value and the other gets it, until `seal`. Its waits
+    end with the timeout of the socket. Keep it as long as its group."""
+    from torch.distributed import Store
+
+    class ConnectionStore(Store):  # type: ignore[misc]  # torch is not seen by mypy; it must be a subclass
+        def __init__(self) -> None:
+            super().__init__()
+            self._values: dict[str, bytes] = {}
+            self._sealed = False
+
+        def set(self, key: str, value: bytes | str) -> None:
+            data = value.encode() if isinstance(value, str) else bytes(value)
+            self._values[key] = data
+            if not self._sealed:
+                name = key.encode()
+                sock.sendall(_HEAD.pack(len(name), len(data)) + name + data)
+
+        def get(self, key: str) -> bytes:
+            self.wait([key])
+            return self._values[key]
+
+        def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+            while not self.check(keys):
+                if self._sealed:
+                    raise TransferError(f"the group asks for {keys} after it was made")
+                self._receive()
+
+        def check(self, keys: Sequence[str]) -> bool:
+            return all(key in self._values for key in keys)
+
+        def seal(self) -> None:
+            """Keeps values that are set from now on at this end, because the connection is used for
+            requests."""
+            self._sealed = True
+
+        def _receive(self) -> None:
+            name_bytes, data_bytes = _HEAD.unpack(wire.receive_exactly(sock, _HEAD.size))
+            if max(name_bytes, data_bytes) > _MAX_BYTES:
+                raise TransferError("malformed message of a group")
+            name = wire.receive_exactly(sock, name_bytes).decode(errors="replace")
+            self._values[name] = bytes(wire.receive_exactly(sock, data_bytes))
+
+    return ConnectionStore()

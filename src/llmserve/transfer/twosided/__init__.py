@@ -1,11 +1,145 @@
-"""Reads and writes for networks where both ends take part: tcp and collective are made of this.
+"""Reads and writes for networks in which both ends take part: the base of tcp and collective.
 
-Each process listens. Who wants bytes dials, greets, and then asks: one request at a time on a
-connection, each served by a sleeping thread of the owner. What differs is the carrier, the way the
-bytes themselves go: the same socket, or another channel that is opened beside it.
+Each process listens. A process that wants bytes connects, sends a hello, and then sends one request at a time
+on the connection, which a thread of the owner serves. The transports differ in the carrier, the channel of
+the bytes themselves: the same socket, or another channel that is opened beside it.
 """
 
-from llmserve.transfer.twosided.carrier import Carrier, Carriers
-from llmserve.transfer.twosided.transport import TwoSidedTransport
+import json
+import secrets
+from collections.abc import Sequence
 
-__all__ = ["Carrier", "Carriers", "TwoSidedTransport"]
+from llmserve.core.errors import TransferError
+from llmserve.transfer.base import Batch, PeerName, Region, Transfer, TransferState, TransferStatus
+from llmserve.transfer.spans import check_batch
+from llmserve.transfer.twosided import wire
+from llmserve.transfer.twosided.client import PeerStreams, ServerAddress, TwoSidedTransfer
+from llmserve.transfer.twosided.connection import CarrierFactory
+from llmserve.transfer.twosided.server import TwoSidedServer
+
+
+class TwoSidedTransport:
+    """host: the address of this machine that peers reach; the system chooses the port. The transport owns the
+    carriers, even when the constructor fails."""
+
+    needs_progress = False
+
+    def __init__(self, host: str, carriers: CarrierFactory) -> None:
+        """Errors: TransportUnavailable."""
+        self.name = carriers.name
+        self._host = host
+        self._carriers = carriers
+        self._token = secrets.token_bytes(wire.TOKEN_BYTES)
+        try:
+            self._server = TwoSidedServer(host, self._token, carriers)
+        except TransferError:
+            carriers.close()
+            raise
+        self._regions: tuple[Region, ...] = ()
+        self._generation = 0
+        self._peers: dict[PeerName, PeerStreams] = {}
+        self._running: set[TwoSidedTransfer] = set()
+        self._closed = False
+
+    def register(self, regions: Sequence[Region]) -> None:
+        self._check_open()
+        for transfer in list(self._running):
+            _cancel(transfer)
+        self._regions = tuple(regions)
+        for peer in self._peers.values():
+            peer.use(self._regions)
+        self._generation = self._server.serve(self._regions)
+
+    def describe(self) -> bytes:
+        fields = {
+            "host": self._host,
+            "port": self._server.port,
+            "token": self._token.hex(),
+            "generation": self._generation,
+            "regions": self._lengths,
+        }
+        return json.dumps(fields).encode()
+
+    def connect(self, description: bytes) -> PeerName:
+        self._check_open()
+        address = self._parse(description)
+        name = PeerName(f"{self.name}-{address.token.hex()}-{address.generation}")
+        if name not in self._peers:
+            self._peers[name] = PeerStreams(name, address, self._regions, self._carriers)
+        return name
+
+    def disconnect(self, peer: PeerName) -> None:
+        if connected := self._peers.pop(peer, None):
+            connected.close()
+
+    def read(self, peer: PeerName, batch: Batch) -> Transfer:
+        return self._start(wire.TransferOperation.READ, peer, batch)
+
+    def write(self, peer: PeerName, batch: Batch) -> Transfer:
+        return self._start(wire.TransferOperation.WRITE, peer, batch)
+
+    def poll(self, transfer: Transfer) -> TransferStatus:
+        assert isinstance(transfer, TwoSidedTransfer), "a transfer of this transport"
+        status = transfer.status
+        if status.state is not TransferState.RUNNING:
+            self._running.discard(transfer)
+        return status
+
+    def progress(self) -> None:
+        """Does nothing: the threads of the server sleep in the kernel until a request comes."""
+
+    def cancel(self, transfer: Transfer) -> None:
+        assert isinstance(transfer, TwoSidedTransfer), "a transfer of this transport"
+        self._running.discard(transfer)
+        _cancel(transfer)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for peer in self._peers.values():
+            peer.close()
+        self._peers.clear()
+        self._server.close()
+        self._carriers.close()
+
+    @property
+    def _lengths(self) -> list[int]:
+        return [region.length_bytes for region in self._regions]
+
+    def _start(self, operation: wire.TransferOperation, name: PeerName, batch: Batch) -> TwoSidedTransfer:
+        self._check_open()
+        peer = self._peers.get(name)
+        if peer is None:
+            raise TransferError(f"{self.name}: not connected to {name}")
+        check_batch(batch, self._lengths, peer.address.region_lengths)
+        if len(batch.remote.lengths) > wire.MAX_SPANS:
+            raise TransferError(f"{self.name}: more than {wire.MAX_SPANS} spans in one batch")
+        transfer = TwoSidedTransfer(operation, batch.remote, batch.local)
+        self._running.add(transfer)
+        peer.submit(transfer)
+        return transfer
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TransferError(f"{self.name}: the transport is closed")
+
+    def _parse(self, description: bytes) -> ServerAddress:
+        """Errors: TransferError for a description that `describe` cannot have made."""
+        try:
+            fields = json.loads(description)
+            token = bytes.fromhex(fields["token"])
+            regions = tuple(int(length) for length in fields["regions"])
+            address = ServerAddress(
+                str(fields["host"]), int(fields["port"]), token, int(fields["generation"]), regions
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise TransferError(f"{self.name}: malformed description: {error!r}") from error
+        if len(token) != wire.TOKEN_BYTES or address.generation < 0 or not 0 < address.port < 65536:
+            raise TransferError(f"{self.name}: malformed description")
+        return address
+
+
+def _cancel(transfer: TwoSidedTransfer) -> None:
+    assert transfer.stream is not None, "submitted"
+    transfer.stream.cancel(transfer)

@@ -1,4 +1,4 @@
-"""The asking half: streams to one peer, each a thread with a line."""
+"""The requesting half: streams to one peer, each a thread with a connection."""
 
 import queue
 import socket
@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import PeerName, Region, Spans, TransferState, TransferStatus
 from llmserve.transfer.twosided import wire
-from llmserve.transfer.twosided.carrier import Carriers
-from llmserve.transfer.twosided.line import Line
+from llmserve.transfer.twosided.connection import CarrierFactory, PeerConnection
 
 _DIAL_SECONDS = 2.0
 _JOIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """What a description says."""
+class ServerAddress:
+    """The contents of a description."""
 
     host: str
     port: int
@@ -29,13 +28,12 @@ class Address:
 
 @dataclass(eq=False, slots=True)
 class TwoSidedTransfer:
-    """One batch. `status` is written by its stream only; `ended` is set after the last touch of
-    local memory."""
+    """One batch. Only its stream writes `status`. `ended` is set after the last access to local memory."""
 
-    operation: wire.Operation
+    operation: wire.TransferOperation
     remote: Spans
     local: Spans
-    stream: "Stream | None" = None
+    stream: "TransferStream | None" = None
     cancelled: bool = False
     status: TransferStatus = field(default_factory=lambda: TransferStatus(TransferState.RUNNING))
     ended: threading.Event = field(default_factory=threading.Event)
@@ -45,34 +43,34 @@ class TwoSidedTransfer:
         self.ended.set()
 
 
-class Peer:
-    """The streams to one peer, over the given regions of this process. A batch goes to a stream that
-    is idle, to a new one while there are few, else to the one with the shortest queue."""
+class PeerStreams:
+    """The streams to one peer, for the given regions of this process. A batch goes to an idle stream, or to a
+    new one while there are few, or to the one with the shortest queue."""
 
     def __init__(
-        self, name: PeerName, address: Address, regions: Sequence[Region], carriers: Carriers
+        self, name: PeerName, address: ServerAddress, regions: Sequence[Region], carriers: CarrierFactory
     ) -> None:
         """Blocks until the peer has accepted a connection. Errors: TransferError."""
         self.name = name
         self.address = address
         self._regions = regions
         self._carriers = carriers
-        self._streams = [Stream(address, regions, carriers, dial(address, regions, carriers))]
+        self._streams = [TransferStream(address, regions, carriers, dial(address, regions, carriers))]
 
     def submit(self, transfer: TwoSidedTransfer) -> None:
         stream = min(self._streams, key=lambda stream: stream.load)
         if stream.load and len(self._streams) < self._carriers.connections:
-            stream = Stream(self.address, self._regions, self._carriers, None)
+            stream = TransferStream(self.address, self._regions, self._carriers, None)
             self._streams.append(stream)
         transfer.stream = stream
         stream.submit(transfer)
 
     def use(self, regions: Sequence[Region]) -> None:
-        """From now on these regions. Transfers in flight end as FAILED; when it returns the former
-        regions are no longer touched."""
+        """Replaces the regions. Transfers in flight end as FAILED. When this returns the former regions are
+        no longer touched."""
         self.close()
         self._regions = regions
-        self._streams = [Stream(self.address, regions, self._carriers, None)]
+        self._streams = [TransferStream(self.address, regions, self._carriers, None)]
 
     def close(self) -> None:
         for stream in self._streams:
@@ -81,12 +79,16 @@ class Peer:
             stream.join()
 
 
-class Stream:
-    """Runs its transfers one after the other. A line that breaks fails the transfer that used it;
-    the next one dials again."""
+class TransferStream:
+    """Runs its transfers one after the other. A connection that breaks fails the transfer that used it, and
+    the next transfer connects again."""
 
     def __init__(
-        self, address: Address, regions: Sequence[Region], carriers: Carriers, line: Line | None
+        self,
+        address: ServerAddress,
+        regions: Sequence[Region],
+        carriers: CarrierFactory,
+        line: PeerConnection | None,
     ) -> None:
         self._address = address
         self._regions = regions
@@ -96,7 +98,7 @@ class Stream:
         self._lock = threading.Lock()
         self._current: TwoSidedTransfer | None = None
         self._stopping = False
-        self.load = 0  # transfers not ended; written under the lock
+        self.load = 0  # transfers that have not ended; written under the lock
         self._thread = threading.Thread(target=self._run, name=f"kv-{carriers.name}-stream", daemon=True)
         self._thread.start()
 
@@ -106,8 +108,8 @@ class Stream:
         self._queue.put(transfer)
 
     def cancel(self, transfer: TwoSidedTransfer) -> None:
-        """When it returns the transfer touches no local memory. Errors: TransferError if its thread
-        does not let go (never seen; the memory must then be taken for lost)."""
+        """When this returns the transfer touches no local memory. Errors: TransferError if its thread does
+        not end it. That was never seen; the memory must then count as lost."""
         with self._lock:
             transfer.cancelled = True
             if self._current is not transfer:
@@ -126,14 +128,14 @@ class Stream:
         self._thread.join(_JOIN_SECONDS)
 
     def _hang_up(self) -> None:
-        """Under the lock."""
+        """The caller holds the lock."""
         if self._line is not None:
             self._line.hang_up()
 
     def _run(self) -> None:
         while (transfer := self._queue.get()) is not None:
             failure = self._attempt(transfer)
-            with self._lock:  # a cancel that came too late has hung up all the same
+            with self._lock:  # a cancel that came too late has hung up as well
                 self._current = None
                 self.load -= 1
             if failure or transfer.cancelled:
@@ -142,7 +144,7 @@ class Stream:
         self._drop_line()
 
     def _attempt(self, transfer: TwoSidedTransfer) -> str:
-        """Why it failed; empty when it did not."""
+        """Returns why the transfer failed; empty when it did not."""
         try:
             self._perform(transfer)
         except TransferError as error:
@@ -167,7 +169,7 @@ class Stream:
         def confirm() -> None:
             wire.receive_reply(line.socket)
 
-        if transfer.operation is wire.Operation.READ:
+        if transfer.operation is wire.TransferOperation.READ:
             line.carrier.receive(transfer.local, ask, confirm)
             return
         ask()
@@ -183,13 +185,13 @@ class Stream:
             line.close()
 
 
-def dial(address: Address, regions: Sequence[Region], carriers: Carriers) -> Line:
-    """A greeted line. Errors: TransferError."""
-    line: Line | None = None
+def dial(address: ServerAddress, regions: Sequence[Region], carriers: CarrierFactory) -> PeerConnection:
+    """Returns a connection that the peer has accepted. Errors: TransferError."""
+    line: PeerConnection | None = None
     try:
-        line = Line(socket.create_connection((address.host, address.port), timeout=_DIAL_SECONDS))
+        line = PeerConnection(socket.create_connection((address.host, address.port), timeout=_DIAL_SECONDS))
         wire.tune(line.socket)
-        wire.send_greeting(line.socket, address.token, address.generation)
+        wire.send_hello(line.socket, address.token, address.generation)
         wire.receive_reply(line.socket)
         line.open(carriers, regions, rank=0)
         line.socket.settimeout(carriers.answer_seconds)

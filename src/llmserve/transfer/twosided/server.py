@@ -1,4 +1,4 @@
-"""The serving half: a listening socket and a thread for each connected peer."""
+"""The serving half: a listening socket and a thread for each connection."""
 
 import contextlib
 import logging
@@ -10,28 +10,27 @@ from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import Region
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.twosided import wire
-from llmserve.transfer.twosided.carrier import Carriers
-from llmserve.transfer.twosided.line import Line
+from llmserve.transfer.twosided.connection import CarrierFactory, PeerConnection
 
 _log = logging.getLogger(__name__)
-_GREETING_SECONDS = 5.0
+_HELLO_SECONDS = 5.0
 _JOIN_SECONDS = 10.0
 _ACCEPT_RETRY_SECONDS = 0.1
 _MAX_CONNECTIONS = 1024
 
 
-class Server:
-    """Serves one generation of registered memory at a time. Threads: `serve` and `close` are
-    called by the owner of the transport; connections run on their own threads."""
+class TwoSidedServer:
+    """Serves one generation of registered memory at a time. The owner of the transport calls `serve` and
+    `close`; each connection runs on a thread of its own."""
 
-    def __init__(self, host: str, token: bytes, carriers: Carriers) -> None:
+    def __init__(self, host: str, token: bytes, carriers: CarrierFactory) -> None:
         """Errors: TransportUnavailable."""
         self._token = token
         self._carriers = carriers
         self._generation = 0
         self._regions: Sequence[Region] = ()
         self._lock = threading.Lock()
-        self._lines: dict[Line, threading.Thread] = {}
+        self._lines: dict[PeerConnection, threading.Thread] = {}
         self._closed = threading.Event()
         try:
             self._listener = socket.create_server((host, 0), backlog=128)
@@ -42,8 +41,8 @@ class Server:
         self._acceptor.start()
 
     def serve(self, regions: Sequence[Region]) -> int:
-        """Replaces the memory; returns its generation. When it returns the old memory is no longer
-        touched: the peers that were connected have lost their connection."""
+        """Replaces the memory and returns its generation. When this returns the old memory is no longer
+        touched: the connected peers have lost their connections."""
         with self._lock:
             self._generation += 1
             self._regions = regions
@@ -75,8 +74,8 @@ class Server:
             except OSError:
                 if self._closed.wait(_ACCEPT_RETRY_SECONDS):
                     return
-                continue  # out of file descriptors, or the peer gave up
-            line = Line(connection)
+                continue  # no file descriptor is left, or the peer gave up
+            line = PeerConnection(connection)
             name = f"kv-{self._carriers.name}-serve"
             thread = threading.Thread(target=self._run, args=(line,), name=name, daemon=True)
             with self._lock:
@@ -88,28 +87,28 @@ class Server:
                 line.close()
 
     def _forget_ended(self) -> None:
-        """Under the lock. A thread does not forget itself: `close` must find it to join it."""
+        """The caller holds the lock. A thread does not remove itself: `close` must find it to join it."""
         ended = [line for line, thread in self._lines.items() if not thread.is_alive()]
         for line in ended:
             del self._lines[line]
 
-    def _run(self, line: Line) -> None:
+    def _run(self, line: PeerConnection) -> None:
         try:
             wire.tune(line.socket)
-            lengths = self._greet(line)
+            lengths = self._accept_peer(line)
             while True:
                 self._answer(line, lengths)
         except TransferError as error:
             _log.warning("%s: a connection ended: %s", self._carriers.name, error)
         except OSError:
-            pass  # the peer has left; it knows what it has not received
+            pass  # the peer has left, and knows what it has not received
         finally:
             line.close()
 
-    def _greet(self, line: Line) -> Sequence[int]:
-        """Opens the carrier; the lengths of the regions that it serves."""
-        line.socket.settimeout(_GREETING_SECONDS)
-        token, generation = wire.receive_greeting(line.socket)
+    def _accept_peer(self, line: PeerConnection) -> Sequence[int]:
+        """Opens the carrier and returns the lengths of the regions that it serves."""
+        line.socket.settimeout(_HELLO_SECONDS)
+        token, generation = wire.receive_hello(line.socket)
         with self._lock:
             current, regions = self._generation, self._regions
         if token != self._token or generation != current:
@@ -121,7 +120,7 @@ class Server:
         line.socket.settimeout(None)
         return [region.length_bytes for region in regions]
 
-    def _answer(self, line: Line, lengths: Sequence[int]) -> None:
+    def _answer(self, line: PeerConnection, lengths: Sequence[int]) -> None:
         operation, spans = wire.receive_request(line.socket)
         line.carrier.settle()
         try:
@@ -129,7 +128,7 @@ class Server:
         except TransferError as error:
             wire.refuse(line.socket, error.message)
             raise
-        if operation is wire.Operation.READ:
+        if operation is wire.TransferOperation.READ:
             wire.accept(line.socket, more=self._carriers.same_socket and spans.total_bytes > 0)
             line.carrier.send(spans)
             return
@@ -138,4 +137,4 @@ class Server:
 
 
 def _agreed() -> None:
-    """A client that writes has nothing to refuse."""
+    """Does nothing: a client that writes has nothing to refuse."""

@@ -1,33 +1,168 @@
 """UCX by way of UCXX, the maintained successor of ucx-py (docs/decisions/0008-ucxx-and-tagged-messages.md).
 
-The owner of the memory takes part: a peer asks it with small control messages, it checks the bounds and
-sends or receives the bytes as tagged messages, straight from and to registered memory. Why not remote
-memory access: UCXX 0.52 does not offer it in Python (an endpoint has tag, stream and active messages;
-ucp_get and ucp_put are C++ only). Where it would be faster, on one host, `nixl` and `shm` are (measured
-together: 10 GB/s against 3); over TCP, UCX emulates it in software and the owner takes part all the same.
-The receiver of an active message cannot say where it goes: a copy more.
+The owner of the memory takes part: a peer sends it small control messages, and it checks the bounds and sends
+or receives the bytes as tagged messages, directly from and to registered memory. Remote memory access is not
+used: UCXX 0.52 does not offer it in Python (ucp_get and ucp_put are C++ only). On one host, where it would be
+faster, `nixl` and `shm` are available (10 GB/s against 3, measured together); over TCP, UCX emulates it in
+software and the owner takes part anyway. Active messages would cost a further copy, because their receiver
+cannot choose the target.
 
-A thread serves, and sleeps in the kernel on UCX's event descriptor, also while data moves. The other
-choices of this package come from what UCX 1.21 does when something ends:
+A thread serves, and sleeps in the kernel on UCX's event descriptor, even while data moves. The other choices
+of this package follow from what UCX 1.21 does when something ends:
 
-- A receive that was matched cannot be taken back. So a batch goes in parts, two at a time: `cancel` lets
-  those land, and if they do not soon, the connection is closed; then nothing is written any more.
-- That holds for rendezvous and for messages of one fragment. Eager messages of several fragments never end
-  when their sender dies, and are written to after a close: RNDV_THRESH is below every fragment's size.
-- Without its registration cache UCX crashes when a peer dies in a rendezvous (null pointer in
-  ucs_rcache_region_invalidate): RCACHE_ENABLE=y, which refuses to start where that cannot work.
-- UCX crashes when one socket's event closes another one of the same batch (uct_tcp_iface_handle_events):
-  TCP_MAX_POLL=1 makes batches of one.
-- Shared memory does not notice that a peer has died (not in 10 s, with a keepalive of 1 s; TCP in 2 ms):
-  TLS=^sm.
-- The other end does not notice that an endpoint was closed: goodbyes are said, and waited for.
-- A garbled address of a worker ends the process: addresses carry a checksum.
+- A matched receive cannot be taken back. So a batch goes in parts, two at a time: `cancel` waits for those,
+and closes the connection if they do not end soon; afterwards nothing is written any more. - That holds for
+rendezvous and for messages of one fragment. Eager messages of several fragments never end when their sender
+dies, and are written to after a close: RNDV_THRESH is below every fragment's size. - Without its registration
+cache UCX crashes when a peer dies in a rendezvous (null pointer in ucs_rcache_region_invalidate):
+RCACHE_ENABLE=y, which refuses to start where that cannot work. - UCX crashes when one socket's event closes
+another socket of the same batch (uct_tcp_iface_handle_events): TCP_MAX_POLL=1 makes batches of one. - Shared
+memory does not notice that a peer has died (not within 10 s, with a keepalive of 1 s; TCP within 2 ms):
+TLS=^sm. - The other end does not notice that an endpoint was closed: both ends send BYE, and wait for it. - A
+garbled address of a worker ends the process: addresses carry a checksum.
 
-Memory is that of the host. For memory of a GPU, a Region would have to say so: ucxx takes what has
-`__cuda_array_interface__`; small pieces could then not be packed by numpy, and the engine's stream must be
-synchronised before the owner sends.
+Only host memory is supported. For GPU memory, a Region would have to name its device: ucxx takes objects with
+`__cuda_array_interface__`, numpy could not pack small pieces, and the owner would have to synchronise the
+engine's stream before it sends.
 """
 
-from llmserve.transfer.ucx.transport import UcxTransport
+import json
+import secrets
+from collections import deque
+from collections.abc import Sequence
 
-__all__ = ["UcxTransport"]
+from llmserve.core.errors import TransferError
+from llmserve.transfer.base import Batch, PeerName, Region, Transfer, TransferState, TransferStatus
+from llmserve.transfer.spans import check_batch, coalesce_pairs
+from llmserve.transfer.ucx import wire
+from llmserve.transfer.ucx.client import DIAL_SECONDS, UcxClient, UcxTransfer, WorkerAddress
+from llmserve.transfer.ucx.link import RegionViews
+from llmserve.transfer.ucx.loop import UcxLoop
+from llmserve.transfer.ucx.server import UcxServer
+
+_CANCEL_SECONDS = 0.02
+
+
+class UcxTransport:
+    """Listens on every network that UCX may use: UCX_NET_DEVICES and UCX_TLS narrow them down."""
+
+    name = "ucx"
+    needs_progress = False
+
+    def __init__(self) -> None:
+        """Errors: TransportUnavailable with the reason and what to install."""
+        self._loop = UcxLoop()
+        self._token = secrets.token_hex(16)
+        self._server = UcxServer(self._loop, self._token)
+        self._client = UcxClient(self._loop)
+        self._memory = RegionViews(())
+        self._peers: dict[PeerName, WorkerAddress] = {}
+        self._closed = False
+
+    def register(self, regions: Sequence[Region]) -> None:
+        self._check_open()
+        memory = RegionViews(regions)
+
+        def replace() -> None:
+            self._loop.drain("the memory was registered anew")
+            self._server.serve(memory)
+
+        self._loop.call(replace)
+        self._memory = memory
+
+    def describe(self) -> bytes:
+        self._check_open()
+        fields = {
+            "version": wire.VERSION,
+            "ucx": self._loop.worker.ucx_version,
+            "worker": wire.pack_address(self._loop.worker.address),
+            "token": self._token,
+            "generation": self._server.generation,
+            "regions": self._memory.lengths,
+        }
+        return json.dumps(fields).encode()
+
+    def connect(self, description: bytes) -> PeerName:
+        self._check_open()
+        address = _parse(description, self._loop.worker.ucx_version)
+        name = PeerName(f"ucx-{address.token}-{address.generation}")
+        connection = self._loop.call(lambda: self._client.connect(name, address))
+        connection.settled.wait(2 * DIAL_SECONDS)
+        if connection.lost:
+            raise TransferError(f"ucx: {connection.lost}")
+        self._peers[name] = address
+        return name
+
+    def disconnect(self, peer: PeerName) -> None:
+        if self._peers.pop(peer, None):
+            self._loop.post(lambda: self._client.disconnect(peer, "disconnected"))
+
+    def read(self, peer: PeerName, batch: Batch) -> Transfer:
+        return self._start(wire.MessageKind.READ, peer, batch)
+
+    def write(self, peer: PeerName, batch: Batch) -> Transfer:
+        return self._start(wire.MessageKind.WRITE, peer, batch)
+
+    def poll(self, transfer: Transfer) -> TransferStatus:
+        assert isinstance(transfer, UcxTransfer), "a transfer of this transport"
+        return transfer.status
+
+    def progress(self) -> None:
+        """Does nothing: the loop's thread sleeps in the kernel until a request comes."""
+
+    def cancel(self, transfer: Transfer) -> None:
+        assert isinstance(transfer, UcxTransfer), "a transfer of this transport"
+        if not self._closed:
+            self._loop.post(transfer.cancel)
+        if not transfer.ended.wait(_CANCEL_SECONDS):
+            raise TransferError("ucx: the data may still arrive")
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._loop.close()
+
+    def _start(self, operation: wire.MessageKind, name: PeerName, batch: Batch) -> UcxTransfer:
+        self._check_open()
+        address = self._peers.get(name)
+        if address is None:
+            raise TransferError(f"ucx: not connected to {name}")
+        check_batch(batch, self._memory.lengths, address.region_lengths)
+        joined = coalesce_pairs(batch)
+        if not len(joined.local.lengths):
+            return _nothing(operation, self._memory)
+        transfer = UcxTransfer(operation, self._memory, deque(wire.parts(joined)))
+        self._loop.post(lambda: self._client.submit(name, address, transfer))
+        return transfer
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TransferError("ucx: the transport is closed")
+
+
+def _nothing(operation: wire.MessageKind, memory: RegionViews) -> UcxTransfer:
+    transfer = UcxTransfer(operation, memory, deque(), status=TransferStatus(TransferState.DONE))
+    transfer.ended.set()
+    return transfer
+
+
+def _parse(description: bytes, ucx_version: str) -> WorkerAddress:
+    """Errors: TransferError for a description that `describe` cannot have made, or a peer of another
+    version."""
+    try:
+        fields = json.loads(description)
+        version, ucx = int(fields["version"]), str(fields["ucx"])
+        regions = tuple(int(length) for length in fields["regions"])
+        worker = wire.unpack_address(fields["worker"])
+        address = WorkerAddress(worker, str(fields["token"]), int(fields["generation"]), regions)
+    except (ValueError, KeyError, TypeError) as error:
+        raise TransferError(f"ucx: malformed description: {error!r}") from error
+    if version != wire.VERSION:
+        raise TransferError(f"ucx: the peer speaks version {version} of this transport, not {wire.VERSION}")
+    if _release(ucx) != _release(ucx_version):
+        raise TransferError(f"ucx: the peer has UCX {ucx}, here is {ucx_version}")
+    return address
+
+
+def _release(version: str) -> list[str]:
+    return version.split(".")[:2]

@@ -1,4 +1,4 @@
-"""The asking half: batches to one peer, in parts, few of them at a time."""
+"""The requesting half: sends batches to one peer in parts, a few of them at a time."""
 
 import json
 import threading
@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, TransferState, TransferStatus
+from llmserve.transfer.spans import pack_spans
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.link import LEAVE_SECONDS, Flow, Link, Memory
-from llmserve.transfer.ucx.loop import Loop
+from llmserve.transfer.ucx.link import LEAVE_SECONDS, PartTransfer, RegionViews, UcxLink
+from llmserve.transfer.ucx.loop import UcxLoop
 
 DIAL_SECONDS = 2.0
 _CANCEL_SECONDS = 1.0
@@ -20,8 +21,8 @@ _PARTS_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """What a description says."""
+class WorkerAddress:
+    """The contents of a description."""
 
     worker: bytes
     token: str
@@ -31,10 +32,10 @@ class Address:
 
 @dataclass(eq=False, slots=True)
 class UcxTransfer:
-    """One batch. Written in turns of the loop only; `ended` is set after the last touch of local memory."""
+    """One batch. Only turns of the loop write it. `ended` is set after the last access to local memory."""
 
-    operation: wire.Kind
-    memory: Memory
+    operation: wire.MessageKind
+    memory: RegionViews
     parts: deque[Batch]
     moving: int = 0
     failure: str = ""
@@ -43,13 +44,13 @@ class UcxTransfer:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def fail(self, reason: str) -> None:
-        """No more parts; it ends when those that move have."""
+        """Starts no further parts. The transfer ends when the parts in flight have ended."""
         self.failure = self.failure or reason
         self.parts.clear()
         self.end_if_idle()
 
     def cancel(self) -> None:
-        """What moves may land; if it does not soon, its connection is given up."""
+        """Parts in flight may still arrive. If they do not soon, the connection is given up."""
         if self.cancelled_at is None:
             self.cancelled_at = time.monotonic()
             self.fail("cancelled")
@@ -64,26 +65,26 @@ class UcxTransfer:
 
 @dataclass(slots=True)
 class _Part:
-    """confirmed: the peer has nothing more to say about it."""
+    """confirmed: the peer sends nothing more about this part."""
 
     transfer: UcxTransfer
     batch: Batch
-    flow: Flow | None
+    flow: PartTransfer | None
     confirmed: bool
 
 
-class Connection:
-    """The asker's end. Lives in the loop's turns; `settled` is set once it is open or lost."""
+class UcxConnection:
+    """The requester's end, which lives in turns of the loop. `settled` is set once it is open or lost."""
 
-    def __init__(self, loop: Loop, address: Address) -> None:
-        """Says hello. Errors: TransferError when the peer's address leads nowhere."""
+    def __init__(self, loop: UcxLoop, address: WorkerAddress) -> None:
+        """Sends HELLO. Errors: TransferError when the peer's address is of no use."""
         self.number = loop.next_number()
         self.lost = ""
         self.settled = threading.Event()
         self._loop = loop
         self._address = address
         self._dials = 0
-        self._links: list[Link] = []
+        self._links: list[UcxLink] = []
         self._open = False
         self._deadline = time.monotonic() + DIAL_SECONDS
         self._waiting: deque[UcxTransfer] = deque()
@@ -104,20 +105,20 @@ class Connection:
         return bool(self.lost) and not self._parts and all(link.gone for link in self._links)
 
     @property
-    def _link(self) -> Link:
+    def _link(self) -> UcxLink:
         return self._links[-1]
 
-    def deliver(self, message: wire.Message) -> None:
-        if message.kind is wire.Kind.BYE:
-            self._link.take_leave()
+    def deliver(self, message: wire.ControlMessage) -> None:
+        if message.kind is wire.MessageKind.BYE:
+            self._link.note_bye()
             self.lose("the peer has left")
         if self.lost:
             return
-        if message.kind is wire.Kind.WELCOME:
+        if message.kind is wire.MessageKind.WELCOME:
             self._link.peer_number = message.part
             self._open = True
             self.settled.set()
-        elif message.kind is wire.Kind.REFUSED:
+        elif message.kind is wire.MessageKind.REFUSED:
             self.lose(f"refused by the peer: {message.body.decode(errors='replace')}")
         elif part := self._parts.get(message.part):
             self._go_on(message, part)
@@ -133,7 +134,7 @@ class Connection:
         return worked
 
     def lose(self, reason: str, patience: float = LEAVE_SECONDS) -> None:
-        """patience: how many seconds the peer has to take leave."""
+        """patience: seconds that the peer has to say BYE."""
         if self.lost:
             return
         self.lost = reason
@@ -150,13 +151,13 @@ class Connection:
         """Errors: TransferError."""
         self._dials += 1
         self._dial_again_at = time.monotonic() + _REDIAL_SECONDS
-        link = Link(self.number, self._loop.worker.connect(self._address.worker), self._loop.buffers)
+        link = UcxLink(self.number, self._loop.worker.connect(self._address.worker), self._loop.buffers)
         hello = {
             "token": self._address.token,
             "generation": self._address.generation,
             "worker": wire.pack_address(self._loop.worker.address),
         }
-        link.tell(wire.Kind.HELLO, self.number, json.dumps(hello).encode())
+        link.send_control(wire.MessageKind.HELLO, self.number, json.dumps(hello).encode())
         self._links.append(link)
 
     def _check(self, now: float) -> None:
@@ -169,7 +170,7 @@ class Connection:
             self.lose("a cancelled transfer did not end", patience=0.0)
 
     def _mend(self, now: float) -> None:
-        """The end of an earlier connection to the same process can break this one while it is made."""
+        """Connects again: the end of an earlier connection to the same process can break a new one."""
         if self._open or self._dials == _MAX_DIALS:
             self.lose("the connection broke")
             return
@@ -206,35 +207,35 @@ class Connection:
             self._waiting.popleft()
 
     def _ask(self, number: int, transfer: UcxTransfer, batch: Batch) -> None:
-        """A read's receives are posted while the request travels, before this side looks at its network."""
-        reads = transfer.operation is wire.Kind.READ
-        self._link.tell(transfer.operation, number, wire.pack_spans(batch.remote))
+        """Posts the receives of a read while the request travels, before this side reads from its network."""
+        reads = transfer.operation is wire.MessageKind.READ
+        self._link.send_control(transfer.operation, number, pack_spans(batch.remote))
         flow = self._link.receive(number, transfer.memory.pieces(batch.local)) if reads else None
         self._parts[number] = _Part(transfer, batch, flow, confirmed=reads)
         transfer.moving += 1
 
-    def _go_on(self, message: wire.Message, part: _Part) -> None:
-        if message.kind is wire.Kind.READY and part.flow is None:
+    def _go_on(self, message: wire.ControlMessage, part: _Part) -> None:
+        if message.kind is wire.MessageKind.READY and part.flow is None:
             part.flow = self._link.send(message.part, part.transfer.memory.pieces(part.batch.local))
-        elif message.kind is wire.Kind.DONE:
+        elif message.kind is wire.MessageKind.DONE:
             part.confirmed = True
 
 
-class Client:
-    """The connections of one transport. Lives in the loop's turns."""
+class UcxClient:
+    """The connections of one transport. They live in turns of the loop."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: UcxLoop) -> None:
         self._loop = loop
-        self._connections: dict[str, Connection] = {}
+        self._connections: dict[str, UcxConnection] = {}
 
-    def connect(self, name: str, address: Address) -> Connection:
-        """The connection, made anew when it was lost. Errors: TransferError."""
+    def connect(self, name: str, address: WorkerAddress) -> UcxConnection:
+        """Returns the connection, a new one when it was lost. Errors: TransferError."""
         connection = self._connections.get(name)
         if connection is None or connection.lost:
-            connection = self._connections[name] = Connection(self._loop, address)
+            connection = self._connections[name] = UcxConnection(self._loop, address)
         return connection
 
-    def submit(self, name: str, address: Address, transfer: UcxTransfer) -> None:
+    def submit(self, name: str, address: WorkerAddress, transfer: UcxTransfer) -> None:
         try:
             self.connect(name, address).submit(transfer)
         except TransferError as error:

@@ -1,4 +1,4 @@
-"""The serving half: greets peers, and a session for each that reads and writes this side's memory."""
+"""The serving half: accepts peers, and has a session for each that reads and writes this side's memory."""
 
 import json
 import logging
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from llmserve.core.errors import TransferError
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.link import LEAVE_SECONDS, Flow, Link, Memory
-from llmserve.transfer.ucx.loop import Loop
+from llmserve.transfer.ucx.link import LEAVE_SECONDS, PartTransfer, RegionViews, UcxLink
+from llmserve.transfer.ucx.loop import UcxLoop
 
 _log = logging.getLogger(__name__)
 _MAX_JOBS = 64
@@ -16,29 +16,29 @@ _MAX_JOBS = 64
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    flow: Flow
-    writes: bool  # this side's memory: its end is told
+    flow: PartTransfer
+    writes: bool  # whether it writes this side's memory, so that DONE is sent at its end
 
 
-class Session:
-    """The owner's end of a connection. Lives in the loop's turns."""
+class UcxSession:
+    """The owner's end of a connection, which lives in turns of the loop."""
 
-    def __init__(self, loop: Loop, worker_address: bytes, asker_number: int, memory: Memory) -> None:
-        """Errors: TransferError when the asker's address leads nowhere."""
+    def __init__(self, loop: UcxLoop, worker_address: bytes, peer_number: int, memory: RegionViews) -> None:
+        """Errors: TransferError when the requester's address is of no use."""
         self.number = loop.next_number()
         self.lost = ""
-        self._link = Link(self.number, loop.worker.connect(worker_address), loop.buffers, asker_number)
+        self._link = UcxLink(self.number, loop.worker.connect(worker_address), loop.buffers, peer_number)
         self._memory = memory
         self._jobs: dict[int, _Job] = {}
         loop.add(self)
 
     def welcome(self) -> None:
-        self._link.tell(wire.Kind.WELCOME, self.number)
+        self._link.send_control(wire.MessageKind.WELCOME, self.number)
 
     def refuse(self, reason: str) -> None:
-        """The asker leaves when it has read why."""
+        """Sends the reason. The requester leaves when it has read it."""
         _log.warning("ucx: refused a peer: %s", reason)
-        self._link.tell(wire.Kind.REFUSED, body=reason.encode())
+        self._link.send_control(wire.MessageKind.REFUSED, body=reason.encode())
 
     @property
     def busy(self) -> bool:
@@ -48,10 +48,10 @@ class Session:
     def gone(self) -> bool:
         return bool(self.lost) and not self._jobs and self._link.gone
 
-    def deliver(self, message: wire.Message) -> None:
-        if message.kind is wire.Kind.BYE:
-            self._link.take_leave()
-            self.lose("the asker has left")
+    def deliver(self, message: wire.ControlMessage) -> None:
+        if message.kind is wire.MessageKind.BYE:
+            self._link.note_bye()
+            self.lose("the peer has left")
         if self.lost:
             return
         try:
@@ -73,11 +73,11 @@ class Session:
             self.lost = reason
             self._link.leave(LEAVE_SECONDS)
 
-    def _serve(self, message: wire.Message) -> None:
-        writes = message.kind is wire.Kind.WRITE
-        if not writes and message.kind is not wire.Kind.READ:
+    def _serve(self, message: wire.ControlMessage) -> None:
+        writes = message.kind is wire.MessageKind.WRITE
+        if not writes and message.kind is not wire.MessageKind.READ:
             raise TransferError("an answer that nobody asked for")
-        spans = wire.unpack_spans(message.body)
+        spans = wire.part_spans(message.body)
         check_bounds(spans, self._memory.lengths, "remote")
         if spans.total_bytes > wire.PART_BYTES or len(self._jobs) >= _MAX_JOBS or message.part in self._jobs:
             raise TransferError("more was asked for than one peer may have in flight")
@@ -85,38 +85,38 @@ class Session:
         start = self._link.receive if writes else self._link.send
         self._jobs[message.part] = _Job(start(message.part, pieces), writes)
         if writes:
-            self._link.tell(wire.Kind.READY, message.part)
+            self._link.send_control(wire.MessageKind.READY, message.part)
 
     def _end(self, number: int, job: _Job) -> None:
         if job.flow.failure:
             self.lose(job.flow.failure)
         elif job.writes and not self.lost:
-            self._link.tell(wire.Kind.DONE, number)
+            self._link.send_control(wire.MessageKind.DONE, number)
 
 
-class Server:
-    """Serves one generation of registered memory at a time. Lives in the loop's turns."""
+class UcxServer:
+    """Serves one generation of registered memory at a time, in turns of the loop."""
 
-    def __init__(self, loop: Loop, token: str) -> None:
+    def __init__(self, loop: UcxLoop, token: str) -> None:
         self._loop = loop
         self._token = token
-        self._memory = Memory(())
+        self._memory = RegionViews(())
         self.generation = 0
-        loop.greeter = self._greet
+        loop.on_hello = self._accept_peer
 
-    def serve(self, memory: Memory) -> None:
-        """Replaces the memory, for those who say hello from now on."""
+    def serve(self, memory: RegionViews) -> None:
+        """Replaces the memory, for peers that connect from now on."""
         self._memory = memory
         self.generation += 1
 
-    def _greet(self, message: wire.Message) -> None:
-        """Who does not know the token gets no answer, and no address of theirs is looked at."""
+    def _accept_peer(self, message: wire.ControlMessage) -> None:
+        """Accepts a peer. One that does not know the token gets no answer, and its address is not read."""
         try:
             hello = json.loads(message.body)
             if hello["token"] != self._token:
                 raise TransferError("it is meant for another process")
             worker = wire.unpack_address(hello["worker"])
-            session = Session(self._loop, worker, message.part, self._memory)
+            session = UcxSession(self._loop, worker, message.part, self._memory)
         except (ValueError, KeyError, TypeError, TransferError) as error:
             _log.warning("ucx: a hello without an answer: %r", error)
             return

@@ -11,7 +11,7 @@ from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.fabric import LocalFabric
-from llmserve.engines.sim.timing import VirtualPace
+from llmserve.engines.sim.step import VirtualStepTimer
 from llmserve.engines.spec import EngineSpec
 
 MakeSpec = Callable[..., EngineSpec]
@@ -38,12 +38,12 @@ def make_spec() -> MakeSpec:
 
 
 @pytest.fixture
-def pace() -> VirtualPace:
-    return VirtualPace()
+def pace() -> VirtualStepTimer:
+    return VirtualStepTimer()
 
 
 @pytest.fixture
-async def start_engine(make_spec: MakeSpec, pace: VirtualPace) -> AsyncIterator[StartEngine]:
+async def start_engine(make_spec: MakeSpec, pace: VirtualStepTimer) -> AsyncIterator[StartEngine]:
     fabric = LocalFabric(pace)
     started: list[SimEngine] = []
 

@@ -14,7 +14,7 @@ from llmserve.core.lease import LeaseState
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput, EngineRequest, PrefillStats
 from llmserve.engines.sim.engine import SimEngine
-from llmserve.engines.sim.timing import VirtualPace
+from llmserve.engines.sim.step import VirtualStepTimer
 
 Start = Callable[..., Awaitable[SimEngine]]
 RequestOf = Callable[..., EngineRequest]
@@ -36,7 +36,7 @@ async def settled(engine: SimEngine) -> int:
 
 
 async def test_time_is_what_the_model_says(
-    start_engine: Start, request_of: RequestOf, until_done: UntilDone, pace: VirtualPace
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone, pace: VirtualStepTimer
 ) -> None:
     engine = await start_engine(
         prefill_tokens_per_second=100.0, decode_step_seconds=0.5, decode_seconds_per_sequence=0.25
@@ -141,7 +141,7 @@ async def test_a_ticket_of_an_engine_that_is_gone_is_recomputed(
 
 
 async def test_a_lease_that_expires_frees_its_blocks(
-    start_engine: Start, request_of: RequestOf, until_done: UntilDone, pace: VirtualPace
+    start_engine: Start, request_of: RequestOf, until_done: UntilDone, pace: VirtualStepTimer
 ) -> None:
     prefill = await start_engine("p")
     await prefill.add(request_of("a", PROMPT, 1, HAND_OVER))

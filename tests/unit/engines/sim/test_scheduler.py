@@ -7,10 +7,9 @@ import pytest
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.core.kv_params import PullParams
 from llmserve.core.request import EngineRequest, PrefillStats, SamplingLimits
-from llmserve.engines.sim.block_sequence import Phase
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import SimScheduler
-from llmserve.engines.sim.sequence import SimSequence
+from llmserve.engines.sim.sequence import Phase, SimSequence
 from llmserve.engines.sim.step import BatchLimits, Step
 
 BLOCK = 4

@@ -1,4 +1,4 @@
-from llmserve.engines.sim.timing import Timing, VirtualPace
+from llmserve.engines.sim.step import Timing, VirtualStepTimer
 
 
 def test_a_step_costs_its_prefill_and_its_decode() -> None:
@@ -15,7 +15,7 @@ def test_all_zeros_take_no_time() -> None:
 
 
 async def test_virtual_time_passes_by_waiting() -> None:
-    pace = VirtualPace()
+    pace = VirtualStepTimer()
     await pace.sleep_until(5.0)
     await pace.sleep_until(3.0)
     assert pace.now() == 5.0

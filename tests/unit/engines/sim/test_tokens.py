@@ -1,6 +1,6 @@
 """The next token depends on the sequence so far, and on nothing else."""
 
-from llmserve.engines.sim.tokens import TokenSource
+from llmserve.engines.sim.sequence import TokenSource
 
 
 def draw(prompt: list[int], count: int) -> list[int]:

@@ -11,11 +11,11 @@ import xxhash
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, TenantId
+from llmserve.kvstore.blocks import SLOT_ALIGNMENT_BYTES, PoolUser, Slot
+from llmserve.kvstore.dram.slabs import SlabMap
+from llmserve.kvstore.dram.slots import SlotPool
 from llmserve.kvstore.eviction import Admission, FrequencySketch, TierIndex, WriteMode
 from llmserve.kvstore.formats import BlockCodec, BlockFormat, BlockShape
-from llmserve.kvstore.pool.slabs import SlabMap
-from llmserve.kvstore.pool.slot import SLOT_ALIGNMENT_BYTES, PoolUser, Slot
-from llmserve.kvstore.pool.table import PoolTable
 from llmserve.kvstore.store import (
     BlockSlots,
     BlockStore,
@@ -153,11 +153,11 @@ class World:
         for tier in self.tiers if self.told else ():
             there = {node.key for node in tier.book.held()}
             unsure = {key for key in there if isinstance(tier, LowerStore) and tier.is_writing(key)}
-            unsure |= {key for key in there if isinstance(tier, DramTier) and tier.is_filling(key)}
+            unsure |= {key for key in there if isinstance(tier, DramTier) and tier.writer(key)}
             assert self.told[tier.name] - unsure == there - unsure, tier.name
 
     def check_integrity(self) -> None:
-        self.store.dram.table.check_integrity()
+        self.store.dram.check_integrity()
         self.store.dram.book.check_integrity()
         for tier in self.store.lower:
             tier.book.check_integrity()
@@ -193,12 +193,12 @@ async def make_world() -> AsyncIterator[MakeWorld]:
         memory = memoryview(bytearray(dram_blocks * parts * UNIT_BYTES))
         slabs = SlabMap(len(memory), UNIT_BYTES)
         slabs.expect(PART_BYTES)
-        table = PoolTable(slabs, np.zeros(len(memory) // SLOT_ALIGNMENT_BYTES, np.int64), clock)
+        slots = SlotPool(slabs, np.zeros(len(memory) // SLOT_ALIGNMENT_BYTES, np.int64))
 
         def view(offset: int, length: int) -> memoryview:
             return memory[offset : offset + length]
 
-        dram = DramTier(table, TierIndex(len(memory), LruPolicy, clock), clock)
+        dram = DramTier(slots, TierIndex(len(memory), LruPolicy, clock), clock)
         kept = list(media) or [MemoryMedium(blocks * parts * PART_BYTES) for blocks in lower_blocks]
         below = list(tiers) or [(MemoryTier(medium), medium.capacity_bytes) for medium in kept]
         lower = [
@@ -236,7 +236,7 @@ async def make_around() -> AsyncIterator[MakeAround]:
     made: list[tuple[World, BuiltStore]] = []
 
     def make(built: BuiltStore) -> World:
-        built.store.dram.table.slabs.expect(PART_BYTES)
+        built.store.dram.slots.slabs.expect(PART_BYTES)
         made.append((World(built.store, built.arena.view), built))
         return made[-1][0]
 

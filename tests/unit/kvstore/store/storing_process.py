@@ -31,7 +31,7 @@ storageClasses:
     )
     store = build_store(StoreParts.of(manifest, "kvmanager", {}), SystemClock())
     assert store
-    store.store.dram.table.slabs.expect(PART_BYTES)
+    store.store.dram.slots.slabs.expect(PART_BYTES)
     return store
 
 

@@ -5,12 +5,12 @@ import pytest
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.stats import EvictReason
-from llmserve.kvstore.pool.slot import PoolUser
+from llmserve.kvstore.blocks import PoolUser
 from llmserve.kvstore.store import part_key
 from llmserve.kvstore.store.admin import BlockFilter, StoreAdmin
-from llmserve.kvstore.store.carrying import Carried, Export, Import, TakenIn
-from llmserve.kvstore.store.checking import Checked, verify
+from llmserve.kvstore.store.export_import import Export, ExportedBlock, Import, ImportResult
 from llmserve.kvstore.store.stats import stats_of
+from llmserve.kvstore.store.verify import VerifyProgress, verify
 from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES
 from tests.unit.kvstore.store.conftest import PART_BYTES, TENANT, MakeWorld, World, chain, content
 
@@ -33,9 +33,9 @@ async def below(make_world: MakeWorld, blocks: int = 100, dram_blocks: int = 8) 
     return world
 
 
-async def verified(world: World, wanted: BlockFilter = ALL, share: float = 1.0) -> dict[str, Checked]:
+async def verified(world: World, wanted: BlockFilter = ALL, share: float = 1.0) -> dict[str, VerifyProgress]:
     """The last answer of each tier, with all that was corrupt."""
-    last: dict[str, Checked] = {}
+    last: dict[str, VerifyProgress] = {}
     corrupt: dict[str, list[BlockHash]] = {}
     async for now in verify(admin_of(world), world.view_at, wanted, share):
         last[now.tier] = now
@@ -214,7 +214,7 @@ async def test_more_is_evicted_than_goes_at_once(make_world: MakeWorld) -> None:
     world = make_world(dram_blocks=600)
     await world.seen(chain("a", 600))
     assert (await admin_of(world).evict(ALL)).blocks == 600
-    assert world.store.dram.table.slabs.used_bytes == 0
+    assert world.store.dram.slots.slabs.used_bytes == 0
 
 
 # -- verify
@@ -280,13 +280,13 @@ async def test_a_sample_is_verified(make_world: MakeWorld) -> None:
 # -- export and import
 
 
-async def exported(world: World, wanted: BlockFilter = ALL) -> list[Carried]:
+async def exported(world: World, wanted: BlockFilter = ALL) -> list[ExportedBlock]:
     export = Export(admin_of(world), world.view_at)
     await export.select(wanted)
     return [block async for block in export.blocks()]
 
 
-async def imported(world: World, blocks: list[Carried], tier: str = "") -> TakenIn:
+async def imported(world: World, blocks: list[ExportedBlock], tier: str = "") -> ImportResult:
     into = Import(admin_of(world), world.view_at, tier)
     for block in blocks:
         await into.add(block)
@@ -307,8 +307,8 @@ async def test_blocks_are_used_again_elsewhere(make_world: MakeWorld, tier: str)
     assert bytes(blocks[1].parts[1]) == content(keys[1], 1)
     other = make_world(lower_blocks=[100], parts=2)
     await other.store.open()
-    assert await imported(other, blocks, tier) == TakenIn(stored_blocks=4)
-    assert await imported(other, blocks, tier) == TakenIn(present_blocks=4)
+    assert await imported(other, blocks, tier) == ImportResult(stored_blocks=4)
+    assert await imported(other, blocks, tier) == ImportResult(present_blocks=4)
     other.user = PoolUser("decode-0/1")
     prepared = await other.prepare(keys)
     assert len(prepared.loads) == 4
@@ -328,7 +328,7 @@ async def test_each_block_is_exported_once_and_a_corrupt_one_never(make_world: M
 async def test_import_goes_below_dram_where_it_can(make_world: MakeWorld) -> None:
     blocks = await _some(make_world)
     world = await below(make_world, blocks=3)
-    assert await imported(world, blocks) == TakenIn(stored_blocks=2, refused_blocks=1)
+    assert await imported(world, blocks) == ImportResult(stored_blocks=2, refused_blocks=1)
     assert len(world.media[0].stored) == 2
     world.media[0].fault = "input/output error"
     assert (await imported(world, blocks)).refused_blocks > 0
@@ -341,12 +341,12 @@ async def test_a_full_pool_refuses(make_world: MakeWorld) -> None:
     blocks = await _some(make_world)
     world = make_world(dram_blocks=1)
     await world.prepare(chain("b", 1))
-    assert await imported(world, blocks) == TakenIn(refused_blocks=3)
+    assert await imported(world, blocks) == ImportResult(refused_blocks=3)
     with pytest.raises(NotFound, match="disk"):
         await imported(world, blocks, "disk")
 
 
-async def _some(make_world: MakeWorld) -> list[Carried]:
+async def _some(make_world: MakeWorld) -> list[ExportedBlock]:
     world = make_world()
     await world.seen(chain("a", 3))
     return await exported(world)

@@ -32,7 +32,7 @@ async def _import(world: World, pieces: Sequence[pb.ImportPiece]) -> pb.ImportPr
         for piece in pieces:
             yield piece
 
-    answers = [answer async for answer in _calls(world).take_in(sent())]
+    answers = [answer async for answer in _calls(world).import_blocks(sent())]
     assert [answer.done for answer in answers] == [False] * (len(answers) - 1) + [True]
     return answers[-1]
 

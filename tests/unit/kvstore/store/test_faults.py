@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from llmserve.kvstore.eviction import WriteMode
-from llmserve.kvstore.store import part_key
 from llmserve.kvstore.tiers.base import TierOutcome
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
@@ -56,7 +55,7 @@ async def test_a_disk_in_trouble_stores_nothing_and_the_rest_goes_on(
     caplog: pytest.LogCaptureFixture,
     trouble: Callable[[DiskFaults], None],
 ) -> None:
-    caplog.set_level(logging.INFO, "llmserve.kvstore.store.trouble")
+    caplog.set_level(logging.INFO, "llmserve.kvstore.store.medium_errors")
     faults = DiskFaults()
     world = await opened(make_world, nvme(tmp_path, faults))
     trouble(faults)
@@ -226,7 +225,6 @@ async def test_a_byte_that_changes_in_dram_is_found_by_who_reads(make_world: Mak
 
 def damage(world: World, block: int) -> None:
     """One bit of a block in the pool."""
-    table = world.store.dram.table
-    lease_id, (slot,) = table.pin(world.user, [part_key(KEYS[block], 0)], 30.0)
+    lease_id, ((slot,),) = world.store.dram.lease(world.user, [KEYS[block]], 30.0)
     world.view(slot)[PART_BYTES // 3] ^= 4
-    table.release(lease_id)
+    world.store.release(lease_id)

@@ -7,11 +7,10 @@ import pytest
 from llmserve.config.load import parse_manifest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, TenantId
-from llmserve.kvstore.pool.attached import AttachedArena
-from llmserve.kvstore.pool.slot import CommitOutcome, PoolUser, Slot
+from llmserve.kvstore.blocks import CommitOutcome, PartFill, PoolUser, Prompt, Slot
+from llmserve.kvstore.dram.client.attached import AttachedArena
 from llmserve.kvstore.store.build import BuiltStore, StoreParts, build_store
 from llmserve.kvstore.store.store import LEASE_SECONDS
-from llmserve.kvstore.store.words import PartFill, Prompt
 
 MANIFEST = """
 kind: LLMServe

@@ -51,8 +51,8 @@ async def test_what_is_to_be_stored_is_refused_at_once(make_world: MakeWorld) ->
     prepared = await world.prepare(chain("next", 4))
     assert time.monotonic() - started < ROOM_WAIT_SECONDS
     assert not prepared.stores
-    usage = world.store.dram.table.usage()
-    assert usage.used_bytes == usage.capacity_bytes == 4 * PART_BYTES
+    slabs = world.store.dram.slots.slabs
+    assert slabs.used_bytes == slabs.capacity_bytes == 4 * PART_BYTES
     world.check_integrity()
     tier.gate.set()
     await world.drained()
@@ -94,7 +94,7 @@ async def test_it_does_not_wait_for_ever(make_world: MakeWorld) -> None:
     tier.gate.set()
     await world.drained()
     assert await world.loaded(chain("old", 4)) == [0, 1, 2, 3], "what was evicted in vain has left room"
-    assert world.store.dram.table.usage().open_leases == 0
+    assert len(world.store.dram._leases) == 0
 
 
 async def test_who_waits_may_go_away(make_world: MakeWorld) -> None:
@@ -152,5 +152,5 @@ async def test_a_fault_of_a_tier_holds_no_memory(
     assert len(prepared.stores) == 4
     (tier,) = world.store.lower
     assert (len(tier.book), tier.queued_bytes) == (0, 0)
-    assert world.store.dram.table.usage().open_leases == 0
+    assert len(world.store.dram._leases) == 0
     assert "a fault of this program" in caplog.text

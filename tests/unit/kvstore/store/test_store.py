@@ -7,8 +7,8 @@ import pytest
 
 from llmserve.core.ids import TenantId
 from llmserve.core.lease_table import LeaseAnswer
+from llmserve.kvstore.blocks import CommitOutcome, PoolUser
 from llmserve.kvstore.eviction import WriteMode
-from llmserve.kvstore.pool.slot import CommitOutcome, PoolUser
 from llmserve.kvstore.store import PartFill, Prepared, part_key
 from tests.unit.kvstore.store.conftest import MakeWorld, World, chain
 
@@ -114,8 +114,8 @@ async def test_a_worker_that_died_holds_nothing(make_world: MakeWorld) -> None:
     (block, _) = (await world.prepare(half)).stores
     world.store.commit([PartFill(half[0], 0, block.slots[0].generation, 1)])
     world.store.forget(world.user)
-    usage = world.store.dram.table.usage()
-    assert (usage.open_leases, usage.filling_blocks, usage.orphan_blocks) == (0, 0, 0)
+    dram = world.store.dram
+    assert (dram.open_leases, dram.reserved_blocks, dram.orphan_slots) == (0, 0, 0)
     assert len(world.store.dram.book) == 2
 
 
@@ -256,12 +256,12 @@ async def test_whatever_happens_the_bytes_are_right_and_the_books_are_even(
     for _ in range(2):  # reservations end, then their quarantine
         world.clock.advance(100)
         world.store.dram.settle()
-    usage = world.store.dram.table.usage()
-    assert (usage.filling_blocks, usage.open_leases, usage.orphan_blocks) == (0, 0, 0)
+    dram = world.store.dram
+    assert (dram.reserved_blocks, len(dram._leases), dram.orphan_slots) == (0, 0, 0)
     _all_is_counted(world)
 
 
 def _all_is_counted(world: World) -> None:
     """What the book holds is what the pool holds."""
     dram = world.store.dram
-    assert dram.book.used_bytes == dram.table.slabs.used_bytes
+    assert dram.book.used_bytes == dram.slots.slabs.used_bytes

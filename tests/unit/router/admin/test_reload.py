@@ -102,7 +102,7 @@ async def test_one_whose_session_ends_is_not_waited_for(cluster: _Cluster) -> No
     for _ in range(2):
         while not cluster.polls._open:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0)
-        cluster.polls.gone(ApiserverId("api-0"))
+        cluster.polls.left(ApiserverId("api-0"))
         await asyncio.sleep(0)
     assert not (await reload).failed
 

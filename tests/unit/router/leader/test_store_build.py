@@ -6,7 +6,7 @@ import pytest
 
 from llmserve.config.schema import State
 from llmserve.core.errors import ManifestError
-from llmserve.router.leader.store.base import build_state
+from llmserve.router.leader.store.build import build_state
 from llmserve.router.leader.store.redis import RedisState
 
 REDIS = State.model_validate({"backend": "redis", "redis": {"url": "redis://h:1", "password_env": "PW"}})

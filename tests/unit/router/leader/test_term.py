@@ -49,8 +49,8 @@ class _Router:
             KvWatch((), index),
         )
         manifests = Manifests(self.file, lambda: self.file)
-        self._office = LeaderTerm(parts, TaskOwner("test"), self._changed, manifests)
-        self._office.open(_Granted())
+        self._term = LeaderTerm(parts, TaskOwner("test"), self._changed, manifests)
+        self._term.open(_Granted())
         self._terms = 0
 
     async def _changed(self, leads: bool) -> None: ...
@@ -58,16 +58,16 @@ class _Router:
     async def begin(self) -> str:
         """Returns the level that its workers are told in the new term."""
         self._terms += 1
-        await self._office.begin(Term(self._terms, "r:1"))
-        return self._office.service.log_level
+        await self._term.begin(Term(self._terms, "r:1"))
+        return self._term.services.live.settings.log_level
 
     async def end(self) -> None:
-        await self._office.end()
+        await self._term.end()
 
     def reload(self, manifest: Manifest) -> None:
         changes = compare(self.file, self.file, manifest)
         self.file = manifest
-        self._office.service._live.apply(manifest, changes)
+        self._term.services.live.apply(manifest, changes)
 
 
 def _manifest(level: str) -> Manifest:

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from llmserve.core.ids import WorkerId
-from llmserve.kvstore.directory import KvTier
+from llmserve.kvstore.directory.directory import KvTier
 from llmserve.router.placement.cost import CachedPrompt, PrefixOverlap
 from llmserve.router.prefix.match import PrefixMatch, TierRun
 from llmserve.router.workers.worker import KvShape, WorkerSpec

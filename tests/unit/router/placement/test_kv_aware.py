@@ -11,7 +11,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import WorkerId
 from llmserve.core.request import EngineLoad, PairStatus
-from llmserve.kvstore.directory import KvTier
+from llmserve.kvstore.directory.directory import KvTier
 from llmserve.router.placement.kv_aware import KvAware
 from llmserve.router.placement.planner import (
     ActiveRules,
@@ -25,9 +25,10 @@ from llmserve.router.placement.planner import (
     Planner,
 )
 from llmserve.router.prefix.match import PrefixMatch, TierRun
+from llmserve.router.workers.latency import LatencyModel, LineFit
 from llmserve.router.workers.membership import ClusterMembership
-from llmserve.router.workers.speed import LatencyModel, LatencyModels, LineFit
-from llmserve.router.workers.worker import ClusterMember, WorkerSpec
+from llmserve.router.workers.speed import SlowLimits, WorkerSpeeds
+from llmserve.router.workers.worker import ClusterMember, WorkerSpec, WorkerState
 
 MakeSpec = Callable[..., WorkerSpec]
 LONG = PlacementRequest("m", 1600)
@@ -39,14 +40,14 @@ class Field:
     def __init__(self, clock: VirtualClock, make_spec: MakeSpec) -> None:
         self.clock, self._make_spec = clock, make_spec
         self.membership = ClusterMembership(clock, expiry_seconds=1e9)
-        self.latencies = LatencyModels()
+        self.speeds = WorkerSpeeds(clock, SlowLimits())
         self.planner = self.with_mode(Disaggregate.AUTO)
 
     def with_mode(self, mode: Disaggregate) -> Planner:
         return Planner(
             self.membership,
             ActiveRules(
-                (NotExcluded(), HasFreeSlot()), KvAware(self.latencies, self.clock, random.Random(3)), mode
+                (NotExcluded(), HasFreeSlot()), KvAware(self.speeds, self.clock, random.Random(3)), mode
             ),
         )
 
@@ -130,7 +131,7 @@ def test_a_new_worker_is_taken_to_be_like_its_peers(field: Field) -> None:
     field.add("prefill-0", "prefill-1", "decode-0")
     field["prefill-1"].slots.latency = None
     for _ in range(50):
-        field.latencies.prefilled(field["prefill-0"].slots.latency or _latency(0), "m", 1000, 1.0)
+        field.speeds.prompt_computed(field["prefill-0"], 1000, 1.0, 1.0)
     assert {field.chosen()[0] for _ in range(30)} == {"prefill-0", "prefill-1"}
 
 
@@ -278,18 +279,6 @@ def test_the_best_candidates_are_told_the_chosen_one_first(field: Field) -> None
     assert [c.total_seconds for c in candidates] == sorted(c.total_seconds for c in candidates)
 
 
-def test_why_a_worker_was_not_taken(field: Field) -> None:
-    field.add("prefill-0", "prefill-1", "prefill-2", "decode-0")
-    field.membership.suspect(WorkerId("prefill-0"), 1, "reset by peer")
-    field.run("prefill-1", 64)
-    excluded = replace(LONG, excluded_workers=frozenset({WorkerId("prefill-2")}))
-    assert field.planner.not_taken(excluded) == {
-        "prefill-0": "suspect: reset by peer",
-        "prefill-1": "no free seat",
-        "prefill-2": "it has failed this request before",
-    }
-
-
 def test_a_cache_draws_no_more_than_its_share(field: Field) -> None:
     field.add(*(f"prefill-{number}" for number in range(4)), "decode-0")
     counts = Counter(field.chosen(_held(1584, "prefill-2"))[0] for _ in range(400))
@@ -299,7 +288,7 @@ def test_a_cache_draws_no_more_than_its_share(field: Field) -> None:
 def test_the_worked_example_of_the_docs(field: Field) -> None:
     """docs/placement.md"""
     field.add("prefill-0", "prefill-1", "decode-0", "decode-1", block_bytes=16 * 128 * 1024)
-    field.latencies.of_model("m").prefill = LineFit(0.005, 0.0001, 1000.0)
+    field.speeds.of_model("m").prefill = LineFit(0.005, 0.0001, 1000.0)
     links = tuple(_link(f"prefill-{number}", 10.0) for number in range(2))
     for name, running in (("decode-0", 10), ("decode-1", 4), ("prefill-0", 0), ("prefill-1", 0)):
         field[name].slots.latency = LatencyModel(LineFit(0.005, 0.0001, 1000.0), LineFit(0.02, 0.0002, 10.0))
@@ -319,3 +308,64 @@ def test_the_worked_example_of_the_docs(field: Field) -> None:
     assert isinstance(alone, Plan)
     assert alone.predicted is not None
     assert (alone.decode, round(alone.predicted.total_seconds, 2)) == (field["decode-1"], 1.32)
+
+
+# -- a worker that had more than its share counts as if it had nothing cached
+
+
+def _crowd(field: Field, *names: str, request: PlacementRequest = LONG) -> None:
+    """Gives these workers all placements, until they are over their share."""
+    for member in field.membership:
+        member.state = WorkerState.AVAILABLE if member.spec.worker_id in names else WorkerState.SUSPECT
+    field.membership._available.clear()
+    for _ in range(40):
+        field.plan(request)
+    for member in field.membership:
+        member.state = WorkerState.AVAILABLE
+    field.membership._available.clear()
+
+
+def _spreads(plan: Plan) -> dict[tuple[str, str], float]:
+    return {(c.prefill or "", c.decode): round(c.parts.spread, 3) for c in plan.candidates}
+
+
+def test_the_cache_of_a_crowded_prefill_worker_saves_nothing(field: Field) -> None:
+    field.add("prefill-0", "prefill-1", "decode-0")
+    _crowd(field, "prefill-0", "decode-0")
+    plan = field.plan(_held(800, "prefill-0"))
+    assert _spreads(plan)["prefill-0", "decode-0"] == 0.8
+    assert _spreads(plan)["prefill-1", "decode-0"] == 0.0
+
+
+def test_a_crowded_worker_without_a_cache_is_no_worse(field: Field) -> None:
+    field.add("prefill-0", "prefill-1", "decode-0")
+    _crowd(field, "prefill-0", "decode-0")
+    assert set(_spreads(field.plan()).values()) == {0.0}
+
+
+def test_the_cache_of_a_crowded_decode_worker_saves_no_handover(field: Field) -> None:
+    field.add("prefill-0", "decode-0", "decode-1")
+    _crowd(field, "prefill-0", "decode-0")
+    plan = field.plan(_held(800, "decode-0"))
+    # 800 MB over a link that nobody has measured: 2 GB/s.
+    assert _spreads(plan)["prefill-0", "decode-0"] == 0.4
+    assert _spreads(plan)["prefill-0", "decode-1"] == 0.0
+
+
+def test_the_cache_of_a_crowded_worker_that_does_both_saves_nothing(field: Field) -> None:
+    field.add("aggregated-0", "aggregated-1")
+    _crowd(field, "aggregated-0")
+    field.run("aggregated-0", 3)
+    plan = field.plan(_held(800, "aggregated-0"))
+    # 800 tokens at 1 ms each, and as much for each of the three requests that would wait meanwhile.
+    assert _spreads(plan)["", "aggregated-0"] == 3.2
+    assert _spreads(plan)["", "aggregated-1"] == 0.0
+
+
+def test_what_is_crowded_is_compared_with_its_own_role_and_model(field: Field) -> None:
+    field.add("prefill-0", "prefill-1", "decode-0", "decode-1")
+    for name in ("prefill-2", "decode-2"):
+        field.add(name, model="other")
+    for _ in range(40):
+        field.plan(PlacementRequest("other", 1600))
+    assert set(_spreads(field.plan(_held(800, "prefill-0", "decode-0"))).values()) == {0.0}

@@ -250,3 +250,34 @@ def test_prefill_workers_serve_alone_also_where_they_had_nothing_to_do(
         membership.suspect(WorkerId("decode-0"), 1, "reset by peer")
         assert _names(planner.plan(REQUEST)) == ("", "prefill-0")
         membership.heartbeat(WorkerId("decode-0"), 1, EngineLoad())
+
+
+def _planner(membership: ClusterMembership, mode: Disaggregate) -> Planner:
+    return Planner(membership, ActiveRules((), RoundRobin(), mode))
+
+
+def test_who_waited_where_no_worker_is_hears_why(membership: ClusterMembership) -> None:
+    missing = _planner(membership, Disaggregate.AUTO).missing_workers("m")
+    assert missing is not None
+    assert missing.message == "no prefill and no decode worker of model m is registered"
+    assert missing.retry_after_seconds == 10.0
+
+
+@pytest.mark.parametrize("name", ["prefill-0", "decode-0", "aggregated-0"])
+def test_a_worker_of_any_role_is_enough(
+    membership: ClusterMembership, make_spec: MakeSpec, name: str
+) -> None:
+    membership.register(make_spec(name))
+    assert _planner(membership, Disaggregate.AUTO).missing_workers("m") is None
+
+
+def test_where_the_manifest_wants_pairs_both_are_needed(
+    membership: ClusterMembership, make_spec: MakeSpec
+) -> None:
+    planner = _planner(membership, Disaggregate.ALWAYS)
+    membership.register(make_spec("prefill-0"))
+    missing = planner.missing_workers("m")
+    assert missing is not None
+    assert missing.message == "no decode worker of model m is registered"
+    membership.register(make_spec("decode-0"))
+    assert planner.missing_workers("m") is None

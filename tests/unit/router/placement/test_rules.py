@@ -9,14 +9,13 @@ from llmserve.core.clock import VirtualClock
 from llmserve.router.placement.kv_aware import KvAware
 from llmserve.router.placement.planner import Disaggregate, NotBackedUp, PlacementRequest
 from llmserve.router.placement.rules import PlacementPolicy, PlacementRules
-from llmserve.router.workers.slow import SlowLimits, SlowWorkers
-from llmserve.router.workers.speed import LatencyModels
+from llmserve.router.workers.speed import SlowLimits, WorkerSpeeds
 from llmserve.router.workers.worker import ClusterMember, WorkerSlots, WorkerSpec
 
 
 @pytest.fixture
 def placement_rules(clock: VirtualClock) -> PlacementRules:
-    return PlacementRules(clock, random.Random(1), LatencyModels(), SlowWorkers(clock, SlowLimits()))
+    return PlacementRules(clock, random.Random(1), WorkerSpeeds(clock, SlowLimits()))
 
 
 def test_a_chooser_goes_on_while_the_routing_stays_the_same(placement_rules: PlacementRules) -> None:

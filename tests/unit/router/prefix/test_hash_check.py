@@ -4,8 +4,8 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, WorkerId
-from llmserve.kvstore.directory import Holder
-from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.kvstore.directory.directory import Holder
+from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.prefix.hash_check import LOOK_AFTER_SECONDS, MISSES_THAT_TELL, HashConsistency, HashState
 from llmserve.router.prefix.index import PrefixIndex
 

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core.ids import BlockHash, WorkerId
-from llmserve.kvstore.directory import Holder, KvTier
-from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.kvstore.directory.directory import Holder, KvTier
+from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.prefix.index import STRIDE, HashedPrompt, PrefixIndex, Stretch
 from llmserve.router.prefix.match import PrefixMatch, TierRun
 

@@ -9,8 +9,8 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId, BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
-from llmserve.kvstore.directory import Holder, KvTier
-from llmserve.kvstore.watcher import DirectoryUpdate
+from llmserve.kvstore.directory.directory import Holder, KvTier
+from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, CachedTokens, Effect, More, Prefetch, RequestEnded, RequestPlaced
 from llmserve.router.placement.planner import Disaggregate, PlacementRequest
@@ -18,7 +18,7 @@ from llmserve.router.prefix.hash_check import MISSES_THAT_TELL, HashState
 from llmserve.router.prefix.index import HashedPrompt, PrefixIndex, Stretch
 from llmserve.router.prefix.lookup import STALE_AFTER_SECONDS
 from llmserve.router.sessions import ApiserverSession
-from llmserve.router.settings import RouterSettings, build_controller
+from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.worker import WorkerSpec
 
 HASHES = [BlockHash(bytes([number])) for number in range(8)]
@@ -65,7 +65,7 @@ def make_world(make_spec: Callable[..., WorkerSpec], clock: VirtualClock) -> Mak
         settings = RouterSettings(
             prefetch_on_prefix=prefetch, expiry_seconds=1e6, disaggregate=Disaggregate.ALWAYS
         )
-        controller = build_controller(settings, clock, random.Random(1), index)
+        controller = Controller(settings, clock, random.Random(1), index)
         for worker in workers or (WORKER,):
             controller.register(make_spec(worker, slots=slots))
         session, _ = controller.open_session(ApiserverId("api"), ())

@@ -1,5 +1,5 @@
 from llmserve.core.ids import WorkerId
-from llmserve.kvstore.directory import KvTier
+from llmserve.kvstore.directory.directory import KvTier
 from llmserve.router.prefix.match import PrefixMatch, TierRun
 
 A, B = WorkerId("a"), WorkerId("b")

@@ -1,7 +1,7 @@
 """What of a prompt need not be computed, in tokens."""
 
 from llmserve.core.ids import WorkerId
-from llmserve.kvstore.directory import KvTier
+from llmserve.kvstore.directory.directory import KvTier
 from llmserve.router.prefix.match import PrefixMatch, TierRun
 
 X, Y, Z = WorkerId("x"), WorkerId("y"), WorkerId("z")

@@ -10,6 +10,7 @@ from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.worker import WorkerSpec, WorkerState
+from llmserve.scheduler.resources import Capacity
 
 MakeSpec = Callable[..., WorkerSpec]
 DECODE = WorkerId("decode-0")
@@ -183,16 +184,29 @@ def test_refuses_nonsense(
 def test_prefill_workers_count_as_capacity_where_there_are_no_others(
     membership: ClusterMembership, make_spec: MakeSpec
 ) -> None:
-    assert membership.capacity() == 0
+    assert membership.capacity() == Capacity()
     membership.register(make_spec("prefill-0", slots=2))
-    assert membership.capacity() == 2
+    assert membership.capacity().requests == 2
     membership.register(make_spec("decode-0", slots=5))
     membership.register(make_spec("decode-1", slots=4, model="other"))
-    assert membership.capacity() == 9
+    assert membership.capacity().requests == 9
     membership.deregister(DECODE, 1)
-    assert membership.capacity() == 6
+    assert membership.capacity().requests == 6
     membership.register(make_spec("aggregated-0", slots=3))
-    assert membership.capacity() == 7
+    assert membership.capacity().requests == 7
+
+
+def test_capacity_is_what_the_registered_workers_have_together(
+    membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0", slots=5))
+    membership.register(make_spec("aggregated-0", slots=3, block_bytes=64, model="small"))
+    assert membership.capacity() == Capacity(8, 256.0, hands_over=False, widest_engine=5)
+    membership.register(make_spec("prefill-0", slots=9))
+    assert membership.capacity() == Capacity(8, 256.0, hands_over=True, widest_engine=5)
+    clock.advance(5.0)
+    membership.expire()
+    assert membership.capacity() == Capacity()
 
 
 def test_interruptions_are_ends_that_nobody_announced(

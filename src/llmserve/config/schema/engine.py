@@ -1,0 +1,157 @@
+"""Sections `engine`, `kv_cache` and `transfer`: the parts of a worker."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llmserve.config.schema.section import (
+    GiB,
+    KeyUnit,
+    Live,
+    ManifestSection,
+    Planned,
+    Requests,
+    Seconds,
+    Tokens,
+    VllmOnly,
+)
+
+Ranks = Annotated[int, KeyUnit("ranks")]
+
+
+class SimSpec(ManifestSection):
+    """Settings of `kind: sim`. The simulated engine has real block accounting, a prefix cache and a timing
+    model, and no weights."""
+
+    prefill_tokens_per_second: Annotated[float, KeyUnit("tokens/second")] = Field(default=0.0, ge=0)
+    """Prompts are computed at this speed. With 0 they take no time."""
+    decode_step_seconds: Seconds = Field(default=0.0, ge=0)
+    """A decode step takes this long, whatever its batch."""
+    decode_seconds_per_sequence: Seconds = Field(default=0.0, ge=0)
+    """Each sequence adds this much to a decode step."""
+    blocks: Annotated[int, KeyUnit("blocks")] = Field(default=1024, ge=2)
+    """One engine has this many KV blocks."""
+    block_size_tokens: Tokens = Field(default=16, ge=1, le=1024)
+    """A KV block holds this many tokens."""
+    vocab_size: Tokens = Field(default=32000, ge=16)
+    """Token ids are below this number."""
+
+
+class EnvVariable(ManifestSection):
+    """A variable of the environment."""
+
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The variable's name, such as `VLLM_ATTENTION_BACKEND`."""
+    value: str
+    """The variable's value is text: write a number in quotes."""
+
+
+class EngineConfig(ManifestSection):
+    """The engine of a worker. Every worker has one of its own."""
+
+    kind: Literal["vllm", "sim"] = "vllm"
+    """`vllm` is the real engine. `sim` is a simulated one: see `engine.sim`."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], VllmOnly()] = "auto"
+    """The engines run on this device. `auto` uses GPUs if there are any, and otherwise the CPU."""
+    tensor_parallel: Annotated[Ranks, VllmOnly()] = Field(default=1, ge=1)
+    """This many GPUs (or groups of cores, on a CPU) share each layer of one engine."""
+    pipeline_parallel: Annotated[Ranks, Planned("pipeline-parallel KV transfer")] = Field(default=1, ge=1)
+    """One engine is split into this many stages of layers."""
+    max_model_len: Tokens | None = Field(default=None, gt=0)
+    """A prompt and its answer have at most this many tokens together. Without it, the model's own limit
+    applies."""
+    max_logprobs: Tokens = Field(default=20, ge=-1)
+    """A client gets at most this many log probabilities for each token, with `top_logprobs` or `logprobs`. -1
+    allows those of the whole vocabulary."""
+    dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], VllmOnly()] = "auto"
+    """Weights and activations have this type. `auto` uses the model's own."""
+    speculative_tokens: Annotated[Tokens, Planned("speculative decoding")] = Field(default=0, ge=0)
+    """The draft model proposes this many tokens in each step. 0 proposes none."""
+    chunked_prefill: bool = True
+    """A long prompt is computed in pieces, between the decode steps of other requests."""
+    max_batched_tokens: Tokens | None = Field(default=None, gt=0)
+    """One engine step computes at most this many tokens. Without it, the engine's default applies."""
+    min_decode_slots: Annotated[Requests, Planned("placement by phase")] = Field(default=0, ge=0)
+    """This many places of the batch are kept for requests that decode."""
+    max_decode_concurrency: Requests = Field(default=64, ge=1)
+    """One engine runs at most this many requests at the same time. Each choice (`n`) counts as one, and all
+    choices of a request run on one engine."""
+    prefill_long_prompt_tokens: Tokens | None = Field(default=None, gt=0)
+    """One step computes at most this many tokens of one prompt, so that shorter prompts and answers continue
+    beside a long prompt. Without it, a step computes as many as it has room for."""
+    enforce_eager: Annotated[bool | None, VllmOnly()] = None
+    """The model is not compiled: the engine starts faster, and tokens are slower. Without it, the value is
+    true on a CPU and false on a GPU."""
+    tool_call_parser: str | None = Field(default=None, min_length=1)
+    """vLLM's parser of this name reads the tool calls that the model writes, such as `hermes`, `llama3_json`
+    or `mistral`. Without it, tools are off."""
+    reasoning_parser: str | None = Field(default=None, min_length=1)
+    """vLLM's parser of this name separates the model's reasoning from its answer, such as `qwen3` or
+    `deepseek_r1`. Without it, reasoning is part of the answer."""
+    grammar_backend: Literal["xgrammar", "guidance"] = "xgrammar"
+    """This library makes an answer follow a JSON schema, regular expression or grammar, in the apiservers and
+    in all engines. `xgrammar` serves every kind of structural tag, which tool calls need; `guidance` knows
+    more keywords of JSON schema. A request that needs what the library does not know is rejected with 400."""
+    env: tuple[EnvVariable, ...] = Field(default=(), strict=False)
+    """Variables for vLLM in the engines and apiservers, for settings that have no key here. Variables of the
+    shell that started `llmserve up` do not reach them (docs/operations.md)."""
+    hang_seconds: Seconds = Field(default=15.0, ge=3)
+    """An engine that answers nothing for this long while its processes use no CPU hangs: its requests
+    continue on other engines, and it is started again. After a third of this time it gets no requests."""
+    longest_step_seconds: Seconds = Field(default=300.0, ge=3)
+    """An engine that answers nothing for this long hangs even if its processes use the CPU. A step on a long
+    prompt, or compiling on first use, must take less."""
+    sim: SimSpec = SimSpec()
+
+
+class KvCacheConfig(ManifestSection):
+    """The KV blocks of an engine."""
+
+    page_size_kb: Annotated[int | None, KeyUnit("KiB")] = Field(default=None, gt=0)
+    """A KV block has at most this size in one layer on one rank: it holds the largest multiple of 16 tokens
+    that fits. It excludes `block_size_tokens`."""
+    block_size_tokens: Tokens | None = Field(default=None, gt=0, multiple_of=16)
+    """A KV block holds this many tokens. Without it, the engine's default applies (128 on a CPU)."""
+    hbm_dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"], VllmOnly()
+    ] = "auto"
+    """KV has this type in device memory. `auto` uses that of the model."""
+    memory_gb: Annotated[GiB, VllmOnly()] = Field(default=1.0, gt=0)
+    """Each rank has this much device memory for KV blocks."""
+    hot_keep_secs: Seconds = Field(default=0.0, ge=0)
+    """A block is safe from eviction in DRAM and NVMe for this long after its last use."""
+    tenant_hotset_gb: GiB = Field(default=0.0, ge=0)
+    """Each tenant keeps this much in DRAM, and in NVMe, whatever other tenants do."""
+    prefetch_on_prefix: Annotated[bool, Live(("router",))] = False
+    """While a request waits for its turn, blocks of its prompt that the KV store has in NVMe or object
+    storage are copied to DRAM, as far as there is free room."""
+
+
+class TransferConfig(ManifestSection):
+    """How KV moves between engines."""
+
+    mode: Literal["auto", "pull", "push"] = "auto"
+    """With `pull`, decode reads the KV when prefill is done. With `push`, prefill writes the KV of each layer
+    to decode while it computes the next ones, which hides the transfer but occupies decode's blocks for that
+    long. `auto` pushes long prompts and pulls the others."""
+    push_min_tokens: Tokens = Field(default=512, ge=1)
+    """With `mode: auto`, prompts of at least this length are pushed."""
+    engine_order: tuple[Literal["nixl", "ucx", "nccl"], ...] = Field(
+        default=("nixl", "ucx", "nccl"), strict=False
+    )
+    """Transports in the order of preference. shm (on one host) and tcp always follow them, so an empty list
+    means these two alone. `nccl` is gloo on machines without a GPU."""
+    slow_factor: float = Field(default=3.0, ge=1)
+    """Each pair of engines measures its transports. The first one that works is used, unless a later one is
+    more than this many times faster."""
+    slow_share: float = Field(default=0.1, gt=0, le=1)
+    """A transfer that runs below this share of its measured speed counts as failed, and continues over the
+    next transport. No transfer counts as slow before half a second."""
+    verify: Literal["off", "sampled", "always"] = "sampled"
+    """Digests of what arrived are compared with digests of what was sent, for no piece, for one piece in 16,
+    or for all pieces. A difference is a failed transfer."""
+    on_failure: Literal["recompute", "fail"] = "recompute"
+    """When KV cannot be moved, the decode engine recomputes it (`recompute`) or the request fails
+    (`fail`)."""
+    lease_seconds: Seconds = Field(default=30.0, ge=1, le=3600)
+    """Finished KV is kept this long for the decode engine before it is freed."""

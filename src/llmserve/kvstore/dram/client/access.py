@@ -1,0 +1,75 @@
+"""How a worker reaches the pool: by mapping its memory, or by the transfer engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llmserve.core.errors import LLMServeError, TransferError
+from llmserve.kvstore.blocks import Slot
+from llmserve.kvstore.dram.client.attached import AttachedArena
+from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, PoolCopier
+from llmserve.kvstore.dram.client.remote import RemotePool
+from llmserve.kvstore.dram.shape import ArenaDescription
+from llmserve.transfer.base import Region, Spans
+from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.select import make_transports
+
+
+class PoolAccess(Protocol):
+    """Copies between slots and a worker's memory, as `copier` says; one thread at a time. Blocking."""
+
+    def store(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
+        """Fills reserved slots, and leaves the checksum beside each that is DONE. Errors: TransferError;
+        none of them is committed then."""
+
+    def load(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
+        """Copies leased blocks out. Where the outcome is not DONE, and after an error, the worker's memory
+        holds garbage. Errors: TransferError."""
+
+    def close(self) -> None:
+        """Idempotent. Nothing touches the worker's memory any more."""
+
+
+class MappedPool:
+    """The pool of this host."""
+
+    def __init__(self, description: str, regions: Sequence[Region]) -> None:
+        """Errors: TransferError, see AttachedArena."""
+        self._arena = AttachedArena(description)
+        self._copier = PoolCopier(self._arena, regions)
+
+    def store(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
+        stored = self._copier.store(slots, spans)
+        for slot, copied in zip(slots, stored, strict=True):
+            if copied.outcome is CopyOutcome.DONE:
+                self._arena.note_checksum(slot, copied.checksum)
+        return stored
+
+    def load(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
+        return self._copier.load(slots, spans)
+
+    def close(self) -> None:
+        self._arena.close()
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteAccess:
+    """How this worker reaches pools on other hosts. engine_order: transports to prefer. host: address of this
+    machine that others reach. policy: that of all transfers of this process."""
+
+    engine_order: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    policy: TransferPolicy = field(default_factory=TransferPolicy)
+
+
+def open_pool(description: str, regions: Sequence[Region], remote: RemoteAccess) -> PoolAccess:
+    """regions: the worker's memory, which outlives the access. Takes seconds for a pool on another host.
+    Errors: TransferError."""
+    described = ArenaDescription.from_text(description)
+    if not described.transports:
+        return MappedPool(description, regions)
+    try:
+        transports, _ = make_transports(remote.engine_order, remote.host)
+    except LLMServeError as error:
+        raise TransferError(f"kv pool: on another host: {error.message}") from error
+    return RemotePool(described, regions, transports, remote.policy)

@@ -1,0 +1,234 @@
+"""One tier below DRAM, with its book: what it holds, what is written down, and what is brought up.
+
+Blocks come from the pool and go back to it, encoded and decoded on a thread of this tier. What goes down
+waits in a queue (`write_queue`); what comes up does not wait for it. Trouble of the medium is a miss for
+whoever asked, and is counted and told; nothing here raises for it.
+
+What is read is what was written, or a miss; what turns out lost or damaged is forgotten, here and on the
+medium, so that it can be stored anew.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from llmserve.core.clock import Clock
+from llmserve.core.errors import BlockUnreadable, StartFailed
+from llmserve.core.ids import BlockHash, TenantId
+from llmserve.core.stats import TierTotals
+from llmserve.core.tasks import TaskOwner
+from llmserve.kvstore.blocks import HeldChanged, StoredBlock, block_of, nobody_asks
+from llmserve.kvstore.eviction import LowerTier, TierIndex, WriteMode
+from llmserve.kvstore.store.codecs import MakeCodec
+from llmserve.kvstore.store.coding import Coder, Incoming, Outgoing, StoredParts, aligned, room_for
+from llmserve.kvstore.store.contents import TierContents
+from llmserve.kvstore.store.medium_errors import MediumErrors
+from llmserve.kvstore.store.write_queue import WriteQueue
+from llmserve.kvstore.tiers.base import (
+    BlobKey,
+    ReadTarget,
+    Tier,
+    TierOutcome,
+)
+from llmserve.rpc.backoff import Backoff
+
+_log = logging.getLogger(__name__)
+_FIRST_GUESS_BYTES_PER_SECOND = 500e6
+# One part in so many: else all that is new would push out what is old, and be pushed out.
+_KEPT_FOR_PROVEN = 16
+_LEARNING = 0.3  # the weight of the last figure
+_OPEN_AGAIN_SECONDS = (1.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class LowerSettings:
+    """busy_bytes: see `eviction.writing`; four times as much of the pool is held at most for what goes down.
+    opens_later: a medium that cannot be used is tried again and again, and is a miss until then."""
+
+    write_mode: WriteMode = WriteMode.AUTO
+    busy_bytes: int = 256 << 20
+    opens_later: bool = False
+
+
+class LowerStore:
+    """One event loop. Life: open -> aclose (idempotent; what is queued to be written is given up).
+
+    closed: why it is not open, in words; empty when it is."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        book: TierIndex,
+        make_codec: MakeCodec,
+        clock: Clock,
+        settings: LowerSettings | None = None,
+        name: str = "",
+    ) -> None:
+        self.name, self.kind = name or tier.name, tier.name
+        self.book = book
+        self.totals = TierTotals()
+        self.held_changed: HeldChanged = nobody_asks
+        self.settings = settings or LowerSettings()
+        self.outcomes: Counter[tuple[str, TierOutcome]] = Counter()  # by operation
+        self.closed = "not opened yet"
+        self._tier, self._clock = tier, clock
+        self._coder = Coder(make_codec, f"kv-{self.name}")
+        self._contents = TierContents(tier, book, lambda keys, held: self.held_changed(keys, held))
+        self._medium = MediumErrors(self.name)
+        self._queue = WriteQueue(
+            self.name, tier, self._contents, self._coder, clock, self.totals, self.outcomes, self._medium
+        )
+        self._tasks = TaskOwner(f"kv-{self.name}")
+        self._bytes_per_second = _FIRST_GUESS_BYTES_PER_SECOND
+
+    # -- life
+
+    async def open(self) -> None:
+        """Errors: StartFailed, unless it opens later."""
+        if self.settings.opens_later:
+            self._tasks.spawn("open", self._open_patiently(), fatal=True)
+        else:
+            await self._open()
+
+    async def aclose(self) -> None:
+        self.closed = "closed"
+        await self._tasks.aclose()
+        self._queue.give_up()
+        self._coder.close()
+        await self._tier.aclose()
+
+    @property
+    def is_open(self) -> bool:
+        return not self.closed
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it now, in words; empty when nothing is."""
+        return f"not used now: {self.closed}" if self.closed else self._medium.words
+
+    async def _open_patiently(self) -> None:
+        backoff = Backoff(*_OPEN_AGAIN_SECONDS)
+        while not self.is_open:
+            try:
+                await self._open()
+            except StartFailed as error:
+                if error.message != self.closed:
+                    _log.warning("%s: not used until it can be opened: %s", self.name, error.message)
+                self.closed = error.message
+                await backoff.pause()
+
+    async def _open(self) -> None:
+        await self._tier.open()
+        found = await self._contents.take()
+        self.closed = ""
+        self._tasks.spawn("write", self._queue.run(), fatal=True)
+        _log.info("%s: open, %d blocks found, %r", self.name, found, self.book)
+
+    # -- what is there
+
+    @property
+    def queued_bytes(self) -> int:
+        """Of the pool, held for what goes down."""
+        return self._queue.bytes
+
+    def holds(self, key: BlockHash, parts: int) -> bool:
+        return self.is_open and self._contents.holds(key, parts)
+
+    def load_seconds(self, size_bytes: int) -> float:
+        """What so many bytes of blocks have taken lately."""
+        return size_bytes / self._bytes_per_second
+
+    def state(self) -> LowerTier:
+        """A full tier has always a little room: less than a block, or what was just given up."""
+        most = self.book.capacity_bytes - self.book.capacity_bytes // _KEPT_FOR_PROVEN
+        has_room = self.book.used_bytes + self.queued_bytes < most
+        return LowerTier(has_room, self.queued_bytes, self.settings.busy_bytes)
+
+    def adopt(self, keys: Sequence[BlockHash], tenant: TenantId) -> None:
+        """Blocks of a prompt, in order: what an earlier process left of them is this tenant's now."""
+        self._contents.adopt(keys, tenant)
+
+    # -- up
+
+    async def bring_up(self, wanted: Sequence[Incoming]) -> list[int | None]:
+        """Fills the views; the checksum (xxh3) of each, or None for a miss, whose view holds garbage. A call
+        that is cancelled ends when it has let go of them."""
+        started = self._clock.now()
+        sizes = self._tier.sizes([one.key for one in wanted])
+        buffers = [room_for(one.view, size) for one, size in zip(wanted, sizes, strict=True)]
+        targets = [ReadTarget(one.key, buffer) for one, buffer in zip(wanted, buffers, strict=True)]
+        results = await self._tier.read(targets)
+        sums: list[int | None] = []
+        for one, target, result in zip(wanted, targets, results, strict=True):
+            if result.outcome is TierOutcome.DONE:
+                payload = target.buffer[: result.length_bytes]
+                sums.append(await self._decoded(one, result.header, payload))
+            else:
+                sums.append(None)
+                await self._not_read(one.key, result.outcome, result.reason)
+        came = sum(len(one.view) for one, found in zip(wanted, sums, strict=True) if found is not None)
+        self._learn(came, self._clock.now() - started)
+        self.totals.load_bytes += came
+        self.totals.load_seconds += self._clock.now() - started
+        return sums
+
+    async def _decoded(self, one: Incoming, header: bytes, payload: memoryview) -> int | None:
+        try:
+            checksum = await self._coder.decode(one, header, payload)
+        except BlockUnreadable as error:
+            await self._not_read(one.key, TierOutcome.CORRUPT, error.message)
+            return None
+        self.outcomes["read", TierOutcome.DONE] += 1
+        self._medium.note("read", TierOutcome.DONE, "")
+        return checksum
+
+    async def _not_read(self, key: BlobKey, outcome: TierOutcome, reason: str) -> None:
+        self.outcomes["read", outcome] += 1
+        self._medium.note("read", outcome, reason)
+        if outcome in (TierOutcome.MISSING, TierOutcome.CORRUPT):
+            await self._contents.forget([block_of(key)[0]])
+
+    def _learn(self, size_bytes: int, seconds: float) -> None:
+        if size_bytes and seconds > 0:
+            rate = size_bytes / seconds
+            self._bytes_per_second += _LEARNING * (rate - self._bytes_per_second)
+
+    # -- down
+
+    def has(self, block: StoredBlock) -> bool:
+        """It is there, or on its way."""
+        return block.key in self._queue or self.holds(block.key, len(block.part_bytes))
+
+    def write(self, outgoing: Outgoing) -> None:
+        """Queues a block that it does not have. The tier is open."""
+        self._queue.put(outgoing)
+
+    async def drained(self) -> None:
+        """Waits until all that was queued is written, or given up."""
+        await self._queue.drained()
+
+    # -- for operations
+
+    def is_writing(self, key: BlockHash) -> bool:
+        return key in self._queue
+
+    async def read(self, key: BlockHash) -> StoredParts:
+        """All parts of a block, decoded, in memory of their own. What is corrupt is not dropped."""
+        names = list(takewhile(lambda name: self._tier.holds([name])[0], self._contents.names([key])))
+        sizes = self._tier.sizes(names)
+        targets = [ReadTarget(name, aligned(size)) for name, size in zip(names, sizes, strict=True)]
+        results = await self._tier.read(targets)
+        for result in results:
+            self.outcomes["read", result.outcome] += 1
+        failed = next((result for result in results if result.outcome is not TierOutcome.DONE), None)
+        if failed or not names:
+            return StoredParts(
+                failed.outcome if failed else TierOutcome.MISSING, failed.reason if failed else ""
+            )
+        return await self._coder.decode_all(targets, results)
+
+    async def drop(self, keys: Sequence[BlockHash]) -> None:
+        """They are gone from the book at once, and from the medium when this returns."""
+        await self._contents.forget(keys)

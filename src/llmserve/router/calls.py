@@ -1,0 +1,195 @@
+"""The messages of apiserver sessions, and the calls of workers."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import grpc.aio
+
+from llmserve.core.errors import InvalidRequest, LLMServeError, NotLeader
+from llmserve.core.ids import ApiserverId, RequestId, WorkerId
+from llmserve.core.tasks import TaskOwner
+from llmserve.router.admin.commands import RouterCommands
+from llmserve.router.admin.reload import RouterLiveSettings
+from llmserve.router.codec import decode_admit, decode_held, decode_worker, encode_order, encode_peers
+from llmserve.router.controller import Controller
+from llmserve.router.event_loop import EventLoop
+from llmserve.router.events import Effect
+from llmserve.router.leader.election import LeaderCheck
+from llmserve.router.sessions import ApiserverSession
+from llmserve.router.streams import SessionOutbox, SessionStream
+from llmserve.rpc.codec import decode_load, decode_outcome
+from llmserve.rpc.gen.llmserve.v1 import router_pb2
+
+_log = logging.getLogger(__name__)
+_HELLO_TIMEOUT_SECONDS = 5.0
+
+_Requests = AsyncIterator[router_pb2.RouterSessionRequest]
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SessionCalls:
+    """Life: converse, any number at a time -> aclose. sign_of_life_seconds: idle_seconds of each
+    SessionOutbox."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        event_loop: EventLoop,
+        leader_check: LeaderCheck,
+        commands: RouterCommands,
+        sign_of_life_seconds: float | None,
+    ) -> None:
+        self._controller, self._event_loop, self._leader_check = controller, event_loop, leader_check
+        self._commands, self._sign_of_life_seconds = commands, sign_of_life_seconds
+        self._readers = TaskOwner("router")
+
+    async def aclose(self) -> None:
+        """Ends the sessions. Apiservers keep what runs, and return to the next leader."""
+        self._event_loop.streams.close()
+        await self._readers.aclose()
+        self._event_loop.spans.give_up()
+
+    async def converse(
+        self, requests: _Requests, context: _Context
+    ) -> AsyncIterator[router_pb2.RouterSessionResponse]:
+        stream = self._open(await _read_hello(requests))
+        # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
+        context.add_done_callback(lambda _: self._close(stream))  # type: ignore[arg-type]  # stub's own type
+        reader = self._readers.spawn(f"session-{stream.session.apiserver_id}", self._read(requests, stream))
+        try:
+            async for message in stream.outbox:
+                self._leader_check.check()  # what was decided in time is not to be said too late
+                yield message
+        finally:
+            reader.cancel()
+            self._close(stream)
+
+    def _open(self, hello: router_pb2.Hello) -> SessionStream:
+        self._leader_check.check()
+        apiserver_id = ApiserverId(hello.apiserver_id)
+        held = [decode_held(message) for message in hello.held]
+        session, effects = self._controller.open_session(apiserver_id, held)
+        stream = SessionStream(session, SessionOutbox(self._sign_of_life_seconds))
+        older = self._event_loop.streams.add(stream)
+        stream.outbox.send_state(self._event_loop.cluster())
+        if older:
+            self._commands.left(apiserver_id)
+            older.outbox.close()
+        self._commands.joined(stream.outbox.send)
+        _log.info("apiserver %s: session started, holds %d requests", apiserver_id, len(held))
+        self._event_loop.apply(effects)
+        return stream
+
+    def _close(self, stream: SessionStream) -> None:
+        """Idempotent."""
+        apiserver_id = stream.session.apiserver_id
+        stream.outbox.close()
+        if self._event_loop.streams.drop(stream):
+            self._commands.left(apiserver_id)
+            given_back = len(stream.session.entries)
+            _log.info("apiserver %s: session ended, %d requests given back", apiserver_id, given_back)
+        with suppress(NotLeader):  # the next leader counts anew
+            self._event_loop.decide(lambda: self._controller.close_session(stream.session))
+
+    async def _read(self, requests: _Requests, stream: SessionStream) -> None:
+        """Ends the stream when the apiserver ends it, or when it sends what it must not."""
+        error: LLMServeError | None = None
+        try:
+            async for message in requests:
+                self._event_loop.decide(partial(self._receive, stream.session, message))
+        except LLMServeError as wrong:
+            error = wrong
+        finally:
+            stream.outbox.close(error)
+
+    def _receive(self, session: ApiserverSession, message: router_pb2.RouterSessionRequest) -> list[Effect]:
+        match message.WhichOneof("message"):
+            case "admit":
+                admit = decode_admit(message.admit)
+                self._event_loop.spans.asked(session, message.admit)
+                return self._controller.admit(session, admit)
+            case "first_token":
+                return self._controller.first_token(session, RequestId(message.first_token.request_id))
+            case "progress":
+                progress = message.progress
+                name = RequestId(progress.request_id)
+                return self._controller.progress(session, name, progress.output_tokens)
+            case "done":
+                return self._done(session, message.done)
+            case "worker_failed":
+                return self._worker_failed(message.worker_failed)
+            case "answer":
+                self._commands.answered(session.apiserver_id, message.answer)
+                return []
+            case other:
+                raise InvalidRequest(f"a session message cannot be {other or 'empty'} here")
+
+    def _done(self, session: ApiserverSession, done: router_pb2.Done) -> list[Effect]:
+        outcome = decode_outcome(done.outcome)
+        cached = done.cached_tokens if done.HasField("cached_tokens") else None
+        name = RequestId(done.request_id)
+        return self._controller.done(session, name, outcome, done.output_tokens, cached)
+
+    def _worker_failed(self, failed: router_pb2.WorkerFailed) -> list[Effect]:
+        _log.warning("worker %s failed: %s", failed.worker_id, failed.reason)
+        return self._controller.worker_failed(
+            WorkerId(failed.worker_id), failed.epoch, failed.reason, stalled=failed.stalled
+        )
+
+
+async def _read_hello(requests: AsyncIterator[router_pb2.RouterSessionRequest]) -> router_pb2.Hello:
+    """Returns the first message of a session. Errors: InvalidRequest when it is no Hello, or does not
+    come."""
+    try:
+        async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
+            message = await anext(aiter(requests), router_pb2.RouterSessionRequest())
+    except TimeoutError as error:
+        raise InvalidRequest(f"no Hello within {_HELLO_TIMEOUT_SECONDS:g} s") from error
+    if not message.HasField("hello") or not message.hello.apiserver_id:
+        raise InvalidRequest("a session begins with Hello, which names the apiserver")
+    return message.hello
+
+
+class WorkerCalls:
+    """Each call raises NotLeader on a standby."""
+
+    def __init__(self, controller: Controller, event_loop: EventLoop, live: RouterLiveSettings) -> None:
+        self._controller, self._event_loop, self._live = controller, event_loop, live
+
+    def register(self, request: router_pb2.RegisterRequest) -> router_pb2.RegisterResponse:
+        """Errors: InvalidRequest, as ClusterMembership.register."""
+        spec, settings = decode_worker(request.worker), self._live.settings
+        try:
+            self._event_loop.decide(lambda: self._controller.register(spec))
+        except InvalidRequest as error:
+            _log.warning("worker %s refused: %s", spec.worker_id, error.message)
+            raise
+        return router_pb2.RegisterResponse(
+            heartbeat_seconds=settings.heartbeat_seconds, expiry_seconds=settings.expiry_seconds
+        )
+
+    def heartbeat(self, request: router_pb2.HeartbeatRequest) -> router_pb2.HeartbeatResponse:
+        """Errors: NotFound, as ClusterMembership.heartbeat."""
+        worker_id, load, draining = WorkerId(request.worker_id), decode_load(request.load), request.draining
+        self._event_loop.decide(
+            lambda: self._controller.heartbeat(worker_id, request.epoch, load, draining=draining)
+        )
+        membership = self._controller.membership
+        known = request.members_version == membership.version
+        answer = encode_peers(membership.version, () if known else membership.kv_sources(worker_id))
+        if order := membership.order_of(worker_id):
+            answer.drain.CopyFrom(encode_order(order))
+        answer.heartbeat_seconds = self._live.settings.heartbeat_seconds
+        answer.log_level = self._live.settings.log_level
+        return answer
+
+    def deregister(self, request: router_pb2.DeregisterRequest) -> router_pb2.DeregisterResponse:
+        self._event_loop.decide(
+            lambda: self._controller.deregister(WorkerId(request.worker_id), request.epoch)
+        )
+        _log.info("worker %s deregistered", request.worker_id)
+        return router_pb2.DeregisterResponse()
