@@ -20,9 +20,8 @@ from llmserve.core.process import exit_so_when_done
 from llmserve.engines.connector import rewinding
 from llmserve.engines.connector.memory import kernel_of, kv_layout, layer_indices, packing_of
 from llmserve.engines.connector.orders import Continuations, RankEndpoint, StepOrders
-from llmserve.engines.connector.ready_file import EngineReadyFile
 from llmserve.engines.connector.scheduler_side import SchedulerSide
-from llmserve.engines.connector.settings import ConnectorSettings
+from llmserve.engines.connector.settings import ConnectorSettings, EngineReadyFile
 from llmserve.engines.connector.stats import CountedElsewhere, HandoverStats
 from llmserve.engines.connector.worker_side import WorkerSide
 from llmserve.engines.kv_transfer import HeadShard
@@ -124,7 +123,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         ranks = [metadata[rank] for rank in sorted(metadata)]
         endpoints = [rank for rank in ranks if isinstance(rank, RankEndpoint)]
         self._scheduler.set_endpoints([rank.endpoint for rank in endpoints])
-        self._card(endpoints).write(self._settings.push_params)
+        self._ready_file(endpoints).write(self._settings.push_params)
 
     def on_new_request(self, request: "Request") -> None:
         self._scheduler.on_new_request(request)
@@ -146,8 +145,8 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         )
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
-        told = connector_output.kv_connector_worker_meta
-        tokens = told.tokens if isinstance(told, Continuations) else {}
+        meta = connector_output.kv_connector_worker_meta
+        tokens = meta.tokens if isinstance(meta, Continuations) else {}
         self._scheduler.loads_ended(connector_output.finished_recving or set(), tokens)
 
     def request_finished_all_groups(
@@ -180,7 +179,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._worker is not None, "vLLM registers the KV caches before the first step"
         return self._worker
 
-    def _card(self, ranks: Sequence[RankEndpoint]) -> EngineReadyFile:
+    def _ready_file(self, ranks: Sequence[RankEndpoint]) -> EngineReadyFile:
         return EngineReadyFile(
             layout=ranks[0].layout,
             kv_dtype=self._kv_dtype(),

@@ -1,5 +1,6 @@
 """What the scheduler side tells the worker side, once per engine step, and what comes back. Pickled by
-vLLM."""
+vLLM.
+"""
 
 from dataclasses import dataclass, field
 

@@ -1,5 +1,6 @@
-"""What the connector is told through vLLM's kv_connector_extra_config."""
+"""What the front process of an engine tells its connector, and what the connector tells it back."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,3 +37,29 @@ class ConnectorSettings:
     @property
     def push_params(self) -> Path:
         return Path(self.card_path)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReadyFile:
+    """What the front process wants to know once the KV memory exists. The scheduler side writes it to a file
+    that the front has named: vLLM has no channel of its own for it."""
+
+    layout: str
+    kv_dtype: str
+    computation: str
+    block_size_tokens: int
+    block_bytes: int
+    total_blocks: int
+    transports: tuple[str, ...]
+    endpoints: tuple[str, ...]  # of the side channels, in rank order
+
+    def write(self, path: Path) -> None:
+        scratch = path.with_suffix(".part")
+        scratch.write_text(json.dumps(asdict(self)))
+        scratch.rename(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "EngineReadyFile":
+        fields = json.loads(path.read_text())
+        tuples = {name: tuple(fields[name]) for name in ("transports", "endpoints")}
+        return cls(**{**fields, **tuples})

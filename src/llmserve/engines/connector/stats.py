@@ -21,7 +21,7 @@ class HandoverStats(KVConnectorStats):
 
     def aggregate(self, other: KVConnectorStats) -> "HandoverStats":
         """Over tensor-parallel ranks. Each rank pins the same blocks: leases are not added up. A pull is
-        told once for each rank; the last one counts."""
+        reported once for each rank; the last report counts."""
         mine, theirs = self.data, other.data
         summed = {key: mine.get(key, 0) + theirs.get(key, 0) for key in _SUMMED}
         worst = {key: max(mine.get(key, 0), theirs.get(key, 0)) for key in ("leased_blocks", "orphan_blocks")}
@@ -42,7 +42,7 @@ class HandoverStats(KVConnectorStats):
 
 
 class CountedElsewhere(KVConnectorPromMetrics):
-    """Of what is in HandoverStats the worker makes metrics (metrics/worker.py). With another connector
+    """Records nothing: the worker makes metrics of HandoverStats (metrics/worker.py). With another connector
     beside ours, vLLM demands that each has an object for it."""
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:

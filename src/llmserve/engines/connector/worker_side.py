@@ -32,7 +32,7 @@ class WorkerSide:
             policy=settings.policy,
             unusable=unusable,
         )
-        self._continued: dict[str, tuple[int, ...]] = {}  # to be told with the results of this step
+        self._continued: dict[str, tuple[int, ...]] = {}  # for the results of this step
         self._reported: dict[str, Any] = {}
         self._pulled: list[PullResult] = []  # for the next stats
 

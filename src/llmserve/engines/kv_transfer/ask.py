@@ -40,7 +40,7 @@ async def query_status(endpoint: str, timeout: float) -> HandoverStatus:
 
 
 async def set_peers(endpoint: str, addresses: Sequence[PeerAddress], timeout: float) -> None:
-    """Tells this worker's own rank whom it may fetch from; replaces what it was told before.
+    """Names to this worker's own rank the peers it may fetch from; replaces those named before.
     Errors: TransferError, DeadlineExceeded."""
     async with _deadline(timeout, "set_peers"), _connection(endpoint) as channel:
         await _ask(channel, SetPeers(tuple(addresses)), Done)

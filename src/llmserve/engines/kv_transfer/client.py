@@ -1,5 +1,6 @@
 """The pulling end: fetches the blocks of pull_params into this process's KV memory, and keeps the leases
-of those alive that wait."""
+of those alive that wait.
+"""
 
 import asyncio
 import logging
@@ -31,8 +32,7 @@ class HandoverClient:
         limits: PullLimits | None = None,
         unusable: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """unusable: as for HandoverNode. Attributes without underscore are for pushes, which use the same
-        connections, on the loop."""
+        """unusable: see HandoverNode. Pushes use the attributes without underscore, on the loop."""
         self._engine = engine
         self.limits = limits or PullLimits()
         self.peers = PeerDirectory(engine)
@@ -46,7 +46,7 @@ class HandoverClient:
     # -- the engine
 
     def pull(self, job: PullJob) -> None:
-        """Starts a pull; its result comes from take_finished, exactly once. Ends a watch.
+        """Starts a pull and ends a watch. Its result comes from take_finished, exactly once.
         Errors: TransferError when the request is being pulled already, or after `close`."""
         if not self._results.begin(job.request_id):
             raise TransferError(f"request {job.request_id} is being pulled already")
@@ -58,16 +58,17 @@ class HandoverClient:
             raise
 
     def cancel(self, request_id: RequestId) -> None:
-        """Its result still comes, once local memory is no longer touched. Unknown ids are ignored."""
+        """Ends a pull. Its result still comes, once local memory is no longer touched. Unknown ids are
+        ignored."""
         self._post(lambda: self._cancel(request_id))
 
     def take_finished(self) -> list[PullResult]:
-        """Each result once. The engine polls this."""
+        """Returns each result once. The engine polls this."""
         return self._results.take()
 
     @property
     def active_count(self) -> int:
-        """Pulls whose result has not been produced."""
+        """Number of pulls without a result."""
         return self._results.active_count
 
     def watch(self, pull_params: PullParams) -> None:
@@ -82,7 +83,7 @@ class HandoverClient:
         self._post(lambda: self._prober.set_peers(addresses))
 
     def pairs(self) -> list[PairStatus]:
-        """The matrix, for status and metrics."""
+        """Rows of the matrix, for status and metrics."""
         return self._prober.rows()
 
     def release(self, pull_params: PullParams) -> None:
@@ -114,7 +115,7 @@ class HandoverClient:
         self._conclude(pull, await pull.run())
 
     def _conclude_unstarted(self, pull: Pull, task: asyncio.Task[None]) -> None:
-        """A task that is cancelled before its first step runs nothing of its body."""
+        """Concludes a pull whose task was cancelled before its first step: nothing of its body has run."""
         request_id = pull.job.request_id
         if self._pulls.get(request_id) is task:
             self._conclude(pull, PullResult(request_id, "cancelled"))
@@ -150,7 +151,7 @@ class HandoverClient:
     async def _at_each_rank(
         self, pull_params: PullParams, act: Callable[[PullParams, int], Coroutine[None, None, None]]
     ) -> None:
-        """Of the owner, that this rank of ours deals with."""
+        """Acts at each rank of the owner that this rank deals with."""
         try:
             shard = self._engine.layout.geometry.shard
             ranks = [source.rank for source in sources(shard, len(pull_params.endpoints))]

@@ -1,5 +1,6 @@
 """Everything a process needs to hand KV over and to fetch it: one engine thread, a server, a client,
-and the two ends of pushes."""
+and the two ends of pushes.
+"""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -17,8 +18,7 @@ from llmserve.engines.kv_transfer.push.transfer import PushLimits
 from llmserve.engines.kv_transfer.rank import RankEngine
 from llmserve.engines.kv_transfer.server import HandoverServer
 from llmserve.transfer.base import Transport
-from llmserve.transfer.engine.choice import TransferPolicy
-from llmserve.transfer.engine.engine import TransferCounters
+from llmserve.transfer.engine.choice import TransferCounters, TransferPolicy
 
 
 class HandoverNode:
@@ -67,11 +67,11 @@ class HandoverNode:
 
     @property
     def counters(self) -> TransferCounters:
-        """Of the pulls made here; only the hand-over thread writes them."""
+        """Counters of the pulls made here; only the engine's thread writes them."""
         return self._engine.counters
 
     def wait_for_end(self, seconds: float) -> None:
-        """Until some pull or push into this process has ended since the last call, at most so long."""
+        """Waits until a pull or push into this process has ended since the last call, at most `seconds`."""
         self._engine.ended.wait(seconds)
         self._engine.ended.clear()
 

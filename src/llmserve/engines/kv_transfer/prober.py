@@ -1,7 +1,8 @@
 """Keeps the matrix of a process: which transport to which peer, at what speed.
 
 Peers are probed when they join (`set_peers`), at the first connection to a peer that nobody announced, and
-when the pause of a breaker is over."""
+when the pause of a breaker is over.
+"""
 
 import asyncio
 import logging

@@ -29,7 +29,7 @@ from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import descendants, read_effort
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, HandoverReport, KvEvents, KvPeer
 from llmserve.engines.base import EngineInfo
-from llmserve.engines.connector.ready_file import EngineReadyFile
+from llmserve.engines.connector.settings import EngineReadyFile
 from llmserve.engines.kv_transfer import query_status, set_peers
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import compiles, engine_args, needs_compiler

@@ -3,7 +3,7 @@
 Nothing listens before the first of them attaches. Most transports serve their peers by themselves; those that
 need help get it while a peer may be copying, and now and then otherwise.
 
-Who knows a transport's description can read and write the whole arena: it is told only in the answer to
+Who knows a transport's description can read and write the whole arena: it stands only in the answer to
 AttachStore, and what listens does so on the address of the KV manager's own service.
 """
 

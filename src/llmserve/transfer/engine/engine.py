@@ -7,14 +7,15 @@ writes.
 Contract: `call`, `post` and `close` may be used from any thread, everything else on the loop only. When
 `read` or `write` returns, or its cancellation ends, local memory is no longer touched by it. Each wait ends:
 a transfer that its transport cannot cancel within CANCEL_SECONDS ends with the transport, which is closed for
-good."""
+good.
+"""
 
 import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from llmserve.core.clock import Clock, SystemClock
@@ -29,7 +30,7 @@ from llmserve.transfer.base import (
     TransferStatus,
     Transport,
 )
-from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.engine.choice import TransferCounters, TransferPolicy
 from llmserve.transfer.engine.lane import process_budget
 from llmserve.transfer.engine.probe import ProbeMemory
 
@@ -41,44 +42,6 @@ _TICK_SECONDS = 0.001
 _RETRY_CANCEL_SECONDS = 0.05
 # (age of the youngest transfer in seconds, seconds until the next look while it is below that age)
 _NAPS = ((0.01, 0.00005), (0.1, 0.0002))
-
-
-@dataclass(slots=True)
-class TransportCounters:
-    """seconds: from the first byte asked for to the last one in memory."""
-
-    pulls: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    failures: int = 0
-
-
-@dataclass(slots=True)
-class TransferCounters:
-    """Totals since the start. The engine's thread writes them, any thread reads them."""
-
-    by_transport: dict[str, TransportCounters] = field(default_factory=dict)
-    last_transport: str = ""
-    failed_pulls: int = 0  # pulls that ended without data, whatever the transport
-
-    def of(self, transport: str) -> TransportCounters:
-        return self.by_transport.setdefault(transport, TransportCounters())
-
-    def count_pull(self, transport: str, size_bytes: int, seconds: float) -> None:
-        counters = self.of(transport)
-        counters.pulls += 1
-        counters.bytes += size_bytes
-        counters.seconds += seconds
-        self.last_transport = transport
-
-    @property
-    def transferred_bytes(self) -> int:
-        return sum(counters.bytes for counters in self.by_transport.values())
-
-    @property
-    def transfer_failures(self) -> int:
-        """Failed attempts on a transport, and pulls that failed before or after one."""
-        return self.failed_pulls + sum(counters.failures for counters in self.by_transport.values())
 
 
 @dataclass(eq=False, slots=True)

@@ -3,7 +3,8 @@
 Contract, for both clients: `over_any` tries the transports in the order that `choice` decides. A transport
 that fails opens its breaker, and the next one takes over within the same call. Only a probe closes a breaker.
 Bytes move in the turns of a lane, within the budget of the process, and each transfer has a deadline that
-follows from the last probe. On the engine's loop only."""
+follows from the last probe. On the engine's loop only.
+"""
 
 import asyncio
 import logging

@@ -1,7 +1,8 @@
 """What a probe reads: a pattern in registered memory of the peer; and where it lands here.
 
-A probe is a few small reads and a few large ones, compared with digests that the peer has told. The first
-read over a connection is not measured: wiring up takes longer than any transfer."""
+A probe is a few small reads and a few large ones, compared with the peer's digests. The first
+read over a connection is not measured: wiring up takes longer than any transfer.
+"""
 
 import time
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""What two workers of one model must know of each other's KV caches to copy from one into the other.
+"""Shapes of KV caches: what two workers of one model must know to copy from one cache into the other.
 
 A block (of vLLM, the unit of block ids) is one or more kernel blocks back to back. In a kernel block the
 axes lie as the layout says: heads outside of the tokens (...HNC) or inside (...NHC). What one head keeps
@@ -96,7 +96,7 @@ class KvGeometry:
 
     @property
     def kernel_blocks(self) -> int:
-        """In a block."""
+        """Number of kernel blocks in a block."""
         return self.block_size_tokens // self.kernel_tokens
 
     @property
@@ -104,7 +104,7 @@ class KvGeometry:
         return len(self.shard.heads)
 
     def head_bytes(self, layer_bytes: int) -> int:
-        """Of one head in a kernel block of a layer whose blocks have layer_bytes."""
+        """Bytes of one head in a kernel block of a layer. layer_bytes: size of a block of that layer."""
         return layer_bytes // (self.kernel_blocks * self.held_heads)
 
     @property
@@ -123,7 +123,7 @@ class KvGeometry:
     # -- two of them
 
     def is_like(self, peer: "KvGeometry") -> bool:
-        """Block for block, without looking inside."""
+        """Whether blocks of both have the same sizes."""
         mine = (self.block_size_tokens, self.kernel_tokens, self.block_bytes)
         return mine == (peer.block_size_tokens, peer.kernel_tokens, peer.block_bytes)
 
@@ -134,7 +134,7 @@ class KvGeometry:
         return self.held_heads == peer.held_heads or (self._heads_outside and peer._heads_outside)
 
     def obstacle(self, peer: "KvGeometry") -> str:
-        """In words, why KV cannot go from the peer to here; empty when it can."""
+        """Reason why KV cannot go from the peer to here; empty when it can."""
         for name, there, here in self._must_equal(peer):
             if there != here:
                 return f"{name} differs: {_brief(there)} there, {_brief(here)} here"
@@ -181,7 +181,7 @@ class KvGeometry:
     # -- inside a kernel block
 
     def strips(self, layer_bytes: int, heads: range, *, whole: bool) -> Strips:
-        """Of heads of the model that this rank has, in one layer. whole: as one group."""
+        """Where heads of this rank lie in one layer. heads: numbered over the model. whole: as one group."""
         first = heads.start - self.shard.heads.start
         head_bytes = self.head_bytes(layer_bytes)
         if whole:
@@ -198,7 +198,7 @@ class KvGeometry:
         return Strips(offsets, np.tile(rows[:, 1], len(heads)), groups, groups)
 
     def _rows(self) -> Int64Array:
-        """Of one head: offset, tokens of a group, bytes of a group."""
+        """Rows of one head: offset, tokens of a group, bytes of a group."""
         found: list[Int64Array] = []
         start = 0
         for part in self.parts:

@@ -57,7 +57,7 @@ def _cuts(tokens: range, mine: KvGeometry, peer: KvGeometry, near: Strips, far: 
 
 
 def _spans(geometry: KvGeometry, layer_bytes: int, strips: Strips, run: BlockRun, cuts: Int64Array) -> Spans:
-    """Of one layer, in region 0: for each piece of the prompt, its strips."""
+    """Strips of each piece of the prompt in one layer, which counts as region 0."""
     starts, counts = cuts[:-1], np.diff(cuts)
     blocks, inside = np.divmod(starts, geometry.kernel_tokens)
     begins = _begins(geometry, layer_bytes, run, blocks)[:, None]
@@ -67,7 +67,7 @@ def _spans(geometry: KvGeometry, layer_bytes: int, strips: Strips, run: BlockRun
 
 
 def _begins(geometry: KvGeometry, layer_bytes: int, run: BlockRun, wanted: Int64Array) -> Int64Array:
-    """Where kernel blocks of the prompt begin in the layer."""
+    """Offsets of kernel blocks of the prompt in the layer."""
     inner = geometry.kernel_blocks
     index = wanted - run.first_index * inner
     if len(index) == 0 or index[0] < 0 or index[-1] >= len(run.block_ids) * inner:

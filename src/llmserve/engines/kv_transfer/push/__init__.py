@@ -3,25 +3,24 @@
 Decode reserves first, prefill writes, decode trusts:
 
     decode                                   prefill
-    reserve (blocks, own side channel)  -->  keeps it with the transfer
-    begin_push answers "valid"          <--  before its first write
+    Reserve (blocks, own side channel)  -->  keeps it with the transfer
+    BeginPush is answered "valid"       <--  before its first write
                                    writes    of every layer that is computed and wanted
-    pushed answers "valid"              <--  all is written and its lease still holds; carries the token
+    EndPush is answered "valid"         <--  all is written and its lease still holds; carries the token
                                              that prefill drew, the lease is given back
-    push_state, about every second      -->  keeps transfer and lease alive, finds out when `pushed` got lost
+    AskPush, about every second         -->  keeps transfer and lease alive, finds out when EndPush got lost
 
 Prefill pins its finished blocks under a lease as it does for a pull. When not all could be written,
-`pushed` says why and carries the parameters of that lease, and decode pulls.
+EndPush says why and carries the parameters of that lease, and decode pulls.
 
 No write lands in blocks that have another owner. Decode gives reserved blocks back only when
-1. prefill never got "valid" from begin_push (and never will: the reservation is closed first); or
+1. prefill never got "valid" for BeginPush (and never will: the reservation is closed first); or
 2. prefill has said that it has stopped and that each of its writes was confirmed by the far end; or
 3. prefill is gone, or is on another host and does not answer, and the transports over which writes may
    still be under way were fenced: their memory is registered anew, which no earlier description
    reaches, and all peers connect again.
-A reservation that is given up is first closed, then prefill is told to stop (`stop_push`); it finishes
+A reservation that is given up is first closed, then prefill is asked to stop (StopPush); it finishes
 the write in hand, a few MiB, rather than to leave its end in doubt. docs/decisions/0009 says why.
 
-`push_params` and `messages` are what is said; `following`, `progress` and `reservations` decide; `sender`,
-`transfer` and `writer` act at prefill, `receiver`, `receive` and `stopping` at decode.
-"""
+`progress` and `reservations` decide; `sender`, `transfer` and `writer` act at prefill, `receiver`, `receive`
+and `stopping` at decode. The messages stand in `protocol`. """

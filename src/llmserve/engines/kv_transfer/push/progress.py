@@ -27,7 +27,7 @@ class PushChunk:
 
 @dataclass(slots=True)
 class PromptFollower:
-    """Of one prefill that is to be pushed; told of its steps in order."""
+    """Follows the steps of one prefill that is to be pushed, in their order."""
 
     transfer_id: TransferId
     prompt_tokens: int
@@ -36,9 +36,9 @@ class PromptFollower:
     _block_ids: tuple[int, ...] = ()
 
     def step(self, start: int, tokens: int, block_ids: Sequence[int]) -> PushChunk:
-        """It computes so many tokens from number `start` on. A block is final when it is full, or the prompt
-        ends in it. An engine that preempts a request takes its blocks away, and begins again with what
-        its cache still has of them."""
+        """Notes that a step computes `tokens` tokens from number `start` on. A block is final when it is
+        full, or the prompt ends in it. An engine that preempts a request takes its blocks away, and begins
+        again with what its cache still has of them."""
         end = min(start + tokens, self.prompt_tokens)
         known = len(self._block_ids)
         restarted = start < self._computed or tuple(block_ids[:known]) != self._block_ids
@@ -58,7 +58,7 @@ class Piece:
 
 
 class PushProgress:
-    """Of one transfer. Each block of each layer is taken once; all again after `restart`."""
+    """State of one transfer. Each block of each layer is taken once, and all again after `restart`."""
 
     def __init__(self, block_bytes: Sequence[int]) -> None:
         """block_bytes[l]: of a block of layer l."""

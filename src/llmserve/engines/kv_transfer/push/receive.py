@@ -77,25 +77,25 @@ class PushReceive:
     _outcome: PushOutcome | None = None
     _cancelled: bool = False
     _connection: int | None = None  # of the writer
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _pulling: "asyncio.Task[object] | None" = None
 
     # -- what happens to it
 
     def begun(self, connection: int) -> None:
-        """The writer was let in."""
+        """The writer has been let in."""
         self._connection = connection
         self._serve()
 
     def deliver(self, outcome: PushOutcome) -> None:
-        """The writer has ended."""
+        """The writer has sent its outcome."""
         if self._outcome is None:
             self._outcome = outcome
-        self._news.set()
+        self._changed.set()
 
     def cancel(self) -> None:
         self._cancelled = True
-        self._news.set()
+        self._changed.set()
         if self._pulling is not None:
             self._pulling.cancel()
 
@@ -162,8 +162,8 @@ class PushReceive:
     # -- waiting
 
     async def _wait(self) -> str:
-        """Until the writer has ended. Returns why not; empty when it has."""
-        tasks = polling, _ = asyncio.ensure_future(self._poll()), asyncio.ensure_future(self._news.wait())
+        """Waits until the writer has ended. Returns why it has not; empty when it has."""
+        tasks = polling, _ = asyncio.ensure_future(self._poll()), asyncio.ensure_future(self._changed.wait())
         limit = self.around.limits.total_seconds
         try:
             await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
@@ -177,7 +177,7 @@ class PushReceive:
         return polling.result() if polling.done() else f"nothing was pushed within {limit:g} s"
 
     async def _poll(self) -> str:
-        """Until prefill is out of reach, or says that nothing will come (any more). Returns why."""
+        """Asks until prefill is out of reach, or says that nothing (more) will come. Returns the reason."""
         transfer_id, failures = self.job.push_params.transfer_id, 0
         request: Reserve | AskPush = Reserve(transfer_id, self.reservation)
         while True:
@@ -197,7 +197,8 @@ class PushReceive:
             await asyncio.wait((peer.lost,), timeout=self.around.limits.poll_seconds)
 
     def _take(self, answer: PushStanding) -> None:
-        """Prefill could not tell by itself. Of a complete push it still holds the lease then."""
+        """Takes the outcome that prefill could not send by itself. It still holds the lease of a complete
+        push."""
         if answer.outcome is None or self._outcome is not None:
             return
         self.around.table.end(self.reservation.reservation_id, self.around.table.epoch)
@@ -223,7 +224,7 @@ class PushReceive:
         elif writes is Writes.MAY_GO_ON:
             unclean = await self._stop_writer()
         else:
-            self.around.engine.spawn("stop push", self._tell_stop())
+            self.around.engine.spawn("stop push", self._stop_quietly())
         if self._connection is not None:
             self.around.engine.dismiss(self._connection, reservation_id)
         open_ways = [name for name in unclean if self.around.engine.fences.get(name) == fences.get(name)]
@@ -244,7 +245,7 @@ class PushReceive:
     async def _ask_to_stop(self) -> PushStanding:
         return await (await self._peer()).ask(StopPush(self.job.push_params.transfer_id), PushStanding)
 
-    async def _tell_stop(self) -> None:
+    async def _stop_quietly(self) -> None:
         with suppress(TransferError):
             await self._ask_to_stop()
 

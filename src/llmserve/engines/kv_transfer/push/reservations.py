@@ -3,15 +3,13 @@
 Not thread-safe: it belongs to one loop.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from llmserve.core.clock import SystemClock
 from llmserve.core.ids import ReservationId
-from llmserve.core.lease_table import LeaseAnswer
-
-REMEMBERED_ENDS = 4096
+from llmserve.core.lease_table import REMEMBERED_ENDS, LeaseAnswer, LeaseTable
 
 
 class Writes(Enum):
@@ -23,7 +21,7 @@ class Writes(Enum):
 
 
 @dataclass(slots=True)
-class _Open:
+class _Reserved:
     """fences: how often each transport had been fenced when the writer was let in."""
 
     begun: bool = False
@@ -32,13 +30,15 @@ class _Open:
 
 
 class ReservationTable:
-    """epoch: of this incarnation. A reservation is open until `close`; the writer is let in at most
-    once, and only while it is open."""
+    """epoch: of this incarnation. A reservation is open until `close`, and never expires; the writer is let
+    in at most once, and only while it is open."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, remembered_ends: int = REMEMBERED_ENDS) -> None:
+        """remembered_ends: see LeaseTable."""
         self.epoch = epoch
-        self._open: dict[ReservationId, _Open] = {}
-        self._closed: OrderedDict[ReservationId, None] = OrderedDict()
+        self._open: LeaseTable[ReservationId, _Reserved] = LeaseTable(
+            SystemClock(), epoch=epoch, remembered_ends=remembered_ends
+        )
 
     def __len__(self) -> int:
         return len(self._open)
@@ -47,15 +47,11 @@ class ReservationTable:
 
     def open(self, reservation_id: ReservationId) -> None:
         assert reservation_id not in self._open, "reservation ids are used once"
-        assert reservation_id not in self._closed, "reservation ids are used once"
-        self._open[reservation_id] = _Open()
+        self._open.grant(reservation_id, _Reserved())
 
     def close(self, reservation_id: ReservationId) -> Writes:
         """From now on nobody is let in. The caller frees the blocks when writes have ended."""
-        entry = self._open.pop(reservation_id)
-        self._closed[reservation_id] = None
-        if len(self._closed) > REMEMBERED_ENDS:
-            self._closed.popitem(last=False)
+        entry = self._open.release(reservation_id)
         if not entry.begun:
             return Writes.NEVER_BEGAN
         return Writes.ENDED if entry.ended else Writes.MAY_GO_ON
@@ -67,7 +63,7 @@ class ReservationTable:
 
     def begin(self, reservation_id: ReservationId, epoch: int, fences: Mapping[str, int]) -> LeaseAnswer:
         """The first write follows. VALID only once."""
-        answer = self._check(reservation_id, epoch)
+        answer = self._open.check(reservation_id, epoch)
         if answer is not LeaseAnswer.VALID:
             return answer
         entry = self._open[reservation_id]
@@ -77,22 +73,14 @@ class ReservationTable:
         return LeaseAnswer.VALID
 
     def end(self, reservation_id: ReservationId, epoch: int) -> LeaseAnswer:
-        """No write follows, whatever came of them. VALID also when it is told again."""
-        answer = self._check(reservation_id, epoch)
+        """No write follows, whatever came of them. VALID also when it is said again."""
+        answer = self._open.check(reservation_id, epoch)
         if answer is LeaseAnswer.VALID:
             entry = self._open[reservation_id]
             entry.begun = entry.ended = True
         return answer
 
-    def _check(self, reservation_id: ReservationId, epoch: int) -> LeaseAnswer:
-        if epoch != self.epoch:
-            return LeaseAnswer.WRONG_EPOCH
-        if reservation_id in self._open:
-            return LeaseAnswer.VALID
-        return LeaseAnswer.ENDED if reservation_id in self._closed else LeaseAnswer.UNKNOWN
-
-    # -- for tests and debugging
-
     def check_integrity(self) -> None:
-        assert not set(self._open) & set(self._closed), "a reservation is open or closed"
+        """Raises AssertionError if the table contradicts itself. For tests and debugging."""
+        self._open.check_integrity()
         assert all(entry.begun or not entry.ended for entry in self._open.values())

@@ -57,7 +57,7 @@ class PushSender:
 
     def drop(self, transfer_id: TransferId) -> None:
         """It will not be handed over. Its blocks may be freed at once: what is still read of them goes
-        to decode, which is never told to trust it."""
+        to decode, which never trusts it."""
         self._post(lambda: self._with(transfer_id, PushTransfer.drop))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One push at the writing end: waits for what it needs, writes what is computed, tells the outcome."""
+"""One push at the writing end: waits for what it needs, writes what is computed, reports the outcome."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ from llmserve.engines.kv_transfer.push.writer import PushWriter
 from llmserve.engines.kv_transfer.rank import RankEngine
 
 _log = logging.getLogger(__name__)
-_TELLS = 2
+_REPORTS = 2
 _CHECKS_PER_PATIENCE = 4
 
 
@@ -62,7 +62,8 @@ class GivenUp(Exception):
 
 @dataclass(slots=True)
 class PushTransfer:
-    """On the loop of its engine. Its owner runs `run` as a task, and tells it what happens."""
+    """Its owner runs `run` as a task on the engine's loop, and calls the other methods when something
+    happens."""
 
     transfer_id: TransferId
     engine: RankEngine
@@ -107,7 +108,7 @@ class PushTransfer:
             self._give_back()
 
     def drop(self) -> None:
-        """Prefill will not finish."""
+        """Prefill will not finish this prompt."""
         if self._outcome is None:
             self._outcome = PushOutcome(reason="prefill was aborted", unclean=tuple(self.writer.unclean))
         self._wake.set()
@@ -115,20 +116,20 @@ class PushTransfer:
     # -- decode
 
     def reserve(self, reservation: Reservation) -> None:
-        """Told again: nothing new."""
+        """Takes decode's reservation. A second one is ignored: decode repeats itself."""
         if self._reservation is None:
             self._reservation = reservation
             self._progress.want(reservation)
             self._wake.set()
 
     def stop(self) -> bool:
-        """Nothing more is begun. Whether a write is under way."""
+        """Begins nothing more. Returns whether a write is under way."""
         self._stopped = True
         self._wake.set()
         return self.writer.busy
 
     def hear(self) -> None:
-        """Decode still waits."""
+        """Notes that decode still waits."""
         self._heard_at = time.monotonic()
         if self._finish:
             self.leases.renew(self._finish.pull_params.lease_id)
@@ -145,7 +146,7 @@ class PushTransfer:
     # -- its life
 
     async def run(self) -> None:
-        """Ends when decode was told the outcome, or when nobody cares. Raises CancelledError only."""
+        """Ends when decode has the outcome, or nobody wants it. Raises CancelledError only."""
         try:
             await self._push()
         except GivenUp as given_up:
@@ -171,7 +172,7 @@ class PushTransfer:
                 await self._write(peer, pieces)
             else:
                 await self._until(lambda: self._progress.ready or self._progress.complete)
-        await self._tell(self._success())
+        await self._report(self._success())
 
     def _check_alike(self, peer: Peer) -> None:
         """Errors: TransferError; a pull can do it."""
@@ -204,26 +205,26 @@ class PushTransfer:
         )
 
     async def _fail(self, reason: str) -> None:
-        """Tells, when it has the pull_params that decode can pull with instead."""
+        """Reports a failure, once there are parameters that decode can pull with instead."""
         with suppress(GivenUp):
             await self._until(lambda: self._finish is not None)
             assert self._finish is not None
             unclean = tuple(self.writer.unclean)
-            await self._tell(PushOutcome(reason, unclean, self._finish.tokens, self._finish.pull_params))
+            await self._report(PushOutcome(reason, unclean, self._finish.tokens, self._finish.pull_params))
 
-    async def _tell(self, outcome: PushOutcome) -> None:
-        """When decode cannot be reached, it finds the outcome by asking."""
+    async def _report(self, outcome: PushOutcome) -> None:
+        """Reports the outcome. A decode that cannot be reached finds it by asking."""
         self._check_wanted()
         self._outcome = outcome
-        for _ in range(_TELLS):
+        for _ in range(_REPORTS):
             with suppress(TransferError):
-                answer = await self._told(outcome)
+                answer = await self._send(outcome)
                 _log.info("kv push %s: %s %s", self.transfer_id, answer.value, outcome)
                 if outcome.complete:  # otherwise it is decode's, which pulls now
                     self._give_back()
                 return
 
-    async def _told(self, outcome: PushOutcome) -> LeaseAnswer:
+    async def _send(self, outcome: PushOutcome) -> LeaseAnswer:
         reservation = self._reservation
         if reservation is None:
             raise TransferError("decode has reserved nothing yet")
@@ -238,7 +239,7 @@ class PushTransfer:
     # -- waiting
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        """Errors: GivenUp when nobody cares any more."""
+        """Waits until a condition holds. Errors: GivenUp when nobody wants the push any more."""
         self._check_wanted()
         while not condition():
             self._wake.clear()

@@ -12,8 +12,8 @@ from llmserve.transfer.engine.choice import Sample
 
 @dataclass(slots=True)
 class PushWriter:
-    """Of one push. unclean: transports over which bytes may still arrive at the far end. transport: the
-    last one that worked. seconds: spent writing and verifying."""
+    """Writes for one push. unclean: transports over which bytes may still arrive at the far end. transport:
+    the last one that worked. seconds: time spent writing and verifying."""
 
     engine: RankEngine
     unclean: set[str] = field(default_factory=set)

@@ -4,7 +4,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llmserve.core.ids import ReservationId
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.engines.kv_transfer.push import reservations
 from llmserve.engines.kv_transfer.push.reservations import ReservationTable, Writes
 
 EPOCH = 4
@@ -61,9 +60,8 @@ def test_the_fences_are_those_at_begin(table: ReservationTable) -> None:
     assert table.fences_at_begin(ID) == {"tcp": 2}
 
 
-def test_ends_are_forgotten_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reservations, "REMEMBERED_ENDS", 2)
-    table = ReservationTable(EPOCH)
+def test_ends_are_forgotten_at_last() -> None:
+    table = ReservationTable(EPOCH, remembered_ends=2)
     for name in "abc":
         table.open(ReservationId(name))
         table.close(ReservationId(name))
