@@ -148,10 +148,10 @@ def test_a_write_that_failed_is_unclean(make: Make) -> None:
 
 def test_a_stalled_read_ends_at_its_limit(make: Make) -> None:
     ends = make(
-        faulty("stall=1/1"), TcpTransport(), policy=TransferPolicy(slow_factor=1e9, attempt_seconds=0.05)
+        faulty("stall=1/1"), TcpTransport(), policy=TransferPolicy(slow_factor=1e9, attempt_seconds=0.3)
     )
     failures = ends.read()
-    assert failures == [f"shm: too slow: {SIZE} bytes not done within 0.05 s"]
+    assert failures == [f"shm: too slow: {SIZE} bytes not done within 0.3 s"]
     assert (ends.here == ends.there).all()
 
 
@@ -288,7 +288,7 @@ def test_a_transport_that_never_lets_go_is_closed_for_good(
 ) -> None:
     monkeypatch.setattr(engine_module, "CANCEL_SECONDS", 0.1)
     stubborn = Stubborn(ShmTransport(), FaultPlan.parse("stall=1/1"))
-    ends = make(stubborn, TcpTransport(), policy=TransferPolicy(slow_factor=1e9, attempt_seconds=0.05))
+    ends = make(stubborn, TcpTransport(), policy=TransferPolicy(slow_factor=1e9, attempt_seconds=0.3))
     failures = ends.read()
     assert len(failures) == 1
     assert stubborn.closed
