@@ -30,9 +30,8 @@ from vllm.v1.kv_offload.base import (
 from llmserve.core.kv_params import arriving_tokens
 from llmserve.engines.store.block_cost import BlockCost
 from llmserve.engines.store.link import StoreQuery
-from llmserve.engines.store.links import StoreLinks
-from llmserve.engines.store.parts import PromptAnswer, StoreLease
-from llmserve.engines.store.words import LocatedBlock, StoreSlots
+from llmserve.engines.store.links import LocatedBlock, PromptAnswer, StoreLease, StoreLinks
+from llmserve.engines.store.worker import StoreSlots
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 # How long a prompt waits for an answer: no longer than it takes to compute, within these bounds.
