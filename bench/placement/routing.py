@@ -12,7 +12,7 @@ from llmserve.config.schema import Manifest
 from llmserve.simulate.report import Goals, SimReport
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 
 _SYSTEM_PROMPTS = 20
 _SYSTEM_TOKENS = 2048

@@ -13,7 +13,7 @@ from llmserve.simulate.mix import RequestKind, RequestMix
 from llmserve.simulate.plot import shares_svg
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 
 PICTURE = Path("docs/img/shares.svg")
 GOLD, SILVER, BASIC = TenantId("gold (4)"), TenantId("silver (2)"), TenantId("basic (1)")

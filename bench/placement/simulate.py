@@ -25,7 +25,7 @@ from llmserve.simulate.mix import REQUEST_KINDS, RequestKind, RequestMix
 from llmserve.simulate.report import Goals, SimReport
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 
 _SIM = {
     "prefill_tokens_per_second": 4000,

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from llmserve.metrics.dashboards import DASHBOARDS, Dashboard
-from llmserve.metrics.dashboards.picture import svg
+from tests.support.dashboard_picture import svg
 from tests.support.observed import ask_for, observed_cluster
 from tests.support.prometheus import Prometheus, prometheus
 

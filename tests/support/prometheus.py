@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llmserve.metrics.dashboards.picture import Line
+from tests.support.dashboard_picture import Line
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 30.0

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmserve.tracing.base import Attributes, Kind, Span
+from llmserve.tracing.base import Attributes, Span, SpanKind
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 ROOT = f"00-{TRACE_ID}-{'a' * 16}-01"
@@ -13,7 +13,7 @@ ROOT = f"00-{TRACE_ID}-{'a' * 16}-01"
 @dataclass
 class KeptSpan:
     name: str
-    kind: Kind
+    kind: SpanKind
     parent: str
     traceparent: str
     attributes: dict[str, Any]
@@ -25,7 +25,7 @@ class KeptSpan:
     trace_id: str = TRACE_ID
     recording: bool = True
 
-    def tell(self, attributes: Attributes) -> None:
+    def set_attributes(self, attributes: Attributes) -> None:
         self.attributes.update(attributes)
 
     def event(self, name: str, attributes: Attributes) -> None:
@@ -52,7 +52,7 @@ class KeptSpans:
     def begin(
         self,
         name: str,
-        kind: Kind,
+        kind: SpanKind,
         parent: str,
         attributes: Attributes | None = None,
         at_unix: float | None = None,

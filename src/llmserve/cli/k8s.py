@@ -8,26 +8,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from llmserve.cli.cluster import DEFAULT_MANIFEST
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK
-from llmserve.cli.screen import Frame, screen, watch
+from llmserve.cli.screen import Frame, screen, table, watch
 from llmserve.config.load import load_manifest, locate
 from llmserve.config.plan_pods import HTTP_PORT, service_name
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.k8s.api import KubeApi, connect
-from llmserve.k8s.apply import apply_changes, delete_all
-from llmserve.k8s.changes import Action, Change, diff, plan_changes, plan_new
-from llmserve.k8s.render import Object, Target, impossible, render
-from llmserve.k8s.render.write import files
-from llmserve.k8s.rollout import Time, wait_gone, wait_ready
-from llmserve.k8s.status import K8sSnapshot, WorkloadStatus, snapshot
+from llmserve.k8s.apply import Action, Change, apply_changes, delete_all, diff, plan_changes, plan_new
+from llmserve.k8s.render import Object, RenderTarget, impossible, render
+from llmserve.k8s.render.objects import files
+from llmserve.k8s.status import K8sSnapshot, Time, WorkloadStatus, snapshot, wait_gone, wait_ready
 from llmserve.runner import preflight
 
 _GONE_MARGIN_SECONDS = 60.0
@@ -93,54 +90,53 @@ def up(options: argparse.Namespace, manifest: Manifest) -> int:
         _write(options.out, objects)
         if not options.apply:
             return EXIT_OK
-    console, api = screen(), connect_to(options, manifest)
-    changes = _plan(api, objects, options, manifest, console)
-    _show(changes, console, options.verbose)
+    api = connect_to(options, manifest)
+    changes = _plan(api, objects, options, manifest)
+    _show(changes, options.verbose)
     if not options.apply:
-        _say(console, "Nothing was changed. To make these changes, add --apply.")
+        _say("Nothing was changed. To make these changes, add --apply.")
         return EXIT_OK
-    apply_changes(api, changes, lambda text: _say(console, text), force=options.force_conflicts)
-    _wait(api, manifest, console)
+    apply_changes(api, changes, _say, force=options.force_conflicts)
+    _wait(api, manifest)
     return EXIT_OK
 
 
 def _plan(
-    api: KubeApi, objects: Sequence[Object], options: argparse.Namespace, manifest: Manifest, console: Console
+    api: KubeApi, objects: Sequence[Object], options: argparse.Namespace, manifest: Manifest
 ) -> list[Change]:
     if not api.has_namespace():
         if not options.apply:
-            _say(console, f"Namespace {api.namespace} is not there yet: --apply makes it.")
+            _say(f"Namespace {api.namespace} is not there yet: --apply makes it.")
             return plan_new(objects)
         api.make_namespace()
-        _say(console, f"Namespace {api.namespace} created")
+        _say(f"Namespace {api.namespace} created")
     return plan_changes(api, objects, manifest.metadata.name, force=options.force_conflicts)
 
 
-def _wait(api: KubeApi, manifest: Manifest, console: Console) -> None:
+def _wait(api: KubeApi, manifest: Manifest) -> None:
     cluster, namespace = manifest.metadata.name, api.namespace
-    _say(console, "Waiting until all pods are ready. Ctrl-C ends the waiting, not the cluster.")
+    _say("Waiting until all pods are ready. Ctrl-C ends the waiting, not the cluster.")
     seconds = manifest.deployment.k8s.ready_timeout_seconds
-    wait_ready(api, cluster, seconds, lambda text: _say(console, text), Time())
+    wait_ready(api, cluster, seconds, _say, Time())
     service = service_name(cluster, ProcessRole.APISERVER)
-    _say(console, f"{cluster} is ready, at http://{service}.{namespace}:{HTTP_PORT}/v1 inside the cluster.")
-    _say(console, f"From here: kubectl -n {namespace} port-forward service/{service} {HTTP_PORT}:{HTTP_PORT}")
+    _say(f"{cluster} is ready, at http://{service}.{namespace}:{HTTP_PORT}/v1 inside the cluster.")
+    _say(f"From here: kubectl -n {namespace} port-forward service/{service} {HTTP_PORT}:{HTTP_PORT}")
 
 
 def check(path: Path, manifest: Manifest, as_json: bool) -> int:
     """`llmserve apply`: no cluster is asked."""
     k8s, warnings = manifest.deployment.k8s, _preflight(path, manifest)
-    objects = render(manifest, Target(k8s.namespace, k8s.image or "IMAGE"))
+    objects = render(manifest, RenderTarget(k8s.namespace, k8s.image or "IMAGE"))
     if as_json:
         found = {"name": manifest.metadata.name, "warnings": warnings, "objects": objects}
         print(json.dumps(found, indent=2))
         return EXIT_OK
-    console = screen()
-    _say(console, f"{path}: correct. Cluster {manifest.metadata.name}, in namespace {k8s.namespace}:")
+    _say(f"{path}: correct. Cluster {manifest.metadata.name}, in namespace {k8s.namespace}:")
     for one in objects:
-        _say(console, f"  {one['kind']} {one['metadata']['name']}")
+        _say(f"  {one['kind']} {one['metadata']['name']}")
     for warning in warnings:
-        _say(console, f"Warning: {warning}")
-    _say(console, f"Nothing was asked of Kubernetes. To see what would change there: llmserve up -f {path}")
+        _say(f"Warning: {warning}")
+    _say(f"Nothing was asked of Kubernetes. To see what would change there: llmserve up -f {path}")
     return EXIT_OK
 
 
@@ -152,13 +148,13 @@ def _preflight(path: Path, manifest: Manifest) -> list[str]:
 
 
 def down(options: argparse.Namespace, manifest: Manifest) -> int:
-    console, api, cluster = screen(), connect_to(options, manifest), manifest.metadata.name
-    if not delete_all(api, cluster, lambda text: _say(console, text)):
-        _say(console, f"no cluster '{cluster}' is in namespace '{api.namespace}'")
+    api, cluster = connect_to(options, manifest), manifest.metadata.name
+    if not delete_all(api, cluster, _say):
+        _say(f"no cluster '{cluster}' is in namespace '{api.namespace}'")
         return EXIT_FAILED
     seconds = manifest.scheduling.request_timeout_seconds + _GONE_MARGIN_SECONDS
-    wait_gone(api, cluster, seconds, lambda text: _say(console, text), Time())
-    _say(console, f"{cluster} is gone. Namespace, Secrets and volumes are left as they are.")
+    wait_gone(api, cluster, seconds, _say, Time())
+    _say(f"{cluster} is gone. Namespace, Secrets and volumes are left as they are.")
     return EXIT_OK
 
 
@@ -184,12 +180,10 @@ def _as_json(now: K8sSnapshot) -> dict[str, object]:
 
 
 def _page(now: K8sSnapshot) -> Group:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("WORKLOAD", "READY", "UPDATED", "AT MOST", "RESTARTS", "TROUBLE"):
-        table.add_column(column, overflow="fold")
+    workloads = table("WORKLOAD", "READY", "UPDATED", "AT MOST", "RESTARTS", "TROUBLE")
     for one in now.workloads:
-        table.add_row(*_cells(one))
-    return Group(table, *(Text(f"Problem: {problem}") for problem in now.problems))
+        workloads.add_row(*_cells(one))
+    return Group(workloads, *(Text(f"Problem: {problem}") for problem in now.problems))
 
 
 def _cells(one: WorkloadStatus) -> Iterator[str]:
@@ -201,12 +195,12 @@ def _cells(one: WorkloadStatus) -> Iterator[str]:
     yield escape("; ".join(one.troubles))
 
 
-def _target(options: argparse.Namespace, manifest: Manifest) -> Target:
+def _target(options: argparse.Namespace, manifest: Manifest) -> RenderTarget:
     k8s = manifest.deployment.k8s
     image = options.image or k8s.image
     if image is None:
         raise InvalidRequest("deployment.k8s.image is not set: set it, or use --image")
-    return Target(options.namespace or k8s.namespace, image)
+    return RenderTarget(options.namespace or k8s.namespace, image)
 
 
 def connect_to(options: argparse.Namespace, manifest: Manifest) -> KubeApi:
@@ -226,17 +220,17 @@ def _write(folder: Path, objects: Sequence[Object]) -> None:
     print(f"{len(wanted)} files in {folder}. To apply them: kubectl apply --server-side -k {folder}")
 
 
-def _show(changes: Sequence[Change], console: Console, verbose: bool) -> None:
+def _show(changes: Sequence[Change], verbose: bool) -> None:
     """New objects by name only, unless asked for more."""
     for change in changes:
         if change.action in (Action.CREATE, Action.DELETE) and not verbose:
-            _say(console, f"{change.name}: {change.action}")
+            _say(f"{change.name}: {change.action}")
         elif change.action is not Action.KEEP:
             for line in diff(change):
-                console.print(escape(line), style=_COLOURS.get(line[:1]), soft_wrap=True)
+                _say(line, _COLOURS.get(line[:1]))
     counts = Counter(change.action for change in changes)
-    _say(console, ", ".join(f"{counts[action]} to {action}" for action in Action))
+    _say(", ".join(f"{counts[action]} to {action}" for action in Action))
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(escape(text), soft_wrap=True)
+def _say(text: str, style: str | None = None) -> None:
+    screen().print(escape(text), style=style, soft_wrap=True)

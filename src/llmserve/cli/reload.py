@@ -8,10 +8,8 @@ from pathlib import Path
 
 from llmserve.cli.cluster import add_cluster, find_cluster
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
-from llmserve.config.load import parse_manifest, read_again
 from llmserve.core.errors import InvalidRequest
-from llmserve.rpc.reload import reload_cluster
-from llmserve.runner.preflight import check_reload
+from llmserve.runner.reloading import reload_now
 
 _ABOUT = """\
 Reads the manifest of the cluster that runs here (or of -f, --run-dir) again, and brings it to all processes.
@@ -36,9 +34,7 @@ def _run(options: argparse.Namespace) -> int:
             f"{cluster.state.name} was started with {path}, which its processes read when they start again: "
             "change that file"
         )
-    text = read_again(path)
-    check_reload(parse_manifest(text, str(path)), path)
-    reloaded = asyncio.run(reload_cluster(cluster.routers, text, str(path)))
+    reloaded = asyncio.run(reload_now(path, cluster.routers))
     if options.json:
         print(json.dumps(asdict(reloaded), indent=2))
     else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from llmserve.core.errors import LLMServeError
@@ -15,33 +16,42 @@ _WIDTH_OF_A_FILE = 140
 
 
 def screen() -> Console:
-    """The terminal, or standard output as a file, which has no width of its own."""
+    """Returns the terminal, or standard output as a file, which has no width of its own."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH_OF_A_FILE
     return console
 
 
+def table(*titles: str) -> Table:
+    """Returns a table without lines whose cells wrap."""
+    made = Table(box=None, pad_edge=False, header_style="dim")
+    for title in titles:
+        made.add_column(title, overflow="fold")
+    return made
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One look. page: for a screen of so many columns. told: the same, for programs."""
+    """One look. page: makes the page for a screen of so many columns. fields: the same, for programs."""
 
     page: Callable[[int], RenderableType]
-    told: Mapping[str, object]
+    fields: Mapping[str, object]
 
 
 Look = Callable[[], Frame]
 
 
 def watch(look: Look, every_seconds: float, *, as_json: bool) -> None:
-    """A page that redraws itself; where nobody looks (no terminal), one page after the other; as_json: a line
-    of JSON for each look. What is away is shown, and looked for again. Errors: of the first look."""
+    """Shows one look after the other until Ctrl-C: a page that redraws itself; page after page where there is
+    no terminal; as_json: a line of JSON for each. What is away is shown, and looked for again. Errors: those
+    of the first look."""
     frames = _frames(look, every_seconds)
     console = screen()
     try:
         if as_json:
             for frame in frames:
-                print(json.dumps(frame.told), flush=True)
+                print(json.dumps(frame.fields), flush=True)
         elif console.is_terminal:
             _redraw(frames, console)
         else:
@@ -53,7 +63,6 @@ def watch(look: Look, every_seconds: float, *, as_json: bool) -> None:
 
 
 def _frames(look: Look, every_seconds: float) -> Iterator[Frame]:
-    """For ever."""
     yield look()
     while True:
         time.sleep(every_seconds)
@@ -65,7 +74,7 @@ def _frames(look: Look, every_seconds: float) -> Iterator[Frame]:
 
 
 def _redraw(frames: Iterator[Frame], console: Console) -> None:
-    """A page that is higher than the terminal is cut."""
+    """Cuts a page that is higher than the terminal."""
     with Live(console=console, auto_refresh=False) as live:
         for frame in frames:
             live.update(_dated(frame, console.width), refresh=True)

@@ -25,8 +25,7 @@ from llmserve.simulate.plot import shares_svg
 from llmserve.simulate.report import Goals, SimReport, WorkerLine
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
-from llmserve.traces.read import at_speed, read_trace
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest, at_speed, read_trace
 
 _ABOUT = """\
 Runs a load against the manifest's cluster in virtual time, with the router's own code and simulated engines:

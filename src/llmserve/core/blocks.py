@@ -20,12 +20,9 @@ _ROOT_SEED = "vllm-none-hash"
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """Everything that must be equal before two requests may share KV.
-
-    model_revision (models/directory.py) and adapter_digest are digests of contents, never names.
-    computation: what of the engine's settings changes the numbers. tenant_salt is empty when the manifest
-    lets tenants share.
-    """
+    """Everything that must be equal before two requests may share KV. model_revision (models/identity.py)
+    and adapter_digest: digests of contents, never names. computation: those of the engine's settings that
+    change the numbers. tenant_salt: empty when the manifest lets tenants share."""
 
     model_revision: str
     kv_dtype: str
@@ -38,13 +35,13 @@ class Namespace:
     tenant_salt: str = ""
 
     def salt(self, request_salt: str = "") -> str:
-        """The cache salt for an engine: hex, 32 characters. request_salt is the client's own."""
+        """Returns the cache salt for an engine: hex, 32 characters. request_salt: the client's own."""
         fields = json.dumps([asdict(self), request_salt], sort_keys=True)
         return hashlib.sha256(fields.encode()).hexdigest()[:32]
 
 
 def chain_hashes(token_ids: Sequence[int], block_size_tokens: int, cache_salt: str) -> list[BlockHash]:
-    """Hashes of the full blocks of a prompt, in order. A partial last block has no identity."""
+    """Returns the hashes of the full blocks of a prompt, in order. A partial last block has no identity."""
     return list(_chain(token_ids, block_size_tokens, cache_salt))
 
 
@@ -56,7 +53,8 @@ def _chain(token_ids: Sequence[int], size: int, cache_salt: str) -> Iterator[Blo
 
 
 def next_hash(parent: BlockHash | None, token_ids: Sequence[int], cache_salt: str) -> BlockHash:
-    """Hash of one full block that follows `parent`; None: the first block, which carries the salt."""
+    """Returns the hash of one full block that follows `parent`. None: it is the first block, which carries
+    the salt."""
     before = _ROOT if parent is None else parent
     extra = _cbor_salt(cache_salt) if parent is None else _CBOR_NULL
     # Inlined for the heads of most tokens: hashing a prompt is on every request's path.
@@ -86,7 +84,7 @@ def _cbor_uint(value: int) -> bytes:
 
 
 def _cbor_head(major: int, value: int) -> bytes:
-    """The shortest CBOR head (RFC 8949, 4.2.1) of a major type and its argument."""
+    """Returns the shortest CBOR head (RFC 8949, 4.2.1) of a major type and its argument."""
     if value < 24:
         return bytes((major | value,))
     if value < 0x100:

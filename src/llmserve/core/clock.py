@@ -15,14 +15,15 @@ class SystemClock:
 
 
 class LeaseClock:
-    """For what must end in time: it goes on while the machine is suspended, or the process is paused."""
+    """A clock for what must end in time: it goes on while the machine is suspended or the process is
+    stopped."""
 
     def now(self) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class VirtualClock:
-    """A clock that moves only when told to."""
+    """A clock that moves only by `advance`."""
 
     def __init__(self, start: float = 0.0) -> None:
         self._now = start

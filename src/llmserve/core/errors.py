@@ -7,7 +7,7 @@ from typing import ClassVar
 
 
 class LLMServeError(Exception):
-    """Root. `message` says what and where, in words for the user."""
+    """The root. message: what went wrong and where, in words for the user."""
 
     http_status: ClassVar[int] = 500
 
@@ -21,8 +21,8 @@ class LLMServeError(Exception):
 
 
 class InvalidRequest(LLMServeError):
-    """The request is wrong, and would be so anywhere: it is never tried again. `field` names the part of it;
-    empty when there is no single one."""
+    """The request is wrong, and would be so anywhere: it is never tried again. field: the part that is
+    wrong; empty when there is no single one."""
 
     http_status = 400
 
@@ -38,10 +38,11 @@ class RequestTooLarge(InvalidRequest):
 
 
 class ManifestError(InvalidRequest):
-    """The manifest is wrong, or asks for what is not to be had here: another try ends alike.
+    """The manifest is wrong, or asks for something that this machine or release does not have: another try
+    ends alike.
 
-    The message names file, line, path and a suggestion. Where only the manifest's key is known, `key` has it:
-    the message begins with it, and whoever has the file adds the line (config/load.py).
+    The message names file, line, path and a suggestion. key: set when only the manifest's key is known.
+    The message then begins with it, and whoever has the file adds the line (config/load.py).
     """
 
     def __init__(
@@ -60,19 +61,19 @@ class NotAuthenticated(LLMServeError):
 
 
 class Forbidden(LLMServeError):
-    """It is known who asks, and that may not be done by them."""
+    """The client is known, and may not do this."""
 
     http_status = 403
 
 
 class NotFound(LLMServeError):
-    """A model, worker or request that does not exist."""
+    """A model, worker or request does not exist."""
 
     http_status = 404
 
 
 class ModelNotFound(NotFound):
-    """A model source that cannot be read; names the source and what was tried."""
+    """A model source cannot be read. The message names the source and what was tried."""
 
 
 # -- no room, now
@@ -89,7 +90,7 @@ class QueueFull(Overloaded):
 
 
 class QueueTimeout(Overloaded):
-    """The request waited in the queue as long as it was allowed to."""
+    """The request waited in the queue for as long as it may."""
 
     http_status = 503
 
@@ -98,7 +99,7 @@ class QueueTimeout(Overloaded):
 
 
 class Unavailable(LLMServeError):
-    """A role that the request needs is not there. Safe to retry."""
+    """A role that the request needs is not there. The request is safe to retry."""
 
     http_status = 503
 
@@ -124,11 +125,11 @@ class WorkerLost(Unavailable):
 
 
 class WorkerDraining(Unavailable):
-    """The worker is to stop and hands its requests back: they go on elsewhere."""
+    """The worker is about to stop and hands its requests back: they go on at another worker."""
 
 
 class StreamLost(LLMServeError):
-    """Tokens were sent, and no other worker can go on from them. Safe to send again as a whole."""
+    """Tokens were sent, and no other worker can go on from them. The whole request is safe to send again."""
 
     http_status = 503
 
@@ -138,7 +139,7 @@ class DeadlineExceeded(LLMServeError):
 
 
 class WorkerStalled(DeadlineExceeded):
-    """A worker that is there gave no output in time."""
+    """A worker that is connected gave no output in time."""
 
 
 # -- KV
@@ -153,27 +154,28 @@ class TransportUnavailable(TransferError):
 
 
 class PeerGone(TransferError):
-    """Nobody listens where a worker did: its process has ended."""
+    """Nobody listens at the address of a worker: its process has ended."""
 
 
 class LeaseEnded(TransferError):
-    """The lease was released, expired, or is of another epoch: its blocks must not be read."""
+    """The lease was released, has expired, or belongs to another epoch: its blocks must not be read."""
 
 
 class BlockUnreadable(LLMServeError):
-    """A stored KV block cannot be decoded: a miss, never a failed request. The subclass says why."""
+    """A stored KV block cannot be decoded. It counts as a miss, and no request fails. The subclass says
+    why."""
 
 
 class BlockDamaged(BlockUnreadable):
-    """Its header or payload is not what was written, or belongs to another block."""
+    """The header or payload of the block is not what was written, or belongs to another block."""
 
 
 class FormatUnknown(BlockUnreadable):
-    """It was stored in a format that this release does not know."""
+    """The block was stored in a format that this release does not know."""
 
 
 class KeyUnknown(BlockUnreadable):
-    """It is encrypted under a key that is no longer configured; the message has the key's id."""
+    """The block is encrypted under a key that is no longer configured. The message has the key's id."""
 
 
 # -- ours
@@ -184,10 +186,10 @@ class EngineDead(Unavailable):
 
 
 class StartFailed(LLMServeError):
-    """A role did not become ready; the message carries the reason it gave."""
+    """A role did not become ready. The message has the reason that it gave."""
 
 
 class Cancelled(LLMServeError):
-    """Given up on purpose (client gone, shutdown)."""
+    """The request was given up on purpose: the client is gone, or the server stops."""
 
     http_status = 499

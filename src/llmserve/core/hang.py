@@ -1,9 +1,9 @@
-"""Whether something that should answer hangs.
+"""Decides whether something that should answer hangs.
 
-A watchdog asks again and again. What is slow, compiles or swaps is told from what is stopped or deadlocked
-by whether its processes do any work, and each of the two has a bound of its own. Silence is counted in the
-watchdog's own ticks: a machine that was suspended, or so busy that the watchdog did not run either, looks
-no longer silent than the watchdog was awake.
+A watchdog asks again and again. Whether the processes do any work tells those that are slow, compile or
+swap from those that are stopped or deadlocked; each kind has a bound of its own. Silence is counted in the
+watchdog's own ticks: while the machine was suspended, or so busy that the watchdog did not run either, no
+silence is counted.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ class HangLimits:
 
 
 class SilenceMeter:
-    """Pure: ticks of the watchdog in, the health of what it watches out. counts: from the first tick on; else
-    from the first answer on, for what may not be reachable at all."""
+    """Turns the watchdog's ticks into the health of what it watches. Pure. counts: silence counts from the
+    first tick on; False: from the first answer on, for something that may not be reachable at all."""
 
     def __init__(
         self, limits: HangLimits, tick_seconds: float = TICK_SECONDS, *, counts: bool = True
@@ -48,7 +48,7 @@ class SilenceMeter:
         self.idle_seconds = 0.0  # of the silence, those at its end in which nothing was done
 
     def tick(self, now: float, *, answered: bool, works: bool) -> Health:
-        """answered: since the tick before. works: its processes did something since then."""
+        """answered: an answer came since the tick before. works: the processes did something since then."""
         passed = 0.0
         if self._counts and self._last_tick is not None:
             passed = min(now - self._last_tick, self._longest_seconds)
@@ -70,16 +70,16 @@ class SilenceMeter:
 
     @property
     def text(self) -> str:
-        """For people, while it is silent."""
+        """Describes the silence, for people."""
         doing = "does nothing" if self.idle_seconds >= self._limits.idle_seconds else "still works"
         return f"it has not answered for {self.silent_seconds:.0f} s and {doing}"
 
 
 class Watchdog:
-    """until_hung, as one task of its owner. ask: returns when an answer came; a question that is not answered
-    stays open, one that fails is asked again at the next tick. works: whether the processes did something
-    since it was last asked; read only while they are silent, and may block for a few milliseconds. counts:
-    as of SilenceMeter."""
+    """Runs `until_hung`, as one task of its owner. ask: returns when an answer came; a question without an
+    answer stays open, one that fails is asked again at the next tick. works: returns whether the processes
+    did something since its last call; it is called only while they are silent, and may block for a few
+    milliseconds. counts: as in SilenceMeter."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Watchdog:
         return self._meter.silent_seconds
 
     async def until_hung(self) -> str:
-        """Returns why it is to be replaced, in words."""
+        """Returns, in words, why the processes are to be replaced."""
         question: asyncio.Task[None] | None = None
         try:
             while True:

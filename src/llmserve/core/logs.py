@@ -1,8 +1,8 @@
-"""Lines of a log: for people, or as JSON, with the process, and the request where one is at hand.
+"""Formats of log lines: for people, or as JSON, with the process, and with the request where there is one.
 
-A line belongs to a request while its names are in the context: of the task, or of a `with` around
-what is done for it. What clients wrote may be in any message: no line of it looks like one of another record,
-and nothing of it moves a terminal's cursor.
+A line belongs to a request while the request's names are in the context of the task, or of a `with` around
+the work for it. Any message may hold what clients wrote: no line of it looks like a line of another
+record, and nothing in it moves a terminal's cursor.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: str) -> str:
-    """Returns the text with everything that is not to be seen as an escape of JSON and Python: `\\u001b`."""
+    """Returns the text with everything invisible replaced by an escape of JSON and Python: `\\u001b`."""
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class KnownFailures(logging.Filter):
-    """For a handler. Makes a library's record of a failure that is no defect one line, a warning without its
-    traceback, and each of its messages printable. library: its logger. is_known: whether an exception is such
-    a failure."""
+    """A filter for a handler. It turns a library's record of a failure that is no defect into one line, a
+    warning without its traceback, and makes the library's messages printable. library: its logger.
+    is_known: says whether an exception is such a failure."""
 
     def __init__(self, library: str, is_known: Callable[[BaseException], bool]) -> None:
         super().__init__(library)
@@ -51,7 +51,7 @@ class KnownFailures(logging.Filter):
 
 @dataclass(frozen=True, slots=True)
 class RequestNames:
-    """request_id: as this process knows the request. trace_id: 32 hex digits; empty when tracing is off."""
+    """request_id: the request's name in this process. trace_id: 32 hex digits; empty when tracing is off."""
 
     request_id: str
     trace_id: str = ""
@@ -62,13 +62,13 @@ _CURRENT: ContextVar[RequestNames | None] = ContextVar("llmserve-request-names",
 
 
 def name_request(names: RequestNames) -> None:
-    """For the rest of this task and the tasks that it makes."""
+    """Sets the names for the rest of this task and the tasks that it makes."""
     _CURRENT.set(names)
 
 
 @contextlib.contextmanager
 def named(names: RequestNames) -> Iterator[None]:
-    """Within it."""
+    """Sets the names within the `with`."""
     token = _CURRENT.set(names)
     try:
         yield
@@ -78,7 +78,7 @@ def named(names: RequestNames) -> Iterator[None]:
 
 @contextlib.contextmanager
 def levels_kept() -> Iterator[None]:
-    """Around code that sets the levels of the root logger and its handlers, and must not."""
+    """Keeps the levels of the root logger and its handlers, around code that would change them."""
     root = logging.getLogger()
     level, levels = root.level, {handler: handler.level for handler in root.handlers}
     try:
@@ -90,8 +90,8 @@ def levels_kept() -> Iterator[None]:
 
 
 class HumanFormatter(logging.Formatter):
-    """process: such as decode-0. A request that the message names itself is not named again. Lines after the
-    first are indented, so that none of them reads as a record of its own."""
+    """process: such as decode-0. A request that the message names itself is not named again. Lines after
+    the first are indented, so that none of them looks like a record of its own."""
 
     def __init__(self, process: str) -> None:
         super().__init__(f"%(asctime)s %(levelname)s {process.replace('%', '%%')} %(name)s: %(message)s")
@@ -110,9 +110,9 @@ class HumanFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object in one line, whatever the message holds. Keys: time (RFC 3339, UTC), level, process, pid,
-    logger, message; with a request: request_id, trace_id; with an exception: error (its class), stack.
-    vLLM makes one by its name (vllm_logging)."""
+    """Writes one object in one line, whatever the message holds. Keys: time (RFC 3339, UTC), level,
+    process, pid, logger, message; with a request: request_id, trace_id; with an exception: error (its
+    class), stack. vLLM makes one by its name (vllm_logging)."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -145,7 +145,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def vllm_logging(process: str, level: str) -> Mapping[str, Any]:
-    """vLLM's logging (a dictConfig) as JSON: of its own loggers and, in its engine's processes, of all."""
+    """Returns vLLM's logging (a dictConfig) as JSON: for its own loggers and, in the processes of its
+    engine, for all."""
     return {
         "version": 1,
         "disable_existing_loggers": False,

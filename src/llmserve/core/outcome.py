@@ -1,4 +1,4 @@
-"""How a request ends. One outcome is counted for each request, at the apiserver."""
+"""How a request ends. The apiserver counts one outcome for each request."""
 
 from enum import StrEnum
 

@@ -20,12 +20,13 @@ _STOPPED = "T"
 _WANTS_TO_RUN = ("R", "D")  # waits for a core or for a disk, as when the machine swaps
 _TRACKER = b"multiprocessing.resource_tracker"
 
-# Fields of /proc/PID/stat from the state on.
+# Places in process_fields.
 _STATE, _MAJOR_FAULTS, _USER_TICKS, _SYSTEM_TICKS = 0, 9, 11, 12
 
 
 class Effort(NamedTuple):
-    """Of some processes together, since they started. stopped: one of them is (SIGSTOP)."""
+    """Work of some processes together since they started. stopped: one of them is stopped (SIGSTOP).
+    wants_to_run: one of them waits for a core or for a disk."""
 
     cpu_seconds: float
     major_faults: int
@@ -33,8 +34,8 @@ class Effort(NamedTuple):
     wants_to_run: bool
 
     def works_since(self, before: "Effort", seconds: float) -> bool:
-        """Whether they did anything since then. Those that wait for a stopped one do not, though they may
-        burn a core meanwhile."""
+        """Returns whether the processes did anything since then. Those that wait for a stopped one do not,
+        though they may burn a core meanwhile."""
         if self.stopped:
             return False
         computed = self.cpu_seconds - before.cpu_seconds >= _WORKING_SHARE * seconds
@@ -42,11 +43,11 @@ class Effort(NamedTuple):
 
 
 def read_effort(pids: Iterable[int]) -> Effort:
-    """Those that have ended count as nothing."""
+    """Adds up the work of the processes. One that has ended counts as nothing."""
     cpu_ticks, faults, states = 0, 0, set()
     for pid in pids:
         with suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = process_fields(pid)
             states.add(fields[_STATE])
             faults += int(fields[_MAJOR_FAULTS])
             cpu_ticks += int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS])
@@ -56,8 +57,8 @@ def read_effort(pids: Iterable[int]) -> Effort:
 
 
 class WorkMeter:
-    """Called again and again: whether the processes worked since the call before. True when there was none
-    within `fresh_seconds`."""
+    """Call it again and again: it returns whether the processes worked since the call before. It returns
+    True when that call is longer ago than `fresh_seconds`, or there was none."""
 
     def __init__(self, pids: Callable[[], Iterable[int]], fresh_seconds: float = 5.0) -> None:
         self._pids, self._fresh_seconds = pids, fresh_seconds
@@ -72,33 +73,35 @@ class WorkMeter:
 
 
 def descendants(pid: int) -> set[int]:
-    """Processes below this one, its resource trackers left out: they remove shared memory at the very end."""
+    """Returns the processes below this one without the resource trackers."""
     found: set[int] = set()
-    for task in _listed(Path(f"/proc/{pid}/task")):
-        with suppress(OSError):
-            for child in map(int, (task / "children").read_text().split()):
-                if not _is_tracker(child):
-                    found |= {child} | descendants(child)
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                for child in map(int, (task / "children").read_text().split()):
+                    if not is_resource_tracker(child):
+                        found |= {child} | descendants(child)
     return found
 
 
-def _listed(folder: Path) -> list[Path]:
-    with suppress(OSError):
-        return list(folder.iterdir())
-    return []
-
-
-def _is_tracker(pid: int) -> bool:
+def is_resource_tracker(pid: int) -> bool:
+    """The trackers of multiprocessing remove the shared memory of those they outlive: they are ended last."""
     with suppress(OSError):
         return _TRACKER in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
 
 
+def process_fields(pid: int | str) -> list[str]:
+    """Returns the fields of /proc/PID/stat from the state on. The field before is the program's name in
+    parentheses, which may hold anything. Errors: OSError."""
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around the import of something as large as torch or vLLM, whose modules make a million objects that
-    stay. The garbage collector would look at them again and again: a fifth of the CPU of the import, and
-    afterwards a pause of the event loop with each full collection. So it rests meanwhile, and never looks at
+    """Stops the garbage collector around the import of something as large as torch or vLLM, whose modules
+    make a million objects that stay. Looking at them again and again costs a fifth of the CPU of the
+    import, and later a pause of the event loop with each full collection. So the collector never looks at
     what there is at the end."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -111,7 +114,9 @@ def importing() -> Iterator[None]:
 
 
 def exit_process(exit_code: int) -> NoReturn:
-    """Ends this process. What is registered with atexit runs; destructors do not."""
+    """Ends this process without the teardown of the interpreter: with torch, vLLM and the transports
+    loaded it takes seconds of CPU time in each process, and gives back only what the kernel takes back
+    anyway. Functions registered with atexit run; destructors do not."""
     atexit._run_exitfuncs()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
@@ -121,8 +126,8 @@ def exit_process(exit_code: int) -> NoReturn:
 
 
 def exit_so_when_done() -> None:
-    """For a process of multiprocessing, in its clean-up: it ends so when Python would begin the teardown,
-    with 1 if an error is on its way. Any other process is left as it is."""
+    """Makes a process of multiprocessing end by `exit_process` when Python would begin the teardown, with
+    1 if an error is on its way. Call it in the clean-up. It changes nothing in other processes."""
     if multiprocessing.parent_process() is None:
         return
     error = sys.exc_info()[0]

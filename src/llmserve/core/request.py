@@ -11,7 +11,8 @@ from llmserve.core.outcome import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class KvPeer:
-    """A worker to fetch from. endpoints: "host:port" of the side channel of each tensor-parallel rank."""
+    """A worker from which KV can be fetched. endpoints: "host:port" of the side channel of each
+    tensor-parallel rank."""
 
     worker_id: WorkerId
     epoch: int
@@ -22,11 +23,11 @@ class KvPeer:
 class PairStatus:
     """A row of the matrix: this worker fetches from `peer` over `transport`.
 
-    small_seconds and bytes_per_second are those of the last probe that worked (0: none did);
-    transfers, bytes and seconds count what requests moved; failures count probes too. breaker is
-    closed, open or half-open, and reason why it opened. chosen: the next request goes this way. A peer
-    that cannot be reached, or does not fit, has one row: breaker "refused", without a transport. A transport
-    that cannot be used on this machine has one: breaker "unavailable", without a peer.
+    small_seconds and bytes_per_second: those of the last probe that worked (0: none did). transfers, bytes
+    and seconds: what requests moved. failures: of transfers and probes. breaker: closed, open or
+    half-open. reason: why it opened. chosen: the next request goes this way. A peer that cannot be
+    reached, or does not fit, has one row: breaker "refused", without a transport. A transport that cannot
+    be used on this machine has one row: breaker "unavailable", without a peer.
     """
 
     peer: str
@@ -44,9 +45,9 @@ class PairStatus:
 
 @dataclass(frozen=True, slots=True)
 class SamplingLimits:
-    """What every engine obeys, whatever its own sampling parameters are.
+    """Limits that every engine obeys, whatever its own sampling parameters are.
 
-    stop_token_ids includes the end-of-sequence token unless the request ignores it.
+    stop_token_ids: with the end-of-sequence token unless the request ignores it.
     """
 
     max_tokens: int
@@ -89,8 +90,8 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class PrefillStats:
-    """Where the KV of a prompt came from. computed = prompt - local - external. cache_creation_tokens: those
-    of the computed ones that the prefix cache keeps."""
+    """Where the KV of a prompt came from: computed = prompt - local - external. cache_creation_tokens:
+    those of the computed tokens that the prefix cache keeps."""
 
     prompt_tokens: int = 0
     local_cached_tokens: int = 0
@@ -99,16 +100,16 @@ class PrefillStats:
 
     @property
     def cached_tokens(self) -> int:
-        """Those that were not computed."""
+        """Tokens that were not computed."""
         return self.local_cached_tokens + self.external_cached_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class HandoverReport:
-    """How the KV of a request came to the engine that decodes it. transport: empty when none brought
-    it, for `reason`. seconds: from the first question to the last valid byte. fallbacks: what failed
-    before, as "transport: reason". pushed: prefill wrote it while it computed, and seconds are those of
-    writing. ended_unix: when; known at the engine only, 0 elsewhere."""
+    """How the KV of a request came to the engine that decodes it. transport: empty when none brought it,
+    for `reason`. seconds: from the first question to the last valid byte. fallbacks: what failed before,
+    as "transport: reason". pushed: prefill wrote the KV while it computed; seconds is then the time of
+    writing. ended_unix: Unix time of the end; known at the engine only, 0 elsewhere."""
 
     transport: str
     bytes: int
@@ -121,8 +122,8 @@ class HandoverReport:
 
 @dataclass(frozen=True, slots=True)
 class EngineOutput:
-    """What one engine step added to one request. finish_reason None: it goes on. handover: with the
-    first output of a request that fetched KV."""
+    """What one engine step added to one request. finish_reason: None while the request goes on. handover:
+    with the first output of a request that fetched KV."""
 
     request_id: RequestId
     token_ids: Sequence[int] = ()
@@ -138,8 +139,8 @@ class EngineOutput:
 
 @dataclass(slots=True)
 class EngineLoad:
-    """A snapshot for the router. Blocks are the device's; transfers are totals since start. stalled: the
-    engine has not answered for so long that it should get no requests; its worker says so."""
+    """A snapshot for the router. Blocks are the device's; transfers are totals since the start. stalled:
+    the worker says that the engine has not answered for so long that it should get no requests."""
 
     running_requests: int = 0
     waiting_requests: int = 0
@@ -155,8 +156,8 @@ class EngineLoad:
 
 @dataclass(frozen=True, slots=True)
 class KvEvents:
-    """Changes of the device cache in order: cleared, then removed, then stored; and of the leases
-    on its blocks."""
+    """Changes of the device cache in order (cleared, then removed, then stored), and of the leases on its
+    blocks."""
 
     stored: Sequence[bytes] = field(default=())
     removed: Sequence[bytes] = field(default=())

@@ -1,9 +1,10 @@
 """One listening socket for several processes, and the table by which they share its connections evenly.
 
-Whoever starts the processes binds the socket and makes the table; both are inherited. The kernel keeps new
-connections in one queue that outlives each of the processes, so none is lost with the one that ends. Each
-process tells in its slot of the table how many connections it has open, and takes the next one only when no
-other has fewer. Shared memory, because a message would be late: the table is read once for each connection.
+The process that starts the others binds the socket and makes the table; both are inherited. The kernel
+keeps new connections in one queue that outlives each of the processes, so none is lost with a process that
+ends. Each process publishes in its slot of the table how many connections it has open, and takes the next
+one only when no other has fewer. The table is shared memory because it is read once for each connection: a
+message would be late.
 """
 
 import mmap
@@ -20,14 +21,14 @@ _SLOT = struct.Struct("=dq")  # when it was told, on CLOCK_MONOTONIC, which all 
 
 @dataclass(frozen=True, slots=True)
 class PortShare:
-    """What one process inherits. index: its slot."""
+    """What one process inherits. index: its slot in the table."""
 
     socket_fd: int
     table_fd: int
     index: int
 
     def __str__(self) -> str:
-        """As a flag has it."""
+        """Returns the text of the flag."""
         return f"{self.socket_fd}:{self.table_fd}:{self.index}"
 
     @classmethod
@@ -38,7 +39,7 @@ class PortShare:
 
 
 def bind(address: str) -> socket.socket:
-    """A TCP socket at HOST:PORT that does not listen yet. Errors: OSError, ValueError."""
+    """Returns a TCP socket at HOST:PORT that does not listen yet. Errors: OSError, ValueError."""
     host, _, port = address.rpartition(":")
     family, kind, protocol, _, found = socket.getaddrinfo(
         host.strip("[]"), int(port), type=socket.SOCK_STREAM
@@ -57,17 +58,17 @@ def bind(address: str) -> socket.socket:
 
 
 def make_table(processes: int) -> int:
-    """A file descriptor; the memory is gone when nobody has it open. Errors: OSError."""
+    """Returns a file descriptor. The memory is gone when nobody has it open. Errors: OSError."""
     fd = os.memfd_create("llmserve-connections")
     os.truncate(fd, processes * _SLOT.size)
     return fd
 
 
 class ConnectionTable:
-    """The table as one of its processes sees it. Life: tell, others ... -> close (idempotent)."""
+    """The table as one of its processes sees it. Life: tell, is_least ... -> close (idempotent)."""
 
     def __init__(self, fd: int, index: int) -> None:
-        """Takes `fd` over. Errors: OSError, ValueError."""
+        """The table owns `fd` from now on. Errors: OSError, ValueError."""
         self._index = index
         try:
             self._memory = mmap.mmap(fd, 0)
@@ -75,11 +76,11 @@ class ConnectionTable:
             os.close(fd)
 
     def tell(self, connections: int, now: float) -> None:
-        """How many this process has open. At least every FRESH_SECONDS."""
+        """Publishes how many connections this process has open. Call it at least every FRESH_SECONDS."""
         _SLOT.pack_into(self._memory, self._index * _SLOT.size, now, connections)
 
     def is_least(self, connections: int, now: float) -> bool:
-        """Whether no other process that is there has fewer than this one's `connections`."""
+        """Returns whether no other live process has fewer than this one's `connections`."""
         return all(connections <= others for others in self._others(now))
 
     def _others(self, now: float) -> Iterator[int]:
@@ -88,7 +89,7 @@ class ConnectionTable:
                 yield connections
 
     def close(self) -> None:
-        """The others see at once that this process takes no more."""
+        """The others see at once that this process takes no more connections."""
         if not self._memory.closed:
             _SLOT.pack_into(self._memory, self._index * _SLOT.size, float("-inf"), 0)
             self._memory.close()

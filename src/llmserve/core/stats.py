@@ -10,8 +10,8 @@ from itertools import accumulate
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Of `count` values, in their unit. Percentiles lie between values in proportion, as numpy's. All 0
-    of none."""
+    """Figures of `count` values, in their unit. Percentiles are interpolated between values, as numpy's.
+    Without values all are 0."""
 
     count: int = 0
     mean: float = 0.0
@@ -27,7 +27,7 @@ class Percentiles:
 
     @classmethod
     def of_counts(cls, counts: Mapping[float, int]) -> "Percentiles":
-        """counts: how often each value came, at least once."""
+        """counts: how often each value occurs, at least once."""
         if not counts:
             return cls()
         values = sorted(counts)
@@ -38,7 +38,7 @@ class Percentiles:
 
 
 def _percentile(values: Sequence[float], passed: Sequence[int], percent: int) -> float:
-    """values: that came, each once, rising. passed: how many were not above each."""
+    """values: each value once, rising. passed: number of values not above each."""
     rank, rest = divmod(percent * (passed[-1] - 1), 100)
     below = values[bisect_right(passed, rank)]
     above = values[bisect_right(passed, rank + 1)] if rest else below
@@ -47,8 +47,9 @@ def _percentile(values: Sequence[float], passed: Sequence[int], percent: int) ->
 
 @dataclass(frozen=True, slots=True)
 class TenantStats:
-    """Totals since start, but waiting and running, which are now. refused: before the queue or out of it.
-    queue_seconds: of the dispatched ones. served_tokens: computed prompt and answer of those that ended."""
+    """waiting and running: now; the others: totals since the start. refused: before the queue or out of
+    it. queue_seconds: of the dispatched requests. served_tokens: computed prompt and answer of the
+    requests that ended."""
 
     tenant: str
     weight: float
@@ -62,7 +63,8 @@ class TenantStats:
 
 @dataclass(frozen=True, slots=True)
 class BudgetStats:
-    """used_ratio: 1: there is no room; None: it has no limit. refused: requests, while it had no room."""
+    """used_ratio: 1 when there is no room; None: there is no limit. refused: requests that came while
+    there was no room."""
 
     name: str
     used_ratio: float | None
@@ -79,7 +81,8 @@ class SchedulerStats:
 
 
 def jain(shares: Iterable[float]) -> float:
-    """Jain's index. 1: all alike; 1/n: one of n has it all. 1 when nobody has anything."""
+    """Returns Jain's fairness index: 1 when all shares are equal or nobody has anything, 1/n when one of n
+    has all."""
     values = list(shares)
     squares = sum(value * value for value in values)
     return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
@@ -97,7 +100,8 @@ class EvictReason(StrEnum):
 
 
 class Ages:
-    """A histogram: how many were at most so old (seconds), for each bound, and above all of them."""
+    """A histogram of ages (seconds): for each bound how many were at most that old, and how many were
+    older than all."""
 
     def __init__(self, bounds_seconds: Sequence[float] = AGE_BOUNDS_SECONDS) -> None:
         self.bounds_seconds = tuple(bounds_seconds)
@@ -111,8 +115,9 @@ class Ages:
 
 @dataclass(slots=True)
 class TierTotals:
-    """Since the start. hit: given to prompts, by the tier that had them. load, store: bytes of blocks out of
-    the tier and into it, and how long that took; the seconds of DRAM stay 0, because the workers copy."""
+    """Totals since the start. hit: blocks and tokens given to prompts, by the tier that had them. load,
+    store: bytes of blocks out of the tier and into it, and the time that took; the seconds of DRAM stay 0,
+    because the workers copy."""
 
     hit_blocks: int = 0
     hit_tokens: int = 0
@@ -124,10 +129,10 @@ class TierTotals:
 
 @dataclass(frozen=True, slots=True)
 class TierStats:
-    """name: of the storage class. kind: what it is made of. pinned: by an operator, with what is before them.
-    queued: to be written. evictions, and outcomes (by operation and result), since the start: an entry for
-    each that there can be. eviction_ages: since the last use, of blocks that went for want of room. trouble:
-    what is wrong with the tier now; empty when nothing is."""
+    """name: of the storage class. kind: its medium. pinned: blocks that an operator pinned, with those
+    before them. queued: bytes to be written. evictions, and outcomes (by operation and result): since the
+    start, an entry for each that there can be. eviction_ages: time since the last use of blocks that went
+    for want of room. trouble: what is wrong with the tier now; empty when nothing is."""
 
     name: str
     kind: str
@@ -145,8 +150,8 @@ class TierStats:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """tiers: fastest first. saved_prefill_seconds: what the hits would have cost the workers that told what a
-    block costs them."""
+    """tiers: fastest first. saved_prefill_seconds: what the hits would have cost those workers that report
+    the cost of a block."""
 
     tiers: tuple[TierStats, ...] = ()
     saved_prefill_seconds: float = 0.0

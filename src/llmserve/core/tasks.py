@@ -1,4 +1,4 @@
-"""Owned background tasks: each has a name and an owner, none fails unseen."""
+"""Owned background tasks: each has a name and an owner, and none fails unseen."""
 
 import asyncio
 import logging
@@ -6,6 +6,18 @@ from collections.abc import Coroutine
 from typing import Any
 
 _log = logging.getLogger(__name__)
+
+
+async def first_done(name: str, *works: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
+    """Runs all until the first is done, and cancels the others. Returns their tasks, which are all done."""
+    tasks = [asyncio.create_task(work, name=f"{name}.{index}") for index, work in enumerate(works)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return tasks
 
 
 class TaskOwner:
@@ -35,7 +47,7 @@ class TaskOwner:
             self.failed.set_result(error)
 
     async def aclose(self) -> None:
-        """Cancels what runs and waits for it. Idempotent."""
+        """Cancels the tasks that run and waits for them. Idempotent."""
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()

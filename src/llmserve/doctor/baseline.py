@@ -1,25 +1,23 @@
-"""python -m llmserve.doctor.baseline: what this machine can do without any transport.
+"""python -m llmserve.doctor.baseline: measures what this machine can do without any transport.
 
-Copies in memory, and sends over a plain TCP socket to a process of its own (`baseline far HOST PORT`).
-Prints one TrialReport. Ends when its stdin does.
+It copies in memory, and sends over a plain TCP socket to a process of its own (`baseline far HOST PORT`).
+It prints one TrialReport, and ends when its stdin does.
 """
 
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
 
-from llmserve.doctor.transport_pair import BYTES, HOST
+from llmserve.doctor.transport_pair import BYTES, HOST, best_seconds
 from llmserve.doctor.trial import TrialOutcome, TrialReport
 from llmserve.models.converted import end_with_stdin
 from llmserve.transfer.twosided.wire import receive_into, tune
 
 COPY, SOCKET = "copy", "socket"
 _SECONDS = 0.3
-_LEAST_ROUNDS = 3
 _WAIT_SECONDS = 10.0
 _ASK = b"?"
 
@@ -71,13 +69,9 @@ def _send_when_asked(host: str, port: int) -> None:
 
 
 def _best_rate(once: Callable[[], object]) -> float:
-    """Bytes per second."""
-    times: list[float] = []
-    while len(times) < _LEAST_ROUNDS or sum(times) < _SECONDS:
-        started = time.perf_counter()
-        once()
-        times.append(time.perf_counter() - started)
-    return BYTES / min(times[1:])  # the first touches the memory
+    """Returns bytes per second. The first call touches the memory and is not counted."""
+    once()
+    return BYTES / best_seconds(once, _SECONDS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A running cluster, from what its roles answered. Pure."""
+"""Checks of a running cluster, from what its roles answered. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class RoleFacts:
 
 @dataclass(frozen=True, slots=True)
 class TransferFacts:
-    """What a worker fetched from all others. transports: the usable ones."""
+    """What a worker fetched from all others. transports: those that it may use."""
 
     worker: str
     transports: tuple[str, ...]
@@ -75,7 +75,7 @@ def api(facts: ApiFacts) -> Finding:
 
 
 def transfers(facts: TransferFacts) -> Finding:
-    """KV that a worker fetched."""
+    """Judges the KV that a worker fetched."""
     name = f"KV to {facts.worker}"
     figures = {"transferred_bytes": facts.transferred_bytes, "failures": facts.failures}
     last = f", last over {facts.last_transport}" if facts.last_transport else ""
@@ -90,7 +90,8 @@ def transfers(facts: TransferFacts) -> Finding:
 
 
 def pairs(worker: str, rows: Sequence[PairStatus]) -> Iterator[Finding]:
-    """rows: all of a worker. A finding for each peer that it fetches from, and one for what it lacks."""
+    """rows: all rows of a worker. Yields a finding for each peer that it fetches from, and one for the
+    transports that it lacks."""
     for peer in dict.fromkeys(row.peer for row in rows if row.peer):
         yield _pair(f"{peer} > {worker}", [row for row in rows if row.peer == peer])
     lacking = [row for row in rows if row.breaker == _UNAVAILABLE]
@@ -126,12 +127,12 @@ def _way(row: PairStatus) -> str:
 
 
 def _reasons(rows: Sequence[PairStatus]) -> str:
-    """The reason may begin with the name of its transport already."""
+    """A reason may already begin with the name of its transport."""
     return "; ".join(f"{row.transport}: {row.reason.removeprefix(f'{row.transport}: ')}" for row in rows)
 
 
 def silence(answer: str) -> Finding:
-    """answer: of a service that gave none."""
+    """answer: the sentence about a service that gave no answer."""
     return problem("service", answer, "`llmserve status` shows its health, and its log has the reason.")
 
 

@@ -39,14 +39,14 @@ _DISTRIBUTION = "llmserve"
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What is examined beside the machine. manifest: None when there is none here. is_running: a cluster
-    of it runs, so its ports and memory are taken by itself."""
+    of it runs and holds the ports and memory itself."""
 
     manifest: Path | None
     is_running: bool = False
 
 
 def examine(subject: Subject, on_step: OnStep, host: Host | None = None) -> Iterator[FindingSection]:
-    """In the order in which they are shown; each is yielded as soon as it is known."""
+    """Yields the sections in the order in which they are shown, each as soon as it is known."""
     host = host or Host()
     loaded = manifest.load(subject.manifest) if subject.manifest else None
     settings = loaded.thing if loaded else None
@@ -59,7 +59,7 @@ def examine(subject: Subject, on_step: OnStep, host: Host | None = None) -> Iter
 
 
 def section(title: str, findings: Iterable[Finding]) -> FindingSection:
-    """A check that fails itself is a finding; those before it stay."""
+    """A check that fails itself becomes a finding; the findings before it stay."""
     found: list[Finding] = []
     try:
         found.extend(findings)
@@ -69,7 +69,7 @@ def section(title: str, findings: Iterable[Finding]) -> FindingSection:
 
 
 def _all(checks: Mapping[str, Check]) -> Iterator[Finding]:
-    """One that fails itself does not keep the others from being made."""
+    """A check that fails itself does not keep the others from being made."""
     for name, check in checks.items():
         try:
             yield check()
@@ -99,7 +99,7 @@ def _machine(host: Host, devices: Sequence[int]) -> Iterator[Finding]:
         "congestion control": lambda: network.congestion_control(host),
         "socket buffers": lambda: network.socket_buffers(host),
         "RDMA": lambda: network.rdma(host, ports),
-        "GPUs": lambda: machine.gpus(host, devices, machine.find_gpus(devices, machine.run_tool)),
+        "GPUs": lambda: machine.gpus(host, devices, machine.run_tool),
         "model cache": lambda: limits.disk_cache("model cache", default_cache_dir(), CACHE_VARIABLE),
         "hub cache": lambda: limits.disk_cache("hub cache", cache_folder(), "HF_HOME"),
     }
@@ -109,7 +109,7 @@ def _machine(host: Host, devices: Sequence[int]) -> Iterator[Finding]:
 
 
 def _room(folder: Path) -> tuple[int, int]:
-    """Size and free bytes of a file system; zeros when it is not there."""
+    """Returns size and free bytes of a file system; zeros when it is not there."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError:
@@ -131,7 +131,7 @@ def _software(has_gpus: bool) -> Iterator[Finding]:
 
 
 def _wanted() -> software.Wanted:
-    """Nothing when LLMServe runs without being installed."""
+    """Returns nothing when LLMServe runs without being installed."""
     try:
         return software.wanted(importlib.metadata.requires(_DISTRIBUTION) or ())
     except importlib.metadata.PackageNotFoundError:
@@ -193,7 +193,7 @@ def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]
 
 
 def _refused(path: Path, settings: Manifest, *, has_model: bool) -> list[str]:
-    """has_model: else a finding has said that there is none."""
+    """has_model: False when a finding has already said that there is none."""
     found = preflight.here(settings)
     if settings.deployment.mode == "k8s":
         released = preflight.anywhere(settings, in_kubernetes=True)

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 class Status(StrEnum):
     """OK: as it should be. NOTE: nothing to do, good to know. WARNING: works, but worse than it could.
-    PROBLEM: something will not work."""
+    PROBLEM: will not work."""
 
     OK = "ok"
     NOTE = "note"
@@ -17,8 +17,8 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line. value: what is there. advice: what it means and what to do, empty exactly for OK.
-    figures: the numbers behind the value, for programs, with units in their names."""
+    """One line. value: what there is. advice: what it means and what to do; empty exactly for OK. figures:
+    the numbers behind the value, for programs, with units in their names."""
 
     name: str
     status: Status
@@ -32,7 +32,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class FindingSection:
-    """A group of findings under a title, as they are shown."""
+    """Findings that are shown together under a title."""
 
     title: str
     findings: tuple[Finding, ...]

@@ -12,27 +12,28 @@ _KIB = 1 << 10
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """root: where /proc, /sys and /dev are; the tests put others there."""
+    """root: directory of /proc, /sys and /dev; the tests put others there."""
 
     root: Path = Path("/")
 
     def path(self, name: str) -> Path:
-        """name: as in "proc/meminfo"."""
+        """name: such as "proc/meminfo"."""
         return self.root / name
 
     def text(self, name: str) -> str:
-        """Without surrounding space; empty when there is no such file, or it may not be read."""
+        """Returns the text without surrounding space; empty when there is no such file, or it may not be
+        read."""
         try:
             return self.path(name).read_text(errors="replace").strip()
         except OSError:
             return ""
 
     def memory(self) -> Mapping[str, int]:
-        """/proc/meminfo: sizes in bytes, counts (HugePages_Total and such) as they are."""
+        """Returns /proc/meminfo: sizes in bytes, counts (HugePages_Total and such) as they are."""
         return dict(_fields(self.text("proc/meminfo")))
 
     def names(self, folder: str) -> list[str]:
-        """What is in a folder, sorted; nothing when it is not there."""
+        """Returns the sorted names in a folder; none when it is not there."""
         try:
             return sorted(path.name for path in self.path(folder).iterdir())
         except OSError:
@@ -48,7 +49,7 @@ def _fields(text: str) -> Iterator[tuple[str, int]]:
 
 
 def size(size_bytes: float) -> str:
-    """`23.5 GiB`, `64 MiB`."""
+    """Returns text such as `23.5 GiB` or `64 MiB`."""
     if size_bytes >= GIB:
         return f"{size_bytes / GIB:.1f} GiB"
     return f"{size_bytes / MIB:.0f} MiB"
@@ -59,8 +60,8 @@ _UNLIMITED_BYTES = 1 << 60  # version 1 writes "no limit" as a number near 2**63
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """The tightest limits on the way from this process's group to the root; math.inf: none.
-    left_bytes: what may still be allocated under the memory limits."""
+    """The tightest limits on the way from this process's control group to the root; math.inf: none.
+    left_bytes: memory that may still be allocated under the limits."""
 
     cores: float = math.inf
     memory_bytes: float = math.inf
@@ -80,8 +81,8 @@ def allowance(host: Host) -> Allowance:
 
 
 def _folders(host: Host, controller: str) -> Iterator[str]:
-    """That of this process's group and those above it. In a container the group's path may be that of the
-    host, and its files stand at the root: folders that are not there have no limits in them."""
+    """Yields the folder of this process's group and those above it. In a container the group's path may be
+    that of the host, while its files stand at the root: a folder that is not there has no limits in it."""
     for line in host.text("proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
@@ -96,7 +97,7 @@ def _cores_v2(host: Host, folder: str) -> float:
 
 
 def _cores_v1(host: Host, folder: str) -> float:
-    """A quota of -1 is none."""
+    """A quota of -1 means no limit."""
     quota, period = host.text(f"{folder}/cpu.cfs_quota_us"), host.text(f"{folder}/cpu.cfs_period_us")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else math.inf
 
@@ -110,7 +111,8 @@ def _memory_v1(host: Host, folder: str) -> tuple[float, float]:
 
 
 def _memory(host: Host, prefix: str, limit: str, usage: str, cache: str) -> tuple[float, float]:
-    """Limit and use. File cache that nobody uses is given back when memory runs short: it is not in use."""
+    """Returns limit and use. File cache that nobody uses does not count as used: the kernel gives it back
+    when memory runs short."""
     most, used = host.text(f"{prefix}.{limit}"), host.text(f"{prefix}.{usage}")
     if not most.isdigit() or int(most) >= _UNLIMITED_BYTES:
         return math.inf, 0.0

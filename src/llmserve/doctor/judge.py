@@ -1,4 +1,4 @@
-"""What the trials say about each transport. Pure."""
+"""Judges each transport by its trial. Pure."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -19,8 +19,8 @@ _BASELINE_NAMES = {COPY: "a copy in memory", SOCKET: "a plain socket"}
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the judgement depends on. order: the transports that engines try first, by the manifest if
-    is_order_given, else by default. install: how to get the package of a transport that needs one."""
+    """What the judgement depends on. order: transports that engines try first, from the manifest if
+    is_order_given, else the default. install: how to get the package of a transport that needs one."""
 
     order: Collection[str] = ()
     is_order_given: bool = False
@@ -42,7 +42,7 @@ def baseline(answer: TrialReport) -> Finding:
 
 
 def faults(plan: str) -> Finding:
-    """plan: the environment's, which workers obey; the trials here do not."""
+    """plan: that of the environment, which workers follow and the trials here do not."""
     advice = f"Every worker started from here makes its transfers fail on purpose: unset {FAULTS_VARIABLE}"
     return warning("faults", plan, advice)
 
@@ -99,7 +99,7 @@ def _measured(kind: str, rate: float, plain_rates: Mapping[str, float], setting:
 
 
 def _remark(kind: str, setting: Setting) -> str:
-    """What explains its speed on this machine."""
+    """Explains the speed of a transport on this machine."""
     if kind in _OVER_UCX and not setting.has_rdma:
         return f"{_OVER_UCX[kind]} over TCP and shared memory: expected on a host without RDMA."
     if kind == "nccl" and not setting.has_gpus:

@@ -16,7 +16,7 @@ _MORE_SHM = "docker run --shm-size=2g (or --ipc=host); in Kubernetes an emptyDir
 
 
 def shared_memory(size_bytes: int, free_bytes: int) -> Finding:
-    """Of the file system at /dev/shm; 0 and 0: there is none."""
+    """Sizes of the file system at /dev/shm; both 0 when there is none."""
     figures = {"size_bytes": size_bytes, "free_bytes": free_bytes}
     if not size_bytes:
         return problem("/dev/shm", "not there", f"vLLM's processes talk through it: {_MORE_SHM}", **figures)
@@ -34,7 +34,7 @@ def shared_memory(size_bytes: int, free_bytes: int) -> Finding:
 
 
 def open_files(soft: int, hard: int) -> Finding:
-    """As resource.getrlimit says; RLIM_INFINITY: no limit."""
+    """soft, hard: as of resource.getrlimit; RLIM_INFINITY: no limit."""
     value = f"{_limit(soft)} (may be raised to {_limit(hard)})" if soft != hard else _limit(soft)
     advice = "Each client's connection takes one. Before `llmserve up`: ulimit -n 65536"
     if resource.RLIM_INFINITY in (hard, soft) or hard >= _MANY_FILES:
@@ -57,7 +57,7 @@ def _limit(value: int) -> str:
 
 
 def locked_memory(soft: int, capabilities: int, has_rdma: bool) -> Finding:
-    """soft: bytes, RLIM_INFINITY for no limit. RDMA pins the KV memory that it serves."""
+    """soft: bytes; RLIM_INFINITY: no limit. RDMA pins the KV memory that it serves."""
     if soft == resource.RLIM_INFINITY:
         return ok("locked memory", "unlimited")
     if capabilities >> _CAP_IPC_LOCK & 1:
@@ -74,8 +74,8 @@ def locked_memory(soft: int, capabilities: int, has_rdma: bool) -> Finding:
 
 
 def process_access(host: Host, capabilities: int) -> Finding:
-    """Whether one process of a user may read the memory of another, as the shm transport does. Where Yama
-    wants permission (1), the transport gives it itself."""
+    """Checks whether one process of a user may read the memory of another, as the shm transport does.
+    Where Yama wants permission (1), the transport gives it itself."""
     scope = host.text("proc/sys/kernel/yama/ptrace_scope")
     value = f"ptrace_scope {scope}" if scope else "not restricted"
     if scope in ("", "0", "1"):
@@ -90,7 +90,7 @@ def process_access(host: Host, capabilities: int) -> Finding:
 
 
 def effective_capabilities(host: Host) -> int:
-    """CapEff of this process as a bit mask; 0 when it cannot be read."""
+    """Returns CapEff of this process as a bit mask; 0 when it cannot be read."""
     for line in host.text("proc/self/status").splitlines():
         name, _, value = line.partition(":")
         if name == "CapEff":
@@ -103,7 +103,7 @@ _FULL_DISK_BYTES = 1 * GIB
 
 
 def disk_cache(name: str, folder: Path, variable: str) -> Finding:
-    """folder need not be there yet. variable: moves it elsewhere."""
+    """folder: need not be there yet. variable: name of the one that moves it elsewhere."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         advice = f"This user may not write there: set {variable} to a folder of yours."

@@ -4,7 +4,6 @@ import math
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from llmserve.config.plan_types import ranges
 from llmserve.core.errors import LLMServeError
@@ -16,7 +15,7 @@ _X86 = ("x86_64", "amd64")
 
 
 def system(name: str, release: str, architecture: str) -> Finding:
-    """As os.uname() says."""
+    """Takes what os.uname() says."""
     value = f"{name} {release}, {architecture}"
     if name != "Linux":
         return problem("system", value, "LLMServe runs on Linux only; use a container or a virtual machine.")
@@ -24,7 +23,7 @@ def system(name: str, release: str, architecture: str) -> Finding:
 
 
 def processor(host: Host, architecture: str) -> Finding:
-    """What vLLM's CPU build can use of it."""
+    """Checks what vLLM's CPU build can use."""
     info = dict(_cpu_info(host))
     model, flags = info.get("model name", architecture), info.get("flags", "").split()
     if architecture.lower() not in _X86 or not flags:
@@ -41,13 +40,13 @@ def processor(host: Host, architecture: str) -> Finding:
 
 
 def _cpu_info(host: Host) -> list[tuple[str, str]]:
-    """Of the last core."""
+    """Returns the fields of the last core."""
     lines = (line.partition(":") for line in host.text("proc/cpuinfo").splitlines())
     return [(name.strip(), value.strip()) for name, _, value in lines]
 
 
 def cores(affinity: Sequence[int], quota: float) -> Finding:
-    """affinity: the cores that this process may run on. quota: how many it may use at a time."""
+    """affinity: cores that this process may run on. quota: number of cores that it may use at a time."""
     value = f"{len(affinity)} ({ranges(affinity)})"
     if quota < len(affinity):
         advice = (
@@ -79,7 +78,7 @@ def memory(host: Host, allowed: Allowance) -> Finding:
 
 
 def available_bytes(host: Host, allowed: Allowance) -> float:
-    """What may still be allocated without swapping; math.inf when that cannot be seen."""
+    """Returns what may still be allocated without swapping; math.inf when that cannot be seen."""
     return min(host.memory().get("MemAvailable", math.inf), allowed.left_bytes)
 
 
@@ -98,7 +97,7 @@ def swap(host: Host) -> Finding:
 
 
 def huge_pages(host: Host) -> Finding:
-    """LLMServe uses transparent ones, which the kernel gives to large allocations by itself."""
+    """LLMServe uses transparent huge pages, which the kernel gives to large allocations by itself."""
     found = host.memory()
     page = found.get("Hugepagesize", 0)
     total, free = found.get("HugePages_Total", 0), found.get("HugePages_Free", 0)
@@ -121,7 +120,7 @@ def huge_pages(host: Host) -> Finding:
 
 
 def _transparent_mode(host: Host) -> str:
-    """`always [madvise] never`: the one in brackets."""
+    """Returns the mode in brackets of `always [madvise] never`."""
     words = host.text("sys/kernel/mm/transparent_hugepage/enabled").split()
     return next((word.strip("[]") for word in words if word.startswith("[")), "not there")
 
@@ -133,14 +132,6 @@ _QUERY = ("nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "-
 _PEERS = ("nvidia-smi", "topo", "-p2p", "r")
 _TOOL_SECONDS = 10.0
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # nvidia-smi underlines its headings
-
-
-@dataclass(frozen=True, slots=True)
-class Gpus:
-    """What nvidia-smi listed, a line each; or why it could not."""
-
-    lines: tuple[str, ...] = ()
-    trouble: str = ""
 
 
 def run_tool(command: Sequence[str]) -> str:
@@ -156,18 +147,8 @@ def run_tool(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def find_gpus(devices: Sequence[int], tool: Tool) -> Gpus:
+def gpus(host: Host, devices: Sequence[int], tool: Tool) -> Finding:
     """devices: indices of /dev/nvidiaN. Without any, nvidia-smi is not asked."""
-    if not devices:
-        return Gpus()
-    try:
-        lines = tuple(line.strip() for line in tool(_QUERY).splitlines() if line.strip())
-    except LLMServeError as error:
-        return Gpus(trouble=error.message)
-    return Gpus(lines)
-
-
-def gpus(host: Host, devices: Sequence[int], found: Gpus) -> Finding:
     driver = host.text("proc/driver/nvidia/version")
     if not devices and driver:
         advice = (
@@ -177,14 +158,16 @@ def gpus(host: Host, devices: Sequence[int], found: Gpus) -> Finding:
         return warning("GPUs", "none visible", advice, gpus=0)
     if not devices:
         return ok("GPUs", "none; engines run on the CPU", gpus=0)
-    if found.trouble:
-        advice = f"The driver does not answer ({found.trouble}): install it again, or restart the machine."
+    try:
+        lines = filter(None, map(str.strip, tool(_QUERY).splitlines()))
+    except LLMServeError as error:
+        advice = f"The driver does not answer ({error.message}): install it again, or restart the machine."
         return problem("GPUs", f"{len(devices)} devices", advice, gpus=len(devices))
-    return ok("GPUs", "; ".join(found.lines), gpus=len(devices))
+    return ok("GPUs", "; ".join(lines), gpus=len(devices))
 
 
 def gpu_peers(tool: Tool) -> Finding:
-    """Whether GPUs reach each other's memory. For machines with several."""
+    """Checks, on machines with several GPUs, whether they reach each other's memory."""
     try:
         matrix = _matrix(tool(_PEERS))
     except LLMServeError as error:
@@ -199,6 +182,6 @@ def gpu_peers(tool: Tool) -> Finding:
 
 
 def _matrix(text: str) -> list[list[str]]:
-    """Rows `GPU0 X OK ...`; the heading names GPUs only."""
+    """Returns the rows `GPU0 X OK ...`; the heading has names of GPUs only."""
     rows = [line.split() for line in _ESCAPES.sub("", text).splitlines()]
     return [row[1:] for row in rows if len(row) > 1 and row[0].startswith("GPU") and row[1][:3] != "GPU"]

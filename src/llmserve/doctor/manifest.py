@@ -1,4 +1,4 @@
-"""Whether `llmserve up` would succeed with a manifest, as far as can be seen without starting it."""
+"""Checks whether `llmserve up` would succeed with a manifest, as far as can be seen without starting it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Checked(Generic[_T]):
-    """thing: what the next checks need; None when it is not to be had, as the finding says."""
+    """thing: what the next checks need; None when there is none, as the finding says."""
 
     finding: Finding
     thing: _T | None = None
@@ -49,7 +49,7 @@ def start(refused: Sequence[str]) -> Finding:
 
 
 def engines(manifest: Manifest, plan: Callable[[Manifest], LocalPlan]) -> Checked[LocalPlan]:
-    """plan: plan_here."""
+    """plan: `plan_here`."""
     try:
         planned = plan(manifest)
     except LLMServeError as error:
@@ -70,7 +70,7 @@ def _share(worker: ProcessSpec) -> str:
 
 
 def ports(addresses: Sequence[str], check_free: Callable[[Sequence[str]], None]) -> Finding:
-    """addresses: HOST:PORT of the HTTP API. check_free: runner.machine's."""
+    """addresses: HOST:PORT of the HTTP API. check_free: that of runner.machine."""
     try:
         check_free(addresses)
     except StartFailed as error:
@@ -98,7 +98,7 @@ def model(spec: ModelSpec) -> Checked[Survey]:
 
 
 def engine_memory(manifest: Manifest, weight_bytes: int, available_bytes: float) -> Finding:
-    """Of engines on the CPU."""
+    """For engines on the CPU."""
     replicas, ranks = manifest.deployment.replicas, manifest.engine.tensor_parallel
     count = replicas.decode + (replicas.prefill if manifest.deployment.disaggregated else 0)
     each = _ENGINE_BYTES + weight_bytes + manifest.kv_cache.memory_gb * GIB * ranks
@@ -121,7 +121,7 @@ def environment(ignored: Sequence[str]) -> Finding:
 
 
 def run_directory(run_dir: Path, living: Callable[[ClusterState], set[int]]) -> Finding:
-    """living: processes of a cluster, `processes_of`."""
+    """living: returns the pids of a cluster's processes, `processes_of`."""
     try:
         state = read_state(run_dir)
     except LLMServeError as error:
@@ -139,4 +139,4 @@ def run_directory(run_dir: Path, living: Callable[[ClusterState], set[int]]) -> 
 
 
 def processes_of(state: ClusterState) -> set[int]:
-    return members(Family(f"{state.cluster_id}/", frozenset()))
+    return members(Family(f"{state.cluster_id}/"))

@@ -1,4 +1,4 @@
-"""TCP as the kernel is set, and RDMA devices."""
+"""Checks the kernel's settings of TCP, and RDMA devices."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ def congestion_control(host: Host) -> Finding:
 
 
 def socket_buffers(host: Host) -> Finding:
-    """What TCP may grow its buffers to by itself: the third number of tcp_rmem and tcp_wmem."""
+    """The third number of tcp_rmem and tcp_wmem is the size to which TCP may grow its buffers by itself."""
     receive, send = _largest(host, "tcp_rmem"), _largest(host, "tcp_wmem")
     value = f"receive {size(receive)}, send {size(send)} at most"
     figures = {"receive_bytes": receive, "send_bytes": send}

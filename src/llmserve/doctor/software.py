@@ -1,4 +1,4 @@
-"""The packages that do the work, against what pyproject.toml asks for."""
+"""Compares the installed packages with what pyproject.toml asks for."""
 
 import importlib.metadata
 from collections.abc import Iterable, Mapping
@@ -22,8 +22,9 @@ _BREAKS_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
 
 @dataclass(frozen=True, slots=True)
 class OptionalPackage:
-    """A package that only some settings need. distributions: any of them carries it, the first is what to
-    install. transport: the one that it is for. needs: of these, one must be beside it. flags: of pip."""
+    """A package that only some settings need. distributions: any of them carries it; the first is the one
+    to install. transport: the transport that needs it. needs: one of these must be installed, too. flags:
+    options of pip."""
 
     name: str
     distributions: tuple[str, ...]
@@ -67,7 +68,7 @@ def installed(names: Iterable[str]) -> Versions:
 
 
 def transport_packages(wanted: Wanted) -> Mapping[str, str]:
-    """Of the transports that need a package: how to install it."""
+    """Returns how to install the package of each transport that needs one."""
     return {part.transport: _install(part, wanted) for part in OPTIONAL if part.transport}
 
 
@@ -100,7 +101,7 @@ def engine(versions: Versions, wanted: Wanted, has_gpus: bool) -> Finding:
 
 
 def torch(versions: Versions, wanted: Wanted) -> Finding:
-    """vLLM's CUDA build brings its own; the CPU build needs the one it was compiled for."""
+    """vLLM's CUDA build brings its own torch; the CPU build needs the one that it was compiled for."""
     version = versions.get("torch", "")
     on_cpu = CPU_ENGINE in versions
     if not version and (on_cpu or GPU_ENGINE in versions):
@@ -118,7 +119,7 @@ def torch(versions: Versions, wanted: Wanted) -> Finding:
 
 
 def library(name: str, versions: Versions, wanted: Wanted) -> Finding:
-    """One that every role needs."""
+    """Checks a package that every role needs."""
     if name not in versions:
         return problem(name, "not installed", f"Nothing works without it: pip install '{_pin(name, wanted)}'")
     if not _fits(name, versions, wanted):
@@ -148,7 +149,7 @@ def _pin(name: str, wanted: Wanted) -> str:
 
 
 def _install(part: OptionalPackage, wanted: Wanted) -> str:
-    """needs have the versions of what they belong to."""
+    """The packages in `needs` have the version of the package that needs them."""
     first = part.distributions[0]
     names = [_pin(first, wanted), *(f"{name}{wanted.get(first, SpecifierSet())}" for name in part.needs[:1])]
     return f"pip install {part.flags}" + " ".join(f"'{name}'" for name in names)

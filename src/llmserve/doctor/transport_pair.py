@@ -10,7 +10,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -29,7 +29,7 @@ FAR = ("llmserve.doctor.transport_pair", "far")
 _DESCRIPTION_WORD = "LLMSERVE_DESCRIPTION"
 _PIECES = 128  # a block in one layer is about as large as one of these
 _SECONDS = 0.5
-_LEAST_READS = 3
+_LEAST_ROUNDS = 3
 _READ_SECONDS = 5.0
 _POLL_SECONDS = 0.0001
 _PROGRESS_SECONDS = 0.001
@@ -72,7 +72,7 @@ def _far_process(kind: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _best_seconds(transport: Transport, far: subprocess.Popen[str]) -> float:
-    """Of reading all of the far memory. Errors: TransferError."""
+    """Returns the seconds that reading all of the far memory takes. Errors: TransferError."""
     memory = np.zeros(BYTES, np.uint8)
     transport.register([Region(memory.ctypes.data, memory.nbytes)])
     say_step("connecting")
@@ -82,10 +82,15 @@ def _best_seconds(transport: Transport, far: subprocess.Popen[str]) -> float:
     _read(transport, peer, batch)
     if not _is_right(memory):
         raise TransferError("the bytes that arrived are not those that were sent")
+    return best_seconds(lambda: _read(transport, peer, batch), _SECONDS)
+
+
+def best_seconds(once: Callable[[], object], seconds: float) -> float:
+    """Returns the shortest time of one call, of at least three calls that take `seconds` together."""
     times: list[float] = []
-    while len(times) < _LEAST_READS or sum(times) < _SECONDS:
+    while len(times) < _LEAST_ROUNDS or sum(times) < seconds:
         started = time.perf_counter()
-        _read(transport, peer, batch)
+        once()
         times.append(time.perf_counter() - started)
     return min(times)
 
@@ -100,7 +105,7 @@ def _description(far: subprocess.Popen[str]) -> bytes:
 
 
 def _scattered() -> Batch:
-    """Pieces that lie the other way round at the near side: none joins its neighbour."""
+    """The pieces lie in reverse order at the near side, so that none joins its neighbour."""
     each = BYTES // _PIECES
     offsets = np.arange(_PIECES, dtype=np.int64) * each
     regions, lengths = np.zeros(_PIECES, np.int64), np.full(_PIECES, each, np.int64)
@@ -125,7 +130,7 @@ def _read(transport: Transport, peer: PeerName, batch: Batch) -> None:
 
 
 def known_bytes() -> npt.NDArray[np.uint8]:
-    """The same in every process."""
+    """Returns the same bytes in every process."""
     tile = np.random.default_rng(7).integers(0, 256, 1_048_583, np.uint8)
     return np.resize(tile, BYTES)
 

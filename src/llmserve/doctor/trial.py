@@ -21,9 +21,6 @@ from llmserve.runner.processes import (
     MEMBER_VARIABLE,
     Family,
     end,
-    members,
-    remove_unused_shared_memory,
-    shared_memory,
 )
 
 # Lines of stdout that begin with other words are the libraries' own.
@@ -32,8 +29,8 @@ STEP_WORD = "LLMSERVE_STEP"
 
 
 class TrialOutcome(StrEnum):
-    """MEASURED: the bytes arrived, and were the right ones. UNAVAILABLE: it cannot be used here, and says
-    why. FAILED: a transfer failed or brought wrong bytes. CRASHED: its process ended. HUNG: it was past its
+    """MEASURED: the right bytes arrived. UNAVAILABLE: the transport cannot be used here, and says why.
+    FAILED: a transfer failed or brought wrong bytes. CRASHED: the process ended. HUNG: it missed its
     deadline."""
 
     MEASURED = "measured"
@@ -44,7 +41,7 @@ class TrialOutcome(StrEnum):
 
 
 def say_step(text: str) -> None:
-    """What the process does from now on: where it hung, if it does."""
+    """Prints what the process does from now on: where it hung, if it does."""
     print(STEP_WORD, text, flush=True)
 
 
@@ -55,7 +52,7 @@ def last_step(output: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TrialReport:
-    """rates: bytes per second by what was measured, with MEASURED. reason: with the others."""
+    """rates: bytes per second by what was measured, with MEASURED. reason: with the other outcomes."""
 
     outcome: TrialOutcome
     reason: str = ""
@@ -66,7 +63,7 @@ class TrialReport:
 
     @classmethod
     def heard(cls, output: str) -> "TrialReport | None":
-        """None: the process printed none."""
+        """Returns None when the process printed no report."""
         for line in output.splitlines():
             word, _, text = line.partition(" ")
             if word == REPORT_WORD:
@@ -81,7 +78,7 @@ TRIAL_SECONDS = 60.0  # a trial takes 1 to 5; torch, which NIXL imports, half a 
 
 
 def run_trial(module: str, *arguments: str, seconds: float = TRIAL_SECONDS) -> TrialReport:
-    """Blocks for at most about `seconds`. Whatever happens in the processes comes back as an TrialReport."""
+    """Blocks for at most about `seconds`. Whatever happens in the processes comes back as a TrialReport."""
     try:
         return _run(module, arguments, seconds)
     except OSError as error:
@@ -107,7 +104,10 @@ def _run(module: str, arguments: Sequence[str], seconds: float) -> TrialReport:
             step = last_step((error.output or b"").decode(errors="replace"))  # bytes, whatever was asked for
             return TrialReport(TrialOutcome.HUNG, f"no answer within {seconds:g} s, while {step}")
         finally:
-            _end(Family(mark, frozenset({process.pid})), process)
+            end(Family(mark, frozenset({process.pid})), 0)
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
         return TrialReport.heard(output) or TrialReport(
             TrialOutcome.CRASHED, _last_words(process.returncode, said)
         )
@@ -115,22 +115,13 @@ def _run(module: str, arguments: Sequence[str], seconds: float) -> TrialReport:
 
 @contextmanager
 def _held_open() -> Iterator[int]:
-    """A stdin that ends when this process does, which tells the trial to end."""
+    """Yields a stdin that ends when this process does, which makes the trial end."""
     read_end, write_end = os.pipe()
     try:
         yield read_end
     finally:
         os.close(read_end)
         os.close(write_end)
-
-
-def _end(family: Family, process: subprocess.Popen[str]) -> None:
-    segments = shared_memory(members(family))
-    end(lambda: members(family), 0)
-    process.wait()
-    remove_unused_shared_memory(segments)
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 def _last_words(code: int, said: IO[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmserve.core.errors import InvalidRequest, LLMServeError, Unavailable
-from llmserve.k8s.render.names import Object
+from llmserve.k8s.render.objects import Object
 
 FIELD_MANAGER = "llmserve"
 _SECONDS = 30.0  # for one request

@@ -1,11 +1,100 @@
-"""Makes the cluster what was planned, and takes it away again. Says what was done when it cannot be all."""
+"""What applying a manifest would change, by the server's own answer to a dry run, and the change itself."""
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
 from llmserve.core.errors import LLMServeError
-from llmserve.k8s.api import KubeApi
-from llmserve.k8s.changes import Action, Change, found, title
-from llmserve.k8s.render.names import Object
+from llmserve.k8s.api import MADE, KubeApi, Refused
+from llmserve.k8s.render.objects import Object, selector, to_yaml
+
+# Set by the server, or by controllers after it.
+_OF_THE_SERVER = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
+
+
+class Action(StrEnum):
+    CREATE = "create"
+    UPDATE = "update"
+    KEEP = "keep"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """`wanted` as rendered; None: to be deleted. `before`, `after`: what the server has; None: nothing."""
+
+    name: str
+    wanted: Object | None
+    before: Object | None
+    after: Object | None
+
+    @property
+    def action(self) -> Action:
+        if self.after is None:
+            return Action.DELETE
+        if self.before is None:
+            return Action.CREATE
+        return Action.KEEP if _own(self.before) == _own(self.after) else Action.UPDATE
+
+
+class NothingApplied(LLMServeError):
+    """The server refused some of it in the dry run, so nothing was applied."""
+
+
+def plan_changes(api: KubeApi, objects: Sequence[Object], cluster: str, *, force: bool) -> list[Change]:
+    """In the order to make them; what is not wanted any more comes last. Changes nothing.
+    Errors: NothingApplied with all that the server refuses, in its words."""
+    changes, refused = list[Change](), list[str]()
+    for one in objects:
+        try:
+            changes.append(Change(title(one), one, api.get(one), api.apply(one, dry_run=True, force=force)))
+        except Refused as error:
+            refused.append(f"{title(one)}: {error.message}")
+    if refused:
+        raise NothingApplied("\n".join(["the server refuses (nothing was applied):", *refused]))
+    return [*changes, *_leftovers(api, objects, cluster)]
+
+
+def plan_new(objects: Iterable[Object]) -> list[Change]:
+    """In a namespace that is not there, nothing is, and nothing can be tried."""
+    return [Change(title(one), one, None, one) for one in objects]
+
+
+def found(api: KubeApi, cluster: str) -> list[Object]:
+    """All objects of a cluster, the last made first."""
+    made = [one for api_version, kind in MADE for one in api.list(api_version, kind, selector(cluster))]
+    return made[::-1]
+
+
+def _leftovers(api: KubeApi, objects: Sequence[Object], cluster: str) -> Iterator[Change]:
+    """Of an earlier manifest: a role or an autoscaler that is gone from this one."""
+    wanted = {title(one) for one in objects}
+    for one in found(api, cluster):
+        if title(one) not in wanted:
+            yield Change(title(one), None, one, None)
+
+
+def title(one: Object) -> str:
+    return f"{one['kind']} {one['metadata']['name']}"
+
+
+def diff(change: Change) -> Iterator[str]:
+    """Lines of a unified diff, of the YAML of what is there and what would be."""
+    before, after = (_lines(one) for one in (change.before, change.after))
+    yield from difflib.unified_diff(
+        before, after, f"{change.name} (now)", f"{change.name} (then)", lineterm=""
+    )
+
+
+def _lines(one: Object | None) -> list[str]:
+    return [] if one is None else to_yaml(_own(one)).splitlines()
+
+
+def _own(one: Object) -> Object:
+    metadata = {key: value for key, value in one["metadata"].items() if key not in _OF_THE_SERVER}
+    return {key: value for key, value in one.items() if key != "status"} | {"metadata": metadata}
+
 
 Say = Callable[[str], None]
 _DONE = {Action.CREATE: "created", Action.UPDATE: "changed", Action.DELETE: "deleted"}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from llmserve.k8s.api import KubeApi, Refused
-from llmserve.k8s.render.names import COMPONENT_LABEL, Object, pod_selector
+from llmserve.k8s.render.objects import COMPONENT_LABEL, Object, pod_selector
 
 
 @dataclass(frozen=True, slots=True)

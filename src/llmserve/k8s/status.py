@@ -1,10 +1,12 @@
-"""How the workloads of a cluster are. `snapshot` asks; the rest is pure."""
+"""How the workloads of a cluster are, and waiting until they are as they should be."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from llmserve.core.errors import DeadlineExceeded, StartFailed, Unavailable
 from llmserve.k8s.api import KubeApi
-from llmserve.k8s.render.names import COMPONENT_LABEL, Object, pod_selector, selector
+from llmserve.k8s.render.objects import COMPONENT_LABEL, Object, pod_selector, selector
 
 # Reasons of a container that waits for nothing but time.
 _PATIENT = frozenset({"ContainerCreating", "PodInitializing"})
@@ -123,3 +125,55 @@ def _waiting(pod: Object) -> Iterator[str]:
 def _containers(pod: Object) -> list[Object]:
     status = pod.get("status", {})
     return [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
+
+
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """The real one, unless a test has its own. now: seconds, monotonic."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+def wait_ready(
+    api: KubeApi, cluster: str, timeout_seconds: float, say: Callable[[str], None], clock: Time
+) -> None:
+    """Says each change of each workload. A server that is away for a moment is asked again.
+    Errors: StartFailed with what is missing when the time is over."""
+    deadline, shown = clock.now() + timeout_seconds, dict[str, str]()
+    while True:
+        problems: tuple[str, ...]
+        try:
+            now = snapshot(api, cluster)
+            problems = now.problems
+            words = {one.name: one.words for one in now.workloads}
+        except Unavailable as error:
+            problems, words = (error.message,), {}
+        for name, text in words.items():
+            if shown.get(name) != text:
+                say(f"{name}: {text}")
+        shown |= words
+        if not problems:
+            return
+        if clock.now() >= deadline:
+            missing = "\n".join(problems)
+            raise StartFailed(f"not ready after {timeout_seconds:.0f} s; it goes on trying:\n{missing}")
+        clock.sleep(_LOOK_SECONDS)
+
+
+def wait_gone(
+    api: KubeApi, cluster: str, timeout_seconds: float, say: Callable[[str], None], clock: Time
+) -> None:
+    """Until no pod of it is left. Errors: DeadlineExceeded."""
+    deadline, shown = clock.now() + timeout_seconds, -1
+    while pods := api.list("v1", "Pod", pod_selector(cluster)):
+        if len(pods) != shown:
+            shown = len(pods)
+            say(f"{shown} pods finish what they do")
+        if clock.now() >= deadline:
+            names = ", ".join(pod["metadata"]["name"] for pod in pods)
+            raise DeadlineExceeded(f"still there after {timeout_seconds:.0f} s: {names}")
+        clock.sleep(_LOOK_SECONDS)

@@ -10,7 +10,7 @@ _DATA = b"data:"
 _DONE = b"[DONE]"
 
 
-class FailureKind(StrEnum):
+class AnswerFailure(StrEnum):
     HTTP = "HTTP"
     CONNECT = "no connection"
     TIMEOUT = "timeout"
@@ -23,13 +23,13 @@ class FailureKind(StrEnum):
 class Failure:
     """status: of the HTTP answer, 0 where there was none."""
 
-    kind: FailureKind
+    kind: AnswerFailure
     message: str
     status: int = 0
 
     @property
     def label(self) -> str:
-        return f"{self.kind} {self.status}" if self.kind is FailureKind.HTTP else str(self.kind)
+        return f"{self.kind} {self.status}" if self.kind is AnswerFailure.HTTP else str(self.kind)
 
 
 @dataclass(slots=True, eq=False)
@@ -69,9 +69,9 @@ class Answer:
         if self.failure is not None:
             return
         if not self.is_whole:
-            self.failure = Failure(FailureKind.BROKEN, "the stream ended before [DONE]")
+            self.failure = Failure(AnswerFailure.BROKEN, "the stream ended before [DONE]")
         elif self.first_at is None:
-            self.failure = Failure(FailureKind.NO_TOKENS, "the answer has no tokens")
+            self.failure = Failure(AnswerFailure.NO_TOKENS, "the answer has no tokens")
 
     def _event(self, payload: bytes, now: float) -> None:
         if payload == _DONE:
@@ -80,11 +80,11 @@ class Answer:
         try:
             self._read(json.loads(payload), now)
         except (ValueError, TypeError, AttributeError, LookupError):
-            self.failure = Failure(FailureKind.IN_STREAM, f"not an event of this API: {payload[:200]!r}")
+            self.failure = Failure(AnswerFailure.IN_STREAM, f"not an event of this API: {payload[:200]!r}")
 
     def _read(self, event: dict[str, Any], now: float) -> None:
         if error := event.get("error"):
-            self.failure = Failure(FailureKind.IN_STREAM, error_text(error))
+            self.failure = Failure(AnswerFailure.IN_STREAM, error_text(error))
         elif choices := event.get("choices"):
             self._choice(choices[0], now)
         if usage := event.get("usage"):

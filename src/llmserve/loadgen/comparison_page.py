@@ -3,12 +3,16 @@
 from html import escape
 
 from llmserve.core.stats import Percentiles
-from llmserve.loadgen.comparison import Comparison
-from llmserve.loadgen.contrast import Contrast
-from llmserve.loadgen.distributions import distributions
-from llmserve.loadgen.html import SPREAD_HEADS, document, notes, spread_cells, table
-from llmserve.loadgen.ratio_plot import ratio_plot
-from llmserve.loadgen.record import Record
+from llmserve.loadgen.comparison import Comparison, ComparisonFinding, Contrast
+from llmserve.loadgen.page import SPREAD_HEADS, distributions, document, notes, spread_cells, table
+from llmserve.loadgen.record import RequestRecord
+from llmserve.plot import RatioInterval, interval_plot
+
+_COLORS = {
+    ComparisonFinding.BETTER: "#4b9b5f",
+    ComparisonFinding.WORSE: "#c0392b",
+    ComparisonFinding.SAME: "#777777",
+}
 
 
 def comparison_page(one: Comparison) -> str:
@@ -64,7 +68,11 @@ def _ratios(one: Comparison) -> str:
     if not one.contrasts:
         return ""
     label = f"{one.other} / {one.base}, with its 95% interval; green: {one.other} is better, red: worse"
-    return ratio_plot("What differs", one.contrasts, label)
+    return interval_plot("What differs", label, list(map(ratio_row, one.contrasts)))
+
+
+def ratio_row(found: Contrast) -> RatioInterval:
+    return RatioInterval(found.figure, found.low, found.ratio, found.high, _COLORS[found.finding])
 
 
 def _spreads(one: Comparison) -> str:
@@ -78,7 +86,7 @@ def _spreads(one: Comparison) -> str:
     return table(SPREAD_HEADS, rows)
 
 
-def _times(records: list[Record]) -> dict[str, Percentiles]:
+def _times(records: list[RequestRecord]) -> dict[str, Percentiles]:
     return {
         "time to first token": Percentiles.of([record.ttft for record in records]),
         "between tokens": Percentiles.of([gap for record in records for gap in record.gaps]),

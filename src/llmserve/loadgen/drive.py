@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from llmserve.loadgen.answer import Answer
 from llmserve.loadgen.endpoint import Endpoint
 from llmserve.loadgen.prompts import Talk
-from llmserve.loadgen.record import Record, Sending
+from llmserve.loadgen.record import RequestRecord, Sending
 from llmserve.loadgen.workload import Conversation
 
 
@@ -40,7 +40,7 @@ class Drive:
     new_talk: Callable[[], Talk]
     think_seconds: float = 0.0
     watch: Stopwatch = field(default_factory=Stopwatch)
-    records: list[Record] = field(default_factory=list)
+    records: list[RequestRecord] = field(default_factory=list)
     running: int = 0
     failed: int = 0
     output_tokens: int = 0
@@ -94,7 +94,7 @@ class Drive:
         self._ended(sending.record(answer, sent_at, self.watch.now()))
         return answer
 
-    def _ended(self, record: Record) -> None:
+    def _ended(self, record: RequestRecord) -> None:
         self.records.append(record)
         self.failed += not record.served
         self.output_tokens += record.output_tokens

@@ -1,13 +1,24 @@
-"""A whole load: which conversations, and when."""
+"""A load: which conversations are sent, and when."""
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from llmserve.loadgen.arrivals import arrivals
 from llmserve.loadgen.drive import Users
 from llmserve.loadgen.workload import Conversation, Mix, limited, of_trace, timed
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
+
+
+def arrivals(per_second: float, burstiness: float, rng: random.Random) -> Iterator[float]:
+    """Rising seconds from the start, without end, after gaps of 1 / per_second on average. burstiness is the
+    coefficient of variation of the gaps: 0 constant, 1 a Poisson process, above 1 bursts (gamma distributed).
+    `vllm bench serve --burstiness` is 1 / burstiness**2."""
+    mean, now = 1 / per_second, 0.0
+    shape = 1 / burstiness**2 if burstiness else 0.0
+    while True:
+        now += rng.gammavariate(shape, mean / shape) if shape else mean
+        yield now
+
 
 # Of a conversation that only warms the endpoint up.
 _WARM_OUTPUT_TOKENS = 16

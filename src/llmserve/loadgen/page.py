@@ -1,20 +1,94 @@
-"""A run as one HTML page that needs nothing else: no script, no other file."""
+"""A report as one HTML page that needs nothing else: no script, no other file."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
-from llmserve.loadgen.distributions import distributions
-from llmserve.loadgen.html import SPREAD_HEADS, document, notes, spread_cells, table
-from llmserve.loadgen.plot import Point, Series, plot
-from llmserve.loadgen.record import Record
-from llmserve.loadgen.report import Group, Report
+from llmserve.core.stats import Percentiles
+from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.report import Group, LoadReport
+from llmserve.plot import Point, Series, cumulative, plot
+
+SPREAD_HEADS = ("milliseconds", "mean", "p50", "p90", "p95", "p99", "most")
+"""Over a name and `spread_cells`."""
+
+_STYLE = """
+body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 800px; color: #222; padding: 0 1em }
+table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .2em .7em; text-align: right }
+td { white-space: nowrap } td:last-child { white-space: normal }
+th:first-child, td:first-child { text-align: left } th { border-bottom: 1px solid #999; font-weight: 600 }
+svg { width: 100%; margin: 1em 0 } .note { color: #a33 } dt { font-weight: 600 } dd { margin: 0 0 .4em 1em }
+.verdict { font-size: 1.15em; border-left: 4px solid #3b6fb6; padding-left: .8em }
+"""
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """parts: HTML; empty ones are left out. title: text."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(filter(None, parts)) + "\n</body></html>\n"
+    )
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Of texts; the first column is of names."""
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def spread_cells(spread: Percentiles) -> list[str]:
+    """Milliseconds of a spread in seconds."""
+    values = (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99, spread.most)
+    return [f"{1000 * value:.1f}" for value in values]
+
+
+def notes(texts: Iterable[str]) -> list[str]:
+    return [f'<p class="note">{escape(text)}</p>' for text in texts]
+
+
+_Times = Callable[[Sequence[RequestRecord]], Iterable[float]]
+
+
+def distributions(groups: Mapping[str, Sequence[RequestRecord]]) -> list[str]:
+    """SVG elements. groups: requests that were served, by name."""
+    return [
+        _distribution("Time to first token", "requests", groups, _first_tokens),
+        _distribution("Between tokens", "gaps", groups, _gaps),
+        _distribution("Time per output token", "requests", groups, _per_token),
+        _distribution("End to end", "requests", groups, _ends),
+    ]
+
+
+def _distribution(title: str, what: str, groups: Mapping[str, Sequence[RequestRecord]], times: _Times) -> str:
+    series = [
+        Series(name, cumulative([1000 * seconds for seconds in times(records)]))
+        for name, records in groups.items()
+    ]
+    return plot(title, "milliseconds", f"% of {what}", series)
+
+
+def _first_tokens(records: Sequence[RequestRecord]) -> Iterable[float]:
+    return (one.ttft for one in records)
+
+
+def _gaps(records: Sequence[RequestRecord]) -> Iterable[float]:
+    return (gap for one in records for gap in one.gaps)
+
+
+def _per_token(records: Sequence[RequestRecord]) -> Iterable[float]:
+    return (one.tpot for one in records if one.tpot is not None)
+
+
+def _ends(records: Sequence[RequestRecord]) -> Iterable[float]:
+    return (one.e2e for one in records)
+
 
 # Of each kind: more than this a plot cannot show, and a page need not carry.
 _MOST_DOTS = 2000
 
 
-def page(report: Report, records: Sequence[Record]) -> str:
+def page(report: LoadReport, records: Sequence[RequestRecord]) -> str:
     about = report.about
     title = f"{about.model} at {about.url}"
     parts = [
@@ -30,7 +104,7 @@ def page(report: Report, records: Sequence[Record]) -> str:
     return document(title, parts)
 
 
-def _facts(report: Report) -> str:
+def _facts(report: LoadReport) -> str:
     about = report.about
     facts = [
         ("Load", about.load),
@@ -51,7 +125,7 @@ def _facts(report: Report) -> str:
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts) + "</dl>"
 
 
-def _spreads(report: Report) -> str:
+def _spreads(report: LoadReport) -> str:
     spreads = {
         "time to first token": report.ttft,
         "between tokens": report.itl,
@@ -78,12 +152,12 @@ def _groups(name: str, groups: Iterable[Group]) -> str:
     return table([*heads, "per token ms", "e2e p50 ms"], rows)
 
 
-def _failures(report: Report) -> str:
+def _failures(report: LoadReport) -> str:
     rows = [[one.label, str(one.count), one.message] for one in report.failures]
     return table(["failure", "requests", "the first one says"], rows) if rows else ""
 
 
-def _plots(records: Sequence[Record]) -> list[str]:
+def _plots(records: Sequence[RequestRecord]) -> list[str]:
     served = [record for record in records if record.served]
     kinds = sorted({record.kind for record in served})
     of = {kind: [record for record in served if record.kind == kind] for kind in kinds}
@@ -98,12 +172,12 @@ def _plots(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _thinned(records: Sequence[Record]) -> list[Point]:
+def _thinned(records: Sequence[RequestRecord]) -> list[Point]:
     step = max(1, len(records) // _MOST_DOTS)
     return [(one.planned_at, 1000 * one.ttft) for one in records[::step]]
 
 
-def _tokens_each_second(records: Iterable[Record]) -> list[Point]:
+def _tokens_each_second(records: Iterable[RequestRecord]) -> list[Point]:
     counts: Counter[int] = Counter()
     for record in records:
         now = record.first_at
@@ -115,7 +189,7 @@ def _tokens_each_second(records: Iterable[Record]) -> list[Point]:
     return [(second, counts[second]) for second in range(max(counts, default=-1) + 1)]
 
 
-def _running(records: Iterable[Record]) -> list[Point]:
+def _running(records: Iterable[RequestRecord]) -> list[Point]:
     """At the beginning of each second."""
     changes: Counter[int] = Counter()
     for record in records:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmserve.loadgen.answer import Answer
-from llmserve.loadgen.workload import Piece
+from llmserve.loadgen.workload import PromptPiece
 
 # Words that nearly every tokenizer has as one token each, with the space before it.
 _WORDS = """
@@ -47,11 +47,11 @@ class Texts:
     token_ids: tuple[int, int]
     scale: Scale = Scale()
 
-    def ids(self, piece: Piece) -> list[int]:
+    def ids(self, piece: PromptPiece) -> list[int]:
         drawn: list[int] = self._draw(piece.name, *self.token_ids, piece.tokens)
         return drawn
 
-    def words(self, piece: Piece) -> str:
+    def words(self, piece: PromptPiece) -> str:
         """About piece.tokens tokens, without those that every prompt has."""
         count = max(1, round(piece.tokens / self.scale.per_word))
         return "".join(f" {WORDS[word]}" for word in self._draw(piece.name, 0, len(WORDS), count))
@@ -66,7 +66,7 @@ class Talk(ABC):
     """One conversation as its prompt grows: ask, then answered, then ask again."""
 
     @abstractmethod
-    def ask(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def ask(self, pieces: Sequence[PromptPiece]) -> dict[str, Any]:
         """The fields of the request that hold the prompt, with all that was said before."""
 
     @abstractmethod
@@ -78,14 +78,14 @@ class TokenTalk(Talk):
         self._texts = texts
         self._ids: list[int] = []
 
-    def ask(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def ask(self, pieces: Sequence[PromptPiece]) -> dict[str, Any]:
         for piece in pieces:
             self._ids += self._texts.ids(piece)
         return {"prompt": self._ids}
 
     def answered(self, answer: Answer) -> None:
         """An endpoint that gives no token ids is told another answer of the same length."""
-        made_up = Piece(f"answer{len(self._ids)}", answer.output_tokens)
+        made_up = PromptPiece(f"answer{len(self._ids)}", answer.output_tokens)
         self._ids += answer.token_ids or self._texts.ids(made_up)
 
 
@@ -94,7 +94,7 @@ class TextTalk(Talk):
         self._texts = texts
         self._text = ""
 
-    def ask(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def ask(self, pieces: Sequence[PromptPiece]) -> dict[str, Any]:
         self._text += _said(self._texts, pieces, is_first=not self._text)
         return {"prompt": self._text}
 
@@ -107,7 +107,7 @@ class ChatTalk(Talk):
         self._texts = texts
         self._messages: list[dict[str, str]] = []
 
-    def ask(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def ask(self, pieces: Sequence[PromptPiece]) -> dict[str, Any]:
         said = _said(self._texts, pieces, is_first=not self._messages)
         self._messages.append({"role": "user", "content": said})
         return {"messages": self._messages}
@@ -123,9 +123,9 @@ TALKS: dict[PromptForm, Callable[[Texts], Talk]] = {
 }
 
 
-def _said(texts: Texts, pieces: Sequence[Piece], *, is_first: bool) -> str:
+def _said(texts: Texts, pieces: Sequence[PromptPiece], *, is_first: bool) -> str:
     """What every prompt has besides its words is taken off the last piece, which is no other's."""
     *before, last = pieces
     fixed = round(texts.scale.fixed) if is_first else 0
-    own = Piece(last.name, max(1, last.tokens - fixed))
+    own = PromptPiece(last.name, max(1, last.tokens - fixed))
     return "".join(texts.words(piece) for piece in (*before, own))

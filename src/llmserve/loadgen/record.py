@@ -7,7 +7,7 @@ from llmserve.loadgen.answer import Answer, Failure
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RequestRecord:
     """Times are seconds from the start of the run. planned_at: when it should have been sent; what a user
     waits counts from there. prompt_tokens: as the endpoint counted, else as wanted. first_at and last_at:
     of its tokens; both planned_at when none came."""
@@ -64,8 +64,8 @@ class Sending:
     prompt_tokens: int
     output_tokens: int
 
-    def record(self, answer: Answer, sent_at: float, ended_at: float) -> Record:
-        return Record(
+    def record(self, answer: Answer, sent_at: float, ended_at: float) -> RequestRecord:
+        return RequestRecord(
             conversation=self.conversation,
             turn=self.turn,
             kind=self.kind,

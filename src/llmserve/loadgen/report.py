@@ -1,12 +1,63 @@
-"""What a run has shown."""
+"""What a run has shown: latencies, throughput, failures, and how fairly tenants were served."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.stats import Percentiles
-from llmserve.loadgen.fairness import Fairness, fairness
-from llmserve.loadgen.record import Record
+from llmserve.core.stats import Percentiles, jain
+from llmserve.loadgen.record import RequestRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Fairness:
+    """tokens: of each tenant, prompts and answers, in the seconds at whose beginning and end requests of
+    every tenant waited for their first token. jain: of these for their weight; None: there were none, or
+    there is one tenant. Shares mean nothing while there is enough for all."""
+
+    contended_seconds: int
+    tokens: dict[str, int]
+    jain: float | None
+
+
+def fairness(records: Sequence[RequestRecord], weights: Mapping[str, float]) -> Fairness:
+    tenants = sorted({record.tenant for record in records})
+    contended = _contended(records, tenants) if len(tenants) > 1 else set()
+    tokens = dict.fromkeys(tenants, 0)
+    for record in records:
+        tokens[record.tenant] += sum(n for second, n in _arrivals(record) if second in contended)
+    index = jain(tokens[one] / weights.get(one, 1.0) for one in tenants) if contended else None
+    return Fairness(len(contended), tokens, index)
+
+
+def _contended(records: Iterable[RequestRecord], tenants: Sequence[str]) -> set[int]:
+    """Second i is from i to i + 1."""
+    waiting: dict[int, set[str]] = defaultdict(set)
+    for record in records:
+        until = record.first_at if record.has_tokens else record.ended_at
+        for instant in range(math.ceil(record.sent_at), math.floor(until) + 1):
+            waiting[instant].add(record.tenant)
+    everyone = set(tenants)
+    full = {instant for instant, some in waiting.items() if some == everyone}
+    return {instant for instant in full if instant + 1 in full}
+
+
+def _arrivals(record: RequestRecord) -> Iterable[tuple[int, int]]:
+    """Seconds and tokens. Those of the prompt count when the first token comes; those of the answer are
+    spread evenly over its arrivals."""
+    if not record.has_tokens:
+        return []
+    seconds = Counter([int(record.first_at)])
+    now = record.first_at
+    for gap in record.gaps:
+        now += gap
+        seconds[int(now)] += 1
+    arrivals = len(record.gaps) + 1
+    got = {second: round(record.output_tokens * n / arrivals) for second, n in seconds.items()}
+    got[int(record.first_at)] += record.prompt_tokens
+    return got.items()
+
 
 # Requests that leave this late measure this process as well, not only the endpoint.
 _LATE_SECONDS = 0.010
@@ -40,7 +91,7 @@ class Slo:
     def asks(self) -> bool:
         return (self.ttft, self.itl, self.e2e) != (None, None, None)
 
-    def met(self, record: Record) -> bool:
+    def met(self, record: RequestRecord) -> bool:
         pairs = ((record.ttft, self.ttft), (record.tpot or 0.0, self.itl), (record.e2e, self.e2e))
         return record.served and all(limit is None or value <= limit for value, limit in pairs)
 
@@ -83,7 +134,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class LoadReport:
     """seconds: to the end of the last request. Spreads in seconds, of requests that were served. itl: between
     arrivals of tokens, of all requests together. tpot: a request's mean for each token after the first.
     late: how long after the planned time requests were sent; ttft and e2e contain it. cached_tokens: of the
@@ -114,12 +165,14 @@ class Report:
     notes: tuple[str, ...]
 
 
-def make_report(records: Sequence[Record], about: About, slo: Slo, weights: Mapping[str, float]) -> Report:
+def make_report(
+    records: Sequence[RequestRecord], about: About, slo: Slo, weights: Mapping[str, float]
+) -> LoadReport:
     all_of_it = _group("all", records, slo)
     served = [record for record in records if record.served]
     seconds = max((record.ended_at for record in records), default=0.0)
     late = Percentiles.of([record.sent_at - record.planned_at for record in records])
-    return Report(
+    return LoadReport(
         about=about,
         seconds=seconds,
         requests=len(records),
@@ -150,12 +203,14 @@ def _rate(amount: float, seconds: float) -> float:
     return amount / seconds if seconds else 0.0
 
 
-def _groups(records: Sequence[Record], name_of: Callable[[Record], str], slo: Slo) -> tuple[Group, ...]:
+def _groups(
+    records: Sequence[RequestRecord], name_of: Callable[[RequestRecord], str], slo: Slo
+) -> tuple[Group, ...]:
     names = sorted({name_of(record) for record in records})
     return tuple(_group(name, [one for one in records if name_of(one) == name], slo) for name in names)
 
 
-def _group(name: str, records: Sequence[Record], slo: Slo) -> Group:
+def _group(name: str, records: Sequence[RequestRecord], slo: Slo) -> Group:
     served = [record for record in records if record.served]
     return Group(
         name=name,
@@ -170,7 +225,7 @@ def _group(name: str, records: Sequence[Record], slo: Slo) -> Group:
     )
 
 
-def _failures(records: Sequence[Record]) -> tuple[Failures, ...]:
+def _failures(records: Sequence[RequestRecord]) -> tuple[Failures, ...]:
     """The most frequent first."""
     found: dict[str, list[str]] = {}
     for record in records:
@@ -180,7 +235,7 @@ def _failures(records: Sequence[Record]) -> tuple[Failures, ...]:
     return tuple(sorted(lines, key=lambda line: -line.count))
 
 
-def _notes(served: Sequence[Record], late: Percentiles) -> list[str]:
+def _notes(served: Sequence[RequestRecord], late: Percentiles) -> list[str]:
     notes = []
     if late.p99 > _LATE_SECONDS:
         notes.append(

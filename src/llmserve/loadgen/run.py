@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from llmserve.loadgen.drive import Drive
-from llmserve.loadgen.endpoint import Endpoint, Target
+from llmserve.loadgen.endpoint import Endpoint, EndpointTarget, Probed, probe
 from llmserve.loadgen.load import Load
-from llmserve.loadgen.probe import Probed, probe
 from llmserve.loadgen.prompts import TALKS, PromptForm, Talk, Texts
-from llmserve.loadgen.record import Record
+from llmserve.loadgen.record import RequestRecord
 from llmserve.loadgen.report import About
 
 Watch = Callable[[Drive], AbstractAsyncContextManager[None]]
@@ -28,15 +27,15 @@ class Ways:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class LoadOutcome:
     """is_cut: it was cancelled before its end."""
 
     about: About
-    records: Sequence[Record]
+    records: Sequence[RequestRecord]
     is_cut: bool
 
 
-async def run_load(load: Load, target: Target, ways: Ways, watch: Watch) -> Outcome:
+async def run_load(load: Load, target: EndpointTarget, ways: Ways, watch: Watch) -> LoadOutcome:
     """watch: a context around the load itself. A cancellation (Ctrl-C) ends the load; what has ended by then
     is the outcome. Errors: LLMServeError when the endpoint does not answer the probe."""
     async with Endpoint(target) as endpoint:
@@ -50,7 +49,7 @@ async def run_load(load: Load, target: Target, ways: Ways, watch: Watch) -> Outc
             is_cut = await _sent(load, drive)
     notes = (*probed.notes, *(["the run was stopped early"] if is_cut else []))
     about = About(target.url, target.model, load.describe(), load.seed, str(probed.form), started, notes)
-    return Outcome(about, drive.records, is_cut)
+    return LoadOutcome(about, drive.records, is_cut)
 
 
 def _talks(load: Load, ways: Ways, probed: Probed) -> Callable[[], Talk]:

@@ -1,15 +1,92 @@
-"""What to send: conversations of one or more turns, made up from a mix or taken from a trace."""
+"""What to send: kinds of requests and tenants, and conversations, from a mix or from a trace."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llmserve.loadgen.kinds import Kind, Tenant
-from llmserve.traces.request import TracedRequest
+from llmserve.core.errors import InvalidRequest
+from llmserve.traces import TracedRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class RequestKind:
+    """part: of all conversations, in any unit. Sizes in tokens."""
+
+    name: str
+    prompt_tokens: int
+    output_tokens: int
+    part: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """part: of all conversations, in any unit. key: None sends none."""
+
+    name: str
+    key: str | None
+    part: float = 1.0
+
+
+SIZES: Mapping[str, tuple[int, int]] = {"short": (200, 60), "chat": (800, 250), "long": (4000, 500)}
+
+
+def parse_kind(text: str) -> RequestKind:
+    """`short:70`, `PROMPT/OUTPUT:70` or `NAME=PROMPT/OUTPUT:70`; without `:70` the part is 1.
+    Errors: InvalidRequest."""
+    sizes, part = _part(text)
+    name, is_named, tokens = sizes.rpartition("=")
+    if not is_named and sizes in SIZES:
+        return RequestKind(sizes, *SIZES[sizes], part)
+    prompt, _, output = tokens.partition("/")
+    if not (prompt.isdecimal() and output.isdecimal() and int(prompt) and int(output)):
+        raise InvalidRequest(
+            f"--mix {text!r}: write NAME:PART with {', '.join(SIZES)}, or NAME=PROMPT/OUTPUT:PART in tokens"
+        )
+    return RequestKind(name or tokens, int(prompt), int(output), part)
+
+
+def parse_tenant(text: str, environment: Mapping[str, str]) -> Tenant:
+    """`NAME=KEY` or `NAME:PART=KEY`; a KEY of `@VARIABLE` is read there. Errors: InvalidRequest."""
+    head, equals, key = text.partition("=")
+    name, part = _part(head)
+    if not (name and equals and key):
+        raise InvalidRequest(
+            "--tenants: write NAME=KEY or NAME:PART=KEY; KEY may be @VARIABLE, of the environment"
+        )
+    if key.startswith("@"):
+        key = environment.get(key[1:], "")
+        if not key:
+            raise InvalidRequest(f"--tenants: the environment has no key of {name}")
+    return Tenant(name, key, part)
+
+
+def parse_weight(text: str) -> tuple[str, float]:
+    """`NAME=4`. Errors: InvalidRequest."""
+    name, _, number = text.partition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not name or not 0 < weight < float("inf"):
+        raise InvalidRequest(f"--weights {text!r}: write NAME=NUMBER with a positive number")
+    return name, weight
+
+
+def _part(text: str) -> tuple[str, float]:
+    head, colon, part = text.rpartition(":")
+    if not colon:
+        return text, 1.0
+    try:
+        share = float(part)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < float("inf"):
+        raise InvalidRequest(f"{text!r}: the part after ':' is {part!r}, not a positive number")
+    return head, share
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPiece:
     """The first so many tokens of the endless text that `name` stands for. Pieces of one name begin alike."""
 
     name: str
@@ -20,7 +97,7 @@ class Piece:
 class Turn:
     """prompt: what it adds to the conversation so far."""
 
-    prompt: tuple[Piece, ...]
+    prompt: tuple[PromptPiece, ...]
     output_tokens: int
 
     @property
@@ -44,7 +121,7 @@ class Mix:
     """spread: sizes are drawn evenly within this share of the kind's, both ways; 0: exactly these.
     Every conversation begins with one of `prefixes` texts of shared_tokens, beside the kind's own tokens."""
 
-    kinds: Sequence[Kind]
+    kinds: Sequence[RequestKind]
     tenants: Sequence[Tenant]
     turns: int = 1
     spread: float = 0.0
@@ -62,12 +139,12 @@ class Mix:
             yield Conversation(index, kind.name, tenant.name, turns)
             index += 1
 
-    def _turn(self, name: str, number: int, kind: Kind, rng: random.Random) -> Turn:
-        own = Piece(name, self._size(kind.prompt_tokens, rng))
+    def _turn(self, name: str, number: int, kind: RequestKind, rng: random.Random) -> Turn:
+        own = PromptPiece(name, self._size(kind.prompt_tokens, rng))
         output = self._size(kind.output_tokens, rng)
         if number or not self.shared_tokens:
             return Turn((own,), output)
-        return Turn((Piece(f"prefix{rng.randrange(self.prefixes)}", self.shared_tokens), own), output)
+        return Turn((PromptPiece(f"prefix{rng.randrange(self.prefixes)}", self.shared_tokens), own), output)
 
     def _size(self, tokens: int, rng: random.Random) -> int:
         least, most = round(tokens * (1 - self.spread)), round(tokens * (1 + self.spread))
@@ -81,15 +158,15 @@ def of_trace(requests: Iterable[TracedRequest]) -> Iterator[Conversation]:
         yield Conversation(index, "trace", one.tenant, (turn,), one.arrived_at)
 
 
-def _pieces(index: int, request: TracedRequest) -> Iterator[Piece]:
+def _pieces(index: int, request: TracedRequest) -> Iterator[PromptPiece]:
     left = request.prompt_tokens
     for name in request.prefix_names:
         if left <= 0:
             return
-        yield Piece(f"t{name}", min(left, request.run_tokens))
+        yield PromptPiece(f"t{name}", min(left, request.run_tokens))
         left -= request.run_tokens
     if left > 0:
-        yield Piece(f"c{index}", left)
+        yield PromptPiece(f"c{index}", left)
 
 
 def timed(conversations: Iterable[Conversation], arrivals: Iterable[float]) -> Iterator[Conversation]:

@@ -1,6 +1,6 @@
-"""What `llmserve up` itself tells of the processes it runs."""
+"""What `llmserve up` counts of the processes that it runs, and what becomes of spans."""
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from llmserve.metrics.registry import WatchedCounter
 
@@ -25,5 +25,16 @@ class ClusterMetrics:
             "cluster_process_hangs_total",
             "How often the process was killed because it did not answer",
             ("cluster", "component", "process"),
+            registry=registry,
+        )
+
+
+class TracingMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.spans_total = Counter(
+            "trace_spans_total",
+            "Spans that ended, by what became of them: sent, dropped (the endpoint of "
+            "`observability.tracing` is away or slow)",
+            ("result",),
             registry=registry,
         )

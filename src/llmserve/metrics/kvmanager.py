@@ -1,12 +1,117 @@
-"""What the KV manager counts."""
+"""What the KV manager counts, and the tiers of its store as they are when they are scraped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from llmserve.core.stats import StoreStats
-from llmserve.metrics.registry import WatchedCounter
-from llmserve.metrics.store import StoreCollector
+from llmserve.core.stats import Ages, StoreStats, TierStats
+from llmserve.metrics.registry import StateCollector, StateFamily, WatchedCounter
+
+_Family = StateFamily[StoreStats]
+
+
+def _of_tiers(name: str, documentation: str, value: Callable[[TierStats], float]) -> _Family:
+    return StateFamily(
+        name, documentation, ("tier",), lambda stats: (((one.name,), value(one)) for one in stats.tiers)
+    )
+
+
+_TIER_FAMILIES: tuple[_Family, ...] = (
+    _of_tiers("kv_store_blocks", "Blocks that the tier holds", lambda tier: tier.blocks),
+    _of_tiers("kv_store_bytes", "Bytes that the tier takes", lambda tier: tier.used_bytes),
+    _of_tiers("kv_store_capacity_bytes", "Bytes that the tier may take", lambda tier: tier.capacity_bytes),
+    _of_tiers(
+        "kv_store_pinned_blocks",
+        "Blocks that an operator has pinned, and those before them",
+        lambda tier: tier.pinned_blocks,
+    ),
+    _of_tiers(
+        "kv_store_queued_bytes", "Bytes that wait to be written to the tier", lambda tier: tier.queued_bytes
+    ),
+    _of_tiers(
+        "kv_store_hit_blocks_total",
+        "Blocks that prompts did not have to compute, by the tier that had them",
+        lambda tier: tier.totals.hit_blocks,
+    ),
+    _of_tiers(
+        "kv_store_hit_tokens_total",
+        "Tokens of these; of workers that told how many a block has",
+        lambda tier: tier.totals.hit_tokens,
+    ),
+    _of_tiers(
+        "kv_store_load_bytes_total",
+        "Bytes of blocks out of the tier: of DRAM to workers, else into DRAM",
+        lambda tier: tier.totals.load_bytes,
+    ),
+    _of_tiers(
+        "kv_store_load_seconds_total",
+        "Time that loads took, decoding included; 0 for DRAM, where workers copy",
+        lambda tier: tier.totals.load_seconds,
+    ),
+    _of_tiers(
+        "kv_store_store_bytes_total",
+        "Bytes of blocks into the tier, before they were encoded; into DRAM: from workers",
+        lambda tier: tier.totals.store_bytes,
+    ),
+    _of_tiers(
+        "kv_store_store_seconds_total",
+        "Time that the writes took; 0 for DRAM, where workers copy",
+        lambda tier: tier.totals.store_seconds,
+    ),
+    StateFamily(
+        "kv_store_evictions_total",
+        "Blocks that left the tier, by why: room, quota (of its tenant), asked (llmserve kv evict), corrupt",
+        ("tier", "reason"),
+        lambda stats: (
+            ((tier.name, reason.value), blocks)
+            for tier in stats.tiers
+            for reason, blocks in tier.evictions.items()
+        ),
+    ),
+    StateFamily(
+        "kv_store_outcomes_total",
+        "What became of operations. Below DRAM: read and write of a part of a block, done, missing, corrupt, "
+        "full or failed. DRAM: reserve, write and lease",
+        ("tier", "operation", "outcome"),
+        lambda stats: (
+            ((tier.name, *operation), count)
+            for tier in stats.tiers
+            for operation, count in tier.outcomes.items()
+        ),
+    ),
+    StateFamily(
+        "kv_store_saved_prefill_seconds_total",
+        "What the hits would have cost to compute; of workers that told what a block costs them",
+        (),
+        lambda stats: [((), stats.saved_prefill_seconds)],
+    ),
+)
+
+
+class EvictionAgeCollector(Collector):
+    """The histogram of how long ago evicted blocks were used last."""
+
+    def __init__(self, stats: Callable[[], StoreStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(
+            "kv_store_eviction_age_seconds",
+            "How long ago blocks that went for want of room were used last",
+            labels=("tier",),
+        )
+        for tier in self._stats().tiers:
+            ages = tier.eviction_ages
+            family.add_metric((tier.name,), _buckets(ages), ages.sum_seconds)
+        yield family
+
+
+def _buckets(ages: Ages) -> list[tuple[str, float]]:
+    bounds = [*map(str, ages.bounds_seconds), "+Inf"]
+    return list(zip(bounds, accumulate(ages.counts), strict=True))
 
 
 class KVManagerMetrics:
@@ -53,5 +158,7 @@ class KVManagerMetrics:
             ("how",),
             registry=registry,
         )
-        self.store = StoreCollector(store)
+        self.store = StateCollector(_TIER_FAMILIES, store)
         registry.register(self.store)
+        self.eviction_ages = EvictionAgeCollector(store)
+        registry.register(self.eviction_ages)

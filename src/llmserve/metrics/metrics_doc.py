@@ -13,14 +13,11 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
 from llmserve.metrics.apiserver import ApiserverMetrics
-from llmserve.metrics.cluster import ClusterMetrics
-from llmserve.metrics.kvmanager import KVManagerMetrics
-from llmserve.metrics.registry import WatchedCounter
+from llmserve.metrics.cluster import ClusterMetrics, TracingMetrics
+from llmserve.metrics.kvmanager import EvictionAgeCollector, KVManagerMetrics
+from llmserve.metrics.registry import StateCollector, WatchedCounter
 from llmserve.metrics.router import RouterMetrics
-from llmserve.metrics.scheduler import SchedulerCollector
-from llmserve.metrics.store import StoreCollector
-from llmserve.metrics.tracing import TracingMetrics
-from llmserve.metrics.worker import PairCollector, WorkerMetrics
+from llmserve.metrics.worker import WorkerMetrics
 
 _INTRODUCTION = """\
 # Metrics
@@ -60,7 +57,7 @@ def markdown() -> str:
 
 def _rows(metrics: object) -> Iterator[str]:
     for metric in vars(metrics).values():
-        if isinstance(metric, PairCollector | SchedulerCollector | StoreCollector):
+        if isinstance(metric, StateCollector | EvictionAgeCollector):
             yield from (_row(family, family._labelnames) for family in metric.collect())  # type: ignore[attr-defined]
         elif isinstance(metric, MetricWrapperBase | WatchedCounter):
             yield from (_row(family, metric._labelnames) for family in metric.collect())

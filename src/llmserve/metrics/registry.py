@@ -8,12 +8,17 @@ roles can live in one process (`single_process`) and tests do not share counts.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from llmserve.core.errors import StartFailed
+
+StateT = TypeVar("StateT")
 
 # A scraper that connects and says nothing must not hold a socket for ever.
 _REQUEST_TIMEOUT_SECONDS = 5.0
@@ -46,6 +51,39 @@ class WatchedCounter:
         for labels, value in self._rows():
             family.add_metric(labels, value)
         yield family
+
+
+@dataclass(frozen=True, slots=True)
+class StateFamily(Generic[StateT]):
+    """A metric that is read from a state: a counter if its name ends with `_total`, else a gauge.
+    samples: the labels' values and the value of each series."""
+
+    name: str
+    documentation: str
+    labels: tuple[str, ...]
+    samples: Callable[[StateT], Iterable[tuple[Sequence[str], float]]]
+
+    def read(self, state: StateT) -> Metric:
+        kind = CounterMetricFamily if self.name.endswith("_total") else GaugeMetricFamily
+        family = kind(self.name, self.documentation, labels=self.labels)
+        for labels, value in self.samples(state):
+            family.add_metric(labels, value)
+        return family
+
+
+class StateCollector(Collector, Generic[StateT]):
+    """Metrics whose values are kept elsewhere: the state is asked for at each scrape."""
+
+    def __init__(self, families: Sequence[StateFamily[StateT]], state: Callable[[], StateT]) -> None:
+        self._families, self._state = families, state
+
+    def watch(self, state: Callable[[], StateT]) -> None:
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._state()
+        for family in self._families:
+            yield family.read(state)
 
 
 MakePage = Callable[[str], Awaitable[tuple[str, bytes]]]

@@ -1,14 +1,46 @@
 """What a worker counts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineLoad, EngineOutput, PairStatus
+from llmserve.metrics.registry import StateCollector, StateFamily
+
+
+def _of_pairs(
+    name: str, documentation: str, value: Callable[[PairStatus], float]
+) -> StateFamily[Sequence[PairStatus]]:
+    return StateFamily(
+        name,
+        documentation,
+        ("peer", "transport"),
+        lambda rows: (((row.peer, row.transport), value(row)) for row in rows),
+    )
+
+
+_PAIR_FAMILIES = (
+    _of_pairs("kv_pair_chosen", "1: the next request fetches its KV this way", lambda row: row.chosen),
+    _of_pairs("kv_pair_usable", "1: the breaker is closed", lambda row: row.breaker == "closed"),
+    _of_pairs(
+        "kv_pair_probe_bytes_per_second",
+        "Speed of the last probe that worked; 0: none did",
+        lambda row: row.bytes_per_second,
+    ),
+    _of_pairs(
+        "kv_pair_probe_small_seconds",
+        "Time of a read of 64 KiB in the last probe that worked",
+        lambda row: row.small_seconds,
+    ),
+    _of_pairs("kv_pair_transfers_total", "Hand-overs that came this way", lambda row: row.transfers),
+    _of_pairs("kv_pair_bytes_total", "KV bytes that came this way", lambda row: row.bytes),
+    _of_pairs("kv_pair_seconds_total", "Time that these took", lambda row: row.seconds),
+    _of_pairs(
+        "kv_pair_failures_total", "Probes and hand-overs that failed this way", lambda row: row.failures
+    ),
+)
 
 
 class WorkerMetrics:
@@ -71,7 +103,7 @@ class WorkerMetrics:
             registry=registry,
         )
         self._last = EngineLoad()
-        self.pairs = PairCollector(lambda: self._last.pairs)
+        self.pairs = StateCollector(_PAIR_FAMILIES, lambda: self._last.pairs)
         registry.register(self.pairs)
 
     def record_load(self, load: EngineLoad) -> None:
@@ -104,48 +136,3 @@ class WorkerMetrics:
 def _copy(load: EngineLoad) -> EngineLoad:
     """The engine may go on writing into the one it gave out."""
     return EngineLoad(**{f.name: getattr(load, f.name) for f in fields(load)})
-
-
-PAIR_LABELS = ("peer", "transport")
-
-
-class PairCollector(Collector):
-    """The matrix of ways to fetch KV, one series for each peer and transport."""
-
-    def __init__(self, rows: Callable[[], Sequence[PairStatus]]) -> None:
-        self._rows = rows
-
-    def collect(self) -> Iterator[Metric]:
-        for name, text, value in _PAIR_GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=PAIR_LABELS)
-            for row in self._rows():
-                gauge.add_metric((row.peer, row.transport), value(row))
-            yield gauge
-        for name, text, value in _PAIR_COUNTERS:
-            counter = CounterMetricFamily(name, text, labels=PAIR_LABELS)
-            for row in self._rows():
-                counter.add_metric((row.peer, row.transport), value(row))
-            yield counter
-
-
-_Value = Callable[[PairStatus], float]
-_PAIR_GAUGES: tuple[tuple[str, str, _Value], ...] = (
-    ("kv_pair_chosen", "1: the next request fetches its KV this way", lambda row: row.chosen),
-    ("kv_pair_usable", "1: the breaker is closed", lambda row: row.breaker == "closed"),
-    (
-        "kv_pair_probe_bytes_per_second",
-        "Speed of the last probe that worked; 0: none did",
-        lambda row: row.bytes_per_second,
-    ),
-    (
-        "kv_pair_probe_small_seconds",
-        "Time of a read of 64 KiB in the last probe that worked",
-        lambda row: row.small_seconds,
-    ),
-)
-_PAIR_COUNTERS: tuple[tuple[str, str, _Value], ...] = (
-    ("kv_pair_transfers_total", "Hand-overs that came this way", lambda row: row.transfers),
-    ("kv_pair_bytes_total", "KV bytes that came this way", lambda row: row.bytes),
-    ("kv_pair_seconds_total", "Time that these took", lambda row: row.seconds),
-    ("kv_pair_failures_total", "Probes and hand-overs that failed this way", lambda row: row.failures),
-)

@@ -21,7 +21,7 @@ from llmserve.router.sessions import ApiserverSession
 from llmserve.router.workers.worker import WorkerState
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.tracing import words
-from llmserve.tracing.base import Attributes, Kind, Span, Tracer
+from llmserve.tracing.base import Attributes, Span, SpanKind, Tracer
 
 
 class MetricsRecorder:
@@ -123,7 +123,7 @@ class QueueSpans:
         }
         request_id = RequestId(admit.request_id)
         self._end(session, request_id, Exit.REPLACED)
-        span = self._tracer.begin(words.QUEUE, Kind.SERVER, admit.traceparent, attributes)
+        span = self._tracer.begin(words.QUEUE, SpanKind.SERVER, admit.traceparent, attributes)
         if span.recording:
             self._waiting[session, request_id] = span
 

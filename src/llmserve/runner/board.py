@@ -1,4 +1,4 @@
-"""The state of each process of the cluster, and its copy in cluster.json."""
+"""The state of each process of the cluster: in memory for those who watch it, and as cluster.json."""
 
 import logging
 import os
@@ -13,26 +13,28 @@ from llmserve.runner.environment import RunPaths
 from llmserve.runner.processes import start_ticks
 from llmserve.runner.state import ClusterState
 
+_log = logging.getLogger(__name__)
+
 
 class ProcessState(StrEnum):
     WAITING = "waiting"
     STARTING = "starting"
     READY = "ready"
-    DRAINED = "drained"  # it left on an operator's order, and stays away until it is wanted again
-    RESTARTING = "restarting"  # it ended; the next try is to come
+    DRAINED = "drained"  # the worker left on an operator's order, and stays away until the order is undone
+    RESTARTING = "restarting"  # the process has ended and is about to be started again
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
 
 
 @dataclass(slots=True)
-class Row:
-    """since: when this stand began, on the clock of the board. restarts: after the first start. hangs: how
-    often it was killed because it did not answer. shared_memory: files of /dev/shm that its processes were
-    seen to use."""
+class ProcessRow:
+    """since: time at which the state began, on the board's clock. restarts: starts after the first. hangs:
+    times that it was killed because it did not answer. shared_memory: files of /dev/shm that its processes
+    were seen to use."""
 
     name: str
-    stand: ProcessState = ProcessState.WAITING
+    state: ProcessState = ProcessState.WAITING
     detail: str = ""
     since: float = 0.0
     pid: int = 0
@@ -41,103 +43,98 @@ class Row:
     shared_memory: frozenset[str] = frozenset()
 
 
-Watcher = Callable[[Row], None]
-
-
 class Board:
-    def __init__(self, names: list[str], clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self.rows = {name: Row(name, since=clock()) for name in names}
-        self._watchers: list[Watcher] = []
+    """A row for each process. `set` and `restarting` call the watchers; they see what `hung` and
+    `saw_shared_memory` note at the next change of the state."""
 
-    def watch(self, watcher: Watcher) -> None:
+    def __init__(self, names: list[str], clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.rows = {name: ProcessRow(name, since=clock()) for name in names}
+        self._watchers: list[Callable[[ProcessRow], None]] = []
+
+    def watch(self, watcher: Callable[[ProcessRow], None]) -> None:
         self._watchers.append(watcher)
 
-    def set(self, name: str, stand: ProcessState, detail: str = "", *, pid: int | None = None) -> None:
+    def set(self, name: str, state: ProcessState, detail: str = "", *, pid: int | None = None) -> None:
         row = self.rows[name]
-        if (row.stand, row.detail, pid) in ((stand, detail, None), (stand, detail, row.pid)):
+        pid = row.pid if pid is None else pid
+        if (row.state, row.detail, row.pid) == (state, detail, pid):
             return
-        if row.stand is not stand:
-            row.stand, row.since = stand, self.clock()
-        row.detail = detail
-        row.pid = row.pid if pid is None else pid
+        if row.state is not state:
+            row.state, row.since = state, self._clock()
+        row.detail, row.pid = detail, pid
         for watcher in self._watchers:
             watcher(row)
-
-    def saw_shared_memory(self, name: str, paths: frozenset[str]) -> None:
-        """Watchers read it at the next change."""
-        self.rows[name].shared_memory = paths
-
-    def hung(self, name: str) -> None:
-        """Watchers read it at the next change."""
-        self.rows[name].hangs += 1
 
     def restarting(self, name: str, detail: str) -> None:
         self.rows[name].restarts += 1
         self.set(name, ProcessState.RESTARTING, detail, pid=0)
 
+    def hung(self, name: str) -> None:
+        self.rows[name].hangs += 1
 
-_log = logging.getLogger(__name__)
+    def saw_shared_memory(self, name: str, paths: frozenset[str]) -> None:
+        self.rows[name].shared_memory = paths
 
 
 class StateWriter:
-    """A state file that cannot be written (a full disk) is logged and stops nothing."""
+    """Writes cluster.json when a process changes its state or pid, and on `update`. A file that cannot be
+    written (a full disk) is logged and stops nothing."""
 
-    def __init__(self, cluster_id: str, name: str, model: str, plan: LocalPlan, paths: RunPaths) -> None:
-        self._paths = paths
-        self._specs = plan.processes
+    def __init__(
+        self, board: Board, plan: LocalPlan, paths: RunPaths, *, cluster_id: str, name: str, model: str
+    ) -> None:
+        self._board, self._specs, self._paths = board, plan.processes, paths
+        self._written: list[tuple[ProcessState, int]] = []
         self._state = ClusterState(
             cluster_id=cluster_id,
             name=name,
+            model=model,
             manifest=str(paths.manifest),
             pid=os.getpid(),
             pid_started_ticks=start_ticks(os.getpid()),
             started_at=time.time(),
             stand=ProcessState.STARTING,
             base_urls=list(plan.base_urls),
-            model=model,
             log_dir=str(paths.log_dir),
             temp_dir=str(paths.temp_dir),
         )
-        self._board: Board | None = None
-        self._shown: list[tuple[ProcessState, int]] = []
 
-    @property
-    def metrics(self) -> str:
-        """HOST:PORT of the page of all metrics, as last told; empty: none."""
-        return self._state.metrics
-
-    def follow(self, board: Board) -> None:
-        """Writes now and whenever a process changes its stand or pid."""
-        self._board = board
-        board.watch(self._on_change)
+    def start(self) -> None:
+        self._board.watch(self._on_change)
         self.update()
 
-    def _on_change(self, row: Row) -> None:
-        if self._board is not None and self._shown != _shown(self._board):
+    def _on_change(self, row: ProcessRow) -> None:
+        if self._written != self._shown():
             self.update()
 
     def update(self, **fields: Any) -> None:
-        """`fields` are those of ClusterState."""
-        rows = self._board.rows if self._board is not None else {}
-        if self._board is not None:
-            self._shown = _shown(self._board)
-        roles = [self._role(spec, rows[spec.name]) for spec in self._specs if spec.name in rows]
+        """fields: of ClusterState."""
+        self._written = self._shown()
+        roles = [self._role(spec, self._board.rows[spec.name]) for spec in self._specs]
         self._state = replace(self._state, **{"roles": roles, **fields})
         try:
             self._state.write(self._paths.run_dir)
         except OSError as error:
             _log.warning("the state file cannot be written: %s", error)
 
-    def _role(self, spec: ProcessSpec, row: Row) -> dict[str, Any]:
+    def _shown(self) -> list[tuple[ProcessState, int]]:
+        return [(row.state, row.pid) for row in self._board.rows.values()]
+
+    def _role(self, spec: ProcessSpec, row: ProcessRow) -> dict[str, Any]:
         return {
             "name": spec.name,
             "role": spec.role,
             "pid": row.pid,
-            "stand": row.stand,
+            "stand": row.state,
             "detail": row.detail,
             "restarts": row.restarts,
-            **_addresses(spec),
+            "listen": spec.listen,
+            "http": spec.http,
+            "direct": spec.direct,
+            "routers": list(spec.routers),
+            "kvmanagers": list(spec.kvmanagers),
+            "metrics": _metrics_address(spec),
             "cores": list(spec.cores),
             "gpus": list(spec.gpus),
             "log": str(self._paths.log(spec.name)),
@@ -145,27 +142,15 @@ class StateWriter:
         }
 
 
-def _shown(board: Board) -> list[tuple[ProcessState, int]]:
-    return [(row.stand, row.pid) for row in board.rows.values()]
-
-
-def _addresses(spec: ProcessSpec) -> dict[str, Any]:
-    return {
-        "listen": spec.listen,
-        "http": spec.http,
-        "direct": spec.direct,
-        "routers": list(spec.routers),
-        "kvmanagers": list(spec.kvmanagers),
-        "metrics": f"127.0.0.1:{spec.metrics_port}" if spec.metrics_port else None,
-    }
+def _metrics_address(spec: ProcessSpec) -> str | None:
+    return f"127.0.0.1:{spec.metrics_port}" if spec.metrics_port else None
 
 
 def addresses_to_bind(processes: Sequence[ProcessSpec]) -> list[str]:
-    """Where the processes will listen, each address once. One that serves HTTP and the router's and
-    kvmanager's services as well (single_process) has no `listen` of its own."""
+    """Returns each address on which the processes will listen, once. A process that serves HTTP and the
+    router's and kvmanager's services as well (single_process) has no `listen` of its own."""
     found: list[str | None] = []
     for spec in processes:
-        addresses = _addresses(spec)
-        found += [spec.http, spec.direct, spec.listen, addresses["metrics"]]
+        found += [spec.http, spec.direct, spec.listen, _metrics_address(spec)]
         found += [*spec.routers, *spec.kvmanagers] if spec.http and spec.kvmanagers else []
     return list(dict.fromkeys(address for address in found if address))

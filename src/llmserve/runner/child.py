@@ -1,4 +1,4 @@
-"""One process: started, read line by line, waited for."""
+"""Starts one process, reads its lines, and waits for its end."""
 
 import asyncio
 import os
@@ -20,8 +20,8 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ProcessCommand:
-    """What to run: `arguments` for this Python interpreter. Its stderr is appended to `log`. It inherits the
-    file descriptors `fds`, under the same numbers."""
+    """arguments: for this Python interpreter. log: the file to which stderr is appended. fds: file
+    descriptors that the process inherits under the same numbers."""
 
     arguments: Sequence[str]
     env: Mapping[str, str]
@@ -30,8 +30,8 @@ class ProcessCommand:
 
 
 class Child:
-    """A running process, leader of a session of its own. Constructed inside a loop. `on_line` gets each line
-    of its stdout, in the loop. Errors of the constructor: StartFailed. `close` when it has ended."""
+    """A running process, leader of a session of its own. Made inside a loop, in which `on_line` gets each
+    line of its stdout. Errors of the constructor: StartFailed. Call `close` when the process has ended."""
 
     def __init__(self, command: ProcessCommand, on_line: Callable[[str], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -43,20 +43,21 @@ class Child:
         return self._process.pid
 
     def terminate(self) -> None:
-        """Asks the process itself; its own children are its business."""
+        """Asks the process itself; it ends its own children."""
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         self._process.kill()
 
     async def wait(self) -> int:
-        """The exit code, as of subprocess; -N: killed by signal N. Whatever it wrote has been read."""
+        """Returns the exit code, as of subprocess; -N: killed by signal N. All that the process wrote has
+        been read."""
         await exited(self._process)
         self._lines.read_rest()
         return self._process.wait()
 
     def close(self) -> None:
-        """Idempotent. Its leftover children may still hold the pipe: nobody reads it any more."""
+        """Idempotent. Leftover children may still hold the pipe: nobody reads it any more."""
         self._lines.close()
 
 
@@ -79,7 +80,7 @@ def _spawn(command: ProcessCommand) -> subprocess.Popen[bytes]:
 
 
 async def exited(process: subprocess.Popen[bytes]) -> None:
-    """Returns when the process has ended, whoever still holds its pipes."""
+    """Returns when the process has ended, even if others hold its pipes."""
     if process.poll() is not None:
         return
     try:
@@ -99,7 +100,7 @@ async def exited(process: subprocess.Popen[bytes]) -> None:
 
 
 class _LineReader:
-    """Lines from a pipe, without waiting for its end: grandchildren may hold it."""
+    """Reads lines from a pipe without waiting for its end: grandchildren may hold it."""
 
     def __init__(
         self,
@@ -116,14 +117,14 @@ class _LineReader:
         loop.add_reader(self._pipe.fileno(), self._read)
 
     def read_rest(self) -> None:
-        """A last line may lack its end."""
+        """The last line may lack its end."""
         while self._read():
             pass
         if self._rest:
             self._split(b"\n")
 
     def _read(self) -> bool:
-        """Whether there may be more."""
+        """Returns whether there may be more."""
         if self._pipe.closed:
             return False
         with suppress(BlockingIOError):

@@ -18,7 +18,7 @@ from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import StartFailed
 from llmserve.core.hang import HangLimits
-from llmserve.core.tasks import TaskOwner
+from llmserve.core.tasks import TaskOwner, first_done
 from llmserve.rpc.backoff import Backoff
 from llmserve.runner import logs, preflight
 from llmserve.runner.board import Board, ProcessState, StateWriter, addresses_to_bind
@@ -29,7 +29,7 @@ from llmserve.runner.guard_link import GuardLink
 from llmserve.runner.machine import HttpPort, check_free
 from llmserve.runner.policy import RestartPolicy
 from llmserve.runner.process_supervisor import ProcessJob, ProcessSupervisor
-from llmserve.runner.processes import Family, end, members
+from llmserve.runner.processes import Family, end
 from llmserve.runner.reloading import Reloading
 from llmserve.runner.run import prepare_model
 from llmserve.runner.state import STATE_NAME, DrainedMark
@@ -38,14 +38,14 @@ from llmserve.runner.supervisor import StopRequest, Supervisor
 MODEL_STEP = "model"
 _REFRESH_SECONDS = 0.25
 _SHORTEN_SECONDS = 1.0
-# For a process that does not answer though it works: as long as Kubernetes has (k8s/render/pods.py).
+# Bound of the silence of a process that works, which Kubernetes has too (k8s/render/pods.py).
 _BUSY_HANG_SECONDS = 60.0
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.5, 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterJob:
-    """verbose: the roles' log lines are shown too."""
+    """verbose: shows the roles' log lines too."""
 
     manifest: Manifest
     manifest_path: Path
@@ -60,9 +60,9 @@ class Ending(Enum):
 
 
 async def run_cluster(job: ClusterJob, console: Console) -> Ending:
-    """Until SIGINT, SIGTERM or the end of the terminal; a second one forces. SIGHUP reloads the manifest.
-    The caller holds the run directory's lock. Errors: StartFailed, ManifestError, ModelNotFound. Nothing of
-    the cluster is left, however this ends."""
+    """Runs the cluster until SIGINT, SIGTERM or the end of the terminal; a second one forces. SIGHUP reloads
+    the manifest. The caller holds the run directory's lock. Nothing of the cluster is left, however this
+    ends. Errors: StartFailed, ManifestError, ModelNotFound."""
     check_free(addresses_to_bind(job.plan.processes))
     cluster_id = uuid.uuid4().hex
     paths = make_paths(job.manifest_path, job.run_dir, job.manifest.observability.log_dir, cluster_id)
@@ -97,7 +97,9 @@ class _Cluster:
         model = job.manifest.models.primary.served_name
         self._environment = inherited(os.environ, job.manifest)
         self._exporter: ClusterExporter | None = None
-        self._state = StateWriter(cluster_id, job.manifest.metadata.name, model, job.plan, paths)
+        name = job.manifest.metadata.name
+        self._state = StateWriter(self._board, job.plan, paths, cluster_id=cluster_id, name=name, model=model)
+        self._metrics_address = ""  # HOST:PORT of the page of all metrics
 
     async def run(self) -> None:
         self._http_port.open()
@@ -107,8 +109,8 @@ class _Cluster:
         if model_dir is None:
             return
         self._state.update(model_dir=model_dir)
-        keepers = [self._keeper(spec, model_dir) for spec in self._job.plan.processes]
-        await Supervisor(keepers, self._board, self._stop).run(self._on_ready, self._on_stopping)
+        supervisors = [self._supervisor(spec, model_dir) for spec in self._job.plan.processes]
+        await Supervisor(supervisors, self._board, self._stop).run(self._on_ready, self._on_stopping)
 
     def _begin(self) -> None:
         for name in self._board.rows:
@@ -116,7 +118,7 @@ class _Cluster:
         self._stop.listen(self._reloading.ask)
         self._guard.remove_at_end(self._paths.temp_dir, self._paths.run_dir / STATE_NAME)
         self._guard.start()
-        self._state.follow(self._board)
+        self._state.start()
         for note in self._job.plan.notes:
             self._console.say(f"Note: {note}")
         if self._environment.ignored:
@@ -145,7 +147,8 @@ class _Cluster:
             return
         self._exporter = exporter
         shown = f"[{host}]" if ":" in host else host
-        self._state.update(metrics=f"{shown}:{settings.port}")
+        self._metrics_address = f"{shown}:{settings.port}"
+        self._state.update(metrics=self._metrics_address)
 
     async def _show(self) -> None:
         follower = logs.LogFollower({name: self._paths.log(name) for name in self._board.rows})
@@ -164,16 +167,9 @@ class _Cluster:
             await asyncio.sleep(_SHORTEN_SECONDS)
 
     async def _unless_stopped(self, work: Coroutine[None, None, str]) -> str | None:
-        """None: a stop was asked for first; the work is cancelled then."""
-        task = asyncio.create_task(work, name="cluster.work")  # its error is ours, not to be logged
-        stopped = self._tasks.spawn("stop", self._stop.asked.wait())
-        try:
-            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() else None
-        finally:
-            stopped.cancel()
-            task.cancel()
-            await asyncio.wait((task,))
+        """Returns the result of the work; None: a stop was asked for first, and the work was cancelled."""
+        done, _ = await first_done("cluster", work, self._stop.asked.wait())
+        return None if done.cancelled() else str(done.result())
 
     async def _prepare_model(self) -> str:
         command = fetch_command(self._paths, MODEL_STEP, self._id, self._environment.kept)
@@ -189,7 +185,7 @@ class _Cluster:
         self._board.set(MODEL_STEP, ProcessState.READY, model_dir)
         return model_dir
 
-    def _keeper(self, spec: ProcessSpec, model_dir: str) -> ProcessSupervisor:
+    def _supervisor(self, spec: ProcessSpec, model_dir: str) -> ProcessSupervisor:
         share = self._http_port.share_of(spec)
         command = role_command(spec, self._paths, model_dir, self._id, self._environment.kept, share)
         local = self._job.manifest.deployment.local
@@ -204,10 +200,8 @@ class _Cluster:
         self._state.update(stand=ProcessState.READY)
         self._console.live(False)
         seconds = time.monotonic() - self._began
-        logs_at, metrics_at = str(self._paths.log_dir), self._state.metrics
-        self._console.say(
-            ready_banner(self._job.manifest, self._job.plan.base_urls, seconds, logs_at, metrics_at)
-        )
+        logs_at, urls = str(self._paths.log_dir), self._job.plan.base_urls
+        self._console.say(ready_banner(self._job.manifest, urls, seconds, logs_at, self._metrics_address))
 
     def _on_stopping(self) -> None:
         self._http_port.close()
@@ -227,7 +221,7 @@ class _Cluster:
         if self._exporter is not None:
             await self._exporter.aclose()
         await self._tasks.aclose()
-        await asyncio.to_thread(_end_all, self._id)
+        await asyncio.to_thread(end, Family(f"{self._id}/"), 1.0)
         shutil.rmtree(self._paths.temp_dir, ignore_errors=True)
         with suppress(OSError):
             (self._paths.run_dir / STATE_NAME).unlink()
@@ -235,11 +229,6 @@ class _Cluster:
 
 
 def _routers(processes: Sequence[ProcessSpec]) -> Sequence[str]:
-    """HOST:PORT of each: everybody who talks to them was told all of them."""
+    """Returns HOST:PORT of each router. Every process that talks to the routers knows all of them."""
     others = (spec.routers for spec in processes if spec.role is not ProcessRole.ROUTER)
     return next((routers for routers in others if routers), ())
-
-
-def _end_all(cluster_id: str) -> None:
-    family = Family(f"{cluster_id}/", frozenset())
-    end(lambda: members(family), term_seconds=1.0)

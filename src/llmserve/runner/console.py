@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmserve.config.schema import Manifest
-from llmserve.runner.board import Board, ProcessState, Row
+from llmserve.runner.board import Board, ProcessRow, ProcessState
 
 _COLOURS = {
     ProcessState.WAITING: "dim",
@@ -25,8 +25,9 @@ _IN_PROGRESS = (ProcessState.WAITING, ProcessState.STARTING, ProcessState.RESTAR
 
 
 class Console:
-    """Made before the board it shows. A terminal that is gone (a closed pipe) stops nothing: from then on
-    nothing is shown. Texts are shown as they are: rich would make markup of [x], and a picture of :100:."""
+    """Made before the board that it shows. A terminal that is gone (a closed pipe) stops nothing: from
+    then on nothing is shown. Texts are printed as they are: rich would make markup of [x], and a picture
+    of :100:."""
 
     def __init__(self, rich: RichConsole, clock: Callable[[], float]) -> None:
         self._rich = rich
@@ -37,12 +38,12 @@ class Console:
         self._gone = False
 
     def follow(self, board: Board) -> None:
-        """Shows this board from now on; call `refresh` a few times a second while it is live."""
+        """Shows this board from now on. Call `refresh` a few times a second while it is live."""
         self._board = board
         board.watch(self._row_changed)
 
     def live(self, on: bool) -> None:
-        """A table that redraws itself; without a terminal, a line for each change."""
+        """Shows a table that redraws itself; without a terminal, a line for each change."""
         if self._live is not None:
             self.refresh()
             self._shielded(self._live.stop)
@@ -59,11 +60,11 @@ class Console:
     def say(self, text: str) -> None:
         self._shielded(lambda: self._rich.print(Text(text), highlight=False, soft_wrap=True))
 
-    def _row_changed(self, row: Row) -> None:
+    def _row_changed(self, row: ProcessRow) -> None:
         if self._live is not None:
             self.refresh()
         else:
-            self.say(f"{self._seconds():>6.1f} s  {row.name:<14} {row.stand:<10} {row.detail}".rstrip())
+            self.say(f"{self._seconds():>6.1f} s  {row.name:<14} {row.state:<10} {row.detail}".rstrip())
 
     def _table(self, board: Board) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
@@ -71,8 +72,8 @@ class Console:
             table.add_column(title, no_wrap=title != "")
         for row in board.rows.values():
             seconds = self._clock() - row.since
-            waits = f"{seconds:.0f} s" if row.stand in _IN_PROGRESS else ""
-            table.add_row(row.name, Text(row.stand, _COLOURS[row.stand]), waits, Text(row.detail))
+            waits = f"{seconds:.0f} s" if row.state in _IN_PROGRESS else ""
+            table.add_row(row.name, Text(row.state, _COLOURS[row.state]), waits, Text(row.detail))
         return table
 
     def _seconds(self) -> float:
@@ -93,7 +94,8 @@ _QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 def ready_banner(
     manifest: Manifest, base_urls: tuple[str, ...], seconds: float, log_dir: str, metrics: str = ""
 ) -> str:
-    """metrics: HOST:PORT of the page of all metrics, if there is one."""
+    """Returns what `llmserve up` prints when the cluster is ready. metrics: HOST:PORT of the page of all
+    metrics; empty when there is none."""
     model, url = manifest.models.primary.served_name, base_urls[0]
     keyed = bool(manifest.security.api_keys)
     others = [f"  and at {other}/v1" for other in base_urls[1:]]

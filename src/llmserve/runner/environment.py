@@ -1,4 +1,4 @@
-"""The places of a run, and the environment and command of each process in it."""
+"""The paths of a run, and the environment and command of each process in it."""
 
 import os
 import tempfile
@@ -16,8 +16,8 @@ from llmserve.runner.processes import MEMBER_VARIABLE
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:
-    """The places of one run. temp_dir is removed with it: the temporary files and sockets of all roles are
-    there, and its path is short, for a socket's must be."""
+    """temp_dir: directory of the temporary files and sockets of all roles, removed at the end; its path is
+    short, because a socket's must be."""
 
     manifest: Path
     run_dir: Path
@@ -29,7 +29,7 @@ class RunPaths:
 
 
 def make_paths(manifest: Path, run_dir: Path, log_dir: str | None, cluster_id: str) -> RunPaths:
-    """Makes the temporary directory. log_dir: as of `log_folder`. Errors: StartFailed."""
+    """Makes the temporary directory. log_dir: see `log_folder`. Errors: StartFailed."""
     manifest = manifest.absolute()
     logs = log_folder(manifest, run_dir, log_dir)
     try:
@@ -40,7 +40,7 @@ def make_paths(manifest: Path, run_dir: Path, log_dir: str | None, cluster_id: s
 
 
 def log_folder(manifest: Path, run_dir: Path, log_dir: str | None) -> Path:
-    """log_dir: observability.log_dir; a relative one is beside the manifest."""
+    """log_dir: observability.log_dir; a relative path is beside the manifest."""
     return manifest.absolute().parent / Path(log_dir).expanduser() if log_dir else run_dir / "logs"
 
 
@@ -56,8 +56,8 @@ def role_command(
     base: Mapping[str, str],
     share: PortShare | None = None,
 ) -> ProcessCommand:
-    """base: what it inherits of the supervisor's environment. share: what an apiserver inherits of a shared
-    port."""
+    """base: the variables that the process inherits from the supervisor's environment. share: what an
+    apiserver inherits of a shared port."""
     env = {**base, **spec.env}
     env |= _run_environment(paths, cluster_id, spec.name)
     env["HF_HUB_OFFLINE"] = "1"  # the model is there: nobody needs to ask a hub for anything
@@ -69,7 +69,7 @@ def role_command(
 
 
 def fetch_command(paths: RunPaths, name: str, cluster_id: str, base: Mapping[str, str]) -> ProcessCommand:
-    """Prepares the model (python -m llmserve.models)."""
+    """Returns the command that prepares the model (python -m llmserve.models)."""
     env = {**base, **_run_environment(paths, cluster_id, name)}
     return ProcessCommand(fetch_arguments(str(paths.manifest)), env, paths.log(name))
 
@@ -84,7 +84,7 @@ def _run_environment(paths: RunPaths, cluster_id: str, name: str) -> dict[str, s
 
 
 def default_run_dir(manifest: Path, name: str, configured: str | None) -> Path:
-    """Relative paths are beside the manifest."""
+    """configured: deployment.local.run_dir; a relative path is beside the manifest."""
     folder = manifest.absolute().parent
     chosen = Path(configured).expanduser() if configured else Path(".llmserve") / name
     return Path(os.path.normpath(folder / chosen))

@@ -1,4 +1,4 @@
-"""All metrics of a local cluster on one page: what Prometheus scrapes, at one address that is known.
+"""All metrics of a local cluster on one page, which Prometheus scrapes at one known address.
 
 The roles' own pages are on loopback, on ports that change from run to run. A scrape asks them all at once;
 their samples get the labels `cluster`, `component` (the role) and `process` (such as decode-0).
@@ -8,16 +8,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, generate_latest
 
 from llmserve.config.plan import ProcessSpec
 from llmserve.core.errors import Unavailable
 from llmserve.metrics.cluster import ClusterMetrics
-from llmserve.metrics.merge import CONTENT_TYPE, Page, merged
+from llmserve.metrics.pages import CONTENT_TYPE, Page, merged
 from llmserve.metrics.registry import PageServer
 from llmserve.runner.board import Board, ProcessState
+from llmserve.runner.liveness import http_get
 
 _log = logging.getLogger(__name__)
 
@@ -26,14 +26,14 @@ _FETCH_SECONDS = 2.0
 # Less than the shortest interval that scrapes have: a page seen twice looks like a rate of nothing.
 _FRESH_SECONDS = 0.5
 _MOST_BYTES = 16 * 2**20
-_REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class ClusterExporter:
     """Serves GET /metrics at host:port. Life: start (once; Errors: StartFailed) -> aclose (idempotent).
 
-    However many ask, the roles are asked at most twice a second. A role that does not answer is missing
-    on the page, and its cluster_process_up is 0."""
+    The roles are asked at most twice a second, however many clients ask. A role that does not answer is
+    missing on the page, and its cluster_process_up is 0.
+    """
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class ClusterExporter:
     async def _ask(self, spec: ProcessSpec) -> Page | None:
         labels = self._labels(spec)
         page = None
-        if self._board.rows[spec.name].stand is ProcessState.READY:
+        if self._board.rows[spec.name].state is ProcessState.READY:
             try:
                 page = Page(labels, await fetch(spec.metrics_port))
             except (OSError, Unavailable) as error:
@@ -96,30 +96,13 @@ class ClusterExporter:
 
 
 async def fetch(port: int) -> str:
-    """The metrics of a process of this machine. Errors: OSError, Unavailable."""
+    """Returns the metrics of a process of this machine. Errors: OSError, Unavailable."""
     try:
         async with asyncio.timeout(_FETCH_SECONDS):
-            answer = await _exchange(port)
+            answer = await http_get(f"127.0.0.1:{port}", "/metrics", _MOST_BYTES)
     except TimeoutError as error:
         raise Unavailable(f"no answer within {_FETCH_SECONDS:g} s") from error
     head, _, body = answer.partition(b"\r\n\r\n")
     if b" 200 " not in head.split(b"\r\n")[0] + b" ":
         raise Unavailable(f"answered {head[:60]!r}")
     return body.decode(errors="replace")
-
-
-async def _exchange(port: int) -> bytes:
-    """The answer up to the end of the connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(_REQUEST)
-        parts = bytearray()
-        while part := await reader.read(2**16):
-            parts += part
-            if len(parts) > _MOST_BYTES:
-                raise Unavailable(f"its page is larger than {_MOST_BYTES} bytes")
-        return bytes(parts)
-    finally:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()

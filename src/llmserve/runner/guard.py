@@ -1,8 +1,8 @@
-"""The guard: what is left of a cluster when its supervisor dies, even by SIGKILL, ends here.
+"""The guard ends what is left of a cluster when its supervisor dies, even by SIGKILL.
 
-A process of its own session that reads lines from a pipe. The supervisor holds the other end; when it
-is gone, however it went, the pipe ends and the guard clears up. After an ordered stop it finds
-nothing to do. Standard library only, run as `python -I -S -c BOOT ROOT MARK`.
+It is a process of its own session that reads lines from a pipe. The supervisor holds the other end; when
+the supervisor is gone, the pipe ends and the guard clears up. After an ordered stop it finds nothing to
+do. It uses the standard library only and runs as `python -I -S -c BOOT ROOT MARK`.
 
 Lines: `session PID`, `forget PID` (its processes are gone), `shm PATH`, `dir PATH` and `state PATH`.
 """
@@ -14,16 +14,16 @@ import sys
 from contextlib import suppress
 from typing import BinaryIO
 
-from llmserve.runner.processes import Family, end, members, remove_unused_shared_memory, shared_memory
+from llmserve.runner.processes import Family, end
 
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); from llmserve.runner.guard import main; main(sys.argv[2])"
 )
-TERM_SECONDS = 5.0
+_TERM_SECONDS = 5.0
 
 
 class Remains:
-    """What the guard was told to clear up."""
+    """What the guard is to clear up, a line of the pipe for each."""
 
     def __init__(self, mark: str) -> None:
         self.mark = mark
@@ -46,18 +46,15 @@ class Remains:
             self.state_files.add(rest)
 
     def clear(self) -> None:
-        """Idempotent."""
-        family = Family(self.mark, frozenset(self.sessions))
-        self.shared_memory |= shared_memory(members(family))
-        end(lambda: members(family), TERM_SECONDS)
-        remove_unused_shared_memory(self.shared_memory)
+        """Ends the processes and removes the files. Idempotent."""
+        end(Family(self.mark, frozenset(self.sessions)), _TERM_SECONDS, self.shared_memory)
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
         for path in self.state_files:
             self._remove_state(path)
 
     def _remove_state(self, path: str) -> None:
-        """Unless it is already that of the next cluster in the same place."""
+        """The file may already be that of the next cluster in the same place, which stays."""
         with suppress(OSError):
             with open(path, encoding="utf-8") as file:
                 ours = self.mark.rstrip("/") in file.read()
@@ -66,7 +63,7 @@ class Remains:
 
 
 def follow(lines: BinaryIO, remains: Remains) -> None:
-    """Until the pipe ends. A last line that is not whole is left out."""
+    """Returns when the pipe ends. A last line that is not whole is left out."""
     for line in lines:
         if line.endswith(b"\n"):
             remains.note(line.decode().rstrip("\n"))

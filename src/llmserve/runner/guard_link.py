@@ -1,4 +1,4 @@
-"""The supervisor's end of the guard: starts it, tells it what there is, replaces it should it die."""
+"""The supervisor's end of the guard: starts it, reports to it, and replaces it when it dies."""
 
 import asyncio
 import os
@@ -18,7 +18,8 @@ _PAUSE_SECONDS = 1.0
 
 
 class GuardLink:
-    """Life: start (once) -> tell ... -> aclose (idempotent), which waits for what the guard clears up."""
+    """Life: start (once) -> reports ... -> aclose (idempotent), which waits until the guard has cleared
+    up."""
 
     def __init__(self, mark: str, tasks: TaskOwner) -> None:
         self._mark = mark
@@ -39,7 +40,7 @@ class GuardLink:
         self._tell(f"session {pid}")
 
     def session_ended(self, pid: int) -> None:
-        """All its processes are gone; the number may come to mean another session."""
+        """All processes of the session are gone; its number may come to mean another session."""
         self._tell(f"forget {pid}")
         self._told = [one for one in self._told if one not in (f"forget {pid}", f"session {pid}")]
 
@@ -84,7 +85,7 @@ class GuardLink:
                 self._process = self._spawn()
 
     async def aclose(self) -> None:
-        """After the tasks of its owner have ended."""
+        """Call it after the tasks of the owner have ended."""
         process, self._process = self._process, None
         if process is None:
             return

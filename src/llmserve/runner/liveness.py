@@ -1,6 +1,7 @@
-"""Asks a process whether it is alive: gRPC's standard health service, or an apiserver's GET /live.
+"""Asks a process whether it is alive, and watches that it answers.
 
-Any answer will do: what does not serve now may be draining, or a router that stands by.
+The question is gRPC's standard health check, or GET /live of an apiserver. Any answer will do: a process that
+does not serve now may be draining, or be a router that stands by.
 """
 
 import asyncio
@@ -13,18 +14,18 @@ from llmserve.config.plan import ProcessSpec
 from llmserve.core.errors import Unavailable
 from llmserve.rpc.client import open_channel
 
-# For one question, which is then asked again. Longer than a process may be silent that does nothing.
+# Deadline of one question, which is then asked again. A process that does nothing is given up before it.
 _QUESTION_SECONDS = 60.0
+_LIVE_BYTES = 2**16
 
 Ask = Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
 async def questions(spec: ProcessSpec) -> AsyncIterator[Ask | None]:
-    """What to call for one answer of the process; it fails, or takes long, when none comes. None: it serves
-    nothing."""
-    if own_http := spec.direct or spec.http:
-        address = own_http
+    """Yields a function that returns when the process has answered, and fails or takes long when it does not.
+    None: the process serves nothing."""
+    if address := spec.direct or spec.http:
         yield lambda: _get_live(address)
     elif spec.listen:
         async with open_channel(spec.listen) as channel:
@@ -40,14 +41,25 @@ async def _check(stub: health_pb2_grpc.HealthStub) -> None:
 
 async def _get_live(address: str) -> None:
     """Errors: OSError, TimeoutError, Unavailable."""
-    host, _, port = address.rpartition(":")
     async with asyncio.timeout(_QUESTION_SECONDS):
-        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-        try:
-            writer.write(f"GET /live HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-            if not await reader.readline():
-                raise Unavailable(f"{address} closed the connection without an answer")
-        finally:
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
+        if not await http_get(address, "/live", _LIVE_BYTES):
+            raise Unavailable(f"{address} closed the connection without an answer")
+
+
+async def http_get(address: str, path: str, most_bytes: int) -> bytes:
+    """Returns the head and body of the answer, up to the end of the connection. The caller sets the deadline.
+    Errors: OSError; Unavailable when the answer is larger than most_bytes."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        parts = bytearray()
+        while part := await reader.read(2**16):
+            parts += part
+            if len(parts) > most_bytes:
+                raise Unavailable(f"its page is larger than {most_bytes} bytes")
+        return bytes(parts)
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()

@@ -1,7 +1,8 @@
-"""Log files of the roles: one each in the run's log directory, `NAME.log`.
+"""Log files of the roles: one for each in the run's log directory, `NAME.log`.
 
-A role's processes hold it open and append to it, for as long as they live. So it is kept short from outside:
-what it has is copied to `NAME.1.log`, and it is emptied. `NAME.previous.log` is of the run before.
+A role's processes hold the file open and append to it for as long as they live. So it is kept short from
+outside: its contents are copied to `NAME.1.log`, and it is emptied. `NAME.previous.log` is the log of the
+run before.
 """
 
 import os
@@ -19,12 +20,13 @@ _HEAD_BYTES = 1 << 10
 
 
 def older(log: Path) -> Path:
-    """Where the lines before those of `log` are, if it has been emptied in this run."""
+    """Returns the path of the lines before those of `log`, if it has been emptied in this run."""
     return log.with_suffix(".1.log")
 
 
 def begin(log: Path) -> None:
-    """An empty file; what the last run wrote last is kept as `<name>.previous.log`. Errors: StartFailed."""
+    """Makes an empty log. The last lines of the run before are kept as `NAME.previous.log`. Errors:
+    StartFailed."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         older(log).unlink(missing_ok=True)
@@ -36,14 +38,15 @@ def begin(log: Path) -> None:
 
 
 def begun(folder: Path) -> list[str]:
-    """Names of the processes that have a log there."""
+    """Returns the names of the processes that have a log there."""
     return sorted(path.stem for path in folder.glob("*.log") if "." not in path.stem)
 
 
 def shorten(log: Path, most_bytes: int) -> None:
-    """Empties a log that is longer, and keeps what it had. May block; never fails. A line that is written
-    between the last look, which found nothing more, and the emptying right after it is lost; so is all of it
-    where there is no room for a second file, since a log must not fill the disk."""
+    """Empties a log that is longer than most_bytes, and keeps its contents. May block; never fails. A line
+    that is written between the last read, which found nothing more, and the emptying right after it is
+    lost. The whole contents are lost when there is no room for a second file: a log must not fill the
+    disk."""
     with suppress(OSError), log.open("r+b") as file:
         if os.fstat(file.fileno()).st_size > most_bytes:
             _keep(file, older(log))
@@ -51,8 +54,8 @@ def shorten(log: Path, most_bytes: int) -> None:
 
 
 def _keep(file: BinaryIO, at: Path) -> None:
-    """Whoever reads what was there before reads on in it. What is written while it is copied comes last, so
-    that there is nothing left to do before the emptying."""
+    """A reader of the old copy goes on reading in it. Lines written during the copy are copied last, so
+    that nothing is left to do before the emptying."""
     fresh = at.with_suffix(".new")
     try:
         with fresh.open("wb") as kept:
@@ -85,8 +88,8 @@ def tail(log: Path, lines: int) -> list[str]:
 
 @dataclass(slots=True)
 class _Place:
-    """How far a log was read. inode, copy: of the log, and of what it had before it was emptied last; 0: of
-    none yet. rest: its last line, as far as it is written."""
+    """How far a log was read. inode: of the log. copy: inode of its copy made when it was emptied last; 0:
+    none yet. rest: beginning of the last line, which is not whole yet."""
 
     inode: int = 0
     copy: int = 0
@@ -94,26 +97,26 @@ class _Place:
     rest: bytes = b""
 
     def lines(self, piece: bytes) -> list[bytes]:
-        """Those that are whole with this piece, which comes next."""
+        """Returns the lines that are whole with this piece, which comes next."""
         *whole, self.rest = (self.rest + piece).split(b"\n")
         return whole
 
 
 class LogFollower:
-    """What a set of growing files has, whole lines only: first all of it, then what is new. A log that was
-    emptied or begun anew meanwhile is read on."""
+    """Reads whole lines from a set of growing files: first all of them, then what is new. It reads on in a
+    log that was emptied or begun anew."""
 
     def __init__(self, logs: dict[str, Path]) -> None:
         self._logs = logs
         self._places = {name: _Place() for name in logs}
 
     def written(self, name: str) -> Iterator[str]:
-        """All lines of the log that were written in this run and are still there. Call it once, to its end,
-        before `new_lines`."""
+        """Yields all lines of the log that were written in this run and are still there. Call it once, to
+        its end, before `new_lines`."""
         return self._new(self._logs[name], self._places[name])
 
     def new_lines(self) -> Iterator[tuple[str, str]]:
-        """Pairs of name and line."""
+        """Yields pairs of name and line."""
         for name, log in self._logs.items():
             for line in self._new(log, self._places[name]):
                 yield name, line
@@ -137,7 +140,7 @@ def _new_pieces(log: Path, place: _Place) -> Iterator[bytes]:
 
 
 def _missed(log: Path, file: BinaryIO, place: _Place) -> Iterator[bytes]:
-    """What the log had beyond the place when it was emptied; also when that happens again meanwhile."""
+    """Yields what the log had after the place when it was emptied, also when that happens again meanwhile."""
     while True:
         with suppress(FileNotFoundError), older(log).open("rb") as copy:
             inode = os.fstat(copy.fileno()).st_ino
@@ -150,7 +153,7 @@ def _missed(log: Path, file: BinaryIO, place: _Place) -> Iterator[bytes]:
 
 
 def _begin_alike(log: BinaryIO, copy: BinaryIO) -> bool:
-    """The log is copied, and not emptied yet."""
+    """Returns True when the log is copied, and not emptied yet."""
     log.seek(0)
     head = copy.read(_HEAD_BYTES)
     return log.read(len(head)) == head
@@ -162,5 +165,5 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _text(line: bytes) -> str:
-    """As a terminal leaves it: of a progress bar, which writes over itself, the last state."""
+    """Decodes a line as a terminal shows it: of a progress bar, which writes over itself, the last state."""
     return line.decode(errors="replace").rstrip("\r").rpartition("\r")[2]

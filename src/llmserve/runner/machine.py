@@ -24,7 +24,7 @@ def available_cores() -> tuple[int, ...]:
 
 
 def available_gpus(device_folder: Path = Path("/dev")) -> tuple[int, ...]:
-    """Indices of the NVIDIA GPUs, of those that CUDA_VISIBLE_DEVICES names if it names numbers."""
+    """Returns the indices of the NVIDIA GPUs; of those in CUDA_VISIBLE_DEVICES if it has numbers."""
     names = (re.fullmatch(r"nvidia(\d+)", path.name) for path in device_folder.glob("nvidia*"))
     present = sorted(int(match[1]) for match in names if match)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -35,8 +35,8 @@ def available_gpus(device_folder: Path = Path("/dev")) -> tuple[int, ...]:
 
 
 def pick_port() -> int:
-    """A free port on loopback, below those that outgoing connections take: a role that is restarted
-    finds it free again. Errors: StartFailed."""
+    """Returns a free port on loopback, below those of outgoing connections: a role that is restarted finds
+    it free again. Errors: StartFailed."""
     end = _first_ephemeral_port()
     for _ in range(_ATTEMPTS):
         port = random.randrange(max(1024, end - _PORTS_BELOW_EPHEMERAL), end)
@@ -54,8 +54,8 @@ def _first_ephemeral_port() -> int:
 
 
 def check_free(addresses: Sequence[str]) -> None:
-    """HOST:PORT of each. Errors: StartFailed for the first that cannot be listened on, with the process
-    that holds it when that can be seen."""
+    """addresses: HOST:PORT of each. Errors: StartFailed for the first that cannot be listened on, with the
+    process that holds it when that can be seen."""
     for address in addresses:
         host, _, port = address.rpartition(":")
         error = _bind_error(host.strip("[]"), int(port))
@@ -85,7 +85,8 @@ def _bind_error(host: str, port: int) -> OSError | None:
 
 
 def holders_of(port: int) -> Iterator[tuple[int, str]]:
-    """Pid and name of the processes that listen on a TCP port, of those this user may look into."""
+    """Yields pid and name of the processes that listen on a TCP port, of those that this user may look
+    into."""
     inodes = set(_listening_inodes(port))
     for folder in Path("/proc").glob("[0-9]*") if inodes else ():
         with suppress(OSError):
@@ -111,8 +112,8 @@ def _socket_inode(link: Path) -> str:
 
 
 class HttpPort:
-    """Nobody can connect before the first apiserver listens. Life: open -> share_of ... -> close
-    (idempotent)."""
+    """The port that several apiservers share: bound here, so that it outlives each of them. Nobody can
+    connect before the first apiserver listens. Life: open -> share_of ... -> close (idempotent)."""
 
     def __init__(self, processes: Sequence[ProcessSpec]) -> None:
         self._names = [spec.name for spec in processes if spec.direct]
@@ -131,7 +132,7 @@ class HttpPort:
             raise StartFailed(f"cannot listen on {self._address}: {error}") from error
 
     def share_of(self, spec: ProcessSpec) -> PortShare | None:
-        """Between open and close."""
+        """Call it between open and close."""
         if self._socket is None or spec.name not in self._names:
             return None
         return PortShare(self._socket.fileno(), self._table, self._names.index(spec.name))

@@ -1,4 +1,4 @@
-"""What the supervisor decides: whether and when a role is started again, and the order of the stop. Pure."""
+"""What the supervisor decides: whether and when to start a role again, and the order of the stop. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,13 @@ class Decision:
 
     restart: bool
     wait_seconds: float = 0.0
-    attempt: int = 0
 
 
 class RestartPolicy:
-    """Of one role. A role that never became ready in three tries will not: its settings are wrong. Where it
-    says itself that another try would end alike, one is enough. One that was ready once is tried for as long
-    as the cluster lives, ever more slowly: the others serve meanwhile. Time without a crash (30 s) is
-    forgiven."""
+    """Decides for one role. A role that never became ready in three tries will not: its settings are wrong.
+    Where it reports itself that another try would end alike, one is enough. A role that was ready once is
+    started again for as long as the cluster lives, ever more slowly: the others serve meanwhile. After 30 s
+    without a crash the waits begin anew."""
 
     def __init__(self, backoff: Backoff) -> None:
         self._backoff = backoff
@@ -31,18 +30,17 @@ class RestartPolicy:
         self._failures = 0
 
     def ended(self, *, ready: bool, ran_seconds: float, lasts: bool = False) -> Decision:
-        """The process ended by itself. ready: it had become so in this run; ran_seconds: since then. lasts:
-        what ended it would end the next try as well."""
+        """Call it when the process has ended by itself. ready: it had become ready in this run. ran_seconds:
+        time since then. lasts: what ended it would end the next try as well."""
         if ready:
             self._was_ready = True
-            self._failures = 0
             if ran_seconds >= STABLE_SECONDS:
                 self._backoff.reset()
         else:
             self._failures += 1
         if not self._was_ready and (lasts or self._failures >= MAX_START_FAILURES):
-            return Decision(restart=False, attempt=self._failures)
-        return Decision(restart=True, wait_seconds=self._backoff.next(), attempt=self._failures)
+            return Decision(restart=False)
+        return Decision(restart=True, wait_seconds=self._backoff.next())
 
 
 _STAGES: tuple[frozenset[ProcessRole], ...] = (
@@ -55,18 +53,18 @@ _STAGES: tuple[frozenset[ProcessRole], ...] = (
 
 
 def stop_stages(processes: Sequence[ProcessSpec]) -> list[list[ProcessSpec]]:
-    """Who is stopped together, in order: first what admits, then what computes, then what they report to."""
+    """Returns the processes to stop together, in order: what admits, what computes, what these report to."""
     stages = [[one for one in processes if one.role in roles] for roles in _STAGES]
     return [stage for stage in stages if stage]
 
 
 def stop_seconds(role: ProcessRole) -> float:
-    """How long an ordered stop may take. Workers drain what runs; the others only close."""
+    """Returns the deadline of an ordered stop. Workers drain what runs; the others only close."""
     if role.is_worker:
         return 20.0
     return 10.0 if role in (ProcessRole.APISERVER, ProcessRole.CONTROL) else 5.0
 
 
 def exit_text(code: int) -> str:
-    """How a process ended, for people; `code` as subprocess gives it."""
+    """Says how a process ended. code: as of subprocess."""
     return f"exit code {code}" if code >= 0 else f"killed by signal {-code}"

@@ -1,6 +1,6 @@
-"""What a manifest's roles would refuse at their start on this machine, found before anything is started.
+"""Finds what roles would refuse at their start on this machine, before anything is started.
 
-The decisions are those of the roles themselves; here are the facts that they decide on.
+The roles' own functions decide; this module gathers the facts for them.
 """
 
 import os
@@ -32,14 +32,14 @@ _DEVICE = ("engine", "device")
 
 
 def anywhere(manifest: Manifest, *, in_kubernetes: bool = False) -> Iterator[Conflict]:
-    """Whatever the machine: what this release cannot do. In Kubernetes `auto` means GPUs, too."""
+    """Finds what this release cannot do on any machine. In Kubernetes `auto` means GPUs, too."""
     devices = ("cuda", "auto") if in_kubernetes else ("cuda",)
     if manifest.engine.kind == "vllm" and manifest.engine.device in devices:
         yield engine_on_gpu()
 
 
 def of_model(manifest: Manifest) -> Iterator[Conflict]:
-    """What vLLM and the model say, as they are here; another machine may have others."""
+    """Finds what vLLM and the model refuse, as they are here; another machine may have others."""
     parsers = parsers_here()
     if parsers is not None:
         yield from unknown_parsers(manifest.engine, parsers)
@@ -52,12 +52,12 @@ def of_model(manifest: Manifest) -> Iterator[Conflict]:
 
 
 def of_model_directory(manifest: Manifest, folder: Path) -> Iterator[Conflict]:
-    """Once the model is prepared. Errors: ModelNotFound."""
+    """The model must be prepared. Errors: ModelNotFound."""
     yield from model_refusals(manifest.engine, manifest.kv_cache, read_config(folder))
 
 
 def here(manifest: Manifest, base: Mapping[str, str] = os.environ) -> Iterator[Conflict]:
-    """Everything that another try would not cure. base: the environment of `llmserve up`."""
+    """Finds everything that another try would not cure. base: the environment of `llmserve up`."""
     environment = inherited(base, manifest).kept
     yield from anywhere(manifest)
     yield from _gpus(manifest, available_gpus())
@@ -69,9 +69,9 @@ def here(manifest: Manifest, base: Mapping[str, str] = os.environ) -> Iterator[C
 
 
 def check_reload(manifest: Manifest, path: Path) -> None:
-    """For a cluster that runs: whoever is started again reads the new manifest. Not asked are the
-    environment, which only its processes know, and whether the model is still there: a key that is to be
-    revoked must not wait for that. Errors: ManifestError."""
+    """Checks a manifest for a cluster that runs: a process that is started again reads it. Two things are
+    not checked: the environment, which only the processes know, and whether the model is still there,
+    because a key that is to be revoked must not wait for that. Errors: ManifestError."""
     found = [*anywhere(manifest), *_gpus(manifest, available_gpus()), *of_model(manifest)]
     if refused := [one for one in found if one.paths[0] != SOURCE]:
         raise locate(path, refused)
@@ -86,7 +86,8 @@ def _gpus(manifest: Manifest, gpus: Sequence[int]) -> Iterator[Conflict]:
 
 
 def now(manifest: Manifest, plan: LocalPlan) -> Iterator[Conflict]:
-    """What is missing at this moment, and may be there later. A running cluster has its ports and memory."""
+    """Finds what is missing at this moment, and may be there later. A running cluster holds its own ports
+    and memory."""
     yield from room_refusals(manifest.storageClasses)
     local, page = manifest.deployment.local, manifest.observability
     if local.port:

@@ -14,12 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from llmserve.core.process import is_resource_tracker, process_fields
+
 MEMBER_VARIABLE = "LLMSERVE_MEMBER"
 
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = 10.0
 _TRACKER_SECONDS = 3.0
-_TRACKER = b"multiprocessing.resource_tracker"
 SHARED_MEMORY_DIR = Path("/dev/shm")
 _SHM = f"{SHARED_MEMORY_DIR}/"
 _DEAD = ("Z", "X")
@@ -27,10 +28,10 @@ _START_FIELD = 19
 
 
 class Family(NamedTuple):
-    """`mark` is CLUSTER_ID/ for a whole cluster, CLUSTER_ID/NAME for a role."""
+    """mark: CLUSTER_ID/ for a whole cluster, CLUSTER_ID/NAME for a role."""
 
     mark: str
-    sessions: frozenset[int]
+    sessions: frozenset[int] = frozenset()
 
 
 class _Process(NamedTuple):
@@ -40,7 +41,7 @@ class _Process(NamedTuple):
 
 
 def members(family: Family) -> set[int]:
-    """Pids of the family that live; never the caller's own."""
+    """Returns the pids of the family that live; never the caller's own."""
     table = _read_table()
     found = {pid for pid, one in table.items() if one.session in family.sessions or _is_marked(pid, family)}
     while grown := {pid for pid, one in table.items() if one.parent in found} - found:
@@ -53,15 +54,9 @@ def _read_table() -> dict[int, _Process]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with suppress(OSError):
-                fields = _stat(name)
-                table[int(name)] = _Process(int(fields[1]), int(fields[3]), fields[0].decode())
+                state, parent, _, session, *_ = process_fields(name)
+                table[int(name)] = _Process(int(parent), int(session), state)
     return table
-
-
-def _stat(pid: int | str) -> list[bytes]:
-    """From the process's state on. The field before is the program's name in parentheses: it may hold
-    anything."""
-    return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
 
 def _is_marked(pid: int, family: Family) -> bool:
@@ -78,14 +73,20 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def end(find: Callable[[], set[int]], term_seconds: float) -> None:
-    """SIGTERM to all that `find` names and up to term_seconds for them to go (0: none), then SIGKILL.
-    Blocks for at most term_seconds and some 15 s."""
+def end(family: Family, term_seconds: float, segments: Iterable[str] = ()) -> None:
+    """Sends SIGTERM and waits up to term_seconds (0: not at all), then kills what is left; removes the shared
+    memory that the family had mapped, and `segments`, unless others use it. Blocks for at most term_seconds
+    and some 15 s."""
+    mapped = {*segments, *shared_memory(members(family))}
+    _end_processes(lambda: members(family), term_seconds)
+    remove_unused_shared_memory(mapped)
+
+
+def _end_processes(find: Callable[[], set[int]], term_seconds: float) -> None:
     if term_seconds > 0 and (first := find()):
         send(first, signal.SIGTERM)
         _until_gone(find, term_seconds)
-    # The trackers of multiprocessing remove the shared memory of those they outlive: they go last.
-    _kill_until_gone(lambda: {pid for pid in find() if not _is_tracker(pid)}, _KILL_SECONDS)
+    _kill_until_gone(lambda: {pid for pid in find() if not is_resource_tracker(pid)}, _KILL_SECONDS)
     _until_gone(find, _TRACKER_SECONDS)
     _kill_until_gone(find, _TRACKER_SECONDS)
 
@@ -109,14 +110,8 @@ def _kill_until_gone(find: Callable[[], set[int]], seconds: float) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _is_tracker(pid: int) -> bool:
-    with suppress(OSError):
-        return _TRACKER in _read(f"/proc/{pid}/cmdline")
-    return False
-
-
 def shared_memory(pids: Iterable[int]) -> set[str]:
-    """Files of /dev/shm that the processes have mapped."""
+    """Returns the files of /dev/shm that the processes have mapped."""
     found: set[str] = set()
     for pid in pids:
         with suppress(OSError):
@@ -126,7 +121,7 @@ def shared_memory(pids: Iterable[int]) -> set[str]:
 
 
 def remove_unused_shared_memory(paths: set[str]) -> None:
-    """Of these, those that no process has mapped any more."""
+    """Removes those of the files that no process has mapped any more."""
     left = {path for path in paths if os.path.exists(path)}
     if left:
         left -= shared_memory(int(name) for name in os.listdir("/proc") if name.isdigit())
@@ -136,18 +131,18 @@ def remove_unused_shared_memory(paths: set[str]) -> None:
 
 
 def start_ticks(pid: int) -> int:
-    """When the process started, in clock ticks since boot: with the pid it names one process for good.
-    Errors: ProcessLookupError."""
+    """Returns the time at which the process started, in clock ticks since boot: with the pid it names one
+    process for good. Errors: ProcessLookupError."""
     try:
-        return int(_stat(pid)[_START_FIELD])
+        return int(process_fields(pid)[_START_FIELD])
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
 
 
 def is_alive(pid: int, started: int) -> bool:
-    """Not when it has ended, even if its parent has not asked for its exit code yet."""
+    """A process that has ended is not alive, even if its parent has not asked for its exit code yet."""
     try:
-        fields = _stat(pid)
+        fields = process_fields(pid)
     except OSError:
         return False
-    return int(fields[_START_FIELD]) == started and fields[0].decode() not in _DEAD
+    return int(fields[_START_FIELD]) == started and fields[0] not in _DEAD

@@ -1,4 +1,4 @@
-"""Brings the manifest to the running cluster again: when asked to (SIGHUP), or when the file was changed."""
+"""Brings the manifest to the running cluster again: on request (SIGHUP), or when the file was changed."""
 
 import asyncio
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmserve.config.load import parse_manifest, read_again
 from llmserve.core.errors import LLMServeError
-from llmserve.rpc.reload import reload_cluster
+from llmserve.rpc.reload import Reloaded, reload_cluster
 from llmserve.runner.preflight import check_reload
 
 _log = logging.getLogger(__name__)
@@ -17,8 +17,16 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
 
 
+async def reload_now(path: Path, routers: Sequence[str]) -> Reloaded:
+    """Reads and checks the manifest, and brings it to the cluster. routers: HOST:PORT of each.
+    Errors: LLMServeError; nothing is changed then."""
+    text = read_again(path)
+    await asyncio.to_thread(check_reload, parse_manifest(text, str(path)), path)
+    return await reload_cluster(routers, text, str(path))
+
+
 class ManifestWatch:
-    """Notices other contents of a file, once they have been the same for two looks: an editor that is
+    """Notices a change of a file once its contents have been the same for two looks: an editor that is
     still writing is not caught half-way."""
 
     def __init__(self, path: Path) -> None:
@@ -27,7 +35,7 @@ class ManifestWatch:
         self._stamp = self._unsettled = self._stat()
 
     def changed(self) -> bool:
-        """To be asked every second. A file that is gone for a while has not changed."""
+        """Call it every second. A file that is gone for a while has not changed."""
         stamp = self._stat()
         settled, self._unsettled = stamp == self._unsettled, stamp
         if stamp is None or not settled or stamp == self._stamp:
@@ -51,10 +59,11 @@ class ManifestWatch:
 
 
 class Reloading:
-    """Life: run, as one task; ask at any time, also from a signal handler. What came of each reload is said
-    and logged; nothing that goes wrong with one ends the task.
+    """Life: run, as one task; ask at any time, also from a signal handler. The result of each reload is
+    printed and logged; a reload that fails does not end the task.
 
-    routers: HOST:PORT of each. watch: whether to look at the file."""
+    routers: HOST:PORT of each. watch: whether to look at the file.
+    """
 
     def __init__(
         self, manifest: Path, routers: Sequence[str], say: Callable[[str], None], *, watch: bool
@@ -86,10 +95,7 @@ class Reloading:
 
     async def _reload(self) -> list[str]:
         try:
-            text = read_again(self._manifest)
-            manifest = parse_manifest(text, str(self._manifest))
-            await asyncio.to_thread(check_reload, manifest, self._manifest)
-            reloaded = await reload_cluster(self._routers, text, str(self._manifest))
+            reloaded = await reload_now(self._manifest, self._routers)
         except LLMServeError as error:
             return [f"Reload: nothing was changed: {line}" for line in error.message.splitlines()]
         return [f"Reload: {line}" for line in reloaded.lines()]

@@ -25,7 +25,7 @@ class StartResult(Enum):
 
 
 class RoleRun:
-    """Constructed inside a loop; the process runs from then on. Errors of the constructor: StartFailed."""
+    """Made inside a loop; the process runs from then on. Errors of the constructor: StartFailed."""
 
     def __init__(self, command: ProcessCommand, on_progress: Callable[[str], None]) -> None:
         self._log = command.log
@@ -71,23 +71,20 @@ class RoleRun:
         return StartResult.READY if self._is_ready.is_set() else StartResult.TIMEOUT
 
     async def until_ended(self, timeout_seconds: float | None = None) -> int | None:
-        """The exit code; None when it still runs after timeout_seconds."""
+        """Returns the exit code; None when the process still runs after timeout_seconds."""
         await asyncio.wait((self._end,), timeout=timeout_seconds)
         return self._end.result() if self._end.done() else None
 
     @property
     def ready_seconds(self) -> float:
-        """How long it has been ready."""
+        """Seconds for which the process has been ready."""
         return time.monotonic() - self._ready_at if self._is_ready.is_set() else 0.0
 
     def terminate(self) -> None:
         self._child.terminate()
 
-    def kill(self) -> None:
-        self._child.kill()
-
     async def aclose(self) -> None:
-        """Kills the process if it still runs. Its children are the keeper's business. Idempotent."""
+        """Kills the process if it still runs. Its children are the caller's to end. Idempotent."""
         if not self._end.done():
             self._child.kill()
         await asyncio.wait((self._end,))
@@ -100,7 +97,7 @@ _LAST_LINES = 8
 
 
 class SessionLog(Protocol):
-    """Is told of sessions of processes, so that they can be ended (guard_link.py)."""
+    """Notes which sessions of processes there are, so that they can be ended (guard_link.py)."""
 
     def session_started(self, pid: int) -> None: ...
 
@@ -109,7 +106,7 @@ class SessionLog(Protocol):
 
 @dataclass(slots=True)
 class _FetchReply:
-    """on_progress gets what the process does now."""
+    """on_progress: called with what the process does now."""
 
     on_progress: Callable[[str], None]
     model_dirs: list[str] = field(default_factory=list)
@@ -125,8 +122,8 @@ class _FetchReply:
 async def prepare_model(
     command: ProcessCommand, sessions: SessionLog, on_progress: Callable[[str], None]
 ) -> str:
-    """The directory of the prepared model. Cancelling kills the process; after that or an error, its
-    children are the caller's to end. Errors: ModelNotFound with what the process said, DeadlineExceeded."""
+    """Returns the directory of the prepared model. Cancelling kills the process; after that or an error,
+    the caller ends its children. Errors: ModelNotFound with what the process said, DeadlineExceeded."""
     answer = _FetchReply(on_progress)
     child = Child(command, answer.on_line)
     sessions.session_started(child.pid)

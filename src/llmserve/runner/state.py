@@ -1,4 +1,4 @@
-"""The files of a run: `cluster.json` describes it, `lock` says that it runs, `drained/` which workers left.
+"""The files of a run: `cluster.json` describes it, `lock` says that it runs.
 
 The supervisor holds the lock for as long as it lives, and the kernel drops it with it: a state file
 without a held lock is a leftover.
@@ -24,9 +24,9 @@ LOCK_NAME = "lock"
 
 @dataclass(frozen=True, slots=True)
 class ClusterState:
-    """What other shells (`status`, `down`) and tools know of a running cluster. `roles` has one entry for
-    each process: name, role, pid, stand, detail, restarts, addresses (listen, http, direct, metrics), cores,
-    log, shared_memory (files of /dev/shm that were seen)."""
+    """What other shells (`status`, `down`) and tools know of a running cluster. roles: an entry for each
+    process: name, role, pid, stand (its state), detail, restarts, addresses (listen, http, direct,
+    metrics), cores, log, shared_memory (files of /dev/shm that were seen)."""
 
     cluster_id: str
     name: str
@@ -44,7 +44,7 @@ class ClusterState:
     roles: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, run_dir: Path) -> None:
-        """Whole, or not at all. The caller holds the run directory's lock. Errors: OSError."""
+        """Writes the whole file or nothing. The caller holds the run directory's lock. Errors: OSError."""
         fresh = run_dir / f".{STATE_NAME}.new"
         try:
             fresh.write_text(json.dumps(asdict(self), indent=1))
@@ -60,7 +60,7 @@ class ClusterState:
 
 
 def read_state(run_dir: Path) -> ClusterState | None:
-    """None: there is none. Errors: LLMServeError for a file that is not one of ours."""
+    """Returns None when there is no file. Errors: LLMServeError for a file that is not one of ours."""
     path = run_dir / STATE_NAME
     try:
         data: Mapping[str, Any] = json.loads(path.read_text())
@@ -72,7 +72,7 @@ def read_state(run_dir: Path) -> ClusterState | None:
 
 
 class RunLock:
-    """A context: one supervisor for each run directory. Errors on entry: StartFailed."""
+    """A context in which one supervisor owns the run directory. Errors on entry: StartFailed."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -119,7 +119,9 @@ _POLL_SECONDS = 0.25
 
 
 class DrainedMark:
-    """Of one worker."""
+    """A file in the run's temporary directory that says that one worker left on an operator's order. The
+    supervisor writes it when the worker has ended and starts the worker again once the file is gone, which
+    is how other shells (`llmserve drain --undo`) ask for it."""
 
     def __init__(self, temp_dir: Path, name: str) -> None:
         self._path = temp_dir / _DRAINED_FOLDER / name
@@ -130,7 +132,7 @@ class DrainedMark:
         self._path.touch()
 
     def clear(self) -> bool:
-        """False: there was none."""
+        """Returns whether the mark was there."""
         with suppress(FileNotFoundError):
             self._path.unlink()
             return True

@@ -1,7 +1,6 @@
 """Local mode as its callers see it: plan a manifest, and run it."""
 
 import asyncio
-import shutil
 import time
 from pathlib import Path
 
@@ -16,26 +15,19 @@ from llmserve.runner import machine, preflight
 from llmserve.runner.cluster import ClusterJob, Ending, run_cluster
 from llmserve.runner.console import Console
 from llmserve.runner.environment import default_run_dir
-from llmserve.runner.guard import TERM_SECONDS
-from llmserve.runner.processes import (
-    SHARED_MEMORY_DIR,
-    Family,
-    end,
-    members,
-    remove_unused_shared_memory,
-    shared_memory,
-)
+from llmserve.runner.guard import Remains
+from llmserve.runner.processes import SHARED_MEMORY_DIR
 from llmserve.runner.state import STATE_NAME, ClusterState, RunLock, read_state
 
 
 def plan_here(manifest: Manifest) -> LocalPlan:
-    """The plan for this machine as it is now. Errors: ManifestError, StartFailed."""
+    """Returns the plan for this machine as it is now. Errors: ManifestError, StartFailed."""
     return plan_local(manifest, machine.available_cores(), machine.pick_port, machine.available_gpus())
 
 
 def check_here(manifest: Manifest, manifest_path: Path) -> LocalPlan:
-    """The plan of a manifest that can be started on this machine. Errors: ManifestError with a line for each
-    thing that a role would refuse at its start; StartFailed."""
+    """Returns the plan of a manifest that can be started on this machine. Errors: ManifestError with a line
+    for each thing that a role would refuse at its start; StartFailed."""
     refused, plan = list(preflight.here(manifest)), None
     try:
         plan = plan_here(manifest)
@@ -64,32 +56,27 @@ def up(manifest: Manifest, manifest_path: Path, verbose: bool) -> Ending:
 
 
 def clear_leftovers(run_dir: Path) -> bool:
-    """Whether there was anything. The caller knows that no supervisor runs in run_dir. Blocks for as long
-    as its processes take to end."""
+    """Removes what a killed supervisor left behind when its guard is gone too. Returns whether there was
+    anything. The caller holds the lock of run_dir. Blocks for as long as the processes take to end."""
+    path = run_dir / STATE_NAME
     try:
         state = read_state(run_dir)
     except LLMServeError:  # half a file is a leftover too
-        state = None
-    else:
-        if state is None:
-            return False
-    if state is not None:
-        _end_processes(state)
-    (run_dir / STATE_NAME).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        return True
+    if state is None:
+        return False
+    _remains(state).clear()
+    path.unlink(missing_ok=True)
     return True
 
 
-def _noted_shared_memory(state: ClusterState) -> set[str]:
-    """Of processes that are gone too. The file is only text: nothing outside of /dev/shm is believed."""
+def _remains(state: ClusterState) -> Remains:
+    """The processes are found by their mark alone: the pids in the file may be those of others by now. The
+    file is only text: no path in it is removed that is not certainly the cluster's."""
+    remains = Remains(f"{state.cluster_id}/")
     noted = {str(path) for role in state.roles for path in role.get("shared_memory", ())}
-    return {path for path in noted if Path(path).parent == SHARED_MEMORY_DIR}
-
-
-def _end_processes(state: ClusterState) -> None:
-    """Found by their mark alone: the pids in the file may be those of others by now."""
-    family = Family(f"{state.cluster_id}/", frozenset())
-    segments = shared_memory(members(family)) | _noted_shared_memory(state)
-    end(lambda: members(family), TERM_SECONDS)
-    remove_unused_shared_memory(segments)
+    remains.shared_memory |= {path for path in noted if Path(path).parent == SHARED_MEMORY_DIR}
     if f"llmserve-{state.cluster_id[:8]}-" in state.temp_dir:
-        shutil.rmtree(state.temp_dir, ignore_errors=True)
+        remains.folders.add(state.temp_dir)
+    return remains

@@ -25,7 +25,7 @@ from llmserve.simulate.index_feed import IndexFeed
 from llmserve.simulate.observed import Observed, SimRecord
 from llmserve.simulate.sequence import BlockNames, SimLeg, TracedSequence
 from llmserve.simulate.shape import ClusterShape
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 
 
 @dataclass(slots=True, eq=False)

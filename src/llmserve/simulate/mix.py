@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import TenantId
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from llmserve.core.ids import RequestId, TenantId, WorkerId
 from llmserve.router.placement.planner import Plan
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 
 
 @dataclass(slots=True, eq=False)

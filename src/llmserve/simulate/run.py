@@ -10,7 +10,7 @@ from llmserve.simulate.cluster import VirtualCluster
 from llmserve.simulate.observed import SimRecord, Timeline
 from llmserve.simulate.report import Goals, SimReport, make_report
 from llmserve.simulate.shape import ClusterShape
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 
 # In this long every request gets a token, or never one.
 _STALLED_SECONDS = 3600.0

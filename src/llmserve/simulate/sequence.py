@@ -7,7 +7,7 @@ from llmserve.core.ids import BlockHash, RequestId
 from llmserve.core.kv_params import PullParams
 from llmserve.engines.sim.sequence import BlockSequence
 from llmserve.router.prefix.index import HashedPrompt
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 
 _NAME = struct.Struct(">qqq")
 # The namespace of blocks that only one request has.

@@ -1,5 +1,6 @@
 """One trace for each request, over the processes that serve it.
 
-base: what those who trace hold, and what it is when tracing is off. words: names of spans and attributes.
-open: which of both it is. otel, sender: OpenTelemetry, imported only when tracing is on.
+base: the interfaces, and their implementations while tracing is off. words: names of spans and attributes.
+open: makes the tracer that a manifest asks for. otel, sender: OpenTelemetry, imported only when tracing is
+on.
 """

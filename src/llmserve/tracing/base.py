@@ -1,7 +1,7 @@
 """Spans as the services see them. Nothing here knows OpenTelemetry.
 
-A span is begun, told attributes and events, and ended once; it never fails, waits or raises. Its
-`traceparent` (W3C) goes with the request to whoever goes on with it, and is the parent there.
+A span is begun, gets attributes and events, and is ended once; it never fails, waits or raises. Its
+`traceparent` (W3C) goes with the request to the process that continues it, and is the parent there.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ Value = str | int | float | bool | Sequence[str]
 Attributes = Mapping[str, Value]
 
 
-class Kind(StrEnum):
-    """SERVER: it was asked for by another process. CLIENT: it waits for another one."""
+class SpanKind(StrEnum):
+    """SERVER: another process asked for the work. CLIENT: the work is done by another process."""
 
     SERVER = "server"
     CLIENT = "client"
@@ -25,14 +25,14 @@ class Kind(StrEnum):
 
 
 class Span(Protocol):
-    """Implementations: OtelSpan, and the one that is none. traceparent, trace_id (32 hex digits): empty when
-    tracing is off. recording: somebody will see it; else what it is told is not kept."""
+    """Implementations: OtelSpan, and _NoSpan while tracing is off. traceparent, trace_id (32 hex digits):
+    empty when tracing is off. recording: whether the attributes and events are kept."""
 
     traceparent: str
     trace_id: str
     recording: bool
 
-    def tell(self, attributes: Attributes) -> None: ...
+    def set_attributes(self, attributes: Attributes) -> None: ...
     def event(self, name: str, attributes: Attributes) -> None: ...
     def end(
         self,
@@ -40,25 +40,26 @@ class Span(Protocol):
         attributes: Attributes | None = None,
         at_unix: float | None = None,
     ) -> None:
-        """Idempotent: the first call counts. error: why it failed; empty: it did not. at_unix: when, in
-        seconds; None: now."""
+        """Ends the span; later calls do nothing. error: why the work failed; empty: it did not. at_unix: the
+        time of the end in seconds; None: now."""
 
 
 class Tracer(Protocol):
-    """Implementations: OtelTracer, and the one that traces nothing. From any thread of a process."""
+    """Implementations: OtelTracer, and _NoTracer while tracing is off. Any thread of a process may call
+    it."""
 
     def begin(
         self,
         name: str,
-        kind: Kind,
+        kind: SpanKind,
         parent: str,
         attributes: Attributes | None = None,
         at_unix: float | None = None,
     ) -> Span:
-        """parent: a traceparent; empty or wrong: the span begins a trace."""
+        """Begins a span. parent: a traceparent; an empty or wrong one begins a new trace."""
 
     async def aclose(self) -> None:
-        """Sends what has ended, for a bounded time. Idempotent."""
+        """Sends the spans that have ended, for a bounded time. Idempotent."""
 
 
 class _NoSpan:
@@ -66,7 +67,7 @@ class _NoSpan:
     trace_id = ""
     recording = False
 
-    def tell(self, attributes: Attributes) -> None: ...
+    def set_attributes(self, attributes: Attributes) -> None: ...
     def event(self, name: str, attributes: Attributes) -> None: ...
     def end(
         self,
@@ -80,7 +81,7 @@ class _NoTracer:
     def begin(
         self,
         name: str,
-        kind: Kind,
+        kind: SpanKind,
         parent: str,
         attributes: Attributes | None = None,
         at_unix: float | None = None,
@@ -96,7 +97,8 @@ NO_TRACER: Tracer = _NoTracer()
 
 @contextlib.contextmanager
 def ending(span: Span) -> Iterator[Span]:
-    """Ends it on the way out: as failed with an error, as cancelled when its task was cancelled."""
+    """Ends the span when the block ends: as failed with an error, as cancelled when its task was
+    cancelled."""
     try:
         yield span
     except (asyncio.CancelledError, GeneratorExit):
@@ -110,5 +112,5 @@ def ending(span: Span) -> Iterator[Span]:
 
 
 def trace_id_of(traceparent: str) -> str:
-    """Empty when there is none."""
+    """The trace id of a traceparent; empty when there is none."""
     return traceparent[3:35]

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from llmserve.config.conflict import Conflict
 from llmserve.config.schema.service import Tracing
 from llmserve.core.errors import ManifestError
-from llmserve.metrics.tracing import TracingMetrics
+from llmserve.metrics.cluster import TracingMetrics
 from llmserve.tracing.base import NO_TRACER, Tracer
 
 _FLUSH_SECONDS = 2.0
@@ -22,8 +22,9 @@ def open_tracer(
     registry: CollectorRegistry,
     flush_seconds: float = _FLUSH_SECONDS,
 ) -> Tracer:
-    """role, process, cluster: who traces, such as "decode", "decode-0" and the manifest's metadata.name.
-    flush_seconds: how long its close sends what is left. Its owner closes it. Errors: ManifestError."""
+    """Makes the tracer of one process; its caller closes it. role, process, cluster: names of the process,
+    such as "decode", "decode-0" and the manifest's metadata.name. flush_seconds: how long the close sends
+    what is left. Errors: ManifestError."""
     if settings.endpoint is None:
         return NO_TRACER
     # Here: OpenTelemetry is not even imported while tracing is off.
@@ -33,7 +34,7 @@ def open_tracer(
 
 
 def tracer_refusals(settings: Tracing) -> Iterator[Conflict]:
-    """What open_tracer would refuse."""
+    """Yields the conflicts for which open_tracer would fail."""
     if settings.endpoint is None:
         return
     from llmserve.tracing.otel import check_environment

@@ -1,8 +1,8 @@
 """Tracing with OpenTelemetry: its SDK, with a provider of our own and none of its globals.
 
-Sampling is parent-based: who begins a trace decides (the client, if it sends a traceparent, else the
-apiserver by `sample_ratio`), and everybody after it obeys. OTEL_RESOURCE_ATTRIBUTES adds to what is said
-of a process; OTEL_EXPORTER_OTLP_* says how the endpoint is reached.
+Sampling is parent-based: the process that begins a trace decides (the client, if it sends a traceparent, else
+the apiserver by `sample_ratio`), and all later ones follow. OTEL_RESOURCE_ATTRIBUTES adds attributes to each
+process; OTEL_EXPORTER_OTLP_* says how the endpoint is reached.
 """
 
 import logging
@@ -16,25 +16,26 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span as SdkSpan
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind as SdkKind
+from opentelemetry.trace import Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from llmserve import __version__
 from llmserve.config.conflict import Conflict
 from llmserve.config.schema.service import Tracing
 from llmserve.core.errors import LLMServeError
-from llmserve.metrics.tracing import TracingMetrics
-from llmserve.tracing.base import Attributes, Kind, Span
+from llmserve.metrics.cluster import TracingMetrics
+from llmserve.tracing.base import Attributes, Span, SpanKind
 from llmserve.tracing.sender import SpanSender
 from llmserve.tracing.words import ERROR_TYPE
 
 _ENDPOINT = ("observability", "tracing", "endpoint")
 _HEADERS_LOGGER = "opentelemetry.util.re"
 _HEADERS_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")  # the first counts
-_KINDS: Mapping[Kind, SpanKind] = {
-    Kind.SERVER: SpanKind.SERVER,
-    Kind.CLIENT: SpanKind.CLIENT,
-    Kind.INTERNAL: SpanKind.INTERNAL,
+_KINDS: Mapping[SpanKind, SdkKind] = {
+    SpanKind.SERVER: SdkKind.SERVER,
+    SpanKind.CLIENT: SdkKind.CLIENT,
+    SpanKind.INTERNAL: SdkKind.INTERNAL,
 }
 
 
@@ -56,7 +57,7 @@ class Service:
 
 
 def check_environment(settings: Tracing) -> None:
-    """Sends nothing. Errors: ManifestError, as of the tracer."""
+    """Makes what a tracer needs and drops it; sends nothing. Errors: ManifestError, as a tracer's."""
     exporter, _ = _made(settings, Service("check", "check", "check"))
     exporter.shutdown()
 
@@ -71,7 +72,7 @@ def _made(settings: Tracing, service: Service) -> tuple[OTLPSpanExporter, Tracer
 
 
 class OtelTracer:
-    """Errors of the constructor: ManifestError, when the environment (OTEL_*) cannot be used."""
+    """The constructor raises ManifestError when the environment (OTEL_*) cannot be used."""
 
     def __init__(
         self, settings: Tracing, service: Service, metrics: TracingMetrics, flush_seconds: float
@@ -87,7 +88,7 @@ class OtelTracer:
     def begin(
         self,
         name: str,
-        kind: Kind,
+        kind: SpanKind,
         parent: str,
         attributes: Attributes | None = None,
         at_unix: float | None = None,
@@ -102,7 +103,7 @@ class OtelTracer:
 
 @contextmanager
 def _environment(endpoint: str) -> Iterator[None]:
-    """Around what reads OTEL_*. Errors: ManifestError."""
+    """Stands around code that reads OTEL_*. Errors: ManifestError."""
     headers = _WrongHeaders()
     logger = logging.getLogger(_HEADERS_LOGGER)
     logger.addFilter(headers)
@@ -118,7 +119,8 @@ def _environment(endpoint: str) -> Iterator[None]:
 
 
 class _WrongHeaders(logging.Filter):
-    """Silences OpenTelemetry, which would log headers that it cannot read whole: they hold secrets."""
+    """Silences OpenTelemetry's line about headers that it cannot parse: it shows them, and they hold
+    secrets."""
 
     found = False
 
@@ -136,7 +138,7 @@ class OtelSpan:
         self.traceparent = f"00-{self.trace_id}-{context.span_id:016x}-{context.trace_flags:02x}"
         self.recording = span.is_recording()
 
-    def tell(self, attributes: Attributes) -> None:
+    def set_attributes(self, attributes: Attributes) -> None:
         self._span.set_attributes(attributes)
 
     def event(self, name: str, attributes: Attributes) -> None:

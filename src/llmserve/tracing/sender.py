@@ -1,11 +1,12 @@
-"""Ended spans on their way to the endpoint: from a thread of their own, and never waited for.
+"""Sends ended spans to the endpoint, from a thread of its own; nobody waits for it.
 
-Those that come while the queue is full are dropped, and so is a batch that the endpoint did not take
-within the exporter's time. Both are counted; that it began, and that it is over, is logged once each. It is
-over when the queue is nearly empty again: not between two batches of an overload.
+Spans that come while the queue is full are dropped, and so is a batch that the endpoint did not take within
+the exporter's time. Both are counted. The log has one line when dropping begins and one when it is over,
+which is when the queue is nearly empty again, not between two batches of an overload.
 
-The SDK's BatchSpanProcessor does not look at what the exporter answers, and tells what a full queue drops to
-OpenTelemetry's own metrics and, again and again, to the log.
+The SDK's BatchSpanProcessor cannot replace this (decision 0020): it ignores the exporter's result, reports
+what a full queue drops only to OpenTelemetry's own metrics and, every 20 s, to the log, and its shutdown
+takes no time limit.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from llmserve.metrics.tracing import TracingMetrics
+from llmserve.metrics.cluster import TracingMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ _EXPORTER_LOGGER = "opentelemetry.exporter.otlp.proto.grpc.exporter"
 
 
 class SpanSender(SpanProcessor):
-    """Life: start (once) -> on_end ... -> aclose (idempotent). endpoint: for the log. batch_seconds: how long
-    a span waits for others to go with."""
+    """Life: start (once) -> on_end ... -> aclose (idempotent). endpoint: its address, for the log.
+    batch_seconds: how long a span waits for others to be sent with it."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class SpanSender(SpanProcessor):
         self._sent = metrics.spans_total.labels("sent").inc
         self._dropped = metrics.spans_total.labels("dropped").inc
         self._queue: queue.Queue[ReadableSpan | None] = queue.Queue(queued_spans)
-        self._away = self._told = False  # the endpoint; and that it is, the log
+        self._is_away = self._is_logged = False  # the endpoint; the line that says so
         self._closed = self._over = self._last = False
         self._thread = threading.Thread(target=self._run, name="llmserve-spans", daemon=True)
         self._reason = _Reason(self._thread)
@@ -60,7 +61,7 @@ class SpanSender(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None: ...
 
     def on_end(self, span: ReadableSpan) -> None:
-        """From the loops: it must not wait."""
+        """Called on event loops, so it must not wait."""
         if span.context is None or not span.context.trace_flags.sampled:
             return
         if self._closed:
@@ -70,13 +71,14 @@ class SpanSender(SpanProcessor):
             self._queue.put_nowait(span)
         except queue.Full:
             self._dropped()
-            self._trouble("they come faster than it takes them")
+            self._warn("they come faster than it takes them")
 
     async def aclose(self, flush_seconds: float) -> None:
-        """What is queued is sent within this time, or dropped. An endpoint that is away is not waited for."""
+        """Sends what is queued within this time, and drops the rest. Does not wait for an endpoint that is
+        away."""
         if not self._closed:
             self._closed = True
-            await asyncio.to_thread(self._end, 0.0 if self._away else flush_seconds)
+            await asyncio.to_thread(self._end, 0.0 if self._is_away else flush_seconds)
 
     def _end(self, flush_seconds: float) -> None:
         until = time.monotonic() + flush_seconds
@@ -91,14 +93,14 @@ class SpanSender(SpanProcessor):
         self._reason.detach()
 
     def _mark_end(self, seconds: float) -> bool:
-        """False: the queue was full all the time."""
+        """Queues the end mark; False when the queue was full all the time."""
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=seconds)
             return True
         return False
 
     def _drop_rest(self) -> None:
-        """What ended in the moment of the close."""
+        """Drops the spans that ended while the sender was closed."""
         with contextlib.suppress(queue.Empty):
             while True:
                 if self._queue.get_nowait() is not None:
@@ -121,7 +123,7 @@ class SpanSender(SpanProcessor):
             return SpanExportResult.FAILURE
 
     def _next_batch(self) -> list[ReadableSpan]:
-        """Waits for one, and then a little for more. Empty: it is closed."""
+        """Waits for a span, and then a little for more. An empty batch means that the sender is closed."""
         batch: list[ReadableSpan] = []
         until: float | None = None
         with contextlib.suppress(queue.Empty):
@@ -135,26 +137,27 @@ class SpanSender(SpanProcessor):
         return batch
 
     def _count(self, result: SpanExportResult, spans: int) -> None:
-        self._away = result is not SpanExportResult.SUCCESS
-        if not self._away:
+        self._is_away = result is not SpanExportResult.SUCCESS
+        if not self._is_away:
             self._sent(spans)
-            if self._told and self._queue.qsize() <= self._queue.maxsize * _NEARLY_EMPTY:
-                self._told = False
+            if self._is_logged and self._queue.qsize() <= self._queue.maxsize * _NEARLY_EMPTY:
+                self._is_logged = False
                 _log.info("spans are sent to %s again", self._endpoint)
         else:
             self._dropped(spans)
-            self._trouble(self._reason.text)
+            self._warn(self._reason.text)
 
-    def _trouble(self, reason: str) -> None:
-        if not self._told and not self._over:
-            self._told = True
+    def _warn(self, reason: str) -> None:
+        if not self._is_logged and not self._over:
+            self._is_logged = True
             _log.warning("spans are dropped, they cannot be sent to %s: %s", self._endpoint, reason)
 
 
 class _Reason(logging.Filter):
-    """OpenTelemetry says why a batch was not taken in its log alone, and again with each retry: kept here,
-    and logged by the sender once. A filter, as handlers are closed by whoever configures logging anew (vLLM
-    does); and of its own thread alone, so that several senders do not meet."""
+    """Keeps the reason why a batch was not taken. OpenTelemetry gives it only in its log, again with each
+    retry; the sender logs it once. It is a filter because configuring logging again (as vLLM does) closes
+    handlers, and it looks at the sender's own thread only, so that several senders do not disturb each
+    other."""
 
     def __init__(self, thread: threading.Thread) -> None:
         super().__init__()
@@ -162,7 +165,7 @@ class _Reason(logging.Filter):
         self._logger = logging.getLogger(_EXPORTER_LOGGER)
 
     def attach(self) -> None:
-        # Before OpenTelemetry's own filter, which hides what is said again.
+        # It stands before OpenTelemetry's own filter, which hides repeated lines.
         self._logger.filters.insert(0, self)
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -10,7 +10,7 @@ from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, HandoverReport
 from llmserve.tracing import words
-from llmserve.tracing.base import NO_SPAN, Attributes, Kind, Span, Tracer
+from llmserve.tracing.base import NO_SPAN, Attributes, Span, SpanKind, Tracer
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class LegSpans:
             words.TENANT: request.tenant,
             words.INPUT_TOKENS: len(request.prompt_token_ids),
         }
-        span = self._tracer.begin(self._role.value, Kind.SERVER, request.traceparent, attributes)
+        span = self._tracer.begin(self._role.value, SpanKind.SERVER, request.traceparent, attributes)
         if span.recording:
             self._legs[request.request_id] = _Leg(span)
 
@@ -49,7 +49,7 @@ class LegSpans:
             leg.span.event(words.FIRST_TOKEN, {})
         leg.output_tokens += len(output.token_ids)
         if output.prefill_stats is not None:
-            leg.span.tell(
+            leg.span.set_attributes(
                 {
                     words.DEVICE_CACHED_TOKENS: output.prefill_stats.local_cached_tokens,
                     words.STORE_CACHED_TOKENS: output.prefill_stats.external_cached_tokens,
@@ -68,14 +68,14 @@ class LegSpans:
     def aborted(self, request_ids: Iterable[RequestId], reason: str) -> None:
         for request_id in request_ids:
             if leg := self._legs.get(request_id):
-                leg.span.tell({words.REASON: reason})
+                leg.span.set_attributes({words.REASON: reason})
                 self._end(request_id, FinishReason.ABORT)
 
     def release(self, traceparent: str) -> Span:
         """Of a lease, by the apiserver whose request did not use it."""
         if not traceparent:
             return NO_SPAN
-        return self._tracer.begin(words.RELEASE, Kind.SERVER, traceparent, self._worker)
+        return self._tracer.begin(words.RELEASE, SpanKind.SERVER, traceparent, self._worker)
 
     def _end(self, request_id: RequestId, reason: FinishReason, error: LLMServeError | str = "") -> None:
         if leg := self._legs.pop(request_id, None):
@@ -96,7 +96,7 @@ class LegSpans:
             words.TRANSFER_SECONDS: report.seconds,
         }
         began = ended - report.seconds
-        span = self._tracer.begin(words.TRANSFER, Kind.INTERNAL, leg.traceparent, attributes, began)
+        span = self._tracer.begin(words.TRANSFER, SpanKind.INTERNAL, leg.traceparent, attributes, began)
         for fallback in report.fallbacks:
             span.event(words.FALLBACK, {words.REASON: fallback})
         span.end(report.reason, at_unix=ended)

@@ -157,7 +157,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             raise InvalidRequest("kv_transfer_params is empty")
         with ending(self._spans.release(traceparent_of(context.invocation_metadata()))) as span:
             released = await self._releaser.release(params)
-            span.tell({words.RELEASED: released})
+            span.set_attributes({words.RELEASED: released})
         return worker_pb2.ReleaseLeaseResponse(released=released)
 
     async def GetWorkerStatus(  # noqa: N802

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.cli.app import main
-from llmserve.k8s import rollout
+from llmserve.k8s import status
 from tests.support.kube_schemas import versions
 from tests.support.kube_server import KubeServer, kube_server
 
@@ -55,7 +55,7 @@ class Cli:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeServer]:
     with kube_server(tmp_path, versions()[-1]) as running:
         monkeypatch.setenv("KUBECONFIG", str(running.kubeconfig))
-        monkeypatch.setattr(rollout, "_LOOK_SECONDS", 0.01)
+        monkeypatch.setattr(status, "_LOOK_SECONDS", 0.01)
         yield running
 
 

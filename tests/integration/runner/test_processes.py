@@ -95,7 +95,7 @@ def test_the_end_asks_first(begin: Begin) -> None:
     process = begin(f"{CLUSTER}/a", _WAITS.format("DFL"))
     first_line(process)
     family = Family(f"{CLUSTER}/a", frozenset())
-    end(lambda: members(family), term_seconds=20)
+    end(family, term_seconds=20)
     assert process.wait() == -signal.SIGTERM
 
 
@@ -103,7 +103,7 @@ def test_the_end_kills_those_that_ignore_it(begin: Begin) -> None:
     process = begin(f"{CLUSTER}/a", _WAITS.format("IGN"))
     first_line(process)
     family = Family(f"{CLUSTER}/a", frozenset())
-    end(lambda: members(family), term_seconds=0.1)
+    end(family, term_seconds=0.1)
     assert process.wait() == -signal.SIGKILL
 
 

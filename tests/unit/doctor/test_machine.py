@@ -10,7 +10,7 @@ from llmserve.core.errors import LLMServeError
 from llmserve.doctor import machine
 from llmserve.doctor.finding import Status
 from llmserve.doctor.host import GIB, Allowance
-from llmserve.doctor.machine import Gpus, find_gpus, gpu_peers, gpus, run_tool
+from llmserve.doctor.machine import gpu_peers, gpus, run_tool
 from tests.unit.doctor.conftest import MakeHost
 
 _KIB = 1024
@@ -143,25 +143,24 @@ def _failing(command: Sequence[str]) -> str:
 
 
 def test_gpus_are_listed(make_host: MakeHost) -> None:
-    found = gpus(make_host({}), (0, 1), find_gpus((0, 1), lambda command: _LISTED))
+    found = gpus(make_host({}), (0, 1), lambda command: _LISTED)
     assert found.status is Status.OK
     assert found.value == "0, NVIDIA L4, 23034 MiB, 550.54; 1, NVIDIA L4, 23034 MiB, 550.54"
     assert found.figures == {"gpus": 2}
 
 
 def test_a_driver_that_does_not_answer(make_host: MakeHost) -> None:
-    found = gpus(make_host({}), (0,), find_gpus((0,), _failing))
+    found = gpus(make_host({}), (0,), _failing)
     assert found.status is Status.PROBLEM
     assert "no driver" in found.advice
 
 
 def test_no_gpu_is_not_asked_about(make_host: MakeHost) -> None:
-    assert find_gpus((), _failing) == Gpus()
-    assert gpus(make_host({}), (), Gpus()).status is Status.OK
+    assert gpus(make_host({}), (), _failing).status is Status.OK
 
 
 def test_a_driver_without_a_visible_gpu(make_host: MakeHost) -> None:
-    found = gpus(make_host({"proc/driver/nvidia/version": "NVRM version: 550"}), (), Gpus())
+    found = gpus(make_host({"proc/driver/nvidia/version": "NVRM version: 550"}), (), _failing)
     assert found.status is Status.WARNING
 
 

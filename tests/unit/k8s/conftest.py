@@ -7,7 +7,7 @@ import pytest
 
 from llmserve.config.load import parse_manifest
 from llmserve.config.schema import Manifest
-from llmserve.k8s.render import Object, Target, render
+from llmserve.k8s.render import Object, RenderTarget, render
 
 Parse = Callable[[str], Manifest]
 Render = Callable[[Manifest], dict[str, Object]]
@@ -29,7 +29,7 @@ def rendered() -> Render:
     """The objects by `KIND NAME`."""
 
     def by_title(manifest: Manifest) -> dict[str, Object]:
-        objects = render(manifest, Target("prod", "registry/llmserve:1"))
+        objects = render(manifest, RenderTarget("prod", "registry/llmserve:1"))
         return {f"{one['kind']} {one['metadata']['name']}": one for one in objects}
 
     return by_title

@@ -9,8 +9,8 @@ import yaml
 from llmserve import __version__
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import Manifest, StorageClass
-from llmserve.k8s.render import Object, Target, render
-from llmserve.k8s.render.write import KUSTOMIZATION, files
+from llmserve.k8s.render import Object, RenderTarget, render
+from llmserve.k8s.render.objects import KUSTOMIZATION, files
 from tests.support.kube_schemas import validate, versions
 
 ROOT = Path(__file__).parents[3]
@@ -32,7 +32,7 @@ def manifests() -> Iterator[Manifest]:
 
 
 def objects() -> list[Object]:
-    return [one for manifest in manifests() for one in render(manifest, Target("prod", IMAGE))]
+    return [one for manifest in manifests() for one in render(manifest, RenderTarget("prod", IMAGE))]
 
 
 @pytest.mark.parametrize("version", versions())
@@ -49,7 +49,7 @@ def test_the_versions_are_those_that_we_promise() -> None:
 
 
 def test_files_hold_the_objects_and_the_kustomization_names_them() -> None:
-    rendered = render(load_manifest(ROOT / "llmserve.yaml"), Target("prod", IMAGE))
+    rendered = render(load_manifest(ROOT / "llmserve.yaml"), RenderTarget("prod", IMAGE))
     texts = files(rendered)
     names = yaml.safe_load(texts[KUSTOMIZATION])["resources"]
     assert [yaml.safe_load(texts[name]) for name in names] == list(rendered)
@@ -58,6 +58,6 @@ def test_files_hold_the_objects_and_the_kustomization_names_them() -> None:
 
 def test_deploy_holds_the_rendered_default() -> None:
     """llmserve up -f llmserve.yaml --mode k8s --image llmserve:VERSION --out deploy/k8s  (make deploy)"""
-    expected = files(render(load_manifest(ROOT / "llmserve.yaml"), Target("llmserve", IMAGE)))
+    expected = files(render(load_manifest(ROOT / "llmserve.yaml"), RenderTarget("llmserve", IMAGE)))
     there = {path.name: path.read_text() for path in DEPLOY.iterdir()}
     assert there == expected

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from llmserve.k8s.render.scaling import QUEUE_SECONDS, TOKENS_SHARE, WAITING_REQUESTS
+from llmserve.k8s.render.workloads import QUEUE_SECONDS, TOKENS_SHARE, WAITING_REQUESTS
 
 DOCS = Path(__file__).parents[3] / "docs"
 _SUFFIX = re.compile(r"_(sum|count|bucket)$")

@@ -2,8 +2,8 @@
 
 from array import array
 
-from llmserve.loadgen.answer import Failure, FailureKind
-from llmserve.loadgen.record import Record
+from llmserve.loadgen.answer import AnswerFailure, Failure
+from llmserve.loadgen.record import RequestRecord
 
 
 def served(
@@ -16,11 +16,11 @@ def served(
     conversation: int = 0,
     output_tokens: int | None = None,
     prompt_tokens: int = 10,
-) -> Record:
+) -> RequestRecord:
     """first: seconds after planned."""
     last = planned + first + sum(gaps)
     tokens = len(gaps) + 1 if output_tokens is None else output_tokens
-    return Record(
+    return RequestRecord(
         conversation=conversation,
         turn=0,
         kind=kind,
@@ -40,8 +40,8 @@ def served(
 
 def failed(
     message: str = "no", status: int = 429, *, planned: float = 0.0, tenant: str = "default"
-) -> Record:
-    return Record(
+) -> RequestRecord:
+    return RequestRecord(
         conversation=0,
         turn=0,
         kind="short",
@@ -55,5 +55,5 @@ def failed(
         wanted_output_tokens=5,
         prompt_tokens=10,
         output_tokens=0,
-        failure=Failure(FailureKind.HTTP, message, status),
+        failure=Failure(AnswerFailure.HTTP, message, status),
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.loadgen.answer import Answer, FailureKind, error_text
+from llmserve.loadgen.answer import Answer, AnswerFailure, error_text
 
 
 def event(**fields: Any) -> bytes:
@@ -68,16 +68,18 @@ def test_tokens_are_counted_by_usage_then_ids_then_arrivals() -> None:
 @pytest.mark.parametrize(
     ("parts", "kind", "message"),
     [
-        ((text("a"),), FailureKind.BROKEN, "before [DONE]"),
-        ((), FailureKind.BROKEN, "before [DONE]"),
-        ((DONE,), FailureKind.NO_TOKENS, "no tokens"),
-        ((text("a"), event(error={"message": "engine died"}), DONE), FailureKind.IN_STREAM, "engine died"),
-        ((b"data: {nonsense\n\n", DONE), FailureKind.IN_STREAM, "not an event"),
-        ((b"data: 5\n\n", DONE), FailureKind.IN_STREAM, "not an event"),
-        ((event(choices=["a"]), DONE), FailureKind.IN_STREAM, "not an event"),
+        ((text("a"),), AnswerFailure.BROKEN, "before [DONE]"),
+        ((), AnswerFailure.BROKEN, "before [DONE]"),
+        ((DONE,), AnswerFailure.NO_TOKENS, "no tokens"),
+        ((text("a"), event(error={"message": "engine died"}), DONE), AnswerFailure.IN_STREAM, "engine died"),
+        ((b"data: {nonsense\n\n", DONE), AnswerFailure.IN_STREAM, "not an event"),
+        ((b"data: 5\n\n", DONE), AnswerFailure.IN_STREAM, "not an event"),
+        ((event(choices=["a"]), DONE), AnswerFailure.IN_STREAM, "not an event"),
     ],
 )
-def test_an_answer_that_is_not_whole_fails(parts: tuple[bytes, ...], kind: FailureKind, message: str) -> None:
+def test_an_answer_that_is_not_whole_fails(
+    parts: tuple[bytes, ...], kind: AnswerFailure, message: str
+) -> None:
     failure = read(*parts).failure
     assert failure is not None
     assert failure.kind is kind

@@ -11,15 +11,13 @@ import pytest
 from aiohttp import web
 
 from llmserve.core.errors import LLMServeError, NotAuthenticated, Unavailable
-from llmserve.loadgen.answer import FailureKind
+from llmserve.loadgen.answer import AnswerFailure
 from llmserve.loadgen.drive import Drive, Users
-from llmserve.loadgen.endpoint import Endpoint, Target, base_url, only_model
-from llmserve.loadgen.kinds import Kind, Tenant
+from llmserve.loadgen.endpoint import Endpoint, EndpointTarget, base_url, only_model, probe
 from llmserve.loadgen.load import Load
-from llmserve.loadgen.probe import probe
 from llmserve.loadgen.prompts import WORDS, PromptForm, Texts, TokenTalk
 from llmserve.loadgen.run import Ways, run_load
-from llmserve.loadgen.workload import Conversation, Mix, Piece, Turn
+from llmserve.loadgen.workload import Conversation, Mix, PromptPiece, RequestKind, Tenant, Turn
 from tests.unit.loadgen.watching import unwatched
 
 TEXTS = Texts(1, (1000, 2000))
@@ -41,8 +39,8 @@ class Server:
         self.keys.append(request.headers.get("Authorization"))
         return await self.answer(request, body)
 
-    def target(self, **changes: Any) -> Target:
-        return Target(self.url, "m", {"a": "key-a"}, **{"timeout_seconds": 5.0, **changes})
+    def target(self, **changes: Any) -> EndpointTarget:
+        return EndpointTarget(self.url, "m", {"a": "key-a"}, **{"timeout_seconds": 5.0, **changes})
 
 
 async def said(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -89,7 +87,7 @@ async def _models(request: web.Request) -> web.Response:
 
 
 def conversation(index: int, starts_at: float = 0.0, turns: int = 1, tenant: str = "a") -> Conversation:
-    made = tuple(Turn((Piece(f"{index}.{number}", 5),), 3) for number in range(turns))
+    made = tuple(Turn((PromptPiece(f"{index}.{number}", 5),), 3) for number in range(turns))
     return Conversation(index, "k", tenant, made, starts_at)
 
 
@@ -109,7 +107,7 @@ async def test_a_request_is_as_planned_and_its_record_as_answered(server: Server
         server, lambda one: one.open_loop([conversation(0)]), extra={"temperature": 0, "n": None}
     )
     (asked,), (record,) = server.asked, done.records
-    assert asked["prompt"] == TEXTS.ids(Piece("0.0", 5))
+    assert asked["prompt"] == TEXTS.ids(PromptPiece("0.0", 5))
     assert (asked["max_tokens"], asked["stream"], asked["temperature"]) == (3, True, 0)
     assert "n" not in asked
     assert server.keys == ["Bearer key-a"]
@@ -209,10 +207,10 @@ async def test_failures_of_every_kind_are_told_apart(server: Server) -> None:
     async def wrong(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return await streamed(request, [{"error": {"message": "no"}}])
 
-    cases: list[tuple[Handler, FailureKind]] = [
-        (cut, FailureKind.BROKEN),
-        (slow, FailureKind.TIMEOUT),
-        (wrong, FailureKind.IN_STREAM),
+    cases: list[tuple[Handler, AnswerFailure]] = [
+        (cut, AnswerFailure.BROKEN),
+        (slow, AnswerFailure.TIMEOUT),
+        (wrong, AnswerFailure.IN_STREAM),
     ]
     for answer, kind in cases:
         server.answer = answer
@@ -223,7 +221,7 @@ async def test_failures_of_every_kind_are_told_apart(server: Server) -> None:
     server.url = "http://127.0.0.1:1"
     done = await drive(server, lambda one: one.open_loop([conversation(0)]))
     assert done.records[0].failure is not None
-    assert done.records[0].failure.kind is FailureKind.CONNECT
+    assert done.records[0].failure.kind is AnswerFailure.CONNECT
 
 
 async def test_the_probe_takes_the_first_form_that_works(server: Server) -> None:
@@ -270,7 +268,7 @@ async def test_a_probe_that_fails_says_why(server: Server) -> None:
         server.answer = _missing
         with pytest.raises(LLMServeError, match="HTTP 404"):
             await probe(endpoint, "a", PromptForm.TOKENS, keeps_talking=False)
-    async with Endpoint(Target("http://127.0.0.1:1", "m", {})) as endpoint:
+    async with Endpoint(EndpointTarget("http://127.0.0.1:1", "m", {})) as endpoint:
         with pytest.raises(Unavailable, match="no connection"):
             await probe(endpoint, "a", None, keeps_talking=False)
 
@@ -293,7 +291,7 @@ def test_urls_as_people_write_them() -> None:
 
 
 async def test_a_whole_run_warms_up_and_does_not_count_it(server: Server) -> None:
-    mix = Mix((Kind("k", 20, 4, 1.0),), (Tenant("a", "key-a"),), turns=2)
+    mix = Mix((RequestKind("k", 20, 4, 1.0),), (Tenant("a", "key-a"),), turns=2)
     load = Load(mix, seed=3, concurrency=2, count=5)
     outcome = await run_load(load, server.target(), Ways(warming=3), unwatched)
     assert len(outcome.records) == 10
@@ -308,7 +306,7 @@ async def test_a_run_that_is_stopped_reports_what_has_ended(server: Server) -> N
         return await said(request, body)
 
     server.answer = slow_later
-    mix = Mix((Kind("k", 20, 4, 1.0),), (Tenant("a", None),))
+    mix = Mix((RequestKind("k", 20, 4, 1.0),), (Tenant("a", None),))
     load = Load(mix, seed=random.randrange(99), concurrency=2, seconds=60.0)
     task = asyncio.create_task(run_load(load, server.target(), Ways(warming=0), unwatched))
     await asyncio.sleep(0.8)

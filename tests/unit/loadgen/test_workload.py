@@ -1,15 +1,70 @@
-"""Conversations of a mix and of a trace, and the load they make."""
+"""Kinds, tenants and conversations."""
 
 import itertools
 import random
 from collections import Counter
 
-from llmserve.loadgen.kinds import Kind, Tenant
-from llmserve.loadgen.load import Load, divided
-from llmserve.loadgen.workload import Conversation, Mix, Piece, limited, of_trace
-from llmserve.traces.request import TracedRequest
+import pytest
 
-KINDS = (Kind("long", 400, 20, 30), Kind("short", 20, 5, 70))
+from llmserve.core.errors import InvalidRequest
+from llmserve.loadgen.load import Load, divided
+from llmserve.loadgen.workload import (
+    Conversation,
+    Mix,
+    PromptPiece,
+    RequestKind,
+    Tenant,
+    limited,
+    of_trace,
+    parse_kind,
+    parse_tenant,
+    parse_weight,
+)
+from llmserve.traces import TracedRequest
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("short:70", RequestKind("short", 200, 60, 70.0)),
+        ("long", RequestKind("long", 4000, 500, 1.0)),
+        ("long=4000/100:30", RequestKind("long", 4000, 100, 30.0)),
+        ("300/20:0.5", RequestKind("300/20", 300, 20, 0.5)),
+    ],
+)
+def test_kinds(text: str, kind: RequestKind) -> None:
+    assert parse_kind(text) == kind
+
+
+@pytest.mark.parametrize(
+    "text", ["huge:1", "short:0", "short:x", "a=4000:1", "a=0/5:1", "a=5/x:1", "short:inf", ""]
+)
+def test_a_wrong_kind_is_named(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_kind(text)
+    assert repr(text) in caught.value.message
+
+
+def test_tenants_have_keys_that_may_contain_anything() -> None:
+    assert parse_tenant("gold=sk=a:b", {}) == Tenant("gold", "sk=a:b", 1.0)
+    assert parse_tenant("gold:4=@KEY", {"KEY": "secret"}) == Tenant("gold", "secret", 4.0)
+
+
+@pytest.mark.parametrize("text", ["gold", "=key", "gold=", "gold:0=key", "gold=@NONE"])
+def test_a_wrong_tenant_is_refused_without_its_key(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_tenant(text, {})
+    assert "=key" not in caught.value.message
+
+
+def test_weights() -> None:
+    assert parse_weight("gold=4") == ("gold", 4.0)
+    for text in ("gold", "=4", "gold=0", "gold=x"):
+        with pytest.raises(InvalidRequest, match="--weights"):
+            parse_weight(text)
+
+
+KINDS = (RequestKind("long", 400, 20, 30), RequestKind("short", 20, 5, 70))
 TENANTS = (Tenant("a", None, 3.0), Tenant("b", None, 1.0))
 
 
@@ -34,7 +89,7 @@ def test_sizes_spread_within_their_share_and_are_never_0() -> None:
     sizes = {one.turns[0].prompt_tokens for one in take(Mix(KINDS[:1], TENANTS, spread=0.5), 2000)}
     assert min(sizes) == 200
     assert max(sizes) == 600
-    tiny = Mix((Kind("tiny", 1, 1, 1.0),), TENANTS, spread=1.0)
+    tiny = Mix((RequestKind("tiny", 1, 1, 1.0),), TENANTS, spread=1.0)
     assert min(one.turns[0].output_tokens for one in take(tiny, 50)) == 1
 
 
@@ -52,8 +107,8 @@ def test_a_trace_says_which_prefixes_are_alike() -> None:
         TracedRequest(0.0, 1100, 5, prefix_names=(7, 8, 9), run_tokens=512),
         TracedRequest(2.0, 600, 5, prefix_names=(7,), run_tokens=512),
     ])  # fmt: skip
-    assert first.turns[0].prompt == (Piece("t7", 512), Piece("t8", 512), Piece("t9", 76))
-    assert second.turns[0].prompt == (Piece("t7", 512), Piece("c1", 88))
+    assert first.turns[0].prompt == (PromptPiece("t7", 512), PromptPiece("t8", 512), PromptPiece("t9", 76))
+    assert second.turns[0].prompt == (PromptPiece("t7", 512), PromptPiece("c1", 88))
     assert second.starts_at == 2.0
 
 

@@ -12,13 +12,12 @@ from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.metrics.cluster import ClusterMetrics
 from llmserve.metrics.dashboards import DASHBOARDS
 from llmserve.metrics.dashboards.__main__ import main
-from llmserve.metrics.dashboards.grafana import text, to_json
-from llmserve.metrics.dashboards.panels import Dashboard, Panel
+from llmserve.metrics.dashboards.panels import Dashboard, Panel, text, to_json
 from llmserve.metrics.dashboards.panels_doc import markdown
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.router import RouterMetrics
 from llmserve.metrics.rules import RULES_FILE, rule_groups
-from llmserve.metrics.rules.__main__ import main as write_rules
+from llmserve.metrics.rules import main as write_rules
 from llmserve.metrics.worker import WorkerMetrics
 
 ROOT = Path(__file__).parents[3]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec
-from llmserve.runner.board import Board, ProcessState, Row, StateWriter, addresses_to_bind
+from llmserve.runner.board import Board, ProcessRow, ProcessState, StateWriter, addresses_to_bind
 from llmserve.runner.environment import RunPaths
 from llmserve.runner.state import STATE_NAME, ClusterState, read_state
 
@@ -23,7 +23,7 @@ class Seen:
     """Copies of the rows, as they were told of."""
 
     def __init__(self, board: Board) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[ProcessRow] = []
         board.watch(lambda row: self.rows.append(replace(row)))
 
 
@@ -40,13 +40,15 @@ def board(clock: Clock) -> Board:
 
 def test_all_wait_at_first(board: Board) -> None:
     assert list(board.rows) == ["a", "b"]
-    assert board.rows["a"] == Row("a", ProcessState.WAITING, since=5.0)
+    assert board.rows["a"] == ProcessRow("a", ProcessState.WAITING, since=5.0)
 
 
 def test_every_watcher_is_told_of_a_change(board: Board) -> None:
     first, second = Seen(board), Seen(board)
     board.set("b", ProcessState.STARTING, "importing", pid=7)
-    assert first.rows == second.rows == [Row("b", ProcessState.STARTING, "importing", since=5.0, pid=7)]
+    assert (
+        first.rows == second.rows == [ProcessRow("b", ProcessState.STARTING, "importing", since=5.0, pid=7)]
+    )
 
 
 def test_what_is_known_is_not_told_again(board: Board) -> None:
@@ -81,7 +83,7 @@ def test_restarts_are_counted_before_they_are_told_of(board: Board) -> None:
     seen = Seen(board)
     board.restarting("a", "exit code 1")
     board.restarting("a", "exit code 2")
-    assert [(row.stand, row.restarts, row.pid) for row in seen.rows] == [
+    assert [(row.state, row.restarts, row.pid) for row in seen.rows] == [
         (ProcessState.RESTARTING, 1, 0),
         (ProcessState.RESTARTING, 2, 0),
     ]
@@ -118,10 +120,10 @@ def roles() -> Board:
 
 
 @pytest.fixture
-def writer(tmp_path: Path) -> StateWriter:
+def writer(roles: Board, tmp_path: Path) -> StateWriter:
     plan = LocalPlan((ROUTER, WORKER), ("http://h",))
     paths = RunPaths(tmp_path / "m.yaml", tmp_path, tmp_path / "logs", tmp_path / "temp")
-    return StateWriter("id", "mine", "my-model", plan, paths)
+    return StateWriter(roles, plan, paths, cluster_id="id", name="mine", model="my-model")
 
 
 def read(folder: Path) -> ClusterState:
@@ -131,7 +133,7 @@ def read(folder: Path) -> ClusterState:
 
 
 def test_it_is_there_from_the_start(writer: StateWriter, roles: Board, tmp_path: Path) -> None:
-    writer.follow(roles)
+    writer.start()
     state = read(tmp_path)
     assert (state.cluster_id, state.name, state.model, state.stand) == ("id", "mine", "my-model", "starting")
     assert (state.log_dir, state.temp_dir) == (str(tmp_path / "logs"), str(tmp_path / "temp"))
@@ -141,7 +143,7 @@ def test_it_is_there_from_the_start(writer: StateWriter, roles: Board, tmp_path:
 
 
 def test_a_role_says_where_it_is(writer: StateWriter, roles: Board, tmp_path: Path) -> None:
-    writer.follow(roles)
+    writer.start()
     roles.saw_shared_memory("decode-0", frozenset({"/dev/shm/b", "/dev/shm/a"}))
     roles.set("decode-0", ProcessState.READY, pid=12)
     router, decode = read(tmp_path).roles
@@ -169,7 +171,7 @@ def test_a_role_says_where_it_is(writer: StateWriter, roles: Board, tmp_path: Pa
 def test_it_is_written_for_a_stand_or_pid_not_for_progress(
     writer: StateWriter, roles: Board, tmp_path: Path
 ) -> None:
-    writer.follow(roles)
+    writer.start()
     roles.set("router-0", ProcessState.STARTING, "one", pid=1)
     (tmp_path / STATE_NAME).unlink()
     roles.set("router-0", ProcessState.STARTING, "two")
@@ -181,7 +183,7 @@ def test_it_is_written_for_a_stand_or_pid_not_for_progress(
 
 
 def test_fields_of_the_cluster_stay(writer: StateWriter, roles: Board, tmp_path: Path) -> None:
-    writer.follow(roles)
+    writer.start()
     writer.update(model_dir="/models/x")
     writer.update(stand=ProcessState.READY)
     roles.set("router-0", ProcessState.READY)
@@ -193,7 +195,7 @@ def test_a_file_that_cannot_be_written_stops_nothing(
 ) -> None:
     (tmp_path / f".{STATE_NAME}.new").symlink_to("/dev/full")
     with caplog.at_level(logging.WARNING):
-        writer.follow(roles)
+        writer.start()
     assert "No space left on device" in caplog.text
     roles.set("router-0", ProcessState.READY)
     assert read(tmp_path).roles[0]["stand"] == "ready"

@@ -9,7 +9,7 @@ from llmserve.config.schema import Manifest
 from llmserve.simulate.report import Goals, SimReport
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 
 MakeShape = Callable[..., ClusterShape]
 Simulate = Callable[..., SimReport]

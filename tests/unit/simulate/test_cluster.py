@@ -11,7 +11,7 @@ from llmserve.simulate.mix import RequestKind, RequestMix
 from llmserve.simulate.report import Goals
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import Overrides
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 from tests.unit.simulate.conftest import MakeShape, Simulate
 
 ALONE = {"disaggregated": False}

@@ -18,7 +18,7 @@ from llmserve.engines.spec import EngineSpec
 from llmserve.simulate.mix import RequestKind, RequestMix
 from llmserve.simulate.report import Goals
 from llmserve.simulate.run import Simulation
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 from tests.unit.simulate.conftest import MakeShape
 
 SIM = SimSpec(

@@ -10,7 +10,7 @@ from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.index_feed import IndexFeed
 from llmserve.simulate.sequence import BlockNames, SimLeg, TracedSequence
 from llmserve.simulate.shape import ClusterShape
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest
 from tests.unit.simulate.conftest import MakeShape, Simulate
 
 W = WorkerId("w")

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema.service import Tracing
 from llmserve.core.errors import ManifestError, WorkerLost
-from llmserve.tracing.base import NO_SPAN, Kind, Tracer, ending, trace_id_of
+from llmserve.tracing.base import NO_SPAN, SpanKind, Tracer, ending, trace_id_of
 from llmserve.tracing.open import open_tracer
 from tests.support.otlp import OtlpReceiver, Received, otlp_receiver
 
@@ -65,8 +65,10 @@ def only(receiver: OtlpReceiver) -> Received:
 
 async def test_a_span_arrives_as_it_was_told(receiver: OtlpReceiver) -> None:
     async with tracing(receiver.endpoint) as traced:
-        span = traced.tracer.begin("decode", Kind.SERVER, SAMPLED, {"llmserve.tenant": "red"}, at_unix=100.5)
-        span.tell({"gen_ai.usage.output_tokens": 7})
+        span = traced.tracer.begin(
+            "decode", SpanKind.SERVER, SAMPLED, {"llmserve.tenant": "red"}, at_unix=100.5
+        )
+        span.set_attributes({"gen_ai.usage.output_tokens": 7})
         span.event("first token", {})
         span.end(at_unix=101.0)
         span.end(ValueError("a second end does not count"))
@@ -81,8 +83,8 @@ async def test_a_span_arrives_as_it_was_told(receiver: OtlpReceiver) -> None:
 
 async def test_what_goes_with_the_request_names_the_span(receiver: OtlpReceiver) -> None:
     async with tracing(receiver.endpoint) as traced:
-        span = traced.tracer.begin("a", Kind.SERVER, "")
-        below = traced.tracer.begin("b", Kind.CLIENT, span.traceparent)
+        span = traced.tracer.begin("a", SpanKind.SERVER, "")
+        below = traced.tracer.begin("b", SpanKind.CLIENT, span.traceparent)
         assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-0[13]", span.traceparent)
         assert trace_id_of(span.traceparent) == span.trace_id == below.trace_id
         below.end()
@@ -94,7 +96,7 @@ async def test_what_goes_with_the_request_names_the_span(receiver: OtlpReceiver)
 @pytest.mark.parametrize("parent", ["", "00-abc", f"00-{'0' * 32}-{SPAN_ID}-01", "\n", "00-" + "z" * 50])
 async def test_a_wrong_traceparent_is_none(receiver: OtlpReceiver, parent: str) -> None:
     async with tracing(receiver.endpoint) as traced:
-        traced.tracer.begin("a", Kind.SERVER, parent).end()
+        traced.tracer.begin("a", SpanKind.SERVER, parent).end()
     assert only(receiver).parent_id == ""
 
 
@@ -107,9 +109,9 @@ async def test_who_begins_a_trace_decides(
     receiver: OtlpReceiver, ratio: float, parent: str, is_sent: bool
 ) -> None:
     async with tracing(receiver.endpoint, ratio) as traced:
-        span = traced.tracer.begin("a", Kind.SERVER, parent)
+        span = traced.tracer.begin("a", SpanKind.SERVER, parent)
         assert span.recording == is_sent
-        below = traced.tracer.begin("b", Kind.CLIENT, span.traceparent)
+        below = traced.tracer.begin("b", SpanKind.CLIENT, span.traceparent)
         assert below.trace_id == span.trace_id, "a trace that is not sent has a name all the same"
         below.end()
         span.end()
@@ -118,11 +120,11 @@ async def test_who_begins_a_trace_decides(
 
 async def test_errors_and_cancellations(receiver: OtlpReceiver) -> None:
     async with tracing(receiver.endpoint) as traced:
-        with pytest.raises(WorkerLost), ending(traced.tracer.begin("failed", Kind.CLIENT, "")):
+        with pytest.raises(WorkerLost), ending(traced.tracer.begin("failed", SpanKind.CLIENT, "")):
             raise WorkerLost("lost the worker decode-0")
-        with pytest.raises(GeneratorExit), ending(traced.tracer.begin("left", Kind.CLIENT, "")):
+        with pytest.raises(GeneratorExit), ending(traced.tracer.begin("left", SpanKind.CLIENT, "")):
             raise GeneratorExit
-        with ending(traced.tracer.begin("done", Kind.CLIENT, "")):
+        with ending(traced.tracer.begin("done", SpanKind.CLIENT, "")):
             pass
     failed, left, done = receiver.spans
     assert (failed.failed, failed.status) == (True, "lost the worker decode-0")
@@ -142,7 +144,7 @@ async def test_an_endpoint_that_is_away_costs_a_count_and_a_line(
     async with tracing(receiver.endpoint) as traced:
         logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})  # as vLLM does
         for _ in range(1024):
-            traced.tracer.begin("a", Kind.SERVER, "").end()
+            traced.tracer.begin("a", SpanKind.SERVER, "").end()
         async with asyncio.timeout(10):
             while traced.spans("dropped") < 1024:  # noqa: ASYNC110 - a thread's
                 await asyncio.sleep(0.01)
@@ -157,7 +159,7 @@ async def test_the_close_is_bounded(receiver: OtlpReceiver) -> None:
     receiver.stop()
     began = time.monotonic()
     async with tracing(receiver.endpoint, flush_seconds=0.5) as traced:
-        traced.tracer.begin("a", Kind.SERVER, "").end()
+        traced.tracer.begin("a", SpanKind.SERVER, "").end()
     assert time.monotonic() - began < 8, "OpenTelemetry would take its 30 s"
 
 
@@ -195,9 +197,9 @@ async def test_a_number_that_is_none_fails_the_start_and_leaves_no_thread(
 
 async def test_off_is_nothing() -> None:
     async with tracing(None) as traced:
-        assert traced.tracer.begin("a", Kind.SERVER, SAMPLED) is NO_SPAN
+        assert traced.tracer.begin("a", SpanKind.SERVER, SAMPLED) is NO_SPAN
         assert NO_SPAN.traceparent == NO_SPAN.trace_id == trace_id_of("") == ""
         with ending(NO_SPAN) as span:
-            span.tell({})
+            span.set_attributes({})
             span.event("x", {})
     assert traced.spans("sent") == 0

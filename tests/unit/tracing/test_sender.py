@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import CollectorRegistry
 
-from llmserve.metrics.tracing import TracingMetrics
+from llmserve.metrics.cluster import TracingMetrics
 from llmserve.tracing.sender import SpanSender
 
 FULL = "spans are dropped, they cannot be sent to http://there:4317: they come faster than it takes them"

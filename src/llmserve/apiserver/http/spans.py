@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from llmserve.apiserver.explain.record import RequestRecord, SequenceRecord
 from llmserve.tracing import words
-from llmserve.tracing.base import NO_SPAN, Attributes, Kind, Span, Tracer
+from llmserve.tracing.base import NO_SPAN, Attributes, Span, SpanKind, Tracer
 
 TRACE_ID = b"x-llmserve-trace-id"
 _TRACEPARENT = b"traceparent"
@@ -45,7 +45,7 @@ class HttpSpans:
             words.REQUEST_ID: request_id,
             words.TENANT: tenant,
         }
-        return self._tracer.begin(f"POST {path}", Kind.SERVER, parent.decode("latin-1"), attributes)
+        return self._tracer.begin(f"POST {path}", SpanKind.SERVER, parent.decode("latin-1"), attributes)
 
 
 def end(span: Span, record: RequestRecord) -> None:

@@ -17,7 +17,7 @@ from llmserve.rpc.codec import decode_role
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 from llmserve.tracing import words
-from llmserve.tracing.base import Kind, Span, Tracer, ending
+from llmserve.tracing.base import Span, SpanKind, Tracer, ending
 
 
 class RunSpans:
@@ -39,7 +39,7 @@ class RunSpans:
             yield
             return
         attributes = {words.REQUEST_ID: admit.request_id}
-        with self._ending(self._tracer.begin(words.ADMIT, Kind.CLIENT, self._parent, attributes)) as span:
+        with self._ending(self._tracer.begin(words.ADMIT, SpanKind.CLIENT, self._parent, attributes)) as span:
             admit.traceparent = span.traceparent
             try:
                 yield
@@ -56,7 +56,7 @@ class RunSpans:
             return
         attributes = {words.REQUEST_ID: request.request_id, words.WORKER: worker.worker_id}
         name = f"leg {decode_role(worker.role).value}"
-        with self._ending(self._tracer.begin(name, Kind.CLIENT, self._parent, attributes)) as span:
+        with self._ending(self._tracer.begin(name, SpanKind.CLIENT, self._parent, attributes)) as span:
             try:
                 yield replace(request, traceparent=span.traceparent)
             except WorkerFailed as other:

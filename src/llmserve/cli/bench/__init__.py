@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from llmserve.cli.command import Command, add_json, add_manifest, count, not_negative, positive, share, whole
-from llmserve.loadgen.kinds import SIZES
+from llmserve.loadgen.workload import SIZES
 
 _ABOUT = """\
 Puts a load on an OpenAI endpoint and measures it from outside: the cluster that runs here (or of -f,

@@ -26,12 +26,11 @@ from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.screen import screen
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import InvalidRequest, StartFailed
-from llmserve.loadgen.comparison import Comparison
+from llmserve.loadgen.comparison import Comparison, Round
 from llmserve.loadgen.comparison_page import comparison_page
-from llmserve.loadgen.contrast import Round
 from llmserve.loadgen.load import Load
-from llmserve.loadgen.report import Report, Slo, make_report
-from llmserve.loadgen.run import Outcome, run_load
+from llmserve.loadgen.report import LoadReport, Slo, make_report
+from llmserve.loadgen.run import LoadOutcome, run_load
 from llmserve.runner import launch
 from llmserve.runner.machine import pick_port
 from llmserve.runner.state import ClusterState, read_state
@@ -145,7 +144,7 @@ def run(options: argparse.Namespace) -> int:
     other = DISAGGREGATED if base == AGGREGATED else AGGREGATED
     news = Console(stderr=True, highlight=False)
     rounds: list[Round] = []
-    reports: list[dict[str, Report]] = []
+    reports: list[dict[str, LoadReport]] = []
     for number in range(options.rounds):
         names = (base, other) if number % 2 == 0 else (other, base)
         news.print(f"Round {number + 1} of {options.rounds}: {' then '.join(names)}")
@@ -167,17 +166,17 @@ def _of_round(load: Load, number: int) -> Load:
     return replace(load, seed=load.seed + number)
 
 
-def _turn(options: argparse.Namespace, shapes: Shapes, name: str, load: Load) -> Outcome:
+def _turn(options: argparse.Namespace, shapes: Shapes, name: str, load: Load) -> LoadOutcome:
     """Errors: StartFailed, or Unavailable when it does not answer; KeyboardInterrupt when it was cut."""
     with running(shapes.documents[name], options.ready_timeout) as url:
         target = target_of(options, url, options.model or shapes.model)
-        outcome: Outcome = uvloop.run(run_load(load, target, ways_of(options), watched))
+        outcome: LoadOutcome = uvloop.run(run_load(load, target, ways_of(options), watched))
     if outcome.is_cut:
         raise KeyboardInterrupt
     return outcome
 
 
-def _round(base: Outcome, other: Outcome, base_report: Report, other_report: Report) -> Round:
+def _round(base: LoadOutcome, other: LoadOutcome, base_report: LoadReport, other_report: LoadReport) -> Round:
     return Round(base.records, other.records, base_report.seconds, other_report.seconds)
 
 

@@ -12,16 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from llmserve.core.errors import InvalidRequest
+from llmserve.loadgen.comparison import ComparisonFinding, Contrast
 from llmserve.loadgen.comparison_page import figure_cells
-from llmserve.loadgen.contrast import Contrast, Finding
 from llmserve.loadgen.drive import Drive
-from llmserve.loadgen.html import SPREAD_HEADS, spread_cells
+from llmserve.loadgen.page import SPREAD_HEADS, spread_cells
 from llmserve.loadgen.report import Group as RequestGroup
-from llmserve.loadgen.report import Report
+from llmserve.loadgen.report import LoadReport
 
 _EVERY_SECONDS = 0.5
 _RECENT = 50
-_COLOURS = {Finding.BETTER: "green", Finding.WORSE: "red", Finding.SAME: "dim"}
+_COLOURS = {ComparisonFinding.BETTER: "green", ComparisonFinding.WORSE: "red", ComparisonFinding.SAME: "dim"}
 
 
 @asynccontextmanager
@@ -61,7 +61,7 @@ def progress(drive: Drive) -> str:
     return "   ".join(filter(None, parts))
 
 
-def report_page(report: Report) -> RenderableType:
+def report_page(report: LoadReport) -> RenderableType:
     about = report.about
     parts: list[RenderableType] = [
         Text(f"{about.model} at {about.url}", style="bold"),
@@ -80,7 +80,7 @@ def report_page(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def _totals(report: Report) -> str:
+def _totals(report: LoadReport) -> str:
     return (
         f"{report.served} of {report.requests} requests served in {report.seconds:.1f} s: "
         f"{report.requests_per_second:.2f}/s, {report.output_tokens_per_second:.1f} output tokens/s, "
@@ -89,13 +89,13 @@ def _totals(report: Report) -> str:
     )
 
 
-def _good(report: Report) -> str:
+def _good(report: LoadReport) -> str:
     if not report.slo.asks:
         return ""
     return f"Good: {report.good} of {report.requests} met the limits: {report.good_per_second:.2f} requests/s"
 
 
-def _fair(report: Report) -> str:
+def _fair(report: LoadReport) -> str:
     found = report.fairness
     if len(report.tenants) < 2:
         return ""
@@ -108,7 +108,7 @@ def _fair(report: Report) -> str:
     )
 
 
-def _spreads(report: Report) -> Table:
+def _spreads(report: LoadReport) -> Table:
     table = _table("MILLISECONDS", *SPREAD_HEADS[1:])
     for name, spread in (
         ("time to first token", report.ttft),

@@ -17,16 +17,14 @@ from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.screen import screen
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
-from llmserve.loadgen.endpoint import Target, base_url, only_model
-from llmserve.loadgen.kinds import Tenant, parse_kind, parse_tenant, parse_weight
+from llmserve.loadgen.endpoint import EndpointTarget, base_url, only_model
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.page import page
 from llmserve.loadgen.prompts import PromptForm
 from llmserve.loadgen.report import Slo, make_report
-from llmserve.loadgen.run import Outcome, Ways, run_load
-from llmserve.loadgen.workload import Mix
-from llmserve.traces.read import at_speed, read_trace
-from llmserve.traces.request import TracedRequest
+from llmserve.loadgen.run import LoadOutcome, Ways, run_load
+from llmserve.loadgen.workload import Mix, Tenant, parse_kind, parse_tenant, parse_weight
+from llmserve.traces import TracedRequest, at_speed, read_trace
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     return EXIT_OK if report.served else EXIT_FAILED
 
 
-async def _outcome(options: argparse.Namespace, load: Load, url: str) -> Outcome:
+async def _outcome(options: argparse.Namespace, load: Load, url: str) -> LoadOutcome:
     model = options.model or await only_model(url, tenants_of(options)[0].key)
     return await run_load(load, target_of(options, url, model), ways_of(options), watched)
 
@@ -96,11 +94,11 @@ def api_key(given: str | None, environment: Mapping[str, str]) -> str | None:
     return environment[given[1:]]
 
 
-def target_of(options: argparse.Namespace, url: str, model: str) -> Target:
+def target_of(options: argparse.Namespace, url: str, model: str) -> EndpointTarget:
     keys = {tenant.name: tenant.key for tenant in tenants_of(options)}
     extra = {"temperature": 0, "ignore_eos": True, **options.extra_body}
     default = api_key(options.api_key, os.environ)
-    return Target(url, model, keys, timeout_seconds=options.timeout, extra=extra, default_key=default)
+    return EndpointTarget(url, model, keys, timeout_seconds=options.timeout, extra=extra, default_key=default)
 
 
 def ways_of(options: argparse.Namespace) -> Ways:

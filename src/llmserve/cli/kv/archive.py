@@ -14,7 +14,8 @@ from llmserve.kvstore.store.archive import ArchiveContents, ArchiveRecord, Archi
 
 @contextmanager
 def new_archive(path: Path) -> Iterator[ArchiveWriter]:
-    """Of mode 600. Written beside it and renamed at the end: a file of that name is whole, or not there.
+    """Makes a file of mode 600. It is written beside its name and renamed at the end: a file of that name is
+    whole, or not there.
     Errors: InvalidRequest when it exists, LLMServeError when it cannot be written."""
     if path.exists():
         raise InvalidRequest(f"{path} exists: choose another name")
@@ -33,7 +34,8 @@ def new_archive(path: Path) -> Iterator[ArchiveWriter]:
 
 @contextmanager
 def checked_archive(path: Path) -> Iterator[tuple[BinaryIO, ArchiveContents]]:
-    """All of it was read and is whole. Errors: WrongArchive; InvalidRequest when it cannot be read."""
+    """Yields the file when all of it was read and is whole. Errors: WrongArchive; InvalidRequest when it
+    cannot be read."""
     try:
         with open(path, "rb") as file:
             yield file, check(file)
@@ -41,8 +43,13 @@ def checked_archive(path: Path) -> Iterator[tuple[BinaryIO, ArchiveContents]]:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
 
 
-def homes_of(file: BinaryIO, managers: Sequence[str]) -> dict[BlockHash, str]:
-    """The manager of each block. file: checked; it has a block after the one before it."""
+def owners_of(file: BinaryIO, managers: Sequence[str]) -> dict[BlockHash, str]:
+    """Returns the KV manager that owns each block. file: checked; it has a block after the one before it.
+
+    Blocks are sharded in runs, counted from the beginning of their prompt. A record names the block before
+    it, except where a part of a prompt begins, which is where a run does. So the run of a block is found by
+    counting from the first block of its chain in the file. Where the file lacks blocks in between, the rest
+    is placed as if a run began there: at worst it is stored where nobody looks for it."""
     sharding = Sharding(dict.fromkeys(managers, 1.0))
     runs: dict[BlockHash, tuple[BlockHash, int]] = {}  # the first block of the run, and the place in it
     owners: dict[BlockHash, str] = {}

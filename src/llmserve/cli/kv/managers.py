@@ -1,16 +1,16 @@
 """The KV managers of a running cluster, as if there were one. Each wait has a deadline."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
 import grpc.aio
+from google.protobuf.message import Message
 
 from llmserve.cli.cluster import FoundCluster
-from llmserve.cli.kv.archive import homes_of
+from llmserve.cli.kv.archive import owners_of
 from llmserve.core.errors import InvalidRequest, NotFound, Unavailable
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.kvstore.store.archive import ArchiveRecord, ArchiveWriter, read
@@ -19,21 +19,23 @@ from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
-_DEADLINE_SECONDS = 60.0  # of an answer, and between two of a stream
-_EVICT_SECONDS = 600.0  # of a bucket with a million blocks
+_DEADLINE_SECONDS = 60.0  # for an answer, and between two of a stream
+_EVICT_SECONDS = 600.0  # enough for a bucket with a million blocks
+_EVICT_SUMS = ("evicted_blocks", "evicted_bytes", "pinned_blocks", "busy_blocks")
+_IMPORT_SUMS = ("received_blocks", "stored_blocks", "present_blocks", "refused_blocks")
 
 _Answer = TypeVar("_Answer")
 
 
 class KvManagers:
-    """To all KV managers, as if there were one. Errors of all calls: what a KV manager answers; Unavailable
-    when one does not."""
+    """Calls all KV managers, as if there were one. Errors of all calls: those that a KV manager answers with;
+    Unavailable when one does not answer."""
 
     def __init__(self, managers: Sequence["_Manager"]) -> None:
         self._managers = tuple(managers)
 
     async def status(self) -> pb.GetKvStatusResponse:
-        """Errors: NotFound where the cluster has no store."""
+        """Errors: NotFound when the cluster has no store."""
         answers = await self._all("GetKvStatus", pb.GetKvStatusRequest())
         names = [one.name for one in self._managers]
         status = summed(dict(zip(names, answers, strict=True)))
@@ -57,15 +59,11 @@ class KvManagers:
     async def evict(self, wanted: pb.BlockFilter) -> pb.EvictBlocksResponse:
         request, whole = pb.EvictBlocksRequest(filter=wanted), pb.EvictBlocksResponse()
         for manager in await self._having(wanted):
-            done: pb.EvictBlocksResponse = await manager.call("EvictBlocks", request, _EVICT_SECONDS)
-            whole.evicted_blocks += done.evicted_blocks
-            whole.evicted_bytes += done.evicted_bytes
-            whole.pinned_blocks += done.pinned_blocks
-            whole.busy_blocks += done.busy_blocks
+            _add(whole, await manager.call("EvictBlocks", request, _EVICT_SECONDS), _EVICT_SUMS)
         return whole
 
     async def verify(self, wanted: pb.BlockFilter, share: float) -> AsyncIterator[pb.VerifyBlocksResponse]:
-        """One KV manager after the other; of several the answer's tier says whose it is."""
+        """Asks one KV manager after the other. The answer's tier names the manager when there are several."""
         request = pb.VerifyBlocksRequest(filter=wanted, share=share)
         for manager in self._managers:
             async for answer in manager.stream("VerifyBlocks", request):
@@ -74,7 +72,7 @@ class KvManagers:
                 yield answer
 
     async def export(self, wanted: pb.BlockFilter, into: ArchiveWriter) -> AsyncIterator[int]:
-        """After each piece: how many blocks there will be, as far as that is known."""
+        """Yields after each piece how many blocks there will be, as far as that is known."""
         all_blocks = 0
         for manager in self._managers:
             async for piece in manager.stream("ExportBlocks", pb.ExportBlocksRequest(filter=wanted)):
@@ -85,13 +83,12 @@ class KvManagers:
                 yield all_blocks
 
     async def import_blocks(self, file: BinaryIO, tier: str) -> AsyncIterator[pb.ImportProgress]:
-        """Each block to the KV manager where it will be looked for. file: checked."""
-        homes = homes_of(file, [one.name for one in self._managers])
+        """Sends each block to the KV manager that owns it. file: checked."""
+        owners = owners_of(file, [one.name for one in self._managers])
         before = pb.ImportProgress()
         for manager in self._managers:
-            mine = partial(_is_at, homes, manager.name)
             whole = before
-            async for now in manager.stream("ImportBlocks", _pieces(file, tier, mine)):
+            async for now in manager.stream("ImportBlocks", _pieces(file, tier, owners, manager.name)):
                 whole = imported(before, now)
                 yield whole
             before = whole
@@ -100,8 +97,8 @@ class KvManagers:
         return await asyncio.gather(*(one.call(name, request) for one in self._managers))
 
     async def _having(self, wanted: pb.BlockFilter) -> Sequence["_Manager"]:
-        """Whom to ask to change something. A hash means one block, wherever it is; without it, all.
-        Errors: InvalidRequest when several blocks begin with it."""
+        """Returns the managers that are asked to change something: all, or those that have the one block with
+        the hash. Errors: InvalidRequest when several blocks begin with it."""
         if len(self._managers) == 1 or not wanted.hash_prefix:
             return self._managers
         answers = await self._all("ListBlocks", pb.ListBlocksRequest(filter=wanted, limit=2))
@@ -120,24 +117,24 @@ class _Manager:
     stub: Any
 
     async def call(self, name: str, request: Any, timeout_seconds: float = _DEADLINE_SECONDS) -> Any:
-        with self._told():
+        with self._errors():
             return await getattr(self.stub, name)(request, timeout=timeout_seconds)
 
     async def stream(self, name: str, request: Any) -> AsyncIterator[Any]:
         """request: a message, or an iterator of messages. Errors: Unavailable when an answer is late."""
-        with self._told():
+        with self._errors():
             async for answer in _in_time(getattr(self.stub, name)(request), self.name):
                 yield answer
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         try:
             yield
         except grpc.aio.AioRpcError as error:
-            told = from_grpc(error)
-            if isinstance(told, Unavailable):
-                told = Unavailable(f"{self.name} at {self.address} does not answer: {told.message}")
-            raise told from error
+            ours = from_grpc(error)
+            if isinstance(ours, Unavailable):
+                ours = Unavailable(f"{self.name} at {self.address} does not answer: {ours.message}")
+            raise ours from error
 
 
 @asynccontextmanager
@@ -177,16 +174,15 @@ def _record(block: pb.BlockRecord) -> ArchiveRecord:
     )
 
 
-def _is_at(homes: Mapping[BlockHash, str], name: str, key: BlockHash) -> bool:
-    return homes[key] == name
-
-
-def _pieces(file: BinaryIO, tier: str, is_wanted: Callable[[BlockHash], bool]) -> Iterator[pb.ImportPiece]:
+def _pieces(
+    file: BinaryIO, tier: str, owners: Mapping[BlockHash, str], owner: str
+) -> Iterator[pb.ImportPiece]:
+    """Yields what the file has of one owner's blocks."""
     yield pb.ImportPiece(tier=tier)
     wanted = False
     for item in read(file):
         if not isinstance(item, bytes):
-            wanted = is_wanted(item.key)
+            wanted = owners[item.key] == owner
         if wanted:
             yield _piece(item)
 
@@ -205,7 +201,9 @@ def _piece(item: ArchiveRecord | bytes) -> pb.ImportPiece:
     )
 
 
-# Of each tier: several managers' are added up.
+# -- sums: each KV manager knows all device blocks and leases of the cluster, so one is believed; each has a
+# part of the store, so those are added up.
+
 TIER_SUMS = (
     "blocks",
     "used_bytes",
@@ -225,7 +223,7 @@ def summed(answers: Mapping[str, pb.GetKvStatusResponse]) -> pb.GetKvStatusRespo
     """answers: by the name of the KV manager."""
     whole = pb.GetKvStatusResponse()
     if answers:
-        whole.CopyFrom(max(answers.values(), key=_knowledge))
+        whole.CopyFrom(max(answers.values(), key=_connected_workers))
         del whole.tiers[:]
         whole.tiers.extend(_tiers(answers))
         whole.saved_prefill_seconds = sum(one.saved_prefill_seconds for one in answers.values())
@@ -233,30 +231,26 @@ def summed(answers: Mapping[str, pb.GetKvStatusResponse]) -> pb.GetKvStatusRespo
 
 
 def listed(answers: Iterable[pb.ListBlocksResponse], limit: int) -> pb.ListBlocksResponse:
-    """Used last first, at most so many."""
+    """Returns at most `limit` blocks, those used last first."""
     every = list(answers)
     blocks = sorted((block for one in every for block in one.blocks), key=_idle_seconds)
     return pb.ListBlocksResponse(blocks=blocks[:limit], total_blocks=sum(one.total_blocks for one in every))
 
 
 def imported(before: pb.ImportProgress, now: pb.ImportProgress) -> pb.ImportProgress:
-    """before: of the KV managers that are done."""
-    return pb.ImportProgress(
-        received_blocks=before.received_blocks + now.received_blocks,
-        done=now.done,
-        stored_blocks=before.stored_blocks + now.stored_blocks,
-        present_blocks=before.present_blocks + now.present_blocks,
-        refused_blocks=before.refused_blocks + now.refused_blocks,
-        tier=now.tier,
-    )
+    """before: the sum of the KV managers that are done."""
+    whole = pb.ImportProgress()
+    whole.CopyFrom(now)
+    _add(whole, before, _IMPORT_SUMS)
+    return whole
 
 
 def _idle_seconds(block: pb.ListedBlock) -> float:
     return min(place.idle_seconds for place in block.places)
 
 
-def _knowledge(status: pb.GetKvStatusResponse) -> int:
-    """How many workers it hears: one that has just started does not hear all yet."""
+def _connected_workers(status: pb.GetKvStatusResponse) -> int:
+    """A KV manager that has just started does not hear all workers yet."""
     return sum(worker.connected for worker in status.workers)
 
 
@@ -265,13 +259,12 @@ def _tiers(answers: Mapping[str, pb.GetKvStatusResponse]) -> Iterable[pb.TierSta
     for manager, status in answers.items():
         for tier in status.tiers:
             into = whole.setdefault(tier.name, pb.TierStatus(name=tier.name, kind=tier.kind))
-            _add(into, tier, f"{manager}: " if len(answers) > 1 else "")
+            _add_tier(into, tier, f"{manager}: " if len(answers) > 1 else "")
     return whole.values()
 
 
-def _add(into: pb.TierStatus, tier: pb.TierStatus, told_by: str) -> None:
-    for name in TIER_SUMS:
-        setattr(into, name, getattr(into, name) + getattr(tier, name))
+def _add_tier(into: pb.TierStatus, tier: pb.TierStatus, prefix: str) -> None:
+    _add(into, tier, TIER_SUMS)
     for reason, blocks in tier.evictions.items():
         into.evictions[reason] += blocks
     counts = {(one.operation, one.result): one for one in into.outcomes}
@@ -281,4 +274,9 @@ def _add(into: pb.TierStatus, tier: pb.TierStatus, told_by: str) -> None:
         else:
             into.outcomes.append(outcome)
     if tier.trouble:
-        into.trouble = "; ".join(filter(None, (into.trouble, told_by + tier.trouble)))
+        into.trouble = "; ".join(filter(None, (into.trouble, prefix + tier.trouble)))
+
+
+def _add(into: Message, one: Message, names: Iterable[str]) -> None:
+    for name in names:
+        setattr(into, name, getattr(into, name) + getattr(one, name))

@@ -5,10 +5,10 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from llmserve.cli.kv.managers import TIER_SUMS
+from llmserve.cli.screen import table
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 _SHOWN_DIGITS = 16  # of a hash: enough to name a block
@@ -47,12 +47,12 @@ def _tier_row(tier: pb.TierStatus) -> dict[str, Any]:
 
 
 def stats_page(status: pb.GetKvStatusResponse) -> RenderableType:
-    table = _table("TIER", "KIND", "BLOCKS", "USED", "HITS", "LOADED", "STORED", "QUEUED", "PINNED")
+    shown = table("TIER", "KIND", "BLOCKS", "USED", "HITS", "LOADED", "STORED", "QUEUED", "PINNED")
     for tier in status.tiers:
-        table.add_row(*_tier_cells(tier))
+        shown.add_row(*_tier_cells(tier))
     saved = f"Saved prefill: {status.saved_prefill_seconds:.1f} s" if status.saved_prefill_seconds else ""
     lines = [*_tier_lines(status), *filter(None, [saved])]
-    return Group(table, *(Text(line) for line in ["", *lines] if lines))
+    return Group(shown, *(Text(line) for line in ["", *lines] if lines))
 
 
 def _tier_cells(tier: pb.TierStatus) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _moved(size_bytes: int, seconds: float) -> str:
 
 
 def _tier_lines(status: pb.GetKvStatusResponse) -> Iterator[str]:
-    """Only what has happened."""
+    """Tells only what has happened."""
     for tier in status.tiers:
         if tier.trouble:
             yield f"{tier.name}: {tier.trouble}"
@@ -98,16 +98,8 @@ def block_rows(listing: pb.ListBlocksResponse) -> dict[str, Any]:
 
 
 def _block_row(block: pb.ListedBlock) -> dict[str, Any]:
-    places = [
-        {
-            "tier": place.tier,
-            "bytes": place.bytes,
-            "idle_seconds": place.idle_seconds,
-            "pinned": place.pinned,
-            "in_use": place.in_use,
-        }
-        for place in block.places
-    ]
+    names = ("tier", "bytes", "idle_seconds", "pinned", "in_use")
+    places = [{name: getattr(place, name) for name in names} for place in block.places]
     return {
         "hash": block.block_hash.hex(),
         "parent": block.parent_hash.hex() or None,
@@ -117,12 +109,12 @@ def _block_row(block: pb.ListedBlock) -> dict[str, Any]:
 
 
 def block_page(listing: pb.ListBlocksResponse) -> RenderableType:
-    table = _table("BLOCK", "AFTER", "TENANT", "TIERS", "BYTES", "IDLE", "PINNED", "IN USE")
+    shown = table("BLOCK", "AFTER", "TENANT", "TIERS", "BYTES", "IDLE", "PINNED", "IN USE")
     for block in listing.blocks:
-        table.add_row(*_block_cells(block))
-    shown, total = len(listing.blocks), listing.total_blocks
-    count = f"{total} blocks" if shown == total else f"{shown} of {total} blocks, used last first"
-    return Group(table, Text(""), Text(count))
+        shown.add_row(*_block_cells(block))
+    listed, total = len(listing.blocks), listing.total_blocks
+    count = f"{total} blocks" if listed == total else f"{listed} of {total} blocks, used last first"
+    return Group(shown, Text(""), Text(count))
 
 
 def _block_cells(block: pb.ListedBlock) -> Iterator[str]:
@@ -142,10 +134,3 @@ def _age(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / one:.0f} {unit}"
     return f"{seconds / 86400:.0f} days"
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    return table

@@ -5,9 +5,9 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -23,12 +23,15 @@ from llmserve.rpc.status import from_grpc
 HEALTHY = "healthy"
 _DEADLINE_SECONDS = 2.0
 _TOKEN_SECONDS = 15.0  # a busy cluster lets it wait
+_REASON_BYTES = 500
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the cluster said. healths: by name of the process, HEALTHY or why not. router: of the one that
-    leads. leading: its address, empty when there is none. kvmanager: of all that answered, as one. A
+    """What the cluster said. healths: HEALTHY, or why not, by the name of the process. router: the answer of
+    the router that leads. leading: its address, empty when none leads. kvmanager: the sum of all answers. A
     service that did not answer has its default here and a sentence in `problems`."""
 
     healths: Mapping[str, str] = field(default_factory=dict)
@@ -41,65 +44,60 @@ class Answers:
 async def ask(roles: list[dict[str, Any]]) -> Answers:
     """roles: those of cluster.json (ClusterState.roles)."""
     problems: list[str] = []
-    (leading, router), kvmanagers, healths = await asyncio.gather(
-        _leader(routers_of(roles), problems),
-        _kvmanagers(kvmanagers_of(roles), problems),
+    addresses = routers_of(roles)
+    routers, kvmanagers, healths = await asyncio.gather(
+        _ask_each(addresses, _router_status, problems),
+        _ask_each(kvmanagers_of(roles), _kv_status, problems),
         asyncio.gather(*(_health(role) for role in roles)),
     )
     named = {str(role["name"]): health for role, health in zip(roles, healths, strict=True)}
-    return Answers(named, router, kvmanagers, tuple(problems), leading)
+    leader = next((name for name, status in routers.items() if status.leads), "")
+    problems += _leader_problems(routers, leader)
+    status = routers.get(leader, router_pb2.GetClusterStatusResponse())
+    return Answers(named, status, summed(kvmanagers), tuple(problems), addresses.get(leader, ""))
 
 
-async def _leader(
-    addresses: Mapping[str, str], problems: list[str]
-) -> tuple[str, router_pb2.GetClusterStatusResponse]:
-    """Its address and its answer; empty when none leads."""
-    answers = await asyncio.gather(*(_router(name, at, problems) for name, at in addresses.items()))
-    for address, answer in zip(addresses.values(), answers, strict=True):
-        if answer is not None and answer.leads:
-            if answer.state_trouble:
-                problems.append(f"the routers' shared state is away: {answer.state_trouble}")
-            return address, answer
-    if any(answer is not None for answer in answers):
-        troubles = {answer.state_trouble for answer in answers if answer and answer.state_trouble}
-        problems.append(": ".join(("no router leads", *sorted(troubles))))
-    return "", router_pb2.GetClusterStatusResponse()
+async def _router_status(channel: grpc.aio.Channel) -> router_pb2.GetClusterStatusResponse:
+    stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
+    status: router_pb2.GetClusterStatusResponse = await stub.GetClusterStatus(
+        router_pb2.GetClusterStatusRequest(), timeout=_DEADLINE_SECONDS
+    )
+    return status
 
 
-async def _router(name: str, address: str, problems: list[str]) -> router_pb2.GetClusterStatusResponse | None:
-    request = router_pb2.GetClusterStatusRequest()
-    async with open_channel(address) as channel:
-        try:
-            stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
-            status: router_pb2.GetClusterStatusResponse = await stub.GetClusterStatus(
-                request, timeout=_DEADLINE_SECONDS
-            )
-            return status
-        except grpc.aio.AioRpcError as error:
-            problems.append(f"{name} does not answer: {from_grpc(error).message}")
-            return None
+async def _kv_status(channel: grpc.aio.Channel) -> kvmanager_pb2.GetKvStatusResponse:
+    stub = kvmanager_pb2_grpc.KVManagerStub(channel)  # type: ignore[no-untyped-call]  # generated
+    status: kvmanager_pb2.GetKvStatusResponse = await stub.GetKvStatus(
+        kvmanager_pb2.GetKvStatusRequest(), timeout=_DEADLINE_SECONDS
+    )
+    return status
 
 
-async def _kvmanagers(addresses: Mapping[str, str], problems: list[str]) -> kvmanager_pb2.GetKvStatusResponse:
-    """Those that answer, as one."""
-    answers = await asyncio.gather(*(_kvmanager(name, at, problems) for name, at in addresses.items()))
-    return summed({name: one for name, one in zip(addresses, answers, strict=True) if one is not None})
+async def _ask_each(
+    addresses: Mapping[str, str],
+    question: Callable[[grpc.aio.Channel], Awaitable[_T]],
+    problems: list[str],
+) -> dict[str, _T]:
+    """addresses: HOST:PORT by name. Returns the answers by name; who gives none is in `problems`."""
+    answers: dict[str, _T] = {}
+
+    async def one(name: str, address: str) -> None:
+        async with open_channel(address) as channel:
+            try:
+                answers[name] = await question(channel)
+            except grpc.aio.AioRpcError as error:
+                problems.append(f"{name} does not answer: {from_grpc(error).message}")
+
+    await asyncio.gather(*(one(name, address) for name, address in addresses.items()))
+    return {name: answers[name] for name in addresses if name in answers}
 
 
-async def _kvmanager(
-    name: str, address: str, problems: list[str]
-) -> kvmanager_pb2.GetKvStatusResponse | None:
-    request = kvmanager_pb2.GetKvStatusRequest()
-    async with open_channel(address) as channel:
-        try:
-            stub = kvmanager_pb2_grpc.KVManagerStub(channel)  # type: ignore[no-untyped-call]  # generated
-            status: kvmanager_pb2.GetKvStatusResponse = await stub.GetKvStatus(
-                request, timeout=_DEADLINE_SECONDS
-            )
-            return status
-        except grpc.aio.AioRpcError as error:
-            problems.append(f"{name} does not answer: {from_grpc(error).message}")
-            return None
+def _leader_problems(routers: Mapping[str, router_pb2.GetClusterStatusResponse], leader: str) -> list[str]:
+    if leader:
+        error = routers[leader].state_trouble
+        return [f"the routers' shared state is away: {error}"] if error else []
+    errors = {status.state_trouble for status in routers.values() if status.state_trouble}
+    return [": ".join(("no router leads", *sorted(errors)))] if routers else []
 
 
 async def _health(role: Mapping[str, Any]) -> str:
@@ -121,33 +119,36 @@ async def _grpc_health(address: str) -> str:
     return HEALTHY if answer.status == serving else "not serving"
 
 
+def _http_health(address: str) -> str:
+    status, error, _ = _http(f"http://{address}/health", _DEADLINE_SECONDS)
+    if not status:
+        return f"no answer ({error})"
+    if status >= 400:
+        return f"not serving ({error})" if error else "not serving"
+    return HEALTHY
+
+
 def request_one_token(role: Mapping[str, Any], model: str, key: str | None) -> ApiFacts:
     """Sends an apiserver what a client sends. Blocks for at most 15 s. key: empty when none is needed, None
     when none is known."""
-    name, address = str(role["name"]), role.get("direct") or role["http"]
+    address = role.get("direct") or role["http"]
     body = {"model": model, "prompt": "Hello", "max_tokens": 1}
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(f"http://{address}/v1/completions", json.dumps(body).encode(), headers)
     began = time.monotonic()
-    status, trouble = 0, ""
-    try:
-        with urllib.request.urlopen(request, timeout=_TOKEN_SECONDS) as answer:
-            status = answer.status
-    except urllib.error.HTTPError as error:
-        status, trouble = error.code, error.read(500).decode(errors="replace").strip() or error.reason
-    except OSError as error:
-        trouble = str(getattr(error, "reason", error))
-    return ApiFacts(name, status, time.monotonic() - began, trouble, key is not None)
+    status, error, phrase = _http(request, _TOKEN_SECONDS)
+    return ApiFacts(str(role["name"]), status, time.monotonic() - began, error or phrase, key is not None)
 
 
-def _http_health(address: str) -> str:
+def _http(request: urllib.request.Request | str, seconds: float) -> tuple[int, str, str]:
+    """Returns the status, the beginning of an error's body, and the error's phrase. Status 0: no answer came,
+    for the reason that is second."""
     try:
-        with urllib.request.urlopen(f"http://{address}/health", timeout=_DEADLINE_SECONDS):
-            return HEALTHY
+        with urllib.request.urlopen(request, timeout=seconds) as answer:
+            return answer.status, "", ""
     except urllib.error.HTTPError as error:
-        text = error.read(500).decode(errors="replace").strip()
-        return f"not serving ({text})" if text else "not serving"
+        return error.code, error.read(_REASON_BYTES).decode(errors="replace").strip(), str(error.reason)
     except OSError as error:
-        return f"no answer ({getattr(error, 'reason', error)})"
+        return 0, str(getattr(error, "reason", error)), ""

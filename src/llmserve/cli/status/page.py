@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from llmserve.cli.screen import table
 from llmserve.cli.status.ask import HEALTHY
 from llmserve.cli.status.snapshot import BudgetView, RoleView, Snapshot, TenantView, TierView, WorkerView
 from llmserve.core.request import PairStatus
@@ -30,7 +31,7 @@ _TELLING_BYTES = 1 << 20
 
 
 def page(now: Snapshot, width: int, *, ways: bool = True) -> RenderableType:
-    """width: columns of the screen. ways: each way to fetch KV; else those with trouble."""
+    """width: columns of the screen. ways: shows each way to fetch KV; else only those with an error."""
     pairs = [(role.name, pair) for role in now.roles if role.worker for pair in role.worker.pairs]
     shown = [one for one in pairs if ways or one[1].failures or one[1].breaker != "closed"]
     parts: list[RenderableType] = [Text.from_markup(_headline(now)), _processes(now, width)]
@@ -48,13 +49,6 @@ def page(now: Snapshot, width: int, *, ways: bool = True) -> RenderableType:
     return Group(*(line for part in parts for line in (part, "")))
 
 
-def _table(*titles: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    return table
-
-
 def _headline(now: Snapshot) -> str:
     colour = "red" if now.problems else "green"
     return (
@@ -65,13 +59,13 @@ def _headline(now: Snapshot) -> str:
 
 def _processes(now: Snapshot, width: int) -> Table:
     where = ("PID", "ADDRESS") if width >= _NARROW_COLUMNS else ()
-    table = _table("PROCESS", "HEALTH", *where, "RESTARTS", "REQUESTS", "BLOCKS", "KV IN")
+    shown = table("PROCESS", "HEALTH", *where, "RESTARTS", "REQUESTS", "BLOCKS", "KV IN")
     several_routers = sum(role.role == "router" for role in now.roles) > 1
     for role in now.roles:
         at = (str(role.pid or "-"), role.address) if where else ()
         load = _worker_cells(role.worker) if role.worker else ()
-        table.add_row(role.name, _health(role, several_routers), *at, str(role.restarts), *load)
-    return table
+        shown.add_row(role.name, _health(role, several_routers), *at, str(role.restarts), *load)
+    return shown
 
 
 def _health(role: RoleView, several_routers: bool) -> str:
@@ -95,33 +89,36 @@ def _worker_cells(worker: WorkerView) -> Iterator[str]:
 
 
 def _tenants(tenants: Sequence[TenantView]) -> RenderableType:
-    """Those that wait most first."""
-    table = _table("TENANT", "WEIGHT", "QUEUED", "RUNNING", "REFUSED", "MEAN WAIT", "SERVED TOKENS")
+    """Those with the longest queue come first."""
+    shown = table("TENANT", "WEIGHT", "QUEUED", "RUNNING", "REFUSED", "MEAN WAIT", "SERVED TOKENS")
     ordered = sorted(tenants, key=lambda one: (-one.queued_requests, -one.running_requests, one.name))
     for one in ordered[:_MOST_TENANTS]:
         numbers = (one.queued_requests, one.running_requests, one.refused_requests)
         wait = f"{one.wait_seconds:.2f} s"
-        table.add_row(Text(one.name), f"{one.weight:g}", *map(str, numbers), wait, f"{one.served_tokens:,}")
-    more = len(ordered) - _MOST_TENANTS
-    return Group(table, Text(f"and {more} more (--json has them)", "dim")) if more > 0 else table
+        shown.add_row(Text(one.name), f"{one.weight:g}", *map(str, numbers), wait, f"{one.served_tokens:,}")
+    return _with_rest(shown, len(ordered) - _MOST_TENANTS)
+
+
+def _with_rest(shown: Table, more: int) -> RenderableType:
+    return Group(shown, Text(f"and {more} more (--json has them)", "dim")) if more > 0 else shown
 
 
 def _budgets(budgets: Sequence[BudgetView]) -> Table:
-    table = _table("BUDGET", "IN USE", "", "REFUSED")
+    shown = table("BUDGET", "IN USE", "", "REFUSED")
     for one in budgets:
         used = ("", "") if one.used_ratio is None else (_bar(one.used_ratio), f"{one.used_ratio:.0%}")
-        table.add_row(Text(one.name), *used, str(one.refused_requests))
-    return table
+        shown.add_row(Text(one.name), *used, str(one.refused_requests))
+    return shown
 
 
 def _tiers(tiers: Sequence[TierView]) -> Table:
-    table = _table("KV STORE", "FILL", "", "BLOCKS", "HIT BLOCKS", "HIT TOKENS")
+    shown = table("KV STORE", "FILL", "", "BLOCKS", "HIT BLOCKS", "HIT TOKENS")
     for one in tiers:
         fill = f"{one.used_bytes / _GIB:.2f} of {one.capacity_bytes / _GIB:.2f} GiB"
         bar = _bar(one.used_bytes / one.capacity_bytes if one.capacity_bytes else 0.0)
         counts = (one.blocks, one.hit_blocks, one.hit_tokens)
-        table.add_row(Text(f"{one.name} ({one.kind})"), bar, fill, *(f"{count:,}" for count in counts))
-    return table
+        shown.add_row(Text(f"{one.name} ({one.kind})"), bar, fill, *(f"{count:,}" for count in counts))
+    return shown
 
 
 def _bar(ratio: float) -> Text:
@@ -131,19 +128,18 @@ def _bar(ratio: float) -> Text:
 
 
 def _matrix(pairs: Sequence[tuple[str, PairStatus]]) -> RenderableType:
-    """From whom (rows) who (columns) fetches KV: the chosen transport, and its GB/s."""
+    """Shows who (columns) fetches KV from whom (rows): the chosen transport, and its GB/s."""
     cells = {(pair.peer, to): _speed(pair) for to, pair in pairs}
     every = list(dict.fromkeys(to for to, _ in pairs))
     columns, peers = every[:_MOST_COLUMNS], sorted({pair.peer for _, pair in pairs})
-    table = _table("KV FROM, TO", *columns)
+    shown = table("KV FROM, TO", *columns)
     for peer in peers:
-        table.add_row(Text(peer), *(cells.get((peer, to), "-") for to in columns))
-    more = len(every) - len(columns)
-    return Group(table, Text(f"and {more} more (--json has them)", "dim")) if more > 0 else table
+        shown.add_row(Text(peer), *(cells.get((peer, to), "-") for to in columns))
+    return _with_rest(shown, len(every) - len(columns))
 
 
 def _speed(pair: PairStatus) -> str:
-    """Of what requests moved, once that is enough to tell; else of the probe."""
+    """The speed is that of the requests' own transfers once they moved enough; else that of the probe."""
     tells = pair.bytes >= _TELLING_BYTES and pair.seconds
     speed = pair.bytes / pair.seconds if tells else pair.bytes_per_second
     parts = [f"{pair.transport} {speed / 1e9:.2f} GB/s" if speed else pair.transport]
@@ -155,11 +151,11 @@ def _amount(count: int) -> str:
 
 
 def _ways(pairs: Sequence[tuple[str, PairStatus]]) -> Table:
-    """Each way to fetch KV: as it was probed, and what came of it."""
-    table = _table("KV PAIR", "TRANSPORT", "", "GB/s", "64 KiB ms", "MOVED", "FAILED", "WHY NOT")
+    """Shows each way to fetch KV: what its probe measured, and what requests moved."""
+    shown = table("KV PAIR", "TRANSPORT", "", "GB/s", "64 KiB ms", "MOVED", "FAILED", "WHY NOT")
     for worker, pair in pairs:
-        table.add_row(f"{pair.peer or '*'} > {worker}", *_way_cells(pair))
-    return table
+        shown.add_row(f"{pair.peer or '*'} > {worker}", *_way_cells(pair))
+    return shown
 
 
 def _way_cells(pair: PairStatus) -> Iterator[str]:

@@ -1,8 +1,10 @@
-"""What `llmserve status` says, made of the state file and the cluster's answers. Pure."""
+"""What `llmserve status` shows, made from the state file and the cluster's answers. Pure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from google.protobuf.message import Message
 
 from llmserve.cli.status.ask import HEALTHY, Answers
 from llmserve.core.request import PairStatus
@@ -11,11 +13,14 @@ from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, router_pb2
 from llmserve.runner.board import ProcessState
 from llmserve.runner.state import ClusterState
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
     """What the router and the kvmanager know of a worker. available: requests may be placed on it.
-    used_blocks are referenced by requests, stored_blocks hold prefixes that may be used again."""
+    used_blocks: blocks that requests reference. stored_blocks: blocks of prefixes that may be used again."""
 
     role: str
     available: bool
@@ -37,8 +42,8 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class RoleView:
-    """A process. health: "healthy", or why not. leads: of a router; the others stand by. worker: None for
-    the others, and when the router does not know it."""
+    """A process. health: "healthy", or why not. leads: true for the router that leads. worker: None for the
+    other roles, and when the router does not know it."""
 
     name: str
     role: str
@@ -54,7 +59,7 @@ class RoleView:
 
 @dataclass(frozen=True, slots=True)
 class TierView:
-    """A storage class."""
+    """A storage class of the KV store."""
 
     name: str
     kind: str
@@ -67,7 +72,8 @@ class TierView:
 
 @dataclass(frozen=True, slots=True)
 class IndexView:
-    """The router's prefix index. proof: whether prompts are found again."""
+    """The router's prefix index. followed, away: addresses of kvmanagers. proof: whether prompts are found
+    again."""
 
     followed: tuple[str, ...]
     away: tuple[str, ...]
@@ -77,8 +83,8 @@ class IndexView:
 
 @dataclass(frozen=True, slots=True)
 class TenantView:
-    """Totals since the router began to lead, but queued and running. wait_seconds: the mean of those that
-    got a place."""
+    """queued_requests and running_requests: now; the others: totals since the router began to lead.
+    wait_seconds: mean of the requests that got a place."""
 
     name: str
     weight: float
@@ -91,8 +97,8 @@ class TenantView:
 
 @dataclass(frozen=True, slots=True)
 class BudgetView:
-    """used_ratio: at 1 it has no room; None: it has no limit, or one for each tenant. refused_requests: while
-    it had none."""
+    """used_ratio: 1 when there is no room; None: there is no limit, or one for each tenant. refused_requests:
+    requests that came while there was no room."""
 
     name: str
     used_ratio: float | None
@@ -129,84 +135,68 @@ def snapshot(state: ClusterState, answers: Answers, now: float) -> Snapshot:
     workers = dict(_workers(answers))
     roles = tuple(_role(role, answers, workers) for role in state.roles)
     kv = answers.kvmanager
-    return Snapshot(
+    return _view(
+        Snapshot,
+        kv,
+        answers.router,
         cluster=state.name,
         stand=state.stand,
         model=state.model,
         base_urls=tuple(state.base_urls),
         pid=state.pid,
         uptime_seconds=now - state.started_at,
-        queued_requests=answers.router.queued_requests,
-        running_requests=answers.router.running_requests,
-        directory_blocks=kv.directory_blocks,
-        open_leases=kv.open_leases,
-        leased_blocks=kv.leased_blocks,
-        orphan_blocks=kv.orphan_blocks,
         roles=roles,
-        tiers=tuple(map(_tier, kv.tiers)),
+        tiers=tuple(_view(TierView, tier) for tier in kv.tiers),
         index=_index(answers.router.prefix_index),
-        queue_limit_requests=answers.router.queue_limit_requests,
         tenants=tuple(map(_tenant, answers.router.tenants)),
         budgets=tuple(map(_budget, answers.router.budgets)),
-        problems=(
-            *answers.problems,
-            *_problems(roles, kv),
-            *_index_problems(answers.router.prefix_index),
-        ),
+        problems=(*answers.problems, *_problems(roles, kv), *_index_problems(answers.router.prefix_index)),
     )
+
+
+_View = TypeVar("_View", bound="DataclassInstance")
+
+
+def _view(kind: type[_View], *sources: Message, **others: Any) -> _View:
+    """Fills the fields of a view: those in `others`, and from the first source that has one of that name."""
+    names = {field.name for field in fields(kind)} - set(others)
+    copied = {
+        name: getattr(source, name) for source in reversed(sources) for name in names if hasattr(source, name)
+    }
+    return kind(**copied, **others)
 
 
 def _workers(answers: Answers) -> Iterator[tuple[str, WorkerView]]:
     stored = {worker.worker_id: worker.device_blocks for worker in answers.kvmanager.workers}
     for worker in answers.router.workers:
-        yield worker.info.worker_id, _worker(worker, stored.get(worker.info.worker_id, 0))
-
-
-def _worker(worker: router_pb2.WorkerStatus, stored_blocks: int) -> WorkerView:
-    info, load = worker.info, worker.load
-    return WorkerView(
-        role=decode_role(info.role).value,
-        available=worker.available,
-        draining=worker.draining,
-        slow=worker.slow,
-        reason=worker.reason,
-        running_requests=load.running_requests,
-        waiting_requests=load.waiting_requests,
-        used_blocks=load.used_blocks,
-        total_blocks=info.total_blocks,
-        stored_blocks=stored_blocks,
-        leased_blocks=load.leased_blocks,
-        transports=tuple(info.transports),
-        last_transport=load.last_transport,
-        transferred_bytes=load.transferred_bytes,
-        transfer_failures=load.transfer_failures,
-        pairs=tuple(decode_load(load).pairs),
-    )
-
-
-def _tier(tier: kvmanager_pb2.TierStatus) -> TierView:
-    return TierView(**{field.name: getattr(tier, field.name) for field in fields(TierView)})
+        info, load = worker.info, worker.load
+        yield (
+            info.worker_id,
+            _view(
+                WorkerView,
+                worker,
+                load,
+                info,
+                role=decode_role(info.role).value,
+                stored_blocks=stored.get(info.worker_id, 0),
+                transports=tuple(info.transports),
+                pairs=tuple(decode_load(load).pairs),
+            ),
+        )
 
 
 def _tenant(tenant: router_pb2.TenantStatus) -> TenantView:
-    return TenantView(
-        name=tenant.tenant,
-        weight=tenant.weight,
-        queued_requests=tenant.queued_requests,
-        running_requests=tenant.running_requests,
-        refused_requests=tenant.refused_requests,
-        wait_seconds=tenant.queue_seconds / max(1, tenant.dispatched_requests),
-        served_tokens=tenant.served_tokens,
-    )
+    wait_seconds = tenant.queue_seconds / max(1, tenant.dispatched_requests)
+    return _view(TenantView, tenant, name=tenant.tenant, wait_seconds=wait_seconds)
 
 
 def _budget(budget: router_pb2.BudgetStatus) -> BudgetView:
     used_ratio = budget.used_ratio if budget.HasField("used_ratio") else None
-    return BudgetView(budget.name, used_ratio, budget.refused_requests)
+    return _view(BudgetView, budget, used_ratio=used_ratio)
 
 
 def _index(status: router_pb2.PrefixIndexStatus) -> IndexView:
-    return IndexView(tuple(status.followed), tuple(status.away), status.blocks, status.proof)
+    return _view(IndexView, status, followed=tuple(status.followed), away=tuple(status.away))
 
 
 def _index_problems(status: router_pb2.PrefixIndexStatus) -> Iterator[str]:

@@ -14,7 +14,7 @@ from llmserve.core.ids import LeaseId
 from llmserve.core.lease import LeaseChange, LeaseState
 from llmserve.core.request import EngineLoad, HandoverReport, PairStatus
 from llmserve.engines.vllm.args import CONNECTOR
-from llmserve.metrics.passed_on import PassedOn
+from llmserve.metrics.pages import PassedOn
 
 _FROM_CONNECTOR = (
     "leased_blocks",

@@ -5,7 +5,7 @@ from typing import Any
 
 from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from llmserve.config.plan_types import ProcessRole
-from llmserve.k8s.render.names import Object, labels, named, of_role
+from llmserve.k8s.render.objects import Object, labels, named, of_role
 
 _WORKERS = frozenset(role for role in ProcessRole if role.is_worker)
 # Who calls a role's gRPC service.

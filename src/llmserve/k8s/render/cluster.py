@@ -8,33 +8,30 @@ from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.plan_pods import plan_pods
 from llmserve.config.schema import Manifest
 from llmserve.k8s.render.access import network_policy, service, service_account
-from llmserve.k8s.render.configuration import config_map
-from llmserve.k8s.render.dashboards import dashboard_maps
-from llmserve.k8s.render.monitor import pod_monitor, prometheus_rule
-from llmserve.k8s.render.names import Object
+from llmserve.k8s.render.configuration import config_map, dashboard_maps, pod_monitor, prometheus_rule
+from llmserve.k8s.render.objects import Object
 from llmserve.k8s.render.pods import PodContext, pod_template
-from llmserve.k8s.render.scaling import autoscaler, disruption_budget
-from llmserve.k8s.render.workloads import workload
+from llmserve.k8s.render.workloads import autoscaler, disruption_budget, workload
 
 # A StatefulSet's pods carry its name and a hash in one label of at most 63 characters.
 _MAX_NAME = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RenderTarget:
     """Where to, and of what image: the manifest's, unless the command line said otherwise."""
 
     namespace: str
     image: str
 
 
-def render(manifest: Manifest, target: Target) -> tuple[Object, ...]:
+def render(manifest: Manifest, target: RenderTarget) -> tuple[Object, ...]:
     """Errors: ManifestError for what cannot be in Kubernetes."""
     refuse(impossible(manifest))
     return tuple(_objects(manifest, target))
 
 
-def _objects(manifest: Manifest, target: Target) -> Iterator[Object]:
+def _objects(manifest: Manifest, target: RenderTarget) -> Iterator[Object]:
     cluster, namespace, k8s = manifest.metadata.name, target.namespace, manifest.deployment.k8s
     configuration = config_map(manifest, namespace)
     plan = plan_pods(manifest)

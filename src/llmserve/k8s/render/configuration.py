@@ -1,12 +1,17 @@
-"""The manifest as the pods read it: a ConfigMap, and the hash whose change rolls them."""
+"""What is rendered beside the workloads: the manifest itself, dashboards, what Prometheus scrapes."""
 
 import hashlib
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from llmserve.config.schema import Manifest
-from llmserve.k8s.render.names import Object, named
+from llmserve.k8s.render.objects import COMPONENT_LABEL, INSTANCE_LABEL, Object, labels, named
+from llmserve.metrics.dashboards import DASHBOARDS
+from llmserve.metrics.dashboards.panels import text
+from llmserve.metrics.rules import rule_groups
 
 FILE = "llmserve.yaml"
 HASH_ANNOTATION = "llmserve/manifest-sha256"
@@ -44,3 +49,52 @@ def _deployment(manifest: Manifest) -> dict[str, Any]:
 def manifest_hash(configuration: Object) -> str:
     """Of the text that the pods read."""
     return hashlib.sha256(str(configuration["data"][FILE]).encode()).hexdigest()
+
+
+# What the sidecar of Grafana's Helm charts looks for by default.
+SIDECAR_LABEL = "grafana_dashboard"
+
+
+def dashboard_maps(cluster: str, namespace: str) -> Iterator[Object]:
+    """They are the same for all clusters: the dashboards have a variable for the cluster."""
+    for dashboard in DASHBOARDS:
+        name = f"{cluster}-{dashboard.uid.removeprefix('llmserve-')}-dashboard"
+        found = named("v1", "ConfigMap", cluster, namespace, None, name)
+        found["metadata"]["labels"][SIDECAR_LABEL] = "1"
+        yield found | {"data": {f"{dashboard.uid}.json": text(dashboard)}}
+
+
+_API = "monitoring.coreos.com/v1"
+_INTERVAL = "15s"
+# The labels that the page of `llmserve up` has too, so that the same dashboards and alerts serve both.
+_FROM = {
+    "cluster": f"__meta_kubernetes_pod_label_{INSTANCE_LABEL}",
+    "component": f"__meta_kubernetes_pod_label_{COMPONENT_LABEL}",
+    "process": "__meta_kubernetes_pod_name",
+}
+
+
+def pod_monitor(cluster: str, namespace: str) -> Object:
+    """All roles; the apiserver serves its metrics on its HTTP port."""
+    found = named(_API, "PodMonitor", cluster, namespace, None, cluster)
+    relabelings = [
+        {"targetLabel": label, "sourceLabels": [re.sub(r"[^\w]", "_", source)]}
+        for label, source in _FROM.items()
+    ]
+    endpoints = [
+        {"port": port, "path": "/metrics", "interval": _INTERVAL, "relabelings": relabelings}
+        for port in ("metrics", "http")
+    ]
+    return found | {
+        "spec": {
+            "selector": {"matchLabels": labels(cluster)},
+            "podTargetLabels": [INSTANCE_LABEL, COMPONENT_LABEL],
+            "podMetricsEndpoints": endpoints,
+        }
+    }
+
+
+def prometheus_rule(cluster: str, namespace: str) -> Object:
+    """They are the same for all clusters: each alert says of which one it is."""
+    found = named(_API, "PrometheusRule", cluster, namespace, None, cluster)
+    return found | {"spec": {"groups": rule_groups()}}

@@ -5,10 +5,8 @@ from typing import Any
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
 from llmserve.config.schema.deployment import PodResources
-from llmserve.k8s.render.names import Object, labels
-from llmserve.k8s.render.stores import dram_gb
-
-_MIB = 1024
+from llmserve.k8s.render.objects import Object, gibibytes, labels
+from llmserve.k8s.render.volumes import dram_gb
 
 
 def is_on_gpu(manifest: Manifest) -> bool:
@@ -84,8 +82,3 @@ def _devices(manifest: Manifest) -> dict[str, str]:
 def cores(number: float) -> str:
     """A quantity as Kubernetes writes it."""
     return f"{number:g}" if number == int(number) else f"{round(number * 1000)}m"
-
-
-def gibibytes(number: float) -> str:
-    """A quantity as Kubernetes writes it."""
-    return f"{number:g}Gi" if number == int(number) else f"{round(number * _MIB)}Mi"

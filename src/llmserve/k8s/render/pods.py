@@ -8,7 +8,7 @@ from llmserve.config.plan_pods import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from llmserve.config.plan_types import ProcessRole, ProcessSpec, fetch_arguments
 from llmserve.config.schema import Manifest
 from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, manifest_hash
-from llmserve.k8s.render.names import Object, labels
+from llmserve.k8s.render.objects import Object, labels
 from llmserve.k8s.render.placement import placement, resources
 from llmserve.k8s.render.volumes import CONFIG_DIR, STATE_DIR, TEMP_DIR, mounts, volumes
 

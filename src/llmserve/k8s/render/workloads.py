@@ -1,13 +1,113 @@
-"""The workload of a role: how many pods, how they are replaced, which volumes stay theirs."""
+"""The workload of a role: how many pods, what moves the number, how they are replaced, which volumes stay."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmserve.config.plan_types import ProcessRole
 from llmserve.config.schema import Manifest
-from llmserve.k8s.render.names import Object, labels, of_role
-from llmserve.k8s.render.scaling import max_replicas_of, replicas_of
-from llmserve.k8s.render.stores import nvme_classes, share_gb, volume_name
+from llmserve.k8s.render.objects import Object, labels, of_role
+from llmserve.k8s.render.volumes import nvme_classes, share_gb, volume_name
+
+# Metrics that docs/kubernetes.md derives from ours for the metrics adapter.
+QUEUE_SECONDS = "llmserve_queue_seconds"
+WAITING_REQUESTS = "worker_requests_waiting"
+TOKENS_SHARE = "llmserve_tokens_in_flight_share"
+_CLUSTER = "app_kubernetes_io_instance"  # the pods' label, as Prometheus can write it
+
+_CPU_PERCENT = 70
+_MAX_QUEUE = "500m"  # seconds that requests wait for a place
+_MAX_WAITING = "4"  # prompts that wait in an engine
+_MAX_TOKENS_SHARE = "750m"  # of an engine's KV blocks
+_LIGHT_CALM_SECONDS = 300
+_ENGINE_CALM_SECONDS = 900  # an engine is dear to start: gigabytes of weights
+
+
+def replicas_of(manifest: Manifest, role: ProcessRole) -> int:
+    """At the start, and at least."""
+    name = "decode" if role is ProcessRole.AGGREGATED else role.value
+    return int(getattr(manifest.deployment.replicas, name))
+
+
+def max_replicas_of(manifest: Manifest, role: ProcessRole) -> int | None:
+    """None: the number is fixed."""
+    most = manifest.deployment.k8s.max_replicas
+    allowed = {
+        ProcessRole.APISERVER: most.apiserver,
+        ProcessRole.PREFILL: most.prefill,
+        ProcessRole.DECODE: most.decode,
+        ProcessRole.AGGREGATED: most.decode,
+    }.get(role)
+    return allowed if allowed is not None and allowed > replicas_of(manifest, role) else None
+
+
+def autoscaler(manifest: Manifest, namespace: str, role: ProcessRole) -> Iterator[Object]:
+    """None for a fixed number. The router is one: its state is in its memory."""
+    most = max_replicas_of(manifest, role)
+    if most is None:
+        return
+    cluster = manifest.metadata.name
+    found = of_role("autoscaling/v2", "HorizontalPodAutoscaler", cluster, namespace, role)
+    yield found | {
+        "spec": {
+            "scaleTargetRef": {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "name": found["metadata"]["name"],
+            },
+            "minReplicas": replicas_of(manifest, role),
+            "maxReplicas": most,
+            "metrics": list(_metrics(cluster, role)),
+            "behavior": _behavior(role),
+        }
+    }
+
+
+def _metrics(cluster: str, role: ProcessRole) -> Iterator[Object]:
+    """Prompts wait for prefill; answers fill the memory of decode. The largest demand counts."""
+    if role is ProcessRole.APISERVER:
+        target = {"type": "Utilization", "averageUtilization": _CPU_PERCENT}
+        yield {"type": "Resource", "resource": {"name": "cpu", "target": target}}
+        return
+    if role in (ProcessRole.PREFILL, ProcessRole.AGGREGATED):
+        queue = {"name": QUEUE_SECONDS, "selector": {"matchLabels": {_CLUSTER: cluster}}}
+        yield {"type": "External", "external": {"metric": queue, "target": _value(_MAX_QUEUE)}}
+        yield _of_pods(WAITING_REQUESTS, _MAX_WAITING)
+    if role in (ProcessRole.DECODE, ProcessRole.AGGREGATED):
+        yield _of_pods(TOKENS_SHARE, _MAX_TOKENS_SHARE)
+
+
+def _of_pods(metric: str, average: str) -> Object:
+    target = {"type": "AverageValue", "averageValue": average}
+    return {"type": "Pods", "pods": {"metric": {"name": metric}, "target": target}}
+
+
+def _value(value: str) -> Mapping[str, str]:
+    return {"type": "Value", "value": value}
+
+
+def _behavior(role: ProcessRole) -> dict[str, Any]:
+    """Up at once, down one pod after another, when the load has been low for a while."""
+    calm = _ENGINE_CALM_SECONDS if role.is_worker else _LIGHT_CALM_SECONDS
+    return {
+        "scaleUp": {"stabilizationWindowSeconds": 0},
+        "scaleDown": {
+            "stabilizationWindowSeconds": calm,
+            "policies": [{"type": "Pods", "value": 1, "periodSeconds": calm}],
+        },
+    }
+
+
+def disruption_budget(cluster: str, namespace: str, role: ProcessRole) -> Object:
+    """One pod of a role at a time. A role of one pod must not stop a node from being drained."""
+    found = of_role("policy/v1", "PodDisruptionBudget", cluster, namespace, role)
+    return found | {
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": labels(cluster, role)},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        }
+    }
+
 
 _REVISIONS = 5
 

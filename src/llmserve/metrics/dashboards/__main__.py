@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from llmserve.metrics.dashboards import DASHBOARDS
-from llmserve.metrics.dashboards.grafana import text
+from llmserve.metrics.dashboards.panels import text
 
 
 def main(arguments: list[str]) -> int:

@@ -2,9 +2,9 @@
 
 from llmserve.metrics.dashboards.panels import (
     Dashboard,
+    DashboardSection,
     Panel,
     Query,
-    Section,
     Unit,
     mean,
     rate,
@@ -12,7 +12,7 @@ from llmserve.metrics.dashboards.panels import (
     total,
 )
 
-_TRANSFER = Section(
+_TRANSFER = DashboardSection(
     "Hand-over between engines",
     (
         Panel(
@@ -83,7 +83,7 @@ _TRANSFER = Section(
         ),
     ),
 )
-_LEASES = Section(
+_LEASES = DashboardSection(
     "Leases and the directory",
     (
         Panel(
@@ -125,7 +125,7 @@ _LEASES = Section(
         ),
     ),
 )
-_TIERS = Section(
+_TIERS = DashboardSection(
     "Tiers of the KV store (storageClasses)",
     (
         Panel(

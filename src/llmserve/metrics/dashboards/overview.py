@@ -2,9 +2,9 @@
 
 from llmserve.metrics.dashboards.panels import (
     Dashboard,
+    DashboardSection,
     Panel,
     Query,
-    Section,
     Unit,
     quantiles,
     rate,
@@ -12,7 +12,7 @@ from llmserve.metrics.dashboards.panels import (
     total,
 )
 
-_USERS = Section(
+_USERS = DashboardSection(
     "What users feel",
     (
         Panel(
@@ -35,7 +35,7 @@ _USERS = Section(
         ),
     ),
 )
-_LOAD = Section(
+_LOAD = DashboardSection(
     "Load",
     (
         Panel(
@@ -86,7 +86,7 @@ _LOAD = Section(
         ),
     ),
 )
-_PARTS = Section(
+_PARTS = DashboardSection(
     "Disaggregation and control",
     (
         Panel(

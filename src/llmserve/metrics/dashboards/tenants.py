@@ -2,9 +2,9 @@
 
 from llmserve.metrics.dashboards.panels import (
     Dashboard,
+    DashboardSection,
     Panel,
     Query,
-    Section,
     Unit,
     mean,
     rate,
@@ -15,7 +15,7 @@ from llmserve.metrics.dashboards.panels import (
 _SERVED = rate("router_tenant_served_tokens_total")
 _PER_WEIGHT = f"{total(_SERVED, 'tenant')} / max by (tenant) ({series('router_tenant_weight')})"
 
-_TENANTS = Section(
+_TENANTS = DashboardSection(
     "Tenants",
     (
         Panel(
@@ -88,7 +88,7 @@ _TENANTS = Section(
         ),
     ),
 )
-_BUDGETS = Section(
+_BUDGETS = DashboardSection(
     "Budgets",
     (
         Panel(

@@ -1,8 +1,17 @@
 """The engines: how many, how busy, how well."""
 
-from llmserve.metrics.dashboards.panels import Dashboard, Panel, Query, Section, Unit, rate, series, total
+from llmserve.metrics.dashboards.panels import (
+    Dashboard,
+    DashboardSection,
+    Panel,
+    Query,
+    Unit,
+    rate,
+    series,
+    total,
+)
 
-_MEMBERS = Section(
+_MEMBERS = DashboardSection(
     "Which there are",
     (
         Panel(
@@ -57,7 +66,7 @@ _MEMBERS = Section(
         ),
     ),
 )
-_ENGINES = Section(
+_ENGINES = DashboardSection(
     "What they do",
     (
         Panel(

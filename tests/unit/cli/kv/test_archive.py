@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import xxhash
 
-from llmserve.cli.kv.archive import homes_of
+from llmserve.cli.kv.archive import owners_of
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.kvstore.sharding import Sharding
 from llmserve.kvstore.store.archive import ArchiveRecord, ArchiveWriter
@@ -40,7 +40,7 @@ def expected(keys: list[BlockHash]) -> dict[BlockHash, str]:
 
 def test_of_one_kvmanager_to_several() -> None:
     prompt = chain("a", 300)
-    assert homes_of(archive([prompt]), MANAGERS) == expected(prompt)
+    assert owners_of(archive([prompt]), MANAGERS) == expected(prompt)
 
 
 def test_of_several_where_chains_are_cut_into_parts() -> None:
@@ -48,11 +48,11 @@ def test_of_several_where_chains_are_cut_into_parts() -> None:
     parts = Sharding(dict.fromkeys(MANAGERS[:2], 1.0)).shards(prompt)
     by_manager = sorted(parts, key=lambda part: (part.manager, part.start))
     file = archive([prompt[part.start : part.stop] for part in by_manager])
-    assert homes_of(file, MANAGERS) == expected(prompt)
+    assert owners_of(file, MANAGERS) == expected(prompt)
 
 
 def test_a_chain_whose_beginning_is_missing_goes_somewhere() -> None:
     prompt = chain("c", 100)
-    owners = homes_of(archive([prompt[10:]]), MANAGERS)
-    assert set(owners) == set(prompt[10:])
-    assert set(owners.values()) <= set(MANAGERS)
+    homes = owners_of(archive([prompt[10:]]), MANAGERS)
+    assert set(homes) == set(prompt[10:])
+    assert set(homes.values()) <= set(MANAGERS)

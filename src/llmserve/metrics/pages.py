@@ -1,7 +1,11 @@
-"""Pages of several processes as one, in Prometheus' text format. Pure."""
+"""Pages of metrics put together: of several processes, and of a library's own registry."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _HEADS = ("# HELP ", "# TYPE ")
@@ -61,3 +65,18 @@ def _labelled(sample: str, labels: str) -> str:
 
 def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+class PassedOn(Collector):
+    """Families of `source` whose names begin with `prefix`, as they are when it is scraped; without those
+    in `left_out`."""
+
+    def __init__(
+        self, source: CollectorRegistry, prefix: str, left_out: frozenset[str] = frozenset()
+    ) -> None:
+        self._source, self._prefix, self._left_out = source, prefix, left_out
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._source.collect():
+            if family.name.startswith(self._prefix) and family.name not in self._left_out:
+                yield family

@@ -1,3 +1,5 @@
+"""The scheduler's state, when it is scraped."""
+
 from prometheus_client import CollectorRegistry
 
 from llmserve.core.stats import BudgetStats, SchedulerStats, TenantStats

@@ -6,8 +6,7 @@ import pytest
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
-from llmserve.traces.read import at_speed, read_trace
-from llmserve.traces.request import TracedRequest
+from llmserve.traces import TracedRequest, at_speed, read_trace
 
 MOONCAKE = '{"timestamp": 3000, "input_length": 600, "output_length": 5, "hash_ids": [7, 8]}'
 BURSTGPT = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"

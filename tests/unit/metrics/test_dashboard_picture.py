@@ -1,11 +1,11 @@
 import re
 from xml.etree import ElementTree
 
-from llmserve.metrics.dashboards.panels import Dashboard, Panel, Query, Section, Unit
-from llmserve.metrics.dashboards.picture import Line, svg
+from llmserve.metrics.dashboards.panels import Dashboard, DashboardSection, Panel, Query, Unit
+from tests.support.dashboard_picture import Line, svg
 
 PANEL = Panel("Speed <of> it", "", Unit.BYTES_PER_SECOND, (Query("x", "a"),))
-DASHBOARD = Dashboard("d", "All & more", "", (Section("One", (PANEL,)),))
+DASHBOARD = Dashboard("d", "All & more", "", (DashboardSection("One", (PANEL,)),))
 
 
 def _texts(picture: str) -> list[str]:

@@ -1,11 +1,4 @@
-"""Traces from files.
-
-Mooncake's public format: a JSON object a line, with timestamp (milliseconds), input_length,
-output_length and, if known, hash_ids (one for each 512 tokens of the prompt, the last one cut short).
-Ours beside these: tenant, max_tokens. Azure's LLM traces: CSV with the columns TIMESTAMP,
-ContextTokens, GeneratedTokens. BurstGPT: CSV with Timestamp (seconds), Request tokens, Response tokens;
-a request whose response has none failed there, and is left out. Times count from the first request.
-"""
+"""Traces of requests: what is known of each, and how files of them are read."""
 
 import csv
 import json
@@ -16,8 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.ids import TenantId
-from llmserve.traces.request import TracedRequest
+from llmserve.core.ids import DEFAULT_TENANT, TenantId
+
+
+@dataclass(frozen=True, slots=True)
+class TracedRequest:
+    """arrived_at: seconds from the start. max_output_tokens: as the client says; 0: it does not say.
+
+    prefix_names: of each run of run_tokens tokens of the prompt, a name of it and all before it: equal
+    names are equal prefixes. Tokens beyond the names are no other request's."""
+
+    arrived_at: float
+    prompt_tokens: int
+    output_tokens: int
+    tenant: TenantId = DEFAULT_TENANT
+    max_output_tokens: int = 0
+    prefix_names: tuple[int, ...] = ()
+    run_tokens: int = 512
+
 
 # What one of Mooncake's hash_ids stands for.
 _HASH_TOKENS = 512

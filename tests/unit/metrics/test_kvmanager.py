@@ -1,4 +1,4 @@
-"""The tiers of a store on a page of metrics."""
+"""The tiers of the store, when they are scraped."""
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest

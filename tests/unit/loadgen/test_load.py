@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from llmserve.loadgen.arrivals import arrivals
+from llmserve.loadgen.load import arrivals
 
 
 def gaps(burstiness: float, count: int = 20_000) -> list[float]:

@@ -1,7 +1,9 @@
-"""What every object has: apiVersion, kind, metadata, labels."""
+"""Kubernetes objects: their names and labels, and their text as YAML."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import yaml
 
 from llmserve.config.plan_pods import service_name
 from llmserve.config.plan_types import ProcessRole
@@ -48,3 +50,46 @@ def named(api: str, kind: str, cluster: str, namespace: str, role: ProcessRole |
 def of_role(api: str, kind: str, cluster: str, namespace: str, role: ProcessRole) -> Object:
     """The object of this kind that a role has one of: named as its Service."""
     return named(api, kind, cluster, namespace, role, service_name(cluster, role))
+
+
+_MIB_OF_A_GIB = 1024
+KUSTOMIZATION = "kustomization.yaml"
+
+
+def to_yaml(data: Object) -> str:
+    """Keys in the order in which they were written down."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=110)
+
+
+def files(objects: Iterable[Object]) -> Mapping[str, str]:
+    """Text by file name."""
+    texts = {_file_name(one): to_yaml(one) for one in objects}
+    index = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": list(texts),
+    }
+    return {**texts, KUSTOMIZATION: to_yaml(index)}
+
+
+def _file_name(one: Object) -> str:
+    return f"{one['kind'].lower()}-{one['metadata']['name']}.yaml"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as blocks, nothing as an alias of something else."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def gibibytes(number: float) -> str:
+    """A quantity of GiB as Kubernetes writes it."""
+    return f"{number:g}Gi" if number == int(number) else f"{round(number * _MIB_OF_A_GIB)}Mi"
