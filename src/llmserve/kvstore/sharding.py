@@ -4,7 +4,7 @@ A prompt's blocks are cut into runs of `run_blocks`, counted from its beginning.
 that wins the rendezvous (highest random weight) for the hash of the run's first block. That hash names the
 whole prefix before it: prompts that share a prefix share its runs, and every process finds the same owner
 without asking anyone. A look-up asks one manager per run instead of one per block, and a long shared prefix
-is spread over several managers run by run. When a manager comes or goes, only its own runs change their owner.
+is spread over several managers run by run. When a manager comes or goes, only its own runs move.
 
 The owner of a block is known only together with the blocks before it, back to the beginning of its run:
 whoever stores or looks up has the prompt's hashes.

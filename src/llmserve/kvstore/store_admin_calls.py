@@ -12,7 +12,6 @@ from llmserve.kvstore.formats import BlockShape
 from llmserve.kvstore.store.admin import BlockFilter, BlockListing, StoreAdmin
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.store.export_import import Export, ExportedBlock, Import
-from llmserve.kvstore.store.stats import stats_of
 from llmserve.kvstore.store.verify import verify
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
@@ -29,7 +28,7 @@ class StoreAdminCalls:
 
     def stats(self) -> StoreStats:
         """Without a store: of no tiers."""
-        return stats_of(self._built.store) if self._built else StoreStats()
+        return self._built.store.stats() if self._built else StoreStats()
 
     async def list_blocks(self, request: pb.ListBlocksRequest) -> pb.ListBlocksResponse:
         admin, _ = self._store()

@@ -33,7 +33,7 @@ from llmserve.kvstore.formats import (
     KeyRing,
     Quantize,
 )
-from llmserve.kvstore.store.codecs import MakeCodec
+from llmserve.kvstore.store.coding import MakeCodec
 from llmserve.kvstore.store.lower_tier import LowerSettings, LowerStore
 from llmserve.kvstore.store.refusals import key_sources, lasting_refusals
 from llmserve.kvstore.store.store import BlockStore, StoreSettings

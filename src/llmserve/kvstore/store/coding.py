@@ -15,11 +15,12 @@ import xxhash
 from llmserve.core.aio import run_in_thread
 from llmserve.core.errors import BlockDamaged, BlockUnreadable
 from llmserve.kvstore.blocks import StoredBlock, part_key
-from llmserve.kvstore.formats import BlockShape, Header
-from llmserve.kvstore.store.codecs import Codecs, MakeCodec
+from llmserve.kvstore.formats import BlockCodec, BlockShape, Element, Header, grouped
 from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES, Blob, BlobKey, ReadResult, ReadTarget, TierOutcome
 
 _T = TypeVar("_T")
+MakeCodec = Callable[[BlockShape], BlockCodec]
+_MOST_CODECS = 16  # a cluster has one or two; workers may be replaced by others
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,30 @@ class StoredParts:
     shapes: tuple[str, ...] = ()
 
 
+class _Codecs:
+    """A tier's codecs, one for each shape of parts. Their scratch memory allows one thread at a time."""
+
+    def __init__(self, make: MakeCodec) -> None:
+        self._make = make
+        self._made: dict[tuple[str, int], BlockCodec] = {}
+
+    def get(self, shape: str, size_bytes: int) -> BlockCodec:
+        """shape: text of the part's shape; empty when unknown. Errors: FormatUnknown."""
+        name = (shape, size_bytes)
+        if name not in self._made:
+            if len(self._made) >= _MOST_CODECS:
+                self._made.clear()
+            self._made[name] = self._make(
+                BlockShape.parse(shape) if shape else grouped(Element.OPAQUE, size_bytes)
+            )
+        return self._made[name]
+
+
 class Coder:
     """Life: any calls -> close."""
 
     def __init__(self, make_codec: MakeCodec, name: str) -> None:
-        self._codecs = Codecs(make_codec)
+        self._codecs = _Codecs(make_codec)
         self._thread = ThreadPoolExecutor(1, name)
 
     def close(self) -> None:
@@ -88,7 +108,7 @@ class Coder:
     def _encode(self, outgoing: Outgoing) -> list[Blob] | None:
         blobs, block = [], outgoing.block
         for part, (view, checksum) in enumerate(zip(outgoing.views, outgoing.checksums, strict=True)):
-            codec, key = self._codecs.of(block.shape(part), len(view)), part_key(block.key, part)
+            codec, key = self._codecs.get(block.shape(part), len(view)), part_key(block.key, part)
             encoded = codec.encode(key, view, aligned(codec.bound_bytes))
             if xxhash.xxh3_64_intdigest(view) != checksum:
                 return None
@@ -98,7 +118,7 @@ class Coder:
     def _decode(self, one: Incoming, header: bytes, payload: memoryview) -> int:
         if payload.obj is one.view.obj and not Header.unpack(header).is_raw:
             payload = memoryview(bytes(payload))  # it was read to where the block goes
-        self._codecs.of(one.shape, len(one.view)).decode(one.key, header, payload, one.view)
+        self._codecs.get(one.shape, len(one.view)).decode(one.key, header, payload, one.view)
         return xxhash.xxh3_64_intdigest(one.view)
 
     def _decode_all(self, targets: Sequence[ReadTarget], results: Sequence[ReadResult]) -> StoredParts:
@@ -108,7 +128,7 @@ class Coder:
             size = BlockShape.parse(shapes[-1]).size_bytes
             parts.append(aligned(size)[:size])
             payload = target.buffer[: result.length_bytes]
-            self._codecs.of(shapes[-1], size).decode(target.key, result.header, payload, parts[-1])
+            self._codecs.get(shapes[-1], size).decode(target.key, result.header, payload, parts[-1])
         return StoredParts(TierOutcome.DONE, "", tuple(parts), tuple(shapes))
 
 

@@ -6,7 +6,7 @@ from math import inf
 
 from llmserve.core.ids import BlockHash, LeaseId
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.core.stats import EvictReason
+from llmserve.core.stats import EvictReason, StoreStats, TierStats
 from llmserve.kvstore.blocks import (
     NO_LEASE,
     BlockSlots,
@@ -22,6 +22,7 @@ from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction import NOBODY, Admission
 from llmserve.kvstore.store.lower_tier import LowerStore
 from llmserve.kvstore.store.movement import BlockLocator, Offload, Promotion
+from llmserve.kvstore.tiers.base import TierOutcome
 
 LEASE_SECONDS = 30.0
 ROOM_WAIT_SECONDS = 0.5
@@ -128,6 +129,10 @@ class BlockStore:
     def forget(self, user: PoolUser) -> None:
         self.dram.forget(user)
 
+    def stats(self) -> StoreStats:
+        tiers = (_dram_stats(self.dram), *map(_lower_stats, self.lower))
+        return StoreStats(tiers, self.saved_prefill_seconds)
+
     # -- parts
 
     def _observe(self, prompt: Prompt) -> None:
@@ -173,3 +178,48 @@ class BlockStore:
             self.dram.totals.store_bytes += sum(block.part_bytes)
             self._offload.stored(block)
         return outcome
+
+
+def _dram_stats(tier: DramTier) -> TierStats:
+    book, counters = tier.book, tier.counters
+    return TierStats(
+        name=tier.name,
+        kind="dram",
+        blocks=len(book),
+        used_bytes=book.used_bytes,
+        capacity_bytes=book.capacity_bytes,
+        pinned_blocks=len(book.protected()),
+        totals=tier.totals,
+        evictions={reason: book.evictions[reason] for reason in EvictReason},
+        outcomes={
+            ("reserve", "reserved"): counters.reserved,
+            ("reserve", "full"): counters.full,
+            ("reserve", "expired"): counters.expired,
+            ("write", "done"): counters.stored,
+            ("write", "late"): counters.late,
+            ("write", "aborted"): counters.aborted,
+            ("write", "written_off"): counters.written_off,
+            ("lease", "granted"): counters.leases_granted,
+            ("lease", "released"): counters.leases_released,
+            ("lease", "expired"): counters.leases_expired,
+        },
+        eviction_ages=book.eviction_ages,
+    )
+
+
+def _lower_stats(tier: LowerStore) -> TierStats:
+    book, operations = tier.book, ("read", "write")
+    return TierStats(
+        name=tier.name,
+        kind=tier.kind,
+        blocks=len(book),
+        used_bytes=book.used_bytes,
+        capacity_bytes=book.capacity_bytes,
+        pinned_blocks=len(book.protected()),
+        queued_bytes=tier.queued_bytes,
+        totals=tier.totals,
+        evictions={reason: book.evictions[reason] for reason in EvictReason},
+        outcomes={(name, one.value): tier.outcomes[name, one] for name in operations for one in TierOutcome},
+        eviction_ages=book.eviction_ages,
+        trouble=tier.error,
+    )

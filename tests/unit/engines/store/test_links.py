@@ -29,6 +29,10 @@ def _query(have: int = 0, blocks: int = 6, *, load: bool = True) -> StoreQuery:
     return StoreQuery("r", "red", hashes, have, load, 0.5, 2.0)
 
 
+def _hashes_of(ask: StoreQuery) -> list[BlockHash]:
+    return list(map(BlockHash, ask.block_hashes))
+
+
 def _answer(
     shard: Shard, loads: Sequence[int] | None, stores: Sequence[int] = (), have: int = 0, until: float = inf
 ) -> ShardAnswer:
@@ -51,7 +55,7 @@ def _merge(*loads: Sequence[int] | None) -> tuple[PromptAnswer, list[StoreLease]
 def test_a_prompt_is_one_question_for_each_shard() -> None:
     sharding, ask = Sharding({"a": 1.0, "b": 1.0, "c": 1.0}, run_blocks=2), _query(have=3)
     questions = split(sharding, ask)
-    assert [shard for shard, _ in questions] == sharding.shards(ask.block_hashes)
+    assert [shard for shard, _ in questions] == sharding.shards(_hashes_of(ask))
     for shard, question in questions:
         assert list(question.block_hashes) == ask.block_hashes[shard.start : shard.stop]
         assert question.have_blocks == len([at for at in range(shard.start, shard.stop) if at < 3])
@@ -67,7 +71,7 @@ def test_what_is_only_to_be_stored_is_asked_from_there_on(have: int, starts: lis
         query
         for number in range(200)
         for query in [StoreQuery("r", "red", _hashes(number), have, False, 0.5, 2.0)]
-        if len(many.shards(query.block_hashes)) == 3
+        if len(many.shards(_hashes_of(query))) == 3
     )
     assert [shard.start for shard, _ in split(many, ask)] == starts
 
@@ -127,7 +131,7 @@ def test_what_is_located_where() -> None:
 @given(st.integers(1, 100), st.integers(1, 30), st.sets(st.integers(0, 99)), st.sets(st.sampled_from("abc")))
 @settings(deadline=None, database=None)
 def test_what_is_loaded_is_a_held_prefix(blocks: int, run: int, lost: set[int], away: set[str]) -> None:
-    shards = Sharding(dict.fromkeys("abc", 1.0), run).shards(list(_query(0, blocks).block_hashes))
+    shards = Sharding(dict.fromkeys("abc", 1.0), run).shards(_hashes_of(_query(0, blocks)))
     missing = lost | {at for one in shards if one.manager in away for at in range(one.start, one.stop)}
     answers = [
         _answer(one, None)

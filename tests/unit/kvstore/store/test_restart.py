@@ -102,7 +102,7 @@ async def test_a_medium_that_is_away_is_opened_when_it_is_back(
     world = make_world(media=media, opens_later=True)
     await world.store.open()
     (tier,) = world.store.lower
-    await world.until(lambda: "no route to it" in tier.trouble)
+    await world.until(lambda: "no route to it" in tier.error)
     assert await world.loaded(chain("a", 4)) == []
     await world.seen(chain("b", 4))
     assert await world.loaded(chain("b", 4)) == [0, 1, 2, 3], "DRAM works without it"
