@@ -1,9 +1,9 @@
 """All tiers of one KV manager as one store: the requests of workers and operators, and moves between tiers.
 
 A worker prepares a prompt: the store brings the longest stored prefix beyond what the worker's device has up
-to DRAM and leases it, and reserves slots for the blocks that are stored nowhere. The worker copies from and to
-the arena itself, commits what it wrote, and releases the lease. Bytes pass through this process only between
-DRAM and the tiers below.
+to DRAM and leases it, and reserves slots for the blocks that are stored nowhere. The worker copies from and
+to the arena itself, commits what it wrote, and releases the lease. Bytes pass through this process only
+between DRAM and the tiers below.
 
     store          the requests of workers
     movement       blocks between DRAM and the tiers below
