@@ -39,7 +39,7 @@ class RankSlots:
 
 
 class StoreSlots(LoadStoreSpec):
-    """What the scheduler's half tells the ranks about a job."""
+    """The blocks of a job, from the scheduler's half to the ranks."""
 
     def __init__(self, blocks: Iterable[LocatedBlock] = ()) -> None:
         """blocks: in the order of the engine's blocks."""
@@ -92,7 +92,7 @@ class StoreWorker(OffloadingWorker):
         wait([self._jobs[job_id] for job_id in job_ids if job_id in self._jobs], _WAIT_SECONDS)
 
     def take_failed_blocks(self) -> set[int]:
-        """Of the loads that `get_finished` has told of."""
+        """Blocks of the loads that `get_finished` has returned, and that hold garbage."""
         failed, self._failed = self._failed, set()
         return failed
 

@@ -1,6 +1,6 @@
-"""Between the bytes of blocks in the pool and the blobs of a tier: coded on a thread of its own.
+"""Encodes blocks of DRAM to blobs of a lower tier and back, on a thread of the tier's own.
 
-A call that is cancelled ends when its thread has let go of the memory.
+A call that is cancelled ends when the thread no longer touches the memory.
 """
 
 import mmap
@@ -25,7 +25,7 @@ _MOST_CODECS = 16  # a cluster has one or two; workers may be replaced by others
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A part of a block to bring up, and where to. shape: of its bytes, as text; empty: not known."""
+    """A part of a block to bring up. view: memory it goes to. shape: text form; empty when unknown."""
 
     key: BlobKey
     view: memoryview
@@ -34,8 +34,8 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A block to write down. views: of its parts, which the caller holds until `ended` is called, once, with
-    what became of it. checksums: of the parts, as they were stored."""
+    """A block to write down. views: memory of its parts, which the caller keeps until `ended` is called,
+    once, with the outcome. checksums: one for each part, from when it was stored."""
 
     block: StoredBlock
     views: tuple[memoryview, ...]
@@ -49,7 +49,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class StoredParts:
-    """Of a block, with the shape of each; none unless DONE."""
+    """The parts of a block and the shape of each; empty unless DONE."""
 
     outcome: TierOutcome
     reason: str = ""
@@ -87,15 +87,15 @@ class Coder:
         self._thread.shutdown()
 
     async def encode(self, outgoing: Outgoing) -> list[Blob] | None:
-        """None: the pool's memory has other bytes than were stored there."""
+        """None: the memory no longer has the bytes that were stored there."""
         return await run_in_thread(self._thread, partial(self._encode, outgoing))
 
     async def decode(self, one: Incoming, header: bytes, payload: memoryview) -> int:
-        """Into its view; the checksum (xxh3) of what is there then. Errors: BlockUnreadable."""
+        """Decodes into the view. Returns the checksum (xxh3) of the view. Errors: BlockUnreadable."""
         return await run_in_thread(self._thread, partial(self._decode, one, header, payload))
 
     async def decode_all(self, targets: Sequence[ReadTarget], results: Sequence[ReadResult]) -> StoredParts:
-        """The parts of one block, all of them read, in memory of their own."""
+        """Decodes the parts of one block, all of them read, into memory of their own."""
         try:
             return await run_in_thread(self._thread, partial(self._decode_all, targets, results))
         except BlockDamaged as error:
@@ -133,7 +133,7 @@ class Coder:
 
 
 def room_for(view: memoryview, size: int) -> memoryview:
-    """Where a blob of this size is read to: in place, if it fits."""
+    """Memory that a blob of this size is read to: in place, if it fits."""
     return view if size <= len(view) else aligned(size)
 
 

@@ -57,14 +57,14 @@ class LowerStore:
     def __init__(
         self,
         tier: Tier,
-        book: TierIndex,
+        index: TierIndex,
         make_codec: MakeCodec,
         clock: Clock,
         settings: LowerSettings | None = None,
         name: str = "",
     ) -> None:
         self.name, self.kind = name or tier.name, tier.name
-        self.book = book
+        self.index = index
         self._medium = MediumLog(self.name)
         self.totals, self.outcomes = self._medium.totals, self._medium.outcomes
         self.held_changed: HeldChanged = nobody_asks
@@ -72,7 +72,7 @@ class LowerStore:
         self.closed = "not opened yet"
         self._tier, self._clock = tier, clock
         self._coder = Coder(make_codec, f"kv-{self.name}")
-        self._contents = TierContents(tier, book, lambda keys, held: self.held_changed(keys, held))
+        self._contents = TierContents(tier, index, lambda keys, held: self.held_changed(keys, held))
         self._queue = WriteQueue(tier, self._contents, self._coder, clock, self._medium)
         self._tasks = TaskOwner(f"kv-{self.name}")
         self._bytes_per_second = _FIRST_GUESS_BYTES_PER_SECOND
@@ -118,7 +118,7 @@ class LowerStore:
         found = await self._contents.take()
         self.closed = ""
         self._tasks.spawn("write", self._queue.run(), fatal=True)
-        _log.info("%s: open, %d blocks found, %r", self.name, found, self.book)
+        _log.info("%s: open, %d blocks found, %r", self.name, found, self.index)
 
     # -- what is there
 
@@ -136,8 +136,8 @@ class LowerStore:
 
     def state(self) -> LowerTier:
         """Counts a tier as full a little early: some room is kept for proven blocks."""
-        most = self.book.capacity_bytes - self.book.capacity_bytes // _KEPT_FOR_PROVEN
-        has_room = self.book.used_bytes + self.queued_bytes < most
+        most = self.index.capacity_bytes - self.index.capacity_bytes // _KEPT_FOR_PROVEN
+        has_room = self.index.used_bytes + self.queued_bytes < most
         return LowerTier(has_room, self.queued_bytes, self.settings.busy_bytes)
 
     def adopt(self, keys: Sequence[BlockHash], tenant: TenantId) -> None:

@@ -88,14 +88,14 @@ class BlockStore:
         end = prompt.have_blocks + run
         wanted = prompt.keys[prompt.have_blocks : end]
         sources = [self._locator.source(prompt, key) for key in wanted]
-        held = self.dram.book.pin(prompt.keys[:end])  # it stays while room is made for the rest
+        held = self.dram.index.pin(prompt.keys[:end])  # it stays while room is made for the rest
         try:
             await self._promotion.bring_up(prompt, wanted, held)
             lease_id, loads = self._lease(prompt, wanted)
             self._count_hits(prompt, sources[: len(loads)])
             stores = self._reserve(prompt, prompt.have_blocks + len(loads)) if prompt.store else ()
         finally:
-            self.dram.book.unpin(held)
+            self.dram.index.unpin(held)
         if self.lower and self._settings.ahead_bytes:
             self._offload.make_room(self._settings.ahead_bytes, NOBODY)
         return Prepared(lease_id, loads, stores)
@@ -123,7 +123,7 @@ class BlockStore:
 
     def corrupt(self, key: BlockHash) -> None:
         """Drops a block in which a reader found other bytes than were written."""
-        self.dram.book.evictions[EvictReason.CORRUPT] += key in self.dram.book
+        self.dram.index.evictions[EvictReason.CORRUPT] += key in self.dram.index
         self.dram.drop(key)
 
     def forget(self, user: PoolUser) -> None:
@@ -139,10 +139,10 @@ class BlockStore:
         proven = prompt.keys[: self._admission.observe(prompt.keys)]
         for tier in self.lower:
             tier.adopt(prompt.keys, prompt.tenant)
-        new = [key for key in proven if self.dram.holds(key) and not self.dram.book.is_proven(key)]
-        for book in (self.dram.book, *(tier.book for tier in self.lower)):
-            book.touch(prompt.keys)
-            book.prove(proven)
+        new = [key for key in proven if self.dram.holds(key) and not self.dram.index.is_proven(key)]
+        for index in (self.dram.index, *(tier.index for tier in self.lower)):
+            index.touch(prompt.keys)
+            index.prove(proven)
         for key in new:
             self._offload.stored(self.dram.block(key))
 
@@ -181,16 +181,16 @@ class BlockStore:
 
 
 def _dram_stats(tier: DramTier) -> TierStats:
-    book, counters = tier.book, tier.counters
+    index, counters = tier.index, tier.counters
     return TierStats(
         name=tier.name,
         kind="dram",
-        blocks=len(book),
-        used_bytes=book.used_bytes,
-        capacity_bytes=book.capacity_bytes,
-        pinned_blocks=len(book.protected()),
+        blocks=len(index),
+        used_bytes=index.used_bytes,
+        capacity_bytes=index.capacity_bytes,
+        pinned_blocks=len(index.protected()),
         totals=tier.totals,
-        evictions={reason: book.evictions[reason] for reason in EvictReason},
+        evictions={reason: index.evictions[reason] for reason in EvictReason},
         outcomes={
             ("reserve", "reserved"): counters.reserved,
             ("reserve", "full"): counters.full,
@@ -203,23 +203,23 @@ def _dram_stats(tier: DramTier) -> TierStats:
             ("lease", "released"): counters.leases_released,
             ("lease", "expired"): counters.leases_expired,
         },
-        eviction_ages=book.eviction_ages,
+        eviction_ages=index.eviction_ages,
     )
 
 
 def _lower_stats(tier: LowerStore) -> TierStats:
-    book, operations = tier.book, ("read", "write")
+    index, operations = tier.index, ("read", "write")
     return TierStats(
         name=tier.name,
         kind=tier.kind,
-        blocks=len(book),
-        used_bytes=book.used_bytes,
-        capacity_bytes=book.capacity_bytes,
-        pinned_blocks=len(book.protected()),
+        blocks=len(index),
+        used_bytes=index.used_bytes,
+        capacity_bytes=index.capacity_bytes,
+        pinned_blocks=len(index.protected()),
         queued_bytes=tier.queued_bytes,
         totals=tier.totals,
-        evictions={reason: book.evictions[reason] for reason in EvictReason},
+        evictions={reason: index.evictions[reason] for reason in EvictReason},
         outcomes={(name, one.value): tier.outcomes[name, one] for name in operations for one in TierOutcome},
-        eviction_ages=book.eviction_ages,
+        eviction_ages=index.eviction_ages,
         trouble=tier.error,
     )

@@ -64,7 +64,7 @@ class WriteQueue:
                 _log.exception("%s: %d blocks are not stored", self._medium.tier, len(batch))
                 for outgoing in batch:
                     if not self._contents.holds(outgoing.block.key, len(outgoing.views)):
-                        self._contents.book.remove(outgoing.block.key)
+                        self._contents.index.remove(outgoing.block.key)
             finally:
                 for outgoing in batch:
                     self._end(outgoing, ends[outgoing.block.key])
@@ -106,7 +106,7 @@ class WriteQueue:
             results = await self._tier.write(blobs)
         finally:
             self._medium.totals.store_seconds += self._clock.now() - started
-            self._contents.book.unpin([outgoing.block.key for outgoing, _ in ready])
+            self._contents.index.unpin([outgoing.block.key for outgoing, _ in ready])
         ends: dict[BlockHash, TierOutcome] = {}
         for outgoing, encoded in ready:
             mine, results = results[: len(encoded)], results[len(encoded) :]

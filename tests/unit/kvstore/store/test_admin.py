@@ -176,7 +176,7 @@ async def test_what_follows_a_block_goes_with_it(make_world: MakeWorld) -> None:
     done = await admin_of(world).evict(named(keys[1]))
     assert (done.blocks, done.size_bytes) == (6, 3 * PART_BYTES + 3 * BELOW_BYTES)
     assert (done.pinned_blocks, done.busy_blocks) == (0, 0)
-    assert len(world.store.dram.book) == len(world.store.lower[0].book) == 1
+    assert len(world.store.dram.index) == len(world.store.lower[0].index) == 1
     assert set(world.media[0].stored) == {part_key(keys[0], 0)}
     stats = world.store.stats().tiers
     assert [tier.evictions[EvictReason.ASKED] for tier in stats] == [3, 3]
@@ -191,7 +191,7 @@ async def test_only_a_tenant_or_a_tier_is_evicted(make_world: MakeWorld) -> None
     admin = admin_of(world)
     assert (await admin.evict(BlockFilter(tenant=OTHER))).blocks == 4
     assert (await admin.evict(BlockFilter(tier="dram"))).blocks == 2
-    assert (len(world.store.dram.book), len(world.store.lower[0].book)) == (0, 2)
+    assert (len(world.store.dram.index), len(world.store.lower[0].index)) == (0, 2)
     assert (await admin.evict(ALL)).blocks == 2
     assert (await admin.evict(ALL)).blocks == 0
 
@@ -247,7 +247,7 @@ async def test_corrupt_blocks_are_told_and_dropped(make_world: MakeWorld) -> Non
     assert (last["memory-0"].corrupt, last["memory-0"].missing_blocks) == ([keys[1]], 1)
     assert last["memory-0"].reason
     assert not world.store.dram.holds(keys[0])
-    assert len(world.store.lower[0].book) == 2
+    assert len(world.store.lower[0].index) == 2
     again = await verified(world)
     assert [(one.blocks, one.corrupt, one.missing_blocks) for one in again.values()] == [
         (3, [], 0),
@@ -333,7 +333,7 @@ async def test_import_goes_below_dram_where_it_can(make_world: MakeWorld) -> Non
     assert (await imported(world, blocks)).refused_blocks > 0
     alone = make_world()
     assert (await imported(alone, blocks)).stored_blocks == 3
-    assert len(alone.store.dram.book) == 3
+    assert len(alone.store.dram.index) == 3
 
 
 async def test_a_full_pool_refuses(make_world: MakeWorld) -> None:
