@@ -1,10 +1,10 @@
-"""Where models come from: each source becomes a local directory that transformers and vLLM read.
+"""Models and their sources: each source becomes a local directory that transformers and vLLM read.
 
-Roles call `resolve`; `python -m llmserve.models fetch --manifest FILE` is the same as a process, for
-`make up` and the runner.
+Roles call `resolve`. `python -m llmserve.models fetch --manifest FILE` does the same as a process, for `make
+up` and the runner.
 """
 
-from llmserve.models.files import PreparedModel, Progress
-from llmserve.models.resolve import default_cache_dir, resolve
+from llmserve.models.files import Progress
+from llmserve.models.resolve import PreparedModel, default_cache_dir, resolve
 
 __all__ = ["PreparedModel", "Progress", "default_cache_dir", "resolve"]

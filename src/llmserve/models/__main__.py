@@ -1,6 +1,6 @@
-"""python -m llmserve.models fetch --manifest llmserve.yaml: prepares the model and prints where it is.
+"""`python -m llmserve.models fetch --manifest llmserve.yaml` prepares the model and prints its place.
 
-Progress lines `LLMSERVE_PROGRESS <text>` and at the end `LLMSERVE_MODEL <json>` go to stdout.
+It writes progress lines `LLMSERVE_PROGRESS <text>` and at the end `LLMSERVE_MODEL <json>` to stdout.
 """
 
 import argparse

@@ -1,6 +1,9 @@
-"""One GGUF file to a directory of safetensors, tokenizer and generation settings. Heavy: imports torch.
+"""Converts a GGUF file to a directory of safetensors, tokenizer and generation settings. It imports torch, so
+it runs as a process of its own (`python -m llmserve.models convert`).
 
-Runs as a process of its own (`python -m llmserve.models convert`), so that whoever starts it stays light.
+transformers converts many architectures, but it builds the model for that, which takes four times the CPU,
+mostly for imports. So Llama, the most frequent architecture, has a conversion of its own; tests compare the
+two.
 """
 
 import functools
@@ -30,12 +33,12 @@ _IN_LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
-_COMPUTED = "rope_freqs.weight"  # follows from the configuration; transformers leaves it out too
+_COMPUTED = "rope_freqs.weight"  # follows from the configuration; transformers omits it, too
 
 
 def llama_names(reader: Any) -> dict[str, str] | None:
-    """Returns the name in transformers of each tensor that is taken over; None when the file has one that a
-    plain Llama has not (experts, biases). reader: a gguf.GGUFReader."""
+    """Returns the name in transformers of each tensor; None when the file has a tensor that a plain Llama
+    lacks (experts, biases). reader: a gguf.GGUFReader."""
     found: dict[str, str] = {}
     for tensor in reader.tensors:
         if tensor.name == _COMPUTED:
@@ -56,7 +59,7 @@ def _name(gguf_name: str) -> str | None:
 
 
 def llama_weights(reader: Any, names: dict[str, str], config: Any) -> Iterator[tuple[str, Any]]:
-    """Yields each name with its tensor in bfloat16. names: as of `llama_names`. config: a LlamaConfig."""
+    """Yields each name with its tensor in bfloat16. names: from `llama_names`. config: a LlamaConfig."""
     import gguf
     import numpy as np
     import torch
@@ -72,24 +75,25 @@ def llama_weights(reader: Any, names: dict[str, str], config: Any) -> Iterator[t
         part = tensor.name.split(".", 2)[-1]
         if part in heads:
             values = _in_halves(values, heads[part])
-        # A copy: what is not quantized is the mapped file itself, read-only.
+        # This copies, because tensors that are not quantized are the mapped file itself, read-only.
         yield names[tensor.name], torch.from_numpy(np.array(values)).to(torch.bfloat16)
 
 
 def _in_halves(values: Any, heads: int) -> Any:
-    """llama.cpp rotates neighbouring rows of a head, transformers the first half with the second."""
+    """Reorders rows: llama.cpp rotates neighbouring rows of a head, transformers the first half with the
+    second."""
     pairs = values.reshape(heads, -1, 2, *values.shape[1:])
     return pairs.swapaxes(2, 1).reshape(values.shape)
 
 
 CONVERTER_VERSION = 1
-"""Part of the cache key: raise it when the output of a conversion changes."""
+"""The version is part of the cache key. Raise it when the output of a conversion changes."""
 
 _PROBE = [{"role": "user", "content": "Hello"}]
 
 
 def convert_gguf(source: Path, out: Path, progress: Progress) -> None:
-    """Errors: LLMServeError when the result has no working chat template although the source has one."""
+    """Errors: LLMServeError when the chat template of the source does not work in the result."""
     progress("loading the libraries")
     with importing():
         import gguf
@@ -97,13 +101,13 @@ def convert_gguf(source: Path, out: Path, progress: Progress) -> None:
         import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    # transformers parses the whole file for each of the configuration, the tokenizer and the weights.
+    # transformers parses the whole file three times: for the configuration, the tokenizer and the weights.
     gguf.GGUFReader = functools.cache(gguf.GGUFReader)
     reader = gguf.GGUFReader(str(source))
     progress("reading the tokenizer")
     config = transformers.AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
     names = llama_names(reader) if config.model_type == "llama" else None
-    # The class that AutoTokenizer would choose for a Llama, without the import of all others.
+    # AutoTokenizer would choose this class for a Llama, and import all others.
     loader = transformers.AutoTokenizer if names is None else transformers.PreTrainedTokenizerFast
     tokenizer = loader.from_pretrained(source.parent, gguf_file=source.name)
     progress("dequantizing the weights to bfloat16")
@@ -129,7 +133,7 @@ def _save_llama(config: Any, weights: dict[str, Any], out: Path, progress: Progr
 
 
 def _save_any(source: Path, out: Path, progress: Progress) -> None:
-    """Of every architecture that transformers reads."""
+    """Converts any architecture that transformers reads."""
     import torch
     import transformers
 
@@ -146,7 +150,7 @@ def _save_any(source: Path, out: Path, progress: Progress) -> None:
 
 
 def _drop_quantization(model: Any) -> None:
-    """The result is plain bfloat16; vLLM would look for a quantized format."""
+    """Removes the quantization settings: the result is bfloat16, and vLLM would expect a quantized format."""
     for holder in (model, model.config):
         if getattr(holder, "quantization_config", None) is not None:
             del holder.quantization_config

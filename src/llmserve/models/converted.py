@@ -1,7 +1,9 @@
 """The cache of converted GGUF files: one directory for each (contents of the source, converter version).
 
-A directory appears under its name by one rename, after everything in it is written and its record
-with it. Makers of the same directory exclude each other with a lock; a damaged one is made again.
+A directory gets its name by one rename, after all its files and its record are written. Processes that make
+the same directory exclude each other with a lock; a damaged directory is made again. The conversion runs in a
+process of its own, so that torch stays out of the caller and its memory is returned. That process ends with
+its stdin, which the kernel closes when the caller dies (`end_with_stdin`).
 """
 
 import glob
@@ -18,19 +20,20 @@ from pathlib import Path
 from typing import IO
 
 from llmserve.core.errors import LLMServeError
-from llmserve.models.digests import DigestCache, write_atomically
-from llmserve.models.files import Progress, file_lock
+from llmserve.models.digests import DigestCache
+from llmserve.models.files import Progress, file_lock, write_atomically
 
 RECORD_NAME = ".llmserve-model.json"
 
 
 @dataclass(frozen=True, slots=True)
 class ConversionRecord:
-    """Written last into a directory: without it, the directory is not complete."""
+    """What a directory was made from, and the checksums of its files. It is written last: a directory without
+    it is not complete."""
 
     source_sha256: str
     converter_version: int
-    files: dict[str, str]  # name -> SHA-256
+    files: dict[str, str]  # SHA-256 by name
 
     def write(self, folder: Path) -> None:
         write_atomically(folder / RECORD_NAME, json.dumps(asdict(self), indent=1, sort_keys=True))
@@ -42,7 +45,7 @@ def make_record(folder: Path, source_sha256: str, version: int, digests: DigestC
 
 
 def read_record(folder: Path) -> ConversionRecord | None:
-    """None: there is none, or it cannot be read."""
+    """Returns None when there is no record or it cannot be read."""
     try:
         record = ConversionRecord(**json.loads((folder / RECORD_NAME).read_text()))
     except (OSError, ValueError, TypeError):
@@ -51,7 +54,7 @@ def read_record(folder: Path) -> ConversionRecord | None:
 
 
 def first_damage(folder: Path, record: ConversionRecord, digests: DigestCache) -> str | None:
-    """The name of a file that is not what was written; None when all are."""
+    """Returns the name of a file that differs from what was written; None when none does."""
     for name, wanted in record.files.items():
         try:
             if digests.sha256(folder / name) != wanted:
@@ -68,7 +71,7 @@ _LAST_LINES = 5
 
 
 def convert_in_process(source: Path, out: Path, progress: Progress) -> None:
-    """Errors: LLMServeError with the last lines that the process wrote."""
+    """Converts in a new process. Errors: LLMServeError with the last lines that the process wrote."""
     command = [
         sys.executable,
         "-P",
@@ -98,7 +101,7 @@ def convert_in_process(source: Path, out: Path, progress: Progress) -> None:
 
 
 def end_with_stdin() -> None:
-    """In the process: ends it when whoever started it is gone."""
+    """Ends this process when the process that started it is gone."""
 
     def watch() -> None:
         while os.read(0, 1):
@@ -125,14 +128,14 @@ def _tail(errors: IO[str]) -> str:
 
 
 Convert = Callable[[Path, Path, Progress], None]
-"""Fills an empty directory from a GGUF file: (source, out, progress)."""
+"""Fills an empty directory from a GGUF file. Arguments: source, out, progress."""
 
 LOCK_TIMEOUT_SECONDS = 3600.0
 _KEY_LENGTH = 16
 
 
 def converted_before(folder: Path, source: Path, version: int) -> Path | None:
-    """A whole directory made from a file of this name: a guess, for the contents are not compared."""
+    """Guesses the complete directory that was made from a file of this name: contents are not compared."""
     made = folder.glob(f"{glob.escape(source.stem)}-*-v{version}")
     return next((path for path in sorted(made) if read_record(path) is not None), None)
 
@@ -145,7 +148,8 @@ class ConvertedModels:
         self._version = version
 
     def get(self, source: Path, progress: Progress) -> Path:
-        """The converted directory, made now if need be. Errors: LLMServeError, DeadlineExceeded, OSError."""
+        """Returns the converted directory and makes it if necessary. Errors: LLMServeError, DeadlineExceeded,
+        OSError."""
         digest = self._digests.sha256(source)
         target = self._folder / f"{source.stem}-{digest[:_KEY_LENGTH]}-v{self._version}"
         if self._is_whole(target, progress):
@@ -153,7 +157,7 @@ class ConvertedModels:
         with file_lock(
             self._folder / f"{target.name}.lock", progress, f"converts {source.name}", LOCK_TIMEOUT_SECONDS
         ):
-            if not self._is_whole(target, progress):  # another process may have made it meanwhile
+            if not self._is_whole(target, progress):  # another process may have made it in the meantime
                 self._make(source, digest, target, progress)
         return target
 
@@ -167,7 +171,7 @@ class ConvertedModels:
         return damage is None
 
     def _make(self, source: Path, digest: str, target: Path, progress: Progress) -> None:
-        """With the lock held."""
+        """The caller holds the lock."""
         self._remove_half_made(target)
         scratch = self._folder / f"{target.name}.making-{os.getpid()}"
         scratch.mkdir()
@@ -183,6 +187,6 @@ class ConvertedModels:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _remove_half_made(self, target: Path) -> None:
-        """What makers that died left behind."""
+        """Removes what dead processes left behind."""
         for leftover in self._folder.glob(f"{glob.escape(target.name)}.making-*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""SHA-256 of files, read once: a digest is kept for as long as the file's size, times and inode stay.
+"""SHA-256 of files, each read once: a digest is kept as long as the file's size, times and inode stay the
+same.
 
-No digest is kept of a file that changed shortly before it was read: the file system's clock ticks, and a
-change within the same tick would not be seen.
+No digest is kept of a file that changed shortly before it was read, because a change within the same tick of
+the file system's clock would not be seen.
 """
 
 import hashlib
@@ -16,19 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.core.errors import DeadlineExceeded, LLMServeError
-from llmserve.models.files import Progress, file_lock, silent
+from llmserve.models.files import Progress, file_lock, silent, write_atomically
 
 _READ_BYTES = 4 << 20
 _MOST_THREADS = 8
 _TRIES = 3
-_TICK_NS = 2_000_000_000  # the coarsest clock of a file system that is in use
+_TICK_NS = 2_000_000_000  # the coarsest clock of the file systems in use
 _LOCK_SECONDS = 600.0
 _REPORT_SECONDS = 5.0
 _GB = 1e9
 
 
 def file_sha256(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:
-    """on_bytes: is told of each piece that was read."""
+    """on_bytes: receives the size of each piece that was read."""
     digest = hashlib.sha256()
     buffer = bytearray(_READ_BYTES)
     with path.open("rb", buffering=0) as file:
@@ -40,8 +41,8 @@ def file_sha256(path: Path, on_bytes: Callable[[int], None] = lambda count: None
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """seen: the file's signature before and after it was read. settled: its last change was long enough
-    before, so that the next one changes the signature."""
+    """seen: the file's signature before and after it was read. settled: its last change is old enough that
+    the next change alters the signature."""
 
     seen: list[int]
     sha256: str
@@ -49,20 +50,20 @@ class _Found:
 
 
 class DigestCache:
-    """`store` is a JSON file, read at each use and written best effort: losing it costs only time. Of several
-    processes that need the same digests one reads the files, and the others wait for it. ctime is compared,
-    so that no change of contents by way of the file system goes unseen."""
+    """store: a JSON file that is read at each use and written as well as possible; losing it costs only time.
+    When several processes need the same digests, one reads the files and the others wait. The signature
+    contains ctime, so that every change of contents through the file system is seen."""
 
     def __init__(self, store: Path, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._store = store
         self._now_ns = now_ns
 
     def sha256(self, path: Path) -> str:
-        """Errors: OSError of a file that cannot be read; LLMServeError of one that changes meanwhile."""
+        """Errors: OSError for a file that cannot be read; LLMServeError for one that keeps changing."""
         return self.sha256_of_all([path])[path]
 
     def sha256_of_all(self, paths: Sequence[Path], progress: Progress = silent) -> Mapping[Path, str]:
-        """The same for several files, which are read at the same time."""
+        """Returns the digests of several files, which are read at the same time. Errors: as sha256."""
         known = self._known(paths)
         if len(known) == len(paths):
             return known
@@ -119,7 +120,7 @@ class DigestCache:
 
 
 class _Meter:
-    """Reports how far the reading is, now and then. Called from several threads."""
+    """Reports the progress of reading from time to time. Several threads call it."""
 
     def __init__(self, total_bytes: int, progress: Progress) -> None:
         self._total = total_bytes
@@ -141,19 +142,8 @@ class _Meter:
             )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        fresh.write_text(text)
-        os.replace(fresh, path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-
-
 def _known_digest(entry: object, path: Path) -> str | None:
-    """What an entry of the store says of the file as it is now; None: nothing. Errors: OSError."""
+    """Returns the digest of an entry of the store, if it holds for the file as it is now. Errors: OSError."""
     if not isinstance(entry, dict) or entry.get("seen") != _signature(path):
         return None
     digest = entry.get("sha256")

@@ -1,4 +1,10 @@
-"""A model directory: whether it is complete, and which files hold its weights."""
+"""A model directory: whether it is complete, which files hold its weights, and the identity of the model.
+
+The identity is one digest over the contents of every file from which an engine computes. It names the model
+wherever KV is named: in the hand-over between workers, in the store, and in the router's index. So it depends
+on contents alone, never on names of models, places or commits. A file counts unless it is known that it
+cannot change the KV of given tokens: an unknown kind of file makes a new identity rather than a wrong hit.
+"""
 
 import hashlib
 import json
@@ -16,7 +22,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "te
 
 
 def check_directory(path: Path, source: str) -> None:
-    """Errors: ModelNotFound naming the first thing that is missing."""
+    """Errors: ModelNotFound with the first thing that is missing."""
     if not path.is_dir():
         raise ModelNotFound(f"model '{source}': {path} is not a directory")
     _check_config(path, source)
@@ -33,7 +39,7 @@ def check_directory(path: Path, source: str) -> None:
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
-    """Its config.json. Errors: ModelNotFound."""
+    """Returns config.json. Errors: ModelNotFound."""
     file = path / "config.json"
     try:
         config = json.loads(file.read_text())
@@ -59,14 +65,14 @@ def _check_config(path: Path, source: str) -> None:
 
 
 def _check_shards(path: Path, source: str) -> None:
-    """An index names all files of the weights."""
+    """Checks that the files of an index exist: an index names all files of the weights."""
     for index in path.glob("*.index.json"):
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelNotFound(f"model '{source}': {index} cannot be read: {error!r}") from None
         missing = sorted(name for name in names if not (path / name).is_file())
-        # A directory may hold two formats of the weights with an index each; one complete set is enough.
+        # A directory may hold two formats of the weights, each with an index; one complete format is enough.
         if missing and not any(file.name not in names for file in weight_files(path)):
             raise ModelNotFound(
                 f"model '{source}': {path} lacks {len(missing)} of {len(names)} weight files, such as "
@@ -74,7 +80,7 @@ def _check_shards(path: Path, source: str) -> None:
             )
 
 
-_TEXT_TO_TOKENS = (  # KV is named by token ids, however they were made
+_TEXT_TO_TOKENS = (  # KV is named by token ids, whatever made them
     "tokenizer*.json",
     "tokenizer.model*",
     "tekken.json",
@@ -87,7 +93,7 @@ _TEXT_TO_TOKENS = (  # KV is named by token ids, however they were made
     "chat_template*",
     "*.jinja",
 )
-_SAMPLING = ("generation_config.json",)  # comes after the KV
+_SAMPLING = ("generation_config.json",)  # sampling follows the KV
 _FOR_PEOPLE = (
     ".*",
     "README*",
@@ -104,7 +110,7 @@ _DO_NOT_COUNT = (*_TEXT_TO_TOKENS, *_SAMPLING, *_FOR_PEOPLE)
 
 
 def model_identity(folder: Path, digests: DigestCache, progress: Progress = silent) -> str:
-    """Reads what the cache of digests does not know. Errors: LLMServeError for a file that cannot be read."""
+    """Reads files whose digests are not cached. Errors: LLMServeError for a file that cannot be read."""
     try:
         files = identity_files(folder)
         contents = digests.sha256_of_all(files, progress)
@@ -117,7 +123,7 @@ def model_identity(folder: Path, digests: DigestCache, progress: Progress = sile
 
 
 def identity_files(folder: Path) -> list[Path]:
-    """Those that count, in order. vLLM loads nothing from folders below."""
+    """Returns the files that count, in order. vLLM loads nothing from subfolders."""
     return sorted(file for file in folder.iterdir() if _counts(file.name) and file.is_file())
 
 

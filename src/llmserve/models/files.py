@@ -1,39 +1,29 @@
 """What all steps of preparing a model share: reports of progress, a lock between processes, atomic writes."""
 
 import fcntl
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.core.errors import DeadlineExceeded
 
 Progress = Callable[[str], None]
-"""Is told in a few words what the preparation does now, whenever that changes."""
-
-
-def silent(text: str) -> None:
-    """A Progress that nobody looks at."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedModel:
-    """path: a directory with config.json, weights and tokenizer; nobody may write there.
-    identity: names by their contents all files from which an engine computes (models/directory.py)."""
-
-    path: Path
-    name: str
-    identity: str
-    source: str
-
+"""Receives a few words on what the preparation does now, whenever that changes."""
 
 _POLL_SECONDS = 0.1
 
 
+def silent(text: str) -> None:
+    """Is a Progress that drops its text."""
+
+
 @contextmanager
 def file_lock(path: Path, progress: Progress, waits_for: str, timeout_seconds: float) -> Iterator[None]:
-    """Holds the lock file's lock; reports once that it waits. Errors: DeadlineExceeded."""
+    """Holds a lock between processes, which the kernel frees when its holder dies. Reports once that it
+    waits. Errors: DeadlineExceeded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         if not _try(file.fileno()):
@@ -46,6 +36,17 @@ def file_lock(path: Path, progress: Progress, waits_for: str, timeout_seconds: f
                     )
                 time.sleep(_POLL_SECONDS)
         yield
+
+
+def write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        fresh.write_text(text)
+        os.replace(fresh, path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def _try(fd: int) -> bool:

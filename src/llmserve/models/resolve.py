@@ -1,4 +1,4 @@
-"""A model source to a prepared directory."""
+"""Resolves the source of a model to a prepared directory, or says what is still to be done for that."""
 
 import os
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from llmserve.models.convert import CONVERTER_VERSION
 from llmserve.models.converted import ConvertedModels, convert_in_process, converted_before
 from llmserve.models.digests import DigestCache
 from llmserve.models.directory import check_directory, model_identity, weight_files
-from llmserve.models.files import PreparedModel, Progress, silent
+from llmserve.models.files import Progress, silent
 from llmserve.models.sources import (
     ModelSource,
     SourceKind,
@@ -25,20 +25,31 @@ CACHE_VARIABLE = "LLMSERVE_CACHE_DIR"
 _GGUF_MAGIC = b"GGUF"
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """path: a directory with config.json, weights and tokenizer, in which nobody may write. identity: the
+    digest of all files from which an engine computes (models/directory.py)."""
+
+    path: Path
+    name: str
+    identity: str
+    source: str
+
+
 def default_cache_dir() -> Path:
     given = os.environ.get(CACHE_VARIABLE)
     return Path(given).expanduser() if given else Path.home() / ".cache" / "llmserve" / "models"
 
 
 def digest_cache(cache_dir: Path | None = None) -> DigestCache:
-    """What all processes that share a cache directory know of the contents of files."""
+    """Returns the cache of digests that all processes with this cache directory share."""
     return DigestCache((cache_dir or default_cache_dir()) / "digests.json")
 
 
 def resolve(spec: ModelSpec, cache_dir: Path | None = None, progress: Progress = silent) -> PreparedModel:
-    """Finds, and if need be downloads or converts, a model. Blocks: the first time for as long as that
-    takes, afterwards for milliseconds. Safe in several processes at once.
-    Errors: ModelNotFound; LLMServeError when a conversion fails."""
+    """Finds a model, and downloads or converts it if necessary. Blocks as long as that takes the first time,
+    and for milliseconds afterwards. Several processes may call it at once. Errors: ModelNotFound;
+    LLMServeError when a conversion fails."""
     source = source_of(spec)
     return _Resolver(spec, source, cache_dir or default_cache_dir(), progress).prepared()
 
@@ -65,7 +76,7 @@ def check_gguf(file: Path, source: str) -> None:
 
 
 class _Resolver:
-    """One use."""
+    """Resolves one source."""
 
     def __init__(self, spec: ModelSpec, source: ModelSource, cache_dir: Path, progress: Progress) -> None:
         self._spec = spec
@@ -105,11 +116,11 @@ class _Resolver:
             ) from error
 
 
-_EXPANSION = 4  # of a GGUF file with 4 bits a weight, to bfloat16
+_EXPANSION = 4  # from a GGUF file with 4 bits a weight to bfloat16
 
 
 class PreparationStage(StrEnum):
-    """What `llmserve up` still has to do before the engines can load it."""
+    """What `llmserve up` still has to do before engines can load the model."""
 
     READY = "ready"
     TO_CONVERT = "to be converted"
@@ -118,8 +129,8 @@ class PreparationStage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """place: where it was found, or on the hub. weight_bytes: as the engines load it; an estimate while it is
-    to be converted, 0 while it is to be downloaded."""
+    """place: the path of the model, or its place on the hub. weight_bytes: the size that engines load; an
+    estimate before a conversion, and 0 before a download."""
 
     stage: PreparationStage
     place: str
@@ -127,7 +138,7 @@ class Survey:
 
 
 def survey(spec: ModelSpec, cache_dir: Path | None = None) -> Survey:
-    """Takes milliseconds. Errors: ModelNotFound, as resolve would raise."""
+    """Looks at a source without preparing it, within milliseconds. Errors: ModelNotFound, as resolve."""
     source = source_of(spec)
     match source.kind:
         case SourceKind.HUB:
@@ -148,7 +159,7 @@ def _of_hub(source: ModelSource, spec: ModelSpec) -> Survey:
         return Survey(PreparationStage.TO_DOWNLOAD, f"hub:{source.place}", 0)
     try:
         check_directory(path, spec.source)
-    except ModelNotFound:  # half a download
+    except ModelNotFound:  # an incomplete download
         return Survey(PreparationStage.TO_DOWNLOAD, f"hub:{source.place}", 0)
     return Survey(PreparationStage.READY, str(path), _weights(path))
 

@@ -1,4 +1,5 @@
-"""The words of `models.primary.source`, taken apart. Pure but for a look whether a bare path exists."""
+"""The sources of models: `models.primary.source` parsed, files of installed packages, and the hub's
+downloads."""
 
 import os
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ class SourceKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """place: the hub id, the path, or PACKAGE/FILE."""
+    """place: a hub id, a path, or PACKAGE/FILE."""
 
     kind: SourceKind
     place: str
 
 
 def parse_source(text: str) -> ModelSource:
-    """Errors: ModelNotFound for a bare path that is not there."""
+    """Parses a source. Errors: ModelNotFound for a bare path that does not exist."""
     scheme, colon, rest = text.partition(":")
     if colon and scheme in tuple(SourceKind):
         return ModelSource(SourceKind(scheme), rest)
@@ -49,13 +50,13 @@ def _is_hub_id(text: str) -> bool:
 
 
 def packaged_file(place: str) -> Path:
-    """`place` is PACKAGE/FILE. The package is found but not imported: its code is none of our business.
-    Errors: ModelNotFound, with the pip command when the package is missing. The command
-    leaves out what the package requires: only its file is used."""
+    """Finds a GGUF file in an installed package, which is not imported. place: PACKAGE/FILE. Errors:
+    ModelNotFound, with the pip command when the package is missing. The command omits the package's
+    requirements, because only its file is used."""
     package, _, name = place.partition("/")
     try:
         spec = find_spec(package) if package.isidentifier() else None
-    except ValueError:  # a module of this process that was not imported, such as __main__
+    except ValueError:  # a module that was not imported, such as __main__
         spec = None
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
     if not folders:
@@ -81,8 +82,8 @@ _NOT_OURS = ["original/*", "onnx/*", "*/*.safetensors"]
 
 
 def download(repo: str, revision: str | None, progress: Progress) -> Path:
-    """The snapshot's directory, whose name is the commit. Without a network, what the hub's cache holds.
-    Errors: ModelNotFound saying what was tried and what to do."""
+    """Downloads a model into the hub's cache and returns the snapshot's directory, whose name is the commit.
+    Without a network, uses what the cache holds. Errors: ModelNotFound with what was tried and what to do."""
     from huggingface_hub import snapshot_download
 
     wanted = repo if revision is None else f"{repo} at {revision}"
@@ -103,7 +104,8 @@ def download(repo: str, revision: str | None, progress: Progress) -> Path:
 
 
 def cached_snapshot(repo: str, revision: str | None) -> Path | None:
-    """The directory in the hub's cache, perhaps half a download; None: there is none. Asks no network."""
+    """Returns the directory in the hub's cache, which may be incomplete; None without one. Uses no
+    network."""
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:  # it comes with vLLM
@@ -113,7 +115,7 @@ def cached_snapshot(repo: str, revision: str | None) -> Path | None:
 
 
 def cache_folder() -> Path:
-    """Where the hub's client keeps its downloads."""
+    """Returns the folder of the hub client's downloads."""
     try:
         from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError:
@@ -122,7 +124,7 @@ def cache_folder() -> Path:
 
 
 def _explain(repo: str, revision: str | None, error: Exception) -> str:
-    """The class names are the hub client's."""
+    """Explains an error of the hub's client by its class name."""
     kind = type(error).__name__
     source = f"model 'hub:{repo}'"
     if kind == "GatedRepoError":

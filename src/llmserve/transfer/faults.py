@@ -1,11 +1,11 @@
-"""Which faults to inject into a transport and how often; and the draws that decide when.
+"""The faults to inject into a transport, their frequency, and the random draws that decide when.
 
-A plan is written as rules and a seed, in any order:
+A plan consists of rules and a seed, in any order:
 
-    fail_submit=1/16, delay=1/4 for 0.05s, stall=1/1 after 20 at most 1, seed=7
+fail_submit=1/16, delay=1/4 for 0.05s, stall=1/1 after 20 at most 1, seed=7
 
-`1/16` strikes one transfer in sixteen, by chance; `after 20` spares the first twenty; `at most 1` ends
-the rule when it has struck once.
+`1/16` strikes one transfer in sixteen, at random; `after 20` spares the first twenty; `at most 1` ends the
+rule after one strike.
 """
 
 import math
@@ -27,20 +27,20 @@ _GRAMMAR = "1/N [for SECONDSs] [after N] [at most N], with `for` in a delay, and
 
 
 class Fault(StrEnum):
-    """What happens to the transfer that is struck."""
+    """What happens to a transfer that is struck."""
 
-    FAIL_SUBMIT = "fail_submit"  # read or write raises, and nothing has begun
-    FAIL_POLL = "fail_poll"  # it ends as FAILED when its bytes have been copied
-    DELAY = "delay"  # its end is not seen earlier than so many seconds after it began
-    STALL = "stall"  # it does not end until it is cancelled or its peer dropped
-    CORRUPT = "corrupt"  # read: a byte of the copy is inverted. write: a piece does not arrive. Both DONE
-    DROP_PEER = "drop_peer"  # read or write raises, those in flight fail, and so does all until `connect`
+    FAIL_SUBMIT = "fail_submit"  # read or write raises, and nothing is copied
+    FAIL_POLL = "fail_poll"  # it ends as FAILED after its bytes were copied
+    DELAY = "delay"  # its end is reported at the earliest so many seconds after its start
+    STALL = "stall"  # it does not end until it is cancelled or its peer is dropped
+    CORRUPT = "corrupt"  # read: a byte of the copy is inverted. write: a piece is lost. Both end as DONE
+    DROP_PEER = "drop_peer"  # read or write raises, transfers in flight fail, and so do all until `connect`
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Strikes one transfer in `every`, by chance, but none of the first `after`, and at most `at_most`.
-    seconds: of a delay."""
+    """Strikes one transfer in `every` at random, none of the first `after`, and at most `at_most`. seconds:
+    the length of a delay."""
 
     fault: Fault
     every: int
@@ -57,7 +57,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class FaultPlan:
-    """At most one rule for each fault. The same seed strikes the same transfers of a transport."""
+    """At most one rule for each fault. Equal seeds strike the same transfers of a transport."""
 
     rules: tuple[Rule, ...] = ()
     seed: int = 0
@@ -79,7 +79,7 @@ class FaultPlan:
         return cls(tuple(rules.values()), seed)
 
     def __str__(self) -> str:
-        """What `parse` reads."""
+        """Returns the text that `parse` reads."""
         return ", ".join([*map(str, self.rules), f"seed={self.seed}"])
 
 
@@ -105,8 +105,8 @@ def _rule(name: str, value: str) -> Rule:
     )
 
 
-class Die:
-    """The draws of one rule. They depend on no other rule."""
+class RuleDraws:
+    """The random draws of one rule, which depend on no other rule."""
 
     def __init__(self, rule: Rule, seed: str) -> None:
         self.rule = rule
@@ -115,7 +115,7 @@ class Die:
         self._struck = 0
 
     def strikes(self) -> bool:
-        """Asked once for each transfer."""
+        """Says whether the rule strikes the next transfer. Call it once for each transfer."""
         hit = self._random.randrange(self.rule.every) == 0
         self._drawn += 1
         if not hit or self._drawn <= self.rule.after or self._struck >= self.rule.at_most:
@@ -124,23 +124,23 @@ class Die:
         return True
 
     def choose(self, count: int) -> int:
-        """Any of 0 to count - 1."""
+        """Returns any number from 0 to count - 1."""
         return self._random.randrange(count)
 
 
 class Faults:
-    """The plan that holds for one transport, and how far its draws are. `name` is the transport's:
-    two transports under one plan are struck at different times."""
+    """The plan of one transport and the state of its draws. name: the transport's, so that two transports
+    with one plan are struck at different times."""
 
     def __init__(self, plan: FaultPlan, name: str) -> None:
         self._name = name
         self.replace(plan)
 
     def replace(self, plan: FaultPlan) -> None:
-        """Holds from the next transfer on, and counts anew. May be called from any thread."""
+        """Replaces the plan from the next transfer on and counts again from 0. Any thread may call it."""
         self.plan = plan
-        self._dice = [Die(rule, f"{plan.seed}/{self._name}") for rule in plan.rules]
+        self._draws = [RuleDraws(rule, f"{plan.seed}/{self._name}") for rule in plan.rules]
 
-    def draw(self) -> Mapping[Fault, Die]:
-        """What strikes the next transfer."""
-        return {die.rule.fault: die for die in self._dice if die.strikes()}
+    def draw(self) -> Mapping[Fault, RuleDraws]:
+        """Returns the faults that strike the next transfer, each with its draws."""
+        return {one.rule.fault: one for one in self._draws if one.strikes()}

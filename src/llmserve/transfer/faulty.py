@@ -1,4 +1,4 @@
-"""Any transport with faults injected: for tests, and to try out a cluster's fallbacks."""
+"""A transport with injected faults, for tests and to try out the fallbacks of a cluster."""
 
 import ctypes
 import logging
@@ -20,7 +20,7 @@ from llmserve.transfer.base import (
     TransferStatus,
     Transport,
 )
-from llmserve.transfer.faults import Die, Fault, FaultPlan, Faults
+from llmserve.transfer.faults import Fault, FaultPlan, Faults, RuleDraws
 
 _log = logging.getLogger(__name__)
 _RUNNING = TransferStatus(TransferState.RUNNING)
@@ -28,8 +28,9 @@ _RUNNING = TransferStatus(TransferState.RUNNING)
 
 @dataclass(eq=False, slots=True)
 class FaultyTransfer:
-    """inner: what is copied, and result how that stands. Once it has ended: not_before is when that
-    may be seen, failure is what is reported instead, flips are addresses of bytes to invert."""
+    """inner: the transfer of the inner transport, and result its last status. Once that has ended: not_before
+    is the time from which it may be reported, failure is reported instead, and flips are addresses of bytes
+    to invert."""
 
     peer: PeerName
     inner: Transfer
@@ -44,7 +45,7 @@ class FaultyTransfer:
 
 
 class FaultyTransport:
-    """Owns the inner transport, and has its name. Without faults it is no different from it."""
+    """Wraps and owns a transport, and has its name. Without faults it behaves as the inner transport."""
 
     def __init__(self, inner: Transport, plan: FaultPlan, clock: Clock | None = None) -> None:
         self.name = inner.name
@@ -72,14 +73,14 @@ class FaultyTransport:
     def read(self, peer: PeerName, batch: Batch) -> Transfer:
         struck = self._draw(peer)
         transfer = self._start(self._inner.read, peer, batch, struck)
-        if die := struck.get(Fault.CORRUPT):
-            transfer.flips = self._bytes_to_flip(batch.local, die)
+        if draws := struck.get(Fault.CORRUPT):
+            transfer.flips = self._bytes_to_flip(batch.local, draws)
         return transfer
 
     def write(self, peer: PeerName, batch: Batch) -> Transfer:
         struck = self._draw(peer)
-        if die := struck.get(Fault.CORRUPT):
-            batch = _with_a_piece_lost(batch, die)
+        if draws := struck.get(Fault.CORRUPT):
+            batch = _with_a_piece_lost(batch, draws)
         return self._start(self._inner.write, peer, batch, struck)
 
     def poll(self, transfer: Transfer) -> TransferStatus:
@@ -106,8 +107,8 @@ class FaultyTransport:
 
     # -- inside
 
-    def _draw(self, peer: PeerName) -> Mapping[Fault, Die]:
-        """What strikes the next transfer. Errors: TransferError when that is not to begin."""
+    def _draw(self, peer: PeerName) -> Mapping[Fault, RuleDraws]:
+        """Returns the faults of the next transfer. Errors: TransferError when that must not start."""
         struck = self.faults.draw()
         if struck:
             _log.info("transport %s: injected %s", self.name, ", ".join(struck))
@@ -123,11 +124,11 @@ class FaultyTransport:
         submit: Callable[[PeerName, Batch], Transfer],
         peer: PeerName,
         batch: Batch,
-        struck: Mapping[Fault, Die],
+        struck: Mapping[Fault, RuleDraws],
     ) -> FaultyTransfer:
         transfer = FaultyTransfer(peer, submit(peer, batch))
-        if die := struck.get(Fault.DELAY):
-            transfer.not_before = self._clock.now() + die.rule.seconds
+        if draws := struck.get(Fault.DELAY):
+            transfer.not_before = self._clock.now() + draws.rule.seconds
         if Fault.STALL in struck:
             transfer.not_before = math.inf
         if Fault.FAIL_POLL in struck:
@@ -142,18 +143,18 @@ class FaultyTransport:
         self._inner.disconnect(peer)
 
     def _fail_all(self, reason: str) -> None:
-        """They are seen to fail even where the inner transport has copied everything: what ends a
-        transfer here may touch its memory."""
+        """Fails all transfers, even those whose bytes are copied: ending a transfer here may touch its
+        memory."""
         for transfer in self._running:
             transfer.fail(f"{self.name}: {reason}")
 
-    def _bytes_to_flip(self, spans: Spans, die: Die) -> tuple[int, ...]:
+    def _bytes_to_flip(self, spans: Spans, draws: RuleDraws) -> tuple[int, ...]:
         filled = np.flatnonzero(spans.lengths)
         if not len(filled):
             return ()
-        piece = filled[die.choose(len(filled))]
+        piece = filled[draws.choose(len(filled))]
         start = self._addresses[spans.regions[piece]] + int(spans.offsets[piece])
-        return (start + die.choose(int(spans.lengths[piece])),)
+        return (start + draws.choose(int(spans.lengths[piece])),)
 
     def _reason(self, fault: Fault) -> str:
         return f"{self.name}: injected fault: {fault}"
@@ -169,12 +170,12 @@ def _outcome(transfer: FaultyTransfer) -> TransferStatus:
     return transfer.result
 
 
-def _with_a_piece_lost(batch: Batch, die: Die) -> Batch:
-    """Empties a piece. The source of a write stays as it is: its owner may be reading it."""
+def _with_a_piece_lost(batch: Batch, draws: RuleDraws) -> Batch:
+    """Empties a piece. The source of a write stays unchanged, because its owner may be reading it."""
     filled = np.flatnonzero(batch.local.lengths)
     if not len(filled) or batch.local.lengths.shape != batch.remote.lengths.shape:
         return batch
-    piece = filled[die.choose(len(filled))]
+    piece = filled[draws.choose(len(filled))]
     return Batch(_emptied(batch.local, piece), _emptied(batch.remote, piece))
 
 

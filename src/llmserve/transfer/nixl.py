@@ -1,18 +1,18 @@
-"""NIXL over UCX: one-sided reads and writes of host memory (RDMA, shared memory, or TCP, as UCX finds).
+"""NIXL over UCX: one-sided reads and writes of host memory over RDMA, shared memory or TCP, as UCX chooses.
 
-The agent runs without NIXL's progress thread, which spins on a whole core while idle; so a peer that
-is read from must be progressed while a reader connects, and on paths that are not one-sided also
-while it reads (needs_progress).
+The agent runs without NIXL's progress thread, which uses a whole core while idle. So a process that is read
+from must call `progress` while a reader connects, and on paths that are not one-sided also while it reads
+(needs_progress).
 
-UCX cannot take back a read: until it has completed, its data may still land, even after the handle
-was released and the peer removed (measured on UCX's TCP path with a peer that was stopped). So
-`cancel` waits for the end, and only destroying the agent ends a read early. On that path a peer that still
-answers a read whose reader goes away may abort (an assertion in UCX, seen once in some hundred times), so an
-agent is destroyed only after a time in which its reads can end by themselves.
+UCX cannot take back a read: until the read completes its data may still arrive, even after the handle was
+released and the peer removed (measured on UCX's TCP path with a stopped peer). So `cancel` waits for the end,
+and only destroying the agent ends a read early. On that path a peer that still answers the read of a reader
+that is gone may abort (an assertion in UCX, seen once in some hundred times). So an agent is destroyed only
+after its reads had time to end.
 
-NIXL's package brings a copy of libnl. Where the system has its own, UCX's InfiniBand module loads that as
-well, and the process crashes in the exit handlers of the two. So a host without RDMA devices goes without
-that module.
+NIXL's package contains a copy of libnl. UCX's InfiniBand module also loads the system's libnl, where there is
+one, and the process crashes in the exit handlers of the two. So hosts without RDMA devices do not load that
+module.
 """
 
 import json
@@ -21,7 +21,7 @@ import os
 import time
 import uuid
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +32,6 @@ import numpy as np
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import (
     Batch,
-    Int64Array,
     PeerName,
     Region,
     Spans,
@@ -40,38 +39,20 @@ from llmserve.transfer.base import (
     TransferState,
     TransferStatus,
 )
-from llmserve.transfer.spans import check_batch, coalesce_pairs
+from llmserve.transfer.spans import RegionTable, check_batch, coalesce_pairs
 
 _T = TypeVar("_T")
 _MEMORY = "DRAM"
 _CANCEL_SECONDS = 0.02
-_DRAIN_SECONDS = 0.5  # nothing else of the hand-over goes on meanwhile
+_DRAIN_SECONDS = 0.5  # the rest of the hand-over stands still meanwhile
 _RDMA_DEVICES = Path("/sys/class/infiniband")
 _STATES = {"DONE": TransferState.DONE, "PROC": TransferState.RUNNING, "ERR": TransferState.FAILED}
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """Where the regions of one side lie."""
-
-    addresses: Int64Array
-    lengths: tuple[int, ...]
-
-    @classmethod
-    def of(cls, addresses: Iterable[int], lengths: Iterable[int]) -> "_Table":
-        return cls(np.fromiter(addresses, np.int64), tuple(lengths))
-
-    def descriptors(self, spans: Spans) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]":
-        """Shape [n, 3]: address, length, device 0."""
-        rows = np.zeros((len(spans.lengths), 3), dtype=np.uint64)
-        rows[:, 0], rows[:, 1] = self.addresses[spans.regions] + spans.offsets, spans.lengths
-        return rows
 
 
 @dataclass(eq=False, slots=True)
 class _Peer:
     agent_name: str
-    table: _Table
+    table: RegionTable
     transfers: int = 0
     leaving: bool = False
 
@@ -91,19 +72,17 @@ class NixlTransport:
         """Errors: TransportUnavailable with the reason."""
         self._api = _load()
         self._agent: Any = self._make_agent()
-        self._table = _Table.of((), ())
+        self._table = RegionTable.of(())
         self._peers: dict[PeerName, _Peer] = {}
         self._running: set[_NixlTransfer] = set()
         self._closed = False
 
     def register(self, regions: Sequence[Region]) -> None:
         self._check_open()
-        if self._table.lengths:  # a fresh agent: no read of the old memory outlives the old one
+        if self._table.lengths:  # a new agent: no read of the old memory outlives the old agent
             self._drop_agent("the memory was registered anew")
             self._agent = self._make_agent()
-        self._table = _Table.of(
-            (region.address for region in regions), (region.length_bytes for region in regions)
-        )
+        self._table = RegionTable.of(regions)
         rows = [(region.address, region.length_bytes, 0, "") for region in regions]
         _mapped("register", lambda: self._agent.register_memory(rows, _MEMORY))
 
@@ -177,7 +156,7 @@ class NixlTransport:
         return agent
 
     def _drop_agent(self, reason: str) -> None:
-        """Ends everything: without its agent nothing reads or writes this process's memory."""
+        """Ends all transfers: without the agent nothing reads or writes the memory of this process."""
         self._drain()
         for transfer in list(self._running):
             transfer.status = TransferStatus(TransferState.FAILED, f"nixl: {reason}")
@@ -188,7 +167,7 @@ class NixlTransport:
         self._agent = None
 
     def _drain(self) -> None:
-        """Waits for what is in flight, but no longer than _DRAIN_SECONDS."""
+        """Waits for the transfers in flight, at most _DRAIN_SECONDS."""
         deadline = time.monotonic() + _DRAIN_SECONDS
         while time.monotonic() < deadline:
             states = [self.poll(transfer).state for transfer in list(self._running)]
@@ -217,8 +196,8 @@ class NixlTransport:
         return transfer
 
     def _prepare(self, operation: str, peer: _Peer, batch: Batch) -> Any:
-        local = self._agent.get_xfer_descs(self._table.descriptors(batch.local), _MEMORY)
-        remote = self._agent.get_xfer_descs(peer.table.descriptors(batch.remote), _MEMORY)
+        local = self._agent.get_xfer_descs(_descriptors(self._table, batch.local), _MEMORY)
+        remote = self._agent.get_xfer_descs(_descriptors(peer.table, batch.remote), _MEMORY)
         return self._agent.initialize_xfer(operation, local, remote, peer.agent_name)
 
     def _end(self, transfer: _NixlTransfer) -> None:
@@ -229,7 +208,7 @@ class NixlTransport:
         self._remove_if_gone(transfer.peer)
 
     def _remove_if_gone(self, peer: _Peer) -> None:
-        """A peer is not removed under a transfer: its state could no longer be asked for."""
+        """Removes a peer once its transfers have ended: the state of a transfer needs its peer."""
         name = PeerName(peer.agent_name)
         if peer.leaving and not peer.transfers and self._peers.get(name) is peer:
             del self._peers[name]
@@ -240,8 +219,15 @@ class NixlTransport:
             raise TransferError("nixl: the transport is closed")
 
 
+def _descriptors(table: RegionTable, spans: Spans) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]":
+    """Returns rows of address, length and device 0."""
+    rows = np.zeros((len(spans.lengths), 3), dtype=np.uint64)
+    rows[:, 0], rows[:, 1] = table.starts(spans), spans.lengths
+    return rows
+
+
 def _load() -> ModuleType:
-    """NIXL's Python API, imported only when it is wanted: it brings its own UCX libraries."""
+    """Imports NIXL's Python API, which loads UCX libraries of its own, only when it is needed."""
     os.environ.setdefault("UCX_RCACHE_MAX_UNRELEASED", "1024")  # UCX's registration cache leaks otherwise
     if not (_RDMA_DEVICES.is_dir() and any(_RDMA_DEVICES.iterdir())):
         os.environ.setdefault("UCX_MODULES", "^ib")
@@ -250,28 +236,25 @@ def _load() -> ModuleType:
         import nixl._api as api
     except (ImportError, OSError) as error:
         raise TransportUnavailable(f"nixl: cannot be imported: {_describe(error)}") from error
-    logging.raiseExceptions = raise_exceptions  # NIXL turns it off for the whole process
-    log = logging.getLogger("nixl")  # it writes to stdout, which is not a log here
+    logging.raiseExceptions = raise_exceptions  # NIXL disables it for the whole process
+    log = logging.getLogger("nixl")  # it writes to stdout, where our logs are not
     log.handlers.clear()
     log.propagate = True
     module: ModuleType = api
     return module
 
 
-def _parse(description: bytes) -> tuple[bytes, _Table]:
+def _parse(description: bytes) -> tuple[bytes, RegionTable]:
     try:
         fields = json.loads(description)
-        table = _Table.of(map(int, fields["addresses"]), map(int, fields["lengths"]))
-        metadata = b64decode(fields["agent"], validate=True)
+        table = RegionTable.parse(fields["addresses"], fields["lengths"])
+        return b64decode(fields["agent"], validate=True), table
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise TransferError(f"nixl: malformed description: {error!r}") from error
-    if len(table.addresses) != len(table.lengths):
-        raise TransferError("nixl: malformed description")
-    return metadata, table
 
 
 def _mapped(what: str, action: Callable[[], _T]) -> _T:
-    """NIXL raises classes of its own, which derive from Exception only."""
+    """Maps NIXL's errors, whose classes derive from Exception only, to TransferError."""
     try:
         return action()
     except Exception as error:
@@ -279,7 +262,7 @@ def _mapped(what: str, action: Callable[[], _T]) -> _T:
 
 
 def _quietly(action: Callable[[], object]) -> None:
-    """For giving things back to NIXL: what it says about them changes nothing."""
+    """Ignores the errors of giving something back to NIXL."""
     try:
         action()
     except Exception:

@@ -1,22 +1,66 @@
-"""Arithmetic on spans that every transport needs: fences and coalescing, vectorised.
+"""Vectorised arithmetic on spans that every transport needs: bounds checks, addresses, coalescing, cutting.
 
-It runs before every transfer, of one piece or of thousands, so the cost of a numpy call counts.
+It runs before every transfer of one piece or of thousands, so the cost of a numpy call counts.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Batch, Int64Array, Spans
+from llmserve.transfer.base import Batch, Int64Array, Region, Spans
 
 BoolArray = npt.NDArray[np.bool_]
+SPAN_BYTES = 24  # of a packed span
+
+
+@dataclass(frozen=True, slots=True)
+class RegionTable:
+    """The addresses and lengths of the regions of one side, in the order of registration."""
+
+    addresses: Int64Array
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, regions: Sequence[Region]) -> "RegionTable":
+        return cls.parse([one.address for one in regions], [one.length_bytes for one in regions])
+
+    @classmethod
+    def parse(cls, addresses: Sequence[int], lengths: Sequence[int]) -> "RegionTable":
+        """Errors: ValueError, TypeError or OverflowError for what no table has."""
+        if len(addresses) != len(lengths):
+            raise ValueError("addresses and lengths of different numbers of regions")
+        return cls(np.array(list(map(int, addresses)), np.int64), tuple(map(int, lengths)))
+
+    def starts(self, spans: Spans) -> Int64Array:
+        """Returns the addresses of spans whose bounds have been checked."""
+        starts: Int64Array = self.addresses[spans.regions] + spans.offsets
+        return starts
+
+
+def vectors(starts: Int64Array, lengths: Int64Array) -> Int64Array:
+    """Returns the kernel's struct iovec of each piece: shape [n, 2], address and length."""
+    rows = np.empty((len(starts), 2), np.int64)
+    rows[:, 0], rows[:, 1] = starts, lengths
+    return rows
+
+
+def pack_spans(spans: Spans) -> bytes:
+    """Packs spans for the network: three little-endian int64 arrays, regions, offsets and lengths."""
+    return np.concatenate((spans.regions, spans.offsets, spans.lengths)).astype("<i8", copy=False).tobytes()
+
+
+def unpack_spans(body: bytes | bytearray, count: int) -> Spans:
+    """Unpacks `count` spans; body: at least `count * SPAN_BYTES` bytes."""
+    regions, offsets, lengths = np.frombuffer(body, "<i8", 3 * count).astype(np.int64).reshape(3, count)
+    return Spans(regions, offsets, lengths)
 
 
 def check_batch(batch: Batch, local_lengths: Sequence[int], remote_lengths: Sequence[int]) -> None:
-    """The fence of the near side: both halves lie in registered memory and have the same shape.
-    The lengths are those of the regions of each side. Errors: TransferError."""
+    """Checks that both halves lie in registered memory and have the same shape. local_lengths,
+    remote_lengths: the lengths of the regions of each side. Errors: TransferError."""
     check_bounds(batch.local, local_lengths, "local")
     check_bounds(batch.remote, remote_lengths, "remote")
     local, remote = batch.local.lengths, batch.remote.lengths
@@ -41,14 +85,14 @@ def check_bounds(spans: Spans, region_lengths: Sequence[int], side: str) -> None
 
 
 def _holds(region_lengths: Sequence[int], region: int, offset: int, length: int) -> bool:
-    """The same for a single piece, at a fifth of the cost."""
+    """Checks a single piece, at a fifth of the cost."""
     return (
         0 <= region < len(region_lengths) and offset >= 0 and 0 <= length <= region_lengths[region] - offset
     )
 
 
 def coalesce(spans: Spans) -> Spans:
-    """Joins neighbours in memory that follow each other in the list; drops empty spans."""
+    """Joins spans that follow each other both in the list and in memory; drops empty spans."""
     if _is_whole(spans):
         return spans
     spans = _select(spans, spans.lengths > 0)
@@ -56,7 +100,7 @@ def coalesce(spans: Spans) -> Spans:
 
 
 def coalesce_pairs(batch: Batch) -> Batch:
-    """The same for both halves at once: joins only where both continue."""
+    """Coalesces both halves alike: joins two pieces only where both halves continue."""
     if _is_whole(batch.local):
         return batch
     filled = batch.local.lengths > 0
@@ -66,7 +110,7 @@ def coalesce_pairs(batch: Batch) -> Batch:
 
 
 def split(spans: Spans, size: int) -> Iterator[Spans]:
-    """Pieces of `size` bytes, the last one of what is left; spans are cut where a piece ends."""
+    """Yields pieces of `size` bytes, the last one of what is left. Spans are cut where a piece ends."""
     ends = np.cumsum(spans.lengths)
     starts = ends - spans.lengths
     for first in range(0, spans.total_bytes, size):
@@ -78,12 +122,12 @@ def split(spans: Spans, size: int) -> Iterator[Spans]:
 
 
 def _is_whole(spans: Spans) -> bool:
-    """A single piece has no neighbours: the common case of a contiguous transfer."""
+    """A single piece has no neighbours. That is the common case of a contiguous transfer."""
     return len(spans.lengths) == 1 and bool(spans.lengths[0] > 0)
 
 
 def _all(mask: BoolArray) -> bool:
-    """mask.all(), at a tenth of its cost for short arrays."""
+    """Returns mask.all(), at a tenth of its cost for short arrays."""
     return bool(np.count_nonzero(mask) == len(mask))
 
 
@@ -94,7 +138,7 @@ def _select(spans: Spans, mask: BoolArray) -> Spans:
 
 
 def _continues(spans: Spans) -> BoolArray:
-    """Element i: span i + 1 begins where span i ends."""
+    """Element i says whether span i + 1 begins where span i ends."""
     ends = spans.offsets[:-1] + spans.lengths[:-1]
     follows: BoolArray = (spans.regions[1:] == spans.regions[:-1]) & (spans.offsets[1:] == ends)
     return follows

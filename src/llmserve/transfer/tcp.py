@@ -1,6 +1,8 @@
-"""The transport that is always there: plain TCP sockets, blocking threads, no copies in Python.
+"""The transport that is always available: plain TCP sockets, blocking threads, no copies in Python.
 
-The bytes of a transfer go over the connection that asked for it.
+The bytes of a transfer go over the connection that requested it, straight between the socket and registered
+memory. Python's sendmsg and recvmsg_into need a buffer object for each piece; here numpy writes the kernel's
+iovec array (8 us instead of 150 for 720 pieces, on each side).
 """
 
 import ctypes
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llmserve.transfer.base import Int64Array, Region, Spans
-from llmserve.transfer.spans import coalesce
+from llmserve.transfer.spans import RegionTable, coalesce, vectors
 from llmserve.transfer.twosided import TwoSidedTransport
 
 _MAX_PIECES = 1024  # of one system call (IOV_MAX on Linux)
@@ -41,29 +43,19 @@ _recvmsg: _SystemCall = _libc.recvmsg
 _libc.sendmsg.restype = _libc.recvmsg.restype = ctypes.c_ssize_t
 
 
-class Memory:
-    """Registered regions."""
-
-    def __init__(self, regions: Sequence[Region]) -> None:
-        self._addresses = np.array([region.address for region in regions], np.int64)
-
-    def vector(self, spans: Spans) -> Int64Array:
-        """The kernel's struct iovec of spans whose bounds have been checked: shape [n, 2], address and
-        length."""
-        joined = coalesce(spans)
-        vector = np.empty((len(joined.lengths), 2), np.int64)
-        vector[:, 0] = self._addresses[joined.regions] + joined.offsets
-        vector[:, 1] = joined.lengths
-        return vector
+def iovec(table: RegionTable, spans: Spans) -> Int64Array:
+    """Returns the kernel's struct iovec of spans whose bounds have been checked."""
+    joined = coalesce(spans)
+    return vectors(table.starts(joined), joined.lengths)
 
 
 def send(sock: socket.socket, vector: Int64Array) -> None:
-    """All bytes, in order, over a blocking socket. Errors: OSError."""
+    """Sends all bytes in order over a blocking socket. vector: of struct iovec. Errors: OSError."""
     _exhaust(sock, vector, _sendmsg, _NO_SIGNAL)
 
 
 def receive(sock: socket.socket, vector: Int64Array) -> None:
-    """Fills the memory. Errors: OSError, also when the peer leaves before."""
+    """Fills the memory of the vector. Errors: OSError, also when the peer leaves before."""
     _exhaust(sock, vector, _recvmsg, socket.MSG_WAITALL)
 
 
@@ -73,7 +65,7 @@ def _exhaust(sock: socket.socket, vector: Int64Array, call: _SystemCall, flags: 
 
 
 def _handle(sock: socket.socket, vector: Int64Array, call: _SystemCall, flags: int) -> int:
-    """One system call; the bytes it has handled."""
+    """Makes one system call and returns how many bytes it handled."""
     header = _MessageHeader(pieces=vector.ctypes.data, piece_count=len(vector))
     while (done := call(sock.fileno(), ctypes.byref(header), flags)) < 0:
         number = ctypes.get_errno()
@@ -85,7 +77,7 @@ def _handle(sock: socket.socket, vector: Int64Array, call: _SystemCall, flags: i
 
 
 def _without(vector: Int64Array, done: int) -> Int64Array:
-    """What is left of a vector after its first bytes."""
+    """Returns the vector without its first `done` bytes."""
     ends = np.cumsum(vector[:, 1])
     whole = int(np.searchsorted(ends, done, side="right"))
     rest = vector[whole:].copy()
@@ -104,31 +96,31 @@ class SocketCarriers:
         return SocketCarrier(sock, regions)
 
     def close(self) -> None:
-        """Nothing is shared."""
+        """Does nothing: the carriers share nothing."""
 
 
 class SocketCarrier:
     def __init__(self, sock: socket.socket, regions: Sequence[Region]) -> None:
         self._socket = sock
-        self._memory = Memory(regions)
+        self._table = RegionTable.of(regions)
 
     def send(self, spans: Spans) -> None:
-        send(self._socket, self._memory.vector(spans))
+        send(self._socket, iovec(self._table, spans))
 
     def settle(self) -> None:
-        """Nothing to do: the kernel has a copy of what was sent."""
+        """Does nothing: the kernel has a copy of what was sent."""
 
     def receive(self, spans: Spans, ask: Callable[[], None], confirm: Callable[[], None]) -> None:
         ask()
-        vector = self._memory.vector(spans)  # while the peer does the same
+        vector = iovec(self._table, spans)  # while the peer does the same
         confirm()
         receive(self._socket, vector)
 
     def cut(self) -> None:
-        """Nothing to do: the socket has been shut down."""
+        """Does nothing: the socket has been shut down."""
 
     def close(self) -> None:
-        """The socket is closed by its owner."""
+        """Does nothing: the owner closes the socket."""
 
 
 class TcpTransport(TwoSidedTransport):

@@ -13,7 +13,8 @@ import pytest
 
 from llmserve.core.errors import LLMServeError
 from llmserve.models import digests
-from llmserve.models.digests import DigestCache, file_sha256, write_atomically
+from llmserve.models.digests import DigestCache, file_sha256
+from llmserve.models.files import write_atomically
 
 PATIENCE_SECONDS = 20.0
 

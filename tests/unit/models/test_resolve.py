@@ -8,7 +8,8 @@ import pytest
 from llmserve.config.schema import ModelSpec
 from llmserve.core.errors import LLMServeError
 from llmserve.models import resolve as resolved
-from llmserve.models.files import PreparedModel, Progress
+from llmserve.models.files import Progress
+from llmserve.models.resolve import PreparedModel
 
 resolve_module = sys.modules["llmserve.models.resolve"]
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 
 from llmserve.transfer.base import Region, Spans
-from llmserve.transfer.tcp import Memory, _without, receive, send
+from llmserve.transfer.spans import RegionTable
+from llmserve.transfer.tcp import _without, iovec, receive, send
 
 SIZE = 4 << 20
 
@@ -23,9 +24,9 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield left, right
 
 
-def memory(value: int) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], Memory]:
+def memory(value: int) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], RegionTable]:
     array = np.full(SIZE, value, np.uint8)
-    return array, Memory(
+    return array, RegionTable.of(
         [Region(array.ctypes.data, SIZE // 2), Region(array.ctypes.data + SIZE // 2, SIZE // 2)]
     )
 
@@ -40,10 +41,10 @@ def test_pieces_go_through_in_order(pair: tuple[socket.socket, socket.socket], c
     target, to_memory = memory(0)
     order = np.zeros(count, np.int64), np.cumsum(lengths) - lengths
     sender = threading.Thread(
-        target=send, args=(pair[0], from_memory.vector(Spans(regions, offsets, lengths)))
+        target=send, args=(pair[0], iovec(from_memory, Spans(regions, offsets, lengths)))
     )
     sender.start()
-    receive(pair[1], to_memory.vector(Spans(*order, lengths)))
+    receive(pair[1], iovec(to_memory, Spans(*order, lengths)))
     sender.join()
     starts = regions * (SIZE // 2) + offsets
     pieces = [source[start : start + length] for start, length in zip(starts, lengths, strict=True)]
@@ -64,7 +65,7 @@ def _addresses(vector: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> list[
 
 
 def test_a_peer_that_has_left_is_an_error(pair: tuple[socket.socket, socket.socket]) -> None:
-    vector = memory(1)[1].vector(Spans(np.array([0]), np.array([0]), np.array([1000])))
+    vector = iovec(memory(1)[1], Spans(np.array([0]), np.array([0]), np.array([1000])))
     pair[0].close()
     with pytest.raises(ConnectionError, match="closed the connection"):
         receive(pair[1], vector)

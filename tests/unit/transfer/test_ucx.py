@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, TransferState, TransferStatus
 from llmserve.transfer.nixl import NixlTransport
+from llmserve.transfer.spans import pack_spans
 from llmserve.transfer.ucx import UcxTransport, wire
 from llmserve.transfer.ucx.library import Bytes, UcxEndpoint, UcxWorker
 from llmserve.transfer.ucx.server import UcxServer
@@ -216,7 +217,7 @@ def test_a_description_that_does_not_fit_is_refused(
 def test_a_peer_that_says_nothing_is_given_up(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
     near, far = ends
     monkeypatch.setattr("llmserve.transfer.ucx.client.DIAL_SECONDS", 0.1)
-    monkeypatch.setattr(UcxServer, "_greet", lambda self, message: None)
+    monkeypatch.setattr(UcxServer, "_accept_peer", lambda self, message: None)
     silent = End(1)
     try:
         with pytest.raises(TransferError, match="no answer within"):
@@ -382,9 +383,9 @@ def test_a_garbled_address_does_not_end_the_server(ends: tuple[End, End], strang
     ("kind", "body", "reason"),
     [
         (wire.MessageKind.READ, b"x", "malformed spans"),
-        (wire.MessageKind.READ, wire.pack_spans(spans((0, SIZE, 1))), "outside registered memory"),
-        (wire.MessageKind.WRITE, wire.pack_spans(spans((1, 0, 1))), "outside registered memory"),
-        (wire.MessageKind.READ, wire.pack_spans(spans(*[(0, 0, SIZE)] * 17)), "more was asked for"),
+        (wire.MessageKind.READ, pack_spans(spans((0, SIZE, 1))), "outside registered memory"),
+        (wire.MessageKind.WRITE, pack_spans(spans((1, 0, 1))), "outside registered memory"),
+        (wire.MessageKind.READ, pack_spans(spans(*[(0, 0, SIZE)] * 17)), "more was asked for"),
         (wire.MessageKind.READY, b"", "nobody asked for"),
     ],
 )

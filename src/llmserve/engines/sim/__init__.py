@@ -1,5 +1,5 @@
 """A simulated engine: true KV block accounting and a timing model, without a model.
 
-For capacity planning, and for tests at scale. `pool`, `sequence`, `scheduler`, `tokens` and `timing`
-decide and know no asyncio; `engine` is the shell that sleeps, hands KV over and delivers.
+It serves capacity planning and tests at scale. `pool`, `sequence`, `scheduler` and `step` decide without
+asyncio; `engine` sleeps, hands KV over and delivers.
 """

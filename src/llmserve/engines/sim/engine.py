@@ -28,12 +28,12 @@ OpenLink = Callable[[EngineSpec, KvMemory], Awaitable[SimLink]]
 
 
 class SimEngine:
-    """open_link connects it to the engines it hands over to; pace says how time passes."""
+    """open_link: connects it to the engines with which it exchanges KV. timer: how time passes."""
 
-    def __init__(self, spec: EngineSpec, open_link: OpenLink, pace: StepTimer) -> None:
+    def __init__(self, spec: EngineSpec, open_link: OpenLink, timer: StepTimer) -> None:
         self._spec = spec
         self._open_link = open_link
-        self._pace = pace
+        self._timer = timer
         self._limits = SimLimits.of(spec)
         sim = spec.engine.sim
         self._timing = Timing(
@@ -53,8 +53,8 @@ class SimEngine:
         self._link: SimLink | None = None
         self._tasks: TaskOwner | None = None
         self._outputs: list[EngineOutput] = []
-        self._rests = False  # nobody was told yet
-        self._held_at_rest: int | None = None
+        self._is_idle = False  # to be reported
+        self._reported_blocks: int | None = None
         self._delivered = asyncio.Event()
         self._work = asyncio.Event()
         self._kv_changed = asyncio.Event()
@@ -140,11 +140,11 @@ class SimEngine:
         self._work.set()
 
     async def next_outputs(self) -> Sequence[EngineOutput]:
-        while not self._outputs and not self._rests:
+        while not self._outputs and not self._is_idle:
             self._check_alive()
             self._delivered.clear()
             await self._delivered.wait()
-        outputs, self._outputs, self._rests = self._outputs, [], False
+        outputs, self._outputs, self._is_idle = self._outputs, [], False
         return outputs
 
     async def next_kv_events(self) -> KvEvents:
@@ -159,7 +159,7 @@ class SimEngine:
     async def load(self) -> EngineLoad:
         if self._link is None:
             return EngineLoad()
-        self._free_ended()  # also those that only expired
+        self._free_ended()  # includes leases that only expired
         counters = self._link.counters()
         return EngineLoad(
             running_requests=self._scheduler.running_requests,
@@ -175,7 +175,7 @@ class SimEngine:
 
     async def ping(self) -> None:
         self._check_alive()
-        await asyncio.sleep(0)  # its loop is this one
+        await asyncio.sleep(0)  # the engine runs on this event loop
 
     def processes(self) -> Collection[int]:
         return ()
@@ -191,20 +191,20 @@ class SimEngine:
             step = self._scheduler.plan()
             self._order_transfers(step)
             if step.work:
-                self._held_at_rest = None
+                self._reported_blocks = None
                 seconds = self._timing.step_seconds(step.prefill_tokens, step.decode_sequences)
-                await self._pace.sleep_until(self._pace.now() + seconds)
+                await self._timer.sleep_until(self._timer.now() + seconds)
                 self._commit(step)
             else:
-                self._tell_rest()
+                self._report_idle()
                 await self._work.wait()
 
-    def _tell_rest(self) -> None:
-        """Of what is still held, too: blocks that others fetch."""
+    def _report_idle(self) -> None:
+        """Reports idleness once for each number of held blocks, which other engines may still fetch."""
         held = self._pool.used_blocks
         is_idle = not (self._scheduler.running_requests or self._scheduler.waiting_requests)
-        if is_idle and held != self._held_at_rest:
-            self._held_at_rest, self._rests = held, True
+        if is_idle and held != self._reported_blocks:
+            self._reported_blocks, self._is_idle = held, True
             self._delivered.set()
 
     def _order_transfers(self, step: Step[SimSequence]) -> None:
@@ -240,8 +240,8 @@ class SimEngine:
         )
 
     def _finish(self, sequence: SimSequence, reason: FinishReason) -> dict[str, object] | None:
-        """Only a prefill that ran to its token limit is handed over: one that met a stop token has no
-        decode."""
+        """Ends a sequence. Only a prefill that reached its token limit is handed over: one that met a stop
+        token has no decode."""
         blocks = self._scheduler.finish(sequence)
         if sequence.hands_over and reason is FinishReason.LENGTH:
             return self._handing.grant(sequence, blocks).to_params()
@@ -290,7 +290,7 @@ class SimEngine:
             )
 
     def _note_kv_changes(self) -> None:
-        """Wakes next_kv_events, which finds out whether there is anything."""
+        """Wakes next_kv_events, which looks for changes."""
         self._kv_changed.set()
 
     def _linked(self) -> SimLink:

@@ -1,4 +1,4 @@
-"""Hand-over between simulated engines of one process: the same leases and the same bytes, no sockets."""
+"""The hand-over between simulated engines of one process: real leases and bytes without sockets."""
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
@@ -19,8 +19,8 @@ from llmserve.engines.spec import EngineSpec
 
 @dataclass(slots=True)
 class PushReader:
-    """A reader of a transfer. fetch: it pulls with prefill's ticket, and goes on from prefill's tokens. fail:
-    nothing will come, for a reason."""
+    """A decode engine that waits for a push. fetch: copies the blocks and continues after prefill's tokens.
+    fail: ends the wait with a reason."""
 
     request_id: RequestId
     fetch: Callable[[Finish], None]
@@ -29,7 +29,8 @@ class PushReader:
 
 @dataclass(slots=True)
 class LocalPushes:
-    """What prefill's engine and its readers have said of transfers, whichever came first."""
+    """Matches finished pushes with their readers, whichever comes first. A push copies everything at its
+    end."""
 
     _finished: dict[TransferId, Finish] = field(default_factory=dict)
     _waiting: dict[TransferId, PushReader] = field(default_factory=dict)
@@ -51,13 +52,13 @@ class LocalPushes:
             reader.fail("prefill was aborted")
 
     def stop(self, transfer_id: TransferId) -> Finish | None:
-        """The reader is not interested any more. Returns what it would have got: its lease is to be ended."""
+        """Removes a reader. Returns the finished push, whose lease the caller ends."""
         if reader := self._waiting.pop(transfer_id, None):
             reader.fail("cancelled")
         return self._finished.pop(transfer_id, None)
 
     def forget(self, request_ids: Collection[RequestId]) -> None:
-        """The leases of these prefills have ended."""
+        """Drops finished pushes of prefills whose leases have ended."""
         for transfer_id in [t for t, finish in self._finished.items() if finish.request_id in request_ids]:
             del self._finished[transfer_id]
 
@@ -70,7 +71,7 @@ TRANSPORT = "local"
 
 
 class LocalFabric:
-    """Knows the engines of one process by endpoint. `open` is what SimEngine takes as open_link."""
+    """The engines of one process by endpoint. SimEngine takes `open` as open_link."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -99,7 +100,7 @@ class LocalLink:
         self._table = table
         self._counters = LinkCounters()
         self._pulled: list[PullResult] = []
-        self._arriving: dict[RequestId, PushParams] = {}
+        self._awaited: dict[RequestId, PushParams] = {}
         self.pushes = LocalPushes()
 
     # -- the side that owns the blocks
@@ -113,7 +114,7 @@ class LocalLink:
         return tuple(ended)
 
     def serve(self, ticket: PullParams, tokens: range) -> Digests | None:
-        """The content of leased blocks, and the end of the lease; None when it does not hold."""
+        """Returns the content of leased blocks and ends the lease; None when the lease does not hold."""
         if self._table.check(ticket.lease_id, ticket.epoch) is not LeaseAnswer.VALID:
             return None
         first = tokens.start // self._memory.block_size_tokens
@@ -137,16 +138,16 @@ class LocalLink:
 
     def _wait(self, request_id: RequestId, card: PushParams, tokens: range, local: Sequence[int]) -> None:
         def fetch(finish: Finish) -> None:
-            del self._arriving[request_id]
+            del self._awaited[request_id]
             result = self._fetched(request_id, finish.pull_params, tokens, local)
             drawn = finish.tokens if card.continues else ()
             self._end(replace(result, tokens=drawn, pushed=result.ok))
 
         def fail(reason: str) -> None:
-            self._arriving.pop(request_id, None)
+            self._awaited.pop(request_id, None)
             self._end(PullResult(request_id, reason))
 
-        self._arriving[request_id] = card
+        self._awaited[request_id] = card
         if owner := self._fabric.find(card.endpoints[0]):
             owner.pushes.wait(card.transfer_id, PushReader(request_id, fetch, fail))
         else:
@@ -174,15 +175,15 @@ class LocalLink:
         return pulled
 
     def cancel(self, request_id: RequestId) -> None:
-        """A pull is complete when it returns."""
-        if card := self._arriving.get(request_id):
+        """Ends the wait for a push. Pulls are complete when `pull` returns."""
+        if card := self._awaited.get(request_id):
             self.release(card)
 
     def watch(self, ticket: Ticket) -> None:
-        """Nothing to do: virtual time passes only while somebody works."""
+        """Does nothing: virtual time passes only while an engine works."""
 
     def set_peers(self, peers: Sequence[KvPeer]) -> None:
-        """Nothing to do: all are in this process."""
+        """Does nothing: all engines are in this process."""
 
     def pairs(self) -> Sequence[PairStatus]:
         return ()
@@ -199,10 +200,10 @@ class LocalLink:
     # -- the side that pushes
 
     def announce(self, transfer_id: TransferId) -> None:
-        """Nothing to do: a reader that came first waits already."""
+        """Does nothing: a reader that came first waits already."""
 
     def computed(self, chunk: PushChunk) -> None:
-        """Nothing to do: all is copied in the end, which takes no time."""
+        """Does nothing: everything is copied at the end, which takes no time."""
 
     def finish(self, transfer_id: TransferId, finish: Finish) -> None:
         self.pushes.finish(transfer_id, finish)

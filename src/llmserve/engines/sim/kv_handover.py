@@ -1,4 +1,5 @@
-"""Hand-over as the simulated engine sees it: what it holds for others, whether what it fetched is right."""
+"""The hand-over of the simulated engine: the blocks that it holds for readers, and the check of what it
+fetched."""
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from llmserve.engines.spec import EngineSpec
 
 
 class KvHandover:
-    """Bookkeeping between the scheduler's orders and the link."""
+    """Tracks the hand-overs between the scheduler's orders and the link."""
 
     def __init__(self, spec: EngineSpec, link: SimLink, memory: KvMemory, pool: BlockPool) -> None:
         self._spec = spec
@@ -23,24 +24,20 @@ class KvHandover:
         self._pool = pool
         self._leased: dict[RequestId, list[int]] = {}
         self._pulls: dict[RequestId, PullOrder[SimSequence]] = {}
-        self._followers: dict[RequestId, PromptFollower] = {}  # of prefills that are to be pushed
+        self._followers: dict[RequestId, PromptFollower] = {}  # those of prefills that are pushed
 
     def holds(self, request_id: RequestId) -> bool:
-        """Whether blocks of this finished request are still pinned for a reader."""
+        """Says whether blocks of this finished request are still pinned for a reader."""
         return request_id in self._leased
 
-    @property
-    def pinned_blocks(self) -> int:
-        return sum(map(len, self._leased.values()))
-
     def announce(self, sequence: SimSequence) -> None:
-        """It came, and is to be pushed, if it says so."""
+        """Announces a new request whose KV is to be pushed."""
         if follower := sequence.follower:
             self._followers[sequence.request_id] = follower
             self._link.announce(follower.transfer_id)
 
     def computed(self, sequence: SimSequence, tokens: int) -> None:
-        """A step has computed so many tokens of it; its full blocks are in memory."""
+        """Passes on that a step has computed so many tokens. The full blocks are in memory."""
         follower = self._followers.get(sequence.request_id)
         if follower is None:
             return
@@ -50,12 +47,12 @@ class KvHandover:
         self._link.computed(follower.step(start, tokens, sequence.blocks))
 
     def drop(self, sequence: SimSequence) -> None:
-        """It ended and is not handed over."""
+        """Drops a request that ended and is not handed over."""
         if follower := self._followers.pop(sequence.request_id, None):
             self._link.drop(follower.transfer_id)
 
     def grant(self, sequence: SimSequence, blocks: list[int]) -> PullParams:
-        """Takes over the reference to the blocks of a finished prefill."""
+        """Leases the blocks of a finished prefill and takes over their reference."""
         self._write_tail(sequence, blocks)
         self._leased[sequence.request_id] = blocks
         ticket = self._ticket(sequence, blocks)
@@ -65,7 +62,7 @@ class KvHandover:
         return ticket
 
     def _write_tail(self, sequence: SimSequence, blocks: list[int]) -> None:
-        """The last block of the prompt, which is not full."""
+        """Writes the last block of the prompt if it is not full."""
         tokens, held = sequence.prompt_tokens, sequence.blocks_for(sequence.prompt_tokens)
         if rest := tokens % sequence.block_size:
             last = range(tokens - rest, tokens)
@@ -84,7 +81,7 @@ class KvHandover:
         )
 
     def free_ended(self) -> int:
-        """Gives blocks of ended leases back to the pool; returns how many leases."""
+        """Returns blocks of ended leases to the pool. Returns the number of these leases."""
         ended = self._link.take_ended()
         for request_id in ended:
             self._pool.release(self._leased.pop(request_id))
@@ -96,7 +93,8 @@ class KvHandover:
         self._link.pull(request_id, order.ticket, order.tokens, order.local_block_ids)
 
     def take_pulled(self) -> list[PullResult]:
-        """Transfers that ended; one that brought other bytes than the prompt demands has failed."""
+        """Returns ended transfers. A transfer that brought other bytes than the prompt requires has
+        failed."""
         return [self._checked(result) for result in self._link.take_pulled()]
 
     def _checked(self, result: PullResult) -> PullResult:

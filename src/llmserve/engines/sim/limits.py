@@ -1,4 +1,4 @@
-"""What a simulated engine accepts."""
+"""The limits of a simulated engine."""
 
 import json
 from dataclasses import dataclass
@@ -32,11 +32,11 @@ class SimLimits:
         )
 
     def check(self, request: EngineRequest) -> None:
-        """Errors: InvalidRequest, for what could never be served here."""
+        """Errors: InvalidRequest for a request that this engine can never serve."""
         self.check_sizes(len(request.prompt_token_ids), request.limits.max_tokens)
 
     def check_sizes(self, prompt_tokens: int, output_tokens: int) -> None:
-        """As check."""
+        """Checks the sizes of a request. Errors: as check."""
         if prompt_tokens < 1 or output_tokens < 1:
             raise InvalidRequest("a request needs a prompt and at least one token of output")
         total = prompt_tokens + output_tokens
@@ -53,7 +53,7 @@ class SimLimits:
 
 
 def _model_len(model_dir: Path | None) -> int:
-    """What the model's own config.json says, as vLLM would take it."""
+    """Returns the length in the model's config.json, as vLLM reads it."""
     path = model_dir / "config.json" if model_dir else None
     if path is None or not path.is_file():
         return _DEFAULT_MODEL_LEN

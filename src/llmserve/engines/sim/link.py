@@ -1,8 +1,7 @@
-"""How simulated engines reach each other's KV.
+"""The links between simulated engines, over which they exchange KV.
 
-`HandoverLink` (handover_link.py), over the real side channel and tcp, is what workers use.
-`LocalFabric` (fabric.py) serves simulations of many engines in one process, where sockets would
-only cost time.
+Workers use `HandoverLink`: the real side channel, leases, and the manifest's transports. `LocalFabric`
+(fabric.py) serves simulations of many engines in one process, where sockets would only cost time.
 """
 
 import asyncio
@@ -31,7 +30,7 @@ from llmserve.engines.sim.memory import TOKEN_BYTES, KvMemory
 from llmserve.engines.spec import EngineSpec, transfer_policy
 from llmserve.transfer.select import make_transports
 
-Ticket = PullParams | PushParams  # what a request can have its KV for: to be pulled, or to be pushed
+Ticket = PullParams | PushParams  # for KV that is pulled, or that is pushed
 
 
 @dataclass(slots=True)
@@ -44,7 +43,7 @@ class LinkCounters:
 
 
 class SimLink(Protocol):
-    """One engine's end. No method blocks for long; none is called after close. `changed` is set when
+    """One engine's end. No method blocks for long, and none is called after close. `changed` is set when
     take_ended or take_pulled has something new."""
 
     endpoint: str
@@ -52,46 +51,47 @@ class SimLink(Protocol):
     changed: asyncio.Event
 
     def grant(self, request_id: RequestId, block_ids: Sequence[int]) -> LeaseId:
-        """Blocks that a peer may read until the lease ends."""
+        """Leases blocks, which a peer may read until the lease ends."""
 
     def take_ended(self) -> Sequence[RequestId]:
-        """Requests whose lease has ended since the last call: their blocks can be freed."""
+        """Returns the requests whose lease has ended since the last call. Their blocks can be freed."""
 
     def pull(self, request_id: RequestId, ticket: Ticket, tokens: range, local: Sequence[int]) -> None:
-        """Starts to copy tokens of the ticket's prompt into local blocks, the first of which is that of the
-        first token, or to wait until they are pushed; one PullResult follows, whatever happens."""
+        """Starts to copy tokens of the ticket's prompt into local blocks, or to wait until they are pushed.
+        The first block is that of the first token. Exactly one PullResult follows."""
 
     def take_pulled(self) -> Sequence[PullResult]: ...
 
     def cancel(self, request_id: RequestId) -> None:
-        """The data is no longer wanted; the PullResult still comes."""
+        """Gives up a pull. Its PullResult still comes."""
 
     def watch(self, ticket: Ticket) -> None:
         """Keeps a lease alive until its blocks are pulled or released."""
 
     def release(self, ticket: Ticket) -> None:
-        """The blocks of a ticket will not be fetched. In the background, never fails."""
+        """Ends the lease of a ticket whose blocks will not be fetched. Works in the background and never
+        fails."""
 
     def announce(self, transfer_id: TransferId) -> None:
-        """A request came whose KV is to be pushed; finish or drop follows."""
+        """Announces a request whose KV is to be pushed. `finish` or `drop` follows."""
 
     def computed(self, chunk: PushChunk) -> None:
-        """Its content is in memory."""
+        """Pushes a chunk, whose content is in memory."""
 
     def finish(self, transfer_id: TransferId, finish: Finish) -> None:
-        """All of the prompt is in memory, under a lease."""
+        """Ends a push: the whole prompt is in memory, under a lease."""
 
     def drop(self, transfer_id: TransferId) -> None:
-        """It will not be handed over."""
+        """Ends a push that will not be finished."""
 
     def set_peers(self, peers: Sequence[KvPeer]) -> None:
-        """All engines that tickets may come from."""
+        """Sets all engines from which tickets may come."""
 
     def pairs(self) -> Sequence[PairStatus]:
-        """The matrix of ways to them."""
+        """Returns the status of the transports to each peer."""
 
     def take_changes(self) -> Sequence[LeaseChange]:
-        """Leases granted and ended since the last call, for the report to the KV manager."""
+        """Returns leases granted and ended since the last call, for the report to the KV manager."""
 
     def counters(self) -> LinkCounters: ...
 
@@ -104,7 +104,7 @@ _LEASE_POLL_SECONDS = 0.02
 
 
 async def open_handover_link(spec: EngineSpec, memory: KvMemory) -> "HandoverLink":
-    """What SimEngine takes as open_link. Errors: TransferError."""
+    """Opens a HandoverLink; SimEngine takes this as open_link. Errors: TransferError."""
     geometry = KvGeometry(
         block_bytes=(memory.block_bytes,),
         block_size_tokens=memory.block_size_tokens,
@@ -131,8 +131,8 @@ async def open_handover_link(spec: EngineSpec, memory: KvMemory) -> "HandoverLin
 
 
 class HandoverLink:
-    """The node works on a thread of its own and calls nobody back: `changed` comes from polling it,
-    and only while there is something to wait for."""
+    """A link over a HandoverNode, which works on a thread of its own and has no callbacks. So `changed` is
+    set by polling, and only while there is something to wait for."""
 
     def __init__(self, node: HandoverNode, block_size_tokens: int) -> None:
         self.endpoint = node.endpoint
@@ -141,7 +141,7 @@ class HandoverLink:
         self._node = node
         self._block_size_tokens = block_size_tokens
         self._failed: list[PullResult] = []
-        self._pulls = 0  # whose result was not taken yet
+        self._pulls = 0  # pulls whose result was not taken yet
         self._tasks = TaskOwner("sim-link")
         self._poller: asyncio.Task[None] | None = None
 
@@ -236,7 +236,8 @@ class HandoverLink:
             self._poller = self._tasks.spawn("poll", self._poll())
 
     async def _poll(self) -> None:
-        """No await between the last look and the end, so that _start_polling is never mistaken."""
+        """Sets `changed` regularly. No await lies between the last check and the end, so that _start_polling
+        is right."""
         while self._pulls or self._node.server.leased_count:
             await asyncio.sleep(_PULL_POLL_SECONDS if self._pulls else _LEASE_POLL_SECONDS)
             self.changed.set()

@@ -1,7 +1,7 @@
-"""The simulated device memory: a few real bytes per token, so that a hand-over moves something.
+"""The simulated device memory: a few real bytes per token, so that a hand-over moves data.
 
-A token's cell holds a digest of all tokens up to it and of the salt. A reader that finds other bytes than
-its prompt demands was given the wrong block, or the wrong part of it.
+The cell of a token holds a digest of all tokens up to it and of the salt. A reader that finds other bytes
+than its prompt requires got the wrong block, or the wrong part of it.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ Digests = npt.NDArray[np.uint64]
 
 
 class KvMemory:
-    """One region of cells, block after block. `close` once no transport refers to it; idempotent."""
+    """One region of cells, block after block. Close it once no transport refers to it. `close` is
+    idempotent."""
 
     def __init__(self, total_blocks: int, block_size_tokens: int) -> None:
         self.block_size_tokens = block_size_tokens
@@ -34,7 +35,8 @@ class KvMemory:
         return Region(address=int(self._cells().ctypes.data), length_bytes=self._length)
 
     def read(self, block_ids: Sequence[int], tokens: range) -> Digests:
-        """Of these tokens of a prompt; block_ids[0] is the block of the first of them."""
+        """Returns the cells of these tokens of a prompt. block_ids: begins with the block of the first
+        token."""
         return self._cells()[self._places(block_ids, tokens)]
 
     def write(self, block_ids: Sequence[int], tokens: range, digests: Digests) -> None:
@@ -54,13 +56,14 @@ class KvMemory:
 
 
 def first_digest(salt: str) -> Digests:
-    """Before any token."""
+    """Returns the digest before the first token."""
     return np.frombuffer(hashlib.sha256(salt.encode()).digest()[:8], dtype=np.uint64)
 
 
 def next_digests(before: np.uint64, first: int, tokens: Sequence[int]) -> Digests:
-    """Of tokens that follow one with the digest `before`; the first of them is number `first`. Sums of well
-    mixed words (the finisher of splitmix64): every earlier token has its part in every later digest."""
+    """Returns the digests of tokens that follow one with the digest `before`. first: the number of the first
+    token. Digests are sums of well mixed words (the finisher of splitmix64): every token changes every later
+    digest."""
     words = np.asarray(tokens, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     words += np.arange(first, first + len(tokens), dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

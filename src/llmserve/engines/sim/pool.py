@@ -1,7 +1,7 @@
-"""The device's KV blocks: who holds which, and which content can be reused.
+"""The device's KV blocks: their references, and the content that can be reused. Pure.
 
-A block is either held (references > 0), idle (unreferenced, its content still findable by hash,
-evicted in least-recently-released order), or blank. Pure: no clock, no I/O.
+A block is held (references > 0), idle (unreferenced, but its content is still found by hash; evicted in the
+order of release), or blank.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ class BlockPool:
 
     @property
     def available_blocks(self) -> int:
-        """What allocate can give: blank ones, and idle ones by eviction."""
+        """The blocks that `allocate` can give: blank ones, and idle ones by eviction."""
         return len(self._blank) + len(self._idle)
 
     @property
@@ -31,7 +31,7 @@ class BlockPool:
         return self.total_blocks - self.available_blocks
 
     def match(self, hashes: Iterable[BlockHash]) -> list[int]:
-        """The blocks of the longest cached prefix. No side effects: `hold` them to keep them."""
+        """Returns the blocks of the longest cached prefix. `hold` them to keep them."""
         found: list[int] = []
         for block_hash in hashes:
             block_id = self._block_of.get(block_hash)
@@ -41,17 +41,18 @@ class BlockPool:
         return found
 
     def idle_among(self, block_ids: Iterable[int]) -> int:
-        """How many of these count as available now, and would not once held."""
+        """Returns how many of these blocks are available now and would not be once held."""
         return sum(1 for block_id in block_ids if self._references[block_id] == 0)
 
     def hold(self, block_ids: Iterable[int]) -> None:
-        """One more reference to cached blocks."""
+        """Adds a reference to cached blocks."""
         for block_id in block_ids:
             self._references[block_id] += 1
             self._idle.pop(block_id, None)
 
     def allocate(self, count: int) -> list[int]:
-        """New blocks with one reference each, evicting as needed. The caller checked available_blocks."""
+        """Returns new blocks with one reference each, and evicts as needed. The caller has checked
+        available_blocks."""
         assert count <= self.available_blocks, "allocate without checking available_blocks"
         return [self._take() for _ in range(count)]
 
@@ -70,8 +71,8 @@ class BlockPool:
         return block_id
 
     def publish(self, block_id: int, block_hash: BlockHash) -> None:
-        """A held block is full and computed: it can be found from now on. Of two blocks with one
-        content the first stays the one that is found."""
+        """Makes a held block, which is full and computed, available to `match`. Of two blocks with the same
+        content the first one is found."""
         if block_hash in self._block_of:
             return
         self._hash_of[block_id] = block_hash
@@ -79,8 +80,8 @@ class BlockPool:
         self._stored[block_hash] = None
 
     def release(self, block_ids: Sequence[int]) -> None:
-        """One reference less each. The last of a prefix become idle first, so that a child is evicted
-        before its parent."""
+        """Drops a reference of each block. The last blocks of a prefix become idle first, so that a child is
+        evicted before its parent."""
         for block_id in reversed(block_ids):
             self._references[block_id] -= 1
             assert self._references[block_id] >= 0, f"block {block_id} released twice"
@@ -97,13 +98,13 @@ class BlockPool:
         return bool(self._stored or self._removed)
 
     def take_events(self) -> KvEvents:
-        """What changed since the last call."""
+        """Returns the changes since the last call."""
         events = KvEvents(stored=tuple(self._stored), removed=tuple(self._removed))
         self._stored, self._removed = {}, {}
         return events
 
     def check_integrity(self) -> None:
-        """Every block is in exactly one state, and both directions of the cache agree."""
+        """Asserts that every block is in exactly one state and that both directions of the cache agree."""
         blank, idle = set(self._blank), set(self._idle)
         held = {block_id for block_id, count in enumerate(self._references) if count > 0}
         assert len(blank) == len(self._blank), "a block is blank twice"

@@ -1,9 +1,9 @@
-"""What the simulated engine does in its next step: continuous batching over a block pool.
+"""Plans the next step of the simulated engine: continuous batching over a block pool. Pure.
 
-Pure. The shell calls `plan`, waits as long as the step takes, and calls `commit`; `add`, `abort`
-and `pull_ended` may come in between. As in vLLM: what runs goes first, then what waits, in order,
-within a budget of tokens; when a running sequence finds no block, the last one that was admitted
-loses its blocks and waits again.
+The engine calls `plan`, waits as long as the step takes, and calls `commit`; `add`, `abort` and `pull_ended`
+may come in between. As in vLLM, running requests go first, then waiting ones in order, within a budget of
+tokens. When a running sequence finds no block, the sequence that was admitted last loses its blocks and waits
+again.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ class SimScheduler(Generic[S]):
         self._limits = limits
         self._alive: dict[RequestId, S] = {}
         self._waiting: deque[S] = deque()
-        self._ready: deque[S] = deque()  # loaded: has its blocks, needs a slot
+        self._ready: deque[S] = deque()  # loaded sequences, which have blocks and need a slot
         self._running: list[S] = []
         self._pulling: dict[RequestId, PullOrder[S]] = {}
         self.preemptions = 0
@@ -37,11 +37,11 @@ class SimScheduler(Generic[S]):
         self._waiting.append(sequence)
 
     def has(self, request_id: RequestId) -> bool:
-        """Also true for an aborted request whose transfer has not ended."""
+        """Says whether a request is known, also an aborted one whose transfer has not ended."""
         return request_id in self._alive or request_id in self._pulling
 
     def abort(self, request_id: RequestId) -> S | None:
-        """The sequence it stopped; None: not known. One that was PULLING keeps its blocks until
+        """Stops and returns a sequence; None: it is not known. A PULLING sequence keeps its blocks until
         pull_ended, because a transfer still writes into them."""
         sequence = self._alive.get(request_id)
         if sequence is not None:
@@ -51,7 +51,7 @@ class SimScheduler(Generic[S]):
         return sequence
 
     def finish(self, sequence: S) -> list[int]:
-        """Ends a running sequence; its blocks are now the caller's, who releases them to the pool."""
+        """Ends a running sequence and returns its blocks, which the caller releases to the pool."""
         self._remove(sequence)
         blocks, sequence.blocks = sequence.blocks, []
         return blocks
@@ -71,9 +71,9 @@ class SimScheduler(Generic[S]):
     # -- transfers
 
     def pull_ended(self, request_id: RequestId, loaded: bool, tokens: Sequence[int] = ()) -> S | None:
-        """The transfer no longer touches the blocks. Not loaded: the sequence computes its prompt
-        itself, unless the caller ends it. tokens: drawn elsewhere, it goes on from them. None: it was
-        aborted meanwhile."""
+        """Handles the end of a transfer, which no longer touches the blocks. loaded: False makes the sequence
+        compute its prompt, unless the caller ends it. tokens: generated elsewhere; the sequence continues
+        after them. Returns None for a sequence that was aborted in the meantime."""
         order = self._pulling.pop(request_id)
         sequence = order.sequence
         if sequence.phase is Phase.ENDED:
@@ -109,7 +109,7 @@ class SimScheduler(Generic[S]):
             count = min(sequence.missing_tokens, budget, self._longest_chunk())
             if not self._grow(sequence, count):
                 self._preempt_last()
-                continue  # the same index again: a later one made room, or this one is gone
+                continue  # look at this index again: a later sequence made room, or this one is gone
             step.work.append((sequence, count))
             budget -= count
             index += 1
@@ -130,7 +130,7 @@ class SimScheduler(Generic[S]):
         self.preemptions += 1
 
     def _plan_ready(self, step: Step[S], budget: int) -> int:
-        """Before the waiting ones: these hold blocks already, so that they can only make room by ending."""
+        """Plans loaded sequences before waiting ones: they hold blocks, and can only make room by ending."""
         while self._ready and budget > 0 and self._has_slot():
             sequence = self._ready[0]
             count = self._chunk(sequence.missing_tokens, budget, step)
@@ -157,7 +157,8 @@ class SimScheduler(Generic[S]):
         return len(self._running) < self._limits.max_concurrency
 
     def _chunk(self, missing: int, budget: int, step: Step[S]) -> int:
-        """How many of the missing tokens go into this step; 0: wait for another."""
+        """Returns how many of the missing tokens go into this step; 0: the sequence waits for another
+        step."""
         if self._limits.chunked_prefill:
             return min(missing, budget, self._longest_chunk())
         return missing if missing <= budget or not step.work else 0
@@ -171,7 +172,7 @@ class SimScheduler(Generic[S]):
         if count == 0 or not self._place(sequence, cached, cached_tokens + count):
             return 0
         self._waiting.popleft()
-        if sequence.ticket is not None:  # the local cache has all that it covers
+        if sequence.ticket is not None:  # the local cache has everything that it covers
             step.releases.append(sequence.ticket)
             sequence.ticket = None
         return self._admit(sequence, count, step)
@@ -183,7 +184,7 @@ class SimScheduler(Generic[S]):
         if not self._place(sequence, cached, covered):
             return False
         self._waiting.popleft()
-        sequence.ticket = None  # used once: after a failure or a preemption it computes its prompt
+        sequence.ticket = None  # after a failure or a preemption the sequence computes its prompt
         sequence.phase = Phase.PULLING
         tokens = range(sequence.computed_tokens, covered)
         local = sequence.blocks[len(cached) : sequence.blocks_for(covered)]
@@ -193,7 +194,7 @@ class SimScheduler(Generic[S]):
         return True
 
     def _place(self, sequence: S, cached: list[int], tokens: int) -> bool:
-        """Blocks for the first `tokens` tokens: the cached ones and new ones. False: no room now."""
+        """Takes cached and new blocks for the first `tokens` tokens. Returns False when there is no room."""
         wanted = sequence.blocks_for(tokens) - len(cached)
         if wanted > self._pool.available_blocks - self._pool.idle_among(cached):
             return False
@@ -218,7 +219,7 @@ class SimScheduler(Generic[S]):
         return count
 
     def commit(self, step: Step[S]) -> Committed[S]:
-        """The step was computed. Sequences that ended meanwhile are left out."""
+        """Records a computed step, without sequences that ended in the meantime."""
         committed = Committed[S]()
         for sequence, count in step.work:
             if sequence.phase is not Phase.RUNNING:
@@ -231,9 +232,9 @@ class SimScheduler(Generic[S]):
         return committed
 
     def steps_alike(self, step: Step[S], most: int) -> int:
-        """How many steps from this planned one on, at most `most`, compute one token of each of the same
-        sequences, if nothing comes and none ends meanwhile: what waits now found no room, and finds none
-        while those that run grow. At least 1."""
+        """Returns how many steps from this planned one on, from 1 to `most`, compute one token of each of the
+        same sequences if no request comes or ends. Requests that wait now found no room, and find none while
+        the running ones grow."""
         if len(step.work) < len(self._running) or step.decode_sequences < len(step.work):
             return 1
         while most > 1 and self._growth(step, most) > self._pool.available_blocks:
@@ -241,8 +242,8 @@ class SimScheduler(Generic[S]):
         return max(1, most)
 
     def repeat(self, step: Step[S], times: int) -> None:
-        """So many steps like this one, of those that steps_alike allows, were computed before it. For
-        sequences whose tokens are only counted."""
+        """Records that so many steps like this one, which steps_alike allows, were computed before it. Only
+        for sequences whose tokens are counted and not generated."""
         for sequence, count in step.work if times else ():
             sequence.total_tokens += times
             sequence.computed_tokens += times
@@ -262,7 +263,7 @@ class SimScheduler(Generic[S]):
         sequence.published_blocks = max(sequence.published_blocks, sequence.full_blocks)
         return [(sequence, index) for index in new]
 
-    # -- how it stands
+    # -- load
 
     @property
     def running_requests(self) -> int:
@@ -270,5 +271,5 @@ class SimScheduler(Generic[S]):
 
     @property
     def waiting_requests(self) -> int:
-        """All that were added and do not run, with those that load."""
+        """The requests that were added and do not run, including those that load."""
         return len(self._alive) - len(self._running)

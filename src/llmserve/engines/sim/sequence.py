@@ -1,4 +1,10 @@
-"""One request as the simulated engine's scheduler sees it: how many tokens, in which blocks."""
+"""A request in the simulated engine: its tokens, its blocks, and the tokens that the simulated model
+generates.
+
+A token depends on the whole sequence before it and on nothing else. So prefill and decode on two engines, one
+engine alone, and a request that continues elsewhere from prompt and tokens all give the same text, which
+tests compare.
+"""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -20,7 +26,8 @@ from llmserve.engines.sim.memory import Digests, first_digest, next_digests
 
 
 class TokenSource:
-    """`feed` every token of the sequence in order; `next_token` at any time. Token ids are uint32."""
+    """Generates tokens. `feed` takes every token of the sequence in order; `next_token` may be called at any
+    time. Token ids are uint32."""
 
     def __init__(self, token_ids: Sequence[int], vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -30,7 +37,7 @@ class TokenSource:
         self._digest.update(array("I", (token_id,)).tobytes())
 
     def next_token(self, banned: Collection[int] = ()) -> int:
-        """banned: tokens that must not come now; the nearest one above is taken instead."""
+        """banned: tokens that must not come now; the next higher one is taken instead."""
         token = int.from_bytes(self._digest.digest(), "little") % self._vocab_size
         for _ in range(self._vocab_size):
             if token not in banned:
@@ -40,15 +47,15 @@ class TokenSource:
 
 
 class Phase(Enum):
-    WAITING = "waiting"  # no blocks yet, or loaded and waiting for a slot
-    PULLING = "pulling"  # its blocks are being filled by a transfer
+    WAITING = "waiting"  # it has no blocks yet, or is loaded and waits for a slot
+    PULLING = "pulling"  # a transfer fills its blocks
     RUNNING = "running"
     ENDED = "ended"
 
 
 class BlockSequence(ABC):
-    """computed_tokens counts the tokens whose KV lies in `blocks`. `ticket` is there until it is used.
-    total_tokens: of the prompt and what was generated."""
+    """A request as the scheduler sees it. total_tokens: the tokens of the prompt and the output.
+    computed_tokens: those whose KV lies in `blocks`. ticket: is set until it is used."""
 
     def __init__(
         self, request_id: RequestId, prompt_tokens: int, block_size: int, ticket: Ticket | None
@@ -77,7 +84,7 @@ class BlockSequence(ABC):
 
     @property
     def reusable_blocks(self) -> int:
-        """That may come from the cache: at least one token is left to compute, for its output."""
+        """Blocks that may come from the cache: at least one token must be computed to get an output."""
         return (self.total_tokens - 1) // self.block_size
 
     def blocks_for(self, tokens: int) -> int:
@@ -88,23 +95,24 @@ class BlockSequence(ABC):
 
     @property
     def prefill_stats(self) -> PrefillStats:
-        """Of its prompt, once it is computed: with what the prefix cache has gained by it."""
+        """The figures of the prompt once it is computed, with the tokens that it added to the prefix
+        cache."""
         kept = min(self.published_blocks * self.block_size, self.prompt_tokens)
         return replace(self.stats, cache_creation_tokens=max(0, kept - self.stats.cached_tokens))
 
     def continue_from(self, tokens: Sequence[int]) -> None:
-        """Tokens that another engine drew become the end of its prompt."""
+        """Appends tokens that another engine generated to the prompt."""
         self.total_tokens += len(tokens)
         self.prompt_tokens = self.total_tokens
         self.stats = replace(self.stats, prompt_tokens=self.prompt_tokens)
 
     @abstractmethod
     def hash_of(self, index: int) -> BlockHash:
-        """Of a full block."""
+        """Returns the hash of a full block."""
 
 
 class SimSequence(BlockSequence):
-    """With its tokens, and what their KV holds."""
+    """A request with its tokens and the content of their KV."""
 
     def __init__(
         self, request: EngineRequest, ticket: Ticket | None, block_size: int, vocab_size: int
@@ -116,7 +124,7 @@ class SimSequence(BlockSequence):
         self._vocab_size = vocab_size
         self.hashes = chain_hashes(self.tokens, block_size, request.cache_salt)
         self._source = TokenSource(self.tokens, vocab_size)
-        self._digests = first_digest(request.cache_salt)  # element i + 1: of token i
+        self._digests = first_digest(request.cache_salt)  # element i + 1 is that of token i
 
     @property
     def hands_over(self) -> bool:
@@ -125,7 +133,7 @@ class SimSequence(BlockSequence):
 
     @property
     def follower(self) -> PromptFollower | None:
-        """A new one, if its KV is to be pushed."""
+        """A new follower, if the KV of this request is to be pushed."""
         params = self.request.kv_transfer_params
         if not params or not self.hands_over or not is_pushed(params):
             return None
@@ -138,7 +146,7 @@ class SimSequence(BlockSequence):
         super().continue_from(tokens)
 
     def hash_of(self, index: int) -> BlockHash:
-        """Of a full block; those of the output are computed as they fill."""
+        """Returns the hash of a full block. Those of the output are computed as blocks fill."""
         while len(self.hashes) <= index:
             start = len(self.hashes) * self.block_size
             parent = self.hashes[-1] if self.hashes else None
@@ -147,11 +155,11 @@ class SimSequence(BlockSequence):
         return self.hashes[index]
 
     def tokens_of(self, index: int) -> range:
-        """Of a full block."""
+        """Returns the tokens of a full block."""
         return range(index * self.block_size, (index + 1) * self.block_size)
 
     def content(self, tokens: range) -> Digests:
-        """What the cells of these tokens hold once they are computed."""
+        """Returns the content of the cells of these tokens once they are computed."""
         known = len(self._digests) - 1
         if known < tokens.stop:
             new = next_digests(self._digests[-1], known, self.tokens[known:])
@@ -169,7 +177,7 @@ class SimSequence(BlockSequence):
         return token
 
     def finish_reason(self, max_model_len: int) -> FinishReason | None:
-        """After a token was appended; None: it goes on."""
+        """Returns the reason to end after the last token; None: the request continues."""
         limits = self.request.limits
         if self.tokens[-1] in limits.stop_token_ids and self.output_tokens > limits.min_tokens:
             return FinishReason.STOP

@@ -13,8 +13,9 @@ S = TypeVar("S", bound=BlockSequence)
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """batch_tokens: computed in one step. Without chunked prefill a longer prompt has a step alone.
-    long_prompt_tokens: computed in one step of one prompt; None: as many as there is room for."""
+    """batch_tokens: the most tokens computed in one step; without chunked prefill a longer prompt has a step
+    of its own. long_prompt_tokens: the most tokens of one prompt in one step; None: as many as there is room
+    for."""
 
     max_concurrency: int
     batch_tokens: int
@@ -24,7 +25,7 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class PullOrder(Generic[S]):
-    """Copy these tokens of the ticket's prompt into the local blocks, the first of which is that of the
+    """The order to copy these tokens of the ticket's prompt into local blocks. The first block is that of the
     first token."""
 
     sequence: S
@@ -35,8 +36,8 @@ class PullOrder(Generic[S]):
 
 @dataclass(slots=True)
 class Step(Generic[S]):
-    """work: tokens to compute for each sequence. pulls are to be started now; the tickets in
-    releases are not needed. A step without work takes no time."""
+    """work: the tokens to compute for each sequence. pulls: transfers to start now. releases: tickets that
+    are not needed. A step without work takes no time."""
 
     work: list[tuple[S, int]] = field(default_factory=list)
     pulls: list[PullOrder[S]] = field(default_factory=list)
@@ -53,8 +54,8 @@ class Step(Generic[S]):
 
 @dataclass(slots=True)
 class Committed(Generic[S]):
-    """complete: sequences whose next token can be drawn. filled: blocks that became full: whose, and at which
-    place of its prompt and output. advanced: who computed how many tokens."""
+    """complete: sequences whose next token can be generated. filled: the sequence and the index of each block
+    that became full. advanced: each sequence with the number of its computed tokens."""
 
     complete: list[S] = field(default_factory=list)
     filled: list[tuple[S, int]] = field(default_factory=list)
@@ -62,13 +63,13 @@ class Committed(Generic[S]):
 
 
 def _decodes(sequence: BlockSequence, count: int) -> bool:
-    """A fully loaded prompt's last token costs what a decoded one does."""
+    """The last token of a fully loaded prompt costs as much as a decoded token."""
     return count == 1 and sequence.computed_tokens > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """A linear model of one engine step. prefill_tokens_per_second 0: prefill takes no time."""
+    """A linear model of one engine step. prefill_tokens_per_second: with 0 prefill takes no time."""
 
     prefill_tokens_per_second: float = 0.0
     decode_step_seconds: float = 0.0
@@ -84,15 +85,17 @@ class Timing:
 
 
 class StepTimer(Protocol):
+    """How time passes for an engine."""
+
     def now(self) -> float:
-        """Monotonic seconds."""
+        """Returns monotonic seconds."""
 
     async def sleep_until(self, when: float) -> None:
-        """Returns at or after `when`; always lets other tasks run."""
+        """Returns at `when` or later, and always lets other tasks run."""
 
 
 class RealStepTimer:
-    """The event loop's clock."""
+    """Uses the event loop's clock."""
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -102,7 +105,8 @@ class RealStepTimer:
 
 
 class VirtualStepTimer:
-    """Time passes only by waiting for it, and then at once. One engine, or several in turn."""
+    """Lets time pass only when somebody waits for it, and then at once. It serves one engine, or several in
+    turn."""
 
     def __init__(self) -> None:
         self._clock = VirtualClock()

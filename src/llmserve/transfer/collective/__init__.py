@@ -1,13 +1,12 @@
 """torch.distributed point-to-point: the transport that the manifest calls `nccl`.
 
-It reports the name of what really runs: `nccl` for memory on a GPU, `gloo` for host memory; the two do
-not talk to each other. Each connection has a process group of its own, of two ranks, made from the
-backend's class: the default group of the process, which belongs to the engine, is neither used nor
-changed. The two ranks meet over the connection itself: there is no store to run. A group cannot be
-repaired, so a transfer that fails, times out or is cancelled ends its connection, and the next one
-makes a new one.
+It reports the name of the backend that runs: `nccl` for memory on a GPU, `gloo` for host memory. The two do
+not talk to each other. Each connection has a process group of its own with two ranks, made from the backend's
+class: the default group of the process, which belongs to the engine, is neither used nor changed. The two
+ranks find each other over the connection itself, so no store runs. A group cannot be repaired: a transfer
+that fails, times out or is cancelled ends its connection, and the next transfer makes a new one.
 
-What was run: gloo of torch 2.13 on CPU. What was not: nccl.py.
+gloo of torch 2.13 on a CPU was run. NCCL was not.
 """
 
 from llmserve.core.errors import TransportUnavailable
@@ -17,7 +16,7 @@ from llmserve.transfer.twosided import TwoSidedTransport
 
 
 class CollectiveTransport(TwoSidedTransport):
-    """gpu: the index of the one that holds the memory to register; None for host memory."""
+    """gpu: the index of the GPU with the memory to register; None for host memory."""
 
     def __init__(self, host: str = "127.0.0.1", gpu: int | None = None) -> None:
         """Errors: TransportUnavailable."""

@@ -1,4 +1,4 @@
-"""What differs between gloo and NCCL: the groups, the device, and how both are synchronised."""
+"""The differences between gloo and NCCL: groups, devices and synchronisation."""
 
 import ctypes
 import os
@@ -14,56 +14,57 @@ from llmserve.core.errors import TransportUnavailable
 from llmserve.transfer.base import Region
 from llmserve.transfer.collective.rows import Copier, DeviceCopier, HostCopier
 
-SILENCE = timedelta(seconds=10)  # a message takes longer: the peer is taken for dead
+SILENCE = timedelta(seconds=10)  # a peer counts as dead when a message takes longer
 
 
 class PendingMessage(Protocol):
-    """A tensor on its way; it and the tensor are kept until it has been waited for."""
+    """A tensor in flight. Keep it and the tensor until `wait` has returned."""
 
     def wait(self) -> None:
-        """At most SILENCE. Errors: RuntimeError, also when the group has been cut or the peer is gone."""
+        """Waits at most SILENCE. Errors: RuntimeError, also when the group was cut or the peer is gone."""
 
 
 class Pair(Protocol):
-    """A process group of two ranks. Messages arrive in the order in which they are sent; the other
-    end receives as many bytes as are sent. Errors: RuntimeError."""
+    """A process group of two ranks. Messages arrive in the order of sending, and the other end receives as
+    many bytes as are sent. Errors: RuntimeError."""
 
     def send(self, tensor: Any, acknowledged: bool) -> PendingMessage:
-        """Unless acknowledged, which both ends say alike, it is waited for only when the other end is
+        """acknowledged: the same at both ends. Without it, wait for the message only once the other end is
         known to have it."""
 
     def receive(self, tensor: Any, acknowledged: bool) -> PendingMessage: ...
 
     def cut(self) -> None:
-        """From any thread: ends all messages with an error. When it returns no tensor is touched any
-        more. Idempotent."""
+        """Ends all messages with an error, from any thread. When this returns no tensor is touched any more.
+        Idempotent."""
 
 
 class Backend(Protocol):
-    """Shared by the carriers of a transport. Tensors and stores are torch's."""
+    """The carriers of a transport share one backend. Tensors and stores are torch's."""
 
     name: str
-    identity: str  # both ends must have the same
+    identity: str  # must be equal at both ends
     copier: Copier
 
     def map(self, region: Region) -> Any:
-        """A uint8 tensor over registered memory."""
+        """Returns a uint8 tensor over registered memory."""
 
     def staging(self, size_bytes: int) -> Any:
-        """An uninitialised uint8 tensor on the same device."""
+        """Returns an uninitialised uint8 tensor on the same device."""
 
     def pair(self, store: Any, rank: int) -> Pair:
-        """Both ends make it at once. Errors: RuntimeError, and those of the store."""
+        """Makes a pair; both ends call this at the same time. Errors: RuntimeError, and those of the
+        store."""
 
     def stream(self) -> AbstractContextManager[None]:
-        """What is copied inside has been copied when it is left."""
+        """Copies that start inside have ended when it is left."""
 
     def close(self) -> None:
         """Idempotent."""
 
 
 def identity(name: str, torch: Any) -> str:
-    """Backends of different releases need not understand each other; those of different builds do."""
+    """Returns what both ends must share: backends of different releases may not understand each other."""
     return f"{name} of torch {torch.__version__.split('+')[0]}"
 
 
@@ -73,7 +74,8 @@ _DATA, _ACK, _NEVER = 0, 1, 2  # tags
 
 
 class Gloo:
-    """Its one thread wakes up a hundred times a second, also while nothing is connected: 0.2% of a core."""
+    """Host memory. Its one thread wakes a hundred times a second, even without connections: 0.2% of a
+    core."""
 
     name = "gloo"
 
@@ -102,7 +104,7 @@ class Gloo:
         options = self._group_class._Options()
         options._devices = self._devices
         options._timeout = _CONNECT
-        options._threads = 1  # it runs collectives, of which there are none here
+        options._threads = 1  # for collectives, which are not used here
         return GlooPair(self._group_class(store, rank, 2, options), 1 - rank, self.staging(1))
 
     def stream(self) -> AbstractContextManager[None]:
@@ -113,16 +115,16 @@ class Gloo:
 
 
 class GlooPair:
-    """When a connection breaks, gloo (seen with torch 2.13) tells all who wait, except for the message
-    that is just on the wire: that wait lasts until its timeout. So nobody here waits for data. The
-    receiver waits for a byte that follows it, the sender for one that comes back (or for whatever else
-    tells it that all has arrived): neither is on the wire while the data is. Then waiting for the data
-    itself is over at once."""
+    """When a connection breaks, gloo (seen with torch 2.13) wakes all waits except the one for the message
+    that is just being moved: that one lasts until its timeout. So no wait is for data. The receiver waits for
+    a byte that follows the data, and the sender for a byte that comes back, or for another sign that
+    everything has arrived. Neither byte is moved while the data is. The wait for the data itself then returns
+    at once."""
 
     def __init__(self, group: Any, other: int, byte: Any) -> None:
         self._group = group
         self._other = other
-        self._byte = byte  # its value means nothing: one is enough for all
+        self._byte = byte  # its value has no meaning, so one serves for all
 
     def send(self, tensor: Any, acknowledged: bool) -> "_Sent":
         ack = [self._group.recv([self._byte], self._other, _ACK)] if acknowledged else []
@@ -138,7 +140,7 @@ class GlooPair:
         self._group.send([self._byte], self._other, _ACK).wait(SILENCE)
 
     def cut(self) -> None:
-        """A group of gloo has no abort that does something; a receive that times out closes it."""
+        """Closes the group with a receive that times out: the abort of gloo's groups does nothing."""
         with suppress(RuntimeError):
             self._group.recv([self._byte], self._other, _NEVER).wait(_AT_ONCE)
 
@@ -155,7 +157,7 @@ class _Sent:
 @dataclass(frozen=True, slots=True)
 class _Received:
     works: list[Any]
-    pair: GlooPair | None  # where it is to be acknowledged
+    pair: GlooPair | None  # None: the message is not acknowledged
 
     def wait(self) -> None:
         for work in self.works:
@@ -169,6 +171,8 @@ _CLEAN_UP_ONLY = "2"
 
 
 class Nccl:
+    """GPU memory. It was not run: no machine with two GPUs was at hand."""
+
     name = "nccl"
 
     def __init__(self, gpu: int, torch: Any) -> None:
@@ -199,7 +203,7 @@ class Nccl:
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """Messages wait for the copies that were made before them on this stream."""
+        """Messages wait for the copies that started before them on this stream."""
         stream = self._torch.cuda.Stream(self._device)
         with self._torch.cuda.stream(stream):
             try:
@@ -208,7 +212,7 @@ class Nccl:
                 stream.synchronize()
 
     def close(self) -> None:
-        """Nothing is shared."""
+        """Does nothing: the carriers share nothing."""
 
 
 class NcclPair:
@@ -232,12 +236,12 @@ class _Posted:
     work: Any
 
     def wait(self) -> None:
-        """With a timeout it blocks this thread, looking every few milliseconds, not only the stream."""
+        """A timeout makes torch block this thread, not only the stream, and look every few milliseconds."""
         self.work.wait(SILENCE)
 
 
 class _OnDevice:
-    """Device memory, as torch takes it from others."""
+    """Device memory in the form in which torch accepts it."""
 
     def __init__(self, region: Region) -> None:
         self.__cuda_array_interface__ = {

@@ -1,4 +1,4 @@
-"""Bytes over a process group of two, in pieces: copying and sending overlap."""
+"""Moves bytes over a process group of two ranks, in pieces, so that copying and sending overlap."""
 
 import itertools
 import re
@@ -19,7 +19,7 @@ from llmserve.transfer.twosided import wire
 
 PIECE_BYTES = 8 << 20
 _REASON_SECONDS = 1.0
-DEPTH = 3  # pieces in flight, each with staging memory of its own where it needs some
+DEPTH = 3  # pieces in flight; each has staging memory of its own if it needs some
 
 
 class GroupCarriers:
@@ -37,7 +37,7 @@ class GroupCarriers:
         try:
             pair = self._backend.pair(store, rank)
             carrier = GroupCarrier(self._backend, pair, store, regions, sock)
-            carrier.prove(rank)
+            carrier.test(rank)
         except RuntimeError as error:
             raise TransferError(_brief(error)) from error
         store.seal()
@@ -47,7 +47,7 @@ class GroupCarriers:
         self._backend.close()
 
     def _agree(self, store: Any, rank: int) -> None:
-        """Ends that cut differently, or whose torch speaks differently, would crash each other."""
+        """Compares both ends: with different piece sizes or releases of torch they would crash each other."""
         mine = f"{self._backend.identity}, pieces of {PIECE_BYTES} bytes"
         store.set(f"identity of {rank}", mine)
         theirs = store.get(f"identity of {1 - rank}").decode(errors="replace")
@@ -57,28 +57,28 @@ class GroupCarriers:
 
 class _Piece(NamedTuple):
     spans: Spans
-    tensor: Any  # the piece itself where it lies in one place, else staging memory
+    tensor: Any  # the piece itself if it is contiguous, or else staging memory
     in_place: bool
-    acknowledged: bool  # its turn in staging memory comes again within this request
+    acknowledged: bool  # its staging memory is used again within this request
 
 
 class GroupCarrier:
-    """Both ends cut the bytes of a request into the same pieces, whatever their spans are."""
+    """Moves the bytes of requests. Both ends cut a request into the same pieces, whatever their spans are."""
 
     def __init__(
         self, backend: Backend, pair: Pair, store: Any, regions: Sequence[Region], sock: socket.socket
     ) -> None:
         self._backend = backend
         self._pair: Pair | None = pair
-        self._store = store  # lives as long as the group
+        self._store = store  # the group needs it
         self._regions = [backend.map(region) for region in regions]
         self._socket = sock
         self._staging: list[Any] = []
         self._unsettled: deque[PendingMessage] = deque()
         self._was_cut = False
 
-    def prove(self, rank: int) -> None:
-        """Sends one byte; NCCL also needs it, since it meets, over the store, at the first message."""
+    def test(self, rank: int) -> None:
+        """Sends one byte to test the pair. NCCL connects only with the first message."""
         byte = self._backend.staging(1)
         with self._guarded() as pair:
             message = pair.send(byte, True) if rank == 0 else pair.receive(byte, True)
@@ -105,7 +105,7 @@ class GroupCarrier:
                 self._receive(pair, spans)
             except RuntimeError:
                 self._socket.settimeout(_REASON_SECONDS)
-                confirm()  # a peer that refuses ends the group, and has said why
+                confirm()  # a peer that refuses ends the group and sends the reason
                 raise
             confirm()
 
@@ -125,7 +125,7 @@ class GroupCarrier:
             self._pair.cut()
 
     def close(self) -> None:
-        """The group ends with the last reference to it."""
+        """Drops the group, which ends with the last reference to it."""
         if self._unsettled:
             self.cut()
             self._unsettled.clear()
@@ -151,8 +151,8 @@ class GroupCarrier:
 
     @contextmanager
     def _guarded(self) -> Iterator[Pair]:
-        """When it is left nothing is in flight, whatever went wrong. A message that was cut may look
-        as if it had come (NCCL's do), so the cut itself is asked for."""
+        """Ensures that nothing is in flight when an error leaves it. A message that was cut may look complete
+        (NCCL's do), so the cut itself is checked."""
         assert self._pair is not None, "open"
         with self._backend.stream():
             try:
@@ -167,7 +167,7 @@ class GroupCarrier:
 
 
 def _brief(error: RuntimeError) -> str:
-    """Without the place in torch's sources and the advice after it."""
+    """Returns the message without the place in torch's sources and the advice after it."""
     return re.sub(r"^\[[^\]]*\] ", "", str(error)).split(". ", 1)[0]
 
 
@@ -176,8 +176,8 @@ _MAX_BYTES = 1 << 16
 
 
 def make_store(sock: socket.socket) -> Any:
-    """A torch.distributed.Store: what one end sets, the other gets, until `seal`. It waits as long as
-    the timeout of the socket says. Keep it while its group lives."""
+    """Returns a torch.distributed.Store: one end sets a value and the other gets it, until `seal`. Its waits
+    end with the timeout of the socket. Keep it as long as its group."""
     from torch.distributed import Store
 
     class ConnectionStore(Store):  # type: ignore[misc]  # torch is not seen by mypy; it must be a subclass
@@ -207,7 +207,8 @@ def make_store(sock: socket.socket) -> Any:
             return all(key in self._values for key in keys)
 
         def seal(self) -> None:
-            """The connection is used for requests now: what is set from here on stays at this end."""
+            """Keeps values that are set from now on at this end, because the connection is used for
+            requests."""
             self._sealed = True
 
         def _receive(self) -> None:

@@ -1,7 +1,7 @@
-"""Many small spans into one packed tensor and back: a few calls for thousands of spans.
+"""Packs many small spans into one tensor and unpacks them, with a few calls for thousands of spans.
 
-Spans of one region whose offsets and lengths have a common divisor are rows of a table, and one
-indexed copy moves them all. KV blocks are such rows, thousands of bytes wide.
+Spans of one region whose offsets and lengths have a common divisor are rows of a table, and one indexed copy
+moves them all. KV blocks are such rows, thousands of bytes wide.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,12 @@ import numpy as np
 
 from llmserve.transfer.base import Int64Array, Spans
 
-_MIN_ROW_BYTES = 64  # narrower rows are copied slower than their spans, one by one
+_MIN_ROW_BYTES = 64  # copying narrower rows is slower than copying each span
 _MIN_SPANS = 8
 
 
 class Copier(Protocol):
-    """Between a region and packed bytes, both contiguous uint8 tensors on one device."""
+    """Copies between a region and packed bytes, both contiguous uint8 tensors on one device."""
 
     def gather(self, region: Any, offsets: Int64Array, lengths: Int64Array, packed: Any) -> None: ...
 
@@ -24,8 +24,8 @@ class Copier(Protocol):
 
 
 class HostCopier:
-    """With numpy, on the calling thread and without the GIL: torch would start a pool of spinning
-    threads beside each thread that copies."""
+    """Copies with numpy on the calling thread, without the GIL. torch would start a pool of spinning threads
+    for each thread that copies."""
 
     def gather(self, region: Any, offsets: Int64Array, lengths: Int64Array, packed: Any) -> None:
         source, target = region.numpy(), packed.numpy()
@@ -48,7 +48,7 @@ class HostCopier:
 
 
 class DeviceCopier:
-    """With kernels on the current stream. Not run on a GPU; the tests run it on host tensors."""
+    """Copies with kernels on the current stream. It was not run on a GPU; tests run it on host tensors."""
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch
@@ -75,12 +75,12 @@ def scatter(copier: Copier, packed: Any, regions: Sequence[Any], spans: Spans) -
 
 
 def row_width(offsets: Int64Array, lengths: Int64Array) -> int:
-    """Bytes of the widest rows that the spans, none empty, are made of."""
+    """Returns the bytes of the widest rows that make up the spans, none of which is empty."""
     return int(np.gcd(np.gcd.reduce(offsets), np.gcd.reduce(lengths)))
 
 
 def row_index(offsets: Int64Array, lengths: Int64Array, width: int) -> Int64Array:
-    """The rows of the spans, in order."""
+    """Returns the rows of the spans in order."""
     counts = lengths // width
     before = np.cumsum(counts) - counts
     rows: Int64Array = np.repeat(offsets // width - before, counts) + np.arange(counts.sum(), dtype=np.int64)
@@ -88,13 +88,13 @@ def row_index(offsets: Int64Array, lengths: Int64Array, width: int) -> Int64Arra
 
 
 def _useful_width(offsets: Int64Array, lengths: Int64Array) -> int:
-    """0 when copying span by span is faster."""
+    """Returns 0 when copying span by span is faster."""
     width = row_width(offsets, lengths) if len(offsets) >= _MIN_SPANS else 0
     return width if width >= _MIN_ROW_BYTES else 0
 
 
 def _runs(spans: Spans) -> Iterator[tuple[int, Int64Array, Int64Array, slice]]:
-    """Spans of one region that follow each other: region, offsets, lengths, place in the packed bytes."""
+    """Yields each run of spans of one region: region, offsets, lengths, and its slice of the packed bytes."""
     ends = np.cumsum(spans.lengths)
     breaks = np.flatnonzero(np.diff(spans.regions)) + 1
     at = 0
@@ -115,7 +115,7 @@ def _columns(offsets: Int64Array, lengths: Int64Array) -> Iterator[tuple[int, in
 
 
 def _table(array: Any, width: int) -> Any:
-    """One opaque item a row: numpy copies such items whole."""
+    """Views each row as one opaque item, which numpy copies whole."""
     return array[: len(array) // width * width].view(f"V{width}")
 
 

@@ -1,12 +1,12 @@
-"""The transport between processes of one host: the kernel copies once, straight from the memory of
-one process to that of the other. The memory stays what it was, whoever allocated it.
+"""The transport between processes of one host: the kernel copies once, directly from the memory of one
+process to that of the other. It does not matter who allocated the memory.
 
-The system calls are process_vm_readv and process_vm_writev. Measured beside them: /proc/PID/mem
-copies twice, at half the speed or less; mapping shared memory over registered memory would take it
-away from the allocator that owns it. Several threads are no faster than one where memory is the limit.
+The system calls are process_vm_readv and process_vm_writev. The alternatives are worse: /proc/PID/mem copies
+twice, at half the speed or less (measured), and mapping shared memory over registered memory would take it
+away from its allocator. Several threads are no faster than one where memory is the limit.
 
-It is one-sided: the peer's threads do nothing. So, as with every such transport, leases are what keeps
-its owner from reusing memory under a reader; and descriptions are taken from trusted peers only.
+The transport is one-sided: threads of the peer do nothing. So leases keep the owner from reusing memory under
+a reader, and descriptions must come from trusted peers.
 """
 
 import queue
@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import Batch, PeerName, Region, Transfer, TransferState, TransferStatus
 from llmserve.transfer.shm.identity import Beacon, ProcessNamespace, ShmPeer
-from llmserve.transfer.shm.memory import Copy, ProcessMemory, Table, copies
-from llmserve.transfer.spans import check_batch, coalesce_pairs
+from llmserve.transfer.shm.memory import Copy, ProcessMemory, copies
+from llmserve.transfer.spans import RegionTable, check_batch, coalesce_pairs
 
-_AT_ONCE_BYTES = 4 << 20  # copied before a thread could be woken and its end be noticed
+_AT_ONCE_BYTES = 4 << 20  # less is copied before a thread could wake up and report its end
 _CANCEL_SECONDS = 0.02
 _STOP_SECONDS = 10.0
 
@@ -29,7 +29,7 @@ _JOIN_SECONDS = 10.0
 
 @dataclass(eq=False, slots=True)
 class ShmTransfer:
-    """One batch. Each item of `steps` is one system call, made under the lock."""
+    """One batch. steps: makes one system call for each item, under the lock."""
 
     steps: Iterator[None]
     status: TransferStatus = field(default_factory=lambda: TransferStatus(TransferState.RUNNING))
@@ -37,13 +37,14 @@ class ShmTransfer:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
-        """To the end, on the thread of its caller."""
+        """Runs the transfer to its end, on the thread of the caller."""
         while self._advance():
             pass
 
     def stop(self, reason: str, patience_seconds: float) -> None:
-        """Ends it as FAILED, unless it has ended before. When it returns, memory is no longer touched.
-        Errors: TransferError when the call under way does not return so soon."""
+        """Ends the transfer as FAILED, unless it has ended before. When this returns, memory is no longer
+        touched. Errors: TransferError when the current system call does not return within
+        patience_seconds."""
         self._stopped = True
         if not self._lock.acquire(timeout=patience_seconds):
             raise TransferError("shm: a copy is still under way")
@@ -54,7 +55,7 @@ class ShmTransfer:
             self._lock.release()
 
     def _advance(self) -> bool:
-        """Whether there is more to do."""
+        """Makes one step and says whether there are more."""
         with self._lock:
             if self._stopped:
                 return False
@@ -72,7 +73,7 @@ class ShmTransfer:
 
 
 class CopyThread:
-    """Runs transfers one after the other; sleeps while there are none."""
+    """Runs transfers one after the other on a thread that sleeps while there are none."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[ShmTransfer | None] = queue.SimpleQueue()
@@ -83,7 +84,7 @@ class CopyThread:
         self._queue.put(transfer)
 
     def close(self) -> None:
-        """The transfers have been stopped."""
+        """Ends the thread. The caller has stopped the transfers."""
         self._queue.put(None)
         self._thread.join(_JOIN_SECONDS)
 
@@ -100,9 +101,9 @@ class ShmTransport:
         """Errors: TransportUnavailable with the reason."""
         self._place = ProcessNamespace.here()
         self._memory = ProcessMemory()
-        self._table = Table((), ())
+        self._table = RegionTable.of(())
         self._beacon = Beacon(self._place)
-        self._beacon.light(self._table)
+        self._beacon.publish(self._table)
         self._check_usable()
         self._peers: dict[PeerName, ShmPeer] = {}
         self._running: set[ShmTransfer] = set()
@@ -113,9 +114,8 @@ class ShmTransport:
         self._check_open()
         self._beacon.clear()
         self._stop_all("the memory was registered anew")
-        addresses = tuple(region.address for region in regions)
-        self._table = Table(addresses, tuple(region.length_bytes for region in regions))
-        self._beacon.light(self._table)
+        self._table = RegionTable.of(regions)
+        self._beacon.publish(self._table)
 
     def describe(self) -> bytes:
         self._check_open()
@@ -148,7 +148,7 @@ class ShmTransport:
         return status
 
     def progress(self) -> None:
-        """Nothing to do: peers need no help."""
+        """Does nothing: peers need no help."""
 
     def cancel(self, transfer: Transfer) -> None:
         assert isinstance(transfer, ShmTransfer), "a transfer of this transport"
@@ -197,7 +197,7 @@ class ShmTransport:
         peer.verify(self._memory)
 
     def _writing(self, peer: ShmPeer, calls: Iterator[Copy]) -> Iterator[None]:
-        """Verifies before each call too: nobody else's memory is written."""
+        """Verifies before each call, too, so that no other process's memory is written."""
         for copy in calls:
             peer.verify(self._memory)
             self._memory.write(peer.pid, copy)
@@ -214,7 +214,8 @@ class ShmTransport:
             raise TransferError("shm: the transport is closed")
 
     def _check_usable(self) -> None:
-        """Reads its own beacon: a sandbox may forbid the system calls. Errors: TransportUnavailable."""
+        """Reads the own beacon, because a sandbox may forbid the system calls. Errors:
+        TransportUnavailable."""
         try:
             ShmPeer.parse(self._beacon.description).verify(self._memory)
         except TransferError as error:

@@ -1,9 +1,9 @@
-"""Who a description speaks of, and the proof of it.
+"""The process that a description names, and the proof that it is that process.
 
-A process number alone proves nothing: it may be that of another container or machine, or of a program
-that came later. So a process that describes itself keeps the digest of that description, its beacon,
-at an address that the description names, for as long as the description holds. Whoever finds the
-digest there has found that process, still running that program, with that memory registered.
+A process number alone proves nothing: it may belong to another container or machine, or to a later program.
+So a process keeps the digest of its description, the beacon, at an address that the description names, for as
+long as the description holds. A peer that reads the digest there has found that process, still running that
+program, with that memory registered.
 """
 
 import ctypes
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import PeerName
-from llmserve.transfer.shm.memory import ProcessMemory, Table
+from llmserve.transfer.shm.memory import ProcessMemory
+from llmserve.transfer.spans import RegionTable
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
@@ -25,7 +26,7 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class ProcessNamespace:
-    """Where process numbers are comparable."""
+    """The host and pid namespace in which process numbers are comparable."""
 
     boot_id: str
     pid_namespace: int
@@ -51,21 +52,21 @@ class ProcessNamespace:
 
 
 class Beacon:
-    """Makes this side's descriptions and vouches for the latest one."""
+    """Makes the descriptions of this process and holds the digest of the latest one."""
 
     def __init__(self, place: ProcessNamespace) -> None:
         self._place = place
         self._digest = ctypes.create_string_buffer(_DIGEST_BYTES)
         self.description = b""
 
-    def light(self, table: Table) -> None:
-        """A new description; the one before no longer holds."""
+    def publish(self, table: RegionTable) -> None:
+        """Makes a new description. The one before no longer holds."""
         fields = {
             "boot_id": self._place.boot_id,
             "pid_namespace": self._place.pid_namespace,
             "pid": os.getpid(),
             "beacon": ctypes.addressof(self._digest),
-            "addresses": table.addresses,
+            "addresses": table.addresses.tolist(),
             "lengths": table.lengths,
             "nonce": secrets.token_hex(16),
         }
@@ -73,29 +74,29 @@ class Beacon:
         self._digest.raw = sha256(self.description).digest()
 
     def clear(self) -> None:
-        """No description holds."""
+        """Ends the latest description. None holds then."""
         self._digest.raw = bytes(_DIGEST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class ShmPeer:
-    """A process as its description tells."""
+    """A process as its description names it."""
 
     name: PeerName
     place: ProcessNamespace
     pid: int
-    table: Table
+    table: RegionTable
     beacon: int
     digest: bytes
 
     @classmethod
     def parse(cls, description: bytes) -> "ShmPeer":
-        """Errors: TransferError for what no Beacon has made."""
+        """Errors: TransferError for a description that no Beacon has made."""
         try:
             fields = json.loads(description)
             place = ProcessNamespace(str(fields["boot_id"]), int(fields["pid_namespace"]))
             pid, beacon = int(fields["pid"]), int(fields["beacon"])
-            table = Table(tuple(map(int, fields["addresses"])), tuple(map(int, fields["lengths"])))
+            table = RegionTable.parse(fields["addresses"], fields["lengths"])
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise TransferError(f"shm: malformed description: {error!r}") from error
         digest = sha256(description).digest()
@@ -104,8 +105,8 @@ class ShmPeer:
         return peer
 
     def verify(self, memory: ProcessMemory) -> None:
-        """The description holds: what was read before this returned is what it promised.
-        Errors: TransferError."""
+        """Checks that the description holds. Bytes that were read before this returns came from the described
+        memory. Errors: TransferError."""
         if memory.fetch(self.pid, self.beacon, _DIGEST_BYTES) != self.digest:
             raise TransferError(
                 f"shm: process {self.pid} is not the one that was described, or has closed, or registered "
@@ -113,9 +114,9 @@ class ShmPeer:
             )
 
     def _check_numbers(self) -> None:
-        addresses, lengths = self.table.addresses, self.table.lengths
-        starts, sizes = (*addresses, self.beacon), (*lengths, _DIGEST_BYTES)
-        fits = len(starts) == len(sizes) and all(
+        starts = (*self.table.addresses.tolist(), self.beacon)
+        sizes = (*self.table.lengths, _DIGEST_BYTES)
+        fits = all(
             start >= 0 and size >= 0 and start + size < 1 << 63
             for start, size in zip(starts, sizes, strict=True)
         )

@@ -1,4 +1,4 @@
-"""Linux's process_vm_readv and process_vm_writev, and how a batch is cut into calls of them."""
+"""Linux's process_vm_readv and process_vm_writev, and the division of a batch into calls."""
 
 import ctypes
 import errno
@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from llmserve.core.errors import TransferError, TransportUnavailable
-from llmserve.transfer.base import Int64Array, Spans
+from llmserve.transfer.base import Int64Array
+from llmserve.transfer.spans import vectors
 
 CALL_PIECES = 1024  # IOV_MAX on Linux
-CALL_BYTES = 8 << 20  # a millisecond or two: a transfer can be cancelled between two calls
+CALL_BYTES = 8 << 20  # takes a millisecond or two; a transfer can be cancelled between two calls
 _Vector = ctypes.c_uint64 * 2  # struct iovec
 _PR_SET_PTRACER = 0x59616D61
 _PR_SET_PTRACER_ANY = ctypes.c_ulong(-1).value
@@ -26,21 +27,8 @@ _REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Where the regions of one side lie."""
-
-    addresses: tuple[int, ...]
-    lengths: tuple[int, ...]
-
-    def starts(self, spans: Spans) -> Int64Array:
-        """Addresses of spans whose bounds have been checked."""
-        starts: Int64Array = np.asarray(self.addresses, np.int64)[spans.regions] + spans.offsets
-        return starts
-
-
-@dataclass(frozen=True, slots=True)
 class Copy:
-    """One system call: two arrays of shape [n, 2], address and length, as the kernel's struct iovec."""
+    """One system call. local, remote: arrays of struct iovec, address and length."""
 
     local: Int64Array
     remote: Int64Array
@@ -51,7 +39,7 @@ def copies(local: Int64Array, remote: Int64Array, lengths: Int64Array) -> Iterat
     """Cuts n pieces, given by their addresses and lengths, into calls of at most CALL_BYTES each."""
     if (lengths > CALL_BYTES).any():
         local, remote, lengths = _cut(local, remote, lengths)
-    local, remote = _vectors(local, lengths), _vectors(remote, lengths)
+    local, remote = vectors(local, lengths), vectors(remote, lengths)
     ends = np.cumsum(lengths)
     first, done = 0, 0
     while first < len(lengths):
@@ -65,26 +53,20 @@ def copies(local: Int64Array, remote: Int64Array, lengths: Int64Array) -> Iterat
 def _cut(
     local: Int64Array, remote: Int64Array, lengths: Int64Array
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """The same with no piece longer than CALL_BYTES."""
+    """Cuts pieces so that none is longer than CALL_BYTES."""
     parts = -(-lengths // CALL_BYTES)
     piece = np.repeat(np.arange(len(lengths)), parts)
     skipped = (np.arange(len(piece)) - np.repeat(np.cumsum(parts) - parts, parts)) * CALL_BYTES
     return local[piece] + skipped, remote[piece] + skipped, np.minimum(lengths[piece] - skipped, CALL_BYTES)
 
 
-def _vectors(starts: Int64Array, lengths: Int64Array) -> Int64Array:
-    rows = np.empty((len(starts), 2), np.int64)
-    rows[:, 0], rows[:, 1] = starts, lengths
-    return rows
-
-
 class ProcessMemory:
-    """The system calls, usable from any thread; they let other Python threads run meanwhile.
-    Errors of every method: TransferError."""
+    """Makes the system calls, from any thread; other Python threads run meanwhile. Errors of every method:
+    TransferError."""
 
     def __init__(self) -> None:
-        """Lets the peers in where Yama keeps processes apart (ptrace_scope 1), and that for the life of
-        this process, as another transport of it may need it too. Errors: TransportUnavailable."""
+        """Where Yama keeps processes apart (ptrace_scope 1), lets peers access this process for its whole
+        life, as another of its transports may need that, too. Errors: TransportUnavailable."""
         try:
             libc = ctypes.CDLL(None, use_errno=True)
             self._readv = _declared(libc.process_vm_readv)
@@ -93,7 +75,7 @@ class ProcessMemory:
         except (OSError, AttributeError) as error:
             raise TransportUnavailable(f"shm: this system has no process_vm_readv: {error}") from error
         prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
-        prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY, 0, 0, 0)  # an error means: there is no Yama here
+        prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY, 0, 0, 0)  # an error means that there is no Yama
 
     def read(self, pid: int, copy: Copy) -> None:
         local, remote = copy.local, copy.remote
@@ -120,7 +102,7 @@ def _declared(function: Any) -> Any:
 
 
 def _check(done: int, wanted: int, pid: int) -> None:
-    """Of what a call returned: the bytes copied, or -1."""
+    """done: the bytes that a call copied, or -1. Errors: TransferError."""
     if done == wanted:
         return
     code = ctypes.get_errno() if done < 0 else errno.EFAULT  # it stops where memory ends

@@ -1,8 +1,8 @@
-"""Reads and writes for networks where both ends take part: tcp and collective are made of this.
+"""Reads and writes for networks in which both ends take part: the base of tcp and collective.
 
-Each process listens. Who wants bytes dials, greets, and then asks: one request at a time on a
-connection, each served by a sleeping thread of the owner. What differs is the carrier, the way the
-bytes themselves go: the same socket, or another channel that is opened beside it.
+Each process listens. A process that wants bytes connects, sends a hello, and then sends one request at a time
+on the connection, which a thread of the owner serves. The transports differ in the carrier, the channel of
+the bytes themselves: the same socket, or another channel that is opened beside it.
 """
 
 import json
@@ -19,8 +19,8 @@ from llmserve.transfer.twosided.server import TwoSidedServer
 
 
 class TwoSidedTransport:
-    """host: the address of this machine that peers reach; the port is the system's choice. Owns the
-    carriers, also when it cannot be made."""
+    """host: the address of this machine that peers reach; the system chooses the port. The transport owns the
+    carriers, even when the constructor fails."""
 
     needs_progress = False
 
@@ -86,7 +86,7 @@ class TwoSidedTransport:
         return status
 
     def progress(self) -> None:
-        """Nothing to do: the threads of the server sleep in the kernel until a peer asks."""
+        """Does nothing: the threads of the server sleep in the kernel until a request comes."""
 
     def cancel(self, transfer: Transfer) -> None:
         assert isinstance(transfer, TwoSidedTransfer), "a transfer of this transport"
@@ -125,7 +125,7 @@ class TwoSidedTransport:
             raise TransferError(f"{self.name}: the transport is closed")
 
     def _parse(self, description: bytes) -> ServerAddress:
-        """Errors: TransferError for what `describe` cannot have made."""
+        """Errors: TransferError for a description that `describe` cannot have made."""
         try:
             fields = json.loads(description)
             token = bytes.fromhex(fields["token"])

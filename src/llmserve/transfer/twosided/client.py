@@ -1,4 +1,4 @@
-"""The asking half: streams to one peer, each a thread with a line."""
+"""The requesting half: streams to one peer, each a thread with a connection."""
 
 import queue
 import socket
@@ -17,7 +17,7 @@ _JOIN_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """What a description says."""
+    """The contents of a description."""
 
     host: str
     port: int
@@ -28,8 +28,7 @@ class ServerAddress:
 
 @dataclass(eq=False, slots=True)
 class TwoSidedTransfer:
-    """One batch. `status` is written by its stream only; `ended` is set after the last touch of
-    local memory."""
+    """One batch. Only its stream writes `status`. `ended` is set after the last access to local memory."""
 
     operation: wire.TransferOperation
     remote: Spans
@@ -45,8 +44,8 @@ class TwoSidedTransfer:
 
 
 class PeerStreams:
-    """The streams to one peer, over the given regions of this process. A batch goes to a stream that
-    is idle, to a new one while there are few, else to the one with the shortest queue."""
+    """The streams to one peer, for the given regions of this process. A batch goes to an idle stream, or to a
+    new one while there are few, or to the one with the shortest queue."""
 
     def __init__(
         self, name: PeerName, address: ServerAddress, regions: Sequence[Region], carriers: CarrierFactory
@@ -67,8 +66,8 @@ class PeerStreams:
         stream.submit(transfer)
 
     def use(self, regions: Sequence[Region]) -> None:
-        """From now on these regions. Transfers in flight end as FAILED; when it returns the former
-        regions are no longer touched."""
+        """Replaces the regions. Transfers in flight end as FAILED. When this returns the former regions are
+        no longer touched."""
         self.close()
         self._regions = regions
         self._streams = [TransferStream(self.address, regions, self._carriers, None)]
@@ -81,8 +80,8 @@ class PeerStreams:
 
 
 class TransferStream:
-    """Runs its transfers one after the other. A line that breaks fails the transfer that used it;
-    the next one dials again."""
+    """Runs its transfers one after the other. A connection that breaks fails the transfer that used it, and
+    the next transfer connects again."""
 
     def __init__(
         self,
@@ -99,7 +98,7 @@ class TransferStream:
         self._lock = threading.Lock()
         self._current: TwoSidedTransfer | None = None
         self._stopping = False
-        self.load = 0  # transfers not ended; written under the lock
+        self.load = 0  # transfers that have not ended; written under the lock
         self._thread = threading.Thread(target=self._run, name=f"kv-{carriers.name}-stream", daemon=True)
         self._thread.start()
 
@@ -109,8 +108,8 @@ class TransferStream:
         self._queue.put(transfer)
 
     def cancel(self, transfer: TwoSidedTransfer) -> None:
-        """When it returns the transfer touches no local memory. Errors: TransferError if its thread
-        does not let go (never seen; the memory must then be taken for lost)."""
+        """When this returns the transfer touches no local memory. Errors: TransferError if its thread does
+        not end it. That was never seen; the memory must then count as lost."""
         with self._lock:
             transfer.cancelled = True
             if self._current is not transfer:
@@ -129,14 +128,14 @@ class TransferStream:
         self._thread.join(_JOIN_SECONDS)
 
     def _hang_up(self) -> None:
-        """Under the lock."""
+        """The caller holds the lock."""
         if self._line is not None:
             self._line.hang_up()
 
     def _run(self) -> None:
         while (transfer := self._queue.get()) is not None:
             failure = self._attempt(transfer)
-            with self._lock:  # a cancel that came too late has hung up all the same
+            with self._lock:  # a cancel that came too late has hung up as well
                 self._current = None
                 self.load -= 1
             if failure or transfer.cancelled:
@@ -145,7 +144,7 @@ class TransferStream:
         self._drop_line()
 
     def _attempt(self, transfer: TwoSidedTransfer) -> str:
-        """Why it failed; empty when it did not."""
+        """Returns why the transfer failed; empty when it did not."""
         try:
             self._perform(transfer)
         except TransferError as error:
@@ -187,12 +186,12 @@ class TransferStream:
 
 
 def dial(address: ServerAddress, regions: Sequence[Region], carriers: CarrierFactory) -> PeerConnection:
-    """A greeted line. Errors: TransferError."""
+    """Returns a connection that the peer has accepted. Errors: TransferError."""
     line: PeerConnection | None = None
     try:
         line = PeerConnection(socket.create_connection((address.host, address.port), timeout=_DIAL_SECONDS))
         wire.tune(line.socket)
-        wire.send_greeting(line.socket, address.token, address.generation)
+        wire.send_hello(line.socket, address.token, address.generation)
         wire.receive_reply(line.socket)
         line.open(carriers, regions, rank=0)
         line.socket.settimeout(carriers.answer_seconds)

@@ -11,47 +11,46 @@ from llmserve.transfer.base import Region, Spans
 
 
 class Carrier(Protocol):
-    """The bytes of one connection, used by one thread. Spans are those of this end, already checked;
-    both ends name the same number of bytes. Errors: TransferError, OSError; the carrier is then dead,
-    and this end's memory is no longer touched."""
+    """Moves the bytes of one connection, on one thread. Spans are those of this end and have been checked;
+    both ends name the same number of bytes. Errors: TransferError, OSError; the carrier is then dead and no
+    longer touches this end's memory."""
 
     def send(self, spans: Spans) -> None:
-        """The bytes are on their way when it returns, and maybe not gone yet."""
+        """Starts sending. Bytes may still be unsent when this returns."""
 
     def settle(self) -> None:
-        """The other end has said, or shown by asking for something new, that it has all that was sent."""
+        """The other end has everything that was sent: it said so, or it sent a new request."""
 
     def receive(self, spans: Spans, ask: Callable[[], None], confirm: Callable[[], None]) -> None:
-        """`ask` makes the other end send; `confirm` takes its answer from the socket, and raises if it
-        refuses. Each is called once, unless the one before fails."""
+        """Calls `ask`, which makes the other end send, and `confirm`, which takes its answer from the socket
+        and raises if that is a refusal. Each is called once, unless the one before fails."""
 
     def cut(self) -> None:
-        """From any thread, any number of times: ends what runs, with an error. The socket has been
-        shut down before. When it returns nothing is sent or received any more."""
+        """Ends a running call with an error. It may be called from any thread and any number of times, after
+        the socket was shut down. When this returns nothing is sent or received any more."""
 
     def close(self) -> None:
-        """After the last use: the same, and gives everything back. Idempotent."""
+        """Cuts and frees everything, after the last use. Idempotent."""
 
 
 class CarrierFactory(Protocol):
-    """Makes the carriers of one transport."""
+    """Makes the carriers of one transport. Errors of `open`: TransferError, OSError."""
 
-    name: str  # of the transport
-    connections: int  # to one peer, at most
-    same_socket: bool  # the bytes go over the socket of the requests
-    answer_seconds: float | None  # how long a peer may take to answer a request; None: until cancelled
+    name: str  # the transport's name
+    connections: int  # the most connections to one peer
+    same_socket: bool  # whether the bytes go over the socket of the requests
+    answer_seconds: float | None  # the time in which a peer must answer a request; None: no limit
 
     def open(self, sock: socket.socket, regions: Sequence[Region], rank: int) -> Carrier:
-        """For a connection whose greeting was accepted; rank is 0 where it was dialled, 1 where it
-        was accepted. Both ends call it at once; it may exchange messages over the socket, which has
-        a timeout. Errors: TransferError, OSError."""
+        """Opens a carrier for an accepted connection. rank: 0 at the end that connected, 1 at the other. Both
+        ends call this at the same time and may exchange messages over the socket, which has a timeout."""
 
     def close(self) -> None:
-        """After the last carrier. Idempotent."""
+        """Is called after the last carrier was closed. Idempotent."""
 
 
 class PeerConnection:
-    """Belongs to one thread; only `hang_up` is called from others."""
+    """A socket with its carrier. It belongs to one thread; only `hang_up` is called from others."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -73,7 +72,7 @@ class PeerConnection:
                 raise TransferError("hung up")
 
     def hang_up(self) -> None:
-        """Wakes the thread of the line out of whatever it waits for."""
+        """Wakes the thread of the connection from any wait."""
         with self._lock:
             self._hung_up = True
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The serving half: a listening socket and a thread for each connected peer."""
+"""The serving half: a listening socket and a thread for each connection."""
 
 import contextlib
 import logging
@@ -13,15 +13,15 @@ from llmserve.transfer.twosided import wire
 from llmserve.transfer.twosided.connection import CarrierFactory, PeerConnection
 
 _log = logging.getLogger(__name__)
-_GREETING_SECONDS = 5.0
+_HELLO_SECONDS = 5.0
 _JOIN_SECONDS = 10.0
 _ACCEPT_RETRY_SECONDS = 0.1
 _MAX_CONNECTIONS = 1024
 
 
 class TwoSidedServer:
-    """Serves one generation of registered memory at a time. Threads: `serve` and `close` are
-    called by the owner of the transport; connections run on their own threads."""
+    """Serves one generation of registered memory at a time. The owner of the transport calls `serve` and
+    `close`; each connection runs on a thread of its own."""
 
     def __init__(self, host: str, token: bytes, carriers: CarrierFactory) -> None:
         """Errors: TransportUnavailable."""
@@ -41,8 +41,8 @@ class TwoSidedServer:
         self._acceptor.start()
 
     def serve(self, regions: Sequence[Region]) -> int:
-        """Replaces the memory; returns its generation. When it returns the old memory is no longer
-        touched: the peers that were connected have lost their connection."""
+        """Replaces the memory and returns its generation. When this returns the old memory is no longer
+        touched: the connected peers have lost their connections."""
         with self._lock:
             self._generation += 1
             self._regions = regions
@@ -74,7 +74,7 @@ class TwoSidedServer:
             except OSError:
                 if self._closed.wait(_ACCEPT_RETRY_SECONDS):
                     return
-                continue  # out of file descriptors, or the peer gave up
+                continue  # no file descriptor is left, or the peer gave up
             line = PeerConnection(connection)
             name = f"kv-{self._carriers.name}-serve"
             thread = threading.Thread(target=self._run, args=(line,), name=name, daemon=True)
@@ -87,7 +87,7 @@ class TwoSidedServer:
                 line.close()
 
     def _forget_ended(self) -> None:
-        """Under the lock. A thread does not forget itself: `close` must find it to join it."""
+        """The caller holds the lock. A thread does not remove itself: `close` must find it to join it."""
         ended = [line for line, thread in self._lines.items() if not thread.is_alive()]
         for line in ended:
             del self._lines[line]
@@ -95,20 +95,20 @@ class TwoSidedServer:
     def _run(self, line: PeerConnection) -> None:
         try:
             wire.tune(line.socket)
-            lengths = self._greet(line)
+            lengths = self._accept_peer(line)
             while True:
                 self._answer(line, lengths)
         except TransferError as error:
             _log.warning("%s: a connection ended: %s", self._carriers.name, error)
         except OSError:
-            pass  # the peer has left; it knows what it has not received
+            pass  # the peer has left, and knows what it has not received
         finally:
             line.close()
 
-    def _greet(self, line: PeerConnection) -> Sequence[int]:
-        """Opens the carrier; the lengths of the regions that it serves."""
-        line.socket.settimeout(_GREETING_SECONDS)
-        token, generation = wire.receive_greeting(line.socket)
+    def _accept_peer(self, line: PeerConnection) -> Sequence[int]:
+        """Opens the carrier and returns the lengths of the regions that it serves."""
+        line.socket.settimeout(_HELLO_SECONDS)
+        token, generation = wire.receive_hello(line.socket)
         with self._lock:
             current, regions = self._generation, self._regions
         if token != self._token or generation != current:
@@ -137,4 +137,4 @@ class TwoSidedServer:
 
 
 def _agreed() -> None:
-    """A client that writes has nothing to refuse."""
+    """Does nothing: a client that writes has nothing to refuse."""

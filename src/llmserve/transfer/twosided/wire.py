@@ -1,13 +1,12 @@
 """The messages of a connection.
 
-It starts with a Greeting from the client and a Reply; then the carrier is opened. After that, one
-request at a time, the bytes of the spans going over the carrier:
-  read:   request, spans ->    <- Reply    <- bytes
-  write:  request, spans ->    <- Reply    bytes ->    <- Reply
-Numbers are little-endian. The spans are three int64 arrays: regions, offsets, lengths.
+A connection starts with a hello from the client and a reply; then the carrier is opened. One request follows
+after the other, and the bytes of the spans go over the carrier: read: request, spans -> <- reply <- bytes
+write: request, spans -> <- reply bytes -> <- reply Numbers are little-endian. The spans are three int64
+arrays: regions, offsets, lengths.
 
-Every message is padded to a multiple of 64 bytes, for what follows it: the kernel copies at 40% of its
-speed (measured on AMD Zen 4) when bytes have another alignment in its buffers than in memory.
+Every message is padded to a multiple of 64 bytes for the bytes that follow it: the kernel copies at 40% of
+its speed (measured on AMD Zen 4) when bytes have another alignment in its buffers than in memory.
 """
 
 import socket
@@ -15,22 +14,21 @@ import struct
 from contextlib import suppress
 from enum import IntEnum
 
-import numpy as np
-
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Spans
+from llmserve.transfer.spans import SPAN_BYTES, pack_spans, unpack_spans
 
 MAX_SPANS = 1 << 20
 TOKEN_BYTES = 16
 _MAGIC = b"LSKV\x00\x00\x00\x02"
 _MESSAGE_BYTES = 64
-_GREETING = struct.Struct(f"<8s{TOKEN_BYTES}sQ32x")
+_HELLO = struct.Struct(f"<8s{TOKEN_BYTES}sQ32x")
 _REQUEST = struct.Struct("<BxxxI56x")
 _REPLY = struct.Struct("<BxxxI56x")
 _ACCEPTED = _REPLY.pack(1, 0)
 _MAX_REASON_BYTES = 4096
 _CONGESTION_CONTROL = b"cubic"  # bbr, a common default, stalls a burst for 200 ms in each RTT probe
-_SILENCE_MS = 10_000  # unacknowledged for so long: the peer's machine is gone
+_SILENCE_MS = 10_000  # the peer's machine is gone when data is not acknowledged for so long
 
 
 class TransferOperation(IntEnum):
@@ -44,17 +42,17 @@ def tune(sock: socket.socket) -> None:
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_MS)
     if hasattr(socket, "TCP_CONGESTION"):
-        with suppress(OSError):  # not allowed here: the system's choice stays
+        with suppress(OSError):  # not allowed here, so the system's choice stays
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION_CONTROL)
 
 
-def send_greeting(sock: socket.socket, token: bytes, generation: int) -> None:
-    sock.sendall(_GREETING.pack(_MAGIC, token, generation))
+def send_hello(sock: socket.socket, token: bytes, generation: int) -> None:
+    sock.sendall(_HELLO.pack(_MAGIC, token, generation))
 
 
-def receive_greeting(sock: socket.socket) -> tuple[bytes, int]:
-    """The token and the generation that the client wants. Errors: TransferError, OSError."""
-    magic, token, generation = _GREETING.unpack(receive_exactly(sock, _GREETING.size))
+def receive_hello(sock: socket.socket) -> tuple[bytes, int]:
+    """Returns the token and the generation that the client expects. Errors: TransferError, OSError."""
+    magic, token, generation = _HELLO.unpack(receive_exactly(sock, _HELLO.size))
     if magic != _MAGIC:
         raise TransferError("not a peer of this transport")
     return token, generation
@@ -62,22 +60,20 @@ def receive_greeting(sock: socket.socket) -> tuple[bytes, int]:
 
 def send_request(sock: socket.socket, operation: TransferOperation, spans: Spans) -> None:
     head = _REQUEST.pack(operation, len(spans.lengths))
-    body = np.concatenate((spans.regions, spans.offsets, spans.lengths)).astype("<i8", copy=False)
-    sock.sendall(_padded(head + body.tobytes()))
+    sock.sendall(_padded(head + pack_spans(spans)))
 
 
 def receive_request(sock: socket.socket) -> tuple[TransferOperation, Spans]:
-    """Errors: TransferError for what is no request; ConnectionError when the peer has left."""
+    """Errors: TransferError for a malformed request; ConnectionError when the peer has left."""
     operation, count = _REQUEST.unpack(receive_exactly(sock, _REQUEST.size))
     if operation not in (TransferOperation.READ, TransferOperation.WRITE) or count > MAX_SPANS:
         raise TransferError("malformed request")
-    body = receive_exactly(sock, _padded_bytes(count * 24))
-    regions, offsets, lengths = np.frombuffer(body, "<i8", 3 * count).astype(np.int64).reshape(3, count)
-    return TransferOperation(operation), Spans(regions, offsets, lengths)
+    body = receive_exactly(sock, _padded_bytes(count * SPAN_BYTES))
+    return TransferOperation(operation), unpack_spans(body, count)
 
 
 def accept(sock: socket.socket, more: bool = False) -> None:
-    """more: something follows at once on this socket, and may go in the same packet."""
+    """more: something follows at once on this socket and may go in the same packet."""
     sock.sendall(_ACCEPTED, socket.MSG_MORE if more else 0)
 
 

@@ -1,4 +1,4 @@
-"""The asking half: batches to one peer, in parts, few of them at a time."""
+"""The requesting half: sends batches to one peer in parts, a few of them at a time."""
 
 import json
 import threading
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, TransferState, TransferStatus
+from llmserve.transfer.spans import pack_spans
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.link import LEAVE_SECONDS, PartTransfer, RegionViews, UcxLink
 from llmserve.transfer.ucx.loop import UcxLoop
@@ -21,7 +22,7 @@ _PARTS_IN_FLIGHT = 2
 
 @dataclass(frozen=True, slots=True)
 class WorkerAddress:
-    """What a description says."""
+    """The contents of a description."""
 
     worker: bytes
     token: str
@@ -31,7 +32,7 @@ class WorkerAddress:
 
 @dataclass(eq=False, slots=True)
 class UcxTransfer:
-    """One batch. Written in turns of the loop only; `ended` is set after the last touch of local memory."""
+    """One batch. Only turns of the loop write it. `ended` is set after the last access to local memory."""
 
     operation: wire.MessageKind
     memory: RegionViews
@@ -43,13 +44,13 @@ class UcxTransfer:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def fail(self, reason: str) -> None:
-        """No more parts; it ends when those that move have."""
+        """Starts no further parts. The transfer ends when the parts in flight have ended."""
         self.failure = self.failure or reason
         self.parts.clear()
         self.end_if_idle()
 
     def cancel(self) -> None:
-        """What moves may land; if it does not soon, its connection is given up."""
+        """Parts in flight may still arrive. If they do not soon, the connection is given up."""
         if self.cancelled_at is None:
             self.cancelled_at = time.monotonic()
             self.fail("cancelled")
@@ -64,7 +65,7 @@ class UcxTransfer:
 
 @dataclass(slots=True)
 class _Part:
-    """confirmed: the peer has nothing more to say about it."""
+    """confirmed: the peer sends nothing more about this part."""
 
     transfer: UcxTransfer
     batch: Batch
@@ -73,10 +74,10 @@ class _Part:
 
 
 class UcxConnection:
-    """The asker's end. Lives in the loop's turns; `settled` is set once it is open or lost."""
+    """The requester's end, which lives in turns of the loop. `settled` is set once it is open or lost."""
 
     def __init__(self, loop: UcxLoop, address: WorkerAddress) -> None:
-        """Says hello. Errors: TransferError when the peer's address leads nowhere."""
+        """Sends HELLO. Errors: TransferError when the peer's address is of no use."""
         self.number = loop.next_number()
         self.lost = ""
         self.settled = threading.Event()
@@ -109,7 +110,7 @@ class UcxConnection:
 
     def deliver(self, message: wire.ControlMessage) -> None:
         if message.kind is wire.MessageKind.BYE:
-            self._link.take_leave()
+            self._link.note_bye()
             self.lose("the peer has left")
         if self.lost:
             return
@@ -133,7 +134,7 @@ class UcxConnection:
         return worked
 
     def lose(self, reason: str, patience: float = LEAVE_SECONDS) -> None:
-        """patience: how many seconds the peer has to take leave."""
+        """patience: seconds that the peer has to say BYE."""
         if self.lost:
             return
         self.lost = reason
@@ -156,7 +157,7 @@ class UcxConnection:
             "generation": self._address.generation,
             "worker": wire.pack_address(self._loop.worker.address),
         }
-        link.tell(wire.MessageKind.HELLO, self.number, json.dumps(hello).encode())
+        link.send_control(wire.MessageKind.HELLO, self.number, json.dumps(hello).encode())
         self._links.append(link)
 
     def _check(self, now: float) -> None:
@@ -169,7 +170,7 @@ class UcxConnection:
             self.lose("a cancelled transfer did not end", patience=0.0)
 
     def _mend(self, now: float) -> None:
-        """The end of an earlier connection to the same process can break this one while it is made."""
+        """Connects again: the end of an earlier connection to the same process can break a new one."""
         if self._open or self._dials == _MAX_DIALS:
             self.lose("the connection broke")
             return
@@ -206,9 +207,9 @@ class UcxConnection:
             self._waiting.popleft()
 
     def _ask(self, number: int, transfer: UcxTransfer, batch: Batch) -> None:
-        """A read's receives are posted while the request travels, before this side looks at its network."""
+        """Posts the receives of a read while the request travels, before this side reads from its network."""
         reads = transfer.operation is wire.MessageKind.READ
-        self._link.tell(transfer.operation, number, wire.pack_spans(batch.remote))
+        self._link.send_control(transfer.operation, number, pack_spans(batch.remote))
         flow = self._link.receive(number, transfer.memory.pieces(batch.local)) if reads else None
         self._parts[number] = _Part(transfer, batch, flow, confirmed=reads)
         transfer.moving += 1
@@ -221,14 +222,14 @@ class UcxConnection:
 
 
 class UcxClient:
-    """The connections of one transport. Lives in the loop's turns."""
+    """The connections of one transport. They live in turns of the loop."""
 
     def __init__(self, loop: UcxLoop) -> None:
         self._loop = loop
         self._connections: dict[str, UcxConnection] = {}
 
     def connect(self, name: str, address: WorkerAddress) -> UcxConnection:
-        """The connection, made anew when it was lost. Errors: TransferError."""
+        """Returns the connection, a new one when it was lost. Errors: TransferError."""
         connection = self._connections.get(name)
         if connection is None or connection.lost:
             connection = self._connections[name] = UcxConnection(self._loop, address)

@@ -1,4 +1,4 @@
-"""The only place that touches ucxx: what the transport uses of it, typed, its errors mapped."""
+"""The only module that uses ucxx: typed wrappers that map its errors."""
 
 import contextlib
 import logging
@@ -15,13 +15,13 @@ from llmserve.core.errors import TransferError, TransportUnavailable
 Bytes = npt.NDArray[np.uint8]
 RELEASE = "0.52"
 _INSTALL = "pip install 'llmserve[ucx]'"
-# Read once, when the library is loaded; an operator's own setting wins.
+# UCX reads these when the library is loaded. An operator's own setting takes precedence.
 _AT_LOAD = {
-    "UCX_DEBUG_SIGNO": "0",  # it would take SIGHUP from the process
+    "UCX_DEBUG_SIGNO": "0",  # UCX would handle SIGHUP otherwise
     "UCX_LOG_FILE": "stderr",  # not stdout
-    "UCX_MEMTYPE_CACHE": "n",  # as ucxx wants it; it sets this too late itself
+    "UCX_MEMTYPE_CACHE": "n",  # ucxx needs it, and sets it too late itself
 }
-_DEFAULTS = {  # an operator's UCX_TLS and so on win
+_DEFAULTS = {  # an operator's UCX_TLS and so on take precedence
     "TLS": "^sm",
     "TCP_TX_SEG_SIZE": "256K",  # twice the throughput of 8K
     "TCP_RX_SEG_SIZE": "256K",
@@ -32,7 +32,7 @@ _REQUIRED = {"RNDV_THRESH": "4K", "RCACHE_ENABLE": "y", "TCP_MAX_POLL": "1"}  # 
 
 @dataclass(frozen=True, slots=True)
 class UcxLibrary:
-    """ucxx, loaded: the names that are used of it."""
+    """The names that are used of ucxx."""
 
     api: Any
     array: Any
@@ -51,7 +51,7 @@ class UcxLibrary:
 
 
 class UcxRequest:
-    """A message on its way, or one that could not start. Its buffer is in use until it is over."""
+    """A message in flight, or one that could not start. Its buffer is in use until it is over."""
 
     def __init__(self, request: Any, buffer: Bytes, failure: str = "") -> None:
         self._request = request
@@ -64,7 +64,7 @@ class UcxRequest:
 
     @property
     def failure(self) -> str:
-        """Of one that is over; empty when it arrived."""
+        """Returns why a request that is over failed; empty when it did not."""
         try:
             if not self._failure:
                 self._request.check_error()
@@ -74,7 +74,7 @@ class UcxRequest:
 
 
 class UcxEndpoint:
-    """A way to the worker of another process."""
+    """A connection to the worker of another process."""
 
     def __init__(self, library: UcxLibrary, endpoint: Any) -> None:
         self._library = library
@@ -91,8 +91,8 @@ class UcxEndpoint:
         return self._post("tag_recv", buffer, tag)
 
     def close(self) -> None:
-        """At once: what is on its way ends soon as failed. Idempotent."""
-        endpoint, self._endpoint = self._endpoint, None  # as long as it is there, the worker is
+        """Closes at once: messages in flight end soon as failed. Idempotent."""
+        endpoint, self._endpoint = self._endpoint, None  # the worker lives as long as its endpoints
         with contextlib.suppress(Exception):  # a dead peer is what it is closed for
             endpoint.close_blocking()
 
@@ -106,14 +106,14 @@ class UcxEndpoint:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class UnexpectedMessage:
-    """A message that no receive was waiting for."""
+    """A message for which no receive was posted."""
 
     tag: int
     request: UcxRequest
 
 
 class UcxWorker:
-    """One UCX context and worker. All methods belong to one thread at a time."""
+    """One UCX context and worker. One thread at a time calls its methods."""
 
     def __init__(self) -> None:
         """Errors: TransportUnavailable with the reason."""
@@ -130,11 +130,11 @@ class UcxWorker:
         self._worker.progress()
 
     def arm(self) -> bool:
-        """Whether the event descriptor will tell of what comes next; if not, progress again."""
+        """Says whether the event descriptor will signal the next event; if not, call progress again."""
         return bool(self._worker.arm())
 
     def connect(self, address: bytes) -> UcxEndpoint:
-        """Does not wait for the peer. Errors: TransferError when the address is of no use."""
+        """Connects without waiting for the peer. Errors: TransferError when the address is of no use."""
         try:
             endpoint = self._worker.create_endpoint_from_worker_address(
                 self._library.api.UCXAddress.create_from_buffer(address), True
@@ -144,7 +144,7 @@ class UcxWorker:
         return UcxEndpoint(self._library, endpoint)
 
     def arrivals(self) -> Iterator[UnexpectedMessage]:
-        """Takes the messages that nobody waits for."""
+        """Yields the messages for which no receive was posted."""
         any_tag, no_bits = self._library.tag(0), self._library.tag_mask(0)
         while (found := self._worker.tag_probe(any_tag, no_bits, True)).matched:
             buffer = np.empty(found.length, np.uint8)
@@ -152,18 +152,18 @@ class UcxWorker:
             yield UnexpectedMessage(int(found.sender_tag.value), UcxRequest(request, buffer))
 
     def close(self) -> None:
-        """After the endpoints."""
+        """Is called after the endpoints were closed."""
         del self._worker, self._context
 
 
 def worker_options() -> dict[str, str]:
-    """What a context of UCX is made with."""
+    """Returns the options of a UCX context."""
     options = {name: value for name, value in _DEFAULTS.items() if f"UCX_{name}" not in os.environ}
     return {**options, **_REQUIRED}
 
 
 def load() -> UcxLibrary:
-    """Errors: TransportUnavailable with what to install."""
+    """Loads ucxx. Errors: TransportUnavailable with what to install."""
     try:
         with _settings_at_load():
             import ucxx
@@ -173,7 +173,7 @@ def load() -> UcxLibrary:
         raise TransportUnavailable(f"ucx: cannot be imported: {describe(error)}; {_INSTALL}") from error
     if not str(ucxx.__version__).startswith(f"{RELEASE}."):
         raise TransportUnavailable(f"ucx: ucxx is {ucxx.__version__}, needed is {RELEASE}; {_INSTALL}")
-    log = logging.getLogger("ucx")  # it has a handler of its own by now
+    log = logging.getLogger("ucx")  # ucxx has given it a handler
     log.handlers.clear()
     log.propagate = True
     return UcxLibrary(ucxx.libucxx, Array, Tag, TagMask)
@@ -181,8 +181,8 @@ def load() -> UcxLibrary:
 
 @contextlib.contextmanager
 def _settings_at_load() -> Iterator[None]:
-    """UCX reads some settings only from the environment, when it is loaded, and ucxx leaves more of
-    them there, which NIXL's UCX and child processes would obey: all of it is taken back."""
+    """Sets variables that UCX reads only while it is loaded, and removes them afterwards, with those that
+    ucxx sets: NIXL's UCX and child processes would use them."""
     before = _ucx_variables()
     os.environ.update({**_AT_LOAD, **before})
     try:

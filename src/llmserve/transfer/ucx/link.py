@@ -1,4 +1,4 @@
-"""One end of a connection to the worker of a peer, and the bytes on their way over it."""
+"""One end of a connection to the worker of a peer, and the bytes in flight over it."""
 
 import ctypes
 import time
@@ -17,14 +17,14 @@ _KEPT_BUFFERS = 32
 
 
 class RegionViews:
-    """Registered regions as arrays."""
+    """The registered regions as arrays."""
 
     def __init__(self, regions: Sequence[Region]) -> None:
         self.lengths = tuple(region.length_bytes for region in regions)
         self._views = [_view(region) for region in regions]
 
     def pieces(self, spans: Spans) -> list[Bytes]:
-        """The bytes of the spans; the caller has checked their bounds."""
+        """Returns the bytes of spans whose bounds have been checked."""
         columns = zip(spans.regions.tolist(), spans.offsets.tolist(), spans.lengths.tolist(), strict=True)
         return [self._views[region][offset : offset + length] for region, offset, length in columns]
 
@@ -35,7 +35,8 @@ def _view(region: Region) -> Bytes:
 
 
 class PackBuffers:
-    """For messages of several pieces. They are kept: fresh memory costs more than to copy the pieces."""
+    """Buffers for messages of several pieces. They are reused: new memory costs more than copying the
+    pieces."""
 
     def __init__(self) -> None:
         self._free: list[Bytes] = []
@@ -50,7 +51,7 @@ class PackBuffers:
 
 @dataclass(slots=True)
 class _Parcel:
-    """A message. shared: the buffer of several pieces; pieces: where its bytes go when they are here."""
+    """A message. shared: the buffer of several pieces. pieces: the memory that its bytes are copied to."""
 
     request: UcxRequest
     shared: Bytes | None = None
@@ -58,7 +59,7 @@ class _Parcel:
 
 
 class PartTransfer:
-    """The messages of one part, in one direction. Their memory is in use until it is over."""
+    """The messages of one part in one direction. Their memory is in use until the transfer is over."""
 
     def __init__(self, parcels: Iterable[_Parcel], buffers: PackBuffers) -> None:
         self.failure = ""
@@ -66,7 +67,7 @@ class PartTransfer:
         self._buffers = buffers
 
     def over(self) -> bool:
-        """Takes note of what has arrived since the last call."""
+        """Handles what has arrived since the last call, and says whether everything has."""
         while self._parcels and self._parcels[0].request.over:
             parcel = self._parcels.popleft()
             self.failure = self.failure or parcel.request.failure
@@ -78,7 +79,7 @@ class PartTransfer:
 
 
 class UcxLink:
-    """Nothing here raises: what cannot be sent or received is a flow that has failed."""
+    """One end of a connection. No method raises: a transfer that cannot start is one that has failed."""
 
     def __init__(
         self, number: int, endpoint: UcxEndpoint, buffers: PackBuffers, peer_number: int = 0
@@ -98,17 +99,18 @@ class UcxLink:
 
     @property
     def gone(self) -> bool:
-        """Closed, and no message of control is on its way any more; flows may still be."""
+        """Says whether the link is closed and no control message is in flight. Data may still be in
+        flight."""
         return self._closed and self._quiet()
 
     def leave(self, seconds: float) -> None:
-        """Says goodbye, and closes when the peer has said it too, is dead, or so many seconds later. What
-        is not sent when an endpoint is closed never is, and the other end does not notice a close."""
-        self.tell(wire.MessageKind.BYE)
+        """Sends BYE, and closes when the peer has sent BYE, is dead, or after so many seconds. Closing an
+        endpoint drops what is not sent yet, and the other end does not notice it."""
+        self.send_control(wire.MessageKind.BYE)
         self._leave_by = time.monotonic() + seconds
 
-    def take_leave(self) -> None:
-        """The peer has said goodbye."""
+    def note_bye(self) -> None:
+        """Notes that the peer has sent BYE."""
         self._peer_has_left = True
 
     def advance(self, now: float) -> None:
@@ -118,11 +120,11 @@ class UcxLink:
             self.close()
 
     def close(self) -> None:
-        """At once. What is on its way ends soon."""
+        """Closes at once. Messages in flight end soon."""
         self._closed = True
         self._endpoint.close()
 
-    def tell(self, kind: wire.MessageKind, part: int = 0, body: bytes = b"") -> None:
+    def send_control(self, kind: wire.MessageKind, part: int = 0, body: bytes = b"") -> None:
         message = wire.ControlMessage(kind, self.peer_number, part, body)
         self._outbox.append(self._endpoint.send(message.pack(), wire.CONTROL_TAG))
 

@@ -1,5 +1,5 @@
-"""The turns of the ucx transport, in which all that touches UCX happens, one at a time: those of its
-thread, which sleeps in between, and those of callers who find it asleep."""
+"""The turns of the ucx transport. Everything that uses UCX happens in a turn, one at a time: in a turn of the
+transport's thread, which sleeps in between, or in a turn of a caller that finds the thread asleep."""
 
 import logging
 import os
@@ -20,45 +20,45 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _CALL_SECONDS = 30.0
 _DRAIN_SECONDS = 5.0
-_IDLE_SECONDS = 1.0  # ucxx warns that UCX may sleep through an event; so none is slept through for long
+_IDLE_SECONDS = 1.0  # ucxx warns that UCX may miss an event, so the thread never sleeps for long
 _BUSY_SECONDS = 0.02
 
 
 class LoopMember(Protocol):
-    """An end of a connection. Everything of it happens in a turn."""
+    """An end of a connection. All its methods are called in turns."""
 
-    number: int  # of its link: messages to it carry this
+    number: int  # the number of its link, which messages to it carry
 
     def deliver(self, message: wire.ControlMessage) -> None: ...
 
     def advance(self, now: float) -> bool:
-        """Goes on where it can; whether it did."""
+        """Does what can be done now, and says whether there was anything."""
 
     def lose(self, reason: str) -> None:
         """Gives the connection up. Idempotent."""
 
     @property
     def busy(self) -> bool:
-        """It waits for something that has a deadline, or for bytes."""
+        """Says whether it waits for bytes or for something that has a deadline."""
 
     @property
     def gone(self) -> bool:
-        """The connection is lost and no memory is in use for it: it may be forgotten."""
+        """Says whether the connection is lost and uses no memory, so that it may be dropped."""
 
 
 class UcxLoop:
-    """`call`, `post` and `close` may be used from any thread; everything else happens in a turn."""
+    """Any thread may call `call`, `post` and `close`. Everything else happens in turns."""
 
     def __init__(self) -> None:
         """Errors: TransportUnavailable."""
         self.worker = UcxWorker()
-        self.greeter: Callable[[wire.ControlMessage], None] | None = None  # gets every HELLO
+        self.on_hello: Callable[[wire.ControlMessage], None] | None = None  # receives every HELLO
         self.buffers = PackBuffers()
         self._members: dict[int, LoopMember] = {}
         self._last_number = 0
         self._arriving: list[UnexpectedMessage] = []
         self._inbox: deque[Callable[[], object]] = deque()
-        self._turns = threading.Lock()  # held by whoever touches UCX
+        self._turns = threading.Lock()  # the holder uses UCX
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._events = select.epoll()
         for fd in (self._wake_fd, self.worker.event_fd):
@@ -70,7 +70,8 @@ class UcxLoop:
     # -- from any thread
 
     def call(self, action: Callable[[], _T]) -> _T:
-        """Runs an action in a turn and waits for it. Errors: its own; TransferError after 30 s."""
+        """Runs an action in a turn and waits for it. Errors: those of the action; TransferError after 30
+        s."""
         answer: Future[_T] = Future()
 
         def run() -> None:
@@ -86,8 +87,8 @@ class UcxLoop:
             raise TransferError("ucx: its thread does not answer") from error
 
     def post(self, action: Callable[[], object]) -> None:
-        """Runs an action: at once, in a turn of the caller's own, while the thread sleeps (to wake it
-        first takes longer than the turn), or else in the thread's next turn."""
+        """Runs an action: in a turn of the caller while the thread sleeps, because waking it takes longer
+        than the turn, or else in the thread's next turn."""
         self._inbox.append(action)
         if self._turns.acquire(blocking=False):
             try:
@@ -97,7 +98,7 @@ class UcxLoop:
         os.eventfd_write(self._wake_fd, 1)
 
     def close(self) -> None:
-        """Once. Gives every connection up and joins the thread."""
+        """Gives up every connection and joins the thread. Call it once."""
 
         def stop() -> None:
             self._stopping = True
@@ -122,13 +123,13 @@ class UcxLoop:
         self._members[member.number] = member
 
     def renumber(self, member: LoopMember) -> None:
-        """Messages to its old number reach nobody any more."""
+        """Gives a member a new number. Messages to its old number are dropped."""
         del self._members[member.number]
         member.number = self.next_number()
         self.add(member)
 
     def drain(self, reason: str) -> None:
-        """Gives every connection up; when it returns no memory is in use. Errors: TransferError."""
+        """Gives up every connection. When this returns no memory is in use. Errors: TransferError."""
         for member in list(self._members.values()):
             member.lose(reason)
         deadline = time.monotonic() + _DRAIN_SECONDS
@@ -155,11 +156,11 @@ class UcxLoop:
                 os.eventfd_read(fd)
 
     def _turn(self) -> bool:
-        """Does what there is to do; whether there was anything."""
+        """Does what can be done now, and says whether there was anything."""
         try:
             self.worker.progress()
             return self._take_inbox() | self._take_arrivals() | self._advance()
-        except Exception:  # of one message or connection; the others go on
+        except Exception:  # an error of one message or connection; the others continue
             _log.exception("ucx: the transport met an error")
             return False
 
@@ -184,7 +185,7 @@ class UcxLoop:
             return False
         complete = [arrival for arrival in arrivals if arrival.request.over]
         self._arriving = [arrival for arrival in arrivals if arrival not in complete]
-        for arrival in complete:  # those with another tag are bytes of a part that was given up
+        for arrival in complete:  # other tags are data of a part that was given up
             if arrival.tag == wire.CONTROL_TAG and not arrival.request.failure:
                 self._deliver(arrival.request.buffer.tobytes())
         return bool(complete)
@@ -196,7 +197,7 @@ class UcxLoop:
             _log.warning("%s", error.message)
             return
         if message.kind is wire.MessageKind.HELLO:
-            if self.greeter:
-                self.greeter(message)
+            if self.on_hello:
+                self.on_hello(message)
         elif member := self._members.get(message.link):
             member.deliver(message)

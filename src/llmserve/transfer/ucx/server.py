@@ -1,4 +1,4 @@
-"""The serving half: greets peers, and a session for each that reads and writes this side's memory."""
+"""The serving half: accepts peers, and has a session for each that reads and writes this side's memory."""
 
 import json
 import logging
@@ -17,28 +17,28 @@ _MAX_JOBS = 64
 @dataclass(frozen=True, slots=True)
 class _Job:
     flow: PartTransfer
-    writes: bool  # this side's memory: its end is told
+    writes: bool  # whether it writes this side's memory, so that DONE is sent at its end
 
 
 class UcxSession:
-    """The owner's end of a connection. Lives in the loop's turns."""
+    """The owner's end of a connection, which lives in turns of the loop."""
 
-    def __init__(self, loop: UcxLoop, worker_address: bytes, asker_number: int, memory: RegionViews) -> None:
-        """Errors: TransferError when the asker's address leads nowhere."""
+    def __init__(self, loop: UcxLoop, worker_address: bytes, peer_number: int, memory: RegionViews) -> None:
+        """Errors: TransferError when the requester's address is of no use."""
         self.number = loop.next_number()
         self.lost = ""
-        self._link = UcxLink(self.number, loop.worker.connect(worker_address), loop.buffers, asker_number)
+        self._link = UcxLink(self.number, loop.worker.connect(worker_address), loop.buffers, peer_number)
         self._memory = memory
         self._jobs: dict[int, _Job] = {}
         loop.add(self)
 
     def welcome(self) -> None:
-        self._link.tell(wire.MessageKind.WELCOME, self.number)
+        self._link.send_control(wire.MessageKind.WELCOME, self.number)
 
     def refuse(self, reason: str) -> None:
-        """The asker leaves when it has read why."""
+        """Sends the reason. The requester leaves when it has read it."""
         _log.warning("ucx: refused a peer: %s", reason)
-        self._link.tell(wire.MessageKind.REFUSED, body=reason.encode())
+        self._link.send_control(wire.MessageKind.REFUSED, body=reason.encode())
 
     @property
     def busy(self) -> bool:
@@ -50,8 +50,8 @@ class UcxSession:
 
     def deliver(self, message: wire.ControlMessage) -> None:
         if message.kind is wire.MessageKind.BYE:
-            self._link.take_leave()
-            self.lose("the asker has left")
+            self._link.note_bye()
+            self.lose("the peer has left")
         if self.lost:
             return
         try:
@@ -77,7 +77,7 @@ class UcxSession:
         writes = message.kind is wire.MessageKind.WRITE
         if not writes and message.kind is not wire.MessageKind.READ:
             raise TransferError("an answer that nobody asked for")
-        spans = wire.unpack_spans(message.body)
+        spans = wire.part_spans(message.body)
         check_bounds(spans, self._memory.lengths, "remote")
         if spans.total_bytes > wire.PART_BYTES or len(self._jobs) >= _MAX_JOBS or message.part in self._jobs:
             raise TransferError("more was asked for than one peer may have in flight")
@@ -85,32 +85,32 @@ class UcxSession:
         start = self._link.receive if writes else self._link.send
         self._jobs[message.part] = _Job(start(message.part, pieces), writes)
         if writes:
-            self._link.tell(wire.MessageKind.READY, message.part)
+            self._link.send_control(wire.MessageKind.READY, message.part)
 
     def _end(self, number: int, job: _Job) -> None:
         if job.flow.failure:
             self.lose(job.flow.failure)
         elif job.writes and not self.lost:
-            self._link.tell(wire.MessageKind.DONE, number)
+            self._link.send_control(wire.MessageKind.DONE, number)
 
 
 class UcxServer:
-    """Serves one generation of registered memory at a time. Lives in the loop's turns."""
+    """Serves one generation of registered memory at a time, in turns of the loop."""
 
     def __init__(self, loop: UcxLoop, token: str) -> None:
         self._loop = loop
         self._token = token
         self._memory = RegionViews(())
         self.generation = 0
-        loop.greeter = self._greet
+        loop.on_hello = self._accept_peer
 
     def serve(self, memory: RegionViews) -> None:
-        """Replaces the memory, for those who say hello from now on."""
+        """Replaces the memory, for peers that connect from now on."""
         self._memory = memory
         self.generation += 1
 
-    def _greet(self, message: wire.ControlMessage) -> None:
-        """Who does not know the token gets no answer, and no address of theirs is looked at."""
+    def _accept_peer(self, message: wire.ControlMessage) -> None:
+        """Accepts a peer. One that does not know the token gets no answer, and its address is not read."""
         try:
             hello = json.loads(message.body)
             if hello["token"] != self._token:

@@ -1,11 +1,11 @@
 """Control messages of the ucx transport, and how the bytes of a batch are cut into tagged messages.
 
-A connection is a pair of link numbers, each unique in the process that gave it. HELLO tells the asker's,
-WELCOME the owner's, in the place of a part. Then, for each part of a batch, numbered by the asker:
+A connection is a pair of link numbers, each unique in its process. HELLO carries the requester's number and
+WELCOME the owner's, in the field of a part. Then, for each part of a batch, numbered by the requester:
   read:   READ, spans ->                              <- the bytes
   write:  WRITE, spans ->   <- READY    the bytes ->  <- DONE
-Bytes carry the number of the link that receives them, which has posted the receives before. REFUSED (with
-a reason) and BYE end the connection. Numbers are little-endian.
+Bytes carry the number of the link that receives them, which has posted the receives before. REFUSED (with a
+reason) and BYE end the connection. Numbers are little-endian.
 """
 
 import struct
@@ -19,15 +19,15 @@ import numpy as np
 
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, Spans
-from llmserve.transfer.spans import split
+from llmserve.transfer.spans import SPAN_BYTES, split, unpack_spans
 
 VERSION = 1
 CONTROL_TAG = 1 << 56
 PART_BYTES = 16 << 20
 PART_SPANS = 4096
-PACK_BYTES = 1 << 20  # of a message of several pieces
+PACK_BYTES = 1 << 20  # the largest message of several pieces
 _DATA_TAG = 2 << 56
-_PACK_BELOW_BYTES = 64 << 10  # above, a message of its own costs less than to copy it on both sides
+_PACK_BELOW_BYTES = 64 << 10  # a longer piece costs less as a message of its own than two copies do
 _HEAD = struct.Struct("<4sBxxxII")
 _MAGIC = b"LSUX"
 
@@ -45,7 +45,7 @@ class MessageKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ControlMessage:
-    """link: the receiver's number, 0 in HELLO. body: JSON of HELLO, spans, or a reason."""
+    """link: the receiver's number, 0 in HELLO. body: the JSON of HELLO, spans, or a reason."""
 
     kind: MessageKind
     link: int
@@ -74,7 +74,8 @@ def pack_address(worker: bytes) -> str:
 
 
 def unpack_address(text: str) -> bytes:
-    """UCX ends the process over a garbled address. Errors: ValueError, TypeError."""
+    """Checks the checksum, because UCX ends the process for a garbled address. Errors: ValueError,
+    TypeError."""
     raw = b64decode(text, validate=True)
     if zlib.crc32(raw[:-4]).to_bytes(4, "little") != raw[-4:]:
         raise ValueError("the worker's address is garbled")
@@ -85,20 +86,16 @@ def data_tag(link: int, part: int) -> int:
     return _DATA_TAG | (link & 0xFFFFFF) << 32 | part & 0xFFFFFFFF
 
 
-def pack_spans(spans: Spans) -> bytes:
-    return np.concatenate((spans.regions, spans.offsets, spans.lengths)).astype("<i8", copy=False).tobytes()
-
-
-def unpack_spans(body: bytes) -> Spans:
-    """Errors: TransferError for what is not one part."""
-    if len(body) % 24 or len(body) > PART_SPANS * 24:
+def part_spans(body: bytes) -> Spans:
+    """Unpacks the spans of a request. Errors: TransferError for a body that is not one part."""
+    count, rest = divmod(len(body), SPAN_BYTES)
+    if rest or count > PART_SPANS:
         raise TransferError("ucx: malformed spans")
-    numbers = np.frombuffer(body, "<i8").astype(np.int64).reshape(3, -1)
-    return Spans(numbers[0], numbers[1], numbers[2])
+    return unpack_spans(body, count)
 
 
 def parts(batch: Batch) -> Iterator[Batch]:
-    """The batch, which is not empty, cut at every PART_BYTES and after PART_SPANS spans."""
+    """Cuts a batch, which is not empty, at every PART_BYTES and after PART_SPANS spans."""
     if len(batch.local.lengths) <= PART_SPANS and batch.local.total_bytes <= PART_BYTES:
         yield batch
         return
@@ -109,7 +106,8 @@ def parts(batch: Batch) -> Iterator[Batch]:
 
 
 def packed(lengths: Sequence[int]) -> Iterator[slice]:
-    """Which pieces share a message, on both sides alike: runs of small ones do, a large one is alone."""
+    """Yields the pieces of each message, on both sides alike: runs of small pieces, and large pieces
+    alone."""
     begin, size, joinable = 0, 0, True
     for index, length in enumerate(lengths):
         small = length < _PACK_BELOW_BYTES
