@@ -107,7 +107,7 @@ class WorkerMetrics:
         registry.register(self.pairs)
 
     def record_load(self, load: EngineLoad) -> None:
-        """Gauges as they are; of the engine's totals, what came since the last call."""
+        """Sets the gauges, and adds to the counters what the engine's totals grew since the last call."""
         self.requests_running.set(load.running_requests)
         self.requests_waiting.set(load.waiting_requests)
         self.used_blocks.set(load.used_blocks)
@@ -134,5 +134,5 @@ class WorkerMetrics:
 
 
 def _copy(load: EngineLoad) -> EngineLoad:
-    """The engine may go on writing into the one it gave out."""
+    """The engine may go on changing the object that it returned."""
     return EngineLoad(**{f.name: getattr(load, f.name) for f in fields(load)})
