@@ -40,7 +40,7 @@ class LeaseReleaser:
     """release_lease: engines.kv_transfer's; False when the lease had ended already."""
 
     def __init__(self, release_lease: ReleaseTicket, tasks: TaskOwner) -> None:
-        self._release_ticket = release_lease
+        self._release_lease = release_lease
         self._tasks = tasks
 
     async def release(self, params: Mapping[str, Any]) -> bool:
@@ -49,7 +49,7 @@ class LeaseReleaser:
             ticket = PullParams.from_params(params)
         except TransferError as error:
             raise InvalidRequest(error.message) from error
-        return await self._release_ticket(ticket, _RELEASE_SECONDS)
+        return await self._release_lease(ticket, _RELEASE_SECONDS)
 
     def release_soon(self, tickets: Iterable[Mapping[str, Any]]) -> None:
         for params in tickets:

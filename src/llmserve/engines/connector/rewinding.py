@@ -2,7 +2,8 @@
 
 vLLM computes long prompts in pieces, samples after each, and throws away all but the last sample. It takes
 the draw of a request with a seed back, by the generator's offset (gpu_model_runner's _bookkeeping_sync).
-Generators on CPU have none: torch raises, and the engine ends, with all that runs there. """
+Generators on CPU have none: torch raises, and the engine ends, with all that runs there.
+"""
 
 import torch
 

@@ -13,7 +13,7 @@ from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
 from tests.conformance.faulty_disk import EIO, ENOSPC, DiskFaults, FaultyDisk
-from tests.conformance.segment_files import flip, segment_paths
+from tests.conformance.nvme_files import flip, stored
 from tests.unit.kvstore.store.conftest import PART_BYTES, MakeWorld, World, chain
 
 MIB = 1 << 20
@@ -23,7 +23,7 @@ ALL = [0, 1, 2, 3, 4, 5]
 
 
 def nvme(directory: Path, faults: DiskFaults | None = None) -> tuple[NvmeTier, int]:
-    settings = NvmeSettings(directory, 16 * MIB, segment_bytes=MIB)
+    settings = NvmeSettings(directory, 16 * MIB)
     return NvmeTier(settings, lambda where: FaultyDisk(where, faults or DiskFaults(), is_direct=True)), ROOM
 
 
@@ -41,7 +41,7 @@ async def down(world: World) -> None:
 
 
 TROUBLES: dict[str, Callable[[DiskFaults], None]] = {
-    "no-space-for-files": lambda faults: setattr(faults, "create", ENOSPC),
+    "no-space-for-files": lambda faults: setattr(faults, "grow", ENOSPC),
     "no-space": lambda faults: setattr(faults, "write", ENOSPC),
     "error": lambda faults: setattr(faults, "write", EIO),
     "everything": lambda faults: faults.all_fail(EIO),
@@ -55,7 +55,7 @@ async def test_a_disk_in_trouble_stores_nothing_and_the_rest_goes_on(
     caplog: pytest.LogCaptureFixture,
     trouble: Callable[[DiskFaults], None],
 ) -> None:
-    caplog.set_level(logging.INFO, "llmserve.kvstore.store.medium_errors")
+    caplog.set_level(logging.INFO, "llmserve.kvstore.store.medium_log")
     faults = DiskFaults()
     world = await opened(make_world, nvme(tmp_path, faults))
     trouble(faults)
@@ -67,15 +67,15 @@ async def test_a_disk_in_trouble_stores_nothing_and_the_rest_goes_on(
     told = [one.message for one in caplog.records if one.levelno >= logging.WARNING]
     assert len(told) == 1, "not for each block"
     assert told[0].startswith("nvme-0: blocks are not written: ")
-    assert disk.trouble == told[0].removeprefix("nvme-0: "), "as `status` shows it"
+    assert disk.error == told[0].removeprefix("nvme-0: "), "as `status` shows it"
     assert disk.is_open, "what it has can be read"
-    assert (len(disk.book), disk.queued_bytes) == (0, 0)
+    assert (len(disk.index), disk.queued_bytes) == (0, 0)
     assert await world.loaded(KEYS) == ALL, "from DRAM"
     faults.all_fail(0)
     world.forget_dram(KEYS)
     await down(world)
     assert await world.loaded(KEYS) == ALL
-    assert disk.trouble == ""
+    assert disk.error == ""
     assert [one.message for one in caplog.records if "again" in one.message] == [
         "nvme-0: blocks are written again"
     ]
@@ -91,7 +91,7 @@ async def test_what_the_disk_refuses_goes_to_the_next_tier(make_world: MakeWorld
         await world.seen(chain(name, 6))
         await world.drained()
     disk, last = world.store.lower
-    assert len(disk.book) == 0
+    assert len(disk.index) == 0
     assert all(last.holds(key, 1) for key in KEYS)
     assert await world.loaded(KEYS) == ALL
 
@@ -105,26 +105,27 @@ async def test_what_cannot_be_read_is_computed_and_stored_again(
     faults.read = EIO
     prepared = await world.prepare(KEYS)
     (disk,) = world.store.lower
-    assert disk.trouble.startswith("blocks are not read: ")
+    assert disk.error.startswith("blocks are not read: ")
     assert (prepared.loads, [block.index for block in prepared.stores]) == ((), ALL)
     world.fill(KEYS, prepared.stores)
     assert await world.loaded(KEYS) == ALL, "from DRAM"
     faults.read = 0
     world.forget_dram(KEYS)
     assert await world.loaded(KEYS) == ALL, "it was there all the time"
-    assert disk.trouble == ""
+    assert disk.error == ""
 
 
 async def test_a_write_that_is_torn_is_not_found_by_the_next(make_world: MakeWorld, tmp_path: Path) -> None:
-    faults = DiskFaults(write=EIO, torn_after_bytes=100_000)
+    faults = DiskFaults()
     world = await opened(make_world, nvme(tmp_path, faults))
+    faults.write, faults.torn_after_bytes = EIO, 24 * 4096
     await down(world)
     faults.torn_after_bytes = 0
     await world.store.aclose()
     later = await opened(make_world, nvme(tmp_path))
     loads = await later.loaded(KEYS)
     assert loads == ALL[: len(loads)]
-    assert len(later.store.lower[0].book) == len(loads)
+    assert len(later.store.lower[0].index) == len(loads)
 
 
 # -- one byte
@@ -135,32 +136,33 @@ def positions(size: int, seed: int) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_byte_that_changes_in_a_segment_while_it_is_open(
+async def test_a_byte_that_changes_on_a_disk_while_it_is_open(
     make_world: MakeWorld, tmp_path: Path, seed: int
 ) -> None:
     world = await opened(make_world, nvme(tmp_path))
     await down(world)
-    (path,) = segment_paths(tmp_path)
-    for at in positions(6 * (PART_BYTES + 4096), seed):
-        flip(path, at, 0x10)
+    blobs = list(stored(tmp_path))
+    for at in positions(sum(blob.length for blob in blobs), seed):
+        flip(blobs[0].path, blobs[0].data_at + at, 0x10)
         loads = await world.loaded(KEYS)  # checks what comes
         assert loads == ALL[: len(loads)]
-        assert len(world.store.lower[0].book) in (5, 6), "what is lost takes no room"
-        assert len(loads) == 6 or len(world.store.lower[0].book) == 5
+        assert len(world.store.lower[0].index) in (5, 6), "what is lost takes no room"
+        assert len(loads) == 6 or len(world.store.lower[0].index) == 5
         await down(world)
     assert world.store.lower[0].outcomes["read", TierOutcome.CORRUPT] > 0
     assert await world.loaded(KEYS) == ALL, "what was lost was stored again"
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_a_byte_that_changes_in_a_segment_while_nobody_looks(
-    make_world: MakeWorld, tmp_path: Path, seed: int
+@pytest.mark.parametrize("name", ["heads.kv", "data.kv"])
+async def test_a_byte_that_changes_on_a_disk_while_nobody_looks(
+    make_world: MakeWorld, tmp_path: Path, seed: int, name: str
 ) -> None:
     world = await opened(make_world, nvme(tmp_path))
     await down(world)
     await world.store.aclose()
-    (path,) = segment_paths(tmp_path)
-    flip(path, positions(path.stat().st_size, 7)[seed], 0x01)
+    used = 7 * 512 if name == "heads.kv" else 4096 + 6 * (PART_BYTES + 4096)
+    flip(tmp_path / name, positions(used, 7)[seed], 0x01)
     later = await opened(make_world, nvme(tmp_path))
     loads = await later.loaded(KEYS)
     assert loads == ALL[: len(loads)]

@@ -23,4 +23,5 @@ A reservation that is given up is first closed, then prefill is asked to stop (S
 the write in hand, a few MiB, rather than to leave its end in doubt. docs/decisions/0009 says why.
 
 `progress` and `reservations` decide; `sender`, `transfer` and `writer` act at prefill, `receiver`, `receive`
-and `stopping` at decode. The messages stand in `protocol`. """
+and `stopping` at decode. The messages stand in `protocol`.
+"""
