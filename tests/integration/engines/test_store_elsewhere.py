@@ -151,11 +151,12 @@ def test_blocks_go_between_hosts_over_each_transport(
 def test_when_a_transport_fails_the_next_one_copies(
     start_manager: StartManager, start_rank: StartRank, port: int
 ) -> None:
+    """A probe makes the first seven copies over tcp; a load makes two: its bytes, and the generations."""
     if not usable("ucx"):
         pytest.skip("ucx cannot be used here")
     far = [
         start_rank("one", port, "ucx", faults="ucx: fail_poll=1/1"),
-        start_rank("two", port, "ucx", faults="ucx: fail_submit=1/1; tcp: fail_poll=1/1 after 3"),
+        start_rank("two", port, "ucx", faults="ucx: fail_submit=1/1; tcp: fail_poll=1/1 after 9"),
     ]
     start_manager("ucx", port)
     assert [process.line() for process in far] == ['"ready"\n'] * 2
