@@ -53,7 +53,7 @@ class SharedAccept:
 
     def tell(self) -> None:
         if not self._closed:
-            self._table.tell(self._count(), time.monotonic())
+            self._table.publish(self._count(), time.monotonic())
 
     def close(self) -> None:
         """The socket stays open for the others."""
