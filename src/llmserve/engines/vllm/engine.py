@@ -169,10 +169,12 @@ class VllmEngine:
                 return [self._output(output) for output in outputs.outputs]
 
     def _output(self, output: EngineCoreOutput) -> EngineOutput:
-        is_first = output.request_id in self._constrained
-        self._constrained.discard(output.request_id)
-        may_be_kv = self._spec.transfer.on_failure == "fail"
-        return self._with_report(to_engine_output(output, ungrammatical=is_first and not may_be_kv))
+        """The first output of a request with a grammar is an error when the engine cannot compile the
+        grammar, unless a failed transfer of KV may be the reason."""
+        request_id, may_be_kv = output.request_id, self._spec.transfer.on_failure == "fail"
+        is_ungrammatical = request_id in self._constrained and not may_be_kv
+        self._constrained.discard(request_id)
+        return to_engine_output(output, self._reports.pop(request_id, None), ungrammatical=is_ungrammatical)
 
     def _record(self, stats: Any) -> None:
         assert self._kv_events is not None
@@ -180,10 +182,6 @@ class VllmEngine:
         if leases:
             self._kv_events.put(KvEvents(leases=leases))
         self._reports.update(reports)
-
-    def _with_report(self, output: EngineOutput) -> EngineOutput:
-        report = self._reports.pop(output.request_id, None)
-        return output if report is None else replace(output, handover=report)
 
     async def next_kv_events(self) -> KvEvents:
         assert self._kv_events is not None
