@@ -151,7 +151,7 @@ class Worker:
         )
 
     async def _on_hang(self, error: EngineDead) -> None:
-        """Whoever asks for its health sees it from now on, should the end take long."""
+        """Ends all requests, and lets health checks fail from now on, since the end may take long."""
         assert self._service is not None, "watched from the start on"
         self._service.engine_lost(error)
         await self._server.set_serving(False)
@@ -199,7 +199,7 @@ class Worker:
             _log.warning("drain ended with requests=%s", self._service.running_requests)
 
     async def _is_busy(self) -> bool:
-        """Between start and stop."""
+        """Called between start and aclose."""
         assert self._service is not None, "not started"
         assert self._status is not None, "not started"
         return bool(self._service.running_requests or (await self._status.load()).leased_blocks)

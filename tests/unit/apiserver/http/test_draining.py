@@ -35,7 +35,13 @@ class Client:
     def __init__(self, app: App, path: str = "/v1/completions") -> None:
         self.gate = Gate(app, ApiKeys({}), 1000, RequestRecords(0), HttpSpans(NO_TRACER, "m"))
         self.got: list[Message] = []
-        self.scope = {"type": "http", "method": "POST", "path": path, "headers": [], "client": None}
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": [],
+            "client": None,
+        }
 
     async def ask(self) -> None:
         await self.gate(self.scope, self._receive, self._send)
