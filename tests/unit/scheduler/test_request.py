@@ -1,6 +1,5 @@
 """What requests count, and what is assumed of those that do not say."""
 
-
 import pytest
 
 from llmserve.core.ids import RequestId, TenantId

@@ -424,9 +424,9 @@ def test_a_crowded_worker_for_both_keeps_nobody_off_the_shortlist(field: Field) 
 
 def test_prompts_that_a_decode_worker_computes_delay_its_steps(field: Field) -> None:
     field.add("prefill-0", "decode-0", "decode-1")
-    before = {c.decode: c.parts.decode for c in field.plan().candidates if c.prefill}
+    before = {str(c.decode): c.parts.decode for c in field.plan().candidates if c.prefill}
     field["decode-0"].slots.backlog.add("other", 0.01, field.clock.now())
-    after = {c.decode: c.parts.decode for c in field.plan().candidates if c.prefill}
+    after = {str(c.decode): c.parts.decode for c in field.plan().candidates if c.prefill}
     assert after["decode-0"] - before["decode-0"] == pytest.approx(0.01)
     assert after["decode-1"] == before["decode-1"]
 
