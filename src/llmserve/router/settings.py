@@ -13,6 +13,8 @@ from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
+_DEFAULTS = Scheduling()
+
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
@@ -20,14 +22,14 @@ class RouterSettings:
     with another (LLMSERVE_LOG_LEVEL)."""
 
     policy: Policy = field(default_factory=Policy)
-    heartbeat_seconds: float = 1.0
-    expiry_seconds: float = 4.0
+    heartbeat_seconds: float = _DEFAULTS.worker_heartbeat_seconds
+    expiry_seconds: float = _DEFAULTS.worker_expiry_seconds
     prefetch_on_prefix: bool = False
-    routing: Routing = "kv_aware"
-    disaggregate: Disaggregate = Disaggregate.AUTO
-    drain_timeout_seconds: float = 60.0
+    routing: Routing = _DEFAULTS.routing
+    disaggregate: Disaggregate = field(default=Disaggregate(_DEFAULTS.disaggregate))
+    drain_timeout_seconds: float = _DEFAULTS.drain_timeout_seconds
     slow: SlowLimits = field(default_factory=SlowLimits)
-    engine_queue_seconds: float = 0.5
+    engine_queue_seconds: float = _DEFAULTS.engine_queue_seconds
     terms: TermTimes = ALONE
     log_level: str = ""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from llmserve.config.schema import Scheduling
 from llmserve.core.ids import TenantId
 from llmserve.scheduler.request import QueuedRequest
 
@@ -16,6 +17,9 @@ _MOST_PRIORITY = 10
 class Ordering(Protocol):
     def key(self, request: QueuedRequest) -> float:
         """Smallest first; equal keys are served in the order of arrival. Asked once, on arrival."""
+
+
+_DEFAULTS = Scheduling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,9 @@ class ShortestFirst:
     priority_seconds: what one step of priority is worth.
     """
 
-    seconds_per_1000_tokens: float = 5.0
-    aging_seconds: float = 20.0
-    priority_seconds: float = 5.0
+    seconds_per_1000_tokens: float = _DEFAULTS.srpt_bias
+    aging_seconds: float = _DEFAULTS.aging_seconds
+    priority_seconds: float = _DEFAULTS.priority_seconds
 
     @property
     def overtaken_within_seconds(self) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from llmserve.config.schema import Scheduling
 from llmserve.core.clock import Clock
 from llmserve.core.ids import TenantId
 from llmserve.core.stats import BudgetStats, SchedulerStats
@@ -13,13 +14,15 @@ from llmserve.scheduler.request import EvictedRequest
 from llmserve.scheduler.resources import Capacity, ClusterLimits, Resources
 from llmserve.scheduler.snapshot import SchedulerSnapshot
 
+_DEFAULTS = Scheduling()
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """weights: of tenants; the others have 1."""
 
-    max_queued_requests: int = 1024
-    queue_timeout_seconds: float = 60.0
+    max_queued_requests: int = _DEFAULTS.max_queued_requests
+    queue_timeout_seconds: float = _DEFAULTS.queue_timeout_seconds
     ordering: Ordering = field(default_factory=ShortestFirst)
     weights: Mapping[TenantId, float] = field(default_factory=dict)
     limits: ClusterLimits = field(default_factory=ClusterLimits)

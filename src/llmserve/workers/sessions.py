@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmserve.config.schema import TransferConfig
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId
@@ -95,7 +96,7 @@ def _joined(first: Logprobs | None, second: Logprobs | None) -> Logprobs | None:
 
 Ticket = Mapping[str, Any]
 
-_DEFAULT_LEASE_SECONDS = 30.0
+_DEFAULT_LEASE_SECONDS = TransferConfig().lease_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """The rules of placement: what `scheduling.*` says of it, with what the router has learnt."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from llmserve.config.schema import Scheduling
 from llmserve.core.clock import Clock
 from llmserve.router.placement.baselines import FreeSlots, LeastLoaded, RoundRobin, ShortEngineQueue
 from llmserve.router.placement.kv_aware import KvAware
@@ -24,13 +25,16 @@ _ENGINE_QUEUE_WEIGHT = 0.5
 Routing = Literal["kv_aware", "least_loaded", "round_robin"]
 
 
+_DEFAULTS = Scheduling()
+
+
 @dataclass(frozen=True, slots=True)
 class PlacementPolicy:
     """engine_queue_seconds: of prompts before an engine, from which on others wait at the router."""
 
-    routing: Routing = "kv_aware"
-    disaggregate: Disaggregate = Disaggregate.AUTO
-    engine_queue_seconds: float = 0.5
+    routing: Routing = _DEFAULTS.routing
+    disaggregate: Disaggregate = field(default=Disaggregate(_DEFAULTS.disaggregate))
+    engine_queue_seconds: float = _DEFAULTS.engine_queue_seconds
 
 
 class PlacementRules:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 
+from llmserve.config.schema import Scheduling
 from llmserve.core.clock import Clock
 from llmserve.core.ids import WorkerId
 from llmserve.router.workers.latency import LatencyModel
@@ -40,7 +41,7 @@ class SlowLimits:
     samples: the fewest of a worker by which it is judged. remembered: the most samples of a worker.
     memory_seconds: the age at which a sample expires."""
 
-    factor: float = 3.0
+    factor: float = Scheduling().slow_worker_factor
     samples: int = 5
     remembered: int = 15
     memory_seconds: float = 60.0
