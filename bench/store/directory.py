@@ -123,11 +123,10 @@ def _hash(number: int) -> BlockHash:
 
 
 def _look_ups(directory: Directory) -> dict[str, str]:
-    """The three take turns; every prefix is another, so caches are cold. CPU time leaves out what the
+    """They take turns; every prefix is another, so caches are cold. CPU time leaves out what the
     machine did for others in between."""
     ways: dict[str, Callable[[list[BlockHash]], object]] = {
         "prefix of 1,000 blocks by holder": directory.prefix_blocks,
-        "prefix of 1,000 blocks as runs": directory.runs,
         "floor: 1,000 bare dict look-ups": lambda keys: [directory._masks.get(key) for key in keys],
     }
     chooser, known = random.Random(1), list(directory._masks)

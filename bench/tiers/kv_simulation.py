@@ -1,4 +1,4 @@
-"""Tiers without bytes: requests against the books of DRAM and, below it, NVMe."""
+"""Tiers without bytes: requests against the indexes of DRAM and, below it, NVMe."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -77,25 +77,25 @@ def one_tier(
     requests: Iterable[KvRequest], capacity: int, make_policy: MakePolicy, rules: EvictionRules | None = None
 ) -> Hits:
     hits, clock = Hits(), VirtualClock()
-    book = TierIndex(capacity, make_policy, clock, rules)
+    index = TierIndex(capacity, make_policy, clock, rules)
     for request in requests:
         clock.advance(request.at - clock.now())
-        hits.note(request, book.leading(request.blocks[: request.prompt_blocks]))
-        _store(book, request.blocks, request.tenant)
+        hits.note(request, index.leading(request.blocks[: request.prompt_blocks]))
+        _store(index, request.blocks, request.tenant)
     return hits
 
 
-def _store(book: TierIndex, blocks: Sequence[BlockHash], tenant: TenantId) -> list[Victim]:
-    held = blocks[: book.leading(blocks)]
-    book.touch(held)
-    book.pin(held)
-    victims = book.make_room(len(blocks) - len(held), tenant)
+def _store(index: TierIndex, blocks: Sequence[BlockHash], tenant: TenantId) -> list[Victim]:
+    held = blocks[: index.leading(blocks)]
+    index.touch(held)
+    index.pin(held)
+    victims = index.make_room(len(blocks) - len(held), tenant)
     parent = held[-1] if held else None
     for key in blocks[len(held) :]:
-        if book.add(key, parent, 1, tenant) is Added.NO_ROOM:
+        if index.add(key, parent, 1, tenant) is Added.NO_ROOM:
             break
         parent = key
-    book.unpin(held)
+    index.unpin(held)
     return victims
 
 

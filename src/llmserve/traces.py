@@ -14,10 +14,9 @@ from llmserve.core.ids import DEFAULT_TENANT, TenantId
 
 @dataclass(frozen=True, slots=True)
 class TracedRequest:
-    """arrived_at: seconds from the start. max_output_tokens: as the client says; 0: it does not say.
-
-    prefix_names: of each run of run_tokens tokens of the prompt, a name of it and all before it: equal
-    names are equal prefixes. Tokens beyond the names are no other request's."""
+    """arrived_at: seconds from the start. max_output_tokens: the client's limit; 0 when there is none.
+    prefix_names: a name for each run of run_tokens prompt tokens and all before it: equal names are equal
+    prefixes. Tokens beyond the names belong to no other request."""
 
     arrived_at: float
     prompt_tokens: int
@@ -36,7 +35,7 @@ NextTenant = Callable[[], TenantId]
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """One of a file. Its errors name it."""
+    """One line of a file, which its errors name."""
 
     path: Path
     number: int
@@ -47,7 +46,7 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Of a CSV trace. seconds: from the text of a time."""
+    """The columns of a CSV trace. seconds: reads the text of a time."""
 
     time: str
     prompt: str
@@ -57,8 +56,8 @@ class _Columns:
 
 
 def read_trace(path: Path, tenant_of: NextTenant) -> list[TracedRequest]:
-    """In the order of arrival. tenant_of: of the next request that names none. Errors: InvalidRequest,
-    with file and line."""
+    """Yields requests in the order of arrival. tenant_of: gives the tenant of a request that names none.
+    Errors: InvalidRequest, with file and line."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             read = _table if path.suffix.lower() == ".csv" else _mooncake
@@ -75,7 +74,7 @@ def read_trace(path: Path, tenant_of: NextTenant) -> list[TracedRequest]:
 
 
 def at_speed(requests: list[TracedRequest], speed: float) -> list[TracedRequest]:
-    """The same requests, so many times as fast after each other."""
+    """The same requests, this many times as fast after each other."""
     return [replace(request, arrived_at=request.arrived_at / speed) for request in requests]
 
 
@@ -135,7 +134,7 @@ def _table(path: Path, file: Iterable[str], tenant_of: NextTenant) -> Iterator[T
 
 
 def _columns(line: _Line, found: Iterable[str]) -> _Columns:
-    """Those of BurstGPT when its name of the time is there, else those of Azure."""
+    """BurstGPT's columns if its name of the time is there, else Azure's."""
     columns = _BURSTGPT if _BURSTGPT.time in found else _AZURE
     wanted = (columns.time, columns.prompt, columns.output)
     if missing := [name for name in wanted if name not in found]:

@@ -12,11 +12,11 @@ from prometheus_client import CollectorRegistry
 from llmserve.apiserver.engine.client import ClusterEngineClient
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.http.app import DOCS_PATHS, openai_app, serving_args, vllm_config
-from llmserve.apiserver.http.draining import STOPPING, Draining
 from llmserve.apiserver.http.errors import is_expected
 from llmserve.apiserver.http.gate import Gate, Paths
 from llmserve.apiserver.http.headers import Cors
 from llmserve.apiserver.http.health import Readiness, api_failure
+from llmserve.apiserver.http.response import STOPPING
 from llmserve.apiserver.http.routes import add_admin, add_explain
 from llmserve.apiserver.http.server import HttpServer
 from llmserve.apiserver.http.spans import HttpSpans
@@ -94,7 +94,6 @@ class Apiserver:
         self._client: ClusterEngineClient | None = None
         self._gate: Gate | None = None
         self._cors: Cors | None = None
-        self._draining: Draining | None = None
         self._http: HttpServer | None = None
 
     async def start(self) -> int:
@@ -121,8 +120,7 @@ class Apiserver:
         paths = Paths.of(api.root_path, DOCS_PATHS if api.public_docs else frozenset())
         self._gate = Gate(app, self._live.keys, self._options.max_body_bytes, self._records, spans, paths)
         self._client.set_limits(self._live.limits)
-        self._draining = Draining(self._gate)
-        self._cors = Cors(self._draining, self._live.cors_origins)
+        self._cors = Cors(self._gate, self._live.cors_origins)
         self._http = HttpServer(self._cors, self._options.http, self._options.share)
         if self._options.compiles_ahead:
             await self._client.start_compiler()
@@ -175,8 +173,8 @@ class Apiserver:
             await self._tracer.aclose()
 
     async def _stop(self, drain_seconds: float) -> None:
-        if self._draining is not None:
-            self._draining.begin()
+        if self._gate is not None:
+            self._gate.draining.begun = True
         if self._http is not None:
             await self._http.stop_listening()
         if self._client is not None:

@@ -192,7 +192,7 @@ def _cells(one: WorkloadStatus) -> Iterator[str]:
     yield str(one.updated)
     yield "-" if one.most is None else str(one.most)
     yield str(one.restarts)
-    yield escape("; ".join(one.troubles))
+    yield escape("; ".join(one.problems))
 
 
 def _target(options: argparse.Namespace, manifest: Manifest) -> RenderTarget:

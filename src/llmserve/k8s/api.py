@@ -31,7 +31,7 @@ MADE = tuple(pair for pair in _PLURALS if pair[1] != "Pod")
 
 
 class Refused(LLMServeError):
-    """The server said no; the message is its own. code: of HTTP."""
+    """The API server refused a request; the message is its own. code: the HTTP status."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -39,15 +39,16 @@ class Refused(LLMServeError):
 
 
 class KubeApi:
-    """Of one namespace. Errors of all methods: Refused; Unavailable when nobody answers."""
+    """The objects of one namespace. Every method may raise Refused, or Unavailable when the server does not
+    answer."""
 
     def __init__(self, client: Any, namespace: str) -> None:
-        """client: kubernetes.client.ApiClient."""
+        """client: a kubernetes.client.ApiClient."""
         self._client = client
         self.namespace = namespace
 
     def has_namespace(self) -> bool:
-        """Who may not look is believed to know that it is there."""
+        """Whether the namespace exists. It is taken for existing when we may not look."""
         try:
             self._ask("GET", f"/api/v1/namespaces/{self.namespace}")
         except Refused as refused:
@@ -62,7 +63,7 @@ class KubeApi:
         self._ask("POST", "/api/v1/namespaces", {"fieldManager": FIELD_MANAGER}, body, _JSON)
 
     def get(self, like: Object) -> Object | None:
-        """The object of the same kind and name; None: there is none."""
+        """The object of the same kind and name; None when there is none."""
         try:
             return self._ask("GET", self._path_of(like))
         except Refused as refused:
@@ -71,7 +72,7 @@ class KubeApi:
             raise
 
     def list(self, api: str, kind: str, selector: str) -> list[Object]:
-        """None of a kind that the server does not know."""
+        """The objects of a kind that match the selector; none when the server does not know the kind."""
         try:
             answer = self._ask("GET", self._path(api, kind), {"labelSelector": selector})
         except Refused as refused:
@@ -81,18 +82,21 @@ class KubeApi:
         return [{"apiVersion": api, "kind": kind, **item} for item in answer["items"]]
 
     def log(self, pod: str, query: Mapping[str, str]) -> str:
-        """query: as the server has it: container, timestamps, sinceTime, tailLines, previous."""
+        """The log of a pod. query: the server's own parameters: container, timestamps, sinceTime, tailLines,
+        previous."""
         return self._text("GET", f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log", query)
 
     def apply(self, wanted: Object, *, dry_run: bool = False, force: bool = False) -> Object:
-        """What is there then, or would be. force: also fields that others own."""
+        """Applies the object on the server's side and returns the result. dry_run: nothing is changed. force:
+        fields that other managers own are taken over."""
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict", "force": str(force).lower()}
         if dry_run:
             query["dryRun"] = "All"
         return self._ask("PATCH", self._path_of(wanted), query, wanted, _APPLY)
 
     def delete(self, one: Object) -> None:
-        """What depends on it goes after it. One that is gone already is no error."""
+        """Deletes the object, and in the background what depends on it. An object that is gone already is no
+        error."""
         try:
             self._ask("DELETE", self._path_of(one), {"propagationPolicy": "Background"})
         except Refused as refused:
@@ -150,7 +154,7 @@ class KubeApi:
 
 
 def _words(text: str, code: int) -> str:
-    """The server's own, which are in a Status."""
+    """The server's own message, which is in a Status."""
     try:
         return str(json.loads(text)["message"])
     except (ValueError, KeyError, TypeError):
@@ -158,7 +162,7 @@ def _words(text: str, code: int) -> str:
 
 
 def connect(namespace: str, context: str | None) -> KubeApi:
-    """As kubectl does: by $KUBECONFIG or ~/.kube/config, else as a pod. Errors: InvalidRequest."""
+    """Connects as kubectl does: by $KUBECONFIG or ~/.kube/config, else as a pod. Errors: InvalidRequest."""
     try:
         from kubernetes.client import ApiClient, Configuration
         from kubernetes.config import ConfigException, load_incluster_config, load_kube_config

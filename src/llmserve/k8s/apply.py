@@ -22,7 +22,8 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`wanted` as rendered; None: to be deleted. `before`, `after`: what the server has; None: nothing."""
+    """wanted: the object as rendered; None deletes it. before, after: the object on the server; None when
+    there is none."""
 
     name: str
     wanted: Object | None
@@ -39,12 +40,12 @@ class Change:
 
 
 class NothingApplied(LLMServeError):
-    """The server refused some of it in the dry run, so nothing was applied."""
+    """The server refused some objects in the dry run, so nothing was applied."""
 
 
 def plan_changes(api: KubeApi, objects: Sequence[Object], cluster: str, *, force: bool) -> list[Change]:
-    """In the order to make them; what is not wanted any more comes last. Changes nothing.
-    Errors: NothingApplied with all that the server refuses, in its words."""
+    """Plans the changes in the order to make them, deletions last, by dry runs. Errors: NothingApplied with
+    everything that the server refuses, in its words."""
     changes, refused = list[Change](), list[str]()
     for one in objects:
         try:
@@ -57,18 +58,20 @@ def plan_changes(api: KubeApi, objects: Sequence[Object], cluster: str, *, force
 
 
 def plan_new(objects: Iterable[Object]) -> list[Change]:
-    """In a namespace that is not there, nothing is, and nothing can be tried."""
+    """Plans the changes for a namespace that does not exist yet: everything is created, and nothing can be
+    tried before."""
     return [Change(title(one), one, None, one) for one in objects]
 
 
 def found(api: KubeApi, cluster: str) -> list[Object]:
-    """All objects of a cluster, the last made first."""
+    """All objects of a cluster; the one that was made last comes first."""
     made = [one for api_version, kind in MADE for one in api.list(api_version, kind, selector(cluster))]
     return made[::-1]
 
 
 def _leftovers(api: KubeApi, objects: Sequence[Object], cluster: str) -> Iterator[Change]:
-    """Of an earlier manifest: a role or an autoscaler that is gone from this one."""
+    """Yields deletions for objects of an earlier manifest, such as a role or an autoscaler that is gone from
+    this one."""
     wanted = {title(one) for one in objects}
     for one in found(api, cluster):
         if title(one) not in wanted:
@@ -80,7 +83,7 @@ def title(one: Object) -> str:
 
 
 def diff(change: Change) -> Iterator[str]:
-    """Lines of a unified diff, of the YAML of what is there and what would be."""
+    """The lines of a unified diff between the YAML of the object as it is and as it will be."""
     before, after = (_lines(one) for one in (change.before, change.after))
     yield from difflib.unified_diff(
         before, after, f"{change.name} (now)", f"{change.name} (then)", lineterm=""
@@ -101,11 +104,12 @@ _DONE = {Action.CREATE: "created", Action.UPDATE: "changed", Action.DELETE: "del
 
 
 class HalfDone(LLMServeError):
-    """It stopped on the way. The message has the reason, what was done and what was not."""
+    """The work stopped on the way. The message has the reason, what was done and what was not."""
 
 
 def apply_changes(api: KubeApi, changes: Sequence[Change], say: Say, *, force: bool) -> None:
-    """One after the other; what is as it should be is left alone. Errors: HalfDone."""
+    """Applies the changes one after the other; objects that are right already are left alone. Errors:
+    HalfDone."""
     todo = [change for change in changes if change.action is not Action.KEEP]
     for index, change in enumerate(todo):
         try:
@@ -124,8 +128,8 @@ def _act(api: KubeApi, change: Change, force: bool) -> None:
 
 
 def delete_all(api: KubeApi, cluster: str, say: Say) -> list[Object]:
-    """All objects of a cluster, what was made last first; returns them. Volumes and the namespace stay.
-    Errors: HalfDone; LLMServeError when they cannot be listed."""
+    """Deletes all objects of a cluster, in the reverse order of their making, and returns them. Volumes and
+    the namespace stay. Errors: HalfDone; LLMServeError when they cannot be listed."""
     objects = found(api, cluster)
     for index, one in enumerate(objects):
         try:

@@ -10,7 +10,8 @@ from llmserve.k8s.render.objects import COMPONENT_LABEL, Object, pod_selector
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """name: the pod's, of its only container; else POD/CONTAINER. restarted: the one before it has a log."""
+    """name: the pod's name if it has one container, else POD/CONTAINER. restarted: the previous container has
+    a log."""
 
     name: str
     role: str
@@ -20,7 +21,7 @@ class Container:
 
 
 def containers(api: KubeApi, cluster: str) -> list[Container]:
-    """Of all pods that are there now. Errors: Refused, Unavailable."""
+    """The containers of all pods that exist now. Errors: Refused, Unavailable."""
     return sorted(of_pods(api.list("v1", "Pod", pod_selector(cluster))), key=lambda one: one.name)
 
 
@@ -37,8 +38,8 @@ def of_pods(pods: Iterable[Object]) -> Iterator[Container]:
 
 
 def read(api: KubeApi, one: Container, since: float | None = None, count: int | None = None) -> Iterator[str]:
-    """Lines that begin with their time (RFC 3339) and a space. since: Unix time; whole seconds count. With
-    those of the container's run before this one, if it was started again. Errors: Refused, Unavailable."""
+    """Yields lines that begin with their time (RFC 3339) and a space, first those of the previous container
+    if it was restarted. since: Unix time, in whole seconds. Errors: Refused, Unavailable."""
     if one.restarted:
         yield from _lines(api, one, {"previous": "true", **_query(since, count)})
     yield from _lines(api, one, _query(since, count))
@@ -54,8 +55,8 @@ def _query(since: float | None, count: int | None) -> dict[str, str]:
 
 
 def _lines(api: KubeApi, one: Container, query: dict[str, str]) -> list[str]:
-    """None of a container that does not run yet, of a run that was forgotten, of a pod that is gone. Cut at
-    line feeds alone: a line of JSON may hold what else ends lines (U+2028)."""
+    """The lines of one container; none when it does not run yet, its run was forgotten or its pod is gone.
+    Lines end at line feeds alone: a line of JSON may hold other line ends (U+2028)."""
     try:
         lines = api.log(one.pod, {"container": one.container, **query}).split("\n")
         return lines if lines[-1] else lines[:-1]

@@ -14,8 +14,9 @@ _PATIENT = frozenset({"ContainerCreating", "PodInitializing"})
 
 @dataclass(frozen=True, slots=True)
 class WorkloadStatus:
-    """Numbers of pods. updated: of the present template. done: all wanted ones are there, updated, ready,
-    and no old ones. troubles: what keeps pods from it, in its words. most: of its autoscaler."""
+    """wanted, updated, ready: numbers of pods; updated ones have the present template. done: all wanted pods
+    are updated and ready, and no old ones are left. problems: what keeps pods from that, in their own words.
+    most: the autoscaler's limit."""
 
     name: str
     role: str
@@ -24,15 +25,15 @@ class WorkloadStatus:
     ready: int
     restarts: int
     done: bool
-    troubles: tuple[str, ...]
+    problems: tuple[str, ...]
     most: int | None = None
 
     @property
     def words(self) -> str:
-        """In one line."""
+        """The state in one line."""
         old = "" if self.updated >= self.wanted else f", {self.updated} updated"
         state = f"{self.ready}/{self.wanted} ready{old}"
-        return f"{state}: {'; '.join(self.troubles)}" if self.troubles else state
+        return f"{state}: {'; '.join(self.problems)}" if self.problems else state
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class K8sSnapshot:
 
 
 def snapshot(api: KubeApi, cluster: str) -> K8sSnapshot:
-    """Errors: Refused, Unavailable."""
+    """Asks the server for the state of a cluster. Errors: Refused, Unavailable."""
     found = selector(cluster)
     workloads = [
         *api.list("apps/v1", "StatefulSet", found),
@@ -83,13 +84,13 @@ def _status(workload: Object, role: str, pods: Sequence[Object], most: int | Non
         ready=ready,
         restarts=sum(one.get("restartCount", 0) for pod in pods for one in _containers(pod)),
         done=current and updated >= wanted and ready >= wanted and int(status.get("replicas", 0)) <= wanted,
-        troubles=tuple(dict.fromkeys([*_given_up(workload), *_troubles(pods)])),
+        problems=tuple(dict.fromkeys([*_given_up(workload), *_pod_problems(pods)])),
         most=most,
     )
 
 
 def _updated(workload: Object) -> int:
-    """A StatefulSet whose update is through counts none as updated."""
+    """The number of updated pods. A StatefulSet whose update is over reports none of them as updated."""
     status = workload.get("status", {})
     is_through = "updateRevision" in status and status.get("currentRevision") == status["updateRevision"]
     return int(status.get("replicas" if is_through else "updatedReplicas", 0))
@@ -102,7 +103,7 @@ def _given_up(workload: Object) -> Iterator[str]:
             yield str(one.get("message") or one.get("reason") or one["type"])
 
 
-def _troubles(pods: Iterable[Object]) -> Iterator[str]:
+def _pod_problems(pods: Iterable[Object]) -> Iterator[str]:
     for pod in pods:
         for reason in (*_unscheduled(pod), *_waiting(pod)):
             yield f"{pod['metadata']['name']}: {reason}"
@@ -132,7 +133,7 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """The real one, unless a test has its own. now: seconds, monotonic."""
+    """The real time, unless a test has its own. now: monotonic seconds."""
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -141,8 +142,8 @@ class Time:
 def wait_ready(
     api: KubeApi, cluster: str, timeout_seconds: float, say: Callable[[str], None], clock: Time
 ) -> None:
-    """Says each change of each workload. A server that is away for a moment is asked again.
-    Errors: StartFailed with what is missing when the time is over."""
+    """Waits until all workloads are ready and reports each change of each one; asks again when the server is
+    away. Errors: StartFailed with what is missing when the time is over."""
     deadline, shown = clock.now() + timeout_seconds, dict[str, str]()
     while True:
         problems: tuple[str, ...]
@@ -167,7 +168,7 @@ def wait_ready(
 def wait_gone(
     api: KubeApi, cluster: str, timeout_seconds: float, say: Callable[[str], None], clock: Time
 ) -> None:
-    """Until no pod of it is left. Errors: DeadlineExceeded."""
+    """Waits until no pod of the cluster is left. Errors: DeadlineExceeded."""
     deadline, shown = clock.now() + timeout_seconds, -1
     while pods := api.list("v1", "Pod", pod_selector(cluster)):
         if len(pods) != shown:

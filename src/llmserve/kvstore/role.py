@@ -23,7 +23,7 @@ from llmserve.rpc.role import reached_at
 from llmserve.rpc.server import RpcServer
 
 _TICK_SECONDS = 1.0
-_STOP_GRACE_SECONDS = 1.0  # for calls in progress; report streams are told to end
+_STOP_GRACE_SECONDS = 1.0  # for calls in progress; report streams end at once
 
 
 class KVManagerRole:
@@ -71,7 +71,7 @@ class KVManagerRole:
             await self._metrics.start()
 
     async def wait(self) -> None:
-        """Until cancelled; what is overdue in the store is ended meanwhile."""
+        """Runs until cancelled, and ends what is overdue meanwhile."""
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             self._calls.tick()
@@ -103,7 +103,7 @@ def _feeds(name: str, built: BuiltStore | None, manager: KVManager) -> list[Tier
 
 
 def _watch(metrics: KVManagerMetrics, manager: KVManager) -> None:
-    """Everything is read from the state when it is scraped: nothing to keep in step."""
+    """Lets each scrape read the state itself: nothing has to be kept in step."""
     metrics.directory_blocks.set_function(lambda: manager.directory_blocks)
     metrics.open_leases.set_function(lambda: manager.open_leases)
     metrics.leased_blocks.set_function(lambda: manager.leased_blocks)

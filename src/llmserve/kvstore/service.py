@@ -1,4 +1,4 @@
-"""llmserve.v1.KVManager: reports of workers in, look-ups and status out; calls of the store and about it."""
+"""llmserve.v1.KVManager: reports of workers, look-ups, status, and the calls of the store."""
 
 import asyncio
 import logging
@@ -37,14 +37,14 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
         self._closing = asyncio.Event()
 
     def close(self) -> None:
-        """Workers keep their changes and begin again with the next manager."""
+        """Ends the streams. Workers keep their changes and begin again with the next manager."""
         self._closing.set()
 
     async def Report(  # noqa: N802 - the name in the proto
         self, request_iterator: AsyncIterator[kvmanager_pb2.KvReport], context: _Context
     ) -> AsyncIterator[kvmanager_pb2.KvReportAck]:
         connection, worker_id = ReportStream(), ""
-        # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
+        # The handler may be left at a yield when the peer is gone; gRPC calls this in any case.
         context.add_done_callback(lambda _: self._manager.disconnect(connection))  # type: ignore[arg-type]
         try:
             async for report in self._until_closing(request_iterator):
@@ -137,14 +137,14 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
         self, request: kvmanager_pb2.WatchRequest, context: _Context
     ) -> AsyncIterator[kvmanager_pb2.WatchReport]:
         changed = asyncio.Event()
-        await context.send_initial_metadata(())  # says that it is there, also when it has nothing to tell
+        await context.send_initial_metadata(())  # the watcher knows that it is connected before any report
         watcher = self._manager.watch(changed.set)
-        # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
+        # The handler may be left at a yield when the peer is gone; gRPC calls this in any case.
         context.add_done_callback(lambda _: self._manager.unwatch(watcher))  # type: ignore[arg-type]
         try:
             while not self._closing.is_set():
-                while told := watcher.take():
-                    yield _encode_told(told)
+                while update := watcher.take():
+                    yield _encode_update(update)
                 await self._sooner(changed)
         finally:
             self._manager.unwatch(watcher)
@@ -155,7 +155,7 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
         return self._store.prefetch(request)
 
     async def _sooner(self, changed: asyncio.Event) -> None:
-        """Waits for a change, or for the end; and a little, so that several changes share a report."""
+        """Waits for a change or for the end, and a little longer, so that several changes share a report."""
         waits = [asyncio.ensure_future(event.wait()) for event in (changed, self._closing)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -205,15 +205,15 @@ def _decode_blocks(report: kvmanager_pb2.KvReport) -> BlockReport:
     )
 
 
-def _encode_told(told: DirectoryUpdate) -> kvmanager_pb2.WatchReport:
+def _encode_update(update: DirectoryUpdate) -> kvmanager_pb2.WatchReport:
     return kvmanager_pb2.WatchReport(
-        node=told.holder.node,
-        tier=told.holder.tier.value,
-        sequence=told.sequence,
-        anew=told.is_snapshot,
-        dropped=told.dropped,
-        removed=told.removed,
-        stored=told.stored,
+        node=update.holder.node,
+        tier=update.holder.tier.value,
+        sequence=update.sequence,
+        anew=update.is_snapshot,
+        dropped=update.dropped,
+        removed=update.removed,
+        stored=update.stored,
     )
 
 

@@ -1,4 +1,4 @@
-"""Operations of the store, from messages to `store.admin` and back."""
+"""The calls of operators: from messages to `store.admin` and back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +12,6 @@ from llmserve.kvstore.formats import BlockShape
 from llmserve.kvstore.store.admin import BlockFilter, BlockListing, StoreAdmin
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.store.export_import import Export, ExportedBlock, Import
-from llmserve.kvstore.store.stats import stats_of
 from llmserve.kvstore.store.verify import verify
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
@@ -28,8 +27,8 @@ class StoreAdminCalls:
         self._built, self._clock = built, clock
 
     def stats(self) -> StoreStats:
-        """Without a store: of no tiers."""
-        return stats_of(self._built.store) if self._built else StoreStats()
+        """Statistics of no tiers without a store."""
+        return self._built.store.stats() if self._built else StoreStats()
 
     async def list_blocks(self, request: pb.ListBlocksRequest) -> pb.ListBlocksResponse:
         admin, _ = self._store()
@@ -74,8 +73,7 @@ class StoreAdminCalls:
                 yield piece
 
     async def import_blocks(self, pieces: AsyncIterator[pb.ImportPiece]) -> AsyncIterator[pb.ImportProgress]:
-        """Errors: InvalidRequest for bytes that are not what their record says; what came before it is
-        stored."""
+        """Errors: InvalidRequest for bytes that differ from their record; the blocks before it are stored."""
         admin, built = self._store()
         wanted = (await anext(pieces, pb.ImportPiece())).tier
         into = Import(admin, built.arena.view, wanted)
@@ -186,7 +184,7 @@ async def _assembled(pieces: AsyncIterator[pb.ImportPiece]) -> AsyncIterator[Exp
 
 
 def _refuse_rest(record: pb.BlockRecord, data: bytearray) -> None:
-    """Of a block that is not all there."""
+    """Refuses a block whose bytes are incomplete."""
     if record.parts or data:
         raise InvalidRequest(f"block {record.block_hash.hex()}: {len(data)} of {_size(record)} bytes came")
 

@@ -1,4 +1,4 @@
-"""The calls of the store, from messages to `store` and back."""
+"""The calls of workers: from messages to `store` and back."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ _MOST_PREFETCHES = 4
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Of a worker's blocks: bytes and shape of what each rank holds."""
+    """The parts of a worker's blocks: bytes and shape of each."""
 
     sizes: tuple[int, ...]
     shapes: tuple[str, ...]
@@ -29,12 +29,12 @@ class _Parts:
 
 
 class StoreCalls:
-    """One loop. Knows the workers that have attached; a newer incarnation ends what the older one held."""
+    """One loop. Keeps the workers that have attached; a newer incarnation ends what an older one held."""
 
     def __init__(
         self, built: BuiltStore | None, lease_seconds: float, server: PoolServer | None = None
     ) -> None:
-        """server: for workers elsewhere; without one they have no part in the store."""
+        """server: opens the arena to workers elsewhere; without one they have no part in the store."""
         self._built, self._lease_seconds, self._server = built, lease_seconds, server
         self._parts: dict[PoolUser, _Parts] = {}
         self._elsewhere: set[PoolUser] = set()
@@ -95,8 +95,8 @@ class StoreCalls:
         )
 
     def prefetch(self, request: pb.PrefetchRequest) -> pb.PrefetchResponse:
-        """Begins to bring up. Not taken: there is no store, the worker that would run it has not attached, or
-        so many are on their way that one more would only hold these up."""
+        """Begins to bring up blocks. taken=False: there is no store, the worker has not attached, or so many
+        prefetches run that one more would only slow them."""
         user = next((user for user in self._parts if _worker_of(user) == request.worker_id), None)
         if self._built is None or user is None or len(self._prefetching) >= _MOST_PREFETCHES:
             return pb.PrefetchResponse(taken=False)
@@ -114,13 +114,13 @@ class StoreCalls:
         return pb.PrefetchResponse(taken=True)
 
     async def aclose(self) -> None:
-        """Ends what is being prefetched. Idempotent."""
+        """Idempotent. Ends the prefetches."""
         for task in self._prefetching:
             task.cancel()
         await asyncio.gather(*self._prefetching, return_exceptions=True)
 
     def tick(self) -> None:
-        """Every second or so: ends what is over."""
+        """Ends what is overdue; call it every second or so."""
         if self._built:
             self._built.store.dram.settle()
             if self._server and not self._built.store.dram.is_used_by(self._elsewhere):
@@ -131,7 +131,7 @@ class StoreCalls:
     async def _prefetch(self, built: BuiltStore, prompt: Prompt, wait_seconds: float) -> None:
         try:
             came = await built.store.prefetch(prompt, wait_seconds)
-        except Exception:  # a fault of this program; the prompt runs all the same
+        except Exception:  # a bug of ours; the prompt runs all the same
             _log.exception("a prefetch of %d blocks failed", len(prompt.keys))
         else:
             self.prefetched_blocks += came
@@ -143,7 +143,7 @@ class StoreCalls:
         return self._built, user
 
     async def _transports(self, user: PoolUser) -> Mapping[str, str]:
-        """By which this worker reaches the pool. The first one waits until they are there."""
+        """Transports by which this worker reaches the arena. The first call waits until they are ready."""
         if self._server is None:
             return {}
         self._elsewhere.add(user)
@@ -170,7 +170,7 @@ def _worker_of(user: PoolUser) -> str:
 
 
 def _is_elsewhere(place: str) -> bool:
-    """Process numbers mean something else there."""
+    """Whether process numbers mean something else there."""
     return bool(place) and place != ProcessNamespace.here().text
 
 

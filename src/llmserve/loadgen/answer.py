@@ -21,7 +21,7 @@ class AnswerFailure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """status: of the HTTP answer, 0 where there was none."""
+    """status: the HTTP status; 0 when there was no answer."""
 
     kind: AnswerFailure
     message: str
@@ -34,9 +34,9 @@ class Failure:
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """Times are the caller's. first_at, last_at: when the first and the last tokens came; None: none came.
-    gaps: seconds between one arrival of tokens and the next (several tokens may come at once).
-    usage_tokens, prompt_tokens, cached_tokens: as the endpoint counted them; None: it did not."""
+    """first_at, last_at: times of the first and last tokens on the caller's clock; None when none came. gaps:
+    seconds between two arrivals of tokens (several tokens may come at once). usage_tokens, prompt_tokens,
+    cached_tokens: the endpoint's own counts; None when it gives none."""
 
     first_at: float | None = None
     last_at: float | None = None
@@ -52,20 +52,20 @@ class Answer:
 
     @property
     def output_tokens(self) -> int:
-        """As the endpoint counted them, else its token ids, else one for each arrival."""
+        """The endpoint's count, else the number of token ids, else one for each arrival."""
         if self.usage_tokens is not None:
             return self.usage_tokens
         return len(self.token_ids) or (len(self.gaps) + 1 if self.first_at is not None else 0)
 
     def feed(self, data: bytes, now: float) -> None:
-        """data: the next bytes of the body, which came at `now`."""
+        """Reads the next bytes of the body, which came at `now`."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if line.startswith(_DATA):
                 self._event(line[len(_DATA) :].strip(), now)
 
     def ended(self) -> None:
-        """The body is over. Sets `failure` for an answer that is not whole."""
+        """Notes the end of the body; sets `failure` when the answer is not whole."""
         if self.failure is not None:
             return
         if not self.is_whole:

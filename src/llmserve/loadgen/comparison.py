@@ -27,7 +27,8 @@ class ComparisonFinding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One turn of each, with the same requests. base, other: their records; seconds: how long each took."""
+    """One turn of each cluster with the same requests. base, other: their records. seconds: the time that
+    each took."""
 
     base: Sequence[RequestRecord]
     other: Sequence[RequestRecord]
@@ -50,7 +51,7 @@ class Contrast:
 
     @property
     def finding(self) -> ComparisonFinding:
-        """A difference only if the interval does not contain 1, and it is 2% or more."""
+        """A difference counts only if the interval does not contain 1 and it is 2% or more."""
         if self.low <= 1 <= self.high or abs(self.ratio - 1) < _WORTH:
             return ComparisonFinding.SAME
         return (
@@ -67,7 +68,7 @@ class _Measure:
 
 
 def _quantile(share: float) -> Figure:
-    """As numpy's, which takes 20 times as long for what is done here thousands of times."""
+    """The same quantile as numpy's, which takes 20 times as long for the thousands of small samples here."""
 
     def figure(values: Samples) -> float:
         ordered = np.sort(values)
@@ -93,15 +94,15 @@ _MEASURES = (
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """How often to draw again, and by what."""
+    """How often samples are drawn again, and with which generator."""
 
     rng: np.random.Generator
     times: int
 
 
 def contrasts(rounds: Sequence[Round], *, resamples: int = _RESAMPLES) -> list[Contrast]:
-    """Of requests that both have served. Intervals: bootstrap; drawn again are the rounds, and in each the
-    requests, the same of both."""
+    """Compares the requests that both clusters served. The intervals come from a bootstrap over rounds and,
+    in each round, over requests, the same for both."""
     again = _Again(np.random.default_rng(0), resamples)
     found = [_contrast(measure, rounds, again) for measure in _MEASURES]
     return [one for one in found if one is not None] + _throughput(rounds, again)
@@ -121,7 +122,7 @@ def _contrast(measure: _Measure, rounds: Sequence[Round], again: _Again) -> Cont
 
 
 def _pairs(measure: _Measure, one: Round) -> Samples:
-    """Row 0: base, row 1: other; a column for each request that both have a value of."""
+    """Row 0 is base, row 1 other, with a column for each request that has a value in both."""
     mine = _values(measure, one.base)
     theirs = _values(measure, one.other)
     both = sorted(mine.keys() & theirs.keys())
@@ -145,7 +146,7 @@ def _ratio(figure: Figure, pairs: Samples) -> float:
 
 
 def _throughput(rounds: Sequence[Round], again: _Again) -> list[Contrast]:
-    """Answers' tokens in a second, a value for each round."""
+    """Output tokens per second, one value for each round."""
     base = np.array([_tokens(one.base) / one.base_seconds for one in rounds])
     other = np.array([_tokens(one.other) / one.other_seconds for one in rounds])
     if not base.all():
@@ -168,7 +169,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def verdict(found: Sequence[Contrast], base: str, other: str, rounds: int) -> str:
-    """In sentences."""
+    """The findings in sentences."""
     better = [_words(one) for one in found if one.finding is ComparisonFinding.BETTER]
     worse = [_words(one) for one in found if one.finding is ComparisonFinding.WORSE]
     if not found:
@@ -196,7 +197,7 @@ def _caution(rounds: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """base, other: their names. reports: of each round, by name."""
+    """base, other: names of the clusters. reports: the reports of each round, by name."""
 
     base: str
     other: str
@@ -209,7 +210,7 @@ class Comparison:
     def of(
         cls, base: str, other: str, rounds: Sequence[Round], reports: Sequence[Mapping[str, LoadReport]]
     ) -> "Comparison":
-        """One round or more."""
+        """Compares one round or more."""
         found = contrasts(rounds)
         return cls(base, other, rounds, reports, found, verdict(found, base, other, len(rounds)))
 
@@ -219,12 +220,12 @@ class Comparison:
 
     @property
     def about(self) -> About:
-        """Of the first turn; the others differ in seed and URL."""
+        """The description of the first turn; the others differ in seed and URL."""
         return self.reports[0][self.base].about
 
     @property
     def served(self) -> dict[str, list[RequestRecord]]:
-        """The requests of all rounds that were served, by name."""
+        """The served requests of all rounds, by cluster."""
         records = {
             self.base: [one for turn in self.rounds for one in turn.base],
             self.other: [one for turn in self.rounds for one in turn.other],
@@ -233,13 +234,13 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """Each once."""
+        """All notes, without repetitions."""
         return list(
             dict.fromkeys(note for one in self.reports for report in one.values() for note in report.notes)
         )
 
     def served_words(self, name: str) -> str:
-        """In one line."""
+        """How many requests the cluster served, in one line."""
         reports = [one[name] for one in self.reports]
         served, sent = sum(one.served for one in reports), sum(one.requests for one in reports)
         good = f", {sum(one.good for one in reports)} within the limits" if reports[0].slo.asks else ""

@@ -52,7 +52,7 @@ def _figures(one: Comparison) -> str:
 
 
 def figure_cells(found: Contrast) -> list[str]:
-    """What it is, of base, of other, their ratio, its interval, and what that shows."""
+    """The figure's name, both values, their ratio, its interval, and the finding."""
     scale, unit = (1000, "ms") if found.unit == "s" else (1, found.unit)
     return [
         found.figure,
@@ -76,7 +76,7 @@ def ratio_row(found: Contrast) -> RatioInterval:
 
 
 def _spreads(one: Comparison) -> str:
-    """Each figure of both, one below the other."""
+    """A table with each figure of both clusters, one below the other."""
     found = {name: _times(records) for name, records in one.served.items()}
     rows = [
         [f"{figure}, {name}", *spread_cells(found[name][figure])]

@@ -14,14 +14,15 @@ from llmserve.loadgen.workload import Conversation
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """So many at a time talk; each takes the next conversation when its last one has ended."""
+    """A number of users who talk at the same time; each takes the next conversation when the last one has
+    ended."""
 
     count: int
     conversations: Iterator[Conversation]
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Counts the seconds since it was made."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -32,9 +33,9 @@ class Stopwatch:
 
 @dataclass(slots=True)
 class Drive:
-    """One run: open_loop or closed_loop, once. think_seconds: between an answer and the next turn.
-    records: of the requests that have ended, in that order; failed and output_tokens: of these. running:
-    requests on their way."""
+    """One run; open_loop or closed_loop is called once. think_seconds: pause between an answer and the next
+    turn. records: requests that have ended, in that order; failed and output_tokens count these. running:
+    requests without an end yet."""
 
     endpoint: Endpoint
     new_talk: Callable[[], Talk]
@@ -46,8 +47,8 @@ class Drive:
     output_tokens: int = 0
 
     async def open_loop(self, conversations: Iterable[Conversation]) -> None:
-        """Each starts at its time, whatever has become of those before: what a user waits counts from
-        there, also when this process was late. Ends with the last answer."""
+        """Starts each conversation at its time, whether or not earlier ones have ended. Latency counts from
+        that time, also when this process was late. Returns after the last answer."""
         async with asyncio.TaskGroup() as group:
             for conversation in conversations:
                 opening = self._opening(conversation)
@@ -57,7 +58,7 @@ class Drive:
     async def closed_loop(
         self, users: Iterable[Users], count: int | None = None, seconds: float | None = None
     ) -> None:
-        """At most `count` conversations in all, and none begins after `seconds`."""
+        """Runs at most `count` conversations in all; none begins after `seconds`."""
         permits = iter(range(count)) if count is not None else None
         async with asyncio.TaskGroup() as group:
             for one in users:
@@ -102,7 +103,7 @@ class Drive:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A conversation whose first request is made, so that sending it takes no more time."""
+    """A conversation whose first request is prepared, so that sending it takes no more time."""
 
     drive: Drive
     conversation: Conversation
@@ -110,7 +111,8 @@ class _Held:
     body: bytes
 
     async def hold(self, planned_at: float | None) -> None:
-        """To the last turn, or the first that fails. planned_at: of the first; None: now."""
+        """Holds a conversation to its last turn, or to the first one that fails. planned_at: time of the
+        first turn; None means now."""
         body, told = self.body, 0
         for number, turn in enumerate(self.conversation.turns):
             if number:

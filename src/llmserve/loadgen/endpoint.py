@@ -22,8 +22,8 @@ Now = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class EndpointTarget:
-    """url: without /v1. keys: of tenants, default_key: of all others; None sends none. extra: further fields
-    of each request; those that are None are left out."""
+    """url: the address without /v1. keys: API keys by tenant; default_key: the key of all others; None sends
+    none. extra: further fields of each request; those that are None are left out."""
 
     url: str
     model: str
@@ -35,7 +35,7 @@ class EndpointTarget:
 
 
 class Endpoint:
-    """A context; `send` in it as often and as parallel as wanted."""
+    """An async context; `send` may be called in it as often and as concurrently as wanted."""
 
     def __init__(self, target: EndpointTarget) -> None:
         self._target = target
@@ -60,7 +60,7 @@ class Endpoint:
         return self._target.form
 
     def adapted(self, form: PromptForm, extra: Mapping[str, Any]) -> None:
-        """From now on prompts are sent so, with these fields besides."""
+        """Sends prompts in this form from now on, with these fields besides."""
         self._target = replace(self._target, form=form, extra={**self._target.extra, **extra})
 
     def body(self, prompt: Mapping[str, Any], output_tokens: int) -> bytes:
@@ -76,8 +76,8 @@ class Endpoint:
         return json.dumps(sent, separators=(",", ":")).encode()
 
     async def send(self, body: bytes, tenant: str, now: Now) -> Answer:
-        """One request to the end of its answer, which has the times of `now`. What goes wrong is in its
-        `failure`."""
+        """Sends one request and reads its answer to the end, with times of `now`. The answer's `failure` says
+        what went wrong."""
         answer = Answer()
         is_connected = False
         try:
@@ -110,7 +110,7 @@ class Endpoint:
 
 
 def base_url(text: str) -> str:
-    """Without the `/v1` or the `/` that people write after it."""
+    """The URL without a `/v1` or `/` at its end."""
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
@@ -150,7 +150,7 @@ _TRIED = (PromptForm.TOKENS, PromptForm.TEXT, PromptForm.CHAT)
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """notes: what is only approximately so, in sentences."""
+    """notes: sentences about what is only approximately right."""
 
     form: PromptForm
     scale: Scale
@@ -158,8 +158,8 @@ class Probed:
 
 
 async def probe(endpoint: Endpoint, tenant: str, wanted: PromptForm | None, *, keeps_talking: bool) -> Probed:
-    """Adapts the endpoint to the first form that works, or to the wanted one. keeps_talking: answers become
-    part of later prompts. Errors: LLMServeError with the endpoint's words."""
+    """Sets the endpoint to the wanted form of prompts, or to the first one that works. keeps_talking: answers
+    become part of later prompts. Errors: LLMServeError with the endpoint's words."""
     failure = Failure(AnswerFailure.NO_TOKENS, "nothing was tried")
     for form in (wanted,) if wanted else _TRIED:
         endpoint.adapted(form, {})
@@ -172,7 +172,7 @@ async def probe(endpoint: Endpoint, tenant: str, wanted: PromptForm | None, *, k
 
 
 def _give_up_early(failure: Failure) -> None:
-    """Another form of prompt does not help here. Errors: NotAuthenticated, Unavailable."""
+    """Raises the errors that no other form of prompt avoids. Errors: NotAuthenticated, Unavailable."""
     if failure.status in (401, 403):
         raise NotAuthenticated(f"the endpoint refuses the key: {failure.label}: {failure.message}")
     if failure.kind in (AnswerFailure.CONNECT, AnswerFailure.TIMEOUT):
@@ -224,7 +224,8 @@ async def _gives_ids(endpoint: Endpoint, tenant: str) -> bool:
 
 
 def scale_of(points: Sequence[tuple[int, int | None]]) -> Scale | None:
-    """From two prompts: words, and tokens as counted. None when they were not, or make no sense."""
+    """Derives the scale from two prompts, their words and their tokens as counted. None when the counts are
+    missing or make no sense."""
     (few, few_tokens), (many, many_tokens) = points
     if few_tokens is None or many_tokens is None or many_tokens <= few_tokens:
         return None

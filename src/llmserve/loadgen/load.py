@@ -10,9 +10,9 @@ from llmserve.traces import TracedRequest
 
 
 def arrivals(per_second: float, burstiness: float, rng: random.Random) -> Iterator[float]:
-    """Rising seconds from the start, without end, after gaps of 1 / per_second on average. burstiness is the
-    coefficient of variation of the gaps: 0 constant, 1 a Poisson process, above 1 bursts (gamma distributed).
-    `vllm bench serve --burstiness` is 1 / burstiness**2."""
+    """Yields rising seconds from the start without end, 1 / per_second apart on average. burstiness is the
+    coefficient of variation of the gaps: 0 is constant, 1 a Poisson process, above 1 bursts (gamma
+    distributed). `vllm bench serve --burstiness` is 1 / burstiness**2."""
     mean, now = 1 / per_second, 0.0
     shape = 1 / burstiness**2 if burstiness else 0.0
     while True:
@@ -26,9 +26,9 @@ _WARM_OUTPUT_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """trace: instead of the mix, at its own times. Else rate (conversations per second, open loop), else
-    `concurrency` users (closed loop), divided between the tenants by their parts. count: conversations at
-    most; seconds: none begins later; None: no such limit, but of a mix one must be there."""
+    """trace: replaces the mix and has its own times. rate: conversations per second (open loop); without it
+    `concurrency` users talk (closed loop), divided between the tenants by their parts. count: most
+    conversations; seconds: end of new ones; None means no such limit, but a mix needs one of them."""
 
     mix: Mix
     seed: int
@@ -49,7 +49,7 @@ class Load:
         return not self.trace and self.mix.turns > 1
 
     def scheduled(self) -> Iterator[Conversation]:
-        """Of an open loop."""
+        """The conversations of an open loop, with their times."""
         if self.trace:
             return limited(of_trace(self.trace), self.count, self.seconds)
         assert self.rate is not None, "a closed loop has no schedule"
@@ -58,8 +58,8 @@ class Load:
         return limited(timed(conversations, times), self.count, self.seconds)
 
     def users(self) -> list[Users]:
-        """Of a closed loop: those of each tenant have conversations of their own, so that a tenant that is
-        served slowly does not hold the others up."""
+        """The users of a closed loop. Each tenant's users have conversations of their own, so that a tenant
+        that is served slowly does not delay the others."""
         parts = divided(self.concurrency, [tenant.part for tenant in self.mix.tenants])
         return [
             Users(count, replace(self.mix, tenants=(tenant,)).conversations(self._random(tenant.name)))
@@ -67,7 +67,7 @@ class Load:
         ]
 
     def warming(self, count: int) -> list[Users]:
-        """Short answers to prompts that the load does not have."""
+        """Short answers to prompts that the load does not contain."""
         mix = replace(
             self.mix,
             kinds=tuple(replace(kind, output_tokens=_WARM_OUTPUT_TOKENS) for kind in self.mix.kinds),
@@ -81,7 +81,7 @@ class Load:
         return random.Random(f"{self.seed} {name}")
 
     def describe(self) -> str:
-        """One line, for people."""
+        """The load in one line for people."""
         return ", ".join(filter(None, (self._what(), self._when(), self._until())))
 
     def _what(self) -> str:
@@ -113,7 +113,7 @@ class Load:
 
 
 def divided(count: int, parts: Sequence[float]) -> list[int]:
-    """count in whole numbers by the parts, each at least 1 (so the sum may be larger)."""
+    """Divides count by the parts into whole numbers of at least 1 each, so the sum may be larger."""
     total, given, taken, found = sum(parts), 0, 0.0, []
     for part in parts:
         taken += part

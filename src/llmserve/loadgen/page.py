@@ -23,7 +23,7 @@ svg { width: 100%; margin: 1em 0 } .note { color: #a33 } dt { font-weight: 600 }
 
 
 def document(title: str, parts: Iterable[str]) -> str:
-    """parts: HTML; empty ones are left out. title: text."""
+    """parts: pieces of HTML; empty ones are left out. title: plain text."""
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(filter(None, parts)) + "\n</body></html>\n"
@@ -31,14 +31,14 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Of texts; the first column is of names."""
+    """A table of texts whose first column holds names."""
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def spread_cells(spread: Percentiles) -> list[str]:
-    """Milliseconds of a spread in seconds."""
+    """The percentiles, given in seconds, as milliseconds."""
     values = (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99, spread.most)
     return [f"{1000 * value:.1f}" for value in values]
 
@@ -51,7 +51,7 @@ _Times = Callable[[Sequence[RequestRecord]], Iterable[float]]
 
 
 def distributions(groups: Mapping[str, Sequence[RequestRecord]]) -> list[str]:
-    """SVG elements. groups: requests that were served, by name."""
+    """One SVG element for each latency. groups: served requests, by name."""
     return [
         _distribution("Time to first token", "requests", groups, _first_tokens),
         _distribution("Between tokens", "gaps", groups, _gaps),
@@ -190,7 +190,7 @@ def _tokens_each_second(records: Iterable[RequestRecord]) -> list[Point]:
 
 
 def _running(records: Iterable[RequestRecord]) -> list[Point]:
-    """At the beginning of each second."""
+    """The number of running requests at the beginning of each second."""
     changes: Counter[int] = Counter()
     for record in records:
         changes[int(record.sent_at) + 1] += 1

@@ -33,7 +33,7 @@ class PromptForm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How the endpoint counts words: tokens of a prompt = fixed + per_word x words."""
+    """How the endpoint counts words: a prompt has fixed + per_word x words tokens."""
 
     per_word: float = 1.0
     fixed: float = 0.0
@@ -41,7 +41,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """The endless text of each name. token_ids: from the first to before the last, as ids are drawn."""
+    """The endless text of each name. token_ids: range from which ids are drawn, without its end."""
 
     seed: int
     token_ids: tuple[int, int]
@@ -52,7 +52,7 @@ class Texts:
         return drawn
 
     def words(self, piece: PromptPiece) -> str:
-        """About piece.tokens tokens, without those that every prompt has."""
+        """About piece.tokens tokens of text, without those that every prompt has."""
         count = max(1, round(piece.tokens / self.scale.per_word))
         return "".join(f" {WORDS[word]}" for word in self._draw(piece.name, 0, len(WORDS), count))
 
@@ -67,7 +67,7 @@ class Talk(ABC):
 
     @abstractmethod
     def ask(self, pieces: Sequence[PromptPiece]) -> dict[str, Any]:
-        """The fields of the request that hold the prompt, with all that was said before."""
+        """The fields of the request that hold the prompt, with the whole conversation so far."""
 
     @abstractmethod
     def answered(self, answer: Answer) -> None: ...
@@ -84,7 +84,8 @@ class TokenTalk(Talk):
         return {"prompt": self._ids}
 
     def answered(self, answer: Answer) -> None:
-        """An endpoint that gives no token ids is told another answer of the same length."""
+        """Adds the answer to the conversation. For an endpoint that gives no token ids, a made-up answer of
+        the same length stands in."""
         made_up = PromptPiece(f"answer{len(self._ids)}", answer.output_tokens)
         self._ids += answer.token_ids or self._texts.ids(made_up)
 
@@ -124,7 +125,8 @@ TALKS: dict[PromptForm, Callable[[Texts], Talk]] = {
 
 
 def _said(texts: Texts, pieces: Sequence[PromptPiece], *, is_first: bool) -> str:
-    """What every prompt has besides its words is taken off the last piece, which is no other's."""
+    """The tokens that every prompt has besides its words are taken off the last piece, which no other prompt
+    shares."""
     *before, last = pieces
     fixed = round(texts.scale.fixed) if is_first else 0
     own = PromptPiece(last.name, max(1, last.tokens - fixed))

@@ -8,9 +8,9 @@ from llmserve.loadgen.answer import Answer, Failure
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """Times are seconds from the start of the run. planned_at: when it should have been sent; what a user
-    waits counts from there. prompt_tokens: as the endpoint counted, else as wanted. first_at and last_at:
-    of its tokens; both planned_at when none came."""
+    """Times are seconds from the start of the run. planned_at: time at which it should have been sent, from
+    which latency counts. prompt_tokens: the endpoint's count, else the wanted number. first_at, last_at:
+    times of its tokens; both are planned_at when none came."""
 
     conversation: int
     turn: int
@@ -43,7 +43,7 @@ class RequestRecord:
 
     @property
     def e2e(self) -> float:
-        """To the last token."""
+        """Seconds to the last token."""
         return self.last_at - self.planned_at
 
     @property
@@ -54,7 +54,7 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A request on its way: what its record will say besides the answer."""
+    """A request without an answer yet: everything else that its record will hold."""
 
     conversation: int
     turn: int

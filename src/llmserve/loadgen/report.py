@@ -12,9 +12,9 @@ from llmserve.loadgen.record import RequestRecord
 
 @dataclass(frozen=True, slots=True)
 class Fairness:
-    """tokens: of each tenant, prompts and answers, in the seconds at whose beginning and end requests of
-    every tenant waited for their first token. jain: of these for their weight; None: there were none, or
-    there is one tenant. Shares mean nothing while there is enough for all."""
+    """tokens: tokens of each tenant, prompts and answers, in contended seconds: those at whose beginning and
+    end requests of every tenant waited for their first token. jain: Jain's index of tokens by weight; None
+    when there were no such seconds, or one tenant. Shares mean nothing while there is enough for all."""
 
     contended_seconds: int
     tokens: dict[str, int]
@@ -32,7 +32,7 @@ def fairness(records: Sequence[RequestRecord], weights: Mapping[str, float]) -> 
 
 
 def _contended(records: Iterable[RequestRecord], tenants: Sequence[str]) -> set[int]:
-    """Second i is from i to i + 1."""
+    """The numbers of the contended seconds; second i is from i to i + 1."""
     waiting: dict[int, set[str]] = defaultdict(set)
     for record in records:
         until = record.first_at if record.has_tokens else record.ended_at
@@ -44,8 +44,8 @@ def _contended(records: Iterable[RequestRecord], tenants: Sequence[str]) -> set[
 
 
 def _arrivals(record: RequestRecord) -> Iterable[tuple[int, int]]:
-    """Seconds and tokens. Those of the prompt count when the first token comes; those of the answer are
-    spread evenly over its arrivals."""
+    """Yields seconds and tokens. Prompt tokens count when the first token comes; answer tokens are spread
+    evenly over their arrivals."""
     if not record.has_tokens:
         return []
     seconds = Counter([int(record.first_at)])
@@ -66,8 +66,8 @@ _OTHER_LENGTH = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """What a request that counts as good has met, in seconds: to its first token, for each later token on
-    average, and in all. None: no matter."""
+    """Limits in seconds that a good request meets: to its first token, for each later token on average, and
+    in all. None is no limit."""
 
     ttft: float | None = None
     itl: float | None = None
@@ -75,7 +75,7 @@ class Slo:
 
     @classmethod
     def parse(cls, text: str) -> "Slo":
-        """`ttft=1,itl=0.05`. Errors: InvalidRequest."""
+        """Reads `ttft=1,itl=0.05`. Errors: InvalidRequest."""
         given: dict[str, float] = {}
         for part in filter(None, text.split(",")):
             name, _, value = part.partition("=")
@@ -98,7 +98,8 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Of what the figures are. started_at: ISO 8601. notes: what is only approximately so."""
+    """What the figures describe. started_at: ISO 8601 time. notes: sentences about what is only approximately
+    right."""
 
     url: str
     model: str
@@ -111,7 +112,7 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """message: of the first one."""
+    """Requests that failed alike. message: the first one's."""
 
     label: str
     count: int
@@ -120,7 +121,7 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Requests of one kind or tenant. Spreads in seconds, of those that were served."""
+    """Requests of one kind or tenant. Percentiles are in seconds and of served requests."""
 
     name: str
     requests: int
@@ -135,10 +136,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """seconds: to the end of the last request. Spreads in seconds, of requests that were served. itl: between
-    arrivals of tokens, of all requests together. tpot: a request's mean for each token after the first.
-    late: how long after the planned time requests were sent; ttft and e2e contain it. cached_tokens: of the
-    prompts, as the endpoint says. good: requests that met the slo."""
+    """seconds: time to the end of the last request. Percentiles are in seconds and of served requests. itl:
+    time between arrivals of tokens, over all requests. tpot: a request's mean time per token after the first.
+    late: delay of sending, which ttft and e2e contain. cached_tokens: cached prompt tokens, as the endpoint
+    counts. good: requests that met the slo."""
 
     about: About
     seconds: float
@@ -226,7 +227,7 @@ def _group(name: str, records: Sequence[RequestRecord], slo: Slo) -> Group:
 
 
 def _failures(records: Sequence[RequestRecord]) -> tuple[Failures, ...]:
-    """The most frequent first."""
+    """The failures, the most frequent first."""
     found: dict[str, list[str]] = {}
     for record in records:
         if record.failure is not None:

@@ -18,8 +18,8 @@ Watch = Callable[[Drive], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """How to send. form: None: the first that the endpoint takes. token_ids: those that prompts are made of,
-    from the first to before the last. warming: conversations before the load that are not counted."""
+    """form: form of the prompts; None takes the first that the endpoint accepts. token_ids: range from which
+    prompts are made, without its end. warming: conversations before the load, which are not counted."""
 
     form: PromptForm | None = None
     token_ids: tuple[int, int] = (1000, 30_000)
@@ -28,7 +28,7 @@ class Ways:
 
 @dataclass(frozen=True, slots=True)
 class LoadOutcome:
-    """is_cut: it was cancelled before its end."""
+    """is_cut: the run was cancelled before its end."""
 
     about: About
     records: Sequence[RequestRecord]
@@ -36,8 +36,9 @@ class LoadOutcome:
 
 
 async def run_load(load: Load, target: EndpointTarget, ways: Ways, watch: Watch) -> LoadOutcome:
-    """watch: a context around the load itself. A cancellation (Ctrl-C) ends the load; what has ended by then
-    is the outcome. Errors: LLMServeError when the endpoint does not answer the probe."""
+    """Probes, warms up and sends the load. watch: a context around the load itself. A cancellation (Ctrl-C)
+    ends the load; the outcome holds the requests that have ended. Errors: LLMServeError when the endpoint
+    does not answer the probe."""
     async with Endpoint(target) as endpoint:
         tenant = load.mix.tenants[0].name
         probed = await probe(endpoint, tenant, ways.form, keeps_talking=load.keeps_talking)
@@ -59,7 +60,7 @@ def _talks(load: Load, ways: Ways, probed: Probed) -> Callable[[], Talk]:
 
 
 async def _sent(load: Load, drive: Drive) -> bool:
-    """Whether it was cancelled."""
+    """Sends the load; returns whether it was cancelled."""
     try:
         if load.is_open:
             await drive.open_loop(load.scheduled())

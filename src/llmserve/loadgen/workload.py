@@ -10,7 +10,7 @@ from llmserve.traces import TracedRequest
 
 @dataclass(frozen=True, slots=True)
 class RequestKind:
-    """part: of all conversations, in any unit. Sizes in tokens."""
+    """part: share of all conversations, in any unit. Sizes are in tokens."""
 
     name: str
     prompt_tokens: int
@@ -20,7 +20,7 @@ class RequestKind:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """part: of all conversations, in any unit. key: None sends none."""
+    """part: share of all conversations, in any unit. key: API key; None sends none."""
 
     name: str
     key: str | None
@@ -31,8 +31,8 @@ SIZES: Mapping[str, tuple[int, int]] = {"short": (200, 60), "chat": (800, 250), 
 
 
 def parse_kind(text: str) -> RequestKind:
-    """`short:70`, `PROMPT/OUTPUT:70` or `NAME=PROMPT/OUTPUT:70`; without `:70` the part is 1.
-    Errors: InvalidRequest."""
+    """Reads `short:70`, `PROMPT/OUTPUT:70` or `NAME=PROMPT/OUTPUT:70`; without `:70` the part is 1. Errors:
+    InvalidRequest."""
     sizes, part = _part(text)
     name, is_named, tokens = sizes.rpartition("=")
     if not is_named and sizes in SIZES:
@@ -46,7 +46,8 @@ def parse_kind(text: str) -> RequestKind:
 
 
 def parse_tenant(text: str, environment: Mapping[str, str]) -> Tenant:
-    """`NAME=KEY` or `NAME:PART=KEY`; a KEY of `@VARIABLE` is read there. Errors: InvalidRequest."""
+    """Reads `NAME=KEY` or `NAME:PART=KEY`; a KEY of `@VARIABLE` is taken from the environment. Errors:
+    InvalidRequest."""
     head, equals, key = text.partition("=")
     name, part = _part(head)
     if not (name and equals and key):
@@ -61,7 +62,7 @@ def parse_tenant(text: str, environment: Mapping[str, str]) -> Tenant:
 
 
 def parse_weight(text: str) -> tuple[str, float]:
-    """`NAME=4`. Errors: InvalidRequest."""
+    """Reads `NAME=4`. Errors: InvalidRequest."""
     name, _, number = text.partition("=")
     try:
         weight = float(number)
@@ -87,7 +88,7 @@ def _part(text: str) -> tuple[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class PromptPiece:
-    """The first so many tokens of the endless text that `name` stands for. Pieces of one name begin alike."""
+    """The first tokens of the endless text of a name. Pieces of one name begin alike."""
 
     name: str
     tokens: int
@@ -95,7 +96,7 @@ class PromptPiece:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """prompt: what it adds to the conversation so far."""
+    """prompt: the pieces that the turn adds to the conversation."""
 
     prompt: tuple[PromptPiece, ...]
     output_tokens: int
@@ -107,7 +108,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """starts_at: when its first turn is to be sent, in seconds from the start (open loop only)."""
+    """starts_at: seconds from the start to the first turn (open loop only)."""
 
     index: int
     kind: str
@@ -118,8 +119,8 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """spread: sizes are drawn evenly within this share of the kind's, both ways; 0: exactly these.
-    Every conversation begins with one of `prefixes` texts of shared_tokens, beside the kind's own tokens."""
+    """spread: sizes are drawn evenly within this share of the kind's, both ways; 0 keeps them exact. Every
+    conversation begins with one of `prefixes` texts of shared_tokens, before the kind's own tokens."""
 
     kinds: Sequence[RequestKind]
     tenants: Sequence[Tenant]
@@ -129,7 +130,7 @@ class Mix:
     prefixes: int = 1
 
     def conversations(self, rng: random.Random) -> Iterator[Conversation]:
-        """Without end; the same for the same state of rng."""
+        """Yields conversations without end; they depend only on the state of rng."""
         index = 0
         while True:
             kind = rng.choices(self.kinds, [one.part for one in self.kinds])[0]
@@ -152,7 +153,7 @@ class Mix:
 
 
 def of_trace(requests: Iterable[TracedRequest]) -> Iterator[Conversation]:
-    """Each request as a conversation of one turn, at its time."""
+    """Makes each request a conversation of one turn, at its time."""
     for index, one in enumerate(requests):
         turn = Turn(tuple(_pieces(index, one)), one.output_tokens)
         yield Conversation(index, "trace", one.tenant, (turn,), one.arrived_at)
@@ -170,7 +171,7 @@ def _pieces(index: int, request: TracedRequest) -> Iterator[PromptPiece]:
 
 
 def timed(conversations: Iterable[Conversation], arrivals: Iterable[float]) -> Iterator[Conversation]:
-    """Ends with the shorter one."""
+    """Gives the conversations these times; ends with the shorter one."""
     for conversation, when in zip(conversations, arrivals, strict=False):
         yield replace(conversation, starts_at=when)
 
@@ -178,7 +179,7 @@ def timed(conversations: Iterable[Conversation], arrivals: Iterable[float]) -> I
 def limited(
     conversations: Iterable[Conversation], count: int | None, seconds: float | None
 ) -> Iterator[Conversation]:
-    """The first `count`, and none that starts at `seconds` or later. None: no such limit."""
+    """Yields the first `count`, and none that starts at `seconds` or later. None means no such limit."""
     for position, conversation in enumerate(conversations):
         if position == count or (seconds is not None and conversation.starts_at >= seconds):
             return

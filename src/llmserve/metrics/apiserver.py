@@ -10,7 +10,7 @@ _LATENCY_BUCKETS_SECONDS = (
 
 
 class ApiserverMetrics:
-    """A request here is one sequence: `n` choices, or a batch of prompts, count each."""
+    """A request here is one sequence: each of `n` choices, and each prompt of a batch, counts."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests_total = Counter(

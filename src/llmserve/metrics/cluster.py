@@ -6,7 +6,7 @@ from llmserve.metrics.registry import WatchedCounter
 
 
 class ClusterMetrics:
-    """On the page of the whole cluster only."""
+    """Metrics that only the page of the whole cluster has."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.process_up = Gauge(

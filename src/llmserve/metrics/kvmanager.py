@@ -116,7 +116,7 @@ def _buckets(ages: Ages) -> list[tuple[str, float]]:
 
 class KVManagerMetrics:
     def __init__(self, registry: CollectorRegistry, store: Callable[[], StoreStats] = StoreStats) -> None:
-        """store: what its tiers hold and have done, now."""
+        """store: returns the present state of its tiers."""
         self.directory_blocks = Gauge(
             "kv_directory_blocks",
             "Distinct block hashes that a worker's device, or a tier of this kvmanager, holds. Every "

@@ -13,7 +13,7 @@ _HEADS = ("# HELP ", "# TYPE ")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """labels: to be on each of its samples; none of them is on one already."""
+    """labels: added to each sample; no sample has one of them already."""
 
     labels: Mapping[str, str]
     text: str
@@ -26,7 +26,8 @@ class _Family:
 
 
 def merged(pages: Iterable[Page]) -> str:
-    """Each family once, as the format demands, with the text of the first page that has it."""
+    """One page with each family once, as the format demands; its text is that of the first page that has
+    it."""
     families: dict[str, _Family] = {}
     for page in pages:
         _add(families, page)
@@ -47,7 +48,7 @@ def _add(families: dict[str, _Family], page: Page) -> None:
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
-    """Family and line of a head, an empty name and the line of a sample."""
+    """Yields the family and the line of a head, and an empty name with the line of a sample."""
     for line in text.split("\n"):  # and nothing else that splitlines takes for the end of a line
         if line.startswith(_HEADS):
             yield line.split(" ", 3)[2], line
@@ -68,8 +69,8 @@ def _escaped(value: str) -> str:
 
 
 class PassedOn(Collector):
-    """Families of `source` whose names begin with `prefix`, as they are when it is scraped; without those
-    in `left_out`."""
+    """The families of `source` whose names begin with `prefix`, without those in `left_out`, as they are at
+    the scrape."""
 
     def __init__(
         self, source: CollectorRegistry, prefix: str, left_out: frozenset[str] = frozenset()

@@ -41,7 +41,7 @@ class WatchedCounter:
         self._totals[labels] = total
 
     def watch_rows(self, rows: Callable[[], Iterable[tuple[tuple[str, ...], float]]]) -> None:
-        """rows: the labels and totals that there are, where these come and go."""
+        """rows: returns the present labels and totals, where these come and go."""
         self._rows = rows
 
     def collect(self) -> Iterator[CounterMetricFamily]:
@@ -103,7 +103,7 @@ class PageServer:
 
     @property
     def port(self) -> int:
-        """The bound port (of interest when 0 was asked for); 0 before start."""
+        """The bound port (useful when port 0 was asked for); 0 before start."""
         return self._server.sockets[0].getsockname()[1] if self._server and self._server.sockets else 0
 
     async def start(self) -> None:
@@ -146,7 +146,7 @@ class PageServer:
 
 
 class MetricsServer(PageServer):
-    """The page is that of a registry."""
+    """Serves the page of a registry."""
 
     def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
         async def page(accept: str) -> tuple[str, bytes]:

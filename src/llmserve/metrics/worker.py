@@ -6,7 +6,7 @@ from dataclasses import fields
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineLoad, EngineOutput, PairStatus
+from llmserve.core.request import EngineLoad, EngineOutput, PairStatus, PrefillStats
 from llmserve.metrics.registry import StateCollector, StateFamily
 
 
@@ -107,7 +107,7 @@ class WorkerMetrics:
         registry.register(self.pairs)
 
     def record_load(self, load: EngineLoad) -> None:
-        """Gauges as they are; of the engine's totals, what came since the last call."""
+        """Sets the gauges, and adds to the counters what the engine's totals grew since the last call."""
         self.requests_running.set(load.running_requests)
         self.requests_waiting.set(load.waiting_requests)
         self.used_blocks.set(load.used_blocks)
@@ -118,21 +118,27 @@ class WorkerMetrics:
         self.transfer_failures_total.inc(max(0, load.transfer_failures - self._last.transfer_failures))
         self._last = _copy(load)
 
-    def record_output(self, output: EngineOutput) -> None:
-        self.output_tokens_total.inc(len(output.token_ids))
-        if output.prefill_stats is not None:
-            stats = output.prefill_stats
-            local, external = stats.local_cached_tokens, stats.external_cached_tokens
-            self.prompt_tokens_total.labels("local").inc(local)
-            self.prompt_tokens_total.labels("external").inc(external)
-            self.prompt_tokens_total.labels("computed").inc(stats.prompt_tokens - local - external)
-        if output.finish_reason is not None:
-            self.record_end(output.finish_reason)
+    def record_outputs(self, outputs: Sequence[EngineOutput]) -> None:
+        """Counts the outputs of one step."""
+        tokens = 0
+        for output in outputs:
+            tokens += len(output.token_ids)
+            if output.prefill_stats is not None:
+                self._record_prefill(output.prefill_stats)
+            if output.finish_reason is not None:
+                self.record_end(output.finish_reason)
+        self.output_tokens_total.inc(tokens)
+
+    def _record_prefill(self, stats: PrefillStats) -> None:
+        local, external = stats.local_cached_tokens, stats.external_cached_tokens
+        self.prompt_tokens_total.labels("local").inc(local)
+        self.prompt_tokens_total.labels("external").inc(external)
+        self.prompt_tokens_total.labels("computed").inc(stats.prompt_tokens - local - external)
 
     def record_end(self, reason: FinishReason, requests: int = 1) -> None:
         self.requests_total.labels(reason.value).inc(requests)
 
 
 def _copy(load: EngineLoad) -> EngineLoad:
-    """The engine may go on writing into the one it gave out."""
+    """The engine may go on changing the object that it returned."""
     return EngineLoad(**{f.name: getattr(load, f.name) for f in fields(load)})

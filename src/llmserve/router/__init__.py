@@ -1,5 +1,5 @@
-"""ClusterMembership, admission and placement. Never on the token path.
+"""Membership, admission and placement of requests. The router is never on the token path.
 
-Pure, and free of gRPC: worker, membership, filters, plan and its choosers, session, controller.
-wire, outbox, service and __main__ put them on the network.
+The deciding half is pure and free of gRPC: controller, requests, sessions, workers/, placement/, prefix/,
+leader/election and leader/takeover. The others put it on the network.
 """

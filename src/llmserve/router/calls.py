@@ -1,4 +1,4 @@
-"""What apiservers say over their sessions, and what workers report."""
+"""The messages of apiserver sessions, and the calls of workers."""
 
 import asyncio
 import logging
@@ -32,7 +32,8 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class SessionCalls:
-    """Life: converse, any number at a time -> aclose. sign_of_life_seconds: as idle_seconds of an Outbox."""
+    """Life: converse, any number at a time -> aclose. sign_of_life_seconds: idle_seconds of each
+    SessionOutbox."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class SessionCalls:
         self._readers = TaskOwner("router")
 
     async def aclose(self) -> None:
-        """Ends the sessions; apiservers keep what runs and come back to the next router."""
+        """Ends the sessions. Apiservers keep what runs, and return to the next leader."""
         self._event_loop.streams.close()
         await self._readers.aclose()
         self._event_loop.spans.give_up()
@@ -95,7 +96,7 @@ class SessionCalls:
             self._event_loop.decide(lambda: self._controller.close_session(stream.session))
 
     async def _read(self, requests: _Requests, stream: SessionStream) -> None:
-        """Ends the stream when the apiserver does, or when it says what it must not."""
+        """Ends the stream when the apiserver ends it, or when it sends what it must not."""
         error: LLMServeError | None = None
         try:
             async for message in requests:
@@ -141,7 +142,8 @@ class SessionCalls:
 
 
 async def _read_hello(requests: AsyncIterator[router_pb2.RouterSessionRequest]) -> router_pb2.Hello:
-    """Returns the first message of a session. Errors: InvalidRequest when it is another, or does not come."""
+    """Returns the first message of a session. Errors: InvalidRequest when it is no Hello, or does not
+    come."""
     try:
         async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
             message = await anext(aiter(requests), router_pb2.RouterSessionRequest())
@@ -153,7 +155,7 @@ async def _read_hello(requests: AsyncIterator[router_pb2.RouterSessionRequest]) 
 
 
 class WorkerCalls:
-    """Errors of each: NotLeader."""
+    """Each call raises NotLeader on a standby."""
 
     def __init__(self, controller: Controller, event_loop: EventLoop, live: RouterLiveSettings) -> None:
         self._controller, self._event_loop, self._live = controller, event_loop, live

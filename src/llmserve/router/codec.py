@@ -1,8 +1,4 @@
-"""Between the messages of router.proto and the router's own words.
-
-Why a request got its place when it did, and there: for its record at the apiserver. Pure.
-
-Tenants and budgets, for GetClusterStatus. Pure."""
+"""Translates between the messages of router.proto and the router's own types."""
 
 from collections.abc import Iterable, Mapping
 
@@ -95,7 +91,8 @@ def _incarnation(info: common_pb2.WorkerInfo) -> Incarnation:
 
 
 class PlacementEncoder:
-    """Encodes placements. Keeps each worker's message: copying it is far cheaper than making it."""
+    """Encodes placements. It keeps each worker's message, because copying one is far cheaper than building
+    one."""
 
     def __init__(self) -> None:
         self._encoded: dict[WorkerId, tuple[WorkerSpec, common_pb2.WorkerInfo]] = {}
@@ -139,7 +136,7 @@ def encode_refused(refused: RequestRefused) -> router_pb2.RouterSessionResponse:
 
 
 def encode_cluster(members: Iterable[ClusterMember], epoch: int) -> router_pb2.RouterSessionResponse:
-    """The registered workers, suspected ones included: streams to them go on."""
+    """Encodes the registered workers, suspected ones included: streams to them go on."""
     workers = [encode_worker(member.spec) for member in members if member.registered]
     return router_pb2.RouterSessionResponse(state=router_pb2.ClusterState(workers=workers, epoch=epoch))
 
@@ -165,7 +162,7 @@ def encode_order(order: DrainOrder) -> router_pb2.DrainOrder:
 
 
 def encode_status(member: ClusterMember, now: float, slow: Mapping[WorkerId, str]) -> router_pb2.WorkerStatus:
-    """slow: why, of each worker that is."""
+    """slow: the reason for each slow worker."""
     why_slow = slow.get(member.spec.worker_id, "")
     return router_pb2.WorkerStatus(
         info=encode_worker(member.spec),
@@ -190,6 +187,7 @@ def encode_index(prefixes: PrefixLookup, away: Iterable[str]) -> router_pb2.Pref
 
 
 def encode_report(placed: RequestPlaced) -> router_pb2.PlacementReport:
+    """Encodes why a request got this place at this time, for its record at the apiserver."""
     report = placed.report
     return router_pb2.PlacementReport(
         requests_ahead=placed.requests_ahead,

@@ -1,8 +1,8 @@
-"""The whole state of the router. Pure: each method takes one event and returns what follows.
+"""The whole state of the router. Pure: each method takes one event and returns its effects.
 
-Called from one thread; a method runs to its end before the next begins, so nothing is ever seen
-half done. After every event the caller delivers the effects, compares `cluster_version`, and asks
-`next_wake` when `tick` is to be called.
+One thread calls it, and a method ends before the next begins, so nobody sees a half-done change. After
+every event the caller delivers the effects, compares `cluster_version`, and asks `next_wake` when to call
+`tick`.
 """
 
 import random
@@ -32,8 +32,8 @@ from llmserve.scheduler.snapshot import SchedulerSnapshot
 
 
 class Controller:
-    """The composition root of the deciding half. index: filled by whoever follows the KV managers; None:
-    nothing is known of cached blocks."""
+    """Composition root of the deciding half. index: whoever follows the KV managers fills it; None: nothing
+    is known of cached blocks. membership, prefixes and speeds are public for reading."""
 
     def __init__(
         self, settings: RouterSettings, clock: Clock, rng: random.Random, index: PrefixIndex | None = None
@@ -56,7 +56,7 @@ class Controller:
 
     @property
     def cluster_version(self) -> int:
-        """Changes with what apiservers are to know of the cluster."""
+        """Changes whenever apiservers need a new view of the cluster."""
         return self.membership.version
 
     @property
@@ -72,11 +72,11 @@ class Controller:
         return self._entries.apiservers
 
     def scheduler_stats(self) -> SchedulerStats:
-        """Tenants and budgets, now."""
+        """Tenants and budgets as they are now."""
         return self._scheduler.stats()
 
     def next_wake(self) -> float | None:
-        """When tick has something to do, on the clock; None: not before the next event."""
+        """Time on the clock at which tick has something to do; None: not before the next event."""
         times = (
             self.membership.next_expiry(),
             self._queue.next_deadline(),
@@ -89,12 +89,12 @@ class Controller:
     # -- another router's term before this one
 
     def snapshot(self) -> SchedulerSnapshot:
-        """What the next router is to know, and nobody else tells it."""
+        """State that the next leader needs and cannot learn from anyone else."""
         return self._scheduler.snapshot()
 
     def take_over(self, snapshot: SchedulerSnapshot | None, settle_seconds: float) -> None:
-        """Before any other event. Nothing is placed for this long: who ran and waited under the other router
-        is to be counted first."""
+        """Called before any other event. Nothing is placed for settle_seconds, so that requests of the
+        former leader are counted first."""
         self._takeover.take_over(settle_seconds, inherits=snapshot is not None)
         if snapshot is not None:
             self._scheduler.restore(snapshot)
@@ -104,7 +104,7 @@ class Controller:
     def open_session(
         self, apiserver_id: ApiserverId, held: Iterable[HeldRequest]
     ) -> tuple[ApiserverSession, list[Effect]]:
-        """An apiserver says hello. Its older session, if that is still open, is closed first."""
+        """An apiserver opens a session. Its older session, if one is still open, is closed first."""
         older = self._entries.session_of(apiserver_id)
         effects = self.close_session(older) if older else []
         session = self._entries.add_session(apiserver_id)
@@ -112,7 +112,7 @@ class Controller:
         return session, effects
 
     def close_session(self, session: ApiserverSession) -> list[Effect]:
-        """The stream ended, however: all that it held is given back. Idempotent."""
+        """The stream has ended. Everything that the session held is given back. Idempotent."""
         self._entries.drop_session(session)
         ended = [self._requests.end(request_id, Exit.GIVEN_BACK) for request_id in list(session.entries)]
         return [*ended, *self._dispatch()]
@@ -120,8 +120,8 @@ class Controller:
     # -- requests
 
     def admit(self, session: ApiserverSession, admit: Admit) -> list[Effect]:
-        """A request asks for a place. One that has a place, or waits for one, gives that up first:
-        its worker was lost."""
+        """A request asks for a place. If it has one already, or waits for one, it gives that up first: its
+        worker was lost."""
         entry = self._entries.get(admit.request_id)
         if entry and entry.session is not session:
             error = InvalidRequest(f"request id {admit.request_id} is in use")
@@ -133,14 +133,14 @@ class Controller:
         return [*effects, *self._requests.prefetch(admit)]
 
     def first_token(self, session: ApiserverSession, request_id: RequestId) -> list[Effect]:
-        """Prefill is over: its worker can take another. Idempotent."""
+        """The prefill of a request is over: its worker can take another. Idempotent."""
         entry = session.entries.get(request_id)
         if entry is None or entry.hold is None or entry.hold.work.first_token_at is not None:
             return []
         return [*self._requests.first_token(request_id), *self._dispatch()]
 
     def progress(self, session: ApiserverSession, request_id: RequestId, output_tokens: int) -> list[Effect]:
-        """The request has generated this many tokens so far, since it was placed."""
+        """A request has generated this many tokens since it was placed."""
         if request_id in session.entries:
             self._requests.progress(request_id, output_tokens)
         return []
@@ -153,8 +153,9 @@ class Controller:
         output_tokens: int,
         cached_tokens: int | None = None,
     ) -> list[Effect]:
-        """The request is over, or no longer wanted. Nothing for one that this session does not hold: it was
-        refused meanwhile. cached_tokens: of its prompt, if an engine told."""
+        """A request is over, or no longer wanted. Ignores a request that this session does not hold: it was
+        refused meanwhile. cached_tokens: prompt tokens that the engine found cached; None: it did not
+        report them."""
         if request_id not in session.entries:
             return []
         cached = self._requests.cached(request_id, outcome, cached_tokens)
@@ -176,8 +177,8 @@ class Controller:
         return self._dispatch()
 
     def drain(self, worker_id: WorkerId, order: DrainOrder) -> tuple[ClusterMember, int]:
-        """Returns the worker, and how many others of its role requests may go to.
-        Errors: NotFound, as ClusterMembership.order."""
+        """Returns the worker, and the number of other workers of its role that take requests. Errors:
+        NotFound, as ClusterMembership.order."""
         member = self.membership.order(worker_id, order)
         peers = self.membership.available(member.spec.model, member.spec.role)
         return member, sum(peer is not member for peer in peers)
@@ -189,7 +190,7 @@ class Controller:
     def worker_failed(
         self, worker_id: WorkerId, epoch: int, reason: str, *, stalled: bool = False
     ) -> list[Effect]:
-        """stalled: it is there, and gave a request no output in time."""
+        """stalled: the worker answers, and gave a request no output in time."""
         if stalled:
             self.speeds.stalled(worker_id)
         self.membership.suspect(worker_id, epoch, reason)
@@ -198,7 +199,7 @@ class Controller:
     # -- time
 
     def tick(self) -> list[Effect]:
-        """Does what is due: workers expire, requests are evicted."""
+        """Expires silent workers and requests whose deadline has passed."""
         self.membership.expire()
         self.prefixes.hash_check.look()
         return [*self._follow_workers(), *self._requests.expire(), *self._dispatch()]

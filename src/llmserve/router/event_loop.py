@@ -1,7 +1,7 @@
-"""From events to decisions, and from decisions to deeds.
+"""Turns events into decisions, and delivers their effects.
 
-Every event is decided by one synchronous call into the controller, on the one loop; the task `run`
-adds the passing of time, and sleeps until something is due.
+One synchronous call into the controller decides each event, on the one event loop. The task `run` adds the
+passing of time: it sleeps until something is due.
 """
 
 import asyncio
@@ -29,7 +29,8 @@ _TIMER_SLACK_SECONDS = 0.001
 
 
 class EventLoop:
-    """Decides nothing without a mandate. streams: where answers go. spans: of what waits."""
+    """Decides nothing unless this router leads. streams: the sessions that answers go to. spans: one for
+    each waiting request."""
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class EventLoop:
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
-        """Does what is due, for ever. Errors: NotLeader, when the mandate has ended."""
+        """Does what is due until the term ends. Errors: NotLeader."""
         while True:
             self.decide(self._controller.tick)
             self._warn()
@@ -63,7 +64,7 @@ class EventLoop:
                     await self._wake.wait()
 
     def decide(self, event: Callable[[], list[Effect]]) -> None:
-        """Errors: NotLeader, and nothing happens."""
+        """Errors: NotLeader; nothing happens then."""
         self._leader_check.check()
         started = time.perf_counter()
         effects = event()
@@ -86,13 +87,13 @@ class EventLoop:
             self._wake.set()
 
     def cluster(self) -> router_pb2.RouterSessionResponse:
-        """What apiservers are to know of it."""
+        """The view of the cluster that apiservers receive."""
         return encode_cluster(self._controller.membership, self._leader_check.status().epoch)
 
     # -- parts
 
     def _warn(self) -> None:
-        """Once, when what is cached turns out not to be found, and when it is found at last."""
+        """Logs once when cached prompts turn out not to be found, and when they are found at last."""
         hash_check = self._controller.prefixes.hash_check
         if hash_check.state is self._logged_state:
             return

@@ -1,4 +1,4 @@
-"""What apiservers say to the controller, and what follows from it."""
+"""Messages of apiservers to the controller, and the effects that follow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ from llmserve.scheduler.request import QueueReport
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """max_output_tokens: of all its choices together. timeout_seconds: longest wait in the queue; 0: the
-    router's default."""
+    """max_output_tokens: limit over all choices together. timeout_seconds: longest wait in the queue; 0:
+    the router's default."""
 
     request_id: RequestId
     tenant: TenantId
@@ -36,7 +36,8 @@ class Incarnation:
 
 @dataclass(frozen=True, slots=True)
 class HeldRequest:
-    """A request that an apiserver runs already. prefill None: none, or it is past the first token."""
+    """A request that an apiserver runs already. prefill None: it has no prefill worker, or is past the
+    first token."""
 
     request_id: RequestId
     tenant: TenantId
@@ -48,8 +49,8 @@ class HeldRequest:
 
 
 class Exit(StrEnum):
-    """How a request left the router: as its apiserver said, or REPLACED when it asked for another
-    place, or GIVEN_BACK when the session ended first."""
+    """How a request left the router. REPLACED: it asked for another place. GIVEN_BACK: its session ended
+    first. The others: as its apiserver reported."""
 
     COMPLETED = "completed"
     CANCELLED = "cancelled"
@@ -62,8 +63,8 @@ class Exit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RequestPlaced:
-    """predicted_cached_tokens: of the prompt, what the worker that runs its prefill need not compute.
-    requests_ahead: that waited when it came."""
+    """predicted_cached_tokens: prompt tokens that the prefill worker is expected to have cached.
+    requests_ahead: requests that waited when it arrived."""
 
     session: ApiserverSession
     request_id: RequestId
@@ -76,7 +77,7 @@ class RequestPlaced:
 
 @dataclass(frozen=True, slots=True)
 class RequestRefused:
-    """outcome: REJECTED before the queue, EVICTED after it."""
+    """outcome: REJECTED before the queue, EVICTED from it."""
 
     session: ApiserverSession
     request_id: RequestId
@@ -85,7 +86,7 @@ class RequestRefused:
 
 
 class More(StrEnum):
-    """Of cached tokens: which were more, those expected or those found."""
+    """Whether a prompt had more cached tokens than expected, or fewer."""
 
     EXACT = "exact"
     EXPECTED = "expected"
@@ -94,7 +95,7 @@ class More(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CachedTokens:
-    """Of a prompt that was run: tokens that were expected not to be computed, and that were not."""
+    """Tokens of one prompt: all, those expected to be cached, and those that were."""
 
     prompt: int
     predicted: int
@@ -109,7 +110,7 @@ class CachedTokens:
 
 @dataclass(frozen=True, slots=True)
 class RequestEnded:
-    """Nothing to send: the apiserver knows. cached: where it told."""
+    """Nothing is sent: the apiserver knows. cached: known if the engine reported its cached tokens."""
 
     session: ApiserverSession
     request_id: RequestId
@@ -119,8 +120,8 @@ class RequestEnded:
 
 @dataclass(frozen=True, slots=True)
 class Prefetch:
-    """A request waits: what of these stretches of its prompt lies below DRAM is to come up. worker_id: one
-    that could run it."""
+    """A request waits: blocks of these stretches of its prompt that lie below DRAM are to be loaded into
+    DRAM. worker_id: a worker that could run it."""
 
     worker_id: WorkerId
     tenant: TenantId
@@ -131,7 +132,7 @@ class Prefetch:
 
 @dataclass(frozen=True, slots=True)
 class RequestStarted:
-    """Its user has the first token, so many seconds after its placement. Nothing to send."""
+    """The user has the first token, this many seconds after the placement. Nothing is sent."""
 
     request_id: RequestId
     seconds: float

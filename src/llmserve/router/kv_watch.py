@@ -1,6 +1,7 @@
-"""Follows the KV managers: KVManager.Watch, into the prefix index. And asks them to prefetch.
+"""Follows the KV managers (KVManager.Watch) into the prefix index, and asks them to prefetch.
 
-A stream that breaks takes what it told with it, and begins again with all. Without KV managers nothing runs.
+When a stream breaks, its replica is dropped; the next stream begins with a full snapshot. Without KV
+managers nothing runs.
 """
 
 import logging
@@ -29,7 +30,7 @@ class KvWatch:
     """Life: start (once) -> aclose (idempotent). Made inside a running loop."""
 
     def __init__(self, addresses: Sequence[str], index: PrefixIndex) -> None:
-        """addresses: of all KV managers; their names in the index."""
+        """addresses: one of each KV manager, which is also its name in the index."""
         self.addresses = tuple(addresses)
         self._index = index
         self._owner = TaskOwner("kv-watch")
@@ -51,11 +52,11 @@ class KvWatch:
         await self._channels.aclose()
 
     def away(self) -> list[str]:
-        """Those that are not followed now."""
+        """KV managers that are not followed now."""
         return [address for address in self.addresses if address not in self._index.followed]
 
     def prefetch(self, wanted: Prefetch) -> None:
-        """Asks in the background. Errors are logged: the request runs all the same."""
+        """Asks in the background. Errors are logged, because the request runs all the same."""
         for stretch in wanted.stretches:
             request = kvmanager_pb2.PrefetchRequest(
                 worker_id=wanted.worker_id,

@@ -1,6 +1,4 @@
-"""Turns what the controller decides into metrics.
-
-The spans of the router: one for each request that asks for a place, until it has one or gets none."""
+"""What the controller decides, as metrics and as spans."""
 
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import WorkerRole
@@ -104,15 +102,17 @@ class MetricsRecorder:
 
 
 class QueueSpans:
-    """asked() before the controller hears of it, then every effect. What is not traced costs a look-up.
-    Spans are a session's: another one that asks with the same id is refused, and the first waits on."""
+    """One span for each request that asks for a place, until it has one or is refused. `asked` is called
+    before the controller, `record` with every effect. A request that is not traced costs one look-up. A
+    span belongs to a session: another session that uses the same id is refused, and the first request waits
+    on."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
         self._waiting: dict[tuple[ApiserverSession, RequestId], Span] = {}
 
     def asked(self, session: ApiserverSession, admit: router_pb2.Admit) -> None:
-        """Also again: by a request whose worker was lost, or whose apiserver lost its session."""
+        """Called again for a request whose worker was lost, or whose apiserver lost its session."""
         if not admit.traceparent:
             return
         attributes: Attributes = {
@@ -140,7 +140,7 @@ class QueueSpans:
                 self._end(effect.session, effect.request_id, effect.exit)
 
     def give_up(self) -> None:
-        """The term of this router is over."""
+        """Ends all spans: this router's term is over."""
         for span in self._waiting.values():
             span.end("this router leads no more")
         self._waiting.clear()

@@ -1,4 +1,4 @@
-"""The router as a role: its service, its state, its place among other routers, and its metrics."""
+"""The router as a role: its service, its shared state, its election, and its metrics."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -32,11 +32,12 @@ _NAME = "router-0"
 
 
 class RouterRole:
-    """Life: start (once) -> wait -> aclose (idempotent). metrics_port 0: no metrics endpoint. state: what
-    it shares with the routers at `others`, whose addresses are all but its own; None: it is alone.
-    kvmanagers: addresses; none: nothing is known of what is cached where. manifest: what the settings are
-    from; without it they are not reloaded. It is ready when it answers, leader or not. Made inside a
-    running loop."""
+    """Life: start (once) -> wait -> aclose (idempotent), inside a running loop. It is ready when it
+    answers, leader or not.
+
+    metrics_port 0: no metrics endpoint. state: shared with the routers at `others`; None: this router is
+    alone. kvmanagers: addresses; none: cached blocks are unknown. manifest: source of the settings; None:
+    they are not reloaded."""
 
     @classmethod
     def of(
@@ -50,7 +51,7 @@ class RouterRole:
         kvmanagers: Sequence[str] = (),
         read_again: Callable[[], Manifest] | None = None,
     ) -> "RouterRole":
-        """name: of this process. Errors: StartFailed."""
+        """name: name of this process. Errors: StartFailed."""
         settings = RouterSettings.of(manifest)
         cluster, call_seconds = manifest.metadata.name, settings.terms.call_seconds
         state = build_state(manifest.state, cluster, os.environ, call_seconds)
@@ -79,7 +80,7 @@ class RouterRole:
         manifest: Manifest | None = None,
         read_again: Callable[[], Manifest] | None = None,
     ) -> None:
-        """read_again: the manifest as it is when a term begins. Errors: ManifestError."""
+        """read_again: returns the manifest as it is when a term begins. Errors: ManifestError."""
         registry = CollectorRegistry()
         self._tracer = _tracer(manifest, name, registry)
         self._alone = not settings.terms.shared
@@ -124,7 +125,7 @@ class RouterRole:
             await self._metrics.start()
 
     async def _on_change(self, leads: bool) -> None:
-        """The process is healthy either way; its service is served by the leader."""
+        """The process is healthy either way; only the leader serves."""
         self._rpc_metrics.leads.set(leads)
         await self._server.set_serving(leads, _SERVICE_NAME)
 

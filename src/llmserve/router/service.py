@@ -13,7 +13,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RouterService(router_pb2_grpc.RouterServicer):
-    """One for the process. Runs on one event loop and is not thread-safe."""
+    """One for the process. It runs on one event loop and is not thread-safe."""
 
     def __init__(self, term: LeaderTerm, leader_check: LeaderCheck) -> None:
         self._term, self._leader_check = term, leader_check

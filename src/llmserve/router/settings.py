@@ -1,4 +1,4 @@
-"""What the router takes from the manifest, and the controller made of it."""
+"""What the router takes from the manifest."""
 
 from dataclasses import dataclass, field
 
@@ -14,19 +14,20 @@ from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
 
 _DEFAULTS = Scheduling()
+_DISAGGREGATE = Disaggregate(_DEFAULTS.disaggregate)
 
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """log_level: that workers are told; empty until a reload has changed it, for each process may have begun
-    with another (LLMSERVE_LOG_LEVEL)."""
+    """log_level: level that workers receive; empty until a reload has changed it, because each process may
+    have started with another level (LLMSERVE_LOG_LEVEL)."""
 
     policy: Policy = field(default_factory=Policy)
     heartbeat_seconds: float = _DEFAULTS.worker_heartbeat_seconds
     expiry_seconds: float = _DEFAULTS.worker_expiry_seconds
     prefetch_on_prefix: bool = False
     routing: Routing = _DEFAULTS.routing
-    disaggregate: Disaggregate = field(default=Disaggregate(_DEFAULTS.disaggregate))
+    disaggregate: Disaggregate = _DISAGGREGATE
     drain_timeout_seconds: float = _DEFAULTS.drain_timeout_seconds
     slow: SlowLimits = field(default_factory=SlowLimits)
     engine_queue_seconds: float = _DEFAULTS.engine_queue_seconds

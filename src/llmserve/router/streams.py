@@ -1,6 +1,4 @@
-"""What waits to be sent to one apiserver.
-
-The open sessions of apiservers, and the way to answer each."""
+"""The open sessions of apiservers, and the messages that wait to be sent to each."""
 
 import asyncio
 from collections import deque
@@ -15,10 +13,10 @@ from llmserve.rpc.gen.llmserve.v1.router_pb2 import RouterSessionResponse
 
 
 class SessionOutbox:
-    """Filled without waiting, emptied by one consumer. It holds at most one answer for each request
-    of the session and one cluster state: only the latest matters, and it goes before answers, so
-    that an apiserver knows the workers that a placement names. idle_seconds: after so long without
-    either, an empty message goes out as a sign of life; None: none does."""
+    """Filled without waiting, emptied by one consumer. It holds at most one answer for each request of the
+    session, and the latest cluster state, which is sent before answers: so an apiserver knows the workers
+    that a placement names. idle_seconds: after this long without a message, an empty one is sent as a sign
+    of life; None: never."""
 
     def __init__(self, idle_seconds: float | None = None) -> None:
         self._idle_seconds = idle_seconds
@@ -37,13 +35,13 @@ class SessionOutbox:
         self._pending.set()
 
     def close(self, error: LLMServeError | None = None) -> None:
-        """Ends the iteration after what is in it; with an error, by raising that."""
+        """Ends the iteration once it is empty; raises the error, if one is given."""
         if not self._closed:
             self._closed, self._error = True, error
             self._pending.set()
 
     async def _has_pending(self) -> bool:
-        """False: nothing came for idle_seconds."""
+        """False: no message came for idle_seconds."""
         try:
             async with asyncio.timeout(self._idle_seconds):
                 return await self._pending.wait()
@@ -74,32 +72,32 @@ class SessionStream:
 
 
 class SessionStreams:
-    """At most one of each apiserver."""
+    """Holds at most one stream of each apiserver."""
 
     def __init__(self) -> None:
         self._streams: dict[ApiserverId, SessionStream] = {}
 
     def add(self, stream: SessionStream) -> SessionStream | None:
-        """Returns the older one of its apiserver, whose place it takes."""
+        """Returns the apiserver's older stream, which this one replaces."""
         older = self._streams.get(stream.session.apiserver_id)
         self._streams[stream.session.apiserver_id] = stream
         return older
 
     def drop(self, stream: SessionStream) -> bool:
-        """False: it is not open any more, or has been replaced."""
+        """False: the stream is no longer open, or was replaced."""
         if self._streams.get(stream.session.apiserver_id) is not stream:
             return False
         del self._streams[stream.session.apiserver_id]
         return True
 
     def send(self, session: ApiserverSession, message: RouterSessionResponse) -> None:
-        """Nothing for a session that has ended."""
+        """Ignores a session that has ended."""
         stream = self._streams.get(session.apiserver_id)
         if stream and stream.session is session:
             stream.outbox.send(message)
 
     def send_state(self, state: RouterSessionResponse) -> None:
-        """To all."""
+        """Sends the state to all sessions."""
         for stream in self._streams.values():
             stream.outbox.send_state(state)
 
@@ -107,6 +105,6 @@ class SessionStreams:
         return {name: stream.outbox.send for name, stream in self._streams.items()}
 
     def close(self) -> None:
-        """Each ends once what waits in it is sent."""
+        """Each stream ends once its messages are sent."""
         for stream in self._streams.values():
             stream.outbox.close()

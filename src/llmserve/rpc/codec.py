@@ -116,12 +116,12 @@ def decode_request(message: worker_pb2.GenerateRequest) -> EngineRequest:
 
 
 def encode_output(output: EngineOutput) -> worker_pb2.TokenDelta:
+    """Most deltas are one token and nothing else: a field that is absent costs one comparison."""
     delta = worker_pb2.TokenDelta(
-        request_id=output.request_id,
-        token_ids=output.token_ids,
-        kv_transfer_params=encode_params(output.kv_transfer_params),
-        error=output.error,
+        request_id=output.request_id, token_ids=output.token_ids, error=output.error
     )
+    if output.kv_transfer_params is not None:
+        delta.kv_transfer_params = encode_params(output.kv_transfer_params)
     if output.finish_reason is not None:
         delta.finish_reason = _FINISH_TO_WIRE[output.finish_reason]
     if isinstance(output.stop_reason, int):
@@ -140,30 +140,20 @@ def encode_output(output: EngineOutput) -> worker_pb2.TokenDelta:
 
 
 def decode_output(delta: worker_pb2.TokenDelta) -> EngineOutput:
+    """Errors: InvalidRequest for kv_transfer_params that are not a JSON object."""
+    has, stop, params = delta.HasField, delta.WhichOneof("stop_reason"), delta.kv_transfer_params
     return EngineOutput(
         request_id=RequestId(delta.request_id),
         token_ids=list(delta.token_ids),
         finish_reason=_FINISH_FROM_WIRE.get(delta.finish_reason),
-        stop_reason=_decode_stop_reason(delta),
-        logprobs=_decode_logprobs(delta.logprobs) if delta.HasField("logprobs") else None,
-        prompt_logprobs=_decode_logprobs(delta.prompt_logprobs)
-        if delta.HasField("prompt_logprobs")
-        else None,
-        kv_transfer_params=decode_params(delta.kv_transfer_params),
-        prefill_stats=_decode_stats(delta.prefill_stats) if delta.HasField("prefill_stats") else None,
+        stop_reason=getattr(delta, stop) if stop else None,
+        logprobs=_decode_logprobs(delta.logprobs) if has("logprobs") else None,
+        prompt_logprobs=_decode_logprobs(delta.prompt_logprobs) if has("prompt_logprobs") else None,
+        kv_transfer_params=decode_params(params) if params else None,
+        prefill_stats=_decode_stats(delta.prefill_stats) if has("prefill_stats") else None,
         error=delta.error,
-        handover=_decode_handover(delta.handover) if delta.HasField("handover") else None,
+        handover=_decode_handover(delta.handover) if has("handover") else None,
     )
-
-
-def _decode_stop_reason(delta: worker_pb2.TokenDelta) -> int | str | None:
-    match delta.WhichOneof("stop_reason"):
-        case "stop_token_id":
-            return delta.stop_token_id
-        case "stop_string":
-            return delta.stop_string
-        case _:
-            return None
 
 
 def _encode_logprobs(logprobs: Logprobs) -> worker_pb2.Logprobs:

@@ -1,4 +1,4 @@
-"""What each tenant was given and refused, for the metrics. Nothing is decided by it."""
+"""Counts what each tenant received and was refused, for the metrics. Decides nothing."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -42,7 +42,7 @@ class Accounts:
         account.queue_seconds += now - request.arrived_at
 
     def started(self, request: QueuedRequest) -> None:
-        """Also one that an earlier router dispatched."""
+        """Called also for a request that an earlier router dispatched."""
         self._of(request).running += 1
 
     def ended(self, request: QueuedRequest, output_tokens: int) -> None:

@@ -4,7 +4,7 @@ Life of a request: offer -> (Rejected) or waiting -> dispatched | withdrawn | ev
 or adopted one is running -> released. Every exit is counted once and gives everything back.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
@@ -37,13 +37,11 @@ _NO_PLACE = "free seats of workers"
 
 
 class AdmissionQueue:
-    """One for the cluster. Its caller never offers or adopts an id that waits or runs already.
+    """One for the cluster. The caller never offers or adopts an id that waits or runs already.
 
-    budgets: when one of these is used up, nobody is dispatched: the request whose turn it is gets what
-    others give back, so a large one is not overtaken. own_budgets: of each tenant; when one is used
-    up, only its tenant waits.
-    longest_retry_seconds: as of Refusals.
-    """
+    budgets: budgets of the cluster and of each tenant. When one of the cluster is used up, nobody is
+    dispatched: the request whose turn it is gets what others give back, so a large request is not
+    overtaken. When a tenant's own is used up, only that tenant waits. longest_retry_seconds: see Refusals."""
 
     def __init__(
         self,
@@ -51,16 +49,15 @@ class AdmissionQueue:
         *,
         max_queued: int,
         longest_retry_seconds: float,
-        budgets: Sequence[Budget],
+        budgets: BudgetSet,
         ordering: Ordering,
         turns: Turns,
-        own_budgets: Sequence[Budget] = (),
         estimates: OutputEstimates | None = None,
     ) -> None:
         self.max_queued = max_queued
         self.ordering = ordering
         self._clock, self._turns = clock, turns
-        self._budgets = BudgetSet(budgets, own_budgets)
+        self._budgets = budgets
         self._estimates = estimates or OutputEstimates()
         self._flows, self._rate, self._wait_reasons = Flows(), ServiceRate(), WaitReasons()
         self._running: dict[RequestId, QueuedRequest] = {}
@@ -84,15 +81,15 @@ class AdmissionQueue:
         return len(self._running)
 
     def waiting(self) -> Iterator[QueuedRequest]:
-        """All that wait, in the order of arrival."""
+        """Yields all waiting requests in the order of arrival."""
         return (waiting.request for waiting in self._flows)
 
     # -- in
 
     def offer(self, request: QueuedRequest, place: Place) -> Dispatched | Queued | Rejected:
-        """Takes a request into the queue, if there is room in it. One that finds none has the latest of
-        a tenant evicted that has more of the queue than its share, or is refused, unless it need not
-        wait. Called when dispatch has nothing more to do, and followed by it."""
+        """Takes a request into the queue. When the queue is full, the request evicts the last one of a
+        tenant that has more of the queue than its share; otherwise it is rejected, unless it can run at
+        once. Called when dispatch has nothing more to do, and followed by dispatch."""
         self.tally.offered += 1
         request = self._estimates.stamped(request)
         if refusal := self._budgets.refusal(request):
@@ -112,7 +109,7 @@ class AdmissionQueue:
         return Queued(ahead - 1, evicted)
 
     def adopt(self, request: QueuedRequest) -> None:
-        """Counts a request that runs already: placed by an earlier router."""
+        """Counts a request that an earlier router placed and that still runs."""
         assert request.request_id not in self._running
         self.tally.adopted += 1
         self._start(self._estimates.stamped(request))
@@ -120,8 +117,8 @@ class AdmissionQueue:
     # -- on
 
     def dispatch(self, place: Place) -> list[QueuedRequest]:
-        """Offers requests to `place` in turn and returns those it placed. A budget that is used up
-        stops it, so that a large request is not overtaken for ever."""
+        """Offers requests to `place` in turn and returns those that it placed. A used-up budget ends the
+        round, so that a large request is not overtaken for ever."""
         dispatched: list[QueuedRequest] = []
         passed_over: dict[TenantId, int] = {}  # of each tenant: its first ones have no place now
         self._round_ended_by = ""
@@ -147,7 +144,7 @@ class AdmissionQueue:
         return dispatched
 
     def correct(self, request_id: RequestId, output_tokens: int) -> None:
-        """A running request has generated this many tokens so far. Nothing for one that does not run."""
+        """A running request has generated this many tokens so far. Ignores a request that does not run."""
         request = self._running.get(request_id)
         if request is None:
             return
@@ -185,31 +182,32 @@ class AdmissionQueue:
         return [self._evict(waiting, self.refusals.timeout(waiting.request)) for waiting in due]
 
     def limits_changed(self) -> list[EvictedRequest]:
-        """To be called when limits have: all may have a turn again; evicts those that can never fit now."""
+        """Called when limits have changed: all tenants may have a turn again. Evicts requests that can
+        never fit now."""
         self._turns.restart()
         refusals = [(waiting, self._budgets.refusal(waiting.request)) for waiting in self._flows]
         return [self._evict(waiting, InvalidRequest(refusal)) for waiting, refusal in refusals if refusal]
 
     def next_deadline(self) -> float | None:
-        """When expire has something to do; None while nothing waits."""
+        """Time at which expire has something to do; None while nothing waits."""
         return self._flows.next_deadline()
 
     def next_turn(self) -> float | None:
-        """When time alone lets dispatch do something; None: not before something else happens."""
+        """Time at which dispatch has something to do without another event; None: there is none."""
         times = (self._budget_ready_at, self._turns.next_ready())
         return min((time for time in times if time is not None), default=None) if self._flows else None
 
     # -- about
 
     def report(self, request: QueuedRequest) -> QueueReport:
-        """Of a request whose turn it is: to be asked when it is placed."""
+        """Why a request had to wait. Called when its turn has come."""
         tenant, weight = request.tenant, self._turns.fairness.shares.weight
         used_up = self._wait_reasons.between(tenant, request.arrived_at, self._clock.now())
         share = weight(tenant) / self._flows.weight_with(tenant, weight)
         return QueueReport(used_up, weight(tenant), share)
 
     def retry_after_seconds(self, request: QueuedRequest) -> float:
-        """When one like this could expect a turn."""
+        """Expected time until a request like this has a turn."""
         return self.refusals.retry_after_seconds(request)
 
     def check_integrity(self) -> None:
@@ -226,7 +224,7 @@ class AdmissionQueue:
     # -- parts
 
     def _try(self, request: QueuedRequest, place: Place) -> Fit:
-        """A place for the request whose turn it is."""
+        """Looks for a place for the request whose turn it is."""
         if self._suspended(request):
             return Fit.BLOCKED
         if (budget := self._budgets.full_in_cluster(request)) is not None:
@@ -239,7 +237,7 @@ class AdmissionQueue:
         return fit
 
     def _suspended(self, request: QueuedRequest) -> bool:
-        """Suspends its tenant when that has used up its own."""
+        """Suspends the tenant when it has used up a budget of its own."""
         budget = self._budgets.full_of_tenant(request)
         what = budget.name if budget else ""
         self._wait_reasons.tenant_waits_for(request.tenant, what, self._clock.now())
@@ -248,7 +246,7 @@ class AdmissionQueue:
         return budget is not None
 
     def _ready_at(self, budget: Budget, request: QueuedRequest) -> float | None:
-        """When time alone makes room for it; None: others must end first."""
+        """Time at which the budget has room without another event; None: other requests must end first."""
         wait = budget.wait(request, 0)
         return self._clock.now() + wait.seconds if wait.sure else None
 

@@ -1,4 +1,4 @@
-"""What dispatched requests hold, and how much of it there is: for the whole cluster."""
+"""Budgets of the whole cluster: what dispatched requests hold, and how much there is."""
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ _INSTANT_SECONDS = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """seconds until a request fits; 0: nothing is known. sure: the passing of time alone does it;
-    otherwise others must end, and it is an estimate from how fast they did."""
+    """seconds: time until a request fits; 0: nothing is known. sure: the passing of time alone does it;
+    otherwise it is an estimate from how fast requests ended."""
 
     seconds: float
     sure: bool = False
@@ -26,27 +26,27 @@ NO_WAIT = Wait(0.0)
 
 
 class Budget(Protocol):
-    """A request is dispatched when every budget fits. Each reserve is matched by one release,
-    whatever way the request ends; correct may come any number of times between them."""
+    """A request is dispatched when every budget fits. Each reserve is matched by one release, however the
+    request ends; correct may come any number of times between them."""
 
     name: str  # what a refusal gives as its reason
 
     def fits(self, request: QueuedRequest) -> bool: ...
 
     def refusal(self, request: QueuedRequest) -> str:
-        """Why the request fits at no time, in words; empty when it will."""
+        """Why the request can never fit, for people; empty: it can."""
 
     def reserve(self, request: QueuedRequest) -> None:
-        """Counts the request, also past the limit: one that runs already is adopted so."""
+        """Counts the request, past the limit if need be: a request that runs already is adopted this way."""
 
     def correct(self, request: QueuedRequest, output_tokens: int) -> None:
         """The request has generated this many tokens so far."""
 
     def release(self, request: QueuedRequest, output_tokens: int) -> None:
-        """The request is over, having generated this many."""
+        """The request is over, and has generated this many tokens."""
 
     def wait(self, request: QueuedRequest, ahead: int) -> Wait:
-        """Until the request fits, when this many like it, of its tenant, come first."""
+        """Time until the request fits, when this many requests like it, of its tenant, come first."""
 
     def check_integrity(self, running: Set[RequestId]) -> None:
         """Raises AssertionError when it does not hold exactly what these requests hold."""
@@ -68,12 +68,12 @@ class RequestBudget:
 
     @property
     def used_ratio(self) -> float | None:
-        """None while no worker is there that could run anything."""
+        """None while no worker could run anything."""
         return self.in_flight / self.limit_requests if self.limit_requests else None
 
     def set_limit(self, limit_requests: int, most_choices: int = 0, setting: str = "") -> None:
-        """A smaller limit takes nothing back: dispatch waits until enough have ended. most_choices: of one
-        request, for which `setting` of the manifest is the reason; 0: not known."""
+        """A smaller limit takes nothing back: dispatch waits until enough requests have ended.
+        most_choices: most of one request, by `setting` of the manifest; 0: unknown."""
         self.limit_requests = limit_requests
         self._most_choices, self._setting = most_choices, setting
 
@@ -81,7 +81,7 @@ class RequestBudget:
         return self.in_flight + request.choices <= self.limit_requests
 
     def refusal(self, request: QueuedRequest) -> str:
-        """A limit of 0 lasts until a worker comes."""
+        """A limit of 0 lasts only until a worker registers."""
         return choices_refusal(request, self._most_choices, self._setting)
 
     def reserve(self, request: QueuedRequest) -> None:
@@ -104,17 +104,17 @@ class RequestBudget:
 
 
 def choices_refusal(request: QueuedRequest, most: int, setting: str) -> str:
-    """Why a request has too many choices, which all run at the same time; empty when it has not. most 0: not
-    known."""
+    """Why a request has too many choices, which all run at the same time; empty: it has not. most 0:
+    unknown."""
     if not 0 < most < request.choices:
         return ""
     return f"n: the {request.choices} choices of a request run side by side, and {setting} allows {most}"
 
 
 class TokenBudget:
-    """A sum of tokens, over the whole cluster. tokens_of(request, output_tokens): what a request holds
-    when it generates this many; at first this many are those it is expected to.
-    setting: what a limit is called in the manifest. limit_tokens None: no limit."""
+    """Tokens over the whole cluster. tokens_of(request, output_tokens): tokens that a request holds when it
+    has generated output_tokens; at dispatch these are the expected ones. setting: name of the limit in the
+    manifest. limit_tokens None: no limit."""
 
     def __init__(
         self, clock: Clock, name: str, setting: str, tokens_of: Callable[[QueuedRequest, int], int]
@@ -133,7 +133,7 @@ class TokenBudget:
 
     @property
     def used_ratio(self) -> float | None:
-        """None: it has no limit."""
+        """None: there is no limit."""
         return self.in_flight_tokens / self.limit_tokens if self.limit_tokens else None
 
     def set_limit(self, limit_tokens: int | None) -> None:
@@ -157,7 +157,7 @@ class TokenBudget:
         self._set(request, self._wanted(request))
 
     def correct(self, request: QueuedRequest, output_tokens: int) -> None:
-        """Takes more when that is more than expected. Gives nothing back: it is not over."""
+        """Takes more when the answer is longer than expected. Gives nothing back: the request is not over."""
         tokens = self._tokens_of(request, output_tokens)
         self._set(request, max(tokens, self._held[request.request_id]))
 
@@ -187,9 +187,9 @@ class TokenBudget:
 
 
 class KvIoBudget:
-    """KV bytes that prefill hands over, per second. A request fits once all that was let through before
-    has had its time, so a large one is not overtaken and none is too large.
-    bytes_per_token 0: nothing is handed over. limit None: no limit."""
+    """KV bytes that prefill hands over, per second. A request fits once everything before it has had its
+    time on the link, so a large request is not overtaken, and none is too large. bytes_per_token 0: nothing
+    is handed over. limit None: no limit."""
 
     name = "KV I/O"
 
@@ -205,7 +205,7 @@ class KvIoBudget:
 
     @property
     def used_ratio(self) -> float | None:
-        """Of what may be begun at once; None: it has no limit."""
+        """Used share of what may begin at once; None: there is no limit."""
         if self._bytes_per_second is None:
             return None
         return self._spend.used_seconds(self._clock.now()) / Spend.burst_seconds
@@ -229,11 +229,11 @@ class KvIoBudget:
         """Only the prompt is handed over."""
 
     def release(self, request: QueuedRequest, output_tokens: int) -> None:
-        """What has moved has moved: the time it took is not given back."""
+        """The time on the link is not given back: the bytes have moved."""
         self._held.remove(request.request_id)
 
     def snapshot(self) -> float | None:
-        """Seconds of the rate that are spent ahead; None: none, and it has saved up all it may."""
+        """Seconds of the rate that are spent ahead of now; None: all is saved up that may be."""
         return self._spend.ahead_seconds(self._clock.now())
 
     def restore(self, ahead_seconds: float | None) -> None:
@@ -253,8 +253,8 @@ class KvIoBudget:
 
 
 class Spend:
-    """A rate as time spent: what takes the rate s seconds is spent for s seconds. At rest it saves up
-    for burst_seconds, so over any t seconds at most t + burst_seconds are begun."""
+    """A rate as time spent: an amount that takes s seconds at the rate is spent for s seconds. At rest it
+    saves up burst_seconds, so in any t seconds at most t + burst_seconds begin."""
 
     burst_seconds = 1.0
 
@@ -263,14 +263,14 @@ class Spend:
 
     @classmethod
     def restored(cls, ahead_seconds: float | None, now: float) -> "Spend":
-        """The inverse of ahead_seconds."""
+        """Inverse of ahead_seconds."""
         spend = cls()
         if ahead_seconds is not None:
             spend._until = now + ahead_seconds
         return spend
 
     def ahead_seconds(self, now: float) -> float | None:
-        """Spent ahead of now; None when all is saved up that may be, as at the start."""
+        """Seconds spent ahead of now; None: all is saved up that may be, as at the start."""
         ahead = self._until - now
         return ahead if ahead > -self.burst_seconds else None
 
@@ -278,14 +278,14 @@ class Spend:
         self._until = max(self._until, now - self.burst_seconds) + seconds
 
     def give_back(self, seconds: float) -> None:
-        """Negative: takes more, as part of what was taken before."""
+        """A negative amount takes more, as part of what was taken before."""
         self._until -= seconds
 
     def wait_seconds(self, now: float) -> float:
-        """Until something may be taken, however much; 0: now."""
+        """Seconds until any amount may be taken; 0: now."""
         left = self._until - now
         return left if left > _INSTANT_SECONDS else 0.0
 
     def used_seconds(self, now: float) -> float:
-        """Of the time that is saved up at rest, and beyond it."""
+        """Seconds used of those that are saved up at rest, and beyond them."""
         return max(0.0, self._until - now + self.burst_seconds)

@@ -1,17 +1,10 @@
-"""Whose turn it is: start-time fair queueing between tenants, on measured cost.
+"""Whose turn it is: start-time fair queueing between tenants, by measured cost.
 
 Each tenant has a tag: the virtual time at which its next request starts. The least tag is next, and a
 dispatched request moves its tenant's tag by cost / weight. Virtual time is the greatest tag that was
-served, so it never goes back. A tenant that comes back from idling starts there: it has saved nothing
-up, and what it used while nobody else waited is forgiven when the queue empties.
-The charge at dispatch is an estimate; what a request turned out to cost moves the tag by the difference.
-
-
-Turns of tenants: fair shares, without those that cannot use a turn now.
-
-A tenant that used up a budget of its own is suspended until one of its requests ends, or until the
-time when its rate allows more: it costs nothing meanwhile. One whose requests have no place just now
-is passed over until the round ends.
+served, so it never goes back. A tenant that returns from idling starts there: it has saved nothing up. When
+the queue empties, what a tenant used while nobody else waited is forgiven. The charge at dispatch is an
+estimate; the actual cost later moves the tag by the difference.
 """
 
 import heapq
@@ -28,8 +21,8 @@ _SLACK = 64
 
 @dataclass(frozen=True, slots=True)
 class TenantShares:
-    """weights: of tenants; the others have 1. kv_token_price: tokens of work that holding the KV of one
-    token is worth: max_tokens_in_flight / (tokens whose KV fits the HBM budget), or 0 when either has no
+    """weights: weights of tenants; others have 1. kv_token_price: tokens of work that holding the KV of one
+    token is worth: max_tokens_in_flight / (tokens whose KV fits the HBM budget); 0 when either has no
     limit. So the cost is the dominant share of the two budgets, in tokens."""
 
     weights: Mapping[TenantId, float] = field(default_factory=dict)
@@ -39,14 +32,14 @@ class TenantShares:
         return self.weights.get(tenant, 1.0)
 
     def cost(self, request: QueuedRequest, output_tokens: int) -> float:
-        """In tokens, at least 1."""
+        """Cost in tokens, at least 1."""
         held = self.kv_token_price * request.context_tokens(output_tokens)
         return max(held, float(request.work_tokens(output_tokens)))
 
 
 class FairShare:
-    """Knows the tenants that wait. join .. leave around the time that something of a tenant waits;
-    suspend .. resume within it, around the time that the tenant cannot use a turn."""
+    """Knows the tenants that wait. join .. leave enclose the time in which a request of the tenant waits;
+    suspend .. resume, within it, the time in which the tenant cannot use a turn."""
 
     def __init__(self, shares: TenantShares | None = None) -> None:
         self.shares = shares or TenantShares()
@@ -63,13 +56,13 @@ class FairShare:
         return f"<FairShare at={self.virtual_time:g} waiting={len(self._waiting)}>"
 
     def join(self, tenant: TenantId) -> None:
-        """Something of the tenant waits, where nothing did."""
+        """A request of the tenant waits, where none did."""
         assert tenant not in self._waiting, tenant
         self._waiting.add(tenant)
         self.resume(tenant)
 
     def leave(self, tenant: TenantId) -> None:
-        """Nothing of the tenant waits any more."""
+        """No request of the tenant waits any more."""
         self._waiting.remove(tenant)
         self._entries.pop(tenant, None)
         if not self._waiting:
@@ -78,7 +71,7 @@ class FairShare:
             self._heap.clear()
 
     def suspend(self, tenant: TenantId) -> None:
-        """The tenant cannot use its turn. The turns that it misses are not made up for."""
+        """The tenant cannot use a turn. It does not get the missed turns later."""
         del self._entries[tenant]
 
     def resume(self, tenant: TenantId) -> None:
@@ -89,7 +82,7 @@ class FairShare:
         self._push(tenant)
 
     def next(self) -> TenantId | None:
-        """Whose turn it is; None: nobody waits who could use it. O(log n)."""
+        """The tenant whose turn it is; None: no waiting tenant could use it. O(log n)."""
         while self._heap:
             tenant = self._heap[0][2]
             if self._entries.get(tenant) is self._heap[0]:
@@ -98,7 +91,7 @@ class FairShare:
         return None
 
     def dispatched(self, request: QueuedRequest) -> None:
-        """The request has its place: its tenant is charged what it is expected to cost."""
+        """The request has its place: its tenant is charged the expected cost."""
         tenant = request.tenant
         if request.charged:
             self._charged[request.request_id] = self.shares.cost(request, request.expected_output_tokens)
@@ -111,12 +104,13 @@ class FairShare:
         self._charge(request, request.expected_output_tokens)
 
     def corrected(self, request: QueuedRequest, output_tokens: int) -> None:
-        """A running request has generated this many tokens: charged now if they are more than expected."""
+        """A running request has generated this many tokens: they are charged now if they are more than
+        expected."""
         if output_tokens > request.expected_output_tokens:
             self._charge(request, output_tokens)
 
     def ended(self, request: QueuedRequest, output_tokens: int) -> None:
-        """The request is over: its tenant has paid what it really cost."""
+        """The request is over: its tenant is charged the actual cost."""
         self._charge(request, output_tokens)
         del self._charged[request.request_id]
 
@@ -124,7 +118,7 @@ class FairShare:
         return FairnessSnapshot(self.virtual_time, self._highest, dict(self._tags))
 
     def restore(self, snapshot: FairnessSnapshot) -> None:
-        """Goes on where another left off. Before anything waits."""
+        """Continues from another router's state. Called before anything waits."""
         assert not self._waiting, self
         self.virtual_time, self._highest = snapshot.virtual_time, snapshot.highest
         self._tags = dict(snapshot.tags)
@@ -145,7 +139,7 @@ class FairShare:
         self._highest = max(self._highest, tag)
 
     def _charge(self, request: QueuedRequest, output_tokens: int) -> None:
-        """In place of what the request was charged before."""
+        """Replaces what the request was charged before."""
         tenant, cost = request.tenant, self.shares.cost(request, output_tokens)
         difference = cost - self._charged[request.request_id]
         self._charged[request.request_id] = cost
@@ -154,7 +148,7 @@ class FairShare:
             self._push(tenant)
 
     def _push(self, tenant: TenantId) -> None:
-        """Equal tags are served in the order in which they came about."""
+        """Equal tags are served in the order in which they were set."""
         self._sequence += 1
         entry = self._entries[tenant] = (self._tags[tenant], self._sequence, tenant)
         heapq.heappush(self._heap, entry)
@@ -164,7 +158,13 @@ class FairShare:
 
 
 class Turns:
-    """begin_round -> (next -> dispatch | suspend | pass_over) ... -> end_round."""
+    """Fair turns, without the tenants that cannot use one now.
+
+    A tenant that has used up a budget of its own is suspended until one of its requests ends, or until its
+    rate allows more; it costs nothing meanwhile. A tenant whose requests have no place now is passed over
+    until the round ends.
+
+    begin_round -> (next -> dispatch | suspend | pass_over) ... -> end_round."""
 
     def __init__(self, fairness: FairShare) -> None:
         self.fairness = fairness
@@ -173,7 +173,7 @@ class Turns:
         self._passed_over: set[TenantId] = set()
 
     def __contains__(self, tenant: TenantId) -> bool:
-        """Does the tenant wait for a turn it can use?"""
+        """Whether the tenant could use a turn now."""
         return tenant not in self._suspended and tenant not in self._passed_over
 
     def join(self, tenant: TenantId) -> None:
@@ -192,19 +192,19 @@ class Turns:
         return self.fairness.next()
 
     def pass_over(self, tenant: TenantId) -> None:
-        """Until the round ends."""
+        """The tenant has no turn until the round ends."""
         self._passed_over.add(tenant)
         self.fairness.suspend(tenant)
 
     def suspend(self, tenant: TenantId, until: float | None) -> None:
-        """Until this time, or until something of the tenant ends."""
+        """The tenant has no turn until this time, or until one of its requests ends."""
         self._suspended[tenant] = until
         self.fairness.suspend(tenant)
         if until is not None:
             heapq.heappush(self._ready, (until, tenant))
 
     def released(self, tenant: TenantId) -> None:
-        """Something of the tenant has ended: it may be able to use a turn again."""
+        """A request of the tenant has ended: the tenant may have a turn again."""
         if tenant in self._suspended:
             del self._suspended[tenant]
             self.fairness.resume(tenant)
@@ -215,12 +215,12 @@ class Turns:
         self._passed_over.clear()
 
     def restart(self) -> None:
-        """All may have a turn again: the limits have changed."""
+        """The limits have changed: all tenants may have a turn again."""
         for tenant in list(self._suspended):
             self.released(tenant)
 
     def next_ready(self) -> float | None:
-        """When time alone brings a suspended tenant back."""
+        """Time at which a suspended tenant returns without another event."""
         while self._ready and self._suspended.get(self._ready[0][1]) != self._ready[0][0]:
             heapq.heappop(self._ready)
         return self._ready[0][0] if self._ready else None

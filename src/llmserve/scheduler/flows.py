@@ -1,6 +1,4 @@
-"""The queue of one tenant.
-
-All that waits: by request, by tenant, and by deadline."""
+"""All that waits: by request, by tenant, and by deadline."""
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
@@ -11,7 +9,7 @@ from llmserve.scheduler.request import QueuedRequest, WaitingRequest
 
 
 class TenantFlow:
-    """The waiting requests of one tenant, always sorted as they are to be served."""
+    """The waiting requests of one tenant, sorted by their order of service."""
 
     def __init__(self, tenant: TenantId) -> None:
         self.tenant = tenant
@@ -36,8 +34,8 @@ class TenantFlow:
 
 
 class Flows:
-    """Each waiting request is in one flow, its tenant's; a tenant that does not wait has none. `add` and
-    `remove` answer whether the tenant has come or gone by that."""
+    """Each waiting request is in its tenant's flow; a tenant without waiting requests has no flow. `add`
+    and `remove` return whether the tenant has come or gone."""
 
     def __init__(self) -> None:
         self._flows: dict[TenantId, TenantFlow] = {}
@@ -49,7 +47,7 @@ class Flows:
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[WaitingRequest]:
-        """In the order of arrival."""
+        """Yields requests in the order of arrival."""
         return iter(self._waiting.values())
 
     def __getitem__(self, tenant: TenantId) -> TenantFlow:
@@ -59,13 +57,13 @@ class Flows:
         return self._waiting.get(request_id)
 
     def of_tenant(self, tenant: TenantId) -> int:
-        """How many of the tenant's wait."""
+        """Number of waiting requests of the tenant."""
         return len(self._flows.get(tenant, ()))
 
     # -- in and out
 
     def add(self, request: QueuedRequest, key: float) -> bool:
-        """key: where it queues within its tenant; the least is first. True: its tenant has come."""
+        """key: position within the tenant; the least is first. True: the tenant has come."""
         assert request.request_id not in self._waiting, request
         waiting = WaitingRequest(key, self._sequence, request)
         self._sequence += 1
@@ -78,7 +76,7 @@ class Flows:
         return has_come
 
     def remove(self, waiting: WaitingRequest) -> bool:
-        """True: its tenant has gone."""
+        """True: the tenant has gone."""
         request = waiting.request
         del self._waiting[request.request_id]
         self._deadlines.drop(request.request_id)
@@ -91,7 +89,7 @@ class Flows:
     # -- deadlines
 
     def due(self, now: float) -> list[WaitingRequest]:
-        """Those whose deadline has come, each told once."""
+        """Returns the requests whose deadline has come, each once."""
         return [self._waiting[request_id] for request_id in self._deadlines.take_due(now)]
 
     def next_deadline(self) -> float | None:
@@ -101,7 +99,7 @@ class Flows:
     # -- shares of the queue
 
     def weight_with(self, tenant: TenantId, weight: Callable[[TenantId], float]) -> float:
-        """Of all tenants that wait, and this one."""
+        """Weight of all waiting tenants and of this one."""
         return sum(map(weight, {*self._flows, tenant}))
 
     def over_its_share(self, tenant: TenantId, weight: Callable[[TenantId], float]) -> WaitingRequest | None:

@@ -1,6 +1,4 @@
-"""Who is next within a flow.
-
-How much a request will generate, from what its tenant's requests generated before."""
+"""Which request is next within a flow, and how long its answer is expected to be."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,16 +22,15 @@ _DEFAULTS = Scheduling()
 
 @dataclass(frozen=True, slots=True)
 class ShortestFirst:
-    """Shortest expected work first, with aging: each request queues as if it had come later by the
-    seconds its work is worth, and by those of its priority. A fixed key is enough, because waiting
-    favours all that wait alike.
+    """Shortest expected work first, with aging: each request queues as if it had arrived later by the
+    seconds that its work and its priority are worth. A fixed key is enough, because waiting favours all
+    requests alike.
 
-    Bound: a request is overtaken by none that comes overtaken_within_seconds after it, or later.
-    One whose deadline is sooner than that place in the order queues by its deadline.
+    Bound: a request is overtaken by none that arrives overtaken_within_seconds after it, or later. A
+    request whose deadline comes before its key queues by its deadline.
 
-    seconds_per_1000_tokens: what expected work is worth; aging_seconds: at most. 0: order of arrival.
-    priority_seconds: what one step of priority is worth.
-    """
+    seconds_per_1000_tokens: worth of expected work; 0: order of arrival. aging_seconds: the most that work
+    counts. priority_seconds: worth of one step of priority."""
 
     seconds_per_1000_tokens: float = _DEFAULTS.srpt_bias
     aging_seconds: float = _DEFAULTS.aging_seconds
@@ -57,29 +54,29 @@ _LATEST = 1 / 16
 
 
 class OutputEstimates:
-    """One mean for each tenant; tenants are those of the manifest, so they are few."""
+    """The mean output of each tenant. Tenants are those of the manifest, so they are few."""
 
     def __init__(self) -> None:
         self._mean: dict[TenantId, float] = {}
 
     def stamped(self, request: QueuedRequest) -> QueuedRequest:
-        """The request with its expected output: the tenant's mean for each choice, at least 1, at most what
-        it may."""
+        """Returns the request with its expected output: the tenant's mean for each choice, at least 1
+        token, at most what the request may generate."""
         expected = max(1, round(self._mean.get(request.tenant, _FIRST_GUESS_TOKENS))) * request.choices
         if request.max_output_tokens > 0:
             expected = min(expected, request.max_output_tokens)
         return replace(request, expected_output_tokens=expected)
 
     def snapshot(self) -> dict[TenantId, float]:
-        """The means, in tokens."""
+        """Means in tokens."""
         return dict(self._mean)
 
     def restore(self, means: Mapping[TenantId, float]) -> None:
         self._mean = dict(means)
 
     def learn(self, tenant: TenantId, output_tokens: int) -> None:
-        """A request of the tenant has ended. output_tokens: of each choice. One without output was given up
-        and says nothing."""
+        """A request of the tenant has ended. output_tokens: tokens of each choice. 0: it was given up, and
+        teaches nothing."""
         if output_tokens > 0:
             mean = self._mean.get(tenant, float(output_tokens))
             self._mean[tenant] = mean + _LATEST * (output_tokens - mean)

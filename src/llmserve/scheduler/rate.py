@@ -1,13 +1,12 @@
-"""How fast things are given back, for an honest Retry-After."""
+"""How fast requests end, for an honest Retry-After."""
 
 # Older service counts for half each time this much more backlog has been seen.
 _HALVED_EVERY_SECONDS = 30.0
 
 
 class ServiceRate:
-    """Departures per second while somebody waits for them (or tokens, or what is counted): the rate of a
-    system that is busy. Time without a backlog says nothing of it and is not counted; a stall with
-    one is."""
+    """Departures per second (of requests, tokens, or another amount) while somebody waits: the rate of a
+    busy system. Time without a backlog is not counted; a stall with a backlog is."""
 
     def __init__(self) -> None:
         self._amount = 0.0
@@ -15,7 +14,7 @@ class ServiceRate:
         self._counted_to: float | None = None  # None: there is no backlog
 
     def backlog(self, there_is: bool, now: float) -> None:
-        """Told when the queue fills from empty and when it empties; harmless when repeated."""
+        """Called when the queue fills from empty and when it empties; harmless when repeated."""
         if self._counted_to is not None:
             self._count(now)
         self._counted_to = now if there_is else None
@@ -26,8 +25,8 @@ class ServiceRate:
             self._amount += amount
 
     def wait_seconds(self, amount: float, now: float, longest: float) -> float:
-        """Expected time until this much has departed; `longest` caps it, and stands in for it
-        while none has departed yet."""
+        """Expected time until this amount has departed, at most `longest`; `longest` while nothing has
+        departed yet."""
         if self._counted_to is not None:
             self._count(now)
         if not self._amount:

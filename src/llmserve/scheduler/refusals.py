@@ -1,4 +1,4 @@
-"""What those are told who get no place: why, and when to come back."""
+"""What a rejected client receives: why, and when to come back."""
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import QueueFull, QueueTimeout
@@ -14,8 +14,8 @@ _UNKNOWN = float("inf")
 
 
 class Refusals:
-    """longest_retry_seconds caps Retry-After: by then all that waits now is served or evicted, so it
-    is the usual queue timeout. rate: told by the queue of each departure."""
+    """longest_retry_seconds: upper limit of Retry-After. It is the usual queue timeout: by then everything
+    that waits now is served or evicted. rate: the queue reports each departure to it."""
 
     def __init__(
         self,
@@ -31,8 +31,8 @@ class Refusals:
         self._fairness, self._rate = fairness, rate
 
     def retry_after_seconds(self, request: QueuedRequest) -> float:
-        """When one like this could expect a turn: at the recent rate of service, its tenant's share of
-        it, and the rate at which what it needs is given back."""
+        """Expected time until a request like this has a turn: from the recent rate of service, its tenant's
+        share, and the rate at which the budgets it needs are given back."""
         own, weight = self._flows.of_tenant(request.tenant), self._fairness.shares.weight
         share = weight(request.tenant) / self._flows.weight_with(request.tenant, weight)
         turns = min(len(self._flows) + 1, (own + 1) / share)

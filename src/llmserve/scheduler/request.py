@@ -1,6 +1,4 @@
-"""What scheduling knows of a request.
-
-What the admission queue answers, and what it counts."""
+"""A request in the queue, and what the queue answers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,12 +11,11 @@ from llmserve.core.ids import RequestId, TenantId
 
 @dataclass(frozen=True, slots=True)
 class QueuedRequest:
-    """Times are on the queue's clock, in seconds. deadline: it is evicted when it still waits then.
-    choices: sequences that it decodes side by side; tokens of output are those of all together.
-    max_output_tokens: the most it may generate; 0: not known. cached_tokens: of the prompt, what the
-    place it will get need not compute. priority: as in vLLM, lower is earlier.
-    charged: an earlier router has charged its tenant for it, and this one knows.
-    expected_output_tokens is filled in by the queue, from what its tenant's requests generated."""
+    """Times are on the queue's clock, in seconds. deadline: the request is evicted if it still waits then.
+    choices: sequences that decode side by side; output tokens count over all of them. max_output_tokens:
+    most that it may generate; 0: unknown. cached_tokens: prompt tokens that need not be computed. priority:
+    as in vLLM, lower is earlier. charged: an earlier router has charged its tenant, and the snapshot says
+    so. expected_output_tokens: the queue sets it, from what the tenant's requests generated."""
 
     request_id: RequestId
     tenant: TenantId
@@ -33,7 +30,7 @@ class QueuedRequest:
     expected_output_tokens: int = field(default=0, compare=False)
 
     def work_tokens(self, output_tokens: int) -> int:
-        """Tokens to compute when it generates this many. Never 0: nothing is for free."""
+        """Tokens to compute when it generates this many; at least 1."""
         return max(1, self.prompt_tokens - self.cached_tokens + output_tokens)
 
     def context_tokens(self, output_tokens: int) -> int:
@@ -42,7 +39,7 @@ class QueuedRequest:
 
 
 class WaitingRequest(NamedTuple):
-    """A request at its place in a flow: smallest key first, then in the order of arrival."""
+    """A request in a flow: smallest key first, then in the order of arrival."""
 
     key: float
     sequence: int
@@ -62,7 +59,7 @@ Place = Callable[[QueuedRequest], Fit]  # finds a place for a request, and takes
 
 @dataclass(frozen=True, slots=True)
 class Dispatched:
-    """It never waited."""
+    """The request never waited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,8 @@ class EvictedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """evicted: another made room for it, of a tenant that had more of the queue than its share."""
+    """ahead: requests of all tenants that waited before it. evicted: a request that made room for it, of a
+    tenant with more of the queue than its share."""
 
     ahead: int  # requests that waited before it came, over all tenants
     evicted: EvictedRequest | None = None
@@ -81,8 +79,8 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class QueueReport:
-    """How a request stood when its turn came. used_up_seconds: what was while it waited, and for how long.
-    share: of its tenant, of the turns of all tenants that waited; 1: it was alone."""
+    """How a request stood when its turn came. used_up_seconds: for how long each budget was used up while
+    it waited. share: its tenant's share of the turns of all waiting tenants; 1: it was alone."""
 
     used_up_seconds: Mapping[str, float] = field(default_factory=dict)
     weight: float = 1.0
@@ -91,7 +89,7 @@ class QueueReport:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """error: QueueFull, or InvalidRequest for one that could never run."""
+    """error: QueueFull, or InvalidRequest for a request that could never run."""
 
     error: LLMServeError
 

@@ -1,6 +1,4 @@
-"""All budgets together: those of the cluster, and those that each tenant has of its own.
-
-All budgets of the cluster, and the limits they have now."""
+"""All budgets, and the limits they have now."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from llmserve.scheduler.tenant_budgets import TenantLimits, TenantRateBudget, Te
 
 
 class BudgetSet:
-    """Called as one budget is (budgets.Budget)."""
+    """Several budgets, called like one. cluster: used up for all at once. own: of each tenant."""
 
     def __init__(self, cluster: Sequence[Budget], own: Sequence[Budget]) -> None:
         self._cluster, self._own, self._all = cluster, own, (*cluster, *own)
@@ -24,23 +22,24 @@ class BudgetSet:
         return all(budget.fits(request) for budget in self._all)
 
     def full_in_cluster(self, request: QueuedRequest) -> Budget | None:
-        """The first of the cluster that has no room for it."""
+        """The first budget of the cluster that has no room for the request."""
         return _full(self._cluster, request)
 
     def full_of_tenant(self, request: QueuedRequest) -> Budget | None:
-        """The first of its tenant's own that has no room for it."""
+        """The first budget of the tenant that has no room for the request."""
         return _full(self._own, request)
 
     def used_up(self, request: QueuedRequest) -> list[str]:
-        """The names of those that have no room for it."""
+        """Names of the budgets that have no room for the request."""
         return [budget.name for budget in self._all if not budget.fits(request)]
 
     def refusal(self, request: QueuedRequest) -> str:
-        """Why the request fits at no time, in words; empty when it will."""
+        """Why the request can never fit, for people; empty: it can."""
         return next(filter(None, (budget.refusal(request) for budget in self._all)), "")
 
     def wait_seconds(self, request: QueuedRequest, ahead: int) -> float:
-        """Until the request fits, when this many like it, of its tenant, come first. 0: nothing is known."""
+        """Time until the request fits, when this many requests like it, of its tenant, come first; 0:
+        nothing is known."""
         return max(budget.wait(request, ahead).seconds for budget in self._all)
 
     # -- what requests hold
@@ -69,7 +68,7 @@ def _full(budgets: Sequence[Budget], request: QueuedRequest) -> Budget | None:
 
 @dataclass(frozen=True, slots=True)
 class ClusterLimits:
-    """What the manifest allows. None: no limit, and for requests: as many as the workers hold."""
+    """Limits of the manifest. None: no limit; max_requests_in_flight None: as many as the workers hold."""
 
     max_requests_in_flight: int | None = None
     max_tokens_in_flight: int | None = None
@@ -80,9 +79,9 @@ class ClusterLimits:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What the registered workers have. kv_bytes_per_token: of the model, 0 while it is not known.
-    hands_over: prefill and decode are different workers. widest_engine: requests that one engine runs at
-    once, 0 while none is known."""
+    """What the registered workers have. kv_bytes_per_token: bytes of the model; 0: unknown. hands_over:
+    prefill and decode are different workers. widest_engine: most requests that one engine runs at once; 0:
+    unknown."""
 
     requests: int = 0
     kv_bytes_per_token: float = 0.0
@@ -118,7 +117,7 @@ class Resources:
         self._apply()
 
     def set_limits(self, limits: ClusterLimits) -> None:
-        """Takes nothing back: what is above a smaller limit ends in its own time."""
+        """Takes nothing back: what exceeds a smaller limit ends in its own time."""
         self._limits = limits
         self._apply()
 
@@ -128,23 +127,23 @@ class Resources:
 
     @property
     def kv_token_price(self) -> float:
-        """What the KV of one token is worth in tokens in flight; 0 unless both have a limit."""
+        """Tokens in flight that the KV of one token is worth; 0 unless both budgets have a limit."""
         tokens, held = self.tokens.limit_tokens, self.hbm.limit_tokens
         return tokens / held if tokens and held else 0.0
 
     @property
     def used_ratios(self) -> dict[str, float | None]:
-        """Of the cluster's budgets, by name. 1: no room. None: no limit."""
+        """Used share of each of the cluster's budgets, by name. 1: no room. None: no limit."""
         cluster = (self.requests, self.tokens, self.hbm, self.kv_io)
         return {budget.name: budget.used_ratio for budget in cluster}
 
     @property
     def kv_bytes_in_flight(self) -> float:
-        """Prompt and expected answer of all that runs."""
+        """Bytes of the prompts and expected answers of all that runs."""
         return self.hbm.in_flight_tokens * self._capacity.kv_bytes_per_token
 
     def _most_choices(self) -> tuple[int, str]:
-        """Of one request, and the setting that says so: they decode on one engine."""
+        """Most choices of one request, which decode on one engine, and the setting that limits them."""
         budget, engine = self._limits.max_requests_in_flight, self._capacity.widest_engine
         if budget is not None and (budget < engine or not engine):
             return budget, "budgets.max_requests_in_flight"

@@ -1,4 +1,4 @@
-"""The queue and all that it decides by, with every parameter replaceable while it runs."""
+"""The queue with everything it decides by. Every parameter can be replaced while it runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from llmserve.scheduler.admission import AdmissionQueue
 from llmserve.scheduler.fairness import FairShare, TenantShares, Turns
 from llmserve.scheduler.ordering import Ordering, OutputEstimates, ShortestFirst
 from llmserve.scheduler.request import EvictedRequest
-from llmserve.scheduler.resources import Capacity, ClusterLimits, Resources
+from llmserve.scheduler.resources import BudgetSet, Capacity, ClusterLimits, Resources
 from llmserve.scheduler.snapshot import SchedulerSnapshot
 
 _DEFAULTS = Scheduling()
@@ -19,7 +19,7 @@ _DEFAULTS = Scheduling()
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """weights: of tenants; the others have 1."""
+    """weights: weights of tenants; others have 1."""
 
     max_queued_requests: int = _DEFAULTS.max_queued_requests
     queue_timeout_seconds: float = _DEFAULTS.queue_timeout_seconds
@@ -29,7 +29,8 @@ class Policy:
 
 
 class Scheduler:
-    """queue: to be used directly; set_policy and set_capacity answer with what can run no more."""
+    """queue: used directly by the caller. set_policy and set_capacity return the requests that can never
+    run now."""
 
     def __init__(self, clock: Clock, policy: Policy) -> None:
         self.policy = policy
@@ -40,8 +41,7 @@ class Scheduler:
             clock,
             max_queued=policy.max_queued_requests,
             longest_retry_seconds=policy.queue_timeout_seconds,
-            budgets=self._resources.cluster,
-            own_budgets=self._resources.own,
+            budgets=BudgetSet(self._resources.cluster, self._resources.own),
             ordering=policy.ordering,
             turns=Turns(self._fairness),
             estimates=self._estimates,
@@ -52,7 +52,7 @@ class Scheduler:
         return f"<Scheduler {self.queue!r} {self._fairness!r} {self._resources.requests!r}>"
 
     def set_policy(self, policy: Policy) -> list[EvictedRequest]:
-        """Takes nothing back that runs. What waits keeps its place within its tenant; more than
+        """Takes nothing back from what runs. What waits keeps its position within its tenant; more than
         max_queued_requests may wait until they have gone."""
         self.policy = policy
         self._resources.set_limits(policy.limits)
@@ -62,12 +62,12 @@ class Scheduler:
         return self._changed()
 
     def set_capacity(self, capacity: Capacity) -> list[EvictedRequest]:
-        """To be called whenever the registered workers are others."""
+        """Called whenever the registered workers have changed."""
         self._resources.set_capacity(capacity)
         return self._changed()
 
     def snapshot(self) -> SchedulerSnapshot:
-        """What the next router is to know, and nobody else tells it."""
+        """State that the next leader needs and cannot learn from anyone else."""
         return SchedulerSnapshot(
             self._fairness.snapshot(),
             {budget.name: budget.snapshot() for budget in self._resources.tenant_rates},
@@ -76,8 +76,8 @@ class Scheduler:
         )
 
     def restore(self, snapshot: SchedulerSnapshot) -> None:
-        """Goes on where another left off. Before anything was offered or adopted; what is adopted then and
-        was running at the time of the snapshot is to be marked as charged."""
+        """Continues from another router's state. Called before anything is offered or adopted. A request
+        that is adopted then, and ran at the time of the snapshot, is marked as charged."""
         self._fairness.restore(snapshot.fairness)
         for budget in self._resources.tenant_rates:
             budget.restore(snapshot.spent_seconds.get(budget.name, {}))
@@ -85,7 +85,7 @@ class Scheduler:
         self._estimates.restore(snapshot.output_tokens)
 
     def stats(self) -> SchedulerStats:
-        """Now."""
+        """Tenants and budgets as they are now."""
         accounts, ratios = self.queue.accounts, self._resources.used_ratios
         own = [budget.name for budget in self._resources.own]
         return SchedulerStats(

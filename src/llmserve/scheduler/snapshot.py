@@ -1,7 +1,8 @@
-"""What nobody tells a new router: whose turn it is, and what each tenant has used. As JSON, with a version.
+"""State that a new leader cannot learn from anyone: whose turn it is, and what each tenant has used. JSON
+with a version.
 
-What waits and what runs is not in it: apiservers tell that. Times are seconds from the moment of the
-snapshot, as the clocks of two routers have nothing in common.
+Apiservers report what waits and what runs, so that is not part of it. Times are seconds from the moment of
+the snapshot, because the clocks of two routers are unrelated.
 """
 
 import json
@@ -15,7 +16,7 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class FairnessSnapshot:
-    """In virtual tokens, as in fairness.py. tags: of tenants that wait or run."""
+    """In virtual tokens, as in fairness.py. tags: tags of tenants that wait or run."""
 
     virtual_time: float = 0.0
     highest: float = 0.0
@@ -24,9 +25,9 @@ class FairnessSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSnapshot:
-    """spent_seconds: of each tenant's rate, by the budget's name, ahead of now (negative: less than what
-    may be saved up); tenants that have saved up all they may are not in it. kv_io_seconds: the same of
-    the KV I/O budget. output_tokens: what an answer of the tenant has on average."""
+    """spent_seconds: seconds that each tenant has spent ahead of each of its rates, by the budget's name
+    (negative: less than it may save up); tenants that have saved up all are left out. kv_io_seconds: the
+    same of the KV I/O budget. output_tokens: mean answer of each tenant."""
 
     fairness: FairnessSnapshot = field(default_factory=FairnessSnapshot)
     spent_seconds: Mapping[str, Mapping[TenantId, float]] = field(default_factory=dict)
@@ -34,7 +35,7 @@ class SchedulerSnapshot:
     output_tokens: Mapping[TenantId, float] = field(default_factory=dict)
 
     def aged(self, seconds: float) -> "SchedulerSnapshot":
-        """The same, that much later."""
+        """The same snapshot, that many seconds later."""
         spent = {
             name: {tenant: ahead - seconds for tenant, ahead in tenants.items()}
             for name, tenants in self.spent_seconds.items()
@@ -47,7 +48,7 @@ class SchedulerSnapshot:
 
     @classmethod
     def from_json(cls, text: str) -> "SchedulerSnapshot":
-        """Errors: ValueError when it is of another version, or none of ours."""
+        """Errors: ValueError when it has another version, or is no snapshot."""
         try:
             fields = dict(json.loads(text))
             version = fields.pop("version", None)

@@ -1,4 +1,4 @@
-"""What one tenant may hold. A tenant that has used its own up waits; nobody else does."""
+"""What one tenant may hold. A tenant that has used up its own budget waits; nobody else does."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Set
@@ -22,7 +22,7 @@ class TenantLimit:
 
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
-    """each: of every tenant that is not named."""
+    """each: limits of every tenant that is not named."""
 
     each: TenantLimit = field(default_factory=TenantLimit)
     named: Mapping[TenantId, TenantLimit] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class TenantLimits:
 
 
 class TenantRequestBudget:
-    """Requests in flight of each tenant; each choice counts as one."""
+    """Requests in flight of each tenant. Each choice counts as one."""
 
     name = "the tenant's requests in flight"
 
@@ -88,8 +88,8 @@ class TenantRequestBudget:
 
 
 class TenantRateBudget:
-    """Something of each tenant per second. amount_of(request, output_tokens): how much a request is;
-    rate_of: the tenant's limit."""
+    """An amount of each tenant per second. amount_of(request, output_tokens): amount of a request. rate_of:
+    the tenant's limit."""
 
     def __init__(
         self,
@@ -124,18 +124,19 @@ class TenantRateBudget:
             self._spends.setdefault(request.tenant, Spend()).take(amount / rate, self._clock.now())
 
     def correct(self, request: QueuedRequest, output_tokens: int) -> None:
-        """Takes more when that is more than expected."""
+        """Takes more when the answer is longer than expected."""
         amount = self._amount_of(request, output_tokens)
         if amount > self._taken[request.request_id]:
             self._settle(request, amount)
 
     def release(self, request: QueuedRequest, output_tokens: int) -> None:
-        """What was taken becomes what was used."""
+        """Replaces the amount that was taken by the one that was used."""
         self._settle(request, self._amount_of(request, output_tokens))
         del self._taken[request.request_id]
 
     def snapshot(self) -> dict[TenantId, float]:
-        """Seconds of its rate that each tenant has spent ahead; without those that have saved up all."""
+        """Seconds of its rate that each tenant has spent ahead; tenants that have saved up all are left
+        out."""
         now = self._clock.now()
         ahead = {tenant: spend.ahead_seconds(now) for tenant, spend in self._spends.items()}
         return {tenant: seconds for tenant, seconds in ahead.items() if seconds is not None}

@@ -1,4 +1,4 @@
-"""What was used up, and when: so that a request can be told what it waited for. Pure."""
+"""What was used up, and when: it explains what a request waited for. Pure."""
 
 from bisect import bisect_right
 
@@ -9,14 +9,14 @@ _REMEMBERED = 256
 
 
 class WaitTimeline:
-    """One thing at a time keeps requests from their turn; empty: nothing does."""
+    """What keeps requests from their turn, over time: one thing at a time; empty: nothing does."""
 
     def __init__(self) -> None:
         self._since: list[float] = []
         self._what: list[str] = []
 
     def set(self, what: str, now: float) -> None:
-        """From now on. Costs nothing while it stays the same."""
+        """Holds from now on. Costs nothing while it stays the same."""
         if what == (self._what[-1] if self._what else ""):
             return
         self._since.append(now)
@@ -25,7 +25,7 @@ class WaitTimeline:
             del self._since[:_REMEMBERED], self._what[:_REMEMBERED]
 
     def between(self, start: float, end: float) -> dict[str, float]:
-        """For how many seconds of this time each thing was used up."""
+        """Seconds of this time in which each thing was used up."""
         seconds: dict[str, float] = {}
         for index in range(max(0, bisect_right(self._since, start) - 1), len(self._since)):
             until = self._since[index + 1] if index + 1 < len(self._since) else end
@@ -36,25 +36,25 @@ class WaitTimeline:
 
 
 class WaitReasons:
-    """Of all requests that wait, and of the tenants that have used up their own."""
+    """Timelines of all waiting requests, and of tenants that have used up their own."""
 
     def __init__(self) -> None:
         self._of_all = WaitTimeline()
         self._of_tenants: dict[TenantId, WaitTimeline] = {}
 
     def all_wait_for(self, what: str, now: float) -> None:
-        """From now on. Empty: for their turn."""
+        """Holds from now on. Empty: requests wait for their turn."""
         self._of_all.set(what, now)
 
     def tenant_waits_for(self, tenant: TenantId, what: str, now: float) -> None:
-        """From now on. Empty: for its turn."""
+        """Holds from now on. Empty: the tenant waits for its turn."""
         if what:
             self._of_tenants.setdefault(tenant, WaitTimeline()).set(what, now)
         elif tenant in self._of_tenants:
             self._of_tenants[tenant].set(what, now)
 
     def gone(self, tenant: TenantId) -> None:
-        """Nothing of it waits any more."""
+        """No request of the tenant waits any more."""
         self._of_tenants.pop(tenant, None)
 
     def between(self, tenant: TenantId, start: float, end: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What happens when, in virtual time."""
+"""A queue of events in virtual time."""
 
 import heapq
 from collections.abc import Callable
@@ -9,7 +9,7 @@ Event = Callable[[], None]
 
 
 class Agenda:
-    """Events of the same time happen in the order in which they were put down. `clock` is where it stands."""
+    """Events of the same time happen in the order in which they were added. `clock` shows the time."""
 
     def __init__(self) -> None:
         self.clock = VirtualClock()
@@ -24,12 +24,12 @@ class Agenda:
         return self.clock.now()
 
     def at(self, when: float, event: Event) -> None:
-        """What is past happens now."""
+        """An event of the past happens now."""
         self._sequence += 1
         heapq.heappush(self._events, (max(when, self.now), self._sequence, event))
 
     def step(self) -> bool:
-        """The next event happens. False: there is none."""
+        """Runs the next event. False: there is none."""
         if not self._events:
             return False
         when, _, event = heapq.heappop(self._events)

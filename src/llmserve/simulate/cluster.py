@@ -1,10 +1,8 @@
-"""One simulated request between its arrival and its end.
-
-A cluster in virtual time: the router's controller, engines, and what an apiserver does for a request.
+"""A cluster in virtual time: the router's controller, engines, and what an apiserver does for a request.
 
     arrive -> admit -> prefill leg -> first token -> decode leg fetches the KV -> done
 
-When the KV is pushed, the decode leg is there before prefill has finished, and holds its blocks.
+When the KV is pushed, the decode leg arrives before prefill has finished, and holds its blocks.
 """
 
 import random
@@ -30,8 +28,9 @@ from llmserve.traces import TracedRequest
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """prefill, decode: the engines it was placed on; without prefill, decode does both. leased: blocks at
-    prefill that decode has still to fetch. order: of decode's engine, that they be fetched."""
+    """One simulated request between its arrival and its end. prefill, decode: engines that it was placed
+    on; prefill None: decode does both. leased: blocks at prefill that decode still has to fetch. order:
+    decode's order to fetch them."""
 
     request_id: RequestId
     record: SimRecord
@@ -49,13 +48,13 @@ class Flight:
 
 # As apiservers do: the router hears of every so many tokens.
 _PROGRESS_TOKENS = 256
-# What the router's own timer adds (router/service.py).
+# Slack of the router's own timer (router/event_loop.py).
 _TICK_SLACK_SECONDS = 0.001
 _EPOCH = 1
 
 
 class VirtualCluster:
-    """arrive at the agenda's time; each Record is filled in as it goes."""
+    """arrive is called at the agenda's time; each SimRecord is filled in as its request proceeds."""
 
     def __init__(self, shape: ClusterShape, agenda: Agenda, rng: random.Random) -> None:
         self._shape, self._agenda = shape, agenda
@@ -207,7 +206,7 @@ class VirtualCluster:
         return TracedSequence(flight.request_id, leg, flight.names, prompt, answer, ticket)
 
     def drawn(self, engine: VirtualEngine, sequence: TracedSequence, tokens: int, seconds: float) -> None:
-        """As EngineOwner says."""
+        """See EngineOwner."""
         flight = self._flights[sequence.request_id]
         self._count_tokens(flight, sequence, tokens, seconds)
         if sequence.leg is SimLeg.PREFILL:
@@ -229,8 +228,8 @@ class VirtualCluster:
             self._fetched(flight)
 
     def pull(self, engine: VirtualEngine, order: PullOrder[TracedSequence]) -> None:
-        """As EngineOwner says. What is pushed has arrived when prefill has finished, the rest takes as
-        long as its bytes do."""
+        """See EngineOwner. Pushed KV has arrived when prefill has finished; the rest takes the time of its
+        bytes."""
         flight = self._flights[order.sequence.request_id]
         flight.order = order
         if flight.leased is not None:
@@ -243,11 +242,11 @@ class VirtualCluster:
         flight.decode.pull_ended(flight.request_id, (0,) if flight.pushed else ())
 
     def unneeded(self, ticket: PullParams) -> None:
-        """As EngineOwner says."""
+        """See EngineOwner."""
         self._end_lease(self._flights[RequestId(ticket.lease_id)])
 
     def cache_changed(self, engine: VirtualEngine) -> None:
-        """As EngineOwner says."""
+        """See EngineOwner."""
         self._feed.changed(engine)
 
     def _end_lease(self, flight: Flight) -> None:

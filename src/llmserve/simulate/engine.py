@@ -21,24 +21,24 @@ _MOST_STEPS = 256
 
 
 class EngineOwner(Protocol):
-    """What an engine tells; each may add to engines, this one included."""
+    """Receives the events of an engine. Each method may add requests to engines, this one included."""
 
     def pull(self, engine: "VirtualEngine", order: PullOrder[TracedSequence]) -> None:
-        """Fetch this; pull_ended follows."""
+        """Fetches these blocks; pull_ended follows."""
 
     def unneeded(self, ticket: PullParams) -> None:
-        """Its blocks are not fetched: they are in the engine's cache."""
+        """The blocks of this ticket are not fetched: they are in the engine's cache."""
 
     def drawn(self, engine: "VirtualEngine", sequence: TracedSequence, tokens: int, seconds: float) -> None:
-        """It has so many tokens more, the last one now and the others `seconds` apart before it."""
+        """The sequence has so many tokens more: the last one now, the others `seconds` apart before it."""
 
     def cache_changed(self, engine: "VirtualEngine") -> None:
-        """Other blocks than before can be found in its pool. Called between steps."""
+        """The pool holds other cached blocks than before. Called between steps."""
 
 
 @dataclass(slots=True)
 class _Steps:
-    """Steps under way: alike, each of so many seconds."""
+    """Equal steps under way, each of this many seconds."""
 
     step: Step[TracedSequence]
     began_at: float
@@ -56,7 +56,7 @@ class EngineTotals:
 
 
 class VirtualEngine:
-    """add, pull_ended and release may come at any time."""
+    """add, pull_ended and release may be called at any time."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class VirtualEngine:
         self._disturb()
 
     def finish(self, sequence: TracedSequence) -> list[int]:
-        """It has all its tokens. Its blocks are the caller's until release."""
+        """The sequence has all its tokens. Its blocks are the caller's until release."""
         return self._scheduler.finish(sequence)
 
     def release(self, blocks: list[int]) -> None:
@@ -116,7 +116,7 @@ class VirtualEngine:
     # -- steps
 
     def _disturb(self) -> None:
-        """Something is new: the step after the one under way is planned with it."""
+        """Something is new: the step after the current one is planned with it."""
         running = self._running
         if running is None:
             self._begin_soon()

@@ -1,5 +1,6 @@
-"""What engines' caches hold, on its way to the router's prefix index. In the real cluster workers tell KV
-managers, and those tell the router."""
+"""Carries changes of the engines' caches to the router's prefix index. In a real cluster workers report
+them to KV managers, which pass them on.
+"""
 
 from collections import Counter
 
@@ -18,7 +19,7 @@ _GATHER_SECONDS = 0.05
 
 
 class IndexFeed:
-    """Fills `index`. What no other request begins with is left out: nobody asks for it."""
+    """Fills `index`. Leaves out blocks that no other request begins with: nobody asks for them."""
 
     def __init__(self, agenda: Agenda) -> None:
         self.index = PrefixIndex()
@@ -31,7 +32,7 @@ class IndexFeed:
         return f"<IndexFeed {self.index!r} gathering={len(self._gathering)}>"
 
     def changed(self, engine: VirtualEngine) -> None:
-        """Its cache holds others than before."""
+        """The engine's cache holds other blocks than before."""
         if engine.worker_id not in self._gathering:
             self._gathering.add(engine.worker_id)
             self._agenda.at(self._agenda.now + _GATHER_SECONDS, lambda: self._tell(engine))

@@ -1,4 +1,4 @@
-"""Requests made up from a few figures: kinds of requests, a rate, tenants and their part of the load."""
+"""Made-up requests: kinds of requests, a rate, and tenants with their part of the load."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from llmserve.traces import TracedRequest
 
 @dataclass(frozen=True, slots=True)
 class RequestKind:
-    """Sizes are drawn evenly between half of these and one and a half."""
+    """Sizes are drawn evenly from half to one and a half of these."""
 
     prompt_tokens: int
     output_tokens: int
@@ -26,8 +26,8 @@ REQUEST_KINDS: Mapping[str, RequestKind] = {
 
 @dataclass(frozen=True, slots=True)
 class RequestMix:
-    """kinds and tenants with their part of all requests, in any unit. Arrivals are a Poisson process of
-    `requests_per_second`, over all tenants. shared_tokens: with which all prompts of a tenant begin."""
+    """kinds, tenants: each with its part of all requests, in any unit. requests_per_second: rate of a
+    Poisson process over all tenants. shared_tokens: common prefix of all prompts of a tenant."""
 
     kinds: Sequence[tuple[RequestKind, float]]
     tenants: Sequence[tuple[TenantId, float]]
@@ -36,7 +36,7 @@ class RequestMix:
     shared_tokens: int = 0
 
     def requests(self, rng: random.Random) -> list[TracedRequest]:
-        """In the order of arrival; the same for the same state of rng."""
+        """Returns requests in the order of arrival; the same for the same state of rng."""
         made: list[TracedRequest] = []
         tenants = [name for name, _ in self.tenants]
         next_tenant = tenant_drawer(self.tenants, rng)
@@ -62,7 +62,7 @@ class RequestMix:
 
 
 def tenant_drawer(tenants: Sequence[tuple[TenantId, float]], rng: random.Random) -> Callable[[], TenantId]:
-    """Draws tenants by their part."""
+    """Returns a function that draws tenants by their part."""
     names, parts = zip(*tenants, strict=True)
     return lambda: TenantId(rng.choices(names, parts)[0])
 

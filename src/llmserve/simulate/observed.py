@@ -1,8 +1,4 @@
-"""What became of a request of a trace.
-
-What each tenant got, and who waited, second by second.
-
-What is counted while a simulation runs."""
+"""What is counted while a simulation runs."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,8 +11,9 @@ from llmserve.traces import TracedRequest
 
 @dataclass(slots=True, eq=False)
 class SimRecord:
-    """Times are seconds from the start; None: it did not come to that. refusal: the error's name, empty
-    for a request that was served. gap: the mean between its tokens, 0 with fewer than two."""
+    """What became of one request. Times are seconds from the start; None: it did not get that far. refusal:
+    name of the error; empty: the request was served. gap: mean time between its tokens; 0 with fewer than
+    two."""
 
     request: TracedRequest
     placed_at: float | None = None
@@ -53,8 +50,8 @@ Tokens = Counter[TenantId]
 
 @dataclass(slots=True)
 class Timeline:
-    """tokens[i]: computed in the i-th second, by tenant. waiting[i]: who had a request in the queue at its
-    end."""
+    """tokens[i]: tokens computed in second i, by tenant. waiting[i]: tenants with a request in the queue at
+    its end."""
 
     tokens: list[Tokens] = field(default_factory=lambda: [Counter()])
     waiting: list[frozenset[TenantId]] = field(default_factory=list)
@@ -67,7 +64,7 @@ class Timeline:
         self.tokens.append(Counter())
 
     def contended(self, tenants: Iterable[TenantId]) -> list[int]:
-        """The seconds at whose beginning and end requests of all these waited."""
+        """Seconds at whose beginning and end requests of all these tenants waited."""
         wanted, ends = frozenset(tenants), self.waiting
         return [i for i in range(1, len(ends)) if wanted <= ends[i - 1] and wanted <= ends[i]]
 
@@ -88,9 +85,9 @@ _GAP_DIGITS = 6
 
 @dataclass(slots=True)
 class Observed:
-    """gaps: how often a token came so many seconds after the one before. waiting: requests in the queue.
-    kv_used: blocks, summed over heartbeats. requests: placed on each worker. on_one_worker: those of
-    which one worker computes prompt and answer."""
+    """gaps: counts by the time between two tokens. waiting: requests in the queue. kv_used: blocks, summed
+    over heartbeats. requests: requests placed on each worker. on_one_worker: requests whose prompt and
+    answer one worker computes."""
 
     timeline: Timeline = field(default_factory=Timeline)
     gaps: Counter[float] = field(default_factory=Counter)
@@ -114,7 +111,7 @@ class Observed:
         self.timeline.second_over(self._who_waits())
 
     def first_token(self, request_id: RequestId, record: SimRecord, now: float, cached_tokens: int) -> None:
-        """The prompt is computed, but for what was cached."""
+        """The prompt is computed, except for cached_tokens."""
         record.first_at, record.cached_tokens, record.output_tokens = now, cached_tokens, 1
         request = record.request
         self.timeline.computed(request.tenant, request.prompt_tokens - cached_tokens + 1)
@@ -123,7 +120,7 @@ class Observed:
     def tokens(
         self, request_id: RequestId, record: SimRecord, now: float, tokens: int, seconds: float
     ) -> None:
-        """So many after the first, the last one now and the others `seconds` apart before it."""
+        """So many tokens after the first: the last one now, the others `seconds` apart before it."""
         record.output_tokens += tokens
         self.timeline.computed(record.request.tenant, tokens)
         self._gap(now - (tokens - 1) * seconds - self._last_at[request_id], 1)

@@ -1,4 +1,4 @@
-"""What a simulation has shown."""
+"""The results of a simulation."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from llmserve.simulate.observed import SimRecord, Timeline, per_weight
 
 @dataclass(frozen=True, slots=True)
 class Goals:
-    """What a request that counts as good has met, in seconds: to its first token, between its tokens on
-    average, and in all. None: no matter."""
+    """Limits that a good request meets, in seconds: to its first token, between its tokens on average, and
+    in all. None: no limit."""
 
     first_token_seconds: float | None = None
     gap_seconds: float | None = None
@@ -31,7 +31,7 @@ class Goals:
 
 @dataclass(frozen=True, slots=True)
 class TenantLine:
-    """share: of all tokens computed while requests of every tenant waited; 0 when that never was."""
+    """share: part of all tokens computed while requests of every tenant waited; 0 when they never did."""
 
     tenant: str
     weight: float
@@ -45,7 +45,7 @@ class TenantLine:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLine:
-    """busy: of the time. kv_used: of its blocks, mean and most. requests: placed on it."""
+    """busy: part of the time. kv_used: part of its blocks, mean and most. requests: requests placed on it."""
 
     worker: str
     busy: float
@@ -59,11 +59,11 @@ class WorkerLine:
 
 @dataclass(frozen=True, slots=True)
 class SimReport:
-    """seconds: of virtual time, to the end of the last request. gaps: between tokens; request_gaps: the
-    means of requests. good: requests that met the goals. refusals: by the name of the error. jain: of
-    tokens for their weight while requests of every tenant waited, which was so for contended_seconds;
-    None: it never was. Shares mean nothing while there is enough for all. on_one_worker: of the requests that
-    were placed, those whose prompt and answer one worker computes."""
+    """seconds: virtual time to the end of the last request. gaps: between tokens; request_gaps: means of
+    requests. good: requests that met the goals. refusals: counts by name of the error. jain: index of
+    tokens by weight while requests of every tenant waited, for contended_seconds; None: they never did.
+    Shares mean nothing while there is enough for all. on_one_worker: part of the placed requests whose
+    prompt and answer one worker computes."""
 
     seconds: float
     requests: int

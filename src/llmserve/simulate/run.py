@@ -1,4 +1,4 @@
-"""From requests to a report."""
+"""Runs a simulation, from requests to a report."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class Progress:
 
 
 class Simulation:
-    """One run: run, then timeline and report. The same for the same shape, requests and seed."""
+    """One run: run, then timeline and report. The same shape, requests and seed give the same result."""
 
     def __init__(self, shape: ClusterShape, requests: Sequence[TracedRequest], *, seed: int = 0) -> None:
         self._shape = shape
@@ -43,7 +43,7 @@ class Simulation:
         return self._cluster.observed.timeline
 
     def run(self, on_progress: Callable[[Progress], None] = lambda progress: None) -> None:
-        """To the end of the last request. Errors: LLMServeError when some never end."""
+        """Runs to the end of the last request. Errors: LLMServeError when some requests never end."""
         events = 0
         while self._arrived < len(self._records) or self._cluster.open_requests:
             self._agenda.step()
@@ -65,7 +65,7 @@ class Simulation:
             self._agenda.at(self._records[self._arrived].request.arrived_at, self._arrive)
 
     def _arrive(self) -> None:
-        """All that come now, before anything that follows from one of them."""
+        """Adds all requests that arrive now, before anything that follows from one of them."""
         while self._arrived < len(self._records):
             record = self._records[self._arrived]
             if record.request.arrived_at > self._agenda.now:

@@ -1,4 +1,4 @@
-"""One leg of a simulated request at an engine: tokens are counted, not there."""
+"""One leg of a simulated request at an engine. Tokens are counted; they have no values."""
 
 import struct
 from enum import Enum
@@ -22,8 +22,8 @@ class SimLeg(Enum):
 
 
 class BlockNames:
-    """What the blocks of a request's prompt and answer are called. number: of the request. namespace:
-    equal for those that share KV."""
+    """Names of the blocks of a request's prompt and answer. number: number of the request. namespace: equal
+    for requests that share KV."""
 
     def __init__(self, request: TracedRequest, number: int, namespace: int, block_size: int) -> None:
         self._request, self._number, self._namespace = request, number, namespace
@@ -38,12 +38,12 @@ class BlockNames:
         return self._names[index]
 
     def prompt(self) -> HashedPrompt:
-        """To be looked for: the blocks that another request may have, too."""
+        """The blocks that another request may have, too."""
         hashes = tuple(self.of(index) for index in range(self._shared_blocks))
         return HashedPrompt(hashes, self.block_size)
 
     def _name(self, index: int) -> BlockHash:
-        """A block that ends within the named runs is shared, any other is this request's own."""
+        """A block that ends within the named runs is shared; any other belongs to this request alone."""
         if index >= self._shared_blocks:
             return BlockHash(_NAME.pack(_OWN, self._number, index))
         run = ((index + 1) * self.block_size - 1) // self._request.run_tokens
@@ -51,12 +51,12 @@ class BlockNames:
 
 
 def is_shared(name: bytes) -> bool:
-    """May several requests have this block?"""
+    """Whether several requests may have this block."""
     return not name.startswith(_OWN_BYTES)
 
 
 class TracedSequence(BlockSequence):
-    """answer_tokens: that this leg is to generate."""
+    """answer_tokens: tokens that this leg generates."""
 
     def __init__(
         self,
@@ -74,12 +74,12 @@ class TracedSequence(BlockSequence):
 
     @property
     def left_tokens(self) -> int:
-        """Still to be generated."""
+        """Tokens that are still to be generated."""
         return self._answer_tokens - self.output_tokens
 
     @property
     def quiet_tokens(self) -> int:
-        """That come before anybody must be told: of its first token at once."""
+        """Tokens until somebody must be notified: the first token of a request is reported at once."""
         first = self.leg is not SimLeg.DECODE and self.output_tokens == 0
         return 1 if first else self.left_tokens
 

@@ -1,4 +1,4 @@
-"""The cluster to simulate: what the manifest says, and what the command line says instead."""
+"""The cluster to simulate: the manifest, with changes from the command line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,8 +15,8 @@ from llmserve.router.settings import RouterSettings
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """None: as the manifest says. workers: of each role. weights: of tenants, in place of all of its own.
-    kv_bytes_per_token and transfer_gbps: of KV that engines fetch from each other; 0: takes no time."""
+    """None: as in the manifest. workers: number of each role. weights: replace all weights of the manifest.
+    kv_bytes_per_token, transfer_gbps: of KV that engines fetch from each other; 0: it takes no time."""
 
     prefill_workers: int | None = None
     decode_workers: int | None = None
@@ -31,8 +31,8 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class ClusterShape:
-    """transfer_seconds_per_token: of KV that decode fetches. shares_kv: tenants reuse each other's.
-    speeds: of workers that are not as fast as `timing` says, in multiples of it."""
+    """transfer_seconds_per_token: time to fetch the KV of one token. shares_kv: tenants reuse each other's
+    KV. speeds: workers that are faster or slower than `timing`, as a factor."""
 
     model: str
     workers: tuple[tuple[WorkerId, WorkerRole], ...]
@@ -71,7 +71,7 @@ class ClusterShape:
 
     @property
     def weights(self) -> dict[TenantId, float]:
-        """Of the tenants that are named; the others have 1."""
+        """Weights of the named tenants; others have 1."""
         return dict(self.router.policy.weights)
 
     def timing_of(self, worker_id: WorkerId) -> Timing:
@@ -83,13 +83,13 @@ class ClusterShape:
         )
 
     def pushes(self, prompt_tokens: int) -> bool:
-        """Does prefill write this prompt's KV while it computes?"""
+        """Whether prefill writes the KV of this prompt while it computes it."""
         auto = self.transfer.mode == "auto" and prompt_tokens >= self.transfer.push_min_tokens
         return auto or self.transfer.mode == "push"
 
 
 def _workers(manifest: Manifest, over: Overrides) -> tuple[tuple[WorkerId, WorkerRole], ...]:
-    """Named as `llmserve up` does."""
+    """Named as by `llmserve up`."""
     replicas = manifest.deployment.replicas
     decode = over.decode_workers if over.decode_workers is not None else replicas.decode
     prefill = over.prefill_workers if over.prefill_workers is not None else replicas.prefill

@@ -41,10 +41,14 @@ class LegSpans:
         if span.recording:
             self._legs[request.request_id] = _Leg(span)
 
-    def output(self, output: EngineOutput) -> None:
-        leg = self._legs.get(output.request_id)
-        if leg is None:
-            return
+    def outputs(self, outputs: Iterable[EngineOutput]) -> None:
+        """Called with the outputs of each step, of all requests."""
+        if self._legs:
+            for output in outputs:
+                if leg := self._legs.get(output.request_id):
+                    self._output(leg, output)
+
+    def _output(self, leg: _Leg, output: EngineOutput) -> None:
         if output.token_ids and not leg.output_tokens:
             leg.span.event(words.FIRST_TOKEN, {})
         leg.output_tokens += len(output.token_ids)

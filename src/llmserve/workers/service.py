@@ -17,7 +17,6 @@ from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import PullParams
 from llmserve.core.logs import RequestNames, named
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import Engine
 from llmserve.metrics.worker import WorkerMetrics
@@ -66,9 +65,6 @@ class LeaseReleaser:
             _log.info("lease given back: lease=%s still_open=%s", lease_id, released)
 
 
-_log = logging.getLogger(__name__)
-
-
 class WorkerService(worker_pb2_grpc.WorkerServicer):
     """`pump` runs as one task for as long as the service does."""
 
@@ -97,7 +93,13 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         """Passes the engine's outputs on. Errors: EngineDead, after every request was told."""
         try:
             while True:
-                self._pass_on(await self._engine.next_outputs())
+                outputs = await self._engine.next_outputs()
+                self._metrics.record_outputs(outputs)
+                self._spans.outputs(outputs)
+                if unclaimed := self._sessions.dispatch(outputs):
+                    self._releaser.release_soon(unclaimed)
+                if not self._sessions.requests:
+                    self._status.became_idle()
         except EngineDead as error:
             self.engine_lost(error)
             raise
@@ -109,14 +111,6 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         for request_id in running:
             self._spans.failed(request_id, error)
         _log.error("engine lost: %s requests end: %s", len(running), error.message)
-
-    def _pass_on(self, outputs: Sequence[EngineOutput]) -> None:
-        for output in outputs:
-            self._metrics.record_output(output)
-            self._spans.output(output)
-        self._releaser.release_soon(self._sessions.dispatch(outputs))
-        if not self.running_requests:
-            self._status.became_idle()
 
     def stop_admitting(self) -> None:
         self._admitting = False
@@ -146,7 +140,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         # By callback: a cancelled stream may leave this generator suspended where it yielded.
         context.add_done_callback(lambda _: self._tasks.spawn("leave", self._leave(session, reader)))
         while outputs := await session.outbox.take():
-            yield worker_pb2.WorkerSessionResponse(deltas=[encode_output(output) for output in outputs])
+            yield worker_pb2.WorkerSessionResponse(deltas=map(encode_output, outputs))
             self._metrics.messages_total.inc()
 
     async def ReleaseLease(  # noqa: N802

@@ -1,25 +1,34 @@
-"""Which apiserver stream owns which request, and what each has been given. Decides; does no I/O.
+"""The streams of apiservers: which stream owns which request, what it has been granted, and what it has to
+send.
 
-A lease that was granted to a session counts as passed on only while its stream lives: when it
-breaks, the tickets that are younger than a lease are to be released, which is harmless for those
-that were fetched already.
+A lease that was granted to a session counts as passed on only while its stream lives. When the stream breaks,
+the pull params whose leases still run are to be released, which is harmless for those that were fetched
+already.
+
+While a stream is slow, all outputs that wait for it merge into one message with at most one delta for each
+request, so that the memory they take is bounded by the requests of the session.
 """
 
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
-from llmserve.config.schema import TransferConfig
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId
+from llmserve.core.lease_table import LeaseTable
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput, Logprobs
 
+KvParams = Mapping[str, Any]
+
+_DEFAULT_LEASE_SECONDS = 30.0
+
 
 class SessionOutbox:
-    """One producer side (put, close), one consumer (take)."""
+    """What a session has to send. One side produces (put, drop, close), one consumes (take)."""
 
     def __init__(self) -> None:
         self._pending: dict[RequestId, list[EngineOutput]] = {}
@@ -27,32 +36,35 @@ class SessionOutbox:
         self._closed = False
 
     def put(self, output: EngineOutput) -> None:
-        """Never waits. Ignored after close."""
+        """Never waits. Does nothing after `close`."""
         if self._closed:
             return
-        waiting = self._pending.setdefault(output.request_id, [])
-        if waiting and can_merge(waiting[-1], output):
+        waiting = self._pending.get(output.request_id)
+        if waiting is None:
+            self._pending[output.request_id] = [output]
+            self._ready.set()
+        elif can_merge(waiting[-1], output):
             waiting[-1] = merge(waiting[-1], output)
         else:
             waiting.append(output)
-        self._ready.set()
 
     def drop(self, request_id: RequestId) -> list[EngineOutput]:
-        """Takes back what is pending for a request that was aborted."""
+        """Takes back what waits for a request that was aborted."""
         return self._pending.pop(request_id, [])
 
     def close(self) -> None:
-        """What is pending is still taken. Idempotent."""
+        """Ends `take` once it has returned what still waits. Idempotent."""
         self._closed = True
         self._ready.set()
 
     async def take(self) -> list[EngineOutput]:
-        """Waits for something to send; in order for each request. Empty: the outbox was closed."""
+        """Waits for outputs and returns them, in order for each request. An empty list: the outbox is
+        closed."""
         while not self._pending and not self._closed:
             self._ready.clear()
             await self._ready.wait()
         pending, self._pending = self._pending, {}
-        return [output for outputs in pending.values() for output in outputs]
+        return list(chain.from_iterable(pending.values()))
 
 
 def can_merge(first: EngineOutput, second: EngineOutput) -> bool:
@@ -68,7 +80,7 @@ def _width(logprobs: Logprobs | None) -> int:
 
 
 def merge(first: EngineOutput, second: EngineOutput) -> EngineOutput:
-    """Two outputs of one request as one. They can_merge."""
+    """Returns two outputs of one request as one. `can_merge` must hold for them."""
     return EngineOutput(
         request_id=first.request_id,
         token_ids=(*first.token_ids, *second.token_ids),
@@ -94,36 +106,28 @@ def _joined(first: Logprobs | None, second: Logprobs | None) -> Logprobs | None:
     )
 
 
-Ticket = Mapping[str, Any]
-
-_DEFAULT_LEASE_SECONDS = TransferConfig().lease_seconds
-
-
-@dataclass(frozen=True, slots=True)
-class _Issued:
-    ticket: Ticket
-    until: float
-
-
 @dataclass(eq=False, slots=True)
 class ApiserverSession:
-    """One stream. draining: the apiserver sends no more; the stream ends with its last request."""
+    """One stream. draining: the apiserver sends no more; the stream ends with its last request. leases: the
+    pull params of the leases that were granted to it, by request."""
 
+    leases: LeaseTable[RequestId, KvParams]
     outbox: SessionOutbox = field(default_factory=SessionOutbox)
     requests: set[RequestId] = field(default_factory=set)
     draining: bool = False
-    issued: dict[RequestId, _Issued] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Leftovers:
-    """What a broken session leaves to be done."""
+class SessionRemains:
+    """What is left to do for a session whose stream is gone."""
 
     aborts: tuple[RequestId, ...]
-    releases: tuple[Ticket, ...]
+    releases: tuple[KvParams, ...]
 
 
 class ApiserverSessions:
+    """Decides; does no I/O."""
+
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._open: set[ApiserverSession] = set()
@@ -134,66 +138,63 @@ class ApiserverSessions:
 
     @property
     def requests(self) -> int:
+        """Number of requests that run."""
         return len(self._owners)
 
     def open(self) -> ApiserverSession:
-        session = ApiserverSession()
+        session = ApiserverSession(LeaseTable(self._clock, remembered_ends=0))
         self._open.add(session)
         return session
 
     def claim(self, session: ApiserverSession, request_id: RequestId) -> None:
-        """Before the request goes to the engine. Errors: InvalidRequest when the id is taken."""
+        """Called before the request goes to the engine. Errors: InvalidRequest when the id is taken."""
         if request_id in self._owners:
             raise InvalidRequest(f"request id {request_id} is in use")
         self._owners[request_id] = session
         session.requests.add(request_id)
 
     def refuse(self, session: ApiserverSession, request_id: RequestId, error: LLMServeError) -> None:
-        """Tells the session that a request of its own was not started, or cannot go on."""
+        """Tells the session that one of its requests was not started, or cannot go on."""
         session.outbox.put(error_output(request_id, error))
         self._end_if_drained(session)
 
-    def withdraw(self, session: ApiserverSession, request_id: RequestId) -> list[Ticket]:
-        """The session no longer wants the request (or the engine did not take it). Returns the
-        tickets that it was granted and that were not sent."""
+    def withdraw(self, session: ApiserverSession, request_id: RequestId) -> list[KvParams]:
+        """Drops a request that the session no longer wants, or that the engine did not take. Returns the pull
+        params that the request was granted and that were not sent."""
         if self._owners.get(request_id) is not session:
             return []
         self._forget(session, request_id)
         dropped = session.outbox.drop(request_id)
         self._end_if_drained(session)
-        return [out.kv_transfer_params for out in dropped if out.kv_transfer_params is not None]
+        return [output.kv_transfer_params for output in dropped if output.kv_transfer_params is not None]
 
     def owns(self, session: ApiserverSession, request_id: RequestId) -> bool:
         return self._owners.get(request_id) is session
 
-    def dispatch(self, outputs: Iterable[EngineOutput]) -> list[Ticket]:
-        """Puts outputs where they belong. Returns tickets that nobody waits for (any more)."""
-        unclaimed: list[Ticket] = []
+    def dispatch(self, outputs: Iterable[EngineOutput]) -> list[KvParams]:
+        """Gives outputs to the sessions that own their requests. Returns pull params that nobody waits
+        for."""
+        unclaimed: list[KvParams] = []
         for output in outputs:
             session = self._owners.get(output.request_id)
             if session is not None:
-                self._deliver(session, output)
-            elif output.kv_transfer_params is not None:
-                unclaimed.append(output.kv_transfer_params)
+                session.outbox.put(output)
+            if output.kv_transfer_params is not None:
+                if session is None:
+                    unclaimed.append(output.kv_transfer_params)
+                else:
+                    self._remember_lease(session, output.request_id, output.kv_transfer_params)
+            if output.finish_reason is not None and session is not None:
+                self._forget(session, output.request_id)
+                self._end_if_drained(session)
         return unclaimed
 
-    def _deliver(self, session: ApiserverSession, output: EngineOutput) -> None:
-        session.outbox.put(output)
-        if output.kv_transfer_params is not None:
-            self._remember(session, output.request_id, output.kv_transfer_params)
-        if output.finish_reason is not None:
-            self._forget(session, output.request_id)
-            self._end_if_drained(session)
-
-    def _remember(self, session: ApiserverSession, request_id: RequestId, ticket: Ticket) -> None:
-        now = self._clock.now()
-        for old in [key for key, issued in session.issued.items() if issued.until <= now]:
-            del session.issued[old]
-        lease_seconds = float(ticket.get("lease_seconds", _DEFAULT_LEASE_SECONDS))
-        session.issued[request_id] = _Issued(ticket, now + lease_seconds)
+    def _remember_lease(self, session: ApiserverSession, request_id: RequestId, params: KvParams) -> None:
+        session.leases.take_expired()
+        session.leases.grant(request_id, params, float(params.get("lease_seconds", _DEFAULT_LEASE_SECONDS)))
 
     def drain(self, session: ApiserverSession) -> None:
-        """The apiserver closed its side: the stream ends once nothing of it runs."""
+        """Called when the apiserver has closed its side: the stream ends once none of its requests runs."""
         session.draining = True
         self._end_if_drained(session)
 
@@ -201,20 +202,19 @@ class ApiserverSessions:
         if session.draining and not session.requests:
             session.outbox.close()
 
-    def close(self, session: ApiserverSession) -> Leftovers:
-        """The stream is gone. Idempotent: a second call leaves nothing to do."""
+    def close(self, session: ApiserverSession) -> SessionRemains:
+        """Called when the stream is gone. Idempotent: a second call leaves nothing to do."""
         self._open.discard(session)
-        now = self._clock.now()
         aborts = tuple(session.requests)
-        releases = tuple(issued.ticket for issued in session.issued.values() if issued.until > now)
         for request_id in aborts:
             self._forget(session, request_id)
-        session.issued.clear()
+        session.leases.take_expired()
+        releases = tuple(session.leases.release(request_id) for request_id in list(session.leases))
         session.outbox.close()
-        return Leftovers(aborts, releases)
+        return SessionRemains(aborts, releases)
 
     def give_up(self, error: LLMServeError) -> list[RequestId]:
-        """Ends every request with an error and every stream after it. Returns what was running."""
+        """Ends every request with an error, and every stream after it. Returns the requests that ran."""
         running = list(self._owners)
         for request_id, session in list(self._owners.items()):
             self._forget(session, request_id)
@@ -229,6 +229,7 @@ class ApiserverSessions:
 
 
 def error_output(request_id: RequestId, error: LLMServeError) -> EngineOutput:
-    """The class name before the colon lets the apiserver raise the same error."""
+    """Returns the last output of a request that failed. The apiserver raises the class that its text
+    names."""
     text = f"{type(error).__name__}: {error.message}"
     return EngineOutput(request_id, finish_reason=FinishReason.ERROR, error=text)

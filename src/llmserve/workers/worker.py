@@ -25,7 +25,7 @@ from llmserve.tracing.base import NO_TRACER, Tracer
 from llmserve.workers.drainer import Drainer
 from llmserve.workers.leg_spans import LegSpans
 from llmserve.workers.membership import RouterMembership
-from llmserve.workers.reporter import KvReporter, Residency, follow
+from llmserve.workers.reporter import DeviceHoldings, KvReporter, follow
 from llmserve.workers.service import LeaseReleaser, WorkerService
 from llmserve.workers.sessions import ApiserverSessions
 from llmserve.workers.status import EngineHealth, WorkerStatus
@@ -124,7 +124,7 @@ class Worker:
 
     async def _report_stream(self, address: str) -> KvReporter:
         channel = await self._open.enter_async_context(open_channel(address))
-        return KvReporter(self._spec.worker_id, self._spec.epoch, Residency(SystemClock()), channel)
+        return KvReporter(DeviceHoldings(self._spec.worker_id, self._spec.epoch, SystemClock()), channel)
 
     def _describe(self, info: EngineInfo) -> common_pb2.WorkerInfo:
         spec = self._spec

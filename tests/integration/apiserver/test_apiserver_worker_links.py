@@ -37,7 +37,7 @@ async def links() -> AsyncIterator[WorkerLinks]:
 async def test_a_lease_that_came_and_was_not_taken_is_released(
     links: WorkerLinks, prefill: Any, request_: EngineRequest
 ) -> None:
-    leg = links.open(prefill.info(), request_)
+    leg = links.open(prefill.info(), request_, 5.0, 5.0)
     await prefill.until(lambda: "r1" in prefill.seen and not prefill.running)
     while leg.empty():
         await prefill.turn()
@@ -49,7 +49,7 @@ async def test_a_lease_that_comes_after_the_abort_is_released(
     links: WorkerLinks, prefill: Any, request_: EngineRequest
 ) -> None:
     prefill.pause_at, prefill.obeys_aborts = 0, False
-    leg = links.open(prefill.info(), request_)
+    leg = links.open(prefill.info(), request_, 5.0, 5.0)
     await prefill.until(lambda: bool(prefill.seen))
     leg.close()
     leg.close()
@@ -61,7 +61,7 @@ async def test_a_lease_that_comes_after_the_abort_is_released(
 async def test_a_lease_that_was_taken_is_the_taker_s(
     links: WorkerLinks, prefill: Any, request_: EngineRequest
 ) -> None:
-    leg = links.open(prefill.info(), request_)
+    leg = links.open(prefill.info(), request_, 5.0, 5.0)
     outputs = [output async for output in leg]
     leg.close()
     assert outputs[-1].kv_transfer_params == {
@@ -76,15 +76,15 @@ async def test_a_name_is_used_once_at_a_time(
     links: WorkerLinks, prefill: Any, request_: EngineRequest
 ) -> None:
     prefill.pause_at = 0
-    leg = links.open(prefill.info(), request_)
+    leg = links.open(prefill.info(), request_, 5.0, 5.0)
     with pytest.raises(InvalidRequest, match="runs on prefill-0 already"):
-        links.open(prefill.info(), request_)
+        links.open(prefill.info(), request_, 5.0, 5.0)
     leg.close()
 
 
 async def test_nobody_listens_there(links: WorkerLinks, prefill: Any, request_: EngineRequest) -> None:
     await prefill.crash()
-    leg = links.open(prefill.info(), request_)
+    leg = links.open(prefill.info(), request_, 5.0, 5.0)
     with pytest.raises(WorkerLost, match="lost the worker prefill-0"):
         await anext(leg)
     leg.close()
@@ -94,7 +94,7 @@ async def test_idle_links_to_workers_that_left_are_closed(
     links: WorkerLinks, prefill: Any, request_: EngineRequest
 ) -> None:
     prefill.pause_at = 0
-    leg = links.open(prefill.info(), request_)
+    leg = links.open(prefill.info(), request_, 5.0, 5.0)
     links.retain([])
     assert len(links) == 1  # busy: it may finish
     leg.close()

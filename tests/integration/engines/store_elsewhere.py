@@ -17,8 +17,8 @@ import torch
 from vllm.v1.kv_offload.base import CanonicalKVCaches, CanonicalKVCacheTensor, GPULoadStoreSpec
 
 from llmserve.engines.store.link import StoreAnswer, StoreLink, StoreQuery
-from llmserve.engines.store.words import LocatedBlock, StoreSlots
-from llmserve.engines.store.worker import StoreWorker
+from llmserve.engines.store.links import LocatedBlock
+from llmserve.engines.store.worker import StoreSlots, StoreWorker
 from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.client.access import Elsewhere
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.metrics.stats import PrefillStats as VllmPrefillStats
 
-from llmserve.apiserver.engine.output import to_core_output
+from llmserve.apiserver.engine.output import OutputSink
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.core.request import EngineRequest, SamplingLimits
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
@@ -42,6 +43,8 @@ def test_vllm_s_counts_of_a_prompt_reach_its_own_output_processor_unchanged() ->
     counted.set(num_prompt_tokens=100, num_local_cached_tokens=16, num_external_cached_tokens=32)
     counted.finalize(96)
     output = to_engine_output(EngineCoreOutput("r", [7], prefill_stats=counted))
-    arrived = to_core_output("r", decode_output(encode_output(output)))
+    processor, queue = MagicMock(), MagicMock()
+    OutputSink("r", processor, queue, []).push(decode_output(encode_output(output)))
+    ((arrived,),) = processor.process_outputs.call_args.args
     assert arrived.prefill_stats == counted
     assert counted.num_cache_creation_tokens == 96 - 48

@@ -10,8 +10,7 @@ import xxhash
 
 from llmserve.core.ids import BlockHash
 from llmserve.engines.store.link import StoreAnswer, StoreQuery
-from llmserve.engines.store.links import StoreLinks, manager_name
-from llmserve.engines.store.parts import PromptAnswer
+from llmserve.engines.store.links import PromptAnswer, StoreLinks, manager_name
 from llmserve.kvstore.sharding import RUN_BLOCKS, Shard, Sharding
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 

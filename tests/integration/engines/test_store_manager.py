@@ -17,9 +17,9 @@ from llmserve.core.ids import TransferId, WorkerId
 from llmserve.core.kv_params import PushParams
 from llmserve.engines.store.block_cost import BlockCost
 from llmserve.engines.store.link import StoreQuery
+from llmserve.engines.store.links import LocatedBlock, PromptAnswer, StoreLease
 from llmserve.engines.store.manager import StoreManager
-from llmserve.engines.store.parts import PromptAnswer, StoreLease
-from llmserve.engines.store.words import LocatedBlock, StoreSlots
+from llmserve.engines.store.worker import StoreSlots
 from llmserve.kvstore.blocks import Slot
 
 BLOCK = 16

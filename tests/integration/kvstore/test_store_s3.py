@@ -107,7 +107,7 @@ async def test_what_a_bucket_holds_is_used_after_a_restart_while_it_was_away(
     s3_proxy.fault = None
     await later.until(lambda: tier.is_open)
     assert await later.loaded(KEYS) == ALL
-    assert len(tier.book) == 6
+    assert len(tier.index) == 6
 
 
 async def test_wrong_credentials_are_a_reason_and_right_ones_are_taken_later(

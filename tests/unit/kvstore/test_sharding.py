@@ -1,13 +1,10 @@
 from collections import Counter
-from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llmserve.core.ids import BlockHash
-from llmserve.kvstore.sharding import Shard, ShardAnswer, Sharding, merge
+from llmserve.kvstore.sharding import Sharding
 
 RUNS = 4000
 
@@ -87,44 +84,3 @@ def test_a_longer_prompt_keeps_the_places_of_its_prefix() -> None:
         ]
 
     assert of_blocks(30)[:13] == of_blocks(13)
-
-
-PARTS = (Shard("a", 0, 2), Shard("b", 2, 5), Shard("a", 5, 6))
-
-
-def _found(*held: Sequence[bool] | None) -> tuple[int, int, tuple[str, ...]]:
-    found = merge([ShardAnswer(part, each) for part, each in zip(PARTS, held, strict=True)])
-    return found.blocks, len(found.usable), found.unanswered
-
-
-def test_answers_are_merged_up_to_the_first_gap() -> None:
-    yes, no = True, False
-    assert _found([yes, yes], [yes, yes, yes], [yes]) == (6, 3, ())
-    assert _found([yes, yes], [yes, no, yes], [yes]) == (3, 2, ())
-    assert _found([yes, yes], [no, yes, yes], [yes]) == (2, 1, ())
-    assert _found([no, yes], [yes, yes, yes], [yes]) == (0, 0, ())
-
-
-def test_a_manager_that_is_away_is_a_partial_miss() -> None:
-    assert _found([True, True], None, [True]) == (2, 1, ("b",))
-    assert _found(None, [True] * 3, None) == (0, 0, ("a",))
-
-
-def test_an_empty_prompt_finds_nothing() -> None:
-    assert merge([]).blocks == 0
-
-
-@given(st.integers(0, 300), st.integers(1, 70), st.sets(st.integers(0, 299)), st.sets(st.sampled_from("abc")))
-@settings(deadline=None, database=None)
-def test_what_is_found_is_a_held_prefix(blocks: int, run: int, lost: set[int], away: set[str]) -> None:
-    parts = Sharding(_even("a", "b", "c"), run).shards(_prompt("p", blocks))
-    answers = [
-        ShardAnswer(
-            part, None if part.manager in away else [at not in lost for at in range(part.start, part.stop)]
-        )
-        for part in parts
-    ]
-    missing = lost | {at for part in parts if part.manager in away for at in range(part.start, part.stop)}
-    found = merge(answers)
-    assert found.blocks == min({blocks, *(at for at in missing if at < blocks)})
-    assert sum(part.stop - part.start for part in found.usable) == found.blocks

@@ -20,7 +20,7 @@ def test_prompt_tokens_are_counted_by_source() -> None:
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry)
     stats = PrefillStats(100, local_cached_tokens=16, external_cached_tokens=80)
-    metrics.record_output(EngineOutput(RequestId("a"), (1, 2), FinishReason.STOP, prefill_stats=stats))
+    metrics.record_outputs([EngineOutput(RequestId("a"), (1, 2), FinishReason.STOP, prefill_stats=stats)])
     values = {
         source: registry.get_sample_value("worker_prompt_tokens_total", {"source": source})
         for source in ("computed", "local", "external")

@@ -12,6 +12,7 @@ from llmserve.scheduler.budgets import RequestBudget
 from llmserve.scheduler.fairness import FairShare, Turns
 from llmserve.scheduler.ordering import Ordering, ShortestFirst
 from llmserve.scheduler.request import Fit, QueuedRequest
+from llmserve.scheduler.resources import BudgetSet
 
 ARRIVAL = ShortestFirst(aging_seconds=0.0)
 
@@ -57,7 +58,7 @@ def make_desk() -> MakeDesk:
             clock,
             max_queued=max_queued,
             longest_retry_seconds=60.0,
-            budgets=(budget,),
+            budgets=BudgetSet((budget,), ()),
             turns=Turns(FairShare()),
             ordering=ordering or ARRIVAL,
         )

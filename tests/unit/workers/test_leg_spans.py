@@ -37,9 +37,9 @@ def finish(kept: KeptSpans) -> tuple[KeptSpan, list[str]]:
 
 
 def test_a_leg_is_a_span_below_who_asked(legs: LegSpans, kept: KeptSpans) -> None:
-    legs.output(EngineOutput(R, prefill_stats=PrefillStats(3, 1, 1)))
-    legs.output(EngineOutput(R, [7, 8]))
-    legs.output(EngineOutput(R, [9], FinishReason.STOP))
+    legs.outputs([EngineOutput(R, prefill_stats=PrefillStats(3, 1, 1))])
+    legs.outputs([EngineOutput(R, [7, 8])])
+    legs.outputs([EngineOutput(R, [9], FinishReason.STOP)])
     span, reasons = finish(kept)
     assert (span.parent, span.error, reasons, span.events) == (ROOT, "", ["stop"], ["first token"])
     assert span.attributes == {
@@ -57,9 +57,8 @@ def test_a_leg_is_a_span_below_who_asked(legs: LegSpans, kept: KeptSpans) -> Non
 
 
 def test_what_brought_the_kv_is_a_span_of_its_own(legs: LegSpans, kept: KeptSpans) -> None:
-    legs.output(
-        EngineOutput(R, [7], handover=HandoverReport("tcp", 640, 0.5, ("ucx: away",), ended_unix=9.0))
-    )
+    report = HandoverReport("tcp", 640, 0.5, ("ucx: away",), ended_unix=9.0)
+    legs.outputs([EngineOutput(R, [7], handover=report)])
     leg, transfer = kept.spans
     assert (transfer.name, transfer.parent) == ("transfer", leg.traceparent)
     assert (transfer.began, transfer.ended_at, transfer.error) == (8.5, 9.0, "")
@@ -70,20 +69,19 @@ def test_what_brought_the_kv_is_a_span_of_its_own(legs: LegSpans, kept: KeptSpan
 
 
 def test_a_push_is_named_so(legs: LegSpans, kept: KeptSpans) -> None:
-    legs.output(EngineOutput(R, [7], handover=HandoverReport("shm", 64, 0.1, pushed=True)))
+    legs.outputs([EngineOutput(R, [7], handover=HandoverReport("shm", 64, 0.1, pushed=True))])
     assert kept.only("transfer").attributes["llmserve.transfer.mode"] == "push"
 
 
 def test_kv_that_did_not_come_fails_the_transfer_alone(legs: LegSpans, kept: KeptSpans) -> None:
-    legs.output(
-        EngineOutput(R, [7], FinishReason.LENGTH, handover=HandoverReport("", 0, 0.1, (), "lease ended"))
-    )
+    report = HandoverReport("", 0, 0.1, (), "lease ended")
+    legs.outputs([EngineOutput(R, [7], FinishReason.LENGTH, handover=report)])
     assert kept.only("transfer").error == "lease ended"
     assert finish(kept)[0].error == ""
 
 
 def test_an_engine_that_fails_it(legs: LegSpans, kept: KeptSpans) -> None:
-    legs.output(EngineOutput(R, (), FinishReason.ERROR, error="TransferError: away"))
+    legs.outputs([EngineOutput(R, (), FinishReason.ERROR, error="TransferError: away")])
     span, reasons = finish(kept)
     assert (span.error, reasons) == ("TransferError: away", ["error"])
 
@@ -98,7 +96,7 @@ def test_an_abort_is_no_error(legs: LegSpans, kept: KeptSpans) -> None:
     span, reasons = finish(kept)
     assert (span.error, reasons) == ("", ["abort"])
     assert span.attributes["llmserve.reason"] == "the apiserver is gone"
-    legs.output(EngineOutput(R, [7], FinishReason.LENGTH))
+    legs.outputs([EngineOutput(R, [7], FinishReason.LENGTH)])
     assert "first token" not in span.events, "it is over"
 
 
@@ -108,7 +106,7 @@ def test_what_is_not_traced_leaves_nothing() -> None:
     legs.began(request(""))
     assert kept.spans == []
     legs.began(request(ROOT))  # of a trace that is not sampled
-    legs.output(EngineOutput(R, [7], FinishReason.LENGTH))
+    legs.outputs([EngineOutput(R, [7], FinishReason.LENGTH)])
     assert not kept.only("prefill").ended
 
 

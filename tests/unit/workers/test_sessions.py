@@ -7,7 +7,7 @@ from llmserve.core.errors import EngineDead, InvalidRequest
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput
-from llmserve.workers.sessions import ApiserverSessions, Leftovers
+from llmserve.workers.sessions import ApiserverSessions, SessionRemains
 
 A, B = RequestId("a"), RequestId("b")
 
@@ -77,8 +77,8 @@ def test_a_broken_stream_leaves_aborts_and_young_tickets(
     sessions.dispatch([granted(A, lease_seconds=5.0)])
     clock.advance(6.0)
     sessions.dispatch([granted(B)])
-    assert sessions.close(session) == Leftovers(aborts=(RequestId("c"),), releases=(ticket(B),))
-    assert sessions.close(session) == Leftovers((), ())
+    assert sessions.close(session) == SessionRemains(aborts=(RequestId("c"),), releases=(ticket(B),))
+    assert sessions.close(session) == SessionRemains((), ())
     assert len(sessions) == 0
     assert sessions.requests == 0
 

@@ -147,24 +147,24 @@ class ClusterEngineClient(EngineFreeClient):
         queue = RequestOutputCollector(params.output_kind, request.request_id)
         parent = ParentRequest(request) if params.n > 1 else None
         sequences = list(_sequences(request, parent))
-        cards = [self._card(sequence) for sequence in sequences]
-        choices = self._choices(request, cards) if parent else None
-        for index, (sequence, card) in enumerate(zip(sequences, cards, strict=True)):
+        infos = [self._info(sequence) for sequence in sequences]
+        choices = self._choices(request, infos) if parent else None
+        for index, (sequence, info) in enumerate(zip(sequences, infos, strict=True)):
             self._processor.add_request(sequence, prompt_text, parent, index, queue)
-            self._run(sequence, card, queue, choices)
+            self._run(sequence, info, queue, choices)
         return queue
 
-    def _card(self, request: EngineCoreRequest) -> RequestInfo:
+    def _info(self, request: EngineCoreRequest) -> RequestInfo:
         name, scope = request.request_id, current_scope()
         record = scope.explain.sequence(name)
         return RequestInfo(RequestId(name), scope.tenant, request.cache_salt or "", record, scope.span)
 
-    def _choices(self, request: EngineCoreRequest, cards: Sequence[RequestInfo]) -> ChoiceGroup:
-        """card of all: without a record, which each has of its own."""
-        card = replace(cards[0], request_id=RequestId(request.request_id), record=SequenceRecord())
+    def _choices(self, request: EngineCoreRequest, infos: Sequence[RequestInfo]) -> ChoiceGroup:
+        """The info of all choices is without a record, which each has of its own."""
+        info = replace(infos[0], request_id=RequestId(request.request_id), record=SequenceRecord())
         legs = self._legs(request)
         handovers = current_scope().handovers
-        return ChoiceGroup(card, cards, legs, PromptLegs(legs), self._context, handovers)
+        return ChoiceGroup(info, infos, legs, PromptLegs(legs), self._context, handovers)
 
     def _legs(self, request: EngineCoreRequest) -> SamplingLegs:
         longest = self.model_config.max_model_len
@@ -173,13 +173,13 @@ class ClusterEngineClient(EngineFreeClient):
     def _run(
         self,
         request: EngineCoreRequest,
-        card: RequestInfo,
+        info: RequestInfo,
         queue: RequestOutputCollector,
         choices: ChoiceGroup | None,
     ) -> None:
         name, scope = request.request_id, current_scope()
         sink = OutputSink(name, self._processor, queue, scope.handovers)
-        run = RequestRun(card, self._legs(request), sink, self._context, choices)
+        run = RequestRun(info, self._legs(request), sink, self._context, choices)
         task = self._owner.spawn(name, run.run())
         self._runs[name] = _RunningSequence(run, task)
         task.add_done_callback(lambda _: self._runs.pop(name, None))

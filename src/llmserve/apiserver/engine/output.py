@@ -19,8 +19,8 @@ _FINISH = {FinishReason(str(reason)): reason for reason in VllmFinishReason}
 
 
 class OutputSink:
-    """One sequence's way to the user. request_id is the one it has at the OutputProcessor. handovers: of the
-    HTTP request; this sequence's is added."""
+    """Passes the outputs of one sequence on to the user. request_id: its id at the OutputProcessor.
+    handovers: list of the HTTP request, to which this sequence's reports are added."""
 
     def __init__(
         self,
@@ -35,28 +35,25 @@ class OutputSink:
     def push(self, output: EngineOutput) -> bool:
         if output.handover is not None:
             self._handovers.append(output.handover)
-        processed = self._processor.process_outputs([to_core_output(self._request_id, output)])
+        logprobs, prompt_logprobs, stats = output.logprobs, output.prompt_logprobs, output.prefill_stats
+        core_output = EngineCoreOutput(
+            request_id=self._request_id,
+            new_token_ids=list(output.token_ids),
+            new_logprobs=None if logprobs is None else LogprobsLists(*_arrays(logprobs)),
+            new_prompt_logprobs_tensors=None if prompt_logprobs is None else _tensors(prompt_logprobs),
+            finish_reason=None if output.finish_reason is None else _FINISH[output.finish_reason],
+            stop_reason=output.stop_reason,
+            prefill_stats=None if stats is None else _stats(stats),
+        )
+        processed = self._processor.process_outputs([core_output])
         return output.finish_reason is not None or bool(processed.reqs_to_abort)
 
     def fail(self, error: LLMServeError) -> None:
         self._queue.put(as_serving_error(error))
 
 
-def to_core_output(request_id: str, output: EngineOutput) -> EngineCoreOutput:
-    logprobs, prompt_logprobs, stats = output.logprobs, output.prompt_logprobs, output.prefill_stats
-    return EngineCoreOutput(
-        request_id=request_id,
-        new_token_ids=list(output.token_ids),
-        new_logprobs=None if logprobs is None else LogprobsLists(*_arrays(logprobs)),
-        new_prompt_logprobs_tensors=None if prompt_logprobs is None else _tensors(prompt_logprobs),
-        finish_reason=None if output.finish_reason is None else _FINISH[output.finish_reason],
-        stop_reason=output.stop_reason,
-        prefill_stats=None if stats is None else _stats(stats),
-    )
-
-
 def _arrays(logprobs: Logprobs) -> tuple[Any, Any, Any]:
-    """token_ids [rows, width], logprobs [rows, width], ranks [rows]."""
+    """Returns token_ids [rows, width], logprobs [rows, width], ranks [rows]."""
     shape = (-1, logprobs.width)
     return (
         np.frombuffer(logprobs.token_ids, dtype="<i4").reshape(shape),

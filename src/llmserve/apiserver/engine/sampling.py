@@ -34,15 +34,15 @@ class SamplingLegs:
         params = self._copy(context.sent) if self.exact or last else self._probe()
         return self._request(context, params, max_tokens=1, kv=None if last else handover)
 
-    def decode(self, context: LegContext, ticket: Mapping[str, Any] | None) -> EngineRequest:
+    def decode(self, context: LegContext, pull_params: Mapping[str, Any] | None) -> EngineRequest:
         """What prefill left: it has computed the prompt's logprobs already."""
         params = self._copy(context.sent)
         _drop_prompt_logprobs(params)
-        return self._request(context, params, self.remaining_tokens(context.sent), ticket)
+        return self._request(context, params, self.remaining_tokens(context.sent), pull_params)
 
-    def decode_ahead(self, context: LegContext, card: Mapping[str, Any]) -> EngineRequest:
+    def decode_ahead(self, context: LegContext, push_params: Mapping[str, Any]) -> EngineRequest:
         """What `decode` asks for once prefill's token is sent; the prompt is still without it."""
-        request = self.decode(context, card)
+        request = self.decode(context, push_params)
         if not self.exact:
             return request
         limits = request.limits
@@ -113,11 +113,11 @@ class PromptLegs:
     def prefill(self, context: LegContext, handover: Mapping[str, Any] = HAND_OVER) -> EngineRequest:
         return self._legs.probe(context, handover)
 
-    def decode(self, context: LegContext, ticket: Mapping[str, Any] | None) -> EngineRequest:
-        return self._legs.probe(context, ticket, prompt_logprobs=False)
+    def decode(self, context: LegContext, pull_params: Mapping[str, Any] | None) -> EngineRequest:
+        return self._legs.probe(context, pull_params, prompt_logprobs=False)
 
-    def decode_ahead(self, context: LegContext, card: Mapping[str, Any]) -> EngineRequest:
-        return self.decode(context, card)
+    def decode_ahead(self, context: LegContext, push_params: Mapping[str, Any]) -> EngineRequest:
+        return self.decode(context, push_params)
 
     def whole(self, context: LegContext) -> EngineRequest:
         return self._legs.probe(context, None)

@@ -5,17 +5,22 @@ allows NaN besides. All of it comes through vLLM's validation and then fails whe
 hashed or written down, so it is refused here, with the name of the field.
 """
 
+import asyncio
 import json
 import math
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from starlette.types import Message, Receive
 
-from llmserve.core.errors import InvalidRequest, RequestTooLarge
+from llmserve.core.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge
 
 MAX_DEPTH = 100
+_READ_SECONDS = 300.0
+_DISCARD_SECONDS = 1.0
+_DISCARD_BYTES = 1 << 20
 _MAX_NAME_LENGTH = 200
 # A body without any of these, and with few brackets, is fine as it is: most are, and need no parsing here.
 _SUSPECT = (b"\\ud", b"\\uD", b"NaN", b"Infinity")
@@ -27,10 +32,18 @@ _Place = tuple[Any, object] | None
 
 async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit_bytes: int) -> Message:
     """Returns the whole body as one message; the client's disconnect instead when it is gone.
-    Errors: RequestTooLarge, as soon as it is known."""
+    Errors: RequestTooLarge, as soon as it is known; DeadlineExceeded for a client that is too slow."""
     declared = _header(headers, b"content-length")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise _too_large(limit_bytes)
+    try:
+        async with asyncio.timeout(_READ_SECONDS):
+            return await _whole_body(receive, limit_bytes)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the body did not arrive within {_READ_SECONDS:g} s") from None
+
+
+async def _whole_body(receive: Receive, limit_bytes: int) -> Message:
     pieces: list[bytes] = []
     size, more = 0, True
     while more:
@@ -44,6 +57,18 @@ async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, li
         pieces.append(piece)
         more = message.get("more_body", False)
     return {"type": "http.request", "body": b"".join(pieces), "more_body": False}
+
+
+async def discard_body(receive: Receive) -> None:
+    """Reads what the client still sends, for a moment: it would lose an answer with a connection that is
+    closed before."""
+    size, more = 0, True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            while more and size < _DISCARD_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)
 
 
 def _too_large(limit_bytes: int) -> RequestTooLarge:

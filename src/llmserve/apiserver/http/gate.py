@@ -1,17 +1,11 @@
-"""The edge of HTTP, around vLLM's app: who asks, how much is sent, and with which status it fails.
+"""The edge of HTTP, around vLLM's app: who asks, how much is sent, and with which status a request fails.
 
-    authenticate -> read the body within its limit -> check it -> RequestScope -> vLLM's app -> early errors
+    authenticate -> read the body within its limits -> check it -> RequestScope -> vLLM's app -> HeldResponse
 
-vLLM answers a streamed request with 200 before it asks the engine for anything, so an overload
-could only be told inside the stream. Here the start of an event stream is held back until its first
-piece; when the request has failed by then, the client gets the error's own status, Retry-After
-and a JSON body, as for a request that is not streamed. What the app raises is answered too: as the response
-if none was begun, else as the last event of the stream. Whatever fails, and wherever: the body that goes
-out has the form of the route (`errors.py`).
+While the server stops, nothing new begins, every answer ends its connection, and none is torn off silently.
 """
 
-import json
-from collections.abc import Iterable
+import asyncio
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -19,43 +13,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.apiserver.explain.records import RequestRecords
 from llmserve.apiserver.http.auth import ApiKeys
-from llmserve.apiserver.http.body import check_body, read_body
-from llmserve.apiserver.http.errors import (
-    ApiError,
-    ErrorForm,
-    api_error_in,
-    api_error_of,
-    as_serving_error,
-    body_of,
-    form_of,
-    report,
-    retry_after_seconds,
-)
-from llmserve.apiserver.http.headers import (
-    ANTHROPIC_REQUEST_ID,
-    REQUEST_ID,
-    handover_headers,
-    request_id_of,
-    without_unusable,
-)
+from llmserve.apiserver.http.body import check_body, discard_body, read_body
+from llmserve.apiserver.http.errors import form_of
+from llmserve.apiserver.http.headers import request_id_of, without_unusable
+from llmserve.apiserver.http.response import STOPPING, Draining, HeldResponse
 from llmserve.apiserver.http.scope import RequestScope, enter_scope
-from llmserve.apiserver.http.spans import TRACE_ID, HttpSpans
+from llmserve.apiserver.http.spans import HttpSpans
 from llmserve.apiserver.http.spans import end as end_span
-from llmserve.core.errors import LLMServeError, NotAuthenticated
+from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.core.logs import RequestNames, name_request
 
 _OPEN_PATHS = frozenset({"/health", "/live", "/load", "/metrics", "/ping"})
+_OPEN_WHILE_DRAINING = frozenset({"/live", "/metrics"})
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 # A browser sends it for the page that asks, which is not who sits at this machine.
 _ORIGIN = b"origin"
-_FIRST_ERROR = 400
-_OF_THE_BODY = (b"content-type", b"content-length")
-Header = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """root: the path under which a proxy serves all others, or empty. public: those that need no key."""
+    """root: the path under which a proxy serves all others, or empty. public: paths that need no key."""
 
     root: str = ""
     public: frozenset[str] = _OPEN_PATHS
@@ -65,14 +42,14 @@ class Paths:
         return cls(root or "", _OPEN_PATHS | also_public)
 
     def route(self, path: str) -> str:
-        """The path without the root, which a proxy may have left on it or not."""
+        """Returns the path without the root, which a proxy may have removed already."""
         inside = path.removeprefix(self.root)
         return inside if inside.startswith("/") else path
 
 
 class Gate:
-    """An ASGI application. max_body_bytes: more is refused with 413. What is refused here is not traced: a
-    stranger cannot fill the traces."""
+    """An ASGI application. max_body_bytes: more is refused with 413. keys, draining.begun: may change while
+    it runs. What is refused here is not traced, so that a stranger cannot fill the traces."""
 
     def __init__(
         self,
@@ -83,47 +60,64 @@ class Gate:
         spans: HttpSpans,
         paths: Paths = Paths(),
     ) -> None:
-        self.keys = keys  # others from the next request on, when they are replaced
+        self.keys, self.draining = keys, Draining()
         self._app, self._max_body_bytes, self._records, self._spans = app, max_body_bytes, records, spans
         self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
             case "http":
-                await self._http(scope, receive, send)
+                await self._http(_as_routed(scope, self._paths), receive, send)
             case "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             case _:
                 await self._app(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope = _as_routed(scope, self._paths)
-        request_scope = RequestScope(
-            request_id=request_id_of(scope["headers"]), form=form_of(scope["path"], scope["headers"])
-        )
+        path, headers = scope["path"], scope["headers"]
+        request = RequestScope(request_id=request_id_of(headers), form=form_of(path, headers))
+        response = HeldResponse(request, self.draining, send)
+        if self.draining.begun and path not in _OPEN_WHILE_DRAINING:
+            await discard_body(receive)
+            await response.refuse(Unavailable(STOPPING))
+            return
         try:
-            if scope["path"] not in self._paths.public:
-                caller = self.keys.caller_of(scope["headers"], is_local=_is_local(scope))
-                request_scope.tenant, request_scope.admin = caller.tenant, caller.admin
-            first = await read_body(scope["headers"], receive, self._max_body_bytes)
-            check_body(scope["headers"], first.get("body", b""))
+            await self._serve(scope, receive, request, response)
+        except asyncio.CancelledError:  # by the web server, which waits no longer
+            if not self.draining.begun or not await response.cut_off():
+                raise
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, request: RequestScope, response: HeldResponse
+    ) -> None:
+        try:
+            first = await self._let_in(scope, receive, request)
         except LLMServeError as error:
-            await _send_error(api_error_of(error), _headers_of(error), request_scope, send)
+            await response.refuse(error)
             return
         if scope["method"] == "POST" and scope["path"] not in self._paths.public:
-            self._remember(scope, request_scope)
-        enter_scope(request_scope)
-        name_request(RequestNames(request_scope.request_id, request_scope.span.trace_id))
-        response = _HeldResponse(request_scope, send)
+            self._remember(scope, request)
+        enter_scope(request)
+        name_request(RequestNames(request.request_id, request.span.trace_id))
         try:
             await self._app(scope, _replay(first, receive), response.send)
         except Exception as error:
             await response.fail(error)
         finally:
-            request_scope.explain.part_ended()
+            request.explain.part_ended()
+
+    async def _let_in(self, scope: Scope, receive: Receive, request: RequestScope) -> Message:
+        """Returns the body. Errors: NotAuthenticated, RequestTooLarge, InvalidRequest, DeadlineExceeded."""
+        headers = scope["headers"]
+        if scope["path"] not in self._paths.public:
+            caller = self.keys.caller_of(headers, is_local=_is_local(scope))
+            request.tenant, request.admin = caller.tenant, caller.admin
+        first = await read_body(headers, receive, self._max_body_bytes)
+        check_body(headers, first.get("body", b""))
+        return first
 
     def _remember(self, scope: Scope, request: RequestScope) -> None:
-        """In a record, and as a span that ends with it."""
+        """Opens a record of the request, and a span that ends with it."""
         explain = request.explain = self._records.open(request.request_id, request.tenant, scope["path"])
         span = request.span = self._spans.begin(
             scope["path"], scope["headers"], request.request_id, request.tenant
@@ -133,15 +127,15 @@ class Gate:
 
 
 def _as_routed(scope: Scope, paths: Paths) -> Message:
-    """HEAD is answered as GET (the server leaves the body out). A slash at a path's end means nothing, and an
-    x-request-id that is not plain as little."""
+    """HEAD is answered as GET, and the server leaves the body out. A slash at a path's end has no meaning,
+    and neither has an x-request-id that is not plain."""
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     path = paths.route(scope["path"]).rstrip("/") or "/"
     return {**scope, "method": method, "path": path, "headers": without_unusable(scope["headers"])}
 
 
 def _is_local(scope: Scope) -> bool:
-    """The client is on this machine, and neither a proxy nor a web page in a browser."""
+    """Returns whether the client is on this machine, and neither a proxy nor a web page in a browser."""
     client = scope.get("client")
     if client is None or any(name in _FORWARDED or name == _ORIGIN for name, _ in scope["headers"]):
         return False
@@ -158,131 +152,3 @@ def _replay(first: Message, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return replayed
-
-
-class _HeldResponse:
-    """Holds the start of a response back until its first body message, and an error's until its last."""
-
-    def __init__(self, scope: RequestScope, send: Send) -> None:
-        self._scope, self._send = scope, send
-        self._start: Message | None = None
-        self._error_body: list[bytes] = []
-        self._replaced = False
-        self._streams = False
-        self._begun = self._ended = False
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._start = message
-        elif self._start is None:
-            if not self._replaced:
-                await self._pass_on(message)
-        elif self._scope.early_error is not None and _may_be_replaced(self._start):
-            self._start, self._replaced = None, True
-            error = self._scope.early_error
-            await _send_error(api_error_of(error), _headers_of(error), self._scope, self._send)
-        elif self._start["status"] >= _FIRST_ERROR:
-            await self._hold_error(self._start, message)
-        else:
-            await self._begin(self._start)
-            await self._pass_on(message)
-
-    async def fail(self, error: Exception) -> None:
-        """Answers what the app raised, if it has not answered that itself. Errors: the same, when half of a
-        response that is no stream was sent."""
-        origin = _origin(error)
-        answered = as_serving_error(origin, before_engine=not self._scope.reached_engine)
-        problem = api_error_of(answered)
-        report(problem, origin)
-        if self._replaced or self._ended:
-            return
-        if not self._begun:
-            self._start, self._replaced = None, True
-            await _send_error(problem, _headers_of(answered), self._scope, self._send)
-        elif self._streams:
-            body = body_of(problem, self._scope.form, self._scope.request_id)
-            event = b"data: " + json.dumps(body).encode() + b"\n\n"
-            await self._pass_on({"type": "http.response.body", "body": event})
-        else:
-            raise error
-
-    async def _pass_on(self, message: Message) -> None:
-        self._ended = _is_last(message)
-        await self._send(self._with_last_words(message))
-
-    async def _begin(self, start: Message) -> None:
-        self._start, self._begun = None, True
-        self._streams = _is_stream(start)
-        own = (*_names(self._scope), *handover_headers(self._scope.handovers))
-        start["headers"] = [*start["headers"], *own]
-        self._scope.explain.record.status = start["status"]
-        await self._send(start)
-
-    async def _hold_error(self, start: Message, message: Message) -> None:
-        """Sends the error in the route's form once all of it is there; what says something else, as it is."""
-        self._error_body.append(message.get("body", b""))
-        if message.get("more_body", False):
-            return
-        body = b"".join(self._error_body)
-        problem = api_error_in(start["status"], body)
-        if problem is None:
-            await self._begin(start)
-            await self._pass_on({"type": "http.response.body", "body": body})
-        else:
-            self._start, self._replaced = None, True
-            kept = [header for header in start["headers"] if header[0] not in _OF_THE_BODY]
-            await _send_error(problem, kept, self._scope, self._send)
-
-    def _with_last_words(self, message: Message) -> Message:
-        """A stream's headers are gone before its KV has moved: it ends with a comment instead, which clients
-        of event streams skip."""
-        if not _is_last(message) or not self._streams or not self._scope.handovers:
-            return message
-        comments = (b": " + name + b": " + value for name, value in handover_headers(self._scope.handovers))
-        return {**message, "body": message.get("body", b"") + b"\n".join(comments) + b"\n\n"}
-
-
-def _is_last(message: Message) -> bool:
-    return message["type"] == "http.response.body" and not message.get("more_body", False)
-
-
-def _origin(error: Exception) -> Exception:
-    """Starlette wraps what is raised after the start of a response."""
-    cause = error.__cause__
-    return cause if isinstance(error, RuntimeError) and isinstance(cause, Exception) else error
-
-
-def _may_be_replaced(start: Message) -> bool:
-    """An answer that is no error in spite of the early error has found its own way around it."""
-    return bool(start["status"] >= _FIRST_ERROR) or _is_stream(start)
-
-
-def _is_stream(start: Message) -> bool:
-    content_type = next((value for name, value in start["headers"] if name == b"content-type"), b"")
-    return bool(content_type.startswith(b"text/event-stream"))
-
-
-def _names(scope: RequestScope) -> Iterable[Header]:
-    """By which a client can ask for what became of its request."""
-    yield REQUEST_ID, scope.request_id.encode()
-    if scope.form is ErrorForm.ANTHROPIC:
-        yield ANTHROPIC_REQUEST_ID, scope.request_id.encode()
-    if scope.span.trace_id:
-        yield TRACE_ID, scope.span.trace_id.encode()
-
-
-def _headers_of(error: Exception) -> Iterable[Header]:
-    """What a client should know of an error besides its body."""
-    if (seconds := retry_after_seconds(error)) is not None:
-        yield b"retry-after", str(max(1, round(seconds))).encode()
-    if isinstance(error, NotAuthenticated):
-        yield b"www-authenticate", b"Bearer"
-
-
-async def _send_error(problem: ApiError, headers: Iterable[Header], scope: RequestScope, send: Send) -> None:
-    body = json.dumps(body_of(problem, scope.form, scope.request_id)).encode()
-    content = ((b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()))
-    scope.explain.record.status = problem.status
-    all_headers = [*headers, *content, *_names(scope)]
-    await send({"type": "http.response.start", "status": problem.status, "headers": all_headers})
-    await send({"type": "http.response.body", "body": body})

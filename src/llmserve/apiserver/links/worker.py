@@ -1,9 +1,9 @@
-"""One stream to one incarnation of a worker, shared by all requests that run there.
+"""The links to workers: one stream to each incarnation of a worker, shared by all requests that run there.
 
-A link connects when it is made and dies with its first break: every leg on it then fails with
-WorkerLost, and the next request makes a new link. Outgoing messages are queued without waiting
-(requests are bounded by the router's admission); incoming ones go straight to their legs, which
-hold at most one request's tokens.
+A link connects when it is made and dies with its first break: every leg on it then fails with WorkerLost, and
+the next request makes a new link. Outgoing messages are queued without waiting (requests are bounded by the
+router's admission). Incoming ones go straight to their legs, which hold at most one request's tokens. A
+stream waits for as long as its worker answers keepalive pings.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc.aio
 
-from llmserve.core.errors import InvalidRequest, LLMServeError, WorkerLost
+from llmserve.core.errors import InvalidRequest, LLMServeError, WorkerLost, WorkerStalled
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput, EngineRequest
@@ -31,37 +31,48 @@ _RELEASE_TIMEOUT_SECONDS = 5.0
 
 
 class LegStream:
-    """One request on one worker. Iterate it until it ends; close() it in any case (idempotent),
-    which aborts it on the worker if it has not ended there."""
+    """The outputs of one request on one worker. Its user iterates it until it ends, and closes it in any case
+    (idempotent), which aborts the request on the worker if it has not ended there.
 
-    def __init__(self, request_id: RequestId, on_close: Callable[["LegStream", bool], None]) -> None:
-        self.request_id = request_id
-        self._on_close = on_close
+    first_seconds: deadline of the first output. next_seconds: of each later one, from the output before it.
+    deliver: adds an output, or the error that ends the leg. empty: whether no output waits right now."""
+
+    def __init__(
+        self,
+        request_id: RequestId,
+        worker_id: str,
+        first_seconds: float,
+        next_seconds: float,
+        on_close: Callable[["LegStream", bool], None],
+    ) -> None:
+        self.request_id, self._worker_id = request_id, worker_id
+        self._seconds, self._next_seconds, self._on_close = first_seconds, next_seconds, on_close
         self._events: asyncio.Queue[EngineOutput | LLMServeError] = asyncio.Queue()
+        self.deliver, self.empty = self._events.put_nowait, self._events.empty  # no call of ours on the way
         self._ended = False
         self._closed = False
-
-    def deliver(self, event: EngineOutput | LLMServeError) -> None:
-        self._events.put_nowait(event)
-
-    def empty(self) -> bool:
-        """Nothing to take right now."""
-        return self._events.empty()
 
     def __aiter__(self) -> "LegStream":
         return self
 
     async def __anext__(self) -> EngineOutput:
-        """Errors: WorkerLost; what the worker says went wrong with this request."""
+        """Errors: WorkerLost; WorkerStalled after the deadline; what the worker says of this request."""
         if self._ended:
             raise StopAsyncIteration
-        event = await self._events.get()
+        try:
+            async with asyncio.timeout(self._seconds):
+                event = await self._events.get()
+        except TimeoutError as error:
+            late = f"the worker {self._worker_id} gave no output within {self._seconds:g} s"
+            raise WorkerStalled(late) from error
+        self._seconds = self._next_seconds
         if isinstance(event, LLMServeError):
             self._ended = True
             raise event
-        self._ended = event.finish_reason is not None
-        if event.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-            raise _failure(event)
+        if event.finish_reason is not None:
+            self._ended = True
+            if event.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                raise _failure(event)
         return event
 
     def close(self) -> None:
@@ -70,7 +81,7 @@ class LegStream:
             self._on_close(self, not self._ended)
 
     def unseen(self) -> Iterator[EngineOutput]:
-        """Outputs that came and were not taken."""
+        """Yields outputs that came and were not taken."""
         while not self._events.empty():
             event = self._events.get_nowait()
             if isinstance(event, EngineOutput):
@@ -78,8 +89,8 @@ class LegStream:
 
 
 def _failure(output: EngineOutput) -> LLMServeError:
-    """The worker names the class of its error before a colon; an abort that nobody here asked for
-    means that the worker gives up its requests (it stops)."""
+    """Returns the error that ended a leg. The worker names its class before a colon. An abort that nobody
+    here asked for means that the worker stops and gives up its requests."""
     if output.finish_reason is FinishReason.ABORT:
         return WorkerLost("the worker gave the request up")
     name, colon, message = output.error.partition(": ")
@@ -104,13 +115,14 @@ class WorkerLink:
     def __len__(self) -> int:
         return len(self._legs)
 
-    def open(self, request: EngineRequest) -> LegStream:
+    def open(self, request: EngineRequest, first_seconds: float, next_seconds: float) -> LegStream:
         """Hands the request to the worker. Errors: WorkerLost when the link is broken already."""
         if self._broken is not None:
             raise self._broken
         if request.request_id in self._legs:
             raise InvalidRequest(f"request {request.request_id} runs on {self.info.worker_id} already")
-        leg = LegStream(request.request_id, self._close_leg)
+        worker_id = self.info.worker_id
+        leg = LegStream(request.request_id, worker_id, first_seconds, next_seconds, self._close_leg)
         self._legs[request.request_id] = leg
         self._outbox.put_nowait(worker_pb2.WorkerSessionRequest(generate=encode_request(request)))
         return leg
@@ -139,7 +151,10 @@ class WorkerLink:
         try:
             async for response in self._stub.Session(self._requests()):
                 for delta in response.deltas:
-                    self._dispatch(delta)
+                    if (leg := self._legs.get(delta.request_id)) is not None:
+                        leg.deliver(decode_output(delta))
+                    else:
+                        self._claim(delta.kv_transfer_params)
         except grpc.aio.AioRpcError as error:
             reason = from_grpc(error).message
         finally:
@@ -150,15 +165,9 @@ class WorkerLink:
         while True:
             yield await self._outbox.get()
 
-    def _dispatch(self, delta: worker_pb2.TokenDelta) -> None:
-        leg = self._legs.get(delta.request_id)
-        if leg is not None:
-            leg.deliver(decode_output(delta))
-        else:
-            self._claim(delta.kv_transfer_params)
-
     def _claim(self, kv_transfer_params: bytes) -> None:
-        """Prefill ended while its request was being given up: nobody else knows of this lease."""
+        """Releases the lease of a prefill that ended while its request was given up. Nobody else knows of
+        it."""
         if kv_transfer_params:
             self._owner.spawn("release", self._release_unclaimed(kv_transfer_params))
 
@@ -181,12 +190,12 @@ class WorkerLink:
         await self._channel.close(None)
 
 
-_log = logging.getLogger(__name__)
-
 _Incarnation = tuple[str, int]  # worker_id, epoch
 
 
 class WorkerLinks:
+    """The links to all workers: made on first use, dropped when broken or no longer needed."""
+
     def __init__(self, metrics: ApiserverMetrics) -> None:
         self._metrics = metrics
         self._owner = TaskOwner("worker-links")
@@ -196,25 +205,27 @@ class WorkerLinks:
     def __len__(self) -> int:
         return len(self._links)
 
-    def open(self, worker: WorkerInfo, request: EngineRequest) -> LegStream:
-        """Starts a request on a worker. Errors: WorkerLost."""
-        return self._link(worker).open(request)
+    def open(
+        self, worker: WorkerInfo, request: EngineRequest, first_seconds: float, next_seconds: float
+    ) -> LegStream:
+        """Starts a request on a worker, with the deadlines of a LegStream. Errors: WorkerLost."""
+        return self._link(worker).open(request, first_seconds, next_seconds)
 
-    def release(self, worker: WorkerInfo, ticket: Mapping[str, Any], traceparent: str = "") -> None:
-        """Gives a lease back in the background: whoever asks may be in the middle of being cancelled."""
-        self._owner.spawn("release", self._release(worker, ticket, traceparent))
+    def release(self, worker: WorkerInfo, pull_params: Mapping[str, Any], traceparent: str = "") -> None:
+        """Gives a lease back in the background, since the caller may be in the middle of being cancelled."""
+        self._owner.spawn("release", self._release(worker, pull_params, traceparent))
 
-    async def _release(self, worker: WorkerInfo, ticket: Mapping[str, Any], traceparent: str) -> None:
+    async def _release(self, worker: WorkerInfo, pull_params: Mapping[str, Any], traceparent: str) -> None:
         try:
-            released = await self._link(worker).release(encode_params(ticket), traceparent)
+            released = await self._link(worker).release(encode_params(pull_params), traceparent)
             self._metrics.lease_releases_total.labels("released" if released else "ended").inc()
         except LLMServeError as error:
             self._metrics.lease_releases_total.labels("failed").inc()
             _log.warning("lease on %s not released, it will expire: %s", worker.worker_id, error)
 
     def retain(self, members: Sequence[WorkerInfo]) -> None:
-        """Tells who is in the cluster. Idle links to others are closed; busy ones may finish: a worker
-        that leaves in order runs its requests to their end, and a dead one breaks its link."""
+        """Sets who is in the cluster. Idle links to others are closed. Busy ones may finish: a worker that
+        leaves in order runs its requests to their end, and a dead one breaks its link."""
         self._members = frozenset(map(_incarnation, members))
         for key, link in list(self._links.items()):
             if key not in self._members and len(link) == 0:

@@ -1,9 +1,9 @@
-"""The legs of one request: what each engine is asked to do for it.
+"""What the run of a request is given: its legs, who asks, whom it asks, and where its tokens go.
 
-A request runs as one leg (a worker that does both), or as a prefill leg that draws one token and
-leases its KV, and a decode leg that fetches it, or waits until it is pushed. `sent` are the tokens the
-user already has: a leg then goes on from prompt + sent, which is how an exact request survives the
-loss of a worker. One that is not exact runs again from its prompt (replay.py), unless it is stuck.
+A request runs as one leg (a worker that does both), or as a prefill leg that draws one token and leases its
+KV, and a decode leg that fetches the KV, or waits until it is pushed. `sent` are the tokens that the user
+already has. A leg then goes on from prompt + sent, which is how an exact request survives the loss of a
+worker. One that is not exact runs again from its prompt (`Replay` in retry.py), unless it is stuck.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ HAND_OVER: Mapping[str, Any] = MappingProxyType({"do_remote_decode": True})
 
 @dataclass(frozen=True, slots=True)
 class LegContext:
-    """request_id is the leg's name at the engine, unique for each attempt."""
+    """request_id: the leg's name at the engine, unique for each attempt."""
 
     request_id: RequestId
     cache_salt: str
@@ -36,31 +36,34 @@ class LegContext:
 
 
 class Legs(Protocol):
-    """Implementations: SamplingLegs, and the fake of the tests."""
+    """What each engine is asked to do. Implementations: SamplingLegs, PromptLegs."""
 
     prompt: Sequence[int]
     priority: int
     exact: bool
-    """Prefill's token may be shown, and tokens so far may become prompt (first_token.py)."""
+    """Whether prefill's token may be shown, and tokens so far may become prompt (engine/sampling.py)."""
     stuck: str
-    """Why neither that nor running again goes on from tokens that were sent; empty when one does."""
+    """Why a request of which tokens were sent can go on nowhere else; empty when it can."""
 
     def remaining_tokens(self, sent: Sequence[int]) -> int: ...
     def prefill(self, context: LegContext, handover: Mapping[str, Any] = HAND_OVER) -> EngineRequest:
-        """handover: its kv_transfer_params when decode follows. Without any: its token is the last one."""
+        """handover: kv_transfer_params when decode follows. They are left out when this token is the last
+        one."""
 
-    def decode(self, context: LegContext, ticket: Mapping[str, Any] | None) -> EngineRequest: ...
-    def decode_ahead(self, context: LegContext, card: Mapping[str, Any]) -> EngineRequest:
-        """Sent before prefill has drawn its token, with which decode goes on if that is exact."""
+    def decode(self, context: LegContext, pull_params: Mapping[str, Any] | None) -> EngineRequest: ...
+    def decode_ahead(self, context: LegContext, push_params: Mapping[str, Any]) -> EngineRequest:
+        """The decode leg that is sent before prefill has drawn its token. It goes on from that if it is
+        exact."""
 
-    def whole(self, context: LegContext) -> EngineRequest: ...
+    def whole(self, context: LegContext) -> EngineRequest:
+        """The only leg, on a worker that does both."""
 
 
 class Sink(Protocol):
     """Where a run puts what it gets: the user's side of the request."""
 
     def push(self, output: EngineOutput) -> bool:
-        """True: the request is over for the user (it finished, or a stop string matched)."""
+        """Returns whether the request is over for the user: it finished, or a stop string matched."""
 
     def fail(self, error: LLMServeError) -> None: ...
 
@@ -82,8 +85,8 @@ class RunContext:
 
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
-    """Who asks. client_salt: the cache_salt field of the client's request. record: what is remembered. span:
-    of HTTP."""
+    """Who asks for what. client_salt: the cache_salt field of the client's request. record: what is
+    remembered. span: that of the HTTP request."""
 
     request_id: RequestId
     tenant: TenantId

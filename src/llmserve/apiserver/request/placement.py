@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmserve.apiserver.explain.record import SequenceRecord
-from llmserve.apiserver.request.attempt import Attempt, Try
+from llmserve.apiserver.request.attempt import Attempt
 from llmserve.apiserver.request.context import Legs, RequestInfo, RunContext
 from llmserve.apiserver.request.observe import RunSpans
 from llmserve.core.errors import RouterUnavailable
@@ -18,32 +18,32 @@ _PROGRESS_TOKENS = 256
 
 
 class RequestPlacement:
-    """records: one for each choice that is to have it; each calls `done`, and the last one gives it back.
-    on_over: is called then. card.request_id is its name at the router."""
+    """A placement at the router. records: one for each choice that shares it; each choice calls `done`, and
+    the last one gives the placement back and calls on_over. info.request_id is its name at the router."""
 
     def __init__(
         self,
-        card: RequestInfo,
+        info: RequestInfo,
         context: RunContext,
         records: Sequence[SequenceRecord],
         on_over: Callable[[], None] = lambda: None,
     ) -> None:
-        self._card, self._context, self._records, self._on_over = card, context, records, on_over
+        self._info, self._context, self._records, self._on_over = info, context, records, on_over
         self._left = len(records)
-        self._heard = False
+        self._has_first_token = False
         self._generated = 0
         self._prefilled: PrefillStats | None = None
         self._outcome = Outcome.COMPLETED
 
     async def ask(
-        self, legs: Legs, spans: RunSpans, as_prompt: Sequence[int] = (), excluded: Sequence[str] = ()
+        self, legs: Legs, spans: RunSpans, resumed: Sequence[int] = (), excluded: Sequence[str] = ()
     ) -> router_pb2.Placement:
-        """legs: of a choice. as_prompt: tokens of the answer that it goes on from.
-        Errors: AdmissionRefused, RouterUnavailable."""
+        """Asks the router for workers. legs: those of any choice. resumed: tokens of the answer so far that
+        it goes on from. excluded: ids of workers. Errors: AdmissionRefused, RouterUnavailable."""
         context, seconds = self._context, self._context.limits.admission
         for record in self._records:
             record.asked()
-        admit = self._admit(legs, as_prompt, excluded)
+        admit = self._admit(legs, resumed, excluded)
         with spans.admit(admit):
             try:
                 async with asyncio.timeout(seconds):
@@ -51,17 +51,17 @@ class RequestPlacement:
             except TimeoutError as error:
                 raise RouterUnavailable(f"the router gave no place within {seconds:g} s") from error
 
-    def _admit(self, legs: Legs, as_prompt: Sequence[int], excluded: Sequence[str]) -> router_pb2.Admit:
-        card, context = self._card, self._context
+    def _admit(self, legs: Legs, resumed: Sequence[int], excluded: Sequence[str]) -> router_pb2.Admit:
+        info, context = self._info, self._context
         shape = context.router.kv_shape
-        prompt = [*legs.prompt, *as_prompt] if as_prompt else legs.prompt
+        prompt = [*legs.prompt, *resumed] if resumed else legs.prompt
         return router_pb2.Admit(
-            request_id=card.request_id,
-            tenant=card.tenant,
+            request_id=info.request_id,
+            tenant=info.tenant,
             model=context.model,
             prompt_tokens=len(prompt),
-            max_output_tokens=legs.remaining_tokens(as_prompt) * len(self._records),
-            block_hashes=context.identity.block_hashes(prompt, shape, card.tenant, card.client_salt),
+            max_output_tokens=legs.remaining_tokens(resumed) * len(self._records),
+            block_hashes=context.identity.block_hashes(prompt, shape, info.tenant, info.client_salt),
             block_tokens=shape.block_size_tokens,
             priority=legs.priority,
             excluded_workers=excluded,
@@ -73,34 +73,35 @@ class RequestPlacement:
             record.placed(placed)
 
     def first_token(self) -> None:
-        """Prefill is over. The first counts."""
-        if not self._heard:
-            self._heard = True
-            self._context.router.first_token(self._card.request_id)
+        """Tells the router that prefill is over. Only the first call counts."""
+        if not self._has_first_token:
+            self._has_first_token = True
+            self._context.router.first_token(self._info.request_id)
 
     def prefilled(self, stats: PrefillStats) -> None:
-        """As an engine told. The first counts: what others found of the prompt, that one has computed."""
+        """Keeps what an engine reports. Only the first call counts: it computed what later ones find
+        cached."""
         self._prefilled = self._prefilled or stats
 
     def generated(self, tokens: int) -> None:
-        """Tells the router of every so many: a long answer holds more than was expected."""
+        """Reports every _PROGRESS_TOKENS to the router: a long answer holds more blocks than was expected."""
         before, self._generated = self._generated, self._generated + tokens
         if self._generated // _PROGRESS_TOKENS > before // _PROGRESS_TOKENS:
-            self._context.router.progress(self._card.request_id, self._generated)
+            self._context.router.progress(self._info.request_id, self._generated)
 
     def done(self, outcome: Outcome) -> None:
-        """Once by each choice."""
+        """Called once by each choice."""
         self._left -= 1
         if self._outcome is Outcome.COMPLETED:
             self._outcome = outcome
         if self._left == 0:
-            name = self._card.request_id
+            name = self._info.request_id
             self._context.router.done(name, self._outcome, self._generated, self._prefilled)
             self._on_over()
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class ChoiceStart:
     """The worker on which each choice decodes. prefill_output: what prefill reported of the prompt; None when
     the prompt is not computed yet."""
 
@@ -109,53 +110,61 @@ class Start:
 
 
 class ChoiceGroup:
-    """cards: of each choice. legs: of any of them; prompt_legs: those that compute the prompt. handovers: of
-    the HTTP request; the prompt's is added. Each choice calls `start`, and has a part in `place`."""
+    """What the choices of one request (`n`) share: a placement, one computation of the prompt, and their
+    steps.
+
+        admit once -> prefill leg -> decode leg that only fetches the KV -> one decode leg for each choice
+        admit once -> one leg for each choice                               one worker does both
+
+    The last legs are sent together, so that they are in the same steps of the engine and find the prompt in
+    its prefix cache. A choice whose worker fails is placed again by itself (run.py). Each choice calls
+    `start`, and `done` of `placement`."""
 
     def __init__(
         self,
-        card: RequestInfo,
-        cards: Sequence[RequestInfo],
+        info: RequestInfo,
+        choices: Sequence[RequestInfo],
         legs: Legs,
         prompt_legs: Legs,
         context: RunContext,
         handovers: list[HandoverReport],
     ) -> None:
-        """card: of all together."""
-        self._records, self._handovers = [one.record for one in cards], handovers
-        self.place = RequestPlacement(card, context, self._records, self._cancel)
-        self._card, self._legs, self._prompt_legs, self._context = card, legs, prompt_legs, context
-        self._spans = RunSpans(context.tracer, card.span)
-        self._starting: asyncio.Task[Start] | None = None
-        self._prologue: EngineOutput | None = None
+        """info: that of all choices together; choices: that of each. legs: those of any choice; prompt_legs:
+        those that compute the prompt. handovers: list of the HTTP request, to which the prompt's report is
+        added."""
+        self._records, self._handovers = [one.record for one in choices], handovers
+        self.placement = RequestPlacement(info, context, self._records, self._cancel)
+        self._info, self._legs, self._prompt_legs, self._context = info, legs, prompt_legs, context
+        self._spans = RunSpans(context.tracer, info.span)
+        self._starting: asyncio.Task[ChoiceStart] | None = None
+        self._prefill_output: EngineOutput | None = None
 
-    async def start(self) -> Start:
+    async def start(self) -> ChoiceStart:
         """The first caller begins. All get the same errors: of RequestPlacement.ask; WorkerFailed."""
         if self._starting is None:  # its error is that of the choices, which wait for it
-            self._starting = asyncio.create_task(self._start(), name=f"choices.{self._card.request_id}")
+            self._starting = asyncio.create_task(self._start(), name=f"choices.{self._info.request_id}")
         return await asyncio.shield(self._starting)
 
-    async def _start(self) -> Start:
-        placement = await self.place.ask(self._legs, self._spans)
+    async def _start(self) -> ChoiceStart:
+        placement = await self.placement.ask(self._legs, self._spans)
         if placement.HasField("prefill") and self._fills_a_block(placement):
-            run = Attempt(
-                self._card, self._prompt_legs, self._context, self._spans, Try(), self._prompt_is_there
-            )
-            await run.run(placement)
-        return Start(placement.decode, self._prologue)
+            push = self._on_prompt_computed
+            attempt = Attempt(self._info, self._prompt_legs, self._context, self._spans, push)
+            await attempt.run(placement)
+        return ChoiceStart(placement.decode, self._prefill_output)
 
     def _fills_a_block(self, placement: router_pb2.Placement) -> bool:
-        """Only full blocks stay where all find them; a shorter prompt is computed in no time."""
+        """Only full blocks stay in the prefix cache, where all choices find them."""
         return len(self._legs.prompt) > placement.decode.kv_shape.block_size_tokens
 
-    def _prompt_is_there(self, output: EngineOutput, origin: str) -> bool:
-        self._prologue = output
+    def _on_prompt_computed(self, output: EngineOutput, origin: str) -> bool:
+        self._prefill_output = output
         if output.handover is not None:
             for handovers in (self._handovers, *(record.handovers for record in self._records)):
                 handovers.append(output.handover)
         return True
 
     def _cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """Called when no choice waits for the start any more."""
         if self._starting is not None:
             self._starting.cancel()

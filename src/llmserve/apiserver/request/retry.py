@@ -15,13 +15,15 @@ _MAX_FAILURES = 3
 
 
 class RetryMode(StrEnum):
-    FRESH = "fresh"  # nothing was sent
-    CONTINUED = "continued"  # from prompt and tokens so far
-    REPLAYED = "replayed"  # run again, tokens so far not shown
+    """How the next attempt of a request begins."""
+
+    FRESH = "fresh"  # the user has no token yet
+    CONTINUED = "continued"  # it goes on from prompt + tokens so far
+    REPLAYED = "replayed"  # it runs again, and tokens that the user has are withheld
 
 
 class RetryPolicy:
-    """Of one request. sent: the tokens that the user has; it grows."""
+    """The attempts of one request. sent: the tokens that the user has; the list grows."""
 
     def __init__(
         self,
@@ -34,24 +36,21 @@ class RetryPolicy:
         self._legs, self._sent, self._tenant = legs, sent, tenant
         self._budget, self._metrics = budget, metrics
         self._failures = 0
-        self.count = 1
+        self.attempts = 1
 
-    def again(self) -> RetryMode:
-        """The next attempt begins."""
-        self.count += 1
-        way = (
-            RetryMode.FRESH
-            if not self._sent
-            else RetryMode.CONTINUED
-            if self._legs.exact
-            else RetryMode.REPLAYED
-        )
-        self._metrics.retries_total.labels(way).inc()
-        return way
+    def next_attempt(self) -> RetryMode:
+        """Counts an attempt that begins."""
+        self.attempts += 1
+        mode = RetryMode.FRESH
+        if self._sent:
+            mode = RetryMode.CONTINUED if self._legs.exact else RetryMode.REPLAYED
+        self._metrics.retries_total.labels(mode).inc()
+        return mode
 
-    def over_because(self, error: LLMServeError) -> str:
-        """Once for each failure. Empty: it goes on elsewhere, and the user cannot tell. A worker that hands
-        its requests back is no failure: neither the number of tries nor the budget are for that."""
+    def give_up_reason(self, error: LLMServeError) -> str:
+        """Called once for each failure. Returns why the request ends with it; empty when it goes on
+        elsewhere, so that the user cannot tell. A worker that drains and hands its requests back is no
+        failure: it counts neither as an attempt nor against the budget."""
         if self._sent and self._legs.stuck:
             return f"its {len(self._sent)} tokens so far cannot be continued: {self._legs.stuck}"
         if isinstance(error, StreamLost):
@@ -71,15 +70,19 @@ _ITEM_BYTES = 4  # of token ids, logprobs and ranks alike
 
 
 class Replay:
-    """sent: the tokens that the user has. Take every output of the new run, in order."""
+    """A request that runs again from its prompt, for a user who has its first tokens (`sent`) already.
+
+    So a request goes on whose sampling keeps state from its first output token on (penalties, a grammar, a
+    seed): the engine builds that state again by drawing the same tokens. `unseen` takes every output of the
+    new run, in order."""
 
     def __init__(self, sent: Sequence[int]) -> None:
         self._sent = tuple(sent)
         self._seen = 0
 
     def unseen(self, output: EngineOutput) -> EngineOutput | None:
-        """What of it is new to the user; None: nothing. Errors: StreamLost, as soon as a token differs or
-        the run ends before it has reached the point where the other broke off."""
+        """Returns what of an output is new to the user; None when nothing is. Errors: StreamLost, as soon as
+        a token differs, or when the run ends before the point where the other one broke off."""
         known = self._sent[self._seen : self._seen + len(output.token_ids)]
         if tuple(output.token_ids[: len(known)]) != known:
             raise StreamLost(f"run again, it says something else after {self._seen} tokens")

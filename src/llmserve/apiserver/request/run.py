@@ -2,11 +2,10 @@
 
     admit -> prefill leg -> first token to the user -> decode leg -> done
 
-The legs of a placement are in placed_run.py. Kept here: the request is placed again when a worker fails
-or stalls, as long as that is invisible to the user: it goes on from prompt + tokens so far, or runs again
-and is not shown what the user has (legs.py), and the retry budget bounds how many do. The router hears Done
-once for each placement; one outcome is counted. Nothing in a clean-up waits, so a cancelled run is gone at
-once.
+The legs of a placement are in attempt.py. Here the request is placed again when a worker fails or stalls, as
+long as the user cannot tell: it goes on from prompt + tokens so far, or runs again and withholds what the
+user has (retry.py). The retry budget bounds how many requests do. The router gets Done once for each
+placement, and one outcome is counted. No clean-up waits, so a cancelled run ends at once.
 """
 
 import asyncio
@@ -14,7 +13,7 @@ import logging
 from collections.abc import Sequence
 
 from llmserve.apiserver.links.router import AdmissionRefused
-from llmserve.apiserver.request.attempt import Attempt, Try
+from llmserve.apiserver.request.attempt import Attempt
 from llmserve.apiserver.request.context import Legs, RequestInfo, RunContext, Sink, WorkerFailed
 from llmserve.apiserver.request.observe import RunSpans, RunStats
 from llmserve.apiserver.request.placement import ChoiceGroup, RequestPlacement
@@ -33,41 +32,41 @@ _log = logging.getLogger(__name__)
 
 
 class RequestRun:
-    """choices: this is one of several of a request, which begin together."""
+    """choices: the group of choices that this one belongs to, which begin together."""
 
     def __init__(
         self,
-        card: RequestInfo,
+        info: RequestInfo,
         legs: Legs,
         sink: Sink,
         context: RunContext,
         choices: ChoiceGroup | None = None,
     ) -> None:
         self._choices = choices
-        self._card, self._legs, self._sink, self._context = card, legs, sink, context
+        self._info, self._legs, self._sink, self._context = info, legs, sink, context
         self._sent: list[int] = []
-        self._attempts = RetryPolicy(legs, self._sent, context.retries, context.metrics, card.tenant)
-        self._place = choices.place if choices else self._own_place()
-        self._replay: Replay | None = None  # in this attempt
-        self._heard = False  # a token, in this attempt
+        self._retry = RetryPolicy(legs, self._sent, context.retries, context.metrics, info.tenant)
+        self._placement = choices.placement if choices else self._own_placement()
+        self._replay: Replay | None = None  # of this attempt
+        self._has_token = False  # in this attempt
         self._gave_up: LLMServeError | None = None
-        self._stats = RunStats(context.metrics, card.record)
-        self._spans = RunSpans(context.tracer, card.span)
+        self._stats = RunStats(context.metrics, info.record)
+        self._spans = RunSpans(context.tracer, info.span)
 
     def give_up(self, error: LLMServeError) -> None:
-        """Its task is about to be cancelled, not by the client: who is told `error`, if it has not ended."""
+        """Sets the error that the client gets when this run's task is cancelled by the server's stop."""
         self._gave_up = error
 
     @property
     def _name(self) -> str:
-        return self._card.request_id
+        return self._info.request_id
 
     async def run(self) -> None:
-        """Ends when the request has. Cancel it when the client is gone."""
+        """Returns when the request has ended. The caller cancels it when the client is gone."""
         outcome = Outcome.CANCELLED
-        name_request(RequestNames(self._name, self._card.span.trace_id))
+        name_request(RequestNames(self._name, self._info.span.trace_id))
         self._stats.started()
-        self._context.retries.started(self._card.tenant)
+        self._context.retries.started(self._info.tenant)
         try:
             outcome = await self._to_its_end()
         except asyncio.CancelledError:
@@ -75,9 +74,9 @@ class RequestRun:
                 raise
             outcome = self._failed(self._gave_up)
         finally:
-            self._place.done(outcome)
+            self._placement.done(outcome)
             self._stats.ended(outcome, len(self._sent))
-            _log.info("request %s %s: tenant=%s %s", self._name, outcome, self._card.tenant, self._stats)
+            _log.info("request %s %s: tenant=%s %s", self._name, outcome, self._info.tenant, self._stats)
 
     async def _to_its_end(self) -> Outcome:
         seconds = self._context.limits.request
@@ -99,59 +98,55 @@ class RequestRun:
 
     def _failed(self, error: LLMServeError, outcome: Outcome = Outcome.FAILED) -> Outcome:
         _log.warning("request %s failed: %s", self._name, error.message)
-        self._card.record.error = error.message
+        self._info.record.error = error.message
         self._sink.fail(error)
         return Outcome.FAILED if self._sent else outcome
 
     async def _serve(self) -> None:
         excluded: list[str] = []
         while True:
-            self._heard = False
+            self._has_token = False
             try:
                 return await self._attempt(excluded)
             except WorkerFailed as failure:
                 self._report(failure)
-                if why := self._attempts.over_because(failure.error):
+                if why := self._retry.give_up_reason(failure.error):
                     raise _with(failure.error, why) from failure
-                self._place.done(Outcome.FAILED)
-                self._place = self._own_place()
-                self._replay = Replay(self._sent) if self._attempts.again() is RetryMode.REPLAYED else None
+                self._placement.done(Outcome.FAILED)
+                self._placement = self._own_placement()
+                mode = self._retry.next_attempt()
+                self._replay = Replay(self._sent) if mode is RetryMode.REPLAYED else None
                 excluded.append(failure.worker.worker_id)
 
     async def _attempt(self, excluded: Sequence[str]) -> None:
-        """The first one of several choices is that of all of them."""
-        this = Try(self._attempts.count, self._as_prompt)
-        run = Attempt(self._card, self._legs, self._context, self._spans, this, self._push)
-        if self._choices is not None and self._attempts.count == 1:
+        """Runs one attempt. Choices of one request share the start of their first attempt."""
+        number, resumed = self._retry.attempts, () if self._replay else self._sent
+        attempt = Attempt(self._info, self._legs, self._context, self._spans, self._push, number, resumed)
+        if self._choices is not None and number == 1:
             start = await self._choices.start()
-            await run.go_on(start.worker, start.prefill_output)
+            await attempt.resume_choice(start.worker, start.prefill_output)
         else:
-            await run.run(await self._place.ask(self._legs, self._spans, self._as_prompt, excluded))
+            await attempt.run(await self._placement.ask(self._legs, self._spans, resumed, excluded))
 
-    def _own_place(self) -> RequestPlacement:
-        return RequestPlacement(self._card, self._context, [self._card.record])
+    def _own_placement(self) -> RequestPlacement:
+        return RequestPlacement(self._info, self._context, [self._info.record])
 
     def _report(self, failure: WorkerFailed) -> None:
         _log.warning("request %s: %s", self._name, failure)
-        self._card.record.worker_failed(failure.worker.worker_id, failure.error.message)
+        self._info.record.worker_failed(failure.worker.worker_id, failure.error.message)
         self._context.metrics.worker_failures_total.labels(type(failure.error).__name__).inc()
         if isinstance(failure.error, Unavailable | WorkerStalled):  # the worker, not only this request
             stalled = isinstance(failure.error, WorkerStalled)
             self._context.router.worker_failed(failure.worker, failure.error.message, stalled=stalled)
 
-    @property
-    def _as_prompt(self) -> Sequence[int]:
-        """The tokens so far that this attempt goes on from."""
-        return () if self._replay else self._sent
-
     def _push(self, output: EngineOutput, origin: str) -> bool:
         if output.prefill_stats is not None:
-            self._place.prefilled(output.prefill_stats)
-        if output.token_ids and not self._heard:
+            self._placement.prefilled(output.prefill_stats)
+        if output.token_ids and not self._has_token:
             self._first_token(output, origin)
         if output.handover is not None:
-            self._card.record.handovers.append(output.handover)
-        self._place.generated(len(output.token_ids))  # what the user had already included
+            self._info.record.handovers.append(output.handover)
+        self._placement.generated(len(output.token_ids))  # with those that the user has already
         unseen = self._replay.unseen(output) if self._replay else output
         if unseen is None:
             return False
@@ -159,9 +154,9 @@ class RequestRun:
         return self._sink.push(unseen)
 
     def _first_token(self, output: EngineOutput, origin: str) -> None:
-        """Of an attempt: prefill is over. Of the first: what the user waited for."""
-        self._heard = True
-        self._place.first_token()
+        """The first token of an attempt ends its prefill. That of the request is what the user waited for."""
+        self._has_token = True
+        self._placement.first_token()
         if not self._sent:
             stats = output.prefill_stats or PrefillStats()
             self._stats.first_token(origin, len(self._legs.prompt), stats)

@@ -1,13 +1,13 @@
-"""How long an engine takes to compute a block of a prompt, learnt from its own steps."""
+"""The time an engine takes to compute a block of a prompt, learnt from its own steps."""
 
 from collections import deque
 
-# Of what is known, each new step replaces this share: a dozen prompts after a change it is forgotten.
+# Each new step replaces this share of the estimate: a dozen prompts after a change it is forgotten.
 _NEW_SHARE = 0.2
 
 
 class BlockCost:
-    """Told of every step of the scheduler, in order; several may be under way. Pure."""
+    """The scheduler reports each of its steps in order; several may run at once. Pure."""
 
     def __init__(self, block_size_tokens: int) -> None:
         self._block_size = block_size_tokens
@@ -17,14 +17,15 @@ class BlockCost:
 
     @property
     def block_seconds(self) -> float:
-        """0: nothing of a prompt has been computed yet."""
+        """0 while nothing of a prompt has been computed."""
         return self._token_seconds * self._block_size
 
     def begins(self, tokens: int, now: float) -> None:
         self._steps.append((tokens, now))
 
     def ended(self, now: float) -> None:
-        """A step with less than a block of tokens is of decoding, where time goes into other things."""
+        """Ignores a step with less than a block of tokens: it decodes, and its time goes into other
+        things."""
         if not self._steps:
             return
         tokens, given_out = self._steps.popleft()

@@ -29,9 +29,9 @@ _CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_bac
 
 @dataclass(frozen=True, slots=True)
 class StoreQuery:
-    """For a prompt or a part of one: its full blocks, how many of the first are not asked for, whether
-    stored ones are to be loaded, and what one costs to compute (0: unknown). timeout_seconds: then the
-    answer is worth nothing."""
+    """A question about a prompt or a shard of one. block_hashes: its full blocks. have_blocks: number of the
+    first ones that are not asked for. load: whether stored blocks are to be loaded. compute_seconds: time to
+    compute a block; 0 when unknown. timeout_seconds: time after which the answer is worth nothing."""
 
     request_id: str
     tenant: str
@@ -44,8 +44,9 @@ class StoreQuery:
 
 @dataclass(frozen=True, slots=True)
 class StoreAnswer:
-    """ask: the object that was asked with. arena: of whose memory the slots are. usable_until: on the
-    monotonic clock; lease and reservations end a little later. Empty when the KV manager is away."""
+    """ask: the very object of the question. arena: description of the memory that the slots are in; empty
+    when the KV manager is away. usable_until: time on the monotonic clock; lease and reservations end a
+    little later."""
 
     ask: StoreQuery
     arena: str = ""
@@ -120,7 +121,7 @@ class StoreLink:
     # -- the breaker
 
     def _look(self) -> _Attached | None:
-        """Whom to ask, if there is anybody."""
+        """The attached KV manager, if there is one."""
         if self._attached is None and self._attaching.done():
             try:
                 response = self._attaching.result()
@@ -159,7 +160,7 @@ class StoreLink:
         call.add_done_callback(ended)
 
     def _prepared(self, empty: StoreAnswer, call: Any) -> None:
-        """On a thread of gRPC's, as the next one."""
+        """Runs on a thread of gRPC, as the next one."""
         self._calls.discard(call)
         try:
             answer = StoreAnswer(empty.ask, empty.arena, call.result(), empty.usable_until)

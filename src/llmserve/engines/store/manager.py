@@ -30,9 +30,8 @@ from vllm.v1.kv_offload.base import (
 from llmserve.core.kv_params import arriving_tokens
 from llmserve.engines.store.block_cost import BlockCost
 from llmserve.engines.store.link import StoreQuery
-from llmserve.engines.store.links import StoreLinks
-from llmserve.engines.store.parts import PromptAnswer, StoreLease
-from llmserve.engines.store.words import LocatedBlock, StoreSlots
+from llmserve.engines.store.links import LocatedBlock, PromptAnswer, StoreLease, StoreLinks
+from llmserve.engines.store.worker import StoreSlots
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 # How long a prompt waits for an answer: no longer than it takes to compute, within these bounds.
@@ -99,7 +98,7 @@ class StoreManager(OffloadingManager):
         self._take_answers()
 
     def wait_for_answer(self) -> None:
-        """For an engine that has nothing else to do; not long."""
+        """Waits a little for an answer, in an engine that has nothing else to do."""
         if any(request.is_waiting for request in self._requests.values()):
             self._take_answers(_IDLE_WAIT_SECONDS)
 
@@ -181,7 +180,7 @@ class StoreManager(OffloadingManager):
         self._ask(request, context.req_id, request.keys.index(request.first_wanted), load=True)
 
     def _ask_for_more(self, request: _Request, context: ReqContext, keys: Sequence[OffloadKey]) -> bool:
-        """Whether there was anything to ask about these blocks."""
+        """Asks about these blocks unless that was done; returns whether it asked."""
         request.keys = _in_order(context)
         if request.keys.index(keys[-1]) < request.asked_blocks:
             return False
@@ -216,7 +215,8 @@ class StoreManager(OffloadingManager):
 
     @staticmethod
     def _drop_gone(request: _Request, arenas: Mapping[str, str]) -> None:
-        """What is in the memory of a process that is gone: its KV manager has another now, or is away."""
+        """Drops blocks in the memory of a process that is gone: its KV manager has another now, or is
+        away."""
 
         def is_there(block: LocatedBlock) -> bool:
             return arenas.get(block.manager, block.arena) == block.arena
@@ -250,7 +250,7 @@ class StoreManager(OffloadingManager):
         self._abort(_hashed(request.stores))
 
     def _give_back_answer(self, answer: PromptAnswer) -> None:
-        """Of a request that has ended meanwhile."""
+        """Gives back the answer to a request that has ended meanwhile."""
         hashes = answer.ask.block_hashes
         self._release(answer.leases)
         self._abort({hashes[at]: block for at, block in answer.stores.items()})

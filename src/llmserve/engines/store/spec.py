@@ -1,4 +1,4 @@
-"""What vLLM makes of the connector's configuration: `kv_connector_extra_config` holds the settings."""
+"""vLLM's entry points to the store: `kv_connector_extra_config` holds the settings."""
 
 import logging
 import time
@@ -52,7 +52,7 @@ class StoreSpec(OffloadingSpec):
         )
 
     def _element(self) -> Element:
-        """Of the cache."""
+        """The element type of the cache."""
         name = self.config.model.dtype
         return Element(name) if name in set(Element) else Element.OPAQUE
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +18,46 @@ from vllm.v1.kv_offload.base import (
 
 from llmserve.config.refusals import engine_on_gpu
 from llmserve.core.errors import TransferError
-from llmserve.engines.store.words import RankSlots, StoreSlots
+from llmserve.engines.store.links import LocatedBlock
+from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.client.access import Elsewhere, PoolAccess, reach
 from llmserve.kvstore.dram.client.copier import CopyOutcome
 from llmserve.transfer.base import Region, Spans
 
 _log = logging.getLogger(__name__)
 _WAIT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class RankSlots:
+    """The slots of one rank in the memory of one KV manager. at: places of the blocks in the job."""
+
+    manager: str
+    arena: str
+    at: tuple[int, ...]
+    slots: tuple[Slot, ...]
+
+
+class StoreSlots(LoadStoreSpec):
+    """The blocks of a job, from the scheduler's half to the ranks."""
+
+    def __init__(self, blocks: Iterable[LocatedBlock] = ()) -> None:
+        """blocks: in the order of the engine's blocks."""
+        self.blocks = tuple(blocks)
+
+    def __repr__(self) -> str:
+        return f"StoreSlots({len(self.blocks)} blocks)"
+
+    def of_rank(self, rank: int) -> Iterator[RankSlots]:
+        """One for each memory."""
+        memories: dict[tuple[str, str], list[int]] = {}
+        for at, block in enumerate(self.blocks):
+            memories.setdefault((block.manager, block.arena), []).append(at)
+        for (manager, arena), places in memories.items():
+            slots = tuple(self.blocks[at].slots[rank] for at in places)
+            yield RankSlots(manager, arena, tuple(places), slots)
+
+
 # Copies these blocks; returns those that hold garbage now.
 _Copy = Callable[[RankSlots, Sequence[int]], set[int]]
 
@@ -59,7 +92,7 @@ class StoreWorker(OffloadingWorker):
         wait([self._jobs[job_id] for job_id in job_ids if job_id in self._jobs], _WAIT_SECONDS)
 
     def take_failed_blocks(self) -> set[int]:
-        """Of the loads that `get_finished` has told of."""
+        """Blocks of the loads that `get_finished` has returned, and that hold garbage."""
         failed, self._failed = self._failed, set()
         return failed
 

@@ -22,7 +22,7 @@ def service_account(cluster: str, namespace: str) -> Object:
 
 
 def service(cluster: str, namespace: str, role: ProcessRole) -> Object:
-    """The kvmanager's has no address of its own: a StatefulSet's pods are found by name."""
+    """The kvmanager's Service has no address of its own: the pods of a StatefulSet are found by name."""
     is_http = role is ProcessRole.APISERVER
     port, name = (HTTP_PORT, "http") if is_http else (GRPC_PORT, "grpc")
     spec: dict[str, Any] = {
@@ -49,8 +49,8 @@ _PROTOCOL = {"http": "http", "grpc": "kubernetes.io/h2c"}
 def network_policy(
     cluster: str, namespace: str, role: ProcessRole, present: Collection[ProcessRole]
 ) -> Object:
-    """What may come in; probes come from the node and always may. What goes out is not limited: models come
-    from a hub, and object tiers are anywhere."""
+    """Limits what may come in; probes come from the node and always may. What goes out is not limited: models
+    come from a hub, and object tiers may be anywhere."""
     spec = {
         "podSelector": {"matchLabels": labels(cluster, role)},
         "policyTypes": ["Ingress"],

@@ -19,14 +19,14 @@ _MAX_NAME = 40
 
 @dataclass(frozen=True, slots=True)
 class RenderTarget:
-    """Where to, and of what image: the manifest's, unless the command line said otherwise."""
+    """The namespace and the image: the manifest's, unless the command line gives others."""
 
     namespace: str
     image: str
 
 
 def render(manifest: Manifest, target: RenderTarget) -> tuple[Object, ...]:
-    """Errors: ManifestError for what cannot be in Kubernetes."""
+    """Renders all objects of a cluster. Errors: ManifestError for settings that Kubernetes cannot have."""
     refuse(impossible(manifest))
     return tuple(_objects(manifest, target))
 
@@ -58,7 +58,7 @@ def _objects(manifest: Manifest, target: RenderTarget) -> Iterator[Object]:
 
 
 def impossible(manifest: Manifest) -> Iterator[Conflict]:
-    """What cannot be in Kubernetes."""
+    """Yields the settings that a cluster on Kubernetes cannot have."""
     name, keys, secret = manifest.metadata.name, manifest.security.api_keys, manifest.deployment.k8s.secret
     if len(name) > _MAX_NAME or not re.match(r"[a-z]", name):
         message = (

@@ -25,7 +25,8 @@ def config_map(manifest: Manifest, namespace: str) -> Object:
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """What the processes obey, and only that: changing a comment or a number of pods rolls nothing."""
+    """The manifest with the settings that processes use, and no others: changing a comment or a number of
+    pods restarts nothing."""
     data = manifest.model_dump(mode="json", exclude_unset=True)
     data["deployment"] = _deployment(manifest)
     head = {key: data.pop(key) for key in _HEAD if key in data}
@@ -35,7 +36,7 @@ def manifest_text(manifest: Manifest) -> str:
 
 
 def _deployment(manifest: Manifest) -> dict[str, Any]:
-    """Numbers of pods only where the processes count them: decode engines share a KV budget, kvmanagers the
+    """Keeps the numbers of pods that processes read: decode engines share a KV budget, kvmanagers the
     capacity of the tiers."""
     replicas = manifest.deployment.replicas
     counted: dict[str, int] = {}
@@ -47,7 +48,7 @@ def _deployment(manifest: Manifest) -> dict[str, Any]:
 
 
 def manifest_hash(configuration: Object) -> str:
-    """Of the text that the pods read."""
+    """The hash of the text that the pods read."""
     return hashlib.sha256(str(configuration["data"][FILE]).encode()).hexdigest()
 
 
@@ -56,7 +57,7 @@ SIDECAR_LABEL = "grafana_dashboard"
 
 
 def dashboard_maps(cluster: str, namespace: str) -> Iterator[Object]:
-    """They are the same for all clusters: the dashboards have a variable for the cluster."""
+    """The dashboards, which are the same for all clusters: they have a variable for the cluster."""
     for dashboard in DASHBOARDS:
         name = f"{cluster}-{dashboard.uid.removeprefix('llmserve-')}-dashboard"
         found = named("v1", "ConfigMap", cluster, namespace, None, name)
@@ -75,7 +76,7 @@ _FROM = {
 
 
 def pod_monitor(cluster: str, namespace: str) -> Object:
-    """All roles; the apiserver serves its metrics on its HTTP port."""
+    """Lets Prometheus scrape all roles; the apiserver serves its metrics on its HTTP port."""
     found = named(_API, "PodMonitor", cluster, namespace, None, cluster)
     relabelings = [
         {"targetLabel": label, "sourceLabels": [re.sub(r"[^\w]", "_", source)]}
@@ -95,6 +96,6 @@ def pod_monitor(cluster: str, namespace: str) -> Object:
 
 
 def prometheus_rule(cluster: str, namespace: str) -> Object:
-    """They are the same for all clusters: each alert says of which one it is."""
+    """The rules, which are the same for all clusters: each alert names its cluster."""
     found = named(_API, "PrometheusRule", cluster, namespace, None, cluster)
     return found | {"spec": {"groups": rule_groups()}}

@@ -18,13 +18,13 @@ PRODUCT = "llmserve"
 
 
 def labels(cluster: str, role: ProcessRole | None = None) -> dict[str, str]:
-    """Of an object; with a role also what its pods are selected by."""
+    """The labels of an object; with a role, also those by which its pods are selected."""
     component = {} if role is None else {COMPONENT_LABEL: role.value}
     return {NAME_LABEL: PRODUCT, INSTANCE_LABEL: cluster, **component}
 
 
 def managed_labels(cluster: str, role: ProcessRole | None = None) -> dict[str, str]:
-    """Of what LLMServe makes itself, and so may take away."""
+    """The labels of objects that LLMServe makes itself and therefore may delete."""
     return labels(cluster, role) | {MANAGER_LABEL: PRODUCT}
 
 
@@ -48,7 +48,7 @@ def named(api: str, kind: str, cluster: str, namespace: str, role: ProcessRole |
 
 
 def of_role(api: str, kind: str, cluster: str, namespace: str, role: ProcessRole) -> Object:
-    """The object of this kind that a role has one of: named as its Service."""
+    """The one object of this kind that a role has; it is named as the role's Service."""
     return named(api, kind, cluster, namespace, role, service_name(cluster, role))
 
 
@@ -57,12 +57,12 @@ KUSTOMIZATION = "kustomization.yaml"
 
 
 def to_yaml(data: Object) -> str:
-    """Keys in the order in which they were written down."""
+    """YAML with the keys in their original order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=110)
 
 
 def files(objects: Iterable[Object]) -> Mapping[str, str]:
-    """Text by file name."""
+    """The text of each file, by its name."""
     texts = {_file_name(one): to_yaml(one) for one in objects}
     index = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -77,7 +77,7 @@ def _file_name(one: Object) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks, nothing as an alias of something else."""
+    """Writes texts of several lines as blocks, and no aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True

@@ -10,12 +10,13 @@ from llmserve.k8s.render.volumes import dram_gb
 
 
 def is_on_gpu(manifest: Manifest) -> bool:
-    """`auto` is a GPU here: who wants engines on the CPUs of a cluster says so."""
+    """`auto` means a GPU here: engines on the CPUs of a cluster have to be asked for."""
     return manifest.engine.kind == "vllm" and manifest.engine.device != "cpu"
 
 
 def placement(manifest: Manifest, role: ProcessRole) -> dict[str, Any]:
-    """Fields of a pod's spec. An engine that does both is a decode engine to the nodes."""
+    """The fields of a pod's spec that choose its node. An engine for both phases counts as a decode
+    engine."""
     label = manifest.deployment.k8s.node_label
     value = ProcessRole.DECODE if role is ProcessRole.AGGREGATED else role
     chosen = {"nodeSelector": {label: value.value}} if label and role.is_worker else {}
@@ -28,7 +29,7 @@ def placement(manifest: Manifest, role: ProcessRole) -> dict[str, Any]:
 
 
 def _tolerations(manifest: Manifest, label: str | None, role: ProcessRole) -> list[Object]:
-    """Of nodes that are kept for such engines, and of GPU nodes as clouds taint them."""
+    """Tolerates the taints of nodes that are kept for such engines, and those of GPU nodes in clouds."""
     found: list[Object] = []
     if label:
         found.append({"key": label, "operator": "Equal", "value": role.value, "effect": "NoSchedule"})
@@ -39,7 +40,7 @@ def _tolerations(manifest: Manifest, label: str | None, role: ProcessRole) -> li
 
 
 def _spread(cluster: str, role: ProcessRole) -> list[Object]:
-    """Over zones and nodes, as far as there is room: a pod somewhere is better than none."""
+    """Spreads pods over zones and nodes as far as there is room: a pod somewhere is better than none."""
     return [
         {
             "topologyKey": key,
@@ -52,8 +53,8 @@ def _spread(cluster: str, role: ProcessRole) -> list[Object]:
 
 
 def resources(manifest: Manifest, role: ProcessRole, devices: bool = True) -> Object:
-    """Memory is kept and limited alike, so that a node never runs out of it; cores are only kept: an idle
-    neighbour's may be used. devices: with GPUs and the like."""
+    """Memory is requested and limited alike, so that a node never runs out of it; cores are only requested,
+    so that a pod may use idle ones. devices: whether GPUs and the like are included."""
     wanted = _wanted(manifest, role)
     memory = wanted.ram_gb + (dram_gb(manifest) if role is ProcessRole.KVMANAGER else 0)
     limits = {"memory": gibibytes(memory)}

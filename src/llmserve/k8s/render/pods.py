@@ -23,7 +23,7 @@ _STARTUP_PERIOD_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class PodContext:
-    """`process` as plan_pods made it. `configuration` is the ConfigMap that the pod mounts."""
+    """process: the process as plan_pods made it. configuration: the ConfigMap that the pod mounts."""
 
     manifest: Manifest
     process: ProcessSpec
@@ -74,7 +74,7 @@ def pod_template(context: PodContext) -> Object:
 
 
 def _grace_seconds(process: ProcessSpec) -> int:
-    """The longest request, and what is before and after it."""
+    """The time of the longest request, and of the steps before and after it."""
     return _LEAVE_SECONDS + math.ceil(process.drain_seconds or 0) + _CLOSE_SECONDS
 
 
@@ -95,7 +95,7 @@ def _container(context: PodContext) -> Object:
 
 
 def _fetcher(context: PodContext) -> Object:
-    """Prepares the model as `llmserve up` does before it starts a role."""
+    """The container that prepares the model, as `llmserve up` does before it starts a role."""
     return {
         "name": FETCH_CONTAINER,
         **_program(context, fetch_arguments(f"{CONFIG_DIR}/{FILE}")),
@@ -116,7 +116,7 @@ def _program(context: PodContext, command: list[str]) -> Object:
 
 
 def _identity() -> list[Object]:
-    """What the command's $(...) stand for."""
+    """The variables behind the $(...) of the command."""
     fields = {"POD_NAME": "metadata.name", "POD_IP": "status.podIP"}
     return [
         {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
@@ -130,7 +130,7 @@ def _environment(context: PodContext) -> list[Object]:
 
 
 def _places() -> list[Object]:
-    """Everything that is written, where it may be."""
+    """The variables for everything that is written to a directory."""
     return _variables(
         {
             "HOME": TEMP_DIR,
@@ -147,8 +147,8 @@ def _variables(values: dict[str, str]) -> list[Object]:
 
 
 def _secrets(context: PodContext) -> list[Object]:
-    """Each under the name that the manifest gives it: API keys, which only the apiserver has, and the
-    password of Redis."""
+    """The secret variables under the names that the manifest gives them: API keys, which only the apiserver
+    has, and the password of Redis."""
     names: list[str | None] = []
     if context.role is ProcessRole.APISERVER:
         names += [api_key.key_env for api_key in context.manifest.security.api_keys]
@@ -165,7 +165,7 @@ def _hub_token(context: PodContext) -> list[Object]:
 
 
 def _trace_headers(context: PodContext) -> list[Object]:
-    """What a trace endpoint may ask for."""
+    """The headers that a trace endpoint may require."""
     settings = context.manifest
     if settings.observability.tracing.endpoint is None or settings.deployment.k8s.secret is None:
         return []
@@ -193,8 +193,8 @@ def _ports(process: ProcessSpec) -> list[Object]:
 
 
 def _probes(context: PodContext) -> Object:
-    """gRPC's standard health service; an apiserver's HTTP twin, which is alive while no worker is there.
-    A busy engine may answer late: it is killed only when it has been silent for a minute."""
+    """Probes use gRPC's standard health service; for an apiserver HTTP, where it is alive while no worker is
+    there. A busy engine may answer late: it is killed only after a minute without an answer."""
     alive, ready = _questions(context.process)
     starts = math.ceil(context.manifest.deployment.k8s.ready_timeout_seconds / _STARTUP_PERIOD_SECONDS)
     return {

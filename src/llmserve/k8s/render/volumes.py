@@ -9,7 +9,7 @@ from llmserve.k8s.render.objects import Object, gibibytes
 
 
 def nvme_classes(manifest: Manifest) -> Iterator[tuple[int, StorageClass]]:
-    """Those that say where they are kept, with their place in `storageClasses`."""
+    """The storage classes on NVMe that have a location, each with its index in `storageClasses`."""
     for index, storage in enumerate(manifest.storageClasses):
         if storage.tier == "nvme" and storage.location:
             yield index, storage
@@ -20,12 +20,12 @@ def volume_name(index: int) -> str:
 
 
 def share_gb(manifest: Manifest, storage: StorageClass) -> float:
-    """Of a storage class, what each kvmanager has, GiB."""
+    """The part of a storage class that each kvmanager has, in GiB."""
     return storage.capacity_gb / manifest.deployment.replicas.kvmanager
 
 
 def dram_gb(manifest: Manifest) -> float:
-    """Memory of a kvmanager's DRAM tier, GiB."""
+    """The memory of a kvmanager's DRAM tier in GiB."""
     return sum(share_gb(manifest, storage) for storage in manifest.storageClasses if storage.tier == "dram")
 
 
@@ -39,7 +39,7 @@ _HUGEPAGES_DIR = "/dev/hugepages"
 
 @dataclass(frozen=True, slots=True)
 class _Volume:
-    """source None: of a volume claim template, which the pod's own list does not name."""
+    """source: None for a volume of a claim template, which the pod's own list does not name."""
 
     name: str
     path: str

@@ -23,13 +23,13 @@ _ENGINE_CALM_SECONDS = 900  # an engine is dear to start: gigabytes of weights
 
 
 def replicas_of(manifest: Manifest, role: ProcessRole) -> int:
-    """At the start, and at least."""
+    """The number of pods at the start, which is also the least."""
     name = "decode" if role is ProcessRole.AGGREGATED else role.value
     return int(getattr(manifest.deployment.replicas, name))
 
 
 def max_replicas_of(manifest: Manifest, role: ProcessRole) -> int | None:
-    """None: the number is fixed."""
+    """The largest number of pods; None when the number is fixed."""
     most = manifest.deployment.k8s.max_replicas
     allowed = {
         ProcessRole.APISERVER: most.apiserver,
@@ -41,7 +41,7 @@ def max_replicas_of(manifest: Manifest, role: ProcessRole) -> int | None:
 
 
 def autoscaler(manifest: Manifest, namespace: str, role: ProcessRole) -> Iterator[Object]:
-    """None for a fixed number. The router is one: its state is in its memory."""
+    """Yields no autoscaler for a fixed number of pods. The router is one pod: its state is in its memory."""
     most = max_replicas_of(manifest, role)
     if most is None:
         return
@@ -63,7 +63,7 @@ def autoscaler(manifest: Manifest, namespace: str, role: ProcessRole) -> Iterato
 
 
 def _metrics(cluster: str, role: ProcessRole) -> Iterator[Object]:
-    """Prompts wait for prefill; answers fill the memory of decode. The largest demand counts."""
+    """Prefill scales by waiting prompts, decode by the memory of its answers. The largest demand counts."""
     if role is ProcessRole.APISERVER:
         target = {"type": "Utilization", "averageUtilization": _CPU_PERCENT}
         yield {"type": "Resource", "resource": {"name": "cpu", "target": target}}
@@ -86,7 +86,7 @@ def _value(value: str) -> Mapping[str, str]:
 
 
 def _behavior(role: ProcessRole) -> dict[str, Any]:
-    """Up at once, down one pod after another, when the load has been low for a while."""
+    """Scales up at once, and down one pod after another when the load has been low for a while."""
     calm = _ENGINE_CALM_SECONDS if role.is_worker else _LIGHT_CALM_SECONDS
     return {
         "scaleUp": {"stabilizationWindowSeconds": 0},
@@ -98,7 +98,7 @@ def _behavior(role: ProcessRole) -> dict[str, Any]:
 
 
 def disruption_budget(cluster: str, namespace: str, role: ProcessRole) -> Object:
-    """One pod of a role at a time. A role of one pod must not stop a node from being drained."""
+    """One pod of a role may be away at a time. A role of one pod must not stop a node from being drained."""
     found = of_role("policy/v1", "PodDisruptionBudget", cluster, namespace, role)
     return found | {
         "spec": {
@@ -113,7 +113,7 @@ _REVISIONS = 5
 
 
 def workload(manifest: Manifest, namespace: str, role: ProcessRole, template: Object) -> Object:
-    """A StatefulSet for what keeps data, a Deployment for the others."""
+    """A StatefulSet for the role that keeps data, a Deployment for the others."""
     if role is ProcessRole.KVMANAGER:
         return _stateful_set(manifest, namespace, template)
     spec = {
@@ -125,7 +125,7 @@ def workload(manifest: Manifest, namespace: str, role: ProcessRole, template: Ob
 
 
 def _common(manifest: Manifest, role: ProcessRole, template: Object) -> dict[str, Any]:
-    """Where an autoscaler sets the number of pods, nobody else may."""
+    """The number of pods is left out where an autoscaler sets it."""
     fixed = max_replicas_of(manifest, role) is None
     return {
         **({"replicas": replicas_of(manifest, role)} if fixed else {}),
@@ -136,7 +136,8 @@ def _common(manifest: Manifest, role: ProcessRole, template: Object) -> dict[str
 
 
 def _strategy(role: ProcessRole) -> Object:
-    """Two routers would each admit the whole cluster's requests. An engine's successor needs its GPU."""
+    """Two routers would each admit the whole cluster's requests. A new engine needs the GPU of the old
+    one."""
     if role is ProcessRole.ROUTER:
         return {"type": "Recreate"}
     surge = 0 if role.is_worker else 1
@@ -157,7 +158,7 @@ def _stateful_set(manifest: Manifest, namespace: str, template: Object) -> Objec
 
 
 def _claims(manifest: Manifest) -> Iterator[Object]:
-    """A volume for each nvme class. They outlive the pods, and `down`."""
+    """A volume for each NVMe class. Volumes outlive the pods, and `down`."""
     for index, storage in nvme_classes(manifest):
         yield {
             "apiVersion": "v1",
@@ -172,5 +173,5 @@ def _claims(manifest: Manifest) -> Iterator[Object]:
 
 
 def _with_room(capacity_gb: float) -> int:
-    """A twentieth for the file system and the store's own index."""
+    """Adds a twentieth for the file system and the store's own index."""
     return int(capacity_gb * 1.05) + 1

@@ -1,11 +1,11 @@
 """Which tiers of which nodes hold which block: block hash -> holders. Pure.
 
 A holder is one tier of one node: the device cache of a worker, or the DRAM, NVMe or object tier of a KV
-manager. Fed by sequence-numbered reports of each: a snapshot, then changes. A missing report is noticed
-by its number; until the snapshot that heals it, changes are ignored and the older truth stands.
+manager. Each holder sends numbered reports: a snapshot, then changes. The directory notices a missing report
+by the number of the next one; it then ignores changes and keeps its older state until a new snapshot comes.
 
-A replica is another directory: it applies `snapshots`, then every report that was APPLIED here, and drops
-what is dropped here. What it misses it notices and heals as said above.
+A replica is another directory. It applies `snapshots`, then every report that was APPLIED here, and drops
+what is dropped here. It notices and heals missing reports in the same way.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -28,7 +28,7 @@ class KvTier(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Holder:
-    """node: a worker's name for DEVICE, else "KV manager/storage class"."""
+    """node: name of a worker for DEVICE, otherwise "KV manager/storage class"."""
 
     node: str
     tier: KvTier = KvTier.DEVICE
@@ -36,8 +36,10 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class BlockReport:
-    """Changes in order: cleared, removed, stored. snapshot: `stored` is the whole truth. sequence: one more
-    with each report of an incarnation (epoch) of the holder."""
+    """Changes of one holder, to be applied in the order cleared, removed, stored.
+
+    snapshot: `stored` is all that the holder has. epoch: incarnation of the holder. sequence: number of the
+    report in this epoch, without gaps."""
 
     holder: Holder
     epoch: int
@@ -54,19 +56,13 @@ class Applied(Enum):
     IGNORED = "ignored"  # seen before, of an older epoch, or a snapshot is on its way
 
 
-@dataclass(frozen=True, slots=True)
-class HolderRun:
-    """Blocks in a row that the same holders have."""
-
-    blocks: int
-    holders: tuple[Holder, ...]
-
-
 @dataclass(slots=True)
 class _Held:
-    """One incarnation of a holder. bit: its place in the masks; sequence None: needs a snapshot. hashes: the
-    keys; Python's garbage collector, which stops all for 0.2 s at a million of them, does not look into a
-    dict of bytes, but into a set."""
+    """One incarnation of a holder.
+
+    bit: its place in the masks. sequence: last report, or None when a snapshot is needed. hashes: its blocks,
+    as the keys of a dict: Python's garbage collector looks into a set of a million bytes objects, which stops
+    the process for 0.2 s, but not into such a dict."""
 
     epoch: int
     bit: int
@@ -76,11 +72,10 @@ class _Held:
 
 
 class Directory:
-    """A holder is a bit, the holders of a block are an int: one dict entry for each block. Beyond
-    most_blocks further ones are not noted, and counted: they look like a miss."""
+    """One dict entry for each block: a holder is a bit, and the holders of a block are an int. Blocks beyond
+    most_blocks are not recorded, and look like a miss."""
 
     def __init__(self, most_blocks: int = MOST_BLOCKS) -> None:
-        self.refused_blocks = 0
         self._most_blocks = most_blocks
         self._held: dict[Holder, _Held] = {}
         self._holders: dict[int, Holder] = {}
@@ -89,7 +84,7 @@ class Directory:
         self._shared: dict[int, int] = {}
 
     def __len__(self) -> int:
-        """Distinct blocks."""
+        """Number of distinct blocks."""
         return len(self._masks)
 
     def __repr__(self) -> str:
@@ -117,7 +112,7 @@ class Directory:
             self._tier_masks[holder.tier] &= ~(1 << held.bit)
 
     def snapshots(self) -> Iterator[BlockReport]:
-        """For a replica: one of each holder whose state is known, and of its latest sequence."""
+        """One snapshot of each holder whose state is known, for a replica."""
         for holder, held in self._held.items():
             if held.sequence is not None:
                 yield BlockReport(holder, held.epoch, held.sequence, snapshot=True, stored=tuple(held.hashes))
@@ -127,55 +122,45 @@ class Directory:
         return len(held.hashes) if held else 0
 
     def mask(self, block_hash: BlockHash) -> int:
-        """Who holds a block, for `holders`: equal for blocks that the same ones hold, 0 for nobody."""
+        """The holders of a block as bits, for `holders`; 0 when nobody holds it."""
         return self._masks.get(block_hash, 0)
 
     def holders(self, mask: int) -> tuple[Holder, ...]:
-        """Of a mask that was got since the last change."""
-        return self._of_mask(mask)
+        """The holders in a mask that was read since the last change."""
+        holders: list[Holder] = []
+        while mask:
+            lowest = mask & -mask
+            holders.append(self._holders[lowest.bit_length() - 1])
+            mask ^= lowest
+        return tuple(holders)
 
     def tier_mask(self, tier: KvTier) -> int:
-        """Of all holders of this tier."""
+        """The mask of all holders of this tier."""
         return self._tier_masks[tier]
 
     def hashes_of(self, holder: Holder) -> Collection[BlockHash]:
-        """To look at until the next change."""
+        """The blocks of a holder, valid until the next change."""
         held = self._held.get(holder)
         return held.hashes if held else ()
 
     def prefix_blocks(self, hashes: Iterable[BlockHash]) -> dict[Holder, int]:
-        """For each holder of the first block: how many leading ones it holds."""
+        """Number of leading blocks that each holder of the first block holds."""
         prefix: dict[Holder, int] = {}
         holding, count = -1, 0
         for block_hash in hashes:
             still = holding & self._masks.get(block_hash, 0)
             if count and still != holding:
-                prefix.update(dict.fromkeys(self._of_mask(holding & ~still), count))
+                prefix.update(dict.fromkeys(self.holders(holding & ~still), count))
             holding = still
             if not holding:
                 return prefix
             count += 1
         if count:
-            prefix.update(dict.fromkeys(self._of_mask(holding), count))
+            prefix.update(dict.fromkeys(self.holders(holding), count))
         return prefix
 
-    def runs(self, hashes: Iterable[BlockHash]) -> list[HolderRun]:
-        """The leading blocks that somebody holds, up to the first that nobody does; and who."""
-        runs: list[tuple[int, int]] = []
-        mask, count = 0, 0
-        for block_hash in hashes:
-            now = self._masks.get(block_hash, 0)
-            if now != mask:
-                runs.append((mask, count))
-                mask, count = now, 0
-            if not now:
-                break
-            count += 1
-        runs.append((mask, count))
-        return [HolderRun(blocks, self._of_mask(held)) for held, blocks in runs if blocks]
-
     def check_integrity(self) -> None:
-        """Raises AssertionError when masks and the sets of holders differ."""
+        """Raises AssertionError if the masks and the blocks of the holders differ."""
         expected: dict[BlockHash, int] = {}
         for held in self._held.values():
             for block_hash in held.hashes:
@@ -197,7 +182,7 @@ class Directory:
         return Applied.APPLIED
 
     def _ask_resync(self, held: _Held) -> Applied:
-        """Once: until the snapshot comes, the changes that were on their way are ignored."""
+        """Asks once; changes that were on their way are ignored until the snapshot comes."""
         asked, held.resync_asked = held.resync_asked, True
         held.sequence = None
         return Applied.IGNORED if asked else Applied.RESYNC
@@ -210,7 +195,7 @@ class Directory:
         return held
 
     def _replace(self, held: _Held, hashes: Sequence[BlockHash]) -> None:
-        """Costs little when little changed, as after a gap."""
+        """Costs little if little has changed, as after a gap."""
         self._remove(held, held.hashes.keys() - hashes)
         self._store(held, [block_hash for block_hash in hashes if block_hash not in held.hashes])
 
@@ -220,7 +205,6 @@ class Directory:
         for block_hash in hashes:
             mask = masks.get(block_hash, 0)
             if not mask and not room:
-                self.refused_blocks += 1
                 continue
             room -= not mask
             masks[block_hash] = self._one_object(mask | bit)
@@ -236,15 +220,7 @@ class Directory:
                 del masks[block_hash]
 
     def _one_object(self, mask: int) -> int:
-        """Blocks with the same holders share one int: with many holders it is the larger part of an entry."""
+        """Lets blocks with the same holders share one int: with many holders it is most of an entry."""
         if len(self._shared) >= _MOST_SHARED_MASKS:
             self._shared.clear()
         return self._shared.setdefault(mask, mask)
-
-    def _of_mask(self, mask: int) -> tuple[Holder, ...]:
-        holders: list[Holder] = []
-        while mask:
-            lowest = mask & -mask
-            holders.append(self._holders[lowest.bit_length() - 1])
-            mask ^= lowest
-        return tuple(holders)

@@ -1,22 +1,27 @@
-"""The KV manager: the directory of blocks and the ledger of leases, cluster-wide. Pure.
+"""The KV manager: the directory of blocks and the leases of workers, cluster-wide. Pure.
 
-Each worker reports over a connection. When that closes, the worker may be gone or may come back:
-what it held is kept until its leases have run out and a little longer, then written off. A newer
-incarnation replaces an older at once: the older one's memory is gone with its process.
+Each worker reports over a stream. When the stream ends, the worker may be gone or may come back: the manager
+keeps what it held until its leases have run out and a little longer, then writes it off. A newer incarnation
+replaces an older one at once, because the older one's memory has gone with its process.
+
+The worker's own table of leases decides; the manager's copy shows, cluster-wide, whether any lease was left
+behind.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
-from llmserve.core.ids import BlockHash, WorkerId
+from llmserve.core.ids import BlockHash, LeaseId, WorkerId
 from llmserve.core.lease import LeaseChange, LeaseState
-from llmserve.kvstore.directory.directory import Applied, BlockReport, Directory, Holder, HolderRun, KvTier
-from llmserve.kvstore.directory.ledger import LeaseLedger
+from llmserve.core.lease_table import LeaseTable
+from llmserve.kvstore.directory.directory import Applied, BlockReport, Directory, Holder, KvTier
 from llmserve.kvstore.directory.watcher import Watcher
 
 # A worker whose stream merely broke is back well within this.
 _RETURN_SECONDS = 5.0
+# The report of an expiry comes a little after it: only a lease that is overdue for longer is an orphan.
+_REPORT_SLACK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class WorkerKv:
 
 @dataclass(slots=True)
 class ManagerTotals:
-    """Since start."""
+    """Totals since the start."""
 
     reports: int = 0
     resyncs: int = 0
@@ -46,19 +51,57 @@ class ManagerTotals:
 
 
 class ReportStream:
-    """One report stream of a worker. Two are never equal."""
+    """Identity of one report stream of a worker."""
+
+
+class _Leases:
+    """The open leases that one worker incarnation has reported, with their blocks."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.open: LeaseTable[LeaseId, int] = LeaseTable(clock, remembered_ends=0)
+
+    @property
+    def blocks(self) -> int:
+        return sum(self.open.values())
+
+    def apply(self, changes: Iterable[LeaseChange]) -> list[LeaseState]:
+        """Returns how each lease that ended did. A renewal is a GRANTED again."""
+        ended: list[LeaseState] = []
+        for change in changes:
+            if change.state is LeaseState.GRANTED:
+                self.open.grant(change.lease_id, change.blocks, change.remaining_seconds)
+            elif change.lease_id in self.open:
+                self.open.release(change.lease_id)
+                ended.append(change.state)
+        return ended
+
+    def replace(self, changes: Iterable[LeaseChange]) -> int:
+        """Takes a snapshot of all open leases. Returns how many were open before and no longer are."""
+        before = set(self.open)
+        for lease_id in before:
+            self.open.release(lease_id)
+        self.apply(changes)
+        return len(before - self.open.keys())
+
+    def overdue_blocks(self, slack_seconds: float) -> int:
+        """Blocks of leases that should have ended so long ago, and whose end was not reported."""
+        overdue = (key for key in self.open if self.open.remaining_seconds(key) <= -slack_seconds)
+        return sum(self.open[key] for key in overdue)
+
+    def all_overdue(self) -> bool:
+        return all(self.open.remaining_seconds(key) <= 0 for key in self.open)
 
 
 @dataclass(slots=True)
 class _Worker:
     epoch: int
-    ledger: LeaseLedger
+    leases: _Leases
     connection: ReportStream
     gone_at: float | None = field(default=None)  # None: connected
 
 
 class KVManager:
-    """What is overdue is settled before it is looked at; and by `settle` now and then, for the watchers."""
+    """Every question ends what is overdue first; `settle` does so between questions, for the watchers."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -70,10 +113,10 @@ class KVManager:
     def __repr__(self) -> str:
         return f"<KVManager {self._directory!r} open_leases={self.open_leases}>"
 
-    # -- what workers say
+    # -- reports
 
     def report(self, connection: ReportStream, blocks: BlockReport, leases: Sequence[LeaseChange]) -> Ack:
-        """Of the device cache of a worker. Tiers have no leases: `report_tier`."""
+        """Takes a report of a worker's device cache and leases."""
         assert blocks.holder.tier is KvTier.DEVICE, blocks.holder
         applied = self._apply(blocks)
         if applied is Applied.APPLIED:
@@ -83,12 +126,12 @@ class KVManager:
         return Ack(blocks.sequence, resync=applied is Applied.RESYNC)
 
     def report_tier(self, blocks: BlockReport) -> Applied:
-        """Of a tier of this KV manager or another. RESYNC: a snapshot of the tier is needed."""
+        """Takes a report of a tier of this KV manager. RESYNC: a snapshot of the tier is needed."""
         assert blocks.holder.tier is not KvTier.DEVICE, blocks.holder
         return self._apply(blocks)
 
     def disconnect(self, connection: ReportStream) -> None:
-        """Idempotent. Nothing for a worker that reports over a newer connection."""
+        """Idempotent. Ignored for a worker that reports over a newer stream."""
         for worker in self._workers.values():
             if worker.connection is connection and worker.gone_at is None:
                 worker.gone_at = self._clock.now()
@@ -96,7 +139,7 @@ class KVManager:
     # -- replicas
 
     def watch(self, changed: Callable[[], object]) -> Watcher:
-        """Of all that is known now and changes from now on, until `unwatch`."""
+        """A watcher of the present state and of all changes until `unwatch`."""
         self.settle()
         self._watchers.append(Watcher(self._directory, changed))
         return self._watchers[-1]
@@ -110,18 +153,13 @@ class KVManager:
     def watchers(self) -> int:
         return len(self._watchers)
 
-    # -- what others ask
+    # -- questions
 
     def prefix_blocks(self, hashes: Sequence[BlockHash]) -> dict[WorkerId, int]:
-        """For each worker that holds the first block: how many leading ones it holds."""
+        """Number of leading blocks that each worker with the first block holds."""
         self.settle()
         prefix = self._directory.prefix_blocks(hashes)
         return {WorkerId(at.node): blocks for at, blocks in prefix.items() if at.tier is KvTier.DEVICE}
-
-    def runs(self, hashes: Sequence[BlockHash]) -> list[HolderRun]:
-        """The leading blocks that some device cache or tier holds, and who holds them."""
-        self.settle()
-        return self._directory.runs(hashes)
 
     def workers(self) -> list[WorkerKv]:
         self.settle()
@@ -130,7 +168,7 @@ class KVManager:
                 worker_id,
                 worker.epoch,
                 self._directory.blocks_of(Holder(worker_id)),
-                worker.ledger.open_leases,
+                len(worker.leases.open),
                 connected=worker.gone_at is None,
             )
             for worker_id, worker in self._workers.items()
@@ -144,16 +182,16 @@ class KVManager:
     @property
     def open_leases(self) -> int:
         self.settle()
-        return sum(worker.ledger.open_leases for worker in self._workers.values())
+        return sum(len(worker.leases.open) for worker in self._workers.values())
 
     @property
     def leased_blocks(self) -> int:
         self.settle()
-        return sum(worker.ledger.leased_blocks for worker in self._workers.values())
+        return sum(worker.leases.blocks for worker in self._workers.values())
 
     @property
     def orphan_blocks(self) -> int:
-        """Blocks leased past their expiry, or by a worker that is gone, and not yet written off."""
+        """Blocks that are leased past their expiry, or by a worker that is gone and not yet written off."""
         self.settle()
         return sum(self._orphans(worker) for worker in self._workers.values())
 
@@ -163,9 +201,8 @@ class KVManager:
 
     def settle(self) -> None:
         """Writes off the workers that have been gone for long enough."""
-        now = self._clock.now()
         for worker_id, worker in list(self._workers.items()):
-            if worker.gone_at is not None and self._write_off_at(worker) <= now:
+            if self._is_gone_for_good(worker):
                 self._write_off(self._workers.pop(worker_id))
                 self._drop(Holder(worker_id))
 
@@ -189,26 +226,27 @@ class KVManager:
         if worker is None or worker.epoch != report.epoch:
             if worker:
                 self._write_off(worker)
-            worker = _Worker(report.epoch, LeaseLedger(self._clock), connection)
+            worker = _Worker(report.epoch, _Leases(self._clock), connection)
             self._workers[worker_id] = worker
         worker.connection, worker.gone_at = connection, None
         return worker
 
     def _apply_leases(self, worker: _Worker, leases: Sequence[LeaseChange], *, snapshot: bool) -> None:
         if snapshot:
-            self.totals.written_off += worker.ledger.replace(leases)
+            self.totals.written_off += worker.leases.replace(leases)
             return
-        ended = worker.ledger.apply(leases)
+        ended = worker.leases.apply(leases)
         self.totals.released += ended.count(LeaseState.RELEASED)
         self.totals.expired += ended.count(LeaseState.EXPIRED)
 
     def _orphans(self, worker: _Worker) -> int:
         gone = worker.gone_at is not None
-        return worker.ledger.leased_blocks if gone else worker.ledger.overdue_blocks()
+        return worker.leases.blocks if gone else worker.leases.overdue_blocks(_REPORT_SLACK_SECONDS)
 
-    def _write_off_at(self, worker: _Worker) -> float:
-        assert worker.gone_at is not None
-        return max(worker.gone_at + _RETURN_SECONDS, worker.ledger.last_expiry())
+    def _is_gone_for_good(self, worker: _Worker) -> bool:
+        if worker.gone_at is None or self._clock.now() < worker.gone_at + _RETURN_SECONDS:
+            return False
+        return worker.leases.all_overdue()
 
     def _write_off(self, worker: _Worker) -> None:
-        self.totals.written_off += worker.ledger.open_leases
+        self.totals.written_off += len(worker.leases.open)

@@ -29,12 +29,12 @@ _UNLIMITED_BYTES = 1 << 60  # version 1 writes "no limit" as a number near 2**63
 
 
 def free_memory_bytes(root: Path = Path("/")) -> float:
-    """math.inf where the system does not tell. root: of /proc and /sys, another one in tests."""
+    """Memory that this process may still take; math.inf when unknown. root: parent of /proc and /sys."""
     return min([_available(root), *_left_in_groups(root)])
 
 
 def free_huge_pages_bytes(huge_page_bytes: int, root: Path = Path("/")) -> int:
-    """In huge pages that are set aside and not in use."""
+    """Bytes of huge pages that are set aside and not in use."""
     folder = root / f"sys/kernel/mm/hugepages/hugepages-{huge_page_bytes >> 10}kB"
     free, promised = _text(folder / "free_hugepages"), _text(folder / "resv_hugepages")
     return max(0, int(free or 0) - int(promised or 0)) * huge_page_bytes
@@ -59,7 +59,7 @@ def _left_in_groups(root: Path) -> Iterator[float]:
 
 
 def _left(base: Path, group: str, limit: str, usage: str, cache: str) -> Iterator[float]:
-    """Of this process's group and those above. In a container its own group stands at the root."""
+    """What this process's group and those above leave. In a container the own group stands at the root."""
     own = PurePosixPath(group)
     for path in (own, *own.parents):
         folder = base / str(path).lstrip("/")
@@ -71,7 +71,7 @@ def _left(base: Path, group: str, limit: str, usage: str, cache: str) -> Iterato
 
 
 def _text(path: Path) -> str:
-    """Empty for what is not there."""
+    """The text of a file; empty if there is none."""
     with suppress(OSError):
         return path.read_text()
     return ""
@@ -110,40 +110,41 @@ class Arena:
 
     @property
     def generations(self) -> Int64Array:
-        """For the table alone."""
+        """The generation of each page's slot; written by SlotPool alone."""
         return self._mapping.generations
 
     def checksum(self, slot: Slot) -> int:
-        """What its writer has noted last; 0: nothing."""
+        """The checksum that the slot's writer noted last; 0 if none."""
         return int(self._mapping.checksums[slot.page])
 
     def wipe_checksum(self, slot: Slot) -> None:
-        """Before its next writer is told of it."""
+        """Removes the checksum of an earlier use."""
         self._mapping.checksums[slot.page] = 0
 
     @property
     def region(self) -> Region:
-        """The data. Slots are spans of it."""
+        """The data, which slots are spans of."""
         return self._mapping.region
 
     @property
     def regions(self) -> tuple[Region, Region]:
-        """For transports: data and front."""
+        """Data and front, for transports."""
         return self._mapping.region, self._mapping.front
 
     def make_huge(self) -> bool:
-        """Whether all of it stands in huge pages now. A second or two for each GB: for a thread of its own,
-        while the pool is in use. Workers that attach have them too."""
+        """Moves the arena to huge pages; returns whether all of it stands in them. Takes a second or two for
+        each GB: call it on a thread of its own, while the arena is in use. Attached workers have them
+        too."""
         self.huge_pages = self.huge_pages or self._mapping.collapse()
         return self.huge_pages
 
     def view(self, offset: int, length_bytes: int) -> memoryview:
-        """For the owner's own tiers, under a reservation or a lease."""
+        """Bytes of the data, for the owner's own tiers under a reservation or a lease."""
         return self._mapping.view(offset, length_bytes)
 
     def description(self, transports: abc.Mapping[str, str] = MappingProxyType({})) -> str:
-        """By which processes of the same user on this host attach; those elsewhere, by the transports that
-        have its regions. It holds until `close`."""
+        """Text by which processes of the same user on this host attach, and those elsewhere by these
+        transports. Valid until `close`."""
         here = ProcessNamespace.here()
         return ArenaDescription(
             boot_id=here.boot_id,
@@ -157,7 +158,7 @@ class Arena:
         ).to_text()
 
     def close(self) -> None:
-        """The memory goes when the last attached process has let go of it, too. Idempotent."""
+        """Idempotent. The memory is freed when the last attached process has detached, too."""
         if self._fd >= 0:
             self._mapping.close()
             self._close_fd()
@@ -165,7 +166,7 @@ class Arena:
     # -- inside
 
     def _open(self, name: str) -> int:
-        """All memory is taken when this returns."""
+        """Returns when all memory is taken."""
         if self.huge_pages:
             with suppress(OSError):  # others were faster, or may not be used by this user
                 return _create(name, self.shape.total_bytes, os.MFD_HUGETLB)

@@ -25,7 +25,7 @@ class _Slab:
 
 
 class SlabMap:
-    """exact lengths, told by `expect`, have slots of their own; all others share classes of sizes."""
+    """Lengths that were announced by `expect` have slots of exactly that size; others share size classes."""
 
     def __init__(self, capacity_bytes: int, unit_bytes: int = UNIT_BYTES) -> None:
         self._unit_bytes = unit_bytes
@@ -40,7 +40,7 @@ class SlabMap:
         return len(self._units) * self._unit_bytes
 
     def expect(self, length_bytes: int) -> None:
-        """Blocks of exactly this length will come."""
+        """Announces blocks of exactly this length."""
         self._exact.add(_aligned(length_bytes))
 
     def slot_bytes(self, length_bytes: int) -> int:
@@ -51,7 +51,7 @@ class SlabMap:
         return -(-aligned // step) * step
 
     def share_bytes(self, length_bytes: int) -> int:
-        """What a slot takes of the arena: itself, and its share of what its slab leaves over."""
+        """Bytes that a slot takes of the arena: its own, and its share of what its slab leaves over."""
         slot_bytes = self.slot_bytes(length_bytes)
         slab_bytes = self._slab_units(slot_bytes) * self._unit_bytes
         return -(-slab_bytes // (slab_bytes // slot_bytes))
@@ -99,7 +99,7 @@ class SlabMap:
         return self._cut(first, units, slot_bytes)
 
     def _make_smaller(self, slot_bytes: int, tried: int) -> _Slab | None:
-        """Where no run is long enough for little waste: of the longest run there is."""
+        """Makes a slab of the longest free run, when no run is long enough for little waste."""
         for units in range(tried - 1, -(-slot_bytes // self._unit_bytes) - 1, -1):
             first = self._units.find(_FREE * units)
             if first >= 0:
@@ -121,7 +121,7 @@ class SlabMap:
             del self._slabs[unit]
 
     def _slab_units(self, slot_bytes: int) -> int:
-        """The fewest that leave little over."""
+        """The smallest number of units that leaves little over."""
         units = -(-slot_bytes // self._unit_bytes)
         while (units * self._unit_bytes) % slot_bytes * _WASTE > units * self._unit_bytes:
             units += 1

@@ -94,12 +94,12 @@ class DramTier:
     def __init__(
         self,
         slots: SlotPool,
-        book: TierIndex,
+        index: TierIndex,
         clock: Clock,
         name: str = "dram",
         quarantine_seconds: float = QUARANTINE_SECONDS,
     ) -> None:
-        self.slots, self.book, self.name = slots, book, name
+        self.slots, self.index, self.name = slots, index, name
         self.totals, self.counters = TierTotals(), DramCounters()
         self.held_changed: HeldChanged = nobody_asks
         self._quarantine_seconds = quarantine_seconds
@@ -157,7 +157,7 @@ class DramTier:
             one.leases += 1
         self.counters.leases_granted += 1
         lease_id = LeaseId(f"pin-{self.counters.leases_granted:x}")
-        pinned = self.book.pin(keys) if pins else ()
+        pinned = self.index.pin(keys) if pins else ()
         self._leases.grant(lease_id, _ReadLease(user, blocks, pinned), seconds)
         return lease_id, [one.slots for one in blocks]
 
@@ -185,16 +185,16 @@ class DramTier:
             return ReserveOutcome.BUSY, ()
         if block.key in self._stored:
             return ReserveOutcome.PRESENT, ()
-        added = self.book.add(block.key, block.parent, self.charge(block.part_bytes), block.tenant)
+        added = self.index.add(block.key, block.parent, self.charge(block.part_bytes), block.tenant)
         if added is Added.NO_ROOM:
             return ReserveOutcome.FULL, ()
         slots = self.slots.take(block.part_bytes)
         if isinstance(slots, ReserveOutcome):
             self.counters.full += 1
-            self.book.remove(block.key)
+            self.index.remove(block.key)
             return slots, ()
         self.counters.reserved += len(slots)
-        self.book.pin([block.key])
+        self.index.pin([block.key])
         self._filling.grant(block.key, _Reservation(user, block, list(slots)), seconds)
         return ReserveOutcome.RESERVED, slots
 
@@ -220,7 +220,7 @@ class DramTier:
         self._filling.release(fill.block)
         self._stored[fill.block] = _Stored(reservation.block, tuple(reservation.slots))
         self.held_changed((fill.block,), True)
-        self.book.unpin([fill.block])
+        self.index.unpin([fill.block])
         return CommitOutcome.STORED, reservation.block
 
     def abort(self, key: BlockHash) -> None:
@@ -236,7 +236,7 @@ class DramTier:
     def make_room(self, size_bytes: int, tenant: TenantId) -> list[Victim]:
         """Blocks that the index gives up; the caller saves their bytes if it wants to, and calls `evict`."""
         self.settle()
-        return self.book.make_room(size_bytes, tenant)
+        return self.index.make_room(size_bytes, tenant)
 
     def evict(self, key: BlockHash) -> None:
         """Ends a block that has left the index: its slots come back when nobody reads them any more."""
@@ -249,7 +249,7 @@ class DramTier:
     def drop(self, key: BlockHash) -> None:
         """Removes a stored block that is worth nothing any more. Other keys are ignored."""
         if key in self._stored:
-            self.book.remove(key)
+            self.index.remove(key)
             self.evict(key)
 
     def charge(self, part_bytes: Sequence[int]) -> int:
@@ -292,7 +292,7 @@ class DramTier:
         self.slots.check_integrity(current, [orphan.slot for orphan in self._orphans.values()])
         assert all(block.leases == leased.count(block) for block in blocks)
         assert all(one.is_evicted == (self._stored.get(one.block.key) is not one) for one in blocks)
-        assert {node.key for node in self.book.held()} == self._stored.keys() | self._filling.keys()
+        assert {node.key for node in self.index.held()} == self._stored.keys() | self._filling.keys()
         assert all(reservation.open_slots for reservation in self._filling.values())
 
     # -- inside
@@ -323,14 +323,14 @@ class DramTier:
         self._leave_index(key)
 
     def _leave_index(self, key: BlockHash) -> None:
-        self.book.unpin([key])
-        self.book.remove(key)
+        self.index.unpin([key])
+        self.index.remove(key)
 
     def _end_lease(self, lease: _ReadLease) -> None:
         for stored in lease.blocks:
             stored.leases -= 1
             self._free_unread(stored)
-        self.book.unpin(lease.pinned)
+        self.index.unpin(lease.pinned)
 
     def _free_unread(self, stored: _Stored) -> None:
         if stored.is_evicted and not stored.leases:

@@ -1,16 +1,15 @@
-"""All tiers of one KV manager as one store: what workers ask of it, and what moves between tiers.
+"""All tiers of one KV manager as one store: the requests of workers and operators, and moves between tiers.
 
-A worker prepares a prompt: the longest stored prefix beyond what its device has is brought up to DRAM and
-leased, and slots are reserved for the blocks that are stored nowhere. The worker copies from and to the
-pool's memory itself, commits what it wrote, and releases the lease. Bytes never pass through here, except
+A worker prepares a prompt: the store brings the longest stored prefix beyond what the worker's device has up
+to DRAM and leases it, and reserves slots for the blocks that are stored nowhere. The worker copies from and
+to the arena itself, commits what it wrote, and releases the lease. Bytes pass through this process only
 between DRAM and the tiers below.
 
-    words   what is asked and answered
-    dram    the pool and its book: which blocks are there, whose room is taken
-    codecs  a tier's codecs, by the shape of what they encode
-    coding  between bytes in the pool and blobs of a tier
-    lower   one tier below: what it holds, writes down, brings up
-    store   the requests of workers
+    store          the requests of workers
+    movement       blocks between DRAM and the tiers below
+    lower_tier     one tier below DRAM, with contents, write_queue, coding and medium_log
+    build          the store that a manifest describes, with refusals
+    admin          the requests of operators, with verify, export_import and archive
 """
 
 from llmserve.kvstore.blocks import BlockSlots, PartFill, Prepared, Prompt, StoredBlock, part_key

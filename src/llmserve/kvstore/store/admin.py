@@ -1,10 +1,11 @@
-"""What an operator asks of the store: which blocks there are, which must stay, which must go.
+"""The requests of operators: list, pin and evict blocks.
 
-A pin holds a block in the tiers that have it now, and with it all that is before it, because eviction
-never takes a block before those that follow it. It ends when it is undone, when the block is found
-corrupt, and with this process. Nothing here removes a pinned block, or one that is being read or written.
+A pin keeps a block in the tiers that have it now, and with it all blocks before it in its prompt, because
+eviction never takes a block before those that follow it. A pin ends when it is undone, when the block is
+found corrupt, and with this process. Nothing here removes a pinned block, or one that is being read or
+written.
 
-Listings walk books of a million blocks: they let the loop run in between.
+Listings walk indexes of a million blocks and let the loop run in between.
 """
 
 import asyncio
@@ -31,7 +32,8 @@ _DRAIN_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class BlockFilter:
-    """All conditions hold. tier: its name; empty: every one. hash_prefix: in hexadecimal."""
+    """Matches blocks for which all conditions hold. tier: name; empty for all. hash_prefix: in
+    hexadecimal."""
 
     tier: str = ""
     tenant: TenantId | None = None
@@ -47,7 +49,7 @@ class BlockFilter:
 
 @dataclass(frozen=True, slots=True)
 class BlockPlace:
-    """pinned: by an operator, itself or for what follows it. in_use: being read or written."""
+    """pinned: an operator has pinned it or a block after it. in_use: it is being read or written."""
 
     tier: str
     size_bytes: int
@@ -70,7 +72,7 @@ class BlockListing:
 
 @dataclass(frozen=True, slots=True)
 class PinResult:
-    """changed: blocks, once for each tier. pinned: that are now, with those before them."""
+    """changed_blocks: counted once for each tier. pinned_blocks: pinned now, with the blocks before them."""
 
     changed_blocks: int
     pinned_blocks: int
@@ -78,7 +80,7 @@ class PinResult:
 
 @dataclass(slots=True)
 class EvictResult:
-    """Blocks, once for each tier. pinned, busy: those that stay, and why."""
+    """Blocks are counted once for each tier. pinned_blocks, busy_blocks: those that stay, by reason."""
 
     blocks: int = 0
     size_bytes: int = 0
@@ -95,7 +97,7 @@ class StoreAdmin:
         self._clock = clock
 
     def tiers(self, name: str = "") -> list[AnyTier]:
-        """Fastest first: all, or the one of this name."""
+        """All tiers, the fastest first, or the one of this name."""
         tiers: list[AnyTier] = [self.store.dram, *self.store.lower]
         found = [tier for tier in tiers if name in ("", tier.name)]
         if not found:
@@ -106,7 +108,7 @@ class StoreAdmin:
     # -- looking
 
     async def list_blocks(self, wanted: BlockFilter, limit: int) -> tuple[list[BlockListing], int]:
-        """At most so many, used last first; and how many match in all."""
+        """At most `limit` blocks, the last used first, and the number that match in all."""
         if not 1 <= limit <= MAX_LISTED_BLOCKS:
             raise InvalidRequest(f"limit: must be 1 to {MAX_LISTED_BLOCKS}, got {limit}")
         last_used: dict[BlockHash, float] = {}
@@ -119,7 +121,7 @@ class StoreAdmin:
 
     async def select(self, tier: AnyTier, wanted: BlockFilter) -> list[Node]:
         """The blocks of one tier that match."""
-        nodes, found = tier.book.held(), []
+        nodes, found = tier.index.held(), []
         _check_hash(wanted.hash_prefix)
         for start in range(0, len(nodes), _WALKED_AT_ONCE):
             found += [node for node in nodes[start : start + _WALKED_AT_ONCE] if wanted.matches(node)]
@@ -129,16 +131,16 @@ class StoreAdmin:
     # -- changing
 
     async def pin(self, wanted: BlockFilter, *, unpin: bool = False) -> PinResult:
-        """What matches now: what comes later is not pinned."""
+        """Pins the blocks that match now; later ones are not pinned."""
         chosen = await self._chosen(wanted)
         changed = 0
         for tier, nodes in chosen:
             keys = [node.key for node in nodes]
-            changed += tier.book.unkeep(keys) if unpin else tier.book.keep(keys)
-        return PinResult(changed, sum(len(tier.book.protected()) for tier, _ in chosen))
+            changed += tier.index.unkeep(keys) if unpin else tier.index.keep(keys)
+        return PinResult(changed, sum(len(tier.index.protected()) for tier, _ in chosen))
 
     async def evict(self, wanted: BlockFilter) -> EvictResult:
-        """What follows a block goes with it: it could not be used any more."""
+        """Evicts the blocks that match, and those that follow them: they could not be used any more."""
         await self._let_writes_end()
         done = EvictResult()
         for tier, nodes in await self._chosen(wanted):
@@ -148,9 +150,9 @@ class StoreAdmin:
     # -- parts
 
     def _listed(self, tiers: Sequence[AnyTier], keys: Sequence[BlockHash]) -> Iterator[BlockListing]:
-        protected = {tier.name: tier.book.protected() for tier in tiers}
+        protected = {tier.name: tier.index.protected() for tier in tiers}
         for key in keys:
-            held = [(tier, node) for tier in tiers if (node := tier.book.find(key))]
+            held = [(tier, node) for tier in tiers if (node := tier.index.find(key))]
             if not held:
                 continue  # gone since it was selected
             first = held[0][1]
@@ -164,7 +166,7 @@ class StoreAdmin:
             yield listed
 
     async def _chosen(self, wanted: BlockFilter) -> list[tuple[AnyTier, list[Node]]]:
-        """In each tier. Where a hash is given, it means one block."""
+        """The blocks that match, by tier. A hash prefix must mean one block."""
         chosen = [(tier, await self.select(tier, wanted)) for tier in self.tiers(wanted.tier)]
         keys = {node.key for _, nodes in chosen for node in nodes} if wanted.hash_prefix else set()
         if wanted.hash_prefix and not keys:
@@ -176,7 +178,8 @@ class StoreAdmin:
         return chosen
 
     async def _let_writes_end(self) -> None:
-        """What is on its way down would appear after what was evicted; under load some stays busy."""
+        """Waits a little: a block on its way down would appear after the eviction. Under load some stay
+        busy."""
         drained = [asyncio.ensure_future(tier.drained()) for tier in self.store.lower]
         if drained:
             _, late = await asyncio.wait(drained, timeout=_DRAIN_SECONDS)
@@ -184,15 +187,15 @@ class StoreAdmin:
                 one.cancel()
 
     async def _evict(self, tier: AnyTier, nodes: list[Node], done: EvictResult) -> None:
-        protected = tier.book.protected()
+        protected = tier.index.protected()
         for start in range(len(nodes), 0, -_DROPPED_AT_ONCE):
             going: set[BlockHash] = set()
             for node in reversed(nodes[max(0, start - _DROPPED_AT_ONCE) : start]):
                 if not node.held:
                     continue
-                if node.key in protected or tier.book.is_kept(node.key):
+                if node.key in protected or tier.index.is_kept(node.key):
                     done.pinned_blocks += 1
-                elif self._is_busy(tier, node) or not going.issuperset(tier.book.followers(node.key)):
+                elif self._is_busy(tier, node) or not going.issuperset(tier.index.followers(node.key)):
                     done.busy_blocks += 1
                 else:
                     done.blocks += 1
@@ -201,12 +204,12 @@ class StoreAdmin:
             await drop(tier, list(going), EvictReason.ASKED)
 
     def _is_busy(self, tier: AnyTier, node: Node) -> bool:
-        pins = node.pins - tier.book.is_kept(node.key)
+        pins = node.pins - tier.index.is_kept(node.key)
         return pins > 0 or any(lower.is_writing(node.key) for lower in self.store.lower)
 
 
 async def drop(tier: AnyTier, keys: Sequence[BlockHash], reason: EvictReason) -> None:
-    tier.book.evictions[reason] += sum(key in tier.book for key in keys)
+    tier.index.evictions[reason] += sum(key in tier.index for key in keys)
     if isinstance(tier, LowerStore):
         await tier.drop(keys)
         return
@@ -216,7 +219,7 @@ async def drop(tier: AnyTier, keys: Sequence[BlockHash], reason: EvictReason) ->
 
 
 def parents_first(nodes: Iterable[Node]) -> Iterator[Node]:
-    """The same, each after those before it in its prompt."""
+    """The same nodes, each after those before it in its prompt."""
     chosen = dict.fromkeys(nodes)
     seen: set[Node] = set()
     for node in chosen:
@@ -230,7 +233,7 @@ def parents_first(nodes: Iterable[Node]) -> Iterator[Node]:
 
 
 def _with_followers(nodes: Iterable[Node]) -> Iterator[Node]:
-    """Each once."""
+    """The held nodes and those after them, each once."""
     seen: set[Node] = set()
     stack = list(nodes)
     while stack:

@@ -36,7 +36,7 @@ class WrongArchive(InvalidRequest):
 
 @dataclass(frozen=True, slots=True)
 class ArchiveRecord:
-    """Of a block. parts: of each the length in bytes, the xxh3, and the shape as text (empty: not known)."""
+    """One block. parts: length in bytes, xxh3, and shape as text (empty when unknown) of each part."""
 
     key: BlockHash
     parent: BlockHash | None
@@ -55,7 +55,8 @@ class ArchiveContents:
 
 
 class ArchiveWriter:
-    """For each block its record, then its bytes in pieces of any size; `finish` at the end."""
+    """Call `begin` with each block's record, `write` with its bytes in pieces of any size; `finish` at the
+    end."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -98,8 +99,8 @@ def check(file: BinaryIO) -> ArchiveContents:
 
 
 def read(file: BinaryIO) -> Iterator[ArchiveRecord | bytes]:
-    """From its start: for each block its record, then its bytes in pieces. The last piece of a part comes
-    when its checksum has been compared. Errors: WrongArchive."""
+    """Yields for each block its record, then its bytes in pieces. The last piece of a part comes after its
+    checksum was compared. Errors: WrongArchive."""
     file.seek(0)
     _check_head(file)
     blocks = size = 0

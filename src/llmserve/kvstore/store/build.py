@@ -1,4 +1,4 @@
-"""From the manifest's `storageClasses` to a store."""
+"""Builds the store that the manifest's `storageClasses` describe."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ from llmserve.kvstore.formats import (
     KeyRing,
     Quantize,
 )
-from llmserve.kvstore.store.codecs import MakeCodec
+from llmserve.kvstore.store.coding import MakeCodec
 from llmserve.kvstore.store.lower_tier import LowerSettings, LowerStore
 from llmserve.kvstore.store.refusals import key_sources, lasting_refusals
 from llmserve.kvstore.store.store import BlockStore, StoreSettings
@@ -60,8 +60,8 @@ class BuiltStore:
 
 @dataclass(frozen=True, slots=True)
 class StoreParts:
-    """Of the manifest, what one kvmanager's store is built from. quota_gb: of tenants. owner: this kvmanager
-    among those that share a bucket, the same after a restart. environment: where keys are looked up."""
+    """The settings of one kvmanager's store. quota_gb: by tenant. owner: name of this kvmanager among those
+    that share a bucket, the same after a restart. environment: variables that may hold keys."""
 
     classes: Sequence[StorageClass]
     hot_keep_seconds: float
@@ -73,7 +73,8 @@ class StoreParts:
 
     @classmethod
     def of(cls, manifest: Manifest, process: str, environment: Mapping[str, str]) -> "StoreParts":
-        """process: the name of the kvmanager's, the same after a restart. It has an equal part of all."""
+        """process: name of this kvmanager, the same after a restart. Each kvmanager has an equal share of
+        all."""
         share, cache = 1 / manifest.deployment.replicas.kvmanager, manifest.kv_cache
         quotas = {TenantId(key.tenant): key.kv_quota_gb for key in manifest.security.api_keys}
         return cls(
@@ -88,7 +89,8 @@ class StoreParts:
 
 
 def _of_process(one: StorageClass, process: str, share: float) -> StorageClass:
-    """The same directory for the first of several as for one alone, so that what it has is found again."""
+    """A class with this process's share. Its directory is the same for the first of several as for one
+    alone."""
     changes: dict[str, object] = {"capacity_gb": one.capacity_gb * share}
     if one.tier == "nvme":
         changes["location"] = f"{one.location}/{process}"
@@ -108,8 +110,8 @@ def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
         arena = Arena(parts.cluster, _capacity_bytes(dram_class))
     slabs = SlabMap(arena.region.length_bytes)
     slots = SlotPool(slabs, arena.generations, arena.checksum, arena.wipe_checksum)
-    book = TierIndex(slabs.capacity_bytes, S3FifoPolicy, clock, rules)
-    dram = DramTier(slots, book, clock, dram_class.name)
+    index = TierIndex(slabs.capacity_bytes, S3FifoPolicy, clock, rules)
+    dram = DramTier(slots, index, clock, dram_class.name)
     busy_bytes = min(_BUSY_BYTES, slabs.capacity_bytes // _BUSY_SHARE)
     below = [one for tier in _FASTEST_FIRST for one in parts.classes if one.tier == tier]
     lower = [_lower(parts, one, rules, codecs[one.name], busy_bytes, clock) for one in below]
@@ -136,8 +138,8 @@ def _lower(
     if is_object:
         rules = EvictionRules(tenant_quota_bytes=rules.tenant_quota_bytes)  # it is not a fast tier
     settings = LowerSettings(WriteMode(one.write), busy_bytes, opens_later=is_object)
-    book = TierIndex(capacity_bytes, ArcPolicy, clock, rules)
-    return LowerStore(tier, book, make_codec, clock, settings, one.name)
+    index = TierIndex(capacity_bytes, ArcPolicy, clock, rules)
+    return LowerStore(tier, index, make_codec, clock, settings, one.name)
 
 
 def _nvme(one: StorageClass) -> tuple[Tier, int]:
@@ -166,7 +168,7 @@ def _capacity_bytes(one: StorageClass) -> int:
 
 
 def _codecs(parts: StoreParts, at: int) -> MakeCodec:
-    """Of a class. Its keys are read now."""
+    """The codec of a class. Reads its keys now."""
     wanted = parts.classes[at].format
     sources = key_sources(parts.classes[at])
     form = BlockFormat(Quantize(wanted.quantize), Compress(wanted.compress), encrypt=bool(sources))
@@ -175,7 +177,7 @@ def _codecs(parts: StoreParts, at: int) -> MakeCodec:
 
 
 def _codec(form: BlockFormat, keys: KeyRing | None, shape: BlockShape) -> BlockCodec:
-    """Bytes without numbers, as of a cache in fp8, are not quantized."""
+    """Bytes that are no numbers, such as those of a cache in fp8, are not quantized."""
     if shape.element is Element.OPAQUE:
         form = replace(form, quantize=Quantize.NONE)
     return BlockCodec(shape, form, keys)

@@ -1,7 +1,7 @@
-"""Blocks out of the store with their bytes, and into it: for export and import.
+"""Export of blocks with their bytes from the store, and import into it.
 
-What comes out is decoded, so that it fits any tier of any cluster with the same model and layout; what
-comes in is encoded, and encrypted, as the tier that takes it is told to. Room is made by the usual rules.
+Exported blocks are decoded, so that they fit any tier of any cluster with the same model and layout. Imported
+blocks are encoded and encrypted as the tier that takes them is configured. Room is made by the usual rules.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _CORRUPT = StoredParts(TierOutcome.CORRUPT)
 
 @dataclass(frozen=True, slots=True)
 class ExportedBlock:
-    """A block with its bytes. parts: one for each rank; checksums: xxh3 of each."""
+    """A block with its bytes. parts: one for each rank. checksums: xxh3 of each part."""
 
     block: StoredBlock
     parts: tuple[memoryview, ...]
@@ -49,15 +49,15 @@ def checksums_of(parts: Sequence[memoryview]) -> tuple[int, ...]:
 
 
 class Export:
-    """Each block once, from the fastest tier that has it, after those before it in its prompt. What goes
-    meanwhile, or is not whole, is left out. Life: select, then iterate `blocks` once."""
+    """Yields each block once, from the fastest tier that has it, after the blocks before it in its prompt. A
+    block that leaves meanwhile, or is not whole, is left out. Life: select, then iterate `blocks` once."""
 
     def __init__(self, admin: StoreAdmin, view: View) -> None:
         self._admin, self._view = admin, view
         self._chosen: list[tuple[AnyTier, Node]] = []
 
     async def select(self, wanted: BlockFilter) -> int:
-        """How many there are."""
+        """Returns the number of blocks that match."""
         seen: set[BlockHash] = set()
         for tier in self._admin.tiers(wanted.tier):
             nodes = [node for node in await self._admin.select(tier, wanted) if node.key not in seen]
@@ -90,7 +90,7 @@ class Export:
 
 
 class Import:
-    """Into one tier. Life: add each block -> finish."""
+    """Imports into one tier. Life: add each block -> finish."""
 
     def __init__(self, admin: StoreAdmin, view: View, tier: str = "") -> None:
         """tier: empty for the fastest below DRAM, or DRAM where there is none. Errors: NotFound; Unavailable
@@ -111,10 +111,10 @@ class Import:
             await self._put(carried)
 
     async def finish(self) -> ImportResult:
-        """Returns when all is written, or given up."""
+        """Returns when all blocks are written or given up."""
         if isinstance(self.tier, LowerStore):
             await self.tier.drained()
-            kept = sum(key in self.tier.book for key in self._written)
+            kept = sum(key in self.tier.index for key in self._written)
             self._stored, self._refused = kept, self._refused + len(self._written) - kept
         return ImportResult(self._stored, self._present, self._refused)
 
@@ -134,7 +134,7 @@ class Import:
             self._refused += 1
 
     async def _put(self, carried: ExportedBlock) -> None:
-        """As a worker does that has computed it."""
+        """Stores a block as a worker does that has computed it."""
         block = carried.block
         if self._store.dram.holds(block.key) or any(tier.has(block) for tier in self._store.lower):
             self._present += 1

@@ -1,15 +1,14 @@
-"""One tier below DRAM, with its book: what it holds, what is written down, and what is brought up.
+"""One tier below DRAM: what it holds, what is written down to it, and what is brought up from it.
 
-Blocks come from the pool and go back to it, encoded and decoded on a thread of this tier. What goes down
-waits in a queue (`write_queue`); what comes up does not wait for it. Trouble of the medium is a miss for
-whoever asked, and is counted and told; nothing here raises for it.
+Blocks come from the arena and go back to it; a thread of this tier encodes and decodes them. Blocks that go
+down wait in a queue (`write_queue`); blocks that come up do not wait for it. An error of the medium is a miss
+for whoever asked; it is counted and logged, and nothing here raises for it.
 
-What is read is what was written, or a miss; what turns out lost or damaged is forgotten, here and on the
-medium, so that it can be stored anew.
+A read returns what was written, or a miss. The tier forgets lost and damaged blocks, here and on the medium,
+so that they can be stored again.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -17,14 +16,12 @@ from itertools import takewhile
 from llmserve.core.clock import Clock
 from llmserve.core.errors import BlockUnreadable, StartFailed
 from llmserve.core.ids import BlockHash, TenantId
-from llmserve.core.stats import TierTotals
 from llmserve.core.tasks import TaskOwner
 from llmserve.kvstore.blocks import HeldChanged, StoredBlock, block_of, nobody_asks
 from llmserve.kvstore.eviction import LowerTier, TierIndex, WriteMode
-from llmserve.kvstore.store.codecs import MakeCodec
-from llmserve.kvstore.store.coding import Coder, Incoming, Outgoing, StoredParts, aligned, room_for
+from llmserve.kvstore.store.coding import Coder, Incoming, MakeCodec, Outgoing, StoredParts, aligned, room_for
 from llmserve.kvstore.store.contents import TierContents
-from llmserve.kvstore.store.medium_errors import MediumErrors
+from llmserve.kvstore.store.medium_log import MediumLog
 from llmserve.kvstore.store.write_queue import WriteQueue
 from llmserve.kvstore.tiers.base import (
     BlobKey,
@@ -36,7 +33,7 @@ from llmserve.rpc.backoff import Backoff
 
 _log = logging.getLogger(__name__)
 _FIRST_GUESS_BYTES_PER_SECOND = 500e6
-# One part in so many: else all that is new would push out what is old, and be pushed out.
+# One part in so many is kept for proven blocks: else new blocks would push out old ones, and each other.
 _KEPT_FOR_PROVEN = 16
 _LEARNING = 0.3  # the weight of the last figure
 _OPEN_AGAIN_SECONDS = (1.0, 60.0)
@@ -44,8 +41,8 @@ _OPEN_AGAIN_SECONDS = (1.0, 60.0)
 
 @dataclass(frozen=True, slots=True)
 class LowerSettings:
-    """busy_bytes: see `eviction.writing`; four times as much of the pool is held at most for what goes down.
-    opens_later: a medium that cannot be used is tried again and again, and is a miss until then."""
+    """busy_bytes: see `eviction.writing`; blocks going down hold at most four times as much of DRAM.
+    opens_later: a medium that cannot be opened is tried again and again, and is a miss until then."""
 
     write_mode: WriteMode = WriteMode.AUTO
     busy_bytes: int = 256 << 20
@@ -53,33 +50,30 @@ class LowerSettings:
 
 
 class LowerStore:
-    """One event loop. Life: open -> aclose (idempotent; what is queued to be written is given up).
+    """One event loop. Life: open -> aclose (idempotent; blocks that wait to be written are given up).
 
-    closed: why it is not open, in words; empty when it is."""
+    closed: reason why it is not open; empty when it is."""
 
     def __init__(
         self,
         tier: Tier,
-        book: TierIndex,
+        index: TierIndex,
         make_codec: MakeCodec,
         clock: Clock,
         settings: LowerSettings | None = None,
         name: str = "",
     ) -> None:
         self.name, self.kind = name or tier.name, tier.name
-        self.book = book
-        self.totals = TierTotals()
+        self.index = index
+        self._medium = MediumLog(self.name)
+        self.totals, self.outcomes = self._medium.totals, self._medium.outcomes
         self.held_changed: HeldChanged = nobody_asks
         self.settings = settings or LowerSettings()
-        self.outcomes: Counter[tuple[str, TierOutcome]] = Counter()  # by operation
         self.closed = "not opened yet"
         self._tier, self._clock = tier, clock
         self._coder = Coder(make_codec, f"kv-{self.name}")
-        self._contents = TierContents(tier, book, lambda keys, held: self.held_changed(keys, held))
-        self._medium = MediumErrors(self.name)
-        self._queue = WriteQueue(
-            self.name, tier, self._contents, self._coder, clock, self.totals, self.outcomes, self._medium
-        )
+        self._contents = TierContents(tier, index, lambda keys, held: self.held_changed(keys, held))
+        self._queue = WriteQueue(tier, self._contents, self._coder, clock, self._medium)
         self._tasks = TaskOwner(f"kv-{self.name}")
         self._bytes_per_second = _FIRST_GUESS_BYTES_PER_SECOND
 
@@ -104,9 +98,9 @@ class LowerStore:
         return not self.closed
 
     @property
-    def trouble(self) -> str:
-        """What is wrong with it now, in words; empty when nothing is."""
-        return f"not used now: {self.closed}" if self.closed else self._medium.words
+    def error(self) -> str:
+        """What is wrong with the tier now, as text; empty when nothing is."""
+        return f"not used now: {self.closed}" if self.closed else self._medium.error
 
     async def _open_patiently(self) -> None:
         backoff = Backoff(*_OPEN_AGAIN_SECONDS)
@@ -124,37 +118,37 @@ class LowerStore:
         found = await self._contents.take()
         self.closed = ""
         self._tasks.spawn("write", self._queue.run(), fatal=True)
-        _log.info("%s: open, %d blocks found, %r", self.name, found, self.book)
+        _log.info("%s: open, %d blocks found, %r", self.name, found, self.index)
 
     # -- what is there
 
     @property
     def queued_bytes(self) -> int:
-        """Of the pool, held for what goes down."""
+        """Bytes of DRAM that are held by blocks going down."""
         return self._queue.bytes
 
     def holds(self, key: BlockHash, parts: int) -> bool:
         return self.is_open and self._contents.holds(key, parts)
 
     def load_seconds(self, size_bytes: int) -> float:
-        """What so many bytes of blocks have taken lately."""
+        """Time that a load of so many bytes has taken lately."""
         return size_bytes / self._bytes_per_second
 
     def state(self) -> LowerTier:
-        """A full tier has always a little room: less than a block, or what was just given up."""
-        most = self.book.capacity_bytes - self.book.capacity_bytes // _KEPT_FOR_PROVEN
-        has_room = self.book.used_bytes + self.queued_bytes < most
+        """Counts a tier as full a little early: some room is kept for proven blocks."""
+        most = self.index.capacity_bytes - self.index.capacity_bytes // _KEPT_FOR_PROVEN
+        has_room = self.index.used_bytes + self.queued_bytes < most
         return LowerTier(has_room, self.queued_bytes, self.settings.busy_bytes)
 
     def adopt(self, keys: Sequence[BlockHash], tenant: TenantId) -> None:
-        """Blocks of a prompt, in order: what an earlier process left of them is this tenant's now."""
+        """See TierContents.adopt."""
         self._contents.adopt(keys, tenant)
 
     # -- up
 
     async def bring_up(self, wanted: Sequence[Incoming]) -> list[int | None]:
-        """Fills the views; the checksum (xxh3) of each, or None for a miss, whose view holds garbage. A call
-        that is cancelled ends when it has let go of them."""
+        """Fills the views. Returns the checksum (xxh3) of each, or None for a miss, whose view holds garbage.
+        A call that is cancelled ends when it no longer touches them."""
         started = self._clock.now()
         sizes = self._tier.sizes([one.key for one in wanted])
         buffers = [room_for(one.view, size) for one, size in zip(wanted, sizes, strict=True)]
@@ -198,15 +192,15 @@ class LowerStore:
     # -- down
 
     def has(self, block: StoredBlock) -> bool:
-        """It is there, or on its way."""
+        """The block is stored here, or on its way."""
         return block.key in self._queue or self.holds(block.key, len(block.part_bytes))
 
     def write(self, outgoing: Outgoing) -> None:
-        """Queues a block that it does not have. The tier is open."""
+        """Queues a block that the tier does not have. The tier is open."""
         self._queue.put(outgoing)
 
     async def drained(self) -> None:
-        """Waits until all that was queued is written, or given up."""
+        """Waits until all queued blocks are written or given up."""
         await self._queue.drained()
 
     # -- for operations
@@ -215,7 +209,7 @@ class LowerStore:
         return key in self._queue
 
     async def read(self, key: BlockHash) -> StoredParts:
-        """All parts of a block, decoded, in memory of their own. What is corrupt is not dropped."""
+        """All parts of a block, decoded, in memory of their own. A corrupt block is not dropped."""
         names = list(takewhile(lambda name: self._tier.holds([name])[0], self._contents.names([key])))
         sizes = self._tier.sizes(names)
         targets = [ReadTarget(name, aligned(size)) for name, size in zip(names, sizes, strict=True)]
@@ -230,5 +224,5 @@ class LowerStore:
         return await self._coder.decode_all(targets, results)
 
     async def drop(self, keys: Sequence[BlockHash]) -> None:
-        """They are gone from the book at once, and from the medium when this returns."""
+        """See TierContents.forget."""
         await self._contents.forget(keys)

@@ -132,7 +132,7 @@ class Offload:
 
     def stored(self, block: StoredBlock) -> None:
         """Takes note of a block that was stored in DRAM, or proven, just now."""
-        proven = self._dram.book.is_proven(block.key)
+        proven = self._dram.index.is_proven(block.key)
         for tier in self._lower:
             state, mode = tier.state(), tier.settings.write_mode
             if not tier.is_open or tier.has(block):
@@ -213,7 +213,7 @@ class Promotion:
         """Brings up what DRAM lacks of the run, as far as that is faster than to compute it. Blocks that came
         are pinned in the index and added to `held`."""
         await self._join(run, held)
-        limits = PromotionLimits(0.0, prompt.compute_seconds, self._dram.book.capacity_bytes)
+        limits = PromotionLimits(0.0, prompt.compute_seconds, self._dram.index.capacity_bytes)
         chosen = self._chosen(prompt, run, limits)
         for tier in self._locator.lower:
             await self._bring_up_from(tier, self._of_tier(tier, prompt, chosen), held)
@@ -221,7 +221,7 @@ class Promotion:
     async def bring_up_ahead(self, prompt: Prompt, wait_seconds: float) -> int:
         """See BlockStore.prefetch."""
         run = prompt.keys[: self._locator.stored_run(prompt)]
-        free_bytes = self._dram.book.capacity_bytes - self._dram.book.used_bytes
+        free_bytes = self._dram.index.capacity_bytes - self._dram.index.used_bytes
         chosen = self._chosen(prompt, run, PromotionLimits(wait_seconds, 0.0, free_bytes))
         for tier in self._locator.lower:
             blocks = self._of_tier(tier, prompt, chosen)
@@ -249,7 +249,7 @@ class Promotion:
             ours, left = self._offload.reserve_with_room(STORE_USER, left, self._lease_seconds)
             if ours:
                 await self._fill_from(tier, ours)
-                held += self._dram.book.pin(block.key for block, _ in ours)
+                held += self._dram.index.pin(block.key for block, _ in ours)
             if left and not await self._offload.more_room(before, gives_up_at):
                 return
 
@@ -258,7 +258,7 @@ class Promotion:
         joined = [key for key in keys if key in self._coming]
         if joined:
             await asyncio.wait({self._coming[key] for key in joined})
-            held += self._dram.book.pin(joined)
+            held += self._dram.index.pin(joined)
 
     async def _fill_from(self, tier: LowerStore, ours: Sequence[ReservedBlock]) -> None:
         done = asyncio.get_running_loop().create_future()

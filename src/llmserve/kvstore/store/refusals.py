@@ -1,4 +1,4 @@
-"""What of `storageClasses` cannot be on this machine, before anything of it is made."""
+"""Checks, before anything is made, whether this machine can have the manifest's `storageClasses`."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ _S3_MODULE = "obstore"
 
 
 def key_sources(one: StorageClass) -> list[KeySource]:
-    """Of the keys that its blocks are encrypted with, the oldest first."""
+    """Sources of the keys that encrypt the blocks of a class, the oldest first."""
     return [
         KeySource(key.id, Path(key.file) if key.file else None, key.env or "") for key in one.format.encrypt
     ]
 
 
 def lasting_refusals(classes: Sequence[StorageClass], environment: Mapping[str, str]) -> Iterator[Conflict]:
-    """What another try would not cure: keys and packages. classes: all of the manifest, in its order."""
+    """Conflicts that another try would not cure: keys and packages. classes: all, in the manifest's order."""
     for at, one in enumerate(classes):
         yield from _keys(one, environment, (_CLASSES, at, "format", "encrypt"))
         if one.tier == "object" and find_spec(_S3_MODULE) is None:
@@ -35,7 +35,7 @@ def lasting_refusals(classes: Sequence[StorageClass], environment: Mapping[str, 
 
 
 def room_refusals(classes: Sequence[StorageClass]) -> Iterator[Conflict]:
-    """Memory and directories, as they are now."""
+    """Conflicts with memory and directories as they are now."""
     for at, one in enumerate(classes):
         if one.tier == "dram":
             yield from _memory(one, (_CLASSES, at, "capacity_gb"))
@@ -64,7 +64,8 @@ def _memory(one: StorageClass, path: KeyPath) -> Iterator[Conflict]:
 
 
 def _unusable(folder: Path) -> str:
-    """Why blocks cannot be written there. It is made, with its parents, when the store opens."""
+    """Reason why blocks cannot be written there. The store makes the folder, with its parents, when it
+    opens."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         return f"{there} is not a directory"

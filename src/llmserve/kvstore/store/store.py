@@ -6,7 +6,7 @@ from math import inf
 
 from llmserve.core.ids import BlockHash, LeaseId
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.core.stats import EvictReason
+from llmserve.core.stats import EvictReason, StoreStats, TierStats
 from llmserve.kvstore.blocks import (
     NO_LEASE,
     BlockSlots,
@@ -22,6 +22,7 @@ from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction import NOBODY, Admission
 from llmserve.kvstore.store.lower_tier import LowerStore
 from llmserve.kvstore.store.movement import BlockLocator, Offload, Promotion
+from llmserve.kvstore.tiers.base import TierOutcome
 
 LEASE_SECONDS = 30.0
 ROOM_WAIT_SECONDS = 0.5
@@ -87,14 +88,14 @@ class BlockStore:
         end = prompt.have_blocks + run
         wanted = prompt.keys[prompt.have_blocks : end]
         sources = [self._locator.source(prompt, key) for key in wanted]
-        held = self.dram.book.pin(prompt.keys[:end])  # it stays while room is made for the rest
+        held = self.dram.index.pin(prompt.keys[:end])  # it stays while room is made for the rest
         try:
             await self._promotion.bring_up(prompt, wanted, held)
             lease_id, loads = self._lease(prompt, wanted)
             self._count_hits(prompt, sources[: len(loads)])
             stores = self._reserve(prompt, prompt.have_blocks + len(loads)) if prompt.store else ()
         finally:
-            self.dram.book.unpin(held)
+            self.dram.index.unpin(held)
         if self.lower and self._settings.ahead_bytes:
             self._offload.make_room(self._settings.ahead_bytes, NOBODY)
         return Prepared(lease_id, loads, stores)
@@ -122,11 +123,15 @@ class BlockStore:
 
     def corrupt(self, key: BlockHash) -> None:
         """Drops a block in which a reader found other bytes than were written."""
-        self.dram.book.evictions[EvictReason.CORRUPT] += key in self.dram.book
+        self.dram.index.evictions[EvictReason.CORRUPT] += key in self.dram.index
         self.dram.drop(key)
 
     def forget(self, user: PoolUser) -> None:
         self.dram.forget(user)
+
+    def stats(self) -> StoreStats:
+        tiers = (_dram_stats(self.dram), *map(_lower_stats, self.lower))
+        return StoreStats(tiers, self.saved_prefill_seconds)
 
     # -- parts
 
@@ -134,10 +139,10 @@ class BlockStore:
         proven = prompt.keys[: self._admission.observe(prompt.keys)]
         for tier in self.lower:
             tier.adopt(prompt.keys, prompt.tenant)
-        new = [key for key in proven if self.dram.holds(key) and not self.dram.book.is_proven(key)]
-        for book in (self.dram.book, *(tier.book for tier in self.lower)):
-            book.touch(prompt.keys)
-            book.prove(proven)
+        new = [key for key in proven if self.dram.holds(key) and not self.dram.index.is_proven(key)]
+        for index in (self.dram.index, *(tier.index for tier in self.lower)):
+            index.touch(prompt.keys)
+            index.prove(proven)
         for key in new:
             self._offload.stored(self.dram.block(key))
 
@@ -173,3 +178,48 @@ class BlockStore:
             self.dram.totals.store_bytes += sum(block.part_bytes)
             self._offload.stored(block)
         return outcome
+
+
+def _dram_stats(tier: DramTier) -> TierStats:
+    index, counters = tier.index, tier.counters
+    return TierStats(
+        name=tier.name,
+        kind="dram",
+        blocks=len(index),
+        used_bytes=index.used_bytes,
+        capacity_bytes=index.capacity_bytes,
+        pinned_blocks=len(index.protected()),
+        totals=tier.totals,
+        evictions={reason: index.evictions[reason] for reason in EvictReason},
+        outcomes={
+            ("reserve", "reserved"): counters.reserved,
+            ("reserve", "full"): counters.full,
+            ("reserve", "expired"): counters.expired,
+            ("write", "done"): counters.stored,
+            ("write", "late"): counters.late,
+            ("write", "aborted"): counters.aborted,
+            ("write", "written_off"): counters.written_off,
+            ("lease", "granted"): counters.leases_granted,
+            ("lease", "released"): counters.leases_released,
+            ("lease", "expired"): counters.leases_expired,
+        },
+        eviction_ages=index.eviction_ages,
+    )
+
+
+def _lower_stats(tier: LowerStore) -> TierStats:
+    index, operations = tier.index, ("read", "write")
+    return TierStats(
+        name=tier.name,
+        kind=tier.kind,
+        blocks=len(index),
+        used_bytes=index.used_bytes,
+        capacity_bytes=index.capacity_bytes,
+        pinned_blocks=len(index.protected()),
+        queued_bytes=tier.queued_bytes,
+        totals=tier.totals,
+        evictions={reason: index.evictions[reason] for reason in EvictReason},
+        outcomes={(name, one.value): tier.outcomes[name, one] for name in operations for one in TierOutcome},
+        eviction_ages=index.eviction_ages,
+        trouble=tier.error,
+    )

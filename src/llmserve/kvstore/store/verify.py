@@ -1,7 +1,7 @@
 """Reads what is stored and compares it with its checksums.
 
-Corrupt blocks, and those that the medium no longer has, are dropped. What cannot be read now is kept: the
-disk may be back, or the key.
+Corrupt blocks, and those that the medium no longer has, are dropped. A block that cannot be read now is kept:
+the disk may come back, or the key.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _AT_ONCE = 4  # blocks, each of up to some tens of MiB
 class Verdict(StrEnum):
     WHOLE = "whole"
     CORRUPT = "corrupt"
-    MISSING = "missing"  # in the book and not on the medium
+    MISSING = "missing"  # in the index and not on the medium
     UNREADABLE = "unreadable"  # the medium failed, or a key is not there
     GONE = "gone"  # evicted since it was listed
 
@@ -46,8 +46,8 @@ _VERDICTS = {
 
 @dataclass(slots=True)
 class VerifyProgress:
-    """Of one tier so far. all_blocks: to be checked. corrupt: since the last answer. reason: of the last one
-    that was not whole."""
+    """Progress in one tier. all_blocks: number to be checked. corrupt: blocks found since the last answer.
+    reason: why the last block that was not whole was not."""
 
     tier: str
     all_blocks: int
@@ -70,7 +70,7 @@ class _Finding:
 async def verify(
     admin: StoreAdmin, view: View, wanted: BlockFilter, share: float = 1.0
 ) -> AsyncIterator[VerifyProgress]:
-    """An answer for each few blocks, and at least one for each tier. share: of the blocks, at random."""
+    """An answer for each few blocks, and at least one for each tier. share: part of the blocks, at random."""
     if not 0 < share <= 1:
         raise InvalidRequest(f"the share of blocks to verify must be above 0 and up to 1, got {share}")
     for tier in admin.tiers(wanted.tier):

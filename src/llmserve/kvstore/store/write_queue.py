@@ -1,21 +1,18 @@
-"""What waits to be written to a tier below DRAM.
+"""The blocks that wait to be written to a tier below DRAM.
 
-The bytes that wait are bounded by the caller (`eviction.writing`). A block is written as it was stored or
-not at all: its checksum is compared after it was encoded. Whoever writes is told what became of it, and may
-turn to the next tier.
+The caller bounds the bytes that wait (`eviction.writing`). A block is written as it was stored or not at all:
+its checksum is compared after it was encoded. The caller learns the outcome, and may turn to the next tier.
 """
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Sequence
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import BlockHash
-from llmserve.core.stats import TierTotals
 from llmserve.kvstore.store.coding import Coder, Outgoing
 from llmserve.kvstore.store.contents import TierContents
-from llmserve.kvstore.store.medium_errors import MediumErrors
+from llmserve.kvstore.store.medium_log import MediumLog
 from llmserve.kvstore.tiers.base import Blob, BlobResult, Tier, TierOutcome
 
 _log = logging.getLogger(__name__)
@@ -25,59 +22,49 @@ _Encoded = tuple[Outgoing, list[Blob]]
 
 
 class WriteQueue:
-    """Life: run, in a task, while blocks are put -> give_up. name: of the tier. totals, outcomes, trouble:
-    the tier's, to be counted up and told of."""
+    """Life: run, in a task, while blocks are put -> give_up."""
 
     def __init__(
-        self,
-        name: str,
-        tier: Tier,
-        contents: TierContents,
-        coder: Coder,
-        clock: Clock,
-        totals: TierTotals,
-        outcomes: Counter[tuple[str, TierOutcome]],
-        trouble: MediumErrors,
+        self, tier: Tier, contents: TierContents, coder: Coder, clock: Clock, medium: MediumLog
     ) -> None:
-        self.bytes = 0  # of the pool, held for what is here
-        self._name, self._tier, self._contents, self._coder = name, tier, contents, coder
-        self._clock, self._totals, self._outcomes = clock, totals, outcomes
-        self._trouble = trouble
+        self.bytes = 0  # of DRAM, held by the blocks in the queue
+        self._tier, self._contents, self._coder, self._clock = tier, contents, coder, clock
+        self._medium = medium
         self._queue: asyncio.Queue[Outgoing] = asyncio.Queue()
         self._writing: set[BlockHash] = set()
 
     def __contains__(self, key: BlockHash) -> bool:
-        """It waits, or is being written."""
+        """The block waits, or is being written."""
         return key in self._writing
 
     def put(self, outgoing: Outgoing) -> None:
-        """A block that is not here, nor on the medium."""
+        """Queues a block that is neither here nor on the medium."""
         self._writing.add(outgoing.block.key)
         self.bytes += outgoing.size_bytes
         self._queue.put_nowait(outgoing)
 
     async def drained(self) -> None:
-        """Waits until all that was put is written, or given up."""
+        """Waits until all blocks that were put are written or given up."""
         await self._queue.join()
 
     def give_up(self) -> None:
-        """What waits is not written."""
+        """Ends the waiting blocks as FAILED."""
         while not self._queue.empty():
             self._end(self._queue.get_nowait(), TierOutcome.FAILED)
             self._queue.task_done()
 
     async def run(self) -> None:
-        """For ever."""
+        """Writes for ever."""
         while True:
             batch = await self._next_batch()
             ends = dict.fromkeys((one.block.key for one in batch), TierOutcome.FAILED)
             try:
                 ends |= await self._write(batch)
-            except Exception:  # a fault of this program: what waits behind it must not wait for ever
-                _log.exception("%s: %d blocks are not stored", self._name, len(batch))
+            except Exception:  # a bug of ours: the blocks behind it must not wait for ever
+                _log.exception("%s: %d blocks are not stored", self._medium.tier, len(batch))
                 for outgoing in batch:
                     if not self._contents.holds(outgoing.block.key, len(outgoing.views)):
-                        self._contents.book.remove(outgoing.block.key)
+                        self._contents.index.remove(outgoing.block.key)
             finally:
                 for outgoing in batch:
                     self._end(outgoing, ends[outgoing.block.key])
@@ -86,8 +73,8 @@ class WriteQueue:
     def _end(self, outgoing: Outgoing, outcome: TierOutcome) -> None:
         self._writing.discard(outgoing.block.key)
         self.bytes -= outgoing.size_bytes
-        self._outcomes["write", outcome] += 1
-        self._totals.store_bytes += outgoing.size_bytes if outcome is TierOutcome.DONE else 0
+        self._medium.outcomes["write", outcome] += 1
+        self._medium.totals.store_bytes += outgoing.size_bytes if outcome is TierOutcome.DONE else 0
         outgoing.ended(outcome)
 
     async def _next_batch(self) -> list[Outgoing]:
@@ -106,7 +93,7 @@ class WriteQueue:
             blobs = await self._coder.encode(outgoing)
             if blobs is None:
                 ends[outgoing.block.key] = TierOutcome.CORRUPT
-                _log.warning("%s: a block is not stored: it changed in memory", self._name)
+                _log.warning("%s: a block is not stored: it changed in memory", self._medium.tier)
             elif await self._contents.take_room(outgoing.block, blobs):
                 ready.append((outgoing, blobs))
             else:
@@ -118,8 +105,8 @@ class WriteQueue:
         try:
             results = await self._tier.write(blobs)
         finally:
-            self._totals.store_seconds += self._clock.now() - started
-            self._contents.book.unpin([outgoing.block.key for outgoing, _ in ready])
+            self._medium.totals.store_seconds += self._clock.now() - started
+            self._contents.index.unpin([outgoing.block.key for outgoing, _ in ready])
         ends: dict[BlockHash, TierOutcome] = {}
         for outgoing, encoded in ready:
             mine, results = results[: len(encoded)], results[len(encoded) :]
@@ -129,9 +116,9 @@ class WriteQueue:
     async def _put_ended(self, key: BlockHash, results: Sequence[BlobResult]) -> TierOutcome:
         failed = next((result for result in results if result.outcome is not TierOutcome.DONE), None)
         if failed is None:
-            self._trouble.note("written", TierOutcome.DONE, "")
+            self._medium.note("written", TierOutcome.DONE, "")
             self._contents.written(key)
             return TierOutcome.DONE
-        self._trouble.note("written", failed.outcome, failed.reason)
+        self._medium.note("written", failed.outcome, failed.reason)
         await self._contents.forget([key])
         return failed.outcome

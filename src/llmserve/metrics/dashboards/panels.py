@@ -14,7 +14,7 @@ _CHOSEN = 'cluster=~"$cluster"'
 
 
 class Unit(StrEnum):
-    """As Grafana calls them."""
+    """Units, with Grafana's names."""
 
     NONE = "short"
     PER_SECOND = "ops"
@@ -27,7 +27,7 @@ class Unit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """legend: `{{label}}` is replaced by the series' label."""
+    """legend: name of each series; `{{label}}` stands for its label."""
 
     expression: str
     legend: str
@@ -35,7 +35,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """description: what to see in it, and what to do about it. stacked: its series are parts of a sum."""
+    """description: what the panel shows, and what to do about it. stacked: the series are parts of a sum."""
 
     title: str
     description: str
@@ -52,7 +52,7 @@ class DashboardSection:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """uid: also the name of its file."""
+    """uid: Grafana's identifier, and the name of the file."""
 
     uid: str
     title: str
@@ -74,7 +74,7 @@ def total(expression: str, by: str = "") -> str:
 
 
 def mean(metric: str, count: str, by: str) -> str:
-    """Of one counter for each of another."""
+    """The mean of one counter per count of another."""
     return f"{total(rate(metric), by)} / {total(rate(count), by)}"
 
 
@@ -122,7 +122,7 @@ def _datasource() -> dict[str, Any]:
 
 
 def _cluster() -> dict[str, Any]:
-    """All: also metrics that were scraped without the label."""
+    """ "All" also matches metrics that were scraped without the label."""
     return {
         "name": "cluster",
         "label": "Cluster",

@@ -1,1 +1,1 @@
-"""What operators ask of the router, and the router of all apiservers."""
+"""What operators ask of the router, and what the router asks of all apiservers."""

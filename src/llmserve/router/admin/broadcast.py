@@ -1,4 +1,4 @@
-"""Asks all apiservers something, each over its session, and gathers what they say."""
+"""Asks all apiservers a question over their sessions, and gathers the answers."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -28,7 +28,8 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class BroadcastResult:
-    """silent: they have a session, and did not answer in time. Whose session ended is in neither."""
+    """silent: apiservers that have a session and did not answer in time. An apiserver whose session ended
+    is in neither field."""
 
     answers: Mapping[ApiserverId, router_pb2.Answer]
     silent: frozenset[ApiserverId]
@@ -43,7 +44,7 @@ class Broadcast:
     async def ask(
         self, apiservers: Mapping[ApiserverId, Send], question: router_pb2.Question
     ) -> BroadcastResult:
-        """Waits until all have answered or gone, at most answer_seconds."""
+        """Waits until every apiserver has answered or left, for at most answer_seconds."""
         number = next(self._numbers)
         poll = self._open[number] = _Question(set(apiservers))
         question.number = number
@@ -62,13 +63,13 @@ class Broadcast:
                     await poll.complete.wait()
 
     def answered(self, apiserver_id: ApiserverId, answer: router_pb2.Answer) -> None:
-        """One that comes too late, or was not asked for, is ignored."""
+        """Ignores an answer that comes too late, or that nobody asked for."""
         poll = self._open.get(answer.number)
         if poll is not None and apiserver_id in poll.waiting:
             poll.answers[apiserver_id] = answer
             poll.leave(apiserver_id)
 
     def left(self, apiserver_id: ApiserverId) -> None:
-        """Its session has ended."""
+        """The apiserver's session has ended."""
         for poll in self._open.values():
             poll.leave(apiserver_id)

@@ -1,9 +1,7 @@
-"""The settings of the router as they are now: what a reload changes.
+"""A changed manifest takes the place of the one that the cluster runs with.
 
-The manifest that the cluster runs with, and how a changed one takes its place.
-
-First everybody is asked whether they could obey it; only when nobody objects does anybody. So a manifest
-that is wrong, or that names a key which an apiserver does not have, changes nothing.
+The router first asks every apiserver whether it could apply the manifest, and applies it only if none
+objects. So a manifest that is wrong, or that names a key which an apiserver does not have, changes nothing.
 """
 
 import asyncio
@@ -25,12 +23,14 @@ from llmserve.rpc.role import set_log_level
 
 
 class RouterLiveSettings:
+    """The settings that the router has now."""
+
     def __init__(self, controller: Controller, event_loop: EventLoop, settings: RouterSettings) -> None:
         self.settings = settings
         self._controller, self._event_loop = controller, event_loop
 
     def apply(self, manifest: Manifest, changes: Changes) -> None:
-        """All but the times of terms, which need a restart. Errors: NotLeader."""
+        """Applies everything but the times of terms, which need a restart. Errors: NotLeader."""
         terms, level = self.settings.terms, self.settings.log_level
         if any(change.path == "observability.log_level" for change in changes.live):
             level = manifest.observability.log_level
@@ -48,7 +48,7 @@ Apply = Callable[[Manifest, Changes], None]
 
 
 class ManifestReload:
-    """ask: all apiservers. obey: the router itself."""
+    """ask: asks all apiservers. apply: changes the router itself."""
 
     def __init__(self, manifest: Manifest, ask: Ask, apply: Apply) -> None:
         self._started = self._last = manifest
@@ -58,7 +58,7 @@ class ManifestReload:
 
     async def reload(self, text: str, file: str) -> Reloaded:
         """Errors: ManifestError with path and line; InvalidRequest or Unavailable when an apiserver cannot
-        obey it, or does not say. Nothing is changed then."""
+        apply the manifest, or does not answer. Nothing changes then."""
         manifest = parse_manifest(text, file)
         async with self._one_at_a_time:
             _raise_objection(await self._ask(_question(text, file, only_check=True)))
@@ -71,7 +71,7 @@ class ManifestReload:
         return reloaded
 
     def pending(self) -> router_pb2.Question | None:
-        """What an apiserver that comes now has perhaps not heard."""
+        """Returns the question for an apiserver that joins now, and may have missed the last reload."""
         return _question(self._text, self._file, only_check=False) if self._text else None
 
 

@@ -1,11 +1,9 @@
-"""Whether this router may decide, and for how long it may without asking anybody.
+"""Which router leads. It leads while it holds the lease: the clock decides, not what was noticed.
 
-Leads while it has the lease, and only then: the clock decides, not what has been noticed.
-
-A term ends when the lease was not renewed in time, by the leader's own clock, or when another has begun a
-newer one. Without the shared state the leader goes on as long as every other router promises not to lead
-meanwhile, or is seen not to run (decision 0018). A router that starts, or finds the shared state again,
-waits for one lease before it tries to lead: a leader that lived on promises renews its own first.
+A term ends when the leader has not renewed its lease in time by its own clock, or when another router has
+begun a newer term. Without the shared state, the leader goes on as long as every other router promises not
+to lead meanwhile, or is seen not to run (decision 0018). A router that starts, or reaches the shared state
+again, waits for one lease before it campaigns: a leader that lived on promises renews its lease first.
 """
 
 import asyncio
@@ -21,11 +19,11 @@ from llmserve.router.leader.store.base import SharedState, Term
 
 @dataclass(frozen=True, slots=True)
 class TermTimes:
-    """lease_seconds: after which another may lead unless the lease was renewed, which is tried every
-    renew_seconds; inf: there are no others. poll_seconds: how often a standby tries to lead.
-    call_seconds: of each call to the shared state, or to another router. settle_seconds: a new leader
-    listens this long before it places anything. save_seconds: between two savings at least.
-    So a leader that was killed is followed within lease + poll + settle seconds."""
+    """lease_seconds: another router may lead this long after the last renewal; inf: there is no other
+    router. renew_seconds: time between renewals. poll_seconds: time between two campaigns of a standby.
+    call_seconds: deadline of each call to the shared state or to another router. settle_seconds: a new
+    leader places nothing for this long. save_seconds: shortest time between two saves. So a leader that is
+    killed has a successor within lease + poll + settle seconds."""
 
     lease_seconds: float = 2.0
     renew_seconds: float = 0.4
@@ -40,12 +38,13 @@ class TermTimes:
 
     @property
     def usable_seconds(self) -> float:
-        """Of a lease, since it was asked for: clocks may run a tenth faster or slower."""
+        """Part of a lease that counts, from when it was asked for: clocks may run a tenth faster or
+        slower."""
         return self.lease_seconds * 0.9
 
     @property
     def sign_of_life_seconds(self) -> float | None:
-        """How often apiservers are to hear from the leader; None: there is no other they could turn to."""
+        """Longest silence of the leader towards an apiserver; None: there is no other router to turn to."""
         return self.renew_seconds if self.shared else None
 
 
@@ -54,8 +53,8 @@ ALONE = TermTimes(lease_seconds=math.inf, renew_seconds=3600.0, settle_seconds=0
 
 @dataclass(frozen=True, slots=True)
 class LeaderStatus:
-    """leader: its address, empty while it is not known. epoch: of the term, 0 unless this router leads.
-    error: why the shared state is not used now, or empty."""
+    """leader: its address; empty: unknown. epoch: number of the term; 0 unless this router leads. error:
+    why the shared state is not used now; empty: it is."""
 
     leads: bool
     leader: str
@@ -64,41 +63,40 @@ class LeaderStatus:
 
 
 class LeaderCheck(Protocol):
-    """None of these waits."""
+    """Whether this router may decide. No method waits."""
 
     def check(self) -> None:
-        """Errors: NotLeader, which says who leads."""
+        """Errors: NotLeader, with the leader's address."""
 
     def status(self) -> LeaderStatus: ...
 
     def promise(self, leader: str, epoch: int, seconds: float) -> bool:
-        """Another router leads and cannot renew its lease. True: this one will not lead for so long."""
+        """Another router leads and cannot renew its lease. True: this router will not lead for that many
+        seconds."""
 
 
 _log = logging.getLogger(__name__)
 
 
 class Others(Protocol):
-    """The other routers."""
+    """The other routers of the cluster."""
 
     async def promise(self, term: Term, seconds: float) -> bool:
-        """Will none of them lead for so long? Has a deadline."""
+        """True: none of them will lead for that many seconds. The call has a deadline."""
 
 
 class TermHandler(Protocol):
-    """What begins and ends with a term."""
+    """Begins and ends with each term."""
 
     async def begin(self, term: Term) -> None:
-        """Nothing may be decided before it returns. Errors: StateUnavailable; end is called then, too."""
+        """Nothing may be decided before it returns. Errors: StateUnavailable; `end` is called then, too."""
 
     async def end(self) -> None: ...
 
 
 class LeaderElection:
-    """Life: run (a task of the owner's), cancelled -> resign. A Mandate.
-
-    clock: one that goes on while the process is paused.
-    """
+    """A LeaderCheck. Life: run (a task of the owner's), cancelled -> resign. clock: it must go on while the
+    process is paused."""
 
     def __init__(
         self, state: SharedState, others: Others, term: TermHandler, times: TermTimes, clock: Clock
@@ -138,7 +136,7 @@ class LeaderElection:
     # -- terms
 
     async def run(self, address: str) -> None:
-        """For ever. address: where others reach this router."""
+        """Campaigns and leads, for ever. address: where others reach this router."""
         if self._times.shared:
             self._keep_off()
         while True:
@@ -147,7 +145,7 @@ class LeaderElection:
             await asyncio.sleep(self._times.poll_seconds)
 
     async def resign(self) -> None:
-        """Lets another lead at once, when that can be told. Idempotent."""
+        """Ends the lease, so that another router can lead at once. Idempotent."""
         term, self._term = self._term, None
         if term is None:
             return
@@ -199,7 +197,7 @@ class LeaderElection:
         await self.resign()
 
     async def _keep(self, term: Term) -> None:
-        """Until the term is over."""
+        """Returns when the term is over."""
         while True:
             if not await self._renewed(term):
                 return

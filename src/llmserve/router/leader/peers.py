@@ -13,7 +13,8 @@ from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 
 
 class Peers:
-    """Connects when it first asks. addresses: host:port of each. call_seconds: of each question."""
+    """Connects on the first question. addresses: host:port of each other router. call_seconds: deadline of
+    each question."""
 
     def __init__(self, addresses: Sequence[str], call_seconds: float) -> None:
         self._addresses, self._call_seconds = addresses, call_seconds
@@ -21,7 +22,8 @@ class Peers:
         self._open = AsyncExitStack()
 
     async def promise(self, term: Term, seconds: float) -> bool:
-        """Will none of them lead for so long? One that does not answer and is not seen to be dead may."""
+        """True: none of them will lead for that many seconds. A router that neither answers nor is seen to
+        be dead may lead."""
         request = router_pb2.PromiseRequest(leader=term.leader, epoch=term.epoch, seconds=seconds)
         return all(await asyncio.gather(*(self._ask(address, request) for address in self._addresses)))
 
@@ -40,7 +42,8 @@ class Peers:
         return answer.promised
 
     async def _does_not_run(self, address: str) -> bool:
-        """Its machine says that nobody listens there. Silence says nothing: it may be the network."""
+        """True: its machine refuses the connection, so nothing listens there. Silence proves nothing: it
+        may be the network."""
         host, _, port = address.rpartition(":")
         try:
             async with asyncio.timeout(self._call_seconds):

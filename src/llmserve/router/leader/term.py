@@ -1,4 +1,4 @@
-"""The state of a term: made before it begins, told by the state of the last one, dropped when it ends."""
+"""The services of one term: built before it begins, restored from the former leader, dropped when it ends."""
 
 import asyncio
 import logging
@@ -45,8 +45,7 @@ class TermParts:
 
 
 class TermServices:
-    """What serves during one term, put together. It is there before the term begins, and answers NotLeader
-    then.
+    """The services of one term, wired together. Before the term begins they answer NotLeader.
 
     Life: run (a task of the owner's) -> aclose."""
 
@@ -77,7 +76,7 @@ class TermServices:
 
 
 class Manifests:
-    """The manifest as this router knows it, and as it is now. last None: there is none to read."""
+    """last: the manifest that this router uses; None: it has none."""
 
     def __init__(
         self, last: Manifest | None = None, read_again: Callable[[], Manifest] | None = None
@@ -85,7 +84,7 @@ class Manifests:
         self.last, self._read_again = last, read_again
 
     def changed(self) -> Manifest | None:
-        """None: it is the one that is known, or cannot be used."""
+        """Reads the manifest again. None: it is the same, or cannot be used."""
         if self._read_again is None:
             return None
         try:
@@ -100,7 +99,7 @@ class Manifests:
 
 
 class LeaderTerm:
-    """An Office of leadership.py. Tasks belong to `owner`; on_change is told when a term begins and ends."""
+    """A TermHandler. `owner` owns its tasks; on_change is called when a term begins and ends."""
 
     def __init__(
         self,
@@ -129,7 +128,7 @@ class LeaderTerm:
         self.services = TermServices(self._parts, self._settings, self._manifests.last, self._leader_check)
 
     def _read_again(self) -> None:
-        """What another leader has reloaded since is obeyed by this one, too."""
+        """Applies what another leader has reloaded meanwhile."""
         manifest, settings = self._manifests.changed(), self._settings
         if manifest is not None:
             terms = self._settings.terms  # those need a restart
@@ -155,7 +154,7 @@ class LeaderTerm:
         self.begun.set()
 
     async def end(self) -> None:
-        """What was decided last is saved first: nothing is decided any more."""
+        """Saves the last decisions: nothing is decided any more."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -168,7 +167,7 @@ class LeaderTerm:
         await self._on_change(False)
 
     def _keep_log_level(self, level: str) -> None:
-        """It is of the process, not of the term. level: empty: none was told."""
+        """The log level belongs to the process, not to the term. level empty: no reload has set one."""
         self._settings = replace(self._settings, log_level=level)
         self._log_level = level or self._log_level
 

@@ -1,8 +1,8 @@
-"""Who got more than its share lately. Pure.
+"""Which workers got more than their share of placements lately. Pure.
 
-What a worker has in its cache draws requests to it, and each of them makes the cache hold more: without
-a bound one worker would get all of a popular prompt as long as it has no queue. A worker that is over the
-bound is judged as if it had nothing cached; its speed and its queue count as before.
+A worker's cache draws requests to it, and each of them fills the cache further: without a bound, one worker
+would get all requests with a popular prompt for as long as it has no queue. A worker over the bound is
+judged as if it had nothing cached; its speed and its queue count as before.
 """
 
 from llmserve.core.ids import WorkerId
@@ -14,8 +14,8 @@ _LARGEST_UNIT = 1e12
 
 
 class PlacementBalance:
-    """Counts the placements of one group of workers, older ones less: the last one counts `_unit`, which
-    grows, so that nothing has to be aged."""
+    """Counts the placements of one group of workers. Older placements count less: the latest one counts
+    `_unit`, which grows, so that no older count has to change."""
 
     def __init__(self) -> None:
         self._counts: dict[WorkerId, float] = {}
@@ -31,12 +31,12 @@ class PlacementBalance:
             self._shrink()
 
     def over(self, workers: int) -> set[WorkerId]:
-        """Those with more than their share; one request more or less never decides."""
+        """Workers with more than their share. One request more or less never decides."""
         most = _BOUND * self._total / workers + self._unit
         return {key for key, count in self._counts.items() if count > most}
 
     def _shrink(self) -> None:
-        """Also forgets those that got nothing for long: workers come and go."""
+        """Rescales the counts, and forgets workers that got nothing for long: workers come and go."""
         scaled = {key: count / self._unit for key, count in self._counts.items()}
         self._counts = {key: count for key, count in scaled.items() if count > 1e-6}
         self._total = sum(self._counts.values())

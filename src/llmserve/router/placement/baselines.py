@@ -1,6 +1,4 @@
-"""How well a worker suits a request: 1 is best, 0 is worst. A plan adds up weighted scores.
-
-Choosers that do not look at what is cached, to compare with: `scheduling.routing`. Pure."""
+"""Choosers that ignore what is cached, to compare with (`scheduling.routing`). Pure."""
 
 import random
 from collections import Counter
@@ -14,26 +12,28 @@ from llmserve.router.workers.worker import ClusterMember
 
 
 class Scorer(Protocol):
+    """Rates how well a worker suits a request: 1 is best, 0 is worst."""
+
     def scores(self, members: Sequence[ClusterMember], request: PlacementRequest) -> list[float]:
-        """One for each member, in the same order."""
+        """Returns one score for each member, in the same order."""
 
 
 class FreeSlots:
-    """The share of the worker's seats that are free: known at once and exactly."""
+    """The free share of the worker's slots: known at once and exactly."""
 
     def scores(self, members: Sequence[ClusterMember], request: PlacementRequest) -> list[float]:
         return [1.0 - m.slots.placed_requests / m.spec.max_concurrency for m in members]
 
 
 class ShortEngineQueue:
-    """How little waits inside the engine, as its last heartbeat said."""
+    """How little waits inside the engine, by its last heartbeat."""
 
     def scores(self, members: Sequence[ClusterMember], request: PlacementRequest) -> list[float]:
         return [m.spec.max_concurrency / (m.spec.max_concurrency + m.load.waiting_requests) for m in members]
 
 
 class RoundRobin:
-    """Each worker of a role in turn; pairs before workers that do it all."""
+    """Takes each worker of a role in turn; pairs before workers that run whole requests."""
 
     def __init__(self) -> None:
         self._turns: Counter[WorkerRole] = Counter()
@@ -56,8 +56,8 @@ class _Scored:
 
 
 class LeastLoaded:
-    """The best score of each role; a pair, unless one worker for both is better than the worse of the two.
-    scorers: pairs of weight and scorer. Equal scores are decided by rng."""
+    """Takes the best score of each role; a pair, unless one worker for both has a better score than the
+    worse of the two. scorers: pairs of weight and scorer. rng decides between equal scores."""
 
     def __init__(self, scorers: Sequence[tuple[float, Scorer]], rng: random.Random) -> None:
         self._scorers, self._rng = scorers, rng
@@ -86,7 +86,7 @@ class LeastLoaded:
 
 
 def _plan(prefill: ClusterMember | None, decode: ClusterMember, request: PlacementRequest) -> Plan:
-    """What is cached there does not decide, but says how much work it is."""
+    """Cached tokens do not decide here, but say how much work the request is."""
     computing = (prefill or decode).spec.worker_id
     cached = request.match.cached_tokens(computing, request.prompt_tokens)
     return Plan(prefill, decode, request.prompt_tokens - cached)

@@ -1,9 +1,7 @@
-"""What of one prompt a worker need not compute: its own cache is free, the tiers below cost time. Pure.
+"""Predicted seconds of one request on each worker, and between two workers. Pure.
 
-Predicted seconds of one request on each worker, and between two. Pure.
-
-Everything is measured in the same seconds: those that the request itself waits, and those for which it holds
-others up. docs/placement.md has the formulas and a worked example.
+Everything is in the same seconds: those that the request waits, and those for which it holds others up.
+docs/placement.md has the formulas and a worked example.
 """
 
 from typing import NamedTuple
@@ -31,22 +29,22 @@ TIER_SPEEDS = {
 
 
 class TierLoad(NamedTuple):
-    """So many tokens can be loaded in this time, after those before them."""
+    """This many tokens can be loaded in this time, after the tokens before them."""
 
     tokens: int
     seconds: float
 
 
 class CachedPrompt(NamedTuple):
-    """device_tokens: in the worker's own cache. loads: what it can load after them, in order."""
+    """device_tokens: tokens in the worker's own cache. loads: what it can load after them, in order."""
 
     device_tokens: int
     loads: list[TierLoad]
 
 
 class PrefixOverlap:
-    """Of one prompt, over all workers. Workers with equally many blocks are worked out once: this is asked
-    of every worker at every placement."""
+    """What each worker need not compute of one prompt: its own cache is free, tiers cost time. Workers with
+    equally many blocks are computed once, because every placement asks for every worker."""
 
     def __init__(self, match: PrefixMatch, prompt_tokens: int, shape: KvShape) -> None:
         self._match = match
@@ -84,7 +82,7 @@ _OUTLOOK_TOKENS = 64
 
 
 class PromptCost(NamedTuple):
-    """Of the prompt on one worker, in seconds; tokens: what it computes."""
+    """Seconds of the prompt on one worker. tokens: tokens that it computes."""
 
     queue: float
     load: float
@@ -97,7 +95,8 @@ class PromptCost(NamedTuple):
 
 
 class CostForecast:
-    """Of one request, at `now`. shape: of the workers of its model, which agree on what matters here."""
+    """Forecast of one request at the time `now`. shape: of the workers of its model, which agree on what
+    matters here."""
 
     def __init__(
         self,
@@ -115,7 +114,7 @@ class CostForecast:
         self._now = now
 
     def prompt(self, member: ClusterMember) -> PromptCost:
-        """Waiting there, loading what is worth it, computing the rest."""
+        """Waits there, loads what is faster to load than to compute, and computes the rest."""
         slots = member.slots
         line = (slots.latency or self._latency).prefill
         held, seconds = self.overlap.at(member.spec.worker_id), 0.0
@@ -128,14 +127,14 @@ class CostForecast:
         return PromptCost(slots.backlog.seconds(self._now), seconds, line.fixed + line.slope * tokens, tokens)
 
     def cold(self, member: ClusterMember) -> PromptCost:
-        """As if the worker held nothing of it."""
+        """The cost if the worker had none of the prompt cached."""
         line = self._prefill_line(member)
         queue = member.slots.backlog.seconds(self._now)
         return PromptCost(queue, 0.0, line.seconds(self.prompt_tokens), self.prompt_tokens)
 
     def decode(self, member: ClusterMember) -> float:
-        """Until its first step, with what others slow it down there: those that decode, and too little room
-        for its KV."""
+        """Seconds until its first step, the slowdown by requests that decode there, and the wait for KV
+        room."""
         slots = member.slots
         line = (slots.latency or self._latency).decode
         running = slots.placed_requests
@@ -145,26 +144,26 @@ class CostForecast:
         return step + slowdown + room * self._output_tokens * step
 
     def busy(self, decode: ClusterMember) -> float:
-        """Steps of a decode worker that computes prompts itself are as long as those."""
+        """A decode worker that computes prompts has steps as long as those."""
         return decode.slots.backlog.seconds(self._now)
 
     def hold_up(self, member: ClusterMember, prompt: PromptCost) -> float:
-        """Those that decode on a worker wait while it computes a prompt. At least one: others come while
-        it computes."""
+        """Requests that decode on a worker wait while it computes a prompt. At least one counts, because
+        others arrive meanwhile."""
         return prompt.tokens * self._prefill_line(member).slope * max(1, member.slots.placed_requests)
 
     def typical_handover(self, decode: ClusterMember) -> float:
-        """From any prefill worker, before one is chosen."""
+        """The hand-over from any prefill worker, before one is chosen."""
         return UNKNOWN_LINK.seconds(self._handover_bytes(decode))
 
     def saved_handover(self, decode: ClusterMember) -> float:
-        """What the worker's cache takes off its typical hand-over."""
+        """The part of a typical hand-over that the worker's cache saves."""
         cold = UNKNOWN_LINK.seconds(self.prompt_tokens * self._bytes_per_token)
         return cold - self.typical_handover(decode)
 
     def handover(self, prefill: ClusterMember, decode: ClusterMember) -> float:
-        """The second leg, and the KV that the decode worker does not have. Of a pair that cannot exchange
-        KV: computing it again."""
+        """The second leg, and the KV that the decode worker does not have. A pair that cannot exchange KV
+        computes the prompt again."""
         leg = self._latency.prefill.fixed
         link = decode.link_from(prefill.spec.worker_id) or UNKNOWN_LINK
         if link.refused:

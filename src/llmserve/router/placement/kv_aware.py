@@ -1,7 +1,7 @@
-"""The chooser that predicts: the placement that costs the fewest seconds. Pure.
+"""The chooser that predicts: it takes the placement that costs the fewest seconds. Pure.
 
-Of many workers only the best few of each role are paired: a hundred times a hundred pairs would take
-longer than what is to be gained.
+Only the best few workers of each role are paired: all pairs of a hundred workers each would take longer
+than they could save.
 """
 
 import random
@@ -27,7 +27,7 @@ _ALIKE_RATIO, _ALIKE_SECONDS = 1.02, 0.0005
 
 
 class _Option(NamedTuple):
-    """A way to place it. seconds: by which it is compared. tokens: of the prompt, to be computed."""
+    """One way to place a request. seconds: options are compared by it. tokens: prompt tokens to compute."""
 
     seconds: float
     prefill: ClusterMember | None
@@ -37,7 +37,7 @@ class _Option(NamedTuple):
 
 
 class KvAware:
-    """It remembers its choices, so that what a cache draws is bounded (spread.py)."""
+    """Remembers its choices, so that a cache draws no more than a bounded share (balance.py)."""
 
     def __init__(self, speeds: WorkerSpeeds, clock: Clock, rng: random.Random) -> None:
         self._speeds, self._clock, self._rng = speeds, clock, rng
@@ -75,7 +75,7 @@ class KvAware:
     def _best(
         self, members: Sequence[ClusterMember], seconds: Callable[[ClusterMember], float]
     ) -> list[ClusterMember]:
-        """Among equals, others each time."""
+        """Among equals, it returns others each time."""
         start = int(self._rng.random() * len(members))
         turned = [*members[start:], *members[:start]]
         costs = zip(map(seconds, turned), turned, strict=True)
@@ -89,7 +89,7 @@ class KvAware:
     # -- what was chosen before
 
     def _crowded(self, choices: WorkerChoices) -> frozenset[WorkerId]:
-        """Those that have had more than their share."""
+        """Workers that have had more than their share."""
         groups = (choices.prefill, choices.decode, choices.aggregated)
         over = (self._balance(group).over(len(group)) for group in groups if group)
         return frozenset(worker_id for group in over for worker_id in group)

@@ -1,9 +1,7 @@
-"""Which of the available workers may take a request. Filters work on whole lists: that is what
-keeps a placement among a hundred workers within tens of microseconds.
+"""Where a request goes: to a prefill and a decode worker, or to one worker for both.
 
-Where a request goes: a prefill and a decode worker, or one worker for both.
-
-The planner says who may take it; a chooser (kv_aware.py, baselines.py) says who does.
+The planner says which workers may take it; a chooser (kv_aware.py, baselines.py) picks among them. Filters
+work on whole lists, so that a placement among a hundred workers takes tens of microseconds.
 """
 
 from collections.abc import Callable, Sequence, Set
@@ -36,11 +34,11 @@ class PlacementRequest:
 
 class Filter(Protocol):
     def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
-        """Those that may take it, in the same order."""
+        """Returns the members that may take the request, in the same order."""
 
 
 class NotExcluded:
-    """Without those that have failed this request before."""
+    """Leaves out workers that have failed this request before."""
 
     def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
         if not request.excluded_workers:
@@ -49,16 +47,16 @@ class NotExcluded:
 
 
 class HasFreeSlot:
-    """With fewer requests placed than the engine runs at once."""
+    """Keeps workers with fewer placed requests than their engine runs at once."""
 
     def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
         return [m for m in members if m.slots.placed_requests < m.spec.max_concurrency]
 
 
 class NotBackedUp:
-    """With less than so many seconds of prompts to compute. What waits inside an engine is served as it
-    came; what waits at the router, in fair order. One prompt may always wait there: an engine never
-    pauses for the router."""
+    """Leaves out workers with prompts to compute for this many seconds. An engine serves what waits inside
+    it in the order of arrival; the router serves what waits there in fair order. One prompt may always wait
+    in an engine, so that it never pauses for the router."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock, self._seconds = clock, seconds
@@ -72,8 +70,7 @@ class NotBackedUp:
 
 
 class NotSlow:
-    """Keeps the workers that are not slow, while others than the slow ones are left. Comes after the filters
-    for room."""
+    """Leaves out slow workers while others are left. Comes after the filters for room."""
 
     def __init__(self, slow_names: Callable[[], Set[WorkerId]]) -> None:
         self._slow_names = slow_names
@@ -86,8 +83,8 @@ class NotSlow:
 
 
 class CostParts(NamedTuple):
-    """Predicted seconds of a placement (docs/placement.md). hold_up: those for which running requests wait.
-    spread: what a worker's cache would save, when it has had more than its share."""
+    """Predicted seconds of a placement (docs/placement.md). hold_up: time for which running requests wait.
+    spread: time that a worker's cache would save, if the worker has had more than its share."""
 
     queue: float = 0.0
     load: float = 0.0
@@ -99,7 +96,7 @@ class CostParts(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """One way to place a request, for whoever wants to know why it was placed so."""
+    """One way to place a request, for people who ask why it was placed as it was."""
 
     prefill: WorkerId | None
     decode: WorkerId
@@ -107,7 +104,7 @@ class Candidate(NamedTuple):
 
     @property
     def total_seconds(self) -> float:
-        """What placements are compared by."""
+        """Placements are compared by this."""
         return sum(self.parts)
 
     @property
@@ -117,9 +114,9 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """prefill None: decode does both. computed_tokens: of the prompt, what is expected not to be found
-    anywhere. candidates: the best ones, the chosen one first; none when nothing was predicted. note: why one
-    worker does both although there should be one for each; empty: that is not so."""
+    """prefill None: decode does both. computed_tokens: prompt tokens that no cache is expected to have.
+    candidates: the best ones, the chosen one first; none when nothing was predicted. note: why one worker
+    does both although one for each is usual; empty: that is not so."""
 
     prefill: ClusterMember | None
     decode: ClusterMember
@@ -138,8 +135,9 @@ class NoPlan(Enum):
 
 
 class Disaggregate(StrEnum):
-    """May one worker run a whole request? AUTO: a decode worker may where that is better, and either may
-    where no worker of the other role can be used. ALWAYS: only aggregated ones. NEVER: decode workers do."""
+    """May one worker run a whole request? AUTO: a decode worker may where that is faster, and any worker
+    may where none of the other role can be used. ALWAYS: only aggregated workers may. NEVER: decode workers
+    do."""
 
     AUTO = "auto"
     ALWAYS = "always"
@@ -151,7 +149,7 @@ _PARTNERS = {WorkerRole.PREFILL: WorkerRole.DECODE, WorkerRole.DECODE: WorkerRol
 
 
 class WorkerChoices(NamedTuple):
-    """Those that may take a request now. whole: those that may do it all."""
+    """Workers that may take a request now. whole: those that may run all of it."""
 
     prefill: Sequence[ClusterMember]
     decode: Sequence[ClusterMember]
@@ -165,13 +163,13 @@ class WorkerChoices(NamedTuple):
 
 class Chooser(Protocol):
     def choose(self, choices: WorkerChoices, request: PlacementRequest, output_tokens: int) -> Plan | None:
-        """output_tokens: how long the answer is expected to be. None: none of the choices is enough."""
+        """output_tokens: expected length of the answer. None: no choice is enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class ActiveRules:
-    """filters: which workers may take a request. chooser: which of them does. stuck: names of workers that
-    gave requests no output in time."""
+    """filters: leave out workers that may not take a request. chooser: picks one of the rest. stuck:
+    returns the workers that gave requests no output in time."""
 
     filters: Sequence[Filter]
     chooser: Chooser
@@ -180,13 +178,13 @@ class ActiveRules:
 
 
 class Planner:
-    """rules: others may take their place at any time."""
+    """rules: may be replaced at any time."""
 
     def __init__(self, membership: ClusterMembership, rules: ActiveRules) -> None:
         self._membership, self.rules = membership, rules
 
     def plan(self, request: PlacementRequest, output_tokens: int = 0) -> Plan | NoPlan:
-        """output_tokens: how long the answer is expected to be."""
+        """output_tokens: expected length of the answer."""
         avoided = self._without_hopeless_exclusions(request)
         serving = self._serving(request.model)
         plan = self.rules.chooser.choose(self._choices(avoided, serving), avoided, output_tokens)
@@ -219,16 +217,16 @@ class Planner:
         return self.rules.disaggregate is Disaggregate.ALWAYS
 
     def _serving(self, model: str) -> Set[WorkerRole]:
-        """The roles that can be counted on: those with an available worker that is not stuck. If there is no
-        such worker in any role, a stuck one is better than none."""
+        """Roles that can be counted on: they have an available worker that is not stuck. If no role has
+        one, roles with a stuck worker count."""
         here = {role: self._membership.available(model, role) for role in WorkerRole}
         stuck = self.rules.stuck()
         well = {role for role, group in here.items() if any(m.spec.worker_id not in stuck for m in group)}
         return well or {role for role, group in here.items() if group}
 
     def _choices(self, request: PlacementRequest, serving: Set[WorkerRole]) -> WorkerChoices:
-        """A role that cannot be counted on is left out, if the other may do all. One that is only full is
-        not: what it is there for would come to the other."""
+        """Leaves out a role that cannot be counted on, if the other role may run whole requests. A role
+        that is only full is kept: its work would come to the other role."""
         prefill, decode, aggregated = (self._kept(role, request, serving) for role in _ROLES)
         if self._needs_pairs:
             return WorkerChoices(prefill, decode, aggregated, aggregated)
@@ -259,20 +257,20 @@ class Planner:
         return members
 
     def _no_plan(self, request: PlacementRequest) -> NoPlan:
-        """FULL lets the queue stop asking; only safe when every other request would fare alike."""
+        """FULL ends the round of the queue, so every other request must fare alike."""
         alone = self._membership.models() <= {request.model}
         return NoPlan.FULL if alone and not request.excluded_workers else NoPlan.BLOCKED
 
     def _without_hopeless_exclusions(self, request: PlacementRequest) -> PlacementRequest:
-        """Drops the exclusion of a role's only workers: one that failed a request and has been
-        heard since is better than none."""
+        """Drops the exclusion of a role's only workers: a worker that failed a request and has been heard
+        since is better than none."""
         if not request.excluded_workers:
             return request
         kept = frozenset(worker_id for role in WorkerRole for worker_id in self._avoidable(role, request))
         return replace(request, excluded_workers=kept)
 
     def _avoidable(self, role: WorkerRole, request: PlacementRequest) -> frozenset[WorkerId]:
-        """The excluded workers of a role that has others, too."""
+        """Excluded workers of a role that has others, too."""
         members = self._membership.registered(request.model, role)
         registered = frozenset(m.spec.worker_id for m in members)
         return registered & request.excluded_workers if registered - request.excluded_workers else frozenset()

@@ -1,7 +1,7 @@
-"""The rules of placement: what `scheduling.*` says of it, with what the router has learnt."""
+"""The placement rules that a policy of the manifest asks for."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from llmserve.config.schema import Scheduling
@@ -26,19 +26,20 @@ Routing = Literal["kv_aware", "least_loaded", "round_robin"]
 
 
 _DEFAULTS = Scheduling()
+_DISAGGREGATE = Disaggregate(_DEFAULTS.disaggregate)
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementPolicy:
-    """engine_queue_seconds: of prompts before an engine, from which on others wait at the router."""
+    """engine_queue_seconds: prompts before an engine beyond this time wait at the router."""
 
     routing: Routing = _DEFAULTS.routing
-    disaggregate: Disaggregate = field(default=Disaggregate(_DEFAULTS.disaggregate))
+    disaggregate: Disaggregate = _DISAGGREGATE
     engine_queue_seconds: float = _DEFAULTS.engine_queue_seconds
 
 
 class PlacementRules:
-    """Makes the rules of a policy, again and again: a chooser goes on while the routing stays the same."""
+    """Builds the rules of each new policy. A chooser is kept while the routing stays the same."""
 
     def __init__(self, clock: Clock, rng: random.Random, speeds: WorkerSpeeds) -> None:
         self._clock, self._rng, self._speeds = clock, rng, speeds

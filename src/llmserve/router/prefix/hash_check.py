@@ -1,9 +1,9 @@
-"""Proof, from real traffic, that prompts are found again: what apiservers hash is what engines report. Pure.
+"""Checks with real traffic that apiservers and engines hash prompts alike. Pure.
 
-When a request has ended, its worker must soon report the first block of its prompt, which an engine lets go
-last. Found once, a worker's incarnation is proven. When that fails several times although the worker
-reports blocks, they are hashed differently: by another block size, seed, salt or adapter. Requests still run,
-but nothing cached is ever found, which nobody would notice otherwise.
+When a request has ended, its worker must soon report the first block of its prompt, which an engine evicts
+last. One block that is found proves a worker's incarnation. Several that are missing, although the worker
+reports blocks, show that it hashes differently: by another block size, seed, salt or adapter. Requests
+would still run, but nothing cached would ever be found, and nobody would notice.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class HashState(StrEnum):
 
 @dataclass(slots=True)
 class _Evidence:
-    """Of one incarnation. expected: the block to look for at `due`."""
+    """What is known of one incarnation. expected: the block to look for at `due`."""
 
     epoch: int
     misses: int = 0
@@ -36,14 +36,14 @@ class _Evidence:
 
 
 class HashConsistency:
-    """One prompt of each worker is looked for at a time, none when it is proven."""
+    """Looks for one prompt of each worker at a time, and for none once the worker is proven."""
 
     def __init__(self, clock: Clock, index: PrefixIndex) -> None:
         self._clock, self._index = clock, index
         self._evidence: dict[WorkerId, _Evidence] = {}
 
     def ran(self, worker_id: WorkerId, epoch: int, first_block: BlockHash) -> None:
-        """This worker has computed or loaded a prompt that begins with this block."""
+        """The worker has computed or loaded a prompt that begins with this block."""
         evidence = self._evidence.get(worker_id)
         if evidence is None or evidence.epoch < epoch:
             evidence = self._evidence[worker_id] = _Evidence(epoch)
@@ -51,7 +51,7 @@ class HashConsistency:
             evidence.expected, evidence.due = first_block, self._clock.now() + LOOK_AFTER_SECONDS
 
     def next_due(self) -> float | None:
-        """When `look` has something to do."""
+        """Time at which `look` has something to do."""
         return min((one.due for one in self._evidence.values() if one.expected), default=None)
 
     def look(self) -> None:
@@ -74,11 +74,11 @@ class HashConsistency:
 
     @property
     def problem(self) -> str:
-        """In words, with both facts; empty when there is none."""
+        """The problem for people; empty: there is none."""
         return "; ".join(map(self._words, self._differing()))
 
     def _differing(self) -> list[WorkerId]:
-        """Of those that are there."""
+        """Workers that hash differently and still report blocks."""
         misses = {name: one.misses for name, one in self._evidence.items() if not one.is_proven}
         tell = [name for name, count in misses.items() if count >= MISSES_THAT_TELL]
         return [name for name in tell if self._index.device_blocks(name)]

@@ -1,11 +1,11 @@
 """The router's prefix index: which workers' devices, and which tiers, hold the blocks of a prompt. Pure.
 
-One replica of the directory of each KV manager that is followed; one that is away has none, and the rest is
-used. Every KV manager knows all devices, and the tiers of its own.
+It has one replica of the directory of each KV manager that is followed; a KV manager that is away has none.
+Every KV manager knows all devices, and its own tiers.
 
-A match looks at two blocks of each STRIDE, and between two only where their holders differ: a block's holders
-have the blocks before it, too, because tiers and engines let the last block of a prefix go first. Where that
-once is not so, the prediction is wrong by less than a stride.
+A match looks at two blocks of each STRIDE, and at blocks between two only where their holders differ: a
+holder of a block holds the blocks before it, because tiers and engines evict the last block of a prefix
+first. Where that does not hold, the prediction is wrong by less than a stride.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ _BELOW_DRAM = (KvTier.NVME, KvTier.OBJECT)
 
 @dataclass(frozen=True, slots=True)
 class HashedPrompt:
-    """block_hashes: of its full blocks of block_tokens tokens, in order; none: not known."""
+    """block_hashes: hashes of the full blocks of block_tokens tokens, in order; none: unknown."""
 
     block_hashes: Sequence[BlockHash] = ()
     block_tokens: int = 0
@@ -35,7 +35,8 @@ class HashedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Blocks start up to stop (not included) of a prompt: on this KV manager, and not all of them in DRAM."""
+    """Blocks start up to stop (not included) of a prompt. This KV manager has them, and not all of them in
+    DRAM."""
 
     manager: str
     start: int
@@ -55,17 +56,17 @@ class PrefixIndex:
 
     @property
     def blocks(self) -> int:
-        """That are known, once for each KV manager that knows them."""
+        """Number of known blocks, counted once for each KV manager that knows them."""
         return sum(map(len, self._replicas.values()))
 
     # -- what KV managers tell
 
     def begin(self, manager: str) -> None:
-        """It will be told all."""
+        """A full snapshot of this KV manager follows."""
         self._replicas[manager] = Directory()
 
     def apply(self, manager: str, told: DirectoryUpdate) -> bool:
-        """False: something was not told; begin again."""
+        """False: an update is missing; the caller begins again."""
         replica = self._replicas[manager]
         if told.dropped:
             replica.drop(told.holder)
@@ -76,7 +77,7 @@ class PrefixIndex:
         return replica.apply(report) is Applied.APPLIED
 
     def drop(self, manager: str) -> None:
-        """It is away. Idempotent."""
+        """The KV manager is away. Idempotent."""
         self._replicas.pop(manager, None)
 
     @property
@@ -92,7 +93,7 @@ class PrefixIndex:
         return PrefixMatch(self._device_blocks(runs), self._tier_runs(runs), prompt.block_tokens)
 
     def below_dram(self, hashes: Sequence[BlockHash]) -> list[Stretch]:
-        """The stretches of which something lies below DRAM."""
+        """The stretches of a prompt of which some blocks lie below DRAM."""
         runs = list(self._runs(hashes)) if self._replicas and hashes else []
         replicas = enumerate(self._replicas.items())
         return [found for at, (name, replica) in replicas for found in _below(name, replica, runs, at)]
@@ -102,7 +103,7 @@ class PrefixIndex:
         return any(block_hash in replica.hashes_of(holder) for replica in self._replicas.values())
 
     def device_blocks(self, worker_id: WorkerId) -> int:
-        """How many this worker has reported and not taken back."""
+        """Number of blocks that this worker has reported as stored."""
         holder = Holder(worker_id)
         return max((replica.blocks_of(holder) for replica in self._replicas.values()), default=0)
 
@@ -116,7 +117,8 @@ class PrefixIndex:
         return _runs(len(hashes), lambda at: tuple([mask(hashes[at]) for mask in masks]))
 
     def _device_blocks(self, runs: Sequence[_Run]) -> dict[WorkerId, int]:
-        """The longest that any replica knows: a KV manager that has just started does not know all yet."""
+        """The longest prefix that any replica knows: a KV manager that has just started does not know all
+        blocks yet."""
         longest: dict[WorkerId, int] = {}
         for at, replica in enumerate(self._replicas.values()):
             hold = replica.tier_mask(KvTier.DEVICE)
@@ -136,14 +138,14 @@ class PrefixIndex:
 
 
 def _note(longest: dict[WorkerId, int], replica: Directory, mask: int, blocks: int) -> None:
-    """These devices have so many leading blocks."""
+    """These devices hold so many leading blocks."""
     for holder in replica.holders(mask) if blocks else ():
         worker_id = WorkerId(holder.node)
         longest[worker_id] = max(blocks, longest.get(worker_id, 0))
 
 
 def _fastest(replicas: Sequence[Directory], masks: _Masks) -> KvTier | None:
-    """None: no tier has it, but a device."""
+    """None: no tier holds the blocks, only a device."""
     for tier in _STORED:
         if any(mask & replica.tier_mask(tier) for mask, replica in zip(masks, replicas, strict=True)):
             return tier
@@ -159,7 +161,7 @@ def _below(manager: str, replica: Directory, runs: Sequence[_Run], at: int) -> I
 
 
 def _runs(count: int, holders: Callable[[int], _Masks]) -> Iterator[_Run]:
-    """Of equal holders, up to the first block that nobody has."""
+    """Yields runs of blocks with equal holders, up to the first block that nobody holds."""
     start, at, masks = 0, 0, holders(0)
     for look in _looks(count):
         for change, after in _changes(at, masks, look, holders(look), holders):
@@ -173,7 +175,7 @@ def _runs(count: int, holders: Callable[[int], _Masks]) -> Iterator[_Run]:
 
 
 def _looks(count: int) -> Iterator[int]:
-    """The last and the first block of neighbouring strides."""
+    """Yields the last and the first block of neighbouring strides."""
     for end in range(STRIDE, count, STRIDE):
         yield end - 1
         yield end
@@ -183,7 +185,7 @@ def _looks(count: int) -> Iterator[int]:
 def _changes(
     low: int, before: _Masks, high: int, after: _Masks, holders: Callable[[int], _Masks]
 ) -> Iterator[tuple[int, _Masks]]:
-    """Where the holders change between two blocks, and to whom."""
+    """Yields where the holders change between two blocks, and the holders from there on."""
     if before == after:
         return
     if high - low == 1:

@@ -1,4 +1,4 @@
-"""What the prefix index means for a request: while it waits, when it is placed, and when it ends. Pure."""
+"""Uses the prefix index for a request: while it waits, when it is placed, and when it ends. Pure."""
 
 from dataclasses import replace
 
@@ -18,25 +18,25 @@ _PREFILLS = (WorkerRole.PREFILL, WorkerRole.AGGREGATED)
 
 
 class PrefixLookup:
-    """prefetches: blocks of waiting requests are to be brought up (`kv_cache.prefetch_on_prefix`)."""
+    """prefetches: blocks of waiting requests are loaded into DRAM (`kv_cache.prefetch_on_prefix`)."""
 
     def __init__(self, clock: Clock, index: PrefixIndex, membership: ClusterMembership) -> None:
         self.index, self.hash_check, self.prefetches = index, HashConsistency(clock, index), False
         self._clock, self._membership = clock, membership
 
     def look_up(self, entry: RequestEntry) -> None:
-        """Of a waiting request: its match is at most so old afterwards."""
+        """Refreshes the prefix match of a waiting request if it is older than STALE_AFTER_SECONDS."""
         now = self._clock.now()
         if entry.prompt.block_hashes and now - entry.matched_at > STALE_AFTER_SECONDS:
             entry.matched_at = now
             entry.placement = replace(entry.placement, match=self.index.match(entry.prompt))
 
     def best_cached_tokens(self, entry: RequestEntry) -> int:
-        """Of the prompt, where most of it is."""
+        """Prompt tokens that the best worker need not compute."""
         return entry.placement.match.best_cached_tokens(entry.placement.prompt_tokens)
 
     def prefetch(self, entry: RequestEntry, tenant: TenantId, wait_seconds: float) -> list[Prefetch]:
-        """For a request that waits; nothing when all of it that is stored is in DRAM."""
+        """Asks for the blocks of a waiting request; empty when all of its stored blocks are in DRAM."""
         hashes, worker_id = entry.prompt.block_hashes, self._could_run(entry)
         stretches = self.index.below_dram(hashes) if self.prefetches and worker_id else []
         if not stretches or worker_id is None:
@@ -44,7 +44,8 @@ class PrefixLookup:
         return [Prefetch(worker_id, tenant, hashes, stretches, wait_seconds)]
 
     def placed(self, entry: RequestEntry, plan: Plan) -> int:
-        """Tokens that need not be computed there. What was kept for the request while it waited goes."""
+        """Returns the prompt tokens that the worker is expected to have cached, and drops what the request
+        kept while it waited."""
         spec, placement, hashes = (
             (plan.prefill or plan.decode).spec,
             entry.placement,
@@ -57,7 +58,7 @@ class PrefixLookup:
         return predicted
 
     def ended(self, entry: RequestEntry, outcome: Outcome, actual: int | None) -> CachedTokens | None:
-        """actual: cached tokens as the engine told, if it did."""
+        """actual: prompt tokens that the engine found cached; None: it did not report them."""
         ran = entry.prefilled
         if ran is None:
             return None
@@ -68,7 +69,7 @@ class PrefixLookup:
         return CachedTokens(entry.placement.prompt_tokens, ran.predicted_cached_tokens, actual)
 
     def _could_run(self, entry: RequestEntry) -> WorkerId | None:
-        """One whose blocks are as those that are hashed."""
+        """A worker whose blocks have the size of the hashed ones."""
         members = (m for role in _PREFILLS for m in self._membership.registered(entry.placement.model, role))
         size = entry.prompt.block_tokens
         return next((m.spec.worker_id for m in members if m.spec.kv_shape.block_size_tokens == size), None)

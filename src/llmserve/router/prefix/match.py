@@ -1,4 +1,6 @@
-"""What of a prompt is held where, before it is placed. Pure; made by the prefix index, read by scorers."""
+"""Which blocks of a prompt are held where, before it is placed. The prefix index builds it, placement reads
+it. Pure.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,8 +11,8 @@ from llmserve.kvstore.directory.directory import KvTier
 
 @dataclass(frozen=True, slots=True)
 class TierRun:
-    """Blocks in a row that the same tier of the KV store holds (the fastest that does); tier None: no
-    tier holds them, only the device cache of some worker."""
+    """Consecutive blocks with the same fastest tier of the KV store. tier None: no tier holds them, only a
+    worker's device."""
 
     tier: KvTier | None
     blocks: int
@@ -18,9 +20,9 @@ class TierRun:
 
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
-    """In leading full blocks of the prompt, of block_tokens tokens (0: nothing is known). device: how many a
-    worker has in its own cache; a worker that has none is not named. tiers: in order, up to the first block
-    that nobody holds."""
+    """Counts leading full blocks of the prompt. block_tokens: tokens of a block; 0: nothing is known.
+    device: blocks in a worker's own cache; workers without any are left out. tiers: runs in order, up to
+    the first block that nobody holds."""
 
     device: Mapping[WorkerId, int] = field(default_factory=dict)
     tiers: tuple[TierRun, ...] = ()
@@ -30,8 +32,8 @@ class PrefixMatch:
         return self.device.get(worker_id, 0)
 
     def loadable(self, worker_id: WorkerId) -> list[TierRun]:
-        """What the worker could load after what it has itself: no gap, so it ends where no tier holds
-        the next block."""
+        """Runs that the worker could load after its own blocks. They end before the first block that no
+        tier holds."""
         runs: list[TierRun] = []
         have = self.device_blocks(worker_id)
         for run in self.tiers:
@@ -43,16 +45,16 @@ class PrefixMatch:
         return runs
 
     def cached_tokens(self, worker_id: WorkerId, prompt_tokens: int) -> int:
-        """Of the prompt, what this worker need not compute."""
+        """Prompt tokens that this worker need not compute."""
         return self._tokens(self._reach(self.device_blocks(worker_id)), prompt_tokens)
 
     def best_cached_tokens(self, prompt_tokens: int) -> int:
-        """Of the prompt, what the worker that has most of it need not compute."""
+        """Prompt tokens that the best worker need not compute."""
         most = max(map(self._reach, {0, *self.device.values()}))
         return self._tokens(most, prompt_tokens)
 
     def _reach(self, have_blocks: int) -> int:
-        """Leading blocks that need not be computed where so many are in the worker's own cache."""
+        """Leading blocks that a worker need not compute if its own cache has have_blocks."""
         stop = 0
         for run in self.tiers:
             stop += run.blocks
@@ -62,7 +64,7 @@ class PrefixMatch:
         return have_blocks
 
     def _tokens(self, blocks: int, prompt_tokens: int) -> int:
-        """An engine computes at least the last token, and so its block."""
+        """Tokens of so many blocks. An engine computes at least the last token, and so its block."""
         if not self.block_tokens:
             return 0
         return min(blocks, max(0, prompt_tokens - 1) // self.block_tokens) * self.block_tokens

@@ -77,14 +77,14 @@ def _decode_line() -> LineFit:
 
 @dataclass(slots=True)
 class LatencyModel:
-    """prefill: seconds of a prompt by the tokens it computes; its fixed part is what any leg costs.
-    decode: seconds of a token by the requests that decode at the same time."""
+    """prefill: seconds of a prompt by the tokens to compute; its fixed part is the cost of any leg. decode:
+    seconds of one token by the requests that decode at the same time."""
 
     prefill: LineFit = field(default_factory=_prefill_line)
     decode: LineFit = field(default_factory=_decode_line)
 
     def copy(self) -> "LatencyModel":
-        """Another model that predicts the same, and forgets it faster than its own measurements."""
+        """A model that predicts the same and learns on its own."""
         prefill, decode = self.prefill, self.decode
         return LatencyModel(
             LineFit(prefill.fixed, prefill.slope, _TYPICAL_PROMPT_TOKENS),

@@ -1,8 +1,8 @@
-"""Which workers there are. Pure: messages and a clock in, the set of workers out.
+"""The workers of the cluster. Pure.
 
-A worker registers, sends heartbeats, and is lost when it is silent for longer than the expiry. It
-is used again from the moment it is heard: by a heartbeat of the same incarnation, or by the
-registration of a newer one, which replaces the older.
+A worker registers, sends heartbeats, and is lost when it is silent for longer than the expiry. It is used
+again as soon as it is heard: by a heartbeat of the same incarnation, or when a newer incarnation registers
+and replaces the older.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ class ClusterMembership:
         self.version = 0  # changes with the set of registered workers
 
     def __iter__(self) -> Iterator[ClusterMember]:
-        """Every known worker, lost ones included."""
+        """Yields every known worker, lost ones included."""
         return iter(self._members.values())
 
     def __len__(self) -> int:
@@ -46,9 +46,9 @@ class ClusterMembership:
     # -- what workers and apiservers say
 
     def register(self, spec: WorkerSpec) -> None:
-        """A new worker, a newer incarnation, or one that says the same again.
-        Errors: InvalidRequest when a field is wrong, the epoch is an older one, or its KV does not
-        fit the workers that it would hand over to or take from."""
+        """Takes a new worker, a newer incarnation, or a repeated registration. Errors: InvalidRequest when
+        a field is wrong, the epoch is older than a known one, or its KV does not fit the workers that it
+        would exchange KV with."""
         self._check_fields(spec)
         self._check_kv_shape(spec)
         known = self._members.get(spec.worker_id)
@@ -64,8 +64,8 @@ class ClusterMembership:
         self._changed()
 
     def heartbeat(self, worker_id: WorkerId, epoch: int, load: EngineLoad, *, draining: bool = False) -> None:
-        """draining: it is about to leave.
-        Errors: NotFound when this incarnation is not known: it is to register (again)."""
+        """draining: the worker is about to leave. Errors: NotFound when this incarnation is unknown and has
+        to register."""
         member = self._members.get(worker_id)
         if member is None or member.spec.epoch != epoch:
             raise NotFound(f"worker {worker_id} of epoch {epoch} is not registered")
@@ -81,7 +81,7 @@ class ClusterMembership:
             self._available.clear()
 
     def suspect(self, worker_id: WorkerId, epoch: int, reason: str) -> None:
-        """A request failed on it. Not used until it is heard again; nothing for an older epoch."""
+        """A request failed on the worker: it is not used until its next heartbeat. Ignores an older epoch."""
         member = self._members.get(worker_id)
         if member and member.spec.epoch == epoch and member.state is WorkerState.AVAILABLE:
             member.state, member.reason = WorkerState.SUSPECT, reason
@@ -89,7 +89,7 @@ class ClusterMembership:
             self._available.clear()
 
     def order(self, worker_id: WorkerId, order: DrainOrder) -> ClusterMember:
-        """An operator takes a worker out of service, or back. Errors: NotFound when it is not there."""
+        """An operator takes a worker out of service, or back. Errors: NotFound when it is not registered."""
         member = self._members.get(worker_id)
         if member is None or not member.registered:
             raise NotFound(f"worker {worker_id} is not registered: {self._names()} are")
@@ -100,19 +100,19 @@ class ClusterMembership:
         return member
 
     def order_of(self, worker_id: WorkerId) -> DrainOrder | None:
-        """What an operator wants of the worker, and it does not do yet."""
+        """The operator's order that the worker has not carried out yet."""
         member = self._members.get(worker_id)
         return member.order if member else None
 
     def deregister(self, worker_id: WorkerId, epoch: int) -> None:
-        """It leaves in order. Nothing for an older epoch or an unknown worker."""
+        """The worker leaves in order. Ignores an older epoch or an unknown worker."""
         member = self._members.get(worker_id)
         if member and member.spec.epoch == epoch:
             del self._members[worker_id]
             self._changed()
 
     def expire(self) -> list[ClusterMember]:
-        """Marks the silent ones lost and returns them; forgets those lost long ago."""
+        """Marks silent workers as lost and returns them; forgets those that were lost long ago."""
         now = self._clock.now()
         if self._check_at is None or now < self._check_at:
             return []
@@ -130,7 +130,7 @@ class ClusterMembership:
         return lost
 
     def set_expiry(self, seconds: float) -> None:
-        """From now on; who is silent for longer already is lost at the next `expire`."""
+        """Holds from now on. A worker that has been silent for longer is lost at the next `expire`."""
         self._expiry = seconds
         self._plan_check()
 
@@ -138,13 +138,13 @@ class ClusterMembership:
         self._check_at = min(map(self._next_change, self), default=None)
 
     def next_expiry(self) -> float | None:
-        """When expire may have something to do: never late, at most one expiry early."""
+        """Time at which `expire` may have something to do: never late, at most one expiry early."""
         return self._check_at
 
     # -- what placement asks
 
     def available(self, model: str, role: WorkerRole) -> Sequence[ClusterMember]:
-        """Those that placements may go to. The same list until something changes."""
+        """Workers that placements may use. The same list until something changes."""
         members = self._available.get((model, role))
         if members is None:
             members = [m for m in self.registered(model, role) if m.state is WorkerState.AVAILABLE]
@@ -152,18 +152,18 @@ class ClusterMembership:
         return members
 
     def registered(self, model: str, role: WorkerRole) -> list[ClusterMember]:
-        """Those that are there, the suspected ones included."""
+        """Registered workers of a role, suspected ones included."""
         return [m for m in self if m.registered and m.spec.role is role and m.spec.model == model]
 
     def kv_sources(self, worker_id: WorkerId) -> list[ClusterMember]:
-        """Whom this worker may fetch KV from; none for an unknown worker."""
+        """Workers that this one may fetch KV from; none for an unknown worker."""
         member = self._members.get(worker_id)
         if member is None or member.spec.role is not WorkerRole.DECODE:
             return []
         return self.registered(member.spec.model, WorkerRole.PREFILL)
 
     def models(self) -> frozenset[str]:
-        """Those of the registered workers."""
+        """Models of the registered workers."""
         return self._models
 
     def capacity(self) -> Capacity:
@@ -180,7 +180,7 @@ class ClusterMembership:
         )
 
     def slots(self, worker_id: WorkerId, epoch: int) -> WorkerSlots:
-        """The count of one incarnation, known or not: a placement may be older than this router."""
+        """The slots of one incarnation, even of an unknown one: a placement may be older than this router."""
         slots = self._slots.get((worker_id, epoch))
         if slots is None:
             slots = self._slots[worker_id, epoch] = WorkerSlots()
@@ -193,7 +193,7 @@ class ClusterMembership:
         self._rank(member)
 
     def _rank(self, member: ClusterMember) -> None:
-        """Of one that is there, and that no request complained of since."""
+        """Sets the state of a worker that was heard and has failed no request since."""
         if member.to_leave:
             member.state, member.reason = WorkerState.DRAINING, "it is being drained"
         elif member.load.stalled:
@@ -248,8 +248,8 @@ class ClusterMembership:
 
 
 def _interruptions_with_end(older: ClusterMember | None) -> int:
-    """Of a worker whose older incarnation has not deregistered: that it ended is one, if nothing was seen
-    of it before."""
+    """Interruptions of a worker that registers anew. The end of an incarnation that did not deregister is
+    one, unless it was noticed before."""
     if older is None:
         return 0
     return older.interruptions + (older.state is WorkerState.AVAILABLE)

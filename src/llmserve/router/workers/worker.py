@@ -1,12 +1,6 @@
-"""How fast KV comes from one worker to another, as the one that fetches has measured it. Pure.
-
-Prompts that one incarnation of a worker is to compute: placed there, and without a first token. Pure.
-
-This is the queue with memory of recent work: an engine's own report is a heartbeat old, a placement is
-known at once.
-
-
-A worker as the router knows it."""
+"""A worker as the router knows it: what it says of itself, what is placed on it, and its links to others.
+Pure.
+"""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -22,7 +16,8 @@ REFUSED = "refused"  # PairStatus.breaker of a pair whose KV does not fit
 
 
 class KvLink(NamedTuple):
-    """One direction between two workers. refused: nothing can be fetched, the prompt is computed again."""
+    """How fast KV comes from one worker to another. refused: nothing can be fetched, so the prompt is
+    computed again."""
 
     fixed_seconds: float
     bytes_per_second: float
@@ -37,7 +32,8 @@ UNKNOWN_LINK = KvLink(0.003, 2e9)
 
 
 def links_of(pairs: Sequence[PairStatus]) -> Mapping[str, KvLink]:
-    """By peer: over the transport that the next request uses. Peers without a measurement are left out."""
+    """Links by peer, over the transport that the next request uses. Peers without a measurement are left
+    out."""
     links: dict[str, KvLink] = {}
     for pair in pairs:
         if pair.breaker == REFUSED:
@@ -48,7 +44,7 @@ def links_of(pairs: Sequence[PairStatus]) -> Mapping[str, KvLink]:
 
 
 def _measured(pair: PairStatus) -> KvLink:
-    """The probe tells the speed; what requests took beyond that is asking, waiting and checking."""
+    """The probe measures the speed. The time that requests took beyond it is asking, waiting and checking."""
     fixed = pair.small_seconds
     if pair.transfers:
         seconds = (pair.seconds - pair.bytes / pair.bytes_per_second) / pair.transfers
@@ -57,7 +53,9 @@ def _measured(pair: PairStatus) -> KvLink:
 
 
 class Backlog:
-    """Times are on the router's clock. Prompts are computed in the order in which they came."""
+    """Prompts that one incarnation of a worker is to compute: placed there, without a first token. They are
+    computed in the order of their placement. An engine's own report is a heartbeat old; this is known at
+    once. Times are on the router's clock."""
 
     __slots__ = ("_began", "_pending", "_seconds")
 
@@ -70,7 +68,7 @@ class Backlog:
         return len(self._pending)
 
     def add(self, key: Hashable, seconds: float, now: float) -> None:
-        """seconds: what it is expected to take, alone. A key is added once."""
+        """seconds: expected time to compute it alone. A key is added once."""
         assert key not in self._pending, key
         if not self._pending:
             self._began = now
@@ -78,8 +76,8 @@ class Backlog:
         self._seconds += seconds
 
     def remove(self, key: Hashable, now: float) -> float:
-        """It has its first token, or is given up. Returns for how long the worker was busy with it: since
-        it was added, or since the one before it was done. Errors: KeyError."""
+        """The prompt has its first token, or is given up. Returns the seconds in which the worker computed
+        it: since it was added, or since the one before it was done. Errors: KeyError."""
         seconds, added_at = self._pending.pop(key)
         busy = now - max(added_at, self._began)
         self._began = now
@@ -88,8 +86,8 @@ class Backlog:
         return busy
 
     def seconds(self, now: float) -> float:
-        """Until one that is added now is begun. The first counts less the longer it runs, but one that is
-        overdue takes nothing off the others."""
+        """Time until a prompt that is added now would be begun. The first prompt counts less the longer it
+        runs; when it is overdue it takes nothing off the others."""
         if not self._pending:
             return 0.0
         first = next(iter(self._pending.values()))[0]
@@ -115,12 +113,12 @@ class KvShape:
 
     @property
     def bytes_per_token(self) -> float:
-        """Over all layers and ranks; 0 while the size of a block is not known."""
+        """Bytes over all layers and ranks; 0 while the size of a block is unknown."""
         size = self.block_size_tokens
         return self.block_bytes * self.tensor_parallel / size if size else 0.0
 
     def differences(self, other: "KvShape") -> list[str]:
-        """What keeps the two from exchanging KV, in words; empty when nothing does."""
+        """The differences that keep the two from exchanging KV, for people; empty: there are none."""
         resized = any(getattr(self, name) != getattr(other, name) for name in _SIZES)
         names = (f.name for f in fields(self) if not resized or f.name not in (*_SIZES, "block_bytes"))
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
@@ -129,7 +127,7 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker says of itself when it registers. epoch is larger after each of its starts."""
+    """What a worker says of itself when it registers. Each of its starts has a larger epoch."""
 
     worker_id: WorkerId
     role: WorkerRole
@@ -153,17 +151,17 @@ class WorkerState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DrainOrder:
-    """What an operator wants of a worker. drain False: it is to stay after all. timeout_seconds: for what
-    runs there to end."""
+    """An operator's wish. drain False: the worker stays after all. timeout_seconds: time for its requests
+    to end."""
 
     drain: bool
     timeout_seconds: float = 0.0
 
 
 class WorkerSlots:
-    """What is placed on one incarnation of a worker: requests, the KV tokens of their prompts and expected
-    answers, and prompts that it is to compute; and how fast it has been (pace None: nothing measured
-    yet). Placements hold on to it, so that it survives whatever happens to the membership meanwhile."""
+    """What is placed on one incarnation of a worker: requests, KV tokens of their prompts and expected
+    answers, and prompts to compute. latency: its measured speed; None: nothing is measured yet. Placements
+    refer to it, so it survives changes of the membership."""
 
     __slots__ = ("__weakref__", "backlog", "kv_tokens", "latency", "placed_requests")
 
@@ -183,8 +181,8 @@ class WorkerSlots:
 
 @dataclass(slots=True, eq=False)
 class ClusterMember:
-    """One incarnation of a worker. heard_at is on the router's clock. interruptions: how often it, or one
-    before it of its name, stopped being available without having left in order."""
+    """One incarnation of a worker. heard_at: time on the router's clock. interruptions: how often it, or an
+    older incarnation, stopped being available without leaving in order."""
 
     spec: WorkerSpec
     slots: WorkerSlots
@@ -199,14 +197,14 @@ class ClusterMember:
     _links_of: EngineLoad | None = field(default=None, repr=False)
 
     def link_from(self, prefill: WorkerId) -> KvLink | None:
-        """How this worker fetches KV from that one; None: it has not said."""
+        """How this worker fetches KV from that one; None: it has not reported it."""
         if self._links_of is not self.load:  # read when it is asked for: most heartbeats never are
             self._links, self._links_of = links_of(self.load.pairs), self.load
         return self._links.get(prefill)
 
     @property
     def to_leave(self) -> bool:
-        """The order that is on its way counts for more than what the worker says."""
+        """An order that the worker has not confirmed counts for more than its own report."""
         return self.order.drain if self.order else self.draining
 
     @property

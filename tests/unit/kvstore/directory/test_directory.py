@@ -135,18 +135,18 @@ def _tier_snapshot(holder: Holder, names: str) -> BlockReport:
     return BlockReport(holder, 1, 1, snapshot=True, stored=_blocks(names))
 
 
-def test_runs_cover_what_anybody_holds(directory: Directory) -> None:
+def test_masks_tell_who_holds_a_block(directory: Directory) -> None:
     worker, dram, nvme = Holder("x"), Holder("m", KvTier.DRAM), Holder("m", KvTier.NVME)
-    for holder, names in ((worker, "ab"), (dram, "abc"), (nvme, "cde")):
+    for holder, names in ((worker, "ab"), (dram, "abc"), (nvme, "cd")):
         directory.apply(_tier_snapshot(holder, names))
-    runs = directory.runs(_blocks("abcdefa"))
-    assert [(run.blocks, set(run.holders)) for run in runs] == [
-        (2, {worker, dram}),
-        (1, {dram, nvme}),
-        (2, {nvme}),
-    ]
-    assert directory.runs(_blocks("fa")) == []
-    assert directory.runs([]) == []
+    a, b, c, d = map(directory.mask, _blocks("abcd"))
+    assert a == b
+    assert [set(directory.holders(mask)) for mask in (a, c, d)] == [{worker, dram}, {dram, nvme}, {nvme}]
+    assert directory.mask(_blocks("q")[0]) == 0
+    assert directory.holders(directory.tier_mask(KvTier.DRAM)) == (dram,)
+    assert set(directory.hashes_of(nvme)) == set(_blocks("cd"))
+    directory.drop(dram)
+    assert (directory.tier_mask(KvTier.DRAM), directory.hashes_of(dram)) == (0, ())
 
 
 def test_tiers_of_one_node_are_apart(directory: Directory) -> None:
@@ -158,10 +158,10 @@ def test_tiers_of_one_node_are_apart(directory: Directory) -> None:
     assert (directory.blocks_of(dram), directory.blocks_of(nvme)) == (0, 2)
 
 
-def test_memory_is_bounded_and_says_so() -> None:
+def test_memory_is_bounded() -> None:
     directory = Directory(most_blocks=3)
     directory.apply(_snapshot("x", "abcde"))
-    assert (len(directory), directory.refused_blocks) == (3, 2)
+    assert len(directory) == 3
     assert _prefix(directory, "abcde") == {"x": 3}
     directory.apply(_snapshot("y", "ab"))  # known blocks are always noted
     assert _prefix(directory, "ab") == {"x": 3 - 1, "y": 2}

@@ -113,14 +113,21 @@ def test_a_missing_report_asks_for_a_snapshot(cluster: Cluster) -> None:
     assert (cluster.manager.totals.reports, cluster.manager.totals.resyncs) == (2, 1)
 
 
+def test_a_gone_worker_without_leases_is_kept_for_five_seconds(cluster: Cluster) -> None:
+    cluster.manager.disconnect(cluster.connection)
+    cluster.manager.disconnect(cluster.connection)
+    cluster.clock.advance(4.9)
+    cluster.manager.disconnect(cluster.connection)  # not counted from now
+    assert len(cluster.manager.workers()) == 1
+    cluster.clock.advance(0.1)
+    cluster.manager.settle()
+    assert cluster.manager.workers() == []
+
+
 def test_tiers_are_looked_up_beside_the_device_caches(cluster: Cluster) -> None:
     dram = Holder("kvmanager-0", KvTier.DRAM)
     stored = [BlockHash(b"h"), BlockHash(b"i")]
     cluster.manager.report_tier(BlockReport(dram, 1, 1, snapshot=True, stored=stored))
     assert cluster.manager.prefix_blocks(stored) == {"x": 1}  # workers only
-    assert [(run.blocks, set(run.holders)) for run in cluster.manager.runs(stored)] == [
-        (1, {Holder("x"), dram}),
-        (1, {dram}),
-    ]
     assert len(cluster.manager.workers()) == 1
     assert cluster.manager.report_tier(BlockReport(dram, 1, 3)) is Applied.RESYNC

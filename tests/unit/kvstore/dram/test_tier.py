@@ -70,7 +70,7 @@ def test_full_and_too_large(pool: Pool) -> None:
     assert outcomes == [ReserveOutcome.RESERVED] * 4 + [ReserveOutcome.FULL]
     assert pool.outcome("f", (UNITS + 1) * UNIT) is ReserveOutcome.TOO_LARGE
     assert pool.dram.counters.full == 2
-    assert named("f") not in pool.dram.book
+    assert named("f") not in pool.dram.index
 
 
 def test_a_block_gets_slots_for_all_parts_or_for_none(pool: Pool) -> None:
@@ -115,7 +115,7 @@ def test_an_abort_gives_back_all_slots(pool: Pool) -> None:
     pool.commit("a", slots[0])
     pool.dram.abort(named("a"))
     assert (pool.used_bytes, pool.dram.reserved_blocks, pool.dram.counters.aborted) == (0, 0, 2)
-    assert named("a") not in pool.dram.book
+    assert named("a") not in pool.dram.index
     assert pool.commit("a", slots[1], part=1) is CommitOutcome.LATE
 
 
@@ -214,7 +214,7 @@ def test_leases_are_renewed_end_and_are_remembered(pool: Pool) -> None:
 def test_a_lease_keeps_its_blocks_in_the_index_if_it_is_to(pool: Pool, pins: bool) -> None:
     pool.store("a")
     lease, _ = pool.dram.lease(READER, [named("a")], 5, pins=pins)
-    node = pool.dram.book.find(named("a"))
+    node = pool.dram.index.find(named("a"))
     assert node is not None
     assert node.pins == pins
     pool.dram.release(lease)
@@ -308,7 +308,7 @@ def test_a_user_that_is_gone_leaves_nothing_but_its_blocks(pool: Pool) -> None:
     pool.dram.forget(WRITER)
     assert (pool.holds("a"), pool.dram.reserved_blocks, pool.dram.open_leases) == (True, 1, 1)
     assert (pool.used_bytes, pool.dram.counters.leases_expired) == (2 * UNIT, 1)
-    assert named("b") not in pool.dram.book
+    assert named("b") not in pool.dram.index
     assert pool.dram.writer(named("c")) == READER
 
 

@@ -83,7 +83,7 @@ class Tier(RuleBasedStateMachine):
     @invariant()
     def whole(self) -> None:
         self.dram.check_integrity()
-        self.dram.book.check_integrity()
+        self.dram.index.check_integrity()
 
     def teardown(self) -> None:
         for _ in range(2):
@@ -92,7 +92,7 @@ class Tier(RuleBasedStateMachine):
         for number in range(5):
             self.dram.drop(BlockHash(bytes([number])))
         assert (self.pool.used_bytes, self.dram.open_leases, self.dram.orphan_slots) == (0, 0, 0)
-        assert (len(self.dram.book), self.dram.reserved_blocks) == (0, 0)
+        assert (len(self.dram.index), self.dram.reserved_blocks) == (0, 0)
 
     def _current(self, slot: Slot) -> bool:
         return self.pool.word(slot) == slot.generation

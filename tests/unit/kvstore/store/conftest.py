@@ -151,16 +151,16 @@ class World:
 
     def check_told(self) -> None:
         for tier in self.tiers if self.told else ():
-            there = {node.key for node in tier.book.held()}
+            there = {node.key for node in tier.index.held()}
             unsure = {key for key in there if isinstance(tier, LowerStore) and tier.is_writing(key)}
             unsure |= {key for key in there if isinstance(tier, DramTier) and tier.writer(key)}
             assert self.told[tier.name] - unsure == there - unsure, tier.name
 
     def check_integrity(self) -> None:
         self.store.dram.check_integrity()
-        self.store.dram.book.check_integrity()
+        self.store.dram.index.check_integrity()
         for tier in self.store.lower:
-            tier.book.check_integrity()
+            tier.index.check_integrity()
 
 
 MakeWorld = Callable[..., World]
@@ -188,7 +188,7 @@ async def make_world() -> AsyncIterator[MakeWorld]:
         room_wait_seconds: float = ROOM_WAIT_SECONDS,
         clock: VirtualClock | None = None,
     ) -> World:
-        """tiers: instead of fakes, each with what its book may hold."""
+        """tiers: instead of fakes, each with what its index may hold."""
         clock = clock or VirtualClock(1.0)
         memory = memoryview(bytearray(dram_blocks * parts * UNIT_BYTES))
         slabs = SlabMap(len(memory), UNIT_BYTES)

@@ -9,7 +9,6 @@ from llmserve.kvstore.blocks import PoolUser
 from llmserve.kvstore.store import part_key
 from llmserve.kvstore.store.admin import BlockFilter, StoreAdmin
 from llmserve.kvstore.store.export_import import Export, ExportedBlock, Import, ImportResult
-from llmserve.kvstore.store.stats import stats_of
 from llmserve.kvstore.store.verify import VerifyProgress, verify
 from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES
 from tests.unit.kvstore.store.conftest import PART_BYTES, TENANT, MakeWorld, World, chain, content
@@ -120,7 +119,7 @@ async def test_a_pinned_block_stays_with_all_before_it(make_world: MakeWorld) ->
     assert [world.store.dram.holds(key) for key in keys] == [True, True, False, False]
     blocks, _ = await admin.list_blocks(BlockFilter(hash_prefix=b"a-".hex()), 10)
     assert [block.places[0].pinned for block in blocks] == [True, True]
-    assert stats_of(world.store).tiers[0].pinned_blocks == 2
+    assert world.store.stats().tiers[0].pinned_blocks == 2
     assert (await admin.pin(named(keys[1]), unpin=True)).pinned_blocks == 0
     await world.seen(chain("d", 4))
     assert not world.store.dram.holds(keys[0])
@@ -147,8 +146,8 @@ async def test_a_pin_does_not_outlive_its_block(make_world: MakeWorld) -> None:
     admin = admin_of(world)
     await admin.pin(named(keys[1]))
     world.store.corrupt(keys[1])
-    assert stats_of(world.store).tiers[0].pinned_blocks == 0
-    assert stats_of(world.store).tiers[0].evictions[EvictReason.CORRUPT] == 1
+    assert world.store.stats().tiers[0].pinned_blocks == 0
+    assert world.store.stats().tiers[0].evictions[EvictReason.CORRUPT] == 1
     await world.seen(keys)
     await world.seen(chain("b", 2))
     assert not world.store.dram.holds(keys[0]), "stored again, it is as any other"
@@ -177,9 +176,9 @@ async def test_what_follows_a_block_goes_with_it(make_world: MakeWorld) -> None:
     done = await admin_of(world).evict(named(keys[1]))
     assert (done.blocks, done.size_bytes) == (6, 3 * PART_BYTES + 3 * BELOW_BYTES)
     assert (done.pinned_blocks, done.busy_blocks) == (0, 0)
-    assert len(world.store.dram.book) == len(world.store.lower[0].book) == 1
+    assert len(world.store.dram.index) == len(world.store.lower[0].index) == 1
     assert set(world.media[0].stored) == {part_key(keys[0], 0)}
-    stats = stats_of(world.store).tiers
+    stats = world.store.stats().tiers
     assert [tier.evictions[EvictReason.ASKED] for tier in stats] == [3, 3]
 
 
@@ -192,7 +191,7 @@ async def test_only_a_tenant_or_a_tier_is_evicted(make_world: MakeWorld) -> None
     admin = admin_of(world)
     assert (await admin.evict(BlockFilter(tenant=OTHER))).blocks == 4
     assert (await admin.evict(BlockFilter(tier="dram"))).blocks == 2
-    assert (len(world.store.dram.book), len(world.store.lower[0].book)) == (0, 2)
+    assert (len(world.store.dram.index), len(world.store.lower[0].index)) == (0, 2)
     assert (await admin.evict(ALL)).blocks == 2
     assert (await admin.evict(ALL)).blocks == 0
 
@@ -248,7 +247,7 @@ async def test_corrupt_blocks_are_told_and_dropped(make_world: MakeWorld) -> Non
     assert (last["memory-0"].corrupt, last["memory-0"].missing_blocks) == ([keys[1]], 1)
     assert last["memory-0"].reason
     assert not world.store.dram.holds(keys[0])
-    assert len(world.store.lower[0].book) == 2
+    assert len(world.store.lower[0].index) == 2
     again = await verified(world)
     assert [(one.blocks, one.corrupt, one.missing_blocks) for one in again.values()] == [
         (3, [], 0),
@@ -334,7 +333,7 @@ async def test_import_goes_below_dram_where_it_can(make_world: MakeWorld) -> Non
     assert (await imported(world, blocks)).refused_blocks > 0
     alone = make_world()
     assert (await imported(alone, blocks)).stored_blocks == 3
-    assert len(alone.store.dram.book) == 3
+    assert len(alone.store.dram.index) == 3
 
 
 async def test_a_full_pool_refuses(make_world: MakeWorld) -> None:
@@ -363,7 +362,7 @@ async def test_hits_are_counted_where_they_were(make_world: MakeWorld) -> None:
     for key in keys[2:]:
         world.store.dram.drop(key)
     await world.prepare(keys, compute_seconds=0.5, block_tokens=128)
-    stats = stats_of(world.store)
+    stats = world.store.stats()
     dram, lower = stats.tiers
     assert (dram.totals.hit_blocks, dram.totals.hit_tokens) == (2, 256)
     assert (lower.totals.hit_blocks, lower.totals.hit_tokens) == (2, 256)
@@ -380,7 +379,7 @@ async def test_evictions_have_a_reason_and_an_age(make_world: MakeWorld) -> None
     await world.seen(chain("a", 2))
     world.clock.advance(100)
     await world.seen(chain("b", 2))
-    dram = stats_of(world.store).tiers[0]
+    dram = world.store.stats().tiers[0]
     assert dram.evictions == {
         EvictReason.ROOM: 2,
         EvictReason.QUOTA: 0,

@@ -72,7 +72,7 @@ async def test_what_is_not_a_block_is_refused(
     world = make_world()
     with pytest.raises(InvalidRequest, match=message):
         await _import(world, pieces)
-    assert len(world.store.dram.book) == 0
+    assert len(world.store.dram.index) == 0
 
 
 async def test_a_large_block_comes_out_in_pieces(make_world: MakeWorld) -> None:

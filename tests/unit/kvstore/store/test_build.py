@@ -90,7 +90,7 @@ async def test_a_quantized_tier_is_half_as_large(tmp_path: Path, make_around: Ma
     keys = chain("a", 4)
     await world.seen(keys, make=numbers, shapes=(SHAPE,))
     await world.drained()
-    assert 0.5 < world.store.lower[0].book.used_bytes / (4 * PART_BYTES) < 0.7
+    assert 0.5 < world.store.lower[0].index.used_bytes / (4 * PART_BYTES) < 0.7
     for key in keys:
         world.store.dram.drop(key)
     assert len((await world.prepare(keys, shapes=(SHAPE,))).loads) == 4
@@ -148,7 +148,7 @@ async def test_keys_are_rotated_and_retired(tmp_path: Path, make_around: MakeAro
     await both.store.aclose()
     last = await world_of(new)
     assert await last.loaded(keys) == [], "begins with blocks under the key that is gone"
-    assert len(last.store.lower[0].book) == 2, "those are of no use any more"
+    assert len(last.store.lower[0].index) == 2, "those are of no use any more"
     await last.seen(keys)
     await last.drained()
     last.forget_dram(keys)
@@ -168,11 +168,11 @@ async def test_settings_reach_the_tiers(tmp_path: Path) -> None:
         assert [one.settings.write_mode for one in lower] == [WriteMode.THROUGH, WriteMode.BACK]
         assert [one.settings.opens_later for one in lower] == [False, True]
         assert {one.settings.busy_bytes for one in lower} == {MIB}
-        book = store.store.dram.book
-        assert [book.add(key, None, MIB, TenantId("a")) for key in chain("a", 1)] == ["held"]
-        assert [book.add(key, None, MIB, TenantId("a")) for key in chain("b", 1)] == ["no_room"]
-        assert [book.add(key, None, 15 * MIB, TenantId("b")) for key in chain("c", 1)] == ["held"]
-        assert book.make_room(MIB, TenantId("b")) == [], "hot"
+        index = store.store.dram.index
+        assert [index.add(key, None, MIB, TenantId("a")) for key in chain("a", 1)] == ["held"]
+        assert [index.add(key, None, MIB, TenantId("a")) for key in chain("b", 1)] == ["no_room"]
+        assert [index.add(key, None, 15 * MIB, TenantId("b")) for key in chain("c", 1)] == ["held"]
+        assert index.make_room(MIB, TenantId("b")) == [], "hot"
     finally:
         await store.aclose()
 

@@ -55,7 +55,7 @@ async def test_a_disk_in_trouble_stores_nothing_and_the_rest_goes_on(
     caplog: pytest.LogCaptureFixture,
     trouble: Callable[[DiskFaults], None],
 ) -> None:
-    caplog.set_level(logging.INFO, "llmserve.kvstore.store.medium_errors")
+    caplog.set_level(logging.INFO, "llmserve.kvstore.store.medium_log")
     faults = DiskFaults()
     world = await opened(make_world, nvme(tmp_path, faults))
     trouble(faults)
@@ -67,15 +67,15 @@ async def test_a_disk_in_trouble_stores_nothing_and_the_rest_goes_on(
     told = [one.message for one in caplog.records if one.levelno >= logging.WARNING]
     assert len(told) == 1, "not for each block"
     assert told[0].startswith("nvme-0: blocks are not written: ")
-    assert disk.trouble == told[0].removeprefix("nvme-0: "), "as `status` shows it"
+    assert disk.error == told[0].removeprefix("nvme-0: "), "as `status` shows it"
     assert disk.is_open, "what it has can be read"
-    assert (len(disk.book), disk.queued_bytes) == (0, 0)
+    assert (len(disk.index), disk.queued_bytes) == (0, 0)
     assert await world.loaded(KEYS) == ALL, "from DRAM"
     faults.all_fail(0)
     world.forget_dram(KEYS)
     await down(world)
     assert await world.loaded(KEYS) == ALL
-    assert disk.trouble == ""
+    assert disk.error == ""
     assert [one.message for one in caplog.records if "again" in one.message] == [
         "nvme-0: blocks are written again"
     ]
@@ -91,7 +91,7 @@ async def test_what_the_disk_refuses_goes_to_the_next_tier(make_world: MakeWorld
         await world.seen(chain(name, 6))
         await world.drained()
     disk, last = world.store.lower
-    assert len(disk.book) == 0
+    assert len(disk.index) == 0
     assert all(last.holds(key, 1) for key in KEYS)
     assert await world.loaded(KEYS) == ALL
 
@@ -105,14 +105,14 @@ async def test_what_cannot_be_read_is_computed_and_stored_again(
     faults.read = EIO
     prepared = await world.prepare(KEYS)
     (disk,) = world.store.lower
-    assert disk.trouble.startswith("blocks are not read: ")
+    assert disk.error.startswith("blocks are not read: ")
     assert (prepared.loads, [block.index for block in prepared.stores]) == ((), ALL)
     world.fill(KEYS, prepared.stores)
     assert await world.loaded(KEYS) == ALL, "from DRAM"
     faults.read = 0
     world.forget_dram(KEYS)
     assert await world.loaded(KEYS) == ALL, "it was there all the time"
-    assert disk.trouble == ""
+    assert disk.error == ""
 
 
 async def test_a_write_that_is_torn_is_not_found_by_the_next(make_world: MakeWorld, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ async def test_a_write_that_is_torn_is_not_found_by_the_next(make_world: MakeWor
     later = await opened(make_world, nvme(tmp_path))
     loads = await later.loaded(KEYS)
     assert loads == ALL[: len(loads)]
-    assert len(later.store.lower[0].book) == len(loads)
+    assert len(later.store.lower[0].index) == len(loads)
 
 
 # -- one byte
@@ -145,8 +145,8 @@ async def test_a_byte_that_changes_in_a_segment_while_it_is_open(
         flip(path, at, 0x10)
         loads = await world.loaded(KEYS)  # checks what comes
         assert loads == ALL[: len(loads)]
-        assert len(world.store.lower[0].book) in (5, 6), "what is lost takes no room"
-        assert len(loads) == 6 or len(world.store.lower[0].book) == 5
+        assert len(world.store.lower[0].index) in (5, 6), "what is lost takes no room"
+        assert len(loads) == 6 or len(world.store.lower[0].index) == 5
         await down(world)
     assert world.store.lower[0].outcomes["read", TierOutcome.CORRUPT] > 0
     assert await world.loaded(KEYS) == ALL, "what was lost was stored again"

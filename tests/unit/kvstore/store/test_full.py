@@ -39,9 +39,9 @@ async def test_a_full_tier_refuses_nothing(make_world: MakeWorld, tmp_path: Path
         assert size <= CAPACITY
     ends = {outcome for (operation, outcome), _ in tier.outcomes.items() if operation == "write"}
     assert ends == {TierOutcome.DONE}
-    assert tier.outcomes["write", TierOutcome.DONE] > 3 * len(tier.book)
-    assert tier.book.used_bytes > 0.9 * tier.book.capacity_bytes
-    assert tier.book.capacity_bytes > CAPACITY // 2
+    assert tier.outcomes["write", TierOutcome.DONE] > 3 * len(tier.index)
+    assert tier.index.used_bytes > 0.9 * tier.index.capacity_bytes
+    assert tier.index.capacity_bytes > CAPACITY // 2
 
 
 async def test_what_a_busy_tier_did_not_take_at_once_is_written_when_it_has_time(
@@ -77,9 +77,9 @@ async def test_a_prompt_counts_once_wherever_it_is_found(make_world: MakeWorld) 
     keys = chain("a", 3)
     await world.seen(keys)
     await world.prepare(keys, have=2, load=False)
-    assert not world.store.dram.book.is_proven(keys[0])
+    assert not world.store.dram.index.is_proven(keys[0])
     await world.prepare(keys, load=False)
-    assert world.store.dram.book.is_proven(keys[0])
+    assert world.store.dram.index.is_proven(keys[0])
 
 
 async def test_victims_of_one_worker_are_stored_as_they_were_though_another_needs_the_room(

@@ -37,8 +37,8 @@ async def again(make_world: MakeWorld, media: list[MemoryMedium]) -> World:
 
 async def test_what_is_found_is_counted(make_world: MakeWorld) -> None:
     world = await again(make_world, await stored(make_world, "a", "b"))
-    book = world.store.lower[0].book
-    assert (len(book), book.used_bytes, book.tenant_bytes(NOBODY)) == (8, 8 * CHARGE, 8 * CHARGE)
+    index = world.store.lower[0].index
+    assert (len(index), index.used_bytes, index.tenant_bytes(NOBODY)) == (8, 8 * CHARGE, 8 * CHARGE)
     assert await world.loaded(chain("a", 4)) == [0, 1, 2, 3]
 
 
@@ -61,19 +61,19 @@ async def test_a_smaller_capacity_holds_at_once(make_world: MakeWorld) -> None:
     media = await stored(make_world, "a", "b")
     media[0].capacity_bytes = 5 * CHARGE
     world = await again(make_world, media)
-    assert len(media[0].stored) == len(world.store.lower[0].book) == 5
+    assert len(media[0].stored) == len(world.store.lower[0].index) == 5
 
 
 async def test_who_asks_for_it_takes_it_over(make_world: MakeWorld) -> None:
     world = await again(make_world, await stored(make_world, "a", "b"))
     world.tenant = TenantId("x")
-    book = world.store.lower[0].book
+    index = world.store.lower[0].index
     await world.loaded(chain("a", 3))
-    assert (book.tenant_bytes(world.tenant), book.tenant_bytes(NOBODY)) == (3 * CHARGE, 5 * CHARGE)
-    assert book.followers(chain("a", 4)[0]) == [chain("a", 4)[1]], "what follows what is known again"
+    assert (index.tenant_bytes(world.tenant), index.tenant_bytes(NOBODY)) == (3 * CHARGE, 5 * CHARGE)
+    assert index.followers(chain("a", 4)[0]) == [chain("a", 4)[1]], "what follows what is known again"
     world.tenant = TenantId("y")
     await world.loaded(chain("a", 4))
-    assert book.tenant_bytes(world.tenant) == CHARGE, "once"
+    assert index.tenant_bytes(world.tenant) == CHARGE, "once"
 
 
 async def test_a_block_of_which_a_part_is_lost_is_stored_again(make_world: MakeWorld) -> None:
@@ -102,7 +102,7 @@ async def test_a_medium_that_is_away_is_opened_when_it_is_back(
     world = make_world(media=media, opens_later=True)
     await world.store.open()
     (tier,) = world.store.lower
-    await world.until(lambda: "no route to it" in tier.trouble)
+    await world.until(lambda: "no route to it" in tier.error)
     assert await world.loaded(chain("a", 4)) == []
     await world.seen(chain("b", 4))
     assert await world.loaded(chain("b", 4)) == [0, 1, 2, 3], "DRAM works without it"
@@ -141,4 +141,4 @@ async def test_after_kill_9_what_was_on_the_disk_is_used_and_nothing_else(
         assert await world.loaded(chain(f"p{number}", BLOCKS)) == list(range(BLOCKS))
     torn = await world.loaded(chain(f"p{said[-1] + 1}", BLOCKS))
     assert torn == list(range(len(torn)))
-    assert len(world.store.lower[0].book) >= len(said) * BLOCKS
+    assert len(world.store.lower[0].index) >= len(said) * BLOCKS

@@ -151,6 +151,6 @@ async def test_a_fault_of_a_tier_holds_no_memory(
         await world.drained()
     assert len(prepared.stores) == 4
     (tier,) = world.store.lower
-    assert (len(tier.book), tier.queued_bytes) == (0, 0)
+    assert (len(tier.index), tier.queued_bytes) == (0, 0)
     assert len(world.store.dram._leases) == 0
     assert "a fault of this program" in caplog.text

@@ -116,7 +116,7 @@ async def test_a_worker_that_died_holds_nothing(make_world: MakeWorld) -> None:
     world.store.forget(world.user)
     dram = world.store.dram
     assert (dram.open_leases, dram.reserved_blocks, dram.orphan_slots) == (0, 0, 0)
-    assert len(world.store.dram.book) == 2
+    assert len(world.store.dram.index) == 2
 
 
 # -- tiers below
@@ -185,7 +185,7 @@ async def test_a_medium_that_fails_costs_nothing_but_the_blocks(make_world: Make
     keys = chain("a", 3)
     await world.seen(keys)
     await world.drained()
-    assert len(world.store.lower[0].book) == 0
+    assert len(world.store.lower[0].index) == 0
     assert indexes((await world.prepare(keys)).loads) == [0, 1, 2]
 
 
@@ -262,6 +262,6 @@ async def test_whatever_happens_the_bytes_are_right_and_the_books_are_even(
 
 
 def _all_is_counted(world: World) -> None:
-    """What the book holds is what the pool holds."""
+    """What the index holds is what the pool holds."""
     dram = world.store.dram
-    assert dram.book.used_bytes == dram.slots.slabs.used_bytes
+    assert dram.index.used_bytes == dram.slots.slabs.used_bytes

@@ -28,7 +28,7 @@ from llmserve.router.prefix.match import PrefixMatch, TierRun
 from llmserve.router.workers.latency import LatencyModel, LineFit
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.speed import SlowLimits, WorkerSpeeds
-from llmserve.router.workers.worker import ClusterMember, WorkerSpec
+from llmserve.router.workers.worker import ClusterMember, WorkerSpec, WorkerState
 
 MakeSpec = Callable[..., WorkerSpec]
 LONG = PlacementRequest("m", 1600)
@@ -308,3 +308,64 @@ def test_the_worked_example_of_the_docs(field: Field) -> None:
     assert isinstance(alone, Plan)
     assert alone.predicted is not None
     assert (alone.decode, round(alone.predicted.total_seconds, 2)) == (field["decode-1"], 1.32)
+
+
+# -- a worker that had more than its share counts as if it had nothing cached
+
+
+def _crowd(field: Field, *names: str, request: PlacementRequest = LONG) -> None:
+    """Gives these workers all placements, until they are over their share."""
+    for member in field.membership:
+        member.state = WorkerState.AVAILABLE if member.spec.worker_id in names else WorkerState.SUSPECT
+    field.membership._available.clear()
+    for _ in range(40):
+        field.plan(request)
+    for member in field.membership:
+        member.state = WorkerState.AVAILABLE
+    field.membership._available.clear()
+
+
+def _spreads(plan: Plan) -> dict[tuple[str, str], float]:
+    return {(c.prefill or "", c.decode): round(c.parts.spread, 3) for c in plan.candidates}
+
+
+def test_the_cache_of_a_crowded_prefill_worker_saves_nothing(field: Field) -> None:
+    field.add("prefill-0", "prefill-1", "decode-0")
+    _crowd(field, "prefill-0", "decode-0")
+    plan = field.plan(_held(800, "prefill-0"))
+    assert _spreads(plan)["prefill-0", "decode-0"] == 0.8
+    assert _spreads(plan)["prefill-1", "decode-0"] == 0.0
+
+
+def test_a_crowded_worker_without_a_cache_is_no_worse(field: Field) -> None:
+    field.add("prefill-0", "prefill-1", "decode-0")
+    _crowd(field, "prefill-0", "decode-0")
+    assert set(_spreads(field.plan()).values()) == {0.0}
+
+
+def test_the_cache_of_a_crowded_decode_worker_saves_no_handover(field: Field) -> None:
+    field.add("prefill-0", "decode-0", "decode-1")
+    _crowd(field, "prefill-0", "decode-0")
+    plan = field.plan(_held(800, "decode-0"))
+    # 800 MB over a link that nobody has measured: 2 GB/s.
+    assert _spreads(plan)["prefill-0", "decode-0"] == 0.4
+    assert _spreads(plan)["prefill-0", "decode-1"] == 0.0
+
+
+def test_the_cache_of_a_crowded_worker_that_does_both_saves_nothing(field: Field) -> None:
+    field.add("aggregated-0", "aggregated-1")
+    _crowd(field, "aggregated-0")
+    field.run("aggregated-0", 3)
+    plan = field.plan(_held(800, "aggregated-0"))
+    # 800 tokens at 1 ms each, and as much for each of the three requests that would wait meanwhile.
+    assert _spreads(plan)["", "aggregated-0"] == 3.2
+    assert _spreads(plan)["", "aggregated-1"] == 0.0
+
+
+def test_what_is_crowded_is_compared_with_its_own_role_and_model(field: Field) -> None:
+    field.add("prefill-0", "prefill-1", "decode-0", "decode-1")
+    for name in ("prefill-2", "decode-2"):
+        field.add(name, model="other")
+    for _ in range(40):
+        field.plan(PlacementRequest("other", 1600))
+    assert set(_spreads(field.plan(_held(800, "prefill-0", "decode-0"))).values()) == {0.0}

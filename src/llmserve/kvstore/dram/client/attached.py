@@ -41,7 +41,7 @@ class AttachedArena:
         self._mapping.populate()
 
     def owner_lives(self) -> bool:
-        """Whether what is asked of the owner can still be true."""
+        """Whether the owner runs: without it, no lease or reservation holds."""
         if self._closed:
             return False
         poll = select.poll()  # select() knows no descriptor above 1,023

@@ -20,7 +20,7 @@ from llmserve.transfer.base import Region, Spans
 class CopyOutcome(StrEnum):
     DONE = "done"
     MOVED = "moved"  # the reservation or the block ended meanwhile: what was copied is worth nothing
-    CORRUPT = "corrupt"  # not what was written: tell the manager
+    CORRUPT = "corrupt"  # other bytes than were written: the manager must know
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class PoolCopier:
 
 
 def _groups(block: list[Rows], most_bytes: int) -> Iterator[list[Rows]]:
-    """Of at most so many bytes each, or of one piece."""
+    """Groups of at most so many bytes, or of one piece."""
     if len(block) == 1:
         yield from ([part] for part in block[0].cut(most_bytes))
         return

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def build_state(
     section: State, cluster: str, environ: Mapping[str, str], call_seconds: float
 ) -> SharedState | None:
-    """None: the router is alone. Errors: ManifestError, when the package or the password is missing."""
+    """None: the router is alone. Errors: ManifestError when the package or the password is missing."""
     if section.redis is None or section.backend != "redis":
         return None
     refuse(unset_password(section, environ))
@@ -26,7 +26,7 @@ def build_state(
 
 
 def state_refusals(section: State, environ: Mapping[str, str]) -> Iterator[Conflict]:
-    """What build_state would refuse. Connects to nothing."""
+    """Yields what build_state would refuse. Connects to nothing."""
     if section.backend != "redis":
         return
     yield from unset_password(section, environ)

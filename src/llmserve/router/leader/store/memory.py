@@ -1,4 +1,4 @@
-"""Shared state in this process: for a single router, whose state ends with it, and for tests."""
+"""Shared state in this process: for a single router, and for tests."""
 
 import time
 
@@ -7,7 +7,7 @@ from llmserve.router.leader.store.base import Saved, Term
 
 
 class MemoryState:
-    """All routers that are given the same one share it."""
+    """Routers that get the same object share it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -1,9 +1,8 @@
-"""What happens in Redis at once. KEYS: the lease (a string that expires), the term's number, the saved
-state (a hash). A lease is "EPOCH LEADER". Redis's own time is used throughout.
+"""Shared state in a Redis server (or Valkey): three keys for each cluster, under `llmserve:{NAME}`.
 
-Shared state in a Redis server (or Valkey): three keys for each cluster, under `llmserve:{NAME}`.
-
-The one module that imports redis, and only routers with `state.backend: redis` import it.
+Each script runs atomically in Redis, and uses its time. KEYS: the lease (a string that expires), the number
+of the term, the saved state (a hash). A lease is "EPOCH LEADER". This is the only module that imports
+redis, and only routers with `state.backend: redis` import it.
 """
 
 from typing import Any
@@ -72,7 +71,7 @@ return {found[1], string.format('%.0f', math.max(0, milliseconds() - tonumber(fo
 
 
 class RedisState:
-    """url, password, call_seconds: as of RedisClient, and so are the errors."""
+    """url, password, call_seconds, and errors: as RedisClient."""
 
     def __init__(self, url: str, cluster: str, *, password: str | None, call_seconds: float) -> None:
         # The braces keep the keys of a cluster on one server of a Redis Cluster.
