@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import grpc.aio
 
+from llmserve.config.schema import Scheduling
 from llmserve.core.errors import LLMServeError, NotLeader, RouterUnavailable
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
@@ -65,7 +66,7 @@ class RouterLink:
         apiserver_id: ApiserverId,
         metrics: ApiserverMetrics,
         on_members: Callable[[Sequence[WorkerInfo]], None] = lambda members: None,
-        patience_seconds: float = 30.0,
+        patience_seconds: float = Scheduling().router_patience_seconds,
         answer: Callable[[router_pb2.Question], router_pb2.Answer] | None = None,
     ) -> None:
         self._routers, self._apiserver_id = RouterSelector(addresses), apiserver_id

@@ -107,9 +107,9 @@ class RetryLimits:
     """share: number of retries for each request that starts. burst: number of retries at once, for the loss
     of a worker. tenant_share: part of the burst that one tenant may use when there are several."""
 
-    share: float = 0.2
-    burst: int = 100
-    tenant_share: float = 0.5
+    share: float
+    burst: int
+    tenant_share: float
 
 
 @dataclass(slots=True)

@@ -4,10 +4,15 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
+from llmserve.config.schema import TransferConfig
+
 Verify = Literal["off", "sampled", "always"]
 
 _SAMPLED_PIECES = 16
 _LEAST_SECONDS = 0.5
+
+
+_DEFAULTS = TransferConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +21,10 @@ class TransferPolicy:
     runs below this share of its probed speed has failed. attempt_seconds: the longest that a round of reads
     may take at all. bytes_per_second: of all pulls of this process; None: no limit."""
 
-    slow_factor: float = 3.0
-    slow_share: float = 0.1
+    slow_factor: float = _DEFAULTS.slow_factor
+    slow_share: float = _DEFAULTS.slow_share
     attempt_seconds: float = 10.0
-    verify: Verify = "sampled"
+    verify: Verify = _DEFAULTS.verify
     bytes_per_second: float | None = None
 
     def limit_seconds(self, expected: float | None) -> float:
