@@ -173,7 +173,7 @@ def shape_of(
 
 
 def grouped(element: Element, size_bytes: int, group_elements: int = _GROUP_ELEMENTS) -> BlockShape:
-    """A shape for any block: so many neighbours in memory share a scale, or fewer if the size is no multiple."""
+    """A shape for any block: so many neighbours in memory share a scale, or fewer for an odd size."""
     elements = size_bytes // element.size_bytes
     group = gcd(elements, group_elements)
     return BlockShape(element, (Section(elements // group, (_part(f"t{group}"),)),))
