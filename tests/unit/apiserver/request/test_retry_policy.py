@@ -21,7 +21,7 @@ class Case:
     def __init__(self, *, exact: bool = True, stuck: str = "", burst: int = 10) -> None:
         self.registry = CollectorRegistry()
         self.sent: list[int] = []
-        self.budget = RetryBudget(RetryLimits(share=0.0, burst=burst))
+        self.budget = RetryBudget(RetryLimits(share=0.0, burst=burst, tenant_share=1.0))
         legs = cast("Legs", SimpleNamespace(exact=exact, stuck=stuck))
         self.policy = RetryPolicy(legs, self.sent, self.budget, ApiserverMetrics(self.registry), T)
 
