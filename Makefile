@@ -68,8 +68,7 @@ proto: $(DEV)  ## Regenerate src/llmserve/rpc/gen from proto/
 docs: $(DEV)  ## Regenerate docs/configuration.md, docs/metrics.md, docs/panels.md, dashboards and alert rules
 	$(BIN)/python -m llmserve.config.schema_doc --write docs/configuration.md
 	$(BIN)/python -m llmserve.metrics.metrics_doc --write docs/metrics.md
-	$(BIN)/python -m llmserve.metrics.dashboards --write deploy/grafana/dashboards
-	$(BIN)/python -m llmserve.metrics.dashboards.panels_doc --write docs/panels.md
+	$(BIN)/python -m llmserve.metrics.dashboards --write deploy/grafana/dashboards --panels docs/panels.md
 	$(BIN)/python -m llmserve.metrics.rules --write deploy/prometheus
 
 deploy: $(DEV)  ## Render llmserve.yaml into deploy/k8s

@@ -110,6 +110,9 @@ class _Mutator(ast.NodeTransformer):
         is_type_alias = isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.BitOr)
         return node if is_type_alias else self.generic_visit(node)
 
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        return node if _is_logging(node) else self.generic_visit(node)
+
     def visit_keyword(self, node: ast.keyword) -> ast.AST:
         return node if node.arg in _SKIPPED_KEYWORDS else self.generic_visit(node)
 
@@ -136,7 +139,7 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Constant(not value)
         case ast.Constant(value=int(value) | float(value)):
             yield ast.Constant(2 * value if value > 2 else value + 1)
-        case ast.Expr(value=ast.Call() | ast.Await(value=ast.Call())) if not _is_logging(node):
+        case ast.Expr(value=ast.Call() | ast.Await(value=ast.Call())):
             yield ast.Pass()
         case ast.Call(func=ast.Name(id=name)) if name in _CALLS:
             changed.func = ast.Name(_CALLS[name], ast.Load())

@@ -14,15 +14,16 @@ from llmserve.kvstore.tiers.nvme.disk import LocalDisk, LocalFile
 @dataclass(slots=True)
 class DiskFaults:
     """Error numbers that operations end with; 0: they work. torn_after: so many bytes of a failing write
-    reach the medium. bad_offset: reads of it fail, in every file. writes, reads,
-    syncs: how many there were; landed: the addresses that reads went to."""
+    reach the medium. bad_offset: reads of it fail, in every file. only: the name of the file that fails;
+    empty: all do. writes, reads, syncs: how many there were; landed: the addresses that reads went to."""
 
-    create: int = 0
+    grow: int = 0
     read: int = 0
     write: int = 0
     sync: int = 0
     remove: int = 0
     torn_after_bytes: int = 0
+    only: str = ""
     bad_offset: int = -1
     writes: int = 0
     reads: int = 0
@@ -30,12 +31,12 @@ class DiskFaults:
     landed: list[int] = field(default_factory=list)
 
     def all_fail(self, code: int) -> None:
-        self.create = self.read = self.write = self.sync = self.remove = code
+        self.grow = self.read = self.write = self.sync = self.remove = code
 
 
 class FaultyFile:
-    def __init__(self, file: LocalFile, faults: DiskFaults) -> None:
-        self._file = file
+    def __init__(self, name: str, file: LocalFile, faults: DiskFaults) -> None:
+        self._name, self._file = name, file
         self._faults = faults
 
     @property
@@ -49,30 +50,38 @@ class FaultyFile:
     def read(self, buffers: Sequence[memoryview], offset: int) -> int:
         self._faults.reads += 1
         self._faults.landed.extend(address(buffer) for buffer in buffers)
-        _fail(self._faults.read)
+        self._fail(self._faults.read)
         if offset <= self._faults.bad_offset < offset + sum(len(buffer) for buffer in buffers):
             _fail(errno.EIO)
         return self._file.read(buffers, offset)
 
     def write(self, buffers: Sequence[memoryview], offset: int) -> None:
         self._faults.writes += 1
-        if self._faults.write and self._faults.torn_after_bytes:
+        if self._faults.write and self._faults.torn_after_bytes and self._is_meant:
             torn = b"".join(buffers)[: self._faults.torn_after_bytes]
             self._file.write([memoryview(torn)], offset)
-        _fail(self._faults.write)
+        self._fail(self._faults.write)
         self._file.write(buffers, offset)
 
     def sync(self) -> None:
         self._faults.syncs += 1
-        _fail(self._faults.sync)
+        self._fail(self._faults.sync)
         self._file.sync()
 
-    def cut(self, size_bytes: int) -> None:
-        _fail(self._faults.write)
-        self._file.cut(size_bytes)
+    def resize(self, size_bytes: int) -> None:
+        self._fail(self._faults.grow)
+        self._file.resize(size_bytes)
 
     def close(self) -> None:
         self._file.close()
+
+    @property
+    def _is_meant(self) -> bool:
+        return self._faults.only in ("", self._name)
+
+    def _fail(self, code: int) -> None:
+        if self._is_meant:
+            _fail(code)
 
 
 class FaultyDisk:
@@ -95,13 +104,9 @@ class FaultyDisk:
         _fail(self._faults.read)
         return self._disk.names()
 
-    def create(self, name: str, size_bytes: int) -> FaultyFile:
-        _fail(self._faults.create)
-        return FaultyFile(self._disk.create(name, size_bytes), self._faults)
-
-    def open(self, name: str) -> FaultyFile:
+    def open(self, name: str, *, direct: bool) -> FaultyFile:
         _fail(self._faults.read)
-        return FaultyFile(self._disk.open(name), self._faults)
+        return FaultyFile(name, self._disk.open(name, direct=direct), self._faults)
 
     def remove(self, name: str) -> None:
         _fail(self._faults.remove)

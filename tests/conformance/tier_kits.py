@@ -13,8 +13,8 @@ from llmserve.kvstore.tiers.base import BlobKey, Tier
 from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from tests.conformance.faulty_disk import EIO, DiskFaults, FaultyDisk
+from tests.conformance.nvme_files import flip, stored
 from tests.conformance.object_kits import DirectoryKit, S3Kit
-from tests.conformance.segment_files import flip, stored
 
 MIB = 1 << 20
 
@@ -78,7 +78,7 @@ class NvmeKit:
         return self._make(self._directory)
 
     def damage(self, key: BlobKey) -> None:
-        (found,) = [place for place in stored(self._directory) if place.key == key]
+        (found,) = [blob for blob in stored(self._directory) if blob.key == key]
         flip(found.path, found.data_at + found.length // 2)
 
     @contextmanager
@@ -88,7 +88,7 @@ class NvmeKit:
         self._faults.all_fail(0)
 
     def _make(self, directory: Path) -> Tier:
-        settings = NvmeSettings(directory, self.capacity_bytes, segment_bytes=4 * MIB)
+        settings = NvmeSettings(directory, self.capacity_bytes)
         return NvmeTier(settings, lambda where: FaultyDisk(where, self._faults, is_direct=self.is_direct))
 
 

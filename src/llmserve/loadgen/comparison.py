@@ -7,7 +7,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.record import LoadRecord
 from llmserve.loadgen.report import About, LoadReport
 
 _RESAMPLES = 1000
@@ -30,8 +30,8 @@ class Round:
     """One turn of each cluster with the same requests. base, other: their records. seconds: the time that
     each took."""
 
-    base: Sequence[RequestRecord]
-    other: Sequence[RequestRecord]
+    base: Sequence[LoadRecord]
+    other: Sequence[LoadRecord]
     base_seconds: float
     other_seconds: float
 
@@ -63,7 +63,7 @@ class Contrast:
 class _Measure:
     name: str
     unit: str
-    value: Callable[[RequestRecord], float | None]
+    value: Callable[[LoadRecord], float | None]
     figure: Figure
 
 
@@ -129,7 +129,7 @@ def _pairs(measure: _Measure, one: Round) -> Samples:
     return np.array([[mine[key] for key in both], [theirs[key] for key in both]], dtype=float)
 
 
-def _values(measure: _Measure, records: Sequence[RequestRecord]) -> dict[tuple[str, int, int], float]:
+def _values(measure: _Measure, records: Sequence[LoadRecord]) -> dict[tuple[str, int, int], float]:
     values = {(one.tenant, one.conversation, one.turn): measure.value(one) for one in records if one.served}
     return {key: value for key, value in values.items() if value is not None}
 
@@ -158,7 +158,7 @@ def _throughput(rounds: Sequence[Round], again: _Again) -> list[Contrast]:
     return [Contrast("output tokens per second", "/s", *mean, ratio, low, high, less_is_better=False)]
 
 
-def _tokens(records: Sequence[RequestRecord]) -> int:
+def _tokens(records: Sequence[LoadRecord]) -> int:
     return sum(record.output_tokens for record in records if record.served)
 
 
@@ -224,7 +224,7 @@ class Comparison:
         return self.reports[0][self.base].about
 
     @property
-    def served(self) -> dict[str, list[RequestRecord]]:
+    def served(self) -> dict[str, list[LoadRecord]]:
         """The served requests of all rounds, by cluster."""
         records = {
             self.base: [one for turn in self.rounds for one in turn.base],

@@ -5,7 +5,7 @@ from html import escape
 from llmserve.core.stats import Percentiles
 from llmserve.loadgen.comparison import Comparison, ComparisonFinding, Contrast
 from llmserve.loadgen.page import SPREAD_HEADS, distributions, document, notes, spread_cells, table
-from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.record import LoadRecord
 from llmserve.plot import RatioInterval, interval_plot
 
 _COLORS = {
@@ -86,7 +86,7 @@ def _spreads(one: Comparison) -> str:
     return table(SPREAD_HEADS, rows)
 
 
-def _times(records: list[RequestRecord]) -> dict[str, Percentiles]:
+def _times(records: list[LoadRecord]) -> dict[str, Percentiles]:
     return {
         "time to first token": Percentiles.of([record.ttft for record in records]),
         "between tokens": Percentiles.of([gap for record in records for gap in record.gaps]),

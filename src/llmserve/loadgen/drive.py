@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from llmserve.loadgen.answer import Answer
 from llmserve.loadgen.endpoint import Endpoint
 from llmserve.loadgen.prompts import Talk
-from llmserve.loadgen.record import RequestRecord, Sending
+from llmserve.loadgen.record import LoadRecord, Sending
 from llmserve.loadgen.workload import Conversation
 
 
@@ -41,7 +41,7 @@ class Drive:
     new_talk: Callable[[], Talk]
     think_seconds: float = 0.0
     watch: Stopwatch = field(default_factory=Stopwatch)
-    records: list[RequestRecord] = field(default_factory=list)
+    records: list[LoadRecord] = field(default_factory=list)
     running: int = 0
     failed: int = 0
     output_tokens: int = 0
@@ -76,11 +76,11 @@ class Drive:
                 return
             await self._opening(conversation).hold(None)
 
-    def _opening(self, conversation: Conversation) -> "_Held":
+    def _opening(self, conversation: Conversation) -> "_PreparedTalk":
         talk = self.new_talk()
         first = conversation.turns[0]
         body = self.endpoint.body(talk.ask(first.prompt), first.output_tokens)
-        return _Held(self, conversation, talk, body)
+        return _PreparedTalk(self, conversation, talk, body)
 
     async def _sleep_until(self, when: float) -> None:
         await asyncio.sleep(max(0.0, when - self.watch.now()))
@@ -95,14 +95,14 @@ class Drive:
         self._ended(sending.record(answer, sent_at, self.watch.now()))
         return answer
 
-    def _ended(self, record: RequestRecord) -> None:
+    def _ended(self, record: LoadRecord) -> None:
         self.records.append(record)
         self.failed += not record.served
         self.output_tokens += record.output_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _PreparedTalk:
     """A conversation whose first request is prepared, so that sending it takes no more time."""
 
     drive: Drive

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from llmserve.core.stats import Percentiles
-from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.record import LoadRecord
 from llmserve.loadgen.report import Group, LoadReport
 from llmserve.plot import Point, Series, cumulative, plot
 
@@ -47,10 +47,10 @@ def notes(texts: Iterable[str]) -> list[str]:
     return [f'<p class="note">{escape(text)}</p>' for text in texts]
 
 
-_Times = Callable[[Sequence[RequestRecord]], Iterable[float]]
+_Times = Callable[[Sequence[LoadRecord]], Iterable[float]]
 
 
-def distributions(groups: Mapping[str, Sequence[RequestRecord]]) -> list[str]:
+def distributions(groups: Mapping[str, Sequence[LoadRecord]]) -> list[str]:
     """One SVG element for each latency. groups: served requests, by name."""
     return [
         _distribution("Time to first token", "requests", groups, _first_tokens),
@@ -60,7 +60,7 @@ def distributions(groups: Mapping[str, Sequence[RequestRecord]]) -> list[str]:
     ]
 
 
-def _distribution(title: str, what: str, groups: Mapping[str, Sequence[RequestRecord]], times: _Times) -> str:
+def _distribution(title: str, what: str, groups: Mapping[str, Sequence[LoadRecord]], times: _Times) -> str:
     series = [
         Series(name, cumulative([1000 * seconds for seconds in times(records)]))
         for name, records in groups.items()
@@ -68,19 +68,19 @@ def _distribution(title: str, what: str, groups: Mapping[str, Sequence[RequestRe
     return plot(title, "milliseconds", f"% of {what}", series)
 
 
-def _first_tokens(records: Sequence[RequestRecord]) -> Iterable[float]:
+def _first_tokens(records: Sequence[LoadRecord]) -> Iterable[float]:
     return (one.ttft for one in records)
 
 
-def _gaps(records: Sequence[RequestRecord]) -> Iterable[float]:
+def _gaps(records: Sequence[LoadRecord]) -> Iterable[float]:
     return (gap for one in records for gap in one.gaps)
 
 
-def _per_token(records: Sequence[RequestRecord]) -> Iterable[float]:
+def _per_token(records: Sequence[LoadRecord]) -> Iterable[float]:
     return (one.tpot for one in records if one.tpot is not None)
 
 
-def _ends(records: Sequence[RequestRecord]) -> Iterable[float]:
+def _ends(records: Sequence[LoadRecord]) -> Iterable[float]:
     return (one.e2e for one in records)
 
 
@@ -88,7 +88,7 @@ def _ends(records: Sequence[RequestRecord]) -> Iterable[float]:
 _MOST_DOTS = 2000
 
 
-def page(report: LoadReport, records: Sequence[RequestRecord]) -> str:
+def page(report: LoadReport, records: Sequence[LoadRecord]) -> str:
     about = report.about
     title = f"{about.model} at {about.url}"
     parts = [
@@ -157,7 +157,7 @@ def _failures(report: LoadReport) -> str:
     return table(["failure", "requests", "the first one says"], rows) if rows else ""
 
 
-def _plots(records: Sequence[RequestRecord]) -> list[str]:
+def _plots(records: Sequence[LoadRecord]) -> list[str]:
     served = [record for record in records if record.served]
     kinds = sorted({record.kind for record in served})
     of = {kind: [record for record in served if record.kind == kind] for kind in kinds}
@@ -172,12 +172,12 @@ def _plots(records: Sequence[RequestRecord]) -> list[str]:
     ]
 
 
-def _thinned(records: Sequence[RequestRecord]) -> list[Point]:
+def _thinned(records: Sequence[LoadRecord]) -> list[Point]:
     step = max(1, len(records) // _MOST_DOTS)
     return [(one.planned_at, 1000 * one.ttft) for one in records[::step]]
 
 
-def _tokens_each_second(records: Iterable[RequestRecord]) -> list[Point]:
+def _tokens_each_second(records: Iterable[LoadRecord]) -> list[Point]:
     counts: Counter[int] = Counter()
     for record in records:
         now = record.first_at
@@ -189,7 +189,7 @@ def _tokens_each_second(records: Iterable[RequestRecord]) -> list[Point]:
     return [(second, counts[second]) for second in range(max(counts, default=-1) + 1)]
 
 
-def _running(records: Iterable[RequestRecord]) -> list[Point]:
+def _running(records: Iterable[LoadRecord]) -> list[Point]:
     """The number of running requests at the beginning of each second."""
     changes: Counter[int] = Counter()
     for record in records:

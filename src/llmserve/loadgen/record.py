@@ -7,7 +7,7 @@ from llmserve.loadgen.answer import Answer, Failure
 
 
 @dataclass(frozen=True, slots=True)
-class RequestRecord:
+class LoadRecord:
     """Times are seconds from the start of the run. planned_at: time at which it should have been sent, from
     which latency counts. prompt_tokens: the endpoint's count, else the wanted number. first_at, last_at:
     times of its tokens; both are planned_at when none came."""
@@ -64,8 +64,8 @@ class Sending:
     prompt_tokens: int
     output_tokens: int
 
-    def record(self, answer: Answer, sent_at: float, ended_at: float) -> RequestRecord:
-        return RequestRecord(
+    def record(self, answer: Answer, sent_at: float, ended_at: float) -> LoadRecord:
+        return LoadRecord(
             conversation=self.conversation,
             turn=self.turn,
             kind=self.kind,

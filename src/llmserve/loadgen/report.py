@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.stats import Percentiles, jain
-from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.record import LoadRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Fairness:
     jain: float | None
 
 
-def fairness(records: Sequence[RequestRecord], weights: Mapping[str, float]) -> Fairness:
+def fairness(records: Sequence[LoadRecord], weights: Mapping[str, float]) -> Fairness:
     tenants = sorted({record.tenant for record in records})
     contended = _contended(records, tenants) if len(tenants) > 1 else set()
     tokens = dict.fromkeys(tenants, 0)
@@ -31,7 +31,7 @@ def fairness(records: Sequence[RequestRecord], weights: Mapping[str, float]) -> 
     return Fairness(len(contended), tokens, index)
 
 
-def _contended(records: Iterable[RequestRecord], tenants: Sequence[str]) -> set[int]:
+def _contended(records: Iterable[LoadRecord], tenants: Sequence[str]) -> set[int]:
     """The numbers of the contended seconds; second i is from i to i + 1."""
     waiting: dict[int, set[str]] = defaultdict(set)
     for record in records:
@@ -43,7 +43,7 @@ def _contended(records: Iterable[RequestRecord], tenants: Sequence[str]) -> set[
     return {instant for instant in full if instant + 1 in full}
 
 
-def _arrivals(record: RequestRecord) -> Iterable[tuple[int, int]]:
+def _arrivals(record: LoadRecord) -> Iterable[tuple[int, int]]:
     """Yields seconds and tokens. Prompt tokens count when the first token comes; answer tokens are spread
     evenly over their arrivals."""
     if not record.has_tokens:
@@ -91,7 +91,7 @@ class Slo:
     def asks(self) -> bool:
         return (self.ttft, self.itl, self.e2e) != (None, None, None)
 
-    def met(self, record: RequestRecord) -> bool:
+    def met(self, record: LoadRecord) -> bool:
         pairs = ((record.ttft, self.ttft), (record.tpot or 0.0, self.itl), (record.e2e, self.e2e))
         return record.served and all(limit is None or value <= limit for value, limit in pairs)
 
@@ -167,7 +167,7 @@ class LoadReport:
 
 
 def make_report(
-    records: Sequence[RequestRecord], about: About, slo: Slo, weights: Mapping[str, float]
+    records: Sequence[LoadRecord], about: About, slo: Slo, weights: Mapping[str, float]
 ) -> LoadReport:
     all_of_it = _group("all", records, slo)
     served = [record for record in records if record.served]
@@ -205,13 +205,13 @@ def _rate(amount: float, seconds: float) -> float:
 
 
 def _groups(
-    records: Sequence[RequestRecord], name_of: Callable[[RequestRecord], str], slo: Slo
+    records: Sequence[LoadRecord], name_of: Callable[[LoadRecord], str], slo: Slo
 ) -> tuple[Group, ...]:
     names = sorted({name_of(record) for record in records})
     return tuple(_group(name, [one for one in records if name_of(one) == name], slo) for name in names)
 
 
-def _group(name: str, records: Sequence[RequestRecord], slo: Slo) -> Group:
+def _group(name: str, records: Sequence[LoadRecord], slo: Slo) -> Group:
     served = [record for record in records if record.served]
     return Group(
         name=name,
@@ -226,7 +226,7 @@ def _group(name: str, records: Sequence[RequestRecord], slo: Slo) -> Group:
     )
 
 
-def _failures(records: Sequence[RequestRecord]) -> tuple[Failures, ...]:
+def _failures(records: Sequence[LoadRecord]) -> tuple[Failures, ...]:
     """The failures, the most frequent first."""
     found: dict[str, list[str]] = {}
     for record in records:
@@ -236,7 +236,7 @@ def _failures(records: Sequence[RequestRecord]) -> tuple[Failures, ...]:
     return tuple(sorted(lines, key=lambda line: -line.count))
 
 
-def _notes(served: Sequence[RequestRecord], late: Percentiles) -> list[str]:
+def _notes(served: Sequence[LoadRecord], late: Percentiles) -> list[str]:
     notes = []
     if late.p99 > _LATE_SECONDS:
         notes.append(

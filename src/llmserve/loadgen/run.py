@@ -10,7 +10,7 @@ from llmserve.loadgen.drive import Drive
 from llmserve.loadgen.endpoint import Endpoint, EndpointTarget, Probed, probe
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.prompts import TALKS, PromptForm, Talk, Texts
-from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.record import LoadRecord
 from llmserve.loadgen.report import About
 
 Watch = Callable[[Drive], AbstractAsyncContextManager[None]]
@@ -31,7 +31,7 @@ class LoadOutcome:
     """is_cut: the run was cancelled before its end."""
 
     about: About
-    records: Sequence[RequestRecord]
+    records: Sequence[LoadRecord]
     is_cut: bool
 
 

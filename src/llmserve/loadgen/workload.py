@@ -9,7 +9,7 @@ from llmserve.traces import TracedRequest
 
 
 @dataclass(frozen=True, slots=True)
-class RequestKind:
+class LoadKind:
     """part: share of all conversations, in any unit. Sizes are in tokens."""
 
     name: str
@@ -30,19 +30,19 @@ class Tenant:
 SIZES: Mapping[str, tuple[int, int]] = {"short": (200, 60), "chat": (800, 250), "long": (4000, 500)}
 
 
-def parse_kind(text: str) -> RequestKind:
+def parse_kind(text: str) -> LoadKind:
     """Reads `short:70`, `PROMPT/OUTPUT:70` or `NAME=PROMPT/OUTPUT:70`; without `:70` the part is 1. Errors:
     InvalidRequest."""
     sizes, part = _part(text)
     name, is_named, tokens = sizes.rpartition("=")
     if not is_named and sizes in SIZES:
-        return RequestKind(sizes, *SIZES[sizes], part)
+        return LoadKind(sizes, *SIZES[sizes], part)
     prompt, _, output = tokens.partition("/")
     if not (prompt.isdecimal() and output.isdecimal() and int(prompt) and int(output)):
         raise InvalidRequest(
             f"--mix {text!r}: write NAME:PART with {', '.join(SIZES)}, or NAME=PROMPT/OUTPUT:PART in tokens"
         )
-    return RequestKind(name or tokens, int(prompt), int(output), part)
+    return LoadKind(name or tokens, int(prompt), int(output), part)
 
 
 def parse_tenant(text: str, environment: Mapping[str, str]) -> Tenant:
@@ -122,7 +122,7 @@ class Mix:
     """spread: sizes are drawn evenly within this share of the kind's, both ways; 0 keeps them exact. Every
     conversation begins with one of `prefixes` texts of shared_tokens, before the kind's own tokens."""
 
-    kinds: Sequence[RequestKind]
+    kinds: Sequence[LoadKind]
     tenants: Sequence[Tenant]
     turns: int = 1
     spread: float = 0.0
@@ -140,7 +140,7 @@ class Mix:
             yield Conversation(index, kind.name, tenant.name, turns)
             index += 1
 
-    def _turn(self, name: str, number: int, kind: RequestKind, rng: random.Random) -> Turn:
+    def _turn(self, name: str, number: int, kind: LoadKind, rng: random.Random) -> Turn:
         own = PromptPiece(name, self._size(kind.prompt_tokens, rng))
         output = self._size(kind.output_tokens, rng)
         if number or not self.shared_tokens:

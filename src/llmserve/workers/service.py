@@ -1,7 +1,7 @@
 """gRPC `llmserve.v1.Worker` over any engine.
 
-A Session multiplexes the requests of one apiserver. What goes wrong with a request is said in a
-delta of that request (FINISH_REASON_ERROR), never by breaking the stream.
+A Session multiplexes the requests of one apiserver. An error of a request is sent in a
+delta of that request (FINISH_REASON_ERROR); it never breaks the stream.
 """
 
 import asyncio
@@ -90,7 +90,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     # -- for the worker's life
 
     async def pump(self) -> None:
-        """Passes the engine's outputs on. Errors: EngineDead, after every request was told."""
+        """Passes the engine's outputs on. Errors: EngineDead, after every request got it."""
         try:
             while True:
                 outputs = await self._engine.next_outputs()

@@ -3,7 +3,7 @@
 from array import array
 
 from llmserve.loadgen.answer import AnswerFailure, Failure
-from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.record import LoadRecord
 
 
 def served(
@@ -16,11 +16,11 @@ def served(
     conversation: int = 0,
     output_tokens: int | None = None,
     prompt_tokens: int = 10,
-) -> RequestRecord:
+) -> LoadRecord:
     """first: seconds after planned."""
     last = planned + first + sum(gaps)
     tokens = len(gaps) + 1 if output_tokens is None else output_tokens
-    return RequestRecord(
+    return LoadRecord(
         conversation=conversation,
         turn=0,
         kind=kind,
@@ -40,8 +40,8 @@ def served(
 
 def failed(
     message: str = "no", status: int = 429, *, planned: float = 0.0, tenant: str = "default"
-) -> RequestRecord:
-    return RequestRecord(
+) -> LoadRecord:
+    return LoadRecord(
         conversation=0,
         turn=0,
         kind="short",

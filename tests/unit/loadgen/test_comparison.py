@@ -18,13 +18,13 @@ from llmserve.loadgen.comparison import (
     verdict,
 )
 from llmserve.loadgen.comparison_page import comparison_page, ratio_row
-from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.record import LoadRecord
 from llmserve.loadgen.report import About, Slo, make_report
 from llmserve.plot import interval_plot
 from tests.unit.loadgen.records import failed, served
 
 
-def drawn_turn(rng: random.Random, factor: float, requests: int = 60) -> list[RequestRecord]:
+def drawn_turn(rng: random.Random, factor: float, requests: int = 60) -> list[LoadRecord]:
     return [
         served(0.1 * n, factor * rng.lognormvariate(-1.0, 0.3), (0.05, 0.05), conversation=n)
         for n in range(requests)
@@ -113,12 +113,12 @@ def test_throughput_is_of_rounds() -> None:
 EVIL = "<script>alert(1)</script>&\"'"
 
 
-def turn(first: float, count: int = 6) -> list[RequestRecord]:
+def turn(first: float, count: int = 6) -> list[LoadRecord]:
     return [served(0.1 * n, first + 0.01 * n, conversation=n) for n in range(count)]
 
 
 def comparison(
-    base: list[RequestRecord], other: list[RequestRecord], text: str = "m", rounds: int = 3
+    base: list[LoadRecord], other: list[LoadRecord], text: str = "m", rounds: int = 3
 ) -> Comparison:
     about = About("http://x", text, text, 7, "token ids", "then", (f"note {text}",))
     reports = {

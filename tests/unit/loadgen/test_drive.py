@@ -17,7 +17,7 @@ from llmserve.loadgen.endpoint import Endpoint, EndpointTarget, base_url, only_m
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.prompts import WORDS, PromptForm, Texts, TokenTalk
 from llmserve.loadgen.run import Ways, run_load
-from llmserve.loadgen.workload import Conversation, Mix, PromptPiece, RequestKind, Tenant, Turn
+from llmserve.loadgen.workload import Conversation, LoadKind, Mix, PromptPiece, Tenant, Turn
 from tests.unit.loadgen.watching import unwatched
 
 TEXTS = Texts(1, (1000, 2000))
@@ -291,7 +291,7 @@ def test_urls_as_people_write_them() -> None:
 
 
 async def test_a_whole_run_warms_up_and_does_not_count_it(server: Server) -> None:
-    mix = Mix((RequestKind("k", 20, 4, 1.0),), (Tenant("a", "key-a"),), turns=2)
+    mix = Mix((LoadKind("k", 20, 4, 1.0),), (Tenant("a", "key-a"),), turns=2)
     load = Load(mix, seed=3, concurrency=2, count=5)
     outcome = await run_load(load, server.target(), Ways(warming=3), unwatched)
     assert len(outcome.records) == 10
@@ -306,7 +306,7 @@ async def test_a_run_that_is_stopped_reports_what_has_ended(server: Server) -> N
         return await said(request, body)
 
     server.answer = slow_later
-    mix = Mix((RequestKind("k", 20, 4, 1.0),), (Tenant("a", None),))
+    mix = Mix((LoadKind("k", 20, 4, 1.0),), (Tenant("a", None),))
     load = Load(mix, seed=random.randrange(99), concurrency=2, seconds=60.0)
     task = asyncio.create_task(run_load(load, server.target(), Ways(warming=0), unwatched))
     await asyncio.sleep(0.8)

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from llmserve.loadgen.page import page
-from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.record import LoadRecord
 from llmserve.loadgen.report import About, Slo, make_report
 from llmserve.plot import Series, cumulative, plot, round_end
 from tests.unit.loadgen.records import failed, served
@@ -15,7 +15,7 @@ from tests.unit.loadgen.records import failed, served
 EVIL = "<script>alert(1)</script>&\"'"
 
 
-def html(records: list[RequestRecord], name: str = "m") -> str:
+def html(records: list[LoadRecord], name: str = "m") -> str:
     about = About(f"http://x/{name}", name, name, 1, name, name, (name,))
     return page(make_report(records, about, Slo.parse("ttft=1"), {}), records)
 

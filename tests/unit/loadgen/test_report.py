@@ -4,14 +4,14 @@ import pytest
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.stats import Percentiles, jain
-from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.record import LoadRecord
 from llmserve.loadgen.report import About, LoadReport, Slo, fairness, make_report
 from tests.unit.loadgen.records import failed, served
 
 ABOUT = About("http://x", "m", "a load", 1, "token ids", "2026-01-01T00:00:00+00:00")
 
 
-def report(records: list[RequestRecord], slo: str = "") -> LoadReport:
+def report(records: list[LoadRecord], slo: str = "") -> LoadReport:
     return make_report(records, ABOUT, Slo.parse(slo), {})
 
 
@@ -35,7 +35,7 @@ def test_several_tokens_in_one_arrival_count_for_the_time_per_token() -> None:
 
 def test_what_a_user_waits_counts_from_the_planned_time() -> None:
     """A stall of the endpoint or of this process is in the figures of all that should have been sent."""
-    late = RequestRecord(0, 0, "k", "t", 1.0, 3.0, 3.5, 4.0, 4.0, 10, 2, 10, 2)
+    late = LoadRecord(0, 0, "k", "t", 1.0, 3.0, 3.5, 4.0, 4.0, 10, 2, 10, 2)
     found = report([late])
     assert (found.ttft.p50, found.e2e.p50, found.late.p50) == (2.5, 3.0, 2.0)
     assert "2000 ms late" in found.notes[0]
@@ -87,7 +87,7 @@ def test_jains_index() -> None:
     assert jain([]) == 1.0
 
 
-def crowd(tenant: str, tokens: int) -> list[RequestRecord]:
+def crowd(tenant: str, tokens: int) -> list[LoadRecord]:
     """One that waits from 0 to 10 s, and one that gets these tokens in second 4."""
     return [
         served(0.0, 10.5, (), tenant=tenant),

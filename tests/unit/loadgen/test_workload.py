@@ -10,9 +10,9 @@ from llmserve.core.errors import InvalidRequest
 from llmserve.loadgen.load import Load, divided
 from llmserve.loadgen.workload import (
     Conversation,
+    LoadKind,
     Mix,
     PromptPiece,
-    RequestKind,
     Tenant,
     limited,
     of_trace,
@@ -26,13 +26,13 @@ from llmserve.traces import TracedRequest
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("short:70", RequestKind("short", 200, 60, 70.0)),
-        ("long", RequestKind("long", 4000, 500, 1.0)),
-        ("long=4000/100:30", RequestKind("long", 4000, 100, 30.0)),
-        ("300/20:0.5", RequestKind("300/20", 300, 20, 0.5)),
+        ("short:70", LoadKind("short", 200, 60, 70.0)),
+        ("long", LoadKind("long", 4000, 500, 1.0)),
+        ("long=4000/100:30", LoadKind("long", 4000, 100, 30.0)),
+        ("300/20:0.5", LoadKind("300/20", 300, 20, 0.5)),
     ],
 )
-def test_kinds(text: str, kind: RequestKind) -> None:
+def test_kinds(text: str, kind: LoadKind) -> None:
     assert parse_kind(text) == kind
 
 
@@ -64,7 +64,7 @@ def test_weights() -> None:
             parse_weight(text)
 
 
-KINDS = (RequestKind("long", 400, 20, 30), RequestKind("short", 20, 5, 70))
+KINDS = (LoadKind("long", 400, 20, 30), LoadKind("short", 20, 5, 70))
 TENANTS = (Tenant("a", None, 3.0), Tenant("b", None, 1.0))
 
 
@@ -89,7 +89,7 @@ def test_sizes_spread_within_their_share_and_are_never_0() -> None:
     sizes = {one.turns[0].prompt_tokens for one in take(Mix(KINDS[:1], TENANTS, spread=0.5), 2000)}
     assert min(sizes) == 200
     assert max(sizes) == 600
-    tiny = Mix((RequestKind("tiny", 1, 1, 1.0),), TENANTS, spread=1.0)
+    tiny = Mix((LoadKind("tiny", 1, 1, 1.0),), TENANTS, spread=1.0)
     assert min(one.turns[0].output_tokens for one in take(tiny, 50)) == 1
 
 

@@ -11,9 +11,8 @@ from prometheus_client import CollectorRegistry
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.metrics.cluster import ClusterMetrics
 from llmserve.metrics.dashboards import DASHBOARDS
-from llmserve.metrics.dashboards.__main__ import main
+from llmserve.metrics.dashboards.__main__ import main, panels_markdown
 from llmserve.metrics.dashboards.panels import Dashboard, Panel, text, to_json
-from llmserve.metrics.dashboards.panels_doc import markdown
 from llmserve.metrics.kvmanager import KVManagerMetrics
 from llmserve.metrics.router import RouterMetrics
 from llmserve.metrics.rules import RULES_FILE, rule_groups
@@ -58,7 +57,7 @@ def test_the_committed_json_is_fresh(dashboard: Dashboard, tmp_path: Path) -> No
 
 
 def test_the_page_of_panels_is_fresh_and_names_each() -> None:
-    page = markdown()
+    page = panels_markdown()
     assert (DOCS / "panels.md").read_text() == page, "`make docs`"
     for dashboard in DASHBOARDS:
         assert all(f"| {panel.title} | {panel.description} |" in page for panel in _panels(dashboard))

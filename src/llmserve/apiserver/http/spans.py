@@ -30,7 +30,7 @@ class HttpSpans:
         self._tracer, self._model = tracer, model
 
     def begin(self, path: str, headers: Iterable[tuple[bytes, bytes]], request_id: str, tenant: str) -> Span:
-        """None is recorded of what asks no engine."""
+        """Returns NO_SPAN for paths that ask no engine."""
         operation = _OPERATIONS.get(path)
         if operation is None:
             return NO_SPAN
@@ -49,7 +49,7 @@ class HttpSpans:
 
 
 def end(span: Span, record: RequestRecord) -> None:
-    """With what is remembered of the request."""
+    """Ends the span with the attributes of the request's record."""
     if not span.recording:
         return
     attributes: dict[str, str | int | list[str]] = dict(_tokens(record.sequences))
@@ -64,7 +64,7 @@ def end(span: Span, record: RequestRecord) -> None:
 
 
 def _tokens(sequences: Iterable[SequenceRecord]) -> Iterable[tuple[str, int]]:
-    """Of all sequences together."""
+    """Yields the sums over all sequences."""
     ran = list(sequences)
     if not ran:
         return

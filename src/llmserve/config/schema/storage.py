@@ -43,8 +43,8 @@ class StorageClass(ManifestSection):
     is `nvme`."""
     capacity_gb: GiB = Field(gt=0)
     """The class takes at most this much, summed over all kvmanagers. A `dram` class takes all of it at the
-    start. In the other tiers blocks fill about three quarters of it, because removed blocks count until their
-    space is reclaimed."""
+    start. Blocks fill 95% of an nvme class, and about three quarters of an object class, where removed blocks
+    count until their space is reclaimed."""
     location: str | None = Field(default=None, min_length=1)
     """For an nvme tier: the absolute path of a directory of its own, in which each kvmanager has a directory.
     For an object tier: a URL `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://ACCOUNT/CONTAINER/PREFIX` or

@@ -6,6 +6,7 @@ from llmserve.metrics.dashboards.panels import (
     Panel,
     Query,
     Unit,
+    each,
     quantiles,
     rate,
     series,
@@ -42,7 +43,7 @@ _LOAD = DashboardSection(
             "Requests that ended",
             "By outcome. rejected and evicted: the queue was full or too slow; failed: look at the log.",
             Unit.PER_SECOND,
-            (Query(total(rate("apiserver_requests_total"), "outcome"), "{{outcome}}"),),
+            each(rate("apiserver_requests_total"), "outcome"),
             stacked=True,
         ),
         Panel(
@@ -75,14 +76,14 @@ _LOAD = DashboardSection(
             "Refusals",
             "By the class of the error that clients got.",
             Unit.PER_SECOND,
-            (Query(total(rate("router_refusals_total"), "error"), "{{error}}"),),
+            each(rate("router_refusals_total"), "error"),
             stacked=True,
         ),
         Panel(
             "Failed legs",
             "Parts of requests that a worker failed; users see nothing of most, they are placed again.",
             Unit.PER_SECOND,
-            (Query(total(rate("apiserver_worker_failures_total"), "error"), "{{error}}"),),
+            each(rate("apiserver_worker_failures_total"), "error"),
         ),
     ),
 )
@@ -93,7 +94,7 @@ _PARTS = DashboardSection(
             "First tokens by origin",
             "prefill: sent before the hand-over; decode: drawn after it; aggregated: no hand-over.",
             Unit.PER_SECOND,
-            (Query(total(rate("apiserver_first_tokens_total"), "origin"), "{{origin}}"),),
+            each(rate("apiserver_first_tokens_total"), "origin"),
             stacked=True,
         ),
         Panel(
@@ -101,7 +102,7 @@ _PARTS = DashboardSection(
             "Requests with prefill and decode apart. None while prefill workers are there: see the alert "
             "LLMServeNotDisaggregated.",
             Unit.PER_SECOND,
-            (Query(total(rate("apiserver_handovers_total"), "mode"), "{{mode}}"),),
+            each(rate("apiserver_handovers_total"), "mode"),
         ),
         Panel(
             "Time to decide",

@@ -73,6 +73,11 @@ def total(expression: str, by: str = "") -> str:
     return f"sum by ({by}) ({expression})" if by else f"sum({expression})"
 
 
+def each(expression: str, label: str) -> tuple[Query, ...]:
+    """One series for each value of a label, named after it."""
+    return (Query(total(expression, label), f"{{{{{label}}}}}"),)
+
+
 def mean(metric: str, count: str, by: str) -> str:
     """The mean of one counter per count of another."""
     return f"{total(rate(metric), by)} / {total(rate(count), by)}"

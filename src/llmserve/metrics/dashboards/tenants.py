@@ -6,6 +6,7 @@ from llmserve.metrics.dashboards.panels import (
     Panel,
     Query,
     Unit,
+    each,
     mean,
     rate,
     series,
@@ -22,7 +23,7 @@ _TENANTS = DashboardSection(
             "Tokens served",
             "Computed prompt and answer, of requests that ended.",
             Unit.PER_SECOND,
-            (Query(total(_SERVED, "tenant"), "{{tenant}}"),),
+            each(_SERVED, "tenant"),
             stacked=True,
         ),
         Panel(
@@ -47,14 +48,14 @@ _TENANTS = DashboardSection(
             "Queued",
             "Requests that wait for a place.",
             Unit.NONE,
-            (Query(total(series("router_tenant_queued_requests"), "tenant"), "{{tenant}}"),),
+            each(series("router_tenant_queued_requests"), "tenant"),
             stacked=True,
         ),
         Panel(
             "Running",
             "Requests that have a place.",
             Unit.NONE,
-            (Query(total(series("router_tenant_running_requests"), "tenant"), "{{tenant}}"),),
+            each(series("router_tenant_running_requests"), "tenant"),
             stacked=True,
         ),
         Panel(
@@ -72,13 +73,13 @@ _TENANTS = DashboardSection(
             "Dispatched",
             "Requests that got a place.",
             Unit.PER_SECOND,
-            (Query(total(rate("router_tenant_dispatched_total"), "tenant"), "{{tenant}}"),),
+            each(rate("router_tenant_dispatched_total"), "tenant"),
         ),
         Panel(
             "Refused",
             "Requests rejected or evicted.",
             Unit.PER_SECOND,
-            (Query(total(rate("router_tenant_refusals_total"), "tenant"), "{{tenant}}"),),
+            each(rate("router_tenant_refusals_total"), "tenant"),
         ),
         Panel(
             "Weight",
@@ -101,7 +102,7 @@ _BUDGETS = DashboardSection(
             "Refusals by budget",
             "Requests that were refused while the budget had no room for them.",
             Unit.PER_SECOND,
-            (Query(total(rate("router_budget_refusals_total"), "budget"), "{{budget}}"),),
+            each(rate("router_budget_refusals_total"), "budget"),
         ),
         Panel(
             "Tokens in flight",

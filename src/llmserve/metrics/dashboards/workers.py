@@ -6,6 +6,7 @@ from llmserve.metrics.dashboards.panels import (
     Panel,
     Query,
     Unit,
+    each,
     rate,
     series,
     total,
@@ -36,7 +37,7 @@ _MEMBERS = DashboardSection(
             "Processes",
             "Of `llmserve up`: how many of each role are ready and answer.",
             Unit.NONE,
-            (Query(total(series("cluster_process_up"), "component"), "{{component}}"),),
+            each(series("cluster_process_up"), "component"),
             stacked=True,
         ),
         Panel(
@@ -62,7 +63,7 @@ _MEMBERS = DashboardSection(
             "Apiserver streams",
             "Open sessions of each worker.",
             Unit.NONE,
-            (Query(total(series("worker_sessions"), "process"), "{{process}}"),),
+            each(series("worker_sessions"), "process"),
         ),
     ),
 )
@@ -73,13 +74,13 @@ _ENGINES = DashboardSection(
             "Running in the batch",
             "Requests in each engine's batch.",
             Unit.NONE,
-            (Query(total(series("worker_requests_running"), "process"), "{{process}}"),),
+            each(series("worker_requests_running"), "process"),
         ),
         Panel(
             "Waiting in the engine",
             "With those that load their KV.",
             Unit.NONE,
-            (Query(total(series("worker_requests_waiting"), "process"), "{{process}}"),),
+            each(series("worker_requests_waiting"), "process"),
         ),
         Panel(
             "KV blocks used",
@@ -97,23 +98,19 @@ _ENGINES = DashboardSection(
             "Prompt tokens computed",
             "By each engine.",
             Unit.PER_SECOND,
-            (
-                Query(
-                    total(rate("worker_prompt_tokens_total", 'source="computed"'), "process"), "{{process}}"
-                ),
-            ),
+            each(rate("worker_prompt_tokens_total", 'source="computed"'), "process"),
         ),
         Panel(
             "Tokens generated",
             "By each engine.",
             Unit.PER_SECOND,
-            (Query(total(rate("worker_output_tokens_total"), "process"), "{{process}}"),),
+            each(rate("worker_output_tokens_total"), "process"),
         ),
         Panel(
             "Requests that ended",
             "By how. abort: given up by the apiserver, or with its stream.",
             Unit.PER_SECOND,
-            (Query(total(rate("worker_requests_total"), "finish_reason"), "{{finish_reason}}"),),
+            each(rate("worker_requests_total"), "finish_reason"),
             stacked=True,
         ),
         Panel(
@@ -132,13 +129,13 @@ _ENGINES = DashboardSection(
             "Blocks held for others",
             "Under open leases, until decode has fetched them.",
             Unit.NONE,
-            (Query(total(series("kv_leased_blocks", 'component!="kvmanager"'), "process"), "{{process}}"),),
+            each(series("kv_leased_blocks", 'component!="kvmanager"'), "process"),
         ),
         Panel(
             "Orphans",
             "Blocks pinned although their lease has ended. Returns to 0.",
             Unit.NONE,
-            (Query(total(series("kv_orphan_blocks", 'component!="kvmanager"'), "process"), "{{process}}"),),
+            each(series("kv_orphan_blocks", 'component!="kvmanager"'), "process"),
         ),
     ),
 )

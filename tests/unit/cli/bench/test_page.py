@@ -7,7 +7,7 @@ from rich.console import Console, RenderableType
 from llmserve.cli.bench.page import contrast_page, progress, report_page
 from llmserve.loadgen.comparison import Contrast
 from llmserve.loadgen.drive import Drive
-from llmserve.loadgen.record import RequestRecord
+from llmserve.loadgen.record import LoadRecord
 from llmserve.loadgen.report import About, Slo, make_report
 from tests.unit.loadgen.records import failed, served
 
@@ -19,7 +19,7 @@ def shown(page: RenderableType) -> str:
     return captured.get()
 
 
-def report(records: list[RequestRecord], slo: str = "") -> str:
+def report(records: list[LoadRecord], slo: str = "") -> str:
     about = About("http://x", "m", "a load", 7, "text", "2026-01-01T00:00:00+00:00", ("lengths are so-so",))
     return shown(report_page(make_report(records, about, Slo.parse(slo), {})))
 
@@ -36,7 +36,7 @@ def test_a_report_has_what_was_asked_for_and_what_went_wrong() -> None:
 
 
 def test_fairness_is_said_or_why_not() -> None:
-    def crowd(tenant: str) -> list[RequestRecord]:
+    def crowd(tenant: str) -> list[LoadRecord]:
         return [served(0.0, 9.5, (), tenant=tenant), served(0.0, 2.5, (), tenant=tenant)]
 
     assert "Jain index 1.000" in report([*crowd("a"), *crowd("b")])

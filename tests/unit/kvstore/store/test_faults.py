@@ -13,7 +13,7 @@ from llmserve.kvstore.tiers.memory import MemoryMedium, MemoryTier
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from llmserve.kvstore.tiers.object import ObjectSettings, object_tier
 from tests.conformance.faulty_disk import EIO, ENOSPC, DiskFaults, FaultyDisk
-from tests.conformance.segment_files import flip, segment_paths
+from tests.conformance.nvme_files import flip, stored
 from tests.unit.kvstore.store.conftest import PART_BYTES, MakeWorld, World, chain
 
 MIB = 1 << 20
@@ -23,7 +23,7 @@ ALL = [0, 1, 2, 3, 4, 5]
 
 
 def nvme(directory: Path, faults: DiskFaults | None = None) -> tuple[NvmeTier, int]:
-    settings = NvmeSettings(directory, 16 * MIB, segment_bytes=MIB)
+    settings = NvmeSettings(directory, 16 * MIB)
     return NvmeTier(settings, lambda where: FaultyDisk(where, faults or DiskFaults(), is_direct=True)), ROOM
 
 
@@ -41,7 +41,7 @@ async def down(world: World) -> None:
 
 
 TROUBLES: dict[str, Callable[[DiskFaults], None]] = {
-    "no-space-for-files": lambda faults: setattr(faults, "create", ENOSPC),
+    "no-space-for-files": lambda faults: setattr(faults, "grow", ENOSPC),
     "no-space": lambda faults: setattr(faults, "write", ENOSPC),
     "error": lambda faults: setattr(faults, "write", EIO),
     "everything": lambda faults: faults.all_fail(EIO),
@@ -116,8 +116,9 @@ async def test_what_cannot_be_read_is_computed_and_stored_again(
 
 
 async def test_a_write_that_is_torn_is_not_found_by_the_next(make_world: MakeWorld, tmp_path: Path) -> None:
-    faults = DiskFaults(write=EIO, torn_after_bytes=100_000)
+    faults = DiskFaults()
     world = await opened(make_world, nvme(tmp_path, faults))
+    faults.write, faults.torn_after_bytes = EIO, 24 * 4096
     await down(world)
     faults.torn_after_bytes = 0
     await world.store.aclose()
@@ -135,14 +136,14 @@ def positions(size: int, seed: int) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_byte_that_changes_in_a_segment_while_it_is_open(
+async def test_a_byte_that_changes_on_a_disk_while_it_is_open(
     make_world: MakeWorld, tmp_path: Path, seed: int
 ) -> None:
     world = await opened(make_world, nvme(tmp_path))
     await down(world)
-    (path,) = segment_paths(tmp_path)
-    for at in positions(6 * (PART_BYTES + 4096), seed):
-        flip(path, at, 0x10)
+    blobs = list(stored(tmp_path))
+    for at in positions(sum(blob.length for blob in blobs), seed):
+        flip(blobs[0].path, blobs[0].data_at + at, 0x10)
         loads = await world.loaded(KEYS)  # checks what comes
         assert loads == ALL[: len(loads)]
         assert len(world.store.lower[0].index) in (5, 6), "what is lost takes no room"
@@ -153,14 +154,15 @@ async def test_a_byte_that_changes_in_a_segment_while_it_is_open(
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_a_byte_that_changes_in_a_segment_while_nobody_looks(
-    make_world: MakeWorld, tmp_path: Path, seed: int
+@pytest.mark.parametrize("name", ["heads.kv", "data.kv"])
+async def test_a_byte_that_changes_on_a_disk_while_nobody_looks(
+    make_world: MakeWorld, tmp_path: Path, seed: int, name: str
 ) -> None:
     world = await opened(make_world, nvme(tmp_path))
     await down(world)
     await world.store.aclose()
-    (path,) = segment_paths(tmp_path)
-    flip(path, positions(path.stat().st_size, 7)[seed], 0x01)
+    used = 7 * 512 if name == "heads.kv" else 4096 + 6 * (PART_BYTES + 4096)
+    flip(tmp_path / name, positions(used, 7)[seed], 0x01)
     later = await opened(make_world, nvme(tmp_path))
     loads = await later.loaded(KEYS)
     assert loads == ALL[: len(loads)]

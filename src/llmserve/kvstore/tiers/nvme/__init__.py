@@ -1,31 +1,24 @@
-"""The NVMe tier: blobs in append-only segment files of one directory, by direct I/O.
+"""The NVMe tier: blobs in one file, by direct I/O, and a head for each blob in another file.
 
-A segment file is a row of records: a page of head (key, the caller's header, length, checksums), then the
-data padded to pages. A record is written by one system call, and neighbours by one together. When a segment
-is full it is sealed: its list of contents (the footer) is appended, and the rest is cut off. What is removed
-gets a grave, which is a record too. A segment of which little is left is copied into the open one and
-dropped. A segment's name is a random number, its stamp, and every checksum of heads starts from it: nothing
-of another segment, of an older file in the same place on disk, or of another place in the file passes for
-its own.
+`data.kv` is a row of pages; a blob has whole pages of it, in one run where there is one. `heads.kv` is a row
+of slots; a head says which blob lies in which pages, and has the checksum of its bytes. Both files grow in
+steps up to the capacity, and freed room is used in place: nothing is copied. The index is memory only.
 
-After a crash only segments without a footer are walked, and what they hold is read and checked; of the
-others the footer alone is read. A blob is indexed when its record is whole. The index is memory only.
+A write puts the data into free pages, then the head into a free slot; a removal erases the head. So a blob
+is found after a crash when its write was DONE, and a start reads the heads only. What a power failure tears
+does not match its checksum and is a miss. With `durable` a write is DONE only when the medium has it.
 
-Bounds: all files together never pass the capacity. The size of one segment is kept back for the copying. So
-blobs can fill the capacity less two segments, and fill three quarters of that before a write is FULL.
-A removal is forgotten only when the process dies while that very blob is copied; it is then there again.
-`durable`: a write is DONE when the medium has it, and outlives a power failure. Without: it outlives the
-process, and what a power failure tears is a miss.
+Bounds: both files together never pass the capacity, and blobs can fill 95% of it before a write is FULL. A
+removal is forgotten only by a power failure, or when its head cannot be erased; a blob that comes back in
+this way is the one that was written, or a miss.
 
-    settings  what the tier is told              layout    bytes of heads and footers (pure)
-    disk      files, direct I/O, the lock        segments  which there are, their room, the index (pure)
-    blob_io   runs of records, on threads        appender  the open segment: places, writes, seals
-    recovery  what one file holds                restore   from files to segments and index
-    writer    each key once                      reader    neighbours together
-    compactor graves, copying, dropping          tier      the contract of `base`
+    tier       the contract of `base`           space      what is where, and the room (pure)
+    writer     places, writes, removes          pages      the free pages of the data file (pure)
+    reader     neighbours together              heads      bytes of heads (pure)
+    record_io  blobs in pages, on threads       head_file  heads in their file, on threads
+    recovery   what an earlier process left     disk       files, direct I/O, the lock
 """
 
-from llmserve.kvstore.tiers.nvme.settings import NvmeSettings
-from llmserve.kvstore.tiers.nvme.tier import NvmeTier
+from llmserve.kvstore.tiers.nvme.tier import NvmeSettings, NvmeTier
 
 __all__ = ["NvmeSettings", "NvmeTier"]

@@ -1,4 +1,4 @@
-"""The files of a tier: made, opened and removed in one directory, read and written by direct I/O.
+"""The files of a tier in its directory: the lock, direct I/O, and room that is reserved in advance.
 
 Everything here blocks. Errors are OSError unless said otherwise.
 """
@@ -20,38 +20,37 @@ _NOT_SUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-class SegmentFile(Protocol):
-    """Usable from any thread. With direct I/O buffers begin at pages and are of whole pages, as offsets."""
+class TierFile(Protocol):
+    """Usable from any thread. A file opened for direct I/O takes buffers and offsets of whole pages only."""
 
     size_bytes: int
 
     def read(self, buffers: Sequence[memoryview], offset: int) -> int:
-        """Bytes read: fewer than asked for only at the end of the file."""
+        """Returns the number of bytes read, which is less than asked for only at the end of the file."""
 
     def write(self, buffers: Sequence[memoryview], offset: int) -> None: ...
 
     def sync(self) -> None: ...
 
-    def cut(self, size_bytes: int) -> None: ...
+    def resize(self, size_bytes: int) -> None:
+        """Reserves room for a longer file, so that a full disk is noticed here; or cuts the file."""
 
     def close(self) -> None: ...
 
 
 class Disk(Protocol):
-    """is_direct: whether files ask for aligned buffers."""
+    """is_direct: whether the directory takes direct I/O."""
 
     is_direct: bool
 
     def names(self) -> list[str]:
-        """Of all files there, also of others'; what was written last comes last."""
+        """Names of all files in the directory, whoever made them."""
 
-    def create(self, name: str, size_bytes: int) -> SegmentFile:
-        """A new file with its room taken. After an error nothing of it is left."""
-
-    def open(self, name: str) -> SegmentFile: ...
+    def open(self, name: str, *, direct: bool) -> TierFile:
+        """Opens a file, which is made when it is not there. direct: if the directory takes that."""
 
     def remove(self, name: str) -> None:
-        """What is not there is ignored."""
+        """Removes a file. It is no error when there is none."""
 
     def close(self) -> None:
         """Gives the directory back. Idempotent."""
@@ -85,19 +84,16 @@ class LocalFile:
     def sync(self) -> None:
         os.fdatasync(self._fd)
 
-    def reserve(self, size_bytes: int) -> None:
-        """Takes the room now, so that a full disk is seen here; or only sets the size, where the file
-        system knows no reserving."""
+    def resize(self, size_bytes: int) -> None:
         try:
-            os.posix_fallocate(self._fd, 0, size_bytes)
+            if size_bytes > self.size_bytes:
+                os.posix_fallocate(self._fd, self.size_bytes, size_bytes - self.size_bytes)
+            else:
+                os.ftruncate(self._fd, size_bytes)
         except OSError as error:
             if error.errno not in _NOT_SUPPORTED:
                 raise
-            os.ftruncate(self._fd, size_bytes)
-        self.size_bytes = size_bytes
-
-    def cut(self, size_bytes: int) -> None:
-        os.ftruncate(self._fd, size_bytes)
+            os.ftruncate(self._fd, size_bytes)  # where the file system cannot reserve room
         self.size_bytes = size_bytes
 
     def close(self) -> None:
@@ -105,8 +101,8 @@ class LocalFile:
 
 
 class LocalDisk:
-    """A directory that no other process uses: its lock is held from here to `close`, or to the end of the
-    process. Errors: StartFailed."""
+    """A directory that no other process uses: its lock is held until `close` or the end of the process.
+    Errors of the constructor: StartFailed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -120,21 +116,12 @@ class LocalDisk:
             _log.warning("%s takes no direct I/O: blobs go through the page cache", directory)
 
     def names(self) -> list[str]:
-        with os.scandir(self._directory) as found:
-            return [one.name for one in sorted(found, key=lambda one: (one.stat().st_mtime_ns, one.name))]
+        return sorted(os.listdir(self._directory))
 
-    def create(self, name: str, size_bytes: int) -> LocalFile:
-        file = LocalFile(self._directory / name, os.O_CREAT | os.O_EXCL | self._flags)
-        try:
-            file.reserve(size_bytes)
-        except OSError:
-            file.close()
-            self.remove(name)
-            raise
-        return file
-
-    def open(self, name: str) -> LocalFile:
-        return LocalFile(self._directory / name, self._flags)
+    def open(self, name: str, *, direct: bool) -> LocalFile:
+        return LocalFile(
+            self._directory / name, os.O_CREAT | (os.O_DIRECT if direct and self.is_direct else 0)
+        )
 
     def remove(self, name: str) -> None:
         (self._directory / name).unlink(missing_ok=True)
@@ -142,14 +129,10 @@ class LocalDisk:
     def close(self) -> None:
         self._lock.release()
 
-    @property
-    def _flags(self) -> int:
-        return os.O_DIRECT if self.is_direct else 0
-
 
 class _Lock:
-    """Of a directory, which is made if need be. The kernel gives it back when its holder dies.
-    Errors: StartFailed."""
+    """The lock of a directory, which is made if need be. The kernel releases it when its holder dies.
+    Errors of the constructor: StartFailed."""
 
     def __init__(self, directory: Path) -> None:
         try:
@@ -175,7 +158,7 @@ class _Lock:
 
 
 def _takes_direct_io(directory: Path) -> bool:
-    """Tried with one page. A disk that is full can still be read."""
+    """Tries it with one page. A full disk counts as one that does, since it can still be read."""
     path = directory / "probe"
     try:
         file = LocalFile(path, os.O_CREAT | os.O_DIRECT)
@@ -199,7 +182,7 @@ def _takes_direct_io(directory: Path) -> bool:
 
 
 def _after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
-    """What is left of buffers when so many bytes are done."""
+    """The rest of the buffers when so many bytes are done."""
     left = []
     for buffer in buffers:
         if done < len(buffer):

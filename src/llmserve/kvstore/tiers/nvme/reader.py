@@ -1,87 +1,64 @@
-"""Reads of blobs: neighbours together, each run on a thread of its own."""
+"""Reads blobs: neighbours by one call, each call on a thread."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 
+from llmserve.core.aio import run_in_threads
 from llmserve.kvstore.tiers.base import ReadResult, ReadTarget, TierOutcome
-from llmserve.kvstore.tiers.nvme.blob_io import RUN_BYTES, BlobIO, Wanted, neighbours
-from llmserve.kvstore.tiers.nvme.segments import Index, Place, Segment
-from llmserve.kvstore.tiers.nvme.threads import run_all
+from llmserve.kvstore.tiers.nvme.heads import Place
+from llmserve.kvstore.tiers.nvme.record_io import FileTooShort, RecordIO, neighbours
+from llmserve.kvstore.tiers.nvme.space import Space
 
 _MISSING = ReadResult(TierOutcome.MISSING, "not there")
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """rows: which of the targets these are."""
-
-    segment: Segment
-    wanted: list[Wanted]
-    rows: list[int]
+_Wanted = Sequence[tuple[Place, memoryview]]
 
 
 class Reader:
-    def __init__(self, index: Index, blob_io: BlobIO, threads: Executor) -> None:
-        self._index = index
-        self._io = blob_io
-        self._threads = threads
+    def __init__(self, space: Space, record_io: RecordIO, threads: Executor) -> None:
+        self._space, self._io, self._threads = space, record_io, threads
 
     async def read(self, targets: Sequence[ReadTarget]) -> list[ReadResult]:
-        """What is CORRUPT is still in the index."""
+        """Blobs that are CORRUPT are still in the index afterwards."""
         results = [_MISSING] * len(targets)
-        places: list[tuple[int, Place]] = []
+        rows: list[int] = []
+        wanted: list[tuple[Place, memoryview]] = []
         for row, target in enumerate(targets):
-            if target.key in self._index:
-                place = self._index[target.key]
-                if place.length <= target.buffer.nbytes:
-                    places.append((row, place))
-                else:
-                    results[row] = _too_short(place, target)
-        runs = _runs(targets, places)
-        for run, answers in zip(runs, await self._read_runs(runs), strict=True):
-            for row, answer in zip(run.rows, answers, strict=True):
-                results[row] = answer
+            place = self._space.find(target.key)
+            if place and place.length > target.buffer.nbytes:
+                results[row] = _too_short(place, target)
+            elif place:
+                rows.append(row)
+                wanted.append((place, target.buffer))
+        for number, result in (await self._read_pinned(wanted)).items():
+            results[rows[number]] = result
         return results
 
-    async def _read_runs(self, runs: Sequence[_Run]) -> list[list[ReadResult]]:
-        for run in runs:
-            run.segment.pin()
+    async def _read_pinned(self, wanted: _Wanted) -> dict[int, ReadResult]:
+        groups = neighbours([place for place, _ in wanted])
+        for place, _ in wanted:
+            self._space.pin(place)
         try:
-            return await run_all(self._threads, [partial(self._read_run, run) for run in runs])
+            jobs = [partial(self._read_group, [wanted[number] for number in group]) for group in groups]
+            answers = await run_in_threads(self._threads, jobs)
         finally:
-            for run in runs:
-                run.segment.unpin()
+            for place, _ in wanted:
+                self._space.unpin(place)
+        pairs = zip(groups, answers, strict=True)
+        return {number: result for group, found in pairs for number, result in zip(group, found, strict=True)}
 
-    def _read_run(self, run: _Run) -> list[ReadResult]:
-        """On a thread. A run that fails is tried again blob by blob: one bad spot is one miss."""
+    def _read_group(self, wanted: _Wanted) -> list[ReadResult]:
+        """On a thread. A group that fails is read again blob by blob: one bad spot is one miss."""
         try:
-            return self._io.read(run.segment.file, run.segment.stamp, run.wanted)
+            return self._io.read(wanted)
         except OSError as error:
-            if len(run.wanted) == 1:
-                return [ReadResult(TierOutcome.FAILED, f"read failed: {error}")]
-        return [self._read_run(_Run(run.segment, [one], []))[0] for one in run.wanted]
+            if len(wanted) == 1:
+                corrupt = isinstance(error, FileTooShort)
+                outcome = TierOutcome.CORRUPT if corrupt else TierOutcome.FAILED
+                return [ReadResult(outcome, str(error) if corrupt else f"read failed: {error}")]
+        return [self._read_group([one])[0] for one in wanted]
 
 
 def _too_short(place: Place, target: ReadTarget) -> ReadResult:
     reason = f"{place.length} bytes do not fit a buffer of {target.buffer.nbytes}"
     return ReadResult(TierOutcome.FAILED, reason)
-
-
-def _runs(targets: Sequence[ReadTarget], places: list[tuple[int, Place]]) -> list[_Run]:
-    places.sort(key=lambda row: (row[1].segment.stamp, row[1].offset))
-    runs: list[_Run] = []
-    for _, group in groupby(places, key=lambda row: row[1].segment.stamp):
-        rows = list(group)
-        order = iter(row for row, _ in rows)
-        wanted = [_wanted(targets[row], place) for row, place in rows]
-        segment = rows[0][1].segment
-        parts = neighbours(wanted, RUN_BYTES)
-        runs.extend(_Run(segment, part, [next(order) for _ in part]) for part in parts)
-    return runs
-
-
-def _wanted(target: ReadTarget, place: Place) -> Wanted:
-    return Wanted(target.key, place.offset, place.length, target.buffer)

@@ -1,177 +1,167 @@
-"""What a segment file holds: told by its footer, or found by walking its pages. Blocks."""
+"""Opens the files of a tier, new or left by an earlier process, and finds the blobs in them. Blocks.
 
-from collections.abc import Iterator
+A foreign file under one of its names fails the start and is not changed. Files of an earlier format, and
+files that a power failure has torn apart, hold nothing usable and are dropped.
+"""
+
+import logging
+import re
+import secrets
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import xxhash
 
-from llmserve.kvstore.tiers.base import BlobKey
-from llmserve.kvstore.tiers.nvme.arenas import Arena
-from llmserve.kvstore.tiers.nvme.disk import SegmentFile
-from llmserve.kvstore.tiers.nvme.layout import (
-    MAGIC,
-    MAGIC_AT,
+from llmserve.core.errors import StartFailed
+from llmserve.kvstore.tiers.nvme.disk import Disk, TierFile
+from llmserve.kvstore.tiers.nvme.head_file import HeadFile
+from llmserve.kvstore.tiers.nvme.heads import (
+    HEAD_BYTES,
     PAGE,
-    Contents,
-    Damaged,
-    Entry,
-    Head,
-    Kind,
-    check_of,
-    pack_contents,
-    padded,
-    read_head,
-    record_bytes,
-    unpack_contents,
-    unpack_graves,
-    write_head,
+    BlobHead,
+    is_ours,
+    joined,
+    pack_superblock,
+    page_table,
+    read_superblock,
+    slot_of,
+    slots_of,
 )
+from llmserve.kvstore.tiers.nvme.record_io import scratch
+from llmserve.kvstore.tiers.nvme.space import Space
 
-_WINDOW_BYTES = 4 << 20
-_FOOTER_GUESS_BYTES = 32 << 10  # the whole footer of most segments
-_MAGIC_WORD = int.from_bytes(MAGIC, "little")
+_log = logging.getLogger(__name__)
+HEADS_NAME, DATA_NAME = "heads.kv", "data.kv"
+_SEGMENT_NAME = re.compile(r"[0-9a-f]{16}\.kv")  # files of the first format: segments with footers
+_SEGMENT_MAGIC, _SEGMENT_MAGIC_AT = b"LKV1", 8
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """end: of the records. has_footer: of the file as it is now."""
+class TierFiles:
+    heads: HeadFile
+    data: TierFile
 
-    contents: Contents
-    end: int
-    has_footer: bool
+    def close(self) -> None:
+        self.heads.file.close()
+        self.data.close()
 
 
-def find(file: SegmentFile, stamp: int) -> Found:
-    """Errors: OSError."""
+def open_files(disk: Disk, directory: Path, space: Space) -> TierFiles:
+    """Fills the space with what is found. Errors: StartFailed for a foreign file, OSError."""
+    drop_segments(disk)
+    heads_file = disk.open(HEADS_NAME, direct=False)
     try:
-        return _from_footer(file, stamp)
-    except Damaged:
-        return _walk(file, stamp)
-
-
-def seal(file: SegmentFile, stamp: int, contents: Contents, end: int) -> None:
-    """Makes the records durable, then adds the footer, and gives back the rest of the file's room.
-    Errors: OSError; the records are then as good as before."""
-    file.sync()
-    packed = pack_contents(contents)
-    arena = Arena(padded(len(packed)) + PAGE)
-    body, head = arena.take(len(packed)), arena.take(PAGE)
-    body[: len(packed)] = packed
-    write_head(head, Head(Kind.FOOTER, BlobKey(b""), b"", end, len(packed), check_of(packed)), stamp)
-    file.write([body, head], end)
-    file.cut(end + arena.size_bytes)
-
-
-# -- by the footer
-
-
-def _from_footer(file: SegmentFile, stamp: int) -> Found:
-    """Errors: Damaged, OSError."""
-    size = file.size_bytes
-    if size < PAGE or size % PAGE:
-        raise Damaged("it was not sealed")
-    tail = _tail(file, min(size, _FOOTER_GUESS_BYTES))
-    head = read_head(tail[-PAGE:], stamp)
-    footer_bytes = padded(head.length) + PAGE
-    if head.kind is not Kind.FOOTER or head.offset + footer_bytes != size:
-        raise Damaged("its last page is no footer")
-    if footer_bytes > len(tail):
-        tail = _tail(file, footer_bytes)
-    packed = bytes(tail[-footer_bytes:][: head.length])
-    if check_of(packed) != head.check:
-        raise Damaged("the checksum of its footer is wrong")
-    return Found(unpack_contents(packed), head.offset, has_footer=True)
-
-
-def _tail(file: SegmentFile, length: int) -> memoryview:
-    """Errors: Damaged when the file is shorter."""
-    page_up = Arena(length).take(length)
-    if file.read([page_up], file.size_bytes - length) < length:
-        raise Damaged("the file is shorter than it was")
-    return page_up
-
-
-# -- by its records
-
-
-def _walk(file: SegmentFile, stamp: int) -> Found:
-    """Every record that is whole, its data included. What is torn or was never written is stepped over."""
-    contents, end, window = Contents(), 0, _Window(file)
-    for head in _heads(window, stamp):
-        if head.kind is Kind.GRAVES:
-            contents.graves.extend(unpack_graves(memoryview(b"".join(_data(window, head)))))
-        else:
-            contents.entries.append(Entry(head.key, head.offset, head.length))
-        end = head.offset + record_bytes(head.length)
-    return Found(contents, end, has_footer=False)
-
-
-def _heads(window: "_Window", stamp: int) -> Iterator[Head]:
-    """Of the whole records, in their order."""
-    at = window.likely_head(0)
-    while at < window.file.size_bytes:
+        data = disk.open(DATA_NAME, direct=True)
         try:
-            head = _whole_record(window, at, stamp)
-        except Damaged:
-            at = window.likely_head(at + PAGE)
-            continue
-        yield head
-        at = window.likely_head(at + record_bytes(head.length))
+            heads = HeadFile(heads_file, _stamp(directory, heads_file, data))
+            _restore(space, heads, data)
+        except BaseException:
+            data.close()
+            raise
+    except BaseException:
+        heads_file.close()
+        raise
+    return TierFiles(heads, data)
 
 
-def _whole_record(window: "_Window", at: int, stamp: int) -> Head:
-    """Errors: Damaged."""
-    head = read_head(window.view(at, PAGE), stamp)
-    if head.offset != at or head.kind is Kind.FOOTER:
-        raise Damaged("no record begins here")
-    state = xxhash.xxh3_64()
-    for part in _data(window, head):
-        state.update(part)
-    if state.intdigest() != head.check:
-        raise Damaged("it is torn")
-    return head
+def drop_segments(disk: Disk) -> None:
+    """Removes the files of the first format. One that does not begin as these did stays where it is."""
+    dropped = [name for name in disk.names() if _SEGMENT_NAME.fullmatch(name) and _is_segment(disk, name)]
+    for name in dropped:
+        disk.remove(name)
+    if dropped:
+        _log.warning(
+            "%d segment files of an earlier release are removed (first: %s); their blocks are lost",
+            len(dropped),
+            dropped[0],
+        )
 
 
-def _data(window: "_Window", head: Head) -> Iterator[memoryview]:
-    """The parts of a record's data, as far as the file goes; each is gone when the next one is asked for."""
-    at, end = head.offset + PAGE, head.offset + PAGE + head.length
-    while at < min(end, window.file.size_bytes):
-        part = window.view(at, min(end - at, _WINDOW_BYTES))
-        if not part:  # the file is shorter than it was
-            return
-        yield part
-        at += len(part)
+def _is_segment(disk: Disk, name: str) -> bool:
+    try:
+        file = disk.open(name, direct=False)
+    except OSError as error:
+        _log.warning("%s is left alone: %s", name, error)
+        return False
+    try:
+        first = _first_bytes(file)
+    finally:
+        file.close()
+    return first[_SEGMENT_MAGIC_AT:].startswith(_SEGMENT_MAGIC)
 
 
-class _Window:
-    """A stretch of a file in memory, moved forward as it is asked for more."""
+def _stamp(directory: Path, heads: TierFile, data: TierFile) -> int:
+    """The stamp that both files have; a new one where there is none."""
+    firsts = {HEADS_NAME: _first_bytes(heads), DATA_NAME: _first_bytes(data)}
+    stamps = [read_superblock(first) for first in firsts.values()]
+    foreign = [name for name, first in firsts.items() if not is_ours(first)]
+    if foreign and stamps == [None, None]:
+        raise StartFailed(
+            f"{directory / foreign[0]} is no file of an NVMe tier: move it away or use another directory"
+        )
+    if stamps[0] is not None and stamps[0] == stamps[1]:
+        return stamps[0]
+    return _started_over(directory, heads, data)
 
-    def __init__(self, file: SegmentFile) -> None:
-        self.file = file
-        self._memory = Arena(_WINDOW_BYTES).take(_WINDOW_BYTES)
-        self._start = 0
-        self._there = 0
 
-    def view(self, at: int, at_most: int) -> memoryview:
-        """From a page on; at least one byte, unless the file ends there. Errors: OSError."""
-        if not self._start <= at < self._start + self._there:
-            self._start, self._there = at, self.file.read([self._memory], at)
-        first = at - self._start
-        return self._memory[first : min(first + at_most, self._there)]
+def _started_over(directory: Path, heads: TierFile, data: TierFile) -> int:
+    if heads.size_bytes or data.size_bytes:
+        _log.warning("%s: its files do not belong together; their blocks are lost", directory)
+    stamp = secrets.randbits(64)
+    page = scratch(PAGE)
+    page[:HEAD_BYTES] = pack_superblock(stamp)
+    heads.resize(0)  # first, so that heads are never beside data of another stamp
+    data.resize(0)
+    for file, superblock in ((data, page), (heads, page[:HEAD_BYTES])):
+        file.write([superblock], 0)  # makes the file longer: it is empty or says whose it is, at any moment
+        file.resize(len(superblock))
+        file.sync()
+    return stamp
 
-    def likely_head(self, at: int) -> int:
-        """The next page from here that looks like a head; the file's size when there is none."""
-        while at < self.file.size_bytes:
-            pages = self.view(at, _WINDOW_BYTES)
-            pages = pages[: len(pages) // PAGE * PAGE]
-            if len(pages) == 0:
-                break
-            if pages[MAGIC_AT : MAGIC_AT + len(MAGIC)] == MAGIC:
-                return at
-            words = np.frombuffer(pages, "<u4")[MAGIC_AT // 4 :: PAGE // 4]
-            hits = np.flatnonzero(words == _MAGIC_WORD)
-            if len(hits):
-                return at + int(hits[0]) * PAGE
-            at += len(pages)
-        return self.file.size_bytes
+
+def _first_bytes(file: TierFile) -> bytes:
+    page = scratch(PAGE)
+    there = file.read([page], 0)
+    return bytes(page[: min(there, HEAD_BYTES)])
+
+
+def _restore(space: Space, heads: HeadFile, data: TierFile) -> None:
+    """The capacity may be less than it was: what lies beyond it is given up."""
+    heads_bytes = min(heads.file.size_bytes // HEAD_BYTES * HEAD_BYTES, space.capacity_bytes // 8)
+    data_bytes = min(data.size_bytes, space.capacity_bytes - heads_bytes) // PAGE * PAGE
+    found = list(heads.read_all(heads_bytes))
+    kept = _kept(joined(found), data_bytes // PAGE)
+    if len(kept) < len(found):
+        lost = {slot_of(head.place) for head in found}
+        lost.difference_update(slot for head in kept for slot in slots_of(head.place))
+        heads.erase(sorted(lost))
+    if heads.file.size_bytes > heads_bytes:
+        heads.file.resize(heads_bytes)
+    if data.size_bytes > data_bytes:
+        data.resize(data_bytes)
+    space.restore(kept, data_bytes, heads_bytes)
+
+
+def _kept(found: Iterable[BlobHead], pages: int) -> list[BlobHead]:
+    """In the order of writing. Of two heads of one key, or with a page in common, the newer counts: the older
+    one could not be erased. What lies beyond so many pages is left out."""
+    by_key: dict[bytes, BlobHead] = {}
+    for head in sorted(found):
+        by_key.pop(head.key, None)
+        by_key[head.key] = head
+    kept = list(by_key.values())
+    while left_out := _left_out(kept, pages):
+        kept = [head for number, head in enumerate(kept) if number not in left_out]
+    return kept
+
+
+def _left_out(heads: Sequence[BlobHead], pages: int) -> set[int]:
+    """Numbers of heads, which are in the order of writing: those beyond the end, and of each two whose pages
+    overlap the older one."""
+    first, end, owner = page_table([head.place for head in heads])
+    left_out = {int(number) for number in owner[(end > pages) | (first < 1)]}
+    longest = np.maximum.accumulate(end)  # the largest end up to each run, and which run has it
+    which = np.maximum.accumulate(np.where(end == longest, np.arange(len(end)), 0))
+    overlaps = np.flatnonzero(first[1:] < longest[:-1])
+    return left_out | {int(min(owner[which[at]], owner[at + 1])) for at in overlaps}

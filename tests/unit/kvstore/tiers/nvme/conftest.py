@@ -1,4 +1,4 @@
-"""An NVMe tier of small segments, on a disk that fails as it is told to."""
+"""A small NVMe tier, on a disk that fails as it is told to."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
 from tests.conformance.faulty_disk import DiskFaults
-from tests.unit.kvstore.nvme.blobs import make_tier
+from tests.unit.kvstore.tiers.nvme.blobs import make_tier
 
 MIB = 1 << 20
 
@@ -19,7 +19,7 @@ def faults() -> DiskFaults:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> NvmeSettings:
-    return NvmeSettings(tmp_path / "kv", 8 * MIB, segment_bytes=MIB)
+    return NvmeSettings(tmp_path / "kv", 8 * MIB)
 
 
 @pytest.fixture

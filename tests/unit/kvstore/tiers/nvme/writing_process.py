@@ -1,4 +1,4 @@
-"""Writes blobs until it is killed: `python -m tests.unit.kvstore.nvme.writing_process DIRECTORY FIRST`.
+"""Writes blobs until it is killed: `python -m tests.unit.kvstore.tiers.nvme.writing_process DIRECTORY FIRST`.
 
 Says the number of each blob on a line of its own when its write is DONE; removes each seventh, and says
 that as a negative number when it has ended.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmserve.kvstore.tiers.base import TierOutcome
 from llmserve.kvstore.tiers.nvme import NvmeSettings, NvmeTier
-from tests.unit.kvstore.nvme.blobs import blobs_of, key
+from tests.unit.kvstore.tiers.nvme.blobs import blobs_of, key
 
 MIB = 1 << 20
 BATCH = 4
@@ -19,7 +19,7 @@ SIZE = 50_000
 
 
 async def main(directory: Path, first: int) -> None:
-    tier = NvmeTier(NvmeSettings(directory, 256 * MIB, segment_bytes=MIB))
+    tier = NvmeTier(NvmeSettings(directory, 256 * MIB))
     await tier.open()
     await asyncio.gather(*(write(tier, first + 10_000 * lane) for lane in range(3)))
 

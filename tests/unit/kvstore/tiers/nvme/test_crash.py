@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from llmserve.kvstore.tiers.nvme import NvmeSettings
-from tests.unit.kvstore.nvme.blobs import key, open_tier, there
-from tests.unit.kvstore.nvme.writing_process import MIB, SIZE
+from tests.unit.kvstore.tiers.nvme.blobs import key, open_tier, there
+from tests.unit.kvstore.tiers.nvme.writing_process import MIB, SIZE
 
-_MODULE = "tests.unit.kvstore.nvme.writing_process"
+_MODULE = "tests.unit.kvstore.tiers.nvme.writing_process"
 
 
 def written_until_killed(directory: Path, first: int, lines: int) -> list[int]:
@@ -30,7 +30,7 @@ async def test_what_was_done_is_there_after_kill_9(tmp_path: Path, lines: int) -
     said = written_until_killed(tmp_path, 1, lines)
     done = {number for number in said if number > 0}
     gone = {-number for number in said if number < 0}
-    tier = await open_tier(NvmeSettings(tmp_path, 256 * MIB, segment_bytes=MIB))
+    tier = await open_tier(NvmeSettings(tmp_path, 256 * MIB))
     kept = sorted(number for number in done if number % 7)
     assert len(done) >= lines - len(gone)
     assert await there(tier, kept, SIZE) == kept
