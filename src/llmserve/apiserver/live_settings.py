@@ -39,7 +39,7 @@ class LiveSettings:
 _log = logging.getLogger(__name__)
 
 
-class RouterCommands:
+class CommandHandler:
     """Carries out what the router asks of an apiserver. apply: takes over settings that were checked. find:
     returns the record of a request."""
 

@@ -22,7 +22,7 @@ from llmserve.apiserver.http.server import HttpServer
 from llmserve.apiserver.http.spans import HttpSpans
 from llmserve.apiserver.links.router import RouterLink
 from llmserve.apiserver.links.worker import WorkerLinks
-from llmserve.apiserver.live_settings import LiveSettings, RouterCommands
+from llmserve.apiserver.live_settings import CommandHandler, LiveSettings
 from llmserve.apiserver.options import ApiserverOptions
 from llmserve.apiserver.request.context import RunContext
 from llmserve.apiserver.request.rules import HandoverRule, KvIdentity, RetryBudget, RetryLimits
@@ -74,7 +74,7 @@ class Apiserver:
             metrics,
             on_members=self._workers.retain,
             patience_seconds=manifest.scheduling.router_patience_seconds,
-            answer=RouterCommands(self._apply, self._finder.find_here).answer,
+            answer=CommandHandler(self._apply, self._finder.find_here).answer,
         )
         retries = _retries(manifest.scheduling)
         metrics.retry_budget.set_function(lambda: retries.left)

@@ -27,7 +27,7 @@ from llmserve.workers.leg_spans import LegSpans
 from llmserve.workers.membership import RouterMembership
 from llmserve.workers.reporter import DeviceHoldings, KvReporter, follow
 from llmserve.workers.service import LeaseReleaser, WorkerService
-from llmserve.workers.sessions import ApiserverSessions
+from llmserve.workers.sessions import WorkerSessions
 from llmserve.workers.status import EngineHealth, WorkerStatus
 
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Worker:
         self._status = WorkerStatus(self._describe(info), self._engine, self._metrics, watch)
         self._service = WorkerService(
             self._engine,
-            ApiserverSessions(SystemClock()),
+            WorkerSessions(SystemClock()),
             self._status,
             LeaseReleaser(release_ticket, self._tasks),
             self._tasks,

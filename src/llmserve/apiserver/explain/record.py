@@ -70,7 +70,7 @@ class SequenceRecord:
 
 
 @dataclass(slots=True)
-class RequestRecord:
+class HttpRecord:
     """ids: x-request-id, then the ids that responses have. status: of HTTP; 0: none was sent. trace_id: empty
     when tracing is off."""
 
@@ -91,7 +91,7 @@ class RecordHandle:
 
     def __init__(
         self,
-        record: RequestRecord,
+        record: HttpRecord,
         on_named: Callable[[str], None] = lambda name: None,
         on_closed: Callable[[], None] = lambda: None,
     ) -> None:
@@ -129,4 +129,4 @@ class RecordHandle:
 
 def detached() -> RecordHandle:
     """Returns a handle of a record that is not kept."""
-    return RecordHandle(RequestRecord())
+    return RecordHandle(HttpRecord())

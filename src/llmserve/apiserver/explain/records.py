@@ -7,7 +7,7 @@ from itertools import count
 
 import msgspec
 
-from llmserve.apiserver.explain.record import RecordHandle, RequestRecord, detached
+from llmserve.apiserver.explain.record import HttpRecord, RecordHandle, detached
 from llmserve.apiserver.explain.view import view
 from llmserve.core.errors import NotFound
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
@@ -17,7 +17,7 @@ MAX_BYTES = 64 * 2**20
 _OVERHEAD_BYTES = 600  # of the objects around a packed record, its ids in the index included
 _FIRST_ERROR_STATUS = 400
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(RequestRecord).decode
+_decode = msgspec.msgpack.Decoder(HttpRecord).decode
 
 
 @dataclass(slots=True)
@@ -26,14 +26,14 @@ class _RecordEntry:
 
     tenant: str
     ids: list[str]
-    record: RequestRecord | None
+    record: HttpRecord | None
     packed: bytes = b""
 
     @property
     def size_bytes(self) -> int:
         return len(self.packed) + _OVERHEAD_BYTES
 
-    def unpacked(self) -> RequestRecord:
+    def unpacked(self) -> HttpRecord:
         return self.record or _decode(self.packed)
 
 
@@ -64,12 +64,12 @@ class RequestRecords:
         if self._limit_requests == 0:
             return detached()
         number = next(self._numbers)
-        record = RequestRecord([request_id], tenant, path)
+        record = HttpRecord([request_id], tenant, path)
         self._running[number] = _RecordEntry(tenant, record.ids, record)
         self._index(request_id, number)
         return RecordHandle(record, lambda name: self._index(name, number), lambda: self._close(number))
 
-    def find(self, request_id: str, tenant: str = "") -> RequestRecord | None:
+    def find(self, request_id: str, tenant: str = "") -> HttpRecord | None:
         """Returns the latest record of this id, and of this tenant if one is named."""
         for number in reversed(self._by_id.get(request_id, ())):
             entry = self._running.get(number) or self._ended[number]
@@ -114,7 +114,7 @@ class RequestRecords:
                 del self._by_id[name]
 
 
-def _is_worth_keeping(record: RequestRecord) -> bool:
+def _is_worth_keeping(record: HttpRecord) -> bool:
     """Requests that generate nothing, such as `/tokenize`, are kept only when they failed."""
     return bool(record.sequences) or record.status >= _FIRST_ERROR_STATUS
 

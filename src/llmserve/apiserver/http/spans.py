@@ -4,7 +4,7 @@ or a child of the client's own span (`traceparent`)."""
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from llmserve.apiserver.explain.record import RequestRecord, SequenceRecord
+from llmserve.apiserver.explain.record import HttpRecord, SequenceRecord
 from llmserve.tracing import words
 from llmserve.tracing.base import NO_SPAN, Attributes, Span, SpanKind, Tracer
 
@@ -48,7 +48,7 @@ class HttpSpans:
         return self._tracer.begin(f"POST {path}", SpanKind.SERVER, parent.decode("latin-1"), attributes)
 
 
-def end(span: Span, record: RequestRecord) -> None:
+def end(span: Span, record: HttpRecord) -> None:
     """Ends the span with the attributes of the request's record."""
     if not span.recording:
         return
@@ -75,7 +75,7 @@ def _tokens(sequences: Iterable[SequenceRecord]) -> Iterable[tuple[str, int]]:
     yield words.CACHED_TOKENS, sum(one.device_cached_tokens + one.store_cached_tokens for one in ran)
 
 
-def _error(record: RequestRecord) -> str:
+def _error(record: HttpRecord) -> str:
     """A stream can fail after its 200."""
     errors = [one.error for one in record.sequences if one.error]
     if record.status >= _FIRST_ERROR_STATUS or (errors and record.status < 400):

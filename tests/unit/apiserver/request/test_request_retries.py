@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llmserve.apiserver.request.context import Legs
-from llmserve.apiserver.request.retry import RetryMode, RetryPolicy
+from llmserve.apiserver.request.retry import RequestRetries, RetryMode
 from llmserve.apiserver.request.rules import RetryBudget, RetryLimits
 from llmserve.core.errors import LLMServeError, StreamLost, WorkerDraining, WorkerLost
 from llmserve.core.ids import TenantId
@@ -23,7 +23,7 @@ class Case:
         self.sent: list[int] = []
         self.budget = RetryBudget(RetryLimits(share=0.0, burst=burst, tenant_share=1.0))
         legs = cast("Legs", SimpleNamespace(exact=exact, stuck=stuck))
-        self.policy = RetryPolicy(legs, self.sent, self.budget, ApiserverMetrics(self.registry), T)
+        self.policy = RequestRetries(legs, self.sent, self.budget, ApiserverMetrics(self.registry), T)
 
     def count(self, name: str, **labels: str) -> Any:
         return self.registry.get_sample_value(name, labels)
