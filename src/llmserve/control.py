@@ -63,10 +63,10 @@ def main() -> int:
         manifest = load_manifest(given.manifest)
         configure_logging(manifest.observability, given.name)
         own_environment(manifest)
-        told = apiserver_options(given, manifest)
+        options = apiserver_options(given, manifest)
         set_apiserver_environment()
         report_progress("loading vLLM's API layer")
-        # Here, because it takes seconds and reads the environment: a wrong manifest is told at once.
+        # Here, because it takes seconds and reads the environment: a wrong manifest is refused at once.
         with importing():
             from llmserve.apiserver.role import ApiserverRole
 
@@ -77,7 +77,7 @@ def main() -> int:
                 KVManagerRole(
                     listen=given.kvmanager, store=store, engine_order=manifest.transfer.engine_order
                 ),
-                ApiserverRole(told, manifest, REGISTRY, metrics_port=given.metrics_port),
+                ApiserverRole(options, manifest, REGISTRY, metrics_port=given.metrics_port),
             )
         )
 

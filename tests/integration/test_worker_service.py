@@ -113,8 +113,9 @@ class Cluster:
             engine,
             self.registry,
         )
-        self._stack.push_async_callback(worker.stop)
-        channel = await self._stack.enter_async_context(open_channel(await worker.start()))
+        self._stack.push_async_callback(worker.aclose)
+        await worker.start()
+        channel = await self._stack.enter_async_context(open_channel(worker.address))
         return worker, channel
 
     @staticmethod
@@ -349,7 +350,7 @@ async def test_when_the_engine_dies_every_request_is_told_and_the_worker_ends(cl
     assert last.error.startswith("EngineDead: ")
     assert not await stream.read(), "the stream ends"
     with pytest.raises(EngineDead):
-        await worker.run_until(asyncio.Event())
+        await worker.wait()
 
 
 async def test_when_the_engine_hangs_the_router_hears_and_every_request_is_told(cluster: Cluster) -> None:
@@ -370,7 +371,7 @@ async def test_when_the_engine_hangs_the_router_hears_and_every_request_is_told(
     last = await stream.last("a")
     assert last.error.startswith("EngineDead: the engine hangs: it has not answered for ")
     with pytest.raises(EngineDead, match="the engine hangs"):
-        await worker.run_until(asyncio.Event())
+        await worker.wait()
     health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
     assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -442,7 +443,7 @@ async def test_a_stopping_worker_finishes_what_runs_and_takes_no_more(cluster: C
     stream = Stream(channel)
     await stream.generate("a", max_tokens=200)
     await stream.first("a")
-    stopping = asyncio.ensure_future(worker.stop())
+    stopping = asyncio.ensure_future(worker.aclose())
     await not_serving(channel)
     await stream.generate("b")
     assert (await stream.last("b")).error == "WorkerDraining: the worker is stopping"
@@ -463,7 +464,7 @@ async def test_what_does_not_end_in_time_is_given_up(cluster: Cluster) -> None:
     stream = Stream(channel)
     await stream.generate("a", max_tokens=4000)
     await stream.first("a")
-    await worker.stop()
+    await worker.aclose()
     assert (await stream.last("a")).error == "WorkerDraining: the worker is stopping"
 
 
@@ -520,7 +521,7 @@ async def test_a_worker_registers_beats_and_leaves(cluster: Cluster) -> None:
     assert (info.kv_shape.model_revision, info.kv_shape.block_size_tokens) == ("rev", 16)
     assert info.transports[-1] == "tcp"
     assert len(info.handover_endpoints) == 1
-    await worker.stop()
+    await worker.aclose()
     assert router.log[-1] == "deregister"
 
 

@@ -16,15 +16,15 @@ def main() -> int:
         manifest = load_manifest(given.manifest)
         configure_logging(manifest.observability, given.name)
         own_environment(manifest)
-        told = options(given, manifest)
+        apiserver_options = options(given, manifest)
         set_apiserver_environment()
         report_progress("loading vLLM's API layer")
-        # Here, because it takes seconds and reads the environment: a wrong manifest is told at once.
+        # Imported here, because it takes seconds and reads the environment: a wrong manifest fails at once.
         with importing():
             from llmserve.apiserver.role import ApiserverRole
 
         # The default registry: vLLM's layer registers its own metrics there.
-        return ApiserverRole(told, manifest, REGISTRY, metrics_port=given.metrics_port)
+        return ApiserverRole(apiserver_options, manifest, REGISTRY, metrics_port=given.metrics_port)
 
     return run_role(given.name, build)
 

@@ -15,7 +15,8 @@ from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 @dataclass(frozen=True, slots=True)
 class LiveSettings:
-    """explain_requests: how many are remembered. cors_origins: whose pages may use the API in a browser."""
+    """Settings that a reload changes in an apiserver that runs. explain_requests: number of requests to
+    remember. cors_origins: origins of pages that may use the API in a browser."""
 
     keys: ApiKeys
     cors_origins: tuple[str, ...]
@@ -38,15 +39,16 @@ class LiveSettings:
 _log = logging.getLogger(__name__)
 
 
-class RouterCommands:
-    """obey: takes the settings over; called only with ones that can be. find: the record of a request."""
+class CommandHandler:
+    """Carries out what the router asks of an apiserver. apply: takes over settings that were checked. find:
+    returns the record of a request."""
 
     def __init__(
         self,
-        obey: Callable[[LiveSettings], None],
+        apply: Callable[[LiveSettings], None],
         find: Callable[[router_pb2.RecordQuestion], bytes],
     ) -> None:
-        self._obey, self._find = obey, find
+        self._apply, self._find = apply, find
 
     def answer(self, question: router_pb2.Question) -> router_pb2.Answer:
         try:
@@ -69,5 +71,5 @@ class RouterCommands:
         """Errors: ManifestError, also for a key that is not in the environment."""
         settings = LiveSettings.of(parse_manifest(question.text, question.file))
         if not question.only_check:
-            self._obey(settings)
-            _log.info("obeys %s from now on", question.file)
+            self._apply(settings)
+            _log.info("%s is in force from now on", question.file)

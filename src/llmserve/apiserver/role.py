@@ -22,7 +22,7 @@ from llmserve.apiserver.http.server import HttpServer
 from llmserve.apiserver.http.spans import HttpSpans
 from llmserve.apiserver.links.router import RouterLink
 from llmserve.apiserver.links.worker import WorkerLinks
-from llmserve.apiserver.live_settings import LiveSettings, RouterCommands
+from llmserve.apiserver.live_settings import CommandHandler, LiveSettings
 from llmserve.apiserver.options import ApiserverOptions
 from llmserve.apiserver.request.context import RunContext
 from llmserve.apiserver.request.rules import HandoverRule, KvIdentity, RetryBudget, RetryLimits
@@ -74,7 +74,7 @@ class Apiserver:
             metrics,
             on_members=self._workers.retain,
             patience_seconds=manifest.scheduling.router_patience_seconds,
-            answer=RouterCommands(self._obey, self._finder.here).answer,
+            answer=CommandHandler(self._apply, self._finder.find_here).answer,
         )
         retries = _retries(manifest.scheduling)
         metrics.retry_budget.set_function(lambda: retries.left)
@@ -113,8 +113,8 @@ class Apiserver:
             self._responses = app.state.openai_serving_responses
         except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
             raise Cause.of(error).as_error() from error
-        if trouble := await api_failure(app):
-            raise StartFailed(trouble)
+        if failure := await api_failure(app):
+            raise StartFailed(failure)
         spans = HttpSpans(self._tracer, self._options.model.name)
         api = self._manifest.api
         paths = Paths.of(api.root_path, DOCS_PATHS if api.public_docs else frozenset())
@@ -144,8 +144,8 @@ class Apiserver:
         text = await asyncio.to_thread(read_again, path)
         return await reload_cluster(self._options.routers, text, str(path))
 
-    def _obey(self, live: LiveSettings) -> None:
-        """May come before the start is over."""
+    def _apply(self, live: LiveSettings) -> None:
+        """Applies settings of a reload. This may happen before the start is over."""
         if live.log_level != self._live.log_level:
             set_log_level(live.log_level)
         self._live = live
@@ -165,8 +165,7 @@ class Apiserver:
             group.create_task(self._router.wait())
 
     async def aclose(self, drain_seconds: float | None = None) -> None:
-        """Begins nothing new, lets requests end for a moment, ends the rest with an error, gives back,
-        closes."""
+        """Begins nothing new, lets requests end for a while, ends the rest with an error, and closes."""
         try:
             await self._stop(self._options.drain_seconds if drain_seconds is None else drain_seconds)
         finally:

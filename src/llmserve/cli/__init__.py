@@ -1,4 +1,4 @@
-"""The command line: `llmserve COMMAND`. One module for each command; app.py puts them together."""
+"""The command line: `llmserve COMMAND`. Each command is a module or a folder; app.py puts them together."""
 
 from llmserve.cli.app import main
 

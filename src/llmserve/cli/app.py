@@ -1,4 +1,4 @@
-"""Parses the command line and runs a command; every error of ours becomes a message and an exit code."""
+"""Parses the command line and runs a command. Every error of ours becomes a message and an exit code."""
 
 import argparse
 import os
@@ -61,7 +61,7 @@ the cluster:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0, 1 (it failed) or 2 (the command line or the manifest is wrong)."""
+    """Returns the exit code: 0, 1 (it failed) or 2 (the command line or the manifest is wrong)."""
     options = _parser().parse_args(arguments)
     command: Command = options.command
     try:

@@ -1,4 +1,4 @@
-"""`llmserve apply`: check a manifest and show the plan. Changes nothing."""
+"""`llmserve apply`: checks a manifest and shows the plan. Changes nothing."""
 
 import argparse
 import json

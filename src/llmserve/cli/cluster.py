@@ -1,4 +1,4 @@
-"""Which running cluster a command is about."""
+"""Finds the running cluster that a command is about."""
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,12 +32,13 @@ class FoundCluster:
 
 
 def routers_of(roles: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """HOST:PORT of each router, by its name. Every role but the routers themselves knows all of them."""
+    """Returns HOST:PORT of each router, by its name. Every role but the routers themselves knows all of
+    them."""
     return _named("router", (role["routers"] for role in roles if role["role"] != "router"))
 
 
 def kvmanagers_of(roles: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """HOST:PORT of each kvmanager, by its name."""
+    """Returns HOST:PORT of each kvmanager, by its name."""
     return _named("kvmanager", (role["kvmanagers"] for role in roles))
 
 
@@ -53,8 +54,8 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
 
 
 def find_cluster(options: argparse.Namespace) -> FoundCluster:
-    """By --run-dir or --file; without them the one that runs below the current directory.
-    Errors: Unavailable when it does not run, InvalidRequest when several do."""
+    """Finds the cluster by --run-dir or --file; without them the one that runs below the current
+    directory. Errors: Unavailable when it does not run, InvalidRequest when several do."""
     if options.run_dir:
         return cluster_in(Path(options.run_dir))
     if options.file:
@@ -64,7 +65,7 @@ def find_cluster(options: argparse.Namespace) -> FoundCluster:
 
 
 def cluster_in(run_dir: Path) -> FoundCluster:
-    """Errors: Unavailable when none runs there."""
+    """Errors: Unavailable when no cluster runs there."""
     state = read_state(run_dir)
     if state is None or not state.is_running:
         raise Unavailable(f"no cluster runs in {run_dir}")

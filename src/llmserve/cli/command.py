@@ -1,4 +1,4 @@
-"""What a command is, and the options that several have."""
+"""The parts of a command, and the options that several commands have."""
 
 import argparse
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Run(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """summary: its line in `llmserve --help`. about: the text of its own --help."""
+    """summary: line in `llmserve --help`. about: text of the command's own --help."""
 
     name: str
     summary: str

@@ -1,4 +1,4 @@
-"""`llmserve doctor`: what is wrong here, and what to do about it."""
+"""`llmserve doctor`: shows what is wrong here, and what to do about it."""
 
 import argparse
 import asyncio
@@ -106,7 +106,7 @@ def _cluster(state: ClusterState, answers: Answers) -> Iterator[Finding]:
 
 
 def _api_facts(state: ClusterState) -> Iterator[checks.ApiFacts]:
-    """Of each apiserver that should serve."""
+    """Asks each apiserver that should serve."""
     key = _known_key(Path(state.manifest))
     for role in state.roles:
         if role["http"] and role["stand"] == ProcessState.READY:
@@ -114,7 +114,7 @@ def _api_facts(state: ClusterState) -> Iterator[checks.ApiFacts]:
 
 
 def _known_key(manifest: Path) -> str | None:
-    """One that a client could send: empty when none is needed, None when none is known here."""
+    """Returns a key that a client could send: empty when none is needed, None when none is known here."""
     try:
         keys = load_manifest(manifest).security.api_keys
     except LLMServeError:  # it was changed since the start
@@ -131,13 +131,13 @@ def _role_facts(role: RoleView) -> checks.RoleFacts:
         pid=role.pid,
         restarts=role.restarts,
         log=role.log,
-        trouble=_trouble(role),
+        error=_error(role),
         is_starting=role.stand in (ProcessState.WAITING, ProcessState.STARTING),
     )
 
 
-def _trouble(role: RoleView) -> str:
-    """Empty: none."""
+def _error(role: RoleView) -> str:
+    """Returns why the role does not serve; empty when it does."""
     if role.stand != ProcessState.READY:
         return f"It is {role.stand}" + (f": {role.health}" if role.health else "")
     if role.health != HEALTHY:
@@ -187,7 +187,7 @@ def _lines(finding: Finding, width: int) -> Iterator[Text]:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Paths and commands stay whole, so that they can be copied. A line break of the text stays one."""
+    """Keeps paths and commands whole, so that they can be copied, and line breaks of the text."""
     lines = text.splitlines() or [""]
     return [
         piece

@@ -1,4 +1,4 @@
-"""`llmserve down`: stop a cluster from another terminal."""
+"""`llmserve down`: stops a cluster from another terminal."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""`llmserve drain`: take a worker out of service, or back."""
+"""`llmserve drain`: takes a worker out of service, or back."""
 
 import argparse
 import asyncio
@@ -65,7 +65,7 @@ def _drain(cluster: FoundCluster, options: argparse.Namespace) -> None:
 
 
 def _take_back(cluster: FoundCluster, options: argparse.Namespace) -> None:
-    """Errors: NotFound when it neither drains nor is drained."""
+    """Errors: NotFound when the worker neither drains nor is drained."""
     if DrainedMark(Path(cluster.state.temp_dir), options.worker).clear():
         print(f"{options.worker} is started again.")
         return
@@ -113,7 +113,7 @@ def _role(cluster: FoundCluster, worker: str) -> dict[str, object]:
 
 
 def _wait(cluster: FoundCluster, worker: str, seconds: float) -> None:
-    """Errors: LLMServeError when it does not stop in time."""
+    """Errors: LLMServeError when the worker does not stop in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         state = read_state(cluster.run_dir)

@@ -1,4 +1,4 @@
-"""`llmserve explain`: why a request was served as it was."""
+"""`llmserve explain`: shows why a request was served as it was."""
 
 import argparse
 import asyncio
@@ -40,7 +40,7 @@ _Record = Mapping[str, Any]
 
 
 def lines(record: _Record) -> Iterator[str]:
-    """record: as `GET /v1/requests/{id}/explain` answers. Its errors may repeat what a client wrote."""
+    """record: the answer of `GET /v1/requests/{id}/explain`. Its errors may repeat what a client wrote."""
     return (printable(line).replace("\n", " ") for line in _lines(record))
 
 

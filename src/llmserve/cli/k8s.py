@@ -1,4 +1,4 @@
-"""What `up`, `down`, `status` and `apply` do with `--mode k8s`."""
+"""What `up`, `down`, `status`, `logs` and `apply` do with `--mode k8s`."""
 
 import argparse
 import json
@@ -64,7 +64,8 @@ def is_k8s(options: argparse.Namespace, manifest: Manifest) -> bool:
 
 
 def asked_for_k8s(options: argparse.Namespace) -> Manifest | None:
-    """The manifest of a cluster in Kubernetes, by --mode or by -f; None: it is about this machine."""
+    """Returns the manifest of a cluster in Kubernetes, by --mode or by -f. None: the command is about this
+    machine."""
     if options.mode == "k8s":
         return load_manifest(options.file or DEFAULT_MANIFEST)
     if options.mode is None and options.file:
@@ -124,7 +125,7 @@ def _wait(api: KubeApi, manifest: Manifest) -> None:
 
 
 def check(path: Path, manifest: Manifest, as_json: bool) -> int:
-    """`llmserve apply`: no cluster is asked."""
+    """Does the work of `llmserve apply`. No cluster is asked."""
     k8s, warnings = manifest.deployment.k8s, _preflight(path, manifest)
     objects = render(manifest, RenderTarget(k8s.namespace, k8s.image or "IMAGE"))
     if as_json:
@@ -141,7 +142,8 @@ def check(path: Path, manifest: Manifest, as_json: bool) -> int:
 
 
 def _preflight(path: Path, manifest: Manifest) -> list[str]:
-    """Warnings of what may be otherwise in the cluster. Errors: ManifestError for what cannot be there."""
+    """Returns warnings of what may be otherwise in the cluster. Errors: ManifestError for what cannot be
+    there."""
     if refused := [*impossible(manifest), *preflight.anywhere(manifest, in_kubernetes=True)]:
         raise locate(path, refused)
     return locate(path, preflight.of_model(manifest)).message.splitlines()
@@ -209,7 +211,8 @@ def connect_to(options: argparse.Namespace, manifest: Manifest) -> KubeApi:
 
 
 def _write(folder: Path, objects: Sequence[Object]) -> None:
-    """The kustomization names what counts: a file of an earlier run that stays there does no harm."""
+    """The kustomization names the files that count: a file of an earlier run that stays there does no
+    harm."""
     wanted = files(objects)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +224,7 @@ def _write(folder: Path, objects: Sequence[Object]) -> None:
 
 
 def _show(changes: Sequence[Change], verbose: bool) -> None:
-    """New objects by name only, unless asked for more."""
+    """Shows new objects by name only, unless verbose."""
     for change in changes:
         if change.action in (Action.CREATE, Action.DELETE) and not verbose:
             _say(f"{change.name}: {change.action}")

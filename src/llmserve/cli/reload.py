@@ -1,4 +1,4 @@
-"""`llmserve reload`: bring a changed manifest to the cluster that runs."""
+"""`llmserve reload`: brings a changed manifest to the cluster that runs."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""`llmserve simulate`: how a cluster would serve a load, without starting anything."""
+"""`llmserve simulate`: shows how a cluster would serve a load, without starting anything."""
 
 import argparse
 import json
@@ -160,7 +160,7 @@ _MOST_WORKERS = 16
 
 @contextmanager
 def watched() -> Iterator[Callable[[run.Progress], None]]:
-    """A line on standard error while the simulation runs, if that is a terminal."""
+    """Shows a line on standard error while the simulation runs, if that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -228,7 +228,7 @@ def _tenants(report: SimReport) -> Table:
 
 
 def _workers(workers: Sequence[WorkerLine]) -> Table:
-    """All of a small cluster; of a large one, the mean and the extremes of each role."""
+    """Shows all workers of a small cluster; of a large one the least, median and most busy of each role."""
     table = Table("Worker", "requests", "busy", "KV mean", "KV most", "preempted", box=None, pad_edge=False)
     for name, line in _chosen(workers):
         table.add_row(

@@ -1,4 +1,4 @@
-"""`llmserve up`: run what the manifest describes."""
+"""`llmserve up`: runs what the manifest describes."""
 
 import argparse
 from pathlib import Path

@@ -14,9 +14,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# A process that has told nothing for so long is hanging or gone: the others do not wait for it.
+# A process that has published nothing for so long hangs or is gone: the others do not wait for it.
 FRESH_SECONDS = 0.25
-_SLOT = struct.Struct("=dq")  # when it was told, on CLOCK_MONOTONIC, which all processes share; connections
+_SLOT = struct.Struct("=dq")  # time on CLOCK_MONOTONIC, which all processes share; connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def make_table(processes: int) -> int:
 
 
 class ConnectionTable:
-    """The table as one of its processes sees it. Life: tell, is_least ... -> close (idempotent)."""
+    """The table as one of its processes sees it. Life: publish, is_least ... -> close (idempotent)."""
 
     def __init__(self, fd: int, index: int) -> None:
         """The table owns `fd` from now on. Errors: OSError, ValueError."""
@@ -75,7 +75,7 @@ class ConnectionTable:
         finally:
             os.close(fd)
 
-    def tell(self, connections: int, now: float) -> None:
+    def publish(self, connections: int, now: float) -> None:
         """Publishes how many connections this process has open. Call it at least every FRESH_SECONDS."""
         _SLOT.pack_into(self._memory, self._index * _SLOT.size, now, connections)
 
@@ -84,8 +84,8 @@ class ConnectionTable:
         return all(connections <= others for others in self._others(now))
 
     def _others(self, now: float) -> Iterator[int]:
-        for index, (told_at, connections) in enumerate(_SLOT.iter_unpack(self._memory)):
-            if index != self._index and now - told_at < FRESH_SECONDS:
+        for index, (published_at, connections) in enumerate(_SLOT.iter_unpack(self._memory)):
+            if index != self._index and now - published_at < FRESH_SECONDS:
                 yield connections
 
     def close(self) -> None:

@@ -15,13 +15,13 @@ _REFUSED, _UNAVAILABLE = "refused", "unavailable"  # what stands for a breaker w
 
 @dataclass(frozen=True, slots=True)
 class RoleFacts:
-    """trouble: why it does not serve, empty when it does. is_starting: it was not ready yet."""
+    """error: why the role does not serve; empty when it does. is_starting: it was not ready yet."""
 
     name: str
     pid: int
     restarts: int
     log: str
-    trouble: str
+    error: str
     is_starting: bool = False
 
 
@@ -38,10 +38,10 @@ class TransferFacts:
 
 def role(facts: RoleFacts) -> Finding:
     if facts.is_starting:
-        return note(facts.name, "not ready yet", facts.trouble, restarts=facts.restarts)
-    if facts.trouble:
+        return note(facts.name, "not ready yet", facts.error, restarts=facts.restarts)
+    if facts.error:
         return problem(
-            facts.name, "not healthy", f"{facts.trouble}. Its log: {facts.log}", restarts=facts.restarts
+            facts.name, "not healthy", f"{facts.error}. Its log: {facts.log}", restarts=facts.restarts
         )
     value = f"healthy, pid {facts.pid}"
     if facts.restarts:
@@ -52,13 +52,13 @@ def role(facts: RoleFacts) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class ApiFacts:
-    """What came of a request to an apiserver, for one token. status: of HTTP; 0: none came, and `trouble`
-    says why. sent_key: it had one, or none is needed."""
+    """The answer to a request for one token. status: of HTTP; 0: no answer came, and `error` says why.
+    sent_key: the request had a key, or none is needed."""
 
     name: str
     status: int
     seconds: float
-    trouble: str = ""
+    error: str = ""
     sent_key: bool = True
 
 
@@ -69,9 +69,9 @@ def api(facts: ApiFacts) -> Finding:
     if facts.status == _HTTP_UNAUTHORIZED and not facts.sent_key:
         return note(name, "asks for an API key", "The variables of security.api_keys are not set here.")
     if facts.status == _HTTP_TOO_MANY:
-        return warning(name, "refused a request: no room now", facts.trouble)
+        return warning(name, "refused a request: no room now", facts.error)
     value = f"answered {facts.status}" if facts.status else "did not answer"
-    return problem(name, value, f"To a request for one token: {facts.trouble}")
+    return problem(name, value, f"To a request for one token: {facts.error}")
 
 
 def transfers(facts: TransferFacts) -> Finding:

@@ -31,7 +31,7 @@ from llmserve.transfer.select import FAULTS_VARIABLE, makers
 
 Check = Callable[[], Finding]
 OnStep = Callable[[str], None]
-"""Is told what is done now, in a few words."""
+"""Called with a few words for what is done now."""
 
 _DISTRIBUTION = "llmserve"
 

@@ -38,7 +38,7 @@ _END_SECONDS = 3.0
 
 def near(kind: str) -> None:
     end_with_stdin()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is told, not kept
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is reported, without a core dump
     _tried(kind).say()
 
 

@@ -1,4 +1,4 @@
-"""What a worker asks of an engine. Implementations: engines/vllm, engines/sim.
+"""The contract between a worker and its engine. Implementations: engines/vllm, engines/sim.
 
 Life: start (once) -> add / abort / next_outputs / next_kv_events ... -> aclose. `aclose` is
 idempotent, works after a failed start, and leaves no process, port or shared memory behind.
@@ -64,6 +64,6 @@ class Engine(Protocol):
 
     async def set_peers(self, peers: Sequence[KvPeer]) -> None:
         """All workers that tickets may come from; replaces those of the call before. They are
-        connected to and probed in the background; `load` tells what came of it."""
+        connected to and probed in the background; `load` reports the result."""
 
     async def aclose(self) -> None: ...

@@ -1,4 +1,4 @@
-"""What a worker tells its engine at construction: the same for every kind of engine."""
+"""The settings of an engine: the same for every kind of engine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +32,13 @@ class EngineSpec:
 
 
 def computation_words(dtype: str, max_model_len_tokens: int) -> str:
-    """What of an engine's settings changes the numbers in KV, besides their own type and layout: the type of
-    the activations, and the longest context, on which some models' rotary embedding and attention depend."""
+    """Names the settings that change the numbers in KV, besides their own type and layout: the type of the
+    activations, and the longest context, on which some models' rotary embedding and attention depend."""
     return f"{dtype} up to {max_model_len_tokens} tokens"
 
 
 def transfer_policy(spec: EngineSpec) -> TransferPolicy:
-    """For each rank of the engine."""
+    """Returns the policy of each rank of the engine."""
     limit, ranks = spec.kv_io_bytes_per_second, spec.engine.tensor_parallel
     return TransferPolicy(
         slow_factor=spec.transfer.slow_factor,

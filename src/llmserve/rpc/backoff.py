@@ -30,7 +30,7 @@ class Backoff:
         await asyncio.sleep(self.next())
 
     def check(self) -> None:
-        """As pause, without waiting. Errors: CancelledError."""
+        """Does what `pause` does, without waiting. Errors: CancelledError."""
         task = asyncio.current_task()
         if task and task.cancelling():
             raise asyncio.CancelledError

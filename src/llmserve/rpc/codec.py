@@ -1,4 +1,4 @@
-"""Between protobuf messages and the words of the domain. Nothing else converts."""
+"""Converts between protobuf messages and the types of the domain. Nothing else does."""
 
 import json
 from collections.abc import Mapping

@@ -16,11 +16,11 @@ _LONGEST_PAUSE_SECONDS = 0.2
 
 
 class RouterSelector:
-    """Addresses in turn. Stays with one until it fails, then tries each of the others without a pause, and
-    pauses before the next round: shortly when there are several, longer and longer when there is one."""
+    """Stays with one router until it fails, then tries each of the others without a pause. Pauses before the
+    next round: shortly when there are several routers, longer and longer when there is one."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
-        assert addresses, "there is nobody to follow"
+        assert addresses, "no router is known"
         self._addresses = tuple(addresses)
         self._current = 0
         self._failed = 0  # in a row
@@ -38,12 +38,12 @@ class RouterSelector:
     def __str__(self) -> str:
         return " or ".join(self._addresses)
 
-    def worked(self) -> None:
+    def succeeded(self) -> None:
         self._failed = 0
         self._backoff.reset()
 
     async def failed(self) -> None:
-        """To the next one. As Backoff.pause for a task that was cancelled."""
+        """Turns to the next router. Raises CancelledError like Backoff.pause in a task that was cancelled."""
         self._failed += 1
         self._current = (self._current + 1) % len(self._addresses)
         if self._failed % len(self._addresses) == 0:

@@ -13,7 +13,7 @@ from llmserve.core.errors import StateUnavailable
 
 
 class RedisClient:
-    """Runs scripts, each at once or not at all: a call that failed is tried again by whoever made it.
+    """Runs scripts, each at once or not at all: the caller of a call that failed tries it again.
 
     url: redis://HOST:PORT/DB, or rediss:// with TLS. call_seconds: the deadline of each call, connecting
     included. Connects when it is first asked. Errors of the constructor: ManifestError for a wrong url.

@@ -13,13 +13,13 @@ _SECONDS = 15.0  # the router asks its apiservers twice, and gives them 5 s each
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """failed: who did not confirm that it obeys now, and why."""
+    """The result of a reload. failed: processes that did not confirm it, and why."""
 
     changes: Changes
     failed: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Returns the result as text for people."""
         lines = [f"live: {one}" for one in self.changes.live]
         lines += [f"left: {one}" for one in self.changes.restart]
         lines += [f"FAILED: {one}" for one in self.failed]

@@ -1,9 +1,9 @@
-"""What every role's process does alike: flags, logs, the ready line, signals, the stop.
+"""What the process of every role does: flags, logs, the ready line, signals, the stop.
 
-The process prints one line `LLMSERVE_READY <name>` when it is ready (before it, perhaps
-`LLMSERVE_PROGRESS <text>` lines) and exits 0 after an ordered stop, 1 when it could not start or
-go on; then a line `LLMSERVE_FAILED <json>` has the reason (`ProcessFailure`). The first SIGTERM or SIGINT
-begins the ordered stop; a second one exits at once.
+The process prints one line `LLMSERVE_READY <name>` when it is ready, and perhaps `LLMSERVE_PROGRESS <text>`
+lines before it. It exits 0 after an ordered stop, and 1 when it could not start or go on; then a line
+`LLMSERVE_FAILED <json>` has the reason (`ProcessFailure`). The first SIGTERM or SIGINT begins the ordered
+stop; a second one exits at once, with 130.
 """
 
 import argparse
@@ -40,8 +40,8 @@ _WILDCARDS = frozenset({"0.0.0.0", "[::]", "::", ""})
 
 @dataclass(frozen=True, slots=True)
 class ProcessFailure:
-    """Why a process could not start or go on. lasts: another try would end alike. key: of the manifest, where
-    the message begins with one."""
+    """Why a process could not start or go on. lasts: another try would fail in the same way. key: the
+    manifest's key that the message begins with, if any."""
 
     message: str
     lasts: bool
@@ -54,9 +54,9 @@ class ProcessFailure:
 
     @classmethod
     def read(cls, text: str) -> "ProcessFailure":
-        """Of the line. Errors: ValueError, TypeError, KeyError."""
-        told = json.loads(text)
-        return cls(str(told["message"]), told["lasts"] is True, tuple(told["key"]))
+        """Reads the text of a LLMSERVE_FAILED line. Errors: ValueError, TypeError, KeyError."""
+        fields = json.loads(text)
+        return cls(str(fields["message"]), fields["lasts"] is True, tuple(fields["key"]))
 
 
 class Role(Protocol):
@@ -66,7 +66,8 @@ class Role(Protocol):
     async def start(self) -> None: ...
 
     async def wait(self) -> None:
-        """Returns, or raises, only when the role cannot go on."""
+        """Returns when the role has ended in order by itself, as a drained worker does. Raises when it cannot
+        go on."""
 
     async def aclose(self) -> None:
         """The ordered stop: stop admitting, drain, release, close."""
@@ -85,7 +86,7 @@ def common_flags(role: str, *, listens: bool = True) -> argparse.ArgumentParser:
 
 
 def addresses(text: str) -> tuple[str, ...]:
-    """Of a flag: HOST:PORT,..."""
+    """Reads the value of a flag: HOST:PORT,..."""
     return tuple(filter(None, text.split(",")))
 
 
@@ -101,15 +102,15 @@ def add_kvmanagers(parser: argparse.ArgumentParser, without: str) -> None:
 
 
 def reached_at(listen: str) -> str:
-    """The host that peers reach a process at which listens there: for what else it listens with. Where it
-    listens on all addresses, which one is theirs cannot be known: loopback."""
+    """Returns the host that peers use to reach a process that listens at `listen`. For a wildcard address,
+    which does not say which of the host's addresses that is, returns loopback."""
     host = listen.rpartition(":")[0]
     return "127.0.0.1" if host in _WILDCARDS else host
 
 
 def configure_logging(settings: Observability, process: str) -> None:
-    """To stderr, lines of this process. The environment variable wins over the manifest's level. Before vLLM
-    is imported: it reads how it is to log then."""
+    """Sends log lines to stderr. LLMSERVE_LOG_LEVEL overrides the manifest's level. Called before vLLM is
+    imported, which reads its own logging configuration then."""
     level = os.environ.get(LOG_LEVEL_VARIABLE, settings.log_level).upper()
     is_json = settings.log_format == "json"
     handler = logging.StreamHandler(sys.stderr)
@@ -129,7 +130,7 @@ def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is SystemExit:
-        return  # as Python itself: that is how a thread may end
+        return  # a thread may end that way; Python ignores it too
     error = args.exc_value or args.exc_type()
     name = args.thread.name if args.thread else "a thread"
     trace = (args.exc_type, error, args.exc_traceback)
@@ -144,7 +145,8 @@ def _log_unraisable(args: "sys.UnraisableHookArgs") -> None:
 
 
 def _configure_vllm(process: str, level: str) -> None:
-    """Through a file, the way vLLM passes it to the processes of its engine. Who has set one knows better."""
+    """Writes vLLM's logging configuration into a file, which it passes on to the processes of its engine. A
+    file that is configured already stays."""
     if VLLM_LOGGING_VARIABLE in os.environ:
         return
     with tempfile.NamedTemporaryFile("w", prefix="llmserve-logging-", suffix=".json", delete=False) as file:
@@ -154,8 +156,8 @@ def _configure_vllm(process: str, level: str) -> None:
 
 
 def own_environment(manifest: Manifest) -> None:
-    """Leaves in this process's environment what a process of the cluster may have, whoever started it, and
-    adds `engine.env`. Before vLLM is imported, which reads the rest."""
+    """Removes from this process's environment what a process of the cluster must not have, and adds
+    `engine.env`. Called before vLLM is imported, which reads the rest."""
     environment = inherited(os.environ, manifest, GIVEN)
     if environment.ignored:
         _log.warning("%s", note(environment.ignored))
@@ -165,7 +167,7 @@ def own_environment(manifest: Manifest) -> None:
 
 
 def set_log_level(level: str) -> None:
-    """From now on, whatever the environment said at the start."""
+    """Changes the level while the process runs, whatever the environment set at the start."""
     number = logging.getLevelNamesMapping()[level.upper()]
     if number != logging.getLogger().level:
         logging.getLogger().setLevel(number)
@@ -173,14 +175,18 @@ def set_log_level(level: str) -> None:
 
 
 def report_progress(text: str) -> None:
-    """Tells the runner what the start is waiting for."""
+    """Reports to the supervisor what the start is waiting for."""
     print(f"LLMSERVE_PROGRESS {text}", flush=True)
 
 
-def report_failure(name: str, error: LLMServeError) -> None:
-    """Tells the runner and the log why this process ends."""
-    print(f"{FAILED_WORD} {json.dumps(asdict(ProcessFailure.of(error)))}", flush=True)
-    _log.error("%s: failed: %s", name, error.message)
+def failed(name: str, error: BaseException) -> int:
+    """Reports to the supervisor and the log why this process ends. Returns its exit code."""
+    if isinstance(error, LLMServeError):
+        print(f"{FAILED_WORD} {json.dumps(asdict(ProcessFailure.of(error)))}", flush=True)
+        _log.error("%s: failed: %s", name, error.message)
+    else:
+        _log.error("%s: failed", name, exc_info=error)
+    return 1
 
 
 def run_role(name: str, build: Callable[[], Awaitable[Role]]) -> int:
@@ -196,7 +202,7 @@ async def _live(name: str, build: Callable[[], Awaitable[Role]]) -> int:
     try:
         role = await build()
     except LLMServeError as error:
-        return _failed(name, error)
+        return failed(name, error)
     try:
         return await _start_and_wait(name, role, stop)
     finally:
@@ -212,7 +218,8 @@ async def _start_and_wait(name: str, role: Role, stop: asyncio.Event) -> int:
         if not life.done():
             _log.info("%s: stopping", name)
             return 0
-        return _failed(name, life.exception() or LLMServeError("ended without being asked to"))
+        error = life.exception()
+        return failed(name, error) if error is not None else 0
     finally:
         life.cancel()
         stopped.cancel()
@@ -224,14 +231,6 @@ async def _ready_then_wait(name: str, role: Role) -> None:
     print(f"LLMSERVE_READY {name}", flush=True)
     _log.info("%s: ready", name)
     await role.wait()
-
-
-def _failed(name: str, error: BaseException) -> int:
-    if isinstance(error, LLMServeError):
-        report_failure(name, error)
-    else:
-        _log.error("%s: failed", name, exc_info=error)
-    return 1
 
 
 def _on_signal(stop: asyncio.Event) -> None:

@@ -54,7 +54,8 @@ class RpcServer:
         return int(port)
 
     async def set_serving(self, serving: bool, service_name: str | None = None) -> None:
-        """What the standard health service answers for this service; None: for the whole server and each."""
+        """Sets what the standard health service answers for a service; None: for the whole server and each
+        service."""
         status = health_pb2.HealthCheckResponse
         value = status.SERVING if serving else status.NOT_SERVING
         for name in ("", *self._names) if service_name is None else (service_name,):

@@ -24,7 +24,7 @@ class GuardLink:
     def __init__(self, mark: str, tasks: TaskOwner) -> None:
         self._mark = mark
         self._tasks = tasks
-        self._told: list[str] = []
+        self._reports: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -37,24 +37,24 @@ class GuardLink:
         return self._process.pid if self._process else 0
 
     def session_started(self, pid: int) -> None:
-        self._tell(f"session {pid}")
+        self._report(f"session {pid}")
 
     def session_ended(self, pid: int) -> None:
         """All processes of the session are gone; its number may come to mean another session."""
-        self._tell(f"forget {pid}")
-        self._told = [one for one in self._told if one not in (f"forget {pid}", f"session {pid}")]
+        self._report(f"forget {pid}")
+        self._reports = [one for one in self._reports if one not in (f"forget {pid}", f"session {pid}")]
 
     def shared_memory(self, paths: set[str]) -> None:
         for path in sorted(paths):
-            self._tell(f"shm {path}")
+            self._report(f"shm {path}")
 
     def remove_at_end(self, folder: Path, state_file: Path) -> None:
-        self._tell(f"dir {folder}")
-        self._tell(f"state {state_file}")
+        self._report(f"dir {folder}")
+        self._report(f"state {state_file}")
 
-    def _tell(self, line: str) -> None:
-        if line not in self._told:
-            self._told.append(line)
+    def _report(self, line: str) -> None:
+        if line not in self._reports:
+            self._reports.append(line)
             _write(self._process, line)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -71,7 +71,7 @@ class GuardLink:
             raise StartFailed(f"cannot start the guard process: {error}") from error
         assert process.stdin is not None, "stdin is a pipe"
         os.set_blocking(process.stdin.fileno(), False)  # a guard that does not read must not stop us
-        for line in self._told:
+        for line in self._reports:
             _write(process, line)
         return process
 

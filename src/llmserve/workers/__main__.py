@@ -1,14 +1,10 @@
 """python -m llmserve.workers --role decode --manifest llmserve.yaml --listen 127.0.0.1:7100"""
 
 import argparse
-import asyncio
 import logging
-import os
-import signal
 import time
 from pathlib import Path
 
-import uvloop
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.load import load_manifest
@@ -19,11 +15,13 @@ from llmserve.core.process import exit_process
 from llmserve.rpc.role import (
     add_kvmanagers,
     addresses,
+    common_flags,
     configure_logging,
+    failed,
     own_environment,
-    report_failure,
+    report_progress,
+    run_role,
 )
-from llmserve.tracing.base import Tracer
 from llmserve.tracing.open import open_tracer
 from llmserve.workers.build import WorkerModel, build_engine, engine_spec, prepare_model
 from llmserve.workers.worker import Worker, WorkerOptions
@@ -32,14 +30,9 @@ _log = logging.getLogger(__name__)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m llmserve.workers",
-        description="One engine behind gRPC: prefill, decode, or both.",
-    )
+    parser = common_flags("workers")
+    parser.description = "One engine behind gRPC: prefill, decode, or both."
     parser.add_argument("--role", type=WorkerRole, choices=list(WorkerRole), required=True)
-    parser.add_argument("--manifest", type=Path, required=True, help="the cluster's YAML")
-    parser.add_argument("--name", required=True, help="unique in the cluster, such as decode-0")
-    parser.add_argument("--listen", required=True, help="HOST:PORT of its gRPC service; peers use this host")
     parser.add_argument(
         "--router",
         type=addresses,
@@ -49,19 +42,13 @@ def arguments() -> argparse.Namespace:
     )
     add_kvmanagers(parser, "none: no reports")
     parser.add_argument("--model-dir", type=Path, help="the prepared model; prepared here when not given")
-    parser.add_argument("--metrics-port", type=int, default=0, help="port of /metrics; 0: none")
-    parser.add_argument("--run-dir", type=Path, help="working directory of the cluster")
     parser.add_argument("--drain-seconds", type=float, default=5.0, help="for running requests at stop")
     return parser.parse_args()
 
 
-async def serve(flags: argparse.Namespace, manifest: Manifest, model: WorkerModel) -> None:
-    """Until SIGTERM or SIGINT; a second one exits at once. Errors: StartFailed, EngineDead."""
-    stop = asyncio.Event()
-    _on_signals(stop)
-    epoch = time.time_ns()
+def build_worker(flags: argparse.Namespace, manifest: Manifest, model: WorkerModel) -> Worker:
     spec = engine_spec(
-        manifest, flags.name, flags.role, epoch, model, flags.listen, kvmanagers=flags.kvmanager
+        manifest, flags.name, flags.role, time.time_ns(), model, flags.listen, kvmanagers=flags.kvmanager
     )
     options = WorkerOptions(
         listen=flags.listen,
@@ -72,45 +59,21 @@ async def serve(flags: argparse.Namespace, manifest: Manifest, model: WorkerMode
         check_model=model.check_unchanged,
     )
     registry = CollectorRegistry()
-    engine = build_engine(spec, registry if flags.metrics_port else None)
-    worker = Worker(spec, options, engine, registry, _tracer(manifest, flags, registry))
-    try:
-        _say("LLMSERVE_PROGRESS", f"starting the {spec.engine.kind} engine")
-        await worker.start()
-        _say("LLMSERVE_READY", flags.name)
-        await worker.run_until(stop)
-    finally:
-        await worker.stop()
-
-
-def _tracer(manifest: Manifest, flags: argparse.Namespace, registry: CollectorRegistry) -> Tracer:
-    return open_tracer(
+    tracer = open_tracer(
         manifest.observability.tracing,
         role=flags.role.value,
         process=flags.name,
         cluster=manifest.metadata.name,
         registry=registry,
     )
-
-
-def _say(word: str, text: str) -> None:
-    """A line for the runner."""
-    print(word, text, flush=True)
+    engine = build_engine(spec, registry if flags.metrics_port else None)
+    report_progress(f"starting the {spec.engine.kind} engine")
+    return Worker(spec, options, engine, registry, tracer)
 
 
 def _report(text: str) -> None:
     _log.info("model: %s", text)
-    _say("LLMSERVE_PROGRESS", text)
-
-
-def _on_signals(stop: asyncio.Event) -> None:
-    def asked() -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, asked)
+    report_progress(text)
 
 
 def main() -> int:
@@ -119,11 +82,15 @@ def main() -> int:
         manifest = load_manifest(flags.manifest)
         configure_logging(manifest.observability, flags.name)
         own_environment(manifest)
-        uvloop.run(serve(flags, manifest, prepare_model(manifest, flags.model_dir, _report)))
+        # Before there is a loop: it may take minutes, in which a signal ends the process at once.
+        model = prepare_model(manifest, flags.model_dir, _report)
     except LLMServeError as error:
-        report_failure(flags.name, error)
-        return 1
-    return 0
+        return failed(flags.name, error)
+
+    async def build() -> Worker:
+        return build_worker(flags, manifest, model)
+
+    return run_role(flags.name, build)
 
 
 if __name__ == "__main__":

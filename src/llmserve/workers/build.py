@@ -79,7 +79,7 @@ def _kv_io_share(manifest: Manifest) -> float | None:
 
 
 def build_engine(spec: EngineSpec, registry: CollectorRegistry | None) -> Engine:
-    """registry: where an engine's own metrics are to be seen, if it has any; None: nobody looks."""
+    """registry: gets the engine's own metrics, if it has any; None: they are not counted."""
     if spec.engine.kind == "sim":
         return SimEngine(spec, open_handover_link, RealStepTimer())
     with importing():  # torch and vLLM: seconds that a simulation need not pay

@@ -76,7 +76,7 @@ class LegSpans:
                 self._end(request_id, FinishReason.ABORT)
 
     def release(self, traceparent: str) -> Span:
-        """Of a lease, by the apiserver whose request did not use it."""
+        """Begins the span of a lease that an apiserver gives back unused."""
         if not traceparent:
             return NO_SPAN
         return self._tracer.begin(words.RELEASE, SpanKind.SERVER, traceparent, self._worker)
@@ -90,7 +90,7 @@ class LegSpans:
             leg.span.end(error, attributes)
 
     def _transfer(self, leg: Span, report: HandoverReport) -> None:
-        """It is over when it is told."""
+        """Records a transfer, which is over when it is reported."""
         ended = report.ended_unix or time.time()
         attributes: Attributes = {
             **self._worker,

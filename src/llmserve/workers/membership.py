@@ -26,7 +26,7 @@ _CALL_SECONDS_OF_SEVERAL = 1.0  # one that hangs may not lead any more
 
 
 class RouterMembership:
-    """`run` is one task of the worker; `leave` ends what it said, after it was cancelled."""
+    """`run` is one task of the worker. `leave` deregisters, after that task was cancelled."""
 
     def __init__(
         self,
@@ -40,21 +40,21 @@ class RouterMembership:
         self._drainer = drainer
         self._engine = engine
         self._members_version = 0
-        self._following = RouterSelector(tuple(routers))
+        self._routers = RouterSelector(tuple(routers))
         self._stubs = {
             address: router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
             for address, channel in routers.items()
         }
-        self._call_seconds = _CALL_SECONDS_OF_SEVERAL if self._following.has_others else _CALL_SECONDS
+        self._call_seconds = _CALL_SECONDS_OF_SEVERAL if self._routers.has_others else _CALL_SECONDS
         self._away = False
         self.registered = asyncio.Event()
 
     @property
     def _stub(self) -> router_pb2_grpc.RouterStub:
-        return self._stubs[self._following.address]
+        return self._stubs[self._routers.address]
 
     async def run(self) -> None:
-        """For ever; routers may come and go, and another may lead."""
+        """Runs for ever. Routers may come and go, and another may lead."""
         while True:
             try:
                 await self._stay()
@@ -64,11 +64,11 @@ class RouterMembership:
                 continue
             except LLMServeError as error:
                 self._lost(error)
-            await self._following.failed()
+            await self._routers.failed()
 
     def _lost(self, error: LLMServeError) -> None:
-        """Of several routers, the next one is to be told again. Logged once."""
-        if self._following.has_others:
+        """With several routers, the worker registers with the next one. The loss is logged once."""
+        if self._routers.has_others:
             self.registered.clear()
         if not self._away:
             _log.warning("no contact with the router, trying again: %s", error.message)
@@ -98,7 +98,7 @@ class RouterMembership:
 
     def _reached(self) -> None:
         self._away = False
-        self._following.worked()
+        self._routers.succeeded()
 
     async def _heartbeat(self) -> None:
         info = self._status.info
@@ -124,7 +124,7 @@ class RouterMembership:
             self._drainer.order(answer.drain.drain, answer.drain.timeout_seconds)
 
     async def leave(self) -> None:
-        """Tells the router to place nothing more here. Best effort: it would notice anyhow."""
+        """Deregisters. A failure is only logged, since the router would notice anyhow."""
         if not self.registered.is_set():
             return
         self.registered.clear()

@@ -1,7 +1,7 @@
 """gRPC `llmserve.v1.Worker` over any engine.
 
-A Session multiplexes the requests of one apiserver. What goes wrong with a request is said in a
-delta of that request (FINISH_REASON_ERROR), never by breaking the stream.
+A Session multiplexes the requests of one apiserver. An error of a request is sent in a
+delta of that request (FINISH_REASON_ERROR); it never breaks the stream.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from llmserve.rpc.server import traceparent_of
 from llmserve.tracing import words
 from llmserve.tracing.base import ending, trace_id_of
 from llmserve.workers.leg_spans import LegSpans
-from llmserve.workers.sessions import ApiserverSession, ApiserverSessions
+from llmserve.workers.sessions import WorkerSession, WorkerSessions
 from llmserve.workers.status import WorkerStatus
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     def __init__(
         self,
         engine: Engine,
-        sessions: ApiserverSessions,
+        sessions: WorkerSessions,
         status: WorkerStatus,
         releaser: LeaseReleaser,
         tasks: TaskOwner,
@@ -90,7 +90,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     # -- for the worker's life
 
     async def pump(self) -> None:
-        """Passes the engine's outputs on. Errors: EngineDead, after every request was told."""
+        """Passes the engine's outputs on. Errors: EngineDead, after every request got it."""
         try:
             while True:
                 outputs = await self._engine.next_outputs()
@@ -163,7 +163,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     # -- a session
 
     async def _read(
-        self, session: ApiserverSession, messages: AsyncIterator[worker_pb2.WorkerSessionRequest]
+        self, session: WorkerSession, messages: AsyncIterator[worker_pb2.WorkerSessionRequest]
     ) -> None:
         with suppress(grpc.aio.UsageError):  # the stream ended between two reads
             async for message in messages:
@@ -175,7 +175,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                         await self._abort(session, message.abort.request_ids)
         self._sessions.drain(session)
 
-    async def _generate(self, session: ApiserverSession, message: worker_pb2.GenerateRequest) -> None:
+    async def _generate(self, session: WorkerSession, message: worker_pb2.GenerateRequest) -> None:
         request_id = RequestId(message.request_id)
         try:
             if not self._admitting:
@@ -194,7 +194,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 self._sessions.withdraw(session, request_id)
                 self._sessions.refuse(session, request_id, error)
 
-    async def _abort(self, session: ApiserverSession, request_ids: Sequence[str]) -> None:
+    async def _abort(self, session: WorkerSession, request_ids: Sequence[str]) -> None:
         """Ids that are unknown, or belong to another stream, are ignored."""
         own = [RequestId(key) for key in request_ids if self._sessions.owns(session, RequestId(key))]
         if not own:
@@ -205,7 +205,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._metrics.record_end(FinishReason.ABORT, len(own))
         await self._engine.abort(own)
 
-    async def _leave(self, session: ApiserverSession, reader: asyncio.Task[None]) -> None:
+    async def _leave(self, session: WorkerSession, reader: asyncio.Task[None]) -> None:
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)
         left = self._sessions.close(session)

@@ -27,7 +27,7 @@ KvParams = Mapping[str, Any]
 _DEFAULT_LEASE_SECONDS = 30.0
 
 
-class SessionOutbox:
+class DeltaOutbox:
     """What a session has to send. One side produces (put, drop, close), one consumes (take)."""
 
     def __init__(self) -> None:
@@ -107,12 +107,12 @@ def _joined(first: Logprobs | None, second: Logprobs | None) -> Logprobs | None:
 
 
 @dataclass(eq=False, slots=True)
-class ApiserverSession:
+class WorkerSession:
     """One stream. draining: the apiserver sends no more; the stream ends with its last request. leases: the
     pull params of the leases that were granted to it, by request."""
 
     leases: LeaseTable[RequestId, KvParams]
-    outbox: SessionOutbox = field(default_factory=SessionOutbox)
+    outbox: DeltaOutbox = field(default_factory=DeltaOutbox)
     requests: set[RequestId] = field(default_factory=set)
     draining: bool = False
 
@@ -125,13 +125,13 @@ class SessionRemains:
     releases: tuple[KvParams, ...]
 
 
-class ApiserverSessions:
+class WorkerSessions:
     """Decides; does no I/O."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._open: set[ApiserverSession] = set()
-        self._owners: dict[RequestId, ApiserverSession] = {}
+        self._open: set[WorkerSession] = set()
+        self._owners: dict[RequestId, WorkerSession] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -141,24 +141,24 @@ class ApiserverSessions:
         """Number of requests that run."""
         return len(self._owners)
 
-    def open(self) -> ApiserverSession:
-        session = ApiserverSession(LeaseTable(self._clock, remembered_ends=0))
+    def open(self) -> WorkerSession:
+        session = WorkerSession(LeaseTable(self._clock, remembered_ends=0))
         self._open.add(session)
         return session
 
-    def claim(self, session: ApiserverSession, request_id: RequestId) -> None:
+    def claim(self, session: WorkerSession, request_id: RequestId) -> None:
         """Called before the request goes to the engine. Errors: InvalidRequest when the id is taken."""
         if request_id in self._owners:
             raise InvalidRequest(f"request id {request_id} is in use")
         self._owners[request_id] = session
         session.requests.add(request_id)
 
-    def refuse(self, session: ApiserverSession, request_id: RequestId, error: LLMServeError) -> None:
+    def refuse(self, session: WorkerSession, request_id: RequestId, error: LLMServeError) -> None:
         """Tells the session that one of its requests was not started, or cannot go on."""
         session.outbox.put(error_output(request_id, error))
         self._end_if_drained(session)
 
-    def withdraw(self, session: ApiserverSession, request_id: RequestId) -> list[KvParams]:
+    def withdraw(self, session: WorkerSession, request_id: RequestId) -> list[KvParams]:
         """Drops a request that the session no longer wants, or that the engine did not take. Returns the pull
         params that the request was granted and that were not sent."""
         if self._owners.get(request_id) is not session:
@@ -168,7 +168,7 @@ class ApiserverSessions:
         self._end_if_drained(session)
         return [output.kv_transfer_params for output in dropped if output.kv_transfer_params is not None]
 
-    def owns(self, session: ApiserverSession, request_id: RequestId) -> bool:
+    def owns(self, session: WorkerSession, request_id: RequestId) -> bool:
         return self._owners.get(request_id) is session
 
     def dispatch(self, outputs: Iterable[EngineOutput]) -> list[KvParams]:
@@ -189,20 +189,20 @@ class ApiserverSessions:
                 self._end_if_drained(session)
         return unclaimed
 
-    def _remember_lease(self, session: ApiserverSession, request_id: RequestId, params: KvParams) -> None:
+    def _remember_lease(self, session: WorkerSession, request_id: RequestId, params: KvParams) -> None:
         session.leases.take_expired()
         session.leases.grant(request_id, params, float(params.get("lease_seconds", _DEFAULT_LEASE_SECONDS)))
 
-    def drain(self, session: ApiserverSession) -> None:
+    def drain(self, session: WorkerSession) -> None:
         """Called when the apiserver has closed its side: the stream ends once none of its requests runs."""
         session.draining = True
         self._end_if_drained(session)
 
-    def _end_if_drained(self, session: ApiserverSession) -> None:
+    def _end_if_drained(self, session: WorkerSession) -> None:
         if session.draining and not session.requests:
             session.outbox.close()
 
-    def close(self, session: ApiserverSession) -> SessionRemains:
+    def close(self, session: WorkerSession) -> SessionRemains:
         """Called when the stream is gone. Idempotent: a second call leaves nothing to do."""
         self._open.discard(session)
         aborts = tuple(session.requests)
@@ -223,7 +223,7 @@ class ApiserverSessions:
             session.outbox.close()
         return running
 
-    def _forget(self, session: ApiserverSession, request_id: RequestId) -> None:
+    def _forget(self, session: WorkerSession, request_id: RequestId) -> None:
         self._owners.pop(request_id, None)
         session.requests.discard(request_id)
 

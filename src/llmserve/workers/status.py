@@ -1,4 +1,4 @@
-"""What a worker says of itself."""
+"""What a worker reports of itself, and whether its engine answers."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ class EngineHealth:
 
     @property
     def stalled(self) -> bool:
-        """It should get no requests for now."""
+        """Whether the engine should get no requests for now."""
         return self._watchdog.health is not Health.ANSWERS
 
     @property
@@ -67,19 +67,20 @@ class WorkerStatus:
         metrics.engine_silent_seconds.set_function(lambda: watch.silent_seconds)
 
     async def load(self) -> EngineLoad:
-        """The engine's; also brings the metrics up to date."""
+        """Returns the engine's load, and updates the metrics."""
         load = await self._engine.load()
         load.stalled = self._watch.stalled
         self._metrics.record_load(load)
         return load
 
     def became_idle(self) -> None:
-        """Nothing runs any more: whoever waits is to hear of it now."""
+        """Wakes `wait_until_idle`: nothing runs any more."""
         self._rest.set()
 
     async def wait_until_idle(self, seconds: float) -> None:
-        """Returns when the engine has come to rest, or that time is over. It is never shorter than what keeps
-        an engine that rests after each of many short requests from being talked about all the time."""
+        """Returns when the engine has become idle, or after `seconds`. It waits for at least _LEAST_SECONDS,
+        so that an engine that is idle after each of many short requests does not cause a heartbeat for
+        each."""
         least = min(_LEAST_SECONDS, seconds)
         await asyncio.sleep(least)
         with suppress(TimeoutError):

@@ -27,7 +27,7 @@ from llmserve.workers.leg_spans import LegSpans
 from llmserve.workers.membership import RouterMembership
 from llmserve.workers.reporter import DeviceHoldings, KvReporter, follow
 from llmserve.workers.service import LeaseReleaser, WorkerService
-from llmserve.workers.sessions import ApiserverSessions
+from llmserve.workers.sessions import WorkerSessions
 from llmserve.workers.status import EngineHealth, WorkerStatus
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ class WorkerOptions:
 
 
 class Worker:
-    """Life: start (once) -> run_until -> stop. `stop` is idempotent and safe after a failed start."""
+    """Life, as a Role: start (once) -> wait -> aclose (idempotent, also after a failed start). `address` is
+    where it serves, once it has started."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Worker:
         registry: CollectorRegistry,
         tracer: Tracer = NO_TRACER,
     ) -> None:
-        """tracer: closed by stop."""
+        """tracer: closed by aclose."""
         self._tracer = tracer
         self._spec = spec
         self._options = options
@@ -76,10 +77,11 @@ class Worker:
         self._service: WorkerService | None = None
         self._status: WorkerStatus | None = None
         self._drainer = Drainer(self._is_busy, self._tasks)
-        self._stopped = False
+        self._closed = False
+        self.address = ""
 
-    async def start(self) -> str:
-        """Serves; returns its address. The router and the KV manager may come later. Errors: StartFailed."""
+    async def start(self) -> None:
+        """Serves. The router and the KV manager may come later. Errors: StartFailed."""
         self._open.push_async_callback(self._tracer.aclose)
         self._open.push_async_callback(self._engine.aclose)
         info = await self._engine.start()
@@ -90,7 +92,7 @@ class Worker:
         self._status = WorkerStatus(self._describe(info), self._engine, self._metrics, watch)
         self._service = WorkerService(
             self._engine,
-            ApiserverSessions(SystemClock()),
+            WorkerSessions(SystemClock()),
             self._status,
             LeaseReleaser(release_lease, self._tasks),
             self._tasks,
@@ -99,15 +101,13 @@ class Worker:
         )
         self._server.add(worker_pb2_grpc.add_WorkerServicer_to_server, self._service, SERVICE_NAME)
         host = self._options.listen.rpartition(":")[0]
-        address = f"{host}:{await self._server.start()}"
-        self._status.info.address = address
+        self.address = self._status.info.address = f"{host}:{await self._server.start()}"
         self._tasks.spawn("pump", self._service.pump(), fatal=True)
         self._tasks.spawn("engine-watch", watch.run(), fatal=True)
         await self._join(self._status)
         if self._options.metrics_port:
             metrics = await serve_metrics(self._registry, host, self._options.metrics_port)
             self._open.push_async_callback(metrics.aclose)
-        return address
 
     async def _join(self, status: WorkerStatus) -> None:
         if self._options.routers:
@@ -151,28 +151,26 @@ class Worker:
         )
 
     async def _on_hang(self, error: EngineDead) -> None:
-        """Whoever asks for its health sees it from now on, should the end take long."""
+        """Ends all requests, and lets health checks fail from now on, since the end may take long."""
         assert self._service is not None, "watched from the start on"
         self._service.engine_lost(error)
         await self._server.set_serving(False)
 
-    async def run_until(self, stop: asyncio.Event) -> None:
-        """Returns when asked to stop, or drained. Errors: EngineDead."""
-        asked = asyncio.ensure_future(stop.wait())
+    async def wait(self) -> None:
+        """Returns when the worker was drained. Errors: EngineDead."""
         drained = asyncio.ensure_future(self._drainer.done.wait())
         try:
-            await asyncio.wait((asked, drained, self._tasks.failed), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((drained, self._tasks.failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            asked.cancel()
             drained.cancel()
         if self._tasks.failed.done():
             raise EngineDead(f"the engine failed: {self._tasks.failed.result()}")
 
-    async def stop(self) -> None:
+    async def aclose(self) -> None:
         """Stops admitting, drains, releases leases, closes the engine."""
-        if self._stopped:
+        if self._closed:
             return
-        self._stopped = True
+        self._closed = True
         try:
             await self._stop_admitting()
             await self._drain()
@@ -201,7 +199,7 @@ class Worker:
             _log.warning("drain ended with requests=%s", self._service.running_requests)
 
     async def _is_busy(self) -> bool:
-        """Between start and stop."""
+        """Called between start and aclose."""
         assert self._service is not None, "not started"
         assert self._status is not None, "not started"
         return bool(self._service.running_requests or (await self._status.load()).leased_blocks)

@@ -101,7 +101,7 @@ async def test_what_a_bucket_holds_is_used_after_a_restart_while_it_was_away(
     later = bucket()
     await later.store.open()
     (tier,) = later.store.lower
-    await later.until(lambda: "ServiceUnavailable" in tier.kind)
+    await later.until(lambda: "ServiceUnavailable" in tier.error)
     await later.seen(chain("b", 4))
     assert await later.loaded(KEYS) == []
     s3_proxy.fault = None
@@ -117,7 +117,7 @@ async def test_wrong_credentials_are_a_reason_and_right_ones_are_taken_later(
     world = bucket()
     await world.store.open()
     (tier,) = world.store.lower
-    await world.until(lambda: "check the credentials" in tier.kind)
+    await world.until(lambda: "check the credentials" in tier.error)
     s3_proxy.fault = None
     await world.until(lambda: tier.is_open)
     await down(world)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmserve.apiserver.live_settings import LiveSettings, RouterCommands
+from llmserve.apiserver.live_settings import CommandHandler, LiveSettings
 from llmserve.core.errors import NotFound
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
@@ -12,7 +12,7 @@ _MANIFEST = "kind: LLMServe\nmodels: {primary: {source: 'hub:a/b'}}\n"
 class _Apiserver:
     def __init__(self) -> None:
         self.obeyed: list[LiveSettings] = []
-        self._questions = RouterCommands(self.obeyed.append, self._find)
+        self._questions = CommandHandler(self.obeyed.append, self._find)
 
     def _find(self, question: router_pb2.RecordQuestion) -> bytes:
         if question.request_id != "known":

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from llmserve.core.tasks import TaskOwner
+from llmserve.core.tasks import TaskOwner, first_done
 
 
 async def test_closing_cancels_and_waits() -> None:
@@ -50,3 +50,18 @@ async def test_a_failure_is_logged_with_the_tasks_name(caplog: pytest.LogCapture
     assert "task failed: test.work" in caplog.text
     await owner.aclose()
     await owner.aclose()
+
+
+async def test_the_others_are_cancelled_when_the_first_is_done() -> None:
+    slow, quick = await first_done("race", asyncio.sleep(600), asyncio.sleep(0, "quick"))
+    assert (slow.cancelled(), quick.result()) == (True, "quick")
+    assert (slow.get_name(), quick.get_name()) == ("race.0", "race.1")
+
+
+async def test_a_race_that_is_cancelled_leaves_nothing_running() -> None:
+    race = asyncio.create_task(first_done("race", asyncio.sleep(600), asyncio.sleep(600)))
+    await asyncio.sleep(0)
+    race.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await race
+    assert {task.get_name() for task in asyncio.all_tasks()} & {"race.0", "race.1"} == set()

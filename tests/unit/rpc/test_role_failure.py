@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llmserve.core.errors import EngineDead, LLMServeError, ManifestError, ModelNotFound, StartFailed
-from llmserve.rpc.role import FAILED_WORD, ProcessFailure, report_failure
+from llmserve.rpc.role import FAILED_WORD, ProcessFailure, failed
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from llmserve.rpc.role import FAILED_WORD, ProcessFailure, report_failure
 def test_what_is_said_is_what_is_read(
     error: LLMServeError, failure: ProcessFailure, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report_failure("decode-0", error)
+    assert failed("decode-0", error) == 1
     (line,) = capsys.readouterr().out.splitlines()
     word, _, text = line.partition(" ")
     assert (word, ProcessFailure.read(text)) == (FAILED_WORD, failure)

@@ -11,7 +11,7 @@ async def test_it_stays_with_the_one_that_works() -> None:
     following = RouterSelector(("a", "b", "c"))
     assert (following.address, str(following), following.has_others) == ("a", "a or b or c", True)
     await following.failed()
-    following.worked()
+    following.succeeded()
     assert following.address == "b"
 
 

@@ -89,6 +89,22 @@ def test_restarts_are_counted_before_they_are_told_of(board: Board) -> None:
     ]
 
 
+def test_a_process_that_has_not_begun(board: Board) -> None:
+    assert board.rows["a"] == ProcessRow("a", ProcessState.WAITING, "", 5.0, 0, 0, 0, frozenset())
+
+
+def test_hangs_are_counted(board: Board) -> None:
+    seen = Seen(board)
+    board.hung("a")
+    board.hung("a")
+    assert (board.rows["a"].hangs, seen.rows) == (2, [])
+
+
+def test_the_states_are_words_of_the_state_file() -> None:
+    words = ["waiting", "starting", "ready", "drained", "restarting", "stopping", "stopped", "failed"]
+    assert list(ProcessState) == words
+
+
 def test_shared_memory_is_told_with_the_next_change(board: Board) -> None:
     seen = Seen(board)
     board.saw_shared_memory("a", frozenset({"/dev/shm/x"}))
@@ -196,7 +212,7 @@ def test_a_file_that_cannot_be_written_stops_nothing(
     (tmp_path / f".{STATE_NAME}.new").symlink_to("/dev/full")
     with caplog.at_level(logging.WARNING):
         writer.start()
-    assert "No space left on device" in caplog.text
+    assert "the state file cannot be written: [Errno 28] No space left on device" in caplog.text
     roles.set("router-0", ProcessState.READY)
     assert read(tmp_path).roles[0]["stand"] == "ready"
 

@@ -176,11 +176,11 @@ def test_the_one_with_the_fewest_connections_takes_the_next(port: int) -> None:
     assert share is not None
     one, other = (ConnectionTable(socket.dup(share.table_fd), index) for index in range(2))
     assert one.is_least(5, 100.0), "the other has told nothing yet"
-    other.tell(3, 100.0)
+    other.publish(3, 100.0)
     assert one.is_least(3, 100.1)
     assert not one.is_least(4, 100.1)
     assert one.is_least(4, 101.0), "the other hangs"
-    other.tell(3, 101.0)
+    other.publish(3, 101.0)
     other.close()
     other.close()
     assert one.is_least(4, 101.0), "the other has left"

@@ -297,3 +297,77 @@ def test_blocked_requests_are_not_all_asked_for_in_one_round(clock: VirtualClock
     scheduler.queue.dispatch(blocked)
     assert len(asked) == 32
     scheduler.queue.check_integrity()
+
+
+def test_who_takes_another_s_room_waits_behind_the_others(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, slots=0, most=3)
+    _offer(scheduler, *(_request(f"a{number}", tenant="a") for number in range(3)))
+    answer = scheduler.queue.offer(_request("b", tenant="b"), _placed)
+    assert isinstance(answer, Queued)
+    assert answer.ahead == 2
+    assert answer.evicted is not None
+    assert answer.evicted.request.request_id == "a2"
+    assert (scheduler.queue.tally.evicted, scheduler.queue.waiting_requests) == (1, 3)
+
+
+def test_a_longer_answer_than_expected_takes_more_of_the_budgets_while_it_grows(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, max_tokens_in_flight=100)
+    _offer(scheduler, _request("a", prompt=10, output=50), _request("b", prompt=10, output=20))
+    assert sorted(_dispatch(scheduler)) == ["a", "b"]
+    _offer(scheduler, _request("c", prompt=5, output=5))
+    scheduler.queue.correct(RequestId("b"), 35)
+    assert _dispatch(scheduler) == []
+    scheduler.queue.release(RequestId("b"), 35)
+    assert _dispatch(scheduler) == ["c"]
+    assert scheduler.stats().tokens_in_flight == 70
+    scheduler.queue.correct(RequestId("nobody"), 99)
+    scheduler.queue.check_integrity()
+
+
+def test_what_is_learnt_of_answers_is_of_each_choice(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock)
+    two = QueuedRequest(RequestId("a"), TenantId("t"), 0.0, 60.0, prompt_tokens=10, choices=2)
+    scheduler.queue.offer(two, _placed)
+    _dispatch(scheduler)
+    scheduler.queue.release(RequestId("a"), 80)
+    assert scheduler.snapshot().output_tokens == {TenantId("t"): 40.0}
+    assert scheduler.queue.release(RequestId("a"), 80) is False
+    assert scheduler.queue.withdraw(RequestId("a")) is False
+
+
+def test_the_report_says_whose_share_it_was(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, weights={TenantId("gold"): 3.0})
+    gold, basic = _request("a", tenant="gold"), _request("b", tenant="basic")
+    _offer(scheduler, gold, basic)
+    assert (scheduler.queue.report(gold).weight, scheduler.queue.report(gold).share) == (3.0, 0.75)
+    assert (scheduler.queue.report(basic).weight, scheduler.queue.report(basic).share) == (1.0, 0.25)
+
+
+def test_the_next_turn_is_the_first_that_time_alone_brings(clock: VirtualClock) -> None:
+    tenants = TenantLimits(
+        named={
+            TenantId("slow"): TenantLimit(requests_per_second=0.1),
+            TenantId("quick"): TenantLimit(requests_per_second=0.5),
+        }
+    )
+    scheduler = _scheduler(clock, tenants=tenants)
+    assert scheduler.queue.next_turn() is None
+    for tenant in ("slow", "quick"):
+        _offer(scheduler, *(_request(f"{tenant}{number}", tenant=tenant) for number in range(3)))
+    assert len(_dispatch(scheduler)) == 2
+    # One each was saved up: the next of `quick` comes 2 s later, less the second that is saved up at rest.
+    assert scheduler.queue.next_turn() == pytest.approx(clock.now() + 1.0)
+    clock.advance(1.0)
+    assert _dispatch(scheduler) == ["quick1"]
+    assert scheduler.queue.next_turn() == pytest.approx(clock.now() + 2.0)
+
+
+def test_the_link_s_rate_wakes_the_queue_by_itself(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, kv_io_bytes_per_second=10.0)
+    scheduler.set_capacity(Capacity(9, kv_bytes_per_token=1.0, hands_over=True))
+    _offer(scheduler, _request("a", prompt=30), _request("b", prompt=40))
+    assert _dispatch(scheduler) == ["a"]
+    assert scheduler.queue.next_turn() == pytest.approx(clock.now() + 2.0)
+    clock.advance(2.0)
+    assert _dispatch(scheduler) == ["b"]
+    assert scheduler.queue.next_turn() is None

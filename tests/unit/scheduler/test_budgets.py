@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from llmserve.core.clock import VirtualClock
@@ -262,3 +264,108 @@ def test_a_tenant_s_rate_is_settled_with_what_was_used(clock: VirtualClock) -> N
     assert budget.fits(_request("b", "other"))
     clock.advance(2.0)
     assert budget.fits(_request("b"))
+
+
+# -- figures and defaults
+
+
+def test_used_shares(clock: VirtualClock) -> None:
+    assert RequestBudget(0).used_ratio is None
+    requests = RequestBudget(4)
+    requests.reserve(_request("a", choices=3))
+    assert requests.used_ratio == 0.75
+    tokens = TokenBudget(clock, "tokens", "budgets.x", QueuedRequest.work_tokens)
+    tokens.set_limit(400)
+    tokens.reserve(_request("a", prompt=90, expected=10))
+    assert tokens.used_ratio == 0.25
+
+
+def test_what_fits_exactly_fits(clock: VirtualClock) -> None:
+    tokens = TokenBudget(clock, "tokens", "budgets.x", QueuedRequest.work_tokens)
+    tokens.set_limit(100)
+    assert tokens.fits(_request("a", prompt=100))
+    assert not tokens.fits(_request("a", prompt=101))
+    assert (tokens.refusal(_request("a", prompt=100)), tokens.wait(_request("a"), 0).seconds) == ("", 0.0)
+    assert tokens.refusal(_request("a", prompt=101)) == (
+        "tokens: the request needs 101, and budgets.x allows 100"
+    )
+    assert "needs 101 for its 2 choices (n)," in tokens.refusal(_request("a", prompt=101, choices=2))
+
+
+def test_a_reservation_grows_and_never_shrinks_before_the_end(clock: VirtualClock) -> None:
+    tokens = TokenBudget(clock, "tokens", "budgets.x", QueuedRequest.work_tokens)
+    request = _request("a", prompt=90, expected=10)
+    tokens.reserve(request)
+    held = []
+    for output in (5, 30, 20):
+        tokens.correct(request, output)
+        held.append(tokens.in_flight_tokens)
+    assert held == [100, 120, 120]
+    tokens.release(request, 20)
+    assert tokens.in_flight_tokens == 0
+
+
+def test_the_link_is_busy_for_as_long_as_its_bytes_take(clock: VirtualClock) -> None:
+    link = KvIoBudget(clock)
+    assert (link.used_ratio, link.wait(_request("a"), 0).seconds, link.snapshot()) == (None, 0.0, None)
+    link.set_limit(1000.0, 10.0)
+    assert link.used_ratio == 0.0
+    link.reserve(_request("a", prompt=150))  # 1.5 s of the link, of which 1 s was saved up
+    assert link.used_ratio == 1.5
+    assert (link.fits(_request("b")), link.wait(_request("b"), 3).sure) == (False, True)
+    assert link.wait(_request("b"), 3).seconds == pytest.approx(0.5)
+    assert link.snapshot() == pytest.approx(0.5)
+    clock.advance(0.5)
+    assert link.fits(_request("b"))
+    link.release(_request("a"), 0)
+    assert link.used_ratio == pytest.approx(1.0), "what has moved has moved"
+    clock.advance(7.0)
+    assert (link.used_ratio, link.snapshot()) == (0.0, None)
+
+
+def test_what_an_earlier_router_sent_takes_no_time_again(clock: VirtualClock) -> None:
+    link = KvIoBudget(clock)
+    link.set_limit(1000.0, 10.0)
+    link.reserve(replace(_request("a", prompt=150), charged=True))
+    assert link.used_ratio == 0.0
+
+
+def test_a_spend_that_is_restored_is_where_it_was() -> None:
+    spend = Spend()
+    assert spend.ahead_seconds(10.0) is None
+    spend.take(3.0, 10.0)
+    assert spend.ahead_seconds(10.0) == 2.0
+    assert Spend.restored(2.0, 50.0).wait_seconds(50.0) == 2.0
+    assert Spend.restored(None, 50.0).ahead_seconds(50.0) is None
+    spend.give_back(0.5)
+    assert (spend.wait_seconds(10.0), spend.used_seconds(10.0)) == (1.5, 2.5)
+    assert spend.wait_seconds(11.5) == 0.0
+    assert spend.ahead_seconds(12.5) is None, "all is saved up again"
+
+
+def test_the_wait_for_a_rate_counts_those_that_come_first(clock: VirtualClock) -> None:
+    rate = TenantRateBudget(clock, "rate", QueuedRequest.work_tokens, lambda limit: limit.tokens_per_second)
+    rate.limits = TenantLimits(TenantLimit(tokens_per_second=100.0))
+    assert rate.wait(_request("a"), 5).seconds == 0.0
+    rate.reserve(_request("a", prompt=300))
+    wait = rate.wait(_request("b", prompt=50), 2)
+    assert wait.sure
+    assert wait.seconds == pytest.approx(2.0 + 2 * 0.5)
+    rate.correct(_request("a", prompt=300), 100)
+    assert rate.wait(_request("b", prompt=50), 0).seconds == pytest.approx(3.0)
+    rate.release(_request("a", prompt=300), 0)
+    assert rate.wait(_request("b", prompt=50), 0).seconds == pytest.approx(2.0)
+    other = _request("c", tenant="other")
+    assert rate.fits(other)
+
+
+def test_the_hbm_limit_needs_the_size_of_a_token(clock: VirtualClock) -> None:
+    resources = Resources(clock, ClusterLimits(max_tokens_in_flight=50, hbm_bytes=1000.0))
+    assert (resources.hbm.limit_tokens, resources.kv_token_price) == (None, 0.0)
+    resources.set_capacity(Capacity(requests=3, kv_bytes_per_token=10.0, hands_over=True))
+    assert (resources.hbm.limit_tokens, resources.kv_token_price) == (100, 0.5)
+    assert resources.requests.limit_requests == 3
+    resources.hbm.reserve(_request("a", prompt=7))
+    assert resources.kv_bytes_in_flight == 70.0
+    resources.set_limits(ClusterLimits(max_requests_in_flight=2))
+    assert (resources.requests.limit_requests, resources.hbm.limit_tokens) == (2, None)

@@ -1,5 +1,7 @@
 import itertools
+import struct
 from contextlib import nullcontext
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -7,8 +9,19 @@ import pytest
 from hypothesis import given
 
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Batch, Spans
-from llmserve.transfer.spans import check_batch, check_bounds, coalesce, coalesce_pairs, split
+from llmserve.transfer.base import Batch, Region, Spans
+from llmserve.transfer.spans import (
+    SPAN_BYTES,
+    RegionTable,
+    check_batch,
+    check_bounds,
+    coalesce,
+    coalesce_pairs,
+    pack_spans,
+    split,
+    unpack_spans,
+    vectors,
+)
 
 Row = tuple[int, int, int]
 ROWS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 3)), max_size=12)
@@ -83,3 +96,32 @@ def test_malformed_arrays_are_refused() -> None:
         check_bounds(Spans(one, two, two), (9,), "local")
     with pytest.raises(TransferError, match="different lengths"):
         check_batch(Batch(spans([(0, 0, 1)]), spans([(0, 0, 2)])), (9,), (9,))
+
+
+def test_a_table_knows_where_spans_start() -> None:
+    table = RegionTable.of([Region(1000, 100), Region(5000, 50)])
+    some = Spans(np.array([1, 0, 1]), np.array([7, 3, 0]), np.array([1, 2, 3]))
+    assert table.lengths == (100, 50)
+    assert table.starts(some).tolist() == [5007, 1003, 5000]
+    assert vectors(table.starts(some), some.lengths).tolist() == [[5007, 1], [1003, 2], [5000, 3]]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "lengths"), [([1], []), ([], [1]), (["x"], [1]), ([1 << 63], [1]), ([float("inf")], [1])]
+)
+def test_a_table_of_another_process_is_checked(addresses: list[Any], lengths: list[Any]) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        RegionTable.parse(addresses, lengths)
+
+
+def test_packed_spans_are_little_endian_columns() -> None:
+    some = Spans(np.array([0, 1]), np.array([2, 1 << 40]), np.array([3, 4]))
+    body = pack_spans(some)
+    assert body == struct.pack("<6q", 0, 1, 2, 1 << 40, 3, 4)
+    assert len(body) == 2 * SPAN_BYTES
+    again = unpack_spans(body + b"padding", 2)
+    assert [again.regions.tolist(), again.offsets.tolist(), again.lengths.tolist()] == [
+        [0, 1],
+        [2, 1 << 40],
+        [3, 4],
+    ]

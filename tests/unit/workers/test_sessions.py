@@ -7,7 +7,7 @@ from llmserve.core.errors import EngineDead, InvalidRequest
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput
-from llmserve.workers.sessions import ApiserverSessions, SessionRemains
+from llmserve.workers.sessions import SessionRemains, WorkerSessions
 
 A, B = RequestId("a"), RequestId("b")
 
@@ -31,11 +31,11 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def sessions(clock: VirtualClock) -> ApiserverSessions:
-    return ApiserverSessions(clock)
+def sessions(clock: VirtualClock) -> WorkerSessions:
+    return WorkerSessions(clock)
 
 
-async def test_outputs_go_to_their_owners(sessions: ApiserverSessions) -> None:
+async def test_outputs_go_to_their_owners(sessions: WorkerSessions) -> None:
     one, two = sessions.open(), sessions.open()
     sessions.claim(one, A)
     sessions.claim(two, B)
@@ -44,7 +44,7 @@ async def test_outputs_go_to_their_owners(sessions: ApiserverSessions) -> None:
     assert [list(output.token_ids) for output in await two.outbox.take()] == [[2]]
 
 
-def test_an_id_is_taken_until_its_request_ends(sessions: ApiserverSessions) -> None:
+def test_an_id_is_taken_until_its_request_ends(sessions: WorkerSessions) -> None:
     one, two = sessions.open(), sessions.open()
     sessions.claim(one, A)
     with pytest.raises(InvalidRequest, match="in use"):
@@ -54,14 +54,14 @@ def test_an_id_is_taken_until_its_request_ends(sessions: ApiserverSessions) -> N
     assert sessions.owns(two, A)
 
 
-def test_a_ticket_for_nobody_is_returned(sessions: ApiserverSessions) -> None:
+def test_a_ticket_for_nobody_is_returned(sessions: WorkerSessions) -> None:
     session = sessions.open()
     sessions.claim(session, A)
     assert sessions.withdraw(session, A) == []
     assert sessions.dispatch([granted(A)]) == [ticket(A)]
 
 
-def test_withdrawing_what_another_owns_does_nothing(sessions: ApiserverSessions) -> None:
+def test_withdrawing_what_another_owns_does_nothing(sessions: WorkerSessions) -> None:
     one, two = sessions.open(), sessions.open()
     sessions.claim(one, A)
     assert sessions.withdraw(two, A) == []
@@ -69,7 +69,7 @@ def test_withdrawing_what_another_owns_does_nothing(sessions: ApiserverSessions)
 
 
 def test_a_broken_stream_leaves_aborts_and_young_tickets(
-    sessions: ApiserverSessions, clock: VirtualClock
+    sessions: WorkerSessions, clock: VirtualClock
 ) -> None:
     session = sessions.open()
     for request_id in (A, B, RequestId("c")):
@@ -83,7 +83,7 @@ def test_a_broken_stream_leaves_aborts_and_young_tickets(
     assert sessions.requests == 0
 
 
-async def test_a_drained_stream_ends_with_its_last_request(sessions: ApiserverSessions) -> None:
+async def test_a_drained_stream_ends_with_its_last_request(sessions: WorkerSessions) -> None:
     session = sessions.open()
     sessions.claim(session, A)
     sessions.drain(session)
@@ -92,7 +92,7 @@ async def test_a_drained_stream_ends_with_its_last_request(sessions: ApiserverSe
     assert await session.outbox.take() == []
 
 
-async def test_giving_up_tells_everybody_why(sessions: ApiserverSessions) -> None:
+async def test_giving_up_tells_everybody_why(sessions: WorkerSessions) -> None:
     session = sessions.open()
     sessions.claim(session, A)
     assert sessions.give_up(EngineDead("it crashed")) == [A]

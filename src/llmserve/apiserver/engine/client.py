@@ -60,7 +60,7 @@ class ClusterEngineClient(EngineFreeClient):
         await self._grammars.start()
 
     def set_limits(self, limits: StageLimits) -> None:
-        """Of requests from now on."""
+        """Sets the deadlines of requests that begin from now on."""
         self._context = replace(self._context, limits=limits)
 
     async def get_supported_tasks(self) -> tuple[str, ...]:

@@ -35,13 +35,14 @@ class SamplingLegs:
         return self._request(context, params, max_tokens=1, kv=None if last else handover)
 
     def decode(self, context: LegContext, pull_params: Mapping[str, Any] | None) -> EngineRequest:
-        """What prefill left: it has computed the prompt's logprobs already."""
+        """Asks for the rest. Prefill has computed the prompt's logprobs already."""
         params = self._copy(context.sent)
         _drop_prompt_logprobs(params)
         return self._request(context, params, self.remaining_tokens(context.sent), pull_params)
 
     def decode_ahead(self, context: LegContext, push_params: Mapping[str, Any]) -> EngineRequest:
-        """What `decode` asks for once prefill's token is sent; the prompt is still without it."""
+        """Asks for what `decode` asks for once prefill's token is sent. The prompt is still without that
+        token."""
         request = self.decode(context, push_params)
         if not self.exact:
             return request
@@ -55,7 +56,8 @@ class SamplingLegs:
     def probe(
         self, context: LegContext, kv: Mapping[str, Any] | None, *, prompt_logprobs: bool = True
     ) -> EngineRequest:
-        """Draws a token that nobody sees. prompt_logprobs: computes those that are asked for."""
+        """Draws a token that is not shown. prompt_logprobs: whether to compute those that the client asks
+        for."""
         params = self._probe()
         if not prompt_logprobs:
             _drop_prompt_logprobs(params)
@@ -97,7 +99,8 @@ class SamplingLegs:
 
 
 class PromptLegs:
-    """They bring the prompt's KV to the decode worker, from where several choices go on. legs: of any."""
+    """The legs that bring the prompt's KV to the decode worker, where several choices go on. legs: those of
+    any choice."""
 
     exact = False
     stuck = ""
@@ -107,7 +110,7 @@ class PromptLegs:
         self._legs = legs
 
     def remaining_tokens(self, sent: Sequence[int]) -> int:
-        """One of prefill and one of decode; nobody sees them."""
+        """One token of prefill and one of decode; neither is shown."""
         return 2
 
     def prefill(self, context: LegContext, handover: Mapping[str, Any] = HAND_OVER) -> EngineRequest:
@@ -139,13 +142,13 @@ _GREEDY_BELOW = 1e-5  # vLLM's _SAMPLING_EPS
 
 
 def inexact_because(params: Any) -> str:
-    """Why decode must draw the first token again; empty when it need not. params: SamplingParams."""
+    """Returns why decode must draw the first token again; empty when it need not. params: SamplingParams."""
     return next((reason for reason, applies in _states_that_span(params) if applies), "")
 
 
 def stuck_because(params: Any) -> str:
-    """Why a request of which tokens were sent can go on nowhere else; empty when it can. Greedy and seeded
-    sampling draw the same tokens when they run again, and all state comes with them."""
+    """Returns why a request of which tokens were sent can go on nowhere else; empty when it can. Greedy and
+    seeded sampling draw the same tokens when they run again, which rebuilds all state."""
     reason = inexact_because(params)
     if not reason or params.seed is not None or params.temperature < _GREEDY_BELOW:
         return ""

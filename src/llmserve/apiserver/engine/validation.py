@@ -16,7 +16,7 @@ _INT32_LIMIT = 2**31
 
 def fitting_renderer(config: VllmConfig) -> Any:
     """Returns vLLM's renderer for the model. It refuses a prompt that leaves no room for an answer, which
-    vLLM notices only as a `max_tokens` of 0 that nobody has asked for."""
+    vLLM notices only as a `max_tokens` of 0 that the client has not asked for."""
     renderer = renderer_from_config(config)
     process = renderer.process_for_engine_async
 
@@ -67,7 +67,7 @@ def check_sendable(params: SamplingParams, priority: int) -> None:
 
 
 def _cannot_encode(value: Any) -> str:
-    """Why; empty when it can be."""
+    """Returns the reason; empty when the value can be encoded."""
     try:
         msgspec.msgpack.encode(value)
     except (ValueError, TypeError, OverflowError) as error:

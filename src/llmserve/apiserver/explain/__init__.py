@@ -1,4 +1,4 @@
-"""What is remembered of each request: written while it runs, kept for a while, shown to who asks why.
+"""The record of each request: written while it runs, kept for a while, shown by `llmserve explain`.
 
 RequestRecords.open -> RecordHandle (one HTTP request) -> SequenceRecord (each sequence) -> closed, kept
 """

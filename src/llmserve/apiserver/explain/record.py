@@ -12,8 +12,8 @@ from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 @dataclass(slots=True)
 class AttemptRecord:
-    """One placement asked for, and what came of it. report: a PlacementReport, as it came. prefill, decode:
-    worker ids. failed_worker, error: why there was another attempt, or none."""
+    """One placement that was asked for, and its result. report: the serialized PlacementReport. prefill,
+    decode: worker ids. failed_worker, error: why the attempt failed; empty if it did not."""
 
     asked_at: float
     placed_at: float = 0.0
@@ -47,7 +47,7 @@ class SequenceRecord:
         self.attempts.append(AttemptRecord(time.monotonic()))
 
     def placed(self, placed: router_pb2.Placed) -> None:
-        """By the router, the attempt that was asked for last."""
+        """Notes the router's answer to the last attempt."""
         attempt, placement = self.attempts[-1], placed.placement
         attempt.placed_at = time.monotonic()
         attempt.queue_seconds = placed.queue_seconds
@@ -70,7 +70,7 @@ class SequenceRecord:
 
 
 @dataclass(slots=True)
-class RequestRecord:
+class HttpRecord:
     """ids: x-request-id, then the ids that responses have. status: of HTTP; 0: none was sent. trace_id: empty
     when tracing is off."""
 
@@ -91,7 +91,7 @@ class RecordHandle:
 
     def __init__(
         self,
-        record: RequestRecord,
+        record: HttpRecord,
         on_named: Callable[[str], None] = lambda name: None,
         on_closed: Callable[[], None] = lambda: None,
     ) -> None:
@@ -108,25 +108,25 @@ class RecordHandle:
             self._on_named(name)
 
     def sequence(self, request_id: str) -> SequenceRecord:
-        """To be ended by part_ended."""
+        """Adds a sequence; `part_ended` ends it."""
         self._open_parts += 1
         sequence = SequenceRecord(request_id, time.monotonic())
         self.record.sequences.append(sequence)
         return sequence
 
     def part_ended(self) -> None:
-        """Once for each sequence, and once for HTTP."""
+        """Called once for each sequence, and once for HTTP."""
         self._open_parts -= 1
         if self._open_parts == 0:
             self.record.ended_at = time.monotonic()
-            for tell in self._on_closed:
-                tell()
+            for call in self._on_closed:
+                call()
 
-    def when_closed(self, tell: Callable[[], None]) -> None:
-        """Before the first part has ended."""
-        self._on_closed.insert(0, tell)
+    def when_closed(self, call: Callable[[], None]) -> None:
+        """Adds a callback. Called before the first part has ended."""
+        self._on_closed.insert(0, call)
 
 
 def detached() -> RecordHandle:
-    """Of a request that nobody remembers."""
-    return RecordHandle(RequestRecord())
+    """Returns a handle of a record that is not kept."""
+    return RecordHandle(HttpRecord())

@@ -7,7 +7,7 @@ from itertools import count
 
 import msgspec
 
-from llmserve.apiserver.explain.record import RecordHandle, RequestRecord, detached
+from llmserve.apiserver.explain.record import HttpRecord, RecordHandle, detached
 from llmserve.apiserver.explain.view import view
 from llmserve.core.errors import NotFound
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
@@ -17,29 +17,29 @@ MAX_BYTES = 64 * 2**20
 _OVERHEAD_BYTES = 600  # of the objects around a packed record, its ids in the index included
 _FIRST_ERROR_STATUS = 400
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(RequestRecord).decode
+_decode = msgspec.msgpack.Decoder(HttpRecord).decode
 
 
 @dataclass(slots=True)
 class _RecordEntry:
-    """record: while it is open; packed: from then on, when ids are those of the record."""
+    """record: set while it is open. packed: set from then on. ids: those of the record."""
 
     tenant: str
     ids: list[str]
-    record: RequestRecord | None
+    record: HttpRecord | None
     packed: bytes = b""
 
     @property
     def size_bytes(self) -> int:
         return len(self.packed) + _OVERHEAD_BYTES
 
-    def unpacked(self) -> RequestRecord:
+    def unpacked(self) -> HttpRecord:
         return self.record or _decode(self.packed)
 
 
 class RequestRecords:
-    """limit_requests: of those that have ended; those that run are remembered besides. 0: none at all.
-    max_bytes: of those that have ended."""
+    """limit_requests: number of ended requests to remember, besides all that run; 0: none at all. max_bytes:
+    size of the records that have ended."""
 
     def __init__(self, limit_requests: int, max_bytes: int = MAX_BYTES) -> None:
         self._limit_requests, self._max_bytes = limit_requests, max_bytes
@@ -50,7 +50,7 @@ class RequestRecords:
         self.size_bytes = 0
 
     def __repr__(self) -> str:
-        return f"<RequestRecords {len(self._running)}+{len(self._ended)} bytes={self.size_bytes}>"
+        return f"<{type(self).__name__} running={len(self._running)} ended={len(self._ended)}>"
 
     def __len__(self) -> int:
         return len(self._running) + len(self._ended)
@@ -60,17 +60,17 @@ class RequestRecords:
         self._forget_old()
 
     def open(self, request_id: str, tenant: str, path: str) -> RecordHandle:
-        """request_id: x-request-id, which clients may choose: it need not be the only one of its name."""
+        """request_id: x-request-id, which clients may choose, so that several requests may have the same."""
         if self._limit_requests == 0:
             return detached()
         number = next(self._numbers)
-        record = RequestRecord([request_id], tenant, path)
+        record = HttpRecord([request_id], tenant, path)
         self._running[number] = _RecordEntry(tenant, record.ids, record)
         self._index(request_id, number)
         return RecordHandle(record, lambda name: self._index(name, number), lambda: self._close(number))
 
-    def find(self, request_id: str, tenant: str = "") -> RequestRecord | None:
-        """The latest of this id, and of this tenant if one is named."""
+    def find(self, request_id: str, tenant: str = "") -> HttpRecord | None:
+        """Returns the latest record of this id, and of this tenant if one is named."""
         for number in reversed(self._by_id.get(request_id, ())):
             entry = self._running.get(number) or self._ended[number]
             if tenant in ("", entry.tenant):
@@ -114,8 +114,8 @@ class RequestRecords:
                 del self._by_id[name]
 
 
-def _is_worth_keeping(record: RequestRecord) -> bool:
-    """Not those of `/tokenize` and the like, unless they failed."""
+def _is_worth_keeping(record: HttpRecord) -> bool:
+    """Requests that generate nothing, such as `/tokenize`, are kept only when they failed."""
     return bool(record.sequences) or record.status >= _FIRST_ERROR_STATUS
 
 
@@ -125,16 +125,16 @@ class RecordFinder:
     def __init__(self, records: RequestRecords, apiserver: str, routers: Sequence[str]) -> None:
         self._records, self._apiserver, self._routers = records, apiserver, routers
 
-    def here(self, question: router_pb2.RecordQuestion) -> bytes:
+    def find_here(self, question: router_pb2.RecordQuestion) -> bytes:
         """JSON. Errors: NotFound."""
         record = self._records.find(question.request_id, question.tenant)
         if record is None:
             raise NotFound(f"{self._apiserver} remembers no request {question.request_id}")
         return json.dumps(view(record, self._apiserver)).encode()
 
-    async def anywhere(self, question: router_pb2.RecordQuestion) -> bytes:
+    async def find_anywhere(self, question: router_pb2.RecordQuestion) -> bytes:
         """JSON. Errors: NotFound, Unavailable."""
         try:
-            return self.here(question)
+            return self.find_here(question)
         except NotFound:
             return await explain_request(self._routers, question.request_id, question.tenant)

@@ -4,12 +4,12 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from llmserve.apiserver.explain.record import AttemptRecord, RequestRecord, SequenceRecord
+from llmserve.apiserver.explain.record import AttemptRecord, HttpRecord, SequenceRecord
 from llmserve.core.request import HandoverReport
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 
-def view(record: RequestRecord, apiserver: str) -> dict[str, Any]:
+def view(record: HttpRecord, apiserver: str) -> dict[str, Any]:
     """Times are seconds since the request came; None: that has not happened."""
     ended_at = record.ended_at or time.monotonic()
     return {
@@ -28,7 +28,7 @@ def view(record: RequestRecord, apiserver: str) -> dict[str, Any]:
     }
 
 
-def _sequence(one: SequenceRecord, record: RequestRecord) -> dict[str, Any]:
+def _sequence(one: SequenceRecord, record: HttpRecord) -> dict[str, Any]:
     return {
         "request_id": one.request_id,
         "outcome": one.outcome or None,
@@ -45,7 +45,7 @@ def _sequence(one: SequenceRecord, record: RequestRecord) -> dict[str, Any]:
     }
 
 
-def _attempt(attempt: AttemptRecord, record: RequestRecord) -> dict[str, Any]:
+def _attempt(attempt: AttemptRecord, record: HttpRecord) -> dict[str, Any]:
     report = router_pb2.PlacementReport.FromString(attempt.report)
     return {
         "asked_seconds": _seconds(attempt.asked_at, record),
@@ -91,5 +91,5 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 6) for name, value in sorted(values.items())}
 
 
-def _seconds(at: float, record: RequestRecord) -> float | None:
+def _seconds(at: float, record: HttpRecord) -> float | None:
     return round(at - record.started_at, 6) if at else None

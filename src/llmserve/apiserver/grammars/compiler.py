@@ -31,8 +31,8 @@ class GrammarCompiler:
         return _BACKENDS[name](self._config, tokenizer=self._tokenizer, vocab_size=vocab_size)
 
     def problem_of(self, task: Task) -> str:
-        """Why no engine could serve this; empty when all can. task: constraint, the fields of vLLM's
-        StructuredOutputsParams, and stop_token_ids."""
+        """Returns why no engine could serve a task; empty when all can. task: `constraint`, the fields of
+        vLLM's StructuredOutputsParams, and `stop_token_ids`."""
         try:
             return self._compile(task["constraint"], task["stop_token_ids"])
         except VLLMError as error:

@@ -106,7 +106,7 @@ class ForkServer:
         self._selector.register(reading, selectors.EVENT_READ)
 
     def _run(self, task: Task, pipe: int) -> None:
-        """In the child; does not return."""
+        """Runs in the child, and does not return."""
         try:
             _silence()
             _limit(self._limits)
@@ -153,7 +153,8 @@ def _silence() -> None:
 
 
 def _limit(limits: ForkLimits) -> None:
-    """Of this process, from now on. RLIMIT_DATA, as address space is reserved for much that is never used."""
+    """Limits this process. RLIMIT_DATA is used, since address space is reserved for much that is never
+    used."""
     os.nice(5)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds + 1))

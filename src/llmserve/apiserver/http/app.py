@@ -35,7 +35,7 @@ from llmserve.core.errors import LLMServeError
 from llmserve.core.logs import levels_kept
 from llmserve.engines.vllm.environment import asking_about_the_model
 
-# What tells about the API and of no request.
+# Paths that describe the API.
 DOCS_PATHS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/version"})
 # All that a client of the cluster may use. What vLLM adds later stays shut until it is listed here.
 KEPT_PATHS = frozenset(
@@ -146,7 +146,7 @@ async def _own_error(_: Request, error: Exception) -> Response:
 
 
 async def _misread(_: Request, error: Exception) -> Response:
-    """Not by vLLM's handler of everything else, which answers 500."""
+    """Answers these here, since vLLM's handler of all other errors answers 500."""
     problem = api_error_of(as_serving_error(error, before_engine=not current_scope().reached_engine))
     report(problem, error)
     return JSONResponse(body_of(problem), problem.status)
@@ -174,7 +174,7 @@ def _allowed(request: Request) -> str:
 
 
 def _kept(routes: Iterable[Any]) -> list[Any]:
-    """Each once: a router of vLLM that an application adds to is shared by all that this process makes."""
+    """Keeps each route once: all applications of a process share the routers of vLLM that they add to."""
     kept = [route for route in routes if getattr(route, "path", None) in KEPT_PATHS]
     return list({(route.path, frozenset(route.methods)): route for route in kept}.values())
 
@@ -199,7 +199,7 @@ def _add_operations(
 
     @app.get("/load")
     async def load() -> Response:
-        """How many sequences this process has between their admission and their last token."""
+        """Number of sequences of this process between their admission and their last token."""
         return JSONResponse({"server_load": len(client)})
 
     @app.get("/metrics")

@@ -23,14 +23,14 @@ class Caller:
 
 class ApiKeys:
     """Without any key everybody is the default tenant, and who asks from this machine is an admin. Keys
-    are kept as digests and all of them are compared each time, so that timing tells nothing about them."""
+    are kept as digests and all of them are compared each time, so that timing reveals nothing about them."""
 
     def __init__(self, callers: Mapping[str, Caller]) -> None:
         """callers: by key."""
         self._callers = [(_digest(key), caller) for key, caller in callers.items()]
 
     def caller_of(self, headers: Iterable[tuple[bytes, bytes]], *, is_local: bool = False) -> Caller:
-        """From `Authorization: Bearer KEY`, or Anthropic's `x-api-key: KEY`. Errors: NotAuthenticated."""
+        """Reads `Authorization: Bearer KEY`, or Anthropic's `x-api-key: KEY`. Errors: NotAuthenticated."""
         if not self._callers:
             return Caller(admin=is_local)
         key = _key_in(headers)

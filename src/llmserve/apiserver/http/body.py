@@ -120,7 +120,7 @@ def _check_values(body: bytes) -> None:
 
 
 def _problem(value: Any) -> str:
-    """Why a value cannot be carried; empty when it can."""
+    """Returns why a value cannot be carried; empty when it can."""
     if isinstance(value, str):
         wrong = not value.isascii() and _SURROGATE.search(value)
         return "has half of a surrogate pair, which is not text" if wrong else ""

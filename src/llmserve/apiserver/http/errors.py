@@ -21,7 +21,7 @@ from llmserve.core.errors import InvalidRequest, LLMServeError
 
 _log = logging.getLogger(__name__)
 
-# A client that is not told when to come back retries at once, into the same wall.
+# A client that does not know when to come back retries at once, and fails again.
 _DEFAULT_RETRY_SECONDS = 1.0
 _STANDARD = frozenset(status.value for status in HTTPStatus)
 _RETRYABLE = frozenset({429, 503, 504})
@@ -63,7 +63,7 @@ _ANTHROPIC_TYPES: Mapping[int, str] = MappingProxyType(
 
 
 class ErrorForm(StrEnum):
-    """How the body of an error looks."""
+    """The form of an error's body."""
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
@@ -99,7 +99,7 @@ class InvalidField(VLLMValidationError):
 
 
 def _status(code: int) -> HTTPStatus:
-    """499 (client gone) is not in the standard's table, and nobody is there to read it either."""
+    """499 (client gone) is not in the standard's table, and no client is there to read it."""
     return HTTPStatus(code) if code in _STANDARD else HTTPStatus.INTERNAL_SERVER_ERROR
 
 
@@ -133,7 +133,7 @@ def report(problem: ApiError, raised: Exception) -> None:
 
 
 def retry_after_seconds(error: Exception) -> float | None:
-    """For the Retry-After header, of the errors after which a retry makes sense."""
+    """Returns the value of Retry-After; None for errors after which a retry makes no sense."""
     seconds: float | None = getattr(error, "retry_after_seconds", None)
     if seconds is None and api_error_of(error).status in _RETRYABLE:
         return _DEFAULT_RETRY_SECONDS
@@ -141,22 +141,22 @@ def retry_after_seconds(error: Exception) -> float | None:
 
 
 def api_error_of(error: Exception) -> ApiError:
-    """The problem that an exception is: of ours word for word, of others what vLLM tells clients of them."""
+    """Returns an exception as an ApiError: ours word for word, others as vLLM describes them to clients."""
     error = as_serving_error(error)
     if isinstance(error, ServingError):
         return ApiError(int(error.http_status), error.message)
-    told = create_error_response(error).error
-    return ApiError(int(told.code), told.message, told.param)
+    info = create_error_response(error).error
+    return ApiError(int(info.code), info.message, info.param)
 
 
 def api_error_in(status: int, body: bytes) -> ApiError | None:
-    """The problem in an answer with an error's status. None: a body of JSON that says something else, such as
-    that of /health."""
+    """Returns the error in an answer that has an error's status; None when its body is JSON of another kind,
+    such as that of /health."""
     try:
-        told = json.loads(body)
+        content = json.loads(body)
     except ValueError:
         return ApiError(status, body.decode("utf-8", "replace") or _status(status).phrase)
-    detail = told.get("error", told.get("detail")) if isinstance(told, dict) else None
+    detail = content.get("error", content.get("detail")) if isinstance(content, dict) else None
     if isinstance(detail, str):
         return ApiError(status, detail)
     if not isinstance(detail, dict) or "message" not in detail:

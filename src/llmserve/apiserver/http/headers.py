@@ -19,7 +19,7 @@ _ALLOWED_WITHIN = re.compile(r"[A-Za-z0-9._:-]{1,160}")
 
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The client's, if it is short and plain; else a new one."""
+    """Returns the client's id, if it is short and plain; else a new one."""
     given = next((value for name, value in headers if name == REQUEST_ID), b"")
     return given.decode() if _ALLOWED.fullmatch(given) else uuid.uuid4().hex
 
@@ -45,22 +45,22 @@ _LONGEST = 1000
 
 
 def handover_headers(reports: Sequence[HandoverReport]) -> list[tuple[bytes, bytes]]:
-    """Of all sequences of one HTTP request. x-llmserve-transport: what brought the KV, or "recomputed".
-    x-llmserve-handover: whether it was pushed or pulled, if anything brought it.
+    """Returns the headers for all sequences of one HTTP request. x-llmserve-transport: what brought the KV,
+    or "recomputed". x-llmserve-handover: whether it was pushed or pulled, if anything brought it.
     x-llmserve-fallback, if anything failed: each "transport: reason"."""
     if not reports:
         return []
     headers = [(TRANSPORT, _text(", ", [report.transport or _RECOMPUTED for report in reports]))]
     if modes := ["push" if report.pushed else "pull" for report in reports if report.transport]:
         headers.append((MODE, _text(", ", modes)))
-    troubles = [trouble for report in reports for trouble in (*report.fallbacks, report.reason) if trouble]
-    if troubles:
-        headers.append((FALLBACK, _text("; ", troubles)))
+    failures = [one for report in reports for one in (*report.fallbacks, report.reason) if one]
+    if failures:
+        headers.append((FALLBACK, _text("; ", failures)))
     return headers
 
 
 def _text(separator: str, parts: Sequence[str]) -> bytes:
-    """Each part once, as a header value: one line of latin-1."""
+    """Returns each part once, as a header value: one line of latin-1."""
     joined = separator.join(dict.fromkeys(parts))[:_LONGEST]
     return "".join(c if c.isprintable() else " " for c in joined).encode("latin-1", "replace")
 

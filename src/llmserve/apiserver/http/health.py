@@ -10,7 +10,7 @@ from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
 
 
 class Cluster(Protocol):
-    """What is known of the cluster; RouterLink is one."""
+    """The view of the cluster that readiness needs. RouterLink is one."""
 
     @property
     def connected(self) -> bool: ...
@@ -26,7 +26,7 @@ class Readiness:
         self._cluster, self._needs_pairs = cluster, needs_pairs
 
     def missing(self) -> str:
-        """What is away, in words; empty when requests can be served."""
+        """Returns what is missing, as text; empty when requests can be served."""
         if not self._cluster.connected:
             return "no session with the router"
         roles = {decode_role(worker.role) for worker in self._cluster.workers}

@@ -51,7 +51,8 @@ class MessagesHandler(AnthropicServingMessages):
 
 
 def _is_begun_answer(message: Any) -> bool:
-    """Whether a last message is words of the assistant. One with calls of tools is whole as it is."""
+    """Returns whether a last message is text of the assistant. A message with calls of tools is complete as
+    it is."""
     return message["role"] == "assistant" and bool(message.get("content")) and not message.get("tool_calls")
 
 

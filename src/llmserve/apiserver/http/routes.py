@@ -22,7 +22,7 @@ def add_models(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     @app.get("/v1", include_in_schema=False)
     async def service() -> JSONResponse:
-        """What some clients ask to see whether anybody is there."""
+        """Some clients ask this to see whether a server is there."""
         return JSONResponse({"service": "llmserve", "version": __version__, "docs": "/docs"})
 
     @app.get("/v1/models")
@@ -100,4 +100,4 @@ def add_explain(app: FastAPI, finder: RecordFinder) -> None:
         scope = current_scope()
         tenant = "" if scope.admin else scope.tenant
         question = router_pb2.RecordQuestion(request_id=request_id, tenant=tenant)
-        return Response(await finder.anywhere(question), media_type="application/json")
+        return Response(await finder.find_anywhere(question), media_type="application/json")

@@ -1,4 +1,4 @@
-"""What the HTTP edge and the engine client tell each other about one HTTP request.
+"""What the HTTP edge and the engine client share about one HTTP request.
 
 vLLM's layer stands between the two and passes neither tenants in nor early errors out; a context
 variable reaches around it (it is copied into every task that the layer makes for the request).

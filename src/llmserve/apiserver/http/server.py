@@ -74,7 +74,7 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Every tenth of a second."""
         if self.shared is not None:
-            self.shared.tell()
+            self.shared.publish()
         return await super().on_tick(counter)
 
     async def adopt(self, connection: socket.socket) -> None:
@@ -146,7 +146,7 @@ class HttpServer:
 
     @property
     def connections(self) -> int:
-        """That are open, or about to be."""
+        """Number of connections that are open, or about to be."""
         open_now = len(self._server.server_state.connections) if self._server is not None else 0
         return open_now + len(self._adopting)
 

@@ -24,7 +24,7 @@ _BACKLOG = 2048
 
 class SharedAccept:
     """Made inside a loop. take: gets each accepted connection, and does not block. count: of connections that
-    this process has open. Life: start (once) -> tell, every tenth of a second -> close (idempotent)."""
+    this process has open. Life: start (once) -> publish, every tenth of a second -> close (idempotent)."""
 
     def __init__(
         self, share: PortShare, take: Callable[[socket.socket], None], count: Callable[[], int]
@@ -48,12 +48,12 @@ class SharedAccept:
     def start(self) -> None:
         """The first process that does this opens the port."""
         self._socket.listen(_BACKLOG)
-        self.tell()
+        self.publish()
         self._watch()
 
-    def tell(self) -> None:
+    def publish(self) -> None:
         if not self._closed:
-            self._table.tell(self._count(), time.monotonic())
+            self._table.publish(self._count(), time.monotonic())
 
     def close(self) -> None:
         """The socket stays open for the others."""
@@ -81,7 +81,7 @@ class SharedAccept:
                 return
             self._gave_way_at = float("inf")
             self._take(connection)
-            self.tell()
+            self.publish()
         self._pause(_PAUSE_SECONDS)
 
     def _stop_for(self, error: OSError) -> None:

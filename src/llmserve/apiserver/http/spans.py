@@ -4,7 +4,7 @@ or a child of the client's own span (`traceparent`)."""
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from llmserve.apiserver.explain.record import RequestRecord, SequenceRecord
+from llmserve.apiserver.explain.record import HttpRecord, SequenceRecord
 from llmserve.tracing import words
 from llmserve.tracing.base import NO_SPAN, Attributes, Span, SpanKind, Tracer
 
@@ -30,7 +30,7 @@ class HttpSpans:
         self._tracer, self._model = tracer, model
 
     def begin(self, path: str, headers: Iterable[tuple[bytes, bytes]], request_id: str, tenant: str) -> Span:
-        """None is recorded of what asks no engine."""
+        """Returns NO_SPAN for paths that ask no engine."""
         operation = _OPERATIONS.get(path)
         if operation is None:
             return NO_SPAN
@@ -48,8 +48,8 @@ class HttpSpans:
         return self._tracer.begin(f"POST {path}", SpanKind.SERVER, parent.decode("latin-1"), attributes)
 
 
-def end(span: Span, record: RequestRecord) -> None:
-    """With what is remembered of the request."""
+def end(span: Span, record: HttpRecord) -> None:
+    """Ends the span with the attributes of the request's record."""
     if not span.recording:
         return
     attributes: dict[str, str | int | list[str]] = dict(_tokens(record.sequences))
@@ -64,7 +64,7 @@ def end(span: Span, record: RequestRecord) -> None:
 
 
 def _tokens(sequences: Iterable[SequenceRecord]) -> Iterable[tuple[str, int]]:
-    """Of all sequences together."""
+    """Yields the sums over all sequences."""
     ran = list(sequences)
     if not ran:
         return
@@ -75,7 +75,7 @@ def _tokens(sequences: Iterable[SequenceRecord]) -> Iterable[tuple[str, int]]:
     yield words.CACHED_TOKENS, sum(one.device_cached_tokens + one.store_cached_tokens for one in ran)
 
 
-def _error(record: RequestRecord) -> str:
+def _error(record: HttpRecord) -> str:
     """A stream can fail after its 200."""
     errors = [one.error for one in record.sequences if one.error]
     if record.status >= _FIRST_ERROR_STATUS or (errors and record.status < 400):

@@ -1,9 +1,9 @@
 """The one stream to the router: admissions out, placements in.
 
-What this apiserver asked for and holds is kept here, so that a session that broke (or a router
-that restarted, or another that leads now) is told again: requests that hold a placement in Hello, waiting
-ones as new Admits.
-Requests that run go on meanwhile; new ones wait for the router for `patience_seconds`.
+The link keeps what this apiserver asked for and holds, so that it can send that again when a session broke, a
+router restarted, or another one leads: requests that hold a placement in Hello, waiting ones as new Admits.
+Requests that run go on meanwhile. New ones wait for the router for `patience_seconds`. A session with the
+only router waits for as long as it answers keepalive pings.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import grpc.aio
 
+from llmserve.config.schema import Scheduling
 from llmserve.core.errors import LLMServeError, NotLeader, RouterUnavailable
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
@@ -31,14 +32,14 @@ _log = logging.getLogger(__name__)
 
 _HELLO_TIMEOUT_SECONDS = 5.0
 _RETRY_AFTER_SECONDS = 2.0
-# Of several routers: a leader says something every 0.4 s, and its lease is 2 s.
+# With several routers: a leader sends something every 0.4 s, and its lease is 2 s.
 _LONGEST_SILENCE_SECONDS = 1.5
 
 _Message = router_pb2.RouterSessionRequest
 
 
 class AdmissionRefused(Exception):
-    """No placement for a request: how it is to be counted, and what to tell the user."""
+    """A request gets no placement. outcome: how it is counted. error: what the user gets."""
 
     def __init__(self, outcome: Outcome, error: LLMServeError) -> None:
         super().__init__(error.message)
@@ -47,7 +48,7 @@ class AdmissionRefused(Exception):
 
 @dataclass(slots=True)
 class _PendingRequest:
-    """A request at the router: waiting while placement is None."""
+    """A request at the router. It waits while placement is None."""
 
     admit: router_pb2.Admit
     answer: asyncio.Future[router_pb2.Placement]
@@ -65,16 +66,16 @@ class RouterLink:
         apiserver_id: ApiserverId,
         metrics: ApiserverMetrics,
         on_members: Callable[[Sequence[WorkerInfo]], None] = lambda members: None,
-        patience_seconds: float = 30.0,
+        patience_seconds: float = Scheduling().router_patience_seconds,
         answer: Callable[[router_pb2.Question], router_pb2.Answer] | None = None,
     ) -> None:
-        self._following, self._apiserver_id = RouterSelector(addresses), apiserver_id
+        self._routers, self._apiserver_id = RouterSelector(addresses), apiserver_id
         self._stubs: dict[str, router_pb2_grpc.RouterStub] = {}
         self._epoch = 0  # the latest term that was heard of
         self._metrics, self._on_members, self._answer = metrics, on_members, answer
         self._patience_seconds = patience_seconds
         self._entries: dict[str, _PendingRequest] = {}
-        # Of the session, from its hello on: what changes before the router answers that is not lost either.
+        # Set from a session's hello on, so that changes before the router's answer are not lost.
         self._outbox: asyncio.Queue[_Message | None] | None = None
         self.connected = False
         self._give_up: asyncio.TimerHandle | None = None
@@ -84,7 +85,7 @@ class RouterLink:
 
     @property
     def kv_shape(self) -> KvShape:
-        """Of the workers that prefill; empty while none is known."""
+        """The KV shape of the workers that prefill; empty while none is known."""
         prefill_first = sorted(self.workers, key=lambda worker: worker.role == WORKER_ROLE_DECODE)
         return prefill_first[0].kv_shape if prefill_first else KvShape()
 
@@ -97,8 +98,9 @@ class RouterLink:
     async def admit(
         self, admit: router_pb2.Admit, on_placed: Callable[[router_pb2.Placed], None] = lambda placed: None
     ) -> router_pb2.Placement:
-        """Waits for a place. on_placed: is told all that the router says of it. Errors: AdmissionRefused.
-        Afterwards, also when cancelled in it, call done(); then the request may be admitted again."""
+        """Waits for a placement. on_placed: gets the router's whole answer. Errors: AdmissionRefused.
+        The caller calls done() afterwards, also when it was cancelled; then it may admit the request
+        again."""
         if self._given_up:
             raise self._away()
         entry = _PendingRequest(admit, asyncio.get_running_loop().create_future(), on_placed)
@@ -115,7 +117,7 @@ class RouterLink:
         self._post(_Message(first_token=router_pb2.FirstToken(request_id=request_id)))
 
     def progress(self, request_id: str, output_tokens: int) -> None:
-        """So far, since the placement."""
+        """Reports the number of tokens since the placement."""
         progress = router_pb2.Progress(request_id=request_id, output_tokens=output_tokens)
         self._post(_Message(progress=progress))
 
@@ -130,7 +132,7 @@ class RouterLink:
         self, request_id: str, outcome: Outcome, output_tokens: int, prefilled: PrefillStats | None = None
     ) -> None:
         """Gives back what the request holds or waits for. Nothing to do when it has neither. prefilled: what
-        the engine of this placement told of its prompt, if it did."""
+        the engine of this placement reported of its prompt, if anything."""
         if self._entries.pop(request_id, None) is not None:
             done = router_pb2.Done(
                 request_id=request_id,
@@ -160,11 +162,11 @@ class RouterLink:
                 except NotLeader as error:
                     reason = error.message
                 self._disconnected(reason)
-                await self._following.failed()
+                await self._routers.failed()
 
     async def _stub(self, channels: AsyncExitStack) -> router_pb2_grpc.RouterStub:
-        """Of the router to talk to."""
-        address = self._following.address
+        """Returns the stub of the router to talk to."""
+        address = self._routers.address
         if address not in self._stubs:
             channel = await channels.enter_async_context(open_channel(address))
             self._stubs[address] = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -181,7 +183,7 @@ class RouterLink:
             if first is None:
                 return
             self._check_term(first)
-            self._following.worked()
+            self._routers.succeeded()
             self._connect()
             self._receive(first)
             while (response := await _next(responses, self._longest_silence)) is not None:
@@ -192,13 +194,13 @@ class RouterLink:
 
     @property
     def _longest_silence(self) -> float | None:
-        """A single router that hangs is waited for: there is nobody else."""
-        return _LONGEST_SILENCE_SECONDS if self._following.has_others else None
+        """None for a single router: there is no other to turn to."""
+        return _LONGEST_SILENCE_SECONDS if self._routers.has_others else None
 
     def _check_term(self, first: router_pb2.RouterSessionResponse) -> None:
         """Errors: NotLeader, when a later term than this router's has begun."""
         epoch = first.state.epoch
-        if self._following.has_others and epoch < self._epoch:
+        if self._routers.has_others and epoch < self._epoch:
             raise NotLeader(f"it leads in term {epoch}, and term {self._epoch} has begun")
         self._epoch = epoch
 
@@ -221,7 +223,7 @@ class RouterLink:
         self.connected = True
         self._stop_patience()
         self._metrics.router_connected.set(1)
-        _log.info("session with the router at %s started", self._following.address)
+        _log.info("session with the router at %s started", self._routers.address)
         for entry in self._entries.values():
             if entry.placement is None:
                 self._post(_Message(admit=entry.admit))
@@ -232,7 +234,7 @@ class RouterLink:
             self.connected = False
             self._metrics.router_connected.set(0)
             self._metrics.router_reconnects_total.inc()
-            _log.warning("session with the router at %s broke: %s", self._following.address, reason)
+            _log.warning("session with the router at %s broke: %s", self._routers.address, reason)
             self._start_patience()
 
     def _receive(self, response: router_pb2.RouterSessionResponse) -> None:
@@ -283,7 +285,7 @@ class RouterLink:
 
     def _away(self) -> AdmissionRefused:
         error = RouterUnavailable(
-            f"the router at {self._following} does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS
+            f"the router at {self._routers} does not answer", retry_after_seconds=_RETRY_AFTER_SECONDS
         )
         return AdmissionRefused(Outcome.REJECTED, error)
 
@@ -301,12 +303,12 @@ class RouterLink:
 async def _next(
     responses: AsyncIterator[router_pb2.RouterSessionResponse], timeout_seconds: float | None
 ) -> router_pb2.RouterSessionResponse | None:
-    """None: the stream has ended. Errors: TimeoutError, AioRpcError."""
+    """Returns the next response; None when the stream has ended. Errors: TimeoutError, AioRpcError."""
     async with asyncio.timeout(timeout_seconds):
         return await anext(responses, None)
 
 
 async def _drain(outbox: "asyncio.Queue[_Message | None]") -> AsyncIterator[_Message]:
-    """Until None: gRPC does not end it when the call ends by itself."""
+    """Yields messages until None, since gRPC does not end this when the call ends by itself."""
     while (message := await outbox.get()) is not None:
         yield message

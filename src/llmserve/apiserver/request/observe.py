@@ -21,7 +21,7 @@ from llmserve.tracing.base import Span, SpanKind, Tracer, ending
 
 
 class RunSpans:
-    """parent: of HTTP."""
+    """The spans of one sequence: each admission, and each leg. parent: that of the HTTP request."""
 
     def __init__(self, tracer: Tracer, parent: Span) -> None:
         self._tracer, self._parent = tracer, parent.traceparent
@@ -29,12 +29,12 @@ class RunSpans:
         self._late: LLMServeError | str = ""
 
     def limit(self, deadline: asyncio.Timeout, late: LLMServeError) -> None:
-        """What the deadline cancels has failed with this error."""
+        """Sets the error of spans that this deadline cancels."""
         self._deadline, self._late = deadline, late
 
     @contextmanager
     def admit(self, admit: router_pb2.Admit) -> Iterator[None]:
-        """Around the question, which gets its traceparent."""
+        """Records a span around an admission, and gives the admission its traceparent."""
         if not self._parent:
             yield
             return
@@ -49,8 +49,8 @@ class RunSpans:
 
     @contextmanager
     def leg(self, worker: WorkerInfo, request: EngineRequest) -> Iterator[EngineRequest]:
-        """Around a leg: the request as it is to be sent. WorkerFailed is another leg's: that of prefill, for
-        which decode waits here."""
+        """Records a span around a leg. Yields the request as it is to be sent. A WorkerFailed is the failure
+        of another leg: that of prefill, for which decode waits here."""
         if not self._parent:
             yield request
             return

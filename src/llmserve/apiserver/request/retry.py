@@ -22,7 +22,7 @@ class RetryMode(StrEnum):
     REPLAYED = "replayed"  # it runs again, and tokens that the user has are withheld
 
 
-class RetryPolicy:
+class RequestRetries:
     """The attempts of one request. sent: the tokens that the user has; the list grows."""
 
     def __init__(

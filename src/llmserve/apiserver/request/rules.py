@@ -12,13 +12,15 @@ from llmserve.rpc.gen.llmserve.v1.common_pb2 import KvShape, WorkerInfo
 
 
 class KvIdentity:
-    """tenants_share: the manifest lets all tenants share KV (`security.kv_sharing: cluster`)."""
+    """Decides which requests may share KV blocks. tenants_share: all tenants may (`security.kv_sharing:
+    cluster`)."""
 
     def __init__(self, tenants_share: bool) -> None:
         self._tenants_share = tenants_share
 
     def salt(self, shape: KvShape, tenant: TenantId, client_salt: str = "") -> str:
-        """The cache salt for both legs. client_salt is the `cache_salt` field of the client's request."""
+        """Returns the cache salt of both legs. client_salt: the `cache_salt` field of the client's
+        request."""
         namespace = Namespace(
             model_revision=shape.model_revision,
             kv_dtype=shape.kv_dtype,
@@ -34,7 +36,7 @@ class KvIdentity:
     def block_hashes(
         self, token_ids: Sequence[int], shape: KvShape, tenant: TenantId, client_salt: str = ""
     ) -> list[BlockHash]:
-        """Of the full blocks of a prompt; none while no worker has said how large a block is."""
+        """Returns the hashes of a prompt's full blocks; none while the block size is unknown."""
         if shape.block_size_tokens == 0:
             return []
         salt = self.salt(shape, tenant, client_salt)
@@ -48,13 +50,13 @@ class HandoverMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HandoverRule:
-    """As the manifest says (`transfer`). push_min_tokens: for `auto`."""
+    """The manifest's `transfer.mode` and `transfer.push_min_tokens`, which holds for `auto`."""
 
     mode: Literal["auto", "pull", "push"]
     push_min_tokens: int
 
     def choose(self, uncached_tokens: int, prefill: WorkerInfo, decode: WorkerInfo) -> HandoverMode:
-        """uncached_tokens: what prefill has to compute, which is the time that a transfer can hide in."""
+        """uncached_tokens: number of tokens that prefill computes; a transfer can hide behind that time."""
         if self.mode == "pull" or not can_push(prefill, decode):
             return HandoverMode.PULL
         long_enough = self.mode == "push" or uncached_tokens >= self.push_min_tokens
@@ -62,7 +64,8 @@ class HandoverRule:
 
 
 def can_push(prefill: WorkerInfo, decode: WorkerInfo) -> bool:
-    """Blocks are written one to one: both sides must cut their KV alike. A pull reshapes them."""
+    """Returns whether both sides divide their KV in the same way, since a push writes blocks one to one. A
+    pull reshapes them."""
     a, b = prefill.kv_shape, decode.kv_shape
     alike = (a.layout, a.block_size_tokens, a.block_bytes, a.tensor_parallel) == (
         b.layout,
@@ -78,8 +81,8 @@ _ANSWER_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class StageLimits:
-    """All in seconds. request: all in all. admission: for the router's answer, queueing included.
-    first_token: from a leg's start to its first output. token: from one output to the next."""
+    """Deadlines in seconds. request: of the whole request. admission: of the router's answer, queueing
+    included. first_token: from a leg's start to its first output. token: from one output to the next."""
 
     request: float = 600.0
     admission: float = 90.0
@@ -88,7 +91,8 @@ class StageLimits:
 
     @classmethod
     def of(cls, scheduling: Scheduling) -> "StageLimits":
-        """For its answer the router has what a request may wait, and as long as it may be away itself."""
+        """The router may take as long as a request may wait in its queue, and as long as it may be away
+        itself."""
         waiting = scheduling.queue_timeout_seconds + scheduling.router_patience_seconds
         return cls(
             request=scheduling.request_timeout_seconds,
@@ -100,12 +104,12 @@ class StageLimits:
 
 @dataclass(frozen=True, slots=True)
 class RetryLimits:
-    """share: retries for each request that starts. burst: retries at once, for the loss of a worker.
-    tenant_share: the part of the burst that one tenant may use when there are several."""
+    """share: number of retries for each request that starts. burst: number of retries at once, for the loss
+    of a worker. tenant_share: part of the burst that one tenant may use when there are several."""
 
-    share: float = 0.2
-    burst: int = 100
-    tenant_share: float = 0.5
+    share: float
+    burst: int
+    tenant_share: float
 
 
 @dataclass(slots=True)
@@ -123,9 +127,8 @@ class _Bucket:
 
 
 class RetryBudget:
-    """A bucket for all requests and one for those of each tenant: the work that failures cause stays a share
-    of the work there is, and a tenant whose requests always fail leaves retries to the others. Of one
-    apiserver; pure."""
+    """A bucket for all requests of an apiserver, and one for those of each tenant. The work that failures
+    cause stays a share of all work, and a tenant whose requests always fail leaves retries to the others."""
 
     def __init__(self, limits: RetryLimits) -> None:
         self._limits = limits
@@ -137,16 +140,16 @@ class RetryBudget:
 
     @property
     def left(self) -> int:
-        """Retries that may be made now, of all tenants together."""
+        """Number of retries that all tenants together may make now."""
         return int(self._all.left)
 
     def started(self, tenant: TenantId) -> None:
-        """A request began."""
+        """Called when a request begins."""
         self._all.fill()
         self._of(tenant).fill()
 
     def take(self, tenant: TenantId) -> bool:
-        """One retry; False: not now."""
+        """Takes one retry. Returns False when there is none left."""
         own = self._of(tenant)
         if min(self._all.left, own.left - self._kept_from_one) < 1:
             return False

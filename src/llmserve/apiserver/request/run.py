@@ -17,7 +17,7 @@ from llmserve.apiserver.request.attempt import Attempt
 from llmserve.apiserver.request.context import Legs, RequestInfo, RunContext, Sink, WorkerFailed
 from llmserve.apiserver.request.observe import RunSpans, RunStats
 from llmserve.apiserver.request.placement import ChoiceGroup, RequestPlacement
-from llmserve.apiserver.request.retry import Replay, RetryMode, RetryPolicy
+from llmserve.apiserver.request.retry import Replay, RequestRetries, RetryMode
 from llmserve.core.errors import (
     DeadlineExceeded,
     LLMServeError,
@@ -45,7 +45,7 @@ class RequestRun:
         self._choices = choices
         self._info, self._legs, self._sink, self._context = info, legs, sink, context
         self._sent: list[int] = []
-        self._retry = RetryPolicy(legs, self._sent, context.retries, context.metrics, info.tenant)
+        self._retry = RequestRetries(legs, self._sent, context.retries, context.metrics, info.tenant)
         self._placement = choices.placement if choices else self._own_placement()
         self._replay: Replay | None = None  # of this attempt
         self._has_token = False  # in this attempt

@@ -1,4 +1,4 @@
-"""What one HTTP request has at hand of stored responses.
+"""The stored responses that one HTTP request uses.
 
 vLLM's handler looks responses up at once and by their id alone, in dictionaries. In their place it gets
 dictionaries of the ResponseScope of the request that asks, which is filled from the store before. Nothing

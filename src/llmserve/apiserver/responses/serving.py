@@ -28,7 +28,8 @@ class ResponsesHandler(StreamedResponses):
     """Made by `keep_in`, of vLLM's own."""
 
     def keep_in(self, store: ResponseStore | None) -> None:
-        """Once, before the first request, inside a running loop. None: nothing is kept."""
+        """Sets the store. Called once, before the first request, inside a running loop. None: nothing is
+        kept."""
         self._store, self._owner = store, TaskOwner("responses")
         self.enable_store = store is not None
         self.response_store = ScopedDict(lambda: _scope().responses)
@@ -64,7 +65,7 @@ class ResponsesHandler(StreamedResponses):
         return await super().retrieve_responses(response_id, starting_after, stream)
 
     async def cancel_responses(self, response_id: str) -> ErrorResponse | ResponsesResponse:
-        """One that is made elsewhere ends within _RENEW_SECONDS."""
+        """Cancels a response. One that another process makes ends within _RENEW_SECONDS."""
         key, scope = _key(response_id), _scope()
         await self._fetch(response_id)
         response = scope.responses.get(response_id)
@@ -110,14 +111,14 @@ class ResponsesHandler(StreamedResponses):
     # -- what becomes of an answer
 
     async def responses_full_generator(self, request: ResponsesRequest, *args: Any, **kwargs: Any) -> Any:
-        """Of streams too, at their end."""
+        """Keeps the response. Streams end here too."""
         answer = await super().responses_full_generator(request, *args, **kwargs)
         if request.store and isinstance(answer, ResponsesResponse):
             await self._keep(request, answer)
         return answer
 
     async def _keep(self, request: ResponsesRequest, response: ResponsesResponse) -> None:
-        """The client gets its answer in any case, as it has been paid for."""
+        """Stores a response. The client gets its answer even when that fails."""
         if self._store is None:
             return
         key, text = _key(response.id), encode(response, _scope().messages.get(response.id))
@@ -147,7 +148,7 @@ class ResponsesHandler(StreamedResponses):
     async def responses_background_stream_generator(
         self, response_id: str, starting_after: int | None = None
     ) -> AsyncGenerator[Any, None]:
-        """To the end, however it comes: vLLM's own waits for `response.completed` alone."""
+        """Ends with the stream in any case: vLLM's own waits for `response.completed` alone."""
         events = self._events.get(_key(response_id))
         if events is not None:
             async for event in events.follow(0 if starting_after is None else starting_after + 1):
@@ -168,7 +169,8 @@ class ResponsesHandler(StreamedResponses):
                 del self._background[key]
 
     async def _begin(self, key: ResponseKey) -> bool:
-        """The client is answered after it: what it asks for next finds the response."""
+        """Stores a response that begins. The client is answered afterwards, so that its next request finds
+        it."""
         scope = _scope()
         assert self._store is not None
         assert scope.began is not None
@@ -193,7 +195,8 @@ class ResponsesHandler(StreamedResponses):
             watch.cancel()
 
     async def _watch(self, key: ResponseKey, task: asyncio.Task[None]) -> None:
-        """Until it is cancelled, here or by `task`'s end."""
+        """Renews the lease of a response until this is cancelled. Cancels `task` when the response was
+        cancelled."""
         assert self._store is not None
         while True:
             await asyncio.sleep(_RENEW_SECONDS)
@@ -237,7 +240,7 @@ def _key(response_id: str) -> ResponseKey:
 
 
 def _early(error: Exception) -> Exception:
-    """As vLLM's layer wants it, and left for the gate, which says when to come back."""
+    """Returns an error as vLLM's layer expects it, and leaves it for the gate, which adds Retry-After."""
     current_scope().early_error = serving_error = as_serving_error(error)
     return serving_error
 

@@ -1,8 +1,8 @@
 """The contract of a response store. Implementations: memory (one process) and redis.
 
 A response is `put` when it is whole, or begun while it is made in the background and ended later. One that
-was begun and is not renewed in time is LOST: the process that made it is gone. Whoever asks for one names
-its tenant, and finds no other's.
+was begun and is not renewed in time is LOST: the process that made it is gone. Each
+call names a tenant, and finds only that tenant's responses.
 """
 
 from collections import OrderedDict
@@ -49,16 +49,17 @@ class ResponseStore(Protocol):
         """Keeps one that is being made, in place of what had its key."""
 
     async def renew(self, key: ResponseKey, lease_seconds: float) -> bool:
-        """It is still being made. False: it was cancelled or forgotten, and need not be."""
+        """Extends the lease of one that is being made. Returns False when it was cancelled or dropped."""
 
     async def end(self, key: ResponseKey, text: str) -> bool:
-        """One that was begun is whole. False, and nothing is kept: it was cancelled or forgotten before."""
+        """Keeps one that was begun and is whole. Returns False, and keeps nothing, when it was cancelled or
+        dropped."""
 
     async def cancel(self, key: ResponseKey, text: str) -> bool:
-        """False, and nothing has changed: it is not being made."""
+        """Cancels one that is being made. Returns False, and changes nothing, when it is not being made."""
 
     async def get(self, key: ResponseKey) -> StoredResponse | None:
-        """None: there is none, or no longer."""
+        """Returns None when there is none, or no longer."""
 
     async def aclose(self) -> None:
         """Idempotent."""
@@ -122,7 +123,7 @@ class MemoryResponses:
         return True
 
     def _keep(self, key: ResponseKey, stage: ResponseStage, text: str, lost_at: float = float("inf")) -> None:
-        """As the newest, so that the order is that in which they are forgotten."""
+        """Adds a response as the newest one; the oldest are dropped first."""
         if key in self._entries:
             self._drop(key)
         self._entries[key] = _KeptResponse(stage, text, self._clock.now() + self._keep_seconds, lost_at)
@@ -141,7 +142,7 @@ class MemoryResponses:
 
 
 def _size(text: str) -> int:
-    """Of ASCII, which JSON is here."""
+    """Returns the size of a text in bytes. JSON is ASCII here."""
     return len(text)
 
 
@@ -149,7 +150,8 @@ _CALL_SECONDS = 5.0
 
 
 def build_store(manifest: Manifest, environ: Mapping[str, str], clock: Clock) -> ResponseStore | None:
-    """None: nothing is kept. Errors: ManifestError, when the package or the password is missing."""
+    """Returns the store that a manifest asks for; None when nothing is kept. Errors: ManifestError, when the
+    package or the password is missing."""
     settings, redis = manifest.api.response_store, manifest.state.redis
     if not settings.enabled:
         return None

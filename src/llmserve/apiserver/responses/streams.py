@@ -80,7 +80,7 @@ def _failed(created: Any, number: int, problem: ApiError) -> _End:
 
 
 def _code(status: int) -> str:
-    """What OpenAI's API calls it."""
+    """Returns the name that OpenAI's API has for an error of this status."""
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return "rate_limit_exceeded"
     return "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_prompt"
@@ -100,7 +100,7 @@ class ResponseEvents:
         self._wake()
 
     def end(self) -> None:
-        """No more will come. Whoever adds them ends them, however it goes."""
+        """Called by the producer after the last event, also when it fails."""
         self.ended = True
         self._wake()
 
@@ -109,7 +109,7 @@ class ResponseEvents:
         self._changed = asyncio.Event()
 
     async def follow(self, start: int) -> AsyncIterator[Any]:
-        """Those from this number on, until they end."""
+        """Yields the events from this number on, until they end."""
         index = max(0, start)
         while True:
             while index < len(self._events):
@@ -121,7 +121,7 @@ class ResponseEvents:
 
 
 class RecentEvents:
-    """Those of the latest streams; one that goes on is never forgotten."""
+    """The events of the latest streams. A stream that goes on is never dropped."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[ResponseKey, ResponseEvents] = OrderedDict()

@@ -1,4 +1,7 @@
-"""`llmserve bench`: put a load on an OpenAI endpoint, and measure."""
+"""`llmserve bench`: puts a load on an OpenAI endpoint, and measures.
+
+This module imports nothing that takes time: every command builds its options.
+"""
 
 import argparse
 import json
@@ -29,30 +32,6 @@ Starts the cluster of a manifest in both shapes on this machine, one after the o
 sends each the same requests: agg (as many engines, each computing prompts and answers) and disagg (prefill
 and decode apart). Then it says what differs, with 95% intervals: of a bootstrap over rounds and requests.
 """
-
-
-def _configure(parser: argparse.ArgumentParser) -> None:
-    add_bench(parser)
-    parser.set_defaults(compares=False)
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=False)
-    compare = actions.add_parser(
-        "compare",
-        help="aggregated against disaggregated, in turns",
-        description=_ABOUT_COMPARE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_compare(compare)
-    compare.set_defaults(compares=True)
-
-
-def _run(options: argparse.Namespace) -> int:
-    from llmserve.cli.bench import compare, run  # the HTTP client and numpy: not for other commands
-
-    return compare.run(options) if options.compares else run.run(options)
-
-
-COMMAND = Command("bench", "put a load on an endpoint, and measure it", _ABOUT, _configure, _run)
-
 
 AGGREGATED, DISAGGREGATED = "agg", "disagg"
 KEY_VARIABLE = "LLMSERVE_API_KEY"
@@ -199,3 +178,26 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise argparse.ArgumentTypeError("not a JSON object")
     return fields
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add_bench(parser)
+    parser.set_defaults(compares=False)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=False)
+    compare = actions.add_parser(
+        "compare",
+        help="aggregated against disaggregated, in turns",
+        description=_ABOUT_COMPARE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_compare(compare)
+    compare.set_defaults(compares=True)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from llmserve.cli.bench import compare, run  # the HTTP client and numpy: not for other commands
+
+    return compare.run(options) if options.compares else run.run(options)
+
+
+COMMAND = Command("bench", "put a load on an endpoint, and measure it", _ABOUT, _configure, _run)

@@ -1,4 +1,4 @@
-"""Aggregated against disaggregated, from one manifest, in turns."""
+"""`llmserve bench compare`: aggregated against disaggregated, from one manifest, in turns."""
 
 import argparse
 import json
@@ -42,8 +42,8 @@ _LOG_CHARACTERS = 3000
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """One manifest with as many engines in both: agg has those of prefill and decode, each doing both.
-    documents: by AGGREGATED and DISAGGREGATED."""
+    """One manifest in both shapes, with as many engines in each: agg has those of prefill and decode, each
+    doing both. documents: by AGGREGATED and DISAGGREGATED."""
 
     model: str
     engines: int
@@ -83,8 +83,8 @@ def _changed(document: dict[str, Any], disaggregated: bool, replicas: Mapping[st
 
 @contextmanager
 def running(document: Mapping[str, Any], ready_seconds: float) -> Iterator[str]:
-    """The URL of a cluster of this manifest, on a free port, in a run directory of its own; stopped at the
-    end. Call it in the main thread. Errors: StartFailed with the end of its output."""
+    """Yields the URL of a cluster of this manifest, on a free port, in a run directory of its own, and
+    stops it at the end. Call it in the main thread. Errors: StartFailed with the end of its output."""
     with tempfile.TemporaryDirectory(prefix="llmserve-bench-") as scratch:
         path, run_dir, log = Path(scratch, "llmserve.yaml"), Path(scratch, "run"), Path(scratch, "up.log")
         path.write_text(yaml.safe_dump(_placed(document, run_dir)))
@@ -105,7 +105,8 @@ def _placed(document: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
 
 
 def _start(path: Path, out: int) -> subprocess.Popen[bytes]:
-    """In a session of its own: Ctrl-C is for this process, which then stops it. It ends with this process."""
+    """Starts a session of its own: Ctrl-C reaches this process, which then stops the cluster. The cluster
+    ends with this process."""
     up = (sys.executable, "-m", "llmserve.cli", "up", "-f", str(path))
     command = (sys.executable, "-I", "-S", str(launch.__file__), str(os.getpid()), *up)
     try:
@@ -128,7 +129,7 @@ def _ready(process: subprocess.Popen[bytes], run_dir: Path, log: Path, seconds: 
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """In order. Killed, if that takes too long: its guard then clears up."""
+    """Stops the cluster in order. If that takes too long it is killed, and its guard clears up."""
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     try:
@@ -162,12 +163,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _of_round(load: Load, number: int) -> Load:
-    """Other prompts and times in each round, the same for both."""
+    """Each round has other prompts and times, the same for both shapes."""
     return replace(load, seed=load.seed + number)
 
 
 def _turn(options: argparse.Namespace, shapes: Shapes, name: str, load: Load) -> LoadOutcome:
-    """Errors: StartFailed, or Unavailable when it does not answer; KeyboardInterrupt when it was cut."""
+    """Errors: StartFailed; Unavailable when the cluster does not answer; KeyboardInterrupt when the load
+    was cut."""
     with running(shapes.documents[name], options.ready_timeout) as url:
         target = target_of(options, url, options.model or shapes.model)
         outcome: LoadOutcome = uvloop.run(run_load(load, target, ways_of(options), watched))

@@ -1,4 +1,4 @@
-"""How a load goes, and what it has shown, on the terminal."""
+"""Shows the progress and the report of a load on the terminal."""
 
 import asyncio
 import statistics
@@ -26,7 +26,7 @@ _COLOURS = {ComparisonFinding.BETTER: "green", ComparisonFinding.WORSE: "red", C
 
 @asynccontextmanager
 async def watched(drive: Drive) -> AsyncIterator[None]:
-    """One line on stderr while the load goes, if somebody sees it."""
+    """Shows one line on stderr while the load runs, if that is a terminal."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         yield

@@ -1,4 +1,4 @@
-"""A load on one endpoint."""
+"""A load on one endpoint, and how its options become the load."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`llmserve kv`: the stored KV blocks of a running cluster."""
+"""`llmserve kv`: looks after the stored KV blocks of a running cluster."""
 
 import argparse
 import asyncio
@@ -195,7 +195,7 @@ async def _export(options: argparse.Namespace, link: KvManagers) -> int:
 
 
 async def _import(options: argparse.Namespace, link: KvManagers) -> int:
-    """The whole file is checked first: of a bad one nothing is imported."""
+    """Checks the whole file first: nothing of a bad file is imported."""
     last = pb.ImportProgress()
     with Console(stderr=True).status("Checking ...") as working, checked_archive(Path(options.path)) as found:
         file, contents = found

@@ -152,7 +152,7 @@ async def kv_managers(cluster: FoundCluster) -> AsyncIterator[KvManagers]:
 
 
 async def _in_time(answers: AsyncIterator[_Answer], name: str) -> AsyncIterator[_Answer]:
-    """Errors: Unavailable when the next one is late."""
+    """Errors: Unavailable when the next answer is late."""
     reader = aiter(answers)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What `llmserve kv` prints: tables for people, rows for programs. Pure."""
+"""Prints what `llmserve kv` found: tables for people, rows for programs. Pure."""
 
 from collections.abc import Iterator
 from typing import Any

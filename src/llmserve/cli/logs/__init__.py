@@ -1,4 +1,4 @@
-"""`llmserve logs`: what the processes of a cluster write, by time."""
+"""`llmserve logs`: shows what the processes of a cluster write, by time."""
 
 import argparse
 import sys
@@ -38,7 +38,7 @@ _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright
 
 
 class Logs(Protocol):
-    """LogFiles or PodLogs."""
+    """Implemented by LogFiles and PodLogs."""
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _follow(logs: Logs, page: "_Page", look_seconds: float) -> None:
-    """Until Ctrl-C, which is how it is meant to end."""
+    """Runs until Ctrl-C, which is how it is meant to end."""
     try:
         while True:
             time.sleep(look_seconds)
@@ -90,7 +90,7 @@ def _follow(logs: Logs, page: "_Page", look_seconds: float) -> None:
 
 
 class _Page:
-    """Standard output; on a terminal each process has its colour."""
+    """Prints to standard output; on a terminal each process has its colour."""
 
     def __init__(self, names: Sequence[str]) -> None:
         console = Console()

@@ -25,27 +25,27 @@ class LogFiles:
         self._timed = {name: Timed(name, now) for name in names}
 
     def written(self, count: int | None, since: float | None) -> Iterator[LogLine]:
-        """What is there, by time. count: of the last lines."""
+        """Yields the lines that are there, by time. count: number of the last lines."""
         return merged(from_on(self._of(name, count), since) for name in self.names)
 
     def _of(self, name: str, count: int | None) -> Iterator[LogLine]:
         return map(self._timed[name].line, last(self._follower.written(name), count))
 
     def new(self) -> list[LogLine]:
-        """What was written since, by time."""
+        """Returns the lines written since, by time."""
         lines = [self._timed[name].line(text) for name, text in self._follower.new_lines()]
         return sorted(lines, key=lambda line: line.at)
 
 
 def log_files(options: argparse.Namespace, now: datetime) -> LogFiles:
-    """Errors: NotFound when there is no such process; Unavailable, InvalidRequest when it is not clear which
-    cluster is meant."""
+    """Errors: NotFound when there is no such process; Unavailable or InvalidRequest when it is not clear
+    which cluster is meant."""
     folder, names = _place(options)
     return LogFiles(folder, chosen(names, options.role), now)
 
 
 def _place(options: argparse.Namespace) -> tuple[Path, list[str]]:
-    """Where the logs are, and of which processes."""
+    """Returns the folder of the logs, and the names of their processes."""
     try:
         state = find_cluster(options).state
     except Unavailable:  # it does not run: what it left

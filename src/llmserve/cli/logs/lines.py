@@ -1,4 +1,4 @@
-"""Lines of several logs as one: by time, by process, from when on, the last ones. Pure."""
+"""Joins the lines of several logs: by time, by process, from a time on, the last ones. Pure."""
 
 import heapq
 import re
@@ -25,7 +25,7 @@ _Line = TypeVar("_Line")
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """at: Unix time; -inf: before the first time that its log tells."""
+    """at: Unix time; -inf: before the first time in its log."""
 
     at: float
     process: str
@@ -33,11 +33,11 @@ class LogLine:
 
 
 class Timed:
-    """Gives the lines of a process their times. One without (of a traceback, say) has that of the line
-    before it, so that it stays there; a clock that was set back does not change the order."""
+    """Gives the lines of a process their times. A line without a time (of a traceback, say) gets that of
+    the line before it, so that it stays there. A clock that was set back does not change the order."""
 
     def __init__(self, process: str, now: datetime) -> None:
-        """now: local; of what year lines are that do not say it."""
+        """now: local time; it decides the year of lines that have none."""
         self._process, self._now = process, now
         self._at = float("-inf")
 
@@ -49,7 +49,8 @@ class Timed:
 
 
 def time_of(text: str, now: datetime) -> float | None:
-    """Unix time at which a line was written; None: it does not say. Without a zone it is local time."""
+    """Returns the Unix time at which a line was written; None: it has no time. A time without a zone is
+    local."""
     try:
         if match := _DATED.match(text):
             return datetime.fromisoformat(match[1]).timestamp()
@@ -61,28 +62,29 @@ def time_of(text: str, now: datetime) -> float | None:
 
 
 def _this_year(text: str, now: datetime) -> datetime:
-    """Or last year, in January."""
+    """A date that would be in the future is one of the last year."""
     found = datetime.fromisoformat(f"{now.year}-{text}")
     return found if found <= now + _DAY else found.replace(year=now.year - 1)
 
 
 def merged(logs: Iterable[Iterable[LogLine]]) -> Iterator[LogLine]:
-    """By time; lines of one log in their order. Reads them as it goes."""
+    """Yields all lines by time; lines of one log stay in their order. Reads them as it goes."""
     return heapq.merge(*logs, key=lambda line: line.at)
 
 
 def last(lines: Iterable[_Line], count: int | None) -> Iterable[_Line]:
-    """None: all of them."""
+    """count: None: all lines."""
     return lines if count is None else deque(lines, maxlen=count)
 
 
 def from_on(lines: Iterable[LogLine], since: float | None) -> Iterator[LogLine]:
-    """Those of Unix time `since` or later; None: all of them."""
+    """Yields the lines of Unix time `since` or later. None: all lines."""
     return (line for line in lines if since is None or line.at >= since)
 
 
 def parse_since(text: str, now: datetime) -> float:
-    """`90s`, `10m`, `2h`, `1d` ago, or a date and time. Unix time. Errors: InvalidRequest."""
+    """Returns the Unix time of `90s`, `10m`, `2h`, `1d` ago, or of a date and time. Errors:
+    InvalidRequest."""
     if match := _SPAN.fullmatch(text):
         return now.timestamp() - float(match[1]) * _UNIT_SECONDS[match[2]]
     try:
@@ -92,8 +94,8 @@ def parse_since(text: str, now: datetime) -> float:
 
 
 def chosen(names: Sequence[str], wanted: str | None) -> list[str]:
-    """Of the processes, those of a role (`decode`), or one (`decode-1`). None: all. Errors: NotFound, with
-    what there is."""
+    """Returns the processes of a role (`decode`), or one process (`decode-1`). None: all. Errors:
+    NotFound, with what there is."""
     found = [name for name in names if wanted in (None, name, _role(name))]
     if not found:
         there = ", ".join(names) or "none"

@@ -1,4 +1,4 @@
-"""`llmserve status`: what runs, how it is, and what it does."""
+"""`llmserve status`: shows what runs, how it is, and what it does."""
 
 import argparse
 import asyncio
@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _frame(run_dir: Path) -> Frame:
-    """Errors: Unavailable when it does not run there now."""
+    """Errors: Unavailable when the cluster does not run there now."""
     now = _look(cluster_in(run_dir))
     return Frame(lambda width: page(now, width, ways=False), _as_json(now))
 

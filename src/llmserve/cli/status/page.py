@@ -1,4 +1,4 @@
-"""How a snapshot of a cluster looks on a screen. Pure."""
+"""Lays a snapshot of a cluster out for a screen. Pure."""
 
 from collections.abc import Iterator, Sequence
 
@@ -26,8 +26,8 @@ _MOST_TENANTS = 15
 _NARROW_COLUMNS = 110
 # A matrix of more workers than these is for Grafana.
 _MOST_COLUMNS = 8
-# Less than this takes as long as it takes to begin.
-_TELLING_BYTES = 1 << 20
+# A transfer of less than this takes as long as it takes to begin.
+_ENOUGH_BYTES = 1 << 20
 
 
 def page(now: Snapshot, width: int, *, ways: bool = True) -> RenderableType:
@@ -140,8 +140,8 @@ def _matrix(pairs: Sequence[tuple[str, PairStatus]]) -> RenderableType:
 
 def _speed(pair: PairStatus) -> str:
     """The speed is that of the requests' own transfers once they moved enough; else that of the probe."""
-    tells = pair.bytes >= _TELLING_BYTES and pair.seconds
-    speed = pair.bytes / pair.seconds if tells else pair.bytes_per_second
+    is_enough = pair.bytes >= _ENOUGH_BYTES and pair.seconds
+    speed = pair.bytes / pair.seconds if is_enough else pair.bytes_per_second
     parts = [f"{pair.transport} {speed / 1e9:.2f} GB/s" if speed else pair.transport]
     return ", ".join([*parts, _amount(pair.bytes)] if pair.bytes else parts)
 

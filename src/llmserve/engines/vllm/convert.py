@@ -1,4 +1,4 @@
-"""Between our request and output words and those of vLLM's EngineCore."""
+"""Converts our requests and outputs to and from those of vLLM's EngineCore."""
 
 import time
 from typing import Any
@@ -8,12 +8,13 @@ import numpy as np
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine import FinishReason as VllmFinishReason
+from vllm.v1.metrics.stats import PrefillStats as VllmPrefillStats
 from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, EngineRequest, Logprobs, PrefillStats
+from llmserve.core.request import EngineOutput, EngineRequest, HandoverReport, Logprobs, PrefillStats
 
 _FINISH = {reason: FinishReason(str(reason)) for reason in VllmFinishReason}
 
@@ -35,7 +36,8 @@ def to_core_request(request: EngineRequest) -> EngineCoreRequest:
 
 
 def _sampling_params(request: EngineRequest) -> SamplingParams:
-    """The client's parameters; without any, greedy within the limits (conformance tests, probes)."""
+    """Returns the client's parameters; without any, greedy ones within the limits (conformance tests,
+    probes)."""
     params = _decode_params(request.sampling_params) if request.sampling_params else _greedy(request)
     params.max_tokens = request.limits.max_tokens
     params.min_tokens = request.limits.min_tokens
@@ -46,8 +48,8 @@ def _sampling_params(request: EngineRequest) -> SamplingParams:
 
 
 def _kv_transfer(request: EngineRequest) -> dict[str, Any]:
-    """The tenant is what lets a request into the KV store (engines/store/manager.py). Without a namespace
-    its blocks would be found by whatever model comes next."""
+    """The tenant lets a request into the KV store (engines/store). Without a namespace it stays out: its
+    blocks would be found by whatever model comes next."""
     hand_over = dict(request.kv_transfer_params or {})
     return hand_over | {"tenant": request.tenant} if request.cache_salt and request.tenant else hand_over
 
@@ -71,9 +73,11 @@ def _greedy(request: EngineRequest) -> SamplingParams:
     )
 
 
-def to_engine_output(output: EngineCoreOutput, *, ungrammatical: bool = False) -> EngineOutput:
-    """ungrammatical: if it is an error, the request's grammar is the reason."""
-    prompt_logprobs = output.new_prompt_logprobs_tensors
+def to_engine_output(
+    output: EngineCoreOutput, handover: HandoverReport | None = None, *, ungrammatical: bool = False
+) -> EngineOutput:
+    """ungrammatical: if the output is an error, the request's grammar is the reason."""
+    prompt_logprobs, stats = output.new_prompt_logprobs_tensors, output.prefill_stats
     return EngineOutput(
         request_id=RequestId(output.request_id),
         token_ids=output.new_token_ids,
@@ -82,20 +86,17 @@ def to_engine_output(output: EngineCoreOutput, *, ungrammatical: bool = False) -
         logprobs=None if output.new_logprobs is None else _sampled(output.new_logprobs),
         prompt_logprobs=None if prompt_logprobs is None else _prompt(prompt_logprobs),
         kv_transfer_params=output.kv_transfer_params,
-        prefill_stats=_prefill_stats(output.prefill_stats),
-        error=_error(ungrammatical) if _failed(output) else "",
+        prefill_stats=None if stats is None else _prefill_stats(stats),
+        error=_error(ungrammatical) if output.finish_reason is VllmFinishReason.ERROR else "",
+        handover=handover,
     )
 
 
 def _error(ungrammatical: bool) -> str:
-    """The class name before the colon lets the apiserver raise that error."""
+    """Returns the text of an error. The apiserver raises the class that is named before a colon."""
     if ungrammatical:
         return f"{InvalidRequest.__name__}: the engine cannot compile the request's structured output"
     return "the engine could not go on with the request"
-
-
-def _failed(output: EngineCoreOutput) -> bool:
-    return output.finish_reason is VllmFinishReason.ERROR
 
 
 def _sampled(logprobs: LogprobsLists) -> Logprobs:
@@ -118,9 +119,7 @@ def _pack(token_ids: Any, logprobs: Any, ranks: Any) -> Logprobs:
     )
 
 
-def _prefill_stats(stats: Any) -> PrefillStats | None:
-    if stats is None:
-        return None
+def _prefill_stats(stats: VllmPrefillStats) -> PrefillStats:
     return PrefillStats(
         stats.num_prompt_tokens,
         stats.num_local_cached_tokens,

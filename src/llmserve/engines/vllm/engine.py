@@ -49,7 +49,7 @@ _STOPPED_POLL_SECONDS = 0.5
 
 
 class VllmEngine:
-    """registry: where its own metrics (vllm:*) are to be seen; None: they are not counted."""
+    """registry: gets vLLM's own metrics (vllm:*); None: they are not counted."""
 
     def __init__(self, spec: EngineSpec, registry: CollectorRegistry | None = None) -> None:
         self._spec = spec
@@ -99,7 +99,7 @@ class VllmEngine:
         return self._info
 
     def _refusals(self) -> Iterator[Conflict]:
-        """What vLLM, or our part of it, would find out half a minute later."""
+        """Yields what vLLM, or our part of it, would find out half a minute later."""
         if not current_platform.is_cpu():
             yield engine_on_gpu()
         if needs_compiler(self._spec.engine):
@@ -169,10 +169,12 @@ class VllmEngine:
                 return [self._output(output) for output in outputs.outputs]
 
     def _output(self, output: EngineCoreOutput) -> EngineOutput:
-        is_first = output.request_id in self._constrained
-        self._constrained.discard(output.request_id)
-        may_be_kv = self._spec.transfer.on_failure == "fail"
-        return self._with_report(to_engine_output(output, ungrammatical=is_first and not may_be_kv))
+        """The first output of a request with a grammar is an error when the engine cannot compile the
+        grammar, unless a failed transfer of KV may be the reason."""
+        request_id, may_be_kv = output.request_id, self._spec.transfer.on_failure == "fail"
+        is_ungrammatical = request_id in self._constrained and not may_be_kv
+        self._constrained.discard(request_id)
+        return to_engine_output(output, self._reports.pop(request_id, None), ungrammatical=is_ungrammatical)
 
     def _record(self, stats: Any) -> None:
         assert self._kv_events is not None
@@ -180,10 +182,6 @@ class VllmEngine:
         if leases:
             self._kv_events.put(KvEvents(leases=leases))
         self._reports.update(reports)
-
-    def _with_report(self, output: EngineOutput) -> EngineOutput:
-        report = self._reports.pop(output.request_id, None)
-        return output if report is None else replace(output, handover=report)
 
     async def next_kv_events(self) -> KvEvents:
         assert self._kv_events is not None
@@ -212,7 +210,8 @@ class VllmEngine:
             await set_peers(endpoint, addresses, _SIDE_CHANNEL_SECONDS)
 
     async def load(self) -> EngineLoad:
-        """vLLM tells with its steps; of the pairs, whose probes need no step, the rank itself is asked."""
+        """vLLM reports its load with its steps. The pairs are asked of the rank itself, since probes need no
+        step."""
         assert self._info is not None
         if self._spec.role is not WorkerRole.PREFILL:
             with suppress(TransferError, DeadlineExceeded):  # the last answer stands
@@ -238,7 +237,7 @@ class VllmEngine:
 
 
 def _telling_cause(logging_config: LoggingConfig, scratch: Path) -> LoggingConfig:
-    """So that a process of the engine leaves word in scratch of what ended its start."""
+    """Lets a process of the engine write into scratch what ended its start."""
     file = logging_config.pylogging_config_file
     content = json.loads(Path(file).read_text()) if file else DEFAULT_LOGGING_CONFIG
     return replace(logging_config, pylogging_config_file=str(write_logging(scratch, content)))

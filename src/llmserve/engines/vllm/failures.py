@@ -76,7 +76,7 @@ class Cause:
 
 
 def _first_sentence(text: str) -> str:
-    """Of pydantic's errors, what the check itself said."""
+    """Returns the first sentence; of pydantic's errors, the message of the check itself."""
     if found := re.search(r"(?:Value|Assertion) error, (.*?)(?: \[type=|$)", text, re.DOTALL):
         text = found[1]
     line = next((line for line in text.splitlines() if line.strip()), "")
@@ -119,8 +119,8 @@ def write_logging(scratch: Path, logging_config: Mapping[str, Any]) -> Path:
 
 
 def read_cause(scratch: Path) -> Cause | None:
-    """What a process of the engine wrote there; None: nothing, as when it was killed."""
+    """Returns what a process of the engine wrote there; None when it wrote nothing, as when it was killed."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        told = json.loads((scratch / _CAUSE_FILE).read_text())
-        return Cause(told["message"], told["lasts"], tuple(told["key"]))
+        fields = json.loads((scratch / _CAUSE_FILE).read_text())
+        return Cause(fields["message"], fields["lasts"], tuple(fields["key"]))
     return None

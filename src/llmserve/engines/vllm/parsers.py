@@ -11,7 +11,7 @@ _TABLES = {"tool_parsers": "_TOOL_PARSERS_TO_REGISTER", "reasoning": "_REASONING
 
 
 def parsers_here() -> Parsers | None:
-    """Of the vLLM that is installed; None: there is none, or one that keeps its names elsewhere."""
+    """Returns the parsers of the installed vLLM; None when there is none, or it keeps the names elsewhere."""
     spec = find_spec("vllm")  # of a package that is not part of another: nothing is imported
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         tool, reasoning = (_names(Path(folder) / package, table) for package, table in _TABLES.items())

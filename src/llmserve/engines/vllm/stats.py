@@ -26,7 +26,7 @@ _FROM_CONNECTOR = (
 
 
 class EngineStats:
-    """record() with each step; load() when the router is told. Both cheap."""
+    """`record` is called with each step, `load` for each heartbeat. Both are cheap."""
 
     def __init__(self) -> None:
         self.total_blocks = 0
@@ -51,7 +51,7 @@ class EngineStats:
             LeaseChange(LeaseId(lease_id), LeaseState(state), blocks, remaining)
             for lease_id, state, blocks, remaining in connector.get("lease_events", ())
         ]
-        reports = {request_id: _report(*told) for request_id, *told in connector.get("pulls", ())}
+        reports = {request_id: _report(*fields) for request_id, *fields in connector.get("pulls", ())}
         return leases, reports
 
     def record_pairs(self, pairs: Sequence[PairStatus]) -> None:
@@ -79,7 +79,7 @@ def _report(
 
 
 def _handover(stats: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With the store beside it, vLLM tells the statistics of each connector under its name."""
+    """With a store beside it, vLLM reports the statistics of each connector under its name."""
     mine = stats.get(CONNECTOR, stats)
     return mine if isinstance(mine, Mapping) else mine.data
 
@@ -99,7 +99,7 @@ class _CountedRequest:
 
 
 class VllmMetrics:
-    """Told of each request and each step. One in a process: vLLM counts in a registry that all share."""
+    """Counts each request and each step. There is one in a process, since vLLM's registry is shared."""
 
     def __init__(self, config: Any, registry: CollectorRegistry) -> None:
         """config: the engine's, once it has started. registry: what the worker's page shows."""

@@ -1,7 +1,7 @@
 """What vLLM prepares when a request first needs it, prepared before the engine says that it is ready.
 
 Grammars need a table of all tokens; on a GPU, and where the model is compiled, so do parts of sampling need
-code that is compiled on first use. Whoever runs beside the first such request would stand still meanwhile.
+code that is compiled on first use. Requests that run beside the first such request would stop meanwhile.
 """
 
 import asyncio

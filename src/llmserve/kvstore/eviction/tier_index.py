@@ -166,7 +166,7 @@ class TierIndex:
         return [node.key for node in held]
 
     def unpin(self, keys: Iterable[BlockHash]) -> None:
-        """Of what was removed meanwhile nothing is left to unpin."""
+        """Ends one pin of each block. Blocks that were removed meanwhile are ignored."""
         pinned = [node for key in keys if (node := self._tree.find(key)) and node.pins]
         for node in pinned:
             node.pins -= 1
@@ -176,7 +176,7 @@ class TierIndex:
     # -- what an operator pins: it stays, and so does what is before it, until unpinned, removed or restarted
 
     def keep(self, keys: Iterable[BlockHash]) -> int:
-        """Of those that are held; how many are pinned now and were not before."""
+        """Pins the held ones of these blocks, and returns how many were not pinned in this way before."""
         fresh = self.pin(key for key in dict.fromkeys(keys) if key not in self._kept)
         self._kept.update(fresh)
         return len(fresh)

@@ -71,8 +71,8 @@ class PromotionLimits:
 
 
 def promotions(found: Sequence[BlockAt], limits: PromotionLimits) -> list[BlockHash]:
-    """Of the leading blocks that are held somewhere, in order and without a gap: those to bring up for a
-    queued request. In order, as far as they come sooner than they could be computed."""
+    """Chooses which blocks to bring up for a queued request, among its leading blocks that are held somewhere
+    (in order, without a gap): those that come sooner than they could be computed."""
     chosen: list[BlockHash] = []
     spent, saved, room_bytes = 0.0, limits.wait_seconds, limits.room_bytes
     for block in found:

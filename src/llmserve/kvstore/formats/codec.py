@@ -54,7 +54,7 @@ class BlockCodec:
 
     @property
     def bound_bytes(self) -> int:
-        """Of the longest payload; most are shorter."""
+        """Length of the longest payload; most are shorter."""
         return max(self._shape.size_bytes, quantized_bytes(self._shape)) + TAG_BYTES
 
     def encode(self, block_key: bytes, block: memoryview, out: memoryview) -> Encoded:

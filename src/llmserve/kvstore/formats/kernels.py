@@ -12,7 +12,7 @@ def _places(  # type: ignore[no-untyped-def]
     token_offsets, channel_offsets, token_count, channel_count, start, stride, scale_start,
     token_block: tl.constexpr, channel_block: tl.constexpr,
 ):  # fmt: skip
-    """Of this program's tile: where its elements are, which exist, where its scales are, which exist."""
+    """Finds the elements and scales of this program's tile, and which of them exist."""
     repeat = tl.program_id(0).to(tl.int64)
     token = tl.arange(0, token_block)
     channel = tl.program_id(1) * channel_block + tl.arange(0, channel_block)

@@ -142,7 +142,7 @@ def _tiles(slab: Slab) -> Iterator[_Tile]:
 
 
 def _scale_bits(top: FloatArray, steps: float) -> npt.NDArray[np.uint32]:
-    """Of float32 whose low half is zero: bfloat16, rounded up."""
+    """Rounds up to bfloat16, which is a float32 whose low half is zero."""
     scales = np.maximum(top / np.float32(steps), np.float32(LEAST_SCALE))
     bits: npt.NDArray[np.uint32] = scales.view(np.uint32)
     bits += np.uint32(0xFFFF)

@@ -157,9 +157,10 @@ _AMX_TOKENS, _AMX_ELEMENTS, _PAIR = 16, 16, 2
 def shape_of(
     layout: str, element: Element, *, layers: int, heads: int, tokens: int, head_size: int
 ) -> BlockShape:
-    """Of blocks that hold K and V of so many layers and heads (of one rank), of equal size in each layer;
-    tokens: of a kernel block, of which a block may have several (count them as layers). Layouts that are not
-    known here get `grouped`: scales are shared by neighbours in memory then, not by channel."""
+    """The shape of blocks with K and V of so many layers and heads (of one rank), equal in each layer.
+
+    tokens: of a kernel block, of which a block may have several (count them as layers). A layout that is not
+    known here gets `grouped`: neighbours in memory share a scale then, not the tokens of a channel."""
     axes, _, packing = layout.partition("/")
     parts = _parts(packing, tokens, head_size)
     if not parts or axes == "whole":
@@ -172,7 +173,7 @@ def shape_of(
 
 
 def grouped(element: Element, size_bytes: int, group_elements: int = _GROUP_ELEMENTS) -> BlockShape:
-    """Of any block: one scale for so many neighbours in memory, or fewer where the size is no multiple."""
+    """A shape for any block: so many neighbours in memory share a scale, or fewer for an odd size."""
     elements = size_bytes // element.size_bytes
     group = gcd(elements, group_elements)
     return BlockShape(element, (Section(elements // group, (_part(f"t{group}"),)),))

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from llmserve.config.schema import TransferConfig
 from llmserve.core.request import PairStatus
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 SAMPLED_PIECES = 16
 _LEAST_LIMIT_SECONDS = 0.5
+_DEFAULTS = TransferConfig()
 
 Verify = Literal["off", "sampled", "always"]
 
@@ -28,10 +30,10 @@ class TransferPolicy:
     probed speed below which a transfer has failed. attempt_seconds: longest time of a round of copies.
     bytes_per_second: limit of all transfers of this process; None: no limit."""
 
-    slow_factor: float = 3.0
-    slow_share: float = 0.1
+    slow_factor: float = _DEFAULTS.slow_factor
+    slow_share: float = _DEFAULTS.slow_share
     attempt_seconds: float = 10.0
-    verify: Verify = "sampled"
+    verify: Verify = _DEFAULTS.verify
     bytes_per_second: float | None = None
 
     def limit_seconds(self, expected: float | None) -> float:

@@ -2,7 +2,7 @@
 
 import json
 
-from llmserve.apiserver.explain.record import RecordHandle, RequestRecord
+from llmserve.apiserver.explain.record import HttpRecord, RecordHandle
 from llmserve.apiserver.explain.view import view
 from llmserve.cli.explain import lines
 from llmserve.core.outcome import Outcome
@@ -29,9 +29,9 @@ def _placed(prefill: str, decode: str, queue_seconds: float = 0.25) -> router_pb
     return router_pb2.Placed(placement=placement, queue_seconds=queue_seconds, report=report)
 
 
-def _migrated() -> RequestRecord:
+def _migrated() -> HttpRecord:
     """Its first decode worker was lost, its KV fell back to tcp, and it was completed."""
-    handle = RecordHandle(RequestRecord(["x-1"], "red", "/v1/chat/completions"))
+    handle = RecordHandle(HttpRecord(["x-1"], "red", "/v1/chat/completions"))
     handle.known_as("chatcmpl-1")
     began = handle.record.started_at
     sequence = handle.sequence("chatcmpl-1-ab")
@@ -93,7 +93,7 @@ def test_people_read_the_same() -> None:
 
 
 def test_one_that_waits_for_its_place() -> None:
-    handle = RecordHandle(RequestRecord(["x-1"], "red", "/v1/completions"))
+    handle = RecordHandle(HttpRecord(["x-1"], "red", "/v1/completions"))
     handle.sequence("a").asked()
     shown = view(handle.record, "apiserver-0")
     assert shown["running"]
@@ -109,7 +109,7 @@ def test_kv_that_was_recomputed_says_why() -> None:
 
 
 def test_that_one_worker_did_it_all_says_why() -> None:
-    handle = RecordHandle(RequestRecord(["x-1"], "red", "/v1/completions"))
+    handle = RecordHandle(HttpRecord(["x-1"], "red", "/v1/completions"))
     placed = _placed("", "prefill-0")
     placed.report.note = "no decode worker can be used (decode-0: reset by peer)"
     sequence = handle.sequence("a")

@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from llmserve.apiserver.explain.record import RecordHandle, RequestRecord, SequenceRecord
+from llmserve.apiserver.explain.record import HttpRecord, RecordHandle, SequenceRecord
 from llmserve.apiserver.http.spans import HttpSpans, end
 from llmserve.core.outcome import Outcome
 from llmserve.tracing.base import NO_SPAN
 from tests.support.spans import ROOT, KeptSpan, KeptSpans
 
 
-def ended(record: RequestRecord) -> KeptSpan:
+def ended(record: HttpRecord) -> KeptSpan:
     kept = KeptSpans()
     end(HttpSpans(kept, "tiny").begin("/v1/chat/completions", [], "x-1", "red"), record)
     (span,) = kept.spans
@@ -19,11 +19,11 @@ def ended(record: RequestRecord) -> KeptSpan:
     return span
 
 
-def record(status: int = 200, why: str = "", **sequence: Any) -> RequestRecord:
+def record(status: int = 200, why: str = "", **sequence: Any) -> HttpRecord:
     ran = SequenceRecord("chatcmpl-1-ab", prompt_tokens=30, output_tokens=4, outcome="completed")
     for name, value in sequence.items():
         setattr(ran, name, value)
-    return RequestRecord(["x-1", "chatcmpl-1"], "red", status=status, error=why, sequences=[ran, ran])
+    return HttpRecord(["x-1", "chatcmpl-1"], "red", status=status, error=why, sequences=[ran, ran])
 
 
 def test_it_begins_below_the_clients_own() -> None:
@@ -70,13 +70,13 @@ def test_it_fails_by_our_faults_alone(status: int, error: str, sequence_error: s
 
 
 def test_a_request_that_was_refused_early_has_no_tokens() -> None:
-    attributes = ended(RequestRecord(["x-1"], status=400)).attributes
+    attributes = ended(HttpRecord(["x-1"], status=400)).attributes
     assert attributes["http.response.status_code"] == 400
     assert not any(name.startswith("gen_ai.usage") for name in attributes)
 
 
 def test_it_is_over_when_the_last_part_is() -> None:
-    handle, told = RecordHandle(RequestRecord()), []
+    handle, told = RecordHandle(HttpRecord()), []
     handle.when_closed(lambda: told.append(handle.record.ended_at))
     handle.sequence("a").ended(1.0, Outcome.COMPLETED, 1)
     handle.part_ended()

@@ -8,7 +8,7 @@ A, B = TenantId("a"), TenantId("b")
 
 
 def test_a_burst_then_a_share_of_the_requests() -> None:
-    budget = RetryBudget(RetryLimits(share=0.25, burst=3))
+    budget = RetryBudget(RetryLimits(share=0.25, burst=3, tenant_share=0.5))
     assert [budget.take(A) for _ in range(4)] == [True, True, True, False]
     for _ in range(3):
         budget.started(A)
@@ -46,7 +46,7 @@ def test_requests_of_one_tenant_do_not_fill_another_s() -> None:
 def test_never_more_than_burst_and_share(
     events: list[tuple[TenantId, bool]], burst: int, share: float
 ) -> None:
-    budget = RetryBudget(RetryLimits(share, burst))
+    budget = RetryBudget(RetryLimits(share, burst, tenant_share=0.5))
     started = {A: 0, B: 0}
     retries = {A: 0, B: 0}
     for tenant, is_start in events:

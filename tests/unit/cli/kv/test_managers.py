@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llmserve.cli.kv.managers import imported, listed, summed
+from llmserve.cli.kv.managers import KvManagers, _Manager, imported, listed, summed
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 
@@ -75,3 +75,67 @@ def test_imports_add_up() -> None:
     whole = imported(before, now)
     assert (whole.received_blocks, whole.stored_blocks, whole.present_blocks) == (7, 5, 1)
     assert (whole.refused_blocks, whole.tier, whole.done) == (1, "disk", True)
+
+
+FIGURES = {
+    "blocks": 1,
+    "used_bytes": 2,
+    "capacity_bytes": 3,
+    "pinned_blocks": 4,
+    "queued_bytes": 5,
+    "hit_blocks": 6,
+    "hit_tokens": 7,
+    "load_bytes": 8,
+    "load_seconds": 9.5,
+    "store_bytes": 10,
+    "store_seconds": 11.5,
+}
+
+
+def test_every_figure_of_a_tier_is_added_up() -> None:
+    """And those of a tier that only one has."""
+    answer = pb.GetKvStatusResponse(tiers=[tier("disk", **FIGURES)])
+    other = pb.GetKvStatusResponse(tiers=[tier("disk", **FIGURES), tier("ram", blocks=3)])
+    disk, ram = summed({"kvmanager-0": answer, "kvmanager-1": other}).tiers
+    assert {name: getattr(disk, name) for name in FIGURES} == {name: 2 * one for name, one in FIGURES.items()}
+    assert (disk.name, disk.kind, ram.name, ram.blocks) == ("disk", "dram", "ram", 3)
+
+
+def test_errors_of_several_are_all_named() -> None:
+    answers = {name: pb.GetKvStatusResponse(tiers=[tier("disk", trouble=f"{name} is full")]) for name in "ab"}
+    assert summed(answers).tiers[0].trouble == "a: a is full; b: b is full"
+
+
+def test_a_block_is_as_idle_as_where_it_was_used_last() -> None:
+    places = [pb.BlockPlace(idle_seconds=9.0), pb.BlockPlace(idle_seconds=1.0)]
+    often = pb.ListedBlock(block_hash=b"often", places=places)
+    other = pb.ListedBlock(block_hash=b"other", places=[pb.BlockPlace(idle_seconds=5.0)])
+    listing = listed([pb.ListBlocksResponse(blocks=[other, often], total_blocks=2)], 5)
+    assert [one.block_hash for one in listing.blocks] == [b"often", b"other"]
+
+
+def test_a_worker_that_is_not_connected_is_not_heard() -> None:
+    silent = [pb.WorkerKvStatus(worker_id=f"w{at}", connected=False) for at in range(5)]
+    started = pb.GetKvStatusResponse(workers=silent, directory_blocks=1)
+    knows = pb.GetKvStatusResponse(workers=workers(1), directory_blocks=9)
+    assert summed({"kvmanager-0": started, "kvmanager-1": knows}).directory_blocks == 9
+
+
+class Stub:
+    """A KV manager that evicts the same at each call."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[pb.EvictBlocksRequest, float]] = []
+
+    async def EvictBlocks(self, request: pb.EvictBlocksRequest, timeout: float) -> pb.EvictBlocksResponse:  # noqa: N802
+        self.asked.append((request, timeout))
+        return pb.EvictBlocksResponse(evicted_blocks=1, evicted_bytes=20, pinned_blocks=3, busy_blocks=4)
+
+
+async def test_evicted_blocks_of_all_managers_are_added_up() -> None:
+    stubs = [Stub(), Stub()]
+    managers = KvManagers([_Manager(f"kvmanager-{at}", "h:1", stub) for at, stub in enumerate(stubs)])
+    wanted = pb.BlockFilter(tier="disk")
+    done = await managers.evict(wanted)
+    assert done == pb.EvictBlocksResponse(evicted_blocks=2, evicted_bytes=40, pinned_blocks=6, busy_blocks=8)
+    assert all(stub.asked == [(pb.EvictBlocksRequest(filter=wanted), 600.0)] for stub in stubs)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.core.ids import BlockHash
+from llmserve.kvstore.directory import directory as directories
 from llmserve.kvstore.directory.directory import Applied, BlockReport, Directory, Holder, KvTier
 
 
@@ -215,3 +216,19 @@ def test_many_holders_share_their_masks(directory: Directory) -> None:
     for number in range(40):
         directory.apply(_snapshot(f"w{number}", "abcd"))
     assert len({id(mask) for mask in directory._masks.values()}) == 1
+
+
+def test_shared_masks_are_bounded(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directories, "_MOST_SHARED_MASKS", 4)
+    for number in range(8):
+        directory.apply(_snapshot(f"w{number}", "abcd"[: 1 + number % 4]))
+        assert len(directory._shared) <= 4
+    directory.check_integrity()
+
+
+def test_a_bit_that_was_given_back_is_used_again(directory: Directory) -> None:
+    for name in "xyz":
+        directory.apply(_snapshot(name, "a"))
+    directory.drop(Holder("y"))
+    directory.apply(_snapshot("w", "a"))
+    assert directory.mask(_blocks("a")[0]) == 0b111

@@ -74,3 +74,17 @@ def test_what_was_asked_for_once_is_forgotten_in_time() -> None:
 
 def test_memory_is_eight_bytes_a_block() -> None:
     assert FrequencySketch(1 << 20).memory_bytes == 8 << 20
+
+
+def test_from_eight_uses_on_a_block_is_shared_by_many() -> None:
+    """The eighth use of a beginning says nothing about what follows it; the seventh still does."""
+    for uses, proven in ((7, 6), (8, 2)):
+        admission = _admission()
+        for number in range(uses - 1):
+            admission.observe([*_blocks("start", 2), *_blocks(f"own{number}", 1)])
+        assert admission.observe([*_blocks("start", 2), *_blocks("new", 4)]) == proven
+
+
+def test_a_small_sketch_has_room_for_collisions() -> None:
+    sizes = {blocks: FrequencySketch(blocks).memory_bytes for blocks in (1, 32, 33)}
+    assert sizes == {1: 4 * 64, 32: 4 * 64, 33: 4 * 128}

@@ -112,3 +112,15 @@ def test_arc_remembers_no_more_than_it_holds() -> None:
     policy = ArcPolicy()
     _fill(policy, range(10_000), 10)
     assert len(policy._left_once) + len(policy._left_again) <= 20
+
+
+def test_s3fifo_gives_a_round_in_the_main_queue_for_each_use() -> None:
+    policy = S3FifoPolicy()
+    _fill(policy, range(4), 4)
+    for number in range(4):
+        policy.touch(_key(number))
+    assert _evict(policy) == _key(0)  # the others are in the main queue now
+    for _ in range(2):
+        policy.touch(_key(1))
+    policy.touch(_key(2))
+    assert [_evict(policy) for _ in range(3)] == [_key(3), _key(2), _key(1)]

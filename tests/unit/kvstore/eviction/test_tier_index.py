@@ -200,3 +200,12 @@ def test_a_block_over_the_quota_or_in_use_stays_nobodys() -> None:
 def test_nobody_has_a_hot_set() -> None:
     book, _ = _found(EvictionRules(tenant_hotset_bytes=4))
     assert [victim.key for victim in book.make_room(2, X)] == _keys("ab"), "in the order they were found"
+
+
+def test_a_tenant_within_its_hot_set_gives_to_itself_only(clock: VirtualClock) -> None:
+    index = TierIndex(4, LruPolicy, clock, EvictionRules(tenant_hotset_bytes=2))
+    for key, tenant in (("a", X), ("b", X), ("c", Y), ("d", Y)):
+        clock.advance(1)
+        index.add(_keys(key)[0], None, 1, tenant)
+    assert index.make_room(1, TenantId("z")) == []
+    assert [victim.key for victim in index.make_room(1, Y)] == _keys("c")

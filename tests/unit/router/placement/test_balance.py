@@ -39,3 +39,13 @@ def test_alone_there_is_no_share_to_be_over() -> None:
     for _ in range(5000):  # far past where counts are scaled down
         spread.placed(A, 1)
     assert spread.over(1) == set()
+
+
+def test_counts_stay_small_and_workers_that_left_are_forgotten() -> None:
+    spread = PlacementBalance()
+    spread.placed(B, 2)
+    for _ in range(5000):
+        spread.placed(A, 2)
+        assert spread._unit <= 1.1e12
+    assert set(spread._counts) == {A}
+    assert spread.over(2) == {A}

@@ -369,3 +369,80 @@ def test_what_is_crowded_is_compared_with_its_own_role_and_model(field: Field) -
     for _ in range(40):
         field.plan(PlacementRequest("other", 1600))
     assert set(_spreads(field.plan(_held(800, "prefill-0", "decode-0"))).values()) == {0.0}
+
+
+# -- the shortlist: of many workers, only the best four of each role are paired
+
+
+def _linked(field: Field, *near: str) -> None:
+    """Decode workers fetch quickly from these prefill workers, and slowly from the others."""
+    prefill = [m.spec.worker_id for m in field.membership if m.spec.role == "prefill"]
+    links = tuple(_link(name, 100.0 if name in near else 1.0) for name in prefill)
+    for member in field.membership:
+        if member.spec.role == "decode":
+            field.membership.heartbeat(member.spec.worker_id, 1, EngineLoad(pairs=links))
+
+
+def test_a_crowded_prefill_worker_keeps_nobody_off_the_shortlist(field: Field) -> None:
+    field.add(*(f"prefill-{number}" for number in range(5)), "decode-0")
+    _crowd(field, "prefill-0", "decode-0")
+    _linked(field, "prefill-4")
+    field["prefill-0"].slots.backlog.add("other", 0.2, field.clock.now())
+    field["prefill-4"].slots.backlog.add("other", 0.1, field.clock.now())
+    assert field.chosen(_held(800, "prefill-0"))[0] == "prefill-4"
+
+
+def test_a_cached_prefill_worker_is_on_the_shortlist(field: Field) -> None:
+    field.add(*(f"prefill-{number}" for number in range(6)), "decode-0")
+    for number in range(5):
+        field[f"prefill-{number}"].slots.backlog.add("other", 0.7, field.clock.now())
+    field["prefill-5"].slots.backlog.add("other", 1.4, field.clock.now())
+    assert field.chosen(_held(800, "prefill-5"))[0] == "prefill-5"
+
+
+def test_a_crowded_decode_worker_keeps_nobody_off_the_shortlist(field: Field) -> None:
+    field.add("prefill-0", *(f"decode-{number}" for number in range(5)))
+    _crowd(field, "prefill-0", "decode-0")
+    field.run("decode-0", 3)
+    field.run("decode-4", 2)
+    quick = (_link("prefill-0", 100.0),)
+    field.membership.heartbeat(WorkerId("decode-4"), 1, EngineLoad(pairs=quick))
+    assert field.chosen(_held(800, "decode-0"))[1] == "decode-4"
+
+
+def test_a_crowded_worker_for_both_keeps_nobody_off_the_shortlist(field: Field) -> None:
+    field.add(*(f"aggregated-{number}" for number in range(2)))
+    _crowd(field, "aggregated-0")
+    field["aggregated-1"].slots.backlog.add("other", 1.0, field.clock.now())
+    plan = field.plan(_held(800, "aggregated-0"))
+    # 1.6 s for itself and as much for another, as if nothing were cached, against a second more.
+    assert [(c.decode, round(c.total_seconds, 1)) for c in plan.candidates] == [
+        ("aggregated-0", 3.2),
+        ("aggregated-1", 4.2),
+    ]
+
+
+def test_prompts_that_a_decode_worker_computes_delay_its_steps(field: Field) -> None:
+    field.add("prefill-0", "decode-0", "decode-1")
+    before = {str(c.decode): c.parts.decode for c in field.plan().candidates if c.prefill}
+    field["decode-0"].slots.backlog.add("other", 0.01, field.clock.now())
+    after = {str(c.decode): c.parts.decode for c in field.plan().candidates if c.prefill}
+    assert after["decode-0"] - before["decode-0"] == pytest.approx(0.01)
+    assert after["decode-1"] == before["decode-1"]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "used", "missing"),
+    [(1000, 0, 0.0), (107, 0, 0.0), (106, 0, 4 / 1700), (200, 150, 900 / 1700), (9, 9, 1.0)],
+)
+def test_kv_that_has_no_room_waits_for_those_that_run(
+    field: Field, blocks: int, used: int, missing: float
+) -> None:
+    """The request needs 1,700 tokens, in blocks of 16; its steps take 11 ms."""
+    field.add("prefill-0", "decode-0")
+    free = field.plan().candidates[0].parts.decode
+    member = field["decode-0"]
+    member.spec = replace(member.spec, total_blocks=blocks)
+    field.membership.heartbeat(WorkerId("decode-0"), 1, EngineLoad(used_blocks=used))
+    decode = next(c.parts.decode for c in field.plan().candidates if c.prefill)
+    assert decode - free == pytest.approx(missing * 100 * 0.011)

@@ -172,7 +172,7 @@ def _unpack_part(head: BlobHead) -> Place:
 
 
 def page_table(places: Sequence[bytes]) -> tuple[Int64s, Int64s, Int64s]:
-    """Of all runs of these places, ordered by page: first page, end, and the number of the place."""
+    """First page, end and number of the place for all runs of these places, ordered by page."""
     single = [number for number, place in enumerate(places) if len(place) == _ONE_RUN.itemsize]
     rows = np.frombuffer(b"".join([places[number] for number in single]), _ONE_RUN)
     taken = set(single)

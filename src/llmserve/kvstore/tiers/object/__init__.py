@@ -18,7 +18,7 @@ GOOGLE_SERVICE_ACCOUNT and so on) or from the machine's own identity. They are i
 server says is cut down to its code before it gets into a reason.
 
 A bucket that is away: requests are retried with backoff up to a deadline, then refused at once until it is
-back (`gate`). To the caller all this is FAILED with a reason, or MISSING.
+back (`bucket.BucketGate`). To the caller all this is FAILED with a reason, or MISSING.
 """
 
 from llmserve.kvstore.tiers.object.settings import ObjectSettings, RequestLimits, RetryPolicy

@@ -50,7 +50,7 @@ class Pack:
 
     @property
     def garbage_share(self) -> float:
-        """Of its records' bytes. 1 when nothing is live."""
+        """Share of garbage in the bytes of its records; 1 when nothing is live."""
         return 1.0 - self.held_bytes / max(1, self.records_bytes) if self.live_count else 1.0
 
 

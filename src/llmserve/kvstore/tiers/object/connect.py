@@ -53,7 +53,7 @@ def _client(settings: ObjectSettings) -> dict[str, Any]:
 
 
 def _place(settings: ObjectSettings, scheme: str) -> dict[str, str]:
-    """Of S3 only: the others have theirs in the url."""
+    """Endpoint and region for S3; the others have theirs in the url."""
     named = {"endpoint": settings.endpoint, "region": settings.region} if scheme.startswith("s3") else {}
     return {key: value for key, value in named.items() if value}
 

@@ -51,7 +51,7 @@ class RequestFailed(Unavailable):
 
 
 def failure_of(error: Exception) -> RequestFailed:
-    """Of anything that a request of obstore raises."""
+    """Maps anything that a request of obstore raises."""
     text = str(error)
     if any(host in text for host in _IDENTITY_HOSTS):
         return RequestFailed(FailureKind.DENIED, f"{FailureKind.DENIED}: {_NO_CREDENTIALS}")

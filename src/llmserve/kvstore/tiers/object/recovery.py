@@ -86,7 +86,7 @@ class Recovery:
         return decode_index(tail[-FOOTER_BYTES - footer.index_bytes : -FOOTER_BYTES], footer)
 
     async def _removed(self, listed: Sequence[ListedObject]) -> Removed:
-        """Of all owners. One that cannot be read costs nothing but the room of what comes back."""
+        """Reads the removals of all owners. One that cannot be read only costs room."""
         removed: dict[str, Sequence[int]] = {}
         for one in listed:
             if one.path != removals_path(owner_of(one.path)) or not one.size_bytes:

@@ -22,7 +22,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Of requests to the bucket. Reads have somebody waiting, who can recompute; the others have not."""
+    """Bounds of requests to the bucket. They are short for reads, whose caller waits and can recompute."""
 
     reads_in_flight: int = 16
     uploads_in_flight: int = 4  # each holds a pack in memory

@@ -102,7 +102,7 @@ class ObjectTier:
             self._parts.changed()
 
     def held(self) -> list[tuple[BlobKey, int]]:
-        """Of the own packs: what others have written is theirs to let go."""
+        """Lists the blobs of the own packs: only their owner removes the others."""
         return self.catalog.held()
 
     def usage(self) -> Usage:

@@ -107,7 +107,7 @@ class Uploader:
 
     @property
     def room_bytes(self) -> int:
-        """Of the capacity, what neither packs nor builders take."""
+        """Bytes of the capacity that neither packs nor builders take."""
         builders = sum(builder.size_bytes for builder in self._builders)
         return self._settings.capacity_bytes - self._catalog.used_bytes - builders
 

@@ -6,7 +6,7 @@ from typing import Any
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
-from llmserve.workers.sessions import SessionOutbox
+from llmserve.workers.sessions import DeltaOutbox
 
 
 def output(name: str, *tokens: int, **more: Any) -> EngineOutput:
@@ -18,7 +18,7 @@ def logprobs(width: int, fill: bytes) -> Logprobs:
 
 
 async def test_what_is_pending_merges_to_one_delta_a_request() -> None:
-    outbox = SessionOutbox()
+    outbox = DeltaOutbox()
     report = HandoverReport("tcp", 640, 0.5, (), "")
     outbox.put(output("a", 1, prefill_stats=PrefillStats(7), handover=report))
     outbox.put(output("b", 9))
@@ -40,7 +40,7 @@ async def test_what_is_pending_merges_to_one_delta_a_request() -> None:
 
 
 async def test_logprobs_of_one_width_join_row_by_row() -> None:
-    outbox = SessionOutbox()
+    outbox = DeltaOutbox()
     outbox.put(output("a", 1, logprobs=logprobs(2, b"1"), prompt_logprobs=logprobs(3, b"p")))
     outbox.put(output("a", 2, logprobs=logprobs(2, b"2")))
     (merged,) = await outbox.take()
@@ -49,7 +49,7 @@ async def test_logprobs_of_one_width_join_row_by_row() -> None:
 
 
 async def test_logprobs_of_two_widths_stay_apart_and_in_order() -> None:
-    outbox = SessionOutbox()
+    outbox = DeltaOutbox()
     outbox.put(output("a", 1, logprobs=logprobs(2, b"1")))
     outbox.put(output("a", 2))
     outbox.put(output("a", 3))
@@ -57,14 +57,14 @@ async def test_logprobs_of_two_widths_stay_apart_and_in_order() -> None:
 
 
 async def test_nothing_merges_into_a_finished_request() -> None:
-    outbox = SessionOutbox()
+    outbox = DeltaOutbox()
     outbox.put(output("a", 1, finish_reason=FinishReason.LENGTH))
     outbox.put(output("a", 2))
     assert len(await outbox.take()) == 2
 
 
 async def test_take_waits_and_close_wakes_it() -> None:
-    outbox = SessionOutbox()
+    outbox = DeltaOutbox()
     taker = asyncio.ensure_future(outbox.take())
     await asyncio.sleep(0)
     assert not taker.done()
@@ -75,7 +75,7 @@ async def test_take_waits_and_close_wakes_it() -> None:
 
 
 async def test_a_dropped_request_is_not_sent() -> None:
-    outbox = SessionOutbox()
+    outbox = DeltaOutbox()
     outbox.put(output("a", 1))
     outbox.put(output("b", 2))
     assert outbox.drop(RequestId("a")) == [output("a", 1)]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.config.plan_types import deal, divide, omp_binding, ranges
+from llmserve.config.plan_types import ProcessRole, ProcessSpec, deal, divide, omp_binding, ranges
 
 core_lists = st.lists(st.integers(0, 200), unique=True, max_size=40).map(sorted)
 
@@ -41,3 +41,10 @@ def test_omp_binding_separates_ranks() -> None:
     assert omp_binding((0, 1, 2, 3), 1) == "0-3"
     assert omp_binding((0, 1, 4, 5), 2) == "0-1|4-5"
     assert omp_binding((7,), 2) == "7|7"
+
+
+def test_a_process_without_addresses_has_no_options_for_them() -> None:
+    spec = ProcessSpec(ProcessRole.ROUTER, "router-0", "llmserve.router")
+    options = ["--manifest", "m.yaml", "--name", "router-0", "--run-dir", "run", "--metrics-port", "0"]
+    assert spec.arguments("m.yaml", "run", "model") == options
+    assert spec.command("m.yaml", "run") == ["-P", "-m", "llmserve.router", *options]
