@@ -12,15 +12,15 @@ import grpc.aio
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotLeader
 from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.tasks import TaskOwner
-from llmserve.router.admin.commands import RouterCommands
+from llmserve.router.admin.commands import OperatorCommands
 from llmserve.router.admin.reload import RouterLiveSettings
 from llmserve.router.codec import decode_admit, decode_held, decode_worker, encode_order, encode_peers
 from llmserve.router.controller import Controller
 from llmserve.router.event_loop import EventLoop
 from llmserve.router.events import Effect
 from llmserve.router.leader.election import LeaderCheck
-from llmserve.router.sessions import ApiserverSession
-from llmserve.router.streams import SessionOutbox, SessionStream
+from llmserve.router.sessions import RouterSession
+from llmserve.router.streams import RouterOutbox, SessionStream
 from llmserve.rpc.codec import decode_load, decode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
@@ -33,14 +33,14 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 class SessionCalls:
     """Life: converse, any number at a time -> aclose. sign_of_life_seconds: idle_seconds of each
-    SessionOutbox."""
+    RouterOutbox."""
 
     def __init__(
         self,
         controller: Controller,
         event_loop: EventLoop,
         leader_check: LeaderCheck,
-        commands: RouterCommands,
+        commands: OperatorCommands,
         sign_of_life_seconds: float | None,
     ) -> None:
         self._controller, self._event_loop, self._leader_check = controller, event_loop, leader_check
@@ -73,7 +73,7 @@ class SessionCalls:
         apiserver_id = ApiserverId(hello.apiserver_id)
         held = [decode_held(message) for message in hello.held]
         session, effects = self._controller.open_session(apiserver_id, held)
-        stream = SessionStream(session, SessionOutbox(self._sign_of_life_seconds))
+        stream = SessionStream(session, RouterOutbox(self._sign_of_life_seconds))
         older = self._event_loop.streams.add(stream)
         stream.outbox.send_state(self._event_loop.cluster())
         if older:
@@ -106,7 +106,7 @@ class SessionCalls:
         finally:
             stream.outbox.close(error)
 
-    def _receive(self, session: ApiserverSession, message: router_pb2.RouterSessionRequest) -> list[Effect]:
+    def _receive(self, session: RouterSession, message: router_pb2.RouterSessionRequest) -> list[Effect]:
         match message.WhichOneof("message"):
             case "admit":
                 admit = decode_admit(message.admit)
@@ -128,7 +128,7 @@ class SessionCalls:
             case other:
                 raise InvalidRequest(f"a session message cannot be {other or 'empty'} here")
 
-    def _done(self, session: ApiserverSession, done: router_pb2.Done) -> list[Effect]:
+    def _done(self, session: RouterSession, done: router_pb2.Done) -> list[Effect]:
         outcome = decode_outcome(done.outcome)
         cached = done.cached_tokens if done.HasField("cached_tokens") else None
         name = RequestId(done.request_id)

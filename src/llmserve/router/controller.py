@@ -22,7 +22,7 @@ from llmserve.router.placement.rules import PlacementRules
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.prefix.lookup import PrefixLookup
 from llmserve.router.requests import Requests
-from llmserve.router.sessions import ApiserverSession, PlacementHold, Work
+from llmserve.router.sessions import PlacementHold, RouterSession, Work
 from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.speed import WorkerSpeeds
@@ -103,7 +103,7 @@ class Controller:
 
     def open_session(
         self, apiserver_id: ApiserverId, held: Iterable[HeldRequest]
-    ) -> tuple[ApiserverSession, list[Effect]]:
+    ) -> tuple[RouterSession, list[Effect]]:
         """An apiserver opens a session. Its older session, if one is still open, is closed first."""
         older = self._entries.session_of(apiserver_id)
         effects = self.close_session(older) if older else []
@@ -111,7 +111,7 @@ class Controller:
         self._adopt(session, held, charged=self._takeover.already_charged(apiserver_id))
         return session, effects
 
-    def close_session(self, session: ApiserverSession) -> list[Effect]:
+    def close_session(self, session: RouterSession) -> list[Effect]:
         """The stream has ended. Everything that the session held is given back. Idempotent."""
         self._entries.drop_session(session)
         ended = [self._requests.end(request_id, Exit.GIVEN_BACK) for request_id in list(session.entries)]
@@ -119,7 +119,7 @@ class Controller:
 
     # -- requests
 
-    def admit(self, session: ApiserverSession, admit: Admit) -> list[Effect]:
+    def admit(self, session: RouterSession, admit: Admit) -> list[Effect]:
         """A request asks for a place. If it has one already, or waits for one, it gives that up first: its
         worker was lost."""
         entry = self._entries.get(admit.request_id)
@@ -132,14 +132,14 @@ class Controller:
         effects += [*self._requests.offer(session, admit), *self._dispatch()]
         return [*effects, *self._requests.prefetch(admit)]
 
-    def first_token(self, session: ApiserverSession, request_id: RequestId) -> list[Effect]:
+    def first_token(self, session: RouterSession, request_id: RequestId) -> list[Effect]:
         """The prefill of a request is over: its worker can take another. Idempotent."""
         entry = session.entries.get(request_id)
         if entry is None or entry.hold is None or entry.hold.work.first_token_at is not None:
             return []
         return [*self._requests.first_token(request_id), *self._dispatch()]
 
-    def progress(self, session: ApiserverSession, request_id: RequestId, output_tokens: int) -> list[Effect]:
+    def progress(self, session: RouterSession, request_id: RequestId, output_tokens: int) -> list[Effect]:
         """A request has generated this many tokens since it was placed."""
         if request_id in session.entries:
             self._requests.progress(request_id, output_tokens)
@@ -147,7 +147,7 @@ class Controller:
 
     def done(
         self,
-        session: ApiserverSession,
+        session: RouterSession,
         request_id: RequestId,
         outcome: Outcome,
         output_tokens: int,
@@ -229,7 +229,7 @@ class Controller:
 
     # -- parts
 
-    def _adopt(self, session: ApiserverSession, held: Iterable[HeldRequest], *, charged: bool) -> None:
+    def _adopt(self, session: RouterSession, held: Iterable[HeldRequest], *, charged: bool) -> None:
         for request in held:
             if request.request_id not in self._entries:
                 prefill = self._slots(request.prefill) if request.prefill else None

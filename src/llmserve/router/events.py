@@ -9,7 +9,7 @@ from llmserve.core.ids import BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.router.placement.planner import Candidate, PlacementRequest, Plan
 from llmserve.router.prefix.index import HashedPrompt, Stretch
-from llmserve.router.sessions import ApiserverSession
+from llmserve.router.sessions import RouterSession
 from llmserve.scheduler.request import QueueReport
 
 
@@ -66,7 +66,7 @@ class RequestPlaced:
     """predicted_cached_tokens: prompt tokens that the prefill worker is expected to have cached.
     requests_ahead: requests that waited when it arrived."""
 
-    session: ApiserverSession
+    session: RouterSession
     request_id: RequestId
     plan: Plan
     queue_seconds: float
@@ -79,7 +79,7 @@ class RequestPlaced:
 class RequestRefused:
     """outcome: REJECTED before the queue, EVICTED from it."""
 
-    session: ApiserverSession
+    session: RouterSession
     request_id: RequestId
     outcome: Outcome
     error: LLMServeError
@@ -112,7 +112,7 @@ class CachedTokens:
 class RequestEnded:
     """Nothing is sent: the apiserver knows. cached: known if the engine reported its cached tokens."""
 
-    session: ApiserverSession
+    session: RouterSession
     request_id: RequestId
     exit: Exit
     cached: CachedTokens | None = None

@@ -15,7 +15,7 @@ from llmserve.router.events import (
 )
 from llmserve.router.prefix.hash_check import HashState
 from llmserve.router.prefix.lookup import PrefixLookup
-from llmserve.router.sessions import ApiserverSession
+from llmserve.router.sessions import RouterSession
 from llmserve.router.workers.worker import WorkerState
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.tracing import words
@@ -109,9 +109,9 @@ class QueueSpans:
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._waiting: dict[tuple[ApiserverSession, RequestId], Span] = {}
+        self._waiting: dict[tuple[RouterSession, RequestId], Span] = {}
 
-    def asked(self, session: ApiserverSession, admit: router_pb2.Admit) -> None:
+    def asked(self, session: RouterSession, admit: router_pb2.Admit) -> None:
         """Called again for a request whose worker was lost, or whose apiserver lost its session."""
         if not admit.traceparent:
             return
@@ -160,6 +160,6 @@ class QueueSpans:
             attributes[words.PREFILL] = prefill.spec.worker_id
         span.end(attributes=attributes)
 
-    def _end(self, session: ApiserverSession, request_id: RequestId, how: Exit) -> None:
+    def _end(self, session: RouterSession, request_id: RequestId, how: Exit) -> None:
         if span := self._waiting.pop((session, request_id), None):
             span.end(attributes={words.OUTCOME: how.value})

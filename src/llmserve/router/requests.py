@@ -18,7 +18,7 @@ from llmserve.router.events import (
 from llmserve.router.leader.takeover import Takeover
 from llmserve.router.placement.planner import NoPlan, PlacementRequest, Plan, Planner
 from llmserve.router.prefix.lookup import PrefixLookup
-from llmserve.router.sessions import ApiserverSession, PlacementHold, RequestEntry, RequestTable, Work
+from llmserve.router.sessions import PlacementHold, RequestEntry, RequestTable, RouterSession, Work
 from llmserve.router.workers.speed import WorkerSpeeds
 from llmserve.scheduler.request import EvictedRequest, Fit, Queued, QueuedRequest, Rejected
 from llmserve.scheduler.scheduler import Scheduler
@@ -45,7 +45,7 @@ class Requests:
 
     # -- in
 
-    def offer(self, session: ApiserverSession, admit: Admit) -> list[Effect]:
+    def offer(self, session: RouterSession, admit: Admit) -> list[Effect]:
         """Takes a request that has no entry into the queue, or refuses it."""
         ahead = self._queue.waiting_requests
         entry = RequestEntry(session, admit.placement, requests_ahead=ahead, prompt=admit.prompt)
@@ -67,9 +67,7 @@ class Requests:
         wait_seconds = self._queue.retry_after_seconds(self._queued(admit))
         return [*self._prefixes.prefetch(entry, admit.tenant, wait_seconds)]
 
-    def adopt(
-        self, session: ApiserverSession, held: HeldRequest, hold: PlacementHold, *, charged: bool
-    ) -> None:
+    def adopt(self, session: RouterSession, held: HeldRequest, hold: PlacementHold, *, charged: bool) -> None:
         """Counts a request that an earlier router placed. charged: its tenant has paid for it there."""
         now = self._clock.now()
         self.entries.open(held.request_id, RequestEntry(session, PlacementRequest(model=""), hold))

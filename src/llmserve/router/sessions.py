@@ -74,7 +74,7 @@ class PlacementHold:
 
 
 @dataclass(eq=False, slots=True)
-class ApiserverSession:
+class RouterSession:
     """One open stream. Two sessions are never equal: a returning apiserver gets a new one."""
 
     apiserver_id: ApiserverId
@@ -97,7 +97,7 @@ class RequestEntry:
     """One request between Admit (or Hello) and its end. hold None: it waits in the queue. requests_ahead:
     requests that waited when it arrived. prompt: kept while it waits. prefilled: set when it is placed."""
 
-    session: ApiserverSession
+    session: RouterSession
     placement: PlacementRequest
     hold: PlacementHold | None = None
     requests_ahead: int = 0
@@ -110,7 +110,7 @@ class RequestTable:
     """All requests that wait or run. Each is also in its session, and in no other."""
 
     def __init__(self) -> None:
-        self._sessions: dict[ApiserverId, ApiserverSession] = {}
+        self._sessions: dict[ApiserverId, RouterSession] = {}
         self._entries: dict[RequestId, RequestEntry] = {}
 
     def __contains__(self, request_id: RequestId) -> bool:
@@ -134,15 +134,15 @@ class RequestTable:
 
     # -- sessions
 
-    def session_of(self, apiserver_id: ApiserverId) -> ApiserverSession | None:
+    def session_of(self, apiserver_id: ApiserverId) -> RouterSession | None:
         return self._sessions.get(apiserver_id)
 
-    def add_session(self, apiserver_id: ApiserverId) -> ApiserverSession:
+    def add_session(self, apiserver_id: ApiserverId) -> RouterSession:
         """Replaces an older session of the apiserver. The caller closes that one's entries."""
-        session = self._sessions[apiserver_id] = ApiserverSession(apiserver_id)
+        session = self._sessions[apiserver_id] = RouterSession(apiserver_id)
         return session
 
-    def drop_session(self, session: ApiserverSession) -> None:
+    def drop_session(self, session: RouterSession) -> None:
         """Idempotent. The caller closes its entries."""
         if self._sessions.get(session.apiserver_id) is session:
             del self._sessions[session.apiserver_id]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from llmserve.core.errors import LLMServeError
 from llmserve.core.ids import ApiserverId
 from llmserve.router.admin.broadcast import Send
-from llmserve.router.sessions import ApiserverSession
+from llmserve.router.sessions import RouterSession
 from llmserve.rpc.gen.llmserve.v1.router_pb2 import RouterSessionResponse
 
 
-class SessionOutbox:
+class RouterOutbox:
     """Filled without waiting, emptied by one consumer. It holds at most one answer for each request of the
     session, and the latest cluster state, which is sent before answers: so an apiserver knows the workers
     that a placement names. idle_seconds: after this long without a message, an empty one is sent as a sign
@@ -67,8 +67,8 @@ class SessionOutbox:
 
 @dataclass(eq=False, slots=True)
 class SessionStream:
-    session: ApiserverSession
-    outbox: SessionOutbox
+    session: RouterSession
+    outbox: RouterOutbox
 
 
 class SessionStreams:
@@ -90,7 +90,7 @@ class SessionStreams:
         del self._streams[stream.session.apiserver_id]
         return True
 
-    def send(self, session: ApiserverSession, message: RouterSessionResponse) -> None:
+    def send(self, session: RouterSession, message: RouterSessionResponse) -> None:
         """Ignores a session that has ended."""
         stream = self._streams.get(session.apiserver_id)
         if stream and stream.session is session:

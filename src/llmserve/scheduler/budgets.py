@@ -9,7 +9,7 @@ from llmserve.core.ids import RequestId
 from llmserve.scheduler.rate import ServiceRate
 from llmserve.scheduler.request import QueuedRequest
 
-# Sums of floats: one who comes back at the very time that he was told must be let in.
+# Sums of floats: a client that returns at its Retry-After must be let in.
 _INSTANT_SECONDS = 1e-6
 
 

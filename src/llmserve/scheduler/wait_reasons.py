@@ -4,7 +4,7 @@ from bisect import bisect_right
 
 from llmserve.core.ids import TenantId
 
-# Older ones are forgotten: what a request waited for before them is not told.
+# Older ones are forgotten: what a request waited for before is not reported.
 _REMEMBERED = 256
 
 

@@ -264,7 +264,7 @@ class VirtualCluster:
             self._controller.done(self._session, flight.request_id, Outcome.COMPLETED, record.output_tokens)
         )
 
-    # -- what is told of it
+    # -- what is recorded
 
     def _count_tokens(self, flight: Flight, sequence: TracedSequence, tokens: int, seconds: float) -> None:
         """An engine that computes a prompt draws one token."""

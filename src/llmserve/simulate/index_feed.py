@@ -14,7 +14,7 @@ from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.sequence import is_shared
 
 _MANAGER = "simulated"
-# As workers and KV managers do: changes are gathered, and told so much later.
+# As workers and KV managers do: changes are gathered, and sent this much later.
 _GATHER_SECONDS = 0.05
 
 
@@ -40,13 +40,13 @@ class IndexFeed:
     def _tell(self, engine: VirtualEngine) -> None:
         self._gathering.remove(engine.worker_id)
         events = engine.pool.take_events()
-        told = self._told(engine.worker_id, events)
-        if told.removed or told.stored:
-            self._sequences[engine.worker_id] = told.sequence
-            applied = self.index.apply(_MANAGER, told)
-            assert applied, told
+        update = self._update(engine.worker_id, events)
+        if update.removed or update.stored:
+            self._sequences[engine.worker_id] = update.sequence
+            applied = self.index.apply(_MANAGER, update)
+            assert applied, update
 
-    def _told(self, worker_id: WorkerId, events: KvEvents) -> DirectoryUpdate:
+    def _update(self, worker_id: WorkerId, events: KvEvents) -> DirectoryUpdate:
         sequence = self._sequences[worker_id] + 1
         stored = tuple(BlockHash(name) for name in events.stored if is_shared(name))
         removed = tuple(BlockHash(name) for name in events.removed if is_shared(name))

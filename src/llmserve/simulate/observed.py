@@ -79,7 +79,7 @@ def per_weight(tokens: Mapping[TenantId, int], weights: Mapping[TenantId, float]
     return {tenant: count / weights.get(tenant, 1.0) for tenant, count in tokens.items()}
 
 
-# To which gaps between tokens are told apart.
+# Digits of seconds by which gaps between tokens are counted.
 _GAP_DIGITS = 6
 
 

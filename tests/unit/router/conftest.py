@@ -14,7 +14,7 @@ from llmserve.core.request import EngineLoad
 from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, Effect, HeldRequest
 from llmserve.router.placement.planner import Disaggregate, PlacementRequest
-from llmserve.router.sessions import ApiserverSession
+from llmserve.router.sessions import RouterSession
 from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.worker import KvShape, WorkerSpec
 
@@ -56,17 +56,17 @@ class Cluster:
     def fail(self, name: str, epoch: int = 1) -> list[Effect]:
         return self._checked(self.controller.worker_failed(WorkerId(name), epoch, "broken"))
 
-    def open(self, name: str = "api", held: tuple[HeldRequest, ...] = ()) -> ApiserverSession:
+    def open(self, name: str = "api", held: tuple[HeldRequest, ...] = ()) -> RouterSession:
         session, effects = self.controller.open_session(ApiserverId(name), held)
         self._checked(effects)
         return session
 
-    def close(self, session: ApiserverSession) -> list[Effect]:
+    def close(self, session: RouterSession) -> list[Effect]:
         return self._checked(self.controller.close_session(session))
 
     def admit(
         self,
-        session: ApiserverSession,
+        session: RouterSession,
         name: str,
         *,
         timeout: float = 0.0,
@@ -81,12 +81,10 @@ class Cluster:
         )
         return self._checked(self.controller.admit(session, request))
 
-    def first_token(self, session: ApiserverSession, name: str) -> list[Effect]:
+    def first_token(self, session: RouterSession, name: str) -> list[Effect]:
         return self._checked(self.controller.first_token(session, RequestId(name)))
 
-    def done(
-        self, session: ApiserverSession, name: str, outcome: Outcome = Outcome.COMPLETED
-    ) -> list[Effect]:
+    def done(self, session: RouterSession, name: str, outcome: Outcome = Outcome.COMPLETED) -> list[Effect]:
         return self._checked(self.controller.done(session, RequestId(name), outcome, 5))
 
     def after(self, seconds: float) -> list[Effect]:

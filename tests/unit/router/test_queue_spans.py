@@ -9,7 +9,7 @@ from llmserve.core.errors import LLMServeError
 from llmserve.core.outcome import Outcome
 from llmserve.router.events import Effect
 from llmserve.router.observe import QueueSpans
-from llmserve.router.sessions import ApiserverSession
+from llmserve.router.sessions import RouterSession
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
@@ -25,7 +25,7 @@ class Traced:
         self.session = cluster.open()
 
     def admit(
-        self, name: str, traceparent: str = ROOT, session: ApiserverSession | None = None, **options: Any
+        self, name: str, traceparent: str = ROOT, session: RouterSession | None = None, **options: Any
     ) -> None:
         session = session or self.session
         admit = router_pb2.Admit(request_id=name, tenant="red", model="m", prompt_tokens=10)

@@ -1,13 +1,13 @@
 from llmserve.core.ids import ApiserverId
-from llmserve.router.sessions import ApiserverSession
-from llmserve.router.streams import SessionOutbox, SessionStream, SessionStreams
+from llmserve.router.sessions import RouterSession
+from llmserve.router.streams import RouterOutbox, SessionStream, SessionStreams
 from llmserve.rpc.gen.llmserve.v1.router_pb2 import Placed, RouterSessionResponse
 
 MESSAGE = RouterSessionResponse(placed=Placed(request_id="r"))
 
 
 def _stream() -> SessionStream:
-    return SessionStream(ApiserverSession(ApiserverId("a")), SessionOutbox())
+    return SessionStream(RouterSession(ApiserverId("a")), RouterOutbox())
 
 
 async def _sent(stream: SessionStream) -> list[RouterSessionResponse]:

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from llmserve.core.errors import InvalidRequest
-from llmserve.router.streams import SessionOutbox
+from llmserve.router.streams import RouterOutbox
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
 
 
@@ -17,7 +17,7 @@ def _state(*names: str) -> router_pb2.RouterSessionResponse:
 
 
 async def test_the_latest_state_goes_first_then_answers_in_order() -> None:
-    outbox = SessionOutbox()
+    outbox = RouterOutbox()
     outbox.send(_placed("a"))
     outbox.send_state(_state("old"))
     outbox.send_state(_state("new"))
@@ -27,7 +27,7 @@ async def test_the_latest_state_goes_first_then_answers_in_order() -> None:
 
 
 async def test_waits_for_news() -> None:
-    outbox = SessionOutbox()
+    outbox = RouterOutbox()
     first = asyncio.ensure_future(anext(aiter(outbox)))
     await asyncio.sleep(0)
     assert not first.done()
@@ -36,7 +36,7 @@ async def test_waits_for_news() -> None:
 
 
 async def test_closing_with_an_error_raises_it_at_the_end() -> None:
-    outbox = SessionOutbox()
+    outbox = RouterOutbox()
     outbox.send(_placed("a"))
     outbox.close(InvalidRequest("no"))
     outbox.close()  # the first reason stands
@@ -47,7 +47,7 @@ async def test_closing_with_an_error_raises_it_at_the_end() -> None:
 
 
 async def test_a_sign_of_life_when_there_is_nothing_else() -> None:
-    outbox = SessionOutbox(idle_seconds=0.01)
+    outbox = RouterOutbox(idle_seconds=0.01)
     messages = aiter(outbox)
     assert (await anext(messages)).WhichOneof("message") is None
     answer = _placed("a")

@@ -19,7 +19,7 @@ from llmserve.rpc.reload import encode_reloaded
 _log = logging.getLogger(__name__)
 
 
-class RouterCommands:
+class OperatorCommands:
     """Every command but `status` raises NotLeader on a standby: it knows no worker and no apiserver.
 
     apiservers: those that have a session now. manifest: what a reload is compared with; None: the router runs

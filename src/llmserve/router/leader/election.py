@@ -99,9 +99,9 @@ class LeaderElection:
     process is paused."""
 
     def __init__(
-        self, state: SharedState, others: Others, term: TermHandler, times: TermTimes, clock: Clock
+        self, state: SharedState, others: Others, handler: TermHandler, times: TermTimes, clock: Clock
     ) -> None:
-        self._state, self._others, self._office = state, others, term
+        self._state, self._others, self._handler = state, others, handler
         self._times, self._clock = times, clock
         self._term: Term | None = None
         self._is_leading = False
@@ -184,14 +184,14 @@ class LeaderElection:
         assert self._term is not None
         _log.info("leads: epoch=%s", self._term.epoch)
         try:
-            await self._office.begin(self._term)
+            await self._handler.begin(self._term)
             self._leader, self._is_leading = self._term.leader, True
             await self._keep(self._term)
         except StateUnavailable as error:
             self._state_failed(error)
         finally:
             self._is_leading = False
-            await self._office.end()
+            await self._handler.end()
         _log.warning("leads no more: epoch=%s", self._term.epoch)
         self._leader = ""
         await self.resign()

@@ -11,7 +11,7 @@ class Takeover:
         self._clock = clock
         self._settled_at = float("-inf")
         self._inherits = False
-        self._told_by: set[ApiserverId] = set()
+        self._seen: set[ApiserverId] = set()
 
     def take_over(self, settle_seconds: float, *, inherits: bool) -> None:
         """Nothing is placed for settle_seconds, so that requests of the former leader are counted first.
@@ -31,6 +31,6 @@ class Takeover:
         """Whether the snapshot has charged the requests that this apiserver holds as its session opens.
         Called once for each session: only an apiserver's first session can hold requests of the former
         leader."""
-        first = apiserver_id not in self._told_by
-        self._told_by.add(apiserver_id)
+        first = apiserver_id not in self._seen
+        self._seen.add(apiserver_id)
         return self._inherits and first

@@ -13,7 +13,7 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import ManifestError, NotLeader, StateUnavailable
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.router import RouterMetrics
-from llmserve.router.admin.commands import RouterCommands
+from llmserve.router.admin.commands import OperatorCommands
 from llmserve.router.admin.reload import RouterLiveSettings
 from llmserve.router.calls import SessionCalls, WorkerCalls
 from llmserve.router.controller import Controller
@@ -58,7 +58,7 @@ class TermServices:
         spans = QueueSpans(parts.tracer)
         self._loop = loop = EventLoop(controller, parts.clock, recorder, parts.kv_watch, check, spans)
         self.live = live = RouterLiveSettings(controller, loop, settings)
-        self.commands = RouterCommands(
+        self.commands = OperatorCommands(
             controller, parts.clock, parts.kv_watch, check, live, loop.streams.senders, manifest
         )
         sign_of_life_seconds = settings.terms.sign_of_life_seconds

@@ -182,7 +182,7 @@ class CostForecast:
     def _missing_room(self, member: ClusterMember) -> float:
         """The share of its KV for which there is no room now, 0 to 1."""
         size = member.spec.kv_shape.block_size_tokens
-        capacity = member.spec.total_blocks * size  # 0: not told
+        capacity = member.spec.total_blocks * size  # 0: unknown
         needed = self.prompt_tokens + self._output_tokens
         short = max(member.load.used_blocks * size, member.slots.kv_tokens) + needed - capacity
         return min(1.0, short / needed) if capacity and short > 0 else 0.0

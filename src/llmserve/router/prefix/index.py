@@ -65,14 +65,19 @@ class PrefixIndex:
         """A full snapshot of this KV manager follows."""
         self._replicas[manager] = Directory()
 
-    def apply(self, manager: str, told: DirectoryUpdate) -> bool:
+    def apply(self, manager: str, update: DirectoryUpdate) -> bool:
         """False: an update is missing; the caller begins again."""
         replica = self._replicas[manager]
-        if told.dropped:
-            replica.drop(told.holder)
+        if update.dropped:
+            replica.drop(update.holder)
             return True
         report = BlockReport(
-            told.holder, 1, told.sequence, told.is_snapshot, removed=told.removed, stored=told.stored
+            update.holder,
+            1,
+            update.sequence,
+            update.is_snapshot,
+            removed=update.removed,
+            stored=update.stored,
         )
         return replica.apply(report) is Applied.APPLIED
 

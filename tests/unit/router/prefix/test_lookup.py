@@ -17,7 +17,7 @@ from llmserve.router.placement.planner import Disaggregate, PlacementRequest
 from llmserve.router.prefix.hash_check import MISSES_THAT_TELL, HashState
 from llmserve.router.prefix.index import HashedPrompt, PrefixIndex, Stretch
 from llmserve.router.prefix.lookup import STALE_AFTER_SECONDS
-from llmserve.router.sessions import ApiserverSession
+from llmserve.router.sessions import RouterSession
 from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.worker import WorkerSpec
 
@@ -31,7 +31,7 @@ class World:
     clock: VirtualClock
     index: PrefixIndex
     controller: Controller
-    session: ApiserverSession
+    session: RouterSession
 
     def tell(self, told: DirectoryUpdate) -> None:
         assert self.index.apply("m", told)
