@@ -193,7 +193,7 @@ class VirtualCluster:
             _EPOCH,
             LeaseId(flight.request_id),
             endpoints=(),
-            block_ids=(),
+            block_ids=(0,) * -(-request.prompt_tokens // self._shape.limits.block_size_tokens),
             num_tokens=request.prompt_tokens,
             block_size_tokens=self._shape.limits.block_size_tokens,
             lease_seconds=self._shape.transfer.lease_seconds,
