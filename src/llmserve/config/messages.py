@@ -98,8 +98,8 @@ def _plain(word: str) -> str:
 def unknown_key(root: type[ManifestSection], path: Sequence[str | int]) -> str:
     """Suggests what the key may have been: a key of its section, or one of the same name elsewhere."""
     key, section = str(path[-1]), section_at(root, path[:-1])
-    elsewhere = [path_text(one.path) for one in walk(root) if _plain(one.path[-1]) == _plain(key)]
+    same_keys = [path_text(one.path) for one in walk(root) if _plain(one.path[-1]) == _plain(key)]
     hint = did_you_mean(key, list(section.model_fields)) if section is not None else ""
-    if elsewhere and not hint:
-        hint = f"; '{key}' exists as {' and '.join(elsewhere)}"
+    if same_keys and not hint:
+        hint = f"; '{key}' exists as {' and '.join(same_keys)}"
     return f"unknown key{hint}"

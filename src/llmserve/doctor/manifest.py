@@ -14,7 +14,7 @@ from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound, St
 from llmserve.doctor.finding import Finding, note, ok, problem, warning
 from llmserve.doctor.host import GIB, size
 from llmserve.models.resolve import PreparationStage, Survey, survey
-from llmserve.runner.processes import Family, members
+from llmserve.runner.process.family import Family, members
 from llmserve.runner.state import ClusterState, read_state
 
 # An engine's processes on the CPU, without KV and weights (measured: 2.1 to 2.4 GiB).

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import IO, Any
 
-from llmserve.runner.processes import (
+from llmserve.runner.process.family import (
     MEMBER_VARIABLE,
     Family,
     end,

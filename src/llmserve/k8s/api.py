@@ -30,7 +30,7 @@ _PLURALS: Mapping[tuple[str, str], str] = {
 MADE = tuple(pair for pair in _PLURALS if pair[1] != "Pod")
 
 
-class Refused(LLMServeError):
+class ApiRefused(LLMServeError):
     """The API server refused a request; the message is its own. code: the HTTP status."""
 
     def __init__(self, message: str, code: int) -> None:
@@ -39,7 +39,7 @@ class Refused(LLMServeError):
 
 
 class KubeApi:
-    """The objects of one namespace. Every method may raise Refused, or Unavailable when the server does not
+    """The objects of one namespace. Every method raises ApiRefused, or Unavailable when the server does not
     answer."""
 
     def __init__(self, client: Any, namespace: str) -> None:
@@ -51,7 +51,7 @@ class KubeApi:
         """Whether the namespace exists. It is taken for existing when we may not look."""
         try:
             self._ask("GET", f"/api/v1/namespaces/{self.namespace}")
-        except Refused as refused:
+        except ApiRefused as refused:
             if refused.code == 404:
                 return False
             if refused.code != 403:
@@ -66,7 +66,7 @@ class KubeApi:
         """The object of the same kind and name; None when there is none."""
         try:
             return self._ask("GET", self._path_of(like))
-        except Refused as refused:
+        except ApiRefused as refused:
             if refused.code == 404:
                 return None
             raise
@@ -75,7 +75,7 @@ class KubeApi:
         """The objects of a kind that match the selector; none when the server does not know the kind."""
         try:
             answer = self._ask("GET", self._path(api, kind), {"labelSelector": selector})
-        except Refused as refused:
+        except ApiRefused as refused:
             if refused.code == 404:
                 return []
             raise
@@ -99,7 +99,7 @@ class KubeApi:
         error."""
         try:
             self._ask("DELETE", self._path_of(one), {"propagationPolicy": "Background"})
-        except Refused as refused:
+        except ApiRefused as refused:
             if refused.code != 404:
                 raise
 
@@ -149,7 +149,7 @@ class KubeApi:
             host = self._client.configuration.host
             raise Unavailable(f"the Kubernetes API server at {host} does not answer: {error}") from error
         if answer.status >= 300:
-            raise Refused(_words(text, answer.status), answer.status)
+            raise ApiRefused(_words(text, answer.status), answer.status)
         return text
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from llmserve.core.errors import LLMServeError
-from llmserve.k8s.api import MADE, KubeApi, Refused
+from llmserve.k8s.api import MADE, ApiRefused, KubeApi
 from llmserve.k8s.render.objects import Object, selector, to_yaml
 
 # Set by the server, or by controllers after it.
@@ -50,7 +50,7 @@ def plan_changes(api: KubeApi, objects: Sequence[Object], cluster: str, *, force
     for one in objects:
         try:
             changes.append(Change(title(one), one, api.get(one), api.apply(one, dry_run=True, force=force)))
-        except Refused as error:
+        except ApiRefused as error:
             refused.append(f"{title(one)}: {error.message}")
     if refused:
         raise NothingApplied("\n".join(["the server refuses (nothing was applied):", *refused]))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from llmserve.k8s.api import KubeApi, Refused
+from llmserve.k8s.api import ApiRefused, KubeApi
 from llmserve.k8s.render.objects import COMPONENT_LABEL, Object, pod_selector
 
 
@@ -21,7 +21,7 @@ class Container:
 
 
 def containers(api: KubeApi, cluster: str) -> list[Container]:
-    """The containers of all pods that exist now. Errors: Refused, Unavailable."""
+    """The containers of all pods that exist now. Errors: ApiRefused, Unavailable."""
     return sorted(of_pods(api.list("v1", "Pod", pod_selector(cluster))), key=lambda one: one.name)
 
 
@@ -39,7 +39,7 @@ def of_pods(pods: Iterable[Object]) -> Iterator[Container]:
 
 def read(api: KubeApi, one: Container, since: float | None = None, count: int | None = None) -> Iterator[str]:
     """Yields lines that begin with their time (RFC 3339) and a space, first those of the previous container
-    if it was restarted. since: Unix time, in whole seconds. Errors: Refused, Unavailable."""
+    if it was restarted. since: Unix time, in whole seconds. Errors: ApiRefused, Unavailable."""
     if one.restarted:
         yield from _lines(api, one, {"previous": "true", **_query(since, count)})
     yield from _lines(api, one, _query(since, count))
@@ -60,7 +60,7 @@ def _lines(api: KubeApi, one: Container, query: dict[str, str]) -> list[str]:
     try:
         lines = api.log(one.pod, {"container": one.container, **query}).split("\n")
         return lines if lines[-1] else lines[:-1]
-    except Refused as refused:
+    except ApiRefused as refused:
         if refused.code in (400, 404):
             return []
         raise

@@ -50,7 +50,7 @@ class K8sSnapshot:
 
 
 def snapshot(api: KubeApi, cluster: str) -> K8sSnapshot:
-    """Asks the server for the state of a cluster. Errors: Refused, Unavailable."""
+    """Asks the server for the state of a cluster. Errors: ApiRefused, Unavailable."""
     found = selector(cluster)
     workloads = [
         *api.list("apps/v1", "StatefulSet", found),

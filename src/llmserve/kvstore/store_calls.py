@@ -37,7 +37,7 @@ class StoreCalls:
         """server: opens the arena to workers elsewhere; without one they have no part in the store."""
         self._built, self._lease_seconds, self._server = built, lease_seconds, server
         self._parts: dict[PoolUser, _Parts] = {}
-        self._elsewhere: set[PoolUser] = set()
+        self._remote_users: set[PoolUser] = set()
         self._prefetching: set[asyncio.Task[None]] = set()
         self.prefetched_blocks = 0
 
@@ -51,7 +51,7 @@ class StoreCalls:
         for size in request.part_bytes:
             self._built.store.dram.slots.slabs.expect(size)
         _log.info("worker %s attaches, %s bytes a block", user, sum(request.part_bytes))
-        transports = await self._transports(user) if _is_elsewhere(request.place) else {}
+        transports = await self._transports(user) if _is_remote(request.place) else {}
         description = self._built.arena.description(transports)
         return pb.AttachStoreResponse(enabled=True, arena=description, lease_seconds=self._lease_seconds)
 
@@ -73,7 +73,7 @@ class StoreCalls:
                 block_tokens=self._parts[user].block_tokens,
             )
         )
-        if self._server and user in self._elsewhere:
+        if self._server and user in self._remote_users:
             self._server.expect()
         return pb.PreparePromptResponse(
             lease_id=prepared.lease_id, loads=_blocks(prepared.loads), stores=_blocks(prepared.stores)
@@ -123,18 +123,18 @@ class StoreCalls:
         """Ends what is overdue; call it every second or so."""
         if self._built:
             self._built.store.dram.settle()
-            if self._server and not self._built.store.dram.is_used_by(self._elsewhere):
+            if self._server and not self._built.store.dram.is_used_by(self._remote_users):
                 self._server.rest()
 
     # -- parts
 
     async def _prefetch(self, built: BuiltStore, prompt: Prompt, wait_seconds: float) -> None:
         try:
-            came = await built.store.prefetch(prompt, wait_seconds)
+            prefetched = await built.store.prefetch(prompt, wait_seconds)
         except Exception:  # a bug of ours; the prompt runs all the same
             _log.exception("a prefetch of %d blocks failed", len(prompt.keys))
         else:
-            self.prefetched_blocks += came
+            self.prefetched_blocks += prefetched
 
     def _attached(self, worker_id: str, epoch: int) -> tuple[BuiltStore, PoolUser]:
         user = _user(worker_id, epoch)
@@ -146,7 +146,7 @@ class StoreCalls:
         """Transports by which this worker reaches the arena. The first call waits until they are ready."""
         if self._server is None:
             return {}
-        self._elsewhere.add(user)
+        self._remote_users.add(user)
         try:
             return await asyncio.to_thread(self._server.open)
         except TransferError as error:
@@ -158,7 +158,7 @@ class StoreCalls:
         for earlier in [one for one in self._parts if _worker_of(one) == worker_id and one != user]:
             self._built.store.forget(earlier)
             del self._parts[earlier]
-            self._elsewhere.discard(earlier)
+            self._remote_users.discard(earlier)
 
 
 def _user(worker_id: str, epoch: int) -> PoolUser:
@@ -169,7 +169,7 @@ def _worker_of(user: PoolUser) -> str:
     return user.rpartition("/")[0]
 
 
-def _is_elsewhere(place: str) -> bool:
+def _is_remote(place: str) -> bool:
     """Whether process numbers mean something else there."""
     return bool(place) and place != ProcessNamespace.here().text
 

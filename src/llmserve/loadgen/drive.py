@@ -113,19 +113,19 @@ class _PreparedTalk:
     async def hold(self, planned_at: float | None) -> None:
         """Holds a conversation to its last turn, or to the first one that fails. planned_at: time of the
         first turn; None means now."""
-        body, told = self.body, 0
+        body, tokens_so_far = self.body, 0
         for number, turn in enumerate(self.conversation.turns):
             if number:
                 await asyncio.sleep(self.drive.think_seconds)
                 planned_at = None
                 body = self.drive.endpoint.body(self.talk.ask(turn.prompt), turn.output_tokens)
-            told += turn.prompt_tokens
+            tokens_so_far += turn.prompt_tokens
             planned = self.drive.watch.now() if planned_at is None else planned_at
-            answer = await self.drive.send(self._sending(number, planned, told), body)
+            answer = await self.drive.send(self._sending(number, planned, tokens_so_far), body)
             if answer.failure is not None:
                 return
             self.talk.answered(answer)
-            told += answer.output_tokens
+            tokens_so_far += answer.output_tokens
 
     def _sending(self, number: int, planned_at: float, prompt_tokens: int) -> Sending:
         one, turn = self.conversation, self.conversation.turns[number]

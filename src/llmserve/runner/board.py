@@ -10,7 +10,7 @@ from typing import Any
 
 from llmserve.config.plan import LocalPlan, ProcessSpec
 from llmserve.runner.environment import RunPaths
-from llmserve.runner.processes import start_ticks
+from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import ClusterState
 
 _log = logging.getLogger(__name__)

@@ -27,11 +27,11 @@ from llmserve.runner.environment import RunPaths, fetch_command, make_paths, rol
 from llmserve.runner.exporter import ClusterExporter
 from llmserve.runner.guard_link import GuardLink
 from llmserve.runner.machine import HttpPort, check_free
-from llmserve.runner.policy import RestartPolicy
-from llmserve.runner.process_supervisor import ProcessJob, ProcessSupervisor
-from llmserve.runner.processes import Family, end
+from llmserve.runner.process.family import Family, end
+from llmserve.runner.process.policy import RestartPolicy
+from llmserve.runner.process.run import prepare_model
+from llmserve.runner.process.supervisor import ProcessJob, ProcessSupervisor
 from llmserve.runner.reloading import Reloading
-from llmserve.runner.run import prepare_model
 from llmserve.runner.state import STATE_NAME, DrainedMark
 from llmserve.runner.supervisor import StopRequest, Supervisor
 

@@ -10,8 +10,8 @@ from llmserve.config.plan import ProcessSpec
 from llmserve.config.plan_types import fetch_arguments
 from llmserve.core.errors import StartFailed
 from llmserve.core.shared_port import PortShare
-from llmserve.runner.child import ProcessCommand
-from llmserve.runner.processes import MEMBER_VARIABLE
+from llmserve.runner.process.child import ProcessCommand
+from llmserve.runner.process.family import MEMBER_VARIABLE
 
 
 @dataclass(frozen=True, slots=True)

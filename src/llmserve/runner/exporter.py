@@ -17,7 +17,7 @@ from llmserve.metrics.cluster import ClusterMetrics
 from llmserve.metrics.pages import CONTENT_TYPE, Page, merged
 from llmserve.metrics.registry import PageServer
 from llmserve.runner.board import Board, ProcessState
-from llmserve.runner.liveness import http_get
+from llmserve.runner.process.liveness import http_get
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 from typing import BinaryIO
 
-from llmserve.runner.processes import Family, end
+from llmserve.runner.process.family import Family, end
 
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); from llmserve.runner.guard import main; main(sys.argv[2])"

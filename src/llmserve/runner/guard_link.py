@@ -9,8 +9,8 @@ from pathlib import Path
 
 from llmserve.core.errors import StartFailed
 from llmserve.core.tasks import TaskOwner
-from llmserve.runner.child import exited
 from llmserve.runner.guard import BOOT
+from llmserve.runner.process.child import exited
 
 _ROOT = Path(__file__).parents[2]
 _END_SECONDS = 30.0

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from llmserve.core.errors import LLMServeError, StartFailed
-from llmserve.runner.processes import is_alive
+from llmserve.runner.process.family import is_alive
 
 STATE_NAME = "cluster.json"
 LOCK_NAME = "lock"

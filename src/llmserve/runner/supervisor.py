@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from llmserve.core.errors import LLMServeError
 from llmserve.core.tasks import TaskOwner
 from llmserve.runner.board import Board, ProcessState
-from llmserve.runner.policy import stop_stages
-from llmserve.runner.process_supervisor import ProcessSupervisor
+from llmserve.runner.process.policy import stop_stages
+from llmserve.runner.process.supervisor import ProcessSupervisor
 
 _log = logging.getLogger(__name__)
 _TERMINAL = "/dev/tty"  # the kernel's name for the terminal that controls this process

@@ -16,7 +16,7 @@ from llmserve.runner.cluster import ClusterJob, Ending, run_cluster
 from llmserve.runner.console import Console
 from llmserve.runner.environment import default_run_dir
 from llmserve.runner.guard import Remains
-from llmserve.runner.processes import SHARED_MEMORY_DIR
+from llmserve.runner.process.family import SHARED_MEMORY_DIR
 from llmserve.runner.state import STATE_NAME, ClusterState, RunLock, read_state
 
 

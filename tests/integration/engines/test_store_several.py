@@ -37,7 +37,7 @@ from llmserve.engines.store.manager import StoreManager
 from llmserve.engines.store.worker import StoreWorker
 from llmserve.kvstore.dram.client.access import RemoteAccess
 from llmserve.kvstore.sharding import RUN_BLOCKS, Shard, Sharding
-from llmserve.runner.processes import start_ticks
+from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import ClusterState
 
 pytestmark = pytest.mark.timeout(180)

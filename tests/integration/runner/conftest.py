@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.runner.processes import MEMBER_VARIABLE, Family, members
+from llmserve.runner.process.family import MEMBER_VARIABLE, Family, members
 from llmserve.runner.state import ClusterState, read_state
 
 HERE = Path(__file__).parent

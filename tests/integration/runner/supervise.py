@@ -17,10 +17,10 @@ from rich.console import Console as RichConsole
 from llmserve.config.load import load_manifest
 from llmserve.config.plan import LocalPlan, ProcessRole, ProcessSpec
 from llmserve.core.errors import LLMServeError
-from llmserve.runner.child import ProcessCommand
 from llmserve.runner.cluster import ClusterJob, Ending, run_cluster
 from llmserve.runner.console import Console
 from llmserve.runner.environment import RunPaths, fetch_command
+from llmserve.runner.process.child import ProcessCommand
 from llmserve.runner.state import RunLock
 from llmserve.runner.up import clear_leftovers
 

@@ -8,7 +8,7 @@ import pytest
 
 from llmserve.cli.cluster import find_cluster
 from llmserve.core.errors import InvalidRequest, Unavailable
-from llmserve.runner.processes import start_ticks
+from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import ClusterState
 
 NOBODY = argparse.Namespace(file=None, run_dir=None)

@@ -14,7 +14,7 @@ from llmserve.cli.app import main
 from llmserve.cli.doctor import page, summary
 from llmserve.doctor.examine import Subject
 from llmserve.doctor.finding import Finding, FindingSection, Status, note, ok, problem, warning
-from llmserve.runner.processes import start_ticks
+from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import ClusterState
 
 _GOOD = FindingSection("Machine", (ok("cores", "2 (0-1)", cores=2.0),))

@@ -15,7 +15,7 @@ from llmserve.doctor import manifest as checks
 from llmserve.doctor.finding import Status
 from llmserve.doctor.host import GIB
 from llmserve.runner.machine import check_free
-from llmserve.runner.processes import start_ticks
+from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import STATE_NAME, ClusterState
 
 _HEAD = "kind: LLMServe\nmodels: {primary: {source: hub:a/b}}\n"

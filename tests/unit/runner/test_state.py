@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.errors import LLMServeError, StartFailed
-from llmserve.runner.processes import start_ticks
+from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import STATE_NAME, ClusterState, RunLock, read_state
 from llmserve.runner.up import clear_leftovers
 

@@ -143,12 +143,12 @@ def run(options: argparse.Namespace) -> int:
     slo, load, shapes = Slo.parse(options.slo), load_of(options), shapes_of(Path(options.file))
     base = options.base
     other = DISAGGREGATED if base == AGGREGATED else AGGREGATED
-    news = Console(stderr=True, highlight=False)
+    progress = Console(stderr=True, highlight=False)
     rounds: list[Round] = []
     reports: list[dict[str, LoadReport]] = []
     for number in range(options.rounds):
         names = (base, other) if number % 2 == 0 else (other, base)
-        news.print(f"Round {number + 1} of {options.rounds}: {' then '.join(names)}")
+        progress.print(f"Round {number + 1} of {options.rounds}: {' then '.join(names)}")
         turns = {name: _turn(options, shapes, name, _of_round(load, number)) for name in names}
         reports.append({name: make_report(one.records, one.about, slo, {}) for name, one in turns.items()})
         rounds.append(_round(turns[base], turns[other], reports[-1][base], reports[-1][other]))

@@ -61,9 +61,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     export = action("export", _export, "write blocks to a file (not encrypted; only you may read it)")
     export.add_argument("path", metavar="FILE", help="must not exist")
     _add_filter(export)
-    take_in = action("import", _import, "bring the blocks of a file back")
-    take_in.add_argument("path", metavar="FILE", help="of `llmserve kv export`")
-    _add_tier(take_in, "where to (default: the fastest below DRAM, if there is one)")
+    import_action = action("import", _import, "bring the blocks of a file back")
+    import_action.add_argument("path", metavar="FILE", help="of `llmserve kv export`")
+    _add_tier(import_action, "where to (default: the fastest below DRAM, if there is one)")
 
 
 def _configure_ls(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ _NANOSECONDS = 10**9
 
 class PodLogs:
     """Life: written (once, to its end) -> new, as often as wanted: also of pods that came meanwhile.
-    Errors of all: Refused, Unavailable."""
+    Errors of all: ApiRefused, Unavailable."""
 
     def __init__(self, api: KubeApi, cluster: str, wanted: str | None) -> None:
         """wanted: a role, or the name of a pod; None: all. Errors: NotFound, with what there is."""

@@ -22,7 +22,7 @@ from llmserve.engines.connector.memory import kernel_of, kv_layout, layer_indice
 from llmserve.engines.connector.orders import Continuations, RankEndpoint, StepOrders
 from llmserve.engines.connector.scheduler_side import SchedulerSide
 from llmserve.engines.connector.settings import ConnectorSettings, EngineReadyFile
-from llmserve.engines.connector.stats import CountedElsewhere, HandoverStats
+from llmserve.engines.connector.stats import HandoverStats, NoVllmMetrics
 from llmserve.engines.connector.worker_side import WorkerSide
 from llmserve.engines.kv_transfer import HeadShard
 from llmserve.engines.spec import computation_words
@@ -160,8 +160,8 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         return HandoverStats(data=data or {})
 
     @classmethod
-    def build_prom_metrics(cls, *arguments: Any) -> CountedElsewhere:
-        return CountedElsewhere(*arguments)
+    def build_prom_metrics(cls, *arguments: Any) -> NoVllmMetrics:
+        return NoVllmMetrics(*arguments)
 
     @classmethod
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:

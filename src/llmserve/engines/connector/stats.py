@@ -41,7 +41,7 @@ class HandoverStats(KVConnectorStats):
         return self.data
 
 
-class CountedElsewhere(KVConnectorPromMetrics):
+class NoVllmMetrics(KVConnectorPromMetrics):
     """Records nothing: the worker makes metrics of HandoverStats (metrics/worker.py). With another connector
     beside ours, vLLM demands that each has an object for it."""
 

@@ -1,8 +1,8 @@
 """What processes say to each other about a hand-over: typed messages with bounds, in MessagePack.
 
 A message is parsed once, by `decode`: unknown messages, wrong types and values out of bounds are a
-TransferError. Each request has one answer, in order; `Refused` answers any request. docs/decisions/0022 says
-why it is not gRPC.
+TransferError. Each request has one answer, in order; any request may be answered by `RequestRefusal`.
+Decision 0022 says why it is not gRPC.
 """
 
 from dataclasses import dataclass
@@ -252,7 +252,7 @@ class Done(Message, frozen=True):
     """Answers what has no other answer."""
 
 
-class Refused(Message, frozen=True):
+class RequestRefusal(Message, frozen=True):
     reason: str
 
 
@@ -271,7 +271,7 @@ Request: TypeAlias = (
     | BeginPush
     | EndPush
 )
-Answer: TypeAlias = Welcome | LeaseIs | DigestIs | HandoverStatus | PushStanding | Done | Refused
+Answer: TypeAlias = Welcome | LeaseIs | DigestIs | HandoverStatus | PushStanding | Done | RequestRefusal
 
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(Request)
@@ -297,7 +297,7 @@ def decode_answer(body: bytes) -> Answer:
 
 def expect(answer: Answer, kind: type[A]) -> A:
     """Errors: TransferError with the peer's reason, or for an answer of another kind."""
-    if isinstance(answer, Refused):
+    if isinstance(answer, RequestRefusal):
         raise TransferError(f"refused by the peer: {answer.reason[:500]}")
     if not isinstance(answer, kind):
         raise TransferError(f"side channel: {type(answer).__name__} where {kind.__name__} was expected")

@@ -111,11 +111,11 @@ class Pull:
         if source.heads:
             batch = self._batch(peer, source)
             await peer.demand(BeginRead(pull_params.lease_id, pull_params.epoch))
-            keeper = self.engine.spawn("keep", renewals(peer, pull_params))
+            renewing = self.engine.spawn("keep", renewals(peer, pull_params))
             try:
                 await self._read_over_any(peer, batch)
             finally:
-                keeper.cancel()
+                renewing.cancel()
         rank = self.engine.layout.geometry.shard.rank
         await peer.demand(ReleaseLease(pull_params.lease_id, pull_params.epoch, rank, source.readers))
 

@@ -30,9 +30,9 @@ from llmserve.engines.kv_transfer.protocol import (
     HandoverStatus,
     Hello,
     LeaseIs,
-    Refused,
     ReleaseLease,
     RenewLease,
+    RequestRefusal,
     SetPeers,
     Welcome,
     decode_request,
@@ -161,7 +161,7 @@ class HandoverServer:
     def _hello(self, connection: int, request: Hello) -> Answer:
         mine = self._engine.layout.geometry
         if obstacle := mine.obstacle(request.geometry):
-            return Refused(f"the KV caches do not fit: {obstacle}")
+            return RequestRefusal(f"the KV caches do not fit: {obstacle}")
         self._engine.expect(connection, "", _CONNECT_SECONDS)
         descriptions = self._engine.descriptions
         return Welcome(self._worker_id, self._table.epoch, descriptions, self._engine.probe.info, mine)
@@ -230,7 +230,7 @@ class HandoverServer:
                 request = decode_request(body)
                 answer = self._handlers[type(request)](connection, request)
             except TransferError as error:
-                channel.send(Refused(error.message))
+                channel.send(RequestRefusal(error.message))
                 raise
             channel.send(answer)
             await channel.drain()

@@ -14,7 +14,7 @@ from llmserve.engines.base import EngineInfo
 from llmserve.engines.kv_transfer import PullResult
 from llmserve.engines.sim.kv_handover import KvHandover
 from llmserve.engines.sim.limits import SimLimits
-from llmserve.engines.sim.link import SimLink, Ticket
+from llmserve.engines.sim.link import KvSource, SimLink
 from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import SimScheduler
@@ -117,7 +117,7 @@ class SimEngine:
         self._scheduler.add(sequence)
         self._work.set()
 
-    def _ticket(self, request: EngineRequest) -> Ticket | None:
+    def _ticket(self, request: EngineRequest) -> KvSource | None:
         params = request.kv_transfer_params
         try:
             check_params(params, len(request.prompt_token_ids))

@@ -12,7 +12,7 @@ from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.request import KvPeer, PairStatus
 from llmserve.engines.kv_transfer import Finish, PullResult, PushChunk
 from llmserve.engines.kv_transfer.leases import BlockLeases
-from llmserve.engines.sim.link import LinkCounters, Ticket
+from llmserve.engines.sim.link import KvSource, LinkCounters
 from llmserve.engines.sim.memory import Digests, KvMemory
 from llmserve.engines.spec import EngineSpec
 
@@ -130,7 +130,7 @@ class LocalLink:
 
     # -- the side that wants them
 
-    def pull(self, request_id: RequestId, ticket: Ticket, tokens: range, local: Sequence[int]) -> None:
+    def pull(self, request_id: RequestId, ticket: KvSource, tokens: range, local: Sequence[int]) -> None:
         if isinstance(ticket, PushParams):
             self._wait(request_id, ticket, tokens, local)
         else:
@@ -179,7 +179,7 @@ class LocalLink:
         if card := self._awaited.get(request_id):
             self.release(card)
 
-    def watch(self, ticket: Ticket) -> None:
+    def watch(self, ticket: KvSource) -> None:
         """Does nothing: virtual time passes only while an engine works."""
 
     def set_peers(self, peers: Sequence[KvPeer]) -> None:
@@ -188,7 +188,7 @@ class LocalLink:
     def pairs(self) -> Sequence[PairStatus]:
         return ()
 
-    def release(self, ticket: Ticket) -> None:
+    def release(self, ticket: KvSource) -> None:
         owner = self._fabric.find(ticket.endpoints[0])
         if owner is None:
             return

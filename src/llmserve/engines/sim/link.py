@@ -30,7 +30,7 @@ from llmserve.engines.sim.memory import TOKEN_BYTES, KvMemory
 from llmserve.engines.spec import EngineSpec, transfer_policy
 from llmserve.transfer.select import make_transports
 
-Ticket = PullParams | PushParams  # for KV that is pulled, or that is pushed
+KvSource = PullParams | PushParams  # for KV that is pulled, or that is pushed
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class SimLink(Protocol):
     def take_ended(self) -> Sequence[RequestId]:
         """Returns the requests whose lease has ended since the last call. Their blocks can be freed."""
 
-    def pull(self, request_id: RequestId, ticket: Ticket, tokens: range, local: Sequence[int]) -> None:
+    def pull(self, request_id: RequestId, ticket: KvSource, tokens: range, local: Sequence[int]) -> None:
         """Starts to copy tokens of the ticket's prompt into local blocks, or to wait until they are pushed.
         The first block is that of the first token. Exactly one PullResult follows."""
 
@@ -65,10 +65,10 @@ class SimLink(Protocol):
     def cancel(self, request_id: RequestId) -> None:
         """Gives up a pull. Its PullResult still comes."""
 
-    def watch(self, ticket: Ticket) -> None:
+    def watch(self, ticket: KvSource) -> None:
         """Keeps a lease alive until its blocks are pulled or released."""
 
-    def release(self, ticket: Ticket) -> None:
+    def release(self, ticket: KvSource) -> None:
         """Ends the lease of a ticket whose blocks will not be fetched. Works in the background and never
         fails."""
 
@@ -153,7 +153,7 @@ class HandoverLink:
     def take_ended(self) -> Sequence[RequestId]:
         return tuple(self._node.server.take_ended())
 
-    def pull(self, request_id: RequestId, ticket: Ticket, tokens: range, local: Sequence[int]) -> None:
+    def pull(self, request_id: RequestId, ticket: KvSource, tokens: range, local: Sequence[int]) -> None:
         try:
             self._start(request_id, ticket, tokens, tuple(local))
         except TransferError as error:
@@ -163,7 +163,7 @@ class HandoverLink:
             self._pulls += 1
             self._start_polling()
 
-    def _start(self, request_id: RequestId, ticket: Ticket, tokens: range, local: tuple[int, ...]) -> None:
+    def _start(self, request_id: RequestId, ticket: KvSource, tokens: range, local: tuple[int, ...]) -> None:
         if isinstance(ticket, PushParams):
             first_block = tokens.start // self._block_size_tokens
             self._node.receiver.receive(ReceiveJob(request_id, ticket, first_block, local))
@@ -180,13 +180,13 @@ class HandoverLink:
         self._node.client.cancel(request_id)
         self._node.receiver.cancel(request_id)
 
-    def watch(self, ticket: Ticket) -> None:
+    def watch(self, ticket: KvSource) -> None:
         if isinstance(ticket, PushParams):
             self._node.receiver.expect(ticket)
         else:
             self._node.client.watch(ticket)
 
-    def release(self, ticket: Ticket) -> None:
+    def release(self, ticket: KvSource) -> None:
         if isinstance(ticket, PushParams):
             self._node.receiver.forget(ticket)
         else:

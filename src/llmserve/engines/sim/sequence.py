@@ -21,7 +21,7 @@ from llmserve.core.kv_params import is_pushed, transfer_of
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineRequest, HandoverReport, PrefillStats
 from llmserve.engines.kv_transfer import PromptFollower
-from llmserve.engines.sim.link import Ticket
+from llmserve.engines.sim.link import KvSource
 from llmserve.engines.sim.memory import Digests, first_digest, next_digests
 
 
@@ -58,7 +58,7 @@ class BlockSequence(ABC):
     computed_tokens: those whose KV lies in `blocks`. ticket: is set until it is used."""
 
     def __init__(
-        self, request_id: RequestId, prompt_tokens: int, block_size: int, ticket: Ticket | None
+        self, request_id: RequestId, prompt_tokens: int, block_size: int, ticket: KvSource | None
     ) -> None:
         self.request_id = request_id
         self.ticket = ticket
@@ -115,7 +115,7 @@ class SimSequence(BlockSequence):
     """A request with its tokens and the content of their KV."""
 
     def __init__(
-        self, request: EngineRequest, ticket: Ticket | None, block_size: int, vocab_size: int
+        self, request: EngineRequest, ticket: KvSource | None, block_size: int, vocab_size: int
     ) -> None:
         super().__init__(request.request_id, len(request.prompt_token_ids), block_size, ticket)
         self.request = request

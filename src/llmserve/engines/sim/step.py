@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from llmserve.core.clock import VirtualClock
-from llmserve.engines.sim.link import Ticket
+from llmserve.engines.sim.link import KvSource
 from llmserve.engines.sim.sequence import BlockSequence
 
 S = TypeVar("S", bound=BlockSequence)
@@ -29,7 +29,7 @@ class PullOrder(Generic[S]):
     first token."""
 
     sequence: S
-    ticket: Ticket
+    ticket: KvSource
     tokens: range
     local_block_ids: tuple[int, ...]
 
@@ -41,7 +41,7 @@ class Step(Generic[S]):
 
     work: list[tuple[S, int]] = field(default_factory=list)
     pulls: list[PullOrder[S]] = field(default_factory=list)
-    releases: list[Ticket] = field(default_factory=list)
+    releases: list[KvSource] = field(default_factory=list)
 
     @property
     def prefill_tokens(self) -> int:

@@ -16,7 +16,7 @@ from llmserve.kvstore.formats.elements import LARGEST
 from llmserve.kvstore.formats.header import Quantize
 from llmserve.kvstore.formats.kernels import dequantize_kernel, quantize_kernel
 from llmserve.kvstore.formats.quantize import LEAST_SCALE, SCALE_BYTES, TOP, quantized_bytes
-from llmserve.kvstore.formats.shape import AxisKind, BlockShape, Element, Part, Slab
+from llmserve.kvstore.formats.shape import AxisKind, BlockPart, BlockShape, Element, Slab
 
 _TILE_ELEMENTS = 4096
 _DTYPES = {
@@ -120,7 +120,7 @@ def _launch(slab: Slab, device: torch.device) -> _Launch:
     return _Launch(slab, tokens, channels)
 
 
-def _offsets(part: Part, kind: AxisKind) -> torch.Tensor:
+def _offsets(part: BlockPart, kind: AxisKind) -> torch.Tensor:
     """In elements, of each index over the axes of one kind, the others being 0."""
     places = torch.arange(part.elements).reshape(part.sizes)
     for axis, found in enumerate(part.axes):

@@ -44,7 +44,7 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BlockPart:
     axes: tuple[Axis, ...]
 
     @property
@@ -70,7 +70,7 @@ class Part:
 @dataclass(frozen=True, slots=True)
 class Section:
     repeats: int
-    parts: tuple[Part, ...]
+    parts: tuple[BlockPart, ...]
 
     @property
     def repeat_elements(self) -> int:
@@ -90,7 +90,7 @@ class Slab:
     repeat r of the part at r * stride + offset of the section. Its scales, one for each repeat and channel,
     begin at scale_start of all scales."""
 
-    part: Part
+    part: BlockPart
     repeats: int
     section_start: int
     stride: int
@@ -146,8 +146,8 @@ def _section(match: re.Match[str]) -> Section:
     return Section(int(match[1]), tuple(_part(text) for text in match[2].split("|")))
 
 
-def _part(text: str) -> Part:
-    return Part(tuple(Axis(AxisKind(kind), int(size)) for kind, size in _AXIS.findall(text)))
+def _part(text: str) -> BlockPart:
+    return BlockPart(tuple(Axis(AxisKind(kind), int(size)) for kind, size in _AXIS.findall(text)))
 
 
 _GROUP_ELEMENTS = 64
@@ -179,7 +179,7 @@ def grouped(element: Element, size_bytes: int, group_elements: int = _GROUP_ELEM
     return BlockShape(element, (Section(elements // group, (_part(f"t{group}"),)),))
 
 
-def _parts(packing: str, tokens: int, head_size: int) -> tuple[Part, ...]:
+def _parts(packing: str, tokens: int, head_size: int) -> tuple[BlockPart, ...]:
     if packing == "kv":
         return (_part(f"t{tokens} c{2 * head_size}"),)
     if packing == "vec":

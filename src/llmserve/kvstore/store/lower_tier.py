@@ -162,9 +162,9 @@ class LowerStore:
             else:
                 sums.append(None)
                 await self._not_read(one.key, result.outcome, result.reason)
-        came = sum(len(one.view) for one, found in zip(wanted, sums, strict=True) if found is not None)
-        self._learn(came, self._clock.now() - started)
-        self.totals.load_bytes += came
+        loaded = sum(len(one.view) for one, found in zip(wanted, sums, strict=True) if found is not None)
+        self._learn(loaded, self._clock.now() - started)
+        self.totals.load_bytes += loaded
         self.totals.load_seconds += self._clock.now() - started
         return sums
 

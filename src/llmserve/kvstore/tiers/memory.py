@@ -26,7 +26,7 @@ _DONE = BlobResult(TierOutcome.DONE)
 
 
 @dataclass(slots=True)
-class _Stored:
+class _MemoryBlob:
     header: bytes
     data: bytearray
     digest: int
@@ -42,7 +42,7 @@ class MemoryMedium:
 
     capacity_bytes: int
     fault: str = ""
-    stored: dict[BlobKey, _Stored] = field(default_factory=dict)
+    stored: dict[BlobKey, _MemoryBlob] = field(default_factory=dict)
 
     @property
     def held_bytes(self) -> int:
@@ -104,7 +104,7 @@ class MemoryTier:
         if medium.held_bytes + blob.data.nbytes > medium.capacity_bytes:
             return BlobResult(TierOutcome.FULL, f"over its capacity of {medium.capacity_bytes} bytes")
         data = bytearray(blob.data)
-        medium.stored[blob.key] = _Stored(blob.header, data, _digest(blob.header, data))
+        medium.stored[blob.key] = _MemoryBlob(blob.header, data, _digest(blob.header, data))
         return _DONE
 
     async def _read(self, target: ReadTarget) -> ReadResult:

@@ -24,7 +24,7 @@ class PendingMessage(Protocol):
         """Waits at most SILENCE. Errors: RuntimeError, also when the group was cut or the peer is gone."""
 
 
-class Pair(Protocol):
+class RankPair(Protocol):
     """A process group of two ranks. Messages arrive in the order of sending, and the other end receives as
     many bytes as are sent. Errors: RuntimeError."""
 
@@ -52,7 +52,7 @@ class Backend(Protocol):
     def staging(self, size_bytes: int) -> Any:
         """Returns an uninitialised uint8 tensor on the same device."""
 
-    def pair(self, store: Any, rank: int) -> Pair:
+    def pair(self, store: Any, rank: int) -> RankPair:
         """Makes a pair; both ends call this at the same time. Errors: RuntimeError, and those of the
         store."""
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Region, Spans
-from llmserve.transfer.collective.backend import SILENCE, Backend, Pair, PendingMessage
+from llmserve.transfer.collective.backend import SILENCE, Backend, PendingMessage, RankPair
 from llmserve.transfer.collective.rows import gather, scatter
 from llmserve.transfer.spans import coalesce, split
 from llmserve.transfer.twosided import wire
@@ -66,10 +66,10 @@ class GroupCarrier:
     """Moves the bytes of requests. Both ends cut a request into the same pieces, whatever their spans are."""
 
     def __init__(
-        self, backend: Backend, pair: Pair, store: Any, regions: Sequence[Region], sock: socket.socket
+        self, backend: Backend, pair: RankPair, store: Any, regions: Sequence[Region], sock: socket.socket
     ) -> None:
         self._backend = backend
-        self._pair: Pair | None = pair
+        self._pair: RankPair | None = pair
         self._store = store  # the group needs it
         self._regions = [backend.map(region) for region in regions]
         self._socket = sock
@@ -109,7 +109,7 @@ class GroupCarrier:
                 raise
             confirm()
 
-    def _receive(self, pair: Pair, spans: Spans) -> None:
+    def _receive(self, pair: RankPair, spans: Spans) -> None:
         posted = ((pair.receive(piece.tensor, piece.acknowledged), piece) for piece in self._pieces(spans))
         flying = deque(itertools.islice(posted, DEPTH))
         while flying:
@@ -150,7 +150,7 @@ class GroupCarrier:
         return self._staging[slot]
 
     @contextmanager
-    def _guarded(self) -> Iterator[Pair]:
+    def _guarded(self) -> Iterator[RankPair]:
         """Ensures that nothing is in flight when an error leaves it. A message that was cut may look complete
         (NCCL's do), so the cut itself is checked."""
         assert self._pair is not None, "open"

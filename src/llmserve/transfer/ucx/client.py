@@ -64,7 +64,7 @@ class UcxTransfer:
 
 
 @dataclass(slots=True)
-class _Part:
+class _BatchPart:
     """confirmed: the peer sends nothing more about this part."""
 
     transfer: UcxTransfer
@@ -88,7 +88,7 @@ class UcxConnection:
         self._open = False
         self._deadline = time.monotonic() + DIAL_SECONDS
         self._waiting: deque[UcxTransfer] = deque()
-        self._parts: dict[int, _Part] = {}
+        self._parts: dict[int, _BatchPart] = {}
         self._last_part = 0
         self._dial()
         loop.add(self)
@@ -191,7 +191,7 @@ class UcxConnection:
             part.transfer.end_if_idle()
         return bool(ended)
 
-    def _has_ended(self, part: _Part) -> bool:
+    def _has_ended(self, part: _BatchPart) -> bool:
         if part.flow is None or not part.flow.over():
             return part.flow is None and bool(self.lost)
         if part.flow.failure:
@@ -211,10 +211,10 @@ class UcxConnection:
         reads = transfer.operation is wire.MessageKind.READ
         self._link.send_control(transfer.operation, number, pack_spans(batch.remote))
         flow = self._link.receive(number, transfer.memory.pieces(batch.local)) if reads else None
-        self._parts[number] = _Part(transfer, batch, flow, confirmed=reads)
+        self._parts[number] = _BatchPart(transfer, batch, flow, confirmed=reads)
         transfer.moving += 1
 
-    def _go_on(self, message: wire.ControlMessage, part: _Part) -> None:
+    def _go_on(self, message: wire.ControlMessage, part: _BatchPart) -> None:
         if message.kind is wire.MessageKind.READY and part.flow is None:
             part.flow = self._link.send(message.part, part.transfer.memory.pieces(part.batch.local))
         elif message.kind is wire.MessageKind.DONE:

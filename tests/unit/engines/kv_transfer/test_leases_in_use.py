@@ -18,7 +18,7 @@ from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease import LeaseState
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer import query_status, release_lease
-from llmserve.engines.kv_transfer.protocol import AskDigest, Done, Refused, decode_answer, encode
+from llmserve.engines.kv_transfer.protocol import AskDigest, Done, RequestRefusal, decode_answer, encode
 
 Make = Callable[..., Any]
 Wait = Callable[[Callable[[], bool]], None]
@@ -186,7 +186,7 @@ def _framed(body: bytes) -> bytes:
 async def test_garbage_costs_the_sender_its_connection_only(make_side: Make, raw: bytes) -> None:
     owner = make_side(1)
     answer = await asyncio.to_thread(_exchange, owner.node.endpoint, raw)
-    assert answer == b"" or isinstance(decode_answer(answer[4:]), Refused)
+    assert answer == b"" or isinstance(decode_answer(answer[4:]), RequestRefusal)
     assert (await query_status(owner.node.endpoint, 2.0)).open_leases == 0
 
 

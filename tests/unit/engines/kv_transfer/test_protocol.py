@@ -37,10 +37,10 @@ from llmserve.engines.kv_transfer.protocol import (
     PushOutcome,
     PushStanding,
     PushState,
-    Refused,
     ReleaseLease,
     RenewLease,
     Request,
+    RequestRefusal,
     Reservation,
     Reserve,
     SetPeers,
@@ -95,7 +95,7 @@ ANSWERS: list[Answer] = [
     PushStanding(PushState.ENDED, OUTCOME),
     PushStanding(PushState.STOPPED, unclean=("tcp",)),
     Done(),
-    Refused("no"),
+    RequestRefusal("no"),
 ]
 
 
@@ -118,7 +118,7 @@ def test_requests_survive(request_: Request) -> None:
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_answers_survive(answer: Answer) -> None:
     assert decode_answer(encode(answer)) == answer
-    assert expect(answer, type(answer)) == answer if not isinstance(answer, Refused) else True
+    assert expect(answer, type(answer)) == answer if not isinstance(answer, RequestRefusal) else True
 
 
 def test_spans_survive() -> None:
@@ -136,7 +136,7 @@ def _columns(spans: Spans) -> list[Any]:
 
 def test_another_answer_than_expected_is_an_error() -> None:
     with pytest.raises(TransferError, match=r"^refused by the peer: no$"):
-        expect(Refused("no"), Done)
+        expect(RequestRefusal("no"), Done)
     with pytest.raises(TransferError, match="Done where LeaseIs was expected"):
         expect(Done(), LeaseIs)
 

@@ -49,7 +49,7 @@ class PromptFollower:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class LayerPiece:
     """Copy source_ids[i] of one layer to target_ids[i]."""
 
     layer: int
@@ -120,9 +120,9 @@ class PushProgress:
         if (reserved := self._reservation.end_block) != self._end:
             raise TransferError(f"decode has reserved {reserved} blocks for a prompt of {self._end}")
 
-    def take(self, at_most_bytes: int) -> list[Piece]:
+    def take(self, at_most_bytes: int) -> list[LayerPiece]:
         """What to write now, at least one block when anything is ready."""
-        pieces: list[Piece] = []
+        pieces: list[LayerPiece] = []
         room = at_most_bytes
         for layer, size in enumerate(self._block_bytes):
             count = min(self._ready_end(layer) - self._taken[layer], max(room // size, 0 if pieces else 1))
@@ -136,10 +136,10 @@ class PushProgress:
             return 0
         return min(self._computed[layer], self._reservation.end_block)
 
-    def _piece(self, layer: int, count: int) -> Piece:
+    def _piece(self, layer: int, count: int) -> LayerPiece:
         assert self._reservation is not None, "nothing is ready without one"
         first = self._taken[layer]
         end = self._taken[layer] = first + count
         self.taken_bytes += count * self._block_bytes[layer]
         target = slice(first - self._first, end - self._first)
-        return Piece(layer, self._source_ids[first:end], self._reservation.block_ids[target])
+        return LayerPiece(layer, self._source_ids[first:end], self._reservation.block_ids[target])

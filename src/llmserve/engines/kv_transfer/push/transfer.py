@@ -22,7 +22,7 @@ from llmserve.engines.kv_transfer.protocol import (
     PushState,
     Reservation,
 )
-from llmserve.engines.kv_transfer.push.progress import Piece, PushProgress
+from llmserve.engines.kv_transfer.push.progress import LayerPiece, PushProgress
 from llmserve.engines.kv_transfer.push.writer import PushWriter
 from llmserve.engines.kv_transfer.rank import RankEngine
 
@@ -187,7 +187,7 @@ class PushTransfer:
             self._stopped = True
             raise GivenUp(f"decode's reservation: {answer.value}")
 
-    async def _write(self, peer: Peer, pieces: list[Piece]) -> None:
+    async def _write(self, peer: Peer, pieces: list[LayerPiece]) -> None:
         rows = [(piece.layer, piece.source_ids, piece.target_ids) for piece in pieces]
         await self.writer.write(peer, self.engine.layout.layer_batch(rows))
 

@@ -50,7 +50,7 @@ class NvmeSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class _OpenParts:
+class _OpenFiles:
     disk: Disk
     files: TierFiles
     writer: Writer
@@ -69,7 +69,7 @@ class NvmeTier:
         self._readers = ThreadPoolExecutor(settings.read_threads, "nvme-read")
         self._writers = ThreadPoolExecutor(settings.write_threads, "nvme-write")
         self._grower = ThreadPoolExecutor(1, "nvme-grow")  # does not wait behind writes
-        self._parts: _OpenParts | None = None
+        self._parts: _OpenFiles | None = None
         self._calls = CallsInFlight()
 
     def __repr__(self) -> str:
@@ -107,7 +107,7 @@ class NvmeTier:
         writer = Writer(
             self.space, files, record_io, self._writers, self._grower, durable=self._settings.durable
         )
-        self._parts = _OpenParts(disk, files, writer, Reader(self.space, record_io, self._readers))
+        self._parts = _OpenFiles(disk, files, writer, Reader(self.space, record_io, self._readers))
 
     # -- what is there
 
@@ -149,7 +149,7 @@ class NvmeTier:
                 await self._parts.writer.remove(keys)
 
 
-def _close(parts: _OpenParts) -> None:
+def _close(parts: _OpenFiles) -> None:
     """What the medium does not have yet it gets now, as far as it takes it."""
     try:
         parts.files.data.sync()

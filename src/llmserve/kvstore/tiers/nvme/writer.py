@@ -47,7 +47,7 @@ class Writer:
         self._threads, self._grower = threads, grower
         self._durable = durable
         self._running: dict[BlobKey, asyncio.Task[dict[BlobKey, BlobResult]]] = {}
-        self._placing = asyncio.Lock()
+        self._writing = asyncio.Lock()
         self._cannot_erase = False
 
     async def write(self, blobs: Sequence[Blob]) -> list[BlobResult]:
@@ -75,7 +75,7 @@ class Writer:
         results: dict[BlobKey, BlobResult] = {}
         placed: list[tuple[Place, Blob]] = []
         try:
-            async with self._placing:  # of the whole group, so that it lies in a row
+            async with self._writing:  # of the whole group, so that it lies in a row
                 for blob in blobs:
                     try:
                         placed.append((await self._place(blob), blob))

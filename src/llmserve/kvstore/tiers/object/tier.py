@@ -48,7 +48,7 @@ class ObjectTier:
         self._settings, self._open_store = settings, open_store
         self._clock = clock or SystemClock()
         self.catalog = Catalog()
-        self._parts: _OpenParts | None = None
+        self._parts: _OpenBucket | None = None
         self._calls = CallsInFlight()
         self.counters = BucketCounters()
 
@@ -57,7 +57,7 @@ class ObjectTier:
 
     async def open(self) -> None:
         bucket = Bucket(self._open_store(), self._settings.limits, self.counters, self._clock)
-        parts = _OpenParts(self._settings, bucket, self.catalog)
+        parts = _OpenBucket(self._settings, bucket, self.catalog)
         try:
             await parts.recovery.run()
         except RequestFailed as failed:
@@ -126,7 +126,7 @@ class ObjectTier:
         return f"object tier: {shown(self._settings.url)} cannot be used ({failed.message}): {advice}"
 
 
-class _OpenParts:
+class _OpenBucket:
     """What lives from open to close."""
 
     def __init__(self, settings: ObjectSettings, bucket: Bucket, catalog: Catalog) -> None:

@@ -8,7 +8,7 @@ from llmserve.core.errors import TransferError
 from llmserve.core.ids import ReservationId, WorkerId
 from llmserve.core.kv_params import PeerAddress
 from llmserve.engines.kv_transfer.protocol import Reservation
-from llmserve.engines.kv_transfer.push.progress import Piece, PushProgress
+from llmserve.engines.kv_transfer.push.progress import LayerPiece, PushProgress
 
 SIZES = (10, 20, 30)
 MANY = 1 << 30
@@ -30,9 +30,9 @@ def test_what_was_computed_before_the_reservation_is_written_when_it_comes() -> 
     progress = PushProgress(SIZES)
     progress.computed(0, 2, (7, 8))
     progress.want(reservation(0, 1, 2, 3))
-    assert progress.take(MANY) == [Piece(0, (7, 8), (1, 2))]
+    assert progress.take(MANY) == [LayerPiece(0, (7, 8), (1, 2))]
     progress.computed(1, 1, (7, 8))
-    assert progress.take(MANY) == [Piece(1, (7,), (1,))]
+    assert progress.take(MANY) == [LayerPiece(1, (7,), (1,))]
     assert not progress.ready
 
 
@@ -42,7 +42,7 @@ def test_what_decode_has_already_is_not_wanted() -> None:
     progress.computed(0, 2, (7, 8))
     assert not progress.ready
     progress.computed(0, 4, (7, 8, 9, 6))
-    assert progress.take(MANY) == [Piece(0, (9, 6), (30, 31))]
+    assert progress.take(MANY) == [LayerPiece(0, (9, 6), (30, 31))]
     assert progress.taken_bytes == 20
 
 
@@ -50,12 +50,12 @@ def test_no_more_is_taken_at_once_than_asked_for_but_one_block_always() -> None:
     progress = PushProgress(SIZES)
     progress.want(reservation(0, 1, 2, 3))
     progress.finish((7, 8, 9))
-    assert progress.take(25) == [Piece(0, (7, 8), (1, 2))]
-    assert progress.take(1) == [Piece(0, (9,), (3,))]
-    assert progress.take(1) == [Piece(1, (7,), (1,))]
-    assert progress.take(55) == [Piece(1, (8, 9), (2, 3))]
+    assert progress.take(25) == [LayerPiece(0, (7, 8), (1, 2))]
+    assert progress.take(1) == [LayerPiece(0, (9,), (3,))]
+    assert progress.take(1) == [LayerPiece(1, (7,), (1,))]
+    assert progress.take(55) == [LayerPiece(1, (8, 9), (2, 3))]
     assert [progress.complete] == [False]
-    assert progress.take(MANY) == [Piece(2, (7, 8, 9), (1, 2, 3))]
+    assert progress.take(MANY) == [LayerPiece(2, (7, 8, 9), (1, 2, 3))]
     assert progress.complete
     assert progress.taken_bytes == 3 * sum(SIZES)
 
@@ -78,7 +78,7 @@ def test_after_a_restart_all_is_written_again_from_the_new_blocks() -> None:
     progress.restart()
     assert not progress.ready
     progress.computed(0, 3, (1, 2, 3))
-    assert progress.take(MANY) == [Piece(0, (2, 3), (5, 6))]
+    assert progress.take(MANY) == [LayerPiece(0, (2, 3), (5, 6))]
     assert progress.taken_bytes == 20
 
 
@@ -123,7 +123,7 @@ def test_each_block_of_each_layer_is_taken_once_whatever_the_order(
     assert progress.taken_bytes == (blocks - first) * sum(SIZES)
 
 
-def _copies(pieces: list[Piece]) -> list[tuple[int, int, int]]:
+def _copies(pieces: list[LayerPiece]) -> list[tuple[int, int, int]]:
     return [
         (piece.layer, a, b)
         for piece in pieces

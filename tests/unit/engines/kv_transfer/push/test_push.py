@@ -9,7 +9,7 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.engines.kv_transfer import PushLimits, ReceiveLimits
-from llmserve.engines.kv_transfer.protocol import EndPush, Refused
+from llmserve.engines.kv_transfer.protocol import EndPush, RequestRefusal
 from llmserve.engines.kv_transfer.push.stopping import StopLimits
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.tcp import TcpTransport
@@ -306,8 +306,8 @@ def test_decode_finds_out_by_asking_when_it_is_not_told(
     wait_until(lambda: bool(request.is_freed))
 
 
-def _refuse(connection: int, request: EndPush) -> Refused:
-    return Refused("refused by the test")
+def _refuse(connection: int, request: EndPush) -> RequestRefusal:
+    return RequestRefusal("refused by the test")
 
 
 def test_a_request_that_waits_for_blocks_keeps_the_lease_alive(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.runner.processes import (
+from llmserve.runner.process.family import (
     MEMBER_VARIABLE,
     Family,
     end,

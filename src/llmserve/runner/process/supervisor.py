@@ -13,13 +13,13 @@ from llmserve.core.process import WorkMeter
 from llmserve.core.tasks import first_done
 from llmserve.rpc.role import ProcessFailure
 from llmserve.runner.board import Board, ProcessState
-from llmserve.runner.child import ProcessCommand
 from llmserve.runner.guard_link import GuardLink
-from llmserve.runner.liveness import questions
 from llmserve.runner.logs import tail
-from llmserve.runner.policy import Decision, RestartPolicy, exit_text, stop_seconds
-from llmserve.runner.processes import Family, end, members, shared_memory
-from llmserve.runner.run import RoleRun, StartResult
+from llmserve.runner.process.child import ProcessCommand
+from llmserve.runner.process.family import Family, end, members, shared_memory
+from llmserve.runner.process.liveness import questions
+from llmserve.runner.process.policy import Decision, RestartPolicy, exit_text, stop_seconds
+from llmserve.runner.process.run import RoleRun, StartResult
 from llmserve.runner.state import DrainedMark
 
 _LAST_LINES = 15

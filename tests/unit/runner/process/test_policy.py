@@ -6,7 +6,7 @@ import pytest
 
 from llmserve.config.plan import ProcessRole, ProcessSpec
 from llmserve.rpc.backoff import Backoff
-from llmserve.runner.policy import (
+from llmserve.runner.process.policy import (
     MAX_START_FAILURES,
     STABLE_SECONDS,
     Decision,

@@ -10,9 +10,9 @@ from typing import Protocol
 
 from llmserve.core.errors import DeadlineExceeded, ModelNotFound
 from llmserve.rpc.role import FAILED_WORD, ProcessFailure
-from llmserve.runner.child import Child, ProcessCommand
 from llmserve.runner.logs import append_line, tail
-from llmserve.runner.policy import exit_text
+from llmserve.runner.process.child import Child, ProcessCommand
+from llmserve.runner.process.policy import exit_text
 
 READY_WORD = "LLMSERVE_READY"
 PROGRESS_WORD = "LLMSERVE_PROGRESS"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llmserve.core.errors import ModelNotFound, StartFailed
-from llmserve.runner.child import Child, ProcessCommand
-from llmserve.runner.run import prepare_model
+from llmserve.runner.process.child import Child, ProcessCommand
+from llmserve.runner.process.run import prepare_model
 
 ANSWER = """print('LLMSERVE_PROGRESS converting'); print('LLMSERVE_MODEL {"path": "/models/x"}')"""
 

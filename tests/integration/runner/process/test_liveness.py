@@ -4,7 +4,7 @@ import asyncio
 
 from llmserve.config.plan import ProcessSpec
 from llmserve.config.plan_types import ProcessRole
-from llmserve.runner.liveness import questions
+from llmserve.runner.process.liveness import questions
 
 
 async def test_an_apiserver_that_shares_its_port_is_asked_at_its_own() -> None:
