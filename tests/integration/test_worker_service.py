@@ -321,7 +321,7 @@ async def test_an_id_in_use_is_refused(cluster: Cluster) -> None:
                 "limits": {"max_tokens": 1},
                 "kv_transfer_params": b'{"do_remote_prefill": true}',
             },
-            "InvalidRequest: kv_transfer_params: worker_id",
+            "InvalidRequest: kv_transfer_params: Object missing required field `worker_id`",
         ),
     ],
 )

@@ -31,8 +31,8 @@ from llmserve.loadgen.comparison_page import comparison_page
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.report import LoadReport, Slo, make_report
 from llmserve.loadgen.run import LoadOutcome, run_load
-from llmserve.runner import launch
 from llmserve.runner.machine import pick_port
+from llmserve.runner.process import launch
 from llmserve.runner.state import ClusterState, read_state
 
 _POLL_SECONDS = 0.2
