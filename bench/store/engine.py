@@ -6,9 +6,11 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from llmserve.transfer.engine.choice import TransferPolicy
 
 MAX_MODEL_LEN = 2048
 TENANT = "bench"
@@ -93,6 +95,7 @@ def store_connector(kvmanager: str) -> dict[str, Any]:
             "epoch": time.time_ns(),
             "engine_order": [],
             "host": "127.0.0.1",
+            "policy": asdict(TransferPolicy()),
             "offload_prompt_only": False,
         },
     }
