@@ -22,12 +22,30 @@ Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """A kind of memory. device: the ordinal of a GPU, as this process counts them; None for host memory."""
+
+    device: int | None = None
+
+    @property
+    def on_host(self) -> bool:
+        return self.device is None
+
+    def __str__(self) -> str:
+        return "host memory" if self.device is None else f"memory of GPU {self.device}"
+
+
+HOST = Memory()
+
+
+@dataclass(frozen=True, slots=True)
 class Region:
     """Registered memory: `length_bytes` bytes from the virtual `address`. The owner keeps it alive until the
-    transport is closed."""
+    transport is closed. This process must not dereference an address of a GPU's memory."""
 
     address: int
     length_bytes: int
+    memory: Memory = HOST
 
 
 @dataclass(frozen=True, slots=True)

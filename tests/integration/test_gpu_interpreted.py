@@ -1,5 +1,4 @@
-"""The GPU tests of the formats on CPU tensors, by Triton's interpreter: a process of its own, for Triton
-decides at import."""
+"""The GPU tests on CPU tensors, by Triton's interpreter: a process of its own, for Triton decides at import."""
 
 import os
 import subprocess
@@ -12,7 +11,7 @@ pytest.importorskip("triton", reason="no Triton")
 
 def test_the_kernels_do_on_the_cpu_what_they_should_on_a_gpu() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/gpu/test_formats.py", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider"],
         env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,

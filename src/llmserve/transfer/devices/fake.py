@@ -1,0 +1,190 @@
+"""A device without hardware, for tests and benchmarks.
+
+Its memory is a file that is mapped twice: without any access, at the addresses that everybody sees, and
+readable for the device alone. So whoever dereferences an address dies, the kernel's copies get EFAULT, and a
+staging that was left out is found. Copies and kernels end late, in the order of their streams: whoever does
+not wait for a mark sees the old bytes.
+"""
+
+import ctypes
+import mmap
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llmserve.core.errors import TransferError
+from llmserve.transfer.base import Int64Array, Memory, Region
+from llmserve.transfer.devices.copies import Bytes, Mark, places
+
+_JOIN_SECONDS = 10.0
+
+
+@dataclass(eq=False, slots=True)
+class LateMark:
+    """The end of one piece of work. failure: why the work failed."""
+
+    failure: str = ""
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def reached(self) -> bool:
+        if self.failure:
+            raise TransferError(self.failure)
+        return self.ended.is_set()
+
+    def wait(self) -> None:
+        self.ended.wait()
+        self.reached()
+
+
+class LateStream:
+    """Does one piece of work after the other on a thread of its own, each not before `lateness_seconds` have
+    passed since it was submitted."""
+
+    def __init__(self, name: str, lateness_seconds: float) -> None:
+        self._name = name
+        self._lateness_seconds = lateness_seconds
+        self._queue: queue.SimpleQueue[tuple[float, Callable[[], None], LateMark] | None] = (
+            queue.SimpleQueue()
+        )
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def submit(self, work: Callable[[], None]) -> LateMark:
+        mark = LateMark()
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+        self._queue.put((time.monotonic() + self._lateness_seconds, work, mark))
+        return mark
+
+    def close(self) -> None:
+        """Ends the thread after the work that was submitted. Idempotent."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.put(None)
+            thread.join(_JOIN_SECONDS)
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            due, work, mark = job
+            if (rest := due - time.monotonic()) > 0:
+                time.sleep(rest)
+            try:
+                work()
+            except TransferError as error:
+                mark.failure = error.message
+            mark.ended.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _FakeAllocation:
+    """own: the mapping that only the device reads and writes. kept: the mapping without access."""
+
+    region: Region
+    own: Bytes
+    kept: Bytes
+
+
+class FakeDevice:
+    """Copies of a device that does not exist. pinned_bytes: the most memory that `pinned` gives away."""
+
+    def __init__(
+        self, ordinal: int = 0, lateness_seconds: float = 0.001, pinned_bytes: int = 1 << 30
+    ) -> None:
+        self.memory = Memory(ordinal)
+        self.copied_bytes = 0
+        self._pinned_bytes = pinned_bytes
+        self._allocations: list[_FakeAllocation] = []
+        self._outgoing = LateStream("fake-device-out", lateness_seconds)
+        self._incoming = LateStream("fake-device-in", lateness_seconds)
+        self._kernels = LateStream("fake-device-kernels", lateness_seconds)
+        self._good_copies = -1  # copies until the next failure; -1: none fails
+        self._lock = threading.Lock()
+
+    def enter(self) -> None:
+        """Does nothing: no library asks for this device."""
+
+    def allocate(self, size_bytes: int) -> Region:
+        fd = os.memfd_create("fake-device", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size_bytes)
+            own = np.frombuffer(mmap.mmap(fd, size_bytes), np.uint8)
+            kept = np.frombuffer(mmap.mmap(fd, size_bytes, flags=mmap.MAP_SHARED, prot=0), np.uint8)
+        finally:
+            os.close(fd)
+        region = Region(kept.ctypes.data, size_bytes, self.memory)
+        self._allocations.append(_FakeAllocation(region, own, kept))
+        return region
+
+    def pinned(self, size_bytes: int) -> Bytes:
+        with self._lock:
+            if size_bytes > self._pinned_bytes:
+                raise TransferError(f"no pinned memory: {size_bytes} bytes wanted, {self._pinned_bytes} left")
+            self._pinned_bytes -= size_bytes
+        return np.empty(size_bytes, np.uint8)
+
+    def gather(self, starts: Int64Array, lengths: Int64Array, packed: Bytes) -> Mark:
+        return self._copy(self._outgoing, places(lengths, packed), self._own_addresses(starts), lengths)
+
+    def scatter(self, starts: Int64Array, lengths: Int64Array, packed: Bytes) -> Mark:
+        return self._copy(self._incoming, self._own_addresses(starts), places(lengths, packed), lengths)
+
+    def mark(self) -> Mark:
+        return self._kernels.submit(lambda: None)
+
+    def close(self) -> None:
+        for stream in (self._outgoing, self._incoming, self._kernels):
+            stream.close()
+        self._allocations.clear()
+
+    # -- for tests
+
+    def view(self, region: Region) -> Bytes:
+        """Returns the bytes as kernels of the device see them, to be read and written."""
+        return next(one.own for one in self._allocations if one.region == region)
+
+    def launch(self, kernel: Callable[[], None]) -> None:
+        """Runs a kernel, late, after those that were launched before."""
+        self._kernels.submit(kernel)
+
+    def fail_copy(self, after: int = 0) -> None:
+        """Lets one copy fail, after so many good ones."""
+        self._good_copies = after
+
+    # -- inside
+
+    def _copy(self, stream: LateStream, to: Int64Array, come_from: Int64Array, lengths: Int64Array) -> Mark:
+        fails = self._draw_failure()
+
+        def move() -> None:
+            if fails:
+                raise TransferError(f"a copy of {self.memory} failed")
+            for target, source, length in zip(to.tolist(), come_from.tolist(), lengths.tolist(), strict=True):
+                ctypes.memmove(target, source, length)
+
+        self.copied_bytes += int(lengths.sum())
+        return stream.submit(move)
+
+    def _draw_failure(self) -> bool:
+        with self._lock:
+            fails = self._good_copies == 0
+            self._good_copies = max(-1, self._good_copies - 1)
+        return fails
+
+    def _own_addresses(self, starts: Int64Array) -> Int64Array:
+        """Errors: TransferError for an address that is not of this device."""
+        own = np.zeros_like(starts)
+        for one in self._allocations:
+            offsets = starts - one.region.address
+            inside = (offsets >= 0) & (offsets < one.region.length_bytes)
+            own[inside] = one.own.ctypes.data + offsets[inside]
+        if not own.all():
+            raise TransferError(f"an address lies outside the {self.memory}")
+        return own
