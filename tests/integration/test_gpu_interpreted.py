@@ -1,4 +1,4 @@
-"""The GPU tests on CPU tensors, by Triton's interpreter: a process of its own, for Triton decides at import."""
+"""The GPU tests on CPU tensors by Triton's interpreter, in a process of its own: Triton decides at import."""
 
 import os
 import subprocess
