@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
@@ -46,12 +47,20 @@ OLD_NAMES = frozenset(
 _PROTO_FIELD = re.compile(r"^\s*(?:repeated |optional )?\S+ (\w+) = \d+;", re.MULTILINE)
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+")
 _GENERATED = ("rpc", "gen")
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True, slots=True)
 class Constructor:
     owner: str
     parameters: int
+
+
+class LineKind(StrEnum):
+    CODE = "code"
+    TEXT = "docstrings and comments"
+    IMPORT = "imports"
+    BLANK = "blank"
 
 
 class SourceTree:
@@ -74,8 +83,14 @@ class SourceTree:
         """The number of files that each folder holds itself, by its path."""
         return Counter(str(path.parent.relative_to(self.package)) for path in self.texts)
 
-    def small_files(self) -> list[Path]:
-        return [path for path, text in self.texts.items() if _lines(text) < SMALL_FILE_LINES]
+    def small_files(self, *, with_signs: bool = True) -> list[Path]:
+        """Files under the limit. with_signs: also each `__init__.py`, which names its folder and holds
+        nothing that a reader must learn."""
+        small = [path for path, text in self.texts.items() if _lines(text) < SMALL_FILE_LINES]
+        return [path for path in small if with_signs or path.name != "__init__.py"]
+
+    def lines_by_kind(self) -> Counter[LineKind]:
+        return sum((kinds_of_lines(self.texts[path], tree) for path, tree in self.modules.items()), Counter())
 
     def repeated_classes(self) -> list[str]:
         """Names of module-level classes that occur more than once."""
@@ -101,10 +116,9 @@ class SourceTree:
 
     def incomplete_docstrings(self) -> int:
         """The number of docstrings that begin with "Of"."""
-        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         nodes = (one for tree in self.modules.values() for one in ast.walk(tree))
         return sum(
-            (ast.get_docstring(one) or "").startswith("Of ") for one in nodes if isinstance(one, documented)
+            (ast.get_docstring(one) or "").startswith("Of ") for one in nodes if isinstance(one, _DOCUMENTED)
         )
 
 
@@ -113,6 +127,31 @@ def is_old(name: str) -> bool:
     bare = name.strip("_")
     words = {word.lower() for word in _WORDS.findall(bare)}
     return bare in OLD_NAMES or not OLD_WORDS.isdisjoint(words)
+
+
+def kinds_of_lines(text: str, tree: ast.Module) -> Counter[LineKind]:
+    """The number of lines of each kind. Of a line with code and a comment only the code counts."""
+    kinds = [_kind(line) for line in text.splitlines()]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            _mark(kinds, node, LineKind.IMPORT)
+        elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
+            _mark(kinds, node.body[0], LineKind.TEXT)
+    return Counter(kinds)
+
+
+def _kind(line: str) -> LineKind:
+    """What a line is if it belongs neither to a docstring nor to an import."""
+    bare = line.strip()
+    if not bare:
+        return LineKind.BLANK
+    return LineKind.TEXT if bare.startswith("#") else LineKind.CODE
+
+
+def _mark(kinds: list[LineKind], node: ast.stmt, kind: LineKind) -> None:
+    for index in range(node.lineno - 1, node.end_lineno or node.lineno):
+        if kinds[index] is not LineKind.BLANK:
+            kinds[index] = kind
 
 
 def _parents(package: Path, path: Path) -> tuple[str, ...]:
@@ -147,10 +186,11 @@ def _identifiers(tree: ast.Module) -> Iterator[str]:
 def source_rows(tree: SourceTree) -> list[tuple[object, ...]]:
     """Each target that the source alone decides: what it is, its value, its limit, and where it is missed."""
     folders, small = tree.folder_sizes().most_common(), tree.small_files()
+    bodies = tree.small_files(with_signs=False)
     constructors, repeated, old = tree.large_constructors(), tree.repeated_classes(), tree.old_names()
     large = [f"{folder} ({count})" for folder, count in folders if count > MOST_FILES_OF_A_FOLDER]
     return [
-        ("lines without generated code", tree.lines, f"<= {MOST_LINES}", ""),
+        ("lines without generated code", tree.lines, f"<= {MOST_LINES}", _listed(tree.lines_by_kind())),
         ("modules", len(tree.texts), f"<= {MOST_MODULES}", ""),
         ("files of the largest folder", folders[0][1], f"<= {MOST_FILES_OF_A_FOLDER}", ", ".join(large)),
         (
@@ -159,6 +199,7 @@ def source_rows(tree: SourceTree) -> list[tuple[object, ...]]:
             f"<= {MOST_SMALL_SHARE:.0%}",
             "",
         ),
+        (f"files under {SMALL_FILE_LINES} lines without __init__.py", len(bodies), "", ""),
         (
             f"constructors with more than {MOST_PARAMETERS} parameters",
             len(constructors),
@@ -169,6 +210,10 @@ def source_rows(tree: SourceTree) -> list[tuple[object, ...]]:
         ("old names left", len(old), 0, ", ".join(f"{name} ({count})" for name, count in old.most_common())),
         ('docstrings that begin with "Of"', tree.incomplete_docstrings(), 0, ""),
     ]
+
+
+def _listed(kinds: Counter[LineKind]) -> str:
+    return ", ".join(f"{kind} {kinds[kind]}" for kind in LineKind)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

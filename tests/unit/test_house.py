@@ -1,10 +1,11 @@
 """The house keeps its order: names, folders, constructors. `python -m bench house` has the figures."""
 
+import ast
 from pathlib import Path
 
 import pytest
 
-from bench.code.house import MOST_FILES_OF_A_FOLDER, SourceTree, is_old
+from bench.code.house import MOST_FILES_OF_A_FOLDER, LineKind, SourceTree, is_old, kinds_of_lines
 
 PACKAGE = Path("src/llmserve")
 
@@ -67,3 +68,29 @@ def test_what_is_counted(tmp_path: Path) -> None:
     assert [(one.owner, one.parameters) for one in tree.large_constructors()] == [("Big", 8)]
     assert tree.incomplete_docstrings() == 1
     assert tree.folder_sizes() == {".": 3}
+
+
+def test_a_folders_sign_is_a_small_file_that_can_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "__init__.py").write_text('"""A folder."""\n')
+    (tmp_path / "small.py").write_text("x = 1\n" * 39)
+    (tmp_path / "large.py").write_text("x = 1\n" * 40)
+    tree = SourceTree(tmp_path)
+    assert [path.name for path in tree.small_files()] == ["__init__.py", "small.py"]
+    assert [path.name for path in tree.small_files(with_signs=False)] == ["small.py"]
+    assert tree.lines_by_kind() == {LineKind.TEXT: 1, LineKind.CODE: 79}
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "texts", "imports", "blank"),
+    [
+        ('"""One.\n\nTwo.\n"""\n', 0, 3, 0, 1),
+        ("# why\nx = 1  # how\n\n", 1, 1, 0, 1),
+        ("from a import (\n    b,\n    c,\n)\n", 0, 0, 4, 0),
+        ('def f():\n    """What."""\n    import a\n    return "text"\n', 2, 1, 1, 0),
+        ('x = """\n# no comment\n"""\n', 2, 1, 0, 0),
+        ('async def f():\n    """What."""\n\n\nclass A:\n    """What."""\n', 2, 2, 0, 2),
+    ],
+)
+def test_each_line_is_of_one_kind(text: str, code: int, texts: int, imports: int, blank: int) -> None:
+    kinds = kinds_of_lines(text, ast.parse(text))
+    assert [kinds[kind] for kind in LineKind] == [code, texts, imports, blank]
