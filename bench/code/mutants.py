@@ -5,6 +5,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 _OPERATORS: dict[type[ast.AST], type[Any]] = {
@@ -70,6 +71,12 @@ def mutants(path: Path) -> list[Mutant]:
 def mutated(path: Path, number: int) -> ast.Module:
     tree: ast.Module = _Mutator(number).visit(ast.parse(path.read_text()))
     return ast.fix_missing_locations(tree)
+
+
+def compiled(path: Path, number: int | None = None) -> CodeType:
+    """The module's code, changed by the mutant of this number, if any."""
+    tree = ast.parse(path.read_text()) if number is None else mutated(path, number)
+    return compile(tree, str(path.resolve()), "exec", dont_inherit=True)
 
 
 class _Mutator(ast.NodeTransformer):
