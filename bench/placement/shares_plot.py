@@ -10,7 +10,7 @@ from pathlib import Path
 from llmserve.config.load import load_manifest
 from llmserve.core.ids import TenantId
 from llmserve.simulate.mix import RequestKind, RequestMix
-from llmserve.simulate.plot import shares_svg
+from llmserve.simulate.report import shares_svg
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
 from llmserve.traces import TracedRequest

@@ -21,10 +21,9 @@ from llmserve.core.blocks import chain_hashes
 from llmserve.core.errors import EngineDead, InvalidRequest, ModelNotFound, StartFailed
 from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.kv_params import PullParams, PushParams, prefill_params
-from llmserve.core.lease import LeaseState
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.process import read_effort
-from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
+from llmserve.core.request import EngineOutput, EngineRequest, LeaseState, SamplingLimits
 from llmserve.engines.base import Engine, EngineInfo
 from llmserve.engines.kv_transfer import query_status, release_lease
 from llmserve.engines.sim.engine import SimEngine

@@ -21,8 +21,7 @@ from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.core.stats import Percentiles
 from llmserve.simulate import run
 from llmserve.simulate.mix import RequestMix, parse_kind, parse_part, tenant_drawer
-from llmserve.simulate.plot import shares_svg
-from llmserve.simulate.report import Goals, SimReport, WorkerLine
+from llmserve.simulate.report import Goals, SimReport, WorkerLine, shares_svg
 from llmserve.simulate.run import Simulation
 from llmserve.simulate.shape import ClusterShape, Overrides
 from llmserve.traces import TracedRequest, at_speed, read_trace

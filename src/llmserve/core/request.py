@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
-from llmserve.core.ids import NO_TENANT, RequestId, TenantId, WorkerId
-from llmserve.core.lease import LeaseChange
+from llmserve.core.ids import NO_TENANT, LeaseId, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import FinishReason
 
 
@@ -152,6 +152,24 @@ class EngineLoad:
     last_transport: str = ""
     pairs: Sequence[PairStatus] = ()
     stalled: bool = False
+
+
+class LeaseState(StrEnum):
+    """What became of a lease: blocks that a worker holds for another process, for a bounded time."""
+
+    GRANTED = "granted"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseChange:
+    """One line of a report to the KV manager (kvmanager.proto: LeaseReport)."""
+
+    lease_id: LeaseId
+    state: LeaseState
+    blocks: int
+    remaining_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import grpc.aio
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import BlockHash, LeaseId
-from llmserve.core.lease import LeaseChange, LeaseState
+from llmserve.core.request import LeaseChange, LeaseState
 from llmserve.kvstore.directory.directory import BlockReport, Holder
 from llmserve.kvstore.directory.manager import KVManager, ReportStream
 from llmserve.kvstore.directory.watcher import DirectoryUpdate

@@ -8,6 +8,7 @@ When the KV is pushed, the decode leg arrives before prefill has finished, and h
 import random
 from dataclasses import dataclass
 
+from llmserve.core.clock import Agenda
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import ApiserverId, LeaseId, RequestId, TenantId, WorkerId
 from llmserve.core.kv_params import PullParams
@@ -17,7 +18,6 @@ from llmserve.router.controller import Controller
 from llmserve.router.events import Admit, Effect, RequestPlaced, RequestRefused
 from llmserve.router.placement.planner import PlacementRequest
 from llmserve.router.workers.worker import KvShape, WorkerSpec
-from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.index_feed import IndexFeed
 from llmserve.simulate.observed import Observed, SimRecord
@@ -115,7 +115,7 @@ class VirtualCluster:
             kv_shape=kv,
             max_model_len_tokens=limits.max_model_len,
             total_blocks=limits.total_blocks,
-            max_concurrency=limits.max_concurrency,
+            max_concurrency=limits.batch.max_concurrency,
             transports=("simulated",),
         )
         self._apply(self._controller.register(spec))

@@ -7,13 +7,14 @@ not with their tokens. What comes meanwhile cuts that short, at the end of the s
 from dataclasses import dataclass
 from typing import Protocol
 
+from llmserve.core.clock import Agenda
 from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.kv_params import PullParams
 from llmserve.core.request import EngineLoad
+from llmserve.engines.sim.limits import BatchLimits
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import SimScheduler
-from llmserve.engines.sim.step import BatchLimits, PullOrder, Step, Timing
-from llmserve.simulate.agenda import Agenda
+from llmserve.engines.sim.step import PullOrder, Step, Timing
 from llmserve.simulate.sequence import TracedSequence
 
 # Apiservers tell the router of every so many tokens: not longer without an event.

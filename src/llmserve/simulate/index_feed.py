@@ -4,12 +4,12 @@ them to KV managers, which pass them on.
 
 from collections import Counter
 
+from llmserve.core.clock import Agenda
 from llmserve.core.ids import BlockHash, WorkerId
 from llmserve.core.request import KvEvents
 from llmserve.kvstore.directory.directory import Holder
 from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.prefix.index import PrefixIndex
-from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.sequence import is_shared
 

@@ -4,8 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llmserve.core.clock import Agenda
 from llmserve.core.errors import LLMServeError
-from llmserve.simulate.agenda import Agenda
 from llmserve.simulate.cluster import VirtualCluster
 from llmserve.simulate.observed import SimRecord, Timeline
 from llmserve.simulate.report import Goals, SimReport, make_report

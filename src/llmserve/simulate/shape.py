@@ -7,8 +7,8 @@ from llmserve.config.schema import Manifest, TransferConfig
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import TenantId, WorkerId
 from llmserve.core.outcome import WorkerRole
-from llmserve.engines.sim.limits import SimLimits
-from llmserve.engines.sim.step import BatchLimits, Timing
+from llmserve.engines.sim.limits import BatchLimits, SimLimits
+from llmserve.engines.sim.step import Timing
 from llmserve.engines.spec import EngineSpec
 from llmserve.router.settings import RouterSettings
 
@@ -31,8 +31,9 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class ClusterShape:
-    """transfer_seconds_per_token: time to fetch the KV of one token. shares_kv: tenants reuse each other's
-    KV. speeds: workers that are faster or slower than `timing`, as a factor."""
+    """limits: as the workers register them. batch: limits of their steps. transfer_seconds_per_token: time to
+    fetch the KV of one token. shares_kv: tenants reuse each other's KV. speeds: workers that are faster or
+    slower than `timing`, as a factor."""
 
     model: str
     workers: tuple[tuple[WorkerId, WorkerRole], ...]
@@ -50,17 +51,11 @@ class ClusterShape:
     def of(cls, manifest: Manifest, over: Overrides) -> "ClusterShape":
         """Errors: InvalidRequest when nothing says how long a step takes."""
         limits = _limits(manifest, over)
-        engine = manifest.engine
         return cls(
             model=manifest.models.primary.served_name,
             workers=_workers(manifest, over),
             limits=limits,
-            batch=BatchLimits(
-                limits.max_concurrency,
-                limits.batch_tokens,
-                engine.chunked_prefill,
-                engine.prefill_long_prompt_tokens,
-            ),
+            batch=limits.batch,
             timing=_timing(manifest, over),
             transfer=manifest.transfer,
             router=_router(manifest, over),

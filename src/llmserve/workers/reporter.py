@@ -15,9 +15,8 @@ from llmserve.core.clock import Clock
 from llmserve.core.delta_feed import DeltaFeed
 from llmserve.core.errors import Unavailable
 from llmserve.core.ids import LeaseId
-from llmserve.core.lease import LeaseChange, LeaseState
 from llmserve.core.lease_table import LeaseTable
-from llmserve.core.request import KvEvents
+from llmserve.core.request import KvEvents, LeaseChange, LeaseState
 from llmserve.engines.base import Engine
 from llmserve.rpc.backoff import Backoff
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc

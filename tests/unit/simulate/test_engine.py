@@ -12,13 +12,12 @@ from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineRequest, SamplingLimits
 from llmserve.engines.sim.engine import SimEngine
-from llmserve.engines.sim.fabric import LocalFabric
-from llmserve.engines.sim.step import VirtualStepTimer
 from llmserve.engines.spec import EngineSpec
 from llmserve.simulate.mix import RequestKind, RequestMix
 from llmserve.simulate.report import Goals
 from llmserve.simulate.run import Simulation
 from llmserve.traces import TracedRequest
+from tests.unit.engines.sim.local_fabric import LocalFabric, VirtualStepTimer
 from tests.unit.simulate.conftest import MakeShape
 
 SIM = SimSpec(
@@ -87,7 +86,8 @@ def test_every_request_ends_when_it_does_on_the_sim_engine(
         budgets={"max_requests_in_flight": 1000},
         scheduling={"srpt_bias": 0.0},
     )
-    simulation = Simulation(replace(shape, limits=replace(shape.limits, max_concurrency=1000)), requests)
+    wide = replace(shape.limits, batch=replace(shape.batch, max_concurrency=1000))
+    simulation = Simulation(replace(shape, limits=wide), requests)
     simulation.run()
     expected = asyncio.run(ends(requests, engine))
     got = simulation.report(Goals())

@@ -2,10 +2,11 @@
 
 import pytest
 
+from llmserve.core.clock import Agenda
 from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.kv_params import PullParams
-from llmserve.engines.sim.step import BatchLimits, PullOrder, Timing
-from llmserve.simulate.agenda import Agenda
+from llmserve.engines.sim.limits import BatchLimits
+from llmserve.engines.sim.step import PullOrder, Timing
 from llmserve.simulate.engine import VirtualEngine
 from llmserve.simulate.index_feed import IndexFeed
 from llmserve.simulate.sequence import BlockNames, SimLeg, TracedSequence

@@ -4,8 +4,7 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import LeaseId
-from llmserve.core.lease import LeaseChange, LeaseState
-from llmserve.core.request import KvEvents
+from llmserve.core.request import KvEvents, LeaseChange, LeaseState
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2
 from llmserve.workers.reporter import DeviceHoldings
 

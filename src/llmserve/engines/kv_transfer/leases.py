@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import LeaseId, RequestId
-from llmserve.core.lease import LeaseChange, LeaseState
 from llmserve.core.lease_table import LeaseAnswer, LeaseTable
+from llmserve.core.request import LeaseChange, LeaseState
 
 REMEMBERED_CHANGES = 4096
 

@@ -13,9 +13,8 @@ from typing import Any
 from llmserve.core.clock import Clock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
-from llmserve.core.lease import LeaseChange
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.core.request import PairStatus
+from llmserve.core.request import LeaseChange, PairStatus
 from llmserve.engines.kv_transfer.channel import Channel, open_server
 from llmserve.engines.kv_transfer.client import HandoverClient
 from llmserve.engines.kv_transfer.leases import BlockLeases

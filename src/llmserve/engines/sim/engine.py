@@ -19,7 +19,7 @@ from llmserve.engines.sim.memory import KvMemory
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.sequence import SimSequence
-from llmserve.engines.sim.step import BatchLimits, Step, StepTimer, Timing
+from llmserve.engines.sim.step import Step, StepTimer, Timing
 from llmserve.engines.spec import EngineSpec, computation_words
 
 _log = logging.getLogger(__name__)
@@ -40,15 +40,7 @@ class SimEngine:
             sim.prefill_tokens_per_second, sim.decode_step_seconds, sim.decode_seconds_per_sequence
         )
         self._pool = BlockPool(sim.blocks)
-        self._scheduler = SimScheduler[SimSequence](
-            self._pool,
-            BatchLimits(
-                self._limits.max_concurrency,
-                self._limits.batch_tokens,
-                spec.engine.chunked_prefill,
-                spec.engine.prefill_long_prompt_tokens,
-            ),
-        )
+        self._scheduler = SimScheduler[SimSequence](self._pool, self._limits.batch)
         self._memory: KvMemory | None = None
         self._link: SimLink | None = None
         self._tasks: TaskOwner | None = None
@@ -80,7 +72,7 @@ class SimEngine:
             block_bytes=self._memory.block_bytes,
             total_blocks=self._pool.total_blocks,
             max_model_len_tokens=self._limits.max_model_len,
-            max_concurrency=self._limits.max_concurrency,
+            max_concurrency=self._limits.batch.max_concurrency,
             transports=self._link.transports,
             handover_endpoints=(self._link.endpoint,),
         )

@@ -1,4 +1,4 @@
-"""The limits of a simulated engine."""
+"""The limits of a simulated engine: of a step, and of a request."""
 
 import json
 from dataclasses import dataclass
@@ -13,12 +13,23 @@ _DEFAULT_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """batch_tokens: the most tokens computed in one step; without chunked prefill a longer prompt has a step
+    of its own. long_prompt_tokens: the most tokens of one prompt in one step; None: as many as there is room
+    for."""
+
+    max_concurrency: int
+    batch_tokens: int
+    chunked_prefill: bool = True
+    long_prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SimLimits:
     block_size_tokens: int
     total_blocks: int
     max_model_len: int
-    max_concurrency: int
-    batch_tokens: int
+    batch: BatchLimits
 
     @classmethod
     def of(cls, spec: EngineSpec) -> "SimLimits":
@@ -27,8 +38,12 @@ class SimLimits:
             block_size_tokens=spec.kv_cache.block_size_tokens or engine.sim.block_size_tokens,
             total_blocks=engine.sim.blocks,
             max_model_len=engine.max_model_len or _model_len(spec.model_dir),
-            max_concurrency=engine.max_decode_concurrency,
-            batch_tokens=engine.max_batched_tokens or _DEFAULT_BATCH_TOKENS,
+            batch=BatchLimits(
+                engine.max_decode_concurrency,
+                engine.max_batched_tokens or _DEFAULT_BATCH_TOKENS,
+                engine.chunked_prefill,
+                engine.prefill_long_prompt_tokens,
+            ),
         )
 
     def check(self, request: EngineRequest) -> None:

@@ -1,7 +1,7 @@
 """The links between simulated engines, over which they exchange KV.
 
-Workers use `HandoverLink`: the real side channel, leases, and the manifest's transports. `LocalFabric`
-(fabric.py) serves simulations of many engines in one process, where sockets would only cost time.
+`HandoverLink` has the real side channel, leases, and the manifest's transports. Tests have a link of their
+own for engines of one process (tests/unit/engines/sim/local_fabric.py), where sockets would only cost time.
 """
 
 import asyncio
@@ -12,8 +12,7 @@ from typing import Protocol
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.kv_params import PullParams, PushParams, addresses_for
-from llmserve.core.lease import LeaseChange
-from llmserve.core.request import KvPeer, PairStatus
+from llmserve.core.request import KvPeer, LeaseChange, PairStatus
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.kv_transfer import (
     Finish,

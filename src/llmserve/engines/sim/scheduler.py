@@ -13,9 +13,10 @@ from typing import Generic
 
 from llmserve.core.ids import RequestId
 from llmserve.core.request import PrefillStats
+from llmserve.engines.sim.limits import BatchLimits
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.sequence import Phase
-from llmserve.engines.sim.step import BatchLimits, Committed, PullOrder, S, Step
+from llmserve.engines.sim.step import Committed, PullOrder, S, Step
 
 
 class SimScheduler(Generic[S]):

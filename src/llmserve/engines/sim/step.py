@@ -4,23 +4,10 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from llmserve.core.clock import VirtualClock
 from llmserve.engines.sim.link import KvSource
 from llmserve.engines.sim.sequence import BlockSequence
 
 S = TypeVar("S", bound=BlockSequence)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """batch_tokens: the most tokens computed in one step; without chunked prefill a longer prompt has a step
-    of its own. long_prompt_tokens: the most tokens of one prompt in one step; None: as many as there is room
-    for."""
-
-    max_concurrency: int
-    batch_tokens: int
-    chunked_prefill: bool = True
-    long_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +89,3 @@ class RealStepTimer:
 
     async def sleep_until(self, when: float) -> None:
         await asyncio.sleep(max(0.0, when - self.now()))
-
-
-class VirtualStepTimer:
-    """Lets time pass only when somebody waits for it, and then at once. It serves one engine, or several in
-    turn."""
-
-    def __init__(self) -> None:
-        self._clock = VirtualClock()
-
-    def now(self) -> float:
-        return self._clock.now()
-
-    async def sleep_until(self, when: float) -> None:
-        self._clock.advance(max(0.0, when - self.now()))
-        await asyncio.sleep(0)

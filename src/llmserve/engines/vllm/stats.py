@@ -11,8 +11,7 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.metrics.stats import IterationStats, LoRARequestStates, RequestStateStats
 
 from llmserve.core.ids import LeaseId
-from llmserve.core.lease import LeaseChange, LeaseState
-from llmserve.core.request import EngineLoad, HandoverReport, PairStatus
+from llmserve.core.request import EngineLoad, HandoverReport, LeaseChange, LeaseState, PairStatus
 from llmserve.engines.vllm.args import CONNECTOR
 from llmserve.metrics.pages import PassedOn
 

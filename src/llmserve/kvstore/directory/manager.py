@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import BlockHash, LeaseId, WorkerId
-from llmserve.core.lease import LeaseChange, LeaseState
 from llmserve.core.lease_table import LeaseTable
+from llmserve.core.request import LeaseChange, LeaseState
 from llmserve.kvstore.directory.directory import Applied, BlockReport, Directory, Holder, KvTier
 from llmserve.kvstore.directory.watcher import Watcher
 

@@ -8,8 +8,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import LeaseId, RequestId
-from llmserve.core.lease import LeaseChange, LeaseState
 from llmserve.core.lease_table import REMEMBERED_ENDS, LeaseAnswer
+from llmserve.core.request import LeaseChange, LeaseState
 from llmserve.engines.kv_transfer.leases import REMEMBERED_CHANGES, BlockLeases
 
 EPOCH = 7

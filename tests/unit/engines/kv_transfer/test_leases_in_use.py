@@ -15,8 +15,8 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import DeadlineExceeded, InvalidRequest, TransferError
 from llmserve.core.ids import LeaseId, RequestId
-from llmserve.core.lease import LeaseState
 from llmserve.core.lease_table import LeaseAnswer
+from llmserve.core.request import LeaseState
 from llmserve.engines.kv_transfer import query_status, release_lease
 from llmserve.engines.kv_transfer.protocol import AskDigest, Done, RequestRefusal, decode_answer, encode
 

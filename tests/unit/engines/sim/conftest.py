@@ -10,9 +10,8 @@ from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.engines.sim.engine import SimEngine
-from llmserve.engines.sim.fabric import LocalFabric
-from llmserve.engines.sim.step import VirtualStepTimer
 from llmserve.engines.spec import EngineSpec
+from tests.unit.engines.sim.local_fabric import LocalFabric, VirtualStepTimer
 
 MakeSpec = Callable[..., EngineSpec]
 StartEngine = Callable[..., Awaitable[SimEngine]]

@@ -10,11 +10,10 @@ import pytest
 
 from llmserve.core.errors import EngineDead, InvalidRequest
 from llmserve.core.ids import RequestId
-from llmserve.core.lease import LeaseState
 from llmserve.core.outcome import FinishReason
-from llmserve.core.request import EngineOutput, EngineRequest, PrefillStats
+from llmserve.core.request import EngineOutput, EngineRequest, LeaseState, PrefillStats
 from llmserve.engines.sim.engine import SimEngine
-from llmserve.engines.sim.step import VirtualStepTimer
+from tests.unit.engines.sim.local_fabric import VirtualStepTimer
 
 Start = Callable[..., Awaitable[SimEngine]]
 RequestOf = Callable[..., EngineRequest]

@@ -7,10 +7,11 @@ import pytest
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.core.kv_params import PullParams
 from llmserve.core.request import EngineRequest, PrefillStats, SamplingLimits
+from llmserve.engines.sim.limits import BatchLimits
 from llmserve.engines.sim.pool import BlockPool
 from llmserve.engines.sim.scheduler import SimScheduler
 from llmserve.engines.sim.sequence import Phase, SimSequence
-from llmserve.engines.sim.step import BatchLimits, Step
+from llmserve.engines.sim.step import Step
 
 BLOCK = 4
 

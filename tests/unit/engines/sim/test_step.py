@@ -1,4 +1,5 @@
-from llmserve.engines.sim.step import Timing, VirtualStepTimer
+from llmserve.engines.sim.step import Timing
+from tests.unit.engines.sim.local_fabric import VirtualStepTimer
 
 
 def test_a_step_costs_its_prefill_and_its_decode() -> None:

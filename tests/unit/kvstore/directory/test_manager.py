@@ -2,7 +2,7 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, LeaseId, WorkerId
-from llmserve.core.lease import LeaseChange, LeaseState
+from llmserve.core.request import LeaseChange, LeaseState
 from llmserve.kvstore.directory.directory import Applied, BlockReport, Holder, KvTier
 from llmserve.kvstore.directory.manager import Ack, KVManager, ReportStream
 

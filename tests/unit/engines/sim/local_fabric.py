@@ -1,20 +1,34 @@
-"""The hand-over between simulated engines of one process: real leases and bytes without sockets."""
+"""Simulated engines of one process in virtual time: real leases and bytes, without sockets or waiting."""
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from llmserve.core.clock import Clock
+from llmserve.core.clock import Clock, VirtualClock
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.kv_params import PullParams, PushParams
-from llmserve.core.lease import LeaseChange
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.core.request import KvPeer, PairStatus
+from llmserve.core.request import KvPeer, LeaseChange, PairStatus
 from llmserve.engines.kv_transfer import Finish, PullResult, PushChunk
 from llmserve.engines.kv_transfer.leases import BlockLeases
 from llmserve.engines.sim.link import KvSource, LinkCounters
 from llmserve.engines.sim.memory import Digests, KvMemory
 from llmserve.engines.spec import EngineSpec
+
+
+class VirtualStepTimer:
+    """Lets time pass only when somebody waits for it, and then at once. It serves one engine, or several in
+    turn."""
+
+    def __init__(self) -> None:
+        self._clock = VirtualClock()
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    async def sleep_until(self, when: float) -> None:
+        self._clock.advance(max(0.0, when - self.now()))
+        await asyncio.sleep(0)
 
 
 @dataclass(slots=True)

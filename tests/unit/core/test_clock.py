@@ -1,6 +1,6 @@
 """Virtual time passes from event to event."""
 
-from llmserve.simulate.agenda import Agenda
+from llmserve.core.clock import Agenda
 
 
 def test_events_happen_in_the_order_of_time_and_then_of_writing() -> None:
