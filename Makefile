@@ -67,9 +67,7 @@ proto: $(DEV)  ## Regenerate src/llmserve/rpc/gen from proto/
 
 docs: $(DEV)  ## Regenerate docs/configuration.md, docs/metrics.md, docs/panels.md, dashboards and alert rules
 	$(BIN)/python -m llmserve.config.schema_doc --write docs/configuration.md
-	$(BIN)/python -m llmserve.metrics.metrics_doc --write docs/metrics.md
-	$(BIN)/python -m llmserve.metrics.dashboards --write deploy/grafana/dashboards --panels docs/panels.md
-	$(BIN)/python -m llmserve.metrics.rules --write deploy/prometheus
+	$(BIN)/python -m llmserve.metrics.generate .
 
 deploy: $(DEV)  ## Render llmserve.yaml into deploy/k8s
 	$(BIN)/llmserve up -f llmserve.yaml --mode k8s --image llmserve:$$($(BIN)/python -c 'import llmserve; print(llmserve.__version__)') --out deploy/k8s

@@ -1,5 +1,7 @@
 """What the apiserver counts."""
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 # fmt: off
@@ -13,90 +15,76 @@ class ApiserverMetrics:
     """A request here is one sequence: each of `n` choices, and each prompt of a batch, counts."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests_total = Counter(
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.requests_total = counter(
             "apiserver_requests_total",
             "Requests that ended, by outcome: completed, cancelled (the client went away), rejected "
             "(before the queue), evicted (after the queue, before a placement), failed",
             ("outcome",),
-            registry=registry,
         )
-        self.running_requests = Gauge(
-            "apiserver_running_requests", "Requests from admission to their end", registry=registry
-        )
-        self.time_to_first_token_seconds = Histogram(
+        self.running_requests = gauge("apiserver_running_requests", "Requests from admission to their end")
+        self.time_to_first_token_seconds = histogram(
             "time_to_first_token_seconds",
             "From the request's start to its first token",
-            registry=registry,
             buckets=_LATENCY_BUCKETS_SECONDS,
         )
-        self.inter_token_latency_seconds = Histogram(
+        self.inter_token_latency_seconds = histogram(
             "inter_token_latency_seconds",
             "Mean time between tokens, of each request with two or more",
-            registry=registry,
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
         )
-        self.request_seconds = Histogram(
+        self.request_seconds = histogram(
             "apiserver_request_seconds",
             "From the request's start to its end",
-            registry=registry,
             buckets=_LATENCY_BUCKETS_SECONDS,
         )
-        self.prompt_tokens_total = Counter(
-            "apiserver_prompt_tokens_total", "Prompt tokens of requests that got a token", registry=registry
+        self.prompt_tokens_total = counter(
+            "apiserver_prompt_tokens_total", "Prompt tokens of requests that got a token"
         )
-        self.cached_prompt_tokens_total = Counter(
-            "apiserver_cached_prompt_tokens_total",
-            "Prompt tokens that prefill found in a cache",
-            registry=registry,
+        self.cached_prompt_tokens_total = counter(
+            "apiserver_cached_prompt_tokens_total", "Prompt tokens that prefill found in a cache"
         )
-        self.output_tokens_total = Counter(
-            "apiserver_output_tokens_total", "Tokens given to clients", registry=registry
-        )
-        self.first_tokens_total = Counter(
+        self.output_tokens_total = counter("apiserver_output_tokens_total", "Tokens given to clients")
+        self.first_tokens_total = counter(
             "apiserver_first_tokens_total",
             "First tokens, by origin: prefill (sent before the hand-over), decode (drawn after it), "
             "aggregated (no hand-over)",
             ("origin",),
-            registry=registry,
         )
-        self.handovers_total = Counter(
+        self.handovers_total = counter(
             "apiserver_handovers_total",
             "Requests with prefill and decode apart, by how the KV was meant to go: push (prefill writes "
             "it while it computes), pull (decode reads it afterwards)",
             ("mode",),
-            registry=registry,
         )
-        self.worker_failures_total = Counter(
+        self.worker_failures_total = counter(
             "apiserver_worker_failures_total",
             "Legs that a worker failed, by the class of the error; the request is placed again if the "
             "user cannot tell",
             ("error",),
-            registry=registry,
         )
-        self.retries_total = Counter(
+        self.retries_total = counter(
             "apiserver_retries_total",
             "Requests placed again after a worker failed them, by how they go on: fresh (nothing was sent), "
             "continued (from prompt and tokens so far), replayed (run again, tokens so far not shown)",
             ("way",),
-            registry=registry,
         )
-        self.retries_refused_total = Counter(
-            "apiserver_retries_refused_total",
-            "Requests that failed because the retry budget was used up",
-            registry=registry,
+        self.retries_refused_total = counter(
+            "apiserver_retries_refused_total", "Requests that failed because the retry budget was used up"
         )
-        self.retry_budget = Gauge("apiserver_retry_budget", "Retries that may be made now", registry=registry)
-        self.lease_releases_total = Counter(
+        self.retry_budget = gauge("apiserver_retry_budget", "Retries that may be made now")
+        self.lease_releases_total = counter(
             "apiserver_lease_releases_total",
             "Leases given back because decode did not use them, by result: released, ended (it had "
             "ended already), failed (the worker did not answer; the lease expires)",
             ("result",),
-            registry=registry,
         )
-        self.router_connected = Gauge(
-            "apiserver_router_connected", "1 while the session with the router is up", registry=registry
+        self.router_connected = gauge(
+            "apiserver_router_connected", "1 while the session with the router is up"
         )
-        self.router_reconnects_total = Counter(
-            "apiserver_router_reconnects_total", "Sessions with the router that broke", registry=registry
+        self.router_reconnects_total = counter(
+            "apiserver_router_reconnects_total", "Sessions with the router that broke"
         )
-        self.worker_links = Gauge("apiserver_worker_links", "Open worker sessions", registry=registry)
+        self.worker_links = gauge("apiserver_worker_links", "Open worker sessions")

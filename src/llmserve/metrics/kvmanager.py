@@ -1,6 +1,7 @@
 """What the KV manager counts, and the tiers of its store as they are when they are scraped."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -117,46 +118,39 @@ def _buckets(ages: Ages) -> list[tuple[str, float]]:
 class KVManagerMetrics:
     def __init__(self, registry: CollectorRegistry, store: Callable[[], StoreStats] = StoreStats) -> None:
         """store: returns the present state of its tiers."""
-        self.directory_blocks = Gauge(
+        gauge = partial(Gauge, registry=registry)
+        watched = partial(WatchedCounter, registry=registry)
+        self.directory_blocks = gauge(
             "kv_directory_blocks",
             "Distinct block hashes that a worker's device, or a tier of this kvmanager, holds. Every "
             "kvmanager counts all devices, and so it is with leases, orphans, workers and reports: of "
             "several kvmanagers take the maximum, not the sum",
-            registry=registry,
         )
-        self.open_leases = Gauge("kv_open_leases", "Leases granted and not ended", registry=registry)
-        self.leased_blocks = Gauge("kv_leased_blocks", "Blocks under open leases", registry=registry)
-        self.orphan_blocks = Gauge(
+        self.open_leases = gauge("kv_open_leases", "Leases granted and not ended")
+        self.leased_blocks = gauge("kv_leased_blocks", "Blocks under open leases")
+        self.orphan_blocks = gauge(
             "kv_orphan_blocks",
             "Blocks leased past their expiry, or by a worker that is gone, and not yet written off. "
             "Returns to 0",
-            registry=registry,
         )
-        self.store_leases = Gauge(
-            "kv_store_open_leases", "Leases of prompts that are being loaded. Returns to 0", registry=registry
+        self.store_leases = gauge(
+            "kv_store_open_leases", "Leases of prompts that are being loaded. Returns to 0"
         )
-        self.store_reserved_blocks = Gauge(
-            "kv_store_reserved_blocks", "Blocks that are being stored. Returns to 0", registry=registry
+        self.store_reserved_blocks = gauge(
+            "kv_store_reserved_blocks", "Blocks that are being stored. Returns to 0"
         )
-        self.prefetched_blocks_total = WatchedCounter(
-            "kv_prefetched_blocks_total",
-            "Blocks brought up to DRAM for prompts that waited for their turn",
-            registry=registry,
+        self.prefetched_blocks_total = watched(
+            "kv_prefetched_blocks_total", "Blocks brought up to DRAM for prompts that waited for their turn"
         )
-        self.workers = Gauge("kv_workers", "Workers whose report stream is open", registry=registry)
-        self.watchers = Gauge("kv_watchers", "Routers that follow the directory", registry=registry)
-        self.reports_total = WatchedCounter(
-            "kv_reports_total", "Reports of workers applied", registry=registry
-        )
-        self.resyncs_total = WatchedCounter(
-            "kv_resyncs_total", "Snapshots asked for because a report was missing", registry=registry
-        )
-        self.leases_ended_total = WatchedCounter(
+        self.workers = gauge("kv_workers", "Workers whose report stream is open")
+        self.watchers = gauge("kv_watchers", "Routers that follow the directory")
+        self.reports_total = watched("kv_reports_total", "Reports of workers applied")
+        self.resyncs_total = watched("kv_resyncs_total", "Snapshots asked for because a report was missing")
+        self.leases_ended_total = watched(
             "kv_leases_ended_total",
             "Leases that ended, by how: released, expired, written_off (its worker is gone, or no longer "
             "knows of it)",
             ("how",),
-            registry=registry,
         )
         self.store = StateCollector(_TIER_FAMILIES, store)
         registry.register(self.store)

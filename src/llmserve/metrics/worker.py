@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -45,62 +46,46 @@ _PAIR_FAMILIES = (
 
 class WorkerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests_running = Gauge(
-            "worker_requests_running", "Requests in the engine's batch", registry=registry
-        )
-        self.requests_waiting = Gauge(
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        self.requests_running = gauge("worker_requests_running", "Requests in the engine's batch")
+        self.requests_waiting = gauge(
             "worker_requests_waiting",
             "Requests in the engine that do not run yet, with those that load their KV",
-            registry=registry,
         )
-        self.used_blocks = Gauge("kv_used_blocks", "Device blocks that are referenced", registry=registry)
-        self.total_blocks = Gauge("kv_total_blocks", "Device blocks of the engine", registry=registry)
-        self.leased_blocks = Gauge(
-            "kv_leased_blocks", "Blocks held for other workers under open leases", registry=registry
+        self.used_blocks = gauge("kv_used_blocks", "Device blocks that are referenced")
+        self.total_blocks = gauge("kv_total_blocks", "Device blocks of the engine")
+        self.leased_blocks = gauge("kv_leased_blocks", "Blocks held for other workers under open leases")
+        self.orphan_blocks = gauge(
+            "kv_orphan_blocks", "Blocks still pinned although their lease has ended. Returns to 0"
         )
-        self.orphan_blocks = Gauge(
-            "kv_orphan_blocks",
-            "Blocks still pinned although their lease has ended. Returns to 0",
-            registry=registry,
+        self.transfer_bytes_total = counter("kv_transfer_bytes_total", "KV bytes fetched from other workers")
+        self.transfer_failures_total = counter(
+            "kv_transfer_failures_total", "Attempts to fetch KV that failed"
         )
-        self.transfer_bytes_total = Counter(
-            "kv_transfer_bytes_total", "KV bytes fetched from other workers", registry=registry
-        )
-        self.transfer_failures_total = Counter(
-            "kv_transfer_failures_total", "Attempts to fetch KV that failed", registry=registry
-        )
-        self.prompt_tokens_total = Counter(
+        self.prompt_tokens_total = counter(
             "worker_prompt_tokens_total",
             "Prompt tokens, by where their KV came from: computed, local (prefix cache), external "
             "(another worker)",
             ("source",),
-            registry=registry,
         )
-        self.output_tokens_total = Counter(
-            "worker_output_tokens_total", "Tokens generated", registry=registry
-        )
-        self.requests_total = Counter(
+        self.output_tokens_total = counter("worker_output_tokens_total", "Tokens generated")
+        self.requests_total = counter(
             "worker_requests_total",
             "Requests that ended, by how: stop, length, error, repetition; abort: given up by the "
             "apiserver or with its stream",
             ("finish_reason",),
-            registry=registry,
         )
-        self.sessions = Gauge("worker_sessions", "Open apiserver streams", registry=registry)
-        self.messages_total = Counter(
-            "worker_messages_total",
-            "Messages sent to apiservers; each may carry many deltas",
-            registry=registry,
+        self.sessions = gauge("worker_sessions", "Open apiserver streams")
+        self.messages_total = counter(
+            "worker_messages_total", "Messages sent to apiservers; each may carry many deltas"
         )
-        self.engine_silent_seconds = Gauge(
+        self.engine_silent_seconds = gauge(
             "worker_engine_silent_seconds",
             "For how long the engine has not answered; 0: it answers. A long step, or a hang",
-            registry=registry,
         )
-        self.engine_stalled = Gauge(
-            "worker_engine_stalled",
-            "1: the engine has not answered for so long that it gets no requests",
-            registry=registry,
+        self.engine_stalled = gauge(
+            "worker_engine_stalled", "1: the engine has not answered for so long that it gets no requests"
         )
         self._last = EngineLoad()
         self.pairs = StateCollector(_PAIR_FAMILIES, lambda: self._last.pairs)

@@ -9,9 +9,8 @@ import yaml
 
 from llmserve.config.schema import Manifest
 from llmserve.k8s.render.objects import COMPONENT_LABEL, INSTANCE_LABEL, Object, labels, named
-from llmserve.metrics.dashboards import DASHBOARDS
+from llmserve.metrics.dashboards import DASHBOARDS, rule_groups
 from llmserve.metrics.dashboards.panels import text
-from llmserve.metrics.rules import rule_groups
 
 FILE = "llmserve.yaml"
 HASH_ANNOTATION = "llmserve/manifest-sha256"

@@ -1,11 +1,11 @@
-"""docs/metrics.md, generated from the definitions.
+"""Writes the files that follow from the definitions of this package: docs/metrics.md, docs/panels.md, the
+dashboards as Grafana's JSON, and the rules of Prometheus.
 
-python -m llmserve.metrics.metrics_doc --write docs/metrics.md
+python -m llmserve.metrics.generate ROOT
 """
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -14,15 +14,28 @@ from prometheus_client.metrics_core import Metric
 
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.metrics.cluster import ClusterMetrics, TracingMetrics
+from llmserve.metrics.dashboards import DASHBOARDS, Dashboard, rules_text
+from llmserve.metrics.dashboards.panels import text
 from llmserve.metrics.kvmanager import EvictionAgeCollector, KVManagerMetrics
 from llmserve.metrics.registry import StateCollector, WatchedCounter
 from llmserve.metrics.router import RouterMetrics
 from llmserve.metrics.worker import WorkerMetrics
 
-_INTRODUCTION = """\
+
+def generated() -> Mapping[str, str]:
+    """Returns the text of each generated file, by its path in the repository."""
+    return {
+        "docs/metrics.md": metrics_markdown(),
+        "docs/panels.md": panels_markdown(),
+        "deploy/prometheus/llmserve.rules.yml": rules_text(),
+        **{f"deploy/grafana/dashboards/{one.uid}.json": text(one) for one in DASHBOARDS},
+    }
+
+
+_METRICS_PAGE = """\
 # Metrics
 
-<!-- Generated: python -m llmserve.metrics.metrics_doc --write docs/metrics.md -->
+<!-- Generated: python -m llmserve.metrics.generate -->
 
 Every role serves Prometheus text at `/metrics`, on a port of its own (`llmserve status --json` has the
 addresses, unless `observability.metrics` is false); the apiserver also at `/metrics` of its HTTP port, which
@@ -47,8 +60,8 @@ _ROLES: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
 )
 
 
-def markdown() -> str:
-    parts = [_INTRODUCTION]
+def metrics_markdown() -> str:
+    parts = [_METRICS_PAGE]
     for role, define in _ROLES:
         parts += [f"## {role}\n", "| Metric | Type | Labels | Meaning |", "|---|---|---|---|"]
         parts += [*_rows(define(CollectorRegistry())), ""]
@@ -69,12 +82,32 @@ def _row(family: Metric, labels: Sequence[str]) -> str:
     return f"| `{family.name}{suffix}` | {family.type} | {names} | {family.documentation} |"
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llmserve.metrics.metrics_doc", description=__doc__)
-    parser.add_argument("--write", metavar="FILE", type=Path, required=True)
-    parser.parse_args(arguments).write.write_text(markdown())
-    return 0
+_PANELS_PAGE = """\
+# Panels
+
+<!-- Generated: python -m llmserve.metrics.generate -->
+
+What each panel of the dashboards shows; Grafana shows the same words beside a panel's title. How to get the
+dashboards, pictures of them, and the alerts: [dashboards.md](dashboards.md).
+"""
+
+
+def panels_markdown() -> str:
+    return "\n".join([_PANELS_PAGE, *(line for dashboard in DASHBOARDS for line in _panel_lines(dashboard))])
+
+
+def _panel_lines(dashboard: Dashboard) -> Iterator[str]:
+    yield from (f"## {dashboard.title.partition(': ')[2].capitalize()}\n", f"{dashboard.description}\n")
+    for section in dashboard.sections:
+        yield from (f"### {section.title}\n", "| Panel | What it shows |", "|---|---|")
+        yield from (f"| {panel.title} | {panel.description} |" for panel in section.panels)
+        yield ""
+
+
+def write(root: Path) -> None:
+    for path, content in generated().items():
+        (root / path).write_text(content)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    write(Path(sys.argv[1]))
