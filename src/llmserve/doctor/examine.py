@@ -18,8 +18,18 @@ from llmserve.config.environment import inherited
 from llmserve.config.load import locate
 from llmserve.config.plan import LOOPBACK
 from llmserve.config.schema import Manifest, TransferConfig
-from llmserve.doctor import judge, limits, machine, manifest, network, software
-from llmserve.doctor.finding import Finding, FindingSection, note, ok, warning
+from llmserve.doctor import (
+    Finding,
+    FindingSection,
+    judge,
+    kernel,
+    machine,
+    manifest,
+    note,
+    ok,
+    software,
+    warning,
+)
 from llmserve.doctor.host import Host, allowance
 from llmserve.doctor.trial import BASELINE, NEAR, run_trial
 from llmserve.models.resolve import CACHE_VARIABLE, default_cache_dir
@@ -83,7 +93,7 @@ def _broken(name: str, error: Exception) -> Finding:
 
 def _machine(host: Host, devices: Sequence[int]) -> Iterator[Finding]:
     names, allowed = os.uname(), allowance(host)
-    capabilities, ports = limits.effective_capabilities(host), network.rdma_ports(host)
+    capabilities, ports = kernel.effective_capabilities(host), kernel.rdma_ports(host)
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     checks: dict[str, Check] = {
         "system": lambda: machine.system(names.sysname, names.release, names.machine),
@@ -92,16 +102,16 @@ def _machine(host: Host, devices: Sequence[int]) -> Iterator[Finding]:
         "memory": lambda: machine.memory(host, allowed),
         "swap": lambda: machine.swap(host),
         "huge pages": lambda: machine.huge_pages(host),
-        "/dev/shm": lambda: limits.shared_memory(*_room(host.path("dev/shm"))),
-        "open files": lambda: limits.open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
-        "locked memory": lambda: limits.locked_memory(locked, capabilities, bool(ports)),
-        "process access": lambda: limits.process_access(host, capabilities),
-        "congestion control": lambda: network.congestion_control(host),
-        "socket buffers": lambda: network.socket_buffers(host),
-        "RDMA": lambda: network.rdma(host, ports),
+        "/dev/shm": lambda: kernel.shared_memory(*_room(host.path("dev/shm"))),
+        "open files": lambda: kernel.open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
+        "locked memory": lambda: kernel.locked_memory(locked, capabilities, bool(ports)),
+        "process access": lambda: kernel.process_access(host, capabilities),
+        "congestion control": lambda: kernel.congestion_control(host),
+        "socket buffers": lambda: kernel.socket_buffers(host),
+        "RDMA": lambda: kernel.rdma(host, ports),
         "GPUs": lambda: machine.gpus(host, devices, machine.run_tool),
-        "model cache": lambda: limits.disk_cache("model cache", default_cache_dir(), CACHE_VARIABLE),
-        "hub cache": lambda: limits.disk_cache("hub cache", cache_folder(), "HF_HOME"),
+        "model cache": lambda: kernel.disk_cache("model cache", default_cache_dir(), CACHE_VARIABLE),
+        "hub cache": lambda: kernel.disk_cache("hub cache", cache_folder(), "HF_HOME"),
     }
     if len(devices) > 1:
         checks["GPU peer access"] = lambda: machine.gpu_peers(machine.run_tool)
@@ -150,14 +160,14 @@ def _transports(host: Host, settings: Manifest | None, has_gpus: bool, on_step: 
     setting = judge.Setting(
         order=transfer.engine_order,
         is_order_given="engine_order" in transfer.model_fields_set,
-        has_rdma=any(port.is_active for port in network.rdma_ports(host)),
+        has_rdma=any(port.is_active for port in kernel.rdma_ports(host)),
         has_gpus=has_gpus,
         install=software.transport_packages(_wanted()),
     )
     if plan := os.environ.get(FAULTS_VARIABLE):
         yield judge.faults(plan)
     on_step("Measuring memory and a plain socket")
-    plain = run_trial(BASELINE)
+    plain = run_trial(*BASELINE)
     yield judge.baseline(plain)
     for kind in makers(LOOPBACK):
         on_step(f"Measuring {kind}")

@@ -4,9 +4,8 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from llmserve.doctor.baseline import COPY, SOCKET
-from llmserve.doctor.finding import Finding, note, ok, problem, warning
-from llmserve.doctor.transport_pair import READ
+from llmserve.doctor import Finding, note, ok, problem, warning
+from llmserve.doctor.measure import COPY, READ, SOCKET
 from llmserve.doctor.trial import TrialOutcome, TrialReport
 from llmserve.transfer.select import ALWAYS, FAULTS_VARIABLE, LAST_RESORT
 

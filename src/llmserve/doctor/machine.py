@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from llmserve.config.plan_types import ranges
 from llmserve.core.errors import LLMServeError
-from llmserve.doctor.finding import Finding, note, ok, problem, warning
+from llmserve.doctor import Finding, note, ok, problem, warning
 from llmserve.doctor.host import GIB, Allowance, Host, size
 
 _LITTLE_BYTES = 4 * GIB  # one CPU engine with the smallest model and 1 GiB of KV takes 3.5 GiB

@@ -11,7 +11,7 @@ from llmserve.config.plan import LocalPlan, ProcessSpec
 from llmserve.config.plan_types import ranges
 from llmserve.config.schema import Manifest, ModelSpec
 from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound, StartFailed
-from llmserve.doctor.finding import Finding, note, ok, problem, warning
+from llmserve.doctor import Finding, note, ok, problem, warning
 from llmserve.doctor.host import GIB, size
 from llmserve.models.resolve import PreparationStage, Survey, survey
 from llmserve.runner.process.family import Family, members

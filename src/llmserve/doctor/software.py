@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from llmserve.doctor.finding import Finding, note, ok, problem, warning
+from llmserve.doctor import Finding, note, ok, problem, warning
 
 Versions = Mapping[str, str]
 """Distribution -> version, of those that are installed."""

@@ -17,11 +17,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import IO, Any
 
-from llmserve.runner.process.family import (
-    MEMBER_VARIABLE,
-    Family,
-    end,
-)
+from llmserve.runner.process.family import MEMBER_VARIABLE, Family, end
 
 # Lines of stdout that begin with other words are the libraries' own.
 REPORT_WORD = "LLMSERVE_TRIAL"
@@ -72,8 +68,8 @@ class TrialReport:
         return None
 
 
-NEAR = ("llmserve.doctor.transport_pair", "near")
-BASELINE = "llmserve.doctor.baseline"
+NEAR = ("llmserve.doctor.measure", "near")
+BASELINE = ("llmserve.doctor.measure", "plain")
 TRIAL_SECONDS = 60.0  # a trial takes 1 to 5; torch, which NIXL imports, half a minute on a very busy machine
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmserve.doctor.baseline import COPY, SOCKET
-from llmserve.doctor.transport_pair import READ, known_bytes
+from llmserve.doctor.measure import COPY, READ, SOCKET, known_bytes
 from llmserve.doctor.trial import BASELINE, NEAR, TrialOutcome, TrialReport, run_trial
 from tests.integration.doctor.conftest import PretendModule, PretendNixl
 
@@ -22,7 +21,7 @@ def test_tcp_is_measured() -> None:
 
 
 def test_the_baseline_is_measured() -> None:
-    answer = run_trial(BASELINE)
+    answer = run_trial(*BASELINE)
     assert answer.outcome is TrialOutcome.MEASURED
     assert set(answer.rates) == {COPY, SOCKET}
     assert min(answer.rates.values()) > 1e7
@@ -86,7 +85,7 @@ def test_shared_memory_of_what_was_ended_is_removed(pretend_trial: PretendModule
 def test_a_trial_ends_with_the_process_that_wanted_it(pretend_trial: PretendModule, tmp_path: Path) -> None:
     """Even with one that is killed."""
     pid_file = tmp_path / "pid"
-    code = "import os, time\nfrom llmserve.doctor.transport_pair import end_with_stdin\nend_with_stdin()\n"
+    code = "import os, time\nfrom llmserve.doctor.measure import end_with_stdin\nend_with_stdin()\n"
     name = pretend_trial(code + f"open('{pid_file}', 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(600)")
     wanting = f"from llmserve.doctor.trial import run_trial\nrun_trial('{name}')"
     with subprocess.Popen([sys.executable, "-c", wanting]) as process:
@@ -106,7 +105,7 @@ def _until(happened: Callable[[], bool]) -> None:
 
 def test_a_far_end_that_dies(pretend_trial: PretendModule) -> None:
     code = (
-        "from llmserve.doctor import transport_pair as pair\n"
+        "from llmserve.doctor import measure as pair\n"
         "pair.FAR = ('llmserve.no_such_module',)\npair.near('tcp')\n"
     )
     answer = run_trial(pretend_trial(code), "tcp")
@@ -116,7 +115,7 @@ def test_a_far_end_that_dies(pretend_trial: PretendModule) -> None:
 def test_wrong_bytes_are_no_success(pretend_trial: PretendModule) -> None:
     """The near end expects other bytes than those that the far end holds."""
     code = (
-        "import numpy as np\nfrom llmserve.doctor import transport_pair as pair\n"
+        "import numpy as np\nfrom llmserve.doctor import measure as pair\n"
         "pair.known_bytes = lambda: np.zeros(pair.BYTES, np.uint8)\npair.near('tcp')\n"
     )
     answer = run_trial(pretend_trial(code), "tcp")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.doctor.baseline import COPY, SOCKET
+from llmserve.doctor import Finding, FindingSection, Status, ok
 from llmserve.doctor.examine import Subject, examine, section
-from llmserve.doctor.finding import Finding, FindingSection, Status, ok
-from llmserve.doctor.transport_pair import READ
+from llmserve.doctor.measure import COPY, READ, SOCKET
 from llmserve.doctor.trial import BASELINE, NEAR, TrialOutcome, TrialReport
 from llmserve.transfer.select import makers
 from tests.unit.doctor.conftest import MakeHost
@@ -17,15 +16,15 @@ from tests.unit.doctor.conftest import MakeHost
 _ROOT_MANIFEST = Path(__file__).parents[3] / "llmserve.yaml"
 _SIM = Path(__file__).parents[3] / "examples" / "sim.yaml"
 _ANSWERS = {
-    BASELINE: TrialReport(TrialOutcome.MEASURED, rates={COPY: 5e9, SOCKET: 5e9}),
-    NEAR[0]: TrialReport(TrialOutcome.MEASURED, rates={READ: 5e9}),
+    BASELINE[1]: TrialReport(TrialOutcome.MEASURED, rates={COPY: 5e9, SOCKET: 5e9}),
+    NEAR[1]: TrialReport(TrialOutcome.MEASURED, rates={READ: 5e9}),
 }
 
 
 @pytest.fixture(autouse=True)
 def _no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["llmserve.doctor.examine"]
-    monkeypatch.setattr(module, "run_trial", lambda module, *arguments: _ANSWERS[module])
+    monkeypatch.setattr(module, "run_trial", lambda module, side, *kind: _ANSWERS[side])
 
 
 def _by_title(subject: Subject) -> dict[str, FindingSection]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmserve.doctor.finding import Finding, FindingSection, Status, count, note, ok, problem, warning
+from llmserve.doctor import Finding, FindingSection, Status, count, note, ok, problem, warning
 
 
 @pytest.mark.parametrize("status", [Status.NOTE, Status.WARNING, Status.PROBLEM])

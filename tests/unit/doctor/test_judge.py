@@ -2,10 +2,9 @@
 
 import pytest
 
-from llmserve.doctor.baseline import COPY, SOCKET
-from llmserve.doctor.finding import Status
+from llmserve.doctor import Status
 from llmserve.doctor.judge import Setting, baseline, judge
-from llmserve.doctor.transport_pair import READ
+from llmserve.doctor.measure import COPY, READ, SOCKET
 from llmserve.doctor.trial import REPORT_WORD, TrialOutcome, TrialReport
 
 _PLAIN = {COPY: 20e9, SOCKET: 5e9}

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from llmserve.core.errors import LLMServeError
-from llmserve.doctor import machine
-from llmserve.doctor.finding import Status
+from llmserve.doctor import Status, machine
 from llmserve.doctor.host import GIB, Allowance
 from llmserve.doctor.machine import gpu_peers, gpus, run_tool
 from tests.unit.doctor.conftest import MakeHost

@@ -11,8 +11,8 @@ from llmserve.config.load import parse_manifest
 from llmserve.config.plan import LocalPlan, plan_local
 from llmserve.config.schema import Manifest, ModelSpec
 from llmserve.core.errors import StartFailed
+from llmserve.doctor import Status
 from llmserve.doctor import manifest as checks
-from llmserve.doctor.finding import Status
 from llmserve.doctor.host import GIB
 from llmserve.runner.machine import check_free
 from llmserve.runner.process.family import start_ticks

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from llmserve.doctor import software
-from llmserve.doctor.finding import Status
+from llmserve.doctor import Status, software
 
 _WANTED = software.wanted(
     [

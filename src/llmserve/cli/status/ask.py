@@ -15,7 +15,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmserve.cli.cluster import kvmanagers_of, routers_of
 from llmserve.cli.kv.managers import summed
-from llmserve.doctor.cluster import ApiFacts
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc, router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
@@ -128,7 +127,19 @@ def _http_health(address: str) -> str:
     return HEALTHY
 
 
-def request_one_token(role: Mapping[str, Any], model: str, key: str | None) -> ApiFacts:
+@dataclass(frozen=True, slots=True)
+class ApiAnswer:
+    """The answer of an apiserver to a request for one token. status: of HTTP; 0: no answer came, and `error`
+    says why. sent_key: the request had a key, or none is needed."""
+
+    name: str
+    status: int
+    seconds: float
+    error: str = ""
+    sent_key: bool = True
+
+
+def request_one_token(role: Mapping[str, Any], model: str, key: str | None) -> ApiAnswer:
     """Sends an apiserver what a client sends. Blocks for at most 15 s. key: empty when none is needed, None
     when none is known."""
     address = role.get("direct") or role["http"]
@@ -139,7 +150,7 @@ def request_one_token(role: Mapping[str, Any], model: str, key: str | None) -> A
     request = urllib.request.Request(f"http://{address}/v1/completions", json.dumps(body).encode(), headers)
     began = time.monotonic()
     status, error, phrase = _http(request, _TOKEN_SECONDS)
-    return ApiFacts(str(role["name"]), status, time.monotonic() - began, error or phrase, key is not None)
+    return ApiAnswer(str(role["name"]), status, time.monotonic() - began, error or phrase, key is not None)
 
 
 def _http(request: urllib.request.Request | str, seconds: float) -> tuple[int, str, str]:

@@ -15,15 +15,15 @@ from rich.text import Text
 
 from llmserve.cli.cluster import DEFAULT_MANIFEST, add_cluster, find_cluster
 from llmserve.cli.command import EXIT_FAILED, EXIT_OK, Command, add_json
+from llmserve.cli.doctor import cluster as checks
 from llmserve.cli.screen import screen
-from llmserve.cli.status.ask import HEALTHY, Answers, ask, request_one_token
-from llmserve.cli.status.snapshot import RoleView, WorkerView, snapshot
+from llmserve.cli.status.ask import Answers, ApiAnswer, ask, request_one_token
+from llmserve.cli.status.snapshot import snapshot
 from llmserve.config.load import load_manifest
 from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.core.outcome import WorkerRole
-from llmserve.doctor import cluster as checks
+from llmserve.doctor import Finding, FindingSection, Status, count, note, ok
 from llmserve.doctor.examine import OnStep, Subject, examine, section
-from llmserve.doctor.finding import Finding, FindingSection, Status, count, note, ok
 from llmserve.runner.board import ProcessState
 from llmserve.runner.state import ClusterState
 
@@ -96,16 +96,16 @@ def _cluster(state: ClusterState, answers: Answers) -> Iterator[Finding]:
     yield ok("cluster", f"{now.cluster}, {now.stand}")
     yield from map(checks.silence, answers.problems)
     for role in now.roles:
-        yield checks.role(_role_facts(role))
-    yield from map(checks.api, _api_facts(state))
+        yield checks.role(role)
+    yield from map(checks.api, _api_answers(state))
     for role in now.roles:
         if role.worker is not None and role.worker.role != WorkerRole.PREFILL:
-            yield checks.transfers(_transfer_facts(role.name, role.worker))
+            yield checks.transfers(role.name, role.worker)
             yield from checks.pairs(role.name, role.worker.pairs)
     yield checks.orphans(now.orphan_blocks)
 
 
-def _api_facts(state: ClusterState) -> Iterator[checks.ApiFacts]:
+def _api_answers(state: ClusterState) -> Iterator[ApiAnswer]:
     """Asks each apiserver that should serve."""
     key = _known_key(Path(state.manifest))
     for role in state.roles:
@@ -123,38 +123,6 @@ def _known_key(manifest: Path) -> str | None:
         return ""
     known = (one.key or os.environ.get(one.key_env or "") for one in keys)
     return next(filter(None, known), None)
-
-
-def _role_facts(role: RoleView) -> checks.RoleFacts:
-    return checks.RoleFacts(
-        name=role.name,
-        pid=role.pid,
-        restarts=role.restarts,
-        log=role.log,
-        error=_error(role),
-        is_starting=role.stand in (ProcessState.WAITING, ProcessState.STARTING),
-    )
-
-
-def _error(role: RoleView) -> str:
-    """Returns why the role does not serve; empty when it does."""
-    if role.stand != ProcessState.READY:
-        return f"It is {role.stand}" + (f": {role.health}" if role.health else "")
-    if role.health != HEALTHY:
-        return role.health
-    if role.worker is not None and not role.worker.available:
-        return f"It gets no requests: {role.worker.reason}"
-    return ""
-
-
-def _transfer_facts(name: str, worker: WorkerView) -> checks.TransferFacts:
-    return checks.TransferFacts(
-        worker=name,
-        transports=worker.transports,
-        last_transport=worker.last_transport,
-        transferred_bytes=worker.transferred_bytes,
-        failures=worker.transfer_failures,
-    )
 
 
 COMMAND = Command("doctor", "check this machine, its transports and a cluster", _ABOUT, _configure, _run)

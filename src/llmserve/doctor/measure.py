@@ -1,12 +1,14 @@
-"""python -m llmserve.doctor.transport_pair SIDE KIND: the two sides of a trial, near and far.
+"""python -m llmserve.doctor.measure WHAT ...: the processes of a trial. Each ends when its stdin does.
 
-`near` starts `far`, reads its memory over the transport, compares the bytes, measures, and prints one
-TrialReport. `far` holds memory with known bytes and prints the transport's description of it. Each ends when
-its stdin does.
+`near KIND` starts `far KIND`, reads its memory over the transport, compares the bytes, measures, and prints
+one TrialReport. `far KIND` holds memory with known bytes and prints the transport's description of it.
+`plain` measures what this machine can do without any transport, and prints one TrialReport: it copies in
+memory, and reads from a plain TCP socket of `plain_far HOST PORT`, which it kills.
 """
 
 import resource
 import select
+import socket
 import subprocess
 import sys
 import time
@@ -21,19 +23,22 @@ from llmserve.doctor.trial import TrialOutcome, TrialReport, say_step
 from llmserve.models.converted import end_with_stdin
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, TransferState, Transport
 from llmserve.transfer.select import makers
+from llmserve.transfer.twosided.wire import receive_into, tune
 
 BYTES = 16 << 20
 HOST = "127.0.0.1"
-READ = "read"
-FAR = ("llmserve.doctor.transport_pair", "far")
+COPY, READ, SOCKET = "copy", "read", "socket"
+MODULE = "llmserve.doctor.measure"
 _DESCRIPTION_WORD = "LLMSERVE_DESCRIPTION"
 _PIECES = 128  # a block in one layer is about as large as one of these
-_SECONDS = 0.5
+_SECONDS, _PLAIN_SECONDS = 0.5, 0.3
 _LEAST_ROUNDS = 3
 _READ_SECONDS = 5.0
 _POLL_SECONDS = 0.0001
 _PROGRESS_SECONDS = 0.001
 _END_SECONDS = 3.0
+_WAIT_SECONDS = 10.0
+_ASK = b"?"
 
 
 def near(kind: str) -> None:
@@ -59,7 +64,7 @@ def _tried(kind: str) -> TrialReport:
 
 @contextmanager
 def _far_process(kind: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-P", "-m", *FAR, kind]
+    command = [sys.executable, "-P", "-m", MODULE, "far", kind]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as far:
         try:
             yield far
@@ -157,6 +162,61 @@ def far(kind: str) -> int:
     return 0
 
 
+def plain() -> None:
+    end_with_stdin()
+    try:
+        TrialReport(TrialOutcome.MEASURED, rates={COPY: copy_rate(), SOCKET: socket_rate()}).say()
+    except OSError as error:
+        TrialReport(TrialOutcome.FAILED, f"a plain socket on {HOST}: {error}").say()
+
+
+def copy_rate() -> float:
+    source, target = np.ones(BYTES, np.uint8), np.zeros(BYTES, np.uint8)
+    return _best_rate(lambda: np.copyto(target, source))
+
+
+def socket_rate() -> float:
+    """Errors: OSError."""
+    memory = memoryview(bytearray(BYTES))
+    with socket.create_server((HOST, 0)) as server:
+        server.settimeout(_WAIT_SECONDS)
+        port = str(server.getsockname()[1])
+        command = [sys.executable, "-P", "-m", MODULE, "plain_far", HOST, port]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as sender:
+            try:
+                connection, _ = server.accept()
+                with connection:
+                    connection.settimeout(_WAIT_SECONDS)
+                    return _best_rate(lambda: _ask_for(connection, memory))
+            finally:
+                sender.kill()
+
+
+def _ask_for(connection: socket.socket, memory: memoryview) -> None:
+    connection.sendall(_ASK)
+    receive_into(connection, memory)
+
+
+def plain_far(host: str, port: str) -> None:
+    """Sends the memory whenever it is asked to."""
+    memory = bytes(BYTES)
+    with socket.create_connection((host, int(port))) as connection:
+        tune(connection)
+        while connection.recv(len(_ASK)):
+            connection.sendall(memory)
+
+
+def _best_rate(once: Callable[[], object]) -> float:
+    """Returns bytes per second. The first call touches the memory and is not counted."""
+    once()
+    return BYTES / best_seconds(once, _PLAIN_SECONDS)
+
+
 if __name__ == "__main__":
-    side = {"near": near, "far": far}[sys.argv[1]]
-    sys.exit(side(sys.argv[2]))
+    sides: dict[str, Callable[..., int | None]] = {
+        "near": near,
+        "far": far,
+        "plain": plain,
+        "plain_far": plain_far,
+    }
+    sys.exit(sides[sys.argv[1]](*sys.argv[2:]))

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from llmserve.cli.app import main
 from llmserve.cli.doctor import page, summary
+from llmserve.doctor import Finding, FindingSection, Status, note, ok, problem, warning
 from llmserve.doctor.examine import Subject
-from llmserve.doctor.finding import Finding, FindingSection, Status, note, ok, problem, warning
 from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import ClusterState
 

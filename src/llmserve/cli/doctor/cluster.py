@@ -1,11 +1,13 @@
-"""Checks of a running cluster, from what its roles answered. Pure."""
+"""Checks a running cluster by what its roles answered. Pure."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from llmserve.cli.status.ask import HEALTHY, ApiAnswer
+from llmserve.cli.status.snapshot import RoleView, WorkerView
 from llmserve.core.request import PairStatus
-from llmserve.doctor.finding import Finding, note, ok, problem, warning
+from llmserve.doctor import Finding, note, ok, problem, warning
 from llmserve.doctor.host import MIB
+from llmserve.runner.board import ProcessState
 from llmserve.transfer.engine.choice import BreakerState
 
 _GB = 1e9
@@ -13,77 +15,52 @@ _HTTP_OK, _HTTP_UNAUTHORIZED, _HTTP_TOO_MANY = 200, 401, 429
 _REFUSED, _UNAVAILABLE = "refused", "unavailable"  # what stands for a breaker where there is none
 
 
-@dataclass(frozen=True, slots=True)
-class RoleFacts:
-    """error: why the role does not serve; empty when it does. is_starting: it was not ready yet."""
-
-    name: str
-    pid: int
-    restarts: int
-    log: str
-    error: str
-    is_starting: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TransferFacts:
-    """What a worker fetched from all others. transports: those that it may use."""
-
-    worker: str
-    transports: tuple[str, ...]
-    last_transport: str
-    transferred_bytes: int
-    failures: int
+def role(view: RoleView) -> Finding:
+    error, restarts = _error(view), view.restarts
+    if view.stand in (ProcessState.WAITING, ProcessState.STARTING):
+        return note(view.name, "not ready yet", error, restarts=restarts)
+    if error:
+        return problem(view.name, "not healthy", f"{error}. Its log: {view.log}", restarts=restarts)
+    value = f"healthy, pid {view.pid}"
+    if restarts:
+        advice = f"Why it ended is in its log: {view.log}"
+        return warning(view.name, f"{value}, restarted {restarts}x", advice, restarts=restarts)
+    return ok(view.name, value, restarts=0)
 
 
-def role(facts: RoleFacts) -> Finding:
-    if facts.is_starting:
-        return note(facts.name, "not ready yet", facts.error, restarts=facts.restarts)
-    if facts.error:
-        return problem(
-            facts.name, "not healthy", f"{facts.error}. Its log: {facts.log}", restarts=facts.restarts
-        )
-    value = f"healthy, pid {facts.pid}"
-    if facts.restarts:
-        advice = f"Why it ended is in its log: {facts.log}"
-        return warning(facts.name, f"{value}, restarted {facts.restarts}x", advice, restarts=facts.restarts)
-    return ok(facts.name, value, restarts=0)
+def _error(view: RoleView) -> str:
+    """Returns why the role does not serve; empty when it does."""
+    if view.stand != ProcessState.READY:
+        return f"It is {view.stand}" + (f": {view.health}" if view.health else "")
+    if view.health != HEALTHY:
+        return view.health
+    if view.worker is not None and not view.worker.available:
+        return f"It gets no requests: {view.worker.reason}"
+    return ""
 
 
-@dataclass(frozen=True, slots=True)
-class ApiFacts:
-    """The answer to a request for one token. status: of HTTP; 0: no answer came, and `error` says why.
-    sent_key: the request had a key, or none is needed."""
-
-    name: str
-    status: int
-    seconds: float
-    error: str = ""
-    sent_key: bool = True
-
-
-def api(facts: ApiFacts) -> Finding:
-    name = f"API of {facts.name}"
-    if facts.status == _HTTP_OK:
-        return ok(name, f"answered a request in {facts.seconds:.2f} s", seconds=facts.seconds)
-    if facts.status == _HTTP_UNAUTHORIZED and not facts.sent_key:
+def api(answer: ApiAnswer) -> Finding:
+    name = f"API of {answer.name}"
+    if answer.status == _HTTP_OK:
+        return ok(name, f"answered a request in {answer.seconds:.2f} s", seconds=answer.seconds)
+    if answer.status == _HTTP_UNAUTHORIZED and not answer.sent_key:
         return note(name, "asks for an API key", "The variables of security.api_keys are not set here.")
-    if facts.status == _HTTP_TOO_MANY:
-        return warning(name, "refused a request: no room now", facts.error)
-    value = f"answered {facts.status}" if facts.status else "did not answer"
-    return problem(name, value, f"To a request for one token: {facts.error}")
+    if answer.status == _HTTP_TOO_MANY:
+        return warning(name, "refused a request: no room now", answer.error)
+    value = f"answered {answer.status}" if answer.status else "did not answer"
+    return problem(name, value, f"To a request for one token: {answer.error}")
 
 
-def transfers(facts: TransferFacts) -> Finding:
-    """Judges the KV that a worker fetched."""
-    name = f"KV to {facts.worker}"
-    figures = {"transferred_bytes": facts.transferred_bytes, "failures": facts.failures}
-    last = f", last over {facts.last_transport}" if facts.last_transport else ""
-    value = f"{facts.transferred_bytes / MIB:.1f} MiB{last}; may use {', '.join(facts.transports)}"
-    if facts.failures:
+def transfers(name: str, worker: WorkerView) -> Finding:
+    """Judges the KV that a worker fetched from all others."""
+    name = f"KV to {name}"
+    figures = {"transferred_bytes": worker.transferred_bytes, "failures": worker.transfer_failures}
+    last = f", last over {worker.last_transport}" if worker.last_transport else ""
+    value = f"{worker.transferred_bytes / MIB:.1f} MiB{last}; may use {', '.join(worker.transports)}"
+    if worker.transfer_failures:
         advice = (
-            f"{facts.failures} attempts failed since it started: the KV came over another transport, or was "
-            "computed again. The worker's log has each reason."
+            f"{worker.transfer_failures} attempts failed since it started: the KV came over another "
+            "transport, or was computed again. The worker's log has each reason."
         )
         return note(name, value, advice, **figures)
     return ok(name, value, **figures)

@@ -1,23 +1,38 @@
 """A running cluster's findings."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from llmserve.cli.doctor import cluster
+from llmserve.cli.status.ask import ApiAnswer
+from llmserve.cli.status.snapshot import RoleView, WorkerView
 from llmserve.core.request import PairStatus
-from llmserve.doctor import cluster
-from llmserve.doctor.cluster import ApiFacts, RoleFacts, TransferFacts
-from llmserve.doctor.finding import Finding, Status
+from llmserve.doctor import Finding, Status
+
+
+def _role(stand: str = "ready", health: str = "healthy", restarts: int = 0) -> RoleView:
+    return RoleView("decode-0", "decode", stand, health, 7, restarts, "", "d.log", None)
 
 
 def test_roles() -> None:
-    assert cluster.role(RoleFacts("router-0", 7, 0, "r.log", "")).value == "healthy, pid 7"
-    restarted = cluster.role(RoleFacts("router-0", 7, 2, "r.log", ""))
+    assert cluster.role(_role()).value == "healthy, pid 7"
+    restarted = cluster.role(_role(restarts=2))
     assert (restarted.status, restarted.value) == (Status.WARNING, "healthy, pid 7, restarted 2x")
-    ill = cluster.role(RoleFacts("router-0", 7, 0, "r.log", "no answer"))
-    assert (ill.status, ill.advice) == (Status.PROBLEM, "no answer. Its log: r.log")
-    young = cluster.role(RoleFacts("decode-0", 7, 0, "d.log", "It is starting", is_starting=True))
+    ill = cluster.role(_role(health="no answer"))
+    assert (ill.status, ill.advice) == (Status.PROBLEM, "no answer. Its log: d.log")
+    young = cluster.role(_role("starting", ""))
     assert (young.status, young.value, young.advice) == (Status.NOTE, "not ready yet", "It is starting")
+
+
+def test_a_worker_that_gets_no_requests() -> None:
+    worker = replace(_worker("", 0, 0), available=False, reason="silent for 9 s")
+    found = cluster.role(replace(_role(), worker=worker))
+    assert (found.status, found.advice) == (
+        Status.PROBLEM,
+        "It gets no requests: silent for 9 s. Its log: d.log",
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,13 +47,34 @@ def test_roles() -> None:
     ],
 )
 def test_what_the_api_answers(status: int, sent_key: bool, finding: Status) -> None:
-    found = cluster.api(ApiFacts("apiserver-0", status, 0.5, "why", sent_key))
+    found = cluster.api(ApiAnswer("apiserver-0", status, 0.5, "why", sent_key))
     assert (found.name, found.status) == ("API of apiserver-0", finding)
     assert finding is not Status.PROBLEM or "why" in found.advice
 
 
+def _worker(last: str, size: int, failures: int) -> WorkerView:
+    return WorkerView(
+        role="decode",
+        available=True,
+        draining=False,
+        slow=False,
+        reason="",
+        running_requests=0,
+        waiting_requests=0,
+        used_blocks=0,
+        total_blocks=0,
+        stored_blocks=0,
+        leased_blocks=0,
+        transports=("nixl", "tcp"),
+        last_transport=last,
+        transferred_bytes=size,
+        transfer_failures=failures,
+        pairs=(),
+    )
+
+
 def _transfers(last: str, size: int, failures: int) -> tuple[Status, str]:
-    found = cluster.transfers(TransferFacts("decode-0", ("nixl", "tcp"), last, size, failures))
+    found = cluster.transfers("decode-0", _worker(last, size, failures))
     assert found.name == "KV to decode-0"
     return found.status, found.value
 
