@@ -1,5 +1,5 @@
-"""Load for any OpenAI endpoint, and what came of it.
+"""Sends load to any OpenAI endpoint and reports how it was served.
 
-Pure: what to send (kinds, workload, arrivals, prompts), what came back (answer, record) and what it means
-(spread, fairness, report, contrast, plot, page). I/O: endpoint (HTTP) and drive (time).
+Pure: what to send (workload, load, prompts), what came back (answer), what it means (report, comparison) and
+its pages. I/O: endpoint (HTTP) and drive (time).
 """

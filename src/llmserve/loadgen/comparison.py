@@ -7,7 +7,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.loadgen.record import LoadRecord
+from llmserve.loadgen.answer import LoadRecord
 from llmserve.loadgen.report import About, LoadReport
 
 _RESAMPLES = 1000

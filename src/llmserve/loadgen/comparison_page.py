@@ -3,9 +3,9 @@
 from html import escape
 
 from llmserve.core.stats import Percentiles
+from llmserve.loadgen.answer import LoadRecord
 from llmserve.loadgen.comparison import Comparison, ComparisonFinding, Contrast
-from llmserve.loadgen.page import SPREAD_HEADS, distributions, document, notes, spread_cells, table
-from llmserve.loadgen.record import LoadRecord
+from llmserve.loadgen.page import definitions, distributions, document, notes, spread_table, table
 from llmserve.plot import RatioInterval, interval_plot
 
 _COLORS = {
@@ -43,7 +43,7 @@ def _facts(one: Comparison) -> str:
             "difference is one if its interval does not contain 1 and it is at least 2%.",
         ),
     ]
-    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts) + "</dl>"
+    return definitions(facts)
 
 
 def _figures(one: Comparison) -> str:
@@ -78,12 +78,10 @@ def ratio_row(found: Contrast) -> RatioInterval:
 def _spreads(one: Comparison) -> str:
     """A table with each figure of both clusters, one below the other."""
     found = {name: _times(records) for name, records in one.served.items()}
-    rows = [
-        [f"{figure}, {name}", *spread_cells(found[name][figure])]
-        for figure in next(iter(found.values()))
-        for name in one.names
-    ]
-    return table(SPREAD_HEADS, rows)
+    figures = next(iter(found.values()))
+    return spread_table(
+        (f"{figure}, {name}", found[name][figure]) for figure in figures for name in one.names
+    )
 
 
 def _times(records: list[LoadRecord]) -> dict[str, Percentiles]:

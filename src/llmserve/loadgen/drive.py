@@ -1,24 +1,19 @@
-"""Sends conversations, at planned times or by a number of users, and keeps a record of each request."""
+"""Sends a load: probes the endpoint, warms it up, sends conversations, at planned times or by a number of
+users, and keeps a record of each request."""
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
-from llmserve.loadgen.answer import Answer
-from llmserve.loadgen.endpoint import Endpoint
-from llmserve.loadgen.prompts import Talk
-from llmserve.loadgen.record import LoadRecord, Sending
+from llmserve.loadgen.answer import Answer, LoadRecord, Sending
+from llmserve.loadgen.endpoint import Endpoint, EndpointTarget, Probed, probe
+from llmserve.loadgen.load import Load, Users
+from llmserve.loadgen.prompts import TALKS, PromptForm, Talk, Texts
+from llmserve.loadgen.report import About
 from llmserve.loadgen.workload import Conversation
-
-
-@dataclass(frozen=True, slots=True)
-class Users:
-    """A number of users who talk at the same time; each takes the next conversation when the last one has
-    ended."""
-
-    count: int
-    conversations: Iterator[Conversation]
 
 
 class Stopwatch:
@@ -130,3 +125,61 @@ class _PreparedTalk:
     def _sending(self, number: int, planned_at: float, prompt_tokens: int) -> Sending:
         one, turn = self.conversation, self.conversation.turns[number]
         return Sending(one.index, number, one.kind, one.tenant, planned_at, prompt_tokens, turn.output_tokens)
+
+
+Watch = Callable[[Drive], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """form: form of the prompts; None takes the first that the endpoint accepts. token_ids: range from which
+    prompts are made, without its end. warming: conversations before the load, which are not counted."""
+
+    form: PromptForm | None = None
+    token_ids: tuple[int, int] = (1000, 30_000)
+    warming: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOutcome:
+    """is_cut: the run was cancelled before its end."""
+
+    about: About
+    records: Sequence[LoadRecord]
+    is_cut: bool
+
+
+async def run_load(load: Load, target: EndpointTarget, ways: Ways, watch: Watch) -> LoadOutcome:
+    """Probes, warms up and sends the load. watch: a context around the load itself. A cancellation (Ctrl-C)
+    ends the load; the outcome holds the requests that have ended. Errors: LLMServeError when the endpoint
+    does not answer the probe."""
+    async with Endpoint(target) as endpoint:
+        tenant = load.mix.tenants[0].name
+        probed = await probe(endpoint, tenant, ways.form, keeps_talking=load.keeps_talking)
+        new_talk = _talks(load, ways, probed)
+        await Drive(endpoint, new_talk).closed_loop(load.warming(ways.warming), ways.warming)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        drive = Drive(endpoint, new_talk, load.think_seconds)
+        async with watch(drive):
+            is_cut = await _sent(load, drive)
+    notes = (*probed.notes, *(["the run was stopped early"] if is_cut else []))
+    about = About(target.url, target.model, load.describe(), load.seed, str(probed.form), started, notes)
+    return LoadOutcome(about, drive.records, is_cut)
+
+
+def _talks(load: Load, ways: Ways, probed: Probed) -> Callable[[], Talk]:
+    texts = Texts(load.seed, ways.token_ids, probed.scale)
+    make = TALKS[probed.form]
+    return lambda: make(texts)
+
+
+async def _sent(load: Load, drive: Drive) -> bool:
+    """Sends the load; returns whether it was cancelled."""
+    try:
+        if load.is_open:
+            await drive.open_loop(load.scheduled())
+        else:
+            await drive.closed_loop(load.users(), load.count, load.seconds)
+    except asyncio.CancelledError:
+        return True
+    return False

@@ -4,7 +4,6 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from llmserve.loadgen.drive import Users
 from llmserve.loadgen.workload import Conversation, Mix, limited, of_trace, timed
 from llmserve.traces import TracedRequest
 
@@ -20,8 +19,16 @@ def arrivals(per_second: float, burstiness: float, rng: random.Random) -> Iterat
         yield now
 
 
-# Of a conversation that only warms the endpoint up.
-_WARM_OUTPUT_TOKENS = 16
+@dataclass(frozen=True, slots=True)
+class Users:
+    """A number of users who talk at the same time; each takes the next conversation when the last one has
+    ended."""
+
+    count: int
+    conversations: Iterator[Conversation]
+
+
+_WARM_OUTPUT_TOKENS = 16  # of a request that only warms the endpoint up
 
 
 @dataclass(frozen=True, slots=True)

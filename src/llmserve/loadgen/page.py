@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from llmserve.core.stats import Percentiles
-from llmserve.loadgen.record import LoadRecord
+from llmserve.loadgen.answer import LoadRecord
 from llmserve.loadgen.report import Group, LoadReport
 from llmserve.plot import Point, Series, cumulative, plot
 
@@ -35,6 +35,15 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def definitions(facts: Iterable[tuple[str, str]]) -> str:
+    """Returns a list of terms, each with its text."""
+    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts) + "</dl>"
+
+
+def spread_table(spreads: Iterable[tuple[str, Percentiles]]) -> str:
+    return table(SPREAD_HEADS, [[name, *spread_cells(spread)] for name, spread in spreads])
 
 
 def spread_cells(spread: Percentiles) -> list[str]:
@@ -95,7 +104,7 @@ def page(report: LoadReport, records: Sequence[LoadRecord]) -> str:
         f"<h1>{escape(title)}</h1>",
         _facts(report),
         *notes(report.notes),
-        _spreads(report),
+        spread_table(report.spreads.items()),
         _groups("kind", report.kinds),
         _groups("tenant", report.tenants) if len(report.tenants) > 1 else "",
         _failures(report),
@@ -122,19 +131,7 @@ def _facts(report: LoadReport) -> str:
     if report.fairness.jain is not None:
         seconds = report.fairness.contended_seconds
         facts.append(("Fairness", f"Jain index {report.fairness.jain:.3f} over {seconds} contended seconds"))
-    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts) + "</dl>"
-
-
-def _spreads(report: LoadReport) -> str:
-    spreads = {
-        "time to first token": report.ttft,
-        "between tokens": report.itl,
-        "per output token": report.tpot,
-        "end to end": report.e2e,
-        "sent late": report.late,
-    }
-    rows = [[name, *spread_cells(spread)] for name, spread in spreads.items()]
-    return table(SPREAD_HEADS, rows)
+    return definitions(facts)
 
 
 def _groups(name: str, groups: Iterable[Group]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.stats import Percentiles, jain
-from llmserve.loadgen.record import LoadRecord
+from llmserve.loadgen.answer import LoadRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +164,17 @@ class LoadReport:
     tenants: tuple[Group, ...]
     fairness: Fairness
     notes: tuple[str, ...]
+
+    @property
+    def spreads(self) -> Mapping[str, Percentiles]:
+        """The percentiles by the names that they have on pages."""
+        return {
+            "time to first token": self.ttft,
+            "between tokens": self.itl,
+            "per output token": self.tpot,
+            "end to end": self.e2e,
+            "sent late": self.late,
+        }
 
 
 def make_report(

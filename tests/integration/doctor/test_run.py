@@ -106,7 +106,7 @@ def _until(happened: Callable[[], bool]) -> None:
 def test_a_far_end_that_dies(pretend_trial: PretendModule) -> None:
     code = (
         "from llmserve.doctor import measure as pair\n"
-        "pair.FAR = ('llmserve.no_such_module',)\npair.near('tcp')\n"
+        "pair.MODULE = 'llmserve.no_such_module'\npair.near('tcp')\n"
     )
     answer = run_trial(pretend_trial(code), "tcp")
     assert (answer.outcome, answer.reason) == (TrialOutcome.FAILED, "the process at the other end ended")

@@ -2,8 +2,7 @@
 
 from array import array
 
-from llmserve.loadgen.answer import AnswerFailure, Failure
-from llmserve.loadgen.record import LoadRecord
+from llmserve.loadgen.answer import AnswerFailure, Failure, LoadRecord
 
 
 def served(

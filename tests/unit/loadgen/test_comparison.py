@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from llmserve.loadgen.answer import LoadRecord
 from llmserve.loadgen.comparison import (
     Comparison,
     ComparisonFinding,
@@ -18,7 +19,6 @@ from llmserve.loadgen.comparison import (
     verdict,
 )
 from llmserve.loadgen.comparison_page import comparison_page, ratio_row
-from llmserve.loadgen.record import LoadRecord
 from llmserve.loadgen.report import About, Slo, make_report
 from llmserve.plot import interval_plot
 from tests.unit.loadgen.records import failed, served

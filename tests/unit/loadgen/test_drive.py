@@ -12,11 +12,10 @@ from aiohttp import web
 
 from llmserve.core.errors import LLMServeError, NotAuthenticated, Unavailable
 from llmserve.loadgen.answer import AnswerFailure
-from llmserve.loadgen.drive import Drive, Users
+from llmserve.loadgen.drive import Drive, Ways, run_load
 from llmserve.loadgen.endpoint import Endpoint, EndpointTarget, base_url, only_model, probe
-from llmserve.loadgen.load import Load
+from llmserve.loadgen.load import Load, Users
 from llmserve.loadgen.prompts import WORDS, PromptForm, Texts, TokenTalk
-from llmserve.loadgen.run import Ways, run_load
 from llmserve.loadgen.workload import Conversation, LoadKind, Mix, PromptPiece, Tenant, Turn
 from tests.unit.loadgen.watching import unwatched
 

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from llmserve.loadgen.answer import LoadRecord
 from llmserve.loadgen.page import page
-from llmserve.loadgen.record import LoadRecord
 from llmserve.loadgen.report import About, Slo, make_report
 from llmserve.plot import Series, cumulative, plot, round_end
 from tests.unit.loadgen.records import failed, served

@@ -4,7 +4,7 @@ import pytest
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.stats import Percentiles, jain
-from llmserve.loadgen.record import LoadRecord
+from llmserve.loadgen.answer import LoadRecord
 from llmserve.loadgen.report import About, LoadReport, Slo, fairness, make_report
 from tests.unit.loadgen.records import failed, served
 

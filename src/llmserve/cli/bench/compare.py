@@ -28,9 +28,9 @@ from llmserve.config.load import load_manifest
 from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.loadgen.comparison import Comparison, Round
 from llmserve.loadgen.comparison_page import comparison_page
+from llmserve.loadgen.drive import LoadOutcome, run_load
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.report import LoadReport, Slo, make_report
-from llmserve.loadgen.run import LoadOutcome, run_load
 from llmserve.runner.machine import pick_port
 from llmserve.runner.process import launch
 from llmserve.runner.state import ClusterState, read_state

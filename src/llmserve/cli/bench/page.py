@@ -110,13 +110,7 @@ def _fair(report: LoadReport) -> str:
 
 def _spreads(report: LoadReport) -> Table:
     table = _table("MILLISECONDS", *SPREAD_HEADS[1:])
-    for name, spread in (
-        ("time to first token", report.ttft),
-        ("between tokens", report.itl),
-        ("per output token", report.tpot),
-        ("end to end", report.e2e),
-        ("sent late", report.late),
-    ):
+    for name, spread in report.spreads.items():
         table.add_row(name, *spread_cells(spread))
     return table
 

@@ -17,12 +17,12 @@ from llmserve.cli.command import EXIT_FAILED, EXIT_OK
 from llmserve.cli.screen import screen
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
+from llmserve.loadgen.drive import LoadOutcome, Ways, run_load
 from llmserve.loadgen.endpoint import EndpointTarget, base_url, only_model
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.page import page
 from llmserve.loadgen.prompts import PromptForm
 from llmserve.loadgen.report import Slo, make_report
-from llmserve.loadgen.run import LoadOutcome, Ways, run_load
 from llmserve.loadgen.workload import Mix, Tenant, parse_kind, parse_tenant, parse_weight
 from llmserve.traces import TracedRequest, at_speed, read_trace
 

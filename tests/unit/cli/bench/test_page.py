@@ -5,9 +5,9 @@ from typing import Any, cast
 from rich.console import Console, RenderableType
 
 from llmserve.cli.bench.page import contrast_page, progress, report_page
+from llmserve.loadgen.answer import LoadRecord
 from llmserve.loadgen.comparison import Contrast
 from llmserve.loadgen.drive import Drive
-from llmserve.loadgen.record import LoadRecord
 from llmserve.loadgen.report import About, Slo, make_report
 from tests.unit.loadgen.records import failed, served
 
