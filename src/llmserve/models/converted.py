@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from llmserve.core.errors import LLMServeError
-from llmserve.models.digests import DigestCache
-from llmserve.models.files import Progress, file_lock, write_atomically
+from llmserve.models.files import DigestCache, Progress, file_lock, write_atomically
 
 RECORD_NAME = ".llmserve-model.json"
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.core.errors import LLMServeError, ModelNotFound
-from llmserve.models.digests import DigestCache
-from llmserve.models.files import Progress, silent
+from llmserve.models.files import DigestCache, Progress, silent
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json", "vocab.json")

@@ -9,9 +9,8 @@ from llmserve.config.schema import ModelSpec
 from llmserve.core.errors import LLMServeError, ModelNotFound
 from llmserve.models.convert import CONVERTER_VERSION
 from llmserve.models.converted import ConvertedModels, convert_in_process, converted_before
-from llmserve.models.digests import DigestCache
 from llmserve.models.directory import check_directory, model_identity, weight_files
-from llmserve.models.files import Progress, silent
+from llmserve.models.files import DigestCache, Progress, silent
 from llmserve.models.sources import (
     ModelSource,
     SourceKind,

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from llmserve.core.errors import LLMServeError
 from llmserve.models.converted import ConvertedModels, convert_in_process
-from llmserve.models.digests import DigestCache
-from llmserve.models.files import Progress
+from llmserve.models.files import DigestCache, Progress
 
 
 def say(text: str) -> None:

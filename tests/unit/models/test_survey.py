@@ -9,7 +9,7 @@ from llmserve.config.schema import ModelSpec
 from llmserve.core.errors import ModelNotFound
 from llmserve.models.convert import CONVERTER_VERSION
 from llmserve.models.converted import make_record
-from llmserve.models.digests import DigestCache
+from llmserve.models.files import DigestCache
 from llmserve.models.resolve import PreparationStage, Survey, survey
 
 survey_module = sys.modules["llmserve.models.resolve"]
