@@ -1,4 +1,4 @@
-"""A finding of a rule: values that are right alone and cannot be combined, or cannot be used here."""
+"""What is wrong in a manifest: a conflict, which rules find, and a problem, which has a line of the file."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """The finding is reported at the first path. The other paths are the keys that it conflicts with."""
+    """Values that are right alone and cannot be combined, or cannot be used here. The finding is reported at
+    the first path. The other paths are the keys that it conflicts with."""
 
     paths: tuple[Path, ...]
     message: str
@@ -36,3 +37,12 @@ def refuse(conflicts: Iterable[Conflict]) -> None:
     """Errors: ManifestError for the first conflict, if there is one."""
     for conflict in conflicts:
         raise conflict.as_error()
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestProblem:
+    """line: counts from 1. path: empty for the file as a whole."""
+
+    line: int
+    path: Path
+    message: str

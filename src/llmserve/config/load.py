@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from llmserve.config.conflict import Conflict, Path
+from llmserve.config.conflict import Conflict, ManifestProblem, Path
 from llmserve.config.messages import describe, did_you_mean, shown, unknown_key
 from llmserve.config.rules import conflicts
 from llmserve.config.schema import Manifest
 from llmserve.config.schema.section import path_text
-from llmserve.config.yaml_tree import Document, ManifestProblem, read_document
+from llmserve.config.yaml_tree import Document, read_document
 from llmserve.core.errors import ManifestError
 
 MAX_FILE_BYTES = 1_000_000

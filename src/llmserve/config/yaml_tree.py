@@ -9,21 +9,12 @@ from typing import Any
 
 import yaml
 
-from llmserve.config.conflict import Path
+from llmserve.config.conflict import ManifestProblem, Path
 
 MAX_VALUES = 20_000
 """No manifest has as many values, and aliases that multiply reach the limit at once."""
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestProblem:
-    """line: counts from 1. path: empty for the file as a whole."""
-
-    line: int
-    path: Path
-    message: str
 
 
 @dataclass(frozen=True, slots=True)

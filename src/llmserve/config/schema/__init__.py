@@ -8,13 +8,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmserve.config.schema.api import Api
 from llmserve.config.schema.deployment import Deployment, LocalDeployment, Replicas
 from llmserve.config.schema.engine import EngineConfig, EnvVariable, KvCacheConfig, SimSpec, TransferConfig
 from llmserve.config.schema.models import AdapterSpec, Metadata, Models, ModelSpec
 from llmserve.config.schema.scheduling import Budgets, Scheduling, TenantBudget, TenantWeight
 from llmserve.config.schema.section import ManifestSection
-from llmserve.config.schema.service import ApiKey, Observability, Security, State, Tracing
+from llmserve.config.schema.service import Api, ApiKey, Observability, Security, State, Tracing
 from llmserve.config.schema.storage import EncryptionKey, StorageClass, StorageFormat
 
 __all__ = [

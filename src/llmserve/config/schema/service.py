@@ -1,4 +1,4 @@
-"""Sections `security`, `state` and `observability`: the cluster as a service."""
+"""Sections `api`, `security`, `state` and `observability`: the cluster as a service."""
 
 import re
 from collections.abc import Mapping
@@ -8,11 +8,49 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from llmserve.config.schema.section import AtStart, GiB, KeyUnit, Live, ManifestSection, Requests
+from llmserve.config.schema.section import AtStart, GiB, KeyUnit, Live, ManifestSection, Requests, Seconds
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
 _DEFAULT_PORTS: Mapping[str, str] = MappingProxyType({"http": ":80", "https": ":443"})
+
+
+class ResponseStoreConfig(ManifestSection):
+    """The store of answers of `/v1/responses`."""
+
+    enabled: bool = False
+    """Answers are kept, so that `previous_response_id`, `background`, and fetching or cancelling by id work.
+    Several apiservers share the answers in Redis and need `state.backend: redis`."""
+    keep_seconds: Seconds = Field(default=86400.0, ge=1)
+    """An answer is kept for this long."""
+    memory_mib: Annotated[int, KeyUnit("MiB")] = Field(default=256, ge=1)
+    """With `state.backend: memory`, answers take at most this much memory; the oldest are dropped first. A
+    Redis server has a limit of its own."""
+
+
+class Api(ManifestSection):
+    """The HTTP interface that clients see. docs/compatibility.md compares it with `vllm serve`."""
+
+    root_path: str | None = Field(default=None, pattern=r"^(/[A-Za-z0-9._~-]+)+$")
+    """A proxy serves the API under this path, such as `/llm`, whether or not the proxy removes it from
+    requests. `/docs` and `/openapi.json` use the path in their links."""
+    public_docs: bool = False
+    """`/docs`, `/redoc`, `/openapi.json` and `/version` need no key, even when `security.api_keys` has
+    keys."""
+    tokenizer_info: bool = False
+    """The apiservers serve `/tokenizer_info`: the tokenizer's configuration and the chat template."""
+    force_include_usage: bool = False
+    """Every stream ends with its usage, as if each client had asked for it with `stream_options`."""
+    sse_keep_alive_seconds: Annotated[int, KeyUnit("seconds")] = Field(default=0, ge=0, le=3600)
+    """A stream of chat or text completions that has been quiet for this long gets a comment, so that proxies
+    do not close it. 0 sends no comments."""
+    chat_template: str | None = Field(default=None, min_length=1)
+    """This chat template replaces the model's own. It is Jinja text, or the path of a file that the
+    apiservers can read."""
+    chat_template_kwargs: dict[str, bool | int | float | str] = {}  # noqa: RUF012 - pydantic copies it
+    """These arguments are passed to the chat template, such as `{enable_thinking: false}`. A request's own
+    `chat_template_kwargs` take precedence."""
+    response_store: ResponseStoreConfig = ResponseStoreConfig()
 
 
 class ApiKey(ManifestSection):
