@@ -1,3 +1,3 @@
-from llmserve.cli.app import main
+from llmserve.cli import main
 
 raise SystemExit(main())

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.cli.app import main
+from llmserve.cli import main
 from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import ClusterState
 from tests.support.store_worker import BLOCK_BYTES, StoreWorker, chain, content

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from bench.cluster import Cluster, running
-from llmserve.cli.app import main
+from llmserve.cli import main
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.timeout(240)

@@ -28,7 +28,7 @@ from vllm.v1.kv_offload.base import (
     make_offload_key,
 )
 
-from llmserve.cli.app import main
+from llmserve.cli import main
 from llmserve.core.ids import BlockHash
 from llmserve.engines.store.block_cost import BlockCost
 from llmserve.engines.store.link import StoreLink

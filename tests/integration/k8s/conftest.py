@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.cli.app import main
+from llmserve.cli import main
 from llmserve.k8s import status
 from tests.support.kube_schemas import versions
 from tests.support.kube_server import KubeServer, kube_server

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from llmserve.cli.logs.pods import Container, read
 from llmserve.core.errors import Unavailable
 from llmserve.k8s.api import KubeApi
-from llmserve.k8s.logs import Container, read
 from tests.integration.k8s.conftest import Cli
 from tests.support.kube_server import KubeServer
 

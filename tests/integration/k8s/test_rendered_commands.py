@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmserve.cli.app import main
+from llmserve.cli import main
 from llmserve.k8s.render import Object
 from llmserve.models.resolve import default_cache_dir
 

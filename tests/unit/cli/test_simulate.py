@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llmserve.cli.app import main
+from llmserve.cli import main
 from llmserve.cli.command import EXIT_OK, EXIT_WRONG_USE
 
 SIM = ["simulate", "-f", "examples/sim.yaml"]

@@ -1,28 +1,86 @@
-"""The logs of a cluster in Kubernetes."""
+"""The logs of a cluster in Kubernetes, as the nodes of its pods keep them."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from llmserve.cli.logs.lines import LogLine, Timed, from_on, last, merged
 from llmserve.core.errors import NotFound
-from llmserve.k8s.api import KubeApi
-from llmserve.k8s.logs import Container, containers, read
+from llmserve.k8s.api import ApiRefused, KubeApi
+from llmserve.k8s.render.objects import COMPONENT_LABEL, Object, pod_selector
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) ")
 _NANOSECONDS = 10**9
 
 
+@dataclass(frozen=True, slots=True)
+class Container:
+    """name: the pod's name if it has one container, else POD/CONTAINER. restarted: the previous container has
+    a log."""
+
+    name: str
+    role: str
+    pod: str
+    container: str
+    restarted: bool
+
+
+def containers(api: KubeApi, cluster: str) -> list[Container]:
+    """Returns the containers of all pods that exist now. Errors: ApiRefused, Unavailable."""
+    return sorted(of_pods(api.list("v1", "Pod", pod_selector(cluster))), key=lambda one: one.name)
+
+
+def of_pods(pods: Iterable[Object]) -> Iterator[Container]:
+    for pod in pods:
+        spec, status, name = pod.get("spec", {}), pod.get("status", {}), pod["metadata"]["name"]
+        role = pod["metadata"].get("labels", {}).get(COMPONENT_LABEL, "")
+        known = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
+        restarts = {one["name"]: one.get("restartCount", 0) for one in known}
+        for one in (*spec.get("initContainers", ()), *spec.get("containers", ())):
+            is_only = len(spec["containers"]) == 1 and one in spec["containers"]
+            shown = name if is_only else f"{name}/{one['name']}"
+            yield Container(shown, role, name, one["name"], bool(restarts.get(one["name"])))
+
+
+def read(api: KubeApi, one: Container, since: float | None = None, count: int | None = None) -> Iterator[str]:
+    """Yields lines that begin with their time (RFC 3339) and a space, first those of the previous container
+    if it was restarted. since: Unix time, in whole seconds. Errors: ApiRefused, Unavailable."""
+    if one.restarted:
+        yield from _lines_of(api, one, {"previous": "true", **_query(since, count)})
+    yield from _lines_of(api, one, _query(since, count))
+
+
+def _query(since: float | None, count: int | None) -> dict[str, str]:
+    query = {"timestamps": "true"}
+    if since is not None:
+        query["sinceTime"] = datetime.fromtimestamp(int(since), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if count is not None:
+        query["tailLines"] = str(count)
+    return query
+
+
+def _lines_of(api: KubeApi, one: Container, query: dict[str, str]) -> list[str]:
+    """Returns the lines of one container; none when it does not run yet, its run was forgotten or its pod is
+    gone. Lines end at line feeds alone: a line of JSON may hold other line ends (U+2028)."""
+    try:
+        lines = api.log(one.pod, {"container": one.container, **query}).split("\n")
+        return lines if lines[-1] else lines[:-1]
+    except ApiRefused as refused:
+        if refused.code in (400, 404):
+            return []
+        raise
+
+
 class PodLogs:
-    """Life: written (once, to its end) -> new, as often as wanted: also of pods that came meanwhile.
+    """Life: written (once, to its end) -> new, as often as wanted, which includes pods that came meanwhile.
     Errors of all: ApiRefused, Unavailable."""
 
     def __init__(self, api: KubeApi, cluster: str, wanted: str | None) -> None:
         """wanted: a role, or the name of a pod; None: all. Errors: NotFound, with what there is."""
         self._api, self._cluster, self._wanted = api, cluster, wanted
-        # Unix times in nanoseconds; what was written later is new. _begin: of containers that have not yet
-        # written; None: all that they write.
+        # Unix times in nanoseconds: lines that were written later are new. _begin is the time for containers
+        # that have not written yet; None: all of their lines are new.
         self._begin: int | None = None
         self._read_to: dict[str, int] = {}
         self._found = self._containers()
@@ -34,7 +92,7 @@ class PodLogs:
         return [one.name for one in self._found]
 
     def written(self, count: int | None, since: float | None) -> Iterator[LogLine]:
-        """What is there, by time. count: of the last lines."""
+        """Yields the lines that are there, by time. count: number of the last lines."""
         if since is not None:
             self._begin = int(since * _NANOSECONDS) - 1
         asked = None if count is None else max(count, 1)  # the last one says where to go on
@@ -43,7 +101,7 @@ class PodLogs:
         return merged(last(from_on(log.lines, since), count) for log in logs)
 
     def new(self) -> list[LogLine]:
-        """What was written since, by time. What an error kept from being told is told by the next call."""
+        """Returns the lines written since, by time. Lines that an error held back come with the next call."""
         self._found = self._containers()
         logs = [self._new_of(one) for one in self._found]
         self._note(logs)
@@ -89,7 +147,7 @@ class _Log:
 
 
 def _nanoseconds(text: str) -> int | None:
-    """Unix time at which a line was written, in the zone of its node. None: it does not say."""
+    """Returns the Unix time of a line, which its node wrote in its own zone. None: the line has no time."""
     match = _TIME.match(text)
     if match is None:
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmserve.cli.app import main
+from llmserve.cli import main
 from llmserve.cli.bench import COMMAND
 from llmserve.cli.bench.compare import shapes_of
 from llmserve.cli.bench.run import api_key, load_of, target_of, ways_of

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from llmserve.cli.app import main
+from llmserve.cli import main
 from llmserve.cli.doctor import page, summary
 from llmserve.doctor import Finding, FindingSection, Status, note, ok, problem, warning
 from llmserve.doctor.examine import Subject

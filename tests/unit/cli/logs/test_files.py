@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.cli.app import main
+from llmserve.cli import main
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.cli.app import COMMANDS, main
+from llmserve.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[3]
 SIM = str(ROOT / "examples" / "sim.yaml")
