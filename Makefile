@@ -7,6 +7,8 @@ DEVICE ?= cpu
 # Of images: docker, or podman, which keeps the health check in this format only.
 ENGINE ?= docker
 export BUILDAH_FORMAT = docker
+# Tests and clusters start hundreds of processes: each would compile all that it imports where this is set.
+export PYTHONDONTWRITEBYTECODE =
 TARGET := $(if $(filter gpu,$(DEVICE)),cuda,cpu)
 
 BIN := $(VENV)/bin
