@@ -64,6 +64,9 @@ class Spans:
     def cut(self, pieces: slice) -> "Spans":
         return Spans(self.regions[pieces], self.offsets[pieces], self.lengths[pieces])
 
+    def take(self, pieces: Int64Array) -> "Spans":
+        return Spans(self.regions[pieces], self.offsets[pieces], self.lengths[pieces])
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

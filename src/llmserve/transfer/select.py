@@ -31,7 +31,7 @@ def makers(host: str, staging: Staging | None = None) -> dict[str, Callable[[], 
     the device that holds the memory to register; None for host memory."""
     copies = staging.copies if staging else HostCopies()
     return {
-        "nixl": NixlTransport,
+        "nixl": lambda: NixlTransport(copies),
         "ucx": lambda: UcxTransport(staging),
         "nccl": lambda: CollectiveTransport(host, copies.memory.device),
         "shm": ShmTransport,

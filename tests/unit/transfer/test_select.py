@@ -87,7 +87,7 @@ def test_a_device_that_not_even_tcp_reaches_is_refused() -> None:
 @pytest.mark.parametrize(
     ("kind", "on_host", "on_gpu"),
     [
-        ("nixl", {HOST}, {HOST}),
+        ("nixl", {HOST}, {HOST, GPU}),
         ("ucx", {HOST}, {HOST, GPU}),
         ("nccl", {HOST}, set()),  # there is no GPU
         ("shm", {HOST}, {HOST}),

@@ -1,4 +1,5 @@
-"""NIXL over UCX: one-sided reads and writes of host memory over RDMA, shared memory or TCP, as UCX chooses.
+"""NIXL over UCX: one-sided reads and writes of memory of the host and of GPUs, over RDMA, NVLink, shared
+memory or TCP, as UCX chooses. With a GPU it was not run; tests run that on a fake agent.
 
 The agent runs without NIXL's progress thread, which uses a whole core while idle. So a process that is read
 from must call `progress` while a reader connects, and on paths that are not one-sided also while it reads
@@ -9,6 +10,9 @@ released and the peer removed (measured on UCX's TCP path with a stopped peer). 
 and only destroying the agent ends a read early. On that path a peer that still answers the read of a reader
 that is gone may abort (an assertion in UCX, seen once in some hundred times). So an agent is destroyed only
 after its reads had time to end.
+
+UCX sees a GPU only in threads whose current CUDA device is set. Elsewhere it takes the memory of the GPU for
+host memory, which NIXL refuses, or goes over TCP. So each step that may set up a path sets the device before.
 
 NIXL's package contains a copy of libnl. UCX's InfiniBand module also loads the system's libnl, where there is
 one, and the process crashes in the exit handlers of the two. So hosts without RDMA devices do not load that
@@ -27,23 +31,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-import numpy as np
-
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import (
     Batch,
     Memory,
     PeerName,
     Region,
-    Spans,
     Transfer,
     TransferState,
     TransferStatus,
 )
-from llmserve.transfer.spans import RegionTable, check_batch, check_reach, coalesce_pairs
+from llmserve.transfer.devices import Copies, HostCopies
+from llmserve.transfer.nixl.regions import TYPES, NixlRegions, by_types
+from llmserve.transfer.spans import check_batch, check_reach, coalesce_pairs
 
 _T = TypeVar("_T")
-_MEMORY = "DRAM"
 _CANCEL_SECONDS = 0.02
 _DRAIN_SECONDS = 0.5  # the rest of the hand-over stands still meanwhile
 _RDMA_DEVICES = Path("/sys/class/infiniband")
@@ -53,59 +55,66 @@ _STATES = {"DONE": TransferState.DONE, "PROC": TransferState.RUNNING, "ERR": Tra
 @dataclass(eq=False, slots=True)
 class _Peer:
     agent_name: str
-    table: RegionTable
+    regions: NixlRegions
     transfers: int = 0
     leaving: bool = False
 
 
 @dataclass(eq=False, slots=True)
 class _NixlTransfer:
+    """handles: of NIXL, those that have not ended: one for each pair of memory types."""
+
     peer: _Peer
-    handle: Any = field(repr=False)  # None once it has ended
+    handles: list[Any] = field(repr=False)
     status: TransferStatus
+    failure: str = ""
 
 
 class NixlTransport:
     name = "nixl"
     needs_progress = True
 
-    def __init__(self) -> None:
-        """Errors: TransportUnavailable with the reason."""
+    def __init__(self, copies: Copies | None = None) -> None:
+        """copies: of the device whose memory it is to reach beside the host's. Errors: TransportUnavailable
+        with the reason."""
+        self._copies = copies or HostCopies()
         self._api = _load()
         self._agent: Any = self._make_agent()
-        self._table = RegionTable.of(())
+        self._regions = NixlRegions.of(())
         self._peers: dict[PeerName, _Peer] = {}
         self._running: set[_NixlTransfer] = set()
         self._closed = False
 
     def reaches(self, memory: Memory) -> bool:
-        return memory.on_host
+        return memory.on_host or memory == self._copies.memory
 
     def register(self, regions: Sequence[Region]) -> None:
         self._check_open()
         check_reach(self, regions)
-        if self._table.lengths:  # a new agent: no read of the old memory outlives the old agent
+        if self._regions.table.lengths:  # a new agent: no read of the old memory outlives the old agent
             self._drop_agent("the memory was registered anew")
             self._agent = self._make_agent()
-        self._table = RegionTable.of(regions)
-        rows = [(region.address, region.length_bytes, 0, "") for region in regions]
-        _mapped("register", lambda: self._agent.register_memory(rows, _MEMORY))
+        self._regions = NixlRegions.of(regions)
+        for memory in dict.fromkeys(region.memory for region in regions):
+            rows = [
+                (region.address, region.length_bytes, memory.device or 0, "")
+                for region in regions
+                if region.memory == memory
+            ]
+            self._register_rows(memory, rows)
 
     def describe(self) -> bytes:
         self._check_open()
-        fields = {
-            "agent": b64encode(_mapped("describe", self._agent.get_agent_metadata)).decode(),
-            "addresses": self._table.addresses.tolist(),
-            "lengths": self._table.lengths,
-        }
-        return json.dumps(fields).encode()
+        agent = b64encode(_mapped("describe", self._agent.get_agent_metadata)).decode()
+        return json.dumps({"agent": agent, **self._regions.fields()}).encode()
 
     def connect(self, description: bytes) -> PeerName:
         self._check_open()
-        metadata, table = _parse(description)
+        metadata, regions = _parse(description)
+        self._copies.enter()
         agent_name = _mapped("connect", lambda: self._agent.add_remote_agent(metadata))
         agent_name = agent_name.decode() if isinstance(agent_name, bytes) else str(agent_name)
-        peer = self._peers.setdefault(PeerName(agent_name), _Peer(agent_name, table))
+        peer = self._peers.setdefault(PeerName(agent_name), _Peer(agent_name, regions))
         peer.leaving = False
         _mapped("connect", lambda: self._agent.make_connection(agent_name))
         return PeerName(agent_name)
@@ -123,14 +132,10 @@ class NixlTransport:
 
     def poll(self, transfer: Transfer) -> TransferStatus:
         assert isinstance(transfer, _NixlTransfer), "a transfer of this transport"
-        if transfer.handle is not None:
-            try:
-                state = _STATES[self._agent.check_xfer_state(transfer.handle)]
-                transfer.status = TransferStatus(state, _reason_of(state))
-            except Exception as error:
-                transfer.status = TransferStatus(TransferState.FAILED, _describe(error))
-            if transfer.status.state is not TransferState.RUNNING:
-                self._end(transfer)
+        transfer.handles = [one for one in transfer.handles if not self._has_ended(transfer, one)]
+        if not transfer.handles and transfer.status.state is TransferState.RUNNING:
+            state = TransferState.FAILED if transfer.failure else TransferState.DONE
+            self._end(transfer, TransferStatus(state, transfer.failure))
         return transfer.status
 
     def progress(self) -> None:
@@ -150,7 +155,12 @@ class NixlTransport:
 
     # -- inside
 
+    def _register_rows(self, memory: Memory, rows: list[tuple[int, int, int, str]]) -> None:
+        kind = TYPES[not memory.on_host]
+        _mapped(f"register {memory}", lambda: self._agent.register_memory(rows, kind))
+
     def _make_agent(self) -> Any:
+        self._copies.enter()
         config = self._api.nixl_agent_config(enable_prog_thread=False, backends=["UCX"])
         try:
             agent = self._api.nixl_agent(str(uuid.uuid4()), config)
@@ -164,8 +174,7 @@ class NixlTransport:
         """Ends all transfers: without the agent nothing reads or writes the memory of this process."""
         self._drain()
         for transfer in list(self._running):
-            transfer.status = TransferStatus(TransferState.FAILED, f"nixl: {reason}")
-            self._end(transfer)
+            self._end(transfer, TransferStatus(TransferState.FAILED, f"nixl: {reason}"))
         for peer in list(self._peers.values()):
             peer.leaving = True
             self._remove_if_gone(peer)
@@ -185,32 +194,61 @@ class NixlTransport:
         peer = self._peers.get(name)
         if peer is None or peer.leaving:
             raise TransferError(f"nixl: not connected to {name}")
-        check_batch(batch, self._table.lengths, peer.table.lengths)
+        check_batch(batch, self._regions.table.lengths, peer.regions.table.lengths)
         joined = coalesce_pairs(batch)
         if not len(joined.local.lengths):
-            return _NixlTransfer(peer, None, TransferStatus(TransferState.DONE))
-        handle = _mapped(operation, lambda: self._prepare(operation, peer, joined))
+            return _NixlTransfer(peer, [], TransferStatus(TransferState.DONE))
+        self._copies.enter()
+        transfer = _NixlTransfer(peer, [], TransferStatus(TransferState.RUNNING))
         peer.transfers += 1
-        transfer = _NixlTransfer(peer, handle, TransferStatus(TransferState.RUNNING))
         self._running.add(transfer)
         try:
-            self._agent.transfer(handle)
+            for types, part in by_types(joined, self._regions, peer.regions):
+                self._start_part(operation, transfer, part, types)
         except Exception as error:
-            self._end(transfer)
-            raise TransferError(f"nixl: {operation}: {_describe(error)}") from error
+            transfer.failure = f"nixl: {operation}: {_describe(error)}"
+            if not transfer.handles:
+                self._end(transfer, TransferStatus(TransferState.FAILED, transfer.failure))
+                raise TransferError(transfer.failure) from error
         return transfer
 
-    def _prepare(self, operation: str, peer: _Peer, batch: Batch) -> Any:
-        local = self._agent.get_xfer_descs(_descriptors(self._table, batch.local), _MEMORY)
-        remote = self._agent.get_xfer_descs(_descriptors(peer.table, batch.remote), _MEMORY)
-        return self._agent.initialize_xfer(operation, local, remote, peer.agent_name)
+    def _start_part(
+        self, operation: str, transfer: _NixlTransfer, part: Batch, types: tuple[str, str]
+    ) -> None:
+        """Errors: those of NIXL."""
+        agent, peer = self._agent, transfer.peer
+        local = agent.get_xfer_descs(self._regions.descriptors(part.local), types[0])
+        remote = agent.get_xfer_descs(peer.regions.descriptors(part.remote), types[1])
+        handle = agent.initialize_xfer(operation, local, remote, peer.agent_name)
+        try:
+            agent.transfer(handle)
+        except Exception:
+            self._release(handle)
+            raise
+        transfer.handles.append(handle)
 
-    def _end(self, transfer: _NixlTransfer) -> None:
-        handle, transfer.handle = transfer.handle, None
+    def _has_ended(self, transfer: _NixlTransfer, handle: Any) -> bool:
+        try:
+            state = _STATES[self._agent.check_xfer_state(handle)]
+            reason = "nixl: the transfer failed" if state is TransferState.FAILED else ""
+        except Exception as error:
+            state, reason = TransferState.FAILED, _describe(error)
+        if state is TransferState.RUNNING:
+            return False
+        transfer.failure = transfer.failure or reason
+        self._release(handle)
+        return True
+
+    def _end(self, transfer: _NixlTransfer, status: TransferStatus) -> None:
+        for handle in transfer.handles:
+            self._release(handle)
+        transfer.handles, transfer.status = [], status
         self._running.discard(transfer)
         transfer.peer.transfers -= 1
-        _quietly(lambda: self._agent.release_xfer_handle(handle))
         self._remove_if_gone(transfer.peer)
+
+    def _release(self, handle: Any) -> None:
+        _quietly(lambda: self._agent.release_xfer_handle(handle))
 
     def _remove_if_gone(self, peer: _Peer) -> None:
         """Removes a peer once its transfers have ended: the state of a transfer needs its peer."""
@@ -222,13 +260,6 @@ class NixlTransport:
     def _check_open(self) -> None:
         if self._closed:
             raise TransferError("nixl: the transport is closed")
-
-
-def _descriptors(table: RegionTable, spans: Spans) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]":
-    """Returns rows of address, length and device 0."""
-    rows = np.zeros((len(spans.lengths), 3), dtype=np.uint64)
-    rows[:, 0], rows[:, 1] = table.starts(spans), spans.lengths
-    return rows
 
 
 def _load() -> ModuleType:
@@ -249,11 +280,10 @@ def _load() -> ModuleType:
     return module
 
 
-def _parse(description: bytes) -> tuple[bytes, RegionTable]:
+def _parse(description: bytes) -> tuple[bytes, NixlRegions]:
     try:
         fields = json.loads(description)
-        table = RegionTable.parse(fields["addresses"], fields["lengths"])
-        return b64decode(fields["agent"], validate=True), table
+        return b64decode(fields["agent"], validate=True), NixlRegions.parse(fields)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise TransferError(f"nixl: malformed description: {error!r}") from error
 
@@ -276,7 +306,3 @@ def _quietly(action: Callable[[], object]) -> None:
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _reason_of(state: TransferState) -> str:
-    return "nixl: the transfer failed" if state is TransferState.FAILED else ""

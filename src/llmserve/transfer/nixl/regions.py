@@ -1,0 +1,72 @@
+"""What NIXL has to know of registered memory: its type and the device, in rows of descriptors."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmserve.transfer.base import Batch, Int64Array, Region, Spans
+from llmserve.transfer.spans import RegionTable
+
+TYPES = ("DRAM", "VRAM")
+_ON_HOST = -1
+
+
+@dataclass(frozen=True, slots=True)
+class NixlRegions:
+    """The regions of one side. devices: the ordinals of their GPUs, as that side counts them, or _ON_HOST."""
+
+    table: RegionTable
+    devices: Int64Array
+
+    @classmethod
+    def of(cls, regions: Sequence[Region]) -> "NixlRegions":
+        memories = [region.memory.device for region in regions]
+        devices = [_ON_HOST if device is None else device for device in memories]
+        return cls(RegionTable.of(regions), np.array(devices, np.int64))
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> "NixlRegions":
+        """Errors: ValueError, KeyError, TypeError or OverflowError for what `fields` cannot have made."""
+        table = RegionTable.parse(fields["addresses"], fields["lengths"])
+        devices = fields.get("devices") or [_ON_HOST] * len(table.lengths)
+        if len(devices) != len(table.lengths) or min(map(int, devices), default=0) < _ON_HOST:
+            raise ValueError("devices of other regions")
+        return cls(table, np.array(list(map(int, devices)), np.int64))
+
+    def fields(self) -> dict[str, Any]:
+        """Returns what a peer needs. Regions of the host alone are described as by versions without GPUs."""
+        fields = {"addresses": self.table.addresses.tolist(), "lengths": self.table.lengths}
+        return fields if self.all_on_host else {**fields, "devices": self.devices.tolist()}
+
+    @property
+    def all_on_host(self) -> bool:
+        return bool((self.devices == _ON_HOST).all())
+
+    def types(self, spans: Spans) -> Int64Array:
+        """Returns the index in TYPES of each span's memory."""
+        types: Int64Array = (self.devices[spans.regions] != _ON_HOST).astype(np.int64)
+        return types
+
+    def descriptors(self, spans: Spans) -> npt.NDArray[np.uint64]:
+        """Returns rows of address, length and device, which is 0 for the host."""
+        rows = np.zeros((len(spans.lengths), 3), dtype=np.uint64)
+        rows[:, 0], rows[:, 1] = self.table.starts(spans), spans.lengths
+        rows[:, 2] = np.maximum(self.devices[spans.regions], 0)
+        return rows
+
+
+def by_types(batch: Batch, mine: NixlRegions, theirs: NixlRegions) -> Iterator[tuple[tuple[str, str], Batch]]:
+    """Cuts a batch so that each side of a part has one type of memory, as NIXL needs it. Yields the types of
+    both sides, and the part."""
+    if mine.all_on_host and theirs.all_on_host:
+        yield (TYPES[0], TYPES[0]), batch
+        return
+    local, remote = mine.types(batch.local), theirs.types(batch.remote)
+    for here, there in itertools.product((0, 1), repeat=2):
+        chosen = np.flatnonzero((local == here) & (remote == there))
+        if len(chosen):
+            yield (TYPES[here], TYPES[there]), Batch(batch.local.take(chosen), batch.remote.take(chosen))
