@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -92,15 +91,16 @@ class SessionCalls:
             self._commands.left(apiserver_id)
             given_back = len(stream.session.entries)
             _log.info("apiserver %s: session ended, %d requests given back", apiserver_id, given_back)
-        with suppress(NotLeader):  # the next leader counts anew
-            self._event_loop.decide(lambda: self._controller.close_session(stream.session))
+        with suppress(NotLeader), self._event_loop.deciding() as effects:  # the next leader counts anew
+            effects += self._controller.close_session(stream.session)
 
     async def _read(self, requests: _Requests, stream: SessionStream) -> None:
         """Ends the stream when the apiserver ends it, or when it sends what it must not."""
         error: LLMServeError | None = None
         try:
             async for message in requests:
-                self._event_loop.decide(partial(self._receive, stream.session, message))
+                with self._event_loop.deciding() as effects:
+                    effects += self._receive(stream.session, message)
         except LLMServeError as wrong:
             error = wrong
         finally:
@@ -111,13 +111,15 @@ class SessionCalls:
             case "admit":
                 admit = decode_admit(message.admit)
                 self._event_loop.spans.asked(session, message.admit)
-                return self._controller.admit(session, admit)
+                return self._controller.requests.admit(session, admit)
             case "first_token":
-                return self._controller.first_token(session, RequestId(message.first_token.request_id))
+                return self._controller.requests.first_token(
+                    session, RequestId(message.first_token.request_id)
+                )
             case "progress":
                 progress = message.progress
                 name = RequestId(progress.request_id)
-                return self._controller.progress(session, name, progress.output_tokens)
+                return self._controller.requests.progress(session, name, progress.output_tokens)
             case "done":
                 return self._done(session, message.done)
             case "worker_failed":
@@ -132,7 +134,7 @@ class SessionCalls:
         outcome = decode_outcome(done.outcome)
         cached = done.cached_tokens if done.HasField("cached_tokens") else None
         name = RequestId(done.request_id)
-        return self._controller.done(session, name, outcome, done.output_tokens, cached)
+        return self._controller.requests.done(session, name, outcome, done.output_tokens, cached)
 
     def _worker_failed(self, failed: router_pb2.WorkerFailed) -> list[Effect]:
         _log.warning("worker %s failed: %s", failed.worker_id, failed.reason)
@@ -164,7 +166,8 @@ class WorkerCalls:
         """Errors: InvalidRequest, as ClusterMembership.register."""
         spec, settings = decode_worker(request.worker), self._live.settings
         try:
-            self._event_loop.decide(lambda: self._controller.register(spec))
+            with self._event_loop.deciding() as effects:
+                effects += self._controller.register(spec)
         except InvalidRequest as error:
             _log.warning("worker %s refused: %s", spec.worker_id, error.message)
             raise
@@ -175,9 +178,8 @@ class WorkerCalls:
     def heartbeat(self, request: router_pb2.HeartbeatRequest) -> router_pb2.HeartbeatResponse:
         """Errors: NotFound, as ClusterMembership.heartbeat."""
         worker_id, load, draining = WorkerId(request.worker_id), decode_load(request.load), request.draining
-        self._event_loop.decide(
-            lambda: self._controller.heartbeat(worker_id, request.epoch, load, draining=draining)
-        )
+        with self._event_loop.deciding() as effects:
+            effects += self._controller.heartbeat(worker_id, request.epoch, load, draining=draining)
         membership = self._controller.membership
         known = request.members_version == membership.version
         answer = encode_peers(membership.version, () if known else membership.kv_sources(worker_id))
@@ -188,8 +190,7 @@ class WorkerCalls:
         return answer
 
     def deregister(self, request: router_pb2.DeregisterRequest) -> router_pb2.DeregisterResponse:
-        self._event_loop.decide(
-            lambda: self._controller.deregister(WorkerId(request.worker_id), request.epoch)
-        )
+        with self._event_loop.deciding() as effects:
+            effects += self._controller.deregister(WorkerId(request.worker_id), request.epoch)
         _log.info("worker %s deregistered", request.worker_id)
         return router_pb2.DeregisterResponse()

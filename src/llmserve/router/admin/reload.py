@@ -35,7 +35,8 @@ class RouterLiveSettings:
         if any(change.path == "observability.log_level" for change in changes.live):
             level = manifest.observability.log_level
         settings = replace(RouterSettings.of(manifest), terms=terms, log_level=level)
-        self._event_loop.decide(lambda: self._controller.reconfigure(settings))
+        with self._event_loop.deciding() as effects:
+            effects += self._controller.reconfigure(settings)
         if level != self.settings.log_level:
             set_log_level(level)
         self.settings = settings

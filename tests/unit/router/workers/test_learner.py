@@ -21,11 +21,11 @@ def _started(effects: list[Effect]) -> RequestStarted:
 def _serve(cluster: Any, session: Any, name: str, prompt_tokens: int) -> RequestStarted:
     """1 ms for each prompt token, then 99 tokens of 20 ms."""
     placement = PlacementRequest("m", prompt_tokens)
-    cluster.controller.admit(session, Admit(RequestId(name), TenantId("t"), placement))
+    cluster.controller.requests.admit(session, Admit(RequestId(name), TenantId("t"), placement))
     cluster.clock.advance(prompt_tokens / 1000)
     started = _started(cluster.first_token(session, name))
     cluster.clock.advance(99 * 0.02)
-    cluster.controller.done(session, RequestId(name), Outcome.COMPLETED, 100)
+    cluster.controller.requests.done(session, RequestId(name), Outcome.COMPLETED, 100)
     cluster.heartbeat("prefill-0")
     cluster.heartbeat("decode-0")
     return started
