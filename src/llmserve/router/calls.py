@@ -11,9 +11,8 @@ import grpc.aio
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotLeader
 from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.tasks import TaskOwner
-from llmserve.router.admin.commands import OperatorCommands
-from llmserve.router.admin.reload import RouterLiveSettings
 from llmserve.router.codec import decode_admit, decode_held, decode_worker, encode_order, encode_peers
+from llmserve.router.commands import OperatorCommands, RouterLiveSettings
 from llmserve.router.controller import Controller
 from llmserve.router.event_loop import EventLoop
 from llmserve.router.events import Effect

@@ -13,14 +13,13 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import ManifestError, NotLeader, StateUnavailable
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.router import RouterMetrics
-from llmserve.router.admin.commands import OperatorCommands
-from llmserve.router.admin.reload import RouterLiveSettings
 from llmserve.router.calls import SessionCalls, WorkerCalls
+from llmserve.router.commands import OperatorCommands, RouterLiveSettings
 from llmserve.router.controller import Controller
 from llmserve.router.event_loop import EventLoop
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.leader.election import LeaderCheck
-from llmserve.router.leader.store.base import SharedState, Term
+from llmserve.router.leader.state import SharedState, Term
 from llmserve.router.observe import MetricsRecorder, QueueSpans
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.settings import RouterSettings

@@ -1,5 +1,5 @@
 from llmserve.core.ids import WorkerId
-from llmserve.router.placement.balance import PlacementBalance
+from llmserve.router.placement.kv_aware import PlacementBalance
 
 A, B, C, D = (WorkerId(name) for name in "abcd")
 
