@@ -1,4 +1,4 @@
-"""The messages of apiserver sessions, and the calls of workers."""
+"""The messages of apiserver sessions."""
 
 import asyncio
 import logging
@@ -11,15 +11,15 @@ import grpc.aio
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotLeader
 from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.tasks import TaskOwner
-from llmserve.router.codec import decode_admit, decode_held, decode_worker, encode_order, encode_peers
-from llmserve.router.commands import OperatorCommands, RouterLiveSettings
+from llmserve.router.codec import decode_admit, decode_held
+from llmserve.router.commands import OperatorCommands
 from llmserve.router.controller import Controller
 from llmserve.router.event_loop import EventLoop
 from llmserve.router.events import Effect
 from llmserve.router.leader.election import LeaderCheck
 from llmserve.router.sessions import RouterSession
 from llmserve.router.streams import RouterOutbox, SessionStream
-from llmserve.rpc.codec import decode_load, decode_outcome
+from llmserve.rpc.codec import decode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 _log = logging.getLogger(__name__)
@@ -153,43 +153,3 @@ async def _read_hello(requests: AsyncIterator[router_pb2.RouterSessionRequest]) 
     if not message.HasField("hello") or not message.hello.apiserver_id:
         raise InvalidRequest("a session begins with Hello, which names the apiserver")
     return message.hello
-
-
-class WorkerCalls:
-    """Each call raises NotLeader on a standby."""
-
-    def __init__(self, controller: Controller, event_loop: EventLoop, live: RouterLiveSettings) -> None:
-        self._controller, self._event_loop, self._live = controller, event_loop, live
-
-    def register(self, request: router_pb2.RegisterRequest) -> router_pb2.RegisterResponse:
-        """Errors: InvalidRequest, as ClusterMembership.register."""
-        spec, settings = decode_worker(request.worker), self._live.settings
-        try:
-            with self._event_loop.deciding() as effects:
-                effects += self._controller.register(spec)
-        except InvalidRequest as error:
-            _log.warning("worker %s refused: %s", spec.worker_id, error.message)
-            raise
-        return router_pb2.RegisterResponse(
-            heartbeat_seconds=settings.heartbeat_seconds, expiry_seconds=settings.expiry_seconds
-        )
-
-    def heartbeat(self, request: router_pb2.HeartbeatRequest) -> router_pb2.HeartbeatResponse:
-        """Errors: NotFound, as ClusterMembership.heartbeat."""
-        worker_id, load, draining = WorkerId(request.worker_id), decode_load(request.load), request.draining
-        with self._event_loop.deciding() as effects:
-            effects += self._controller.heartbeat(worker_id, request.epoch, load, draining=draining)
-        membership = self._controller.membership
-        known = request.members_version == membership.version
-        answer = encode_peers(membership.version, () if known else membership.kv_sources(worker_id))
-        if order := membership.order_of(worker_id):
-            answer.drain.CopyFrom(encode_order(order))
-        answer.heartbeat_seconds = self._live.settings.heartbeat_seconds
-        answer.log_level = self._live.settings.log_level
-        return answer
-
-    def deregister(self, request: router_pb2.DeregisterRequest) -> router_pb2.DeregisterResponse:
-        with self._event_loop.deciding() as effects:
-            effects += self._controller.deregister(WorkerId(request.worker_id), request.epoch)
-        _log.info("worker %s deregistered", request.worker_id)
-        return router_pb2.DeregisterResponse()
