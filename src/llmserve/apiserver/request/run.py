@@ -147,7 +147,9 @@ class RequestRun:
             self._first_token(output, origin)
         if output.handover is not None:
             self._info.record.handovers.append(output.handover)
-        self._placement.generated(len(output.token_ids))  # with those that the user has already
+        self._placement.generated += len(output.token_ids)  # with those that the user has already
+        if self._placement.generated >= self._placement.report_at:
+            self._placement.report_progress()
         unseen = self._replay.unseen(output) if self._replay else output
         if unseen is None:
             return False
