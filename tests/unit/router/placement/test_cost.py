@@ -8,6 +8,7 @@ from llmserve.core.ids import WorkerId
 from llmserve.core.request import EngineLoad, PairStatus
 from llmserve.kvstore.directory.directory import KvTier
 from llmserve.router.placement.cost import CachedPrompt, CostForecast, PrefixOverlap
+from llmserve.router.placement.kv_aware import _Look
 from llmserve.router.placement.planner import PlacementRequest
 from llmserve.router.prefix.match import PrefixMatch, TierRun
 from llmserve.router.workers.latency import LatencyModel, LineFit
@@ -56,6 +57,16 @@ def test_a_worker_that_has_not_told_its_block_size(make_spec: MakeSpec) -> None:
     shape = make_spec("prefill-0", block_size_tokens=0).kv_shape
     overlap = PrefixOverlap(PrefixMatch({A: 3}, (TierRun(KvTier.DRAM, 5),)), 100, shape)
     assert overlap.at(A) == CachedPrompt(0, [])
+
+
+def test_the_object_tier_is_slow(shape: KvShape) -> None:
+    (load,) = PrefixOverlap(PrefixMatch({}, (TierRun(KvTier.OBJECT, 2),)), 100, shape).at(A).loads
+    assert load == pytest.approx((32, 0.050 + 32_000 / 0.2e9))
+
+
+def test_nothing_is_loaded_after_the_prompt_s_end(shape: KvShape) -> None:
+    match = PrefixMatch({}, (TierRun(KvTier.DRAM, 100), TierRun(KvTier.NVME, 5)))
+    assert [load.tokens for load in PrefixOverlap(match, 161, shape).at(A).loads] == [160]
 
 
 # -- the forecast: 1,000 bytes a token; a prompt of 160 tokens, an answer of 100
@@ -193,3 +204,35 @@ def test_a_hand_over_is_a_leg_and_the_bytes_over_the_pair_s_link(
     assert forecast().handover(prefill, decode) == pytest.approx(leg + 0.01 + 160_000 / 1e8)
     decode.load = EngineLoad(pairs=(replace(fast, breaker="refused"),))
     assert forecast().handover(prefill, decode) == pytest.approx(leg + seconds_for(160))
+
+
+def test_a_worker_of_unknown_capacity_has_room(
+    forecast: Forecast, member: Callable[..., ClusterMember]
+) -> None:
+    worker = member(used_blocks=50)
+    worker.spec = replace(worker.spec, total_blocks=0)
+    assert forecast().decode(worker) == pytest.approx(STEP + SEQUENCE)
+
+
+# -- what the chooser ranks many workers by: the sum of the parts that it then computes for a few
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_workers_are_ranked_by_the_sum_of_a_placement_s_parts(
+    forecast: Forecast, member: Callable[..., ClusterMember], clock: VirtualClock, crowded: bool
+) -> None:
+    worker = member(running=3)
+    worker.slots.backlog.add("other", 0.5, clock.now())
+    name = worker.spec.worker_id
+    costs = forecast(PrefixMatch({name: 4}))
+    look = _Look(costs, frozenset({name} if crowded else ()))
+    saved = 64 * PREFILL_TOKEN if crowded else 0.0
+    whole, leg = look.whole(worker), look.second_leg(worker)
+    assert whole.parts.spread == pytest.approx(saved + saved * 3)
+    assert look.whole_seconds(worker) == pytest.approx(whole.seconds)
+    assert look.first_leg(worker).spread == pytest.approx(saved)
+    assert look.prefill_seconds(worker) == pytest.approx(0.5 + seconds_for(96) + saved)
+    assert leg.decode == pytest.approx(costs.decode(worker) + 0.5)
+    handover = costs.typical_handover(worker)
+    assert look.decode_seconds(worker) == pytest.approx(leg.decode + handover + leg.spread)
+    assert leg.spread == pytest.approx(64_000 / 2e9 if crowded else 0.0)

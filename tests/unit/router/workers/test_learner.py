@@ -1,6 +1,7 @@
 """The controller learns how fast its workers are, and says what it predicted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,3 +91,31 @@ def test_a_request_on_one_worker_teaches_of_that_one(make_cluster: MakeCluster) 
     cluster.admit(session, "a")
     cluster.first_token(session, "a")
     assert _member(cluster, "aggregated-0").slots.latency.prefill.samples == 1
+
+
+def test_an_answer_counts_with_the_mean_of_what_decoded_at_its_ends(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0", slots=8)
+    session, heard = cluster.open(), []
+    cluster.controller.speeds.answer_generated = lambda *measured: heard.append(measured)
+    for name in ("a", "b", "c", "d"):
+        cluster.admit(session, name)
+    cluster.first_token(session, "a")  # four are placed there
+    cluster.clock.advance(1.0)
+    cluster.controller.requests.done(session, RequestId("b"), Outcome.CANCELLED, 0)
+    cluster.controller.requests.done(session, RequestId("c"), Outcome.CANCELLED, 0)
+    cluster.controller.requests.done(session, RequestId("a"), Outcome.COMPLETED, 11)  # two are left
+    assert heard == [(_member(cluster, "decode-0"), 10, 1.0, 3.0)]
+
+
+def test_the_time_of_loading_is_no_computing(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0")
+    session, heard = cluster.open(), []
+    cluster.controller.speeds.prompt_computed = lambda *measured: heard.append(measured)
+    cluster.admit(session, "a")
+    work = session.entries[RequestId("a")].hold.work
+    (predicted, *_) = work.plan.candidates
+    candidate = predicted._replace(parts=predicted.parts._replace(load=0.25))
+    work.plan = replace(work.plan, candidates=(candidate,))
+    cluster.clock.advance(1.0)
+    cluster.first_token(session, "a")
+    assert heard == [(_member(cluster, "prefill-0"), 10, 1.0, 0.75)]
