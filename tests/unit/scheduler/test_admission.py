@@ -427,3 +427,48 @@ def test_the_rate_of_service_is_measured_from_when_the_queue_fills(make_desk: Ma
     desk.clock.advance(2.0)
     desk.queue.release(RequestId("a"))
     assert desk.queue.retry_after_seconds(desk.request("c")) == pytest.approx(2 * 2.0)
+
+
+def test_the_rate_of_service_does_not_count_the_time_after_the_queue_has_emptied(make_desk: MakeDesk) -> None:
+    desk = make_desk(limit=1)
+    desk.offer("a")
+    desk.dispatch()
+    desk.offer("b")
+    desk.clock.advance(2.0)
+    desk.queue.release(RequestId("a"))
+    desk.dispatch()
+    desk.clock.advance(10.0)  # nobody waits
+    desk.queue.release(RequestId("b"))
+    assert desk.queue.retry_after_seconds(desk.request("c")) == pytest.approx(2.0)
+
+
+def test_what_all_waited_for_is_forgotten_when_nobody_waits(make_desk: MakeDesk) -> None:
+    desk = make_desk(limit=1)
+    desk.offer("a")
+    desk.offer("b")
+    desk.dispatch()
+    desk.queue.withdraw(RequestId("b"))
+    desk.offer("c")
+    desk.clock.advance(5.0)
+    assert desk.queue.report(desk.request("c")).used_up_seconds == {}
+
+
+def test_the_report_says_for_how_long_no_worker_had_room(make_desk: MakeDesk) -> None:
+    desk = make_desk()
+    desk.blocked.add("a")
+    request = desk.request("a")
+    desk.queue.offer(request, desk.place)
+    desk.dispatch()
+    desk.clock.advance(3.0)
+    assert desk.queue.report(request).used_up_seconds == {"free seats of workers": 3.0}
+
+
+def test_of_a_tenant_s_rate_and_the_link_s_the_sooner_wakes_the_queue(clock: VirtualClock) -> None:
+    limited = TenantLimits(named={TenantId("a"): TenantLimit(requests_per_second=0.5)})
+    scheduler = _scheduler(clock, kv_io_bytes_per_second=10.0, tenants=limited)
+    scheduler.set_capacity(Capacity(9, kv_bytes_per_token=1.0, hands_over=True))
+    _offer(scheduler, _request("a1", "a", prompt=1), _request("a2", "a", prompt=1))
+    assert _dispatch(scheduler) == ["a1"]
+    _offer(scheduler, _request("b1", "b", prompt=30), _request("b2", "b", prompt=30))
+    assert _dispatch(scheduler) == ["b1"]
+    assert scheduler.queue.next_turn() == pytest.approx(clock.now() + 1.0)
