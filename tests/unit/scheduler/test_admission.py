@@ -472,3 +472,19 @@ def test_of_a_tenant_s_rate_and_the_link_s_the_sooner_wakes_the_queue(clock: Vir
     _offer(scheduler, _request("b1", "b", prompt=30), _request("b2", "b", prompt=30))
     assert _dispatch(scheduler) == ["b1"]
     assert scheduler.queue.next_turn() == pytest.approx(clock.now() + 1.0)
+
+
+def test_weights_hold_from_the_start_and_from_the_moment_that_they_change(clock: VirtualClock) -> None:
+    gold = TenantId("gold")
+    scheduler = Scheduler(clock, Policy(weights={gold: 3.0}))
+    assert scheduler.queue.report(_request("a", tenant="gold")).weight == 3.0
+    scheduler.set_policy(Policy(weights={gold: 2.0}))
+    assert scheduler.queue.report(_request("a", tenant="gold")).weight == 2.0
+
+
+def test_a_request_that_was_given_up_teaches_nothing_of_answers(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock)
+    _offer(scheduler, _request("a"))
+    _dispatch(scheduler)
+    scheduler.queue.release(RequestId("a"))
+    assert scheduler.snapshot().output_tokens == {}

@@ -391,3 +391,20 @@ def test_too_many_choices_are_refused_where_the_limit_is_known(
     choices: int, most: int, is_refused: bool
 ) -> None:
     assert bool(choices_refusal(_request("a", choices=choices), most, "a setting")) is is_refused
+
+
+def test_limits_hold_before_any_worker_has_come(clock: VirtualClock) -> None:
+    resources = Resources(clock, ClusterLimits(max_requests_in_flight=3, max_tokens_in_flight=5))
+    assert (resources.requests.limit_requests, resources.tokens.limit_tokens) == (3, 5)
+
+
+def test_where_two_limits_of_the_choices_are_equal_the_engine_s_is_named(clock: VirtualClock) -> None:
+    resources = Resources(clock, ClusterLimits(max_requests_in_flight=2))
+    resources.set_capacity(Capacity(requests=9, widest_engine=2))
+    assert "engine.max_decode_concurrency allows 2" in resources.requests.refusal(_request("a", choices=3))
+
+
+def test_a_limit_of_requests_alone_refuses_no_choices() -> None:
+    budget = RequestBudget(1)
+    budget.set_limit(9)
+    assert budget.refusal(_request("a", choices=2)) == ""
