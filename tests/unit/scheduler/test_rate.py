@@ -65,3 +65,11 @@ def test_service_counts_half_after_30_seconds_with_a_backlog() -> None:
     rate.backlog(True, 0.0)
     rate.departed(31.0)  # 15.5 s are left of these
     assert rate.wait_seconds(1.0, 31.0, longest=99.0) == 15.5
+
+
+def test_the_time_until_the_queue_empties_counts() -> None:
+    rate = ServiceRate()
+    rate.backlog(True, 0.0)
+    rate.departed(2.0)
+    rate.backlog(False, 4.0)
+    assert rate.wait_seconds(1.0, 9.0, longest=99.0) == 4.0
