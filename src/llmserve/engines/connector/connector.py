@@ -1,5 +1,6 @@
 """The class that vLLM loads (kv_connector_module_path). It only delegates to its two halves."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,9 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: dict[str, "torch.Tensor"]) -> None:
         tensor = next(iter(kv_caches.values()))
-        rewinding.install(tensor.device.type)
+        from vllm.v1.worker import gpu_model_runner  # costs nothing here: it has called this
+
+        rewinding.install(tensor.device.type, inspect.getsource(gpu_model_runner))
         kernel = kernel_of(self._vllm_config, kv_caches, tensor.shape[-1])
         layout = kv_layout(
             kv_caches,
