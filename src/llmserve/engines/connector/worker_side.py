@@ -10,6 +10,7 @@ from llmserve.engines.connector.orders import Continuations, PushOrders, RankEnd
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stats import HandoverStats
 from llmserve.engines.kv_transfer import HandoverNode, KvLayout, PullResult
+from llmserve.transfer.engine.counters import process_matrix
 from llmserve.transfer.select import make_transports
 
 # Longer, and a request that comes meanwhile begins late.
@@ -31,6 +32,7 @@ class WorkerSide:
             host=settings.host,
             policy=settings.policy,
             unusable=unusable,
+            matrix=process_matrix(),
         )
         self._continued: dict[str, tuple[int, ...]] = {}  # for the results of this step
         self._reported: dict[str, Any] = {}

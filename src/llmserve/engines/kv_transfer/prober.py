@@ -40,8 +40,7 @@ class Prober:
         self._peers.changed.set()
 
     def rows(self) -> list[PairStatus]:
-        now = self._engine.clock.now()
-        found = [row for peer in self._peers.live for row in peer.pair.choice.rows(peer.worker_id, now)]
+        found = self._engine.matrix.rows()
         for endpoint, why in self._refused.items():
             found.append(_row("refused", self._announced[endpoint].worker_id, "", why))
         return found + [_row("unavailable", "", name, why) for name, why in self._unusable.items()]

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from llmserve.core.clock import Clock
 from llmserve.core.ids import RequestId
 from llmserve.core.request import HandoverReport
 from llmserve.engines.kv_transfer.layout.blocks import KvLayout
 from llmserve.transfer.base import Transport
 from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.engine.counters import PairMatrix
 from llmserve.transfer.engine.engine import TransferEngine
 
 
@@ -24,12 +24,12 @@ class RankEngine(TransferEngine):
         transports: Sequence[Transport],
         layout: KvLayout,
         policy: TransferPolicy | None = None,
-        clock: Clock | None = None,
+        matrix: PairMatrix | None = None,
     ) -> None:
         """Errors: TransferError when the memory cannot be registered; the transports are closed then."""
         self.layout = layout
         self.ended = threading.Event()
-        super().__init__(transports, layout.regions, policy, clock)
+        super().__init__(transports, layout.regions, policy, matrix=matrix)
 
 
 @dataclass(frozen=True, slots=True)
