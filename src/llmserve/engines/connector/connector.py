@@ -20,10 +20,15 @@ from llmserve.config.refusals import SEVERAL_KV_GROUPS
 from llmserve.core.process import exit_so_when_done
 from llmserve.engines.connector import rewinding
 from llmserve.engines.connector.memory import kernel_of, kv_layout, layer_indices, packing_of
-from llmserve.engines.connector.orders import Continuations, RankEndpoint, StepOrders
+from llmserve.engines.connector.orders import (
+    Continuations,
+    HandoverStats,
+    NoVllmMetrics,
+    RankEndpoint,
+    StepOrders,
+)
 from llmserve.engines.connector.scheduler_side import SchedulerSide
 from llmserve.engines.connector.settings import ConnectorSettings, EngineReadyFile
-from llmserve.engines.connector.stats import HandoverStats, NoVllmMetrics
 from llmserve.engines.connector.worker_side import WorkerSide
 from llmserve.engines.kv_transfer import HeadShard
 from llmserve.engines.spec import computation_words

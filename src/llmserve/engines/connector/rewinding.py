@@ -54,7 +54,7 @@ def _rewinds(kind: type[torch.Generator]) -> bool:
     try:
         first = torch.rand(4, generator=generator)
         generator.set_offset(generator.get_offset() - 4)
-        return torch.equal(first, torch.rand(4, generator=generator))
+        return bool(torch.equal(first, torch.rand(4, generator=generator)))
     except (RuntimeError, TypeError):
         return False
 

@@ -3,10 +3,11 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.request import HandoverReport
 from llmserve.engines.kv_transfer.layout.blocks import KvLayout
@@ -30,6 +31,11 @@ class RankEngine(TransferEngine):
         self.layout = layout
         self.ended = threading.Event()
         super().__init__(transports, layout.regions, policy, matrix=matrix)
+
+    def act(self, action: Callable[[], object]) -> None:
+        """Runs an action on the loop, soon. After `close` it does nothing: there is nothing to act on."""
+        with suppress(TransferError):
+            self.post(action)
 
 
 @dataclass(frozen=True, slots=True)

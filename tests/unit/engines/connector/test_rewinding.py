@@ -33,7 +33,7 @@ def test_a_draw_that_is_taken_back_comes_again() -> None:
 @pytest.fixture(autouse=True)
 def torch_s_own(monkeypatch: pytest.MonkeyPatch) -> type[torch.Generator]:
     """Restores torch after the test."""
-    own = torch.Generator
+    own: type[torch.Generator] = torch.Generator
     monkeypatch.setattr(torch, "Generator", own)
     return own
 
