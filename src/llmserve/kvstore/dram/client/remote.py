@@ -22,8 +22,7 @@ import xxhash
 from llmserve.core.clock import Clock
 from llmserve.core.errors import TransferError
 from llmserve.kvstore.blocks import Slot
-from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome
-from llmserve.kvstore.dram.client.pieces import LocalMemory, Rows
+from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, LocalMemory, Rows
 from llmserve.kvstore.dram.serving import ServedRoute
 from llmserve.kvstore.dram.shape import DATA_REGION, FRONT_REGION, WORD_BYTES, ArenaDescription, ArenaShape
 from llmserve.transfer.base import Batch, Int64Array, Region, Spans, Transport
