@@ -165,6 +165,14 @@ def test_nothing_is_searched_where_there_is_room_enough(policy: Watched, clock: 
     assert policy.asked == 0
 
 
+def test_only_a_pin_can_be_ended(policy: Watched, clock: VirtualClock) -> None:
+    book = _book(policy, clock)
+    book.unpin(_keys("cx"))
+    node = book.find(_keys("c")[0])
+    assert node is not None
+    assert node.pins == 0
+
+
 class Noted(LruPolicy):
     """Notes which removals were evictions."""
 
