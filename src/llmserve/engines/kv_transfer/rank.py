@@ -13,8 +13,7 @@ from llmserve.core.request import HandoverReport
 from llmserve.engines.kv_transfer.layout.blocks import KvLayout
 from llmserve.transfer.base import Transport
 from llmserve.transfer.engine.choice import TransferPolicy
-from llmserve.transfer.engine.counters import PairMatrix
-from llmserve.transfer.engine.engine import TransferEngine
+from llmserve.transfer.engine.engine import SharedTransfers, TransferEngine
 
 
 class RankEngine(TransferEngine):
@@ -25,12 +24,12 @@ class RankEngine(TransferEngine):
         transports: Sequence[Transport],
         layout: KvLayout,
         policy: TransferPolicy | None = None,
-        matrix: PairMatrix | None = None,
+        shared: SharedTransfers | None = None,
     ) -> None:
         """Errors: TransferError when the memory cannot be registered; the transports are closed then."""
         self.layout = layout
         self.ended = threading.Event()
-        super().__init__(transports, layout.regions, policy, matrix=matrix)
+        super().__init__(transports, layout.regions, policy, shared=shared)
 
     def act(self, action: Callable[[], object]) -> None:
         """Runs an action on the loop, soon. After `close` it does nothing: there is nothing to act on."""

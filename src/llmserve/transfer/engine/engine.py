@@ -32,7 +32,7 @@ from llmserve.transfer.base import (
 )
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.counters import PairMatrix, TransferCounters
-from llmserve.transfer.engine.lane import process_budget
+from llmserve.transfer.engine.lane import TokenBucket
 from llmserve.transfer.engine.probe import ProbeMemory
 
 _log = logging.getLogger(__name__)
@@ -53,6 +53,15 @@ class _Flight:
     started: float
 
 
+class SharedTransfers:
+    """What the transfer engines of one process share. bytes_per_second: the rate of all transfers together;
+    None: no limit. matrix: shows their pairs. bucket: limits their transfers; None: no limit."""
+
+    def __init__(self, bytes_per_second: float | None = None) -> None:
+        self.matrix = PairMatrix()
+        self.bucket = TokenBucket(bytes_per_second) if bytes_per_second else None
+
+
 class TransferEngine:
     """Owns the transports from the constructor to `close`, also when the constructor fails."""
 
@@ -62,20 +71,19 @@ class TransferEngine:
         regions: Sequence[Region],
         policy: TransferPolicy | None = None,
         clock: Clock | None = None,
-        matrix: PairMatrix | None = None,
+        shared: SharedTransfers | None = None,
     ) -> None:
         """regions: memory that outlives the engine; a region of probes is registered after them. clock: time
-        of the breakers. matrix: shows the pairs of this engine; shared where a process has several engines.
-        Errors: TransferError when a transport cannot register the memory."""
+        of the breakers. shared: given where a process has several engines. Errors: TransferError when a
+        transport cannot register the memory."""
         self.policy = policy or TransferPolicy()
         self.clock = clock or SystemClock()
         self.probe = ProbeMemory(len(regions))
         self.probing = asyncio.Lock()  # one probe at a time: they share memory, and would slow each other
         self.regions = (*regions, self.probe.region)
-        limit = self.policy.bytes_per_second
-        self.bucket = process_budget(limit) if limit else None
+        shared = shared or SharedTransfers(self.policy.bytes_per_second)
+        self.matrix, self.bucket = shared.matrix, shared.bucket
         self.counters = TransferCounters()
-        self.matrix = matrix or PairMatrix()
         self.closed = False
         self._transports = {transport.name: transport for transport in transports}
         self.fences = dict.fromkeys(self._transports, 0)  # how often each transport was fenced

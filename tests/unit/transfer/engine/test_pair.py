@@ -13,7 +13,8 @@ from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, Transport
 from llmserve.transfer.engine import engine as engine_module
 from llmserve.transfer.engine.choice import FIRST_PAUSE_SECONDS, TransferPolicy
-from llmserve.transfer.engine.engine import TransferEngine
+from llmserve.transfer.engine.engine import SharedTransfers, TransferEngine
+from llmserve.transfer.engine.lane import TokenBucket
 from llmserve.transfer.engine.pair import Doubtful, Pair
 from llmserve.transfer.faults import FaultPlan
 from llmserve.transfer.faulty import FaultyTransport
@@ -304,9 +305,19 @@ def test_after_close_there_is_an_error(make: Make) -> None:
         ends.engine.post(lambda: None)
 
 
-def test_all_engines_of_a_process_share_one_budget(make: Make) -> None:
+def test_engines_share_budget_and_matrix_if_they_are_given_one() -> None:
+    shared = SharedTransfers(1e9)
+    engines = [TransferEngine([], [], shared=shared) for _ in range(2)]
+    for engine in engines:
+        engine.close()
+    assert shared.bucket is not None
+    assert all(one.bucket is shared.bucket and one.matrix is shared.matrix for one in engines)
+
+
+def test_an_engine_has_the_budget_of_its_policy(make: Make) -> None:
     limited = TransferPolicy(bytes_per_second=1e9)
     one, two = make(policy=limited), make(policy=limited)
     assert one.engine.bucket is not None
-    assert one.engine.bucket is two.engine.bucket
+    assert one.engine.bucket.burst_bytes == TokenBucket(1e9).burst_bytes
+    assert one.engine.bucket is not two.engine.bucket
     assert make().engine.bucket is None
