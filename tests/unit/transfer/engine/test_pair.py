@@ -352,11 +352,24 @@ def test_a_probe_that_fails_disconnects_and_is_logged_once(
 ) -> None:
     transport = Connections("fail_poll=1/1")
     ends = make(transport, TcpTransport())
-    for _ in range(2):
+    for number in (1, 2):
         ends.run(ends.pair.probe_due(nothing))
         clock.advance(FIRST_PAUSE_SECONDS)
-    assert transport.calls == ["connect", "disconnect"] * 2
-    assert len([line for line in caplog.messages if line.startswith("kv from owner over shm: probe: ")]) == 1
+        assert transport.calls == ["connect", "disconnect"] * number
+        assert len([line for line in caplog.messages if line.startswith("kv from owner over shm: ")]) == 1
+
+
+def test_a_probe_has_five_seconds(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, timeout = make(), asyncio.timeout
+    limits: list[float | None] = []
+
+    def noted(seconds: float | None) -> asyncio.Timeout:
+        limits.append(seconds)
+        return timeout(seconds)
+
+    monkeypatch.setattr(asyncio, "timeout", noted)
+    ends.run(ends.pair.probe_due(nothing))
+    assert limits == [5.0, 5.0], "for each transport"
 
 
 def test_a_failed_probe_of_a_peer_that_is_gone_blames_no_transport(make: Make) -> None:
