@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from llmserve.transfer.base import (
     TransferStatus,
     Transport,
 )
+from llmserve.transfer.devices import Staging
+from llmserve.transfer.devices.fake import FakeDevice
 from llmserve.transfer.faults import FaultPlan
 from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.select import makers
@@ -40,6 +42,7 @@ FAR_BYTES = ((256 << 20) + 4099, 32 << 20)  # region 0 is only read, but for the
 MORTAL_BYTES = (64 << 20, 1 << 20)
 FAR_SEED, MORTAL_SEED = 3, 8
 UNTOUCHED = 0xA5
+DEVICE_SECONDS = 0.0005  # how late a copy of a device ends
 PATIENCE_SECONDS = 20.0
 _TICK_SECONDS = 0.001
 _POLL_SECONDS = 0.0001
@@ -49,16 +52,26 @@ Bytes = npt.NDArray[np.uint8]
 @dataclass(frozen=True, slots=True)
 class Kind:
     """transport: its name for `makers`. environment: what its processes run with. faulty: behind the
-    proxy, without a fault."""
+    proxy, without a fault. on_device: whose memory is that of a (fake) device: the near end's, or the far
+    ends'."""
 
     transport: str
     environment: Mapping[str, str] = field(default_factory=dict)
     faulty: bool = False
+    on_device: frozenset[str] = frozenset()
 
-    def make(self) -> Transport:
+    def make(self, staging: Staging | None = None) -> Transport:
         """Errors: TransportUnavailable."""
-        made = makers("127.0.0.1")[self.transport]()
-        return FaultyTransport(made, FaultPlan()) if self.faulty else made
+        made = makers("127.0.0.1", staging)[self.transport]()
+        return FaultyTransport(made, FaultPlan(), staging=staging) if self.faulty else made
+
+    def on_devices(self) -> "dict[str, Kind]":
+        """This kind with each memory at either end, but for the host's at both."""
+        sides = {"near": {"near"}, "far": {"far"}, "both": {"near", "far"}}
+        return {
+            f"{self.transport}-device-{name}": replace(self, on_device=frozenset(ends))
+            for name, ends in sides.items()
+        }
 
 
 KINDS = {
@@ -69,6 +82,8 @@ KINDS = {
     "nccl": Kind("nccl"),  # gloo where there is no GPU
     "shm": Kind("shm"),
     "faulty-tcp": Kind("tcp", faulty=True),
+    **Kind("tcp").on_devices(),
+    **Kind("ucx").on_devices(),
 }
 
 
@@ -108,10 +123,12 @@ class Holdings:
 
 
 class End:
-    """A transport over registered memory of known bytes."""
+    """A transport over registered memory of known bytes. place: near or far."""
 
-    def __init__(self, kind: str, sizes: Sequence[int], seed: int = 0) -> None:
-        self.transport = KINDS[kind].make()
+    def __init__(self, kind: str, sizes: Sequence[int], seed: int = 0, place: str = "near") -> None:
+        on_device = place in KINDS[kind].on_device
+        self._device = FakeDevice(lateness_seconds=DEVICE_SECONDS) if on_device else None
+        self.transport = KINDS[kind].make(Staging(self._device) if self._device else None)
         self._sizes = sizes
         self._kept: list[Bytes] = []  # old memory: a peer may still read it
         self.register(seed)
@@ -123,10 +140,20 @@ class End:
     def register(self, seed: int) -> bytes:
         """Fresh memory, and the description of it."""
         self._seed = seed
-        self.memory = [pattern(seed, region, size) for region, size in enumerate(self._sizes)]
+        made = [self._made(pattern(seed, region, size)) for region, size in enumerate(self._sizes)]
+        self.memory = [memory for _, memory in made]
         self._kept.extend(self.memory)
-        self.transport.register([Region(memory.ctypes.data, memory.nbytes) for memory in self.memory])
+        self.transport.register([region for region, _ in made])
         return self.transport.describe()
+
+    def _made(self, content: Bytes) -> tuple[Region, Bytes]:
+        """A region, and its bytes as their owner sees them."""
+        if self._device is None:
+            return Region(content.ctypes.data, content.nbytes), content
+        region = self._device.allocate(content.nbytes)
+        view = self._device.view(region)
+        view[:] = content
+        return region, view
 
     def finish(self, transfer: Transfer, serving: bool = False) -> TransferStatus:
         """serving: peers read or write here meanwhile."""
@@ -218,6 +245,8 @@ class End:
 
     def close(self) -> None:
         self.transport.close()
+        if self._device is not None:
+            self._device.close()
 
 
 def holdings() -> Holdings:
@@ -291,7 +320,7 @@ class Far:
 
 def _serve(pipe: Connection, kind: str, sizes: Sequence[int], seed: int) -> None:
     os.environ.update(KINDS[kind].environment)
-    end = End(kind, sizes, seed)
+    end = End(kind, sizes, seed, "far")
     pipe.send(end.transport.describe())
     closed = False
     while True:

@@ -95,10 +95,14 @@ class Transport(Protocol):
     name: str
     needs_progress: bool  # False: threads of its own serve peers, and `progress` does nothing
 
+    def reaches(self, memory: Memory) -> bool:
+        """Says whether regions of this memory may be registered. Peers may register another kind."""
+
     def register(self, regions: Sequence[Region]) -> None:
         """Makes memory accessible to peers. A second call replaces the regions: this side's transfers in
         flight fail, and peers must connect again with a new description. A read through the old description
-        fails or returns undefined bytes; owners prevent that with leases."""
+        fails or returns undefined bytes; owners prevent that with leases. Errors: TransferError, also for
+        memory that it does not reach."""
 
     def describe(self) -> bytes:
         """Returns what a peer needs to connect, opaque to callers."""

@@ -12,6 +12,7 @@ from llmserve.core.clock import Clock, SystemClock
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import (
     Batch,
+    Memory,
     PeerName,
     Region,
     Spans,
@@ -20,6 +21,7 @@ from llmserve.transfer.base import (
     TransferStatus,
     Transport,
 )
+from llmserve.transfer.devices import RegionCopies, Staging
 from llmserve.transfer.faults import Fault, FaultPlan, Faults, RuleDraws
 
 _log = logging.getLogger(__name__)
@@ -29,14 +31,13 @@ _RUNNING = TransferStatus(TransferState.RUNNING)
 @dataclass(eq=False, slots=True)
 class FaultyTransfer:
     """inner: the transfer of the inner transport, and result its last status. Once that has ended: not_before
-    is the time from which it may be reported, failure is reported instead, and flips are addresses of bytes
-    to invert."""
+    is the time from which it may be reported, failure is reported instead, and flip is a byte to invert."""
 
     peer: PeerName
     inner: Transfer
     not_before: float = -math.inf
     failure: str = ""
-    flips: tuple[int, ...] = ()
+    flip: Spans | None = None
     result: TransferStatus = _RUNNING
 
     def fail(self, reason: str) -> None:
@@ -45,21 +46,32 @@ class FaultyTransfer:
 
 
 class FaultyTransport:
-    """Wraps and owns a transport, and has its name. Without faults it behaves as the inner transport."""
+    """Wraps and owns a transport, and has its name. Without faults it behaves as the inner transport.
+    staging: as that of the inner transport."""
 
-    def __init__(self, inner: Transport, plan: FaultPlan, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        inner: Transport,
+        plan: FaultPlan,
+        clock: Clock | None = None,
+        staging: Staging | None = None,
+    ) -> None:
         self.name = inner.name
         self.needs_progress = inner.needs_progress
         self.faults = Faults(plan, inner.name)
         self._inner = inner
         self._clock = clock or SystemClock()
-        self._addresses: tuple[int, ...] = ()
+        self._staging = staging
+        self._regions: tuple[Region, ...] = ()
         self._running: set[FaultyTransfer] = set()
+
+    def reaches(self, memory: Memory) -> bool:
+        return self._inner.reaches(memory)
 
     def register(self, regions: Sequence[Region]) -> None:
         self._fail_all("the memory was registered anew")
         self._inner.register(regions)
-        self._addresses = tuple(region.address for region in regions)
+        self._regions = tuple(regions)
 
     def describe(self) -> bytes:
         return self._inner.describe()
@@ -74,7 +86,7 @@ class FaultyTransport:
         struck = self._draw(peer)
         transfer = self._start(self._inner.read, peer, batch, struck)
         if draws := struck.get(Fault.CORRUPT):
-            transfer.flips = self._bytes_to_flip(batch.local, draws)
+            transfer.flip = _byte_to_flip(batch.local, draws)
         return transfer
 
     def write(self, peer: PeerName, batch: Batch) -> Transfer:
@@ -90,7 +102,7 @@ class FaultyTransport:
         if transfer.result.state is TransferState.RUNNING or self._clock.now() < transfer.not_before:
             return _RUNNING
         self._running.discard(transfer)
-        return _outcome(transfer)
+        return self._outcome(transfer)
 
     def progress(self) -> None:
         self._inner.progress()
@@ -148,26 +160,36 @@ class FaultyTransport:
         for transfer in self._running:
             transfer.fail(f"{self.name}: {reason}")
 
-    def _bytes_to_flip(self, spans: Spans, draws: RuleDraws) -> tuple[int, ...]:
-        filled = np.flatnonzero(spans.lengths)
-        if not len(filled):
-            return ()
-        piece = filled[draws.choose(len(filled))]
-        start = self._addresses[spans.regions[piece]] + int(spans.offsets[piece])
-        return (start + draws.choose(int(spans.lengths[piece])),)
+    def _outcome(self, transfer: FaultyTransfer) -> TransferStatus:
+        if transfer.result.state is TransferState.FAILED:
+            return transfer.result
+        if transfer.failure:
+            return TransferStatus(TransferState.FAILED, transfer.failure)
+        if transfer.flip is not None:
+            self._invert(transfer.flip)
+        return transfer.result
+
+    def _invert(self, byte: Spans) -> None:
+        region = self._regions[byte.regions[0]]
+        if region.memory.on_host:
+            ctypes.c_ubyte.from_address(region.address + int(byte.offsets[0])).value ^= 0xFF
+            return
+        assert self._staging is not None, "the inner transport reaches the device"
+        memory, found = RegionCopies(self._regions, self._staging.copies), np.empty(1, np.uint8)
+        self._staging.outgoing(memory, byte, lambda packed: np.copyto(found, packed))
+        self._staging.incoming(memory, byte, lambda packed: np.copyto(packed, ~found))
 
     def _reason(self, fault: Fault) -> str:
         return f"{self.name}: injected fault: {fault}"
 
 
-def _outcome(transfer: FaultyTransfer) -> TransferStatus:
-    if transfer.result.state is TransferState.FAILED:
-        return transfer.result
-    if transfer.failure:
-        return TransferStatus(TransferState.FAILED, transfer.failure)
-    for address in transfer.flips:
-        ctypes.c_ubyte.from_address(address).value ^= 0xFF
-    return transfer.result
+def _byte_to_flip(spans: Spans, draws: RuleDraws) -> Spans | None:
+    filled = np.flatnonzero(spans.lengths)
+    if not len(filled):
+        return None
+    piece = filled[draws.choose(len(filled))]
+    place = spans.offsets[piece] + draws.choose(int(spans.lengths[piece]))
+    return Spans(spans.regions[[piece]], np.array([place]), np.ones(1, np.int64))
 
 
 def _with_a_piece_lost(batch: Batch, draws: RuleDraws) -> Batch:

@@ -32,6 +32,7 @@ import numpy as np
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import (
     Batch,
+    Memory,
     PeerName,
     Region,
     Spans,
@@ -39,7 +40,7 @@ from llmserve.transfer.base import (
     TransferState,
     TransferStatus,
 )
-from llmserve.transfer.spans import RegionTable, check_batch, coalesce_pairs
+from llmserve.transfer.spans import RegionTable, check_batch, check_reach, coalesce_pairs
 
 _T = TypeVar("_T")
 _MEMORY = "DRAM"
@@ -77,8 +78,12 @@ class NixlTransport:
         self._running: set[_NixlTransfer] = set()
         self._closed = False
 
+    def reaches(self, memory: Memory) -> bool:
+        return memory.on_host
+
     def register(self, regions: Sequence[Region]) -> None:
         self._check_open()
+        check_reach(self, regions)
         if self._table.lengths:  # a new agent: no read of the old memory outlives the old agent
             self._drop_agent("the memory was registered anew")
             self._agent = self._make_agent()

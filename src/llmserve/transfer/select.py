@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from llmserve.core.errors import TransportUnavailable
-from llmserve.transfer.base import Transport
+from llmserve.transfer.base import HOST, Memory, Transport
 from llmserve.transfer.collective import CollectiveTransport
+from llmserve.transfer.devices import HostCopies, Staging
 from llmserve.transfer.faults import FaultPlan
 from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.nixl import NixlTransport
@@ -25,30 +26,35 @@ LAST_RESORT = "tcp"
 _log = logging.getLogger(__name__)
 
 
-def makers(host: str, gpu: int | None = None) -> dict[str, Callable[[], Transport]]:
-    """How each kind of the manifest is made. host: the address of this machine that peers reach;
-    gpu: the index of the one that holds the memory to register, None for host memory."""
+def makers(host: str, staging: Staging | None = None) -> dict[str, Callable[[], Transport]]:
+    """How each kind of the manifest is made. host: the address of this machine that peers reach. staging: for
+    the device that holds the memory to register; None for host memory."""
+    copies = staging.copies if staging else HostCopies()
     return {
         "nixl": NixlTransport,
-        "ucx": UcxTransport,
-        "nccl": lambda: CollectiveTransport(host, gpu),
+        "ucx": lambda: UcxTransport(staging),
+        "nccl": lambda: CollectiveTransport(host, copies.memory.device),
         "shm": ShmTransport,
-        "tcp": lambda: TcpTransport(host),
+        "tcp": lambda: TcpTransport(host, staging),
     }
 
 
 def make_transports(
-    order: Sequence[str], host: str, known: Mapping[str, Callable[[], Transport]] | None = None
+    order: Sequence[str],
+    host: str,
+    known: Mapping[str, Callable[[], Transport]] | None = None,
+    staging: Staging | None = None,
 ) -> tuple[list[Transport], dict[str, str]]:
     """Those that work here, each once, shm and tcp always last; and for each other one why it cannot be
-    used. Called once by each process that holds KV.
+    used. Called once by each process that holds KV. staging: as for `makers`.
     Errors: TransportUnavailable when not even tcp works; InvalidRequest for wrong LLMSERVE_FAULTS."""
-    known = makers(host) if known is None else known
+    known = makers(host, staging) if known is None else known
+    memory = staging.copies.memory if staging else HOST
     usable: list[Transport] = []
     unusable: dict[str, str] = {}
     for name in dict.fromkeys([*(kind for kind in order if kind not in ALWAYS), *ALWAYS]):
         try:
-            usable.append(_made(name, known))
+            usable.append(_made(name, known, memory))
         except TransportUnavailable as error:
             unusable[name] = error.message
             _log.info("transport %s cannot be used: %s", name, error.message)
@@ -56,20 +62,25 @@ def make_transports(
         for transport in usable:
             transport.close()
         raise TransportUnavailable(f"not even tcp can be used: {unusable[LAST_RESORT]}")
-    return [with_faults(transport, os.environ.get(FAULTS_VARIABLE, "")) for transport in usable], unusable
+    faults = os.environ.get(FAULTS_VARIABLE, "")
+    return [with_faults(transport, faults, staging) for transport in usable], unusable
 
 
-def _made(name: str, known: Mapping[str, Callable[[], Transport]]) -> Transport:
+def _made(name: str, known: Mapping[str, Callable[[], Transport]], memory: Memory) -> Transport:
     if name not in known:
         raise TransportUnavailable("not available in this version")
-    return known[name]()
+    transport = known[name]()
+    if not transport.reaches(memory):
+        transport.close()
+        raise TransportUnavailable(f"{transport.name} does not reach {memory}")
+    return transport
 
 
-def with_faults(transport: Transport, text: str) -> Transport:
+def with_faults(transport: Transport, text: str, staging: Staging | None = None) -> Transport:
     """The transport itself when nothing in the text is about it. Errors: InvalidRequest."""
     for part in filter(None, map(str.strip, text.split(";"))):
         names, colon, plan = part.rpartition(":")
         if not colon or transport.name in names.split():
             _log.warning("transport %s gets faults: %s", transport.name, plan)
-            return FaultyTransport(transport, FaultPlan.parse(plan))
+            return FaultyTransport(transport, FaultPlan.parse(plan), staging=staging)
     return transport

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Batch, Int64Array, Region, Spans
+from llmserve.transfer.base import Batch, Int64Array, Region, Spans, Transport
 
 BoolArray = npt.NDArray[np.bool_]
 SPAN_BYTES = 24  # of a packed span
@@ -38,6 +38,13 @@ class RegionTable:
         """Returns the addresses of spans whose bounds have been checked."""
         starts: Int64Array = self.addresses[spans.regions] + spans.offsets
         return starts
+
+
+def check_reach(transport: Transport, regions: Sequence[Region]) -> None:
+    """Checks that a transport reaches the memory of all regions. Errors: TransferError."""
+    for region in regions:
+        if not transport.reaches(region.memory):
+            raise TransferError(f"{transport.name}: does not reach {region.memory}")
 
 
 def vectors(starts: Int64Array, lengths: Int64Array) -> Int64Array:

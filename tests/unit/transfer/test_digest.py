@@ -5,6 +5,8 @@ import pytest
 
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Region, Spans
+from llmserve.transfer.devices import Staging
+from llmserve.transfer.devices.fake import FakeDevice
 from llmserve.transfer.digest import digest
 
 MEMORY = np.arange(4096, dtype=np.uint8)
@@ -39,3 +41,23 @@ def test_one_byte_changes_it() -> None:
 def test_nothing_outside_is_read() -> None:
     with pytest.raises(TransferError, match="outside"):
         digest(REGIONS, _spans((1, 2000, 100)))
+
+
+def test_it_does_not_matter_in_which_memory_bytes_are() -> None:
+    device = FakeDevice()
+    staging, region = Staging(device), device.allocate(MEMORY.nbytes)
+    device.view(region)[:] = MEMORY
+    spans = _spans((0, 2040, 8), (0, 0, 2000))
+    mixed = [REGIONS[0], region]
+    assert digest([region], spans, staging) == digest(REGIONS, _spans((1, 248, 8), (0, 0, 2000)))
+    assert digest(mixed, _spans((1, 3, 100), (0, 5, 100)), staging) == digest(
+        REGIONS, _spans((0, 3, 100), (0, 5, 100))
+    )
+    with pytest.raises(TransferError, match="outside"):
+        digest([region], _spans((0, 4000, 100)), staging)
+    with pytest.raises(TransferError, match="memory of a GPU is not readable"):
+        digest([region], spans)
+    device.fail_copy()
+    with pytest.raises(TransferError, match="a copy of memory of GPU 0 failed"):
+        digest([region], spans, staging)
+    device.close()

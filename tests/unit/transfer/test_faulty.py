@@ -12,6 +12,7 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import (
     Batch,
+    Memory,
     PeerName,
     Region,
     Spans,
@@ -46,6 +47,9 @@ class FakeTransport:
     last: FakeTransfer = field(default_factory=lambda: FakeTransfer(batch()))
     cancels_refused: int = 0
     calls: list[str] = field(default_factory=list)
+
+    def reaches(self, memory: Memory) -> bool:
+        return memory.on_host
 
     def register(self, regions: Sequence[Region]) -> None:
         self.calls.append("register")

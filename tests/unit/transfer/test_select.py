@@ -3,24 +3,30 @@ from typing import cast
 
 import pytest
 
-from llmserve.core.errors import InvalidRequest, TransportUnavailable
-from llmserve.transfer.base import Transport
+from llmserve.core.errors import InvalidRequest, TransferError, TransportUnavailable
+from llmserve.transfer.base import HOST, Memory, Region, Transport
+from llmserve.transfer.devices import Staging
+from llmserve.transfer.devices.fake import FakeDevice
 from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.select import make_transports, makers, with_faults
 
 
 class Fake:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *memories: Memory) -> None:
         self.name = name
+        self.memories = memories or (HOST,)
         self.closed = False
+
+    def reaches(self, memory: Memory) -> bool:
+        return memory in self.memories
 
     def close(self) -> None:
         self.closed = True
 
 
-def working(name: str, made: list[Fake]) -> Callable[[], Transport]:
+def working(name: str, made: list[Fake], *memories: Memory) -> Callable[[], Transport]:
     def make() -> Transport:
-        made.append(Fake(name))
+        made.append(Fake(name, *memories))
         return cast("Transport", made[-1])
 
     return make
@@ -57,6 +63,60 @@ def test_what_cannot_be_used_has_a_reason() -> None:
         "nccl": "not available in this version",
         "shm": "forbidden",
     }
+
+
+GPU = Memory(1)
+
+
+def test_what_does_not_reach_the_memory_is_closed_and_has_a_reason() -> None:
+    made: list[Fake] = []
+    known = {"shm": working("shm", made), "tcp": working("tcp", made, HOST, GPU)}
+    staging = Staging(FakeDevice(1))
+    (tcp,), unusable = make_transports([], "127.0.0.1", known, staging)
+    assert tcp.name == "tcp"
+    assert unusable == {"shm": "shm does not reach memory of GPU 1"}
+    assert [fake.closed for fake in made] == [True, False]
+
+
+def test_a_device_that_not_even_tcp_reaches_is_refused() -> None:
+    known = {"shm": working("shm", []), "tcp": working("tcp", [])}
+    with pytest.raises(TransportUnavailable, match="not even tcp can be used: tcp does not reach memory of"):
+        make_transports([], "127.0.0.1", known, Staging(FakeDevice(1)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "on_host", "on_gpu"),
+    [
+        ("nixl", {HOST}, {HOST}),
+        ("ucx", {HOST}, {HOST, GPU}),
+        ("nccl", {HOST}, set()),  # there is no GPU
+        ("shm", {HOST}, {HOST}),
+        ("tcp", {HOST}, {HOST, GPU}),
+    ],
+)
+def test_each_transport_says_what_memory_it_reaches(
+    kind: str, on_host: set[Memory], on_gpu: set[Memory]
+) -> None:
+    """Of the host's, this GPU's and another one's, in a process without a GPU and in one that has one."""
+    assert _reached(kind, None) == on_host
+    assert _reached(kind, Staging(FakeDevice(1))) == on_gpu
+
+
+def _reached(kind: str, staging: Staging | None) -> set[Memory]:
+    try:
+        transport = makers("127.0.0.1", staging)[kind]()
+    except TransportUnavailable as error:
+        if kind != "nccl":
+            pytest.skip(error.message)
+        return set()
+    try:
+        found = {memory for memory in (HOST, GPU, Memory(0)) if transport.reaches(memory)}
+        for memory in {HOST, GPU, Memory(0)} - found:
+            with pytest.raises(TransferError, match=f"{transport.name}: does not reach {memory}"):
+                transport.register([Region(4096, 4096, memory)])
+    finally:
+        transport.close()
+    return found
 
 
 def test_faults_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,11 @@
 from llmserve.metrics.dashboards.panels import (
     Dashboard,
     DashboardSection,
-    Panel,
     Query,
     Unit,
     each,
     mean,
+    panel,
     rate,
     series,
     total,
@@ -16,69 +16,65 @@ from llmserve.metrics.dashboards.panels import (
 _TRANSFER = DashboardSection(
     "Hand-over between engines",
     (
-        Panel(
+        panel(
             "KV moved",
             "By transport.",
             Unit.BITS_PER_SECOND,
-            (Query(f"8 * {total(rate('kv_pair_bytes_total'), 'transport')}", "{{transport}}"),),
+            Query(f"8 * {total(rate('kv_pair_bytes_total'), 'transport')}", "{{transport}}"),
             stacked=True,
         ),
-        Panel(
+        panel(
             "Speed while moving",
             "Bytes of hand-overs for the time that they took.",
             Unit.BYTES_PER_SECOND,
-            (Query(mean("kv_pair_bytes_total", "kv_pair_seconds_total", "transport"), "{{transport}}"),),
+            Query(mean("kv_pair_bytes_total", "kv_pair_seconds_total", "transport"), "{{transport}}"),
         ),
-        Panel(
+        panel(
             "Time of a transfer",
             "Mean, by transport.",
             Unit.SECONDS,
-            (Query(mean("kv_pair_seconds_total", "kv_pair_transfers_total", "transport"), "{{transport}}"),),
+            Query(mean("kv_pair_seconds_total", "kv_pair_transfers_total", "transport"), "{{transport}}"),
         ),
-        Panel(
+        panel(
             "Transport chosen",
             "Pairs of workers whose next request goes this way.",
             Unit.NONE,
             each(series("kv_pair_chosen"), "transport"),
             stacked=True,
         ),
-        Panel(
+        panel(
             "Open breakers",
             "Pairs that a transport failed: the next one in engine_order is used, until a probe works again.",
             Unit.NONE,
             each(f"1 - {series('kv_pair_usable')}", "transport"),
         ),
-        Panel(
+        panel(
             "Failures",
             "Probes and hand-overs that failed, by transport, and fetches of KV that failed altogether.",
             Unit.PER_SECOND,
-            (
-                Query(total(rate("kv_pair_failures_total"), "transport"), "{{transport}}"),
-                Query(total(rate("kv_transfer_failures_total")), "fetches"),
-            ),
+            Query(total(rate("kv_pair_failures_total"), "transport"), "{{transport}}"),
+            Query(total(rate("kv_transfer_failures_total")), "fetches"),
         ),
-        Panel(
+        panel(
             "Probed speed",
             "Mean over pairs of the last probe that worked.",
             Unit.BYTES_PER_SECOND,
-            (Query(f"avg by (transport) ({series('kv_pair_probe_bytes_per_second')} > 0)", "{{transport}}"),),
+            Query(f"avg by (transport) ({series('kv_pair_probe_bytes_per_second')} > 0)", "{{transport}}"),
         ),
-        Panel(
+        panel(
             "KV fetched by engines",
             "All transports; budgets.max_kv_io_gbps limits it.",
             Unit.BITS_PER_SECOND,
-            (Query(f"8 * {total(rate('kv_transfer_bytes_total'), 'process')}", "{{process}}"),),
+            Query(f"8 * {total(rate('kv_transfer_bytes_total'), 'process')}", "{{process}}"),
             stacked=True,
         ),
-        Panel(
+        panel(
             "Where prompts' KV came from",
             "computed by decode engines: it was handed over and did not arrive.",
             Unit.PER_SECOND,
-            (
-                Query(
-                    total(rate("worker_prompt_tokens_total"), "component, source"),
-                    "{{component}}: {{source}}",
-                ),
+            Query(
+                total(rate("worker_prompt_tokens_total"), "component, source"),
+                "{{component}}: {{source}}",
             ),
             stacked=True,
         ),
@@ -87,105 +83,97 @@ _TRANSFER = DashboardSection(
 _LEASES = DashboardSection(
     "Leases and the directory",
     (
-        Panel(
+        panel(
             "Leases",
             "Every kvmanager counts all: the maximum of them.",
             Unit.NONE,
-            (
-                Query(f"max({series('kv_open_leases')})", "open"),
-                Query(f"max({series('kv_store_open_leases')})", "of prompts that load"),
-                Query(f"max({series('kv_store_reserved_blocks')})", "blocks being stored"),
-            ),
+            Query(f"max({series('kv_open_leases')})", "open"),
+            Query(f"max({series('kv_store_open_leases')})", "of prompts that load"),
+            Query(f"max({series('kv_store_reserved_blocks')})", "blocks being stored"),
         ),
-        Panel(
+        panel(
             "Orphans",
             "Blocks held for nobody. Returns to 0; the alert LLMServeOrphanedKv comes if it does not.",
             Unit.NONE,
-            (Query(f"max by (component) ({series('kv_orphan_blocks')})", "{{component}}"),),
+            Query(f"max by (component) ({series('kv_orphan_blocks')})", "{{component}}"),
         ),
-        Panel(
+        panel(
             "Leases that ended",
             "expired and written_off: an end that nobody announced.",
             Unit.PER_SECOND,
-            (Query(f"max by (how) ({rate('kv_leases_ended_total')})", "{{how}}"),),
+            Query(f"max by (how) ({rate('kv_leases_ended_total')})", "{{how}}"),
         ),
-        Panel(
+        panel(
             "Blocks known",
             "Distinct blocks that some engine holds.",
             Unit.NONE,
-            (Query(f"max({series('kv_directory_blocks')})", "blocks"),),
+            Query(f"max({series('kv_directory_blocks')})", "blocks"),
         ),
-        Panel(
+        panel(
             "Reports",
             "Of workers, of what they hold; resyncs: one was missing and all was told again.",
             Unit.PER_SECOND,
-            (
-                Query(total(rate("kv_reports_total")), "reports"),
-                Query(total(rate("kv_resyncs_total")), "resyncs"),
-            ),
+            Query(total(rate("kv_reports_total")), "reports"),
+            Query(total(rate("kv_resyncs_total")), "resyncs"),
         ),
     ),
 )
 _TIERS = DashboardSection(
     "Tiers of the KV store (storageClasses)",
     (
-        Panel(
+        panel(
             "Fill",
             "Of what each tier may hold.",
             Unit.RATIO,
-            (
-                Query(
-                    f"{total(series('kv_store_bytes'), 'tier')} / "
-                    f"{total(series('kv_store_capacity_bytes'), 'tier')}",
-                    "{{tier}}",
-                ),
+            Query(
+                f"{total(series('kv_store_bytes'), 'tier')} / "
+                f"{total(series('kv_store_capacity_bytes'), 'tier')}",
+                "{{tier}}",
             ),
         ),
-        Panel(
+        panel(
             "Hits",
             "Tokens that prompts did not have to compute, by the tier that had them.",
             Unit.PER_SECOND,
             each(rate("kv_store_hit_tokens_total"), "tier"),
             stacked=True,
         ),
-        Panel(
+        panel(
             "Prefill saved",
             "Seconds of computing that the hits saved, each second.",
             Unit.NONE,
-            (Query(total(rate("kv_store_saved_prefill_seconds_total")), "saved"),),
+            Query(total(rate("kv_store_saved_prefill_seconds_total")), "saved"),
         ),
-        Panel(
+        panel(
             "Loaded",
             "Out of each tier.",
             Unit.BYTES_PER_SECOND,
             each(rate("kv_store_load_bytes_total"), "tier"),
         ),
-        Panel(
+        panel(
             "Stored",
             "Into each tier.",
             Unit.BYTES_PER_SECOND,
             each(rate("kv_store_store_bytes_total"), "tier"),
         ),
-        Panel(
+        panel(
             "Waiting to be written",
             "A tier that is not fast enough for what goes down to it.",
             Unit.BYTES,
             each(series("kv_store_queued_bytes"), "tier"),
         ),
-        Panel(
+        panel(
             "Evictions",
             "By tier and reason. corrupt: the medium is failing.",
             Unit.PER_SECOND,
-            (Query(total(rate("kv_store_evictions_total"), "tier, reason"), "{{tier}}: {{reason}}"),),
+            Query(total(rate("kv_store_evictions_total"), "tier, reason"), "{{tier}}: {{reason}}"),
         ),
-        Panel(
+        panel(
             "Blocks held",
             "Pinned ones are not evicted.",
             Unit.NONE,
-            (
-                Query(total(series("kv_store_blocks"), "tier"), "{{tier}}"),
-                Query(total(series("kv_store_pinned_blocks"), "tier"), "{{tier}}: pinned"),
-            ),
+            Query(total(series("kv_store_blocks"), "tier"), "{{tier}}"),
+            Query(total(series("kv_store_pinned_blocks"), "tier"), "{{tier}}: pinned"),
         ),
     ),
 )

@@ -3,10 +3,10 @@
 from llmserve.metrics.dashboards.panels import (
     Dashboard,
     DashboardSection,
-    Panel,
     Query,
     Unit,
     each,
+    panel,
     quantiles,
     rate,
     series,
@@ -16,70 +16,66 @@ from llmserve.metrics.dashboards.panels import (
 _USERS = DashboardSection(
     "What users feel",
     (
-        Panel(
+        panel(
             "Time to first token",
             "From the request's start to its first token, queueing included.",
             Unit.SECONDS,
-            quantiles("time_to_first_token_seconds"),
+            *quantiles("time_to_first_token_seconds"),
         ),
-        Panel(
+        panel(
             "Time between tokens",
             "Mean of each request with two or more tokens.",
             Unit.SECONDS,
-            quantiles("inter_token_latency_seconds"),
+            *quantiles("inter_token_latency_seconds"),
         ),
-        Panel(
+        panel(
             "Time of a request",
             "From its start to its end.",
             Unit.SECONDS,
-            quantiles("apiserver_request_seconds"),
+            *quantiles("apiserver_request_seconds"),
         ),
     ),
 )
 _LOAD = DashboardSection(
     "Load",
     (
-        Panel(
+        panel(
             "Requests that ended",
             "By outcome. rejected and evicted: the queue was full or too slow; failed: look at the log.",
             Unit.PER_SECOND,
             each(rate("apiserver_requests_total"), "outcome"),
             stacked=True,
         ),
-        Panel(
+        panel(
             "Requests in the cluster",
             "Running ones have a place; queued ones wait for one, up to the limit.",
             Unit.NONE,
-            (
-                Query(total(series("router_running_requests")), "running"),
-                Query(total(series("router_queued_requests")), "queued"),
-                Query(total(series("router_queue_limit_requests")), "queue limit"),
-            ),
+            Query(total(series("router_running_requests")), "running"),
+            Query(total(series("router_queued_requests")), "queued"),
+            Query(total(series("router_queue_limit_requests")), "queue limit"),
         ),
-        Panel(
+        panel(
             "Tokens",
             "Prompts of requests that began to be answered, what of them was found in a cache, and answers.",
             Unit.PER_SECOND,
-            (
-                Query(total(rate("apiserver_prompt_tokens_total")), "prompt"),
-                Query(total(rate("apiserver_cached_prompt_tokens_total")), "of it cached"),
-                Query(total(rate("apiserver_output_tokens_total")), "answer"),
-            ),
+            Query(total(rate("apiserver_prompt_tokens_total")), "prompt"),
+            Query(total(rate("apiserver_cached_prompt_tokens_total")), "of it cached"),
+            Query(total(rate("apiserver_output_tokens_total")), "answer"),
         ),
-        Panel(
+        panel(
             "Queue time",
             "From admission to placement, of placed requests.",
             Unit.SECONDS,
-            quantiles("request_queue_time_seconds"),
+            *quantiles("request_queue_time_seconds"),
         ),
-        Panel(
+        panel(
             "Refusals",
             "By the class of the error that clients got.",
             Unit.PER_SECOND,
             each(rate("router_refusals_total"), "error"),
             stacked=True,
         ),
-        Panel(
+        panel(
             "Failed legs",
             "Parts of requests that a worker failed; users see nothing of most, they are placed again.",
             Unit.PER_SECOND,
@@ -90,41 +86,39 @@ _LOAD = DashboardSection(
 _PARTS = DashboardSection(
     "Disaggregation and control",
     (
-        Panel(
+        panel(
             "First tokens by origin",
             "prefill: sent before the hand-over; decode: drawn after it; aggregated: no hand-over.",
             Unit.PER_SECOND,
             each(rate("apiserver_first_tokens_total"), "origin"),
             stacked=True,
         ),
-        Panel(
+        panel(
             "Hand-overs",
             "Requests with prefill and decode apart. None while prefill workers are there: see the alert "
             "LLMServeNotDisaggregated.",
             Unit.PER_SECOND,
             each(rate("apiserver_handovers_total"), "mode"),
         ),
-        Panel(
+        panel(
             "Time to decide",
             "What the router takes for one event.",
             Unit.SECONDS,
-            quantiles("router_decision_seconds"),
+            *quantiles("router_decision_seconds"),
         ),
-        Panel(
+        panel(
             "Links",
             "Sessions of apiservers with the router, and of apiservers with workers.",
             Unit.NONE,
-            (
-                Query(total(series("router_apiservers")), "apiservers"),
-                Query(total(series("apiserver_router_connected")), "connected to the router"),
-                Query(total(series("apiserver_worker_links")), "worker sessions"),
-            ),
+            Query(total(series("router_apiservers")), "apiservers"),
+            Query(total(series("apiserver_router_connected")), "connected to the router"),
+            Query(total(series("apiserver_worker_links")), "worker sessions"),
         ),
-        Panel(
+        panel(
             "Broken sessions",
             "Of apiservers with the router: it was restarted, or cannot keep up.",
             Unit.PER_SECOND,
-            (Query(total(rate("apiserver_router_reconnects_total")), "reconnects"),),
+            Query(total(rate("apiserver_router_reconnects_total")), "reconnects"),
         ),
     ),
 )

@@ -60,6 +60,10 @@ class Dashboard:
     sections: tuple[DashboardSection, ...] = field(default=())
 
 
+def panel(title: str, description: str, unit: Unit, *queries: Query, stacked: bool = False) -> Panel:
+    return Panel(title, description, unit, queries, stacked)
+
+
 def series(metric: str, *matchers: str) -> str:
     """The metric's series of the chosen clusters."""
     return f"{metric}{{{','.join((_CHOSEN, *matchers))}}}"
@@ -73,9 +77,9 @@ def total(expression: str, by: str = "") -> str:
     return f"sum by ({by}) ({expression})" if by else f"sum({expression})"
 
 
-def each(expression: str, label: str) -> tuple[Query, ...]:
-    """One series for each value of a label, named after it."""
-    return (Query(total(expression, label), f"{{{{{label}}}}}"),)
+def each(expression: str, label: str) -> Query:
+    """Returns the query of one series for each value of a label, named after it."""
+    return Query(total(expression, label), f"{{{{{label}}}}}")
 
 
 def mean(metric: str, count: str, by: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from llmserve.core.errors import TransportUnavailable
-from llmserve.transfer.base import Region
+from llmserve.transfer.base import HOST, Memory, Region
 from llmserve.transfer.collective.rows import Copier, DeviceCopier, HostCopier
 
 SILENCE = timedelta(seconds=10)  # a peer counts as dead when a message takes longer
@@ -44,6 +44,7 @@ class Backend(Protocol):
 
     name: str
     identity: str  # must be equal at both ends
+    memory: Memory  # the only one that it reaches
     copier: Copier
 
     def map(self, region: Region) -> Any:
@@ -78,6 +79,7 @@ class Gloo:
     core."""
 
     name = "gloo"
+    memory = HOST
 
     def __init__(self, host: str, torch: Any) -> None:
         """Errors: TransportUnavailable."""
@@ -189,6 +191,7 @@ class Nccl:
             )
         self._torch, self._group_class = torch, distributed.ProcessGroupNCCL
         self._device = torch.device("cuda", gpu)
+        self.memory = Memory(gpu)
         self.identity = identity(self.name, torch)
         self.copier: Copier = DeviceCopier(torch)
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Region, Spans
+from llmserve.transfer.base import Memory, Region, Spans
 from llmserve.transfer.collective.backend import SILENCE, Backend, PendingMessage, RankPair
 from llmserve.transfer.collective.rows import gather, scatter
 from llmserve.transfer.spans import coalesce, split
@@ -30,6 +30,9 @@ class GroupCarriers:
     def __init__(self, backend: Backend) -> None:
         self.name = backend.name
         self._backend = backend
+
+    def reaches(self, memory: Memory) -> bool:
+        return memory == self._backend.memory
 
     def open(self, sock: socket.socket, regions: Sequence[Region], rank: int) -> "GroupCarrier":
         store = make_store(sock)

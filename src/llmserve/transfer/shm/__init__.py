@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llmserve.core.errors import TransferError, TransportUnavailable
-from llmserve.transfer.base import Batch, PeerName, Region, Transfer, TransferState, TransferStatus
+from llmserve.transfer.base import Batch, Memory, PeerName, Region, Transfer, TransferState, TransferStatus
 from llmserve.transfer.shm.identity import Beacon, ProcessNamespace, ShmPeer
 from llmserve.transfer.shm.memory import Copy, ProcessMemory, copies
-from llmserve.transfer.spans import RegionTable, check_batch, coalesce_pairs
+from llmserve.transfer.spans import RegionTable, check_batch, check_reach, coalesce_pairs
 
 _AT_ONCE_BYTES = 4 << 20  # less is copied before a thread could wake up and report its end
 _CANCEL_SECONDS = 0.02
@@ -110,8 +110,12 @@ class ShmTransport:
         self._copier = CopyThread()
         self._closed = False
 
+    def reaches(self, memory: Memory) -> bool:
+        return memory.on_host
+
     def register(self, regions: Sequence[Region]) -> None:
         self._check_open()
+        check_reach(self, regions)
         self._beacon.clear()
         self._stop_all("the memory was registered anew")
         self._table = RegionTable.of(regions)

@@ -10,8 +10,8 @@ import secrets
 from collections.abc import Sequence
 
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Batch, PeerName, Region, Transfer, TransferState, TransferStatus
-from llmserve.transfer.spans import check_batch
+from llmserve.transfer.base import Batch, Memory, PeerName, Region, Transfer, TransferState, TransferStatus
+from llmserve.transfer.spans import check_batch, check_reach
 from llmserve.transfer.twosided import wire
 from llmserve.transfer.twosided.client import PeerStreams, ServerAddress, TwoSidedTransfer
 from llmserve.transfer.twosided.connection import CarrierFactory
@@ -41,8 +41,12 @@ class TwoSidedTransport:
         self._running: set[TwoSidedTransfer] = set()
         self._closed = False
 
+    def reaches(self, memory: Memory) -> bool:
+        return self._carriers.reaches(memory)
+
     def register(self, regions: Sequence[Region]) -> None:
         self._check_open()
+        check_reach(self, regions)
         for transfer in list(self._running):
             _cancel(transfer)
         self._regions = tuple(regions)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Region, Spans
+from llmserve.transfer.base import Memory, Region, Spans
 
 
 class Carrier(Protocol):
@@ -40,6 +40,9 @@ class CarrierFactory(Protocol):
     connections: int  # the most connections to one peer
     same_socket: bool  # whether the bytes go over the socket of the requests
     answer_seconds: float | None  # the time in which a peer must answer a request; None: no limit
+
+    def reaches(self, memory: Memory) -> bool:
+        """Says whether carriers move bytes of this memory."""
 
     def open(self, sock: socket.socket, regions: Sequence[Region], rank: int) -> Carrier:
         """Opens a carrier for an accepted connection. rank: 0 at the end that connected, 1 at the other. Both

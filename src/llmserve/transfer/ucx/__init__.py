@@ -21,9 +21,8 @@ memory does not notice that a peer has died (not within 10 s, with a keepalive o
 TLS=^sm. - The other end does not notice that an endpoint was closed: both ends send BYE, and wait for it. - A
 garbled address of a worker ends the process: addresses carry a checksum.
 
-Only host memory is supported. For GPU memory, a Region would have to name its device: ucxx takes objects with
-`__cuda_array_interface__`, numpy could not pack small pieces, and the owner would have to synchronise the
-engine's stream before it sends.
+Memory of a GPU is staged: a part passes through a slot of pinned host memory (staged.py). ucxx also takes
+objects with `__cuda_array_interface__`, but numpy cannot pack small pieces of them.
 """
 
 import json
@@ -32,36 +31,44 @@ from collections import deque
 from collections.abc import Sequence
 
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Batch, PeerName, Region, Transfer, TransferState, TransferStatus
-from llmserve.transfer.spans import check_batch, coalesce_pairs
+from llmserve.transfer.base import Batch, Memory, PeerName, Region, Transfer, TransferState, TransferStatus
+from llmserve.transfer.devices import Staging
+from llmserve.transfer.spans import check_batch, check_reach, coalesce_pairs
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.client import DIAL_SECONDS, UcxClient, UcxTransfer, WorkerAddress
-from llmserve.transfer.ucx.link import RegionViews
+from llmserve.transfer.ucx.link import PartMemory, RegionViews
 from llmserve.transfer.ucx.loop import UcxLoop
 from llmserve.transfer.ucx.server import UcxServer
+from llmserve.transfer.ucx.staged import PartSlots, StagedRegions
 
 _CANCEL_SECONDS = 0.02
 
 
 class UcxTransport:
-    """Listens on every network that UCX may use: UCX_NET_DEVICES and UCX_TLS narrow them down."""
+    """Listens on every network that UCX may use: UCX_NET_DEVICES and UCX_TLS narrow them down. staging:
+    reaches the memory of its device; None: host memory only."""
 
     name = "ucx"
     needs_progress = False
 
-    def __init__(self) -> None:
+    def __init__(self, staging: Staging | None = None) -> None:
         """Errors: TransportUnavailable with the reason and what to install."""
+        self._slots = PartSlots(staging) if staging else None
         self._loop = UcxLoop()
         self._token = secrets.token_hex(16)
         self._server = UcxServer(self._loop, self._token)
         self._client = UcxClient(self._loop)
-        self._memory = RegionViews(())
+        self._memory: PartMemory = RegionViews(())
         self._peers: dict[PeerName, WorkerAddress] = {}
         self._closed = False
 
+    def reaches(self, memory: Memory) -> bool:
+        return memory.on_host or (self._slots is not None and self._slots.copies.memory == memory)
+
     def register(self, regions: Sequence[Region]) -> None:
         self._check_open()
-        memory = RegionViews(regions)
+        check_reach(self, regions)
+        memory = self._views(regions)
 
         def replace() -> None:
             self._loop.drain("the memory was registered anew")
@@ -122,6 +129,11 @@ class UcxTransport:
             self._closed = True
             self._loop.close()
 
+    def _views(self, regions: Sequence[Region]) -> PartMemory:
+        if self._slots is None or all(region.memory.on_host for region in regions):
+            return RegionViews(regions)
+        return StagedRegions(regions, self._slots)
+
     def _start(self, operation: wire.MessageKind, name: PeerName, batch: Batch) -> UcxTransfer:
         self._check_open()
         address = self._peers.get(name)
@@ -140,7 +152,7 @@ class UcxTransport:
             raise TransferError("ucx: the transport is closed")
 
 
-def _nothing(operation: wire.MessageKind, memory: RegionViews) -> UcxTransfer:
+def _nothing(operation: wire.MessageKind, memory: PartMemory) -> UcxTransfer:
     transfer = UcxTransfer(operation, memory, deque(), status=TransferStatus(TransferState.DONE))
     transfer.ended.set()
     return transfer

@@ -10,7 +10,7 @@ from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, TransferState, TransferStatus
 from llmserve.transfer.spans import pack_spans
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.link import LEAVE_SECONDS, PartTransfer, RegionViews, UcxLink
+from llmserve.transfer.ucx.link import LEAVE_SECONDS, PartInFlight, PartMemory, UcxLink
 from llmserve.transfer.ucx.loop import UcxLoop
 
 DIAL_SECONDS = 2.0
@@ -35,7 +35,7 @@ class UcxTransfer:
     """One batch. Only turns of the loop write it. `ended` is set after the last access to local memory."""
 
     operation: wire.MessageKind
-    memory: RegionViews
+    memory: PartMemory
     parts: deque[Batch]
     moving: int = 0
     failure: str = ""
@@ -69,7 +69,7 @@ class _BatchPart:
 
     transfer: UcxTransfer
     batch: Batch
-    flow: PartTransfer | None
+    flow: PartInFlight | None
     confirmed: bool
 
 
@@ -189,7 +189,7 @@ class UcxConnection:
             part = self._parts.pop(number)
             part.transfer.moving -= 1
             part.transfer.end_if_idle()
-        return bool(ended)
+        return bool(ended) or any(part.flow and part.flow.copying for part in self._parts.values())
 
     def _has_ended(self, part: _BatchPart) -> bool:
         if part.flow is None or not part.flow.over():
@@ -207,16 +207,23 @@ class UcxConnection:
             self._waiting.popleft()
 
     def _ask(self, number: int, transfer: UcxTransfer, batch: Batch) -> None:
-        """Posts the receives of a read while the request travels, before this side reads from its network."""
-        reads = transfer.operation is wire.MessageKind.READ
-        self._link.send_control(transfer.operation, number, pack_spans(batch.remote))
-        flow = self._link.receive(number, transfer.memory.pieces(batch.local)) if reads else None
-        self._parts[number] = _BatchPart(transfer, batch, flow, confirmed=reads)
+        link, body = self._link, pack_spans(batch.remote)
+
+        def ask() -> None:
+            link.send_control(transfer.operation, number, body)
+
+        part = _BatchPart(transfer, batch, None, confirmed=False)
+        if transfer.operation is wire.MessageKind.READ:
+            part.flow = transfer.memory.receive(link, number, batch.local, ask)
+            part.confirmed = True
+        else:
+            ask()
+        self._parts[number] = part
         transfer.moving += 1
 
     def _go_on(self, message: wire.ControlMessage, part: _BatchPart) -> None:
         if message.kind is wire.MessageKind.READY and part.flow is None:
-            part.flow = self._link.send(message.part, part.transfer.memory.pieces(part.batch.local))
+            part.flow = part.transfer.memory.send(self._link, message.part, part.batch.local)
         elif message.kind is wire.MessageKind.DONE:
             part.confirmed = True
 

@@ -3,8 +3,9 @@
 import ctypes
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -16,15 +17,46 @@ LEAVE_SECONDS = 0.5
 _KEPT_BUFFERS = 32
 
 
+class PartInFlight(Protocol):
+    """The bytes of one part in one direction. Their memory is in use until they are over."""
+
+    failure: str
+    copying: bool  # whether a copy is under way whose end nothing announces
+
+    def over(self) -> bool:
+        """Does what can be done now, and says whether everything is."""
+
+
+class PartMemory(Protocol):
+    """Registered memory, as the bytes of parts. Spans have been checked. No method raises."""
+
+    lengths: tuple[int, ...]
+
+    def send(self, link: "UcxLink", part: int, spans: Spans) -> PartInFlight: ...
+
+    def receive(self, link: "UcxLink", part: int, spans: Spans, announce: Callable[[], None]) -> PartInFlight:
+        """announce: lets the peer send; called once, when this end is ready in this turn."""
+
+
 class RegionViews:
-    """The registered regions as arrays."""
+    """The registered regions of host memory as arrays."""
 
     def __init__(self, regions: Sequence[Region]) -> None:
         self.lengths = tuple(region.length_bytes for region in regions)
         self._views = [_view(region) for region in regions]
 
+    def send(self, link: "UcxLink", part: int, spans: Spans) -> "PartTransfer":
+        return link.send(part, self.pieces(spans))
+
+    def receive(
+        self, link: "UcxLink", part: int, spans: Spans, announce: Callable[[], None]
+    ) -> "PartTransfer":
+        """Announces before it posts the receives: the message travels meanwhile, and this side reads from
+        its network only in a later turn."""
+        announce()
+        return link.receive(part, self.pieces(spans))
+
     def pieces(self, spans: Spans) -> list[Bytes]:
-        """Returns the bytes of spans whose bounds have been checked."""
         columns = zip(spans.regions.tolist(), spans.offsets.tolist(), spans.lengths.tolist(), strict=True)
         return [self._views[region][offset : offset + length] for region, offset, length in columns]
 
@@ -61,6 +93,8 @@ class _Parcel:
 class PartTransfer:
     """The messages of one part in one direction. Their memory is in use until the transfer is over."""
 
+    copying = False
+
     def __init__(self, parcels: Iterable[_Parcel], buffers: PackBuffers) -> None:
         self.failure = ""
         self._parcels = deque(parcels)
@@ -96,6 +130,11 @@ class UcxLink:
     @property
     def alive(self) -> bool:
         return self._endpoint.alive
+
+    @property
+    def leaving(self) -> bool:
+        """Says whether no new part may start."""
+        return self._closed or self._leave_by is not None
 
     @property
     def gone(self) -> bool:
@@ -135,6 +174,15 @@ class UcxLink:
     def receive(self, part: int, pieces: Sequence[Bytes]) -> PartTransfer:
         tag = wire.data_tag(self.number, part)
         return PartTransfer([self._receive(group, tag) for group in _groups(pieces)], self._buffers)
+
+    def send_messages(self, part: int, messages: Sequence[Bytes]) -> PartTransfer:
+        """Sends pieces that are packed as their messages need it."""
+        tag = wire.data_tag(self.peer_number, part)
+        return PartTransfer([_Parcel(self._endpoint.send(one, tag)) for one in messages], self._buffers)
+
+    def receive_messages(self, part: int, messages: Sequence[Bytes]) -> PartTransfer:
+        tag = wire.data_tag(self.number, part)
+        return PartTransfer([_Parcel(self._endpoint.receive(one, tag)) for one in messages], self._buffers)
 
     def _send(self, group: Sequence[Bytes], tag: int) -> _Parcel:
         if len(group) == 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llmserve.core.errors import TransferError
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.link import LEAVE_SECONDS, PartTransfer, RegionViews, UcxLink
+from llmserve.transfer.ucx.link import LEAVE_SECONDS, PartInFlight, PartMemory, RegionViews, UcxLink
 from llmserve.transfer.ucx.loop import UcxLoop
 
 _log = logging.getLogger(__name__)
@@ -16,14 +16,14 @@ _MAX_JOBS = 64
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    flow: PartTransfer
+    flow: PartInFlight
     writes: bool  # whether it writes this side's memory, so that DONE is sent at its end
 
 
 class UcxSession:
     """The owner's end of a connection, which lives in turns of the loop."""
 
-    def __init__(self, loop: UcxLoop, worker_address: bytes, peer_number: int, memory: RegionViews) -> None:
+    def __init__(self, loop: UcxLoop, worker_address: bytes, peer_number: int, memory: PartMemory) -> None:
         """Errors: TransferError when the requester's address is of no use."""
         self.number = loop.next_number()
         self.lost = ""
@@ -66,7 +66,7 @@ class UcxSession:
         ended = [number for number, job in self._jobs.items() if job.flow.over()]
         for number in ended:
             self._end(number, self._jobs.pop(number))
-        return bool(ended)
+        return bool(ended) or any(job.flow.copying for job in self._jobs.values())
 
     def lose(self, reason: str) -> None:
         if not self.lost:
@@ -81,11 +81,14 @@ class UcxSession:
         check_bounds(spans, self._memory.lengths, "remote")
         if spans.total_bytes > wire.PART_BYTES or len(self._jobs) >= _MAX_JOBS or message.part in self._jobs:
             raise TransferError("more was asked for than one peer may have in flight")
-        pieces = self._memory.pieces(spans)
-        start = self._link.receive if writes else self._link.send
-        self._jobs[message.part] = _Job(start(message.part, pieces), writes)
         if writes:
-            self._link.send_control(wire.MessageKind.READY, message.part)
+            flow = self._memory.receive(self._link, message.part, spans, lambda: self._ready(message.part))
+        else:
+            flow = self._memory.send(self._link, message.part, spans)
+        self._jobs[message.part] = _Job(flow, writes)
+
+    def _ready(self, number: int) -> None:
+        self._link.send_control(wire.MessageKind.READY, number)
 
     def _end(self, number: int, job: _Job) -> None:
         if job.flow.failure:
@@ -100,11 +103,11 @@ class UcxServer:
     def __init__(self, loop: UcxLoop, token: str) -> None:
         self._loop = loop
         self._token = token
-        self._memory = RegionViews(())
+        self._memory: PartMemory = RegionViews(())
         self.generation = 0
         loop.on_hello = self._accept_peer
 
-    def serve(self, memory: RegionViews) -> None:
+    def serve(self, memory: PartMemory) -> None:
         """Replaces the memory, for peers that connect from now on."""
         self._memory = memory
         self.generation += 1

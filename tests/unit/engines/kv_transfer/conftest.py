@@ -28,7 +28,16 @@ from llmserve.engines.kv_transfer import (
     PushLimits,
     ReceiveLimits,
 )
-from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, TransferState, TransferStatus
+from llmserve.transfer.base import (
+    Batch,
+    Memory,
+    PeerName,
+    Region,
+    Spans,
+    Transfer,
+    TransferState,
+    TransferStatus,
+)
 from llmserve.transfer.base import Transport as TransportContract
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.counters import PairMatrix
@@ -102,6 +111,9 @@ class GatedTransport:
     writes: int = 0
     late: list[GatedTransfer] = field(default_factory=list)
     regions: Sequence[Region] = ()
+
+    def reaches(self, memory: Memory) -> bool:
+        return memory.on_host
 
     def register(self, regions: Sequence[Region]) -> None:
         self.regions = regions
