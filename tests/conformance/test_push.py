@@ -23,7 +23,7 @@ from llmserve.engines.kv_transfer import (
     ReceiveJob,
     ReceiveLimits,
 )
-from llmserve.engines.kv_transfer.push.stopping import StopLimits
+from llmserve.engines.kv_transfer.push.fence import StopLimits
 from llmserve.transfer.base import Region
 from llmserve.transfer.select import makers
 

@@ -1,5 +1,6 @@
 """What we take for granted about vLLM's internals, checked against the installed one."""
 
+import inspect
 import json
 import random
 from pathlib import Path
@@ -95,3 +96,14 @@ def test_vllm_keeps_what_it_knows_of_a_model_where_we_look_for_it(
     model = _LazyRegisteredModel("vllm.model_executor.models.llama", "LlamaForCausalLM")
     assert model._get_cache_dir() == tmp_path / "modelinfos"
     assert Path(model._get_cache_filename()).match("*-LlamaForCausalLM.json")
+
+
+def test_draws_of_a_request_with_a_seed_are_taken_back_as_we_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from vllm.v1.worker import gpu_model_runner
+
+    from llmserve.engines.connector.rewinding import RewindingGenerator, install
+
+    monkeypatch.setattr(torch, "Generator", torch.Generator)
+    install("cpu", inspect.getsource(gpu_model_runner))
+    assert torch.Generator is RewindingGenerator

@@ -21,7 +21,8 @@ class KvPeer:
 
 @dataclass(frozen=True, slots=True)
 class PairStatus:
-    """A row of the matrix: this worker fetches from `peer` over `transport`.
+    """A row of the matrix: this worker moves KV to or from `peer`, a worker or a KV manager on another host,
+    over `transport`.
 
     small_seconds and bytes_per_second: those of the last probe that worked (0: none did). transfers, bytes
     and seconds: what requests moved. failures: of transfers and probes. breaker: closed, open or

@@ -23,7 +23,7 @@ def _of_pairs(
 
 
 _PAIR_FAMILIES = (
-    _of_pairs("kv_pair_chosen", "1: the next request fetches its KV this way", lambda row: row.chosen),
+    _of_pairs("kv_pair_chosen", "1: the next transfer goes this way", lambda row: row.chosen),
     _of_pairs("kv_pair_usable", "1: the breaker is closed", lambda row: row.breaker == "closed"),
     _of_pairs(
         "kv_pair_probe_bytes_per_second",
@@ -35,11 +35,15 @@ _PAIR_FAMILIES = (
         "Time of a read of 64 KiB in the last probe that worked",
         lambda row: row.small_seconds,
     ),
-    _of_pairs("kv_pair_transfers_total", "Hand-overs that came this way", lambda row: row.transfers),
-    _of_pairs("kv_pair_bytes_total", "KV bytes that came this way", lambda row: row.bytes),
+    _of_pairs(
+        "kv_pair_transfers_total",
+        "Transfers that went this way, also to a KV store",
+        lambda row: row.transfers,
+    ),
+    _of_pairs("kv_pair_bytes_total", "KV bytes that went this way", lambda row: row.bytes),
     _of_pairs("kv_pair_seconds_total", "Time that these took", lambda row: row.seconds),
     _of_pairs(
-        "kv_pair_failures_total", "Probes and hand-overs that failed this way", lambda row: row.failures
+        "kv_pair_failures_total", "Probes and transfers that failed this way", lambda row: row.failures
     ),
 )
 

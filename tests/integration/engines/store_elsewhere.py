@@ -1,8 +1,8 @@
 """A rank and its link to the KV manager, without vLLM's scheduler, for test_store_elsewhere.py.
 
 argv: the KV manager's host:port, this worker's id, the host that others reach it at, transports in their
-order (with commas). Orders on stdin, one a line, as JSON: ["store" or "load", hashes in hexadecimal, the
-first of as many of the engine's blocks]. Answers on stdout.
+order (with commas). Orders on stdin, one a line, as JSON: ["store", "load" or "rows", hashes in hexadecimal,
+the first of as many of the engine's blocks]. Answers on stdout.
 """
 
 import hashlib
@@ -32,6 +32,7 @@ class Rank:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
         self._memory = np.random.default_rng(seed).integers(0, 127, (LAYERS, BLOCKS, PAGE_BYTES), np.int8)
         caches = [CanonicalKVCacheTensor(torch.from_numpy(layer), PAGE_BYTES) for layer in self._memory]
+        self._remote = remote
         self._worker = StoreWorker(CanonicalKVCaches(caches, []), 0, remote)
         self._link = StoreLink(kvmanager, name, 1, [LAYERS * PAGE_BYTES])
         self._jobs = 0
@@ -45,7 +46,7 @@ class Rank:
             pb.StoreFill(block_hash=keys[block.index], generation=block.slots[0].generation)
             for block in stores
         ]
-        self._link.settle(commits=fills)
+        self._settle(commits=fills)
         return [self._digest(block) for block in blocks]
 
     def load(self, keys: Sequence[bytes], first: int) -> list[str]:
@@ -56,9 +57,13 @@ class Rank:
         if blocks:
             self._run(self._worker.submit_load, _slots(answer, loads), _blocks(blocks))
         unused = [keys[block.index] for block in answer.prepared.stores]
-        self._link.settle(releases=[answer.prepared.lease_id], aborts=unused)
+        self._settle(releases=[answer.prepared.lease_id], aborts=unused)
         failed = self._worker.take_failed_blocks()
         return ["failed" if block in failed else self._digest(block) for block in blocks]
+
+    def rows(self, _: Sequence[bytes], __: int) -> list[tuple[str, str, int]]:
+        """The pairs in the matrix, with the bytes that went over them."""
+        return [(row.peer, row.transport, row.bytes) for row in self._remote.matrix.rows()]
 
     def close(self) -> None:
         self._worker.shutdown()
@@ -76,6 +81,15 @@ class Rank:
                 return answers[0]
             time.sleep(0.05)
         raise TimeoutError("not attached")
+
+    def _settle(self, **changes: Any) -> None:
+        """Returns when the KV manager has made the changes: what is stored can be loaded by others then."""
+        self._link.settle(**changes)
+        give_up = time.monotonic() + _SECONDS
+        while self._link._calls:
+            if time.monotonic() > give_up:
+                raise TimeoutError("not settled")
+            time.sleep(0.005)
 
     def _run(self, submit: Any, source: Any, target: Any) -> None:
         self._jobs += 1

@@ -143,6 +143,10 @@ def test_blocks_go_between_hosts_over_each_transport(
     assert len(set(stored)) == 3
     assert far[1].do("load", keys, 5) == stored, "written and read from elsewhere"
     assert near.do("load", keys, 0) == stored, "written elsewhere, read on the host"
+    rows = far[0].do("rows", [], 0)
+    assert {peer for peer, _, _ in rows} == {"kvmanager-0"}
+    assert any(moved_bytes for _, _, moved_bytes in rows)
+    assert near.do("rows", [], 0) == [], "it maps the memory"
     other = [key[::-1] for key in keys]
     stored = near.do("store", other, 4)
     assert far[0].do("load", other, 0) == stored, "written on the host, read elsewhere"

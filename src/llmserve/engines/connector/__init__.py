@@ -7,5 +7,5 @@ One class, two halves that vLLM makes in two processes:
 - `worker_side` in each vLLM worker (one per rank) acts: it owns the KV memory, the transports and
   the lease table, through engines/kv_transfer.
 
-`metadata` is what goes from the first to the second with each engine step, `stats` what comes back.
+`orders` is what goes from the first to the second with each engine step, and what comes back.
 """

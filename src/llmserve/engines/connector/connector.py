@@ -1,5 +1,6 @@
 """The class that vLLM loads (kv_connector_module_path). It only delegates to its two halves."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,15 @@ from llmserve.config.refusals import SEVERAL_KV_GROUPS
 from llmserve.core.process import exit_so_when_done
 from llmserve.engines.connector import rewinding
 from llmserve.engines.connector.memory import kernel_of, kv_layout, layer_indices, packing_of
-from llmserve.engines.connector.orders import Continuations, RankEndpoint, StepOrders
+from llmserve.engines.connector.orders import (
+    Continuations,
+    HandoverStats,
+    NoVllmMetrics,
+    RankEndpoint,
+    StepOrders,
+)
 from llmserve.engines.connector.scheduler_side import SchedulerSide
 from llmserve.engines.connector.settings import ConnectorSettings, EngineReadyFile
-from llmserve.engines.connector.stats import HandoverStats, NoVllmMetrics
 from llmserve.engines.connector.worker_side import WorkerSide
 from llmserve.engines.kv_transfer import HeadShard
 from llmserve.engines.spec import computation_words
@@ -58,7 +64,9 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: dict[str, "torch.Tensor"]) -> None:
         tensor = next(iter(kv_caches.values()))
-        rewinding.install(tensor.device.type)
+        from vllm.v1.worker import gpu_model_runner  # costs nothing here: it has called this
+
+        rewinding.install(tensor.device.type, inspect.getsource(gpu_model_runner))
         kernel = kernel_of(self._vllm_config, kv_caches, tensor.shape[-1])
         layout = kv_layout(
             kv_caches,

@@ -1,18 +1,23 @@
-"""What the scheduler side tells the worker side, once per engine step, and what comes back. Pickled by
-vLLM.
+"""What the scheduler side tells the worker side, once per engine step, and what comes back. vLLM pickles it.
+
+HandoverStats goes on, in the scheduler's statistics, to the front process.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorWorkerMetadata,
 )
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.kv_params import PullParams, PushParams
 from llmserve.engines.kv_transfer import Finish, PullJob, PushChunk, ReceiveJob
+
+_SUMMED = ("transferred_bytes", "transfer_failures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +87,42 @@ class RankEndpoint(KVConnectorHandshakeMetadata):
     transports: tuple[str, ...]
     layout: str
     block_bytes: int
+
+
+@dataclass
+class HandoverStats(KVConnectorStats):
+    """Reports the leases and transfers of a rank. They are totals and gauges, so that losing a step loses
+    nothing; only lease changes and pulls are increments, and wait for a step that takes them.
+
+    data: leased_blocks, orphan_blocks, transferred_bytes, transfer_failures (int),
+    last_transport (str), lease_events (list of [lease_id, state, blocks, remaining_seconds]), pulls (list
+    of [request_id, the fields of its HandoverReport])."""
+
+    def aggregate(self, other: KVConnectorStats) -> "HandoverStats":
+        """Over tensor-parallel ranks. Each rank pins the same blocks: leases are not added up. A pull is
+        reported once for each rank; the last report counts."""
+        mine, theirs = self.data, other.data
+        summed = {key: mine.get(key, 0) + theirs.get(key, 0) for key in _SUMMED}
+        worst = {key: max(mine.get(key, 0), theirs.get(key, 0)) for key in ("leased_blocks", "orphan_blocks")}
+        pulls = [*mine.get("pulls", ()), *theirs.get("pulls", ())]
+        return HandoverStats(data={**theirs, **mine, **summed, **worst, "pulls": pulls})
+
+    def reduce(self) -> dict[str, int | float]:
+        return {key: value for key, value in self.data.items() if isinstance(value, int | float)}
+
+    def reset(self) -> None:
+        self.data: dict[str, Any] = {}
+
+    def is_empty(self) -> bool:
+        return not self.data
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.data
+
+
+class NoVllmMetrics(KVConnectorPromMetrics):
+    """Records nothing: the worker makes metrics of HandoverStats (metrics/worker.py). With another connector
+    beside ours, vLLM demands that each has an object for it."""
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        pass

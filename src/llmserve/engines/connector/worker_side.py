@@ -4,12 +4,19 @@ It registers the rank's KV memory with the transports, keeps the lease table, an
 orders of the scheduler side. Called between forward passes; nothing here waits for the network.
 """
 
+from dataclasses import astuple
 from typing import Any
 
-from llmserve.engines.connector.orders import Continuations, PushOrders, RankEndpoint, StepOrders
+from llmserve.engines.connector.orders import (
+    Continuations,
+    HandoverStats,
+    PushOrders,
+    RankEndpoint,
+    StepOrders,
+)
 from llmserve.engines.connector.settings import ConnectorSettings
-from llmserve.engines.connector.stats import HandoverStats
 from llmserve.engines.kv_transfer import HandoverNode, KvLayout, PullResult
+from llmserve.transfer.engine.counters import process_matrix
 from llmserve.transfer.select import make_transports
 
 # Longer, and a request that comes meanwhile begins late.
@@ -31,6 +38,7 @@ class WorkerSide:
             host=settings.host,
             policy=settings.policy,
             unusable=unusable,
+            matrix=process_matrix(),
         )
         self._continued: dict[str, tuple[int, ...]] = {}  # for the results of this step
         self._reported: dict[str, Any] = {}
@@ -127,21 +135,8 @@ class WorkerSide:
             return None
         self._reported = data
         events = [[c.lease_id, c.state.value, c.blocks, c.remaining_seconds] for c in changes]
-        pulls = [_row(result) for result in pulled]
+        pulls = [[result.request_id, *astuple(result.report)] for result in pulled]
         return HandoverStats(data={**data, "lease_events": events, "pulls": pulls})
 
     def close(self) -> None:
         self._node.close()
-
-
-def _row(result: PullResult) -> list[Any]:
-    return [
-        result.request_id,
-        result.transport,
-        result.bytes,
-        result.seconds,
-        list(result.fallbacks),
-        result.reason,
-        result.pushed,
-        result.ended_unix,
-    ]

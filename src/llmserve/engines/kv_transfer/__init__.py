@@ -3,7 +3,7 @@
 Used by engines/connector (in each vLLM worker process) and by engines/sim. No torch, no vLLM.
 """
 
-from llmserve.engines.kv_transfer.ask import query_status, release_lease, set_peers
+from llmserve.engines.kv_transfer.channel import query_status, release_lease, set_peers
 from llmserve.engines.kv_transfer.client import HandoverClient
 from llmserve.engines.kv_transfer.layout.blocks import KvLayout
 from llmserve.engines.kv_transfer.layout.geometry import KvGeometry, KvPart

@@ -5,7 +5,6 @@ of those alive that wait.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from types import MappingProxyType
 
 from llmserve.core.errors import TransferError
@@ -13,8 +12,7 @@ from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.kv_params import PeerAddress, PullParams
 from llmserve.core.request import PairStatus
 from llmserve.engines.kv_transfer.layout.heads import sources
-from llmserve.engines.kv_transfer.peers import PeerDirectory
-from llmserve.engines.kv_transfer.prober import Prober
+from llmserve.engines.kv_transfer.peers import PeerDirectory, Prober
 from llmserve.engines.kv_transfer.protocol import ReleaseLease, RenewLease
 from llmserve.engines.kv_transfer.pull import Pull, PullJob, PullLimits, renewals
 from llmserve.engines.kv_transfer.rank import PullResult, RankEngine, Results
@@ -60,7 +58,7 @@ class HandoverClient:
     def cancel(self, request_id: RequestId) -> None:
         """Ends a pull. Its result still comes, once local memory is no longer touched. Unknown ids are
         ignored."""
-        self._post(lambda: self._cancel(request_id))
+        self._engine.act(lambda: self._cancel(request_id))
 
     def take_finished(self) -> list[PullResult]:
         """Returns each result once. The engine polls this."""
@@ -73,14 +71,14 @@ class HandoverClient:
 
     def watch(self, pull_params: PullParams) -> None:
         """Renews the lease, at once and thrice per lease, until unwatch, release, pull or its end."""
-        self._post(lambda: self._watch(pull_params))
+        self._engine.act(lambda: self._watch(pull_params))
 
     def unwatch(self, pull_params: PullParams) -> None:
-        self._post(lambda: self._unwatch(pull_params))
+        self._engine.act(lambda: self._unwatch(pull_params))
 
     def set_peers(self, addresses: Sequence[PeerAddress]) -> None:
         """Names all peers to pull from: each is connected to and probed before the first pull."""
-        self._post(lambda: self._prober.set_peers(addresses))
+        self._engine.act(lambda: self._prober.set_peers(addresses))
 
     def pairs(self) -> list[PairStatus]:
         """Rows of the matrix, for status and metrics."""
@@ -88,7 +86,7 @@ class HandoverClient:
 
     def release(self, pull_params: PullParams) -> None:
         """Gives back blocks that nobody will fetch. Best effort; ends a watch."""
-        self._post(lambda: self._release(pull_params))
+        self._engine.act(lambda: self._release(pull_params))
 
     def close(self) -> None:
         """Cancels every pull, forgets watches, hangs up. Idempotent; before the engine's `close`."""
@@ -97,10 +95,6 @@ class HandoverClient:
             self._engine.call(self._aclose())
 
     # -- on the loop
-
-    def _post(self, action: Callable[[], object]) -> None:
-        with suppress(TransferError):  # closed: there is nothing left to act on
-            self._engine.post(action)
 
     def _start(self, pull: Pull) -> None:
         job = pull.job

@@ -18,7 +18,8 @@ from llmserve.engines.kv_transfer.push.transfer import PushLimits
 from llmserve.engines.kv_transfer.rank import RankEngine
 from llmserve.engines.kv_transfer.server import HandoverServer
 from llmserve.transfer.base import Transport
-from llmserve.transfer.engine.choice import TransferCounters, TransferPolicy
+from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.engine.counters import PairMatrix, TransferCounters
 
 
 class HandoverNode:
@@ -39,10 +40,11 @@ class HandoverNode:
         push_limits: PushLimits | None = None,
         receive_limits: ReceiveLimits | None = None,
         unusable: Mapping[str, str] = MappingProxyType({}),
+        matrix: PairMatrix | None = None,
     ) -> None:
-        """unusable: transports that cannot be used here, and why, for the status.
+        """unusable: transports that cannot be used here, and why, for the status. matrix: see TransferEngine.
         Errors: TransferError (memory cannot be registered, host cannot be bound)."""
-        self._engine = RankEngine(transports, layout, policy)
+        self._engine = RankEngine(transports, layout, policy, matrix)
         self.client = HandoverClient(self._engine, limits, unusable)
         try:
             self.server = HandoverServer(

@@ -1,12 +1,17 @@
-"""Connections of this process to the side channels of others, one for each endpoint."""
+"""Connections of this process to the side channels of others, one for each endpoint; and the prober, which
+keeps the matrix of the process: which transport to which peer, at what speed.
+"""
 
 import asyncio
+import logging
 from collections import deque
+from collections.abc import Mapping, Sequence
 
 from llmserve.core.errors import LeaseEnded, TransferError
 from llmserve.core.kv_params import PeerAddress
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.engines.kv_transfer.channel import Channel, open_client
+from llmserve.core.request import PairStatus
+from llmserve.engines.kv_transfer.channel import Channel, answer_about_lease, open_client
 from llmserve.engines.kv_transfer.layout.geometry import KvGeometry
 from llmserve.engines.kv_transfer.protocol import (
     A,
@@ -26,12 +31,17 @@ from llmserve.engines.kv_transfer.protocol import (
     expect,
 )
 from llmserve.engines.kv_transfer.rank import RankEngine
-from llmserve.transfer.base import Spans
+from llmserve.transfer.base import Batch
+from llmserve.transfer.digest import digest
+from llmserve.transfer.engine.choice import Sample
 from llmserve.transfer.engine.pair import Pair
 
+_log = logging.getLogger(__name__)
 _ANSWER_SECONDS = 5.0
-_UNKNOWN_SECONDS = 1.0
-_UNKNOWN_RETRY_SECONDS = 0.01
+_UNKNOWN_SECONDS = 1.0  # for its engine to grant a lease that a request names already
+_DIGEST_PIECES = 8192  # in one message; takes either side about 10 ms
+_RETRY_SECONDS = 5.0  # between two attempts to connect to a peer that cannot be reached
+_SHORTEST_SECONDS = 0.05
 
 
 class Peer:
@@ -65,14 +75,8 @@ class Peer:
         await self.ask(AnnounceProbe(), Done)
 
     async def lease(self, request: BeginRead | RenewLease | ReleaseLease) -> LeaseAnswer:
-        """A request can come here before the owner's engine has granted its lease: an unknown lease is asked
-        for again, for a second."""
-        give_up = asyncio.get_running_loop().time() + _UNKNOWN_SECONDS
-        while True:
-            answer = (await self.ask(request, LeaseIs)).lease
-            if answer is not LeaseAnswer.UNKNOWN or asyncio.get_running_loop().time() > give_up:
-                return answer
-            await asyncio.sleep(_UNKNOWN_RETRY_SECONDS)
+        """An unknown lease is asked for again, for a second."""
+        return await answer_about_lease(lambda: self.ask(request, LeaseIs), _UNKNOWN_SECONDS)
 
     async def demand(self, request: BeginRead | RenewLease | ReleaseLease) -> None:
         """The same. Errors: LeaseEnded unless the lease is valid."""
@@ -81,10 +85,16 @@ class Peer:
             operation = request.__struct_config__.tag
             raise LeaseEnded(f"lease {request.lease_id[:120]} at {operation}: {answer.value}")
 
-    async def verify(self, spans: Spans, digest: str) -> None:
-        """Compares what has arrived with the owner's bytes. Errors: TransferError when they differ."""
-        if (await self.ask(AskDigest.of(spans), DigestIs)).digest != digest:
-            raise TransferError("other bytes arrived than were sent: the digests differ")
+    async def compare(self, batch: Batch, sample: Sample) -> None:
+        """Compares a sample of the pieces that were copied, here and at the peer. Errors: TransferError when
+        they differ."""
+        chosen = sample.take(len(batch.local.lengths))
+        local, remote = batch.local.cut(chosen), batch.remote.cut(chosen)
+        for first in range(0, len(remote.lengths), _DIGEST_PIECES):
+            some = slice(first, first + _DIGEST_PIECES)
+            theirs = await self.ask(AskDigest.of(remote.cut(some)), DigestIs)
+            if theirs.digest != digest(self._engine.regions, local.cut(some)):
+                raise TransferError("other bytes arrived than were sent: the digests differ")
 
     async def ask(self, request: Request, kind: type[A]) -> A:
         """kind: of the answer."""
@@ -190,3 +200,66 @@ class PeerDirectory:
             peer.close("hello failed")
             raise
         return peer
+
+
+class Prober:
+    """Probes peers when they join (`set_peers`), at the first connection to a peer that nobody announced, and
+    when the pause of a breaker is over. On the loop of its engine; `start` once."""
+
+    def __init__(self, engine: RankEngine, peers: PeerDirectory, unusable: Mapping[str, str]) -> None:
+        """unusable: transports that this process does not have, with the reason; each is a row of its own."""
+        self._engine = engine
+        self._unusable = unusable
+        self._peers = peers
+        self._announced: dict[str, PeerAddress] = {}
+        self._refused: dict[str, str] = {}  # endpoint -> why there is no connection
+
+    def start(self) -> None:
+        self._engine.spawn("prober", self._run())
+
+    def set_peers(self, addresses: Sequence[PeerAddress]) -> None:
+        """Names all peers that this process may fetch from; replaces those of the call before."""
+        self._announced = {address.endpoint: address for address in addresses}
+        self._refused = {key: why for key, why in self._refused.items() if key in self._announced}
+        self._peers.changed.set()
+
+    def rows(self) -> list[PairStatus]:
+        found = self._engine.matrix.rows()
+        for endpoint, why in self._refused.items():
+            found.append(_row("refused", self._announced[endpoint].worker_id, "", why))
+        return found + [_row("unavailable", "", name, why) for name, why in self._unusable.items()]
+
+    async def _run(self) -> None:
+        while True:
+            self._peers.changed.clear()
+            for address in list(self._announced.values()):
+                await self._connect(address)
+            for peer in self._peers.live:
+                await peer.pair.probe_due(peer.announce_probe)
+            await self._sleep()
+
+    async def _connect(self, address: PeerAddress) -> None:
+        try:
+            await self._peers.get(address)
+        except TransferError as error:
+            if self._refused.get(address.endpoint) != error.message:
+                _log.warning("no kv transfer from %s: %s", address.worker_id, error.message)
+            self._refused[address.endpoint] = error.message
+        else:
+            self._refused.pop(address.endpoint, None)
+
+    async def _sleep(self) -> None:
+        """Waits until something changes, or the next probe is due."""
+        now = self._engine.clock.now()
+        seconds = min((peer.pair.choice.next_due() - now for peer in self._peers.live), default=float("inf"))
+        if self._refused:
+            seconds = min(seconds, _RETRY_SECONDS)
+        try:
+            async with asyncio.timeout(None if seconds == float("inf") else max(_SHORTEST_SECONDS, seconds)):
+                await self._peers.changed.wait()
+        except TimeoutError:
+            return
+
+
+def _row(breaker: str, peer: str, transport: str, why: str) -> PairStatus:
+    return PairStatus(peer, transport, False, breaker, why, 0.0, 0.0, 0, 0, 0.0, 0)

@@ -18,11 +18,9 @@ from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
 from llmserve.engines.kv_transfer.protocol import BeginRead, ReleaseLease, RenewLease
 from llmserve.engines.kv_transfer.rank import PullResult, RankEngine
 from llmserve.transfer.base import Batch
-from llmserve.transfer.digest import digest
 
 _log = logging.getLogger(__name__)
 _RENEWALS_PER_LEASE = 3
-_DIGEST_PIECES = 8192  # in one message; takes either side about 10 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +139,12 @@ class Pull:
             self.fallbacks += failures
 
     async def _read_over(self, peer: Peer, batch: Batch, name: str) -> None:
-        seconds = await peer.pair.read(name, batch, partial(self._verify, peer, batch))
+        sample = self.engine.policy.sample(len(batch.local.lengths))
+        seconds = await peer.pair.read(name, batch, partial(peer.compare, batch, sample))
         size_bytes = batch.local.total_bytes
         self.transport = name
         self.bytes += size_bytes
         self.engine.counters.count_pull(name, size_bytes, seconds)
-
-    async def _verify(self, peer: Peer, batch: Batch) -> None:
-        pieces = len(batch.local.lengths)
-        chosen = self.engine.policy.sample(pieces).take(pieces)
-        local, remote = batch.local.cut(chosen), batch.remote.cut(chosen)
-        for first in range(0, len(remote.lengths), _DIGEST_PIECES):
-            some = slice(first, first + _DIGEST_PIECES)
-            await peer.verify(remote.cut(some), digest(self.engine.regions, local.cut(some)))
 
 
 async def renewals(peer: Peer, pull_params: PullParams) -> None:

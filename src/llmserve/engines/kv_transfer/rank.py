@@ -3,16 +3,17 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from llmserve.core.clock import Clock
+from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.request import HandoverReport
 from llmserve.engines.kv_transfer.layout.blocks import KvLayout
 from llmserve.transfer.base import Transport
 from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.engine.counters import PairMatrix
 from llmserve.transfer.engine.engine import TransferEngine
 
 
@@ -24,12 +25,17 @@ class RankEngine(TransferEngine):
         transports: Sequence[Transport],
         layout: KvLayout,
         policy: TransferPolicy | None = None,
-        clock: Clock | None = None,
+        matrix: PairMatrix | None = None,
     ) -> None:
         """Errors: TransferError when the memory cannot be registered; the transports are closed then."""
         self.layout = layout
         self.ended = threading.Event()
-        super().__init__(transports, layout.regions, policy, clock)
+        super().__init__(transports, layout.regions, policy, matrix=matrix)
+
+    def act(self, action: Callable[[], object]) -> None:
+        """Runs an action on the loop, soon. After `close` it does nothing: there is nothing to act on."""
+        with suppress(TransferError):
+            self.post(action)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from llmserve.engines.store.worker import StoreWorker
 from llmserve.kvstore.dram.client.access import RemoteAccess
 from llmserve.kvstore.formats import Element, grouped
 from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.engine.counters import process_matrix
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
@@ -60,7 +61,7 @@ class StoreSpec(OffloadingSpec):
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         extra = self.extra_config
         policy = TransferPolicy(**extra["policy"])
-        remote = RemoteAccess(tuple(extra["engine_order"]), str(extra["host"]), policy)
+        remote = RemoteAccess(tuple(extra["engine_order"]), str(extra["host"]), policy, process_matrix())
         return StoreWorker(kv_caches, self.config.parallel.rank, remote)
 
 

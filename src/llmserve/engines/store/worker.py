@@ -141,7 +141,7 @@ class StoreWorker(OffloadingWorker):
         pool = self._pools.get(part.manager)
         if pool is None or pool.described != part.arena:
             self._let_go(part.manager)
-            pool = _Pool(part.arena, open_pool(part.arena, self._memory.regions, self._remote))
+            pool = _Pool(part.arena, open_pool(part.manager, part.arena, self._memory.regions, self._remote))
             self._pools[part.manager] = pool
         return pool.access
 

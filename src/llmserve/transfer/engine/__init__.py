@@ -7,4 +7,5 @@ fallback, the fair turns and the limit of `budgets.max_kv_io_gbps` are the same 
 - `engine` owns the transports and the memory, on one thread: submit, poll, cancel, fence.
 - `pair` is this process and one peer: connections, lanes, probes, and the fallback to the next transport.
 - `choice` decides, without any I/O; `lane` shares a transport between requests; `probe` measures one.
+- `counters` is what status and metrics show.
 """

@@ -1,6 +1,5 @@
 """What is decided about a pair: which transport it uses, which one failed, how long a transfer may take, and
-which pieces are compared; and what is counted. Pure: the caller brings the time, from any monotonic clock, in
-seconds.
+which pieces are compared. Pure: the caller brings the time, from any monotonic clock, in seconds.
 
 A pair uses the first transport of the manifest's order, unless a later one is more than `slow_factor` times
 faster. It leaves out a transport whose breaker is open, unless there is no other.
@@ -229,41 +228,3 @@ class PairChoice:
 def _speed(route: _Route) -> float:
     """0 when unknown: such a transport neither wins nor loses by its speed."""
     return route.measured.bytes_per_second if route.measured else 0.0
-
-
-@dataclass(slots=True)
-class TransportCounters:
-    """seconds: from the first byte asked for to the last one in memory."""
-
-    pulls: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    failures: int = 0
-
-
-@dataclass(slots=True)
-class TransferCounters:
-    """Totals since the start. The engine's thread writes them, any thread reads them."""
-
-    by_transport: dict[str, TransportCounters] = field(default_factory=dict)
-    last_transport: str = ""
-    failed_pulls: int = 0  # pulls that ended without data, whatever the transport
-
-    def of(self, transport: str) -> TransportCounters:
-        return self.by_transport.setdefault(transport, TransportCounters())
-
-    def count_pull(self, transport: str, size_bytes: int, seconds: float) -> None:
-        counters = self.of(transport)
-        counters.pulls += 1
-        counters.bytes += size_bytes
-        counters.seconds += seconds
-        self.last_transport = transport
-
-    @property
-    def transferred_bytes(self) -> int:
-        return sum(counters.bytes for counters in self.by_transport.values())
-
-    @property
-    def transfer_failures(self) -> int:
-        """Failed attempts on a transport, and pulls that failed before or after one."""
-        return self.failed_pulls + sum(counters.failures for counters in self.by_transport.values())

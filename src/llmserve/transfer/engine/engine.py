@@ -30,7 +30,8 @@ from llmserve.transfer.base import (
     TransferStatus,
     Transport,
 )
-from llmserve.transfer.engine.choice import TransferCounters, TransferPolicy
+from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.engine.counters import PairMatrix, TransferCounters
 from llmserve.transfer.engine.lane import process_budget
 from llmserve.transfer.engine.probe import ProbeMemory
 
@@ -61,9 +62,11 @@ class TransferEngine:
         regions: Sequence[Region],
         policy: TransferPolicy | None = None,
         clock: Clock | None = None,
+        matrix: PairMatrix | None = None,
     ) -> None:
         """regions: memory that outlives the engine; a region of probes is registered after them. clock: time
-        of the breakers. Errors: TransferError when a transport cannot register the memory."""
+        of the breakers. matrix: shows the pairs of this engine; shared where a process has several engines.
+        Errors: TransferError when a transport cannot register the memory."""
         self.policy = policy or TransferPolicy()
         self.clock = clock or SystemClock()
         self.probe = ProbeMemory(len(regions))
@@ -72,6 +75,7 @@ class TransferEngine:
         limit = self.policy.bytes_per_second
         self.bucket = process_budget(limit) if limit else None
         self.counters = TransferCounters()
+        self.matrix = matrix or PairMatrix()
         self.closed = False
         self._transports = {transport.name: transport for transport in transports}
         self.fences = dict.fromkeys(self._transports, 0)  # how often each transport was fenced

@@ -9,11 +9,12 @@ follows from the last probe. On the engine's loop only.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import partial
 
 from llmserve.core.aio import wait_ended
 from llmserve.core.errors import TransferError
+from llmserve.core.request import PairStatus
 from llmserve.transfer.base import Batch, PeerName, TransferState, TransferStatus, Transport
 from llmserve.transfer.engine.choice import Measured, PairChoice
 from llmserve.transfer.engine.engine import TransferEngine
@@ -32,8 +33,8 @@ class Doubtful(TransferError):
 
 
 class Pair:
-    """lost: done with the reason once the peer is gone; reads end with it. on_failure: called after a breaker
-    has opened."""
+    """In the matrix of its engine until `close`. lost: done with the reason once the peer is gone; reads end
+    with it. on_failure: called after a breaker has opened."""
 
     def __init__(
         self,
@@ -56,6 +57,11 @@ class Pair:
         self._connected: dict[str, PeerName] = {}
         self._read_lanes: dict[str, Lane] = {}
         self._write_lanes: dict[str, Lane] = {}
+        engine.matrix.add(self.rows)
+
+    def rows(self) -> Iterable[PairStatus]:
+        """Rows of the matrix. Any thread."""
+        return self.choice.rows(self.peer, self._engine.clock.now())
 
     # -- which transport
 
@@ -163,6 +169,7 @@ class Pair:
         """Idempotent. Reads under way end."""
         if not self.lost.done():
             self.lost.set_result(reason)
+            self._engine.matrix.remove(self.rows)
             for name in list(self._connected):
                 self._disconnect(name)
 

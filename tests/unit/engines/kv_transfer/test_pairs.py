@@ -1,5 +1,6 @@
 """The matrix of a process: probes at the join, the choice, breakers that open and close, what is refused."""
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,10 @@ import pytest
 
 from llmserve.core.ids import WorkerId
 from llmserve.core.kv_params import PeerAddress
+from llmserve.core.request import PairStatus
+from llmserve.engines.kv_transfer import query_status
 from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.engine.counters import PairMatrix, process_matrix
 from llmserve.transfer.faults import FaultPlan
 from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.tcp import TcpTransport
@@ -154,3 +158,20 @@ def test_the_limit_slows_pulls_down(make_side: Make) -> None:
         reader.pull(owner.grant(f"p{number}", REMOTE), LOCAL, f"d{number}")
     slowest = max(result.seconds for result in reader.results(4))
     assert 0.5 < slowest < 3
+
+
+def test_pairs_of_other_engines_of_the_process_are_in_its_status(make_side: Make, wait_until: Wait) -> None:
+    """Those of a KV store on another host."""
+    store = PairStatus("kvmanager-0", "tcp", True, "closed", "", 0.001, 1e9, 3, 300, 0.1, 0)
+    matrix = PairMatrix()
+    owner, reader = make_side(1), make_side(2, matrix=matrix)
+    matrix.add(source := lambda: [store])
+    _meet(reader, owner)
+    wait_until(lambda: len(reader.rows) == 2)
+    status = asyncio.run(query_status(reader.node.endpoint, 5.0))
+    assert [row.peer for row in status.pairs] == ["kvmanager-0", "worker-1"]
+    assert store in status.pairs
+    matrix.remove(source)
+    matrix.remove(source)
+    assert [row.peer for row in reader.rows] == ["worker-1"]
+    assert process_matrix() is process_matrix()

@@ -13,7 +13,7 @@ from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.core.kv_params import PullParams
 from llmserve.engines.kv_transfer import HandoverNode, HeadShard, KvGeometry, KvPart, PullJob, PullResult
 from llmserve.engines.kv_transfer.peers import Peer
-from llmserve.transfer.base import Spans
+from llmserve.engines.kv_transfer.protocol import AskDigest
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.tcp import TcpTransport
 from tests.unit.engines.kv_transfer.shaped_memory import ShapedMemory, prompt_content
@@ -176,14 +176,15 @@ def test_many_pieces_are_verified_in_several_messages(
     make_worker: Callable[..., Worker], pull: Callable[..., PullResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    verify = Peer.verify
+    ask = Peer.ask
 
-    async def noted(peer: Peer, spans: Spans, digest: str) -> None:
-        asked.append(len(spans.lengths))
-        await verify(peer, spans, digest)
+    async def noted(peer: Peer, request: Any, kind: Any) -> Any:
+        if isinstance(request, AskDigest):
+            asked.append(len(request.spans().lengths))
+        return await ask(peer, request, kind)
 
-    monkeypatch.setattr(Peer, "verify", noted)
-    monkeypatch.setattr("llmserve.engines.kv_transfer.pull._DIGEST_PIECES", 20)
+    monkeypatch.setattr(Peer, "ask", noted)
+    monkeypatch.setattr("llmserve.engines.kv_transfer.peers._DIGEST_PIECES", 20)
     owner = make_worker(shapes(2, 1, 4))
     reader = make_worker(shapes(2, 1, 8), policy=TransferPolicy(verify="always"))
     result = pull(reader.nodes[0], owner.grant("p", [7, 2, 3, 11, 0, 5]), [9, 4, 1])

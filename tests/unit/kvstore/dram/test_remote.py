@@ -20,6 +20,7 @@ from llmserve.kvstore.dram.shape import ArenaDescription
 from llmserve.transfer.base import Region, Spans, Transport
 from llmserve.transfer.engine import pair as pair_module
 from llmserve.transfer.engine.choice import FIRST_PAUSE_SECONDS, TransferPolicy
+from llmserve.transfer.engine.counters import PairMatrix
 from llmserve.transfer.select import with_faults
 from llmserve.transfer.shm import ShmTransport
 from llmserve.transfer.tcp import TcpTransport
@@ -46,7 +47,9 @@ class Ends:
         return ArenaDescription.from_text(self.arena.description(self.server.open()))
 
     def pool(self, *transports: Transport) -> RemotePool:
-        pool = RemotePool(self.described(), self.memory.regions, transports or [TcpTransport()])
+        pool = RemotePool(
+            "kvmanager-0", self.described(), self.memory.regions, transports or [TcpTransport()]
+        )
         self.pools.append(pool)
         return pool
 
@@ -171,7 +174,7 @@ def test_bytes_that_change_on_the_way_are_read_over_another(ends: Ends) -> None:
 @pytest.mark.parametrize("ends", ["even"], indirect=True)
 def test_a_transport_that_failed_is_tried_again_after_a_pause(ends: Ends) -> None:
     slot, clock, shm = ends.slot(1), VirtualClock(), faulty_shm("fail_submit=1/1 at most 1")
-    pool = RemotePool(ends.described(), ends.memory.regions, [shm], clock=clock)
+    pool = RemotePool("kvmanager-0", ends.described(), ends.memory.regions, [shm], clock=clock)
     ends.pools.append(pool)
     with pytest.raises(TransferError, match="no transport reaches it: shm: "):
         pool.store([slot], ends.memory.spans(0))
@@ -182,13 +185,34 @@ def test_a_transport_that_failed_is_tried_again_after_a_pause(ends: Ends) -> Non
 
 
 @pytest.mark.parametrize("ends", ["even"], indirect=True)
+def test_its_pair_is_in_the_matrix_while_it_is_open(ends: Ends) -> None:
+    matrix, slot = PairMatrix(), ends.slot(1)
+    transports = [faulty_shm("fail_poll=1/1 after 8 at most 1"), TcpTransport()]
+    pool = RemotePool("kvmanager-0", ends.described(), ends.memory.regions, transports, matrix=matrix)
+    ends.pools.append(pool)
+    assert {(row.peer, row.transport) for row in matrix.rows()} == {
+        ("kvmanager-0", "shm"),
+        ("kvmanager-0", "tcp"),
+    }
+    pool.store([slot], ends.memory.spans(0))
+    shm, tcp = matrix.rows()
+    assert (shm.breaker, shm.failures, shm.chosen) == ("open", 1, False)
+    assert "fail_poll" in shm.reason
+    assert (tcp.breaker, tcp.chosen) == ("closed", True)
+    assert tcp.bytes >= BLOCK_BYTES, "the block, and words of its slot"
+    assert tcp.bytes_per_second > 0, "it was probed"
+    pool.close()
+    assert matrix.rows() == []
+
+
+@pytest.mark.parametrize("ends", ["even"], indirect=True)
 def test_only_the_described_memory_is_the_pool(ends: Ends) -> None:
     """Who listens now where it was described proves with the pattern of a probe that it is the same."""
     slot, described = ends.slot(0), ends.described()
     route = ServedRoute.from_text(described.transports["tcp"])
     other = ServedRoute(route.description, replace(route.probe, small_digest="0" * 16))
     described = replace(described, transports={"tcp": other.to_text()})
-    pool = RemotePool(described, ends.memory.regions, [TcpTransport()])
+    pool = RemotePool("kvmanager-0", described, ends.memory.regions, [TcpTransport()])
     ends.pools.append(pool)
     with pytest.raises(TransferError, match=r"tcp: probe: .* other bytes than"):
         pool.store([slot], ends.memory.spans(0))
@@ -199,7 +223,7 @@ def test_only_the_described_memory_is_the_pool(ends: Ends) -> None:
 def test_without_a_common_transport_there_is_no_pool(ends: Ends) -> None:
     described, transport = replace(ends.described(), transports={"nixl": "AAAA"}), TcpTransport()
     with pytest.raises(TransferError, match="no transport in common"):
-        RemotePool(described, ends.memory.regions, [transport])
+        RemotePool("kvmanager-0", described, ends.memory.regions, [transport])
     with pytest.raises(TransferError, match="closed"):
         transport.register([])
 
@@ -236,7 +260,7 @@ def test_words_of_many_slots_go_in_several_batches(ends: Ends, monkeypatch: pyte
     monkeypatch.setattr(remote_module, "_WORDS", 6)
     memory = np.zeros(14 * 4096, np.uint8)
     region = Region(memory.ctypes.data, memory.nbytes)
-    pool = RemotePool(ends.described(), [region], [TcpTransport()])
+    pool = RemotePool("kvmanager-0", ends.described(), [region], [TcpTransport()])
     ends.pools.append(pool)
     memory[:] = np.random.default_rng(5).integers(0, 256, memory.nbytes, np.uint8)
     kept, count = memory.tobytes(), 14
@@ -261,7 +285,9 @@ def test_a_copy_that_stalls_goes_on_over_the_next_transport(
     monkeypatch.setattr(pair_module, "PROBE_SECONDS", 0.2)
     slot, checksum = ends.slot(1), ends.memory.checksum(0)
     transports = [faulty_shm(f"stall=1/1 after {copies}"), TcpTransport()]
-    pool = RemotePool(ends.described(), ends.memory.regions, transports, TransferPolicy(slow_factor=1e9))
+    pool = RemotePool(
+        "kvmanager-0", ends.described(), ends.memory.regions, transports, TransferPolicy(slow_factor=1e9)
+    )
     ends.pools.append(pool)
     assert pool.store([slot], ends.memory.spans(0)) == [Copied(CopyOutcome.DONE, checksum)]
     assert pool.load([replace(slot, checksum=checksum)], ends.memory.spans(2))[0].outcome is CopyOutcome.DONE
@@ -273,7 +299,11 @@ def test_copies_keep_to_the_budget_of_the_process(ends: Ends) -> None:
     """The probe is beside it."""
     limit = 4.0 * BLOCK_BYTES
     pool = RemotePool(
-        ends.described(), ends.memory.regions, [TcpTransport()], TransferPolicy(bytes_per_second=limit)
+        "kvmanager-0",
+        ends.described(),
+        ends.memory.regions,
+        [TcpTransport()],
+        TransferPolicy(bytes_per_second=limit),
     )
     ends.pools.append(pool)
     started = time.monotonic()

@@ -22,6 +22,6 @@ No write lands in blocks that have another owner. Decode gives reserved blocks b
 A reservation that is given up is first closed, then prefill is asked to stop (StopPush); it finishes
 the write in hand, a few MiB, rather than to leave its end in doubt. docs/decisions/0009 says why.
 
-`progress` and `reservations` decide; `sender`, `transfer` and `writer` act at prefill, `receiver`, `receive`
-and `stopping` at decode. The messages stand in `protocol`.
+`sender` and `transfer` act at prefill, and `progress` decides there; `receiver` and `receive` act at decode,
+and `fence` decides there. The messages stand in `protocol`.
 """

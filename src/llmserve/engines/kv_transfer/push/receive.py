@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import PullParams, PushParams
-from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
+from llmserve.engines.kv_transfer.client import HandoverClient
+from llmserve.engines.kv_transfer.peers import Peer
 from llmserve.engines.kv_transfer.protocol import (
     AskPush,
     PushOutcome,
@@ -20,9 +21,14 @@ from llmserve.engines.kv_transfer.protocol import (
     Reserve,
     StopPush,
 )
-from llmserve.engines.kv_transfer.pull import Pull, PullJob, PullLimits
-from llmserve.engines.kv_transfer.push.reservations import ReservationTable, Writes
-from llmserve.engines.kv_transfer.push.stopping import StopLimits, are_on_one_host, unclean_after_stop
+from llmserve.engines.kv_transfer.pull import Pull, PullJob
+from llmserve.engines.kv_transfer.push.fence import (
+    ReservationTable,
+    StopLimits,
+    Writes,
+    are_on_one_host,
+    unclean_after_stop,
+)
 from llmserve.engines.kv_transfer.rank import PullResult, RankEngine
 
 _log = logging.getLogger(__name__)
@@ -54,16 +60,22 @@ class ReceiveJob:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveContext:
-    """What all receives of a process share. fence: over these transports nobody writes here any more who was
-    connected. release: gives a lease back that nobody will use."""
+    """What all receives of a process share. client: pulls when a push fails. fence: over these transports
+    nobody writes here any more who was connected."""
 
     engine: RankEngine
-    peers: PeerDirectory
+    client: HandoverClient
     table: ReservationTable
     limits: ReceiveLimits
-    pull_limits: PullLimits
     fence: Callable[[Iterable[str]], None]
-    release: Callable[[PullParams], None]
+
+    async def ask(self, push_params: PushParams, request: Reserve | AskPush | StopPush) -> PushStanding:
+        """Asks the writer. Errors: TransferError."""
+        return await (await self.writer(push_params)).ask(request, PushStanding)
+
+    async def writer(self, push_params: PushParams) -> Peer:
+        """The prefill rank that writes into this rank. Errors: TransferError."""
+        return await self.client.peers.get(push_params.address(self.engine.layout.geometry.shard.rank))
 
 
 @dataclass(eq=False, slots=True)
@@ -126,11 +138,11 @@ class PushReceive:
         if outcome.pull_params is None:
             return self._result(trouble)
         if self._cancelled:
-            self.around.release(outcome.pull_params)
+            self.around.client.release(outcome.pull_params)
             return self._result("cancelled")
         result = await self._pull(outcome.pull_params)
         if not result.ok:
-            self.around.release(outcome.pull_params)
+            self.around.client.release(outcome.pull_params)
         return replace(
             self._result(result.reason),
             transport=result.transport,
@@ -146,7 +158,7 @@ class PushReceive:
         pull_job = PullJob(job.request_id, pull_params, tokens, job.local_block_ids)
         self._pulling = asyncio.current_task()
         try:
-            return await Pull(pull_job, around.pull_limits, around.engine, around.peers).run()
+            return await Pull(pull_job, around.client.limits, around.engine, around.client.peers).run()
         finally:
             self._pulling = None
 
@@ -182,7 +194,7 @@ class PushReceive:
         request: Reserve | AskPush = Reserve(transfer_id, self.reservation)
         while True:
             try:
-                peer = await self._peer()
+                peer = await self.around.writer(self.job.push_params)
                 answer = await peer.ask(request, PushStanding)
             except TransferError as error:
                 failures += 1
@@ -204,7 +216,7 @@ class PushReceive:
         self.around.table.end(self.reservation.reservation_id, self.around.table.epoch)
         self._outcome = answer.outcome
         if answer.outcome.complete and answer.outcome.pull_params is not None:
-            self.around.release(answer.outcome.pull_params)
+            self.around.client.release(answer.outcome.pull_params)
 
     def _serve(self) -> None:
         if self._connection is not None:
@@ -243,13 +255,8 @@ class PushReceive:
         )
 
     async def _ask_to_stop(self) -> PushStanding:
-        return await (await self._peer()).ask(StopPush(self.job.push_params.transfer_id), PushStanding)
+        return await self.around.ask(self.job.push_params, StopPush(self.job.push_params.transfer_id))
 
     async def _stop_quietly(self) -> None:
         with suppress(TransferError):
             await self._ask_to_stop()
-
-    async def _peer(self) -> Peer:
-        return await self.around.peers.get(
-            self.job.push_params.address(self.around.engine.layout.geometry.shard.rank)
-        )

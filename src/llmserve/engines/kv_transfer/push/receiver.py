@@ -15,14 +15,12 @@ from llmserve.engines.kv_transfer.protocol import (
     BeginPush,
     EndPush,
     LeaseIs,
-    PushStanding,
     Reservation,
     Reserve,
     StopPush,
 )
+from llmserve.engines.kv_transfer.push.fence import ReservationTable, WriterSuspended
 from llmserve.engines.kv_transfer.push.receive import PushReceive, ReceiveContext, ReceiveJob, ReceiveLimits
-from llmserve.engines.kv_transfer.push.reservations import ReservationTable
-from llmserve.engines.kv_transfer.push.stopping import WriterSuspended
 from llmserve.engines.kv_transfer.rank import PullResult, RankEngine, Results
 from llmserve.engines.kv_transfer.server import Handlers
 
@@ -44,17 +42,14 @@ class PushReceiver:
         """client: of this process; it pulls when a push fails. home: where prefill reaches this process.
         hang_up: on all peers that are connected to it."""
         self._engine = engine
-        self._client = client
         self._home = home
         self._hang_up = hang_up
         self._around = ReceiveContext(
             engine=engine,
-            peers=client.peers,
+            client=client,
             table=ReservationTable(home.epoch),
             limits=limits or ReceiveLimits(),
-            pull_limits=client.limits,
             fence=self._fence,
-            release=client.release,
         )
         self._results = Results(engine.ended)
         self._receives: dict[RequestId, PushReceive] = {}
@@ -67,11 +62,11 @@ class PushReceiver:
     def expect(self, push_params: PushParams) -> None:
         """A request came that is to be pushed, and waits for blocks: prefill keeps its KV, until receive
         or forget."""
-        self._post(lambda: self._expect(push_params))
+        self._engine.act(lambda: self._expect(push_params))
 
     def forget(self, push_params: PushParams) -> None:
         """It is not wanted any more."""
-        self._post(lambda: self._forget(push_params))
+        self._engine.act(lambda: self._forget(push_params))
 
     def receive(self, job: ReceiveJob) -> None:
         """Its blocks are there. The result comes from take_finished, exactly once, and when it does nobody
@@ -86,7 +81,7 @@ class PushReceiver:
 
     def cancel(self, request_id: RequestId) -> None:
         """Its result still comes. Unknown ids are ignored."""
-        self._post(lambda: self._cancel(request_id))
+        self._engine.act(lambda: self._cancel(request_id))
 
     def take_finished(self) -> list[PullResult]:
         """Each result once."""
@@ -116,10 +111,6 @@ class PushReceiver:
         return LeaseIs(answer)
 
     # -- on the loop
-
-    def _post(self, action: Callable[[], object]) -> None:
-        with suppress(TransferError):  # closed: there is nothing left to act on
-            self._engine.post(action)
 
     def _start(self, job: ReceiveJob) -> None:
         self._stop_expecting(job.push_params)
@@ -174,11 +165,10 @@ class PushReceiver:
     async def _ask(self, push_params: PushParams, request: Reserve | StopPush) -> None:
         """Best effort: whoever reserves finds out what is the matter."""
         with suppress(TransferError):
-            peer = await self._client.peers.get(push_params.address(self._engine.layout.geometry.shard.rank))
-            await peer.ask(request, PushStanding)
+            await self._around.ask(push_params, request)
 
     def _fence(self, transports: Iterable[str]) -> None:
         """Everybody connects again, and so learns how to reach the memory now."""
         self._engine.fence(transports)
         self._hang_up()
-        self._client.peers.hang_up("the memory was fenced")
+        self._around.client.peers.hang_up("the memory was fenced")

@@ -5,13 +5,11 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from llmserve.core.errors import TransferError
 from llmserve.core.ids import TransferId
 from llmserve.engines.kv_transfer.peers import PeerDirectory
 from llmserve.engines.kv_transfer.protocol import Answer, AskPush, PushStanding, PushState, Reserve, StopPush
 from llmserve.engines.kv_transfer.push.progress import PushChunk
 from llmserve.engines.kv_transfer.push.transfer import Finish, Leases, PushLimits, PushTransfer
-from llmserve.engines.kv_transfer.push.writer import PushWriter
 from llmserve.engines.kv_transfer.rank import RankEngine
 from llmserve.engines.kv_transfer.server import Handlers
 
@@ -41,24 +39,24 @@ class PushSender:
 
     def announce(self, transfer_id: TransferId) -> None:
         """A request that is to be pushed has come; finish or drop follows."""
-        self._post(lambda: self._open(transfer_id).announce())
+        self._engine.act(lambda: self._open(transfer_id).announce())
 
     def begin_step(self, chunks: Sequence[PushChunk]) -> None:
         """Before a step computes: what lies before its chunks is final in all layers."""
-        self._post(lambda: self._begin_step(chunks))
+        self._engine.act(lambda: self._begin_step(chunks))
 
     def computed(self, layer: int, chunks: Sequence[PushChunk]) -> None:
         """The step has computed one layer of its chunks. Called in the middle of a forward pass."""
-        self._post(lambda: self._computed(layer, chunks))
+        self._engine.act(lambda: self._computed(layer, chunks))
 
     def finish(self, transfer_id: TransferId, finish: Finish) -> None:
         """All layers of the whole prompt are computed, and pinned under the lease of the pull."""
-        self._post(lambda: self._with(transfer_id, lambda transfer: transfer.finish(finish)))
+        self._engine.act(lambda: self._with(transfer_id, lambda transfer: transfer.finish(finish)))
 
     def drop(self, transfer_id: TransferId) -> None:
         """It will not be handed over. Its blocks may be freed at once: what is still read of them goes
         to decode, which never trusts it."""
-        self._post(lambda: self._with(transfer_id, PushTransfer.drop))
+        self._engine.act(lambda: self._with(transfer_id, PushTransfer.drop))
 
     def close(self) -> None:
         """Ends all writing. Before the server closes, because peers take that for our end. Idempotent."""
@@ -106,10 +104,6 @@ class PushSender:
         busy = [transfer.stop() for transfer in self._transfers.values()]
         return any(busy)
 
-    def _post(self, action: Callable[[], object]) -> None:
-        with suppress(TransferError):  # closed: there is nothing left to write to
-            self._engine.post(action)
-
     def _begin_step(self, chunks: Sequence[PushChunk]) -> None:
         for chunk in chunks:
             if chunk.restarted:
@@ -133,8 +127,7 @@ class PushSender:
         """Either side may speak of a transfer first."""
         if transfer := self._transfers.get(transfer_id):
             return transfer
-        writer = PushWriter(self._engine)
-        transfer = PushTransfer(transfer_id, self._engine, self._peers, self._leases, writer, self._limits)
+        transfer = PushTransfer(transfer_id, self._engine, self._peers, self._leases, self._limits)
         self._transfers[transfer_id] = transfer
         if self._closing:
             transfer.stop()

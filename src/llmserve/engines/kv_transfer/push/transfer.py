@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from llmserve.core.errors import LeaseEnded, TransferError
@@ -23,8 +24,9 @@ from llmserve.engines.kv_transfer.protocol import (
     Reservation,
 )
 from llmserve.engines.kv_transfer.push.progress import LayerPiece, PushProgress
-from llmserve.engines.kv_transfer.push.writer import PushWriter
 from llmserve.engines.kv_transfer.rank import RankEngine
+from llmserve.transfer.base import Batch
+from llmserve.transfer.engine.choice import Sample
 
 _log = logging.getLogger(__name__)
 _REPORTS = 2
@@ -69,8 +71,12 @@ class PushTransfer:
     engine: RankEngine
     peers: PeerDirectory
     leases: Leases
-    writer: PushWriter
     limits: PushLimits
+    _sample: Sample = field(init=False)  # of the pieces that are compared
+    _transport: str = ""  # the last one that worked
+    _seconds: float = 0.0  # time spent writing and comparing
+    _unclean: set[str] = field(default_factory=set)  # transports over which bytes may still arrive at decode
+    _is_writing: bool = False
     _progress: PushProgress = field(init=False)
     _announced: bool = False
     _reservation: Reservation | None = None
@@ -83,6 +89,7 @@ class PushTransfer:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
+        self._sample = self.engine.policy.sample()
         self._progress = PushProgress(self.engine.layout.geometry.block_bytes)
 
     # -- prefill's engine
@@ -110,7 +117,7 @@ class PushTransfer:
     def drop(self) -> None:
         """Prefill will not finish this prompt."""
         if self._outcome is None:
-            self._outcome = PushOutcome(reason="prefill was aborted", unclean=tuple(self.writer.unclean))
+            self._outcome = PushOutcome(reason="prefill was aborted", unclean=tuple(self._unclean))
         self._wake.set()
 
     # -- decode
@@ -126,7 +133,7 @@ class PushTransfer:
         """Begins nothing more. Returns whether a write is under way."""
         self._stopped = True
         self._wake.set()
-        return self.writer.busy
+        return self._is_writing
 
     def hear(self) -> None:
         """Notes that decode still waits."""
@@ -135,10 +142,10 @@ class PushTransfer:
             self.leases.renew(self._finish.pull_params.lease_id)
 
     def standing(self) -> PushStanding:
-        if self.writer.busy:
+        if self._is_writing:
             return PushStanding(PushState.WRITING)
         if self._stopped:
-            return PushStanding(PushState.STOPPED, unclean=tuple(self.writer.unclean))
+            return PushStanding(PushState.STOPPED, unclean=tuple(self._unclean))
         if self._outcome is not None:
             return PushStanding(PushState.ENDED, self._outcome)
         return PushStanding(PushState.UNKNOWN if self._ended else PushState.WAITING)
@@ -188,8 +195,19 @@ class PushTransfer:
             raise GivenUp(f"decode's reservation: {answer.value}")
 
     async def _write(self, peer: Peer, pieces: list[LayerPiece]) -> None:
+        """Errors: TransferError with every reason."""
         rows = [(piece.layer, piece.source_ids, piece.target_ids) for piece in pieces]
-        await self.writer.write(peer, self.engine.layout.layer_batch(rows))
+        batch = self.engine.layout.layer_batch(rows)
+        self._is_writing = True
+        try:
+            await peer.pair.over_any(partial(self._write_over, peer, batch), [])
+        finally:
+            self._is_writing = False
+
+    async def _write_over(self, peer: Peer, batch: Batch, name: str) -> None:
+        check = partial(peer.compare, batch, self._sample)
+        self._seconds += await peer.pair.write(name, batch, check, self._unclean)
+        self._transport = name
 
     def _success(self) -> PushOutcome:
         """Errors: LeaseEnded: the blocks may have changed while they were written."""
@@ -199,9 +217,9 @@ class PushTransfer:
         return PushOutcome(
             tokens=self._finish.tokens,
             pull_params=self._finish.pull_params,
-            transport=self.writer.transport,
+            transport=self._transport,
             bytes=self._progress.taken_bytes,
-            seconds=self.writer.seconds,
+            seconds=self._seconds,
         )
 
     async def _fail(self, reason: str) -> None:
@@ -209,7 +227,7 @@ class PushTransfer:
         with suppress(GivenUp):
             await self._until(lambda: self._finish is not None)
             assert self._finish is not None
-            unclean = tuple(self.writer.unclean)
+            unclean = tuple(self._unclean)
             await self._report(PushOutcome(reason, unclean, self._finish.tokens, self._finish.pull_params))
 
     async def _report(self, outcome: PushOutcome) -> None:

@@ -12,6 +12,7 @@ from llmserve.kvstore.dram.client.remote import RemotePool
 from llmserve.kvstore.dram.shape import ArenaDescription
 from llmserve.transfer.base import Region, Spans
 from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.engine.counters import PairMatrix
 from llmserve.transfer.select import make_transports
 
 
@@ -55,16 +56,17 @@ class MappedPool:
 @dataclass(frozen=True, slots=True)
 class RemoteAccess:
     """How this worker reaches pools on other hosts. engine_order: transports to prefer. host: address of this
-    machine that others reach. policy: that of all transfers of this process."""
+    machine that others reach. policy, matrix: those of all transfers of this process."""
 
     engine_order: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     policy: TransferPolicy = field(default_factory=TransferPolicy)
+    matrix: PairMatrix = field(default_factory=PairMatrix)
 
 
-def open_pool(description: str, regions: Sequence[Region], remote: RemoteAccess) -> PoolAccess:
-    """regions: the worker's memory, which outlives the access. Takes seconds for a pool on another host.
-    Errors: TransferError."""
+def open_pool(manager: str, description: str, regions: Sequence[Region], remote: RemoteAccess) -> PoolAccess:
+    """manager: name of the pool's KV manager, in logs and in the matrix. regions: the worker's memory, which
+    outlives the access. Takes seconds for a pool on another host. Errors: TransferError."""
     described = ArenaDescription.from_text(description)
     if not described.transports:
         return MappedPool(description, regions)
@@ -72,4 +74,4 @@ def open_pool(description: str, regions: Sequence[Region], remote: RemoteAccess)
         transports, _ = make_transports(remote.engine_order, remote.host)
     except LLMServeError as error:
         raise TransferError(f"kv pool: on another host: {error.message}") from error
-    return RemotePool(described, regions, transports, remote.policy)
+    return RemotePool(manager, described, regions, transports, remote.policy, matrix=remote.matrix)

@@ -12,6 +12,7 @@ another by then is found to be corrupt by whoever loads it.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import compress
 
@@ -27,6 +28,7 @@ from llmserve.kvstore.dram.serving import ServedRoute
 from llmserve.kvstore.dram.shape import DATA_REGION, FRONT_REGION, WORD_BYTES, ArenaDescription, ArenaShape
 from llmserve.transfer.base import Batch, Int64Array, Region, Spans, Transport
 from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.engine.counters import PairMatrix
 from llmserve.transfer.engine.engine import TransferEngine
 from llmserve.transfer.engine.pair import Doubtful, Pair
 
@@ -108,14 +110,17 @@ class RemotePool:
 
     def __init__(
         self,
+        manager: str,
         described: ArenaDescription,
         regions: Sequence[Region],
         transports: Sequence[Transport],
         policy: TransferPolicy | None = None,
         clock: Clock | None = None,
+        matrix: PairMatrix | None = None,
     ) -> None:
-        """regions: the worker's memory, which outlives the pool. clock: time of the breakers. Owns the
-        transports, also when it fails. Errors: TransferError when none of them reaches the pool."""
+        """manager: name of the pool's KV manager. regions: the worker's memory, which outlives the pool.
+        clock, matrix: see TransferEngine. Owns the transports, also when it fails. Errors: TransferError when
+        none of them reaches the pool."""
         self._shape = ArenaShape(described.capacity_bytes)
         self._memory, self._scratch = LocalMemory(regions), np.zeros(_WORDS, np.int64)
         self._scratch_region = len(regions)
@@ -126,18 +131,18 @@ class RemotePool:
                 transport.close()
         if not common:
             raise TransferError("kv pool: on another host, and no transport in common with this worker")
-        self._engine = TransferEngine(common, mine, policy, clock)
+        self._engine = TransferEngine(common, mine, policy, clock, matrix)
         try:
             routes = {one.name: ServedRoute.from_text(described.transports[one.name]) for one in common}
         except TransferError:
             self._engine.close()
             raise
         self._seconds = _PROBES_SECONDS + _ATTEMPT_SECONDS * len(common)
-        self._pair: Pair = self._engine.call(self._made_pair(routes))
+        self._pair: Pair = self._engine.call(self._made_pair(manager, routes))
 
-    async def _made_pair(self, routes: dict[str, ServedRoute]) -> Pair:
+    async def _made_pair(self, manager: str, routes: dict[str, ServedRoute]) -> Pair:
         descriptions = {name: route.description for name, route in routes.items()}
-        return Pair(self._engine, "the KV pool", descriptions, next(iter(routes.values())).probe)
+        return Pair(self._engine, manager, descriptions, next(iter(routes.values())).probe)
 
     def store(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
         """See PoolAccess."""
@@ -149,6 +154,8 @@ class RemotePool:
 
     def close(self) -> None:
         """See PoolAccess."""
+        with suppress(TransferError):  # closed before
+            self._engine.post(lambda: self._pair.close("closed"))
         self._engine.close()
 
     def _copied(self, copy: _Copy, slots: Sequence[Slot], spans: Spans) -> list[Copied]:

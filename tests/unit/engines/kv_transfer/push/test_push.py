@@ -10,7 +10,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.engines.kv_transfer import PushLimits, ReceiveLimits
 from llmserve.engines.kv_transfer.protocol import EndPush, RequestRefusal
-from llmserve.engines.kv_transfer.push.stopping import StopLimits
+from llmserve.engines.kv_transfer.push.fence import StopLimits
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.tcp import TcpTransport
 

@@ -9,7 +9,7 @@ import pytest
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
 from llmserve.engines.kv_transfer import ReceiveLimits
-from llmserve.engines.kv_transfer.push.stopping import StopLimits
+from llmserve.engines.kv_transfer.push.fence import StopLimits
 from llmserve.transfer.tcp import TcpTransport
 
 Make = Callable[..., Any]

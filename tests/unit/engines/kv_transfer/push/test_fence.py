@@ -4,7 +4,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llmserve.core.ids import ReservationId
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.engines.kv_transfer.push.reservations import ReservationTable, Writes
+from llmserve.engines.kv_transfer.push.fence import ReservationTable, Writes
 
 EPOCH = 4
 ID = ReservationId("r")
