@@ -107,17 +107,19 @@ class _Cluster:
             request_id = RequestId(f"request-{number}")
             timed.append(self._place(request_id, self._rng.choice(prompts)))
             running.append(request_id)
-            self._controller.first_token(self._session, running[-1 - min(number, 20)])
+            self._controller.requests.first_token(self._session, running[-1 - min(number, 20)])
             if len(running) > _RUNNING:
                 ended = running.pop(self._rng.randrange(len(running) - 50))
-                self._controller.done(self._session, ended, Outcome.COMPLETED, self._rng.randint(10, 400))
+                self._controller.requests.done(
+                    self._session, ended, Outcome.COMPLETED, self._rng.randint(10, 400)
+                )
         return timed
 
     def _place(self, request_id: RequestId, hashes: list[BlockHash]) -> _Timed:
         prompt = HashedPrompt(hashes, self._block_tokens) if self._hashed else HashedPrompt()
         admit = Admit(request_id, TenantId("t"), PlacementRequest("m", _PROMPT_TOKENS), prompt=prompt)
         began = time.thread_time()
-        effects = self._controller.admit(self._session, admit)
+        effects = self._controller.requests.admit(self._session, admit)
         placed = time.thread_time()
         self._index.match(prompt)
         ended = time.thread_time()

@@ -866,18 +866,18 @@ async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 
             await asyncio.sleep(0.01)
 
 
-async def test_closing_twice_and_using_it_afterwards(kit: EngineKit, prompt_of: PromptOf) -> None:
-    harness = await Harness.open(kit, WorkerRole.AGGREGATED, "alone")
-    await harness.run(prompt_of(10), 2)
-    await harness.add(prompt_of(10), 1000)  # still running when it is closed
-    await harness.close()
-    await harness.engine.aclose()
+async def test_closing_twice_and_using_it_afterwards(other: Harness, prompt_of: PromptOf) -> None:
+    """This test is the last one that uses `other`: it closes it."""
+    await other.run(prompt_of(10), 2)
+    await other.add(prompt_of(10), 1000)  # still running when it is closed
+    await other.close()
+    await other.engine.aclose()
     with pytest.raises(EngineDead):
-        await harness.add(prompt_of(10), 2)
+        await other.add(prompt_of(10), 2)
     with pytest.raises(EngineDead):
-        await harness.engine.next_outputs()
+        await other.engine.next_outputs()
     with pytest.raises(EngineDead):
-        await harness.engine.ping()
+        await other.engine.ping()
 
 
 async def test_closing_what_never_started(kit: EngineKit) -> None:

@@ -12,9 +12,8 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import ManifestError, StateUnavailable
-from llmserve.router.leader.store.base import Saved, SharedState, Term
-from llmserve.router.leader.store.memory import MemoryState
-from llmserve.router.leader.store.redis import RedisState
+from llmserve.router.leader.redis_state import RedisState
+from llmserve.router.leader.state import MemoryState, Saved, SharedState, Term
 from tests.support.valkey import Valkey
 
 A, B = "10.0.0.1:7000", "10.0.0.2:7000"

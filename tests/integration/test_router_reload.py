@@ -16,8 +16,7 @@ from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2, router_pb2_grpc
-from llmserve.rpc.leader import explain_request
-from llmserve.rpc.reload import reload_cluster
+from llmserve.rpc.leader import explain_request, reload_cluster
 from llmserve.workers.membership import RouterMembership
 
 WAIT_SECONDS = 10.0

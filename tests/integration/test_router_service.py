@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llmserve.config.load import parse_manifest
 from llmserve.core.clock import LeaseClock
 from llmserve.core.errors import InvalidRequest, NotFound
-from llmserve.router.leader.store.memory import MemoryState
+from llmserve.router.leader.state import MemoryState
 from llmserve.router.placement.planner import Disaggregate
 from llmserve.router.role import RouterRole
 from llmserve.router.settings import RouterSettings

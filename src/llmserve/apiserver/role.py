@@ -41,7 +41,7 @@ from llmserve.engines.vllm.parsers import parsers_here
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.metrics.registry import MetricsServer
 from llmserve.models.directory import read_config
-from llmserve.rpc.reload import Reloaded, reload_cluster
+from llmserve.rpc.leader import Reloaded, reload_cluster
 from llmserve.rpc.role import set_log_level
 from llmserve.tracing.open import open_tracer
 

@@ -1,5 +1,5 @@
 """Membership, admission and placement of requests. The router is never on the token path.
 
-The deciding half is pure and free of gRPC: controller, requests, sessions, workers/, placement/, prefix/,
-leader/election and leader/takeover. The others put it on the network.
+The deciding half is pure and free of gRPC: controller, requests, sessions, workers/, placement/, prefix/ and
+leader/election. The others put it on the network.
 """

@@ -1,10 +1,9 @@
-"""The messages of apiserver sessions, and the calls of workers."""
+"""The messages of apiserver sessions."""
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -12,16 +11,15 @@ import grpc.aio
 from llmserve.core.errors import InvalidRequest, LLMServeError, NotLeader
 from llmserve.core.ids import ApiserverId, RequestId, WorkerId
 from llmserve.core.tasks import TaskOwner
-from llmserve.router.admin.commands import OperatorCommands
-from llmserve.router.admin.reload import RouterLiveSettings
-from llmserve.router.codec import decode_admit, decode_held, decode_worker, encode_order, encode_peers
+from llmserve.router.codec import decode_admit, decode_held
+from llmserve.router.commands import OperatorCommands
 from llmserve.router.controller import Controller
 from llmserve.router.event_loop import EventLoop
 from llmserve.router.events import Effect
 from llmserve.router.leader.election import LeaderCheck
 from llmserve.router.sessions import RouterSession
 from llmserve.router.streams import RouterOutbox, SessionStream
-from llmserve.rpc.codec import decode_load, decode_outcome
+from llmserve.rpc.codec import decode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 _log = logging.getLogger(__name__)
@@ -92,15 +90,16 @@ class SessionCalls:
             self._commands.left(apiserver_id)
             given_back = len(stream.session.entries)
             _log.info("apiserver %s: session ended, %d requests given back", apiserver_id, given_back)
-        with suppress(NotLeader):  # the next leader counts anew
-            self._event_loop.decide(lambda: self._controller.close_session(stream.session))
+        with suppress(NotLeader), self._event_loop.deciding() as effects:  # the next leader counts anew
+            effects += self._controller.close_session(stream.session)
 
     async def _read(self, requests: _Requests, stream: SessionStream) -> None:
         """Ends the stream when the apiserver ends it, or when it sends what it must not."""
         error: LLMServeError | None = None
         try:
             async for message in requests:
-                self._event_loop.decide(partial(self._receive, stream.session, message))
+                with self._event_loop.deciding() as effects:
+                    effects += self._receive(stream.session, message)
         except LLMServeError as wrong:
             error = wrong
         finally:
@@ -111,13 +110,15 @@ class SessionCalls:
             case "admit":
                 admit = decode_admit(message.admit)
                 self._event_loop.spans.asked(session, message.admit)
-                return self._controller.admit(session, admit)
+                return self._controller.requests.admit(session, admit)
             case "first_token":
-                return self._controller.first_token(session, RequestId(message.first_token.request_id))
+                return self._controller.requests.first_token(
+                    session, RequestId(message.first_token.request_id)
+                )
             case "progress":
                 progress = message.progress
                 name = RequestId(progress.request_id)
-                return self._controller.progress(session, name, progress.output_tokens)
+                return self._controller.requests.progress(session, name, progress.output_tokens)
             case "done":
                 return self._done(session, message.done)
             case "worker_failed":
@@ -132,7 +133,7 @@ class SessionCalls:
         outcome = decode_outcome(done.outcome)
         cached = done.cached_tokens if done.HasField("cached_tokens") else None
         name = RequestId(done.request_id)
-        return self._controller.done(session, name, outcome, done.output_tokens, cached)
+        return self._controller.requests.done(session, name, outcome, done.output_tokens, cached)
 
     def _worker_failed(self, failed: router_pb2.WorkerFailed) -> list[Effect]:
         _log.warning("worker %s failed: %s", failed.worker_id, failed.reason)
@@ -152,44 +153,3 @@ async def _read_hello(requests: AsyncIterator[router_pb2.RouterSessionRequest]) 
     if not message.HasField("hello") or not message.hello.apiserver_id:
         raise InvalidRequest("a session begins with Hello, which names the apiserver")
     return message.hello
-
-
-class WorkerCalls:
-    """Each call raises NotLeader on a standby."""
-
-    def __init__(self, controller: Controller, event_loop: EventLoop, live: RouterLiveSettings) -> None:
-        self._controller, self._event_loop, self._live = controller, event_loop, live
-
-    def register(self, request: router_pb2.RegisterRequest) -> router_pb2.RegisterResponse:
-        """Errors: InvalidRequest, as ClusterMembership.register."""
-        spec, settings = decode_worker(request.worker), self._live.settings
-        try:
-            self._event_loop.decide(lambda: self._controller.register(spec))
-        except InvalidRequest as error:
-            _log.warning("worker %s refused: %s", spec.worker_id, error.message)
-            raise
-        return router_pb2.RegisterResponse(
-            heartbeat_seconds=settings.heartbeat_seconds, expiry_seconds=settings.expiry_seconds
-        )
-
-    def heartbeat(self, request: router_pb2.HeartbeatRequest) -> router_pb2.HeartbeatResponse:
-        """Errors: NotFound, as ClusterMembership.heartbeat."""
-        worker_id, load, draining = WorkerId(request.worker_id), decode_load(request.load), request.draining
-        self._event_loop.decide(
-            lambda: self._controller.heartbeat(worker_id, request.epoch, load, draining=draining)
-        )
-        membership = self._controller.membership
-        known = request.members_version == membership.version
-        answer = encode_peers(membership.version, () if known else membership.kv_sources(worker_id))
-        if order := membership.order_of(worker_id):
-            answer.drain.CopyFrom(encode_order(order))
-        answer.heartbeat_seconds = self._live.settings.heartbeat_seconds
-        answer.log_level = self._live.settings.log_level
-        return answer
-
-    def deregister(self, request: router_pb2.DeregisterRequest) -> router_pb2.DeregisterResponse:
-        self._event_loop.decide(
-            lambda: self._controller.deregister(WorkerId(request.worker_id), request.epoch)
-        )
-        _log.info("worker %s deregistered", request.worker_id)
-        return router_pb2.DeregisterResponse()

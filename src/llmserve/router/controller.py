@@ -7,16 +7,12 @@ every event the caller delivers the effects, compares `cluster_version`, and ask
 
 import random
 from collections.abc import Iterable
-from dataclasses import replace
 
 from llmserve.core.clock import Clock
-from llmserve.core.errors import InvalidRequest
-from llmserve.core.ids import ApiserverId, RequestId, WorkerId
-from llmserve.core.outcome import Outcome
+from llmserve.core.ids import ApiserverId, WorkerId
 from llmserve.core.request import EngineLoad
 from llmserve.core.stats import SchedulerStats
-from llmserve.router.events import Admit, Effect, Exit, HeldRequest, Incarnation, RequestRefused
-from llmserve.router.leader.takeover import Takeover
+from llmserve.router.events import Effect, Exit, HeldRequest, Incarnation
 from llmserve.router.placement.planner import Planner
 from llmserve.router.placement.rules import PlacementRules
 from llmserve.router.prefix.index import PrefixIndex
@@ -33,7 +29,8 @@ from llmserve.scheduler.snapshot import SchedulerSnapshot
 
 class Controller:
     """Composition root of the deciding half. index: whoever follows the KV managers fills it; None: nothing
-    is known of cached blocks. membership, prefixes and speeds are public for reading."""
+    is known of cached blocks. requests: takes the events of requests. membership, prefixes and speeds are
+    public for reading."""
 
     def __init__(
         self, settings: RouterSettings, clock: Clock, rng: random.Random, index: PrefixIndex | None = None
@@ -45,10 +42,8 @@ class Controller:
         self._queue = self._scheduler.queue
         self._placement_rules = PlacementRules(clock, rng, speeds)
         self._planner = Planner(membership, self._placement_rules.rules(settings.placement))
-        self._takeover = Takeover(clock)
-        self._requests = Requests(clock, self._scheduler, self._planner, prefixes, speeds, self._takeover)
-        self._entries = self._requests.entries
-        self._capacity_version = membership.version
+        self.requests = Requests(clock, self._scheduler, self._planner, membership, prefixes, speeds)
+        self._entries = self.requests.entries
         prefixes.prefetches = settings.prefetch_on_prefix
 
     def __repr__(self) -> str:
@@ -82,7 +77,7 @@ class Controller:
             self._queue.next_deadline(),
             self._queue.next_turn(),
             self.prefixes.hash_check.next_due(),
-            self._takeover.settled_at(),
+            self.requests.takeover.settled_at(),
         )
         return min((time for time in times if time is not None), default=None)
 
@@ -95,7 +90,7 @@ class Controller:
     def take_over(self, snapshot: SchedulerSnapshot | None, settle_seconds: float) -> None:
         """Called before any other event. Nothing is placed for settle_seconds, so that requests of the
         former leader are counted first."""
-        self._takeover.take_over(settle_seconds, inherits=snapshot is not None)
+        self.requests.takeover.take_over(settle_seconds, inherits=snapshot is not None)
         if snapshot is not None:
             self._scheduler.restore(snapshot)
 
@@ -108,73 +103,28 @@ class Controller:
         older = self._entries.session_of(apiserver_id)
         effects = self.close_session(older) if older else []
         session = self._entries.add_session(apiserver_id)
-        self._adopt(session, held, charged=self._takeover.already_charged(apiserver_id))
+        self._adopt(session, held, charged=self.requests.takeover.already_charged(apiserver_id))
         return session, effects
 
     def close_session(self, session: RouterSession) -> list[Effect]:
         """The stream has ended. Everything that the session held is given back. Idempotent."""
         self._entries.drop_session(session)
-        ended = [self._requests.end(request_id, Exit.GIVEN_BACK) for request_id in list(session.entries)]
-        return [*ended, *self._dispatch()]
-
-    # -- requests
-
-    def admit(self, session: RouterSession, admit: Admit) -> list[Effect]:
-        """A request asks for a place. If it has one already, or waits for one, it gives that up first: its
-        worker was lost."""
-        entry = self._entries.get(admit.request_id)
-        if entry and entry.session is not session:
-            error = InvalidRequest(f"request id {admit.request_id} is in use")
-            return [RequestRefused(session, admit.request_id, Outcome.REJECTED, error)]
-        effects: list[Effect] = []
-        if entry:
-            effects = [self._requests.end(admit.request_id, Exit.REPLACED), *self._dispatch()]
-        effects += [*self._requests.offer(session, admit), *self._dispatch()]
-        return [*effects, *self._requests.prefetch(admit)]
-
-    def first_token(self, session: RouterSession, request_id: RequestId) -> list[Effect]:
-        """The prefill of a request is over: its worker can take another. Idempotent."""
-        entry = session.entries.get(request_id)
-        if entry is None or entry.hold is None or entry.hold.work.first_token_at is not None:
-            return []
-        return [*self._requests.first_token(request_id), *self._dispatch()]
-
-    def progress(self, session: RouterSession, request_id: RequestId, output_tokens: int) -> list[Effect]:
-        """A request has generated this many tokens since it was placed."""
-        if request_id in session.entries:
-            self._requests.progress(request_id, output_tokens)
-        return []
-
-    def done(
-        self,
-        session: RouterSession,
-        request_id: RequestId,
-        outcome: Outcome,
-        output_tokens: int,
-        cached_tokens: int | None = None,
-    ) -> list[Effect]:
-        """A request is over, or no longer wanted. Ignores a request that this session does not hold: it was
-        refused meanwhile. cached_tokens: prompt tokens that the engine found cached; None: it did not
-        report them."""
-        if request_id not in session.entries:
-            return []
-        cached = self._requests.cached(request_id, outcome, cached_tokens)
-        ended = self._requests.end(request_id, Exit(outcome), output_tokens)
-        return [replace(ended, cached=cached), *self._dispatch()]
+        ended = [self.requests.end(request_id, Exit.GIVEN_BACK) for request_id in list(session.entries)]
+        return [*ended, *self.requests.dispatch()]
 
     # -- workers
 
     def register(self, spec: WorkerSpec) -> list[Effect]:
         """Errors: InvalidRequest, as ClusterMembership.register."""
         self.membership.register(spec)
-        return self._dispatch()
+        return self.requests.dispatch()
 
     def heartbeat(
         self, worker_id: WorkerId, epoch: int, load: EngineLoad, *, draining: bool = False
     ) -> list[Effect]:
         """Errors: NotFound, as ClusterMembership.heartbeat."""
         self.membership.heartbeat(worker_id, epoch, load, draining=draining)
-        return self._dispatch()
+        return self.requests.dispatch()
 
     def drain(self, worker_id: WorkerId, order: DrainOrder) -> tuple[ClusterMember, int]:
         """Returns the worker, and the number of other workers of its role that take requests. Errors:
@@ -185,7 +135,7 @@ class Controller:
 
     def deregister(self, worker_id: WorkerId, epoch: int) -> list[Effect]:
         self.membership.deregister(worker_id, epoch)
-        return self._dispatch()
+        return self.requests.dispatch()
 
     def worker_failed(
         self, worker_id: WorkerId, epoch: int, reason: str, *, stalled: bool = False
@@ -194,7 +144,7 @@ class Controller:
         if stalled:
             self.speeds.stalled(worker_id)
         self.membership.suspect(worker_id, epoch, reason)
-        return self._dispatch()
+        return self.requests.dispatch()
 
     # -- time
 
@@ -202,7 +152,7 @@ class Controller:
         """Expires silent workers and requests whose deadline has passed."""
         self.membership.expire()
         self.prefixes.hash_check.look()
-        return [*self._follow_workers(), *self._requests.expire(), *self._dispatch()]
+        return [*self.requests.follow_workers(), *self.requests.expire(), *self.requests.dispatch()]
 
     # -- settings
 
@@ -213,8 +163,8 @@ class Controller:
         self.prefixes.prefetches = settings.prefetch_on_prefix
         self.speeds.limits = settings.slow
         evictions = self._scheduler.set_policy(settings.policy)
-        hopeless = [self._requests.evict(eviction) for eviction in evictions]
-        return [*hopeless, *self._dispatch()]
+        hopeless = [self.requests.evict(eviction) for eviction in evictions]
+        return [*hopeless, *self.requests.dispatch()]
 
     def check_integrity(self) -> None:
         """Raises AssertionError when anything is lost, or counted other than once."""
@@ -234,18 +184,7 @@ class Controller:
             if request.request_id not in self._entries:
                 prefill = self._slots(request.prefill) if request.prefill else None
                 hold = PlacementHold(prefill, self._slots(request.decode), Work(choices=request.choices))
-                self._requests.adopt(session, request, hold, charged=charged)
+                self.requests.adopt(session, request, hold, charged=charged)
 
     def _slots(self, worker: Incarnation) -> WorkerSlots:
         return self.membership.slots(worker.worker_id, worker.epoch)
-
-    def _dispatch(self) -> list[Effect]:
-        return [*self._follow_workers(), *self._requests.dispatch()]
-
-    def _follow_workers(self) -> list[Effect]:
-        """Adapts the limits when there are other workers than before."""
-        if self._capacity_version == self.membership.version:
-            return []
-        self._capacity_version = self.membership.version
-        hopeless = self._scheduler.set_capacity(self.membership.capacity())
-        return [self._requests.evict(eviction) for eviction in hopeless]

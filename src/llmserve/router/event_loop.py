@@ -7,8 +7,8 @@ passing of time: it sleeps until something is due.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from llmserve.core.clock import Clock
 from llmserve.core.ids import WorkerId
@@ -54,7 +54,8 @@ class EventLoop:
     async def run(self) -> None:
         """Does what is due until the term ends. Errors: NotLeader."""
         while True:
-            self.decide(self._controller.tick)
+            with self.deciding() as effects:
+                effects += self._controller.tick()
             self._warn()
             wake = self._controller.next_wake()
             self._sleeping_until = float("inf") if wake is None else wake
@@ -63,11 +64,14 @@ class EventLoop:
                 async with asyncio.timeout(self._sleep_seconds(wake)):
                     await self._wake.wait()
 
-    def decide(self, event: Callable[[], list[Effect]]) -> None:
-        """Errors: NotLeader; nothing happens then."""
+    @contextmanager
+    def deciding(self) -> Iterator[list[Effect]]:
+        """Yields a list for the effects of one event, which are delivered at the end. Errors: NotLeader;
+        nothing happens then."""
         self._leader_check.check()
+        effects: list[Effect] = []
         started = time.perf_counter()
-        effects = event()
+        yield effects
         self._recorder.decided(time.perf_counter() - started)
         self.apply(effects)
 

@@ -17,8 +17,7 @@ from llmserve.kvstore.directory.directory import Holder, KvTier
 from llmserve.kvstore.directory.watcher import DirectoryUpdate
 from llmserve.router.events import Prefetch
 from llmserve.router.prefix.index import PrefixIndex
-from llmserve.rpc.backoff import Backoff
-from llmserve.rpc.client import open_channel
+from llmserve.rpc.client import Backoff, open_channel
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 from llmserve.rpc.status import from_grpc
 

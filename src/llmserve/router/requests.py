@@ -1,12 +1,13 @@
 """Requests from Admit to their end: offered, placed, evicted, over. Pure."""
 
+from dataclasses import replace
+
 from llmserve.core.clock import Clock
-from llmserve.core.errors import LLMServeError
+from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import Outcome
 from llmserve.router.events import (
     Admit,
-    CachedTokens,
     Effect,
     Exit,
     HeldRequest,
@@ -15,37 +16,50 @@ from llmserve.router.events import (
     RequestRefused,
     RequestStarted,
 )
-from llmserve.router.leader.takeover import Takeover
 from llmserve.router.placement.planner import NoPlan, PlacementRequest, Plan, Planner
 from llmserve.router.prefix.lookup import PrefixLookup
-from llmserve.router.sessions import PlacementHold, RequestEntry, RequestTable, RouterSession, Work
+from llmserve.router.sessions import PlacementHold, RequestEntry, RequestTable, RouterSession, Takeover, Work
+from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.speed import WorkerSpeeds
 from llmserve.scheduler.request import EvictedRequest, Fit, Queued, QueuedRequest, Rejected
 from llmserve.scheduler.scheduler import Scheduler
 
 
 class Requests:
-    """The caller follows each method by `dispatch`: a request may have given a place back, or wait for
-    one."""
+    """Takes the events of requests, and returns their effects. The other events end with `dispatch`, too: a
+    worker or a request may have given a place back. entries and takeover are public for the Controller."""
 
     def __init__(
         self,
         clock: Clock,
         scheduler: Scheduler,
         planner: Planner,
+        membership: ClusterMembership,
         prefixes: PrefixLookup,
         speeds: WorkerSpeeds,
-        takeover: Takeover,
     ) -> None:
-        self.entries = RequestTable()
+        self.entries, self.takeover = RequestTable(), Takeover(clock)
         self._clock, self._scheduler, self._queue = clock, scheduler, scheduler.queue
         self._planner, self._prefixes, self._speeds = planner, prefixes, speeds
-        self._takeover = takeover
+        self._membership, self._capacity_version = membership, membership.version
         self._placed: list[Effect] = []  # since the last dispatch
 
     # -- in
 
-    def offer(self, session: RouterSession, admit: Admit) -> list[Effect]:
+    def admit(self, session: RouterSession, admit: Admit) -> list[Effect]:
+        """A request asks for a place. If it has one already, or waits for one, it gives that up first: its
+        worker was lost."""
+        entry = self.entries.get(admit.request_id)
+        if entry and entry.session is not session:
+            error = InvalidRequest(f"request id {admit.request_id} is in use")
+            return [RequestRefused(session, admit.request_id, Outcome.REJECTED, error)]
+        effects: list[Effect] = []
+        if entry:
+            effects = [self.end(admit.request_id, Exit.REPLACED), *self.dispatch()]
+        effects += [*self._offer(session, admit), *self.dispatch()]
+        return [*effects, *self._prefetch(admit)]
+
+    def _offer(self, session: RouterSession, admit: Admit) -> list[Effect]:
         """Takes a request that has no entry into the queue, or refuses it."""
         ahead = self._queue.waiting_requests
         entry = RequestEntry(session, admit.placement, requests_ahead=ahead, prompt=admit.prompt)
@@ -59,7 +73,7 @@ class Requests:
         evicted = answer.evicted if isinstance(answer, Queued) else None
         return [self.evict(evicted)] if evicted else []
 
-    def prefetch(self, admit: Admit) -> list[Effect]:
+    def _prefetch(self, admit: Admit) -> list[Effect]:
         """Asks for the blocks of a request that waits."""
         entry = self.entries.get(admit.request_id)
         if entry is None or entry.hold or not self._prefixes.prefetches:
@@ -88,17 +102,31 @@ class Requests:
 
     def dispatch(self) -> list[Effect]:
         """Places the requests whose turn it is."""
+        hopeless = self.follow_workers()
         if self._queue.waiting_requests:
             self._queue.dispatch(self._place)
         placed, self._placed = self._placed, []
-        return placed
+        return [*hopeless, *placed]
 
-    def first_token(self, request_id: RequestId) -> list[Effect]:
-        """The prefill of a running request is over: its worker can take another. Called once for each
-        request."""
-        hold, now = self.entries[request_id].hold, self._clock.now()
-        assert hold is not None, request_id
-        work, busy_seconds = hold.work, hold.first_token(now)
+    def follow_workers(self) -> list[Effect]:
+        """Adapts the limits when there are other workers than before."""
+        if self._capacity_version == self._membership.version:
+            return []
+        self._capacity_version = self._membership.version
+        hopeless = self._scheduler.set_capacity(self._membership.capacity())
+        return [self.evict(eviction) for eviction in hopeless]
+
+    def first_token(self, session: RouterSession, request_id: RequestId) -> list[Effect]:
+        """The prefill of a request is over: its worker can take another. Idempotent."""
+        entry, now = session.entries.get(request_id), self._clock.now()
+        if entry is None or entry.hold is None or entry.hold.work.first_token_at is not None:
+            return []
+        work, busy_seconds = entry.hold.work, entry.hold.first_token(now)
+        return [*self._started(request_id, work, now, busy_seconds), *self.dispatch()]
+
+    def _started(
+        self, request_id: RequestId, work: Work, now: float, busy_seconds: float
+    ) -> list[RequestStarted]:
         if (plan := work.plan) is None:
             return []
         seconds, predicted = now - work.placed_at, plan.predicted
@@ -106,15 +134,31 @@ class Requests:
         self._speeds.prompt_computed(plan.prefill or plan.decode, plan.computed_tokens, seconds, computing)
         return [RequestStarted(request_id, seconds, predicted)]
 
-    def progress(self, request_id: RequestId, output_tokens: int) -> None:
-        self._queue.correct(request_id, output_tokens)
+    def progress(self, session: RouterSession, request_id: RequestId, output_tokens: int) -> list[Effect]:
+        """A request has generated this many tokens since it was placed."""
+        if request_id in session.entries:
+            self._queue.correct(request_id, output_tokens)
+        return []
 
     # -- out
 
-    def cached(self, request_id: RequestId, outcome: Outcome, actual: int | None) -> CachedTokens | None:
-        """Compares the cached tokens of a request that is about to end. actual: as its engine reported, if
-        it did."""
-        return self._prefixes.ended(self.entries[request_id], outcome, actual)
+    def done(
+        self,
+        session: RouterSession,
+        request_id: RequestId,
+        outcome: Outcome,
+        output_tokens: int,
+        cached_tokens: int | None = None,
+    ) -> list[Effect]:
+        """A request is over, or no longer wanted. Ignores a request that this session does not hold: it was
+        refused meanwhile. cached_tokens: prompt tokens that the engine found cached; None: it did not
+        report them."""
+        entry = session.entries.get(request_id)
+        if entry is None:
+            return []
+        cached = self._prefixes.ended(entry, outcome, cached_tokens)
+        ended = self.end(request_id, Exit(outcome), output_tokens)
+        return [replace(ended, cached=cached), *self.dispatch()]
 
     def end(self, request_id: RequestId, how: Exit, output_tokens: int = 0) -> RequestEnded:
         """Ends a request that waits or runs. output_tokens: tokens of all its choices."""
@@ -143,7 +187,7 @@ class Requests:
 
     def _place(self, request: QueuedRequest) -> Fit:
         """Gives a request its place when its turn comes. The queue calls this."""
-        if self._takeover.settling:
+        if self.takeover.settling:
             return Fit.FULL
         entry = self.entries[request.request_id]
         self._prefixes.look_up(entry)

@@ -11,11 +11,10 @@ from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.registry import MetricsServer
 from llmserve.metrics.router import RouterMetrics
 from llmserve.router.kv_watch import KvWatch
+from llmserve.router.leader.build import build_state
 from llmserve.router.leader.election import LeaderElection
 from llmserve.router.leader.peers import Peers
-from llmserve.router.leader.store.base import SharedState
-from llmserve.router.leader.store.build import build_state
-from llmserve.router.leader.store.memory import MemoryState
+from llmserve.router.leader.state import MemoryState, SharedState
 from llmserve.router.leader.term import LeaderTerm, Manifests, TermParts
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.service import RouterService

@@ -1,13 +1,20 @@
 """llmserve.v1.Router over gRPC: each call goes to the services of the current term."""
 
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
 
+from llmserve.core.errors import InvalidRequest
+from llmserve.core.ids import WorkerId
+from llmserve.router.codec import decode_worker, encode_order, encode_peers
 from llmserve.router.leader.election import LeaderCheck
 from llmserve.router.leader.term import LeaderTerm
+from llmserve.rpc.codec import decode_load
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
+
+_log = logging.getLogger(__name__)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -25,22 +32,53 @@ class RouterService(router_pb2_grpc.RouterServicer):
     ) -> AsyncIterator[router_pb2.RouterSessionResponse]:
         return self._term.services.sessions.converse(request_iterator, context)
 
-    # -- workers
+    # -- workers: each call raises NotLeader on a standby
 
     async def Register(  # noqa: N802
         self, request: router_pb2.RegisterRequest, context: _Context
     ) -> router_pb2.RegisterResponse:
-        return self._term.services.workers.register(request)
+        """Errors: InvalidRequest, as ClusterMembership.register."""
+        services, spec = self._term.services, decode_worker(request.worker)
+        settings = services.live.settings
+        try:
+            with services.event_loop.deciding() as effects:
+                effects += services.controller.register(spec)
+        except InvalidRequest as error:
+            _log.warning("worker %s refused: %s", spec.worker_id, error.message)
+            raise
+        return router_pb2.RegisterResponse(
+            heartbeat_seconds=settings.heartbeat_seconds, expiry_seconds=settings.expiry_seconds
+        )
 
     async def Heartbeat(  # noqa: N802
         self, request: router_pb2.HeartbeatRequest, context: _Context
     ) -> router_pb2.HeartbeatResponse:
-        return self._term.services.workers.heartbeat(request)
+        """Errors: NotFound, as ClusterMembership.heartbeat."""
+        services, worker_id, load = (
+            self._term.services,
+            WorkerId(request.worker_id),
+            decode_load(request.load),
+        )
+        with services.event_loop.deciding() as effects:
+            effects += services.controller.heartbeat(
+                worker_id, request.epoch, load, draining=request.draining
+            )
+        membership, settings = services.controller.membership, services.live.settings
+        known = request.members_version == membership.version
+        answer = encode_peers(membership.version, () if known else membership.kv_sources(worker_id))
+        if order := membership.order_of(worker_id):
+            answer.drain.CopyFrom(encode_order(order))
+        answer.heartbeat_seconds, answer.log_level = settings.heartbeat_seconds, settings.log_level
+        return answer
 
     async def Deregister(  # noqa: N802
         self, request: router_pb2.DeregisterRequest, context: _Context
     ) -> router_pb2.DeregisterResponse:
-        return self._term.services.workers.deregister(request)
+        services = self._term.services
+        with services.event_loop.deciding() as effects:
+            effects += services.controller.deregister(WorkerId(request.worker_id), request.epoch)
+        _log.info("worker %s deregistered", request.worker_id)
+        return router_pb2.DeregisterResponse()
 
     # -- operators
 

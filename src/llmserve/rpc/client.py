@@ -1,4 +1,4 @@
-"""One way to call: channels, their settings, and the metadata of a call.
+"""One way to call: channels, their settings, the metadata of a call, and the pauses between tries.
 
 Messages: the largest is a prompt (4 bytes a token at most) with its block hashes, or the prompt logprobs of
 one. 64 MiB holds a million-token prompt and refuses nonsense. KV bytes never pass here.
@@ -6,6 +6,9 @@ one. 64 MiB holds a million-token prompt and refuses nonsense. KV bytes never pa
 Keepalive: a peer that vanished without a FIN, or was stopped, is noticed within 10 s, on idle connections
 too. gRPC's own threads answer pings, however busy the process is. A ping every 5 s costs nothing measurable.
 """
+
+import asyncio
+import random
 
 import grpc.aio
 
@@ -46,3 +49,39 @@ def trace_metadata(traceparent: str) -> tuple[tuple[str, str], ...]:
     A session between apiserver, router and workers is one call for many requests. There, each message that
     begins something carries its own traceparent."""
     return ((TRACEPARENT, traceparent),) if traceparent else ()
+
+
+class Backoff:
+    """Exponential backoff with jitter, so that peers do not return in step. next() gives the seconds to wait
+    before try 1, 2, ...; reset() after a success."""
+
+    def __init__(
+        self,
+        initial_seconds: float = 0.1,
+        max_seconds: float = 2.0,
+        factor: float = 2.0,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._initial, self._max, self._factor = initial_seconds, max_seconds, factor
+        self._rng = rng or random.Random()
+        self._current = initial_seconds
+
+    def next(self) -> float:
+        wait = self._current * (0.5 + 0.5 * self._rng.random())
+        self._current = min(self._max, self._current * self._factor)
+        return wait
+
+    async def pause(self) -> None:
+        """Waits before the next try. Ends a task that was cancelled, also when the try has answered that with
+        an error of its own: a call of gRPC that fails at the same moment does so."""
+        self.check()
+        await asyncio.sleep(self.next())
+
+    def check(self) -> None:
+        """Does what `pause` does, without waiting. Errors: CancelledError."""
+        task = asyncio.current_task()
+        if task and task.cancelling():
+            raise asyncio.CancelledError
+
+    def reset(self) -> None:
+        self._current = self._initial

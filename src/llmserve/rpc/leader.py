@@ -1,13 +1,15 @@
-"""Finds the router that leads, and asks it."""
+"""Finds the router that leads, and asks it: for the record of a request, or to bring a changed manifest
+to the cluster."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc.aio
 
+from llmserve.config.changes import Changes, LiveChange, NeedsRestart
 from llmserve.core.errors import LLMServeError, Unavailable
-from llmserve.rpc.backoff import Backoff
-from llmserve.rpc.client import open_channel
+from llmserve.rpc.client import Backoff, open_channel
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.status import from_grpc
 
@@ -72,7 +74,7 @@ async def ask_leader(
     raise away
 
 
-_SECONDS = 8.0  # the router gives its apiservers 5 s
+_EXPLAIN_SECONDS = 8.0  # the router gives its apiservers 5 s
 
 
 async def explain_request(routers: Sequence[str], request_id: str, tenant: str = "") -> bytes:
@@ -80,5 +82,55 @@ async def explain_request(routers: Sequence[str], request_id: str, tenant: str =
     Unavailable."""
     question = router_pb2.RecordQuestion(request_id=request_id, tenant=tenant)
     request = router_pb2.ExplainRequest(record=question)
-    answer = await ask_leader(routers, lambda stub: stub.Explain(request, timeout=_SECONDS))
+    answer = await ask_leader(routers, lambda stub: stub.Explain(request, timeout=_EXPLAIN_SECONDS))
     return bytes(answer.record)
+
+
+_RELOAD_SECONDS = 15.0  # the router asks its apiservers twice, and gives them 5 s each time
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """The result of a reload. failed: processes that did not confirm it, and why."""
+
+    changes: Changes
+    failed: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Returns the result as text for people."""
+        lines = [f"live: {one}" for one in self.changes.live]
+        lines += [f"left: {one}" for one in self.changes.restart]
+        lines += [f"FAILED: {one}" for one in self.failed]
+        return lines or ["nothing has changed"]
+
+
+async def reload_cluster(routers: Sequence[str], text: str, file: str) -> Reloaded:
+    """routers: HOST:PORT of each. text: the whole manifest; file: what messages call it. Errors:
+    InvalidRequest with path and line when it is wrong, Unavailable when no router leads; nothing is changed
+    then."""
+    request = router_pb2.ReloadRequest(text=text, file=file)
+    return decode_reloaded(
+        await ask_leader(routers, lambda stub: stub.Reload(request, timeout=_RELOAD_SECONDS))
+    )
+
+
+def encode_reloaded(reloaded: Reloaded) -> router_pb2.ReloadResponse:
+    return router_pb2.ReloadResponse(
+        live=[
+            router_pb2.ManifestChange(path=one.path, before=one.before, after=one.after)
+            for one in reloaded.changes.live
+        ],
+        restart=[
+            router_pb2.NeedsRestart(path=one.path, processes=one.processes)
+            for one in reloaded.changes.restart
+        ],
+        failed=reloaded.failed,
+    )
+
+
+def decode_reloaded(message: router_pb2.ReloadResponse) -> Reloaded:
+    changes = Changes(
+        tuple(LiveChange(one.path, one.before, one.after) for one in message.live),
+        tuple(NeedsRestart(one.path, tuple(one.processes)) for one in message.restart),
+    )
+    return Reloaded(changes, tuple(message.failed))

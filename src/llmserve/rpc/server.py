@@ -24,6 +24,9 @@ _SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
 )
 
+# The streams that raise none of our errors. Every token passes them, so nothing is wrapped around them.
+_RAISES_NOTHING = frozenset({"/llmserve.v1.Worker/Session"})
+
 
 class RpcServer:
     """Life: add (each service) -> start -> set_serving ... -> aclose. `aclose` is idempotent."""
@@ -82,7 +85,8 @@ class _ErrorMapper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             return grpc.unary_unary_rpc_method_handler(
                 _mapped_unary(handler.unary_unary), handler.request_deserializer, handler.response_serializer
             )
-        if not handler_call_details.method.startswith("/llmserve."):
+        method = handler_call_details.method
+        if not method.startswith("/llmserve.") or method in _RAISES_NOTHING:
             return handler
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(

@@ -19,7 +19,7 @@ from llmserve.config.schema import Manifest
 from llmserve.core.errors import StartFailed
 from llmserve.core.hang import HangLimits
 from llmserve.core.tasks import TaskOwner, first_done
-from llmserve.rpc.backoff import Backoff
+from llmserve.rpc.client import Backoff
 from llmserve.runner import logs, preflight
 from llmserve.runner.board import Board, ProcessState, StateWriter, addresses_to_bind
 from llmserve.runner.console import Console, ready_banner

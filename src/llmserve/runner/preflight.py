@@ -23,7 +23,7 @@ from llmserve.engines.vllm.parsers import parsers_here
 from llmserve.kvstore.store.refusals import lasting_refusals, room_refusals
 from llmserve.models.directory import read_config
 from llmserve.models.resolve import PreparationStage, survey
-from llmserve.router.leader.store.build import state_refusals
+from llmserve.router.leader.build import state_refusals
 from llmserve.runner.machine import available_gpus, check_free
 from llmserve.tracing.open import tracer_refusals
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmserve.config.load import parse_manifest, read_again
 from llmserve.core.errors import LLMServeError
-from llmserve.rpc.reload import Reloaded, reload_cluster
+from llmserve.rpc.leader import Reloaded, reload_cluster
 from llmserve.runner.preflight import check_reload
 
 _log = logging.getLogger(__name__)

@@ -88,7 +88,7 @@ class VirtualCluster:
         request_id = RequestId(f"request-{self._count}")
         flight = self._flights[request_id] = Flight(request_id, record, self._names(request))
         self.observed.waiting[request.tenant] += 1
-        self._apply(self._controller.admit(self._session, self._admit(flight)))
+        self._apply(self._controller.requests.admit(self._session, self._admit(flight)))
 
     def check_integrity(self) -> None:
         """Raises AssertionError when anything is lost, or counted other than once."""
@@ -261,7 +261,9 @@ class VirtualCluster:
         self.observed.over(flight.request_id)
         self.open_requests -= 1
         self._apply(
-            self._controller.done(self._session, flight.request_id, Outcome.COMPLETED, record.output_tokens)
+            self._controller.requests.done(
+                self._session, flight.request_id, Outcome.COMPLETED, record.output_tokens
+            )
         )
 
     # -- what is recorded
@@ -275,12 +277,12 @@ class VirtualCluster:
         assert tokens == 1, flight
         cached = sequence.stats.local_cached_tokens
         self.observed.first_token(flight.request_id, flight.record, now, cached)
-        self._apply(self._controller.first_token(self._session, flight.request_id))
+        self._apply(self._controller.requests.first_token(self._session, flight.request_id))
 
     def _report_progress(self, flight: Flight, tokens: int) -> None:
         output = flight.record.output_tokens
         if output // _PROGRESS_TOKENS > (output - tokens) // _PROGRESS_TOKENS:
-            self._apply(self._controller.progress(self._session, flight.request_id, output))
+            self._apply(self._controller.requests.progress(self._session, flight.request_id, output))
 
     def _names(self, request: TracedRequest) -> BlockNames:
         tenant = TenantId("") if self._shape.shares_kv else request.tenant

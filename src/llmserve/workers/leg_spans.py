@@ -21,12 +21,12 @@ class _Leg:
 
 class LegSpans:
     """began() for each request that the engine is to run; then its outputs, up to the one that ends it, or
-    one of failed() and aborted(). What is not traced costs a look-up."""
+    one of failed() and aborted(). open_legs: the legs that are traced now, by request."""
 
     def __init__(self, tracer: Tracer, role: WorkerRole, worker_id: str, model: str) -> None:
         self._tracer, self._role = tracer, role
         self._worker: Attributes = {words.WORKER: worker_id, words.MODEL: model}
-        self._legs: dict[RequestId, _Leg] = {}
+        self.open_legs: dict[RequestId, _Leg] = {}
 
     def began(self, request: EngineRequest) -> None:
         if not request.traceparent:
@@ -39,14 +39,13 @@ class LegSpans:
         }
         span = self._tracer.begin(self._role.value, SpanKind.SERVER, request.traceparent, attributes)
         if span.recording:
-            self._legs[request.request_id] = _Leg(span)
+            self.open_legs[request.request_id] = _Leg(span)
 
     def outputs(self, outputs: Iterable[EngineOutput]) -> None:
-        """Called with the outputs of each step, of all requests."""
-        if self._legs:
-            for output in outputs:
-                if leg := self._legs.get(output.request_id):
-                    self._output(leg, output)
+        """Called with the outputs of each step, of all requests, while any leg is open."""
+        for output in outputs:
+            if leg := self.open_legs.get(output.request_id):
+                self._output(leg, output)
 
     def _output(self, leg: _Leg, output: EngineOutput) -> None:
         if output.token_ids and not leg.output_tokens:
@@ -71,7 +70,7 @@ class LegSpans:
 
     def aborted(self, request_ids: Iterable[RequestId], reason: str) -> None:
         for request_id in request_ids:
-            if leg := self._legs.get(request_id):
+            if leg := self.open_legs.get(request_id):
                 leg.span.set_attributes({words.REASON: reason})
                 self._end(request_id, FinishReason.ABORT)
 
@@ -82,7 +81,7 @@ class LegSpans:
         return self._tracer.begin(words.RELEASE, SpanKind.SERVER, traceparent, self._worker)
 
     def _end(self, request_id: RequestId, reason: FinishReason, error: LLMServeError | str = "") -> None:
-        if leg := self._legs.pop(request_id, None):
+        if leg := self.open_legs.pop(request_id, None):
             attributes: Attributes = {
                 words.OUTPUT_TOKENS: leg.output_tokens,
                 words.FINISH_REASONS: (reason.value,),

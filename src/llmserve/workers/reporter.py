@@ -18,7 +18,7 @@ from llmserve.core.ids import LeaseId
 from llmserve.core.lease_table import LeaseTable
 from llmserve.core.request import KvEvents, LeaseChange, LeaseState
 from llmserve.engines.base import Engine
-from llmserve.rpc.backoff import Backoff
+from llmserve.rpc.client import Backoff
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2, kvmanager_pb2_grpc
 
 _log = logging.getLogger(__name__)

@@ -95,10 +95,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             while True:
                 outputs = await self._engine.next_outputs()
                 self._metrics.record_outputs(outputs)
-                self._spans.outputs(outputs)
+                if self._spans.open_legs:
+                    self._spans.outputs(outputs)
                 if unclaimed := self._sessions.dispatch(outputs):
                     self._releaser.release_soon(unclaimed)
-                if not self._sessions.requests:
+                if not self._sessions.running:
                     self._status.became_idle()
         except EngineDead as error:
             self.engine_lost(error)
@@ -117,7 +118,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
 
     @property
     def running_requests(self) -> int:
-        return self._sessions.requests
+        return len(self._sessions.running)
 
     async def give_up(self) -> None:
         """Ends what still runs, and the streams."""

@@ -126,20 +126,15 @@ class SessionRemains:
 
 
 class WorkerSessions:
-    """Decides; does no I/O."""
+    """Decides; does no I/O. running: the session of each request that runs; public for reading."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._open: set[WorkerSession] = set()
-        self._owners: dict[RequestId, WorkerSession] = {}
+        self.running: dict[RequestId, WorkerSession] = {}
 
     def __len__(self) -> int:
         return len(self._open)
-
-    @property
-    def requests(self) -> int:
-        """Number of requests that run."""
-        return len(self._owners)
 
     def open(self) -> WorkerSession:
         session = WorkerSession(LeaseTable(self._clock, remembered_ends=0))
@@ -148,9 +143,9 @@ class WorkerSessions:
 
     def claim(self, session: WorkerSession, request_id: RequestId) -> None:
         """Called before the request goes to the engine. Errors: InvalidRequest when the id is taken."""
-        if request_id in self._owners:
+        if request_id in self.running:
             raise InvalidRequest(f"request id {request_id} is in use")
-        self._owners[request_id] = session
+        self.running[request_id] = session
         session.requests.add(request_id)
 
     def refuse(self, session: WorkerSession, request_id: RequestId, error: LLMServeError) -> None:
@@ -161,7 +156,7 @@ class WorkerSessions:
     def withdraw(self, session: WorkerSession, request_id: RequestId) -> list[KvParams]:
         """Drops a request that the session no longer wants, or that the engine did not take. Returns the pull
         params that the request was granted and that were not sent."""
-        if self._owners.get(request_id) is not session:
+        if self.running.get(request_id) is not session:
             return []
         self._forget(session, request_id)
         dropped = session.outbox.drop(request_id)
@@ -169,14 +164,14 @@ class WorkerSessions:
         return [output.kv_transfer_params for output in dropped if output.kv_transfer_params is not None]
 
     def owns(self, session: WorkerSession, request_id: RequestId) -> bool:
-        return self._owners.get(request_id) is session
+        return self.running.get(request_id) is session
 
     def dispatch(self, outputs: Iterable[EngineOutput]) -> list[KvParams]:
         """Gives outputs to the sessions that own their requests. Returns pull params that nobody waits
         for."""
         unclaimed: list[KvParams] = []
         for output in outputs:
-            session = self._owners.get(output.request_id)
+            session = self.running.get(output.request_id)
             if session is not None:
                 session.outbox.put(output)
             if output.kv_transfer_params is not None:
@@ -215,8 +210,8 @@ class WorkerSessions:
 
     def give_up(self, error: LLMServeError) -> list[RequestId]:
         """Ends every request with an error, and every stream after it. Returns the requests that ran."""
-        running = list(self._owners)
-        for request_id, session in list(self._owners.items()):
+        running = list(self.running)
+        for request_id, session in list(self.running.items()):
             self._forget(session, request_id)
             session.outbox.put(error_output(request_id, error))
         for session in self._open:
@@ -224,7 +219,7 @@ class WorkerSessions:
         return running
 
     def _forget(self, session: WorkerSession, request_id: RequestId) -> None:
-        self._owners.pop(request_id, None)
+        self.running.pop(request_id, None)
         session.requests.discard(request_id)
 
 

@@ -22,9 +22,8 @@ from llmserve.rpc.codec import encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
 from llmserve.rpc.server import RpcServer
 from llmserve.tracing.base import NO_TRACER, Tracer
-from llmserve.workers.drainer import Drainer
 from llmserve.workers.leg_spans import LegSpans
-from llmserve.workers.membership import RouterMembership
+from llmserve.workers.membership import Drainer, RouterMembership
 from llmserve.workers.reporter import DeviceHoldings, KvReporter, follow
 from llmserve.workers.service import LeaseReleaser, WorkerService
 from llmserve.workers.sessions import WorkerSessions

@@ -12,8 +12,7 @@ from llmserve.apiserver.links.router import AdmissionRefused
 from llmserve.core.errors import NotFound, NotLeader, RouterUnavailable, Unavailable
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
-from llmserve.rpc.leader import ask_leader, explain_request
-from llmserve.rpc.reload import reload_cluster
+from llmserve.rpc.leader import ask_leader, explain_request, reload_cluster
 from llmserve.rpc.status import from_grpc
 from tests.integration.routers.conftest import SOON, Cluster
 

@@ -79,13 +79,13 @@ class Cluster:
         request = Admit(
             RequestId(name), TenantId(tenant), placement, timeout_seconds=timeout, choices=choices
         )
-        return self._checked(self.controller.admit(session, request))
+        return self._checked(self.controller.requests.admit(session, request))
 
     def first_token(self, session: RouterSession, name: str) -> list[Effect]:
-        return self._checked(self.controller.first_token(session, RequestId(name)))
+        return self._checked(self.controller.requests.first_token(session, RequestId(name)))
 
     def done(self, session: RouterSession, name: str, outcome: Outcome = Outcome.COMPLETED) -> list[Effect]:
-        return self._checked(self.controller.done(session, RequestId(name), outcome, 5))
+        return self._checked(self.controller.requests.done(session, RequestId(name), outcome, 5))
 
     def after(self, seconds: float) -> list[Effect]:
         self.clock.advance(seconds)

@@ -297,7 +297,7 @@ def test_a_long_answer_takes_more_of_the_budget_as_it_grows(make_cluster: MakeCl
     cluster = make_cluster("aggregated-0", policy=Policy(limits=ClusterLimits(max_tokens_in_flight=600)))
     session = cluster.open()
     assert _placed(cluster.admit(session, "a")) == ["a"]
-    cluster.controller.progress(session, RequestId("a"), 500)
+    cluster.controller.requests.progress(session, RequestId("a"), 500)
     assert _placed(cluster.admit(session, "b")) == []
     assert _placed(cluster.done(session, "a")) == ["b"]
 

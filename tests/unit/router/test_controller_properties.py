@@ -49,10 +49,10 @@ class Play:
             case "admit":
                 self._admit(number, request_id)
             case "first_token":
-                self.took(self.controller.first_token(session, request_id))
+                self.took(self.controller.requests.first_token(session, request_id))
             case "done":
                 self._forget(request_id)
-                self.took(self.controller.done(session, request_id, Outcome.COMPLETED, 1))
+                self.took(self.controller.requests.done(session, request_id, Outcome.COMPLETED, 1))
             case "close":
                 for held in list(session.entries):
                     self._forget(held)
@@ -78,7 +78,7 @@ class Play:
         self._forget(request_id)
         self.admitted += 1
         admit = Admit(request_id, TenantId(str(number % 3)), PlacementRequest("m"), choices=1 + number % 3)
-        self.took(self.controller.admit(self.sessions[number % 2], admit))
+        self.took(self.controller.requests.admit(self.sessions[number % 2], admit))
 
     def _forget(self, request_id: RequestId) -> None:
         """One that waits will not be answered any more."""

@@ -75,7 +75,7 @@ def test_every_routing_places(
         controller.register(make_spec(name))
     session, _ = controller.open_session(ApiserverId("api"), ())
     admit = Admit(RequestId("r"), TenantId("t"), PlacementRequest("m", 10_000))
-    (placed,) = controller.admit(session, admit)
+    (placed,) = controller.requests.admit(session, admit)
     assert isinstance(placed, RequestPlaced)
     assert placed.plan.prefill is not None
     assert bool(placed.plan.candidates) == (routing == "kv_aware")

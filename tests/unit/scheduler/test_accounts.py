@@ -8,9 +8,9 @@ from llmserve.scheduler.resources import Capacity, ClusterLimits
 from llmserve.scheduler.scheduler import Policy, Scheduler
 
 
-def _request(name: str, tenant: str = "gold", prompt: int = 100) -> QueuedRequest:
+def _request(name: str, tenant: str = "gold", prompt: int = 100, arrived_at: float = 0.0) -> QueuedRequest:
     return QueuedRequest(
-        RequestId(name), TenantId(tenant), 0.0, 60.0, prompt_tokens=prompt, max_output_tokens=10
+        RequestId(name), TenantId(tenant), arrived_at, 60.0, prompt_tokens=prompt, max_output_tokens=10
     )
 
 
@@ -25,9 +25,9 @@ def _place(request: QueuedRequest) -> Fit:
 
 
 def test_a_request_is_in_one_place_from_arrival_to_end() -> None:
-    clock = VirtualClock(0.0)
+    clock = VirtualClock(0.5)
     scheduler = _scheduler(clock, ClusterLimits(max_requests_in_flight=1))
-    scheduler.queue.offer(_request("a"), _place)
+    scheduler.queue.offer(_request("a", arrived_at=0.5), _place)
     scheduler.queue.offer(_request("b", "basic"), _place)
     clock.advance(2.0)
     scheduler.queue.dispatch(_place)

@@ -371,3 +371,121 @@ def test_the_link_s_rate_wakes_the_queue_by_itself(clock: VirtualClock) -> None:
     clock.advance(2.0)
     assert _dispatch(scheduler) == ["b"]
     assert scheduler.queue.next_turn() is None
+
+
+def _arriving(name: str, clock: VirtualClock) -> QueuedRequest:
+    return QueuedRequest(RequestId(name), TenantId("t"), clock.now(), clock.now() + 60.0, 10, 10)
+
+
+def test_the_report_says_for_how_long_a_budget_of_the_cluster_was_used_up(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, max_requests_in_flight=1)
+    first, second = _arriving("a", clock), _arriving("b", clock)
+    _offer(scheduler, first, second)
+    _dispatch(scheduler)
+    clock.advance(3.0)
+    scheduler.queue.release(RequestId("a"), 10)
+    assert scheduler.queue.report(second).used_up_seconds == {"requests in flight": 3.0}
+
+
+def test_the_report_says_for_how_long_the_tenant_s_own_budget_was_used_up(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, tenants=TenantLimits(TenantLimit(max_requests_in_flight=1)))
+    first, second = _arriving("a", clock), _arriving("b", clock)
+    _offer(scheduler, first, second)
+    _dispatch(scheduler)
+    clock.advance(3.0)
+    used_up = scheduler.queue.report(second).used_up_seconds
+    assert used_up == {"the tenant's requests in flight": 3.0}
+
+
+def test_what_a_tenant_waited_for_is_forgotten_when_none_of_its_requests_waits(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock, tenants=TenantLimits(TenantLimit(max_requests_in_flight=1)))
+    _offer(scheduler, _arriving("a", clock), _arriving("b", clock))
+    _dispatch(scheduler)
+    scheduler.queue.withdraw(RequestId("b"))
+    scheduler.queue.release(RequestId("a"), 10)
+    later = _arriving("c", clock)
+    _offer(scheduler, later)
+    clock.advance(5.0)
+    assert scheduler.queue.report(later).used_up_seconds == {}
+
+
+def test_a_longer_answer_than_expected_is_charged_to_its_tenant_while_it_grows(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock)
+    _offer(scheduler, _request("a", prompt=10, output=1000))
+    _dispatch(scheduler)
+    before = scheduler.snapshot().fairness.highest
+    scheduler.queue.correct(RequestId("a"), 900)  # a first answer is expected to have 256
+    assert scheduler.snapshot().fairness.highest - before == 900 - 256
+
+
+def test_the_rate_of_service_is_measured_from_when_the_queue_fills(make_desk: MakeDesk) -> None:
+    desk = make_desk(limit=1)
+    desk.offer("a")
+    desk.dispatch()
+    desk.clock.advance(10.0)  # nobody waits
+    desk.offer("b")
+    desk.clock.advance(2.0)
+    desk.queue.release(RequestId("a"))
+    assert desk.queue.retry_after_seconds(desk.request("c")) == pytest.approx(2 * 2.0)
+
+
+def test_the_rate_of_service_does_not_count_the_time_after_the_queue_has_emptied(make_desk: MakeDesk) -> None:
+    desk = make_desk(limit=1)
+    desk.offer("a")
+    desk.dispatch()
+    desk.offer("b")
+    desk.clock.advance(2.0)
+    desk.queue.release(RequestId("a"))
+    desk.dispatch()
+    desk.clock.advance(10.0)  # nobody waits
+    desk.queue.release(RequestId("b"))
+    assert desk.queue.retry_after_seconds(desk.request("c")) == pytest.approx(2.0)
+
+
+def test_what_all_waited_for_is_forgotten_when_nobody_waits(make_desk: MakeDesk) -> None:
+    desk = make_desk(limit=1)
+    desk.offer("a")
+    desk.offer("b")
+    desk.dispatch()
+    desk.queue.withdraw(RequestId("b"))
+    later = desk.request("c")
+    desk.queue.offer(later, desk.place)
+    desk.clock.advance(5.0)
+    assert desk.queue.report(later).used_up_seconds == {}
+
+
+def test_the_report_says_for_how_long_no_worker_had_room(make_desk: MakeDesk) -> None:
+    desk = make_desk()
+    desk.blocked.add("a")
+    request = desk.request("a")
+    desk.queue.offer(request, desk.place)
+    desk.dispatch()
+    desk.clock.advance(3.0)
+    assert desk.queue.report(request).used_up_seconds == {"free seats of workers": 3.0}
+
+
+def test_of_a_tenant_s_rate_and_the_link_s_the_sooner_wakes_the_queue(clock: VirtualClock) -> None:
+    limited = TenantLimits(named={TenantId("a"): TenantLimit(requests_per_second=0.5)})
+    scheduler = _scheduler(clock, kv_io_bytes_per_second=10.0, tenants=limited)
+    scheduler.set_capacity(Capacity(9, kv_bytes_per_token=1.0, hands_over=True))
+    _offer(scheduler, _request("a1", "a", prompt=1), _request("a2", "a", prompt=1))
+    assert _dispatch(scheduler) == ["a1"]
+    _offer(scheduler, _request("b1", "b", prompt=30), _request("b2", "b", prompt=30))
+    assert _dispatch(scheduler) == ["b1"]
+    assert scheduler.queue.next_turn() == pytest.approx(clock.now() + 1.0)
+
+
+def test_weights_hold_from_the_start_and_from_the_moment_that_they_change(clock: VirtualClock) -> None:
+    gold = TenantId("gold")
+    scheduler = Scheduler(clock, Policy(weights={gold: 3.0}))
+    assert scheduler.queue.report(_request("a", tenant="gold")).weight == 3.0
+    scheduler.set_policy(Policy(weights={gold: 2.0}))
+    assert scheduler.queue.report(_request("a", tenant="gold")).weight == 2.0
+
+
+def test_a_request_that_was_given_up_teaches_nothing_of_answers(clock: VirtualClock) -> None:
+    scheduler = _scheduler(clock)
+    _offer(scheduler, _request("a"))
+    _dispatch(scheduler)
+    scheduler.queue.release(RequestId("a"))
+    assert scheduler.snapshot().output_tokens == {}

@@ -4,7 +4,7 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import RequestId, TenantId
-from llmserve.scheduler.budgets import KvIoBudget, RequestBudget, Spend, TokenBudget
+from llmserve.scheduler.budgets import KvIoBudget, RequestBudget, Spend, TokenBudget, choices_refusal
 from llmserve.scheduler.request import QueuedRequest
 from llmserve.scheduler.resources import Capacity, ClusterLimits, Resources
 from llmserve.scheduler.tenant_budgets import (
@@ -369,3 +369,42 @@ def test_the_hbm_limit_needs_the_size_of_a_token(clock: VirtualClock) -> None:
     assert resources.kv_bytes_in_flight == 70.0
     resources.set_limits(ClusterLimits(max_requests_in_flight=2))
     assert (resources.requests.limit_requests, resources.hbm.limit_tokens) == (2, None)
+
+
+def test_a_wait_for_tokens_does_not_count_the_time_when_none_was_held(clock: VirtualClock) -> None:
+    budget = TokenBudget(clock, "tokens", "most", QueuedRequest.context_tokens)
+    budget.set_limit(10)
+    first, second = _request("a", prompt=10), _request("b", prompt=10)
+    budget.reserve(first)
+    clock.advance(2.0)
+    budget.release(first, 0)
+    clock.advance(10.0)  # nobody holds any
+    budget.reserve(second)
+    assert budget.wait(_request("c", prompt=10), 0).seconds == 2.0
+
+
+@pytest.mark.parametrize(
+    ("choices", "most", "is_refused"),
+    [(2, 0, False), (1, 0, False), (2, 1, True), (1, 1, False), (2, 2, False), (3, 2, True)],
+)
+def test_too_many_choices_are_refused_where_the_limit_is_known(
+    choices: int, most: int, is_refused: bool
+) -> None:
+    assert bool(choices_refusal(_request("a", choices=choices), most, "a setting")) is is_refused
+
+
+def test_limits_hold_before_any_worker_has_come(clock: VirtualClock) -> None:
+    resources = Resources(clock, ClusterLimits(max_requests_in_flight=3, max_tokens_in_flight=5))
+    assert (resources.requests.limit_requests, resources.tokens.limit_tokens) == (3, 5)
+
+
+def test_where_two_limits_of_the_choices_are_equal_the_engine_s_is_named(clock: VirtualClock) -> None:
+    resources = Resources(clock, ClusterLimits(max_requests_in_flight=2))
+    resources.set_capacity(Capacity(requests=9, widest_engine=2))
+    assert "engine.max_decode_concurrency allows 2" in resources.requests.refusal(_request("a", choices=3))
+
+
+def test_a_limit_of_requests_alone_refuses_no_choices() -> None:
+    budget = RequestBudget(1)
+    budget.set_limit(9)
+    assert budget.refusal(_request("a", choices=2)) == ""

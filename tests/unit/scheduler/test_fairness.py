@@ -138,3 +138,37 @@ def test_another_router_goes_on_where_this_one_was() -> None:
     other.leave(A)
     other.leave(B)
     assert other.virtual_time == 200.0
+
+
+def test_who_comes_back_from_a_suspension_has_saved_up_nothing() -> None:
+    fairness = FairShare()
+    fairness.join(A)
+    fairness.join(B)
+    fairness.suspend(B)
+    for name in "rst":
+        fairness.dispatched(_request(name))
+    fairness.resume(B)
+    assert (_tags(fairness), fairness.virtual_time) == ({A: 300.0, B: 200.0}, 200.0)
+
+
+def test_who_waited_before_and_does_not_wait_now_pays_from_virtual_time_on() -> None:
+    fairness = FairShare()
+    fairness.join(A)
+    fairness.join(B)
+    fairness.dispatched(_request("b", B))
+    fairness.leave(B)
+    for name in "rstu":
+        fairness.dispatched(_request(name))
+    fairness.dispatched(_request("c", B))
+    assert (_tags(fairness), fairness.virtual_time) == ({A: 400.0, B: 400.0}, 300.0)
+
+
+def test_the_least_tag_is_next_after_entries_were_dropped() -> None:
+    fairness = FairShare()
+    for tenant in (A, B):
+        fairness.join(tenant)
+    request = _request("r", expected=0)
+    fairness.dispatched(request)  # A's entry is no longer the least one
+    for output in range(1, 100):  # each puts a new entry of A's into the heap, and most are out of date
+        fairness.corrected(request, output)
+        assert fairness.next() == B

@@ -79,3 +79,20 @@ def test_each_choice_is_expected_to_generate_what_a_request_does() -> None:
     assert estimates.stamped(four).expected_output_tokens == 400
     bounded = QueuedRequest(RequestId("b"), TENANT, 0.0, 1.0, 10, max_output_tokens=80, choices=4)
     assert estimates.stamped(bounded).expected_output_tokens == 80
+
+
+def test_the_bound_is_that_of_size_and_priority_together() -> None:
+    assert ShortestFirst(aging_seconds=20.0, priority_seconds=5.0).overtaken_within_seconds == 120.0
+
+
+def test_an_answer_of_one_token_is_expected_to_have_one() -> None:
+    estimates = OutputEstimates()
+    estimates.learn(TENANT, 1)
+    assert estimates.stamped(_request(0.0, 10)).expected_output_tokens == 1
+
+
+def test_the_latest_answer_counts_a_sixteenth() -> None:
+    estimates = OutputEstimates()
+    estimates.learn(TENANT, 16)
+    estimates.learn(TENANT, 32)
+    assert estimates.snapshot() == {TENANT: 17.0}

@@ -58,3 +58,18 @@ def test_older_service_counts_half_after_half_a_minute() -> None:
     assert rate.wait_seconds(1.0, 30.0, 99.0) == 1.0
     # 61 s of backlog count 30.5 now, and 30 departures count 15.
     assert rate.wait_seconds(1.0, 61.0, 99.0) == 30.5 / 15
+
+
+def test_service_counts_half_after_30_seconds_with_a_backlog() -> None:
+    rate = ServiceRate()
+    rate.backlog(True, 0.0)
+    rate.departed(31.0)  # 15.5 s are left of these
+    assert rate.wait_seconds(1.0, 31.0, longest=99.0) == 15.5
+
+
+def test_the_time_until_the_queue_empties_counts() -> None:
+    rate = ServiceRate()
+    rate.backlog(True, 0.0)
+    rate.departed(2.0)
+    rate.backlog(False, 4.0)
+    assert rate.wait_seconds(1.0, 9.0, longest=99.0) == 4.0

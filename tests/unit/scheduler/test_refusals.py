@@ -1,5 +1,7 @@
 """What a rejected client receives."""
 
+from dataclasses import replace
+
 import pytest
 
 from llmserve.core.clock import VirtualClock
@@ -77,3 +79,8 @@ def test_the_message_names_what_was_used_up_and_how_long_it_took() -> None:
     refusals = _refusals(0.0, {"t": 2}, departed=10)
     assert refusals.full(_request("new")).message == "the queue is full: 2 requests wait"
     assert refusals.timeout(_request("new")).message == "waited 10.0 s for a place"
+
+
+def test_a_timeout_says_how_long_the_request_waited() -> None:
+    late = replace(_request("late"), arrived_at=4.0)
+    assert "waited 6.0 s" in _refusals(1.0, {}, departed=1).timeout(late).message

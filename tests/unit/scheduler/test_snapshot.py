@@ -129,7 +129,7 @@ LOAD = [
 
 @pytest.mark.parametrize(("told", "holds"), [(True, True), (False, False)])
 def test_four_to_one_holds_over_takeovers(told: bool, holds: bool) -> None:
-    policy = Policy(max_queued_requests=4000, weights={GOLD: 4.0})
+    policy = Policy(max_queued_requests=1000, weights={GOLD: 4.0})
     simulation = Simulation(policy, LOAD, slots=8, seconds=200.0, warm_up_seconds=5.0)
     for when in range(6, 200, 2):
         simulation.take_over_at(float(when), told=told)

@@ -80,7 +80,7 @@ def test_a_broken_stream_leaves_aborts_and_young_tickets(
     assert sessions.close(session) == SessionRemains(aborts=(RequestId("c"),), releases=(ticket(B),))
     assert sessions.close(session) == SessionRemains((), ())
     assert len(sessions) == 0
-    assert sessions.requests == 0
+    assert not sessions.running
 
 
 async def test_a_drained_stream_ends_with_its_last_request(sessions: WorkerSessions) -> None:

@@ -15,7 +15,7 @@ from llmserve.apiserver.http.errors import ErrorForm
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.core.errors import Forbidden, NotFound
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
-from llmserve.rpc.reload import Reloaded
+from llmserve.rpc.leader import Reloaded
 
 
 def add_models(app: FastAPI) -> None:

@@ -10,7 +10,7 @@ waits, so a cancelled attempt ends at once.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -47,7 +47,7 @@ class _Prefilled:
 class Attempt:
     """number: from 1. resumed: the tokens so far that its legs go on from; it grows with what is shown.
 
-    Exactly one of `run` and `resume_choice` is called, once."""
+    Exactly one of `run` and `run_on` is called, once."""
 
     def __init__(
         self,
@@ -62,29 +62,29 @@ class Attempt:
         self._info, self._legs, self._context, self._spans = info, legs, context, spans
         self._push, self._number, self._resumed = push, number, resumed
 
-    async def run(self, placement: router_pb2.Placement) -> None:
-        """Errors: WorkerFailed; InvalidRequest, when any worker would say so."""
+    def run(self, placement: router_pb2.Placement) -> Coroutine[None, None, None]:
+        """Errors of what it returns: WorkerFailed; InvalidRequest, when any worker would say so."""
         if not placement.HasField("prefill"):
-            request = self._legs.whole(self._leg_context(placement.decode))
-            async with self._leg(placement.decode, request) as outputs:
-                await self._show(outputs, "aggregated", _Prefilled())
-            return
-        prefilled = _Prefilled()
+            return self.run_on(placement.decode, None)
         mode = self._mode(placement)
         self._context.metrics.handovers_total.labels(mode).inc()
+        run = self._run_pushed if mode is HandoverMode.PUSH else self._run_pulled
+        return run(placement)
+
+    @contextlib.contextmanager
+    def _lease(self, prefill: WorkerInfo) -> Iterator[_Prefilled]:
+        """Gives the lease that prefill grants back, unless decode has used it."""
+        prefilled = _Prefilled()
         try:
-            if mode is HandoverMode.PUSH:
-                await self._run_pushed(placement, prefilled)
-            else:
-                await self._run_pulled(placement, prefilled)
+            yield prefilled
         finally:
             if prefilled.pull_params is not None and not prefilled.fetched:
                 traceparent = self._info.span.traceparent
-                self._context.workers.release(placement.prefill, prefilled.pull_params, traceparent)
+                self._context.workers.release(prefill, prefilled.pull_params, traceparent)
 
-    async def resume_choice(self, worker: WorkerInfo, prefill_output: EngineOutput | None) -> None:
-        """Runs one of several choices on a worker that has the prompt's KV. Without a prefill_output the
-        worker computes the prompt for all of them. Errors: as `run`."""
+    async def run_on(self, worker: WorkerInfo, prefill_output: EngineOutput | None) -> None:
+        """Runs one leg. prefill_output: that of the choices of a request, whose KV the worker has; None: the
+        worker computes the prompt, too. Errors: as `run`."""
         context = self._leg_context(worker)
         known = prefill_output is not None
         request = self._legs.decode(context, None) if known else self._legs.whole(context)
@@ -97,14 +97,15 @@ class Attempt:
             return HandoverMode.PULL  # there is nothing to hand over: prefill draws the last token
         return self._context.handover.choose(self._known_tokens, placement.prefill, placement.decode)
 
-    async def _run_pulled(self, placement: router_pb2.Placement, prefilled: _Prefilled) -> None:
-        await self._prefill(placement.prefill, self._legs.prefill, prefilled)
-        if not prefilled.over:
-            request = self._legs.decode(self._leg_context(placement.decode), prefilled.pull_params)
-            async with self._leg(placement.decode, request) as outputs:
-                await self._show(outputs, "decode", prefilled)
+    async def _run_pulled(self, placement: router_pb2.Placement) -> None:
+        with self._lease(placement.prefill) as prefilled:
+            await self._prefill(placement.prefill, self._legs.prefill, prefilled)
+            if not prefilled.over:
+                request = self._legs.decode(self._leg_context(placement.decode), prefilled.pull_params)
+                async with self._leg(placement.decode, request) as outputs:
+                    await self._show(outputs, "decode", prefilled)
 
-    async def _run_pushed(self, placement: router_pb2.Placement, prefilled: _Prefilled) -> None:
+    async def _run_pushed(self, placement: router_pb2.Placement) -> None:
         """Decode waits with its blocks reserved while prefill computes and writes into them."""
         prefill = placement.prefill
         transfer_id = TransferId(self._leg_context(prefill).request_id)
@@ -118,11 +119,12 @@ class Attempt:
         )
         request = self._legs.decode_ahead(self._leg_context(placement.decode), params.to_params())
         leg = self._leg(placement.decode, request, waits=True)
-        async with leg as outputs, PrestartedLeg(outputs) as prestarted:
-            push = partial(self._legs.prefill, handover=prefill_params(transfer_id))
-            await prestarted.after(self._prefill(prefill, push, prefilled))
-            if not prefilled.over:
-                await self._show(self._checked(prestarted, prefill), "decode", prefilled)
+        with self._lease(prefill) as prefilled:
+            async with leg as outputs, PrestartedLeg(outputs) as prestarted:
+                push = partial(self._legs.prefill, handover=prefill_params(transfer_id))
+                await prestarted.after(self._prefill(prefill, push, prefilled))
+                if not prefilled.over:
+                    await self._show(self._checked(prestarted, prefill), "decode", prefilled)
 
     async def _checked(
         self, outputs: AsyncIterable[EngineOutput], prefill: WorkerInfo

@@ -19,7 +19,8 @@ _PROGRESS_TOKENS = 256
 
 class RequestPlacement:
     """A placement at the router. records: one for each choice that shares it; each choice calls `done`, and
-    the last one gives the placement back and calls on_over. info.request_id is its name at the router."""
+    the last one gives the placement back and calls on_over. info.request_id is its name at the router.
+    generated: tokens of all choices; who adds to it calls `report_progress` once it has reached report_at."""
 
     def __init__(
         self,
@@ -31,7 +32,7 @@ class RequestPlacement:
         self._info, self._context, self._records, self._on_over = info, context, records, on_over
         self._left = len(records)
         self._has_first_token = False
-        self._generated = 0
+        self.generated, self.report_at = 0, _PROGRESS_TOKENS
         self._prefilled: PrefillStats | None = None
         self._outcome = Outcome.COMPLETED
 
@@ -83,11 +84,10 @@ class RequestPlacement:
         cached."""
         self._prefilled = self._prefilled or stats
 
-    def generated(self, tokens: int) -> None:
+    def report_progress(self) -> None:
         """Reports every _PROGRESS_TOKENS to the router: a long answer holds more blocks than was expected."""
-        before, self._generated = self._generated, self._generated + tokens
-        if self._generated // _PROGRESS_TOKENS > before // _PROGRESS_TOKENS:
-            self._context.router.progress(self._info.request_id, self._generated)
+        self.report_at = (self.generated // _PROGRESS_TOKENS + 1) * _PROGRESS_TOKENS
+        self._context.router.progress(self._info.request_id, self.generated)
 
     def done(self, outcome: Outcome) -> None:
         """Called once by each choice."""
@@ -96,7 +96,7 @@ class RequestPlacement:
             self._outcome = outcome
         if self._left == 0:
             name = self._info.request_id
-            self._context.router.done(name, self._outcome, self._generated, self._prefilled)
+            self._context.router.done(name, self._outcome, self.generated, self._prefilled)
             self._on_over()
 
 

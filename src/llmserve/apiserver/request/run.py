@@ -10,7 +10,6 @@ placement, and one outcome is counted. No clean-up waits, so a cancelled run end
 
 import asyncio
 import logging
-from collections.abc import Sequence
 
 from llmserve.apiserver.links.router import AdmissionRefused
 from llmserve.apiserver.request.attempt import Attempt
@@ -68,33 +67,34 @@ class RequestRun:
         self._stats.started()
         self._context.retries.started(self._info.tenant)
         try:
-            outcome = await self._to_its_end()
+            async with asyncio.timeout(self._context.limits.request) as deadline:
+                self._spans.limit(deadline, self._late())
+                await self._serve()
+            outcome = Outcome.COMPLETED
         except asyncio.CancelledError:
             if self._gave_up is None:
                 raise
             outcome = self._failed(self._gave_up)
+        except Exception as error:
+            outcome = self._ended_with(error)
         finally:
             self._placement.done(outcome)
             self._stats.ended(outcome, len(self._sent))
             _log.info("request %s %s: tenant=%s %s", self._name, outcome, self._info.tenant, self._stats)
 
-    async def _to_its_end(self) -> Outcome:
-        seconds = self._context.limits.request
-        late = DeadlineExceeded(f"the request took longer than {seconds:g} s")
-        try:
-            async with asyncio.timeout(seconds) as deadline:
-                self._spans.limit(deadline, late)
-                await self._serve()
-        except TimeoutError:
-            return self._failed(late)
-        except AdmissionRefused as refused:
-            return self._failed(refused.error, refused.outcome)
-        except LLMServeError as error:
-            return self._failed(error)
-        except Exception:
-            _log.exception("request %s failed on a defect", self._name)
-            return self._failed(LLMServeError("internal error"))
-        return Outcome.COMPLETED
+    def _late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"the request took longer than {self._context.limits.request:g} s")
+
+    def _ended_with(self, error: Exception) -> Outcome:
+        match error:
+            case TimeoutError():
+                return self._failed(self._late())
+            case AdmissionRefused():
+                return self._failed(error.error, error.outcome)
+            case LLMServeError():
+                return self._failed(error)
+        _log.error("request %s failed on a defect", self._name, exc_info=error)
+        return self._failed(LLMServeError("internal error"))
 
     def _failed(self, error: LLMServeError, outcome: Outcome = Outcome.FAILED) -> Outcome:
         _log.warning("request %s failed: %s", self._name, error.message)
@@ -106,27 +106,28 @@ class RequestRun:
         excluded: list[str] = []
         while True:
             self._has_token = False
+            number, resumed = self._retry.attempts, () if self._replay else self._sent
+            attempt = Attempt(self._info, self._legs, self._context, self._spans, self._push, number, resumed)
             try:
-                return await self._attempt(excluded)
+                if self._choices is not None and number == 1:  # they share the start of their first attempt
+                    start = await self._choices.start()
+                    await attempt.run_on(start.worker, start.prefill_output)
+                else:
+                    await attempt.run(await self._placement.ask(self._legs, self._spans, resumed, excluded))
+                return
             except WorkerFailed as failure:
-                self._report(failure)
-                if why := self._retry.give_up_reason(failure.error):
-                    raise _with(failure.error, why) from failure
-                self._placement.done(Outcome.FAILED)
-                self._placement = self._own_placement()
-                mode = self._retry.next_attempt()
-                self._replay = Replay(self._sent) if mode is RetryMode.REPLAYED else None
+                self._place_again(failure)
                 excluded.append(failure.worker.worker_id)
 
-    async def _attempt(self, excluded: Sequence[str]) -> None:
-        """Runs one attempt. Choices of one request share the start of their first attempt."""
-        number, resumed = self._retry.attempts, () if self._replay else self._sent
-        attempt = Attempt(self._info, self._legs, self._context, self._spans, self._push, number, resumed)
-        if self._choices is not None and number == 1:
-            start = await self._choices.start()
-            await attempt.resume_choice(start.worker, start.prefill_output)
-        else:
-            await attempt.run(await self._placement.ask(self._legs, self._spans, resumed, excluded))
+    def _place_again(self, failure: WorkerFailed) -> None:
+        """Prepares the next attempt. Errors: the worker's, when there is to be none."""
+        self._report(failure)
+        if why := self._retry.give_up_reason(failure.error):
+            raise _with(failure.error, why) from failure
+        self._placement.done(Outcome.FAILED)
+        self._placement = self._own_placement()
+        mode = self._retry.next_attempt()
+        self._replay = Replay(self._sent) if mode is RetryMode.REPLAYED else None
 
     def _own_placement(self) -> RequestPlacement:
         return RequestPlacement(self._info, self._context, [self._info.record])
@@ -146,7 +147,9 @@ class RequestRun:
             self._first_token(output, origin)
         if output.handover is not None:
             self._info.record.handovers.append(output.handover)
-        self._placement.generated(len(output.token_ids))  # with those that the user has already
+        self._placement.generated += len(output.token_ids)  # with those that the user has already
+        if self._placement.generated >= self._placement.report_at:
+            self._placement.report_progress()
         unseen = self._replay.unseen(output) if self._replay else output
         if unseen is None:
             return False

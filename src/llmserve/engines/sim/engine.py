@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 
 from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
@@ -152,17 +153,13 @@ class SimEngine:
         if self._link is None:
             return EngineLoad()
         self._free_ended()  # includes leases that only expired
-        counters = self._link.counters()
-        return EngineLoad(
+        load = self._link.load()
+        return replace(
+            load,
             running_requests=self._scheduler.running_requests,
             waiting_requests=self._scheduler.waiting_requests,
             used_blocks=self._pool.used_blocks,
-            leased_blocks=counters.leased_blocks,
-            orphan_blocks=counters.orphan_blocks,
-            transferred_bytes=counters.transferred_bytes,
-            transfer_failures=counters.transfer_failures,
-            last_transport=counters.last_transport,
-            pairs=() if self._spec.role is WorkerRole.PREFILL else self._link.pairs(),
+            pairs=() if self._spec.role is WorkerRole.PREFILL else load.pairs,
         )
 
     async def ping(self) -> None:

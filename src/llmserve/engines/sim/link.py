@@ -6,13 +6,12 @@ own for engines of one process (tests/unit/engines/sim/local_fabric.py), where s
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.kv_params import PullParams, PushParams, addresses_for
-from llmserve.core.request import KvPeer, LeaseChange, PairStatus
+from llmserve.core.request import EngineLoad, KvPeer, LeaseChange
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.kv_transfer import (
     Finish,
@@ -30,15 +29,6 @@ from llmserve.engines.spec import EngineSpec, transfer_policy
 from llmserve.transfer.select import make_transports
 
 KvSource = PullParams | PushParams  # for KV that is pulled, or that is pushed
-
-
-@dataclass(slots=True)
-class LinkCounters:
-    leased_blocks: int = 0
-    orphan_blocks: int = 0
-    transferred_bytes: int = 0
-    transfer_failures: int = 0
-    last_transport: str = ""
 
 
 class SimLink(Protocol):
@@ -86,13 +76,11 @@ class SimLink(Protocol):
     def set_peers(self, peers: Sequence[KvPeer]) -> None:
         """Sets all engines from which tickets may come."""
 
-    def pairs(self) -> Sequence[PairStatus]:
-        """Returns the status of the transports to each peer."""
-
     def take_changes(self) -> Sequence[LeaseChange]:
         """Returns leases granted and ended since the last call, for the report to the KV manager."""
 
-    def counters(self) -> LinkCounters: ...
+    def load(self) -> EngineLoad:
+        """Returns what leases hold, and what was transferred. The figures of the engine itself are 0."""
 
     def close(self) -> None:
         """Idempotent."""
@@ -207,20 +195,18 @@ class HandoverLink:
     def set_peers(self, peers: Sequence[KvPeer]) -> None:
         self._node.client.set_peers([address for peer in peers for address in addresses_for(peer, 0, 1)])
 
-    def pairs(self) -> Sequence[PairStatus]:
-        return self._node.client.pairs()
-
     def take_changes(self) -> Sequence[LeaseChange]:
         return self._node.server.take_changes()
 
-    def counters(self) -> LinkCounters:
+    def load(self) -> EngineLoad:
         status = self._node.server.status()
-        return LinkCounters(
+        return EngineLoad(
             leased_blocks=status.leased_blocks,
             orphan_blocks=status.orphan_blocks,
             transferred_bytes=status.transferred_bytes,
             transfer_failures=status.transfer_failures,
             last_transport=status.last_transport,
+            pairs=self._node.client.pairs(),
         )
 
     def close(self) -> None:

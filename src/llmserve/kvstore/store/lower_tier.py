@@ -29,7 +29,7 @@ from llmserve.kvstore.tiers.base import (
     Tier,
     TierOutcome,
 )
-from llmserve.rpc.backoff import Backoff
+from llmserve.rpc.client import Backoff
 
 _log = logging.getLogger(__name__)
 _FIRST_GUESS_BYTES_PER_SECOND = 500e6

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import NotLeader, StateUnavailable
-from llmserve.router.leader.store.base import SharedState, Term
+from llmserve.router.leader.state import SharedState, Term
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import grpc
 import grpc.aio
 
-from llmserve.router.leader.store.base import Term
+from llmserve.router.leader.state import Term
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 

@@ -13,14 +13,13 @@ from llmserve.core.clock import Clock
 from llmserve.core.errors import ManifestError, NotLeader, StateUnavailable
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.router import RouterMetrics
-from llmserve.router.admin.commands import OperatorCommands
-from llmserve.router.admin.reload import RouterLiveSettings
-from llmserve.router.calls import SessionCalls, WorkerCalls
+from llmserve.router.calls import SessionCalls
+from llmserve.router.commands import OperatorCommands, RouterLiveSettings
 from llmserve.router.controller import Controller
 from llmserve.router.event_loop import EventLoop
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.leader.election import LeaderCheck
-from llmserve.router.leader.store.base import SharedState, Term
+from llmserve.router.leader.state import SharedState, Term
 from llmserve.router.observe import MetricsRecorder, QueueSpans
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.settings import RouterSettings
@@ -56,19 +55,18 @@ class TermServices:
         self.controller = controller = Controller(settings, parts.clock, random.Random(), parts.index)
         recorder = MetricsRecorder(parts.metrics, controller, len(parts.kv_watch.addresses))
         spans = QueueSpans(parts.tracer)
-        self._loop = loop = EventLoop(controller, parts.clock, recorder, parts.kv_watch, check, spans)
+        self.event_loop = loop = EventLoop(controller, parts.clock, recorder, parts.kv_watch, check, spans)
         self.live = live = RouterLiveSettings(controller, loop, settings)
         self.commands = OperatorCommands(
             controller, parts.clock, parts.kv_watch, check, live, loop.streams.senders, manifest
         )
         sign_of_life_seconds = settings.terms.sign_of_life_seconds
         self.sessions = SessionCalls(controller, loop, check, self.commands, sign_of_life_seconds)
-        self.workers = WorkerCalls(controller, loop, live)
 
     async def run(self) -> None:
         """Does what is due until the term ends."""
         with suppress(NotLeader):
-            await self._loop.run()
+            await self.event_loop.run()
 
     async def aclose(self) -> None:
         """Ends the sessions. Apiservers keep what runs, and turn to the next leader."""

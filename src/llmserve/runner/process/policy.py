@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmserve.config.plan import ProcessRole, ProcessSpec
-from llmserve.rpc.backoff import Backoff
+from llmserve.rpc.client import Backoff
 
 MAX_START_FAILURES = 3
 STABLE_SECONDS = 30.0

@@ -8,10 +8,10 @@ from llmserve.core.clock import Clock, VirtualClock
 from llmserve.core.ids import LeaseId, RequestId, TransferId
 from llmserve.core.kv_params import PullParams, PushParams
 from llmserve.core.lease_table import LeaseAnswer
-from llmserve.core.request import KvPeer, LeaseChange, PairStatus
+from llmserve.core.request import EngineLoad, KvPeer, LeaseChange
 from llmserve.engines.kv_transfer import Finish, PullResult, PushChunk
 from llmserve.engines.kv_transfer.leases import BlockLeases
-from llmserve.engines.sim.link import KvSource, LinkCounters
+from llmserve.engines.sim.link import KvSource
 from llmserve.engines.sim.memory import Digests, KvMemory
 from llmserve.engines.spec import EngineSpec
 
@@ -112,7 +112,7 @@ class LocalLink:
         self._fabric = fabric
         self._memory = memory
         self._table = table
-        self._counters = LinkCounters()
+        self._load = EngineLoad()
         self._pulled: list[PullResult] = []
         self._awaited: dict[RequestId, PushParams] = {}
         self.pushes = LocalPushes()
@@ -178,10 +178,10 @@ class LocalLink:
         content = owner.serve(ticket, tokens) if owner else None
         if content is not None:
             self._memory.write(local, tokens, content)
-            self._counters.transferred_bytes += content.nbytes
-            self._counters.last_transport = TRANSPORT
+            moved = self._load.transferred_bytes + content.nbytes
+            self._load = replace(self._load, transferred_bytes=moved, last_transport=TRANSPORT)
             return PullResult(request_id, transport=TRANSPORT, bytes=content.nbytes)
-        self._counters.transfer_failures += 1
+        self._load = replace(self._load, transfer_failures=self._load.transfer_failures + 1)
         return PullResult(request_id, "the lease has ended" if owner else "the prefill engine is gone")
 
     def take_pulled(self) -> Sequence[PullResult]:
@@ -198,9 +198,6 @@ class LocalLink:
 
     def set_peers(self, peers: Sequence[KvPeer]) -> None:
         """Does nothing: all engines are in this process."""
-
-    def pairs(self) -> Sequence[PairStatus]:
-        return ()
 
     def release(self, ticket: KvSource) -> None:
         owner = self._fabric.find(ticket.endpoints[0])
@@ -230,10 +227,9 @@ class LocalLink:
     def take_changes(self) -> Sequence[LeaseChange]:
         return self._table.take_changes()
 
-    def counters(self) -> LinkCounters:
-        self._counters.leased_blocks = self._table.leased_blocks
-        self._counters.orphan_blocks = self._table.orphan_blocks
-        return self._counters
+    def load(self) -> EngineLoad:
+        table = self._table
+        return replace(self._load, leased_blocks=table.leased_blocks, orphan_blocks=table.orphan_blocks)
 
     def close(self) -> None:
         self._fabric.forget(self)

@@ -10,8 +10,7 @@ import pytest
 from llmserve.core.clock import LeaseClock, VirtualClock
 from llmserve.core.errors import NotLeader, StateUnavailable
 from llmserve.router.leader.election import ALONE, LeaderElection, TermTimes
-from llmserve.router.leader.store.base import Term
-from llmserve.router.leader.store.memory import MemoryState
+from llmserve.router.leader.state import MemoryState, Term
 
 TIMES = TermTimes(lease_seconds=0.3, renew_seconds=0.05, poll_seconds=0.01)
 SOON = 5.0

@@ -14,8 +14,7 @@ from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.router import RouterMetrics
 from llmserve.router.kv_watch import KvWatch
 from llmserve.router.leader.election import LeaderStatus
-from llmserve.router.leader.store.base import Term
-from llmserve.router.leader.store.memory import MemoryState
+from llmserve.router.leader.state import MemoryState, Term
 from llmserve.router.leader.term import LeaderTerm, Manifests, TermParts
 from llmserve.router.prefix.index import PrefixIndex
 from llmserve.router.settings import RouterSettings

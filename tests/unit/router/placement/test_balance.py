@@ -1,5 +1,7 @@
+import pytest
+
 from llmserve.core.ids import WorkerId
-from llmserve.router.placement.balance import PlacementBalance
+from llmserve.router.placement.kv_aware import PlacementBalance
 
 A, B, C, D = (WorkerId(name) for name in "abcd")
 
@@ -49,3 +51,25 @@ def test_counts_stay_small_and_workers_that_left_are_forgotten() -> None:
         assert spread._unit <= 1.1e12
     assert set(spread._counts) == {A}
     assert spread.over(2) == {A}
+
+
+def test_a_placement_counts_more_than_all_before_it() -> None:
+    spread = PlacementBalance()
+    spread.placed(A, 4)
+    assert spread._counts[A] == spread._total == pytest.approx(65 / 64)
+    spread.placed(A, 4)
+    assert spread._counts[A] == pytest.approx(65 / 64 + (65 / 64) ** 2)
+
+
+def test_the_bound_is_1_3_times_the_share_and_one_request() -> None:
+    spread = PlacementBalance()
+    spread._total, spread._counts = 100.0, {A: 66.0, B: 66.1}
+    assert spread.over(2) == {B}
+
+
+def test_scaling_down_keeps_the_shares_and_drops_a_millionth_of_a_request() -> None:
+    spread = PlacementBalance()
+    spread._unit, spread._counts = 2.0, {A: 6.0, B: 2e-6, C: 3e-6}
+    spread._shrink()
+    assert (spread._unit, spread._counts) == (1.0, {A: 3.0, C: 1.5e-6})
+    assert spread._total == 3.0 + 1.5e-6

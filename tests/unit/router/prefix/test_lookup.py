@@ -43,12 +43,12 @@ class World:
         placement = PlacementRequest("m", PROMPT_TOKENS)
         prompt = HashedPrompt(hashes, 16 if hashes else 0)
         admit = Admit(RequestId(name), TenantId("t"), placement, prompt=prompt)
-        effects = self.controller.admit(self.session, admit)
+        effects = self.controller.requests.admit(self.session, admit)
         self.controller.check_integrity()
         return effects
 
     def done(self, name: str, cached: int | None = None) -> list[Effect]:
-        return self.controller.done(self.session, RequestId(name), Outcome.COMPLETED, 5, cached)
+        return self.controller.requests.done(self.session, RequestId(name), Outcome.COMPLETED, 5, cached)
 
     def waiting(self) -> list[int]:
         return [request.cached_tokens for request in self.controller._queue.waiting()]

@@ -1,6 +1,7 @@
 """The controller learns how fast its workers are, and says what it predicted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,11 +22,11 @@ def _started(effects: list[Effect]) -> RequestStarted:
 def _serve(cluster: Any, session: Any, name: str, prompt_tokens: int) -> RequestStarted:
     """1 ms for each prompt token, then 99 tokens of 20 ms."""
     placement = PlacementRequest("m", prompt_tokens)
-    cluster.controller.admit(session, Admit(RequestId(name), TenantId("t"), placement))
+    cluster.controller.requests.admit(session, Admit(RequestId(name), TenantId("t"), placement))
     cluster.clock.advance(prompt_tokens / 1000)
     started = _started(cluster.first_token(session, name))
     cluster.clock.advance(99 * 0.02)
-    cluster.controller.done(session, RequestId(name), Outcome.COMPLETED, 100)
+    cluster.controller.requests.done(session, RequestId(name), Outcome.COMPLETED, 100)
     cluster.heartbeat("prefill-0")
     cluster.heartbeat("decode-0")
     return started
@@ -90,3 +91,31 @@ def test_a_request_on_one_worker_teaches_of_that_one(make_cluster: MakeCluster) 
     cluster.admit(session, "a")
     cluster.first_token(session, "a")
     assert _member(cluster, "aggregated-0").slots.latency.prefill.samples == 1
+
+
+def test_an_answer_counts_with_the_mean_of_what_decoded_at_its_ends(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0", slots=8)
+    session, heard = cluster.open(), []
+    cluster.controller.speeds.answer_generated = lambda *measured: heard.append(measured)
+    for name in ("a", "b", "c", "d"):
+        cluster.admit(session, name)
+    cluster.first_token(session, "a")  # four are placed there
+    cluster.clock.advance(1.0)
+    cluster.controller.requests.done(session, RequestId("b"), Outcome.CANCELLED, 0)
+    cluster.controller.requests.done(session, RequestId("c"), Outcome.CANCELLED, 0)
+    cluster.controller.requests.done(session, RequestId("a"), Outcome.COMPLETED, 11)  # two are left
+    assert heard == [(_member(cluster, "decode-0"), 10, 1.0, 3.0)]
+
+
+def test_the_time_of_loading_is_no_computing(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0")
+    session, heard = cluster.open(), []
+    cluster.controller.speeds.prompt_computed = lambda *measured: heard.append(measured)
+    cluster.admit(session, "a")
+    work = session.entries[RequestId("a")].hold.work
+    (predicted, *_) = work.plan.candidates
+    candidate = predicted._replace(parts=predicted.parts._replace(load=0.25))
+    work.plan = replace(work.plan, candidates=(candidate,))
+    cluster.clock.advance(1.0)
+    cluster.first_token(session, "a")
+    assert heard == [(_member(cluster, "prefill-0"), 10, 1.0, 0.75)]

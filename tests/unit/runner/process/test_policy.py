@@ -5,7 +5,7 @@ import random
 import pytest
 
 from llmserve.config.plan import ProcessRole, ProcessSpec
-from llmserve.rpc.backoff import Backoff
+from llmserve.rpc.client import Backoff
 from llmserve.runner.process.policy import (
     MAX_START_FAILURES,
     STABLE_SECONDS,

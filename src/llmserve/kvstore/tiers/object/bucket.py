@@ -19,7 +19,7 @@ from obstore.store import ObjectStore
 from llmserve.core.clock import Clock, SystemClock
 from llmserve.kvstore.tiers.object.failures import TRANSIENT, FailureKind, RequestFailed, failure_of
 from llmserve.kvstore.tiers.object.settings import RequestLimits, RetryPolicy
-from llmserve.rpc.backoff import Backoff
+from llmserve.rpc.client import Backoff
 from llmserve.transfer.engine.choice import Breaker, BreakerState
 
 _T = TypeVar("_T")

@@ -1,4 +1,5 @@
-"""The contract of shared state. Implementations: memory (one process) and redis.
+"""State that the routers of a cluster share: who leads, and what the last leader saved. It is in memory for a
+single router and for tests, else in Redis (redis_state.py).
 
 A router leads for a term. Its lease ends by itself unless it is renewed, so another router can lead when
 the process is gone. The number of a term only grows (fencing): a message of an older term counts for
@@ -6,8 +7,11 @@ nothing in a newer one. Numbers start at the time in milliseconds, so they grow 
 lost.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Protocol
+
+from llmserve.core.clock import Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +53,47 @@ class SharedState(Protocol):
 
     async def aclose(self) -> None:
         """Idempotent."""
+
+
+class MemoryState:
+    """Routers that get the same object share it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._epoch = 0
+        self._term: Term | None = None
+        self._ends_at = 0.0
+        self._saved: tuple[str, float] | None = None
+
+    async def campaign(self, leader: str, seconds: float) -> Term | str:
+        if self._term and self._clock.now() < self._ends_at:
+            return self._term.leader
+        self._epoch = max(self._epoch + 1, time.time_ns() // 1_000_000)
+        return self._grant(Term(self._epoch, leader), seconds)
+
+    async def renew(self, term: Term, seconds: float) -> bool:
+        if term.epoch < self._epoch:
+            return False
+        self._epoch = term.epoch
+        self._grant(term, seconds)
+        return True
+
+    async def resign(self, term: Term) -> None:
+        if self._term == term:
+            self._term = None
+
+    async def save(self, term: Term, text: str) -> bool:
+        if self._term != term or self._clock.now() >= self._ends_at:
+            return False
+        self._saved = (text, self._clock.now())
+        return True
+
+    async def load(self) -> Saved | None:
+        return Saved(self._saved[0], self._clock.now() - self._saved[1]) if self._saved else None
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+    def _grant(self, term: Term, seconds: float) -> Term:
+        self._term, self._ends_at = term, self._clock.now() + seconds
+        return term

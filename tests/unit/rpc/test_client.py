@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from llmserve.rpc.backoff import Backoff
+from llmserve.rpc.client import Backoff
 
 
 def test_grows_to_the_bound_and_resets() -> None:

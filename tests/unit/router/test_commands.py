@@ -10,8 +10,8 @@ from llmserve.config.load import parse_manifest
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import InvalidRequest, ManifestError, Unavailable
 from llmserve.core.ids import ApiserverId
-from llmserve.router.admin.broadcast import Broadcast
-from llmserve.router.admin.reload import ManifestReload
+from llmserve.router.commands import ManifestReload
+from llmserve.router.streams import Broadcast
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
 _BASE = "kind: LLMServe\nmodels: {primary: {source: 'hub:a/b'}}\n"

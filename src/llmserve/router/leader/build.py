@@ -7,10 +7,10 @@ from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.refusals import unset_password
 from llmserve.config.schema import State
 from llmserve.core.errors import ManifestError
-from llmserve.router.leader.store.base import SharedState
+from llmserve.router.leader.state import SharedState
 
 if TYPE_CHECKING:
-    from llmserve.router.leader.store.redis import RedisState
+    from llmserve.router.leader.redis_state import RedisState
 
 
 def build_state(
@@ -40,7 +40,7 @@ def _redis_state() -> "type[RedisState]":
     """Errors: ManifestError."""
     try:
         # Here: a cluster without Redis needs no package for it.
-        from llmserve.router.leader.store.redis import RedisState
+        from llmserve.router.leader.redis_state import RedisState
     except ModuleNotFoundError as error:
         message = f"redis needs a package: {error.msg}; pip install 'redis>=5'"
         raise Conflict((("state", "backend"),), message).as_error() from error

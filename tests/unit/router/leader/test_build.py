@@ -6,8 +6,8 @@ import pytest
 
 from llmserve.config.schema import State
 from llmserve.core.errors import ManifestError
-from llmserve.router.leader.store.build import build_state
-from llmserve.router.leader.store.redis import RedisState
+from llmserve.router.leader.build import build_state
+from llmserve.router.leader.redis_state import RedisState
 
 REDIS = State.model_validate({"backend": "redis", "redis": {"url": "redis://h:1", "password_env": "PW"}})
 
@@ -28,7 +28,7 @@ def test_a_password_that_is_not_there() -> None:
 
 
 def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("llmserve.router.leader.store.redis", "llmserve.rpc.redis_client"):
+    for module in ("llmserve.router.leader.redis_state", "llmserve.rpc.redis_client"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(ManifestError, match=r"state\.backend: redis needs a package: .*pip install"):

@@ -5,8 +5,8 @@ import pytest
 import pytest_asyncio
 
 from llmserve.core.tasks import TaskOwner
-from llmserve.workers import drainer as module
-from llmserve.workers.drainer import Drainer
+from llmserve.workers import membership as module
+from llmserve.workers.membership import Drainer
 
 
 class Load:

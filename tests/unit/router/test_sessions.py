@@ -1,6 +1,6 @@
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId
-from llmserve.router.leader.takeover import Takeover
+from llmserve.router.sessions import Takeover
 
 A, B = ApiserverId("a"), ApiserverId("b")
 

@@ -7,7 +7,7 @@ redis, and only routers with `state.backend: redis` import it.
 
 from typing import Any
 
-from llmserve.router.leader.store.base import Saved, Term
+from llmserve.router.leader.state import Saved, Term
 from llmserve.rpc.redis_client import RedisClient, milliseconds
 
 _MILLISECONDS = """

@@ -1,1 +1,0 @@
-"""What operators ask of the router, and what the router asks of all apiservers."""
