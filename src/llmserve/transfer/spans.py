@@ -116,6 +116,21 @@ def coalesce_pairs(batch: Batch) -> Batch:
     return Batch(_joined(local, follows), _joined(remote, follows))
 
 
+def concatenated(batches: Sequence[Batch]) -> Batch:
+    """Returns the pieces of all batches, of which there is at least one, as one batch."""
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(_chained([one.local for one in batches]), _chained([one.remote for one in batches]))
+
+
+def _chained(parts: Sequence[Spans]) -> Spans:
+    return Spans(
+        np.concatenate([part.regions for part in parts]),
+        np.concatenate([part.offsets for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+    )
+
+
 def split(spans: Spans, size: int) -> Iterator[Spans]:
     """Yields pieces of `size` bytes, the last one of what is left. Spans are cut where a piece ends."""
     ends = np.cumsum(spans.lengths)

@@ -1,13 +1,12 @@
 """vLLM's KV tensors, as its workers show them to a connector."""
 
-import math
-
 import pytest
 import torch
 
 from llmserve.core.errors import ManifestError
 from llmserve.engines.connector.memory import Packing, kv_layout, packing_of
 from llmserve.engines.kv_transfer import HeadShard, KvLayout
+from llmserve.transfer.base import Region
 
 BLOCKS, HEADS, TOKENS, CONTENT = 5, 2, 32, 128
 KNOWN, UNKNOWN = packing_of("vec", CONTENT, 2), Packing("neon")
@@ -83,8 +82,31 @@ def test_layers_of_different_width_cannot_be_cut() -> None:
     assert layout_of(tensor(), tensor()[..., : CONTENT // 2].contiguous()).geometry.layout == "whole/vec.32x2"
 
 
-def test_memory_that_is_not_block_by_block_is_refused() -> None:
-    cross_layer = torch.zeros(BLOCKS, 3, HEADS, TOKENS, CONTENT)[:, 0]
-    assert cross_layer.stride(0) == 3 * math.prod(cross_layer.shape[1:])
-    with pytest.raises(ManifestError, match="KV layout not supported"):
-        layout_of(cross_layer)
+def test_layers_between_each_other_are_placed() -> None:
+    """In the orders that begin with B, a block of a layer is followed by that of the next one."""
+    memory = torch.zeros(BLOCKS, 3, HEADS, TOKENS, CONTENT, dtype=torch.bfloat16)
+    layout = layout_of(*(memory[:, layer] for layer in range(3)), axes="BLHNC")
+    size = HEADS * TOKENS * CONTENT * 2
+    assert layout.regions == (Region(memory.data_ptr(), memory.nbytes),)
+    assert [(one.offset, one.block_stride) for one in layout.geometry.placements] == [
+        (layer * size, 3 * size) for layer in range(3)
+    ]
+    assert (layout.total_blocks, layout.geometry.parts) == (BLOCKS, KNOWN.parts)
+
+
+def test_heads_that_lie_apart_are_placed() -> None:
+    memory = torch.zeros(HEADS, BLOCKS, TOKENS, CONTENT, dtype=torch.bfloat16)
+    (one,) = layout_of(memory.transpose(0, 1), axes="LHBNC").geometry.placements
+    assert (one.block_stride, one.head_stride) == (TOKENS * CONTENT * 2, BLOCKS * TOKENS * CONTENT * 2)
+
+
+@pytest.mark.parametrize("axes", ["LBHNC", "LBCHN"])
+def test_memory_that_does_not_lie_as_its_name_says_is_refused(axes: str) -> None:
+    gaps_between_tokens = torch.zeros(BLOCKS, HEADS, TOKENS, 2 * CONTENT, dtype=torch.bfloat16)[..., :CONTENT]
+    with pytest.raises(ManifestError, match=f"KV layout not supported: .*{axes}"):
+        layout_of(gaps_between_tokens, axes=axes)
+
+
+def test_kernel_blocks_that_do_not_make_up_blocks_are_refused() -> None:
+    with pytest.raises(ManifestError, match="6 kernel blocks for 5 blocks"):
+        layout_of(tensor(blocks=6))

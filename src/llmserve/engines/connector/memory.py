@@ -1,14 +1,14 @@
 """vLLM's KV tensors as a KvLayout: where each block of each layer lies.
 
-vLLM gives one [B, H, N, C] view per layer into one allocation. In the layouts that keep a block of a
-layer in one piece (LBHNC, the CPU's), block b of a layer begins at b times the block's bytes.
+vLLM gives one [B, H, N, C] view per layer into one allocation. Where they lie is found from their strides
+(engines/kv_transfer/layout/placement.py), whichever of vLLM's six axis orders it has chosen.
 
 The layout's name says where blocks, heads and tokens lie; how a kernel packs the last axes is its own affair:
 on CPU each instruction set transposes or interleaves tokens differently. Equal names of a packing mean equal
 bytes. tests/integration/engines/test_packing.py lets vLLM's kernels write tokens and looks where they land.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,9 @@ from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
 from llmserve.config.conflict import Conflict
 from llmserve.config.refusals import engine_on_gpu
+from llmserve.core.errors import ManifestError
 from llmserve.engines.kv_transfer import HeadShard, KvGeometry, KvLayout, KvPart
+from llmserve.engines.kv_transfer.layout.placement import LayerView, place
 from llmserve.transfer.base import Region
 
 if TYPE_CHECKING:
@@ -77,16 +79,19 @@ def kv_layout(
     peer must have in common. Errors: ManifestError for memory or a layout that hand-over cannot address."""
     # Layers that share their KV cache show the same memory twice.
     tensors = {tensor.data_ptr(): tensor for tensor in kv_caches.values()}
-    sizes = tuple(_block_bytes(tensor, total_blocks) for tensor in tensors.values())
-    regions = tuple(
-        Region(address, size * total_blocks) for address, size in zip(tensors, sizes, strict=True)
-    )
-    first = next(iter(tensors.values()))
+    views = [_view(tensor) for tensor in tensors.values()]
+    sizes = tuple(_block_bytes(view, total_blocks) for view in views)
+    first = views[0]
     kernel_tokens = block_size_tokens // (first.shape[0] // total_blocks)
-    alike = all(tensor.shape[1:] == first.shape[1:] for tensor in tensors.values())
-    known = alike and first.shape[2] == kernel_tokens and _lies_as(axes, len(shard.heads), first)
+    expected = (len(shard.heads), kernel_tokens, first.content_bytes)
+    known = all(
+        (*view.shape[1:], view.content_bytes) == expected and not view.obstacle(axes) for view in views
+    )
+    if not known:
+        _check_whole(views, axes)
+    regions, placements = place(views)
     by_tokens = known and bool(packing.parts)
-    by_heads = by_tokens or (known and "HN" in axes)
+    by_heads = by_tokens or (known and axes.index("H") < axes.index("N"))
     name = packing.name if by_tokens else f"{packing.name}.{kernel_tokens}"
     geometry = KvGeometry(
         sizes,
@@ -97,6 +102,7 @@ def kv_layout(
         shard=shard,
         parts=packing.parts if by_tokens else (),
         kernel_block_tokens=kernel_tokens,
+        placements=placements,
     )
     return KvLayout(regions, geometry)
 
@@ -109,24 +115,37 @@ def layer_indices(kv_caches: Mapping[str, "torch.Tensor"]) -> dict[str, int]:
     return {name: index for index, name in enumerate(owners.values())}
 
 
-def _lies_as(axes: str, held_heads: int, tensor: "torch.Tensor") -> bool:
-    """Whether a block has a slot for each head, and lies in memory as the layout's name says."""
-    _, heads, tokens, content = tensor.shape
-    strides = (content, heads * content) if "NH" in axes else (tokens * content, content)
-    sizes = ((heads, tensor.stride(1), strides[0]), (tokens, tensor.stride(2), strides[1]))
-    return heads == held_heads and all(size == 1 or found == wanted for size, found, wanted in sizes)
-
-
-def _block_bytes(tensor: "torch.Tensor", total_blocks: int) -> int:
+def _view(tensor: "torch.Tensor") -> LayerView:
     if tensor.device.type != "cpu":
         raise engine_on_gpu().as_error()
-    # Attention kernels may see a block as several smaller ones; together they are contiguous.
-    kernel_blocks, remainder = divmod(tensor.shape[0], total_blocks)
-    stride, content = tensor.stride(0), tensor[0].numel()
-    if remainder or stride != content:
-        message = (
-            f"KV layout not supported: {tensor.shape[0]} kernel blocks for {total_blocks} blocks, "
-            f"{content} elements a block, {stride} apart"
-        )
-        raise Conflict((("models", "primary", "source"),), message).as_error()
-    return int(stride * tensor.element_size() * kernel_blocks)
+    blocks, heads, tokens, content = tensor.shape
+    element = tensor.element_size()
+    storage = tensor.untyped_storage()
+    strides = (tensor.stride(0) * element, tensor.stride(1) * element, tensor.stride(2) * element)
+    return LayerView(
+        tensor.data_ptr(),
+        (blocks, heads, tokens),
+        strides,
+        content * element,
+        Region(storage.data_ptr(), storage.nbytes()),
+    )
+
+
+def _check_whole(views: Sequence[LayerView], axes: str) -> None:
+    """Checks that blocks can be copied whole, where it is not known how heads and tokens lie in them."""
+    for view in views:
+        if not view.is_contiguous_inside:
+            message = f"KV layout not supported: {view.obstacle(axes) or f'a view {view.shape} as {axes}'}"
+            raise _refusal(message)
+
+
+def _block_bytes(view: LayerView, total_blocks: int) -> int:
+    # Attention kernels may see a block as several smaller ones.
+    kernel_blocks, remainder = divmod(view.shape[0], total_blocks)
+    if remainder:
+        raise _refusal(f"KV layout not supported: {view.shape[0]} kernel blocks for {total_blocks} blocks")
+    return view.kernel_block_bytes * kernel_blocks
+
+
+def _refusal(message: str) -> ManifestError:
+    return Conflict((("models", "primary", "source"),), message).as_error()

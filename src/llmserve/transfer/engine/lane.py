@@ -9,14 +9,15 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from llmserve.core.aio import wait_ended
-from llmserve.transfer.base import Batch, Int64Array, Spans, TransferState, TransferStatus
+from llmserve.transfer.base import Batch, Int64Array, TransferState, TransferStatus
+from llmserve.transfer.spans import concatenated
 
 QUANTUM_BYTES = 4 << 20
 ROUND_BYTES = 16 << 20
@@ -152,7 +153,7 @@ class Lane:
             for flow in flows:
                 flow.rounds.add(round_)
             self._rounds.add(round_)
-            round_.task = asyncio.create_task(self._run(round_, _joined(parts), size), name="lane.round")
+            round_.task = asyncio.create_task(self._run(round_, concatenated(parts), size), name="lane.round")
 
     def _next_round(self) -> tuple[list[Batch], int, set[_Flow]]:
         parts: list[Batch] = []
@@ -211,19 +212,3 @@ class Lane:
             flow.done.set_result(status)
         elif flow.is_taken and not flow.rounds:
             flow.done.set_result(_DONE)
-
-
-def _joined(parts: Sequence[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    return Batch(
-        _concatenated([part.local for part in parts]), _concatenated([part.remote for part in parts])
-    )
-
-
-def _concatenated(parts: Sequence[Spans]) -> Spans:
-    return Spans(
-        np.concatenate([part.regions for part in parts]),
-        np.concatenate([part.offsets for part in parts]),
-        np.concatenate([part.lengths for part in parts]),
-    )

@@ -1,8 +1,8 @@
 """Shapes of KV caches: what two workers of one model must know to copy from one cache into the other.
 
-A block (of vLLM, the unit of block ids) is one or more kernel blocks back to back. In a kernel block the
-axes lie as the layout says: heads outside of the tokens (...HNC) or inside (...NHC). What one head keeps
-of the tokens consists of parts, usually keys and values. A part is rows of groups: where an attention kernel
+A block (of vLLM, the unit of block ids) is one or more kernel blocks. In a kernel block the axes lie as the
+layout says: heads outside of the tokens (H before N) or inside (N before H). What one head keeps of the
+tokens consists of parts, usually keys and values. A part is rows of groups: where an attention kernel
 transposes or interleaves tokens, a row holds one slice of every token's content, and a group is the least
 number of tokens that stay together in memory.
 """
@@ -17,6 +17,7 @@ from msgspec import Meta
 from llmserve.core.errors import TransferError
 from llmserve.core.kv_params import Text, Word
 from llmserve.engines.kv_transfer.layout.heads import HeadShard
+from llmserve.engines.kv_transfer.layout.placement import AXIS_ORDERS, LayerPlacement
 from llmserve.transfer.base import Int64Array
 
 _MOST_LAYERS = 4096
@@ -56,7 +57,8 @@ class Strips:
 class KvGeometry:
     """block_bytes[l]: of one block of layer l on this rank. layout: the order of the axes, and after a slash
     how the kernel packs a block ("LBHNC/vec"). kernel_block_tokens: 0 for one kernel block a block. parts: of
-    one head, in order; empty when blocks can only be copied whole. Errors: TransferError without sense."""
+    one head, in order; empty when blocks can only be copied whole. placements: of each layer; empty when the
+    blocks of layer l lie back to back in region l. Errors: TransferError without sense."""
 
     block_bytes: Annotated[tuple[Word, ...], Meta(min_length=1, max_length=_MOST_LAYERS)]
     block_size_tokens: _Number
@@ -66,6 +68,7 @@ class KvGeometry:
     shard: HeadShard = field(default_factory=HeadShard)
     parts: tuple[KvPart, ...] = ()
     kernel_block_tokens: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
+    placements: Annotated[tuple[LayerPlacement, ...], Meta(max_length=_MOST_LAYERS)] = ()
 
     def __post_init__(self) -> None:
         if not self.block_bytes or min(self.block_bytes) <= 0 or self.block_size_tokens <= 0:
@@ -74,6 +77,8 @@ class KvGeometry:
             raise TransferError(
                 f"blocks of {self.block_size_tokens} tokens cannot consist of {self.kernel_tokens} each"
             )
+        if len(self.placements) not in (0, len(self.block_bytes)):
+            raise TransferError(f"{len(self.placements)} placements of {len(self.block_bytes)} layers")
         for size in set(self.block_bytes):
             if size % (self.kernel_blocks * self.held_heads):
                 raise TransferError(f"blocks of {size} bytes cannot hold {self._shape_words()}")
@@ -110,15 +115,37 @@ class KvGeometry:
     @property
     def heads_inside(self) -> bool:
         """Each token has all heads side by side."""
-        return "NH" in self._axes
+        return -1 < self._axes.find("N") < self._axes.find("H")
 
     @property
     def _heads_outside(self) -> bool:
-        return "HN" in self._axes or self.held_heads == 1
+        return -1 < self._axes.find("H") < self._axes.find("N") or self.held_heads == 1
 
     @property
     def _axes(self) -> str:
         return self.layout.partition("/")[0]
+
+    @property
+    def _block_layout(self) -> str:
+        """The layout within a block; where blocks and layers lie is told by the placements."""
+        if self._axes not in AXIS_ORDERS:
+            return self.layout
+        return f"{'NHC' if self.heads_inside else 'HNC'}/{self.layout.partition('/')[2]}"
+
+    # -- places
+
+    def placement(self, layer: int) -> LayerPlacement:
+        if self.placements:
+            return self.placements[layer]
+        return LayerPlacement(layer, 0, self.block_bytes[layer] // self.kernel_blocks)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether in each layer blocks follow each other without gaps."""
+        sizes = zip(self.placements, self.block_bytes, strict=False)
+        return all(
+            one.block_stride * self.kernel_blocks == size and not one.head_stride for one, size in sizes
+        )
 
     # -- two of them
 
@@ -153,11 +180,15 @@ class KvGeometry:
         return [
             ("model", peer.model, self.model),
             ("kv_dtype", peer.kv_dtype, self.kv_dtype),
-            ("layout", peer.layout, self.layout),
+            *self._layouts(peer),
             ("number of KV heads", peer.shard.kv_heads, self.shard.kv_heads),
             ("number of layers", len(peer.block_bytes), len(self.block_bytes)),
             ("packing", peer.parts, self.parts),
         ]
+
+    def _layouts(self, peer: "KvGeometry") -> Sequence[tuple[str, object, object]]:
+        alike = peer._block_layout == self._block_layout
+        return [] if alike else [("layout", peer.layout, self.layout)]
 
     def _uncuttable(self, peer: "KvGeometry") -> str:
         if self.copies_whole(peer):
@@ -180,10 +211,15 @@ class KvGeometry:
 
     # -- inside a kernel block
 
-    def strips(self, layer_bytes: int, heads: range, *, whole: bool) -> Strips:
-        """Where heads of this rank lie in one layer. heads: numbered over the model. whole: as one group."""
+    def strips(self, layer_bytes: int, heads: range, *, whole: bool, head_stride: int = 0) -> Strips:
+        """Where heads of this rank lie in one layer. heads: numbered over the model. whole: as one group, or
+        as one for each head if there is a stride. head_stride: from one head to the next; 0: back to back."""
         first = heads.start - self.shard.heads.start
         head_bytes = self.head_bytes(layer_bytes)
+        starts = (first + np.arange(len(heads), dtype=np.int64)) * (head_stride or head_bytes)
+        if whole and head_stride:
+            sizes = [head_bytes] * len(heads)
+            return _strips(starts.tolist(), [self.kernel_tokens] * len(heads), sizes, sizes)
         if whole:
             size = len(heads) * head_bytes
             return _strips([first * head_bytes], [self.kernel_tokens], [size], [size])
@@ -192,7 +228,6 @@ class KvGeometry:
             tokens = self.parts[0].group_tokens
             return _strips([first * cell], [tokens], [self.held_heads * cell], [len(heads) * cell])
         rows = self._rows()
-        starts = (first + np.arange(len(heads), dtype=np.int64)) * head_bytes
         groups = np.tile(rows[:, 2], len(heads))
         offsets = (starts[:, None] + rows[None, :, 0]).ravel()
         return Strips(offsets, np.tile(rows[:, 1], len(heads)), groups, groups)

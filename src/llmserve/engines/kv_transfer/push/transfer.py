@@ -197,7 +197,7 @@ class PushTransfer:
     async def _write(self, peer: Peer, pieces: list[LayerPiece]) -> None:
         """Errors: TransferError with every reason."""
         rows = [(piece.layer, piece.source_ids, piece.target_ids) for piece in pieces]
-        batch = self.engine.layout.layer_batch(rows)
+        batch = self.engine.layout.layer_batch(rows, peer.geometry)
         self._is_writing = True
         try:
             await peer.pair.over_any(partial(self._write_over, peer, batch), [])
