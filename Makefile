@@ -20,7 +20,8 @@ TORCH_INDEX ?= $(shell sed -n 's/^ARG TORCH_INDEX=//p' deploy/docker/Dockerfile)
 RUNTIME := $(VENV)/.installed-$(DEVICE)
 DEV := $(VENV)/.installed-dev
 install = $(BIN)/pip install -q --no-deps $(1)
-AT_ONCE := --dist loadfile -n
+# More would not fit small machines: many tests start clusters.
+TWO_AT_ONCE := -n 2 --dist loadfile
 
 # $(call tests,WHAT,HOW). Real libraries and processes on a busy machine now and then fail one of some thousand
 # tests: those that failed run once more, alone, and both runs are shown. A unit test gets no second try.
@@ -52,13 +53,11 @@ lint: $(DEV)
 	$(BIN)/llmserve gen-proto --check
 
 unit: $(DEV)
-	$(BIN)/pytest $(AT_ONCE) 2 tests/unit
+	$(BIN)/pytest $(TWO_AT_ONCE) tests/unit
 
-# Three at once on two cores: a test on a cluster waits half of its time for processes that start or hang. More
-# clusters would not fit small machines.
 # vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
 test: unit  ## Every test: unit, conformance, integration (real gRPC), e2e (real vLLM and model)
-	$(call tests,tests/conformance tests/integration tests/gpu,$(AT_ONCE) 3)
+	$(call tests,tests/conformance tests/integration tests/gpu,$(TWO_AT_ONCE))
 	$(call tests,tests/conformance/test_engine.py tests/conformance/test_seeds.py -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning)
 	$(call tests,tests/e2e)
 
