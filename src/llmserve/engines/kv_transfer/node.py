@@ -18,6 +18,7 @@ from llmserve.engines.kv_transfer.push.transfer import PushLimits
 from llmserve.engines.kv_transfer.rank import RankEngine
 from llmserve.engines.kv_transfer.server import HandoverServer
 from llmserve.transfer.base import Transport
+from llmserve.transfer.devices import Staging
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.counters import PairMatrix, TransferCounters
 
@@ -41,10 +42,12 @@ class HandoverNode:
         receive_limits: ReceiveLimits | None = None,
         unusable: Mapping[str, str] = MappingProxyType({}),
         matrix: PairMatrix | None = None,
+        staging: Staging | None = None,
     ) -> None:
-        """unusable: transports that cannot be used here, and why, for the status. matrix: see TransferEngine.
+        """unusable: transports that cannot be used here, and why, for the status. matrix, staging: see
+        TransferEngine.
         Errors: TransferError (memory cannot be registered, host cannot be bound)."""
-        self._engine = RankEngine(transports, layout, policy, matrix)
+        self._engine = RankEngine(transports, layout, policy, matrix, staging)
         self.client = HandoverClient(self._engine, limits, unusable)
         try:
             self.server = HandoverServer(

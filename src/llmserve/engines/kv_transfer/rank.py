@@ -12,6 +12,7 @@ from llmserve.core.ids import RequestId
 from llmserve.core.request import HandoverReport
 from llmserve.engines.kv_transfer.layout.blocks import KvLayout
 from llmserve.transfer.base import Transport
+from llmserve.transfer.devices import Staging
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.counters import PairMatrix
 from llmserve.transfer.engine.engine import TransferEngine
@@ -26,11 +27,13 @@ class RankEngine(TransferEngine):
         layout: KvLayout,
         policy: TransferPolicy | None = None,
         matrix: PairMatrix | None = None,
+        staging: Staging | None = None,
     ) -> None:
-        """Errors: TransferError when the memory cannot be registered; the transports are closed then."""
+        """staging: of the device that holds the memory. Errors: TransferError when the memory cannot be
+        registered; the transports are closed then."""
         self.layout = layout
         self.ended = threading.Event()
-        super().__init__(transports, layout.regions, policy, matrix=matrix)
+        super().__init__(transports, layout.regions, policy, matrix=matrix, staging=staging)
 
     def act(self, action: Callable[[], object]) -> None:
         """Runs an action on the loop, soon. After `close` it does nothing: there is nothing to act on."""

@@ -135,6 +135,16 @@ class Staging:
         finally:
             flights.abandon()
 
+    def put(self, memory: RegionCopies, spans: Spans, content: Bytes) -> None:
+        """Copies bytes of this process to where the spans are. Errors: TransferError."""
+        rest = content
+
+        def fill(packed: Bytes) -> None:
+            nonlocal rest
+            packed[:], rest = rest[: len(packed)], rest[len(packed) :]
+
+        self.incoming(memory, spans, fill)
+
 
 class _SlotsInFlight:
     """The slots that one call has taken, each with the mark of its copy, the oldest first."""

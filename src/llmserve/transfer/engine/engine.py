@@ -25,11 +25,14 @@ from llmserve.transfer.base import (
     Batch,
     PeerName,
     Region,
+    Spans,
     Transfer,
     TransferState,
     TransferStatus,
     Transport,
 )
+from llmserve.transfer.devices import Staging
+from llmserve.transfer.digest import digest
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.counters import PairMatrix, TransferCounters
 from llmserve.transfer.engine.lane import process_budget
@@ -63,15 +66,16 @@ class TransferEngine:
         policy: TransferPolicy | None = None,
         clock: Clock | None = None,
         matrix: PairMatrix | None = None,
+        staging: Staging | None = None,
     ) -> None:
         """regions: memory that outlives the engine; a region of probes is registered after them. clock: time
         of the breakers. matrix: shows the pairs of this engine; shared where a process has several engines.
-        Errors: TransferError when a transport cannot register the memory."""
+        staging: of the device whose memory is among the regions. Errors: TransferError when a transport
+        cannot register the memory."""
         self.policy = policy or TransferPolicy()
         self.clock = clock or SystemClock()
-        self.probe = ProbeMemory(len(regions))
+        self._staging = staging
         self.probing = asyncio.Lock()  # one probe at a time: they share memory, and would slow each other
-        self.regions = (*regions, self.probe.region)
         limit = self.policy.bytes_per_second
         self.bucket = process_budget(limit) if limit else None
         self.counters = TransferCounters()
@@ -83,6 +87,8 @@ class TransferEngine:
         self._expected: dict[tuple[int, str], float] = {}  # (connection, lease id) -> monotonic end
         self._pump: asyncio.Task[None] | None = None
         try:
+            self.probe = ProbeMemory(len(regions), staging)
+            self.regions = (*regions, self.probe.region)
             for transport in transports:
                 transport.register(self.regions)
             self.descriptions = {t.name: t.describe() for t in transports}
@@ -97,6 +103,10 @@ class TransferEngine:
     @property
     def transports(self) -> Mapping[str, Transport]:
         return self._transports
+
+    def digest(self, spans: Spans) -> str:
+        """Returns the digest of pieces of the registered memory. Errors: TransferError."""
+        return digest(self.regions, spans, self._staging)
 
     # -- from any thread
 

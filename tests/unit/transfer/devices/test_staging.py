@@ -35,14 +35,7 @@ class Ends:
         return np.concatenate(seen)
 
     def receive(self, spans: Spans, content: Bytes) -> None:
-        rest = memoryview(content.data)
-
-        def fill(packed: Bytes) -> None:
-            nonlocal rest
-            packed[:], rest = np.frombuffer(rest[: len(packed)], np.uint8), rest[len(packed) :]
-
-        self.staging.incoming(self.memory, spans, fill)
-        assert not rest
+        self.staging.put(self.memory, spans, content)
 
     def assert_all_slots_free(self, slots: int = 4) -> None:
         """Nobody holds one, and none was lost."""
