@@ -16,6 +16,7 @@ from llmserve.transfer.base import Region
 from llmserve.transfer.devices import Staging
 from llmserve.transfer.devices.fake import FakeDevice
 from llmserve.transfer.engine.choice import TransferPolicy
+from llmserve.transfer.engine.engine import SharedTransfers
 from llmserve.transfer.select import makers
 
 LAYERS, BLOCKS, BLOCK_BYTES = 30, 16, 98_304
@@ -50,7 +51,7 @@ class Worker:
             layout=KvLayout(regions, KvGeometry((BLOCK_BYTES,) * LAYERS, 128)),
             lease_seconds=30,
             policy=TransferPolicy(verify="always", slow_share=0.01),
-            staging=staging,
+            shared=SharedTransfers(staging=staging),
         )
 
     def close(self) -> None:

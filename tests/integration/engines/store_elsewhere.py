@@ -22,17 +22,19 @@ from llmserve.engines.store.worker import StoreSlots, StoreWorker
 from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.client.access import RemoteAccess
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
+from llmserve.transfer.engine.engine import SharedTransfers
 
 LAYERS, BLOCKS, PAGE_BYTES = 4, 8, 48 << 10
 _SECONDS = 60.0
 
 
 class Rank:
-    def __init__(self, kvmanager: str, name: str, remote: RemoteAccess) -> None:
+    def __init__(self, kvmanager: str, name: str, engine_order: tuple[str, ...], host: str) -> None:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
         self._memory = np.random.default_rng(seed).integers(0, 127, (LAYERS, BLOCKS, PAGE_BYTES), np.int8)
         caches = [CanonicalKVCacheTensor(torch.from_numpy(layer), PAGE_BYTES) for layer in self._memory]
-        self._remote = remote
+        self._shared = SharedTransfers()
+        remote = RemoteAccess(engine_order, host, shared=self._shared)
         self._worker = StoreWorker(CanonicalKVCaches(caches, []), 0, remote)
         self._link = StoreLink(kvmanager, name, 1, [LAYERS * PAGE_BYTES])
         self._jobs = 0
@@ -63,7 +65,7 @@ class Rank:
 
     def rows(self, _: Sequence[bytes], __: int) -> list[tuple[str, str, int]]:
         """The pairs in the matrix, with the bytes that went over them."""
-        return [(row.peer, row.transport, row.bytes) for row in self._remote.matrix.rows()]
+        return [(row.peer, row.transport, row.bytes) for row in self._shared.matrix.rows()]
 
     def close(self) -> None:
         self._worker.shutdown()
@@ -119,7 +121,7 @@ def _slots(answer: StoreAnswer, blocks: Sequence[pb.StoreBlock]) -> StoreSlots:
 
 def main() -> None:
     kvmanager, name, host, order = sys.argv[1:5]
-    rank = Rank(kvmanager, name, RemoteAccess(tuple(filter(None, order.split(","))), host))
+    rank = Rank(kvmanager, name, tuple(filter(None, order.split(","))), host)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         operation, hashes, first = json.loads(line)

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llmserve.core.clock import VirtualClock
-from llmserve.core.lease_table import REMEMBERED_ENDS, LeaseAnswer, LeaseTable
+from llmserve.core.lease_table import LeaseAnswer, LeaseTable
 
 EPOCH = 7
 
@@ -155,7 +155,7 @@ def test_a_table_may_remember_no_ends(clock: VirtualClock) -> None:
 
 def test_many_ends_are_remembered_unless_said_otherwise(clock: VirtualClock) -> None:
     table: LeaseTable[int, None] = LeaseTable(clock)
-    for key in range(REMEMBERED_ENDS + 1):
+    for key in range(4096 + 1):
         table.grant(key, None)
         table.release(key)
     assert [table.check(0), table.check(1)] == [LeaseAnswer.UNKNOWN, LeaseAnswer.ENDED]

@@ -10,7 +10,7 @@ from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import Batch, Region, Spans, TransferState, TransferStatus, Transport
 from llmserve.transfer.devices import Staging
 from llmserve.transfer.devices.fake import FakeDevice
-from llmserve.transfer.engine.engine import TransferEngine
+from llmserve.transfer.engine.engine import SharedTransfers, TransferEngine
 from llmserve.transfer.faults import FaultPlan
 from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.tcp import TcpTransport
@@ -136,7 +136,7 @@ def test_an_engine_without_pinned_memory_does_not_start() -> None:
     staging = Staging(device)
     transport, region = TcpTransport(staging=staging), device.allocate(4096)
     with pytest.raises(TransferError, match="no pinned memory"):
-        TransferEngine([transport], [region], staging=staging)
+        TransferEngine([transport], [region], shared=SharedTransfers(staging=staging))
     with pytest.raises(TransferError, match="closed"):
         transport.register([region])
     device.close()

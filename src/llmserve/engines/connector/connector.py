@@ -32,6 +32,7 @@ from llmserve.engines.connector.settings import ConnectorSettings, EngineReadyFi
 from llmserve.engines.connector.worker_side import WorkerSide
 from llmserve.engines.kv_transfer import HeadShard
 from llmserve.engines.spec import computation_words
+from llmserve.transfer.engine.engine import SharedTransfers
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 
 class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
+    """shared: belongs to the hand-over's transfers, and to those of a store beside it."""
+
     def __init__(
         self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
     ) -> None:
@@ -53,6 +56,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         self._settings = ConnectorSettings.from_extra_config(
             vllm_config.kv_transfer_config.kv_connector_extra_config
         )
+        self.shared = SharedTransfers(self._settings.policy.bytes_per_second)
         self._block_size = vllm_config.cache_config.block_size
         self._worker: WorkerSide | None = None
         self._layers: dict[str, int] = {}
@@ -79,7 +83,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
             model=f"{self._settings.model}, {self._computation()}",
         )
         self._layers = layer_indices(kv_caches)
-        self._worker = WorkerSide(self._settings, layout)
+        self._worker = WorkerSide(self._settings, layout, self.shared)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata:
         return self._acting().endpoint()

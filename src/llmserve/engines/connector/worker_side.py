@@ -16,7 +16,7 @@ from llmserve.engines.connector.orders import (
 )
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.kv_transfer import HandoverNode, KvLayout, PullResult
-from llmserve.transfer.engine.counters import process_matrix
+from llmserve.transfer.engine.engine import SharedTransfers
 from llmserve.transfer.select import make_transports
 
 # Longer, and a request that comes meanwhile begins late.
@@ -26,7 +26,7 @@ _EMPTY_STEP_SECONDS = 0.003
 class WorkerSide:
     """Made once the KV memory exists; `close` is idempotent."""
 
-    def __init__(self, settings: ConnectorSettings, layout: KvLayout) -> None:
+    def __init__(self, settings: ConnectorSettings, layout: KvLayout, shared: SharedTransfers) -> None:
         transports, unusable = make_transports(settings.engine_order, settings.host)
         self._layout = layout
         self._node = HandoverNode(
@@ -38,7 +38,7 @@ class WorkerSide:
             host=settings.host,
             policy=settings.policy,
             unusable=unusable,
-            matrix=process_matrix(),
+            shared=shared,
         )
         self._continued: dict[str, tuple[int, ...]] = {}  # for the results of this step
         self._reported: dict[str, Any] = {}

@@ -18,9 +18,9 @@ from llmserve.engines.kv_transfer.push.transfer import PushLimits
 from llmserve.engines.kv_transfer.rank import RankEngine
 from llmserve.engines.kv_transfer.server import HandoverServer
 from llmserve.transfer.base import Transport
-from llmserve.transfer.devices import Staging
 from llmserve.transfer.engine.choice import TransferPolicy
-from llmserve.transfer.engine.counters import PairMatrix, TransferCounters
+from llmserve.transfer.engine.counters import TransferCounters
+from llmserve.transfer.engine.engine import SharedTransfers
 
 
 class HandoverNode:
@@ -41,13 +41,11 @@ class HandoverNode:
         push_limits: PushLimits | None = None,
         receive_limits: ReceiveLimits | None = None,
         unusable: Mapping[str, str] = MappingProxyType({}),
-        matrix: PairMatrix | None = None,
-        staging: Staging | None = None,
+        shared: SharedTransfers | None = None,
     ) -> None:
-        """unusable: transports that cannot be used here, and why, for the status. matrix, staging: see
-        TransferEngine.
+        """unusable: transports that cannot be used here, and why, for the status. shared: see TransferEngine.
         Errors: TransferError (memory cannot be registered, host cannot be bound)."""
-        self._engine = RankEngine(transports, layout, policy, matrix, staging)
+        self._engine = RankEngine(transports, layout, policy, shared)
         self.client = HandoverClient(self._engine, limits, unusable)
         try:
             self.server = HandoverServer(

@@ -12,10 +12,8 @@ from llmserve.core.ids import RequestId
 from llmserve.core.request import HandoverReport
 from llmserve.engines.kv_transfer.layout.blocks import KvLayout
 from llmserve.transfer.base import Transport
-from llmserve.transfer.devices import Staging
 from llmserve.transfer.engine.choice import TransferPolicy
-from llmserve.transfer.engine.counters import PairMatrix
-from llmserve.transfer.engine.engine import TransferEngine
+from llmserve.transfer.engine.engine import SharedTransfers, TransferEngine
 
 
 class RankEngine(TransferEngine):
@@ -26,14 +24,12 @@ class RankEngine(TransferEngine):
         transports: Sequence[Transport],
         layout: KvLayout,
         policy: TransferPolicy | None = None,
-        matrix: PairMatrix | None = None,
-        staging: Staging | None = None,
+        shared: SharedTransfers | None = None,
     ) -> None:
-        """staging: of the device that holds the memory. Errors: TransferError when the memory cannot be
-        registered; the transports are closed then."""
+        """Errors: TransferError when the memory cannot be registered; the transports are closed then."""
         self.layout = layout
         self.ended = threading.Event()
-        super().__init__(transports, layout.regions, policy, matrix=matrix, staging=staging)
+        super().__init__(transports, layout.regions, policy, shared=shared)
 
     def act(self, action: Callable[[], object]) -> None:
         """Runs an action on the loop, soon. After `close` it does nothing: there is nothing to act on."""

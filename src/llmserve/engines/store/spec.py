@@ -19,7 +19,7 @@ from llmserve.engines.store.worker import StoreWorker
 from llmserve.kvstore.dram.client.access import RemoteAccess
 from llmserve.kvstore.formats import Element, grouped
 from llmserve.transfer.engine.choice import TransferPolicy
-from llmserve.transfer.engine.counters import process_matrix
+from llmserve.transfer.engine.engine import SharedTransfers
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 class StoreSpec(OffloadingSpec):
     """extra_config: kvmanagers (of each host:port, always in the same order), worker_id, epoch; engine_order,
     host and policy, as of the hand-over.
+    shared: set before `get_worker` where the process has other transfers, too.
     Errors: ManifestError for a model with several groups of layers: a block's key is the same for all."""
+
+    shared: SharedTransfers | None = None
 
     def get_manager(self) -> OffloadingManager:
         if len(self.config.groups) > 1:
@@ -61,7 +64,8 @@ class StoreSpec(OffloadingSpec):
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         extra = self.extra_config
         policy = TransferPolicy(**extra["policy"])
-        remote = RemoteAccess(tuple(extra["engine_order"]), str(extra["host"]), policy, process_matrix())
+        shared = self.shared or SharedTransfers(policy.bytes_per_second)
+        remote = RemoteAccess(tuple(extra["engine_order"]), str(extra["host"]), policy, shared)
         return StoreWorker(kv_caches, self.config.parallel.rank, remote)
 
 
@@ -71,6 +75,12 @@ class StoreConnector(OffloadingConnector):
     does not spin."""
 
     # -- a rank's half
+
+    def share(self, shared: SharedTransfers) -> None:
+        """Call it before vLLM registers the KV memory."""
+        assert self.connector_worker is not None, "the half of a rank"
+        assert isinstance(self.connector_worker.spec, StoreSpec)
+        self.connector_worker.spec.shared = shared
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         worker = self.connector_worker.worker if self.connector_worker else None

@@ -17,6 +17,7 @@ from llmserve.models.directory import read_config
 CONNECTOR = "LLMServeConnector"
 CONNECTOR_MODULE = "llmserve.engines.connector.connector"
 STORE_MODULE = "llmserve.engines.store.spec"
+BOTH_MODULE = "llmserve.engines.vllm.both"
 
 _KV_ROLE = {
     WorkerRole.PREFILL: "kv_producer",
@@ -91,6 +92,7 @@ def _kv_transfer(spec: EngineSpec, card_path: str) -> KVTransferConfig:
     both = [handover | common, _store(spec) | common | {"kv_role": "kv_both"}]
     return KVTransferConfig(
         kv_connector="MultiConnector",
+        kv_connector_module_path=BOTH_MODULE,
         engine_id=engine_id,
         kv_connector_extra_config={"connectors": both},
         **common | {"kv_role": "kv_both"},

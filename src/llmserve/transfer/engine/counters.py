@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
 
 from llmserve.core.request import PairStatus
 
@@ -70,10 +69,3 @@ class PairMatrix:
         with self._lock:
             sources = list(self._sources)
         return [row for source in sources for row in source()]
-
-
-@cache
-def process_matrix() -> PairMatrix:
-    """The matrix that the hand-over and the store of one vLLM worker share, for the reason that
-    `lane.process_budget` gives."""
-    return PairMatrix()

@@ -35,7 +35,7 @@ from llmserve.transfer.devices import Staging
 from llmserve.transfer.digest import digest
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.counters import PairMatrix, TransferCounters
-from llmserve.transfer.engine.lane import process_budget
+from llmserve.transfer.engine.lane import TokenBucket
 from llmserve.transfer.engine.probe import ProbeMemory
 
 _log = logging.getLogger(__name__)
@@ -56,6 +56,17 @@ class _Flight:
     started: float
 
 
+class SharedTransfers:
+    """What the transfer engines of one process share. bytes_per_second: the rate of all transfers together;
+    None: no limit. staging: reaches the memory of its device; None: host memory only. matrix: shows their
+    pairs. bucket: limits their transfers; None: no limit."""
+
+    def __init__(self, bytes_per_second: float | None = None, staging: Staging | None = None) -> None:
+        self.matrix = PairMatrix()
+        self.staging = staging
+        self.bucket = TokenBucket(bytes_per_second) if bytes_per_second else None
+
+
 class TransferEngine:
     """Owns the transports from the constructor to `close`, also when the constructor fails."""
 
@@ -65,21 +76,17 @@ class TransferEngine:
         regions: Sequence[Region],
         policy: TransferPolicy | None = None,
         clock: Clock | None = None,
-        matrix: PairMatrix | None = None,
-        staging: Staging | None = None,
+        shared: SharedTransfers | None = None,
     ) -> None:
         """regions: memory that outlives the engine; a region of probes is registered after them. clock: time
-        of the breakers. matrix: shows the pairs of this engine; shared where a process has several engines.
-        staging: of the device whose memory is among the regions. Errors: TransferError when a transport
-        cannot register the memory."""
+        of the breakers. shared: given where a process has several engines. Errors: TransferError when a
+        transport cannot register the memory."""
         self.policy = policy or TransferPolicy()
         self.clock = clock or SystemClock()
-        self._staging = staging
         self.probing = asyncio.Lock()  # one probe at a time: they share memory, and would slow each other
-        limit = self.policy.bytes_per_second
-        self.bucket = process_budget(limit) if limit else None
+        shared = shared or SharedTransfers(self.policy.bytes_per_second)
+        self.matrix, self.bucket, self._staging = shared.matrix, shared.bucket, shared.staging
         self.counters = TransferCounters()
-        self.matrix = matrix or PairMatrix()
         self.closed = False
         self._transports = {transport.name: transport for transport in transports}
         self.fences = dict.fromkeys(self._transports, 0)  # how often each transport was fenced
@@ -87,7 +94,7 @@ class TransferEngine:
         self._expected: dict[tuple[int, str], float] = {}  # (connection, lease id) -> monotonic end
         self._pump: asyncio.Task[None] | None = None
         try:
-            self.probe = ProbeMemory(len(regions), staging)
+            self.probe = ProbeMemory(len(regions), self._staging)
             self.regions = (*regions, self.probe.region)
             for transport in transports:
                 transport.register(self.regions)

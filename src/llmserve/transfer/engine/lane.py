@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -91,13 +90,6 @@ class TokenBucket:
             start = max(self._free_at, now - _BURST_SECONDS)
             self._free_at = start + size_bytes / self._rate
             return max(0.0, self._free_at - now)
-
-
-@cache
-def process_budget(bytes_per_second: float) -> TokenBucket:
-    """The one bucket that all engines of this process share. vLLM makes the hand-over and the store apart
-    from each other in one process, and no object of ours sees both."""
-    return TokenBucket(bytes_per_second)
 
 
 class Lane:

@@ -40,7 +40,7 @@ from llmserve.transfer.base import (
 )
 from llmserve.transfer.base import Transport as TransportContract
 from llmserve.transfer.engine.choice import TransferPolicy
-from llmserve.transfer.engine.counters import PairMatrix
+from llmserve.transfer.engine.engine import SharedTransfers
 from llmserve.transfer.tcp import TcpTransport
 
 EPOCH = 5
@@ -287,7 +287,7 @@ def make_side() -> Iterator[SideMaker]:
         policy: TransferPolicy | None = None,
         push_limits: PushLimits | None = None,
         receive_limits: ReceiveLimits | None = None,
-        matrix: PairMatrix | None = None,
+        shared: SharedTransfers | None = None,
     ) -> Side:
         kv = Kv(seed)
         node = HandoverNode(
@@ -301,7 +301,7 @@ def make_side() -> Iterator[SideMaker]:
             policy=policy,
             push_limits=push_limits,
             receive_limits=receive_limits,
-            matrix=matrix,
+            shared=shared,
         )
         sides.append(Side(node, kv, lease_seconds))
         return sides[-1]

@@ -12,7 +12,7 @@ from llmserve.core.kv_params import PeerAddress
 from llmserve.core.request import PairStatus
 from llmserve.engines.kv_transfer import query_status
 from llmserve.transfer.engine.choice import TransferPolicy
-from llmserve.transfer.engine.counters import PairMatrix, process_matrix
+from llmserve.transfer.engine.engine import SharedTransfers
 from llmserve.transfer.faults import FaultPlan
 from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.tcp import TcpTransport
@@ -163,8 +163,9 @@ def test_the_limit_slows_pulls_down(make_side: Make) -> None:
 def test_pairs_of_other_engines_of_the_process_are_in_its_status(make_side: Make, wait_until: Wait) -> None:
     """Those of a KV store on another host."""
     store = PairStatus("kvmanager-0", "tcp", True, "closed", "", 0.001, 1e9, 3, 300, 0.1, 0)
-    matrix = PairMatrix()
-    owner, reader = make_side(1), make_side(2, matrix=matrix)
+    shared = SharedTransfers()
+    matrix = shared.matrix
+    owner, reader = make_side(1), make_side(2, shared=shared)
     matrix.add(source := lambda: [store])
     _meet(reader, owner)
     wait_until(lambda: len(reader.rows) == 2)
@@ -174,4 +175,3 @@ def test_pairs_of_other_engines_of_the_process_are_in_its_status(make_side: Make
     matrix.remove(source)
     matrix.remove(source)
     assert [row.peer for row in reader.rows] == ["worker-1"]
-    assert process_matrix() is process_matrix()

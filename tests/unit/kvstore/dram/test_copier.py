@@ -13,8 +13,7 @@ from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.arena import Arena
 from llmserve.kvstore.dram.client import copier as copier_module
 from llmserve.kvstore.dram.client.attached import AttachedArena
-from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, PoolCopier
-from llmserve.kvstore.dram.client.pieces import LocalMemory
+from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, LocalMemory, PoolCopier
 from llmserve.transfer.base import Region, Spans
 from tests.unit.kvstore.dram.worker_memory import BLOCK_BYTES, LAYERS, PIECE_BYTES, WorkerMemory
 

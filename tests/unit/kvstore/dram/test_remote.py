@@ -20,7 +20,7 @@ from llmserve.kvstore.dram.shape import ArenaDescription
 from llmserve.transfer.base import Region, Spans, Transport
 from llmserve.transfer.engine import pair as pair_module
 from llmserve.transfer.engine.choice import FIRST_PAUSE_SECONDS, TransferPolicy
-from llmserve.transfer.engine.counters import PairMatrix
+from llmserve.transfer.engine.engine import SharedTransfers
 from llmserve.transfer.select import with_faults
 from llmserve.transfer.shm import ShmTransport
 from llmserve.transfer.tcp import TcpTransport
@@ -186,9 +186,10 @@ def test_a_transport_that_failed_is_tried_again_after_a_pause(ends: Ends) -> Non
 
 @pytest.mark.parametrize("ends", ["even"], indirect=True)
 def test_its_pair_is_in_the_matrix_while_it_is_open(ends: Ends) -> None:
-    matrix, slot = PairMatrix(), ends.slot(1)
+    shared, slot = SharedTransfers(), ends.slot(1)
+    matrix = shared.matrix
     transports = [faulty_shm("fail_poll=1/1 after 8 at most 1"), TcpTransport()]
-    pool = RemotePool("kvmanager-0", ends.described(), ends.memory.regions, transports, matrix=matrix)
+    pool = RemotePool("kvmanager-0", ends.described(), ends.memory.regions, transports, shared=shared)
     ends.pools.append(pool)
     assert {(row.peer, row.transport) for row in matrix.rows()} == {
         ("kvmanager-0", "shm"),

@@ -58,6 +58,7 @@ def test_counts_grow_and_saturate() -> None:
     for _ in range(400):
         sketch.add(keys)
     assert int(sketch.counts(keys)[0]) == 255
+    assert int(sketch.add(keys)[0]) == 255
 
 
 def test_what_was_asked_for_once_is_forgotten_in_time() -> None:

@@ -124,3 +124,31 @@ def test_s3fifo_gives_a_round_in_the_main_queue_for_each_use() -> None:
         policy.touch(_key(1))
     policy.touch(_key(2))
     assert [_evict(policy) for _ in range(3)] == [_key(3), _key(2), _key(1)]
+
+
+def test_s3fifo_forgets_the_uses_of_a_block_that_is_removed() -> None:
+    policy = S3FifoPolicy()
+    _fill(policy, "ab", 2)
+    policy.touch(_key("a"))
+    for name in "ab":
+        policy.remove(_key(name), evicted=False)
+        policy.check_integrity()
+        policy.add(_key(name), 1)
+    assert list(policy.candidates()) == [_key("a"), _key("b")]
+
+
+def test_arc_takes_from_the_queue_that_has_more_than_its_share() -> None:
+    policy = ArcPolicy()
+    _fill(policy, "ab", 2)
+    policy.touch(_key("a"))
+    assert list(policy.candidates()) == [_key("b"), _key("a")], "one byte is used once, its share is none"
+    policy._target_bytes = 1
+    assert list(policy.candidates()) == [_key("a"), _key("b")], "its share exactly"
+
+
+def test_arc_takes_what_was_used_once_while_nothing_was_used_again() -> None:
+    policy = ArcPolicy()
+    _fill(policy, "ab", 2)
+    policy._target_bytes = 2
+    policy.remove(_key("a"), evicted=False)
+    assert list(policy.candidates()) == [_key("b")]

@@ -31,3 +31,4 @@ def test_blocks_that_are_up_buy_no_gap() -> None:
 
 def test_room_is_kept_to() -> None:
     assert _chosen([0.1] * 5, room=25) == "01"
+    assert _chosen([0.1] * 5, room=20) == "01", "blocks that fit exactly"

@@ -150,7 +150,65 @@ def test_a_kept_block_that_is_removed_is_as_any_other_when_it_returns(
     assert [victim.key for victim in book.make_room(1, X)] == [c]
 
 
+def test_the_leading_blocks_end_at_the_first_gap(policy: Watched, clock: VirtualClock) -> None:
+    book = _book(policy, clock)
+    assert book.leading(_keys("abc")) == 3
+    assert book.leading(_keys("axb")) == 1
+    assert book.leading(_keys("xab")) == 0
+    assert book.leading([]) == 0
+
+
+def test_nothing_is_searched_where_there_is_room_enough(policy: Watched, clock: VirtualClock) -> None:
+    book = _book(policy, clock, EvictionRules(tenant_quota_bytes={X: 4}))
+    book.remove(_keys("c")[0])
+    assert book.make_room(1, X) == []
+    assert policy.asked == 0
+
+
+def test_only_a_pin_can_be_ended(policy: Watched, clock: VirtualClock) -> None:
+    book = _book(policy, clock)
+    book.unpin(_keys("cx"))
+    node = book.find(_keys("c")[0])
+    assert node is not None
+    assert node.pins == 0
+
+
+class Noted(LruPolicy):
+    """Notes which removals were evictions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.removed: list[tuple[BlockHash, bool]] = []
+
+    def remove(self, key: BlockHash, *, evicted: bool) -> None:
+        self.removed.append((key, evicted))
+        super().remove(key, evicted=evicted)
+
+
+def test_a_policy_learns_whether_a_block_was_evicted(clock: VirtualClock) -> None:
+    policy = Noted()
+    book = TierIndex(2, lambda: policy, clock)
+    a, b = _keys("ab")
+    for key in (a, b):
+        book.add(key, None, 1, X)
+    book.make_room(1, X)
+    book.remove(b)
+    assert policy.removed == [(a, True), (b, False)]
+
+
+def test_a_search_is_repeated_when_a_tenant_did_not_give(clock: VirtualClock) -> None:
+    """A tenant's blocks below those of another are taken once that tenant is over its hot set."""
+    book = TierIndex(3, LruPolicy, clock, EvictionRules(tenant_hotset_bytes=1))
+    a, b, c = _keys("abc")
+    book.add(a, None, 1, X)
+    book.add(b, a, 1, Y)
+    assert book.make_room(3, X) == [], "the block of Y follows that of X, and Y does not give"
+    book.add(c, None, 1, Y)
+    assert [victim.key for victim in book.make_room(3, X)] == [b, a]
+
+
 def test_evictions_are_counted_by_reason_and_age(policy: Watched, clock: VirtualClock) -> None:
+    clock.advance(100)
     book = _book(policy, clock, EvictionRules(tenant_quota_bytes={X: 3}))
     clock.advance(5)
     book.make_room(1, X)

@@ -65,3 +65,14 @@ def test_siblings_leave_in_any_order() -> None:
             tree.remove(nodes[number])
             tree.check_integrity()
         assert _names(tree, "a") == ["a"]
+
+
+def test_a_placeholder_that_returns_is_neither_proven_nor_pinned() -> None:
+    tree = PrefixTree()
+    parent = _add(tree, "a")
+    _add(tree, "ab")
+    parent.proven, parent.pins = True, 2
+    tree.remove(parent)
+    again = _add(tree, "a")
+    assert again is parent
+    assert (again.held, again.proven, again.pins) == (True, False, 0)

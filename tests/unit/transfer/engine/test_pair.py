@@ -13,7 +13,8 @@ from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, Transport
 from llmserve.transfer.engine import engine as engine_module
 from llmserve.transfer.engine.choice import FIRST_PAUSE_SECONDS, TransferPolicy
-from llmserve.transfer.engine.engine import TransferEngine
+from llmserve.transfer.engine.engine import SharedTransfers, TransferEngine
+from llmserve.transfer.engine.lane import TokenBucket
 from llmserve.transfer.engine.pair import Doubtful, Pair
 from llmserve.transfer.faults import FaultPlan
 from llmserve.transfer.faulty import FaultyTransport
@@ -186,7 +187,7 @@ async def _close(pair: Pair) -> None:
 def test_without_a_common_transport_there_is_an_error(make: Make) -> None:
     ends = make()
     ends.pair = ends.run(_strange(ends))
-    with pytest.raises(TransferError, match=r"^no transport in common with owner$"):
+    with pytest.raises(TransferError, match="in common with owner: shm, tcp here, nixl there$"):
         ends.read()
 
 
@@ -288,7 +289,7 @@ def test_a_transport_that_never_lets_go_is_closed_for_good(
 ) -> None:
     monkeypatch.setattr(engine_module, "CANCEL_SECONDS", 0.1)
     stubborn = Stubborn(ShmTransport(), FaultPlan.parse("stall=1/1"))
-    ends = make(stubborn, TcpTransport(), policy=TransferPolicy(slow_factor=1e9, attempt_seconds=0.3))
+    ends = make(stubborn, TcpTransport(), policy=TransferPolicy(slow_factor=1e9, attempt_seconds=1.0))
     failures = ends.read()
     assert len(failures) == 1
     assert stubborn.closed
@@ -304,9 +305,90 @@ def test_after_close_there_is_an_error(make: Make) -> None:
         ends.engine.post(lambda: None)
 
 
-def test_all_engines_of_a_process_share_one_budget(make: Make) -> None:
+def test_engines_share_budget_and_matrix_if_they_are_given_one() -> None:
+    shared = SharedTransfers(1e9)
+    engines = [TransferEngine([], [], shared=shared) for _ in range(2)]
+    for engine in engines:
+        engine.close()
+    assert shared.bucket is not None
+    assert all(one.bucket is shared.bucket and one.matrix is shared.matrix for one in engines)
+
+
+def test_an_engine_has_the_budget_of_its_policy(make: Make) -> None:
     limited = TransferPolicy(bytes_per_second=1e9)
     one, two = make(policy=limited), make(policy=limited)
     assert one.engine.bucket is not None
-    assert one.engine.bucket is two.engine.bucket
+    assert one.engine.bucket.burst_bytes == TokenBucket(1e9).burst_bytes
+    assert one.engine.bucket is not two.engine.bucket
     assert make().engine.bucket is None
+
+
+class Connections(FaultyTransport):
+    """Notes what is connected and disconnected."""
+
+    def __init__(self, plan: str = "") -> None:
+        super().__init__(ShmTransport(), FaultPlan.parse(plan))
+        self.calls: list[str] = []
+
+    def connect(self, description: bytes) -> PeerName:
+        self.calls.append("connect")
+        return super().connect(description)
+
+    def disconnect(self, peer: PeerName) -> None:
+        self.calls.append("disconnect")
+        super().disconnect(peer)
+
+
+def test_a_pair_connects_once_and_disconnects_when_it_closes(make: Make) -> None:
+    transport = Connections()
+    ends = make(transport)
+    assert [row.transport for row in ends.engine.matrix.rows()] == ["shm"]
+    ends.read()
+    ends.read()
+    assert transport.calls == ["connect"]
+    ends.run(_close(ends.pair))
+    assert transport.calls == ["connect", "disconnect"]
+    assert ends.engine.matrix.rows() == []
+
+
+def test_a_transport_that_failed_is_disconnected(make: Make) -> None:
+    transport = Connections("fail_poll=1/1 at most 1")
+    ends = make(transport, TcpTransport())
+    ends.read()
+    assert transport.calls == ["connect", "disconnect"]
+
+
+def test_a_probe_that_fails_disconnects_and_is_logged_once(
+    make: Make, clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = Connections("fail_poll=1/1")
+    ends = make(transport, TcpTransport())
+    for number in (1, 2):
+        ends.run(ends.pair.probe_due(nothing))
+        clock.advance(FIRST_PAUSE_SECONDS)
+        assert transport.calls == ["connect", "disconnect"] * number
+        assert len([line for line in caplog.messages if line.startswith("kv from owner over shm: ")]) == 1
+
+
+def test_a_probe_has_five_seconds(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, timeout = make(), asyncio.timeout
+    limits: list[float | None] = []
+
+    def noted(seconds: float | None) -> asyncio.Timeout:
+        limits.append(seconds)
+        return timeout(seconds)
+
+    monkeypatch.setattr(asyncio, "timeout", noted)
+    ends.run(ends.pair.probe_due(nothing))
+    assert limits == [5.0, 5.0], "for each transport"
+
+
+def test_a_failed_probe_of_a_peer_that_is_gone_blames_no_transport(make: Make) -> None:
+    ends = make()
+
+    async def leave() -> None:
+        ends.pair.close("left")
+        raise TransferError("no answer")
+
+    ends.run(ends.pair.probe_due(leave))
+    assert [(row.breaker, row.failures) for row in ends.rows().values()] == [("closed", 0)] * 2

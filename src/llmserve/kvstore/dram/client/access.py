@@ -12,7 +12,7 @@ from llmserve.kvstore.dram.client.remote import RemotePool
 from llmserve.kvstore.dram.shape import ArenaDescription
 from llmserve.transfer.base import Region, Spans
 from llmserve.transfer.engine.choice import TransferPolicy
-from llmserve.transfer.engine.counters import PairMatrix
+from llmserve.transfer.engine.engine import SharedTransfers
 from llmserve.transfer.select import make_transports
 
 
@@ -56,12 +56,12 @@ class MappedPool:
 @dataclass(frozen=True, slots=True)
 class RemoteAccess:
     """How this worker reaches pools on other hosts. engine_order: transports to prefer. host: address of this
-    machine that others reach. policy, matrix: those of all transfers of this process."""
+    machine that others reach. policy: that of all transfers of this process. shared: see TransferEngine."""
 
     engine_order: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     policy: TransferPolicy = field(default_factory=TransferPolicy)
-    matrix: PairMatrix = field(default_factory=PairMatrix)
+    shared: SharedTransfers | None = None
 
 
 def open_pool(manager: str, description: str, regions: Sequence[Region], remote: RemoteAccess) -> PoolAccess:
@@ -74,4 +74,4 @@ def open_pool(manager: str, description: str, regions: Sequence[Region], remote:
         transports, _ = make_transports(remote.engine_order, remote.host)
     except LLMServeError as error:
         raise TransferError(f"kv pool: on another host: {error.message}") from error
-    return RemotePool(manager, described, regions, transports, remote.policy, matrix=remote.matrix)
+    return RemotePool(manager, described, regions, transports, remote.policy, shared=remote.shared)

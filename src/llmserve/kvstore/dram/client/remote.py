@@ -22,14 +22,12 @@ import xxhash
 from llmserve.core.clock import Clock
 from llmserve.core.errors import TransferError
 from llmserve.kvstore.blocks import Slot
-from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome
-from llmserve.kvstore.dram.client.pieces import LocalMemory, Rows
+from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, LocalMemory, Rows
 from llmserve.kvstore.dram.serving import ServedRoute
 from llmserve.kvstore.dram.shape import DATA_REGION, FRONT_REGION, WORD_BYTES, ArenaDescription, ArenaShape
 from llmserve.transfer.base import Batch, Int64Array, Region, Spans, Transport
 from llmserve.transfer.engine.choice import TransferPolicy
-from llmserve.transfer.engine.counters import PairMatrix
-from llmserve.transfer.engine.engine import TransferEngine
+from llmserve.transfer.engine.engine import SharedTransfers, TransferEngine
 from llmserve.transfer.engine.pair import Doubtful, Pair
 
 _log = logging.getLogger(__name__)
@@ -116,10 +114,10 @@ class RemotePool:
         transports: Sequence[Transport],
         policy: TransferPolicy | None = None,
         clock: Clock | None = None,
-        matrix: PairMatrix | None = None,
+        shared: SharedTransfers | None = None,
     ) -> None:
         """manager: name of the pool's KV manager. regions: the worker's memory, which outlives the pool.
-        clock, matrix: see TransferEngine. Owns the transports, also when it fails. Errors: TransferError when
+        clock, shared: see TransferEngine. Owns the transports, also when it fails. Errors: TransferError when
         none of them reaches the pool."""
         self._shape = ArenaShape(described.capacity_bytes)
         self._memory, self._scratch = LocalMemory(regions), np.zeros(_WORDS, np.int64)
@@ -131,7 +129,7 @@ class RemotePool:
                 transport.close()
         if not common:
             raise TransferError("kv pool: on another host, and no transport in common with this worker")
-        self._engine = TransferEngine(common, mine, policy, clock, matrix)
+        self._engine = TransferEngine(common, mine, policy, clock, shared)
         try:
             routes = {one.name: ServedRoute.from_text(described.transports[one.name]) for one in common}
         except TransferError:

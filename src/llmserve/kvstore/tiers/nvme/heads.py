@@ -8,6 +8,8 @@ a head of another file or of another slot is not taken for one. A slot of zeros 
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -30,12 +32,33 @@ _SUPERBLOCK = struct.Struct("<4sIQ")  # magic, bytes of a page, stamp
 _HEAD = struct.Struct("<4sBBBQ64s")  # magic, bytes of the key, runs, part, sequence, key
 _PLACE = struct.Struct("<BIHQQ")  # parts, slot, bytes of the header, length, check; runs follow
 _RUN = struct.Struct("<QI")
-_ONE_RUN = np.dtype([("place", f"V{_PLACE.size}"), ("first", "<u8"), ("pages", "<u4")])
-_KEY_AT = _CHECK.size + _HEAD.size - MAX_KEY_BYTES
-_PLACE_AT = _CHECK.size + _HEAD.size
+_ONE_RUN = np.dtype(
+    [
+        ("parts", "u1"),
+        ("slot", "<u4"),
+        ("header_bytes", "<u2"),
+        ("length", "<u8"),
+        ("check", "<u8"),
+        ("first", "<u8"),
+        ("pages", "<u4"),
+    ]
+)
+# Offsets in the body of a head, which is what follows its checksum.
+_KEY_AT = _HEAD.size - MAX_KEY_BYTES
+_PLACE_AT = _HEAD.size
 _RUNS_AT = _PLACE_AT + _PLACE.size
+_BODY_BYTES = HEAD_BYTES - _CHECK.size
 _MAGIC_WORD = int.from_bytes(_MAGIC, "little")
-assert _RUNS_AT + RUNS_IN_HEAD * _RUN.size <= HEAD_BYTES
+assert _RUNS_AT + RUNS_IN_HEAD * _RUN.size <= _BODY_BYTES
+_BODY = np.dtype(
+    {
+        "names": ["magic", "key_bytes", "runs", "part", "sequence", "slot"],
+        "formats": ["<u4", "u1", "u1", "u1", "<u8", "<u4"],
+        "offsets": [0, 4, 5, 6, 7, _PLACE_AT + 1],
+        "itemsize": _BODY_BYTES,
+    }
+)
+_HEAD_ROW = np.dtype([("check", "<u8"), ("body", f"V{_BODY_BYTES}")])
 
 
 class Place(NamedTuple):
@@ -68,6 +91,41 @@ class BlobHead(NamedTuple):
     key: BlobKey
     place: bytes
     part: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceTable:
+    """Columns of many places. first, end, owner: the first page of each run, its end and the number of its
+    place, ordered by page. slots: of all heads. held_bytes: the sum of the lengths."""
+
+    first: Int64s
+    end: Int64s
+    owner: Int64s
+    slots: Int64s
+    held_bytes: int
+
+    @classmethod
+    def of(cls, packed: Sequence[bytes]) -> "PlaceTable":
+        """Nearly all places have one run: those are read by columns."""
+        sizes = np.fromiter(map(len, packed), np.int64, len(packed))
+        single = sizes == _ONE_RUN.itemsize
+        rows = np.frombuffer(b"".join(compress(packed, single.tolist())), _ONE_RUN)
+        numbers = np.flatnonzero(~single).tolist()
+        others = [(number, Place.unpack(packed[number])) for number in numbers]
+        runs = [(run.first, run.end, number) for number, place in others for run in place.runs]
+        more = np.array(runs, np.int64).reshape(-1, 3)
+        first = np.concatenate([rows["first"].astype(np.int64), more[:, 0]])
+        end = np.concatenate([rows["first"].astype(np.int64) + rows["pages"], more[:, 1]])
+        owner = np.concatenate([np.flatnonzero(single), more[:, 2]])
+        order = np.argsort(first, kind="stable")
+        slots = np.array([slot for _, place in others for slot in place.slots], np.int64)
+        return cls(
+            first[order],
+            end[order],
+            owner[order],
+            np.concatenate([rows["slot"].astype(np.int64), slots]),
+            int(rows["length"].sum()) + sum(place.length for _, place in others),
+        )
 
 
 def padded(length: int) -> int:
@@ -122,17 +180,25 @@ def pack_head(sequence: int, key: BlobKey, place: Place, stamp: int) -> list[tup
     return packed
 
 
-def read_heads(raw: memoryview, first_slot: int, stamp: int) -> Iterator[BlobHead]:
+def read_heads(raw: memoryview, first_slot: int, stamp: int) -> list[BlobHead]:
     """What is whole in each slot. raw: whole slots of the file, from this one on."""
-    magic_words = np.frombuffer(raw, "<u4")[_CHECK.size // 4 :: HEAD_BYTES // 4]
-    for number in np.flatnonzero(magic_words == _MAGIC_WORD).tolist():
-        head = bytes(raw[number * HEAD_BYTES : (number + 1) * HEAD_BYTES])
-        if _CHECK.unpack_from(head)[0] != xxhash.xxh3_64_intdigest(head[_CHECK.size :], stamp):
-            continue
-        _, key_bytes, runs, part, sequence, key = _HEAD.unpack_from(head, _CHECK.size)
-        place = head[_PLACE_AT : _RUNS_AT + runs * _RUN.size]
-        if slot_of(place) == first_slot + number:
-            yield BlobHead(sequence, BlobKey(key[:key_bytes]), place, part)
+    rows = np.frombuffer(raw, _HEAD_ROW)
+    numbers = np.flatnonzero(rows["body"].view(_BODY)["magic"] == _MAGIC_WORD)
+    rows = rows[numbers]
+    fields, bodies = rows["body"].view(_BODY), rows["body"].tolist()
+    digests = np.fromiter(map(xxhash.xxh3_64_intdigest, bodies, repeat(stamp)), np.uint64, len(bodies))
+    is_whole = (rows["check"] == digests) & (fields["slot"] == numbers + first_slot)
+    fields, bodies = fields[is_whole], compress(bodies, is_whole.tolist())
+    columns = [fields[name].tolist() for name in ("sequence", "key_bytes", "runs", "part")]
+    return [
+        BlobHead(
+            sequence,
+            BlobKey(body[_KEY_AT : _KEY_AT + key_bytes]),
+            body[_PLACE_AT : _RUNS_AT + runs * _RUN.size],
+            part,
+        )
+        for body, sequence, key_bytes, runs, part in zip(bodies, *columns, strict=True)
+    ]
 
 
 def joined(parts: Iterable[BlobHead]) -> Iterator[BlobHead]:
@@ -169,25 +235,6 @@ def slots_of(place: bytes) -> tuple[int, ...]:
 
 def _unpack_part(head: BlobHead) -> Place:
     return Place.unpack(b"\1" + head.place[1:])
-
-
-def page_table(places: Sequence[bytes]) -> tuple[Int64s, Int64s, Int64s]:
-    """First page, end and number of the place for all runs of these places, ordered by page."""
-    single = [number for number, place in enumerate(places) if len(place) == _ONE_RUN.itemsize]
-    rows = np.frombuffer(b"".join([places[number] for number in single]), _ONE_RUN)
-    taken = set(single)
-    others = [
-        (run.first, run.end, number)
-        for number, place in enumerate(places)
-        if number not in taken
-        for run in Place.unpack(place).runs
-    ]
-    more = np.array(others, np.int64).reshape(-1, 3)
-    first = np.concatenate([rows["first"].astype(np.int64), more[:, 0]])
-    end = np.concatenate([rows["first"].astype(np.int64) + rows["pages"], more[:, 1]])
-    owner = np.concatenate([np.array(single, np.int64), more[:, 2]])
-    order = np.argsort(first, kind="stable")
-    return first[order], end[order], owner[order]
 
 
 def _pack_runs(runs: Sequence[PageRun]) -> bytes:

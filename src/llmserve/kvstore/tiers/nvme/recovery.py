@@ -20,10 +20,10 @@ from llmserve.kvstore.tiers.nvme.heads import (
     HEAD_BYTES,
     PAGE,
     BlobHead,
+    PlaceTable,
     is_ours,
     joined,
     pack_superblock,
-    page_table,
     read_superblock,
     slot_of,
     slots_of,
@@ -146,11 +146,9 @@ def _restore(space: Space, heads: HeadFile, data: TierFile) -> None:
 def _kept(found: Iterable[BlobHead], pages: int) -> list[BlobHead]:
     """In the order of writing. Of two heads of one key, or with a page in common, the newer counts: the older
     one could not be erased. What lies beyond so many pages is left out."""
-    by_key: dict[bytes, BlobHead] = {}
-    for head in sorted(found):
-        by_key.pop(head.key, None)
-        by_key[head.key] = head
-    kept = list(by_key.values())
+    heads = sorted(found)
+    newest = {head.key: number for number, head in enumerate(heads)}
+    kept = [heads[number] for number in sorted(newest.values())]
     while left_out := _left_out(kept, pages):
         kept = [head for number, head in enumerate(kept) if number not in left_out]
     return kept
@@ -159,8 +157,9 @@ def _kept(found: Iterable[BlobHead], pages: int) -> list[BlobHead]:
 def _left_out(heads: Sequence[BlobHead], pages: int) -> set[int]:
     """Numbers of heads, which are in the order of writing: those beyond the end, and of each two whose pages
     overlap the older one."""
-    first, end, owner = page_table([head.place for head in heads])
-    left_out = {int(number) for number in owner[(end > pages) | (first < 1)]}
+    table = PlaceTable.of([head.place for head in heads])
+    first, end, owner = table.first, table.end, table.owner
+    left_out = set(owner[(end > pages) | (first < 1)].tolist())
     longest = np.maximum.accumulate(end)  # the largest end up to each run, and which run has it
     which = np.maximum.accumulate(np.where(end == longest, np.arange(len(end)), 0))
     overlaps = np.flatnonzero(first[1:] < longest[:-1])

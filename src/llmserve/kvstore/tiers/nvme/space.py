@@ -3,16 +3,17 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from llmserve.kvstore.tiers.base import BlobKey, Usage
 from llmserve.kvstore.tiers.nvme.heads import (
     HEAD_BYTES,
     PAGE,
     BlobHead,
     Place,
+    PlaceTable,
     length_of,
-    page_table,
     slots_for,
-    slots_of,
     stored_pages,
 )
 from llmserve.kvstore.tiers.nvme.pages import PageMap, PageRun
@@ -73,15 +74,18 @@ class Space:
 
     def restore(self, heads: Sequence[BlobHead], data_bytes: int, heads_bytes: int) -> None:
         """Starts from what is found in the files. heads: in the order of writing; no page in two of them."""
-        first, end, _ = page_table([head.place for head in heads])
-        free = zip([1, *end.tolist()], [*first.tolist(), data_bytes // PAGE], strict=True)
-        self.pages = PageMap(data_bytes // PAGE, free)
+        table = PlaceTable.of([head.place for head in heads])
+        end = data_bytes // PAGE
+        starts, ends = np.append(1, table.end), np.append(table.first, end)
+        gaps = starts != ends
+        self.pages = PageMap(end, zip(starts[gaps].tolist(), ends[gaps].tolist(), strict=True))
         self.heads_bytes = heads_bytes
-        taken = {slot for head in heads for slot in slots_of(head.place)}
-        self._free_slots = [slot for slot in range(heads_bytes // HEAD_BYTES - 1, 0, -1) if slot not in taken]
+        is_free = np.ones(heads_bytes // HEAD_BYTES, np.bool_)
+        is_free[0], is_free[table.slots] = False, False
+        self._free_slots = np.flatnonzero(is_free)[::-1].tolist()
         self.next_sequence = max((head.sequence for head in heads), default=-1) + 1
         self._places = {head.key: head.place for head in heads}
-        self.held_bytes = sum(length_of(head.place) for head in heads)
+        self.held_bytes = table.held_bytes
 
     # -- room
 

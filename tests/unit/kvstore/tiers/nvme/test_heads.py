@@ -12,13 +12,13 @@ from llmserve.kvstore.tiers.nvme.heads import (
     RUNS_IN_HEAD,
     BlobHead,
     Place,
+    PlaceTable,
     check_of,
     is_ours,
     joined,
     length_of,
     pack_head,
     pack_superblock,
-    page_table,
     read_heads,
     read_superblock,
     slot_of,
@@ -146,21 +146,37 @@ def test_what_is_ours() -> None:
 
 def test_the_runs_of_all_blobs_by_page() -> None:
     places = [
-        Place((1,), 0, 1, 2, (PageRun(50, 2),)),
-        Place((2,), 0, 1, 2, (PageRun(70, 1), PageRun(3, 4))),
-        Place((3,), 0, 1, 2, (PageRun(10, 5),)),
+        Place((1,), 0, 11, 2, (PageRun(50, 2),)),
+        Place((2,), 0, 12, 2, (PageRun(70, 1), PageRun(3, 4))),
+        Place((3,), 0, 13, 2, (PageRun(10, 5),)),
     ]
-    first, end, owner = page_table([one.packed() for one in places])
-    rows = list(zip(first.tolist(), end.tolist(), owner.tolist(), strict=True))
+    table = PlaceTable.of([one.packed() for one in places])
+    rows = list(zip(table.first.tolist(), table.end.tolist(), table.owner.tolist(), strict=True))
     assert rows == [(3, 7, 1), (10, 15, 2), (50, 52, 0), (70, 71, 1)]
-    assert [len(column) for column in page_table([])] == [0, 0, 0]
+    assert sorted(table.slots.tolist()) == [1, 2, 3]
+    assert table.held_bytes == 11 + 12 + 13
+
+
+def test_a_table_of_no_blobs_is_empty() -> None:
+    table = PlaceTable.of([])
+    assert [len(column) for column in (table.first, table.end, table.owner, table.slots)] == [0, 0, 0, 0]
+    assert table.held_bytes == 0
+
+
+def test_a_table_has_all_slots_of_a_blob_in_many_pieces() -> None:
+    several = place((5, 1, 3), 3 * RUNS_IN_HEAD)
+    table = PlaceTable.of([place((2,)).packed(), several.packed()])
+    assert sorted(table.slots.tolist()) == [1, 2, 3, 5]
+    assert table.held_bytes == 2 * 5000
 
 
 def test_a_table_of_many_blobs() -> None:
     numbers = list(range(1000))
     random.Random(1).shuffle(numbers)
     places = [Place((n + 1,), 0, 1, 2, (PageRun(n, 1),)).packed() for n in numbers]
-    first, end, owner = page_table(places)
-    assert first.tolist() == list(range(1000))
-    assert end.tolist() == list(range(1, 1001))
-    assert [numbers[number] for number in owner] == first.tolist()
+    table = PlaceTable.of(places)
+    assert table.first.tolist() == list(range(1000))
+    assert table.end.tolist() == list(range(1, 1001))
+    assert [numbers[number] for number in table.owner] == table.first.tolist()
+    assert table.slots.tolist() == [n + 1 for n in numbers]
+    assert table.held_bytes == 1000

