@@ -177,7 +177,7 @@ class FaultyTransport:
         assert self._staging is not None, "the inner transport reaches the device"
         memory, found = RegionCopies(self._regions, self._staging.copies), np.empty(1, np.uint8)
         self._staging.outgoing(memory, byte, lambda packed: np.copyto(found, packed))
-        self._staging.incoming(memory, byte, lambda packed: np.copyto(packed, ~found))
+        self._staging.put(memory, byte, ~found)
 
     def _reason(self, fault: Fault) -> str:
         return f"{self.name}: injected fault: {fault}"

@@ -10,6 +10,7 @@ from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import Batch, Region, Spans, TransferState, TransferStatus, Transport
 from llmserve.transfer.devices import Staging
 from llmserve.transfer.devices.fake import FakeDevice
+from llmserve.transfer.engine.engine import SharedTransfers, TransferEngine
 from llmserve.transfer.faults import FaultPlan
 from llmserve.transfer.faulty import FaultyTransport
 from llmserve.transfer.tcp import TcpTransport
@@ -127,6 +128,18 @@ def test_a_fault_corrupts_the_memory_of_a_device_too(make: Make) -> None:
     assert near.move("read", far).state is TransferState.DONE
     assert np.count_nonzero(near.memory != 2) == 1
     assert near.memory.max() == 2 ^ 0xFF
+
+
+def test_an_engine_without_pinned_memory_does_not_start() -> None:
+    """Its probes and digests need some. The transports are closed."""
+    device = FakeDevice(pinned_bytes=1)
+    staging = Staging(device)
+    transport, region = TcpTransport(staging=staging), device.allocate(4096)
+    with pytest.raises(TransferError, match="no pinned memory"):
+        TransferEngine([transport], [region], shared=SharedTransfers(staging=staging))
+    with pytest.raises(TransferError, match="closed"):
+        transport.register([region])
+    device.close()
 
 
 def test_a_write_reaches_the_host(make: Make) -> None:

@@ -32,7 +32,6 @@ from llmserve.engines.kv_transfer.protocol import (
 )
 from llmserve.engines.kv_transfer.rank import RankEngine
 from llmserve.transfer.base import Batch
-from llmserve.transfer.digest import digest
 from llmserve.transfer.engine.choice import Sample
 from llmserve.transfer.engine.pair import Pair
 
@@ -93,7 +92,7 @@ class Peer:
         for first in range(0, len(remote.lengths), _DIGEST_PIECES):
             some = slice(first, first + _DIGEST_PIECES)
             theirs = await self.ask(AskDigest.of(remote.cut(some)), DigestIs)
-            if theirs.digest != digest(self._engine.regions, local.cut(some)):
+            if theirs.digest != self._engine.digest(local.cut(some)):
                 raise TransferError("other bytes arrived than were sent: the digests differ")
 
     async def ask(self, request: Request, kind: type[A]) -> A:

@@ -37,7 +37,6 @@ from llmserve.engines.kv_transfer.protocol import (
     decode_request,
 )
 from llmserve.engines.kv_transfer.rank import RankEngine
-from llmserve.transfer.digest import digest
 from llmserve.transfer.engine.pair import PROBE_SECONDS
 
 _log = logging.getLogger(__name__)
@@ -187,7 +186,7 @@ class HandoverServer:
         return LeaseIs(answer)
 
     def _digest(self, _: int, request: AskDigest) -> Answer:
-        return DigestIs(digest(self._engine.regions, request.spans()))
+        return DigestIs(self._engine.digest(request.spans()))
 
     def _set_peers(self, _: int, request: SetPeers) -> Answer:
         self._client.set_peers(request.peers)

@@ -1,7 +1,7 @@
 """Pinned slots through which bytes pass between the memory of a device and a network that takes only host
 memory.
 
-One copy is in flight while the network works on another slot. Both ends cut a transfer at every `SLOT_BYTES`
+Copies are in flight while the network works on another slot. Both ends cut a transfer at every `SLOT_BYTES`
 of their own, so nothing of this is seen on the wire, and a staged end talks to one that is not.
 
 Slots are few, and threads of many connections share them. Two rules keep them from waiting for each other in
@@ -24,6 +24,7 @@ from llmserve.transfer.spans import coalesce, split
 
 SLOT_BYTES = 4 << 20
 _SLOTS = 4
+_DEPTH = 3  # slots of one transfer: one with the network, and two whose copies do not wait for its thread
 _PATIENCE_SECONDS = 5.0
 
 
@@ -99,7 +100,7 @@ class Staging:
             for chunk in split(coalesce(spans), SLOT_BYTES):
                 slot = flights.next_slot(send)
                 flights.start(slot, chunk.total_bytes, partial(memory.gather, chunk))
-                if len(flights) > 1:
+                if len(flights) == _DEPTH:
                     flights.land_oldest(send)
             flights.land_all(send)
         finally:
@@ -128,11 +129,21 @@ class Staging:
                     flights.land_all(_nothing)
                     arrived(None)
                 flights.start(flights.next_slot(_nothing), chunk.total_bytes, partial(fill, chunk))
-                if len(flights) > 1:
+                if len(flights) == _DEPTH:
                     flights.land_oldest(_nothing)
             flights.land_all(_nothing)
         finally:
             flights.abandon()
+
+    def put(self, memory: RegionCopies, spans: Spans, content: Bytes) -> None:
+        """Copies bytes of this process to where the spans are. Errors: TransferError."""
+        rest = content
+
+        def fill(packed: Bytes) -> None:
+            nonlocal rest
+            packed[:], rest = rest[: len(packed)], rest[len(packed) :]
+
+        self.incoming(memory, spans, fill)
 
 
 class _SlotsInFlight:

@@ -25,11 +25,14 @@ from llmserve.transfer.base import (
     Batch,
     PeerName,
     Region,
+    Spans,
     Transfer,
     TransferState,
     TransferStatus,
     Transport,
 )
+from llmserve.transfer.devices import Staging
+from llmserve.transfer.digest import digest
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.counters import PairMatrix, TransferCounters
 from llmserve.transfer.engine.lane import TokenBucket
@@ -55,10 +58,12 @@ class _Flight:
 
 class SharedTransfers:
     """What the transfer engines of one process share. bytes_per_second: the rate of all transfers together;
-    None: no limit. matrix: shows their pairs. bucket: limits their transfers; None: no limit."""
+    None: no limit. staging: reaches the memory of its device; None: host memory only. matrix: shows their
+    pairs. bucket: limits their transfers; None: no limit."""
 
-    def __init__(self, bytes_per_second: float | None = None) -> None:
+    def __init__(self, bytes_per_second: float | None = None, staging: Staging | None = None) -> None:
         self.matrix = PairMatrix()
+        self.staging = staging
         self.bucket = TokenBucket(bytes_per_second) if bytes_per_second else None
 
 
@@ -78,11 +83,9 @@ class TransferEngine:
         transport cannot register the memory."""
         self.policy = policy or TransferPolicy()
         self.clock = clock or SystemClock()
-        self.probe = ProbeMemory(len(regions))
         self.probing = asyncio.Lock()  # one probe at a time: they share memory, and would slow each other
-        self.regions = (*regions, self.probe.region)
         shared = shared or SharedTransfers(self.policy.bytes_per_second)
-        self.matrix, self.bucket = shared.matrix, shared.bucket
+        self.matrix, self.bucket, self._staging = shared.matrix, shared.bucket, shared.staging
         self.counters = TransferCounters()
         self.closed = False
         self._transports = {transport.name: transport for transport in transports}
@@ -91,6 +94,8 @@ class TransferEngine:
         self._expected: dict[tuple[int, str], float] = {}  # (connection, lease id) -> monotonic end
         self._pump: asyncio.Task[None] | None = None
         try:
+            self.probe = ProbeMemory(len(regions), self._staging)
+            self.regions = (*regions, self.probe.region)
             for transport in transports:
                 transport.register(self.regions)
             self.descriptions = {t.name: t.describe() for t in transports}
@@ -105,6 +110,10 @@ class TransferEngine:
     @property
     def transports(self) -> Mapping[str, Transport]:
         return self._transports
+
+    def digest(self, spans: Spans) -> str:
+        """Returns the digest of pieces of the registered memory. Errors: TransferError."""
+        return digest(self.regions, spans, self._staging)
 
     # -- from any thread
 

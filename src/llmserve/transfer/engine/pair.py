@@ -81,7 +81,12 @@ class Pair:
             if self.lost.done():  # the peer failed, not the transport
                 break
             self.failed(name, reason)
-        raise TransferError("; ".join(failures) or f"no transport in common with {self.peer}")
+        raise TransferError("; ".join(failures) or self._nothing_in_common())
+
+    def _nothing_in_common(self) -> str:
+        """Names what reaches the memory of each side."""
+        here, there = (", ".join(names) or "none" for names in (self._engine.transports, self._descriptions))
+        return f"no transport in common with {self.peer}: {here} here, {there} there"
 
     def failed(self, name: str, reason: str) -> None:
         """Opens the breaker of a transport. Requests that wait for its lane go another way."""

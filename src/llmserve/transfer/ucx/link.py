@@ -21,6 +21,7 @@ class PartInFlight(Protocol):
     """The bytes of one part in one direction. Their memory is in use until they are over."""
 
     failure: str
+    copy_failed: bool  # whether the failure is that of a copy, and the connection works
     copying: bool  # whether a copy is under way whose end nothing announces
 
     def over(self) -> bool:
@@ -94,6 +95,7 @@ class PartTransfer:
     """The messages of one part in one direction. Their memory is in use until the transfer is over."""
 
     copying = False
+    copy_failed = False
 
     def __init__(self, parcels: Iterable[_Parcel], buffers: PackBuffers) -> None:
         self.failure = ""

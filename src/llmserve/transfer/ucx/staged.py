@@ -42,6 +42,7 @@ class StagedRegions:
     def send(self, link: UcxLink, part: int, spans: Spans) -> "StagedPart":
         def move(staged: StagedPart, packed: Bytes) -> Iterator[None]:
             yield from staged.copied(self._memory.gather(spans, packed))
+            _check_open(link)
             yield from staged.moved(link.send_messages(part, _messages(packed, spans.lengths)))
 
         return StagedPart(link, self._slots.outgoing, spans.total_bytes, move)
@@ -65,6 +66,7 @@ class StagedPart:
 
     def __init__(self, link: UcxLink, slots: PinnedSlots, size: int, move: _Move) -> None:
         self.failure = ""
+        self.copy_failed = False
         self.copying = False
         self._ended = False
         self._steps = self._run(link, slots, size, move)
@@ -76,7 +78,7 @@ class StagedPart:
         except StopIteration:
             self._ended = True
         except TransferError as error:
-            self.failure, self._ended = error.message, True
+            self.failure, self.copy_failed, self._ended = error.message, True, True
         return self._ended
 
     def copied(self, mark: Mark) -> Iterator[None]:
@@ -97,13 +99,20 @@ class StagedPart:
     def _run(self, link: UcxLink, slots: PinnedSlots, size: int, move: _Move) -> Iterator[None]:
         give_up_at = time.monotonic() + _PATIENCE_SECONDS
         while (slot := slots.try_take()) is None:
-            if link.leaving or time.monotonic() > give_up_at:
+            if time.monotonic() > give_up_at:
                 raise TransferError(f"no pinned slot became free within {_PATIENCE_SECONDS:g} s")
             yield
+            _check_open(link)
         try:
             yield from move(self, slot[:size])
         finally:
             slots.give_back(slot)
+
+
+def _check_open(link: UcxLink) -> None:
+    """Checks that messages may start: time has passed since the part was asked for. Errors: TransferError."""
+    if link.leaving:
+        raise TransferError("the connection was given up")
 
 
 def _messages(packed: Bytes, lengths: Int64Array) -> list[Bytes]:
