@@ -1,6 +1,6 @@
 """How many mutants of the deciding code unit tests kill: one operator, constant or call is changed at a time.
 
-A sample is tried by default, the same one each time; `--sample 0` tries all, which takes some ten minutes.
+A sample is tried by default, the same one each time; `--sample 0` tries all.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """What was used up, and when: it explains what a request waited for. Pure."""
 
 from bisect import bisect_right
+from math import inf
 
 from llmserve.core.ids import TenantId
 
@@ -12,22 +13,22 @@ class WaitTimeline:
     """What keeps requests from their turn, over time: one thing at a time; empty: nothing does."""
 
     def __init__(self) -> None:
-        self._since: list[float] = []
-        self._what: list[str] = []
+        # Before what is remembered there is nothing.
+        self._since, self._what = [-inf], [""]
 
     def set(self, what: str, now: float) -> None:
         """Holds from now on. Costs nothing while it stays the same."""
-        if what == (self._what[-1] if self._what else ""):
+        if what == self._what[-1]:
             return
         self._since.append(now)
         self._what.append(what)
         if len(self._since) > 2 * _REMEMBERED:
-            del self._since[:_REMEMBERED], self._what[:_REMEMBERED]
+            del self._since[1 : _REMEMBERED + 1], self._what[1 : _REMEMBERED + 1]
 
     def between(self, start: float, end: float) -> dict[str, float]:
         """Seconds of this time in which each thing was used up."""
         seconds: dict[str, float] = {}
-        for index in range(max(0, bisect_right(self._since, start) - 1), len(self._since)):
+        for index in range(bisect_right(self._since, start) - 1, len(self._since)):
             until = self._since[index + 1] if index + 1 < len(self._since) else end
             share = min(until, end) - max(self._since[index], start)
             if self._what[index] and share > 0:

@@ -18,12 +18,16 @@ def test_each_has_its_part_of_the_time() -> None:
     assert hindrance.between(9.0, 9.0) == {}
 
 
-def test_only_so_much_is_remembered() -> None:
-    hindrance = WaitTimeline()
-    for now in range(100_000):
+def test_at_least_256_changes_are_remembered_and_fewer_than_512() -> None:
+    """One each second."""
+    hindrance, remembered = WaitTimeline(), []
+    for now in range(2000):
         hindrance.set("abc"[now % 3], float(now))
-    assert len(hindrance._since) <= 512
-    assert sum(hindrance.between(99_990.0, 100_000.0).values()) == 10.0
+        remembered.append(sum(hindrance.between(0.0, now + 1.0).values()))
+        assert len(hindrance._since) <= 512
+    assert remembered[:512] == [*range(1, 512), 256.0]
+    assert set(remembered[512:]) == set(range(256, 512))
+    assert hindrance.between(0.0, 1995.0) == hindrance.between(1000.0, 1995.0)
 
 
 def test_a_tenant_waits_for_its_own_and_for_what_all_wait_for() -> None:

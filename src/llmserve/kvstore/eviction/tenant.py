@@ -104,6 +104,7 @@ class _Search:
 
     def _is_hot(self, node: Node) -> bool:
         cool_at = node.touched_at + self._hot_keep_seconds
-        if cool_at > self._now:
-            self.again_at = min(self.again_at, cool_at)
-        return cool_at > self._now
+        if cool_at <= self._now:
+            return False
+        self.again_at = min(self.again_at, cool_at)
+        return True

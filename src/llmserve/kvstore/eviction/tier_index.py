@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from math import inf
 
 from llmserve.core.clock import Clock
@@ -259,12 +259,10 @@ class TierIndex:
         return victims
 
     def _offers(self, gives: Gives) -> list[tuple[float, TenantId]]:
-        """A heap: when each tenant's candidate was used last. These times only grow."""
-        offers = [
+        """When each tenant's candidate was used last, in order, which is a heap. These times only grow."""
+        return sorted(
             (node.touched_at, giver) for giver in self._tenants if (node := self._candidate(giver, gives))
-        ]
-        heapify(offers)
-        return offers
+        )
 
     def _candidate(self, giver: TenantId, gives: Gives) -> Node | None:
         return self._tenants[giver].candidate(gives, self._clock.now()) if gives(giver) else None

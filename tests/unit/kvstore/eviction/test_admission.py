@@ -39,6 +39,13 @@ def test_behind_a_system_prompt_a_first_turn_is_new_and_a_second_is_not() -> Non
     assert admission.observe([*system, *_blocks("late", 6)]) == 10
 
 
+def test_the_last_block_that_was_asked_for_before_tells_a_conversation() -> None:
+    admission, system = _admission(), _blocks("system", 4)
+    for user in range(20):
+        admission.observe([*system, *_blocks(f"u{user}", 1)])
+    assert admission.observe([*system, *_blocks("u0", 4)]) == 8, "the block before is shared by all"
+
+
 def test_room_admits_what_is_not_proven() -> None:
     assert is_admitted(proven=False, has_room=True)
     assert is_admitted(proven=True, has_room=False)
@@ -59,6 +66,21 @@ def test_counts_grow_and_saturate() -> None:
         sketch.add(keys)
     assert int(sketch.counts(keys)[0]) == 255
     assert int(sketch.add(keys)[0]) == 255
+
+
+def test_each_block_has_a_count() -> None:
+    sketch, (a, b, c) = FrequencySketch(4096), _blocks("k", 3)
+    sketch.add([a, b])
+    sketch.add([b])
+    assert sketch.counts([a, b, c]).tolist() == [1, 2, 0]
+
+
+def test_counts_are_halved_after_as_many_new_blocks_as_are_remembered() -> None:
+    sketch, first = FrequencySketch(32), _blocks("first", 1)
+    sketch.add([*first, *_blocks("more", 30)])
+    assert int(sketch.counts(first)[0]) == 1
+    sketch.add(_blocks("last", 1))
+    assert int(sketch.counts(first)[0]) == 0
 
 
 def test_what_was_asked_for_once_is_forgotten_in_time() -> None:

@@ -1,5 +1,7 @@
 """What sets the policies apart; what they share is in tests/conformance/test_eviction.py."""
 
+import pytest
+
 from llmserve.core.ids import BlockHash
 from llmserve.kvstore.eviction import ArcPolicy, EvictionPolicy, S3FifoPolicy
 from tests.support.lru_policy import LruPolicy
@@ -62,6 +64,7 @@ def test_s3fifo_trusts_what_returns_soon() -> None:
     _fill(policy, range(10), 10)
     gone = _evict(policy)
     policy.add(gone, 1)
+    policy.check_integrity()
     _fill(policy, (f"scan{number}" for number in range(30)), 10)
     assert gone in _held(policy)
     policy.check_integrity()
@@ -108,10 +111,63 @@ def test_arc_learns_that_recency_matters_and_unlearns_it() -> None:
     assert policy._target_bytes == 0
 
 
+def test_arc_trusts_what_returns_soon() -> None:
+    policy = ArcPolicy()
+    _fill(policy, "abc", 3)
+    gone = _evict(policy)
+    policy.add(gone, 1)
+    policy.check_integrity()
+    policy.add(_key("new"), 1)
+    assert list(policy.candidates()) == [*map(_key, ("b", "c", "new")), gone]
+
+
+def _arc_that_lost(*, once: int, again: int) -> ArcPolicy:
+    """Has evicted so many blocks of one byte that were used once, and so many that were used again; half of
+    its 200 bytes should be for the first kind."""
+    policy = ArcPolicy()
+    policy.add(_key("held"), 200)
+    names = [_key(f"once{number}") for number in range(once)]
+    names_again = [_key(f"again{number}") for number in range(again)]
+    for key in (*names, *names_again):
+        policy.add(key, 1)
+    for key in names_again:
+        policy.touch(key)
+    for key in (*names, *names_again):
+        policy.remove(key, evicted=True)
+    policy._target_bytes = 100.0
+    return policy
+
+
+@pytest.mark.parametrize(("kind", "other", "times"), [(1, 3, 3), (2, 6, 3), (3, 1, 1), (2, 2, 1)])
+def test_arc_moves_its_border_further_for_the_rarer_kind_of_return(kind: int, other: int, times: int) -> None:
+    policy = _arc_that_lost(once=kind, again=other)
+    policy.add(_key("once0"), 5)
+    assert policy._target_bytes == 100 + 5 * times
+    policy = _arc_that_lost(once=other, again=kind)
+    policy.add(_key("again0"), 5)
+    assert policy._target_bytes == 100 - 5 * times
+
+
 def test_arc_remembers_no_more_than_it_holds() -> None:
     policy = ArcPolicy()
     _fill(policy, range(10_000), 10)
     assert len(policy._left_once) + len(policy._left_again) <= 20
+    for number in range(100):
+        policy.add(_key(f"used{number}"), 1)
+        policy.touch(_key(f"used{number}"))
+        policy.remove(_key(f"used{number}"), evicted=True)
+    assert len(policy._left_again) == len(policy) == 10
+    policy.check_integrity()
+
+
+def test_arc_goes_by_last_use_among_those_used_again() -> None:
+    policy = ArcPolicy()
+    _fill(policy, "abc", 3)
+    for name in "aba":
+        policy.touch(_key(name))
+    assert len(policy) == 3
+    policy.remove(_key("c"), evicted=False)
+    assert list(policy.candidates()) == [_key("b"), _key("a")]
 
 
 def test_s3fifo_gives_a_round_in_the_main_queue_for_each_use() -> None:
@@ -124,6 +180,22 @@ def test_s3fifo_gives_a_round_in_the_main_queue_for_each_use() -> None:
         policy.touch(_key(1))
     policy.touch(_key(2))
     assert [_evict(policy) for _ in range(3)] == [_key(3), _key(2), _key(1)]
+
+
+@pytest.mark.parametrize(
+    ("uses_of_a", "uses_of_b", "goes_first"),
+    [(1, 1, "a"), (2, 1, "b"), (2, 3, "a"), (3, 2, "b"), (9, 3, "a"), (4, 9, "a")],
+)
+def test_s3fifo_counts_up_to_three_uses(uses_of_a: int, uses_of_b: int, goes_first: str) -> None:
+    policy = S3FifoPolicy()
+    _fill(policy, "abc", 3)
+    for name in "ab":
+        policy.touch(_key(name))
+    assert _evict(policy) == _key("c")  # the others are in the main queue now
+    for name, uses in (("a", uses_of_a), ("b", uses_of_b)):
+        for _ in range(uses):
+            policy.touch(_key(name))
+    assert _evict(policy) == _key(goes_first)
 
 
 def test_s3fifo_forgets_the_uses_of_a_block_that_is_removed() -> None:

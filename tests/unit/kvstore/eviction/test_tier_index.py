@@ -7,7 +7,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.stats import EvictReason
-from llmserve.kvstore.eviction import NOBODY, EvictionRules, TierIndex
+from llmserve.kvstore.eviction import NOBODY, Added, EvictionRules, TierIndex
 from tests.support.lru_policy import LruPolicy
 
 X, Y = TenantId("x"), TenantId("y")
@@ -85,6 +85,54 @@ def test_among_hot_blocks_the_cool_one_is_found_soon(clock: VirtualClock) -> Non
     assert policy.steps < 200
 
 
+def test_a_search_by_age_ends_at_the_first_hot_block(clock: VirtualClock) -> None:
+    touched: list[BlockHash] = []
+
+    class Touched(FirstIn):
+        def touch(self, key: BlockHash) -> None:
+            touched.append(key)
+
+    book = TierIndex(100, Touched, clock, EvictionRules(hot_keep_seconds=5))
+    keys = [BlockHash(str(number).encode()) for number in range(100)]
+    for key in keys:
+        book.add(key, None, 1, X)
+    book.pin([keys[0], keys[99]])
+    assert book.make_room(1, X) == []
+    assert set(touched) == {keys[0]}, "the other pinned block comes after hot ones"
+
+
+def test_a_block_that_is_added_after_a_search_in_vain_is_found_when_it_is_cool(
+    policy: Watched, clock: VirtualClock
+) -> None:
+    book = TierIndex(2, lambda: policy, clock, EvictionRules(hot_keep_seconds=5))
+    a, b = _keys("ab")
+    book.add(a, None, 1, X)
+    book.pin([a])
+    clock.advance(5)
+    assert book.make_room(2, X) == []
+    book.add(b, None, 1, X)
+    asked = policy.asked
+    clock.advance(4.5)
+    assert book.make_room(2, X) == []
+    assert policy.asked == asked, "the new block cannot go before it is cool"
+    clock.advance(0.5)
+    assert [victim.key for victim in book.make_room(2, X)] == [b]
+
+
+def test_a_removal_lets_a_search_in_vain_be_repeated(policy: Watched, clock: VirtualClock) -> None:
+    book = _book(policy, clock)
+    book.pin(_keys("c"))
+    assert book.make_room(1, X) == []
+    book.remove(_keys("c")[0])
+    assert [victim.key for victim in book.make_room(2, X)] == _keys("b")
+
+
+def test_a_block_that_is_removed_is_no_longer_looked_for(policy: Watched, clock: VirtualClock) -> None:
+    book = _book(policy, clock, EvictionRules(hot_keep_seconds=5))
+    book.remove(_keys("a")[0])
+    book.check_integrity()
+
+
 def test_pinned_blocks_are_passed_once(policy: Watched, clock: VirtualClock) -> None:
     book = TierIndex(10, lambda: policy, clock)
     for key in _keys("abcdefghij"):
@@ -113,9 +161,12 @@ def test_what_is_proven_is_said_of_the_victim(policy: Watched, clock: VirtualClo
 
 def test_proof_ends_with_the_block(policy: Watched, clock: VirtualClock) -> None:
     book = _book(policy, clock)
-    book.prove(_keys("c"))
-    book.remove(BlockHash(b"c"))
-    book.add(BlockHash(b"c"), BlockHash(b"b"), 1, X)
+    b, c = _keys("bc")
+    book.prove([c])
+    assert (book.is_proven(c), book.is_proven(b)) == (True, False)
+    book.remove(c)
+    assert not book.is_proven(c)
+    book.add(c, b, 1, X)
     assert not book.make_room(1, X)[0].proven
 
 
@@ -156,6 +207,30 @@ def test_the_leading_blocks_end_at_the_first_gap(policy: Watched, clock: Virtual
     assert book.leading(_keys("axb")) == 1
     assert book.leading(_keys("xab")) == 0
     assert book.leading([]) == 0
+
+
+def test_a_block_is_added_where_it_fits(policy: Watched, clock: VirtualClock) -> None:
+    """The tier has room for ten bytes, of which X may have six."""
+    book = TierIndex(10, LruPolicy, clock, EvictionRules(tenant_quota_bytes={X: 6}))
+    a, b, c, d, e = _keys("abcde")
+    assert book.add(a, None, 4, X) is Added.HELD
+    assert book.add(a, None, 4, X) is Added.PRESENT
+    assert book.add(b, None, 3, X) is Added.NO_ROOM, "over the quota"
+    assert book.add(b, None, 2, X) is Added.HELD, "the quota exactly"
+    assert book.add(c, None, 3, Y) is Added.HELD
+    assert book.add(d, None, 2, Y) is Added.NO_ROOM, "over the capacity"
+    assert book.add(e, None, 1, Y) is Added.HELD, "the capacity exactly"
+    assert (book.used_bytes, book.tenant_bytes(X), book.tenant_bytes(Y)) == (10, 6, 4)
+    book.check_integrity()
+
+
+def test_nothing_goes_for_what_is_over_the_quota(policy: Watched, clock: VirtualClock) -> None:
+    book = TierIndex(10, LruPolicy, clock, EvictionRules(tenant_quota_bytes={X: 2}))
+    a, b = _keys("ab")
+    for key in (a, b):
+        book.add(key, None, 1, X)
+    assert book.make_room(3, X) == []
+    assert [victim.key for victim in book.make_room(2, X)] == [a, b], "the quota exactly"
 
 
 def test_nothing_is_searched_where_there_is_room_enough(policy: Watched, clock: VirtualClock) -> None:
@@ -242,6 +317,16 @@ def test_who_adopts_a_block_is_charged_and_it_follows_its_parent() -> None:
     book.adopt(BlockHash(b"z"), None, X)
     assert len(book) == 4
     book.check_integrity()
+
+
+def test_a_block_that_is_adopted_was_not_evicted(clock: VirtualClock) -> None:
+    policies = [Noted(), Noted()]
+    left = iter(policies)
+    book = TierIndex(4, lambda: next(left), clock)
+    (a,) = _keys("a")
+    book.add(a, None, 1, NOBODY)
+    book.adopt(a, None, X)
+    assert [policy.removed for policy in policies] == [[(a, False)], []]
 
 
 def test_a_block_over_the_quota_or_in_use_stays_nobodys() -> None:

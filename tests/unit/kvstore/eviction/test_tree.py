@@ -67,6 +67,27 @@ def test_siblings_leave_in_any_order() -> None:
         assert _names(tree, "a") == ["a"]
 
 
+def test_a_block_is_added_without_size_pins_or_proof() -> None:
+    node = _add(PrefixTree(), "a")
+    assert (node.size_bytes, node.touched_at, node.pins, node.proven) == (0, 0.0, 0, False)
+
+
+def test_only_a_block_that_follows_another_has_a_parent() -> None:
+    tree = PrefixTree()
+    first, second = _add(tree, "a"), _add(tree, "ab")
+    assert first.parent is None
+    assert second.parent is first
+
+
+def test_a_block_that_returns_between_its_neighbours_follows_its_parent_once() -> None:
+    tree = PrefixTree()
+    _, middle, _, _ = (_add(tree, name) for name in ("a", "ab", "abc", "ax"))
+    tree.remove(middle)
+    assert _add(tree, "ab") is middle
+    assert sorted(tree.followers(BlockHash(b"a"))) == [b"ab", b"ax"]
+    tree.check_integrity()
+
+
 def test_a_placeholder_that_returns_is_neither_proven_nor_pinned() -> None:
     tree = PrefixTree()
     parent = _add(tree, "a")

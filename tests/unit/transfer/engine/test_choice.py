@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.transfer.engine.choice import LONGEST_PAUSE_SECONDS, Breaker, BreakerState, Measured, PairChoice
+from llmserve.transfer.engine.choice import Breaker, BreakerState, Measured, PairChoice
 
 ORDER = ("nixl", "ucx", "tcp")
 
@@ -21,6 +21,12 @@ class TestChoice:
 
     def test_unless_a_later_one_is_far_faster(self) -> None:
         assert _choice(nixl=1, ucx=1.9, tcp=2.1).ranked(0.0) == ("tcp", "nixl", "ucx")
+
+    def test_even_of_two_that_crawl_the_far_faster_one_wins(self) -> None:
+        choice = _choice()
+        for name, bytes_per_second in (("nixl", 0.25), ("ucx", 0.75)):
+            choice.probed(name, Measured(0.001, bytes_per_second), 0.0)
+        assert choice.ranked(0.0) == ("ucx", "nixl", "tcp")
 
     def test_a_transport_of_unknown_speed_keeps_its_place(self) -> None:
         assert _choice(tcp=100).ranked(0.0) == ORDER
@@ -61,7 +67,7 @@ class TestChoice:
         choice.failed("nixl", "late", 5.0)
         nixl, ucx, tcp = choice.rows("prefill-0", 5.0)
         assert (nixl.breaker, nixl.reason, nixl.failures, nixl.chosen) == ("open", "late", 1, False)
-        assert (ucx.chosen, ucx.bytes_per_second) == (True, 0.0)
+        assert (ucx.chosen, ucx.small_seconds, ucx.bytes_per_second) == (True, 0.0, 0.0)
         assert (tcp.transfers, tcp.bytes, tcp.seconds, tcp.chosen) == (1, 100, 0.5, False)
 
     def test_exactly_the_factor_faster_is_not_enough(self) -> None:
@@ -133,8 +139,7 @@ class TestBreaker:
             pauses.append(breaker.retry_at - now)
             now = breaker.retry_at
             assert breaker.state(now) is BreakerState.HALF_OPEN
-        assert pauses[:4] == [1, 2, 4, 8]
-        assert pauses[-1] == LONGEST_PAUSE_SECONDS
+        assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
     def test_failures_together_are_one(self) -> None:
         breaker = Breaker()
@@ -188,3 +193,12 @@ class TestBreaker:
         breaker.succeeded(1.0)
         breaker.failed("a", 3.0)
         assert breaker.retry_at == 4.0
+
+    def test_the_longer_the_pause_was_the_longer_a_failure_is_a_relapse(self) -> None:
+        for failed_at, pause in ((6.5, 4.0), (7.0, 1.0)):
+            breaker = Breaker()
+            breaker.failed("a", 0.0)
+            breaker.failed("a", 1.0)
+            breaker.succeeded(3.0)  # after a pause of 2 s
+            breaker.failed("a", failed_at)
+            assert breaker.retry_at == failed_at + pause

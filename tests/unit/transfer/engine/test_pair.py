@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -111,13 +112,13 @@ def make(clock: VirtualClock) -> Iterator[Make]:
 
 
 def test_a_read_brings_the_bytes_and_is_counted(make: Make) -> None:
-    ends = make()
+    ends, started = make(), time.monotonic()
     failures = ends.read()
     assert (ends.here == ends.there).all()
     assert failures == []
     shm, tcp = ends.rows()["shm"], ends.rows()["tcp"]
     assert (shm.transfers, shm.bytes, shm.failures, shm.chosen) == (1, SIZE, 0, True)
-    assert shm.seconds > 0
+    assert 0 < shm.seconds < time.monotonic() - started
     assert (tcp.transfers, tcp.chosen) == (0, False)
 
 
@@ -259,6 +260,35 @@ def test_a_probe_closes_the_breaker_after_its_pause(make: Make, clock: VirtualCl
     failures = ends.read()
     assert failures == []
     assert ends.rows()["shm"].transfers == 1
+
+
+@pytest.mark.parametrize("way", ["read", "write"])
+def test_a_failure_ends_those_that_wait_for_their_turn(make: Make, way: str) -> None:
+    ends = make(faulty("stall=1/1"))
+
+    async def moved() -> None:
+        if way == "read":
+            await ends.pair.read("shm", batch(), nothing)
+        else:
+            await ends.pair.write("shm", batch(), nothing, set())
+
+    async def fail() -> None:
+        moves = []
+        for _ in range(3):  # two are under way, and stall; the third waits
+            moves.append(ends.engine.spawn("move", moved()))
+            await _turn()
+        ends.pair.failed("shm", "broken")
+        await _turn()
+        assert [move.done() for move in moves] == [False, False, True]
+        with pytest.raises(TransferError, match=r"^out of use: broken$"):
+            await moves[2]
+
+    ends.run(fail())
+
+
+async def _turn() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 def test_a_failure_calls_its_listener(make: Make) -> None:

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from llmserve.transfer.engine.choice import SAMPLED_PIECES, Sample, TransferPolicy, Verify
+from llmserve.transfer.engine.choice import Sample, TransferPolicy, Verify
 
 
 @pytest.mark.parametrize(
@@ -29,19 +29,19 @@ def test_a_sample_has_one_piece_of_sixteen_and_at_least_one(pieces: int) -> None
     firsts = set()
     for _ in range(400):
         chosen = list(range(pieces))[TransferPolicy().sample(pieces).take(pieces)]
-        assert len(chosen) in (pieces // SAMPLED_PIECES or 1, -(-pieces // SAMPLED_PIECES))
-        assert all(b - a == SAMPLED_PIECES for a, b in pairwise(chosen))
+        assert len(chosen) in (pieces // 16 or 1, -(-pieces // 16))
+        assert all(b - a == 16 for a, b in pairwise(chosen))
         firsts.add(chosen[0])
-    assert firsts == set(range(min(pieces, SAMPLED_PIECES))), "each may be the first"
+    assert firsts == set(range(min(pieces, 16))), "each may be the first"
 
 
-@pytest.mark.parametrize("first", range(SAMPLED_PIECES))
+@pytest.mark.parametrize("first", range(16))
 def test_batches_are_sampled_as_one(first: int) -> None:
     sample, chosen, start = Sample("sampled", first), [], 0
     for pieces in (3, 40, 0, 1, 16, 7, 33):
         chosen += list(range(start, start + pieces))[sample.take(pieces)]
         start += pieces
-    assert chosen == list(range(first, 100, SAMPLED_PIECES))
+    assert chosen == list(range(first, 100, 16))
 
 
 @pytest.mark.parametrize(("verify", "count"), [("off", 0), ("always", 5)])
