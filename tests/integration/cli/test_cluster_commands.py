@@ -52,11 +52,15 @@ def test_status_shows_what_a_request_left(cluster: Cluster) -> None:
     assert before["healthy"]
     names = {role["name"] for role in before["roles"]}
     assert names >= {"prefill-0", "decode-0", "decode-1"}
-    body = {"model": before["model"], "prompt": list(range(300, 500)), "max_tokens": 4}
-    assert httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30).status_code == 200
+    _ask(cluster)
     deadline = time.monotonic() + 10  # workers report once a second
     while not (_moved_kv(cluster) and _stores_kv(cluster)):
         assert time.monotonic() < deadline, _status(cluster)
+
+
+def _ask(cluster: Cluster) -> None:
+    body = {"model": _status(cluster)["model"], "prompt": list(range(300, 500)), "max_tokens": 4}
+    assert httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30).status_code == 200
 
 
 def _workers(cluster: Cluster) -> dict[str, Any]:
@@ -74,6 +78,7 @@ def _stores_kv(cluster: Cluster) -> bool:
 @_once
 def test_status_goes_on_in_a_terminal(cluster: Cluster) -> None:
     """Two looks, drawn over each other; Ctrl-C ends it, and leaves the terminal as it was."""
+    _ask(cluster)  # from then on there is a tenant, and a pair of workers
     command = ("status", "--run-dir", str(cluster.run_dir), "--watch", "--every", "0.2")
     with terminal(*command) as shown:
         shown.until(lambda: shown.text().count("Ctrl-C ends") >= 2)
