@@ -24,6 +24,7 @@ BENCHES: Mapping[str, Sequence[str]] = {
     "transfer": ("transfer", "staging", "push"),
     "store": ("directory", "pool", "store"),
     "tiers": ("eviction", "nvme", "object", "formats"),
+    "gpu": ("gpu",),
 }
 TOOLS: Mapping[str, Sequence[str]] = {"code": ("house", "mutation", "compare-trees")}
 FOLDERS = {name: folder for group in (BENCHES, TOOLS) for folder, names in group.items() for name in names}

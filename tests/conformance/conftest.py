@@ -5,36 +5,34 @@ And the ends of a transfer, for the transport suites.
 import itertools
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llmserve.config.load import load_manifest
 from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
-from llmserve.core.errors import TransportUnavailable
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.base import Engine
 from llmserve.engines.spec import EngineSpec
 from llmserve.models import resolve
-from llmserve.transfer.base import PeerName
-from tests.conformance.transport_peer import (
-    FAR_BYTES,
-    FAR_SEED,
-    KINDS,
-    MORTAL_BYTES,
-    MORTAL_SEED,
-    NEAR_BYTES,
-    UNTOUCHED,
-    End,
-    Far,
-)
+from tests.conformance.transport_ends import far, kind, mortal, near, own_near, peer, shared_near
 from tests.support.faulty_s3 import s3_proxy
 from tests.support.seaweed import s3_server
 from tests.support.valkey import valkey
 
-__all__ = ["s3_proxy", "s3_server", "valkey"]
+__all__ = [
+    "far",
+    "kind",
+    "mortal",
+    "near",
+    "own_near",
+    "peer",
+    "s3_proxy",
+    "s3_server",
+    "shared_near",
+    "valkey",
+]
 
 MANIFEST = Path(__file__).parents[2] / "llmserve.yaml"
 
@@ -95,59 +93,3 @@ class VllmKit:
 @pytest.fixture(scope="session")
 def vllm_kit() -> VllmKit:
     return VllmKit(Path(resolve(load_manifest(MANIFEST).models.primary).path))
-
-
-@pytest.fixture(scope="session", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Iterator[str]:
-    name: str = request.param
-    with pytest.MonkeyPatch.context() as patch:
-        for variable, value in KINDS[name].environment.items():
-            patch.setenv(variable, value)
-        try:
-            KINDS[name].make().close()
-        except TransportUnavailable as error:
-            pytest.skip(error.message)
-        yield name
-
-
-@pytest.fixture(scope="session")
-def far(kind: str) -> Iterator[Far]:
-    """The peer of most tests: whoever changes its memory restores it."""
-    process = Far(kind, FAR_BYTES, FAR_SEED)
-    yield process
-    process.stop()
-
-
-@pytest.fixture(scope="session")
-def shared_near(kind: str) -> Iterator[End]:
-    end = End(kind, (NEAR_BYTES,))
-    yield end
-    end.close()
-
-
-@pytest.fixture
-def near(shared_near: End) -> End:
-    shared_near.local[:] = UNTOUCHED
-    return shared_near
-
-
-@pytest.fixture
-def peer(near: End, far: Far) -> PeerName:
-    return near.connect(far.description)
-
-
-@pytest.fixture
-def mortal(kind: str) -> Iterator[Far]:
-    """A peer of the test's own, to be killed, closed or changed."""
-    process = Far(kind, MORTAL_BYTES, MORTAL_SEED)
-    yield process
-    process.stop()
-
-
-@pytest.fixture
-def own_near(kind: str) -> Iterator[End]:
-    """An end of this process, of the test's own."""
-    end = End(kind, MORTAL_BYTES)
-    end.local[:] = UNTOUCHED
-    yield end
-    end.close()

@@ -10,6 +10,7 @@ from llmserve.transfer.base import HOST, Int64Array, Region
 from llmserve.transfer.devices import Bytes, Copies, HostCopies
 from llmserve.transfer.devices.cuda import CudaCopies
 from llmserve.transfer.devices.fake import FakeDevice
+from tests.conformance.transport_peer import CHUNK_BYTES, DeviceBytes, checksum
 
 SIZE = 1 << 20
 COUNTS = [1, 2, 100, 3000]
@@ -119,6 +120,22 @@ def test_memory_says_what_it_is(copies: Copies) -> None:
     assert region.memory == copies.memory
     assert region.memory.on_host is isinstance(copies, HostCopies)
     assert str(copies.memory) in (str(HOST), "memory of GPU 0")
+
+
+def test_tests_see_memory_of_a_device_as_an_array(copies: Copies) -> None:
+    size = CHUNK_BYTES + 5
+    content, region = noise(size), copies.allocate(size)
+    seen = DeviceBytes(copies, region)
+    seen[:] = content
+    content[3:9] = seen[3:9] = 7
+    content[-1] = seen[size - 1] = 1
+    assert np.array_equal(seen, content)
+    assert (seen[-1000:] == content[-1000:]).all()
+    assert (seen == content).all()
+    assert not (seen != content).any()
+    assert seen[4] == 7
+    assert len(seen[5:5]) == 0
+    assert checksum(seen) == checksum(content)
 
 
 def test_closing_twice_is_closing_once(copies: Copies) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import (
     Batch,
+    Int64Array,
     PeerName,
     Region,
     Spans,
@@ -30,7 +31,8 @@ from llmserve.transfer.base import (
     TransferStatus,
     Transport,
 )
-from llmserve.transfer.devices import Staging
+from llmserve.transfer.devices import Copies, Staging
+from llmserve.transfer.devices.cuda import CudaCopies
 from llmserve.transfer.devices.fake import FakeDevice
 from llmserve.transfer.faults import FaultPlan
 from llmserve.transfer.faulty import FaultyTransport
@@ -44,6 +46,7 @@ FAR_SEED, MORTAL_SEED = 3, 8
 UNTOUCHED = 0xA5
 DEVICE_SECONDS = 0.0005  # how late a copy of a device ends
 PATIENCE_SECONDS = 20.0
+CHUNK_BYTES = 4 << 20  # of memory that is looked at
 _TICK_SECONDS = 0.001
 _POLL_SECONDS = 0.0001
 Bytes = npt.NDArray[np.uint8]
@@ -52,13 +55,23 @@ Bytes = npt.NDArray[np.uint8]
 @dataclass(frozen=True, slots=True)
 class Kind:
     """transport: its name for `makers`. environment: what its processes run with. faulty: behind the
-    proxy, without a fault. on_device: whose memory is that of a (fake) device: the near end's, or the far
-    ends'."""
+    proxy, without a fault. on_device: whose memory is that of a device: the near end's, or the far ends'.
+    on_gpu: the device is a GPU, and not a fake one."""
 
     transport: str
     environment: Mapping[str, str] = field(default_factory=dict)
     faulty: bool = False
     on_device: frozenset[str] = frozenset()
+    on_gpu: bool = False
+
+    def device(self) -> Copies:
+        """Errors: TransportUnavailable without a GPU."""
+        return CudaCopies(0) if self.on_gpu else FakeDevice(lateness_seconds=DEVICE_SECONDS)
+
+    def try_out(self) -> None:
+        """Errors: TransportUnavailable when this machine cannot use it."""
+        staging = Staging(self.device()) if self.on_gpu else None
+        self.make(staging).close()
 
     def make(self, staging: Staging | None = None) -> Transport:
         """Errors: TransportUnavailable."""
@@ -69,7 +82,9 @@ class Kind:
         """This kind with each memory at either end, but for the host's at both."""
         sides = {"near": {"near"}, "far": {"far"}, "both": {"near", "far"}}
         return {
-            f"{self.transport}-device-{name}": replace(self, on_device=frozenset(ends))
+            f"{self.transport}-{'gpu' if self.on_gpu else 'device'}-{name}": replace(
+                self, on_device=frozenset(ends)
+            )
             for name, ends in sides.items()
         }
 
@@ -84,6 +99,9 @@ KINDS = {
     "faulty-tcp": Kind("tcp", faulty=True),
     **Kind("tcp").on_devices(),
     **Kind("ucx").on_devices(),
+    **Kind("nixl", on_gpu=True).on_devices(),
+    **Kind("tcp", on_gpu=True).on_devices(),
+    **Kind("ucx", on_gpu=True).on_devices(),
 }
 
 
@@ -98,8 +116,11 @@ def _tile(seed: int, region: int) -> Bytes:
     return np.random.default_rng([seed, region]).integers(0, 256, 1_048_583, np.uint8)
 
 
-def checksum(memory: Bytes) -> int:
-    return zlib.crc32(memory.data)
+def checksum(memory: "Bytes | DeviceBytes") -> int:
+    found = 0
+    for at in range(0, len(memory), CHUNK_BYTES):
+        found = zlib.crc32(memory[at : at + CHUNK_BYTES].data, found)
+    return found
 
 
 def spans(*rows: tuple[int, int, int]) -> Spans:
@@ -122,19 +143,67 @@ class Holdings:
     shared_memory: frozenset[str]  # files that have a name in /dev/shm
 
 
+class DeviceBytes:
+    """Memory of a device as its owner sees it. As of an array, pieces of it can be read and written, but what
+    is read is a copy."""
+
+    def __init__(self, copies: Copies, region: Region) -> None:
+        self._copies, self._region = copies, region
+        self._pinned = copies.pinned(CHUNK_BYTES)
+
+    def __len__(self) -> int:
+        return self._region.length_bytes
+
+    def __getitem__(self, place: slice | int) -> Any:
+        if isinstance(place, int):
+            return self[place : place + 1][0]
+        start, end, _ = place.indices(len(self))
+        found = np.empty(max(0, end - start), np.uint8)
+        for at, starts, lengths in self._chunks(start, end):
+            size = int(lengths[0])
+            self._copies.gather(starts, lengths, self._pinned[:size]).wait()
+            found[at : at + size] = self._pinned[:size]
+        return found
+
+    def __setitem__(self, place: slice | int, content: Any) -> None:
+        start, end, _ = (slice(place, place + 1) if isinstance(place, int) else place).indices(len(self))
+        values = np.broadcast_to(np.asarray(content, np.uint8), end - start)
+        for at, starts, lengths in self._chunks(start, end):
+            size = int(lengths[0])
+            self._pinned[:size] = values[at : at + size]
+            self._copies.scatter(starts, lengths, self._pinned[:size]).wait()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Bytes:
+        whole: Bytes = self[:]
+        return whole
+
+    def __eq__(self, other: object) -> Any:
+        return self[:] == other
+
+    def __ne__(self, other: object) -> Any:
+        return self[:] != other
+
+    __hash__ = None  # type: ignore[assignment]  # as an array's
+
+    def _chunks(self, start: int, end: int) -> Iterator[tuple[int, Int64Array, Int64Array]]:
+        for at in range(start, end, CHUNK_BYTES):
+            yield at - start, np.array([self._region.address + at]), np.array([min(CHUNK_BYTES, end - at)])
+
+
 class End:
     """A transport over registered memory of known bytes. place: near or far."""
 
     def __init__(self, kind: str, sizes: Sequence[int], seed: int = 0, place: str = "near") -> None:
         on_device = place in KINDS[kind].on_device
-        self._device = FakeDevice(lateness_seconds=DEVICE_SECONDS) if on_device else None
+        self._device = KINDS[kind].device() if on_device else None
         self.transport = KINDS[kind].make(Staging(self._device) if self._device else None)
         self._sizes = sizes
-        self._kept: list[Bytes] = []  # old memory: a peer may still read it
+        self._kept: list[Bytes | DeviceBytes] = []  # old memory: a peer may still read it
         self.register(seed)
 
     @property
-    def local(self) -> Bytes:
+    def local(self) -> Any:
+        """Bytes, or DeviceBytes."""
         return self.memory[0]
 
     def register(self, seed: int) -> bytes:
@@ -146,12 +215,16 @@ class End:
         self.transport.register([region for region, _ in made])
         return self.transport.describe()
 
-    def _made(self, content: Bytes) -> tuple[Region, Bytes]:
+    def _made(self, content: Bytes) -> "tuple[Region, Bytes | DeviceBytes]":
         """A region, and its bytes as their owner sees them."""
         if self._device is None:
             return Region(content.ctypes.data, content.nbytes), content
         region = self._device.allocate(content.nbytes)
-        view = self._device.view(region)
+        view: Bytes | DeviceBytes
+        if isinstance(self._device, FakeDevice):
+            view = self._device.view(region)
+        else:
+            view = DeviceBytes(self._device, region)
         view[:] = content
         return region, view
 
@@ -246,6 +319,7 @@ class End:
     def close(self) -> None:
         self.transport.close()
         if self._device is not None:
+            self.memory = [memory[:] for memory in self.memory]  # a GPU's does not outlive its copies
             self._device.close()
 
 

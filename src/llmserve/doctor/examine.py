@@ -27,6 +27,7 @@ from llmserve.doctor import (
     manifest,
     note,
     ok,
+    paths,
     software,
     warning,
 )
@@ -198,6 +199,9 @@ def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]
     if any(process.cores for process in planned.thing.processes):
         weights = model.thing.weight_bytes if model.thing else 0
         yield manifest.engine_memory(settings, weights, machine.available_bytes(host, allowance(host)))
+    if on_gpus := [process for process in planned.thing.processes if process.gpus]:
+        topology = paths.GpuTopology.seen_by(machine.run_tool)
+        yield paths.gpu_paths(on_gpus, settings.transfer.engine_order, topology)
     https = [process.http for process in planned.thing.processes if process.http]
     yield manifest.ports(https, check_free)
 

@@ -129,7 +129,7 @@ Tool = Callable[[Sequence[str]], str]
 """Runs a program and returns what it printed. Errors: LLMServeError with the reason."""
 
 _QUERY = ("nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader")
-_PEERS = ("nvidia-smi", "topo", "-p2p", "r")
+PEERS = ("nvidia-smi", "topo", "-p2p", "r")
 _TOOL_SECONDS = 10.0
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # nvidia-smi underlines its headings
 
@@ -169,7 +169,7 @@ def gpus(host: Host, devices: Sequence[int], tool: Tool) -> Finding:
 def gpu_peers(tool: Tool) -> Finding:
     """Checks, on machines with several GPUs, whether they reach each other's memory."""
     try:
-        matrix = _matrix(tool(_PEERS))
+        matrix = gpu_matrix(tool(PEERS))
     except LLMServeError as error:
         return note("GPU peer access", "unknown", f"It was not checked: {error.message}.")
     apart = sorted({state for row in matrix for state in row} - {"OK", "X"})
@@ -181,7 +181,8 @@ def gpu_peers(tool: Tool) -> Finding:
     return ok("GPU peer access", f"between all {len(matrix)}")
 
 
-def _matrix(text: str) -> list[list[str]]:
-    """Returns the rows `GPU0 X OK ...`; the heading has names of GPUs only."""
+def gpu_matrix(text: str) -> list[list[str]]:
+    """Returns the rows `GPU0 X OK ...` of a table of nvidia-smi for several GPUs, whose heading begins with
+    their names. Other devices and affinities may follow in each row."""
     rows = [line.split() for line in _ESCAPES.sub("", text).splitlines()]
     return [row[1:] for row in rows if len(row) > 1 and row[0].startswith("GPU") and row[1][:3] != "GPU"]

@@ -1,0 +1,82 @@
+"""The ends of a transfer as fixtures: of the transport suites here, and of tests/gpu.
+
+They need no more than the transports do: a bare machine with a GPU has little else.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from llmserve.core.errors import TransportUnavailable
+from llmserve.transfer.base import PeerName
+from tests.conformance.transport_peer import (
+    FAR_BYTES,
+    FAR_SEED,
+    KINDS,
+    MORTAL_BYTES,
+    MORTAL_SEED,
+    NEAR_BYTES,
+    UNTOUCHED,
+    End,
+    Far,
+)
+
+
+@pytest.fixture(scope="session", params=[name for name in KINDS if not KINDS[name].on_gpu])
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield from usable(request.param)
+
+
+def usable(name: str) -> Iterator[str]:
+    """Skips the tests of a kind that this machine cannot use."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in KINDS[name].environment.items():
+            patch.setenv(variable, value)
+        try:
+            KINDS[name].try_out()
+        except TransportUnavailable as error:
+            pytest.skip(error.message)
+        yield name
+
+
+@pytest.fixture(scope="session")
+def far(kind: str) -> Iterator[Far]:
+    """The peer of most tests: whoever changes its memory restores it."""
+    process = Far(kind, FAR_BYTES, FAR_SEED)
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_near(kind: str) -> Iterator[End]:
+    end = End(kind, (NEAR_BYTES,))
+    yield end
+    end.close()
+
+
+@pytest.fixture
+def near(shared_near: End) -> End:
+    shared_near.local[:] = UNTOUCHED
+    return shared_near
+
+
+@pytest.fixture
+def peer(near: End, far: Far) -> PeerName:
+    return near.connect(far.description)
+
+
+@pytest.fixture
+def mortal(kind: str) -> Iterator[Far]:
+    """A peer of the test's own, to be killed, closed or changed."""
+    process = Far(kind, MORTAL_BYTES, MORTAL_SEED)
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def own_near(kind: str) -> Iterator[End]:
+    """An end of this process, of the test's own."""
+    end = End(kind, MORTAL_BYTES)
+    end.local[:] = UNTOUCHED
+    yield end
+    end.close()
