@@ -69,7 +69,6 @@ class FairShare:
         if not self._waiting:
             self.virtual_time = max(self.virtual_time, self._highest)
             self._tags.clear()
-            self._heap.clear()
 
     def suspend(self, tenant: TenantId) -> None:
         """The tenant cannot use a turn. It does not get the missed turns later."""
