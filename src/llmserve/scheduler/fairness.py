@@ -10,6 +10,7 @@ estimate; the actual cost later moves the tag by the difference.
 import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
 
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.scheduler.request import QueuedRequest
@@ -49,7 +50,7 @@ class FairShare:
         self._waiting: set[TenantId] = set()
         self._entries: dict[TenantId, tuple[float, int, TenantId]] = {}  # of those whose turn may come
         self._heap: list[tuple[float, int, TenantId]] = []
-        self._sequence = 0
+        self._sequence = count()
         self._charged: dict[RequestId, float] = {}
 
     def __repr__(self) -> str:
@@ -68,7 +69,6 @@ class FairShare:
         if not self._waiting:
             self.virtual_time = max(self.virtual_time, self._highest)
             self._tags.clear()
-            self._heap.clear()
 
     def suspend(self, tenant: TenantId) -> None:
         """The tenant cannot use a turn. It does not get the missed turns later."""
@@ -149,8 +149,7 @@ class FairShare:
 
     def _push(self, tenant: TenantId) -> None:
         """Equal tags are served in the order in which they were set."""
-        self._sequence += 1
-        entry = self._entries[tenant] = (self._tags[tenant], self._sequence, tenant)
+        entry = self._entries[tenant] = (self._tags[tenant], next(self._sequence), tenant)
         heapq.heappush(self._heap, entry)
         if len(self._heap) > 2 * len(self._entries) + _SLACK:
             self._heap = list(self._entries.values())

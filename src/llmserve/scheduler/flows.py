@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
+from itertools import count
 
 from llmserve.core.deadlines import Deadlines
 from llmserve.core.ids import RequestId, TenantId
@@ -41,7 +42,7 @@ class Flows:
         self._flows: dict[TenantId, TenantFlow] = {}
         self._waiting: dict[RequestId, WaitingRequest] = {}
         self._deadlines: Deadlines[RequestId] = Deadlines()
-        self._sequence = 0
+        self._sequence = count()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -65,8 +66,7 @@ class Flows:
     def add(self, request: QueuedRequest, key: float) -> bool:
         """key: position within the tenant; the least is first. True: the tenant has come."""
         assert request.request_id not in self._waiting, request
-        waiting = WaitingRequest(key, self._sequence, request)
-        self._sequence += 1
+        waiting = WaitingRequest(key, next(self._sequence), request)
         self._waiting[request.request_id] = waiting
         self._deadlines.put(request.request_id, request.deadline)
         has_come = request.tenant not in self._flows

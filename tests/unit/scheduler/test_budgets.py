@@ -337,6 +337,7 @@ def test_a_spend_that_is_restored_is_where_it_was() -> None:
     assert spend.ahead_seconds(10.0) == 2.0
     assert Spend.restored(2.0, 50.0).wait_seconds(50.0) == 2.0
     assert Spend.restored(None, 50.0).ahead_seconds(50.0) is None
+    assert Spend.restored(1e-6, 0.0).wait_seconds(0.0) == 0.0, "a microsecond is no wait"
     spend.give_back(0.5)
     assert (spend.wait_seconds(10.0), spend.used_seconds(10.0)) == (1.5, 2.5)
     assert spend.wait_seconds(11.5) == 0.0

@@ -59,6 +59,17 @@ def test_only_what_exceeds_the_estimate_is_charged_before_the_end() -> None:
     fairness.check_integrity({A}, set())
 
 
+def test_to_generate_what_was_expected_costs_no_turn() -> None:
+    fairness = FairShare()
+    fairness.join(A)
+    fairness.join(B)
+    request = _request("r")
+    fairness.dispatched(request)
+    fairness.dispatched(_request("s", B))
+    fairness.corrected(request, 10)
+    assert fairness.next() == A, "both have the same tag, and A had it first"
+
+
 def test_what_an_earlier_router_charged_costs_only_the_difference() -> None:
     fairness = FairShare()
     fairness.join(A)
