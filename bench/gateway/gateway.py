@@ -23,6 +23,7 @@ import yaml
 from bench.cluster import Cluster, running
 from bench.gateway.floor import Floor
 from bench.gateway.load import Load, Prompts, ask, chat, drive
+from bench.gateway.rivals import RIVALS, rival
 from bench.table import markdown
 
 PROMPTS: Mapping[str, list[dict[str, str]]] = {
@@ -32,7 +33,7 @@ PROMPTS: Mapping[str, list[dict[str, str]]] = {
     "7500-shared": chat(7500, is_shared=True),
 }
 KINDS, TOKENS, CLIENTS = ("plain", "streamed"), (16, 200), (1, 32, 256)
-SECONDS, REPEATS = 2.0, 3
+SECONDS, REPEATS = 1.5, 3
 _WORKERS = ("prefill", "decode")
 _OURS = ("apiserver", "router", "kvmanager", *_WORKERS)
 _MAX_FAILURES_SHOWN = 5
@@ -89,6 +90,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", nargs="+", type=int, choices=TOKENS, help="tokens of the answer")
     parser.add_argument("--clients", nargs="+", type=int, choices=CLIENTS, help="requests at a time")
     parser.add_argument("--step-ms", type=float, default=0.0, help="of a decode step, of both; 0: at once")
+    parser.add_argument("--rivals", action="store_true", help="measure other gateways too; installs them")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a turn")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="turns of each")
 
@@ -108,7 +110,7 @@ def cases(
     return chosen if is_choice else [case for case in chosen if case.is_default]
 
 
-def run(every: bool, step_ms: float, seconds: float, repeats: int, **choice: Any) -> str:
+def run(every: bool, step_ms: float, rivals: bool, seconds: float, repeats: int, **choice: Any) -> str:
     """Errors: SystemExit with the tables when a request failed."""
     asked = cases(every=every, **choice)
     with ExitStack() as stack:
@@ -116,6 +118,9 @@ def run(every: bool, step_ms: float, seconds: float, repeats: int, **choice: Any
         state = cluster.state()
         floor = stack.enter_context(Floor(manifest_of(cluster), Path(state["model_dir"])))
         targets = [Target("floor", floor.url, {"floor": floor.pid}), ours(cluster)]
+        for name in RIVALS if rivals else ():
+            url, pid = stack.enter_context(rival(name, floor.url))
+            targets.append(Target(name, url, {name: pid, "floor": floor.pid}))
         results = {case: measure(case, targets, state["model"], seconds, repeats) for case in asked}
     return report(results)
 
@@ -160,7 +165,7 @@ def measure(case: Case, targets: Sequence[Target], model: str, seconds: float, r
     plain = [Prompts(target.url, model, messages, case.tokens, stream=False) for target in targets]
     uvloop.run(_check_alike(targets, plain, next(numbers)))
     turns: dict[str, list[Turn]] = {target.name: [] for target in targets}
-    for target in targets * repeats:
+    for target in [*targets] * repeats:
         prompts = Prompts(target.url, model, messages, case.tokens, stream=case.kind == "streamed")
         turns[target.name].append(_turn(target, prompts, case.clients, seconds, numbers))
     print(f"{case}, {case.clients} clients: done", file=sys.stderr)
@@ -188,6 +193,8 @@ def _turn(target: Target, prompts: Prompts, clients: int, seconds: float, number
 def report(results: Mapping[Case, Turns]) -> str:
     """Errors: SystemExit, with the same tables, when a request failed."""
     tables = f"CPU ms a request:\n\n{_costs(results)}\n\nWhat clients saw:\n\n{_latencies(results)}"
+    if rivals := _rivals(results):
+        tables = f"{tables}\n\nCPU ms a request, other gateways before the floor:\n\n{rivals}"
     failures = [
         f"{name}: {case}, {case.clients} clients: {failure}"
         for case, turns in results.items()
@@ -212,6 +219,22 @@ def _cost_row(case: Case, turns: Turns) -> tuple[object, ...]:
     ratios = (f"{serving / floor:.2f}", f"{by_process['apiserver'] / floor:.2f}")
     figures = (floor, *by_process.values(), serving)
     return str(case), case.clients, *(f"{ms:.2f}" for ms in figures), *ratios
+
+
+def _rivals(results: Mapping[Case, Turns]) -> str:
+    """Empty when none was measured."""
+    rows = [
+        (str(case), case.clients, name, *_rival_row(name, turns))
+        for case, turns in results.items()
+        for name in turns
+        if name in RIVALS
+    ]
+    return markdown(("case", "clients", "gateway", "its own", "floor behind", "ratio"), rows) if rows else ""
+
+
+def _rival_row(name: str, turns: Turns) -> tuple[str, str, str]:
+    own, behind = (_median_ms(turns[name], process) for process in (name, "floor"))
+    return f"{own:.2f}", f"{behind:.2f}", f"{(own + behind) / _median_ms(turns['floor'], 'floor'):.2f}"
 
 
 def _median_ms(turns: Sequence[Turn], process: str) -> float:

@@ -186,7 +186,7 @@ class _Connection(asyncio.Protocol):
 
 
 async def _connected(url: str) -> _Connection:
-    address = urlsplit(url)
+    host, _, port = urlsplit(url).netloc.rpartition(":")
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(_Connection, address.hostname, address.port)
+    _, connection = await loop.create_connection(_Connection, host, int(port))
     return connection

@@ -168,6 +168,13 @@ def test_the_report_has_medians_by_process_and_their_ratio_to_the_floor() -> Non
     assert f"| {name} | 32 | floor | 2 | 20.0 | 20.0 | 17.0 | 0.50 | 0 |" in text
 
 
+def test_the_report_compares_rivals_with_the_floor_alone() -> None:
+    turns = _turns(2.0)
+    turns["smg"] = [Turn(turns["floor"][0].load, {"smg": 0.5, "floor": 2.5})]
+
+    assert "| streamed, 30 + 16 tokens | 32 | smg | 0.50 | 2.50 | 1.50 |" in report({CASE: turns})
+
+
 def test_a_failed_request_ends_the_bench_with_an_error_that_has_the_tables() -> None:
     with pytest.raises(SystemExit) as end:
         report({CASE: _turns(1.0, failures=["HTTP/1.1 503"])})
