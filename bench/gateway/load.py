@@ -79,7 +79,8 @@ class Load:
 
 
 async def drive(url: str, prompts: Prompts, clients: int, seconds: float, numbers: Iterator[int]) -> Load:
-    """Each client sends its next request when it has the last answer, until the time is over."""
+    """Each client sends its next request when it has the last answer, until the time is over or one has
+    failed. Each sends one at least."""
     latencies: list[float] = []
     failures: list[str] = []
     chunks = 0
@@ -88,13 +89,15 @@ async def drive(url: str, prompts: Prompts, clients: int, seconds: float, number
 
     async def client(connection: _Connection) -> None:
         nonlocal chunks
-        while time.perf_counter() < started + seconds and not failures:
-            begun = time.perf_counter()
+        begun = started
+        while begun < started + seconds and not failures:
             answer = await connection.ask(prompts.request(next(numbers)))
-            latencies.append(time.perf_counter() - begun)
+            ended = time.perf_counter()
+            latencies.append(ended - begun)
             chunks += answer.count(b"data: {")
             if not is_whole(answer):
                 failures.append(answer[:_SHOWN_BYTES].decode(errors="replace"))
+            begun = ended
 
     try:
         await asyncio.gather(*map(client, connections))
