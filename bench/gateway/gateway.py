@@ -1,95 +1,277 @@
-"""What apiserver and router add: requests/s and latency with simulated engines that answer at once.
+"""What a request costs: CPU time of apiserver, router and workers, beside the floor in the same run.
 
-Every millisecond here is ours or vLLM's serving layer's: the engines take none. The client runs on
-the same machine and takes its share of the cores.
+The floor is vLLM's own OpenAI layer in one process, on an engine that answers at once (floor.py). Ours is a
+cluster of simulated engines that take no time and give the same tokens. Both have the same chats in turns.
+CPU time is what counts: clients and servers share the machine, so the latencies say little.
 """
 
 import argparse
-import asyncio
+import itertools
+import statistics
+import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import psutil
+import uvloop
 import yaml
 
-from bench.cluster import running
+from bench.cluster import Cluster, running
+from bench.gateway.floor import Floor
+from bench.gateway.load import Load, Prompts, ask, chat, drive
+from bench.gateway.rivals import RIVALS, rival
 from bench.table import markdown
 
-CLIENTS = (1, 32, 256)
-OUTPUT_TOKENS = 16
-SECONDS = 10.0
+PROMPTS: Mapping[str, list[dict[str, str]]] = {
+    "30": chat(30),
+    "1500": chat(1500),
+    "7500": chat(7500),
+    "7500-shared": chat(7500, is_shared=True),
+}
+KINDS, TOKENS, CLIENTS = ("plain", "streamed"), (16, 200), (1, 32, 256)
+SECONDS, REPEATS = 1.5, 3
+_WORKERS = ("prefill", "decode")
+_OURS = ("apiserver", "router", "kvmanager", *_WORKERS)
+_MAX_FAILURES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    requests: int
-    failed: int
-    seconds: float
-    latencies: list[float]
+class Case:
+    """tokens: of the answer."""
 
-    def percentile(self, share: float) -> float:
-        ordered = sorted(self.latencies)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    kind: str
+    prompt: str
+    tokens: int
+    clients: int
+
+    @property
+    def is_default(self) -> bool:
+        """One of those that a run without options has: each value beside the usual one of all others."""
+        usual = (self.prompt == "30", self.tokens == 16, self.clients == 32)
+        return usual.count(False) <= 1 and self.prompt != "7500"
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.prompt} + {self.tokens} tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is measured. processes: pid of each, by the name that the tables have."""
+
+    name: str
+    url: str
+    processes: Mapping[str, int]
+
+    def cpu_seconds(self) -> dict[str, float]:
+        return {name: cpu_seconds(pid) for name, pid in self.processes.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """cpu_ms: a request's, by process."""
+
+    load: Load
+    cpu_ms: Mapping[str, float]
+
+
+Turns = Mapping[str, Sequence[Turn]]  # by the name of their target
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of load, for each number of clients")
+    parser.add_argument(
+        "--all", dest="every", action="store_true", help="every prompt with every length and all clients"
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="only these; as for the next three")
+    parser.add_argument("--prompts", nargs="+", choices=tuple(PROMPTS), help="tokens of the prompt")
+    parser.add_argument("--tokens", nargs="+", type=int, choices=TOKENS, help="tokens of the answer")
+    parser.add_argument("--clients", nargs="+", type=int, choices=CLIENTS, help="requests at a time")
+    parser.add_argument("--step-ms", type=float, default=0.0, help="of a decode step, of both; 0: at once")
+    parser.add_argument("--rivals", action="store_true", help="measure other gateways too; installs them")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a turn")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="turns of each")
 
 
-def run(seconds: float) -> str:
-    manifest = yaml.safe_load(Path("examples/sim.yaml").read_text())
-    instant = {"prefill_tokens_per_second": 0, "decode_step_seconds": 0, "decode_seconds_per_sequence": 0}
-    manifest["spec"].setdefault("engine", {}).setdefault("sim", {}).update(instant)
-    manifest["spec"]["engine"]["max_decode_concurrency"] = 512
-    model = manifest["spec"]["models"]["primary"]["name"]
-    with running(manifest) as cluster:
-        rows = []
-        for stream in (False, True):
-            for clients in CLIENTS:
-                load = asyncio.run(drive(cluster.url, model, clients, stream, seconds))
-                rows.append(_row("streamed" if stream else "plain", clients, load))
-    headings = ("chat", "clients", "requests/s", "p50 ms", "p99 ms", "failed")
+def cases(
+    *,
+    every: bool,
+    kinds: Iterable[str] | None = None,
+    prompts: Iterable[str] | None = None,
+    tokens: Iterable[int] | None = None,
+    clients: Iterable[int] | None = None,
+) -> list[Case]:
+    """What is asked for; without a choice the default ones."""
+    values = itertools.product(kinds or KINDS, prompts or PROMPTS, tokens or TOKENS, clients or CLIENTS)
+    chosen = [Case(*one) for one in values]
+    is_choice = every or any((prompts, tokens, clients))
+    return chosen if is_choice else [case for case in chosen if case.is_default]
+
+
+def run(every: bool, step_ms: float, rivals: bool, seconds: float, repeats: int, **choice: Any) -> str:
+    """Errors: SystemExit with the tables when a request failed."""
+    asked = cases(every=every, **choice)
+    with ExitStack() as stack:
+        cluster = stack.enter_context(running(manifest(step_ms / 1000)))
+        state = cluster.state()
+        floor = stack.enter_context(Floor(manifest_of(cluster), Path(state["model_dir"])))
+        targets = [Target("floor", floor.url, {"floor": floor.pid}), ours(cluster)]
+        for name in RIVALS if rivals else ():
+            url, pid = stack.enter_context(rival(name, floor.url))
+            targets.append(Target(name, url, {name: pid, "floor": floor.pid}))
+        results = {case: measure(case, targets, state["model"], seconds, repeats) for case in asked}
+    return report(results)
+
+
+def manifest(step_seconds: float) -> dict[str, Any]:
+    """A cluster of simulated engines that have room for all clients and hand each request over. A step takes
+    so long whatever is in it."""
+    found: dict[str, Any] = yaml.safe_load(Path("examples/sim.yaml").read_text())
+    spec = found["spec"]
+    spec["engine"]["sim"].update(
+        prefill_tokens_per_second=0,
+        decode_step_seconds=step_seconds,
+        decode_seconds_per_sequence=0,
+        blocks=max(CLIENTS) * 8192 // 16,
+    )
+    spec["engine"]["max_decode_concurrency"] = 512
+    spec["deployment"]["replicas"] = dict.fromkeys(_WORKERS, 1)
+    spec["scheduling"]["disaggregate"] = "always"
+    return found
+
+
+def ours(cluster: Cluster) -> Target:
+    pids = {role["name"].rpartition("-")[0]: int(role["pid"]) for role in cluster.state()["roles"]}
+    return Target("ours", cluster.url, {name: pids[name] for name in _OURS})
+
+
+def manifest_of(cluster: Cluster) -> Path:
+    return cluster.run_dir.parent / "llmserve.yaml"
+
+
+def cpu_seconds(pid: int) -> float:
+    """A process and its descendants, by the clocks that /proc/PID/stat shows in steps of 10 ms."""
+    family = (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True)))
+    return sum(time.clock_gettime(~one << 3 | 2) for one in family)
+
+
+def measure(case: Case, targets: Sequence[Target], model: str, seconds: float, repeats: int) -> Turns:
+    """Turns of all targets, one after the other, as often as `repeats` says. Errors: RuntimeError when their
+    answers differ."""
+    numbers = itertools.count(1)
+    messages = PROMPTS[case.prompt]
+    plain = [Prompts(target.url, model, messages, case.tokens, stream=False) for target in targets]
+    uvloop.run(_check_alike(targets, plain, next(numbers)))
+    turns: dict[str, list[Turn]] = {target.name: [] for target in targets}
+    for target in [*targets] * repeats:
+        prompts = Prompts(target.url, model, messages, case.tokens, stream=case.kind == "streamed")
+        turns[target.name].append(_turn(target, prompts, case.clients, seconds, numbers))
+    print(f"{case}, {case.clients} clients: done", file=sys.stderr)
+    return turns
+
+
+async def _check_alike(targets: Sequence[Target], prompts: Sequence[Prompts], number: int) -> None:
+    """All targets give the same tokens for the same prompt, or their costs cannot be compared."""
+    answers = [await ask(target.url, one, number) for target, one in zip(targets, prompts, strict=True)]
+    texts = [answer["choices"][0]["message"]["content"] for answer in answers]
+    if len(set(texts)) > 1:
+        raise RuntimeError(f"{[target.name for target in targets]} answer differently: {texts}")
+
+
+def _turn(target: Target, prompts: Prompts, clients: int, seconds: float, numbers: Iterator[int]) -> Turn:
+    before = target.cpu_seconds()
+    load = uvloop.run(drive(target.url, prompts, clients, seconds, numbers))
+    after = target.cpu_seconds()
+    return Turn(load, {name: 1000 * (after[name] - before[name]) / load.requests for name in after})
+
+
+# The report
+
+
+def report(results: Mapping[Case, Turns]) -> str:
+    """Errors: SystemExit, with the same tables, when a request failed."""
+    tables = f"CPU ms a request:\n\n{_costs(results)}\n\nWhat clients saw:\n\n{_latencies(results)}"
+    if rivals := _rivals(results):
+        tables = f"{tables}\n\nCPU ms a request, other gateways before the floor:\n\n{rivals}"
+    failures = [
+        f"{name}: {case}, {case.clients} clients: {failure}"
+        for case, turns in results.items()
+        for name, load in _loads(turns)
+        for failure in load.failures
+    ]
+    if failures:
+        shown = "\n".join(failures[:_MAX_FAILURES_SHOWN])
+        raise SystemExit(f"{tables}\n\n{len(failures)} requests failed:\n{shown}")
+    return tables
+
+
+def _costs(results: Mapping[Case, Turns]) -> str:
+    headings = ("case", "clients", "floor", *_OURS, "without workers", "ratio", "apiserver / floor")
+    return markdown(headings, [_cost_row(case, turns) for case, turns in results.items()])
+
+
+def _cost_row(case: Case, turns: Turns) -> tuple[object, ...]:
+    floor = _median_ms(turns["floor"], "floor")
+    by_process = {name: _median_ms(turns["ours"], name) for name in _OURS}
+    serving = sum(ms for name, ms in by_process.items() if name not in _WORKERS)
+    ratios = (f"{serving / floor:.2f}", f"{by_process['apiserver'] / floor:.2f}")
+    figures = (floor, *by_process.values(), serving)
+    return str(case), case.clients, *(f"{ms:.2f}" for ms in figures), *ratios
+
+
+def _rivals(results: Mapping[Case, Turns]) -> str:
+    """Empty when none was measured."""
+    rows = [
+        (str(case), case.clients, name, *_rival_row(name, turns))
+        for case, turns in results.items()
+        for name in turns
+        if name in RIVALS
+    ]
+    return markdown(("case", "clients", "gateway", "its own", "floor behind", "ratio"), rows) if rows else ""
+
+
+def _rival_row(name: str, turns: Turns) -> tuple[str, str, str]:
+    own, behind = (_median_ms(turns[name], process) for process in (name, "floor"))
+    return f"{own:.2f}", f"{behind:.2f}", f"{(own + behind) / _median_ms(turns['floor'], 'floor'):.2f}"
+
+
+def _median_ms(turns: Sequence[Turn], process: str) -> float:
+    return statistics.median(turn.cpu_ms[process] for turn in turns)
+
+
+def _latencies(results: Mapping[Case, Turns]) -> str:
+    rows = [
+        (str(case), case.clients, name, *_latency_row(turns[name]))
+        for case, turns in results.items()
+        for name in turns
+    ]
+    headings = (
+        "case",
+        "clients",
+        "of",
+        "requests/s",
+        "p50 ms",
+        "p99 ms",
+        "chunks",
+        "client's CPU ms",
+        "failed",
+    )
     return markdown(headings, rows)
 
 
-def _row(kind: str, clients: int, load: Load) -> tuple[object, ...]:
-    rate = load.requests / load.seconds
-    p50, p99 = 1000 * load.percentile(0.5), 1000 * load.percentile(0.99)
-    return kind, clients, f"{rate:.0f}", f"{p50:.1f}", f"{p99:.1f}", load.failed
+def _latency_row(turns: Sequence[Turn]) -> tuple[object, ...]:
+    loads = [turn.load for turn in turns]
+    figures = (
+        (statistics.median(load.requests / load.seconds for load in loads), 0),
+        (statistics.median(1000 * load.percentile(0.5) for load in loads), 1),
+        (statistics.median(1000 * load.percentile(0.99) for load in loads), 1),
+        (statistics.median(load.chunks / load.requests for load in loads), 1),
+        (statistics.median(1000 * load.client_cpu_seconds / load.requests for load in loads), 2),
+    )
+    return *(f"{value:.{digits}f}" for value, digits in figures), sum(len(load.failures) for load in loads)
 
 
-async def drive(url: str, model: str, clients: int, stream: bool, seconds: float = SECONDS) -> Load:
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
-        "max_tokens": OUTPUT_TOKENS,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": stream,
-    }
-    latencies: list[float] = []
-    failures: list[int] = []
-    connector = aiohttp.TCPConnector(limit=clients)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        await _one(session, url, body)  # warm
-        started = time.perf_counter()
-        deadline = started + seconds
-
-        async def client() -> None:
-            while time.perf_counter() < deadline:
-                begun = time.perf_counter()
-                if await _one(session, url, body) == 200:
-                    latencies.append(time.perf_counter() - begun)
-                else:
-                    failures.append(1)
-
-        await asyncio.gather(*(client() for _ in range(clients)))
-        return Load(len(latencies), len(failures), time.perf_counter() - started, latencies)
-
-
-async def _one(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> int:
-    async with session.post(f"{url}/v1/chat/completions", json=body) as response:
-        await response.read()
-        return int(response.status)
+def _loads(turns: Turns) -> Iterator[tuple[str, Load]]:
+    return ((name, turn.load) for name, of_target in turns.items() for turn in of_target)

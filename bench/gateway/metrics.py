@@ -6,6 +6,7 @@ call is timed by itself. Every millisecond of that cluster is ours: engines that
 """
 
 import asyncio
+import itertools
 import json
 import os
 import tempfile
@@ -25,11 +26,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 from bench.cluster import Cluster, running
-from bench.gateway.gateway import drive
+from bench.gateway.load import Prompts, chat, drive
 from bench.table import markdown
 from tests.support.prometheus import free_port
 
-CLIENTS = 32
+CLIENTS, OUTPUT_TOKENS, SECONDS = 32, 16, 10.0
 SCRAPE_EVERY_SECONDS = 5.0
 SCRAPES = 20
 SCRAPE_PAUSE_SECONDS = 0.6  # the page of a cluster is made at most twice a second
@@ -84,7 +85,8 @@ def _measure() -> Run:
     with _counting() as calls:
         with running(manifest) as cluster:
             before = _cpu_seconds(cluster)
-            load = asyncio.run(drive(cluster.url, model, CLIENTS, stream=True))
+            prompts = Prompts(cluster.url, model, chat(30), OUTPUT_TOKENS, stream=True)
+            load = asyncio.run(drive(cluster.url, prompts, CLIENTS, SECONDS, itertools.count(1)))
             spent = _cpu_seconds(cluster) - before
             scrape = _scrape_cpu_seconds(cluster, page)
         return Run(load.requests, load.seconds, spent, scrape, calls())
