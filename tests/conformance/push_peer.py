@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from llmserve.core.ids import LeaseId, RequestId, TransferId, WorkerId
-from llmserve.core.kv_params import PullParams
+from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.engines.kv_transfer import Finish, HandoverNode, KvGeometry, KvLayout, PushChunk
 from llmserve.transfer.base import Region
 from llmserve.transfer.select import makers
@@ -39,7 +39,7 @@ class Prefill:
         self.node.sender.announce(TransferId(name))
 
     def layers(self, name: str, first: str, end: str) -> None:
-        chunk = PushChunk(TransferId(name), 0, len(SOURCE), SOURCE)
+        chunk = PushChunk(TransferId(name), 0, len(SOURCE), BlockTable(SOURCE))
         for layer in range(int(first), int(end)):
             self.node.sender.computed(layer, [chunk])
 
@@ -52,7 +52,7 @@ class Prefill:
             EPOCH,
             lease_id,
             (self.node.endpoint,),
-            SOURCE,
+            BlockTable(SOURCE),
             tokens,
             BLOCK_TOKENS,
             30.0,

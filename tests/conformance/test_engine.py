@@ -832,7 +832,7 @@ async def test_load_shows_what_runs(pair: Pair, prompt_of: PromptOf) -> None:
 
 async def test_load_shows_what_is_leased(pair: Pair, prompt_of: PromptOf) -> None:
     ticket = PullParams.from_params(await pair.ticket(prompt_of(200)))
-    await eventually(lambda: _leased(pair.prefill, len(ticket.block_ids)))
+    await eventually(lambda: _leased(pair.prefill, len(ticket.blocks.block_ids)))
     await release_lease(ticket, 5.0)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from llmserve.core.errors import TransportUnavailable
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.core.kv_params import PeerAddress, PullParams
+from llmserve.core.kv_params import BlockTable, PeerAddress, PullParams
 from llmserve.engines.kv_transfer import HandoverNode, KvGeometry, KvLayout, PullJob, PullResult
 from llmserve.transfer.base import Region
 from llmserve.transfer.devices import Staging
@@ -80,8 +80,10 @@ def test_blocks_arrive_and_the_lease_comes_back(kind: str, devices: str) -> None
         for turn, (remote, local) in enumerate([((3, 4, 9), (1, 2, 15)), ((0, 1, 2), (4, 5, 6))]):
             request = RequestId(f"r{turn}")
             lease = owner.server.grant(request, remote)
-            pull_params = PullParams(WorkerId("p"), 1, lease, (owner.endpoint,), remote, 384, 128, 30.0)
-            reader.client.pull(PullJob(request, pull_params, range(384), local))
+            pull_params = PullParams(
+                WorkerId("p"), 1, lease, (owner.endpoint,), BlockTable(remote), 384, 128, 30.0
+            )
+            reader.client.pull(PullJob(request, pull_params, range(384), BlockTable(local)))
             result = next_result(reader)
             assert (result.ok, result.transport) == (True, kind), result.reason
             assert np.array_equal(here[:, list(local)], there[:, list(remote)])

@@ -14,7 +14,7 @@ import pytest
 
 from llmserve.core.errors import TransportUnavailable
 from llmserve.core.ids import RequestId, TransferId, WorkerId
-from llmserve.core.kv_params import PushParams
+from llmserve.core.kv_params import BlockTable, PushParams
 from llmserve.engines.kv_transfer import (
     HandoverNode,
     KvGeometry,
@@ -87,7 +87,7 @@ class Decode:
         push_params = PushParams(
             TransferId(name), WorkerId("prefill-0"), 3, (prefill.endpoint,), LENGTH * BLOCK_TOKENS, True
         )
-        self.node.receiver.receive(ReceiveJob(RequestId(name), push_params, 0, TARGET))
+        self.node.receiver.receive(ReceiveJob(RequestId(name), push_params, BlockTable(TARGET)))
 
     def result(self, seconds: float = 10.0) -> PullResult:
         found: list[PullResult] = []

@@ -16,7 +16,8 @@ from llmserve.config.messages import did_you_mean
 from llmserve.config.schema import ApiKey, EngineConfig, KvCacheConfig, State
 from llmserve.core.errors import ManifestError
 
-SEVERAL_KV_GROUPS = "models with several KV cache groups (hybrid attention) are not available yet"
+SEVERAL_BLOCK_SIZES = "models whose layers have KV blocks of different sizes are not available yet"
+NO_FULL_ATTENTION = "models without a layer that sees the whole prompt are not available yet"
 
 _GIB = 1 << 30
 _LEAST_BLOCK_TOKENS = 16
@@ -37,7 +38,9 @@ _LENGTHS = (
 )
 # With these kinds of RoPE scaling the length in the config is already the scaled one.
 _SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
-_FULL = "full_attention"
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+# Keys that only models with a state instead of KV blocks have: Jamba, Bamba, Nemotron-H, Qwen3-Next.
+_STATE_KEYS = ("mamba_", "ssm_", "linear_num_", "linear_conv_", "full_attention_interval")
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 _DEFAULT_DTYPE = "bfloat16"
 
@@ -90,8 +93,7 @@ def model_refusals(
     yield from too_long(engine, model)
     if engine.kind == "sim":
         return
-    if has_several_kv_groups(model):
-        yield Conflict.at(SEVERAL_KV_GROUPS, _SOURCE)
+    yield from unknown_layers(model)
     try:
         block = block_size_tokens(kv_cache, engine, model) or _LEAST_BLOCK_TOKENS
     except ManifestError as error:
@@ -167,9 +169,21 @@ def _rope_factor(config: Mapping[str, Any]) -> float:
     return factor
 
 
-def has_several_kv_groups(model: Mapping[str, Any]) -> bool:
-    """Layers with different kinds of attention have different kinds of KV blocks."""
-    return len(set(_text_config(model).get("layer_types") or ())) > 1
+def unknown_layers(model: Mapping[str, Any]) -> Iterator[Conflict]:
+    """Refuses layers whose KV can be neither handed over nor stored. Layers that see the whole prompt and
+    layers that see a window of it may be mixed."""
+    config = _text_config(model)
+    kinds = set(config.get("layer_types") or ()) - {_FULL, _SLIDING}
+    if not kinds and any(key.startswith(_STATE_KEYS) for key in config):
+        kinds = {"state space"}
+    if kinds:
+        yield Conflict.at(kinds_of_layers(kinds), _SOURCE)
+    if (wide := config.get("global_head_dim")) is not None and wide != config.get("head_dim"):
+        yield Conflict.at(SEVERAL_BLOCK_SIZES, _SOURCE)
+
+
+def kinds_of_layers(kinds: Collection[str]) -> str:
+    return f"models with layers of the kind {', '.join(sorted(kinds))} are not available yet"
 
 
 def uniform_layers(model: Mapping[str, Any]) -> int | None:

@@ -4,7 +4,7 @@ They travel as JSON with the request, and are parsed once, where a process recei
 fields that come from other processes stand here, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,7 +15,7 @@ from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, TransferId, WorkerId
 from llmserve.core.request import KvPeer
 
-MOST_RANKS, MOST_BLOCKS = 1024, 1 << 20
+MOST_RANKS, MOST_BLOCKS, MOST_GROUPS = 1024, 1 << 20, 64
 
 WorkerName = Annotated[WorkerId, Meta(min_length=1, max_length=1024)]
 LeaseName = Annotated[LeaseId, Meta(min_length=1, max_length=1024)]
@@ -46,26 +46,75 @@ class PeerAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockRun:
+    """Consecutive blocks of a prompt; block_ids[0] is block first_block of the prompt."""
+
+    first_block: int
+    block_ids: Sequence[int]
+
+    def part(self, first: int, end: int) -> Sequence[int]:
+        """The ids of the blocks from `first` on and before `end`. Errors: TransferError for blocks that are
+        not here."""
+        if first < self.first_block or end > self.first_block + len(self.block_ids):
+            there = f"{self.first_block} to {self.first_block + len(self.block_ids)}"
+            raise TransferError(f"blocks {first} to {end} of the prompt are needed, {there} are there")
+        return self.block_ids[first - self.first_block : end - self.first_block]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTable:
+    """The blocks that hold a part of a prompt, in each group of layers those from first_blocks[group] on. All
+    groups end with the same block, `end` - 1. A group whose layers see only a window of tokens lacks the
+    blocks before the window. block_ids: of one group after the other. Errors: TransferError for numbers that
+    contradict each other."""
+
+    block_ids: BlockIds
+    first_blocks: Annotated[tuple[Whole, ...], Meta(min_length=1, max_length=MOST_GROUPS)] = (0,)
+
+    def __post_init__(self) -> None:
+        rest = (len(self.block_ids) + sum(self.first_blocks)) % len(self.first_blocks)
+        if rest or max(self.first_blocks) >= self.end:
+            raise TransferError(f"block_ids: {len(self.block_ids)} blocks from {self.first_blocks} on")
+
+    @classmethod
+    def of(cls, runs: Sequence[BlockRun]) -> "BlockTable":
+        """runs: of each group. They end with the same block."""
+        block_ids = tuple(block_id for run in runs for block_id in run.block_ids)
+        return cls(block_ids, tuple(run.first_block for run in runs))
+
+    @property
+    def end(self) -> int:
+        return (len(self.block_ids) + sum(self.first_blocks)) // len(self.first_blocks)
+
+    @property
+    def runs(self) -> Iterator[BlockRun]:
+        """One for each group."""
+        at = 0
+        for first in self.first_blocks:
+            count = self.end - first
+            yield BlockRun(first, self.block_ids[at : at + count])
+            at += count
+
+
+@dataclass(frozen=True, slots=True)
 class PullParams:
     """What a decode engine needs to fetch the KV of a finished prefill. endpoints: host:port of the side
-    channel of each tensor-parallel rank, in rank order. block_ids: the owner's, in prompt order; the last one
-    may be partly filled. Errors: TransferError naming the field."""
+    channel of each tensor-parallel rank, in rank order. blocks: the owner's; the last one of a group may be
+    partly filled. Errors: TransferError naming the field."""
 
     worker_id: WorkerName
     epoch: Whole
     lease_id: LeaseName
     endpoints: Endpoints
-    block_ids: BlockIds
+    blocks: BlockTable
     num_tokens: Positive
     block_size_tokens: Positive
     lease_seconds: Annotated[float, Meta(gt=0, lt=1e9)]
 
     def __post_init__(self) -> None:
         _check_endpoints(self.endpoints)
-        if len(self.block_ids) != -(-self.num_tokens // self.block_size_tokens):
-            raise TransferError(
-                f"block_ids: {len(self.block_ids)} blocks cannot hold {self.num_tokens} tokens"
-            )
+        if self.blocks.end != -(-self.num_tokens // self.block_size_tokens):
+            raise TransferError(f"blocks: {self.blocks.end} blocks cannot hold {self.num_tokens} tokens")
 
     def address(self, rank: int) -> PeerAddress:
         """Errors: TransferError for a rank that the owner does not have."""

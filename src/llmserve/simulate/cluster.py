@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llmserve.core.clock import Agenda
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import ApiserverId, LeaseId, RequestId, TenantId, WorkerId
-from llmserve.core.kv_params import PullParams
+from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.engines.sim.step import PullOrder
 from llmserve.router.controller import Controller
@@ -193,7 +193,7 @@ class VirtualCluster:
             _EPOCH,
             LeaseId(flight.request_id),
             endpoints=(),
-            block_ids=(0,) * -(-request.prompt_tokens // self._shape.limits.block_size_tokens),
+            blocks=BlockTable((0,) * -(-request.prompt_tokens // self._shape.limits.block_size_tokens)),
             num_tokens=request.prompt_tokens,
             block_size_tokens=self._shape.limits.block_size_tokens,
             lease_seconds=self._shape.transfer.lease_seconds,

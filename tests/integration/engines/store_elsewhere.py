@@ -60,7 +60,7 @@ class Rank:
             self._run(self._worker.submit_load, _slots(answer, loads), _blocks(blocks))
         unused = [keys[block.index] for block in answer.prepared.stores]
         self._settle(releases=[answer.prepared.lease_id], aborts=unused)
-        failed = self._worker.take_failed_blocks()
+        failed = self._worker.take_failed()[1]
         return ["failed" if block in failed else self._digest(block) for block in blocks]
 
     def rows(self, _: Sequence[bytes], __: int) -> list[tuple[str, str, int]]:

@@ -8,7 +8,8 @@ from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import Request, RequestStatus
 
 from llmserve.core.ids import TransferId, WorkerId
-from llmserve.core.kv_params import PushParams, prefill_params
+from llmserve.core.kv_params import BlockTable, PushParams, prefill_params
+from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.connector.orders import Continuations
 from llmserve.engines.connector.push_side import continue_from
 from llmserve.engines.connector.scheduler_side import SchedulerSide
@@ -26,7 +27,7 @@ class FakeBlocks:
 
 @pytest.fixture
 def side() -> SchedulerSide:
-    made = SchedulerSide(WorkerId("w"), epoch=7, block_size_tokens=BLOCK, lease_seconds=30.0)
+    made = SchedulerSide(WorkerId("w"), epoch=7, groups=KvGroups(BLOCK), lease_seconds=30.0)
     made.set_endpoints(["127.0.0.1:5000"])
     return made
 
@@ -47,7 +48,7 @@ def card_of(tokens: int) -> PushParams:
 
 
 def orders_of(side: SchedulerSide, scheduled: dict[str, int] | None = None, *block_ids: int) -> Any:
-    return side.take_orders(scheduled or {}, lambda _: block_ids).push
+    return side.take_orders(scheduled or {}, lambda _: (block_ids,)).push
 
 
 # -- prefill
@@ -60,7 +61,12 @@ def test_a_prefill_is_announced_and_followed(side: SchedulerSide) -> None:
     assert orders.announced == ["t"]
     assert not orders.chunks, "it waits"
     (chunk,) = orders_of(side, {"p": 20, "other": 3}, 7, 8).chunks
-    assert (chunk.transfer_id, chunk.start_block, chunk.end_block, chunk.block_ids) == ("t", 0, 1, (7, 8))
+    assert (chunk.transfer_id, chunk.start_block, chunk.end_block, chunk.blocks) == (
+        "t",
+        0,
+        1,
+        BlockTable((7, 8)),
+    )
     request.num_computed_tokens = 20
     (chunk,) = orders_of(side, {"p": 20}, 7, 8, 9).chunks
     assert (chunk.start_block, chunk.end_block, chunk.restarted) == (1, 3, False)
@@ -72,12 +78,12 @@ def test_at_its_end_the_ticket_and_the_token_go_to_decode(side: SchedulerSide) -
     orders_of(side)
     request.append_output_token_ids(77)
     request.status = RequestStatus.FINISHED_LENGTH_CAPPED
-    keep, params = side.request_finished(request, [7, 8, 9])
+    keep, params = side.request_finished(request, [[7, 8, 9]])
     assert keep
     ((transfer_id, end),) = orders_of(side).ends
     assert (end.request_id, transfer_id, end.tokens) == ("p", "t", (77,))
     assert end.pull_params.to_params() == params
-    assert end.pull_params.block_ids == (7, 8, 9)
+    assert end.pull_params.blocks == BlockTable((7, 8, 9))
     assert not orders_of(side, {"p": 1}, 1).chunks, "it is over"
 
 
@@ -87,7 +93,7 @@ def test_a_prefill_that_ends_otherwise_is_dropped(side: SchedulerSide, status: R
     side.on_new_request(request)
     orders_of(side)
     request.status = status
-    assert side.request_finished(request, [7, 8, 9]) == (False, None)
+    assert side.request_finished(request, [[7, 8, 9]]) == (False, None)
     orders = orders_of(side)
     assert (orders.dropped, orders.ends) == (["t"], [])
 
@@ -97,7 +103,7 @@ def test_a_prefill_that_is_pulled_from_is_not_followed(side: SchedulerSide) -> N
     side.on_new_request(request)
     assert not orders_of(side, {"p": 40}, 7, 8, 9).chunks
     request.status = RequestStatus.FINISHED_LENGTH_CAPPED
-    side.request_finished(request, [7, 8, 9])
+    side.request_finished(request, [[7, 8, 9]])
     orders = orders_of(side)
     assert (orders.dropped, orders.ends) == ([], [])
 
@@ -127,7 +133,7 @@ def test_a_request_waits_for_the_whole_prompt(side: SchedulerSide) -> None:
     assert side.matched_tokens(request, 32) == 8
     side.after_alloc(request, FakeBlocks(1, 2, 3), 8)
     (receive,) = orders_of(side).receives
-    assert (receive.request_id, receive.first_block, receive.local_block_ids) == ("d", 2, (3,))
+    assert (receive.request_id, receive.blocks) == ("d", BlockTable((3,), (2,)))
     assert side.matched_tokens(request, 0) == 0, "a push_params is used once"
 
 
@@ -159,7 +165,7 @@ def test_an_abort_before_it_has_blocks(side: SchedulerSide) -> None:
     side.on_new_request(request)
     orders_of(side)
     request.status = RequestStatus.FINISHED_ABORTED
-    side.request_finished(request, [])
+    side.request_finished(request, [[]])
     orders = orders_of(side)
     assert (orders.forgotten, orders.cancels) == ([card_of(40)], [])
 
@@ -168,7 +174,7 @@ def test_an_abort_while_its_blocks_are_filled(side: SchedulerSide) -> None:
     request = parked(side)
     orders_of(side)
     request.status = RequestStatus.FINISHED_ABORTED
-    side.request_finished(request, [1, 2, 3])
+    side.request_finished(request, [[1, 2, 3]])
     orders = orders_of(side)
     assert (orders.forgotten, orders.cancels) == ([], ["d"])
     side.loads_ended({"d"}, {"d": (77,)})
@@ -204,3 +210,19 @@ def test_a_request_that_ended_meanwhile_stays_as_it_is() -> None:
 def test_all_ranks_say_the_same() -> None:
     one, two = Continuations({"a": (1,)}), Continuations({"a": (1,), "b": (2,)})
     assert one.aggregate(two).tokens == {"a": (1,), "b": (2,)}
+
+
+# -- windows
+
+
+@pytest.mark.parametrize(
+    ("continues", "tokens", "external"), [(True, 47, 47), (False, 47, 0), (False, 48, 48)]
+)
+def test_a_last_token_that_sees_more_than_prefill_kept_is_not_computed_again(
+    continues: bool, tokens: int, external: int
+) -> None:
+    side = SchedulerSide(WorkerId("w"), epoch=7, groups=KvGroups(BLOCK, (32,)), lease_seconds=30.0)
+    params = PushParams(TransferId("t"), WorkerId("p"), 3, ("127.0.0.1:6000",), tokens, continues)
+    request = request_of("d", tokens, params.to_params())
+    side.on_new_request(request)
+    assert side.matched_tokens(request, 0) == external

@@ -295,3 +295,94 @@ def test_a_prompt_waits_no_longer_than_it_takes_to_compute(desk: Desk) -> None:
     (ask,) = desk.links.asks
     assert ask.compute_seconds == pytest.approx(0.5)
     assert ask.timeout_seconds == pytest.approx(1.0)
+
+
+# -- a model with two groups of layers, of which the second is counted
+
+GROUPS = [[make_offload_key(bytes([number]) * 32, group) for number in range(9)] for group in (0, 1)]
+
+
+@pytest.fixture
+def hybrid(desk: Desk) -> Desk:
+    desk.manager.counted_group = 1
+    desk.context = ReqContext("r", {"tenant": "red"})
+    desk.manager.on_new_request(desk.context)
+    for keys in GROUPS:
+        for number in range(3):
+            desk.context.set_offload_key_position(keys[number], (number + 1) * BLOCK)
+    return desk
+
+
+def of_both(hybrid: Desk, *blocks: int) -> set[LookupResult]:
+    return {hybrid.manager.lookup(keys[number], hybrid.context) for keys in GROUPS for number in blocks}
+
+
+def answer_each(hybrid: Desk, **answer: Any) -> None:
+    """The answer to the questions that were asked last, one for each group."""
+    asks = hybrid.links.asks
+    for ask in asks[-2:]:
+        hybrid.links.asks = [ask]
+        hybrid.links.answer(**answer)
+    hybrid.links.asks = asks
+
+
+def test_each_group_is_asked_about_by_itself(hybrid: Desk) -> None:
+    assert of_both(hybrid, 1, 2) == {LookupResult.RETRY}
+    hybrid.step()
+    windowed, counted = hybrid.links.asks
+    assert counted.block_hashes == [bytes([number]) * 32 for number in range(3)]
+    assert not set(windowed.block_hashes) & set(counted.block_hashes)
+    assert [(ask.have_blocks, len(ask.block_hashes)) for ask in (windowed, counted)] == [(1, 3), (1, 3)]
+    hybrid.links.asks = [windowed]
+    hybrid.links.answer(loads=[2])
+    assert of_both(hybrid, 1, 2) == {LookupResult.RETRY}, "one answer is missing"
+    hybrid.links.asks = [counted]
+    hybrid.links.answer(loads=[1, 2])
+    assert of_both(hybrid, 2) == {LookupResult.HIT}
+    assert of_both(hybrid, 1) == {LookupResult.HIT, LookupResult.MISS}
+
+
+def test_the_blocks_of_all_groups_are_loaded_and_stored_under_hashes_of_their_own(hybrid: Desk) -> None:
+    of_both(hybrid, 0, 1)
+    hybrid.step()
+    names = [list(ask.block_hashes) for ask in hybrid.links.asks]
+    answer_each(hybrid, loads=[0, 1], stores=[2])
+    of_both(hybrid, 0)
+    loaded = [GROUPS[0][1], *GROUPS[1][:2]]
+    spec = hybrid.manager.prepare_load(loaded, hybrid.context)
+    assert isinstance(spec, StoreSlots)
+    assert [block.slots[0].offset for block in spec.blocks] == [1, 0, 1]
+    hybrid.manager.loads_failed({"r"})
+    hybrid.manager.complete_load(loaded, hybrid.context)
+    assert hybrid.links.told("corrupt") == [names[0][1], *names[1][:2]]
+    written = [GROUPS[0][2], GROUPS[1][2]]
+    output = hybrid.manager.prepare_store(written, hybrid.context)
+    assert output is not None
+    assert list(output.keys_to_store) == written
+    hybrid.manager.complete_store(written, hybrid.context)
+    assert [fill.block_hash for fill in hybrid.links.told("commits")] == [names[0][2], names[1][2]]
+
+
+def test_a_generated_block_is_asked_about_in_each_group(hybrid: Desk) -> None:
+    of_both(hybrid, 0)
+    hybrid.step()
+    answer_each(hybrid)
+    of_both(hybrid, 0)
+    new = [keys[3] for keys in GROUPS]
+    for key in new:
+        hybrid.context.set_offload_key_position(key, 4 * BLOCK)
+    assert hybrid.manager.prepare_store(new, hybrid.context) is None
+    assert [(ask.have_blocks, ask.load) for ask in hybrid.links.asks[2:]] == [(3, False), (3, False)]
+    answer_each(hybrid, stores=[3])
+    output = hybrid.manager.prepare_store(new, hybrid.context)
+    assert output is not None
+    assert list(output.keys_to_store) == new
+
+
+def test_a_load_of_another_request_that_failed_is_no_failure_of_this_one(desk: Desk) -> None:
+    desk.asked_and_answered(1, loads=[0])
+    desk.looks_up(0)
+    desk.manager.prepare_load(KEYS[:1], desk.context)
+    desk.manager.loads_failed({"another"})
+    desk.manager.complete_load(KEYS[:1], desk.context)
+    assert desk.links.told("corrupt") == []

@@ -161,7 +161,7 @@ class Engine:
     def _load(self, keys: list[OffloadKey], context: ReqContext) -> int:
         spec = self.manager.prepare_load(keys, context)
         self._ended(self.worker.submit_load(self._job(), spec, _blocks(0, len(keys))))
-        failed = self.worker.take_failed_blocks()
+        failed = self.worker.take_failed()[1]
         if failed:
             self.manager.loads_failed()
         self.manager.complete_load(keys, context)

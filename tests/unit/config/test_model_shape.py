@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.config.refusals import has_several_kv_groups, longest_tokens, uniform_layers
+from llmserve.config.refusals import longest_tokens, uniform_layers
 
 LLAMA: dict[str, Any] = {"max_position_embeddings": 8192, "num_hidden_layers": 30, "num_attention_heads": 9}
 
@@ -30,13 +30,6 @@ LLAMA: dict[str, Any] = {"max_position_embeddings": 8192, "num_hidden_layers": 3
 )
 def test_how_long_a_request_may_be(model: dict[str, Any], tokens: int | None) -> None:
     assert longest_tokens(model) == tokens
-
-
-def test_layers_of_several_kinds() -> None:
-    assert not has_several_kv_groups(LLAMA)
-    assert not has_several_kv_groups({"layer_types": ["full_attention"] * 2})
-    assert has_several_kv_groups({"layer_types": ["full_attention", "sliding_attention"]})
-    assert has_several_kv_groups({"text_config": {"layer_types": ["full_attention", "linear_attention"]}})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import pytest
 
 from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.refusals import (
-    SEVERAL_KV_GROUPS,
     Parsers,
     model_refusals,
     unknown_parsers,
@@ -77,10 +76,28 @@ def test_a_page_that_is_too_small_for_the_model() -> None:
     assert found.message.startswith("must be at least 12 for this model")
 
 
-def test_a_model_with_several_kv_groups() -> None:
-    mixed = SMOLLM2 | {"layer_types": ["full_attention", "sliding_attention"]}
-    (found,) = refused({}, {}, mixed)
-    assert (found.paths[0], found.message) == (("models", "primary", "source"), SEVERAL_KV_GROUPS)
+def test_layers_that_see_all_and_layers_that_see_a_window_may_be_mixed() -> None:
+    assert not refused({}, {}, SMOLLM2 | {"layer_types": ["full_attention", "sliding_attention"]})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of the kind linear_attention are"),
+        ({"text_config": {"layer_types": ["mamba", "attention"]}}, "of the kind attention, mamba are"),
+        ({"mamba_d_state": 16}, "of the kind state space are"),
+        ({"full_attention_interval": 4}, "of the kind state space are"),
+        ({"global_head_dim": 512, "head_dim": 256}, "blocks of different sizes are"),
+    ],
+)
+def test_layers_whose_kv_cannot_be_handed_over(config: dict[str, Any], message: str) -> None:
+    found = refused({}, {}, SMOLLM2 | config)[0]
+    assert found.paths[0] == ("models", "primary", "source")
+    assert f"{message} not available yet" in found.message
+
+
+def test_heads_of_one_size() -> None:
+    assert not refused({}, {}, SMOLLM2 | {"global_head_dim": 64, "head_dim": 64})
 
 
 def test_parsers_that_vllm_does_not_have() -> None:

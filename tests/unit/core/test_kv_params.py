@@ -7,14 +7,14 @@ from hypothesis import given
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, WorkerId
-from llmserve.core.kv_params import PullParams, split_endpoint
+from llmserve.core.kv_params import BlockTable, PullParams, split_endpoint
 
 PULL_PARAMS = PullParams(
     worker_id=WorkerId("prefill-0"),
     epoch=3,
     lease_id=LeaseId("3.0.r1"),
     endpoints=("127.0.0.1:4000", "[::1]:4001"),
-    block_ids=(7, 8, 2),
+    blocks=BlockTable((7, 8, 2)),
     num_tokens=300,
     block_size_tokens=128,
     lease_seconds=30.0,
@@ -46,12 +46,16 @@ def test_a_ticket_survives_json() -> None:
         ("endpoints", ["127.0.0.1:x"]),
         ("endpoints", [":80"]),
         ("endpoints", [80]),
-        ("block_ids", []),
-        ("block_ids", [1, 2]),
-        ("block_ids", [1, 2, -3]),
-        ("block_ids", [1, 2, 3.0]),
-        ("block_ids", [1, 2, True]),
-        ("block_ids", {"1": 2}),
+        ("blocks", {"block_ids": []}),
+        ("blocks", {"block_ids": [1, 2]}),
+        ("blocks", {"block_ids": [1, 2, -3]}),
+        ("blocks", {"block_ids": [1, 2, 3.0]}),
+        ("blocks", {"block_ids": [1, 2, True]}),
+        ("blocks", {"block_ids": {"1": 2}}),
+        ("blocks", {"block_ids": [1, 2, 3], "first_blocks": [-1]}),
+        ("blocks", {"block_ids": [1, 2, 3], "first_blocks": []}),
+        ("blocks", {"block_ids": [1, 2, 3, 4], "first_blocks": [0] * 65}),
+        ("blocks", [1, 2, 3]),
         ("num_tokens", 0),
         ("num_tokens", 256),
         ("num_tokens", 385),
@@ -64,7 +68,7 @@ def test_a_ticket_survives_json() -> None:
 )
 def test_garbage_is_refused_by_name(name: str, value: Any) -> None:
     if name in ("num_tokens", "block_size_tokens") and value:
-        name = "block_ids|" + name
+        name = "blocks|" + name
     params = {**PULL_PARAMS.to_params(), name.rpartition("|")[2]: value}
     with pytest.raises(TransferError, match=name):
         PullParams.from_params(params)

@@ -15,10 +15,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.parallel_state import get_tp_group
 
-from llmserve.config.conflict import Conflict
-from llmserve.config.refusals import SEVERAL_KV_GROUPS
 from llmserve.core.process import exit_so_when_done
 from llmserve.engines.connector import rewinding
+from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.connector.memory import kernel_of, kv_layout, layer_indices, packing_of
 from llmserve.engines.connector.orders import (
     Continuations,
@@ -51,17 +50,16 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        if len(kv_cache_config.kv_cache_groups) > 1:
-            raise Conflict((("models", "primary", "source"),), SEVERAL_KV_GROUPS).as_error()
         self._settings = ConnectorSettings.from_extra_config(
             vllm_config.kv_transfer_config.kv_connector_extra_config
         )
         self.shared = SharedTransfers(self._settings.policy.bytes_per_second)
         self._block_size = vllm_config.cache_config.block_size
+        self._groups = KvGroups.of(kv_cache_config, self._block_size)
         self._worker: WorkerSide | None = None
         self._layers: dict[str, int] = {}
         self._scheduler = SchedulerSide(
-            self._settings.worker_id, self._settings.epoch, self._block_size, self._settings.lease_seconds
+            self._settings.worker_id, self._settings.epoch, self._groups, self._settings.lease_seconds
         )
 
     # -- worker side
@@ -78,11 +76,12 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
             self._block_size,
             kv_dtype=self._kv_dtype(),
             axes=str(self._vllm_config.cache_config.kv_cache_layout),
+            windows=self._groups.windows,
             packing=packing_of(kernel, tensor.shape[-1], tensor.element_size()),
             shard=self._shard(),
             model=f"{self._settings.model}, {self._computation()}",
         )
-        self._layers = layer_indices(kv_caches)
+        self._layers = layer_indices(kv_caches, self._group_of())
         self._worker = WorkerSide(self._settings, layout, self.shared)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata:
@@ -140,6 +139,10 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
     def on_new_request(self, request: "Request") -> None:
         self._scheduler.on_new_request(request)
 
+    def get_loaded_kv_cache_group_ids(self, request: "Request") -> tuple[int, ...]:
+        """A load brings the request's own blocks, of whatever group."""
+        return tuple(range(len(self._groups.windows)))
+
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int, bool]:
         matched = self._scheduler.matched_tokens(request, num_computed_tokens)
         return matched, matched > 0
@@ -153,7 +156,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         manager = self._kv_cache_manager
         assert manager is not None, "bound when the scheduler was made"
         return self._scheduler.take_orders(
-            scheduler_output.num_scheduled_tokens, lambda request_id: manager.get_block_ids(request_id)[0]
+            scheduler_output.num_scheduled_tokens, lambda request_id: manager.get_block_ids(request_id)
         )
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
@@ -164,8 +167,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request: "Request", block_ids: tuple[Sequence[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        (group,) = block_ids
-        return self._scheduler.request_finished(request, group)
+        return self._scheduler.request_finished(request, block_ids)
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> HandoverStats:
@@ -198,7 +200,8 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
             computation=self._computation(),
             block_size_tokens=self._block_size,
             block_bytes=ranks[0].block_bytes,
-            total_blocks=self._kv_cache_config.num_blocks,
+            total_blocks=self._kv_cache_config.num_blocks // len(self._groups.windows),
+            counted_group=self._groups.counted,
             transports=ranks[0].transports,
             endpoints=tuple(rank.endpoint for rank in ranks),
         )
@@ -211,7 +214,13 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
         return str(self._vllm_config.model_config.dtype).removeprefix("torch.")
 
     def _computation(self) -> str:
-        return computation_words(self._dtype(), self._vllm_config.model_config.max_model_len)
+        words = computation_words(self._dtype(), self._vllm_config.model_config.max_model_len)
+        return f"{words}, groups {self._groups.layers}" if self._groups.layers else words
+
+    def _group_of(self) -> dict[str, int]:
+        """The group of each layer."""
+        groups = enumerate(self._kv_cache_config.kv_cache_groups)
+        return {name: number for number, group in groups for name in group.layer_names}
 
     def _shard(self) -> HeadShard:
         group, model = get_tp_group(), self._vllm_config.model_config

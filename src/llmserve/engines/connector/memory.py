@@ -10,6 +10,7 @@ bytes. tests/integration/engines/test_packing.py lets vLLM's kernels write token
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
@@ -74,10 +75,12 @@ def kv_layout(
     packing: Packing,
     shard: HeadShard,
     model: str,
+    windows: tuple[int, ...] = (0,),
 ) -> KvLayout:
     """axes: vLLM's name of its layout. The layout's name here is that and the packing's, and whatever else a
-    peer must have in common. Errors: ManifestError for memory or a layout that hand-over cannot address."""
-    # Layers that share their KV cache show the same memory twice.
+    peer must have in common. windows: see KvGeometry.
+    Errors: ManifestError for memory or a layout that hand-over cannot address."""
+    # Layers that share their KV cache, or are in different groups, show the same memory twice.
     tensors = {tensor.data_ptr(): tensor for tensor in kv_caches.values()}
     views = [_view(tensor) for tensor in tensors.values()]
     sizes = tuple(_block_bytes(view, total_blocks) for view in views)
@@ -103,16 +106,23 @@ def kv_layout(
         parts=packing.parts if by_tokens else (),
         kernel_block_tokens=kernel_tokens,
         placements=placements,
+        windows=windows,
     )
     return KvLayout(regions, geometry)
 
 
-def layer_indices(kv_caches: Mapping[str, "torch.Tensor"]) -> dict[str, int]:
-    """Which region of the layout each layer writes. One that shares the KV of an earlier one writes none."""
-    owners: dict[int, str] = {}
+def layer_indices(
+    kv_caches: Mapping[str, "torch.Tensor"], group_of: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, int]:
+    """The number of each layer, as pushes count them (KvGeometry.pushed_layers). One that shares the KV of an
+    earlier one has none. group_of: number of the group; 0 when it is not there."""
+    addresses = {tensor.data_ptr(): None for tensor in kv_caches.values()}
+    places = {address: index for index, address in enumerate(addresses)}
+    numbers: dict[int, str] = {}
     for name, tensor in kv_caches.items():
-        owners.setdefault(tensor.data_ptr(), name)
-    return {name: index for index, name in enumerate(owners.values())}
+        number = group_of.get(name, 0) * len(places) + places[tensor.data_ptr()]
+        numbers.setdefault(number, name)
+    return {name: number for number, name in numbers.items()}
 
 
 def _view(tensor: "torch.Tensor") -> LayerView:

@@ -13,6 +13,7 @@ from vllm.v1.request import RequestStatus
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId, TransferId
 from llmserve.core.kv_params import PullParams, PushParams, is_pushed, transfer_of
+from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.connector.orders import PushOrders
 from llmserve.engines.kv_transfer import Finish, PromptFollower, ReceiveJob
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 class PushSide:
     """Every method ignores requests that are not pushed."""
 
-    def __init__(self, block_size_tokens: int) -> None:
-        self._block_size = block_size_tokens
+    def __init__(self, groups: KvGroups) -> None:
+        self._groups = groups
+        self._block_size = groups.block_size_tokens
         self._orders = PushOrders()
         self._prefills: dict[str, tuple[Request, PromptFollower]] = {}
         self._waiting: dict[str, PushParams] = {}  # at decode, without blocks
@@ -50,14 +52,14 @@ class PushSide:
             return
 
     def take_orders(
-        self, scheduled_tokens: Mapping[str, int], block_ids_of: Callable[[str], Sequence[int]]
+        self, scheduled_tokens: Mapping[str, int], block_ids_of: Callable[[str], Sequence[Sequence[int]]]
     ) -> PushOrders:
         """scheduled_tokens: how many of each request the step computes, on top of num_computed_tokens."""
         for request_id in self._prefills.keys() & scheduled_tokens.keys():
             request, follower = self._prefills[request_id]
             tokens = scheduled_tokens[request_id]
-            chunk = follower.step(request.num_computed_tokens, tokens, block_ids_of(request_id))
-            self._orders.chunks.append(chunk)
+            blocks = self._groups.table(block_ids_of(request_id))
+            self._orders.chunks.append(follower.step(request.num_computed_tokens, tokens, blocks))
         orders, self._orders = self._orders, PushOrders()
         return orders
 
@@ -90,7 +92,11 @@ class PushSide:
         """Prompt tokens that prefill will bring beyond those in the local cache; 0 for all but requests that
         wait to be pushed. No side effects."""
         push_params = self._waiting.get(request.request_id)
-        return 0 if push_params is None else max(0, push_params.num_tokens - computed_tokens)
+        if push_params is None:
+            return 0
+        if not push_params.continues and not self._groups.keep_the_last(push_params.num_tokens):
+            return 0  # vLLM computes the last token again, and would see the null block
+        return max(0, push_params.num_tokens - computed_tokens)
 
     def after_alloc(self, request: "Request", blocks: "KVCacheBlocks", external_tokens: int) -> None:
         push_params = self._waiting.pop(request.request_id, None)
@@ -101,11 +107,9 @@ class PushSide:
             return
         first = (push_params.num_tokens - external_tokens) // self._block_size
         end = -(-push_params.num_tokens // self._block_size)
-        (local,) = blocks.get_block_ids()
+        local = self._groups.table(blocks.get_block_ids(), first, end)
         self._parked[request.request_id] = request
-        self._orders.receives.append(
-            ReceiveJob(RequestId(request.request_id), push_params, first, tuple(local[first:end]))
-        )
+        self._orders.receives.append(ReceiveJob(RequestId(request.request_id), push_params, local))
 
     def loads_ended(self, request_ids: Iterable[str], tokens: Mapping[str, Sequence[int]]) -> None:
         """tokens: what prefill drew, of requests that are to go on from it."""

@@ -18,6 +18,7 @@ from vllm.v1.request import RequestStatus
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
 from llmserve.core.kv_params import PullParams, is_pushed
+from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.connector.orders import Grant, StepOrders
 from llmserve.engines.connector.push_side import PushSide
 from llmserve.engines.kv_transfer import PullJob
@@ -28,16 +29,17 @@ if TYPE_CHECKING:
 
 
 class SchedulerSide:
-    def __init__(self, worker_id: WorkerId, epoch: int, block_size_tokens: int, lease_seconds: float) -> None:
+    def __init__(self, worker_id: WorkerId, epoch: int, groups: KvGroups, lease_seconds: float) -> None:
         self._worker_id = worker_id
         self._epoch = epoch
-        self._block_size = block_size_tokens
+        self._groups = groups
+        self._block_size = groups.block_size_tokens
         self._lease_seconds = lease_seconds
         self._endpoints: tuple[str, ...] = ()
         self._orders = StepOrders()
         self._waiting: dict[str, PullParams] = {}  # arrived with pull parameters, not yet scheduled
         self._pulling: set[str] = set()
-        self._pushes = PushSide(block_size_tokens)
+        self._pushes = PushSide(groups)
 
     def set_endpoints(self, endpoints: Sequence[str]) -> None:
         """The hand-over servers of this engine, in rank order; known before the first request."""
@@ -61,6 +63,8 @@ class SchedulerSide:
         if pull_params is None:
             return self._pushes.matched_tokens(request, computed_tokens)
         covered = min(pull_params.num_tokens, int(request.num_tokens))
+        if covered == request.num_tokens and not self._groups.keep_the_last(covered):
+            return 0  # vLLM computes the last token again, and would see the null block
         return max(0, covered - computed_tokens)
 
     def after_alloc(self, request: "Request", blocks: "KVCacheBlocks", external_tokens: int) -> None:
@@ -80,16 +84,15 @@ class SchedulerSide:
         covered = min(pull_params.num_tokens, request.num_tokens)
         tokens = range(covered - external_tokens, covered)
         first, end = tokens.start // self._block_size, -(-tokens.stop // self._block_size)
-        (local,) = blocks.get_block_ids()
         return PullJob(
             request_id=RequestId(request.request_id),
             pull_params=pull_params,
             tokens=tokens,
-            local_block_ids=tuple(local[first:end]),
+            local=self._groups.table(blocks.get_block_ids(), first, end),
         )
 
     def take_orders(
-        self, scheduled_tokens: Mapping[str, int], block_ids_of: Callable[[str], Sequence[int]]
+        self, scheduled_tokens: Mapping[str, int], block_ids_of: Callable[[str], Sequence[Sequence[int]]]
     ) -> StepOrders:
         """See PushSide."""
         orders, self._orders = self._orders, StepOrders()
@@ -103,9 +106,10 @@ class SchedulerSide:
         self._pushes.loads_ended(request_ids, tokens)
 
     def request_finished(
-        self, request: "Request", block_ids: Sequence[int]
+        self, request: "Request", block_ids: Sequence[Sequence[int]]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Returns whether vLLM must keep the blocks, and what goes into the request's last output."""
+        """Returns whether vLLM must keep the blocks, and what goes into the request's last output. block_ids:
+        of each group."""
         request_id = request.request_id
         if pull_params := self._waiting.pop(request_id, None):  # aborted before it was scheduled
             self._orders.releases.append(pull_params)
@@ -113,7 +117,7 @@ class SchedulerSide:
             self._pulling.discard(request_id)
             self._orders.cancels.append(RequestId(request_id))
         self._pushes.request_finished(request)
-        if not self._hands_over(request.kv_transfer_params, request) or not block_ids:
+        if not self._hands_over(request.kv_transfer_params, request) or not any(block_ids):
             self._pushes.prefill_ended(request, None)
             return False, None
         granted = self._grant(request, block_ids)
@@ -126,17 +130,17 @@ class SchedulerSide:
         asked = bool(params and params.get("do_remote_decode"))
         return asked and request.status == RequestStatus.FINISHED_LENGTH_CAPPED
 
-    def _grant(self, request: "Request", block_ids: Sequence[int]) -> PullParams:
+    def _grant(self, request: "Request", block_ids: Sequence[Sequence[int]]) -> PullParams:
         tokens = request.num_prompt_tokens
-        held = tuple(block_ids[: -(-tokens // self._block_size)])
         lease_id = LeaseId(f"{self._epoch:x}.{request.request_id}")
-        self._orders.grants.append(Grant(RequestId(request.request_id), lease_id, tuple(block_ids)))
+        held = self._groups.table(block_ids).block_ids
+        self._orders.grants.append(Grant(RequestId(request.request_id), lease_id, held))
         return PullParams(
             worker_id=self._worker_id,
             epoch=self._epoch,
             lease_id=lease_id,
             endpoints=self._endpoints,
-            block_ids=held,
+            blocks=self._groups.table(block_ids, 0, -(-tokens // self._block_size)),
             num_tokens=tokens,
             block_size_tokens=self._block_size,
             lease_seconds=self._lease_seconds,

@@ -42,7 +42,8 @@ class ConnectorSettings:
 @dataclass(frozen=True, slots=True)
 class EngineReadyFile:
     """What the front process wants to know once the KV memory exists. The scheduler side writes it to a file
-    that the front has named: vLLM has no channel of its own for it."""
+    that the front has named: vLLM has no channel of its own for it. total_blocks: that a prompt can take, if
+    no window left any behind. counted_group: the one whose blocks are counted in events (KvGroups)."""
 
     layout: str
     kv_dtype: str
@@ -50,6 +51,7 @@ class EngineReadyFile:
     block_size_tokens: int
     block_bytes: int
     total_blocks: int
+    counted_group: int
     transports: tuple[str, ...]
     endpoints: tuple[str, ...]  # of the side channels, in rank order
 

@@ -17,7 +17,7 @@ from llmserve.core.errors import TransferError
 from llmserve.core.ids import ReservationId
 from llmserve.core.kv_params import (
     MOST_RANKS,
-    BlockIds,
+    BlockTable,
     LeaseName,
     PeerAddress,
     PullParams,
@@ -155,17 +155,12 @@ class HandoverStatus(Message, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Blocks of decode that stand ready: block_ids[i] is to hold block first_block + i of the prompt, in all
-    layers. address: side channel of the decode rank, which prefill connects to; its epoch fences."""
+    """Blocks of decode that stand ready to hold those of the prompt. address: side channel of the decode
+    rank, which prefill connects to; its epoch fences."""
 
     reservation_id: ReservationName
     address: PeerAddress
-    first_block: Whole
-    block_ids: BlockIds
-
-    @property
-    def end_block(self) -> int:
-        return self.first_block + len(self.block_ids)
+    blocks: BlockTable
 
 
 class Reserve(Message, frozen=True):

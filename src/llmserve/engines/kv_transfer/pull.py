@@ -12,7 +12,7 @@ from functools import partial
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
-from llmserve.core.kv_params import PullParams
+from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.engines.kv_transfer.layout.heads import Source, sources
 from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
 from llmserve.engines.kv_transfer.protocol import BeginRead, ReleaseLease, RenewLease
@@ -34,13 +34,13 @@ class PullLimits:
 
 @dataclass(frozen=True, slots=True)
 class PullJob:
-    """Copy the KV of these tokens of the prompt, all layers, into local_block_ids, the first of
-    which is that of the first token."""
+    """Copy the KV of these tokens of the prompt, all layers, into local blocks, which begin with that of the
+    first token, or later in a group whose window has left it behind."""
 
     request_id: RequestId
     pull_params: PullParams
     tokens: range
-    local_block_ids: tuple[int, ...]
+    local: BlockTable
 
 
 @dataclass(slots=True)
@@ -127,9 +127,7 @@ class Pull:
             raise TransferError(
                 f"{peer.endpoint} is not what the request says: {theirs.shard} for {expected}"
             )
-        return layout.batch_from(
-            theirs, source.heads, job.tokens, job.local_block_ids, job.pull_params.block_ids
-        )
+        return layout.batch_from(theirs, source.heads, job.tokens, job.local, job.pull_params.blocks)
 
     async def _read_over_any(self, peer: Peer, batch: Batch) -> None:
         failures: list[str] = []

@@ -4,7 +4,7 @@ fetched."""
 import numpy as np
 
 from llmserve.core.ids import RequestId
-from llmserve.core.kv_params import PullParams
+from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.engines.kv_transfer import Finish, PromptFollower, PullResult
 from llmserve.engines.sim.link import SimLink
 from llmserve.engines.sim.memory import KvMemory
@@ -44,7 +44,7 @@ class KvHandover:
         if sequence.computed_tokens >= sequence.prompt_tokens:
             self._write_tail(sequence, sequence.blocks)
         start = sequence.computed_tokens - tokens
-        self._link.computed(follower.step(start, tokens, sequence.blocks))
+        self._link.computed(follower.step(start, tokens, BlockTable(tuple(sequence.blocks))))
 
     def drop(self, sequence: SimSequence) -> None:
         """Drops a request that ended and is not handed over."""
@@ -74,7 +74,7 @@ class KvHandover:
             epoch=self._spec.epoch,
             lease_id=self._link.grant(sequence.request_id, blocks),
             endpoints=(self._link.endpoint,),
-            block_ids=tuple(blocks[: sequence.blocks_for(sequence.prompt_tokens)]),
+            blocks=BlockTable(tuple(blocks[: sequence.blocks_for(sequence.prompt_tokens)])),
             num_tokens=sequence.prompt_tokens,
             block_size_tokens=sequence.block_size,
             lease_seconds=self._spec.transfer.lease_seconds,

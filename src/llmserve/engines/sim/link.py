@@ -10,7 +10,7 @@ from typing import Protocol
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId, TransferId
-from llmserve.core.kv_params import PullParams, PushParams, addresses_for
+from llmserve.core.kv_params import BlockTable, PullParams, PushParams, addresses_for
 from llmserve.core.request import EngineLoad, KvPeer, LeaseChange
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.kv_transfer import (
@@ -151,11 +151,11 @@ class HandoverLink:
             self._start_polling()
 
     def _start(self, request_id: RequestId, ticket: KvSource, tokens: range, local: tuple[int, ...]) -> None:
+        blocks = BlockTable(local, (tokens.start // self._block_size_tokens,))
         if isinstance(ticket, PushParams):
-            first_block = tokens.start // self._block_size_tokens
-            self._node.receiver.receive(ReceiveJob(request_id, ticket, first_block, local))
+            self._node.receiver.receive(ReceiveJob(request_id, ticket, blocks))
         else:
-            self._node.client.pull(PullJob(request_id, ticket, tokens, local))
+            self._node.client.pull(PullJob(request_id, ticket, tokens, blocks))
 
     def take_pulled(self) -> Sequence[PullResult]:
         failed, self._failed = self._failed, []

@@ -9,8 +9,12 @@ slot until they are stored or the request ends. A preempted request is asked abo
 
 A request without a tenant has no part in the store. Of one whose KV another worker hands over, only what
 comes after its prompt is stored, and nothing is loaded: that worker has done so.
+
+A model with several groups of layers has a block in each for the same tokens. The store knows them by
+different hashes, and each group is asked about by itself, as if it were a prompt of its own.
 """
 
+import hashlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +29,7 @@ from vllm.v1.kv_offload.base import (
     RequestOffloadingContext,
     ScheduleEndContext,
     get_offload_block_hash,
+    get_offload_group_idx,
 )
 
 from llmserve.core.kv_params import arriving_tokens
@@ -41,20 +46,19 @@ _IDLE_WAIT_SECONDS = 0.005
 
 @dataclass(slots=True)
 class _Request:
-    """given_tokens: of its prompt, another worker hands over so many. loads, stores: reserved or leased, and
-    not yet being copied."""
+    """given_tokens: of its prompt, another worker hands over so many. loads, stores: by hash in the store;
+    reserved or leased, and not yet being copied."""
 
     tenant: str
     given_tokens: int
-    keys: list[OffloadKey] = field(default_factory=list)  # its full blocks so far
     first_wanted: OffloadKey | None = None
-    asked_blocks: int = 0  # of keys: whether they are to be stored is known, or will be
-    is_waiting: bool = False
+    asked_tokens: int = 0  # whether blocks that end before or here are to be stored is known, or will be
+    open_questions: int = 0
     may_load: bool = True  # it has not been asked what there is to load
     leases: list[StoreLease] = field(default_factory=list)  # of the loads
     usable_until: float = float("inf")
-    loads: dict[OffloadKey, LocatedBlock] = field(default_factory=dict)
-    stores: dict[OffloadKey, LocatedBlock] = field(default_factory=dict)
+    loads: dict[bytes, LocatedBlock] = field(default_factory=dict)
+    stores: dict[bytes, LocatedBlock] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -62,17 +66,19 @@ class _Load:
     """Under way; it may outlive its request. has_failed: not all of it was what it should be."""
 
     leases: Sequence[StoreLease]
-    blocks: Mapping[OffloadKey, LocatedBlock]
+    blocks: Mapping[bytes, LocatedBlock]
     has_failed: bool = False
 
 
 class StoreManager(OffloadingManager):
     def __init__(self, links: StoreLinks, pace: BlockCost) -> None:
+        """counted_group: see KvGroups; set before the first request."""
         self._links, self.pace = links, pace
+        self.counted_group = 0
         self._requests: dict[str, _Request] = {}
         self._asking: dict[str, ReqContext] = {}  # looked up in this step for the first time
         self._loading: dict[str, _Load] = {}  # by request
-        self._writing: dict[OffloadKey, LocatedBlock] = {}
+        self._writing: dict[bytes, LocatedBlock] = {}
 
     # -- requests
 
@@ -99,7 +105,7 @@ class StoreManager(OffloadingManager):
 
     def wait_for_answer(self) -> None:
         """Waits a little for an answer, in an engine that has nothing else to do."""
-        if any(request.is_waiting for request in self._requests.values()):
+        if any(request.open_questions for request in self._requests.values()):
             self._take_answers(_IDLE_WAIT_SECONDS)
 
     def shutdown(self) -> None:
@@ -113,31 +119,31 @@ class StoreManager(OffloadingManager):
             return LookupResult.MISS
         self._take_answers()
         self._drop_overdue(request)
-        if request.is_waiting or req_context.req_id in self._asking:
+        if request.open_questions or req_context.req_id in self._asking:
             return LookupResult.RETRY
         if request.may_load:
             request.first_wanted = key
             self._asking[req_context.req_id] = req_context
             return LookupResult.RETRY
-        return LookupResult.HIT if key in request.loads else LookupResult.MISS
+        return LookupResult.HIT if self._hash(key) in request.loads else LookupResult.MISS
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         request = self._requests[req_context.req_id]
-        blocks = {key: request.loads[key] for key in keys}
+        blocks = {name: request.loads[name] for name in map(self._hash, keys)}
         self._loading[req_context.req_id] = _Load(request.leases, blocks)
         request.loads, request.leases = {}, []
         return StoreSlots(blocks.values())
 
-    def loads_failed(self) -> None:
-        """Some block of a load that is under way was not what it should be."""
-        for load in self._loading.values():
-            load.has_failed = True
+    def loads_failed(self, request_ids: Collection[str] | None = None) -> None:
+        """Some block of these requests' loads was not what it should be. None: of all loads under way."""
+        for request_id, load in self._loading.items():
+            load.has_failed |= request_ids is None or request_id in request_ids
 
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         load = self._loading.pop(req_context.req_id)
         self._release(load.leases)
         if load.has_failed:  # whichever block it was: the others are computed with it, and stored again
-            for manager, corrupt in _by_manager(_hashed(load.blocks)).items():
+            for manager, corrupt in _by_manager(load.blocks).items():
                 self._links.settle(manager, corrupt=corrupt)
 
     # -- stores
@@ -153,11 +159,12 @@ class StoreManager(OffloadingManager):
             return PrepareStoreOutput([], StoreSlots(), [])
         self._take_answers()
         self._drop_overdue(request)
-        if request.is_waiting or self._ask_for_more(request, req_context, keys):
+        if request.open_questions or self._ask_for_more(request, req_context, keys):
             return None
-        chosen = [key for key in keys if key in request.stores]
-        blocks = [request.stores.pop(key) for key in chosen]
-        self._writing.update(zip(chosen, blocks, strict=True))
+        chosen = [key for key in keys if self._hash(key) in request.stores]
+        names = list(map(self._hash, chosen))
+        blocks = [request.stores.pop(name) for name in names]
+        self._writing.update(zip(names, blocks, strict=True))
         return PrepareStoreOutput(chosen, StoreSlots(blocks), [])
 
     def complete_store(
@@ -165,53 +172,68 @@ class StoreManager(OffloadingManager):
     ) -> None:
         """The checksums stand beside the slots: without one the block was not written."""
         fills: dict[str, list[pb.StoreFill]] = {}
-        for key in keys:
-            if placed := self._writing.pop(key, None):
-                fills.setdefault(placed.manager, []).extend(_fills(key, placed))
+        for name in map(self._hash, keys):
+            if placed := self._writing.pop(name, None):
+                fills.setdefault(placed.manager, []).extend(_fills(name, placed))
         for manager, commits in fills.items():
             self._links.settle(manager, commits=commits)
 
     # -- asking
 
     def _ask_for_prompt(self, request: _Request, context: ReqContext) -> None:
-        request.keys = _in_order(context)
         assert request.first_wanted is not None
         request.may_load = False
-        self._ask(request, context.req_id, request.keys.index(request.first_wanted), load=True)
+        self._ask(request, context, [request.first_wanted], load=True)
 
     def _ask_for_more(self, request: _Request, context: ReqContext, keys: Sequence[OffloadKey]) -> bool:
         """Asks about these blocks unless that was done; returns whether it asked."""
-        request.keys = _in_order(context)
-        if request.keys.index(keys[-1]) < request.asked_blocks:
+        ends = context._offload_key_positions
+        if max(ends[key] for key in keys) <= request.asked_tokens:
             return False
-        self._ask(request, context.req_id, request.keys.index(keys[0]), load=False)
+        self._ask(request, context, keys, load=False)
         return True
 
-    def _ask(self, request: _Request, request_id: str, have: int, *, load: bool) -> None:
-        hashes = list(map(get_offload_block_hash, request.keys))
-        seconds = self.pace.block_seconds
-        worth = seconds * (len(hashes) - have) if seconds else _MOST_WAIT_SECONDS
-        timeout = min(max(worth, _LEAST_WAIT_SECONDS), _MOST_WAIT_SECONDS)
-        request.is_waiting, request.asked_blocks = True, len(hashes)
-        self._links.prepare(StoreQuery(request_id, request.tenant, hashes, have, load, seconds, timeout))
+    def _ask(self, request: _Request, context: ReqContext, keys: Sequence[OffloadKey], *, load: bool) -> None:
+        """Asks about the first of these blocks and all after it, in each group."""
+        ends = context._offload_key_positions
+        request.asked_tokens = max(ends.values())
+        first_end = min(ends[key] for key in keys)
+        chains = _chains(context)
+        for chain in chains:
+            have = sum(ends[key] < first_end for key in chain)
+            seconds = self.pace.block_seconds / len(chains)
+            worth = self.pace.block_seconds * (len(chain) - have) if seconds else _MOST_WAIT_SECONDS
+            timeout = min(max(worth, _LEAST_WAIT_SECONDS), _MOST_WAIT_SECONDS)
+            hashes = list(map(self._hash, chain))
+            request.open_questions += 1
+            self._links.prepare(
+                StoreQuery(context.req_id, request.tenant, hashes, have, load, seconds, timeout)
+            )
+
+    def _hash(self, key: OffloadKey) -> bytes:
+        """The block's hash in the store. That of the counted group is the one that the router knows, too."""
+        if get_offload_group_idx(key) == self.counted_group:
+            return bytes(get_offload_block_hash(key))
+        return hashlib.sha256(key).digest()
 
     # -- answers
 
     def _take_answers(self, wait_seconds: float = 0.0) -> None:
         for answer in self._links.take_answers(wait_seconds):
             request = self._requests.get(answer.ask.request_id)
-            if request and request.is_waiting:
+            if request and request.open_questions:
                 self._note(request, answer)
             else:
                 self._give_back_answer(answer)
 
     def _note(self, request: _Request, answer: PromptAnswer) -> None:
         self._drop_gone(request, answer.arenas)
-        request.is_waiting = False
+        request.open_questions -= 1
         request.leases += answer.leases
         request.usable_until = min(answer.usable_until, request.usable_until)
-        request.loads |= {request.keys[at]: block for at, block in answer.loads.items()}
-        request.stores |= {request.keys[at]: block for at, block in answer.stores.items()}
+        hashes = answer.ask.block_hashes
+        request.loads |= {hashes[at]: block for at, block in answer.loads.items()}
+        request.stores |= {hashes[at]: block for at, block in answer.stores.items()}
 
     @staticmethod
     def _drop_gone(request: _Request, arenas: Mapping[str, str]) -> None:
@@ -221,8 +243,8 @@ class StoreManager(OffloadingManager):
         def is_there(block: LocatedBlock) -> bool:
             return arenas.get(block.manager, block.arena) == block.arena
 
-        request.loads = {key: block for key, block in request.loads.items() if is_there(block)}
-        request.stores = {key: block for key, block in request.stores.items() if is_there(block)}
+        request.loads = {name: block for name, block in request.loads.items() if is_there(block)}
+        request.stores = {name: block for name, block in request.stores.items() if is_there(block)}
         alive = {block.manager for block in request.loads.values()}
         request.leases = [lease for lease in request.leases if lease.manager in alive]
 
@@ -234,7 +256,7 @@ class StoreManager(OffloadingManager):
             return
         self._release_loads(request)
         request.stores = {}
-        request.may_load, request.asked_blocks = True, 0
+        request.may_load, request.asked_tokens = True, 0
         request.usable_until = float("inf")
 
     def _release_loads(self, request: _Request) -> None:
@@ -247,7 +269,7 @@ class StoreManager(OffloadingManager):
 
     def _give_back(self, request: _Request) -> None:
         self._release_loads(request)
-        self._abort(_hashed(request.stores))
+        self._abort(request.stores)
 
     def _give_back_answer(self, answer: PromptAnswer) -> None:
         """Gives back the answer to a request that has ended meanwhile."""
@@ -260,14 +282,13 @@ class StoreManager(OffloadingManager):
             self._links.settle(manager, aborts=aborts)
 
 
-def _in_order(context: ReqContext) -> list[OffloadKey]:
-    """All full blocks of a request so far. vLLM notes each with the place of its end."""
-    positions = context._offload_key_positions
-    return sorted(positions, key=positions.__getitem__)
-
-
-def _hashed(blocks: Mapping[OffloadKey, LocatedBlock]) -> dict[bytes, LocatedBlock]:
-    return {get_offload_block_hash(key): block for key, block in blocks.items()}
+def _chains(context: ReqContext) -> list[list[OffloadKey]]:
+    """The full blocks of a request so far, in order, of each group. vLLM notes where each of them ends."""
+    ends = context._offload_key_positions
+    chains: dict[int, list[OffloadKey]] = {}
+    for key in sorted(ends, key=ends.__getitem__):
+        chains.setdefault(get_offload_group_idx(key), []).append(key)
+    return list(chains.values())
 
 
 def _by_manager(blocks: Mapping[bytes, LocatedBlock]) -> dict[str, list[bytes]]:
@@ -278,6 +299,6 @@ def _by_manager(blocks: Mapping[bytes, LocatedBlock]) -> dict[str, list[bytes]]:
     return hashes
 
 
-def _fills(key: OffloadKey, block: LocatedBlock) -> Iterator[pb.StoreFill]:
+def _fills(block_hash: bytes, block: LocatedBlock) -> Iterator[pb.StoreFill]:
     for part, slot in enumerate(block.slots):
-        yield pb.StoreFill(block_hash=get_offload_block_hash(key), part=part, generation=slot.generation)
+        yield pb.StoreFill(block_hash=block_hash, part=part, generation=slot.generation)

@@ -9,8 +9,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading import scheduler as
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, OffloadingSpec, OffloadingWorker
 
-from llmserve.config.conflict import Conflict
-from llmserve.config.refusals import SEVERAL_KV_GROUPS
+from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.store.block_cost import BlockCost
 from llmserve.engines.store.link import StoreLink
 from llmserve.engines.store.links import StoreLinks
@@ -22,22 +21,25 @@ from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.engine import SharedTransfers
 
 if TYPE_CHECKING:
-    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+        KVConnectorMetadata,
+        KVConnectorRole,
+        KVConnectorTransferResults,
+    )
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
 
 
 class StoreSpec(OffloadingSpec):
     """extra_config: kvmanagers (of each host:port, always in the same order), worker_id, epoch; engine_order,
-    host and policy, as of the hand-over.
-    shared: set before `get_worker` where the process has other transfers, too.
-    Errors: ManifestError for a model with several groups of layers: a block's key is the same for all."""
+    host and policy, as of the hand-over. Blocks of all groups of layers have one size (KvGroups).
+    shared: set before `get_worker` where the process has other transfers, too."""
 
     shared: SharedTransfers | None = None
 
     def get_manager(self) -> OffloadingManager:
-        if len(self.config.groups) > 1:
-            raise Conflict((("models", "primary", "source"),), SEVERAL_KV_GROUPS).as_error()
         # It warns of each block that is to be stored one step later.
         offloading_scheduler.logger.addFilter(_says_something_else)
         managers = self.extra_config["kvmanagers"]
@@ -74,6 +76,14 @@ class StoreConnector(OffloadingConnector):
     begin before a step computes; the engine's pace is measured; and a scheduler that only waits for the store
     does not spin."""
 
+    def __init__(
+        self, vllm_config: "VllmConfig", role: "KVConnectorRole", kv_cache_config: "KVCacheConfig"
+    ) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._groups = KvGroups.of(kv_cache_config, vllm_config.cache_config.block_size)
+        if self.connector_scheduler is not None:
+            self._manager().counted_group = self._groups.counted
+
     # -- a rank's half
 
     def share(self, shared: SharedTransfers) -> None:
@@ -83,8 +93,21 @@ class StoreConnector(OffloadingConnector):
         self.connector_worker.spec.shared = shared
 
     def get_block_ids_with_load_errors(self) -> set[int]:
+        """Names the blocks of a model with one group. vLLM computes from the first of them on."""
+        return set() if self._groups.are_several else self._take_failed()[1]
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> "KVConnectorTransferResults":
+        """Names the requests of a model with several groups. vLLM computes all of their tokens."""
+        loading = dict(self.connector_worker._load_jobs) if self.connector_worker else {}
+        results = super().get_transfer_results(finished_req_ids)
+        if self._groups.are_several:
+            results.failed_recving.update(loading[job_id] for job_id in self._take_failed()[0])
+        return results
+
+    def _take_failed(self) -> tuple[set[int], set[int]]:
+        """The loads that failed since the last call, and their blocks."""
         worker = self.connector_worker.worker if self.connector_worker else None
-        return worker.take_failed_blocks() if isinstance(worker, StoreWorker) else set()
+        return worker.take_failed() if isinstance(worker, StoreWorker) else (set(), set())
 
     def bind_connector_metadata(self, connector_metadata: "KVConnectorMetadata") -> None:
         """On CPU, `start_load_kv` comes when the step has been computed: a load would take another step."""
@@ -109,6 +132,7 @@ class StoreConnector(OffloadingConnector):
         manager.pace.ended(time.monotonic())
         if connector_output.invalid_block_ids:
             manager.loads_failed()
+        manager.loads_failed(connector_output.failed_recving)
         super().update_connector_output(connector_output)
 
     def _manager(self) -> StoreManager:

@@ -63,7 +63,7 @@ _Copy = Callable[[RankSlots, Sequence[int]], set[int]]
 
 
 class StoreWorker(OffloadingWorker):
-    """The blocks of a load that failed hold garbage (`take_failed_blocks`); a store that failed leaves no
+    """The blocks of a load that failed hold garbage (`take_failed`); a store that failed leaves no
     checksum beside its slot. Both are finished jobs for vLLM."""
 
     def __init__(self, caches: CanonicalKVCaches, rank: int, remote: RemoteAccess) -> None:
@@ -74,7 +74,8 @@ class StoreWorker(OffloadingWorker):
         self._thread = ThreadPoolExecutor(1, "kv-store")
         self._jobs: dict[int, Future[tuple[TransferResult, set[int]]]] = {}
         self._pools: dict[str, _Pool] = {}  # by KV manager
-        self._failed: set[int] = set()
+        self._failed_loads: set[int] = set()
+        self._failed_blocks: set[int] = set()
 
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
         return self._submit(job_id, self._store, dst_spec, src_spec)
@@ -85,15 +86,19 @@ class StoreWorker(OffloadingWorker):
     def get_finished(self) -> list[TransferResult]:
         done = [job_id for job_id, job in self._jobs.items() if job.done()]
         results = [self._jobs.pop(job_id).result() for job_id in done]
-        self._failed.update(*(failed for _, failed in results))
+        for result, failed in results:
+            if failed:
+                self._failed_loads.add(result.job_id)
+                self._failed_blocks |= failed
         return [result for result, _ in results]
 
     def wait(self, job_ids: set[int]) -> None:
         wait([self._jobs[job_id] for job_id in job_ids if job_id in self._jobs], _WAIT_SECONDS)
 
-    def take_failed_blocks(self) -> set[int]:
-        """Blocks of the loads that `get_finished` has returned, and that hold garbage."""
-        failed, self._failed = self._failed, set()
+    def take_failed(self) -> tuple[set[int], set[int]]:
+        """The loads that `get_finished` has returned and that failed, and their blocks that hold garbage."""
+        failed = self._failed_loads, self._failed_blocks
+        self._failed_loads, self._failed_blocks = set(), set()
         return failed
 
     def shutdown(self) -> None:

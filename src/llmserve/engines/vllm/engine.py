@@ -84,6 +84,7 @@ class VllmEngine:
             self._own_metrics = VllmMetrics(config, self._registry)
         card = EngineReadyFile.read(card_path)
         self._stats.total_blocks = card.total_blocks
+        self._kv_events.counted_group = card.counted_group
         self._info = EngineInfo(
             kv_dtype=card.kv_dtype,
             layout=card.layout,

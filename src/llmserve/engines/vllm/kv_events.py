@@ -4,6 +4,9 @@ We bind and the publisher connects, so no event can be published before we liste
 numbers its batches; a gap (its queue overflowed) makes what we know of the cache untrue, and is
 reported as `cleared`: the directory then knows less than there is, which costs hits, never
 correctness.
+
+A model with several KV cache groups stores a block in each, under one hash, and a group with a window gives
+its own back early. Only the blocks of one group are counted, which keeps all of a prompt.
 """
 
 import asyncio
@@ -32,6 +35,7 @@ class KvEventSource:
         self.endpoint = f"tcp://127.0.0.1:{port}"
         self._decoder = msgspec.msgpack.Decoder(KVEventBatch)
         self._next_sequence = 0
+        self.counted_group = 0  # set before the first request
         self._events: asyncio.Queue[KvEvents] = asyncio.Queue()
         self._reader = asyncio.create_task(self._read(), name="vllm-kv-events")
 
@@ -42,7 +46,7 @@ class KvEventSource:
             number = int.from_bytes(sequence, "big")
             gap = number != self._next_sequence
             self._next_sequence = number + 1
-            self.put(_fold(batch.events, cleared=gap))
+            self.put(fold(batch.events, self.counted_group, cleared=gap))
 
     def put(self, events: KvEvents) -> None:
         self._events.put_nowait(events)
@@ -55,11 +59,13 @@ class KvEventSource:
         self._context.destroy(linger=0)
 
 
-def _fold(events: list[Any], *, cleared: bool) -> KvEvents:
+def fold(events: list[Any], counted_group: int, *, cleared: bool) -> KvEvents:
     """One batch in order, with blocks that came and went within it left out."""
     stored: dict[bytes, None] = {}
     removed: dict[bytes, None] = {}
     for event in events:
+        if getattr(event, "group_idx", None) not in (None, counted_group):
+            continue
         match event:
             case BlockStored():
                 stored.update(dict.fromkeys(map(_as_bytes, event.block_hashes)))

@@ -15,7 +15,7 @@ import pytest
 from llmserve.core.clock import Clock, VirtualClock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.core.kv_params import PullParams
+from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.core.request import PairStatus
 from llmserve.engines.kv_transfer import (
@@ -209,14 +209,16 @@ class Side:
             epoch=epoch,
             lease_id=lease_id,
             endpoints=(self.node.endpoint,),
-            block_ids=tuple(block_ids),
+            blocks=BlockTable(tuple(block_ids)),
             num_tokens=len(block_ids) * BLOCK_TOKENS,
             block_size_tokens=BLOCK_TOKENS,
             lease_seconds=self.lease_seconds,
         )
 
     def pull(self, pull_params: PullParams, local: Sequence[int], request_id: str = "d1") -> None:
-        job = PullJob(RequestId(request_id), pull_params, range(pull_params.num_tokens), tuple(local))
+        job = PullJob(
+            RequestId(request_id), pull_params, range(pull_params.num_tokens), BlockTable(tuple(local))
+        )
         self.node.client.pull(job)
 
     def probed(self, *others: "Side") -> None:

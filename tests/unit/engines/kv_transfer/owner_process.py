@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.core.kv_params import PullParams
+from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.engines.kv_transfer import HandoverNode, KvGeometry, KvLayout
 from llmserve.transfer.base import Region
 from llmserve.transfer.select import makers
@@ -30,7 +30,9 @@ def main() -> None:
         lease_seconds=30,
     )
     lease = node.server.grant(RequestId("p"), [5, 2])
-    pull_params = PullParams(WorkerId("prefill-0"), 1, lease, (node.endpoint,), (5, 2), 32, 16, 30.0)
+    pull_params = PullParams(
+        WorkerId("prefill-0"), 1, lease, (node.endpoint,), BlockTable((5, 2)), 32, 16, 30.0
+    )
     print(json.dumps(pull_params.to_params()), flush=True)
     sys.stdin.read()
     node.close()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.core.kv_params import PullParams
+from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.engines.kv_transfer import HandoverNode, KvGeometry, KvLayout, PullJob, PullResult
 from llmserve.transfer.base import Region
 from llmserve.transfer.tcp import TcpTransport
@@ -53,7 +53,9 @@ def node(memory: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Iterator[
 
 
 def pull(node: HandoverNode, pull_params: PullParams, request_id: str) -> PullResult:
-    node.client.pull(PullJob(RequestId(request_id), pull_params, range(pull_params.num_tokens), (0, 7)))
+    node.client.pull(
+        PullJob(RequestId(request_id), pull_params, range(pull_params.num_tokens), BlockTable((0, 7)))
+    )
     deadline = time.monotonic() + 5
     while not (results := node.client.take_finished()):
         assert time.monotonic() < deadline

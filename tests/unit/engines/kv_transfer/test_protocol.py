@@ -10,6 +10,7 @@ from hypothesis import given
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, ReservationId, TransferId, WorkerId
 from llmserve.core.kv_params import (
+    BlockTable,
     PeerAddress,
     PullParams,
     PushParams,
@@ -58,10 +59,10 @@ PUSH_PARAMS = PushParams(
     TransferId("t"), WorkerId("prefill-0"), 3, ("127.0.0.1:4000", "[::1]:4001"), 300, True
 )
 PULL_PARAMS = PullParams(
-    WorkerId("prefill-0"), 3, LeaseId("3.r1"), ("127.0.0.1:4000",), (7, 8, 2), 300, 128, 30.0
+    WorkerId("prefill-0"), 3, LeaseId("3.r1"), ("127.0.0.1:4000",), BlockTable((7, 8, 2)), 300, 128, 30.0
 )
 RESERVATION = Reservation(
-    ReservationId("1.r"), PeerAddress(WorkerId("decode-0"), 8, "127.0.0.1:5000"), 1, (4, 5)
+    ReservationId("1.r"), PeerAddress(WorkerId("decode-0"), 8, "127.0.0.1:5000"), BlockTable((4, 5), (1,))
 )
 OUTCOME = PushOutcome("broken", ("tcp", "nixl"), (17,), PULL_PARAMS, "tcp", 12, 0.5)
 
@@ -152,8 +153,8 @@ _PATHS: list[tuple[str, tuple[str, ...], list[Any]]] = [
     ("ReleaseLease", ("epoch",), [-1, 1 << 63, True, 1.5, "3"]),
     ("ReleaseLease", ("reader",), [-1, None]),
     ("Reserve", ("transfer_id",), ["", 5]),
-    ("Reserve", ("reservation", "block_ids"), [[], [-1], [1 << 31], [True], "12"]),
-    ("Reserve", ("reservation", "first_block"), [-1, 1.0]),
+    ("Reserve", ("reservation", "blocks", "block_ids"), [[], [-1], [1 << 31], [True], "12"]),
+    ("Reserve", ("reservation", "blocks", "first_blocks"), [[-1], [1.0], [], [0, 1], [9] * 65]),
     ("Reserve", ("reservation", "address", "endpoint"), ["", "127.0.0.1", "127.0.0.1:0", 5]),
     ("Reserve", ("reservation", "address", "worker_id"), ["", 5]),
     ("EndPush", ("outcome", "tokens"), [[1] * 17, [-1]]),

@@ -10,6 +10,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import LeaseId, RequestId
+from llmserve.core.kv_params import BlockTable
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer import PullLimits
 from llmserve.transfer.engine.choice import TransferPolicy
@@ -235,7 +236,9 @@ def test_a_ticket_that_does_not_describe_its_owner_is_refused(make_side: Make) -
     owner, reader = make_side(1), make_side(2)
     pull_params = owner.grant("p1", REMOTE)
     two_ranks = dataclasses.replace(pull_params, endpoints=pull_params.endpoints * 2)
-    larger_blocks = dataclasses.replace(pull_params, block_size_tokens=6, block_ids=pull_params.block_ids[:2])
+    larger_blocks = dataclasses.replace(
+        pull_params, block_size_tokens=6, blocks=BlockTable(pull_params.blocks.block_ids[:2])
+    )
     for wrong in (two_ranks, larger_blocks):
         reader.pull(wrong, LOCAL)
         assert "is not what the request says" in reader.result().reason

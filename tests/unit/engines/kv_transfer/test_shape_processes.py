@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llmserve.core.ids import RequestId, WorkerId
-from llmserve.core.kv_params import PullParams
+from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.engines.kv_transfer import PullJob, PullResult
 from tests.unit.engines.kv_transfer.rank_process import LEASE, TOKENS, block_ids, content, memory, node
 
@@ -55,7 +55,7 @@ def test_a_prompt_from_two_processes_and_the_death_of_one(owners: list[subproces
         epoch=1,
         lease_id=LEASE,
         endpoints=tuple(map(endpoint_of, owners)),
-        block_ids=tuple(block_ids(BLOCK_THERE)),
+        blocks=BlockTable(tuple(block_ids(BLOCK_THERE))),
         num_tokens=TOKENS,
         block_size_tokens=BLOCK_THERE,
         lease_seconds=30.0,
@@ -64,7 +64,7 @@ def test_a_prompt_from_two_processes_and_the_death_of_one(owners: list[subproces
     reader = node("decode-0", 9, held)
 
     def pull(request_id: str) -> PullResult:
-        reader.client.pull(PullJob(RequestId(request_id), pull_params, range(TOKENS), LOCAL))
+        reader.client.pull(PullJob(RequestId(request_id), pull_params, range(TOKENS), BlockTable(LOCAL)))
         deadline = time.monotonic() + 10
         while not (results := reader.client.take_finished()):
             assert time.monotonic() < deadline

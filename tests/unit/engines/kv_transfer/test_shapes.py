@@ -10,7 +10,7 @@ import pytest
 
 from llmserve.core.clock import Clock, VirtualClock
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
-from llmserve.core.kv_params import PullParams
+from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.engines.kv_transfer import HandoverNode, HeadShard, KvGeometry, KvPart, PullJob, PullResult
 from llmserve.engines.kv_transfer.peers import Peer
 from llmserve.engines.kv_transfer.protocol import AskDigest
@@ -49,7 +49,7 @@ class Worker:
             epoch=1,
             lease_id=lease,
             endpoints=tuple(node.endpoint for node in self.nodes),
-            block_ids=tuple(block_ids),
+            blocks=BlockTable(tuple(block_ids)),
             num_tokens=tokens,
             block_size_tokens=self.memories[0].geometry.block_size_tokens,
             lease_seconds=0.1,
@@ -119,9 +119,17 @@ def result_of(wait_until: Wait) -> ResultOf:
 
 @pytest.fixture
 def pull(result_of: ResultOf) -> Callable[..., PullResult]:
-    def run(node: HandoverNode, pull_params: PullParams, local: Sequence[int], first: int = 0) -> PullResult:
+    def run(
+        node: HandoverNode,
+        pull_params: PullParams,
+        local: Sequence[int],
+        first: int = 0,
+        first_block: int = 0,
+    ) -> PullResult:
         tokens = range(first, pull_params.num_tokens)
-        node.client.pull(PullJob(RequestId(f"d{first}"), pull_params, tokens, tuple(local)))
+        node.client.pull(
+            PullJob(RequestId(f"d{first}"), pull_params, tokens, BlockTable(tuple(local), (first_block,)))
+        )
         return result_of(node)
 
     return run
@@ -164,7 +172,7 @@ def test_what_the_reader_has_is_not_fetched(
     content = prompt_content(np.random.default_rng(9), LAYERS, TOKENS, 2, CELL)
     owner.store(content, [7, 2, 3, 11, 0, 5])
     before = reader.memories[0].layers.copy()
-    result = pull(reader.nodes[0], owner.grant("p", [7, 2, 3, 11, 0, 5]), [9, 4], first=8)
+    result = pull(reader.nodes[0], owner.grant("p", [7, 2, 3, 11, 0, 5]), [9, 4], first=8, first_block=1)
     assert result.bytes == (TOKENS - 8) * 2 * CELL * LAYERS
     memory = reader.memories[0]
     assert np.array_equal(memory.load([9, 4])[:, : TOKENS - 8], content[:, 8:])
@@ -228,7 +236,7 @@ def test_an_owner_that_dies_during_the_reads_ends_them(
     reader = make_worker(shapes(2, 1, 4), near)
     pull_params = owner.grant("p", [0, 1, 2, 3, 4, 5])
     client = reader.nodes[0].client
-    client.pull(PullJob(RequestId("d"), pull_params, range(TOKENS), (0, 1, 2, 3, 4, 5)))
+    client.pull(PullJob(RequestId("d"), pull_params, range(TOKENS), BlockTable((0, 1, 2, 3, 4, 5))))
     wait_until(lambda: len(reader.nodes[0]._engine._flights) == 2)
     owner.nodes[1].close()
     assert not result_of(reader.nodes[0]).ok
@@ -243,7 +251,7 @@ def test_a_cancelled_pull_ends_all_reads(
     reader = make_worker(shapes(2, 1, 4), near)
     client = reader.nodes[0].client
     pull_params = owner.grant("p", [0, 1, 2, 3, 4, 5])
-    client.pull(PullJob(RequestId("d"), pull_params, range(TOKENS), (0, 1, 2, 3, 4, 5)))
+    client.pull(PullJob(RequestId("d"), pull_params, range(TOKENS), BlockTable((0, 1, 2, 3, 4, 5))))
     wait_until(lambda: len(reader.nodes[0]._engine._flights) == 2)
     client.cancel(RequestId("d"))
     assert result_of(reader.nodes[0]).reason == "cancelled"

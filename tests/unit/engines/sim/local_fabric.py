@@ -132,7 +132,7 @@ class LocalLink:
         if self._table.check(ticket.lease_id, ticket.epoch) is not LeaseAnswer.VALID:
             return None
         first = tokens.start // self._memory.block_size_tokens
-        content = self._memory.read(ticket.block_ids[first:], tokens)
+        content = self._memory.read(ticket.blocks.block_ids[first:], tokens)
         self.end_lease(ticket)
         return content
 

@@ -166,7 +166,7 @@ async def test_blocks_in_another_order_are_noticed(
     prefill, decode = await start_engine("p"), await start_engine("d", on_failure="fail")
     await prefill.add(request_of("a", PROMPT, 1, HAND_OVER))
     ticket = _ticket((await until_done(prefill, "a"))["a"])
-    ticket |= {"block_ids": ticket["block_ids"][::-1]}
+    ticket |= {"blocks": {"block_ids": ticket["blocks"]["block_ids"][::-1]}}
     await decode.add(request_of("a", PROMPT, 3, ticket))
     assert "not those of the prompt" in (await until_done(decode, "a"))["a"][-1].error
 

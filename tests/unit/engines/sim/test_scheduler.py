@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from llmserve.core.ids import LeaseId, RequestId, WorkerId
-from llmserve.core.kv_params import PullParams
+from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.core.request import EngineRequest, PrefillStats, SamplingLimits
 from llmserve.engines.sim.limits import BatchLimits
 from llmserve.engines.sim.pool import BlockPool
@@ -20,7 +20,9 @@ def sequence(name: str, prompt: Sequence[int], ticket_tokens: int = 0, max_token
     ticket = None
     if ticket_tokens:
         blocks = tuple(range(100, 100 + -(-ticket_tokens // BLOCK)))
-        ticket = PullParams(WorkerId("p"), 1, LeaseId("l"), ("h:1",), blocks, ticket_tokens, BLOCK, 30.0)
+        ticket = PullParams(
+            WorkerId("p"), 1, LeaseId("l"), ("h:1",), BlockTable(blocks), ticket_tokens, BLOCK, 30.0
+        )
     return SimSequence(
         EngineRequest(RequestId(name), prompt, SamplingLimits(max_tokens)), ticket, BLOCK, 1000
     )

@@ -7,23 +7,17 @@ from typing import NamedTuple
 import numpy as np
 
 from llmserve.core.errors import TransferError
+from llmserve.core.kv_params import BlockRun, BlockTable
 from llmserve.engines.kv_transfer.layout.geometry import KvGeometry, Strips
 from llmserve.transfer.base import Batch, Int64Array, Region, Spans
 from llmserve.transfer.spans import coalesce_pairs, concatenated
 
 
 @dataclass(frozen=True, slots=True)
-class _BlockRun:
-    """Consecutive blocks of a prompt on one side; block_ids[0] is block first_index of the prompt."""
-
-    block_ids: Sequence[int]
-    first_index: int
-
-
-@dataclass(frozen=True, slots=True)
 class KvLayout:
     """regions: the memory, which outlives every transport it is registered with. Where the blocks of a layer
-    lie in it, its placement in the geometry says."""
+    lie in it, its placement in the geometry says. Layers of different groups may lie at the same place: each
+    block belongs to one of the groups."""
 
     regions: tuple[Region, ...]
     geometry: KvGeometry
@@ -91,18 +85,25 @@ class KvLayout:
         peer: KvGeometry,
         heads: range,
         tokens: range,
-        local_ids: Sequence[int],
-        remote_ids: Sequence[int],
+        local: BlockTable,
+        remote: BlockTable,
     ) -> Batch:
         """All layers of some heads and tokens of a prompt, from a peer whose geometry `obstacle` has let
-        pass. local_ids: from the block of the first of these tokens on, remote_ids: of the whole prompt.
-        Errors: TransferError."""
+        pass. local: from the block of the first of these tokens on; a group with a window may begin later,
+        and its earlier blocks are not copied. remote: of the whole prompt.
+        Errors: TransferError, also when the peer's window has left a block behind that is needed here."""
         mine = self.geometry
-        local = _BlockRun(local_ids, tokens.start // mine.block_size_tokens)
+        pairs = list(zip(mine.windows, local.runs, remote.runs, strict=True))
         if mine.is_like(peer):
             end = -(-tokens.stop // mine.block_size_tokens)
-            return self.batch(local_ids, remote_ids[local.first_index : end], peer)
-        return _batch_between(mine, peer, heads, tokens, local, _BlockRun(remote_ids, 0))
+            wanted = (block_id for _, near, far in pairs for block_id in far.part(near.first_block, end))
+            return self.batch(local.block_ids, tuple(wanted), peer)
+        return concatenated(
+            [
+                _batch_between(mine, peer, heads, _seen(tokens, window, mine, near, peer, far), near, far)
+                for window, near, far in pairs
+            ]
+        )
 
 
 def _dense_spans(geometry: KvGeometry, layers: Int64Array, first: Int64Array, counts: Int64Array) -> Spans:
@@ -128,6 +129,20 @@ def _runs(local_ids: Sequence[int], remote_ids: Sequence[int]) -> tuple[Int64Arr
 # -- between KV caches of different shapes, over whole arrays
 
 
+def _seen(
+    tokens: range, window: int, mine: KvGeometry, near: BlockRun, peer: KvGeometry, far: BlockRun
+) -> range:
+    """Those of the tokens that a group's next token sees, and what else both sides have before them.
+    Errors: TransferError when the peer lacks some that are seen."""
+    first = max(tokens.start, near.first_block * mine.block_size_tokens)
+    if not window:
+        return range(first, tokens.stop)
+    begin = max(first, far.first_block * peer.block_size_tokens)
+    if begin > max(first, tokens.stop - window + 1):
+        raise TransferError(f"the peer has tokens from {begin} on; a window of {window} sees more of them")
+    return range(begin, tokens.stop)
+
+
 def _whole_blocks(
     mine: KvGeometry,
     peer: KvGeometry,
@@ -138,7 +153,7 @@ def _whole_blocks(
     """All tokens and heads of blocks, between geometries that are alike and may have gaps."""
     _runs(local_ids, remote_ids)
     tokens = range(len(local_ids) * mine.block_size_tokens)
-    local, remote = _BlockRun(local_ids, 0), _BlockRun(remote_ids, 0)
+    local, remote = BlockRun(0, local_ids), BlockRun(0, remote_ids)
     return _batch_between(mine, peer, mine.shard.heads, tokens, local, remote, layers)
 
 
@@ -147,8 +162,8 @@ def _batch_between(
     peer: KvGeometry,
     heads: range,
     tokens: range,
-    local: _BlockRun,
-    remote: _BlockRun,
+    local: BlockRun,
+    remote: BlockRun,
     layers: Sequence[int] | None = None,
 ) -> Batch:
     """Some layers (None: all) of some heads and tokens. Both sides have the heads, and `obstacle` has found
@@ -211,7 +226,7 @@ def _cuts(tokens: range, mine: KvGeometry, peer: KvGeometry, near: Strips, far: 
 
 
 def _spans(
-    geometry: KvGeometry, shape: _LayerShape, strips: Strips, run: _BlockRun, cuts: Int64Array
+    geometry: KvGeometry, shape: _LayerShape, strips: Strips, run: BlockRun, cuts: Int64Array
 ) -> Spans:
     """Strips of each piece of the prompt in one layer, which counts as the start of region 0."""
     starts, counts = cuts[:-1], np.diff(cuts)
@@ -222,10 +237,10 @@ def _spans(
     return Spans(np.zeros(offsets.size, np.int64), offsets.ravel(), lengths.ravel())
 
 
-def _begins(geometry: KvGeometry, block_stride: int, run: _BlockRun, wanted: Int64Array) -> Int64Array:
+def _begins(geometry: KvGeometry, block_stride: int, run: BlockRun, wanted: Int64Array) -> Int64Array:
     """Offsets of kernel blocks of the prompt in the layer."""
     inner = geometry.kernel_blocks
-    index = wanted - run.first_index * inner
+    index = wanted - run.first_block * inner
     if len(index) == 0 or index[0] < 0 or index[-1] >= len(run.block_ids) * inner:
         raise TransferError(
             f"{len(run.block_ids)} blocks of {geometry.block_size_tokens} tokens lack some of what is fetched"

@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Meta
 
 from llmserve.core.errors import TransferError
-from llmserve.core.kv_params import Text, Word
+from llmserve.core.kv_params import MOST_GROUPS, Text, Word
 from llmserve.engines.kv_transfer.layout.heads import HeadShard
 from llmserve.engines.kv_transfer.layout.placement import AXIS_ORDERS, LayerPlacement
 from llmserve.transfer.base import Int64Array
@@ -58,7 +58,9 @@ class KvGeometry:
     """block_bytes[l]: of one block of layer l on this rank. layout: the order of the axes, and after a slash
     how the kernel packs a block ("LBHNC/vec"). kernel_block_tokens: 0 for one kernel block a block. parts: of
     one head, in order; empty when blocks can only be copied whole. placements: of each layer; empty when the
-    blocks of layer l lie back to back in region l. Errors: TransferError without sense."""
+    blocks of layer l lie back to back in region l. windows[g]: tokens that a layer of group g sees, its own
+    included; 0 for all. With several groups, "layer" here means the layers that share a place in memory, one
+    of each group. Errors: TransferError without sense."""
 
     block_bytes: Annotated[tuple[Word, ...], Meta(min_length=1, max_length=_MOST_LAYERS)]
     block_size_tokens: _Number
@@ -69,6 +71,7 @@ class KvGeometry:
     parts: tuple[KvPart, ...] = ()
     kernel_block_tokens: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
     placements: Annotated[tuple[LayerPlacement, ...], Meta(max_length=_MOST_LAYERS)] = ()
+    windows: Annotated[tuple[Word, ...], Meta(min_length=1, max_length=MOST_GROUPS)] = (0,)
 
     def __post_init__(self) -> None:
         if not self.block_bytes or min(self.block_bytes) <= 0 or self.block_size_tokens <= 0:
@@ -103,6 +106,12 @@ class KvGeometry:
     def kernel_blocks(self) -> int:
         """Number of kernel blocks in a block."""
         return self.block_size_tokens // self.kernel_tokens
+
+    @property
+    def pushed_layers(self) -> int:
+        """Number of layers, group after group: number n writes blocks of group n // len(block_bytes), where
+        layer n % len(block_bytes) of this geometry lies."""
+        return len(self.block_bytes) * len(self.windows)
 
     @property
     def held_heads(self) -> int:
@@ -184,6 +193,7 @@ class KvGeometry:
             ("number of KV heads", peer.shard.kv_heads, self.shard.kv_heads),
             ("number of layers", len(peer.block_bytes), len(self.block_bytes)),
             ("packing", peer.parts, self.parts),
+            ("windows of the groups of layers", peer.windows, self.windows),
         ]
 
     def _layouts(self, peer: "KvGeometry") -> Sequence[tuple[str, object, object]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
-from llmserve.core.kv_params import PullParams, PushParams
+from llmserve.core.kv_params import BlockTable, PullParams, PushParams
 from llmserve.engines.kv_transfer.client import HandoverClient
 from llmserve.engines.kv_transfer.peers import Peer
 from llmserve.engines.kv_transfer.protocol import (
@@ -50,12 +50,11 @@ class ReceiveLimits:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveJob:
-    """local_block_ids[i] is to hold block first_block + i of the prompt, in all layers."""
+    """blocks: are to hold those of the prompt, in all layers."""
 
     request_id: RequestId
     push_params: PushParams
-    first_block: int
-    local_block_ids: tuple[int, ...]
+    blocks: BlockTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +152,9 @@ class PushReceive:
 
     async def _pull(self, pull_params: PullParams) -> PullResult:
         job, around = self.job, self.around
-        first_token = job.first_block * around.engine.layout.geometry.block_size_tokens
+        first_token = min(job.blocks.first_blocks) * around.engine.layout.geometry.block_size_tokens
         tokens = range(first_token, job.push_params.num_tokens)
-        pull_job = PullJob(job.request_id, pull_params, tokens, job.local_block_ids)
+        pull_job = PullJob(job.request_id, pull_params, tokens, job.blocks)
         self._pulling = asyncio.current_task()
         try:
             return await Pull(pull_job, around.client.limits, around.engine, around.client.peers).run()

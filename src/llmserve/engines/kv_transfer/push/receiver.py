@@ -116,7 +116,7 @@ class PushReceiver:
         self._stop_expecting(job.push_params)
         self._reserved += 1
         reservation_id = ReservationId(f"{self._home.epoch:x}.{self._reserved:x}.{job.request_id}")
-        reservation = Reservation(reservation_id, self._home, job.first_block, job.local_block_ids)
+        reservation = Reservation(reservation_id, self._home, job.blocks)
         receive = PushReceive(job, reservation, self._around)
         self._around.table.open(reservation_id)
         self._receives[job.request_id] = self._by_reservation[reservation_id] = receive

@@ -108,7 +108,7 @@ class PushSender:
         for chunk in chunks:
             if chunk.restarted:
                 self._with(chunk.transfer_id, PushTransfer.restart)
-            for layer in range(len(self._engine.layout.regions)):
+            for layer in range(self._engine.layout.geometry.pushed_layers):
                 self._layer(layer, chunk.start_block, chunk)
 
     def _computed(self, layer: int, chunks: Sequence[PushChunk]) -> None:
@@ -117,7 +117,7 @@ class PushSender:
 
     def _layer(self, layer: int, end_block: int, chunk: PushChunk) -> None:
         if transfer := self._transfers.get(chunk.transfer_id):
-            transfer.computed(layer, end_block, chunk.block_ids)
+            transfer.computed(layer, end_block, chunk.blocks)
 
     def _with(self, transfer_id: TransferId, action: Callable[[PushTransfer], None]) -> None:
         if transfer := self._transfers.get(transfer_id):

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from llmserve.core.errors import LeaseEnded, TransferError
 from llmserve.core.ids import LeaseId, RequestId, TransferId
-from llmserve.core.kv_params import PullParams
+from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.core.lease_table import LeaseAnswer
 from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
 from llmserve.engines.kv_transfer.protocol import (
@@ -90,7 +90,8 @@ class PushTransfer:
 
     def __post_init__(self) -> None:
         self._sample = self.engine.policy.sample()
-        self._progress = PushProgress(self.engine.layout.geometry.block_bytes)
+        geometry = self.engine.layout.geometry
+        self._progress = PushProgress(geometry.block_bytes, len(geometry.windows))
 
     # -- prefill's engine
 
@@ -99,9 +100,9 @@ class PushTransfer:
         self._announced = True
         self._wake.set()
 
-    def computed(self, layer: int, end_block: int, block_ids: tuple[int, ...]) -> None:
+    def computed(self, layer: int, end_block: int, blocks: BlockTable) -> None:
         """See PushProgress."""
-        self._progress.computed(layer, end_block, block_ids)
+        self._progress.computed(layer, end_block, blocks)
         self._wake.set()
 
     def restart(self) -> None:
@@ -109,7 +110,7 @@ class PushTransfer:
 
     def finish(self, finish: Finish) -> None:
         self._finish = finish
-        self._progress.finish(finish.pull_params.block_ids)
+        self._progress.finish(finish.pull_params.blocks)
         self._wake.set()
         if self._stopped and self._ended:
             self._give_back()
@@ -123,10 +124,11 @@ class PushTransfer:
     # -- decode
 
     def reserve(self, reservation: Reservation) -> None:
-        """Takes decode's reservation. A second one is ignored: decode repeats itself."""
+        """Takes decode's reservation. A second one is ignored: decode repeats itself. Errors: TransferError
+        for one that does not fit."""
         if self._reservation is None:
-            self._reservation = reservation
             self._progress.want(reservation)
+            self._reservation = reservation
             self._wake.set()
 
     def stop(self) -> bool:

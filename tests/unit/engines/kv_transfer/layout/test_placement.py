@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llmserve.core.errors import TransferError
+from llmserve.core.kv_params import BlockTable
 from llmserve.engines.kv_transfer import HeadShard, KvGeometry, KvLayout, KvPart
 from llmserve.engines.kv_transfer.layout.heads import sources
 from llmserve.engines.kv_transfer.layout.placement import AXIS_ORDERS, LayerPlacement, LayerView, place
@@ -120,7 +121,13 @@ def test_whole_blocks_land_where_torch_would_put_them(
     local_ids, remote_ids = [7, 2, 3, 4, 10], [0, 5, 6, 9, 1]
     tokens = range(len(local_ids) * TOKENS)
     assert reader.layout.geometry.obstacle(owner.layout.geometry) == ""
-    batch = reader.layout.batch_from(owner.layout.geometry, shard.heads, tokens, local_ids, remote_ids)
+    batch = reader.layout.batch_from(
+        owner.layout.geometry,
+        shard.heads,
+        tokens,
+        BlockTable(tuple(local_ids)),
+        BlockTable(tuple(remote_ids)),
+    )
     check_batch(batch, reader.lengths(), owner.lengths())
     wanted = expect_tokens(reader, [owner], tokens, local_ids, remote_ids)
     reader.bytes[reader.positions(batch.local)] = owner.bytes[owner.positions(batch.remote)]
@@ -140,9 +147,8 @@ def test_heads_and_tokens_of_several_ranks_land_right(here: str, there: str, ran
             owner = owners[source.rank]
             if source.heads:
                 assert reader.layout.geometry.obstacle(owner.layout.geometry) == ""
-                batch = reader.layout.batch_from(
-                    owner.layout.geometry, source.heads, tokens, local_ids, remote_ids
-                )
+                local, remote = BlockTable(tuple(local_ids), (1,)), BlockTable(tuple(remote_ids))
+                batch = reader.layout.batch_from(owner.layout.geometry, source.heads, tokens, local, remote)
                 check_batch(batch, reader.lengths(), owner.lengths())
                 reader.bytes[reader.positions(batch.local)] = owner.bytes[owner.positions(batch.remote)]
         assert torch.equal(reader.bytes, wanted)

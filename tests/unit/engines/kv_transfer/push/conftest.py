@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmserve.core.ids import LeaseId, RequestId, TransferId, WorkerId
-from llmserve.core.kv_params import PullParams, PushParams
+from llmserve.core.kv_params import BlockTable, PullParams, PushParams
 from llmserve.engines.kv_transfer import Finish, PullResult, PushChunk, ReceiveJob
 
 EPOCH = 5
@@ -48,7 +48,7 @@ class PushedRequest:
     # -- decode
 
     def reserve(self) -> None:
-        job = ReceiveJob(self.request_id, self.push_params, self.first, self.target)
+        job = ReceiveJob(self.request_id, self.push_params, BlockTable(self.target, (self.first,)))
         self.decode.node.receiver.receive(job)
 
     def cancel(self) -> None:
@@ -64,7 +64,7 @@ class PushedRequest:
         self.prefill.node.sender.announce(self.transfer_id)
 
     def chunk(self, start: int, end: int, *, restarted: bool = False) -> PushChunk:
-        return PushChunk(self.transfer_id, start, end, self.source[:end], restarted)
+        return PushChunk(self.transfer_id, start, end, BlockTable(self.source[:end]), restarted)
 
     def compute(self, start: int, end: int, layers: Sequence[int] = range(LAYERS), **more: Any) -> None:
         chunks = [self.chunk(start, end, **more)]
@@ -81,7 +81,7 @@ class PushedRequest:
             epoch=EPOCH,
             lease_id=lease_id,
             endpoints=(self.prefill.node.endpoint,),
-            block_ids=self.source,
+            blocks=BlockTable(self.source),
             num_tokens=len(self.source) * BLOCK_TOKENS,
             block_size_tokens=BLOCK_TOKENS,
             lease_seconds=30.0,
