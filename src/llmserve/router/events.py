@@ -103,9 +103,9 @@ class CachedTokens:
 
     @property
     def more(self) -> More:
-        if self.predicted == self.actual:
-            return More.EXACT
-        return More.EXPECTED if self.predicted > self.actual else More.FOUND
+        if self.predicted > self.actual:
+            return More.EXPECTED
+        return More.FOUND if self.predicted < self.actual else More.EXACT
 
 
 @dataclass(frozen=True, slots=True)

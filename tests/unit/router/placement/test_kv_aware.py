@@ -270,6 +270,17 @@ def test_equals_are_chosen_at_random(field: Field) -> None:
     assert max(counts.values()) <= 150
 
 
+@pytest.mark.parametrize(("ahead_seconds", "workers"), [(0.0009, 2), (0.002, 1)])
+def test_differences_that_no_prediction_makes_out_are_left_to_chance(
+    field: Field, ahead_seconds: float, workers: int
+) -> None:
+    """A request of 31 ms: 2 % and half a millisecond are 1.1 ms."""
+    field.add("aggregated-0", "aggregated-1")
+    field["aggregated-0"].slots.backlog.add("other", ahead_seconds, field.clock.now())
+    short = PlacementRequest("m", 10)
+    assert len({field.chosen(short) for _ in range(30)}) == workers
+
+
 def test_the_best_candidates_are_told_the_chosen_one_first(field: Field) -> None:
     field.add("prefill-0", "prefill-1", "prefill-2", "decode-0")
     for seconds, name in enumerate(("prefill-0", "prefill-1", "prefill-2")):
