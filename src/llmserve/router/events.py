@@ -70,9 +70,9 @@ class RequestPlaced:
     request_id: RequestId
     plan: Plan
     queue_seconds: float
-    predicted_cached_tokens: int = 0
-    requests_ahead: int = 0
-    report: QueueReport = field(default_factory=QueueReport)
+    predicted_cached_tokens: int
+    requests_ahead: int
+    report: QueueReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from llmserve.core.errors import InvalidRequest, NoWorkerAvailable, QueueFull, Q
 from llmserve.core.ids import RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.router.events import (
+    Admit,
     Effect,
     Exit,
     HeldRequest,
@@ -16,7 +17,7 @@ from llmserve.router.events import (
     RequestPlaced,
     RequestRefused,
 )
-from llmserve.router.placement.planner import Disaggregate
+from llmserve.router.placement.planner import Disaggregate, PlacementRequest
 from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.speed import SlowLimits
 from llmserve.router.workers.worker import DrainOrder
@@ -39,6 +40,12 @@ def _refused(effects: list[Effect]) -> RequestRefused:
 def _held(name: str, *, prefill: bool = False, epoch: int = 1) -> HeldRequest:
     first = Incarnation(WorkerId("prefill-0"), epoch) if prefill else None
     return HeldRequest(RequestId(name), TenantId("t"), first, Incarnation(WorkerId("decode-0"), epoch))
+
+
+def test_what_a_message_does_not_say_is_zero() -> None:
+    admit, held = Admit(RequestId("a"), TenantId("t"), PlacementRequest("m")), _held("a")
+    assert (admit.priority, admit.timeout_seconds) == (0, 0.0)
+    assert (held.prompt_tokens, held.max_output_tokens) == (0, 0)
 
 
 def test_places_until_seats_are_taken_then_in_turn(make_cluster: MakeCluster) -> None:

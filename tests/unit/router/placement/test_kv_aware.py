@@ -403,6 +403,17 @@ def test_a_crowded_prefill_worker_keeps_nobody_off_the_shortlist(field: Field) -
     assert field.chosen(_held(800, "prefill-0"))[0] == "prefill-4"
 
 
+def test_the_fifth_best_prefill_worker_is_not_on_the_shortlist(field: Field) -> None:
+    """Though the pair with it would cost least."""
+    field.add(*(f"prefill-{number}" for number in range(5)), "decode-0")
+    for number in range(5):
+        field[f"prefill-{number}"].slots.backlog.add("other", number / 100, field.clock.now())
+    _linked(field, "prefill-4")
+    assert field.chosen()[0] != "prefill-4"
+    field.membership.suspect(WorkerId("prefill-3"), 1, "gone")
+    assert field.chosen()[0] == "prefill-4", "it is the fourth"
+
+
 def test_a_cached_prefill_worker_is_on_the_shortlist(field: Field) -> None:
     field.add(*(f"prefill-{number}" for number in range(6)), "decode-0")
     for number in range(5):

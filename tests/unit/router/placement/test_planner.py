@@ -21,6 +21,7 @@ from llmserve.router.placement.planner import (
     PlacementRequest,
     Plan,
     Planner,
+    WorkerChoices,
 )
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.worker import ClusterMember, WorkerSlots, WorkerSpec
@@ -303,6 +304,24 @@ def test_a_first_token_waits_for_the_queue_the_loading_and_the_computing() -> No
     parts = CostParts(queue=1.0, load=2.0, compute=4.0, handover=8.0, decode=16.0)
     candidate = Candidate(WorkerId("prefill-0"), WorkerId("decode-0"), parts)
     assert (candidate.first_token_seconds, candidate.total_seconds) == (7.0, 31.0)
+
+
+def test_what_is_not_known_of_a_request_counts_nothing(
+    membership: ClusterMembership, make_spec: MakeSpec
+) -> None:
+    asked = []
+
+    class Asked(RoundRobin):
+        def choose(
+            self, choices: WorkerChoices, request: PlacementRequest, output_tokens: int
+        ) -> Plan | None:
+            asked.append((request.prompt_tokens, output_tokens))
+            return super().choose(choices, request, output_tokens)
+
+    membership.register(make_spec("aggregated-0"))
+    assert isinstance(Planner(membership, ActiveRules((), Asked())).plan(PlacementRequest("m")), Plan)
+    assert asked == [(0, 0)]
+    assert set(CostParts()) == {0.0}
 
 
 def _planner(membership: ClusterMembership, mode: Disaggregate) -> Planner:
