@@ -37,14 +37,15 @@ class Controller:
     ) -> None:
         self.membership = membership = ClusterMembership(clock, expiry_seconds=settings.expiry_seconds)
         self.speeds = speeds = WorkerSpeeds(clock, settings.slow)
-        self.prefixes = prefixes = PrefixLookup(clock, index or PrefixIndex(), membership)
+        self.prefixes = prefixes = PrefixLookup(
+            clock, index or PrefixIndex(), membership, settings.prefetch_on_prefix
+        )
         self._scheduler = Scheduler(clock, settings.policy)
         self._queue = self._scheduler.queue
         self._placement_rules = PlacementRules(clock, rng, speeds)
         self._planner = Planner(membership, self._placement_rules.rules(settings.placement))
         self.requests = Requests(clock, self._scheduler, self._planner, membership, prefixes, speeds)
         self._entries = self.requests.entries
-        prefixes.prefetches = settings.prefetch_on_prefix
 
     def __repr__(self) -> str:
         return f"<Controller apiservers={self.apiservers} {self._queue!r} {self.membership!r}>"

@@ -70,9 +70,9 @@ class RequestPlaced:
     request_id: RequestId
     plan: Plan
     queue_seconds: float
-    predicted_cached_tokens: int = 0
-    requests_ahead: int = 0
-    report: QueueReport = field(default_factory=QueueReport)
+    predicted_cached_tokens: int
+    requests_ahead: int
+    report: QueueReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +103,9 @@ class CachedTokens:
 
     @property
     def more(self) -> More:
-        if self.predicted == self.actual:
-            return More.EXACT
-        return More.EXPECTED if self.predicted > self.actual else More.FOUND
+        if self.predicted > self.actual:
+            return More.EXPECTED
+        return More.FOUND if self.predicted < self.actual else More.EXACT
 
 
 @dataclass(frozen=True, slots=True)

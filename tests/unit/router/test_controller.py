@@ -8,6 +8,7 @@ from llmserve.core.errors import InvalidRequest, NoWorkerAvailable, QueueFull, Q
 from llmserve.core.ids import RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.router.events import (
+    Admit,
     Effect,
     Exit,
     HeldRequest,
@@ -16,9 +17,10 @@ from llmserve.router.events import (
     RequestPlaced,
     RequestRefused,
 )
-from llmserve.router.placement.planner import Disaggregate
+from llmserve.router.placement.planner import Disaggregate, PlacementRequest
 from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.speed import SlowLimits
+from llmserve.router.workers.worker import DrainOrder
 from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
@@ -38,6 +40,12 @@ def _refused(effects: list[Effect]) -> RequestRefused:
 def _held(name: str, *, prefill: bool = False, epoch: int = 1) -> HeldRequest:
     first = Incarnation(WorkerId("prefill-0"), epoch) if prefill else None
     return HeldRequest(RequestId(name), TenantId("t"), first, Incarnation(WorkerId("decode-0"), epoch))
+
+
+def test_what_a_message_does_not_say_is_zero() -> None:
+    admit, held = Admit(RequestId("a"), TenantId("t"), PlacementRequest("m")), _held("a")
+    assert (admit.priority, admit.timeout_seconds) == (0, 0.0)
+    assert (held.prompt_tokens, held.max_output_tokens) == (0, 0)
 
 
 def test_places_until_seats_are_taken_then_in_turn(make_cluster: MakeCluster) -> None:
@@ -85,6 +93,31 @@ def test_a_router_that_takes_over_counts_the_choices_that_run(make_cluster: Make
     assert cluster.placed_on("decode-0") == 3
     assert cluster.admit(session, "b", choices=2) == []
     assert _placed(cluster.done(session, "a")) == ["b"]
+
+
+def test_a_place_takes_kv_room_for_the_prompt_and_the_expected_answer(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0")
+    session = cluster.open()
+    (placed,) = cluster.admit(session, "a")
+    assert placed.plan.decode.slots.kv_tokens == 10 + 256
+    cluster.done(session, "a")
+    assert placed.plan.decode.slots.kv_tokens == 0
+
+
+def test_a_request_that_has_no_place_holds_nobody_up(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0")
+    session = cluster.open()
+    assert cluster.admit(session, "of another model", model="absent") == []
+    assert _placed(cluster.admit(session, "a")) == ["a"]
+
+
+def test_what_is_given_back_early_has_generated_nothing(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0")
+    session = cluster.open()
+    cluster.admit(session, "a")
+    cluster.close(session)
+    (tenant,) = cluster.controller.scheduler_stats().tenants
+    assert tenant.served_tokens == 10, "its prompt"
 
 
 def test_the_first_token_frees_the_prefill_worker(make_cluster: MakeCluster) -> None:
@@ -272,6 +305,31 @@ def test_a_suspect_is_not_used_and_its_heartbeat_dispatches(make_cluster: MakeCl
     assert _placed(cluster.heartbeat("aggregated-0")) == ["a"]
 
 
+def test_a_worker_that_leaves_gets_nothing_more(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0")
+    session = cluster.open()
+    assert cluster.controller.deregister(WorkerId("aggregated-0"), 1) == []
+    assert cluster.admit(session, "a") == []
+
+
+def test_a_drain_says_how_many_others_are_left(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("prefill-0", "decode-0", "decode-1", "decode-2")
+    member, left = cluster.controller.drain(WorkerId("decode-1"), DrainOrder(drain=True))
+    assert (member.spec.worker_id, left) == ("decode-1", 2)
+    member, left = cluster.controller.drain(WorkerId("decode-2"), DrainOrder(drain=False))
+    assert (member.spec.worker_id, left) == ("decode-2", 1), "it takes requests itself, too"
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+def test_a_worker_is_avoided_after_a_stall_though_it_is_heard(
+    make_cluster: MakeCluster, stalled: bool
+) -> None:
+    cluster = make_cluster("aggregated-0", "aggregated-1")
+    cluster.controller.worker_failed(WorkerId("aggregated-0"), 1, "broken", stalled=stalled)
+    cluster.heartbeat("aggregated-0")
+    assert cluster.controller.speeds.stalled_names() == ({"aggregated-0"} if stalled else set())
+
+
 def test_a_newer_incarnation_takes_work_though_the_older_ones_requests_linger(
     make_cluster: MakeCluster,
 ) -> None:
@@ -385,6 +443,15 @@ def test_from_which_factor_on_a_worker_is_slow_changes_while_the_router_runs(
     cluster = make_cluster("aggregated-0")
     cluster.controller.reconfigure(RouterSettings(slow=SlowLimits(factor=7.0)))
     assert cluster.controller.speeds.limits.factor == 7.0
+
+
+def test_silence_is_measured_by_the_new_expiry(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", expiry_seconds=60.0)
+    session = cluster.open()
+    cluster.controller.reconfigure(RouterSettings(expiry_seconds=2.0))
+    assert cluster.controller.next_wake() == cluster.clock.now() + 2.0
+    cluster.after(2.0)
+    assert cluster.admit(session, "a") == []
 
 
 # -- after another router's term

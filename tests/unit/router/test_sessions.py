@@ -1,6 +1,7 @@
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import ApiserverId
-from llmserve.router.sessions import Takeover
+from llmserve.router.sessions import PlacementHold, Takeover
+from llmserve.router.workers.worker import WorkerSlots
 
 A, B = ApiserverId("a"), ApiserverId("b")
 
@@ -29,3 +30,9 @@ def test_without_a_snapshot_nothing_is_charged_yet(clock: VirtualClock) -> None:
     takeover = Takeover(clock)
     takeover.take_over(0.4, inherits=False)
     assert not takeover.already_charged(A)
+
+
+def test_a_prompt_without_a_prediction_has_taken_no_known_time() -> None:
+    prefill, decode = WorkerSlots(), WorkerSlots()
+    assert PlacementHold(prefill, decode).first_token(5.0) == 0.0
+    assert (prefill.placed_requests, decode.placed_requests) == (0, 1)

@@ -62,7 +62,7 @@ class MemoryState:
         self._clock = clock
         self._epoch = 0
         self._term: Term | None = None
-        self._ends_at = 0.0
+        self._ends_at = float("-inf")
         self._saved: tuple[str, float] | None = None
 
     async def campaign(self, leader: str, seconds: float) -> Term | str:

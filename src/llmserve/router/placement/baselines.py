@@ -78,11 +78,10 @@ class LeastLoaded:
         return _Scored(ties[int(self._rng.random() * len(ties))], best)
 
     def _totals(self, members: Sequence[ClusterMember], request: PlacementRequest) -> list[float]:
-        totals = [0.0] * len(members)
-        for weight, scorer in self._scorers:
-            scores = scorer.scores(members, request)
-            totals = [total + weight * score for total, score in zip(totals, scores, strict=True)]
-        return totals
+        weighted = [
+            [weight * score for score in scorer.scores(members, request)] for weight, scorer in self._scorers
+        ]
+        return [sum(scores) for scores in zip(*weighted, strict=True)]
 
 
 def _plan(prefill: ClusterMember | None, decode: ClusterMember, request: PlacementRequest) -> Plan:

@@ -184,5 +184,6 @@ class CostForecast:
         size = member.spec.kv_shape.block_size_tokens
         capacity = member.spec.total_blocks * size  # 0: unknown
         needed = self.prompt_tokens + self._output_tokens
-        short = max(member.load.used_blocks * size, member.slots.kv_tokens) + needed - capacity
-        return min(1.0, short / needed) if capacity and short > 0 else 0.0
+        used = max(member.load.used_blocks * size, member.slots.kv_tokens)
+        short = max(0, used + needed - capacity)
+        return min(1.0, short / needed) if capacity and short else 0.0

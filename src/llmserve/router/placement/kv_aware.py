@@ -5,6 +5,7 @@ than they could save.
 """
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from heapq import nsmallest
 from itertools import product
@@ -105,7 +106,7 @@ class KvAware:
         return [look.whole(member) for member in best]
 
     def _pairs(self, choices: WorkerChoices, look: "_Look") -> list[_Option]:
-        if not choices.prefill or not choices.decode:
+        if not choices.prefill:
             return []
         prefill = map(look.first_leg, self._best(choices.prefill, look.prefill_seconds))
         decode = map(look.second_leg, self._best(choices.decode, look.decode_seconds))
@@ -121,8 +122,9 @@ class KvAware:
         return [member for _, member in nsmallest(_BEST_OF_EACH, costs, key=itemgetter(0))]
 
     def _pick(self, options: Sequence[_Option]) -> _Option:
+        """Takes one of the best, which come first."""
         limit = options[0].seconds * _ALIKE_RATIO + _ALIKE_SECONDS
-        alike = sum(option.seconds <= limit for option in options)
+        alike = bisect_right(options, limit, key=attrgetter("seconds"))
         return options[int(self._rng.random() * alike)]
 
     # -- what was chosen before

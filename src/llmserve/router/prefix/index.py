@@ -146,7 +146,7 @@ def _note(longest: dict[WorkerId, int], replica: Directory, mask: int, blocks: i
     """These devices hold so many leading blocks."""
     for holder in replica.holders(mask) if blocks else ():
         worker_id = WorkerId(holder.node)
-        longest[worker_id] = max(blocks, longest.get(worker_id, 0))
+        longest[worker_id] = max(blocks, longest.get(worker_id, blocks))
 
 
 def _fastest(replicas: Sequence[Directory], masks: _Masks) -> KvTier | None:

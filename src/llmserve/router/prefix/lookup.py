@@ -20,8 +20,10 @@ _PREFILLS = (WorkerRole.PREFILL, WorkerRole.AGGREGATED)
 class PrefixLookup:
     """prefetches: blocks of waiting requests are loaded into DRAM (`kv_cache.prefetch_on_prefix`)."""
 
-    def __init__(self, clock: Clock, index: PrefixIndex, membership: ClusterMembership) -> None:
-        self.index, self.hash_check, self.prefetches = index, HashConsistency(clock, index), False
+    def __init__(
+        self, clock: Clock, index: PrefixIndex, membership: ClusterMembership, prefetches: bool
+    ) -> None:
+        self.index, self.hash_check, self.prefetches = index, HashConsistency(clock, index), prefetches
         self._clock, self._membership = clock, membership
 
     def look_up(self, entry: RequestEntry) -> None:
@@ -38,10 +40,10 @@ class PrefixLookup:
     def prefetch(self, entry: RequestEntry, tenant: TenantId, wait_seconds: float) -> list[Prefetch]:
         """Asks for the blocks of a waiting request; empty when all of its stored blocks are in DRAM."""
         hashes, worker_id = entry.prompt.block_hashes, self._could_run(entry)
-        stretches = self.index.below_dram(hashes) if self.prefetches and worker_id else []
-        if not stretches or worker_id is None:
+        if worker_id is None:
             return []
-        return [Prefetch(worker_id, tenant, hashes, stretches, wait_seconds)]
+        stretches = self.index.below_dram(hashes)
+        return [Prefetch(worker_id, tenant, hashes, stretches, wait_seconds)] if stretches else []
 
     def placed(self, entry: RequestEntry, plan: Plan) -> int:
         """Returns the prompt tokens that the worker is expected to have cached, and drops what the request

@@ -22,7 +22,7 @@ class LineFit:
 
     def __init__(self, fixed: float, slope: float, typical: float) -> None:
         """The line starts as fixed + slope * amount. Until it has learnt, it holds best at the amount
-        `typical`."""
+        `typical`, which is more than 0."""
         self.fixed, self.slope, self.samples = fixed, slope, 0
         self._anchor = fixed
         self._n, self._x, self._xx = _FIRST_WEIGHT, _FIRST_WEIGHT * typical, _FIRST_WEIGHT * typical**2
@@ -55,9 +55,9 @@ class LineFit:
 
     def _solve(self) -> None:
         n, y = self._n + _ANCHOR_WEIGHT, self._y + _ANCHOR_WEIGHT * self._anchor
-        spread = n * self._xx - self._x * self._x
-        steepest = y / self._x if self._x else 0.0  # steeper, and fixed would be negative
-        slope = (n * self._xy - self._x * y) / spread if spread > 0 else 0.0
+        spread = n * self._xx - self._x * self._x  # more than 0, because the anchor is at amount 0
+        slope = (n * self._xy - self._x * y) / spread
+        steepest = y / self._x  # steeper, and fixed would be negative
         self.slope = min(max(slope, 0.0), steepest)
         self.fixed = max(0.0, (y - self.slope * self._x) / n)
 

@@ -31,7 +31,7 @@ class ClusterMembership:
         self._available: dict[tuple[str, WorkerRole], list[ClusterMember]] = {}
         self._models: frozenset[str] = frozenset()
         self._check_at: float | None = None
-        self.version = 0  # changes with the set of registered workers
+        self.version = 0  # how often the set of registered workers has changed
 
     def __iter__(self) -> Iterator[ClusterMember]:
         """Yields every known worker, lost ones included."""

@@ -57,12 +57,12 @@ class Backlog:
     computed in the order of their placement. An engine's own report is a heartbeat old; this is known at
     once. Times are on the router's clock."""
 
-    __slots__ = ("_began", "_pending", "_seconds")
+    __slots__ = ("_pending", "_removed_at", "_seconds")
 
     def __init__(self) -> None:
         self._pending: dict[Hashable, tuple[float, float]] = {}  # expected seconds, when it was added
         self._seconds = 0.0
-        self._began = 0.0  # when the first of the pending could be begun
+        self._removed_at = float("-inf")  # when the latest was removed, and the next could be begun
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -70,8 +70,6 @@ class Backlog:
     def add(self, key: Hashable, seconds: float, now: float) -> None:
         """seconds: expected time to compute it alone. A key is added once."""
         assert key not in self._pending, key
-        if not self._pending:
-            self._began = now
         self._pending[key] = (seconds, now)
         self._seconds += seconds
 
@@ -79,8 +77,8 @@ class Backlog:
         """The prompt has its first token, or is given up. Returns the seconds in which the worker computed
         it: since it was added, or since the one before it was done. Errors: KeyError."""
         seconds, added_at = self._pending.pop(key)
-        busy = now - max(added_at, self._began)
-        self._began = now
+        busy = now - max(added_at, self._removed_at)
+        self._removed_at = now
         # Rounding would add up: an empty backlog is empty.
         self._seconds = max(0.0, self._seconds - seconds) if self._pending else 0.0
         return busy
@@ -90,8 +88,8 @@ class Backlog:
         runs; when it is overdue it takes nothing off the others."""
         if not self._pending:
             return 0.0
-        first = next(iter(self._pending.values()))[0]
-        return self._seconds - min(first, now - self._began)
+        first, added_at = next(iter(self._pending.values()))
+        return self._seconds - min(first, now - max(added_at, self._removed_at))
 
 
 _SIZES = ("block_size_tokens", "tensor_parallel")

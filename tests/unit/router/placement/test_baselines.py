@@ -1,8 +1,11 @@
+import random
 from collections import Counter
 from collections.abc import Callable
 
 from llmserve.core.clock import VirtualClock
-from llmserve.router.placement.baselines import RoundRobin
+from llmserve.core.ids import WorkerId
+from llmserve.core.request import EngineLoad
+from llmserve.router.placement.baselines import FreeSlots, LeastLoaded, RoundRobin, ShortEngineQueue
 from llmserve.router.placement.planner import (
     ActiveRules,
     HasFreeSlot,
@@ -11,8 +14,9 @@ from llmserve.router.placement.planner import (
     Plan,
     Planner,
 )
+from llmserve.router.prefix.match import PrefixMatch
 from llmserve.router.workers.membership import ClusterMembership
-from llmserve.router.workers.worker import WorkerSpec
+from llmserve.router.workers.worker import ClusterMember, WorkerSlots, WorkerSpec
 
 MakeSpec = Callable[..., WorkerSpec]
 
@@ -43,3 +47,35 @@ def test_round_robin_uses_decode_alone_without_prefill(clock: VirtualClock, make
     plan = planner.plan(PlacementRequest("m"))
     assert isinstance(plan, Plan)
     assert (plan.prefill, plan.decode.spec.worker_id) == (None, "decode-0")
+
+
+def test_round_robin_goes_on_in_the_order_of_registration(clock: VirtualClock, make_spec: MakeSpec) -> None:
+    membership = ClusterMembership(clock, expiry_seconds=4.0)
+    for number in range(3):
+        membership.register(make_spec(f"aggregated-{number}"))
+    planner = _planner(membership)
+    plans = [planner.plan(PlacementRequest("m")) for _ in range(4)]
+    turns = [plan.decode.spec.worker_id[-1] for plan in plans if isinstance(plan, Plan)]
+    assert "".join(turns) in "0120120"
+
+
+def test_scores_are_1_at_best_and_0_at_worst(make_spec: MakeSpec) -> None:
+    member, request = ClusterMember(make_spec("decode-0", slots=4), WorkerSlots(), 0.0), PlacementRequest("m")
+    assert FreeSlots().scores([member], request) == [1.0]
+    assert ShortEngineQueue().scores([member], request) == [1.0]
+    member.slots.placed_requests, member.load = 1, EngineLoad(waiting_requests=12)
+    assert FreeSlots().scores([member], request) == [0.75]
+    assert ShortEngineQueue().scores([member], request) == [0.25]
+    member.slots.placed_requests = 4
+    assert FreeSlots().scores([member], request) == [0.0]
+
+
+def test_what_the_chosen_worker_has_cached_is_not_counted_as_work(make_spec: MakeSpec) -> None:
+    """Though it was no reason to choose it."""
+    membership = ClusterMembership(VirtualClock(), expiry_seconds=4.0)
+    membership.register(make_spec("aggregated-0"))
+    chooser = LeastLoaded(((1.0, FreeSlots()),), random.Random(1))
+    match = PrefixMatch({WorkerId("aggregated-0"): 3}, block_tokens=16)
+    plan = Planner(membership, ActiveRules((), chooser)).plan(PlacementRequest("m", 100, match=match))
+    assert isinstance(plan, Plan)
+    assert plan.computed_tokens == 52

@@ -59,6 +59,14 @@ def test_a_worker_that_has_not_told_its_block_size(make_spec: MakeSpec) -> None:
     assert overlap.at(A) == CachedPrompt(0, [])
 
 
+def test_blocks_of_one_token_end_before_the_last_token(make_spec: MakeSpec) -> None:
+    shape = make_spec("prefill-0", block_size_tokens=1).kv_shape
+    match = PrefixMatch({A: 2}, (TierRun(KvTier.DRAM, 9),))
+    held, loads = PrefixOverlap(match, 4, shape).at(A)
+    assert (held, [load.tokens for load in loads]) == (2, [1])
+    assert PrefixOverlap(match, 0, shape).at(A) == CachedPrompt(0, [])
+
+
 def test_the_object_tier_is_slow(shape: KvShape) -> None:
     (load,) = PrefixOverlap(PrefixMatch({}, (TierRun(KvTier.OBJECT, 2),)), 100, shape).at(A).loads
     assert load == pytest.approx((32, 0.050 + 32_000 / 0.2e9))
@@ -126,7 +134,9 @@ def test_what_is_on_the_device_is_not_computed(
 def test_what_is_faster_to_load_is_loaded(forecast: Forecast, member: Callable[..., ClusterMember]) -> None:
     stored = forecast(PrefixMatch({}, (TierRun(KvTier.DRAM, 4), TierRun(KvTier.NVME, 4))))
     dram, nvme = 0.001 + 64_000 / 5e9, 0.003 + 64_000 / 1.5e9
-    assert stored.prompt(member("prefill-0")) == pytest.approx((0.0, dram + nvme, seconds_for(32), 32))
+    cost = stored.prompt(member("prefill-0"))
+    assert cost == pytest.approx((0.0, dram + nvme, seconds_for(32), 32))
+    assert cost.seconds == pytest.approx(dram + nvme + seconds_for(32))
 
 
 def test_what_is_slower_to_load_is_computed_with_all_that_follows(
@@ -158,7 +168,7 @@ def test_a_decode_worker_is_slowed_down_by_what_runs_there(
 
 @pytest.mark.parametrize(
     ("used_blocks", "placed_tokens", "missing_tokens"),
-    [(0, 0, 0), (83, 0, 0), (84, 0, 4), (0, 1344, 4), (92, 1400, 132), (100, 0, 260), (200, 0, 260)],
+    [(0, 0, 0), (83, 0, 0), (84, 0, 4), (0, 1341, 1), (92, 1400, 132), (100, 0, 260), (200, 0, 260)],
 )
 def test_a_request_waits_for_the_kv_room_that_is_missing(
     forecast: Forecast,

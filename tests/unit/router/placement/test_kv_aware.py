@@ -270,6 +270,17 @@ def test_equals_are_chosen_at_random(field: Field) -> None:
     assert max(counts.values()) <= 150
 
 
+@pytest.mark.parametrize(("ahead_seconds", "workers"), [(0.0009, 2), (0.002, 1)])
+def test_differences_that_no_prediction_makes_out_are_left_to_chance(
+    field: Field, ahead_seconds: float, workers: int
+) -> None:
+    """A request of 31 ms: 2 % and half a millisecond are 1.1 ms."""
+    field.add("aggregated-0", "aggregated-1")
+    field["aggregated-0"].slots.backlog.add("other", ahead_seconds, field.clock.now())
+    short = PlacementRequest("m", 10)
+    assert len({field.chosen(short) for _ in range(30)}) == workers
+
+
 def test_the_best_candidates_are_told_the_chosen_one_first(field: Field) -> None:
     field.add("prefill-0", "prefill-1", "prefill-2", "decode-0")
     for seconds, name in enumerate(("prefill-0", "prefill-1", "prefill-2")):
@@ -390,6 +401,17 @@ def test_a_crowded_prefill_worker_keeps_nobody_off_the_shortlist(field: Field) -
     field["prefill-0"].slots.backlog.add("other", 0.2, field.clock.now())
     field["prefill-4"].slots.backlog.add("other", 0.1, field.clock.now())
     assert field.chosen(_held(800, "prefill-0"))[0] == "prefill-4"
+
+
+def test_the_fifth_best_prefill_worker_is_not_on_the_shortlist(field: Field) -> None:
+    """Though the pair with it would cost least."""
+    field.add(*(f"prefill-{number}" for number in range(5)), "decode-0")
+    for number in range(5):
+        field[f"prefill-{number}"].slots.backlog.add("other", number / 100, field.clock.now())
+    _linked(field, "prefill-4")
+    assert field.chosen()[0] != "prefill-4"
+    field.membership.suspect(WorkerId("prefill-3"), 1, "gone")
+    assert field.chosen()[0] == "prefill-4", "it is the fourth"
 
 
 def test_a_cached_prefill_worker_is_on_the_shortlist(field: Field) -> None:

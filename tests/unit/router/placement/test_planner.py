@@ -11,6 +11,8 @@ from llmserve.core.request import EngineLoad
 from llmserve.router.placement.baselines import FreeSlots, LeastLoaded, RoundRobin, ShortEngineQueue
 from llmserve.router.placement.planner import (
     ActiveRules,
+    Candidate,
+    CostParts,
     Disaggregate,
     HasFreeSlot,
     NoPlan,
@@ -19,6 +21,7 @@ from llmserve.router.placement.planner import (
     PlacementRequest,
     Plan,
     Planner,
+    WorkerChoices,
 )
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.worker import ClusterMember, WorkerSlots, WorkerSpec
@@ -178,6 +181,13 @@ def test_what_an_engine_has_before_it_is_bounded(clock: VirtualClock, make_spec:
     assert not rule.keep([member], request)
 
 
+def test_prompts_that_take_just_the_bound_are_too_much(clock: VirtualClock, make_spec: MakeSpec) -> None:
+    member = ClusterMember(make_spec("prefill-0"), WorkerSlots(), heard_at=0.0)
+    for name in "ab":
+        member.slots.backlog.add(name, 0.25, clock.now())
+    assert NotBackedUp(clock, seconds=0.5).keep([member], REQUEST) == []
+
+
 @pytest.fixture
 def stuck() -> set[WorkerId]:
     """Workers that gave requests no output in time."""
@@ -210,6 +220,27 @@ def test_one_role_does_all_while_the_other_is_stuck(
     assert isinstance(plan, Plan)
     why = "it gave a request no output in time"
     assert plan.note == f"no {away[:-2]} worker can be used ({away}: {why})"
+
+
+def test_where_pairs_are_wanted_a_stuck_worker_is_better_than_none(
+    membership: ClusterMembership, make_spec: MakeSpec
+) -> None:
+    chooser = LeastLoaded(((1.0, FreeSlots()),), random.Random(3))
+    rules = ActiveRules((), chooser, Disaggregate.ALWAYS, lambda: {WorkerId("prefill-0")})
+    for name in ("prefill-0", "decode-0"):
+        membership.register(make_spec(name))
+    assert _names(Planner(membership, rules).plan(REQUEST)) == ("prefill-0", "decode-0")
+
+
+def test_a_stuck_aggregated_worker_gets_nothing_while_a_decode_worker_can_do_all(
+    membership: ClusterMembership, auto: Planner, stuck: set[WorkerId], make_spec: MakeSpec
+) -> None:
+    for name in ("decode-0", "aggregated-0"):
+        membership.register(make_spec(name))
+    _fill(membership, "decode-0", 1)
+    assert _names(auto.plan(REQUEST)) == ("", "aggregated-0")
+    stuck.add(WorkerId("aggregated-0"))
+    assert _names(auto.plan(REQUEST)) == ("", "decode-0")
 
 
 def test_where_all_are_stuck_they_are_used(
@@ -250,6 +281,47 @@ def test_prefill_workers_serve_alone_also_where_they_had_nothing_to_do(
         membership.suspect(WorkerId("decode-0"), 1, "reset by peer")
         assert _names(planner.plan(REQUEST)) == ("", "prefill-0")
         membership.heartbeat(WorkerId("decode-0"), 1, EngineLoad())
+
+
+def test_a_note_says_when_a_prefill_worker_does_what_decode_workers_usually_do(
+    membership: ClusterMembership, make_spec: MakeSpec
+) -> None:
+    """Where pairs are never wanted, nobody misses a prefill worker."""
+    planner = _planner(membership, Disaggregate.NEVER)
+    for name in ("prefill-0", "decode-0"):
+        membership.register(make_spec(name))
+    notes = []
+    for away in ("prefill-0", "decode-0"):
+        membership.suspect(WorkerId(away), 1, "reset by peer")
+        plan = planner.plan(REQUEST)
+        assert isinstance(plan, Plan)
+        notes.append(plan.note)
+        membership.heartbeat(WorkerId(away), 1, EngineLoad())
+    assert notes == ["", "no decode worker can be used (decode-0: reset by peer)"]
+
+
+def test_a_first_token_waits_for_the_queue_the_loading_and_the_computing() -> None:
+    parts = CostParts(queue=1.0, load=2.0, compute=4.0, handover=8.0, decode=16.0)
+    candidate = Candidate(WorkerId("prefill-0"), WorkerId("decode-0"), parts)
+    assert (candidate.first_token_seconds, candidate.total_seconds) == (7.0, 31.0)
+
+
+def test_what_is_not_known_of_a_request_counts_nothing(
+    membership: ClusterMembership, make_spec: MakeSpec
+) -> None:
+    asked = []
+
+    class Asked(RoundRobin):
+        def choose(
+            self, choices: WorkerChoices, request: PlacementRequest, output_tokens: int
+        ) -> Plan | None:
+            asked.append((request.prompt_tokens, output_tokens))
+            return super().choose(choices, request, output_tokens)
+
+    membership.register(make_spec("aggregated-0"))
+    assert isinstance(Planner(membership, ActiveRules((), Asked())).plan(PlacementRequest("m")), Plan)
+    assert asked == [(0, 0)]
+    assert set(CostParts()) == {0.0}
 
 
 def _planner(membership: ClusterMembership, mode: Disaggregate) -> Planner:

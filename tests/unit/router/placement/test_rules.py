@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from llmserve.core.clock import VirtualClock
+from llmserve.core.request import EngineLoad
 from llmserve.router.placement.kv_aware import KvAware
-from llmserve.router.placement.planner import Disaggregate, NotBackedUp, PlacementRequest
+from llmserve.router.placement.planner import Disaggregate, NotBackedUp, PlacementRequest, WorkerChoices
 from llmserve.router.placement.rules import PlacementPolicy, PlacementRules
 from llmserve.router.workers.speed import SlowLimits, WorkerSpeeds
 from llmserve.router.workers.worker import ClusterMember, WorkerSlots, WorkerSpec
@@ -32,6 +33,20 @@ def test_another_routing_has_another_chooser(placement_rules: PlacementRules) ->
     again = placement_rules.rules(PlacementPolicy("round_robin")).chooser
     assert type(again) is type(before)
     assert again is not before, "whose turn it was long ago says nothing"
+
+
+@pytest.mark.parametrize(("placed", "better"), [(1, "decode-0"), (2, "decode-1")])
+def test_free_slots_weigh_twice_what_an_engines_queue_weighs(
+    placement_rules: PlacementRules, make_spec: Callable[..., WorkerSpec], placed: int, better: str
+) -> None:
+    """Of four slots, decode-0 has some taken; the engine of decode-1 is a quarter as quick with its queue."""
+    busy, queued = (ClusterMember(make_spec(f"decode-{n}", slots=4), WorkerSlots(), 0.0) for n in range(2))
+    busy.slots.placed_requests = placed
+    queued.load = EngineLoad(waiting_requests=12)
+    chooser = placement_rules.rules(PlacementPolicy("least_loaded")).chooser
+    plan = chooser.choose(WorkerChoices((), (), (), (busy, queued)), PlacementRequest("m"), 0)
+    assert plan is not None
+    assert plan.decode.spec.worker_id == better
 
 
 def test_the_bound_of_an_engines_queue_is_the_new_one(

@@ -45,6 +45,47 @@ def test_a_block_that_is_reported_is_proof(world: World) -> None:
     assert world.hash_check.next_due() is None  # once is enough
 
 
+def test_a_worker_has_two_seconds_to_report(world: World) -> None:
+    world.hash_check.ran(X, 1, ASKED)
+    world.clock.advance(1.5)
+    world.hash_check.look()
+    world.reports(X, ASKED)
+    world.clock.advance(0.5)
+    world.hash_check.look()
+    assert world.hash_check.state is HashState.MATCHES
+
+
+def test_the_next_look_is_at_the_worker_that_ran_first(world: World) -> None:
+    for worker in (X, Y):
+        world.hash_check.ran(worker, 1, ASKED)
+        world.clock.advance(0.5)
+    assert world.hash_check.next_due() == world.clock.now() + 1.0
+
+
+def test_looking_again_without_a_new_prompt_says_nothing(world: World) -> None:
+    world.reports(X, OTHER)
+    world.runs()
+    for _ in range(9):
+        world.clock.advance(LOOK_AFTER_SECONDS)
+        world.hash_check.look()
+    assert world.hash_check.state is HashState.UNPROVEN
+
+
+def test_one_proven_worker_is_enough_while_others_are_unproven(world: World) -> None:
+    world.reports(X, ASKED)
+    world.runs(X)
+    world.runs(Y)
+    assert world.hash_check.state is HashState.MATCHES
+
+
+def test_three_prompts_are_no_accident(world: World) -> None:
+    world.reports(X, OTHER)
+    world.runs(times=2)
+    assert world.hash_check.problem == ""
+    world.runs()
+    assert world.hash_check.problem.startswith("prefill-0 reports 1 KV blocks")
+
+
 def test_other_hashes_than_were_asked_for_are_told_with_both_facts(world: World) -> None:
     world.reports(X, OTHER, BlockHash(b"more"))
     states = []

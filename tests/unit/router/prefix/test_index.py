@@ -49,6 +49,18 @@ def test_a_match_ends_with_the_prompt_and_where_nobody_has_the_next_block() -> N
     assert PrefixIndex().match(HashedPrompt(HASHES, 16)) == PrefixMatch()
 
 
+def test_a_match_ends_right_after_the_last_block_that_is_held() -> None:
+    index = _index({Holder(X): 1, Holder(Y): 129})
+    assert _match(index).device == {X: 1, Y: 129}
+    assert _match(index, 130).device == {X: 1, Y: 129}
+
+
+def test_a_single_block_that_is_missing_at_the_end_of_a_stride_is_noticed() -> None:
+    index = _index({Holder(X): 200})
+    assert index.apply("m", DirectoryUpdate(Holder(X), 2, removed=(HASHES[STRIDE - 1],)))
+    assert _match(index).device == {X: STRIDE - 1}
+
+
 def test_changes_and_dropped_holders() -> None:
     index = _index({Holder(X): 10, DRAM: 10})
     assert index.apply("m", DirectoryUpdate(Holder(X), 2, removed=tuple(HASHES[4:])))
@@ -68,6 +80,7 @@ def test_several_kv_managers_each_with_its_runs() -> None:
     match = _match(index)
     assert match.device == {X: 80}
     assert match.tiers == (TierRun(KvTier.DRAM, 64), TierRun(KvTier.NVME, 64))
+    assert _match(index, 64).device == {X: 64}, "n knows none of these blocks"
     index.drop("n")  # it is away: its part is not known, the rest is used
     assert _match(index).tiers == (TierRun(KvTier.DRAM, 64), TierRun(None, 16))
     index.drop("n")
@@ -79,6 +92,8 @@ def test_a_kv_manager_that_has_just_started_does_not_hide_what_others_know() -> 
     index = _index({Holder(X): 100}, "m")
     index.begin("n")
     assert _match(index).device == {X: 100}
+    assert index.device_blocks(X) == 100
+    assert index.has_on_device(X, HASHES[99])
 
 
 def test_the_stretches_with_something_below_dram() -> None:
@@ -87,6 +102,7 @@ def test_the_stretches_with_something_below_dram() -> None:
     assert index.below_dram(HASHES[:70]) == []  # all in DRAM
     assert _index({Holder(X): 200, DRAM: 70}).below_dram(HASHES) == []
     assert PrefixIndex().below_dram(HASHES) == []
+    assert index.below_dram([]) == []
     _follow(index, "n", {Holder("n/disk", KvTier.NVME): 192}, first=150)
     assert index.below_dram(HASHES) == [Stretch("m", 0, 150), Stretch("n", 150, 192)]
 

@@ -16,7 +16,6 @@ from llmserve.router.events import Admit, CachedTokens, Effect, More, Prefetch, 
 from llmserve.router.placement.planner import Disaggregate, PlacementRequest
 from llmserve.router.prefix.hash_check import MISSES_THAT_TELL, HashState
 from llmserve.router.prefix.index import HashedPrompt, PrefixIndex, Stretch
-from llmserve.router.prefix.lookup import STALE_AFTER_SECONDS
 from llmserve.router.sessions import RouterSession
 from llmserve.router.settings import RouterSettings
 from llmserve.router.workers.worker import WorkerSpec
@@ -107,16 +106,16 @@ def test_a_request_that_waited_is_looked_for_again_when_its_turn_comes(make_worl
     world.admit("runs")
     world.admit("waits")
     world.device(3)
-    world.clock.advance(STALE_AFTER_SECONDS + 0.1)
+    world.clock.advance(1.01)
     assert placed(world.done("runs")) == [("waits", 3 * 16)]
 
 
-def test_one_that_waited_for_a_moment_is_not(make_world: MakeWorld) -> None:
+def test_one_that_waited_for_a_second_is_not(make_world: MakeWorld) -> None:
     world = make_world()
     world.admit("runs")
     world.admit("waits")
     world.device(3)
-    world.clock.advance(STALE_AFTER_SECONDS / 2)
+    world.clock.advance(1.0)
     assert placed(world.done("runs")) == [("waits", 0)]
 
 
@@ -173,6 +172,17 @@ def test_prompts_that_are_never_found_are_noticed_in_time(make_world: MakeWorld)
         world.clock.advance(wake - world.clock.now())
         world.controller.tick()
     assert world.controller.prefixes.hash_check.state is HashState.DIFFERS
+
+
+def test_the_first_block_of_a_prompt_is_proof(make_world: MakeWorld) -> None:
+    """Engines evict it last."""
+    world = make_world()
+    world.device(1)
+    world.admit("a")
+    world.done("a")
+    world.clock.advance(2.0)
+    world.controller.tick()
+    assert world.controller.prefixes.hash_check.state is HashState.MATCHES
 
 
 def test_nothing_is_expected_while_no_kv_manager_is_followed(make_world: MakeWorld) -> None:

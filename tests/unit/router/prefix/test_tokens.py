@@ -25,3 +25,9 @@ def test_the_last_token_is_always_computed_and_nothing_known_is_nothing_cached()
     match = PrefixMatch({X: 5}, (TierRun(None, 5),), block_tokens=16)
     assert [match.cached_tokens(X, tokens) // 16 for tokens in (0, 80, 81)] == [0, 4, 5]
     assert PrefixMatch().best_cached_tokens(100) == 0
+    assert PrefixMatch(block_tokens=16).best_cached_tokens(100) == 0
+
+
+def test_of_blocks_of_one_token_the_last_is_computed() -> None:
+    match = PrefixMatch({X: 5}, (TierRun(None, 5),), block_tokens=1)
+    assert [match.cached_tokens(X, tokens) for tokens in (0, 1, 3, 9)] == [0, 0, 2, 5]

@@ -33,6 +33,7 @@ def beat(membership: ClusterMembership, *, draining: bool) -> None:
 def test_a_worker_that_drains_gets_nothing_at_once_and_stays_registered(
     membership: ClusterMembership,
 ) -> None:
+    assert used(membership) == ["decode-0", "decode-1"]
     member = membership.order(DECODE, DRAIN)
     assert used(membership) == ["decode-1"]
     assert (member.state, member.registered) == (WorkerState.DRAINING, True)

@@ -1,5 +1,6 @@
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,49 @@ def test_it_starts_with_what_it_is_told() -> None:
     line = LineFit(0.01, 0.002, typical=100.0)
     assert line.seconds(50) == pytest.approx(0.11)
     assert line.samples == 0
+
+
+def test_it_is_the_line_of_least_squares_that_forgets() -> None:
+    """An older measurement counts 31/32 of the next one. What the line began with counts as one measurement;
+    an anchor at amount 0 counts half, for ever."""
+    line, measured = LineFit(0.01, 0.002, typical=100.0), [(20, 0.2), (300, 0.9), (150, 0.4), (40, 0.3)]
+    for amount, seconds in measured:
+        line.learn(amount, seconds)
+    amounts, seconds_of_all = zip((0, 0.01), (100, 0.21), *measured, strict=True)
+    weights = [0.5, *((31 / 32) ** age for age in range(4, -1, -1))]
+    slope, fixed = np.polyfit(amounts, seconds_of_all, 1, w=np.sqrt(weights))
+    assert (line.fixed, line.slope) == pytest.approx((fixed, slope))
+
+
+def test_a_line_that_would_fall_is_level() -> None:
+    line = LineFit(0.01, 0.002, typical=100.0)
+    for _ in range(200):
+        line.learn(10, 0.5)
+        line.learn(1000, 0.1)
+    assert line.slope == 0.0
+    assert line.fixed == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_line_that_would_begin_below_zero_begins_there() -> None:
+    line = LineFit(0.01, 0.002, typical=100.0)
+    for _ in range(200):
+        line.learn(1000, 0.5)
+        line.learn(3000, 4.0)
+    assert line.fixed == pytest.approx(0.0)
+    assert line.seconds(4000) == pytest.approx(4.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("measured", "believed"), [(100.0, 4.0), (0.01, 0.25)])
+def test_from_the_ninth_on_a_measurement_is_at_most_four_times_off(measured: float, believed: float) -> None:
+    def after(known: int, factor: float) -> tuple[float, float]:
+        line = LineFit(0.1, 0.002, typical=1000.0)
+        for number in range(known):
+            line.learn(500 + 100 * number, 2.0)
+        line.learn(800, factor * line.seconds(800))
+        return line.fixed, line.slope
+
+    assert after(8, measured) == pytest.approx(after(8, believed))
+    assert after(7, measured) != pytest.approx(after(7, believed))
 
 
 def test_it_finds_the_line_that_noisy_measurements_lie_on() -> None:

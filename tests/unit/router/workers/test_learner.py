@@ -10,6 +10,7 @@ from llmserve.core.ids import RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.router.events import Admit, Effect, HeldRequest, Incarnation, RequestStarted
 from llmserve.router.placement.planner import PlacementRequest
+from llmserve.router.workers.latency import LatencyModel
 
 MakeCluster = Callable[..., Any]
 
@@ -105,6 +106,27 @@ def test_an_answer_counts_with_the_mean_of_what_decoded_at_its_ends(make_cluster
     cluster.controller.requests.done(session, RequestId("c"), Outcome.CANCELLED, 0)
     cluster.controller.requests.done(session, RequestId("a"), Outcome.COMPLETED, 11)  # two are left
     assert heard == [(_member(cluster, "decode-0"), 10, 1.0, 3.0)]
+
+
+def test_each_choice_of_an_answer_counts_by_its_own_tokens(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", slots=8)
+    session, heard = cluster.open(), []
+    cluster.controller.speeds.answer_generated = lambda *measured: heard.append(measured)
+    cluster.admit(session, "a", choices=3)
+    cluster.first_token(session, "a")
+    cluster.clock.advance(2.0)
+    cluster.controller.requests.done(session, RequestId("a"), Outcome.COMPLETED, 63)
+    assert heard == [(_member(cluster, "aggregated-0"), 20, 2.0, 3.0)]
+
+
+def test_a_choice_is_expected_to_be_its_part_of_the_answer(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("aggregated-0", slots=8)
+    session = cluster.open()
+    cluster.admit(session, "runs")
+    admit = Admit(RequestId("a"), TenantId("t"), PlacementRequest("m", 10), max_output_tokens=40, choices=4)
+    (placed,) = cluster.controller.requests.admit(session, admit)
+    step, each = LatencyModel().decode.fixed, LatencyModel().decode.slope
+    assert placed.plan.predicted.parts.decode == pytest.approx(step + 2 * each + 10 * each)
 
 
 def test_the_time_of_loading_is_no_computing(make_cluster: MakeCluster) -> None:

@@ -29,6 +29,10 @@ def test_the_chosen_transport_counts() -> None:
     assert links["prefill-0"].seconds(2e9) == pytest.approx(2.001)
 
 
+def test_a_measured_link_counts_however_slow_it_is() -> None:
+    assert set(links_of([_pair("prefill-0", bytes_per_second=0.5)])) == {"prefill-0"}
+
+
 def test_what_requests_took_beyond_the_wire_is_the_fixed_part() -> None:
     links = links_of([_pair("prefill-0", transfers=10, bytes=10**9, seconds=1.5)])
     assert links["prefill-0"].fixed_seconds == pytest.approx(0.05)

@@ -63,6 +63,57 @@ def test_expiry_is_never_late(
         membership.heartbeat(WorkerId("decode-1"), 1, EngineLoad())
 
 
+def test_the_next_expiry_is_that_of_the_worker_that_is_silent_for_longest(
+    membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    for name in ("decode-0", "decode-1", "decode-2"):
+        membership.register(make_spec(name))
+        clock.advance(1.0)
+    assert membership.next_expiry() == clock.now() + 1.0
+    clock.advance(1.0)
+    assert [m.spec.worker_id for m in membership.expire()] == ["decode-0"]
+    assert membership.next_expiry() == clock.now() + 1.0
+
+
+def test_a_worker_that_registers_again_has_been_heard(
+    membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0"))
+    clock.advance(3.0)
+    membership.register(make_spec("decode-0"))
+    clock.advance(3.9)
+    assert membership.expire() == []
+
+
+def test_the_version_counts_how_often_other_workers_are_registered(
+    membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    versions = [membership.version]
+    for name in ("decode-0", "decode-1"):
+        membership.register(make_spec(name))
+        versions.append(membership.version)
+    membership.heartbeat(DECODE, 1, EngineLoad())
+    membership.deregister(DECODE, 1)
+    clock.advance(4.0)
+    membership.expire()
+    assert [*versions, membership.version] == [0, 1, 2, 4]
+
+
+def test_decode_workers_fetch_kv_from_the_prefill_workers_of_their_model(
+    membership: ClusterMembership, make_spec: MakeSpec
+) -> None:
+    for name in ("prefill-0", "prefill-1", "decode-0", "aggregated-0"):
+        membership.register(make_spec(name))
+    membership.register(make_spec("prefill-2", model="other"))
+    membership.suspect(WorkerId("prefill-1"), 1, "it still has what is to be fetched")
+
+    def sources(name: str) -> list[str]:
+        return [m.spec.worker_id for m in membership.kv_sources(WorkerId(name))]
+
+    assert sources("decode-0") == ["prefill-0", "prefill-1"]
+    assert [sources(name) for name in ("prefill-0", "aggregated-0", "unknown")] == [[], [], []]
+
+
 def test_one_that_came_back_expires_as_soon_as_any(
     membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
 ) -> None:
@@ -84,6 +135,21 @@ def test_the_long_lost_are_forgotten(
     assert membership.next_expiry() is None
     with pytest.raises(NotFound):
         membership.heartbeat(DECODE, 1, EngineLoad())
+
+
+def test_a_lost_worker_is_named_for_sixty_expiries(
+    membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
+) -> None:
+    membership.register(make_spec("decode-0"))
+    clock.advance(4.0)
+    membership.expire()
+    assert membership.next_expiry() == clock.now() + 59 * 4.0
+    clock.advance(59 * 4.0 - 0.5)
+    membership.expire()
+    assert len(membership) == 1
+    clock.advance(0.5)
+    membership.expire()
+    assert len(membership) == 0
 
 
 def test_a_suspect_is_not_used_until_it_is_heard(membership: ClusterMembership, make_spec: MakeSpec) -> None:
@@ -209,6 +275,11 @@ def test_capacity_is_what_the_registered_workers_have_together(
     assert membership.capacity() == Capacity()
 
 
+def test_a_token_of_kv_is_a_part_of_a_block_on_all_ranks(make_spec: MakeSpec) -> None:
+    assert make_spec("decode-0", tensor_parallel=2).kv_shape.bytes_per_token == 2 * 4096 / 16
+    assert make_spec("decode-0", block_size_tokens=0).kv_shape.bytes_per_token == 0.0, "unknown"
+
+
 def test_interruptions_are_ends_that_nobody_announced(
     membership: ClusterMembership, clock: VirtualClock, make_spec: MakeSpec
 ) -> None:
@@ -240,7 +311,7 @@ def test_a_worker_whose_engine_does_not_answer_gets_nothing_until_it_does(
     membership: ClusterMembership, make_spec: MakeSpec
 ) -> None:
     membership.register(make_spec("decode-0"))
-    for _ in range(2):
+    for _ in range(3):
         membership.heartbeat(DECODE, 1, EngineLoad(stalled=True))
         assert _decoders(membership) == []
     (member,) = membership

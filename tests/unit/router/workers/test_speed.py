@@ -34,6 +34,13 @@ class Book:
             for index in range(len(self.members) // 2):
                 self.request(f"prefill-{index}", f"decode-{index}", **(slow if index == 0 else {}))
 
+    def prompts(self, count: int, **seconds: float) -> None:
+        """Each worker computes a prompt each second, in this order. seconds: what it takes for a prompt."""
+        for _ in range(count):
+            self.clock.advance(1.0)
+            for name, of_prompt in seconds.items():
+                self.speeds.prompt_computed(self.members[name.replace("_", "-")], 1000, of_prompt, None)
+
     def slow(self) -> set[str]:
         return set(self.speeds.slow_reasons())
 
@@ -69,6 +76,57 @@ def test_a_slow_prefill_worker_is_found(book: Book) -> None:
 def test_few_samples_prove_nothing(book: Book) -> None:
     book.rounds(4, token_seconds=0.1)
     assert book.slow() == set()
+
+
+def test_five_samples_are_enough(book: Book) -> None:
+    book.prompts(4, prefill_1=0.2, prefill_2=0.2, prefill_0=1.0)
+    assert book.slow() == set()
+    book.prompts(1, prefill_1=0.2, prefill_2=0.2, prefill_0=1.0)
+    assert book.slow() == {"prefill-0"}
+
+
+@pytest.mark.parametrize(
+    ("usual", "seconds", "slow"),
+    [
+        (0.125, 0.375, False),  # three times as long, and not more
+        (0.125, 0.376, True),
+        (0.025, 0.125, False),  # 100 ms more are not noticed
+        (0.025, 0.126, True),
+    ],
+)
+def test_slow_is_above_three_times_the_others_and_noticeable(
+    book: Book, usual: float, seconds: float, slow: bool
+) -> None:
+    book.prompts(5, prefill_1=usual, prefill_2=usual, prefill_0=seconds)
+    assert book.slow() == ({"prefill-0"} if slow else set())
+
+
+def test_a_slow_worker_is_slow_until_it_is_below_half_of_that(book: Book) -> None:
+    book.prompts(9, prefill_1=0.4, prefill_2=0.4, prefill_0=2.0)
+    book.prompts(9, prefill_1=0.4, prefill_2=0.4, prefill_0=0.61)
+    assert book.slow() == {"prefill-0"}
+    book.prompts(9, prefill_1=0.4, prefill_2=0.4, prefill_0=0.59)
+    assert book.slow() == set()
+
+
+def test_a_sample_expires_after_its_time(book: Book) -> None:
+    book.prompts(5, prefill_1=0.2, prefill_2=0.2, prefill_0=0.2)
+    book.clock.advance(55.0)
+    book.prompts(2, prefill_1=0.2, prefill_2=0.2, prefill_0=0.5)
+    book.prompts(3, prefill_1=0.2, prefill_2=0.2, prefill_0=0.65)
+    assert book.slow() == {"prefill-0"}, "the fifth is 60 s old; with it, the median would be 0.575 s"
+    book.clock.advance(59.5)
+    assert book.slow() == {"prefill-0"}
+    book.clock.advance(0.5)
+    assert book.slow() == set()
+
+
+def test_workers_without_samples_are_forgotten_when_others_are_heard(book: Book) -> None:
+    book.prompts(5, prefill_1=0.2, prefill_2=0.2, prefill_0=1.0)
+    book.clock.advance(61)
+    book.prompts(1, prefill_1=0.2)
+    assert book.slow() == set()
+    assert [set(of_group) for of_group in book.speeds._recent.values()] == [{"prefill-1"}]
 
 
 def test_twice_as_slow_is_not_slow_yet_and_no_longer_fast_again(book: Book) -> None:
