@@ -42,6 +42,8 @@ class StagedRegions:
     def send(self, link: UcxLink, part: int, spans: Spans) -> "StagedPart":
         def move(staged: StagedPart, packed: Bytes) -> Iterator[None]:
             yield from staged.copied(self._memory.gather(spans, packed))
+            if link.leaving:
+                raise TransferError("the connection is given up")
             yield from staged.moved(link.send_messages(part, _messages(packed, spans.lengths)))
 
         return StagedPart(link, self._slots.outgoing, spans.total_bytes, move)
