@@ -463,6 +463,36 @@ def stopped_peer(ends: tuple[End, End]) -> Iterator[tuple[UcxTransport, PeerName
     process.end()
 
 
+LEAVES = """
+import sys, time
+import numpy as np
+from llmserve.transfer.base import Batch, Region, Spans
+from llmserve.transfer.ucx import UcxTransport
+SIZE = 64 << 20
+near, far = UcxTransport(), UcxTransport()
+memories = [np.zeros(SIZE, np.uint8) for _ in (near, far)]
+regions = [Region(memory.ctypes.data, SIZE) for memory in memories]
+near.register(regions[:1])
+far.register(regions[1:])
+whole = Spans(*(np.array([number]) for number in (0, 0, SIZE)))
+for round in range(40):
+    peer = near.connect(far.describe())
+    transfer = (near.write if round % 2 else near.read)(peer, Batch(whole, whole))
+    time.sleep(round * 0.0003)
+    near.disconnect(peer) if sys.argv[1] == "requester" else far.register(regions[1:])
+    assert transfer.ended.wait(20)
+    near.disconnect(peer)
+near.close()
+far.close()
+"""
+
+
+@pytest.mark.parametrize("leaving", ["requester", "owner"])
+def test_an_end_that_leaves_in_the_middle_of_data_crashes_neither(ucxx: None, leaving: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVES, leaving], timeout=100, check=False)
+    assert done.returncode == 0
+
+
 def test_a_cancelled_read_from_a_peer_that_stopped_ends_and_its_memory_is_left_alone(
     stopped_peer: tuple[UcxTransport, PeerName, Bytes, Process],
 ) -> None:

@@ -32,9 +32,10 @@ class LateMark:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def reached(self) -> bool:
+        ended = self.ended.is_set()  # read first: the failure is noted before the end
         if self.failure:
             raise TransferError(self.failure)
-        return self.ended.is_set()
+        return ended
 
     def wait(self) -> None:
         self.ended.wait()

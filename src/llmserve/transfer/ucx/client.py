@@ -10,7 +10,7 @@ from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, TransferState, TransferStatus
 from llmserve.transfer.spans import pack_spans
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.link import LEAVE_SECONDS, PartInFlight, PartMemory, UcxLink
+from llmserve.transfer.ucx.link import PartInFlight, PartMemory, UcxLink
 from llmserve.transfer.ucx.loop import UcxLoop
 
 DIAL_SECONDS = 2.0
@@ -139,13 +139,13 @@ class UcxConnection:
             self._start_next()
         return worked
 
-    def lose(self, reason: str, patience: float = LEAVE_SECONDS) -> None:
-        """patience: seconds that the peer has to say BYE."""
+    def lose(self, reason: str, at_once: bool = False) -> None:
+        """at_once: does not wait until the peer says BYE."""
         if self.lost:
             return
         self.lost = reason
         if self._open:
-            self._link.leave(patience)
+            self._link.leave(at_once)
         else:
             self._link.close()
         for transfer in [*self._waiting, *(part.transfer for part in self._parts.values())]:
@@ -173,7 +173,7 @@ class UcxConnection:
         elif not self._open and now > self._deadline:
             self.lose(f"no answer within {DIAL_SECONDS:g} s")
         elif any((part.transfer.cancelled_at or now) < overdue for part in self._parts.values()):
-            self.lose("a cancelled transfer did not end", patience=0.0)
+            self.lose("a cancelled transfer did not end", at_once=True)
 
     def _mend(self, now: float) -> None:
         """Connects again: the end of an earlier connection to the same process can break a new one."""

@@ -13,7 +13,8 @@ from llmserve.transfer.base import Region, Spans
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.library import Bytes, UcxEndpoint, UcxRequest
 
-LEAVE_SECONDS = 0.5
+_LEAVE_SECONDS = 0.5
+_SENDING_SECONDS = 4.0  # less than the loop waits for all links together
 _KEPT_BUFFERS = 32
 
 
@@ -124,8 +125,10 @@ class UcxLink:
         self._buffers = buffers
         self.peer_number = peer_number
         self._endpoint = endpoint
-        self._outbox: deque[UcxRequest] = deque()  # keeps the buffers until they are sent
+        self._outbox: deque[UcxRequest] = deque()  # control messages, whose buffers it keeps
+        self._data: deque[UcxRequest] = deque()  # messages of parts on their way to the peer
         self._leave_by: float | None = None
+        self._said_bye = False
         self._peer_has_left = False
         self._closed = False
 
@@ -144,20 +147,26 @@ class UcxLink:
         flight."""
         return self._closed and self._quiet()
 
-    def leave(self, seconds: float) -> None:
-        """Sends BYE, and closes when the peer has sent BYE, is dead, or after so many seconds. Closing an
-        endpoint drops what is not sent yet, and the other end does not notice it."""
-        self.send_control(wire.MessageKind.BYE)
-        self._leave_by = time.monotonic() + seconds
+    def leave(self, at_once: bool = False) -> None:
+        """Sends BYE after the data in flight, and closes when the peer has sent BYE, is dead, or does not
+        answer in time. Closing an endpoint drops what is not sent yet, and the other end does not notice it.
+        at_once: does not wait for the peer."""
+        patience = _SENDING_SECONDS if self._data else _LEAVE_SECONDS
+        self._leave_by = time.monotonic() + (0.0 if at_once else patience)
+        self._say_bye()
 
     def note_bye(self) -> None:
         """Notes that the peer has sent BYE."""
         self._peer_has_left = True
 
     def advance(self, now: float) -> None:
+        while self._data and self._data[0].over:
+            self._data.popleft()
         if self._leave_by is None or self._closed:
             return
-        if now > self._leave_by or not self.alive or (self._peer_has_left and self._quiet()):
+        self._say_bye()
+        both_left = self._said_bye and self._peer_has_left
+        if now > self._leave_by or not self.alive or (both_left and self._quiet()):
             self.close()
 
     def close(self) -> None:
@@ -180,18 +189,22 @@ class UcxLink:
     def send_messages(self, part: int, messages: Sequence[Bytes]) -> PartTransfer:
         """Sends pieces that are packed as their messages need it."""
         tag = wire.data_tag(self.peer_number, part)
-        return PartTransfer([_Parcel(self._endpoint.send(one, tag)) for one in messages], self._buffers)
+        return PartTransfer([self._send([one], tag) for one in messages], self._buffers)
 
     def receive_messages(self, part: int, messages: Sequence[Bytes]) -> PartTransfer:
         tag = wire.data_tag(self.number, part)
         return PartTransfer([_Parcel(self._endpoint.receive(one, tag)) for one in messages], self._buffers)
 
     def _send(self, group: Sequence[Bytes], tag: int) -> _Parcel:
+        shared = None
         if len(group) == 1:
-            return _Parcel(self._endpoint.send(group[0], tag))
-        shared = self._buffers.take()
-        packed = np.concatenate(group, out=shared[: sum(map(len, group))])
-        return _Parcel(self._endpoint.send(packed, tag), shared)
+            message = group[0]
+        else:
+            shared = self._buffers.take()
+            message = np.concatenate(group, out=shared[: sum(map(len, group))])
+        request = self._endpoint.send(message, tag)
+        self._data.append(request)
+        return _Parcel(request, shared)
 
     def _receive(self, group: Sequence[Bytes], tag: int) -> _Parcel:
         if len(group) == 1:
@@ -199,6 +212,12 @@ class UcxLink:
         shared = self._buffers.take()
         packed = shared[: sum(map(len, group))]
         return _Parcel(self._endpoint.receive(packed, tag), shared, group)
+
+    def _say_bye(self) -> None:
+        """Sends BYE once, when no data is in flight."""
+        if not self._said_bye and all(request.over for request in self._data):
+            self._said_bye = True
+            self.send_control(wire.MessageKind.BYE)
 
     def _quiet(self) -> bool:
         while self._outbox and self._outbox[0].over:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llmserve.core.errors import TransferError
 from llmserve.transfer.spans import check_bounds
 from llmserve.transfer.ucx import wire
-from llmserve.transfer.ucx.link import LEAVE_SECONDS, PartInFlight, PartMemory, RegionViews, UcxLink
+from llmserve.transfer.ucx.link import PartInFlight, PartMemory, RegionViews, UcxLink
 from llmserve.transfer.ucx.loop import UcxLoop
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class UcxSession:
     def lose(self, reason: str) -> None:
         if not self.lost:
             self.lost = reason
-            self._link.leave(LEAVE_SECONDS)
+            self._link.leave()
 
     def _serve(self, message: wire.ControlMessage) -> None:
         writes = message.kind is wire.MessageKind.WRITE

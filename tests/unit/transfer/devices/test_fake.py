@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import HOST, Int64Array, Memory, Region, Spans
 from llmserve.transfer.devices import Bytes, HostCopies, RegionCopies
-from llmserve.transfer.devices.fake import FakeDevice
+from llmserve.transfer.devices.fake import FakeDevice, LateMark
 from llmserve.transfer.shm.memory import ProcessMemory
 
 SIZE = 64 << 10
@@ -131,3 +132,14 @@ def test_the_mark_is_that_of_the_device(device: FakeDevice) -> None:
 def test_memory_of_another_device_is_refused(copies: HostCopies | FakeDevice) -> None:
     with pytest.raises(TransferError, match="memory of GPU 0 was registered"):
         RegionCopies([Region(0, 1, HOST), Region(0, 1, Memory(0))], copies)
+
+
+def test_a_copy_that_fails_while_its_mark_is_asked_has_not_succeeded() -> None:
+    class EndsNow(threading.Event):
+        def is_set(self) -> bool:
+            mark.failure = "the copy failed"
+            return True
+
+    mark = LateMark(ended=EndsNow())
+    with pytest.raises(TransferError, match="the copy failed"):
+        mark.reached()
