@@ -50,7 +50,7 @@ class EngineStats:
             LeaseChange(LeaseId(lease_id), LeaseState(state), blocks, remaining)
             for lease_id, state, blocks, remaining in connector.get("lease_events", ())
         ]
-        reports = {request_id: HandoverReport(*fields) for request_id, *fields in connector.get("pulls", ())}
+        reports = {request_id: _report(*fields) for request_id, *fields in connector.get("pulls", ())}
         return leases, reports
 
     def record_pairs(self, pairs: Sequence[PairStatus]) -> None:
@@ -62,6 +62,13 @@ class EngineStats:
 
 def _activity(load: EngineLoad) -> tuple[int, ...]:
     return load.running_requests, load.waiting_requests, load.used_blocks, load.leased_blocks
+
+
+def _report(
+    transport: str, size_bytes: int, seconds: float, fallbacks: Iterable[str], *others: Any
+) -> HandoverReport:
+    """The fields of a report after their way between two processes, which turns tuples into lists."""
+    return HandoverReport(transport, size_bytes, seconds, tuple(fallbacks), *others)
 
 
 def _handover(stats: Mapping[str, Any]) -> Mapping[str, Any]:
