@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from bench.gpu.steps import (
 )
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Int64Array, Region
-from llmserve.transfer.devices import Copies
+from llmserve.transfer.devices import Copies, Mark
 from llmserve.transfer.devices.cuda import CudaDriver
 
 _PIECES = 16_384
@@ -92,9 +93,13 @@ def _measure_copies(copies: Copies, size: int, repeats: int, report: StepReport)
     name = f"{size >> 10} KiB"
     moves = {"D2H": copies.gather, "H2D": copies.scatter}
     for direction, move in moves.items():
-        rate = best_rate(lambda move=move: move(starts, lengths, out).wait(), size, repeats)  # type: ignore[misc]
+        rate = best_rate(partial(_ended, move, starts, lengths, out), size, repeats)
         report.figure(f"{direction} GB/s of {name}", rate)
     report.figure(f"both ways at once GB/s of {name}", best_rate(both, 2 * size, repeats))
+
+
+def _ended(copy: Callable[..., Mark], *places: Any) -> None:
+    copy(*places).wait()
 
 
 def hbm_rate(copies: Copies, size: int) -> float:
@@ -147,8 +152,8 @@ def _measure_pieces(
     floor = Region(region.address, total, region.memory)
     for direction, copy in (("gather", copies.gather), ("scatter", copies.scatter)):
         ours, one = in_turns(
-            lambda copy=copy: copy(starts, lengths, packed).wait(),  # type: ignore[misc]
-            lambda copy=copy: copy(*whole(floor), packed).wait(),  # type: ignore[misc]
+            partial(_ended, copy, starts, lengths, packed),
+            partial(_ended, copy, *whole(floor), packed),
             total,
             repeats,
         )

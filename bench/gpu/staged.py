@@ -5,6 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -47,7 +48,7 @@ def staging(setting: StepSetting, report: StepReport) -> None:
         moved = batch(near.region.length_bytes)
         for operation in ("read", "write"):
             rate = best_rate(
-                lambda operation=operation: near.must_move(operation, peer, moved),  # type: ignore[misc]
+                partial(near.must_move, operation, peer, moved),
                 moved.local.total_bytes,
                 setting.repeats(3),
             )
@@ -84,7 +85,7 @@ def _staging_speed(
             marks[-1].wait()
 
         rates = in_turns(
-            lambda staged=staged: staged(memory, chunk, _ignored),  # type: ignore[misc]
+            partial(staged, memory, chunk, _ignored),
             bare,
             size,
             setting.repeats(5),

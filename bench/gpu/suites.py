@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from bench.gpu.floors import hbm_rate
@@ -77,8 +78,8 @@ def _speed(setting: StepSetting, report: StepReport) -> None:
         codes = torch.empty(quantizer.quantized_bytes, dtype=torch.uint8, device=device)
         moved = block.nbytes + codes.nbytes
         for name, kernel in (
-            ("quantize", lambda q=quantizer, c=codes: q.quantize(block, c)),
-            ("dequantize", lambda q=quantizer, c=codes: q.dequantize(c, other)),
+            ("quantize", partial(quantizer.quantize, block, codes)),
+            ("dequantize", partial(quantizer.dequantize, codes, other)),
         ):
             _compare(f"{name} {grid}", kernel, block, other, moved, report)
 
