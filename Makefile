@@ -26,10 +26,11 @@ TWO_AT_ONCE := -n 2 --dist loadfile
 # $(call tests,WHAT,HOW). Real libraries and processes on a busy machine now and then fail one of some thousand
 # tests: those that failed run once more, alone, and both runs are shown. A unit test gets no second try.
 define tests
-$(BIN)/pytest $(2) $(1) || { test $$? -eq 1 && echo "== those that failed, once more" && $(BIN)/pytest --last-failed $(1); }
+$(BIN)/pytest -o cache_dir=.pytest_cache/$@ $(2) $(1) || { test $$? -eq 1 && echo "== those that failed, once more" && \
+  $(BIN)/pytest -o cache_dir=.pytest_cache/$@ --last-failed $(1); }
 endef
 
-.PHONY: up down status test check lint unit bench proto docs deploy image clean install help
+.PHONY: up down status test check lint unit services engines e2e bench proto docs deploy image clean install help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,10 +56,17 @@ lint: $(DEV)
 unit: $(DEV)
 	$(BIN)/pytest $(TWO_AT_ONCE) tests/unit
 
-# vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
-test: unit  ## Every test: unit, conformance, integration (real gRPC), e2e (real vLLM and model)
+test: unit services engines e2e  ## Every test: unit, conformance, integration (real gRPC), real vLLM and model
+
+services: unit
 	$(call tests,tests/conformance tests/integration tests/gpu,$(TWO_AT_ONCE))
+
+# These two wait for one request at a time, mostly: `make -j 2` runs them beside each other.
+# vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
+engines: services
 	$(call tests,tests/conformance/test_engine.py tests/conformance/test_seeds.py -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning)
+
+e2e: services
 	$(call tests,tests/e2e)
 
 bench: $(DEV)  ## Measure; each figure with its baseline in the same run (BENCHES="latency transfer": only these)

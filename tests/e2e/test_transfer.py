@@ -1,4 +1,4 @@
-"""The transfer engine under a real cluster: faults that no user sees, and each order of transports alone.
+"""The transfer engine under a real cluster: each transport carries KV, and no user sees its faults.
 
 Each case starts a cluster of its own, beside the one of the session, which is idle.
 """
@@ -53,24 +53,23 @@ def _pairs(cluster: Cluster, name: str) -> dict[str, float]:
     }
 
 
-def _told(answers: list[httpx.Response]) -> set[str]:
-    """What the responses say brought their KV."""
-    return {answer.headers["x-llmserve-transport"] for answer in answers}
-
-
-def test_one_transfer_in_sixteen_fails_and_nobody_notices(
+def test_each_transport_fails_now_and_then_and_nobody_notices(
     manifest: dict[str, Any],
     parity_cases: list[dict[str, Any]],
     reference: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Failing at submit, failing when polled, and wrong bytes; then the best transport goes for good. One
-    after the other: in a batch the numbers of bfloat16 come out otherwise than in the reference. So they
-    do in a prompt that is computed again; tcp, which works, is there to make that needless."""
-    plan = "fail_submit=1/48, fail_poll=1/48, corrupt=1/48"
-    monkeypatch.setenv("LLMSERVE_FAULTS", f"nixl: {plan}, drop_peer=1/1 after 120; shm: {plan}, seed=5")
+    """One transfer in sixteen fails at submit, fails when polled or brings wrong bytes; and the best transport
+    goes for good, until the next one has gone too. One request after the other: in a batch the numbers of
+    bfloat16 come out otherwise than in the reference. So they do in a prompt that is computed again; shm and
+    tcp are there to make that needless."""
+    plan = "fail_submit=1/48, fail_poll=1/48, corrupt=1/48, seed=5"
+    gone = f"{plan}, drop_peer=1/1 after {REQUESTS // 4}"
+    monkeypatch.setenv("LLMSERVE_FAULTS", f"nixl: {gone}; ucx: {gone}; gloo: {gone}; shm: {plan}")
     numbers = _short(parity_cases, 20)
-    with _cluster(manifest, engine_order=["nixl"], verify="always") as cluster:
+    with _cluster(
+        manifest, engine_order=["nixl", "ucx", "nccl"], verify="always", slow_factor=1000.0
+    ) as cluster:
         jobs = [(number, f"{turn}") for turn in range(REQUESTS // len(numbers)) for number in numbers]
         answers = [_ask(cluster, parity_cases[number], salt) for number, salt in jobs]
         after = cluster.metrics("decode-0")
@@ -79,35 +78,16 @@ def test_one_transfer_in_sixteen_fails_and_nobody_notices(
     assert [answer.status_code for answer in answers] == [200] * REQUESTS
     tokens = [answer.json()["choices"][0]["token_ids"] for answer in answers]
     assert tokens == [reference[number][:OUTPUT_TOKENS] for number, _ in jobs]
-    assert failures["nixl"] > 0
-    assert min(moved["nixl"], moved["shm"]) > 0, "nixl was used, and then another"
+    assert {name for name, count in moved.items() if count} >= {"nixl", "ucx", "gloo", "shm"}
+    assert min(failures[name] for name in ("nixl", "ucx", "gloo")) > 0
+    assert {answer.headers["x-llmserve-transport"] for answer in answers} >= {"nixl", "ucx", "gloo", "shm"}
     fallbacks = [
         answer.headers["x-llmserve-fallback"] for answer in answers if "x-llmserve-fallback" in answer.headers
     ]
-    assert any("injected" in text for text in fallbacks)
-    assert _told(answers) >= {"nixl", "shm"}
+    assert fallbacks
+    assert all("injected" in text for text in fallbacks), "a transport failed of itself"
     assert after["kv_orphan_blocks"] == after["kv_leased_blocks"] == 0
     assert ledger["kv_orphan_blocks"] == ledger["kv_open_leases"] == 0
-
-
-@pytest.mark.parametrize(("order", "used"), [(["ucx"], "ucx"), (["nccl"], "gloo"), ([], "shm")])
-def test_each_order_serves_with_parity(
-    manifest: dict[str, Any],
-    parity_cases: list[dict[str, Any]],
-    reference: list[list[int]],
-    order: list[str],
-    used: str,
-) -> None:
-    numbers = _short(parity_cases, 12)
-    with _cluster(manifest, engine_order=order, slow_factor=1000.0) as cluster:
-        answers = [_ask(cluster, parity_cases[number], "0") for number in numbers]
-        moved = _pairs(cluster, "transfers_total")
-    assert [a.json()["choices"][0]["token_ids"] for a in answers] == [
-        reference[number][:OUTPUT_TOKENS] for number in numbers
-    ]
-    assert {name for name, count in moved.items() if count} == {used}
-    assert _told(answers) == {used}
-    assert not any("x-llmserve-fallback" in answer.headers for answer in answers)
 
 
 def test_pushed_prompts_get_the_same_answers(

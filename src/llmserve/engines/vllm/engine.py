@@ -18,7 +18,6 @@ from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.executor import Executor
 
 from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.refusals import engine_on_gpu, model_refusals
@@ -32,7 +31,7 @@ from llmserve.engines.base import EngineInfo
 from llmserve.engines.connector.settings import EngineReadyFile
 from llmserve.engines.kv_transfer import query_status, set_peers
 from llmserve.engines.spec import EngineSpec
-from llmserve.engines.vllm.args import compiles, engine_args, needs_compiler
+from llmserve.engines.vllm.args import compiles, engine_args, executor_class, needs_compiler
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
 from llmserve.engines.vllm.environment import asking_about_the_model, missing_compiler, set_engine_environment
 from llmserve.engines.vllm.failures import Cause, read_cause, write_logging
@@ -115,8 +114,8 @@ class VllmEngine:
         with asking_about_the_model(self._spec.model_dir):
             config = args.create_engine_config()
         config.logging_config = _telling_cause(config.logging_config, scratch)
-        core = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
-        return core, config
+        with executor_class(config) as executor:
+            return EngineCoreClient.make_async_mp_client(config, executor, log_stats=True), config
 
     async def add(self, request: EngineRequest) -> None:
         self._validate(request)
