@@ -38,9 +38,20 @@ _LENGTHS = (
 )
 # With these kinds of RoPE scaling the length in the config is already the scaled one.
 _SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
-_FULL, _SLIDING = "full_attention", "sliding_attention"
-# Keys that only models with a state instead of KV blocks have: Jamba, Bamba, Nemotron-H, Qwen3-Next.
-_STATE_KEYS = ("mamba_", "ssm_", "linear_num_", "linear_conv_", "full_attention_interval")
+_FULL = "full_attention"
+# To layers that see a chunk of the prompt (Llama 4) vLLM gives blocks as if they saw all.
+_KNOWN_LAYERS = {_FULL, "sliding_attention", "chunked_attention"}
+# Keys that only models with a state instead of KV blocks have: those of Jamba, Bamba and Zamba 2; Nemotron-H;
+# Qwen3-Next; Kimi Linear; Mamba; LFM2; Ring Linear.
+_STATE_KEYS = (
+    "mamba_",
+    "ssm_",
+    *("linear_num_", "linear_conv_", "full_attention_interval"),
+    "linear_attn_config",
+    "state_size",
+    "conv_L_cache",
+    "layer_group_size",
+)
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 _DEFAULT_DTYPE = "bfloat16"
 
@@ -171,9 +182,9 @@ def _rope_factor(config: Mapping[str, Any]) -> float:
 
 def unknown_layers(model: Mapping[str, Any]) -> Iterator[Conflict]:
     """Refuses layers whose KV can be neither handed over nor stored. Layers that see the whole prompt and
-    layers that see a window of it may be mixed."""
+    layers that see a part of it may be mixed."""
     config = _text_config(model)
-    kinds = set(config.get("layer_types") or ()) - {_FULL, _SLIDING}
+    kinds = set(config.get("layer_types") or ()) - _KNOWN_LAYERS
     if not kinds and any(key.startswith(_STATE_KEYS) for key in config):
         kinds = {"state space"}
     if kinds:

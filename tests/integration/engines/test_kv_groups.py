@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
     FullAttentionSpec,
     KVCacheConfig,
     KVCacheGroupSpec,
@@ -22,6 +23,8 @@ BLOCK, WINDOW = 4, 6
 _SHAPE: dict[str, Any] = {"block_size": BLOCK, "num_kv_heads": 1, "head_size": 8, "dtype": torch.bfloat16}
 FULL = FullAttentionSpec(**_SHAPE)
 SLIDING = SlidingWindowSpec(**_SHAPE, sliding_window=WINDOW)
+CHUNKED = ChunkedLocalAttentionSpec(**_SHAPE, attention_chunk_size=WINDOW)
+STATE = MambaSpec(block_size=BLOCK, shapes=((1, 8),), dtypes=(torch.bfloat16,))
 
 
 def config_of(*specs: KVCacheSpec) -> KVCacheConfig:
@@ -48,7 +51,9 @@ def test_of_one_group_only_the_window_matters(spec: KVCacheSpec, window: int) ->
     [
         ((FULL, replace(SLIDING, head_size=16)), "blocks of different sizes"),
         ((FULL, replace(SLIDING, block_size=8, head_size=4)), "blocks of different sizes"),
-        ((FULL, MambaSpec(block_size=BLOCK, shapes=((1, 8),), dtypes=(torch.bfloat16,))), "MambaSpec"),
+        ((FULL, STATE), "MambaSpec"),
+        ((STATE,), "MambaSpec"),
+        ((FULL, CHUNKED), "ChunkedLocalAttentionSpec"),
         ((SLIDING, replace(SLIDING, sliding_window=8)), "without a layer that sees the whole prompt"),
     ],
 )

@@ -76,8 +76,40 @@ def test_a_page_that_is_too_small_for_the_model() -> None:
     assert found.message.startswith("must be at least 12 for this model")
 
 
-def test_layers_that_see_all_and_layers_that_see_a_window_may_be_mixed() -> None:
-    assert not refused({}, {}, SMOLLM2 | {"layer_types": ["full_attention", "sliding_attention"]})
+@pytest.mark.parametrize("other", ["sliding_attention", "chunked_attention"])
+def test_layers_that_see_all_and_layers_that_see_a_part_may_be_mixed(other: str) -> None:
+    assert not refused({}, {}, SMOLLM2 | {"layer_types": ["full_attention", other]})
+
+
+# What tells the kinds of layers in the config.json of published models. vLLM gives the first three blocks,
+# and the others a state (IsHybrid and IsAttentionFree in its models/interfaces.py).
+GEMMA_3 = {"sliding_window": 512, "_sliding_window_pattern": 6}
+GPT_OSS = {"sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"] * 12}
+LLAMA_4 = {"text_config": {"attention_chunk_size": 8192, "no_rope_layers": [1, 1, 1, 0]}}
+WITH_STATE: dict[str, dict[str, Any]] = {
+    "Jamba": {"attn_layer_offset": 4, "attn_layer_period": 8, "mamba_d_conv": 4, "mamba_d_state": 16},
+    "Bamba": {"attn_layer_indices": [9, 18, 27], "mamba_n_heads": 128},
+    "Zamba 2": {"hybrid_layer_ids": [6, 12], "mamba_d_state": 64},
+    "Falcon-H1": {"mamba_chunk_size": 256, "mamba_d_ssm": 1536},
+    "Nemotron-H": {"hybrid_override_pattern": "M-M*-", "ssm_state_size": 128},
+    "Granite 4": {"layer_types": ["mamba"] * 5 + ["attention"], "mamba_n_heads": 48},
+    "Qwen3-Next": {"full_attention_interval": 4, "linear_num_key_heads": 16, "linear_conv_kernel_dim": 4},
+    "Qwen 3.5": {"text_config": {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}},
+    "Kimi Linear": {"linear_attn_config": {"full_attn_layers": [4, 8], "kda_layers": [1, 2, 3]}},
+    "Ring Linear": {"layer_group_size": 5, "group_norm_size": 4},
+    "LFM2": {"conv_L_cache": 3, "full_attn_idxs": [2, 5, 8]},
+    "Mamba": {"state_size": 16, "conv_kernel": 4},
+}
+
+
+@pytest.mark.parametrize("config", [GEMMA_3, GPT_OSS, LLAMA_4], ids=["Gemma 3", "gpt-oss", "Llama 4"])
+def test_models_of_two_kinds_of_layers(config: dict[str, Any]) -> None:
+    assert not refused({}, {}, SMOLLM2 | config)
+
+
+@pytest.mark.parametrize("config", WITH_STATE.values(), ids=WITH_STATE)
+def test_models_with_a_state_instead_of_blocks(config: dict[str, Any]) -> None:
+    assert "not available yet" in refused({}, {}, SMOLLM2 | config)[0].message
 
 
 @pytest.mark.parametrize(

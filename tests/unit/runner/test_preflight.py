@@ -73,6 +73,12 @@ def test_what_can_be_started_has_a_plan(write: Write) -> None:
     ]
 
 
+def test_a_model_whose_kv_cannot_be_handed_over(write: Write, model: Path) -> None:
+    (model / "config.json").write_text(json.dumps(_SMALL | {"mamba_d_state": 16}))
+    (found,) = _refused(write())
+    assert found.startswith("2: models.primary.source: models with layers of the kind state space are not")
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

@@ -46,11 +46,11 @@ class KvGroups:
     def of(cls, config: "KVCacheConfig", block_size_tokens: int) -> "KvGroups":
         """Errors: ManifestError for groups whose KV cannot be handed over."""
         specs = [next(iter(iter_layer_specs(group.kv_cache_spec))) for group in config.kv_cache_groups]
+        for conflict in _obstacles(specs):
+            raise conflict.as_error()
         windows = tuple(map(_window, specs))
         if len(specs) == 1:
             return cls(block_size_tokens, windows)
-        for conflict in _obstacles(specs):
-            raise conflict.as_error()
         names = [list(group.layer_names) for group in config.kv_cache_groups]
         digest = hashlib.sha256(json.dumps([windows, names]).encode()).hexdigest()[:_DIGEST_LENGTH]
         return cls(block_size_tokens, windows, windows.index(0), digest)
@@ -88,7 +88,7 @@ def _obstacles(specs: Sequence["KVCacheSpec"]) -> Iterator[Conflict]:
         yield Conflict((_SOURCE,), kinds_of_layers(others))
     if len({(spec.block_size, spec.page_size_bytes) for spec in specs}) > 1:
         yield Conflict((_SOURCE,), SEVERAL_BLOCK_SIZES)
-    if all(map(_window, specs)):
+    if len(specs) > 1 and all(map(_window, specs)):
         yield Conflict((_SOURCE,), NO_FULL_ATTENTION)
 
 
