@@ -105,6 +105,23 @@ def test_a_copy_that_fails_midway_fails_the_transfer_and_nothing_else(
     assert (target.memory == sent).all()
 
 
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("operation", ["read", "write"])
+def test_copies_that_fail_at_both_ends_keep_neither_waiting(make: Make, operation: str, after: int) -> None:
+    """A part whose bytes never come must not keep the other end from telling that its own part failed."""
+    near, far = make(1), make(2)
+    source, target = _reads(operation, near, far)
+    sent = int(source.memory[0])
+    source.device.fail_copy(after)
+    target.device.fail_copy()
+    assert near.move(operation, far).state is TransferState.FAILED
+    for end in (near, far):
+        end.device.fail_copy(-1)  # a failure that no copy has met
+    again = near.move(operation, far)
+    assert again.state is TransferState.DONE, again.reason
+    assert (target.memory == sent).all()
+
+
 @pytest.mark.parametrize("poor", ["near", "far"])
 @pytest.mark.parametrize("operation", ["read", "write"])
 def test_without_pinned_memory_a_transfer_fails(make: Make, operation: str, poor: str) -> None:

@@ -267,7 +267,9 @@ def test_after_a_new_registration_the_old_connection_is_gone(ends: tuple[End, En
     assert near.read(old).state is TransferState.DONE
     fresh = np.full(SIZE, 5, np.uint8)
     far.transport.register([Region(fresh.ctypes.data, SIZE)])
-    assert finish(near.transport, near.transport.read(peer, one(100))).state is TransferState.FAILED
+    status = finish(near.transport, near.transport.read(peer, one(100)))
+    assert status.state is TransferState.FAILED
+    assert "registered anew" in status.reason
     with pytest.raises(TransferError, match="registered anew"):
         near.transport.connect(old)
     assert near.read(far.transport.describe()).state is TransferState.DONE

@@ -24,18 +24,24 @@ class FakeEndpoint:
     def __init__(self) -> None:
         self.alive = True
         self.closed = False
-        self.said: list[wire.MessageKind] = []
+        self.said: list[wire.ControlMessage] = []
         self.data: list[FakeRequest] = []
 
     def send(self, buffer: Bytes, tag: int) -> FakeRequest:
         if tag == wire.CONTROL_TAG:
-            self.said.append(wire.unpack(buffer.tobytes()).kind)
+            self.said.append(wire.unpack(buffer.tobytes()))
             return FakeRequest(over=True)
         self.data.append(FakeRequest(over=False))
         return self.data[-1]
 
     def close(self) -> None:
         self.closed = True
+
+
+def goodbyes(endpoint: FakeEndpoint) -> list[str]:
+    """What the peer makes of all that was said."""
+    assert all(message.kind is wire.MessageKind.BYE for message in endpoint.said)
+    return [wire.parting(message) for message in endpoint.said]
 
 
 @pytest.fixture
@@ -55,7 +61,7 @@ def test_an_end_with_data_in_flight_says_bye_and_closes_after_it(
 ) -> None:
     """UCX crashes when an end closes while its socket is full, and so does the peer."""
     getattr(link, send)(1, [np.zeros(8, np.uint8)] * pieces)
-    link.leave()
+    link.leave("enough")
     link.note_bye()
     link.advance(0.0)
     assert not endpoint.said
@@ -63,20 +69,20 @@ def test_an_end_with_data_in_flight_says_bye_and_closes_after_it(
     for request in endpoint.data:
         request.over = True
     link.advance(0.0)
-    assert endpoint.said == [wire.MessageKind.BYE]
+    assert goodbyes(endpoint) == ["the peer has left: enough"]
     assert endpoint.closed
 
 
 def test_an_end_without_data_in_flight_says_bye_at_once_and_waits_for_the_peer(
     link: UcxLink, endpoint: FakeEndpoint
 ) -> None:
-    link.leave()
-    assert endpoint.said == [wire.MessageKind.BYE]
+    link.leave("enough")
+    assert goodbyes(endpoint) == ["the peer has left: enough"]
     link.advance(0.0)
     assert not endpoint.closed
     link.note_bye()
     link.advance(0.0)
-    assert endpoint.said == [wire.MessageKind.BYE]
+    assert goodbyes(endpoint) == ["the peer has left: enough"]
     assert endpoint.closed
 
 
@@ -85,7 +91,7 @@ def test_data_that_does_not_end_keeps_no_end_forever(
     link: UcxLink, endpoint: FakeEndpoint, dies: bool
 ) -> None:
     link.send(1, [np.zeros(8, np.uint8)])
-    link.leave()
+    link.leave("enough")
     endpoint.alive = not dies
     link.advance(0.0 if dies else FAR_LATER)
     assert endpoint.closed

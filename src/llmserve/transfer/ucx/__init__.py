@@ -21,8 +21,9 @@ memory does not notice that a peer has died (not within 10 s, with a keepalive o
 TLS=^sm. - The other end does not notice that an endpoint was closed: both ends send BYE, and wait for it. -
 UCX crashes when an end closes while its socket is full and then reads that the other end has closed too (the
 read frees the connection, and uct_tcp_iface_handle_events goes on with it): an end says BYE after its data in
-flight, and closes earlier only if the peer does not answer for seconds. - A garbled address of a worker ends
-the process: addresses carry a checksum.
+flight, and closes earlier only if the peer does not answer for seconds. No end waits for messages of the
+peer before it says BYE: two ends whose copies fail would wait for each other. - A garbled address of a worker
+ends the process: addresses carry a checksum.
 
 Memory of a GPU is staged: a part passes through a slot of pinned host memory (staged.py). ucxx also takes
 objects with `__cuda_array_interface__`, but numpy cannot pack small pieces of them.

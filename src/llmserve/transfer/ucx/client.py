@@ -90,7 +90,6 @@ class UcxConnection:
         self._waiting: deque[UcxTransfer] = deque()
         self._parts: dict[int, _BatchPart] = {}
         self._last_part = 0
-        self._leave_after = ""  # why the connection is given up once no part is in flight
         self._dial()
         loop.add(self)
 
@@ -112,7 +111,7 @@ class UcxConnection:
     def deliver(self, message: wire.ControlMessage) -> None:
         if message.kind is wire.MessageKind.BYE:
             self._link.note_bye()
-            self.lose("the peer has left")
+            self.lose(wire.parting(message))
         if self.lost:
             return
         if message.kind is wire.MessageKind.WELCOME:
@@ -129,12 +128,7 @@ class UcxConnection:
             self._check(now)
         self._link.advance(now)
         worked = self._collect()
-        while (
-            self._open
-            and not (self.lost or self._leave_after)
-            and self._waiting
-            and len(self._parts) < _PARTS_IN_FLIGHT
-        ):
+        while self._open and not self.lost and self._waiting and len(self._parts) < _PARTS_IN_FLIGHT:
             worked = True
             self._start_next()
         return worked
@@ -145,7 +139,7 @@ class UcxConnection:
             return
         self.lost = reason
         if self._open:
-            self._link.leave(at_once)
+            self._link.leave(reason, at_once)
         else:
             self._link.close()
         for transfer in [*self._waiting, *(part.transfer for part in self._parts.values())]:
@@ -195,26 +189,14 @@ class UcxConnection:
             part = self._parts.pop(number)
             part.transfer.moving -= 1
             part.transfer.end_if_idle()
-        if self._leave_after and not self._parts:
-            self.lose(self._leave_after)
         return bool(ended) or any(part.flow and part.flow.copying for part in self._parts.values())
 
     def _has_ended(self, part: _BatchPart) -> bool:
         if part.flow is None or not part.flow.over():
             return part.flow is None and bool(self.lost)
-        if part.flow.copy_failed:
-            return self._copy_failed(part, part.flow.failure)
-        if part.flow.failure:
+        if part.flow.failure:  # a peer that waits for bytes of this part learns it from the end only
             self.lose(part.flow.failure)
         return part.confirmed or bool(self.lost)
-
-    def _copy_failed(self, part: _BatchPart, reason: str) -> bool:
-        """A peer that waits for bytes of this part learns only from the end of the connection that they do
-        not come. Other parts end before: UCX may crash when one end closes in the middle of a message."""
-        part.transfer.fail(reason)
-        if part.transfer.operation is wire.MessageKind.WRITE:
-            self._leave_after = reason
-        return True
 
     def _start_next(self) -> None:
         transfer = self._waiting[0]

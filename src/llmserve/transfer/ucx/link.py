@@ -22,7 +22,6 @@ class PartInFlight(Protocol):
     """The bytes of one part in one direction. Their memory is in use until they are over."""
 
     failure: str
-    copy_failed: bool  # whether the failure is that of a copy, and the connection works
     copying: bool  # whether a copy is under way whose end nothing announces
 
     def over(self) -> bool:
@@ -96,7 +95,6 @@ class PartTransfer:
     """The messages of one part in one direction. Their memory is in use until the transfer is over."""
 
     copying = False
-    copy_failed = False
 
     def __init__(self, parcels: Iterable[_Parcel], buffers: PackBuffers) -> None:
         self.failure = ""
@@ -128,6 +126,7 @@ class UcxLink:
         self._outbox: deque[UcxRequest] = deque()  # control messages, whose buffers it keeps
         self._data: deque[UcxRequest] = deque()  # messages of parts on their way to the peer
         self._leave_by: float | None = None
+        self._last_words = b""
         self._said_bye = False
         self._peer_has_left = False
         self._closed = False
@@ -147,10 +146,11 @@ class UcxLink:
         flight."""
         return self._closed and self._quiet()
 
-    def leave(self, at_once: bool = False) -> None:
-        """Sends BYE after the data in flight, and closes when the peer has sent BYE, is dead, or does not
-        answer in time. Closing an endpoint drops what is not sent yet, and the other end does not notice it.
-        at_once: does not wait for the peer."""
+    def leave(self, reason: str, at_once: bool = False) -> None:
+        """Sends BYE with the reason after the data in flight, and closes when the peer has sent BYE, is dead,
+        or does not answer in time. Closing an endpoint drops what is not sent yet, and the other end does not
+        notice it. at_once: does not wait for the peer."""
+        self._last_words = reason.encode()
         patience = _SENDING_SECONDS if self._data else _LEAVE_SECONDS
         self._leave_by = time.monotonic() + (0.0 if at_once else patience)
         self._say_bye()
@@ -217,7 +217,7 @@ class UcxLink:
         """Sends BYE once, when no data is in flight."""
         if not self._said_bye and all(request.over for request in self._data):
             self._said_bye = True
-            self.send_control(wire.MessageKind.BYE)
+            self.send_control(wire.MessageKind.BYE, body=self._last_words)
 
     def _quiet(self) -> bool:
         while self._outbox and self._outbox[0].over:

@@ -30,7 +30,6 @@ class UcxSession:
         self._link = UcxLink(self.number, loop.worker.connect(worker_address), loop.buffers, peer_number)
         self._memory = memory
         self._jobs: dict[int, _Job] = {}
-        self._leave_after = ""  # why the connection is given up once no part is in flight
         loop.add(self)
 
     def welcome(self) -> None:
@@ -52,8 +51,8 @@ class UcxSession:
     def deliver(self, message: wire.ControlMessage) -> None:
         if message.kind is wire.MessageKind.BYE:
             self._link.note_bye()
-            self.lose("the peer has left")
-        if self.lost or self._leave_after:
+            self.lose(wire.parting(message))
+        if self.lost:
             return
         try:
             self._serve(message)
@@ -67,14 +66,12 @@ class UcxSession:
         ended = [number for number, job in self._jobs.items() if job.flow.over()]
         for number in ended:
             self._end(number, self._jobs.pop(number))
-        if self._leave_after and not self._jobs:
-            self.lose(self._leave_after)
         return bool(ended) or any(job.flow.copying for job in self._jobs.values())
 
     def lose(self, reason: str) -> None:
         if not self.lost:
             self.lost = reason
-            self._link.leave()
+            self._link.leave(reason)
 
     def _serve(self, message: wire.ControlMessage) -> None:
         writes = message.kind is wire.MessageKind.WRITE
@@ -94,9 +91,7 @@ class UcxSession:
         self._link.send_control(wire.MessageKind.READY, number)
 
     def _end(self, number: int, job: _Job) -> None:
-        if job.flow.copy_failed:  # UCX may crash when one end closes in the middle of a message
-            self._leave_after = job.flow.failure
-        elif job.flow.failure:
+        if job.flow.failure:
             self.lose(job.flow.failure)
         elif job.writes and not self.lost:
             self._link.send_control(wire.MessageKind.DONE, number)

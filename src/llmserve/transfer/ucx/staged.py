@@ -66,7 +66,6 @@ class StagedPart:
 
     def __init__(self, link: UcxLink, slots: PinnedSlots, size: int, move: _Move) -> None:
         self.failure = ""
-        self.copy_failed = False
         self.copying = False
         self._ended = False
         self._steps = self._run(link, slots, size, move)
@@ -78,7 +77,7 @@ class StagedPart:
         except StopIteration:
             self._ended = True
         except TransferError as error:
-            self.failure, self.copy_failed, self._ended = error.message, True, True
+            self.failure, self._ended = error.message, True
         return self._ended
 
     def copied(self, mark: Mark) -> Iterator[None]:

@@ -4,8 +4,8 @@ A connection is a pair of link numbers, each unique in its process. HELLO carrie
 WELCOME the owner's, in the field of a part. Then, for each part of a batch, numbered by the requester:
   read:   READ, spans ->                              <- the bytes
   write:  WRITE, spans ->   <- READY    the bytes ->  <- DONE
-Bytes carry the number of the link that receives them, which has posted the receives before. REFUSED (with a
-reason) and BYE end the connection. Numbers are little-endian.
+Bytes carry the number of the link that receives them, which has posted the receives before. REFUSED and BYE,
+each with a reason, end the connection. Numbers are little-endian.
 """
 
 import struct
@@ -67,6 +67,11 @@ def unpack(raw: bytes) -> ControlMessage:
     if magic != _MAGIC:
         raise TransferError("ucx: not a message of this transport")
     return message
+
+
+def parting(message: ControlMessage) -> str:
+    """Returns why a peer that says BYE leaves. A peer of an earlier version says no reason."""
+    return f"the peer has left: {message.body.decode(errors='replace')}".removesuffix(": ")
 
 
 def pack_address(worker: bytes) -> str:
