@@ -195,12 +195,11 @@ def _kill_and_wait(cluster: Cluster, case: Case, run: Run, quarter: threading.Ev
         time.sleep(0.1)
 
 
-def engine_child(pid: int, name: str = "Engine") -> int:
-    """The child of `pid` with `name` in its name: of a worker, the engine's own process; of that, "Worker" is
-    the process of a rank."""
+def engine_child(pid: int) -> int:
+    """Returns the process of the engine that worker `pid` has started."""
     threads = Path(f"/proc/{pid}/task").glob("*/children")
     children = [int(child) for thread in threads for child in thread.read_text().split()]
-    return next(child for child in children if name in Path(f"/proc/{child}/comm").read_text())
+    return next(child for child in children if "Engine" in Path(f"/proc/{child}/comm").read_text())
 
 
 def _reference(cluster: Cluster, requests: int) -> Callable[[int, list[int]], list[int]]:

@@ -59,10 +59,10 @@ def test_each_transport_fails_now_and_then_and_nobody_notices(
     reference: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One transfer in sixteen fails at submit, fails when polled or brings wrong bytes; and the best transport
-    goes for good, until the next one has gone too. One request after the other: in a batch the numbers of
-    bfloat16 come out otherwise than in the reference. So they do in a prompt that is computed again; shm and
-    tcp are there to make that needless."""
+    """One transfer in sixteen fails at submit, fails when polled or brings wrong bytes; and the best
+    transport goes for good, until the next one has gone too. One request is sent after the other: in a batch
+    the numbers of bfloat16 come out otherwise than in the reference. So they do in a prompt that is computed
+    again; shm and tcp are there to make that needless."""
     plan = "fail_submit=1/48, fail_poll=1/48, corrupt=1/48, seed=5"
     gone = f"{plan}, drop_peer=1/1 after {REQUESTS // 4}"
     monkeypatch.setenv("LLMSERVE_FAULTS", f"nixl: {gone}; ucx: {gone}; gloo: {gone}; shm: {plan}")
