@@ -201,7 +201,9 @@ def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]
         yield manifest.engine_memory(settings, weights, machine.available_bytes(host, allowance(host)))
     if on_gpus := [process for process in planned.thing.processes if process.gpus]:
         topology = paths.GpuTopology.seen_by(machine.run_tool)
-        yield paths.gpu_paths(on_gpus, settings.transfer.engine_order, topology)
+        store_gb = sum(one.capacity_gb for one in settings.storageClasses if one.tier == "dram")
+        store_bytes = int(store_gb * 2**30)
+        yield paths.gpu_paths(on_gpus, settings.transfer.engine_order, topology, store_bytes)
     https = [process.http for process in planned.thing.processes if process.http]
     yield manifest.ports(https, check_free)
 
