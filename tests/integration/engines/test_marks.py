@@ -76,7 +76,12 @@ class Rank:
         """Launches a kernel that ends after `release`."""
         gate = threading.Event()
         self._gates.append(gate)
-        self.device.launch(lambda: (gate.wait(), kernel())[-1])
+
+        def held() -> None:
+            gate.wait()
+            kernel()
+
+        self.device.launch(held)
 
     def fill(self, value: int, blocks: tuple[int, ...], layers: slice = slice(None)) -> Callable[[], None]:
         def kernel() -> None:

@@ -4,6 +4,7 @@ It registers the rank's KV memory with the transports, keeps the lease table, an
 orders of the scheduler side. Called between forward passes; nothing here waits for the network.
 """
 
+from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -17,12 +18,21 @@ from llmserve.engines.connector.orders import (
 from llmserve.engines.connector.settings import ConnectorSettings
 from llmserve.engines.connector.stream_order import StreamOrder
 from llmserve.engines.kv_transfer import HandoverNode, KvLayout, PullResult
-from llmserve.transfer.devices import REACHED, HostCopies, Mark
+from llmserve.transfer.base import Region
+from llmserve.transfer.devices import REACHED, HostCopies, Mark, Staging
+from llmserve.transfer.devices.cuda import CudaCopies
 from llmserve.transfer.engine.engine import SharedTransfers
 from llmserve.transfer.select import make_transports
 
 # Longer, and a request that comes meanwhile begins late.
 _EMPTY_STEP_SECONDS = 0.003
+
+
+def staging_of(regions: Sequence[Region]) -> Staging | None:
+    """Returns the staging for the GPU whose memory the KV is in, and None for host memory. vLLM gives each
+    rank one GPU. Errors: TransportUnavailable."""
+    memory = regions[0].memory
+    return None if memory.device is None else Staging(CudaCopies(memory.device))
 
 
 class WorkerSide:

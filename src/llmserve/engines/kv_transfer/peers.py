@@ -230,7 +230,8 @@ class Prober:
         found = self._engine.matrix.rows()
         for endpoint, why in self._refused.items():
             found.append(_row("refused", self._announced[endpoint].worker_id, "", why))
-        return found + [_row("unavailable", "", name, why) for name, why in self._unusable.items()]
+        unusable = {**self._unusable, **self._engine.unusable}
+        return found + [_row("unavailable", "", name, why) for name, why in unusable.items()]
 
     async def _run(self) -> None:
         while True:
