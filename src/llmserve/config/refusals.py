@@ -91,10 +91,10 @@ def unknown_parsers(engine: EngineConfig, known: Parsers) -> Iterator[Conflict]:
             yield Conflict.at(f"vLLM has no parser '{name}'{hint}", f"engine.{key}")
 
 
-def engine_on_gpu() -> Conflict:
-    """Returns the conflict of every engine on a GPU, whatever its role: its connector must address the KV."""
-    message = "engines on GPUs are not available yet: KV hand-over reaches host memory only; use cpu"
-    return Conflict.at(message, "engine.device")
+def store_on_gpu() -> Conflict:
+    """Returns the conflict of a KV store with engines on GPUs."""
+    message = "not available yet with engines on GPUs, whose memory the KV store does not reach: leave it out"
+    return Conflict.at(message, "storageClasses", "engine.device")
 
 
 def model_refusals(

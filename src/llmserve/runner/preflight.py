@@ -12,8 +12,8 @@ from llmserve.config.environment import inherited
 from llmserve.config.load import locate
 from llmserve.config.plan import LocalPlan, runs_on_gpu
 from llmserve.config.refusals import (
-    engine_on_gpu,
     model_refusals,
+    store_on_gpu,
     unknown_parsers,
     unset_api_keys,
 )
@@ -34,8 +34,8 @@ _DEVICE = ("engine", "device")
 def anywhere(manifest: Manifest, *, in_kubernetes: bool = False) -> Iterator[Conflict]:
     """Finds what this release cannot do on any machine. In Kubernetes `auto` means GPUs, too."""
     devices = ("cuda", "auto") if in_kubernetes else ("cuda",)
-    if manifest.engine.kind == "vllm" and manifest.engine.device in devices:
-        yield engine_on_gpu()
+    if manifest.storageClasses and manifest.engine.kind == "vllm" and manifest.engine.device in devices:
+        yield store_on_gpu()
 
 
 def of_model(manifest: Manifest) -> Iterator[Conflict]:
@@ -81,8 +81,8 @@ def _gpus(manifest: Manifest, gpus: Sequence[int]) -> Iterator[Conflict]:
     is_asked_for = manifest.engine.kind == "vllm" and manifest.engine.device == "cuda"
     if is_asked_for and not gpus:
         yield Conflict((_DEVICE,), "is cuda, and no GPU is visible here: use cpu or auto")
-    elif not is_asked_for and runs_on_gpu(manifest, gpus):
-        yield engine_on_gpu()
+    elif manifest.storageClasses and not is_asked_for and runs_on_gpu(manifest, gpus):
+        yield store_on_gpu()
 
 
 def now(manifest: Manifest, plan: LocalPlan) -> Iterator[Conflict]:

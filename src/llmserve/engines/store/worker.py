@@ -16,7 +16,7 @@ from vllm.v1.kv_offload.base import (
     TransferResult,
 )
 
-from llmserve.config.refusals import engine_on_gpu
+from llmserve.config.refusals import store_on_gpu
 from llmserve.core.errors import TransferError
 from llmserve.engines.store.links import LocatedBlock
 from llmserve.kvstore.blocks import Slot
@@ -167,7 +167,7 @@ class _EngineBlocks:
     def __init__(self, caches: CanonicalKVCaches) -> None:
         tensors = [one.tensor for one in caches.tensors]
         if any(tensor.device.type != "cpu" for tensor in tensors):
-            raise engine_on_gpu().as_error()
+            raise store_on_gpu().as_error()
         self._strides = np.array([tensor.stride(0) for tensor in tensors], np.int64)
         self._lengths = np.array([one.page_size_bytes for one in caches.tensors], np.int64)
         self.block_bytes = int(self._lengths.sum())

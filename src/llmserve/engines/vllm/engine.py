@@ -20,7 +20,7 @@ from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from llmserve.config.conflict import Conflict, refuse
-from llmserve.config.refusals import engine_on_gpu, model_refusals
+from llmserve.config.refusals import model_refusals, store_on_gpu
 from llmserve.core.errors import DeadlineExceeded, EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import addresses_for, check_params
@@ -100,8 +100,8 @@ class VllmEngine:
 
     def _refusals(self) -> Iterator[Conflict]:
         """Yields what vLLM, or our part of it, would find out half a minute later."""
-        if not current_platform.is_cpu():
-            yield engine_on_gpu()
+        if self._spec.kv_store and not current_platform.is_cpu():
+            yield store_on_gpu()
         if needs_compiler(self._spec.engine):
             yield from missing_compiler()
         assert self._spec.model_dir is not None, "vLLM serves a prepared model"
