@@ -37,7 +37,7 @@ class TensorElsewhere:
 
 def layout_on(device: str) -> KvLayout:
     return kv_layout(
-        {"layer.0": TensorElsewhere(device)},  # type: ignore[dict-item]
+        {"layer.0": TensorElsewhere(device)},
         BLOCKS,
         TOKENS,
         kv_dtype="bfloat16",
