@@ -101,7 +101,7 @@ class FakeDevice:
     ) -> None:
         self.memory = Memory(ordinal)
         self.copied_bytes = 0
-        self.entered: set[str] = set()  # names of the threads whose current device it is
+        self.threads: set[str] = set()  # names of the threads whose current device it is
         self._pinned_bytes = pinned_bytes
         self._allocations: list[_FakeAllocation] = []
         self._outgoing = LateStream("fake-device-out", lateness_seconds)
@@ -113,7 +113,7 @@ class FakeDevice:
 
     def enter(self) -> None:
         """Notes the thread: no library asks for this device."""
-        self.entered.add(threading.current_thread().name)
+        self.threads.add(threading.current_thread().name)
 
     def allocate(self, size_bytes: int) -> Region:
         fd = os.memfd_create("fake-device", os.MFD_CLOEXEC)

@@ -58,4 +58,4 @@ def test_the_thread_of_an_engine_has_its_device() -> None:
     engine = TransferEngine([TcpTransport(staging=staging)], [], shared=SharedTransfers(staging=staging))
     engine.close()
     device.close()
-    assert "kv-transfer" in device.entered
+    assert "kv-transfer" in device.threads
