@@ -91,12 +91,6 @@ def unknown_parsers(engine: EngineConfig, known: Parsers) -> Iterator[Conflict]:
             yield Conflict.at(f"vLLM has no parser '{name}'{hint}", f"engine.{key}")
 
 
-def engine_on_gpu() -> Conflict:
-    """Returns the conflict of every engine on a GPU, whatever its role: its connector must address the KV."""
-    message = "engines on GPUs are not available yet: KV hand-over reaches host memory only; use cpu"
-    return Conflict.at(message, "engine.device")
-
-
 def model_refusals(
     engine: EngineConfig, kv_cache: KvCacheConfig, model: Mapping[str, Any]
 ) -> Iterator[Conflict]:

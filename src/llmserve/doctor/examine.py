@@ -1,7 +1,6 @@
 """Gathers the facts of this machine and puts what the checks find into sections."""
 
 import importlib.metadata
-import itertools
 import os
 import platform
 import resource
@@ -212,7 +211,6 @@ def _refused(path: Path, settings: Manifest, *, has_model: bool) -> list[str]:
     """has_model: False when a finding has already said that there is none."""
     found = preflight.here(settings)
     if settings.deployment.mode == "k8s":
-        released = preflight.anywhere(settings, in_kubernetes=True)
-        found = itertools.chain(released, preflight.of_model(settings))
+        found = preflight.of_model(settings)
     said = [one for one in found if has_model or one.paths[0] != preflight.SOURCE]
     return locate(path, said).message.splitlines()

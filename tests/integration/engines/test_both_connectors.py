@@ -1,10 +1,11 @@
 """vLLM makes both connectors from the settings of an engine, and their transfers share budget and matrix."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from vllm.config import VllmConfig
+from vllm.config import KVTransferConfig, VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -29,10 +30,10 @@ BLOCK_TOKENS, BLOCKS = 128, 4
 
 
 @pytest.fixture(scope="module")
-def config() -> VllmConfig:
+def spec() -> EngineSpec:
     manifest = parse_manifest(MANIFEST, "m.yaml")
     model = resolve(manifest.models.primary)
-    spec = EngineSpec(
+    return EngineSpec(
         worker_id=WorkerId("decode-0"),
         epoch=1,
         role=WorkerRole.DECODE,
@@ -45,7 +46,30 @@ def config() -> VllmConfig:
         kv_io_bytes_per_second=1e8,
         kv_store=("127.0.0.1:1",),
     )
+
+
+@pytest.fixture(scope="module")
+def config(spec: EngineSpec) -> VllmConfig:
     return engine_args(spec, "ipc:///nowhere", "ready.json").create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("role", "mode", "piecewise"),
+    [
+        (WorkerRole.PREFILL, "auto", True),
+        (WorkerRole.PREFILL, "pull", False),
+        (WorkerRole.DECODE, "auto", False),
+        (WorkerRole.AGGREGATED, "push", False),
+    ],
+)
+def test_only_engines_that_push_give_up_full_graphs(
+    spec: EngineSpec, role: WorkerRole, mode: str, piecewise: bool
+) -> None:
+    transfer = spec.transfer.model_copy(update={"mode": mode})
+    args = engine_args(replace(spec, role=role, transfer=transfer, kv_store=()), "ipc:///x", "ready.json")
+    assert isinstance(args.kv_transfer_config, KVTransferConfig)
+    extra = args.kv_transfer_config.kv_connector_extra_config
+    assert LLMServeConnector.requires_piecewise_for_cudagraph(extra) is piecewise
 
 
 def test_they_share_one_budget_and_one_matrix(config: VllmConfig) -> None:

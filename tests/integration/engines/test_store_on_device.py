@@ -17,7 +17,7 @@ from vllm.v1.kv_offload.base import (
     GPULoadStoreSpec,
 )
 
-from llmserve.core.errors import ManifestError
+from llmserve.core.errors import TransferError
 from llmserve.engines.store.links import LocatedBlock
 from llmserve.engines.store.worker import StoreSlots, StoreWorker
 from llmserve.kvstore.blocks import Slot
@@ -187,5 +187,5 @@ def test_an_engine_that_stops_under_its_copies_leaves_nothing_pinned(arena: Aren
 
 def test_memory_of_a_device_that_nothing_reaches_is_refused() -> None:
     caches = [CanonicalKVCacheTensor(torch.empty((2, 8), dtype=torch.int8, device="meta"), 8)]
-    with pytest.raises(ManifestError, match="engines on GPUs are not available yet"):
+    with pytest.raises(TransferError, match="was given no staging"):
         StoreWorker(CanonicalKVCaches(caches, []), 0, RemoteAccess())

@@ -139,15 +139,11 @@ def test_everything_is_told_at_once_in_the_order_of_lines(write: Write) -> None:
 
 
 def test_engines_on_gpus(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write("engine: {device: cuda}\n")
-    asked = _refused(path)
-    assert asked[0].startswith("3: engine.device: engines on GPUs are not available yet")
-    assert asked[1].startswith("3: engine.device: is cuda, and no GPU is visible here")
+    path = write("engine: {device: cuda}\nstorageClasses: [{name: a, tier: dram, capacity_gb: 0.01}]\n")
+    (refused,) = _refused(path)
+    assert refused.startswith("3: engine.device: is cuda, and no GPU is visible here")
     monkeypatch.setattr(preflight, "available_gpus", lambda: (0,))
-    assert len(_refused(path)) == 1
-    assert len(_refused(write())) == 1, "auto takes the GPU"
-    assert not list(preflight.here(_read(write("engine: {device: cpu}\n"))))
-    assert not list(preflight.here(_read(write("engine: {kind: sim}\n"))))
+    assert not list(preflight.here(_read(path)))
 
 
 def test_a_vllm_that_is_not_here_is_not_asked(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

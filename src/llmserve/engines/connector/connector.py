@@ -28,7 +28,7 @@ from llmserve.engines.connector.orders import (
 )
 from llmserve.engines.connector.scheduler_side import SchedulerSide
 from llmserve.engines.connector.settings import ConnectorSettings, EngineReadyFile
-from llmserve.engines.connector.worker_side import WorkerSide
+from llmserve.engines.connector.worker_side import WorkerSide, staging_of
 from llmserve.engines.kv_transfer import HeadShard
 from llmserve.engines.spec import computation_words
 from llmserve.transfer.engine.engine import SharedTransfers
@@ -82,6 +82,7 @@ class LLMServeConnector(KVConnectorBase_V1, SupportsHMA):
             model=f"{self._settings.model}, {self._computation()}",
         )
         self._layers = layer_indices(kv_caches, self._group_of())
+        self.shared.staging = staging_of(layout.regions)
         self._worker = WorkerSide(self._settings, layout, self.shared)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata:

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
 from llmserve.config.conflict import Conflict
-from llmserve.config.refusals import engine_on_gpu
 from llmserve.core.errors import ManifestError
 from llmserve.engines.kv_transfer import HeadShard, KvGeometry, KvLayout, KvPart
 from llmserve.engines.kv_transfer.layout.placement import LayerView, place
-from llmserve.transfer.base import Region
+from llmserve.transfer.base import HOST, Memory, Region
 
 if TYPE_CHECKING:
     import torch
@@ -126,8 +125,6 @@ def layer_indices(
 
 
 def _view(tensor: "torch.Tensor") -> LayerView:
-    if tensor.device.type != "cpu":
-        raise engine_on_gpu().as_error()
     blocks, heads, tokens, content = tensor.shape
     element = tensor.element_size()
     storage = tensor.untyped_storage()
@@ -137,8 +134,16 @@ def _view(tensor: "torch.Tensor") -> LayerView:
         (blocks, heads, tokens),
         strides,
         content * element,
-        Region(storage.data_ptr(), storage.nbytes()),
+        Region(storage.data_ptr(), storage.nbytes(), _memory(tensor.device)),
     )
+
+
+def _memory(device: "torch.device") -> Memory:
+    if device.type == "cpu":
+        return HOST
+    if device.type != "cuda":
+        raise Conflict.at(f"KV in the memory of {device} is not available yet", "engine.device").as_error()
+    return Memory(device.index or 0)
 
 
 def _check_whole(views: Sequence[LayerView], axes: str) -> None:

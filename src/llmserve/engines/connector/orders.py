@@ -67,6 +67,12 @@ class StepOrders(KVConnectorMetadata):
     push: PushOrders = field(default_factory=PushOrders)
     awaits_kv: bool = False
 
+    @property
+    def touches_blocks(self) -> bool:
+        """Whether blocks are to be read or written."""
+        push = self.push
+        return bool(self.grants or self.pulls or push.chunks or push.ends or push.receives)
+
 
 @dataclass
 class Continuations(KVConnectorWorkerMetadata):

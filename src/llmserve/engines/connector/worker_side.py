@@ -4,6 +4,7 @@ It registers the rank's KV memory with the transports, keeps the lease table, an
 orders of the scheduler side. Called between forward passes; nothing here waits for the network.
 """
 
+from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -15,7 +16,11 @@ from llmserve.engines.connector.orders import (
     StepOrders,
 )
 from llmserve.engines.connector.settings import ConnectorSettings
+from llmserve.engines.connector.stream_order import StreamOrder
 from llmserve.engines.kv_transfer import HandoverNode, KvLayout, PullResult
+from llmserve.transfer.base import Region
+from llmserve.transfer.devices import REACHED, HostCopies, Mark, Staging
+from llmserve.transfer.devices.cuda import CudaCopies
 from llmserve.transfer.engine.engine import SharedTransfers
 from llmserve.transfer.select import make_transports
 
@@ -23,12 +28,22 @@ from llmserve.transfer.select import make_transports
 _EMPTY_STEP_SECONDS = 0.003
 
 
+def staging_of(regions: Sequence[Region]) -> Staging | None:
+    """Returns the staging for the GPU whose memory the KV is in, and None for host memory. vLLM gives each
+    rank one GPU. Errors: TransportUnavailable."""
+    memory = regions[0].memory
+    return None if memory.device is None else Staging(CudaCopies(memory.device))
+
+
 class WorkerSide:
     """Made once the KV memory exists; `close` is idempotent."""
 
     def __init__(self, settings: ConnectorSettings, layout: KvLayout, shared: SharedTransfers) -> None:
-        transports, unusable = make_transports(settings.engine_order, settings.host)
+        """shared: with a staging when the KV is in the memory of a device."""
+        staging = shared.staging
+        transports, unusable = make_transports(settings.engine_order, settings.host, staging=staging)
         self._layout = layout
+        self._stream = StreamOrder(staging.copies if staging else HostCopies())
         self._node = HandoverNode(
             worker_id=settings.worker_id,
             epoch=settings.epoch,
@@ -55,46 +70,47 @@ class WorkerSide:
     def execute(self, orders: StepOrders) -> None:
         """Before the step computes."""
         server, client = self._node.server, self._node.client
+        mark = self._stream.before_step() if orders.touches_blocks else REACHED
         for grant in orders.grants:
-            server.grant(grant.request_id, grant.block_ids, grant.lease_id)
+            server.grant(grant.request_id, grant.block_ids, grant.lease_id, mark)
         for watched in orders.watches:
             client.watch(watched)
         for pull in orders.pulls:
-            client.pull(pull)
+            client.pull(pull, mark)
         for released in orders.releases:
             client.release(released)
         for request_id in orders.cancels:
             client.cancel(request_id)
-        self._execute_sends(orders.push)
-        self._execute_receives(orders.push)
+        self._execute_sends(orders.push, mark)
+        self._execute_receives(orders.push, mark)
 
-    def _execute_sends(self, orders: PushOrders) -> None:
+    def _execute_sends(self, orders: PushOrders, mark: Mark) -> None:
         """After the leases of `ends` have been granted."""
         sender = self._node.sender
         for transfer_id in orders.announced:
             sender.announce(transfer_id)
         if orders.chunks:
-            sender.begin_step(orders.chunks)
+            sender.begin_step(orders.chunks, mark)
         for transfer_id, finish in orders.ends:
-            sender.finish(transfer_id, finish)
+            sender.finish(transfer_id, finish, mark)
         for transfer_id in orders.dropped:
             sender.drop(transfer_id)
 
-    def _execute_receives(self, orders: PushOrders) -> None:
+    def _execute_receives(self, orders: PushOrders, mark: Mark) -> None:
         receiver = self._node.receiver
         for expected in orders.expected:
             receiver.expect(expected)
         for job in orders.receives:
-            receiver.receive(job)
+            receiver.receive(job, mark)
         for forgotten in orders.forgotten:
             receiver.forget(forgotten)
         for request_id in orders.cancels:
             receiver.cancel(request_id)
 
     def computed(self, layer: int, orders: PushOrders) -> None:
-        """The step has computed a layer."""
+        """The step has launched a layer."""
         if orders.chunks:
-            self._node.sender.computed(layer, orders.chunks)
+            self._node.sender.computed(layer, orders.chunks, self._stream.after_layer())
 
     def take_sent(self) -> set[str]:
         """Requests whose lease has ended: vLLM may free their blocks."""

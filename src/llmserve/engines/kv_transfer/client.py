@@ -16,6 +16,7 @@ from llmserve.engines.kv_transfer.peers import PeerDirectory, Prober
 from llmserve.engines.kv_transfer.protocol import ReleaseLease, RenewLease
 from llmserve.engines.kv_transfer.pull import Pull, PullJob, PullLimits, renewals
 from llmserve.engines.kv_transfer.rank import PullResult, RankEngine, Results
+from llmserve.transfer.devices import REACHED, Mark
 
 _log = logging.getLogger(__name__)
 _SETTLE_SECONDS = 10.0
@@ -43,12 +44,13 @@ class HandoverClient:
 
     # -- the engine
 
-    def pull(self, job: PullJob) -> None:
-        """Starts a pull and ends a watch. Its result comes from take_finished, exactly once.
+    def pull(self, job: PullJob, free: Mark = REACHED) -> None:
+        """Starts a pull and ends a watch. Its result comes from take_finished, exactly once. free: local
+        blocks are written once it is reached.
         Errors: TransferError when the request is being pulled already, or after `close`."""
         if not self._results.begin(job.request_id):
             raise TransferError(f"request {job.request_id} is being pulled already")
-        pull = Pull(job, self.limits, self._engine, self.peers)
+        pull = Pull(job, self.limits, self._engine, self.peers, free)
         try:
             self._engine.post(lambda: self._start(pull))
         except TransferError:

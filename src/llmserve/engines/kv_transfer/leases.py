@@ -13,21 +13,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmserve.core.clock import Clock
-from llmserve.core.errors import InvalidRequest
+from llmserve.core.errors import InvalidRequest, TransferError
 from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease_table import LeaseAnswer, LeaseTable
 from llmserve.core.request import LeaseChange, LeaseState
+from llmserve.transfer.devices import REACHED, Mark
 
 REMEMBERED_CHANGES = 4096
 
 
 @dataclass(slots=True)
 class Lease:
-    """released_by: readers that have released it, by number."""
+    """written: the mark behind the kernels that write the blocks. released_by: readers that have released it,
+    by number."""
 
     lease_id: LeaseId
     request_id: RequestId
     block_ids: tuple[int, ...]
+    written: Mark
     released_by: set[int] = field(default_factory=set)
 
 
@@ -56,13 +59,18 @@ class BlockLeases:
     # -- the owner of the blocks
 
     def grant(
-        self, request_id: RequestId, block_ids: Sequence[int], lease_id: LeaseId | None = None
+        self,
+        request_id: RequestId,
+        block_ids: Sequence[int],
+        lease_id: LeaseId | None = None,
+        written: Mark = REACHED,
     ) -> Lease:
-        """Pins blocks for a reader. Errors: InvalidRequest when the request holds a lease already (also one
-        that has ended and was not taken), when the id was used before, or when there are no blocks."""
+        """Pins blocks for a reader, who may begin once `written` is reached. Errors: InvalidRequest when the
+        request holds a lease already (also one that has ended and was not taken), when the id was used
+        before, or when there are no blocks."""
         lease_id = lease_id or LeaseId(f"{self.epoch:x}.{self.counters.granted:x}.{request_id}")
         self._check_grant(request_id, block_ids, lease_id)
-        lease = Lease(lease_id, request_id, tuple(block_ids))
+        lease = Lease(lease_id, request_id, tuple(block_ids), written)
         self._open.grant(lease_id, lease, self.lease_seconds)
         self._by_request[request_id] = lease_id
         self.counters.granted += 1
@@ -91,7 +99,7 @@ class BlockLeases:
     # -- readers
 
     def check(self, lease_id: LeaseId, epoch: int) -> LeaseAnswer:
-        """VALID: the blocks of the lease may be read now."""
+        """VALID: the blocks of the lease are pinned now."""
         self.expire()
         return self._open.check(lease_id, epoch)
 
@@ -101,6 +109,19 @@ class BlockLeases:
         answer = self._open.renew(lease_id, self.lease_seconds, epoch)
         self.counters.renewed += answer is LeaseAnswer.VALID
         return answer
+
+    def begin(self, lease_id: LeaseId, epoch: int) -> LeaseAnswer:
+        """Renews a lease for a reader. VALID: its blocks may be read now. UNKNOWN also while they are still
+        being written. Errors: TransferError when writing them failed; the lease has ended then."""
+        answer = self.renew(lease_id, epoch)
+        if answer is not LeaseAnswer.VALID:
+            return answer
+        lease = self._open[lease_id]
+        try:
+            return LeaseAnswer.VALID if lease.written.reached() else LeaseAnswer.UNKNOWN
+        except TransferError:
+            self.withdraw(lease.request_id)
+            raise
 
     def release(self, lease_id: LeaseId, epoch: int, reader: int = 0, readers: int = 1) -> LeaseAnswer:
         """Ends a lease when all its readers have released it. VALID: it was open until now, so what was read

@@ -73,13 +73,17 @@ class Peer:
         """Lets the peer serve the probe that follows."""
         await self.ask(AnnounceProbe(), Done)
 
-    async def lease(self, request: BeginRead | RenewLease | ReleaseLease) -> LeaseAnswer:
-        """An unknown lease is asked for again, for a second."""
-        return await answer_about_lease(lambda: self.ask(request, LeaseIs), _UNKNOWN_SECONDS)
+    async def lease(
+        self, request: BeginRead | RenewLease | ReleaseLease, seconds: float = _UNKNOWN_SECONDS
+    ) -> LeaseAnswer:
+        """An unknown lease is asked for again, for so long."""
+        return await answer_about_lease(lambda: self.ask(request, LeaseIs), seconds)
 
-    async def demand(self, request: BeginRead | RenewLease | ReleaseLease) -> None:
+    async def demand(
+        self, request: BeginRead | RenewLease | ReleaseLease, seconds: float = _UNKNOWN_SECONDS
+    ) -> None:
         """The same. Errors: LeaseEnded unless the lease is valid."""
-        answer = await self.lease(request)
+        answer = await self.lease(request, seconds)
         if answer is not LeaseAnswer.VALID:
             operation = request.__struct_config__.tag
             raise LeaseEnded(f"lease {request.lease_id[:120]} at {operation}: {answer.value}")
@@ -226,7 +230,8 @@ class Prober:
         found = self._engine.matrix.rows()
         for endpoint, why in self._refused.items():
             found.append(_row("refused", self._announced[endpoint].worker_id, "", why))
-        return found + [_row("unavailable", "", name, why) for name, why in self._unusable.items()]
+        unusable = {**self._unusable, **self._engine.unusable}
+        return found + [_row("unavailable", "", name, why) for name, why in unusable.items()]
 
     async def _run(self) -> None:
         while True:

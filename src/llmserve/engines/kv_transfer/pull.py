@@ -16,8 +16,9 @@ from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.engines.kv_transfer.layout.heads import Source, sources
 from llmserve.engines.kv_transfer.peers import Peer, PeerDirectory
 from llmserve.engines.kv_transfer.protocol import BeginRead, ReleaseLease, RenewLease
-from llmserve.engines.kv_transfer.rank import PullResult, RankEngine
+from llmserve.engines.kv_transfer.rank import PullResult, RankEngine, reached
 from llmserve.transfer.base import Batch
+from llmserve.transfer.devices import REACHED, Mark
 
 _log = logging.getLogger(__name__)
 _RENEWALS_PER_LEASE = 3
@@ -26,10 +27,12 @@ _RENEWALS_PER_LEASE = 3
 @dataclass(frozen=True, slots=True)
 class PullLimits:
     """total_seconds: the whole pull, all fallbacks included. connects: how often a side channel that
-    breaks during a pull is opened."""
+    breaks during a pull is opened. grant_seconds: for the owner to grant the lease and to write its blocks,
+    whose kernels may stand behind a step of another prompt."""
 
     total_seconds: float = 30.0
     connects: int = 2
+    grant_seconds: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,14 @@ class PullJob:
 
 @dataclass(slots=True)
 class Pull:
-    """A pull while it runs, on the loop of its engine."""
+    """A pull while it runs, on the loop of its engine. free: the mark behind the kernels that may still use
+    the local blocks."""
 
     job: PullJob
     limits: PullLimits
     engine: RankEngine
     peers: PeerDirectory
+    free: Mark = REACHED
     started: float = field(default_factory=time.monotonic)
     transport: str = ""
     bytes: int = 0
@@ -108,9 +113,11 @@ class Pull:
         pull_params = self.job.pull_params
         if source.heads:
             batch = self._batch(peer, source)
-            await peer.demand(BeginRead(pull_params.lease_id, pull_params.epoch))
+            begin = BeginRead(pull_params.lease_id, pull_params.epoch)
+            await peer.demand(begin, self.limits.grant_seconds)
             renewing = self.engine.spawn("keep", renewals(peer, pull_params))
             try:
+                await reached(self.free)
                 await self._read_over_any(peer, batch)
             finally:
                 renewing.cancel()

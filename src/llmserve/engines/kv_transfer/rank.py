@@ -1,19 +1,39 @@
 """The transfer engine of one rank, and the results that its inference engine takes."""
 
+import asyncio
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from llmserve.core.errors import TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.request import HandoverReport
 from llmserve.engines.kv_transfer.layout.blocks import KvLayout
 from llmserve.transfer.base import Transport
+from llmserve.transfer.devices import REACHED, Mark
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.engine import SharedTransfers, TransferEngine
+
+_LOOK_SECONDS = 0.001  # until the next look at a mark
+
+
+async def reached(mark: Mark) -> None:
+    """Waits until a mark is reached. Errors: TransferError when work before it failed."""
+    while not mark.reached():  # noqa: ASYNC110 (a device calls nobody)
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Behind:
+    """failed: runs instead of the action, with the reason, when work before the mark failed."""
+
+    mark: Mark
+    action: Callable[[], object]
+    failed: Callable[[str], object]
 
 
 class RankEngine(TransferEngine):
@@ -29,12 +49,38 @@ class RankEngine(TransferEngine):
         """Errors: TransferError when the memory cannot be registered; the transports are closed then."""
         self.layout = layout
         self.ended = threading.Event()
+        self._behind: deque[_Behind] = deque()
+        self._looking: asyncio.Task[None] | None = None
         super().__init__(transports, layout.regions, policy, shared=shared)
 
     def act(self, action: Callable[[], object]) -> None:
         """Runs an action on the loop, soon. After `close` it does nothing: there is nothing to act on."""
         with suppress(TransferError):
             self.post(action)
+
+    def act_behind(self, mark: Mark, action: Callable[[], object], failed: Callable[[str], object]) -> None:
+        """Runs an action on the loop once the mark is reached, and after the actions of earlier calls of this
+        thread. failed: runs instead, with the reason, when work before the mark failed."""
+        if mark is REACHED and not self._behind:
+            self.act(action)
+            return
+        self._behind.append(_Behind(mark, action, failed))
+        self.act(self._look)
+
+    def _look(self) -> None:
+        if self._looking is None or self._looking.done():
+            self._looking = self.spawn("marks", self._run_behind())
+
+    async def _run_behind(self) -> None:
+        while self._behind:
+            first = self._behind[0]
+            action = first.action
+            try:
+                await reached(first.mark)
+            except TransferError as error:
+                action = partial(first.failed, error.message)
+            self._behind.popleft()
+            self._loop.call_soon(action)  # before whatever is posted from now on
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from llmserve.engines.kv_transfer.protocol import (
     decode_request,
 )
 from llmserve.engines.kv_transfer.rank import RankEngine
+from llmserve.transfer.devices import REACHED, Mark
 from llmserve.transfer.engine.pair import PROBE_SECONDS
 
 _log = logging.getLogger(__name__)
@@ -90,12 +91,17 @@ class HandoverServer:
     # -- the engine
 
     def grant(
-        self, request_id: RequestId, block_ids: Sequence[int], lease_id: LeaseId | None = None
+        self,
+        request_id: RequestId,
+        block_ids: Sequence[int],
+        lease_id: LeaseId | None = None,
+        written: Mark = REACHED,
     ) -> LeaseId:
         """Pins blocks until `take_ended` names the request. lease_id: the one the pull_params carries,
-        when every rank must know it beforehand. Errors: InvalidRequest."""
+        when every rank must know it beforehand. written: readers begin once it is reached. Errors:
+        InvalidRequest."""
         with self._lock:
-            return self._table.grant(request_id, block_ids, lease_id).lease_id
+            return self._table.grant(request_id, block_ids, lease_id, written).lease_id
 
     def withdraw(self, request_id: RequestId) -> bool:
         """Ends the lease of a request from this side. False: it held none that was open."""
@@ -169,8 +175,12 @@ class HandoverServer:
         return Done()
 
     def _begin(self, connection: int, request: BeginRead) -> Answer:
-        with self._lock:
-            answer = self._table.renew(request.lease_id, request.epoch)
+        try:
+            with self._lock:
+                answer = self._table.begin(request.lease_id, request.epoch)
+        except TransferError as error:
+            _log.error("lease %s has ended: its blocks were not written: %s", request.lease_id, error.message)
+            return LeaseIs(LeaseAnswer.ENDED)
         if answer in (LeaseAnswer.VALID, LeaseAnswer.UNKNOWN):
             self._engine.expect(connection, request.lease_id, self._table.lease_seconds)
         return LeaseIs(answer)

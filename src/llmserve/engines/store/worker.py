@@ -21,7 +21,6 @@ from vllm.v1.kv_offload.base import (
     TransferResult,
 )
 
-from llmserve.config.refusals import engine_on_gpu
 from llmserve.core.errors import TransferError
 from llmserve.engines.store.links import LocatedBlock
 from llmserve.kvstore.blocks import Slot
@@ -73,7 +72,7 @@ class StoreWorker(OffloadingWorker):
     checksum beside its slot. Both are finished jobs for vLLM."""
 
     def __init__(self, caches: CanonicalKVCaches, rank: int, remote: RemoteAccess) -> None:
-        """remote: how to reach pools. Errors: ManifestError for blocks that are not in host memory, if it has
+        """remote: how to reach pools. Errors: TransferError for blocks that are not in host memory, if it has
         no staging."""
         self._rank, self._remote = rank, remote
         staging = remote.shared.staging
@@ -186,7 +185,9 @@ class _EngineBlocks:
         """memory: what the tensors are in. Their bytes are not looked at."""
         tensors = [one.tensor for one in caches.tensors]
         if memory.on_host and any(tensor.device.type != "cpu" for tensor in tensors):
-            raise engine_on_gpu().as_error()
+            raise TransferError(
+                "the KV is in the memory of a device, and the store was given no staging for it"
+            )
         self._strides = np.array([tensor.stride(0) for tensor in tensors], np.int64)
         self._lengths = np.array([one.page_size_bytes for one in caches.tensors], np.int64)
         self.block_bytes = int(self._lengths.sum())

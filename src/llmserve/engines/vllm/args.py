@@ -133,7 +133,7 @@ def _handover(spec: EngineSpec, card_path: str) -> dict[str, Any]:
             lease_seconds=spec.transfer.lease_seconds,
             card_path=card_path,
             policy=transfer_policy(spec),
-            layerwise=spec.transfer.mode != "pull",
+            layerwise=spec.transfer.mode != "pull" and spec.role is WorkerRole.PREFILL,
         ).to_extra_config(),
     }
 

@@ -14,13 +14,12 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from vllm.config.logging import LoggingConfig
 from vllm.logger import DEFAULT_LOGGING_CONFIG
-from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from llmserve.config.conflict import Conflict, refuse
-from llmserve.config.refusals import engine_on_gpu, model_refusals
+from llmserve.config.refusals import model_refusals
 from llmserve.core.errors import DeadlineExceeded, EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import addresses_for, check_params
@@ -100,8 +99,6 @@ class VllmEngine:
 
     def _refusals(self) -> Iterator[Conflict]:
         """Yields what vLLM, or our part of it, would find out half a minute later."""
-        if not current_platform.is_cpu():
-            yield engine_on_gpu()
         if needs_compiler(self._spec.engine):
             yield from missing_compiler()
         assert self._spec.model_dir is not None, "vLLM serves a prepared model"

@@ -10,7 +10,7 @@ A copy never waits for the kernels that compute KV. Whoever starts it has seen t
 reached.
 """
 
-from llmserve.transfer.devices.copies import Bytes, Copies, HostCopies, Mark, RegionCopies
+from llmserve.transfer.devices.copies import REACHED, Bytes, Copies, HostCopies, Mark, RegionCopies
 from llmserve.transfer.devices.staging import Staging
 
-__all__ = ["Bytes", "Copies", "HostCopies", "Mark", "RegionCopies", "Staging"]
+__all__ = ["REACHED", "Bytes", "Copies", "HostCopies", "Mark", "RegionCopies", "Staging"]

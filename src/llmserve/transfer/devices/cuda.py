@@ -39,7 +39,10 @@ class CudaCopies:
         self.memory = Memory(ordinal)
         self._torch = torch
         self._device = torch.device("cuda", ordinal)
-        self._driver = CudaDriver(ctypes.CDLL("libcuda.so.1"))
+        try:
+            self._driver = CudaDriver(ctypes.CDLL("libcuda.so.1"))
+        except OSError as error:
+            raise TransportUnavailable(f"cuda: no driver of NVIDIA: {error}") from error
         with _mapped_errors():
             self._outgoing = torch.cuda.Stream(self._device)
             self._incoming = torch.cuda.Stream(self._device)
@@ -52,6 +55,7 @@ class CudaCopies:
     def allocate(self, size_bytes: int) -> Region:
         with _mapped_errors():
             tensor = self._torch.empty(size_bytes, dtype=self._torch.uint8, device=self._device)
+        self.mark().wait()  # kernels that were launched before may still use it: torch keeps freed memory
         self._allocated.append(tensor)
         return Region(tensor.data_ptr(), size_bytes, self.memory)
 
@@ -84,7 +88,8 @@ class CudaCopies:
     def _copy(self, stream: Any, sources: Int64Array, targets: Int64Array, lengths: Int64Array) -> Mark:
         if not len(lengths):
             return REACHED
-        with _mapped_errors(), self._torch.cuda.device(self._device), self._torch.cuda.stream(stream):
+        self.enter()  # a thread that nobody has set a device for has no context, which the driver asks for
+        with _mapped_errors(), self._torch.cuda.stream(stream):
             if prefers_kernel(lengths):
                 self._run_kernel(sources, targets, lengths)
             else:

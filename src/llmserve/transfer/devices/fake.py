@@ -104,17 +104,20 @@ class FakeDevice:
     ) -> None:
         self.memory = Memory(ordinal)
         self.copied_bytes = 0
+        self.threads: set[str] = set()  # names of the threads whose current device it is
         self._pinned_bytes = pinned_bytes
         self._pins: dict[int, int] = {}  # length by address
         self._allocations: list[_FakeAllocation] = []
         self._outgoing = LateStream("fake-device-out", lateness_seconds)
         self._incoming = LateStream("fake-device-in", lateness_seconds)
         self._kernels = LateStream("fake-device-kernels", lateness_seconds)
+        self._failed_kernel: TransferError | None = None
         self._good_copies = -1  # copies until the next failure; -1: none fails
         self._lock = threading.Lock()
 
     def enter(self) -> None:
-        """Does nothing: no library asks for this device."""
+        """Notes the thread: no library asks for this device."""
+        self.threads.add(threading.current_thread().name)
 
     def allocate(self, size_bytes: int) -> Region:
         fd = os.memfd_create("fake-device", os.MFD_CLOEXEC)
@@ -158,7 +161,7 @@ class FakeDevice:
         return self._copy(self._incoming, to, come_from, lengths, packed)
 
     def mark(self) -> Mark:
-        return self._kernels.submit(lambda: None)
+        return self._kernels.submit(self._check_kernels)
 
     def close(self) -> None:
         for stream in (self._outgoing, self._incoming, self._kernels):
@@ -177,14 +180,26 @@ class FakeDevice:
         return next(one.own for one in self._allocations if one.region == region)
 
     def launch(self, kernel: Callable[[], None]) -> None:
-        """Runs a kernel, late, after those that were launched before."""
-        self._kernels.submit(kernel)
+        """Runs a kernel, late, after those that were launched before. One that raises TransferError has
+        failed, and so have the marks behind it."""
+
+        def run() -> None:
+            try:
+                kernel()
+            except TransferError as error:
+                self._failed_kernel = error
+
+        self._kernels.submit(run)
 
     def fail_copy(self, after: int = 0) -> None:
         """Lets one copy fail, after so many good ones."""
         self._good_copies = after
 
     # -- inside
+
+    def _check_kernels(self) -> None:
+        if self._failed_kernel is not None:
+            raise self._failed_kernel
 
     def _copy(
         self, stream: LateStream, to: Int64Array, come_from: Int64Array, lengths: Int64Array, packed: Bytes

@@ -79,8 +79,8 @@ class TransferEngine:
         shared: SharedTransfers | None = None,
     ) -> None:
         """regions: memory that outlives the engine; a region of probes is registered after them. clock: time
-        of the breakers. shared: given where a process has several engines. Errors: TransferError when a
-        transport cannot register the memory."""
+        of the breakers. shared: given where a process has several engines. A transport that cannot register
+        the memory is given up. Errors: TransferError when none can."""
         self.policy = policy or TransferPolicy()
         self.clock = clock or SystemClock()
         self.probing = asyncio.Lock()  # one probe at a time: they share memory, and would slow each other
@@ -89,6 +89,8 @@ class TransferEngine:
         self.counters = TransferCounters()
         self.closed = False
         self._transports = {transport.name: transport for transport in transports}
+        self.descriptions: dict[str, bytes] = {}
+        self.unusable: dict[str, str] = {}  # transports that were given up, and why
         self.fences = dict.fromkeys(self._transports, 0)  # how often each transport was fenced
         self._flights: list[_Flight] = []
         self._expected: dict[tuple[int, str], float] = {}  # (connection, lease id) -> monotonic end
@@ -97,8 +99,9 @@ class TransferEngine:
             self.probe = ProbeMemory(len(regions), self._staging)
             self.regions = (*regions, self.probe.region)
             for transport in transports:
-                transport.register(self.regions)
-            self.descriptions = {t.name: t.describe() for t in transports}
+                self._register(transport)
+            if transports and not self._transports:
+                raise TransferError("; ".join(f"{name}: {why}" for name, why in self.unusable.items()))
         except TransferError:
             self._close_transports()
             raise
@@ -165,9 +168,9 @@ class TransferEngine:
         for name in names:
             self.fences[name] += 1
             if transport := self._transports.get(name):
-                self._register_again(transport)
+                self._register(transport)
 
-    def _register_again(self, transport: Transport) -> None:
+    def _register(self, transport: Transport) -> None:
         try:
             transport.register(self.regions)
             self.descriptions[transport.name] = transport.describe()
@@ -176,6 +179,7 @@ class TransferEngine:
 
     def _give_up(self, transport: Transport, reason: str) -> None:
         _log.error("transport %s is given up: %s", transport.name, reason)
+        self.unusable[transport.name] = reason
         self._transports.pop(transport.name, None)
         self.descriptions.pop(transport.name, None)
         _guarded(transport.close)
@@ -271,6 +275,8 @@ class TransferEngine:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._tasks = TaskOwner("kv-transfer")
+        if self._staging is not None:
+            _guarded(self._staging.copies.enter)  # transports set up paths to the device in this thread
         self._ready.set()
         await self._stop.wait()
         await self._tasks.aclose()

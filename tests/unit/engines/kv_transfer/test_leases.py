@@ -6,11 +6,12 @@ from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
 from llmserve.core.clock import VirtualClock
-from llmserve.core.errors import InvalidRequest
+from llmserve.core.errors import InvalidRequest, TransferError
 from llmserve.core.ids import LeaseId, RequestId
 from llmserve.core.lease_table import REMEMBERED_ENDS, LeaseAnswer
 from llmserve.core.request import LeaseChange, LeaseState
 from llmserve.engines.kv_transfer.leases import REMEMBERED_CHANGES, BlockLeases
+from llmserve.transfer.devices.fake import LateMark
 
 EPOCH = 7
 R1, R2 = RequestId("r1"), RequestId("r2")
@@ -44,6 +45,26 @@ def test_a_release_is_valid_once_and_frees_when_taken(table: BlockLeases) -> Non
     assert table.take_ended() == {R1}
     assert table.take_ended() == frozenset()
     assert table.orphan_blocks == 0
+
+
+def test_a_reader_begins_when_the_blocks_are_written(table: BlockLeases, clock: VirtualClock) -> None:
+    mark = LateMark()
+    lease = table.grant(R1, [1], written=mark)
+    assert table.begin(lease.lease_id, EPOCH) is LeaseAnswer.UNKNOWN
+    assert table.begin(lease.lease_id, EPOCH + 1) is LeaseAnswer.WRONG_EPOCH
+    mark.ended.set()
+    clock.advance(29)
+    assert table.begin(lease.lease_id, EPOCH) is LeaseAnswer.VALID
+    clock.advance(29)
+    assert table.check(lease.lease_id, EPOCH) is LeaseAnswer.VALID, "it was renewed"
+
+
+def test_blocks_whose_writing_failed_are_given_back(table: BlockLeases) -> None:
+    lease = table.grant(R1, [1], written=LateMark("out of order"))
+    with pytest.raises(TransferError, match="out of order"):
+        table.begin(lease.lease_id, EPOCH)
+    assert table.begin(lease.lease_id, EPOCH) is LeaseAnswer.ENDED
+    assert table.take_ended() == {R1}
 
 
 @pytest.mark.parametrize(("seconds", "answer"), [(29.9, LeaseAnswer.VALID), (30.0, LeaseAnswer.ENDED)])

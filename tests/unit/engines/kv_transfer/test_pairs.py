@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llmserve.core.errors import TransferError
 from llmserve.core.ids import WorkerId
 from llmserve.core.kv_params import PeerAddress
 from llmserve.core.request import PairStatus
@@ -52,6 +53,23 @@ def test_peers_are_measured_when_they_are_met(make_side: Make) -> None:
     assert (tcp.transport, tcp.chosen) == ("tcp", False)
     assert min(first.bytes_per_second, tcp.small_seconds) > 0
     assert owner.rows == [], "who is read from measures nothing"
+
+
+def test_a_transport_that_cannot_register_is_said_and_the_others_serve(
+    make_side: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _faulty()
+
+    def register(_: object) -> None:
+        raise TransferError("UCX takes it for host memory")
+
+    monkeypatch.setattr(first, "register", register)
+    owner, reader = make_side(1, TcpTransport()), make_side(2, first, TcpTransport())
+    assert reader.node.transports == ("tcp",)
+    assert _row(reader, "first").reason == "UCX takes it for host memory"
+    assert _row(reader, "first").breaker == "unavailable"
+    reader.pull(owner.grant("p1", REMOTE), LOCAL)
+    assert reader.result().transport == "tcp"
 
 
 def test_a_probe_that_brings_other_bytes_opens_the_breaker(make_side: Make, wait_until: Wait) -> None:

@@ -106,7 +106,7 @@ def test_a_grant_may_come_after_its_ticket(
 
 
 def test_a_lease_that_never_was_is_given_up(make_side: Make) -> None:
-    owner, reader = make_side(1), make_side(2)
+    owner, reader = make_side(1), make_side(2, limits=PullLimits(grant_seconds=0.05))
     reader.pull(dataclasses.replace(owner.grant("p0", REMOTE), lease_id=LeaseId("never")), LOCAL)
     assert "begin: unknown" in reader.result().reason
 

@@ -46,6 +46,19 @@ def test_the_kernel_does_not_read_it_either(device: FakeDevice) -> None:
         ProcessMemory().fetch(os.getpid(), device.allocate(SIZE).address, 8)
 
 
+def test_what_is_behind_a_kernel_that_failed_has_failed() -> None:
+    device = FakeDevice(lateness_seconds=0.0)
+
+    def fail() -> None:
+        raise TransferError("an illegal memory access")
+
+    device.launch(fail)
+    for mark in (device.mark(), device.mark()):
+        with pytest.raises(TransferError, match="an illegal memory access"):
+            mark.wait()
+    device.close()
+
+
 def test_copies_end_late(device: FakeDevice) -> None:
     region, packed = device.allocate(SIZE), device.pinned(SIZE)
     device.view(region)[:], packed[:] = 7, 0

@@ -29,7 +29,8 @@ from llmserve.engines.kv_transfer.push.fence import (
     are_on_one_host,
     unclean_after_stop,
 )
-from llmserve.engines.kv_transfer.rank import PullResult, RankEngine
+from llmserve.engines.kv_transfer.rank import PullResult, RankEngine, reached
+from llmserve.transfer.devices import Mark
 
 _log = logging.getLogger(__name__)
 
@@ -79,11 +80,13 @@ class ReceiveContext:
 
 @dataclass(eq=False, slots=True)
 class PushReceive:
-    """On the loop of its engine; `run` once, as a task of its own."""
+    """On the loop of its engine; `run` once, as a task of its own. free: the mark behind the kernels that may
+    still use the blocks. Prefill does not know of the reservation before."""
 
     job: ReceiveJob
     reservation: Reservation
     around: ReceiveContext
+    free: Mark
     _started: float = field(default_factory=time.monotonic)
     _outcome: PushOutcome | None = None
     _cancelled: bool = False
@@ -191,6 +194,10 @@ class PushReceive:
         """Asks until prefill is out of reach, or says that nothing (more) will come. Returns the reason."""
         transfer_id, failures = self.job.push_params.transfer_id, 0
         request: Reserve | AskPush = Reserve(transfer_id, self.reservation)
+        try:
+            await reached(self.free)
+        except TransferError as error:
+            return error.message
         while True:
             try:
                 peer = await self.around.writer(self.job.push_params)

@@ -23,6 +23,7 @@ from llmserve.engines.kv_transfer.push.fence import ReservationTable, WriterSusp
 from llmserve.engines.kv_transfer.push.receive import PushReceive, ReceiveContext, ReceiveJob, ReceiveLimits
 from llmserve.engines.kv_transfer.rank import PullResult, RankEngine, Results
 from llmserve.engines.kv_transfer.server import Handlers
+from llmserve.transfer.devices import REACHED, Mark
 
 _log = logging.getLogger(__name__)
 
@@ -68,13 +69,13 @@ class PushReceiver:
         """It is not wanted any more."""
         self._engine.act(lambda: self._forget(push_params))
 
-    def receive(self, job: ReceiveJob) -> None:
-        """Its blocks are there. The result comes from take_finished, exactly once, and when it does nobody
-        writes into them. Only for a writer on this host that stays suspended none comes. Errors:
-        TransferError after `close`."""
+    def receive(self, job: ReceiveJob, free: Mark = REACHED) -> None:
+        """Its blocks are there, and prefill learns of them once `free` is reached. The result comes from
+        take_finished, exactly once, and when it does nobody writes into them. Only for a writer on this host
+        that stays suspended none comes. Errors: TransferError after `close`."""
         self._results.begin(job.request_id)
         try:
-            self._engine.post(lambda: self._start(job))
+            self._engine.post(lambda: self._start(job, free))
         except TransferError:
             self._results.drop(job.request_id)
             raise
@@ -112,12 +113,12 @@ class PushReceiver:
 
     # -- on the loop
 
-    def _start(self, job: ReceiveJob) -> None:
+    def _start(self, job: ReceiveJob, free: Mark) -> None:
         self._stop_expecting(job.push_params)
         self._reserved += 1
         reservation_id = ReservationId(f"{self._home.epoch:x}.{self._reserved:x}.{job.request_id}")
         reservation = Reservation(reservation_id, self._home, job.blocks)
-        receive = PushReceive(job, reservation, self._around)
+        receive = PushReceive(job, reservation, self._around, free)
         self._around.table.open(reservation_id)
         self._receives[job.request_id] = self._by_reservation[reservation_id] = receive
         self._engine.spawn(f"receive {job.request_id}", self._run(receive))

@@ -12,6 +12,7 @@ from llmserve.engines.kv_transfer.push.progress import PushChunk
 from llmserve.engines.kv_transfer.push.transfer import Finish, Leases, PushLimits, PushTransfer
 from llmserve.engines.kv_transfer.rank import RankEngine
 from llmserve.engines.kv_transfer.server import Handlers
+from llmserve.transfer.devices import REACHED, Mark
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5.0
@@ -19,7 +20,8 @@ _CLOSE_RETRY_SECONDS = 0.005
 
 
 class PushSender:
-    """Methods without underscore, but `handlers`, may be called from any thread and never wait."""
+    """Methods without underscore, but `handlers`, may be called from any thread and never wait. What they say
+    is true once the given mark is reached; all that is said of one transfer comes from one thread."""
 
     def __init__(
         self,
@@ -41,22 +43,30 @@ class PushSender:
         """A request that is to be pushed has come; finish or drop follows."""
         self._engine.act(lambda: self._open(transfer_id).announce())
 
-    def begin_step(self, chunks: Sequence[PushChunk]) -> None:
+    def begin_step(self, chunks: Sequence[PushChunk], mark: Mark = REACHED) -> None:
         """Before a step computes: what lies before its chunks is final in all layers."""
-        self._engine.act(lambda: self._begin_step(chunks))
+        self._engine.act_behind(
+            mark, lambda: self._begin_step(chunks), lambda reason: self._lose(chunks, reason)
+        )
 
-    def computed(self, layer: int, chunks: Sequence[PushChunk]) -> None:
+    def computed(self, layer: int, chunks: Sequence[PushChunk], mark: Mark = REACHED) -> None:
         """The step has computed one layer of its chunks. Called in the middle of a forward pass."""
-        self._engine.act(lambda: self._computed(layer, chunks))
+        self._engine.act_behind(
+            mark, lambda: self._computed(layer, chunks), lambda reason: self._lose(chunks, reason)
+        )
 
-    def finish(self, transfer_id: TransferId, finish: Finish) -> None:
+    def finish(self, transfer_id: TransferId, finish: Finish, mark: Mark = REACHED) -> None:
         """All layers of the whole prompt are computed, and pinned under the lease of the pull."""
-        self._engine.act(lambda: self._with(transfer_id, lambda transfer: transfer.finish(finish)))
+        self._engine.act_behind(
+            mark,
+            lambda: self._with(transfer_id, lambda transfer: transfer.finish(finish)),
+            lambda reason: self._drop(transfer_id, reason),
+        )
 
     def drop(self, transfer_id: TransferId) -> None:
         """It will not be handed over. Its blocks may be freed at once: what is still read of them goes
         to decode, which never trusts it."""
-        self._engine.act(lambda: self._with(transfer_id, PushTransfer.drop))
+        self._engine.act(lambda: self._drop(transfer_id, "prefill was aborted"))
 
     def close(self) -> None:
         """Ends all writing. Before the server closes, because peers take that for our end. Idempotent."""
@@ -118,6 +128,14 @@ class PushSender:
     def _layer(self, layer: int, end_block: int, chunk: PushChunk) -> None:
         if transfer := self._transfers.get(chunk.transfer_id):
             transfer.computed(layer, end_block, chunk.blocks)
+
+    def _lose(self, chunks: Sequence[PushChunk], reason: str) -> None:
+        """The kernels that were to write the chunks have failed."""
+        for chunk in chunks:
+            self._drop(chunk.transfer_id, reason)
+
+    def _drop(self, transfer_id: TransferId, reason: str) -> None:
+        self._with(transfer_id, lambda transfer: transfer.drop(reason))
 
     def _with(self, transfer_id: TransferId, action: Callable[[PushTransfer], None]) -> None:
         if transfer := self._transfers.get(transfer_id):

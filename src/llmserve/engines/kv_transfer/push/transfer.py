@@ -115,10 +115,10 @@ class PushTransfer:
         if self._stopped and self._ended:
             self._give_back()
 
-    def drop(self) -> None:
+    def drop(self, reason: str) -> None:
         """Prefill will not finish this prompt."""
         if self._outcome is None:
-            self._outcome = PushOutcome(reason="prefill was aborted", unclean=tuple(self._unclean))
+            self._outcome = PushOutcome(reason=reason, unclean=tuple(self._unclean))
         self._wake.set()
 
     # -- decode
