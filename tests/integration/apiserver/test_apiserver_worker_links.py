@@ -62,7 +62,12 @@ async def test_a_lease_that_was_taken_is_the_taker_s(
 ) -> None:
     leg = links.open(prefill.info(), request_, 5.0, 5.0)
     outputs: list[EngineOutput] = []
-    await leg.pass_to(lambda output: bool(outputs.append(output)))
+
+    def take(output: EngineOutput) -> bool:
+        outputs.append(output)
+        return False
+
+    await leg.pass_to(take)
     leg.close()
     assert outputs[-1].kv_transfer_params == {
         "do_remote_prefill": True,

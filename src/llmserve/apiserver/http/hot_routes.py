@@ -10,9 +10,9 @@ own words. What the route raises is answered by the application's handlers, with
 import asyncio
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from pydantic import TypeAdapter
 from starlette.requests import Request
@@ -73,7 +73,7 @@ class HotRoutes:
 async def _stream(response: StreamingResponse, send: Send, events: TextEvents | None) -> None:
     start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
     await send(start)
-    async for piece in response.body_iterator:
+    async for piece in cast("AsyncIterable[str]", response.body_iterator):  # as vLLM makes it
         if events is not None:
             events.last_event = piece
         await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
