@@ -138,6 +138,10 @@ class NixlTransport:
             self._end(transfer, TransferStatus(state, transfer.failure))
         return transfer.status
 
+    def watch(self, on_end: Callable[[], object]) -> bool:
+        """NIXL's agent has no descriptor to wait for, and polling is what moves the bytes."""
+        return False
+
     def progress(self) -> None:
         _mapped("progress", self._agent.get_new_notifs)
 
