@@ -15,6 +15,7 @@ from vllm.v1.kv_offload.base import (
 
 from llmserve.core.ids import TransferId, WorkerId
 from llmserve.core.kv_params import PushParams
+from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.store.block_cost import BlockCost
 from llmserve.engines.store.link import StoreQuery
 from llmserve.engines.store.links import LocatedBlock, PromptAnswer, StoreLease
@@ -304,7 +305,7 @@ GROUPS = [[make_offload_key(bytes([number]) * 32, group) for number in range(9)]
 
 @pytest.fixture
 def hybrid(desk: Desk) -> Desk:
-    desk.manager.counted_group = 1
+    desk.manager.groups = KvGroups(BLOCK, windows=(2 * BLOCK, 0), counted=1)
     desk.context = ReqContext("r", {"tenant": "red"})
     desk.manager.on_new_request(desk.context)
     for keys in GROUPS:
@@ -317,63 +318,97 @@ def of_both(hybrid: Desk, *blocks: int) -> set[LookupResult]:
     return {hybrid.manager.lookup(keys[number], hybrid.context) for keys in GROUPS for number in blocks}
 
 
-def answer_each(hybrid: Desk, **answer: Any) -> None:
-    """The answer to the questions that were asked last, one for each group."""
-    asks = hybrid.links.asks
-    for ask in asks[-2:]:
-        hybrid.links.asks = [ask]
+def answer_each(hybrid: Desk, answered: int = 0, **answer: Any) -> None:
+    """The answer to each question after the first ones, whether it was asked before or comes of an answer."""
+    while answered < len(hybrid.links.asks):
+        asks, hybrid.links.asks = hybrid.links.asks, [hybrid.links.asks[answered]]
         hybrid.links.answer(**answer)
-    hybrid.links.asks = asks
+        hybrid.links.asks = asks
+        of_both(hybrid, 0)
+        answered += 1
 
 
 def test_each_group_is_asked_about_by_itself(hybrid: Desk) -> None:
     assert of_both(hybrid, 1, 2) == {LookupResult.RETRY}
     hybrid.step()
-    windowed, counted = hybrid.links.asks
+    (counted,) = hybrid.links.asks
     assert counted.block_hashes == [bytes([number]) * 32 for number in range(3)]
+    hybrid.links.answer(loads=[1, 2])
+    assert of_both(hybrid, 1, 2) == {LookupResult.RETRY}, "one answer is missing"
+    _, windowed = hybrid.links.asks
     assert not set(windowed.block_hashes) & set(counted.block_hashes)
     assert [(ask.have_blocks, len(ask.block_hashes)) for ask in (windowed, counted)] == [(1, 3), (1, 3)]
-    hybrid.links.asks = [windowed]
     hybrid.links.answer(loads=[2])
-    assert of_both(hybrid, 1, 2) == {LookupResult.RETRY}, "one answer is missing"
-    hybrid.links.asks = [counted]
-    hybrid.links.answer(loads=[1, 2])
     assert of_both(hybrid, 2) == {LookupResult.HIT}
     assert of_both(hybrid, 1) == {LookupResult.HIT, LookupResult.MISS}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "loads", "first_asked"),
+    [(149, 9, 7), (145, 9, 7), (144, 9, 6), (200, 5, 3), (200, 2, 0), (200, 1, 0), (200, 0, 0)],
+)
+def test_of_a_window_its_blocks_at_the_end_of_the_loads_are_asked_about(
+    hybrid: Desk, tokens: int, loads: int, first_asked: int
+) -> None:
+    """Two. Those before them are not stored, and are no gap. A prompt's last token is computed: where a block
+    ends with it, the window before it ends a block earlier."""
+    hybrid.manager.note_length("r", tokens)
+    for keys in GROUPS:
+        for number in range(9):
+            hybrid.context.set_offload_key_position(keys[number], (number + 1) * BLOCK)
+    of_both(hybrid, 0)
+    hybrid.step()
+    hybrid.links.answer(loads=range(loads))
+    of_both(hybrid, 0)
+    assert [ask.have_blocks for ask in hybrid.links.asks] == [0, first_asked]
+
+
+def test_what_a_window_needs_is_found_although_nothing_is_stored_before(hybrid: Desk) -> None:
+    for keys in GROUPS:
+        for number in range(9):
+            hybrid.context.set_offload_key_position(keys[number], (number + 1) * BLOCK)
+    of_both(hybrid, 0)
+    hybrid.step()
+    hybrid.links.answer(loads=range(7), stores=[7, 8])
+    of_both(hybrid, 0)
+    hybrid.links.answer(loads=[5, 6], stores=[7, 8])
+    assert of_both(hybrid, 5, 6) == {LookupResult.HIT}
+    assert of_both(hybrid, 7, 8) == {LookupResult.MISS}
+    output = hybrid.manager.prepare_store([keys[8] for keys in GROUPS], hybrid.context)
+    assert output is not None
+    assert list(output.keys_to_store) == [keys[8] for keys in GROUPS]
 
 
 def test_the_blocks_of_all_groups_are_loaded_and_stored_under_hashes_of_their_own(hybrid: Desk) -> None:
     of_both(hybrid, 0, 1)
     hybrid.step()
-    names = [list(ask.block_hashes) for ask in hybrid.links.asks]
     answer_each(hybrid, loads=[0, 1], stores=[2])
-    of_both(hybrid, 0)
+    counted, windowed = [list(ask.block_hashes) for ask in hybrid.links.asks]
     loaded = [GROUPS[0][1], *GROUPS[1][:2]]
     spec = hybrid.manager.prepare_load(loaded, hybrid.context)
     assert isinstance(spec, StoreSlots)
     assert [block.slots[0].offset for block in spec.blocks] == [1, 0, 1]
     hybrid.manager.loads_failed({"r"})
     hybrid.manager.complete_load(loaded, hybrid.context)
-    assert hybrid.links.told("corrupt") == [names[0][1], *names[1][:2]]
+    assert hybrid.links.told("corrupt") == [windowed[1], *counted[:2]]
     written = [GROUPS[0][2], GROUPS[1][2]]
     output = hybrid.manager.prepare_store(written, hybrid.context)
     assert output is not None
     assert list(output.keys_to_store) == written
     hybrid.manager.complete_store(written, hybrid.context)
-    assert [fill.block_hash for fill in hybrid.links.told("commits")] == [names[0][2], names[1][2]]
+    assert [fill.block_hash for fill in hybrid.links.told("commits")] == [windowed[2], counted[2]]
 
 
 def test_a_generated_block_is_asked_about_in_each_group(hybrid: Desk) -> None:
     of_both(hybrid, 0)
     hybrid.step()
     answer_each(hybrid)
-    of_both(hybrid, 0)
     new = [keys[3] for keys in GROUPS]
     for key in new:
         hybrid.context.set_offload_key_position(key, 4 * BLOCK)
     assert hybrid.manager.prepare_store(new, hybrid.context) is None
     assert [(ask.have_blocks, ask.load) for ask in hybrid.links.asks[2:]] == [(3, False), (3, False)]
-    answer_each(hybrid, stores=[3])
+    answer_each(hybrid, 2, stores=[3])
     output = hybrid.manager.prepare_store(new, hybrid.context)
     assert output is not None
     assert list(output.keys_to_store) == new

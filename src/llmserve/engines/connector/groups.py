@@ -65,6 +65,11 @@ class KvGroups:
         stop = min(map(len, block_ids)) if end is None else end
         return BlockTable.of([_without_nulls(ids, first, stop) for ids in block_ids])
 
+    def window_blocks(self, group: int) -> int:
+        """How many blocks of a group with a window vLLM's offloading loads at the end of a prompt: with fewer
+        it loads nothing (get_sliding_window_size_in_chunks in its offloading/scheduler.py)."""
+        return -(-self.windows[group] // self.block_size_tokens)
+
     def keep_the_last(self, tokens: int) -> bool:
         """Whether the owner of so many tokens keeps what the last of them sees. Then that one can be computed
         again. The owner keeps what the next token sees: one token less, which may be the end of a block."""

@@ -11,13 +11,16 @@ A request without a tenant has no part in the store. Of one whose KV another wor
 comes after its prompt is stored, and nothing is loaded: that worker has done so.
 
 A model with several groups of layers has a block in each for the same tokens. The store knows them by
-different hashes, and each group is asked about by itself, as if it were a prompt of its own.
+different hashes, and each group is asked about by itself, as if it were a prompt of its own. A group with a
+window stores only the last blocks of a prompt. It is asked about when the store has said how much there is to
+load in a group that sees all, and about the blocks that the window sees from there.
 """
 
 import hashlib
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vllm.v1.kv_offload.base import (
     LoadStoreSpec,
@@ -33,6 +36,7 @@ from vllm.v1.kv_offload.base import (
 )
 
 from llmserve.core.kv_params import arriving_tokens
+from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.store.block_cost import BlockCost
 from llmserve.engines.store.link import StoreQuery
 from llmserve.engines.store.links import LocatedBlock, PromptAnswer, StoreLease, StoreLinks
@@ -46,14 +50,17 @@ _IDLE_WAIT_SECONDS = 0.005
 
 @dataclass(slots=True)
 class _Request:
-    """given_tokens: of its prompt, another worker hands over so many. loads, stores: by hash in the store;
-    reserved or leased, and not yet being copied."""
+    """given_tokens: of its prompt, another worker hands over so many. most_loads: blocks in front of its last
+    token, which is computed. about_windows: open questions that are sent later, with the number of their
+    group. loads, stores: by hash in the store; reserved or leased, and not yet being copied."""
 
     tenant: str
     given_tokens: int
+    most_loads: int = sys.maxsize
     first_wanted: OffloadKey | None = None
     asked_tokens: int = 0  # whether blocks that end before or here are to be stored is known, or will be
     open_questions: int = 0
+    about_windows: list[tuple[int, StoreQuery]] = field(default_factory=list)
     may_load: bool = True  # it has not been asked what there is to load
     leases: list[StoreLease] = field(default_factory=list)  # of the loads
     usable_until: float = float("inf")
@@ -72,9 +79,9 @@ class _Load:
 
 class StoreManager(OffloadingManager):
     def __init__(self, links: StoreLinks, pace: BlockCost) -> None:
-        """counted_group: see KvGroups; set before the first request."""
+        """groups: set before the first request."""
         self._links, self.pace = links, pace
-        self.counted_group = 0
+        self.groups = KvGroups(1)
         self._requests: dict[str, _Request] = {}
         self._asking: dict[str, ReqContext] = {}  # looked up in this step for the first time
         self._loading: dict[str, _Load] = {}  # by request
@@ -87,6 +94,10 @@ class StoreManager(OffloadingManager):
         given = arriving_tokens(params)  # the engine's `add` has checked them
         self._requests[req_context.req_id] = _Request(str(params.get("tenant", "")), given)
         return RequestOffloadingContext()
+
+    def note_length(self, request_id: str, tokens: int) -> None:
+        """Called for each new request."""
+        self._requests[request_id].most_loads = (tokens - 1) // self.groups.block_size_tokens
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._asking.pop(req_context.req_id, None)
@@ -199,20 +210,31 @@ class StoreManager(OffloadingManager):
         request.asked_tokens = max(ends.values())
         first_end = min(ends[key] for key in keys)
         chains = _chains(context)
-        for chain in chains:
+        for group, chain in chains.items():
             have = sum(ends[key] < first_end for key in chain)
             seconds = self.pace.block_seconds / len(chains)
             worth = self.pace.block_seconds * (len(chain) - have) if seconds else _MOST_WAIT_SECONDS
             timeout = min(max(worth, _LEAST_WAIT_SECONDS), _MOST_WAIT_SECONDS)
             hashes = list(map(self._hash, chain))
+            query = StoreQuery(context.req_id, request.tenant, hashes, have, load, seconds, timeout)
             request.open_questions += 1
-            self._links.prepare(
-                StoreQuery(context.req_id, request.tenant, hashes, have, load, seconds, timeout)
-            )
+            if load and self.groups.windows[group]:
+                request.about_windows.append((group, query))
+            else:
+                self._links.prepare(query)
+
+    def _ask_about_windows(self, request: _Request, answer: PromptAnswer) -> None:
+        """answer: of a group that sees all. Such groups are stored together. Of a window, vLLM stores the
+        blocks in front of the prompt's last token (prefix_cache_retention_interval 0)."""
+        waiting, request.about_windows = request.about_windows, []
+        end = min(max(answer.loads, default=-1) + 1, request.most_loads)
+        for group, query in waiting:
+            have = max(query.have_blocks, end - self.groups.window_blocks(group))
+            self._links.prepare(replace(query, have_blocks=have))
 
     def _hash(self, key: OffloadKey) -> bytes:
         """The block's hash in the store. That of the counted group is the one that the router knows, too."""
-        if get_offload_group_idx(key) == self.counted_group:
+        if get_offload_group_idx(key) == self.groups.counted:
             return bytes(get_offload_block_hash(key))
         return hashlib.sha256(key).digest()
 
@@ -234,6 +256,7 @@ class StoreManager(OffloadingManager):
         hashes = answer.ask.block_hashes
         request.loads |= {hashes[at]: block for at, block in answer.loads.items()}
         request.stores |= {hashes[at]: block for at, block in answer.stores.items()}
+        self._ask_about_windows(request, answer)
 
     @staticmethod
     def _drop_gone(request: _Request, arenas: Mapping[str, str]) -> None:
@@ -282,13 +305,13 @@ class StoreManager(OffloadingManager):
             self._links.settle(manager, aborts=aborts)
 
 
-def _chains(context: ReqContext) -> list[list[OffloadKey]]:
-    """The full blocks of a request so far, in order, of each group. vLLM notes where each of them ends."""
+def _chains(context: ReqContext) -> dict[int, list[OffloadKey]]:
+    """The full blocks of a request so far, in order, by group. vLLM notes where each of them ends."""
     ends = context._offload_key_positions
     chains: dict[int, list[OffloadKey]] = {}
     for key in sorted(ends, key=ends.__getitem__):
         chains.setdefault(get_offload_group_idx(key), []).append(key)
-    return list(chains.values())
+    return chains
 
 
 def _by_manager(blocks: Mapping[bytes, LocatedBlock]) -> dict[str, list[bytes]]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
 
 
 class StoreSpec(OffloadingSpec):
@@ -82,7 +83,7 @@ class StoreConnector(OffloadingConnector):
         super().__init__(vllm_config, role, kv_cache_config)
         self._groups = KvGroups.of(kv_cache_config, vllm_config.cache_config.block_size)
         if self.connector_scheduler is not None:
-            self._manager().counted_group = self._groups.counted
+            self._manager().groups = self._groups
 
     # -- a rank's half
 
@@ -118,6 +119,10 @@ class StoreConnector(OffloadingConnector):
         """Done already."""
 
     # -- the scheduler's half
+
+    def on_new_request(self, request: "Request") -> None:
+        super().on_new_request(request)
+        self._manager().note_length(request.request_id, request.num_tokens)
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> "KVConnectorMetadata":
         manager, tokens = self._manager(), scheduler_output.total_num_scheduled_tokens
