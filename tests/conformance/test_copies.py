@@ -1,5 +1,6 @@
 """Every implementation of Copies: what transfer/devices/copies.py promises."""
 
+import mmap
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -136,6 +137,17 @@ def test_tests_see_memory_of_a_device_as_an_array(copies: Copies) -> None:
     assert seen[4] == 7
     assert len(seen[5:5]) == 0
     assert checksum(seen) == checksum(content)
+
+
+def test_memory_of_the_caller_is_pinned_for_a_while(copies: Copies) -> None:
+    memory, region = mmap.mmap(-1, SIZE), filled(copies, noise(SIZE))
+    packed = np.frombuffer(memory, np.uint8)
+    for _ in range(2):
+        unpin = copies.pin(packed)
+        packed[:] = 0
+        copies.gather(np.array([region.address]), np.array([SIZE]), packed).wait()
+        assert np.array_equal(packed, noise(SIZE))
+        unpin()
 
 
 def test_closing_twice_is_closing_once(copies: Copies) -> None:

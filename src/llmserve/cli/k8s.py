@@ -144,7 +144,7 @@ def check(path: Path, manifest: Manifest, as_json: bool) -> int:
 def _preflight(path: Path, manifest: Manifest) -> list[str]:
     """Returns warnings of what may be otherwise in the cluster. Errors: ManifestError for what cannot be
     there."""
-    if refused := [*impossible(manifest), *preflight.anywhere(manifest, in_kubernetes=True)]:
+    if refused := list(impossible(manifest)):
         raise locate(path, refused)
     return locate(path, preflight.of_model(manifest)).message.splitlines()
 

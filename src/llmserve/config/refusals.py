@@ -91,12 +91,6 @@ def unknown_parsers(engine: EngineConfig, known: Parsers) -> Iterator[Conflict]:
             yield Conflict.at(f"vLLM has no parser '{name}'{hint}", f"engine.{key}")
 
 
-def store_on_gpu() -> Conflict:
-    """Returns the conflict of a KV store with engines on GPUs."""
-    message = "not available yet with engines on GPUs, whose memory the KV store does not reach: leave it out"
-    return Conflict.at(message, "storageClasses", "engine.device")
-
-
 def model_refusals(
     engine: EngineConfig, kv_cache: KvCacheConfig, model: Mapping[str, Any]
 ) -> Iterator[Conflict]:

@@ -28,7 +28,8 @@ class PairStatus:
     and seconds: what requests moved. failures: of transfers and probes. breaker: closed, open or
     half-open. reason: why it opened. chosen: the next request goes this way. A peer that cannot be
     reached, or does not fit, has one row: breaker "refused", without a transport. A transport that cannot
-    be used on this machine has one row: breaker "unavailable", without a peer.
+    be used on this machine has one row: breaker "unavailable", without a peer. So has memory of a KV manager
+    that this worker could not pin for its device.
     """
 
     peer: str

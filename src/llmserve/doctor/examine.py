@@ -1,7 +1,6 @@
 """Gathers the facts of this machine and puts what the checks find into sections."""
 
 import importlib.metadata
-import itertools
 import os
 import platform
 import resource
@@ -201,7 +200,9 @@ def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]
         yield manifest.engine_memory(settings, weights, machine.available_bytes(host, allowance(host)))
     if on_gpus := [process for process in planned.thing.processes if process.gpus]:
         topology = paths.GpuTopology.seen_by(machine.run_tool)
-        yield paths.gpu_paths(on_gpus, settings.transfer.engine_order, topology)
+        store_gb = sum(one.capacity_gb for one in settings.storageClasses if one.tier == "dram")
+        store_bytes = int(store_gb * 2**30)
+        yield paths.gpu_paths(on_gpus, settings.transfer.engine_order, topology, store_bytes)
     https = [process.http for process in planned.thing.processes if process.http]
     yield manifest.ports(https, check_free)
 
@@ -210,7 +211,6 @@ def _refused(path: Path, settings: Manifest, *, has_model: bool) -> list[str]:
     """has_model: False when a finding has already said that there is none."""
     found = preflight.here(settings)
     if settings.deployment.mode == "k8s":
-        released = preflight.anywhere(settings, in_kubernetes=True)
-        found = itertools.chain(released, preflight.of_model(settings))
+        found = preflight.of_model(settings)
     said = [one for one in found if has_model or one.paths[0] != preflight.SOURCE]
     return locate(path, said).message.splitlines()

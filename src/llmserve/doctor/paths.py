@@ -48,14 +48,21 @@ def _cell(matrix: Sequence[Sequence[str]], row: int, column: int) -> str:
     return matrix[row][column] if row < len(matrix) and column < len(matrix[row]) else ""
 
 
-def gpu_paths(workers: Sequence[ProcessSpec], order: Sequence[str], topology: GpuTopology) -> Finding:
-    """workers: those on GPUs. order: `transfer.engine_order`."""
+def gpu_paths(
+    workers: Sequence[ProcessSpec], order: Sequence[str], topology: GpuTopology, store_bytes: int = 0
+) -> Finding:
+    """workers: those on GPUs. order: `transfer.engine_order`. store_bytes: the DRAM of the KV store, which
+    all engines pin."""
     pairs = list(_pairs(workers))
     pinned = sum(len(worker.gpus) for worker in workers) * _PINNED_BYTES
-    figures = {"pinned_bytes": pinned, "pairs": len(pairs)}
-    staged = f"Staging pins {size(pinned)} of host memory, which is never swapped and counts in its limit."
+    figures = {"pinned_bytes": pinned + store_bytes, "pairs": len(pairs)}
+    store = f", and engines the {size(store_bytes)} of the KV store's DRAM" if store_bytes else ""
+    staged = (
+        f"Staging pins {size(pinned)} of host memory{store}: it is never swapped and counts in its limit."
+    )
     if not pairs:
-        return ok("KV paths", "no KV moves between GPUs", **figures)
+        value = "no KV moves between GPUs"
+        return note("KV paths", value, staged, **figures) if store else ok("KV paths", value, **figures)
     if "nixl" not in order:
         value = "between all engines through pinned host memory and a socket"
         return note("KV paths", value, f"transfer.engine_order has no nixl. {staged}", **figures)

@@ -10,10 +10,9 @@ from pathlib import Path
 from llmserve.config.conflict import Conflict
 from llmserve.config.environment import inherited
 from llmserve.config.load import locate
-from llmserve.config.plan import LocalPlan, runs_on_gpu
+from llmserve.config.plan import LocalPlan
 from llmserve.config.refusals import (
     model_refusals,
-    store_on_gpu,
     unknown_parsers,
     unset_api_keys,
 )
@@ -29,13 +28,6 @@ from llmserve.tracing.open import tracer_refusals
 
 SOURCE = ("models", "primary", "source")
 _DEVICE = ("engine", "device")
-
-
-def anywhere(manifest: Manifest, *, in_kubernetes: bool = False) -> Iterator[Conflict]:
-    """Finds what this release cannot do on any machine. In Kubernetes `auto` means GPUs, too."""
-    devices = ("cuda", "auto") if in_kubernetes else ("cuda",)
-    if manifest.storageClasses and manifest.engine.kind == "vllm" and manifest.engine.device in devices:
-        yield store_on_gpu()
 
 
 def of_model(manifest: Manifest) -> Iterator[Conflict]:
@@ -59,7 +51,6 @@ def of_model_directory(manifest: Manifest, folder: Path) -> Iterator[Conflict]:
 def here(manifest: Manifest, base: Mapping[str, str] = os.environ) -> Iterator[Conflict]:
     """Finds everything that another try would not cure. base: the environment of `llmserve up`."""
     environment = inherited(base, manifest).kept
-    yield from anywhere(manifest)
     yield from _gpus(manifest, available_gpus())
     yield from unset_api_keys(manifest.security.api_keys, environment)
     yield from state_refusals(manifest.state, environment)
@@ -72,7 +63,7 @@ def check_reload(manifest: Manifest, path: Path) -> None:
     """Checks a manifest for a cluster that runs: a process that is started again reads it. Two things are
     not checked: the environment, which only the processes know, and whether the model is still there,
     because a key that is to be revoked must not wait for that. Errors: ManifestError."""
-    found = [*anywhere(manifest), *_gpus(manifest, available_gpus()), *of_model(manifest)]
+    found = [*_gpus(manifest, available_gpus()), *of_model(manifest)]
     if refused := [one for one in found if one.paths[0] != SOURCE]:
         raise locate(path, refused)
 
@@ -81,8 +72,6 @@ def _gpus(manifest: Manifest, gpus: Sequence[int]) -> Iterator[Conflict]:
     is_asked_for = manifest.engine.kind == "vllm" and manifest.engine.device == "cuda"
     if is_asked_for and not gpus:
         yield Conflict((_DEVICE,), "is cuda, and no GPU is visible here: use cpu or auto")
-    elif manifest.storageClasses and not is_asked_for and runs_on_gpu(manifest, gpus):
-        yield store_on_gpu()
 
 
 def now(manifest: Manifest, plan: LocalPlan) -> Iterator[Conflict]:

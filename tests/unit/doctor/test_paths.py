@@ -89,6 +89,14 @@ def test_engines_without_disaggregation_move_no_kv() -> None:
     assert gpu_paths(workers, ("nixl",), GpuTopology()).status is Status.OK
 
 
+def test_the_stores_memory_is_pinned_as_well() -> None:
+    workers = [worker(ProcessRole.DECODE, 0), worker(ProcessRole.DECODE, 1)]
+    found = gpu_paths(workers, ("nixl",), GpuTopology(), store_bytes=8 << 30)
+    assert (found.status, found.value) == (Status.NOTE, "no KV moves between GPUs")
+    assert "pins 64 MiB of host memory, and engines the 8.0 GiB of the KV store's DRAM" in found.advice
+    assert found.figures["pinned_bytes"] == (8 << 30) + (64 << 20)
+
+
 def test_many_pairs_are_not_all_shown() -> None:
     workers = [worker(ProcessRole.PREFILL, 0), *(worker(ProcessRole.DECODE, n) for n in range(10))]
     assert gpu_paths(workers, ("nixl",), GpuTopology()).value.endswith("; and 2 more")

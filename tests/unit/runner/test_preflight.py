@@ -146,38 +146,6 @@ def test_engines_on_gpus(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(preflight.here(_read(path)))
 
 
-@pytest.mark.parametrize(
-    ("engine", "gpus", "refused"),
-    [
-        ("device: cuda", (0,), True),
-        ("device: auto", (0,), True),
-        ("device: auto", (), False),
-        ("device: cpu", (0,), False),
-        ("kind: sim", (0,), False),
-    ],
-)
-def test_a_store_with_engines_on_gpus_is_refused(
-    write: Write, monkeypatch: pytest.MonkeyPatch, engine: str, gpus: tuple[int, ...], refused: bool
-) -> None:
-    monkeypatch.setattr(preflight, "available_gpus", lambda: gpus)
-    path = write(f"engine: {{{engine}}}\nstorageClasses: [{{name: a, tier: dram, capacity_gb: 0.01}}]\n")
-    found = [conflict.message for conflict in preflight.here(_read(path))]
-    assert [message.partition(",")[0] for message in found] == [
-        "not available yet with engines on GPUs"
-    ] * refused
-    if refused:
-        assert _refused(path)[0].startswith("4: storageClasses: not available yet with engines on GPUs")
-
-
-@pytest.mark.parametrize(("device", "refused"), [("auto", True), ("cuda", True), ("cpu", False)])
-def test_in_kubernetes_auto_means_gpus(write: Write, device: str, refused: bool) -> None:
-    path = write(
-        f"engine: {{device: {device}}}\nstorageClasses: [{{name: a, tier: dram, capacity_gb: 0.01}}]\n"
-    )
-    assert bool(list(preflight.anywhere(_read(path), in_kubernetes=True))) is refused
-    assert not list(preflight.anywhere(_read(write(f"engine: {{device: {device}}}\n")), in_kubernetes=True))
-
-
 def test_a_vllm_that_is_not_here_is_not_asked(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "parsers_here", lambda: None)
     assert not list(preflight.here(_read(write("engine: {tool_call_parser: new}\n"))))

@@ -1,4 +1,9 @@
-"""A rank's half: copies between the engine's blocks and the pool's memory, on a thread of its own."""
+"""A rank's half: copies between the engine's blocks and the pool's memory, on a thread of its own.
+
+On a device a job waits for the mark of all that the engine had launched when it was submitted: kernels that
+write the blocks to store, and kernels that still use the blocks to load into. A job has ended when its copies
+have, so whatever the engine launches after that sees what was loaded.
+"""
 
 import logging
 import time
@@ -16,13 +21,13 @@ from vllm.v1.kv_offload.base import (
     TransferResult,
 )
 
-from llmserve.config.refusals import store_on_gpu
 from llmserve.core.errors import TransferError
 from llmserve.engines.store.links import LocatedBlock
 from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.client.access import PoolAccess, RemoteAccess, open_pool
 from llmserve.kvstore.dram.client.copier import CopyOutcome
-from llmserve.transfer.base import Region, Spans
+from llmserve.transfer.base import Memory, Region, Spans
+from llmserve.transfer.devices import Copies, HostCopies, Mark
 
 _log = logging.getLogger(__name__)
 _WAIT_SECONDS = 30.0
@@ -67,10 +72,11 @@ class StoreWorker(OffloadingWorker):
     checksum beside its slot. Both are finished jobs for vLLM."""
 
     def __init__(self, caches: CanonicalKVCaches, rank: int, remote: RemoteAccess) -> None:
-        """remote: how to reach a pool that is not on this host. Errors: ManifestError for blocks that are
-        not in host memory."""
+        """remote: how to reach pools; with a staging for blocks that are not in host memory."""
         self._rank, self._remote = rank, remote
-        self._memory = _EngineBlocks(caches)
+        staging = remote.shared.staging
+        self._copies: Copies = staging.copies if staging else HostCopies()
+        self._memory = _EngineBlocks(caches, self._copies.memory)
         self._thread = ThreadPoolExecutor(1, "kv-store")
         self._jobs: dict[int, Future[tuple[TransferResult, set[int]]]] = {}
         self._pools: dict[str, _Pool] = {}  # by KV manager
@@ -110,22 +116,22 @@ class StoreWorker(OffloadingWorker):
 
     def _submit(self, job_id: int, copy: _Copy, slots: LoadStoreSpec, blocks: GPULoadStoreSpec) -> bool:
         assert isinstance(slots, StoreSlots)
-        numbers = blocks.block_ids.tolist()
-        self._jobs[job_id] = self._thread.submit(partial(self._run, job_id, copy, slots, numbers))
+        job = _RankJob(job_id, slots, blocks.block_ids.tolist(), self._copies.mark())
+        self._jobs[job_id] = self._thread.submit(partial(self._run, copy, job))
         return True
 
-    def _run(
-        self, job_id: int, copy: _Copy, slots: StoreSlots, blocks: Sequence[int]
-    ) -> tuple[TransferResult, set[int]]:
+    def _run(self, copy: _Copy, job: "_RankJob") -> tuple[TransferResult, set[int]]:
         started = time.perf_counter()
         failed: set[int] = set()
-        for part in slots.of_rank(self._rank):
-            failed |= self._copied(copy, part, [blocks[at] for at in part.at])
-        size = len(blocks) * self._memory.block_bytes
-        return TransferResult(job_id, True, size, time.perf_counter() - started), failed
+        for part in job.slots.of_rank(self._rank):
+            failed |= self._copied(copy, part, [job.blocks[at] for at in part.at], job.launched)
+        size = len(job.blocks) * self._memory.block_bytes
+        return TransferResult(job.job_id, True, size, time.perf_counter() - started), failed
 
-    def _copied(self, copy: _Copy, part: RankSlots, blocks: Sequence[int]) -> set[int]:
+    def _copied(self, copy: _Copy, part: RankSlots, blocks: Sequence[int], launched: Mark) -> set[int]:
         try:
+            self._copies.enter()
+            launched.wait()
             return copy(part, blocks)
         except TransferError as error:
             _log.warning("KV store: %s", error.message)
@@ -156,6 +162,16 @@ class StoreWorker(OffloadingWorker):
 
 
 @dataclass(frozen=True, slots=True)
+class _RankJob:
+    """launched: the mark of what the engine had launched when it submitted the job."""
+
+    job_id: int
+    slots: StoreSlots
+    blocks: Sequence[int]
+    launched: Mark
+
+
+@dataclass(frozen=True, slots=True)
 class _Pool:
     described: str
     access: PoolAccess
@@ -164,15 +180,15 @@ class _Pool:
 class _EngineBlocks:
     """Where the pieces of a block lie: one in each layer's tensor."""
 
-    def __init__(self, caches: CanonicalKVCaches) -> None:
+    def __init__(self, caches: CanonicalKVCaches, memory: Memory) -> None:
+        """memory: what the tensors are in. Their bytes are not looked at."""
         tensors = [one.tensor for one in caches.tensors]
-        if any(tensor.device.type != "cpu" for tensor in tensors):
-            raise store_on_gpu().as_error()
+        assert not memory.on_host or all(tensor.device.type == "cpu" for tensor in tensors), "no staging"
         self._strides = np.array([tensor.stride(0) for tensor in tensors], np.int64)
         self._lengths = np.array([one.page_size_bytes for one in caches.tensors], np.int64)
         self.block_bytes = int(self._lengths.sum())
         self.regions = [
-            Region(tensor.data_ptr(), (len(tensor) - 1) * tensor.stride(0) + one.page_size_bytes)
+            Region(tensor.data_ptr(), (len(tensor) - 1) * tensor.stride(0) + one.page_size_bytes, memory)
             for tensor, one in zip(tensors, caches.tensors, strict=True)
         ]
 

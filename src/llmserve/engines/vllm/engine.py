@@ -20,7 +20,7 @@ from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from llmserve.config.conflict import Conflict, refuse
-from llmserve.config.refusals import model_refusals, store_on_gpu
+from llmserve.config.refusals import model_refusals
 from llmserve.core.errors import DeadlineExceeded, EngineDead, InvalidRequest, StartFailed, TransferError
 from llmserve.core.ids import RequestId
 from llmserve.core.kv_params import addresses_for, check_params
@@ -33,7 +33,12 @@ from llmserve.engines.kv_transfer import query_status, set_peers
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import compiles, engine_args, executor_class, needs_compiler
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
-from llmserve.engines.vllm.environment import asking_about_the_model, missing_compiler, set_engine_environment
+from llmserve.engines.vllm.environment import (
+    asking_about_the_model,
+    missing_compiler,
+    set_engine_environment,
+    wrong_build,
+)
 from llmserve.engines.vllm.failures import Cause, read_cause, write_logging
 from llmserve.engines.vllm.kv_events import KvEventSource
 from llmserve.engines.vllm.stats import EngineStats, VllmMetrics
@@ -100,8 +105,7 @@ class VllmEngine:
 
     def _refusals(self) -> Iterator[Conflict]:
         """Yields what vLLM, or our part of it, would find out half a minute later."""
-        if self._spec.kv_store and not current_platform.is_cpu():
-            yield store_on_gpu()
+        yield from wrong_build(self._spec.engine.device, for_cpus=current_platform.is_cpu())
         if needs_compiler(self._spec.engine):
             yield from missing_compiler()
         assert self._spec.model_dir is not None, "vLLM serves a prepared model"

@@ -4,7 +4,7 @@ Implementations: HostCopies, CudaCopies, FakeDevice. All pass tests/conformance/
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -31,9 +31,10 @@ class Mark(Protocol):
 class Copies(Protocol):
     """Copies between the memory of one device and packed bytes. Any thread may call any method.
 
-    Pieces are given by their addresses and lengths, and their bytes lie back to back in `packed`, which comes
-    from `pinned`. Copies of one direction end in the order in which they were started. Memory is in use until
-    the returned mark is reached. Errors of every method: TransferError."""
+    Pieces are given by their addresses and lengths, and their bytes lie back to back in `packed`. That comes
+    from `pinned`, or lies in memory that one call of `pin` has pinned. Copies of one direction end in the
+    order in which they were started. Memory is in use until the returned mark is reached. Errors of every
+    method: TransferError."""
 
     memory: Memory
 
@@ -45,6 +46,10 @@ class Copies(Protocol):
 
     def pinned(self, size_bytes: int) -> Bytes:
         """Returns host memory that the device can copy from and to. It lives as long as the array."""
+
+    def pin(self, memory: Bytes) -> Callable[[], None]:
+        """Lets the device copy from and to host memory of the caller, which is not empty. The returned
+        function ends that: it is called once, after the last copy and before the memory is unmapped."""
 
     def gather(self, starts: Int64Array, lengths: Int64Array, packed: Bytes) -> Mark:
         """Starts copying pieces of the device into `packed`."""
@@ -89,6 +94,9 @@ class HostCopies:
 
     def pinned(self, size_bytes: int) -> Bytes:
         return np.empty(size_bytes, np.uint8)
+
+    def pin(self, memory: Bytes) -> Callable[[], None]:
+        return lambda: None
 
     def gather(self, starts: Int64Array, lengths: Int64Array, packed: Bytes) -> Mark:
         for place, start, length in _rows(starts, lengths, packed):

@@ -9,7 +9,7 @@ It was not run on a GPU. torch and Triton are imported only when they are needed
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from llmserve.transfer.devices.copies import REACHED, Bytes, Mark, places
 KERNEL_BELOW_BYTES = 28 << 10
 _KERNEL_ALIGNMENT = 8
 _STREAM_ORDER = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
+_PORTABLE = 1  # cudaHostRegisterPortable: for all contexts of the process
 
 
 class CudaCopies:
@@ -63,6 +64,11 @@ class CudaCopies:
             tensor = self._torch.empty(size_bytes, dtype=self._torch.uint8, pin_memory=True)
         array: Bytes = tensor.numpy()
         return array
+
+    def pin(self, memory: Bytes) -> Callable[[], None]:
+        self.enter()
+        with _mapped_errors():
+            return pin_by(self._torch.cuda.cudart(), memory)
 
     def gather(self, starts: Int64Array, lengths: Int64Array, packed: Bytes) -> Mark:
         return self._copy(self._outgoing, starts, places(lengths, packed), lengths)
@@ -129,6 +135,19 @@ def _mapped_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise TransferError(f"cuda: {str(error).partition(chr(10))[0]}") from error
+
+
+def pin_by(runtime: Any, memory: Bytes) -> Callable[[], None]:
+    """See Copies.pin. runtime: torch's cudart."""
+    address = memory.ctypes.data
+    if code := int(runtime.cudaHostRegister(address, memory.nbytes, _PORTABLE)):
+        raise TransferError(f"cuda: host memory cannot be pinned: error {code} of cudaHostRegister")
+
+    def unpin() -> None:
+        if code := int(runtime.cudaHostUnregister(address)):
+            raise TransferError(f"cuda: host memory stays pinned: error {code} of cudaHostUnregister")
+
+    return unpin
 
 
 class _CopyAttributes(ctypes.Structure):

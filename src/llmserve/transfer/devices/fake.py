@@ -2,7 +2,8 @@
 
 Its memory is a file that is mapped twice: without any access, at the addresses that everybody sees, and
 readable for the device alone. So whoever dereferences an address dies, the kernel's copies get EFAULT, and a
-staging that was left out is found. Copies and kernels end late, in the order of their streams: whoever does
+staging that was left out is found. A copy fails when its host memory is not pinned from its start to its end.
+Copies and kernels end late, in the order of their streams: whoever does
 not wait for a mark sees the old bytes.
 """
 
@@ -12,6 +13,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -81,6 +83,7 @@ class LateStream:
                 work()
             except TransferError as error:
                 mark.failure = error.message
+            del job, work  # they show the memory of the copy
             mark.ended.set()
 
 
@@ -94,7 +97,7 @@ class _FakeAllocation:
 
 
 class FakeDevice:
-    """Copies of a device that does not exist. pinned_bytes: the most memory that `pinned` gives away."""
+    """Copies of a device that does not exist. pinned_bytes: the most memory that can be pinned."""
 
     def __init__(
         self, ordinal: int = 0, lateness_seconds: float = 0.001, pinned_bytes: int = 1 << 30
@@ -103,6 +106,7 @@ class FakeDevice:
         self.copied_bytes = 0
         self.threads: set[str] = set()  # names of the threads whose current device it is
         self._pinned_bytes = pinned_bytes
+        self._pins: dict[int, int] = {}  # length by address
         self._allocations: list[_FakeAllocation] = []
         self._outgoing = LateStream("fake-device-out", lateness_seconds)
         self._incoming = LateStream("fake-device-in", lateness_seconds)
@@ -128,17 +132,33 @@ class FakeDevice:
         return region
 
     def pinned(self, size_bytes: int) -> Bytes:
+        made = np.empty(size_bytes, np.uint8)
+        weakref.finalize(made, self.pin(made)).atexit = False
+        return made
+
+    def pin(self, memory: Bytes) -> Callable[[], None]:
+        address, size = memory.ctypes.data, memory.nbytes
         with self._lock:
-            if size_bytes > self._pinned_bytes:
-                raise TransferError(f"no pinned memory: {size_bytes} bytes wanted, {self._pinned_bytes} left")
-            self._pinned_bytes -= size_bytes
-        return np.empty(size_bytes, np.uint8)
+            if size > self._pinned_bytes:
+                raise TransferError(f"no pinned memory: {size} bytes wanted, {self._pinned_bytes} left")
+            if any(start < address + size and address < start + other for start, other in self._pins.items()):
+                raise TransferError(f"{size} bytes of host memory are pinned already, in part or whole")
+            self._pinned_bytes -= size
+            self._pins[address] = size
+
+        def unpin() -> None:
+            with self._lock:
+                self._pinned_bytes += self._pins.pop(address)
+
+        return unpin
 
     def gather(self, starts: Int64Array, lengths: Int64Array, packed: Bytes) -> Mark:
-        return self._copy(self._outgoing, places(lengths, packed), self._own_addresses(starts), lengths)
+        to, come_from = places(lengths, packed), self._own_addresses(starts)
+        return self._copy(self._outgoing, to, come_from, lengths, packed)
 
     def scatter(self, starts: Int64Array, lengths: Int64Array, packed: Bytes) -> Mark:
-        return self._copy(self._incoming, self._own_addresses(starts), places(lengths, packed), lengths)
+        to, come_from = self._own_addresses(starts), places(lengths, packed)
+        return self._copy(self._incoming, to, come_from, lengths, packed)
 
     def mark(self) -> Mark:
         return self._kernels.submit(self._check_kernels)
@@ -149,6 +169,11 @@ class FakeDevice:
         self._allocations.clear()
 
     # -- for tests
+
+    def pinned_ranges(self) -> list[tuple[int, int]]:
+        """Returns the addresses and lengths of the host memory that is pinned now."""
+        with self._lock:
+            return list(self._pins.items())
 
     def view(self, region: Region) -> Bytes:
         """Returns the bytes as kernels of the device see them, to be read and written."""
@@ -176,12 +201,16 @@ class FakeDevice:
         if self._failed_kernel is not None:
             raise self._failed_kernel
 
-    def _copy(self, stream: LateStream, to: Int64Array, come_from: Int64Array, lengths: Int64Array) -> Mark:
+    def _copy(
+        self, stream: LateStream, to: Int64Array, come_from: Int64Array, lengths: Int64Array, packed: Bytes
+    ) -> Mark:
         fails = self._draw_failure()
+        self._check_pinned(packed)
 
         def move() -> None:
             if fails:
                 raise TransferError(f"a copy of {self.memory} failed")
+            self._check_pinned(packed)
             for target, source, length in zip(to.tolist(), come_from.tolist(), lengths.tolist(), strict=True):
                 ctypes.memmove(target, source, length)
 
@@ -193,6 +222,12 @@ class FakeDevice:
             fails = self._good_copies == 0
             self._good_copies = max(-1, self._good_copies - 1)
         return fails
+
+    def _check_pinned(self, packed: Bytes) -> None:
+        address, size = packed.ctypes.data, packed.nbytes
+        pins = self.pinned_ranges()
+        if size and not any(start <= address <= address + size <= start + length for start, length in pins):
+            raise TransferError(f"{size} bytes of host memory are not pinned")
 
     def _own_addresses(self, starts: Int64Array) -> Int64Array:
         """Errors: TransferError for an address that is not of this device."""

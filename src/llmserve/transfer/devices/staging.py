@@ -145,6 +145,17 @@ class Staging:
 
         self.incoming(memory, spans, fill)
 
+    def get(self, memory: RegionCopies, spans: Spans, content: Bytes) -> None:
+        """Copies the bytes of the spans into memory of this process. Errors: TransferError."""
+        rest = content
+
+        def keep(packed: Bytes) -> None:
+            nonlocal rest
+            rest[: len(packed)] = packed
+            rest = rest[len(packed) :]
+
+        self.outgoing(memory, spans, keep)
+
 
 class _SlotsInFlight:
     """The slots that one call has taken, each with the mark of its copy, the oldest first."""

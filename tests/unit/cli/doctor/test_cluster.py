@@ -151,6 +151,14 @@ def test_each_peer_is_a_finding_and_so_is_what_the_worker_lacks() -> None:
     assert list(cluster.pairs("decode-0", [])) == []
 
 
+def test_memory_of_the_store_that_is_not_pinned_is_said() -> None:
+    reason = "0.0 of 8.0 GiB are pinned: cuda: host memory cannot be pinned"
+    rows = [_row("pinned memory of kvmanager-0", "unavailable", reason, peer="")]
+    [found] = cluster.pairs("decode-0", rows)
+    assert (found.name, found.status) == ("decode-0 lacks", Status.NOTE)
+    assert found.advice == f"pinned memory of kvmanager-0: {reason}"
+
+
 def test_services_and_leases() -> None:
     assert cluster.silence("the router does not answer: late").status is Status.PROBLEM
     assert cluster.orphans(0).status is Status.OK

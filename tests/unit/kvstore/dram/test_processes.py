@@ -16,9 +16,13 @@ import pytest
 from llmserve.core.errors import TransferError
 from llmserve.kvstore.blocks import CommitOutcome, Slot
 from llmserve.kvstore.dram.arena import Arena
+from llmserve.kvstore.dram.client.access import RemoteAccess, open_pool
 from llmserve.kvstore.dram.client.attached import AttachedArena
 from llmserve.kvstore.dram.client.copier import CopyOutcome, PoolCopier
 from llmserve.kvstore.dram.slabs import SlabMap
+from llmserve.transfer.devices import Staging
+from llmserve.transfer.devices.fake import FakeDevice
+from llmserve.transfer.engine.engine import SharedTransfers
 from tests.unit.kvstore.dram.conftest import WRITER, Pool, make_pool
 from tests.unit.kvstore.dram.worker_memory import BLOCK_BYTES, WorkerMemory
 
@@ -34,10 +38,11 @@ sys.stdin.read()
 
 
 class Worker:
-    def __init__(self, arena: Arena, seed: int) -> None:
+    def __init__(self, arena: Arena, seed: int, kind: str = "host") -> None:
+        """kind: of its memory, `host` or `device`."""
         module = "tests.unit.kvstore.dram.worker_process"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, arena.description(), str(seed)],
+            [sys.executable, "-m", module, arena.description(), str(seed), kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -74,10 +79,13 @@ def pool(arena: Arena) -> Pool:
 
 
 @pytest.fixture
-def worker(arena: Arena) -> Iterator[Worker]:
-    worker = Worker(arena, seed=5)
+def worker(arena: Arena, request: pytest.FixtureRequest) -> Iterator[Worker]:
+    worker = Worker(arena, 5, getattr(request, "param", "host"))
     yield worker
     worker.close()
+
+
+of_each_kind = pytest.mark.parametrize("worker", ["host", "device"], indirect=True)
 
 
 def load(arena: Arena, slot: Slot) -> tuple[CopyOutcome, bytes]:
@@ -97,6 +105,7 @@ def test_one_process_stores_what_another_loads(arena: Arena, pool: Pool, worker:
     pool.dram.release(lease)
 
 
+@of_each_kind
 def test_a_writer_killed_in_the_middle_leaves_nothing(arena: Arena, pool: Pool, worker: Worker) -> None:
     slot = pool.reserve("a", BLOCK_BYTES)
     assert worker.do("store_for_ever", slot) == "writing"
@@ -114,6 +123,7 @@ def test_a_writer_killed_in_the_middle_leaves_nothing(arena: Arena, pool: Pool, 
     assert load(arena, leased) == (CopyOutcome.DONE, WorkerMemory(6).block(0))
 
 
+@of_each_kind
 def test_a_reader_killed_in_the_middle_pins_nothing_for_ever(pool: Pool, worker: Worker) -> None:
     slot = pool.reserve("a", BLOCK_BYTES)
     pool.commit("a", slot, worker.do("store", slot))
@@ -160,15 +170,18 @@ def test_a_writer_that_was_paused_for_too_long_spoils_nothing_unseen(
     assert outcome is CopyOutcome.CORRUPT or block == memory.block(0)
 
 
-def test_an_owner_that_was_killed_leaves_nothing_to_attach_to() -> None:
+@pytest.mark.parametrize("device", [None, FakeDevice()], ids=["host", "device"])
+def test_an_owner_that_was_killed_leaves_nothing_to_attach_to(device: FakeDevice | None) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with owner:
         assert owner.stdout
         description = owner.stdout.readline()
-        attached, memory = AttachedArena(description), WorkerMemory(1)
-        copier, slot = PoolCopier(attached, memory.regions), Slot(0, BLOCK_BYTES, 1)
+        attached, memory = AttachedArena(description), WorkerMemory(1, device=device)
+        shared = SharedTransfers(staging=Staging(device) if device else None)
+        copier = open_pool("kvmanager-0", description, memory.regions, RemoteAccess(shared=shared))
+        slot = Slot(0, BLOCK_BYTES, 1)
         assert copier.store([slot], memory.spans(0))[0].outcome is CopyOutcome.DONE
         owner.kill()
         deadline = time.monotonic() + 5
@@ -176,6 +189,7 @@ def test_an_owner_that_was_killed_leaves_nothing_to_attach_to() -> None:
             assert time.monotonic() < deadline
         with pytest.raises(TransferError, match="its owner has ended"):
             copier.load([slot], memory.spans(0))
+        copier.close()
         attached.close()
     assert "memfd:llmserve-kv-owner" not in Path("/proc/self/maps").read_text()
     assert not list(Path("/dev/shm").glob("llmserve-kv-owner*"))

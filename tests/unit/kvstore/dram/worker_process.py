@@ -1,6 +1,6 @@
 """A worker in a process of its own. One order a line on stdin, as JSON; one answer a line on stdout.
 
-argv: the arena's description, the seed of its memory.
+argv: the arena's description, the seed of its memory, and `host` or `device` for the kind of its memory.
 """
 
 import json
@@ -9,8 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from llmserve.kvstore.blocks import Slot
-from llmserve.kvstore.dram.client.attached import AttachedArena
-from llmserve.kvstore.dram.client.copier import CopyOutcome, PoolCopier
+from llmserve.kvstore.dram.client.access import RemoteAccess, open_pool
+from llmserve.kvstore.dram.client.copier import CopyOutcome
+from llmserve.transfer.devices import Staging
+from llmserve.transfer.devices.fake import FakeDevice
+from llmserve.transfer.engine.engine import SharedTransfers
 from tests.unit.kvstore.dram.worker_memory import WorkerMemory
 
 
@@ -19,8 +22,10 @@ def say(answer: object) -> None:
 
 
 def main() -> None:
-    arena, memory = AttachedArena(sys.argv[1]), WorkerMemory(int(sys.argv[2]))
-    copier = PoolCopier(arena, memory.regions)
+    device = FakeDevice() if sys.argv[3] == "device" else None
+    memory = WorkerMemory(int(sys.argv[2]), device=device)
+    shared = SharedTransfers(staging=Staging(device) if device else None)
+    copier = open_pool("kvmanager-0", sys.argv[1], memory.regions, RemoteAccess(shared=shared))
 
     def store_for_ever(slot: Slot) -> None:
         """Until the slot is no longer its own."""

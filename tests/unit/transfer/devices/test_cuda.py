@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmserve.core.errors import TransferError, TransportUnavailable
-from llmserve.transfer.devices.cuda import KERNEL_BELOW_BYTES, CudaCopies, CudaDriver, prefers_kernel
+from llmserve.transfer.devices.cuda import KERNEL_BELOW_BYTES, CudaCopies, CudaDriver, pin_by, prefers_kernel
 
 SOURCES, TARGETS, LENGTHS = np.array([10, 20]), np.array([30, 40]), np.array([5, 6])
 
@@ -75,3 +75,28 @@ def test_an_error_of_the_driver_has_its_number(name: str) -> None:
     library = SimpleNamespace(**{"cuMemcpyAsync": None, name: lambda *_: 700})
     with pytest.raises(TransferError, match="error 700"):
         CudaDriver(library).copy(SOURCES, TARGETS, LENGTHS, 77)
+
+
+def test_memory_is_registered_and_unregistered() -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def called(*arguments: Any) -> int:
+        calls.append(arguments)
+        return 0
+
+    runtime = SimpleNamespace(cudaHostRegister=called, cudaHostUnregister=called)
+    memory = np.empty(100, np.uint8)
+    unpin = pin_by(runtime, memory[20:])
+    assert calls == [(memory.ctypes.data + 20, 80, 1)]
+    unpin()
+    assert calls[1:] == [(memory.ctypes.data + 20,)]
+
+
+def test_memory_that_cannot_be_registered_is_told_so() -> None:
+    runtime = SimpleNamespace(cudaHostRegister=lambda *_: 2, cudaHostUnregister=lambda *_: 713)
+    memory = np.empty(100, np.uint8)
+    with pytest.raises(TransferError, match="cannot be pinned: error 2"):
+        pin_by(runtime, memory)
+    runtime.cudaHostRegister = lambda *_: 0
+    with pytest.raises(TransferError, match="stays pinned: error 713"):
+        pin_by(runtime, memory)()

@@ -108,9 +108,35 @@ def test_an_address_of_the_host_is_refused(device: FakeDevice) -> None:
 
 def test_pinned_memory_ends(device: FakeDevice) -> None:
     few = FakeDevice(pinned_bytes=SIZE)
-    few.pinned(SIZE)
-    with pytest.raises(TransferError, match="no pinned memory"):
-        few.pinned(1)
+    taken = few.pinned(SIZE)
+    for take in (lambda: few.pinned(1), lambda: few.pin(np.empty(1, np.uint8))):
+        with pytest.raises(TransferError, match="no pinned memory"):
+            take()
+    del taken
+    assert len(few.pinned(SIZE)) == SIZE, "memory that is gone is not pinned"
+
+
+def test_memory_is_pinned_once(device: FakeDevice) -> None:
+    memory = np.empty(SIZE, np.uint8)
+    unpin = device.pin(memory[10:])
+    with pytest.raises(TransferError, match="pinned already"):
+        device.pin(memory[:11])
+    unpin()
+    device.pin(memory)
+
+
+def test_memory_of_the_host_must_be_pinned_from_the_start_to_the_end_of_a_copy(device: FakeDevice) -> None:
+    region, memory = device.allocate(SIZE), np.empty(SIZE, np.uint8)
+    unpin = device.pin(memory[1:])
+    for copy in (device.gather, device.scatter):
+        with pytest.raises(TransferError, match="not pinned"):
+            copy(*whole(region), memory)
+    part = np.array([region.address]), np.array([SIZE - 1])
+    device.gather(*part, memory[1:]).wait()
+    mark = device.gather(*part, memory[1:])
+    unpin()
+    with pytest.raises(TransferError, match="not pinned"):
+        mark.wait()
 
 
 # -- regions of both kinds

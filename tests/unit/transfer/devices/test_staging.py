@@ -72,6 +72,13 @@ def test_sends_the_bytes_of_the_device_in_order(ends: Ends) -> None:
     ends.assert_all_slots_free()
 
 
+def test_bytes_of_the_device_come_to_this_process(ends: Ends) -> None:
+    content = np.zeros(2 * SIZE, np.uint8)
+    ends.staging.get(ends.memory, everything(), content)
+    assert np.array_equal(content, np.concatenate(ends.views[::-1]))
+    ends.assert_all_slots_free()
+
+
 def test_what_was_received_is_in_place_at_the_end(ends: Ends) -> None:
     content = np.random.default_rng(9).integers(0, 256, 2 * SIZE, np.uint8)
     ends.receive(everything(), content)

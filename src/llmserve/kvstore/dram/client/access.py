@@ -8,6 +8,8 @@ from llmserve.core.errors import LLMServeError, TransferError
 from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.client.attached import AttachedArena
 from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, PoolCopier
+from llmserve.kvstore.dram.client.device_copier import DevicePoolCopier
+from llmserve.kvstore.dram.client.pinning import ArenaPinning
 from llmserve.kvstore.dram.client.remote import RemotePool
 from llmserve.kvstore.dram.shape import ArenaDescription
 from llmserve.transfer.base import Region, Spans
@@ -32,12 +34,10 @@ class PoolAccess(Protocol):
 
 
 class MappedPool:
-    """The pool of this host."""
+    """The pool of this host. Owns the arena and the copier."""
 
-    def __init__(self, description: str, regions: Sequence[Region]) -> None:
-        """Errors: TransferError, see AttachedArena."""
-        self._arena = AttachedArena(description)
-        self._copier = PoolCopier(self._arena, regions)
+    def __init__(self, arena: AttachedArena, copier: PoolCopier | DevicePoolCopier) -> None:
+        self._arena, self._copier = arena, copier
 
     def store(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
         stored = self._copier.store(slots, spans)
@@ -50,18 +50,20 @@ class MappedPool:
         return self._copier.load(slots, spans)
 
     def close(self) -> None:
+        self._copier.close()
         self._arena.close()
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteAccess:
-    """How this worker reaches pools on other hosts. engine_order: transports to prefer. host: address of this
-    machine that others reach. policy: that of all transfers of this process. shared: see TransferEngine."""
+    """How this worker reaches pools, also those on other hosts. engine_order: transports to prefer. host:
+    address of this machine that others reach. policy: that of all transfers of this process. shared: see
+    TransferEngine; its staging reaches the worker's memory where that is a device's."""
 
     engine_order: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     policy: TransferPolicy = field(default_factory=TransferPolicy)
-    shared: SharedTransfers | None = None
+    shared: SharedTransfers = field(default_factory=SharedTransfers)
 
 
 def open_pool(manager: str, description: str, regions: Sequence[Region], remote: RemoteAccess) -> PoolAccess:
@@ -69,9 +71,18 @@ def open_pool(manager: str, description: str, regions: Sequence[Region], remote:
     outlives the access. Takes seconds for a pool on another host. Errors: TransferError."""
     described = ArenaDescription.from_text(description)
     if not described.transports:
-        return MappedPool(description, regions)
+        return _mapped(manager, description, regions, remote.shared)
     try:
-        transports, _ = make_transports(remote.engine_order, remote.host)
+        transports, _ = make_transports(remote.engine_order, remote.host, staging=remote.shared.staging)
     except LLMServeError as error:
         raise TransferError(f"kv pool: on another host: {error.message}") from error
     return RemotePool(manager, described, regions, transports, remote.policy, shared=remote.shared)
+
+
+def _mapped(manager: str, description: str, regions: Sequence[Region], shared: SharedTransfers) -> MappedPool:
+    """Errors: TransferError, see AttachedArena."""
+    arena, staging = AttachedArena(description), shared.staging
+    if staging is None:
+        return MappedPool(arena, PoolCopier(arena, regions))
+    pinning = ArenaPinning(manager, arena.data, staging.copies, shared.matrix)
+    return MappedPool(arena, DevicePoolCopier(arena, regions, staging, pinning))

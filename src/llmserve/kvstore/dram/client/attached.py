@@ -3,6 +3,9 @@
 import os
 import select
 
+import numpy as np
+import numpy.typing as npt
+
 from llmserve.core.errors import TransferError
 from llmserve.kvstore.blocks import SLOT_ALIGNMENT_BYTES, Slot
 from llmserve.kvstore.dram.mapping import Mapping
@@ -35,6 +38,11 @@ class AttachedArena:
     @property
     def region(self) -> Region:
         return self._mapping.region
+
+    @property
+    def data(self) -> npt.NDArray[np.uint8]:
+        """The bytes of all slots."""
+        return self._mapping.data
 
     def populate(self) -> None:
         """See Mapping: worth a thread of its own at the start of a worker."""

@@ -12,6 +12,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise, starmap
 
 import numpy as np
 import numpy.typing as npt
@@ -125,14 +126,24 @@ def _even(addresses: Int64Array, lengths: Int64Array, block_bytes: Sequence[int]
 
 
 def _uneven(addresses: Int64Array, lengths: Int64Array, block_bytes: Sequence[int]) -> list[list[Rows]]:
+    rows = [Rows(a, n) for a, n in zip(addresses.tolist(), lengths.tolist(), strict=True)]
+    return [rows[pieces] for pieces in _borders(lengths, block_bytes)]
+
+
+def blocks_of(spans: Spans, block_bytes: Sequence[int]) -> list[Spans]:
+    """The pieces of each of the blocks that follow each other in `spans`. Errors: TransferError for pieces
+    that do not make up such blocks."""
+    return [spans.cut(pieces) for pieces in _borders(spans.lengths, block_bytes)]
+
+
+def _borders(lengths: Int64Array, block_bytes: Sequence[int]) -> Iterator[slice]:
+    """Which pieces each block has."""
     ends, wanted = np.cumsum(lengths), np.cumsum(np.asarray(block_bytes, np.int64))
     bounds = np.searchsorted(ends, wanted, side="left") + 1
     whole = len(lengths) > 0 and int(ends[-1]) == int(wanted[-1] if len(wanted) else -1)
     if not whole or not np.array_equal(ends[bounds - 1], wanted):
         raise TransferError("kv pool: the pieces do not make up the blocks")
-    rows = [Rows(a, n) for a, n in zip(addresses.tolist(), lengths.tolist(), strict=True)]
-    starts = [0, *bounds[:-1].tolist()]
-    return [rows[start:end] for start, end in zip(starts, bounds.tolist(), strict=True)]
+    yield from starmap(slice, pairwise([0, *bounds.tolist()]))
 
 
 # -- copies
@@ -151,11 +162,23 @@ class Copied:
     outcome: CopyOutcome
     checksum: int = 0
 
+    @classmethod
+    def stored(cls, checksum: int, is_current: bool) -> "Copied":
+        """is_current: whether the slot was still this use's after the copy."""
+        return cls(CopyOutcome.DONE, checksum) if is_current else MOVED
+
+    @classmethod
+    def loaded(cls, slot: Slot, checksum: int, is_current: bool) -> "Copied":
+        if not is_current:
+            return MOVED
+        return cls(CopyOutcome.DONE if checksum == slot.checksum else CopyOutcome.CORRUPT, checksum)
+
+
+MOVED = Copied(CopyOutcome.MOVED)
 
 # What is copied before it is digested, while it is in the second cache of a core: that costs a fifth of the
 # copy, where another pass over memory would cost half.
 _GROUP_BYTES = 512 << 10
-_MOVED = Copied(CopyOutcome.MOVED)
 _Copy = Callable[[Slot, list[Rows]], Copied]
 
 
@@ -174,6 +197,9 @@ class PoolCopier:
         """Copies leased blocks out. Where the outcome is not DONE, the worker's memory holds garbage."""
         return self._each(self._load, slots, spans)
 
+    def close(self) -> None:
+        """Does nothing: nothing is under way."""
+
     # -- inside
 
     def _each(self, copy: _Copy, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
@@ -188,11 +214,11 @@ class PoolCopier:
         address, view = self._arena.place(slot)
         for group in _groups(block, _GROUP_BYTES):
             if not self._arena.is_current(slot):
-                return _MOVED
+                return MOVED
             self._memory.copy_in(group, address, view, offset)
             self._memory.digest(group, state)
             offset += sum(rows.total_bytes for rows in group)
-        return Copied(CopyOutcome.DONE, state.intdigest()) if self._arena.is_current(slot) else _MOVED
+        return Copied.stored(state.intdigest(), self._arena.is_current(slot))
 
     def _load(self, slot: Slot, block: list[Rows]) -> Copied:
         """Digests the slot, after the copy: what a foreign write had spoiled by then is still spoiled."""
@@ -202,10 +228,7 @@ class PoolCopier:
             self._memory.copy_out(group, address, view, offset)
             start, offset = offset, offset + sum(rows.total_bytes for rows in group)
             state.update(view[start:offset])
-        if not self._arena.is_current(slot):
-            return _MOVED
-        checksum = state.intdigest()
-        return Copied(CopyOutcome.DONE if checksum == slot.checksum else CopyOutcome.CORRUPT, checksum)
+        return Copied.loaded(slot, state.intdigest(), self._arena.is_current(slot))
 
 
 def _groups(block: list[Rows], most_bytes: int) -> Iterator[list[Rows]]:

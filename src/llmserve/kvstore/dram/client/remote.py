@@ -17,50 +17,51 @@ from dataclasses import dataclass, field
 from itertools import compress
 
 import numpy as np
-import xxhash
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import TransferError
 from llmserve.kvstore.blocks import Slot
-from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, LocalMemory, Rows
+from llmserve.kvstore.dram.client.copier import MOVED, Copied, CopyOutcome, blocks_of
 from llmserve.kvstore.dram.serving import ServedRoute
 from llmserve.kvstore.dram.shape import DATA_REGION, FRONT_REGION, WORD_BYTES, ArenaDescription, ArenaShape
 from llmserve.transfer.base import Batch, Int64Array, Region, Spans, Transport
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.engine import SharedTransfers, TransferEngine
 from llmserve.transfer.engine.pair import Doubtful, Pair
+from llmserve.transfer.spans import check_bounds
 
 _log = logging.getLogger(__name__)
 _WORDS = 4096  # read or written at once
 # Longest time of a copy over one transport; less than a slot waits for a late writer (tier.py: quarantine).
 _ATTEMPT_SECONDS = 20.0
 _PROBES_SECONDS = 60.0
-_MOVED = Copied(CopyOutcome.MOVED)
 
 
 @dataclass(frozen=True, slots=True)
 class CopyJob:
-    """Blocks to copy between this worker's memory and the pool. rows: where each block lies here. batch: the
+    """Blocks to copy between this worker's memory and the pool. blocks: where each lies here. batch: the
     pieces of all blocks. pieces: number of pieces of each."""
 
     slots: tuple[Slot, ...]
-    rows: tuple[list[Rows], ...]
+    blocks: tuple[Spans, ...]
     batch: Batch
     pieces: Int64Array
 
     @classmethod
-    def of(cls, slots: Sequence[Slot], spans: Spans, shape: ArenaShape, memory: LocalMemory) -> "CopyJob":
-        """Errors: TransferError for slots or pieces outside of memory, or that do not fit each other."""
+    def of(cls, slots: Sequence[Slot], spans: Spans, shape: ArenaShape, lengths: Sequence[int]) -> "CopyJob":
+        """lengths: of the worker's regions. Errors: TransferError for slots or pieces outside of memory, or
+        that do not fit each other."""
+        check_bounds(spans, lengths, "local")
         for slot in slots:
             if not 0 <= slot.offset <= slot.offset + slot.length_bytes <= shape.capacity_bytes:
                 raise TransferError(f"kv pool: no such slot: {slot}")
         sizes = np.array([slot.length_bytes for slot in slots], np.int64)
-        rows = memory.blocks(spans, sizes.tolist())
-        pieces = np.array([sum(part.count for part in block) for block in rows], np.int64)
+        blocks = blocks_of(spans, sizes.tolist())
+        pieces = np.array([len(block.lengths) for block in blocks], np.int64)
         shifts = np.array([slot.offset for slot in slots], np.int64) - (np.cumsum(sizes) - sizes)
         offsets = np.cumsum(spans.lengths) - spans.lengths + np.repeat(shifts, pieces)
         remote = Spans(np.full(len(offsets), DATA_REGION), offsets, spans.lengths)
-        return cls(tuple(slots), tuple(rows), Batch(spans, remote), pieces)
+        return cls(tuple(slots), tuple(blocks), Batch(spans, remote), pieces)
 
     def only(self, wanted: Sequence[bool]) -> "CopyJob":
         if all(wanted):
@@ -68,8 +69,8 @@ class CopyJob:
         mask = np.repeat(np.array(wanted, np.bool_), self.pieces)
         halves = (self.batch.local, self.batch.remote)
         local, remote = (Spans(h.regions[mask], h.offsets[mask], h.lengths[mask]) for h in halves)
-        slots, rows = tuple(compress(self.slots, wanted)), tuple(compress(self.rows, wanted))
-        return CopyJob(slots, rows, Batch(local, remote), self.pieces[np.array(wanted, np.bool_)])
+        slots, blocks = tuple(compress(self.slots, wanted)), tuple(compress(self.blocks, wanted))
+        return CopyJob(slots, blocks, Batch(local, remote), self.pieces[np.array(wanted, np.bool_)])
 
 
 _Copy = Callable[[str, CopyJob], Awaitable[list[Copied]]]
@@ -120,7 +121,8 @@ class RemotePool:
         clock, shared: see TransferEngine. Owns the transports, also when it fails. Errors: TransferError when
         none of them reaches the pool."""
         self._shape = ArenaShape(described.capacity_bytes)
-        self._memory, self._scratch = LocalMemory(regions), np.zeros(_WORDS, np.int64)
+        self._scratch = np.zeros(_WORDS, np.int64)
+        self._lengths = [region.length_bytes for region in regions]
         self._scratch_region = len(regions)
         mine = (*regions, Region(self._scratch.ctypes.data, self._scratch.nbytes))
         common = [one for one in transports if one.name in described.transports]
@@ -157,7 +159,7 @@ class RemotePool:
         self._engine.close()
 
     def _copied(self, copy: _Copy, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
-        job = CopyJob.of(slots, spans, self._shape, self._memory)
+        job = CopyJob.of(slots, spans, self._shape, self._lengths)
         try:
             return self._engine.call(self._over_any(copy, job), self._seconds)
         except TimeoutError as error:
@@ -187,29 +189,25 @@ class RemotePool:
         mine = await self._current(name, job.slots)
         kept = job.only(mine)
         if not kept.slots:
-            return [_MOVED] * len(mine)
+            return [MOVED] * len(mine)
         _, checksums = await asyncio.gather(  # digests what is sent, while it is sent
-            self._pair.write(name, kept.batch, _nothing, set()), asyncio.to_thread(self._digests, kept.rows)
+            self._pair.write(name, kept.batch, _nothing, set()), asyncio.to_thread(self._digests, kept.blocks)
         )
         still = await self._current(name, kept.slots)
         await self._note(name, list(compress(kept.slots, still)), list(compress(checksums, still)))
         ended = zip(checksums, still, strict=True)
-        return [_stored(*next(ended)) if is_mine else _MOVED for is_mine in mine]
+        return [Copied.stored(*next(ended)) if is_mine else MOVED for is_mine in mine]
 
     async def _load(self, name: str, job: CopyJob) -> list[Copied]:
         await self._pair.read(name, job.batch, _nothing)
         current = await self._current(name, job.slots)
-        checksums = await asyncio.to_thread(self._digests, job.rows)
+        checksums = await asyncio.to_thread(self._digests, job.blocks)
         blocks = zip(job.slots, checksums, current, strict=True)
-        return [_loaded(slot, checksum) if is_current else _MOVED for slot, checksum, is_current in blocks]
+        return [Copied.loaded(*block) for block in blocks]
 
-    def _digests(self, blocks: Sequence[Sequence[Rows]]) -> list[int]:
-        return [self._digest(rows) for rows in blocks]
-
-    def _digest(self, rows: Sequence[Rows]) -> int:
-        state = xxhash.xxh3_64()
-        self._memory.digest(rows, state)
-        return state.intdigest()
+    def _digests(self, blocks: Sequence[Spans]) -> list[int]:
+        """xxh3 of each block. Errors: TransferError."""
+        return [int(self._engine.digest(block), 16) for block in blocks]
 
     # -- words of slots
 
@@ -241,11 +239,3 @@ class RemotePool:
 
 async def _nothing() -> None:
     """Checksums compare the blocks; words are compared by their values."""
-
-
-def _stored(checksum: int, is_current: bool) -> Copied:
-    return Copied(CopyOutcome.DONE, checksum) if is_current else _MOVED
-
-
-def _loaded(slot: Slot, checksum: int) -> Copied:
-    return Copied(CopyOutcome.DONE if checksum == slot.checksum else CopyOutcome.CORRUPT, checksum)
