@@ -10,10 +10,13 @@ on the wire, in every tier and in the router's index. A test compares the two.
 import hashlib
 import json
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 from llmserve.core.ids import BlockHash
+from llmserve.core.recent import RecentMap
 
 _ROOT_SEED = "vllm-none-hash"
 
@@ -36,8 +39,13 @@ class Namespace:
 
     def salt(self, request_salt: str = "") -> str:
         """Returns the cache salt for an engine: hex, 32 characters. request_salt: the client's own."""
-        fields = json.dumps([asdict(self), request_salt], sort_keys=True)
-        return hashlib.sha256(fields.encode()).hexdigest()[:32]
+        return _salt(self, request_salt)
+
+
+@lru_cache(maxsize=4096)  # most requests of a tenant have the same one, and ask for it four times
+def _salt(namespace: Namespace, request_salt: str) -> str:
+    fields = json.dumps([asdict(namespace), request_salt], sort_keys=True)
+    return hashlib.sha256(fields.encode()).hexdigest()[:32]
 
 
 def chain_hashes(token_ids: Sequence[int], block_size_tokens: int, cache_salt: str) -> list[BlockHash]:
@@ -50,6 +58,30 @@ def _chain(token_ids: Sequence[int], size: int, cache_salt: str) -> Iterator[Blo
     for start in range(0, len(token_ids) - size + 1, size):
         parent = next_hash(parent, token_ids[start : start + size], cache_salt)
         yield parent
+
+
+class BlockChains:
+    """Computes the hashes of prompts, but not again those of blocks that it saw lately: chats begin with what
+    was said before."""
+
+    def __init__(self, limit_blocks: int = 1 << 16) -> None:
+        """limit_blocks: number of blocks that are remembered, at about 350 bytes each."""
+        self._known: RecentMap[tuple[BlockHash | str, bytes], BlockHash] = RecentMap(limit_blocks)
+
+    def hashes(self, token_ids: Sequence[int], block_size_tokens: int, cache_salt: str) -> list[BlockHash]:
+        """Returns what `chain_hashes` returns."""
+        size, packed = block_size_tokens, array("I", token_ids).tobytes()
+        size_bytes = len(packed) // max(1, len(token_ids)) * size
+        chain: list[BlockHash] = []
+        for index in range(len(token_ids) // size):
+            parent = chain[-1] if chain else None
+            key = (parent or cache_salt, packed[index * size_bytes : (index + 1) * size_bytes])
+            found = self._known.get(key)
+            if found is None:
+                found = next_hash(parent, token_ids[index * size : (index + 1) * size], cache_salt)
+                self._known.put(key, found)
+            chain.append(found)
+        return chain
 
 
 def next_hash(parent: BlockHash | None, token_ids: Sequence[int], cache_salt: str) -> BlockHash:

@@ -11,11 +11,7 @@ from llmserve.config.conflict import Conflict
 from llmserve.config.environment import inherited
 from llmserve.config.load import locate
 from llmserve.config.plan import LocalPlan
-from llmserve.config.refusals import (
-    model_refusals,
-    unknown_parsers,
-    unset_api_keys,
-)
+from llmserve.config.refusals import model_refusals, unknown_parsers, unset_api_keys
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import ModelNotFound, StartFailed
 from llmserve.engines.vllm.parsers import parsers_here

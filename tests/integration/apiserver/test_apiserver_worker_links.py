@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from llmserve.apiserver.links.worker import WorkerLinks
 from llmserve.core.errors import InvalidRequest, WorkerLost
 from llmserve.core.ids import RequestId
-from llmserve.core.request import EngineRequest, SamplingLimits
+from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
 from llmserve.metrics.apiserver import ApiserverMetrics
 
 
@@ -39,8 +39,7 @@ async def test_a_lease_that_came_and_was_not_taken_is_released(
 ) -> None:
     leg = links.open(prefill.info(), request_, 5.0, 5.0)
     await prefill.until(lambda: "r1" in prefill.seen and not prefill.running)
-    while leg.empty():
-        await prefill.turn()
+    await leg.has_output()
     leg.close()
     await prefill.until(lambda: prefill.released == ["r1"])
 
@@ -62,7 +61,13 @@ async def test_a_lease_that_was_taken_is_the_taker_s(
     links: WorkerLinks, prefill: Any, request_: EngineRequest
 ) -> None:
     leg = links.open(prefill.info(), request_, 5.0, 5.0)
-    outputs = [output async for output in leg]
+    outputs: list[EngineOutput] = []
+
+    def take(output: EngineOutput) -> bool:
+        outputs.append(output)
+        return False
+
+    await leg.pass_to(take)
     leg.close()
     assert outputs[-1].kv_transfer_params == {
         "do_remote_prefill": True,
@@ -86,7 +91,7 @@ async def test_nobody_listens_there(links: WorkerLinks, prefill: Any, request_: 
     await prefill.crash()
     leg = links.open(prefill.info(), request_, 5.0, 5.0)
     with pytest.raises(WorkerLost, match="lost the worker prefill-0"):
-        await anext(leg)
+        await leg.has_output()
     leg.close()
 
 

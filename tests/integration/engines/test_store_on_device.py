@@ -17,6 +17,7 @@ from vllm.v1.kv_offload.base import (
     GPULoadStoreSpec,
 )
 
+from llmserve.core.errors import TransferError
 from llmserve.engines.store.links import LocatedBlock
 from llmserve.engines.store.worker import StoreSlots, StoreWorker
 from llmserve.kvstore.blocks import Slot
@@ -182,3 +183,9 @@ def test_an_engine_that_stops_under_its_copies_leaves_nothing_pinned(arena: Aren
     assert rank.published(slots) == [True], "its copies have ended, each whole"
     assert bytes(arena.view(0, BLOCK_BYTES)) == bytes([9]) * BLOCK_BYTES
     device.close()
+
+
+def test_memory_of_a_device_that_nothing_reaches_is_refused() -> None:
+    caches = [CanonicalKVCacheTensor(torch.empty((2, 8), dtype=torch.int8, device="meta"), 8)]
+    with pytest.raises(TransferError, match="was given no staging"):
+        StoreWorker(CanonicalKVCaches(caches, []), 0, RemoteAccess())

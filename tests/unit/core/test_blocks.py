@@ -1,10 +1,13 @@
 """Block identity: chained, salted, and the same bytes as vLLM's."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
-from llmserve.core.blocks import Namespace, chain_hashes
+from llmserve.core import blocks
+from llmserve.core.blocks import BlockChains, Namespace, chain_hashes, next_hash
+from llmserve.core.ids import BlockHash
 
 TOKENS = [random.Random(7).choice([3, 200, 40_000, 90_000]) + i for i in range(70)]
 
@@ -33,6 +36,30 @@ def test_the_bytes_do_not_change() -> None:
     """tests/integration/test_vllm_seams.py compares them with vLLM's; this pins them without it."""
     first = chain_hashes(list(range(16)), 16, "ab")[0]
     assert first.hex() == "4395bdc6e7e7ea209d466b37428feb9d954eeeaa4890d72ba025c101258374f6"
+
+
+@pytest.mark.parametrize("limit_blocks", [2, 6, 1000])
+def test_chains_from_what_is_known_are_the_same(limit_blocks: int) -> None:
+    chains, draw = BlockChains(limit_blocks), random.Random(3)
+    other = [TOKENS[0] + 1, *TOKENS[1:]]
+    for _ in range(60):
+        tokens = draw.choice([TOKENS, other])[: draw.randrange(71)] + other[: draw.randrange(20)]
+        size, salt = draw.choice([4, 16]), draw.choice(["", "a"])
+        assert chains.hashes(tokens, size, salt) == chain_hashes(tokens, size, salt)
+
+
+def test_known_blocks_are_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    chains = BlockChains()
+    chains.hashes(TOKENS[:48], 16, "s")
+    hashed: list[Sequence[int]] = []
+
+    def counting(parent: BlockHash | None, token_ids: Sequence[int], cache_salt: str) -> BlockHash:
+        hashed.append(token_ids)
+        return next_hash(parent, token_ids, cache_salt)
+
+    monkeypatch.setattr(blocks, "next_hash", counting)
+    chains.hashes(TOKENS, 16, "s")
+    assert hashed == [TOKENS[48:64]]
 
 
 BASE = Namespace("rev", "bfloat16", "LBHNC", 16)

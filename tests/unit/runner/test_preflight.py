@@ -139,7 +139,7 @@ def test_everything_is_told_at_once_in_the_order_of_lines(write: Write) -> None:
 
 
 def test_engines_on_gpus(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write("engine: {device: cuda}\n")
+    path = write("engine: {device: cuda}\nstorageClasses: [{name: a, tier: dram, capacity_gb: 0.01}]\n")
     (refused,) = _refused(path)
     assert refused.startswith("3: engine.device: is cuda, and no GPU is visible here")
     monkeypatch.setattr(preflight, "available_gpus", lambda: (0,))

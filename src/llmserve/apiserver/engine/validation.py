@@ -9,6 +9,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.renderers import renderer_from_config
 from vllm.sampling_params import SamplingParams
 
+from llmserve.apiserver.engine.pieces import PieceTokenizer
 from llmserve.core.errors import InvalidRequest
 
 _INT32_LIMIT = 2**31
@@ -16,8 +17,9 @@ _INT32_LIMIT = 2**31
 
 def fitting_renderer(config: VllmConfig) -> Any:
     """Returns vLLM's renderer for the model. It refuses a prompt that leaves no room for an answer, which
-    vLLM notices only as a `max_tokens` of 0 that the client has not asked for."""
+    vLLM notices only as a `max_tokens` of 0 that the client has not asked for. It tokenizes in pieces."""
     renderer = renderer_from_config(config)
+    _tokenize_in_pieces(renderer)
     process = renderer.process_for_engine_async
 
     async def process_fitting(prompt: Any, *args: Any, tok_params: Any = None, **options: Any) -> Any:
@@ -28,6 +30,25 @@ def fitting_renderer(config: VllmConfig) -> Any:
 
     renderer.process_for_engine_async = process_fitting
     return renderer
+
+
+def _tokenize_in_pieces(renderer: Any) -> None:
+    """Cuts chats only, since their template has the tokens that a tokenizer would add. All other prompts, and
+    those that are too long, are left to the tokenizer."""
+    pieces = PieceTokenizer.of(renderer.tokenizer, renderer._executor)
+    if pieces is None:
+        return
+    tokenize = renderer._tokenize_prompt_async
+
+    async def tokenize_in_pieces(prompt: Any, params: Any) -> Any:
+        options = params.get_encode_kwargs()
+        if not options["add_special_tokens"] and not renderer._wants_offsets(prompt, params):
+            tokens = await pieces.tokens(prompt["prompt"])
+            if not options["truncation"] or len(tokens) <= options["max_length"]:
+                return renderer._build_tokens_prompt(tokens, prompt)
+        return await tokenize(prompt, params)
+
+    renderer._tokenize_prompt_async = tokenize_in_pieces
 
 
 def _check_room(prompt_tokens: int, limit_tokens: int) -> None:

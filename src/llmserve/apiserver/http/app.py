@@ -12,21 +12,26 @@ from fastapi import HTTPException as FastApiHttpException
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.serve.elastic_ep.middleware import ScalingMiddleware
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from llmserve.apiserver.engine.client import SUPPORTED_TASKS, ClusterEngineClient
 from llmserve.apiserver.http.errors import MISREAD, ApiError, api_error_of, as_serving_error, body_of, report
 from llmserve.apiserver.http.health import Readiness, api_failure
+from llmserve.apiserver.http.hot_routes import HotRoutes
 from llmserve.apiserver.http.messages import MessagesHandler
 from llmserve.apiserver.http.routes import add_models
 from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.http.text_events import ChatHandler, CompletionHandler
 from llmserve.apiserver.options import ServedModel
 from llmserve.apiserver.responses.serving import ResponsesHandler
 from llmserve.apiserver.responses.store import ResponseStore
@@ -56,6 +61,10 @@ KEPT_PATHS = frozenset(
         "/v1/messages/count_tokens",
     }
 )
+
+# vLLM's that do nothing here but take time: a CORS for every page (ours is in headers.py), metrics that were
+# registered by a stack of middleware before this one, and a wait for engines that change in number.
+_IDLE_MIDDLEWARE = (CORSMiddleware, PrometheusInstrumentatorMiddleware, ScalingMiddleware)
 
 # A comment on /metrics, where users of vLLM look for its names.
 _WHERE_VLLM_IS = (
@@ -124,9 +133,16 @@ async def openai_app(
     app.add_exception_handler(LLMServeError, _own_error)
     for kind in MISREAD:
         app.add_exception_handler(kind, _misread)
+    app.user_middleware[:] = [one for one in app.user_middleware if one.cls not in _IDLE_MIDDLEWARE]
     # vLLM's SageMaker bootstrap has built the stack already.
     app.middleware_stack = None
+    makes_text_events = not args.sse_keep_alive_interval  # whose comments come from another task
+    app.router.middleware_stack = HotRoutes(
+        app.router.middleware_stack, app.router.routes, text_events=makes_text_events
+    )
     await init_app_state(client, app.state, args, SUPPORTED_TASKS)
+    app.state.openai_serving_chat = _as(ChatHandler, app.state.openai_serving_chat)
+    app.state.openai_serving_completion = _as(CompletionHandler, app.state.openai_serving_completion)
     app.state.anthropic_serving_messages = _as(MessagesHandler, app.state.anthropic_serving_messages)
     app.state.openai_serving_responses = _as(ResponsesHandler, app.state.openai_serving_responses)
     app.state.openai_serving_responses.keep_in(store)

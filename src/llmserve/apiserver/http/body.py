@@ -59,6 +59,16 @@ async def _whole_body(receive: Receive, limit_bytes: int) -> Message:
     return {"type": "http.request", "body": b"".join(pieces), "more_body": False}
 
 
+def replay(first: Message, receive: Receive) -> Receive:
+    """Returns a receive that begins with a message that was taken already."""
+    waiting = [first]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
+
+
 async def discard_body(receive: Receive) -> None:
     """Reads what the client still sends, for a moment: it would lose an answer with a connection that is
     closed before."""

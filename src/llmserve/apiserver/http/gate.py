@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.apiserver.explain.records import RequestRecords
 from llmserve.apiserver.http.auth import ApiKeys
-from llmserve.apiserver.http.body import check_body, discard_body, read_body
+from llmserve.apiserver.http.body import check_body, discard_body, read_body, replay
 from llmserve.apiserver.http.errors import form_of
 from llmserve.apiserver.http.headers import request_id_of, without_unusable
 from llmserve.apiserver.http.response import STOPPING, Draining, HeldResponse
@@ -100,7 +100,7 @@ class Gate:
         enter_scope(request)
         name_request(RequestNames(request.request_id, request.span.trace_id))
         try:
-            await self._app(scope, _replay(first, receive), response.send)
+            await self._app(scope, replay(first, receive), response.send)
         except Exception as error:
             await response.fail(error)
         finally:
@@ -143,12 +143,3 @@ def _is_local(scope: Scope) -> bool:
         return ip_address(client[0]).is_loopback
     except ValueError:
         return False
-
-
-def _replay(first: Message, receive: Receive) -> Receive:
-    waiting = [first]
-
-    async def replayed() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return replayed

@@ -6,6 +6,7 @@ variable reaches around it (it is copied into every task that the layer makes fo
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from llmserve.apiserver.explain.record import RecordHandle, detached
 from llmserve.apiserver.http.errors import ErrorForm
@@ -14,6 +15,9 @@ from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.core.request import HandoverReport
 from llmserve.tracing.base import NO_SPAN, Span
 
+if TYPE_CHECKING:
+    from llmserve.apiserver.http.text_events import TextEvents
+
 
 @dataclass(slots=True)
 class RequestScope:
@@ -21,7 +25,8 @@ class RequestScope:
     whose status vLLM sends first, can still carry it as its status. handovers: how the KV of its
     sequences came to decode, as far as known. request_id: x-request-id, the client's or ours. explain: what
     is remembered of the request. span: of HTTP. form: of its errors. turn: stored responses it is about.
-    reached_engine: its fields are fine, and a run was begun."""
+    reached_engine: its fields are fine, and a run was begun. text_events: those of its stream; None: all of
+    its events are vLLM's."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
@@ -33,6 +38,7 @@ class RequestScope:
     form: ErrorForm = ErrorForm.OPENAI
     responses: ResponseScope = field(default_factory=ResponseScope)
     reached_engine: bool = False
+    text_events: "TextEvents | None" = None
 
 
 _CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")

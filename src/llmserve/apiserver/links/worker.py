@@ -31,11 +31,11 @@ _RELEASE_TIMEOUT_SECONDS = 5.0
 
 
 class LegStream:
-    """The outputs of one request on one worker. Its user iterates it until it ends, and closes it in any case
-    (idempotent), which aborts the request on the worker if it has not ended there.
+    """The outputs of one request on one worker, in order. Its user takes them once, with `pass_to`, and
+    closes it in any case (idempotent), which aborts the request on the worker if it has not ended there.
+    Made in a running loop.
 
-    first_seconds: deadline of the first output. next_seconds: of each later one, from the output before it.
-    deliver: adds an output, or the error that ends the leg. empty: whether no output waits right now."""
+    first_seconds: deadline of the first output. next_seconds: of each later one, from the one before it."""
 
     def __init__(
         self,
@@ -45,59 +45,85 @@ class LegStream:
         next_seconds: float,
         on_close: Callable[["LegStream", bool], None],
     ) -> None:
-        self.request_id, self._worker_id = request_id, worker_id
-        self._seconds, self._next_seconds, self._on_close = first_seconds, next_seconds, on_close
-        self._events: asyncio.Queue[EngineOutput | LLMServeError] = asyncio.Queue()
-        self.deliver, self.empty = self._events.put_nowait, self._events.empty  # no call of ours on the way
-        self._ended = False
-        self._closed = False
+        self.request_id, self._worker_id, self._on_close = request_id, worker_id, on_close
+        self._seconds, self._next_seconds = first_seconds, next_seconds
+        self._waiting: list[EngineOutput | LLMServeError] = []  # that nobody has taken
+        self._take: Callable[[EngineOutput], bool] | None = None
+        self._has_output = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._ended = self._closed = False
+        self._due = self._loop.time() + first_seconds
+        self._alarm = self._loop.call_at(self._due, self._check)
 
-    def __aiter__(self) -> "LegStream":
-        return self
-
-    async def __anext__(self) -> EngineOutput:
-        """Errors: WorkerLost; WorkerStalled after the deadline; what the worker says of this request."""
-        if self._ended:
-            raise StopAsyncIteration
-        try:
-            async with asyncio.timeout(self._seconds):
-                event = await self._events.get()
-        except TimeoutError as error:
-            late = f"the worker {self._worker_id} gave no output within {self._seconds:g} s"
-            raise WorkerStalled(late) from error
+    def deliver(self, event: EngineOutput | LLMServeError) -> None:
+        """Adds an output, or the error that ends the leg. The reader of the worker's stream calls it. What
+        takes the outputs runs within, so that no task wakes for a token."""
         self._seconds = self._next_seconds
-        if isinstance(event, LLMServeError):
-            self._ended = True
-            raise event
-        if event.finish_reason is not None:
-            self._ended = True
-            if event.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-                raise _failure(event)
-        return event
+        self._due = self._loop.time() + self._seconds
+        if self._take is None or self._over.done():
+            self._waiting.append(event)
+            self._has_output.set()
+            return
+        try:
+            if isinstance(event, LLMServeError):
+                raise event
+            if event.finish_reason is not None:
+                self._ended = True
+                _raise_if_failed(event)
+            if self._take(event) or self._ended:
+                self._over.set_result(None)
+        except Exception as error:
+            self._over.set_exception(error)
+
+    async def pass_to(self, take: Callable[[EngineOutput], bool]) -> None:
+        """Gives each output to `take`, from the first on, until it returns True or the leg has ended.
+        Errors: WorkerLost; WorkerStalled after a deadline; what the worker says of this request; what `take`
+        raises."""
+        waiting, self._waiting, self._take = self._waiting, [], take
+        for event in waiting:
+            self.deliver(event)
+        await self._over
+
+    async def has_output(self) -> None:
+        """Returns when an output waits for `pass_to`. Errors: those of `pass_to`, if there is to be none."""
+        await self._has_output.wait()
+        first = self._waiting[0]
+        if isinstance(first, LLMServeError):
+            raise first
+        _raise_if_failed(first)
+
+    def _check(self) -> None:
+        """Runs when the deadline that was set last is over, unless later outputs have moved it."""
+        if self._loop.time() < self._due:
+            self._alarm = self._loop.call_at(self._due, self._check)
+        else:
+            late = f"the worker {self._worker_id} gave no output within {self._seconds:g} s"
+            self.deliver(WorkerStalled(late))
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            self._alarm.cancel()
+            self._over.cancel()
             self._on_close(self, not self._ended)
 
-    def unseen(self) -> Iterator[EngineOutput]:
-        """Yields outputs that came and were not taken."""
-        while not self._events.empty():
-            event = self._events.get_nowait()
-            if isinstance(event, EngineOutput):
-                yield event
+    def untaken(self) -> Iterator[EngineOutput]:
+        """Yields the outputs that came and were not taken."""
+        return (event for event in self._waiting if isinstance(event, EngineOutput))
 
 
-def _failure(output: EngineOutput) -> LLMServeError:
-    """Returns the error that ended a leg. The worker names its class before a colon. An abort that nobody
-    here asked for means that the worker stops and gives up its requests."""
+def _raise_if_failed(output: EngineOutput) -> None:
+    """Raises the error that ended a leg, if one did. The worker names its class before a colon. An abort that
+    nobody here asked for means that the worker stops and gives up its requests."""
     if output.finish_reason is FinishReason.ABORT:
-        return WorkerLost("the worker gave the request up")
-    name, colon, message = output.error.partition(": ")
-    error = error_named(name, message)
-    if colon and type(error).__name__ == name:
-        return error
-    return LLMServeError(output.error or "the worker could not go on with the request")
+        raise WorkerLost("the worker gave the request up")
+    if output.finish_reason is FinishReason.ERROR:
+        name, colon, message = output.error.partition(": ")
+        error = error_named(name, message)
+        if colon and type(error).__name__ == name:
+            raise error
+        raise LLMServeError(output.error or "the worker could not go on with the request")
 
 
 class WorkerLink:
@@ -132,7 +158,7 @@ class WorkerLink:
         if running and self._broken is None:
             abort = worker_pb2.AbortRequest(request_ids=[leg.request_id])
             self._outbox.put_nowait(worker_pb2.WorkerSessionRequest(abort=abort))
-        for output in leg.unseen():
+        for output in leg.untaken():
             self._claim(encode_params(output.kv_transfer_params))
 
     async def release(self, kv_transfer_params: bytes, traceparent: str = "") -> bool:

@@ -10,12 +10,12 @@ waits, so a cancelled attempt ends at once.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import TracebackType
 from typing import Any
 
+from llmserve.apiserver.links.worker import LegStream
 from llmserve.apiserver.request.context import LegContext, Legs, RequestInfo, RunContext, WorkerFailed
 from llmserve.apiserver.request.observe import RunSpans
 from llmserve.apiserver.request.rules import HandoverMode
@@ -88,9 +88,9 @@ class Attempt:
         context = self._leg_context(worker)
         known = prefill_output is not None
         request = self._legs.decode(context, None) if known else self._legs.whole(context)
-        async with self._leg(worker, request) as outputs:
+        async with self._leg(worker, request) as leg:
             prefilled = _Prefilled(prefill_output=prefill_output)
-            await self._show(outputs, "decode" if known else "aggregated", prefilled)
+            await self._show(leg, "decode" if known else "aggregated", prefilled)
 
     def _mode(self, placement: router_pb2.Placement) -> HandoverMode:
         if self._legs.remaining_tokens(self._resumed) == 1:
@@ -102,8 +102,8 @@ class Attempt:
             await self._prefill(placement.prefill, self._legs.prefill, prefilled)
             if not prefilled.over:
                 request = self._legs.decode(self._leg_context(placement.decode), prefilled.pull_params)
-                async with self._leg(placement.decode, request) as outputs:
-                    await self._show(outputs, "decode", prefilled)
+                async with self._leg(placement.decode, request) as leg:
+                    await self._show(leg, "decode", prefilled)
 
     async def _run_pushed(self, placement: router_pb2.Placement) -> None:
         """Decode waits with its blocks reserved while prefill computes and writes into them."""
@@ -118,65 +118,64 @@ class Attempt:
             continues=self._legs.exact,
         )
         request = self._legs.decode_ahead(self._leg_context(placement.decode), params.to_params())
-        leg = self._leg(placement.decode, request, waits=True)
         with self._lease(prefill) as prefilled:
-            async with leg as outputs, PrestartedLeg(outputs) as prestarted:
+            async with self._leg(placement.decode, request, waits=True) as leg:
                 push = partial(self._legs.prefill, handover=prefill_params(transfer_id))
-                await prestarted.after(self._prefill(prefill, push, prefilled))
+                await unless_it_fails(leg, self._prefill(prefill, push, prefilled))
                 if not prefilled.over:
-                    await self._show(self._checked(prestarted, prefill), "decode", prefilled)
-
-    async def _checked(
-        self, outputs: AsyncIterable[EngineOutput], prefill: WorkerInfo
-    ) -> AsyncIterator[EngineOutput]:
-        """Errors: WorkerFailed when decode does not know the token that the user has, since it would draw it
-        again. That happens only when a prefill worker died between showing the token and sending it on."""
-        known = self._known_tokens
-        async for output in outputs:
-            stats = output.prefill_stats
-            if stats is not None and stats.prompt_tokens != known:
-                raise WorkerFailed(prefill, TransferError("decode was not told the first token"))
-            yield output
+                    await self._show(leg, "decode", prefilled, pushed_by=prefill)
 
     async def _prefill(
-        self, worker: WorkerInfo, leg: Callable[[LegContext], EngineRequest], result: _Prefilled
+        self, worker: WorkerInfo, request_of: Callable[[LegContext], EngineRequest], result: _Prefilled
     ) -> None:
         """Draws one token. Shows it when it is the last one or exact. Its KV is leased when decode
         follows."""
-        request = leg(self._leg_context(worker))
+        request = request_of(self._leg_context(worker))
         decode_follows = request.kv_transfer_params is not None
         shown = self._legs.exact or not decode_follows
-        async with self._leg(worker, request) as outputs:
-            async for output in outputs:
-                result.pull_params = output.kv_transfer_params or result.pull_params
-                output = replace(output, kv_transfer_params=None)
-                if decode_follows and output.finish_reason is FinishReason.LENGTH:
-                    output = replace(output, finish_reason=None)
-                if not shown:
-                    result.prefill_output = _without_tokens(output, result.prefill_output)
-                elif self._push(output, "prefill"):
-                    result.over = True
-                    return
 
-    async def _show(self, outputs: AsyncIterable[EngineOutput], origin: str, prefilled: _Prefilled) -> None:
-        before = prefilled.prefill_output
-        async for output in outputs:
+        def take(output: EngineOutput) -> bool:
+            result.pull_params = output.kv_transfer_params or result.pull_params
+            output = replace(output, kv_transfer_params=None)
+            if decode_follows and output.finish_reason is FinishReason.LENGTH:
+                output = replace(output, finish_reason=None)
+            if not shown:
+                result.prefill_output = _without_tokens(output, result.prefill_output)
+            elif self._push(output, "prefill"):
+                result.over = True
+            return result.over
+
+        async with self._leg(worker, request) as leg:
+            await leg.pass_to(take)
+
+    async def _show(
+        self, leg: LegStream, origin: str, prefilled: _Prefilled, pushed_by: WorkerInfo | None = None
+    ) -> None:
+        """pushed_by: the prefill worker that sent decode the first token, which the user has. Errors:
+        WorkerFailed when decode does not know that token, since it would draw it again. That happens only
+        when a prefill worker died between showing the token and sending it on."""
+
+        def take(output: EngineOutput) -> bool:
+            stats, before = output.prefill_stats, prefilled.prefill_output
+            if pushed_by is not None and stats is not None and stats.prompt_tokens != self._known_tokens:
+                raise WorkerFailed(pushed_by, TransferError("decode was not told the first token"))
             if output.token_ids:
                 prefilled.fetched = True
             if before is not None:
+                prefilled.prefill_output = None
                 output = replace(
                     output, prompt_logprobs=before.prompt_logprobs, prefill_stats=before.prefill_stats
                 )
-                before = None
-            if self._push(output, origin):
-                return
+            return self._push(output, origin)
+
+        await leg.pass_to(take)
 
     @contextlib.asynccontextmanager
     async def _leg(
         self, worker: WorkerInfo, request: EngineRequest, *, waits: bool = False
-    ) -> AsyncIterator[AsyncIterator[EngineOutput]]:
-        """Yields the outputs of one leg. On the way out the leg is aborted, unless it has ended. waits: it
-        waits for another leg before it begins itself."""
+    ) -> AsyncIterator[LegStream]:
+        """Yields one leg. On the way out it is aborted, unless it has ended. waits: it waits for another leg
+        before it begins itself."""
         limits = self._context.limits
         first_seconds = limits.first_token * (2 if waits else 1)
         try:
@@ -214,39 +213,16 @@ def _without_tokens(output: EngineOutput, before: EngineOutput | None) -> Engine
     )
 
 
-class PrestartedLeg:
-    """Outputs of a leg that may fail, or begin, while something else is done first. It is iterated once, and
-    its caller closes the leg."""
-
-    def __init__(self, outputs: AsyncIterator[EngineOutput]) -> None:
-        self._outputs = outputs
-
-    async def __aenter__(self) -> "PrestartedLeg":
-        self._first = asyncio.ensure_future(anext(self._outputs))
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await _ended(self._first)
-
-    async def after(self, work: Coroutine[None, None, None]) -> None:
-        """Does the work. When the leg fails meanwhile, cancels the work and raises the leg's error."""
-        working = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait((self._first, working), return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                self._first.result()
-            await working
-        finally:
-            await _ended(working)
-
-    async def __aiter__(self) -> AsyncIterator[EngineOutput]:
-        yield await self._first
-        async for output in self._outputs:
-            yield output
-
-
-async def _ended(task: asyncio.Future[EngineOutput] | asyncio.Future[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+async def unless_it_fails(leg: LegStream, work: Coroutine[None, None, None]) -> None:
+    """Does the work while the leg waits to begin. When the leg fails meanwhile, cancels the work and raises
+    the leg's error."""
+    beginning, working = asyncio.ensure_future(leg.has_output()), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((beginning, working), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            beginning.result()
+        await working
+    finally:
+        beginning.cancel()
+        working.cancel()
+        await asyncio.gather(beginning, working, return_exceptions=True)

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Literal
 
 from llmserve.config.schema import Scheduling
-from llmserve.core.blocks import Namespace, chain_hashes
+from llmserve.core.blocks import BlockChains, Namespace
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import KvShape, WorkerInfo
 
@@ -16,7 +16,7 @@ class KvIdentity:
     cluster`)."""
 
     def __init__(self, tenants_share: bool) -> None:
-        self._tenants_share = tenants_share
+        self._tenants_share, self._chains = tenants_share, BlockChains()
 
     def salt(self, shape: KvShape, tenant: TenantId, client_salt: str = "") -> str:
         """Returns the cache salt of both legs. client_salt: the `cache_salt` field of the client's
@@ -40,7 +40,7 @@ class KvIdentity:
         if shape.block_size_tokens == 0:
             return []
         salt = self.salt(shape, tenant, client_salt)
-        return chain_hashes(token_ids, shape.block_size_tokens, salt)
+        return self._chains.hashes(token_ids, shape.block_size_tokens, salt)
 
 
 class HandoverMode(StrEnum):

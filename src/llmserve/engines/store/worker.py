@@ -72,7 +72,8 @@ class StoreWorker(OffloadingWorker):
     checksum beside its slot. Both are finished jobs for vLLM."""
 
     def __init__(self, caches: CanonicalKVCaches, rank: int, remote: RemoteAccess) -> None:
-        """remote: how to reach pools; with a staging for blocks that are not in host memory."""
+        """remote: how to reach pools. Errors: TransferError for blocks that are not in host memory, if it has
+        no staging."""
         self._rank, self._remote = rank, remote
         staging = remote.shared.staging
         self._copies: Copies = staging.copies if staging else HostCopies()
@@ -183,7 +184,10 @@ class _EngineBlocks:
     def __init__(self, caches: CanonicalKVCaches, memory: Memory) -> None:
         """memory: what the tensors are in. Their bytes are not looked at."""
         tensors = [one.tensor for one in caches.tensors]
-        assert not memory.on_host or all(tensor.device.type == "cpu" for tensor in tensors), "no staging"
+        if memory.on_host and any(tensor.device.type != "cpu" for tensor in tensors):
+            raise TransferError(
+                "the KV is in the memory of a device, and the store was given no staging for it"
+            )
         self._strides = np.array([tensor.stride(0) for tensor in tensors], np.int64)
         self._lengths = np.array([one.page_size_bytes for one in caches.tensors], np.int64)
         self.block_bytes = int(self._lengths.sum())

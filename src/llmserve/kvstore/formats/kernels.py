@@ -49,7 +49,7 @@ def quantize_kernel(  # type: ignore[no-untyped-def]
     steps = tl.maximum(tl.div_rn(tops, top), least).to(tl.uint32, bitcast=True)
     steps = (steps + 0xFFFF) & 0xFFFF0000  # bfloat16, rounded up
     tl.store(scales + scale_places, (steps >> 16).to(tl.int16), mask=has_scale)
-    numbers = numbers * (1.0 / steps.to(tl.float32, bitcast=True))[None, :]
+    numbers = numbers * tl.div_rn(1.0, steps.to(tl.float32, bitcast=True))[None, :]
     if is_fp8:  # noqa: SIM108 - not a choice of values: the other branch is not compiled
         found = _to_e4m3(numbers)
     else:
@@ -84,8 +84,8 @@ def dequantize_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _to_int8(numbers):  # type: ignore[no-untyped-def]
-    """To nearest, halves away from zero: one step from ties to even where it differs."""
-    return tl.where(numbers < 0, tl.ceil(numbers - 0.5), tl.floor(numbers + 0.5)).to(tl.int32)
+    """Adding 1.5 * 2**23 leaves the integer in the low bits, rounded to nearest, ties to even."""
+    return (numbers + 12582912.0).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def _to_e4m3(numbers):  # type: ignore[no-untyped-def]
     bits = bits & 0x7FFFFFFF
     magnitudes = bits.to(tl.float32, bitcast=True)
     normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
-    tiny = tl.floor(magnitudes * 512.0 + 0.5).to(tl.uint32)
+    tiny = _to_int8(magnitudes * 512.0) & 0x7F
     return tl.where(magnitudes < 0.015625, tiny, normal) | sign
 
 

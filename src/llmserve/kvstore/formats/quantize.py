@@ -5,9 +5,8 @@ channels in memory order), then one code for each element, in the order of the b
 scale:
   INT8  codes -127 to 127, rounded to nearest; scale = largest magnitude / 127
   FP8   e4m3 (its largest number is 448, no infinity); scale = largest magnitude / 448
-Scales are rounded up, so that nothing is clipped. Dequantizing is the same to the bit here and on a GPU
-(`gpu`); codes may differ by one step where a number lies half-way between two. numpy lets go of the GIL in
-each pass.
+Scales are rounded up, so that nothing is clipped. All is the same to the bit here and on a GPU (`gpu`). numpy
+lets go of the GIL in each pass.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,114 @@
+"""The routes of most requests, without what FastAPI and vLLM do around them to no effect.
+
+    body -> vLLM's type of request -> vLLM's route -> its answer, piece by piece
+
+FastAPI works out dependencies that are the same each time; vLLM's and Starlette's wrappers of a route make
+four more tasks. A body that is not fine, for whatever reason, goes to the application, which says so in its
+own words. What the route raises is answered by the application's handlers, within which this runs.
+"""
+
+import asyncio
+import inspect
+import json
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, cast, get_type_hints
+
+from pydantic import TypeAdapter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llmserve.apiserver.http.body import replay
+from llmserve.apiserver.http.scope import current_scope
+from llmserve.apiserver.http.text_events import TextEvents
+
+HOT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+
+
+@dataclass(frozen=True, slots=True)
+class _HotRoute:
+    """kind: what a body has to be. answer: vLLM's function, without its wrappers."""
+
+    kind: TypeAdapter[Any]
+    answer: Callable[[Any, Request], Awaitable[Response]]
+
+
+class HotRoutes:
+    """An ASGI application. app: answers all that is not hot, or not fine. text_events: whether events of a
+    stream may be sent past the generator that makes the others."""
+
+    def __init__(self, app: ASGIApp, routes: Iterable[Any], *, text_events: bool) -> None:
+        self._app, self._text_events = app, text_events
+        self._routes = {
+            route.path: _route(route.endpoint)
+            for route in routes
+            if route.path in HOT_PATHS and "POST" in route.methods
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._routes.get(scope["path"]) if scope["type"] == "http" else None
+        if route is None or scope["method"] != "POST" or not _is_json(scope):
+            await self._app(scope, receive, send)
+            return
+        first = await receive()
+        try:
+            request = route.kind.validate_python(json.loads(first["body"]), from_attributes=True)
+        except Exception:  # whatever is wrong with it, the application finds it again
+            await self._app(scope, replay(first, receive), send)
+            return
+        await _while_wanted(self._answer(route, request, scope, receive, send), receive)
+
+    async def _answer(
+        self, route: _HotRoute, request: Any, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        events = current_scope().text_events = TextEvents(send) if self._text_events else None
+        response = await route.answer(request, Request(scope, receive))
+        if isinstance(response, StreamingResponse):
+            await _stream(response, send, events)
+        else:
+            await response(scope, receive, send)
+
+
+async def _stream(response: StreamingResponse, send: Send, events: TextEvents | None) -> None:
+    start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+    await send(start)
+    async for piece in cast("AsyncIterable[str]", response.body_iterator):  # as vLLM makes it
+        if events is not None:
+            events.last_event = piece
+        await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _while_wanted(answering: Coroutine[None, None, None], receive: Receive) -> None:
+    """Ends the answer when the client goes."""
+    answer = asyncio.current_task()
+    assert answer is not None
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        answer.cancel()
+
+    watching = asyncio.create_task(watch(), name="client")
+    try:
+        await answering
+    except asyncio.CancelledError:
+        if not watching.done():
+            raise
+        answer.uncancel()
+    finally:
+        watching.cancel()
+
+
+def _is_json(scope: Scope) -> bool:
+    """As vLLM's validate_json_request asks for it."""
+    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
+    return len(kinds) == 1 and kinds[0].lower().partition(b";")[0] == b"application/json"
+
+
+def _route(endpoint: Callable[..., Any]) -> _HotRoute:
+    """Reads a route of vLLM's: a function of the request and Starlette's Request, in wrappers that watch for
+    the client's end and count load."""
+    answer = inspect.unwrap(endpoint)
+    return _HotRoute(TypeAdapter(get_type_hints(answer)["request"]), answer)

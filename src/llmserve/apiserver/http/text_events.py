@@ -1,0 +1,135 @@
+"""The events of a stream that differ from each other only in their text.
+
+vLLM builds and serializes three models for each token of a stream. Here its own event of one output becomes
+the frame of those that follow: the text of each is put into a copy, which is sent at once. vLLM still makes
+the first events, and every one that has something else in it (a finish, usage, an error).
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.types import Send
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.serve.utils.api_utils import should_include_usage
+from vllm.outputs import RequestOutput
+
+from llmserve.apiserver.http.scope import current_scope
+
+
+class TextEvents:
+    """The text events of one stream. send: of its response.
+
+    last_event: the event of vLLM's that was sent last. Who sends these keeps it up to date."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._frame: tuple[bytes, bytes] | None = None  # what stands before and after the text
+        self.last_event = ""
+
+    async def others(
+        self, outputs: AsyncIterator[RequestOutput], mark: str
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Sends the events of outputs that are only text, once their frame is known. Yields all other
+        outputs, for vLLM to make their events. Each comes with the tokens of those that were sent before it,
+        so that vLLM counts them. mark: what stands before the text in an event, and nowhere else."""
+        sent_tokens: list[int] = []
+        made_text: str | None = None  # of the event that vLLM has made last, if that was only text
+        async for output in outputs:
+            completion = output.outputs[0]
+            is_text = _is_text(output)
+            if is_text and self._frame is None and made_text is not None:
+                self._frame = _frame(self.last_event, mark, made_text)
+            if is_text and self._frame is not None:
+                before, after = self._frame
+                event = b"%b%b%b" % (before, to_json(completion.text), after)
+                await self._send({"type": "http.response.body", "body": event, "more_body": True})
+                sent_tokens.extend(completion.token_ids)
+                continue
+            if sent_tokens:
+                completion.token_ids = [*sent_tokens, *completion.token_ids]
+                sent_tokens.clear()
+            made_text = completion.text if is_text else None
+            yield output
+
+
+def _is_text(output: RequestOutput) -> bool:
+    completion = output.outputs[0]
+    return completion.finish_reason is None and completion.logprobs is None and bool(completion.token_ids)
+
+
+def _frame(event: str, mark: str, text: str) -> tuple[bytes, bytes] | None:
+    """Returns what stands before and after the text of an event; None if that cannot be told."""
+    before, found, after = event.partition(mark + to_json(text).decode())
+    if not found or mark in before or mark in after:
+        return None
+    return (before + mark).encode(), after.encode()
+
+
+class ChatHandler(OpenAIServingChat):
+    def chat_completion_stream_generator(
+        self,
+        request: ChatCompletionRequest,
+        result_generator: AsyncIterator[RequestOutput],
+        *more: Any,
+        **named: Any,
+    ) -> AsyncGenerator[str, None]:
+        events = current_scope().text_events
+        if (
+            events is not None
+            and self.parser_cls is None
+            and _repeats(request, self.enable_force_include_usage)
+        ):
+            result_generator = events.others(result_generator, '"delta":{"content":')
+        made: AsyncGenerator[str, None] = super().chat_completion_stream_generator(
+            request, result_generator, *more, **named
+        )
+        return made
+
+
+class CompletionHandler(OpenAIServingCompletion):
+    def completion_stream_generator(
+        self,
+        request: CompletionRequest,
+        engine_inputs: list[Any],
+        result_generator: AsyncIterator[tuple[int, RequestOutput]],
+        *more: Any,
+        **named: Any,
+    ) -> AsyncGenerator[str, None]:
+        events = current_scope().text_events
+        if (
+            events is not None
+            and len(engine_inputs) == 1
+            and _repeats(request, self.enable_force_include_usage)
+        ):
+            outputs = events.others(_without_index(result_generator), '"text":')
+            result_generator = _with_index(outputs)
+        made: AsyncGenerator[str, None] = super().completion_stream_generator(
+            request, engine_inputs, result_generator, *more, **named
+        )
+        return made
+
+
+def _repeats(request: ChatCompletionRequest | CompletionRequest, forces_usage: bool) -> bool:
+    """Returns whether the events of outputs that are only text differ in nothing else."""
+    _, continuous_usage = should_include_usage(request.stream_options, forces_usage)
+    plain = not (request.echo or request.return_token_ids or continuous_usage)
+    return plain and request.n in (None, 1)
+
+
+async def _without_index(
+    outputs: AsyncIterator[tuple[int, RequestOutput]],
+) -> AsyncGenerator[RequestOutput, None]:
+    async for _, output in outputs:
+        yield output
+
+
+async def _with_index(
+    outputs: AsyncIterator[RequestOutput],
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    """The only prompt has the index 0."""
+    async for output in outputs:
+        yield 0, output
