@@ -14,6 +14,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from vllm.config.logging import LoggingConfig
 from vllm.logger import DEFAULT_LOGGING_CONFIG
+from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
