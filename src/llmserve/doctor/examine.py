@@ -1,6 +1,7 @@
 """Gathers the facts of this machine and puts what the checks find into sections."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import resource
@@ -30,7 +31,7 @@ from llmserve.doctor import (
     software,
     warning,
 )
-from llmserve.doctor.host import Host, allowance
+from llmserve.doctor.host import GIB, Host, allowance
 from llmserve.doctor.trial import BASELINE, NEAR, run_trial
 from llmserve.models.resolve import CACHE_VARIABLE, default_cache_dir
 from llmserve.models.sources import cache_folder
@@ -113,9 +114,21 @@ def _machine(host: Host, devices: Sequence[int]) -> Iterator[Finding]:
         "model cache": lambda: kernel.disk_cache("model cache", default_cache_dir(), CACHE_VARIABLE),
         "hub cache": lambda: kernel.disk_cache("hub cache", cache_folder(), "HF_HOME"),
     }
+    if devices:
+        checks["GPU modules"] = lambda: machine.gpu_modules(host, bool(ports))
+        checks["PID namespace"] = lambda: machine.pid_namespace(_link(host.path("proc/self/ns/pid")))
     if len(devices) > 1:
+        checks["GPU links"] = lambda: machine.gpu_links(machine.run_tool)
         checks["GPU peer access"] = lambda: machine.gpu_peers(machine.run_tool)
     yield from _all(checks)
+
+
+def _link(path: Path) -> str:
+    """Returns where a link points to; nothing when it cannot be read."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
 
 
 def _room(folder: Path) -> tuple[int, int]:
@@ -199,12 +212,19 @@ def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]
         weights = model.thing.weight_bytes if model.thing else 0
         yield manifest.engine_memory(settings, weights, machine.available_bytes(host, allowance(host)))
     if on_gpus := [process for process in planned.thing.processes if process.gpus]:
-        topology = paths.GpuTopology.seen_by(machine.run_tool)
+        order, topology = settings.transfer.engine_order, paths.GpuTopology.seen_by(machine.run_tool)
+        yield paths.gpu_paths(on_gpus, order, topology)
         store_gb = sum(one.capacity_gb for one in settings.storageClasses if one.tier == "dram")
-        store_bytes = int(store_gb * 2**30)
-        yield paths.gpu_paths(on_gpus, settings.transfer.engine_order, topology, store_bytes)
+        yield paths.pinned_memory(on_gpus, order, _may_pin(host), int(store_gb * GIB))
     https = [process.http for process in planned.thing.processes if process.http]
     yield manifest.ports(https, check_free)
+
+
+def _may_pin(host: Host) -> paths.MayPin:
+    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    exempt = locked == resource.RLIM_INFINITY or kernel.may_lock(kernel.effective_capabilities(host))
+    available = machine.available_bytes(host, allowance(host))
+    return paths.MayPin(available, math.inf if exempt else locked)
 
 
 def _refused(path: Path, settings: Manifest, *, has_model: bool) -> list[str]:

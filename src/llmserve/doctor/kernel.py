@@ -63,7 +63,7 @@ def locked_memory(soft: int, capabilities: int, has_rdma: bool) -> Finding:
     """soft: bytes; RLIM_INFINITY: no limit. RDMA pins the KV memory that it serves."""
     if soft == resource.RLIM_INFINITY:
         return ok("locked memory", "unlimited")
-    if capabilities >> _CAP_IPC_LOCK & 1:
+    if may_lock(capabilities):
         return ok(
             "locked memory", f"{size(soft)}, but this process is exempt (CAP_IPC_LOCK)", soft_bytes=soft
         )
@@ -74,6 +74,11 @@ def locked_memory(soft: int, capabilities: int, has_rdma: bool) -> Finding:
         "docker run --ulimit memlock=-1"
     )
     return problem("locked memory", size(soft), advice, soft_bytes=soft)
+
+
+def may_lock(capabilities: int) -> bool:
+    """Says whether the limit of locked memory does not hold for a process."""
+    return bool(capabilities >> _CAP_IPC_LOCK & 1)
 
 
 def process_access(host: Host, capabilities: int) -> Finding:

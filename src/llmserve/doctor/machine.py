@@ -3,6 +3,7 @@
 import math
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from llmserve.config.plan_types import ranges
@@ -130,6 +131,10 @@ Tool = Callable[[Sequence[str]], str]
 
 _QUERY = ("nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader")
 PEERS = ("nvidia-smi", "topo", "-p2p", "r")
+LINKS = ("nvidia-smi", "topo", "-m")
+_NVLINK = "NV"
+_FAR_LINKS = ("NODE", "SYS")  # across the bridges or the processors of the machine
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of Linux
 _TOOL_SECONDS = 10.0
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # nvidia-smi underlines its headings
 
@@ -179,6 +184,53 @@ def gpu_peers(tool: Tool) -> Finding:
         advice = "KV between GPUs that do not reach each other goes through host memory, which is slower."
         return note("GPU peer access", f"not between all ({', '.join(apart)})", advice)
     return ok("GPU peer access", f"between all {len(matrix)}")
+
+
+def gpu_links(tool: Tool) -> Finding:
+    """Counts, on machines with several GPUs, the links between them."""
+    try:
+        matrix = gpu_matrix(tool(LINKS))
+    except LLMServeError as error:
+        return note("GPU links", "unknown", f"They were not looked at: {error.message}.")
+    count = len(matrix)
+    links = [row[column] for index, row in enumerate(matrix) for column in range(index + 1, count)]
+    if not links:
+        return note("GPU links", "unknown", "nvidia-smi topo -m printed no table.")
+    nvlinks = sum(link.startswith(_NVLINK) for link in links)
+    kinds = ", ".join(f"{number} {link}" for link, number in sorted(Counter(links).items()))
+    value, figures = f"{count} GPUs: {kinds}", {"pairs": len(links), "nvlink_pairs": nvlinks}
+    if any(link in _FAR_LINKS for link in links):
+        advice = "KV is slow between GPUs whose link is NODE or SYS: `KV paths` says which engines they are."
+        return note("GPU links", value, advice, **figures)
+    return ok("GPU links", value, **figures)
+
+
+def gpu_modules(host: Host, has_rdma: bool) -> Finding:
+    """Checks whether network cards reach the memory of GPUs: by nvidia_peermem, or by DMA-BUF, which only the
+    open modules of the driver have."""
+    loaded = {line.partition(" ")[0] for line in host.text("proc/modules").splitlines()}
+    there = [name for name in ("nvidia_peermem", "gdrdrv") if name in loaded]
+    is_open = "Open Kernel Module" in host.text("proc/driver/nvidia/version")
+    value = ", ".join([*there, *(["open driver (DMA-BUF)"] if is_open else [])]) or "none"
+    if has_rdma and not is_open and "nvidia_peermem" not in loaded:
+        advice = (
+            "The network cards do not reach GPU memory, so KV between hosts goes through host memory: "
+            "modprobe nvidia_peermem, or install the driver's open kernel modules."
+        )
+        return warning("GPU modules", value, advice)
+    return ok("GPU modules", value)
+
+
+def pid_namespace(link: str) -> Finding:
+    """link: what /proc/self/ns/pid points to. CUDA IPC needs one PID namespace for both processes."""
+    if link == _FIRST_PID_NAMESPACE:
+        return ok("PID namespace", "the host's")
+    advice = (
+        "Engines in another container have another PID namespace: NIXL then finds no CUDA IPC and goes over "
+        "TCP without a word. Give both the host's (hostPID: true, docker run --pid=host), or run them in one "
+        "container."
+    )
+    return note("PID namespace", f"a container's own, {link or 'unknown'}", advice)
 
 
 def gpu_matrix(text: str) -> list[list[str]]:

@@ -4,17 +4,17 @@ any. `python -m bench gpu` measures it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from llmserve.config.plan_types import ProcessRole, ProcessSpec
 from llmserve.core.errors import LLMServeError
-from llmserve.doctor import Finding, note, ok
+from llmserve.doctor import Finding, note, ok, warning
 from llmserve.doctor.host import size
-from llmserve.doctor.machine import PEERS, Tool, gpu_matrix
-from llmserve.transfer.devices.staging import SLOT_BYTES
+from llmserve.doctor.machine import LINKS, PEERS, Tool, gpu_matrix
+from llmserve.transfer.devices.staging import PINNED_BYTES
+from llmserve.transfer.ucx import staged
 
-_LINKS = ("nvidia-smi", "topo", "-m")
 _SHOWN_PAIRS = 8
-_PINNED_BYTES = 8 * SLOT_BYTES  # of each rank: four slots for each direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class GpuTopology:
     @classmethod
     def seen_by(cls, tool: Tool) -> "GpuTopology":
         try:
-            return cls(gpu_matrix(tool(_LINKS)), gpu_matrix(tool(PEERS)))
+            return cls(gpu_matrix(tool(LINKS)), gpu_matrix(tool(PEERS)))
         except LLMServeError:
             return cls()
 
@@ -48,37 +48,66 @@ def _cell(matrix: Sequence[Sequence[str]], row: int, column: int) -> str:
     return matrix[row][column] if row < len(matrix) and column < len(matrix[row]) else ""
 
 
-def gpu_paths(
-    workers: Sequence[ProcessSpec], order: Sequence[str], topology: GpuTopology, store_bytes: int = 0
-) -> Finding:
-    """workers: those on GPUs. order: `transfer.engine_order`. store_bytes: the DRAM of the KV store, which
-    all engines pin."""
+@dataclass(frozen=True, slots=True)
+class MayPin:
+    """available_bytes: what may still be allocated here. locked_bytes: what each process may lock; infinity:
+    no limit."""
+
+    available_bytes: float
+    locked_bytes: float
+
+
+def gpu_paths(workers: Sequence[ProcessSpec], order: Sequence[str], topology: GpuTopology) -> Finding:
+    """workers: those on GPUs. order: `transfer.engine_order`."""
     pairs = list(_pairs(workers))
-    pinned = sum(len(worker.gpus) for worker in workers) * _PINNED_BYTES
-    figures = {"pinned_bytes": pinned + store_bytes, "pairs": len(pairs)}
-    store = f", and engines the {size(store_bytes)} of the KV store's DRAM" if store_bytes else ""
-    staged = (
-        f"Staging pins {size(pinned)} of host memory{store}: it is never swapped and counts in its limit."
-    )
+    figures = {"pairs": len(pairs)}
     if not pairs:
-        value = "no KV moves between GPUs"
-        return note("KV paths", value, staged, **figures) if store else ok("KV paths", value, **figures)
+        return ok("KV paths", "no KV moves between GPUs", **figures)
     if "nixl" not in order:
         value = "between all engines through pinned host memory and a socket"
-        return note("KV paths", value, f"transfer.engine_order has no nixl. {staged}", **figures)
-    paths = [(name, topology.path(one, other)) for name, one, other in pairs]
-    value = "; ".join(f"{name} {path}" for name, path in paths[:_SHOWN_PAIRS])
+        return note("KV paths", value, "transfer.engine_order has no nixl.", **figures)
+    paths = [(name, dict.fromkeys(topology.path(*gpus) for gpus in ranks)) for name, ranks in pairs]
+    value = "; ".join(f"{name} {', '.join(found)}" for name, found in paths[:_SHOWN_PAIRS])
     if len(paths) > _SHOWN_PAIRS:
         value += f"; and {len(paths) - _SHOWN_PAIRS} more"
-    advice = f"What is not CUDA IPC is slower, and goes over tcp if need be. {staged}"
-    if all(path.startswith(("CUDA IPC", "within")) for _, path in paths):
-        advice = f"By nixl, if it finds CUDA: `python -m bench gpu` measures it. {staged}"
+    advice = "What is not CUDA IPC is slower, and goes over tcp if need be."
+    if all(path.startswith(("CUDA IPC", "within")) for _, found in paths for path in found):
+        advice = "By nixl, if it finds CUDA: `python -m bench gpu` measures it."
     return note("KV paths", value, advice, **figures)
 
 
-def _pairs(workers: Sequence[ProcessSpec]) -> Iterator[tuple[str, int, int]]:
-    """Yields each pair of prefill and decode, with the GPUs of their first ranks."""
+def _pairs(workers: Sequence[ProcessSpec]) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Yields each pair of prefill and decode, with the GPUs of each two ranks between which KV moves."""
     for prefill in workers:
         for decode in workers:
             if prefill.role is ProcessRole.PREFILL and decode.role is ProcessRole.DECODE:
-                yield f"{prefill.name} > {decode.name}", prefill.gpus[0], decode.gpus[0]
+                alike = len(prefill.gpus) == len(decode.gpus)
+                all_ranks = product(prefill.gpus, decode.gpus)
+                ranks = zip(prefill.gpus, decode.gpus, strict=True) if alike else all_ranks
+                yield f"{prefill.name} > {decode.name}", list(ranks)
+
+
+def pinned_memory(
+    workers: Sequence[ProcessSpec], order: Sequence[str], may_pin: MayPin, store_bytes: int = 0
+) -> Finding:
+    """Adds up the pinned slots through which tcp and ucx stage, and the store. workers: those on GPUs; each
+    rank is a process. order: `transfer.engine_order`. store_bytes: the DRAM of the KV store, which all
+    engines pin."""
+    each = PINNED_BYTES + (staged.PINNED_BYTES if "ucx" in order else 0)
+    ranks = sum(len(worker.gpus) for worker in workers)
+    total = ranks * each + store_bytes
+    store = f", and the {size(store_bytes)} of the KV store's DRAM" if store_bytes else ""
+    value = f"up to {size(total)}: {size(each)} for each of {ranks} ranks{store}"
+    figures = {"pinned_bytes": total, "available_bytes": may_pin.available_bytes}
+    if total > may_pin.available_bytes:
+        advice = (
+            f"Only {size(may_pin.available_bytes)} are available, and what is pinned is never swapped out."
+        )
+        return warning("pinned memory", value, advice, **figures)
+    if each + store_bytes > may_pin.locked_bytes:
+        advice = (
+            f"A process may lock {size(may_pin.locked_bytes)}. CUDA's driver does not count what it pins, "
+            "but network cards that send it do: ulimit -l unlimited, or docker run --ulimit memlock=-1"
+        )
+        return note("pinned memory", value, advice, **figures)
+    return ok("pinned memory", value, **figures)

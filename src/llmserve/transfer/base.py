@@ -9,7 +9,7 @@ Implementations: nixl, ucx, collective (gloo, nccl), shm, tcp. All pass tests/co
 between real processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NewType, Protocol
@@ -88,6 +88,10 @@ class TransferStatus:
     reason: str = ""  # why it failed, for the log and the metrics
 
 
+def nobody() -> None:
+    """Is told of the ends of transfers that nobody watches."""
+
+
 class Transfer(Protocol):
     """One batch in flight, opaque to callers. `read` and `write` return it."""
 
@@ -127,6 +131,10 @@ class Transport(Protocol):
 
     def poll(self, transfer: Transfer) -> TransferStatus:
         """Returns the state of a transfer. After DONE or FAILED the transfer must not be polled again."""
+
+    def watch(self, on_end: Callable[[], object]) -> bool:
+        """Lets `on_end` be called, on any thread, when a transfer has ended that could not end at once. It is
+        called before the first transfer starts. Returns False when ends are only seen by polling."""
 
     def progress(self) -> None:
         """Serves peers. If needs_progress, the owner calls this about every millisecond while peers connect,

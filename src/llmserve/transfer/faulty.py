@@ -104,6 +104,10 @@ class FaultyTransport:
         self._running.discard(transfer)
         return self._outcome(transfer)
 
+    def watch(self, on_end: Callable[[], object]) -> bool:
+        """Faults end transfers at other times than the inner transport."""
+        return False
+
     def progress(self) -> None:
         self._inner.progress()
 

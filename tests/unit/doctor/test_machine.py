@@ -9,7 +9,7 @@ import pytest
 from llmserve.core.errors import LLMServeError
 from llmserve.doctor import Status, machine
 from llmserve.doctor.host import GIB, Allowance
-from llmserve.doctor.machine import gpu_peers, gpus, run_tool
+from llmserve.doctor.machine import gpu_links, gpu_modules, gpu_peers, gpus, pid_namespace, run_tool
 from tests.unit.doctor.conftest import MakeHost
 
 _KIB = 1024
@@ -173,6 +173,58 @@ def test_peer_access(state: str, status: Status) -> None:
 def test_peer_access_that_cannot_be_asked_for() -> None:
     assert "no driver" in gpu_peers(_failing).advice
     assert gpu_peers(lambda command: "").value == "unknown"
+
+
+_LINKS = """\t\x1b[4mGPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\x1b[0m
+GPU0\t X \tNV18\t{far}\tPIX\t0-31
+GPU1\tNV18\t X \tPHB\tPIX\t0-31
+GPU2\t{far}\tPHB\t X \tSYS\t32-63
+
+NIC0: mlx5_0
+"""
+
+
+@pytest.mark.parametrize(("far", "status"), [("PIX", Status.OK), ("NODE", Status.NOTE), ("SYS", Status.NOTE)])
+def test_links_between_gpus(far: str, status: Status) -> None:
+    """What else follows in a row, such as the way to a network card, is not one."""
+    found = gpu_links(lambda command: _LINKS.format(far=far))
+    assert found.status is status
+    assert found.figures == {"pairs": 3, "nvlink_pairs": 1}
+    assert "1 NV18" in found.value
+    assert f"1 {far}" in found.value
+
+
+def test_links_that_cannot_be_asked_for() -> None:
+    assert "no driver" in gpu_links(_failing).advice
+    assert gpu_links(lambda command: "").value == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("modules", "driver", "has_rdma", "status", "value"),
+    [
+        ("", "", False, Status.OK, "none"),
+        ("", "", True, Status.WARNING, "none"),
+        ("gdrdrv 24576 0 - Live 0x0", "", True, Status.WARNING, "gdrdrv"),
+        ("nvidia_peermem 16384 0 - Live 0x0", "", True, Status.OK, "nvidia_peermem"),
+        ("", "NVRM version: NVIDIA UNIX Open Kernel Module 570", True, Status.OK, "open driver (DMA-BUF)"),
+    ],
+)
+def test_modules_that_lead_to_gpu_memory(
+    make_host: MakeHost, modules: str, driver: str, has_rdma: bool, status: Status, value: str
+) -> None:
+    host = make_host({"proc/modules": modules, "proc/driver/nvidia/version": driver})
+    found = gpu_modules(host, has_rdma)
+    assert (found.status, found.value) == (status, value)
+
+
+@pytest.mark.parametrize(
+    ("link", "status"),
+    [("pid:[4026531836]", Status.OK), ("pid:[4026532441]", Status.NOTE), ("", Status.NOTE)],
+)
+def test_a_container_has_processes_of_its_own(link: str, status: Status) -> None:
+    found = pid_namespace(link)
+    assert found.status is status
+    assert ("hostPID" in found.advice) is (status is Status.NOTE)
 
 
 def test_a_tool_that_is_not_there() -> None:

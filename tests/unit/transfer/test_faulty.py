@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,6 +77,9 @@ class FakeTransport:
         assert not transfer.forgotten, "polled after its end"
         transfer.forgotten = transfer.status is not RUNNING
         return transfer.status
+
+    def watch(self, on_end: Callable[[], object]) -> bool:
+        return False
 
     def progress(self) -> None:
         self.calls.append("progress")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -153,6 +154,22 @@ GPU = Memory(1)
 MIXED = [Region(1000, 100, GPU), Region(2000, 100), Region(3000, 100, GPU)]
 
 
+class VirtualTime:
+    """Stands for the module `time`. at: what happens when."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.at: dict[float, Callable[[], None]] = {}
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for moment in [moment for moment in self.at if moment <= self.now]:
+            self.at.pop(moment)()
+
+
 class GpuKit:
     """A transport with two regions of GPU 1 and one of the host, connected to a peer with the like."""
 
@@ -161,6 +178,8 @@ class GpuKit:
         self.agent = FakeAgent(self.device)
         api = SimpleNamespace(nixl_agent_config=lambda **_: None, nixl_agent=lambda name, config: self.agent)
         monkeypatch.setattr("llmserve.transfer.nixl._load", lambda: api)
+        self.time = VirtualTime()
+        monkeypatch.setattr("llmserve.transfer.nixl.time", self.time)
         self.transport = NixlTransport(self.device)
 
     def connect(self, regions: list[Region] = MIXED, **fields: Any) -> PeerName:
@@ -250,10 +269,25 @@ def test_a_part_that_does_not_start_fails_the_transfer(kit: GpuKit) -> None:
         kit.read(peer, [0], [0])
 
 
-def test_closing_releases_every_part(kit: GpuKit) -> None:
-    peer = kit.connect()
-    transfer = kit.read(peer, [0, 1], [0, 1])
+def _end(kit: GpuKit) -> None:
+    for handle in kit.agent.handles:
+        handle.state = "DONE"
+
+
+@pytest.mark.parametrize("leave", ["close", "register"])
+def test_an_end_leaves_after_its_transfers(kit: GpuKit, leave: str) -> None:
+    """The owner of what is read may abort when the reader leaves in the middle."""
+    transfer = kit.read(kit.connect(), [0, 1], [0, 1])
+    kit.time.at[3.0] = lambda: _end(kit)
+    kit.transport.close() if leave == "close" else kit.transport.register(MIXED)
+    assert kit.time.now == pytest.approx(3.0, abs=0.01)
+    assert kit.transport.poll(transfer).state is TransferState.DONE
+
+
+def test_a_transfer_that_does_not_end_keeps_no_end_for_long(kit: GpuKit) -> None:
+    transfer = kit.read(kit.connect(), [0, 1], [0, 1])
     kit.transport.close()
+    assert kit.time.now == pytest.approx(5.0, abs=0.01)
     assert all(handle.released for handle in kit.agent.handles)
     assert kit.transport.poll(transfer).state is TransferState.FAILED
 

@@ -22,10 +22,10 @@ from hypothesis import given
 
 from llmserve.core.errors import TransferError, TransportUnavailable
 from llmserve.transfer.base import Batch, Int64Array, PeerName, Region, Spans, TransferState, TransferStatus
-from llmserve.transfer.shm import CopyThread, ShmTransfer, ShmTransport, identity, memory
+from llmserve.transfer.shm import ShmTransfer, ShmTransport, identity, memory
 
-SIZE = 16 << 20
-LARGE = SIZE  # goes to the thread, in several calls
+SIZE = 2 * memory.CALL_BYTES
+LARGE = SIZE  # takes several calls
 PAGE = mmap.PAGESIZE
 
 FAR = """
@@ -243,68 +243,52 @@ def test_memory_that_is_no_longer_mapped_fails_the_read(near: End, gone_from: in
     assert "does not have that memory" in status.reason
 
 
-def test_registering_ends_this_sides_transfers(near: End, far: End, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registering_ends_this_sides_transfers(near: End, far: End) -> None:
     peer = near.connect(far.transport.describe())
-    monkeypatch.setattr(CopyThread, "submit", lambda *_: None)  # the thread does not get to it
     transfer = near.transport.read(peer, Batch(_span(LARGE), _span(LARGE)))
     near.transport.register([Region(near.memory.ctypes.data, SIZE)])
     assert near.transport.poll(transfer).reason == "shm: the memory was registered anew"
 
 
-# -- cancelling
+# -- one call after the other
 
 
-class SlowCall:
-    """Steps of a transfer: the second is a call that takes until `finish`."""
+class SlowSteps:
+    """Counts its steps, of which there are three."""
 
     def __init__(self) -> None:
-        self.begun, self.finish = threading.Event(), threading.Event()
-        self.calls = 0
+        self.made = 0
 
     def steps(self) -> Iterator[None]:
-        self.calls += 1
-        yield
-        self.begun.set()
-        assert self.finish.wait(5)
-        self.calls += 1
-        yield
-        self.calls += 1
+        for step in range(3):
+            if step:
+                yield
+            self.made += 1
 
 
-def test_a_transfer_is_cancelled_between_two_calls() -> None:
-    call = SlowCall()
-    transfer = ShmTransfer(call.steps())
-    copier = CopyThread()
-    copier.submit(transfer)
-    assert call.begun.wait(5)
-    with pytest.raises(TransferError, match="under way"):
-        transfer.stop("cancelled", 0.001)
-    threading.Timer(0.005, call.finish.set).start()
-    transfer.stop("cancelled", 5)
-    copier.close()
-    assert call.calls == 2
-    assert transfer.status == TransferStatus(TransferState.FAILED, "shm: cancelled")
+def test_a_transfer_makes_one_call_each_time_it_is_asked_about() -> None:
+    slow = SlowSteps()
+    transfer = ShmTransfer(slow.steps())
+    found = []
+    for _ in range(4):
+        transfer.advance()
+        found.append((slow.made, transfer.status.state.value))
+    assert found == [(1, "running"), (2, "running"), (3, "done"), (3, "done")]
 
 
-def test_a_transfer_that_waits_its_turn_is_cancelled_at_once() -> None:
-    call, never = SlowCall(), SlowCall()
-    copier = CopyThread()
-    first, second = ShmTransfer(call.steps()), ShmTransfer(never.steps())
-    copier.submit(first)
-    copier.submit(second)
-    assert call.begun.wait(5)
-    second.stop("cancelled", 0)
-    assert second.status.state is TransferState.FAILED
-    call.finish.set()
-    first.stop("cancelled", 5)
-    copier.close()
-    assert never.calls == 0
+def test_a_transfer_that_was_cancelled_makes_no_call_any_more(near: End, far: End) -> None:
+    peer = near.connect(far.transport.describe())
+    transfer = near.transport.read(peer, Batch(_span(LARGE), _span(LARGE)))
+    near.transport.cancel(transfer)
+    near.memory[:] = 1
+    assert near.transport.poll(transfer) == TransferStatus(TransferState.FAILED, "shm: cancelled")
+    assert (near.memory == 1).all()
 
 
 def test_what_is_done_stays_done() -> None:
     transfer = ShmTransfer(iter(()))
-    transfer.run()
-    transfer.stop("cancelled", 0)
+    transfer.advance()
+    transfer.stop("cancelled")
     assert transfer.status.state is TransferState.DONE
 
 
@@ -315,20 +299,8 @@ def test_what_has_ended_is_forgotten(near: End, far: End) -> None:
     near.finish(transfers[0])
     traces = [weakref.ref(transfer.steps) for transfer in transfers if isinstance(transfer, ShmTransfer)]
     transfers.clear()
-    near.read(peer, LARGE)  # the thread has only the latest in hand
     gc.collect()
     assert [trace() for trace in traces] == [None]
-
-
-def test_an_idle_thread_sleeps(near: End, far: End) -> None:
-    near.read(near.connect(far.transport.describe()), LARGE)
-    clocks = [
-        time.pthread_getcpuclockid(t.ident) for t in threading.enumerate() if "kv-shm" in t.name and t.ident
-    ]
-    assert len(clocks) == 2
-    before = sum(map(time.clock_gettime, clocks))
-    time.sleep(0.1)  # the time that passes is what is measured
-    assert sum(map(time.clock_gettime, clocks)) - before < 0.001
 
 
 # -- system calls

@@ -24,6 +24,7 @@ from llmserve.transfer.spans import coalesce, split
 
 SLOT_BYTES = 4 << 20
 _SLOTS = 4
+PINNED_BYTES = 2 * _SLOTS * SLOT_BYTES  # of a process, at most
 _DEPTH = 3  # slots of one transfer: one with the network, and two whose copies do not wait for its thread
 _PATIENCE_SECONDS = 5.0
 

@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -102,6 +103,7 @@ class TransferEngine:
                 self._register(transport)
             if transports and not self._transports:
                 raise TransferError("; ".join(f"{name}: {why}" for name, why in self.unusable.items()))
+            self._watched = {name for name, one in self._transports.items() if one.watch(self._look)}
         except TransferError:
             self._close_transports()
             raise
@@ -205,7 +207,8 @@ class TransferEngine:
         if status.state is not TransferState.RUNNING:
             return status
         self._flights.append(flight)
-        self._start_pump()
+        if transport.name not in self._watched:
+            self._start_pump()
         try:
             return await flight.done
         except asyncio.CancelledError:
@@ -223,18 +226,27 @@ class TransferEngine:
                 return
             await asyncio.sleep(_RETRY_CANCEL_SECONDS)
 
-    # -- the pump runs only while there is something to serve or to poll
+    # -- who can tell that a transfer has ended calls `_look`; the pump runs only while there is something to
+    # -- serve, or something whose end nobody tells
+
+    def _look(self) -> None:
+        """Any thread."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._poll_flights)
 
     def _start_pump(self) -> None:
         if self._pump is None or self._pump.done():
             self._pump = self._tasks.spawn("pump", self._run_pump())
 
     async def _run_pump(self) -> None:
-        while self._flights or self._serves():
+        while self._polled() or self._serves():
             if self._expected:
                 self._progress()
             self._poll_flights()
             await asyncio.sleep(0 if self._napped() else _TICK_SECONDS)
+
+    def _polled(self) -> list[_Flight]:
+        return [flight for flight in self._flights if flight.transport.name not in self._watched]
 
     def _serves(self) -> bool:
         now = time.monotonic()
@@ -258,9 +270,10 @@ class TransferEngine:
     def _napped(self) -> bool:
         """Sleeps for less than any timer of the loop can, while a transfer is so young that a millisecond
         matters; a transfer that hangs must slow down nothing else. The loop runs between two naps."""
-        if not self._flights:
+        polled = self._polled()
+        if not polled:
             return False
-        age = time.monotonic() - max(flight.started for flight in self._flights)
+        age = time.monotonic() - max(flight.started for flight in polled)
         nap = next((nap for young, nap in _NAPS if age < young), None)
         if nap is not None:
             time.sleep(nap)

@@ -7,9 +7,10 @@ from must call `progress` while a reader connects, and on paths that are not one
 
 UCX cannot take back a read: until the read completes its data may still arrive, even after the handle was
 released and the peer removed (measured on UCX's TCP path with a stopped peer). So `cancel` waits for the end,
-and only destroying the agent ends a read early. On that path a peer that still answers the read of a reader
-that is gone may abort (an assertion in UCX, seen once in some hundred times). So an agent is destroyed only
-after its reads had time to end.
+and only destroying the agent ends a read early. On that path the process that still answers a read may abort
+when the reader is gone (UCX's protocol for the answers cannot be aborted: stubs.c:107), or end with a
+segmentation fault. So an agent is destroyed only after its transfers have ended, or did not for seconds. What
+remains is a reader that is killed in the middle of a read: docs/transfer.md.
 
 UCX sees a GPU only in threads whose current CUDA device is set. Elsewhere it takes the memory of the GPU for
 host memory, which NIXL refuses, or goes over TCP. So each step that may set up a path sets the device before.
@@ -47,7 +48,7 @@ from llmserve.transfer.spans import check_batch, check_reach, coalesce_pairs
 
 _T = TypeVar("_T")
 _CANCEL_SECONDS = 0.02
-_DRAIN_SECONDS = 0.5  # the rest of the hand-over stands still meanwhile
+_DRAIN_SECONDS = 5.0  # the rest of the hand-over stands still meanwhile
 _RDMA_DEVICES = Path("/sys/class/infiniband")
 _STATES = {"DONE": TransferState.DONE, "PROC": TransferState.RUNNING, "ERR": TransferState.FAILED}
 
@@ -137,6 +138,10 @@ class NixlTransport:
             state = TransferState.FAILED if transfer.failure else TransferState.DONE
             self._end(transfer, TransferStatus(state, transfer.failure))
         return transfer.status
+
+    def watch(self, on_end: Callable[[], object]) -> bool:
+        """NIXL's agent has no descriptor to wait for, and polling is what moves the bytes."""
+        return False
 
     def progress(self) -> None:
         _mapped("progress", self._agent.get_new_notifs)

@@ -14,7 +14,7 @@ from llmserve.transfer.base import Int64Array
 from llmserve.transfer.spans import vectors
 
 CALL_PIECES = 1024  # IOV_MAX on Linux
-CALL_BYTES = 8 << 20  # takes a millisecond or two; a transfer can be cancelled between two calls
+CALL_BYTES = 16 << 20  # takes a few milliseconds; a transfer can be cancelled between two calls
 _Vector = ctypes.c_uint64 * 2  # struct iovec
 _PR_SET_PTRACER = 0x59616D61
 _PR_SET_PTRACER_ANY = ctypes.c_ulong(-1).value

@@ -7,10 +7,19 @@ the bytes themselves: the same socket, or another channel that is opened beside 
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Batch, Memory, PeerName, Region, Transfer, TransferState, TransferStatus
+from llmserve.transfer.base import (
+    Batch,
+    Memory,
+    PeerName,
+    Region,
+    Transfer,
+    TransferState,
+    TransferStatus,
+    nobody,
+)
 from llmserve.transfer.spans import check_batch, check_reach
 from llmserve.transfer.twosided import wire
 from llmserve.transfer.twosided.client import PeerStreams, ServerAddress, TwoSidedTransfer
@@ -39,6 +48,7 @@ class TwoSidedTransport:
         self._generation = 0
         self._peers: dict[PeerName, PeerStreams] = {}
         self._running: set[TwoSidedTransfer] = set()
+        self._on_end: Callable[[], object] = nobody
         self._closed = False
 
     def reaches(self, memory: Memory) -> bool:
@@ -89,6 +99,10 @@ class TwoSidedTransport:
             self._running.discard(transfer)
         return status
 
+    def watch(self, on_end: Callable[[], object]) -> bool:
+        self._on_end = on_end
+        return True
+
     def progress(self) -> None:
         """Does nothing: the threads of the server sleep in the kernel until a request comes."""
 
@@ -119,7 +133,7 @@ class TwoSidedTransport:
         check_batch(batch, self._lengths, peer.address.region_lengths)
         if len(batch.remote.lengths) > wire.MAX_SPANS:
             raise TransferError(f"{self.name}: more than {wire.MAX_SPANS} spans in one batch")
-        transfer = TwoSidedTransfer(operation, batch.remote, batch.local)
+        transfer = TwoSidedTransfer(operation, batch.remote, batch.local, self._on_end)
         self._running.add(transfer)
         peer.submit(transfer)
         return transfer

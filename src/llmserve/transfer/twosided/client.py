@@ -3,7 +3,7 @@
 import queue
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llmserve.core.errors import TransferError
@@ -28,11 +28,13 @@ class ServerAddress:
 
 @dataclass(eq=False, slots=True)
 class TwoSidedTransfer:
-    """One batch. Only its stream writes `status`. `ended` is set after the last access to local memory."""
+    """One batch. Only its stream writes `status`. `ended` is set, and then `on_end` called, after the last
+    access to local memory."""
 
     operation: wire.TransferOperation
     remote: Spans
     local: Spans
+    on_end: Callable[[], object]
     stream: "TransferStream | None" = None
     cancelled: bool = False
     status: TransferStatus = field(default_factory=lambda: TransferStatus(TransferState.RUNNING))
@@ -41,6 +43,7 @@ class TwoSidedTransfer:
     def end(self, state: TransferState, reason: str = "") -> None:
         self.status = TransferStatus(state, reason)
         self.ended.set()
+        self.on_end()
 
 
 class PeerStreams:

@@ -32,10 +32,19 @@ objects with `__cuda_array_interface__`, but numpy cannot pack small pieces of t
 import json
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Batch, Memory, PeerName, Region, Transfer, TransferState, TransferStatus
+from llmserve.transfer.base import (
+    Batch,
+    Memory,
+    PeerName,
+    Region,
+    Transfer,
+    TransferState,
+    TransferStatus,
+    nobody,
+)
 from llmserve.transfer.devices import Staging
 from llmserve.transfer.spans import check_batch, check_reach, coalesce_pairs
 from llmserve.transfer.ucx import wire
@@ -64,6 +73,7 @@ class UcxTransport:
         self._client = UcxClient(self._loop)
         self._memory: PartMemory = RegionViews(())
         self._peers: dict[PeerName, WorkerAddress] = {}
+        self._on_end: Callable[[], object] = nobody
         self._closed = False
 
     def reaches(self, memory: Memory) -> bool:
@@ -118,6 +128,10 @@ class UcxTransport:
         assert isinstance(transfer, UcxTransfer), "a transfer of this transport"
         return transfer.status
 
+    def watch(self, on_end: Callable[[], object]) -> bool:
+        self._on_end = on_end
+        return True
+
     def progress(self) -> None:
         """Does nothing: the loop's thread sleeps in the kernel until a request comes."""
 
@@ -147,7 +161,7 @@ class UcxTransport:
         joined = coalesce_pairs(batch)
         if not len(joined.local.lengths):
             return _nothing(operation, self._memory)
-        transfer = UcxTransfer(operation, self._memory, deque(wire.parts(joined)))
+        transfer = UcxTransfer(operation, self._memory, deque(wire.parts(joined)), self._on_end)
         self._loop.post(lambda: self._client.submit(name, address, transfer))
         return transfer
 

@@ -4,10 +4,11 @@ import json
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llmserve.core.errors import TransferError
-from llmserve.transfer.base import Batch, TransferState, TransferStatus
+from llmserve.transfer.base import Batch, TransferState, TransferStatus, nobody
 from llmserve.transfer.spans import pack_spans
 from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.link import PartInFlight, PartMemory, UcxLink
@@ -32,11 +33,13 @@ class WorkerAddress:
 
 @dataclass(eq=False, slots=True)
 class UcxTransfer:
-    """One batch. Only turns of the loop write it. `ended` is set after the last access to local memory."""
+    """One batch. Only turns of the loop write it. `ended` is set, and then `on_end` called, after the last
+    access to local memory."""
 
     operation: wire.MessageKind
     memory: PartMemory
     parts: deque[Batch]
+    on_end: Callable[[], object] = nobody
     moving: int = 0
     failure: str = ""
     cancelled_at: float | None = None
@@ -61,6 +64,7 @@ class UcxTransfer:
         state = TransferState.FAILED if self.failure else TransferState.DONE
         self.status = TransferStatus(state, f"ucx: {self.failure}" if self.failure else "")
         self.ended.set()
+        self.on_end()
 
 
 @dataclass(slots=True)

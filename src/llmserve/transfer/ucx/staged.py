@@ -18,6 +18,7 @@ from llmserve.transfer.ucx import wire
 from llmserve.transfer.ucx.link import PartTransfer, UcxLink
 
 _SLOTS = 2  # of each direction
+PINNED_BYTES = 2 * _SLOTS * wire.PART_BYTES  # of a process, at most
 _PATIENCE_SECONDS = 3.0
 
 

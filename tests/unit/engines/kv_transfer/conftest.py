@@ -166,6 +166,9 @@ class GatedTransport:
         transfer.land()
         return TransferStatus(TransferState.DONE)
 
+    def watch(self, on_end: Callable[[], object]) -> bool:
+        return False
+
     def progress(self) -> None:
         self.progressed += 1
 
