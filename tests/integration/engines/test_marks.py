@@ -11,7 +11,7 @@ Each wait was taken out alone, by hand, and these tests failed then:
 | PushSender.begin_step for `mark` | test_the_blocks_of_earlier_steps_are_pushed_when_they_are_written |
 | PushSender.computed for `mark` | test_a_layer_is_pushed_when_it_is_written |
 | PushSender.finish for `mark` | test_the_rest_of_a_prompt_is_pushed_when_it_is_written |
-| RankEngine.act_behind for the actions before | test_rank.py of the unit tests |
+| MarkQueue.act for the actions before | test_rank.py of the unit tests |
 | StreamOrder.before_step (a mark that is reached) | the three of blocks and grants, and the two of steps |
 | StreamOrder.after_layer (a mark that is reached) | test_a_layer_is_pushed_when_it_is_written |
 """
