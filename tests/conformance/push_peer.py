@@ -1,19 +1,25 @@
 """A prefill worker in a process of its own, for test_push.py.
 
-argv: transport kind. Prints its endpoint, then does what stdin says, a line each, and answers "done":
+argv: transport kind, as `push_end` takes it. Prints its endpoint, then does what stdin says, a line each, and
+answers "done":
 announce ID | layers ID FIRST END (as computed) | finish ID | ended (prints the requests whose lease has)
 Layer l of block b of the prompt is filled with the byte 16 * l + b; blocks lie at SOURCE.
 """
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from llmserve.core.ids import LeaseId, RequestId, TransferId, WorkerId
 from llmserve.core.kv_params import BlockTable, PullParams
 from llmserve.engines.kv_transfer import Finish, HandoverNode, KvGeometry, KvLayout, PushChunk
-from llmserve.transfer.base import Region
+from llmserve.transfer.base import Region, Transport
+from llmserve.transfer.devices import Staging
+from llmserve.transfer.devices.fake import FakeDevice
+from llmserve.transfer.engine.engine import SharedTransfers
 from llmserve.transfer.select import makers
 
 LAYERS, BLOCKS, BLOCK_BYTES, BLOCK_TOKENS = 12, 16, 1 << 18, 128
@@ -21,18 +27,42 @@ SOURCE = (9, 2, 3, 4, 11, 0)
 EPOCH = 3
 
 
+ON_DEVICES = "-devices"  # ends a kind whose KV is in the memory of fake devices
+
+
+def push_end(kind: str, fill: int) -> tuple[npt.NDArray[np.uint8], KvLayout, Transport, SharedTransfers]:
+    """Makes what an end of pushes needs; its memory has shape [LAYERS, BLOCKS, BLOCK_BYTES]. Errors:
+    TransportUnavailable."""
+    name, on_devices, _ = kind.partition(ON_DEVICES)
+    staging = Staging(FakeDevice()) if on_devices else None
+    transport = makers("127.0.0.1", staging)[name]()
+    shape, size = (LAYERS, BLOCKS, BLOCK_BYTES), BLOCKS * BLOCK_BYTES
+    if staging is not None and isinstance(device := staging.copies, FakeDevice):
+        region = device.allocate(LAYERS * size)
+        memory = device.view(region).reshape(shape)
+    else:
+        memory = np.empty(shape, np.uint8)
+        region = Region(memory.ctypes.data, memory.nbytes)
+    memory[:] = fill
+    regions = tuple(
+        replace(region, address=region.address + layer * size, length_bytes=size) for layer in range(LAYERS)
+    )
+    layout = KvLayout(regions, KvGeometry((BLOCK_BYTES,) * LAYERS, BLOCK_TOKENS))
+    return memory, layout, transport, SharedTransfers(staging=staging)
+
+
 class Prefill:
     def __init__(self, kind: str) -> None:
-        self.memory = np.full((LAYERS, BLOCKS, BLOCK_BYTES), 255, np.uint8)
+        self.memory, layout, transport, shared = push_end(kind, 255)
         values = 16 * np.arange(LAYERS)[:, None] + np.arange(len(SOURCE))[None, :]
         self.memory[:, list(SOURCE)] = values[:, :, None]
-        regions = tuple(Region(layer.ctypes.data, layer.nbytes) for layer in self.memory)
         self.node = HandoverNode(
             worker_id=WorkerId("prefill-0"),
             epoch=EPOCH,
-            transports=[makers("127.0.0.1")[kind]()],
-            layout=KvLayout(regions, KvGeometry((BLOCK_BYTES,) * LAYERS, BLOCK_TOKENS)),
+            transports=[transport],
+            layout=layout,
             lease_seconds=30,
+            shared=shared,
         )
 
     def announce(self, name: str) -> None:

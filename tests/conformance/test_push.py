@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from llmserve.core.errors import TransportUnavailable
@@ -17,20 +16,16 @@ from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.kv_params import BlockTable, PushParams
 from llmserve.engines.kv_transfer import (
     HandoverNode,
-    KvGeometry,
-    KvLayout,
     PullResult,
     ReceiveJob,
     ReceiveLimits,
 )
 from llmserve.engines.kv_transfer.push.fence import StopLimits
-from llmserve.transfer.base import Region
-from llmserve.transfer.select import makers
+from tests.conformance.push_peer import BLOCK_BYTES, BLOCK_TOKENS, LAYERS, ON_DEVICES, push_end
 
-LAYERS, BLOCKS, BLOCK_BYTES, BLOCK_TOKENS = 12, 16, 1 << 18, 128
 LENGTH = 6  # of the prompt, in blocks
 TARGET = (1, 2, 3, 8, 6, 15)
-KINDS = ["tcp", "nixl", "shm", "ucx", "nccl"]
+KINDS = ["tcp", f"tcp{ON_DEVICES}", "nixl", "shm", "ucx", "nccl"]
 
 
 class Prefill:
@@ -68,19 +63,18 @@ class Decode:
     """This process."""
 
     def __init__(self, kind: str) -> None:
-        self.memory: npt.NDArray[np.uint8] = np.full((LAYERS, BLOCKS, BLOCK_BYTES), 200, np.uint8)
-        regions = tuple(Region(layer.ctypes.data, layer.nbytes) for layer in self.memory)
         try:
-            transport = makers("127.0.0.1")[kind]()
+            self.memory, layout, transport, shared = push_end(kind, 200)
         except TransportUnavailable as error:
             pytest.skip(error.message)
         self.node = HandoverNode(
             worker_id=WorkerId("decode-0"),
             epoch=8,
             transports=[transport],
-            layout=KvLayout(regions, KvGeometry((BLOCK_BYTES,) * LAYERS, BLOCK_TOKENS)),
+            layout=layout,
             lease_seconds=30,
             receive_limits=ReceiveLimits(poll_seconds=0.1, stop=StopLimits(remote_seconds=1.0)),
+            shared=shared,
         )
 
     def reserve(self, prefill: Prefill, name: str) -> None:
@@ -150,7 +144,7 @@ def test_layers_arrive_as_they_are_computed(decode: Decode, prefill: Prefill, ki
         prefill.do("finish", name)
         result = decode.result()
         assert (result.ok, result.pushed, result.tokens) == (True, True, (77,)), result
-        assert result.transport == ("gloo" if kind == "nccl" else kind)
+        assert result.transport == ("gloo" if kind == "nccl" else kind.removesuffix(ON_DEVICES))
         assert result.bytes == LAYERS * LENGTH * BLOCK_BYTES
         assert decode.has(range(LAYERS))
         eventually(lambda name=name: prefill.do("ended") == f'["{name}"]')  # type: ignore[misc]

@@ -21,6 +21,8 @@ flight. A mark of the device's stream tells when what was launched before it has
 6. What a step launches after a load was reported sees the loaded blocks, since a load is reported when its
    last copy has ended.
 
+The jobs of the store (engines/store/worker.py) rely on 1, too: each takes a mark when it is submitted.
+
 On the CPU a step is computed when it returns, and all marks are reached at once.
 """
 

@@ -37,7 +37,8 @@ class _Behind:
 
 
 class RankEngine(TransferEngine):
-    """A transfer engine over the KV memory of a rank. ended: set when there is a result to be taken."""
+    """A transfer engine over the KV memory of a rank. ended: set when there is a result to be taken. marks:
+    runs actions that wait for a device."""
 
     def __init__(
         self,
@@ -49,8 +50,7 @@ class RankEngine(TransferEngine):
         """Errors: TransferError when the memory cannot be registered; the transports are closed then."""
         self.layout = layout
         self.ended = threading.Event()
-        self._behind: deque[_Behind] = deque()
-        self._looking: asyncio.Task[None] | None = None
+        self.marks = MarkQueue(self)
         super().__init__(transports, layout.regions, policy, shared=shared)
 
     def act(self, action: Callable[[], object]) -> None:
@@ -58,20 +58,29 @@ class RankEngine(TransferEngine):
         with suppress(TransferError):
             self.post(action)
 
-    def act_behind(self, mark: Mark, action: Callable[[], object], failed: Callable[[str], object]) -> None:
+
+class MarkQueue:
+    """Actions on the loop of an engine that wait for what a device has still to do. Any thread."""
+
+    def __init__(self, engine: RankEngine) -> None:
+        self._engine = engine
+        self._behind: deque[_Behind] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    def act(self, mark: Mark, action: Callable[[], object], failed: Callable[[str], object]) -> None:
         """Runs an action on the loop once the mark is reached, and after the actions of earlier calls of this
         thread. failed: runs instead, with the reason, when work before the mark failed."""
         if mark is REACHED and not self._behind:
-            self.act(action)
+            self._engine.act(action)
             return
         self._behind.append(_Behind(mark, action, failed))
-        self.act(self._look)
+        self._engine.act(self._start)
 
-    def _look(self) -> None:
-        if self._looking is None or self._looking.done():
-            self._looking = self.spawn("marks", self._run_behind())
+    def _start(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = self._engine.spawn("marks", self._run())
 
-    async def _run_behind(self) -> None:
+    async def _run(self) -> None:
         while self._behind:
             first = self._behind[0]
             action = first.action
@@ -80,7 +89,7 @@ class RankEngine(TransferEngine):
             except TransferError as error:
                 action = partial(first.failed, error.message)
             self._behind.popleft()
-            self._loop.call_soon(action)  # before whatever is posted from now on
+            asyncio.get_running_loop().call_soon(action)  # before whatever is posted from now on
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 class MultiConnector(multi_connector.MultiConnector):
-    """vLLM's own, under its name, by which vLLM knows it. The transfers of the store share the budget and the
-    matrix of the hand-over's."""
+    """vLLM's own, under its name, by which vLLM knows it. The transfers of the store share the budget, the
+    matrix and the staging of the hand-over's, which learns first where the KV is."""
 
     def __init__(
         self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig"

@@ -14,6 +14,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from vllm.config.logging import LoggingConfig
 from vllm.logger import DEFAULT_LOGGING_CONFIG
+from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -32,7 +33,12 @@ from llmserve.engines.kv_transfer import query_status, set_peers
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.vllm.args import compiles, engine_args, executor_class, needs_compiler
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
-from llmserve.engines.vllm.environment import asking_about_the_model, missing_compiler, set_engine_environment
+from llmserve.engines.vllm.environment import (
+    asking_about_the_model,
+    missing_compiler,
+    set_engine_environment,
+    wrong_build,
+)
 from llmserve.engines.vllm.failures import Cause, read_cause, write_logging
 from llmserve.engines.vllm.kv_events import KvEventSource
 from llmserve.engines.vllm.stats import EngineStats, VllmMetrics
@@ -99,6 +105,7 @@ class VllmEngine:
 
     def _refusals(self) -> Iterator[Conflict]:
         """Yields what vLLM, or our part of it, would find out half a minute later."""
+        yield from wrong_build(self._spec.engine.device, for_cpus=current_platform.is_cpu())
         if needs_compiler(self._spec.engine):
             yield from missing_compiler()
         assert self._spec.model_dir is not None, "vLLM serves a prepared model"

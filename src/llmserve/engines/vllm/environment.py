@@ -67,6 +67,15 @@ def set_apiserver_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def wrong_build(device: str, *, for_cpus: bool) -> Iterator[Conflict]:
+    """Yields why engines cannot run on the device that the manifest asks for. for_cpus: the vLLM that is
+    installed is its CPU build."""
+    if device == "cuda" and for_cpus:
+        yield Conflict.at("is cuda, and vLLM's CPU build is installed: make up DEVICE=gpu", "engine.device")
+    if device == "cpu" and not for_cpus:
+        yield Conflict.at("is cpu, and vLLM's CUDA build is installed: make up DEVICE=cpu", "engine.device")
+
+
 def missing_compiler() -> Iterator[Conflict]:
     """Yields why an engine that is compiled for the CPU cannot start, if torch would find no C++ compiler."""
     compiler = os.environ.get("CXX") or "g++"

@@ -9,6 +9,7 @@ from llmserve.engines.kv_transfer.rank import RankEngine
 from llmserve.transfer.base import Region
 from llmserve.transfer.devices import REACHED
 from llmserve.transfer.devices.fake import LateMark
+from llmserve.transfer.engine.engine import TransferEngine
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -20,16 +21,22 @@ def engine() -> Iterator[RankEngine]:
     made.close()
 
 
+def test_it_replaces_nothing_of_the_engine_that_it_is() -> None:
+    """A private name would, unnoticed."""
+    both = vars(RankEngine).keys() & vars(TransferEngine).keys()
+    assert {name for name in both if not name.startswith("__")} == set()
+
+
 def test_actions_wait_for_their_marks_in_order(engine: RankEngine, wait_until: Wait) -> None:
     done: list[str] = []
     first, second = LateMark(), LateMark()
 
     def act(name: str, mark: LateMark) -> None:
-        engine.act_behind(mark, lambda: done.append(name), lambda reason: done.append(f"{name}: {reason}"))
+        engine.marks.act(mark, lambda: done.append(name), lambda reason: done.append(f"{name}: {reason}"))
 
     act("a", first)
     act("b", second)
-    engine.act_behind(REACHED, lambda: done.append("c"), done.append)
+    engine.marks.act(REACHED, lambda: done.append("c"), done.append)
     second.ended.set()
     engine.act(lambda: done.append("at once"))
     wait_until(lambda: bool(done))
@@ -40,8 +47,8 @@ def test_actions_wait_for_their_marks_in_order(engine: RankEngine, wait_until: W
 
 def test_an_action_behind_work_that_failed_is_told_so(engine: RankEngine, wait_until: Wait) -> None:
     done: list[str] = []
-    engine.act_behind(LateMark("broken"), lambda: done.append("a"), done.append)
-    engine.act_behind(REACHED, lambda: done.append("b"), done.append)
+    engine.marks.act(LateMark("broken"), lambda: done.append("a"), done.append)
+    engine.marks.act(REACHED, lambda: done.append("b"), done.append)
     wait_until(lambda: len(done) == 2)
     assert done == ["broken", "b"]
 
@@ -52,5 +59,5 @@ def test_on_the_host_an_action_takes_one_turn_of_the_loop(
     turns: list[Callable[[], object]] = []
     monkeypatch.setattr(engine, "act", turns.append)
     action = turns.clear
-    engine.act_behind(REACHED, action, print)
+    engine.marks.act(REACHED, action, print)
     assert turns == [action]

@@ -27,6 +27,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         os.environ.update(before)
 
 
+@pytest.mark.parametrize(
+    ("device", "for_cpus", "words"),
+    [
+        ("cuda", True, "vLLM's CPU build is installed"),
+        ("cpu", False, "vLLM's CUDA build is installed"),
+        ("cuda", False, None),
+        ("cpu", True, None),
+        ("auto", True, None),
+        ("auto", False, None),
+    ],
+)
+def test_a_build_for_another_device_is_refused(device: str, for_cpus: bool, words: str | None) -> None:
+    found = list(environment.wrong_build(device, for_cpus=for_cpus))
+    assert [words in one.message for one in found if words] == [True] * bool(words)
+    assert bool(found) is bool(words)
+    assert all(one.paths == (("engine", "device"),) for one in found)
+
+
 def test_the_caches_outlive_a_run(cache: Path) -> None:
     environment.set_engine_environment("/run/one", compiles=True)
     first = {name: os.environ.pop(name) for name in CACHES}

@@ -45,19 +45,19 @@ class PushSender:
 
     def begin_step(self, chunks: Sequence[PushChunk], mark: Mark = REACHED) -> None:
         """Before a step computes: what lies before its chunks is final in all layers."""
-        self._engine.act_behind(
+        self._engine.marks.act(
             mark, lambda: self._begin_step(chunks), lambda reason: self._lose(chunks, reason)
         )
 
     def computed(self, layer: int, chunks: Sequence[PushChunk], mark: Mark = REACHED) -> None:
         """The step has computed one layer of its chunks. Called in the middle of a forward pass."""
-        self._engine.act_behind(
+        self._engine.marks.act(
             mark, lambda: self._computed(layer, chunks), lambda reason: self._lose(chunks, reason)
         )
 
     def finish(self, transfer_id: TransferId, finish: Finish, mark: Mark = REACHED) -> None:
         """All layers of the whole prompt are computed, and pinned under the lease of the pull."""
-        self._engine.act_behind(
+        self._engine.marks.act(
             mark,
             lambda: self._with(transfer_id, lambda transfer: transfer.finish(finish)),
             lambda reason: self._drop(transfer_id, reason),
