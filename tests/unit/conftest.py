@@ -1,7 +1,8 @@
-"""The event loops of the unit tests."""
+"""What holds for all unit tests: which event loop they run on, and what they do not import."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Generator, Mapping
 
 import pytest
 
@@ -14,3 +15,15 @@ def pytest_asyncio_loop_factories(
     if item.get_closest_marker("virtual_time"):
         return {"virtual": VirtualTimeLoop}
     return {"real": asyncio.new_event_loop}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Importing vLLM takes 8 s: tests that need it stand at the same path in tests/integration."""
+    was_there = "vllm" in sys.modules
+    report = yield
+    if not was_there and "vllm" in sys.modules:
+        raise pytest.UsageError(f"{collector.nodeid} imports vLLM: move it to tests/integration")
+    return report
