@@ -1,7 +1,6 @@
 """A cluster of its own for a measurement: started by `llmserve up`, stopped and checked at the end."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -95,5 +94,6 @@ def _stop(supervisor: subprocess.Popen[bytes]) -> None:
     try:
         supervisor.wait(60)
     except subprocess.TimeoutExpired:
-        os.kill(supervisor.pid, signal.SIGKILL)
+        supervisor.kill()
+        supervisor.wait()
         raise

@@ -43,7 +43,7 @@ _SLACK_SECONDS, _SLOWER = 8.0, 4.0
 _NOTED_SECONDS, _FOLDER_SECONDS = 300.0, 120.0
 _POLL_SECONDS = 1.0
 # Processes side by side must not share what they write, such as the cache. Their output goes nowhere.
-_PYTEST = ["-x", "-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist"]
+_PYTEST = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist"]
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -205,6 +205,7 @@ def _usual_runs(session: pytest.Session, functions: LiveFunctions) -> tuple[dict
         process.join(_NOTED_SECONDS)
         if process.exitcode is None:
             process.kill()
+            process.join()
             return {}, f"the tests take more than {_NOTED_SECONDS:.0f} s without a mutant"
         runs = json.loads(file.read_text())
     failed = [name for name, (_, _, has_failed) in runs.items() if has_failed]
@@ -239,7 +240,6 @@ def _observe(session: pytest.Session, functions: LiveFunctions, file: Path) -> N
 
 def _fails(session: pytest.Session, test: pytest.Item) -> bool:
     before = session.testsfailed
-    session.shouldfail = False
     test.config.hook.pytest_runtest_protocol(item=test, nextitem=None)
     return session.testsfailed > before
 
@@ -266,7 +266,7 @@ def _folder_seconds(mutant: Mutant) -> float:
 
 def _fails_on_import(mutant: Mutant, tests: Sequence[Path]) -> bool:
     sys.meta_path.insert(0, _MutantFinder(mutant))
-    return _run_pytest(tests) != 0
+    return _run_pytest(["-x", *tests]) != 0
 
 
 class _MutantFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -296,8 +296,8 @@ class _MutantFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 # -- processes
 
 
-def _run_pytest(tests: Sequence[Path], *plugins: object) -> int:
-    return int(pytest.main([*_PYTEST, *map(str, tests)], plugins=plugins))
+def _run_pytest(arguments: Sequence[str | Path], *plugins: object) -> int:
+    return int(pytest.main([*_PYTEST, *map(str, arguments)], plugins=plugins))
 
 
 def _each(

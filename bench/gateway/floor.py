@@ -44,6 +44,7 @@ class Floor:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
             raise
 
 

@@ -75,6 +75,7 @@ def _rows(shape: Shape, rounds: int) -> list[tuple[str, ...]]:
     finally:
         process.join(60)
         process.kill()
+        process.join()
         arena.close()
     return rows
 

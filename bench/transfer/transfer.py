@@ -163,6 +163,7 @@ def _pair(kind: str) -> Iterator[Pair]:
         pipe.close()
         process.join(_JOIN_SECONDS)
         process.kill()
+        process.join()
 
 
 def _serve(kind: str, pipe: Connection) -> None:

@@ -154,10 +154,9 @@ class Resources:
         most = limits.max_requests_in_flight
         self.requests.set_limit(capacity.requests if most is None else most, *self._most_choices())
         self.tokens.set_limit(limits.max_tokens_in_flight)
-        known = limits.hbm_bytes is not None and capacity.kv_bytes_per_token > 0
-        self.hbm.set_limit(int((limits.hbm_bytes or 0) / capacity.kv_bytes_per_token) if known else None)
-        moved = capacity.kv_bytes_per_token if capacity.hands_over else 0.0
-        self.kv_io.set_limit(limits.kv_io_bytes_per_second, moved)
+        hbm_bytes, per_token = limits.hbm_bytes, capacity.kv_bytes_per_token
+        self.hbm.set_limit(int(hbm_bytes / per_token) if hbm_bytes is not None and per_token > 0 else None)
+        self.kv_io.set_limit(limits.kv_io_bytes_per_second, per_token if capacity.hands_over else 0.0)
         for budget in (self.tenant_requests, *self.tenant_rates):
             budget.limits = limits.tenants
 

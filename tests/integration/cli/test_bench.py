@@ -92,15 +92,15 @@ def test_chat_for_people(cluster: Cluster) -> None:
 
 def test_ctrl_c_shows_what_has_ended(cluster: Cluster) -> None:
     command = (sys.executable, "-m", "llmserve.cli", "bench", "--url", cluster.url, "--api-key", "gold-key")
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--mix", "50/5:1", "--warmup", "0", "--json"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        _until_it_serves(cluster)
-        process.send_signal(signal.SIGINT)
-        found = json.loads(process.communicate(timeout=30)[0])
-    finally:
-        process.kill()
+    ) as process:
+        try:
+            _until_it_serves(cluster)
+            process.send_signal(signal.SIGINT)
+            found = json.loads(process.communicate(timeout=30)[0])
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert found["served"] > 0
     assert "the run was stopped early" in found["notes"]

@@ -97,14 +97,13 @@ def _write_state(run_dir: Path, address: str) -> None:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(20)
-    finally:
-        process.kill()
-        assert process.stdout
-        process.stdout.close()
+    with process:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
 
 
 @pytest.fixture

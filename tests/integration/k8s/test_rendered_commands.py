@@ -73,6 +73,7 @@ class Pod:
                     assert process.wait(END_SECONDS) == 0, self.role
                 finally:
                     process.kill()
+                    process.wait()
 
     def _command(self, container: Object) -> list[str]:
         words = [*container["command"], *container["args"]]

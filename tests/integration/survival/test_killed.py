@@ -8,28 +8,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from bench.cluster import Cluster, running
+from bench.cluster import Cluster
 from bench.processes.survival import CASES, Case, Run, survive
 from bench.processes.survival_client import expected_tokens
 
-ROOT = Path(__file__).parents[3]
+REPLICAS = {"prefill": 2, "decode": 2, "apiserver": 2}
 REQUESTS = 64
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
-    manifest["spec"]["deployment"]["replicas"] = {"prefill": 2, "decode": 2, "apiserver": 2}
-    with running(manifest) as started:
-        yield started
 
 
 def _is_whole(run: Run, requests: int = REQUESTS) -> None:

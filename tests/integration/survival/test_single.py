@@ -4,27 +4,16 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import yaml
 
-from bench.cluster import Cluster, running
+from bench.cluster import Cluster
 from bench.processes.survival import SINGLE_CASES, Case, survive
 from bench.processes.survival_client import expected_tokens
 
-ROOT = Path(__file__).parents[3]
+REPLICAS = {"prefill": 1, "decode": 1}
 REQUESTS = 64
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
-    manifest["spec"]["deployment"]["replicas"] = {"prefill": 1, "decode": 1}
-    with running(manifest) as started:
-        yield started
 
 
 @pytest.mark.parametrize("case", SINGLE_CASES, ids=lambda case: case.name)

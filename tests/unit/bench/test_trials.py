@@ -77,9 +77,10 @@ def test_an_endless_mutant_is_killed(source: Path, monkeypatch: pytest.MonkeyPat
     assert trial.verdict is Verdict.KILLED
 
 
-def test_tests_that_fail_without_a_mutant_say_nothing(source: Path) -> None:
-    (source.parents[1] / "tests" / "test_wrong.py").write_text(
+def test_tests_that_fail_without_a_mutant_say_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-W error -o asyncio_default_fixture_loop_scope=function")
+    (source.parents[1] / "tests" / "test_first.py").write_text(
         "def test_wrong() -> None:\n    assert False\n"
     )
-    with pytest.raises(SystemExit, match="test_wrong"):
+    with pytest.raises(SystemExit, match=r"fails without a mutant: .*test_wrong"):
         try_on_folder(source.parents[1] / "tests", of_line(source, 4), jobs=1)

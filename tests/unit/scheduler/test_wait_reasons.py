@@ -22,12 +22,13 @@ def test_at_least_256_changes_are_remembered_and_fewer_than_512() -> None:
     """One each second."""
     hindrance, remembered = WaitTimeline(), []
     for now in range(2000):
-        hindrance.set("abc"[now % 3], float(now))
+        hindrance.set("abcdefg"[now % 7], float(now))
         remembered.append(sum(hindrance.between(0.0, now + 1.0).values()))
         assert len(hindrance._since) <= 512
     assert remembered[:512] == [*range(1, 512), 256.0]
     assert set(remembered[512:]) == set(range(256, 512))
     assert hindrance.between(0.0, 1995.0) == hindrance.between(1000.0, 1995.0)
+    assert hindrance.between(1990.0, 1992.0) == {"c": 1.0, "d": 1.0}, "each keeps its own time"
 
 
 def test_a_tenant_waits_for_its_own_and_for_what_all_wait_for() -> None:

@@ -5,8 +5,9 @@ import pytest
 import pytest_asyncio
 
 from llmserve.core.tasks import TaskOwner
-from llmserve.workers import membership as module
 from llmserve.workers.membership import Drainer
+
+pytestmark = pytest.mark.virtual_time
 
 
 class Load:
@@ -17,9 +18,7 @@ class Load:
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Load:
-    monkeypatch.setattr(module, "_POLL_SECONDS", 0.005)
-    monkeypatch.setattr(module, "_QUIET_SECONDS", 0.05)
+def load() -> Load:
     return Load()
 
 
@@ -40,7 +39,7 @@ async def test_an_idle_worker_is_done_after_a_quiet_moment(drainer: Drainer) -> 
 async def test_what_runs_is_waited_for(drainer: Drainer, load: Load) -> None:
     load.busy = True
     drainer.order(True, 5)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(2)  # several quiet moments
     assert not drainer.done.is_set()
     load.busy = False
     await asyncio.wait_for(drainer.done.wait(), 1)
@@ -48,18 +47,18 @@ async def test_what_runs_is_waited_for(drainer: Drainer, load: Load) -> None:
 
 async def test_not_for_longer_than_the_order_says(drainer: Drainer, load: Load) -> None:
     load.busy = True
-    drainer.order(True, 0.05)
+    drainer.order(True, 2)
     drainer.order(True, 60)
-    await asyncio.wait_for(drainer.done.wait(), 1)
+    await asyncio.wait_for(drainer.done.wait(), 2.2)
 
 
 async def test_an_order_to_stay_ends_it(drainer: Drainer, load: Load) -> None:
     load.busy = True
-    drainer.order(True, 0.1)
-    await asyncio.sleep(0.01)
+    drainer.order(True, 1)
+    await asyncio.sleep(0.2)
     drainer.order(False, 0)
     assert not drainer.draining
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(2)
     assert not drainer.done.is_set()
 
 

@@ -1,19 +1,21 @@
-"""Terms: won, kept, lost, promised. Real time, in fractions of the usual."""
+"""Terms: won, kept, lost, promised. In virtual time."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
 
-from llmserve.core.clock import LeaseClock, VirtualClock
+from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import NotLeader, StateUnavailable
 from llmserve.router.leader.election import ALONE, LeaderElection, TermTimes
 from llmserve.router.leader.state import MemoryState, Term
+from tests.support.virtual_time import LoopClock
+
+pytestmark = pytest.mark.virtual_time
 
 TIMES = TermTimes(lease_seconds=0.3, renew_seconds=0.05, poll_seconds=0.01)
-SOON = 5.0
+SOON, POLL_SECONDS = 5.0, 0.005
 
 
 class MortalState(MemoryState):
@@ -68,7 +70,7 @@ class Others:
 class Router:
     def __init__(self, name: str, state: MortalState, times: TermTimes = TIMES) -> None:
         self.name, self.term, self.others = name, TermHandler(), Others()
-        self.leadership = LeaderElection(state, self.others, self.term, times, LeaseClock())
+        self.leadership = LeaderElection(state, self.others, self.term, times, LoopClock())
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -87,7 +89,7 @@ class Router:
     async def until(self, leads: bool) -> None:
         async with asyncio.timeout(SOON):
             while self.leads is not leads:  # noqa: ASYNC110 - time decides, there is no event
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(POLL_SECONDS)
 
 
 @dataclass
@@ -100,7 +102,7 @@ class Pair:
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
     """a leads, b stands by; they do not reach each other."""
-    state = MortalState(LeaseClock())
+    state = MortalState(LoopClock())
     pair = Pair(state, Router("a", state), Router("b", state))
     pair.a.start()
     await pair.a.until(True)
@@ -129,11 +131,11 @@ async def test_a_dead_leader_is_followed_after_its_lease(pair: Pair) -> None:
 
 async def test_who_resigns_is_followed_at_once(pair: Pair) -> None:
     await asyncio.sleep(TIMES.lease_seconds)  # b was just started, and keeps off for so long
-    began = time.monotonic()
+    began = LoopClock().now()
     await pair.a.kill()
     await pair.a.leadership.resign()
     await pair.b.until(True)
-    assert time.monotonic() - began < TIMES.lease_seconds
+    assert LoopClock().now() - began <= TIMES.poll_seconds + POLL_SECONDS
 
 
 async def test_no_two_lead_when_only_the_state_fails(pair: Pair) -> None:
@@ -147,7 +149,7 @@ async def test_no_two_lead_when_only_the_state_fails(pair: Pair) -> None:
     pair.state.away = False
     async with asyncio.timeout(SOON):
         while pair.a.leads is pair.b.leads:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(POLL_SECONDS)
     assert not pair.a.leads or not pair.b.leads
 
 
@@ -175,12 +177,12 @@ async def test_who_starts_keeps_off_for_a_lease(pair: Pair) -> None:
     """A leader that lives on promises, or whose lease was lost, has time to renew it."""
     await pair.a.kill()
     await pair.a.leadership.resign()
-    began = time.monotonic()
+    began = LoopClock().now()
     late = Router("c", pair.state)
     await pair.b.kill()
     late.start()
     await late.until(True)
-    assert time.monotonic() - began >= TIMES.lease_seconds
+    assert LoopClock().now() - began >= TIMES.lease_seconds
     await late.kill()
 
 
@@ -208,12 +210,12 @@ async def test_time_alone_ends_a_term() -> None:
 
 
 async def test_what_cannot_be_loaded_is_tried_again() -> None:
-    router = Router("a", MortalState(LeaseClock()))
+    router = Router("a", MortalState(LoopClock()))
     router.term.refuses = True
     router.start()
     async with asyncio.timeout(SOON):
         while "end" not in router.term.log:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(POLL_SECONDS)
     assert not router.leads
     router.term.refuses = False
     await router.until(True)
@@ -221,7 +223,7 @@ async def test_what_cannot_be_loaded_is_tried_again() -> None:
 
 
 async def test_alone_it_leads_at_once_and_for_ever() -> None:
-    router = Router("a", MortalState(LeaseClock()), ALONE)
+    router = Router("a", MortalState(LoopClock()), ALONE)
     router.start()
     await router.until(True)
     assert router.term.log == ["begin"]

@@ -96,6 +96,13 @@ def test_a_kv_manager_that_has_just_started_does_not_hide_what_others_know() -> 
     assert index.has_on_device(X, HASHES[99])
 
 
+def test_of_two_kv_managers_the_one_that_knows_more_of_a_device_counts() -> None:
+    for known in ((100, 60), (60, 100)):
+        index = _index({Holder(X): known[0]}, "m")
+        _follow(index, "n", {Holder(X): known[1]})
+        assert _match(index).device == {X: 100}
+
+
 def test_the_stretches_with_something_below_dram() -> None:
     index = _index({Holder(X): 200, DRAM: 70, NVME: 150}, "m")
     assert index.below_dram(HASHES) == [Stretch("m", 0, 150)]

@@ -14,6 +14,17 @@ def test_what_was_placed_counts_until_its_first_token() -> None:
     assert (backlog.seconds(13.0), len(backlog)) == (0.0, 0)
 
 
+def test_only_what_is_left_counts() -> None:
+    backlog = Backlog()
+    backlog.add("a", 2.0, now=10.0)
+    backlog.add("b", 0.5, now=10.0)
+    backlog.remove("a", now=12.0)
+    assert backlog.seconds(12.0) == 0.5
+    backlog.remove("b", now=12.5)
+    backlog.add("c", 0.25, now=13.0)
+    assert backlog.seconds(13.0) == 0.25
+
+
 def test_the_first_counts_less_the_longer_it_runs() -> None:
     backlog = Backlog()
     backlog.add("a", 2.0, now=10.0)

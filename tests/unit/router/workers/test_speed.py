@@ -85,6 +85,11 @@ def test_five_samples_are_enough(book: Book) -> None:
     assert book.slow() == {"prefill-0"}
 
 
+def test_one_other_worker_is_enough_to_compare_with(book: Book) -> None:
+    book.prompts(5, prefill_1=0.2, prefill_0=1.0)
+    assert book.slow() == {"prefill-0"}
+
+
 @pytest.mark.parametrize(
     ("usual", "seconds", "slow"),
     [

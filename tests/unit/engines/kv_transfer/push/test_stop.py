@@ -1,7 +1,8 @@
 """Pushes that are given up: no write lands in blocks that may have another owner by then."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,8 +15,18 @@ from llmserve.transfer.tcp import TcpTransport
 
 Make = Callable[..., Any]
 Wait = Callable[[Callable[[], bool]], None]
-QUICK = ReceiveLimits(poll_seconds=0.02, stop=StopLimits(remote_seconds=0.3))
+REMOTE_SECONDS = 0.1
+QUICK = ReceiveLimits(poll_seconds=0.02, stop=StopLimits(remote_seconds=REMOTE_SECONDS))
 ALL = range(16)
+
+
+@pytest.fixture
+def goes_on(make_side: Make) -> Iterator[threading.Event]:
+    """What a side waits for that behaves as if its process had been suspended. It is set before the sides
+    are closed."""
+    event = threading.Event()
+    yield event
+    event.set()
 
 
 def unchanged(side: Any, before: list[Any]) -> bool:
@@ -111,7 +122,7 @@ def test_a_prefill_that_is_gone_is_fenced(make_side: Make, gated: Make, push: Ma
 
 
 def test_a_prefill_that_does_not_answer_is_waited_for(
-    make_side: Make, gated: Make, push: Make, result_of: Make
+    make_side: Make, gated: Make, push: Make, result_of: Make, goes_on: threading.Event
 ) -> None:
     """It may have the kernel write for it, once it goes on: no fence keeps that out on one host."""
     prefill = make_side(1, near := gated())
@@ -121,19 +132,25 @@ def test_a_prefill_that_does_not_answer_is_waited_for(
     request.announce()
     request.compute(0, 2)
     assert near.started.wait(5)
-    prefill.node._engine.post(lambda: time.sleep(1))  # as if its process had been suspended
+    prefill.node._engine.post(goes_on.wait)
     near.gate.set()
     request.cancel()
-    time.sleep(0.6)  # longer than remote_seconds
+    time.sleep(2 * REMOTE_SECONDS)  # nothing may come of it in this time
     assert request.results() == []
+    goes_on.set()
     assert result_of(request).reason == "cancelled"
     assert far.generation == 1, "it has answered"
 
 
 def test_a_prefill_that_stays_suspended_is_given_up_with_its_blocks(
-    make_side: Make, gated: Make, push: Make, wait_until: Wait, caplog: pytest.LogCaptureFixture
+    make_side: Make,
+    gated: Make,
+    push: Make,
+    wait_until: Wait,
+    caplog: pytest.LogCaptureFixture,
+    goes_on: threading.Event,
 ) -> None:
-    limits = ReceiveLimits(poll_seconds=0.02, stop=StopLimits(local_seconds=0.2))
+    limits = ReceiveLimits(poll_seconds=0.02, stop=StopLimits(local_seconds=0.1))
     prefill = make_side(1, near := gated())
     decode = make_side(2, far := gated(), receive_limits=limits)
     request = push(prefill, decode)
@@ -141,7 +158,7 @@ def test_a_prefill_that_stays_suspended_is_given_up_with_its_blocks(
     request.announce()
     request.compute(0, 2)
     assert near.started.wait(5)
-    prefill.node._engine.post(lambda: time.sleep(0.8))
+    prefill.node._engine.post(goes_on.wait)
     request.cancel()
     wait_until(lambda: "lost until this worker restarts" in caplog.text)
     assert request.results() == [], "nobody may use the blocks"
@@ -151,7 +168,12 @@ def test_a_prefill_that_stays_suspended_is_given_up_with_its_blocks(
 
 
 def test_a_prefill_on_another_host_that_does_not_answer_is_fenced(
-    make_side: Make, gated: Make, push: Make, result_of: Make, wait_until: Wait
+    make_side: Make,
+    gated: Make,
+    push: Make,
+    result_of: Make,
+    wait_until: Wait,
+    goes_on: threading.Event,
 ) -> None:
     prefill = make_side(1, near := gated())
     decode = make_side(2, far := gated(), receive_limits=QUICK)
@@ -161,10 +183,11 @@ def test_a_prefill_on_another_host_that_does_not_answer_is_fenced(
     request.announce()
     request.compute(0, 2)
     assert near.started.wait(5)
-    prefill.node._engine.post(lambda: time.sleep(2))
+    prefill.node._engine.post(goes_on.wait)
     request.cancel()
     assert result_of(request).reason == "cancelled"
     assert far.generation == 2
+    goes_on.set()
     near.gate.set()
     request.finish()
     wait_until(lambda: not prefill.node._engine._flights)
