@@ -6,8 +6,7 @@ writes.
 
 Contract: `call`, `post` and `close` may be used from any thread, everything else on the loop only. When
 `read` or `write` returns, or its cancellation ends, local memory is no longer touched by it. Each wait ends:
-a transfer that its transport cannot cancel within CANCEL_SECONDS ends with the transport, which is closed for
-good.
+a transfer that its transport cannot cancel within seconds ends with the transport, which is closed for good.
 """
 
 import asyncio
@@ -15,8 +14,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from llmserve.core.clock import Clock, SystemClock
@@ -27,8 +24,6 @@ from llmserve.transfer.base import (
     PeerName,
     Region,
     Spans,
-    Transfer,
-    TransferState,
     TransferStatus,
     Transport,
 )
@@ -36,25 +31,14 @@ from llmserve.transfer.devices import Staging
 from llmserve.transfer.digest import digest
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.counters import PairMatrix, TransferCounters
+from llmserve.transfer.engine.flights import Flights
 from llmserve.transfer.engine.lane import TokenBucket
 from llmserve.transfer.engine.probe import ProbeMemory
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 CALL_SECONDS = 30.0
-CANCEL_SECONDS = 30.0
 _TICK_SECONDS = 0.001
-_RETRY_CANCEL_SECONDS = 0.05
-# (age of the youngest transfer in seconds, seconds until the next look while it is below that age)
-_NAPS = ((0.01, 0.00005), (0.1, 0.0002))
-
-
-@dataclass(eq=False, slots=True)
-class _Flight:
-    transport: Transport
-    transfer: Transfer
-    done: asyncio.Future[TransferStatus]
-    started: float
 
 
 class SharedTransfers:
@@ -93,7 +77,6 @@ class TransferEngine:
         self.descriptions: dict[str, bytes] = {}
         self.unusable: dict[str, str] = {}  # transports that were given up, and why
         self.fences = dict.fromkeys(self._transports, 0)  # how often each transport was fenced
-        self._flights: list[_Flight] = []
         self._expected: dict[tuple[int, str], float] = {}  # (connection, lease id) -> monotonic end
         self._pump: asyncio.Task[None] | None = None
         try:
@@ -103,7 +86,7 @@ class TransferEngine:
                 self._register(transport)
             if transports and not self._transports:
                 raise TransferError("; ".join(f"{name}: {why}" for name, why in self.unusable.items()))
-            self._watched = {name for name, one in self._transports.items() if one.watch(self._look)}
+            self._flights = Flights(self._transports.values(), self._start_pump, self._give_up)
         except TransferError:
             self._close_transports()
             raise
@@ -190,63 +173,24 @@ class TransferEngine:
 
     async def read(self, transport: Transport, peer: PeerName, batch: Batch) -> TransferStatus:
         """Copies a batch from a peer; DONE or FAILED."""
-        return await self._fly(transport, lambda: transport.read(peer, batch))
+        return await self._flights.fly(transport, lambda: transport.read(peer, batch))
 
     async def write(self, transport: Transport, peer: PeerName, batch: Batch) -> TransferStatus:
         """Copies a batch to a peer. DONE: all of it has arrived. FAILED: some of it may still arrive."""
-        return await self._fly(transport, lambda: transport.write(peer, batch))
+        return await self._flights.fly(transport, lambda: transport.write(peer, batch))
 
-    async def _fly(self, transport: Transport, start: Callable[[], Transfer]) -> TransferStatus:
-        now = time.monotonic()
-        try:
-            transfer = start()
-        except TransferError as error:
-            return TransferStatus(TransferState.FAILED, error.message)
-        flight = _Flight(transport, transfer, self._loop.create_future(), now)
-        status = _poll(flight)  # a one-sided read may have completed already
-        if status.state is not TransferState.RUNNING:
-            return status
-        self._flights.append(flight)
-        if transport.name not in self._watched:
-            self._start_pump()
-        try:
-            return await flight.done
-        except asyncio.CancelledError:
-            await self._cancel(flight)
-            raise
-
-    async def _cancel(self, flight: _Flight) -> None:
-        if flight not in self._flights:
-            return
-        self._flights.remove(flight)
-        give_up = time.monotonic() + CANCEL_SECONDS
-        while not _cancelled(flight):
-            if time.monotonic() > give_up:
-                self._give_up(flight.transport, f"a transfer does not end within {CANCEL_SECONDS:g} s")
-                return
-            await asyncio.sleep(_RETRY_CANCEL_SECONDS)
-
-    # -- who can tell that a transfer has ended calls `_look`; the pump runs only while there is something to
-    # -- serve, or something whose end nobody tells
-
-    def _look(self) -> None:
-        """Any thread."""
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._poll_flights)
+    # -- the pump runs only while there is something to serve, or a transfer whose end no transport tells
 
     def _start_pump(self) -> None:
         if self._pump is None or self._pump.done():
             self._pump = self._tasks.spawn("pump", self._run_pump())
 
     async def _run_pump(self) -> None:
-        while self._polled() or self._serves():
+        while self._flights.polled or self._serves():
             if self._expected:
                 self._progress()
-            self._poll_flights()
-            await asyncio.sleep(0 if self._napped() else _TICK_SECONDS)
-
-    def _polled(self) -> list[_Flight]:
-        return [flight for flight in self._flights if flight.transport.name not in self._watched]
+            self._flights.poll()
+            await asyncio.sleep(0 if self._flights.napped() else _TICK_SECONDS)
 
     def _serves(self) -> bool:
         now = time.monotonic()
@@ -259,26 +203,6 @@ class TransferEngine:
             if transport.needs_progress:
                 _guarded(transport.progress)
 
-    def _poll_flights(self) -> None:
-        for flight in list(self._flights):
-            status = _poll(flight)
-            if status.state is not TransferState.RUNNING:
-                self._flights.remove(flight)
-                if not flight.done.done():
-                    flight.done.set_result(status)
-
-    def _napped(self) -> bool:
-        """Sleeps for less than any timer of the loop can, while a transfer is so young that a millisecond
-        matters; a transfer that hangs must slow down nothing else. The loop runs between two naps."""
-        polled = self._polled()
-        if not polled:
-            return False
-        age = time.monotonic() - max(flight.started for flight in polled)
-        nap = next((nap for young, nap in _NAPS if age < young), None)
-        if nap is not None:
-            time.sleep(nap)
-        return nap is not None
-
     # -- the thread
 
     def _run(self) -> None:
@@ -288,6 +212,7 @@ class TransferEngine:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._tasks = TaskOwner("kv-transfer")
+        self._flights.loop = self._loop
         if self._staging is not None:
             _guarded(self._staging.copies.enter)  # transports set up paths to the device in this thread
         self._ready.set()
@@ -305,19 +230,3 @@ def _guarded(action: Callable[[], None]) -> None:
         action()
     except TransferError as error:
         _log.warning("transport: %s", error)
-
-
-def _cancelled(flight: _Flight) -> bool:
-    try:
-        flight.transport.cancel(flight.transfer)
-    except TransferError as error:
-        _log.warning("a transfer over %s does not end yet: %s", flight.transport.name, error.message)
-        return False
-    return True
-
-
-def _poll(flight: _Flight) -> TransferStatus:
-    try:
-        return flight.transport.poll(flight.transfer)
-    except TransferError as error:
-        return TransferStatus(TransferState.FAILED, error.message)

@@ -12,7 +12,7 @@ import pytest
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import TransferError
 from llmserve.transfer.base import Batch, PeerName, Region, Spans, Transfer, Transport
-from llmserve.transfer.engine import engine as engine_module
+from llmserve.transfer.engine import flights
 from llmserve.transfer.engine.choice import FIRST_PAUSE_SECONDS, TransferPolicy
 from llmserve.transfer.engine.engine import SharedTransfers, TransferEngine
 from llmserve.transfer.engine.lane import TokenBucket
@@ -317,7 +317,7 @@ class Stubborn(FaultyTransport):
 def test_a_transport_that_never_lets_go_is_closed_for_good(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "CANCEL_SECONDS", 0.1)
+    monkeypatch.setattr(flights, "CANCEL_SECONDS", 0.1)
     stubborn = Stubborn(ShmTransport(), FaultPlan.parse("stall=1/1"))
     ends = make(stubborn, TcpTransport(), policy=TransferPolicy(slow_factor=1e9, attempt_seconds=1.0))
     failures = ends.read()
