@@ -38,7 +38,7 @@ def formats(setting: StepSetting, report: StepReport) -> None:
         report.figure("speed", "skipped: it needs CUDA")
         return
     setting.copies()
-    _pytest(["tests/gpu/test_formats.py"], {}, report)
+    _pytest(["tests/gpu/test_formats.py", "tests/gpu/test_coder.py"], {}, report)
     _speed(setting, report)
 
 

@@ -8,7 +8,11 @@ import pytest
 
 pytest.importorskip("triton", reason="no Triton")
 
-KERNEL_TESTS = ["tests/gpu/test_copies.py", "tests/gpu/test_formats.py"]  # the others need memory of a GPU
+KERNEL_TESTS = [
+    "tests/gpu/test_copies.py",
+    "tests/gpu/test_formats.py",
+    "tests/gpu/test_coder.py",
+]  # the others need memory of a GPU
 
 
 def test_the_kernels_do_on_the_cpu_what_they_should_on_a_gpu() -> None:

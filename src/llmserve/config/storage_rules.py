@@ -15,7 +15,6 @@ _REFUSED: Mapping[str, Mapping[str, str]] = {
         "endpoint": "is of object classes",
         "region": "is of object classes",
         "write": "every block is written to dram first",
-        "format": "workers copy dram as it is: quantize, compress and encrypt in a class below",
     },
     "nvme": {"endpoint": "is of object classes", "region": "is of object classes"},
     "object": {},
@@ -89,6 +88,9 @@ def _one(one: StorageClass, path: Path) -> Iterator[Conflict]:
     for key, why in _REFUSED[one.tier].items():
         if getattr(one, key) != type(one).model_fields[key].default:
             yield Conflict(((*path, key), tier), why)
+    if one.tier == "dram" and (one.format.compress != "none" or one.format.encrypt):
+        message = "workers copy dram themselves, and only quantize: compress and encrypt in a class below"
+        yield Conflict(((*path, "format"), tier), message)
     if wrong := _wrong_location(one):
         where = path if one.location is None else (*path, "location")
         yield Conflict((where, tier), wrong)

@@ -15,7 +15,8 @@ class EngineSpec:
     (models/directory.py), as model_name does for clients. model_dir: a prepared model directory; None: a
     simulated engine needs none. handover_host: the address that peers reach this host by.
     kv_io_bytes_per_second: this engine's share of budgets.max_kv_io_gbps; None: no limit. kv_store: host:port
-    of each KV manager that keeps blocks, always in the same order; none: no block is kept."""
+    of each KV manager that keeps blocks, always in the same order; none: no block is kept. kv_store_quantize:
+    the format of the DRAM class."""
 
     worker_id: WorkerId
     epoch: int
@@ -29,6 +30,7 @@ class EngineSpec:
     handover_host: str = "127.0.0.1"
     kv_io_bytes_per_second: float | None = None
     kv_store: tuple[str, ...] = ()
+    kv_store_quantize: str = "none"
 
 
 def computation_words(dtype: str, max_model_len_tokens: int) -> str:

@@ -69,7 +69,13 @@ def engine_spec(
         handover_host=reached_at(listen),
         kv_io_bytes_per_second=_kv_io_share(manifest),
         kv_store=kvmanagers if manifest.storageClasses else (),
+        kv_store_quantize=_dram_quantize(manifest),
     )
+
+
+def _dram_quantize(manifest: Manifest) -> str:
+    formats = (one.format for one in manifest.storageClasses if one.tier == "dram")
+    return next((one.quantize for one in formats), "none")
 
 
 def _kv_io_share(manifest: Manifest) -> float | None:

@@ -18,6 +18,8 @@ from llmserve.engines.spec import EngineSpec
 from llmserve.engines.store.spec import StoreConnector, StoreSpec
 from llmserve.engines.vllm.args import engine_args
 from llmserve.engines.vllm.both import MultiConnector
+from llmserve.kvstore.dram.client.quantized import Codes
+from llmserve.kvstore.formats import Element, Quantize, grouped
 from llmserve.models import resolve
 
 MANIFEST = """
@@ -45,6 +47,7 @@ def spec() -> EngineSpec:
         transfer=manifest.transfer,
         kv_io_bytes_per_second=1e8,
         kv_store=("127.0.0.1:1",),
+        kv_store_quantize="fp8",
     )
 
 
@@ -72,7 +75,9 @@ def test_only_engines_that_push_give_up_full_graphs(
     assert LLMServeConnector.requires_piecewise_for_cudagraph(extra) is piecewise
 
 
-def test_they_share_one_budget_and_one_matrix(config: VllmConfig) -> None:
+def test_they_share_one_budget_and_one_matrix_and_the_pool_has_the_format_of_the_manifest(
+    config: VllmConfig,
+) -> None:
     layer = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=3, head_size=64, dtype=torch.bfloat16)
     cache = KVCacheConfig(BLOCKS, [], [KVCacheGroupSpec(["layer.0"], layer)])
     both = KVConnectorFactory.create_connector(config, KVConnectorRole.WORKER, cache)
@@ -85,3 +90,5 @@ def test_they_share_one_budget_and_one_matrix(config: VllmConfig) -> None:
     assert isinstance(spec, StoreSpec)
     assert spec.shared is handover.shared
     assert handover.shared.bucket is not None
+    block_bytes = spec.config.worker_kv_bytes_per_block
+    assert spec._codes() == Codes(grouped(Element.BFLOAT16, block_bytes), Quantize.FP8)

@@ -44,6 +44,11 @@ security: {api_keys: [{tenant: a, key: x, kv_quota_gb: 2}, {tenant: a, key: y}]}
 """
 
 
+def test_dram_can_be_quantized() -> None:
+    [one] = parsed(CLASSES.replace("gb: 8", "gb: 8, format: {quantize: fp8}")).storageClasses
+    assert one.format.quantize == "fp8"
+
+
 def test_all_of_it() -> None:
     manifest = parsed(CLASSES + ALL)
     dram, disk, bucket = manifest.storageClasses
@@ -118,15 +123,15 @@ REFUSED = {
         nvme(", endpoint: http://a"),
         "m.yaml:5: storageClasses[1].endpoint: is of object classes",
     ),
-    "quantized-dram": (
-        dram("format: {quantize: int8}"),
-        "m.yaml:4: storageClasses[0].format: workers copy dram as it is: quantize, compress and encrypt in a "
-        "class below",
+    "compressed-dram": (
+        dram("format: {quantize: int8, compress: zstd}"),
+        "m.yaml:4: storageClasses[0].format: workers copy dram themselves, and only "
+        "quantize: compress and encrypt in a class below",
     ),
     "encrypted-dram": (
         dram("format: {encrypt: [{id: a, env: A}]}"),
-        "m.yaml:4: storageClasses[0].format: workers copy dram as it is: quantize, compress and encrypt in a "
-        "class below",
+        "m.yaml:4: storageClasses[0].format: workers copy dram themselves, and only "
+        "quantize: compress and encrypt in a class below",
     ),
     "dram-somewhere": (
         dram("location: /dev/shm"),

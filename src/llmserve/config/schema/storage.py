@@ -21,11 +21,12 @@ class EncryptionKey(ManifestSection):
 
 class StorageFormat(ManifestSection):
     """The format of stored blocks. They are quantized, compressed and encrypted in this order; each step is
-    optional."""
+    optional. A dram class has only the first."""
 
     quantize: Literal["none", "int8", "fp8"] = "none"
     """Each number takes one byte, and each group of numbers has a scale. That halves the size of bfloat16,
-    and answers can differ (docs/kv-formats.md has the errors)."""
+    and answers can differ (docs/kv-formats.md has the errors). In a dram class workers quantize, on a GPU in
+    its memory, and the classes below keep what they get."""
     compress: Literal["none", "zstd"] = "none"
     """Lossless compression removes about a third of bfloat16 KV."""
     encrypt: tuple[EncryptionKey, ...] = Field(default=(), strict=False)

@@ -16,7 +16,8 @@ from llmserve.engines.store.links import StoreLinks
 from llmserve.engines.store.manager import StoreManager
 from llmserve.engines.store.worker import StoreWorker
 from llmserve.kvstore.dram.client.access import RemoteAccess
-from llmserve.kvstore.formats import Element, grouped
+from llmserve.kvstore.dram.client.quantized import Codes
+from llmserve.kvstore.formats import BlockShape, Element, Quantize, grouped
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.engine import SharedTransfers
 
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 class StoreSpec(OffloadingSpec):
     """extra_config: kvmanagers (of each host:port, always in the same order), worker_id, epoch; engine_order,
-    host and policy, as of the hand-over. Blocks of all groups of layers have one size (KvGroups).
-    shared: set before `get_worker` where the process has other transfers, too."""
+    host and policy, as of the hand-over; quantize, of the DRAM class. Blocks of all groups of layers have one
+    size (KvGroups). shared: set before `get_worker` where the process has other transfers, too."""
 
     shared: SharedTransfers | None = None
 
@@ -48,27 +49,36 @@ class StoreSpec(OffloadingSpec):
         return StoreManager(links, BlockCost(self.config.groups[0].tokens_per_block))
 
     def _link(self, kvmanager: str, notify: Callable[[], None]) -> StoreLink:
-        ranks, size = self.config.parallel.world_size, self.config.worker_kv_bytes_per_block
+        ranks, codes = self.config.parallel.world_size, self._codes()
+        shape = codes.stored_shape if codes else self._shape()
         return StoreLink(
             kvmanager,
             str(self.extra_config["worker_id"]),
             int(self.extra_config["epoch"]),
-            [size] * ranks,
-            [grouped(self._element(), size).text()] * ranks,
+            [shape.size_bytes] * ranks,
+            [shape.text()] * ranks,
             block_tokens=self.tokens_per_block[0],
             notify=notify,
         )
 
-    def _element(self) -> Element:
-        """The element type of the cache."""
+    def _shape(self) -> BlockShape:
+        """That of a rank's part of a block. Its elements are of the cache's type."""
         name = self.config.model.dtype
-        return Element(name) if name in set(Element) else Element.OPAQUE
+        element = Element(name) if name in set(Element) else Element.OPAQUE
+        return grouped(element, self.config.worker_kv_bytes_per_block)
+
+    def _codes(self) -> Codes | None:
+        """How the pool keeps blocks, if not as they are. Bytes that are no numbers are not quantized."""
+        grid, shape = Quantize(self.extra_config["quantize"]), self._shape()
+        is_raw = grid is Quantize.NONE or shape.element is Element.OPAQUE
+        return None if is_raw else Codes(shape, grid)
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         extra = self.extra_config
         policy = TransferPolicy(**extra["policy"])
         shared = self.shared or SharedTransfers(policy.bytes_per_second)
-        remote = RemoteAccess(tuple(extra["engine_order"]), str(extra["host"]), policy, shared)
+        order, host = tuple(extra["engine_order"]), str(extra["host"])
+        remote = RemoteAccess(order, host, policy, shared, self._codes())
         return StoreWorker(kv_caches, self.config.parallel.rank, remote)
 
 

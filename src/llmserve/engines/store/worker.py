@@ -24,8 +24,8 @@ from vllm.v1.kv_offload.base import (
 from llmserve.core.errors import TransferError
 from llmserve.engines.store.links import LocatedBlock
 from llmserve.kvstore.blocks import Slot
-from llmserve.kvstore.dram.client.access import PoolAccess, RemoteAccess, open_pool
-from llmserve.kvstore.dram.client.copier import CopyOutcome
+from llmserve.kvstore.dram.client.access import RemoteAccess, open_pool
+from llmserve.kvstore.dram.client.copier import CopyOutcome, PoolAccess
 from llmserve.transfer.base import Memory, Region, Spans
 from llmserve.transfer.devices import Copies, HostCopies, Mark
 

@@ -147,6 +147,7 @@ def _store(spec: EngineSpec) -> dict[str, Any]:
             "spec_name": "StoreSpec",
             "spec_module_path": STORE_MODULE,
             "kvmanagers": list(spec.kv_store),
+            "quantize": spec.kv_store_quantize,
             "worker_id": spec.worker_id,
             "epoch": spec.epoch,
             "engine_order": list(spec.transfer.engine_order),

@@ -16,9 +16,9 @@ from llmserve.core.errors import TransferError
 from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.arena import Arena
 from llmserve.kvstore.dram.client import pinning as pinning_module
-from llmserve.kvstore.dram.client.access import PoolAccess, RemoteAccess, open_pool
+from llmserve.kvstore.dram.client.access import RemoteAccess, open_pool
 from llmserve.kvstore.dram.client.attached import AttachedArena
-from llmserve.kvstore.dram.client.copier import CopyOutcome, PoolCopier
+from llmserve.kvstore.dram.client.copier import CopyOutcome, PoolAccess, PoolCopier
 from llmserve.kvstore.dram.client.pinning import ArenaPinning
 from llmserve.transfer.base import Int64Array
 from llmserve.transfer.devices import Bytes, Mark, Staging

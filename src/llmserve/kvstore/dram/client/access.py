@@ -2,35 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from llmserve.core.errors import LLMServeError, TransferError
 from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.client.attached import AttachedArena
-from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, PoolCopier
+from llmserve.kvstore.dram.client.copier import Copied, CopyOutcome, PoolAccess, PoolCopier
 from llmserve.kvstore.dram.client.device_copier import DevicePoolCopier
 from llmserve.kvstore.dram.client.pinning import ArenaPinning
+from llmserve.kvstore.dram.client.quantized import Codes, HostCoder, QuantizedPool, RowCoder
 from llmserve.kvstore.dram.client.remote import RemotePool
 from llmserve.kvstore.dram.shape import ArenaDescription
 from llmserve.transfer.base import Region, Spans
+from llmserve.transfer.devices import Staging
 from llmserve.transfer.engine.choice import TransferPolicy
 from llmserve.transfer.engine.engine import SharedTransfers
 from llmserve.transfer.select import make_transports
-
-
-class PoolAccess(Protocol):
-    """Copies between slots and a worker's memory, as `copier` says; one thread at a time. Blocking."""
-
-    def store(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
-        """Fills reserved slots, and leaves the checksum beside each that is DONE. Errors: TransferError;
-        none of them is committed then."""
-
-    def load(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
-        """Copies leased blocks out. Where the outcome is not DONE, and after an error, the worker's memory
-        holds garbage. Errors: TransferError."""
-
-    def close(self) -> None:
-        """Idempotent. Nothing touches the worker's memory any more."""
 
 
 class MappedPool:
@@ -58,17 +44,37 @@ class MappedPool:
 class RemoteAccess:
     """How this worker reaches pools, also those on other hosts. engine_order: transports to prefer. host:
     address of this machine that others reach. policy: that of all transfers of this process. shared: see
-    TransferEngine; its staging reaches the worker's memory where that is a device's."""
+    TransferEngine; its staging reaches the worker's memory where that is a device's. codes: how the pool
+    keeps blocks; None: as they are."""
 
     engine_order: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     policy: TransferPolicy = field(default_factory=TransferPolicy)
     shared: SharedTransfers = field(default_factory=SharedTransfers)
+    codes: Codes | None = None
 
 
 def open_pool(manager: str, description: str, regions: Sequence[Region], remote: RemoteAccess) -> PoolAccess:
     """manager: name of the pool's KV manager, in logs and in the matrix. regions: the worker's memory, which
     outlives the access. Takes seconds for a pool on another host. Errors: TransferError."""
+    if remote.codes is None:
+        return _opened(manager, description, regions, remote)
+    coder = row_coder(remote.codes, remote.shared.staging)
+    return QuantizedPool(_opened(manager, description, [coder.rows], remote), regions, coder, remote.codes)
+
+
+def row_coder(codes: Codes, staging: Staging | None) -> RowCoder:
+    """Codes where the blocks are. staging: as of SharedTransfers."""
+    if staging is None:
+        return HostCoder(codes)
+    import torch
+
+    from llmserve.kvstore.dram.client.device_coder import DeviceCoder
+
+    return DeviceCoder(codes, staging.copies, torch.device("cuda", staging.copies.memory.device))
+
+
+def _opened(manager: str, description: str, regions: Sequence[Region], remote: RemoteAccess) -> PoolAccess:
     described = ArenaDescription.from_text(description)
     if not described.transports:
         return _mapped(manager, description, regions, remote.shared)

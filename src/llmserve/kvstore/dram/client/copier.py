@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise, starmap
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -153,6 +154,7 @@ class CopyOutcome(StrEnum):
     DONE = "done"
     MOVED = "moved"  # the reservation or the block ended meanwhile: what was copied is worth nothing
     CORRUPT = "corrupt"  # other bytes than were written: the manager must know
+    UNFIT = "unfit"  # the format of the pool cannot hold this block
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,22 @@ class Copied:
 
 
 MOVED = Copied(CopyOutcome.MOVED)
+
+
+class PoolAccess(Protocol):
+    """Copies between slots and a worker's memory; one thread at a time. Blocking."""
+
+    def store(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
+        """Fills reserved slots, and leaves the checksum beside each that is DONE. Errors: TransferError;
+        none of them is committed then."""
+
+    def load(self, slots: Sequence[Slot], spans: Spans) -> list[Copied]:
+        """Copies leased blocks out. Where the outcome is not DONE, and after an error, the worker's memory
+        holds garbage. Errors: TransferError."""
+
+    def close(self) -> None:
+        """Idempotent. Nothing touches the worker's memory any more."""
+
 
 # What is copied before it is digested, while it is in the second cache of a core: that costs a fifth of the
 # copy, where another pass over memory would cost half.
