@@ -37,7 +37,8 @@ class StreamOrder:
         self._copies = copies
 
     def before_step(self) -> Mark:
-        """Returns the mark behind all earlier steps. At `bind_connector_metadata`."""
+        """Returns the mark behind all earlier steps. At `bind_connector_metadata`, and for the store also at
+        `handle_preemptions`, which comes just before it."""
         return self._copies.mark()
 
     def after_layer(self) -> Mark:

@@ -2,7 +2,8 @@
 
 On a device a job waits for the mark of all that the engine had launched when it was submitted: kernels that
 write the blocks to store, and kernels that still use the blocks to load into. A job has ended when its copies
-have, so whatever the engine launches after that sees what was loaded.
+have, so whatever the engine launches after that sees what was loaded. `connector/stream_order.py` says what
+this relies on.
 """
 
 import logging
@@ -22,6 +23,7 @@ from vllm.v1.kv_offload.base import (
 )
 
 from llmserve.core.errors import TransferError
+from llmserve.engines.connector.stream_order import StreamOrder
 from llmserve.engines.store.links import LocatedBlock
 from llmserve.kvstore.blocks import Slot
 from llmserve.kvstore.dram.client.access import RemoteAccess, open_pool
@@ -77,6 +79,7 @@ class StoreWorker(OffloadingWorker):
         self._rank, self._remote = rank, remote
         staging = remote.shared.staging
         self._copies: Copies = staging.copies if staging else HostCopies()
+        self._stream = StreamOrder(self._copies)
         self._memory = _EngineBlocks(caches, self._copies.memory)
         self._thread = ThreadPoolExecutor(1, "kv-store")
         self._jobs: dict[int, Future[tuple[TransferResult, set[int]]]] = {}
@@ -117,7 +120,7 @@ class StoreWorker(OffloadingWorker):
 
     def _submit(self, job_id: int, copy: _Copy, slots: LoadStoreSpec, blocks: GPULoadStoreSpec) -> bool:
         assert isinstance(slots, StoreSlots)
-        job = _RankJob(job_id, slots, blocks.block_ids.tolist(), self._copies.mark())
+        job = _RankJob(job_id, slots, blocks.block_ids.tolist(), self._stream.before_step())
         self._jobs[job_id] = self._thread.submit(partial(self._run, copy, job))
         return True
 
