@@ -3,14 +3,14 @@
     body -> vLLM's type of request -> vLLM's route -> its answer, piece by piece
 
 FastAPI works out dependencies that are the same each time; vLLM's and Starlette's wrappers of a route make
-four more tasks. A body that is not fine, for whatever reason, goes to the application, which says so in its
-own words. What the route raises is answered by the application's handlers, within which this runs.
+two tasks more, and one call more for each piece. A body that is not fine, for whatever reason, goes to the
+application, which says so in its own words. What the route raises is answered by the application's handlers,
+within which this runs.
 """
 
-import asyncio
 import inspect
 import json
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast, get_type_hints
 
@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llmserve.apiserver.http.body import replay
 from llmserve.apiserver.http.scope import current_scope
 from llmserve.apiserver.http.text_events import TextEvents
+from llmserve.core.tasks import first_done
 
 HOT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 
@@ -57,7 +58,11 @@ class HotRoutes:
         except Exception:  # whatever is wrong with it, the application finds it again
             await self._app(scope, replay(first, receive), send)
             return
-        await _while_wanted(self._answer(route, request, scope, receive, send), receive)
+        # In a task of its own: a token resumes only what is in there.
+        answering = self._answer(route, request, scope, receive, send)
+        answer, _ = await first_done(scope["path"], answering, _gone(receive))
+        if not answer.cancelled():
+            answer.result()
 
     async def _answer(
         self, route: _HotRoute, request: Any, scope: Scope, receive: Receive, send: Send
@@ -80,25 +85,10 @@ async def _stream(response: StreamingResponse, send: Send, events: TextEvents | 
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _while_wanted(answering: Coroutine[None, None, None], receive: Receive) -> None:
-    """Ends the answer when the client goes."""
-    answer = asyncio.current_task()
-    assert answer is not None
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        answer.cancel()
-
-    watching = asyncio.create_task(watch(), name="client")
-    try:
-        await answering
-    except asyncio.CancelledError:
-        if not watching.done():
-            raise
-        answer.uncancel()
-    finally:
-        watching.cancel()
+async def _gone(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _is_json(scope: Scope) -> bool:

@@ -30,17 +30,18 @@ class TextEvents:
         self._frame: tuple[bytes, bytes] | None = None  # what stands before and after the text
         self.last_event = ""
 
-    async def others(
-        self, outputs: AsyncIterator[RequestOutput], mark: str
-    ) -> AsyncGenerator[RequestOutput, None]:
+    async def others(self, outputs: AsyncIterator[Any], mark: str) -> AsyncGenerator[Any, None]:
         """Sends the events of outputs that are only text, once their frame is known. Yields all other
         outputs, for vLLM to make their events. Each comes with the tokens of those that were sent before it,
-        so that vLLM counts them. mark: what stands before the text in an event, and nowhere else."""
+        so that vLLM counts them. mark: what stands before the text in an event, and nowhere else. outputs:
+        RequestOutputs; of completions each with the index of its prompt."""
         sent_tokens: list[int] = []
         made_text: str | None = None  # of the event that vLLM has made last, if that was only text
         async for output in outputs:
-            completion = output.outputs[0]
-            is_text = _is_text(output)
+            completion = (output if isinstance(output, RequestOutput) else output[1]).outputs[0]
+            is_text = bool(
+                completion.finish_reason is None and completion.logprobs is None and completion.token_ids
+            )
             if is_text and self._frame is None and made_text is not None:
                 self._frame = _frame(self.last_event, mark, made_text)
             if is_text and self._frame is not None:
@@ -54,11 +55,6 @@ class TextEvents:
                 sent_tokens.clear()
             made_text = completion.text if is_text else None
             yield output
-
-
-def _is_text(output: RequestOutput) -> bool:
-    completion = output.outputs[0]
-    return completion.finish_reason is None and completion.logprobs is None and bool(completion.token_ids)
 
 
 def _frame(event: str, mark: str, text: str) -> tuple[bytes, bytes] | None:
@@ -105,8 +101,7 @@ class CompletionHandler(OpenAIServingCompletion):
             and len(engine_inputs) == 1
             and _repeats(request, self.enable_force_include_usage)
         ):
-            outputs = events.others(_without_index(result_generator), '"text":')
-            result_generator = _with_index(outputs)
+            result_generator = events.others(result_generator, '"text":')
         made: AsyncGenerator[str, None] = super().completion_stream_generator(
             request, engine_inputs, result_generator, *more, **named
         )
@@ -118,18 +113,3 @@ def _repeats(request: ChatCompletionRequest | CompletionRequest, forces_usage: b
     _, continuous_usage = should_include_usage(request.stream_options, forces_usage)
     plain = not (request.echo or request.return_token_ids or continuous_usage)
     return plain and request.n in (None, 1)
-
-
-async def _without_index(
-    outputs: AsyncIterator[tuple[int, RequestOutput]],
-) -> AsyncGenerator[RequestOutput, None]:
-    async for _, output in outputs:
-        yield output
-
-
-async def _with_index(
-    outputs: AsyncIterator[RequestOutput],
-) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-    """The only prompt has the index 0."""
-    async for output in outputs:
-        yield 0, output
