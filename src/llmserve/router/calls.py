@@ -132,8 +132,9 @@ class SessionCalls:
     def _done(self, session: RouterSession, done: router_pb2.Done) -> list[Effect]:
         outcome = decode_outcome(done.outcome)
         cached = done.cached_tokens if done.HasField("cached_tokens") else None
+        handover = done.handover_seconds if done.HasField("handover_seconds") else None
         name = RequestId(done.request_id)
-        return self._controller.requests.done(session, name, outcome, done.output_tokens, cached)
+        return self._controller.requests.done(session, name, outcome, done.output_tokens, cached, handover)
 
     def _worker_failed(self, failed: router_pb2.WorkerFailed) -> list[Effect]:
         _log.warning("worker %s failed: %s", failed.worker_id, failed.reason)

@@ -265,6 +265,8 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         self.hellos: list[router_pb2.Hello] = []
         self.done: list[tuple[str, Outcome]] = []
         self.cached: list[int | None] = []  # of each that is done, as its engine told
+        self.handover_seconds: list[float | None] = []
+        self.pushes = False  # says so with each placement
         self.first_tokens: list[str] = []
         self.failed_workers: list[str] = []
         self.refuse_with: tuple[Outcome, LLMServeError] | None = None
@@ -323,6 +325,8 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
                 case "done":
                     told = message.done.HasField("cached_tokens")
                     self.cached.append(message.done.cached_tokens if told else None)
+                    handed = message.done.HasField("handover_seconds")
+                    self.handover_seconds.append(message.done.handover_seconds if handed else None)
                     self.done.append((message.done.request_id, decode_outcome(message.done.outcome)))
                 case "first_token":
                     self.first_tokens.append(message.first_token.request_id)
@@ -346,6 +350,7 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         placement = router_pb2.Placement(
             prefill=prefill.info() if prefill and decode.role == WORKER_ROLE_DECODE else None,
             decode=decode.info(),
+            push=self.pushes,
         )
         placed = router_pb2.Placed(request_id=admit.request_id, placement=placement)
         return router_pb2.RouterSessionResponse(placed=placed)
@@ -400,6 +405,7 @@ class FakeCluster:
         await self.prefill.start()
         await self.decode.start()
         self.router.workers = [self.prefill, self.decode]
+        self.router.pushes = manifest.get("transfer") == {"mode": "push"}
         options = ApiserverOptions(
             name="apiserver-0",
             http="127.0.0.1:0",

@@ -46,6 +46,17 @@ class AdmissionRefused(Exception):
         self.outcome, self.error = outcome, error
 
 
+@dataclass(frozen=True, slots=True)
+class PlacementEnd:
+    """How a placement ended. output_tokens: those since it was given. prefilled: what its engine reported of
+    the prompt. handover_seconds: from prefill's token to decode's first one. None: it is not known."""
+
+    outcome: Outcome
+    output_tokens: int
+    prefilled: PrefillStats | None = None
+    handover_seconds: float | None = None
+
+
 @dataclass(slots=True)
 class _PendingRequest:
     """A request at the router. It waits while placement is None."""
@@ -128,17 +139,15 @@ class RouterLink:
         )
         self._post(_Message(worker_failed=failed))
 
-    def done(
-        self, request_id: str, outcome: Outcome, output_tokens: int, prefilled: PrefillStats | None = None
-    ) -> None:
-        """Gives back what the request holds or waits for. Nothing to do when it has neither. prefilled: what
-        the engine of this placement reported of its prompt, if anything."""
+    def done(self, request_id: str, end: PlacementEnd) -> None:
+        """Gives back what the request holds or waits for. Nothing to do when it has neither."""
         if self._entries.pop(request_id, None) is not None:
             done = router_pb2.Done(
                 request_id=request_id,
-                outcome=encode_outcome(outcome),
-                output_tokens=output_tokens,
-                cached_tokens=prefilled.cached_tokens if prefilled else None,
+                outcome=encode_outcome(end.outcome),
+                output_tokens=end.output_tokens,
+                cached_tokens=end.prefilled.cached_tokens if end.prefilled else None,
+                handover_seconds=end.handover_seconds,
             )
             self._post(_Message(done=done))
 
