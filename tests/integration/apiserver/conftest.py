@@ -126,7 +126,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         )
 
     async def Session(  # noqa: N802
-        self, request_iterator: AsyncIterator[worker_pb2.WorkerSessionRequest], context: Any
+        self, request_iterator: AsyncIterator[worker_pb2.WorkerSessionRequests], context: Any
     ) -> AsyncIterator[worker_pb2.WorkerSessionResponse]:
         outbox: asyncio.Queue[EngineOutput] = asyncio.Queue()
         tasks: dict[str, asyncio.Task[None]] = {}
@@ -141,11 +141,11 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
 
     async def _read(
         self,
-        requests: AsyncIterator[worker_pb2.WorkerSessionRequest],
+        requests: AsyncIterator[worker_pb2.WorkerSessionRequests],
         outbox: "asyncio.Queue[EngineOutput]",
         tasks: dict[str, asyncio.Task[None]],
     ) -> None:
-        async for message in requests:
+        async for message in messages_of(requests):
             if message.HasField("generate"):
                 request = message.generate
                 self.seen[request.request_id] = request
@@ -254,6 +254,13 @@ def _logprob_rows(tokens: list[list[int]], width: int) -> Logprobs:
     return Logprobs(width, ids.tobytes(), values.tobytes(), np.ones(len(tokens), dtype="<i4").tobytes())
 
 
+async def messages_of(batches: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The messages of a stream, one by one."""
+    async for batch in batches:
+        for message in batch.messages:
+            yield message
+
+
 class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
     """Places on the first worker of a role that is not excluded. refuse_with: the next answers. silent: no
     hello is answered before members are told."""
@@ -295,24 +302,24 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         return router_pb2.RouterSessionResponse(state=state)
 
     async def Session(  # noqa: N802
-        self, request_iterator: AsyncIterator[router_pb2.RouterSessionRequest], context: Any
-    ) -> AsyncIterator[router_pb2.RouterSessionResponse]:
+        self, request_iterator: AsyncIterator[router_pb2.RouterSessionRequests], context: Any
+    ) -> AsyncIterator[router_pb2.RouterSessionResponses]:
         outbox: asyncio.Queue[router_pb2.RouterSessionResponse] = asyncio.Queue()
         self._outboxes.add(outbox)
         reader = asyncio.create_task(self._read(request_iterator, outbox))
         try:
             while True:
-                yield await outbox.get()
+                yield router_pb2.RouterSessionResponses(messages=[await outbox.get()])
         finally:
             self._outboxes.discard(outbox)
             reader.cancel()
 
     async def _read(
         self,
-        requests: AsyncIterator[router_pb2.RouterSessionRequest],
+        requests: AsyncIterator[router_pb2.RouterSessionRequests],
         outbox: "asyncio.Queue[router_pb2.RouterSessionResponse]",
     ) -> None:
-        async for message in requests:
+        async for message in messages_of(requests):
             match message.WhichOneof("message"):
                 case "hello":
                     self.hellos.append(message.hello)

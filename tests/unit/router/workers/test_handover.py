@@ -64,7 +64,7 @@ def test_the_manifest_decides_for_every_length(member: MakeMember, mode: Any, wa
         choice = HandoverCosts().choose(
             HandoverPolicy(mode, 512), member("prefill-0"), member("decode-0"), 1, tokens
         )
-        assert choice == HandoverChoice(way, HandoverReason.SETTING)
+        assert choice == (way, HandoverReason.SETTING, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("mode", ["auto", "push"])
@@ -181,6 +181,15 @@ def test_trials_cost_a_hundredth_of_all_at_most() -> None:
     """A push takes 0.5 s more: fifty hand-overs of a second pay for it."""
     choices = list(_choices(HandoverWays(), (1.0, 0.0), (1.5, 0.0), 400))
     assert set(_distances(choices[16:])) == {50}
+
+
+def test_the_first_trial_of_what_is_known_is_paid_for_too() -> None:
+    ways = HandoverWays()
+    for _ in range(4):
+        ways.learn(_measured(PULL, 1.0, 0.0))
+        ways.learn(_measured(PUSH, 1.5, 0.0))
+    modes = [choice.mode for choice in _choices(ways, (1.0, 0.0), (1.5, 0.0), 60)]
+    assert modes.index(PUSH) == 49
 
 
 def test_trials_that_are_never_measured_become_rare() -> None:

@@ -7,6 +7,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RouterSessionRequests(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[RouterSessionRequest]
+    def __init__(self, messages: _Optional[_Iterable[_Union[RouterSessionRequest, _Mapping]]] = ...) -> None: ...
+
 class RouterSessionRequest(_message.Message):
     __slots__ = ("hello", "admit", "first_token", "done", "worker_failed", "progress", "answer")
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +122,12 @@ class WorkerFailed(_message.Message):
     reason: str
     stalled: bool
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., stalled: _Optional[bool] = ...) -> None: ...
+
+class RouterSessionResponses(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[RouterSessionResponse]
+    def __init__(self, messages: _Optional[_Iterable[_Union[RouterSessionResponse, _Mapping]]] = ...) -> None: ...
 
 class RouterSessionResponse(_message.Message):
     __slots__ = ("placed", "refused", "state", "question")
