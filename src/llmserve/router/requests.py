@@ -1,13 +1,12 @@
 """Requests from Admit to their end: offered, placed, evicted, over. Pure."""
 
-from dataclasses import replace
-
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import Outcome
 from llmserve.router.events import (
     Admit,
+    CachedTokens,
     Effect,
     Exit,
     HeldRequest,
@@ -163,10 +162,11 @@ class Requests:
         cached = self._prefixes.ended(entry, outcome, cached_tokens)
         if entry.hold and handover_seconds is not None:
             self._handed_over(entry.hold.work, entry.placement.prompt_tokens, handover_seconds)
-        ended = self.end(request_id, Exit(outcome), output_tokens)
-        return [replace(ended, cached=cached), *self.dispatch()]
+        return [self.end(request_id, Exit(outcome), output_tokens, cached), *self.dispatch()]
 
-    def end(self, request_id: RequestId, how: Exit, output_tokens: int = 0) -> RequestEnded:
+    def end(
+        self, request_id: RequestId, how: Exit, output_tokens: int = 0, cached: CachedTokens | None = None
+    ) -> RequestEnded:
         """Ends a request that waits or runs. output_tokens: tokens of all its choices."""
         entry = self.entries.close(request_id)
         hold = entry.hold
@@ -176,7 +176,7 @@ class Requests:
             self._measure(hold.work, output_tokens // hold.work.choices)
             hold.give_back(self._clock.now())
             self._queue.release(request_id, output_tokens)
-        return RequestEnded(entry.session, request_id, how)
+        return RequestEnded(entry.session, request_id, how, cached)
 
     def expire(self) -> list[Effect]:
         """Evicts the requests that have waited for too long."""

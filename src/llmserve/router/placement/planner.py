@@ -236,10 +236,13 @@ class Planner:
     def _serving(self, model: str) -> Set[WorkerRole]:
         """Roles that can be counted on: they have an available worker that is not stuck. If no role has
         one, roles with a stuck worker count."""
-        here = {role: self._membership.available(model, role) for role in WorkerRole}
+        groups = ((role, self._membership.available(model, role)) for role in WorkerRole)
+        here = {role: group for role, group in groups if group}
         stuck = self.rules.stuck()
+        if not stuck:
+            return here.keys()
         well = {role for role, group in here.items() if any(m.spec.worker_id not in stuck for m in group)}
-        return well or {role for role, group in here.items() if group}
+        return well or here.keys()
 
     def _choices(self, request: PlacementRequest, serving: Set[WorkerRole]) -> WorkerChoices:
         """Leaves out a role that cannot be counted on, if the other role may run whole requests. A role
