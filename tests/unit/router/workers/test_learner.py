@@ -161,11 +161,11 @@ def test_a_hand_over_counts_with_what_prefill_and_decode_took(handed: tuple[Any,
     cluster, session, heard = handed
     cluster.admit(session, "a")
     plan = session.entries[RequestId("a")].hold.work.plan
-    cluster.clock.advance(1.5)
+    cluster.clock.advance(0.5)
     cluster.first_token(session, "a")
     cluster.clock.advance(9.0)
     _handed_over(cluster, session, "a")
-    measured = MeasuredHandover(HandoverMode.PULL, 10, 10, 1.5, 0.25)
+    measured = MeasuredHandover(HandoverMode.PULL, 10, 10, 0.5, 0.25)
     assert heard == [(plan.prefill, plan.decode, measured)]
 
 
@@ -174,10 +174,10 @@ def test_without_a_prediction_the_time_since_the_placement_counts(make_cluster: 
     cluster.controller.speeds.handed_over = lambda *measured: heard.append(measured[2].compute_seconds)
     session = cluster.open()
     cluster.admit(session, "a")
-    cluster.clock.advance(1.5)
+    cluster.clock.advance(0.5)
     cluster.first_token(session, "a")
     _handed_over(cluster, session, "a")
-    assert heard == [1.5]
+    assert heard == [0.5]
 
 
 def test_prompts_that_are_computed_side_by_side_teach_nothing_of_hand_overs(
