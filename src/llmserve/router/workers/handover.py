@@ -9,6 +9,7 @@ and then the other one is tried.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import sqrt
 from typing import Literal, NamedTuple
 
 from llmserve.config.schema import TransferConfig
@@ -20,7 +21,8 @@ _DEFAULTS = TransferConfig()
 _OTHER = {HandoverMode.PULL: HandoverMode.PUSH, HandoverMode.PUSH: HandoverMode.PULL}
 
 _TRUSTED_AFTER = 4  # hand-overs of one way
-# The other way must be cheaper by this factor and this many seconds, so that noise does not change the way.
+_REMEMBERED = 32  # hand-overs of one way that say how far a measurement is off
+# The other way must be cheaper by this factor and this many seconds, and by what both figures may be wrong.
 _CLEARLY, _CLEARLY_SECONDS = 0.99, 0.001
 # The other way is tried once in so many hand-overs at most: more often until it is trusted, and half as often
 # with each trial that was never measured.
@@ -37,6 +39,7 @@ class HandoverReason(StrEnum):
     SHORT = "the prompt is shorter than transfer.push_min_tokens"
     UNKNOWN = "the other way is not measured yet"
     CHEAPER = "it takes less time"
+    UNSURE = "the other way does not surely take less time"
     TRIAL = "it is measured now and then"
 
 
@@ -75,10 +78,17 @@ def _unknown() -> LineFit:
 
 @dataclass(slots=True)
 class _WayCost:
-    """compute: seconds by the tokens that prefill computes. added: seconds by the tokens of the prompt."""
+    """compute: seconds by the tokens that prefill computes. added: seconds by the tokens of the prompt. off:
+    mean distance of a measurement from what was expected, in seconds."""
 
     compute: LineFit = field(default_factory=_unknown)
     added: LineFit = field(default_factory=_unknown)
+    off: float = 0.0
+
+    @property
+    def doubt(self) -> float:
+        """Seconds by which the figure of a trusted way may be wrong: more measurements make it sure."""
+        return self.off / sqrt(min(self.added.samples, _REMEMBERED))
 
     @property
     def trusted(self) -> bool:
@@ -88,6 +98,10 @@ class _WayCost:
         return self.compute.seconds(computed_tokens) + self.added.seconds(prompt_tokens)
 
     def learn(self, measured: MeasuredHandover) -> None:
+        if known := min(self.added.samples, _REMEMBERED):
+            expected = self.seconds(measured.computed_tokens, measured.prompt_tokens)
+            distance = abs(measured.compute_seconds + measured.added_seconds - expected)
+            self.off += (distance - self.off) / known
         self.compute.learn(measured.computed_tokens, measured.compute_seconds)
         self.added.learn(measured.prompt_tokens, measured.added_seconds)
 
@@ -112,13 +126,18 @@ class HandoverWays:
         """Called once for each hand-over."""
         is_known = all(cost.trusted for cost in self._costs.values())
         seconds = {mode: cost.seconds(computed_tokens, prompt_tokens) for mode, cost in self._costs.items()}
-        mode, reason = self.mode, HandoverReason.CHEAPER if is_known else HandoverReason.UNKNOWN
-        if is_known and seconds[_OTHER[mode]] < _CLEARLY * seconds[mode] - _CLEARLY_SECONDS:
+        mode = self.mode
+        if is_known and seconds[_OTHER[mode]] + self._doubt < _CLEARLY * seconds[mode] - _CLEARLY_SECONDS:
             mode = self.mode = _OTHER[mode]
         excess = seconds[_OTHER[mode]] - seconds[mode] if is_known else 0.0
+        reason = _reason(is_known, excess)
         if self._is_time_for_trial(seconds[mode], excess):
             mode, reason = _OTHER[mode], HandoverReason.TRIAL
         return HandoverChoice(mode, reason, seconds[HandoverMode.PULL], seconds[HandoverMode.PUSH])
+
+    @property
+    def _doubt(self) -> float:
+        return sum(cost.doubt for cost in self._costs.values())
 
     def learn(self, measured: MeasuredHandover) -> None:
         cost = self._costs[measured.mode]
@@ -136,6 +155,13 @@ class HandoverWays:
         self._since_trial, self._spare_seconds = 0, 0.0
         self._trial_after = min(2 * self._trial_after, _TRIALS_LEAST_EVERY)
         return True
+
+
+def _reason(is_known: bool, excess: float) -> HandoverReason:
+    """excess: what the other way would take beyond this one."""
+    if not is_known:
+        return HandoverReason.UNKNOWN
+    return HandoverReason.UNSURE if excess < 0 else HandoverReason.CHEAPER
 
 
 def always_pull(

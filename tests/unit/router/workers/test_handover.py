@@ -142,6 +142,39 @@ def test_a_way_must_be_cheaper_by_a_hundredth_and_a_millisecond(
     assert ways.mode is way
 
 
+def _noisy(ways: HandoverWays, pull: float, push: float, noise: float, count: int = 16) -> HandoverMode:
+    """So many hand-overs of each way, in turns above and below what they take. Returns the way after them."""
+    for number in range(count):
+        off = noise if number % 2 else -noise
+        ways.learn(_measured(PULL, pull + off, 0.0))
+        ways.learn(_measured(PUSH, push + off, 0.0))
+    ways.choose(1000, 1000)
+    return ways.mode
+
+
+def test_what_noise_may_have_made_does_not_change_the_way() -> None:
+    assert _noisy(HandoverWays(), 1.0, 0.9, 0.001) is PUSH
+    assert _noisy(HandoverWays(), 1.0, 0.9, 0.4) is PULL
+    assert _noisy(HandoverWays(), 1.0, 0.5, 0.4) is PUSH
+    assert _noisy(HandoverWays(), 1.0, 0.9, 0.08, 4) is PULL
+    assert _noisy(HandoverWays(), 1.0, 0.9, 0.08, 40) is PUSH
+
+
+def test_a_way_that_is_kept_in_doubt_is_not_called_the_cheaper_one() -> None:
+    ways = HandoverWays()
+    _noisy(ways, 1.0, 0.9, 0.4)
+    assert ways.choose(1000, 1000)[:2] == (PULL, HandoverReason.UNSURE)
+    alike = HandoverWays()
+    _noisy(alike, 1.0, 1.0, 0.0)
+    assert alike.choose(1000, 1000)[:2] == (PULL, HandoverReason.CHEAPER)
+
+
+def test_noise_that_has_passed_is_forgotten() -> None:
+    ways = HandoverWays()
+    assert _noisy(ways, 1.0, 0.9, 0.9, 8) is PULL
+    assert _noisy(ways, 1.0, 0.9, 0.0, 150) is PUSH
+
+
 def test_the_first_measured_push_is_not_trusted_yet() -> None:
     ways = HandoverWays()
     for _ in range(3):
