@@ -73,9 +73,6 @@ class WorkerMetrics:
             "(another worker)",
             ("source",),
         )
-        self._local_tokens, self._external_tokens, self._computed_tokens = (
-            self.prompt_tokens_total.labels(source) for source in ("local", "external", "computed")
-        )
         self.output_tokens_total = counter("worker_output_tokens_total", "Tokens generated")
         self.requests_total = counter(
             "worker_requests_total",
@@ -123,9 +120,9 @@ class WorkerMetrics:
 
     def _record_prefill(self, stats: PrefillStats) -> None:
         local, external = stats.local_cached_tokens, stats.external_cached_tokens
-        self._local_tokens.inc(local)
-        self._external_tokens.inc(external)
-        self._computed_tokens.inc(stats.prompt_tokens - local - external)
+        self.prompt_tokens_total.labels("local").inc(local)
+        self.prompt_tokens_total.labels("external").inc(external)
+        self.prompt_tokens_total.labels("computed").inc(stats.prompt_tokens - local - external)
 
     def record_end(self, reason: FinishReason, requests: int = 1) -> None:
         self.requests_total.labels(reason.value).inc(requests)

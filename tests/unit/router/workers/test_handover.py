@@ -165,7 +165,7 @@ def test_a_way_that_is_kept_in_doubt_is_not_called_the_cheaper_one() -> None:
     _noisy(ways, 1.0, 0.9, 0.4)
     assert ways.choose(1000, 1000)[:2] == (PULL, HandoverReason.UNSURE)
     alike = HandoverWays()
-    _noisy(alike, 1.0, 1.0, 0.0)
+    _noisy(alike, 1.0, 1.0, 0.0)  # to the last bit
     assert alike.choose(1000, 1000)[:2] == (PULL, HandoverReason.CHEAPER)
 
 
