@@ -147,12 +147,16 @@ def _admit(cluster: Cluster, model: str, ask: Callable[[], Calls]) -> Calls:
 
 class _Session:
     def __init__(self, stub: Any) -> None:
-        self._outbox: queue.SimpleQueue[router_pb2.RouterSessionRequest] = queue.SimpleQueue()
-        self._outbox.put(router_pb2.RouterSessionRequest(hello=router_pb2.Hello(apiserver_id="hops")))
-        self._answers = stub.Session(iter(self._outbox.get, None))
+        self._outbox: queue.SimpleQueue[router_pb2.RouterSessionRequests] = queue.SimpleQueue()
+        self._put(router_pb2.RouterSessionRequest(hello=router_pb2.Hello(apiserver_id="hops")))
+        batches = stub.Session(iter(self._outbox.get, None))
+        self._answers = itertools.chain.from_iterable(batch.messages for batch in batches)
+
+    def _put(self, message: router_pb2.RouterSessionRequest) -> None:
+        self._outbox.put(router_pb2.RouterSessionRequests(messages=[message]))
 
     def admit(self, admit: router_pb2.Admit) -> None:
-        self._outbox.put(router_pb2.RouterSessionRequest(admit=admit))
+        self._put(router_pb2.RouterSessionRequest(admit=admit))
         answer = next(one for one in self._answers if one.WhichOneof("message") in ("placed", "refused"))
         if answer.HasField("refused"):
             raise RuntimeError(f"the router refuses: {answer.refused.message}")

@@ -22,6 +22,7 @@ import yaml
 
 from bench.cluster import Cluster, running
 from bench.gateway.floor import Floor
+from bench.gateway.instant_worker import LEG_TOKENS, worker_costs
 from bench.gateway.load import Load, Prompts, ask, chat, drive
 from bench.gateway.rivals import RIVALS, rival
 from bench.table import markdown
@@ -122,7 +123,8 @@ def run(every: bool, step_ms: float, rivals: bool, seconds: float, repeats: int,
             url, pid = stack.enter_context(rival(name, floor.url))
             targets.append(Target(name, url, {name: pid, "floor": floor.pid}))
         results = {case: measure(case, targets, state["model"], seconds, repeats) for case in asked}
-    return report(results)
+        legs = _legs(manifest_of(cluster), sorted({case.clients for case in asked}), seconds)
+    return f"{report(results)}\n\nThe part of a worker without its engine, CPU ms a leg:\n\n{legs}"
 
 
 def manifest(step_seconds: float) -> dict[str, Any]:
@@ -185,6 +187,16 @@ def _turn(target: Target, prompts: Prompts, clients: int, seconds: float, number
     load = uvloop.run(drive(target.url, prompts, clients, seconds, numbers))
     after = target.cpu_seconds()
     return Turn(load, {name: 1000 * (after[name] - before[name]) / load.requests for name in after})
+
+
+def _legs(manifest: Path, clients: Sequence[int], seconds: float) -> str:
+    """Without pauses between legs: at 1 client each message has one token, with more they fill."""
+    rows = [
+        (role, tokens, count, f"{worker_costs(manifest, role, count, seconds):.2f}")
+        for role, tokens in LEG_TOKENS.items()
+        for count in clients
+    ]
+    return markdown(("leg", "tokens", "clients", "ms"), rows)
 
 
 # The report

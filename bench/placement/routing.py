@@ -57,7 +57,8 @@ def shared_prefixes(
 
 
 def cluster(blocks: int = _BLOCKS, **scheduling: Any) -> ClusterShape:
-    """Four prefill and four decode workers. scheduling: that section of the manifest."""
+    """Four prefill and four decode workers. All KV is pushed, so that routing alone makes a difference.
+    scheduling: that section of the manifest."""
     manifest = Manifest.model_validate(
         {
             "kind": "LLMServe",
@@ -65,6 +66,7 @@ def cluster(blocks: int = _BLOCKS, **scheduling: Any) -> ClusterShape:
             "deployment": {"replicas": {"prefill": 4, "decode": 4}},
             "engine": {"kind": "sim", "max_decode_concurrency": 32, "sim": {**_SIM, "blocks": blocks}},
             "scheduling": scheduling,
+            "transfer": {"mode": "push"},
         }
     )
     return ClusterShape.of(manifest, Overrides(kv_bytes_per_token=_KV_BYTES, transfer_gbps=_GBPS))

@@ -132,6 +132,7 @@ def world(
     spec = manifest["spec"]
     spec["models"]["primary"] = {"source": f"dir:{copied_model}", "name": MODEL}
     spec["kv_cache"] = {"memory_gb": 0.06}  # 22 blocks
+    spec["transfer"] = {"mode": "push"}
     spec["security"] = {
         "api_keys": [{"tenant": "red", "key": RED}, {"tenant": "blue", "key": BLUE}],
         "kv_sharing": "tenant",
@@ -180,18 +181,18 @@ def eventually(what: str, check: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize(("blocks", "mode"), [(2, "pull"), (5, "push")])
+@pytest.mark.parametrize("blocks", [2, 5])
 def test_a_prompt_that_the_devices_have_forgotten_is_loaded_and_handed_over(
-    world: World, blocks: int, mode: str
+    world: World, blocks: int
 ) -> None:
-    """Once, by prefill: decode gets it from there, whichever way."""
+    """Once, by prefill: decode gets it from there."""
     prompt = prompt_of(blocks * BLOCK_TOKENS + 9, seed=blocks)
     computed = world.ask(prompt)
     assert cached(computed) == 0
     world.forget_devices()
     response = world.post(prompt)
     assert cached(response.json()) == blocks * BLOCK_TOKENS
-    assert response.headers["x-llmserve-handover"] == mode
+    assert response.headers["x-llmserve-handover"] == "push"
     assert "x-llmserve-fallback" not in response.headers
     assert text(response.json()) == text(computed)
 

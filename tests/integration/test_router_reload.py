@@ -96,17 +96,21 @@ async def test_the_router_obeys_at_once(router: RouterRole, channel: grpc.aio.Ch
     stub = router_pb2_grpc.RouterStub(channel)  # type: ignore[no-untyped-call]
     session = stub.Session()
     hello = router_pb2.Hello(apiserver_id="api-0")
-    await session.write(router_pb2.RouterSessionRequest(hello=hello))
-    assert (await session.read()).HasField("state")
+    await session.write(_alone(hello=hello))
+    assert (await session.read()).messages[0].HasField("state")
     reload = asyncio.create_task(_reload(router, "scheduling: {max_queued_requests: 0}\n"))
     for only_check in (True, False):
-        question = (await session.read()).question
+        question = (await session.read()).messages[0].question
         assert question.manifest.only_check is only_check
         answer = router_pb2.Answer(number=question.number)
-        await session.write(router_pb2.RouterSessionRequest(answer=answer))
+        await session.write(_alone(answer=answer))
     assert await reload == ["live: scheduling.max_queued_requests: 1024 -> 0"]
-    await session.write(router_pb2.RouterSessionRequest(admit=router_pb2.Admit(request_id="a", model="m")))
-    assert (await session.read()).refused.error == "QueueFull"
+    await session.write(_alone(admit=router_pb2.Admit(request_id="a", model="m")))
+    assert (await session.read()).messages[0].refused.error == "QueueFull"
+
+
+def _alone(**message: Any) -> router_pb2.RouterSessionRequests:
+    return router_pb2.RouterSessionRequests(messages=[router_pb2.RouterSessionRequest(**message)])
 
 
 async def test_a_bad_manifest_is_refused_with_its_line(router: RouterRole) -> None:

@@ -1,6 +1,7 @@
 """The router over real gRPC on loopback, with workers and apiservers that only talk to it."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -27,7 +28,9 @@ from tests.support.spans import KeptSpans
 WAIT_SECONDS = 5.0
 _ROLES = {"prefill": common_pb2.WORKER_ROLE_PREFILL, "decode": common_pb2.WORKER_ROLE_DECODE}
 Request = router_pb2.RouterSessionRequest
+Requests = router_pb2.RouterSessionRequests
 Response = router_pb2.RouterSessionResponse
+Responses = router_pb2.RouterSessionResponses
 
 
 def worker(name: str, *, epoch: int = 1, slots: int = 1, **shape: Any) -> common_pb2.WorkerInfo:
@@ -49,9 +52,10 @@ class Apiserver:
     def __init__(self, stub: router_pb2_grpc.RouterStub, name: str) -> None:
         self._call = stub.Session()
         self._name = name
+        self._heard: deque[Response] = deque()
 
     async def hello(self, *held: router_pb2.HeldPlacement) -> "Apiserver":
-        await self._call.write(Request(hello=router_pb2.Hello(apiserver_id=self._name, held=held)))
+        await self._say(Request(hello=router_pb2.Hello(apiserver_id=self._name, held=held)))
         assert (await self.hear()).HasField("state")
         return self
 
@@ -59,24 +63,29 @@ class Apiserver:
         admit = router_pb2.Admit(
             request_id=name, tenant="t", model="m", timeout_seconds=timeout, excluded_workers=without.split()
         )
-        await self._call.write(Request(admit=admit))
+        await self._say(Request(admit=admit))
 
     async def first_token(self, name: str) -> None:
-        await self._call.write(Request(first_token=router_pb2.FirstToken(request_id=name)))
+        await self._say(Request(first_token=router_pb2.FirstToken(request_id=name)))
 
     async def done(self, name: str) -> None:
         done = router_pb2.Done(request_id=name, outcome=common_pb2.OUTCOME_COMPLETED, output_tokens=3)
-        await self._call.write(Request(done=done))
+        await self._say(Request(done=done))
 
     async def failed(self, name: str, epoch: int = 1) -> None:
         failed = router_pb2.WorkerFailed(worker_id=name, epoch=epoch, reason="reset by peer")
-        await self._call.write(Request(worker_failed=failed))
+        await self._say(Request(worker_failed=failed))
+
+    async def _say(self, message: Request) -> None:
+        await self._call.write(Requests(messages=[message]))
 
     async def hear(self) -> Response:
-        async with asyncio.timeout(WAIT_SECONDS):
-            response = await self._call.read()
-        assert isinstance(response, Response), "the router closed the session"
-        return response
+        while not self._heard:
+            async with asyncio.timeout(WAIT_SECONDS):
+                batch = await self._call.read()
+            assert isinstance(batch, Responses), "the router closed the session"
+            self._heard.extend(batch.messages)
+        return self._heard.popleft()
 
     async def placed(self) -> router_pb2.Placed:
         response = await self.hear()
@@ -95,7 +104,7 @@ class Apiserver:
 
     async def at_end(self) -> bool:
         async with asyncio.timeout(WAIT_SECONDS):
-            return not isinstance(await self._call.read(), Response)
+            return not isinstance(await self._call.read(), Responses)
 
     def vanish(self) -> None:
         self._call.cancel()
@@ -325,19 +334,44 @@ async def test_kv_that_does_not_fit_is_refused_at_the_door(
 
 
 @pytest.mark.parametrize(
-    "message",
+    "messages",
     [
-        Request(),
-        Request(admit=router_pb2.Admit(request_id="a", model="m")),
-        Request(hello=router_pb2.Hello()),
+        [],
+        [Request()],
+        [Request(admit=router_pb2.Admit(request_id="a", model="m"))],
+        [Request(hello=router_pb2.Hello())],
     ],
 )
-async def test_a_session_begins_with_hello(cluster: Cluster, message: Request) -> None:
+async def test_a_session_begins_with_hello(cluster: Cluster, messages: list[Request]) -> None:
     call = cluster.stub.Session()
-    await call.write(message)
+    await call.write(Requests(messages=messages))
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call.read()
     assert isinstance(from_grpc(refused.value), InvalidRequest)
+
+
+async def test_what_comes_together_is_obeyed_in_order(cluster: Cluster) -> None:
+    """Even what comes with Hello, and up to what is wrong."""
+
+    def admit(name: str) -> Request:
+        return Request(admit=router_pb2.Admit(request_id=name, tenant="t", model="m"))
+
+    hello = Request(hello=router_pb2.Hello(apiserver_id="api-2"))
+    done = Request(done=router_pb2.Done(request_id="a", outcome=common_pb2.OUTCOME_CANCELLED))
+    call = cluster.stub.Session()
+    await call.write(Requests(messages=[hello, admit("a"), done, admit("a")]))
+    assert await _placed(call, 2) == ["a", "a"]
+    await call.write(Requests(messages=[done, admit("b"), admit(""), admit("c")]))
+    assert await _placed(call, 1) == ["b"]
+    await cluster.until(lambda status: (status.running_requests, status.apiservers) == (0, 0))
+
+
+async def _placed(call: Any, count: int) -> list[str]:
+    names: list[str] = []
+    while len(names) < count:
+        batch = await asyncio.wait_for(call.read(), WAIT_SECONDS)
+        names += [answer.placed.request_id for answer in batch.messages if answer.HasField("placed")]
+    return names
 
 
 async def test_nonsense_in_a_session_ends_it_and_gives_back(cluster: Cluster) -> None:

@@ -66,7 +66,8 @@ class Stream:
         await self.write(abort=worker_pb2.AbortRequest(request_ids=names))
 
     async def write(self, **message: Any) -> None:
-        await self.call.write(worker_pb2.WorkerSessionRequest(**message))
+        messages = [worker_pb2.WorkerSessionRequest(**message)]
+        await self.call.write(worker_pb2.WorkerSessionRequests(messages=messages))
 
     async def read(self) -> bool:
         """One message; False at the end of the stream."""

@@ -25,7 +25,7 @@ from llmserve.apiserver.links.worker import WorkerLinks
 from llmserve.apiserver.live_settings import CommandHandler, LiveSettings
 from llmserve.apiserver.options import ApiserverOptions
 from llmserve.apiserver.request.context import RunContext
-from llmserve.apiserver.request.rules import HandoverRule, KvIdentity, RetryBudget, RetryLimits
+from llmserve.apiserver.request.rules import KvIdentity, RetryBudget, RetryLimits
 from llmserve.apiserver.responses.serving import ResponsesHandler
 from llmserve.apiserver.responses.store import build_store
 from llmserve.config.conflict import Conflict, refuse
@@ -80,7 +80,6 @@ class Apiserver:
         metrics.retry_budget.set_function(lambda: retries.left)
         self._context = RunContext(
             router=self._router,
-            handover=HandoverRule(manifest.transfer.mode, manifest.transfer.push_min_tokens),
             workers=self._workers,
             identity=KvIdentity(tenants_share=manifest.security.kv_sharing == "cluster"),
             metrics=metrics,

@@ -96,6 +96,8 @@ def _attempt(number: int, attempt: _Record) -> Iterator[str]:
     yield f"      tenant: weight {tenant['weight']:g}, {tenant['share']:.0%} of the turns"
     yield f"      cached, as predicted: {attempt['predicted_cached_tokens']} tokens"
     yield from _candidates(attempt["candidates"])
+    if planned := attempt["handover"]:
+        yield f"      hand-over: {_planned(planned)}"
     if attempt["error"]:
         yield f"      failed on {attempt['failed_worker']}: {attempt['error']}"
 
@@ -106,6 +108,13 @@ def _queue(queue: _Record) -> str:
         held = ", ".join(f"{name} ({_time(seconds)})" for name, seconds in used_up.items())
         text += f"; used up meanwhile: {held}"
     return text
+
+
+def _planned(handover: _Record) -> str:
+    known = [(way, handover[f"{way}_seconds"]) for way in ("pull", "push")]
+    figures = ", ".join(f"{way} {_time(seconds)}" for way, seconds in known if seconds is not None)
+    text = f"{handover['mode']}, because {handover['reason']}"
+    return f"{text} ({figures})" if figures else text
 
 
 def _candidates(candidates: list[_Record]) -> Iterator[str]:

@@ -185,6 +185,7 @@ def show(report: SimReport, goals: Goals) -> None:
         console.print(f"Refused: {refused:,} {reason}")
     console.print(f"Prompt tokens from the prefix cache: {report.prefix_hits:.1%}")
     console.print(f"Requests of which one worker computes prompt and answer: {report.on_one_worker:.1%}")
+    console.print(f"Requests whose KV is pushed: {report.pushed:.1%}")
     console.print(_fairness(report))
     console.print(_times(report))
     console.print(_tenants(report))

@@ -6,6 +6,7 @@ fields that come from other processes stand here, too.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -30,6 +31,11 @@ Endpoints = Annotated[tuple[Endpoint, ...], Meta(min_length=1, max_length=MOST_R
 Seconds = Annotated[float, Meta(ge=0, lt=1e9)]
 
 T = TypeVar("T")
+
+
+class HandoverMode(StrEnum):
+    PULL = "pull"  # decode reads the KV when prefill is done
+    PUSH = "push"  # prefill writes it while it computes
 
 
 @dataclass(frozen=True, slots=True)

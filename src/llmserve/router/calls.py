@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -25,7 +25,8 @@ from llmserve.rpc.gen.llmserve.v1 import router_pb2
 _log = logging.getLogger(__name__)
 _HELLO_TIMEOUT_SECONDS = 5.0
 
-_Requests = AsyncIterator[router_pb2.RouterSessionRequest]
+_Request = router_pb2.RouterSessionRequest
+_Requests = AsyncIterator[router_pb2.RouterSessionRequests]
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -53,15 +54,18 @@ class SessionCalls:
 
     async def converse(
         self, requests: _Requests, context: _Context
-    ) -> AsyncIterator[router_pb2.RouterSessionResponse]:
-        stream = self._open(await _read_hello(requests))
+    ) -> AsyncIterator[router_pb2.RouterSessionResponses]:
+        hello, others = await _read_hello(requests)
+        stream = self._open(hello)
         # The handler may be left at a yield when the peer is gone: gRPC tells this way, too.
         context.add_done_callback(lambda _: self._close(stream))  # type: ignore[arg-type]  # stub's own type
-        reader = self._readers.spawn(f"session-{stream.session.apiserver_id}", self._read(requests, stream))
+        reader = self._readers.spawn(
+            f"session-{stream.session.apiserver_id}", self._read(others, requests, stream)
+        )
         try:
-            async for message in stream.outbox:
+            async for messages in stream.outbox:
                 self._leader_check.check()  # what was decided in time is not to be said too late
-                yield message
+                yield messages
         finally:
             reader.cancel()
             self._close(stream)
@@ -93,19 +97,27 @@ class SessionCalls:
         with suppress(NotLeader), self._event_loop.deciding() as effects:  # the next leader counts anew
             effects += self._controller.close_session(stream.session)
 
-    async def _read(self, requests: _Requests, stream: SessionStream) -> None:
-        """Ends the stream when the apiserver ends it, or when it sends what it must not."""
+    async def _read(self, first: Sequence[_Request], requests: _Requests, stream: SessionStream) -> None:
+        """Ends the stream when the apiserver ends it, or when it sends what it must not. first: what came
+        together with Hello."""
         error: LLMServeError | None = None
         try:
-            async for message in requests:
-                with self._event_loop.deciding() as effects:
-                    effects += self._receive(stream.session, message)
+            self._receive_all(stream.session, first)
+            async for batch in requests:
+                self._receive_all(stream.session, batch.messages)
         except LLMServeError as wrong:
             error = wrong
         finally:
             stream.outbox.close(error)
 
-    def _receive(self, session: RouterSession, message: router_pb2.RouterSessionRequest) -> list[Effect]:
+    def _receive_all(self, session: RouterSession, messages: Sequence[_Request]) -> None:
+        """What came together is answered together. Errors: those of the first message that is wrong, after
+        the effects of those before it."""
+        with self._event_loop.deciding() as effects:
+            for message in messages:
+                effects += self._receive(session, message)
+
+    def _receive(self, session: RouterSession, message: _Request) -> list[Effect]:
         match message.WhichOneof("message"):
             case "admit":
                 admit = decode_admit(message.admit)
@@ -132,8 +144,9 @@ class SessionCalls:
     def _done(self, session: RouterSession, done: router_pb2.Done) -> list[Effect]:
         outcome = decode_outcome(done.outcome)
         cached = done.cached_tokens if done.HasField("cached_tokens") else None
+        handover = done.handover_seconds if done.HasField("handover_seconds") else None
         name = RequestId(done.request_id)
-        return self._controller.requests.done(session, name, outcome, done.output_tokens, cached)
+        return self._controller.requests.done(session, name, outcome, done.output_tokens, cached, handover)
 
     def _worker_failed(self, failed: router_pb2.WorkerFailed) -> list[Effect]:
         _log.warning("worker %s failed: %s", failed.worker_id, failed.reason)
@@ -142,14 +155,15 @@ class SessionCalls:
         )
 
 
-async def _read_hello(requests: AsyncIterator[router_pb2.RouterSessionRequest]) -> router_pb2.Hello:
-    """Returns the first message of a session. Errors: InvalidRequest when it is no Hello, or does not
-    come."""
+async def _read_hello(requests: _Requests) -> tuple[router_pb2.Hello, Sequence[_Request]]:
+    """Returns the first message of a session, and those that came with it. Errors: InvalidRequest when it is
+    no Hello, or does not come."""
     try:
         async with asyncio.timeout(_HELLO_TIMEOUT_SECONDS):
-            message = await anext(aiter(requests), router_pb2.RouterSessionRequest())
+            batch = await anext(aiter(requests), router_pb2.RouterSessionRequests())
     except TimeoutError as error:
         raise InvalidRequest(f"no Hello within {_HELLO_TIMEOUT_SECONDS:g} s") from error
+    message, *others = batch.messages or [_Request()]
     if not message.HasField("hello") or not message.hello.apiserver_id:
         raise InvalidRequest("a session begins with Hello, which names the apiserver")
-    return message.hello
+    return message.hello, others

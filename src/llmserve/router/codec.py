@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping
 
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import DEFAULT_TENANT, BlockHash, RequestId, TenantId, WorkerId
+from llmserve.core.kv_params import HandoverMode
 from llmserve.core.stats import SchedulerStats
 from llmserve.router.events import Admit, HeldRequest, Incarnation, RequestPlaced, RequestRefused
 from llmserve.router.placement.planner import Candidate, PlacementRequest
 from llmserve.router.prefix.index import HashedPrompt
 from llmserve.router.prefix.lookup import PrefixLookup
+from llmserve.router.workers.handover import HandoverChoice
 from llmserve.router.workers.worker import ClusterMember, DrainOrder, KvShape, WorkerSpec, WorkerState
 from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
@@ -103,6 +105,7 @@ class PlacementEncoder:
             prefill=self._worker(plan.prefill.spec) if plan.prefill else None,
             decode=self._worker(plan.decode.spec),
             predicted_cached_tokens=placed.predicted_cached_tokens,
+            push=plan.pushed,
         )
         message = router_pb2.Placed(
             request_id=placed.request_id,
@@ -197,6 +200,16 @@ def encode_report(placed: RequestPlaced) -> router_pb2.PlacementReport:
         candidates=[_candidate(one) for one in placed.plan.candidates],
         predicted_cached_tokens=placed.predicted_cached_tokens,
         note=placed.plan.note,
+        handover=_handover(placed.plan.handover) if placed.plan.handover else None,
+    )
+
+
+def _handover(choice: HandoverChoice) -> router_pb2.HandoverChoice:
+    return router_pb2.HandoverChoice(
+        push=choice.mode is HandoverMode.PUSH,
+        reason=choice.reason,
+        pull_seconds=choice.pull_seconds,
+        push_seconds=choice.push_seconds,
     )
 
 

@@ -66,14 +66,16 @@ class EventLoop:
 
     @contextmanager
     def deciding(self) -> Iterator[list[Effect]]:
-        """Yields a list for the effects of one event, which are delivered at the end. Errors: NotLeader;
-        nothing happens then."""
+        """Yields a list for the effects of one event, or of several that came together. They are delivered at
+        the end, also when a later event fails. Errors: NotLeader; nothing happens then."""
         self._leader_check.check()
         effects: list[Effect] = []
         started = time.perf_counter()
-        yield effects
-        self._recorder.decided(time.perf_counter() - started)
-        self.apply(effects)
+        try:
+            yield effects
+        finally:
+            self._recorder.decided(time.perf_counter() - started)
+            self.apply(effects)
 
     def apply(self, effects: list[Effect]) -> None:
         self._send_cluster()

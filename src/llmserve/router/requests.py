@@ -1,13 +1,12 @@
 """Requests from Admit to their end: offered, placed, evicted, over. Pure."""
 
-from dataclasses import replace
-
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, LLMServeError
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import Outcome
 from llmserve.router.events import (
     Admit,
+    CachedTokens,
     Effect,
     Exit,
     HeldRequest,
@@ -19,6 +18,7 @@ from llmserve.router.events import (
 from llmserve.router.placement.planner import NoPlan, PlacementRequest, Plan, Planner
 from llmserve.router.prefix.lookup import PrefixLookup
 from llmserve.router.sessions import PlacementHold, RequestEntry, RequestTable, RouterSession, Takeover, Work
+from llmserve.router.workers.handover import MeasuredHandover
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.speed import WorkerSpeeds
 from llmserve.scheduler.request import EvictedRequest, Fit, Queued, QueuedRequest, Rejected
@@ -131,6 +131,7 @@ class Requests:
             return []
         seconds, predicted = now - work.placed_at, plan.predicted
         computing = busy_seconds - predicted.parts.load if predicted else None
+        work.compute_seconds = seconds if computing is None else max(0.0, computing)
         self._speeds.prompt_computed(plan.prefill or plan.decode, plan.computed_tokens, seconds, computing)
         return [RequestStarted(request_id, seconds, predicted)]
 
@@ -149,18 +150,23 @@ class Requests:
         outcome: Outcome,
         output_tokens: int,
         cached_tokens: int | None = None,
+        handover_seconds: float | None = None,
     ) -> list[Effect]:
         """A request is over, or no longer wanted. Ignores a request that this session does not hold: it was
         refused meanwhile. cached_tokens: prompt tokens that the engine found cached; None: it did not
-        report them."""
+        report them. handover_seconds: from prefill's token to decode's first one; None: nothing was handed
+        over."""
         entry = session.entries.get(request_id)
         if entry is None:
             return []
         cached = self._prefixes.ended(entry, outcome, cached_tokens)
-        ended = self.end(request_id, Exit(outcome), output_tokens)
-        return [replace(ended, cached=cached), *self.dispatch()]
+        if entry.hold and handover_seconds is not None:
+            self._handed_over(entry.hold.work, entry.placement.prompt_tokens, handover_seconds)
+        return [self.end(request_id, Exit(outcome), output_tokens, cached), *self.dispatch()]
 
-    def end(self, request_id: RequestId, how: Exit, output_tokens: int = 0) -> RequestEnded:
+    def end(
+        self, request_id: RequestId, how: Exit, output_tokens: int = 0, cached: CachedTokens | None = None
+    ) -> RequestEnded:
         """Ends a request that waits or runs. output_tokens: tokens of all its choices."""
         entry = self.entries.close(request_id)
         hold = entry.hold
@@ -170,7 +176,7 @@ class Requests:
             self._measure(hold.work, output_tokens // hold.work.choices)
             hold.give_back(self._clock.now())
             self._queue.release(request_id, output_tokens)
-        return RequestEnded(entry.session, request_id, how)
+        return RequestEnded(entry.session, request_id, how, cached)
 
     def expire(self) -> list[Effect]:
         """Evicts the requests that have waited for too long."""
@@ -211,6 +217,18 @@ class Requests:
             requests_ahead=entry.requests_ahead,
             report=self._queue.report(request),
         )
+
+    def _handed_over(self, work: Work, prompt_tokens: int, added_seconds: float) -> None:
+        """Prompts that share the steps of an engine say too little of what each of them took."""
+        plan = work.plan
+        if work.first_token_at is None or not work.alone:
+            return
+        if plan is None or plan.prefill is None or plan.handover is None:
+            return
+        measured = MeasuredHandover(
+            plan.handover.mode, plan.computed_tokens, prompt_tokens, work.compute_seconds, added_seconds
+        )
+        self._speeds.handed_over(plan.prefill, plan.decode, measured)
 
     def _measure(self, work: Work, output_tokens: int) -> None:
         """Reports the speed of a request that ends now, before its slots are given back. output_tokens:

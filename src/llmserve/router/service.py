@@ -28,8 +28,8 @@ class RouterService(router_pb2_grpc.RouterServicer):
     # -- apiservers
 
     def Session(  # noqa: N802 - the name in the proto
-        self, request_iterator: AsyncIterator[router_pb2.RouterSessionRequest], context: _Context
-    ) -> AsyncIterator[router_pb2.RouterSessionResponse]:
+        self, request_iterator: AsyncIterator[router_pb2.RouterSessionRequests], context: _Context
+    ) -> AsyncIterator[router_pb2.RouterSessionResponses]:
         return self._term.services.sessions.converse(request_iterator, context)
 
     # -- workers: each call raises NotLeader on a standby

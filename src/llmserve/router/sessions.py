@@ -17,13 +17,16 @@ from llmserve.router.workers.worker import WorkerSlots
 class Work:
     """What a placed request makes its workers do. plan None: an earlier router placed it. Times are on the
     router's clock. kv_tokens: tokens of its prompt and its expected answers. choices: sequences that decode
-    side by side."""
+    side by side. compute_seconds: time in which its prompt was computed, known from the first token on.
+    alone: the worker computed no other prompt meanwhile."""
 
     plan: Plan | None = None
     placed_at: float = 0.0
     kv_tokens: int = 0
     first_token_at: float | None = None
     running_at_first_token: int = 0
+    compute_seconds: float = 0.0
+    alone: bool = False
     choices: int = 1
 
     @property
@@ -40,6 +43,7 @@ class PlacementHold:
 
     def __init__(self, prefill: WorkerSlots | None, decode: WorkerSlots, work: Work | None = None) -> None:
         self._prefill, self.decode, self.work = prefill, decode, work or Work()
+        self.work.alone = self.computing.placed_requests == 0
         for slots in self.slots():
             slots.take()
         decode.kv_tokens += self.work.kv_tokens
@@ -62,6 +66,7 @@ class PlacementHold:
         prediction."""
         work = self.work
         busy = self.computing.backlog.remove(self, now) if work.predicted else 0.0
+        work.alone = work.alone and self.computing.placed_requests == 1
         work.first_token_at, work.running_at_first_token = now, self.decode.placed_requests
         if self._prefill:
             self._prefill.give_back()

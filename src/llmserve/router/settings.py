@@ -7,6 +7,7 @@ from llmserve.core.ids import TenantId
 from llmserve.router.leader.election import ALONE, TermTimes
 from llmserve.router.placement.planner import Disaggregate
 from llmserve.router.placement.rules import PlacementPolicy, Routing
+from llmserve.router.workers.handover import HandoverPolicy
 from llmserve.router.workers.speed import SlowLimits
 from llmserve.scheduler.ordering import ShortestFirst
 from llmserve.scheduler.resources import ClusterLimits
@@ -31,6 +32,7 @@ class RouterSettings:
     drain_timeout_seconds: float = _DEFAULTS.drain_timeout_seconds
     slow: SlowLimits = field(default_factory=SlowLimits)
     engine_queue_seconds: float = _DEFAULTS.engine_queue_seconds
+    handover: HandoverPolicy = field(default_factory=HandoverPolicy)
     terms: TermTimes = ALONE
     log_level: str = ""
 
@@ -47,12 +49,13 @@ class RouterSettings:
             drain_timeout_seconds=scheduling.drain_timeout_seconds,
             engine_queue_seconds=scheduling.engine_queue_seconds,
             slow=SlowLimits(factor=scheduling.slow_worker_factor),
+            handover=HandoverPolicy(manifest.transfer.mode, manifest.transfer.push_min_tokens),
             terms=TermTimes() if manifest.state.backend == "redis" else ALONE,
         )
 
     @property
     def placement(self) -> PlacementPolicy:
-        return PlacementPolicy(self.routing, self.disaggregate, self.engine_queue_seconds)
+        return PlacementPolicy(self.routing, self.disaggregate, self.engine_queue_seconds, self.handover)
 
 
 def _policy(scheduling: Scheduling, budgets: Budgets) -> Policy:

@@ -1,7 +1,6 @@
 """The open sessions of apiservers, the messages that wait for each, and the questions to all of them."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,20 +10,20 @@ from llmserve.core.errors import LLMServeError
 from llmserve.core.ids import ApiserverId
 from llmserve.router.sessions import RouterSession
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
-from llmserve.rpc.gen.llmserve.v1.router_pb2 import RouterSessionResponse
+from llmserve.rpc.gen.llmserve.v1.router_pb2 import RouterSessionResponse, RouterSessionResponses
 
 Send = Callable[[RouterSessionResponse], None]
 
 
 class RouterOutbox:
-    """Filled without waiting, emptied by one consumer. It holds at most one answer for each request of the
-    session, and the latest cluster state, which is sent before answers: so an apiserver knows the workers
-    that a placement names. idle_seconds: after this long without a message, an empty one is sent as a sign
-    of life; None: never."""
+    """Filled without waiting, emptied by one consumer, which gets all that waits at once. It holds at most
+    one answer for each request of the session, and the latest cluster state, which is sent before answers: so
+    an apiserver knows the workers that a placement names. idle_seconds: after this long without a message,
+    an empty batch is sent as a sign of life; None: never."""
 
     def __init__(self, idle_seconds: float | None = None) -> None:
         self._idle_seconds = idle_seconds
-        self._answers: deque[RouterSessionResponse] = deque()
+        self._answers: list[RouterSessionResponse] = []
         self._state: RouterSessionResponse | None = None
         self._closed = False
         self._error: LLMServeError | None = None
@@ -52,19 +51,21 @@ class RouterOutbox:
         except TimeoutError:
             return False
 
-    async def __aiter__(self) -> AsyncIterator[RouterSessionResponse]:
+    def _take(self) -> list[RouterSessionResponse]:
+        taken = self._answers if self._state is None else [self._state, *self._answers]
+        self._answers, self._state = [], None
+        return taken
+
+    async def __aiter__(self) -> AsyncIterator[RouterSessionResponses]:
         while True:
-            if self._state is not None:
-                state, self._state = self._state, None
-                yield state
-            elif self._answers:
-                yield self._answers.popleft()
+            if messages := self._take():
+                yield RouterSessionResponses(messages=messages)
             elif self._closed:
                 break
             else:
                 self._pending.clear()
                 if not await self._has_pending():
-                    yield RouterSessionResponse()
+                    yield RouterSessionResponses()
         if self._error is not None:
             raise self._error
 

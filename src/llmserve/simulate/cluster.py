@@ -40,6 +40,7 @@ class Flight:
     leased: list[int] | None = None
     order: PullOrder[TracedSequence] | None = None
     pushed: bool = False
+    handover_seconds: float | None = None  # from prefill's token to decode's first one
 
     @property
     def request(self) -> TracedRequest:
@@ -117,6 +118,7 @@ class VirtualCluster:
             total_blocks=limits.total_blocks,
             max_concurrency=limits.batch.max_concurrency,
             transports=("simulated",),
+            handover_endpoints=("simulated",),
         )
         self._apply(self._controller.register(spec))
         self._agenda.at(phase * shape.router.heartbeat_seconds, lambda: self._heartbeat(name))
@@ -179,8 +181,10 @@ class VirtualCluster:
             flight.decode.add(self._leg(flight, SimLeg.WHOLE, request.prompt_tokens, request.output_tokens))
             return
         flight.prefill = self.engines[plan.prefill.spec.worker_id]
-        flight.prefill.add(self._leg(flight, SimLeg.PREFILL, request.prompt_tokens, 1))
-        flight.pushed = request.output_tokens > 1 and self._shape.pushes(request.prompt_tokens)
+        flight.pushed = plan.pushed and request.output_tokens > 1
+        prefill = self._leg(flight, SimLeg.PREFILL, request.prompt_tokens, 1)
+        prefill.extra_seconds_per_token = self._shape.push_seconds_per_token if flight.pushed else 0.0
+        flight.prefill.add(prefill)
         if flight.pushed:
             self._add_decode(flight, request.prompt_tokens)
 
@@ -262,7 +266,11 @@ class VirtualCluster:
         self.open_requests -= 1
         self._apply(
             self._controller.requests.done(
-                self._session, flight.request_id, Outcome.COMPLETED, record.output_tokens
+                self._session,
+                flight.request_id,
+                Outcome.COMPLETED,
+                record.output_tokens,
+                handover_seconds=flight.handover_seconds,
             )
         )
 
@@ -272,6 +280,8 @@ class VirtualCluster:
         """An engine that computes a prompt draws one token."""
         now = self.moved_at = self._agenda.now
         if flight.record.first_at is not None:
+            if flight.prefill is not None and flight.handover_seconds is None:
+                flight.handover_seconds = now - (tokens - 1) * seconds - flight.record.first_at
             self.observed.tokens(flight.request_id, flight.record, now, tokens, seconds)
             return
         assert tokens == 1, flight

@@ -145,6 +145,7 @@ class VirtualEngine:
         if step.work:
             most = min(_MOST_STEPS, *(sequence.quiet_tokens for sequence, _ in step.work))
             seconds = self._timing.step_seconds(step.prefill_tokens, step.decode_sequences)
+            seconds += sum(count * sequence.extra_seconds_per_token for sequence, count in step.work)
             count = self._scheduler.steps_alike(step, most)
             self._running = _Steps(step, self._agenda.now, seconds, count)
             self._end_later(self._running)

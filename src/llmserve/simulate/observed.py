@@ -87,7 +87,7 @@ _GAP_DIGITS = 6
 class Observed:
     """gaps: counts by the time between two tokens. waiting: requests in the queue. kv_used: blocks, summed
     over heartbeats. requests: requests placed on each worker. on_one_worker: requests whose prompt and
-    answer one worker computes."""
+    answer one worker computes. pushed: requests whose KV prefill writes while it computes."""
 
     timeline: Timeline = field(default_factory=Timeline)
     gaps: Counter[float] = field(default_factory=Counter)
@@ -96,6 +96,7 @@ class Observed:
     heartbeats: int = 0
     requests: Counter[WorkerId] = field(default_factory=Counter)
     on_one_worker: int = 0
+    pushed: int = 0
     _last_at: dict[RequestId, float] = field(default_factory=dict)
 
     def heartbeat(self, worker_id: WorkerId, used_blocks: int) -> None:
@@ -104,6 +105,7 @@ class Observed:
 
     def placed(self, plan: Plan) -> None:
         self.on_one_worker += plan.prefill is None
+        self.pushed += plan.pushed
         for member in filter(None, (plan.prefill, plan.decode)):
             self.requests[member.spec.worker_id] += 1
 

@@ -64,7 +64,7 @@ class SimReport:
     requests. good: requests that met the goals. refusals: counts by name of the error. jain: index of
     tokens by weight while requests of every tenant waited, for contended_seconds; None: they never did.
     Shares mean nothing while there is enough for all. on_one_worker: part of the placed requests whose
-    prompt and answer one worker computes."""
+    prompt and answer one worker computes. pushed: part whose KV prefill writes while it computes."""
 
     seconds: float
     requests: int
@@ -81,6 +81,7 @@ class SimReport:
     queue: Percentiles
     prefix_hits: float
     on_one_worker: float
+    pushed: float
     jain: float | None
     contended_seconds: int
     tenants: tuple[TenantLine, ...]
@@ -98,6 +99,7 @@ def make_report(
     contended = observed.timeline.contended(tenants)
     prompts = sum(record.request.prompt_tokens for record in served)
     rate = 1 / seconds if seconds else 0.0
+    placed = max(1, sum(record.placed_at is not None for record in records))
     return SimReport(
         seconds=seconds,
         requests=len(records),
@@ -113,7 +115,8 @@ def make_report(
         total=Percentiles.of([record.total_seconds for record in served]),
         queue=Percentiles.of([record.queue_seconds for record in served]),
         prefix_hits=sum(record.cached_tokens for record in served) / prompts if prompts else 0.0,
-        on_one_worker=observed.on_one_worker / max(1, sum(r.placed_at is not None for r in records)),
+        on_one_worker=observed.on_one_worker / placed,
+        pushed=observed.pushed / placed,
         jain=_jain(observed.timeline, contended, tenants, weights) if contended else None,
         contended_seconds=len(contended),
         tenants=tuple(_tenant(t, records, observed.timeline, contended, weights) for t in tenants),

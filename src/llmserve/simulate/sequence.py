@@ -56,7 +56,8 @@ def is_shared(name: bytes) -> bool:
 
 
 class TracedSequence(BlockSequence):
-    """answer_tokens: tokens that this leg generates."""
+    """answer_tokens: tokens that this leg generates. extra_seconds_per_token: time that computing the prompt
+    takes beyond the engine's timing."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class TracedSequence(BlockSequence):
         self.leg = leg
         self._names = names
         self._answer_tokens = answer_tokens
+        self.extra_seconds_per_token = 0.0
 
     @property
     def left_tokens(self) -> int:

@@ -32,7 +32,8 @@ class Overrides:
 @dataclass(frozen=True, slots=True)
 class ClusterShape:
     """limits: as the workers register them. batch: limits of their steps. transfer_seconds_per_token: time to
-    fetch the KV of one token. shares_kv: tenants reuse each other's KV. speeds: workers that are faster or
+    fetch the KV of one token. push_seconds_per_token: time by which a push makes the computing of one token
+    longer. shares_kv: tenants reuse each other's KV. speeds: workers that are faster or
     slower than `timing`, as a factor."""
 
     model: str
@@ -44,6 +45,7 @@ class ClusterShape:
     router: RouterSettings
     kv_bytes_per_token: float = 0.0
     transfer_seconds_per_token: float = 0.0
+    push_seconds_per_token: float = 0.0
     shares_kv: bool = False
     speeds: Mapping[WorkerId, float] = field(default_factory=dict)
 
@@ -76,11 +78,6 @@ class ClusterShape:
             timing.decode_step_seconds / speed,
             timing.decode_seconds_per_sequence / speed,
         )
-
-    def pushes(self, prompt_tokens: int) -> bool:
-        """Whether prefill writes the KV of this prompt while it computes it."""
-        auto = self.transfer.mode == "auto" and prompt_tokens >= self.transfer.push_min_tokens
-        return auto or self.transfer.mode == "push"
 
 
 def _workers(manifest: Manifest, over: Overrides) -> tuple[tuple[WorkerId, WorkerRole], ...]:

@@ -132,7 +132,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     # -- gRPC
 
     async def Session(  # noqa: N802 - the name of the RPC
-        self, request_iterator: AsyncIterator[worker_pb2.WorkerSessionRequest], context: Any
+        self, request_iterator: AsyncIterator[worker_pb2.WorkerSessionRequests], context: Any
     ) -> AsyncIterator[worker_pb2.WorkerSessionResponse]:
         session = self._sessions.open()
         self._metrics.sessions.set(len(self._sessions))
@@ -164,17 +164,21 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     # -- a session
 
     async def _read(
-        self, session: WorkerSession, messages: AsyncIterator[worker_pb2.WorkerSessionRequest]
+        self, session: WorkerSession, requests: AsyncIterator[worker_pb2.WorkerSessionRequests]
     ) -> None:
         with suppress(grpc.aio.UsageError):  # the stream ended between two reads
-            async for message in messages:
-                match message.WhichOneof("message"):
-                    case "generate":
-                        with named(_names(message.generate)):
-                            await self._generate(session, message.generate)
-                    case "abort":
-                        await self._abort(session, message.abort.request_ids)
+            async for batch in requests:
+                for message in batch.messages:
+                    await self._receive(session, message)
         self._sessions.drain(session)
+
+    async def _receive(self, session: WorkerSession, message: worker_pb2.WorkerSessionRequest) -> None:
+        match message.WhichOneof("message"):
+            case "generate":
+                with named(_names(message.generate)):
+                    await self._generate(session, message.generate)
+            case "abort":
+                await self._abort(session, message.abort.request_ids)
 
     async def _generate(self, session: WorkerSession, message: worker_pb2.GenerateRequest) -> None:
         request_id = RequestId(message.request_id)

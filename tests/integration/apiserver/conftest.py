@@ -126,7 +126,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
         )
 
     async def Session(  # noqa: N802
-        self, request_iterator: AsyncIterator[worker_pb2.WorkerSessionRequest], context: Any
+        self, request_iterator: AsyncIterator[worker_pb2.WorkerSessionRequests], context: Any
     ) -> AsyncIterator[worker_pb2.WorkerSessionResponse]:
         outbox: asyncio.Queue[EngineOutput] = asyncio.Queue()
         tasks: dict[str, asyncio.Task[None]] = {}
@@ -141,11 +141,11 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
 
     async def _read(
         self,
-        requests: AsyncIterator[worker_pb2.WorkerSessionRequest],
+        requests: AsyncIterator[worker_pb2.WorkerSessionRequests],
         outbox: "asyncio.Queue[EngineOutput]",
         tasks: dict[str, asyncio.Task[None]],
     ) -> None:
-        async for message in requests:
+        async for message in messages_of(requests):
             if message.HasField("generate"):
                 request = message.generate
                 self.seen[request.request_id] = request
@@ -254,6 +254,13 @@ def _logprob_rows(tokens: list[list[int]], width: int) -> Logprobs:
     return Logprobs(width, ids.tobytes(), values.tobytes(), np.ones(len(tokens), dtype="<i4").tobytes())
 
 
+async def messages_of(batches: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The messages of a stream, one by one."""
+    async for batch in batches:
+        for message in batch.messages:
+            yield message
+
+
 class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
     """Places on the first worker of a role that is not excluded. refuse_with: the next answers. silent: no
     hello is answered before members are told."""
@@ -265,6 +272,8 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         self.hellos: list[router_pb2.Hello] = []
         self.done: list[tuple[str, Outcome]] = []
         self.cached: list[int | None] = []  # of each that is done, as its engine told
+        self.handover_seconds: list[float | None] = []
+        self.pushes = False  # says so with each placement
         self.first_tokens: list[str] = []
         self.failed_workers: list[str] = []
         self.refuse_with: tuple[Outcome, LLMServeError] | None = None
@@ -293,24 +302,24 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         return router_pb2.RouterSessionResponse(state=state)
 
     async def Session(  # noqa: N802
-        self, request_iterator: AsyncIterator[router_pb2.RouterSessionRequest], context: Any
-    ) -> AsyncIterator[router_pb2.RouterSessionResponse]:
+        self, request_iterator: AsyncIterator[router_pb2.RouterSessionRequests], context: Any
+    ) -> AsyncIterator[router_pb2.RouterSessionResponses]:
         outbox: asyncio.Queue[router_pb2.RouterSessionResponse] = asyncio.Queue()
         self._outboxes.add(outbox)
         reader = asyncio.create_task(self._read(request_iterator, outbox))
         try:
             while True:
-                yield await outbox.get()
+                yield router_pb2.RouterSessionResponses(messages=[await outbox.get()])
         finally:
             self._outboxes.discard(outbox)
             reader.cancel()
 
     async def _read(
         self,
-        requests: AsyncIterator[router_pb2.RouterSessionRequest],
+        requests: AsyncIterator[router_pb2.RouterSessionRequests],
         outbox: "asyncio.Queue[router_pb2.RouterSessionResponse]",
     ) -> None:
-        async for message in requests:
+        async for message in messages_of(requests):
             match message.WhichOneof("message"):
                 case "hello":
                     self.hellos.append(message.hello)
@@ -323,6 +332,8 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
                 case "done":
                     told = message.done.HasField("cached_tokens")
                     self.cached.append(message.done.cached_tokens if told else None)
+                    handed = message.done.HasField("handover_seconds")
+                    self.handover_seconds.append(message.done.handover_seconds if handed else None)
                     self.done.append((message.done.request_id, decode_outcome(message.done.outcome)))
                 case "first_token":
                     self.first_tokens.append(message.first_token.request_id)
@@ -346,6 +357,7 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         placement = router_pb2.Placement(
             prefill=prefill.info() if prefill and decode.role == WORKER_ROLE_DECODE else None,
             decode=decode.info(),
+            push=self.pushes,
         )
         placed = router_pb2.Placed(request_id=admit.request_id, placement=placement)
         return router_pb2.RouterSessionResponse(placed=placed)
@@ -400,6 +412,7 @@ class FakeCluster:
         await self.prefill.start()
         await self.decode.start()
         self.router.workers = [self.prefill, self.decode]
+        self.router.pushes = manifest.get("transfer") == {"mode": "push"}
         options = ApiserverOptions(
             name="apiserver-0",
             http="127.0.0.1:0",

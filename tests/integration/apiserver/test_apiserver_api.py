@@ -129,10 +129,11 @@ async def test_choices_of_a_prompt_that_fills_no_block_are_computed_where_they_d
     assert answer["usage"]["completion_tokens"] == 12
 
 
-@pytest.mark.parametrize("length", [40, 150])  # pulled, pushed
+@pytest.mark.parametrize(("length", "pushed"), [(40, False), (150, True)])
 async def test_choices_have_one_place_and_one_prefill(
-    cluster: Any, http: httpx.AsyncClient, length: int
+    cluster: Any, http: httpx.AsyncClient, length: int, pushed: bool
 ) -> None:
+    cluster.router.pushes = pushed
     cluster.prefill.cached_tokens, cluster.decode.cached_tokens = 16, 32
     answer = await completion(http, prompt="x" * length, max_tokens=4, n=3, seed=7, prompt_logprobs=1)
     assert [choice["text"] for choice in answer["choices"]] == [text_after(cluster, length, 4)] * 3
@@ -152,6 +153,18 @@ async def test_choices_have_one_place_and_one_prefill(
     assert cluster.router.done == [(admit.request_id, Outcome.COMPLETED)]
     assert cluster.router.cached == [16]
     assert not cluster.prefill.released, "decode has read the KV"
+
+
+@pytest.mark.parametrize(("penalty", "known"), [(0.0, True), (0.5, False)])
+async def test_the_router_hears_how_long_the_hand_over_took(
+    cluster: Any, http: httpx.AsyncClient, penalty: float, known: bool
+) -> None:
+    """Unless the first token is decode's: then nobody saw when prefill had ended."""
+    cluster.decode.handover = HandoverReport("shm", 1000, 0.5)
+    await completion(http, max_tokens=4, presence_penalty=penalty)
+    await cluster.router.until(lambda: bool(cluster.router.done))
+    (seconds,) = cluster.router.handover_seconds
+    assert (seconds is not None and 0 < seconds < 5) is known
 
 
 async def test_choices_have_one_hand_over(cluster: Any, http: httpx.AsyncClient) -> None:

@@ -176,9 +176,3 @@ async def test_a_lease_that_decode_did_not_use_is_released(
     await asyncio.gather(task, return_exceptions=True)
     await cluster.prefill.until(lambda: bool(cluster.prefill.released))
     await cluster.decode.until(lambda: bool(cluster.decode.aborted))
-
-
-async def test_workers_of_different_shapes_pull(cluster: FakeCluster, http: httpx.AsyncClient) -> None:
-    cluster.decode.block_size_tokens = 32
-    assert text_of(await post(http)) == expected(cluster)
-    assert cluster.count("apiserver_handovers_total", mode="pull") == 1

@@ -49,7 +49,7 @@ def cluster(receiver: OtlpReceiver) -> Iterator[Cluster]:
     spec = manifest["spec"]
     spec["deployment"]["replicas"] = {"prefill": 1, "decode": 2}
     spec["scheduling"] = {"disaggregate": "always"}
-    spec["transfer"] = {"mode": "auto", "push_min_tokens": 1000}
+    spec["transfer"] = {"mode": "push"}
     spec["observability"] = {"log_format": "json", "tracing": {"endpoint": receiver.endpoint}}
     # A batch that is not taken is given up soon; one that is, has time enough on a busy machine.
     environment = {"OTEL_EXPORTER_OTLP_TIMEOUT": "5", "OTEL_EXPORTER_OTLP_HEADERS": "x-token=secret"}

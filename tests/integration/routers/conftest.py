@@ -18,7 +18,7 @@ import grpc.aio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from llmserve.apiserver.links.router import RouterLink
+from llmserve.apiserver.links.router import PlacementEnd, RouterLink
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import EngineLoad
@@ -202,7 +202,7 @@ class Api:
         return name
 
     def done(self, name: str, output_tokens: int = 10) -> None:
-        self.link.done(name, Outcome.COMPLETED, output_tokens)
+        self.link.done(name, PlacementEnd(Outcome.COMPLETED, output_tokens))
 
     async def serve(self, tenant: str, seconds: float, *, until: float) -> int:
         """One client of a tenant: requests that run so long, one after the other. How many were placed."""

@@ -18,7 +18,7 @@ from tests.integration.routers.conftest import SOON, Cluster
 
 TAKEOVER_SECONDS = 3.0
 LONGER_THAN_A_LEASE = 3.0
-Request = router_pb2.RouterSessionRequest
+Request, Requests = router_pb2.RouterSessionRequest, router_pb2.RouterSessionRequests
 
 
 async def test_a_killed_leader_is_followed_and_nothing_is_lost(cluster: Cluster) -> None:
@@ -59,11 +59,12 @@ async def test_a_leader_that_was_paused_places_nothing_when_it_wakes(cluster: Cl
     api, routers = cluster.apiserver(), cluster.routers
     first = await routers.leader()
     call = routers.stub(first).Session()
-    await call.write(Request(hello=router_pb2.Hello(apiserver_id="faithful")))
+    await call.write(Requests(messages=[Request(hello=router_pb2.Hello(apiserver_id="faithful"))]))
     await call.read()
     epoch = await routers.epoch(first)
     routers.pause(first)
-    await call.write(Request(admit=router_pb2.Admit(request_id="late", tenant="t", model="m")))
+    admit = router_pb2.Admit(request_id="late", tenant="t", model="m")
+    await call.write(Requests(messages=[Request(admit=admit)]))
     paused_at = time.monotonic()
     second = await routers.leader(other_than=first)
     await asyncio.wait_for(api.place(), SOON)
@@ -78,8 +79,8 @@ async def test_a_leader_that_was_paused_places_nothing_when_it_wakes(cluster: Cl
 
 
 async def _no_place(call: Any) -> None:
-    while isinstance(message := await call.read(), router_pb2.RouterSessionResponse):
-        assert not message.HasField("placed"), message
+    while isinstance(batch := await call.read(), router_pb2.RouterSessionResponses):
+        assert not any(message.HasField("placed") for message in batch.messages), batch
 
 
 async def test_the_standby_says_so(cluster: Cluster) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from llmserve.core.ids import TenantId, WorkerId
-from llmserve.router.codec import encode_report
+from llmserve.core.kv_params import HandoverMode
+from llmserve.router.codec import PlacementEncoder, encode_report
 from llmserve.router.events import Effect, RequestPlaced
 from llmserve.router.placement.planner import Candidate, CostParts, Disaggregate
+from llmserve.router.workers.handover import HandoverChoice, HandoverReason
 from llmserve.scheduler.resources import ClusterLimits
 from llmserve.scheduler.scheduler import Policy
 from llmserve.scheduler.tenant_budgets import TenantLimit, TenantLimits
@@ -99,3 +101,19 @@ def test_what_others_waited_for_before_is_not_told(make_cluster: Callable[..., A
     cluster.clock.advance(2.0)
     report = encode_report(_placed(cluster.admit(session, "next")))
     assert dict(report.used_up_seconds) == {}
+
+
+def test_how_its_kv_comes_to_decode_and_why(make_cluster: Callable[..., Any]) -> None:
+    cluster = make_cluster("prefill-0", "decode-0")
+    placed = _placed(cluster.admit(cluster.open(), "a"))
+    choice = HandoverChoice(HandoverMode.PUSH, HandoverReason.CHEAPER, 1.5, 1.25)
+    pushed = replace(placed, plan=replace(placed.plan, handover=choice))
+    report = encode_report(pushed).handover
+    assert (report.push, report.reason) == (True, "it takes less time")
+    assert (report.pull_seconds, report.push_seconds) == (1.5, 1.25)
+    assert PlacementEncoder().placed(pushed).placed.placement.push
+    pulled = PlacementEncoder().placed(placed).placed
+    assert (pulled.placement.push, pulled.report.handover.push) == (False, False)
+    alone = replace(placed, plan=replace(placed.plan, handover=None))
+    assert not PlacementEncoder().placed(alone).placed.placement.push
+    assert not encode_report(alone).HasField("handover")

@@ -12,7 +12,7 @@ def _stream() -> SessionStream:
 
 async def _sent(stream: SessionStream) -> list[RouterSessionResponse]:
     stream.outbox.close()
-    return [message async for message in stream.outbox]
+    return [message async for batch in stream.outbox for message in batch.messages]
 
 
 async def test_what_is_for_an_older_session_does_not_reach_the_newer_one() -> None:

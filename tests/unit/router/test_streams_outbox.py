@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -16,6 +17,10 @@ def _state(*names: str) -> router_pb2.RouterSessionResponse:
     return router_pb2.RouterSessionResponse(state=router_pb2.ClusterState(workers=workers))
 
 
+async def _next(batches: AsyncIterator[router_pb2.RouterSessionResponses]) -> list[object]:
+    return list((await anext(batches)).messages)
+
+
 async def test_the_latest_state_goes_first_then_answers_in_order() -> None:
     outbox = RouterOutbox()
     outbox.send(_placed("a"))
@@ -23,16 +28,17 @@ async def test_the_latest_state_goes_first_then_answers_in_order() -> None:
     outbox.send_state(_state("new"))
     outbox.send(_placed("b"))
     outbox.close()
-    assert [message async for message in outbox] == [_state("new"), _placed("a"), _placed("b")]
+    batches = [list(batch.messages) async for batch in outbox]
+    assert batches == [[_state("new"), _placed("a"), _placed("b")]], "all that waits at once"
 
 
 async def test_waits_for_news() -> None:
     outbox = RouterOutbox()
-    first = asyncio.ensure_future(anext(aiter(outbox)))
+    first = asyncio.ensure_future(_next(aiter(outbox)))
     await asyncio.sleep(0)
     assert not first.done()
     outbox.send(_placed("a"))
-    assert await first == _placed("a")
+    assert await first == [_placed("a")]
 
 
 async def test_closing_with_an_error_raises_it_at_the_end() -> None:
@@ -40,17 +46,16 @@ async def test_closing_with_an_error_raises_it_at_the_end() -> None:
     outbox.send(_placed("a"))
     outbox.close(InvalidRequest("no"))
     outbox.close()  # the first reason stands
-    messages = aiter(outbox)
-    assert await anext(messages) == _placed("a")
+    batches = aiter(outbox)
+    assert await _next(batches) == [_placed("a")]
     with pytest.raises(InvalidRequest):
-        await anext(messages)
+        await anext(batches)
 
 
 async def test_a_sign_of_life_when_there_is_nothing_else() -> None:
     outbox = RouterOutbox(idle_seconds=0.01)
-    messages = aiter(outbox)
-    assert (await anext(messages)).WhichOneof("message") is None
-    answer = _placed("a")
-    outbox.send(answer)
-    assert await anext(messages) == answer
-    assert (await anext(messages)).WhichOneof("message") is None
+    batches = aiter(outbox)
+    assert await _next(batches) == []
+    outbox.send(_placed("a"))
+    assert await _next(batches) == [_placed("a")]
+    assert await _next(batches) == []

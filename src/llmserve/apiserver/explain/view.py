@@ -59,6 +59,7 @@ def _attempt(attempt: AttemptRecord, record: HttpRecord) -> dict[str, Any]:
         "prefill": attempt.prefill or None,
         "decode": attempt.decode or None,
         "note": report.note or None,
+        "handover": _planned(report.handover) if report.HasField("handover") else None,
         "candidates": [_candidate(one) for one in report.candidates],
         "predicted_cached_tokens": report.predicted_cached_tokens,
         "failed_worker": attempt.failed_worker or None,
@@ -73,6 +74,15 @@ def _candidate(one: router_pb2.PlacementCandidate) -> dict[str, Any]:
         "decode": one.decode,
         "predicted_seconds": round(sum(parts.values()), 6),
         "parts": parts,
+    }
+
+
+def _planned(handover: router_pb2.HandoverChoice) -> dict[str, Any]:
+    return {
+        "mode": "push" if handover.push else "pull",
+        "reason": handover.reason,
+        "pull_seconds": round(handover.pull_seconds, 6) or None,
+        "push_seconds": round(handover.push_seconds, 6) or None,
     }
 
 

@@ -26,6 +26,7 @@ from llmserve.rpc.codec import decode_outcome, encode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WORKER_ROLE_DECODE, KvShape, WorkerInfo
 from llmserve.rpc.leader import RouterSelector
+from llmserve.rpc.outbox import Outbox
 from llmserve.rpc.status import error_named, from_grpc
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,17 @@ class AdmissionRefused(Exception):
     def __init__(self, outcome: Outcome, error: LLMServeError) -> None:
         super().__init__(error.message)
         self.outcome, self.error = outcome, error
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementEnd:
+    """How a placement ended. output_tokens: those since it was given. prefilled: what its engine reported of
+    the prompt. handover_seconds: from prefill's token to decode's first one. None: it is not known."""
+
+    outcome: Outcome
+    output_tokens: int
+    prefilled: PrefillStats | None = None
+    handover_seconds: float | None = None
 
 
 @dataclass(slots=True)
@@ -76,7 +88,7 @@ class RouterLink:
         self._patience_seconds = patience_seconds
         self._entries: dict[str, _PendingRequest] = {}
         # Set from a session's hello on, so that changes before the router's answer are not lost.
-        self._outbox: asyncio.Queue[_Message | None] | None = None
+        self._outbox: Outbox[_Message] | None = None
         self.connected = False
         self._give_up: asyncio.TimerHandle | None = None
         self._given_up = False
@@ -128,24 +140,22 @@ class RouterLink:
         )
         self._post(_Message(worker_failed=failed))
 
-    def done(
-        self, request_id: str, outcome: Outcome, output_tokens: int, prefilled: PrefillStats | None = None
-    ) -> None:
-        """Gives back what the request holds or waits for. Nothing to do when it has neither. prefilled: what
-        the engine of this placement reported of its prompt, if anything."""
+    def done(self, request_id: str, end: PlacementEnd) -> None:
+        """Gives back what the request holds or waits for. Nothing to do when it has neither."""
         if self._entries.pop(request_id, None) is not None:
             done = router_pb2.Done(
                 request_id=request_id,
-                outcome=encode_outcome(outcome),
-                output_tokens=output_tokens,
-                cached_tokens=prefilled.cached_tokens if prefilled else None,
+                outcome=encode_outcome(end.outcome),
+                output_tokens=end.output_tokens,
+                cached_tokens=end.prefilled.cached_tokens if end.prefilled else None,
+                handover_seconds=end.handover_seconds,
             )
             self._post(_Message(done=done))
 
     def _post(self, message: _Message) -> None:
         """Without a session nothing is lost: the next one begins with all that is still true."""
         if self._outbox is not None:
-            self._outbox.put_nowait(message)
+            self._outbox.put(message)
 
     # -- the session
 
@@ -173,8 +183,8 @@ class RouterLink:
         return self._stubs[address]
 
     async def _session(self, stub: router_pb2_grpc.RouterStub) -> None:
-        outbox: asyncio.Queue[_Message | None] = asyncio.Queue()
-        outbox.put_nowait(_Message(hello=self._hello()))
+        outbox: Outbox[_Message] = Outbox()
+        outbox.put(_Message(hello=self._hello()))
         self._outbox = outbox
         call = stub.Session(_drain(outbox))
         try:
@@ -185,21 +195,21 @@ class RouterLink:
             self._check_term(first)
             self._routers.succeeded()
             self._connect()
-            self._receive(first)
-            while (response := await _next(responses, self._longest_silence)) is not None:
-                self._receive(response)
+            self._receive_all(first)
+            while (batch := await _next(responses, self._longest_silence)) is not None:
+                self._receive_all(batch)
         finally:
             call.cancel()
-            outbox.put_nowait(None)
+            outbox.close()
 
     @property
     def _longest_silence(self) -> float | None:
         """None for a single router: there is no other to turn to."""
         return _LONGEST_SILENCE_SECONDS if self._routers.has_others else None
 
-    def _check_term(self, first: router_pb2.RouterSessionResponse) -> None:
+    def _check_term(self, first: router_pb2.RouterSessionResponses) -> None:
         """Errors: NotLeader, when a later term than this router's has begun."""
-        epoch = first.state.epoch
+        epoch = max((response.state.epoch for response in first.messages), default=0)
         if self._routers.has_others and epoch < self._epoch:
             raise NotLeader(f"it leads in term {epoch}, and term {self._epoch} has begun")
         self._epoch = epoch
@@ -236,6 +246,10 @@ class RouterLink:
             self._metrics.router_reconnects_total.inc()
             _log.warning("session with the router at %s broke: %s", self._routers.address, reason)
             self._start_patience()
+
+    def _receive_all(self, batch: router_pb2.RouterSessionResponses) -> None:
+        for response in batch.messages:
+            self._receive(response)
 
     def _receive(self, response: router_pb2.RouterSessionResponse) -> None:
         match response.WhichOneof("message"):
@@ -301,14 +315,14 @@ class RouterLink:
 
 
 async def _next(
-    responses: AsyncIterator[router_pb2.RouterSessionResponse], timeout_seconds: float | None
-) -> router_pb2.RouterSessionResponse | None:
-    """Returns the next response; None when the stream has ended. Errors: TimeoutError, AioRpcError."""
+    responses: AsyncIterator[router_pb2.RouterSessionResponses], timeout_seconds: float | None
+) -> router_pb2.RouterSessionResponses | None:
+    """Returns the next responses; None when the stream has ended. Errors: TimeoutError, AioRpcError."""
     async with asyncio.timeout(timeout_seconds):
         return await anext(responses, None)
 
 
-async def _drain(outbox: "asyncio.Queue[_Message | None]") -> AsyncIterator[_Message]:
-    """Yields messages until None, since gRPC does not end this when the call ends by itself."""
-    while (message := await outbox.get()) is not None:
-        yield message
+async def _drain(outbox: Outbox[_Message]) -> AsyncIterator[router_pb2.RouterSessionRequests]:
+    """Yields until the outbox is closed, since gRPC does not end this when the call ends by itself."""
+    while messages := await outbox.take():
+        yield router_pb2.RouterSessionRequests(messages=messages)

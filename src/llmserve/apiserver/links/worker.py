@@ -23,6 +23,7 @@ from llmserve.rpc.client import open_channel, trace_metadata
 from llmserve.rpc.codec import decode_output, encode_params, encode_request
 from llmserve.rpc.gen.llmserve.v1 import worker_pb2, worker_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
+from llmserve.rpc.outbox import Outbox
 from llmserve.rpc.status import error_named, from_grpc
 
 _log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class WorkerLink:
         self._on_broken = on_broken
         self._channel = open_channel(info.address)
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)  # type: ignore[no-untyped-call]  # generated
-        self._outbox: asyncio.Queue[worker_pb2.WorkerSessionRequest] = asyncio.Queue()
+        self._outbox: Outbox[worker_pb2.WorkerSessionRequest] = Outbox()
         self._legs: dict[str, LegStream] = {}
         self._broken: WorkerLost | None = None
         self._owner = owner
@@ -150,14 +151,14 @@ class WorkerLink:
         worker_id = self.info.worker_id
         leg = LegStream(request.request_id, worker_id, first_seconds, next_seconds, self._close_leg)
         self._legs[request.request_id] = leg
-        self._outbox.put_nowait(worker_pb2.WorkerSessionRequest(generate=encode_request(request)))
+        self._outbox.put(worker_pb2.WorkerSessionRequest(generate=encode_request(request)))
         return leg
 
     def _close_leg(self, leg: LegStream, running: bool) -> None:
         self._legs.pop(leg.request_id, None)
         if running and self._broken is None:
             abort = worker_pb2.AbortRequest(request_ids=[leg.request_id])
-            self._outbox.put_nowait(worker_pb2.WorkerSessionRequest(abort=abort))
+            self._outbox.put(worker_pb2.WorkerSessionRequest(abort=abort))
         for output in leg.untaken():
             self._claim(encode_params(output.kv_transfer_params))
 
@@ -184,12 +185,13 @@ class WorkerLink:
         except grpc.aio.AioRpcError as error:
             reason = from_grpc(error).message
         finally:
+            self._outbox.close()
             self._break(reason)
             await self._channel.close(None)
 
-    async def _requests(self) -> AsyncIterator[worker_pb2.WorkerSessionRequest]:
-        while True:
-            yield await self._outbox.get()
+    async def _requests(self) -> AsyncIterator[worker_pb2.WorkerSessionRequests]:
+        while messages := await self._outbox.take():
+            yield worker_pb2.WorkerSessionRequests(messages=messages)
 
     def _claim(self, kv_transfer_params: bytes) -> None:
         """Releases the lease of a prefill that ended while its request was given up. Nobody else knows of

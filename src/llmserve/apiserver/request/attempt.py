@@ -18,10 +18,9 @@ from typing import Any
 from llmserve.apiserver.links.worker import LegStream
 from llmserve.apiserver.request.context import LegContext, Legs, RequestInfo, RunContext, WorkerFailed
 from llmserve.apiserver.request.observe import RunSpans
-from llmserve.apiserver.request.rules import HandoverMode
 from llmserve.core.errors import InvalidRequest, LLMServeError, TransferError
 from llmserve.core.ids import RequestId, TransferId, WorkerId
-from llmserve.core.kv_params import PushParams, prefill_params
+from llmserve.core.kv_params import HandoverMode, PushParams, prefill_params
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineOutput, EngineRequest
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
@@ -93,9 +92,9 @@ class Attempt:
             await self._show(leg, "decode" if known else "aggregated", prefilled)
 
     def _mode(self, placement: router_pb2.Placement) -> HandoverMode:
-        if self._legs.remaining_tokens(self._resumed) == 1:
-            return HandoverMode.PULL  # there is nothing to hand over: prefill draws the last token
-        return self._context.handover.choose(self._known_tokens, placement.prefill, placement.decode)
+        """As the router chose. A prompt whose last token prefill draws needs no hand-over."""
+        pushed = placement.push and self._legs.remaining_tokens(self._resumed) > 1
+        return HandoverMode.PUSH if pushed else HandoverMode.PULL
 
     async def _run_pulled(self, placement: router_pb2.Placement) -> None:
         with self._lease(placement.prefill) as prefilled:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from llmserve.apiserver.explain.record import SequenceRecord
 from llmserve.apiserver.links.router import RouterLink
 from llmserve.apiserver.links.worker import WorkerLinks
-from llmserve.apiserver.request.rules import HandoverRule, KvIdentity, RetryBudget, StageLimits
+from llmserve.apiserver.request.rules import KvIdentity, RetryBudget, StageLimits
 from llmserve.core.errors import LLMServeError
 from llmserve.core.ids import RequestId, TenantId
 from llmserve.core.request import EngineOutput, EngineRequest
@@ -73,7 +73,6 @@ class RunContext:
     """What all runs of an apiserver share."""
 
     router: RouterLink
-    handover: HandoverRule
     workers: WorkerLinks
     identity: KvIdentity
     metrics: ApiserverMetrics

@@ -1,10 +1,12 @@
 """A placement at the router, from the question for it to Done, and the choices that share one."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmserve.apiserver.explain.record import SequenceRecord
+from llmserve.apiserver.links.router import PlacementEnd
 from llmserve.apiserver.request.attempt import Attempt
 from llmserve.apiserver.request.context import Legs, RequestInfo, RunContext
 from llmserve.apiserver.request.observe import RunSpans
@@ -31,7 +33,8 @@ class RequestPlacement:
     ) -> None:
         self._info, self._context, self._records, self._on_over = info, context, records, on_over
         self._left = len(records)
-        self._has_first_token = False
+        self._first_token_at = 0.0  # 0: there is none yet
+        self._handover_seconds: float | None = None
         self.generated, self.report_at = 0, _PROGRESS_TOKENS
         self._prefilled: PrefillStats | None = None
         self._outcome = Outcome.COMPLETED
@@ -75,9 +78,14 @@ class RequestPlacement:
 
     def first_token(self) -> None:
         """Tells the router that prefill is over. Only the first call counts."""
-        if not self._has_first_token:
-            self._has_first_token = True
+        if not self._first_token_at:
+            self._first_token_at = time.monotonic()
             self._context.router.first_token(self._info.request_id)
+
+    def handed_over(self) -> None:
+        """Decode's first output is here. What it took is not known when the first token is decode's."""
+        if self._first_token_at:
+            self._handover_seconds = time.monotonic() - self._first_token_at
 
     def prefilled(self, stats: PrefillStats) -> None:
         """Keeps what an engine reports. Only the first call counts: it computed what later ones find
@@ -95,8 +103,8 @@ class RequestPlacement:
         if self._outcome is Outcome.COMPLETED:
             self._outcome = outcome
         if self._left == 0:
-            name = self._info.request_id
-            self._context.router.done(name, self._outcome, self.generated, self._prefilled)
+            end = PlacementEnd(self._outcome, self.generated, self._prefilled, self._handover_seconds)
+            self._context.router.done(self._info.request_id, end)
             self._on_over()
 
 

@@ -1,14 +1,12 @@
-"""Rules that hold for all requests: KV identity, push or pull, deadlines, and the budget of retries. Pure."""
+"""Rules that hold for all requests: KV identity, deadlines, and the budget of retries. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Literal
 
 from llmserve.config.schema import Scheduling
 from llmserve.core.blocks import BlockChains, Namespace
 from llmserve.core.ids import BlockHash, TenantId
-from llmserve.rpc.gen.llmserve.v1.common_pb2 import KvShape, WorkerInfo
+from llmserve.rpc.gen.llmserve.v1.common_pb2 import KvShape
 
 
 class KvIdentity:
@@ -41,39 +39,6 @@ class KvIdentity:
             return []
         salt = self.salt(shape, tenant, client_salt)
         return self._chains.hashes(token_ids, shape.block_size_tokens, salt)
-
-
-class HandoverMode(StrEnum):
-    PULL = "pull"  # decode reads it when prefill is done
-    PUSH = "push"  # prefill writes it while it computes
-
-
-@dataclass(frozen=True, slots=True)
-class HandoverRule:
-    """The manifest's `transfer.mode` and `transfer.push_min_tokens`, which holds for `auto`."""
-
-    mode: Literal["auto", "pull", "push"]
-    push_min_tokens: int
-
-    def choose(self, uncached_tokens: int, prefill: WorkerInfo, decode: WorkerInfo) -> HandoverMode:
-        """uncached_tokens: number of tokens that prefill computes; a transfer can hide behind that time."""
-        if self.mode == "pull" or not can_push(prefill, decode):
-            return HandoverMode.PULL
-        long_enough = self.mode == "push" or uncached_tokens >= self.push_min_tokens
-        return HandoverMode.PUSH if long_enough else HandoverMode.PULL
-
-
-def can_push(prefill: WorkerInfo, decode: WorkerInfo) -> bool:
-    """Returns whether both sides divide their KV in the same way, since a push writes blocks one to one. A
-    pull reshapes them."""
-    a, b = prefill.kv_shape, decode.kv_shape
-    alike = (a.layout, a.block_size_tokens, a.block_bytes, a.tensor_parallel) == (
-        b.layout,
-        b.block_size_tokens,
-        b.block_bytes,
-        b.tensor_parallel,
-    )
-    return alike and bool(prefill.handover_endpoints)
 
 
 _ANSWER_SECONDS = 5.0

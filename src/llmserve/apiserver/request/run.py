@@ -143,10 +143,11 @@ class RequestRun:
     def _push(self, output: EngineOutput, origin: str) -> bool:
         if output.prefill_stats is not None:
             self._placement.prefilled(output.prefill_stats)
-        if output.token_ids and not self._has_token:
-            self._first_token(output, origin)
         if output.handover is not None:
             self._info.record.handovers.append(output.handover)
+            self._placement.handed_over()
+        if output.token_ids and not self._has_token:
+            self._first_token(output, origin)
         self._placement.generated += len(output.token_ids)  # with those that the user has already
         if self._placement.generated >= self._placement.report_at:
             self._placement.report_progress()

@@ -133,9 +133,10 @@ class TransferConfig(ManifestSection):
     mode: Literal["auto", "pull", "push"] = "auto"
     """With `pull`, decode reads the KV when prefill is done. With `push`, prefill writes the KV of each layer
     to decode while it computes the next ones, which hides the transfer but occupies decode's blocks for that
-    long. `auto` pushes long prompts and pulls the others."""
+    long. `auto` measures both for each kind of pair and length of prompt, and takes the one that costs less
+    time."""
     push_min_tokens: Tokens = Field(default=512, ge=1)
-    """With `mode: auto`, prompts of at least this length are pushed."""
+    """With `mode: auto`, shorter prompts are always pulled."""
     engine_order: tuple[Literal["nixl", "ucx", "nccl"], ...] = Field(
         default=("nixl", "ucx", "nccl"), strict=False
     )

@@ -115,9 +115,11 @@ class KvAware:
     def _best(
         self, members: Sequence[ClusterMember], seconds: Callable[[ClusterMember], float]
     ) -> list[ClusterMember]:
-        """Among equals, it returns others each time."""
+        """Among equals, it returns others each time. So few that all are among the best are not compared."""
         start = int(self._rng.random() * len(members))
         turned = [*members[start:], *members[:start]]
+        if len(turned) <= _BEST_OF_EACH:
+            return turned
         costs = zip(map(seconds, turned), turned, strict=True)
         return [member for _, member in nsmallest(_BEST_OF_EACH, costs, key=itemgetter(0))]
 

@@ -12,8 +12,10 @@ from typing import NamedTuple, Protocol
 from llmserve.core.clock import Clock
 from llmserve.core.errors import NoWorkerAvailable
 from llmserve.core.ids import WorkerId
+from llmserve.core.kv_params import HandoverMode
 from llmserve.core.outcome import WorkerRole
 from llmserve.router.prefix.match import PrefixMatch
+from llmserve.router.workers.handover import HandoverChoice, always_pull
 from llmserve.router.workers.membership import ClusterMembership
 from llmserve.router.workers.worker import Backlog, ClusterMember
 
@@ -116,17 +118,24 @@ class Candidate(NamedTuple):
 class Plan:
     """prefill None: decode does both. computed_tokens: prompt tokens that no cache is expected to have.
     candidates: the best ones, the chosen one first; none when nothing was predicted. note: why one worker
-    does both although one for each is usual; empty: that is not so."""
+    does both although one for each is usual; empty: that is not so. handover: how KV comes to decode; None:
+    decode does both."""
 
     prefill: ClusterMember | None
     decode: ClusterMember
     computed_tokens: int = 0
     candidates: tuple[Candidate, ...] = ()
     note: str = ""
+    handover: HandoverChoice | None = None
 
     @property
     def predicted(self) -> Candidate | None:
         return self.candidates[0] if self.candidates else None
+
+    @property
+    def pushed(self) -> bool:
+        """Whether prefill writes the KV while it computes."""
+        return self.handover is not None and self.handover.mode is HandoverMode.PUSH
 
 
 class NoPlan(Enum):
@@ -166,15 +175,20 @@ class Chooser(Protocol):
         """output_tokens: expected length of the answer. None: no choice is enough."""
 
 
+ChooseHandover = Callable[[ClusterMember, ClusterMember, int, int], HandoverChoice]
+
+
 @dataclass(frozen=True, slots=True)
 class ActiveRules:
     """filters: leave out workers that may not take a request. chooser: picks one of the rest. stuck:
-    returns the workers that gave requests no output in time."""
+    returns the workers that gave requests no output in time. handover: chooses between pull and push for a
+    pair; it is given the prompt tokens to compute and all of them."""
 
     filters: Sequence[Filter]
     chooser: Chooser
     disaggregate: Disaggregate = Disaggregate.AUTO
     stuck: Callable[[], Set[WorkerId]] = frozenset
+    handover: ChooseHandover = always_pull
 
 
 class Planner:
@@ -190,6 +204,9 @@ class Planner:
         plan = self.rules.chooser.choose(self._choices(avoided, serving), avoided, output_tokens)
         if plan is None:
             return self._no_plan(request)
+        if plan.prefill:
+            tokens = plan.computed_tokens, request.prompt_tokens
+            return replace(plan, handover=self.rules.handover(plan.prefill, plan.decode, *tokens))
         note = self._note(plan, serving)
         return replace(plan, note=note) if note else plan
 
@@ -219,10 +236,13 @@ class Planner:
     def _serving(self, model: str) -> Set[WorkerRole]:
         """Roles that can be counted on: they have an available worker that is not stuck. If no role has
         one, roles with a stuck worker count."""
-        here = {role: self._membership.available(model, role) for role in WorkerRole}
+        groups = ((role, self._membership.available(model, role)) for role in WorkerRole)
+        here = {role: group for role, group in groups if group}
         stuck = self.rules.stuck()
+        if not stuck:
+            return here.keys()
         well = {role for role, group in here.items() if any(m.spec.worker_id not in stuck for m in group)}
-        return well or {role for role, group in here.items() if group}
+        return well or here.keys()
 
     def _choices(self, request: PlacementRequest, serving: Set[WorkerRole]) -> WorkerChoices:
         """Leaves out a role that cannot be counted on, if the other role may run whole requests. A role
@@ -237,10 +257,11 @@ class Planner:
         return WorkerChoices(prefill, decode, aggregated, [*aggregated, *(decode if prefill else ())])
 
     def _note(self, plan: Plan, serving: Set[WorkerRole]) -> str:
+        """Called with a plan in which one worker does both."""
         role, model = plan.decode.spec.role, plan.decode.spec.model
         other = _PARTNERS.get(role)
         is_usual = role is WorkerRole.DECODE and self.rules.disaggregate is Disaggregate.NEVER
-        if plan.prefill or other is None or other in serving or is_usual:
+        if other is None or other in serving or is_usual:
             return ""
         away = [m for m in self._membership if (m.spec.role, m.spec.model) == (other, model)]
         reasons = [f"{m.spec.worker_id}: {m.reason or 'it gave a request no output in time'}" for m in away]

@@ -1,7 +1,8 @@
 """The placement rules that a policy of the manifest asks for."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from llmserve.config.schema import Scheduling
@@ -17,6 +18,7 @@ from llmserve.router.placement.planner import (
     NotExcluded,
     NotSlow,
 )
+from llmserve.router.workers.handover import HandoverPolicy
 from llmserve.router.workers.speed import WorkerSpeeds
 
 # What an engine's own queue weighs against free seats: it is a heartbeat old, and partly the same.
@@ -36,6 +38,7 @@ class PlacementPolicy:
     routing: Routing = _DEFAULTS.routing
     disaggregate: Disaggregate = _DISAGGREGATE
     engine_queue_seconds: float = _DEFAULTS.engine_queue_seconds
+    handover: HandoverPolicy = field(default_factory=HandoverPolicy)
 
 
 class PlacementRules:
@@ -49,7 +52,11 @@ class PlacementRules:
         backed_up = NotBackedUp(self._clock, policy.engine_queue_seconds)
         filters = (NotExcluded(), HasFreeSlot(), backed_up, NotSlow(self._speeds.slow_names))
         return ActiveRules(
-            filters, self._chooser(policy.routing), policy.disaggregate, self._speeds.stalled_names
+            filters,
+            self._chooser(policy.routing),
+            policy.disaggregate,
+            self._speeds.stalled_names,
+            partial(self._speeds.handovers.choose, policy.handover),
         )
 
     def _chooser(self, routing: Routing) -> Chooser:

@@ -20,13 +20,14 @@ class LineFit:
 
     __slots__ = ("_anchor", "_n", "_x", "_xx", "_xy", "_y", "fixed", "samples", "slope")
 
-    def __init__(self, fixed: float, slope: float, typical: float) -> None:
+    def __init__(self, fixed: float, slope: float, typical: float, *, weight: float = _FIRST_WEIGHT) -> None:
         """The line starts as fixed + slope * amount. Until it has learnt, it holds best at the amount
-        `typical`, which is more than 0."""
+        `typical`, which is more than 0. weight: what this counts, in measurements; with 0 the first
+        measurement has to be of an amount above 0."""
         self.fixed, self.slope, self.samples = fixed, slope, 0
         self._anchor = fixed
-        self._n, self._x, self._xx = _FIRST_WEIGHT, _FIRST_WEIGHT * typical, _FIRST_WEIGHT * typical**2
-        self._y = _FIRST_WEIGHT * (fixed + slope * typical)
+        self._n, self._x, self._xx = weight, weight * typical, weight * typical**2
+        self._y = weight * (fixed + slope * typical)
         self._xy = self._y * typical
 
     def __repr__(self) -> str:

@@ -1,12 +1,13 @@
 """How fast workers are, measured from the requests that are placed on them. Pure.
 
-`WorkerSpeeds` hears once of each computed prompt and of each generated answer. Two readers use it:
+`WorkerSpeeds` hears once of each computed prompt, hand-over and generated answer. Placement reads it:
 
 - Placement predicts seconds with latency models. Each incarnation of a worker has its own
   (WorkerSlots.latency); it starts as a copy of its model's, which learns from all workers. So a new worker
   counts as fast as its peers.
 - Placement avoids slow workers: those whose recent median is several times the median of the others of their
   role. Samples expire, so a worker that is avoided, and gets no new samples, is tried again.
+- Placement takes the cheaper way to hand KV over (`handovers`).
 """
 
 from collections import deque
@@ -18,6 +19,7 @@ from statistics import median
 from llmserve.config.schema import Scheduling
 from llmserve.core.clock import Clock
 from llmserve.core.ids import WorkerId
+from llmserve.router.workers.handover import HandoverCosts, MeasuredHandover
 from llmserve.router.workers.latency import LatencyModel
 from llmserve.router.workers.worker import ClusterMember
 
@@ -77,6 +79,7 @@ class _RecentSpeed:
 class WorkerSpeeds:
     def __init__(self, clock: Clock, limits: SlowLimits) -> None:
         self.limits = limits
+        self.handovers = HandoverCosts()
         self._clock = clock
         self._models: dict[str, LatencyModel] = {}
         self._recent: dict[_PeerGroup, dict[WorkerId, _RecentSpeed]] = {}
@@ -98,6 +101,15 @@ class WorkerSpeeds:
         if busy_seconds is not None:
             for model in self._learning(worker):
                 model.prefill.learn(tokens, max(0.0, busy_seconds))
+
+    def handed_over(self, prefill: ClusterMember, decode: ClusterMember, measured: MeasuredHandover) -> None:
+        """KV has come from one worker to the other. Pairs of a kind learn together, so a worker's seconds
+        count as those that the model's workers would have taken together."""
+        if prefill.slots.latency is not None:
+            own = prefill.slots.latency.prefill.seconds(measured.computed_tokens)
+            typical = self.of_model(prefill.spec.model).prefill.seconds(measured.computed_tokens)
+            measured = measured._replace(compute_seconds=measured.compute_seconds * typical / own)
+        self.handovers.learn(prefill, decode, measured)
 
     def answer_generated(
         self, worker: ClusterMember, tokens: int, seconds: float, running: float | None

@@ -17,11 +17,12 @@ REFUSED = "refused"  # PairStatus.breaker of a pair whose KV does not fit
 
 class KvLink(NamedTuple):
     """How fast KV comes from one worker to another. refused: nothing can be fetched, so the prompt is
-    computed again."""
+    computed again. transport: empty when it is not known."""
 
     fixed_seconds: float
     bytes_per_second: float
     refused: bool = False
+    transport: str = ""
 
     def seconds(self, size_bytes: float) -> float:
         return self.fixed_seconds + size_bytes / self.bytes_per_second
@@ -49,7 +50,7 @@ def _measured(pair: PairStatus) -> KvLink:
     if pair.transfers:
         seconds = (pair.seconds - pair.bytes / pair.bytes_per_second) / pair.transfers
         fixed = max(fixed, seconds)
-    return KvLink(fixed, pair.bytes_per_second)
+    return KvLink(fixed, pair.bytes_per_second, transport=pair.transport)
 
 
 class Backlog:

@@ -17,6 +17,9 @@ def _placed(prefill: str, decode: str, queue_seconds: float = 0.25) -> router_pb
         tenant_weight=4.0,
         tenant_share=0.8,
         predicted_cached_tokens=48,
+        handover=router_pb2.HandoverChoice(
+            push=True, reason="it takes less time", pull_seconds=1.5, push_seconds=0.25
+        ),
         candidates=[
             router_pb2.PlacementCandidate(
                 prefill=prefill, decode=decode, seconds={"queue": 0.5, "compute": 0.125}
@@ -68,6 +71,12 @@ def test_the_view_has_all_of_it() -> None:
     assert (failed["failed_worker"], last["failed_worker"]) == ("decode-0", None)
     assert last["candidates"][0]["predicted_seconds"] == 0.625
     assert last["predicted_cached_tokens"] == 48
+    assert last["handover"] == {
+        "mode": "push",
+        "reason": "it takes less time",
+        "pull_seconds": 1.5,
+        "push_seconds": 0.25,
+    }
     (handover,) = sequence["handovers"]
     assert (handover["transport"], handover["mode"], handover["bytes"]) == ("tcp", "pull", 2**21)
     assert handover["fallbacks"] == ["nixl: timed out"]
@@ -77,6 +86,7 @@ def test_people_read_the_same() -> None:
     page = "\n".join(lines(view(_migrated(), "apiserver-1")))
     for text in (
         "x-1  chatcmpl-1",
+        "hand-over: push, because it takes less time (pull 1.50 s, push 250.0 ms)",
         "tenant red, at apiserver-1",
         "trace 4bf92f",
         "300 prompt tokens, cached 128 on the device and 64 in the KV store; 40 tokens generated",

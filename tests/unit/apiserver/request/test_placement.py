@@ -2,15 +2,26 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from llmserve.apiserver.explain.record import SequenceRecord
+from llmserve.apiserver.links.router import PlacementEnd
 from llmserve.apiserver.request.context import RequestInfo
 from llmserve.apiserver.request.placement import RequestPlacement
 from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.outcome import Outcome
 
 
 class Router:
     def __init__(self) -> None:
         self.reports: list[tuple[str, int]] = []
+        self.ends: list[PlacementEnd] = []
+
+    def first_token(self, request_id: str) -> None:
+        pass
+
+    def done(self, request_id: str, end: PlacementEnd) -> None:
+        self.ends.append(end)
 
     def progress(self, request_id: str, output_tokens: int) -> None:
         self.reports.append((request_id, output_tokens))
@@ -26,3 +37,19 @@ def test_progress_is_reported_each_256_tokens() -> None:
             placement.report_progress()
     assert router.reports == [("a", 256), ("a", 811)]
     assert placement.report_at == 1024
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_hand_over_is_measured_from_a_first_token_that_prefill_drew(
+    monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    """shown: whether prefill's token was. Otherwise the first token is decode's."""
+    router, info, times = Router(), RequestInfo(RequestId("a"), TenantId("t")), iter((5.0, 5.25))
+    monkeypatch.setattr("llmserve.apiserver.request.placement.time.monotonic", lambda: next(times))
+    context = SimpleNamespace(router=router)
+    placement = RequestPlacement(info, context, [SequenceRecord()])  # type: ignore[arg-type]
+    if shown:
+        placement.first_token()
+    placement.handed_over()
+    placement.done(Outcome.COMPLETED)
+    assert [end.handover_seconds for end in router.ends] == [0.25 if shown else None]

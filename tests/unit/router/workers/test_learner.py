@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from llmserve.core.ids import RequestId, TenantId, WorkerId
+from llmserve.core.kv_params import HandoverMode
 from llmserve.core.outcome import Outcome
 from llmserve.router.events import Admit, Effect, HeldRequest, Incarnation, RequestStarted
 from llmserve.router.placement.planner import PlacementRequest
+from llmserve.router.workers.handover import MeasuredHandover
 from llmserve.router.workers.latency import LatencyModel
 
 MakeCluster = Callable[..., Any]
@@ -141,3 +143,91 @@ def test_the_time_of_loading_is_no_computing(make_cluster: MakeCluster) -> None:
     cluster.clock.advance(1.0)
     cluster.first_token(session, "a")
     assert heard == [(_member(cluster, "prefill-0"), 10, 1.0, 0.75)]
+
+
+def _handed_over(cluster: Any, session: Any, name: str, seconds: float | None = 0.25) -> None:
+    cluster.controller.requests.done(session, RequestId(name), Outcome.COMPLETED, 5, handover_seconds=seconds)
+
+
+@pytest.fixture
+def handed(make_cluster: MakeCluster) -> tuple[Any, Any, list[Any]]:
+    """A cluster, a session, and the hand-overs that the speeds hear of."""
+    cluster, heard = make_cluster("prefill-0", "prefill-1", "decode-0", slots=8), []
+    cluster.controller.speeds.handed_over = lambda *measured: heard.append(measured)
+    return cluster, cluster.open(), heard
+
+
+def test_a_hand_over_counts_with_what_prefill_and_decode_took(handed: tuple[Any, Any, list[Any]]) -> None:
+    cluster, session, heard = handed
+    cluster.admit(session, "a")
+    plan = session.entries[RequestId("a")].hold.work.plan
+    cluster.clock.advance(0.5)
+    cluster.first_token(session, "a")
+    cluster.clock.advance(9.0)
+    _handed_over(cluster, session, "a")
+    measured = MeasuredHandover(HandoverMode.PULL, 10, 10, 0.5, 0.25)
+    assert heard == [(plan.prefill, plan.decode, measured)]
+
+
+def test_without_a_prediction_the_time_since_the_placement_counts(make_cluster: MakeCluster) -> None:
+    cluster, heard = make_cluster("prefill-0", "decode-0", routing="round_robin"), []
+    cluster.controller.speeds.handed_over = lambda *measured: heard.append(measured[2].compute_seconds)
+    session = cluster.open()
+    cluster.admit(session, "a")
+    cluster.clock.advance(0.5)
+    cluster.first_token(session, "a")
+    _handed_over(cluster, session, "a")
+    assert heard == [0.5]
+
+
+def test_prompts_that_are_computed_side_by_side_teach_nothing_of_hand_overs(
+    handed: tuple[Any, Any, list[Any]],
+) -> None:
+    cluster, session, heard = handed
+    for name in ("a", "b", "c"):  # two of them on one worker
+        cluster.admit(session, name)
+    workers = {
+        name: session.entries[RequestId(name)].hold.work.plan.prefill.spec.worker_id
+        for name in ("a", "b", "c")
+    }
+    for name in ("a", "b", "c"):
+        cluster.clock.advance(1.0)
+        cluster.first_token(session, name)
+        _handed_over(cluster, session, name)
+    alone = [name for name in workers if list(workers.values()).count(workers[name]) == 1]
+    assert [measured[0].spec.worker_id for measured in heard] == [workers[name] for name in alone]
+    assert len(alone) == 1
+
+
+def test_what_was_not_handed_over_teaches_nothing_of_it(handed: tuple[Any, Any, list[Any]]) -> None:
+    cluster, session, heard = handed
+    cluster.admit(session, "no hand-over")
+    cluster.first_token(session, "no hand-over")
+    _handed_over(cluster, session, "no hand-over", None)
+    cluster.admit(session, "waits for a first token")
+    _handed_over(cluster, session, "waits for a first token")
+    assert heard == []
+
+
+def test_one_worker_for_both_hands_nothing_over(make_cluster: MakeCluster) -> None:
+    cluster, heard = make_cluster("aggregated-0"), []
+    cluster.controller.speeds.handed_over = lambda *measured: heard.append(measured)
+    session = cluster.open()
+    cluster.admit(session, "a")
+    cluster.first_token(session, "a")
+    _handed_over(cluster, session, "a")
+    assert heard == []
+
+
+def test_the_seconds_of_a_slow_worker_count_as_those_of_all(make_cluster: MakeCluster) -> None:
+    cluster, heard = make_cluster("prefill-0", "prefill-1", "decode-0"), []
+    speeds = cluster.controller.speeds
+    slow, decode = _member(cluster, "prefill-0"), _member(cluster, "decode-0")
+    speeds.handovers.learn = lambda *measured: heard.append(measured)
+    measured = MeasuredHandover(HandoverMode.PUSH, 1000, 2000, 3.0, 0.25)
+    speeds.handed_over(slow, decode, measured)
+    slow.slots.latency = LatencyModel()
+    slow.slots.latency.prefill.fixed, slow.slots.latency.prefill.slope = 1.0, 0.002
+    speeds.of_model("m").prefill.fixed, speeds.of_model("m").prefill.slope = 0.5, 0.001
+    speeds.handed_over(slow, decode, measured)
+    assert heard == [(slow, decode, measured), (slow, decode, measured._replace(compute_seconds=1.5))]

@@ -7,6 +7,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RouterSessionRequests(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[RouterSessionRequest]
+    def __init__(self, messages: _Optional[_Iterable[_Union[RouterSessionRequest, _Mapping]]] = ...) -> None: ...
+
 class RouterSessionRequest(_message.Message):
     __slots__ = ("hello", "admit", "first_token", "done", "worker_failed", "progress", "answer")
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -92,16 +98,18 @@ class Progress(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., output_tokens: _Optional[int] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ("request_id", "outcome", "output_tokens", "cached_tokens")
+    __slots__ = ("request_id", "outcome", "output_tokens", "cached_tokens", "handover_seconds")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HANDOVER_SECONDS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     outcome: _common_pb2.Outcome
     output_tokens: int
     cached_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[_Union[_common_pb2.Outcome, str]] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    handover_seconds: float
+    def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[_Union[_common_pb2.Outcome, str]] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., handover_seconds: _Optional[float] = ...) -> None: ...
 
 class WorkerFailed(_message.Message):
     __slots__ = ("worker_id", "epoch", "reason", "stalled")
@@ -114,6 +122,12 @@ class WorkerFailed(_message.Message):
     reason: str
     stalled: bool
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., reason: _Optional[str] = ..., stalled: _Optional[bool] = ...) -> None: ...
+
+class RouterSessionResponses(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[RouterSessionResponse]
+    def __init__(self, messages: _Optional[_Iterable[_Union[RouterSessionResponse, _Mapping]]] = ...) -> None: ...
 
 class RouterSessionResponse(_message.Message):
     __slots__ = ("placed", "refused", "state", "question")
@@ -128,14 +142,16 @@ class RouterSessionResponse(_message.Message):
     def __init__(self, placed: _Optional[_Union[Placed, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., state: _Optional[_Union[ClusterState, _Mapping]] = ..., question: _Optional[_Union[Question, _Mapping]] = ...) -> None: ...
 
 class Placement(_message.Message):
-    __slots__ = ("prefill", "decode", "predicted_cached_tokens")
+    __slots__ = ("prefill", "decode", "predicted_cached_tokens", "push")
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PUSH_FIELD_NUMBER: _ClassVar[int]
     prefill: _common_pb2.WorkerInfo
     decode: _common_pb2.WorkerInfo
     predicted_cached_tokens: int
-    def __init__(self, prefill: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., decode: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., predicted_cached_tokens: _Optional[int] = ...) -> None: ...
+    push: bool
+    def __init__(self, prefill: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., decode: _Optional[_Union[_common_pb2.WorkerInfo, _Mapping]] = ..., predicted_cached_tokens: _Optional[int] = ..., push: _Optional[bool] = ...) -> None: ...
 
 class Placed(_message.Message):
     __slots__ = ("request_id", "placement", "queue_seconds", "report")
@@ -344,7 +360,7 @@ class DrainResponse(_message.Message):
     def __init__(self, running_requests: _Optional[int] = ..., others: _Optional[int] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
 
 class PlacementReport(_message.Message):
-    __slots__ = ("requests_ahead", "used_up_seconds", "tenant_weight", "tenant_share", "candidates", "predicted_cached_tokens", "note")
+    __slots__ = ("requests_ahead", "used_up_seconds", "tenant_weight", "tenant_share", "candidates", "predicted_cached_tokens", "note", "handover")
     class UsedUpSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -359,6 +375,7 @@ class PlacementReport(_message.Message):
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    HANDOVER_FIELD_NUMBER: _ClassVar[int]
     requests_ahead: int
     used_up_seconds: _containers.ScalarMap[str, float]
     tenant_weight: float
@@ -366,7 +383,20 @@ class PlacementReport(_message.Message):
     candidates: _containers.RepeatedCompositeFieldContainer[PlacementCandidate]
     predicted_cached_tokens: int
     note: str
-    def __init__(self, requests_ahead: _Optional[int] = ..., used_up_seconds: _Optional[_Mapping[str, float]] = ..., tenant_weight: _Optional[float] = ..., tenant_share: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[PlacementCandidate, _Mapping]]] = ..., predicted_cached_tokens: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
+    handover: HandoverChoice
+    def __init__(self, requests_ahead: _Optional[int] = ..., used_up_seconds: _Optional[_Mapping[str, float]] = ..., tenant_weight: _Optional[float] = ..., tenant_share: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[PlacementCandidate, _Mapping]]] = ..., predicted_cached_tokens: _Optional[int] = ..., note: _Optional[str] = ..., handover: _Optional[_Union[HandoverChoice, _Mapping]] = ...) -> None: ...
+
+class HandoverChoice(_message.Message):
+    __slots__ = ("push", "reason", "pull_seconds", "push_seconds")
+    PUSH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PULL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PUSH_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    push: bool
+    reason: str
+    pull_seconds: float
+    push_seconds: float
+    def __init__(self, push: _Optional[bool] = ..., reason: _Optional[str] = ..., pull_seconds: _Optional[float] = ..., push_seconds: _Optional[float] = ...) -> None: ...
 
 class PlacementCandidate(_message.Message):
     __slots__ = ("prefill", "decode", "seconds")

@@ -39,8 +39,8 @@ class RouterStub:
         """
         self.Session = channel.stream_stream(
                 '/llmserve.v1.Router/Session',
-                request_serializer=llmserve_dot_v1_dot_router__pb2.RouterSessionRequest.SerializeToString,
-                response_deserializer=llmserve_dot_v1_dot_router__pb2.RouterSessionResponse.FromString,
+                request_serializer=llmserve_dot_v1_dot_router__pb2.RouterSessionRequests.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.RouterSessionResponses.FromString,
                 _registered_method=True)
         self.Register = channel.unary_unary(
                 '/llmserve.v1.Router/Register',
@@ -156,8 +156,8 @@ def add_RouterServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Session': grpc.stream_stream_rpc_method_handler(
                     servicer.Session,
-                    request_deserializer=llmserve_dot_v1_dot_router__pb2.RouterSessionRequest.FromString,
-                    response_serializer=llmserve_dot_v1_dot_router__pb2.RouterSessionResponse.SerializeToString,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.RouterSessionRequests.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.RouterSessionResponses.SerializeToString,
             ),
             'Register': grpc.unary_unary_rpc_method_handler(
                     servicer.Register,
@@ -228,8 +228,8 @@ class Router:
             request_iterator,
             target,
             '/llmserve.v1.Router/Session',
-            llmserve_dot_v1_dot_router__pb2.RouterSessionRequest.SerializeToString,
-            llmserve_dot_v1_dot_router__pb2.RouterSessionResponse.FromString,
+            llmserve_dot_v1_dot_router__pb2.RouterSessionRequests.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.RouterSessionResponses.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,6 +23,12 @@ FINISH_REASON_ABORT: FinishReason
 FINISH_REASON_ERROR: FinishReason
 FINISH_REASON_REPETITION: FinishReason
 
+class WorkerSessionRequests(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[WorkerSessionRequest]
+    def __init__(self, messages: _Optional[_Iterable[_Union[WorkerSessionRequest, _Mapping]]] = ...) -> None: ...
+
 class WorkerSessionRequest(_message.Message):
     __slots__ = ("generate", "abort")
     GENERATE_FIELD_NUMBER: _ClassVar[int]

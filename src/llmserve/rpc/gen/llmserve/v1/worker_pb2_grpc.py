@@ -37,7 +37,7 @@ class WorkerStub:
         """
         self.Session = channel.stream_stream(
                 '/llmserve.v1.Worker/Session',
-                request_serializer=llmserve_dot_v1_dot_worker__pb2.WorkerSessionRequest.SerializeToString,
+                request_serializer=llmserve_dot_v1_dot_worker__pb2.WorkerSessionRequests.SerializeToString,
                 response_deserializer=llmserve_dot_v1_dot_worker__pb2.WorkerSessionResponse.FromString,
                 _registered_method=True)
         self.ReleaseLease = channel.unary_unary(
@@ -82,7 +82,7 @@ def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Session': grpc.stream_stream_rpc_method_handler(
                     servicer.Session,
-                    request_deserializer=llmserve_dot_v1_dot_worker__pb2.WorkerSessionRequest.FromString,
+                    request_deserializer=llmserve_dot_v1_dot_worker__pb2.WorkerSessionRequests.FromString,
                     response_serializer=llmserve_dot_v1_dot_worker__pb2.WorkerSessionResponse.SerializeToString,
             ),
             'ReleaseLease': grpc.unary_unary_rpc_method_handler(
@@ -122,7 +122,7 @@ class Worker:
             request_iterator,
             target,
             '/llmserve.v1.Worker/Session',
-            llmserve_dot_v1_dot_worker__pb2.WorkerSessionRequest.SerializeToString,
+            llmserve_dot_v1_dot_worker__pb2.WorkerSessionRequests.SerializeToString,
             llmserve_dot_v1_dot_worker__pb2.WorkerSessionResponse.FromString,
             options,
             channel_credentials,
