@@ -135,7 +135,7 @@ async def test_too_slow_is_a_failure() -> None:
 
 async def test_a_hang_is_found_once_for_all() -> None:
     wire = Wire()
-    seconds = iter([0.02, 10.0])
+    seconds = iter([0.2, 10.0])
     lane = Lane(wire.read, lambda size: next(seconds))
     first = asyncio.create_task(lane.move(_batch(0, 1)))
     await _turn()
