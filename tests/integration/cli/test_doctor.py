@@ -1,18 +1,14 @@
-"""`llmserve doctor` as a user types it: the real command on this machine, without and with a cluster."""
+"""`llmserve doctor` as a user types it: the real command on this machine. test_one_port.py has a cluster."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-import yaml
 
-from bench.cluster import Cluster, running
 from llmserve.transfer.select import makers
 
 ROOT = Path(__file__).parents[3]
@@ -95,30 +91,3 @@ def test_a_wrong_manifest_is_a_problem_with_its_line(tmp_path: Path) -> None:
     assert manifest["status"] == "problem"
     assert f"{wrong}:23: spec.deployment.replicas.prefil" in manifest["advice"]
     assert done.returncode == 1
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    manifest = yaml.safe_load((ROOT / "examples" / "sim.yaml").read_text())
-    manifest["spec"]["deployment"]["replicas"] = {"prefill": 1, "decode": 1}
-    with running(manifest) as started:
-        body = {"model": started.state()["model"], "prompt": list(range(300, 500)), "max_tokens": 4}
-        httpx.post(f"{started.url}/v1/completions", json=body, timeout=30).raise_for_status()
-        yield started
-
-
-def test_a_running_cluster_is_looked_at(cluster: Cluster) -> None:
-    findings = _findings(_doctor("--run-dir", str(cluster.run_dir), "--json"))
-    for name in ("router-0", "kvmanager-0", "prefill-0", "decode-0", "apiserver-0"):
-        assert findings["cluster", name]["status"] == "ok", findings["cluster", name]
-    moved = findings["cluster", "KV to decode-0"]
-    assert moved["figures"]["transferred_bytes"] > 0
-    assert moved["figures"]["failures"] == 0
-    assert ("cluster", "KV to prefill-0") not in findings
-    pair = findings["cluster", "prefill-0 > decode-0"]
-    assert pair["status"] in ("ok", "note")
-    assert "(used)" in pair["value"]
-    assert pair["figures"]["gigabytes_per_second"] > 0
-    assert findings["cluster", "orphaned KV"]["status"] == "ok"
-    assert findings["manifest", "run directory"]["value"].endswith("in use by the running cluster")
-    assert ("manifest", "port") not in findings

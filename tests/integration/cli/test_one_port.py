@@ -73,13 +73,34 @@ def _ask_twice(client: httpx.Client, body: dict[str, object]) -> None:
         assert client.post("/v1/completions", json=body).status_code == 200
 
 
-def test_status_and_doctor_ask_each_of_them(cluster: Cluster) -> None:
+def test_the_status_has_one_url_and_each_apiserver(cluster: Cluster) -> None:
     state = cluster.state()
     assert state["base_urls"] == [cluster.url]
     assert len({cluster.role(name)["direct"] for name in _APISERVERS}) == 2
-    report = json.loads(_llmserve(cluster, "doctor", "--json").stdout)
-    found = {finding["name"]: finding["status"] for finding in report["findings"]}
-    assert {found[f"API of {name}"] for name in _APISERVERS} == {"ok"}
+
+
+def test_doctor_looks_at_a_running_cluster(cluster: Cluster) -> None:
+    body = {"model": MODEL, "prompt": list(range(300, 500)), "max_tokens": 4}
+    httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30).raise_for_status()
+    done = _llmserve(cluster, "doctor", "--json")
+    assert "Traceback" not in done.stderr
+    told = json.loads(done.stdout)
+    assert done.returncode == (0 if told["healthy"] else 1)
+    findings = {(one["section"], one["name"]): one for one in told["findings"]}
+    for name in ("router-0", "kvmanager-0", "prefill-0", "decode-0", *_APISERVERS):
+        assert findings["cluster", name]["status"] == "ok", findings["cluster", name]
+    assert {findings["cluster", f"API of {name}"]["status"] for name in _APISERVERS} == {"ok"}
+    moved = findings["cluster", "KV to decode-0"]
+    assert moved["figures"]["transferred_bytes"] > 0
+    assert moved["figures"]["failures"] == 0
+    assert ("cluster", "KV to prefill-0") not in findings
+    pair = findings["cluster", "prefill-0 > decode-0"]
+    assert pair["status"] in ("ok", "note")
+    assert "(used)" in pair["value"]
+    assert pair["figures"]["gigabytes_per_second"] > 0
+    assert findings["cluster", "orphaned KV"]["status"] == "ok"
+    assert findings["manifest", "run directory"]["value"].endswith("in use by the running cluster")
+    assert ("manifest", "port") not in findings
 
 
 def test_one_that_is_killed_takes_only_its_connections_along(cluster: Cluster) -> None:
