@@ -64,7 +64,7 @@ services: unit
 # These two wait for one request at a time, mostly: `make -j 2` runs them beside each other.
 # vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
 engines: services
-	$(call tests,tests/conformance/test_engine.py tests/conformance/test_seeds.py -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning)
+	$(call tests,tests/conformance/test_engine.py tests/conformance/test_seeds.py tests/conformance/test_groups_and_ranks.py -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning)
 
 e2e: services
 	$(call tests,tests/e2e)

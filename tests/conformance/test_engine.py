@@ -9,9 +9,8 @@ suite can afford real ones; a fixture checks that each test leaves them empty.
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
 
 import pytest
 import pytest_asyncio
@@ -23,22 +22,29 @@ from llmserve.core.ids import RequestId, TransferId, WorkerId
 from llmserve.core.kv_params import PullParams, PushParams, prefill_params
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.process import read_effort
-from llmserve.core.request import EngineOutput, EngineRequest, LeaseState, SamplingLimits
-from llmserve.engines.base import Engine, EngineInfo
-from llmserve.engines.kv_transfer import query_status, release_lease
+from llmserve.core.request import LeaseState
+from llmserve.engines.base import Engine
+from llmserve.engines.kv_transfer import release_lease
 from llmserve.engines.sim.engine import SimEngine
 from llmserve.engines.sim.link import open_handover_link
 from llmserve.engines.sim.step import RealStepTimer
 from llmserve.engines.spec import EngineSpec
+from tests.conformance.engine_pair import (
+    HAND_OVER,
+    SALT,
+    Harness,
+    Pair,
+    Push,
+    ended,
+    finished,
+    numbers,
+    tokens,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-HAND_OVER = {"do_remote_decode": True}
-SALT = "0123456789abcdef0123456789abcdef"
 OTHER_SALT = SALT[::-1]  # no KV in common: what is computed from it is computed whole
 LENGTHS = (1, 2, 15, 16, 17, 127, 128, 129, 500, 1500)
-
-_numbers = itertools.count(1)
 
 
 class EngineKit(Protocol):
@@ -80,7 +86,7 @@ class SimKit:
         )
         return EngineSpec(
             worker_id=WorkerId(name),
-            epoch=next(_numbers),
+            epoch=next(numbers),
             role=role,
             model_dir=None,
             model_name="sim",
@@ -90,191 +96,6 @@ class SimKit:
             transfer=TransferConfig(engine_order=()),
             handover_host=host,
         )
-
-
-@dataclass(repr=False)
-class Harness:
-    """One started engine, with the single consumers of its outputs and KV events."""
-
-    engine: Engine
-    info: EngineInfo
-    kit: EngineKit
-    outputs: dict[str, list[EngineOutput]] = field(default_factory=dict)
-    resident: set[bytes] = field(default_factory=set)
-    leases: list[LeaseState] = field(default_factory=list)
-    held_at_rest: list[int] = field(default_factory=list)  # blocks, each time that it said that nothing runs
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-
-    @classmethod
-    async def open(
-        cls, kit: EngineKit, role: WorkerRole, name: str, block_size_tokens: int | None = None
-    ) -> "Harness":
-        engine = kit.make(role, name, block_size_tokens)
-        harness = cls(engine, await engine.start(), kit)
-        harness.tasks = [
-            asyncio.ensure_future(harness._collect()),
-            asyncio.ensure_future(harness._follow()),
-        ]
-        return harness
-
-    async def close(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        await self.engine.aclose()
-
-    async def _collect(self) -> None:
-        while True:
-            outputs = await self.engine.next_outputs()
-            if not outputs:
-                self.held_at_rest.append((await self.engine.load()).used_blocks)
-            for output in outputs:
-                self.outputs.setdefault(output.request_id, []).append(output)
-            self.changed.set()
-
-    async def _follow(self) -> None:
-        while True:
-            events = await self.engine.next_kv_events()
-            if events.cleared:
-                self.resident.clear()
-            self.resident.difference_update(events.removed)
-            self.resident.update(events.stored)
-            self.leases.extend(change.state for change in events.leases)
-            self.changed.set()
-
-    async def add(
-        self,
-        prompt: Sequence[int],
-        max_tokens: int = 8,
-        kv: Mapping[str, Any] | None = None,
-        salt: str = SALT,
-        **limits: Any,
-    ) -> str:
-        request_id = f"r{next(_numbers)}"
-        sampling = SamplingLimits(max_tokens, **limits)
-        await self.engine.add(
-            EngineRequest(RequestId(request_id), prompt, sampling, cache_salt=salt, kv_transfer_params=kv)
-        )
-        return request_id
-
-    async def until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
-        async with asyncio.timeout(seconds):
-            while not condition():
-                self.changed.clear()
-                await self.changed.wait()
-
-    async def result(self, request_id: str) -> list[EngineOutput]:
-        await self.until(lambda: finished(self.outputs.get(request_id, ())))
-        return self.outputs[request_id]
-
-    async def run(self, prompt: Sequence[int], max_tokens: int = 8, **more: Any) -> list[EngineOutput]:
-        return await self.result(await self.add(prompt, max_tokens, **more))
-
-    async def twice(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], list[int]]:
-        """What it says of a prompt that it computes whole, and then with the prompt's blocks in its cache.
-        These may differ: fewer tokens are computed at once, and kernels round otherwise."""
-        whole = tokens(await self.run(prompt, max_tokens))
-        return whole, tokens(await self.run(prompt, max_tokens))
-
-    async def first_token(self, request_id: str) -> None:
-        await self.until(lambda: bool(tokens(self.outputs.get(request_id, ()))))
-
-    async def abort(self, request_id: str) -> None:
-        await self.engine.abort([RequestId(request_id)])
-
-    async def empty(self) -> None:
-        """Waits until nothing runs and no block is held, for itself or for others."""
-        async with asyncio.timeout(self.kit.settle_seconds):
-            while (busy := await self._busy()) != (0, 0, 0, 0, 0):  # noqa: ASYNC110 - a remote state
-                await asyncio.sleep(0.01)
-        assert busy == (0, 0, 0, 0, 0)
-
-    async def _busy(self) -> tuple[int, ...]:
-        load = await self.engine.load()
-        return (
-            load.running_requests,
-            load.waiting_requests,
-            load.used_blocks,
-            load.leased_blocks,
-            load.orphan_blocks,
-        )
-
-
-@dataclass(frozen=True)
-class Pair:
-    prefill: Harness
-    decode: Harness
-
-    async def ticket(self, prompt: Sequence[int]) -> dict[str, Any]:
-        (output,) = await self.prefill.run(prompt, 1, kv=HAND_OVER)
-        assert output.kv_transfer_params is not None
-        return dict(output.kv_transfer_params)
-
-    async def handed_over(self, prompt: Sequence[int], max_tokens: int) -> list[EngineOutput]:
-        """Decode draws the first token again."""
-        return await self.decode.run(prompt, max_tokens, kv=await self.ticket(prompt))
-
-    async def continued(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], list[EngineOutput]]:
-        """Decode goes on from the token that prefill drew: that token, and decode's outputs."""
-        (output,) = await self.prefill.run(prompt, 1, kv=HAND_OVER)
-        first = list(output.token_ids)
-        rest = await self.decode.run([*prompt, *first], max_tokens - 1, kv=output.kv_transfer_params)
-        return first, rest
-
-
-@dataclass(frozen=True)
-class Push:
-    """A request that is being pushed: decode has it first."""
-
-    pair: Pair
-    prompt: Sequence[int]
-    transfer_id: TransferId
-    salt: str
-    decode_id: str
-
-    @classmethod
-    async def start(
-        cls,
-        pair: Pair,
-        prompt: Sequence[int],
-        max_tokens: int,
-        *,
-        continues: bool = True,
-        salt: str = SALT,
-        transfer_id: TransferId | None = None,
-    ) -> "Push":
-        transfer_id = transfer_id or TransferId(f"push-{next(_numbers)}")
-        endpoints = pair.prefill.info.handover_endpoints
-        status = await query_status(endpoints[0], 5.0)
-        worker = WorkerId(status.worker_id)
-        card = PushParams(transfer_id, worker, status.epoch, endpoints, len(prompt), continues)
-        decode_id = await pair.decode.add(prompt, max_tokens, kv=card.to_params(), salt=salt)
-        return cls(pair, prompt, transfer_id, salt, decode_id)
-
-    async def prefill(self, **limits: Any) -> str:
-        params = prefill_params(self.transfer_id)
-        return await self.pair.prefill.add(self.prompt, 1, kv=params, salt=self.salt, **limits)
-
-    async def finish(self) -> tuple[list[int], list[EngineOutput]]:
-        """As Pair.continued: prefill's token, and decode's outputs."""
-        (output,) = await self.pair.prefill.result(await self.prefill())
-        return list(output.token_ids), await self.output()
-
-    async def output(self) -> list[EngineOutput]:
-        return await self.pair.decode.result(self.decode_id)
-
-
-def finished(outputs: Sequence[EngineOutput]) -> bool:
-    return bool(outputs) and outputs[-1].finish_reason is not None
-
-
-def tokens(outputs: Sequence[EngineOutput]) -> list[int]:
-    return [token for output in outputs for token in output.token_ids]
-
-
-def ended(outputs: Sequence[EngineOutput]) -> FinishReason | None:
-    return outputs[-1].finish_reason
 
 
 @pytest.fixture(
@@ -290,9 +111,9 @@ def kit(request: pytest.FixtureRequest) -> EngineKit:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engines(kit: EngineKit) -> AsyncIterator[Pair]:
-    prefill = await Harness.open(kit, WorkerRole.PREFILL, "prefill")
+    prefill = await Harness.open(kit.make(WorkerRole.PREFILL, "prefill"), kit.settle_seconds)
     try:
-        decode = await Harness.open(kit, WorkerRole.DECODE, "decode")
+        decode = await Harness.open(kit.make(WorkerRole.DECODE, "decode"), kit.settle_seconds)
     except BaseException:
         await prefill.close()
         raise
@@ -314,7 +135,7 @@ def prompt_of(kit: EngineKit) -> Callable[[int], list[int]]:
     model is then sure of what follows, and two kernels that round differently say the same."""
 
     def make(length: int) -> list[int]:
-        rng = random.Random(next(_numbers))
+        rng = random.Random(next(numbers))
         theme = [rng.randrange(100, kit.prompt_vocab) for _ in range(7)]
         return list(itertools.islice(itertools.cycle(theme), length))
 
@@ -423,7 +244,7 @@ async def test_an_engine_says_when_nothing_runs_any_more(pair: Pair, prompt_of: 
     before = len(pair.decode.held_at_rest)
     for request_id in request_ids:
         await pair.decode.abort(request_id)
-    await pair.decode.until(lambda: 0 in pair.decode.held_at_rest[before:], pair.decode.kit.settle_seconds)
+    await pair.decode.until(lambda: 0 in pair.decode.held_at_rest[before:], pair.decode.settle_seconds)
     assert (await pair.decode.engine.load()).running_requests == 0
 
 
@@ -627,7 +448,7 @@ async def test_decode_may_draw_the_first_token_of_a_push_again(pair: Pair, promp
 
 async def test_decode_may_come_when_prefill_is_done(pair: Pair, prompt_of: PromptOf) -> None:
     prompt = prompt_of(300)
-    transfer_id = TransferId(f"late-{next(_numbers)}")
+    transfer_id = TransferId(f"late-{next(numbers)}")
     (output,) = await pair.prefill.run(prompt, 1, kv=prefill_params(transfer_id))
     push = await Push.start(pair, prompt, 5, transfer_id=transfer_id)
     rest = await push.output()
@@ -781,7 +602,8 @@ async def test_a_lease_is_granted_while_prefill_computes_other_prompts(
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def other(kit: EngineKit, engines: Pair) -> AsyncIterator[Harness]:
     """An engine with blocks of another size than those of the pair."""
-    harness = await Harness.open(kit, WorkerRole.AGGREGATED, "other", kit.other_block_size)
+    engine = kit.make(WorkerRole.AGGREGATED, "other", kit.other_block_size)
+    harness = await Harness.open(engine, kit.settle_seconds)
     assert harness.info.block_size_tokens == kit.other_block_size != engines.decode.info.block_size_tokens
     yield harness
     await harness.close()
