@@ -175,7 +175,7 @@ class Routed:
             block_hashes=BLOCKS,
             block_tokens=BLOCK_TOKENS,
         )
-        await self.apiserver._call.write(Request(admit=admit))
+        await self.apiserver.say(Request(admit=admit))
 
     async def status(self) -> router_pb2.GetClusterStatusResponse:
         request = router_pb2.GetClusterStatusRequest()

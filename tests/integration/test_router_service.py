@@ -55,7 +55,7 @@ class Apiserver:
         self._heard: deque[Response] = deque()
 
     async def hello(self, *held: router_pb2.HeldPlacement) -> "Apiserver":
-        await self._say(Request(hello=router_pb2.Hello(apiserver_id=self._name, held=held)))
+        await self.say(Request(hello=router_pb2.Hello(apiserver_id=self._name, held=held)))
         assert (await self.hear()).HasField("state")
         return self
 
@@ -63,20 +63,20 @@ class Apiserver:
         admit = router_pb2.Admit(
             request_id=name, tenant="t", model="m", timeout_seconds=timeout, excluded_workers=without.split()
         )
-        await self._say(Request(admit=admit))
+        await self.say(Request(admit=admit))
 
     async def first_token(self, name: str) -> None:
-        await self._say(Request(first_token=router_pb2.FirstToken(request_id=name)))
+        await self.say(Request(first_token=router_pb2.FirstToken(request_id=name)))
 
     async def done(self, name: str) -> None:
         done = router_pb2.Done(request_id=name, outcome=common_pb2.OUTCOME_COMPLETED, output_tokens=3)
-        await self._say(Request(done=done))
+        await self.say(Request(done=done))
 
     async def failed(self, name: str, epoch: int = 1) -> None:
         failed = router_pb2.WorkerFailed(worker_id=name, epoch=epoch, reason="reset by peer")
-        await self._say(Request(worker_failed=failed))
+        await self.say(Request(worker_failed=failed))
 
-    async def _say(self, message: Request) -> None:
+    async def say(self, message: Request) -> None:
         await self._call.write(Requests(messages=[message]))
 
     async def hear(self) -> Response:

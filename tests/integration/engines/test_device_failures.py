@@ -89,7 +89,7 @@ def test_a_push_whose_copy_fails_becomes_a_pull(make: Make, failing: str) -> Non
     reserve(decode, prefill)
     orders = step(prefill, 0, 2)
     prefill.side.computed(1, orders)
-    eventually(lambda: decode.has(OLD, TARGET, slice(1, 2)) and prefill.has_probed)
+    eventually(lambda: decode.has(OLD, TARGET, slice(1, 2)) and prefill.has_probed and decode.has_probed)
     prefill.kv[:, list(SOURCE)] = NEW
     (prefill if failing == "prefill" else decode).device.fail_copy()
     prefill.side.computed(0, orders)
