@@ -61,12 +61,12 @@ test: unit services engines e2e  ## Every test: unit, conformance, integration (
 services: unit
 	$(call tests,tests/conformance tests/integration tests/gpu,$(TWO_AT_ONCE))
 
-# These two wait for one request at a time, mostly: `make -j 2` runs them beside each other.
+# `make -j 2` runs the tests with real engines beside those without, since both wait most of the time.
 # vLLM does not close its ZMQ contexts when a start fails: its warning about that is not ours.
-engines: services
+engines: unit
 	$(call tests,tests/conformance/test_engine.py tests/conformance/test_seeds.py tests/conformance/test_groups_and_ranks.py -m real_vllm -W ignore::pytest.PytestUnraisableExceptionWarning)
 
-e2e: services
+e2e: engines
 	$(call tests,tests/e2e)
 
 bench: $(DEV)  ## Measure; each figure with its baseline in the same run (BENCHES="latency transfer": only these)
