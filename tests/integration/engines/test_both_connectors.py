@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +13,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 
 from llmserve.config.load import parse_manifest
+from llmserve.config.schema import TransferConfig
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.engines.connector.connector import LLMServeConnector
 from llmserve.engines.spec import EngineSpec
 from llmserve.engines.store.spec import StoreConnector, StoreSpec
+from llmserve.engines.vllm import args
 from llmserve.engines.vllm.args import engine_args
 from llmserve.engines.vllm.both import MultiConnector
 from llmserve.kvstore.dram.client.quantized import Codes
@@ -69,10 +73,29 @@ def test_only_engines_that_push_give_up_full_graphs(
     spec: EngineSpec, role: WorkerRole, mode: str, piecewise: bool
 ) -> None:
     transfer = spec.transfer.model_copy(update={"mode": mode})
-    args = engine_args(replace(spec, role=role, transfer=transfer, kv_store=()), "ipc:///x", "ready.json")
-    assert isinstance(args.kv_transfer_config, KVTransferConfig)
-    extra = args.kv_transfer_config.kv_connector_extra_config
+    made = engine_args(replace(spec, role=role, transfer=transfer, kv_store=()), "ipc:///x", "ready.json")
+    assert isinstance(made.kv_transfer_config, KVTransferConfig)
+    extra = made.kv_transfer_config.kv_connector_extra_config
     assert LLMServeConnector.requires_piecewise_for_cudagraph(extra) is piecewise
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "written", "order"),
+    [
+        (False, {}, ["nixl", "ucx", "nccl"]),
+        (True, {}, ["nixl", "ucx"]),
+        (True, {"engine_order": ("nccl", "nixl")}, ["nccl", "nixl"]),
+    ],
+)
+def test_on_a_gpu_both_use_nccl_only_where_it_is_asked_for(
+    spec: EngineSpec, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, written: dict[str, Any], order: list[str]
+) -> None:
+    if on_gpu:
+        monkeypatch.setattr(args, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    made = engine_args(replace(spec, transfer=TransferConfig(**written)), "ipc:///x", "ready.json")
+    assert isinstance(made.kv_transfer_config, KVTransferConfig)
+    for connector in made.kv_transfer_config.kv_connector_extra_config["connectors"]:
+        assert connector["kv_connector_extra_config"]["engine_order"] == order
 
 
 def test_they_share_one_budget_and_one_matrix_and_the_pool_has_the_format_of_the_manifest(

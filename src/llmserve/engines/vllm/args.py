@@ -120,6 +120,14 @@ def _kv_transfer(spec: EngineSpec, card_path: str) -> KVTransferConfig:
     )
 
 
+def _engine_order(spec: EngineSpec) -> list[str]:
+    """Returns the transports to prefer. On a GPU, NCCL would make groups of its own beside vLLM's, which
+    nobody has tried: it is among them only when the manifest names it."""
+    transfer = spec.transfer
+    leaves_nccl_out = not current_platform.is_cpu() and "engine_order" not in transfer.model_fields_set
+    return [name for name in transfer.engine_order if not (leaves_nccl_out and name == "nccl")]
+
+
 def _handover(spec: EngineSpec, card_path: str) -> dict[str, Any]:
     return {
         "kv_connector": CONNECTOR,
@@ -129,7 +137,7 @@ def _handover(spec: EngineSpec, card_path: str) -> dict[str, Any]:
             epoch=spec.epoch,
             host=spec.handover_host,
             model=spec.model_identity,
-            engine_order=tuple(spec.transfer.engine_order),
+            engine_order=tuple(_engine_order(spec)),
             lease_seconds=spec.transfer.lease_seconds,
             card_path=card_path,
             policy=transfer_policy(spec),
@@ -150,7 +158,7 @@ def _store(spec: EngineSpec) -> dict[str, Any]:
             "quantize": spec.kv_store_quantize,
             "worker_id": spec.worker_id,
             "epoch": spec.epoch,
-            "engine_order": list(spec.transfer.engine_order),
+            "engine_order": _engine_order(spec),
             "host": spec.handover_host,
             "policy": asdict(transfer_policy(spec)),
             "offload_prompt_only": spec.role is WorkerRole.PREFILL,
