@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from bench.gateway.floor import MARK
 from llmserve.config.load import load_manifest
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import (
     EngineLoad,
@@ -61,6 +61,10 @@ class InstantEngine:
         self._missing[request.request_id] = request.limits.max_tokens
         self._fresh.add(request.request_id)
         self._added.set()
+
+    async def load_adapter(self, digest: AdapterDigest, path: Path) -> None: ...
+
+    async def unload_adapter(self, digest: AdapterDigest, *, forget_blocks: bool = False) -> None: ...
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:

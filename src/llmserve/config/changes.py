@@ -26,6 +26,7 @@ _READERS: Mapping[_Path, tuple[Reader, ...]] = {
     ("kind",): ("cluster",),
     ("metadata",): ("cluster",),
     ("models",): ("apiserver", "worker"),
+    ("lora",): ("router", "apiserver", "worker"),
     ("deployment",): ("cluster",),
     ("engine",): ("worker",),
     ("engine", "dtype"): ("apiserver", "worker"),

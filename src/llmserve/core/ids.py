@@ -10,6 +10,7 @@ LeaseId = NewType("LeaseId", str)
 TransferId = NewType("TransferId", str)
 ReservationId = NewType("ReservationId", str)
 BlockHash = NewType("BlockHash", bytes)
+AdapterDigest = NewType("AdapterDigest", str)  # 64 hexadecimal digits; empty: the model without an adapter
 
 DEFAULT_TENANT = TenantId("default")
 NO_TENANT = TenantId("")

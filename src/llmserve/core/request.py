@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from llmserve.core.ids import NO_TENANT, LeaseId, RequestId, TenantId, WorkerId
+from llmserve.core.adapters import BASE_MODEL
+from llmserve.core.ids import NO_TENANT, AdapterDigest, LeaseId, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import FinishReason
 
 
@@ -73,7 +74,7 @@ class EngineRequest:
     sampling_params: bytes = b""
     cache_salt: str = ""
     tenant: TenantId = NO_TENANT
-    adapter: str = ""
+    adapter: AdapterDigest = BASE_MODEL
     priority: int = 0
     kv_transfer_params: Mapping[str, Any] | None = None
     traceparent: str = ""

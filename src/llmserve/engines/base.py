@@ -7,9 +7,11 @@ All methods are called from one asyncio loop.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from llmserve.core.ids import RequestId
+from llmserve.core.adapters import LoraShape
+from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents, KvPeer
 
 
@@ -29,6 +31,7 @@ class EngineInfo:
     max_concurrency: int
     transports: tuple[str, ...]
     handover_endpoints: tuple[str, ...]
+    lora: LoraShape = LoraShape()
 
 
 class Engine(Protocol):
@@ -39,6 +42,16 @@ class Engine(Protocol):
     async def add(self, request: EngineRequest) -> None:
         """Hands over one request; its outputs come from next_outputs.
         Errors: InvalidRequest (nothing was started), EngineDead."""
+
+    async def load_adapter(self, digest: AdapterDigest, path: Path) -> None:
+        """Reads an adapter from its directory into a device slot. Returns when requests may name it. The
+        caller loads at most `EngineInfo.lora.slots` at a time, and keeps the files in place until this returns:
+        no step reads a file. Requests that run go on meanwhile. Errors: InvalidRequest (it cannot be loaded, or
+        every slot is taken; nothing has changed), EngineDead."""
+
+    async def unload_adapter(self, digest: AdapterDigest, *, forget_blocks: bool = False) -> None:
+        """Frees the slot of an adapter that no request of this engine has. forget_blocks: its blocks leave
+        the prefix cache as well, since the version is gone for good. Ignores an unknown one."""
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         """Stops requests; unknown ids are ignored. No output of them follows the call's return

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
 from llmserve.core.request import (
     EngineLoad,
@@ -108,7 +108,7 @@ def decode_request(message: worker_pb2.GenerateRequest) -> EngineRequest:
         sampling_params=message.sampling_params,
         cache_salt=message.cache_salt,
         tenant=TenantId(message.tenant),
-        adapter=message.adapter,
+        adapter=AdapterDigest(message.adapter),
         priority=message.priority,
         kv_transfer_params=decode_params(message.kv_transfer_params),
         traceparent=message.traceparent,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llmserve.core.errors import InvalidRequest
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
 from llmserve.core.request import (
     EngineLoad,
@@ -24,7 +24,7 @@ REQUEST = EngineRequest(
     sampling_params=b"\x81",
     cache_salt="ab",
     tenant=TenantId("red"),
-    adapter="a",
+    adapter=AdapterDigest("a"),
     priority=-3,
     kv_transfer_params={"do_remote_decode": True},
     traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",

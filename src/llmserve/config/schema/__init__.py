@@ -4,15 +4,16 @@ Sections are passed to whoever needs them, never the whole tree. load.py reads a
 docs/configuration.md is generated from these classes.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from llmserve.config.schema.deployment import Deployment, LocalDeployment, Replicas
 from llmserve.config.schema.engine import EngineConfig, EnvVariable, KvCacheConfig, SimSpec, TransferConfig
+from llmserve.config.schema.lora import Lora
 from llmserve.config.schema.models import AdapterSpec, Metadata, Models, ModelSpec
 from llmserve.config.schema.scheduling import Budgets, Scheduling, TenantBudget, TenantWeight
-from llmserve.config.schema.section import ManifestSection
+from llmserve.config.schema.section import ManifestSection, Planned
 from llmserve.config.schema.service import Api, ApiKey, Observability, Security, State, Tracing
 from llmserve.config.schema.storage import EncryptionKey, StorageClass, StorageFormat
 
@@ -27,6 +28,7 @@ __all__ = [
     "EnvVariable",
     "KvCacheConfig",
     "LocalDeployment",
+    "Lora",
     "Manifest",
     "Metadata",
     "ModelSpec",
@@ -55,6 +57,7 @@ class Manifest(ManifestSection):
     """What the file describes; always `LLMServe`."""
     metadata: Metadata = Metadata()
     models: Models
+    lora: Annotated[Lora | None, Planned("adapter serving")] = None
     deployment: Deployment = Deployment()
     engine: EngineConfig = EngineConfig()
     kv_cache: KvCacheConfig = KvCacheConfig()

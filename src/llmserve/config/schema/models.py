@@ -70,7 +70,14 @@ class AdapterSpec(ManifestSection):
     name: str = Field(min_length=1)
     """Clients select the adapter with this model name."""
     source: str = Field(min_length=1)
-    """The source of the adapter's weights is written as that of a model."""
+    """The source of the adapter is `dir:/PATH`, `hub:ORG/NAME` or `s3://BUCKET/PREFIX`: a directory with
+    `adapter_config.json` and `adapter_model.safetensors` of PEFT."""
+    revision: str | None = Field(default=None, min_length=1)
+    """An adapter of the hub is loaded from this commit, tag or branch."""
+    pin: bool = False
+    """The adapter stays in shared memory, however long it is not used."""
+    prefetch: bool = True
+    """Workers fetch the adapter when they start. Otherwise they do so at its first request."""
 
 
 class Models(ManifestSection):

@@ -4,9 +4,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from llmserve.core.errors import EngineDead, InvalidRequest, StartFailed, TransferError
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.kv_params import PullParams, PushParams, check_params, is_pushed
 from llmserve.core.outcome import FinishReason, WorkerRole
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents, KvPeer
@@ -119,6 +120,12 @@ class SimEngine:
         if not params or not params.get("do_remote_prefill"):
             return None
         return PushParams.from_params(params) if is_pushed(params) else PullParams.from_params(params)
+
+    async def load_adapter(self, digest: AdapterDigest, path: Path) -> None:
+        raise InvalidRequest("this engine runs no adapters")
+
+    async def unload_adapter(self, digest: AdapterDigest, *, forget_blocks: bool = False) -> None:
+        """There is none."""
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:

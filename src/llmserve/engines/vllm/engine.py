@@ -22,7 +22,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from llmserve.config.conflict import Conflict, refuse
 from llmserve.config.refusals import model_refusals
 from llmserve.core.errors import DeadlineExceeded, EngineDead, InvalidRequest, StartFailed, TransferError
-from llmserve.core.ids import RequestId
+from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.kv_params import addresses_for, check_params
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.process import descendants, read_effort
@@ -145,6 +145,12 @@ class VllmEngine:
             check_params(request.kv_transfer_params, len(request.prompt_token_ids))
         except TransferError as error:
             raise InvalidRequest(error.message) from error
+
+    async def load_adapter(self, digest: AdapterDigest, path: Path) -> None:
+        raise InvalidRequest("this engine runs no adapters")
+
+    async def unload_adapter(self, digest: AdapterDigest, *, forget_blocks: bool = False) -> None:
+        """There is none."""
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:

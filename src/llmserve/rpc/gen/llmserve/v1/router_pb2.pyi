@@ -1,11 +1,25 @@
 from llmserve.rpc.gen.llmserve.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class AdapterTier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_TIER_UNSPECIFIED: _ClassVar[AdapterTier]
+    ADAPTER_TIER_DEVICE: _ClassVar[AdapterTier]
+    ADAPTER_TIER_DRAM: _ClassVar[AdapterTier]
+    ADAPTER_TIER_DISK: _ClassVar[AdapterTier]
+    ADAPTER_TIER_SOURCE: _ClassVar[AdapterTier]
+ADAPTER_TIER_UNSPECIFIED: AdapterTier
+ADAPTER_TIER_DEVICE: AdapterTier
+ADAPTER_TIER_DRAM: AdapterTier
+ADAPTER_TIER_DISK: AdapterTier
+ADAPTER_TIER_SOURCE: AdapterTier
 
 class RouterSessionRequests(_message.Message):
     __slots__ = ("messages",)
@@ -40,23 +54,25 @@ class Hello(_message.Message):
     def __init__(self, apiserver_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldPlacement, _Mapping]]] = ...) -> None: ...
 
 class HeldPlacement(_message.Message):
-    __slots__ = ("request_id", "tenant", "placement", "prompt_tokens", "max_output_tokens", "choices")
+    __slots__ = ("request_id", "tenant", "placement", "prompt_tokens", "max_output_tokens", "choices", "adapter")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     placement: Placement
     prompt_tokens: int
     max_output_tokens: int
     choices: int
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., choices: _Optional[int] = ...) -> None: ...
+    adapter: str
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class Admit(_message.Message):
-    __slots__ = ("request_id", "tenant", "model", "prompt_tokens", "max_output_tokens", "block_hashes", "priority", "timeout_seconds", "excluded_workers", "block_tokens", "choices", "traceparent")
+    __slots__ = ("request_id", "tenant", "model", "prompt_tokens", "max_output_tokens", "block_hashes", "priority", "timeout_seconds", "excluded_workers", "block_tokens", "choices", "adapter", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +84,7 @@ class Admit(_message.Message):
     EXCLUDED_WORKERS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
@@ -80,8 +97,9 @@ class Admit(_message.Message):
     excluded_workers: _containers.RepeatedScalarFieldContainer[str]
     block_tokens: int
     choices: int
+    adapter: str
     traceparent: str
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., priority: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., excluded_workers: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., priority: _Optional[int] = ..., timeout_seconds: _Optional[float] = ..., excluded_workers: _Optional[_Iterable[str]] = ..., block_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., adapter: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class FirstToken(_message.Message):
     __slots__ = ("request_id",)
@@ -180,12 +198,36 @@ class Refused(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., outcome: _Optional[_Union[_common_pb2.Outcome, str]] = ..., error: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_seconds: _Optional[float] = ...) -> None: ...
 
 class ClusterState(_message.Message):
-    __slots__ = ("workers", "epoch")
+    __slots__ = ("workers", "epoch", "adapters")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[_common_pb2.WorkerInfo]
     epoch: int
-    def __init__(self, workers: _Optional[_Iterable[_Union[_common_pb2.WorkerInfo, _Mapping]]] = ..., epoch: _Optional[int] = ...) -> None: ...
+    adapters: NamedAdapters
+    def __init__(self, workers: _Optional[_Iterable[_Union[_common_pb2.WorkerInfo, _Mapping]]] = ..., epoch: _Optional[int] = ..., adapters: _Optional[_Union[NamedAdapters, _Mapping]] = ...) -> None: ...
+
+class NamedAdapters(_message.Message):
+    __slots__ = ("adapters",)
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    adapters: _containers.RepeatedCompositeFieldContainer[NamedAdapter]
+    def __init__(self, adapters: _Optional[_Iterable[_Union[NamedAdapter, _Mapping]]] = ...) -> None: ...
+
+class NamedAdapter(_message.Message):
+    __slots__ = ("name", "digest", "parent", "source", "rank", "size_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: str
+    parent: str
+    source: str
+    rank: int
+    size_bytes: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., parent: _Optional[str] = ..., source: _Optional[str] = ..., rank: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("worker",)
@@ -202,32 +244,88 @@ class RegisterResponse(_message.Message):
     def __init__(self, heartbeat_seconds: _Optional[float] = ..., expiry_seconds: _Optional[float] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("worker_id", "epoch", "load", "members_version", "draining")
+    __slots__ = ("worker_id", "epoch", "load", "members_version", "draining", "adapters_version", "adapters")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_VERSION_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     load: _common_pb2.WorkerLoad
     members_version: int
     draining: bool
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., members_version: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
+    adapters_version: int
+    adapters: AdapterReports
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., members_version: _Optional[int] = ..., draining: _Optional[bool] = ..., adapters_version: _Optional[int] = ..., adapters: _Optional[_Union[AdapterReports, _Mapping]] = ...) -> None: ...
+
+class AdapterReports(_message.Message):
+    __slots__ = ("reports",)
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    reports: _containers.RepeatedCompositeFieldContainer[AdapterReport]
+    def __init__(self, reports: _Optional[_Iterable[_Union[AdapterReport, _Mapping]]] = ...) -> None: ...
+
+class AdapterReport(_message.Message):
+    __slots__ = ("number", "digest", "rank", "size_bytes", "tier", "running", "load_seconds", "error", "message")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    digest: str
+    rank: int
+    size_bytes: int
+    tier: AdapterTier
+    running: int
+    load_seconds: float
+    error: str
+    message: str
+    def __init__(self, number: _Optional[int] = ..., digest: _Optional[str] = ..., rank: _Optional[int] = ..., size_bytes: _Optional[int] = ..., tier: _Optional[_Union[AdapterTier, str]] = ..., running: _Optional[int] = ..., load_seconds: _Optional[float] = ..., error: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class AdapterOrders(_message.Message):
+    __slots__ = ("orders",)
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    orders: _containers.RepeatedCompositeFieldContainer[AdapterOrder]
+    def __init__(self, orders: _Optional[_Iterable[_Union[AdapterOrder, _Mapping]]] = ...) -> None: ...
+
+class AdapterOrder(_message.Message):
+    __slots__ = ("number", "source", "digest", "tier", "pinned")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    source: str
+    digest: str
+    tier: AdapterTier
+    pinned: bool
+    def __init__(self, number: _Optional[int] = ..., source: _Optional[str] = ..., digest: _Optional[str] = ..., tier: _Optional[_Union[AdapterTier, str]] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("members_version", "kv_peers", "drain", "heartbeat_seconds", "log_level")
+    __slots__ = ("members_version", "kv_peers", "drain", "adapters_version", "adapters", "heartbeat_seconds", "log_level")
     MEMBERS_VERSION_FIELD_NUMBER: _ClassVar[int]
     KV_PEERS_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LOG_LEVEL_FIELD_NUMBER: _ClassVar[int]
     members_version: int
     kv_peers: _containers.RepeatedCompositeFieldContainer[KvPeer]
     drain: DrainOrder
+    adapters_version: int
+    adapters: AdapterOrders
     heartbeat_seconds: float
     log_level: str
-    def __init__(self, members_version: _Optional[int] = ..., kv_peers: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ..., drain: _Optional[_Union[DrainOrder, _Mapping]] = ..., heartbeat_seconds: _Optional[float] = ..., log_level: _Optional[str] = ...) -> None: ...
+    def __init__(self, members_version: _Optional[int] = ..., kv_peers: _Optional[_Iterable[_Union[KvPeer, _Mapping]]] = ..., drain: _Optional[_Union[DrainOrder, _Mapping]] = ..., adapters_version: _Optional[int] = ..., adapters: _Optional[_Union[AdapterOrders, _Mapping]] = ..., heartbeat_seconds: _Optional[float] = ..., log_level: _Optional[str] = ...) -> None: ...
 
 class KvPeer(_message.Message):
     __slots__ = ("worker_id", "epoch", "endpoints")
@@ -532,3 +630,95 @@ class BudgetStatus(_message.Message):
     used_ratio: float
     refused_requests: int
     def __init__(self, name: _Optional[str] = ..., used_ratio: _Optional[float] = ..., refused_requests: _Optional[int] = ...) -> None: ...
+
+class LoadAdapterRequest(_message.Message):
+    __slots__ = ("model", "name", "source", "pin", "prefetch")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    PREFETCH_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    name: str
+    source: str
+    pin: bool
+    prefetch: AdapterTier
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., source: _Optional[str] = ..., pin: _Optional[bool] = ..., prefetch: _Optional[_Union[AdapterTier, str]] = ...) -> None: ...
+
+class LoadAdapterResponse(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: AdapterStatus
+    def __init__(self, adapter: _Optional[_Union[AdapterStatus, _Mapping]] = ...) -> None: ...
+
+class UnloadAdapterRequest(_message.Message):
+    __slots__ = ("model", "name", "wait")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    name: str
+    wait: bool
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., wait: _Optional[bool] = ...) -> None: ...
+
+class UnloadAdapterResponse(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: AdapterStatus
+    def __init__(self, adapter: _Optional[_Union[AdapterStatus, _Mapping]] = ...) -> None: ...
+
+class KeepAdapterRequest(_message.Message):
+    __slots__ = ("model", "name", "tier", "pin", "wait")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    name: str
+    tier: AdapterTier
+    pin: bool
+    wait: bool
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., tier: _Optional[_Union[AdapterTier, str]] = ..., pin: _Optional[bool] = ..., wait: _Optional[bool] = ...) -> None: ...
+
+class KeepAdapterResponse(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: AdapterStatus
+    def __init__(self, adapter: _Optional[_Union[AdapterStatus, _Mapping]] = ...) -> None: ...
+
+class ListAdaptersRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class ListAdaptersResponse(_message.Message):
+    __slots__ = ("adapters",)
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    adapters: _containers.RepeatedCompositeFieldContainer[AdapterStatus]
+    def __init__(self, adapters: _Optional[_Iterable[_Union[AdapterStatus, _Mapping]]] = ...) -> None: ...
+
+class AdapterStatus(_message.Message):
+    __slots__ = ("adapter", "state", "error", "pinned", "running_requests", "places")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    adapter: NamedAdapter
+    state: str
+    error: str
+    pinned: bool
+    running_requests: int
+    places: _containers.RepeatedCompositeFieldContainer[AdapterPlace]
+    def __init__(self, adapter: _Optional[_Union[NamedAdapter, _Mapping]] = ..., state: _Optional[str] = ..., error: _Optional[str] = ..., pinned: _Optional[bool] = ..., running_requests: _Optional[int] = ..., places: _Optional[_Iterable[_Union[AdapterPlace, _Mapping]]] = ...) -> None: ...
+
+class AdapterPlace(_message.Message):
+    __slots__ = ("worker_id", "report")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    report: AdapterReport
+    def __init__(self, worker_id: _Optional[str] = ..., report: _Optional[_Union[AdapterReport, _Mapping]] = ...) -> None: ...

@@ -82,6 +82,26 @@ class RouterStub:
                 request_serializer=llmserve_dot_v1_dot_router__pb2.PromiseRequest.SerializeToString,
                 response_deserializer=llmserve_dot_v1_dot_router__pb2.PromiseResponse.FromString,
                 _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/llmserve.v1.Router/LoadAdapter',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/llmserve.v1.Router/UnloadAdapter',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
+        self.KeepAdapter = channel.unary_unary(
+                '/llmserve.v1.Router/KeepAdapter',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.KeepAdapterRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.KeepAdapterResponse.FromString,
+                _registered_method=True)
+        self.ListAdapters = channel.unary_unary(
+                '/llmserve.v1.Router/ListAdapters',
+                request_serializer=llmserve_dot_v1_dot_router__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_router__pb2.ListAdaptersResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServicer:
@@ -151,6 +171,34 @@ class RouterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadAdapter(self, request, context):
+        """LoRA adapters. Each call is idempotent. INVALID_ARGUMENT: the name or the adapter cannot be used.
+        Gives a name to an adapter, and answers when it is ready, or cannot be: long after a large download.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """NOT_FOUND: no adapter has this name. What runs on it goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KeepAdapter(self, request, context):
+        """Brings an adapter nearer to the engines, or lets it stay there. NOT_FOUND as above.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdapters(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -198,6 +246,26 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.Promise,
                     request_deserializer=llmserve_dot_v1_dot_router__pb2.PromiseRequest.FromString,
                     response_serializer=llmserve_dot_v1_dot_router__pb2.PromiseResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.UnloadAdapterResponse.SerializeToString,
+            ),
+            'KeepAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeepAdapter,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.KeepAdapterRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.KeepAdapterResponse.SerializeToString,
+            ),
+            'ListAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapters,
+                    request_deserializer=llmserve_dot_v1_dot_router__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_router__pb2.ListAdaptersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -446,6 +514,114 @@ class Router:
             '/llmserve.v1.Router/Promise',
             llmserve_dot_v1_dot_router__pb2.PromiseRequest.SerializeToString,
             llmserve_dot_v1_dot_router__pb2.PromiseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/LoadAdapter',
+            llmserve_dot_v1_dot_router__pb2.LoadAdapterRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/UnloadAdapter',
+            llmserve_dot_v1_dot_router__pb2.UnloadAdapterRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.UnloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/KeepAdapter',
+            llmserve_dot_v1_dot_router__pb2.KeepAdapterRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.KeepAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.Router/ListAdapters',
+            llmserve_dot_v1_dot_router__pb2.ListAdaptersRequest.SerializeToString,
+            llmserve_dot_v1_dot_router__pb2.ListAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

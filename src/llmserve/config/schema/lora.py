@@ -1,0 +1,34 @@
+"""Section `lora`: adapters at run time."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llmserve.config.schema.section import GiB, KeyUnit, ManifestSection
+
+
+class Lora(ManifestSection):
+    """LoRA adapters: how many run at once, and where they may come from. With this section, or with
+    `models.adapters`, engines run adapters."""
+
+    slots: Annotated[int, KeyUnit("adapters")] = Field(default=4, ge=1, le=256)
+    """An engine runs requests of at most this many adapters at the same time, besides those of the model
+    itself. Each slot takes device memory from the start."""
+    max_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """Adapters of a larger rank are refused. Slots take memory for this rank."""
+    target_modules: tuple[str, ...] | None = Field(default=None, strict=False, min_length=1)
+    """Adapters may change these modules of the model, such as `q_proj`, and no others. Without it, they are
+    the linear modules of attention and MLP, without embeddings and `lm_head`."""
+    dram_gb: GiB = Field(default=1.0, ge=0)
+    """The workers of a host keep the files of adapters in this much shared memory."""
+    disk_gb: GiB = Field(default=20.0, gt=0)
+    """The workers of a host keep fetched adapters in this much of the cache directory. Those that were used
+    longest ago are removed first, and never one that is loaded or pinned."""
+    allowed_sources: tuple[str, ...] = Field(default=(), strict=False)
+    """Adapters that are loaded while the cluster runs must come from below one of these, such as
+    `dir:/adapters`, `hub:ORG` or `s3://BUCKET/PREFIX`. Without it, only `models.adapters` are served."""
+    endpoint: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    """The address of an S3 server other than AWS, for adapters. Without it, the object class of
+    `storageClasses` says it, or `AWS_ENDPOINT_URL`, or AWS is used."""
+    region: str | None = Field(default=None, min_length=1)
+    """The region of S3 buckets of adapters. Without it, the object class says it, or `AWS_REGION`."""

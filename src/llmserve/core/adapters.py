@@ -1,0 +1,98 @@
+"""A LoRA adapter as every process of a cluster knows it.
+
+Clients name an adapter; the cluster names its contents. A version is the digest of an adapter's weights and
+configuration (models/adapters), and block hashes, namespaces, placements and engines know versions only. A
+name is a pointer to a version. Loading other weights under a name makes a new version, so that no request
+ever reads KV, or runs on weights, of another one.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from llmserve.core.ids import AdapterDigest
+
+BASE_MODEL = AdapterDigest("")  # the version of a request without an adapter
+
+
+class AdapterState(StrEnum):
+    """The life of a version in a cluster. registered: its source is known, its digest may not be. fetching:
+    workers fetch and check it. ready: every worker that serves the model has confirmed it. draining: no name
+    points to it any more, and requests that have it go on. gone: no worker holds it. failed: its source is
+    unusable."""
+
+    REGISTERED = "registered"
+    FETCHING = "fetching"
+    READY = "ready"
+    DRAINING = "draining"
+    GONE = "gone"
+    FAILED = "failed"
+
+
+class AdapterTier(StrEnum):
+    """Where a worker has a version, the fastest place first. dram and disk are shared by the workers of a
+    host. source: nowhere on this host, but it can be fetched."""
+
+    DEVICE = "device"
+    DRAM = "dram"
+    DISK = "disk"
+    SOURCE = "source"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterOrder:
+    """What a router asks of a worker: hold this version, at least as near as `tier`. number: of the
+    registration, by which the worker reports it; larger ones are later. digest: empty while nobody has
+    computed it, so the first worker that fetches the source computes it. pinned: it stays in that tier."""
+
+    number: int
+    source: str
+    digest: AdapterDigest = BASE_MODEL
+    tier: AdapterTier = AdapterTier.DISK
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReport:
+    """What a worker answers to the order of this number. digest, rank, size_bytes: empty or 0 until it was
+    fetched and checked. running: requests that hold it here. load_seconds: how long its last load into a
+    device slot took; 0: there was none. error: name of a class of core/errors.py with `message`, when it
+    cannot be had."""
+
+    number: int
+    digest: AdapterDigest = BASE_MODEL
+    rank: int = 0
+    size_bytes: int = 0
+    tier: AdapterTier = AdapterTier.SOURCE
+    running: int = 0
+    load_seconds: float = 0.0
+    error: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAdapter:
+    """A name that clients may use now, and the version that it points to. parent: the model's name."""
+
+    name: str
+    digest: AdapterDigest
+    parent: str
+    source: str = ""
+    rank: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoraShape:
+    """What adapters an engine can run. slots: versions at the same time; 0: none. target_modules: the names
+    of the modules that may be adapted; empty: all that the model supports."""
+
+    slots: int = 0
+    max_rank: int = 0
+    target_modules: tuple[str, ...] = ()
+
+
+def engine_path(digest: AdapterDigest) -> str:
+    """The path by which engines name a version in block hashes. vLLM hashes an adapter's name and path with
+    every block, and hosts keep files in different places, so this is the same text everywhere. Nothing is
+    read from it."""
+    return f"/llmserve/adapters/{digest}"
