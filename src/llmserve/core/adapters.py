@@ -91,6 +91,9 @@ class LoraShape:
     target_modules: tuple[str, ...] = ()
 
 
+NO_ADAPTERS = LoraShape()
+
+
 def engine_path(digest: AdapterDigest) -> str:
     """The path by which engines name a version in block hashes. vLLM hashes an adapter's name and path with
     every block, and hosts keep files in different places, so this is the same text everywhere. Nothing is

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from llmserve.core.adapters import LoraShape
+from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.ids import AdapterDigest, RequestId
 from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEvents, KvPeer
 
@@ -31,7 +31,7 @@ class EngineInfo:
     max_concurrency: int
     transports: tuple[str, ...]
     handover_endpoints: tuple[str, ...]
-    lora: LoraShape = LoraShape()
+    lora: LoraShape = NO_ADAPTERS
 
 
 class Engine(Protocol):
@@ -45,9 +45,9 @@ class Engine(Protocol):
 
     async def load_adapter(self, digest: AdapterDigest, path: Path) -> None:
         """Reads an adapter from its directory into a device slot. Returns when requests may name it. The
-        caller loads at most `EngineInfo.lora.slots` at a time, and keeps the files in place until this returns:
-        no step reads a file. Requests that run go on meanwhile. Errors: InvalidRequest (it cannot be loaded, or
-        every slot is taken; nothing has changed), EngineDead."""
+        caller loads at most `EngineInfo.lora.slots` at a time, and keeps the files in place until this
+        returns: no step reads a file. Requests that run go on meanwhile. Errors: InvalidRequest (it cannot be
+        loaded, or every slot is taken; nothing has changed), EngineDead."""
 
     async def unload_adapter(self, digest: AdapterDigest, *, forget_blocks: bool = False) -> None:
         """Frees the slot of an adapter that no request of this engine has. forget_blocks: its blocks leave
