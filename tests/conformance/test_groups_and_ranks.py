@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from llmserve.core.blocks import chain_hashes
 from llmserve.core.kv_params import PullParams
-from llmserve.core.process import descendants
+from llmserve.core.process import descendants, read_effort
 from llmserve.core.request import EngineOutput
 from llmserve.engines.kv_transfer import release_lease
 from tests.conformance.engine_pair import HAND_OVER, Harness, Pair, Push, numbers, tokens
@@ -234,6 +234,26 @@ async def test_the_router_learns_of_every_block(engines: Engines, name: str) -> 
     await harness.run(PROMPTS[700], ANSWER, salt=salt)
     hashes = set(chain_hashes(PROMPTS[700], BLOCK, salt))
     await harness.until(lambda: hashes <= harness.resident, 10.0)
+
+
+@pytest.mark.usefixtures("empty")
+async def test_a_rank_that_is_stopped_hangs_its_engine(engines: Engines, alone: Answers) -> None:
+    """As long as one process of an engine is stopped, the engine does not answer, even if nothing runs on it.
+    It goes on where it was."""
+    wide = engines.wide.engine
+    (core,) = wide._core.resources.engine_manager.processes  # type: ignore[attr-defined]
+    rank = max(descendants(core.pid))  # the process that was started last
+    os.kill(rank, signal.SIGSTOP)
+    try:
+        assert read_effort(wide.processes()).stopped
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(3.0):
+                await wide.ping()
+        asked = await engines.wide.add(PROMPTS[320], ANSWER, salt=_salt())
+    finally:
+        os.kill(rank, signal.SIGCONT)
+    await wide.ping()
+    assert tokens(await engines.wide.result(asked)) == alone[320]
 
 
 async def test_a_prefill_that_is_killed_midway(engines: Engines, alone: Answers) -> None:

@@ -132,7 +132,7 @@ def world(
     spec = manifest["spec"]
     spec["models"]["primary"] = {"source": f"dir:{copied_model}", "name": MODEL}
     spec["kv_cache"] = {"memory_gb": 0.06}  # 22 blocks
-    spec["transfer"] = {"mode": "push"}
+    spec["transfer"] = {"mode": "auto", "push_min_tokens": 3 * BLOCK_TOKENS}
     spec["security"] = {
         "api_keys": [{"tenant": "red", "key": RED}, {"tenant": "blue", "key": BLUE}],
         "kv_sharing": "tenant",
@@ -181,20 +181,23 @@ def eventually(what: str, check: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("blocks", [2, 5])
+@pytest.mark.parametrize(("blocks", "way"), [(2, "pull"), (5, "push")])
 def test_a_prompt_that_the_devices_have_forgotten_is_loaded_and_handed_over(
-    world: World, blocks: int
+    world: World, blocks: int, way: str
 ) -> None:
-    """Once, by prefill: decode gets it from there."""
+    """Once, by prefill: decode gets it from there, whichever way."""
     prompt = prompt_of(blocks * BLOCK_TOKENS + 9, seed=blocks)
     computed = world.ask(prompt)
     assert cached(computed) == 0
-    world.forget_devices()
-    response = world.post(prompt)
-    assert cached(response.json()) == blocks * BLOCK_TOKENS
-    assert response.headers["x-llmserve-handover"] == "push"
-    assert "x-llmserve-fallback" not in response.headers
-    assert text(response.json()) == text(computed)
+    for _ in range(5):  # a push is tried among the first ones
+        world.forget_devices()
+        response = world.post(prompt)
+        assert cached(response.json()) == blocks * BLOCK_TOKENS
+        assert "x-llmserve-fallback" not in response.headers
+        assert text(response.json()) == text(computed)
+        if response.headers["x-llmserve-handover"] == way:
+            return
+    pytest.fail(f"none of five came by {way}")
 
 
 def test_the_next_turn_finds_what_was_generated(world: World) -> None:
