@@ -4,44 +4,35 @@ import inspect
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from llmserve.core.adapters import BASE_MODEL, engine_path
 from llmserve.core.blocks import chain_hashes
+from llmserve.core.ids import AdapterDigest
 
 TOKENS = [random.Random(7).choice([3, 200, 40_000, 90_000]) + i for i in range(70)]
 
 
-@pytest.mark.parametrize("salt", ["", "0123456789abcdef0123456789abcdef"])
-def test_block_identity_is_the_prefix_hash_of_vllm(salt: str) -> None:
-    from vllm.utils.hashing import sha256_cbor
-    from vllm.v1.core.kv_cache_utils import hash_block_tokens, init_none_hash
+RED, BLUE = (AdapterDigest(digit * 64) for digit in "ab")
 
-    init_none_hash(sha256_cbor)
-    parent, expected = None, []
-    for start in range(0, 64, 16):
-        extra = (("cache_salt", salt),) if salt and start == 0 else None
-        parent = hash_block_tokens(sha256_cbor, parent, TOKENS[start : start + 16], extra)
-        expected.append(parent)
-    assert chain_hashes(TOKENS, 16, salt) == expected
+
+@pytest.mark.parametrize("salt", ["", "0123456789abcdef0123456789abcdef"])
+@pytest.mark.parametrize("adapter", [BASE_MODEL, RED])
+def test_block_identity_is_the_prefix_hash_of_vllm(salt: str, adapter: AdapterDigest) -> None:
+    assert chain_hashes(TOKENS, 16, salt, adapter) == _vllm_hashes(salt, adapter)
 
 
 def test_two_adapters_have_no_block_in_common_even_in_one_namespace() -> None:
-    """vLLM puts the adapter's name and path into every block; ours puts its digest into the namespace."""
+    """vLLM puts the adapter's name and path into every block; its name is the digest of ours."""
+    plain, red, blue = (set(_vllm_hashes("salt", adapter)) for adapter in (BASE_MODEL, RED, BLUE))
+    assert not plain & red
+    assert not red & blue
+    assert not plain & blue
+
+
+def _vllm_hashes(salt: str, adapter: AdapterDigest) -> list[bytes]:
     from vllm.lora.request import LoRARequest
-
-    plain, red, blue = (
-        _vllm_hashes(LoRARequest(name, number, f"/adapters/{name}") if name else None)
-        for number, name in enumerate(("", "red", "blue"))
-    )
-    assert not set(plain) & set(red)
-    assert not set(red) & set(blue)
-    assert not set(plain) & set(blue)
-    assert plain == chain_hashes(TOKENS, 16, "salt")
-
-
-def _vllm_hashes(adapter: Any) -> list[bytes]:
     from vllm.sampling_params import SamplingParams
     from vllm.utils.hashing import sha256_cbor
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -53,8 +44,8 @@ def _vllm_hashes(adapter: Any) -> list[bytes]:
         prompt_token_ids=TOKENS,
         sampling_params=SamplingParams(max_tokens=1),
         pooling_params=None,
-        lora_request=adapter,
-        cache_salt="salt",
+        lora_request=LoRARequest(adapter, 1, engine_path(adapter)) if adapter else None,
+        cache_salt=salt or None,
         block_hasher=get_request_block_hasher(16, sha256_cbor),
     )
     return list(request.block_hashes)

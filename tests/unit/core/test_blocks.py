@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import pytest
 
 from llmserve.core import blocks
+from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.blocks import BlockChains, Namespace, chain_hashes, next_hash
-from llmserve.core.ids import BlockHash
+from llmserve.core.ids import AdapterDigest, BlockHash
 
+RED, BLUE = (AdapterDigest(digit * 64) for digit in "ab")
 TOKENS = [random.Random(7).choice([3, 200, 40_000, 90_000]) + i for i in range(70)]
 
 
@@ -32,33 +34,48 @@ def test_salts_keep_namespaces_apart() -> None:
     assert not set(chain_hashes(TOKENS, 16, "a")) & set(chain_hashes(TOKENS, 16, "b"))
 
 
+def test_adapters_keep_all_blocks_apart_even_in_one_namespace() -> None:
+    assert not set(chain_hashes(TOKENS, 16, "s")) & set(chain_hashes(TOKENS, 16, "s", RED))
+    assert not set(chain_hashes(TOKENS, 16, "s", RED)) & set(chain_hashes(TOKENS, 16, "s", BLUE))
+    parent = chain_hashes(TOKENS, 16, "s")[0]
+    assert next_hash(parent, TOKENS[:16], "s", RED) != next_hash(parent, TOKENS[:16], "s", BLUE)
+
+
 def test_the_bytes_do_not_change() -> None:
     """tests/integration/test_vllm_seams.py compares them with vLLM's; this pins them without it."""
     first = chain_hashes(list(range(16)), 16, "ab")[0]
     assert first.hex() == "4395bdc6e7e7ea209d466b37428feb9d954eeeaa4890d72ba025c101258374f6"
+    second = chain_hashes(list(range(32)), 16, "ab", RED)[1]
+    assert second.hex() == "03a91eb47cc9a913167768b1ac118a74ac2848c915a125a0e7b12bfa5f17e2e4"
 
 
 @pytest.mark.parametrize("limit_blocks", [2, 6, 1000])
 def test_chains_from_what_is_known_are_the_same(limit_blocks: int) -> None:
     chains, draw = BlockChains(limit_blocks), random.Random(3)
     other = [TOKENS[0] + 1, *TOKENS[1:]]
-    for _ in range(60):
+    for _ in range(180):
         tokens = draw.choice([TOKENS, other])[: draw.randrange(71)] + other[: draw.randrange(20)]
-        size, salt = draw.choice([4, 16]), draw.choice(["", "a"])
-        assert chains.hashes(tokens, size, salt) == chain_hashes(tokens, size, salt)
+        size, salt, adapter = (
+            draw.choice([4, 16]),
+            draw.choice(["", "a"]),
+            draw.choice([BASE_MODEL, RED, BLUE]),
+        )
+        assert chains.hashes(tokens, size, salt, adapter) == chain_hashes(tokens, size, salt, adapter)
 
 
 def test_known_blocks_are_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     chains = BlockChains()
-    chains.hashes(TOKENS[:48], 16, "s")
+    chains.hashes(TOKENS[:48], 16, "s", RED)
     hashed: list[Sequence[int]] = []
 
-    def counting(parent: BlockHash | None, token_ids: Sequence[int], cache_salt: str) -> BlockHash:
+    def counting(
+        parent: BlockHash | None, token_ids: Sequence[int], cache_salt: str, adapter: AdapterDigest
+    ) -> BlockHash:
         hashed.append(token_ids)
-        return next_hash(parent, token_ids, cache_salt)
+        return next_hash(parent, token_ids, cache_salt, adapter)
 
     monkeypatch.setattr(blocks, "next_hash", counting)
-    chains.hashes(TOKENS, 16, "s")
+    chains.hashes(TOKENS, 16, "s", RED)
     assert hashed == [TOKENS[48:64]]
 
 

@@ -1,9 +1,9 @@
 """A request in the simulated engine: its tokens, its blocks, and the tokens that the simulated model
 generates.
 
-A token depends on the whole sequence before it and on nothing else. So prefill and decode on two engines, one
-engine alone, and a request that continues elsewhere from prompt and tokens all give the same text, which
-tests compare.
+A token depends on the whole sequence before it and on the adapter, and on nothing else. So prefill and
+decode on two engines, one engine alone, and a request that continues elsewhere from prompt and tokens all
+give the same text, which tests compare.
 """
 
 import hashlib
@@ -15,8 +15,9 @@ from enum import Enum
 
 import numpy as np
 
+from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.blocks import chain_hashes, next_hash
-from llmserve.core.ids import BlockHash, RequestId
+from llmserve.core.ids import AdapterDigest, BlockHash, RequestId
 from llmserve.core.kv_params import is_pushed, transfer_of
 from llmserve.core.outcome import FinishReason
 from llmserve.core.request import EngineRequest, HandoverReport, PrefillStats
@@ -29,9 +30,12 @@ class TokenSource:
     """Generates tokens. `feed` takes every token of the sequence in order; `next_token` may be called at any
     time. Token ids are uint32."""
 
-    def __init__(self, token_ids: Sequence[int], vocab_size: int) -> None:
+    def __init__(
+        self, token_ids: Sequence[int], vocab_size: int, adapter: AdapterDigest = BASE_MODEL
+    ) -> None:
         self._vocab_size = vocab_size
-        self._digest = hashlib.blake2b(array("I", token_ids).tobytes(), digest_size=8)
+        key = hashlib.sha256(adapter.encode()).digest() if adapter else b""
+        self._digest = hashlib.blake2b(array("I", token_ids).tobytes(), digest_size=8, key=key)
 
     def feed(self, token_id: int) -> None:
         self._digest.update(array("I", (token_id,)).tobytes())
@@ -122,9 +126,9 @@ class SimSequence(BlockSequence):
         self.tokens = list(request.prompt_token_ids)
         self.handover: HandoverReport | None = None
         self._vocab_size = vocab_size
-        self.hashes = chain_hashes(self.tokens, block_size, request.cache_salt)
-        self._source = TokenSource(self.tokens, vocab_size)
-        self._digests = first_digest(request.cache_salt)  # element i + 1 is that of token i
+        self.hashes = chain_hashes(self.tokens, block_size, request.cache_salt, request.adapter)
+        self._source = TokenSource(self.tokens, vocab_size, request.adapter)
+        self._digests = first_digest(request.cache_salt + request.adapter)  # element i + 1 is that of token i
 
     @property
     def hands_over(self) -> bool:
@@ -151,7 +155,7 @@ class SimSequence(BlockSequence):
             start = len(self.hashes) * self.block_size
             parent = self.hashes[-1] if self.hashes else None
             held = self.tokens[start : start + self.block_size]
-            self.hashes.append(next_hash(parent, held, self.request.cache_salt))
+            self.hashes.append(next_hash(parent, held, self.request.cache_salt, self.request.adapter))
         return self.hashes[index]
 
     def tokens_of(self, index: int) -> range:
