@@ -21,7 +21,7 @@ BENCHES: Mapping[str, Sequence[str]] = {
     "processes": ("startup", "idle", "recovery", "survival", "soak"),
     "gateway": ("latency", "gateway", "metrics", "agreement"),
     "placement": ("scheduler", "placement", "routing", "fairness", "simulate"),
-    "transfer": ("transfer", "staging", "push"),
+    "transfer": ("transfer", "staging", "push", "hybrid"),
     "store": ("directory", "pool", "store"),
     "tiers": ("eviction", "nvme", "object", "formats"),
     "gpu": ("gpu",),

@@ -1,6 +1,7 @@
 """The baseline: AsyncLLM alone on one core, driven over pipes so that it and a cluster can take turns.
 
-`python -m bench.gateway.alone MODEL MAX_LEN`: one JSON request a line in, {"ttft", "gaps"} a line out.
+`python -m bench.gateway.alone MODEL MAX_LEN DTYPE`: one JSON request a line in, {"ttft", "gaps", "tokens"} a
+line out.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ _MARK = "BENCH "
 class Alone:
     """The parent's side. Bound to `core`, as the cluster's engines are bound to theirs."""
 
-    def __init__(self, model: str, max_model_len: int, core: int) -> None:
+    def __init__(self, model: str, max_model_len: int, core: int, dtype: str = "auto") -> None:
         environment = {
             **os.environ,
             "VLLM_CPU_OMP_THREADS_BIND": str(core),
@@ -26,7 +27,7 @@ class Alone:
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
         }
-        command = [sys.executable, "-m", "bench.gateway.alone", model, str(max_model_len)]
+        command = [sys.executable, "-m", "bench.gateway.alone", model, str(max_model_len), dtype]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -51,12 +52,12 @@ class Alone:
         self._process.wait(60)
 
 
-async def _serve(model: str, max_model_len: int, requests: TextIO) -> None:
+async def _serve(model: str, max_model_len: int, dtype: str, requests: TextIO) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     llm = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(model=model, max_model_len=max_model_len, enforce_eager=True)
+        AsyncEngineArgs(model=model, max_model_len=max_model_len, dtype=dtype, enforce_eager=True)
     )
     print(_MARK + "{}", flush=True)
     number = 0
@@ -74,13 +75,14 @@ async def _one(llm: Any, request_id: str, job: dict[str, Any]) -> dict[str, Any]
         temperature=0, max_tokens=job["max_tokens"], ignore_eos=True, output_kind=RequestOutputKind.DELTA
     )
     started = time.perf_counter()
-    arrivals = [
-        time.perf_counter()
-        async for _ in llm.generate(TokensPrompt(prompt_token_ids=job["prompt"]), params, request_id)
-    ]
+    arrivals: list[float] = []
+    tokens: list[int] = []
+    async for output in llm.generate(TokensPrompt(prompt_token_ids=job["prompt"]), params, request_id):
+        arrivals.append(time.perf_counter())
+        tokens += output.outputs[0].token_ids
     gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
-    return {"ttft": arrivals[0] - started, "gaps": gaps}
+    return {"ttft": arrivals[0] - started, "gaps": gaps, "tokens": tokens}
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1], int(sys.argv[2]), sys.stdin))
+    asyncio.run(_serve(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.stdin))
