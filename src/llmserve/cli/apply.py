@@ -3,8 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.table import Table
@@ -17,13 +17,16 @@ from llmserve.config.load import load_manifest, locate
 from llmserve.config.plan import LocalPlan
 from llmserve.config.schema import Manifest
 from llmserve.runner import preflight
+from llmserve.runner.gpus import GpuTopology, KvPath, kv_paths, pinned_text, run_tool
 from llmserve.runner.up import check_here
+from llmserve.transfer.pinned import PinnedMemory
 
 _ABOUT = """\
 Checks a manifest and prints what `llmserve up` would start on this machine. Changes nothing. A mistake is
 reported with its file, line and path, and the exit code is 2; so is whatever a role would refuse here at its
 start: a variable, package, model or GPU that is not there, KV memory that is too small. What may pass, such
 as a port that is taken, is a warning. Of a cluster in Kubernetes, what this machine lacks is a warning, too.
+Of engines on GPUs it also says which path KV takes between them, and how much host memory is pinned.
 Ports that the manifest leaves open are examples: `up` picks free ones each time.
 """
 
@@ -35,12 +38,35 @@ def _run(options: argparse.Namespace) -> int:
         return k8s.check(path, manifest, options.json)
     plan = check_here(manifest, path)
     warnings = locate(path, preflight.now(manifest, plan)).message.splitlines()
+    gpus = _GpuPlan.of(manifest, plan)
     if options.json:
-        json.dump(_as_json(manifest, plan) | {"warnings": warnings}, sys.stdout, indent=2)
+        json.dump(_as_json(manifest, plan, gpus) | {"warnings": warnings}, sys.stdout, indent=2)
         print()
     else:
-        _show(manifest, plan, path, warnings)
+        _show(manifest, plan, path, [*plan.notes, *gpus.lines()], warnings)
     return EXIT_OK
+
+
+@dataclass(frozen=True, slots=True)
+class _GpuPlan:
+    """paths: of KV between engines on GPUs. pinned: None without such engines."""
+
+    paths: Sequence[KvPath]
+    pinned: PinnedMemory | None
+
+    @classmethod
+    def of(cls, manifest: Manifest, plan: LocalPlan) -> "_GpuPlan":
+        engines = [process for process in plan.processes if process.gpus]
+        if not engines:
+            return cls((), None)
+        paths = kv_paths(manifest, engines, GpuTopology.seen_by(run_tool))
+        return cls(paths, PinnedMemory.of_host(manifest, len(engines)))
+
+    def lines(self) -> Iterator[str]:
+        for path in self.paths:
+            yield f"KV goes from {path}."
+        if self.pinned and self.pinned.host_bytes:
+            yield f"Pinned host memory: {pinned_text(self.pinned)}."
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -48,17 +74,21 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def _as_json(manifest: Manifest, plan: LocalPlan) -> dict[str, object]:
+def _as_json(manifest: Manifest, plan: LocalPlan, gpus: _GpuPlan) -> dict[str, object]:
     return {
         "name": manifest.metadata.name,
         "model": manifest.models.primary.served_name,
         "base_urls": plan.base_urls,
         "notes": plan.notes,
         "processes": [asdict(process) for process in plan.processes],
+        "kv_paths": [asdict(path) for path in gpus.paths],
+        "pinned": asdict(gpus.pinned) if gpus.pinned else None,
     }
 
 
-def _show(manifest: Manifest, plan: LocalPlan, path: Path, warnings: Sequence[str]) -> None:
+def _show(
+    manifest: Manifest, plan: LocalPlan, path: Path, notes: Sequence[str], warnings: Sequence[str]
+) -> None:
     console = screen()
     primary = manifest.models.primary
     console.print(
@@ -68,8 +98,8 @@ def _show(manifest: Manifest, plan: LocalPlan, path: Path, warnings: Sequence[st
     for row in plan.describe_rows():
         table.add_row(*row)
     console.print(table)
-    for note in plan.notes:
-        console.print(f"Note: {note}", soft_wrap=True)
+    for note in notes:
+        console.print(Text(f"Note: {note}"), soft_wrap=True)
     for warning in warnings:
         console.print(Text(f"Warning: {warning}"), soft_wrap=True)
     console.print(f"The API: {', '.join(f'{url}/v1' for url in plan.base_urls)}", soft_wrap=True)

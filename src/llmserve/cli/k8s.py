@@ -24,8 +24,11 @@ from llmserve.k8s.api import KubeApi, connect
 from llmserve.k8s.apply import Action, Change, apply_changes, delete_all, diff, plan_changes, plan_new
 from llmserve.k8s.render import Object, RenderTarget, impossible, render
 from llmserve.k8s.render.objects import files
+from llmserve.k8s.render.placement import is_on_gpu
 from llmserve.k8s.status import K8sSnapshot, Time, WorkloadStatus, snapshot, wait_gone, wait_ready
 from llmserve.runner import preflight
+from llmserve.runner.gpus import kv_path_of_pods, pinned_text
+from llmserve.transfer.pinned import PinnedMemory
 
 _GONE_MARGIN_SECONDS = 60.0
 _FLAGS = ("namespace", "context", "image", "out", "apply", "force_conflicts")
@@ -127,18 +130,29 @@ def _wait(api: KubeApi, manifest: Manifest) -> None:
 def check(path: Path, manifest: Manifest, as_json: bool) -> int:
     """Does the work of `llmserve apply`. No cluster is asked."""
     k8s, warnings = manifest.deployment.k8s, _preflight(path, manifest)
-    objects = render(manifest, RenderTarget(k8s.namespace, k8s.image or "IMAGE"))
+    objects, notes = render(manifest, RenderTarget(k8s.namespace, k8s.image or "IMAGE")), _gpu_notes(manifest)
     if as_json:
-        found = {"name": manifest.metadata.name, "warnings": warnings, "objects": objects}
+        found = {"name": manifest.metadata.name, "notes": notes, "warnings": warnings, "objects": objects}
         print(json.dumps(found, indent=2))
         return EXIT_OK
     _say(f"{path}: correct. Cluster {manifest.metadata.name}, in namespace {k8s.namespace}:")
     for one in objects:
         _say(f"  {one['kind']} {one['metadata']['name']}")
+    for note in notes:
+        _say(f"Note: {note}")
     for warning in warnings:
         _say(f"Warning: {warning}")
     _say(f"Nothing was asked of Kubernetes. To see what would change there: llmserve up -f {path}")
     return EXIT_OK
+
+
+def _gpu_notes(manifest: Manifest) -> list[str]:
+    """Says how KV moves between pods with GPUs, and what each of them pins."""
+    if not is_on_gpu(manifest):
+        return []
+    pinned = PinnedMemory.of_pod(manifest)
+    notes = [f"KV goes from {kv_path_of_pods(manifest)}."] if manifest.deployment.disaggregated else []
+    return notes + ([f"Pinned memory of each pod: {pinned_text(pinned)}."] if pinned.host_bytes else [])
 
 
 def _preflight(path: Path, manifest: Manifest) -> list[str]:

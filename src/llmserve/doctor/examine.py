@@ -1,7 +1,6 @@
 """Gathers the facts of this machine and puts what the checks find into sections."""
 
 import importlib.metadata
-import math
 import os
 import platform
 import resource
@@ -31,13 +30,15 @@ from llmserve.doctor import (
     software,
     warning,
 )
-from llmserve.doctor.host import GIB, Host, allowance
 from llmserve.doctor.trial import BASELINE, NEAR, run_trial
 from llmserve.models.resolve import CACHE_VARIABLE, default_cache_dir
 from llmserve.models.sources import cache_folder
 from llmserve.runner import preflight
+from llmserve.runner.gpus import GpuTopology, kv_paths, run_tool
+from llmserve.runner.host import Host, allowance, effective_capabilities, rdma_ports
 from llmserve.runner.machine import available_cores, available_gpus, check_free
 from llmserve.runner.up import plan_here, run_dir_of
+from llmserve.transfer.pinned import PinnedMemory
 from llmserve.transfer.select import FAULTS_VARIABLE, makers
 
 Check = Callable[[], Finding]
@@ -94,7 +95,7 @@ def _broken(name: str, error: Exception) -> Finding:
 
 def _machine(host: Host, devices: Sequence[int]) -> Iterator[Finding]:
     names, allowed = os.uname(), allowance(host)
-    capabilities, ports = kernel.effective_capabilities(host), kernel.rdma_ports(host)
+    capabilities, ports = effective_capabilities(host), rdma_ports(host)
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     checks: dict[str, Check] = {
         "system": lambda: machine.system(names.sysname, names.release, names.machine),
@@ -110,7 +111,7 @@ def _machine(host: Host, devices: Sequence[int]) -> Iterator[Finding]:
         "congestion control": lambda: kernel.congestion_control(host),
         "socket buffers": lambda: kernel.socket_buffers(host),
         "RDMA": lambda: kernel.rdma(host, ports),
-        "GPUs": lambda: machine.gpus(host, devices, machine.run_tool),
+        "GPUs": lambda: machine.gpus(host, devices, run_tool),
         "model cache": lambda: kernel.disk_cache("model cache", default_cache_dir(), CACHE_VARIABLE),
         "hub cache": lambda: kernel.disk_cache("hub cache", cache_folder(), "HF_HOME"),
     }
@@ -118,8 +119,8 @@ def _machine(host: Host, devices: Sequence[int]) -> Iterator[Finding]:
         checks["GPU modules"] = lambda: machine.gpu_modules(host, bool(ports))
         checks["PID namespace"] = lambda: machine.pid_namespace(_link(host.path("proc/self/ns/pid")))
     if len(devices) > 1:
-        checks["GPU links"] = lambda: machine.gpu_links(machine.run_tool)
-        checks["GPU peer access"] = lambda: machine.gpu_peers(machine.run_tool)
+        checks["GPU links"] = lambda: machine.gpu_links(run_tool)
+        checks["GPU peer access"] = lambda: machine.gpu_peers(run_tool)
     yield from _all(checks)
 
 
@@ -173,7 +174,7 @@ def _transports(host: Host, settings: Manifest | None, has_gpus: bool, on_step: 
     setting = judge.Setting(
         order=transfer.engine_order,
         is_order_given="engine_order" in transfer.model_fields_set,
-        has_rdma=any(port.is_active for port in kernel.rdma_ports(host)),
+        has_rdma=any(port.is_active for port in rdma_ports(host)),
         has_gpus=has_gpus,
         install=software.transport_packages(_wanted()),
     )
@@ -212,19 +213,12 @@ def _plan(host: Host, subject: Subject, settings: Manifest) -> Iterator[Finding]
         weights = model.thing.weight_bytes if model.thing else 0
         yield manifest.engine_memory(settings, weights, machine.available_bytes(host, allowance(host)))
     if on_gpus := [process for process in planned.thing.processes if process.gpus]:
-        order, topology = settings.transfer.engine_order, paths.GpuTopology.seen_by(machine.run_tool)
-        yield paths.gpu_paths(on_gpus, order, topology)
-        store_gb = sum(one.capacity_gb for one in settings.storageClasses if one.tier == "dram")
-        yield paths.pinned_memory(on_gpus, order, _may_pin(host), int(store_gb * GIB))
+        found = kv_paths(settings, on_gpus, GpuTopology.seen_by(run_tool))
+        yield paths.gpu_paths(found)
+        pinned = PinnedMemory.of_host(settings, len(on_gpus))
+        yield paths.pinned_memory(pinned, machine.available_bytes(host, allowance(host)))
     https = [process.http for process in planned.thing.processes if process.http]
     yield manifest.ports(https, check_free)
-
-
-def _may_pin(host: Host) -> paths.MayPin:
-    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    exempt = locked == resource.RLIM_INFINITY or kernel.may_lock(kernel.effective_capabilities(host))
-    available = machine.available_bytes(host, allowance(host))
-    return paths.MayPin(available, math.inf if exempt else locked)
 
 
 def _refused(path: Path, settings: Manifest, *, has_model: bool) -> list[str]:

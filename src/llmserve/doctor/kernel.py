@@ -4,17 +4,14 @@ other processes), and its settings of TCP and RDMA."""
 import os
 import resource
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.doctor import Finding, note, ok, problem, warning
-from llmserve.doctor.host import GIB, MIB, Host, size
+from llmserve.runner.host import CAP_SYS_PTRACE, GIB, MIB, Host, RdmaPort, may_lock, size
 
 _DOCKER_SHM_BYTES = 64 * MIB
 _FEW_FILES = 1024
 _MANY_FILES = 8192
-_CAP_IPC_LOCK, _CAP_SYS_PTRACE = 14, 19
 _MORE_SHM = "docker run --shm-size=2g (or --ipc=host); in Kubernetes an emptyDir with medium: Memory."
 
 
@@ -76,11 +73,6 @@ def locked_memory(soft: int, capabilities: int, has_rdma: bool) -> Finding:
     return problem("locked memory", size(soft), advice, soft_bytes=soft)
 
 
-def may_lock(capabilities: int) -> bool:
-    """Says whether the limit of locked memory does not hold for a process."""
-    return bool(capabilities >> _CAP_IPC_LOCK & 1)
-
-
 def process_access(host: Host, capabilities: int) -> Finding:
     """Checks whether one process of a user may read the memory of another, as the shm transport does.
     Where Yama wants permission (1), the transport gives it itself."""
@@ -88,22 +80,13 @@ def process_access(host: Host, capabilities: int) -> Finding:
     value = f"ptrace_scope {scope}" if scope else "not restricted"
     if scope in ("", "0", "1"):
         return ok("process access", value)
-    if scope == "2" and capabilities >> _CAP_SYS_PTRACE & 1:
+    if scope == "2" and capabilities >> CAP_SYS_PTRACE & 1:
         return ok("process access", f"{value}, and this process has CAP_SYS_PTRACE")
     advice = (
         "The shm transport may not read its neighbours' memory; another transport is used. To allow it: "
         "sysctl kernel.yama.ptrace_scope=1" + (" (after a restart: 3 is final)" if scope == "3" else "")
     )
     return note("process access", value, advice)
-
-
-def effective_capabilities(host: Host) -> int:
-    """Returns CapEff of this process as a bit mask; 0 when it cannot be read."""
-    for line in host.text("proc/self/status").splitlines():
-        name, _, value = line.partition(":")
-        if name == "CapEff":
-            return int(value.strip(), 16)
-    return 0
 
 
 _LITTLE_DISK_BYTES = 10 * GIB
@@ -132,7 +115,6 @@ def disk_room(name: str, folder: Path, free_bytes: int, variable: str) -> Findin
 _IPV4 = "proc/sys/net/ipv4"
 _FAST_LINK_BYTES = 4 * MIB  # in flight on 100 Gbit/s at 0.3 ms
 _WANTED = "cubic"
-_INFINIBAND = "sys/class/infiniband"
 
 
 def congestion_control(host: Host) -> Finding:
@@ -169,33 +151,6 @@ def socket_buffers(host: Host) -> Finding:
 def _largest(host: Host, name: str) -> int:
     numbers = host.text(f"{_IPV4}/{name}").split()
     return int(numbers[-1]) if numbers else 0
-
-
-@dataclass(frozen=True, slots=True)
-class RdmaPort:
-    """name: DEVICE/PORT."""
-
-    name: str
-    state: str
-    rate: str
-    link: str
-
-    @property
-    def is_active(self) -> bool:
-        return self.state == "ACTIVE"
-
-
-def rdma_ports(host: Host) -> list[RdmaPort]:
-    return list(_rdma_ports(host))
-
-
-def _rdma_ports(host: Host) -> Iterator[RdmaPort]:
-    for device in host.names(_INFINIBAND):
-        for port in host.names(f"{_INFINIBAND}/{device}/ports"):
-            folder = f"{_INFINIBAND}/{device}/ports/{port}"
-            state = host.text(f"{folder}/state").rpartition(":")[2].strip() or "unknown"
-            rate, link = host.text(f"{folder}/rate"), host.text(f"{folder}/link_layer")
-            yield RdmaPort(f"{device}/{port}", state, rate, link)
 
 
 def rdma(host: Host, ports: list[RdmaPort]) -> Finding:

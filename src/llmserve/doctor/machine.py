@@ -1,15 +1,14 @@
 """Processor, memory and GPUs."""
 
 import math
-import re
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from llmserve.config.plan_types import ranges
 from llmserve.core.errors import LLMServeError
 from llmserve.doctor import Finding, note, ok, problem, warning
-from llmserve.doctor.host import GIB, Allowance, Host, size
+from llmserve.runner.gpus import LINKS, PEERS, Tool, gpu_matrix, total_bytes
+from llmserve.runner.host import GIB, Allowance, Host, size
 
 _LITTLE_BYTES = 4 * GIB  # one CPU engine with the smallest model and 1 GiB of KV takes 3.5 GiB
 _X86 = ("x86_64", "amd64")
@@ -66,7 +65,7 @@ def memory(host: Host, allowed: Allowance) -> Finding:
     found = host.memory()
     if "MemTotal" not in found:
         return warning("memory", "unknown", "/proc/meminfo cannot be read: memory was not checked.")
-    total = min(found["MemTotal"], allowed.memory_bytes)
+    total = total_bytes(host, allowed)
     available = available_bytes(host, allowed)
     where = (
         "" if math.isinf(allowed.memory_bytes) or total == found["MemTotal"] else " (the container's limit)"
@@ -126,30 +125,10 @@ def _transparent_mode(host: Host) -> str:
     return next((word.strip("[]") for word in words if word.startswith("[")), "not there")
 
 
-Tool = Callable[[Sequence[str]], str]
-"""Runs a program and returns what it printed. Errors: LLMServeError with the reason."""
-
 _QUERY = ("nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader")
-PEERS = ("nvidia-smi", "topo", "-p2p", "r")
-LINKS = ("nvidia-smi", "topo", "-m")
 _NVLINK = "NV"
 _FAR_LINKS = ("NODE", "SYS")  # across the bridges or the processors of the machine
 _FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of Linux
-_TOOL_SECONDS = 10.0
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # nvidia-smi underlines its headings
-
-
-def run_tool(command: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_SECONDS, check=False)
-    except FileNotFoundError:
-        raise LLMServeError(f"{command[0]} is not installed") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LLMServeError(f"{command[0]}: {error}") from error
-    if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip()).partition("\n")[0]
-        raise LLMServeError(f"{command[0]} failed: {said or f'exit code {done.returncode}'}")
-    return done.stdout
 
 
 def gpus(host: Host, devices: Sequence[int], tool: Tool) -> Finding:
@@ -231,10 +210,3 @@ def pid_namespace(link: str) -> Finding:
         "container."
     )
     return note("PID namespace", f"a container's own, {link or 'unknown'}", advice)
-
-
-def gpu_matrix(text: str) -> list[list[str]]:
-    """Returns the rows `GPU0 X OK ...` of a table of nvidia-smi for several GPUs, whose heading begins with
-    their names. Other devices and affinities may follow in each row."""
-    rows = [line.split() for line in _ESCAPES.sub("", text).splitlines()]
-    return [row[1:] for row in rows if len(row) > 1 and row[0].startswith("GPU") and row[1][:3] != "GPU"]

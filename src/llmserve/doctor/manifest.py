@@ -12,8 +12,8 @@ from llmserve.config.plan_types import ranges
 from llmserve.config.schema import Manifest, ModelSpec
 from llmserve.core.errors import LLMServeError, ManifestError, ModelNotFound, StartFailed
 from llmserve.doctor import Finding, note, ok, problem, warning
-from llmserve.doctor.host import GIB, size
 from llmserve.models.resolve import PreparationStage, Survey, survey
+from llmserve.runner.host import GIB, size
 from llmserve.runner.process.family import Family, members
 from llmserve.runner.state import ClusterState, read_state
 

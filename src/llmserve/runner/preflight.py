@@ -10,7 +10,8 @@ from pathlib import Path
 from llmserve.config.conflict import Conflict
 from llmserve.config.environment import inherited
 from llmserve.config.load import locate
-from llmserve.config.plan import LocalPlan
+from llmserve.config.plan import LocalPlan, runs_on_gpu
+from llmserve.config.plan_types import engine_names
 from llmserve.config.refusals import model_refusals, unknown_parsers, unset_api_keys
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import ModelNotFound, StartFailed
@@ -19,8 +20,11 @@ from llmserve.kvstore.store.refusals import lasting_refusals, room_refusals
 from llmserve.models.directory import read_config
 from llmserve.models.resolve import PreparationStage, survey
 from llmserve.router.leader.build import state_refusals
+from llmserve.runner.gpus import PinLimits, pinned_refusals
+from llmserve.runner.host import Host
 from llmserve.runner.machine import available_gpus, check_free
 from llmserve.tracing.open import tracer_refusals
+from llmserve.transfer.pinned import PinnedMemory
 
 SOURCE = ("models", "primary", "source")
 _DEVICE = ("engine", "device")
@@ -47,7 +51,11 @@ def of_model_directory(manifest: Manifest, folder: Path) -> Iterator[Conflict]:
 def here(manifest: Manifest, base: Mapping[str, str] = os.environ) -> Iterator[Conflict]:
     """Finds everything that another try would not cure. base: the environment of `llmserve up`."""
     environment = inherited(base, manifest).kept
-    yield from _gpus(manifest, available_gpus())
+    gpus = available_gpus()
+    yield from _gpus(manifest, gpus)
+    if runs_on_gpu(manifest, gpus) and gpus:
+        pinned = PinnedMemory.of_host(manifest, len(list(engine_names(manifest))))
+        yield from pinned_refusals(manifest, pinned, PinLimits.of(Host()))
     yield from unset_api_keys(manifest.security.api_keys, environment)
     yield from state_refusals(manifest.state, environment)
     yield from tracer_refusals(manifest.observability.tracing)

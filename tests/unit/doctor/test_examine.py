@@ -11,7 +11,7 @@ from llmserve.doctor.examine import Subject, examine, section
 from llmserve.doctor.measure import COPY, READ, SOCKET
 from llmserve.doctor.trial import BASELINE, NEAR, TrialOutcome, TrialReport
 from llmserve.transfer.select import makers
-from tests.unit.doctor.conftest import MakeHost
+from tests.unit.conftest import MakeHost
 
 _ROOT_MANIFEST = Path(__file__).parents[3] / "llmserve.yaml"
 _SIM = Path(__file__).parents[3] / "examples" / "sim.yaml"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llmserve.doctor import Status, kernel
-from llmserve.doctor.host import GIB, MIB, Host
 from llmserve.doctor.kernel import disk_cache, disk_room
-from tests.unit.doctor.conftest import MakeHost
+from llmserve.runner.host import GIB, MIB, Host, rdma_ports
+from tests.unit.conftest import MakeHost
 
 _NO_LIMIT = resource.RLIM_INFINITY
 _IPC_LOCK, _SYS_PTRACE = 1 << 14, 1 << 19
@@ -82,15 +82,6 @@ def test_process_access(make_host: MakeHost, scope: str, capabilities: int, stat
     assert ("after a restart" in found.advice) == (scope == "3")
 
 
-def test_capabilities(make_host: MakeHost) -> None:
-    host = make_host({"proc/self/status": "Name:\tx\nCapPrm:\tff\nCapEff:\t0000000000084000\n"})
-    assert kernel.effective_capabilities(host) == _IPC_LOCK | _SYS_PTRACE
-
-
-def test_capabilities_that_cannot_be_read(make_host: MakeHost) -> None:
-    assert kernel.effective_capabilities(make_host({})) == 0
-
-
 @pytest.mark.parametrize(
     ("free", "status"), [(200 * MIB, Status.PROBLEM), (5 * GIB, Status.WARNING), (50 * GIB, Status.OK)]
 )
@@ -159,7 +150,7 @@ def _rdma(make_host: MakeHost, state: str, *, usable: bool = True) -> Host:
 
 def test_rdma_that_works(make_host: MakeHost) -> None:
     host = _rdma(make_host, "4: ACTIVE\n")
-    ports = kernel.rdma_ports(host)
+    ports = rdma_ports(host)
     assert [port.is_active for port in ports] == [True]
     found = kernel.rdma(host, ports)
     assert (found.status, found.value) == (Status.OK, "mlx5_0/1 ACTIVE 100 Gb/sec (4X EDR) Ethernet")
@@ -167,16 +158,16 @@ def test_rdma_that_works(make_host: MakeHost) -> None:
 
 def test_rdma_without_a_link(make_host: MakeHost) -> None:
     host = _rdma(make_host, "1: DOWN")
-    assert kernel.rdma(host, kernel.rdma_ports(host)).status is Status.WARNING
+    assert kernel.rdma(host, rdma_ports(host)).status is Status.WARNING
 
 
 def test_rdma_that_the_container_lacks(make_host: MakeHost) -> None:
     host = _rdma(make_host, "4: ACTIVE", usable=False)
-    found = kernel.rdma(host, kernel.rdma_ports(host))
+    found = kernel.rdma(host, rdma_ports(host))
     assert found.status is Status.PROBLEM
     assert "--device=/dev/infiniband" in found.advice
 
 
 def test_no_rdma(make_host: MakeHost) -> None:
     host = make_host({})
-    assert kernel.rdma(host, kernel.rdma_ports(host)).value == "none"
+    assert kernel.rdma(host, rdma_ports(host)).value == "none"

@@ -1,16 +1,15 @@
 """Each status of each check of processor and memory, caused."""
 
 import math
-import sys
 from collections.abc import Sequence
 
 import pytest
 
 from llmserve.core.errors import LLMServeError
 from llmserve.doctor import Status, machine
-from llmserve.doctor.host import GIB, Allowance
-from llmserve.doctor.machine import gpu_links, gpu_modules, gpu_peers, gpus, pid_namespace, run_tool
-from tests.unit.doctor.conftest import MakeHost
+from llmserve.doctor.machine import gpu_links, gpu_modules, gpu_peers, gpus, pid_namespace
+from llmserve.runner.host import GIB, Allowance
+from tests.unit.conftest import MakeHost
 
 _KIB = 1024
 
@@ -225,18 +224,3 @@ def test_a_container_has_processes_of_its_own(link: str, status: Status) -> None
     found = pid_namespace(link)
     assert found.status is status
     assert ("hostPID" in found.advice) is (status is Status.NOTE)
-
-
-def test_a_tool_that_is_not_there() -> None:
-    with pytest.raises(LLMServeError, match="is not installed"):
-        run_tool(["llmserve-no-such-tool"])
-
-
-def test_a_tool_that_fails_says_why() -> None:
-    with pytest.raises(LLMServeError, match="failed: first"):
-        run_tool([sys.executable, "-S", "-c", "raise SystemExit('first\\nsecond')"])
-
-
-def test_a_tool_that_fails_silently() -> None:
-    with pytest.raises(LLMServeError, match="exit code 3"):
-        run_tool([sys.executable, "-S", "-c", "raise SystemExit(3)"])

@@ -13,7 +13,7 @@ from llmserve.config.schema import Manifest, ModelSpec
 from llmserve.core.errors import StartFailed
 from llmserve.doctor import Status
 from llmserve.doctor import manifest as checks
-from llmserve.doctor.host import GIB
+from llmserve.runner.host import GIB
 from llmserve.runner.machine import check_free
 from llmserve.runner.process.family import start_ticks
 from llmserve.runner.state import STATE_NAME, ClusterState

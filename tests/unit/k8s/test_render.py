@@ -10,7 +10,7 @@ from llmserve.config.load import parse_manifest
 from llmserve.config.plan_pods import plan_pods
 from llmserve.config.schema import Manifest, StorageClass
 from llmserve.core.errors import ManifestError
-from llmserve.k8s.render import Object
+from llmserve.k8s.render import Object, impossible
 from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, manifest_text
 
 Parse = Callable[[str], Manifest]
@@ -147,6 +147,17 @@ def test_memory_of_an_engine(parse: Parse, rendered: Render) -> None:
     assert (limits["hugepages-2Mi"], limits["rdma/hca"]) == ("4Gi", "1")
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
     assert {"/dev/shm", "/dev/hugepages"} <= {one["mountPath"] for one in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize(("ram_gb", "fits"), [(0.375, True), (0.37, False)])
+def test_what_ranks_pin_fits_into_their_pod(parse: Parse, ram_gb: float, fits: bool) -> None:
+    resources = f"{{k8s: {{resources: {{decode: {{ram_gb: {ram_gb}}}}}}}}}"
+    found = list(impossible(parse(f"deployment: {resources}\nengine: {{tensor_parallel: 4}}")))
+    assert [one.paths[0] for one in found] == (
+        [] if fits else [("deployment", "k8s", "resources", "decode", "ram_gb")]
+    )
+    on_cpu = parse(f"deployment: {resources}\nengine: {{tensor_parallel: 4, device: cpu}}")
+    assert not list(impossible(on_cpu))
 
 
 def test_the_manifest_of_the_pods_is_obeyed_alike(parse: Parse, rendered: Render) -> None:

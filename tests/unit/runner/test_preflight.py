@@ -146,6 +146,15 @@ def test_engines_on_gpus(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(preflight.here(_read(path)))
 
 
+def test_engines_on_gpus_that_pin_more_than_there_is(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "available_gpus", lambda: (0, 1))
+    path = write("engine: {device: auto}\nstorageClasses: [{name: a, tier: dram, capacity_gb: 1000000}]\n")
+    (refused,) = _refused(path)
+    assert refused.startswith("4: storageClasses[0].capacity_gb: the engines pin up to 1000000.2 GiB: 2 x 96")
+    monkeypatch.setattr(preflight, "available_gpus", tuple)
+    assert not list(preflight.here(_read(path)))
+
+
 def test_a_vllm_that_is_not_here_is_not_asked(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "parsers_here", lambda: None)
     assert not list(preflight.here(_read(write("engine: {tool_call_parser: new}\n"))))

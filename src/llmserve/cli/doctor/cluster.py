@@ -6,8 +6,8 @@ from llmserve.cli.status.ask import HEALTHY, ApiAnswer
 from llmserve.cli.status.snapshot import RoleView, WorkerView
 from llmserve.core.request import PairStatus
 from llmserve.doctor import Finding, note, ok, problem, warning
-from llmserve.doctor.host import MIB
 from llmserve.runner.board import ProcessState
+from llmserve.runner.host import MIB
 from llmserve.transfer.engine.choice import BreakerState
 
 _GB = 1e9

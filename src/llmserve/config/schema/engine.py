@@ -157,3 +157,10 @@ class TransferConfig(ManifestSection):
     (`fail`)."""
     lease_seconds: Seconds = Field(default=30.0, ge=1, le=3600)
     """Finished KV is kept this long for the decode engine before it is freed."""
+
+    @property
+    def gpu_order(self) -> tuple[str, ...]:
+        """`engine_order` of engines on GPUs. There NCCL would make groups of its own beside vLLM's, which
+        nobody has tried: it is among them only when the manifest names it."""
+        is_named = "engine_order" in self.model_fields_set
+        return tuple(name for name in self.engine_order if is_named or name != "nccl")

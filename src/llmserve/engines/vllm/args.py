@@ -121,11 +121,7 @@ def _kv_transfer(spec: EngineSpec, card_path: str) -> KVTransferConfig:
 
 
 def _engine_order(spec: EngineSpec) -> list[str]:
-    """Returns the transports to prefer. On a GPU, NCCL would make groups of its own beside vLLM's, which
-    nobody has tried: it is among them only when the manifest names it."""
-    transfer = spec.transfer
-    leaves_nccl_out = not current_platform.is_cpu() and "engine_order" not in transfer.model_fields_set
-    return [name for name in transfer.engine_order if not (leaves_nccl_out and name == "nccl")]
+    return list(spec.transfer.engine_order if current_platform.is_cpu() else spec.transfer.gpu_order)
 
 
 def _handover(spec: EngineSpec, card_path: str) -> dict[str, Any]:

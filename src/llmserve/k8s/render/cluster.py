@@ -10,8 +10,10 @@ from llmserve.config.schema import Manifest
 from llmserve.k8s.render.access import network_policy, service, service_account
 from llmserve.k8s.render.configuration import config_map, dashboard_maps, pod_monitor, prometheus_rule
 from llmserve.k8s.render.objects import Object
+from llmserve.k8s.render.placement import is_on_gpu, wanted_resources
 from llmserve.k8s.render.pods import PodContext, pod_template
 from llmserve.k8s.render.workloads import autoscaler, disruption_budget, workload
+from llmserve.transfer.pinned import PinnedMemory
 
 # A StatefulSet's pods carry its name and a hash in one label of at most 63 characters.
 _MAX_NAME = 40
@@ -59,6 +61,7 @@ def _objects(manifest: Manifest, target: RenderTarget) -> Iterator[Object]:
 
 def impossible(manifest: Manifest) -> Iterator[Conflict]:
     """Yields the settings that a cluster on Kubernetes cannot have."""
+    yield from _too_much_pinned(manifest)
     name, keys, secret = manifest.metadata.name, manifest.security.api_keys, manifest.deployment.k8s.secret
     if len(name) > _MAX_NAME or not re.match(r"[a-z]", name):
         message = (
@@ -81,3 +84,16 @@ def impossible(manifest: Manifest) -> Iterator[Conflict]:
             f"must name the Secret that has '{keys[named].key_env}' (security.api_keys[{named}].key_env)"
         )
         yield Conflict((("deployment", "k8s", "secret"),), message)
+
+
+def _too_much_pinned(manifest: Manifest) -> Iterator[Conflict]:
+    """What an engine on GPUs pins counts as memory of its pod."""
+    pinned_bytes = PinnedMemory.of_pod(manifest).host_bytes if is_on_gpu(manifest) else 0
+    for role in (role for role in plan_pods(manifest) if role.is_worker):
+        wanted, resources = wanted_resources(manifest, role)
+        if pinned_bytes > wanted.ram_gb * (1 << 30):
+            message = (
+                f"is less than the {pinned_bytes / (1 << 30):.3g} GiB that an engine's ranks pin of it, "
+                f"got {wanted.ram_gb:g}"
+            )
+            yield Conflict((("deployment", "k8s", "resources", resources, "ram_gb"),), message)

@@ -55,7 +55,7 @@ def _spread(cluster: str, role: ProcessRole) -> list[Object]:
 def resources(manifest: Manifest, role: ProcessRole, devices: bool = True) -> Object:
     """Memory is requested and limited alike, so that a node never runs out of it; cores are only requested,
     so that a pod may use idle ones. devices: whether GPUs and the like are included."""
-    wanted = _wanted(manifest, role)
+    wanted, _ = wanted_resources(manifest, role)
     memory = wanted.ram_gb + (dram_gb(manifest) if role is ProcessRole.KVMANAGER else 0)
     limits = {"memory": gibibytes(memory)}
     if devices and role.is_worker:
@@ -63,10 +63,11 @@ def resources(manifest: Manifest, role: ProcessRole, devices: bool = True) -> Ob
     return {"requests": {"cpu": cores(wanted.cpu), **limits}, "limits": limits}
 
 
-def _wanted(manifest: Manifest, role: ProcessRole) -> PodResources:
+def wanted_resources(manifest: Manifest, role: ProcessRole) -> tuple[PodResources, str]:
+    """Returns what a pod of the role requests, and its key in `deployment.k8s.resources`."""
     name = "decode" if role is ProcessRole.AGGREGATED else role.value
     found: PodResources = getattr(manifest.deployment.k8s.resources, name)
-    return found
+    return found, name
 
 
 def _devices(manifest: Manifest) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The files in which the kernel describes this machine: memory, control groups, devices."""
+"""The files in which the kernel describes this machine: memory, control groups, capabilities, devices."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -118,3 +118,50 @@ def _memory(host: Host, prefix: str, limit: str, usage: str, cache: str) -> tupl
         return math.inf, 0.0
     statistics = dict(line.split() for line in host.text(f"{prefix}.stat").splitlines())
     return float(most), int(used or 0) - float(statistics.get(cache, 0))
+
+
+_CAP_IPC_LOCK, CAP_SYS_PTRACE = 14, 19
+
+
+def effective_capabilities(host: Host) -> int:
+    """Returns CapEff of this process as a bit mask; 0 when it cannot be read."""
+    for line in host.text("proc/self/status").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return int(value.strip(), 16)
+    return 0
+
+
+def may_lock(capabilities: int) -> bool:
+    """Says whether the limit of locked memory does not hold for a process."""
+    return bool(capabilities >> _CAP_IPC_LOCK & 1)
+
+
+_INFINIBAND = "sys/class/infiniband"
+
+
+@dataclass(frozen=True, slots=True)
+class RdmaPort:
+    """name: DEVICE/PORT."""
+
+    name: str
+    state: str
+    rate: str
+    link: str
+
+    @property
+    def is_active(self) -> bool:
+        return self.state == "ACTIVE"
+
+
+def rdma_ports(host: Host) -> list[RdmaPort]:
+    return list(_rdma_ports(host))
+
+
+def _rdma_ports(host: Host) -> Iterator[RdmaPort]:
+    for device in host.names(_INFINIBAND):
+        for port in host.names(f"{_INFINIBAND}/{device}/ports"):
+            folder = f"{_INFINIBAND}/{device}/ports/{port}"
+            state = host.text(f"{folder}/state").rpartition(":")[2].strip() or "unknown"
+            rate, link = host.text(f"{folder}/rate"), host.text(f"{folder}/link_layer")
+            yield RdmaPort(f"{device}/{port}", state, rate, link)

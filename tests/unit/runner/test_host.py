@@ -4,8 +4,17 @@ import math
 
 import pytest
 
-from llmserve.doctor.host import GIB, MIB, Allowance, allowance, size
-from tests.unit.doctor.conftest import MakeHost
+from llmserve.runner.host import (
+    CAP_SYS_PTRACE,
+    GIB,
+    MIB,
+    Allowance,
+    allowance,
+    effective_capabilities,
+    may_lock,
+    size,
+)
+from tests.unit.conftest import MakeHost
 
 
 def test_what_is_not_there_is_empty(make_host: MakeHost) -> None:
@@ -76,3 +85,17 @@ def test_version_1_without_limits(make_host: MakeHost, quota: str) -> None:
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
     }
     assert allowance(make_host(files)) == Allowance()
+
+
+def test_capabilities(make_host: MakeHost) -> None:
+    host = make_host({"proc/self/status": "Name:\tx\nCapPrm:\tff\nCapEff:\t0000000000084000\n"})
+    assert effective_capabilities(host) == 1 << 14 | 1 << CAP_SYS_PTRACE
+
+
+def test_capabilities_that_cannot_be_read(make_host: MakeHost) -> None:
+    assert effective_capabilities(make_host({})) == 0
+
+
+@pytest.mark.parametrize(("capabilities", "may"), [(1 << 14, True), (~(1 << 14), False), (0, False)])
+def test_who_may_lock_any_memory(capabilities: int, may: bool) -> None:
+    assert may_lock(capabilities) is may
