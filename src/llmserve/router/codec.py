@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
+from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import InvalidRequest, LLMServeError
-from llmserve.core.ids import DEFAULT_TENANT, BlockHash, RequestId, TenantId, WorkerId
+from llmserve.core.ids import DEFAULT_TENANT, AdapterDigest, BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.kv_params import HandoverMode
 from llmserve.core.stats import SchedulerStats
 from llmserve.router.events import Admit, HeldRequest, Incarnation, RequestPlaced, RequestRefused
@@ -12,6 +13,7 @@ from llmserve.router.prefix.index import HashedPrompt
 from llmserve.router.prefix.lookup import PrefixLookup
 from llmserve.router.workers.handover import HandoverChoice
 from llmserve.router.workers.worker import ClusterMember, DrainOrder, KvShape, WorkerSpec, WorkerState
+from llmserve.rpc.adapters import decode_lora, encode_lora, encode_names
 from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
 
@@ -32,6 +34,7 @@ def decode_worker(info: common_pb2.WorkerInfo) -> WorkerSpec:
         max_concurrency=info.max_concurrency,
         transports=tuple(info.transports),
         handover_endpoints=tuple(info.handover_endpoints),
+        lora=decode_lora(info.lora),
     )
 
 
@@ -49,6 +52,7 @@ def encode_worker(spec: WorkerSpec) -> common_pb2.WorkerInfo:
         max_concurrency=spec.max_concurrency,
         transports=spec.transports,
         handover_endpoints=spec.handover_endpoints,
+        lora=encode_lora(spec.lora),
     )
 
 
@@ -63,6 +67,7 @@ def decode_admit(message: router_pb2.Admit) -> Admit:
             model=message.model,
             prompt_tokens=message.prompt_tokens,
             excluded_workers=frozenset(map(WorkerId, message.excluded_workers)),
+            adapter=AdapterDigest(message.adapter),
         ),
         max_output_tokens=message.max_output_tokens,
         choices=message.choices or 1,
@@ -85,6 +90,7 @@ def decode_held(message: router_pb2.HeldPlacement) -> HeldRequest:
         prompt_tokens=message.prompt_tokens,
         max_output_tokens=message.max_output_tokens,
         choices=message.choices or 1,
+        adapter=AdapterDigest(message.adapter),
     )
 
 
@@ -138,10 +144,15 @@ def encode_refused(refused: RequestRefused) -> router_pb2.RouterSessionResponse:
     return router_pb2.RouterSessionResponse(refused=message)
 
 
-def encode_cluster(members: Iterable[ClusterMember], epoch: int) -> router_pb2.RouterSessionResponse:
-    """Encodes the registered workers, suspected ones included: streams to them go on."""
+def encode_cluster(
+    members: Iterable[ClusterMember], epoch: int, adapters: Iterable[NamedAdapter] | None = None
+) -> router_pb2.RouterSessionResponse:
+    """Encodes the registered workers, suspected ones included: streams to them go on. adapters: the names
+    that requests may use; None: as the session was told last."""
     workers = [encode_worker(member.spec) for member in members if member.registered]
-    return router_pb2.RouterSessionResponse(state=router_pb2.ClusterState(workers=workers, epoch=epoch))
+    names = None if adapters is None else encode_names(adapters)
+    state = router_pb2.ClusterState(workers=workers, epoch=epoch, adapters=names)
+    return router_pb2.RouterSessionResponse(state=state)
 
 
 def encode_peers(version: int, peers: Iterable[ClusterMember]) -> router_pb2.HeartbeatResponse:

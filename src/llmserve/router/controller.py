@@ -6,8 +6,9 @@ every event the caller delivers the effects, compares `cluster_version`, and ask
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from llmserve.core.adapters import AdapterReport
 from llmserve.core.clock import Clock
 from llmserve.core.ids import ApiserverId, WorkerId
 from llmserve.core.request import EngineLoad
@@ -121,10 +122,16 @@ class Controller:
         return self.requests.dispatch()
 
     def heartbeat(
-        self, worker_id: WorkerId, epoch: int, load: EngineLoad, *, draining: bool = False
+        self,
+        worker_id: WorkerId,
+        epoch: int,
+        load: EngineLoad,
+        *,
+        draining: bool = False,
+        reports: Sequence[AdapterReport] | None = None,
     ) -> list[Effect]:
-        """Errors: NotFound, as ClusterMembership.heartbeat."""
-        self.membership.heartbeat(worker_id, epoch, load, draining=draining)
+        """Parameters and errors: as ClusterMembership.heartbeat."""
+        self.membership.heartbeat(worker_id, epoch, load, draining=draining, reports=reports)
         return self.requests.dispatch()
 
     def drain(self, worker_id: WorkerId, order: DrainOrder) -> tuple[ClusterMember, int]:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import LLMServeError
-from llmserve.core.ids import BlockHash, RequestId, TenantId, WorkerId
+from llmserve.core.ids import AdapterDigest, BlockHash, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.router.placement.planner import Candidate, PlacementRequest, Plan
 from llmserve.router.prefix.index import HashedPrompt, Stretch
@@ -46,6 +47,7 @@ class HeldRequest:
     prompt_tokens: int = 0
     max_output_tokens: int = 0
     choices: int = 1
+    adapter: AdapterDigest = BASE_MODEL
 
 
 class Exit(StrEnum):

@@ -84,7 +84,9 @@ class Requests:
     def adopt(self, session: RouterSession, held: HeldRequest, hold: PlacementHold, *, charged: bool) -> None:
         """Counts a request that an earlier router placed. charged: its tenant has paid for it there."""
         now = self._clock.now()
-        self.entries.open(held.request_id, RequestEntry(session, PlacementRequest(model=""), hold))
+        self.entries.open(
+            held.request_id, RequestEntry(session, PlacementRequest(model="", adapter=held.adapter), hold)
+        )
         self._queue.adopt(
             QueuedRequest(
                 held.request_id,

@@ -11,6 +11,7 @@ from llmserve.core.ids import WorkerId
 from llmserve.router.codec import decode_worker, encode_order, encode_peers
 from llmserve.router.leader.election import LeaderCheck
 from llmserve.router.leader.term import LeaderTerm
+from llmserve.rpc.adapters import decode_reports
 from llmserve.rpc.codec import decode_load
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
 
@@ -59,9 +60,10 @@ class RouterService(router_pb2_grpc.RouterServicer):
             WorkerId(request.worker_id),
             decode_load(request.load),
         )
+        reports = decode_reports(request.adapters) if request.HasField("adapters") else None
         with services.event_loop.deciding() as effects:
             effects += services.controller.heartbeat(
-                worker_id, request.epoch, load, draining=request.draining
+                worker_id, request.epoch, load, draining=request.draining, reports=reports
             )
         membership, settings = services.controller.membership, services.live.settings
         known = request.members_version == membership.version

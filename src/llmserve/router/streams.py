@@ -34,6 +34,11 @@ class RouterOutbox:
         self._pending.set()
 
     def send_state(self, message: RouterSessionResponse) -> None:
+        """Without adapters in it, those of a state that waits stay the latest."""
+        waiting = self._state
+        if waiting is not None and waiting.state.HasField("adapters") > message.state.HasField("adapters"):
+            message = RouterSessionResponse(state=message.state)  # the message is every session's
+            message.state.adapters.CopyFrom(waiting.state.adapters)
         self._state = message
         self._pending.set()
 

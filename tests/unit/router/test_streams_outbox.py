@@ -17,6 +17,12 @@ def _state(*names: str) -> router_pb2.RouterSessionResponse:
     return router_pb2.RouterSessionResponse(state=router_pb2.ClusterState(workers=workers))
 
 
+def _with_adapters(name: str, adapters: router_pb2.NamedAdapters) -> router_pb2.RouterSessionResponse:
+    message = _state(name)
+    message.state.adapters.CopyFrom(adapters)
+    return message
+
+
 async def _next(batches: AsyncIterator[router_pb2.RouterSessionResponses]) -> list[object]:
     return list((await anext(batches)).messages)
 
@@ -30,6 +36,24 @@ async def test_the_latest_state_goes_first_then_answers_in_order() -> None:
     outbox.close()
     batches = [list(batch.messages) async for batch in outbox]
     assert batches == [[_state("new"), _placed("a"), _placed("b")]], "all that waits at once"
+
+
+async def test_a_state_that_waits_keeps_its_adapters_for_the_next_one() -> None:
+    first, second, other = RouterOutbox(), RouterOutbox(), _state("new")
+    names = router_pb2.NamedAdapters(adapters=[router_pb2.NamedAdapter(name="sql")])
+    first.send_state(_state("old"))
+    first.send_state(_with_adapters("middle", names))
+    first.send_state(other)
+    second.send_state(other)
+    for outbox, expected in ((first, _with_adapters("new", names)), (second, _state("new"))):
+        assert await _next(aiter(outbox)) == [expected]
+
+
+async def test_later_adapters_take_the_place_of_earlier_ones() -> None:
+    outbox = RouterOutbox()
+    outbox.send_state(_with_adapters("old", router_pb2.NamedAdapters(adapters=[router_pb2.NamedAdapter()])))
+    outbox.send_state(_with_adapters("new", router_pb2.NamedAdapters()))
+    assert await _next(aiter(outbox)) == [_with_adapters("new", router_pb2.NamedAdapters())]
 
 
 async def test_waits_for_news() -> None:

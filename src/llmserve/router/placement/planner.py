@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from typing import NamedTuple, Protocol
 
+from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.clock import Clock
 from llmserve.core.errors import NoWorkerAvailable
-from llmserve.core.ids import WorkerId
+from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.kv_params import HandoverMode
 from llmserve.core.outcome import WorkerRole
 from llmserve.router.prefix.match import PrefixMatch
@@ -32,6 +33,7 @@ class PlacementRequest:
     prompt_tokens: int = 0
     excluded_workers: frozenset[WorkerId] = frozenset()
     match: PrefixMatch = field(default_factory=PrefixMatch)
+    adapter: AdapterDigest = BASE_MODEL
 
 
 class Filter(Protocol):

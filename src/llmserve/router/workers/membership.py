@@ -8,6 +8,7 @@ and replaces the older.
 from collections.abc import Iterator, Sequence
 from weakref import WeakValueDictionary
 
+from llmserve.core.adapters import AdapterReport
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import WorkerId
@@ -63,13 +64,23 @@ class ClusterMembership:
         self._check_after_expiry()
         self._changed()
 
-    def heartbeat(self, worker_id: WorkerId, epoch: int, load: EngineLoad, *, draining: bool = False) -> None:
-        """draining: the worker is about to leave. Errors: NotFound when this incarnation is unknown and has
-        to register."""
+    def heartbeat(
+        self,
+        worker_id: WorkerId,
+        epoch: int,
+        load: EngineLoad,
+        *,
+        draining: bool = False,
+        reports: Sequence[AdapterReport] | None = None,
+    ) -> ClusterMember:
+        """draining: the worker is about to leave. reports: of all its adapters; None: as it said last.
+        Errors: NotFound when this incarnation is unknown and has to register."""
         member = self._members.get(worker_id)
         if member is None or member.spec.epoch != epoch:
             raise NotFound(f"worker {worker_id} of epoch {epoch} is not registered")
         member.load, member.draining = load, draining
+        if reports is not None:
+            member.hear_reports(reports)
         if member.order and member.order.drain is draining:
             member.order = None
         was = member.state
@@ -79,6 +90,7 @@ class ClusterMembership:
             self._changed()
         elif was is not member.state:
             self._available.clear()
+        return member
 
     def suspect(self, worker_id: WorkerId, epoch: int, reason: str) -> None:
         """A request failed on the worker: it is not used until its next heartbeat. Ignores an older epoch."""

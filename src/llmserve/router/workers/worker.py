@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import NamedTuple
 
-from llmserve.core.ids import WorkerId
+from llmserve.core.adapters import NO_ADAPTERS, AdapterReport, LoraShape
+from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad, PairStatus
 from llmserve.router.workers.latency import LatencyModel
@@ -139,6 +140,7 @@ class WorkerSpec:
     max_concurrency: int
     transports: tuple[str, ...]
     handover_endpoints: tuple[str, ...] = ()
+    lora: LoraShape = NO_ADAPTERS
 
 
 class WorkerState(StrEnum):
@@ -181,7 +183,8 @@ class WorkerSlots:
 @dataclass(slots=True, eq=False)
 class ClusterMember:
     """One incarnation of a worker. heard_at: time on the router's clock. interruptions: how often it, or an
-    older incarnation, stopped being available without leaving in order."""
+    older incarnation, stopped being available without leaving in order. reports: what it said last of each
+    adapter that it was ordered to hold, by the number of the order."""
 
     spec: WorkerSpec
     slots: WorkerSlots
@@ -192,6 +195,8 @@ class ClusterMember:
     draining: bool = False  # as it says itself
     order: DrainOrder | None = None  # until its heartbeats agree with it
     interruptions: int = 0
+    reports: Mapping[int, AdapterReport] = field(default_factory=dict, repr=False)
+    _adapters: Mapping[AdapterDigest, AdapterReport] | None = field(default=None, repr=False)
     _links: Mapping[str, KvLink] = field(default_factory=dict, repr=False)
     _links_of: EngineLoad | None = field(default=None, repr=False)
 
@@ -200,6 +205,19 @@ class ClusterMember:
         if self._links_of is not self.load:  # read when it is asked for: most heartbeats never are
             self._links, self._links_of = links_of(self.load.pairs), self.load
         return self._links.get(prefill)
+
+    def hear_reports(self, reports: Sequence[AdapterReport]) -> None:
+        """reports: all of them."""
+        self.reports, self._adapters = {report.number: report for report in reports}, None
+
+    @property
+    def adapters(self) -> Mapping[AdapterDigest, AdapterReport]:
+        """What it said of each version that it has fetched and can run. One that is absent has to come from
+        its source. The same object until it reports again."""
+        if self._adapters is None:
+            known = (report for report in self.reports.values() if report.digest and not report.error)
+            self._adapters = {report.digest: report for report in known}
+        return self._adapters
 
     @property
     def to_leave(self) -> bool:
