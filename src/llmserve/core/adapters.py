@@ -70,6 +70,15 @@ class AdapterReport:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterLoad:
+    """How the version of a request came into a device slot of its worker. tier: where it was when the request
+    came. seconds: time for which the request waited for it; 0: it was loaded."""
+
+    tier: AdapterTier
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class NamedAdapter:
     """A name that clients may use now, and the version that it points to. parent: the model's name."""
 

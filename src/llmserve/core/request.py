@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from llmserve.core.adapters import BASE_MODEL
+from llmserve.core.adapters import BASE_MODEL, AdapterLoad
 from llmserve.core.ids import NO_TENANT, AdapterDigest, LeaseId, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import FinishReason
 
@@ -126,7 +126,8 @@ class HandoverReport:
 @dataclass(frozen=True, slots=True)
 class EngineOutput:
     """What one engine step added to one request. finish_reason: None while the request goes on. handover:
-    with the first output of a request that fetched KV."""
+    with the first output of a request that fetched KV. adapter_load: with the first output of a request that
+    has an adapter; the worker adds it."""
 
     request_id: RequestId
     token_ids: Sequence[int] = ()
@@ -138,6 +139,7 @@ class EngineOutput:
     prefill_stats: PrefillStats | None = None
     error: str = ""
     handover: HandoverReport | None = None
+    adapter_load: AdapterLoad | None = None
 
 
 @dataclass(slots=True)

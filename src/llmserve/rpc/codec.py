@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
@@ -136,11 +137,13 @@ def encode_output(output: EngineOutput) -> worker_pb2.TokenDelta:
         delta.prefill_stats.CopyFrom(_encode_stats(output.prefill_stats))
     if output.handover is not None:
         delta.handover.CopyFrom(_encode_handover(output.handover))
+    if (load := output.adapter_load) is not None:
+        delta.adapter_load.CopyFrom(worker_pb2.AdapterLoad(tier=load.tier, seconds=load.seconds))
     return delta
 
 
 def decode_output(delta: worker_pb2.TokenDelta) -> EngineOutput:
-    """Errors: InvalidRequest for kv_transfer_params that are not a JSON object."""
+    """Errors: InvalidRequest for kv_transfer_params that are not a JSON object, and an unknown tier."""
     has, stop, params = delta.HasField, delta.WhichOneof("stop_reason"), delta.kv_transfer_params
     return EngineOutput(
         request_id=RequestId(delta.request_id),
@@ -153,7 +156,14 @@ def decode_output(delta: worker_pb2.TokenDelta) -> EngineOutput:
         prefill_stats=_decode_stats(delta.prefill_stats) if has("prefill_stats") else None,
         error=delta.error,
         handover=_decode_handover(delta.handover) if has("handover") else None,
+        adapter_load=_decode_adapter_load(delta.adapter_load) if has("adapter_load") else None,
     )
+
+
+def _decode_adapter_load(message: worker_pb2.AdapterLoad) -> AdapterLoad:
+    if message.tier not in set(AdapterTier):
+        raise InvalidRequest(f"unknown tier {message.tier!r} of an adapter")
+    return AdapterLoad(AdapterTier(message.tier), message.seconds)
 
 
 def _encode_logprobs(logprobs: Logprobs) -> worker_pb2.Logprobs:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from llmserve.core.adapters import AdapterLoad, AdapterTier
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
@@ -66,6 +67,7 @@ def test_output_round_trip(finish_reason: FinishReason | None, stop_reason: int 
         kv_transfer_params={"lease_id": "x"},
         prefill_stats=PrefillStats(9, 4, 3, 2),
         error="why",
+        adapter_load=AdapterLoad(AdapterTier.DISK, 0.5),
     )
     assert codec.decode_output(codec.encode_output(output)) == output
 
@@ -73,6 +75,13 @@ def test_output_round_trip(finish_reason: FinishReason | None, stop_reason: int 
 def test_an_empty_output_stays_empty() -> None:
     output = EngineOutput(RequestId("r"), [])
     assert codec.decode_output(codec.encode_output(output)) == output
+
+
+def test_a_tier_that_is_not_known_is_named() -> None:
+    delta = codec.encode_output(EngineOutput(RequestId("r"), adapter_load=AdapterLoad(AdapterTier.DRAM)))
+    delta.adapter_load.tier = "tape"
+    with pytest.raises(InvalidRequest, match="tape"):
+        codec.decode_output(delta)
 
 
 def test_load_round_trip() -> None:

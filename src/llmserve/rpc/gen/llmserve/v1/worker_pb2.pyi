@@ -84,7 +84,7 @@ class WorkerSessionResponse(_message.Message):
     def __init__(self, deltas: _Optional[_Iterable[_Union[TokenDelta, _Mapping]]] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
-    __slots__ = ("request_id", "token_ids", "finish_reason", "stop_token_id", "stop_string", "logprobs", "prompt_logprobs", "kv_transfer_params", "prefill_stats", "error", "handover")
+    __slots__ = ("request_id", "token_ids", "finish_reason", "stop_token_id", "stop_string", "logprobs", "prompt_logprobs", "kv_transfer_params", "prefill_stats", "error", "handover", "adapter_load")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,7 @@ class TokenDelta(_message.Message):
     PREFILL_STATS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_LOAD_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     finish_reason: FinishReason
@@ -107,7 +108,16 @@ class TokenDelta(_message.Message):
     prefill_stats: PrefillStats
     error: str
     handover: Handover
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., kv_transfer_params: _Optional[bytes] = ..., prefill_stats: _Optional[_Union[PrefillStats, _Mapping]] = ..., error: _Optional[str] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ...) -> None: ...
+    adapter_load: AdapterLoad
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., kv_transfer_params: _Optional[bytes] = ..., prefill_stats: _Optional[_Union[PrefillStats, _Mapping]] = ..., error: _Optional[str] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., adapter_load: _Optional[_Union[AdapterLoad, _Mapping]] = ...) -> None: ...
+
+class AdapterLoad(_message.Message):
+    __slots__ = ("tier", "seconds")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    seconds: float
+    def __init__(self, tier: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Handover(_message.Message):
     __slots__ = ("transport", "bytes", "seconds", "fallbacks", "reason", "pushed")
