@@ -73,8 +73,8 @@ class AdapterCache:
 def open_adapter_cache(
     manifest: Manifest, shape: LoraShape, model_dir: Path | None, cache_dir: Path | None = None
 ) -> AdapterCache:
-    """Removes what killed processes left half done. manifest: has the limits and the S3 endpoint.
-    shape: of the engine; adapters are checked against it. model_dir: the base model, whose weights have the shapes that
+    """Removes what killed processes left half done. manifest: has the limits and the S3 endpoint. shape: of
+    the engine; adapters are checked against it. model_dir: the base model, whose weights have the shapes that
     adapters must fit; None: a simulated engine, which fits all. cache_dir: default_cache_dir() without it.
     Errors: OSError when the directories cannot be made, LLMServeError."""
     raise NotImplementedError
