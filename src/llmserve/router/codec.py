@@ -12,7 +12,14 @@ from llmserve.router.prefix.index import HashedPrompt
 from llmserve.router.prefix.lookup import PrefixLookup
 from llmserve.router.workers.handover import HandoverChoice
 from llmserve.router.workers.worker import ClusterMember, DrainOrder, KvShape, WorkerSpec, WorkerState
-from llmserve.rpc.codec import decode_role, encode_load, encode_outcome, encode_role
+from llmserve.rpc.codec import (
+    decode_lora,
+    decode_role,
+    encode_load,
+    encode_lora,
+    encode_outcome,
+    encode_role,
+)
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
 
 _SHAPE_FIELDS = tuple(KvShape.__dataclass_fields__)
@@ -32,6 +39,7 @@ def decode_worker(info: common_pb2.WorkerInfo) -> WorkerSpec:
         max_concurrency=info.max_concurrency,
         transports=tuple(info.transports),
         handover_endpoints=tuple(info.handover_endpoints),
+        lora=decode_lora(info.lora),
     )
 
 
@@ -49,6 +57,7 @@ def encode_worker(spec: WorkerSpec) -> common_pb2.WorkerInfo:
         max_concurrency=spec.max_concurrency,
         transports=spec.transports,
         handover_endpoints=spec.handover_endpoints,
+        lora=encode_lora(spec.lora),
     )
 
 

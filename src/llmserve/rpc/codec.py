@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+from llmserve.core.adapters import LoraShape
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
@@ -42,6 +44,14 @@ def decode_role(role: common_pb2.WorkerRole) -> WorkerRole:
     if role not in _ROLE_FROM_WIRE:
         raise InvalidRequest(f"unknown worker role {role}")
     return _ROLE_FROM_WIRE[role]
+
+
+def encode_lora(lora: LoraShape) -> common_pb2.LoraShape | None:
+    return common_pb2.LoraShape(**asdict(lora)) if lora.slots else None
+
+
+def decode_lora(message: common_pb2.LoraShape) -> LoraShape:
+    return LoraShape(message.slots, message.max_rank, tuple(message.target_modules))
 
 
 def encode_outcome(outcome: Outcome) -> common_pb2.Outcome:

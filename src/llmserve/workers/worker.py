@@ -18,7 +18,7 @@ from llmserve.engines.spec import EngineSpec
 from llmserve.metrics.registry import serve_metrics
 from llmserve.metrics.worker import WorkerMetrics
 from llmserve.rpc.client import open_channel
-from llmserve.rpc.codec import encode_role
+from llmserve.rpc.codec import encode_lora, encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
 from llmserve.rpc.server import RpcServer
 from llmserve.tracing.base import NO_TRACER, Tracer
@@ -147,6 +147,7 @@ class Worker:
             max_concurrency=info.max_concurrency,
             transports=info.transports,
             handover_endpoints=info.handover_endpoints,
+            lora=encode_lora(info.lora),
         )
 
     async def _on_hang(self, error: EngineDead) -> None:

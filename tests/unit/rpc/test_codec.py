@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.outcome import FinishReason, Outcome, WorkerRole
@@ -16,6 +17,8 @@ from llmserve.core.request import (
     SamplingLimits,
 )
 from llmserve.rpc import codec
+from llmserve.rpc.codec import decode_lora, encode_lora
+from llmserve.rpc.gen.llmserve.v1 import common_pb2
 
 REQUEST = EngineRequest(
     request_id=RequestId("r"),
@@ -78,6 +81,14 @@ def test_an_empty_output_stays_empty() -> None:
 def test_load_round_trip() -> None:
     load = EngineLoad(1, 2, 3, 4, 5, 6, 7, "nixl")
     assert codec.decode_load(codec.encode_load(load)) == load
+
+
+def test_what_adapters_an_engine_runs_round_trip() -> None:
+    some = LoraShape(4, 16, ("q_proj", "v_proj"))
+    assert common_pb2.WorkerInfo(lora=encode_lora(some)).HasField("lora")
+    assert decode_lora(common_pb2.WorkerInfo(lora=encode_lora(some)).lora) == some
+    assert not common_pb2.WorkerInfo(lora=encode_lora(NO_ADAPTERS)).HasField("lora")
+    assert decode_lora(common_pb2.WorkerInfo().lora) == NO_ADAPTERS
 
 
 def test_enums_round_trip() -> None:

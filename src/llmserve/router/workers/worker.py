@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import NamedTuple
 
+from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad, PairStatus
@@ -139,6 +140,12 @@ class WorkerSpec:
     max_concurrency: int
     transports: tuple[str, ...]
     handover_endpoints: tuple[str, ...] = ()
+    lora: LoraShape = NO_ADAPTERS
+
+    def differences(self, other: "WorkerSpec") -> list[str]:
+        """What keeps the two from serving a request together, for people; empty: nothing does."""
+        lora = [] if self.lora == other.lora else [f"lora {self.lora!r} differs from {other.lora!r}"]
+        return self.kv_shape.differences(other.kv_shape) + lora
 
 
 class WorkerState(StrEnum):
