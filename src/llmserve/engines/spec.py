@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.config.schema import EngineConfig, KvCacheConfig, TransferConfig
+from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.transfer.engine.choice import TransferPolicy
@@ -16,7 +17,7 @@ class EngineSpec:
     simulated engine needs none. handover_host: the address that peers reach this host by.
     kv_io_bytes_per_second: this engine's share of budgets.max_kv_io_gbps; None: no limit. kv_store: host:port
     of each KV manager that keeps blocks, always in the same order; none: no block is kept. kv_store_quantize:
-    the format of the DRAM class."""
+    the format of the DRAM class. lora: the adapters that it must be able to run."""
 
     worker_id: WorkerId
     epoch: int
@@ -31,6 +32,7 @@ class EngineSpec:
     kv_io_bytes_per_second: float | None = None
     kv_store: tuple[str, ...] = ()
     kv_store_quantize: str = "none"
+    lora: LoraShape = NO_ADAPTERS
 
 
 def computation_words(dtype: str, max_model_len_tokens: int) -> str:

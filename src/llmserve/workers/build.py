@@ -6,7 +6,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from llmserve.config.lora import lora_of
 from llmserve.config.schema import Manifest
+from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.errors import StartFailed
 from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
@@ -70,7 +72,13 @@ def engine_spec(
         kv_io_bytes_per_second=_kv_io_share(manifest),
         kv_store=kvmanagers if manifest.storageClasses else (),
         kv_store_quantize=_dram_quantize(manifest),
+        lora=_lora_shape(manifest),
     )
+
+
+def _lora_shape(manifest: Manifest) -> LoraShape:
+    lora = lora_of(manifest)
+    return LoraShape(lora.slots, lora.max_rank, lora.target_modules or ()) if lora else NO_ADAPTERS
 
 
 def _dram_quantize(manifest: Manifest) -> str:

@@ -17,6 +17,7 @@ from llmserve.engines.kv_transfer import release_lease
 from llmserve.engines.spec import EngineSpec
 from llmserve.metrics.registry import serve_metrics
 from llmserve.metrics.worker import WorkerMetrics
+from llmserve.rpc.adapters import encode_lora
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import encode_role
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, worker_pb2_grpc
@@ -147,6 +148,7 @@ class Worker:
             max_concurrency=info.max_concurrency,
             transports=info.transports,
             handover_endpoints=info.handover_endpoints,
+            lora=encode_lora(info.lora),
         )
 
     async def _on_hang(self, error: EngineDead) -> None:

@@ -1,13 +1,17 @@
-"""The model that a worker serves, named by its contents before and after the engine loads it."""
+"""The model that a worker serves, named by its contents before and after the engine loads it, and the engine
+that a manifest asks for."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmserve.config.schema import Manifest
+from llmserve.config.schema import Lora, Manifest
+from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.errors import StartFailed
+from llmserve.core.outcome import WorkerRole
 from llmserve.models.files import silent
-from llmserve.workers.build import prepare_model
+from llmserve.workers.build import WorkerModel, engine_spec, prepare_model
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +55,16 @@ def test_a_model_that_changes_while_an_engine_loads_it_is_not_served(folder: Pat
     (folder / "model.safetensors").write_bytes(bytes(99) + b"x")
     with pytest.raises(StartFailed, match="was changed while it was loaded"):
         model.check_unchanged()
+
+
+def test_engines_are_told_which_adapters_they_must_be_able_to_run() -> None:
+    def shape(**lora: Any) -> LoraShape:
+        with_lora = manifest("sim").model_copy(update={"lora": Lora(**lora) if lora else None})
+        return engine_spec(with_lora, "decode-0", WorkerRole.DECODE, 1, WorkerModel(None, "m"), "host:1").lora
+
+    assert shape() == NO_ADAPTERS
+    assert shape(slots=2, max_rank=8) == LoraShape(2, 8)
+    assert shape(slots=2, target_modules=("q_proj",)) == LoraShape(2, 16, ("q_proj",))
 
 
 def test_without_a_model_the_name_stands_for_it() -> None:

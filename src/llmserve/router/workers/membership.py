@@ -48,10 +48,10 @@ class ClusterMembership:
 
     def register(self, spec: WorkerSpec) -> None:
         """Takes a new worker, a newer incarnation, or a repeated registration. Errors: InvalidRequest when
-        a field is wrong, the epoch is older than a known one, or its KV does not fit the workers that it
-        would exchange KV with."""
+        a field is wrong, the epoch is older than a known one, or its KV or adapters do not fit the workers
+        that it would exchange KV with."""
         self._check_fields(spec)
-        self._check_kv_shape(spec)
+        self._check_peers(spec)
         known = self._members.get(spec.worker_id)
         if known and known.spec.epoch == spec.epoch:
             known.spec = spec
@@ -246,17 +246,17 @@ class ClusterMembership:
                 "a newer process has its name"
             )
 
-    def _check_kv_shape(self, spec: WorkerSpec) -> None:
+    def _check_peers(self, spec: WorkerSpec) -> None:
         peer_role = _HANDS_OVER_TO.get(spec.role)
         if peer_role is None:
             return
         for peer in self.registered(spec.model, peer_role):
-            differences = spec.kv_shape.differences(peer.spec.kv_shape)
+            differences = spec.differences(peer.spec)
             if differences and peer.spec.worker_id != spec.worker_id:
                 pair = (
                     f"{spec.role} worker {spec.worker_id} and {peer.spec.role} worker {peer.spec.worker_id}"
                 )
-                raise InvalidRequest(f"{pair} cannot exchange KV: {', '.join(differences)}")
+                raise InvalidRequest(f"{pair} cannot serve requests together: {', '.join(differences)}")
 
 
 def _interruptions_with_end(older: ClusterMember | None) -> int:

@@ -142,6 +142,11 @@ class WorkerSpec:
     handover_endpoints: tuple[str, ...] = ()
     lora: LoraShape = NO_ADAPTERS
 
+    def differences(self, other: "WorkerSpec") -> list[str]:
+        """What keeps the two from serving a request together, for people; empty: nothing does."""
+        lora = [] if self.lora == other.lora else [f"lora {self.lora!r} differs from {other.lora!r}"]
+        return self.kv_shape.differences(other.kv_shape) + lora
+
 
 class WorkerState(StrEnum):
     AVAILABLE = "available"

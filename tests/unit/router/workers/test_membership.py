@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import WorkerId
@@ -224,6 +225,21 @@ def test_refuses_kv_of_another_model_or_computation(
     membership.register(make_spec("prefill-0"))
     with pytest.raises(InvalidRequest, match=next(iter(shape))):
         membership.register(make_spec("decode-0", block_size_tokens=size, **shape))
+
+
+@pytest.mark.parametrize(
+    "lora", [NO_ADAPTERS, LoraShape(2, 16), LoraShape(4, 8), LoraShape(4, 16, ("q_proj",))]
+)
+def test_refuses_workers_that_cannot_run_the_same_adapters(
+    membership: ClusterMembership, make_spec: MakeSpec, lora: LoraShape
+) -> None:
+    prefill, decode = (replace(make_spec(name), lora=LoraShape(4, 16)) for name in ("prefill-0", "decode-0"))
+    membership.register(prefill)
+    with pytest.raises(
+        InvalidRequest, match=r"decode-0 and prefill worker prefill-0 .* lora .* differs from"
+    ):
+        membership.register(replace(decode, lora=lora))
+    membership.register(decode)
 
 
 @pytest.mark.parametrize("sizes", [{"block_size_tokens": 32}, {"tensor_parallel": 2}])
