@@ -9,6 +9,8 @@ to cut at.
 import asyncio
 import re
 from array import array
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -27,7 +29,9 @@ class PieceTokenizer:
     def __init__(self, tokenizer: Tokenizer, marks: Iterable[str], executor: Executor) -> None:
         """tokenizer: without truncation or padding. marks: the special tokens at which text is cut."""
         self._tokenizer, self._executor = tokenizer, executor
-        self._mark = re.compile("|".join(map(re.escape, marks)))
+        self._marks = frozenset(marks)
+        self._mark_lengths = sorted({len(mark) for mark in self._marks})
+        self._mark_begin = re.compile(f"[{re.escape(''.join({mark[0] for mark in self._marks}))}]")
         self._known: RecentMap[str, array[int]] = RecentMap(_KEPT_TOKENS)
 
     @classmethod
@@ -61,10 +65,14 @@ class PieceTokenizer:
         return result
 
     def _pieces(self, text: str) -> list[str]:
-        starts = [mark.start() for mark in self._mark.finditer(text)]
+        begins = (begin.start() for begin in self._mark_begin.finditer(text))
+        starts = [start for start in begins if self._is_mark_at(text, start)]
         if not starts or starts[0] > 0:
             starts.insert(0, 0)
         return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+
+    def _is_mark_at(self, text: str, start: int) -> bool:
+        return any(text[start : start + length] in self._marks for length in self._mark_lengths)
 
     def _encode(self, pieces: Sequence[str]) -> list["array[int]"]:
         """Called in a thread, too."""
@@ -73,23 +81,39 @@ class PieceTokenizer:
 
 
 def marks_of(added: Iterable[AddedToken]) -> list[str]:
-    """Returns those of a tokenizer's added tokens in front of which text can be cut."""
+    """Returns those of a tokenizer's added tokens in front of which text can be cut. Some tokenizers have
+    thousands of them."""
     tokens = list(added)
     if any(token.single_word for token in tokens):  # whether they are there depends on both neighbours
         return []
-    return [token.content for token in tokens if _is_mark(token, [other.content for other in tokens])]
+    overlaps = _Overlaps([token.content for token in tokens])
+    return [token.content for token in tokens if _is_found_first(token) and token.content not in overlaps]
 
 
-def _is_mark(token: AddedToken, contents: Iterable[str]) -> bool:
+def _is_found_first(token: AddedToken) -> bool:
     """A token that may be normalized is found later than others. `lstrip` takes spaces in front of it."""
     text = token.content
-    if not token.special or token.normalized or token.lstrip or text != text.strip() or not text:
-        return False
-    return not any(_overlaps(other, text) for other in contents if other != text)
+    return bool(token.special and not token.normalized and not token.lstrip and text and text == text.strip())
 
 
-def _overlaps(other: str, text: str) -> bool:
-    """Returns whether the other token may be found where this one begins, or before and into it. The longer
-    one wins of those that begin at one place."""
-    into = (text[:length] for length in range(1, len(text)))
-    return text in other or any(other != begin and other.endswith(begin) for begin in into)
+class _Overlaps:
+    """Contains each token in front of which another one may be found that goes on into it. Of those that
+    begin at one place, the longer one wins."""
+
+    def __init__(self, contents: Iterable[str]) -> None:
+        endings = [text[start:] for text in set(contents) for start in range(len(text))]
+        self._endings = sorted(endings)
+        self._proper_endings = Counter(endings)
+        self._proper_endings.subtract(set(contents))
+
+    def __contains__(self, text: object) -> bool:
+        assert isinstance(text, str)
+        begins = (text[:length] for length in range(1, len(text)))
+        return self._is_within_another(text) or any(
+            self._proper_endings[begin] > text.endswith(begin) for begin in begins
+        )
+
+    def _is_within_another(self, text: str) -> bool:
+        """Then another ending than its own whole begins with it."""
+        next_one = bisect_left(self._endings, text) + 1
+        return next_one < len(self._endings) and self._endings[next_one].startswith(text)

@@ -165,3 +165,29 @@ def token(content: str, **flags: Any) -> AddedToken:
 )
 def test_where_text_is_cut(added: list[AddedToken], marks: list[str]) -> None:
     assert marks_of(added) == marks
+
+
+def _plainly(contents: list[str]) -> list[str]:
+    """By the definition: no other token may be found where a mark begins, or before and into it."""
+
+    def overlaps(other: str, text: str) -> bool:
+        into = (text[:length] for length in range(1, len(text)))
+        return text in other or any(other != begin and other.endswith(begin) for begin in into)
+
+    return [
+        text for text in contents if not any(overlaps(other, text) for other in contents if other != text)
+    ]
+
+
+@given(st.lists(st.text("ab<>", min_size=1, max_size=6), unique=True, max_size=12))
+def test_marks_overlap_with_no_other_token(contents: list[str]) -> None:
+    added = [AddedToken(text, special=True, normalized=False) for text in contents]
+    assert marks_of(added) == _plainly(contents)
+
+
+@pytest.mark.timeout(30)
+def test_thousands_of_tokens_are_looked_at_once_each() -> None:
+    """As of Gemma 3, whose API layer did not start within minutes when each was compared with each."""
+    names = [f"<unused{number}>" for number in range(6000)]
+    added = [AddedToken(name, special=True, normalized=False) for name in names]
+    assert marks_of(added) == names
