@@ -23,6 +23,7 @@ from llmserve.core.errors import InvalidRequest, StartFailed
 from llmserve.k8s.api import KubeApi, connect
 from llmserve.k8s.apply import Action, Change, apply_changes, delete_all, diff, plan_changes, plan_new
 from llmserve.k8s.render import Object, RenderTarget, impossible, render
+from llmserve.k8s.render.configuration import doubtful
 from llmserve.k8s.render.objects import files
 from llmserve.k8s.render.placement import is_on_gpu
 from llmserve.k8s.status import K8sSnapshot, Time, WorkloadStatus, snapshot, wait_gone, wait_ready
@@ -160,7 +161,7 @@ def _preflight(path: Path, manifest: Manifest) -> list[str]:
     there."""
     if refused := list(impossible(manifest)):
         raise locate(path, refused)
-    return locate(path, preflight.of_model(manifest)).message.splitlines()
+    return locate(path, [*doubtful(manifest), *preflight.of_model(manifest)]).message.splitlines()
 
 
 def down(options: argparse.Namespace, manifest: Manifest) -> int:

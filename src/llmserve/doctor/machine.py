@@ -201,12 +201,14 @@ def gpu_modules(host: Host, has_rdma: bool) -> Finding:
 
 
 def pid_namespace(link: str) -> Finding:
-    """link: what /proc/self/ns/pid points to. CUDA IPC needs one PID namespace for both processes."""
+    """link: what /proc/self/ns/pid points to. CUDA IPC needs one PID namespace for both processes, in which
+    each sees the GPU of the other one."""
     if link == _FIRST_PID_NAMESPACE:
         return ok("PID namespace", "the host's")
     advice = (
-        "Engines in another container have another PID namespace: NIXL then finds no CUDA IPC and goes over "
-        "TCP without a word. Give both the host's (hostPID: true, docker run --pid=host), or run them in one "
-        "container."
+        "Engines of one `llmserve up` share it. To those in another container or pod NIXL finds no CUDA IPC, "
+        "and goes over TCP without a word. Run both in one container, or in Docker give both containers one "
+        "PID namespace and all GPUs (docker run --pid=container:NAME --gpus all). Between pods use RDMA, or "
+        "leave nixl out: hostPID opens the node's processes to the pod, and shows no GPU of another pod."
     )
     return note("PID namespace", f"a container's own, {link or 'unknown'}", advice)

@@ -14,6 +14,7 @@ from llmserve.config.conflict import Conflict
 from llmserve.config.plan_types import ProcessRole, ProcessSpec
 from llmserve.config.schema import Manifest
 from llmserve.core.errors import LLMServeError
+from llmserve.k8s.render.configuration import engine_order
 from llmserve.runner.host import (
     Allowance,
     Host,
@@ -117,7 +118,7 @@ def kv_path_of_pods(manifest: Manifest) -> KvPath:
     """A pod sees neither the GPUs nor the processes of another one, so that nothing goes by CUDA IPC."""
     has_rdma = manifest.deployment.k8s.rdma_resource is not None
     path = "RDMA between the GPUs, else TCP" if has_rdma else "TCP, since pods share neither GPUs nor PIDs"
-    return KvPath("prefill > decode", _ways(manifest.transfer.gpu_order, path))
+    return KvPath("prefill > decode", _ways(engine_order(manifest), path))
 
 
 def _ways(order: Sequence[str], one_sided: str) -> tuple[tuple[str, str], ...]:

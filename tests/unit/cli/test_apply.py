@@ -85,8 +85,16 @@ def test_pods_have_no_cuda_ipc_between_them(manifest: Path, capsys: pytest.Captu
     manifest.write_text(f"{_HEAD}deployment: {{mode: k8s}}\n{_DRAM}")
     assert main(["apply", "-f", str(manifest)]) == 0
     said = capsys.readouterr().out
-    assert "Note: KV goes from prefill > decode: nixl: TCP, since pods share neither GPUs nor PIDs;" in said
+    assert "Note: KV goes from prefill > decode: ucx, tcp: pinned host memory, then a socket." in said
     assert "Note: Pinned memory of each pod: up to 96 MiB: 1 x 96 MiB for the slots of each rank." in said
+
+
+def test_nixl_between_pods_is_doubted_with_its_line(
+    manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest.write_text(f"{_HEAD}deployment: {{mode: k8s}}\ntransfer: {{engine_order: [nixl]}}\n")
+    assert main(["apply", "-f", str(manifest)]) == 0
+    assert f"Warning: {manifest}:4: transfer.engine_order: has nixl, which finds" in capsys.readouterr().out
 
 
 def test_pods_on_cpus(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:

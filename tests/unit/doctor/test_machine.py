@@ -223,4 +223,4 @@ def test_modules_that_lead_to_gpu_memory(
 def test_a_container_has_processes_of_its_own(link: str, status: Status) -> None:
     found = pid_namespace(link)
     assert found.status is status
-    assert ("hostPID" in found.advice) is (status is Status.NOTE)
+    assert ("Between pods use RDMA" in found.advice) is (status is Status.NOTE)

@@ -11,7 +11,7 @@ from llmserve.config.plan_pods import plan_pods
 from llmserve.config.schema import Manifest, StorageClass
 from llmserve.core.errors import ManifestError
 from llmserve.k8s.render import Object, impossible
-from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, manifest_text
+from llmserve.k8s.render.configuration import FILE, HASH_ANNOTATION, doubtful, manifest_text
 
 Parse = Callable[[str], Manifest]
 Render = Callable[[Manifest], dict[str, Object]]
@@ -161,11 +161,45 @@ def test_what_ranks_pin_fits_into_their_pod(parse: Parse, ram_gb: float, fits: b
 
 
 def test_the_manifest_of_the_pods_is_obeyed_alike(parse: Parse, rendered: Render) -> None:
-    manifest = parse("engine: {max_model_len: 512}\nbudgets: {max_kv_io_gbps: 8.0}")
+    order = "transfer: {engine_order: [ucx]}"
+    manifest = parse(f"engine: {{max_model_len: 512}}\nbudgets: {{max_kv_io_gbps: 8.0}}\n{order}")
     text = rendered(manifest)["ConfigMap demo-manifest"]["data"][FILE]
     again = parse_manifest(text, FILE)
     assert again.model_copy(update={"deployment": manifest.deployment}) == manifest
     assert again.deployment.replicas.decode == manifest.deployment.replicas.decode
+
+
+RDMA = "deployment: {k8s: {rdma_resource: rdma/hca}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "order", "doubted"),
+    [
+        ("", ("ucx",), False),
+        ("engine: {device: cpu}", ("ucx", "nccl"), False),
+        ("transfer: {engine_order: [nixl, nccl]}", ("nixl", "nccl"), True),
+        (RDMA, ("nixl", "ucx"), False),
+        (f"{RDMA}\ntransfer: {{engine_order: [nixl]}}", ("nixl",), False),
+        (f"{RDMA}\nengine: {{device: cpu}}", ("nixl", "ucx", "nccl"), False),
+    ],
+)
+def test_pods_use_nixl_where_it_has_rdma_or_is_named(
+    parse: Parse, rendered: Render, text: str, order: tuple[str, ...], doubted: bool
+) -> None:
+    """Between pods there is no CUDA IPC. nccl stays out on GPUs unless the manifest names it."""
+    manifest = parse(text)
+    again = parse_manifest(rendered(manifest)["ConfigMap demo-manifest"]["data"][FILE], FILE)
+    on_gpu = manifest.engine.device != "cpu"
+    assert (again.transfer.gpu_order if on_gpu else again.transfer.engine_order) == order
+    assert [one.paths[0] for one in doubtful(manifest)] == [("transfer", "engine_order")] * doubted
+
+
+def test_no_pod_sees_what_else_runs_on_its_node(parse: Parse, rendered: Render) -> None:
+    """The levels baseline and restricted of Kubernetes' Pod Security Standards forbid these fields."""
+    for workload in workloads(rendered(parse(RDMA))).values():
+        assert not {"hostPID", "hostIPC", "hostNetwork", "shareProcessNamespace"} & pod(workload).keys()
+        for container in pod(workload)["containers"]:
+            assert "privileged" not in container["securityContext"]
 
 
 def hash_of(objects: dict[str, Object]) -> set[str]:

@@ -127,12 +127,13 @@ def test_each_transport_has_its_way(order: str, ways: str) -> None:
 @pytest.mark.parametrize(
     ("text", "path"),
     [
-        ("", "TCP, since pods share neither GPUs nor PIDs"),
-        ("deployment: {k8s: {rdma_resource: rdma/hca}}", "RDMA between the GPUs, else TCP"),
+        ("", ""),
+        ("transfer: {engine_order: [nixl, ucx]}", "nixl: TCP, since pods share neither GPUs nor PIDs; "),
+        ("deployment: {k8s: {rdma_resource: rdma/hca}}", "nixl: RDMA between the GPUs, else TCP; "),
     ],
 )
 def test_no_pod_reaches_another_one_by_cuda_ipc(text: str, path: str) -> None:
-    assert str(kv_path_of_pods(manifest(text))) == f"prefill > decode: nixl: {path}; ucx, tcp: {STAGED}"
+    assert str(kv_path_of_pods(manifest(text))) == f"prefill > decode: {path}ucx, tcp: {STAGED}"
 
 
 @pytest.mark.parametrize(

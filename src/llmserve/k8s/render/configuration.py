@@ -7,13 +7,16 @@ from typing import Any
 
 import yaml
 
+from llmserve.config.conflict import Conflict
 from llmserve.config.schema import Manifest
 from llmserve.k8s.render.objects import COMPONENT_LABEL, INSTANCE_LABEL, Object, labels, named
+from llmserve.k8s.render.placement import is_on_gpu
 from llmserve.metrics.dashboards import DASHBOARDS, rule_groups
 from llmserve.metrics.dashboards.panels import text
 
 FILE = "llmserve.yaml"
 HASH_ANNOTATION = "llmserve/manifest-sha256"
+_NIXL = "nixl"
 _HEAD = ("apiVersion", "kind", "metadata")
 
 
@@ -28,10 +31,37 @@ def manifest_text(manifest: Manifest) -> str:
     pods restarts nothing."""
     data = manifest.model_dump(mode="json", exclude_unset=True)
     data["deployment"] = _deployment(manifest)
+    if (order := engine_order(manifest)) != manifest.transfer.engine_order:
+        data.setdefault("transfer", {})["engine_order"] = list(order)
     head = {key: data.pop(key) for key in _HEAD if key in data}
     head.setdefault("apiVersion", manifest.apiVersion)
     head["metadata"] = {"name": manifest.metadata.name}
     return yaml.safe_dump({**head, "spec": data}, sort_keys=False, width=110)
+
+
+def engine_order(manifest: Manifest) -> tuple[str, ...]:
+    """Returns `transfer.engine_order` as pods have it. Pods share neither PIDs nor GPUs, which CUDA IPC
+    needs. So without RDMA, NIXL goes over UCX's TCP: slower than what stages, and a reader that is killed may
+    end its owner (docs/transfer.md). Then NIXL is used only where the manifest names it."""
+    transfer = manifest.transfer
+    order = transfer.gpu_order if is_on_gpu(manifest) else transfer.engine_order
+    if _may_use_nixl(manifest) or "engine_order" in transfer.model_fields_set:
+        return order
+    return tuple(name for name in order if name != _NIXL)
+
+
+def doubtful(manifest: Manifest) -> Iterator[Conflict]:
+    """Yields settings that a cluster on Kubernetes can have, but had better not."""
+    if _NIXL in engine_order(manifest) and not _may_use_nixl(manifest):
+        message = (
+            "has nixl, which finds no CUDA IPC between pods and goes over TCP: that is slow, and a reader "
+            "that is killed may end the engine it reads from; take nixl out, or name an RDMA device"
+        )
+        yield Conflict.at(message, "transfer.engine_order", "deployment.k8s.rdma_resource")
+
+
+def _may_use_nixl(manifest: Manifest) -> bool:
+    return manifest.deployment.k8s.rdma_resource is not None
 
 
 def _deployment(manifest: Manifest) -> dict[str, Any]:
