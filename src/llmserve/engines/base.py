@@ -40,18 +40,20 @@ class Engine(Protocol):
         another try would end alike."""
 
     async def add(self, request: EngineRequest) -> None:
-        """Hands over one request; its outputs come from next_outputs.
-        Errors: InvalidRequest (nothing was started), EngineDead."""
+        """Hands over one request; its outputs come from next_outputs. Its adapter is loaded, and stays until
+        the request has ended. Errors: InvalidRequest (nothing was started), EngineDead."""
 
     async def load_adapter(self, digest: AdapterDigest, path: Path) -> None:
         """Reads an adapter from its directory into a device slot. Returns when requests may name it. The
         caller loads at most `EngineInfo.lora.slots` at a time, and keeps the files in place until this
-        returns: no step reads a file. Requests that run go on meanwhile. Errors: InvalidRequest (it cannot be
-        loaded, or every slot is taken; nothing has changed), EngineDead."""
+        returns: no step reads a file. Requests that run go on meanwhile. One that is loaded stays as it is.
+        Errors: InvalidRequest (it cannot be loaded, or every slot is taken; nothing has changed),
+        EngineDead."""
 
     async def unload_adapter(self, digest: AdapterDigest, *, forget_blocks: bool = False) -> None:
-        """Frees the slot of an adapter that no request of this engine has. forget_blocks: its blocks leave
-        the prefix cache as well, since the version is gone for good. Ignores an unknown one."""
+        """Frees the slot of an adapter that no request of this engine has. Ignores one that is not loaded.
+        forget_blocks: its blocks leave the prefix cache as well, even if it was unloaded before, since the
+        version is gone for good. Errors: EngineDead."""
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         """Stops requests; unknown ids are ignored. No output of them follows the call's return

@@ -29,6 +29,8 @@ class SimSpec(ManifestSection):
     """A decode step takes this long, whatever its batch."""
     decode_seconds_per_sequence: Seconds = Field(default=0.0, ge=0)
     """Each sequence adds this much to a decode step."""
+    adapter_load_seconds: Seconds = Field(default=0.0, ge=0)
+    """An adapter takes this long to load into a slot."""
     blocks: Annotated[int, KeyUnit("blocks")] = Field(default=1024, ge=2)
     """One engine has this many KV blocks."""
     block_size_tokens: Tokens = Field(default=16, ge=1, le=1024)

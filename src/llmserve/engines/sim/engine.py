@@ -14,6 +14,7 @@ from llmserve.core.request import EngineLoad, EngineOutput, EngineRequest, KvEve
 from llmserve.core.tasks import TaskOwner
 from llmserve.engines.base import EngineInfo
 from llmserve.engines.kv_transfer import PullResult
+from llmserve.engines.sim.adapters import SimAdapters
 from llmserve.engines.sim.kv_handover import KvHandover
 from llmserve.engines.sim.limits import SimLimits
 from llmserve.engines.sim.link import KvSource, SimLink
@@ -43,6 +44,7 @@ class SimEngine:
         )
         self._pool = BlockPool(sim.blocks)
         self._scheduler = SimScheduler[SimSequence](self._pool, self._limits.batch)
+        self._adapters = SimAdapters(spec.lora.slots, sim.adapter_load_seconds, timer)
         self._memory: KvMemory | None = None
         self._link: SimLink | None = None
         self._tasks: TaskOwner | None = None
@@ -77,6 +79,7 @@ class SimEngine:
             max_concurrency=self._limits.batch.max_concurrency,
             transports=self._link.transports,
             handover_endpoints=(self._link.endpoint,),
+            lora=self._spec.lora,
         )
 
     async def aclose(self) -> None:
@@ -99,6 +102,7 @@ class SimEngine:
     async def add(self, request: EngineRequest) -> None:
         self._check_alive()
         self._limits.check(request)
+        self._adapters.check(request.adapter)
         if self._scheduler.has(request.request_id) or self._handing.holds(request.request_id):
             raise InvalidRequest(f"request id {request.request_id} is in use")
         ticket = self._ticket(request)
@@ -122,10 +126,15 @@ class SimEngine:
         return PushParams.from_params(params) if is_pushed(params) else PullParams.from_params(params)
 
     async def load_adapter(self, digest: AdapterDigest, path: Path) -> None:
-        raise InvalidRequest("this engine runs no adapters")
+        self._check_alive()
+        await self._adapters.load(digest, path)
 
     async def unload_adapter(self, digest: AdapterDigest, *, forget_blocks: bool = False) -> None:
-        """There is none."""
+        self._check_alive()
+        self._adapters.unload(digest)
+        if forget_blocks:
+            self._pool.forget(digest)
+            self._note_kv_changes()
 
     async def abort(self, request_ids: Sequence[RequestId]) -> None:
         for request_id in request_ids:

@@ -6,7 +6,8 @@ order of release), or blank.
 
 from collections.abc import Iterable, Sequence
 
-from llmserve.core.ids import BlockHash
+from llmserve.core.adapters import BASE_MODEL
+from llmserve.core.ids import AdapterDigest, BlockHash
 from llmserve.core.request import KvEvents
 
 
@@ -16,6 +17,7 @@ class BlockPool:
         self._references = [0] * total_blocks
         self._hash_of: dict[int, BlockHash] = {}
         self._block_of: dict[BlockHash, int] = {}
+        self._adapter_of: dict[BlockHash, AdapterDigest] = {}  # of cached blocks; not those of the base model
         self._blank = list(range(total_blocks - 1, -1, -1))
         self._idle: dict[int, None] = {}  # oldest first
         self._stored: dict[BlockHash, None] = {}
@@ -64,17 +66,31 @@ class BlockPool:
     def _evict(self) -> int:
         block_id = next(iter(self._idle))
         del self._idle[block_id]
-        block_hash = self._hash_of.pop(block_id)
-        del self._block_of[block_hash]
-        self._stored.pop(block_hash, None)
-        self._removed[block_hash] = None
+        self._uncache(self._hash_of[block_id])
         return block_id
 
-    def publish(self, block_id: int, block_hash: BlockHash) -> None:
+    def _uncache(self, block_hash: BlockHash) -> None:
+        del self._hash_of[self._block_of.pop(block_hash)]
+        self._adapter_of.pop(block_hash, None)
+        self._stored.pop(block_hash, None)
+        self._removed[block_hash] = None
+
+    def forget(self, adapter: AdapterDigest) -> None:
+        """Takes the content of an adapter's requests out of the cache. Blocks that are held stay held."""
+        for block_hash in [known for known, owner in self._adapter_of.items() if owner == adapter]:
+            block_id = self._block_of[block_hash]
+            self._uncache(block_hash)
+            if block_id in self._idle:
+                del self._idle[block_id]
+                self._blank.append(block_id)
+
+    def publish(self, block_id: int, block_hash: BlockHash, adapter: AdapterDigest = BASE_MODEL) -> None:
         """Makes a held block, which is full and computed, available to `match`. Of two blocks with the same
         content the first one is found."""
         if block_hash in self._block_of:
             return
+        if adapter:
+            self._adapter_of[block_hash] = adapter
         self._hash_of[block_id] = block_hash
         self._block_of[block_hash] = block_id
         self._stored[block_hash] = None
@@ -113,3 +129,4 @@ class BlockPool:
         assert held | blank | idle == set(range(self.total_blocks)), "a block is lost"
         assert {block_id: digest for digest, block_id in self._block_of.items()} == self._hash_of
         assert idle <= self._hash_of.keys(), "an idle block has no content"
+        assert self._adapter_of.keys() <= self._block_of.keys(), "an adapter has blocks that are not cached"

@@ -260,7 +260,7 @@ class SimScheduler(Generic[S]):
     def _publish(self, sequence: S) -> list[tuple[S, int]]:
         new = range(sequence.published_blocks, sequence.full_blocks)
         for index in new:
-            self._pool.publish(sequence.blocks[index], sequence.hash_of(index))
+            self._pool.publish(sequence.blocks[index], sequence.hash_of(index), sequence.adapter)
         sequence.published_blocks = max(sequence.published_blocks, sequence.full_blocks)
         return [(sequence, index) for index in new]
 

@@ -61,6 +61,8 @@ class BlockSequence(ABC):
     """A request as the scheduler sees it. total_tokens: the tokens of the prompt and the output.
     computed_tokens: those whose KV lies in `blocks`. ticket: is set until it is used."""
 
+    adapter = BASE_MODEL
+
     def __init__(
         self, request_id: RequestId, prompt_tokens: int, block_size: int, ticket: KvSource | None
     ) -> None:
@@ -122,13 +124,13 @@ class SimSequence(BlockSequence):
         self, request: EngineRequest, ticket: KvSource | None, block_size: int, vocab_size: int
     ) -> None:
         super().__init__(request.request_id, len(request.prompt_token_ids), block_size, ticket)
-        self.request = request
+        self.request, self.adapter = request, request.adapter
         self.tokens = list(request.prompt_token_ids)
         self.handover: HandoverReport | None = None
         self._vocab_size = vocab_size
-        self.hashes = chain_hashes(self.tokens, block_size, request.cache_salt, request.adapter)
-        self._source = TokenSource(self.tokens, vocab_size, request.adapter)
-        self._digests = first_digest(request.cache_salt + request.adapter)  # element i + 1 is that of token i
+        self.hashes = chain_hashes(self.tokens, block_size, request.cache_salt, self.adapter)
+        self._source = TokenSource(self.tokens, vocab_size, self.adapter)
+        self._digests = first_digest(request.cache_salt + self.adapter)  # element i + 1 is that of token i
 
     @property
     def hands_over(self) -> bool:
@@ -155,7 +157,7 @@ class SimSequence(BlockSequence):
             start = len(self.hashes) * self.block_size
             parent = self.hashes[-1] if self.hashes else None
             held = self.tokens[start : start + self.block_size]
-            self.hashes.append(next_hash(parent, held, self.request.cache_salt, self.request.adapter))
+            self.hashes.append(next_hash(parent, held, self.request.cache_salt, self.adapter))
         return self.hashes[index]
 
     def tokens_of(self, index: int) -> range:

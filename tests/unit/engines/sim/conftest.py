@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from llmserve.config.schema import EngineConfig, KvCacheConfig, SimSpec, TransferConfig
+from llmserve.core.adapters import NO_ADAPTERS, LoraShape
 from llmserve.core.ids import RequestId, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineOutput, EngineRequest, SamplingLimits
@@ -19,7 +20,9 @@ StartEngine = Callable[..., Awaitable[SimEngine]]
 
 @pytest.fixture
 def make_spec() -> MakeSpec:
-    def make(name: str = "w", *, engine: dict[str, Any] | None = None, **sim: Any) -> EngineSpec:
+    def make(
+        name: str = "w", *, engine: dict[str, Any] | None = None, slots: int = 0, **sim: Any
+    ) -> EngineSpec:
         transfer = TransferConfig(on_failure=sim.pop("on_failure", "recompute"))
         return EngineSpec(
             worker_id=WorkerId(name),
@@ -31,6 +34,7 @@ def make_spec() -> MakeSpec:
             engine=EngineConfig(kind="sim", sim=SimSpec(**sim), **(engine or {})),
             kv_cache=KvCacheConfig(),
             transfer=transfer,
+            lora=LoraShape(slots, 16) if slots else NO_ADAPTERS,
         )
 
     return make

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from llmserve.core.ids import BlockHash
+from llmserve.core.ids import AdapterDigest, BlockHash
 from llmserve.engines.sim.pool import BlockPool
 
 
@@ -65,6 +65,22 @@ def test_events_say_what_came_and_went() -> None:
     assert not pool.has_events()
 
 
+def test_the_content_of_an_adapter_is_forgotten_and_nothing_else() -> None:
+    pool = BlockPool(3)
+    blocks = pool.allocate(3)
+    for block, (name, adapter) in zip(blocks, [("a", "red"), ("b", "red"), ("c", "blue")], strict=True):
+        pool.publish(block, h(name), AdapterDigest(adapter))
+    pool.release(blocks[1:])
+    pool.take_events()
+    pool.forget(AdapterDigest("red"))
+    pool.check_integrity()
+    assert [name for name in "abc" if pool.match([h(name)])] == ["c"]
+    assert set(pool.take_events().removed) == {h("a"), h("b")}
+    assert pool.available_blocks == 2, "one is held"
+    pool.release(blocks[:1])
+    pool.check_integrity()
+
+
 def test_of_two_blocks_with_one_content_the_second_is_not_kept() -> None:
     pool = BlockPool(2)
     first, second = pool.allocate(2)
@@ -95,10 +111,13 @@ def test_any_history_keeps_the_pool_whole() -> None:
             pool.hold(cached)
             new = pool.allocate(2)
             for block in new:
-                pool.publish(block, h(f"{rng.randrange(9)}"))
+                number = rng.randrange(9)
+                pool.publish(block, h(f"{number}"), AdapterDigest(f"{number % 3}"))
             held.append([*cached, *new])
-        elif held:
+        elif held and rng.random() < 0.9:
             pool.release(held.pop(rng.randrange(len(held))))
+        else:
+            pool.forget(AdapterDigest(f"{rng.randrange(1, 3)}"))
         if turn % 10 == 0:
             events = pool.take_events()
             told = (told - set(events.removed)) | set(events.stored)
