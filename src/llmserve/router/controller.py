@@ -181,9 +181,12 @@ class Controller:
         running = [entry.hold for entry in self._entries if entry.hold]
         assert len(running) == self._queue.running_requests, self
         assert len(self._entries) - len(running) == self._queue.waiting_requests, self
-        held = [slots for hold in running for slots in hold.slots()]
+        placed = [(slots, hold.work.adapter) for hold in running for slots in hold.slots()]
+        held = [slots for slots, _ in placed]
         for slots in {*held, *(member.slots for member in self.membership)}:
             assert slots.placed_requests == held.count(slots), self
+            adapters = [adapter for one, adapter in placed if one is slots and adapter]
+            slots.adapters.check_integrity(adapters)
 
     # -- parts
 
@@ -191,7 +194,8 @@ class Controller:
         for request in held:
             if request.request_id not in self._entries:
                 prefill = self._slots(request.prefill) if request.prefill else None
-                hold = PlacementHold(prefill, self._slots(request.decode), Work(choices=request.choices))
+                work = Work(choices=request.choices, adapter=request.adapter)
+                hold = PlacementHold(prefill, self._slots(request.decode), work)
                 self.requests.adopt(session, request, hold, charged=charged)
 
     def _slots(self, worker: Incarnation) -> WorkerSlots:

@@ -208,7 +208,7 @@ class Requests:
     def _occupy(self, entry: RequestEntry, request: QueuedRequest, plan: Plan) -> RequestPlaced:
         now = self._clock.now()
         kv_tokens = entry.placement.prompt_tokens + request.expected_output_tokens
-        work = Work(plan, now, kv_tokens, choices=request.choices)
+        work = Work(plan, now, kv_tokens, choices=request.choices, adapter=entry.placement.adapter)
         entry.hold = PlacementHold(plan.prefill.slots if plan.prefill else None, plan.decode.slots, work)
         return RequestPlaced(
             entry.session,

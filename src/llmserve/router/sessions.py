@@ -6,8 +6,9 @@ What they held under a former leader is in Takeover.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.clock import Clock
-from llmserve.core.ids import ApiserverId, BlockHash, RequestId, WorkerId
+from llmserve.core.ids import AdapterDigest, ApiserverId, BlockHash, RequestId, WorkerId
 from llmserve.router.placement.planner import Candidate, PlacementRequest, Plan
 from llmserve.router.prefix.index import HashedPrompt
 from llmserve.router.workers.worker import WorkerSlots
@@ -28,6 +29,7 @@ class Work:
     compute_seconds: float = 0.0
     alone: bool = False
     choices: int = 1
+    adapter: AdapterDigest = BASE_MODEL
 
     @property
     def predicted(self) -> Candidate | None:
@@ -45,7 +47,7 @@ class PlacementHold:
         self._prefill, self.decode, self.work = prefill, decode, work or Work()
         self.work.alone = self.computing.placed_requests == 0
         for slots in self.slots():
-            slots.take()
+            slots.take(self.work.adapter)
         decode.kv_tokens += self.work.kv_tokens
         if self.work.predicted:
             parts = self.work.predicted.parts
@@ -69,7 +71,7 @@ class PlacementHold:
         work.alone = work.alone and self.computing.placed_requests == 1
         work.first_token_at, work.running_at_first_token = now, self.decode.placed_requests
         if self._prefill:
-            self._prefill.give_back()
+            self._prefill.give_back(work.adapter)
             self._prefill = None
         return busy
 
@@ -79,7 +81,7 @@ class PlacementHold:
             self.first_token(now)
         self.decode.kv_tokens -= self.work.kv_tokens
         for _ in range(self.work.choices):
-            self.decode.give_back()
+            self.decode.give_back(self.work.adapter)
 
 
 @dataclass(eq=False, slots=True)

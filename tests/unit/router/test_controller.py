@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llmserve.core.errors import InvalidRequest, NoWorkerAvailable, QueueFull, QueueTimeout
-from llmserve.core.ids import RequestId, TenantId, WorkerId
+from llmserve.core.ids import AdapterDigest, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome
 from llmserve.router.events import (
     Admit,
@@ -483,3 +483,18 @@ def test_what_it_is_told_first_is_in_the_snapshot(make_cluster: MakeCluster) -> 
     new.close(again)
     new.open(held=held)  # given back in this term, so it is charged again
     assert new.controller.snapshot().fairness.highest > snapshot.fairness.highest
+
+
+def test_adapters_of_requests_that_an_earlier_router_placed_count(
+    make_cluster: Callable[..., Any],
+) -> None:
+    """They hold their slots: prefill's until the first token, decode's until the end."""
+    cluster = make_cluster("prefill-0", "decode-0")
+    held = replace(_held("a", prefill=True), adapter=AdapterDigest("digest"), choices=2)
+    session = cluster.open(held=(held,))
+    members = {str(m.spec.worker_id): m.slots.adapters for m in cluster.controller.membership}
+    assert all("digest" in adapters for adapters in members.values())
+    cluster.first_token(session, "a")
+    assert [name for name, adapters in members.items() if "digest" in adapters] == ["decode-0"]
+    cluster.done(session, "a")
+    assert not any(map(len, members.values()))

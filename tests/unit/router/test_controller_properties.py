@@ -5,9 +5,10 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmserve.core.adapters import LoraShape
 from llmserve.core.clock import VirtualClock
 from llmserve.core.errors import NotFound
-from llmserve.core.ids import ApiserverId, RequestId, TenantId, WorkerId
+from llmserve.core.ids import AdapterDigest, ApiserverId, RequestId, TenantId, WorkerId
 from llmserve.core.outcome import Outcome, WorkerRole
 from llmserve.core.request import EngineLoad
 from llmserve.router.controller import Controller
@@ -20,12 +21,14 @@ from llmserve.scheduler.scheduler import Policy
 WORKERS = ("prefill-0", "prefill-1", "decode-0", "decode-1", "aggregated-0")
 EVENTS = ("admit", "admit", "first_token", "done", "close", "register", "heartbeat", "fail", "leave", "tick")
 SLOTS = 2
+ADAPTERS = ("", "a", "b")  # by the number of a request; an engine runs one of them beside the model
 MOST_CHOICES = 3  # one more than an engine runs: refused
 
 
 def _spec(name: str, epoch: int) -> WorkerSpec:
     role, shape = WorkerRole(name.partition("-")[0]), KvShape("r", "d", "l", 16, 1, 1, 1)
-    return WorkerSpec(WorkerId(name), role, "host:1", epoch, "m", shape, 10, 10, SLOTS, ())
+    lora = LoraShape(slots=1, max_rank=8)
+    return WorkerSpec(WorkerId(name), role, "host:1", epoch, "m", shape, 10, 10, SLOTS, (), lora=lora)
 
 
 class Play:
@@ -77,7 +80,8 @@ class Play:
     def _admit(self, number: int, request_id: RequestId) -> None:
         self._forget(request_id)
         self.admitted += 1
-        admit = Admit(request_id, TenantId(str(number % 3)), PlacementRequest("m"), choices=1 + number % 3)
+        placement = PlacementRequest("m", adapter=AdapterDigest(ADAPTERS[number // 3 % 3]))
+        admit = Admit(request_id, TenantId(str(number % 3)), placement, choices=1 + number % 3)
         self.took(self.controller.requests.admit(self.sessions[number % 2], admit))
 
     def _forget(self, request_id: RequestId) -> None:
@@ -96,6 +100,7 @@ class Play:
         self.controller.check_integrity()
         for member in self.controller.membership:
             assert member.slots.placed_requests <= SLOTS + MOST_CHOICES - 1, "one seat was free"
+            assert len(member.slots.adapters) <= 1
 
 
 @given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 9)), max_size=60))

@@ -1,7 +1,7 @@
 """Where a request goes: to a prefill and a decode worker, or to one worker for both.
 
-The planner says which workers may take it; a chooser (kv_aware.py, baselines.py) picks among them. Filters
-work on whole lists, so that a placement among a hundred workers takes tens of microseconds.
+The planner says which workers may take it (filters.py); a chooser (kv_aware.py, baselines.py) picks among
+them.
 """
 
 from collections.abc import Callable, Sequence, Set
@@ -10,7 +10,6 @@ from enum import Enum, StrEnum
 from typing import NamedTuple, Protocol
 
 from llmserve.core.adapters import BASE_MODEL
-from llmserve.core.clock import Clock
 from llmserve.core.errors import NoWorkerAvailable
 from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.kv_params import HandoverMode
@@ -18,9 +17,8 @@ from llmserve.core.outcome import WorkerRole
 from llmserve.router.prefix.match import PrefixMatch
 from llmserve.router.workers.handover import HandoverChoice, always_pull
 from llmserve.router.workers.membership import ClusterMembership
-from llmserve.router.workers.worker import Backlog, ClusterMember
+from llmserve.router.workers.worker import ClusterMember
 
-_PROMPTS_AT_LEAST = 2  # one that is computed, and one that follows it
 # Retry-After of a client that waited in vain for a worker: one that was restarted may be there by then.
 _RESTART_SECONDS = 10.0
 
@@ -39,51 +37,6 @@ class PlacementRequest:
 class Filter(Protocol):
     def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
         """Returns the members that may take the request, in the same order."""
-
-
-class NotExcluded:
-    """Leaves out workers that have failed this request before."""
-
-    def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
-        if not request.excluded_workers:
-            return members
-        return [m for m in members if m.spec.worker_id not in request.excluded_workers]
-
-
-class HasFreeSlot:
-    """Keeps workers with fewer placed requests than their engine runs at once."""
-
-    def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
-        return [m for m in members if m.slots.placed_requests < m.spec.max_concurrency]
-
-
-class NotBackedUp:
-    """Leaves out workers with prompts to compute for this many seconds. An engine serves what waits inside
-    it in the order of arrival; the router serves what waits there in fair order. One prompt may always wait
-    in an engine, so that it never pauses for the router."""
-
-    def __init__(self, clock: Clock, seconds: float) -> None:
-        self._clock, self._seconds = clock, seconds
-
-    def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
-        now = self._clock.now()
-        return [m for m in members if self._has_room(m.slots.backlog, now)]
-
-    def _has_room(self, backlog: Backlog, now: float) -> bool:
-        return len(backlog) < _PROMPTS_AT_LEAST or backlog.seconds(now) < self._seconds
-
-
-class NotSlow:
-    """Leaves out slow workers while others are left. Comes after the filters for room."""
-
-    def __init__(self, slow_names: Callable[[], Set[WorkerId]]) -> None:
-        self._slow_names = slow_names
-
-    def keep(self, members: Sequence[ClusterMember], request: PlacementRequest) -> Sequence[ClusterMember]:
-        slow = self._slow_names()
-        if not slow:
-            return members
-        return [member for member in members if member.spec.worker_id not in slow] or members
 
 
 class CostParts(NamedTuple):
@@ -167,6 +120,11 @@ class WorkerChoices(NamedTuple):
     aggregated: Sequence[ClusterMember]
     whole: Sequence[ClusterMember]
 
+    @property
+    def enough(self) -> bool:
+        """Whether a request has a place among them."""
+        return bool(self.whole or (self.prefill and self.decode))
+
     def of_role(self, role: WorkerRole) -> Sequence[ClusterMember]:
         by_role = {WorkerRole.PREFILL: self.prefill, WorkerRole.DECODE: self.decode}
         return by_role.get(role, self.aggregated)
@@ -205,7 +163,7 @@ class Planner:
         serving = self._serving(request.model)
         plan = self.rules.chooser.choose(self._choices(avoided, serving), avoided, output_tokens)
         if plan is None:
-            return self._no_plan(request)
+            return self._no_plan(request, serving)
         if plan.prefill:
             tokens = plan.computed_tokens, request.prompt_tokens
             return replace(plan, handover=self.rules.handover(plan.prefill, plan.decode, *tokens))
@@ -279,10 +237,15 @@ class Planner:
             members = rule.keep(members, request)
         return members
 
-    def _no_plan(self, request: PlacementRequest) -> NoPlan:
+    def _no_plan(self, request: PlacementRequest, serving: Set[WorkerRole]) -> NoPlan:
         """FULL ends the round of the queue, so every other request must fare alike."""
         alone = self._membership.models() <= {request.model}
-        return NoPlan.FULL if alone and not request.excluded_workers else NoPlan.BLOCKED
+        special = request.excluded_workers or self._lacks_only_adapter_slots(request, serving)
+        return NoPlan.FULL if alone and not special else NoPlan.BLOCKED
+
+    def _lacks_only_adapter_slots(self, request: PlacementRequest, serving: Set[WorkerRole]) -> bool:
+        base = replace(request, adapter=BASE_MODEL)
+        return bool(request.adapter) and self._choices(base, serving).enough
 
     def _without_hopeless_exclusions(self, request: PlacementRequest) -> PlacementRequest:
         """Drops the exclusion of a role's only workers: a worker that failed a request and has been heard

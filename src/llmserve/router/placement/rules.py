@@ -8,16 +8,9 @@ from typing import Literal
 from llmserve.config.schema import Scheduling
 from llmserve.core.clock import Clock
 from llmserve.router.placement.baselines import FreeSlots, LeastLoaded, RoundRobin, ShortEngineQueue
+from llmserve.router.placement.filters import HasAdapterSlot, HasFreeSlot, NotBackedUp, NotExcluded, NotSlow
 from llmserve.router.placement.kv_aware import KvAware
-from llmserve.router.placement.planner import (
-    ActiveRules,
-    Chooser,
-    Disaggregate,
-    HasFreeSlot,
-    NotBackedUp,
-    NotExcluded,
-    NotSlow,
-)
+from llmserve.router.placement.planner import ActiveRules, Chooser, Disaggregate
 from llmserve.router.workers.handover import HandoverPolicy
 from llmserve.router.workers.speed import WorkerSpeeds
 
@@ -50,7 +43,8 @@ class PlacementRules:
 
     def rules(self, policy: PlacementPolicy) -> ActiveRules:
         backed_up = NotBackedUp(self._clock, policy.engine_queue_seconds)
-        filters = (NotExcluded(), HasFreeSlot(), backed_up, NotSlow(self._speeds.slow_names))
+        slow = NotSlow(self._speeds.slow_names)
+        filters = (NotExcluded(), HasFreeSlot(), HasAdapterSlot(), backed_up, slow)
         return ActiveRules(
             filters,
             self._chooser(policy.routing),

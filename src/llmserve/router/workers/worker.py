@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import NamedTuple
 
-from llmserve.core.adapters import NO_ADAPTERS, AdapterReport, LoraShape
+from llmserve.core.adapters import BASE_MODEL, NO_ADAPTERS, AdapterReport, LoraShape
 from llmserve.core.ids import AdapterDigest, WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad, PairStatus
+from llmserve.router.workers.adapter_slots import AdapterSlots
 from llmserve.router.workers.latency import LatencyModel
 
 REFUSED = "refused"  # PairStatus.breaker of a pair whose KV does not fit
@@ -165,24 +166,29 @@ class DrainOrder:
 
 
 class WorkerSlots:
-    """What is placed on one incarnation of a worker: requests, KV tokens of their prompts and expected
-    answers, and prompts to compute. latency: its measured speed; None: nothing is measured yet. Placements
-    refer to it, so it survives changes of the membership."""
+    """What is placed on one incarnation of a worker: requests, their adapters, KV tokens of their prompts
+    and expected answers, and prompts to compute. latency: its measured speed; None: nothing is measured yet.
+    Placements refer to it, so it survives changes of the membership."""
 
-    __slots__ = ("__weakref__", "backlog", "kv_tokens", "latency", "placed_requests")
+    __slots__ = ("__weakref__", "adapters", "backlog", "kv_tokens", "latency", "placed_requests")
 
     def __init__(self) -> None:
         self.placed_requests = 0
         self.kv_tokens = 0
+        self.adapters = AdapterSlots()
         self.backlog = Backlog()
         self.latency: LatencyModel | None = None
 
-    def take(self) -> None:
+    def take(self, adapter: AdapterDigest = BASE_MODEL) -> None:
         self.placed_requests += 1
+        if adapter:
+            self.adapters.take(adapter)
 
-    def give_back(self) -> None:
+    def give_back(self, adapter: AdapterDigest = BASE_MODEL) -> None:
         assert self.placed_requests > 0
         self.placed_requests -= 1
+        if adapter:
+            self.adapters.give_back(adapter)
 
 
 @dataclass(slots=True, eq=False)

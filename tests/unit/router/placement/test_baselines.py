@@ -6,9 +6,9 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import WorkerId
 from llmserve.core.request import EngineLoad
 from llmserve.router.placement.baselines import FreeSlots, LeastLoaded, RoundRobin, ShortEngineQueue
+from llmserve.router.placement.filters import HasFreeSlot
 from llmserve.router.placement.planner import (
     ActiveRules,
-    HasFreeSlot,
     NoPlan,
     PlacementRequest,
     Plan,

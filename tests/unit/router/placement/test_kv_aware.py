@@ -12,14 +12,13 @@ from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import WorkerId
 from llmserve.core.request import EngineLoad, PairStatus
 from llmserve.kvstore.directory.directory import KvTier
+from llmserve.router.placement.filters import HasFreeSlot, NotExcluded
 from llmserve.router.placement.kv_aware import KvAware
 from llmserve.router.placement.planner import (
     ActiveRules,
     Candidate,
     Disaggregate,
-    HasFreeSlot,
     NoPlan,
-    NotExcluded,
     PlacementRequest,
     Plan,
     Planner,

@@ -9,15 +9,13 @@ from llmserve.core.ids import WorkerId
 from llmserve.core.outcome import WorkerRole
 from llmserve.core.request import EngineLoad
 from llmserve.router.placement.baselines import FreeSlots, LeastLoaded, RoundRobin, ShortEngineQueue
+from llmserve.router.placement.filters import HasFreeSlot, NotBackedUp, NotExcluded
 from llmserve.router.placement.planner import (
     ActiveRules,
     Candidate,
     CostParts,
     Disaggregate,
-    HasFreeSlot,
     NoPlan,
-    NotBackedUp,
-    NotExcluded,
     PlacementRequest,
     Plan,
     Planner,

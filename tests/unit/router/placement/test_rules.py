@@ -7,8 +7,9 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.request import EngineLoad
+from llmserve.router.placement.filters import NotBackedUp
 from llmserve.router.placement.kv_aware import KvAware
-from llmserve.router.placement.planner import Disaggregate, NotBackedUp, PlacementRequest, WorkerChoices
+from llmserve.router.placement.planner import Disaggregate, PlacementRequest, WorkerChoices
 from llmserve.router.placement.rules import PlacementPolicy, PlacementRules
 from llmserve.router.workers.speed import SlowLimits, WorkerSpeeds
 from llmserve.router.workers.worker import ClusterMember, WorkerSlots, WorkerSpec

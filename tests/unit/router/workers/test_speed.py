@@ -4,7 +4,8 @@ import pytest
 
 from llmserve.core.clock import VirtualClock
 from llmserve.core.ids import WorkerId
-from llmserve.router.placement.planner import NotSlow, PlacementRequest
+from llmserve.router.placement.filters import NotSlow
+from llmserve.router.placement.planner import PlacementRequest
 from llmserve.router.workers.speed import SlowLimits, WorkerSpeeds
 from llmserve.router.workers.worker import ClusterMember, WorkerSlots, WorkerSpec
 
