@@ -400,6 +400,21 @@ async def test_what_was_removed_does_not_come_back(tier: Tier, kit: TierKit) -> 
     await last.aclose()
 
 
+async def test_a_removal_that_is_settled_is_there_for_the_next(tier: Tier, kit: TierKit) -> None:
+    """The medium failed when it was made. It is made up for, unless the room was taken meanwhile."""
+    await put(tier, *(blob(number) for number in range(4)))
+    with kit.failing():
+        await tier.remove([key(0), key(2)])
+        assert (await tier.settle_removals()).outcome is TierOutcome.FAILED
+    await put(tier, blob(7))
+    assert (await tier.settle_removals()).outcome is TierOutcome.DONE
+    await expect(tier, [blob(1), blob(3), blob(7)])
+    again = await reopened(tier, kit)
+    assert again.holds([key(n) for n in range(4)]) == [False, True, False, True]
+    await expect(again, [blob(1), blob(3), blob(7)])
+    await again.aclose()
+
+
 async def test_damage_while_nobody_looks_is_a_miss(tier: Tier, kit: TierKit) -> None:
     await put(tier, *(blob(number) for number in range(3)))
     await tier.aclose()

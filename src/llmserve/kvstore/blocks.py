@@ -1,11 +1,16 @@
-"""What the store is about: blocks, their parts, the slots of the DRAM tier, and what workers ask for."""
+"""What the store is about: blocks, their parts, the slots of the DRAM tier, and what workers ask for.
+
+The key of a block in the store is its hash. Where the block was computed with an adapter, the adapter's label
+follows the hash. A key travels with its block through every tier, record and archive, so each block names its
+adapter wherever it is, and blocks of the model itself cost nothing more.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
 
-from llmserve.core.ids import BlockHash, LeaseId, TenantId
+from llmserve.core.ids import AdapterDigest, BlockHash, LeaseId, TenantId
 from llmserve.kvstore.tiers.base import BlobKey
 
 # A process that writes or reads: one incarnation of a worker, or the store itself.
@@ -14,6 +19,28 @@ STORE_USER = PoolUser("kvmanager")
 NO_LEASE = LeaseId("")
 SLOT_ALIGNMENT_BYTES = 4096
 _PART_NUMBER_BYTES = 2
+_HASH_BYTES = 32
+_LABEL_BYTES = 16
+
+
+def adapter_label(adapter: AdapterDigest) -> bytes:
+    """The first half of an adapter's digest; empty for the model itself. Errors: ValueError for no digest."""
+    return bytes.fromhex(adapter)[:_LABEL_BYTES]
+
+
+def store_key(block: BlockHash, label: bytes) -> BlockHash:
+    """The key of a block in the store. label: of the adapter that it was computed with."""
+    return BlockHash(block + label)
+
+
+def hash_in(key: BlockHash) -> BlockHash:
+    """The hash of the block with this key."""
+    return BlockHash(key[:_HASH_BYTES])
+
+
+def label_in(key: BlockHash) -> bytes:
+    """The label of the adapter that a block was computed with; empty for the model itself."""
+    return key[_HASH_BYTES:]
 
 
 def part_key(block: BlockHash, part: int) -> BlobKey:

@@ -118,6 +118,11 @@ class KVManagerService(kvmanager_pb2_grpc.KVManagerServicer):
     ) -> kvmanager_pb2.EvictBlocksResponse:
         return await self._admin.evict(request)
 
+    async def DropAdapter(  # noqa: N802
+        self, request: kvmanager_pb2.DropAdapterRequest, context: _Context
+    ) -> kvmanager_pb2.DropAdapterResponse:
+        return await self._admin.drop_adapter(request)
+
     def VerifyBlocks(  # noqa: N802
         self, request: kvmanager_pb2.VerifyBlocksRequest, context: _Context
     ) -> AsyncIterator[kvmanager_pb2.VerifyBlocksResponse]:

@@ -1,11 +1,12 @@
 """The calls of operators: from messages to `store.admin` and back."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import FormatUnknown, InvalidRequest, NotFound
-from llmserve.core.ids import BlockHash, TenantId
+from llmserve.core.ids import AdapterDigest, BlockHash, TenantId
 from llmserve.core.stats import StoreStats, TierStats
 from llmserve.kvstore.blocks import StoredBlock
 from llmserve.kvstore.formats import BlockShape
@@ -15,13 +16,14 @@ from llmserve.kvstore.store.export_import import Export, ExportedBlock, Import
 from llmserve.kvstore.store.verify import verify
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
+_log = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 20
 _MAX_BLOCK_BYTES = 1 << 31
 _PROGRESS_SECONDS = 5.0  # at least so often, while all that came is written
 
 
 class StoreAdminCalls:
-    """One loop. Errors of every call but `stats`: NotFound where there is no store."""
+    """One loop. Errors of every call but `stats` and `drop_adapter`: NotFound where there is no store."""
 
     def __init__(self, built: BuiltStore | None, clock: Clock) -> None:
         self._built, self._clock = built, clock
@@ -48,6 +50,19 @@ class StoreAdminCalls:
             evicted_bytes=done.size_bytes,
             pinned_blocks=done.pinned_blocks,
             busy_blocks=done.busy_blocks,
+        )
+
+    async def drop_adapter(self, request: pb.DropAdapterRequest) -> pb.DropAdapterResponse:
+        """Without a store there is nothing to drop."""
+        if self._built is None:
+            return pb.DropAdapterResponse()
+        admin, _ = self._store()
+        done = await admin.drop_adapter(AdapterDigest(request.digest))
+        if done.blocks:
+            left = done.left_blocks
+            _log.info("adapter %.12s is gone: %d blocks evicted, %d left", request.digest, done.blocks, left)
+        return pb.DropAdapterResponse(
+            evicted_blocks=done.blocks, evicted_bytes=done.size_bytes, left_blocks=done.left_blocks
         )
 
     async def verify(self, request: pb.VerifyBlocksRequest) -> AsyncIterator[pb.VerifyBlocksResponse]:

@@ -1,17 +1,19 @@
-"""Follows the KV managers (KVManager.Watch) into the prefix index, and asks them to prefetch.
+"""Follows the KV managers (KVManager.Watch) into the prefix index. Asks them to prefetch, and to drop what an
+adapter that is gone has left.
 
 When a stream breaks, its replica is dropped; the next stream begins with a full snapshot. Without KV
 managers nothing runs.
 """
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 import grpc.aio
 
 from llmserve.core.errors import Unavailable
-from llmserve.core.ids import BlockHash
+from llmserve.core.ids import AdapterDigest, BlockHash
 from llmserve.core.tasks import TaskOwner
 from llmserve.kvstore.directory.directory import Holder, KvTier
 from llmserve.kvstore.directory.watcher import DirectoryUpdate
@@ -23,6 +25,8 @@ from llmserve.rpc.status import from_grpc
 
 _log = logging.getLogger(__name__)
 _PREFETCH_SECONDS = 2.0
+_DROP_SECONDS = 60.0
+_DROP_AGAIN_SECONDS = (0.5, 30.0)
 
 
 class KvWatch:
@@ -35,6 +39,7 @@ class KvWatch:
         self._owner = TaskOwner("kv-watch")
         self._channels = AsyncExitStack()
         self._stubs: dict[str, kvmanager_pb2_grpc.KVManagerStub] = {}
+        self._drops: dict[AdapterDigest, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         for address in self.addresses:
@@ -65,7 +70,38 @@ class KvWatch:
             )
             self._owner.spawn("prefetch", self._ask(stretch.manager, request))
 
+    def drop_adapter(self, digest: AdapterDigest, dropped: Callable[[], object]) -> None:
+        """Asks every KV manager, again and again, until none has anything left that was computed with this
+        version of an adapter. dropped: called then. Call it after `start`."""
+        self.keep_adapter(digest)
+        self._drops[digest] = self._owner.spawn("drop-adapter", self._drop_everywhere(digest, dropped))
+
+    def keep_adapter(self, digest: AdapterDigest) -> None:
+        """Ends the asking: the version is in use again. Idempotent."""
+        if drop := self._drops.pop(digest, None):
+            drop.cancel()
+
     # -- parts
+
+    async def _drop_everywhere(self, digest: AdapterDigest, dropped: Callable[[], object]) -> None:
+        await asyncio.gather(*(self._drop(address, digest) for address in self.addresses))
+        del self._drops[digest]
+        dropped()
+
+    async def _drop(self, address: str, digest: AdapterDigest) -> None:
+        backoff = Backoff(*_DROP_AGAIN_SECONDS)
+        while reason := await self._left(address, digest):
+            _log.info("KV manager at %s is asked again to drop adapter %.12s: %s", address, digest, reason)
+            await backoff.pause()
+
+    async def _left(self, address: str, digest: AdapterDigest) -> str:
+        """Why the KV manager is to be asked again; empty: it has nothing left."""
+        request = kvmanager_pb2.DropAdapterRequest(digest=digest)
+        try:
+            answer = await self._stubs[address].DropAdapter(request, timeout=_DROP_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            return from_grpc(error).message or "it does not answer"
+        return f"{answer.left_blocks} blocks are read or written" if answer.left_blocks else ""
 
     async def _follow(self, address: str) -> None:
         backoff = Backoff()

@@ -9,7 +9,7 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.metrics.stats import PrefillStats as VllmPrefillStats
 
 from llmserve.apiserver.engine.output import OutputSink
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.request import EngineRequest, SamplingLimits
 from llmserve.engines.vllm.convert import to_core_request, to_engine_output
 from llmserve.rpc.codec import decode_output, encode_output
@@ -36,6 +36,16 @@ def test_each_leg_says_whose_blocks_they_are(kv: Mapping[str, Any] | None) -> No
 def test_what_has_no_namespace_or_no_tenant_stays_out_of_the_store(salt: str, tenant: TenantId) -> None:
     assert told(salt, tenant, HAND_OVER) == HAND_OVER
     assert told(salt, tenant, None) is None
+
+
+@pytest.mark.parametrize(("salt", "expected"), [("salt", {"tenant": "red", "adapter": "a1"}), ("", None)])
+def test_the_store_is_told_of_the_adapter(salt: str, expected: Mapping[str, Any] | None) -> None:
+    request = EngineRequest(
+        RequestId("r"), [1, 2], SamplingLimits(4), cache_salt=salt, tenant=RED, adapter=AdapterDigest("a1")
+    )
+    params = to_core_request(request).sampling_params
+    assert params is not None
+    assert (params.extra_args or {}).get("kv_transfer_params") == expected
 
 
 def test_vllm_s_counts_of_a_prompt_reach_its_own_output_processor_unchanged() -> None:

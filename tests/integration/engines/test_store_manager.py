@@ -13,7 +13,7 @@ from vllm.v1.kv_offload.base import (
     make_offload_key,
 )
 
-from llmserve.core.ids import TransferId, WorkerId
+from llmserve.core.ids import AdapterDigest, BlockHash, TransferId, WorkerId
 from llmserve.core.kv_params import PushParams
 from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.store.block_cost import BlockCost
@@ -21,7 +21,7 @@ from llmserve.engines.store.link import StoreQuery
 from llmserve.engines.store.links import LocatedBlock, PromptAnswer, StoreLease
 from llmserve.engines.store.manager import StoreManager
 from llmserve.engines.store.worker import StoreSlots
-from llmserve.kvstore.blocks import Slot
+from llmserve.kvstore.blocks import Slot, adapter_label, store_key
 
 BLOCK = 16
 KEYS = [make_offload_key(bytes([number]) * 32, 0) for number in range(9)]
@@ -278,6 +278,27 @@ def test_of_a_prompt_that_is_handed_over_only_what_follows_is_stored(desk: Desk)
     assert desk.links.asks == []
     assert desk.stores(0, 1, 2) is None
     assert desk.links.asks[0].have_blocks == 2
+
+
+def test_the_blocks_of_an_adapter_carry_its_label(desk: Desk) -> None:
+    """In each message of their life, also when the request has ended."""
+    adapter = AdapterDigest("a1" * 32)
+    names = [store_key(BlockHash(bytes([number]) * 32), adapter_label(adapter)) for number in range(4)]
+    desk.arrives(4, adapter=adapter)
+    desk.looks_up(0)
+    desk.step()
+    assert desk.links.asks[0].block_hashes == names
+    desk.links.answer(loads=[0, 1], stores=[2, 3])
+    assert desk.looks_up(0, 1) == {LookupResult.HIT}
+    desk.manager.prepare_load(KEYS[:2], desk.context)
+    desk.manager.loads_failed()
+    desk.manager.complete_load(KEYS[:2], desk.context)
+    assert desk.links.told("corrupt") == names[:2]
+    assert desk.stores(2) == [KEYS[2]]
+    desk.manager.on_request_finished(desk.context)
+    desk.manager.complete_store(KEYS[2:3], desk.context)
+    assert [fill.block_hash for fill in desk.links.told("commits")] == names[2:3]
+    assert desk.links.told("aborts") == names[3:]
 
 
 def test_without_a_tenant_there_is_no_store(desk: Desk) -> None:

@@ -10,6 +10,8 @@ slot until they are stored or the request ends. A preempted request is asked abo
 A request without a tenant has no part in the store. Of one whose KV another worker hands over, only what
 comes after its prompt is stored, and nothing is loaded: that worker has done so.
 
+The store knows the blocks of a request with an adapter by its label, too (kvstore/blocks.py).
+
 A model with several groups of layers has a block in each for the same tokens. The store knows them by
 different hashes, and each group is asked about by itself, as if it were a prompt of its own. A group with a
 window stores only the last blocks of a prompt. It is asked about when the store has said how much there is to
@@ -35,12 +37,14 @@ from vllm.v1.kv_offload.base import (
     get_offload_group_idx,
 )
 
+from llmserve.core.ids import AdapterDigest, BlockHash
 from llmserve.core.kv_params import arriving_tokens
 from llmserve.engines.connector.groups import KvGroups
 from llmserve.engines.store.block_cost import BlockCost
 from llmserve.engines.store.link import StoreQuery
 from llmserve.engines.store.links import LocatedBlock, PromptAnswer, StoreLease, StoreLinks
 from llmserve.engines.store.worker import StoreSlots
+from llmserve.kvstore.blocks import adapter_label, store_key
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
 
 # How long a prompt waits for an answer: no longer than it takes to compute, within these bounds.
@@ -136,11 +140,11 @@ class StoreManager(OffloadingManager):
             request.first_wanted = key
             self._asking[req_context.req_id] = req_context
             return LookupResult.RETRY
-        return LookupResult.HIT if self._hash(key) in request.loads else LookupResult.MISS
+        return LookupResult.HIT if self._name(key, req_context) in request.loads else LookupResult.MISS
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         request = self._requests[req_context.req_id]
-        blocks = {name: request.loads[name] for name in map(self._hash, keys)}
+        blocks = {name: request.loads[name] for name in self._names(keys, req_context)}
         self._loading[req_context.req_id] = _Load(request.leases, blocks)
         request.loads, request.leases = {}, []
         return StoreSlots(blocks.values())
@@ -172,8 +176,8 @@ class StoreManager(OffloadingManager):
         self._drop_overdue(request)
         if request.open_questions or self._ask_for_more(request, req_context, keys):
             return None
-        chosen = [key for key in keys if self._hash(key) in request.stores]
-        names = list(map(self._hash, chosen))
+        chosen = [key for key in keys if self._name(key, req_context) in request.stores]
+        names = self._names(chosen, req_context)
         blocks = [request.stores.pop(name) for name in names]
         self._writing.update(zip(names, blocks, strict=True))
         return PrepareStoreOutput(chosen, StoreSlots(blocks), [])
@@ -183,7 +187,7 @@ class StoreManager(OffloadingManager):
     ) -> None:
         """The checksums stand beside the slots: without one the block was not written."""
         fills: dict[str, list[pb.StoreFill]] = {}
-        for name in map(self._hash, keys):
+        for name in self._names(keys, req_context):
             if placed := self._writing.pop(name, None):
                 fills.setdefault(placed.manager, []).extend(_fills(name, placed))
         for manager, commits in fills.items():
@@ -215,8 +219,8 @@ class StoreManager(OffloadingManager):
             seconds = self.pace.block_seconds / len(chains)
             worth = self.pace.block_seconds * (len(chain) - have) if seconds else _MOST_WAIT_SECONDS
             timeout = min(max(worth, _LEAST_WAIT_SECONDS), _MOST_WAIT_SECONDS)
-            hashes = list(map(self._hash, chain))
-            query = StoreQuery(context.req_id, request.tenant, hashes, have, load, seconds, timeout)
+            names = self._names(chain, context)
+            query = StoreQuery(context.req_id, request.tenant, names, have, load, seconds, timeout)
             request.open_questions += 1
             if load and self.groups.windows[group]:
                 request.about_windows.append((group, query))
@@ -232,11 +236,15 @@ class StoreManager(OffloadingManager):
             have = max(query.have_blocks, end - self.groups.window_blocks(group))
             self._links.prepare(replace(query, have_blocks=have))
 
-    def _hash(self, key: OffloadKey) -> bytes:
-        """The block's hash in the store. That of the counted group is the one that the router knows, too."""
-        if get_offload_group_idx(key) == self.groups.counted:
-            return bytes(get_offload_block_hash(key))
-        return hashlib.sha256(key).digest()
+    def _names(self, keys: Iterable[OffloadKey], context: ReqContext) -> list[bytes]:
+        return [self._name(key, context) for key in keys]
+
+    def _name(self, key: OffloadKey, context: ReqContext) -> bytes:
+        """The block's key in the store. The hash in that of the counted group is the one that the router
+        knows, too."""
+        is_counted = get_offload_group_idx(key) == self.groups.counted
+        hashed = bytes(get_offload_block_hash(key)) if is_counted else hashlib.sha256(key).digest()
+        return store_key(BlockHash(hashed), _label(context))
 
     # -- answers
 
@@ -303,6 +311,11 @@ class StoreManager(OffloadingManager):
     def _abort(self, stores: Mapping[bytes, LocatedBlock]) -> None:
         for manager, aborts in _by_manager(stores).items():
             self._links.settle(manager, aborts=aborts)
+
+
+def _label(context: ReqContext) -> bytes:
+    """The label of the request's adapter."""
+    return adapter_label(AdapterDigest((context.kv_transfer_params or {}).get("adapter", "")))
 
 
 def _chains(context: ReqContext) -> dict[int, list[OffloadKey]]:

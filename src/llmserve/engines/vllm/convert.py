@@ -48,10 +48,14 @@ def _sampling_params(request: EngineRequest) -> SamplingParams:
 
 
 def _kv_transfer(request: EngineRequest) -> dict[str, Any]:
-    """The tenant lets a request into the KV store (engines/store). Without a namespace it stays out: its
-    blocks would be found by whatever model comes next."""
-    hand_over = dict(request.kv_transfer_params or {})
-    return hand_over | {"tenant": request.tenant} if request.cache_salt and request.tenant else hand_over
+    """The tenant lets a request into the KV store (engines/store), where the adapter marks its blocks.
+    Without a namespace it stays out: its blocks would be found by whatever model comes next."""
+    params = dict(request.kv_transfer_params or {})
+    if request.cache_salt and request.tenant:
+        params["tenant"] = request.tenant
+        if request.adapter:
+            params["adapter"] = request.adapter
+    return params
 
 
 def _decode_params(raw: bytes) -> SamplingParams:

@@ -1,10 +1,14 @@
-"""Reports to the directory what a tier holds: gathered for a moment, in pieces that do not block the loop."""
+"""Reports to the directory what a tier holds: gathered for a moment, in pieces that do not block the loop.
+
+The directory knows blocks by their hashes, as routers do.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterable
 
 from llmserve.core.delta_feed import DeltaFeed
 from llmserve.core.ids import BlockHash
+from llmserve.kvstore.blocks import hash_in
 from llmserve.kvstore.directory.directory import BlockReport, Holder
 
 _GATHER_SECONDS = 0.05
@@ -22,10 +26,11 @@ class TierFeed:
         self._timer: asyncio.TimerHandle | None = None
 
     def changed(self, keys: Iterable[BlockHash], held: bool) -> None:
+        hashes = map(hash_in, keys)
         if held:
-            self._feed.store(keys)
+            self._feed.store(hashes)
         else:
-            self._feed.remove(keys)
+            self._feed.remove(hashes)
         self._schedule(_GATHER_SECONDS)
 
     def close(self) -> None:

@@ -15,8 +15,9 @@ from heapq import nlargest
 
 from llmserve.core.clock import Clock
 from llmserve.core.errors import InvalidRequest, NotFound
-from llmserve.core.ids import BlockHash, TenantId
+from llmserve.core.ids import AdapterDigest, BlockHash, TenantId
 from llmserve.core.stats import EvictReason
+from llmserve.kvstore.blocks import adapter_label, label_in
 from llmserve.kvstore.dram.tier import DramTier
 from llmserve.kvstore.eviction.tree import Node
 from llmserve.kvstore.store.lower_tier import LowerStore
@@ -28,22 +29,25 @@ MAX_LISTED_BLOCKS = 10_000
 _WALKED_AT_ONCE = 10_000
 _DROPPED_AT_ONCE = 256
 _DRAIN_SECONDS = 5.0
+_DIGEST_DIGITS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class BlockFilter:
     """Matches blocks for which all conditions hold. tier: name; empty for all. hash_prefix: in
-    hexadecimal."""
+    hexadecimal. label: of the adapter that they were computed with; empty for any."""
 
     tier: str = ""
     tenant: TenantId | None = None
     hash_prefix: str = ""
+    label: bytes = b""
 
     def matches(self, node: Node) -> bool:
         return (
             node.held
             and (self.tenant is None or node.tenant == self.tenant)
             and (not self.hash_prefix or node.key.hex().startswith(self.hash_prefix))
+            and (not self.label or label_in(node.key) == self.label)
         )
 
 
@@ -86,6 +90,15 @@ class EvictResult:
     size_bytes: int = 0
     pinned_blocks: int = 0
     busy_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DropResult:
+    """Blocks are counted once for each tier. left_blocks: those that are still there, or on their way."""
+
+    blocks: int
+    size_bytes: int
+    left_blocks: int
 
 
 class StoreAdmin:
@@ -147,6 +160,18 @@ class StoreAdmin:
             await self._evict(tier, list(parents_first(_with_followers(nodes))), done)
         return done
 
+    async def drop_adapter(self, adapter: AdapterDigest) -> DropResult:
+        """Evicts the blocks that were computed with this version of an adapter, also those that an operator
+        has pinned. No later process finds them. What is being read or written stays, so ask again until
+        nothing is left. Errors: InvalidRequest for what is no digest; Unavailable while a medium does not
+        answer, for which the same holds."""
+        wanted = BlockFilter(label=_label(adapter))
+        await self.pin(wanted, unpin=True)
+        done = await self.evict(wanted)
+        for tier in self.store.lower:
+            await tier.settle_removals()
+        return DropResult(done.blocks, done.size_bytes, await self._left(wanted))
+
     # -- parts
 
     def _listed(self, tiers: Sequence[AnyTier], keys: Sequence[BlockHash]) -> Iterator[BlockListing]:
@@ -176,6 +201,11 @@ class StoreAdmin:
                 f"{len(keys)} blocks have a hash that begins with {wanted.hash_prefix}: give more of it"
             )
         return chosen
+
+    async def _left(self, wanted: BlockFilter) -> int:
+        held = [await self.select(tier, wanted) for tier in self.tiers()]
+        going_down = [key for tier in self.store.lower for key in tier.writing()]
+        return sum(map(len, held)) + sum(label_in(key) == wanted.label for key in going_down)
 
     async def _let_writes_end(self) -> None:
         """Waits a little: a block on its way down would appear after the eviction. Under load some stay
@@ -246,6 +276,17 @@ def _with_followers(nodes: Iterable[Node]) -> Iterator[Node]:
             yield node
 
 
+def _label(adapter: AdapterDigest) -> bytes:
+    """Errors: InvalidRequest."""
+    if len(adapter) != _DIGEST_DIGITS or not _is_hexadecimal(adapter):
+        raise InvalidRequest(f"a digest has {_DIGEST_DIGITS} hexadecimal digits (0-9, a-f), got '{adapter}'")
+    return adapter_label(adapter)
+
+
 def _check_hash(prefix: str) -> None:
-    if prefix and not all(digit in "0123456789abcdef" for digit in prefix):
+    if not _is_hexadecimal(prefix):
         raise InvalidRequest(f"a block hash is written in hexadecimal (0-9, a-f), got '{prefix}'")
+
+
+def _is_hexadecimal(text: str) -> bool:
+    return all(digit in "0123456789abcdef" for digit in text)

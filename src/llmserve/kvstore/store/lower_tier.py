@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from llmserve.core.clock import Clock
-from llmserve.core.errors import BlockUnreadable, StartFailed
+from llmserve.core.errors import BlockUnreadable, StartFailed, Unavailable
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.tasks import TaskOwner
 from llmserve.kvstore.blocks import HeldChanged, StoredBlock, block_of, nobody_asks
@@ -208,6 +208,10 @@ class LowerStore:
     def is_writing(self, key: BlockHash) -> bool:
         return key in self._queue
 
+    def writing(self) -> list[BlockHash]:
+        """The blocks that wait to be written, or are being written."""
+        return self._queue.keys()
+
     async def read(self, key: BlockHash) -> StoredParts:
         """All parts of a block, decoded, in memory of their own. A corrupt block is not dropped."""
         names = list(takewhile(lambda name: self._tier.holds([name])[0], self._contents.names([key])))
@@ -226,3 +230,12 @@ class LowerStore:
     async def drop(self, keys: Sequence[BlockHash]) -> None:
         """See TierContents.forget."""
         await self._contents.forget(keys)
+
+    async def settle_removals(self) -> None:
+        """Returns when no later process finds what was removed before. Errors: Unavailable, with the reason,
+        while the medium does not take that down."""
+        if not self.is_open:
+            raise Unavailable(f"storage class '{self.name}' is not used now: {self.closed}")
+        result = await self._tier.settle_removals()
+        if result.outcome is not TierOutcome.DONE:
+            raise Unavailable(f"storage class '{self.name}' does not note what was removed: {result.reason}")

@@ -37,6 +37,10 @@ class WriteQueue:
         """The block waits, or is being written."""
         return key in self._writing
 
+    def keys(self) -> list[BlockHash]:
+        """The blocks that wait, or are being written."""
+        return list(self._writing)
+
     def put(self, outgoing: Outgoing) -> None:
         """Queues a block that is neither here nor on the medium."""
         self._writing.add(outgoing.block.key)

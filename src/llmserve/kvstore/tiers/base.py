@@ -94,6 +94,10 @@ class Tier(Protocol):
     async def remove(self, keys: Sequence[BlobKey]) -> None:
         """What is not there is ignored. Its room comes back at once or a little later (`usage`)."""
 
+    async def settle_removals(self) -> BlobResult:
+        """Returns when no later process finds what was removed before the call. FAILED: the medium did not
+        take that down, and the next call tries it again."""
+
     def held(self) -> list[tuple[BlobKey, int]]:
         """Key and bytes, as stored, of every blob that counts in `usage`: what was written first comes
         first, as far as the medium knows. For the caller's books, after `open`."""

@@ -84,6 +84,10 @@ class MemoryTier:
         for key in keys:
             self._medium.stored.pop(key, None)
 
+    async def settle_removals(self) -> BlobResult:
+        await asyncio.sleep(0)
+        return BlobResult(TierOutcome.FAILED, self._medium.fault) if self._medium.fault else _DONE
+
     def held(self) -> list[tuple[BlobKey, int]]:
         return [(key, len(blob.data)) for key, blob in self._medium.stored.items()]
 

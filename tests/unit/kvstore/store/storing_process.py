@@ -18,7 +18,9 @@ BLOCKS = 6
 MIB_IN_GIB = 1 / 1024
 
 
-def built(directory: Path) -> BuiltStore:
+def built(directory: Path, bucket: Path | None = None) -> BuiltStore:
+    """A store in DRAM, on a disk and, where one is named, in a bucket, which is a directory here."""
+    settings = f"capacity_gb: {64 * MIB_IN_GIB}, location: file://{bucket}, write: through"
     manifest = parse_manifest(
         f"""
 kind: LLMServe
@@ -26,6 +28,7 @@ models: {{primary: {{source: hub:org/name}}}}
 storageClasses:
   - {{name: fast, tier: dram, capacity_gb: {16 * MIB_IN_GIB}}}
   - {{name: disk, tier: nvme, capacity_gb: {64 * MIB_IN_GIB}, location: {directory}, write: through}}
+  {f"- {{name: bucket, tier: object, {settings}}}" if bucket else ""}
 """,
         "m.yaml",
     )

@@ -9,8 +9,8 @@ is found after a crash when its write was DONE, and a start reads the heads only
 does not match its checksum and is a miss. With `durable` a write is DONE only when the medium has it.
 
 Bounds: both files together never pass the capacity, and blobs can fill 95% of it before a write is FULL. A
-removal is forgotten only by a power failure, or when its head cannot be erased; a blob that comes back in
-this way is the one that was written, or a miss.
+removal is forgotten only by a power failure, or when its head cannot be erased, unless `settle_removals` was
+DONE after it; a blob that comes back in this way is the one that was written, or a miss.
 
     tier       the contract of `base`           space      what is where, and the room (pure)
     writer     places, writes, removes          pages      the free pages of the data file (pure)

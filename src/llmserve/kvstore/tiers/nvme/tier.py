@@ -148,6 +148,12 @@ class NvmeTier:
             with self._calls:
                 await self._parts.writer.remove(keys)
 
+    async def settle_removals(self) -> BlobResult:
+        if self._parts is None:
+            return BlobResult(TierOutcome.FAILED, _CLOSED)
+        with self._calls:
+            return await self._parts.writer.settle_removals()
+
 
 def _close(parts: _OpenFiles) -> None:
     """What the medium does not have yet it gets now, as far as it takes it."""

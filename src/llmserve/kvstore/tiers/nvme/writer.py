@@ -49,6 +49,7 @@ class Writer:
         self._running: dict[BlobKey, asyncio.Task[dict[BlobKey, BlobResult]]] = {}
         self._writing = asyncio.Lock()
         self._cannot_erase = False
+        self._unerased: set[int] = set()  # free slots whose heads are still in the file
 
     async def write(self, blobs: Sequence[Blob]) -> list[BlobResult]:
         """Errors: InvalidRequest for a key or header that is too long."""
@@ -69,6 +70,22 @@ class Writer:
         if places:
             await wait_ended([self._erase(places)])
 
+    async def settle_removals(self) -> BlobResult:
+        """Erases the heads that could not be erased before, and syncs."""
+        async with self._writing:  # so that no new blob takes their slots
+            slots = sorted(self._unerased)
+            try:
+                await run_in_thread(self._threads, partial(self._erase_for_good, slots))
+            except OSError as error:
+                return BlobResult(TierOutcome.FAILED, f"erase failed: {error}")
+            self._unerased.difference_update(slots)
+        return _DONE
+
+    def _erase_for_good(self, slots: Sequence[int]) -> None:
+        """On a thread. Errors: OSError."""
+        self._files.heads.erase(slots)
+        self._files.heads.file.sync()
+
     # -- groups: never cancelled, only those that wait for them are
 
     async def _write_group(self, blobs: Sequence[Blob]) -> dict[BlobKey, BlobResult]:
@@ -79,6 +96,7 @@ class Writer:
                 for blob in blobs:
                     try:
                         placed.append((await self._place(blob), blob))
+                        self._unerased.difference_update(placed[-1][0].slots)
                     except _NoRoom as full:
                         results[blob.key] = BlobResult(TierOutcome.FULL, str(full))
                     except OSError as error:
@@ -133,6 +151,7 @@ class Writer:
             if not self._cannot_erase:
                 _log.warning("removed blobs may be back after a restart: %s", error)
             self._cannot_erase = True
+            self._unerased.update(slots)
         for place in places:
             self._space.give(place)
 

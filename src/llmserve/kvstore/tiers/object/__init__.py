@@ -10,8 +10,8 @@ opens it reads the index of every owner's packs, and from then on finds and read
 may hold the same blob; capacity and `usage` are about the own packs.
 
 What is removed stays in its pack as garbage until that has none but garbage and is deleted, or enough of it
-and is rewritten. Removals of the last second before a kill may be undone by it: such a blob is found again,
-and is what it was.
+and is rewritten. Removals of the last second before a kill may be undone by it, unless `settle_removals` was
+DONE after them: such a blob is found again, and is what it was.
 
 Credentials come from the environment (AWS_ACCESS_KEY_ID, AZURE_STORAGE_ACCOUNT_KEY,
 GOOGLE_SERVICE_ACCOUNT and so on) or from the machine's own identity. They are in no setting, and what a

@@ -47,6 +47,7 @@ class RemovalLog:
         self._path, self._bucket, self._catalog = path, bucket, catalog
         self._tasks, self._pause_seconds = tasks, pause_seconds
         self._is_dirty = False
+        self._writing = asyncio.Lock()
         self._later: asyncio.Task[None] | None = None
 
     def note(self) -> None:
@@ -55,16 +56,20 @@ class RemovalLog:
         if self._later is None or self._later.done():
             self._later = self._tasks.spawn("removals", self._write_later())
 
-    async def flush(self) -> None:
-        """Failing, it stays to be done with the next removal."""
-        if not self._is_dirty:
-            return
-        self._is_dirty = False
-        try:
-            await self._bucket.put(self._path, memoryview(encode_removals(self._catalog.removed())))
-        except RequestFailed as failed:
-            self._is_dirty = True
-            _log.warning("object tier: removals could not be written: %s", failed.message)
+    async def flush(self) -> str:
+        """Returns when all removals are written, or why they could not be. Then it stays to be done with the
+        next removal."""
+        async with self._writing:
+            if not self._is_dirty:
+                return ""
+            self._is_dirty = False
+            try:
+                await self._bucket.put(self._path, memoryview(encode_removals(self._catalog.removed())))
+            except RequestFailed as failed:
+                self._is_dirty = True
+                _log.warning("object tier: removals could not be written: %s", failed.message)
+                return failed.message
+        return ""
 
     async def _write_later(self) -> None:
         await asyncio.sleep(self._pause_seconds)

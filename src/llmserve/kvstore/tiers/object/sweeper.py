@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 from llmserve.core.tasks import TaskOwner
@@ -28,9 +29,12 @@ class Sweeper:
         records: RecordReader,
         uploader: Uploader,
         tasks: TaskOwner,
+        rewrote: Callable[[], object],
     ) -> None:
+        """rewrote: called when a pack has been written that may have garbage in it from the start: what was
+        removed while it was on its way."""
         self._settings, self._bucket, self._catalog, self._records = settings, bucket, catalog, records
-        self._uploader, self._tasks = uploader, tasks
+        self._uploader, self._tasks, self._rewrote = uploader, tasks, rewrote
         self._lock = asyncio.Lock()
         self._running: asyncio.Task[None] | None = None
 
@@ -43,6 +47,11 @@ class Sweeper:
         """When what nudge began has ended."""
         if self._running is not None:
             await asyncio.wait((self._running,))
+
+    @property
+    def has_doubtful_packs(self) -> bool:
+        """Whether a pack may be in the bucket although its PUT failed."""
+        return bool(self._uploader.doubtful)
 
     async def make_room(self, needed_bytes: int) -> bool:
         """Rewrites what it must so that so many bytes are free; false when that is not to be had."""
@@ -100,6 +109,7 @@ class Sweeper:
             result = await self._uploader.upload(builder, instead_of=pack)
         finally:
             self._uploader.give_up(builder)  # nothing, once it is up
+        self._rewrote()
         return result.outcome is TierOutcome.DONE
 
     async def _fill(self, builder: PackBuilder, pack: Pack, entries: list[PackEntry]) -> bool:

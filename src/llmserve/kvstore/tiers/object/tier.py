@@ -101,6 +101,12 @@ class ObjectTier:
         if held and self._parts is not None:
             self._parts.changed()
 
+    async def settle_removals(self) -> BlobResult:
+        if self._parts is None:
+            return BlobResult(TierOutcome.FAILED, _NOT_OPEN)
+        with self._calls:
+            return await self._parts.settle_removals()
+
     def held(self) -> list[tuple[BlobKey, int]]:
         """Lists the blobs of the own packs: only their owner removes the others."""
         return self.catalog.held()
@@ -136,10 +142,10 @@ class _OpenBucket:
         uploader = Uploader(settings, bucket, catalog, self._threads)
         workers = settings.limits.reads_in_flight
         self.recovery = Recovery(settings.owner, bucket, catalog, workers)
-        self.sweeper = Sweeper(settings, bucket, catalog, records, uploader, self._tasks)
         self._removals = RemovalLog(
             removals_path(settings.owner), bucket, catalog, self._tasks, settings.removals_seconds
         )
+        self.sweeper = Sweeper(settings, bucket, catalog, records, uploader, self._tasks, self._removals.note)
         self.packer = Packer(settings, catalog, uploader, self._threads, self._tasks, self.sweeper.make_room)
         self.reader = BlobReader(catalog, records, self.changed)
 
@@ -147,6 +153,16 @@ class _OpenBucket:
         """There is garbage that was not there before."""
         self._removals.note()
         self.sweeper.nudge()
+
+    async def settle_removals(self) -> BlobResult:
+        """A pack that is being rewritten may have blobs in it that were removed meanwhile, and one whose PUT
+        failed may be there: the sweep comes first."""
+        self.sweeper.nudge()
+        await self.sweeper.idle()
+        if self.sweeper.has_doubtful_packs:
+            return BlobResult(TierOutcome.FAILED, "a pack whose upload failed may be there")
+        reason = await self._removals.flush()
+        return BlobResult(TierOutcome.FAILED if reason else TierOutcome.DONE, reason)
 
     async def aclose(self) -> None:
         """What is merely tidying is cut off."""

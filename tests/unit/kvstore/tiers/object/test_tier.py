@@ -8,6 +8,8 @@ from obstore.store import MemoryStore, ObjectStore
 from llmserve.core.errors import StartFailed
 from llmserve.kvstore.tiers.base import Blob, BlobKey, ReadTarget, TierOutcome
 from llmserve.kvstore.tiers.object import ObjectSettings, ObjectTier, object_tier
+from llmserve.kvstore.tiers.object.bucket import Bucket
+from llmserve.kvstore.tiers.object.failures import FailureKind, RequestFailed
 
 KIB = 1 << 10
 SIZE = 64 * KIB
@@ -133,6 +135,54 @@ async def test_little_garbage_stays_until_room_is_needed() -> None:
     assert tier.usage().used_bytes <= CAPACITY
     kept = [number for number in numbers if number % 5]
     assert await outcomes(tier, *kept) == [TierOutcome.DONE] * len(kept)
+    await tier.aclose()
+
+
+async def test_what_is_removed_while_its_pack_is_rewritten_does_not_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The new pack has it. The process is killed when the removal has been settled."""
+    store = MemoryStore()
+    tier = await opened(store)
+    await put(tier, *range(4))
+    put_object = Bucket.put
+
+    async def removes_meanwhile(bucket: Bucket, path: str, body: memoryview) -> None:
+        if path.endswith(".pack"):
+            await tier.remove([key(3)])
+        await put_object(bucket, path, body)
+
+    monkeypatch.setattr(Bucket, "put", removes_meanwhile)
+    await tier.remove([key(0), key(1)])
+    assert (await tier.settle_removals()).outcome is TierOutcome.DONE
+    monkeypatch.undo()
+    next_process = await opened(store)
+    assert next_process.holds([key(number) for number in range(4)]) == [False, False, True, False]
+    await next_process.aclose()
+    await tier.aclose()
+
+
+async def test_a_pack_that_may_be_there_is_no_settled_removal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its PUT failed on the way: the bucket may have it all the same, until it could be deleted."""
+    store = MemoryStore()
+    tier = await opened(store)
+    put_object = Bucket.put
+
+    async def arrives_and_fails(bucket: Bucket, path: str, body: memoryview) -> None:
+        await put_object(bucket, path, body)
+        raise RequestFailed(FailureKind.SLOW, "no answer")
+
+    async def fails(bucket: Bucket, path: str) -> None:
+        raise RequestFailed(FailureKind.SLOW, "no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bucket, "put", arrives_and_fails)
+        patched.setattr(Bucket, "delete", fails)
+        (result,) = await tier.write([blob(1)])
+        assert result.outcome is TierOutcome.FAILED
+        assert (await tier.settle_removals()).outcome is TierOutcome.FAILED
+    assert (await tier.settle_removals()).outcome is TierOutcome.DONE
+    assert packs(store) == []
     await tier.aclose()
 
 

@@ -364,6 +364,22 @@ class EvictBlocksResponse(_message.Message):
     busy_blocks: int
     def __init__(self, evicted_blocks: _Optional[int] = ..., evicted_bytes: _Optional[int] = ..., pinned_blocks: _Optional[int] = ..., busy_blocks: _Optional[int] = ...) -> None: ...
 
+class DropAdapterRequest(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class DropAdapterResponse(_message.Message):
+    __slots__ = ("evicted_blocks", "evicted_bytes", "left_blocks")
+    EVICTED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    evicted_blocks: int
+    evicted_bytes: int
+    left_blocks: int
+    def __init__(self, evicted_blocks: _Optional[int] = ..., evicted_bytes: _Optional[int] = ..., left_blocks: _Optional[int] = ...) -> None: ...
+
 class VerifyBlocksRequest(_message.Message):
     __slots__ = ("filter", "share")
     FILTER_FIELD_NUMBER: _ClassVar[int]

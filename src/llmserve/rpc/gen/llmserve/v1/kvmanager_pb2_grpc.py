@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class KVManagerStub:
-    """The block directory, the ledger of leases, and the store of blocks.
+    """The block directory, the ledger of leases, and the store of blocks. The calls of the store name a block by its
+    key: its hash and, where it was computed with an adapter, the first 16 bytes of that adapter's digest
+    (kvstore/blocks.py).
     """
 
     def __init__(self, channel):
@@ -80,6 +82,11 @@ class KVManagerStub:
                 request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.EvictBlocksRequest.SerializeToString,
                 response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.EvictBlocksResponse.FromString,
                 _registered_method=True)
+        self.DropAdapter = channel.unary_unary(
+                '/llmserve.v1.KVManager/DropAdapter',
+                request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.DropAdapterRequest.SerializeToString,
+                response_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.DropAdapterResponse.FromString,
+                _registered_method=True)
         self.VerifyBlocks = channel.unary_stream(
                 '/llmserve.v1.KVManager/VerifyBlocks',
                 request_serializer=llmserve_dot_v1_dot_kvmanager__pb2.VerifyBlocksRequest.SerializeToString,
@@ -108,7 +115,9 @@ class KVManagerStub:
 
 
 class KVManagerServicer:
-    """The block directory, the ledger of leases, and the store of blocks.
+    """The block directory, the ledger of leases, and the store of blocks. The calls of the store name a block by its
+    key: its hash and, where it was computed with an adapter, the first 16 bytes of that adapter's digest
+    (kvstore/blocks.py).
     """
 
     def Report(self, request_iterator, context):
@@ -167,6 +176,14 @@ class KVManagerServicer:
 
     def EvictBlocks(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropAdapter(self, request, context):
+        """Evicts what was computed with a version of an adapter that is gone, in every tier and for good. Idempotent.
+        To be called again until nothing is left. UNAVAILABLE: a tier does not answer. INVALID_ARGUMENT: no digest.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -254,6 +271,11 @@ def add_KVManagerServicer_to_server(servicer, server):
                     request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.EvictBlocksRequest.FromString,
                     response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.EvictBlocksResponse.SerializeToString,
             ),
+            'DropAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropAdapter,
+                    request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.DropAdapterRequest.FromString,
+                    response_serializer=llmserve_dot_v1_dot_kvmanager__pb2.DropAdapterResponse.SerializeToString,
+            ),
             'VerifyBlocks': grpc.unary_stream_rpc_method_handler(
                     servicer.VerifyBlocks,
                     request_deserializer=llmserve_dot_v1_dot_kvmanager__pb2.VerifyBlocksRequest.FromString,
@@ -288,7 +310,9 @@ def add_KVManagerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class KVManager:
-    """The block directory, the ledger of leases, and the store of blocks.
+    """The block directory, the ledger of leases, and the store of blocks. The calls of the store name a block by its
+    key: its hash and, where it was computed with an adapter, the first 16 bytes of that adapter's digest
+    (kvstore/blocks.py).
     """
 
     @staticmethod
@@ -524,6 +548,33 @@ class KVManager:
             '/llmserve.v1.KVManager/EvictBlocks',
             llmserve_dot_v1_dot_kvmanager__pb2.EvictBlocksRequest.SerializeToString,
             llmserve_dot_v1_dot_kvmanager__pb2.EvictBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmserve.v1.KVManager/DropAdapter',
+            llmserve_dot_v1_dot_kvmanager__pb2.DropAdapterRequest.SerializeToString,
+            llmserve_dot_v1_dot_kvmanager__pb2.DropAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

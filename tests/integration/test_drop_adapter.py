@@ -1,0 +1,98 @@
+"""A router has every KV manager drop what an adapter has left, however often it must ask."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from llmserve.core.ids import BlockHash
+from llmserve.kvstore.blocks import label_in
+from llmserve.router.kv_watch import KvWatch
+from llmserve.router.prefix.index import PrefixIndex
+from tests.integration.test_prefix_index import WAIT_SECONDS, Manager, until
+from tests.unit.kvstore.store.conftest import chain
+from tests.unit.kvstore.store.dropping_process import GONE, of_adapter
+
+KEYS = of_adapter("a", GONE)
+BASE = chain("base", 2)
+
+
+@pytest.fixture
+async def managers(tmp_path: Path) -> AsyncIterator[list[Manager]]:
+    """Each has blocks of the adapter and of the model itself."""
+    both = [Manager(tmp_path / name, name) for name in ("kvmanager-0", "kvmanager-1")]
+    for manager in both:
+        manager.directory.mkdir()
+        await manager.start()
+        await manager.store(KEYS)
+        await manager.store(BASE)
+    yield both
+    for manager in both:
+        await manager.stop()
+
+
+@pytest.fixture
+async def watch(managers: list[Manager], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KvWatch]:
+    monkeypatch.setattr("llmserve.router.kv_watch._DROP_AGAIN_SECONDS", (0.02, 0.1))
+    watch = KvWatch([manager.address for manager in managers], PrefixIndex())
+    await watch.start()
+    yield watch
+    await watch.aclose()
+
+
+def left(manager: Manager) -> list[BlockHash]:
+    held = [node.key for tier in manager.world.tiers for node in tier.index.held()]
+    return [key for key in held if label_in(key)]
+
+
+async def test_all_of_them_drop_it(managers: list[Manager], watch: KvWatch) -> None:
+    dropped = asyncio.Event()
+    watch.drop_adapter(GONE, dropped.set)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await dropped.wait()
+    for manager in managers:
+        assert left(manager) == []
+        assert await manager.world.loaded(BASE) == [0, 1]
+
+
+async def test_one_that_is_away_is_asked_when_it_is_back(managers: list[Manager], watch: KvWatch) -> None:
+    """What it had on its disk is there again."""
+    dropped = asyncio.Event()
+    await managers[1].stop()
+    watch.drop_adapter(GONE, dropped.set)
+    await until(lambda: not left(managers[0]))
+    assert not dropped.is_set()
+    await managers[1].start()
+    async with asyncio.timeout(WAIT_SECONDS):
+        await dropped.wait()
+    assert left(managers[1]) == []
+
+
+async def test_it_is_asked_again_while_somebody_reads(managers: list[Manager], watch: KvWatch) -> None:
+    dropped = asyncio.Event()
+    world = managers[0].world
+    lease = (await world.prepare(KEYS, store=False)).lease_id
+    watch.drop_adapter(GONE, dropped.set)
+    await until(lambda: len(left(managers[0])) == len(KEYS))  # those on the disk are gone
+    assert not dropped.is_set()
+    world.store.release(lease)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await dropped.wait()
+    assert left(managers[0]) == []
+
+
+async def test_an_adapter_that_is_loaded_again_is_kept(managers: list[Manager], watch: KvWatch) -> None:
+    dropped = asyncio.Event()
+    await managers[1].stop()
+    watch.drop_adapter(GONE, dropped.set)
+    await until(lambda: not left(managers[0]))
+    watch.keep_adapter(GONE)
+    await managers[1].start()
+    await managers[0].store(KEYS)
+    await until(lambda: not watch.away())
+    await asyncio.sleep(0.2)  # longer than it would take to be asked again
+    assert left(managers[0])
+    assert left(managers[1])
+    assert not dropped.is_set()
+    watch.keep_adapter(GONE)
