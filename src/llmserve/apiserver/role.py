@@ -9,6 +9,7 @@ import torch
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from llmserve.apiserver.adapters.names import AdapterNames
 from llmserve.apiserver.engine.client import ClusterEngineClient
 from llmserve.apiserver.explain.records import RecordFinder, RequestRecords
 from llmserve.apiserver.http.app import DOCS_PATHS, openai_app, serving_args, vllm_config
@@ -67,7 +68,7 @@ class Apiserver:
         )
         self._finder = RecordFinder(self._records, options.name, options.routers)
         metrics = ApiserverMetrics(registry)
-        self._workers = WorkerLinks(metrics)
+        self._workers, self._adapters = WorkerLinks(metrics), AdapterNames()
         self._router = RouterLink(
             options.routers,
             ApiserverId(options.name),
@@ -75,6 +76,7 @@ class Apiserver:
             on_members=self._workers.retain,
             patience_seconds=manifest.scheduling.router_patience_seconds,
             answer=CommandHandler(self._apply, self._finder.find_here).answer,
+            on_adapters=self._adapters.update,
         )
         retries = _retries(manifest.scheduling)
         metrics.retry_budget.set_function(lambda: retries.left)
@@ -108,7 +110,9 @@ class Apiserver:
             # In a thread: it takes seconds, in which the session with the router must be served.
             config = await asyncio.to_thread(vllm_config, args)
             self._client = ClusterEngineClient(config, self._context, readiness)
-            app = await openai_app(self._client, args, readiness, self._registry, self._add_own, self._store)
+            app = await openai_app(
+                self._client, args, readiness, self._registry, self._add_own, self._store, self._adapters
+            )
             self._responses = app.state.openai_serving_responses
         except Exception as error:  # vLLM's, transformers' and pydantic's have no common root
             raise Cause.of(error).as_error() from error

@@ -9,9 +9,17 @@ from typing import Any
 from llmserve.cli.cluster import add_cluster, find_cluster
 from llmserve.cli.command import EXIT_OK, Command, add_json
 from llmserve.cli.kv.page import size
+from llmserve.core.adapters import AdapterTier
 from llmserve.core.logs import printable
 from llmserve.rpc.leader import explain_request
 
+_VERSION_DIGITS = 12  # enough to tell versions apart
+_TIERS = {
+    AdapterTier.DEVICE: "it was loaded",
+    AdapterTier.DRAM: "loaded from shared memory",
+    AdapterTier.DISK: "loaded from the disk",
+    AdapterTier.SOURCE: "fetched from its source",
+}
 _ABOUT = """\
 Shows what the cluster that runs here (or of -f, --run-dir) remembers of a request: how long it waited, and
 for what; its tenant's share; where it ran, and what else could have been; what was cached; how its KV moved,
@@ -64,6 +72,8 @@ def _ending(record: _Record) -> str:
 
 def _sequence(one: _Record) -> Iterator[str]:
     yield f"  {one['request_id']}: {_outcome(one)}"
+    if adapter := one["adapter"]:
+        yield from _adapter(adapter)
     cached = one["cached_tokens"]
     yield (
         f"    {one['prompt_tokens']} prompt tokens, cached {cached['device']} on the device and "
@@ -77,6 +87,13 @@ def _sequence(one: _Record) -> Iterator[str]:
         yield from _handover(handover)
     if one["error"]:
         yield f"    error: {one['error']}"
+
+
+def _adapter(adapter: _Record) -> Iterator[str]:
+    yield f"    adapter {adapter['name']}, version {adapter['version'][:_VERSION_DIGITS]}"
+    for load in adapter["loads"]:
+        waited = f"waited {_time(load['seconds'])} for it" if load["seconds"] else "did not wait"
+        yield f"      {load['leg']}: {_TIERS[load['tier']]}, {waited}"
 
 
 def _outcome(one: _Record) -> str:

@@ -19,11 +19,18 @@ import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
 from llmserve.config.schema import Manifest
+from llmserve.core.adapters import AdapterLoad, AdapterTier, NamedAdapter
 from llmserve.core.errors import LLMServeError, NotFound, WorkerLost
 from llmserve.core.ids import RequestId
 from llmserve.core.outcome import FinishReason, Outcome
 from llmserve.core.request import EngineOutput, HandoverReport, Logprobs, PrefillStats
-from llmserve.rpc.codec import decode_outcome, decode_params, encode_outcome, encode_output
+from llmserve.rpc.adapters import encode_names
+from llmserve.rpc.codec import (
+    decode_outcome,
+    decode_params,
+    encode_outcome,
+    encode_output,
+)
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc, worker_pb2, worker_pb2_grpc
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import (
     WORKER_ROLE_AGGREGATED,
@@ -221,6 +228,7 @@ class FakeWorker(Watched, worker_pb2_grpc.WorkerServicer):
             if first
             else None,
             handover=self.handover if first and asked.get("do_remote_prefill") else None,
+            adapter_load=AdapterLoad(AdapterTier.DISK, 0.25) if first and request.adapter else None,
         )
 
     def _ticket(self, request: worker_pb2.GenerateRequest) -> dict[str, Any]:
@@ -278,6 +286,7 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         self.failed_workers: list[str] = []
         self.refuse_with: tuple[Outcome, LLMServeError] | None = None
         self.hold = self.silent = False
+        self.adapters: list[NamedAdapter] = []
         self.address = ""
         self._server: RpcServer | None = None
         self._outboxes: set[asyncio.Queue[router_pb2.RouterSessionResponse]] = set()
@@ -297,8 +306,15 @@ class FakeRouter(Watched, router_pb2_grpc.RouterServicer):
         for outbox in self._outboxes:
             outbox.put_nowait(self._state())
 
+    async def names(self, *adapters: NamedAdapter) -> None:
+        """Tells all apiservers that these are the adapters that requests may name."""
+        self.adapters = list(adapters)
+        for outbox in self._outboxes:
+            outbox.put_nowait(self._state())
+
     def _state(self) -> router_pb2.RouterSessionResponse:
-        state = router_pb2.ClusterState(workers=[worker.info() for worker in self.workers])
+        workers = [worker.info() for worker in self.workers]
+        state = router_pb2.ClusterState(workers=workers, adapters=encode_names(self.adapters))
         return router_pb2.RouterSessionResponse(state=state)
 
     async def Session(  # noqa: N802

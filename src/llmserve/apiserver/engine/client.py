@@ -21,6 +21,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
+from llmserve.apiserver.adapters.names import AdapterRequest
 from llmserve.apiserver.engine.engine_free import EngineFreeClient
 from llmserve.apiserver.engine.output import OutputSink
 from llmserve.apiserver.engine.sampling import PromptLegs, SamplingLegs
@@ -35,6 +36,7 @@ from llmserve.apiserver.request.context import RequestInfo, RunContext
 from llmserve.apiserver.request.placement import ChoiceGroup
 from llmserve.apiserver.request.rules import StageLimits
 from llmserve.apiserver.request.run import RequestRun
+from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import LLMServeError, Unavailable
 from llmserve.core.ids import RequestId
 from llmserve.core.tasks import TaskOwner
@@ -77,7 +79,7 @@ class ClusterEngineClient(EngineFreeClient):
         request_id: str,
         *,
         prompt_text: str | None = None,
-        lora_request: Any = None,
+        lora_request: AdapterRequest | None = None,
         tokenization_kwargs: dict[str, Any] | None = None,
         trace_headers: Mapping[str, str] | None = None,
         priority: int = 0,
@@ -97,6 +99,7 @@ class ClusterEngineClient(EngineFreeClient):
             scope.explain.known_as(request_id)
             await self._grammars.check(sampling_params, scope.tenant)
             request = await self._process(prompt, sampling_params, request_id, tokenization_kwargs, priority)
+            request.lora_request = lora_request  # not earlier: this process has no settings of LoRA
             scope.reached_engine = True
             queue = self._start(request, _text_of(self.model_config, prompt, prompt_text))
             finished = False
@@ -155,9 +158,17 @@ class ClusterEngineClient(EngineFreeClient):
         return queue
 
     def _info(self, request: EngineCoreRequest) -> RequestInfo:
-        name, scope = request.request_id, current_scope()
-        record = scope.explain.sequence(name)
-        return RequestInfo(RequestId(name), scope.tenant, request.cache_salt or "", record, scope.span)
+        name, scope, lora = request.request_id, current_scope(), request.lora_request
+        adapter = lora.adapter if lora else None
+        return RequestInfo(
+            RequestId(name),
+            scope.tenant,
+            request.cache_salt or "",
+            scope.explain.sequence(name, adapter),
+            scope.span,
+            adapter.digest if adapter else BASE_MODEL,
+            scope.waited_seconds,
+        )
 
     def _choices(self, request: EngineCoreRequest, infos: Sequence[RequestInfo]) -> ChoiceGroup:
         """The info of all choices is without a record, which each has of its own."""

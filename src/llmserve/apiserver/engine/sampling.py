@@ -93,6 +93,7 @@ class SamplingLegs:
             sampling_params=msgspec.msgpack.encode(params),
             cache_salt=context.cache_salt,
             tenant=context.tenant,
+            adapter=context.adapter,
             priority=self.priority,
             kv_transfer_params=kv,
         )

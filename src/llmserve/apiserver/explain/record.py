@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from llmserve.core.adapters import BASE_MODEL, AdapterLoad, NamedAdapter
+from llmserve.core.ids import AdapterDigest
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import HandoverReport, PrefillStats
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
@@ -27,7 +29,9 @@ class AttemptRecord:
 
 @dataclass(slots=True)
 class SequenceRecord:
-    """One sequence: a choice of an answer. first_token_from: "prefill", "decode" or "aggregated"."""
+    """One sequence: a choice of an answer. first_token_from: "prefill", "decode" or "aggregated". adapter:
+    the name that was asked for, and its version then; empty for the model itself. adapter_loads: how
+    that came into a device slot for each leg."""
 
     request_id: str = ""
     started_at: float = 0.0
@@ -40,6 +44,9 @@ class SequenceRecord:
     store_cached_tokens: int = 0
     attempts: list[AttemptRecord] = field(default_factory=list)
     handovers: list[HandoverReport] = field(default_factory=list)
+    adapter: str = ""
+    adapter_version: AdapterDigest = BASE_MODEL
+    adapter_loads: list[tuple[str, AdapterLoad]] = field(default_factory=list)
     outcome: str = ""
     error: str = ""
 
@@ -107,10 +114,12 @@ class RecordHandle:
             self.record.ids.append(name)
             self._on_named(name)
 
-    def sequence(self, request_id: str) -> SequenceRecord:
+    def sequence(self, request_id: str, adapter: NamedAdapter | None = None) -> SequenceRecord:
         """Adds a sequence; `part_ended` ends it."""
         self._open_parts += 1
         sequence = SequenceRecord(request_id, time.monotonic())
+        if adapter is not None:
+            sequence.adapter, sequence.adapter_version = adapter.name, adapter.digest
         self.record.sequences.append(sequence)
         return sequence
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmserve.apiserver.explain.record import AttemptRecord, HttpRecord, SequenceRecord
+from llmserve.core.adapters import AdapterLoad
 from llmserve.core.request import HandoverReport
 from llmserve.rpc.gen.llmserve.v1 import router_pb2
 
@@ -33,6 +34,7 @@ def _sequence(one: SequenceRecord, record: HttpRecord) -> dict[str, Any]:
         "request_id": one.request_id,
         "outcome": one.outcome or None,
         "error": one.error or None,
+        "adapter": _adapter(one) if one.adapter else None,
         "prompt_tokens": one.prompt_tokens,
         "output_tokens": one.output_tokens,
         "cached_tokens": {"device": one.device_cached_tokens, "store": one.store_cached_tokens},
@@ -43,6 +45,18 @@ def _sequence(one: SequenceRecord, record: HttpRecord) -> dict[str, Any]:
         "attempts": [_attempt(attempt, record) for attempt in one.attempts],
         "handovers": [_handover(report) for report in one.handovers],
     }
+
+
+def _adapter(one: SequenceRecord) -> dict[str, Any]:
+    return {
+        "name": one.adapter,
+        "version": one.adapter_version,
+        "loads": [_adapter_load(leg, load) for leg, load in one.adapter_loads],
+    }
+
+
+def _adapter_load(leg: str, load: AdapterLoad) -> dict[str, Any]:
+    return {"leg": leg, "tier": load.tier, "seconds": round(load.seconds, 6)}
 
 
 def _attempt(attempt: AttemptRecord, record: HttpRecord) -> dict[str, Any]:

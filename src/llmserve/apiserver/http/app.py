@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
@@ -24,6 +25,7 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.entrypoints.serve.elastic_ep.middleware import ScalingMiddleware
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from llmserve.apiserver.adapters.names import AdapterNames
 from llmserve.apiserver.engine.client import SUPPORTED_TASKS, ClusterEngineClient
 from llmserve.apiserver.http.errors import MISREAD, ApiError, api_error_of, as_serving_error, body_of, report
 from llmserve.apiserver.http.health import Readiness, api_failure
@@ -118,8 +120,10 @@ async def openai_app(
     registry: CollectorRegistry,
     add_own: Callable[[FastAPI], None],
     store: ResponseStore | None,
+    adapters: AdapterNames,
 ) -> FastAPI:
-    """add_own: adds what is not vLLM's. store: of answers of /v1/responses."""
+    """add_own: adds what is not vLLM's. store: of answers of /v1/responses. adapters: those that requests may
+    name."""
     with levels_kept():  # its SageMaker bootstrap sets them to ERROR
         app: FastAPI = build_app(args, SUPPORTED_TASKS, client.model_config)
     app.router.routes[:] = _kept(app.router.routes)
@@ -146,7 +150,17 @@ async def openai_app(
     app.state.anthropic_serving_messages = _as(MessagesHandler, app.state.anthropic_serving_messages)
     app.state.openai_serving_responses = _as(ResponsesHandler, app.state.openai_serving_responses)
     app.state.openai_serving_responses.keep_in(store)
+    _serve_adapters(app.state, adapters)
     return app
+
+
+def _serve_adapters(state: State, adapters: AdapterNames) -> None:
+    """Lets requests name adapters by `model`. vLLM would also choose one by itself, for a chat whose content
+    is of a type (`text`, `image`) that is an adapter's name."""
+    state.openai_serving_models.lora_requests = adapters
+    chat, batch = state.openai_serving_chat, state.openai_serving_chat_batch
+    for chats in (chat, batch, state.anthropic_serving_messages):
+        chats._get_active_default_mm_loras = lambda request: None
 
 
 def _as(ours: type[Any], made: Any) -> Any:

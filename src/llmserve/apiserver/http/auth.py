@@ -15,10 +15,12 @@ from llmserve.core.ids import DEFAULT_TENANT, TenantId
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """admin: may use `/admin`, and see every request's record."""
+    """admin: may use `/admin`, and see every request's record. adapters: names of those that it may use;
+    None: all."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
+    adapters: frozenset[str] | None = None
 
 
 class ApiKeys:
@@ -50,7 +52,11 @@ class ApiKeys:
 def load_keys(keys: Sequence[ApiKey], environment: Mapping[str, str] = os.environ) -> ApiKeys:
     """Errors: ManifestError when a variable that should hold a key is not set."""
     refuse(unset_api_keys(keys, environment))
-    return ApiKeys({_secret(key, environment): Caller(TenantId(key.tenant), key.admin) for key in keys})
+    return ApiKeys({_secret(key, environment): _caller(key) for key in keys})
+
+
+def _caller(key: ApiKey) -> Caller:
+    return Caller(TenantId(key.tenant), key.admin, None if key.adapters is None else frozenset(key.adapters))
 
 
 def _secret(key: ApiKey, environment: Mapping[str, str]) -> str:

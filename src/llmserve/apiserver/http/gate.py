@@ -111,7 +111,7 @@ class Gate:
         headers = scope["headers"]
         if scope["path"] not in self._paths.public:
             caller = self.keys.caller_of(headers, is_local=_is_local(scope))
-            request.tenant, request.admin = caller.tenant, caller.admin
+            request.tenant, request.admin, request.adapters = caller.tenant, caller.admin, caller.adapters
         first = await read_body(headers, receive, self._max_body_bytes)
         check_body(headers, first.get("body", b""))
         return first

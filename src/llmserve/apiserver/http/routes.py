@@ -41,6 +41,8 @@ def add_models(app: FastAPI) -> None:
 
 async def _cards(request: Request) -> list[ModelCard]:
     cards: list[ModelCard] = (await request.app.state.openai_serving_models.show_available_models()).data
+    for card in cards:  # vLLM leaves it out for adapters, whose length is that of the model
+        card.max_model_len = cards[0].max_model_len
     return cards
 
 

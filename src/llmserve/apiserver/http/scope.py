@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from llmserve.apiserver.explain.record import RecordHandle, detached
 from llmserve.apiserver.http.errors import ErrorForm
 from llmserve.apiserver.responses.scope import ResponseScope
+from llmserve.core.adapters import NamedAdapter
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.core.request import HandoverReport
 from llmserve.tracing.base import NO_SPAN, Span
@@ -26,7 +27,8 @@ class RequestScope:
     sequences came to decode, as far as known. request_id: x-request-id, the client's or ours. explain: what
     is remembered of the request. span: of HTTP. form: of its errors. turn: stored responses it is about.
     reached_engine: its fields are fine, and a run was begun. text_events: those of its stream; None: all of
-    its events are vLLM's."""
+    its events are vLLM's. adapters: names of those that the key may use; None: all. adapter: the version that
+    `lora_path` has chosen. waited_seconds: how much of the request's time its adapter has taken."""
 
     tenant: TenantId = DEFAULT_TENANT
     admin: bool = False
@@ -39,6 +41,13 @@ class RequestScope:
     responses: ResponseScope = field(default_factory=ResponseScope)
     reached_engine: bool = False
     text_events: "TextEvents | None" = None
+    adapters: frozenset[str] | None = None
+    adapter: NamedAdapter | None = None
+    waited_seconds: float = 0.0
+
+    def may_use(self, adapter: str) -> bool:
+        """Returns whether the key may use the adapter of this name."""
+        return self.adapters is None or adapter in self.adapters
 
 
 _CURRENT: ContextVar[RequestScope] = ContextVar("llmserve-request-scope")

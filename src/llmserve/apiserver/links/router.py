@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 import grpc.aio
 
 from llmserve.config.schema import Scheduling
+from llmserve.core.adapters import NamedAdapter
 from llmserve.core.errors import LLMServeError, NotLeader, RouterUnavailable
 from llmserve.core.ids import ApiserverId
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import PrefillStats
 from llmserve.core.tasks import TaskOwner
 from llmserve.metrics.apiserver import ApiserverMetrics
+from llmserve.rpc.adapters import decode_names
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.codec import decode_outcome, encode_outcome
 from llmserve.rpc.gen.llmserve.v1 import router_pb2, router_pb2_grpc
@@ -80,11 +82,13 @@ class RouterLink:
         on_members: Callable[[Sequence[WorkerInfo]], None] = lambda members: None,
         patience_seconds: float = Scheduling().router_patience_seconds,
         answer: Callable[[router_pb2.Question], router_pb2.Answer] | None = None,
+        on_adapters: Callable[[Sequence[NamedAdapter]], None] = lambda adapters: None,
     ) -> None:
         self._routers, self._apiserver_id = RouterSelector(addresses), apiserver_id
         self._stubs: dict[str, router_pb2_grpc.RouterStub] = {}
         self._epoch = 0  # the latest term that was heard of
-        self._metrics, self._on_members, self._answer = metrics, on_members, answer
+        self._metrics, self._answer = metrics, answer
+        self._on_members, self._on_adapters = on_members, on_adapters
         self._patience_seconds = patience_seconds
         self._entries: dict[str, _PendingRequest] = {}
         # Set from a session's hello on, so that changes before the router's answer are not lost.
@@ -223,6 +227,7 @@ class RouterLink:
                 prompt_tokens=entry.admit.prompt_tokens,
                 max_output_tokens=entry.admit.max_output_tokens,
                 choices=entry.admit.choices,
+                adapter=entry.admit.adapter,
             )
             for name, entry in self._entries.items()
             if entry.placement is not None
@@ -260,6 +265,8 @@ class RouterLink:
             case "state":
                 self.workers = tuple(response.state.workers)
                 self._on_members(self.workers)
+                if response.state.HasField("adapters"):
+                    self._on_adapters(decode_names(response.state.adapters))
             case "question" if self._answer is not None:
                 self._post(_Message(answer=self._answer(response.question)))
 

@@ -134,6 +134,7 @@ class Attempt:
         shown = self._legs.exact or not decode_follows
 
         def take(output: EngineOutput) -> bool:
+            self._note_adapter(output, "prefill")
             result.pull_params = output.kv_transfer_params or result.pull_params
             output = replace(output, kv_transfer_params=None)
             if decode_follows and output.finish_reason is FinishReason.LENGTH:
@@ -155,6 +156,7 @@ class Attempt:
         when a prefill worker died between showing the token and sending it on."""
 
         def take(output: EngineOutput) -> bool:
+            self._note_adapter(output, origin)
             stats, before = output.prefill_stats, prefilled.prefill_output
             if pushed_by is not None and stats is not None and stats.prompt_tokens != self._known_tokens:
                 raise WorkerFailed(pushed_by, TransferError("decode was not told the first token"))
@@ -168,6 +170,10 @@ class Attempt:
             return self._push(output, origin)
 
         await leg.pass_to(take)
+
+    def _note_adapter(self, output: EngineOutput, leg: str) -> None:
+        if output.adapter_load is not None:
+            self._info.record.adapter_loads.append((leg, output.adapter_load))
 
     @contextlib.asynccontextmanager
     async def _leg(
@@ -197,8 +203,9 @@ class Attempt:
     def _leg_context(self, worker: WorkerInfo) -> LegContext:
         info = self._info
         suffix = f"~{self._number}" if self._number > 1 else ""
-        salt = self._context.identity.salt(worker.kv_shape, info.tenant, info.client_salt)
-        return LegContext(RequestId(info.request_id + suffix), salt, info.tenant, self._resumed)
+        salt = self._context.identity.salt(worker.kv_shape, info.tenant, info.client_salt, info.adapter)
+        name = RequestId(info.request_id + suffix)
+        return LegContext(name, salt, info.tenant, self._resumed, info.adapter)
 
 
 def _without_tokens(output: EngineOutput, before: EngineOutput | None) -> EngineOutput:

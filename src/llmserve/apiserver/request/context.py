@@ -15,8 +15,9 @@ from llmserve.apiserver.explain.record import SequenceRecord
 from llmserve.apiserver.links.router import RouterLink
 from llmserve.apiserver.links.worker import WorkerLinks
 from llmserve.apiserver.request.rules import KvIdentity, RetryBudget, StageLimits
+from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.errors import LLMServeError
-from llmserve.core.ids import RequestId, TenantId
+from llmserve.core.ids import AdapterDigest, RequestId, TenantId
 from llmserve.core.request import EngineOutput, EngineRequest
 from llmserve.metrics.apiserver import ApiserverMetrics
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import WorkerInfo
@@ -27,12 +28,14 @@ HAND_OVER: Mapping[str, Any] = MappingProxyType({"do_remote_decode": True})
 
 @dataclass(frozen=True, slots=True)
 class LegContext:
-    """request_id: the leg's name at the engine, unique for each attempt."""
+    """request_id: the leg's name at the engine, unique for each attempt. adapter: the version that both legs
+    run on."""
 
     request_id: RequestId
     cache_salt: str
     tenant: TenantId
     sent: Sequence[int] = ()
+    adapter: AdapterDigest = BASE_MODEL
 
 
 class Legs(Protocol):
@@ -85,13 +88,16 @@ class RunContext:
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
     """Who asks for what. client_salt: the cache_salt field of the client's request. record: what is
-    remembered. span: that of the HTTP request."""
+    remembered. span: that of the HTTP request. adapter: the version that its name meant when it came; retries
+    and replays keep it. waited_seconds: what has passed of its deadline already."""
 
     request_id: RequestId
     tenant: TenantId
     client_salt: str = ""
     record: SequenceRecord = field(default_factory=SequenceRecord)
     span: Span = NO_SPAN
+    adapter: AdapterDigest = BASE_MODEL
+    waited_seconds: float = 0.0
 
 
 class WorkerFailed(Exception):

@@ -65,11 +65,14 @@ class RequestPlacement:
             model=context.model,
             prompt_tokens=len(prompt),
             max_output_tokens=legs.remaining_tokens(resumed) * len(self._records),
-            block_hashes=context.identity.block_hashes(prompt, shape, info.tenant, info.client_salt),
+            block_hashes=context.identity.block_hashes(
+                prompt, shape, info.tenant, info.client_salt, info.adapter
+            ),
             block_tokens=shape.block_size_tokens,
             priority=legs.priority,
             excluded_workers=excluded,
             choices=len(self._records),
+            adapter=info.adapter,
         )
 
     def _placed(self, placed: router_pb2.Placed) -> None:
@@ -159,6 +162,8 @@ class ChoiceGroup:
             push = self._on_prompt_computed
             attempt = Attempt(self._info, self._prompt_legs, self._context, self._spans, push)
             await attempt.run(placement)
+            for record in self._records:
+                record.adapter_loads.extend(self._info.record.adapter_loads)
         return ChoiceStart(placement.decode, self._prefill_output)
 
     def _fills_a_block(self, placement: router_pb2.Placement) -> bool:

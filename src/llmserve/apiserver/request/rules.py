@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmserve.config.schema import Scheduling
+from llmserve.core.adapters import BASE_MODEL
 from llmserve.core.blocks import BlockChains, Namespace
-from llmserve.core.ids import BlockHash, TenantId
+from llmserve.core.ids import AdapterDigest, BlockHash, TenantId
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import KvShape
 
 
@@ -16,7 +17,9 @@ class KvIdentity:
     def __init__(self, tenants_share: bool) -> None:
         self._tenants_share, self._chains = tenants_share, BlockChains()
 
-    def salt(self, shape: KvShape, tenant: TenantId, client_salt: str = "") -> str:
+    def salt(
+        self, shape: KvShape, tenant: TenantId, client_salt: str = "", adapter: AdapterDigest = BASE_MODEL
+    ) -> str:
         """Returns the cache salt of both legs. client_salt: the `cache_salt` field of the client's
         request."""
         namespace = Namespace(
@@ -27,18 +30,24 @@ class KvIdentity:
             computation=shape.computation,
             tensor_parallel=shape.tensor_parallel,
             pipeline_parallel=shape.pipeline_parallel,
+            adapter_digest=adapter,
             tenant_salt="" if self._tenants_share else tenant,
         )
         return namespace.salt(client_salt)
 
     def block_hashes(
-        self, token_ids: Sequence[int], shape: KvShape, tenant: TenantId, client_salt: str = ""
+        self,
+        token_ids: Sequence[int],
+        shape: KvShape,
+        tenant: TenantId,
+        client_salt: str = "",
+        adapter: AdapterDigest = BASE_MODEL,
     ) -> list[BlockHash]:
         """Returns the hashes of a prompt's full blocks; none while the block size is unknown."""
         if shape.block_size_tokens == 0:
             return []
-        salt = self.salt(shape, tenant, client_salt)
-        return self._chains.hashes(token_ids, shape.block_size_tokens, salt)
+        salt = self.salt(shape, tenant, client_salt, adapter)
+        return self._chains.hashes(token_ids, shape.block_size_tokens, salt, adapter)
 
 
 _ANSWER_SECONDS = 5.0

@@ -67,7 +67,7 @@ class RequestRun:
         self._stats.started()
         self._context.retries.started(self._info.tenant)
         try:
-            async with asyncio.timeout(self._context.limits.request) as deadline:
+            async with asyncio.timeout(self._seconds_left) as deadline:
                 self._spans.limit(deadline, self._late())
                 await self._serve()
             outcome = Outcome.COMPLETED
@@ -81,6 +81,10 @@ class RequestRun:
             self._placement.done(outcome)
             self._stats.ended(outcome, len(self._sent))
             _log.info("request %s %s: tenant=%s %s", self._name, outcome, self._info.tenant, self._stats)
+
+    @property
+    def _seconds_left(self) -> float:
+        return self._context.limits.request - self._info.waited_seconds
 
     def _late(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"the request took longer than {self._context.limits.request:g} s")

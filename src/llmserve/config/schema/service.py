@@ -65,6 +65,9 @@ class ApiKey(ManifestSection):
     admin: bool = False
     """The key may also use `/admin` paths and read the records of all requests
     (`/v1/requests/ID/explain`)."""
+    adapters: tuple[str, ...] | None = Field(default=None, strict=False)
+    """The key may use only the adapters of these names, and the model itself. Others are unknown to it.
+    Without it, the key may use all."""
     kv_quota_gb: Annotated[GiB | None, AtStart(("kvmanager",))] = Field(default=None, gt=0)
     """The tenant's KV blocks may take this much in each storage class. Without it, they may take all that
     there is. Set it at one of the tenant's keys."""

@@ -35,6 +35,10 @@ _FIXED = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
+# Switches of vLLM's layer that would answer a name that is not known with the model itself, or load whatever
+# path a request names.
+_OPEN_NAMES = ("VLLM_SKIP_MODEL_NAME_VALIDATION", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+
 # This process computes nothing, so one thread of everything is enough. stdout is for the supervisor.
 _APISERVER = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -61,8 +65,10 @@ def set_engine_environment(scratch: str, *, compiles: bool) -> None:
 
 def set_apiserver_environment() -> None:
     """Sets the environment of a process that only serves vLLM's API. Variables that are set already (by
-    `engine.env`, or by whoever started the process) keep their value."""
+    `engine.env`, or by whoever started the process) keep their value, but for those of _OPEN_NAMES."""
     keep_caches()
+    for name in _OPEN_NAMES:
+        os.environ.pop(name, None)
     for name, value in _APISERVER.items():
         os.environ.setdefault(name, value)
 

@@ -5,6 +5,8 @@ import json
 from llmserve.apiserver.explain.record import HttpRecord, RecordHandle
 from llmserve.apiserver.explain.view import view
 from llmserve.cli.explain import lines
+from llmserve.core.adapters import AdapterLoad, AdapterTier, NamedAdapter
+from llmserve.core.ids import AdapterDigest
 from llmserve.core.outcome import Outcome
 from llmserve.core.request import HandoverReport, PrefillStats
 from llmserve.rpc.gen.llmserve.v1 import common_pb2, router_pb2
@@ -100,6 +102,26 @@ def test_people_read_the_same() -> None:
         "fell back: nixl: timed out",
     ):
         assert text in page, page
+
+
+def test_an_adapter_has_its_version_and_what_each_leg_waited_for_it() -> None:
+    record = HttpRecord(["x-1"], "red", "/v1/completions")
+    sequence = RecordHandle(record).sequence("a", NamedAdapter("sql", AdapterDigest("3f" * 32), "tiny"))
+    sequence.adapter_loads.append(("prefill", AdapterLoad(AdapterTier.DISK, 0.25)))
+    sequence.adapter_loads.append(("decode", AdapterLoad(AdapterTier.DEVICE)))
+    shown = json.loads(json.dumps(view(record, "apiserver-0")))
+    assert shown["sequences"][0]["adapter"] == {
+        "name": "sql",
+        "version": "3f" * 32,
+        "loads": [
+            {"leg": "prefill", "tier": "disk", "seconds": 0.25},
+            {"leg": "decode", "tier": "device", "seconds": 0.0},
+        ],
+    }
+    page = "\n".join(lines(shown))
+    assert "adapter sql, version 3f3f3f3f3f3f\n" in page
+    assert "prefill: loaded from the disk, waited 250.0 ms for it" in page
+    assert "decode: it was loaded, did not wait" in page
 
 
 def test_one_that_waits_for_its_place() -> None:

@@ -28,6 +28,17 @@ def test_with_keys_only_a_key_makes_an_admin() -> None:
     assert keys.caller_of([(b"x-api-key", b"k2")]) == Caller(TenantId("ops"), admin=True)
 
 
+def test_a_key_may_be_limited_to_some_adapters() -> None:
+    declared = [
+        ApiKey(tenant="red", key="k1", adapters=("sql",)),
+        ApiKey(tenant="red", key="k2", adapters=()),
+    ]
+    keys = load_keys(declared, {})
+    assert keys.caller_of([(b"x-api-key", b"k1")]).adapters == frozenset({"sql"})
+    assert keys.caller_of([(b"x-api-key", b"k2")]).adapters == frozenset()
+    assert load_keys([ApiKey(tenant="red", key="k")], {}).caller_of([(b"x-api-key", b"k")]).adapters is None
+
+
 @pytest.mark.parametrize(
     ("header", "tenant"),
     [

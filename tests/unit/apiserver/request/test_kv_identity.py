@@ -2,7 +2,7 @@ import pytest
 
 from llmserve.apiserver.request.rules import KvIdentity
 from llmserve.core.blocks import chain_hashes
-from llmserve.core.ids import TenantId
+from llmserve.core.ids import AdapterDigest, TenantId
 from llmserve.rpc.gen.llmserve.v1.common_pb2 import KvShape
 
 RED, BLUE = TenantId("red"), TenantId("blue")
@@ -54,12 +54,21 @@ def test_all_that_makes_kv_differ_is_in_the_salt(other: dict[str, object]) -> No
     assert identity.salt(SHAPE, RED) != identity.salt(changed(**other), RED)
 
 
+def test_versions_of_adapters_are_apart_even_where_tenants_share() -> None:
+    shared = KvIdentity(tenants_share=True)
+    salts = {shared.salt(SHAPE, RED, "", AdapterDigest(digest)) for digest in ("", "a", "b")}
+    assert len(salts) == 3
+
+
 def test_hashes_are_those_that_the_engine_will_have() -> None:
     identity = KvIdentity(tenants_share=False)
     tokens = list(range(11))
     expected = chain_hashes(tokens, 4, identity.salt(SHAPE, RED, "mine"))
     assert identity.block_hashes(tokens, SHAPE, RED, "mine") == expected
     assert len(expected) == 2
+    sql = AdapterDigest("a")
+    salt = identity.salt(SHAPE, RED, "mine", sql)
+    assert identity.block_hashes(tokens, SHAPE, RED, "mine", sql) == chain_hashes(tokens, 4, salt, sql)
 
 
 def test_without_a_known_worker_there_are_none() -> None:

@@ -63,6 +63,15 @@ def test_apiserver_and_engine_share_them(cache: Path) -> None:
     assert {name: os.environ[name] for name in CACHES} == first
 
 
+@pytest.mark.parametrize("name", ["VLLM_SKIP_MODEL_NAME_VALIDATION", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"])
+def test_no_switch_lets_the_model_answer_for_an_adapter_that_is_not_known(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    environment.set_apiserver_environment()
+    assert name not in os.environ
+
+
 @pytest.mark.parametrize("changed", ["another vLLM", "another torch", "another CPU"])
 def test_what_another_machine_or_version_compiled_is_not_used(
     changed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
