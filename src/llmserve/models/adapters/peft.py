@@ -85,14 +85,14 @@ def read_peft_config(path: Path) -> PeftConfig:
         raise InvalidRequest(f"{path.name}: is not JSON: {error}") from None
     if not isinstance(text, dict):
         raise InvalidRequest(f"{path.name}: is not an object")
-    return _Reader(path.name, text).config()
+    return _PeftKeys(path.name, text).config()
 
 
 def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is no number")
 
 
-class _Reader:
+class _PeftKeys:
     """Reads keys, and names file and key when one is wrong."""
 
     def __init__(self, name: str, keys: Mapping[str, Any]) -> None:
