@@ -134,7 +134,7 @@ def error_text(error: object) -> str:
 class LoadRecord:
     """Times are seconds from the start of the run. planned_at: time at which it should have been sent, from
     which latency counts. prompt_tokens: the endpoint's count, else the wanted number. first_at, last_at:
-    times of its tokens; both are planned_at when none came."""
+    times of its tokens; both are planned_at when none came. adapter: name; empty for the model itself."""
 
     conversation: int
     turn: int
@@ -152,6 +152,7 @@ class LoadRecord:
     cached_tokens: int = 0
     gaps: "array[float]" = field(default_factory=lambda: array("d"))
     failure: Failure | None = None
+    adapter: str = ""
 
     @property
     def served(self) -> bool:
@@ -187,6 +188,7 @@ class Sending:
     planned_at: float
     prompt_tokens: int
     output_tokens: int
+    adapter: str = ""
 
     def record(self, answer: Answer, sent_at: float, ended_at: float) -> LoadRecord:
         return LoadRecord(
@@ -206,4 +208,5 @@ class Sending:
             cached_tokens=answer.cached_tokens or 0,
             gaps=answer.gaps,
             failure=answer.failure,
+            adapter=self.adapter,
         )

@@ -13,7 +13,7 @@ from llmserve.loadgen.endpoint import Endpoint, EndpointTarget, Probed, probe
 from llmserve.loadgen.load import Load, Users
 from llmserve.loadgen.prompts import TALKS, PromptForm, Talk, Texts
 from llmserve.loadgen.report import About
-from llmserve.loadgen.workload import Conversation
+from llmserve.loadgen.workload import Conversation, Turn
 
 
 class Stopwatch:
@@ -74,7 +74,7 @@ class Drive:
     def _opening(self, conversation: Conversation) -> "_PreparedTalk":
         talk = self.new_talk()
         first = conversation.turns[0]
-        body = self.endpoint.body(talk.ask(first.prompt), first.output_tokens)
+        body = self.endpoint.body(talk.ask(first.prompt), first.output_tokens, conversation.adapter)
         return _PreparedTalk(self, conversation, talk, body)
 
     async def _sleep_until(self, when: float) -> None:
@@ -113,7 +113,7 @@ class _PreparedTalk:
             if number:
                 await asyncio.sleep(self.drive.think_seconds)
                 planned_at = None
-                body = self.drive.endpoint.body(self.talk.ask(turn.prompt), turn.output_tokens)
+                body = self._body(turn)
             tokens_so_far += turn.prompt_tokens
             planned = self.drive.watch.now() if planned_at is None else planned_at
             answer = await self.drive.send(self._sending(number, planned, tokens_so_far), body)
@@ -122,9 +122,15 @@ class _PreparedTalk:
             self.talk.answered(answer)
             tokens_so_far += answer.output_tokens
 
+    def _body(self, turn: Turn) -> bytes:
+        said = self.talk.ask(turn.prompt)
+        return self.drive.endpoint.body(said, turn.output_tokens, self.conversation.adapter)
+
     def _sending(self, number: int, planned_at: float, prompt_tokens: int) -> Sending:
-        one, turn = self.conversation, self.conversation.turns[number]
-        return Sending(one.index, number, one.kind, one.tenant, planned_at, prompt_tokens, turn.output_tokens)
+        one, output_tokens = self.conversation, self.conversation.turns[number].output_tokens
+        return Sending(
+            one.index, number, one.kind, one.tenant, planned_at, prompt_tokens, output_tokens, one.adapter
+        )
 
 
 Watch = Callable[[Drive], AbstractAsyncContextManager[None]]

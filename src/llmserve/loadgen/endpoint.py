@@ -63,9 +63,9 @@ class Endpoint:
         """Sends prompts in this form from now on, with these fields besides."""
         self._target = replace(self._target, form=form, extra={**self._target.extra, **extra})
 
-    def body(self, prompt: Mapping[str, Any], output_tokens: int) -> bytes:
+    def body(self, prompt: Mapping[str, Any], output_tokens: int, adapter: str = "") -> bytes:
         fields = {
-            "model": self._target.model,
+            "model": adapter or self._target.model,
             **prompt,
             "max_tokens": output_tokens,
             "stream": True,
@@ -116,6 +116,20 @@ def base_url(text: str) -> str:
 
 async def only_model(url: str, key: str | None) -> str:
     """The first model that the endpoint lists. Errors: Unavailable, LLMServeError."""
+    try:
+        return str((await _models(url, key))[0]["id"])
+    except (KeyError, IndexError, TypeError):
+        raise LLMServeError(f"{url}/v1/models: lists no model; name one with --model") from None
+
+
+async def listed_adapters(url: str, key: str | None) -> list[str]:
+    """The names of the adapters that the endpoint lists: models with a parent. Errors: Unavailable,
+    LLMServeError."""
+    return [str(model["id"]) for model in await _models(url, key) if model.get("parent")]
+
+
+async def _models(url: str, key: str | None) -> list[dict[str, Any]]:
+    """Errors: Unavailable, LLMServeError."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     where = f"{url}/v1/models"
     try:
@@ -129,10 +143,8 @@ async def only_model(url: str, key: str | None) -> str:
             listed = await response.json(content_type=None)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise Unavailable(f"{where}: {error or type(error).__name__}") from error
-    try:
-        return str(listed["data"][0]["id"])
-    except (KeyError, IndexError, TypeError):
-        raise LLMServeError(f"{where}: lists no model; name one with --model") from None
+    data = listed.get("data") if isinstance(listed, dict) else None
+    return [model for model in data if isinstance(model, dict)] if isinstance(data, list) else []
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> Failure:

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from llmserve.loadgen.workload import Conversation, Mix, limited, of_trace, timed
+from llmserve.loadgen.workload import AdapterMix, Conversation, Mix, Tenant, limited, of_trace, timed
 from llmserve.traces import TracedRequest
 
 
@@ -35,7 +35,8 @@ _WARM_OUTPUT_TOKENS = 16  # of a request that only warms the endpoint up
 class Load:
     """trace: replaces the mix and has its own times. rate: conversations per second (open loop); without it
     `concurrency` users talk (closed loop), divided between the tenants by their parts. count: most
-    conversations; seconds: end of new ones; None means no such limit, but a mix needs one of them."""
+    conversations; seconds: end of new ones; None means no such limit, but a mix needs one of them. adapters:
+    which of them the conversations ask for; None asks for the model itself."""
 
     mix: Mix
     seed: int
@@ -46,6 +47,7 @@ class Load:
     count: int | None = None
     seconds: float | None = None
     think_seconds: float = 0.0
+    adapters: AdapterMix | None = None
 
     @property
     def is_open(self) -> bool:
@@ -58,18 +60,18 @@ class Load:
     def scheduled(self) -> Iterator[Conversation]:
         """The conversations of an open loop, with their times."""
         if self.trace:
-            return limited(of_trace(self.trace), self.count, self.seconds)
+            return limited(self._adapted(of_trace(self.trace)), self.count, self.seconds)
         assert self.rate is not None, "a closed loop has no schedule"
         times = arrivals(self.rate, self.burstiness, random.Random(f"{self.seed} arrivals"))
         conversations = self.mix.conversations(random.Random(self.seed))
-        return limited(timed(conversations, times), self.count, self.seconds)
+        return limited(timed(self._adapted(conversations), times), self.count, self.seconds)
 
     def users(self) -> list[Users]:
         """The users of a closed loop. Each tenant's users have conversations of their own, so that a tenant
         that is served slowly does not delay the others."""
         parts = divided(self.concurrency, [tenant.part for tenant in self.mix.tenants])
         return [
-            Users(count, replace(self.mix, tenants=(tenant,)).conversations(self._random(tenant.name)))
+            Users(count, self._conversations_of(tenant))
             for tenant, count in zip(self.mix.tenants, parts, strict=True)
         ]
 
@@ -84,12 +86,22 @@ class Load:
         conversations = mix.conversations(self._random("warming"))
         return [Users(min(count, self.concurrency), map(_renamed, conversations))] if count else []
 
+    def _conversations_of(self, tenant: Tenant) -> Iterator[Conversation]:
+        mix = replace(self.mix, tenants=(tenant,))
+        return self._adapted(mix.conversations(self._random(tenant.name)), tenant.name)
+
+    def _adapted(self, conversations: Iterator[Conversation], whose: str = "") -> Iterator[Conversation]:
+        """The same conversations with adapters: these are drawn apart, so prompts are as without them."""
+        if self.adapters is None:
+            return conversations
+        return self.adapters.spread_over(conversations, self._random(f"adapters {whose}"))
+
     def _random(self, name: str) -> random.Random:
         return random.Random(f"{self.seed} {name}")
 
     def describe(self) -> str:
         """The load in one line for people."""
-        return ", ".join(filter(None, (self._what(), self._when(), self._until())))
+        return ", ".join(filter(None, (self._what(), self._adapters(), self._when(), self._until())))
 
     def _what(self) -> str:
         if self.trace:
@@ -103,6 +115,9 @@ class Load:
         )
         turns = f", {self.mix.turns} turns" if self.mix.turns > 1 else ""
         return f"mix {' '.join(kinds)}{spread}{shared}{turns}"
+
+    def _adapters(self) -> str:
+        return f"{len(self.adapters.names)} adapters, zipf {self.adapters.zipf:g}" if self.adapters else ""
 
     def _when(self) -> str:
         if self.trace:

@@ -107,6 +107,7 @@ def page(report: LoadReport, records: Sequence[LoadRecord]) -> str:
         spread_table(report.spreads.items()),
         _groups("kind", report.kinds),
         _groups("tenant", report.tenants) if len(report.tenants) > 1 else "",
+        _groups("adapter", report.adapters) if report.adapters else "",
         _failures(report),
         *_plots(records),
     ]

@@ -121,7 +121,8 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Requests of one kind or tenant. Percentiles are in seconds and of served requests."""
+    """Requests of one kind or tenant, or first or later uses of adapters. Percentiles are in seconds and of
+    served requests."""
 
     name: str
     requests: int
@@ -162,6 +163,7 @@ class LoadReport:
     slo: Slo
     kinds: tuple[Group, ...]
     tenants: tuple[Group, ...]
+    adapters: tuple[Group, ...]
     fairness: Fairness
     notes: tuple[str, ...]
 
@@ -206,6 +208,7 @@ def make_report(
         slo=slo,
         kinds=_groups(records, lambda record: record.kind, slo),
         tenants=_groups(records, lambda record: record.tenant, slo),
+        adapters=_by_temperature(records, slo),
         fairness=fairness(records, weights),
         notes=(*about.notes, *_notes(served, late)),
     )
@@ -220,6 +223,25 @@ def _groups(
 ) -> tuple[Group, ...]:
     names = sorted({name_of(record) for record in records})
     return tuple(_group(name, [one for one in records if name_of(one) == name], slo) for name in names)
+
+
+FIRST_USE, LATER_USE = "first use", "later use"
+"""The groups of requests with adapters."""
+
+
+def _by_temperature(records: Sequence[LoadRecord], slo: Slo) -> tuple[Group, ...]:
+    """A first use was sent before any request of its adapter had a token in this run. A later use may have to
+    load its adapter all the same, where there are more adapters than slots."""
+    with_adapter = [record for record in records if record.adapter]
+    used_at: dict[str, float] = {}
+    for record in with_adapter:
+        if record.has_tokens:
+            used_at[record.adapter] = min(record.first_at, used_at.get(record.adapter, math.inf))
+
+    def temperature(record: LoadRecord) -> str:
+        return FIRST_USE if record.sent_at <= used_at.get(record.adapter, math.inf) else LATER_USE
+
+    return _groups(with_adapter, temperature, slo)
 
 
 def _group(name: str, records: Sequence[LoadRecord], slo: Slo) -> Group:

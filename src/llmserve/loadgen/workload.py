@@ -108,13 +108,32 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """starts_at: seconds from the start to the first turn (open loop only)."""
+    """starts_at: seconds from the start to the first turn (open loop only). adapter: name of the LoRA adapter
+    that all turns ask for; empty asks for the model itself."""
 
     index: int
     kind: str
     tenant: str
     turns: tuple[Turn, ...]
     starts_at: float = 0.0
+    adapter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterMix:
+    """Adapters by name, the most wanted first. zipf: the one of rank r is wanted in proportion to
+    1 / r**zipf; 0 wants all alike."""
+
+    names: Sequence[str]
+    zipf: float
+
+    def spread_over(
+        self, conversations: Iterable[Conversation], rng: random.Random
+    ) -> Iterator[Conversation]:
+        """Gives each conversation an adapter. It depends only on the state of rng."""
+        weights = [rank**-self.zipf for rank in range(1, len(self.names) + 1)]
+        for conversation in conversations:
+            yield replace(conversation, adapter=rng.choices(self.names, weights)[0])
 
 
 @dataclass(frozen=True, slots=True)

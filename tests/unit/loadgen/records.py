@@ -15,6 +15,7 @@ def served(
     conversation: int = 0,
     output_tokens: int | None = None,
     prompt_tokens: int = 10,
+    adapter: str = "",
 ) -> LoadRecord:
     """first: seconds after planned."""
     last = planned + first + sum(gaps)
@@ -34,6 +35,7 @@ def served(
         prompt_tokens=prompt_tokens,
         output_tokens=tokens,
         gaps=array("d", gaps),
+        adapter=adapter,
     )
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from aiohttp import web
 from llmserve.core.errors import LLMServeError, NotAuthenticated, Unavailable
 from llmserve.loadgen.answer import AnswerFailure
 from llmserve.loadgen.drive import Drive, Ways, run_load
-from llmserve.loadgen.endpoint import Endpoint, EndpointTarget, base_url, only_model, probe
+from llmserve.loadgen.endpoint import Endpoint, EndpointTarget, base_url, listed_adapters, only_model, probe
 from llmserve.loadgen.load import Load, Users
 from llmserve.loadgen.prompts import WORDS, PromptForm, Texts, TokenTalk
 from llmserve.loadgen.workload import Conversation, LoadKind, Mix, PromptPiece, Tenant, Turn
@@ -82,7 +83,8 @@ async def server() -> AsyncIterator[Server]:
 
 
 async def _models(request: web.Request) -> web.Response:
-    return web.json_response({"data": [{"id": "served"}]})
+    adapters = [{"id": name, "parent": "served"} for name in ("sql", "chat")]
+    return web.json_response({"data": [{"id": "served", "parent": None}, *adapters]})
 
 
 def conversation(index: int, starts_at: float = 0.0, turns: int = 1, tenant: str = "a") -> Conversation:
@@ -282,6 +284,17 @@ async def test_the_model_is_asked_for(server: Server) -> None:
         await only_model("http://127.0.0.1:1", None)
     with pytest.raises(LLMServeError, match="--model"):
         await only_model(f"{server.url}/elsewhere", None)
+
+
+async def test_the_adapters_are_the_models_with_a_parent(server: Server) -> None:
+    assert await listed_adapters(server.url, None) == ["sql", "chat"]
+
+
+async def test_each_turn_asks_for_the_adapter_of_its_conversation(server: Server) -> None:
+    plan = [replace(conversation(0, turns=2), adapter="sql"), conversation(1)]
+    done = await drive(server, lambda one: one.open_loop(plan))
+    assert sorted(asked["model"] for asked in server.asked) == ["m", "sql", "sql"]
+    assert sorted(record.adapter for record in done.records) == ["", "sql", "sql"]
 
 
 def test_urls_as_people_write_them() -> None:

@@ -1,5 +1,7 @@
 """Statistics of records whose figures are known."""
 
+from dataclasses import replace
+
 import pytest
 
 from llmserve.core.errors import InvalidRequest
@@ -115,3 +117,26 @@ def test_there_is_no_fairness_of_one_tenant_or_of_plenty() -> None:
 
 def test_one_that_is_refused_waits_until_then() -> None:
     assert fairness([failed(tenant="a"), *crowd("b", 5)], {}).contended_seconds == 0
+
+
+def test_requests_that_use_an_adapter_first_are_told_from_later_ones() -> None:
+    """Those that were sent before its first token are first uses, too: they waited for the same load."""
+    found = report(
+        [
+            served(0.0, 2.0, adapter="x"),
+            served(1.0, 1.5, adapter="x"),
+            served(2.5, 0.5, adapter="x"),
+            served(2.5, 4.0, adapter="y"),
+            served(9.0, 0.1),
+        ]
+    )
+    assert [(one.name, one.requests, one.ttft.most) for one in found.adapters] == [
+        ("first use", 3, 4.0),
+        ("later use", 1, 0.5),
+    ]
+    assert report([served()]).adapters == ()
+
+
+def test_an_adapter_that_never_answered_has_had_no_later_use() -> None:
+    lost = [replace(failed(planned=at), adapter="x") for at in (0.0, 1.0)]
+    assert [(one.name, one.requests, one.served) for one in report(lost).adapters] == [("first use", 2, 0)]

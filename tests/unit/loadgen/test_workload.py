@@ -3,12 +3,14 @@
 import itertools
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.loadgen.load import Load, divided
 from llmserve.loadgen.workload import (
+    AdapterMix,
     Conversation,
     LoadKind,
     Mix,
@@ -152,3 +154,47 @@ def test_a_load_says_what_it_is() -> None:
         "open loop of 3/s, burstiness 1, 9 s"
     )
     assert "closed loop of 4 users, 7 conversations" in Load(mix, 1, concurrency=4, count=7).describe()
+
+
+# -- adapters
+
+
+def adapters_of(load: Load, count: int = 1000) -> list[str]:
+    return [one.adapter for one in itertools.islice(load.users()[0].conversations, count)]
+
+
+def with_adapters(zipf: float, names: tuple[str, ...] = ("x", "y", "z")) -> Load:
+    return Load(Mix(KINDS, TENANTS[:1]), seed=1, adapters=AdapterMix(names, zipf))
+
+
+@pytest.mark.parametrize(
+    ("zipf", "shares"),
+    [(0.0, (1 / 3, 1 / 3, 1 / 3)), (1.0, (6 / 11, 3 / 11, 2 / 11)), (2.0, (36 / 49, 9 / 49, 4 / 49))],
+)
+def test_adapters_are_wanted_by_rank(zipf: float, shares: tuple[float, ...]) -> None:
+    found = Counter(adapters_of(with_adapters(zipf), 4000))
+    for name, share in zip("xyz", shares, strict=True):
+        assert found[name] / 4000 == pytest.approx(share, abs=0.03)
+
+
+def test_the_prompts_are_the_same_with_adapters_and_without() -> None:
+    """So runs with and without them can be compared."""
+    mixed = with_adapters(1.0)
+    plain = replace(mixed, adapters=None)
+    assert set(adapters_of(plain, 10)) == {""}
+    for load in (mixed, replace(mixed, rate=5.0, count=20)):
+        without = replace(load, adapters=None)
+        pairs = zip(conversations(load), conversations(without), strict=True)
+        assert all(replace(one, adapter="") == other for one, other in pairs)
+    assert adapters_of(mixed, 50) == adapters_of(mixed, 50), "the same seed, the same adapters"
+    assert "3 adapters, zipf 1, closed loop" in mixed.describe()
+
+
+def conversations(load: Load) -> list[Conversation]:
+    return list(load.scheduled() if load.is_open else itertools.islice(load.users()[0].conversations, 20))
+
+
+def test_a_trace_has_adapters_too() -> None:
+    trace = [TracedRequest(float(at), 10, 5) for at in range(3)]
+    load = Load(Mix(KINDS, TENANTS), seed=1, trace=trace, adapters=AdapterMix(("x",), 1.0))
+    assert [(one.adapter, one.starts_at) for one in load.scheduled()] == [("x", 0.0), ("x", 1.0), ("x", 2.0)]

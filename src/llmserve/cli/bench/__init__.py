@@ -18,6 +18,7 @@ Puts a load on an OpenAI endpoint and measures it from outside: the cluster that
   llmserve bench --url http://10.0.0.7:8000 --mix long=4000/100:30 short:70 --rate 5 --slo ttft=1,itl=0.05
   llmserve bench --trace mooncake.jsonl --speed 2 --html report.html
   llmserve bench --tenants gold=@GOLD_KEY basic=@BASIC_KEY --weights gold=4 --concurrency 64
+  llmserve bench --adapters 100 --zipf 1.0 --requests 400
   llmserve bench compare agg -f llmserve.yaml --requests 100
 
 In the open loop (--rate, --trace) requests leave at planned times however long answers take, and times count
@@ -45,6 +46,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     where.add_argument("-f", "--file", metavar="FILE", help="the manifest that a cluster was started with")
     where.add_argument("--run-dir", metavar="DIR", help="its run directory")
     _add_load(parser)
+    _add_adapters(parser.add_argument_group("which adapters to ask for"))
     _add_slo(parser)
     parser.add_argument("--weights", nargs="+", default=[], metavar="NAME=W", help="of tenants, for fairness")
     _add_output(parser)
@@ -101,6 +103,23 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="NAME:PART=KEY",
         help="@VARIABLE: a key in the environment",
+    )
+
+
+def _add_adapters(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--adapters",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="LoRA adapters, the most wanted first; or a number: so many of those that the endpoint lists",
+    )
+    group.add_argument(
+        "--zipf",
+        type=not_negative,
+        default=1.0,
+        metavar="S",
+        help="the one of rank r is wanted in proportion to 1 / r**S (default: 1; 0: all alike)",
     )
 
 

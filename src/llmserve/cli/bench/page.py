@@ -75,6 +75,8 @@ def report_page(report: LoadReport) -> RenderableType:
         parts += ["", _groups("KIND", report.kinds)]
     if len(report.tenants) > 1:
         parts += ["", _groups("TENANT", report.tenants)]
+    if report.adapters:
+        parts += ["", _groups("ADAPTER", report.adapters)]
     parts += [Text(f"Failed: {one.count} x {one.label}: {one.message}", "red") for one in report.failures]
     parts += [Text(f"Note: {note}", "yellow") for note in report.notes]
     return Group(*parts)

@@ -5,7 +5,7 @@ import json
 import os
 import random
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import uvloop
@@ -18,12 +18,12 @@ from llmserve.cli.screen import screen
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import DEFAULT_TENANT, TenantId
 from llmserve.loadgen.drive import LoadOutcome, Ways, run_load
-from llmserve.loadgen.endpoint import EndpointTarget, base_url, only_model
+from llmserve.loadgen.endpoint import EndpointTarget, base_url, listed_adapters, only_model
 from llmserve.loadgen.load import Load
 from llmserve.loadgen.page import page
 from llmserve.loadgen.prompts import PromptForm
 from llmserve.loadgen.report import Slo, make_report
-from llmserve.loadgen.workload import Mix, Tenant, parse_kind, parse_tenant, parse_weight
+from llmserve.loadgen.workload import AdapterMix, Mix, Tenant, parse_kind, parse_tenant, parse_weight
 from llmserve.traces import TracedRequest, at_speed, read_trace
 
 
@@ -44,8 +44,23 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _outcome(options: argparse.Namespace, load: Load, url: str) -> LoadOutcome:
-    model = options.model or await only_model(url, tenants_of(options)[0].key)
+    key = tenants_of(options)[0].key
+    model = options.model or await only_model(url, key)
+    load = replace(load, adapters=await adapters_of(options, url, key))
     return await run_load(load, target_of(options, url, model), ways_of(options), watched)
+
+
+async def adapters_of(options: argparse.Namespace, url: str, key: str | None) -> AdapterMix | None:
+    """Errors: InvalidRequest when the endpoint lists fewer than asked for; Unavailable, LLMServeError."""
+    names: list[str] = options.adapters
+    if not names:
+        return None
+    if len(names) == 1 and names[0].isdecimal():
+        listed, wanted = await listed_adapters(url, key), int(names[0])
+        if not 0 < wanted <= len(listed):
+            raise InvalidRequest(f"--adapters {wanted}: the endpoint lists {len(listed)} adapters")
+        names = listed[:wanted]
+    return AdapterMix(tuple(names), options.zipf)
 
 
 _FORMS = {"tokens": PromptForm.TOKENS, "text": PromptForm.TEXT, "chat": PromptForm.CHAT}

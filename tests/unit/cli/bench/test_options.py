@@ -9,10 +9,11 @@ import yaml
 from llmserve.cli import main
 from llmserve.cli.bench import COMMAND
 from llmserve.cli.bench.compare import shapes_of
-from llmserve.cli.bench.run import api_key, load_of, target_of, ways_of
+from llmserve.cli.bench.run import adapters_of, api_key, load_of, target_of, ways_of
 from llmserve.config.load import parse_manifest
 from llmserve.core.errors import InvalidRequest
 from llmserve.loadgen.prompts import PromptForm
+from llmserve.loadgen.workload import AdapterMix
 
 ROOT = Path(__file__).parents[4]
 
@@ -57,6 +58,24 @@ def test_what_is_sent_besides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (dict(target.keys), target.timeout_seconds) == ({"default": "secret"}, 5.0)
     assert target.default_key == "secret"
     assert ways_of(given).form is PromptForm.CHAT
+
+
+async def _three(url: str, key: str | None) -> list[str]:
+    return ["x", "y", "z"]
+
+
+async def test_adapters_are_named_or_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmserve.cli.bench.run.listed_adapters", _three)
+
+    async def asked(*arguments: str) -> AdapterMix | None:
+        return await adapters_of(options(*arguments), "http://x", None)
+
+    assert await asked() is None
+    assert await asked("--adapters", "2") == AdapterMix(("x", "y"), 1.0)
+    assert await asked("--adapters", "b", "a", "--zipf", "0") == AdapterMix(("b", "a"), 0.0)
+    for number in ("4", "0"):
+        with pytest.raises(InvalidRequest, match=f"--adapters {number}: the endpoint lists 3"):
+            await asked("--adapters", number)
 
 
 def test_keys_of_the_environment() -> None:

@@ -35,6 +35,13 @@ def test_a_report_has_what_was_asked_for_and_what_went_wrong() -> None:
     assert "Fairness" not in text
 
 
+def test_first_uses_of_adapters_have_a_row_of_their_own() -> None:
+    text = report([served(0.0, 0.5, adapter="x"), served(5.0, 0.1, adapter="x")])
+    assert "first use" in text
+    assert "later use" in text
+    assert "ADAPTER" not in report([served()])
+
+
 def test_fairness_is_said_or_why_not() -> None:
     def crowd(tenant: str) -> list[LoadRecord]:
         return [served(0.0, 9.5, (), tenant=tenant), served(0.0, 2.5, (), tenant=tenant)]
