@@ -9,7 +9,7 @@ from llmserve.core.errors import FormatUnknown, InvalidRequest, NotFound
 from llmserve.core.ids import AdapterDigest, BlockHash, TenantId
 from llmserve.core.stats import StoreStats, TierStats
 from llmserve.kvstore.blocks import StoredBlock
-from llmserve.kvstore.formats import BlockShape
+from llmserve.kvstore.formats import BlockShape, Quantize
 from llmserve.kvstore.store.admin import BlockFilter, BlockListing, StoreAdmin
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.store.export_import import Export, ExportedBlock, Import
@@ -81,17 +81,18 @@ class StoreAdminCalls:
 
     async def export(self, request: pb.ExportBlocksRequest) -> AsyncIterator[pb.BlockPiece]:
         admin, built = self._store()
-        export = Export(admin, built.arena.view)
+        export = Export(admin, built.arena.view, built.quantize)
         yield pb.BlockPiece(all_blocks=await export.select(_filter(request.filter)))
         async for block in export.blocks():
             for piece in _pieces(block):
                 yield piece
 
     async def import_blocks(self, pieces: AsyncIterator[pb.ImportPiece]) -> AsyncIterator[pb.ImportProgress]:
-        """Errors: InvalidRequest for bytes that differ from their record; the blocks before it are stored."""
+        """Errors: InvalidRequest for bytes that differ from their record, and for another format than DRAM's;
+        the blocks before it are stored."""
         admin, built = self._store()
         wanted = (await anext(pieces, pb.ImportPiece())).tier
-        into = Import(admin, built.arena.view, wanted)
+        into = Import(admin, built.arena.view, wanted, built.quantize)
         received = 0
         async for block in _assembled(pieces):
             await into.add(block)
@@ -175,7 +176,11 @@ def _pieces(carried: ExportedBlock) -> Iterator[pb.BlockPiece]:
         for part, size in enumerate(block.part_bytes)
     ]
     record = pb.BlockRecord(
-        block_hash=block.key, parent_hash=block.parent or b"", tenant=block.tenant, parts=parts
+        block_hash=block.key,
+        parent_hash=block.parent or b"",
+        tenant=block.tenant,
+        parts=parts,
+        quantize=carried.quantize,
     )
     yield pb.BlockPiece(block=record)
     for part in carried.parts:
@@ -217,6 +222,8 @@ def _check(record: pb.BlockRecord) -> None:
         raise InvalidRequest(f"block {name}: {len(record.parts)} parts, {size} bytes in all")
     for part in record.parts:
         _check_shape(name, part)
+    if record.quantize not in ("", *Quantize):
+        raise InvalidRequest(f"block {name}: quantized as '{record.quantize}', unknown to this release")
 
 
 def _check_shape(name: str, part: pb.BlockPart) -> None:
@@ -241,7 +248,8 @@ def _block(record: pb.BlockRecord, data: memoryview) -> ExportedBlock:
         tuple(map(len, parts)),
         tuple(part.shape for part in record.parts),
     )
-    carried = ExportedBlock(block, tuple(parts), tuple(part.checksum for part in record.parts))
+    quantize = Quantize(record.quantize or Quantize.NONE)
+    carried = ExportedBlock(block, tuple(parts), tuple(part.checksum for part in record.parts), quantize)
     if len(data) != start or not carried.is_whole:
         raise InvalidRequest(f"block {record.block_hash.hex()}: its bytes are not what its record says")
     return carried

@@ -13,6 +13,7 @@ from llmserve.cli.cluster import FoundCluster
 from llmserve.cli.kv.archive import owners_of
 from llmserve.core.errors import InvalidRequest, NotFound, Unavailable
 from llmserve.core.ids import BlockHash, TenantId
+from llmserve.kvstore.formats import Quantize
 from llmserve.kvstore.store.archive import ArchiveRecord, ArchiveWriter, read
 from llmserve.rpc.client import open_channel
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
@@ -171,6 +172,7 @@ def _record(block: pb.BlockRecord) -> ArchiveRecord:
         BlockHash(block.parent_hash) if block.parent_hash else None,
         TenantId(block.tenant),
         tuple((part.length_bytes, part.checksum, part.shape) for part in block.parts),
+        Quantize(block.quantize or Quantize.NONE),
     )
 
 
@@ -196,7 +198,11 @@ def _piece(item: ArchiveRecord | bytes) -> pb.ImportPiece:
     ]
     return pb.ImportPiece(
         block=pb.BlockRecord(
-            block_hash=item.key, parent_hash=item.parent or b"", tenant=item.tenant, parts=parts
+            block_hash=item.key,
+            parent_hash=item.parent or b"",
+            tenant=item.tenant,
+            parts=parts,
+            quantize=item.quantize,
         )
     )
 

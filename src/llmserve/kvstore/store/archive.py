@@ -5,8 +5,9 @@
     end      "E", in the same way; its record counts what came before, and nothing follows it
 
 Numbers are little-endian. A record has the xxh3 of each part, so nothing in a file is taken unchecked; one
-without its end is truncated. Blocks come after those before them in their prompt. Bytes are decoded KV, as
-engines have it: not quantized, compressed or encrypted by us.
+without its end is truncated. Blocks come after those before them in their prompt. Bytes are what DRAM has:
+KV as engines have it, or its codes where engines quantize it (`quantize` of the record); neither compressed
+nor encrypted.
 """
 
 import json
@@ -19,6 +20,7 @@ import xxhash
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import BlockHash, TenantId
+from llmserve.kvstore.formats import Quantize
 
 VERSION = 1
 _MAGIC = b"LLMSKVX\n"
@@ -36,12 +38,14 @@ class WrongArchive(InvalidRequest):
 
 @dataclass(frozen=True, slots=True)
 class ArchiveRecord:
-    """One block. parts: length in bytes, xxh3, and shape as text (empty when unknown) of each part."""
+    """One block. parts: length in bytes, xxh3, and shape as text (empty when unknown) of each part. quantize:
+    the grid of its codes."""
 
     key: BlockHash
     parent: BlockHash | None
     tenant: TenantId
     parts: tuple[tuple[int, int, str], ...]
+    quantize: Quantize = Quantize.NONE
 
     @property
     def size_bytes(self) -> int:
@@ -172,6 +176,7 @@ def _fields(record: ArchiveRecord) -> dict[str, Any]:
         "parent": record.parent.hex() if record.parent else "",
         "tenant": record.tenant,
         "parts": record.parts,
+        **({} if record.quantize is Quantize.NONE else {"quantize": record.quantize}),
     }
 
 
@@ -179,8 +184,7 @@ def _record(fields: dict[str, Any], file: BinaryIO) -> ArchiveRecord:
     try:
         parts = tuple((int(size), int(checksum), str(shape)) for size, checksum, shape in fields["parts"])
         parent = BlockHash(bytes.fromhex(fields["parent"])) if fields["parent"] else None
-        return ArchiveRecord(
-            BlockHash(bytes.fromhex(fields["block"])), parent, TenantId(str(fields["tenant"])), parts
-        )
+        key, tenant = BlockHash(bytes.fromhex(fields["block"])), TenantId(str(fields["tenant"]))
+        return ArchiveRecord(key, parent, tenant, parts, Quantize(fields.get("quantize", Quantize.NONE)))
     except (KeyError, TypeError, ValueError) as error:
         raise WrongArchive(f"{_name(file)}: a record that is not understood: {error!r}") from error

@@ -50,8 +50,11 @@ _FASTEST_FIRST = ("nvme", "object")
 
 @dataclass(frozen=True, slots=True)
 class BuiltStore:
+    """quantize: how engines store blocks in DRAM."""
+
     arena: Arena
     store: BlockStore
+    quantize: Quantize = Quantize.NONE
 
     async def aclose(self) -> None:
         await self.store.aclose()
@@ -117,7 +120,8 @@ def build_store(parts: StoreParts, clock: Clock) -> BuiltStore | None:
     lower = [_lower(parts, one, rules, codecs[one.name], busy_bytes, clock) for one in below]
     admission = Admission(FrequencySketch(_REMEMBERED_BLOCKS))
     settings = StoreSettings(ahead_bytes=slabs.capacity_bytes // _AHEAD_SHARE)
-    return BuiltStore(arena, BlockStore(dram, lower, arena.view, admission, settings))
+    store = BlockStore(dram, lower, arena.view, admission, settings)
+    return BuiltStore(arena, store, Quantize(dram_class.format.quantize))
 
 
 def _rules(parts: StoreParts) -> EvictionRules:

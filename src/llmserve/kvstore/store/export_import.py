@@ -1,7 +1,8 @@
 """Export of blocks with their bytes from the store, and import into it.
 
-Exported blocks are decoded, so that they fit any tier of any cluster with the same model and layout. Imported
-blocks are encoded and encrypted as the tier that takes them is configured. Room is made by the usual rules.
+Exported blocks are as DRAM has them, so that they fit any tier of any cluster with the same model, layout and
+`format.quantize` of DRAM: with another one no engine would find them, so they are refused. Imported blocks
+are encoded and encrypted as the tier that takes them is configured. Room is made by the usual rules.
 """
 
 import asyncio
@@ -11,10 +12,11 @@ from functools import partial
 
 import xxhash
 
-from llmserve.core.errors import Unavailable
+from llmserve.core.errors import InvalidRequest, Unavailable
 from llmserve.core.ids import BlockHash
 from llmserve.kvstore.blocks import CommitOutcome, PartFill, Prompt, StoredBlock, View
 from llmserve.kvstore.eviction.tree import Node
+from llmserve.kvstore.formats import Element, Quantize
 from llmserve.kvstore.store.admin import AnyTier, BlockFilter, StoreAdmin, parents_first
 from llmserve.kvstore.store.coding import Outgoing, StoredParts
 from llmserve.kvstore.store.lower_tier import LowerStore
@@ -26,11 +28,13 @@ _CORRUPT = StoredParts(TierOutcome.CORRUPT)
 
 @dataclass(frozen=True, slots=True)
 class ExportedBlock:
-    """A block with its bytes. parts: one for each rank. checksums: xxh3 of each part."""
+    """A block with its bytes. parts: one for each rank. checksums: xxh3 of each part. quantize: the grid of
+    the codes that the parts are; NONE for the engine's own bytes."""
 
     block: StoredBlock
     parts: tuple[memoryview, ...]
     checksums: tuple[int, ...]
+    quantize: Quantize = Quantize.NONE
 
     @property
     def is_whole(self) -> bool:
@@ -52,8 +56,9 @@ class Export:
     """Yields each block once, from the fastest tier that has it, after the blocks before it in its prompt. A
     block that leaves meanwhile, or is not whole, is left out. Life: select, then iterate `blocks` once."""
 
-    def __init__(self, admin: StoreAdmin, view: View) -> None:
-        self._admin, self._view = admin, view
+    def __init__(self, admin: StoreAdmin, view: View, quantize: Quantize = Quantize.NONE) -> None:
+        """quantize: the format of DRAM."""
+        self._admin, self._view, self._quantize = admin, view, quantize
         self._chosen: list[tuple[AnyTier, Node]] = []
 
     async def select(self, wanted: BlockFilter) -> int:
@@ -72,7 +77,9 @@ class Export:
             if stored.outcome is TierOutcome.DONE:
                 sizes = tuple(map(len, stored.parts))
                 block = StoredBlock(node.key, parent, node.tenant, sizes, stored.shapes)
-                yield ExportedBlock(block, stored.parts, await asyncio.to_thread(checksums_of, stored.parts))
+                checksums = await asyncio.to_thread(checksums_of, stored.parts)
+                quantize = self._quantize if _is_opaque(block) else Quantize.NONE
+                yield ExportedBlock(block, stored.parts, checksums, quantize)
 
     async def _read(self, tier: AnyTier, key: BlockHash) -> StoredParts:
         if isinstance(tier, LowerStore):
@@ -92,19 +99,23 @@ class Export:
 class Import:
     """Imports into one tier. Life: add each block -> finish."""
 
-    def __init__(self, admin: StoreAdmin, view: View, tier: str = "") -> None:
-        """tier: empty for the fastest below DRAM, or DRAM where there is none. Errors: NotFound; Unavailable
-        for a tier that is not open."""
+    def __init__(
+        self, admin: StoreAdmin, view: View, tier: str = "", quantize: Quantize = Quantize.NONE
+    ) -> None:
+        """tier: empty for the fastest below DRAM, or DRAM where there is none. quantize: the format of DRAM.
+        Errors: NotFound; Unavailable for a tier that is not open."""
         tiers = admin.tiers(tier)
         self.tier = next((one for one in tiers if isinstance(one, LowerStore)), tiers[0])
         if isinstance(self.tier, LowerStore) and not self.tier.is_open:
             raise Unavailable(f"storage class '{self.tier.name}' is not used now: {self.tier.closed}")
-        self._store, self._view = admin.store, view
+        self._store, self._view, self._quantize = admin.store, view, quantize
         self._stored = self._present = self._refused = 0
         self._written: list[BlockHash] = []
 
     async def add(self, carried: ExportedBlock) -> None:
-        """Waits while the tier has much to write."""
+        """Waits while the tier has much to write. Errors: InvalidRequest for a block in another format than
+        DRAM's, also when it goes into a lower tier: engines get all blocks through DRAM."""
+        self._check_format(carried)
         if isinstance(self.tier, LowerStore):
             await self._queue(self.tier, carried)
         else:
@@ -117,6 +128,17 @@ class Import:
             kept = sum(key in self.tier.index for key in self._written)
             self._stored, self._refused = kept, self._refused + len(self._written) - kept
         return ImportResult(self._stored, self._present, self._refused)
+
+    def _check_format(self, carried: ExportedBlock) -> None:
+        """Bytes without numbers in them are never quantized, so they fit any format of DRAM."""
+        has, wanted = carried.quantize, self._quantize
+        if has is wanted or (has is Quantize.NONE and _is_opaque(carried.block)):
+            return
+        raise InvalidRequest(
+            f"block {carried.block.key.hex()}: the file has it with `quantize: {has}`, and DRAM of this "
+            f"cluster has `quantize: {wanted}` (format of its storage class), so no engine would find it; "
+            f"import it into a cluster with `quantize: {has}`"
+        )
 
     async def _queue(self, tier: LowerStore, carried: ExportedBlock) -> None:
         if tier.has(carried.block):
@@ -160,6 +182,11 @@ class Import:
         is_stored = bool(fills) and set(self._store.commit(fills)) == {CommitOutcome.STORED}
         self._stored += is_stored
         self._refused += not is_stored
+
+
+def _is_opaque(block: StoredBlock) -> bool:
+    """Says whether the bytes are no numbers that we could read. Codes are such, and caches in fp8."""
+    return bool(block.shapes) and all(one.startswith(Element.OPAQUE) for one in block.shapes)
 
 
 def _copy(parts: Sequence[memoryview], views: Sequence[memoryview]) -> None:

@@ -5,13 +5,11 @@ import pytest
 from llmserve.core.errors import InvalidRequest, NotFound
 from llmserve.core.ids import BlockHash, TenantId
 from llmserve.core.stats import EvictReason
-from llmserve.kvstore.blocks import PoolUser
 from llmserve.kvstore.store import part_key
 from llmserve.kvstore.store.admin import BlockFilter, StoreAdmin
-from llmserve.kvstore.store.export_import import Export, ExportedBlock, Import, ImportResult
 from llmserve.kvstore.store.verify import VerifyProgress, verify
 from llmserve.kvstore.tiers.base import ALIGNMENT_BYTES
-from tests.unit.kvstore.store.conftest import PART_BYTES, TENANT, MakeWorld, World, chain, content
+from tests.unit.kvstore.store.conftest import PART_BYTES, TENANT, MakeWorld, World, chain
 
 ALL = BlockFilter()
 BELOW_BYTES = PART_BYTES + ALIGNMENT_BYTES  # what a part takes on a medium of pages
@@ -274,81 +272,6 @@ async def test_a_sample_is_verified(make_world: MakeWorld) -> None:
     for share in (0, 1.5):
         with pytest.raises(InvalidRequest, match="share"):
             await verified(world, share=share)
-
-
-# -- export and import
-
-
-async def exported(world: World, wanted: BlockFilter = ALL) -> list[ExportedBlock]:
-    export = Export(admin_of(world), world.view_at)
-    await export.select(wanted)
-    return [block async for block in export.blocks()]
-
-
-async def imported(world: World, blocks: list[ExportedBlock], tier: str = "") -> ImportResult:
-    into = Import(admin_of(world), world.view_at, tier)
-    for block in blocks:
-        await into.add(block)
-    return await into.finish()
-
-
-@pytest.mark.parametrize("tier", ["dram", "memory-0"])
-async def test_blocks_are_used_again_elsewhere(make_world: MakeWorld, tier: str) -> None:
-    world = make_world(lower_blocks=[100], parts=2)
-    await world.store.open()
-    keys = chain("a", 4)
-    await world.seen(keys)
-    await world.drained()
-    blocks = await exported(world, BlockFilter(tier))
-    assert [(one.block.key, one.block.parent) for one in blocks] == list(
-        zip(keys, [None, *keys[:-1]], strict=True)
-    ), "each after those before it"
-    assert bytes(blocks[1].parts[1]) == content(keys[1], 1)
-    other = make_world(lower_blocks=[100], parts=2)
-    await other.store.open()
-    assert await imported(other, blocks, tier) == ImportResult(stored_blocks=4)
-    assert await imported(other, blocks, tier) == ImportResult(present_blocks=4)
-    other.user = PoolUser("decode-0/1")
-    prepared = await other.prepare(keys)
-    assert len(prepared.loads) == 4
-    other.check(keys, prepared)
-
-
-async def test_each_block_is_exported_once_and_a_corrupt_one_never(make_world: MakeWorld) -> None:
-    world = await below(make_world)
-    keys = chain("a", 3)
-    await world.seen(keys)
-    await world.drained()
-    world.store.dram.drop(keys[1])
-    world.media[0].damage(part_key(keys[1], 0))
-    assert [one.block.key for one in await exported(world)] == [keys[0], keys[2]]
-
-
-async def test_import_goes_below_dram_where_it_can(make_world: MakeWorld) -> None:
-    blocks = await _some(make_world)
-    world = await below(make_world, blocks=3)
-    assert await imported(world, blocks) == ImportResult(stored_blocks=2, refused_blocks=1)
-    assert len(world.media[0].stored) == 2
-    world.media[0].fault = "input/output error"
-    assert (await imported(world, blocks)).refused_blocks > 0
-    alone = make_world()
-    assert (await imported(alone, blocks)).stored_blocks == 3
-    assert len(alone.store.dram.index) == 3
-
-
-async def test_a_full_pool_refuses(make_world: MakeWorld) -> None:
-    blocks = await _some(make_world)
-    world = make_world(dram_blocks=1)
-    await world.prepare(chain("b", 1))
-    assert await imported(world, blocks) == ImportResult(refused_blocks=3)
-    with pytest.raises(NotFound, match="disk"):
-        await imported(world, blocks, "disk")
-
-
-async def _some(make_world: MakeWorld) -> list[ExportedBlock]:
-    world = make_world()
-    await world.seen(chain("a", 3))
-    return await exported(world)
 
 
 # -- what is counted

@@ -8,6 +8,7 @@ import pytest
 import xxhash
 
 from llmserve.core.errors import InvalidRequest, NotFound
+from llmserve.kvstore.formats import Quantize
 from llmserve.kvstore.store.build import BuiltStore
 from llmserve.kvstore.store_admin_calls import StoreAdminCalls
 from llmserve.rpc.gen.llmserve.v1 import kvmanager_pb2 as pb
@@ -16,9 +17,9 @@ from tests.unit.kvstore.store.conftest import PART_BYTES, MakeWorld, World, chai
 KEY, PARENT = chain("a", 2)[1], chain("a", 2)[0]
 
 
-def _calls(world: World) -> StoreAdminCalls:
+def _calls(world: World, quantize: Quantize = Quantize.NONE) -> StoreAdminCalls:
     arena = SimpleNamespace(view=world.view_at)
-    return StoreAdminCalls(BuiltStore(cast("Any", arena), world.store), world.clock)
+    return StoreAdminCalls(BuiltStore(cast("Any", arena), world.store, quantize), world.clock)
 
 
 def _record(length: int = PART_BYTES, **more: Any) -> pb.BlockRecord:
@@ -26,13 +27,15 @@ def _record(length: int = PART_BYTES, **more: Any) -> pb.BlockRecord:
     return pb.BlockRecord(**{"block_hash": KEY, "parent_hash": PARENT, "parts": [part], **more})
 
 
-async def _import(world: World, pieces: Sequence[pb.ImportPiece]) -> pb.ImportProgress:
+async def _import(
+    world: World, pieces: Sequence[pb.ImportPiece], quantize: Quantize = Quantize.NONE
+) -> pb.ImportProgress:
     async def sent() -> AsyncIterator[pb.ImportPiece]:
         yield pb.ImportPiece()
         for piece in pieces:
             yield piece
 
-    answers = [answer async for answer in _calls(world).import_blocks(sent())]
+    answers = [answer async for answer in _calls(world, quantize).import_blocks(sent())]
     assert [answer.done for answer in answers] == [False] * (len(answers) - 1) + [True]
     return answers[-1]
 
@@ -64,6 +67,8 @@ async def test_nothing_is_imported_of_nothing(make_world: MakeWorld) -> None:
         ([pb.ImportPiece(block=_record(parts=[]))], "0 parts"),
         ([pb.ImportPiece(block=_record(0))], "0 bytes in all"),
         ([pb.ImportPiece(block=_record(1 << 32))], "4294967296 bytes"),
+        ([pb.ImportPiece(block=_record(quantize="int9"))], "quantized as 'int9', unknown to this"),
+        ([pb.ImportPiece(block=_record(quantize="int8"), data=content(KEY))], "DRAM of this cluster has"),
     ],
 )
 async def test_what_is_not_a_block_is_refused(
@@ -82,6 +87,20 @@ async def test_a_large_block_comes_out_in_pieces(make_world: MakeWorld) -> None:
     assert pieces[0].all_blocks == 2
     assert [piece.block.block_hash for piece in pieces if piece.HasField("block")] == chain("a", 2)
     assert b"".join(piece.data for piece in pieces) == b"".join(map(content, chain("a", 2)))
+
+
+async def test_the_format_of_dram_goes_out_and_comes_back(make_world: MakeWorld) -> None:
+    world, shapes = make_world(), (f"opaque {PART_BYTES // 64}(t64)",)
+    await world.seen(chain("a", 2), shapes=shapes)
+    pieces = [piece async for piece in _calls(world, Quantize.INT8).export(pb.ExportBlocksRequest())]
+    assert {piece.block.quantize for piece in pieces if piece.HasField("block")} == {"int8"}
+    sent = [
+        pb.ImportPiece(block=piece.block if piece.HasField("block") else None, data=piece.data)
+        for piece in pieces
+    ]
+    with pytest.raises(InvalidRequest, match="has `quantize: none`"):
+        await _import(make_world(), sent)
+    assert (await _import(make_world(), sent, Quantize.INT8)).stored_blocks == 2
 
 
 async def test_without_a_store_there_are_no_tiers(make_world: MakeWorld) -> None:

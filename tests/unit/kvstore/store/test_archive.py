@@ -3,12 +3,14 @@
 import io
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import xxhash
 
 from llmserve.core.errors import InvalidRequest
 from llmserve.core.ids import BlockHash, TenantId
+from llmserve.kvstore.formats import Quantize
 from llmserve.kvstore.store.archive import (
     ArchiveContents,
     ArchiveRecord,
@@ -45,6 +47,18 @@ def test_what_was_written_is_read(whole: bytes) -> None:
     assert [item for item in items if isinstance(item, ArchiveRecord)] == [_record(A, None), _record(B, A)]
     assert b"".join(item for item in items if isinstance(item, bytes)) == b"".join(PARTS) * 2
     assert check(io.BytesIO(whole)) == ArchiveContents(2, 32)
+
+
+def test_codes_are_told_from_numbers_and_older_files_have_neither_word() -> None:
+    file = io.BytesIO()
+    writer = ArchiveWriter(file)
+    records = [replace(_record(A, None), quantize=Quantize.INT8), _record(B, A)]
+    for record in records:
+        writer.begin(record)
+        writer.write(b"".join(PARTS))
+    writer.finish()
+    assert file.getvalue().count(b"quantize") == 1
+    assert [item for item in read(file) if isinstance(item, ArchiveRecord)] == records
 
 
 def test_an_empty_export_is_one() -> None:

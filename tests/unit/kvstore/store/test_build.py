@@ -177,6 +177,15 @@ async def test_settings_reach_the_tiers(tmp_path: Path) -> None:
         await store.aclose()
 
 
+@pytest.mark.parametrize("grid", ["none", "int8"])
+async def test_the_format_of_dram_is_known_to_import_and_export(grid: str) -> None:
+    store = built(dram(16).replace("}", f", format: {{quantize: {grid}}}}}"))
+    try:
+        assert store.quantize == grid
+    finally:
+        await store.aclose()
+
+
 async def test_a_key_that_is_not_there_fails_the_start(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as failed:
         built(dram(4) + nvme(tmp_path, more=FORMATS["encrypted"]))

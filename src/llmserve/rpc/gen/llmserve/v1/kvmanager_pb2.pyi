@@ -415,16 +415,18 @@ class ExportBlocksRequest(_message.Message):
     def __init__(self, filter: _Optional[_Union[BlockFilter, _Mapping]] = ...) -> None: ...
 
 class BlockRecord(_message.Message):
-    __slots__ = ("block_hash", "parent_hash", "tenant", "parts")
+    __slots__ = ("block_hash", "parent_hash", "tenant", "parts", "quantize")
     BLOCK_HASH_FIELD_NUMBER: _ClassVar[int]
     PARENT_HASH_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZE_FIELD_NUMBER: _ClassVar[int]
     block_hash: bytes
     parent_hash: bytes
     tenant: str
     parts: _containers.RepeatedCompositeFieldContainer[BlockPart]
-    def __init__(self, block_hash: _Optional[bytes] = ..., parent_hash: _Optional[bytes] = ..., tenant: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[BlockPart, _Mapping]]] = ...) -> None: ...
+    quantize: str
+    def __init__(self, block_hash: _Optional[bytes] = ..., parent_hash: _Optional[bytes] = ..., tenant: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[BlockPart, _Mapping]]] = ..., quantize: _Optional[str] = ...) -> None: ...
 
 class BlockPart(_message.Message):
     __slots__ = ("length_bytes", "checksum", "shape")
